@@ -1,0 +1,42 @@
+# Each target makes its own environment: `make demo` and `make test` are all that a checkout needs.
+#   make demo   train with bundled weights, and compare with Adam
+#   make test   run the tests
+#   make lint   check style and types
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python -m meta_train.demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+$(VENV)/.installed-demo: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install -e '.[train]'
+	touch $@
+
+# What the tests need holds what the demo needs.
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install -e '.[train,graph,dev]'
+	touch $(VENV)/.installed-demo $@
+
+# pip is the last thing that venv installs, so where it is the environment is whole.
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "ngopt needs Python 3.11 or newer; '$(PYTHON)' was not found." \
+	    "Name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "ngopt needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	    "Name another: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

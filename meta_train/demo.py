@@ -1,0 +1,84 @@
+"""Trains a small CNN on FashionMNIST with Adam and with NGOptimizer: `python -m meta_train.demo`.
+
+Writes `curves.png` and `results.json` into its folder. Takes under three minutes on two cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from meta_train.optimizers import load_optimizer
+from meta_train.report import align, plot_curves
+from meta_train.runs import Record, Run, train, write_json
+
+PROBLEM = "fm-16"
+ADAM_LR = 0.006  # the best constant rate of Adam on this problem
+HEADER = ["optimizer", "test accuracy %", "train loss", "seconds", "optimizer ms/step"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the demonstration."""
+
+    steps: int = 1000
+    """Updates per optimizer."""
+    weights: str = "default"
+    """Bundled weights, or a weights file, for NGOptimizer."""
+    seed: int = 0
+    folder: str = "runs/demo"
+
+
+def demo(config: Config) -> dict[str, Record]:
+    """Trains with both optimizers; their records, by the name that the table shows.
+
+    Raises ValueError if there are no such weights.
+    """
+    learned = load_optimizer(config.weights)
+    size = (config.seed, config.steps, "evaluation", max(config.steps // 20, 1))
+    runs = {
+        f"Adam (lr {ADAM_LR:g})": Run(PROBLEM, "adam", ADAM_LR, None, *size),
+        f"NGOptimizer ({config.weights})": Run(PROBLEM, learned.name, None, learned.weights, *size),
+    }
+    return {label: train_with_bar(label, run) for label, run in runs.items()}
+
+
+def train_with_bar(label: str, run: Run) -> Record:
+    with tqdm(total=run.steps, desc=label, unit="step") as bar:
+
+        def show(loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        return train(run, show)
+
+
+def cells(label: str, record: Record) -> list[str]:
+    """A line of the table, under `HEADER`."""
+    loss = record["train_loss"]
+    return [
+        label,
+        f"{100 * record['test']['accuracy']:.2f}",
+        "diverged" if loss is None else f"{loss:.4f}",
+        f"{record['seconds']:.0f}",
+        f"{record['optimizer_ms_per_step']:.2f}",
+    ]
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    records = demo(config)
+    folder = Path(config.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "results.json", {"config": asdict(config), "records": records})
+    picture = folder / "curves.png"
+    plot_curves(picture, f"{PROBLEM}, seed {config.seed}", {label: [record] for label, record in records.items()})
+    print("\n".join(["", *align(HEADER, [cells(*item) for item in records.items()])]))
+    print(f"\nThe loss and accuracy curves are in {picture}.")
+
+
+if __name__ == "__main__":
+    main()

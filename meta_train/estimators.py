@@ -1,0 +1,138 @@
+"""Estimators of the meta-gradient: how the meta-loss of an unroll changes with the metanet's weights.
+
+Both work on one optimizee at a time, in truncations of an inner training, behind one interface:
+`start` begins an inner training, `estimate` unrolls it further and returns what it learned.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from meta_train.random import derive_seed
+from meta_train.unroll import Inner, Task, apply_update
+from ngopt.functional import update
+
+
+class Estimate(NamedTuple):
+    """meta_gradient: (meta-parameters,). meta_loss: mean training loss over the truncation."""
+
+    meta_gradient: Tensor
+    meta_loss: float
+
+
+class Estimator(Protocol):
+    def start(self, task: Task, metanet: nn.Module) -> Any:
+        """The state of an inner training before its first step: a pytree of tensors and numbers."""
+        ...
+
+    def estimate(self, task: Task, metanet: nn.Module, state: Any, steps: int) -> tuple[Estimate, Any]:
+        """Unrolls by a number of steps: meta-gradient and meta-loss, and the state after them."""
+        ...
+
+
+class TBPTT:
+    """First-order truncated back-propagation through time.
+
+    Gradients and parameter-valued features count as constants. The meta-loss is the mean over
+    t = 1 ... T of min(L_t, loss_limit), where L_t is the loss at params_t on the batch of step t.
+    With params_{t+1} = (1 - c) params_t + u_t the adjoint is lambda_t = g_t / T + (1 - c) lambda_{t+1},
+    and the meta-gradient the sum of <lambda_{t+1}, du_t / dtheta>: one backward pass per update, in
+    memory that holds the inputs of T updates and the autograd graph of one.
+    """
+
+    def __init__(self, weight_decay: float = 0.0, loss_limit: float = float("inf")):
+        self.weight_decay, self.loss_limit = weight_decay, loss_limit
+
+    def start(self, task: Task, metanet: nn.Module) -> Inner:
+        return task.start(metanet)
+
+    def estimate(self, task: Task, metanet: nn.Module, state: Inner, steps: int) -> tuple[Estimate, Inner]:
+        hyper = task.hyper(self.weight_decay)
+        inputs, losses, share = [], [], []
+        loss, grads, buffers = task.gradient(state)
+        for _ in range(steps):
+            inputs.append((grads, state.state, state.params))
+            with torch.no_grad():
+                state = apply_update(task, state, grads, buffers, metanet, hyper)
+            loss, grads, buffers = task.gradient(state)
+            losses.append(loss.clamp(max=self.loss_limit))
+            share.append(float(loss <= self.loss_limit) / steps)  # derivative of the meta-loss by this loss
+        meta = self._backward(task, metanet, inputs, [*(i[0] for i in inputs[1:]), grads], share, hyper)
+        return Estimate(meta, torch.stack(losses).mean().item()), state
+
+    def _backward(self, task: Task, metanet: nn.Module, inputs: list, after: list, share: list[float], hyper) -> Tensor:
+        """inputs: what each update saw. after: the gradients after each update. share: their weights."""
+        weights = list(metanet.parameters())
+        total = [torch.zeros_like(w) for w in weights]
+        contraction = 1 - metanet.config.nominal_step * self.weight_decay
+        adjoint = [torch.zeros_like(p) for p in inputs[-1][2]]
+        for (grads, optimizer_state, params), ahead, part in zip(
+            reversed(inputs), reversed(after), reversed(share), strict=True
+        ):
+            adjoint = [
+                contraction * a if g is None else part * g + contraction * a
+                for a, g in zip(adjoint, ahead, strict=True)
+            ]
+            deltas, _ = update(grads, optimizer_state, params, task.graph, metanet, hyper)
+            product = torch.stack(
+                [(d * a).sum() for d, a in zip(deltas, adjoint, strict=True) if d is not None]
+            ).sum()
+            found = torch.autograd.grad(product, weights, allow_unused=True)
+            total = [t if f is None else t + f for t, f in zip(total, found, strict=True)]
+        return parameters_to_vector(total)
+
+
+class PESState(NamedTuple):
+    """positive, negative: the antithetic pair of inner trainings. perturbation: their sum so far."""
+
+    positive: Inner
+    negative: Inner
+    perturbation: Tensor
+
+
+class PES:
+    """Persistent evolution strategies with one antithetic pair (Vicol et al. 2021, Eq. 10).
+
+    Every truncation draws a perturbation of the meta-parameters, epsilon ~ N(0, sigma^2); the losses
+    of the pair are weighed with the sum of all perturbations since the inner training began, which
+    makes the estimate unbiased over the whole of it. Without that sum (`persistent=False`) it is
+    truncated ES, which is biased.
+    """
+
+    def __init__(
+        self, sigma: float = 0.01, weight_decay: float = 0.0, loss_limit: float = float("inf"), persistent: bool = True
+    ):
+        self.sigma, self.weight_decay, self.loss_limit, self.persistent = sigma, weight_decay, loss_limit, persistent
+
+    def start(self, task: Task, metanet: nn.Module) -> PESState:
+        inner = task.start(metanet)
+        return PESState(inner, inner, torch.zeros_like(parameters_to_vector(metanet.parameters()).detach()))
+
+    def estimate(self, task: Task, metanet: nn.Module, state: PESState, steps: int) -> tuple[Estimate, PESState]:
+        theta = parameters_to_vector(metanet.parameters()).detach().clone()
+        generator = torch.Generator().manual_seed(derive_seed(task.seed, 3, state.positive.step))
+        noise = self.sigma * torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
+        total = state.perturbation + noise if self.persistent else noise
+        try:
+            plus, positive = self._run(task, metanet, theta + noise, state.positive, steps)
+            minus, negative = self._run(task, metanet, theta - noise, state.negative, steps)
+        finally:
+            vector_to_parameters(theta, metanet.parameters())
+        meta = total * ((plus - minus) / (2 * self.sigma**2))
+        return Estimate(meta, 0.5 * (plus + minus)), PESState(positive, negative, total)
+
+    @torch.no_grad()
+    def _run(self, task: Task, metanet: nn.Module, theta: Tensor, inner: Inner, steps: int) -> tuple[float, Inner]:
+        """Mean of the clamped losses after each of `steps` updates."""
+        vector_to_parameters(theta, metanet.parameters())
+        hyper, losses = task.hyper(self.weight_decay), []
+        loss, grads, buffers = task.gradient(inner)
+        for _ in range(steps):
+            inner = apply_update(task, inner, grads, buffers, metanet, hyper)
+            loss, grads, buffers = task.gradient(inner)
+            losses.append(loss.clamp(max=self.loss_limit))
+        return torch.stack(losses).mean().item(), inner

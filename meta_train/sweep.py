@@ -1,0 +1,70 @@
+"""Chooses an optimizer's output gain over whole runs: `python -m meta_train.sweep --weights runs/ff/best.safetensors`.
+
+A short truncation rewards small steps, for their noise is lower now; one gain, chosen over whole
+inner trainings on validation data, undoes much of it. Prints a table and writes the weights with
+the best gain to `output`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from meta_train.problems import load_problem
+from meta_train.random import derive_seed
+from meta_train.unroll import Task, whole_run
+from ngopt.models import reconfigure
+from ngopt.pretrained import load_pretrained, save_pretrained
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the search; it uses validation data only."""
+
+    weights: str
+    """A bundled name or a weights file."""
+    output: str
+    """Where the weights with the best gain go."""
+    problem: str = "fm-16"
+    gains: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+    seeds: int = 2
+    steps: int = 1000
+    autocast: bool = False
+    """Compute losses in bfloat16."""
+    threads: int = 1
+    seed: int = 0
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    torch.set_num_threads(config.threads)
+    metanet, problem = load_pretrained(config.weights), load_problem(config.problem)
+    rows: list[dict[str, float]] = []
+    bar = tqdm([(g, k) for g in config.gains for k in range(config.seeds)], unit="run")
+    for gain, number in bar:
+        task = Task(problem, derive_seed(config.seed, 20, number), config.autocast)
+        scaled = reconfigure(metanet, output_scale=gain * metanet.config.output_scale)
+        metrics = whole_run(task, scaled, config.steps)
+        rows.append({"gain": gain, "seed": number, **metrics._asdict()})
+        bar.set_postfix(gain=gain, accuracy=f"{100 * metrics.accuracy:.2f}")
+    mean = {g: np.mean([[r["loss"], r["accuracy"]] for r in rows if r["gain"] == g], axis=0) for g in config.gains}
+    print("  gain   validation loss   accuracy %")
+    for gain, (loss, accuracy) in mean.items():
+        print(f"{gain:6.2f} {loss:17.4f} {100 * accuracy:12.2f}")
+    best = max(mean, key=lambda g: mean[g][1])
+    stage = {"program": "meta_train.sweep", **asdict(config), "chosen_gain": best}
+    recipe = {"stages": [*metanet.recipe["stages"], stage]}
+    chosen = reconfigure(metanet, output_scale=best * metanet.config.output_scale)
+    save_pretrained(chosen, config.output, recipe, {"validation": rows})
+    Path(config.output).with_suffix(".json").write_text(json.dumps({"config": asdict(config), "runs": rows}, indent=2))
+    print(f"gain {best} -> {config.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The neural graph from a module: layers, their order and the functions between them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ngopt.graph.core import Convolution, NeuralGraph, ParameterSpec
+from ngopt.graph.topology import GraphBuilder
+
+
+def trace_graph(model: nn.Module) -> NeuralGraph | None:
+    """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and parameter-free modules.
+
+    Returns None when the model is anything else.
+    """
+    leaves = _sequential_leaves(model)
+    if leaves is None or not all(_is_known(module) for module in leaves) or len(set(leaves)) < len(leaves):
+        return None
+    named = list(model.named_parameters())
+    builder = GraphBuilder([ParameterSpec(name, tuple(p.shape)) for name, p in named])
+    position = {id(p): i for i, (_, p) in enumerate(named)}
+    last: int | None = None
+    spatial = True  # whether neurons are channels of a map, which a flatten turns into slots
+    leading: list[nn.Module] = []  # functions applied to the network's input
+    for module in leaves:
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            leading.append(module) if last is None else builder.add_transform(last, module)
+            continue
+        if last is None:
+            last = builder.add_group("input", module.weight.shape[1])
+            for transform in leading:
+                builder.add_transform(last, transform)
+        slot_shape = _slot_shape(module, builder.groups[last].size, spatial)
+        if slot_shape is None or position[id(module.weight)] in builder.placed:
+            return None
+        last = builder.add_block(position[id(module.weight)], last, slot_shape, _convolution(module))
+        if module.bias is not None:
+            builder.add_bias(position[id(module.bias)], last)
+        spatial = isinstance(module, nn.Conv2d)
+    return builder.build()
+
+
+def _slot_shape(module: nn.Linear | nn.Conv2d, source_size: int, spatial: bool) -> tuple[int, ...] | None:
+    """Slots of a layer's edges from a group of `source_size` neurons, None where they do not fit."""
+    inputs = module.weight.shape[1]
+    if inputs == source_size:
+        return tuple(module.weight.shape[2:])
+    if isinstance(module, nn.Linear) and spatial and inputs % source_size == 0:
+        return (inputs // source_size,)
+    return None
+
+
+def _convolution(module: nn.Linear | nn.Conv2d) -> Convolution | None:
+    if isinstance(module, nn.Linear):
+        return None
+    return Convolution(module.stride, module.padding, module.dilation)  # type: ignore[arg-type]
+
+
+def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
+    """Leaf modules in the order of the forward pass, None where that order is not known."""
+    if type(model) is not nn.Sequential:
+        return None if any(True for _ in model.children()) else [model]
+    leaves = []
+    for child in model:
+        inner = _sequential_leaves(child)
+        if inner is None:
+            return None
+        leaves += inner
+    return leaves
+
+
+def _is_known(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros"
+    return isinstance(module, nn.Linear) or not module.state_dict()

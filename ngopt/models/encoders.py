@@ -1,0 +1,127 @@
+"""What the metanets share at their ends: slots of an edge to one vector and back, and node positions."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import product
+from math import pi, prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ngopt.graph.core import NeuralGraph
+
+ROLES = ("input", "hidden", "output")
+DEPTH_FREQUENCIES = 4
+POSITION_FEATURES = len(ROLES) + 2 * DEPTH_FREQUENCIES
+
+
+class Tile(NamedTuple):
+    """A piece of a kernel that fits a metanet's kernel: slots[k] of the edge is position positions[k] there."""
+
+    slots: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def kernel_tiles(slot_shape: tuple[int, ...], kernel: tuple[int, int]) -> tuple[Tile, ...]:
+    """Cuts the slots of an edge into tiles, from the first corner on; each becomes an edge of its own.
+
+    slot_shape: spatial shape of the edge's slots. kernel: largest (height, width) of the metanet.
+    Tiles that are smaller than the kernel lie in its centre (Kofinas et al. 2024, section 2.2). A
+    one-dimensional kernel is cut into runs of height * width slots, a three-dimensional one into
+    planes.
+    """
+    sizes = {0: (), 1: (prod(kernel),), 2: kernel}.get(len(slot_shape), (1,) * (len(slot_shape) - 2) + kernel)
+    space = (prod(kernel),) if len(slot_shape) == 1 else kernel
+    strides = [prod(slot_shape[i + 1 :]) for i in range(len(slot_shape))]
+    tiles = []
+    for corner in product(*(range(0, n, size) for n, size in zip(slot_shape, sizes, strict=True))):
+        extent = [min(size, n - c) for n, size, c in zip(slot_shape, sizes, corner, strict=True)]
+        offsets = list(product(*(range(n) for n in extent)))
+        slots = tuple(
+            sum((c + o) * s for c, o, s in zip(corner, offset, strides, strict=True)) for offset in offsets
+        )
+        tiles.append(Tile(slots, _centred(extent, offsets, space)))
+    return tuple(tiles)
+
+
+def _centred(extent: list[int], offsets: list[tuple[int, ...]], space: tuple[int, ...]) -> tuple[int, ...]:
+    """Flat positions of a tile's offsets when the tile lies in the centre of `space`."""
+    extent = [1] * (len(space) - len(extent)) + extent[-len(space) :] if extent else [1] * len(space)
+    start = [(n - e) // 2 for n, e in zip(space, extent, strict=True)]
+    positions = []
+    for offset in offsets:
+        local = [0] * (len(space) - len(offset)) + list(offset[-len(space) :])
+        flat = 0
+        for n, s, o in zip(space, start, local, strict=True):
+            flat = flat * n + s + o
+        positions.append(flat)
+    return tuple(positions)
+
+
+class SlotEncoder(nn.Module):
+    """A linear map of an edge's features, zero-padded to the largest kernel and flattened.
+
+    The padding is not materialised: the matrix is sliced to the slots that exist.
+
+    Shapes: (*batch, n_target, n_source, slots, d_in) -> (*batch, n_target, n_source, tiles, width).
+    """
+
+    def __init__(self, d_in: int, width: int, kernel: tuple[int, int]):
+        super().__init__()
+        self.kernel = kernel
+        linear = nn.Linear(d_in * prod(kernel), width)
+        self.weight = nn.Parameter(linear.weight.detach().reshape(width, prod(kernel), d_in).clone())
+        self.bias = nn.Parameter(linear.bias.detach().clone())
+
+    def forward(self, edges: Tensor, slot_shape: tuple[int, ...]) -> Tensor:
+        tiles = kernel_tiles(slot_shape, self.kernel)
+        if len(tiles) == 1:
+            return self._encode(edges, tiles[0]).unsqueeze(-2)
+        return torch.stack([self._encode(edges[..., list(tile.slots), :], tile) for tile in tiles], dim=-2)
+
+    def _encode(self, edges: Tensor, tile: Tile) -> Tensor:
+        weight = self.weight[:, list(tile.positions)] if len(tile.positions) < self.weight.shape[1] else self.weight
+        return nn.functional.linear(edges.flatten(-2), weight.flatten(1), self.bias)
+
+
+class SlotDecoder(nn.Module):
+    """One vector of every tile of an edge to features of each of its slots; the reverse of `SlotEncoder`.
+
+    Shapes: (*batch, n_target, n_source, tiles, width) -> (*batch, n_target, n_source, slots, d_out).
+    """
+
+    def __init__(self, width: int, d_out: int, kernel: tuple[int, int]):
+        super().__init__()
+        self.kernel, self.d_out = kernel, d_out
+        linear = nn.Linear(width, d_out * prod(kernel))
+        self.weight = nn.Parameter(linear.weight.detach().reshape(prod(kernel), d_out, width).clone())
+        self.bias = nn.Parameter(linear.bias.detach().reshape(prod(kernel), d_out).clone())
+
+    def forward(self, edges: Tensor, slot_shape: tuple[int, ...]) -> Tensor:
+        tiles = kernel_tiles(slot_shape, self.kernel)
+        pieces = [self._decode(edges[..., k, :], tile) for k, tile in enumerate(tiles)]
+        if len(tiles) == 1:
+            return pieces[0]
+        order = torch.tensor([slot for tile in tiles for slot in tile.slots]).argsort()
+        return torch.cat(pieces, dim=-2)[..., order.to(edges.device), :]
+
+    def _decode(self, edges: Tensor, tile: Tile) -> Tensor:
+        live = list(tile.positions)
+        out = nn.functional.linear(edges, self.weight[live].flatten(0, 1), self.bias[live].flatten())
+        return out.unflatten(-1, (len(live), self.d_out))
+
+
+def node_positions(graph: NeuralGraph, like: Tensor) -> Tensor:
+    """Position features of every group: its role, and sines and cosines of its relative depth.
+
+    A departure from the paper's learned vectors per layer and per input and output neuron, so that
+    other depths and input sizes work. Returns (groups, POSITION_FEATURES) in the dtype and on the
+    device of `like`.
+    """
+    depth = like.new_tensor([group.depth for group in graph.groups]).unsqueeze(-1)
+    roles = like.new_tensor([[float(group.role == role) for role in ROLES] for group in graph.groups])
+    angles = depth * pi * 2.0 ** torch.arange(DEPTH_FREQUENCIES, dtype=like.dtype, device=like.device)
+    return torch.cat([roles, angles.sin(), angles.cos()], dim=-1)

@@ -1,0 +1,182 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from meta_train import sweep
+from meta_train.estimators import Estimate
+from meta_train.problems import load_problem
+from meta_train.train import Config, MetaTrainer, clip, learning_rate_factor, usable
+from ngopt import load_pretrained
+from ngopt.models import FeedForward
+
+TOY = "tests.toy:Regression32"
+
+
+def config(folder, **changes):
+    base = Config(
+        folder=str(folder), problems=(TOY,), outer_steps=6, optimizees=2, horizon=12, truncation=3,
+        warmup=2, validate_every=2, lr=1e-3,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+@pytest.mark.parametrize("estimator", ["tbptt", "pes"])
+@pytest.mark.parametrize("metanet", ["ff", "ng-gnn"])
+def test_resume_is_bit_identical(tmp_path, estimator, metanet):
+    settings = {"estimator": estimator, "metanet": metanet}
+    whole = MetaTrainer(config(tmp_path / "whole", **settings))
+    whole.run()
+
+    class Interrupted(Exception):
+        pass
+
+    broken = MetaTrainer(config(tmp_path / "broken", **settings))
+    real_step, done = broken.step, []
+
+    def step():
+        if len(done) == 5:  # after the checkpoint of outer step 4, in the middle of an optimizee's life
+            raise Interrupted
+        done.append(None)
+        return real_step()
+
+    broken.step = step
+    with pytest.raises(Interrupted):
+        broken.run()
+    resumed = MetaTrainer(config(tmp_path / "broken", **settings))
+    resumed.run()
+    assert resumed.outer_step == 6
+    for a, b in zip(whole.metanet.parameters(), resumed.metanet.parameters(), strict=True):
+        assert torch.equal(a, b)
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "broken")
+    ]
+    assert logs[0] == logs[1]
+    assert [record["outer_step"] for record in logs[0]] == [2, 4, 6]
+
+
+def test_meta_training_learns(tmp_path):
+    settings = config(
+        tmp_path, outer_steps=60, optimizees=2, horizon=20, truncation=10, validate_every=20, lr=3e-3, warmup=5
+    )
+    trainer = MetaTrainer(settings)
+    untrained = trainer.validate()
+    trainer.best = float("inf")
+    trainer.run()
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert min(losses[1:]) < 0.7 * untrained.loss
+
+
+def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
+    trainer = MetaTrainer(config(tmp_path))
+    trainer.run()
+    best = load_pretrained(tmp_path / "best.safetensors")
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert best.table["validation"] == min(records, key=lambda r: r["loss"])
+    (stage,) = best.recipe["stages"]
+    assert stage["problems"] == [TOY]
+    assert stage["lr"] == 1e-3
+    assert json.loads((tmp_path / "config.json").read_text())["horizon"] == 12
+    assert any(path.name.startswith("events.") for path in tmp_path.iterdir())
+    # weights go into the next stage, those of an FF as the head of an NG-GNN that predicts the same
+    second = MetaTrainer(config(tmp_path / "2", metanet="ng-gnn", init_from=str(tmp_path / "best.safetensors")))
+    assert len(second.recipe()["stages"]) == 2
+    torch.manual_seed(0)
+    features = torch.randn(26, 14)
+    graph = trainer.task(trainer.slots[0]).graph
+    torch.testing.assert_close(second.metanet(features, graph), best(features, graph))
+
+
+def test_diverged_optimizees_are_begun_anew_and_skipped(tmp_path):
+    trainer = MetaTrainer(config(tmp_path))
+    with torch.no_grad():
+        trainer.metanet.head.layers[-1].bias.fill_(1e6)
+    before = [p.clone() for p in trainer.metanet.parameters()]
+    trainer.step()
+    assert [slot.life for slot in trainer.slots] == [1, 1]
+    assert all(slot.state is None for slot in trainer.slots)
+    assert all(p.isfinite().all() for p in trainer.metanet.parameters())
+    trainer.metanet.load_state_dict(dict(zip(trainer.metanet.state_dict(), before, strict=True)))
+
+
+def test_optimizees_have_different_ages(tmp_path):
+    trainer = MetaTrainer(config(tmp_path, optimizees=4, loss_limit=1e6))
+    for _ in range(6):
+        trainer.step()
+    assert len({slot.age for slot in trainer.slots}) == 4
+    seeds = {trainer.task(slot).seed for slot in trainer.slots}
+    assert len(seeds) == 4
+
+
+def test_unusable_estimates_and_clipping():
+    assert usable(Estimate(torch.ones(2), 1.0))
+    assert not usable(Estimate(torch.ones(2), float("nan")))
+    assert not usable(Estimate(torch.tensor([1.0, float("inf")]), 1.0))
+    torch.testing.assert_close(clip(torch.tensor([3.0, 4.0]), 1.0), torch.tensor([0.6, 0.8]))
+    assert torch.equal(clip(torch.tensor([0.3, 0.4]), 1.0), torch.tensor([0.3, 0.4]))
+
+
+def test_learning_rate_schedule(tmp_path):
+    settings = config(tmp_path, outer_steps=102, warmup=2)
+    factors = [learning_rate_factor(step, settings) for step in (1, 2, 52, 102)]
+    assert factors == pytest.approx([0.5, 1.0, 0.505, 0.01])
+
+
+def test_sweep_chooses_the_best_gain_on_validation(tmp_path, monkeypatch, capsys):
+    trainer = MetaTrainer(config(tmp_path))
+    trainer.run()
+    weights, output = str(tmp_path / "best.safetensors"), str(tmp_path / "gain.safetensors")
+    monkeypatch.setattr(sys, "argv", [
+        "sweep", "--weights", weights, "--output", output, "--problem", TOY, "--gains", "0", "1", "3",
+        "--seeds", "2", "--steps", "10",
+    ])  # fmt: skip
+    sweep.main()
+    runs = json.loads((tmp_path / "gain.json").read_text())["runs"]
+    assert len(runs) == 6
+    accuracy = {g: sum(r["accuracy"] for r in runs if r["gain"] == g) for g in (0.0, 1.0, 3.0)}
+    best = max(accuracy, key=accuracy.get)
+    old, new = load_pretrained(weights), load_pretrained(output)
+    assert new.config.output_scale == best * old.config.output_scale
+    assert new.recipe["stages"][-1]["chosen_gain"] == best
+    assert len(set(accuracy.values())) == 3
+    assert "accuracy" in capsys.readouterr().out
+
+
+class TestErrors:
+    def test_names(self, tmp_path):
+        with pytest.raises(ValueError, match="metanet 'adam': expected one of ff, ng-gnn"):
+            MetaTrainer(config(tmp_path, metanet="adam"))
+        with pytest.raises(ValueError, match="problem 'fm-17': expected one of fm-16, c10-32"):
+            MetaTrainer(config(tmp_path, problems=("fm-17",)))
+        with pytest.raises(ValueError, match=r"problem 'no.module:make'.*no"):
+            load_problem("no.module:make")
+        with pytest.raises(ValueError, match="estimator 'es'"):
+            MetaTrainer(config(tmp_path, estimator="es"))
+
+    def test_weights_of_another_metanet(self, tmp_path):
+        MetaTrainer(config(tmp_path, metanet="ng-gnn")).run()
+        with pytest.raises(ValueError, match="expected metanet 'ff'; got 'ng-gnn'"):
+            MetaTrainer(config(tmp_path / "2", init_from=str(tmp_path / "best.safetensors")))
+
+    def test_checkpoint_of_other_settings(self, tmp_path):
+        MetaTrainer(config(tmp_path)).run()
+        with pytest.raises(ValueError, match=r"checkpoint .* lr = 0.001, got 0.5"):
+            MetaTrainer(config(tmp_path, lr=0.5)).run()
+
+    def test_unknown_setting_on_the_command_line(self):
+        found = subprocess.run(
+            [sys.executable, "-m", "meta_train.train", "--folder", "x", "--learning-rate", "1"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert found.returncode == 2
+        assert "learning-rate" in found.stderr + found.stdout
+
+
+def test_overrides_reach_the_metanet(tmp_path):
+    trainer = MetaTrainer(config(tmp_path, output_scale=0.5))
+    assert isinstance(trainer.metanet, FeedForward)
+    assert trainer.metanet.head.output_scale == 0.5

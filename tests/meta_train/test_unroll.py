@@ -1,0 +1,125 @@
+import copy
+
+import higher
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from meta_train.unroll import Task, unroll, whole_run
+from ngopt.models import METANETS, NeuralGraphGNN
+from ngopt.models.gnn import GNNConfig
+from tests.toy import RecoveredGradient, Regression
+
+STEPS = 4
+
+
+def meta_gradient(task, metanet, steps=STEPS):
+    _, losses = unroll(task, task.start(metanet), metanet, steps, task.hyper(), create_graph=True)
+    return losses, torch.autograd.grad(losses.sum(), list(metanet.parameters()))
+
+
+def test_second_order_unroll_equals_higher():
+    task, metanet = Task(Regression(), seed=3), RecoveredGradient(lr=0.3)
+    losses, (found,) = meta_gradient(task, metanet)
+
+    lr = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    model = task.problem.init(3)
+    inner = torch.optim.SGD(model.parameters(), lr=0.3)
+    with higher.innerloop_ctx(model, inner, override={"lr": [lr]}, copy_initial_weights=True) as (fmodel, optimizer):
+        expected = []
+        for step in range(STEPS):
+            loss = task.problem.loss(fmodel, task.problem.batch(3, step))
+            expected.append(loss)
+            optimizer.step(loss)
+    (reference,) = torch.autograd.grad(torch.stack(expected).sum(), lr)
+    torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found, reference, rtol=1e-8, atol=1e-10)
+    assert reference.abs() > 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(METANETS))
+def test_second_order_unroll_equals_finite_differences(name):
+    torch.manual_seed(0)
+    task, metanet = Task(Regression(), seed=1), METANETS[name]().double()
+    direction = torch.randn(sum(p.numel() for p in metanet.parameters()), dtype=torch.float64)
+    direction /= direction.norm()
+    _, gradient = meta_gradient(task, metanet)
+    found = torch.cat([g.flatten() for g in gradient]) @ direction
+    theta, values = parameters_to_vector(metanet.parameters()).detach(), []
+    for sign in (1, -1):
+        vector_to_parameters(theta + sign * 1e-6 * direction, metanet.parameters())
+        _, losses = unroll(task, task.start(metanet), metanet, STEPS, task.hyper())
+        values.append(losses.sum())
+    expected = (values[0] - values[1]) / 2e-6
+    assert expected.abs() > 1e-6
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_meta_gradients_are_finite_at_zero_gradients():
+    def dead():
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        nn.init.constant_(model[0].bias, -100.0)  # no unit of the first layer is active
+        nn.init.zeros_(model[2].weight)
+        return model
+
+    torch.manual_seed(0)
+    task = Task(Regression(dead), seed=1)
+    _, grads, _ = task.gradient(task.start(NeuralGraphGNN()))
+    assert grads[0].abs().max() == 0
+    for metanet in (cls().double() for cls in METANETS.values()):
+        _, gradient = meta_gradient(task, metanet)
+        assert all(g.isfinite().all() for g in gradient)
+        assert any(g.abs().max() > 0 for g in gradient)
+
+
+def test_buffers_and_dropout():
+    def layers():
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+
+    torch.manual_seed(0)
+    metanet = NeuralGraphGNN(GNNConfig(width=4, layers=1)).double()
+    task = Task(Regression(layers), seed=2)
+    start = task.start(metanet)
+    inner, losses = unroll(task, start, metanet, 3, task.hyper())
+    assert start.buffers["1.num_batches_tracked"] == 0
+    assert inner.buffers["1.num_batches_tracked"] == 3
+    assert not torch.equal(inner.buffers["1.running_mean"], start.buffers["1.running_mean"])
+    # the network as torch runs it, with the same dropout masks
+    assert torch.equal(losses[0], task.loss(start.params, start.buffers, 0)[0])
+    again, repeated = unroll(task, task.start(metanet), metanet, 3, task.hyper())
+    assert torch.equal(losses, repeated)
+    _, other = task.loss(start.params, start.buffers, 0), task.loss(start.params, start.buffers, 1)
+    assert not torch.equal(other[0], losses[0])
+    model = task.model_at(inner)
+    assert not model.training
+    assert task.model.training
+    assert torch.equal(model[1].running_mean, again.buffers["1.running_mean"])
+
+
+def test_unrolling_in_pieces_is_unrolling_at_once():
+    torch.manual_seed(0)
+    metanet = NeuralGraphGNN().double()
+    task = Task(Regression(), seed=2)
+    whole, losses = unroll(task, task.start(metanet), metanet, 5, task.hyper(1.0))
+    half, first = unroll(task, task.start(metanet), metanet, 2, task.hyper(1.0))
+    rest, second = unroll(task, half, metanet, 3, task.hyper(1.0))
+    assert torch.equal(losses, torch.cat([first, second]))
+    assert all(torch.equal(a, b) for a, b in zip(whole.params, rest.params, strict=True))
+    assert rest.step == 5
+
+
+def test_whole_run_evaluates_the_trained_network():
+    metanet = RecoveredGradient()
+    task = Task(Regression(), seed=2)
+    inner, _ = unroll(task, task.start(metanet), metanet, 30, task.hyper())
+    expected = task.problem.evaluate(task.model_at(inner), "validation")
+    assert whole_run(task, metanet, 30) == expected
+    assert expected.loss < task.problem.evaluate(task.model, "validation").loss
+
+
+def test_the_optimizer_does_not_know_the_seed():
+    metanet = RecoveredGradient()
+    a, b = (Task(Regression(), seed=s) for s in (1, 2))
+    assert not torch.equal(a.start(metanet).params[0], b.start(metanet).params[0])
+    assert torch.equal(a.start(metanet).params[0], copy.deepcopy(a).start(metanet).params[0])

@@ -1,0 +1,29 @@
+"""Small networks that the tests share."""
+
+from torch import nn
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def cnn() -> nn.Sequential:
+    """Kernels of several sizes, one beyond 3x3, no bias in one layer, a flattened map."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, (2, 1), bias=False),
+        nn.Tanh(),
+        nn.Conv2d(5, 3, 4, padding=2, dilation=2),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(3 * 6, 6),
+        nn.GELU(),
+        nn.Linear(6, 3),
+    )
+
+
+CNN_INPUT = (2, 16, 17)

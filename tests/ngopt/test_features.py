@@ -1,0 +1,36 @@
+from math import exp, log
+
+import torch
+
+from ngopt.features import DECAYS, NUM_FEATURES, preprocess, update_momenta
+
+
+def test_momenta_in_closed_form():
+    gradients = [torch.randn(3, dtype=torch.float64) for _ in range(7)]
+    momenta = [torch.zeros(3, dtype=torch.float64) for _ in DECAYS]
+    for g in gradients:
+        momenta = update_momenta(momenta, g)
+    for decay, m in zip(DECAYS, momenta, strict=True):
+        expected = sum((1 - decay) * decay ** (6 - t) * g for t, g in enumerate(gradients))
+        torch.testing.assert_close(m, expected)
+
+
+def test_preprocessing_by_hand():
+    x = torch.tensor([[1.0, -exp(-3.0)], [exp(-10.0), 0.0], [-0.5 * exp(-10.0), exp(2.0)]], dtype=torch.float64)
+    expected = torch.tensor(
+        [[0, -0.3, 1, -1], [-1, -1, 1, 0], [-1, 0.2, -0.5, 1]], dtype=torch.float64
+    )
+    torch.testing.assert_close(preprocess(x), expected)
+    assert preprocess(torch.tensor([[2.0]]), cutoff=5)[0, 0].item() == torch.tensor(log(2) / 5).item()
+
+
+def test_preprocessing_has_finite_derivatives_everywhere():
+    x = torch.tensor([0.0, 1e-30, -1e-5, 1.0, -1e10, exp(-10.0)], dtype=torch.float64).unsqueeze(-1).requires_grad_()
+    (first,) = torch.autograd.grad(preprocess(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert first.isfinite().all()
+    assert second.isfinite().all()
+
+
+def test_feature_count_is_the_papers():
+    assert NUM_FEATURES == 14

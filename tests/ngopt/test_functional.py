@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from ngopt import build_graph
+from ngopt.features import DECAYS
+from ngopt.functional import Hyper, init, update
+from ngopt.models import METANETS, FeedForward, NeuralGraphGNN
+from tests.equivariance import random_values
+from tests.networks import cnn, mlp
+
+
+@pytest.fixture
+def case():
+    torch.manual_seed(0)
+    graph = build_graph(cnn())
+    generator = torch.Generator().manual_seed(0)
+    return graph, random_values(graph, generator), random_values(graph, generator)
+
+
+def constant(graph, lr=1.0, weight_decay=0.0):
+    n = len(graph.parameters)
+    return Hyper([lr] * n, [weight_decay] * n)
+
+
+@torch.no_grad()
+def test_lr_and_weight_decay_by_hand(case):
+    graph, params, grads = case
+    metanet = NeuralGraphGNN().double()
+    state = init(params, graph, metanet)
+    plain, _ = update(grads, state, params, graph, metanet, constant(graph))
+    found, _ = update(grads, state, params, graph, metanet, constant(graph, lr=0.3, weight_decay=5.0))
+    for p, u, d in zip(params, plain, found, strict=True):
+        torch.testing.assert_close(p + d, p * (1 - 0.3 * 1e-3 * 5.0) + 0.3 * u)
+
+
+@torch.no_grad()
+def test_absent_parameters_stand_still_and_are_not_seen(case):
+    graph, params, grads = case
+    metanet = NeuralGraphGNN().double()
+    state = init(params, graph, metanet)
+    _, state = update(grads, state, params, graph, metanet, constant(graph))
+    partial = [None if i == 2 else g for i, g in enumerate(grads)]
+    deltas, after = update(partial, state, params, graph, metanet, constant(graph))
+    assert deltas[2] is None
+    assert after.step[2] == 1
+    assert after.step[0] == 2
+    assert all(torch.equal(a, b) for a, b in zip(after.exp_avgs[2], state.exp_avgs[2], strict=True))
+    other = [p + 1 if i == 2 else p for i, p in enumerate(params)]
+    unseen, _ = update(partial, state, other, graph, metanet, constant(graph))
+    assert all(torch.equal(a, b) for a, b in zip(deltas, unseen, strict=True) if a is not None)
+
+
+@torch.no_grad()
+def test_nothing_changes_in_place(case):
+    graph, params, grads = case
+    metanet = FeedForward().double()
+    state = init(params, graph, metanet)
+    before = [t.clone() for t in (*params, *grads, *(m for e in state.exp_avgs for m in e))]
+    update(grads, state, params, graph, metanet, constant(graph, weight_decay=1.0))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, (*params, *grads, *(m for e in state.exp_avgs for m in e)), strict=True)
+    )
+
+
+@torch.no_grad()
+def test_state_is_at_least_float32():
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
+        params = [p.detach().to(dtype) for p in mlp(2, 3, 1).parameters()]
+        graph = build_graph(params)
+        metanet = FeedForward().to(expected)
+        state = init(params, graph, metanet)
+        deltas, state = update(params, state, params, graph, metanet, constant(graph))
+        assert all(len(e) == len(DECAYS) and m.dtype == expected for e in state.exp_avgs for m in e)
+        assert all(d.dtype == expected for d in deltas)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(METANETS))
+def test_stacked_optimizees_under_vmap(name, case):
+    graph, params, grads = case
+    metanet = METANETS[name]().double()
+    stack = [torch.stack([p, 2 * p]) for p in params], [torch.stack([g, -g]) for g in grads]
+
+    def first_step(params, grads):
+        return update(grads, init(params, graph, metanet), params, graph, metanet, constant(graph))[0]
+
+    mapped = torch.vmap(first_step)(*stack)
+    for k in range(2):
+        single = first_step([p[k] for p in stack[0]], [g[k] for g in stack[1]])
+        for m, s in zip(mapped, single, strict=True):
+            torch.testing.assert_close(m[k], s, rtol=1e-12, atol=1e-14)

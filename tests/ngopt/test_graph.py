@@ -1,0 +1,137 @@
+import pytest
+import torch
+from torch import nn
+
+from meta_train.problems import paper_cnn
+from ngopt import build_graph
+from ngopt.graph import run_graph, to_edge_list
+from tests.equivariance import permute, random_permutations
+from tests.networks import CNN_INPUT, cnn, mlp
+
+
+def test_hand_written_graph():
+    graph = build_graph(mlp(2, 3, 1))
+    assert [(g.size, g.role, g.depth) for g in graph.groups] == [(2, "input", 0), (3, "hidden", 0.5), (1, "output", 1)]
+    edges = to_edge_list(graph)
+    # Nodes 0, 1 | 2, 3, 4 | 5. Parameters: weight (3, 2), bias (3,), weight (1, 3), bias (1,).
+    expected = [
+        (0, 2, 0, 0), (1, 2, 0, 1), (0, 3, 0, 2), (1, 3, 0, 3), (0, 4, 0, 4), (1, 4, 0, 5),
+        (2, 5, 2, 0), (3, 5, 2, 1), (4, 5, 2, 2),
+    ]  # fmt: skip
+    found = zip(edges.sources, edges.targets, edges.parameter[:, 0], edges.element[:, 0], strict=True)
+    assert [tuple(int(x) for x in edge) for edge in found] == expected
+    assert edges.node_parameter.tolist() == [-1, -1, 1, 1, 1, 3]
+    assert edges.node_element.tolist() == [-1, -1, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.int64])
+@pytest.mark.parametrize("features", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_gather_scatter_identity(dtype, features, batch):
+    graph = build_graph(cnn())
+    values = [
+        (1000 * torch.randn(*batch, *s.shape, *features, dtype=torch.complex128)).to(torch.complex64) for s in graph.parameters
+    ]
+    values = [v if dtype.is_complex else v.real.to(dtype) for v in values]
+    back = graph.scatter(graph.gather(values, len(batch)), len(batch))
+    assert all(b.dtype == dtype and torch.equal(a, b) for a, b in zip(values, back, strict=True))
+    flat = graph.flatten(values, len(batch))
+    assert flat.shape == (*batch, graph.numel, *features)
+    assert all(torch.equal(a, b) for a, b in zip(values, graph.unflatten(flat, len(batch)), strict=True))
+
+
+def test_every_element_has_one_place():
+    graph = build_graph(cnn())
+    edges = to_edge_list(graph)
+    numbers = [(int(p), int(e)) for p, e in zip(edges.parameter.flatten(), edges.element.flatten(), strict=True)]
+    numbers += [(int(p), int(e)) for p, e in zip(edges.node_parameter, edges.node_element, strict=True)]
+    placed = sorted(n for n in numbers if n[0] >= 0)
+    assert placed == [(i, e) for i, s in enumerate(graph.parameters) for e in range(s.numel)]
+
+
+def topology(graph):
+    return (
+        [(g.size, g.role, g.depth) for g in graph.groups],
+        [(b.parameter, b.source, b.target, b.slots) for b in graph.blocks],
+        graph.biases,
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [mlp(5, 7, 4, 3), mlp(5, 8, 8, 8, 3), cnn(), paper_cnn(1, (16, 32, 32)), paper_cnn(3, (32, 64, 64)), nn.Linear(4, 2)],
+    ids=["mlp", "square mlp", "cnn", "fm-16", "c10-32", "linear"],
+)
+def test_parameters_alone_give_the_traced_topology(model):
+    traced = build_graph(model)
+    assert topology(build_graph(model.parameters())) == topology(traced)
+    assert topology(build_graph(model.named_parameters())) == topology(traced)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(mlp(5, 7, 4), (5,)), (cnn(), CNN_INPUT), (paper_cnn(1, (4, 5, 6)), (1, 28, 28))],
+    ids=["mlp", "cnn", "paper"],
+)
+def test_running_the_graph_is_running_the_network(model, shape):
+    model = model.double()
+    graph = build_graph(model)
+    inputs = torch.randn(3, *shape, dtype=torch.float64)
+    params = [p.detach() for p in model.parameters()]
+    expected = model(inputs)
+    torch.testing.assert_close(run_graph(graph, graph.gather(params), inputs), expected, rtol=0, atol=1e-12)
+    # and hidden neurons may be permuted without changing the function, inputs may not
+    generator = torch.Generator().manual_seed(0)
+    hidden = permute(graph, params, random_permutations(graph, generator))
+    torch.testing.assert_close(run_graph(graph, graph.gather(hidden), inputs), expected, rtol=0, atol=1e-12)
+    output = permute(graph, params, random_permutations(graph, generator, roles=("output",)))
+    assert (run_graph(graph, graph.gather(output), inputs) - expected).abs().max() > 1e-3
+
+
+def test_attention_projections_are_not_chained():
+    projections = [nn.Linear(8, 8) for _ in range(4)]
+    graph = build_graph([p for layer in projections for p in layer.parameters()])
+    assert {b.source for b in graph.blocks}.isdisjoint({b.target for b in graph.blocks})
+
+
+def test_parameters_that_do_not_fit_are_components():
+    shapes = [(5, 3), (5,), (5,), (4, 7), (), (2, 4, 3), (9,)]
+    graph = build_graph([torch.zeros(s) for s in shapes])
+    values = [torch.randn(s) for s in shapes]
+    assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
+    connected = [(b.parameter, graph.blocks[i - 1].parameter) for i, b in enumerate(graph.blocks)
+                 if i and b.source == graph.blocks[i - 1].target]  # fmt: skip
+    assert connected == [(5, 3)]
+    assert [g.role for g in graph.groups].count("isolated") == 3
+    assert "unconnected" in graph.summary()
+
+
+def test_shared_and_unknown_layers_are_not_traced():
+    shared = nn.Linear(4, 4)
+    for model in (nn.Sequential(shared, nn.ReLU(), shared), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))):
+        graph = build_graph(model)
+        values = [torch.randn_like(p) for p in model.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
+
+
+def test_summary_names_layers_and_counts():
+    text = build_graph(paper_cnn(1, (16, 32, 32))).summary()
+    assert "16 -> 32" in text
+    assert "3x3" in text
+    assert "14,378 parameter elements" in text
+    assert "1 component, 0 elements unconnected" in text
+
+
+def test_errors_name_the_offender():
+    with pytest.raises(ValueError, match="at least one parameter"):
+        build_graph([])
+    with pytest.raises(ValueError, match="got int"):
+        build_graph([3])
+    graph = build_graph(mlp(2, 3, 1))
+    with pytest.raises(ValueError, match="4 parameters; got 1"):
+        graph.gather([torch.zeros(3, 2)])
+    with pytest.raises(ValueError, match=r"'0.bias': expected shape \(3,\)"):
+        graph.gather([torch.zeros(3, 2), torch.zeros(4), torch.zeros(1, 3), torch.zeros(1)])
+    with pytest.raises(ValueError, match="one chain"):
+        other = build_graph([torch.zeros(3, 2), torch.zeros(5, 4)])
+        run_graph(other, other.gather([torch.zeros(3, 2), torch.zeros(5, 4)]), torch.zeros(1, 2))

@@ -1,0 +1,120 @@
+import pytest
+import torch
+
+from ngopt import build_graph
+from ngopt.features import NUM_FEATURES
+from ngopt.models import METANETS, FeedForward, NeuralGraphGNN
+from ngopt.models.encoders import kernel_tiles
+from ngopt.models.gnn import GNNConfig, GraphNetwork
+from tests.equivariance import assert_equivariant, random_values, updates
+from tests.networks import cnn, mlp
+from tests.ngopt import oracle
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("make", [lambda: mlp(2, 3, 1), cnn, lambda: mlp(4, 3)], ids=["2-3-1", "cnn", "one layer"])
+def test_blocks_equal_an_edge_list_loop(make):
+    graph = build_graph(make())
+    gnn = GraphNetwork(5, 3, width=6, layers=2, kernel=(3, 3), log_degree=1.7).double()
+    values = graph.gather([torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters])
+    with torch.no_grad():
+        found, expected = gnn(values, graph), oracle.run(gnn, values, graph)
+    for f, e in zip((*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-12, atol=1e-12)
+
+
+def test_components_without_edges_and_isolated_biases():
+    shapes = [(3,), (), (4, 2), (7,)]
+    graph = build_graph([torch.zeros(s) for s in shapes])
+    gnn = GraphNetwork(5, 3, width=6, layers=2, kernel=(3, 3), log_degree=1.7).double()
+    values = graph.gather([torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters])
+    with torch.no_grad():
+        found, expected = gnn(values, graph), oracle.run(gnn, values, graph)
+    for f, e in zip((*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-12, atol=1e-12)
+    lone = build_graph([torch.zeros(3)])
+    assert NeuralGraphGNN()(torch.zeros(3, NUM_FEATURES), lone).shape == (3,)
+
+
+@pytest.mark.parametrize("name", sorted(METANETS))
+@pytest.mark.parametrize("make", [lambda: mlp(3, 5, 4, 2), cnn], ids=["mlp", "cnn"])
+def test_updates_are_equivariant(name, make):
+    assert_equivariant(METANETS[name]().double(), build_graph(make()))
+
+
+def test_ties_do_not_break_equivariance():
+    """Neurons with the same messages have std 0, where a root without epsilon has no derivative."""
+    graph = build_graph(mlp(3, 4, 2))
+    metanet = NeuralGraphGNN().double()
+    features = torch.zeros(graph.numel, NUM_FEATURES, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(metanet(features, graph).sum(), features)
+    assert gradient.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_gradient_moves_the_updates_of_other_layers():
+    graph = build_graph(cnn())
+    generator = torch.Generator().manual_seed(1)
+    params, grads = random_values(graph, generator), random_values(graph, generator)
+    changed = [g.clone() for g in grads]
+    changed[0] *= 3  # the first layer's weight
+    for metanet, moves in ((NeuralGraphGNN().double(), True), (FeedForward().double(), False)):
+        before, after = (updates(metanet, graph, params, [g]) for g in (grads, changed))
+        moved = [(b - a).abs().max().item() > 1e-12 for b, a in zip(before, after, strict=True)]
+        assert moved[0]
+        assert moved[1:3] == [moves, moves]  # its bias and the next layer
+
+
+@torch.no_grad()
+def test_a_value_that_is_not_finite_stays_where_it_is():
+    graph = build_graph(cnn())
+    generator = torch.Generator().manual_seed(1)
+    params, grads = random_values(graph, generator), random_values(graph, generator)
+    grads[2].view(-1)[5] = float("nan")
+    deltas = updates(NeuralGraphGNN().double(), graph, params, [grads])
+    assert sum(int(d.isnan().sum()) for d in deltas) == 1
+    assert deltas[2].view(-1)[5].isnan()
+
+
+@pytest.mark.parametrize("name", sorted(METANETS))
+def test_stacked_graphs_equal_a_loop(name):
+    graph = build_graph(cnn())
+    metanet = METANETS[name]().double()
+    features = torch.randn(2, 3, graph.numel, NUM_FEATURES, dtype=torch.float64)
+    with torch.no_grad():
+        stacked = metanet(features, graph)
+        loop = torch.stack([torch.stack([metanet(f, graph) for f in row]) for row in features])
+        mapped = torch.vmap(torch.vmap(lambda f: metanet(f, graph)))(features)
+    torch.testing.assert_close(stacked, loop, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(mapped, loop, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (9,), (49,), (3, 3), (1, 3), (2, 2), (5, 5), (7, 4), (3, 3, 3), (2, 5, 4)])
+def test_tiles_hold_every_slot_once(shape):
+    tiles = kernel_tiles(shape, (3, 3))
+    slots = sorted(slot for tile in tiles for slot in tile.slots)
+    total = int(torch.tensor(shape).prod()) if shape else 1
+    assert slots == list(range(total))
+    for tile in tiles:
+        assert len(set(tile.positions)) == len(tile.slots)
+        assert all(0 <= p < 9 for p in tile.positions)
+
+
+def test_small_kernels_lie_in_the_centre():
+    assert kernel_tiles((), (3, 3))[0].positions == (4,)
+    assert kernel_tiles((1, 1), (3, 3))[0].positions == (4,)
+    assert kernel_tiles((3,), (3, 3))[0].positions == (3, 4, 5)
+    assert kernel_tiles((1, 3), (3, 3))[0].positions == (3, 4, 5)
+    assert kernel_tiles((3, 3), (5, 5))[0].positions == (6, 7, 8, 11, 12, 13, 16, 17, 18)
+
+
+def test_config_reaches_the_network():
+    metanet = NeuralGraphGNN(GNNConfig(width=8, layers=3, d_out=2, kernel=(1, 1), hidden=(4,)))
+    assert len(metanet.gnn.layers) == 3
+    assert metanet.head.layers[0].in_features == NUM_FEATURES + 2
+    graph = build_graph(cnn())
+    assert metanet(torch.randn(graph.numel, NUM_FEATURES), graph).shape == (graph.numel,)

@@ -1,0 +1,322 @@
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ngopt import NGOptimizer, build_graph
+from ngopt.functional import Hyper, init, update
+from ngopt.models import FeedForward, NeuralGraphGNN
+from tests.networks import CNN_INPUT, cnn, mlp
+
+
+@pytest.fixture
+def metanet():
+    torch.manual_seed(0)
+    return NeuralGraphGNN()
+
+
+def batch(seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(6, *CNN_INPUT, generator=generator).to(dtype)
+    return inputs, torch.randint(3, (6,), generator=generator)
+
+
+def train(model, opt, seeds, dtype=torch.float32):
+    for seed in seeds:
+        inputs, labels = batch(seed, dtype)
+        opt.zero_grad()
+        F.cross_entropy(model(inputs).float(), labels).backward()
+        opt.step()
+
+
+def network(dtype=torch.float32):
+    torch.manual_seed(1)
+    return cnn().to(dtype)
+
+
+def snapshot(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(model, values):
+    return all(torch.equal(p, v) for p, v in zip(model.parameters(), values, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_step_is_the_functional_update(metanet, dtype):
+    model = network(dtype)
+    opt = NGOptimizer(model.parameters(), lr=0.5, weight_decay=2.0, weights=metanet)
+    graph = build_graph(model)
+    exact = copy.deepcopy(metanet).double() if dtype == torch.float64 else metanet
+    params = snapshot(model)
+    state = init(params, graph, exact)
+    for seed in range(3):
+        inputs, labels = batch(seed, dtype)
+        opt.zero_grad()
+        F.cross_entropy(model(inputs).float(), labels).backward()
+        grads = [p.grad.clone() for p in model.parameters()]
+        with torch.no_grad():
+            deltas, state = update(grads, state, params, graph, exact, Hyper([0.5] * 9, [2.0] * 9))
+            for p, d in zip(params, deltas, strict=True):
+                p += d
+        opt.step()
+        assert same(model, params)
+    assert opt.state[next(model.parameters())]["exp_avg_0"].dtype == state.exp_avgs[0][0].dtype
+
+
+def test_model_graph_and_parameters_give_the_same_training(metanet):
+    results = []
+    for how in ("parameters", "named", "model", "graph"):
+        model = network()
+        source = model.named_parameters() if how == "named" else model.parameters()
+        extra = {"model": {"model": model}, "graph": {"graph": build_graph(model)}}.get(how, {})
+        train(model, NGOptimizer(source, weights=metanet, **extra), range(3))
+        results.append(snapshot(model))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_named_parameters_are_found_in_a_graph_by_name(metanet):
+    expected, model = network(), network()
+    train(expected, NGOptimizer(expected.parameters(), weights=metanet), range(2))
+    backwards = list(model.named_parameters())[::-1]
+    train(model, NGOptimizer(backwards, graph=build_graph(model), weights=metanet), range(2))
+    assert same(model, snapshot(expected))
+
+
+def test_closure_is_evaluated_with_gradients_and_its_loss_returned(metanet):
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    inputs, labels = batch(0)
+
+    def closure():
+        opt.zero_grad()
+        loss = F.cross_entropy(model(inputs), labels)
+        loss.backward()
+        return loss
+
+    before = snapshot(model)
+    expected = F.cross_entropy(model(inputs), labels).item()
+    assert opt.step(closure).item() == expected
+    assert not same(model, before)
+    assert opt.step() is None
+
+
+def test_groups_have_their_own_lr(metanet):
+    steps = {}
+    for lr in (1.0, 0.25):
+        model = network()
+        params = list(model.parameters())
+        opt = NGOptimizer([{"params": params[:2]}, {"params": params[2:], "lr": lr}], weights=metanet)
+        before = snapshot(model)
+        train(model, opt, range(1))
+        steps[lr] = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
+    for i, (a, b) in enumerate(zip(steps[1.0], steps[0.25], strict=True)):
+        torch.testing.assert_close(b, a if i < 2 else 0.25 * a, rtol=1e-3, atol=1e-6)
+
+
+def test_schedulers_scale_the_update(metanet):
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 0.0 if step else 1.0)
+    train(model, opt, range(1))
+    scheduler.step()
+    before = snapshot(model)
+    train(model, opt, range(1))
+    assert same(model, before)
+
+
+def test_add_param_group_extends_the_graph_and_keeps_state(metanet):
+    body, head = mlp(4, 5, 3), nn.Linear(3, 2)
+    opt = NGOptimizer(body.parameters(), weights=metanet)
+    body(torch.randn(2, 4)).sum().backward()
+    opt.step()
+    kept = {p: {k: v.clone() for k, v in opt.state[p].items()} for p in body.parameters()}
+    opt.add_param_group({"params": head.parameters(), "lr": 0.5})
+    whole = build_graph([*body.parameters(), *head.parameters()])
+    assert opt.graph.blocks == whole.blocks
+    assert all(torch.equal(opt.state[p][k], v) for p, s in kept.items() for k, v in s.items())
+    before = snapshot(head)
+    head(body(torch.randn(2, 4))).sum().backward()
+    opt.step()
+    assert not same(head, before)
+    assert opt.state[body[0].weight]["step"] == 2
+    assert opt.state[head.weight]["step"] == 1
+
+
+def test_add_param_group_to_a_traced_model(metanet):
+    model, extra = network(), nn.Linear(4, 2)
+    opt = NGOptimizer(list(model.parameters())[:4], model=model, weights=metanet)
+    assert len(opt.graph.parameters) == 9
+    opt.add_param_group({"params": list(model.parameters())[4:]})
+    assert len(opt.graph.parameters) == 9
+    opt = copy.deepcopy(opt)
+    opt.add_param_group({"params": extra.parameters()})
+    assert len(opt.graph.parameters) == 11
+    assert opt._positions == list(range(11))
+
+
+def test_frozen_parameters_and_missing_gradients(metanet):
+    model = network()
+    frozen = model[0].weight.requires_grad_(False)
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    before = snapshot(model)
+    train(model, opt, range(2))
+    assert torch.equal(frozen, before[0])
+    assert frozen not in opt.state
+    assert not torch.equal(model[0].bias, before[1])
+    opt.zero_grad()
+    now = snapshot(model)
+    opt.step()
+    assert same(model, now)
+
+
+def test_parameters_not_given_stay_in_the_graph_without_update(metanet):
+    model = network()
+    opt = NGOptimizer(list(model.parameters())[2:], model=model, weights=metanet)
+    assert opt.graph == build_graph(model)
+    before = snapshot(model)
+    train(model, opt, range(1))
+    assert same(model[0], before[:2])
+    assert not torch.equal(model[2].weight, before[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_resume_is_bit_identical(metanet, dtype, tmp_path):
+    model = network(dtype)
+    opt = NGOptimizer(model.parameters(), weight_decay=1.0, weights=metanet)
+    train(model, opt, range(3), dtype)
+    torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, tmp_path / "checkpoint.pt")
+    train(model, opt, range(3, 6), dtype)
+
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    resumed = network(dtype)
+    resumed.load_state_dict(saved["model"])
+    other = NGOptimizer(resumed.parameters(), lr=0.1, weights=metanet)
+    untouched = copy.deepcopy(saved["opt"])
+    other.load_state_dict(saved["opt"])
+    train(resumed, other, range(3, 6), dtype)
+    assert same(resumed, snapshot(model))
+    for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert all(torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items())
+        assert all(v.dtype == other.state[q][k].dtype for k, v in opt.state[p].items())
+    for number, state in untouched["state"].items():  # the caller's dict is its own
+        assert all(torch.equal(v, saved["opt"]["state"][number][k]) for k, v in state.items())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+def test_copies_go_on_alike(metanet, duplicate):
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    train(model, opt, range(2))
+    twin, other = duplicate((model, opt))
+    train(model, opt, range(2, 4))
+    train(twin, other, range(2, 4))
+    assert same(twin, snapshot(model))
+
+
+def test_bfloat16_parameters_move_by_less_than_they_resolve_through_float32_state(metanet):
+    model = network(torch.bfloat16)
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    train(model, opt, range(1), torch.bfloat16)
+    state = opt.state[model[0].weight]
+    expected = model[0].weight.grad.float() * (1 - 0.9999)
+    torch.testing.assert_close(state["exp_avg_4"], expected)
+
+
+def test_one_nan_gradient_element_spoils_one_parameter_element(metanet):
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    inputs, labels = batch(0)
+    F.cross_entropy(model(inputs), labels).backward()
+    model[2].weight.grad.view(-1)[3] = float("nan")
+    opt.step()
+    assert sum(int(p.isnan().sum()) for p in model.parameters()) == 1
+
+
+def test_scalar_and_odd_parameters_train(metanet):
+    params = [nn.Parameter(torch.randn(s)) for s in [(), (3,), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1,)]]
+    before = [p.detach().clone() for p in params]
+    opt = NGOptimizer(params, weights=metanet)
+    sum((p**2).sum() for p in params).backward()
+    opt.step()
+    assert not any(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+def test_summary_of_what_it_sees(metanet):
+    text = NGOptimizer(network().parameters(), weights=metanet).graph.summary()
+    assert "1 component, 0 elements unconnected" in text
+
+
+class TestErrors:
+    def test_arguments(self, metanet):
+        model = network()
+        with pytest.raises(ValueError, match="empty parameter list"):
+            NGOptimizer([], weights=metanet)
+        with pytest.raises(ValueError, match=r"lr: expected a number >= 0; got -1"):
+            NGOptimizer(model.parameters(), lr=-1.0, weights=metanet)
+        with pytest.raises(ValueError, match="weight_decay.*got nan"):
+            NGOptimizer(model.parameters(), weight_decay=float("nan"), weights=metanet)
+        with pytest.raises(ValueError, match="total_steps.*got 0"):
+            NGOptimizer(model.parameters(), total_steps=0, weights=metanet)
+        with pytest.raises(ValueError, match="got both"):
+            NGOptimizer(model.parameters(), model=model, graph=build_graph(model), weights=metanet)
+        with pytest.raises(ValueError, match="complex64"):
+            NGOptimizer([nn.Parameter(torch.zeros(2, dtype=torch.complex64))], weights=metanet)
+
+    def test_graph_of_another_network(self, metanet):
+        model = network()
+        with pytest.raises(ValueError, match="graph has 4 parameters; got 9"):
+            NGOptimizer(model.parameters(), graph=build_graph(mlp(2, 3, 1)), weights=metanet)
+        with pytest.raises(ValueError, match=r"graph expects shape \(4, 2\); got \(3, 2\)"):
+            NGOptimizer(mlp(2, 3, 1).parameters(), graph=build_graph(mlp(2, 4, 1)), weights=metanet)
+
+    def test_bad_group_changes_nothing(self, metanet):
+        model = network()
+        opt = NGOptimizer(model.parameters(), weights=metanet)
+        graph = opt.graph
+        for group in (
+            {"params": [nn.Parameter(torch.zeros(2))], "lr": -1},
+            {"params": [nn.Parameter(torch.zeros(2, dtype=torch.complex64))]},
+        ):
+            with pytest.raises(ValueError, match=r"lr|complex64"):
+                opt.add_param_group(group)
+            assert len(opt.param_groups) == 1
+            assert opt.graph is graph
+        train(model, opt, range(1))
+
+    def test_state_of_other_shapes_or_weights_changes_nothing(self, metanet):
+        model = network()
+        opt = NGOptimizer(model.parameters(), weights=metanet)
+        train(model, opt, range(1))
+        before, weights = copy.deepcopy(opt.state_dict()), snapshot(model)
+        wrong = copy.deepcopy(before)
+        wrong["state"][2]["exp_avg_1"] = torch.zeros(3, 3)
+        other = copy.deepcopy(before)
+        other["param_groups"][0]["weights"] = "0" * 64
+        short = copy.deepcopy(before)
+        short["param_groups"][0]["params"].pop()
+        for bad, message in (
+            (wrong, r"'exp_avg_1' of 'parameter 2': expected shape \(5, 4, 2, 1\); got \(3, 3\)"),
+            (other, "made with weights 000000000000"),
+            (short, "doesn't match the size"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                opt.load_state_dict(bad)
+            after = opt.state_dict()
+            assert after["param_groups"] == before["param_groups"]
+            for number, state in before["state"].items():
+                assert all(torch.equal(v, after["state"][number][k]) for k, v in state.items())
+            assert same(model, weights)
+
+    def test_sparse_gradients(self):
+        embedding = nn.Embedding(5, 2, sparse=True)
+        opt = NGOptimizer(embedding.parameters(), weights=FeedForward())
+        embedding(torch.tensor([1])).sum().backward()
+        before = snapshot(embedding)
+        with pytest.raises(ValueError, match="'parameter 0': sparse gradient"):
+            opt.step()
+        assert same(embedding, before)
+        assert not opt.state
