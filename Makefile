@@ -1,5 +1,5 @@
 # Each target makes its own environment: `make demo` and `make test` are all that a checkout needs.
-#   make demo   train with bundled weights, and compare with Adam
+#   make demo   train a small CNN with bundled weights and with Adam, and compare
 #   make test   run the tests
 #   make lint   check style and types
 # Another interpreter: make test PYTHON=python3.12

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from meta_train.random import derive_seed
 from meta_train.unroll import Inner, Task, apply_update
 from ngopt.functional import update
+from ngopt.models import Metanet
 
 
 class Estimate(NamedTuple):
@@ -25,11 +26,11 @@ class Estimate(NamedTuple):
 
 
 class Estimator(Protocol):
-    def start(self, task: Task, metanet: nn.Module) -> Any:
+    def start(self, task: Task, metanet: Metanet) -> Any:
         """The state of an inner training before its first step: a pytree of tensors and numbers."""
         ...
 
-    def estimate(self, task: Task, metanet: nn.Module, state: Any, steps: int) -> tuple[Estimate, Any]:
+    def estimate(self, task: Task, metanet: Metanet, state: Any, steps: int) -> tuple[Estimate, Any]:
         """Unrolls by a number of steps: meta-gradient and meta-loss, and the state after them."""
         ...
 
@@ -38,33 +39,37 @@ class TBPTT:
     """First-order truncated back-propagation through time.
 
     Gradients and parameter-valued features count as constants. The meta-loss is the mean over
-    t = 1 ... T of min(L_t, loss_limit), where L_t is the loss at params_t on the batch of step t.
-    With params_{t+1} = (1 - c) params_t + u_t the adjoint is lambda_t = g_t / T + (1 - c) lambda_{t+1},
-    and the meta-gradient the sum of <lambda_{t+1}, du_t / dtheta>: one backward pass per update, in
-    memory that holds the inputs of T updates and the autograd graph of one.
+    t = 1 ... T of min(L_t, loss_limit), where L_t is the loss at params_t on the batch of step t;
+    with `tail` < 1 only the last share of the truncation counts. With params_{t+1} =
+    (1 - c) params_t + u_t and w_t the weight of a loss in the mean, the adjoint is
+    lambda_t = w_t g_t + (1 - c) lambda_{t+1}, and the meta-gradient the sum of
+    <lambda_{t+1}, du_t / dtheta>: one backward pass per update, in memory that holds the inputs of
+    T updates and the autograd graph of one.
     """
 
-    def __init__(self, weight_decay: float = 0.0, loss_limit: float = float("inf")):
-        self.weight_decay, self.loss_limit = weight_decay, loss_limit
+    def __init__(self, weight_decay: float = 0.0, loss_limit: float = float("inf"), tail: float = 1.0):
+        self.weight_decay, self.loss_limit, self.tail = weight_decay, loss_limit, tail
 
-    def start(self, task: Task, metanet: nn.Module) -> Inner:
+    def start(self, task: Task, metanet: Metanet) -> Inner:
         return task.start(metanet)
 
-    def estimate(self, task: Task, metanet: nn.Module, state: Inner, steps: int) -> tuple[Estimate, Inner]:
+    def estimate(self, task: Task, metanet: Metanet, state: Inner, steps: int) -> tuple[Estimate, Inner]:
         hyper = task.hyper(self.weight_decay)
         inputs, losses, share = [], [], []
+        counted = tail_length(steps, self.tail)
         loss, grads, buffers = task.gradient(state)
-        for _ in range(steps):
+        for t in range(steps):
             inputs.append((grads, state.state, state.params))
             with torch.no_grad():
                 state = apply_update(task, state, grads, buffers, metanet, hyper)
             loss, grads, buffers = task.gradient(state)
             losses.append(loss.clamp(max=self.loss_limit))
-            share.append(float(loss <= self.loss_limit) / steps)  # derivative of the meta-loss by this loss
+            # the derivative of the meta-loss by this loss
+            share.append(float(loss <= self.loss_limit and t >= steps - counted) / counted)
         meta = self._backward(task, metanet, inputs, [*(i[0] for i in inputs[1:]), grads], share, hyper)
-        return Estimate(meta, torch.stack(losses).mean().item()), state
+        return Estimate(meta, torch.stack(losses[-counted:]).mean().item()), state
 
-    def _backward(self, task: Task, metanet: nn.Module, inputs: list, after: list, share: list[float], hyper) -> Tensor:
+    def _backward(self, task: Task, metanet: Metanet, inputs: list, after: list, share: list[float], hyper) -> Tensor:
         """inputs: what each update saw. after: the gradients after each update. share: their weights."""
         weights = list(metanet.parameters())
         total = [torch.zeros_like(w) for w in weights]
@@ -78,9 +83,7 @@ class TBPTT:
                 for a, g in zip(adjoint, ahead, strict=True)
             ]
             deltas, _ = update(grads, optimizer_state, params, task.graph, metanet, hyper)
-            product = torch.stack(
-                [(d * a).sum() for d, a in zip(deltas, adjoint, strict=True) if d is not None]
-            ).sum()
+            product = torch.stack([(d * a).sum() for d, a in zip(deltas, adjoint, strict=True) if d is not None]).sum()
             found = torch.autograd.grad(product, weights, allow_unused=True)
             total = [t if f is None else t + f for t, f in zip(total, found, strict=True)]
         return parameters_to_vector(total)
@@ -100,19 +103,26 @@ class PES:
     Every truncation draws a perturbation of the meta-parameters, epsilon ~ N(0, sigma^2); the losses
     of the pair are weighed with the sum of all perturbations since the inner training began, which
     makes the estimate unbiased over the whole of it. Without that sum (`persistent=False`) it is
-    truncated ES, which is biased.
+    truncated ES, which is biased. A truncation as long as the inner training makes it plain
+    antithetic ES. Meta-losses are those of `TBPTT`.
     """
 
     def __init__(
-        self, sigma: float = 0.01, weight_decay: float = 0.0, loss_limit: float = float("inf"), persistent: bool = True
+        self,
+        sigma: float = 0.01,
+        weight_decay: float = 0.0,
+        loss_limit: float = float("inf"),
+        tail: float = 1.0,
+        persistent: bool = True,
     ):
-        self.sigma, self.weight_decay, self.loss_limit, self.persistent = sigma, weight_decay, loss_limit, persistent
+        self.sigma, self.weight_decay, self.loss_limit = sigma, weight_decay, loss_limit
+        self.tail, self.persistent = tail, persistent
 
-    def start(self, task: Task, metanet: nn.Module) -> PESState:
+    def start(self, task: Task, metanet: Metanet) -> PESState:
         inner = task.start(metanet)
         return PESState(inner, inner, torch.zeros_like(parameters_to_vector(metanet.parameters()).detach()))
 
-    def estimate(self, task: Task, metanet: nn.Module, state: PESState, steps: int) -> tuple[Estimate, PESState]:
+    def estimate(self, task: Task, metanet: Metanet, state: PESState, steps: int) -> tuple[Estimate, PESState]:
         theta = parameters_to_vector(metanet.parameters()).detach().clone()
         generator = torch.Generator().manual_seed(derive_seed(task.seed, 3, state.positive.step))
         noise = self.sigma * torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
@@ -126,8 +136,8 @@ class PES:
         return Estimate(meta, 0.5 * (plus + minus)), PESState(positive, negative, total)
 
     @torch.no_grad()
-    def _run(self, task: Task, metanet: nn.Module, theta: Tensor, inner: Inner, steps: int) -> tuple[float, Inner]:
-        """Mean of the clamped losses after each of `steps` updates."""
+    def _run(self, task: Task, metanet: Metanet, theta: Tensor, inner: Inner, steps: int) -> tuple[float, Inner]:
+        """Mean of the clamped losses after each update of the tail."""
         vector_to_parameters(theta, metanet.parameters())
         hyper, losses = task.hyper(self.weight_decay), []
         loss, grads, buffers = task.gradient(inner)
@@ -135,4 +145,9 @@ class PES:
             inner = apply_update(task, inner, grads, buffers, metanet, hyper)
             loss, grads, buffers = task.gradient(inner)
             losses.append(loss.clamp(max=self.loss_limit))
-        return torch.stack(losses).mean().item(), inner
+        return torch.stack(losses[-tail_length(steps, self.tail) :]).mean().item(), inner
+
+
+def tail_length(steps: int, tail: float) -> int:
+    """Number of losses at the end of a truncation that make up the meta-loss."""
+    return max(1, round(tail * steps))

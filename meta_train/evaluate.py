@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from meta_train.optimizers import OPTIMIZERS, OptimizerSpec, load_optimizer
-from meta_train.problems import PROBLEMS, load_problem
+from meta_train.problems import load_problem
 from meta_train.report import HEADER, Row, align, cells, markdown, mean_accuracies, notes, plot_curves, summarize
 from meta_train.runs import Record, Run, execute, file_name, finite, write_json
 from ngopt import list_pretrained
@@ -30,7 +30,7 @@ FIRST_TUNING_SEED = 1_000_000  # evaluation counts from 0, so the two never meet
 class Config:
     """Settings of a comparison."""
 
-    problem: tuple[str, ...] = tuple(PROBLEMS)
+    problem: tuple[str, ...] = ("fm-16", "c10-32")
     """Names of problems, or module:factory."""
     optimizer: tuple[str, ...] = field(default_factory=lambda: (*OPTIMIZERS, *list_pretrained()))
     """Names of baselines or of bundled weights, or paths of weights files."""
@@ -122,7 +122,8 @@ def write_report(
     (folder / "table.md").write_text("\n".join([*table, "", *(f"- {line}" for line in remarks)]) + "\n")
     for problem in config.problem:
         groups = {_label(row): _of(records, problem, row.optimizer) for row in rows if row.problem == problem}
-        plot_curves(folder / f"{file_name(problem)}.png", problem, groups)
+        title = f"{problem}: mean and range over {config.seeds} seed(s)"
+        plot_curves(folder / f"{file_name(problem)}.png", title, groups)
 
 
 def _of(records: Sequence[Record], problem: str, optimizer: str) -> list[Record]:

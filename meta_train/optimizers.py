@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ngopt import NGOptimizer, list_pretrained, load_pretrained
+from ngopt.models import Metanet
 from ngopt.pretrained import weights_hash
 
 Built = tuple[Optimizer, LRScheduler | None]
@@ -122,7 +123,7 @@ def _muon_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
     return optimizer, cosine_schedule(optimizer, total_steps, MUON_WARMUP)
 
 
-def _learned(metanet: nn.Module, model: nn.Module, lr: float, total_steps: int) -> Built:
+def _learned(metanet: Metanet, model: nn.Module, lr: float, total_steps: int) -> Built:
     return NGOptimizer(model.parameters(), lr, weights=metanet, total_steps=total_steps), None
 
 

@@ -106,6 +106,7 @@ def paper_cnn(in_channels: int, channels: tuple[int, int, int]) -> nn.Module:
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "fm-16": lambda: ImageProblem("fm-16", "fashion-mnist", partial(paper_cnn, 1, (16, 32, 32))),
+    "fm-8": lambda: ImageProblem("fm-8", "fashion-mnist", partial(paper_cnn, 1, (8, 16, 16))),
     "c10-32": lambda: ImageProblem("c10-32", "cifar10", partial(paper_cnn, 3, (32, 64, 64))),
 }
 

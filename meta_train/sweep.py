@@ -19,7 +19,6 @@ from tqdm import tqdm
 from meta_train.problems import load_problem
 from meta_train.random import derive_seed
 from meta_train.unroll import Task, whole_run
-from ngopt.models import reconfigure
 from ngopt.pretrained import load_pretrained, save_pretrained
 
 
@@ -49,7 +48,7 @@ def main() -> None:
     bar = tqdm([(g, k) for g in config.gains for k in range(config.seeds)], unit="run")
     for gain, number in bar:
         task = Task(problem, derive_seed(config.seed, 20, number), config.autocast)
-        scaled = reconfigure(metanet, output_scale=gain * metanet.config.output_scale)
+        scaled = metanet.reconfigured(output_scale=gain * metanet.config.output_scale)
         metrics = whole_run(task, scaled, config.steps)
         rows.append({"gain": gain, "seed": number, **metrics._asdict()})
         bar.set_postfix(gain=gain, accuracy=f"{100 * metrics.accuracy:.2f}")
@@ -60,7 +59,7 @@ def main() -> None:
     best = max(mean, key=lambda g: mean[g][1])
     stage = {"program": "meta_train.sweep", **asdict(config), "chosen_gain": best}
     recipe = {"stages": [*metanet.recipe["stages"], stage]}
-    chosen = reconfigure(metanet, output_scale=best * metanet.config.output_scale)
+    chosen = metanet.reconfigured(output_scale=best * metanet.config.output_scale)
     save_pretrained(chosen, config.output, recipe, {"validation": rows})
     Path(config.output).with_suffix(".json").write_text(json.dumps({"config": asdict(config), "runs": rows}, indent=2))
     print(f"gain {best} -> {config.output}")

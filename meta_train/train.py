@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,16 @@ import numpy as np
 import torch
 import tyro
 from torch import nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from meta_train.estimators import PES, TBPTT, Estimate, Estimator
-from meta_train.problems import Metrics, load_problem
+from meta_train.estimators import Estimate
+from meta_train.problems import Metrics
 from meta_train.random import derive_seed, seeded
 from meta_train.unroll import Task, whole_run
-from ngopt.models import METANETS, FeedForward, reconfigure
-from ngopt.pretrained import load_pretrained, metanet_name, save_pretrained
-
-
-ESTIMATORS = ("tbptt", "pes")
+from meta_train.workers import Job, Result, UnrollConfig, Worker, WorkerPool
+from ngopt.models import METANETS, FeedForward, Metanet, NeuralGraphGNN
+from ngopt.pretrained import load_pretrained, save_pretrained
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Config:
     problems: tuple[str, ...] = ("fm-16",)
     """Problems to sample from; validation is on the held-out data of the first."""
     estimator: str = "tbptt"
-    """One of `ESTIMATORS`."""
+    """tbptt or pes."""
     outer_steps: int = 1000
     optimizees: int = 2
     """Inner trainings at the same time, of different ages."""
@@ -56,6 +53,8 @@ class Config:
     """Inner steps after which an optimizee is begun anew."""
     truncation: int = 100
     """Inner steps per outer step."""
+    tail: float = 1.0
+    """Share of a truncation, at its end, whose losses make up the meta-loss."""
     lr: float = 1e-3
     """Peak outer learning rate (AdamW), decayed along half a cosine to a hundredth."""
     warmup: int = 20
@@ -76,15 +75,20 @@ class Config:
     validation_seeds: int = 1
     autocast: bool = False
     """Compute optimizees' losses in bfloat16."""
-    threads: int = 1
+    processes: int = 1
+    """Processes, of one thread each, that unroll optimizees; their number changes no result."""
     seed: int = 0
 
 
+@dataclass
 class Slot:
     """One of the optimizees that train at the same time; `life` counts how often it was begun anew."""
 
-    def __init__(self, number: int, life: int = 0, state: Any = None, age: int = 0, first_loss: float = 0.0):
-        self.number, self.life, self.state, self.age, self.first_loss = number, life, state, age, first_loss
+    number: int
+    life: int = 0
+    age: int = 0
+    state: Any = None
+    first_loss: float | None = None
 
 
 class MetaTrainer:
@@ -93,16 +97,13 @@ class MetaTrainer:
     def __init__(self, config: Config):
         self.config = config
         self.folder = Path(config.folder)
-        self.problems = [load_problem(name) for name in config.problems]
-        if config.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator '{config.estimator}': expected one of {', '.join(ESTIMATORS)}")
         self.metanet = make_metanet(config)
-        self.optimizer = torch.optim.AdamW(
-            self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        settings = {field.name: getattr(config, field.name) for field in fields(UnrollConfig)}
+        self.worker = Worker(UnrollConfig(**settings), self.metanet)
+        self.pool = WorkerPool(self.worker.config, self.metanet, config.processes) if config.processes > 1 else None
+        self.optimizer = torch.optim.AdamW(self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.slots = [Slot(i) for i in range(config.optimizees)]
         self.outer_step, self.best = 0, float("inf")
-        self.tasks: dict[tuple[int, int], Task] = {}
 
     def run(self) -> None:
         """Trains to the end, resuming where the folder's checkpoint stands."""
@@ -128,64 +129,45 @@ class MetaTrainer:
                     )
                     self.save_checkpoint()
         writer.close()
+        if self.pool is not None:
+            self.pool.close()
 
     def step(self) -> tuple[list[float], float]:
-        """One outer step: meta-losses of all optimizees, and the norm of their averaged meta-gradient."""
+        """One outer step: meta-losses of all optimizees, and the mean norm of their meta-gradients."""
         config = self.config
-        estimates = [self.advance(slot) for slot in self.slots]
+        jobs = [Job(self.seed_of(slot), slot.state, slot.first_loss) for slot in self.slots]
+        results = (self.pool or self.worker).run(jobs)
+        estimates = [result.estimate for result in results]
         gradients = [clip(e.meta_gradient, config.clip_norm) for e in estimates if usable(e)]
         self.outer_step += 1
         if gradients:
-            mean = torch.stack(gradients).mean(0)
             for group in self.optimizer.param_groups:
                 group["lr"] = config.lr * learning_rate_factor(self.outer_step, config)
-            assign_gradient(self.metanet, mean)
+            assign_gradient(self.metanet, torch.stack(gradients).mean(0))
             self.optimizer.step()
-            self.optimizer.zero_grad()
+        for slot, result in zip(self.slots, results, strict=True):
+            self.advance(slot, result)
         norm = torch.stack([e.meta_gradient.norm() for e in estimates]).mean().item()
         return [e.meta_loss for e in estimates], norm
 
-    def advance(self, slot: Slot) -> Estimate:
-        """Unrolls one optimizee by a truncation; begins it anew when its time is over or it diverged."""
-        config = self.config
-        task = self.task(slot)
-        if slot.state is None:
-            slot.state = self.estimator(slot).start(task, self.metanet)
-            slot.first_loss = self.first_loss(task)
-        estimate, slot.state = self.estimator(slot).estimate(task, self.metanet, slot.state, config.truncation)
-        slot.age += config.truncation
+    def advance(self, slot: Slot, result: Result) -> None:
+        """Keeps where an optimizee stands; begins it anew when its time is over or it diverged."""
+        config, estimate = self.config, result.estimate
+        slot.age, slot.state, slot.first_loss = slot.age + config.truncation, result.state, result.first_loss
         diverged = not usable(estimate) or estimate.meta_loss > 0.5 * (1 + config.loss_limit) * slot.first_loss
         # The first lives have different lengths, so that ages differ from then on.
         horizon = config.horizon * (slot.number + 1) // config.optimizees if slot.life == 0 else config.horizon
         if diverged or slot.age >= horizon:
-            self.tasks.pop((slot.number, slot.life))
-            slot.life, slot.state, slot.age = slot.life + 1, None, 0
-        return estimate
+            slot.life, slot.age, slot.state, slot.first_loss = slot.life + 1, 0, None, None
 
-    def estimator(self, slot: Slot) -> Estimator:
-        config = self.config
-        limit = config.loss_limit * slot.first_loss if slot.first_loss else float("inf")
-        if config.estimator == "tbptt":
-            return TBPTT(config.inner_weight_decay, limit)
-        return PES(config.sigma, config.inner_weight_decay, limit)
-
-    def task(self, slot: Slot) -> Task:
-        key = (slot.number, slot.life)
-        if key not in self.tasks:
-            seed = derive_seed(self.config.seed, 10, *key)
-            self.tasks[key] = Task(self.problems[seed % len(self.problems)], seed, self.config.autocast)
-        return self.tasks[key]
-
-    def first_loss(self, task: Task) -> float:
-        inner = task.start(self.metanet)
-        with torch.no_grad():
-            return task.loss(inner.params, inner.buffers, 0)[0].item()
+    def seed_of(self, slot: Slot) -> int:
+        return derive_seed(self.config.seed, 10, slot.number, slot.life)
 
     def validate(self) -> Metrics:
         """Whole inner trainings on the first problem; keeps the weights when their mean loss is the lowest yet."""
         config, results = self.config, []
         for k in range(config.validation_seeds):
-            task = Task(self.problems[0], derive_seed(config.seed, 11, k), config.autocast)
+            task = Task(self.worker.problems[0], derive_seed(config.seed, 11, k), config.autocast)
             results.append(whole_run(task, self.metanet, config.horizon, config.inner_weight_decay))
         metrics = Metrics(*np.mean(results, axis=0).tolist())
         record = {"outer_step": self.outer_step, **metrics._asdict()}
@@ -198,9 +180,8 @@ class MetaTrainer:
 
     def recipe(self) -> dict[str, Any]:
         """The steps that made the weights, the last one ours."""
-        before = getattr(self.metanet, "recipe", None) or {"stages": []}
         config = {k: v for k, v in asdict(self.config).items() if k != "folder"}
-        return {"stages": [*before["stages"], {"program": "meta_train.train", **config}]}
+        return {"stages": [*self.metanet.recipe["stages"], {"program": "meta_train.train", **config}]}
 
     def save_checkpoint(self) -> None:
         state = {
@@ -227,12 +208,10 @@ class MetaTrainer:
         self.outer_step, self.best = state["outer_step"], state["best"]
 
 
-def make_metanet(config: Config) -> nn.Module:
+def make_metanet(config: Config) -> Metanet:
     """The metanet to train, from weights or from a seeded random initialisation."""
     overrides = {
-        key: value
-        for key in ("output_scale", "magnitude_scale")
-        if (value := getattr(config, key)) is not None
+        key: value for key in ("output_scale", "magnitude_scale") if (value := getattr(config, key)) is not None
     }
     if config.metanet not in METANETS:
         raise ValueError(f"metanet '{config.metanet}': expected one of {', '.join(METANETS)}")
@@ -241,11 +220,11 @@ def make_metanet(config: Config) -> nn.Module:
         if config.init_from is None:
             return cls(cls.Config(**overrides))
         start = load_pretrained(config.init_from)
-        if type(start) is FeedForward and cls is not FeedForward:
-            start = cls.from_feedforward(start)
+        if isinstance(start, FeedForward) and cls is NeuralGraphGNN:
+            start = NeuralGraphGNN.from_feedforward(start)
     if type(start) is not cls:
-        raise ValueError(f"weights '{config.init_from}': expected metanet '{config.metanet}'; got '{metanet_name(start)}'")
-    return reconfigure(start, **overrides)
+        raise ValueError(f"weights '{config.init_from}': expected metanet '{config.metanet}'; got '{start.name}'")
+    return start.reconfigured(**overrides)
 
 
 def learning_rate_factor(step: int, config: Config) -> float:
@@ -272,8 +251,12 @@ def assign_gradient(module: nn.Module, gradient: torch.Tensor) -> None:
 
 
 def check_same_config(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raises ValueError when a checkpoint was made with other settings (more outer steps are fine)."""
-    odd = [k for k in given if k not in ("outer_steps", "folder") and list_of(saved.get(k)) != list_of(given[k])]
+    """Raises ValueError when a checkpoint was made with other settings (more outer steps or processes are fine)."""
+    odd = [
+        k
+        for k in given
+        if k not in ("outer_steps", "folder", "processes") and list_of(saved.get(k)) != list_of(given[k])
+    ]
     if odd:
         raise ValueError(
             f"checkpoint '{path}': made with other settings: "
@@ -287,7 +270,7 @@ def list_of(value: Any) -> Any:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(1)
     MetaTrainer(config).run()
 
 

@@ -13,6 +13,7 @@ from meta_train.problems import Metrics, Problem
 from meta_train.random import seeded
 from ngopt import build_graph
 from ngopt.functional import Hyper, State, init, update
+from ngopt.models import Metanet
 
 
 class Inner(NamedTuple):
@@ -37,7 +38,7 @@ class Task:
         self.names = [name for name, _ in self.model.named_parameters()]
         self._objective = _Objective(problem, self.model)
 
-    def start(self, metanet: nn.Module) -> Inner:
+    def start(self, metanet: Metanet) -> Inner:
         params = [p.detach().clone() for p in self.model.parameters()]
         buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
         return Inner(params, buffers, init(params, self.graph, metanet), 0)
@@ -51,7 +52,9 @@ class Task:
             loss = functional_call(self._objective, tensors, (batch,))
         return loss.float() if self.autocast else loss, buffers
 
-    def gradient(self, inner: Inner, create_graph: bool = False) -> tuple[Tensor, list[Tensor | None], dict[str, Tensor]]:
+    def gradient(
+        self, inner: Inner, create_graph: bool = False
+    ) -> tuple[Tensor, list[Tensor | None], dict[str, Tensor]]:
         """Loss, gradients (None for a parameter without one) and new buffers at the current step."""
         params = [p if create_graph and p.requires_grad else p.detach().requires_grad_() for p in inner.params]
         with torch.enable_grad():
@@ -70,7 +73,7 @@ class Task:
 
 
 def apply_update(
-    task: Task, inner: Inner, grads: list[Tensor | None], buffers: dict[str, Tensor], metanet: nn.Module, hyper: Hyper
+    task: Task, inner: Inner, grads: list[Tensor | None], buffers: dict[str, Tensor], metanet: Metanet, hyper: Hyper
 ) -> Inner:
     """The inner training one step later."""
     deltas, state = update(grads, inner.state, inner.params, task.graph, metanet, hyper)
@@ -79,7 +82,7 @@ def apply_update(
 
 
 def unroll(
-    task: Task, inner: Inner, metanet: nn.Module, steps: int, hyper: Hyper, create_graph: bool = False
+    task: Task, inner: Inner, metanet: Metanet, steps: int, hyper: Hyper, create_graph: bool = False
 ) -> tuple[Inner, Tensor]:
     """Trains for some steps; returns where it stands and the losses before each update, (steps,).
 
@@ -95,7 +98,7 @@ def unroll(
     return inner, torch.stack(losses)
 
 
-def whole_run(task: Task, metanet: nn.Module, steps: int, weight_decay: float = 0.0) -> Metrics:
+def whole_run(task: Task, metanet: Metanet, steps: int, weight_decay: float = 0.0) -> Metrics:
     """Validation metrics after a whole inner training."""
     inner, _ = unroll(task, task.start(metanet), metanet, steps, task.hyper(weight_decay))
     return task.problem.evaluate(task.model_at(inner), "validation")

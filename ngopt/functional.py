@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ngopt.features import DECAYS, preprocess, update_momenta
 from ngopt.graph.core import NeuralGraph
+from ngopt.models.metanet import Metanet
 
 
 class State(NamedTuple):
@@ -39,7 +40,7 @@ def state_dtype(param: Tensor) -> torch.dtype:
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
-def init(params: Sequence[Tensor], graph: NeuralGraph, metanet: nn.Module) -> State:
+def init(params: Sequence[Tensor], graph: NeuralGraph, metanet: Metanet) -> State:
     """The state before the first update: all zeros."""
     return State(*map(list, zip(*(init_parameter(p) for p in params), strict=True)))
 
@@ -55,7 +56,7 @@ def update(
     state: State,
     params: Sequence[Tensor],
     graph: NeuralGraph,
-    metanet: nn.Module,
+    metanet: Metanet,
     hyper: Hyper,
 ) -> tuple[list[Tensor | None], State]:
     """One step of the optimizer: p <- p + delta, delta = lr * u - lr * s * weight_decay * p.
@@ -67,9 +68,7 @@ def update(
     grads, params: in the order of `graph.parameters`. Returns deltas in the dtype of the state, and
     the new state; nothing is changed in place.
     """
-    momenta = [
-        old if g is None else update_momenta(old, g) for g, old in zip(grads, state.exp_avgs, strict=True)
-    ]
+    momenta = [old if g is None else update_momenta(old, g) for g, old in zip(grads, state.exp_avgs, strict=True)]
     steps = [old if g is None else old + 1 for g, old in zip(grads, state.step, strict=True)]
     updates = graph.unflatten(metanet(_features(grads, params, momenta, graph, metanet), graph))
     deltas: list[Tensor | None] = []
@@ -88,7 +87,7 @@ def _features(
     params: Sequence[Tensor],
     momenta: Sequence[Sequence[Tensor]],
     graph: NeuralGraph,
-    metanet: nn.Module,
+    metanet: Metanet,
 ) -> Tensor:
     """Weight, gradient and momenta of every parameter, preprocessed: (numel, 14); zeros where absent."""
     like = next(metanet.parameters())

@@ -19,6 +19,7 @@ from ngopt.functional import Hyper, State, init_parameter, state_dtype, update
 from ngopt.graph import NeuralGraph, ParameterSpec, build_graph
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.topology import join_graphs
+from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained, weights_hash
 
 MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
@@ -56,16 +57,17 @@ class NGOptimizer(Optimizer):
         *,
         model: nn.Module | None = None,
         graph: NeuralGraph | None = None,
-        weights: str | os.PathLike | nn.Module = "default",
+        weights: str | os.PathLike | Metanet = "default",
         total_steps: int | None = None,
     ):
         if model is not None and graph is not None:
             raise ValueError("NGOptimizer: expected model or graph; got both")
-        self.metanet = weights if isinstance(weights, nn.Module) else load_pretrained(weights)
-        self._metanets: dict[tuple[torch.dtype, torch.device], nn.Module] = {}
+        self.metanet = weights if isinstance(weights, Metanet) else load_pretrained(weights)
+        self._metanets: dict[tuple[torch.dtype, torch.device], Metanet] = {}
         self._given_graph = graph if model is None else build_graph(model)
         self._given_ids = None if model is None else {id(p): i for i, p in enumerate(model.parameters())}
-        self.graph: NeuralGraph | None = None
+        self.graph = NeuralGraph((), (), (), ())
+        self._positions: list[int] = []  # of the parameters in the graph; empty before it is built
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -86,7 +88,7 @@ class NGOptimizer(Optimizer):
                 self.param_groups.pop()
                 name = added["param_names"][i] if "param_names" in added else f"parameter {i} of the group"
                 raise ValueError(f"NGOptimizer: '{name}': expected a real parameter; got {p.dtype}")
-        if self.graph is not None:
+        if self._positions:
             self._connect()
 
     @overload
@@ -109,9 +111,7 @@ class NGOptimizer(Optimizer):
             delta = deltas[position]
             if delta is not None:
                 p.add_(delta)
-                self.state[p].update(
-                    step=new.step[position], **dict(zip(MOMENTA, new.exp_avgs[position], strict=True))
-                )
+                self.state[p].update(step=new.step[position], **dict(zip(MOMENTA, new.exp_avgs[position], strict=True)))
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -150,16 +150,15 @@ class NGOptimizer(Optimizer):
         if self._given_graph is None:
             self.graph, self._positions = infer_graph(specs), list(range(len(specs)))
             return
-        places = self._find(specs, ids)
+        places = self._find(self._given_graph.parameters, specs, ids)
         extra = [spec for spec, place in zip(specs, places, strict=True) if place is None]
         self.graph = join_graphs(self._given_graph, infer_graph(extra)) if extra else self._given_graph
         numbers = iter(range(len(self._given_graph.parameters), len(self.graph.parameters)))
         self._positions = [next(numbers) if place is None else place for place in places]
 
-    def _find(self, specs: list[ParameterSpec], ids: list[int]) -> list[int | None]:
+    def _find(self, given: tuple[ParameterSpec, ...], specs: list[ParameterSpec], ids: list[int]) -> list[int | None]:
         """Positions of the parameters in the given graph; None for those that are not in it."""
-        given = self._given_graph.parameters
-        known = getattr(self, "_positions", [])
+        known = self._positions
         if self._given_ids is not None:
             return [self._given_ids.get(i) for i in ids]
         if known:  # parameters that were added later
@@ -175,9 +174,7 @@ class NGOptimizer(Optimizer):
             )
         for spec, i in zip(specs, found, strict=True):
             if spec.shape != given[i].shape:
-                raise ValueError(
-                    f"NGOptimizer: '{spec.name}': graph expects shape {given[i].shape}; got {spec.shape}"
-                )
+                raise ValueError(f"NGOptimizer: '{spec.name}': graph expects shape {given[i].shape}; got {spec.shape}")
         return list(found)
 
     def _collect(self, members: list) -> tuple[list[Tensor], list[Tensor | None], State, Hyper]:
@@ -186,7 +183,7 @@ class NGOptimizer(Optimizer):
         size = len(self.graph.parameters)
         params = [like.new_zeros(()).expand(spec.shape) for spec in self.graph.parameters]
         grads: list[Tensor | None] = [None] * size
-        state, hyper = State([None] * size, [None] * size), Hyper([0.0] * size, [0.0] * size)
+        state, lr, weight_decay = State([like.new_zeros(())] * size, [[]] * size), [0.0] * size, [0.0] * size
         for position, (p, group) in zip(self._positions, members, strict=True):
             params[position] = p
             if p.grad is None:
@@ -200,10 +197,10 @@ class NGOptimizer(Optimizer):
             grads[position] = p.grad
             state.step[position] = own["step"]
             state.exp_avgs[position] = [own[key] for key in MOMENTA]
-            hyper.lr[position], hyper.weight_decay[position] = group["lr"], group["weight_decay"]
-        return params, grads, state, hyper
+            lr[position], weight_decay[position] = group["lr"], group["weight_decay"]
+        return params, grads, state, Hyper(lr, weight_decay)
 
-    def _metanet_for(self, members: list) -> nn.Module:
+    def _metanet_for(self, members: list) -> Metanet:
         """The metanet in the precision and on the device of the parameters."""
         dtype = max((state_dtype(p) for p, _ in members), key=lambda d: d.itemsize)
         key = (dtype, members[0][0].device)

@@ -59,10 +59,7 @@ class Split:
             returns: (*leading, b, channels, height, width) float32, (*leading, b) int64
         """
         indices = indices.to(self.images.device)
-        mean, std = (
-            torch.tensor(moment, device=self.images.device)[:, None, None]
-            for moment in (self.mean, self.std)
-        )
+        mean, std = (torch.tensor(moment, device=self.images.device)[:, None, None] for moment in (self.mean, self.std))
         # In the order of torchvision's ToTensor and Normalize, to agree with them bit for bit.
         images = self.images[indices].float().div_(255).sub_(mean).div_(std)
         return images, self.labels[indices]
@@ -139,10 +136,7 @@ def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDat
 
 def sha256_of(arrays: Arrays) -> dict[str, str]:
     """SHA-256 of each array's bytes in row-major order (little-endian), as hexadecimal digits."""
-    return {
-        key: hashlib.sha256(array.contiguous().numpy().data.cast("B")).hexdigest()
-        for key, array in arrays.items()
-    }
+    return {key: hashlib.sha256(array.contiguous().numpy().data.cast("B")).hexdigest() for key, array in arrays.items()}
 
 
 def _split(name: str, recipe: "Recipe", arrays: Arrays) -> ImageDataset:
@@ -240,6 +234,9 @@ MNIST_MOMENTS = (0.1307,), (0.3081,)  # of MNIST; customary for FashionMNIST too
 CIFAR10_MOMENTS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
 
+# The hashes are those of the published files: MNIST's IDX files have their known MD5, and Debian's
+# gzip files of FashionMNIST have torchvision's, once name and time are put back into the headers.
+# CIFAR-10 has the published means, labels and counts (tests/tasks/test_datasets.py).
 DATASETS = {
     "fashion-mnist": Recipe(
         10,

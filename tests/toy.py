@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from meta_train.problems import Metrics
 from meta_train.random import seeded
+from ngopt.models import Metanet
 from ngopt.models.feedforward import FeedForwardConfig
 
 
@@ -47,15 +48,14 @@ class Regression32(Regression):
         return inputs.float(), targets.float()
 
 
-class RecoveredGradient(nn.Module):
+class RecoveredGradient(Metanet):
     """A hand-designed rule with one learnable step size: u = -lr * g.
 
     The preprocessing loses nothing, so the gradient can be had back from its two features.
     """
 
     def __init__(self, lr: float = 0.1):
-        super().__init__()
-        self.config = FeedForwardConfig()
+        super().__init__(FeedForwardConfig())
         self.lr = nn.Parameter(torch.tensor(lr, dtype=torch.float64))
 
     def forward(self, features: Tensor, graph) -> Tensor:
@@ -63,12 +63,11 @@ class RecoveredGradient(nn.Module):
         return -self.lr * sign * torch.exp(10 * log)
 
 
-class Drift(nn.Module):
+class Drift(Metanet):
     """Dynamics linear in the meta-parameters: every parameter moves by theta at each step."""
 
     def __init__(self):
-        super().__init__()
-        self.config = FeedForwardConfig()
+        super().__init__(FeedForwardConfig())
         self.theta = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
     def forward(self, features: Tensor, graph) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ngopt.graph.core import NeuralGraph, ParameterSpec
 from ngopt.graph.topology import GraphBuilder
@@ -65,9 +66,6 @@ def _uncertain(parameters: Sequence[ParameterSpec]) -> set[int]:
 def _is_plain_chain(parameters: Sequence[ParameterSpec], weights: Sequence[tuple[int, ...]]) -> bool:
     if not weights or weights[0][0] == weights[0][1]:
         return False
-    chained = all(
-        _slots(ParameterSpec("", shape), before[0]) is not None
-        for before, shape in zip(weights, weights[1:], strict=False)
-    )
+    chained = all(_slots(ParameterSpec("", shape), before[0]) is not None for before, shape in pairwise(weights))
     vectors = len(parameters) - len(weights)
     return chained and vectors <= len(weights)

@@ -90,9 +90,7 @@ def _layer_name(spec: ParameterSpec) -> str:
 def join_graphs(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
     """The disjoint union: parameters, groups and blocks of the second after those of the first."""
     p, g = len(first.parameters), len(first.groups)
-    blocks = (
-        replace(b, parameter=b.parameter + p, source=b.source + g, target=b.target + g) for b in second.blocks
-    )
+    blocks = (replace(b, parameter=b.parameter + p, source=b.source + g, target=b.target + g) for b in second.blocks)
     biases = (Bias(b.parameter + p, b.group + g) for b in second.biases)
     return NeuralGraph(
         (*first.parameters, *second.parameters),

@@ -40,9 +40,7 @@ def kernel_tiles(slot_shape: tuple[int, ...], kernel: tuple[int, int]) -> tuple[
     for corner in product(*(range(0, n, size) for n, size in zip(slot_shape, sizes, strict=True))):
         extent = [min(size, n - c) for n, size, c in zip(slot_shape, sizes, corner, strict=True)]
         offsets = list(product(*(range(n) for n in extent)))
-        slots = tuple(
-            sum((c + o) * s for c, o, s in zip(corner, offset, strides, strict=True)) for offset in offsets
-        )
+        slots = tuple(sum((c + o) * s for c, o, s in zip(corner, offset, strides, strict=True)) for offset in offsets)
         tiles.append(Tile(slots, _centred(extent, offsets, space)))
     return tuple(tiles)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ngopt.features import NUM_FEATURES
 from ngopt.graph.core import NeuralGraph
+from ngopt.models.metanet import Metanet
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,18 @@ class UpdateMLP(nn.Module):
         return self.output_scale * direction * torch.exp(self.magnitude_scale * magnitude)
 
 
-class FeedForward(nn.Module):
+class FeedForward(Metanet):
     """The metanet "ff": sees every parameter alone, not the graph.
 
     Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel).
     """
 
+    name = "ff"
     Config = FeedForwardConfig
 
     def __init__(self, config: FeedForwardConfig | None = None):
-        super().__init__()
-        self.config = config = config or FeedForwardConfig()
+        config = config or FeedForwardConfig()
+        super().__init__(config)
         self.head = UpdateMLP(NUM_FEATURES, config.hidden, config.output_scale, config.magnitude_scale)
 
     def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:

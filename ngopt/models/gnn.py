@@ -19,6 +19,7 @@ from ngopt.features import NUM_FEATURES
 from ngopt.graph.core import EdgeBlock, GraphValues, NeuralGraph
 from ngopt.models.encoders import POSITION_FEATURES, SlotDecoder, SlotEncoder, node_positions
 from ngopt.models.feedforward import FeedForward, UpdateMLP
+from ngopt.models.metanet import Metanet
 
 # Inside the root of the standard deviation, so that its derivative is bounded where messages tie.
 STD_EPSILON = 1e-5
@@ -153,7 +154,7 @@ class GraphNetwork(nn.Module):
         return nodes
 
 
-class NeuralGraphGNN(nn.Module):
+class NeuralGraphGNN(Metanet):
     """The metanet "ng-gnn": features go through the GNN; the FF sees them and the GNN's output.
 
     Values that are not finite do not enter the messages: they stay with the parameter they belong to.
@@ -161,17 +162,16 @@ class NeuralGraphGNN(nn.Module):
     Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel).
     """
 
+    name = "ng-gnn"
     Config = GNNConfig
 
     def __init__(self, config: GNNConfig | None = None):
-        super().__init__()
-        self.config = config = config or GNNConfig()
+        config = config or GNNConfig()
+        super().__init__(config)
         self.gnn = GraphNetwork(
             NUM_FEATURES, config.d_out, config.width, config.layers, config.kernel, config.log_degree
         )
-        self.head = UpdateMLP(
-            NUM_FEATURES + config.d_out, config.hidden, config.output_scale, config.magnitude_scale
-        )
+        self.head = UpdateMLP(NUM_FEATURES + config.d_out, config.hidden, config.output_scale, config.magnitude_scale)
 
     @classmethod
     def from_feedforward(cls, feedforward: FeedForward) -> NeuralGraphGNN:
@@ -189,7 +189,7 @@ class NeuralGraphGNN(nn.Module):
         first = state["layers.0.weight"]  # (hidden, 14)
         state["layers.0.weight"] = torch.cat([first, first.new_zeros(len(first), metanet.config.d_out)], dim=1)
         metanet.head.load_state_dict(state)
-        metanet.recipe = getattr(feedforward, "recipe", None)
+        metanet.recipe = feedforward.recipe
         return metanet
 
     def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:

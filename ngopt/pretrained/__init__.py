@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ngopt.models import METANETS
+from ngopt.models import METANETS, Metanet
 
 FORMAT = "ngopt-1"
 FOLDER = Path(__file__).parent
@@ -31,7 +31,7 @@ def list_pretrained() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
-def load_pretrained(weights: str | os.PathLike = "default") -> nn.Module:
+def load_pretrained(weights: str | os.PathLike = "default") -> Metanet:
     """The metanet of a bundled weights file (by name) or of a file (by path), in float32 on the CPU.
 
     The metanet has `recipe` and `table`, what the file says of its meta-training and results.
@@ -59,7 +59,7 @@ def load_pretrained(weights: str | os.PathLike = "default") -> nn.Module:
     return metanet.requires_grad_(False)
 
 
-def save_pretrained(metanet: nn.Module, path: str | os.PathLike, recipe: dict[str, Any], table: dict[str, Any]) -> None:
+def save_pretrained(metanet: Metanet, path: str | os.PathLike, recipe: dict[str, Any], table: dict[str, Any]) -> None:
     """Writes a weights file, all of it or nothing.
 
     recipe: how the weights were made. table: what was measured with them. Both must be JSON.
@@ -68,7 +68,7 @@ def save_pretrained(metanet: nn.Module, path: str | os.PathLike, recipe: dict[st
     config = json.dumps(asdict(metanet.config))
     metadata = {
         "format": FORMAT,
-        "metanet": metanet_name(metanet),
+        "metanet": metanet.name,
         "config": config,
         "recipe": json.dumps(recipe),
         "table": json.dumps(table),
@@ -86,15 +86,9 @@ def save_pretrained(metanet: nn.Module, path: str | os.PathLike, recipe: dict[st
         raise
 
 
-def metanet_name(metanet: nn.Module) -> str:
-    """The name under which `METANETS` has the metanet's class."""
-    return next((name for name, cls in METANETS.items() if type(metanet) is cls), type(metanet).__name__)
-
-
-def weights_hash(metanet: nn.Module) -> str:
+def weights_hash(metanet: Metanet) -> str:
     """Identifies a metanet: SHA-256 over its tensors and config, whatever device or dtype they are in."""
-    config = getattr(metanet, "config", None)
-    return _hash(metanet.state_dict(), json.dumps(asdict(config)) if config is not None else "")
+    return _hash(metanet.state_dict(), json.dumps(asdict(metanet.config)))
 
 
 def _resolve(weights: str | os.PathLike) -> Path:
@@ -110,7 +104,7 @@ def _resolve(weights: str | os.PathLike) -> Path:
     )
 
 
-def _build(path: Path, metadata: dict[str, str]) -> nn.Module:
+def _build(path: Path, metadata: dict[str, str]) -> Metanet:
     name = metadata.get("metanet")
     if name not in METANETS:
         raise ValueError(f"weights file '{path}': expected a metanet out of {', '.join(METANETS)}; got {name!r}")

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
@@ -26,7 +28,9 @@ def by_autograd(task, metanet, steps, weight_decay, limit=float("inf")):
     mean = torch.stack(losses).mean()
     gradient = torch.autograd.grad(mean, list(metanet.parameters()), allow_unused=True)
     weights = metanet.parameters()
-    return mean, torch.cat([torch.zeros_like(w).flatten() if g is None else g.flatten() for g, w in zip(gradient, weights, strict=True)])
+    return mean, torch.cat(
+        [torch.zeros_like(w).flatten() if g is None else g.flatten() for g, w in zip(gradient, weights, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("name", sorted(METANETS))
@@ -48,7 +52,7 @@ def test_clamped_losses_have_no_gradient():
     task, metanet = Task(Regression(), seed=1), METANETS["ff"]().double()
     free = TBPTT()
     losses = [free.estimate(task, metanet, task.start(metanet), k)[0].meta_loss * k for k in range(1, 5)]
-    single = [losses[0], *(b - a for a, b in zip(losses, losses[1:], strict=False))]
+    single = [losses[0], *(b - a for a, b in pairwise(losses))]
     limit = sum(single) / 4  # some losses above, some below
     assert min(single) < limit < max(single)
     found, _ = TBPTT(loss_limit=limit).estimate(task, metanet, task.start(metanet), 4)

@@ -17,9 +17,7 @@ def test_momenta_in_closed_form():
 
 def test_preprocessing_by_hand():
     x = torch.tensor([[1.0, -exp(-3.0)], [exp(-10.0), 0.0], [-0.5 * exp(-10.0), exp(2.0)]], dtype=torch.float64)
-    expected = torch.tensor(
-        [[0, -0.3, 1, -1], [-1, -1, 1, 0], [-1, 0.2, -0.5, 1]], dtype=torch.float64
-    )
+    expected = torch.tensor([[0, -0.3, 1, -1], [-1, -1, 1, 0], [-1, 0.2, -0.5, 1]], dtype=torch.float64)
     torch.testing.assert_close(preprocess(x), expected)
     assert preprocess(torch.tensor([[2.0]]), cutoff=5)[0, 0].item() == torch.tensor(log(2) / 5).item()
 

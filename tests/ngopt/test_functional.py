@@ -58,7 +58,8 @@ def test_nothing_changes_in_place(case):
     before = [t.clone() for t in (*params, *grads, *(m for e in state.exp_avgs for m in e))]
     update(grads, state, params, graph, metanet, constant(graph, weight_decay=1.0))
     assert all(
-        torch.equal(a, b) for a, b in zip(before, (*params, *grads, *(m for e in state.exp_avgs for m in e)), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(before, (*params, *grads, *(m for e in state.exp_avgs for m in e)), strict=True)
     )
 
 

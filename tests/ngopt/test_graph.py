@@ -30,7 +30,8 @@ def test_hand_written_graph():
 def test_gather_scatter_identity(dtype, features, batch):
     graph = build_graph(cnn())
     values = [
-        (1000 * torch.randn(*batch, *s.shape, *features, dtype=torch.complex128)).to(torch.complex64) for s in graph.parameters
+        (1000 * torch.randn(*batch, *s.shape, *features, dtype=torch.complex128)).to(torch.complex64)
+        for s in graph.parameters
     ]
     values = [v if dtype.is_complex else v.real.to(dtype) for v in values]
     back = graph.scatter(graph.gather(values, len(batch)), len(batch))
@@ -59,7 +60,14 @@ def topology(graph):
 
 @pytest.mark.parametrize(
     "model",
-    [mlp(5, 7, 4, 3), mlp(5, 8, 8, 8, 3), cnn(), paper_cnn(1, (16, 32, 32)), paper_cnn(3, (32, 64, 64)), nn.Linear(4, 2)],
+    [
+        mlp(5, 7, 4, 3),
+        mlp(5, 8, 8, 8, 3),
+        cnn(),
+        paper_cnn(1, (16, 32, 32)),
+        paper_cnn(3, (32, 64, 64)),
+        nn.Linear(4, 2),
+    ],
     ids=["mlp", "square mlp", "cnn", "fm-16", "c10-32", "linear"],
 )
 def test_parameters_alone_give_the_traced_topology(model):

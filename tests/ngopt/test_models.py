@@ -93,7 +93,9 @@ def test_stacked_graphs_equal_a_loop(name):
     torch.testing.assert_close(mapped, loop, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (4,), (9,), (49,), (3, 3), (1, 3), (2, 2), (5, 5), (7, 4), (3, 3, 3), (2, 5, 4)])
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (4,), (9,), (49,), (3, 3), (1, 3), (2, 2), (5, 5), (7, 4), (3, 3, 3), (2, 5, 4)]
+)
 def test_tiles_hold_every_slot_once(shape):
     tiles = kernel_tiles(shape, (3, 3))
     slots = sorted(slot for tile in tiles for slot in tile.slots)

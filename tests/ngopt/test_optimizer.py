@@ -206,7 +206,9 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
         assert all(torch.equal(v, saved["opt"]["state"][number][k]) for k, v in state.items())
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
 def test_copies_go_on_alike(metanet, duplicate):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)

@@ -32,7 +32,9 @@ def test_save_and_load(file):
     loaded = load_pretrained(path)
     assert loaded.config == metanet.config
     assert weights_hash(loaded) == weights_hash(metanet)
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), metanet.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), metanet.state_dict().values(), strict=True)
+    )
     assert (loaded.recipe, loaded.table) == ({"stages": ["one"]}, {"fm-16": 0.5})
     assert list(path.parent.iterdir()) == [path]
 

@@ -1,0 +1,35 @@
+import json
+
+import pytest
+import torch
+
+from meta_train import demo
+from ngopt.models import FeedForward
+from ngopt.pretrained import save_pretrained
+from tests.meta_train.toy import TOY
+
+
+def test_the_demonstration_writes_a_table_a_picture_and_results(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(1)
+    weights, folder = tmp_path / "ff.safetensors", tmp_path / "demo"
+    save_pretrained(FeedForward(), weights, {}, {})
+    monkeypatch.setattr(demo, "PROBLEM", TOY)
+    monkeypatch.setattr("sys.argv", f"demo --steps 40 --weights {weights} --folder {folder}".split())
+    demo.main()
+    records = json.loads((folder / "results.json").read_text())["records"]
+    adam, learned = records.values()
+    assert list(records) == ["Adam (lr 0.006)", f"NGOptimizer ({weights})"]
+    assert (adam["run"]["optimizer"], adam["run"]["lr"], adam["run"]["steps"]) == ("adam", 0.006, 40)
+    assert learned["run"]["weights"] is not None
+    assert adam["losses"][0] == learned["losses"][0]
+    assert adam["losses"][1:] != learned["losses"][1:]
+    printed = capsys.readouterr().out
+    for r in (adam, learned):
+        assert f"{100 * r['test']['accuracy']:.2f}" in printed
+    assert str(folder / "curves.png") in printed
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(ValueError, match="'nowhere'"):
+        demo.demo(demo.Config(weights="nowhere", folder=str(tmp_path)))

@@ -1,0 +1,117 @@
+from math import cos, pi
+
+import pytest
+import torch
+from torch import nn
+
+from meta_train.optimizers import OPTIMIZERS, MuonWithAdam, cosine_schedule, load_optimizer
+from ngopt import NGOptimizer, load_pretrained
+from ngopt.models import FeedForward
+from ngopt.pretrained import save_pretrained, weights_hash
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "ff.safetensors"
+    torch.manual_seed(1)
+    save_pretrained(FeedForward(), path, {}, {})
+    return str(path)
+
+
+def small_cnn():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3))
+
+
+def test_muon_on_kernels_is_torchs_muon_on_matrices():
+    torch.manual_seed(0)
+    kernel, bias = nn.Parameter(torch.randn(4, 2, 3, 3)), nn.Parameter(torch.randn(4))
+    matrix, flat_bias = nn.Parameter(kernel.detach().flatten(1).clone()), nn.Parameter(bias.detach().clone())
+    before, storage = kernel.detach().clone(), kernel.data_ptr()
+    ours = MuonWithAdam([kernel, bias], lr=0.1)
+    theirs = [torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0), torch.optim.Adam([flat_bias], lr=0.1)]
+    for lr in (0.1, 0.1, 0.03):
+        kernel.grad, bias.grad = torch.randn_like(kernel), torch.randn_like(bias)
+        matrix.grad, flat_bias.grad = kernel.grad.flatten(1).clone(), bias.grad.clone()
+        for optimizer in (ours, *theirs):
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+    assert torch.equal(kernel.flatten(1), matrix)
+    assert torch.equal(bias, flat_bias)
+    assert kernel.data_ptr() == storage
+    assert (kernel != before).all()
+
+
+def test_muon_leaves_parameters_without_gradient_alone():
+    model = small_cnn()
+    optimizer = MuonWithAdam(model.parameters(), lr=0.1)
+    model(torch.randn(2, 2, 3, 3)).sum().backward()
+    optimizer.step()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.zero_grad()
+    optimizer.step()
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_muon_refuses_kernels_that_have_no_matrix_view():
+    kernel = nn.Parameter(torch.randn(4, 2, 3, 3).to(memory_format=torch.channels_last))
+    with pytest.raises(ValueError, match="contiguous kernels; got strides"):
+        MuonWithAdam([kernel], lr=0.1)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.2])
+def test_cosine_schedule_by_hand(warmup):
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = cosine_schedule(optimizer, 10, warmup)
+    lrs = []
+    for _ in range(10):
+        lrs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    rest = 8 if warmup else 10
+    expected = ([0.25, 0.5] if warmup else []) + [0.25 * (1 + cos(pi * i / rest)) for i in range(rest)]
+    assert lrs == pytest.approx(expected)
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "learned"])
+def test_every_optimizer_moves_every_parameter(name, weights):
+    spec = load_optimizer(weights if name == "learned" else name)
+    model = small_cnn()
+    optimizer, _ = spec.build(model, spec.lrs[0] if spec.lrs else None, 10)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.randn(2, 2, 3, 3)).square().sum().backward()
+    optimizer.step()
+    assert all((p != b).any() for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_the_muon_baseline_warms_up_and_has_the_rate_it_is_given():
+    optimizer, scheduler = load_optimizer("muon-cosine").build(small_cnn(), 0.02, 100)
+    assert isinstance(optimizer, MuonWithAdam)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02 / 5)
+    for _ in range(4):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
+
+
+def test_learned_optimizers_are_found_by_path(weights):
+    spec = load_optimizer(weights)
+    optimizer, scheduler = spec.build(small_cnn(), None, 10)
+    assert isinstance(optimizer, NGOptimizer)
+    assert scheduler is None
+    assert spec.lrs == ()
+    assert spec.weights == weights_hash(load_pretrained(weights)) == optimizer.param_groups[0]["weights"]
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    assert optimizer.param_groups[0]["total_steps"] == 10
+
+
+def test_an_unknown_name_is_told_what_is_known():
+    with pytest.raises(ValueError, match="optimizer 'adm': expected one of adam, adam-cosine, muon-cosine, default"):
+        load_optimizer("adm")
+
+
+def test_a_baseline_needs_a_learning_rate():
+    with pytest.raises(ValueError, match=r"optimizer 'adam': expected a learning rate, such as 0\.001"):
+        load_optimizer("adam").build(small_cnn(), None, 10)

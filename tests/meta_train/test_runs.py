@@ -1,0 +1,172 @@
+import json
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from meta_train import runs
+from meta_train.random import seeded
+from meta_train.runs import Run, execute, record_path, train, write_json
+from meta_train.unroll import Task, unroll
+from ngopt.models import FeedForward
+from ngopt.pretrained import save_pretrained, weights_hash
+from tests.meta_train.toy import TOY, Toy
+
+ADAM = Run(TOY, "adam", 0.01, None, seed=0, steps=12, phase="evaluation", curve_every=5)
+TIMES = ("ms_per_step", "optimizer_ms_per_step", "seconds")
+
+
+@pytest.fixture
+def bar():
+    with tqdm(disable=True) as bar:
+        yield bar
+
+
+@pytest.fixture
+def learned(tmp_path):
+    """A run with random weights, and its metanet."""
+    torch.manual_seed(1)
+    metanet = FeedForward()
+    path = tmp_path / "ff.safetensors"
+    save_pretrained(metanet, path, {}, {})
+    return replace(ADAM, optimizer=str(path), lr=None, weights=weights_hash(metanet)), metanet
+
+
+def without_times(record):
+    return {key: value for key, value in record.items() if key not in TIMES}
+
+
+def test_initial_weights_batches_and_dropout_depend_on_the_seed_alone(learned):
+    # At learning rate 0 the weights stay, so every loss shows the batch and the dropout of its step.
+    still = [replace(run, lr=0.0) for run in (ADAM, replace(ADAM, optimizer="muon-cosine"), learned[0])]
+    first, *others = [train(run)["losses"] for run in still]
+    assert len(set(first)) == ADAM.steps
+    assert all(losses == first for losses in others)
+    assert train(replace(still[0], seed=1))["losses"][0] != first[0]
+
+
+def test_a_learned_run_is_the_unroll_that_meta_training_sees(learned):
+    run, metanet = learned
+    task = Task(Toy(), run.seed)
+    inner, losses = unroll(task, task.start(metanet), metanet, run.steps, task.hyper())
+    record = train(run)
+    torch.testing.assert_close(torch.tensor(record["losses"]), losses)
+    assert record["test"]["accuracy"] == Toy().evaluate(task.model_at(inner), "test").accuracy
+
+
+def test_a_record_holds_what_a_plain_training_loop_gives():
+    problem, model, losses = Toy(), Toy().init(0), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in range(60):
+        with seeded(0, 2, step):
+            loss = problem.loss(model, problem.batch(0, step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    record = train(replace(ADAM, steps=60, curve_every=25))
+    assert record["losses"] == losses
+    assert record["train_loss"] == pytest.approx(fmean(losses[10:]))
+    assert record["curve"]["steps"] == [0, 25, 50, 60]
+    for split in ("validation", "test"):
+        assert record[split] == problem.evaluate(model.eval(), split)._asdict()
+    assert record["curve"]["accuracy"][-1] == record["validation"]["accuracy"]
+    assert 0 < record["optimizer_ms_per_step"] < record["ms_per_step"]
+
+
+def test_the_scheduler_acts_from_the_second_step_on():
+    constant, cosine = (train(replace(ADAM, optimizer=name))["losses"] for name in ("adam", "adam-cosine"))
+    assert cosine[:2] == constant[:2]
+    assert cosine[2] != constant[2]
+
+
+def test_tuning_never_sees_the_test_split(monkeypatch):
+    seen, evaluate = set(), Toy.evaluate
+
+    def spy(self, model, split, limit=None):
+        seen.add(split)
+        return evaluate(self, model, split, limit)
+
+    monkeypatch.setattr(Toy, "evaluate", spy)
+    assert "test" not in train(replace(ADAM, phase="tuning"))
+    assert seen == {"validation"}
+    train(ADAM)
+    assert seen == {"validation", "test"}
+
+
+def test_a_run_that_diverges_is_recorded():
+    record = train(replace(ADAM, lr=1e37))
+    assert record["diverged"]
+    assert record["train_loss"] is None
+    assert None in record["losses"]
+    assert 0 <= record["test"]["accuracy"] <= 1
+    json.dumps(record, allow_nan=False)
+    assert not train(ADAM)["diverged"]
+
+
+def test_other_weights_than_the_runs_are_refused(learned):
+    with pytest.raises(ValueError, match="expected weights abc; got"):
+        train(replace(learned[0], weights="abc"))
+
+
+def test_finished_runs_are_read_and_the_others_made(tmp_path, bar, monkeypatch):
+    other = replace(ADAM, seed=1)
+    (first,) = execute([ADAM], tmp_path, 1, bar)
+    made = []
+    monkeypatch.setattr(runs, "train", lambda run: (made.append(run), train(run))[1])
+    again, second = execute([ADAM, other], tmp_path, 1, bar)
+    assert made == [other]
+    assert again == first
+    assert second["run"]["seed"] == 1
+
+
+def test_an_interruption_keeps_what_was_finished(tmp_path, bar, monkeypatch):
+    other = replace(ADAM, seed=1)
+
+    def interrupted(run):
+        if run == other:
+            raise KeyboardInterrupt
+        return train(run)
+
+    monkeypatch.setattr(runs, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute([ADAM, other], tmp_path, 1, bar)
+    assert list(tmp_path.iterdir()) == [record_path(tmp_path, ADAM)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"problem": "a"},
+        {"optimizer": "b"},
+        {"lr": 1.0},
+        {"weights": "c"},
+        {"seed": 9},
+        {"steps": 9},
+        {"phase": "tuning"},
+        {"curve_every": 9},
+    ],
+)
+def test_runs_that_differ_have_different_files(change, tmp_path):
+    assert record_path(tmp_path, replace(ADAM, **change)) != record_path(tmp_path, ADAM)
+
+
+@pytest.mark.slow
+def test_processes_change_nothing_but_the_times(tmp_path, bar):
+    pending = [replace(ADAM, seed=seed) for seed in range(3)]
+    spread = execute(pending, tmp_path, 2, bar)
+    alone = [train(run) for run in pending]
+    for a, b in zip(spread, alone, strict=True):
+        assert {**without_times(a), "threads": 0} == {**without_times(b), "threads": 0}
+    assert {record["threads"] for record in spread} == {1}
+
+
+def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(ValueError, match="nan"):
+        write_json(path, {"y": [1.0] * 10000, "x": float("nan")})
+    assert json.loads(path.read_text()) == {"x": 1}
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,52 @@
+"""Problems so small that a whole run takes milliseconds; `load_problem` finds them as TOY and CONTRARY."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from meta_train.problems import Metrics
+from meta_train.random import seeded
+
+TOY = f"{__name__}:Toy"
+CONTRARY = f"{__name__}:Contrary"
+
+
+class Toy:
+    """Which of three outputs of a linear map is largest; a network with dropout and running statistics."""
+
+    name = "toy"
+
+    def init(self, seed):
+        with seeded(seed, 0):
+            return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+
+    def batch(self, seed, step):
+        return self._examples(16, seed, 1, step)
+
+    def loss(self, model, batch):
+        assert model.training
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    @torch.no_grad()
+    def evaluate(self, model, split, limit=None):
+        assert not model.training
+        x, y = (part[:limit] for part in self._examples(200, {"validation": 7, "test": 8}[split]))
+        logits = model(x)
+        return Metrics(F.cross_entropy(logits, y).item(), (logits.argmax(-1) == y).float().mean().item())
+
+    def _examples(self, size, *key):
+        with seeded(3):
+            truth = torch.randn(6, 3)
+        with seeded(*key):
+            x = torch.randn(size, 6)
+        return x, (x @ truth).argmax(-1)
+
+
+class Contrary(Toy):
+    """Test accuracy is what validation accuracy lacks, so that the best on one is the worst on the other."""
+
+    name = "contrary"
+
+    def evaluate(self, model, split, limit=None):
+        metrics = super().evaluate(model, "validation", limit)
+        return metrics if split == "validation" else Metrics(metrics.loss, 1 - metrics.accuracy)
