@@ -32,7 +32,7 @@ class Regression:
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.mse_loss(model(batch[0]), batch[1])
 
-    def evaluate(self, model: nn.Module, split: str) -> Metrics:
+    def evaluate(self, model: nn.Module, split: str, limit: int | None = None) -> Metrics:
         loss = self.loss(model, self.batch({"validation": -1, "test": -2}[split], 0)).item()
         return Metrics(loss, 1 / (1 + loss))
 

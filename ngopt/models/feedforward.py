@@ -40,7 +40,7 @@ class UpdateMLP(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for a, b in pairwise((d_in, *hidden)):
-            layers += [nn.Linear(a, b), nn.ReLU()]
+            layers += [nn.Linear(a, b), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Linear((d_in, *hidden)[-1], 2))
         self.output_scale = output_scale
         self.magnitude_scale = magnitude_scale

@@ -1,0 +1,23 @@
+"""The bundled optimizer on real data."""
+
+import pytest
+
+from meta_train.runs import Run, train
+from ngopt import load_pretrained
+from ngopt.pretrained import weights_hash
+from tasks.datasets import DatasetUnavailable, load_dataset
+
+STEPS = 200
+
+
+@pytest.mark.slow
+def test_ng_gnn_beats_adam_on_fashion_mnist():
+    try:
+        load_dataset("fashion-mnist")
+    except DatasetUnavailable as error:
+        pytest.skip(f"FashionMNIST cannot be had: {error}")
+    weights = weights_hash(load_pretrained("ng-gnn"))
+    learned = train(Run("fm-16", "ng-gnn", None, weights, 7, STEPS, "evaluation", STEPS))
+    adam = train(Run("fm-16", "adam", 0.006, None, 7, STEPS, "evaluation", STEPS))
+    assert learned["train_loss"] < adam["train_loss"]
+    assert learned["test"]["accuracy"] > 0.7

@@ -1,0 +1,63 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "ngopt": {"ngopt"},
+    "tasks": {"ngopt", "tasks"},
+    "meta_train": {"ngopt", "tasks", "meta_train"},
+}
+DEPENDENCIES = {"torch", "numpy", "safetensors"}
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level names of all modules that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_imports_go_one_way(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for file in files:
+        found = imported(file) & MAY_IMPORT.keys()
+        assert found <= MAY_IMPORT[package], f"{file.relative_to(ROOT)} imports {found - MAY_IMPORT[package]}"
+
+
+def test_importing_ngopt_needs_its_dependencies_alone():
+    # every other third-party module is made unimportable
+    code = f"""
+import importlib.metadata, sys
+allowed = {DEPENDENCIES!r}
+tops = importlib.metadata.packages_distributions()
+needed, todo = set(), ["torch", "numpy", "safetensors"]
+import re
+while todo:  # what the dependencies need themselves
+    name = re.split(r"[^A-Za-z0-9._-]", todo.pop())[0].lower().replace("_", "-")
+    if name in needed:
+        continue
+    needed.add(name)
+    try:
+        todo += [r for r in importlib.metadata.requires(name) or [] if "extra" not in r]
+    except importlib.metadata.PackageNotFoundError:
+        pass
+needed |= {{"ngopt", "setuptools", "pip"}}
+for top, distributions in tops.items():
+    if not any(d.lower().replace("_", "-") in needed for d in distributions):
+        sys.modules[top] = None
+import ngopt
+print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matplotlib"))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["NGOptimizer", "None", "None"]
