@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tyro
 from tqdm import tqdm
 
+from meta_train import cli
 from meta_train.optimizers import load_optimizer
 from meta_train.report import align, plot_curves
 from meta_train.runs import Record, Run, train, write_json
@@ -68,8 +68,7 @@ def cells(label: str, record: Record) -> list[str]:
     ]
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
+def run(config: Config) -> None:
     records = demo(config)
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(Config, run, __doc__)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from tqdm import tqdm
 
+from meta_train import cli
 from meta_train.optimizers import OPTIMIZERS, OptimizerSpec, load_optimizer
 from meta_train.problems import load_problem
 from meta_train.report import HEADER, Row, align, cells, markdown, mean_accuracies, notes, plot_curves, summarize
@@ -138,8 +138,7 @@ def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
     return {key: finite(value) if isinstance(value, float) else value for key, value in row.items()}
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
+def run(config: Config) -> None:
     torch.set_num_threads(1)
     rows = evaluate(config)
     print("\n".join(["", *align(HEADER, [cells(row) for row in rows]), "", *notes(rows, config.steps)]))
@@ -147,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(Config, run, __doc__)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
+from meta_train import cli
 from meta_train.problems import load_problem
 from meta_train.random import derive_seed
 from meta_train.unroll import Task, whole_run
@@ -40,8 +40,7 @@ class Config:
     seed: int = 0
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
+def run(config: Config) -> None:
     torch.set_num_threads(config.threads)
     metanet, problem = load_pretrained(config.weights), load_problem(config.problem)
     rows: list[dict[str, float]] = []
@@ -66,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(Config, run, __doc__)

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from meta_train import cli
 from meta_train.estimators import Estimate
 from meta_train.problems import Metrics
 from meta_train.random import derive_seed, seeded
@@ -104,6 +104,7 @@ class MetaTrainer:
         self.optimizer = torch.optim.AdamW(self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.slots = [Slot(i) for i in range(config.optimizees)]
         self.outer_step, self.best = 0, float("inf")
+        self.log: list[dict[str, Any]] = []  # one record a validation
 
     def run(self) -> None:
         """Trains to the end, resuming where the folder's checkpoint stands."""
@@ -171,8 +172,8 @@ class MetaTrainer:
             results.append(whole_run(task, self.metanet, config.horizon, config.inner_weight_decay))
         metrics = Metrics(*np.mean(results, axis=0).tolist())
         record = {"outer_step": self.outer_step, **metrics._asdict()}
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        self.log.append(record)
+        (self.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.log))
         if metrics.loss < self.best:
             self.best = metrics.loss
             save_pretrained(self.metanet, self.folder / "best.safetensors", self.recipe(), {"validation": record})
@@ -190,6 +191,7 @@ class MetaTrainer:
             "slots": [vars(slot) for slot in self.slots],
             "outer_step": self.outer_step,
             "best": self.best,
+            "log": self.log,
             "config": asdict(self.config),
         }
         part = self.folder / "checkpoint.pt.part"
@@ -205,7 +207,7 @@ class MetaTrainer:
         self.metanet.load_state_dict(state["metanet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.slots = [Slot(**slot) for slot in state["slots"]]
-        self.outer_step, self.best = state["outer_step"], state["best"]
+        self.outer_step, self.best, self.log = state["outer_step"], state["best"], state["log"]
 
 
 def make_metanet(config: Config) -> Metanet:
@@ -268,11 +270,10 @@ def list_of(value: Any) -> Any:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
+def run(config: Config) -> None:
     torch.set_num_threads(1)
     MetaTrainer(config).run()
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(Config, run, __doc__)

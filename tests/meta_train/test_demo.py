@@ -14,8 +14,7 @@ def test_the_demonstration_writes_a_table_a_picture_and_results(tmp_path, monkey
     weights, folder = tmp_path / "ff.safetensors", tmp_path / "demo"
     save_pretrained(FeedForward(), weights, {}, {})
     monkeypatch.setattr(demo, "PROBLEM", TOY)
-    monkeypatch.setattr("sys.argv", f"demo --steps 40 --weights {weights} --folder {folder}".split())
-    demo.main()
+    demo.run(demo.Config(steps=40, weights=str(weights), folder=str(folder)))
     records = json.loads((folder / "results.json").read_text())["records"]
     adam, learned = records.values()
     assert list(records) == ["Adam (lr 0.006)", f"NGOptimizer ({weights})"]

@@ -1,12 +1,10 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from meta_train import sweep
+from meta_train import cli, sweep, train
 from meta_train.estimators import Estimate
 from meta_train.problems import load_problem
 from meta_train.train import Config, MetaTrainer, clip, learning_rate_factor, usable
@@ -136,15 +134,11 @@ def test_learning_rate_schedule(tmp_path):
     assert factors == pytest.approx([0.5, 1.0, 0.505, 0.01])
 
 
-def test_sweep_chooses_the_best_gain_on_validation(tmp_path, monkeypatch, capsys):
+def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
     trainer = MetaTrainer(config(tmp_path))
     trainer.run()
     weights, output = str(tmp_path / "best.safetensors"), str(tmp_path / "gain.safetensors")
-    monkeypatch.setattr(sys, "argv", [
-        "sweep", "--weights", weights, "--output", output, "--problem", TOY, "--gains", "0", "1", "3",
-        "--seeds", "2", "--steps", "10",
-    ])  # fmt: skip
-    sweep.main()
+    sweep.run(sweep.Config(weights, output, problem=TOY, gains=(0, 1, 3), seeds=2, steps=10))
     runs = json.loads((tmp_path / "gain.json").read_text())["runs"]
     assert len(runs) == 6
     accuracy = {g: sum(r["accuracy"] for r in runs if r["gain"] == g) for g in (0.0, 1.0, 3.0)}
@@ -177,13 +171,17 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"checkpoint .* lr = 0.001, got 0.5"):
             MetaTrainer(config(tmp_path, lr=0.5)).run()
 
-    def test_unknown_setting_on_the_command_line(self):
-        found = subprocess.run(
-            [sys.executable, "-m", "meta_train.train", "--folder", "x", "--learning-rate", "1"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert found.returncode == 2
-        assert "learning-rate" in found.stderr + found.stdout
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [(["--learning-rate", "1"], "learning-rate"), (["--metanet", "adam"], "metanet 'adam'")],
+    )
+    def test_mistakes_on_the_command_line(self, tmp_path, monkeypatch, capsys, arguments, message):
+        monkeypatch.setattr("sys.argv", ["train", "--folder", str(tmp_path / "new"), *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main(Config, train.run, None)
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
 
 
 def test_overrides_reach_the_metanet(tmp_path):
