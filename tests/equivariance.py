@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.functional import Hyper, State, init, update
-from ngopt.graph import GraphValues, NeuralGraph
+from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
 
 
 def random_permutations(graph: NeuralGraph, generator: torch.Generator, roles=("hidden",)) -> dict[int, Tensor]:
@@ -22,17 +22,38 @@ def random_permutations(graph: NeuralGraph, generator: torch.Generator, roles=("
 
 
 def permute(graph: NeuralGraph, values: list[Tensor], permutations: dict[int, Tensor]) -> list[Tensor]:
-    """Per-parameter values with the neurons of some groups in another order."""
+    """Per-parameter values with the neurons of some groups in another order.
+
+    Raises KeyError if the permutation does not map edges to edges: it is no symmetry of the topology.
+    """
     biases, edges = graph.gather(values)
-    biases = [
-        b[permutations[place.group]] if place.group in permutations else b
-        for place, b in zip(graph.biases, biases, strict=True)
+
+    def order(group: int) -> list[int]:
+        return permutations[group].tolist() if group in permutations else list(range(graph.groups[group].size))
+
+    moved_biases = []
+    for bias, value in zip(graph.biases, biases, strict=True):
+        neurons = bias.index or range(graph.groups[bias.group].size)
+        place = {n: k for k, n in enumerate(neurons)}
+        moved_biases.append(value[[place[order(bias.group)[n]] for n in neurons]])
+    for block in graph.constants:
+        _moved(block, graph, order)
+    moved = [
+        value.flatten(0, 2)[_moved(block, graph, order)].unflatten(0, block.shape)
+        for block, value in zip(graph.weights, edges, strict=True)
     ]
-    permuted = []
-    for block, e in zip(graph.blocks, edges, strict=True):
-        e = e[permutations[block.target]] if block.target in permutations else e
-        permuted.append(e[:, permutations[block.source]] if block.source in permutations else e)
-    return graph.scatter(GraphValues(tuple(biases), tuple(permuted)))
+    return graph.scatter(GraphValues(tuple(moved_biases), tuple(moved)))
+
+
+def _moved(block: EdgeBlock, graph: NeuralGraph, order) -> list[int]:
+    """For every edge of a block, flat, the edge that comes to its place."""
+    g, t, s = block.shape
+    targets = block.target_index or range(graph.groups[block.target].size)
+    sources = block.source_index or range(graph.groups[block.source].size)
+    ends = [(targets[i * t + j], sources[i * s + k]) for i in range(g) for j in range(t) for k in range(s)]
+    place = {end: k for k, end in enumerate(ends)}
+    target_order, source_order = order(block.target), order(block.source)
+    return [place[target_order[a], source_order[b]] for a, b in ends]
 
 
 def random_values(graph: NeuralGraph, generator: torch.Generator) -> list[Tensor]:

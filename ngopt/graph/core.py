@@ -2,20 +2,26 @@
 
 A neural graph (Kofinas et al. 2024, section 2) has a node for every neuron and an edge for every
 weight. It is stored without single edges: a *group* holds the neurons that one layer produces, a
-*block* the edges of one parameter tensor from a source group to a target group, and a *bias* the
-parameter that is a feature of a group's nodes. Every stored element of every parameter has exactly
-one place, so `NeuralGraph.gather` and `NeuralGraph.scatter` are inverse to each other.
+*block* the edges of one piece of a parameter from a source group to a target group, and a *bias* a
+piece that is a feature of a group's nodes. Every stored element of every parameter has a place, and
+`NeuralGraph.gather` and `NeuralGraph.scatter` are inverse to each other; where a network uses a
+parameter more than once, each use is a place, and scatter averages over them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+EDGE_KINDS = ("residual", "left", "right", "pool", "spread")
+"""What edges of value 1 mean: a sum; the two factors of a product; into and out of a node that stands for several."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +37,57 @@ class ParameterSpec:
 
 
 @dataclass(frozen=True)
+class View:
+    """Which elements of a parameter lie where: a strided view of its flat elements, none of them twice."""
+
+    parameter: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    def is_whole(self, spec: ParameterSpec) -> bool:
+        """Whether the view is the parameter in its own order."""
+        return self.offset == 0 and self.numel == spec.numel and self.strides == contiguous_strides(self.shape)
+
+    def read(self, flat: Tensor) -> Tensor:
+        """(b, numel, f) -> (b, *shape, f)."""
+        b, n, f = flat.shape
+        tail = flat.contiguous()[:, self.offset :]
+        return tail.as_strided((b, *self.shape, f), (n * f, *(s * f for s in self.strides), 1))
+
+    def write(self, flat: Tensor, values: Tensor) -> None:
+        """Puts (b, *shape, f) into a contiguous (b, numel, f), in place."""
+        b, n, f = flat.shape
+        tail = flat[:, self.offset :]
+        tail.as_strided((b, *self.shape, f), (n * f, *(s * f for s in self.strides), 1)).copy_(values)
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+@dataclass(frozen=True)
 class NeuronGroup:
     """The neurons that one layer produces: the units of a linear layer, the channels of a convolution.
 
-    `role` is "input", "hidden", "output" or, for neurons without any edge, "isolated". `depth` is
-    the length of the longest path to the group over that of the longest path in its component:
-    0 at inputs, 1 at the deepest outputs. `transforms` are the parameter-free modules that the
-    network applies to these neurons, in order; they are known only to the trace.
+    `kind` is "neuron", or says what other thing the nodes are: "token" (rows of a table), "product",
+    "head" of an attention, "group" of a GroupNorm, "position". `role` is "input", "hidden",
+    "output" or, for nodes without any edge, "isolated". `depth` is the length of the longest path
+    to the group over that of the longest path in its component: 0 at inputs, 1 at the deepest
+    outputs. `activation` is the name of the function that the network applies to these neurons.
+    `transforms` are the parameter-free modules that a sequential network applies to them.
     """
 
     name: str
     size: int
+    kind: str = "neuron"
     role: str = "isolated"
     depth: float = 0.0
+    activation: str | None = None
     transforms: tuple[nn.Module, ...] = ()
 
 
@@ -56,19 +100,33 @@ class Convolution:
     dilation: tuple[int, ...]
 
 
+Index = tuple[int, ...] | None
+"""Neurons of a group, in the order in which a block or bias has them; None for all of them."""
+
+
 @dataclass(frozen=True)
 class EdgeBlock:
-    """All edges of one weight: from every neuron of `source` to every neuron of `target`.
+    """Edges from neurons of `source` to neurons of `target`, all alike in what they mean.
 
-    The edge tensor is (n_target, n_source, slots). The slots of an edge are the positions of a
-    kernel or, for a linear layer behind a flattened feature map, the positions of that map;
-    `slot_shape` is their spatial shape, () for a plain weight matrix.
+    The edge tensor is (groups, n_target, n_source, slots): every target of a group is connected to
+    every source of the same group. A dense layer has one group, a grouped convolution several, and
+    a diagonal (the scale of a norm) as many as neurons. Counted through all groups, the targets
+    are the neurons `target_index`, the sources `source_index`.
+
+    The slots of an edge are the positions of a kernel, of a flattened feature map, the gates of a
+    recurrent layer; `slot_shape` is their shape, () for one. `view` says which elements these are,
+    with the shape (groups, n_target, n_source, *slot_shape); None for the edges of value 1 of a
+    residual connection and the like. `kind` tells edges of different meaning apart.
     """
 
-    parameter: int
+    view: View | None
     source: int
     target: int
+    shape: tuple[int, int, int]
     slot_shape: tuple[int, ...] = ()
+    kind: str = "weight"
+    source_index: Index = None
+    target_index: Index = None
     convolution: Convolution | None = None
 
     @property
@@ -78,17 +136,20 @@ class EdgeBlock:
 
 @dataclass(frozen=True)
 class Bias:
-    """A parameter with one element for every neuron of `group`: a feature of its nodes."""
+    """A piece of a parameter that is a feature of nodes: `view` has the shape (n, *slot_shape)."""
 
-    parameter: int
+    view: View
     group: int
+    slot_shape: tuple[int, ...] = ()
+    kind: str = "bias"
+    index: Index = None
 
 
 class GraphValues(NamedTuple):
     """Values on a graph.
 
-    biases: for every `NeuralGraph.biases`, (*batch, n, *features).
-    edges: for every `NeuralGraph.blocks`, (*batch, n_target, n_source, slots, *features).
+    biases: for every `NeuralGraph.biases`, (*batch, n, slots, *features).
+    edges: for every `NeuralGraph.weights`, (*batch, groups, n_target, n_source, slots, *features).
     """
 
     biases: tuple[Tensor, ...]
@@ -99,19 +160,31 @@ class GraphValues(NamedTuple):
 class NeuralGraph:
     """Topology of a network: `groups` of neurons, `blocks` of edges, `biases` on nodes.
 
-    `parameters` lists the parameters in the order in which values are given. Use
-    `ngopt.build_graph` to make one.
+    `parameters` lists the parameters in the order in which values are given; the blocks in
+    `constants` belong to none. `unplaced` names the parameters for which no rule was found, each a
+    component of its own. Use `ngopt.build_graph` to make a graph.
     """
 
     parameters: tuple[ParameterSpec, ...]
     groups: tuple[NeuronGroup, ...]
     blocks: tuple[EdgeBlock, ...]
     biases: tuple[Bias, ...]
+    unplaced: tuple[str, ...] = ()
 
     @property
     def numel(self) -> int:
         """Number of parameter elements in the graph."""
         return sum(spec.numel for spec in self.parameters)
+
+    @cached_property
+    def weights(self) -> tuple[EdgeBlock, ...]:
+        """The blocks whose edges are parameters."""
+        return tuple(block for block in self.blocks if block.view is not None)
+
+    @cached_property
+    def constants(self) -> tuple[EdgeBlock, ...]:
+        """The blocks whose edges have the value 1."""
+        return tuple(block for block in self.blocks if block.view is None)
 
     def gather(self, values: Sequence[Tensor], batch_dims: int = 0) -> GraphValues:
         """Puts per-parameter values on nodes and edges.
@@ -122,19 +195,28 @@ class NeuralGraph:
         Raises ValueError if the number of values or a shape does not fit.
         """
         self._check(values, batch_dims)
-        biases = tuple(self._place(values, b.parameter, self._shape(b), batch_dims) for b in self.biases)
-        edges = tuple(self._place(values, b.parameter, self._shape(b), batch_dims) for b in self.blocks)
-        return GraphValues(biases, edges)
+        return GraphValues(
+            tuple(self._read(values, bias.view, 1, batch_dims) for bias in self.biases),
+            tuple(self._read(values, block.view, 3, batch_dims) for block in self.weights if block.view),
+        )
 
     def scatter(self, values: GraphValues, batch_dims: int = 0) -> list[Tensor]:
-        """Brings values on nodes and edges back to parameters: the inverse of `gather`."""
-        places = [*zip(self.biases, values.biases, strict=True), *zip(self.blocks, values.edges, strict=True)]
-        by_parameter: dict[int, Tensor] = {}
-        for place, value in places:
-            batch, features = value.shape[:batch_dims], value.shape[batch_dims + len(self._shape(place)) :]
-            shape = self.parameters[place.parameter].shape
-            by_parameter[place.parameter] = value.reshape((*batch, *shape, *features))
-        return [by_parameter[i] for i in range(len(self.parameters))]
+        """Brings values on nodes and edges back to parameters: the inverse of `gather`.
+
+        Where a parameter has several places, its value is their mean.
+        """
+        found: list[dict[View, list[Tensor]]] = [{} for _ in self.parameters]
+        for places, tensors, lead in ((self.biases, values.biases, 1), (self.weights, values.edges, 3)):
+            for place, tensor in zip(places, tensors, strict=True):
+                view = place.view
+                assert view is not None
+                features = tensor.shape[batch_dims + lead + 1 :]
+                value = tensor.reshape((*tensor.shape[:batch_dims], *view.shape, *features))
+                found[view.parameter].setdefault(view, []).append(value)
+        return [
+            self._write(spec, {view: _mean(uses) for view, uses in views.items()}, batch_dims)
+            for spec, views in zip(self.parameters, found, strict=True)
+        ]
 
     def flatten(self, values: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
         """Concatenates per-parameter values: (*batch, *shape, *features) each -> (*batch, numel, *features)."""
@@ -156,14 +238,26 @@ class NeuralGraph:
 
         return summary(self)
 
-    def _shape(self, place: Bias | EdgeBlock) -> tuple[int, ...]:
-        if isinstance(place, Bias):
-            return (self.groups[place.group].size,)
-        return (self.groups[place.target].size, self.groups[place.source].size, place.slots)
+    def _read(self, values: Sequence[Tensor], view: View, lead: int, batch_dims: int) -> Tensor:
+        """A parameter's values in the order of a view, its trailing dimensions flattened to slots."""
+        value, spec = values[view.parameter], self.parameters[view.parameter]
+        batch = value.shape[:batch_dims]
+        features = value.shape[batch_dims + len(spec.shape) :]
+        shape = (*batch, *view.shape[:lead], prod(view.shape[lead:]), *features)
+        if view.is_whole(spec):
+            return value.reshape(shape)
+        return view.read(value.reshape(prod(batch), spec.numel, prod(features))).reshape(shape)
 
-    def _place(self, values: Sequence[Tensor], i: int, shape: tuple[int, ...], batch_dims: int) -> Tensor:
-        value, ndim = values[i], batch_dims + len(self.parameters[i].shape)
-        return value.reshape((*value.shape[:batch_dims], *shape, *value.shape[ndim:]))
+    def _write(self, spec: ParameterSpec, pieces: dict[View, Tensor], batch_dims: int) -> Tensor:
+        view, value = next(iter(pieces.items()))
+        batch, features = value.shape[:batch_dims], value.shape[batch_dims + len(view.shape) :]
+        shape = (*batch, *spec.shape, *features)
+        if len(pieces) == 1 and view.is_whole(spec):
+            return value.reshape(shape)
+        flat = value.new_zeros(prod(batch), spec.numel, prod(features))
+        for view, piece in pieces.items():
+            view.write(flat, piece.reshape(prod(batch), *view.shape, prod(features)))
+        return flat.reshape(shape)
 
     def _check(self, values: Sequence[Tensor], batch_dims: int) -> None:
         if len(values) != len(self.parameters):
@@ -175,3 +269,12 @@ class NeuralGraph:
                     f"value of parameter '{spec.name}': expected shape {spec.shape} after {batch_dims} batch "
                     f"dimensions; got {tuple(value.shape)}"
                 )
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    """The mean, computed so that equal values give themselves, bit for bit."""
+    mean = values[0]
+    for k, value in enumerate(values[1:], start=2):
+        difference = value - mean
+        mean = mean + (difference / k if value.is_floating_point() or value.is_complex() else difference // k)
+    return mean

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from ngopt.graph.core import NeuralGraph, ParameterSpec
-from ngopt.graph.topology import GraphBuilder
+from ngopt.graph.topology import GraphBuilder, whole
 
 
 def infer_graph(parameters: Sequence[ParameterSpec]) -> NeuralGraph:
@@ -23,7 +23,7 @@ def infer_graph(parameters: Sequence[ParameterSpec]) -> NeuralGraph:
     for i, spec in enumerate(parameters):
         if len(spec.shape) < 2:
             if last is not None and spec.shape == (builder.groups[last].size,) and not builder.has_bias(last):
-                builder.add_bias(i, last)
+                builder.add_bias(whole(i, spec.shape), last)
             else:
                 builder.add_component(i)
             continue
@@ -31,7 +31,7 @@ def infer_graph(parameters: Sequence[ParameterSpec]) -> NeuralGraph:
         if last is None or slot_shape is None:
             last = builder.add_component(i)
         else:
-            last = builder.add_block(i, last, slot_shape)
+            last = builder.add_weight(i, last, slot_shape)
     return builder.build()
 
 

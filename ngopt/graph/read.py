@@ -18,15 +18,15 @@ def run_graph(graph: NeuralGraph, values: GraphValues, inputs: Tensor) -> Tensor
     """
     if any(a.target != b.source for a, b in zip(graph.blocks, graph.blocks[1:], strict=False)):
         raise ValueError("run_graph: expected one chain of blocks; got a graph of several components")
-    biases = {bias.group: value for bias, value in zip(graph.biases, values.biases, strict=True)}
+    biases = {bias.group: value.squeeze(1) for bias, value in zip(graph.biases, values.biases, strict=True)}
     states = _transform(graph, graph.blocks[0].source, inputs)
     for block, edges in zip(graph.blocks, values.edges, strict=True):
         bias = biases.get(block.target)
         if block.convolution is None:
-            states = F.linear(states, edges.flatten(1), bias)
+            states = F.linear(states, edges.squeeze(0).flatten(1), bias)
         else:
             conv = block.convolution
-            kernel = edges.unflatten(2, block.slot_shape)
+            kernel = edges.squeeze(0).unflatten(2, block.slot_shape)
             states = F.conv2d(states, kernel, bias, conv.stride, conv.padding, conv.dilation)
         states = _transform(graph, block.target, states)
     return states

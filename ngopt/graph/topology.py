@@ -1,11 +1,23 @@
-"""Turns collected groups, blocks and biases into a `NeuralGraph`: positions, roles and coverage."""
+"""Turns collected groups, blocks and biases into a `NeuralGraph`: roles, depths and coverage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ngopt.graph.core import Bias, Convolution, EdgeBlock, NeuralGraph, NeuronGroup, ParameterSpec
+from torch import nn
+
+from ngopt.graph.core import (
+    Bias,
+    Convolution,
+    EdgeBlock,
+    Index,
+    NeuralGraph,
+    NeuronGroup,
+    ParameterSpec,
+    View,
+    contiguous_strides,
+)
 
 
 class GraphBuilder:
@@ -16,26 +28,28 @@ class GraphBuilder:
         self.groups: list[NeuronGroup] = []
         self.blocks: list[EdgeBlock] = []
         self.biases: list[Bias] = []
+        self.unplaced: list[str] = []
 
-    def add_group(self, name: str, size: int) -> int:
-        self.groups.append(NeuronGroup(name, size))
+    def add_group(self, name: str, size: int, kind: str = "neuron") -> int:
+        self.groups.append(NeuronGroup(name, size, kind))
         return len(self.groups) - 1
 
-    def add_block(
-        self,
-        parameter: int,
-        source: int,
-        slot_shape: tuple[int, ...] = (),
-        convolution: Convolution | None = None,
+    def add_weight(
+        self, parameter: int, source: int, slot_shape: tuple[int, ...] = (), convolution: Convolution | None = None
     ) -> int:
-        """Adds the edges of a weight (n_target, n_source * slots or n_source, *slot_shape) and its target group."""
+        """Adds the edges of a whole weight (n_target, n_source * slots or n_source, *slot_shape) and its target."""
         spec = self.parameters[parameter]
-        target = self.add_group(_layer_name(spec), spec.shape[0])
-        self.blocks.append(EdgeBlock(parameter, source, target, slot_shape, convolution))
+        target = self.add_group(layer_name(spec), spec.shape[0])
+        shape = (1, spec.shape[0], self.groups[source].size)
+        self.blocks.append(
+            EdgeBlock(
+                whole(parameter, (*shape, *slot_shape)), source, target, shape, slot_shape, convolution=convolution
+            )
+        )
         return target
 
-    def add_bias(self, parameter: int, group: int) -> None:
-        self.biases.append(Bias(parameter, group))
+    def add_bias(self, view: View, group: int, kind: str = "bias", index: Index = None) -> None:
+        self.biases.append(Bias(view, group, view.shape[1:], kind, index))
 
     def has_bias(self, group: int) -> bool:
         return any(bias.group == group for bias in self.biases)
@@ -44,28 +58,33 @@ class GraphBuilder:
         """Places a parameter that connects to nothing as a component of its own; returns its last group."""
         spec = self.parameters[parameter]
         if len(spec.shape) >= 2:
-            source = self.add_group(f"{_layer_name(spec)}.in", spec.shape[1])
-            return self.add_block(parameter, source, spec.shape[2:])
+            source = self.add_group(f"{layer_name(spec)}.in", spec.shape[1])
+            return self.add_weight(parameter, source, spec.shape[2:])
         group = self.add_group(spec.name, spec.numel)
-        self.add_bias(parameter, group)
+        self.add_bias(whole(parameter, (spec.numel,)), group)
         return group
 
-    @property
-    def placed(self) -> set[int]:
-        return {place.parameter for place in (*self.blocks, *self.biases)}
-
-    def add_transform(self, group: int, module) -> None:
+    def add_transform(self, group: int, module: nn.Module) -> None:
         transforms = (*self.groups[group].transforms, module)
         self.groups[group] = replace(self.groups[group], transforms=transforms)
 
+    @property
+    def placed(self) -> set[int]:
+        return {place.view.parameter for place in (*self.blocks, *self.biases) if place.view is not None}
+
     def build(self) -> NeuralGraph:
-        placed = sorted(place.parameter for place in (*self.blocks, *self.biases))
-        assert placed == list(range(len(self.parameters))), "every parameter has exactly one place"
+        """The graph; parameters that are nowhere yet become components of their own.
+
+        Parameters without elements are dropped from the topology, but stay in the list of parameters.
+        """
+        for i in sorted(set(range(len(self.parameters))) - self.placed):
+            self.unplaced.append(self.parameters[i].name)
+            self.add_component(i)
         groups = [
             replace(group, role=role, depth=depth)
             for group, role, depth in zip(self.groups, self._roles(), self._depths(), strict=True)
         ]
-        return NeuralGraph(self.parameters, tuple(groups), tuple(self.blocks), tuple(self.biases))
+        return NeuralGraph(self.parameters, tuple(groups), tuple(self.blocks), tuple(self.biases), tuple(self.unplaced))
 
     def _roles(self) -> list[str]:
         sources = {block.source for block in self.blocks}
@@ -83,18 +102,28 @@ class GraphBuilder:
         return [n / max(longest[c], 1) for n, c in zip(layer, component, strict=True)]
 
 
-def _layer_name(spec: ParameterSpec) -> str:
+def whole(parameter: int, shape: tuple[int, ...]) -> View:
+    """All elements of a parameter in their own order."""
+    return View(parameter, shape, contiguous_strides(shape))
+
+
+def layer_name(spec: ParameterSpec) -> str:
     return spec.name.removesuffix(".weight")
 
 
 def join_graphs(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
     """The disjoint union: parameters, groups and blocks of the second after those of the first."""
     p, g = len(first.parameters), len(first.groups)
-    blocks = (replace(b, parameter=b.parameter + p, source=b.source + g, target=b.target + g) for b in second.blocks)
-    biases = (Bias(b.parameter + p, b.group + g) for b in second.biases)
+
+    def moved(view: View | None) -> View | None:
+        return None if view is None else replace(view, parameter=view.parameter + p)
+
+    blocks = (replace(b, view=moved(b.view), source=b.source + g, target=b.target + g) for b in second.blocks)
+    biases = (replace(b, view=moved(b.view), group=b.group + g) for b in second.biases)
     return NeuralGraph(
         (*first.parameters, *second.parameters),
         (*first.groups, *second.groups),
         (*first.blocks, *blocks),
         (*first.biases, *biases),
+        (*first.unplaced, *second.unplaced),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ngopt.graph.core import Convolution, NeuralGraph, ParameterSpec
-from ngopt.graph.topology import GraphBuilder
+from ngopt.graph.topology import GraphBuilder, whole
 
 
 def trace_graph(model: nn.Module) -> NeuralGraph | None:
@@ -33,9 +33,9 @@ def trace_graph(model: nn.Module) -> NeuralGraph | None:
         slot_shape = _slot_shape(module, builder.groups[last].size, spatial)
         if slot_shape is None or position[id(module.weight)] in builder.placed:
             return None
-        last = builder.add_block(position[id(module.weight)], last, slot_shape, _convolution(module))
+        last = builder.add_weight(position[id(module.weight)], last, slot_shape, _convolution(module))
         if module.bias is not None:
-            builder.add_bias(position[id(module.bias)], last)
+            builder.add_bias(whole(position[id(module.bias)], tuple(module.bias.shape)), last)
         spatial = isinstance(module, nn.Conv2d)
     return builder.build()
 

@@ -2,85 +2,130 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import NeuralGraph
+from ngopt.graph.core import Bias, GraphValues, Index, NeuralGraph
 
 
 class EdgeList(NamedTuple):
     """A neural graph as single edges, nodes numbered group after group.
 
-    sources, targets: (edges,) node numbers. parameter, element: (edges, slots) hold, for every slot
-    of every edge, the parameter's position and the flat index of the element; -1 where a block has
-    fewer slots than the widest. node_parameter, node_element: (nodes,) the same for the bias, -1
-    where a node has none.
+    sources, targets, block: (edges,) node numbers, and the block in `NeuralGraph.blocks` of each.
+    parameter, element: (edges, slots) hold, for every slot of every edge, the parameter's position
+    and the flat index of the element; -1 where a block has fewer slots than the widest, or edges of
+    value 1. node, node_parameter, node_element: (node features, slots) the same for biases, and
+    the node that each belongs to, (node features,).
     """
 
     sources: Tensor
     targets: Tensor
+    block: Tensor
     parameter: Tensor
     element: Tensor
+    node: Tensor
     node_parameter: Tensor
     node_element: Tensor
 
 
 def to_edge_list(graph: NeuralGraph) -> EdgeList:
-    """Every edge of every block, in the order of blocks, then targets, then sources."""
-    offsets = [0]
-    for group in graph.groups:
-        offsets.append(offsets[-1] + group.size)
+    """Every edge of every block, in the order of blocks, then groups, targets and sources."""
+    starts = node_starts(graph)
     places = graph.gather([torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters])
-    width = max((block.slots for block in graph.blocks), default=0)
-    sources, targets, parameter, element = [], [], [], []
-    for block, index in zip(graph.blocks, places.edges, strict=True):
-        n_target, n_source, slots = index.shape
-        targets.append(offsets[block.target] + torch.arange(n_target).repeat_interleave(n_source))
-        sources.append(offsets[block.source] + torch.arange(n_source).repeat(n_target))
-        padding = torch.full((n_target * n_source, width - slots), -1)
-        element.append(torch.cat([index.reshape(-1, slots), padding], dim=1))
-        parameter.append(torch.where(element[-1] >= 0, block.parameter, -1))
-    node_parameter, node_element = torch.full((2, offsets[-1]), -1)
+    elements = dict(zip(graph.weights, places.edges, strict=True))
+    width = max((block.slots for block in graph.weights), default=0)
+    columns: list[list[Tensor]] = [[], [], [], [], []]
+    for number, block in enumerate(graph.blocks):
+        g, t, s = block.shape
+        targets = _neurons(block.target_index, graph.groups[block.target].size).reshape(g, t, 1)
+        sources = _neurons(block.source_index, graph.groups[block.source].size).reshape(g, 1, s)
+        element = torch.full((g * t * s, width), -1)
+        parameter = element.clone()
+        if block.view is not None:
+            element[:, : block.slots] = elements[block].reshape(-1, block.slots)
+            parameter[:, : block.slots] = block.view.parameter
+        row = (
+            (starts[block.source] + sources).expand(g, t, s).flatten(),
+            (starts[block.target] + targets).expand(g, t, s).flatten(),
+            torch.full((g * t * s,), number),
+            parameter,
+            element,
+        )
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+    none = torch.empty(0, dtype=torch.long)
+    edges = [torch.cat([none if k < 3 else none.reshape(0, width), *c]) for k, c in enumerate(columns)]
+    return EdgeList(*edges, *_node_features(graph, starts, places))
+
+
+def _node_features(graph: NeuralGraph, starts: list[int], places: GraphValues) -> tuple[Tensor, Tensor, Tensor]:
+    width = max((bias_slots(bias) for bias in graph.biases), default=0)
+    none = torch.empty(0, dtype=torch.long)
+    nodes, parameters, elements = [none], [none.reshape(0, width)], [none.reshape(0, width)]
     for bias, index in zip(graph.biases, places.biases, strict=True):
-        nodes = slice(offsets[bias.group], offsets[bias.group + 1])
-        node_parameter[nodes], node_element[nodes] = bias.parameter, index
-    empty = torch.empty(0, dtype=torch.long)
-    return EdgeList(
-        torch.cat([empty, *sources]),
-        torch.cat([empty, *targets]),
-        torch.cat([empty.reshape(0, width), *parameter]),
-        torch.cat([empty.reshape(0, width), *element]),
-        node_parameter,
-        node_element,
-    )
+        n, slots = index.shape
+        nodes.append(starts[bias.group] + _neurons(bias.index, graph.groups[bias.group].size))
+        element = torch.full((n, width), -1)
+        element[:, :slots] = index
+        elements.append(element)
+        parameters.append(torch.where(element >= 0, bias.view.parameter, -1))
+    return torch.cat(nodes), torch.cat(parameters), torch.cat(elements)
+
+
+def node_starts(graph: NeuralGraph) -> list[int]:
+    """Number of the first node of every group, and the number of nodes."""
+    starts = [0]
+    for group in graph.groups:
+        starts.append(starts[-1] + group.size)
+    return starts
+
+
+def bias_slots(bias: Bias) -> int:
+    return prod(bias.slot_shape)
+
+
+def _neurons(index: Index, size: int) -> Tensor:
+    return torch.arange(size) if index is None else torch.tensor(index)
 
 
 def summary(graph: NeuralGraph) -> str:
     """See `NeuralGraph.summary`."""
-    rows = [("layer", "edges", "slots", "bias", "elements", "role")]
-    bias_of = {bias.group: bias.parameter for bias in graph.biases}
-    block_of = {block.target: block for block in graph.blocks}
+    rows = [("group", "nodes", "edges", "slots", "elements", "role")]
     for i, group in enumerate(graph.groups):
-        block, elements, edges, slots = block_of.get(i), 0, "", ""
-        if block is not None:
-            elements += graph.parameters[block.parameter].numel
-            edges = f"{graph.groups[block.source].size} -> {group.size}"
-            slots = "x".join(map(str, block.slot_shape)) or "1"
-        if i in bias_of:
-            elements += group.size
-        row = (group.name, edges or f"{group.size}", slots, "yes" if i in bias_of else "", f"{elements:,}", group.role)
-        rows.append(row)
+        blocks = [b for b in graph.blocks if b.target == i]
+        elements = sum(b.view.numel for b in (*blocks, *(b for b in graph.biases if b.group == i)) if b.view)
+        edges = " + ".join(
+            f"{b.shape[2] if b.shape[0] == 1 else f'{b.shape[0]} x {b.shape[2]}'} -> {b.shape[1]}" if b.view else b.kind
+            for b in blocks
+        )
+        slots = ", ".join(sorted({"x".join(map(str, b.slot_shape)) or "1" for b in blocks if b.view}))
+        rows.append((group.name, f"{group.size}", edges, slots, f"{elements:,}", group.role))
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    sources, targets = {b.source for b in graph.blocks}, {b.target for b in graph.blocks}
-    roots = len([i for i in range(len(graph.groups)) if i not in targets])
-    alone = sum(graph.groups[b.group].size for b in graph.biases if b.group not in sources | targets)
-    nodes = sum(group.size for group in graph.groups)
-    lines.append(
-        f"{nodes:,} neurons in {len(graph.groups)} groups, {graph.numel:,} parameter elements in {len(graph.blocks)} "
-        f"blocks and {len(graph.biases)} biases; {roots} component{'s' if roots != 1 else ''}, "
-        f"{alone:,} elements unconnected"
-    )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_coverage(graph)])
+
+
+def _coverage(graph: NeuralGraph) -> list[str]:
+    connected = {b.source for b in graph.blocks} | {b.target for b in graph.blocks}
+    alone = sum(b.view.numel for b in graph.biases if b.group not in connected)
+    count = components(graph)
+    lines = [
+        f"{sum(g.size for g in graph.groups):,} nodes in {len(graph.groups)} groups, {graph.numel:,} parameter "
+        f"elements in {len(graph.weights)} blocks and {len(graph.biases)} biases; {count} "
+        f"component{'s' if count != 1 else ''}, {alone:,} elements unconnected"
+    ]
+    if graph.unplaced:
+        lines.append(f"no rule for: {', '.join(graph.unplaced)}")
+    return lines
+
+
+def components(graph: NeuralGraph) -> int:
+    """Number of parts of the graph between which there is no edge."""
+    component = list(range(len(graph.groups)))
+    for block in graph.blocks:
+        old, new = component[block.target], component[block.source]
+        component = [new if c == old else c for c in component]
+    return len(set(component))

@@ -60,11 +60,11 @@ def _centred(extent: list[int], offsets: list[tuple[int, ...]], space: tuple[int
 
 
 class SlotEncoder(nn.Module):
-    """A linear map of an edge's features, zero-padded to the largest kernel and flattened.
+    """A linear map of the features of all slots of an edge or node, zero-padded to the largest kernel and flattened.
 
     The padding is not materialised: the matrix is sliced to the slots that exist.
 
-    Shapes: (*batch, n_target, n_source, slots, d_in) -> (*batch, n_target, n_source, tiles, width).
+    Shapes: (*, slots, d_in) -> (*, tiles, width).
     """
 
     def __init__(self, d_in: int, width: int, kernel: tuple[int, int]):
@@ -74,21 +74,21 @@ class SlotEncoder(nn.Module):
         self.weight = nn.Parameter(linear.weight.detach().reshape(width, prod(kernel), d_in).clone())
         self.bias = nn.Parameter(linear.bias.detach().clone())
 
-    def forward(self, edges: Tensor, slot_shape: tuple[int, ...]) -> Tensor:
+    def forward(self, values: Tensor, slot_shape: tuple[int, ...]) -> Tensor:
         tiles = kernel_tiles(slot_shape, self.kernel)
         if len(tiles) == 1:
-            return self._encode(edges, tiles[0]).unsqueeze(-2)
-        return torch.stack([self._encode(edges[..., list(tile.slots), :], tile) for tile in tiles], dim=-2)
+            return self._encode(values, tiles[0]).unsqueeze(-2)
+        return torch.stack([self._encode(values[..., list(tile.slots), :], tile) for tile in tiles], dim=-2)
 
-    def _encode(self, edges: Tensor, tile: Tile) -> Tensor:
+    def _encode(self, values: Tensor, tile: Tile) -> Tensor:
         weight = self.weight[:, list(tile.positions)] if len(tile.positions) < self.weight.shape[1] else self.weight
-        return nn.functional.linear(edges.flatten(-2), weight.flatten(1), self.bias)
+        return nn.functional.linear(values.flatten(-2), weight.flatten(1), self.bias)
 
 
 class SlotDecoder(nn.Module):
-    """One vector of every tile of an edge to features of each of its slots; the reverse of `SlotEncoder`.
+    """One vector of every tile to features of each of its slots; the reverse of `SlotEncoder`.
 
-    Shapes: (*batch, n_target, n_source, tiles, width) -> (*batch, n_target, n_source, slots, d_out).
+    Shapes: (*, tiles, width) -> (*, slots, d_out).
     """
 
     def __init__(self, width: int, d_out: int, kernel: tuple[int, int]):
@@ -98,17 +98,17 @@ class SlotDecoder(nn.Module):
         self.weight = nn.Parameter(linear.weight.detach().reshape(prod(kernel), d_out, width).clone())
         self.bias = nn.Parameter(linear.bias.detach().reshape(prod(kernel), d_out).clone())
 
-    def forward(self, edges: Tensor, slot_shape: tuple[int, ...]) -> Tensor:
+    def forward(self, states: Tensor, slot_shape: tuple[int, ...]) -> Tensor:
         tiles = kernel_tiles(slot_shape, self.kernel)
-        pieces = [self._decode(edges[..., k, :], tile) for k, tile in enumerate(tiles)]
+        pieces = [self._decode(states[..., k, :], tile) for k, tile in enumerate(tiles)]
         if len(tiles) == 1:
             return pieces[0]
         order = torch.tensor([slot for tile in tiles for slot in tile.slots]).argsort()
-        return torch.cat(pieces, dim=-2)[..., order.to(edges.device), :]
+        return torch.cat(pieces, dim=-2)[..., order.to(states.device), :]
 
-    def _decode(self, edges: Tensor, tile: Tile) -> Tensor:
+    def _decode(self, states: Tensor, tile: Tile) -> Tensor:
         live = list(tile.positions)
-        out = nn.functional.linear(edges, self.weight[live].flatten(0, 1), self.bias[live].flatten())
+        out = nn.functional.linear(states, self.weight[live].flatten(0, 1), self.bias[live].flatten())
         return out.unflatten(-1, (len(live), self.d_out))
 
 

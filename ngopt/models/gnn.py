@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
+from math import log, prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ngopt.features import NUM_FEATURES
-from ngopt.graph.core import EdgeBlock, GraphValues, NeuralGraph
-from ngopt.models.encoders import POSITION_FEATURES, SlotDecoder, SlotEncoder, node_positions
+from ngopt.graph.core import EDGE_KINDS, Bias, EdgeBlock, GraphValues, Index, NeuralGraph
+from ngopt.models.encoders import POSITION_FEATURES, SlotDecoder, SlotEncoder, kernel_tiles, node_positions
 from ngopt.models.feedforward import FeedForward, UpdateMLP
 from ngopt.models.metanet import Metanet
 
@@ -75,47 +76,120 @@ class PNALayer(nn.Module):
     def forward(
         self, nodes: Sequence[Tensor], edges: Tensor, blocks: Sequence[EdgeBlock], shapes: Sequence[Sequence[int]]
     ) -> tuple[list[Tensor], Tensor]:
-        incoming: list[list[Tensor]] = [[] for _ in nodes]
-        outgoing: list[list[Tensor]] = [[] for _ in nodes]
+        incoming: list[list[Messages]] = [[] for _ in nodes]
+        outgoing: list[list[Messages]] = [[] for _ in nodes]
         films, old = split_edges(self.film(edges), shapes), split_edges(self.edge(edges), shapes)
         targets, sources = [self.target(v) for v in nodes], [self.source(v) for v in nodes]
         hidden = []
         for block, film, edge in zip(blocks, films, old, strict=True):
-            # (*batch, n_target, 1, 1, 3 width) + (*batch, 1, n_source, 1, 3 width)
-            pair = targets[block.target][..., :, None, None, :] + sources[block.source][..., None, :, None, :]
+            g, t, s = block.shape
+            target = select_neurons(targets[block.target], block.target_index).unflatten(-2, (g, t))
+            source = select_neurons(sources[block.source], block.source_index).unflatten(-2, (g, s))
+            # (*batch, g, t, 1, 1, 3 width) + (*batch, g, 1, s, 1, 3 width)
+            pair = target[..., :, None, None, :] + source[..., None, :, None, :]
             forward, backward, pair = pair.chunk(3, dim=-1)
             scale_f, shift_f, scale_b, shift_b = film.chunk(4, dim=-1)
-            incoming[block.target].append((scale_f * forward + shift_f).flatten(-3, -2))
-            outgoing[block.source].append((scale_b * backward + shift_b).transpose(-4, -3).flatten(-3, -2))
-            hidden.append((edge + pair).flatten(-4, -2))
+            there = (scale_f * forward + shift_f).flatten(-3, -2)  # (*batch, g, t, degree, width)
+            back = (scale_b * backward + shift_b).transpose(-4, -3).flatten(-3, -2)  # (*batch, g, s, degree, width)
+            incoming[block.target].append(Messages.of(there.flatten(-4, -3), block.target_index))
+            outgoing[block.source].append(Messages.of(back.flatten(-4, -3), block.source_index))
+            hidden.append((edge + pair).flatten(-5, -2))
         edges = edges + self.edge_out(silu(torch.cat(hidden, dim=-2)))
         return [self._update(*state) for state in zip(nodes, incoming, outgoing, strict=True)], edges
 
-    def _update(self, node: Tensor, incoming: list[Tensor], outgoing: list[Tensor]) -> Tensor:
+    def _update(self, node: Tensor, incoming: list[Messages], outgoing: list[Messages]) -> Tensor:
         state = torch.cat([node, self._aggregate(node, incoming), self._aggregate(node, outgoing)], dim=-1)
         return node + silu(self.norm(self.update(state)))
 
-    def _aggregate(self, node: Tensor, messages: list[Tensor]) -> Tensor:
-        """messages: (*batch, n, degree, width), to be reduced over all that reach a neuron."""
+    def _aggregate(self, node: Tensor, messages: list[Messages]) -> Tensor:
+        """All messages that reach the neurons of a group -> (*batch, n, 8 width); zeros where there are none."""
         if not messages:
             return node.new_zeros(*node.shape[:-1], len(AGGREGATORS) * len(SCALERS) * node.shape[-1])
-        message = messages[0] if len(messages) == 1 else torch.cat(messages, dim=-2)
-        mean = message.mean(-2)
-        var = (message - mean.unsqueeze(-2)).square().mean(-2)  # five times as fast as torch.var_mean here
-        low, high = message.amin(-2), message.amax(-2)
-        aggregates = torch.cat([mean, low, high, (var + STD_EPSILON).sqrt()], dim=-1)
-        amplification = log(message.shape[-2] + 1) / self.log_degree
+        total = messages[0] if len(messages) == 1 and messages[0].index is None else join(messages, node)
+        std = (total.var + STD_EPSILON).sqrt()
+        aggregates = torch.cat([total.mean, total.low, total.high, std], dim=-1)
+        if isinstance(total.degree, Tensor):
+            aggregates = aggregates * (total.degree > 0)
+            amplification = (total.degree + 1).log() / self.log_degree
+        else:
+            amplification = log(total.degree + 1) / self.log_degree
         return torch.cat([aggregates, amplification * aggregates], dim=-1)
 
 
+class Messages(NamedTuple):
+    """Statistics of the messages that one block brings to its neurons.
+
+    degree: messages for each neuron, a number or (n, 1). mean, var, low, high: (*batch, n, width).
+    index: the neurons, None for all of the group.
+    """
+
+    degree: int | Tensor
+    mean: Tensor
+    var: Tensor
+    low: Tensor
+    high: Tensor
+    index: Index
+
+    @classmethod
+    def of(cls, messages: Tensor, index: Index) -> Messages:
+        """messages: (*batch, n, degree, width)."""
+        mean = messages.mean(-2)
+        # several times as fast as torch.var_mean over an inner axis
+        var = (messages - mean.unsqueeze(-2)).square().mean(-2)
+        return cls(messages.shape[-2], mean, var, messages.amin(-2), messages.amax(-2), index)
+
+
+def join(parts: Sequence[Messages], node: Tensor) -> Messages:
+    """Statistics over the messages of several blocks, for every neuron of a group."""
+
+    def spread(part: Messages, value: Tensor) -> Tensor:
+        """(*batch, neurons of the part, width) -> (*batch, n, width), zeros elsewhere."""
+        if part.index is None:
+            return value
+        zeros = value.new_zeros(*value.shape[:-2], node.shape[-2], value.shape[-1])
+        return zeros.index_copy(-2, index_tensor(part.index, value), value)
+
+    covered = [spread(part, torch.ones_like(part.mean[..., :1])) for part in parts]
+    degree = sum(part.degree * c for part, c in zip(parts, covered, strict=True))
+    assert isinstance(degree, Tensor)
+    share = [part.degree * c / degree.clamp(min=1) for part, c in zip(parts, covered, strict=True)]
+    means = [spread(part, part.mean) for part in parts]
+    mean = torch.stack([s * m for s, m in zip(share, means, strict=True)]).sum(0)
+    var = torch.stack(
+        [s * (spread(p, p.var) + (m - mean).square()) for p, s, m in zip(parts, share, means, strict=True)]
+    ).sum(0)
+    low = torch.stack([torch.where(c > 0, spread(p, p.low), torch.inf) for p, c in zip(parts, covered, strict=True)])
+    high = torch.stack([torch.where(c > 0, spread(p, p.high), -torch.inf) for p, c in zip(parts, covered, strict=True)])
+    reached = degree > 0
+    return Messages(
+        degree,
+        mean,
+        var,
+        torch.where(reached, low.amin(0), 0.0),
+        torch.where(reached, high.amax(0), 0.0),
+        None,
+    )
+
+
+def select_neurons(nodes: Tensor, index: Index) -> Tensor:
+    """(*batch, n, width) -> the rows that a block names."""
+    return nodes if index is None else nodes.index_select(-2, index_tensor(index, nodes))
+
+
+def index_tensor(index: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.tensor(index, device=like.device)
+
+
 def split_edges(edges: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """(*batch, all edges, width) to one (*batch, n_target, n_source, tiles, width) a block."""
-    sizes = [n * m * t for n, m, t in shapes]
-    return [e.unflatten(-2, tuple(s)) for e, s in zip(edges.split(sizes, dim=-2), shapes, strict=True)]
+    """(*batch, all edges, width) to one (*batch, groups, n_target, n_source, tiles, width) a block."""
+    pieces = edges.split([prod(shape) for shape in shapes], dim=-2)
+    return [e.unflatten(-2, tuple(shape)) for e, shape in zip(pieces, shapes, strict=True)]
 
 
 class GraphNetwork(nn.Module):
     """Features on a neural graph to features on the same graph, through rounds of `PNALayer`.
+
+    Edges without a parameter start from a learned vector for their kind.
 
     Shapes: `GraphValues` with d_in features -> `GraphValues` with d_out features.
     """
@@ -124,35 +198,59 @@ class GraphNetwork(nn.Module):
         super().__init__()
         self.width = width
         self.edge_encoder = SlotEncoder(d_in, width, kernel)
-        self.node_encoder = nn.Linear(d_in, width)
+        self.node_encoder = SlotEncoder(d_in, width, kernel)
+        self.kinds = nn.Embedding(len(EDGE_KINDS), width)
         self.position = nn.Linear(POSITION_FEATURES, width)
         self.layers = nn.ModuleList(PNALayer(width, log_degree) for _ in range(layers))
         self.edge_decoder = SlotDecoder(width, d_out, kernel)
-        self.node_decoder = nn.Linear(width, d_out)
+        self.node_decoder = SlotDecoder(width, d_out, kernel)
 
     def forward(self, values: GraphValues, graph: NeuralGraph) -> GraphValues:
         nodes = self._encode_nodes(values, graph)
-        if not graph.blocks:
-            return GraphValues(tuple(self.node_decoder(nodes[b.group]) for b in graph.biases), ())
-        encoded = [self.edge_encoder(e, b.slot_shape) for e, b in zip(values.edges, graph.blocks, strict=True)]
-        shapes = [e.shape[-4:-1] for e in encoded]
-        edges = torch.cat([e.flatten(-4, -2) for e in encoded], dim=-2)
-        for layer in self.layers:
-            nodes, edges = layer(nodes, edges, graph.blocks, shapes)
-        blocks = zip(split_edges(edges, shapes), graph.blocks, strict=True)
+        blocks = (*graph.weights, *graph.constants)
+        if blocks:
+            encoded = self._encode_edges(values, graph)
+            shapes = [e.shape[-5:-1] for e in encoded]
+            edges = torch.cat([e.flatten(-5, -2) for e in encoded], dim=-2)
+            for layer in self.layers:
+                nodes, edges = layer(nodes, edges, blocks, shapes)
+            states = split_edges(edges, shapes)[: len(graph.weights)]
+        else:
+            states = []
         return GraphValues(
-            tuple(self.node_decoder(nodes[bias.group]) for bias in graph.biases),
-            tuple(self.edge_decoder(e, block.slot_shape) for e, block in blocks),
+            tuple(self._decode_node(nodes[bias.group], bias) for bias in graph.biases),
+            tuple(self.edge_decoder(e, block.slot_shape) for e, block in zip(states, graph.weights, strict=True)),
         )
 
     def _encode_nodes(self, values: GraphValues, graph: NeuralGraph) -> list[Tensor]:
         like = (values.edges or values.biases)[0]
-        batch = like.shape[:-4] if values.edges else like.shape[:-2]
+        batch = like.shape[:-5] if values.edges else like.shape[:-3]
         positions = self.position(node_positions(graph, like))
         nodes = [p.expand(*batch, group.size, self.width) for p, group in zip(positions, graph.groups, strict=True)]
         for bias, value in zip(graph.biases, values.biases, strict=True):
-            nodes[bias.group] = nodes[bias.group] + self.node_encoder(value)
+            code = self.node_encoder(value, bias.slot_shape).sum(-2)
+            node = nodes[bias.group]
+            if bias.index is None:
+                nodes[bias.group] = node + code
+            else:
+                nodes[bias.group] = node.index_add(-2, index_tensor(bias.index, node), code)
         return nodes
+
+    def _encode_edges(self, values: GraphValues, graph: NeuralGraph) -> list[Tensor]:
+        """One (*batch, groups, n_target, n_source, tiles, width) for every weight, then every constant block."""
+        encoded = [self.edge_encoder(e, b.slot_shape) for e, b in zip(values.edges, graph.weights, strict=True)]
+        batch = (
+            (values.edges[0].shape[:-5] if values.edges else values.biases[0].shape[:-3]) if graph.parameters else ()
+        )
+        for block in graph.constants:
+            kind = self.kinds.weight[EDGE_KINDS.index(block.kind)]
+            encoded.append(kind.expand(*batch, *block.shape, 1, self.width))
+        return encoded
+
+    def _decode_node(self, node: Tensor, bias: Bias) -> Tensor:
+        state = select_neurons(node, bias.index).unsqueeze(-2)
+        tiles = len(kernel_tiles(bias.slot_shape, self.node_decoder.kernel))
+        return self.node_decoder(state.expand(*state.shape[:-2], tiles, self.width), bias.slot_shape)
 
 
 class NeuralGraphGNN(Metanet):

@@ -7,7 +7,8 @@ from math import log
 import torch
 from torch import Tensor
 
-from ngopt.graph import GraphValues, NeuralGraph
+from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
+from ngopt.graph.core import EDGE_KINDS
 from ngopt.models.encoders import node_positions
 from ngopt.models.gnn import STD_EPSILON, GraphNetwork, PNALayer
 
@@ -44,20 +45,36 @@ def run(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph) -> GraphValu
     group_of = [i for i, g in enumerate(graph.groups) for _ in range(g.size)]
     positions = gnn.position(node_positions(graph, gnn.position.weight))
     nodes = [positions[g] for g in group_of]
+    node_weight = gnn.node_encoder.weight.flatten(1)
     for bias, value in zip(graph.biases, values.biases, strict=True):
-        for k, row in enumerate(value):
-            nodes[starts[bias.group] + k] = nodes[starts[bias.group] + k] + gnn.node_encoder(row)
+        for k, row in zip(bias.index or range(len(value)), value, strict=True):
+            for plane, _ in cut(row, bias.slot_shape):
+                code = node_weight @ plane.flatten() + gnn.node_encoder.bias
+                nodes[starts[bias.group] + k] = nodes[starts[bias.group] + k] + code
     edges = []  # (source, target, state, where its outputs go)
     weight = gnn.edge_encoder.weight.flatten(1)
-    for b, (block, value) in enumerate(zip(graph.blocks, values.edges, strict=True)):
-        for i in range(value.shape[0]):
-            for j in range(value.shape[1]):
-                for plane, place in cut(value[i, j], block.slot_shape):
-                    state = weight @ plane.flatten() + gnn.edge_encoder.bias
-                    edges.append((starts[block.source] + j, starts[block.target] + i, state, (b, i, j, place)))
+    for b, (block, value) in enumerate(zip(graph.weights, values.edges, strict=True)):
+        for (g, i, j), source, target in ends(graph, block):
+            for plane, place in cut(value[g, i, j], block.slot_shape):
+                state = weight @ plane.flatten() + gnn.edge_encoder.bias
+                edges.append((starts[block.source] + source, starts[block.target] + target, state, (b, g, i, j, place)))
+    for block in graph.constants:
+        state = gnn.kinds.weight[EDGE_KINDS.index(block.kind)]
+        edges += [(starts[block.source] + s, starts[block.target] + t, state, None) for _, s, t in ends(graph, block)]
     for layer in gnn.layers:
         nodes, edges = step(layer, nodes, edges)
     return decode(gnn, values, graph, nodes, edges, starts)
+
+
+def ends(graph: NeuralGraph, block: EdgeBlock):
+    """Place in the block, source neuron and target neuron of every edge."""
+    groups, targets, sources = block.shape
+    source_of = block.source_index or range(graph.groups[block.source].size)
+    target_of = block.target_index or range(graph.groups[block.target].size)
+    for g in range(groups):
+        for i in range(targets):
+            for j in range(sources):
+                yield (g, i, j), source_of[g * sources + j], target_of[g * targets + i]
 
 
 def step(layer: PNALayer, nodes: list[Tensor], edges: list) -> tuple[list[Tensor], list]:
@@ -92,13 +109,20 @@ def aggregate(layer: PNALayer, node: Tensor, messages: list[Tensor]) -> Tensor:
 
 def decode(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph, nodes, edges, starts) -> GraphValues:
     d_out = gnn.edge_decoder.d_out
-    out = [e.new_zeros(*e.shape[:3], d_out) for e in values.edges]
-    for _, _, e, (b, i, j, place) in edges:
-        full = (gnn.edge_decoder.weight.flatten(0, 1) @ e + gnn.edge_decoder.bias.flatten()).reshape(9, d_out)
-        for slot, position in place:
-            out[b][i, j, slot] = full[position]
-    biases = tuple(
-        torch.stack([gnn.node_decoder(nodes[n]) for n in range(starts[b.group], starts[b.group + 1])])
-        for b in graph.biases
-    )
-    return GraphValues(biases, tuple(out))
+
+    def decoded(decoder, state):
+        return (decoder.weight.flatten(0, 1) @ state + decoder.bias.flatten()).reshape(9, d_out)
+
+    out = [e.new_zeros(*e.shape[:4], d_out) for e in values.edges]
+    for _, _, e, where in edges:
+        if where is not None:
+            b, g, i, j, place = where
+            for slot, position in place:
+                out[b][g, i, j, slot] = decoded(gnn.edge_decoder, e)[position]
+    biases = [b.new_zeros(*b.shape[:2], d_out) for b in values.biases]
+    for bias, value, result in zip(graph.biases, values.biases, biases, strict=True):
+        for k, n in enumerate(bias.index or range(len(value))):
+            for _, place in cut(value[k], bias.slot_shape):
+                for slot, position in place:
+                    result[k, slot] = decoded(gnn.node_decoder, nodes[starts[bias.group] + n])[position]
+    return GraphValues(tuple(biases), tuple(out))

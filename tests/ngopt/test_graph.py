@@ -20,8 +20,10 @@ def test_hand_written_graph():
     ]  # fmt: skip
     found = zip(edges.sources, edges.targets, edges.parameter[:, 0], edges.element[:, 0], strict=True)
     assert [tuple(int(x) for x in edge) for edge in found] == expected
-    assert edges.node_parameter.tolist() == [-1, -1, 1, 1, 1, 3]
-    assert edges.node_element.tolist() == [-1, -1, 0, 1, 2, 0]
+    assert edges.block.tolist() == [0] * 6 + [1] * 3
+    assert edges.node.tolist() == [2, 3, 4, 5]
+    assert edges.node_parameter.tolist() == [[1], [1], [1], [3]]
+    assert edges.node_element.tolist() == [[0], [1], [2], [0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.int64])
@@ -45,7 +47,9 @@ def test_every_element_has_one_place():
     graph = build_graph(cnn())
     edges = to_edge_list(graph)
     numbers = [(int(p), int(e)) for p, e in zip(edges.parameter.flatten(), edges.element.flatten(), strict=True)]
-    numbers += [(int(p), int(e)) for p, e in zip(edges.node_parameter, edges.node_element, strict=True)]
+    numbers += [
+        (int(p), int(e)) for p, e in zip(edges.node_parameter.flatten(), edges.node_element.flatten(), strict=True)
+    ]
     placed = sorted(n for n in numbers if n[0] >= 0)
     assert placed == [(i, e) for i, s in enumerate(graph.parameters) for e in range(s.numel)]
 
@@ -53,7 +57,7 @@ def test_every_element_has_one_place():
 def topology(graph):
     return (
         [(g.size, g.role, g.depth) for g in graph.groups],
-        [(b.parameter, b.source, b.target, b.slots) for b in graph.blocks],
+        [(b.view, b.source, b.target, b.slots) for b in graph.blocks],
         graph.biases,
     )
 
@@ -107,7 +111,7 @@ def test_parameters_that_do_not_fit_are_components():
     graph = build_graph([torch.zeros(s) for s in shapes])
     values = [torch.randn(s) for s in shapes]
     assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
-    connected = [(b.parameter, graph.blocks[i - 1].parameter) for i, b in enumerate(graph.blocks)
+    connected = [(b.view.parameter, graph.blocks[i - 1].view.parameter) for i, b in enumerate(graph.blocks)
                  if i and b.source == graph.blocks[i - 1].target]  # fmt: skip
     assert connected == [(5, 3)]
     assert [g.role for g in graph.groups].count("isolated") == 3
