@@ -19,7 +19,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-
 EDGE_KINDS = ("residual", "left", "right", "pool", "spread")
 """What edges of value 1 mean: a sum; the two factors of a product; into and out of a node that stands for several."""
 

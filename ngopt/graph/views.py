@@ -58,7 +58,7 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
             column.append(value)
     none = torch.empty(0, dtype=torch.long)
     edges = [torch.cat([none if k < 3 else none.reshape(0, width), *c]) for k, c in enumerate(columns)]
-    return EdgeList(*edges, *_node_features(graph, starts, places))
+    return EdgeList._make([*edges, *_node_features(graph, starts, places)])
 
 
 def _node_features(graph: NeuralGraph, starts: list[int], places: GraphValues) -> tuple[Tensor, Tensor, Tensor]:
