@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -72,30 +72,31 @@ class GraphBuilder:
     def placed(self) -> set[int]:
         return {place.view.parameter for place in (*self.blocks, *self.biases) if place.view is not None}
 
-    def build(self) -> NeuralGraph:
+    def build(self, inputs: Collection[int] = (), outputs: Collection[int] = ()) -> NeuralGraph:
         """The graph; parameters that are nowhere yet become components of their own.
 
-        Parameters without elements are dropped from the topology, but stay in the list of parameters.
+        inputs, outputs: groups that are known to be the network's; of others the edges decide.
         """
         for i in sorted(set(range(len(self.parameters))) - self.placed):
             self.unplaced.append(self.parameters[i].name)
             self.add_component(i)
         groups = [
             replace(group, role=role, depth=depth)
-            for group, role, depth in zip(self.groups, self._roles(), self._depths(), strict=True)
+            for group, role, depth in zip(self.groups, self._roles(inputs, outputs), self._depths(), strict=True)
         ]
         return NeuralGraph(self.parameters, tuple(groups), tuple(self.blocks), tuple(self.biases), tuple(self.unplaced))
 
-    def _roles(self) -> list[str]:
-        sources = {block.source for block in self.blocks}
-        targets = {block.target for block in self.blocks}
+    def _roles(self, inputs: Collection[int], outputs: Collection[int]) -> list[str]:
+        sources = {block.source for block in self.blocks} - set(outputs)
+        targets = {block.target for block in self.blocks if block.target != block.source} - set(inputs)
         names = {(False, False): "isolated", (True, False): "input", (True, True): "hidden", (False, True): "output"}
         return [names[i in sources, i in targets] for i in range(len(self.groups))]
 
     def _depths(self) -> list[float]:
         layer, component = [0] * len(self.groups), list(range(len(self.groups)))
         for block in self.blocks:  # blocks are collected in the order of the forward pass
-            layer[block.target] = max(layer[block.target], layer[block.source] + 1)
+            if block.target != block.source:
+                layer[block.target] = max(layer[block.target], layer[block.source] + 1)
             old, new = component[block.target], component[block.source]
             component = [new if c == old else c for c in component]
         longest = {c: max(n for n, d in zip(layer, component, strict=True) if d == c) for c in component}
