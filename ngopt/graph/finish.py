@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -102,5 +103,5 @@ def _stretches(rows: Tensor) -> Iterator[slice]:
         return
     change = (rows[1:] != rows[:-1]).any(1).nonzero().flatten() + 1
     bounds = [0, *change.tolist(), len(rows)]
-    for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+    for a, b in pairwise(bounds):
         yield slice(a, b)

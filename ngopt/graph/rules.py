@@ -17,7 +17,16 @@ from torch.fx import Node
 
 from ngopt.graph.core import View
 from ngopt.graph.elements import Elements
-from ngopt.graph.tracer import Neurons, Tracer, Unknown, Value, distinct_rows
+from ngopt.graph.tracer import (
+    Neurons,
+    Tracer,
+    Unknown,
+    Value,
+    distinct_rows,
+    folded,
+    unique_pairs,
+    without_repeats,
+)
 
 aten = torch.ops.aten
 Rule = Callable[..., Any]
@@ -50,27 +59,41 @@ class Segment(NamedTuple):
 
 
 def segments(tracer: Tracer, labels: Tensor) -> list[Segment] | None:
-    """Splits the nodes behind a weight's columns into stretches of whole groups, each node once in each.
+    """Splits the nodes behind a weight's columns into groups, each node once in each segment.
 
     labels: (columns,). A flattened feature map has a node several times; those columns are slots.
     None where they are in no regular order.
     """
     groups = tracer.nodes.group_of(labels)
-    found, start = [], 0
-    for length in torch.unique_consecutive(groups, return_counts=True)[1].tolist():
-        part = labels[start : start + length]
-        n = part.unique().numel()
-        slots = length // n
-        if n * slots != length:
-            return None
-        if torch.equal(part, part[::slots].repeat_interleave(slots)):
-            found.append(Segment(part[::slots], start, slots, slots, 1))
-        elif torch.equal(part, part[:n].repeat(slots)):
-            found.append(Segment(part[:n], start, 1, slots, n))
-        else:
-            return None
-        start += length
+    found: list[Segment] = []
+    for group in groups.unique().tolist():
+        columns = (groups == group).nonzero().flatten()
+        for run in _even_runs(columns):
+            step = int(run[1] - run[0]) if len(run) > 1 else 1
+            part = labels[run]
+            n = part.unique().numel()
+            slots = len(part) // n
+            if n * slots != len(part):
+                return None
+            if torch.equal(part, part[::slots].repeat_interleave(slots)):
+                found.append(Segment(part[::slots], int(run[0]), slots * step, slots, step))
+            elif torch.equal(part, part[:n].repeat(slots)):
+                found.append(Segment(part[:n], int(run[0]), step, slots, n * step))
+            else:
+                return None
     return found
+
+
+def _even_runs(columns: Tensor) -> list[Tensor]:
+    """Stretches of ascending numbers with the same step between neighbours."""
+    runs = []
+    while len(columns):
+        steps = columns[1:] - columns[:-1]
+        changes = (steps != steps[:1]).nonzero().flatten()
+        length = int(changes[0]) + 1 if len(changes) else len(columns)
+        runs.append(columns[:length])
+        columns = columns[length:]
+    return runs
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -236,7 +259,28 @@ def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Valu
         (step if groups > 1 else 0, rows, columns, *view.strides[2:]),
         view.offset,
     )
-    if sources.unique().numel() == len(sources):
+    if groups > 1 and n_source == 1:
+        for part in segments(tracer, sources) or []:  # a depthwise convolution
+            n = len(part.nodes)
+            shifted = View(
+                weight.parameter,
+                (n, *piece.shape[1:]),
+                (piece.strides[0] * part.step, *piece.strides[1:]),
+                piece.offset + part.start * piece.strides[0],
+            )
+            chosen = targets.reshape(groups, n_target)[part.start :: part.step][:n].flatten()
+            tracer.add_block(shifted, part.nodes, chosen, shifted.shape[:3], kernel)
+    elif groups == 1:
+        for part in segments(tracer, sources) or []:
+            shape3 = (1, n_target, len(part.nodes))
+            shifted = View(
+                weight.parameter,
+                (*shape3, *kernel),
+                (0, rows, columns * part.step, *view.strides[2:]),
+                view.offset + part.start * columns,
+            )
+            tracer.add_block(shifted, part.nodes, targets, shape3, kernel)
+    elif sources.unique().numel() == len(sources):
         tracer.add_block(piece, sources, targets, piece.shape[:3], kernel)
     add_bias(tracer, bias, targets)
     tracer.pristine.add(node)
@@ -532,10 +576,10 @@ def addition(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
 def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
     """Two layers that are only summed share their nodes; else edges of value 1 from the older to the newer."""
     shape = tracer.shape_of(node) if isinstance(node.meta.get("val"), Tensor) else a.shape
-    left, right = (tracer.nodes.find(x.labels.expand(shape)) for x in (a, b))
+    left, right = find_all(tracer, a.labels.expand(shape), b.labels.expand(shape))
     both = (left >= 0) & (right >= 0) & (left != right)
-    pairs = torch.stack([left[both], right[both]]).unique(dim=1)
-    result = torch.maximum(left, right)
+    pairs, _ = unique_pairs(left[both], right[both])
+    result = torch.maximum(left, right).expand(shape)
     if not pairs.numel():
         return Neurons(result)
     matched = all(side.unique().numel() == pairs.shape[1] for side in pairs)
@@ -543,7 +587,7 @@ def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
     if matched and len(operands) == 2 and all(o in tracer.pristine and len(o.users) == 1 for o in operands):
         tracer.nodes.unify(pairs[0], pairs[1])
         tracer.pristine.add(node)
-        return Neurons(tracer.nodes.find(result))
+        return Neurons(find_all(tracer, result)[0].expand(shape))
     low, high = torch.minimum(*pairs), torch.maximum(*pairs)
     edges_between(tracer, low, high, "residual")
     return Neurons(result)
@@ -576,19 +620,24 @@ def multiplication(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> 
 
 def product_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
     shape = tracer.shape_of(node)
-    left, right = (tracer.nodes.find(x.labels.expand(shape)) for x in (a, b))
+    left, right = find_all(tracer, a.labels.expand(shape), b.labels.expand(shape))
     if torch.equal(left, right):
-        return Neurons(left)
+        return Neurons(left.expand(shape))
     both = (left >= 0) & (right >= 0) & (left != right)
-    pairs, which = torch.stack([left[both], right[both]]).unique(dim=1, return_inverse=True)
+    pairs, which = unique_pairs(left[both], right[both])
     result = torch.maximum(left, right)
     if not pairs.numel():
-        return Neurons(result)
+        return Neurons(result.expand(shape))
     products = tracer.nodes.new(node.name, pairs.shape[1], "product")
     edges_between(tracer, pairs[0], products, "left")
     edges_between(tracer, pairs[1], products, "right")
     result[both] = products[which]
-    return Neurons(result)
+    return Neurons(result.expand(shape))
+
+
+def find_all(tracer: Tracer, *labels: Tensor) -> list[Tensor]:
+    """Present labels of tensors of one shape, where all of them only repeat cut to length 1."""
+    return [tracer.nodes.find(x) for x in without_repeats(labels)]
 
 
 def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, kind: str) -> Value:
@@ -599,26 +648,30 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
     neurons share belong to a node of their own, with edges of value 1 to those.
     """
     shape = torch.broadcast_shapes(x.shape, elements.shape)
-    labels = tracer.nodes.find(x.labels.expand(shape))
-    numbers = elements.numbers.expand(shape)
+    whole, numbers = without_repeats([x.labels.expand(shape), elements.numbers.expand(shape)])
+    labels = tracer.nodes.find(whole)
+    pairs = _pairs(labels, numbers)
+    if _uneven(pairs) and tracer.vector(whole, -1) is not None:  # tokens that are the same neurons after all
+        labels = tracer.nodes.find(whole)
+        pairs = _pairs(labels, numbers)
+    result = Neurons(labels.expand(shape))
     neuron = labels >= 0
-    pairs = torch.stack([labels[neuron], numbers[neuron]]).unique(dim=1)
-    nodes, counts = pairs[0].unique_consecutive(return_counts=True)
-    if not len(nodes) or (counts != counts[0]).any():
-        return Neurons(labels)
+    if not pairs.numel() or _uneven(pairs):
+        return result
+    nodes = pairs[0].unique_consecutive()
     table = pairs[1].reshape(len(nodes), -1)  # (neurons, elements of each)
     sets, owner = table.unique(dim=0, return_inverse=True)
     slots = sets[:, 0] if sets.shape[1] == 1 else sets
     own = Elements(elements.parameter, slots)
     view = own.view()
     if view is None or sets.unique().numel() != sets.numel():
-        return Neurons(labels)
+        return result
     name = f"{tracer.parameters[elements.parameter].name}"
     if len(sets) == len(nodes):
         nodes = nodes[owner.argsort()]
         if kind != "scale":
             tracer.add_bias(own, nodes, kind)
-            return Neurons(labels)
+            return result
         targets = tracer.nodes.new(name, len(nodes))
         slot_shape = view.shape[1:]
         wide = View(
@@ -626,12 +679,24 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
         )
         tracer.add_block(wide, nodes, targets, (len(nodes), 1, 1), slot_shape)
         swap = torch.full((tracer.nodes.starts[-1],), -1).index_copy(0, nodes, targets)
-        return Neurons(torch.where(neuron, swap[labels.clamp(min=0)], labels))
+        return Neurons(torch.where(neuron, swap[labels.clamp(min=0)], labels).expand(shape))
     shared = tracer.nodes.new(name, len(sets), "parameter")
     tracer.add_bias(own, shared, kind)
     for k in range(len(sets)):
         tracer.add_block(None, shared[k : k + 1], nodes[owner == k], (1, int((owner == k).sum()), 1), kind="spread")
-    return Neurons(labels)
+    return result
+
+
+def _pairs(labels: Tensor, numbers: Tensor) -> Tensor:
+    """Which neurons meet which elements: (2, pairs), sorted."""
+    neuron = labels >= 0
+    return unique_pairs(labels[neuron], numbers[neuron])[0]
+
+
+def _uneven(pairs: Tensor) -> bool:
+    """Whether some neurons meet more elements than others."""
+    counts = pairs[0].unique_consecutive(return_counts=True)[1]
+    return bool((counts != counts[:1]).any())
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -639,20 +704,118 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
 
 MOVES = {
     getattr(aten, name)
-    for name in """view reshape _unsafe_view permute transpose t numpy_T mT unsqueeze squeeze expand expand_as flatten
-    unflatten slice select narrow split split_with_sizes chunk unbind cat concat stack index index_select roll flip pad
-    constant_pad_nd repeat repeat_interleave tile contiguous clone alias detach detach_ to _to_copy movedim swapaxes
-    swapdims moveaxis unfold pixel_shuffle pixel_unshuffle channel_shuffle lift_fresh_copy lift_fresh hsplit vsplit
-    view_as reshape_as type_as hstack vstack rot90 diagonal tensor_split squeeze_ unsqueeze_ ravel float double half
-    im2col""".split()
+    for name in [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "permute",
+        "transpose",
+        "t",
+        "numpy_T",
+        "mT",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "expand_as",
+        "flatten",
+        "unflatten",
+        "slice",
+        "select",
+        "narrow",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "cat",
+        "concat",
+        "stack",
+        "index",
+        "index_select",
+        "roll",
+        "flip",
+        "pad",
+        "constant_pad_nd",
+        "repeat",
+        "repeat_interleave",
+        "tile",
+        "contiguous",
+        "clone",
+        "alias",
+        "detach",
+        "detach_",
+        "to",
+        "_to_copy",
+        "movedim",
+        "swapaxes",
+        "swapdims",
+        "moveaxis",
+        "unfold",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "lift_fresh_copy",
+        "lift_fresh",
+        "hsplit",
+        "vsplit",
+        "view_as",
+        "reshape_as",
+        "type_as",
+        "hstack",
+        "vstack",
+        "rot90",
+        "diagonal",
+        "tensor_split",
+        "squeeze_",
+        "unsqueeze_",
+        "ravel",
+        "float",
+        "double",
+        "half",
+        "im2col",
+    ]
     if hasattr(aten, name)
 }
 DTYPES = {getattr(aten, n) for n in ("to", "_to_copy", "float", "double", "half", "type_as") if hasattr(aten, n)}
 PADS = {aten.pad, aten.constant_pad_nd}
 
-ACTIVATIONS = """relu relu_ relu6 hardtanh hardtanh_ gelu silu silu_ sigmoid sigmoid_ tanh tanh_ leaky_relu leaky_relu_ elu
-elu_ selu selu_ celu mish mish_ softplus hardswish hardswish_ hardsigmoid hardsigmoid_ softmax log_softmax sin cos exp
-softsign glu logsigmoid rrelu prelu""".split()
+ACTIVATIONS = [
+    "relu",
+    "relu_",
+    "relu6",
+    "hardtanh",
+    "hardtanh_",
+    "gelu",
+    "silu",
+    "silu_",
+    "sigmoid",
+    "sigmoid_",
+    "tanh",
+    "tanh_",
+    "leaky_relu",
+    "leaky_relu_",
+    "elu",
+    "elu_",
+    "selu",
+    "selu_",
+    "celu",
+    "mish",
+    "mish_",
+    "softplus",
+    "hardswish",
+    "hardswish_",
+    "hardsigmoid",
+    "hardsigmoid_",
+    "softmax",
+    "log_softmax",
+    "sin",
+    "cos",
+    "exp",
+    "softsign",
+    "glu",
+    "logsigmoid",
+    "rrelu",
+    "prelu",
+]
 
 
 def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
@@ -660,38 +823,42 @@ def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
     packet = getattr(node.target, "overloadpacket", node.target)
     if packet in DTYPES:
         return args[0]
+    # labels may repeat (stride 0) where the network's own tensor does not, so that only a copy has the new shape
+    function = torch.reshape if packet in (aten.view, aten._unsafe_view) else node.target
     tensors = [a for a in _tensors((args, kwargs)) if isinstance(a, (Neurons, Elements, Unknown))]
     if any(isinstance(a, Unknown) for a in tensors):
         return tracer.unknown(node)
     if len(tensors) == 1 and isinstance(tensors[0], Elements) and not isinstance(args[0], (list, tuple)):
-        result = _moved_elements(tensors[0], node, args, kwargs)
+        result = _moved_elements(tensors[0], node, function, args, kwargs)
         if result is not None:
             return result
+
+    shift = 1 if packet in PADS else 0  # so that padding, 0, is no neuron
 
     def labels(value: Any) -> Any:
         if isinstance(value, Elements):
             value = as_neurons(tracer, node, value)
         if isinstance(value, Neurons):
-            return value.labels + 1  # so that padding, 0, is no neuron
+            return value.labels + shift if shift else value.labels
         return value
 
     first = args[0]
     if isinstance(first, (list, tuple)):
-        parts = [labels(v) if not isinstance(v, Tensor) else torch.zeros(v.shape, dtype=torch.long) for v in first]
+        parts = [torch.full(v.shape, -1) if isinstance(v, Tensor) else labels(v) for v in first]
         moved = node.target(parts, *args[1:], **kwargs)  # type: ignore[operator]
     else:
         if packet in PADS:
             args, kwargs = args[:2], {}
         rest = [a.labels if isinstance(a, Neurons) else a for a in args[1:]]
-        moved = node.target(labels(first), *rest, **kwargs)  # type: ignore[operator]
+        moved = function(labels(first), *rest, **kwargs)  # type: ignore[operator]
     if isinstance(moved, (list, tuple)):
-        return [Neurons(m - 1) for m in moved]
-    return Neurons(moved - 1)
+        return [Neurons(folded(m - shift if shift else m)) for m in moved]
+    return Neurons(folded(moved - shift if shift else moved))
 
 
-def _moved_elements(elements: Elements, node: Node, args: tuple, kwargs: dict) -> Value | None:
+def _moved_elements(elements: Elements, node: Node, function: Any, args: tuple, kwargs: dict) -> Value | None:
     try:
-        probe = elements.move(node.target, args, kwargs)
+        probe = elements.move(function, args, kwargs)
     except (RuntimeError, TypeError, AttributeError):
         return _split_elements(elements, node, args, kwargs)
     return probe if isinstance(probe.layout, Tensor) else _split_elements(elements, node, args, kwargs)
@@ -740,10 +907,31 @@ def transposed(value: Value) -> Value:
 
 POOLS = [
     getattr(aten, name)
-    for name in """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d lp_pool2d
-    _adaptive_avg_pool2d upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa""".split()
+    for name in [
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "max_pool2d_with_indices",
+        "upsample_nearest1d",
+        "upsample_nearest2d",
+        "upsample_nearest3d",
+        "upsample_bilinear2d",
+        "upsample_bicubic2d",
+        "lp_pool2d",
+        "_adaptive_avg_pool2d",
+        "upsample_linear1d",
+        "upsample_trilinear3d",
+        "_upsample_bilinear2d_aa",
+    ]
     if hasattr(aten, name)
 ]
 
@@ -765,7 +953,22 @@ def pool(tracer: Tracer, node: Node, x: Value, *_: Any, **__: Any) -> Value:
 
 REDUCTIONS = [
     getattr(aten, name)
-    for name in "mean sum amax amin max min var std norm logsumexp prod var_mean std_mean linalg_vector_norm".split()
+    for name in [
+        "mean",
+        "sum",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "var",
+        "std",
+        "norm",
+        "logsumexp",
+        "prod",
+        "var_mean",
+        "std_mean",
+        "linalg_vector_norm",
+    ]
     if hasattr(aten, name)
 ]
 
@@ -832,7 +1035,7 @@ def _kept(tracer: Tracer, node: Node, value: Neurons | Elements, shape: torch.Si
         return value if value.shape == shape else value.move(torch.broadcast_to, (value, shape), {})
     name = str(getattr(node.target, "overloadpacket", node.target)).rsplit(".", 1)[-1]
     if name in ACTIVATIONS:
-        labels = value.labels.unique()
+        labels = without_repeats([value.labels])[0].unique()
         tracer.activations.append((labels[labels >= 0], name.rstrip("_")))
     return Neurons(value.labels.expand(shape))
 

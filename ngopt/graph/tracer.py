@@ -113,6 +113,7 @@ class Tracer:
         along these dimensions is a neuron.
         """
         dims = [d % labels.dim() for d in ([dims] if isinstance(dims, int) else dims)]
+        (labels,) = without_repeats([labels], keep=dims)
         n = 1
         for d in dims:
             n *= labels.shape[d]
@@ -200,6 +201,34 @@ class Tracer:
         return tree_map(lambda v: Unknown(v.shape) if isinstance(v, Tensor) else v, node.meta.get("val"))
 
     unknown = _unknown
+
+
+def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list[Tensor]:
+    """Tensors of one shape, cut to length 1 along dimensions in which all of them only repeat (stride 0)."""
+    for d in range(tensors[0].dim()):
+        if d not in keep and all(t.stride(d) == 0 for t in tensors):
+            tensors = [t.narrow(d, 0, min(1, t.shape[d])) for t in tensors]
+    return list(tensors)
+
+
+def folded(labels: Tensor) -> Tensor:
+    """The same labels, with stride 0 along every dimension in which they only repeat."""
+    shape = labels.shape
+    for d in range(labels.dim()):
+        if labels.stride(d) != 0 and labels.shape[d] > 1:
+            first = labels.narrow(d, 0, 1)
+            if (labels == first).all():
+                labels = first
+    return labels.expand(shape)
+
+
+def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The different pairs of entries of two flat, non-negative tensors, (2, pairs), sorted, and which each is."""
+    if not a.numel():
+        return torch.stack([a, b]), a
+    base = int(b.max()) + 1
+    keys, which = (a * base + b).unique(return_inverse=True)
+    return torch.stack([keys // base, keys % base]), which
 
 
 def distinct_rows(rows: Tensor) -> Tensor:
