@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ngopt.graph.core import Bias, EdgeBlock, GraphValues, NeuralGraph, NeuronGroup, ParameterSpec
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.read import run_graph
-from ngopt.graph.trace import trace_graph
+from ngopt.graph.sequential import sequential_graph
 from ngopt.graph.views import EdgeList, to_edge_list
 
 __all__ = [
@@ -36,7 +36,7 @@ def build_graph(source: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tenso
     Raises ValueError if there is no parameter or an element is no tensor.
     """
     if isinstance(source, nn.Module):
-        graph = trace_graph(source)
+        graph = sequential_graph(source)
         return graph if graph is not None else build_graph(source.named_parameters())
     specs = []
     for i, item in enumerate(source):

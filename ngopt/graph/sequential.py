@@ -8,7 +8,7 @@ from ngopt.graph.core import Convolution, NeuralGraph, ParameterSpec
 from ngopt.graph.topology import GraphBuilder, whole
 
 
-def trace_graph(model: nn.Module) -> NeuralGraph | None:
+def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and parameter-free modules.
 
     Returns None when the model is anything else.

@@ -10,9 +10,8 @@ compute with weights have rules (`ngopt.graph.rules`), which add groups and bloc
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,49 +21,52 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.core import NeuralGraph, ParameterSpec, View
-from ngopt.graph.elements import Elements
-from ngopt.graph.nodes import Nodes
+from ngopt.graph.rules import RULES, entries
+from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.nodes import Nodes
+from ngopt.graph.tracing.raw import RawBias, RawBlock, finish
+from ngopt.graph.tracing.values import Neurons, Unknown, Value, distinct_rows, without_repeats
 
 
 @dataclass(frozen=True)
-class Neurons:
-    """A tensor of activations: for every entry the number of its node; -1 where there is none."""
+class Region:
+    """The functions of one call of a module that has a rule of its own.
 
-    labels: Tensor
+    inputs: nodes outside whose values it uses. output: the last of its nodes that is used outside.
+    """
 
-    @property
-    def shape(self) -> torch.Size:
-        return self.labels.shape
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """A tensor of which nothing is known but its shape."""
-
-    shape: torch.Size
+    module: nn.Module
+    nodes: list[Node]
+    inputs: list[Node]
+    output: Node
 
 
-Value = Neurons | Elements | Unknown | Tensor | Any
+def module_regions(nodes: Iterable[Node], model: nn.Module) -> dict[Node, Region]:
+    """For every node inside the call of a module with a rule, that call."""
+    if not any(isinstance(target, type) for target in RULES):
+        return {}
+    calls: dict[str, list[Node]] = {}
+    modules: dict[str, nn.Module] = {}
+    for node in nodes:
+        for call, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+            module = model.get_submodule(path.split("@")[0]) if node.op == "call_function" else None
+            if module is not None and type(module) in RULES:
+                calls.setdefault(call, []).append(node)
+                modules[call] = module
+                break  # the outermost module with a rule decides
+    found = {}
+    for call, inner in calls.items():
+        members = set(inner)
+        sources = dict.fromkeys(a for n in inner for a in n.all_input_nodes if a not in members)
+        inputs = [a for a in sources if not (a.op == "placeholder" and _is_state(a))]
+        output = next(n for n in reversed(inner) if any(user not in members for user in n.users))
+        found |= dict.fromkeys(inner, Region(modules[call], inner, inputs, output))
+    return found
 
 
-@dataclass(frozen=True)
-class RawBlock:
-    """A block whose ends are still node numbers: sources (groups * n_source,), targets (groups * n_target,)."""
-
-    view: View | None
-    sources: Tensor
-    targets: Tensor
-    shape: tuple[int, int, int]
-    slot_shape: tuple[int, ...]
-    kind: str
-
-
-@dataclass(frozen=True)
-class RawBias:
-    view: View
-    nodes: Tensor
-    slot_shape: tuple[int, ...]
-    kind: str
+def _is_state(node: Node) -> bool:
+    """Whether a placeholder is a parameter, buffer or constant of the model."""
+    return node.name.startswith(("p_", "b_", "c_"))
 
 
 class Tracer:
@@ -85,11 +87,13 @@ class Tracer:
         self.values: dict[Node, Value] = {}
 
     def run(self) -> NeuralGraph:
-        from ngopt.graph.finish import finish
-
+        """The neural graph of the whole network."""
         self._bind_inputs()
+        regions = module_regions(self.program.graph.nodes, self.model)
         for node in self.program.graph.nodes:
-            if node.op == "call_function":
+            if node in regions:
+                self._call_module(regions[node], node)
+            elif node.op == "call_function":
                 self.values[node] = self._call(node)
             elif node.op == "output":
                 leaves = tree_leaves(tree_map(self.values.get, list(node.all_input_nodes)))
@@ -100,6 +104,15 @@ class Tracer:
 
     def shape_of(self, node: Node) -> torch.Size:
         return node.meta["val"].shape
+
+    def unknown(self, node: Node) -> Value:
+        """The result of a function that nothing is known of."""
+        return tree_map(lambda v: Unknown(v.shape) if isinstance(v, Tensor) else v, node.meta.get("val"))
+
+    def elements(self, parameter: Tensor) -> Elements:
+        """A parameter of the model, as rules see it."""
+        position = self._position[id(parameter)]
+        return Elements.whole(position, self.parameters[position].shape)
 
     def owner(self, parameter: int) -> str:
         """The name of the layer that a parameter belongs to."""
@@ -156,16 +169,15 @@ class Tracer:
     def _bind_inputs(self) -> None:
         placeholders = {node.name: node for node in self.program.graph.nodes if node.op == "placeholder"}
         for spec in self.program.graph_signature.input_specs:
-            node = placeholders.get(getattr(spec.arg, "name", ""))
+            node, target = placeholders.get(getattr(spec.arg, "name", "")), spec.target or ""
             if node is None:
                 continue
             if spec.kind == InputKind.PARAMETER:
-                position = self._position[id(self.model.get_parameter(spec.target))]
-                self.values[node] = Elements.whole(position, self.parameters[position].shape)
+                self.values[node] = self.elements(self.model.get_parameter(target))
             elif spec.kind == InputKind.BUFFER:
-                self.values[node] = self.model.get_buffer(spec.target).detach().clone()
+                self.values[node] = self.model.get_buffer(target).detach().clone()
             elif spec.kind in (InputKind.CONSTANT_TENSOR, InputKind.CUSTOM_OBJ):
-                self.values[node] = self.program.constants[spec.target]
+                self.values[node] = self.program.constants[target]
             else:
                 self.values[node] = self._user_input(node)
 
@@ -180,59 +192,27 @@ class Tracer:
         self.inputs.append(numbers)
         return Neurons(numbers.reshape(rest).expand(value.shape))
 
-    def _call(self, node: Node) -> Value:
-        from ngopt.graph.rules import MOVES, RULES, elementwise, move
+    def _call_module(self, region: Region, node: Node) -> None:
+        """Applies a module's rule at the first of its functions; the others are passed over."""
+        if node is not region.nodes[0]:
+            return
+        inputs = [self.values[source] for source in region.inputs]
+        result = RULES[type(region.module)](self, region.output, region.module, *inputs)
+        for inner in region.nodes:
+            self.values[inner] = self.unknown(inner)
+        self.values[region.output] = result
 
+    def _call(self, node: Node) -> Value:
         args, kwargs = tree_map(lambda a: self.values[a] if isinstance(a, Node) else a, (node.args, node.kwargs))
         leaves = tree_leaves((args, kwargs))
         if node.target is operator.getitem:
-            return args[0][args[1]] if isinstance(args[0], (list, tuple)) else self._unknown(node)
+            return args[0][args[1]] if isinstance(args[0], (list, tuple)) else self.unknown(node)
         if not any(isinstance(leaf, (Neurons, Elements, Unknown)) for leaf in leaves):
             return node.target(*args, **kwargs)  # type: ignore[operator]
         packet = getattr(node.target, "overloadpacket", node.target)
         rule: Callable | None = RULES.get(node.target) or RULES.get(packet)
         if rule is not None:
             return rule(self, node, *args, **kwargs)
-        if packet in MOVES:
-            return move(self, node, args, kwargs)
-        return elementwise(self, node, args, kwargs)
-
-    def _unknown(self, node: Node) -> Value:
-        return tree_map(lambda v: Unknown(v.shape) if isinstance(v, Tensor) else v, node.meta.get("val"))
-
-    unknown = _unknown
-
-
-def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list[Tensor]:
-    """Tensors of one shape, cut to length 1 along dimensions in which all of them only repeat (stride 0)."""
-    for d in range(tensors[0].dim()):
-        if d not in keep and all(t.stride(d) == 0 for t in tensors):
-            tensors = [t.narrow(d, 0, min(1, t.shape[d])) for t in tensors]
-    return list(tensors)
-
-
-def folded(labels: Tensor) -> Tensor:
-    """The same labels, with stride 0 along every dimension in which they only repeat."""
-    shape = labels.shape
-    for d in range(labels.dim()):
-        if labels.stride(d) != 0 and labels.shape[d] > 1:
-            first = labels.narrow(d, 0, 1)
-            if (labels == first).all():
-                labels = first
-    return labels.expand(shape)
-
-
-def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The different pairs of entries of two flat, non-negative tensors, (2, pairs), sorted, and which each is."""
-    if not a.numel():
-        return torch.stack([a, b]), a
-    base = int(b.max()) + 1
-    keys, which = (a * base + b).unique(return_inverse=True)
-    return torch.stack([keys // base, keys % base]), which
-
-
-def distinct_rows(rows: Tensor) -> Tensor:
-    """The rows (r, n) that differ, the first one first; a view of it where none does."""
-    if not (rows != rows[:1]).any():
-        return rows[:1]
-    return torch.cat([rows[:1], rows.unique(dim=0)])
+        if packet in entries.MOVES:
+            return entries.move(self, node, args, kwargs)
+        return entries.elementwise(self, node, args, kwargs)

@@ -1,20 +1,40 @@
-"""From what a trace recorded to a `NeuralGraph`."""
+"""What a trace records, and how it becomes a `NeuralGraph`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import Bias, EdgeBlock, Index, NeuralGraph
+from ngopt.graph.core import Bias, EdgeBlock, Index, NeuralGraph, View
 from ngopt.graph.topology import GraphBuilder
 
 if TYPE_CHECKING:
-    from ngopt.graph.tracer import RawBlock, Tracer
+    from ngopt.graph.tracing.tracer import Tracer
+
+
+@dataclass(frozen=True)
+class RawBlock:
+    """A block whose ends are still node numbers: sources (groups * n_source,), targets (groups * n_target,)."""
+
+    view: View | None
+    sources: Tensor
+    targets: Tensor
+    shape: tuple[int, int, int]
+    slot_shape: tuple[int, ...]
+    kind: str
+
+
+@dataclass(frozen=True)
+class RawBias:
+    view: View
+    nodes: Tensor
+    slot_shape: tuple[int, ...]
+    kind: str
 
 
 def finish(tracer: Tracer) -> NeuralGraph:

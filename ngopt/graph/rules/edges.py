@@ -1,0 +1,134 @@
+"""What rules have in common: which columns of a weight belong to which nodes, and edges of value 1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt.graph.core import View
+from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.values import (
+    Value,
+)
+
+if TYPE_CHECKING:
+    from ngopt.graph.tracing.tracer import Tracer
+
+aten = torch.ops.aten
+
+
+class Segment(NamedTuple):
+    """Columns start ... start + n * slots of a weight: the edges from n nodes.
+
+    nodes: (n,). step, slot_step: how many columns further the next node and the next slot are.
+    """
+
+    nodes: Tensor
+    start: int
+    step: int
+    slots: int
+    slot_step: int
+
+
+def segments(tracer: Tracer, labels: Tensor) -> list[Segment] | None:
+    """Splits the nodes behind a weight's columns into groups, each node once in each segment.
+
+    labels: (columns,). A flattened feature map has a node several times; those columns are slots.
+    None where they are in no regular order.
+    """
+    groups = tracer.nodes.group_of(labels)
+    found: list[Segment] = []
+    for group in groups.unique().tolist():
+        columns = (groups == group).nonzero().flatten()
+        for run in _even_runs(columns):
+            step = int(run[1] - run[0]) if len(run) > 1 else 1
+            part = labels[run]
+            n = part.unique().numel()
+            slots = len(part) // n
+            if n * slots != len(part):
+                return None
+            if torch.equal(part, part[::slots].repeat_interleave(slots)):
+                found.append(Segment(part[::slots], int(run[0]), slots * step, slots, step))
+            elif torch.equal(part, part[:n].repeat(slots)):
+                found.append(Segment(part[:n], int(run[0]), step, slots, n * step))
+            else:
+                return None
+    return found
+
+
+def _even_runs(columns: Tensor) -> list[Tensor]:
+    """Stretches of ascending numbers with the same step between neighbours."""
+    runs = []
+    while len(columns):
+        steps = columns[1:] - columns[:-1]
+        changes = (steps != steps[:1]).nonzero().flatten()
+        length = int(changes[0]) + 1 if len(changes) else len(columns)
+        runs.append(columns[:length])
+        columns = columns[length:]
+    return runs
+
+
+def connect(tracer: Tracer, weight: Elements, sources: Tensor, targets: Tensor) -> None:
+    """Dense edges (n_target, columns); columns of the same source are slots."""
+    view = weight.view()
+    parts = segments(tracer, sources)
+    if view is None or parts is None:
+        return
+    row, column = view.strides
+    for part in parts:
+        n = len(part.nodes)
+        slot_shape = (part.slots,) if part.slots > 1 else ()
+        shape = (1, len(targets), n)
+        strides = (0, row, column * part.step, *((column * part.slot_step,) if slot_shape else ()))
+        piece = View(weight.parameter, (*shape, *slot_shape), strides, view.offset + part.start * column)
+        tracer.add_block(piece, part.nodes, targets, shape, slot_shape)
+
+
+def add_bias(tracer: Tracer, bias: Value, targets: Tensor, kind: str = "bias") -> None:
+    if isinstance(bias, Elements):
+        tracer.add_bias(bias, targets, kind)
+
+
+def diagonal(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
+    """Edges of value 1 from sources[i] to targets[i]; a source that occurs again goes to a block of its own."""
+    for part in _without_repeats(sources):
+        tracer.add_block(None, sources[part], targets[part], (len(part), 1, 1), kind=kind)
+
+
+def fan_out(tracer: Tracer, sources: Tensor, targets: Tensor, n: int, kind: str) -> None:
+    """Edges of value 1 from sources[i] to n targets each."""
+    targets = targets.reshape(-1, n)
+    for part in _without_repeats(sources):
+        tracer.add_block(None, sources[part], targets[part].flatten(), (len(part), n, 1), kind=kind)
+
+
+def _without_repeats(nodes: Tensor) -> list[Tensor]:
+    """Positions, split so that no node comes twice in a part."""
+    parts, rest = [], torch.arange(len(nodes))
+    while len(rest):
+        _, inverse = nodes[rest].unique(return_inverse=True)
+        first = torch.full((int(inverse.max()) + 1,), len(rest)).scatter_reduce(
+            0, inverse, torch.arange(len(rest)), "amin"
+        )
+        taken = first.sort().values
+        parts.append(rest[taken])
+        keep = torch.ones(len(rest), dtype=torch.bool)
+        keep[taken] = False
+        rest = rest[keep]
+    return parts
+
+
+def edges_between(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
+    """Edges of value 1 for pairs of nodes, in as few blocks as their pattern allows."""
+    one, many = sources.unique().numel(), targets.unique().numel()
+    if one == 1:
+        tracer.add_block(None, sources[:1], targets, (1, len(targets), 1), kind=kind)
+    elif many == 1:
+        tracer.add_block(None, sources, targets[:1], (1, 1, len(sources)), kind=kind)
+    else:
+        for part in _without_repeats(sources):
+            for piece in _without_repeats(targets[part]):
+                chosen = part[piece]
+                tracer.add_block(None, sources[chosen], targets[chosen], (len(chosen), 1, 1), kind=kind)

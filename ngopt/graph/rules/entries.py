@@ -1,0 +1,375 @@
+"""Functions without weights: those that move entries, work entry by entry, pool or reduce."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.values import (
+    Neurons,
+    Unknown,
+    Value,
+    folded,
+    without_repeats,
+)
+
+if TYPE_CHECKING:
+    from ngopt.graph.tracing.tracer import Tracer
+
+aten = torch.ops.aten
+
+
+MOVES = {
+    getattr(aten, name)
+    for name in [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "permute",
+        "transpose",
+        "t",
+        "numpy_T",
+        "mT",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "expand_as",
+        "flatten",
+        "unflatten",
+        "slice",
+        "select",
+        "narrow",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "cat",
+        "concat",
+        "stack",
+        "index",
+        "index_select",
+        "roll",
+        "flip",
+        "pad",
+        "constant_pad_nd",
+        "repeat",
+        "repeat_interleave",
+        "tile",
+        "contiguous",
+        "clone",
+        "alias",
+        "detach",
+        "detach_",
+        "to",
+        "_to_copy",
+        "movedim",
+        "swapaxes",
+        "swapdims",
+        "moveaxis",
+        "unfold",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "lift_fresh_copy",
+        "lift_fresh",
+        "hsplit",
+        "vsplit",
+        "view_as",
+        "reshape_as",
+        "type_as",
+        "hstack",
+        "vstack",
+        "rot90",
+        "diagonal",
+        "tensor_split",
+        "squeeze_",
+        "unsqueeze_",
+        "ravel",
+        "float",
+        "double",
+        "half",
+        "im2col",
+    ]
+    if hasattr(aten, name)
+}
+
+
+DTYPES = {getattr(aten, n) for n in ("to", "_to_copy", "float", "double", "half", "type_as") if hasattr(aten, n)}
+
+
+PADS = {aten.pad, aten.constant_pad_nd}
+
+
+ACTIVATIONS = [
+    "relu",
+    "relu_",
+    "relu6",
+    "hardtanh",
+    "hardtanh_",
+    "gelu",
+    "silu",
+    "silu_",
+    "sigmoid",
+    "sigmoid_",
+    "tanh",
+    "tanh_",
+    "leaky_relu",
+    "leaky_relu_",
+    "elu",
+    "elu_",
+    "selu",
+    "selu_",
+    "celu",
+    "mish",
+    "mish_",
+    "softplus",
+    "hardswish",
+    "hardswish_",
+    "hardsigmoid",
+    "hardsigmoid_",
+    "softmax",
+    "log_softmax",
+    "sin",
+    "cos",
+    "exp",
+    "softsign",
+    "glu",
+    "logsigmoid",
+    "rrelu",
+    "prelu",
+]
+
+
+def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
+    """Applies a function that moves entries to labels or elements."""
+    packet = getattr(node.target, "overloadpacket", node.target)
+    if packet in DTYPES:
+        return args[0]
+    # labels may repeat (stride 0) where the network's own tensor does not, so that only a copy has the new shape
+    function = torch.reshape if packet in (aten.view, aten._unsafe_view) else node.target
+    tensors = [a for a in _tensors((args, kwargs)) if isinstance(a, (Neurons, Elements, Unknown))]
+    if any(isinstance(a, Unknown) for a in tensors):
+        return tracer.unknown(node)
+    if len(tensors) == 1 and isinstance(tensors[0], Elements) and not isinstance(args[0], (list, tuple)):
+        result = _moved_elements(tensors[0], node, function, args, kwargs)
+        if result is not None:
+            return result
+
+    shift = 1 if packet in PADS else 0  # so that padding, 0, is no neuron
+
+    def labels(value: Any) -> Any:
+        if isinstance(value, Elements):
+            value = as_neurons(tracer, node, value)
+        if isinstance(value, Neurons):
+            return value.labels + shift if shift else value.labels
+        return value
+
+    first = args[0]
+    if isinstance(first, (list, tuple)):
+        parts = [torch.full(v.shape, -1) if isinstance(v, Tensor) else labels(v) for v in first]
+        moved = node.target(parts, *args[1:], **kwargs)  # type: ignore[operator]
+    else:
+        if packet in PADS:
+            args, kwargs = args[:2], {}
+        rest = [a.labels if isinstance(a, Neurons) else a for a in args[1:]]
+        moved = function(labels(first), *rest, **kwargs)  # type: ignore[operator]
+    if isinstance(moved, (list, tuple)):
+        return [Neurons(folded(m - shift if shift else m)) for m in moved]
+    return Neurons(folded(moved - shift if shift else moved))
+
+
+def _moved_elements(elements: Elements, node: Node, function: Any, args: tuple, kwargs: dict) -> Value | None:
+    try:
+        probe = elements.move(function, args, kwargs)
+    except (RuntimeError, TypeError, AttributeError):
+        return _split_elements(elements, node, args, kwargs)
+    return probe if isinstance(probe.layout, Tensor) else _split_elements(elements, node, args, kwargs)
+
+
+def _split_elements(elements: Elements, node: Node, args: tuple, kwargs: dict) -> Value | None:
+    """chunk, split and unbind give several tensors."""
+    count = len(node.meta["val"]) if isinstance(node.meta["val"], (list, tuple)) else 0
+    if not count:
+        return None
+    return [
+        elements.move(lambda *a, k=k, **kw: node.target(*a, **kw)[k], args, kwargs)  # type: ignore[operator]
+        for k in range(count)
+    ]
+
+
+def _tensors(tree: Any) -> list:
+    from torch.utils._pytree import tree_leaves
+
+    return tree_leaves(tree)
+
+
+def as_neurons(tracer: Tracer, node: Node, value: Value) -> Neurons:
+    """A parameter used as if it were an activation (a class token) is the bias of new nodes; constants are none."""
+    if isinstance(value, Neurons):
+        return value
+    if not isinstance(value, Elements):
+        return Neurons(torch.full(tuple(value.shape), -1))
+    numbers, inverse = value.numbers.unique(return_inverse=True)
+    nodes = tracer.nodes.new(tracer.parameters[value.parameter].name, len(numbers), "neuron")
+    tracer.add_bias(Elements(value.parameter, numbers), nodes)
+    return Neurons(nodes[inverse])
+
+
+def transposed(value: Value) -> Value:
+    if isinstance(value, Elements):
+        return value.move(torch.transpose, (value, -1, -2), {})
+    if isinstance(value, Neurons):
+        return Neurons(value.labels.mT)
+    return (
+        value.mT
+        if isinstance(value, Tensor)
+        else Unknown(torch.Size((*value.shape[:-2], value.shape[-1], value.shape[-2])))
+    )
+
+
+POOLS = [
+    getattr(aten, name)
+    for name in [
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "max_pool2d_with_indices",
+        "upsample_nearest1d",
+        "upsample_nearest2d",
+        "upsample_nearest3d",
+        "upsample_bilinear2d",
+        "upsample_bicubic2d",
+        "lp_pool2d",
+        "_adaptive_avg_pool2d",
+        "upsample_linear1d",
+        "upsample_trilinear3d",
+        "_upsample_bilinear2d_aa",
+    ]
+    if hasattr(aten, name)
+]
+
+
+@register_rule(*POOLS)
+def pool(tracer: Tracer, node: Node, x: Value, *_: Any, **__: Any) -> Value:
+    """Pooling and resampling keep the channels."""
+    value = node.meta["val"]
+    shape = value.shape if isinstance(value, Tensor) else value[0].shape
+    if not isinstance(x, Neurons):
+        return Unknown(shape)
+    channel = 1 if x.labels.dim() > 2 else 0
+    channels = tracer.vector(x.labels, channel)
+    if channels is None:
+        return Unknown(shape)
+    result = Neurons(channels.reshape(-1, *([1] * (len(shape) - channel - 1))).expand(shape))
+    return result if isinstance(value, Tensor) else (result, *(Unknown(v.shape) for v in value[1:]))
+
+
+REDUCTIONS = [
+    getattr(aten, name)
+    for name in [
+        "mean",
+        "sum",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "var",
+        "std",
+        "norm",
+        "logsumexp",
+        "prod",
+        "var_mean",
+        "std_mean",
+        "linalg_vector_norm",
+    ]
+    if hasattr(aten, name)
+]
+
+
+@register_rule(*REDUCTIONS)
+def reduction(tracer: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """Over positions of the same neurons these stay; different neurons meet in a new node."""
+    value = node.meta["val"]
+    first = value if isinstance(value, Tensor) else value[0]
+
+    def wrap(result: Value) -> Value:
+        return result if isinstance(value, Tensor) else (result, *(Unknown(v.shape) for v in value[1:]))
+
+    if not isinstance(x, Neurons):
+        return wrap(Unknown(first.shape))
+    dims = _reduced_dims(x.shape, first.shape, args, kwargs)
+    if dims is None:
+        return wrap(Unknown(first.shape))
+    labels = tracer.nodes.find(x.labels)
+    kept = [d for d in range(labels.dim()) if d not in dims]
+    rows = labels.permute(*kept, *dims).reshape(prod(labels.shape[d] for d in kept), -1)
+    if (rows == rows[:, :1]).all():
+        return wrap(Neurons(rows[:, 0].reshape(first.shape)))
+    sets, which = rows.sort(dim=1).values.unique(dim=0, return_inverse=True)
+    if len(sets) > 4096 or (sets < 0).any():
+        return wrap(Unknown(first.shape))
+    nodes = tracer.nodes.new(node.name, len(sets), "pool")
+    for k, row in enumerate(sets):
+        members = row.unique()
+        tracer.add_block(None, members, nodes[k : k + 1], (1, 1, len(members)), kind="pool")
+    return wrap(Neurons(nodes[which].reshape(first.shape)))
+
+
+def _reduced_dims(before: torch.Size, after: torch.Size, args: tuple, kwargs: dict) -> list[int] | None:
+    dims = kwargs.get("dim", next((a for a in args if isinstance(a, (list, tuple)) or type(a) is int), None))
+    if dims is None or dims == []:
+        return list(range(len(before))) if prod(after) == 1 else None
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    return sorted(d % len(before) for d in dims)
+
+
+def elementwise(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
+    """Any other function: entries keep their meaning if the shape says that it works entry by entry."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return tracer.unknown(node)
+    tensors = [a for a in _tensors((args, kwargs)) if isinstance(a, (Neurons, Elements, Unknown, Tensor))]
+    for kind in (Neurons, Elements):
+        for tensor in tensors:
+            if isinstance(tensor, kind) and _broadcasts(tensor.shape, value.shape):
+                return _kept(tracer, node, tensor, value.shape)
+    return Unknown(value.shape)
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    try:
+        return torch.broadcast_shapes(shape, to) == to
+    except RuntimeError:
+        return False
+
+
+def _kept(tracer: Tracer, node: Node, value: Neurons | Elements, shape: torch.Size) -> Value:
+    if isinstance(value, Elements):
+        return value if value.shape == shape else value.move(torch.broadcast_to, (value, shape), {})
+    name = str(getattr(node.target, "overloadpacket", node.target)).rsplit(".", 1)[-1]
+    if name in ACTIVATIONS:
+        labels = without_repeats([value.labels])[0].unique()
+        tracer.activations.append((labels[labels >= 0], name.rstrip("_")))
+    return Neurons(value.labels.expand(shape))
+
+
+@register_rule(aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.zeros_like, aten.ones_like,
+               aten.rand_like, aten.randn_like, aten.full_like, aten.empty_like)  # fmt: skip
+def creation(tracer: Tracer, node: Node, like: Value, *args: Any, **kwargs: Any) -> Value:
+    """A constant of a tensor's shape."""
+    return node.target(torch.zeros(tuple(like.shape)), *args, **kwargs)  # type: ignore[operator]

@@ -1,0 +1,206 @@
+"""Layers with weights: linear, convolutional, embedding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ngopt.graph.core import View
+from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.values import (
+    Neurons,
+    Unknown,
+    Value,
+    distinct_rows,
+)
+
+if TYPE_CHECKING:
+    from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.rules.edges import add_bias, connect, segments
+from ngopt.graph.rules.entries import as_neurons, elementwise, transposed
+from ngopt.graph.rules.products import product_sum
+
+aten = torch.ops.aten
+
+
+@register_rule(aten.linear)
+def linear(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Value = None) -> Value:
+    """y = x W^T + b; W (n_out, n_in)."""
+    if not isinstance(weight, Elements):
+        return product_sum(tracer, node, x, transposed(weight), bias)
+    if not isinstance(x, Neurons):
+        x = as_neurons(tracer, node, x)
+    name = tracer.owner(weight.parameter)
+    sources = tracer.vector(x.labels, -1)
+    if sources is not None and x.shape[-1] > 1 and sources.unique().numel() == 1 and _varies(x.labels):
+        sources = None
+    if sources is None:
+        return position_mixing(tracer, node, x, weight, bias)
+    targets = tracer.nodes.new(name, weight.shape[0])
+    connect(tracer, weight, tracer.source_nodes(sources, name), targets)
+    add_bias(tracer, bias, targets)
+    tracer.pristine.add(node)
+    return Neurons(targets.expand(tracer.shape_of(node)))
+
+
+def _varies(labels: Tensor) -> bool:
+    return distinct_rows(labels.reshape(-1, labels.shape[-1])).shape[0] > 1
+
+
+def position_mixing(tracer: Tracer, node: Node, x: Value, weight: Elements, bias: Value) -> Value:
+    """A weight that mixes positions of each neuron: a component between positions, labels stay."""
+    name = tracer.owner(weight.parameter)
+    sources = tracer.nodes.new(f"{name}.positions", weight.shape[1], "position")
+    targets = tracer.nodes.new(name, weight.shape[0], "position")
+    connect(tracer, weight, sources, targets)
+    add_bias(tracer, bias, targets)
+    labels = x.labels
+    if not (labels == labels[..., :1]).all():
+        return Unknown(tracer.shape_of(node))
+    return Neurons(labels[..., :1].expand(tracer.shape_of(node)))
+
+
+@register_rule(aten.addmm)
+def addmm(tracer: Tracer, node: Node, bias: Value, x: Value, weight: Value, **_: Any) -> Value:
+    return linear(tracer, node, x, transposed(weight), bias)
+
+
+@register_rule(aten.matmul, aten.mm, aten.bmm)
+def matmul(tracer: Tracer, node: Node, x: Value, other: Value) -> Value:
+    """x @ other, either of which may be a parameter; two activations multiply (attention)."""
+    if isinstance(other, Elements) and len(other.shape) == 2 and isinstance(x, Neurons):
+        return linear(tracer, node, x, transposed(other))
+    if isinstance(x, Elements) and len(x.shape) == 2 and isinstance(other, Neurons):
+        flipped = linear(tracer, node, Neurons(other.labels.mT), x) if other.labels.dim() == 2 else None
+        if isinstance(flipped, Neurons):
+            return Neurons(flipped.labels[0].unsqueeze(-1).expand(tracer.shape_of(node)))
+    if isinstance(other, Elements) and isinstance(x, Neurons):
+        return batched_weight(tracer, node, x, other)
+    return product_sum(tracer, node, x, other)
+
+
+def batched_weight(tracer: Tracer, node: Node, x: Neurons, weight: Elements) -> Value:
+    """(..., t, n_in) @ (..., n_in, n_out) with its own weight for each index of the leading dimensions."""
+    shape = tracer.shape_of(node)
+    lead = weight.shape[:-2]
+    labels = x.labels.expand(*torch.broadcast_shapes(x.shape[:-2], lead), *x.shape[-2:])
+    out = torch.full(shape, -1)
+    for place in torch.cartesian_prod(*(torch.arange(n) for n in lead)).reshape(-1, len(lead)).tolist():
+        index = (..., *place, slice(None), slice(None))
+        sources = tracer.vector(labels[index], -1)
+        if sources is None:
+            return Unknown(shape)
+        name = tracer.owner(weight.parameter)
+        targets = tracer.nodes.new(name, weight.shape[-1])
+        piece = transposed(weight.move(lambda w, place=tuple(place): w[place], (weight,), {}))
+        connect(tracer, piece, tracer.source_nodes(sources, name), targets)
+        out[index] = targets.expand(out[index].shape)
+    return Neurons(out)
+
+
+@register_rule(aten.bilinear)
+def bilinear(tracer: Tracer, node: Node, a: Value, b: Value, weight: Value, bias: Value = None) -> Value:
+    """y_k = a^T W_k b: dense edges from the products of all pairs of the inputs."""
+    if not (isinstance(a, Neurons) and isinstance(b, Neurons) and isinstance(weight, Elements)):
+        return tracer.unknown(node)
+    name = tracer.owner(weight.parameter)
+    left, right = tracer.vector(a.labels, -1), tracer.vector(b.labels, -1)
+    if left is None or right is None:
+        return tracer.unknown(node)
+    n, m = len(left), len(right)
+    left, right = tracer.source_nodes(left, name), tracer.source_nodes(right, name)
+    pairs = tracer.nodes.new(f"{name}.products", n * m, "product")
+    tracer.add_block(None, left, pairs, (n, m, 1), kind="left")
+    tracer.add_block(None, right, pairs.reshape(n, m).T.flatten(), (m, n, 1), kind="right")
+    targets = tracer.nodes.new(name, weight.shape[0])
+    connect(tracer, weight.move(torch.flatten, (weight, 1), {}), pairs, targets)
+    add_bias(tracer, bias, targets)
+    return Neurons(targets.expand(tracer.shape_of(node)))
+
+
+@register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
+def convolution(
+    tracer: Tracer, node: Node, x: Value, weight: Value, bias: Value = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
+) -> Value:  # fmt: skip
+    """Channels are neurons, kernel positions slots (Kofinas et al. 2024, section 2.2); W (n_out, n_in / g, *k)."""
+    return _convolution(tracer, node, x, weight, bias, groups, swap=False)
+
+
+@register_rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
+def transposed_convolution(
+    tracer: Tracer, node: Node, x: Value, weight: Value, bias: Value = None, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+) -> Value:  # fmt: skip
+    """As a convolution, with W (n_in, n_out / g, *k)."""
+    return _convolution(tracer, node, x, weight, bias, groups, swap=True)
+
+
+def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Value, groups: int, swap: bool) -> Value:
+    shape = tracer.shape_of(node)
+    channel = -(len(weight.shape) - 1) if hasattr(weight, "shape") else 1
+    if not isinstance(weight, Elements) or weight.view() is None:
+        return Unknown(shape)
+    if not isinstance(x, Neurons):
+        x = as_neurons(tracer, node, x)
+    view, name = weight.view(), tracer.owner(weight.parameter)
+    assert view is not None
+    sources = tracer.vector(x.labels, channel)
+    if sources is None:
+        return Unknown(shape)
+    sources = tracer.source_nodes(sources, name)
+    rows, columns = (view.strides[1], view.strides[0]) if swap else view.strides[:2]
+    n_target = view.shape[1] if swap else view.shape[0] // groups
+    n_source = view.shape[0] // groups if swap else view.shape[1]
+    step = n_source * columns if swap else n_target * rows
+    targets = tracer.nodes.new(name, groups * n_target)
+    kernel = view.shape[2:]
+    piece = View(
+        weight.parameter,
+        (groups, n_target, n_source, *kernel),
+        (step if groups > 1 else 0, rows, columns, *view.strides[2:]),
+        view.offset,
+    )
+    if groups > 1 and n_source == 1:
+        for part in segments(tracer, sources) or []:  # a depthwise convolution
+            n = len(part.nodes)
+            shifted = View(
+                weight.parameter,
+                (n, *piece.shape[1:]),
+                (piece.strides[0] * part.step, *piece.strides[1:]),
+                piece.offset + part.start * piece.strides[0],
+            )
+            chosen = targets.reshape(groups, n_target)[part.start :: part.step][:n].flatten()
+            tracer.add_block(shifted, part.nodes, chosen, shifted.shape[:3], kernel)
+    elif groups == 1:
+        for part in segments(tracer, sources) or []:
+            shape3 = (1, n_target, len(part.nodes))
+            shifted = View(
+                weight.parameter,
+                (*shape3, *kernel),
+                (0, rows, columns * part.step, *view.strides[2:]),
+                view.offset + part.start * columns,
+            )
+            tracer.add_block(shifted, part.nodes, targets, shape3, kernel)
+    elif sources.unique().numel() == len(sources):
+        tracer.add_block(piece, sources, targets, piece.shape[:3], kernel)
+    add_bias(tracer, bias, targets)
+    tracer.pristine.add(node)
+    return Neurons(targets.reshape(-1, *([1] * len(kernel))).expand(shape))
+
+
+@register_rule(aten.embedding)
+def embedding(tracer: Tracer, node: Node, weight: Value, index: Value, *_: Any) -> Value:
+    """Rows of a table are input nodes; W (tokens, n)."""
+    if not isinstance(weight, Elements):
+        return elementwise(tracer, node, (weight,), {})
+    name = tracer.owner(weight.parameter)
+    tokens = tracer.nodes.new(f"{name}.tokens", weight.shape[0], "token")
+    targets = tracer.nodes.new(name, weight.shape[1])
+    connect(tracer, transposed(weight), tokens, targets)
+    tracer.pristine.add(node)
+    return Neurons(targets.expand(tracer.shape_of(node)))

@@ -1,0 +1,162 @@
+"""Activations with each other: sums, products and attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.values import (
+    Neurons,
+    Unknown,
+    Value,
+    find_all,
+    unique_pairs,
+)
+
+if TYPE_CHECKING:
+    from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.rules.edges import diagonal, edges_between, fan_out
+from ngopt.graph.rules.entries import elementwise
+from ngopt.graph.rules.parameters import with_parameter
+
+aten = torch.ops.aten
+
+
+@register_rule(aten.scaled_dot_product_attention)
+def attention(
+    tracer: Tracer, node: Node, q: Value, k: Value, v: Value, mask: Value = None, *_: Any, **__: Any
+) -> Value:
+    """softmax(q k^T + mask) v with heads kept apart; grouped-query heads are repeated."""
+    if not all(isinstance(x, Neurons) for x in (q, k, v)):
+        return tracer.unknown(node)
+    ratio = q.shape[-3] // k.shape[-3] if len(q.shape) > 2 and q.shape[-3] != k.shape[-3] else 1
+    if ratio > 1:
+        k, v = (Neurons(x.labels.repeat_interleave(ratio, -3)) for x in (k, v))
+    scores_shape = torch.Size((*q.shape[:-1], k.shape[-2]))
+    scores = _product_sum(tracer, node.name, q, Neurons(k.labels.mT), scores_shape)
+    if isinstance(mask, Elements) and isinstance(scores, Neurons):
+        scores = with_parameter(tracer, node, scores, mask, "bias")
+    elif isinstance(mask, Neurons) and isinstance(scores, Neurons):
+        scores = sum_of(tracer, node, scores, mask)
+    return _product_sum(tracer, f"{node.name}.values", scores, v, tracer.shape_of(node))
+
+
+def product_sum(tracer: Tracer, node: Node, a: Value, b: Value, bias: Value = None) -> Value:
+    return _product_sum(tracer, node.name, a, b, tracer.shape_of(node))
+
+
+def _product_sum(tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size) -> Value:
+    """a @ b of two activations, (..., t, n) and (..., n, m).
+
+    Where the summed index runs over neurons (q k^T), each pair of them is a product, and all
+    products that are summed meet in one node, a head. Where it runs over positions (attention times
+    values), the neurons of b are weighted by those of a, each pair again a product.
+    """
+    if isinstance(a, Neurons) and isinstance(b, Neurons):
+        lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        left = tracer.nodes.find(a.labels.expand(*lead, *a.shape[-2:]))
+        right = tracer.nodes.find(b.labels.expand(*lead, *b.shape[-2:]))
+        t, n = left.shape[-2:]
+        m = right.shape[-1]
+        left, right = left.reshape(-1, t, n), right.reshape(-1, n, m)
+        if (right == right[:, :, :1]).all() and (left == left[:, :1]).all():
+            return _scores(tracer, name, left[:, 0], right[:, :, 0], shape)
+        if (right == right[:, :1]).all() and (left == left[:, :1, :1]).all():
+            return _weighted(tracer, name, left[:, 0, 0], right[:, 0], shape)
+    # a constant mixes positions
+    if isinstance(a, (Tensor, Unknown)) and isinstance(b, Neurons) and (b.labels == b.labels[..., :1, :]).all():
+        return Neurons(b.labels[..., :1, :].expand(*b.labels.shape[:-2], *shape[-2:]).expand(shape))
+    if isinstance(b, (Tensor, Unknown)) and isinstance(a, Neurons) and (a.labels == a.labels[..., :1]).all():
+        return Neurons(a.labels[..., :1].expand(shape))
+    return Unknown(shape)
+
+
+def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor, shape: torch.Size) -> Value:
+    """left, right: (heads that repeat, n) -> one node a head, behind n products."""
+    n = left.shape[1]
+    if (left < 0).any() or (right < 0).any():
+        return Unknown(shape)
+    heads, which = torch.cat([left, right], dim=1).unique(dim=0, return_inverse=True)
+    products = tracer.nodes.new(f"{name}.products", len(heads) * n, "product")
+    diagonal(tracer, heads[:, :n].flatten(), products, "left")
+    diagonal(tracer, heads[:, n:].flatten(), products, "right")
+    nodes = tracer.nodes.new(f"{name}.heads", len(heads), "head")
+    tracer.add_block(None, products, nodes, (len(heads), 1, n), kind="pool")
+    return Neurons(nodes[which].reshape(*shape[:-2], 1, 1).expand(shape))
+
+
+def _weighted(tracer: Tracer, name: str, heads: Tensor, values: Tensor, shape: torch.Size) -> Value:
+    """heads: (r,), values: (r, m) -> the products of each head with its values."""
+    if (heads < 0).any() or (values < 0).any():
+        return Unknown(shape)
+    rows, which = torch.cat([heads[:, None], values], dim=1).unique(dim=0, return_inverse=True)
+    m = values.shape[1]
+    products = tracer.nodes.new(name, len(rows) * m, "product")
+    fan_out(tracer, rows[:, 0], products, m, "left")
+    diagonal(tracer, rows[:, 1:].flatten(), products, "right")
+    labels = products.reshape(len(rows), m)[which]
+    return Neurons(labels.reshape(*shape[:-2], 1, m).expand(shape))
+
+
+@register_rule(aten.add, aten.add_, aten.sub, aten.sub_)
+def addition(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
+    """A residual connection, a positional parameter, or a shift by a constant."""
+    if isinstance(a, Neurons) and isinstance(b, Neurons):
+        return sum_of(tracer, node, a, b)
+    for x, other in ((a, b), (b, a)):
+        if isinstance(x, Neurons) and isinstance(other, Elements):
+            return with_parameter(tracer, node, x, other, "bias")
+    return elementwise(tracer, node, (a, b), {})
+
+
+def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
+    """Two layers that are only summed share their nodes; else edges of value 1 from the older to the newer."""
+    shape = tracer.shape_of(node) if isinstance(node.meta.get("val"), Tensor) else a.shape
+    left, right = find_all(tracer, a.labels.expand(shape), b.labels.expand(shape))
+    both = (left >= 0) & (right >= 0) & (left != right)
+    pairs, _ = unique_pairs(left[both], right[both])
+    result = torch.maximum(left, right).expand(shape)
+    if not pairs.numel():
+        return Neurons(result)
+    matched = all(side.unique().numel() == pairs.shape[1] for side in pairs)
+    operands = [arg for arg in node.args[:2] if isinstance(arg, Node)]
+    if matched and len(operands) == 2 and all(o in tracer.pristine and len(o.users) == 1 for o in operands):
+        tracer.nodes.unify(pairs[0], pairs[1])
+        tracer.pristine.add(node)
+        return Neurons(find_all(tracer, result)[0].expand(shape))
+    low, high = torch.minimum(*pairs), torch.maximum(*pairs)
+    edges_between(tracer, low, high, "residual")
+    return Neurons(result)
+
+
+@register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
+def multiplication(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
+    """A gate (a product of neurons), a scale (diagonal edges), or a constant factor."""
+    if isinstance(a, Neurons) and isinstance(b, Neurons):
+        return product_of(tracer, node, a, b)
+    for x, other in ((a, b), (b, a)):
+        if isinstance(x, Neurons) and isinstance(other, Elements):
+            return with_parameter(tracer, node, x, other, "scale")
+    return elementwise(tracer, node, (a, b), {})
+
+
+def product_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
+    shape = tracer.shape_of(node)
+    left, right = find_all(tracer, a.labels.expand(shape), b.labels.expand(shape))
+    if torch.equal(left, right):
+        return Neurons(left.expand(shape))
+    both = (left >= 0) & (right >= 0) & (left != right)
+    pairs, which = unique_pairs(left[both], right[both])
+    result = torch.maximum(left, right)
+    if not pairs.numel():
+        return Neurons(result.expand(shape))
+    products = tracer.nodes.new(node.name, pairs.shape[1], "product")
+    edges_between(tracer, pairs[0], products, "left")
+    edges_between(tracer, pairs[1], products, "right")
+    result[both] = products[which]
+    return Neurons(result.expand(shape))

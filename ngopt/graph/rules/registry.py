@@ -1,0 +1,31 @@
+"""The registry of rules.
+
+A rule says what a function or a module adds to the neural graph. For a function of `torch.ops` it is
+called as `rule(tracer, node, *args, **kwargs)` with the function's own arguments, in which tensors are
+`Neurons`, `Elements` of a parameter, `Unknown` or constants; for a module class as
+`rule(tracer, node, module, *inputs)` instead of following the functions inside. It returns the same
+kinds of values for the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Rule = Callable[..., Any]
+
+RULES: dict[Any, Rule] = {}
+
+
+def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Registers a rule for functions of `torch.ops` (all overloads, or one) or for module classes.
+
+    A later rule for the same target takes the place of the earlier one.
+    """
+
+    def register(rule: Rule) -> Rule:
+        for target in targets:
+            RULES[target] = rule
+        return rule
+
+    return register

@@ -1,0 +1,1 @@
+"""Follows a network function by function: which neurons and parameters every tensor holds."""

@@ -1,0 +1,76 @@
+"""What a tensor of a traced network stands for, and operations on labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ngopt.graph.tracing.elements import Elements
+
+if TYPE_CHECKING:
+    from ngopt.graph.tracing.tracer import Tracer
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """A tensor of activations: for every entry the number of its node; -1 where there is none."""
+
+    labels: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.labels.shape
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A tensor of which nothing is known but its shape."""
+
+    shape: torch.Size
+
+
+Value = Neurons | Elements | Unknown | Tensor | Any
+
+
+def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list[Tensor]:
+    """Tensors of one shape, cut to length 1 along dimensions in which all of them only repeat (stride 0)."""
+    for d in range(tensors[0].dim()):
+        if d not in keep and all(t.stride(d) == 0 for t in tensors):
+            tensors = [t.narrow(d, 0, min(1, t.shape[d])) for t in tensors]
+    return list(tensors)
+
+
+def folded(labels: Tensor) -> Tensor:
+    """The same labels, with stride 0 along every dimension in which they only repeat."""
+    shape = labels.shape
+    for d in range(labels.dim()):
+        if labels.stride(d) != 0 and labels.shape[d] > 1:
+            first = labels.narrow(d, 0, 1)
+            if (labels == first).all():
+                labels = first
+    return labels.expand(shape)
+
+
+def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The different pairs of entries of two flat, non-negative tensors, (2, pairs), sorted, and which each is."""
+    if not a.numel():
+        return torch.stack([a, b]), a
+    base = int(b.max()) + 1
+    keys, which = (a * base + b).unique(return_inverse=True)
+    return torch.stack([keys // base, keys % base]), which
+
+
+def distinct_rows(rows: Tensor) -> Tensor:
+    """The rows (r, n) that differ, the first one first; a view of it where none does."""
+    if not (rows != rows[:1]).any():
+        return rows[:1]
+    return torch.cat([rows[:1], rows.unique(dim=0)])
+
+
+def find_all(tracer: Tracer, *labels: Tensor) -> list[Tensor]:
+    """Present labels of tensors of one shape, where all of them only repeat cut to length 1."""
+    return [tracer.nodes.find(x) for x in without_repeats(labels)]
