@@ -9,6 +9,10 @@ from ngopt.functional import Hyper, State, init, update
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
 
 
+class NoSymmetry(Exception):
+    """Two neurons cannot be swapped, whatever is swapped with them."""
+
+
 def random_permutations(graph: NeuralGraph, generator: torch.Generator, roles=("hidden",)) -> dict[int, Tensor]:
     """A permutation of the neurons of every group that has one of the roles, none of them the identity."""
     permutations = {}
@@ -24,7 +28,8 @@ def random_permutations(graph: NeuralGraph, generator: torch.Generator, roles=("
 def permute(graph: NeuralGraph, values: list[Tensor], permutations: dict[int, Tensor]) -> list[Tensor]:
     """Per-parameter values with the neurons of some groups in another order.
 
-    Raises KeyError if the permutation does not map edges to edges: it is no symmetry of the topology.
+    Raises KeyError if the permutation does not map edges to edges, NoSymmetry if it does not treat
+    all uses of a parameter alike: then it is no symmetry of the topology.
     """
     biases, edges = graph.gather(values)
 
@@ -42,7 +47,11 @@ def permute(graph: NeuralGraph, values: list[Tensor], permutations: dict[int, Te
         value.flatten(0, 2)[_moved(block, graph, order)].unflatten(0, block.shape)
         for block, value in zip(graph.weights, edges, strict=True)
     ]
-    return graph.scatter(GraphValues(tuple(moved_biases), tuple(moved)))
+    permuted = graph.scatter(GraphValues(tuple(moved_biases), tuple(moved)))
+    again = graph.gather(permuted)
+    if not all(torch.equal(a, b) for a, b in zip((*moved_biases, *moved), (*again.biases, *again.edges), strict=True)):
+        raise NoSymmetry("two uses of one parameter would differ")
+    return permuted
 
 
 def _moved(block: EdgeBlock, graph: NeuralGraph, order) -> list[int]:
@@ -54,6 +63,53 @@ def _moved(block: EdgeBlock, graph: NeuralGraph, order) -> list[int]:
     place = {end: k for k, end in enumerate(ends)}
     target_order, source_order = order(block.target), order(block.source)
     return [place[target_order[a], source_order[b]] for a, b in ends]
+
+
+def swap(graph: NeuralGraph, group: int, a: int, b: int, fixed: set[int]) -> dict[int, Tensor]:
+    """The permutation that swaps two neurons of a group, and with them all that their edges tie to them.
+
+    Neurons at the ends of one-to-one edges are tied; where edges connect cell to cell, as within
+    heads and groups, neurons of different cells take their whole cells along. Neurons of the groups
+    in `fixed` must stay. Raises NoSymmetry if that leads to a contradiction.
+    """
+    image: dict[tuple[int, int], tuple[int, int]] = {}
+    todo = [((group, a), (group, b))]
+    while todo:
+        x, y = todo.pop()
+        for p, q in ((x, y), (y, x)):
+            if image.setdefault(p, q) != q:
+                raise NoSymmetry
+        if x != y and (x[0] in fixed or x[0] != y[0]):
+            raise NoSymmetry
+        for block in graph.blocks:
+            todo += [pair for pair in _tied(graph, block, x, y) if image.get(pair[0]) != pair[1]]
+    permutations = {g: torch.arange(graph.groups[g].size) for g in {g for g, _ in image}}
+    for (g, n), (_, m) in image.items():
+        permutations[g][n] = m
+    return permutations
+
+
+def _tied(graph: NeuralGraph, block: EdgeBlock, x: tuple[int, int], y: tuple[int, int]):
+    """Pairs that a block makes images of each other when x and y are; none in a dense block."""
+    g, t, s = block.shape
+    ends = (
+        (block.source, block.source_index or range(graph.groups[block.source].size), s),
+        (block.target, block.target_index or range(graph.groups[block.target].size), t),
+    )
+    for group, neurons, size in ends:
+        if x[0] != group:
+            continue
+        inside = [list(neurons).index(n) if n in neurons else None for n in (x[1], y[1])]
+        if inside == [None, None]:
+            continue
+        if None in inside:
+            raise NoSymmetry
+        cells = [place // size for place in inside]
+        if cells[0] == cells[1] and g * t * s != g:
+            continue
+        for other, nodes, width in ends:  # the cells at both ends change places, each in its order
+            for k in range(width):
+                yield (other, nodes[cells[0] * width + k]), (other, nodes[cells[1] * width + k])
 
 
 def random_values(graph: NeuralGraph, generator: torch.Generator) -> list[Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,10 @@ from torch import Tensor, nn
 from ngopt.graph.core import Bias, EdgeBlock, GraphValues, NeuralGraph, NeuronGroup, ParameterSpec
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.read import run_graph
+from ngopt.graph.rules import register_rule
 from ngopt.graph.sequential import sequential_graph
+from ngopt.graph.tracing.export import export_module, guess_inputs
+from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.views import EdgeList, to_edge_list
 
 __all__ = [
@@ -22,22 +27,64 @@ __all__ = [
     "NeuronGroup",
     "ParameterSpec",
     "build_graph",
+    "register_rule",
     "run_graph",
     "to_edge_list",
 ]
 
 
-def build_graph(source: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> NeuralGraph:
+def build_graph(
+    source: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]], example_input: Any = None
+) -> NeuralGraph:
     """The neural graph of a module, or of its parameters alone.
 
-    source: a module, or an iterable of parameters or of (name, parameter) pairs. A sequential
-        module is traced; of anything else shapes and order of the parameters decide.
+    source: a module, or an iterable of parameters or of (name, parameter) pairs, of which names,
+        shapes and order decide.
+    example_input: what the module takes, a tensor or a tuple of arguments. With it the graph is
+        exact, whatever the module does inside. Without it a sequential module is read as it
+        stands, and for others an input is guessed from the first layer; where that fails, the
+        parameters decide, with a warning that names the module.
 
-    Raises ValueError if there is no parameter or an element is no tensor.
+    Raises ValueError if there is no parameter, an element is no tensor, a lazy module has no shape
+    yet, or the module does not run on the example input.
     """
-    if isinstance(source, nn.Module):
-        graph = sequential_graph(source)
-        return graph if graph is not None else build_graph(source.named_parameters())
+    if not isinstance(source, nn.Module):
+        if example_input is not None:
+            raise ValueError("build_graph: example_input goes with a module; got parameters")
+        return infer_graph(_specs(source))
+    for name, parameter in source.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"build_graph: '{name}' of a lazy module has no shape yet; run the module once before")
+    if not any(True for _ in source.parameters()):
+        raise ValueError("build_graph: expected at least one parameter; got none")
+    if example_input is not None:
+        try:
+            program = export_module(source, example_input)
+        except Exception as error:
+            raise ValueError(
+                f"build_graph: {type(source).__name__} does not run on the example input: {error}"
+            ) from error
+        return Tracer(program, source).run()
+    graph = sequential_graph(source)
+    return graph if graph is not None else _guess(source)
+
+
+def _guess(model: nn.Module) -> NeuralGraph:
+    """Traces with the first guessed input that the module takes; else its parameters decide."""
+    for example in guess_inputs(model):
+        try:
+            return Tracer(export_module(model, example), model).run()
+        except Exception:
+            continue
+    warnings.warn(
+        f"build_graph: no input for {type(model).__name__} could be guessed, so that its graph comes from its "
+        "parameters alone; give example_input for an exact one",
+        stacklevel=3,
+    )
+    return infer_graph(_specs(model.named_parameters()))
+
+
+def _specs(source: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> list[ParameterSpec]:
     specs = []
     for i, item in enumerate(source):
         name, tensor = item if isinstance(item, tuple) else (f"parameter {i}", item)
@@ -46,4 +93,4 @@ def build_graph(source: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tenso
         specs.append(ParameterSpec(name, tuple(tensor.shape)))
     if not specs:
         raise ValueError("build_graph: expected at least one parameter; got none")
-    return infer_graph(specs)
+    return specs

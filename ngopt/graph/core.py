@@ -48,6 +48,18 @@ class View:
     def numel(self) -> int:
         return prod(self.shape)
 
+    @cached_property
+    def region(self) -> tuple:
+        """Equal for views of the same elements, in whatever order they have them."""
+        dims = sorted((stride, size) for stride, size in zip(self.strides, self.shape, strict=True) if size > 1)
+        merged: list[tuple[int, int]] = []
+        for stride, size in dims:
+            if merged and stride == merged[-1][0] * merged[-1][1]:
+                merged[-1] = (merged[-1][0], merged[-1][1] * size)
+            else:
+                merged.append((stride, size))
+        return (self.offset, *merged)
+
     def is_whole(self, spec: ParameterSpec) -> bool:
         """Whether the view is the parameter in its own order."""
         return self.offset == 0 and self.numel == spec.numel and self.strides == contiguous_strides(self.shape)
@@ -204,18 +216,15 @@ class NeuralGraph:
 
         Where a parameter has several places, its value is their mean.
         """
-        found: list[dict[View, list[Tensor]]] = [{} for _ in self.parameters]
+        found: list[list[tuple[View, Tensor]]] = [[] for _ in self.parameters]
         for places, tensors, lead in ((self.biases, values.biases, 1), (self.weights, values.edges, 3)):
             for place, tensor in zip(places, tensors, strict=True):
                 view = place.view
                 assert view is not None
                 features = tensor.shape[batch_dims + lead + 1 :]
                 value = tensor.reshape((*tensor.shape[:batch_dims], *view.shape, *features))
-                found[view.parameter].setdefault(view, []).append(value)
-        return [
-            self._write(spec, {view: _mean(uses) for view, uses in views.items()}, batch_dims)
-            for spec, views in zip(self.parameters, found, strict=True)
-        ]
+                found[view.parameter].append((view, value))
+        return [_assemble(spec, uses, batch_dims) for spec, uses in zip(self.parameters, found, strict=True)]
 
     def flatten(self, values: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
         """Concatenates per-parameter values: (*batch, *shape, *features) each -> (*batch, numel, *features)."""
@@ -247,17 +256,6 @@ class NeuralGraph:
             return value.reshape(shape)
         return view.read(value.reshape(prod(batch), spec.numel, prod(features))).reshape(shape)
 
-    def _write(self, spec: ParameterSpec, pieces: dict[View, Tensor], batch_dims: int) -> Tensor:
-        view, value = next(iter(pieces.items()))
-        batch, features = value.shape[:batch_dims], value.shape[batch_dims + len(view.shape) :]
-        shape = (*batch, *spec.shape, *features)
-        if len(pieces) == 1 and view.is_whole(spec):
-            return value.reshape(shape)
-        flat = value.new_zeros(prod(batch), spec.numel, prod(features))
-        for view, piece in pieces.items():
-            view.write(flat, piece.reshape(prod(batch), *view.shape, prod(features)))
-        return flat.reshape(shape)
-
     def _check(self, values: Sequence[Tensor], batch_dims: int) -> None:
         if len(values) != len(self.parameters):
             raise ValueError(f"graph has {len(self.parameters)} parameters; got {len(values)} values")
@@ -270,10 +268,23 @@ class NeuralGraph:
                 )
 
 
-def _mean(values: list[Tensor]) -> Tensor:
-    """The mean, computed so that equal values give themselves, bit for bit."""
-    mean = values[0]
-    for k, value in enumerate(values[1:], start=2):
-        difference = value - mean
-        mean = mean + (difference / k if value.is_floating_point() or value.is_complex() else difference // k)
-    return mean
+def _assemble(spec: ParameterSpec, uses: list[tuple[View, Tensor]], batch_dims: int) -> Tensor:
+    """A parameter's values from those of its places, (*batch, *view.shape, *features) each."""
+    view, value = uses[0]
+    batch, features = value.shape[:batch_dims], value.shape[batch_dims + len(view.shape) :]
+    shape = (*batch, *spec.shape, *features)
+    if len(uses) == 1 and view.is_whole(spec):
+        return value.reshape(shape)
+    times: dict[tuple, int] = {}
+    mean = value.new_zeros(prod(batch), spec.numel, prod(features))
+    for view, value in uses:
+        times[view.region] = k = times.get(view.region, 0) + 1
+        # a running mean, so that equal values give themselves, bit for bit
+        value = value.reshape(prod(batch), *view.shape, prod(features))
+        if k > 1:
+            old = view.read(mean)
+            exact = value.is_floating_point() or value.is_complex()
+            value = old + ((value - old) / k if exact else (value - old) // k)
+            mean = mean.clone()  # autograd needs what was read
+        view.write(mean, value)
+    return mean.reshape(shape)

@@ -193,6 +193,27 @@ def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Valu
     return Neurons(targets.reshape(-1, *([1] * len(kernel))).expand(shape))
 
 
+@register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
+def grid_sample(tracer: Tracer, node: Node, planes: Value, grid: Value, *_: Any) -> Value:
+    """A learned grid (planes, features, *space): the places of each plane are nodes with edges to its features."""
+    shape = tracer.shape_of(node)
+    if isinstance(planes, Neurons):
+        channels = tracer.vector(planes.labels, 1)
+        return (
+            Unknown(shape) if channels is None else Neurons(channels.reshape(-1, *[1] * (len(shape) - 2)).expand(shape))
+        )
+    if not isinstance(planes, Elements) or planes.view() is None:
+        return Unknown(shape)
+    name, count = tracer.owner(planes.parameter), planes.shape[1]
+    out = torch.empty(shape[:2], dtype=torch.long)
+    for k in range(planes.shape[0]):
+        plane = planes.move(lambda p, k=k: p[k].flatten(1), (planes,), {})
+        places = tracer.nodes.new(f"{name}.{k}.places", plane.shape[1], "position")
+        out[k] = tracer.nodes.new(f"{name}.{k}", count)
+        connect(tracer, plane, places, out[k])
+    return Neurons(out.reshape(*out.shape, *[1] * (len(shape) - 2)).expand(shape))
+
+
 @register_rule(aten.embedding)
 def embedding(tracer: Tracer, node: Node, weight: Value, index: Value, *_: Any) -> Value:
     """Rows of a table are input nodes; W (tokens, n)."""

@@ -1,0 +1,90 @@
+"""Permutations that a graph calls symmetries leave the network's function as it is, and metanets respect them."""
+
+import copy
+import random
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from ngopt import build_graph
+from ngopt.models import NeuralGraphGNN
+from ngopt.models.gnn import GNNConfig
+from tests.equivariance import NoSymmetry, permute, random_values, swap, updates
+from tests.zoo import zoo
+
+ZOO = zoo()
+
+
+def run(model, params, example):
+    torch.manual_seed(0)
+    names = [name for name, _ in model.named_parameters()]
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    return functional_call(model, {**dict(zip(names, params, strict=True)), **buffers}, (example,))
+
+
+def symmetries(graph, count, seed=0):
+    """Some permutations that swap two hidden neurons and what is tied to them."""
+    rng, found = random.Random(seed), []
+    fixed = {i for i, g in enumerate(graph.groups) if g.role in ("input", "output")}
+    groups = [i for i, g in enumerate(graph.groups) if g.size > 1 and i not in fixed]
+    for _ in range(20 * count):
+        if len(found) == count or not groups:
+            break
+        group = rng.choice(groups)
+        a, b = rng.sample(range(graph.groups[group].size), 2)
+        try:
+            permutations = swap(graph, group, a, b, fixed)
+            permute(graph, [torch.arange(s.numel).reshape(s.shape) for s in graph.parameters], permutations)
+        except NoSymmetry:
+            continue
+        found.append((group, permutations))
+    return found
+
+
+def randomised(model):
+    """Parameters without ties: norms begin with all ones and zeros, under which everything is symmetric."""
+    generator = torch.Generator().manual_seed(1)
+    return [p.detach() + 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_symmetries_of_the_graph_are_symmetries_of_the_function(name):
+    model, example = ZOO[name]
+    graph = build_graph(model, example)
+    params = randomised(model)
+    expected = run(model, params, example)
+    found = symmetries(graph, 12)
+    for _, permutations in found:
+        permuted = permute(graph, params, permutations)
+        assert any(not torch.equal(p, q) for p, q in zip(params, permuted, strict=True))
+        torch.testing.assert_close(run(model, permuted, example), expected, rtol=1e-9, atol=1e-11)
+    assert found, "the network has hidden neurons"
+
+
+@pytest.mark.parametrize("name", ZOO)
+@torch.no_grad()
+def test_metanets_respect_them(name):
+    model, example = ZOO[name]
+    graph = build_graph(model, example)
+    torch.manual_seed(0)
+    metanet = NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
+    generator = torch.Generator().manual_seed(0)
+    params, grads = random_values(graph, generator), random_values(graph, generator)
+    expected = updates(metanet, graph, params, [grads])
+    for _, permutations in symmetries(graph, 3):
+        found = updates(metanet, graph, permute(graph, params, permutations), [permute(graph, grads, permutations)])
+        for e, f in zip(permute(graph, expected, permutations), found, strict=True):
+            torch.testing.assert_close(f, e, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_element_is_placed_and_no_state_changes(name):
+    model, example = ZOO[name]
+    before = copy.deepcopy(model.state_dict())
+    graph = build_graph(model, example)
+    assert graph.unplaced == ()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    for dtype in (torch.float64, torch.bfloat16):
+        values = [torch.randn(*s.shape, 3).to(dtype) for s in graph.parameters]
+        assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))

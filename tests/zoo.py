@@ -1,0 +1,202 @@
+"""Networks with every kind of layer that the graph knows, each small, with an example input."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Hand-written attention of linear layers, causal, with an assertion on the length."""
+
+    def __init__(self, width: int, heads: int, length: int = 8, fused: bool = True):
+        super().__init__()
+        self.heads, self.length, self.fused = heads, length, fused
+        if fused:
+            self.qkv = nn.Linear(width, 3 * width)
+        else:
+            self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        assert t <= self.length, f"cannot take {t} tokens"
+        parts = self.qkv(x).split(c, dim=2) if self.fused else (self.q(x), self.k(x), self.v(x))
+        q, k, v = (p.view(b, t, self.heads, c // self.heads).transpose(1, 2) for p in parts)
+        scores = q @ k.transpose(-2, -1) / (c // self.heads) ** 0.5
+        mask = torch.tril(torch.ones(t, t, device=x.device)) == 0
+        weights = F.softmax(scores.masked_fill(mask, float("-inf")), dim=-1)
+        return self.proj((weights @ v).transpose(1, 2).contiguous().view(b, t, c))
+
+
+class GPT(nn.Module):
+    """In the style of nanoGPT, the output layer tied to the embedding."""
+
+    def __init__(self, tokens: int = 11, width: int = 12, heads: int = 3, length: int = 8, layers: int = 2):
+        super().__init__()
+        self.length = length
+        self.wte, self.wpe = nn.Embedding(tokens, width), nn.Embedding(length, width)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "ln_1": nn.LayerNorm(width),
+                    "attn": Attention(width, heads, length),
+                    "ln_2": nn.LayerNorm(width),
+                    "mlp": nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)),
+                }
+            )
+            for _ in range(layers)
+        )
+        self.ln_f = nn.LayerNorm(width)
+        self.head = nn.Linear(width, tokens, bias=False)
+        self.head.weight = self.wte.weight
+
+    def forward(self, index: Tensor) -> Tensor:
+        assert index.shape[1] <= self.length
+        x = self.wte(index) + self.wpe(torch.arange(index.shape[1], device=index.device))
+        for block in self.blocks:
+            x = x + block["attn"](block["ln_1"](x))
+            x = x + block["mlp"](block["ln_2"](x))
+        return self.head(self.ln_f(x))
+
+
+class Residual(nn.Module):
+    """Two convolutional blocks, one with a skip as it is, one with a projected skip; squeeze and excitation."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
+        self.conv1, self.bn1 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.down, self.bn3 = nn.Conv2d(4, 6, 1, stride=2, bias=False), nn.BatchNorm2d(6)
+        self.squeeze, self.excite = nn.Conv2d(6, 3, 1), nn.Conv2d(3, 6, 1)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(x + self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)) + self.bn3(self.down(x)))
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        return self.fc((x * gate).mean((2, 3)))
+
+
+class Grouped(nn.Module):
+    """Depthwise and grouped convolutions, GroupNorm, channel shuffle, concatenation, PReLU, flattening."""
+
+    def __init__(self):
+        super().__init__()
+        self.depthwise, self.grouped = nn.Conv2d(4, 4, 3, groups=4, padding=1), nn.Conv2d(4, 6, 3, groups=2, padding=1)
+        self.norm, self.act = nn.GroupNorm(2, 6), nn.PReLU(6)
+        self.point = nn.Conv2d(10, 4, 1)
+        self.instance = nn.InstanceNorm2d(4, affine=True)
+        self.up = nn.ConvTranspose2d(4, 3, 2, stride=2, groups=1)
+        self.fc = nn.Linear(3 * 64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.depthwise(x))
+        y = self.act(self.norm(self.grouped(x)))
+        x = self.instance(self.point(F.channel_shuffle(torch.cat([x, y], 1), 2)))
+        return self.fc(F.max_pool2d(self.up(F.gelu(x)), 2).flatten(1))
+
+
+class Tokens(nn.Module):
+    """A small vision transformer: patches, class token, positional parameter, layer scale, pre-norm block."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, stride=4)
+        self.cls, self.pos = nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(1, 5, width))
+        self.norm, self.attn = nn.LayerNorm(width), nn.MultiheadAttention(width, 2, batch_first=True)
+        self.scale = nn.Parameter(torch.randn(width))
+        self.rms, self.head = nn.RMSNorm(width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1) + self.pos
+        h = self.norm(x)
+        x = x + self.scale * self.attn(h, h, h, need_weights=False)[0]
+        return self.head(self.rms(x)[:, 0])
+
+
+class DeepSets(nn.Module):
+    """Equivariant linear layers on sets: every element on its own, and their mean (Zaheer et al. 2017)."""
+
+    def __init__(self):
+        super().__init__()
+        self.own, self.mean = nn.Linear(3, 5), nn.Linear(3, 5, bias=False)
+        self.own2, self.mean2 = nn.Linear(5, 4), nn.Linear(5, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.own(x) + self.mean(x.mean(1, keepdim=True)))
+        return self.own2(x) + self.mean2(x.mean(1, keepdim=True))
+
+
+class Triplane(nn.Module):
+    """Three feature planes that are sampled at projected coordinates, then an MLP (Chan et al. 2022)."""
+
+    def __init__(self):
+        super().__init__()
+        self.planes = nn.Parameter(torch.randn(3, 4, 5, 5))
+        self.mlp = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        coordinates = torch.stack([x[:, [0, 1]], x[:, [0, 2]], x[:, [1, 2]]]).unsqueeze(1)
+        features = F.grid_sample(self.planes, coordinates, align_corners=True)  # (3, 4, 1, n)
+        return self.mlp(features.sum(0).squeeze(1).T)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, cell: type[nn.RNNBase], **options):
+        super().__init__()
+        self.rnn = cell(3, 4, batch_first=True, **options)
+        width = (options.get("proj_size") or 4) * (2 if options.get("bidirectional") else 1)
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+class Gated(nn.Module):
+    """SwiGLU, a bilinear layer, a weight used twice, raw weights handed to functions, a learned temperature."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4)
+        self.bilinear = nn.Bilinear(4, 4, 3)
+        self.raw, self.temperature = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(F.silu(self.gate(x)) * self.up(x))
+        x = torch.tanh(x @ self.raw)
+        x = torch.tanh(F.linear(x, self.raw))
+        return self.bilinear(x, x.sin()) * self.temperature
+
+
+def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
+    """Name -> network in float64 and training mode, example input."""
+    torch.manual_seed(0)
+    images, tokens, features = torch.randn(2, 3, 8, 8), torch.randint(11, (2, 6)), torch.randn(2, 5, 12)
+    layer = nn.TransformerEncoderLayer(12, 3, 16, dropout=0.0, batch_first=True)
+    networks = {
+        "gpt": (GPT(), tokens),
+        "attention": (nn.Sequential(nn.Linear(12, 12), Attention(12, 3, fused=False)), features),
+        "encoder layer": (layer, features),
+        "transformer": (nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), features),
+        "residual": (Residual(), torch.randn(2, 2, 8, 8)),
+        "grouped": (Grouped(), torch.randn(2, 4, 8, 8)),
+        "tokens": (Tokens(), images),
+        "deep sets": (DeepSets(), torch.randn(2, 6, 3)),
+        "triplane": (Triplane(), torch.rand(7, 3)),
+        "lstm": (Recurrent(nn.LSTM, num_layers=2, bidirectional=True), torch.randn(2, 4, 3)),
+        "projected lstm": (Recurrent(nn.LSTM, proj_size=2), torch.randn(2, 4, 3)),
+        "gru": (Recurrent(nn.GRU, bias=False), torch.randn(2, 4, 3)),
+        "rnn": (Recurrent(nn.RNN, nonlinearity="relu"), torch.randn(2, 4, 3)),
+        "gated": (Gated(), torch.randn(2, 4)),
+        "conv1d": (nn.Sequential(nn.Conv1d(2, 3, 5), nn.ReLU(), nn.Conv1d(3, 2, 3)), torch.randn(2, 2, 16)),
+        "conv3d": (
+            nn.Sequential(nn.Conv3d(2, 3, 3), nn.BatchNorm3d(3), nn.Conv3d(3, 2, 1)),
+            torch.randn(2, 2, 4, 4, 4),
+        ),
+    }
+    return {name: (model.double(), x.double() if x.is_floating_point() else x) for name, (model, x) in networks.items()}
