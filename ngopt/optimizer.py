@@ -6,6 +6,7 @@ The class holds parameters and state; what a step computes is `ngopt.functional.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -18,9 +19,11 @@ from ngopt.features import DECAYS
 from ngopt.functional import Hyper, State, init_parameter, state_dtype, update
 from ngopt.graph import NeuralGraph, ParameterSpec, build_graph
 from ngopt.graph.infer import infer_graph
-from ngopt.graph.topology import join_graphs
+from ngopt.graph.topology import join_graphs, unconnected
 from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained, weights_hash
+
+logger = logging.getLogger("ngopt")
 
 MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
 
@@ -148,13 +151,27 @@ class NGOptimizer(Optimizer):
             specs += [ParameterSpec(n, tuple(p.shape)) for n, p in zip(names, group["params"], strict=True)]
             ids += [id(p) for p in group["params"]]
         if self._given_graph is None:
-            self.graph, self._positions = infer_graph(specs), list(range(len(specs)))
+            named = all("param_names" in group for group in self.param_groups)
+            self.graph, self._positions = infer_graph(specs, named), list(range(len(specs)))
+            self._report()
             return
         places = self._find(self._given_graph.parameters, specs, ids)
         extra = [spec for spec, place in zip(specs, places, strict=True) if place is None]
         self.graph = join_graphs(self._given_graph, infer_graph(extra)) if extra else self._given_graph
         numbers = iter(range(len(self._given_graph.parameters), len(self.graph.parameters)))
         self._positions = [next(numbers) if place is None else place for place in places]
+
+    def _report(self) -> None:
+        """Says what could not be connected, once for each graph."""
+        loose = unconnected(self.graph)
+        if loose:
+            logger.info(
+                "NGOptimizer: %d of %d parameters stay apart from the rest of the graph: %s. They are optimized all "
+                "the same; with model= or graph= the optimizer sees how they are connected.",
+                len(loose),
+                len(self.graph.parameters),
+                ", ".join(loose),
+            )
 
     def _find(self, given: tuple[ParameterSpec, ...], specs: list[ParameterSpec], ids: list[int]) -> list[int | None]:
         """Positions of the parameters in the given graph; None for those that are not in it."""

@@ -51,7 +51,7 @@ def build_graph(
     if not isinstance(source, nn.Module):
         if example_input is not None:
             raise ValueError("build_graph: example_input goes with a module; got parameters")
-        return infer_graph(_specs(source))
+        return infer_graph(*_specs(source))
     for name, parameter in source.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ValueError(f"build_graph: '{name}' of a lazy module has no shape yet; run the module once before")
@@ -81,16 +81,18 @@ def _guess(model: nn.Module) -> NeuralGraph:
         "parameters alone; give example_input for an exact one",
         stacklevel=3,
     )
-    return infer_graph(_specs(model.named_parameters()))
+    return infer_graph(*_specs(model.named_parameters()))
 
 
-def _specs(source: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> list[ParameterSpec]:
-    specs = []
+def _specs(source: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> tuple[list[ParameterSpec], bool]:
+    """Names and shapes, and whether the names were given."""
+    specs, named = [], True
     for i, item in enumerate(source):
+        named = named and isinstance(item, tuple)
         name, tensor = item if isinstance(item, tuple) else (f"parameter {i}", item)
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"build_graph: expected tensors or (name, tensor) pairs; got {type(tensor).__name__}")
         specs.append(ParameterSpec(name, tuple(tensor.shape)))
     if not specs:
         raise ValueError("build_graph: expected at least one parameter; got none")
-    return specs
+    return specs, named

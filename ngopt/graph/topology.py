@@ -103,6 +103,27 @@ class GraphBuilder:
         return [n / max(longest[c], 1) for n, c in zip(layer, component, strict=True)]
 
 
+def components(graph: NeuralGraph) -> list[int]:
+    """For every group the part of the graph that it is in, as the number of one group of that part."""
+    component = list(range(len(graph.groups)))
+    for block in graph.blocks:
+        old, new = component[block.target], component[block.source]
+        component = [new if c == old else c for c in component]
+    return component
+
+
+def unconnected(graph: NeuralGraph) -> list[str]:
+    """Names of the parameters outside the part of the graph that has the most elements."""
+    component = components(graph)
+    part = {b.view.parameter: component[b.target] for b in graph.weights if b.view}
+    part |= {b.view.parameter: component[b.group] for b in graph.biases}
+    elements: dict[int, int] = {}
+    for i, c in part.items():
+        elements[c] = elements.get(c, 0) + graph.parameters[i].numel
+    largest = max(elements, key=elements.__getitem__, default=None)
+    return [graph.parameters[i].name for i in sorted(part) if part[i] != largest]
+
+
 def whole(parameter: int, shape: tuple[int, ...]) -> View:
     """All elements of a parameter in their own order."""
     return View(parameter, shape, contiguous_strides(shape))

@@ -107,7 +107,7 @@ def test_attention_projections_are_not_chained():
 
 
 def test_parameters_that_do_not_fit_are_components():
-    shapes = [(5, 3), (5,), (5,), (4, 7), (), (2, 4, 3), (9,)]
+    shapes = [(5, 3), (5,), (6,), (4, 7), (), (2, 4, 3), (9,)]
     graph = build_graph([torch.zeros(s) for s in shapes])
     values = [torch.randn(s) for s in shapes]
     assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
