@@ -193,6 +193,10 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "gru": (Recurrent(nn.GRU, bias=False), torch.randn(2, 4, 3)),
         "rnn": (Recurrent(nn.RNN, nonlinearity="relu"), torch.randn(2, 4, 3)),
         "gated": (Gated(), torch.randn(2, 4)),
+        "group norm": (
+            nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1)),
+            torch.randn(2, 2, 5, 5),
+        ),
         "conv1d": (nn.Sequential(nn.Conv1d(2, 3, 5), nn.ReLU(), nn.Conv1d(3, 2, 3)), torch.randn(2, 2, 16)),
         "conv3d": (
             nn.Sequential(nn.Conv3d(2, 3, 3), nn.BatchNorm3d(3), nn.Conv3d(3, 2, 1)),

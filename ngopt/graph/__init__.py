@@ -14,6 +14,7 @@ from ngopt.graph.infer import infer_graph
 from ngopt.graph.read import run_graph
 from ngopt.graph.rules import register_rule
 from ngopt.graph.sequential import sequential_graph
+from ngopt.graph.topology import join_graphs
 from ngopt.graph.tracing.export import export_module, guess_inputs
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.views import EdgeList, to_edge_list
@@ -27,6 +28,7 @@ __all__ = [
     "NeuronGroup",
     "ParameterSpec",
     "build_graph",
+    "join_graphs",
     "register_rule",
     "run_graph",
     "to_edge_list",

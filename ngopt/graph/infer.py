@@ -102,7 +102,7 @@ def _slots(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
 
 
 def _layers_by_order(parameters: Sequence[ParameterSpec]) -> list[Layer]:
-    """A weight starts a layer. Of the vectors behind it an odd number of its size begins with a bias, pairs are norms."""
+    """A weight starts a layer; an odd number of vectors of its size behind it begins with a bias, pairs are norms."""
     layers: list[Layer] = []
     vectors: list[int] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import reduce
 
 from torch import nn
 
@@ -133,8 +134,15 @@ def layer_name(spec: ParameterSpec) -> str:
     return spec.name.removesuffix(".weight")
 
 
-def join_graphs(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
-    """The disjoint union: parameters, groups and blocks of the second after those of the first."""
+def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
+    """The disjoint union: parameters, groups and blocks of each graph after those of the one before.
+
+    Graphs of different networks make one batch so; no node of one has an edge to another's.
+    """
+    return reduce(_join, graphs)
+
+
+def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
     p, g = len(first.parameters), len(first.groups)
 
     def moved(view: View | None) -> View | None:

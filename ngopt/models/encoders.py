@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ngopt.graph.core import NeuralGraph
 
 ROLES = ("input", "hidden", "output")
-DEPTH_FREQUENCIES = 4
-POSITION_FEATURES = len(ROLES) + 2 * DEPTH_FREQUENCIES
+FREQUENCIES = 4
+POSITION_FEATURES = len(ROLES) + 2 * 2 * FREQUENCIES
 
 
 class Tile(NamedTuple):
@@ -112,14 +112,31 @@ class SlotDecoder(nn.Module):
         return out.unflatten(-1, (len(live), self.d_out))
 
 
-def node_positions(graph: NeuralGraph, like: Tensor) -> Tensor:
-    """Position features of every group: its role, and sines and cosines of its relative depth.
+def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
+    """Position features of the nodes of every group: what may tell neurons apart, and nothing that may not.
 
-    A departure from the paper's learned vectors per layer and per input and output neuron, so that
-    other depths and input sizes work. Returns (groups, POSITION_FEATURES) in the dtype and on the
-    device of `like`.
+    They are the role of the group, sines and cosines of its relative depth, and for inputs and
+    outputs, which cannot be exchanged, sines and cosines of the relative place in the group. A
+    departure from the paper's learned vectors per layer and per input and output neuron, so that
+    other depths and input sizes work.
+
+    Returns one (n, POSITION_FEATURES) a group, or (1, POSITION_FEATURES) where all its nodes are
+    alike, in the dtype and on the device of `like`.
     """
-    depth = like.new_tensor([group.depth for group in graph.groups]).unsqueeze(-1)
-    roles = like.new_tensor([[float(group.role == role) for role in ROLES] for group in graph.groups])
-    angles = depth * pi * 2.0 ** torch.arange(DEPTH_FREQUENCIES, dtype=like.dtype, device=like.device)
-    return torch.cat([roles, angles.sin(), angles.cos()], dim=-1)
+    found = []
+    for group in graph.groups:
+        role = like.new_tensor([[float(group.role == role) for role in ROLES]])
+        depth = _waves(like.new_tensor([group.depth]))
+        if group.role in ("input", "output"):
+            place = _waves(torch.linspace(0, 1, group.size, dtype=like.dtype, device=like.device))
+        else:
+            place = torch.zeros_like(depth)
+        n = len(place)
+        found.append(torch.cat([role.expand(n, -1), depth.expand(n, -1), place], dim=-1))
+    return found
+
+
+def _waves(x: Tensor) -> Tensor:
+    """(n,) in [0, 1] -> (n, 2 * FREQUENCIES)."""
+    angles = x.unsqueeze(-1) * pi * 2.0 ** torch.arange(FREQUENCIES, dtype=x.dtype, device=x.device)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

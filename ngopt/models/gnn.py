@@ -225,8 +225,11 @@ class GraphNetwork(nn.Module):
     def _encode_nodes(self, values: GraphValues, graph: NeuralGraph) -> list[Tensor]:
         like = (values.edges or values.biases)[0]
         batch = like.shape[:-5] if values.edges else like.shape[:-3]
-        positions = self.position(node_positions(graph, like))
-        nodes = [p.expand(*batch, group.size, self.width) for p, group in zip(positions, graph.groups, strict=True)]
+        positions = node_positions(graph, like)
+        nodes = [
+            self.position(p).expand(*batch, group.size, self.width)
+            for p, group in zip(positions, graph.groups, strict=True)
+        ]
         for bias, value in zip(graph.biases, values.biases, strict=True):
             code = self.node_encoder(value, bias.slot_shape).sum(-2)
             node = nodes[bias.group]

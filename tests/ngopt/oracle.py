@@ -42,9 +42,12 @@ def cut(features: Tensor, slot_shape: tuple[int, ...]) -> list[tuple[Tensor, lis
 
 def run(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph) -> GraphValues:
     starts = [sum(g.size for g in graph.groups[:i]) for i in range(len(graph.groups) + 1)]
-    group_of = [i for i, g in enumerate(graph.groups) for _ in range(g.size)]
-    positions = gnn.position(node_positions(graph, gnn.position.weight))
-    nodes = [positions[g] for g in group_of]
+    positions = node_positions(graph, gnn.position.weight)
+    nodes = [
+        gnn.position(p[k if len(p) > 1 else 0])
+        for p, g in zip(positions, graph.groups, strict=True)
+        for k in range(g.size)
+    ]
     node_weight = gnn.node_encoder.weight.flatten(1)
     for bias, value in zip(graph.biases, values.biases, strict=True):
         for k, row in zip(bias.index or range(len(value)), value, strict=True):

@@ -8,6 +8,7 @@ import torch
 from torch.func import functional_call
 
 from ngopt import build_graph
+from ngopt.graph import GraphValues, join_graphs
 from ngopt.models import NeuralGraphGNN
 from ngopt.models.gnn import GNNConfig
 from tests.equivariance import NoSymmetry, permute, random_values, swap, updates
@@ -76,6 +77,89 @@ def test_metanets_respect_them(name):
         found = updates(metanet, graph, permute(graph, params, permutations), [permute(graph, grads, permutations)])
         for e, f in zip(permute(graph, expected, permutations), found, strict=True):
             torch.testing.assert_close(f, e, rtol=0, atol=1e-10)
+
+
+def pair(name, group, a, b):
+    """Permutes two neurons of a group of a zoo network alone, with the edges that they have: (graph, permutations)."""
+    model, example = ZOO[name]
+    graph = build_graph(model, example)
+    number = next(i for i, g in enumerate(graph.groups) if g.name == group)
+    order = torch.arange(graph.groups[number].size)
+    order[[a, b]] = order[[b, a]]
+    return graph, {number: order}
+
+
+def dense_permute(graph, values, permutations):
+    """Permutes the ends of dense blocks and biases and leaves edges of cells and diagonals where they are."""
+    biases, edges = graph.gather(values)
+
+    def order(group, index):
+        places = {n: k for k, n in enumerate(index or range(graph.groups[group].size))}
+        to = permutations.get(group, torch.arange(graph.groups[group].size)).tolist()
+        return [places[to[n]] for n in places]
+
+    moved = [b[order(place.group, place.index)] for place, b in zip(graph.biases, biases, strict=True)]
+    shuffled = []
+    for block, e in zip(graph.weights, edges, strict=True):
+        if block.shape[0] == 1:
+            e = e[:, order(block.target, block.target_index)][:, :, order(block.source, block.source_index)]
+        shuffled.append(e)
+    return graph.scatter(GraphValues(tuple(moved), tuple(shuffled)))
+
+
+NEGATIVES = {
+    "within a head, queries without keys": ("attention", "1.q", 0, 1),
+    "across heads": ("attention", "1.v", 0, 5),
+    "across groups of a norm": ("group norm", "1", 0, 4),
+    "across groups of a convolution": ("grouped", "grouped", 0, 4),
+    "inputs": ("deep sets", "x", 0, 2),
+    "outputs": ("deep sets", "own2", 1, 3),
+    "residual stream on one side": ("residual", "bn1", 0, 1),
+}
+
+
+@pytest.mark.parametrize("case", NEGATIVES)
+@torch.no_grad()
+def test_what_is_no_symmetry_is_told_apart(case):
+    graph, permutations = pair(*NEGATIVES[case])
+    torch.manual_seed(0)
+    metanet = NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
+    generator = torch.Generator().manual_seed(0)
+    params, grads = random_values(graph, generator), random_values(graph, generator)
+    expected = dense_permute(graph, updates(metanet, graph, params, [grads]), permutations)
+    moved = [dense_permute(graph, v, permutations) for v in (params, grads)]
+    found = updates(metanet, graph, moved[0], [moved[1]])
+    assert max((e - f).abs().max() for e, f in zip(expected, found, strict=True)) > 1e-8
+    model, example = ZOO[NEGATIVES[case][0]]
+    parameters = randomised(model)
+    before = run(model, parameters, example)
+    after = run(model, dense_permute(graph, parameters, permutations), example)
+    assert (before - after).abs().max() > 1e-6
+
+
+@torch.no_grad()
+def test_heads_and_groups_as_wholes_may_be_exchanged():
+    for name, kind in (("attention", "head"), ("gpt", "head"), ("group norm", "group")):
+        model, example = ZOO[name]
+        graph = build_graph(model, example)
+        number = next(i for i, g in enumerate(graph.groups) if g.kind == kind)
+        fixed = {i for i, g in enumerate(graph.groups) if g.role in ("input", "output")}
+        params = randomised(model)
+        permuted = permute(graph, params, swap(graph, number, 0, 1, fixed))
+        assert any((p - q).abs().max() > 1e-6 for p, q in zip(params, permuted, strict=True))
+        torch.testing.assert_close(run(model, permuted, example), run(model, params, example), rtol=1e-9, atol=1e-11)
+
+
+@torch.no_grad()
+def test_a_prediction_does_not_depend_on_its_batch_mates():
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    metanet = NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
+    graphs = [build_graph(*ZOO[name]) for name in ("residual", "attention", "lstm")]
+    features = [torch.randn(g.numel, 14, generator=generator, dtype=torch.float64) for g in graphs]
+    joined = metanet(torch.cat(features), join_graphs(*graphs))
+    alone = torch.cat([metanet(f, g) for f, g in zip(features, graphs, strict=True)])
+    torch.testing.assert_close(joined, alone, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ZOO)
