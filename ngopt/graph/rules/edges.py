@@ -86,6 +86,24 @@ def connect(tracer: Tracer, weight: Elements, sources: Tensor, targets: Tensor) 
         tracer.add_block(piece, part.nodes, targets, shape, slot_shape)
 
 
+def connect_cells(tracer: Tracer, view: View, sources: Tensor, targets: Tensor) -> None:
+    """Edges (groups, n_target, n_source, *slots) of a convolution from channels that may belong to several layers."""
+    groups, n_target, n_source = view.shape[:3]
+    if groups > 1 and n_source > 1:
+        if sources.unique().numel() == len(sources):
+            tracer.add_block(view, sources, targets, (groups, n_target, n_source), view.shape[3:])
+        return
+    axis = 0 if groups > 1 else 2  # along which the sources lie
+    for part in segments(tracer, sources) or []:
+        n = len(part.nodes)
+        shape = (n, n_target, 1) if axis == 0 else (1, n_target, n)
+        stride = view.strides[axis]
+        strides = tuple(s * part.step if k == axis else s for k, s in enumerate(view.strides))
+        piece = View(view.parameter, (*shape, *view.shape[3:]), strides, view.offset + part.start * stride)
+        reached = targets.reshape(groups, n_target)[part.start :: part.step][:n].flatten() if axis == 0 else targets
+        tracer.add_block(piece, part.nodes, reached, shape, view.shape[3:])
+
+
 def add_bias(tracer: Tracer, bias: Value, targets: Tensor, kind: str = "bias") -> None:
     if isinstance(bias, Elements):
         tracer.add_bias(bias, targets, kind)

@@ -20,7 +20,7 @@ from ngopt.graph.tracing.values import (
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.rules.edges import add_bias, connect, segments
+from ngopt.graph.rules.edges import add_bias, connect, connect_cells
 from ngopt.graph.rules.entries import as_neurons, elementwise, transposed
 from ngopt.graph.rules.products import product_sum
 
@@ -51,7 +51,7 @@ def _varies(labels: Tensor) -> bool:
     return distinct_rows(labels.reshape(-1, labels.shape[-1])).shape[0] > 1
 
 
-def position_mixing(tracer: Tracer, node: Node, x: Value, weight: Elements, bias: Value) -> Value:
+def position_mixing(tracer: Tracer, node: Node, x: Neurons, weight: Elements, bias: Value) -> Value:
     """A weight that mixes positions of each neuron: a component between positions, labels stay."""
     name = tracer.owner(weight.parameter)
     sources = tracer.nodes.new(f"{name}.positions", weight.shape[1], "position")
@@ -96,7 +96,7 @@ def batched_weight(tracer: Tracer, node: Node, x: Neurons, weight: Elements) -> 
             return Unknown(shape)
         name = tracer.owner(weight.parameter)
         targets = tracer.nodes.new(name, weight.shape[-1])
-        piece = transposed(weight.move(lambda w, place=tuple(place): w[place], (weight,), {}))
+        piece = weight.move(lambda w, place=tuple(place): w[place].mT, (weight,), {})
         connect(tracer, piece, tracer.source_nodes(sources, name), targets)
         out[index] = targets.expand(out[index].shape)
     return Neurons(out)
@@ -159,35 +159,9 @@ def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Valu
     step = n_source * columns if swap else n_target * rows
     targets = tracer.nodes.new(name, groups * n_target)
     kernel = view.shape[2:]
-    piece = View(
-        weight.parameter,
-        (groups, n_target, n_source, *kernel),
-        (step if groups > 1 else 0, rows, columns, *view.strides[2:]),
-        view.offset,
-    )
-    if groups > 1 and n_source == 1:
-        for part in segments(tracer, sources) or []:  # a depthwise convolution
-            n = len(part.nodes)
-            shifted = View(
-                weight.parameter,
-                (n, *piece.shape[1:]),
-                (piece.strides[0] * part.step, *piece.strides[1:]),
-                piece.offset + part.start * piece.strides[0],
-            )
-            chosen = targets.reshape(groups, n_target)[part.start :: part.step][:n].flatten()
-            tracer.add_block(shifted, part.nodes, chosen, shifted.shape[:3], kernel)
-    elif groups == 1:
-        for part in segments(tracer, sources) or []:
-            shape3 = (1, n_target, len(part.nodes))
-            shifted = View(
-                weight.parameter,
-                (*shape3, *kernel),
-                (0, rows, columns * part.step, *view.strides[2:]),
-                view.offset + part.start * columns,
-            )
-            tracer.add_block(shifted, part.nodes, targets, shape3, kernel)
-    elif sources.unique().numel() == len(sources):
-        tracer.add_block(piece, sources, targets, piece.shape[:3], kernel)
+    strides = (step if groups > 1 else 0, rows, columns, *view.strides[2:])
+    cells = View(weight.parameter, (groups, n_target, n_source, *kernel), strides, view.offset)
+    connect_cells(tracer, cells, sources, targets)
     add_bias(tracer, bias, targets)
     tracer.pristine.add(node)
     return Neurons(targets.reshape(-1, *([1] * len(kernel))).expand(shape))
@@ -222,6 +196,6 @@ def embedding(tracer: Tracer, node: Node, weight: Value, index: Value, *_: Any) 
     name = tracer.owner(weight.parameter)
     tokens = tracer.nodes.new(f"{name}.tokens", weight.shape[0], "token")
     targets = tracer.nodes.new(name, weight.shape[1])
-    connect(tracer, transposed(weight), tokens, targets)
+    connect(tracer, weight.move(torch.t, (weight,), {}), tokens, targets)
     tracer.pristine.add(node)
     return Neurons(targets.expand(tracer.shape_of(node)))

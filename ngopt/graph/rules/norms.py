@@ -73,7 +73,7 @@ def scale_and_shift(
     labels = tracer.vector(x.labels, dims)
     name = _label(tracer, weight if isinstance(weight, Elements) else bias, node)
     parts = None if labels is None else segments(tracer, tracer.source_nodes(labels, name))
-    if parts is None:
+    if labels is None or parts is None:
         return Unknown(x.shape)
     out = torch.empty_like(labels)
     for part in parts:

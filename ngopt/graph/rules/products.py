@@ -32,7 +32,7 @@ def attention(
     tracer: Tracer, node: Node, q: Value, k: Value, v: Value, mask: Value = None, *_: Any, **__: Any
 ) -> Value:
     """softmax(q k^T + mask) v with heads kept apart; grouped-query heads are repeated."""
-    if not all(isinstance(x, Neurons) for x in (q, k, v)):
+    if not (isinstance(q, Neurons) and isinstance(k, Neurons) and isinstance(v, Neurons)):
         return tracer.unknown(node)
     ratio = q.shape[-3] // k.shape[-3] if len(q.shape) > 2 and q.shape[-3] != k.shape[-3] else 1
     if ratio > 1:

@@ -59,7 +59,7 @@ class Elements:
         """The strided view that the tensor is, None if it is none or has an element twice."""
         layout = self.layout if self.layout.is_meta else None
         if layout is not None:
-            strides, offset = layout.stride(), layout.storage_offset()
+            strides, offset = layout.stride(), int(layout.storage_offset())
         else:
             found = affine(self.layout)
             if found is None:
