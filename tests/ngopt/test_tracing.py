@@ -1,0 +1,210 @@
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ngopt import NGOptimizer, build_graph
+from ngopt.graph import register_rule
+from ngopt.graph.rules import RULES
+from ngopt.models import FeedForward
+from tests.zoo import GPT, Attention, Residual, zoo
+
+FAMILIES = """resnet18 resnet50 vgg11_bn mobilenet_v3_small efficientnet_b0 convnext_tiny vit_b_16 swin_t densenet121
+shufflenet_v2_x1_0 googlenet regnet_y_400mf""".split()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_torchvision_families_are_traced_whole(family):
+    models = pytest.importorskip("torchvision.models")
+    extra = {"init_weights": False} if family in ("googlenet", "vgg11_bn") else {}
+    model = getattr(models, family)(weights=None, **extra)
+    graph = build_graph(model, torch.randn(2, 3, 224, 224))
+    assert graph.unplaced == ()
+    assert "1 component, 0 elements unconnected" in graph.summary()
+    values = [p.detach() for p in model.parameters()]
+    back = graph.scatter(graph.gather(values))
+    assert all(torch.equal(a, b) for a, b in zip(values, back, strict=True))
+    assert sum(v.numel() for v in values) == graph.numel
+
+
+def edges_of(graph, target):
+    """(kind, source) of all blocks into a group, by the groups' names."""
+    number = next(i for i, g in enumerate(graph.groups) if g.name == target)
+    return sorted((b.kind, graph.groups[b.source].name) for b in graph.blocks if b.target == number)
+
+
+def test_residual_network_by_hand():
+    model, example = zoo()["residual"]
+    graph = build_graph(model, example)
+    assert edges_of(graph, "conv1") == [("weight", "stem")]
+    assert edges_of(graph, "bn1") == [("residual", "stem"), ("weight", "conv1")]
+    # the projected skip and the block are only summed: one group, reached by the scales of both norms
+    assert edges_of(graph, "bn2") == [("weight", "conv2"), ("weight", "down")]
+    assert edges_of(graph, "squeeze") == [("weight", "bn2")]
+    assert edges_of(graph, "fc") == [("weight", "mul")]
+    assert edges_of(graph, "mul") == [("left", "bn2"), ("right", "excite")]
+    activation = {g.name: g.activation for g in graph.groups}
+    assert (activation["stem"], activation["excite"], activation["conv1"]) == ("relu", "sigmoid", None)
+
+
+def test_attention_by_hand():
+    graph = build_graph(Attention(6, 2, fused=False), torch.randn(2, 4, 6))
+    q, k, v = (next(i for i, g in enumerate(graph.groups) if g.name == n) for n in "qkv")
+    heads = next(i for i, g in enumerate(graph.groups) if g.kind == "head")
+    assert graph.groups[heads].size == 2
+    (pool,) = (b for b in graph.blocks if b.target == heads)
+    assert (pool.kind, pool.shape) == ("pool", (2, 1, 3))
+    products = pool.source
+    assert {(b.kind, b.source, b.shape) for b in graph.blocks if b.target == products} == {
+        ("left", q, (6, 1, 1)),
+        ("right", k, (6, 1, 1)),
+    }
+    (weighted,) = (b.target for b in graph.blocks if b.source == heads)
+    assert {(b.kind, b.source, b.shape) for b in graph.blocks if b.target == weighted} == {
+        ("left", heads, (2, 3, 1)),
+        ("right", v, (6, 1, 1)),
+    }
+
+
+def test_tied_parameters_have_a_place_for_each_use():
+    graph = build_graph(GPT(), torch.randint(11, (2, 6)))
+    assert len(graph.parameters) == len(list(GPT().parameters()))
+    uses = [b for b in graph.weights if graph.parameters[b.view.parameter].name == "wte.weight"]
+    assert [b.shape for b in uses] == [(1, 12, 11), (1, 11, 12)]
+    values = graph.gather([torch.randn(s.shape, dtype=torch.float64) for s in graph.parameters])
+    edges = [e + (1 if b is uses[1] else 0) for b, e in zip(graph.weights, values.edges, strict=True)]
+    moved = graph.scatter(values._replace(edges=tuple(edges)))
+    whole = graph.scatter(values)
+    number = uses[0].view.parameter
+    torch.testing.assert_close(moved[number], whole[number] + 0.5)  # the mean of both uses
+    gradient_path = [v.clone().requires_grad_() for v in whole]
+    sum(v.sum() for v in graph.scatter(graph.gather(gradient_path))).backward()
+    torch.testing.assert_close(gradient_path[number].grad, torch.ones_like(whole[number]))
+
+
+def test_an_input_is_guessed_where_none_is_given():
+    model, example = zoo()["residual"]
+    exact = build_graph(model, example)
+    model = model.float()
+    guessed = build_graph(model)
+    assert guessed == exact
+    model.double()
+
+
+class Stubborn(nn.Module):
+    """Takes an argument that nobody can guess."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x["features"]))
+
+
+def test_parameters_decide_where_a_module_cannot_be_traced():
+    with pytest.warns(UserWarning, match="no input for Stubborn could be guessed"):
+        graph = build_graph(Stubborn())
+    assert [(b.source, b.target) for b in graph.blocks] == [(0, 1), (1, 2)]
+
+
+def test_bad_examples_and_lazy_modules():
+    with pytest.raises(ValueError, match="Linear does not run on the example input"):
+        build_graph(nn.Linear(3, 2), torch.zeros(2, 5))
+    with pytest.raises(ValueError, match=r"'1.weight' of a lazy module has no shape yet"):
+        build_graph(nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2)))
+    with pytest.raises(ValueError, match="example_input goes with a module"):
+        build_graph(nn.Linear(3, 2).parameters(), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="at least one parameter"):
+        build_graph(nn.ReLU(), torch.zeros(2))
+    lazy = nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2))
+    lazy(torch.zeros(1, 3))
+    assert build_graph(lazy).numel == 14
+
+
+def test_frozen_parameters_stay_in_the_graph():
+    model, example = zoo()["residual"]
+    for p in model.stem.parameters():
+        p.requires_grad_(False)
+    assert build_graph(model, example).numel == sum(p.numel() for p in model.parameters())
+
+
+class Normalised(nn.Module):
+    """A weight under a parametrization that no rule knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.odd, self.last = nn.Linear(3, 4), nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(F.linear(torch.relu(self.first(x)), torch.matrix_exp(self.odd)))
+
+
+def test_a_parameter_without_a_rule_is_a_component_and_reported():
+    graph = build_graph(Normalised(), torch.randn(2, 3))
+    assert graph.unplaced in (("odd",), ())
+    values = [torch.randn(s.shape) for s in graph.parameters]
+    assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
+    fft = Residual()
+    fft.spectrum = nn.Parameter(torch.randn(5))
+    graph = build_graph(fft, torch.randn(2, 2, 8, 8))
+    assert graph.unplaced == ("spectrum",)
+    assert "no rule for: spectrum" in graph.summary()
+
+
+class Swish(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3))
+        self.beta = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        y = x @ self.weight.T
+        return y * torch.sigmoid(torch.cumsum(y, -1) * self.beta)
+
+
+def test_rules_for_modules_and_functions_of_ones_own():
+    model = nn.Sequential(nn.Linear(2, 3), Swish(), nn.Linear(4, 2))
+    seen = []
+
+    @register_rule(Swish)
+    def swish(tracer, node, module, x):
+        from ngopt.graph.rules.edges import connect
+        from ngopt.graph.tracing.values import Neurons
+
+        seen.append(type(module))
+        targets = tracer.nodes.new("swish", 4)
+        connect(tracer, tracer.elements(module.weight), tracer.vector(x.labels, -1), targets)
+        tracer.add_bias(tracer.elements(module.beta), targets, "slope")
+        return Neurons(targets.expand(tracer.shape_of(node)))
+
+    try:
+        graph = build_graph(model, torch.randn(5, 2))
+    finally:
+        del RULES[Swish]
+    assert seen == [Swish]
+    assert edges_of(graph, "swish") == [("weight", "0")]
+    assert edges_of(graph, "2") == [("weight", "swish")]
+    assert [b.kind for b in graph.biases] == ["bias", "slope", "bias"]
+    assert edges_of(build_graph(model, torch.randn(5, 2)), "2") != [("weight", "swish")]
+
+
+def test_a_large_example_is_cut_down():
+    model, example = zoo()["residual"]
+    assert build_graph(model, example.repeat(2000, 1, 1, 1)) == build_graph(model, example)
+
+
+def test_the_optimizer_says_what_it_could_not_connect(caplog):
+    model = Residual()
+    with caplog.at_level(logging.INFO, logger="ngopt"):
+        NGOptimizer(model.parameters(), weights=FeedForward())
+    (record,) = caplog.records
+    assert "stay apart" in record.getMessage()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="ngopt"):
+        NGOptimizer(nn.Linear(3, 2).parameters(), weights=FeedForward())
+    assert not caplog.records
