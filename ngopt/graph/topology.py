@@ -42,11 +42,9 @@ class GraphBuilder:
         spec = self.parameters[parameter]
         target = self.add_group(layer_name(spec), spec.shape[0])
         shape = (1, spec.shape[0], self.groups[source].size)
-        self.blocks.append(
-            EdgeBlock(
-                whole(parameter, (*shape, *slot_shape)), source, target, shape, slot_shape, convolution=convolution
-            )
-        )
+        kind = "flatten" if slot_shape and len(spec.shape) == 2 else "weight"
+        view = whole(parameter, (*shape, *slot_shape))
+        self.blocks.append(EdgeBlock(view, source, target, shape, slot_shape, kind, convolution=convolution))
         return target
 
     def add_bias(self, view: View, group: int, kind: str = "bias", index: Index = None) -> None:

@@ -83,7 +83,7 @@ def connect(tracer: Tracer, weight: Elements, sources: Tensor, targets: Tensor) 
         shape = (1, len(targets), n)
         strides = (0, row, column * part.step, *((column * part.slot_step,) if slot_shape else ()))
         piece = View(weight.parameter, (*shape, *slot_shape), strides, view.offset + part.start * column)
-        tracer.add_block(piece, part.nodes, targets, shape, slot_shape)
+        tracer.add_block(piece, part.nodes, targets, shape, slot_shape, "flatten" if slot_shape else "weight")
 
 
 def connect_cells(tracer: Tracer, view: View, sources: Tensor, targets: Tensor) -> None:

@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import nn
+
+from ngopt import build_graph
+from ngopt.graph.flatten import with_repeated_nodes, with_virtual_layer
+from ngopt.models import NeuralGraphGNN
+from ngopt.models.gnn import GNNConfig
+from tests.equivariance import assert_equivariant
+from tests.ngopt import oracle
+
+
+class ChannelsLast(nn.Module):
+    """Flattens position after position."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 3, 2), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).permute(0, 2, 3, 1).flatten(1))
+
+
+def channels_first():
+    return nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+NETWORKS = {"channels first": channels_first, "channels last": ChannelsLast}
+
+
+@pytest.fixture(params=NETWORKS)
+def graph(request):
+    torch.manual_seed(0)
+    return build_graph(NETWORKS[request.param](), torch.randn(2, 2, 3, 3))
+
+
+@pytest.mark.parametrize("view", [with_virtual_layer, with_repeated_nodes])
+def test_parameters_keep_their_places(graph, view):
+    other = view(graph)
+    assert all(b.slot_shape == () or len(b.slot_shape) == 2 for b in other.weights)
+    values = [torch.randn(s.shape) for s in other.parameters]
+    assert all(torch.equal(a, b) for a, b in zip(values, other.scatter(other.gather(values)), strict=True))
+    assert other.parameters == graph.parameters
+
+
+def columns(graph, name):
+    """Flat element of the first row of a weight -> the node that it comes from, by group and place."""
+    numbers = graph.gather([torch.arange(s.numel).reshape(s.shape) for s in graph.parameters])
+    for block, edges in zip(graph.weights, numbers.edges, strict=True):
+        if graph.parameters[block.view.parameter].name == name:
+            places = block.source_index or range(graph.groups[block.source].size)
+            return {int(e): p for e, p in zip(edges[0, 0, :, 0], places, strict=True)}, block.source
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize(("network", "name"), [("channels first", "3.weight"), ("channels last", "fc.weight")])
+def test_every_column_comes_from_its_channel_and_position(network, name):
+    graph = build_graph(NETWORKS[network](), torch.randn(2, 2, 3, 3))
+    channel_of = [c for c in range(3) for _ in range(4)] if network == "channels first" else [0, 1, 2] * 4
+
+    virtual = with_virtual_layer(graph)
+    nodes, group = columns(virtual, name)
+    (spread,) = (b for b in virtual.blocks if b.target == group)
+    assert (spread.kind, spread.shape, spread.view) == ("spread", (3, 4, 1), None)
+    targets = spread.target_index or range(12)
+    channel = {node: k // 4 for k, node in enumerate(targets)}
+    assert [channel[nodes[e]] for e in range(12)] == channel_of
+
+    repeated = with_repeated_nodes(graph)
+    nodes, group = columns(repeated, name)
+    assert [nodes[e] // 4 for e in range(12)] == channel_of
+    assert len(set(nodes.values())) == 12
+    copies = [b for b in repeated.blocks if b.target == group]
+    assert len(copies) == 4
+    assert len({b.view for b in copies}) == 1
+    assert sorted(n for b in copies for n in b.target_index) == list(range(12))
+    assert not any(b.group != group for b in repeated.biases if "conv" in repeated.parameters[b.view.parameter].name)
+
+
+@pytest.mark.parametrize("view", [with_virtual_layer, with_repeated_nodes])
+def test_metanets_run_on_them(graph, view):
+    other = view(graph)
+    torch.manual_seed(0)
+    metanet = NeuralGraphGNN(GNNConfig(width=5, d_out=2, hidden=(4,))).double()
+    values = other.gather([torch.randn(*s.shape, 14, dtype=torch.float64) for s in other.parameters])
+    with torch.no_grad():
+        found, expected = metanet.gnn(values, other), oracle.run(metanet.gnn, values, other)
+    for f, e in zip((*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-11, atol=1e-11)
+
+
+def test_without_a_flatten_nothing_changes():
+    graph = build_graph(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
+    assert with_virtual_layer(graph) == graph
+    assert with_repeated_nodes(graph) == graph
+    assert_equivariant(NeuralGraphGNN(GNNConfig(width=4)).double(), with_virtual_layer(graph))
