@@ -46,10 +46,11 @@ class NGOptimizer(Optimizer):
 
     A parameter without a gradient is left out of a step: no update, its state stands still. State
     is, per parameter, `step` and one momentum for each of five decays (`exp_avg_0` to `exp_avg_4`),
-    float32, or float64 for float64 parameters. The metanet runs in that precision.
+    float32, or float64 for float64 parameters. The metanet runs in that precision. A complex
+    parameter is optimized as pairs of real numbers.
 
     Raises ValueError if there are no parameters, an argument is out of range, the weights cannot be
-    loaded, the graph does not fit, or a parameter is complex.
+    loaded, or the graph does not fit.
     """
 
     def __init__(
@@ -85,12 +86,6 @@ class NGOptimizer(Optimizer):
         """Adds parameters and extends the graph by them; what was there keeps its state."""
         _check_hyper({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        added = self.param_groups[-1]
-        for i, p in enumerate(added["params"]):
-            if p.is_complex():
-                self.param_groups.pop()
-                name = added["param_names"][i] if "param_names" in added else f"parameter {i} of the group"
-                raise ValueError(f"NGOptimizer: '{name}': expected a real parameter; got {p.dtype}")
         if self._positions:
             self._connect()
 
@@ -113,8 +108,8 @@ class NGOptimizer(Optimizer):
         for position, (p, _) in zip(self._positions, members, strict=True):
             delta = deltas[position]
             if delta is not None:
-                p.add_(delta)
-                self.state[p].update(step=new.step[position], **dict(zip(MOMENTA, new.exp_avgs[position], strict=True)))
+                real(p).add_(delta)
+                self._keep(p, new.step[position], new.exp_avgs[position])
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -129,7 +124,8 @@ class NGOptimizer(Optimizer):
             saved = state_dict["state"].get(number, {})
             for key in MOMENTA:  # torch has cast them to the parameter's dtype
                 if key in saved:
-                    self.state[p][key] = saved[key].detach().to(p.device, state_dtype(p), copy=True)
+                    value = real(saved[key].detach()).to(p.device, state_dtype(real(p)), copy=True)
+                    self.state[p][key] = declared(value, p)
             if "step" in saved:
                 self.state[p]["step"] = torch.as_tensor(saved["step"], dtype=torch.float32).clone()
 
@@ -138,6 +134,10 @@ class NGOptimizer(Optimizer):
         # Identities of tensors do not survive a copy: parameters added to it later become components.
         own = {key: self.__dict__[key] for key in derived}
         return {**super().__getstate__(), **own, "_given_ids": None, "_metanets": {}}
+
+    def _keep(self, p: Tensor, step: Tensor, momenta: list[Tensor]) -> None:
+        """Writes a parameter's state."""
+        self.state[p].update(step=step, **{key: declared(m, p) for key, m in zip(MOMENTA, momenta, strict=True)})
 
     def _members(self) -> list[tuple[Tensor, dict[str, Any]]]:
         """All parameters with their groups, in order."""
@@ -148,7 +148,7 @@ class NGOptimizer(Optimizer):
         specs, ids = [], []
         for group in self.param_groups:
             names = group.get("param_names") or [f"parameter {len(specs) + i}" for i in range(len(group["params"]))]
-            specs += [ParameterSpec(n, tuple(p.shape)) for n, p in zip(names, group["params"], strict=True)]
+            specs += [ParameterSpec.of(n, p) for n, p in zip(names, group["params"], strict=True)]
             ids += [id(p) for p in group["params"]]
         if self._given_graph is None:
             named = all("param_names" in group for group in self.param_groups)
@@ -190,8 +190,10 @@ class NGOptimizer(Optimizer):
                 f"NGOptimizer: graph has {len(given)} parameters; got {len(specs)} parameters whose names are not in it"
             )
         for spec, i in zip(specs, found, strict=True):
-            if spec.shape != given[i].shape:
-                raise ValueError(f"NGOptimizer: '{spec.name}': graph expects shape {given[i].shape}; got {spec.shape}")
+            if spec.paired.shape != given[i].shape:
+                raise ValueError(
+                    f"NGOptimizer: '{spec.name}': graph expects shape {given[i].shape}; got {spec.paired.shape}"
+                )
         return list(found)
 
     def _collect(self, members: list) -> tuple[list[Tensor], list[Tensor | None], State, Hyper]:
@@ -202,24 +204,23 @@ class NGOptimizer(Optimizer):
         grads: list[Tensor | None] = [None] * size
         state, lr, weight_decay = State([like.new_zeros(())] * size, [[]] * size), [0.0] * size, [0.0] * size
         for position, (p, group) in zip(self._positions, members, strict=True):
-            params[position] = p
+            params[position] = real(p)
             if p.grad is None:
                 continue
             if p.grad.is_sparse:
                 raise ValueError(f"NGOptimizer: '{self.graph.parameters[position].name}': sparse gradient")
             own = self.state[p]
             if not own:
-                step, momenta = init_parameter(p)
-                own.update(step=step, **dict(zip(MOMENTA, momenta, strict=True)))
-            grads[position] = p.grad
+                self._keep(p, *init_parameter(real(p)))
+            grads[position] = real(p.grad)
             state.step[position] = own["step"]
-            state.exp_avgs[position] = [own[key] for key in MOMENTA]
+            state.exp_avgs[position] = [real(own[key]) for key in MOMENTA]
             lr[position], weight_decay[position] = group["lr"], group["weight_decay"]
         return params, grads, state, Hyper(lr, weight_decay)
 
     def _metanet_for(self, members: list) -> Metanet:
         """The metanet in the precision and on the device of the parameters."""
-        dtype = max((state_dtype(p) for p, _ in members), key=lambda d: d.itemsize)
+        dtype = max((state_dtype(real(p)) for p, _ in members), key=lambda d: d.itemsize)
         key = (dtype, members[0][0].device)
         if key not in self._metanets:
             self._metanets[key] = copy.deepcopy(self.metanet).to(device=key[1], dtype=dtype).eval()
@@ -240,6 +241,16 @@ class NGOptimizer(Optimizer):
                     raise ValueError(
                         f"state_dict: '{key}' of '{name}': expected shape {tuple(p.shape)}; got {tuple(value.shape)}"
                     )
+
+
+def real(x: Tensor) -> Tensor:
+    """A view of complex numbers as real pairs on a last axis; other tensors as they are."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def declared(x: Tensor, parameter: Tensor) -> Tensor:
+    """The reverse of `real`, for values of a parameter."""
+    return torch.view_as_complex(x.contiguous()) if parameter.is_complex() else x
 
 
 def _check_hyper(group: dict[str, Any]) -> None:

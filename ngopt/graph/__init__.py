@@ -94,7 +94,7 @@ def _specs(source: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> tuple[lis
         name, tensor = item if isinstance(item, tuple) else (f"parameter {i}", item)
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"build_graph: expected tensors or (name, tensor) pairs; got {type(tensor).__name__}")
-        specs.append(ParameterSpec(name, tuple(tensor.shape)))
+        specs.append(ParameterSpec.of(name, tensor))
     if not specs:
         raise ValueError("build_graph: expected at least one parameter; got none")
     return specs, named

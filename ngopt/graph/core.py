@@ -25,10 +25,24 @@ EDGE_KINDS = ("residual", "left", "right", "pool", "spread")
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """Name and shape of one parameter; its place in the parameter list is its key."""
+    """Name and shape of one parameter; its place in the parameter list is its key.
+
+    In a graph a complex parameter counts as pairs of real numbers, on a last axis of its shape.
+    """
 
     name: str
     shape: tuple[int, ...]
+    is_complex: bool = False
+
+    @classmethod
+    def of(cls, name: str, parameter: Tensor) -> ParameterSpec:
+        """The spec of a tensor, complex numbers still counted as one."""
+        return cls(name, tuple(parameter.shape), parameter.is_complex())
+
+    @property
+    def paired(self) -> ParameterSpec:
+        """The same with complex numbers counted as two."""
+        return ParameterSpec(self.name, (*self.shape, 2), True) if self.is_complex else self
 
     @property
     def numel(self) -> int:
@@ -127,7 +141,8 @@ class EdgeBlock:
     The slots of an edge are the positions of a kernel, of a flattened feature map, the gates of a
     recurrent layer; `slot_shape` is their shape, () for one. `view` says which elements these are,
     with the shape (groups, n_target, n_source, *slot_shape); None for the edges of value 1 of a
-    residual connection and the like. `kind` tells edges of different meaning apart.
+    residual connection and the like. `kind` tells edges of different meaning apart. In a parameter
+    graph, where each slot is a block, `position` is the place of that slot in its kernel.
     """
 
     view: View | None
@@ -139,6 +154,7 @@ class EdgeBlock:
     source_index: Index = None
     target_index: Index = None
     convolution: Convolution | None = None
+    position: tuple[int, ...] = ()
 
     @property
     def slots(self) -> int:
@@ -201,10 +217,17 @@ class NeuralGraph:
         """Puts per-parameter values on nodes and edges.
 
         values: one tensor a parameter, (*batch, *shape, *features), with `batch_dims` leading axes
-            that stack equal topologies and any number of trailing feature axes.
+            that stack equal topologies and any number of trailing feature axes. Those of a
+            complex parameter may be complex, or real pairs.
 
         Raises ValueError if the number of values or a shape does not fit.
         """
+        if len(values) != len(self.parameters):
+            raise ValueError(f"graph has {len(self.parameters)} parameters; got {len(values)} values")
+        values = [
+            torch.view_as_real(v) if spec.is_complex and v.is_complex() else v
+            for v, spec in zip(values, self.parameters, strict=True)
+        ]
         self._check(values, batch_dims)
         return GraphValues(
             tuple(self._read(values, bias.view, 1, batch_dims) for bias in self.biases),
@@ -214,7 +237,8 @@ class NeuralGraph:
     def scatter(self, values: GraphValues, batch_dims: int = 0) -> list[Tensor]:
         """Brings values on nodes and edges back to parameters: the inverse of `gather`.
 
-        Where a parameter has several places, its value is their mean.
+        Where a parameter has several places, its value is their mean. Real pairs without feature
+        axes come back as complex numbers.
         """
         found: list[list[tuple[View, Tensor]]] = [[] for _ in self.parameters]
         for places, tensors, lead in ((self.biases, values.biases, 1), (self.weights, values.edges, 3)):
@@ -257,8 +281,6 @@ class NeuralGraph:
         return view.read(value.reshape(prod(batch), spec.numel, prod(features))).reshape(shape)
 
     def _check(self, values: Sequence[Tensor], batch_dims: int) -> None:
-        if len(values) != len(self.parameters):
-            raise ValueError(f"graph has {len(self.parameters)} parameters; got {len(values)} values")
         for value, spec in zip(values, self.parameters, strict=True):
             shape = tuple(value.shape[batch_dims : batch_dims + len(spec.shape)])
             if shape != spec.shape:
@@ -274,7 +296,7 @@ def _assemble(spec: ParameterSpec, uses: list[tuple[View, Tensor]], batch_dims: 
     batch, features = value.shape[:batch_dims], value.shape[batch_dims + len(view.shape) :]
     shape = (*batch, *spec.shape, *features)
     if len(uses) == 1 and view.is_whole(spec):
-        return value.reshape(shape)
+        return _as_declared(spec, value.reshape(shape), bool(features))
     times: dict[tuple, int] = {}
     mean = value.new_zeros(prod(batch), spec.numel, prod(features))
     for view, value in uses:
@@ -287,4 +309,8 @@ def _assemble(spec: ParameterSpec, uses: list[tuple[View, Tensor]], batch_dims: 
             value = old + ((value - old) / k if exact else (value - old) // k)
             mean = mean.clone()  # autograd needs what was read
         view.write(mean, value)
-    return mean.reshape(shape)
+    return _as_declared(spec, mean.reshape(shape), bool(features))
+
+
+def _as_declared(spec: ParameterSpec, value: Tensor, has_features: bool) -> Tensor:
+    return torch.view_as_complex(value.contiguous()) if spec.is_complex and not has_features else value

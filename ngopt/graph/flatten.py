@@ -36,7 +36,7 @@ def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
         )
         at = builder.blocks.index(block)
         builder.blocks[at : at + 1] = [spread, _unrolled(block, group)]
-    return builder.build(*_ends(graph))
+    return replace(builder.build(*_ends(graph)), parameters=graph.parameters)
 
 
 def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
@@ -63,11 +63,11 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
         chosen = block.source_index or range(size)
         places = _places(block, step=block.slots, of=list(chosen))
         builder.blocks.append(replace(_unrolled(block, group), source_index=places))
-    return _without_dead_ends(builder, graph).build(*_ends(graph))
+    return replace(_without_dead_ends(builder, graph).build(*_ends(graph)), parameters=graph.parameters)
 
 
 def _copy(graph: NeuralGraph) -> GraphBuilder:
-    builder = GraphBuilder(graph.parameters)
+    builder = GraphBuilder([replace(spec, is_complex=False) for spec in graph.parameters])
     builder.groups, builder.blocks = list(graph.groups), list(graph.blocks)
     builder.biases, builder.unplaced = list(graph.biases), list(graph.unplaced)
     return builder

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ngopt.graph.core import EDGE_KINDS, NeuralGraph
 from ngopt.graph.views import EdgeList, node_starts, to_edge_list
@@ -15,6 +16,10 @@ from ngopt.graph.views import EdgeList, node_starts, to_edge_list
 if TYPE_CHECKING:
     from networkx import MultiDiGraph
     from torch_geometric.data import Data
+
+
+NODE_KINDS = ("neuron", "token", "product", "head", "group", "position", "parameter", "constant")
+"""Numbers of the kinds of groups in `to_pyg`; a kind of a rule of one's own has the number behind the last."""
 
 
 def require(library: str, user: str) -> None:
@@ -43,7 +48,7 @@ def to_networkx(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> M
 
     edges = to_edge_list(graph)
     flat = None if values is None else _flat(graph, values).tolist()
-    starts = _offsets(graph).tolist()
+    starts = _starts(graph).tolist()
     names = [spec.name for spec in graph.parameters]
 
     def slots(parameters: Tensor, elements: Tensor) -> list[dict[str, Any]]:
@@ -81,7 +86,7 @@ def to_pyg(graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: in
     - edge_block: (edges,), the position in `NeuralGraph.blocks`.
     - edge_mask: (edges, slots), which slots there are: none for edges of value 1.
     - node_group: (nodes,), the position in `NeuralGraph.groups`.
-    - node_kind: (nodes,), the position of the group's kind in `kinds`, the sorted kinds of the graph.
+    - node_kind: (nodes,), the position of the group's kind in `NODE_KINDS`.
     - node_depth: (nodes,), see `NeuronGroup`.
     - node_mask: (nodes, node slots), which slots there are: a node with two biases has those of both.
     - edge_attr: (edges, slots, *features) and x: (nodes, node slots, *features), only with values:
@@ -93,36 +98,70 @@ def to_pyg(graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: in
     from torch_geometric.data import Data
 
     edges = to_edge_list(graph)
-    node_places, edge_places = _node_slots(graph, edges), (edges.parameter, edges.element)
-    if slots is not None:
-        node_places, edge_places = (_padded(places, slots) for places in (node_places, edge_places))
+    node_places = _padded(*_node_slots(graph, edges), slots)
+    edge_places = _padded(edges.parameter, edges.element, slots)
     sizes = torch.tensor([group.size for group in graph.groups])
-    node_group = torch.arange(len(graph.groups)).repeat_interleave(sizes)
-    kinds = torch.tensor([("weight", *EDGE_KINDS).index(block.kind) for block in graph.blocks], dtype=torch.long)
+    node_group = torch.arange(len(sizes)).repeat_interleave(sizes)
     data = Data(
         edge_index=torch.stack([edges.sources, edges.targets]),
-        edge_kind=kinds[edges.block],
+        edge_kind=_numbers(("weight", *EDGE_KINDS), [block.kind for block in graph.blocks])[edges.block],
         edge_block=edges.block,
         edge_mask=edge_places[1] >= 0,
         node_group=node_group,
-        node_kind=torch.tensor([NODE_KINDS.index(group.kind) for group in graph.groups])[node_group],
+        node_kind=_numbers(NODE_KINDS, [group.kind for group in graph.groups])[node_group],
         node_depth=torch.tensor([group.depth for group in graph.groups])[node_group],
         node_mask=node_places[1] >= 0,
         num_nodes=len(node_group),
     )
     if values is not None:
-        flat = _flat(graph, values)
-        data.x, data.edge_attr = (_at(flat, graph, *places) for places in (node_places, edge_places))
+        flat, starts = _flat(graph, values), _starts(graph)
+        data.x, data.edge_attr = (_read(flat, starts, *places) for places in (node_places, edge_places))
     return data
 
 
 def _flat(graph: NeuralGraph, values: Sequence[Tensor]) -> Tensor:
     """The values of all parameters one after the other, (numel, *features), in their common dtype."""
-    graph.check(values)
+    graph._check(values, batch_dims=0)
     return graph.flatten(values)
 
 
-def _offsets(graph: NeuralGraph) -> Tensor:
-    """Where every parameter starts among the elements of all."""
+def _starts(graph: NeuralGraph) -> Tensor:
+    """Where every parameter begins among the elements of all, (parameters,)."""
     sizes = torch.tensor([spec.numel for spec in graph.parameters])
     return sizes.cumsum(0) - sizes
+
+
+def _read(flat: Tensor, starts: Tensor, parameter: Tensor, element: Tensor) -> Tensor:
+    """Values at places (n, slots) -> (n, slots, *features), 0 where there is none."""
+    mask = element >= 0
+    found = flat.new_zeros((*mask.shape, *flat.shape[1:]))
+    places = (starts[parameter[mask]] + element[mask]).to(flat.device)
+    return found.index_put(tuple(mask.to(flat.device).nonzero(as_tuple=True)), flat[places])
+
+
+def _padded(parameter: Tensor, element: Tensor, slots: int | None) -> tuple[Tensor, Tensor]:
+    """Places (n, width) -> (n, slots); -1 where there is none."""
+    more = 0 if slots is None else slots - parameter.shape[1]
+    if more < 0:
+        raise ValueError(f"to_pyg: slots={slots} are too few; the graph needs {parameter.shape[1]}")
+    return pad(parameter, (0, more), value=-1), pad(element, (0, more), value=-1)
+
+
+def _node_slots(graph: NeuralGraph, edges: EdgeList) -> tuple[Tensor, Tensor]:
+    """Parameter and element of all biases of every node, one after the other: (nodes, node slots) each, or -1."""
+    mask = edges.node_element >= 0
+    node = edges.node.unsqueeze(1).expand_as(mask)[mask]
+    node, order = node.sort(stable=True)
+    counts = node.bincount(minlength=node_starts(graph)[-1])
+    place = torch.arange(len(node)) - (counts.cumsum(0) - counts)[node]
+    tables = []
+    for column in (edges.node_parameter, edges.node_element):
+        table = torch.full((len(counts), int(counts.max())), -1)
+        table[node, place] = column[mask][order]
+        tables.append(table)
+    return tables[0], tables[1]
+
+
+def _numbers(vocabulary: tuple[str, ...], kinds: list[str]) -> Tensor:
+    """Positions of kinds in a vocabulary; its length for those that are not in it."""
+    return torch.tensor([vocabulary.index(k) if k in vocabulary else len(vocabulary) for k in kinds], dtype=torch.long)

@@ -17,7 +17,7 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     if leaves is None or not all(_is_known(module) for module in leaves) or len(set(leaves)) < len(leaves):
         return None
     named = list(model.named_parameters())
-    builder = GraphBuilder([ParameterSpec(name, tuple(p.shape)) for name, p in named])
+    builder = GraphBuilder([ParameterSpec.of(name, p) for name, p in named])
     position = {id(p): i for i, (_, p) in enumerate(named)}
     last: int | None = None
     spatial = True  # whether neurons are channels of a map, which a flatten turns into slots

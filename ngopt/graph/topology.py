@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import reduce
+from typing import TypeVar
 
 from torch import nn
 
@@ -19,6 +20,9 @@ from ngopt.graph.core import (
     View,
     contiguous_strides,
 )
+
+
+Place = TypeVar("Place", Bias, EdgeBlock)
 
 
 class GraphBuilder:
@@ -79,11 +83,22 @@ class GraphBuilder:
         for i in sorted(set(range(len(self.parameters))) - self.placed):
             self.unplaced.append(self.parameters[i].name)
             self.add_component(i)
+        blocks, biases = [self._paired(b) for b in self.blocks], [self._paired(b) for b in self.biases]
         groups = [
             replace(group, role=role, depth=depth)
             for group, role, depth in zip(self.groups, self._roles(inputs, outputs), self._depths(), strict=True)
         ]
-        return NeuralGraph(self.parameters, tuple(groups), tuple(self.blocks), tuple(self.biases), tuple(self.unplaced))
+        parameters = tuple(spec.paired for spec in self.parameters)
+        return NeuralGraph(parameters, tuple(groups), tuple(blocks), tuple(biases), tuple(self.unplaced))
+
+    def _paired(self, place: Place) -> Place:
+        """The two numbers of every element of a complex parameter are two more slots."""
+        view = place.view
+        if view is None or not self.parameters[view.parameter].is_complex:
+            return place
+        strides = (*(2 * s for s in view.strides), 1)
+        pairs = View(view.parameter, (*view.shape, 2), strides, 2 * view.offset)
+        return replace(place, view=pairs, slot_shape=(*place.slot_shape, 2))
 
     def _roles(self, inputs: Collection[int], outputs: Collection[int]) -> list[str]:
         sources = {block.source for block in self.blocks} - set(outputs)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import Bias, GraphValues, Index, NeuralGraph
+from ngopt.graph.core import Bias, EdgeBlock, GraphValues, Index, NeuralGraph, NeuronGroup
+from ngopt.graph.topology import components
+
+NAME_WIDTH = 50  # characters of a group's name in the table
+LISTED = 3  # as many blocks or sources of a group are listed, of more only their number is given
+NUMBERS = ("", "nodes", "elements")  # columns that end at their right
 
 
 class EdgeList(NamedTuple):
@@ -93,25 +101,108 @@ def _neurons(index: Index, size: int) -> Tensor:
 
 def summary(graph: NeuralGraph) -> str:
     """See `NeuralGraph.summary`."""
-    rows = [("group", "nodes", "edges", "slots", "elements", "role")]
-    for i, group in enumerate(graph.groups):
-        blocks = [b for b in graph.blocks if b.target == i]
-        elements = sum(b.view.numel for b in (*blocks, *(b for b in graph.biases if b.group == i)) if b.view)
-        edges = " + ".join(
-            f"{b.shape[2] if b.shape[0] == 1 else f'{b.shape[0]} x {b.shape[2]}'} -> {b.shape[1]}" if b.view else b.kind
-            for b in blocks
-        )
-        slots = ", ".join(sorted({"x".join(map(str, b.slot_shape)) or "1" for b in blocks if b.view}))
-        rows.append((group.name, f"{group.size}", edges, slots, f"{elements:,}", group.role))
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *_coverage(graph)])
+    header = ("", "group", "nodes", "from", "edges and biases", "slots", "elements", "activation", "role")
+    rows = [header, *(_row(graph, list(run)) for _, run in groupby(_entries(graph), key=_look))]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
+    lines = [
+        "  ".join(c.rjust(w) if h in NUMBERS else c.ljust(w) for h, c, w in zip(header, row, widths, strict=True))
+        for row in rows
+    ]
+    return "\n".join([*(line.rstrip() for line in lines), *_coverage(graph)])
+
+
+class Entry(NamedTuple):
+    """A group with its position, the blocks that lead into it and its biases."""
+
+    number: int
+    group: NeuronGroup
+    blocks: list[EdgeBlock]
+    biases: list[Bias]
+
+
+def _entries(graph: NeuralGraph) -> list[Entry]:
+    entries = [Entry(i, group, [], []) for i, group in enumerate(graph.groups)]
+    for block in graph.blocks:
+        entries[block.target].blocks.append(block)
+    for bias in graph.biases:
+        entries[bias.group].biases.append(bias)
+    return entries
+
+
+def _look(entry: Entry) -> tuple:
+    """Neighbours that are equal in this share a row: the pieces of a norm over concatenated groups."""
+    group = entry.group
+    biases = [bias.kind for bias in entry.biases]
+    return group.name, group.size, group.role, group.activation, incoming(entry.blocks), biases
+
+
+def _row(graph: NeuralGraph, entries: list[Entry]) -> tuple[str, ...]:
+    number, group, blocks, biases = entries[0]
+    many = len(entries) > 1
+    sources = sorted({block.source for entry in entries for block in entry.blocks})
+    slots = list(dict.fromkeys(slot_text(block) for block in blocks if block.view))
+    places = [place for entry in entries for place in (*entry.blocks, *entry.biases) if place.view]
+    return (
+        f"{number}-{entries[-1].number}" if many else f"{number}",
+        shorten(group.name, NAME_WIDTH),
+        f"{len(entries)} x {group.size:,}" if many else f"{group.size:,}",
+        ", ".join(map(str, sources)) if len(sources) <= LISTED else f"{len(sources)} groups",
+        " + ".join([*incoming(blocks), *counted([bias.kind for bias in biases])]),
+        ", ".join(slots) if len(slots) <= LISTED else f"{len(slots)} shapes",
+        f"{sum(place.view.numel for place in places if place.view):,}",
+        group.activation or "",
+        group.role,
+    )
+
+
+def incoming(blocks: Sequence[EdgeBlock]) -> list[str]:
+    """The blocks into a group in words: sizes of weights, kinds of edges of value 1."""
+    weights = [block for block in blocks if block.view]
+    found = counted([_sizes(block) for block in weights])
+    if len(found) > LISTED:
+        sources = sum(b.shape[0] * b.shape[2] for b in weights)
+        targets = max(b.shape[0] * b.shape[1] for b in weights)
+        found = [f"{len(weights)} blocks: {sources} -> {targets}"]
+    return found + counted([block.kind for block in blocks if not block.view])
+
+
+def _sizes(block: EdgeBlock) -> str:
+    groups, targets, sources = block.shape
+    if is_diagonal(block):
+        return "one to one"
+    return f"{sources} -> {targets}" if groups == 1 else f"{groups} groups of {sources} -> {targets}"
+
+
+def is_diagonal(block: EdgeBlock) -> bool:
+    """Whether every target has one source of its own, as with the scale of a norm."""
+    return block.shape[0] > 1 and block.shape[1:] == (1, 1)
+
+
+def slot_text(place: EdgeBlock | Bias) -> str:
+    """The slots of an edge or node such as 3x3; 1 for a single one."""
+    return "x".join(map(str, place.slot_shape)) or "1"
+
+
+def counted(words: Sequence[str]) -> list[str]:
+    """Each word once, in order, with its number where it comes more often."""
+    return [
+        word if n == 1 else f"{n} x ({word})" if " -> " in word else f"{n} x {word}"
+        for word, n in Counter(words).items()
+    ]
+
+
+def shorten(name: str, width: int) -> str:
+    """A name of at most so many characters: of a path its last parts, of a long part its end."""
+    if len(name) <= width:
+        return name
+    end = name[3 - width :]
+    return "..." + (end.partition(".")[2] or end)
 
 
 def _coverage(graph: NeuralGraph) -> list[str]:
     connected = {b.source for b in graph.blocks} | {b.target for b in graph.blocks}
     alone = sum(b.view.numel for b in graph.biases if b.group not in connected)
-    count = components(graph)
+    count = len(set(components(graph)))
     lines = [
         f"{sum(g.size for g in graph.groups):,} nodes in {len(graph.groups)} groups, {graph.numel:,} parameter "
         f"elements in {len(graph.weights)} blocks and {len(graph.biases)} biases; {count} "
@@ -120,12 +211,3 @@ def _coverage(graph: NeuralGraph) -> list[str]:
     if graph.unplaced:
         lines.append(f"no rule for: {', '.join(graph.unplaced)}")
     return lines
-
-
-def components(graph: NeuralGraph) -> int:
-    """Number of parts of the graph between which there is no edge."""
-    component = list(range(len(graph.groups)))
-    for block in graph.blocks:
-        old, new = component[block.target], component[block.source]
-        component = [new if c == old else c for c in component]
-    return len(set(component))

@@ -75,7 +75,7 @@ class Tracer:
     def __init__(self, program: ExportedProgram, model: nn.Module):
         self.program, self.model = program, model
         named = list(model.named_parameters())
-        self.parameters = [ParameterSpec(name, tuple(p.shape)) for name, p in named]
+        self.parameters = [ParameterSpec.of(name, p) for name, p in named]
         self._position = {id(p): i for i, (_, p) in enumerate(named)}
         self.nodes = Nodes()
         self.blocks: list[RawBlock] = []
