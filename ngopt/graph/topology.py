@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import TypeVar
@@ -107,23 +107,34 @@ class GraphBuilder:
         return [names[i in sources, i in targets] for i in range(len(self.groups))]
 
     def _depths(self) -> list[float]:
-        layer, component = [0] * len(self.groups), list(range(len(self.groups)))
+        layer = [0] * len(self.groups)
         for block in self.blocks:  # blocks are collected in the order of the forward pass
             if block.target != block.source:
                 layer[block.target] = max(layer[block.target], layer[block.source] + 1)
-            old, new = component[block.target], component[block.source]
-            component = [new if c == old else c for c in component]
-        longest = {c: max(n for n, d in zip(layer, component, strict=True) if d == c) for c in component}
-        return [n / max(longest[c], 1) for n, c in zip(layer, component, strict=True)]
+        component = connected(len(self.groups), self.blocks)
+        longest: dict[int, int] = {}
+        for n, c in zip(layer, component, strict=True):
+            longest[c] = max(longest.get(c, 1), n)
+        return [n / longest[c] for n, c in zip(layer, component, strict=True)]
+
+
+def connected(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
+    """For each of `count` groups the part of the graph that it is in, as the number of one group of that part."""
+    parent = list(range(count))
+
+    def root(group: int) -> int:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    for block in blocks:
+        parent[root(block.target)] = root(block.source)
+    return [root(group) for group in range(count)]
 
 
 def components(graph: NeuralGraph) -> list[int]:
-    """For every group the part of the graph that it is in, as the number of one group of that part."""
-    component = list(range(len(graph.groups)))
-    for block in graph.blocks:
-        old, new = component[block.target], component[block.source]
-        component = [new if c == old else c for c in component]
-    return component
+    """For every group the part of the graph that it is in; see `connected`."""
+    return connected(len(graph.groups), graph.blocks)
 
 
 def unconnected(graph: NeuralGraph) -> list[str]:

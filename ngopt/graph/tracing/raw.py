@@ -97,6 +97,9 @@ def runs(groups: Tensor) -> list[int]:
 
 def split_ends(block: RawBlock, group_of: Tensor) -> Iterator[RawBlock]:
     """Pieces of a block whose ends lie in one group each."""
+    if all((group_of[nodes] == group_of[nodes[0]]).all() for nodes in (block.sources, block.targets)):
+        yield block
+        return
     g, t, s = block.shape
     sources, targets = block.sources.reshape(g, s), block.targets.reshape(g, t)
     for groups in _stretches(torch.cat([group_of[sources], group_of[targets]], dim=1)):
