@@ -182,7 +182,8 @@ class MetaTrainer:
     def recipe(self) -> dict[str, Any]:
         """The steps that made the weights, the last one ours."""
         config = {k: v for k, v in asdict(self.config).items() if k != "folder"}
-        return {"stages": [*self.metanet.recipe["stages"], {"program": "meta_train.train", **config}]}
+        stage = {"program": "meta_train.train", "outer_step": self.outer_step, **config}
+        return {"stages": [*self.metanet.recipe["stages"], stage]}
 
     def save_checkpoint(self) -> None:
         state = {

@@ -1,7 +1,7 @@
 """ngopt: a learned optimizer that sees the network it trains as a graph."""
 
-from ngopt.graph import NeuralGraph, build_graph
+from ngopt.graph import NeuralGraph, build_graph, register_rule
 from ngopt.optimizer import NGOptimizer
 from ngopt.pretrained import list_pretrained, load_pretrained
 
-__all__ = ["NGOptimizer", "NeuralGraph", "build_graph", "list_pretrained", "load_pretrained"]
+__all__ = ["NGOptimizer", "NeuralGraph", "build_graph", "list_pretrained", "load_pretrained", "register_rule"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ngopt.graph.core import Bias, EdgeBlock, GraphValues, NeuralGraph, NeuronGroup, ParameterSpec
 from ngopt.graph.infer import infer_graph
@@ -54,9 +56,8 @@ def build_graph(
         if example_input is not None:
             raise ValueError("build_graph: example_input goes with a module; got parameters")
         return infer_graph(*_specs(source))
-    for name, parameter in source.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"build_graph: '{name}' of a lazy module has no shape yet; run the module once before")
+    if any(is_lazy(p) for p in source.parameters()):
+        source = _materialized(source, example_input)
     if not any(True for _ in source.parameters()):
         raise ValueError("build_graph: expected at least one parameter; got none")
     if example_input is not None:
@@ -69,6 +70,19 @@ def build_graph(
         return Tracer(program, source).run()
     graph = sequential_graph(source)
     return graph if graph is not None else _guess(source)
+
+
+def _materialized(model: nn.Module, example_input: Any) -> nn.Module:
+    """A copy of a lazy module whose parameters have the shapes that an example input gives them."""
+    if example_input is None:
+        name = next(name for name, p in model.named_parameters() if is_lazy(p))
+        raise ValueError(
+            f"build_graph: '{name}' of a lazy module has no shape yet; give example_input, or run the module before"
+        )
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model(*(example_input if isinstance(example_input, tuple) else (example_input,)))
+    return model
 
 
 def _guess(model: nn.Module) -> NeuralGraph:

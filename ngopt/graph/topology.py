@@ -21,7 +21,6 @@ from ngopt.graph.core import (
     contiguous_strides,
 )
 
-
 Place = TypeVar("Place", Bias, EdgeBlock)
 
 

@@ -11,8 +11,20 @@ from ngopt.graph.rules import RULES
 from ngopt.models import FeedForward
 from tests.zoo import GPT, Attention, Residual, zoo
 
-FAMILIES = """resnet18 resnet50 vgg11_bn mobilenet_v3_small efficientnet_b0 convnext_tiny vit_b_16 swin_t densenet121
-shufflenet_v2_x1_0 googlenet regnet_y_400mf""".split()
+FAMILIES = [
+    "resnet18",
+    "resnet50",
+    "vgg11_bn",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "vit_b_16",
+    "swin_t",
+    "densenet121",
+    "shufflenet_v2_x1_0",
+    "googlenet",
+    "regnet_y_400mf",
+]
 
 
 @pytest.mark.slow
@@ -122,8 +134,11 @@ def test_bad_examples_and_lazy_modules():
     with pytest.raises(ValueError, match="at least one parameter"):
         build_graph(nn.ReLU(), torch.zeros(2))
     lazy = nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2))
+    graph = build_graph(lazy, torch.zeros(1, 3))
+    assert isinstance(lazy[1].weight, nn.parameter.UninitializedParameter)
     lazy(torch.zeros(1, 3))
-    assert build_graph(lazy).numel == 14
+    assert graph == build_graph(lazy, torch.zeros(1, 3))
+    assert graph.numel == 14
 
 
 def test_frozen_parameters_stay_in_the_graph():
