@@ -146,6 +146,22 @@ class Triplane(nn.Module):
         return self.mlp(features.sum(0).squeeze(1).T)
 
 
+class HeadsInEinsum(nn.Module):
+    """Attention whose projections have an axis for heads, a learned query, an adapter from the left, a GLU."""
+
+    def __init__(self, width: int = 6, heads: int = 2):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(heads, width, 3)) for _ in range(3))
+        self.out, self.left = nn.Parameter(torch.randn(heads, 3, width)), nn.Parameter(torch.randn(4, width))
+        self.glu = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (torch.einsum("btc,hcd->bhtd", x, w) for w in (self.q, self.k, self.v))
+        weights = torch.einsum("bhtd,bhsd->bhts", q, k).softmax(-1)
+        x = x + torch.einsum("bhtd,hdc->btc", torch.einsum("bhts,bhsd->bhtd", weights, v), self.out)
+        return F.glu(self.glu(torch.matmul(self.left, x.transpose(1, 2)).transpose(1, 2)))
+
+
 class Recurrent(nn.Module):
     def __init__(self, cell: type[nn.RNNBase], **options):
         super().__init__()
@@ -193,6 +209,7 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "gru": (Recurrent(nn.GRU, bias=False), torch.randn(2, 4, 3)),
         "rnn": (Recurrent(nn.RNN, nonlinearity="relu"), torch.randn(2, 4, 3)),
         "gated": (Gated(), torch.randn(2, 4)),
+        "einsum": (HeadsInEinsum(), torch.randn(2, 5, 6)),
         "group norm": (
             nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1)),
             torch.randn(2, 2, 5, 5),

@@ -11,20 +11,8 @@ from ngopt.graph.rules import RULES
 from ngopt.models import FeedForward
 from tests.zoo import GPT, Attention, Residual, zoo
 
-FAMILIES = [
-    "resnet18",
-    "resnet50",
-    "vgg11_bn",
-    "mobilenet_v3_small",
-    "efficientnet_b0",
-    "convnext_tiny",
-    "vit_b_16",
-    "swin_t",
-    "densenet121",
-    "shufflenet_v2_x1_0",
-    "googlenet",
-    "regnet_y_400mf",
-]
+FAMILIES = """resnet18 resnet50 vgg11_bn mobilenet_v3_small efficientnet_b0 convnext_tiny vit_b_16 swin_t densenet121
+shufflenet_v2_x1_0 googlenet regnet_y_400mf""".split()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ def segments(tracer: Tracer, labels: Tensor) -> list[Segment] | None:
 
 
 def _even_runs(columns: Tensor) -> list[Tensor]:
-    """Stretches of ascending numbers with the same step between neighbours."""
+    """Stretches of numbers with the same step between neighbours."""
     runs = []
     while len(columns):
         steps = columns[1:] - columns[:-1]
@@ -72,18 +73,35 @@ def _even_runs(columns: Tensor) -> list[Tensor]:
 
 def connect(tracer: Tracer, weight: Elements, sources: Tensor, targets: Tensor) -> None:
     """Dense edges (n_target, columns); columns of the same source are slots."""
+    for rows, columns, view in _regular_parts(weight):
+        parts = segments(tracer, sources[columns])
+        for part in parts or []:
+            row, column = view.strides
+            slot_shape = (part.slots,) if part.slots > 1 else ()
+            shape = (1, view.shape[0], len(part.nodes))
+            strides = (0, row, column * part.step, *((column * part.slot_step,) if slot_shape else ()))
+            piece = View(weight.parameter, (*shape, *slot_shape), strides, view.offset + part.start * column)
+            kind = "flatten" if slot_shape else "weight"
+            tracer.add_block(piece, part.nodes, targets[rows], shape, slot_shape, kind)
+
+
+def _regular_parts(weight: Elements) -> Iterator[tuple[slice, slice, View]]:
+    """Rows, columns and view of the pieces of a matrix in which elements lie at even distances."""
     view = weight.view()
-    parts = segments(tracer, sources)
-    if view is None or parts is None:
+    if view is not None:
+        yield slice(None), slice(None), view
         return
-    row, column = view.strides
-    for part in parts:
-        n = len(part.nodes)
-        slot_shape = (part.slots,) if part.slots > 1 else ()
-        shape = (1, len(targets), n)
-        strides = (0, row, column * part.step, *((column * part.slot_step,) if slot_shape else ()))
-        piece = View(weight.parameter, (*shape, *slot_shape), strides, view.offset + part.start * column)
-        tracer.add_block(piece, part.nodes, targets, shape, slot_shape, "flatten" if slot_shape else "weight")
+    numbers = weight.numbers
+    row = 0
+    for rows in _even_runs(numbers[:, 0]):
+        column = 0
+        for columns in _even_runs(numbers[0]):
+            chosen = slice(row, row + len(rows)), slice(column, column + len(columns))
+            piece = Elements(weight.parameter, numbers[chosen]).view()
+            if piece is not None:
+                yield *chosen, piece
+            column += len(columns)
+        row += len(rows)
 
 
 def connect_cells(tracer: Tracer, view: View, sources: Tensor, targets: Tensor) -> None:

@@ -27,75 +27,12 @@ aten = torch.ops.aten
 
 MOVES = {
     getattr(aten, name)
-    for name in [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "permute",
-        "transpose",
-        "t",
-        "numpy_T",
-        "mT",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "expand_as",
-        "flatten",
-        "unflatten",
-        "slice",
-        "select",
-        "narrow",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unbind",
-        "cat",
-        "concat",
-        "stack",
-        "index",
-        "index_select",
-        "roll",
-        "flip",
-        "pad",
-        "constant_pad_nd",
-        "repeat",
-        "repeat_interleave",
-        "tile",
-        "contiguous",
-        "clone",
-        "alias",
-        "detach",
-        "detach_",
-        "to",
-        "_to_copy",
-        "movedim",
-        "swapaxes",
-        "swapdims",
-        "moveaxis",
-        "unfold",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-        "lift_fresh_copy",
-        "lift_fresh",
-        "hsplit",
-        "vsplit",
-        "view_as",
-        "reshape_as",
-        "type_as",
-        "hstack",
-        "vstack",
-        "rot90",
-        "diagonal",
-        "tensor_split",
-        "squeeze_",
-        "unsqueeze_",
-        "ravel",
-        "float",
-        "double",
-        "half",
-        "im2col",
-    ]
+    for name in """view reshape _unsafe_view permute transpose t numpy_T mT unsqueeze squeeze expand expand_as flatten
+    unflatten slice select narrow split split_with_sizes chunk unbind cat concat stack index
+    index_select roll flip pad constant_pad_nd repeat repeat_interleave tile contiguous clone alias
+    detach detach_ to _to_copy movedim swapaxes swapdims moveaxis unfold pixel_shuffle pixel_unshuffle
+    channel_shuffle lift_fresh_copy lift_fresh hsplit vsplit view_as reshape_as type_as hstack vstack
+    rot90 diagonal tensor_split squeeze_ unsqueeze_ ravel float double half im2col""".split()
     if hasattr(aten, name)
 }
 
@@ -106,44 +43,9 @@ DTYPES = {getattr(aten, n) for n in ("to", "_to_copy", "float", "double", "half"
 PADS = {aten.pad, aten.constant_pad_nd}
 
 
-ACTIVATIONS = [
-    "relu",
-    "relu_",
-    "relu6",
-    "hardtanh",
-    "hardtanh_",
-    "gelu",
-    "silu",
-    "silu_",
-    "sigmoid",
-    "sigmoid_",
-    "tanh",
-    "tanh_",
-    "leaky_relu",
-    "leaky_relu_",
-    "elu",
-    "elu_",
-    "selu",
-    "selu_",
-    "celu",
-    "mish",
-    "mish_",
-    "softplus",
-    "hardswish",
-    "hardswish_",
-    "hardsigmoid",
-    "hardsigmoid_",
-    "softmax",
-    "log_softmax",
-    "sin",
-    "cos",
-    "exp",
-    "softsign",
-    "glu",
-    "logsigmoid",
-    "rrelu",
-    "prelu",
-]
+ACTIVATIONS = """relu relu_ relu6 hardtanh hardtanh_ gelu silu silu_ sigmoid sigmoid_ tanh tanh_ leaky_relu
+    leaky_relu_ elu elu_ selu selu_ celu mish mish_ softplus hardswish hardswish_ hardsigmoid
+    hardsigmoid_ softmax log_softmax sin cos exp softsign glu logsigmoid rrelu prelu""".split()
 
 
 def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
@@ -235,31 +137,11 @@ def transposed(value: Value) -> Value:
 
 POOLS = [
     getattr(aten, name)
-    for name in [
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "adaptive_avg_pool3d",
-        "adaptive_max_pool1d",
-        "adaptive_max_pool2d",
-        "adaptive_max_pool3d",
-        "avg_pool1d",
-        "avg_pool2d",
-        "avg_pool3d",
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "max_pool2d_with_indices",
-        "upsample_nearest1d",
-        "upsample_nearest2d",
-        "upsample_nearest3d",
-        "upsample_bilinear2d",
-        "upsample_bicubic2d",
-        "lp_pool2d",
-        "_adaptive_avg_pool2d",
-        "upsample_linear1d",
-        "upsample_trilinear3d",
-        "_upsample_bilinear2d_aa",
-    ]
+    for name in """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
+    max_pool2d_with_indices upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
+    upsample_bicubic2d lp_pool2d _adaptive_avg_pool2d upsample_linear1d upsample_trilinear3d
+    _upsample_bilinear2d_aa""".split()
     if hasattr(aten, name)
 ]
 
@@ -281,22 +163,7 @@ def pool(tracer: Tracer, node: Node, x: Value, *_: Any, **__: Any) -> Value:
 
 REDUCTIONS = [
     getattr(aten, name)
-    for name in [
-        "mean",
-        "sum",
-        "amax",
-        "amin",
-        "max",
-        "min",
-        "var",
-        "std",
-        "norm",
-        "logsumexp",
-        "prod",
-        "var_mean",
-        "std_mean",
-        "linalg_vector_norm",
-    ]
+    for name in "mean sum amax amin max min var std norm logsumexp prod var_mean std_mean linalg_vector_norm".split()
     if hasattr(aten, name)
 ]
 

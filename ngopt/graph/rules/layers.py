@@ -28,10 +28,13 @@ aten = torch.ops.aten
 
 
 @register_rule(aten.linear)
-def linear(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Value = None) -> Value:
-    """y = x W^T + b; W (n_out, n_in)."""
+def linear(
+    tracer: Tracer, node: Node, x: Value, weight: Value, bias: Value = None, shape: torch.Size | None = None
+) -> Value:
+    """y = x W^T + b; W (n_out, n_in). shape: of y, where it is not the node's own."""
+    shape = tracer.shape_of(node) if shape is None else shape
     if not isinstance(weight, Elements):
-        return product_sum(tracer, node, x, transposed(weight), bias)
+        return product_sum(tracer, node.name, x, transposed(weight), shape)
     if not isinstance(x, Neurons):
         x = as_neurons(tracer, node, x)
     name = tracer.owner(weight.parameter)
@@ -39,19 +42,19 @@ def linear(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Value = No
     if sources is not None and x.shape[-1] > 1 and sources.unique().numel() == 1 and _varies(x.labels):
         sources = None
     if sources is None:
-        return position_mixing(tracer, node, x, weight, bias)
+        return position_mixing(tracer, x, weight, bias, shape)
     targets = tracer.nodes.new(name, weight.shape[0])
     connect(tracer, weight, tracer.source_nodes(sources, name), targets)
     add_bias(tracer, bias, targets)
     tracer.pristine.add(node)
-    return Neurons(targets.expand(tracer.shape_of(node)))
+    return Neurons(targets.expand(shape))
 
 
 def _varies(labels: Tensor) -> bool:
     return distinct_rows(labels.reshape(-1, labels.shape[-1])).shape[0] > 1
 
 
-def position_mixing(tracer: Tracer, node: Node, x: Neurons, weight: Elements, bias: Value) -> Value:
+def position_mixing(tracer: Tracer, x: Neurons, weight: Elements, bias: Value, shape: torch.Size) -> Value:
     """A weight that mixes positions of each neuron: a component between positions, labels stay."""
     name = tracer.owner(weight.parameter)
     sources = tracer.nodes.new(f"{name}.positions", weight.shape[1], "position")
@@ -60,8 +63,8 @@ def position_mixing(tracer: Tracer, node: Node, x: Neurons, weight: Elements, bi
     add_bias(tracer, bias, targets)
     labels = x.labels
     if not (labels == labels[..., :1]).all():
-        return Unknown(tracer.shape_of(node))
-    return Neurons(labels[..., :1].expand(tracer.shape_of(node)))
+        return Unknown(shape)
+    return Neurons(labels[..., :1].expand(shape))
 
 
 @register_rule(aten.addmm)
@@ -70,22 +73,21 @@ def addmm(tracer: Tracer, node: Node, bias: Value, x: Value, weight: Value, **_:
 
 
 @register_rule(aten.matmul, aten.mm, aten.bmm)
-def matmul(tracer: Tracer, node: Node, x: Value, other: Value) -> Value:
+def matmul(tracer: Tracer, node: Node, x: Value, other: Value, shape: torch.Size | None = None) -> Value:
     """x @ other, either of which may be a parameter; two activations multiply (attention)."""
+    shape = tracer.shape_of(node) if shape is None else shape
     if isinstance(other, Elements) and len(other.shape) == 2 and isinstance(x, Neurons):
-        return linear(tracer, node, x, transposed(other))
-    if isinstance(x, Elements) and len(x.shape) == 2 and isinstance(other, Neurons):
-        flipped = linear(tracer, node, Neurons(other.labels.mT), x) if other.labels.dim() == 2 else None
-        if isinstance(flipped, Neurons):
-            return Neurons(flipped.labels[0].unsqueeze(-1).expand(tracer.shape_of(node)))
+        return linear(tracer, node, x, transposed(other), shape=shape)
+    if isinstance(x, Elements) and len(x.shape) == 2 and isinstance(other, Neurons) and len(shape) > 1:
+        flipped = torch.Size((*shape[:-2], shape[-1], shape[-2]))
+        return transposed(linear(tracer, node, transposed(other), x, shape=flipped))
     if isinstance(other, Elements) and isinstance(x, Neurons):
-        return batched_weight(tracer, node, x, other)
-    return product_sum(tracer, node, x, other)
+        return batched_weight(tracer, x, other, shape)
+    return product_sum(tracer, node.name, x, other, shape)
 
 
-def batched_weight(tracer: Tracer, node: Node, x: Neurons, weight: Elements) -> Value:
+def batched_weight(tracer: Tracer, x: Neurons, weight: Elements, shape: torch.Size) -> Value:
     """(..., t, n_in) @ (..., n_in, n_out) with its own weight for each index of the leading dimensions."""
-    shape = tracer.shape_of(node)
     lead = weight.shape[:-2]
     labels = x.labels.expand(*torch.broadcast_shapes(x.shape[:-2], lead), *x.shape[-2:])
     out = torch.full(shape, -1)

@@ -38,19 +38,15 @@ def attention(
     if ratio > 1:
         k, v = (Neurons(x.labels.repeat_interleave(ratio, -3)) for x in (k, v))
     scores_shape = torch.Size((*q.shape[:-1], k.shape[-2]))
-    scores = _product_sum(tracer, node.name, q, Neurons(k.labels.mT), scores_shape)
+    scores = product_sum(tracer, node.name, q, Neurons(k.labels.mT), scores_shape)
     if isinstance(mask, Elements) and isinstance(scores, Neurons):
         scores = with_parameter(tracer, node, scores, mask, "bias")
     elif isinstance(mask, Neurons) and isinstance(scores, Neurons):
         scores = sum_of(tracer, node, scores, mask)
-    return _product_sum(tracer, f"{node.name}.values", scores, v, tracer.shape_of(node))
+    return product_sum(tracer, f"{node.name}.values", scores, v, tracer.shape_of(node))
 
 
-def product_sum(tracer: Tracer, node: Node, a: Value, b: Value, bias: Value = None) -> Value:
-    return _product_sum(tracer, node.name, a, b, tracer.shape_of(node))
-
-
-def _product_sum(tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size) -> Value:
+def product_sum(tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size) -> Value:
     """a @ b of two activations, (..., t, n) and (..., n, m).
 
     Where the summed index runs over neurons (q k^T), each pair of them is a product, and all
@@ -132,6 +128,15 @@ def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
     low, high = torch.minimum(*pairs), torch.maximum(*pairs)
     edges_between(tracer, low, high, "residual")
     return Neurons(result)
+
+
+@register_rule(aten.glu)
+def gated_linear_unit(tracer: Tracer, node: Node, x: Value, dim: int = -1) -> Value:
+    """a * sigmoid(b) of the two halves."""
+    if not isinstance(x, Neurons):
+        return tracer.unknown(node)
+    a, b = x.labels.chunk(2, dim)
+    return product_of(tracer, node, Neurons(a), Neurons(b))
 
 
 @register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
