@@ -132,6 +132,6 @@ OPTIMIZERS = {
     for spec in (
         OptimizerSpec("adam", _adam, (0.001, 0.003, 0.006, 0.01, 0.02)),
         OptimizerSpec("adam-cosine", _adam_cosine, (0.003, 0.006, 0.01, 0.02, 0.04)),
-        OptimizerSpec("muon-cosine", _muon_cosine, (0.005, 0.01, 0.02, 0.05)),
+        OptimizerSpec("muon-cosine", _muon_cosine, (0.005, 0.01, 0.02, 0.05, 0.1)),
     )
 }
