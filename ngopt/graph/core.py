@@ -58,6 +58,11 @@ class View:
     strides: tuple[int, ...]
     offset: int = 0
 
+    def __post_init__(self) -> None:
+        # the stride of a dimension of length 1 says nothing; with 0, views of the same elements are equal
+        strides = tuple(s if n > 1 else 0 for s, n in zip(self.strides, self.shape, strict=True))
+        object.__setattr__(self, "strides", strides)
+
     @property
     def numel(self) -> int:
         return prod(self.shape)
@@ -76,7 +81,7 @@ class View:
 
     def is_whole(self, spec: ParameterSpec) -> bool:
         """Whether the view is the parameter in its own order."""
-        return self.offset == 0 and self.numel == spec.numel and self.strides == contiguous_strides(self.shape)
+        return self == View(self.parameter, self.shape, contiguous_strides(self.shape)) and self.numel == spec.numel
 
     def read(self, flat: Tensor) -> Tensor:
         """(b, numel, f) -> (b, *shape, f)."""
@@ -189,7 +194,8 @@ class NeuralGraph:
 
     `parameters` lists the parameters in the order in which values are given; the blocks in
     `constants` belong to none. `unplaced` names the parameters for which no rule was found, each a
-    component of its own. Use `ngopt.build_graph` to make a graph.
+    component of its own. `members` says for each group which of several joined graphs it is of; ()
+    where there is one. Use `ngopt.build_graph` to make a graph.
     """
 
     parameters: tuple[ParameterSpec, ...]
@@ -197,6 +203,7 @@ class NeuralGraph:
     blocks: tuple[EdgeBlock, ...]
     biases: tuple[Bias, ...]
     unplaced: tuple[str, ...] = ()
+    members: tuple[int, ...] = ()
 
     @property
     def numel(self) -> int:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ngopt.graph.core import EdgeBlock, NeuralGraph, ParameterSpec, View
 from ngopt.graph.topology import GraphBuilder, layer_name, whole
+
+
+# Names that the projections of attention have.
+PROJECTION = re.compile(r"(^|[._])(to_)?(q|k|v|query|key|value|queries|keys|values)(_proj|_lin|_linear)?[._]")
 
 
 @dataclass
@@ -218,11 +223,12 @@ def _is_table(parameters: Sequence[ParameterSpec], layers: Sequence[Layer], k: i
 def _uncertain(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> set[int]:
     """Square matrices that may be parallel projections: positions of those not to connect to what is before them.
 
-    In a list that is a plain chain from its first, non-square weight on, square matrices are layers.
-    Anywhere else two or more in a row could be query, key, value and output projections.
+    In a list that is a plain chain from its first, non-square weight on, square matrices are layers,
+    unless names speak of attention. Anywhere else two or more in a row could be query, key, value
+    and output projections.
     """
     weights = [(layer.weight, parameters[layer.weight].shape) for layer in layers if layer.weight is not None]
-    if _is_plain_chain(parameters, layers):
+    if _is_plain_chain(parameters, layers) and not any(PROJECTION.search(spec.name) for spec in parameters):
         return set()
     square = [len(shape) == 2 and shape[0] == shape[1] for _, shape in weights]
     return {

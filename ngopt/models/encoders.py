@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ngopt.graph.core import NeuralGraph
 
+# Functions that a network may apply to its neurons; 0 stands for none that is known, the last for any other.
+ACTIVATIONS = ("none", "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "softmax", "sin", "other")
 ROLES = ("input", "hidden", "output")
 FREQUENCIES = 4
 POSITION_FEATURES = len(ROLES) + 2 * 2 * FREQUENCIES
@@ -134,6 +136,15 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
         n = len(place)
         found.append(torch.cat([role.expand(n, -1), depth.expand(n, -1), place], dim=-1))
     return found
+
+
+def activation_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
+    """The activation of every group, (groups,) int64, as its place in `ACTIVATIONS` (Kofinas et al. 2024, sec. 2.3)."""
+    codes = []
+    for group in graph.groups:
+        name = group.activation or "none"
+        codes.append(ACTIVATIONS.index(name if name in ACTIVATIONS else "other"))
+    return torch.tensor(codes, device=device)
 
 
 def _waves(x: Tensor) -> Tensor:

@@ -17,7 +17,15 @@ from torch.nn.functional import silu
 
 from ngopt.features import NUM_FEATURES
 from ngopt.graph.core import EDGE_KINDS, Bias, EdgeBlock, GraphValues, NeuralGraph
-from ngopt.models.encoders import POSITION_FEATURES, SlotDecoder, SlotEncoder, kernel_tiles, node_positions
+from ngopt.models.encoders import (
+    ACTIVATIONS,
+    POSITION_FEATURES,
+    SlotDecoder,
+    SlotEncoder,
+    activation_codes,
+    kernel_tiles,
+    node_positions,
+)
 from ngopt.models.feedforward import FeedForward, UpdateMLP
 from ngopt.models.messages import Messages, index_tensor, join, select_neurons
 from ngopt.models.metanet import Metanet
@@ -122,17 +130,72 @@ def split_edges(edges: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     return [e.unflatten(-2, tuple(shape)) for e, shape in zip(pieces, shapes, strict=True)]
 
 
+class GlobalFeature(nn.Module):
+    """One vector for each whole graph, which all its nodes and edges see and feed (Lim et al. 2024, Eq. 3 to 5).
+
+    u <- u + linear(silu(linear([u, mean of nodes, mean of edges]))); nodes and edges then get a linear
+    map of it each.
+
+    Shapes: u (*batch, graphs, width); nodes one (*batch, n, width) a group; edges one
+    (*batch, groups, n_target, n_source, tiles, width) a block. `graph.members` says what belongs where.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.inner = nn.Linear(3 * width, width)
+        self.outer = nn.Linear(width, width)
+        self.to_nodes = nn.Linear(width, width, bias=False)
+        self.to_edges = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self, u: Tensor, nodes: Sequence[Tensor], edges: Sequence[Tensor], graph: NeuralGraph
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        members = graph.members or (0,) * len(graph.groups)
+        owners = [members[block.target] for block in (*graph.weights, *graph.constants)]
+        flat = [e.flatten(-5, -2) for e in edges]
+        means = [self._means(u, parts, of) for parts, of in ((nodes, members), (flat, owners))]
+        u = u + self.outer(silu(self.inner(torch.cat([u, *means], dim=-1))))
+        to_nodes, to_edges = self.to_nodes(u), self.to_edges(u)
+        return (
+            u,
+            [v + to_nodes[..., m, :].unsqueeze(-2) for v, m in zip(nodes, members, strict=True)],
+            [e + to_edges[..., m, None, None, None, None, :] for e, m in zip(edges, owners, strict=True)],
+        )
+
+    def _means(self, u: Tensor, parts: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
+        """The mean over all rows of a graph, (*batch, graphs, width); zeros for a graph without any."""
+        means = []
+        for k in range(u.shape[-2]):
+            own = [part for part, owner in zip(parts, owners, strict=True) if owner == k]
+            means.append(torch.cat(own, dim=-2).mean(-2) if own else torch.zeros_like(u[..., k, :]))
+        return torch.stack(means, dim=-2)
+
+
 class GraphNetwork(nn.Module):
     """Features on a neural graph to features on the same graph, through rounds of `PNALayer`.
 
-    Edges without a parameter start from a learned vector for their kind.
+    Edges without a parameter start from a learned vector for their kind. With `activations` nodes
+    also get one for the function that the network applies to them, with `global_feature` every
+    layer a vector for the whole graph.
 
     Shapes: `GraphValues` with d_in features -> `GraphValues` with d_out features.
     """
 
-    def __init__(self, d_in: int, d_out: int, width: int, layers: int, kernel: tuple[int, int], log_degree: float):
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        width: int,
+        layers: int,
+        kernel: tuple[int, int],
+        log_degree: float,
+        activations: bool = False,
+        global_feature: bool = False,
+    ):
         super().__init__()
         self.width = width
+        self.activations = nn.Embedding(len(ACTIVATIONS), width) if activations else None
+        self.globals = nn.ModuleList(GlobalFeature(width) for _ in range(layers)) if global_feature else None
         self.edge_encoder = SlotEncoder(d_in, width, kernel)
         self.node_encoder = SlotEncoder(d_in, width, kernel)
         self.kinds = nn.Embedding(len(EDGE_KINDS), width)
@@ -148,7 +211,12 @@ class GraphNetwork(nn.Module):
             encoded = self._encode_edges(values, graph)
             shapes = [e.shape[-5:-1] for e in encoded]
             edges = torch.cat([e.flatten(-5, -2) for e in encoded], dim=-2)
-            for layer in self.layers:
+            count = 1 + max(graph.members, default=0)
+            u = edges.new_zeros(*edges.shape[:-2], count, self.width)
+            for k, layer in enumerate(self.layers):
+                if self.globals is not None:
+                    u, nodes, pieces = self.globals[k](u, nodes, split_edges(edges, shapes), graph)
+                    edges = torch.cat([e.flatten(-5, -2) for e in pieces], dim=-2)
                 nodes, edges = layer(nodes, edges, blocks, shapes)
             states = split_edges(edges, shapes)[: len(graph.weights)]
         else:
@@ -166,6 +234,9 @@ class GraphNetwork(nn.Module):
             self.position(p).expand(*batch, group.size, self.width)
             for p, group in zip(positions, graph.groups, strict=True)
         ]
+        if self.activations is not None:
+            codes = self.activations(activation_codes(graph, like.device))
+            nodes = [v + code for v, code in zip(nodes, codes, strict=True)]
         for bias, value in zip(graph.biases, values.biases, strict=True):
             code = self.node_encoder(value, bias.slot_shape).sum(-2)
             node = nodes[bias.group]

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.func import functional_call
 from ngopt import build_graph
 from ngopt.graph import GraphValues, join_graphs
 from ngopt.models import NeuralGraphGNN
-from ngopt.models.gnn import GNNConfig
+from ngopt.models.gnn import GNNConfig, GraphNetwork
 from tests.equivariance import NoSymmetry, permute, random_values, swap, updates
 from tests.zoo import zoo
 
@@ -160,6 +161,38 @@ def test_a_prediction_does_not_depend_on_its_batch_mates():
     joined = metanet(torch.cat(features), join_graphs(*graphs))
     alone = torch.cat([metanet(f, g) for f, g in zip(features, graphs, strict=True)])
     torch.testing.assert_close(joined, alone, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_activations_and_a_global_feature():
+    """Both are seen, respect symmetries, and stay within their graph."""
+    torch.manual_seed(0)
+    options = {"width": 6, "layers": 2, "kernel": (3, 3), "log_degree": 1.5}
+    network = GraphNetwork(3, 2, **options, activations=True, global_feature=True).double()
+    names = ("residual", "attention")
+    graphs = [build_graph(*ZOO[name]) for name in names]
+    values = [[torch.randn(*s.shape, 3, dtype=torch.float64) for s in g.parameters] for g in graphs]
+
+    def outputs(graph, values):
+        return graph.scatter(network(graph.gather(values), graph))
+
+    alone = [outputs(g, v) for g, v in zip(graphs, values, strict=True)]
+    for graph, value, expected in zip(graphs, values, alone, strict=True):
+        for _, permutations in symmetries(graph, 2):
+            found = outputs(graph, permute(graph, value, permutations))
+            for e, f in zip(permute(graph, expected, permutations), found, strict=True):
+                torch.testing.assert_close(f, e, rtol=0, atol=1e-10)
+    joined = outputs(join_graphs(*graphs), [*values[0], *values[1]])
+    for e, f in zip([*alone[0], *alone[1]], joined, strict=True):
+        torch.testing.assert_close(f, e, rtol=0, atol=1e-12)
+    # with one layer of messages only the global feature brings news from the far end
+    far = GraphNetwork(3, 2, **{**options, "layers": 1}, global_feature=True).double()
+    changed = [v.clone() for v in values[0]]
+    changed[-1] += 1.0
+    before, after = (graphs[0].scatter(far(graphs[0].gather(v), graphs[0])) for v in (values[0], changed))
+    assert (before[0] - after[0]).abs().max() > 1e-9
+    other = replace(graphs[0], groups=tuple(replace(g, activation=None) for g in graphs[0].groups))
+    assert (outputs(other, values[0])[0] - alone[0][0]).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("name", ZOO)
