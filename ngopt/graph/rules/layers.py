@@ -9,6 +9,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.core import View
+from ngopt.graph.rules.edges import add_bias, connect, connect_cells
+from ngopt.graph.rules.entries import as_neurons, elementwise, transposed
+from ngopt.graph.rules.products import product_sum
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
@@ -20,9 +23,6 @@ from ngopt.graph.tracing.values import (
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.rules.edges import add_bias, connect, connect_cells
-from ngopt.graph.rules.entries import as_neurons, elementwise, transposed
-from ngopt.graph.rules.products import product_sum
 
 aten = torch.ops.aten
 

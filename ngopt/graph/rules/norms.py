@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from ngopt.graph.core import View
+from ngopt.graph.rules.edges import Segment, segments
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.raw import RawBias
@@ -19,7 +20,6 @@ from ngopt.graph.tracing.values import (
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.rules.edges import Segment, segments
 
 aten = torch.ops.aten
 

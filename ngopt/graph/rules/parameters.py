@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.core import View
+from ngopt.graph.rules.entries import elementwise
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
@@ -20,7 +21,6 @@ from ngopt.graph.tracing.values import (
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.rules.entries import elementwise
 
 aten = torch.ops.aten
 

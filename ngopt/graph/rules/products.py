@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ngopt.graph.rules.edges import diagonal, edges_between, fan_out
+from ngopt.graph.rules.entries import elementwise
+from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
@@ -20,9 +23,6 @@ from ngopt.graph.tracing.values import (
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.rules.edges import diagonal, edges_between, fan_out
-from ngopt.graph.rules.entries import elementwise
-from ngopt.graph.rules.parameters import with_parameter
 
 aten = torch.ops.aten
 
