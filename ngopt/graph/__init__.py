@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ngopt.graph.core import Bias, EdgeBlock, GraphValues, NeuralGraph, NeuronGroup, ParameterSpec
+from ngopt.graph.draw import draw
+from ngopt.graph.flatten import with_repeated_nodes, with_virtual_layer
 from ngopt.graph.infer import infer_graph
+from ngopt.graph.interop import to_networkx, to_pyg
+from ngopt.graph.parameter_graph import parameter_graph
 from ngopt.graph.read import run_graph
 from ngopt.graph.rules import register_rule
 from ngopt.graph.sequential import sequential_graph
@@ -30,10 +34,16 @@ __all__ = [
     "NeuronGroup",
     "ParameterSpec",
     "build_graph",
+    "draw",
     "join_graphs",
+    "parameter_graph",
     "register_rule",
     "run_graph",
     "to_edge_list",
+    "to_networkx",
+    "to_pyg",
+    "with_repeated_nodes",
+    "with_virtual_layer",
 ]
 
 

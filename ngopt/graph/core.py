@@ -105,7 +105,8 @@ class NeuronGroup:
     """The neurons that one layer produces: the units of a linear layer, the channels of a convolution.
 
     `kind` is "neuron", or says what other thing the nodes are: "token" (rows of a table), "product",
-    "head" of an attention, "group" of a GroupNorm, "position". `role` is "input", "hidden",
+    "head" of an attention, "group" of a GroupNorm, "position", "pool" (many neurons reduced to one),
+    "parameter" (shared by many neurons), "constant". `role` is "input", "hidden",
     "output" or, for nodes without any edge, "isolated". `depth` is the length of the longest path
     to the group over that of the longest path in its component: 0 at inputs, 1 at the deepest
     outputs. `activation` is the name of the function that the network applies to these neurons.

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from ngopt.graph.core import EdgeBlock, NeuralGraph, ParameterSpec, View
 from ngopt.graph.topology import GraphBuilder, layer_name, whole
 
-
 # Names that the projections of attention have.
 PROJECTION = re.compile(r"(^|[._])(to_)?(q|k|v|query|key|value|queries|keys|values)(_proj|_lin|_linear)?[._]")
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ngopt.graph.core import EDGE_KINDS, NeuralGraph
 from ngopt.graph.views import EdgeList, node_starts, to_edge_list
@@ -18,8 +17,9 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 
-NODE_KINDS = ("neuron", "token", "product", "head", "group", "position", "parameter", "constant")
-"""Numbers of the kinds of groups in `to_pyg`; a kind of a rule of one's own has the number behind the last."""
+NODE_KIND_NAMES = ("neuron", "token", "product", "head", "group", "pool", "position", "parameter", "constant", "other")
+EDGE_KIND_NAMES = ("weight", "flatten", *EDGE_KINDS, "other")
+"""What the numbers of the kinds in `to_pyg` mean; "other" are those of rules of one's own."""
 
 
 def require(library: str, user: str) -> None:
@@ -47,31 +47,31 @@ def to_networkx(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> M
     from networkx import MultiDiGraph
 
     edges = to_edge_list(graph)
-    flat = None if values is None else _flat(graph, values).tolist()
-    starts = _starts(graph).tolist()
-    names = [spec.name for spec in graph.parameters]
-
-    def slots(parameters: Tensor, elements: Tensor) -> list[dict[str, Any]]:
-        """The attributes of every row that its slots give."""
-        found = []
-        for row in zip(parameters.tolist(), elements.tolist(), strict=True):
-            pairs = [(p, e) for p, e in zip(*row, strict=True) if e >= 0]
-            attributes: dict[str, Any] = {"slots": [(names[p], e) for p, e in pairs]}
-            if flat is not None:
-                attributes["values"] = [flat[starts[p] + e] for p, e in pairs]
-            found.append(attributes)
-        return found
-
+    node_values, edge_values = (None, None) if values is None else _values(graph, edges, values)
+    node_slots = _attributes(graph, *_node_slots(graph, edges), node_values)
+    edge_slots = _attributes(graph, edges.parameter, edges.element, edge_values)
     result = MultiDiGraph()
-    places = [(g, i) for g, group in enumerate(graph.groups) for i in range(group.size)]
-    for node, ((g, i), attributes) in enumerate(zip(places, slots(*_node_slots(graph, edges)), strict=True)):
-        group = graph.groups[g]
-        common = {key: getattr(group, key) for key in ("name", "kind", "role", "depth", "activation")}
-        result.add_node(node, group=g, index=i, **common, **attributes)
+    places = ((g, i) for g, group in enumerate(graph.groups) for i in range(group.size))
+    for node, ((g, i), attributes) in enumerate(zip(places, node_slots, strict=True)):
+        of_group = {key: getattr(graph.groups[g], key) for key in ("name", "kind", "role", "depth", "activation")}
+        result.add_node(node, group=g, index=i, **of_group, **attributes)
     ends = zip(edges.sources.tolist(), edges.targets.tolist(), edges.block.tolist(), strict=True)
-    for (source, target, block), attributes in zip(ends, slots(edges.parameter, edges.element), strict=True):
+    for (source, target, block), attributes in zip(ends, edge_slots, strict=True):
         result.add_edge(source, target, block=block, kind=graph.blocks[block].kind, **attributes)
     return result
+
+
+def _attributes(
+    graph: NeuralGraph, parameter: Tensor, element: Tensor, values: Tensor | None
+) -> Iterator[dict[str, Any]]:
+    """What networkx shall know of the slots of every row of (n, slots)."""
+    names = [spec.name for spec in graph.parameters]
+    numbers = None if values is None else values.tolist()
+    for row, places in enumerate(zip(parameter.tolist(), element.tolist(), strict=True)):
+        found: dict[str, Any] = {"slots": [(names[p], e) for p, e in zip(*places, strict=True) if e >= 0]}
+        if numbers is not None:
+            found["values"] = numbers[row][: len(found["slots"])]
+        yield found
 
 
 def to_pyg(graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: int | None = None) -> Data:
@@ -82,11 +82,11 @@ def to_pyg(graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: in
         Graphs of several architectures go into one `torch_geometric.data.Batch` if it is the same for all.
 
     - edge_index: (2, edges), source and target of every edge.
-    - edge_kind: (edges,), 0 for weights, otherwise 1 + the position in `ngopt.graph.core.EDGE_KINDS`.
+    - edge_kind: (edges,), the position of the block's kind in `EDGE_KIND_NAMES`.
     - edge_block: (edges,), the position in `NeuralGraph.blocks`.
     - edge_mask: (edges, slots), which slots there are: none for edges of value 1.
     - node_group: (nodes,), the position in `NeuralGraph.groups`.
-    - node_kind: (nodes,), the position of the group's kind in `NODE_KINDS`.
+    - node_kind: (nodes,), the position of the group's kind in `NODE_KIND_NAMES`.
     - node_depth: (nodes,), see `NeuronGroup`.
     - node_mask: (nodes, node slots), which slots there are: a node with two biases has those of both.
     - edge_attr: (edges, slots, *features) and x: (nodes, node slots, *features), only with values:
@@ -98,60 +98,51 @@ def to_pyg(graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: in
     from torch_geometric.data import Data
 
     edges = to_edge_list(graph)
-    node_places = _padded(*_node_slots(graph, edges), slots)
-    edge_places = _padded(edges.parameter, edges.element, slots)
+    node_mask = _node_slots(graph, edges)[1] >= 0
+    edge_mask = edges.element >= 0
     sizes = torch.tensor([group.size for group in graph.groups])
     node_group = torch.arange(len(sizes)).repeat_interleave(sizes)
     data = Data(
         edge_index=torch.stack([edges.sources, edges.targets]),
-        edge_kind=_numbers(("weight", *EDGE_KINDS), [block.kind for block in graph.blocks])[edges.block],
+        edge_kind=_numbers(EDGE_KIND_NAMES, [block.kind for block in graph.blocks])[edges.block],
         edge_block=edges.block,
-        edge_mask=edge_places[1] >= 0,
+        edge_mask=_padded(edge_mask, slots),
         node_group=node_group,
-        node_kind=_numbers(NODE_KINDS, [group.kind for group in graph.groups])[node_group],
+        node_kind=_numbers(NODE_KIND_NAMES, [group.kind for group in graph.groups])[node_group],
         node_depth=torch.tensor([group.depth for group in graph.groups])[node_group],
-        node_mask=node_places[1] >= 0,
+        node_mask=_padded(node_mask, slots),
         num_nodes=len(node_group),
     )
     if values is not None:
-        flat, starts = _flat(graph, values), _starts(graph)
-        data.x, data.edge_attr = (_read(flat, starts, *places) for places in (node_places, edge_places))
+        data.x, data.edge_attr = (_padded(v, slots) for v in _values(graph, edges, values))
     return data
 
 
-def _flat(graph: NeuralGraph, values: Sequence[Tensor]) -> Tensor:
-    """The values of all parameters one after the other, (numel, *features), in their common dtype."""
-    graph._check(values, batch_dims=0)
-    return graph.flatten(values)
+def _values(graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Values of nodes (nodes, node slots, *features) and edges (edges, slots, *features), 0 where there is no slot."""
+    gathered = graph.gather(values)
+    biases, weights = [v.flatten(0, 1) for v in gathered.biases], [v.flatten(0, 3) for v in gathered.edges]
+    empty = [*biases, *weights][0][:0]
+    _, order = _bias_order(edges)
+    masks = _node_slots(graph, edges)[1] >= 0, edges.element >= 0
+    found = []
+    for mask, flat in zip(masks, (torch.cat([empty, *biases])[order], torch.cat([empty, *weights])), strict=True):
+        value = flat.new_zeros((*mask.shape, *flat.shape[1:]))
+        value[mask.to(flat.device)] = flat
+        found.append(value)
+    return found[0], found[1]
 
 
-def _starts(graph: NeuralGraph) -> Tensor:
-    """Where every parameter begins among the elements of all, (parameters,)."""
-    sizes = torch.tensor([spec.numel for spec in graph.parameters])
-    return sizes.cumsum(0) - sizes
-
-
-def _read(flat: Tensor, starts: Tensor, parameter: Tensor, element: Tensor) -> Tensor:
-    """Values at places (n, slots) -> (n, slots, *features), 0 where there is none."""
-    mask = element >= 0
-    found = flat.new_zeros((*mask.shape, *flat.shape[1:]))
-    places = (starts[parameter[mask]] + element[mask]).to(flat.device)
-    return found.index_put(tuple(mask.to(flat.device).nonzero(as_tuple=True)), flat[places])
-
-
-def _padded(parameter: Tensor, element: Tensor, slots: int | None) -> tuple[Tensor, Tensor]:
-    """Places (n, width) -> (n, slots); -1 where there is none."""
-    more = 0 if slots is None else slots - parameter.shape[1]
-    if more < 0:
-        raise ValueError(f"to_pyg: slots={slots} are too few; the graph needs {parameter.shape[1]}")
-    return pad(parameter, (0, more), value=-1), pad(element, (0, more), value=-1)
+def _bias_order(edges: EdgeList) -> tuple[Tensor, Tensor]:
+    """The node of every slot of every bias, node after node, and where each is among them bias after bias."""
+    mask = edges.node_element >= 0
+    return edges.node.unsqueeze(1).expand_as(mask)[mask].sort(stable=True)
 
 
 def _node_slots(graph: NeuralGraph, edges: EdgeList) -> tuple[Tensor, Tensor]:
     """Parameter and element of all biases of every node, one after the other: (nodes, node slots) each, or -1."""
     mask = edges.node_element >= 0
-    node = edges.node.unsqueeze(1).expand_as(mask)[mask]
-    node, order = node.sort(stable=True)
+    node, order = _bias_order(edges)
     counts = node.bincount(minlength=node_starts(graph)[-1])
     place = torch.arange(len(node)) - (counts.cumsum(0) - counts)[node]
     tables = []
@@ -162,6 +153,14 @@ def _node_slots(graph: NeuralGraph, edges: EdgeList) -> tuple[Tensor, Tensor]:
     return tables[0], tables[1]
 
 
-def _numbers(vocabulary: tuple[str, ...], kinds: list[str]) -> Tensor:
-    """Positions of kinds in a vocabulary; its length for those that are not in it."""
-    return torch.tensor([vocabulary.index(k) if k in vocabulary else len(vocabulary) for k in kinds], dtype=torch.long)
+def _padded(value: Tensor, slots: int | None) -> Tensor:
+    """(n, width, ...) -> (n, slots, ...), with zeros."""
+    more = 0 if slots is None else slots - value.shape[1]
+    if more < 0:
+        raise ValueError(f"to_pyg: slots={slots} are too few; the graph needs {value.shape[1]}")
+    return torch.cat([value, value.new_zeros((len(value), more, *value.shape[2:]))], dim=1)
+
+
+def _numbers(names: tuple[str, ...], kinds: list[str]) -> Tensor:
+    """Positions of kinds among names, the last of which stands for all others."""
+    return torch.tensor([names.index(k) if k in names else len(names) - 1 for k in kinds], dtype=torch.long)

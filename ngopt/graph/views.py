@@ -102,7 +102,8 @@ def _neurons(index: Index, size: int) -> Tensor:
 def summary(graph: NeuralGraph) -> str:
     """See `NeuralGraph.summary`."""
     header = ("", "group", "nodes", "from", "edges and biases", "slots", "elements", "activation", "role")
-    rows = [header, *(_row(graph, list(run)) for _, run in groupby(_entries(graph), key=_look))]
+    entries = _entries(graph)
+    rows = [header, *(_row(graph, [entries[i] for i in run]) for run in runs(graph))]
     widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
     lines = [
         "  ".join(c.rjust(w) if h in NUMBERS else c.ljust(w) for h, c, w in zip(header, row, widths, strict=True))
@@ -129,27 +130,31 @@ def _entries(graph: NeuralGraph) -> list[Entry]:
     return entries
 
 
-def _look(entry: Entry) -> tuple:
-    """Neighbours that are equal in this share a row: the pieces of a norm over concatenated groups."""
-    group = entry.group
-    biases = [bias.kind for bias in entry.biases]
-    return group.name, group.size, group.role, group.activation, incoming(entry.blocks), biases
+def runs(graph: NeuralGraph) -> list[list[int]]:
+    """The groups in order, the pieces of a norm over concatenated groups together, each other group alone."""
+
+    def same(entry: Entry) -> tuple:
+        kinds = [bias.kind for bias in entry.biases]
+        pieces = bool(entry.blocks) and all(block.view and is_diagonal(block) for block in entry.blocks)
+        return entry.group.name, entry.group.role, entry.group.activation, kinds, pieces or entry.number
+
+    return [[entry.number for entry in run] for _, run in groupby(_entries(graph), key=same)]
 
 
 def _row(graph: NeuralGraph, entries: list[Entry]) -> tuple[str, ...]:
-    number, group, blocks, biases = entries[0]
-    many = len(entries) > 1
-    sources = sorted({block.source for entry in entries for block in entry.blocks})
+    number, group = entries[0][:2]
+    blocks = [block for entry in entries for block in entry.blocks]
+    biases = [bias for entry in entries for bias in entry.biases]
+    sources = sorted({block.source for block in blocks})
     slots = list(dict.fromkeys(slot_text(block) for block in blocks if block.view))
-    places = [place for entry in entries for place in (*entry.blocks, *entry.biases) if place.view]
     return (
-        f"{number}-{entries[-1].number}" if many else f"{number}",
+        f"{number}-{entries[-1].number}" if len(entries) > 1 else f"{number}",
         shorten(group.name, NAME_WIDTH),
-        f"{len(entries)} x {group.size:,}" if many else f"{group.size:,}",
+        f"{sum(entry.group.size for entry in entries):,}",
         ", ".join(map(str, sources)) if len(sources) <= LISTED else f"{len(sources)} groups",
         " + ".join([*incoming(blocks), *counted([bias.kind for bias in biases])]),
         ", ".join(slots) if len(slots) <= LISTED else f"{len(slots)} shapes",
-        f"{sum(place.view.numel for place in places if place.view):,}",
+        f"{sum(place.view.numel for place in (*blocks, *biases) if place.view):,}",
         group.activation or "",
         group.role,
     )
@@ -192,11 +197,12 @@ def counted(words: Sequence[str]) -> list[str]:
 
 
 def shorten(name: str, width: int) -> str:
-    """A name of at most so many characters: of a path its last parts, of a long part its end."""
+    """A name of at most so many characters: the end of it, which begins with a whole part unless that is short."""
     if len(name) <= width:
         return name
     end = name[3 - width :]
-    return "..." + (end.partition(".")[2] or end)
+    whole = end.partition(".")[2]
+    return "..." + (whole if len(whole) > width / 2 else end)
 
 
 def _coverage(graph: NeuralGraph) -> list[str]:

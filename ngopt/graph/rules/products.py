@@ -43,6 +43,8 @@ def attention(
         scores = with_parameter(tracer, node, scores, mask, "bias")
     elif isinstance(mask, Neurons) and isinstance(scores, Neurons):
         scores = sum_of(tracer, node, scores, mask)
+    if isinstance(scores, Neurons):
+        tracer.activations.append((scores.labels.unique(), "softmax"))
     return product_sum(tracer, f"{node.name}.values", scores, v, tracer.shape_of(node))
 
 

@@ -1,0 +1,110 @@
+"""Shows the neural graph of a model: `python -m ngopt.graph torchvision.models:resnet18 --draw resnet18.svg`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from operator import attrgetter
+from textwrap import shorten
+from time import perf_counter
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from ngopt.graph import build_graph
+from ngopt.graph.draw import draw, format_of
+
+DTYPES = {"float32": torch.float32, "int64": torch.int64}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    found = _Parser(
+        usage="python -m ngopt.graph module:name [--example-shape N [N ...]] [--dtype {float32,int64}] [--draw FILE]",
+        description="Shows what a model looks like as a neural graph.",
+    )
+    found.add_argument(
+        "model", metavar="module:name", help="of a torch.nn.Module, or of a function or class that makes one"
+    )
+    found.add_argument(
+        "--example-shape", type=int, nargs="+", metavar="N", help="shape of the model's input; guessed if not given"
+    )
+    found.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the input: random numbers, or zeros for int64"
+    )
+    found.add_argument("--draw", metavar="FILE", help="draws the graph into a .png or .svg file")
+    return found
+
+
+def load_model(path: str) -> nn.Module:
+    """The module at "module:name", or what is made by calling what is there without arguments.
+
+    Raises ValueError that says which part of the path is wrong.
+    """
+    module_name, colon, name = path.partition(":")
+    if not (module_name and colon and name):
+        raise ValueError(f"expected a model as module:name; got '{path}'")
+    try:
+        module = import_module(module_name)
+    except Exception as error:
+        raise ValueError(f"cannot import '{module_name}': {error}") from error
+    try:
+        found = attrgetter(name)(module)
+    except AttributeError as error:
+        raise ValueError(f"module '{module_name}' has no '{name}'") from error
+    if not isinstance(found, nn.Module) and callable(found):
+        try:
+            found = found()
+        except Exception as error:
+            raise ValueError(f"'{path}' fails without arguments: {type(error).__name__}: {error}") from error
+    if not isinstance(found, nn.Module):
+        raise ValueError(
+            f"'{path}': expected a torch.nn.Module or a function that makes one; got {type(found).__name__}"
+        )
+    return found
+
+
+def example_of(shape: Sequence[int] | None, dtype: torch.dtype) -> Tensor | None:
+    """An input of a shape: random numbers, or zeros where they are indices."""
+    if shape is None:
+        return None
+    if min(shape) < 1:
+        raise ValueError(f"--example-shape: expected positive numbers; got {' '.join(map(str, shape))}")
+    return torch.randn(*shape) if dtype.is_floating_point else torch.zeros(*shape, dtype=dtype)
+
+
+def run(argv: Sequence[str] | None) -> None:
+    arguments = parser().parse_args(argv)
+    if arguments.draw is not None:
+        format_of(arguments.draw)
+    example = example_of(arguments.example_shape, DTYPES[arguments.dtype])
+    model = load_model(arguments.model)
+    start = perf_counter()
+    graph = build_graph(model, example)
+    seconds = perf_counter() - start
+    print(graph.summary())
+    print(f"built in {seconds:.2f} s")
+    if arguments.draw is not None:
+        draw(graph, arguments.draw, [parameter.detach() for parameter in model.parameters()])
+        print(f"drawn into {arguments.draw}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after an error, of which one line tells on stderr."""
+    try:
+        run(argv)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {shorten(str(error), 300, placeholder=' ...')}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

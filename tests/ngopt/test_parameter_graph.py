@@ -1,0 +1,385 @@
+"""The parameter graph: hand-written graphs, every element on an edge, and no symmetry that the network has not."""
+
+from collections import Counter, defaultdict
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ngopt import build_graph
+from ngopt.graph import GraphValues, to_edge_list
+from ngopt.graph.parameter_graph import (
+    EDGE_TYPES,
+    NODE_TYPES,
+    edge_types,
+    input_output_index,
+    kernel_positions,
+    layers,
+    node_types,
+    parameter_graph,
+)
+from ngopt.models import NeuralGraphGNN
+from ngopt.models.gnn import GNNConfig
+from tests.equivariance import NoSymmetry, permute, random_values, swap, updates
+from tests.networks import mlp
+from tests.ngopt.test_symmetry import ZOO, randomised, run, symmetries
+from tests.zoo import Attention
+
+
+def edges_of(graph):
+    """(source, target, kind, position, parameter, element) of every edge."""
+    edges = to_edge_list(graph)
+    rows = zip(edges.sources, edges.targets, edges.block, edges.parameter, edges.element, strict=True)
+    return [
+        (int(s), int(t), graph.blocks[b].kind, graph.blocks[b].position, int(p[0]), int(e[0])) for s, t, b, p, e in rows
+    ]
+
+
+def kinds_of(graph):
+    """How many nodes and how many edges there are of each kind."""
+    nodes, edges = Counter(), Counter()
+    for group in graph.groups:
+        nodes[group.kind] += group.size
+    for edge in edges_of(graph):
+        edges[edge[2]] += 1
+    return dict(nodes), dict(edges)
+
+
+def test_mlp_by_hand():
+    graph = parameter_graph(build_graph(mlp(2, 3, 1)))
+    # Nodes 0, 1 | 2, 3, 4 | 5 | 6, bias | 7, bias. Parameters: weight (3, 2), bias (3,), weight (1, 3), bias (1,).
+    assert [(g.size, g.kind, g.role, g.depth) for g in graph.groups] == [
+        (2, "neuron", "input", 0), (3, "neuron", "hidden", 0.5), (1, "neuron", "output", 1),
+        (1, "bias", "input", 0.5), (1, "bias", "input", 1),
+    ]  # fmt: skip
+    assert edges_of(graph) == [
+        (0, 2, "weight", (), 0, 0), (1, 2, "weight", (), 0, 1), (0, 3, "weight", (), 0, 2),
+        (1, 3, "weight", (), 0, 3), (0, 4, "weight", (), 0, 4), (1, 4, "weight", (), 0, 5),
+        (2, 5, "weight", (), 2, 0), (3, 5, "weight", (), 2, 1), (4, 5, "weight", (), 2, 2),
+        (6, 2, "bias", (), 1, 0), (6, 3, "bias", (), 1, 1), (6, 4, "bias", (), 1, 2), (7, 5, "bias", (), 3, 0),
+    ]  # fmt: skip
+    assert [NODE_TYPES[k] for k in node_types(graph)] == ["neuron"] * 3 + ["bias"] * 2
+    assert [EDGE_TYPES[k] for k in edge_types(graph)] == ["weight"] * 2 + ["bias"] * 2
+    assert layers(graph).tolist() == [0, 1, 2, 1, 2]
+    inputs, outputs = input_output_index(graph)
+    assert inputs.tolist() == [0, 1, -1, -1, -1, -1, -1, -1]
+    assert outputs.tolist() == [-1, -1, -1, -1, -1, 0, -1, -1]
+    assert kernel_positions(graph).tolist() == [[-1, -1, -1]] * 4
+
+
+def test_convolution_with_norm_by_hand():
+    model = nn.Sequential(nn.Conv2d(2, 3, (1, 2)), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 1, 1, bias=False))
+    graph = parameter_graph(build_graph(model, torch.randn(2, 2, 4, 4)))
+    # Nodes 0, 1 | 2, 3, 4, which the norm acts on | 5 | 6, gamma | 7, bias | 8, beta.
+    assert [(g.name, g.size, g.kind, g.role) for g in graph.groups] == [
+        ("input", 2, "neuron", "input"), ("0", 3, "neuron", "hidden"), ("3", 1, "neuron", "output"),
+        ("1.weight", 1, "gamma", "input"), ("0.bias", 1, "bias", "input"), ("1.bias", 1, "beta", "input"),
+    ]  # fmt: skip
+    assert graph.groups[1].activation == "relu"
+    edges = edges_of(graph)
+    # the kernel (3, 2, 1, 2): two parallel edges from every input to every channel
+    assert sorted(e for e in edges if e[4] == 0) == sorted(
+        (i, 2 + o, "weight", (0, k), 0, 4 * o + 2 * i + k) for o in range(3) for i in range(2) for k in range(2)
+    )
+    assert [e for e in edges if e[0] in (6, 7, 8)] == [
+        *((6, 2 + c, "gamma", (), 2, c) for c in range(3)),
+        *((7, 2 + c, "bias", (), 1, c) for c in range(3)),
+        *((8, 2 + c, "beta", (), 3, c) for c in range(3)),
+    ]
+    assert [e for e in edges if e[1] == 5] == [(2 + c, 5, "weight", (0, 0), 4, c) for c in range(3)]
+    assert len(edges) == 12 + 9 + 3
+    assert kernel_positions(graph).tolist()[:2] == [[-1, 0, 0], [-1, 0, 1]]
+    assert layers(graph).tolist() == [0, 1, 2, 1, 1, 1]
+
+
+# Every element has its place
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_element_is_an_edge(name):
+    model, example = ZOO[name]
+    graph = build_graph(model, example)
+    found = parameter_graph(graph)
+    assert found.parameters == graph.parameters
+    assert found.biases == ()
+    assert all(block.slot_shape == () for block in found.blocks)
+    for dtype in (torch.float64, torch.bfloat16):
+        values = [torch.randn(*s.shape, 3).to(dtype) for s in found.parameters]
+        assert all(torch.equal(a, b) for a, b in zip(values, found.scatter(found.gather(values)), strict=True))
+    before, after = to_edge_list(graph), to_edge_list(found)
+    elements = Counter(zip(before.parameter.flatten().tolist(), before.element.flatten().tolist(), strict=True))
+    elements += Counter(
+        zip(before.node_parameter.flatten().tolist(), before.node_element.flatten().tolist(), strict=True)
+    )
+    placed = Counter(zip(after.parameter.flatten().tolist(), after.element.flatten().tolist(), strict=True))
+    del elements[-1, -1], placed[-1, -1]
+    assert placed == elements
+    again = parameter_graph(found)
+    assert (again.groups, again.blocks) == (found.groups, found.blocks)
+
+
+def test_several_uses_are_averaged_edge_by_edge():
+    conv, linear = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(2, 2)
+    model = nn.Sequential(conv, nn.ReLU(), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear, nn.ReLU(), linear)
+    graph = parameter_graph(build_graph(model, torch.randn(2, 2, 5, 5)))
+    assert [g.kind for g in graph.groups].count("bias") == 2, "a layer that is used twice has one bias node"
+    values = [torch.randn(s.shape) for s in graph.parameters]
+    biases, edges = graph.gather(values)
+    seen, changed = set(), []
+    for block, value in zip(graph.weights, edges, strict=True):
+        changed.append(value + 2 if (block.view, block.position) in seen else value)
+        seen.add((block.view, block.position))
+    for value, mean in zip(values, graph.scatter(GraphValues(biases, tuple(changed))), strict=True):
+        torch.testing.assert_close(mean, value + 1)
+
+
+# Norms
+
+
+class Norms(nn.Module):
+    """Two layers with norms: both summed, both of the same neurons, one after the other, or next to a layer."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+        self.stem, self.a, self.norm_a = nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2)
+        if how != "past a layer":
+            self.b = nn.Linear(2, 2)
+        if how not in ("past a layer", "next to a layer"):
+            self.norm_b = nn.BatchNorm1d(2)
+        self.out = nn.Linear(2, 1)
+
+    def forward(self, x):
+        x = torch.tanh(self.stem(x))
+        if self.how == "summed":
+            x = self.norm_a(self.a(x)) + self.norm_b(self.b(x))
+        elif self.how == "parallel":
+            x = self.a(self.norm_a(x)) + self.b(self.norm_b(x))
+        elif self.how == "chain":
+            x = self.b(self.norm_b(self.norm_a(self.a(x))))
+        elif self.how == "skip":
+            x = x + self.b(F.relu(self.a(self.norm_a(x))))
+            x = self.norm_b(x)
+        elif self.how == "next to a layer":
+            x = self.norm_a(self.a(x)) + self.b(x)
+        else:
+            x = self.norm_a(x) + self.a(x)
+        return self.out(F.relu(x))
+
+
+GROUP_NORM = nn.Sequential(nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, (2, 1)))
+ATTENTION = Attention(4, 2, fused=False)
+BATCH, MAPS, SEQUENCE = torch.randn(5, 2), torch.randn(3, 1, 3, 2), torch.randn(2, 3, 4)
+
+# Number of automorphisms, counted by hand.
+SYMMETRIC = {
+    "mlp": (mlp(2, 3, 1), BATCH, 6),
+    # the hidden neurons
+    "convolution": (nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)), MAPS, 2),
+    # stem; the summed neurons with those before them; the two branches; the two betas, which are only summed
+    "summed": (Norms("summed"), BATCH, 2 * 2 * 2 * 2),
+    # stem with all norms; the summed neurons; the branches; the biases of a and b, which are only summed
+    "parallel": (Norms("parallel"), BATCH, 2 * 2 * 2 * 2),
+    # stem; a with both norms; b
+    "chain": (Norms("chain"), BATCH, 2 * 2 * 2),
+    # stem with all that is added to it; a
+    "skip": (Norms("skip"), BATCH, 2 * 2),
+    # stem; the sum
+    "next to a layer": (Norms("next to a layer"), BATCH, 2 * 2),
+    # stem, tied to the sum
+    "past a layer": (Norms("past a layer"), BATCH, 2),
+    # in each group, and the two groups
+    "group norm": (GROUP_NORM, MAPS, 2 * 2 * 2),
+    # q with k, and v, in each head; the heads
+    "attention": (ATTENTION, SEQUENCE, (2 * 2) ** 2 * 2),
+    # the state; the two biases, which are only summed
+    "recurrent": (nn.RNN(2, 2, batch_first=True), torch.randn(2, 3, 2), 2),
+}
+
+
+def automorphisms(graph):
+    """All bijections of nodes that keep types of nodes and edges; an edge's type is its kind and kernel position."""
+    types = node_types(graph).repeat_interleave(torch.tensor([g.size for g in graph.groups]))
+    colour = list(zip(types.tolist(), *(x.tolist() for x in input_output_index(graph)), strict=True))
+    between = defaultdict(Counter)  # types of the edges from one node to another
+    for source, target, kind, position, _, _ in edges_of(graph):
+        between[source, target][kind, position] += 1
+    nodes = range(len(colour))
+    for _ in nodes:  # what no automorphism can map to each other has different colours
+        seen = [[colour[n]] for n in nodes]
+        for (source, target), counts in between.items():
+            for way, n, other in (("out", source, target), ("in", target, source)):
+                seen[n].append((way, colour[other], tuple(sorted(counts.items()))))
+        names = [(c[0], tuple(sorted(c[1:], key=repr))) for c in seen]
+        order = {name: k for k, name in enumerate(sorted(set(names), key=repr))}
+        colour = [order[name] for name in names]
+    order = sorted(nodes, key=lambda n: colour.count(colour[n]))
+
+    def extended(image):
+        if len(image) == len(order):
+            yield dict(image)
+            return
+        node = order[len(image)]
+        for other in nodes:
+            fits = colour[other] == colour[node] and other not in image.values()
+            image[node] = other
+            if fits and all(
+                between.get((a, node)) == between.get((b, other)) and between.get((node, a)) == between.get((other, b))
+                for a, b in image.items()
+            ):
+                yield from extended(image)
+            del image[node]
+
+    return list(extended({}))
+
+
+def move(graph, values, image):
+    """Parameters after every edge has taken its value along to where a bijection of nodes brings it."""
+    edges = edges_of(graph)
+    place = {edge[:4]: edge[4:] for edge in edges}
+    assert len(place) == len(edges), "parallel edges are told apart"
+    moved = [v.clone() for v in values]
+    for source, target, kind, position, parameter, element in edges:
+        if parameter >= 0:
+            new, at = place[image[source], image[target], kind, position]
+            moved[new].view(-1)[at] = values[parameter].view(-1)[element]
+    return moved
+
+
+@pytest.mark.parametrize("name", SYMMETRIC)
+def test_all_automorphisms_are_symmetries_of_the_function(name):
+    model, example, count = SYMMETRIC[name]
+    model, example = model.double(), example.double()
+    graph = parameter_graph(build_graph(model, example))
+    params = randomised(model)
+    expected = run(model, params, example)
+    found = automorphisms(graph)
+    for image in found:
+        torch.testing.assert_close(run(model, move(graph, params, image), example), expected, rtol=1e-9, atol=1e-11)
+    assert len(found) == count
+
+
+@pytest.mark.parametrize(
+    ("how", "nodes", "gammas", "residuals"),
+    [
+        ("summed", 2 + 2 + 2 + 2 + 2 + 1, 4, 4),  # the sum has nodes of its own
+        ("parallel", 2 + 2 + 2 + 2 + 2 + 1, 4, 4),  # and so has each norm of the same neurons,
+        ("chain", 2 + 2 + 2 + 2 + 2 + 1, 4, 2),  # the second of two in a row,
+        ("skip", 2 + 2 + 2 + 2 + 1, 4, 2),
+        ("next to a layer", 2 + 2 + 2 + 2 + 1, 2, 2),  # a norm that is added to a layer,
+        ("past a layer", 2 + 2 + 2 + 1, 2, 0),  # or to what follows the same neurons: here the scale is on edges
+    ],
+)
+def test_norms_act_on_existing_neurons_where_sides_can_be_told_apart(how, nodes, gammas, residuals):
+    graph = parameter_graph(build_graph(Norms(how).double(), BATCH.double()))
+    kinds, edges = kinds_of(graph)
+    assert kinds["neuron"] == nodes
+    assert edges["gamma"] == edges["beta"] == gammas
+    assert edges.get("residual", 0) == residuals
+    assert kinds.get("gamma", 0) == (0 if how == "past a layer" else gammas // 2)
+
+
+def test_groups_of_a_group_norm_stay():
+    graph = parameter_graph(build_graph(GROUP_NORM.double(), MAPS.double()))
+    nodes, edges = kinds_of(graph)
+    assert nodes == {"neuron": 1 + 4 + 1, "group": 2, "gamma": 1, "bias": 2, "beta": 1}
+    assert edges == {"weight": 4 + 8, "gamma": 4, "beta": 4, "bias": 4 + 1, "pool": 4, "spread": 4}
+    (pool,) = [b for b in graph.blocks if b.kind == "pool"]
+    (spread,) = [b for b in graph.blocks if b.kind == "spread"]
+    assert (pool.source, pool.target) == (spread.target, spread.source)
+    assert layers(graph).tolist()[: 1 + 1 + 1] == [0, 1, 2]
+
+
+def test_layer_norm_of_a_map_has_parallel_edges():
+    model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.LayerNorm([2, 3]), nn.Conv1d(2, 1, 1))
+    edges = edges_of(parameter_graph(build_graph(model, torch.randn(2, 1, 3))))
+    gammas = [edge for edge in edges if edge[2] == "gamma"]
+    assert sorted(edge[3:] for edge in gammas) == sorted(((k,), 2, 3 * c + k) for c in range(2) for k in range(3))
+    assert {edge[:2] for edge in gammas} == {(4, 1), (4, 2)}
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (nn.Sequential(nn.Conv1d(1, 3, 1), nn.Conv1d(3, 3, 2, groups=3)), torch.randn(2, 1, 4)),
+        (nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 3, 1, groups=3)), torch.randn(2, 1, 4, 4)),
+        (mlp(1, 1, 1), torch.randn(2, 1)),
+    ],
+    ids=["depthwise 1d", "depthwise 1x1", "single neurons"],
+)
+def test_weights_from_one_to_one_are_no_norms(model, example):
+    _, edges = kinds_of(parameter_graph(build_graph(model, example)))
+    assert set(edges) == {"weight", "bias"}
+
+
+def test_other_parameters_are_nodes_by_their_kind():
+    grouped, tokens, gated = (parameter_graph(build_graph(*ZOO[name])) for name in ("grouped", "tokens", "gated"))
+    assert kinds_of(grouped)[0]["slope"] == 1
+    assert kinds_of(grouped)[1]["slope"] == 6
+    (pos,) = [i for i, g in enumerate(tokens.groups) if g.name == "pos"]
+    positions = [(b.position, b.shape) for b in tokens.blocks if b.source == pos]
+    assert positions == [((k,), (1, 8, 1)) for k in range(5)], "positions are parallel edges from one node"
+    assert kinds_of(gated)[1]["scale"] == 1, "a scalar leads to the node that stands for it"
+
+
+# Symmetries
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_symmetries_of_the_graph_are_symmetries_of_the_function(name):
+    model, example = ZOO[name]
+    graph = parameter_graph(build_graph(model, example))
+    params = randomised(model)
+    expected = run(model, params, example)
+    found = symmetries(graph, 8)
+    for _, permutations in found:
+        permuted = permute(graph, params, permutations)
+        assert any(not torch.equal(p, q) for p, q in zip(params, permuted, strict=True))
+        torch.testing.assert_close(run(model, permuted, example), expected, rtol=1e-9, atol=1e-11)
+    assert found, "the network has hidden neurons"
+
+
+@pytest.mark.parametrize("name", ZOO)
+@torch.no_grad()
+def test_metanets_respect_them(name):
+    graph = parameter_graph(build_graph(*ZOO[name]))
+    torch.manual_seed(0)
+    metanet = NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
+    generator = torch.Generator().manual_seed(0)
+    params, grads = random_values(graph, generator), random_values(graph, generator)
+    expected = updates(metanet, graph, params, [grads])
+    found = symmetries(graph, 2)
+    for _, permutations in found:
+        moved = permute(graph, expected, permutations)
+        assert any(not torch.equal(p, q) for p, q in zip(expected, moved, strict=True))
+        other = updates(metanet, graph, permute(graph, params, permutations), [permute(graph, grads, permutations)])
+        for e, f in zip(moved, other, strict=True):
+            torch.testing.assert_close(f, e, rtol=0, atol=1e-10)
+    assert found
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "group", "inside", "across"),
+    [
+        (GROUP_NORM, MAPS, "0", (0, 1), (1, 2)),
+        (ATTENTION, SEQUENCE, "q", (0, 1), (1, 2)),
+        (ATTENTION, SEQUENCE, "v", (2, 3), (1, 2)),
+    ],
+    ids=["group norm", "queries", "values"],
+)
+def test_neurons_of_different_groups_and_heads_are_no_twins(model, example, group, inside, across):
+    model, example = model.double(), example.double()
+    graph = parameter_graph(build_graph(model, example))
+    (number,) = [i for i, g in enumerate(graph.groups) if g.name == group]
+    fixed = {i for i, g in enumerate(graph.groups) if g.role in ("input", "output")}
+    params = randomised(model)
+    expected = run(model, params, example)
+    twins = permute(graph, params, swap(graph, number, *inside, fixed))
+    torch.testing.assert_close(run(model, twins, example), expected)
+    with pytest.raises(NoSymmetry):
+        swap(graph, number, *across, fixed)
+    order = torch.arange(graph.groups[number].size)
+    order[list(across)] = order[list(across[::-1])]
+    with pytest.raises(KeyError):
+        permute(graph, params, {number: order})
