@@ -1,11 +1,12 @@
 """The parameter graph: hand-written graphs, every element on an edge, and no symmetry that the network has not."""
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ngopt import build_graph
 from ngopt.graph import GraphValues, to_edge_list
@@ -138,35 +139,50 @@ def test_several_uses_are_averaged_edge_by_edge():
 
 
 class Norms(nn.Module):
-    """Two layers with norms: both summed, both of the same neurons, one after the other, or next to a layer."""
+    """tanh(stem), some layers "a", "b", "c" with norms in between, then relu and out; all of two neurons."""
 
-    def __init__(self, how: str):
+    def __init__(self, names: str, function: Callable[..., Tensor]):
         super().__init__()
-        self.how = how
-        self.stem, self.a, self.norm_a = nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2)
-        if how != "past a layer":
-            self.b = nn.Linear(2, 2)
-        if how not in ("past a layer", "next to a layer"):
-            self.norm_b = nn.BatchNorm1d(2)
-        self.out = nn.Linear(2, 1)
+        made = {"norm": lambda: nn.BatchNorm1d(2), "shift": lambda: nn.Parameter(torch.randn(2))}
+        for name in ["stem", *names.split()]:
+            setattr(self, name, made.get(name.partition("_")[0], lambda: nn.Linear(2, 2))())
+        self.out, self.function = nn.Linear(2, 1), function
 
     def forward(self, x):
-        x = torch.tanh(self.stem(x))
-        if self.how == "summed":
-            x = self.norm_a(self.a(x)) + self.norm_b(self.b(x))
-        elif self.how == "parallel":
-            x = self.a(self.norm_a(x)) + self.b(self.norm_b(x))
-        elif self.how == "chain":
-            x = self.b(self.norm_b(self.norm_a(self.a(x))))
-        elif self.how == "skip":
-            x = x + self.b(F.relu(self.a(self.norm_a(x))))
-            x = self.norm_b(x)
-        elif self.how == "next to a layer":
-            x = self.norm_a(self.a(x)) + self.b(x)
-        else:
-            x = self.norm_a(x) + self.a(x)
-        return self.out(F.relu(x))
+        return self.out(F.relu(self.function(self, torch.tanh(self.stem(x)))))
 
+
+# Layers and what they do; number of automorphisms, counted by hand; neurons between input and output, edges from
+# gamma nodes, from neurons, and of residual connections.
+NORMS = {
+    # two that are summed: the sum has nodes of its own. Neurons of stem, of the sum, the branches, betas of the sum
+    "summed": ("a b norm_a norm_b", lambda m, x: m.norm_a(m.a(x)) + m.norm_b(m.b(x)), 2 * 2 * 2 * 2, (8, 4, 0, 4)),
+    # of the same neurons: each has nodes of its own. Neurons of stem, of the sum, the branches, biases of the sum
+    "parallel": ("a b norm_a norm_b", lambda m, x: m.a(m.norm_a(x)) + m.b(m.norm_b(x)), 2 * 2 * 2 * 2, (8, 4, 0, 4)),
+    # one after the other: the second has nodes of its own. Neurons of stem, a, b
+    "chain": ("a b norm_a norm_b", lambda m, x: m.b(m.norm_b(m.norm_a(m.a(x)))), 2 * 2 * 2, (8, 4, 0, 2)),
+    # pre-norm, and a norm behind the sum: none has. Neurons of stem and of b, tied, and a
+    "skip": ("a b norm_a norm_b", lambda m, x: m.norm_b(x + m.b(F.relu(m.a(m.norm_a(x))))), 2 * 2, (6, 4, 0, 2)),
+    # its input added to its output, which are the same nodes. Neurons of stem
+    "own skip": ("norm_a", lambda m, x: x + m.norm_a(x), 2, (2, 2, 0, 0)),
+    # added to another layer. Neurons of stem, of the sum
+    "and a layer": ("a b norm_a", lambda m, x: m.norm_a(m.a(x)) + m.b(x), 2 * 2, (6, 2, 0, 2)),
+    # added to a layer of the same neurons: the scale is on edges. Neurons of stem, tied to the sum
+    "past a layer": ("a norm_a", lambda m, x: m.norm_a(x) + m.a(x), 2, (4, 0, 2, 0)),
+    # the same with a function in between
+    "past a function": ("a norm_a", lambda m, x: torch.tanh(m.a(x)) + m.norm_a(x), 2, (6, 0, 2, 2)),
+    # a layer that is used with and without it. Neurons of stem, of the sum, biases of the sum
+    "raw as well": ("a b norm_a", lambda m, x: m.a(m.norm_a(x)) + m.b(x), 2 * 2 * 2, (6, 2, 0, 2)),
+    # residual connections before and behind it. Neurons of stem, of the sum with all that is tied to it
+    "two sums": (
+        "a b c norm_a",
+        lambda m, x: m.norm_a(m.c(x) + torch.tanh(m.a(x))) + torch.tanh(m.b(x)),
+        2 * 2,
+        (10, 2, 0, 6),
+    ),
+    # a bias before and another behind it. Neurons of stem, a
+    "biases": ("a norm_a shift", lambda m, x: m.norm_a(m.a(x)) + m.shift, 2 * 2, (6, 2, 0, 2)),
+}
 
 GROUP_NORM = nn.Sequential(nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, (2, 1)))
 ATTENTION = Attention(4, 2, fused=False)
@@ -177,18 +193,7 @@ SYMMETRIC = {
     "mlp": (mlp(2, 3, 1), BATCH, 6),
     # the hidden neurons
     "convolution": (nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)), MAPS, 2),
-    # stem; the summed neurons with those before them; the two branches; the two betas, which are only summed
-    "summed": (Norms("summed"), BATCH, 2 * 2 * 2 * 2),
-    # stem with all norms; the summed neurons; the branches; the biases of a and b, which are only summed
-    "parallel": (Norms("parallel"), BATCH, 2 * 2 * 2 * 2),
-    # stem; a with both norms; b
-    "chain": (Norms("chain"), BATCH, 2 * 2 * 2),
-    # stem with all that is added to it; a
-    "skip": (Norms("skip"), BATCH, 2 * 2),
-    # stem; the sum
-    "next to a layer": (Norms("next to a layer"), BATCH, 2 * 2),
-    # stem, tied to the sum
-    "past a layer": (Norms("past a layer"), BATCH, 2),
+    **{name: (Norms(*parts[:2]), BATCH, parts[2]) for name, parts in NORMS.items()},
     # in each group, and the two groups
     "group norm": (GROUP_NORM, MAPS, 2 * 2 * 2),
     # q with k, and v, in each head; the heads
@@ -260,24 +265,23 @@ def test_all_automorphisms_are_symmetries_of_the_function(name):
     assert len(found) == count
 
 
-@pytest.mark.parametrize(
-    ("how", "nodes", "gammas", "residuals"),
-    [
-        ("summed", 2 + 2 + 2 + 2 + 2 + 1, 4, 4),  # the sum has nodes of its own
-        ("parallel", 2 + 2 + 2 + 2 + 2 + 1, 4, 4),  # and so has each norm of the same neurons,
-        ("chain", 2 + 2 + 2 + 2 + 2 + 1, 4, 2),  # the second of two in a row,
-        ("skip", 2 + 2 + 2 + 2 + 1, 4, 2),
-        ("next to a layer", 2 + 2 + 2 + 2 + 1, 2, 2),  # a norm that is added to a layer,
-        ("past a layer", 2 + 2 + 2 + 1, 2, 0),  # or to what follows the same neurons: here the scale is on edges
-    ],
-)
-def test_norms_act_on_existing_neurons_where_sides_can_be_told_apart(how, nodes, gammas, residuals):
-    graph = parameter_graph(build_graph(Norms(how).double(), BATCH.double()))
-    kinds, edges = kinds_of(graph)
-    assert kinds["neuron"] == nodes
-    assert edges["gamma"] == edges["beta"] == gammas
-    assert edges.get("residual", 0) == residuals
-    assert kinds.get("gamma", 0) == (0 if how == "past a layer" else gammas // 2)
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_act_on_existing_neurons_where_sides_can_be_told_apart(name):
+    names, function, _, counts = NORMS[name]
+    graph = parameter_graph(build_graph(Norms(names, function), BATCH))
+    nodes, edges = kinds_of(graph)
+    own = {i for i, g in enumerate(graph.groups) if g.kind == "gamma"}
+    gammas = [sum(b.shape[0] * b.shape[1] for b in graph.blocks if b.kind == "gamma" and (b.source in own) == from_node)
+              for from_node in (True, False)]  # fmt: skip
+    assert (nodes["neuron"] - 3, *gammas, edges.get("residual", 0)) == counts
+    assert edges["beta"] == 2 * names.count("norm")
+
+
+def test_what_goes_in_and_comes_out_stays_apart():
+    graph = parameter_graph(build_graph(nn.LayerNorm(3), torch.randn(2, 3)))
+    assert [(g.size, g.kind, g.role) for g in graph.groups] == [
+        (3, "neuron", "input"), (3, "neuron", "output"), (1, "gamma", "input"), (1, "beta", "input"),
+    ]  # fmt: skip
 
 
 def test_groups_of_a_group_norm_stay():
