@@ -152,6 +152,10 @@ class Norms(nn.Module):
         return self.out(F.relu(self.function(self, torch.tanh(self.stem(x)))))
 
 
+def two_sums(m, a, b, x):
+    return m.norm_a(m.c(x) + a) + b
+
+
 # Layers and what they do; number of automorphisms, counted by hand; neurons between input and output, edges from
 # gamma nodes, from neurons, and of residual connections.
 NORMS = {
@@ -174,12 +178,7 @@ NORMS = {
     # a layer that is used with and without it. Neurons of stem, of the sum, biases of the sum
     "raw as well": ("a b norm_a", lambda m, x: m.a(m.norm_a(x)) + m.b(x), 2 * 2 * 2, (6, 2, 0, 2)),
     # residual connections before and behind it. Neurons of stem, of the sum with all that is tied to it
-    "two sums": (
-        "a b c norm_a",
-        lambda m, x: m.norm_a(m.c(x) + torch.tanh(m.a(x))) + torch.tanh(m.b(x)),
-        2 * 2,
-        (10, 2, 0, 6),
-    ),
+    "two sums": ("a b c norm_a", lambda m, x: two_sums(m, torch.tanh(m.a(x)), torch.tanh(m.b(x)), x), 4, (10, 2, 0, 6)),
     # a bias before and another behind it. Neurons of stem, a
     "biases": ("a norm_a shift", lambda m, x: m.norm_a(m.a(x)) + m.shift, 2 * 2, (6, 2, 0, 2)),
 }
