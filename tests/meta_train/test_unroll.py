@@ -16,7 +16,7 @@ STEPS = 4
 
 def meta_gradient(task, metanet, steps=STEPS):
     _, losses = unroll(task, task.start(metanet), metanet, steps, task.hyper(), create_graph=True)
-    return losses, torch.autograd.grad(losses.sum(), list(metanet.parameters()))
+    return losses, torch.autograd.grad(losses.sum(), list(metanet.parameters()), materialize_grads=True)
 
 
 def test_second_order_unroll_equals_higher():
