@@ -5,11 +5,11 @@ bias of a layer is a node with an edge to each of its neurons, and so are the sc
 norm ("gamma" and "beta"), the slope of a parametric activation and any other parameter that works on
 neurons: one node for each parameter, with an edge for each of its elements (parallel ones where a
 neuron has several, by position). A parameter that is used twice is still one node, so that weights
-that are shared stay shared. These nodes are never interchangeable with anything.
+that are shared stay shared.
 
 A norm acts on the neurons that are there. The neural graph has nodes of their own behind it, and these
 are merged with those before it wherever the kinds of all edges still say on which side of the norm they
-are: otherwise the merged graph had automorphisms that are no symmetries of the network. Where they do
+are: else the merged graph would have automorphisms that are no symmetries of the network. Where they do
 not say it (see `Scale`), the nodes behind the norm stay.
 """
 
@@ -40,7 +40,7 @@ KERNEL_DIMS = 3
 
 
 def parameter_graph(graph: NeuralGraph) -> NeuralGraph:
-    """The parameter graph (Lim et al. 2024, section 2.2) of a network, given its neural graph from `build_graph`.
+    """The parameter graph (Lim et al. 2024) of a network, given its neural graph from `build_graph`.
 
     It has the same parameters, so that `gather` and `scatter` take and give the same values; all of
     them on edges with one slot, none on nodes. Roles stay as they are; nodes of parameters count as
@@ -107,7 +107,7 @@ def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
         return False
     shape = graph.parameters[block.view.parameter].shape
     is_kernel = len(shape) == 2 + len(block.slot_shape) and shape[1] == 1
-    return not is_kernel and len(block.slot_shape) <= 1 and (block.shape[0] > 1 or len(shape) <= 1)
+    return not is_kernel and (block.shape[0] > 1 or len(shape) <= 1)
 
 
 def _can_merge(graph: NeuralGraph, block: EdgeBlock, layer: Sequence[int]) -> bool:
@@ -120,9 +120,9 @@ def _can_merge(graph: NeuralGraph, block: EdgeBlock, layer: Sequence[int]) -> bo
         b.source for b in blocks if b.target == block.target and graph.groups[b.source].kind == "group"
     } & {b.target for b in blocks if b.source == block.source}
     coming = [b for b in blocks if b.target == block.target and b.source not in own]
-    if any(b.view is not None or layer[b.source] >= layer[block.source] for b in coming):
-        return False  # a sum with another layer, or a cycle
-    leaving = {_kind(graph, b) for b in blocks if b.source == block.source and b.target not in own}
+    if any(layer[b.source] >= layer[block.source] for b in coming):
+        return False  # merging might make a cycle
+    leaving = {_kind(graph, b) for b in blocks if b.source == block.source}
     if "gamma" in leaving:
         return False  # another norm of the same neurons
     return (

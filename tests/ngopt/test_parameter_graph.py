@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -143,9 +144,9 @@ class Norms(nn.Module):
 
     def __init__(self, names: str, function: Callable[..., Tensor]):
         super().__init__()
-        made = {"norm": lambda: nn.BatchNorm1d(2), "shift": lambda: nn.Parameter(torch.randn(2))}
+        made = {"norm": nn.BatchNorm1d(2), "group": nn.GroupNorm(1, 2), "shift": nn.Parameter(torch.randn(2))}
         for name in ["stem", *names.split()]:
-            setattr(self, name, made.get(name.partition("_")[0], lambda: nn.Linear(2, 2))())
+            setattr(self, name, deepcopy(made.get(name.partition("_")[0], nn.Linear(2, 2))))
         self.out, self.function = nn.Linear(2, 1), function
 
     def forward(self, x):
@@ -173,8 +174,10 @@ NORMS = {
     "and a layer": ("a b norm_a", lambda m, x: m.norm_a(m.a(x)) + m.b(x), 2 * 2, (6, 2, 0, 2)),
     # added to a layer of the same neurons: the scale is on edges. Neurons of stem, tied to the sum
     "past a layer": ("a norm_a", lambda m, x: m.norm_a(x) + m.a(x), 2, (4, 0, 2, 0)),
-    # the same with a function in between
-    "past a function": ("a norm_a", lambda m, x: torch.tanh(m.a(x)) + m.norm_a(x), 2, (6, 0, 2, 2)),
+    # the same with a function in between, and another norm
+    "past a function": ("a norm_a norm_b", lambda m, x: m.norm_b(torch.tanh(m.a(x)) + m.norm_a(x)), 2, (8, 2, 2, 4)),
+    # over groups, summed. As "summed"
+    "group norms": ("a b group_a group_b", lambda m, x: m.group_a(m.a(x)) + m.group_b(m.b(x)), 16, (8, 4, 0, 4)),
     # a layer that is used with and without it. Neurons of stem, of the sum, biases of the sum
     "raw as well": ("a b norm_a", lambda m, x: m.a(m.norm_a(x)) + m.b(x), 2 * 2 * 2, (6, 2, 0, 2)),
     # residual connections before and behind it. Neurons of stem, of the sum with all that is tied to it
@@ -182,6 +185,20 @@ NORMS = {
     # a bias before and another behind it. Neurons of stem, a
     "biases": ("a norm_a shift", lambda m, x: m.norm_a(m.a(x)) + m.shift, 2 * 2, (6, 2, 0, 2)),
 }
+
+
+class Rolled(nn.Module):
+    """A norm that has the neurons in another order than the layer before."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.layer, self.norm = nn.Linear(2, 3), nn.Linear(3, 3), nn.LayerNorm(3)
+        self.out = nn.Linear(3, 1)
+
+    def forward(self, x):
+        x = torch.tanh(self.stem(x))
+        return self.out(F.relu(x + self.norm(self.layer(x).roll(1, -1))))
+
 
 GROUP_NORM = nn.Sequential(nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, (2, 1)))
 ATTENTION = Attention(4, 2, fused=False)
@@ -193,6 +210,8 @@ SYMMETRIC = {
     # the hidden neurons
     "convolution": (nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)), MAPS, 2),
     **{name: (Norms(*parts[:2]), BATCH, parts[2]) for name, parts in NORMS.items()},
+    # stem, tied to all that follows
+    "rolled": (Rolled(), BATCH, 6),
     # in each group, and the two groups
     "group norm": (GROUP_NORM, MAPS, 2 * 2 * 2),
     # q with k, and v, in each head; the heads
@@ -273,7 +292,7 @@ def test_norms_act_on_existing_neurons_where_sides_can_be_told_apart(name):
     gammas = [sum(b.shape[0] * b.shape[1] for b in graph.blocks if b.kind == "gamma" and (b.source in own) == from_node)
               for from_node in (True, False)]  # fmt: skip
     assert (nodes["neuron"] - 3, *gammas, edges.get("residual", 0)) == counts
-    assert edges["beta"] == 2 * names.count("norm")
+    assert edges["beta"] == 2 * (names.count("norm") + names.count("group"))
 
 
 def test_what_goes_in_and_comes_out_stays_apart():
@@ -281,6 +300,9 @@ def test_what_goes_in_and_comes_out_stays_apart():
     assert [(g.size, g.kind, g.role) for g in graph.groups] == [
         (3, "neuron", "input"), (3, "neuron", "output"), (1, "gamma", "input"), (1, "beta", "input"),
     ]  # fmt: skip
+    for model in (nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))):
+        graph = parameter_graph(build_graph(model, torch.randn(2, 3)))
+        assert [g.role for g in graph.groups if g.kind == "neuron"] == ["input", "output"]
 
 
 def test_groups_of_a_group_norm_stay():
@@ -302,14 +324,40 @@ def test_layer_norm_of_a_map_has_parallel_edges():
     assert {edge[:2] for edge in gammas} == {(4, 1), (4, 2)}
 
 
+class Dense(nn.Module):
+    """As in a DenseNet: a norm over the outputs of two layers, of which the first has one of its own as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(5, 1)
+        self.norm, self.joint = nn.BatchNorm1d(3), nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(self.joint(torch.cat([x, self.second(self.norm(x))], -1)))
+
+
+def test_norm_over_two_layers_has_one_node():
+    graph = parameter_graph(build_graph(Dense(), BATCH))
+    edges = edges_of(graph)
+    (gamma,) = [e[0] for e in edges if e[2] == "gamma" and graph.parameters[e[4]].name == "joint.weight" and e[5] == 0]
+    assert [(e[2], e[5]) for e in edges if e[0] == gamma] == [("gamma", k) for k in range(5)]
+    (beta,) = {e[0] for e in edges if e[2] == "beta" and graph.parameters[e[4]].name == "joint.bias"}
+    shifts = [e[1] for e in edges if e[0] == beta]
+    scaled = [e[1] for e in edges if e[0] == gamma]
+    assert shifts[:3] == scaled[:3], "nodes of the norm's own, as the first layer has another norm"
+    assert scaled[3:] == shifts[3:] == [e[1] for e in edges if e[2] == "bias" and e[1] in scaled]
+
+
 @pytest.mark.parametrize(
     ("model", "example"),
     [
         (nn.Sequential(nn.Conv1d(1, 3, 1), nn.Conv1d(3, 3, 2, groups=3)), torch.randn(2, 1, 4)),
         (nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 3, 1, groups=3)), torch.randn(2, 1, 4, 4)),
         (mlp(1, 1, 1), torch.randn(2, 1)),
+        (nn.GRU(1, 1), torch.randn(2, 1)),
     ],
-    ids=["depthwise 1d", "depthwise 1x1", "single neurons"],
+    ids=["depthwise 1d", "depthwise 1x1", "single neurons", "single cell"],
 )
 def test_weights_from_one_to_one_are_no_norms(model, example):
     _, edges = kinds_of(parameter_graph(build_graph(model, example)))
