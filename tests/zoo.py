@@ -206,7 +206,7 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "triplane": (Triplane(), torch.rand(7, 3)),
         "lstm": (Recurrent(nn.LSTM, num_layers=2, bidirectional=True), torch.randn(2, 4, 3)),
         "projected lstm": (Recurrent(nn.LSTM, proj_size=2), torch.randn(2, 4, 3)),
-        "gru": (Recurrent(nn.GRU, bias=False), torch.randn(2, 4, 3)),
+        "gru": (Recurrent(nn.GRU), torch.randn(2, 4, 3)),
         "rnn": (Recurrent(nn.RNN, nonlinearity="relu"), torch.randn(2, 4, 3)),
         "gated": (Gated(), torch.randn(2, 4)),
         "einsum": (HeadsInEinsum(), torch.randn(2, 5, 6)),

@@ -19,8 +19,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-EDGE_KINDS = ("residual", "left", "right", "pool", "spread")
-"""What edges of value 1 mean: a sum; the two factors of a product; into and out of a node that stands for several."""
+BIAS_KINDS = ("bias", "recurrent", "gamma", "beta", "slope", "scale", "shift", "value", "other")
+"""What a parameter does to neurons, one by one.
+
+The bias of a layer, that of a recurrent layer's own state; scale and shift of a norm; slope of an activation; a bare
+parameter times or plus activations, or in their place (a class token).
+"""
+EDGE_KINDS = (
+    "weight", "flatten", "residual", "left", "right", "pool", "spread", "copy", *BIAS_KINDS,
+)  # fmt: skip
+"""What edges mean.
+
+Weights, those of a flattened feature map; and of value 1: a sum; the two factors of a product; into and out of a node
+that stands for several; to a node that stands for the same neuron seen in another way. A scale that every neuron has of
+its own is edges from one to one, and in a parameter graph all of `BIAS_KINDS` are edges.
+"""
+NODE_KINDS = (
+    "neuron", "token", "product", "head", "group", "pool", "position", "copy", "parameter", "constant", *BIAS_KINDS,
+)  # fmt: skip
+"""What nodes are: see `NeuronGroup.kind`; in a parameter graph also parameters, by what they do."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,8 @@ class NeuronGroup:
 
     `kind` is "neuron", or says what other thing the nodes are: "token" (rows of a table), "product",
     "head" of an attention, "group" of a GroupNorm, "position", "pool" (many neurons reduced to one),
-    "parameter" (shared by many neurons), "constant". `role` is "input", "hidden",
+    "copy" (neurons that a second weight sees in another way), "parameter" (shared by many neurons),
+    "constant". `role` is "input", "hidden",
     "output" or, for nodes without any edge, "isolated". `depth` is the length of the longest path
     to the group over that of the longest path in its component: 0 at inputs, 1 at the deepest
     outputs. `activation` is the name of the function that the network applies to these neurons.
@@ -129,6 +147,11 @@ class Convolution:
     stride: tuple[int, ...]
     padding: tuple[int, ...] | str
     dilation: tuple[int, ...]
+
+
+def kind_code(kind: str, kinds: Sequence[str]) -> int:
+    """Place of a kind among all; the last of them, "other", stands for those of someone's own rules."""
+    return kinds.index(kind) if kind in kinds else len(kinds) - 1
 
 
 Index = tuple[int, ...] | None

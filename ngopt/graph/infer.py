@@ -89,9 +89,9 @@ def _add_norm(builder: GraphBuilder, scale: int, shift: int | None, last: int | 
     if last is None or builder.groups[last].size != n:
         last = builder.add_group(f"{layer_name(spec)}.in", n)
     target = builder.add_group(layer_name(spec), n)
-    builder.blocks.append(EdgeBlock(View(scale, (n, 1, 1), (1, 0, 0)), last, target, (n, 1, 1)))
+    builder.blocks.append(EdgeBlock(View(scale, (n, 1, 1), (1, 0, 0)), last, target, (n, 1, 1), kind="gamma"))
     if shift is not None:
-        builder.add_bias(whole(shift, (n,)), target, "shift")
+        builder.add_bias(whole(shift, (n,)), target, "beta")
     return target
 
 

@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import EDGE_KINDS, NeuralGraph
+from ngopt.graph.core import EDGE_KINDS, NODE_KINDS, NeuralGraph, kind_code
 from ngopt.graph.views import EdgeList, node_starts, to_edge_list
 
 if TYPE_CHECKING:
     from networkx import MultiDiGraph
     from torch_geometric.data import Data
-
-
-NODE_KIND_NAMES = ("neuron", "token", "product", "head", "group", "pool", "position", "parameter", "constant", "other")
-EDGE_KIND_NAMES = ("weight", "flatten", *EDGE_KINDS, "other")
-"""What the numbers of the kinds in `to_pyg` mean; "other" are those of rules of one's own."""
 
 
 def require(library: str, user: str) -> None:
@@ -82,11 +77,11 @@ def to_pyg(graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: in
         Graphs of several architectures go into one `torch_geometric.data.Batch` if it is the same for all.
 
     - edge_index: (2, edges), source and target of every edge.
-    - edge_kind: (edges,), the position of the block's kind in `EDGE_KIND_NAMES`.
+    - edge_kind: (edges,), the position of the block's kind in `EDGE_KINDS`.
     - edge_block: (edges,), the position in `NeuralGraph.blocks`.
     - edge_mask: (edges, slots), which slots there are: none for edges of value 1.
     - node_group: (nodes,), the position in `NeuralGraph.groups`.
-    - node_kind: (nodes,), the position of the group's kind in `NODE_KIND_NAMES`.
+    - node_kind: (nodes,), the position of the group's kind in `NODE_KINDS`.
     - node_depth: (nodes,), see `NeuronGroup`.
     - node_mask: (nodes, node slots), which slots there are: a node with two biases has those of both.
     - edge_attr: (edges, slots, *features) and x: (nodes, node slots, *features), only with values:
@@ -104,11 +99,11 @@ def to_pyg(graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: in
     node_group = torch.arange(len(sizes)).repeat_interleave(sizes)
     data = Data(
         edge_index=torch.stack([edges.sources, edges.targets]),
-        edge_kind=_numbers(EDGE_KIND_NAMES, [block.kind for block in graph.blocks])[edges.block],
+        edge_kind=torch.tensor([kind_code(b.kind, EDGE_KINDS) for b in graph.blocks])[edges.block],
         edge_block=edges.block,
         edge_mask=_padded(edge_mask, slots),
         node_group=node_group,
-        node_kind=_numbers(NODE_KIND_NAMES, [group.kind for group in graph.groups])[node_group],
+        node_kind=torch.tensor([kind_code(g.kind, NODE_KINDS) for g in graph.groups])[node_group],
         node_depth=torch.tensor([group.depth for group in graph.groups])[node_group],
         node_mask=_padded(node_mask, slots),
         num_nodes=len(node_group),
@@ -159,8 +154,3 @@ def _padded(value: Tensor, slots: int | None) -> Tensor:
     if more < 0:
         raise ValueError(f"to_pyg: slots={slots} are too few; the graph needs {value.shape[1]}")
     return torch.cat([value, value.new_zeros((len(value), more, *value.shape[2:]))], dim=1)
-
-
-def _numbers(names: tuple[str, ...], kinds: list[str]) -> Tensor:
-    """Positions of kinds among names, the last of which stands for all others."""
-    return torch.tensor([names.index(k) if k in names else len(names) - 1 for k in kinds], dtype=torch.long)

@@ -23,19 +23,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import EDGE_KINDS, EdgeBlock, Index, NeuralGraph, NeuronGroup, View
+from ngopt.graph.core import EDGE_KINDS, NODE_KINDS, EdgeBlock, Index, NeuralGraph, NeuronGroup, View, kind_code
 from ngopt.graph.topology import components
 
-PARAMETER_NODES = ("bias", "gamma", "beta", "slope", "scale")
-NODE_TYPES = (
-    "neuron", *PARAMETER_NODES, "token", "position", "parameter", "constant", "product", "head", "group", "pool",
-    "other",
-)  # fmt: skip
-"""Names of the codes of `node_types`; a kind of someone's own rule is "other"."""
-EDGE_TYPES = ("weight", "flatten", *PARAMETER_NODES, *EDGE_KINDS, "other")
-"""Names of the codes of `edge_types`."""
-PARAMETER_KINDS = {"shift": "beta"}
-"""What the pieces of parameters on nodes (`Bias.kind`) are called as nodes, where that is another name."""
+SCALES = ("gamma", "scale")
 KERNEL_DIMS = 3
 
 
@@ -54,7 +45,7 @@ def parameter_graph(graph: NeuralGraph) -> NeuralGraph:
         elif not any(how is Scale.MERGED and _is_skip(block, graph.blocks[k]) for k, how in scales.items()):
             builder.add(block)
     for bias in graph.biases:
-        builder.add_parameter(bias.view, bias.group, bias.index, PARAMETER_KINDS.get(bias.kind, bias.kind))
+        builder.add_parameter(bias.view, bias.group, bias.index, bias.kind)
     return builder.build()
 
 
@@ -62,13 +53,13 @@ def parameter_graph(graph: NeuralGraph) -> NeuralGraph:
 
 
 class Scale(Enum):
-    """What becomes of a norm's scale, the diagonal edges from neurons S to neurons T.
+    """What becomes of a scale, the diagonal edges from neurons S to neurons T.
 
     MERGED: T are S; a gamma node leads to S. BEFORE: nothing but this norm follows S, which has the
     gamma node, and edges of value 1 lead to T (two norms that are summed, as where a ResNet reduces
     its maps). BEHIND: nothing but this norm leads to T, which has the gamma node, with edges of
     value 1 from S (two norms of the same neurons, or one after the other). DIAGONAL: the scale
-    stays on edges from S to T, as "gamma".
+    stays on edges from S to T.
     """
 
     MERGED = "merged"
@@ -102,12 +93,8 @@ def _place_scales(graph: NeuralGraph) -> dict[int, Scale]:
 
 
 def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
-    """Whether a block is a factor for each neuron, not a weight of a single neuron or a depthwise convolution."""
-    if block.view is None or block.kind != "weight" or block.shape[1:] != (1, 1) or block.position:
-        return False
-    shape = graph.parameters[block.view.parameter].shape
-    is_kernel = len(shape) == 2 + len(block.slot_shape) and shape[1] == 1
-    return not is_kernel and (block.shape[0] > 1 or len(shape) <= 1)
+    """Whether a block is the scale of neurons that leads to others, not yet one that a node stands for."""
+    return block.kind in SCALES and graph.groups[block.source].kind not in SCALES
 
 
 def _can_merge(graph: NeuralGraph, block: EdgeBlock, layer: Sequence[int]) -> bool:
@@ -122,20 +109,16 @@ def _can_merge(graph: NeuralGraph, block: EdgeBlock, layer: Sequence[int]) -> bo
     coming = [b for b in blocks if b.target == block.target and b.source not in own]
     if any(layer[b.source] >= layer[block.source] for b in coming):
         return False  # merging might make a cycle
-    leaving = {_kind(graph, b) for b in blocks if b.source == block.source}
-    if "gamma" in leaving:
+    leaving = {b.kind for b in blocks if b.source == block.source}
+    if not leaving.isdisjoint(SCALES):
         return False  # another norm of the same neurons
     return (
-        leaving.isdisjoint(_kind(graph, b) for b in blocks if b.source == block.target)
+        leaving.isdisjoint(b.kind for b in blocks if b.source == block.target)
         and {b.kind for b in coming}.isdisjoint(b.kind for b in blocks if b.target == block.source)
         and {b.kind for b in graph.biases if b.group == block.source}.isdisjoint(
             b.kind for b in graph.biases if b.group == block.target
         )
     )
-
-
-def _kind(graph: NeuralGraph, block: EdgeBlock) -> str:
-    return "gamma" if _is_scale(graph, block) else block.kind
 
 
 def _is_skip(block: EdgeBlock, scale: EdgeBlock) -> bool:
@@ -187,13 +170,13 @@ class _Builder:
 
     def add_scale(self, block: EdgeBlock, how: Scale) -> None:
         if how is Scale.DIAGONAL:
-            self.add(replace(block, kind="gamma"))
+            self.add(block)
             return
         assert block.view is not None
         shape, strides = ((*x[:1], *x[3:]) for x in (block.view.shape, block.view.strides))  # (n, *slot_shape)
         view = replace(block.view, shape=shape, strides=strides)
         end = (block.target, block.target_index) if how is Scale.BEHIND else (block.source, block.source_index)
-        self.add_parameter(view, *end, "gamma")
+        self.add_parameter(view, *end, block.kind)
         if how is not Scale.MERGED:
             self.add(replace(block, view=None, slot_shape=(), kind="residual"))
 
@@ -250,18 +233,13 @@ def _single_slots(block: EdgeBlock) -> Iterator[EdgeBlock]:
 
 
 def node_types(graph: NeuralGraph) -> Tensor:
-    """What the nodes of every group are: (groups,) places in `NODE_TYPES` (Lim et al. 2024, node type)."""
-    return _codes([group.kind for group in graph.groups], NODE_TYPES)
+    """What the nodes of every group are: (groups,) places in `NODE_KINDS` (Lim et al. 2024, node type)."""
+    return torch.tensor([kind_code(group.kind, NODE_KINDS) for group in graph.groups], dtype=torch.long)
 
 
 def edge_types(graph: NeuralGraph) -> Tensor:
-    """What the edges of every block are: (blocks,) places in `EDGE_TYPES` (Lim et al. 2024, edge type)."""
-    return _codes([block.kind for block in graph.blocks], EDGE_TYPES)
-
-
-def _codes(kinds: Sequence[str], names: Sequence[str]) -> Tensor:
-    place = {name: k for k, name in enumerate(names)}
-    return torch.tensor([place.get(kind, place["other"]) for kind in kinds], dtype=torch.long)
+    """What the edges of every block are: (blocks,) places in `EDGE_KINDS` (Lim et al. 2024, edge type)."""
+    return torch.tensor([kind_code(block.kind, EDGE_KINDS) for block in graph.blocks], dtype=torch.long)
 
 
 def layers(graph: NeuralGraph) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from math import pi, prod
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ngopt.graph.core import NeuralGraph
+from ngopt.graph.core import NeuralGraph, kind_code
 
 # Functions that a network may apply to its neurons; 0 stands for none that is known, the last for any other.
 ACTIVATIONS = ("none", "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "softmax", "sin", "other")
@@ -61,56 +62,79 @@ def _centred(extent: list[int], offsets: list[tuple[int, ...]], space: tuple[int
     return tuple(positions)
 
 
+class KindFiLM(nn.Module):
+    """A learned scale and shift for every kind of thing, so that one linear map does for all of them.
+
+    kinds: names of the kinds; the last stands for any other. Shapes: scale and shift, (width,) each.
+    """
+
+    def __init__(self, kinds: Sequence[str], width: int):
+        super().__init__()
+        self.kinds = tuple(kinds)
+        self.scales = nn.Parameter(1 + 0.1 * torch.randn(len(kinds), width))
+        self.shifts = nn.Parameter(torch.randn(len(kinds), width))
+
+    def forward(self, kind: str) -> tuple[Tensor, Tensor]:
+        code = kind_code(kind, self.kinds)
+        return self.scales[code], self.shifts[code]
+
+
 class SlotEncoder(nn.Module):
     """A linear map of the features of all slots of an edge or node, zero-padded to the largest kernel and flattened.
 
-    The padding is not materialised: the matrix is sliced to the slots that exist.
+    The padding is not materialised: the matrix is sliced to the slots that exist. What it gives is
+    scaled and shifted by the kind of the edge or node.
 
     Shapes: (*, slots, d_in) -> (*, tiles, width).
     """
 
-    def __init__(self, d_in: int, width: int, kernel: tuple[int, int]):
+    def __init__(self, d_in: int, width: int, kernel: tuple[int, int], kinds: Sequence[str]):
         super().__init__()
-        self.kernel = kernel
+        self.kernel, self.film = kernel, KindFiLM(kinds, width)
         linear = nn.Linear(d_in * prod(kernel), width)
         self.weight = nn.Parameter(linear.weight.detach().reshape(width, prod(kernel), d_in).clone())
         self.bias = nn.Parameter(linear.bias.detach().clone())
 
-    def forward(self, values: Tensor, slot_shape: tuple[int, ...]) -> Tensor:
+    def forward(self, values: Tensor, slot_shape: tuple[int, ...], kind: str) -> Tensor:
         tiles = kernel_tiles(slot_shape, self.kernel)
         if len(tiles) == 1:
-            return self._encode(values, tiles[0]).unsqueeze(-2)
-        return torch.stack([self._encode(values[..., list(tile.slots), :], tile) for tile in tiles], dim=-2)
+            return self._encode(values, tiles[0], kind).unsqueeze(-2)
+        return torch.stack([self._encode(values[..., list(tile.slots), :], tile, kind) for tile in tiles], dim=-2)
 
-    def _encode(self, values: Tensor, tile: Tile) -> Tensor:
+    def _encode(self, values: Tensor, tile: Tile, kind: str) -> Tensor:
         weight = self.weight[:, list(tile.positions)] if len(tile.positions) < self.weight.shape[1] else self.weight
-        return nn.functional.linear(values.flatten(-2), weight.flatten(1), self.bias)
+        scale, shift = self.film(kind)  # of the matrix, which is smaller than what it gives
+        weight = scale.unsqueeze(1) * weight.flatten(1)
+        return nn.functional.linear(values.flatten(-2), weight, scale * self.bias + shift)
 
 
 class SlotDecoder(nn.Module):
     """One vector of every tile to features of each of its slots; the reverse of `SlotEncoder`.
 
+    The vector is first scaled and shifted by the kind of the edge or node.
+
     Shapes: (*, tiles, width) -> (*, slots, d_out).
     """
 
-    def __init__(self, width: int, d_out: int, kernel: tuple[int, int]):
+    def __init__(self, width: int, d_out: int, kernel: tuple[int, int], kinds: Sequence[str]):
         super().__init__()
-        self.kernel, self.d_out = kernel, d_out
+        self.kernel, self.d_out, self.film = kernel, d_out, KindFiLM(kinds, width)
         linear = nn.Linear(width, d_out * prod(kernel))
         self.weight = nn.Parameter(linear.weight.detach().reshape(prod(kernel), d_out, width).clone())
         self.bias = nn.Parameter(linear.bias.detach().reshape(prod(kernel), d_out).clone())
 
-    def forward(self, states: Tensor, slot_shape: tuple[int, ...]) -> Tensor:
+    def forward(self, states: Tensor, slot_shape: tuple[int, ...], kind: str) -> Tensor:
         tiles = kernel_tiles(slot_shape, self.kernel)
-        pieces = [self._decode(states[..., k, :], tile) for k, tile in enumerate(tiles)]
+        pieces = [self._decode(states[..., k, :], tile, kind) for k, tile in enumerate(tiles)]
         if len(tiles) == 1:
             return pieces[0]
         order = torch.tensor([slot for tile in tiles for slot in tile.slots]).argsort()
         return torch.cat(pieces, dim=-2)[..., order.to(states.device), :]
 
-    def _decode(self, states: Tensor, tile: Tile) -> Tensor:
+    def _decode(self, states: Tensor, tile: Tile, kind: str) -> Tensor:
         live = list(tile.positions)
-        out = nn.functional.linear(states, self.weight[live].flatten(0, 1), self.bias[live].flatten())
+        weight, (scale, shift) = self.weight[live].flatten(0, 1), self.film(kind)
+        out = nn.functional.linear(states, weight * scale, self.bias[live].flatten() + weight @ shift)
         return out.unflatten(-1, (len(live), self.d_out))
 
 

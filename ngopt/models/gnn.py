@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ngopt.features import NUM_FEATURES
-from ngopt.graph.core import EDGE_KINDS, Bias, EdgeBlock, GraphValues, NeuralGraph
+from ngopt.graph.core import BIAS_KINDS, EDGE_KINDS, NODE_KINDS, Bias, EdgeBlock, GraphValues, NeuralGraph, kind_code
 from ngopt.models.encoders import (
     ACTIVATIONS,
     POSITION_FEATURES,
@@ -174,9 +174,9 @@ class GlobalFeature(nn.Module):
 class GraphNetwork(nn.Module):
     """Features on a neural graph to features on the same graph, through rounds of `PNALayer`.
 
-    Edges without a parameter start from a learned vector for their kind. With `activations` nodes
-    also get one for the function that the network applies to them, with `global_feature` every
-    layer a vector for the whole graph.
+    What nodes and edges are, their kinds, is part of their features; edges without a parameter start
+    from a learned vector for their kind alone. With `activations` nodes also get one for the function
+    that the network applies to them, with `global_feature` every layer a vector for the whole graph.
 
     Shapes: `GraphValues` with d_in features -> `GraphValues` with d_out features.
     """
@@ -196,13 +196,13 @@ class GraphNetwork(nn.Module):
         self.width = width
         self.activations = nn.Embedding(len(ACTIVATIONS), width) if activations else None
         self.globals = nn.ModuleList(GlobalFeature(width) for _ in range(layers)) if global_feature else None
-        self.edge_encoder = SlotEncoder(d_in, width, kernel)
-        self.node_encoder = SlotEncoder(d_in, width, kernel)
-        self.kinds = nn.Embedding(len(EDGE_KINDS), width)
+        self.edge_encoder = SlotEncoder(d_in, width, kernel, EDGE_KINDS)
+        self.node_encoder = SlotEncoder(d_in, width, kernel, BIAS_KINDS)
+        self.node_kinds = nn.Embedding(len(NODE_KINDS), width)
         self.position = nn.Linear(POSITION_FEATURES, width)
         self.layers = nn.ModuleList(PNALayer(width, log_degree) for _ in range(layers))
-        self.edge_decoder = SlotDecoder(width, d_out, kernel)
-        self.node_decoder = SlotDecoder(width, d_out, kernel)
+        self.edge_decoder = SlotDecoder(width, d_out, kernel, EDGE_KINDS)
+        self.node_decoder = SlotDecoder(width, d_out, kernel, BIAS_KINDS)
 
     def forward(self, values: GraphValues, graph: NeuralGraph) -> GraphValues:
         nodes = self._encode_nodes(values, graph)
@@ -223,22 +223,23 @@ class GraphNetwork(nn.Module):
             states = []
         return GraphValues(
             tuple(self._decode_node(nodes[bias.group], bias) for bias in graph.biases),
-            tuple(self.edge_decoder(e, block.slot_shape) for e, block in zip(states, graph.weights, strict=True)),
+            tuple(self.edge_decoder(e, b.slot_shape, b.kind) for e, b in zip(states, graph.weights, strict=True)),
         )
 
     def _encode_nodes(self, values: GraphValues, graph: NeuralGraph) -> list[Tensor]:
         like = (values.edges or values.biases)[0]
         batch = like.shape[:-5] if values.edges else like.shape[:-3]
         positions = node_positions(graph, like)
+        kinds = [self.node_kinds.weight[kind_code(group.kind, NODE_KINDS)] for group in graph.groups]
         nodes = [
-            self.position(p).expand(*batch, group.size, self.width)
-            for p, group in zip(positions, graph.groups, strict=True)
+            (self.position(p) + kind).expand(*batch, group.size, self.width)
+            for p, kind, group in zip(positions, kinds, graph.groups, strict=True)
         ]
         if self.activations is not None:
             codes = self.activations(activation_codes(graph, like.device))
             nodes = [v + code for v, code in zip(nodes, codes, strict=True)]
         for bias, value in zip(graph.biases, values.biases, strict=True):
-            code = self.node_encoder(value, bias.slot_shape).sum(-2)
+            code = self.node_encoder(value, bias.slot_shape, bias.kind).sum(-2)
             node = nodes[bias.group]
             if bias.index is None:
                 nodes[bias.group] = node + code
@@ -248,19 +249,19 @@ class GraphNetwork(nn.Module):
 
     def _encode_edges(self, values: GraphValues, graph: NeuralGraph) -> list[Tensor]:
         """One (*batch, groups, n_target, n_source, tiles, width) for every weight, then every constant block."""
-        encoded = [self.edge_encoder(e, b.slot_shape) for e, b in zip(values.edges, graph.weights, strict=True)]
+        encoded = [self.edge_encoder(e, b.slot_shape, b.kind) for e, b in zip(values.edges, graph.weights, strict=True)]
         batch = (
             (values.edges[0].shape[:-5] if values.edges else values.biases[0].shape[:-3]) if graph.parameters else ()
         )
         for block in graph.constants:
-            kind = self.kinds.weight[EDGE_KINDS.index(block.kind)]
+            _, kind = self.edge_encoder.film(block.kind)
             encoded.append(kind.expand(*batch, *block.shape, 1, self.width))
         return encoded
 
     def _decode_node(self, node: Tensor, bias: Bias) -> Tensor:
         state = select_neurons(node, bias.index).unsqueeze(-2)
         tiles = len(kernel_tiles(bias.slot_shape, self.node_decoder.kernel))
-        return self.node_decoder(state.expand(*state.shape[:-2], tiles, self.width), bias.slot_shape)
+        return self.node_decoder(state.expand(*state.shape[:-2], tiles, self.width), bias.slot_shape, bias.kind)
 
 
 class NeuralGraphGNN(Metanet):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
-from ngopt.graph.core import EDGE_KINDS
+from ngopt.graph.core import EDGE_KINDS, NODE_KINDS
 from ngopt.models.encoders import node_positions
 from ngopt.models.gnn import STD_EPSILON, GraphNetwork, PNALayer
 
@@ -44,7 +44,7 @@ def run(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph) -> GraphValu
     starts = [sum(g.size for g in graph.groups[:i]) for i in range(len(graph.groups) + 1)]
     positions = node_positions(graph, gnn.position.weight)
     nodes = [
-        gnn.position(p[k if len(p) > 1 else 0])
+        gnn.position(p[k if len(p) > 1 else 0]) + gnn.node_kinds.weight[NODE_KINDS.index(g.kind)]
         for p, g in zip(positions, graph.groups, strict=True)
         for k in range(g.size)
     ]
@@ -52,17 +52,19 @@ def run(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph) -> GraphValu
     for bias, value in zip(graph.biases, values.biases, strict=True):
         for k, row in zip(bias.index or range(len(value)), value, strict=True):
             for plane, _ in cut(row, bias.slot_shape):
-                code = node_weight @ plane.flatten() + gnn.node_encoder.bias
+                scale, shift = gnn.node_encoder.film(bias.kind)
+                code = scale * (node_weight @ plane.flatten() + gnn.node_encoder.bias) + shift
                 nodes[starts[bias.group] + k] = nodes[starts[bias.group] + k] + code
     edges = []  # (source, target, state, where its outputs go)
     weight = gnn.edge_encoder.weight.flatten(1)
     for b, (block, value) in enumerate(zip(graph.weights, values.edges, strict=True)):
         for (g, i, j), source, target in ends(graph, block):
             for plane, place in cut(value[g, i, j], block.slot_shape):
-                state = weight @ plane.flatten() + gnn.edge_encoder.bias
+                scale, shift = gnn.edge_encoder.film(block.kind)
+                state = scale * (weight @ plane.flatten() + gnn.edge_encoder.bias) + shift
                 edges.append((starts[block.source] + source, starts[block.target] + target, state, (b, g, i, j, place)))
     for block in graph.constants:
-        state = gnn.kinds.weight[EDGE_KINDS.index(block.kind)]
+        state = gnn.edge_encoder.film.shifts[EDGE_KINDS.index(block.kind)]
         edges += [(starts[block.source] + s, starts[block.target] + t, state, None) for _, s, t in ends(graph, block)]
     for layer in gnn.layers:
         nodes, edges = step(layer, nodes, edges)
@@ -113,7 +115,9 @@ def aggregate(layer: PNALayer, node: Tensor, messages: list[Tensor]) -> Tensor:
 def decode(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph, nodes, edges, starts) -> GraphValues:
     d_out = gnn.edge_decoder.d_out
 
-    def decoded(decoder, state):
+    def decoded(decoder, kind, state):
+        scale, shift = decoder.film(kind)
+        state = scale * state + shift
         return (decoder.weight.flatten(0, 1) @ state + decoder.bias.flatten()).reshape(9, d_out)
 
     out = [e.new_zeros(*e.shape[:4], d_out) for e in values.edges]
@@ -121,11 +125,11 @@ def decode(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph, nodes, ed
         if where is not None:
             b, g, i, j, place = where
             for slot, position in place:
-                out[b][g, i, j, slot] = decoded(gnn.edge_decoder, e)[position]
+                out[b][g, i, j, slot] = decoded(gnn.edge_decoder, graph.weights[b].kind, e)[position]
     biases = [b.new_zeros(*b.shape[:2], d_out) for b in values.biases]
     for bias, value, result in zip(graph.biases, values.biases, biases, strict=True):
         for k, n in enumerate(bias.index or range(len(value))):
             for _, place in cut(value[k], bias.slot_shape):
                 for slot, position in place:
-                    result[k, slot] = decoded(gnn.node_decoder, nodes[starts[bias.group] + n])[position]
+                    result[k, slot] = decoded(gnn.node_decoder, bias.kind, nodes[starts[bias.group] + n])[position]
     return GraphValues(tuple(biases), tuple(out))

@@ -211,7 +211,7 @@ def test_edges_of_value_one_are_thin_and_dashed(graphs):
 def test_boxes_tell_size_activation_and_biases(graphs):
     figure = graph_figure(graphs["residual"])
     found = words(figure)
-    assert {"4 neurons · relu", "6 neurons · sigmoid", "6 products", f"2 {TIMES} shift", "bias"} <= set(found)
+    assert {"4 neurons · relu", "6 neurons · sigmoid", "6 products", f"2 {TIMES} beta", "bias"} <= set(found)
     assert f"4 → 6 · 3{TIMES}3" in found
     boxes = {p.get_gid(): p for p in figure.axes[0].patches if isinstance(p, FancyBboxPatch)}
     colours = {graphs["residual"].groups[int(gid.split()[1])].kind: p.get_facecolor() for gid, p in boxes.items()}

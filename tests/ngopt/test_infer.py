@@ -139,4 +139,4 @@ def test_names_decide_where_order_cannot():
     assert [b.view.parameter for b in named.blocks] == [0, 2, 3]
     unnamed = build_graph([t for _, t in tensors])
     assert [b.view.parameter for b in unnamed.blocks] == [0, 1, 3]
-    assert [(b.view.parameter, b.kind) for b in unnamed.biases] == [(2, "shift")]
+    assert [(b.view.parameter, b.kind) for b in unnamed.biases] == [(2, "beta")]

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from ngopt import build_graph
 from ngopt.graph import GraphValues, to_edge_list
+from ngopt.graph.core import EDGE_KINDS, NODE_KINDS
 from ngopt.graph.parameter_graph import (
-    EDGE_TYPES,
-    NODE_TYPES,
     edge_types,
     input_output_index,
     kernel_positions,
@@ -61,8 +60,8 @@ def test_mlp_by_hand():
         (2, 5, "weight", (), 2, 0), (3, 5, "weight", (), 2, 1), (4, 5, "weight", (), 2, 2),
         (6, 2, "bias", (), 1, 0), (6, 3, "bias", (), 1, 1), (6, 4, "bias", (), 1, 2), (7, 5, "bias", (), 3, 0),
     ]  # fmt: skip
-    assert [NODE_TYPES[k] for k in node_types(graph)] == ["neuron"] * 3 + ["bias"] * 2
-    assert [EDGE_TYPES[k] for k in edge_types(graph)] == ["weight"] * 2 + ["bias"] * 2
+    assert [NODE_KINDS[k] for k in node_types(graph)] == ["neuron"] * 3 + ["bias"] * 2
+    assert [EDGE_KINDS[k] for k in edge_types(graph)] == ["weight"] * 2 + ["bias"] * 2
     assert layers(graph).tolist() == [0, 1, 2, 1, 2]
     inputs, outputs = input_output_index(graph)
     assert inputs.tolist() == [0, 1, -1, -1, -1, -1, -1, -1]
@@ -182,8 +181,10 @@ NORMS = {
     "raw as well": ("a b norm_a", lambda m, x: m.a(m.norm_a(x)) + m.b(x), 2 * 2 * 2, (6, 2, 0, 2)),
     # residual connections before and behind it. Neurons of stem, of the sum with all that is tied to it
     "two sums": ("a b c norm_a", lambda m, x: two_sums(m, torch.tanh(m.a(x)), torch.tanh(m.b(x)), x), 4, (10, 2, 0, 6)),
-    # a bias before and another behind it. Neurons of stem, a
-    "biases": ("a norm_a shift", lambda m, x: m.norm_a(m.a(x)) + m.shift, 2 * 2, (6, 2, 0, 2)),
+    # a shift before and another behind it. Neurons of stem, a
+    "shifts": ("a norm_a shift_a shift_b", lambda m, x: m.norm_a(m.a(x) + m.shift_a) + m.shift_b, 4, (6, 2, 0, 2)),
+    # a shift behind it, which the bias before it is told from. Neurons of stem, a
+    "a shift": ("a norm_a shift_a", lambda m, x: m.norm_a(m.a(x)) + m.shift_a, 2 * 2, (4, 2, 0, 0)),
 }
 
 
@@ -198,6 +199,28 @@ class Rolled(nn.Module):
     def forward(self, x):
         x = torch.tanh(self.stem(x))
         return self.out(F.relu(x + self.norm(self.layer(x).roll(1, -1))))
+
+
+class Last(nn.Module):
+    """The last state of a recurrent layer of two neurons, and a linear layer behind it."""
+
+    def __init__(self, rnn: nn.RNNBase):
+        super().__init__()
+        self.rnn, self.out = rnn, nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][:, -1])
+
+
+class Seen(nn.Module):
+    """The sum of two layers, the second of which sees its input through a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.a, self.b, self.function = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), function
+
+    def forward(self, x):
+        return self.a(x) + self.b(self.function(x))
 
 
 GROUP_NORM = nn.Sequential(nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, (2, 1)))
@@ -216,8 +239,13 @@ SYMMETRIC = {
     "group norm": (GROUP_NORM, MAPS, 2 * 2 * 2),
     # q with k, and v, in each head; the heads
     "attention": (ATTENTION, SEQUENCE, (2 * 2) ** 2 * 2),
-    # the state; the two biases, which are only summed
+    # the two biases, which are only summed; the states are outputs
     "recurrent": (nn.RNN(2, 2, batch_first=True), torch.randn(2, 3, 2), 2),
+    # the states, but not the two biases
+    "gated": (Last(nn.GRU(2, 2, batch_first=True)), torch.randn(2, 3, 2), 2),
+    # none: a weight of every element and one of their mean are told apart, and so are those of x and sin x
+    "two weights": (Seen(lambda x: x.mean(1, keepdim=True)), torch.randn(2, 3, 2), 1),
+    "two functions": (Seen(torch.sin), torch.randn(2, 3, 2), 1),
 }
 
 
@@ -361,7 +389,7 @@ def test_norm_over_two_layers_has_one_node():
 )
 def test_weights_from_one_to_one_are_no_norms(model, example):
     _, edges = kinds_of(parameter_graph(build_graph(model, example)))
-    assert set(edges) == {"weight", "bias"}
+    assert set(edges) <= {"weight", "bias", "recurrent"}
 
 
 def test_other_parameters_are_nodes_by_their_kind():

@@ -138,6 +138,40 @@ def test_what_is_no_symmetry_is_told_apart(case):
     assert (before - after).abs().max() > 1e-6
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "second", "alike"),
+    [
+        ("deep sets", "own.weight", "mean.weight", False),
+        ("gru", "rnn.bias_ih_l0", "rnn.bias_hh_l0", False),
+        ("rnn", "rnn.bias_ih_l0", "rnn.bias_hh_l0", True),
+        ("tokens", "norm.weight", "scale", False),
+        ("group norm", "1.weight", "1.bias", False),
+        ("tokens", "norm.bias", "attn.out_proj.bias", False),
+        ("gated", "up.weight", "gate.weight", False),
+    ],
+)
+@torch.no_grad()
+def test_parameters_are_interchangeable_where_the_network_says_so(name, first, second, alike):
+    model, example = ZOO[name]
+    graph = build_graph(model, example)
+    names = [spec.name for spec in graph.parameters]
+    i, j = names.index(first), names.index(second)
+
+    def exchanged(values):
+        return [values[{i: j, j: i}.get(k, k)] for k in range(len(values))]
+
+    torch.manual_seed(0)
+    metanet = NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
+    generator = torch.Generator().manual_seed(0)
+    params, grads = random_values(graph, generator), random_values(graph, generator)
+    expected = exchanged(updates(metanet, graph, params, [grads]))
+    found = updates(metanet, graph, exchanged(params), [exchanged(grads)])
+    assert (max((e - f).abs().max() for e, f in zip(expected, found, strict=True)) < 1e-10) == alike
+    params = randomised(model)
+    before, after = run(model, params, example), run(model, exchanged(params), example)
+    assert ((before - after).abs().max() < 1e-10) == alike
+
+
 @torch.no_grad()
 def test_heads_and_groups_as_wholes_may_be_exchanged():
     for name, kind in (("attention", "head"), ("gpt", "head"), ("group norm", "group")):

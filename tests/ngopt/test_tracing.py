@@ -41,9 +41,9 @@ def test_residual_network_by_hand():
     model, example = zoo()["residual"]
     graph = build_graph(model, example)
     assert edges_of(graph, "conv1") == [("weight", "stem")]
-    assert edges_of(graph, "bn1") == [("residual", "stem"), ("weight", "conv1")]
+    assert edges_of(graph, "bn1") == [("gamma", "conv1"), ("residual", "stem")]
     # the projected skip and the block are only summed: one group, reached by the scales of both norms
-    assert edges_of(graph, "bn2") == [("weight", "conv2"), ("weight", "down")]
+    assert edges_of(graph, "bn2") == [("gamma", "conv2"), ("gamma", "down")]
     assert edges_of(graph, "squeeze") == [("weight", "bn2")]
     assert edges_of(graph, "fc") == [("weight", "mul")]
     assert edges_of(graph, "mul") == [("left", "bn2"), ("right", "excite")]

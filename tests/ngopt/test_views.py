@@ -9,7 +9,8 @@ from torch_geometric.data import Batch
 
 from ngopt import build_graph
 from ngopt.graph import to_edge_list
-from ngopt.graph.interop import EDGE_KIND_NAMES, NODE_KIND_NAMES, to_networkx, to_pyg
+from ngopt.graph.core import EDGE_KINDS, NODE_KINDS
+from ngopt.graph.interop import to_networkx, to_pyg
 from ngopt.graph.views import shorten
 from tests.networks import mlp
 from tests.zoo import zoo
@@ -94,10 +95,10 @@ def test_pyg_has_the_edges_of_the_edge_list(networks, name):
     assert biases == node_oracle(graph, values)
     assert not data.edge_attr[~data.edge_mask].any()
     assert not data.x[~data.node_mask].any()
-    kinds = [EDGE_KIND_NAMES[k] for k in data.edge_kind.tolist()]
+    kinds = [EDGE_KINDS[k] for k in data.edge_kind.tolist()]
     assert kinds == [graph.blocks[b].kind for b in data.edge_block.tolist()]
     groups = [graph.groups[g] for g in data.node_group.tolist()]
-    assert [NODE_KIND_NAMES[k] for k in data.node_kind.tolist()] == [group.kind for group in groups]
+    assert [NODE_KINDS[k] for k in data.node_kind.tolist()] == [group.kind for group in groups]
     assert data.node_depth.tolist() == pytest.approx([group.depth for group in groups])
     assert data.num_nodes == len(groups)
 
@@ -182,7 +183,7 @@ def test_summary_is_a_table_of_groups(networks):
         "role",
     ]
     row = next(line for line in lines if " bn2 " in line)
-    assert row.split() == "5 bn2 6 4, 6 2 x one to one + 2 x shift 1 24 relu hidden".split()
+    assert row.split() == "5 bn2 6 4, 6 2 x one to one + 2 x beta 1 24 relu hidden".split()
     assert lines[-1].startswith("52 nodes in 11 groups, 572 parameter elements in 10 blocks and 7 biases; 1 component")
 
 
@@ -205,10 +206,10 @@ def test_summary_abbreviates_what_is_many():
     lines = graph.summary().splitlines()
     (norm,) = [line for line in lines if " norms.4 " in line]
     assert "16" in norm.split()  # 4 + 4 * 3 neurons in five groups, a single row
-    assert "5 x one to one + 5 x shift" in norm
+    assert "5 x one to one + 5 x beta" in norm
     (last,) = [line for line in lines if " layers.4 " in line]
     assert "5 groups  4 -> 4 + 4 x (3 -> 4) + bias" in last
-    elements = [line[line.index("shift") :].split()[2] for line in lines if " norms." in line]
+    elements = [line[line.index("beta") :].split()[2] for line in lines if " norms." in line]
     assert [int(e) for e in elements] == [2 * (4 + 3 * k) for k in range(5)]
     wide = build_graph([("a" * 30 + "." + "b" * 30 + ".weight", torch.zeros(2, 3))])
     assert "..." + "b" * 30 in wide.summary()

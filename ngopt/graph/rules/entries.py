@@ -112,14 +112,14 @@ def _tensors(tree: Any) -> list:
 
 
 def as_neurons(tracer: Tracer, node: Node, value: Value) -> Neurons:
-    """A parameter used as if it were an activation (a class token) is the bias of new nodes; constants are none."""
+    """A parameter used as if it were an activation (a class token) is the value of new nodes; constants are none."""
     if isinstance(value, Neurons):
         return value
     if not isinstance(value, Elements):
         return Neurons(torch.full(tuple(value.shape), -1))
     numbers, inverse = value.numbers.unique(return_inverse=True)
     nodes = tracer.nodes.new(tracer.parameters[value.parameter].name, len(numbers), "neuron")
-    tracer.add_bias(Elements(value.parameter, numbers), nodes)
+    tracer.add_bias(Elements(value.parameter, numbers), nodes, "value")
     return Neurons(nodes[inverse])
 
 

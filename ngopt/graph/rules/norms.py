@@ -87,10 +87,10 @@ def scale_and_shift(
         else:
             slot_shape = view.shape[1:]
             wide = View(view.parameter, (n, 1, 1, *slot_shape), (view.strides[0], 0, 0, *view.strides[1:]), view.offset)
-            tracer.add_block(wide, part.nodes, targets, (n, 1, 1), slot_shape)
+            tracer.add_block(wide, part.nodes, targets, (n, 1, 1), slot_shape, "gamma")
         shift = _part(bias, part)
         if shift is not None:
-            tracer.biases.append(RawBias(shift, targets, shift.shape[1:], "shift"))
+            tracer.biases.append(RawBias(shift, targets, shift.shape[1:], "beta"))
     tracer.pristine.add(node)
     shape = [1] * x.labels.dim()
     for d in dims:

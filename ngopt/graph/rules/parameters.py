@@ -62,7 +62,7 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
         wide = View(
             view.parameter, (len(nodes), 1, 1, *slot_shape), (view.strides[0], 0, 0, *view.strides[1:]), view.offset
         )
-        tracer.add_block(wide, nodes, targets, (len(nodes), 1, 1), slot_shape)
+        tracer.add_block(wide, nodes, targets, (len(nodes), 1, 1), slot_shape, kind)
         swap = torch.full((tracer.nodes.starts[-1],), -1).index_copy(0, nodes, targets)
         return Neurons(torch.where(neuron, swap[labels.clamp(min=0)], labels).expand(shape))
     shared = tracer.nodes.new(name, len(sets), "parameter")

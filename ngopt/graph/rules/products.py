@@ -40,7 +40,7 @@ def attention(
     scores_shape = torch.Size((*q.shape[:-1], k.shape[-2]))
     scores = product_sum(tracer, node.name, q, Neurons(k.labels.mT), scores_shape)
     if isinstance(mask, Elements) and isinstance(scores, Neurons):
-        scores = with_parameter(tracer, node, scores, mask, "bias")
+        scores = with_parameter(tracer, node, scores, mask, "shift")
     elif isinstance(mask, Neurons) and isinstance(scores, Neurons):
         scores = sum_of(tracer, node, scores, mask)
     if isinstance(scores, Neurons):
@@ -108,7 +108,7 @@ def addition(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
         return sum_of(tracer, node, a, b)
     for x, other in ((a, b), (b, a)):
         if isinstance(x, Neurons) and isinstance(other, Elements):
-            return with_parameter(tracer, node, x, other, "bias")
+            return with_parameter(tracer, node, x, other, "shift")
     return elementwise(tracer, node, (a, b), {})
 
 

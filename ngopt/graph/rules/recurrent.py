@@ -57,16 +57,18 @@ def _recurrent_layer(tracer: Tracer, sources: Tensor, weights: Sequence[Elements
     gates = w_ih.shape[0] // cells
     targets = tracer.nodes.new(name, cells)
     fed_back = tracer.nodes.new(f"{name}.projection", hidden) if projection else targets
-    for weight, nodes in ((w_ih, tracer.source_nodes(sources, name)), (w_hh, fed_back)):
+    incoming = ((w_ih, tracer.source_nodes(sources, name), "weight"), (w_hh, fed_back, "recurrent"))
+    for weight, nodes, kind in incoming:
         view = weight.view()
         if view is None:
             continue
         row, column = view.strides
         shape = (1, cells, len(nodes))
         piece = View(weight.parameter, (*shape, gates), (0, row, column, row * cells), view.offset)
-        tracer.add_block(piece, nodes, targets, shape, (gates,))
-    for bias in biases:
-        tracer.add_bias(bias.move(lambda b: b.view(gates, cells).T, (bias,), {}), targets)
+        tracer.add_block(piece, nodes, targets, shape, (gates,), kind)
+    # a GRU gates what its state adds, with its bias; elsewhere the two are only summed
+    for bias, kind in zip(biases, ("bias", "recurrent" if gates == 3 else "bias"), strict=False):
+        tracer.add_bias(bias.move(lambda b: b.view(gates, cells).T, (bias,), {}), targets, kind)
     if projection:
         connect(tracer, projection[0], targets, fed_back)
     return fed_back

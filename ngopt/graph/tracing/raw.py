@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RawBlock:
-    """A block whose ends are still node numbers: sources (groups * n_source,), targets (groups * n_target,)."""
+    """A block whose ends are still node numbers: sources (groups * n_source,), targets (groups * n_target,).
+
+    use: which function is applied to what; weights with the same one see their sources in the same way.
+    """
 
     view: View | None
     sources: Tensor
@@ -27,6 +30,7 @@ class RawBlock:
     shape: tuple[int, int, int]
     slot_shape: tuple[int, ...]
     kind: str
+    use: tuple
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ class RawBias:
 
 def finish(tracer: Tracer) -> NeuralGraph:
     """Groups without nodes left are dropped, node numbers become places in groups, gaps become components."""
+    group_of = tracer.nodes.compact()[1]
+    pieces = with_copies(tracer, [piece for raw in tracer.blocks for piece in split_ends(raw, group_of)])
     sizes, group_of, place_of = tracer.nodes.compact()
     builder = GraphBuilder(tracer.parameters)
     number: dict[int, int] = {}
-    used = _used_groups(tracer, group_of)
+    used = _used_groups(pieces, tracer.biases, group_of)
     for old, size in enumerate(sizes):
         if size and old in used:
             number[old] = builder.add_group(tracer.nodes.names[old], size, tracer.nodes.kinds[old])
@@ -53,15 +59,12 @@ def finish(tracer: Tracer) -> NeuralGraph:
         index = tuple(place_of[nodes].tolist())
         return number[old], None if index == tuple(range(sizes[old])) else index
 
-    for raw in tracer.blocks:
-        for piece in split_ends(raw, group_of):
-            source, source_index = locate(piece.sources)
-            target, target_index = locate(piece.targets)
-            builder.blocks.append(
-                EdgeBlock(
-                    piece.view, source, target, piece.shape, piece.slot_shape, piece.kind, source_index, target_index
-                )
-            )
+    for raw in pieces:
+        source, source_index = locate(raw.sources)
+        target, target_index = locate(raw.targets)
+        builder.blocks.append(
+            EdgeBlock(raw.view, source, target, raw.shape, raw.slot_shape, raw.kind, source_index, target_index)
+        )
     for raw in tracer.biases:
         start = 0
         for length in runs(group_of[raw.nodes]):
@@ -84,10 +87,43 @@ def finish(tracer: Tracer) -> NeuralGraph:
     )
 
 
-def _used_groups(tracer: Tracer, group_of: Tensor) -> set[int]:
-    ends = [nodes for block in tracer.blocks for nodes in (block.sources, block.targets)]
-    ends += [bias.nodes for bias in tracer.biases]
+def _used_groups(blocks: Sequence[RawBlock], biases: Sequence[RawBias], group_of: Tensor) -> set[int]:
+    ends = [nodes for block in blocks for nodes in (block.sources, block.targets)]
+    ends += [bias.nodes for bias in biases]
     return set(torch.cat([torch.empty(0, dtype=torch.long), *(group_of[nodes] for nodes in ends)]).tolist())
+
+
+def with_copies(tracer: Tracer, blocks: Sequence[RawBlock]) -> list[RawBlock]:
+    """Gives the sources of a weight nodes of their own where another has the same ends but sees them otherwise.
+
+    A x + B mean(x) has two weights from and to the same neurons, as A x + B sin(x) has. Exchanging
+    them changes the function, and only nodes between x and B, the copies, say so.
+    """
+    found: list[RawBlock] = []
+    before: dict[tuple, list[RawBlock]] = {}
+    copies: dict[tuple, Tensor] = {}
+    for block in blocks:
+        sources, targets = tracer.nodes.find(block.sources), tracer.nodes.find(block.targets)
+        groups = (int(tracer.nodes.group_of(nodes[:1])) for nodes in (sources, targets))
+        block = replace(block, sources=sources, targets=targets)
+        if block.view is not None:
+            others = before.setdefault((*groups, block.kind, block.slot_shape), [])
+            if any(other.use != block.use and _share_an_edge(other, block) for other in others):
+                key = (block.use, *sources.tolist())
+                if key not in copies:
+                    n = len(sources)
+                    copies[key] = tracer.nodes.new(f"{block.use[0]}.copy", n, "copy")
+                    found.append(RawBlock(None, sources, copies[key], (n, 1, 1), (), "copy", block.use))
+                block = replace(block, sources=copies[key])
+            else:
+                others.append(block)
+        found.append(block)
+    return found
+
+
+def _share_an_edge(a: RawBlock, b: RawBlock) -> bool:
+    """Whether an edge of one has the ends of an edge of the other."""
+    return bool(torch.isin(a.sources, b.sources).any() and torch.isin(a.targets, b.targets).any())
 
 
 def runs(groups: Tensor) -> list[int]:

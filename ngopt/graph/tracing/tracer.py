@@ -85,6 +85,7 @@ class Tracer:
         self.inputs: list[Tensor] = []
         self.pristine: set[Node] = set()  # whose neurons nothing but weights has been applied to
         self.values: dict[Node, Value] = {}
+        self.use: tuple = ()  # the function at which the walk is, and what it is applied to
 
     def run(self) -> NeuralGraph:
         """The neural graph of the whole network."""
@@ -148,7 +149,7 @@ class Tracer:
         slot_shape: tuple[int, ...] = (),
         kind: str = "weight",
     ) -> None:
-        self.blocks.append(RawBlock(view, sources, targets, shape, slot_shape, kind))
+        self.blocks.append(RawBlock(view, sources, targets, shape, slot_shape, kind, self.use))
 
     def add_bias(self, elements: Elements | None, nodes: Tensor, kind: str = "bias") -> None:
         """A piece (n, *slots) of a parameter as a feature of n nodes."""
@@ -197,6 +198,7 @@ class Tracer:
         if node is not region.nodes[0]:
             return
         inputs = [self.values[source] for source in region.inputs]
+        self.use = (node.name, region.module)
         result = RULES[type(region.module)](self, region.output, region.module, *inputs)
         for inner in region.nodes:
             self.values[inner] = self.unknown(inner)
@@ -212,6 +214,8 @@ class Tracer:
         packet = getattr(node.target, "overloadpacket", node.target)
         rule: Callable | None = RULES.get(node.target) or RULES.get(packet)
         if rule is not None:
+            seen = [a.name for a in node.all_input_nodes if isinstance(self.values[a], Neurons)]
+            self.use = (*seen, packet, str([a for a in node.args if not isinstance(a, Node)]))
             return rule(self, node, *args, **kwargs)
         if packet in entries.MOVES:
             return entries.move(self, node, args, kwargs)
