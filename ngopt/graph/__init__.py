@@ -21,7 +21,7 @@ from ngopt.graph.read import run_graph
 from ngopt.graph.rules import register_rule
 from ngopt.graph.sequential import sequential_graph
 from ngopt.graph.topology import join_graphs
-from ngopt.graph.tracing.export import export_module, guess_inputs
+from ngopt.graph.tracing.capture import NotCaptured, capture, guess_inputs
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.views import EdgeList, to_edge_list
 
@@ -54,10 +54,10 @@ def build_graph(
 
     source: a module, or an iterable of parameters or of (name, parameter) pairs, of which names,
         shapes and order decide.
-    example_input: what the module takes, a tensor or a tuple of arguments. With it the graph is
-        exact, whatever the module does inside. Without it a sequential module is read as it
-        stands, and for others an input is guessed from the first layer; where that fails, the
-        parameters decide, with a warning that names the module.
+    example_input: what the module takes, a tensor, a tuple of arguments or a dict of named ones.
+        With it the graph is exact, whatever the module does inside. Without it a sequential module
+        is read as it stands, and for others an input is guessed from the first layer; where that
+        fails, the parameters decide, with a warning that names the module.
 
     Raises ValueError if there is no parameter, an element is no tensor, a lazy module has no shape
     yet, or the module does not run on the example input.
@@ -72,7 +72,11 @@ def build_graph(
         raise ValueError("build_graph: expected at least one parameter; got none")
     if example_input is not None:
         try:
-            program = export_module(source, example_input)
+            program = capture(source, example_input)
+        except NotCaptured as error:
+            return _from_parameters(
+                source, f"the functions that {type(source).__name__} applies cannot be listed ({error})"
+            )
         except Exception as error:
             raise ValueError(
                 f"build_graph: {type(source).__name__} does not run on the example input: {error}"
@@ -99,14 +103,15 @@ def _guess(model: nn.Module) -> NeuralGraph:
     """Traces with the first guessed input that the module takes; else its parameters decide."""
     for example in guess_inputs(model):
         try:
-            return Tracer(export_module(model, example), model).run()
+            return Tracer(capture(model, example), model).run()
         except Exception:
             continue
-    warnings.warn(
-        f"build_graph: no input for {type(model).__name__} could be guessed, so that its graph comes from its "
-        "parameters alone; give example_input for an exact one",
-        stacklevel=3,
-    )
+    reason = f"no input for {type(model).__name__} could be guessed"
+    return _from_parameters(model, f"{reason}; give example_input for an exact graph", stacklevel=4)
+
+
+def _from_parameters(model: nn.Module, reason: str, stacklevel: int = 3) -> NeuralGraph:
+    warnings.warn(f"build_graph: names and shapes of the parameters decide, as {reason}", stacklevel=stacklevel)
     return infer_graph(*_specs(model.named_parameters()))
 
 

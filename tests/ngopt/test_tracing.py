@@ -8,6 +8,7 @@ from torch import nn
 from ngopt import NGOptimizer, build_graph
 from ngopt.graph import register_rule
 from ngopt.graph.rules import RULES
+from ngopt.graph.topology import unconnected
 from ngopt.models import FeedForward
 from tests.zoo import GPT, Attention, Residual, zoo
 
@@ -107,9 +108,54 @@ class Stubborn(nn.Module):
 
 
 def test_parameters_decide_where_a_module_cannot_be_traced():
-    with pytest.warns(UserWarning, match="no input for Stubborn could be guessed"):
+    with pytest.warns(UserWarning, match="as no input for Stubborn could be guessed"):
         graph = build_graph(Stubborn())
     assert [(b.source, b.target) for b in graph.blocks] == [(0, 1), (1, 2)]
+
+
+class Halting(nn.Module):
+    """Applies a layer as often as its own output says; counts, in a buffer, how often it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x, *, scale=1.0):
+        self.calls += 1
+        x = torch.tanh(self.first(x))
+        for _ in range(1 + int(x.abs().sum() > 0)):
+            x = torch.tanh(self.again(x))
+        return {"logits": self.last(x) * scale}
+
+
+def test_control_flow_that_depends_on_values(capfd):
+    model = Halting()
+    for example in (torch.randn(5, 3), {"x": torch.randn(5, 3), "scale": 2.0}):
+        graph = build_graph(model, example)
+        assert graph.unplaced == () and unconnected(graph) == []
+        assert [graph.parameters[b.view.parameter].name for b in graph.weights] == [
+            "first.weight", "again.weight", "again.weight", "last.weight",
+        ]  # fmt: skip
+    assert model.calls == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failing_rule_leaves_the_rest():
+    model = nn.Sequential(nn.Linear(2, 3), Swish(), nn.Linear(4, 2))
+
+    @register_rule(Swish)
+    def swish(tracer, node, module, x):
+        tracer.add_bias(tracer.elements(module.beta), tracer.nodes.new("swish", 4))
+        raise KeyError("odd")
+
+    try:
+        with pytest.warns(UserWarning, match="the rule 'swish' failed at '.*' in Sequential: KeyError"):
+            graph = build_graph(model, torch.randn(5, 2))
+    finally:
+        del RULES[Swish]
+    assert graph.unplaced == ("1.weight", "1.beta")
+    assert edges_of(graph, "0") == [("weight", "input")]
 
 
 def test_bad_examples_and_lazy_modules():

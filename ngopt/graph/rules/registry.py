@@ -4,7 +4,8 @@ A rule says what a function or a module adds to the neural graph. For a function
 called as `rule(tracer, node, *args, **kwargs)` with the function's own arguments, in which tensors are
 `Neurons`, `Elements` of a parameter, `Unknown` or constants; for a module class as
 `rule(tracer, node, module, *inputs)` instead of following the functions inside. It returns the same
-kinds of values for the result.
+kinds of values for the result. Where the values of an input decide what a network does, only rules for
+functions apply (see `ngopt.graph.tracing.capture`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Follows neurons and parameters through an exported network, one function after the other.
+"""Follows neurons and parameters through a network, one function after the other.
 
 Every tensor of the network stands for one of three things: neurons (a label for each entry says of
 which), elements of a parameter (which ones, and where), or constants, which are computed. Functions
@@ -10,18 +10,18 @@ compute with weights have rules (`ngopt.graph.rules`), which add groups and bloc
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.core import NeuralGraph, ParameterSpec, View
 from ngopt.graph.rules import RULES, entries
+from ngopt.graph.tracing.capture import Program
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.nodes import Nodes
 from ngopt.graph.tracing.raw import RawBias, RawBlock, finish
@@ -41,13 +41,13 @@ class Region:
     output: Node
 
 
-def module_regions(nodes: Iterable[Node], model: nn.Module) -> dict[Node, Region]:
+def module_regions(program: Program, model: nn.Module) -> dict[Node, Region]:
     """For every node inside the call of a module with a rule, that call."""
     if not any(isinstance(target, type) for target in RULES):
         return {}
     calls: dict[str, list[Node]] = {}
     modules: dict[str, nn.Module] = {}
-    for node in nodes:
+    for node in program.graph.nodes:
         for call, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
             module = model.get_submodule(path.split("@")[0]) if node.op == "call_function" else None
             if module is not None and type(module) in RULES:
@@ -58,21 +58,16 @@ def module_regions(nodes: Iterable[Node], model: nn.Module) -> dict[Node, Region
     for call, inner in calls.items():
         members = set(inner)
         sources = dict.fromkeys(a for n in inner for a in n.all_input_nodes if a not in members)
-        inputs = [a for a in sources if not (a.op == "placeholder" and _is_state(a))]
+        inputs = [a for a in sources if a.name not in program.state]
         output = next(n for n in reversed(inner) if any(user not in members for user in n.users))
         found |= dict.fromkeys(inner, Region(modules[call], inner, inputs, output))
     return found
 
 
-def _is_state(node: Node) -> bool:
-    """Whether a placeholder is a parameter, buffer or constant of the model."""
-    return node.name.startswith(("p_", "b_", "c_"))
-
-
 class Tracer:
-    """Walks through an exported network; rules call its methods to add to the graph."""
+    """Walks through a network; rules call its methods to add to the graph."""
 
-    def __init__(self, program: ExportedProgram, model: nn.Module):
+    def __init__(self, program: Program, model: nn.Module):
         self.program, self.model = program, model
         named = list(model.named_parameters())
         self.parameters = [ParameterSpec.of(name, p) for name, p in named]
@@ -90,7 +85,7 @@ class Tracer:
     def run(self) -> NeuralGraph:
         """The neural graph of the whole network."""
         self._bind_inputs()
-        regions = module_regions(self.program.graph.nodes, self.model)
+        regions = module_regions(self.program, self.model)
         for node in self.program.graph.nodes:
             if node in regions:
                 self._call_module(regions[node], node)
@@ -168,19 +163,14 @@ class Tracer:
     # How it walks
 
     def _bind_inputs(self) -> None:
-        placeholders = {node.name: node for node in self.program.graph.nodes if node.op == "placeholder"}
-        for spec in self.program.graph_signature.input_specs:
-            node, target = placeholders.get(getattr(spec.arg, "name", "")), spec.target or ""
-            if node is None:
+        for node in self.program.graph.nodes:
+            if node.op not in ("placeholder", "get_attr"):
                 continue
-            if spec.kind == InputKind.PARAMETER:
-                self.values[node] = self.elements(self.model.get_parameter(target))
-            elif spec.kind == InputKind.BUFFER:
-                self.values[node] = self.model.get_buffer(target).detach().clone()
-            elif spec.kind in (InputKind.CONSTANT_TENSOR, InputKind.CUSTOM_OBJ):
-                self.values[node] = self.program.constants[target]
-            else:
+            state = self.program.state.get(node.name)
+            if state is None:
                 self.values[node] = self._user_input(node)
+            else:
+                self.values[node] = self.elements(state) if id(state) in self._position else state.detach().clone()
 
     def _user_input(self, node: Node) -> Value:
         value = node.meta.get("val")
@@ -199,10 +189,25 @@ class Tracer:
             return
         inputs = [self.values[source] for source in region.inputs]
         self.use = (node.name, region.module)
-        result = RULES[type(region.module)](self, region.output, region.module, *inputs)
+        rule = RULES[type(region.module)]
+        result = self._apply(rule, region.output, region.module, *inputs)
         for inner in region.nodes:
             self.values[inner] = self.unknown(inner)
         self.values[region.output] = result
+
+    def _apply(self, rule: Callable, node: Node, *args: Any, **kwargs: Any) -> Value:
+        """What a rule says; where it fails, a warning, and nothing is known of the function's result."""
+        blocks, biases = len(self.blocks), len(self.biases)
+        try:
+            return rule(self, node, *args, **kwargs)
+        except Exception as error:
+            del self.blocks[blocks:], self.biases[biases:]
+            warnings.warn(
+                f"build_graph: the rule '{rule.__name__}' failed at '{node.name}' in {type(self.model).__name__}: "
+                f"{error!r}; neurons are not followed through it",
+                stacklevel=2,
+            )
+            return self.unknown(node)
 
     def _call(self, node: Node) -> Value:
         args, kwargs = tree_map(lambda a: self.values[a] if isinstance(a, Node) else a, (node.args, node.kwargs))
@@ -216,7 +221,7 @@ class Tracer:
         if rule is not None:
             seen = [a.name for a in node.all_input_nodes if isinstance(self.values[a], Neurons)]
             self.use = (*seen, packet, str([a for a in node.args if not isinstance(a, Node)]))
-            return rule(self, node, *args, **kwargs)
+            return self._apply(rule, node, *args, **kwargs)
         if packet in entries.MOVES:
             return entries.move(self, node, args, kwargs)
         return entries.elementwise(self, node, args, kwargs)
