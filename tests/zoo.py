@@ -189,6 +189,21 @@ class Gated(nn.Module):
         return self.bilinear(x, x.sin()) * self.temperature
 
 
+class Overlapping(nn.Module):
+    """Slices of one weight and of its bias, some of whose elements are in several of them, others in one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.out = nn.Linear(3, 6), nn.Linear(12, 2)
+        self.weight, self.bias = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x))
+        whole, narrow = F.linear(x, self.weight, self.bias), F.linear(x[..., :4], self.weight[:, :4])
+        corner = F.linear(x[..., 3:], self.weight[3:, 3:], self.bias[3:])
+        return self.out(torch.tanh(torch.cat([whole, narrow, corner], -1)))
+
+
 def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
     """Name -> network in float64 and training mode, example input."""
     torch.manual_seed(0)
@@ -209,6 +224,7 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "gru": (Recurrent(nn.GRU, bias=False), torch.randn(2, 4, 3)),
         "rnn": (Recurrent(nn.RNN, nonlinearity="relu"), torch.randn(2, 4, 3)),
         "gated": (Gated(), torch.randn(2, 4)),
+        "overlapping": (Overlapping(), torch.randn(2, 3)),
         "einsum": (HeadsInEinsum(), torch.randn(2, 5, 6)),
         "group norm": (
             nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1)),
