@@ -189,6 +189,66 @@ class Gated(nn.Module):
         return self.bilinear(x, x.sin()) * self.temperature
 
 
+class HeadNorms(nn.Module):
+    """Attention with norms of queries and keys, whose scales and shift are shared by the heads."""
+
+    def __init__(self, width: int, heads: int = 2):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
+        self.q_norm, self.k_norm = nn.RMSNorm(width // heads), nn.LayerNorm(width // heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
+        q, k = self.q_norm(q).transpose(1, 2), self.k_norm(k.transpose(1, 2))  # before and behind the transposition
+        x = F.scaled_dot_product_attention(q, k, v.transpose(1, 2))
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class Shared(nn.Module):
+    """Layers that two halves of the neurons share: a linear one, and a convolution with the halves in the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.linear, self.conv = nn.Linear(3, 6), nn.Linear(3, 4), nn.Conv1d(4, 2, 3, padding=1)
+        self.hidden, self.out = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        x = torch.tanh(self.linear(torch.tanh(self.stem(x)).view(b, t, 2, 3)))
+        x = self.conv(x.permute(0, 2, 3, 1).reshape(2 * b, 4, t)).view(b, 4, t)
+        return self.out(torch.tanh(self.hidden(torch.tanh(x).transpose(1, 2))))
+
+
+class Shuffled(nn.Module):
+    """A pixel shuffle, behind which a channel is another neuron in every place, then norms and a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.up = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 16, 3, padding=1)
+        self.batch, self.group = nn.BatchNorm2d(4), nn.GroupNorm(2, 4)
+        self.out = nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.batch(F.pixel_shuffle(self.up(torch.tanh(self.stem(x))), 2))
+        return self.out(torch.tanh(self.group(F.relu(x))))
+
+
+class Overlapping(nn.Module):
+    """Slices of one weight and of its bias, some of whose elements are in several of them, others in one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.out = nn.Linear(3, 6), nn.Linear(12, 2)
+        self.weight, self.bias = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x))
+        whole, narrow = F.linear(x, self.weight, self.bias), F.linear(x[..., :4], self.weight[:, :4])
+        corner = F.linear(x[..., 3:], self.weight[3:, 3:], self.bias[3:])
+        return self.out(torch.tanh(torch.cat([whole, narrow, corner], -1)))
+
+
 def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
     """Name -> network in float64 and training mode, example input."""
     torch.manual_seed(0)
@@ -209,6 +269,10 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "gru": (Recurrent(nn.GRU), torch.randn(2, 4, 3)),
         "rnn": (Recurrent(nn.RNN, nonlinearity="relu"), torch.randn(2, 4, 3)),
         "gated": (Gated(), torch.randn(2, 4)),
+        "head norms": (nn.Sequential(nn.Linear(3, 6), HeadNorms(6), nn.Linear(6, 2)), torch.randn(2, 5, 3)),
+        "shared": (Shared(), torch.randn(2, 5, 3)),
+        "shuffled": (Shuffled(), torch.randn(2, 1, 4, 4)),
+        "overlapping": (Overlapping(), torch.randn(2, 3)),
         "einsum": (HeadsInEinsum(), torch.randn(2, 5, 6)),
         "group norm": (
             nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1)),

@@ -16,6 +16,7 @@ from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -83,18 +84,6 @@ class View:
     @property
     def numel(self) -> int:
         return prod(self.shape)
-
-    @cached_property
-    def region(self) -> tuple:
-        """Equal for views of the same elements, in whatever order they have them."""
-        dims = sorted((stride, size) for stride, size in zip(self.strides, self.shape, strict=True) if size > 1)
-        merged: list[tuple[int, int]] = []
-        for stride, size in dims:
-            if merged and stride == merged[-1][0] * merged[-1][1]:
-                merged[-1] = (merged[-1][0], merged[-1][1] * size)
-            else:
-                merged.append((stride, size))
-        return (self.offset, *merged)
 
     def is_whole(self, spec: ParameterSpec) -> bool:
         """Whether the view is the parameter in its own order."""
@@ -268,7 +257,7 @@ class NeuralGraph:
     def scatter(self, values: GraphValues, batch_dims: int = 0) -> list[Tensor]:
         """Brings values on nodes and edges back to parameters: the inverse of `gather`.
 
-        Where a parameter has several places, its value is their mean. Real pairs without feature
+        Where an element has several places, its value is their mean. Real pairs without feature
         axes come back as complex numbers.
         """
         found: list[list[tuple[View, Tensor]]] = [[] for _ in self.parameters]
@@ -279,7 +268,10 @@ class NeuralGraph:
                 features = tensor.shape[batch_dims + lead + 1 :]
                 value = tensor.reshape((*tensor.shape[:batch_dims], *view.shape, *features))
                 found[view.parameter].append((view, value))
-        return [_assemble(spec, uses, batch_dims) for spec, uses in zip(self.parameters, found, strict=True)]
+        return [
+            _assemble(spec, uses, numbers, batch_dims)
+            for spec, uses, numbers in zip(self.parameters, found, self._use_numbers, strict=True)
+        ]
 
     def flatten(self, values: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
         """Concatenates per-parameter values: (*batch, *shape, *features) each -> (*batch, numel, *features)."""
@@ -301,6 +293,15 @@ class NeuralGraph:
 
         return summary(self)
 
+    @cached_property
+    def _use_numbers(self) -> tuple[UseNumbers, ...]:
+        """For every parameter the numbers of its uses, in the order in which `scatter` finds them."""
+        views: list[list[View]] = [[] for _ in self.parameters]
+        for place in (*self.biases, *self.weights):
+            assert place.view is not None
+            views[place.view.parameter].append(place.view)
+        return tuple(_number_uses(spec, v) for spec, v in zip(self.parameters, views, strict=True))
+
     def _read(self, values: Sequence[Tensor], view: View, lead: int, batch_dims: int) -> Tensor:
         """A parameter's values in the order of a view, its trailing dimensions flattened to slots."""
         value, spec = values[view.parameter], self.parameters[view.parameter]
@@ -321,26 +322,47 @@ class NeuralGraph:
                 )
 
 
-def _assemble(spec: ParameterSpec, uses: list[tuple[View, Tensor]], batch_dims: int) -> Tensor:
+UseNumbers = tuple[int | np.ndarray, ...]
+"""For each view of a parameter which use of its elements it is, from 1; (*shape, 1) where they have different ones."""
+
+
+def _number_uses(spec: ParameterSpec, views: Sequence[View]) -> UseNumbers:
+    if len(views) == 1:
+        return (1,)
+    times = np.zeros(spec.numel, np.int32)  # no tensor: what is kept must not depend on the mode it was made in
+    found = []
+    for view in views:
+        strides = [s * times.itemsize for s in view.strides]
+        places = np.lib.stride_tricks.as_strided(times[view.offset :], view.shape, strides)
+        places += 1
+        numbers = np.unique(places)
+        found.append(int(numbers[0]) if len(numbers) == 1 else places[..., None].copy())
+    return tuple(found)
+
+
+def _assemble(spec: ParameterSpec, uses: Sequence[tuple[View, Tensor]], numbers: UseNumbers, batch_dims: int) -> Tensor:
     """A parameter's values from those of its places, (*batch, *view.shape, *features) each."""
     view, value = uses[0]
     batch, features = value.shape[:batch_dims], value.shape[batch_dims + len(view.shape) :]
     shape = (*batch, *spec.shape, *features)
     if len(uses) == 1 and view.is_whole(spec):
         return _as_declared(spec, value.reshape(shape), bool(features))
-    times: dict[tuple, int] = {}
     mean = value.new_zeros(prod(batch), spec.numel, prod(features))
-    for view, value in uses:
-        times[view.region] = k = times.get(view.region, 0) + 1
-        # a running mean, so that equal values give themselves, bit for bit
+    for (view, value), number in zip(uses, numbers, strict=True):
         value = value.reshape(prod(batch), *view.shape, prod(features))
-        if k > 1:
-            old = view.read(mean)
-            exact = value.is_floating_point() or value.is_complex()
-            value = old + ((value - old) / k if exact else (value - old) // k)
+        if not (isinstance(number, int) and number == 1):
+            value = _running_mean(view.read(mean), value, number)
             mean = mean.clone()  # autograd needs what was read
         view.write(mean, value)
     return _as_declared(spec, mean.reshape(shape), bool(features))
+
+
+def _running_mean(old: Tensor, value: Tensor, number: int | np.ndarray) -> Tensor:
+    """The mean of `number` values from that of the first `number` - 1 and the last; equal ones give themselves."""
+    k = number if isinstance(number, int) else torch.as_tensor(number, device=value.device)
+    exact = value.is_floating_point() or value.is_complex()
+    mean = old + ((value - old) / k if exact else (value - old) // k)
+    return mean if isinstance(k, int) else torch.where(k == 1, value, mean)
 
 
 def _as_declared(spec: ParameterSpec, value: Tensor, has_features: bool) -> Tensor:

@@ -4,9 +4,10 @@ from torch import nn
 
 from meta_train.problems import paper_cnn
 from ngopt import build_graph
-from ngopt.graph import run_graph, to_edge_list
+from ngopt.graph import GraphValues, run_graph, to_edge_list
 from tests.equivariance import permute, random_permutations
 from tests.networks import CNN_INPUT, cnn, mlp
+from tests.zoo import zoo
 
 
 def test_hand_written_graph():
@@ -41,6 +42,56 @@ def test_gather_scatter_identity(dtype, features, batch):
     flat = graph.flatten(values, len(batch))
     assert flat.shape == (*batch, graph.numel, *features)
     assert all(torch.equal(a, b) for a, b in zip(values, graph.unflatten(flat, len(batch)), strict=True))
+
+
+def uses_of(graph, features=2):
+    """Parameter, elements (n,) and values (n, features) of every place, and all of them as values on the graph."""
+    places = graph.gather([torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters])
+    values = GraphValues(*(tuple(torch.randn(*e.shape, features).double() for e in part) for part in places))
+    views = [place.view for place in (*graph.biases, *graph.weights)]
+    flat = zip((*places.biases, *places.edges), (*values.biases, *values.edges), strict=True)
+    uses = [(view.parameter, e.flatten(), v.reshape(-1, features)) for view, (e, v) in zip(views, flat, strict=True)]
+    return uses, values
+
+
+def test_uses_that_overlap_are_averaged_element_by_element():
+    graph = build_graph(*zoo()["overlapping"])
+    uses, values = uses_of(graph)
+    count = 0
+    for i, (spec, found) in enumerate(zip(graph.parameters, graph.scatter(values), strict=True)):
+        for element in range(spec.numel):
+            rows = [v[e == element] for parameter, e, v in uses if parameter == i]
+            several = torch.cat(rows)
+            count += len(several) > 1
+            torch.testing.assert_close(found.reshape(spec.numel, 2)[element], several.mean(0))
+    # of the weight (5, 6) the columns before 4 and the corner behind (3, 3), which meet in one; of the bias, two
+    assert count == 5 * 4 + 2 * 3 - 2 + 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64, torch.int64])
+def test_equal_values_of_uses_that_overlap_give_themselves(dtype):
+    graph = build_graph(*zoo()["overlapping"])
+    values = [(1000 * torch.randn(2, *s.shape, 3)).to(dtype) for s in graph.parameters]
+    back = graph.scatter(graph.gather(values, 1), 1)
+    assert all(b.dtype == dtype and torch.equal(a, b) for a, b in zip(values, back, strict=True))
+
+
+def test_means_of_uses_that_overlap_have_derivatives():
+    graph = build_graph(*zoo()["overlapping"])
+    _, values = uses_of(graph)
+    n = len(values.biases)
+    flat = (*values.biases, *values.edges)
+
+    def means(*tensors):
+        return tuple(graph.scatter(GraphValues(tensors[:n], tensors[n:])))
+
+    assert torch.autograd.gradcheck(means, [t.requires_grad_() for t in flat])
+    tangents = tuple(torch.randn_like(t) for t in flat)
+    expected = means(*tangents)  # it is linear
+    for e, f in zip(expected, torch.func.jvp(means, flat, tangents)[1], strict=True):
+        torch.testing.assert_close(e, f)
+    for e, f in zip(expected, torch.func.vmap(means)(*(t[None] for t in tangents)), strict=True):
+        torch.testing.assert_close(e, f[0])
 
 
 def test_every_element_has_one_place():

@@ -25,7 +25,7 @@ from ngopt.models.gnn import GNNConfig
 from tests.equivariance import NoSymmetry, permute, random_values, swap, updates
 from tests.networks import mlp
 from tests.ngopt.test_symmetry import ZOO, randomised, run, symmetries
-from tests.zoo import Attention
+from tests.zoo import Attention, HeadNorms
 
 
 def edges_of(graph):
@@ -239,6 +239,8 @@ SYMMETRIC = {
     "group norm": (GROUP_NORM, MAPS, 2 * 2 * 2),
     # q with k, and v, in each head; the heads
     "attention": (ATTENTION, SEQUENCE, (2 * 2) ** 2 * 2),
+    # q with k, in both heads alike, and v, in each head; the heads
+    "head norms": (HeadNorms(4), SEQUENCE, 2 * (2 * 2) * 2),
     # the two biases, which are only summed; the states are outputs
     "recurrent": (nn.RNN(2, 2, batch_first=True), torch.randn(2, 3, 2), 2),
     # the states, but not the two biases

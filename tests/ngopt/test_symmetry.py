@@ -25,10 +25,15 @@ def run(model, params, example):
     return functional_call(model, {**dict(zip(names, params, strict=True)), **buffers}, (example,))
 
 
+def fixed_groups(graph):
+    """Inputs and outputs; what parameters are shared by many neurons moves with those."""
+    return {i for i, g in enumerate(graph.groups) if g.role in ("input", "output") and g.kind != "parameter"}
+
+
 def symmetries(graph, count, seed=0):
     """Some permutations that swap two hidden neurons and what is tied to them."""
     rng, found = random.Random(seed), []
-    fixed = {i for i, g in enumerate(graph.groups) if g.role in ("input", "output")}
+    fixed = fixed_groups(graph)
     groups = [i for i, g in enumerate(graph.groups) if g.size > 1 and i not in fixed]
     for _ in range(20 * count):
         if len(found) == count or not groups:
@@ -174,15 +179,68 @@ def test_parameters_are_interchangeable_where_the_network_says_so(name, first, s
 
 @torch.no_grad()
 def test_heads_and_groups_as_wholes_may_be_exchanged():
-    for name, kind in (("attention", "head"), ("gpt", "head"), ("group norm", "group")):
+    for name, kind in (("attention", "head"), ("gpt", "head"), ("group norm", "group"), ("head norms", "head")):
         model, example = ZOO[name]
         graph = build_graph(model, example)
         number = next(i for i, g in enumerate(graph.groups) if g.kind == kind)
-        fixed = {i for i, g in enumerate(graph.groups) if g.role in ("input", "output")}
         params = randomised(model)
-        permuted = permute(graph, params, swap(graph, number, 0, 1, fixed))
+        permuted = permute(graph, params, swap(graph, number, 0, 1, fixed_groups(graph)))
         assert any((p - q).abs().max() > 1e-6 for p, q in zip(params, permuted, strict=True))
         torch.testing.assert_close(run(model, permuted, example), run(model, params, example), rtol=1e-9, atol=1e-11)
+
+
+def exchanged(graph, values, places):
+    """Values with rows, or columns (dimension 1), exchanged: {parameter: (dimension, ones, others)}."""
+    names = [spec.name for spec in graph.parameters]
+    moved = [v.clone() for v in values]
+    for name, (dim, ones, others) in places.items():
+        order = torch.arange(graph.parameters[names.index(name)].shape[dim])
+        order[[*ones, *others]] = order[[*others, *ones]]
+        moved[names.index(name)] = values[names.index(name)].index_select(dim, order)
+    return moved
+
+
+QUERIES = ("1.q.weight", "1.q.bias", "1.k.weight", "1.k.bias")
+SCALES = ("1.q_norm.weight", "1.k_norm.weight", "1.k_norm.bias")
+EXCHANGES = {  # of the network "head norms", which has two heads of three neurons
+    "in one head": (dict.fromkeys(QUERIES, (0, [0], [1])), False),
+    "in both heads, not the scales": (dict.fromkeys(QUERIES, (0, [0, 3], [1, 4])), False),
+    "in one head, with the scales": (
+        {**dict.fromkeys(QUERIES, (0, [0], [1])), **dict.fromkeys(SCALES, (0, [0], [1]))},
+        False,
+    ),
+    "in both heads, with the scales": (
+        {**dict.fromkeys(QUERIES, (0, [0, 3], [1, 4])), **dict.fromkeys(SCALES, (0, [0], [1]))},
+        True,
+    ),
+    "one neuron of each head": (dict.fromkeys(QUERIES, (0, [0], [3])), False),
+    "heads": (
+        {
+            **dict.fromkeys((*QUERIES, "1.v.weight", "1.v.bias"), (0, [0, 1, 2], [3, 4, 5])),
+            "1.proj.weight": (1, [0, 1, 2], [3, 4, 5]),
+        },
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EXCHANGES)
+@torch.no_grad()
+def test_a_norm_that_heads_share_ties_their_neurons(case):
+    places, symmetric = EXCHANGES[case]
+    model, example = ZOO["head norms"]
+    graph = build_graph(model, example)
+    params = randomised(model)
+    before, after = run(model, params, example), run(model, exchanged(graph, params, places), example)
+    assert (before - after).abs().max() < 1e-12 if symmetric else (before - after).abs().max() > 1e-6
+    torch.manual_seed(0)
+    metanet = NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
+    generator = torch.Generator().manual_seed(0)
+    params, grads = random_values(graph, generator), random_values(graph, generator)
+    expected = exchanged(graph, updates(metanet, graph, params, [grads]), places)
+    found = updates(metanet, graph, exchanged(graph, params, places), [exchanged(graph, grads, places)])
+    difference = max((e - f).abs().max() for e, f in zip(expected, found, strict=True))
+    assert difference < 1e-10 if symmetric else difference > 1e-8, difference
 
 
 @torch.no_grad()

@@ -257,3 +257,57 @@ def test_the_optimizer_says_what_it_could_not_connect(caplog):
     with caplog.at_level(logging.INFO, logger="ngopt"):
         NGOptimizer(nn.Linear(3, 2).parameters(), weights=FeedForward())
     assert not caplog.records
+
+
+def ends_of(graph, parameter):
+    """Source group, source neurons and target group of all uses of a weight."""
+    uses = [b for b in graph.weights if graph.parameters[b.view.parameter].name == parameter]
+    return [(graph.groups[b.source].name, b.source_index, b.target) for b in uses]
+
+
+def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
+    graph = build_graph(*zoo()["head norms"])
+    size = {g.name: g.size for g in graph.groups}
+    assert [size[f"1.{name}"] for name in ("q", "q_norm", "q_norm.weight", "q_norm.groups")] == [6, 6, 3, 2]
+    spread = next(b for b in graph.blocks if graph.groups[b.source].name == "1.q_norm.weight")
+    assert (spread.kind, spread.shape, spread.target_index) == ("spread", (3, 2, 1), (0, 3, 1, 4, 2, 5))
+    assert edges_of(graph, "1.q_norm") == [
+        ("residual", "1.q"),
+        ("spread", "1.q_norm.groups"),
+        ("spread", "1.q_norm.weight"),
+    ]
+    kinds = {graph.groups[b.group].name: b.kind for b in graph.biases}
+    assert (kinds["1.k_norm.weight"], kinds["1.k_norm.bias"]) == ("gamma", "beta")
+
+
+def test_a_weight_has_a_use_for_every_row_of_neurons():
+    graph = build_graph(*zoo()["shared"])
+    linear, conv = ends_of(graph, "linear.weight"), ends_of(graph, "conv.weight")
+    assert [use[:2] for use in linear] == [("stem", (0, 1, 2)), ("stem", (3, 4, 5))]
+    assert [use[:2] for use in conv] == [("linear", None)] * 2
+    assert len({target for *_, target in linear}) == len({target for *_, target in conv}) == 2
+    # behind a pixel shuffle a convolution sees four neurons as one channel, and makes the same one of them everywhere
+    graph = build_graph(*zoo()["shuffled"])
+    out = ends_of(graph, "out.weight")
+    assert [use[:2] for use in out] == [("group", tuple(range(k, 16, 4))) for k in range(4)]
+    assert len({target for *_, target in out}) == 1
+
+
+class Mixer(nn.Module):
+    """Channels, then a layer and a norm over positions, then channels again."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.mix, self.norm, self.last = nn.Linear(3, 4), nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.mix(self.first(x).transpose(1, 2))
+        return self.last(self.norm(x).transpose(1, 2))
+
+
+def test_layers_over_positions_leave_channels_apart():
+    graph = build_graph(Mixer(), torch.randn(2, 5, 3))
+    assert {g.name: g.size for g in graph.groups}["first"] == 4
+    assert [g.size for g in graph.groups if g.kind == "position"] == [5, 5]
+    (last,) = (b for b in graph.weights if graph.groups[b.target].name == "last")
+    assert last.shape == (1, 2, 4)

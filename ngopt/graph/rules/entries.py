@@ -118,7 +118,9 @@ def as_neurons(tracer: Tracer, node: Node, value: Value) -> Neurons:
     if not isinstance(value, Elements):
         return Neurons(torch.full(tuple(value.shape), -1))
     numbers, inverse = value.numbers.unique(return_inverse=True)
-    nodes = tracer.nodes.new(tracer.parameters[value.parameter].name, len(numbers), "neuron")
+    nodes = tracer.nodes.new(
+        tracer.parameters[value.parameter].name, len(numbers), made_of=numbers.new_empty(0, len(numbers))
+    )
     tracer.add_bias(Elements(value.parameter, numbers), nodes, "value")
     return Neurons(nodes[inverse])
 
@@ -190,7 +192,7 @@ def reduction(tracer: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -
     sets, which = rows.sort(dim=1).values.unique(dim=0, return_inverse=True)
     if len(sets) > 4096 or (sets < 0).any():
         return wrap(Unknown(first.shape))
-    nodes = tracer.nodes.new(node.name, len(sets), "pool")
+    nodes = tracer.nodes.new(node.name, len(sets), "pool", sets.T)
     for k, row in enumerate(sets):
         members = row.unique()
         tracer.add_block(None, members, nodes[k : k + 1], (1, 1, len(members)), kind="pool")

@@ -18,13 +18,15 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
-    distinct_rows,
 )
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
 
 aten = torch.ops.aten
+
+USES = 128
+"""At most so many uses of a weight in one call, each a block of edges: large language models have 128 heads."""
 
 
 @register_rule(aten.linear)
@@ -38,20 +40,18 @@ def linear(
     if not isinstance(x, Neurons):
         x = as_neurons(tracer, node, x)
     name = tracer.owner(weight.parameter)
-    sources = tracer.vector(x.labels, -1)
-    if sources is not None and x.shape[-1] > 1 and sources.unique().numel() == 1 and _varies(x.labels):
-        sources = None
-    if sources is None:
+    rows, which = tracer.rows(x.labels, -1)
+    present = (rows >= 0).any(1)
+    mixes = x.shape[-1] > 1 and len(rows) > 1 and bool((rows == rows[:, :1]).all())
+    if mixes or not present.any() or len(rows) > USES:
         return position_mixing(tracer, x, weight, bias, shape)
-    targets = tracer.nodes.new(name, weight.shape[0])
-    connect(tracer, weight, tracer.source_nodes(sources, name), targets)
-    add_bias(tracer, bias, targets)
+    out = torch.full((len(rows), weight.shape[0]), -1)
+    for k in present.nonzero().flatten().tolist():
+        out[k] = tracer.nodes.new(name, weight.shape[0])
+        connect(tracer, weight, tracer.source_nodes(rows[k], name), out[k])
+        add_bias(tracer, bias, out[k])
     tracer.pristine.add(node)
-    return Neurons(targets.expand(shape))
-
-
-def _varies(labels: Tensor) -> bool:
-    return distinct_rows(labels.reshape(-1, labels.shape[-1])).shape[0] > 1
+    return Neurons(out[which].expand(shape))
 
 
 def position_mixing(tracer: Tracer, x: Neurons, weight: Elements, bias: Value, shape: torch.Size) -> Value:
@@ -151,22 +151,37 @@ def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Valu
         x = as_neurons(tracer, node, x)
     view, name = weight.view(), tracer.owner(weight.parameter)
     assert view is not None
-    sources = tracer.vector(x.labels, channel)
-    if sources is None:
+    places, which = _channels(tracer, x.labels, channel)
+    if sum(map(len, places)) > USES or not all(map(len, places)):
         return Unknown(shape)
-    sources = tracer.source_nodes(sources, name)
     rows, columns = (view.strides[1], view.strides[0]) if swap else view.strides[:2]
     n_target = view.shape[1] if swap else view.shape[0] // groups
     n_source = view.shape[0] // groups if swap else view.shape[1]
     step = n_source * columns if swap else n_target * rows
-    targets = tracer.nodes.new(name, groups * n_target)
     kernel = view.shape[2:]
     strides = (step if groups > 1 else 0, rows, columns, *view.strides[2:])
     cells = View(weight.parameter, (groups, n_target, n_source, *kernel), strides, view.offset)
-    connect_cells(tracer, cells, sources, targets)
-    add_bias(tracer, bias, targets)
+    out = torch.empty(len(places), groups * n_target, dtype=torch.long)
+    for k, sets in enumerate(places):
+        out[k] = tracer.nodes.new(name, groups * n_target)
+        for sources in sets:
+            connect_cells(tracer, cells, tracer.source_nodes(sources, name), out[k])
+        add_bias(tracer, bias, out[k])
     tracer.pristine.add(node)
-    return Neurons(targets.reshape(-1, *([1] * len(kernel))).expand(shape))
+    return Neurons(out[which].reshape(*which.shape, -1, *([1] * len(kernel))).expand(shape))
+
+
+def _channels(tracer: Tracer, labels: Tensor, channel: int) -> tuple[list[Tensor], Tensor]:
+    """The different rows of channels in space, (r, n) for each different batch entry, and which one is where, (*batch).
+
+    Channels are other neurons in other places behind a pixel shuffle, say.
+    """
+    rows, which = tracer.rows(labels, channel)
+    batch = which.shape[: labels.dim() + channel]
+    found = [tuple(places.unique().tolist()) for places in which.reshape(batch.numel(), -1)]
+    different = list(dict.fromkeys(found))
+    present = [rows[list(f)] for f in different]
+    return [r[(r >= 0).any(1)] for r in present], torch.tensor([different.index(f) for f in found]).reshape(batch)
 
 
 @register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)

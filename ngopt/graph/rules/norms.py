@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.core import View
 from ngopt.graph.rules.edges import Segment, segments
+from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.raw import RawBias
@@ -16,6 +18,10 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
+    distinct_rows,
+    exchanged,
+    find_all,
+    without_repeats,
 )
 
 if TYPE_CHECKING:
@@ -33,12 +39,18 @@ def channel_norm(tracer: Tracer, node: Node, x: Value, weight: Value = None, bia
 def layer_norm(
     tracer: Tracer, node: Node, x: Value, shape: Any, weight: Value = None, bias: Value = None, *_: Any
 ) -> Value:
-    return scale_and_shift(tracer, node, x, list(range(-len(shape), 0)), weight, bias)
+    return _norm_of_rows(tracer, node, x, len(shape), weight, bias)
 
 
 @register_rule(aten.rms_norm)
 def rms_norm(tracer: Tracer, node: Node, x: Value, shape: Any, weight: Value = None, *_: Any) -> Value:
-    return scale_and_shift(tracer, node, x, list(range(-len(shape), 0)), weight, None)
+    return _norm_of_rows(tracer, node, x, len(shape), weight, None)
+
+
+def _norm_of_rows(tracer: Tracer, node: Node, x: Value, count: int, weight: Value, bias: Value) -> Value:
+    """A norm over the last `count` dimensions."""
+    rows = find_all(tracer, x.labels)[0].flatten(-count) if isinstance(x, Neurons) else None
+    return scale_and_shift(tracer, node, x, list(range(-count, 0)), weight, bias, rows)
 
 
 @register_rule(aten.group_norm)
@@ -46,34 +58,54 @@ def group_norm(
     tracer: Tracer, node: Node, x: Value, groups: int, weight: Value = None, bias: Value = None, *_: Any
 ) -> Value:
     """A node for every group, between the channels before and after: channels of different groups are no twins."""
-    result = scale_and_shift(tracer, node, x, [1], weight, bias, fresh=True)
+    rows = None
+    if isinstance(x, Neurons):
+        (labels,) = without_repeats([x.labels], keep=[1])
+        rows = labels.unflatten(1, (groups, -1)).flatten(2)
+    result = scale_and_shift(tracer, node, x, [1], weight, bias, rows, fresh=True)
     before = tracer.vector(x.labels, 1) if isinstance(x, Neurons) else None
     if before is None or not isinstance(result, Neurons) or (before < 0).any():
         return result
     after = tracer.vector(result.labels, 1)
     assert after is not None
-    n = len(before) // groups
-    heads = tracer.nodes.new(f"{_label(tracer, weight, node)}.groups", groups, "group")
-    tracer.add_block(None, before, heads, (groups, 1, n), kind="pool")
-    tracer.add_block(None, heads, after, (groups, n, 1), kind="spread")
+    _add_groups(tracer, _label(tracer, weight, node), before.reshape(groups, -1), after.reshape(groups, -1))
     return result
 
 
+def _add_groups(tracer: Tracer, name: str, before: Tensor, after: Tensor) -> None:
+    """A node for each row of neurons that are normalised together, (groups, n), before the norm and after it."""
+    k, n = before.shape
+    nodes = tracer.nodes.new(f"{name}.groups", k, "group")
+    tracer.add_block(None, before.flatten(), nodes, (k, 1, n), kind="pool")
+    tracer.add_block(None, nodes, after.flatten(), (k, n, 1), kind="spread")
+
+
 def scale_and_shift(
-    tracer: Tracer, node: Node, x: Value, dims: list[int], weight: Value, bias: Value, fresh: bool = False
+    tracer: Tracer,
+    node: Node,
+    x: Value,
+    dims: list[int],
+    weight: Value,
+    bias: Value,
+    rows: Tensor | None = None,
+    fresh: bool = False,
 ) -> Value:
     """New nodes behind diagonal edges, the scale, with the shift as bias (Kofinas et al. 2024, App. C.3).
 
-    Without a scale or shift the nodes stay as they are, unless `fresh` ones are asked for.
+    rows: labels (..., n), normalised together along the last dimension, which may leave out repeats;
+    None where each channel is on its own. Without a scale or shift the nodes stay as they are,
+    unless `fresh` ones are asked for.
     """
     if not isinstance(x, Neurons):
         return x if x is not None else tracer.unknown(node)
     if not isinstance(weight, Elements) and not isinstance(bias, Elements) and not fresh:
         return x
     labels = tracer.vector(x.labels, dims)
+    if labels is None:
+        return _shared_scale_and_shift(tracer, node, x, dims, weight, bias, rows)
     name = _label(tracer, weight if isinstance(weight, Elements) else bias, node)
-    parts = None if labels is None else segments(tracer, tracer.source_nodes(labels, name))
-    if labels is None or parts is None:
+    parts = segments(tracer, tracer.source_nodes(labels, name))
+    if parts is None:
         return Unknown(x.shape)
     out = torch.empty_like(labels)
     for part in parts:
@@ -96,6 +128,46 @@ def scale_and_shift(
     for d in dims:
         shape[d] = x.shape[d]
     return Neurons(out.reshape(shape).expand(x.shape))
+
+
+def _shared_scale_and_shift(
+    tracer: Tracer, node: Node, x: Neurons, dims: list[int], weight: Value, bias: Value, rows: Tensor | None
+) -> Value:
+    """A norm that is applied to several rows of neurons, as to the queries of every head.
+
+    New nodes behind edges of value 1; an element of the scale or shift is a node with edges to all that
+    share it. As diagonal edges, once for each row, the graph would be symmetric in the neurons of each
+    row alone, while the network is only in those of all rows together. Every row that is normalised
+    has a node as in a GroupNorm, as a neuron of one row is no twin of that of another.
+    """
+    (labels,) = find_all(tracer, x.labels)
+    nodes = labels.unique()
+    nodes = nodes[nodes >= 0]
+    groups = torch.empty(0, 1) if rows is None else _disjoint_rows(tracer, rows)
+    if not len(nodes) or groups is None:
+        return Unknown(x.shape)
+    name = _label(tracer, weight if isinstance(weight, Elements) else bias, node)
+    targets = tracer.nodes.new(name, len(nodes))
+    tracer.add_block(None, nodes, targets, (len(nodes), 1, 1), kind="residual")
+    if groups.shape[1] > 1:
+        _add_groups(tracer, name, groups, exchanged(groups, nodes, targets))
+    result: Value = Neurons(exchanged(labels, nodes, targets).expand(x.shape))
+    shape = [1] * x.labels.dim()
+    for d in dims:
+        shape[d] = x.shape[d]
+    for parameter, kind in ((weight, "gamma"), (bias, "beta")):
+        if isinstance(result, Neurons) and isinstance(parameter, Elements):
+            parameter = parameter.move(torch.reshape, (parameter, shape), {})
+            result = with_parameter(tracer, node, result, parameter, kind)
+    return result
+
+
+def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
+    """The nodes of each different row of labels (..., m), (rows, n); None if they overlap or differ in number."""
+    rows = distinct_rows(tracer.nodes.find(labels).reshape(-1, labels.shape[-1]))
+    found = {tuple(row.unique().tolist()) for row in rows if (row >= 0).any()}
+    sets = torch.tensor(sorted(found)) if len({len(members) for members in found}) == 1 else None
+    return None if sets is None or (sets < 0).any() or sets.unique().numel() < sets.numel() else sets
 
 
 def _part(elements: Value, part: Segment) -> View | None:

@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.core import View
+from ngopt.graph.rules.edges import fan_out
 from ngopt.graph.rules.entries import elementwise
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
     Neurons,
     Value,
+    exchanged,
     unique_pairs,
     without_repeats,
 )
@@ -40,7 +42,6 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
         labels = tracer.nodes.find(whole)
         pairs = _pairs(labels, numbers)
     result = Neurons(labels.expand(shape))
-    neuron = labels >= 0
     if not pairs.numel() or _uneven(pairs):
         return result
     nodes = pairs[0].unique_consecutive()
@@ -63,12 +64,14 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
             view.parameter, (len(nodes), 1, 1, *slot_shape), (view.strides[0], 0, 0, *view.strides[1:]), view.offset
         )
         tracer.add_block(wide, nodes, targets, (len(nodes), 1, 1), slot_shape, kind)
-        swap = torch.full((tracer.nodes.starts[-1],), -1).index_copy(0, nodes, targets)
-        return Neurons(torch.where(neuron, swap[labels.clamp(min=0)], labels).expand(shape))
+        return Neurons(exchanged(labels, nodes, targets).expand(shape))
     shared = tracer.nodes.new(name, len(sets), "parameter")
     tracer.add_bias(own, shared, kind)
-    for k in range(len(sets)):
-        tracer.add_block(None, shared[k : k + 1], nodes[owner == k], (1, int((owner == k).sum()), 1), kind="spread")
+    counts = owner.bincount()
+    for count in counts.unique().tolist():  # one block for all elements that equally many neurons share
+        members = counts[owner] == count
+        reached = nodes[members][owner[members].argsort(stable=True)]
+        fan_out(tracer, shared[counts == count], reached, count, "spread")
     return result
 
 

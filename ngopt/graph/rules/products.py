@@ -83,7 +83,7 @@ def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor, shape: torch
     products = tracer.nodes.new(f"{name}.products", len(heads) * n, "product")
     diagonal(tracer, heads[:, :n].flatten(), products, "left")
     diagonal(tracer, heads[:, n:].flatten(), products, "right")
-    nodes = tracer.nodes.new(f"{name}.heads", len(heads), "head")
+    nodes = tracer.nodes.new(f"{name}.heads", len(heads), "head", heads.T)
     tracer.add_block(None, products, nodes, (len(heads), 1, n), kind="pool")
     return Neurons(nodes[which].reshape(*shape[:-2], 1, 1).expand(shape))
 
@@ -94,7 +94,8 @@ def _weighted(tracer: Tracer, name: str, heads: Tensor, values: Tensor, shape: t
         return Unknown(shape)
     rows, which = torch.cat([heads[:, None], values], dim=1).unique(dim=0, return_inverse=True)
     m = values.shape[1]
-    products = tracer.nodes.new(name, len(rows) * m, "product")
+    factors = torch.stack([rows[:, :1].expand(-1, m).flatten(), rows[:, 1:].flatten()])
+    products = tracer.nodes.new(name, len(rows) * m, "product", factors)
     fan_out(tracer, rows[:, 0], products, m, "left")
     diagonal(tracer, rows[:, 1:].flatten(), products, "right")
     labels = products.reshape(len(rows), m)[which]
@@ -162,7 +163,7 @@ def product_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
     result = torch.maximum(left, right)
     if not pairs.numel():
         return Neurons(result.expand(shape))
-    products = tracer.nodes.new(node.name, pairs.shape[1], "product")
+    products = tracer.nodes.new(node.name, pairs.shape[1], "product", pairs)
     edges_between(tracer, pairs[0], products, "left")
     edges_between(tracer, pairs[1], products, "right")
     result[both] = products[which]

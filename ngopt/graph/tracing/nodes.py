@@ -9,24 +9,47 @@ from torch import Tensor
 class Nodes:
     """Hands out node numbers, group after group, and keeps track of nodes that are one and the same.
 
-    Labels are int64 tensors of node numbers; -1 stands for "no neuron" (constants, padding).
+    Labels are int64 tensors of node numbers; -1 stands for "no neuron" (constants, padding). `call` is
+    the number of the function that is being traced.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.kinds: list[str] = []
         self.starts: list[int] = [0]
+        self.call = 0
         self._alias = torch.empty(0, dtype=torch.long)
+        self._call = torch.empty(0, dtype=torch.long)
+        self._identity = torch.empty(0, dtype=torch.long)  # those of one call that differ in it stay apart; -1: free
 
-    def new(self, name: str, size: int, kind: str = "neuron") -> Tensor:
-        """Numbers of a new group of nodes, (size,)."""
+    def new(self, name: str, size: int, kind: str = "neuron", made_of: Tensor | None = None) -> Tensor:
+        """Numbers of a new group of nodes, (size,).
+
+        made_of: (k, size), the nodes which each is a function of without weights; what is made of
+        nodes that may be unified may be as well, and so may all that is made of none (k = 0). By
+        default nodes are the targets of a weight, which keeps each apart from the others.
+        """
         start = self.starts[-1]
         self.names.append(name)
         self.kinds.append(kind)
         self.starts.append(start + size)
         numbers = torch.arange(start, start + size)
         self._alias = torch.cat([self._alias, numbers])
+        self._call = torch.cat([self._call, torch.full((size,), self.call)])
+        identity = numbers if made_of is None else self._identities(numbers, made_of)
+        self._identity = torch.cat([self._identity, identity])
         return numbers
+
+    def _identities(self, numbers: Tensor, made_of: Tensor) -> Tensor:
+        """One of the new numbers for all that are made of the same, -1 where nothing of it is kept apart."""
+        if not made_of.numel():
+            return torch.full_like(numbers, -1)
+        found = self.find(torch.arange(len(self._identity)))
+        known = self._identity.scatter_reduce(0, found, self._identity, "amax")
+        parts = known[self.find(made_of)]
+        which = parts.unique(dim=1, return_inverse=True)[1]
+        first = torch.full_like(numbers, self.starts[-1]).scatter_reduce(0, which, numbers, "amin")[which]
+        return torch.where((parts < 0).all(0), -1, first)
 
     def find(self, labels: Tensor) -> Tensor:
         """The number that now stands for each node."""
@@ -49,14 +72,25 @@ class Nodes:
             self._alias = self._alias.scatter_reduce(0, high, low, "amin")
 
     def can_unify(self, rows: Tensor) -> bool:
-        """Whether making the columns of all rows (r, n) the same keeps the nodes of a row apart."""
+        """Makes the columns of all rows (r, n) the same, if that keeps apart what is; returns whether it did.
+
+        The nodes of a row are kept apart, and so are the targets of a weight: the neurons of different
+        heads, say, are different neurons, even if a norm has the same scale for all heads.
+        """
         kept = self._alias.clone()
         self.unify(rows[:1].expand_as(rows), rows)
         now = self.find(rows[0])
-        fine = now.unique().numel() == self.count(rows[0], kept)
+        fine = now.unique().numel() == self.count(rows[0], kept) and not self._clash(now)
         if not fine:
             self._alias = kept
         return fine
+
+    def _clash(self, labels: Tensor) -> bool:
+        """Whether one of the nodes now stands for several of one call that are to be kept apart."""
+        found = self.find(torch.arange(len(self._alias)))
+        members = torch.isin(found, labels) & (self._identity >= 0)
+        places = torch.stack([found, self._call, self._identity])[:, members]
+        return places.unique(dim=1).shape[1] > places[:2].unique(dim=1).shape[1]
 
     def count(self, labels: Tensor, alias: Tensor) -> int:
         """Number of different nodes among labels, as they stood at an earlier time."""

@@ -26,7 +26,7 @@ from ngopt.graph.tracing.capture import Program
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.nodes import Nodes
 from ngopt.graph.tracing.raw import RawBias, RawBlock, finish
-from ngopt.graph.tracing.values import Neurons, Unknown, Value, distinct_rows, without_repeats
+from ngopt.graph.tracing.values import Neurons, Unknown, Value, distinct_rows, folded, without_repeats
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Tracer:
         self._bind_inputs()
         regions = module_regions(self.program, self.model)
         for node in self.program.graph.nodes:
+            self.nodes.call += 1
             if node in regions:
                 self._call_module(regions[node], node)
             elif node.op == "call_function":
@@ -119,8 +120,8 @@ class Tracer:
         """The nodes along some dimensions, (n,), when they are the same at all places of the others.
 
         Where they differ from place to place, as with the raw entries of an input, corresponding
-        nodes become one; None if that would join nodes which one place keeps apart, or if nothing
-        along these dimensions is a neuron.
+        nodes become one; None if that would join nodes which one place or a weight keeps apart, or
+        if nothing along these dimensions is a neuron.
         """
         dims = [d % labels.dim() for d in ([dims] if isinstance(dims, int) else dims)]
         (labels,) = without_repeats([labels], keep=dims)
@@ -128,6 +129,8 @@ class Tracer:
         for d in dims:
             n *= labels.shape[d]
         rows = self.nodes.find(distinct_rows(labels.movedim(dims, list(range(-len(dims), 0))).reshape(-1, n)))
+        if n > 1 and len(rows) > 1 and (rows == rows[:, :1]).all():
+            return None  # each place has one neuron, at many positions
         best = rows[(rows >= 0).sum(1).argmax()]
         if not (best >= 0).any():
             return None
@@ -135,6 +138,20 @@ class Tracer:
         if (rows != best).any() and not self.nodes.can_unify(torch.cat([best[None], rows])):
             return None
         return self.nodes.find(best)
+
+    def rows(self, labels: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """The different rows of nodes along a dimension, (r, n), and which of them is where, (*other dimensions).
+
+        One where nodes are the same at all places, see `vector`. Dimensions along which rows only
+        repeat may have length 1.
+        """
+        one = self.vector(labels, dim)
+        if one is not None:
+            return one[None], torch.zeros([1] * (labels.dim() - 1), dtype=torch.long)
+        (labels,) = without_repeats([folded(self.nodes.find(labels))], keep=[dim % labels.dim()])
+        labels = labels.movedim(dim, -1)
+        rows, which = labels.reshape(-1, labels.shape[-1]).unique(dim=0, return_inverse=True)
+        return rows, which.reshape(labels.shape[:-1])
 
     def add_block(
         self,
@@ -180,7 +197,8 @@ class Tracer:
         if not value.is_floating_point():
             return torch.zeros(value.shape, dtype=value.dtype)
         rest = value.shape[1:]
-        numbers = self.nodes.new(node.name, max(int(torch.Size(rest).numel()), 1), "neuron")
+        size = max(int(torch.Size(rest).numel()), 1)
+        numbers = self.nodes.new(node.name, size, made_of=torch.empty(0, size))
         self.inputs.append(numbers)
         return Neurons(numbers.reshape(rest).expand(value.shape))
 

@@ -71,6 +71,13 @@ def distinct_rows(rows: Tensor) -> Tensor:
     return torch.cat([rows[:1], rows.unique(dim=0)])
 
 
+def exchanged(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Labels with new[i] where old[i] was."""
+    table = torch.arange(int(torch.cat([labels.flatten(), old]).max()) + 1)
+    table[old] = new
+    return torch.where(labels >= 0, table[labels.clamp(min=0)], labels)
+
+
 def find_all(tracer: Tracer, *labels: Tensor) -> list[Tensor]:
     """Present labels of tensors of one shape, where all of them only repeat cut to length 1."""
     return [tracer.nodes.find(x) for x in without_repeats(labels)]
