@@ -74,10 +74,14 @@ class GraphBuilder:
     def placed(self) -> set[int]:
         return {place.view.parameter for place in (*self.blocks, *self.biases) if place.view is not None}
 
-    def build(self, inputs: Collection[int] = (), outputs: Collection[int] = ()) -> NeuralGraph:
+    def build(
+        self, inputs: Collection[int] = (), outputs: Collection[int] = (), hidden: Collection[int] = ()
+    ) -> NeuralGraph:
         """The graph; parameters that are nowhere yet become components of their own.
 
-        inputs, outputs: groups that are known to be the network's; of others the edges decide.
+        inputs, outputs: groups that are known to be the network's, or whose neurons cannot be exchanged
+        for another reason. hidden: groups that are no outputs even if they lead nowhere. Of others the
+        edges decide.
         """
         for i in sorted(set(range(len(self.parameters))) - self.placed):
             self.unplaced.append(self.parameters[i].name)
@@ -85,7 +89,9 @@ class GraphBuilder:
         blocks, biases = [self._paired(b) for b in self.blocks], [self._paired(b) for b in self.biases]
         groups = [
             replace(group, role=role, depth=depth)
-            for group, role, depth in zip(self.groups, self._roles(inputs, outputs), self._depths(), strict=True)
+            for group, role, depth in zip(
+                self.groups, self._roles(inputs, outputs, hidden), self._depths(), strict=True
+            )
         ]
         parameters = tuple(spec.paired for spec in self.parameters)
         return NeuralGraph(parameters, tuple(groups), tuple(blocks), tuple(biases), tuple(self.unplaced))
@@ -99,11 +105,16 @@ class GraphBuilder:
         pairs = View(view.parameter, (*view.shape, 2), strides, 2 * view.offset)
         return replace(place, view=pairs, slot_shape=(*place.slot_shape, 2))
 
-    def _roles(self, inputs: Collection[int], outputs: Collection[int]) -> list[str]:
-        sources = {block.source for block in self.blocks} - set(outputs)
+    def _roles(self, inputs: Collection[int], outputs: Collection[int], hidden: Collection[int]) -> list[str]:
+        sources = {block.source for block in self.blocks}
         targets = {block.target for block in self.blocks if block.target != block.source} - set(inputs)
-        names = {(False, False): "isolated", (True, False): "input", (True, True): "hidden", (False, True): "output"}
-        return [names[i in sources, i in targets] for i in range(len(self.groups))]
+
+        def role(i: int) -> str:
+            if i not in targets:
+                return "input" if i in sources else "output" if i in outputs else "isolated"
+            return "output" if i in outputs or not (i in sources or i in hidden) else "hidden"
+
+        return [role(i) for i in range(len(self.groups))]
 
     def _depths(self) -> list[float]:
         layer = [0] * len(self.groups)

@@ -141,11 +141,11 @@ class SlotDecoder(nn.Module):
 def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
     """Position features of the nodes of every group: what may tell neurons apart, and nothing that may not.
 
-    They are the role of the group, sines and cosines of its relative depth, and for inputs and
-    outputs, which cannot be exchanged, sines and cosines of the relative place in the group; the
-    nodes of shared elements can be, together with the neurons that share them. A departure from the
-    paper's learned vectors per layer and per input and output neuron, so that other depths and
-    input sizes work.
+    They are the role of the group, sines and cosines of its relative depth, and for inputs, outputs
+    and nodes of which nothing is known, which cannot be exchanged, sines and cosines of the relative
+    place in the group; the nodes of shared elements can be, together with the neurons that share
+    them. A departure from the paper's learned vectors per layer and per input and output neuron, so
+    that other depths and input sizes work.
 
     Returns one (n, POSITION_FEATURES) a group, or (1, POSITION_FEATURES) where all its nodes are
     alike, in the dtype and on the device of `like`.
@@ -154,7 +154,7 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
     for group in graph.groups:
         role = like.new_tensor([[float(group.role == role) for role in ROLES]])
         depth = _waves(like.new_tensor([group.depth]))
-        if group.role in ("input", "output") and group.kind != "parameter":
+        if group.role != "hidden" and group.kind != "parameter":
             place = _waves(torch.linspace(0, 1, group.size, dtype=like.dtype, device=like.device))
         else:
             place = torch.zeros_like(depth)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -83,6 +83,23 @@ def connect(tracer: Tracer, weight: Elements, sources: Tensor, targets: Tensor) 
             piece = View(weight.parameter, (*shape, *slot_shape), strides, view.offset + part.start * column)
             kind = "flatten" if slot_shape else "weight"
             tracer.add_block(piece, part.nodes, targets[rows], shape, slot_shape, kind)
+    accompany(tracer, weight, weight.also, sources, targets)
+
+
+def accompany(tracer: Tracer, weight: Elements, factors: Iterable[Elements], sources: Tensor, targets: Tensor) -> None:
+    """Other parameters, (n_target, n_source, ...) each, that are factors or summands of a weight.
+
+    Those that are the same for all sources, as the norms of weight normalisation, are features of the
+    targets, or the other way round. Of what differs for both the graph shows nothing.
+    """
+    for factor in factors:
+        axes = [d for d, n in enumerate(factor.shape) if n > 1 and factor.layout.stride(d) != 0]
+        ends = targets if axes == [0] else sources if axes == [1] else None
+        if ends is None or len(ends) != factor.shape[axes[0]]:
+            tracer.fixed.add(weight.parameter)
+        else:
+            index = tuple(slice(None) if d == axes[0] else 0 for d in range(len(factor.shape)))
+            tracer.add_bias(factor.move(lambda f, i=index: f[i], (factor,), {}), ends, "scale")
 
 
 def _regular_parts(weight: Elements) -> Iterator[tuple[slice, slice, View]]:
@@ -154,6 +171,15 @@ def _without_repeats(nodes: Tensor) -> list[Tensor]:
         keep[taken] = False
         rest = rest[keep]
     return parts
+
+
+def spread(tracer: Tracer, sources: Tensor, owner: Tensor, targets: Tensor) -> None:
+    """Edges of value 1 from sources[owner[i]] to targets[i], in a block for all sources with equally many targets."""
+    counts = owner.bincount(minlength=len(sources))
+    for count in counts[counts > 0].unique().tolist():
+        members = counts[owner] == count
+        reached = targets[members][owner[members].argsort(stable=True)]
+        fan_out(tracer, sources[counts == count], reached, count, "spread")
 
 
 def edges_between(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:

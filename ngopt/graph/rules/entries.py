@@ -16,7 +16,6 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     folded,
-    without_repeats,
 )
 
 if TYPE_CHECKING:
@@ -41,11 +40,6 @@ DTYPES = {getattr(aten, n) for n in ("to", "_to_copy", "float", "double", "half"
 
 
 PADS = {aten.pad, aten.constant_pad_nd}
-
-
-ACTIVATIONS = """relu relu_ relu6 hardtanh hardtanh_ gelu silu silu_ sigmoid sigmoid_ tanh tanh_ leaky_relu
-    leaky_relu_ elu elu_ selu selu_ celu mish mish_ softplus hardswish hardswish_ hardsigmoid
-    hardsigmoid_ softmax log_softmax sin cos exp softsign glu logsigmoid rrelu prelu""".split()
 
 
 def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
@@ -205,40 +199,3 @@ def _reduced_dims(before: torch.Size, after: torch.Size, args: tuple, kwargs: di
         return list(range(len(before))) if prod(after) == 1 else None
     dims = [dims] if isinstance(dims, int) else list(dims)
     return sorted(d % len(before) for d in dims)
-
-
-def elementwise(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
-    """Any other function: entries keep their meaning if the shape says that it works entry by entry."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return tracer.unknown(node)
-    tensors = [a for a in _tensors((args, kwargs)) if isinstance(a, (Neurons, Elements, Unknown, Tensor))]
-    for kind in (Neurons, Elements):
-        for tensor in tensors:
-            if isinstance(tensor, kind) and _broadcasts(tensor.shape, value.shape):
-                return _kept(tracer, node, tensor, value.shape)
-    return Unknown(value.shape)
-
-
-def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    try:
-        return torch.broadcast_shapes(shape, to) == to
-    except RuntimeError:
-        return False
-
-
-def _kept(tracer: Tracer, node: Node, value: Neurons | Elements, shape: torch.Size) -> Value:
-    if isinstance(value, Elements):
-        return value if value.shape == shape else value.move(torch.broadcast_to, (value, shape), {})
-    name = str(getattr(node.target, "overloadpacket", node.target)).rsplit(".", 1)[-1]
-    if name in ACTIVATIONS:
-        labels = without_repeats([value.labels])[0].unique()
-        tracer.activations.append((labels[labels >= 0], name.rstrip("_")))
-    return Neurons(value.labels.expand(shape))
-
-
-@register_rule(aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.zeros_like, aten.ones_like,
-               aten.rand_like, aten.randn_like, aten.full_like, aten.empty_like)  # fmt: skip
-def creation(tracer: Tracer, node: Node, like: Value, *args: Any, **kwargs: Any) -> Value:
-    """A constant of a tensor's shape."""
-    return node.target(torch.zeros(tuple(like.shape)), *args, **kwargs)  # type: ignore[operator]

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.core import View
-from ngopt.graph.rules.edges import add_bias, connect, connect_cells
-from ngopt.graph.rules.entries import as_neurons, elementwise, transposed
+from ngopt.graph.rules.edges import accompany, add_bias, connect, connect_cells
+from ngopt.graph.rules.entries import as_neurons, transposed
+from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.products import product_sum
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -36,9 +37,10 @@ def linear(
     """y = x W^T + b; W (n_out, n_in). shape: of y, where it is not the node's own."""
     shape = tracer.shape_of(node) if shape is None else shape
     if not isinstance(weight, Elements):
-        return product_sum(tracer, node.name, x, transposed(weight), shape)
-    if not isinstance(x, Neurons):
-        x = as_neurons(tracer, node, x)
+        return unknown_weight(tracer, node, x, transposed(weight), bias, shape)
+    if isinstance(x, (Tensor, Unknown)):
+        return first_layer(tracer, node, x, weight, bias, shape)
+    x = as_neurons(tracer, node, x)
     name = tracer.owner(weight.parameter)
     rows, which = tracer.rows(x.labels, -1)
     present = (rows >= 0).any(1)
@@ -52,6 +54,31 @@ def linear(
         add_bias(tracer, bias, out[k])
     tracer.pristine.add(node)
     return Neurons(out[which].expand(shape))
+
+
+def first_layer(
+    tracer: Tracer, node: Node, x: Tensor | Unknown, weight: Elements, bias: Value, shape: torch.Size
+) -> Value:
+    """A weight that is applied to no neurons but to constants, or to what nothing is known of."""
+    name = tracer.owner(weight.parameter)
+    targets = tracer.nodes.new(name, weight.shape[0])
+    if not tracer.is_zero(node, x):  # of the first state of a recurrent network nothing comes
+        kind = "constant" if isinstance(x, Tensor) else "neuron"
+        connect(tracer, weight, tracer.nodes.new(f"{name}.in", weight.shape[1], kind), targets)
+    add_bias(tracer, bias, targets)
+    return Neurons(targets.expand(shape))
+
+
+def unknown_weight(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Value, shape: torch.Size) -> Value:
+    """x @ weight + bias with a weight (..., n_in, n_out) that is no parameter: another activation, or unknown."""
+    result = product_sum(tracer, node.name, x, weight, shape)
+    if isinstance(result, Unknown) and isinstance(x, Neurons) and isinstance(weight, (Tensor, Unknown)):
+        targets = tracer.nodes.new(node.name, shape[-1])
+        tracer.pin(x.labels, targets)  # no edges say which are twins
+        result = Neurons(targets.expand(shape))
+    if isinstance(bias, Elements) and isinstance(result, Neurons):
+        return with_parameter(tracer, node, result, bias, "bias")
+    return result
 
 
 def position_mixing(tracer: Tracer, x: Neurons, weight: Elements, bias: Value, shape: torch.Size) -> Value:
@@ -83,7 +110,7 @@ def matmul(tracer: Tracer, node: Node, x: Value, other: Value, shape: torch.Size
         return transposed(linear(tracer, node, transposed(other), x, shape=flipped))
     if isinstance(other, Elements) and isinstance(x, Neurons):
         return batched_weight(tracer, x, other, shape)
-    return product_sum(tracer, node.name, x, other, shape)
+    return unknown_weight(tracer, node, x, other, None, shape)
 
 
 def batched_weight(tracer: Tracer, x: Neurons, weight: Elements, shape: torch.Size) -> Value:
@@ -147,6 +174,8 @@ def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Valu
     channel = -(len(weight.shape) - 1) if hasattr(weight, "shape") else 1
     if not isinstance(weight, Elements) or weight.view() is None:
         return Unknown(shape)
+    if groups > 1 and weight.also:
+        tracer.fixed.add(weight.parameter)
     if not isinstance(x, Neurons):
         x = as_neurons(tracer, node, x)
     view, name = weight.view(), tracer.owner(weight.parameter)
@@ -161,11 +190,15 @@ def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Valu
     kernel = view.shape[2:]
     strides = (step if groups > 1 else 0, rows, columns, *view.strides[2:])
     cells = View(weight.parameter, (groups, n_target, n_source, *kernel), strides, view.offset)
+    factors = [o.move(torch.transpose, (o, 0, 1), {}) if swap else o for o in weight.also]
     out = torch.empty(len(places), groups * n_target, dtype=torch.long)
     for k, sets in enumerate(places):
         out[k] = tracer.nodes.new(name, groups * n_target)
         for sources in sets:
-            connect_cells(tracer, cells, tracer.source_nodes(sources, name), out[k])
+            sources = tracer.source_nodes(sources, name)
+            connect_cells(tracer, cells, sources, out[k])
+            if groups == 1:
+                accompany(tracer, weight, factors, sources, out[k])
         add_bias(tracer, bias, out[k])
     tracer.pristine.add(node)
     return Neurons(out[which].reshape(*which.shape, -1, *([1] * len(kernel))).expand(shape))
@@ -209,7 +242,7 @@ def grid_sample(tracer: Tracer, node: Node, planes: Value, grid: Value, *_: Any)
 def embedding(tracer: Tracer, node: Node, weight: Value, index: Value, *_: Any) -> Value:
     """Rows of a table are input nodes; W (tokens, n)."""
     if not isinstance(weight, Elements):
-        return elementwise(tracer, node, (weight,), {})
+        return tracer.elementwise(node, (weight,), {})
     name = tracer.owner(weight.parameter)
     tokens = tracer.nodes.new(f"{name}.tokens", weight.shape[0], "token")
     targets = tracer.nodes.new(name, weight.shape[1])

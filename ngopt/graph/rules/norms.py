@@ -21,6 +21,7 @@ from ngopt.graph.tracing.values import (
     distinct_rows,
     exchanged,
     find_all,
+    folded,
     without_repeats,
 )
 
@@ -99,7 +100,7 @@ def scale_and_shift(
     if not isinstance(x, Neurons):
         return x if x is not None else tracer.unknown(node)
     if not isinstance(weight, Elements) and not isinstance(bias, Elements) and not fresh:
-        return x
+        return x if rows is None or _tie_rows(tracer, node, rows) else Unknown(x.shape)
     labels = tracer.vector(x.labels, dims)
     if labels is None:
         return _shared_scale_and_shift(tracer, node, x, dims, weight, bias, rows)
@@ -160,6 +161,41 @@ def _shared_scale_and_shift(
             parameter = parameter.move(torch.reshape, (parameter, shape), {})
             result = with_parameter(tracer, node, result, parameter, kind)
     return result
+
+
+def _tie_rows(tracer: Tracer, node: Node, labels: Tensor) -> bool:
+    """A node for each of several rows of neurons that are normalised together, (..., n); False if rows overlap."""
+    labels = tracer.nodes.find(labels)
+    if (labels == labels[..., :1]).all():
+        return True  # each row is one neuron, at several positions
+    groups = _disjoint_rows(tracer, labels)
+    if groups is not None and len(groups) > 1:
+        nodes = tracer.nodes.new(f"{node.name}.groups", len(groups), "group")
+        tracer.add_block(None, groups.flatten(), nodes, (len(groups), 1, groups.shape[1]), kind="pool")
+    return groups is not None
+
+
+@register_rule(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax)
+def softmax(tracer: Tracer, node: Node, x: Value, dim: int, *_: Any) -> Value:
+    """Over positions neurons stay as they are; over several rows of neurons, each row has a node."""
+    if not isinstance(x, Neurons):
+        return x if isinstance(x, Elements) else tracer.unknown(node)
+    labels = folded(tracer.nodes.find(x.labels)).movedim(dim, -1)
+    (labels,) = without_repeats([labels], keep=[labels.dim() - 1])
+    if not _tie_rows(tracer, node, labels):
+        return tracer.unknown(node)
+    tracer.activations.append((labels.unique(), "softmax"))
+    return x
+
+
+@register_rule(aten._weight_norm, aten._weight_norm_interface)
+def weight_norm(tracer: Tracer, node: Node, v: Value, g: Value, *_: Any) -> Value:
+    """w = g v / |v|, with a norm for every row."""
+    if not (isinstance(v, Elements) and isinstance(g, Elements)):
+        return tracer.unknown(node)
+    weight = v.accompanied([g.move(torch.broadcast_to, (g, v.shape), {})])
+    norms = node.meta["val"][1:] if isinstance(node.meta["val"], (tuple, list)) else ()
+    return (weight, *(Unknown(n.shape, True) for n in norms)) if norms else weight
 
 
 def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:

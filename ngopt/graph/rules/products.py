@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.edges import diagonal, edges_between, fan_out
-from ngopt.graph.rules.entries import elementwise
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -110,7 +109,7 @@ def addition(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
     for x, other in ((a, b), (b, a)):
         if isinstance(x, Neurons) and isinstance(other, Elements):
             return with_parameter(tracer, node, x, other, "shift")
-    return elementwise(tracer, node, (a, b), {})
+    return tracer.elementwise(node, (a, b), {})
 
 
 def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
@@ -150,7 +149,7 @@ def multiplication(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> 
     for x, other in ((a, b), (b, a)):
         if isinstance(x, Neurons) and isinstance(other, Elements):
             return with_parameter(tracer, node, x, other, "scale")
-    return elementwise(tracer, node, (a, b), {})
+    return tracer.elementwise(node, (a, b), {})
 
 
 def product_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +17,13 @@ class Elements:
     """A tensor whose entries are elements of one parameter, each perhaps times or plus a constant.
 
     layout: a tensor without data whose strides and offset say which element lies where, as long as
-    only views were taken; else the numbers of the elements themselves, int64.
+    only views were taken; else the numbers of the elements themselves, int64. also: other parameters
+    of which the entries are made too, each in the same shape (the norms of weight normalisation).
     """
 
     parameter: int
     layout: Tensor
+    also: tuple[Elements, ...] = ()
 
     @classmethod
     def whole(cls, parameter: int, shape: tuple[int, ...]) -> Elements:
@@ -44,6 +47,12 @@ class Elements:
 
     def move(self, function: Any, args: tuple, kwargs: dict) -> Elements:
         """The elements after a function that only moves entries; `args` hold self where the tensor goes."""
+        if self.also:
+            others = (o.move(function, tuple(o if a is self else a for a in args), kwargs) for o in self.also)
+            alone = replace(self, also=())
+            return replace(
+                alone.move(function, tuple(alone if a is self else a for a in args), kwargs), also=tuple(others)
+            )
 
         def moved(tensor: Tensor) -> Tensor:
             return function(*(tensor if a is self else a for a in args), **kwargs)
@@ -54,6 +63,10 @@ class Elements:
             if result.untyped_storage()._cdata == storage._cdata:
                 return replace(self, layout=result)
         return replace(self, layout=moved(self.numbers))
+
+    def accompanied(self, others: Iterable[Elements]) -> Elements:
+        """The same with other parameters at its side; see `also`."""
+        return replace(self, also=(*self.also, *others))
 
     def view(self) -> View | None:
         """The strided view that the tensor is, None if it is none or has an element twice."""

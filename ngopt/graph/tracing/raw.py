@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -81,10 +81,21 @@ def finish(tracer: Tracer) -> NeuralGraph:
         for old in group_of[nodes].unique().tolist():
             if old in number and builder.groups[number[old]].activation is None:
                 builder.groups[number[old]] = replace(builder.groups[number[old]], activation=name)
-    return builder.build(
-        inputs={number[g] for n in tracer.inputs for g in group_of[n].unique().tolist() if g in number},
-        outputs={number[g] for n in tracer.outputs for g in group_of[n[n >= 0]].unique().tolist() if g in number},
-    )
+
+    def groups_of(nodes: Iterable[Tensor]) -> set[int]:
+        return {number[g] for n in nodes for g in group_of[n[n >= 0]].unique().tolist() if g in number}
+
+    ends = [
+        nodes
+        for raw in pieces
+        if raw.view and raw.view.parameter in tracer.fixed
+        for nodes in (raw.sources, raw.targets)
+    ]
+    ends += [raw.nodes for raw in tracer.biases if raw.view.parameter in tracer.fixed]
+    outputs = groups_of([*tracer.outputs, *tracer.pinned, *ends])
+    # a position that leads nowhere is still one among others; a neuron that does so is not needed
+    hidden = {i for i, group in enumerate(builder.groups) if group.kind != "position"} - outputs
+    return builder.build(groups_of(tracer.inputs), outputs, hidden)
 
 
 def _used_groups(blocks: Sequence[RawBlock], biases: Sequence[RawBias], group_of: Tensor) -> set[int]:

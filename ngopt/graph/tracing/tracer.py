@@ -21,7 +21,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.core import NeuralGraph, ParameterSpec, View
-from ngopt.graph.rules import RULES, entries
+from ngopt.graph.rules import RULES, entries, entrywise
 from ngopt.graph.tracing.capture import Program
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.nodes import Nodes
@@ -80,7 +80,11 @@ class Tracer:
         self.outputs: list[Tensor] = []
         self.inputs: list[Tensor] = []
         self.pristine: set[Node] = set()  # whose neurons nothing but weights has been applied to
+        self.pinned: list[Tensor] = []  # neurons that something tells apart of which no more is known
+        self.data: set[Node] = set()  # functions of the network's input
+        self.fixed: set[int] = set()  # parameters whose neurons are all pinned
         self.values: dict[Node, Value] = {}
+        self._constants: dict[tuple, Tensor] = {}
         self.use: tuple = ()  # the function at which the walk is, and what it is applied to
 
     def run(self) -> NeuralGraph:
@@ -89,10 +93,13 @@ class Tracer:
         regions = module_regions(self.program, self.model)
         for node in self.program.graph.nodes:
             self.nodes.call += 1
+            if not self.data.isdisjoint(node.all_input_nodes):
+                self.data.add(node)
             if node in regions:
                 self._call_module(regions[node], node)
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
+                self._forget(node)
             elif node.op == "output":
                 leaves = tree_leaves(tree_map(self.values.get, list(node.all_input_nodes)))
                 self.outputs = [leaf.labels.flatten() for leaf in leaves if isinstance(leaf, Neurons)]
@@ -111,6 +118,29 @@ class Tracer:
         """A parameter of the model, as rules see it."""
         position = self._position[id(parameter)]
         return Elements.whole(position, self.parameters[position].shape)
+
+    def elementwise(self, node: Node, args: tuple, kwargs: dict) -> Value:
+        """The result of a function that treats each entry on its own, as far as that is so."""
+        return entrywise.elementwise(self, node, args, kwargs)
+
+    def pin(self, *labels: Tensor) -> None:
+        """Marks neurons that cannot be exchanged with others, in a way that the graph does not show."""
+        self.pinned += [
+            nodes[nodes >= 0] for nodes in (self.nodes.find(without_repeats([x])[0]).unique() for x in labels)
+        ]
+
+    def is_zero(self, node: Node, value: Value) -> bool:
+        """Whether an argument of a function is a constant 0, whatever the network's input is."""
+        return isinstance(value, Tensor) and not value.any() and self.data.isdisjoint(node.all_input_nodes)
+
+    def constant_nodes(self, rows: Tensor) -> Tensor:
+        """Nodes (n,) that stand for different constants (n, k), the same ones for the same constants."""
+        key = (tuple(rows.shape), rows.to(torch.complex128).numpy().tobytes())
+        if key not in self._constants:
+            size = len(rows)
+            self._constants[key] = self.nodes.new(f"constant {len(self._constants)}", size, "constant")
+            self.inputs.append(self._constants[key])
+        return self._constants[key]
 
     def owner(self, parameter: int) -> str:
         """The name of the layer that a parameter belongs to."""
@@ -186,6 +216,7 @@ class Tracer:
                 continue
             state = self.program.state.get(node.name)
             if state is None:
+                self.data.add(node)
                 self.values[node] = self._user_input(node)
             else:
                 self.values[node] = self.elements(state) if id(state) in self._position else state.detach().clone()
@@ -213,6 +244,15 @@ class Tracer:
         for inner in region.nodes:
             self.values[inner] = self.unknown(inner)
         self.values[region.output] = result
+
+    def _forget(self, node: Node) -> None:
+        """Pins the neurons that a function was applied to of whose result nothing is known."""
+        results = [
+            leaf for leaf in tree_leaves(self.values[node]) if isinstance(leaf, (Neurons, Elements, Unknown, Tensor))
+        ]
+        if node.users and results and all(isinstance(leaf, Unknown) for leaf in results):
+            used = tree_leaves([self.values[source] for source in node.all_input_nodes])
+            self.pin(*(value.labels for value in used if isinstance(value, Neurons)))
 
     def _apply(self, rule: Callable, node: Node, *args: Any, **kwargs: Any) -> Value:
         """What a rule says; where it fails, a warning, and nothing is known of the function's result."""
@@ -243,4 +283,4 @@ class Tracer:
             return self._apply(rule, node, *args, **kwargs)
         if packet in entries.MOVES:
             return entries.move(self, node, args, kwargs)
-        return entries.elementwise(self, node, args, kwargs)
+        return self.elementwise(node, args, kwargs)

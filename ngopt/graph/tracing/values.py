@@ -28,9 +28,13 @@ class Neurons:
 
 @dataclass(frozen=True)
 class Unknown:
-    """A tensor of which nothing is known but its shape."""
+    """A tensor of which nothing is known but its shape.
+
+    equivariant: whether it was computed of a parameter by reductions, so that rows exchanged there are exchanged here.
+    """
 
     shape: torch.Size
+    equivariant: bool = False
 
 
 Value = Neurons | Elements | Unknown | Tensor | Any

@@ -1,0 +1,209 @@
+"""Functions without weights that work entry by entry, and those of which it must be seen whether they do.
+
+A function of neurons alone, the same for all of them, changes nothing in the graph. What tells neurons
+apart must be in it: several neurons, a parameter, a constant that differs between them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ngopt.graph.rules.edges import diagonal, spread
+from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.values import Neurons, Unknown, Value, find_all, folded, without_repeats
+
+if TYPE_CHECKING:
+    from ngopt.graph.tracing.tracer import Tracer
+
+aten = torch.ops.aten
+
+ACTIVATIONS = """relu relu_ relu6 hardtanh hardtanh_ gelu silu silu_ sigmoid sigmoid_ tanh tanh_ leaky_relu
+    leaky_relu_ elu elu_ selu selu_ celu mish mish_ softplus hardswish hardswish_ hardsigmoid
+    hardsigmoid_ softmax log_softmax sin cos exp softsign glu logsigmoid rrelu prelu""".split()
+
+
+def elementwise(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
+    """Any function without a rule of its own: what it is applied to keeps its meaning if it works entry by entry."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return tracer.unknown(node)
+    operands = [a for a in tree_leaves((args, kwargs)) if isinstance(a, (Neurons, Elements, Unknown, Tensor))]
+    operands = [a for a in operands if _broadcasts(a.shape, value.shape)]
+    neurons = [a for a in operands if isinstance(a, Neurons)]
+    if neurons and _is_entrywise(tracer, node, neurons[0]):
+        return _of_neurons(tracer, node, neurons, operands)
+    elements = sorted((a for a in operands if isinstance(a, Elements)), key=lambda a: -a.shape.numel())
+    if neurons or not operands:
+        return tracer.unknown(node)
+    if elements:
+        return _of_elements(tracer, node, elements, operands)
+    return Unknown(value.shape, all(_is_uniform(a) for a in operands))
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    try:
+        return torch.broadcast_shapes(shape, to) == to
+    except RuntimeError:
+        return False
+
+
+def _of_neurons(tracer: Tracer, node: Node, neurons: list[Neurons], operands: list) -> Value:
+    """Several neurons are factors as in a product; parameters and constants meet the result, one after the other."""
+    from ngopt.graph.rules.parameters import with_parameter
+    from ngopt.graph.rules.products import product_of
+
+    shape = tracer.shape_of(node)
+    result: Value = neurons[0]
+    for factor in neurons[1:]:
+        result = product_of(tracer, node, result, factor) if isinstance(result, Neurons) else result
+    for other in operands:
+        if not isinstance(result, Neurons):
+            return result
+        result = Neurons(result.labels.expand(shape))
+        if isinstance(other, Elements):
+            result = with_parameter(tracer, node, result, other, "slope")
+        elif isinstance(other, Tensor):
+            meet_constant(tracer, result, other)
+        elif isinstance(other, Unknown):
+            tracer.pin(*_told_apart(result.labels, torch.empty(other.shape)))
+    name = str(getattr(node.target, "overloadpacket", node.target)).rsplit(".", 1)[-1]
+    if name in ACTIVATIONS and isinstance(result, Neurons):
+        labels = without_repeats([result.labels])[0].unique()
+        tracer.activations.append((labels[labels >= 0], name.rstrip("_")))
+    return Neurons(result.labels.expand(shape)) if isinstance(result, Neurons) else result
+
+
+def _of_elements(tracer: Tracer, node: Node, elements: list[Elements], operands: list) -> Value:
+    """A parameter times or plus others, constants, and what was computed of it."""
+    shape = tracer.shape_of(node)
+    first, *others = (a if a.shape == shape else a.move(torch.broadcast_to, (a, shape), {}) for a in elements)
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    if not pointwise or not all(isinstance(a, Elements) or _is_uniform(a) for a in operands):
+        tracer.fixed.add(first.parameter)
+    return first.accompanied(others)
+
+
+def _is_uniform(other: Value) -> bool:
+    """Whether a constant, or what was computed of a parameter, moves along when rows of a parameter are exchanged."""
+    if not isinstance(other, Tensor):
+        return isinstance(other, Unknown) and (other.equivariant or other.shape.numel() <= 1)
+    return other.numel() <= 1 or bool((other == other.flatten()[0]).all())
+
+
+def _told_apart(labels: Tensor, other: Tensor) -> list[Tensor]:
+    """The neurons along dimensions in which another tensor may differ, none if it has the same for all."""
+    labels = folded(labels)
+    other = other.expand(labels.shape)
+    both = (a != 0 and b != 0 and n > 1 for a, b, n in zip(labels.stride(), other.stride(), labels.shape, strict=True))
+    return [labels] if any(both) else []
+
+
+def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
+    """Where a constant differs between neurons, each of its values is a node with edges to those that have it.
+
+    A sinusoidal position has other values for every neuron, the slope of an ALiBi other ones for every
+    head, and those of a rotary embedding are the same for all heads.
+    """
+    if constant.numel() <= 1 or not _told_apart(x.labels, folded(constant.expand(x.shape))):
+        return
+    labels, values = without_repeats([folded(x.labels), folded(constant.expand(x.shape))])
+    labels, values = tracer.nodes.find(labels).flatten(), values.flatten()
+    order = labels.argsort(stable=True)
+    order = order[labels[order] >= 0]
+    nodes, counts = labels[order].unique_consecutive(return_counts=True)
+    if not len(nodes):
+        return
+    if (counts != counts[0]).any():
+        tracer.pin(nodes)
+        return
+    rows, owner = values[order].reshape(len(nodes), -1).unique(dim=0, return_inverse=True)
+    if len(rows) > 1:
+        spread(tracer, tracer.constant_nodes(rows), owner, nodes)
+
+
+def _is_entrywise(tracer: Tracer, node: Node, x: Neurons) -> bool:
+    """Whether a function leaves each neuron on its own; if torch does not say so, it is tried on random numbers."""
+    tags = getattr(node.target, "tags", ())
+    if torch.Tag.pointwise in tags or torch.Tag.nondeterministic_seeded in tags:
+        return True
+    labels = tracer.nodes.find(x.labels)
+    return all(_changes_only(tracer, node, x, labels == one) for one in {int(labels.min()), int(labels.max())})
+
+
+def _changes_only(tracer: Tracer, node: Node, x: Neurons, chosen: Tensor) -> bool:
+    """Whether other numbers for some neurons change the result of a function at these alone."""
+    if chosen.all():
+        return True
+    numbers: dict[Node, Tensor] = {}
+
+    def sample(argument: Any, changed: bool) -> Any:
+        known = tracer.values[argument] if isinstance(argument, Node) else argument
+        if not isinstance(known, (Neurons, Elements, Unknown)):
+            return known
+        value = numbers.setdefault(argument, _random(argument.meta["val"]))
+        return torch.where(chosen, _random(value), value) if changed and known is x else value
+
+    try:
+        calls = [tree_map(lambda a, c=changed: sample(a, c), (node.args, node.kwargs)) for changed in (False, True)]
+        first, second = (node.target(*args, **kwargs) for args, kwargs in calls)  # type: ignore[operator]
+        return bool((first == second)[~chosen.expand(first.shape)].all())
+    except Exception:
+        return False
+
+
+def _random(like: Tensor) -> Tensor:
+    """Numbers of the shape and type of a tensor, which may have no data."""
+    shape = tuple(like.shape)
+    if like.dtype.is_floating_point or like.dtype.is_complex:
+        return torch.randn(shape, dtype=like.dtype)
+    return torch.randint(0, 2, shape).to(like.dtype)
+
+
+@register_rule(aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.zeros_like, aten.ones_like,
+               aten.rand_like, aten.randn_like, aten.full_like, aten.empty_like)  # fmt: skip
+def creation(tracer: Tracer, node: Node, like: Value, *args: Any, **kwargs: Any) -> Value:
+    """A constant of a tensor's shape; random numbers are the same for all neurons, as none is singled out."""
+    tracer.data.discard(node)
+    value = node.target(torch.zeros(tuple(like.shape)), *args, **kwargs)  # type: ignore[operator]
+    known = node.target in KNOWN_CREATIONS or node.target.overloadpacket in KNOWN_CREATIONS  # type: ignore[union-attr]
+    return value if known else torch.zeros_like(value)
+
+
+KNOWN_CREATIONS = {aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.full_like}
+
+
+@register_rule(aten.view_as_complex)
+def view_as_complex(tracer: Tracer, node: Node, x: Value) -> Value:
+    """A node for each pair of real neurons."""
+    if not isinstance(x, Neurons):
+        return tracer.unknown(node)
+    (labels,) = find_all(tracer, x.labels)
+    pairs, which = labels.reshape(-1, 2).unique(dim=0, return_inverse=True)
+    if (pairs < 0).any():
+        return tracer.unknown(node)
+    numbers = tracer.nodes.new(node.name, len(pairs), "product", pairs.T)
+    diagonal(tracer, pairs[:, 0], numbers, "left")
+    diagonal(tracer, pairs[:, 1], numbers, "right")
+    return Neurons(numbers[which].reshape(labels.shape[:-1]).expand(tracer.shape_of(node)))
+
+
+@register_rule(aten.view_as_real)
+def view_as_real(tracer: Tracer, node: Node, x: Value) -> Value:
+    """Two nodes for each complex neuron."""
+    if not isinstance(x, Neurons):
+        return tracer.unknown(node)
+    (labels,) = find_all(tracer, x.labels)
+    numbers, which = labels.unique(return_inverse=True)
+    if (numbers < 0).any():
+        return tracer.unknown(node)
+    parts = []
+    for kind in ("left", "right"):
+        parts.append(tracer.nodes.new(f"{node.name}.{kind}", len(numbers), "product", numbers[None]))
+        diagonal(tracer, numbers, parts[-1], kind)
+    return Neurons(torch.stack(parts, -1)[which].expand(tracer.shape_of(node)))
