@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
@@ -143,7 +144,7 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
 
     They are the role of the group, sines and cosines of its relative depth, and for inputs, outputs
     and nodes of which nothing is known, which cannot be exchanged, sines and cosines of the relative
-    place in the group; the nodes of shared elements can be, together with the neurons that share
+    place among all of them; the nodes of shared elements can be, together with the neurons that share
     them. A departure from the paper's learned vectors per layer and per input and output neuron, so
     that other depths and input sizes work.
 
@@ -151,15 +152,27 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
     alike, in the dtype and on the device of `like`.
     """
     found = []
-    for group in graph.groups:
+    for group, places in zip(graph.groups, _places(graph, like), strict=True):
         role = like.new_tensor([[float(group.role == role) for role in ROLES]])
         depth = _waves(like.new_tensor([group.depth]))
-        if group.role != "hidden" and group.kind != "parameter":
-            place = _waves(torch.linspace(0, 1, group.size, dtype=like.dtype, device=like.device))
-        else:
-            place = torch.zeros_like(depth)
+        place = torch.zeros_like(depth) if places is None else _waves(places)
         n = len(place)
         found.append(torch.cat([role.expand(n, -1), depth.expand(n, -1), place], dim=-1))
+    return found
+
+
+def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
+    """Where the nodes of every group are among all of its role in its network, (n,) from 0 to 1, or None."""
+    members = graph.members or (0,) * len(graph.groups)
+    keys = list(zip(members, (group.role for group in graph.groups), strict=True))
+    sizes: Counter = Counter()
+    for key, group in zip(keys, graph.groups, strict=True):
+        sizes[key] += group.size
+    lines = {key: torch.linspace(0, 1, n, dtype=like.dtype, device=like.device) for key, n in sizes.items()}
+    found: list[Tensor | None] = []
+    for key, group in zip(keys, graph.groups, strict=True):
+        place, lines[key] = lines[key].tensor_split([group.size])
+        found.append(place if group.role != "hidden" and group.kind != "parameter" else None)
     return found
 
 

@@ -71,8 +71,8 @@ def _even_runs(columns: Tensor) -> list[Tensor]:
     return runs
 
 
-def connect(tracer: Tracer, weight: Elements, sources: Tensor, targets: Tensor) -> None:
-    """Dense edges (n_target, columns); columns of the same source are slots."""
+def connect(tracer: Tracer, weight: Elements, sources: Tensor, targets: Tensor, kind: str | None = None) -> None:
+    """Dense edges (n_target, columns); columns of the same source are slots. Their kind is "weight" or "flatten"."""
     for rows, columns, view in _regular_parts(weight):
         parts = segments(tracer, sources[columns])
         for part in parts or []:
@@ -81,19 +81,22 @@ def connect(tracer: Tracer, weight: Elements, sources: Tensor, targets: Tensor) 
             shape = (1, view.shape[0], len(part.nodes))
             strides = (0, row, column * part.step, *((column * part.slot_step,) if slot_shape else ()))
             piece = View(weight.parameter, (*shape, *slot_shape), strides, view.offset + part.start * column)
-            kind = "flatten" if slot_shape else "weight"
-            tracer.add_block(piece, part.nodes, targets[rows], shape, slot_shape, kind)
+            meaning = kind or ("flatten" if slot_shape else "weight")
+            tracer.add_block(piece, part.nodes, targets[rows], shape, slot_shape, meaning)
     accompany(tracer, weight, weight.also, sources, targets)
 
 
 def accompany(tracer: Tracer, weight: Elements, factors: Iterable[Elements], sources: Tensor, targets: Tensor) -> None:
     """Other parameters, (n_target, n_source, ...) each, that are factors or summands of a weight.
 
-    Those that are the same for all sources, as the norms of weight normalisation, are features of the
-    targets, or the other way round. Of what differs for both the graph shows nothing.
+    A matrix is edges of its own. What is the same for all sources, as the norms of weight normalisation,
+    is a feature of the targets, or the other way round. Of anything else the graph shows nothing.
     """
     for factor in factors:
         axes = [d for d, n in enumerate(factor.shape) if n > 1 and factor.layout.stride(d) != 0]
+        if axes == [0, 1] and len(factor.shape) == 2:
+            connect(tracer, factor, sources, targets, "scale")
+            continue
         ends = targets if axes == [0] else sources if axes == [1] else None
         if ends is None or len(ends) != factor.shape[axes[0]]:
             tracer.fixed.add(weight.parameter)
