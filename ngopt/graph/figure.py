@@ -28,17 +28,21 @@ FILLS = {  # kind of group -> colour inside and of the border
     "position": ("#fdf4cd", "#b39b1e"),
     "parameter": ("#fadcd8", "#b64c3c"),
     "constant": ("#ebebeb", "#808080"),
+    "copy": ("#f4f8fc", "#8fb0cf"),
 }
+PLURALS = {"copy": "copies", "bias": "biases"}
 OTHER_FILL = ("#ffffff", "#404040")
 LINES = {  # style of a wire -> colour, dashes, words of the legend
     "weight": ("#33475b", "-", "weights"),
     "flatten": ("#5d6fd0", "-", "weights of a flattened map"),
     "one to one": ("#1f8f86", "-", "weights, neuron to neuron"),
+    "recurrent": ("#a23b72", "-", "recurrent weights"),
     "residual": ("#3f9142", (0, (4, 1.5)), "sum (residual)"),
     "left": ("#d1762b", (0, (2, 1)), "left factor of a product"),
     "right": ("#8b5fb0", (0, (2, 1)), "right factor of a product"),
     "pool": ("#7a7a7a", (0, (1, 1)), "pool: many nodes into one"),
     "spread": ("#7a7a7a", (0, (5, 1, 1, 1)), "spread: one node to many"),
+    "copy": ("#8fb0cf", (0, (1, 1)), "copy: the same, seen otherwise"),
 }
 OTHER_LINE = ("#404040", (0, (1, 1)), "")
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -177,7 +181,7 @@ def _draw_group(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> N
         )
     )
     path, _, name = group.name.rpartition(".")
-    what = f"{group.size:,} {group.kind}{'s' if group.size != 1 else ''}"
+    what = f"{group.size:,} {_plural(group.kind) if group.size != 1 else group.kind}"
     lines = [
         (shorten(path, PATH_WIDTH), 6, "normal", "#606060"),
         (shorten(name, NAME_WIDTH), 8.5, "bold", "#101010"),
@@ -218,12 +222,16 @@ def _draw_tag(axes: Axes, words: str, place: Point, color: str) -> None:
     axes.text(*place, words, fontsize=5.8, ha="center", va="center", color="#303030", bbox=look, zorder=4)
 
 
+def _plural(kind: str) -> str:
+    return PLURALS.get(kind, f"{kind}s")
+
+
 def _legend(graph: NeuralGraph, wires: Sequence[Wire], with_values: bool) -> list[Artist]:
     """Handles for what occurs in the drawing."""
     handles: list[Artist] = []
     for kind in dict.fromkeys(group.kind for group in graph.groups):
         fill, border = FILLS.get(kind, OTHER_FILL)
-        handles.append(Patch(facecolor=fill, edgecolor=border, label=f"{kind}s"))
+        handles.append(Patch(facecolor=fill, edgecolor=border, label=_plural(kind)))
     if any(group.role in ENDS for group in graph.groups):
         handles.append(Patch(facecolor="white", edgecolor="#404040", linewidth=2.2, label="input or output"))
     if graph.biases:
