@@ -173,6 +173,33 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
+class States(nn.Module):
+    """A stack of recurrent layers whose states begin as they are learned or made of the input, read at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.cells = nn.LSTM(3, 4, num_layers=2, bidirectional=True), nn.Linear(3, 16)
+        self.begin, self.head = nn.Parameter(torch.randn(4, 1, 4)), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        begin = self.begin.expand(-1, len(x), -1), self.cells(x[:, 0]).view(len(x), 4, 4).transpose(0, 1)
+        hidden, cells = self.rnn(x.transpose(0, 1), begin)[1]
+        return self.head(torch.cat([hidden[2], hidden[3], cells[2], cells[3]], -1))
+
+
+class EncoderDecoder(nn.Module):
+    """Two recurrent layers, the second of which begins with the last state of the first; without a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.GRU(3, 4, bias=False), nn.GRU(3, 4)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.encoder(x)[1]
+        return self.head(torch.cat([self.decoder(x.flip(0), state)[0], state.expand(len(x), -1)], -1))
+
+
 class Gated(nn.Module):
     """SwiGLU, a bilinear layer, a weight used twice, raw weights handed to functions, a learned temperature."""
 
@@ -268,6 +295,8 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "projected lstm": (Recurrent(nn.LSTM, proj_size=2), torch.randn(2, 4, 3)),
         "gru": (Recurrent(nn.GRU), torch.randn(2, 4, 3)),
         "rnn": (Recurrent(nn.RNN, nonlinearity="relu"), torch.randn(2, 4, 3)),
+        "states": (States(), torch.randn(2, 5, 3)),
+        "encoder decoder": (EncoderDecoder(), torch.randn(5, 3)),
         "gated": (Gated(), torch.randn(2, 4)),
         "head norms": (nn.Sequential(nn.Linear(3, 6), HeadNorms(6), nn.Linear(6, 2)), torch.randn(2, 5, 3)),
         "shared": (Shared(), torch.randn(2, 5, 3)),

@@ -72,7 +72,8 @@ def _even_runs(columns: Tensor) -> list[Tensor]:
 
 
 def connect(tracer: Tracer, weight: Elements, sources: Tensor, targets: Tensor) -> None:
-    """Dense edges (n_target, columns); columns of the same source are slots."""
+    """Dense edges (n_target, columns); columns of the same source are slots, or uses where they are in no order."""
+    use = tracer.use
     for rows, columns, view in _regular_parts(weight):
         parts = segments(tracer, sources[columns])
         for part in parts or []:
@@ -82,7 +83,9 @@ def connect(tracer: Tracer, weight: Elements, sources: Tensor, targets: Tensor) 
             strides = (0, row, column * part.step, *((column * part.slot_step,) if slot_shape else ()))
             piece = View(weight.parameter, (*shape, *slot_shape), strides, view.offset + part.start * column)
             kind = "flatten" if slot_shape else "weight"
+            tracer.use = (*use, (columns.start or 0) + part.start)
             tracer.add_block(piece, part.nodes, targets[rows], shape, slot_shape, kind)
+    tracer.use = use
 
 
 def _regular_parts(weight: Elements) -> Iterator[tuple[slice, slice, View]]:
