@@ -200,6 +200,25 @@ class EncoderDecoder(nn.Module):
         return self.head(torch.cat([self.decoder(x.flip(0), state)[0], state.expand(len(x), -1)], -1))
 
 
+class Cells(nn.Module):
+    """Cells that take steps: one reads the input, its state behind a norm, one writes and sees what it wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self.reader, self.norm = nn.LSTMCell(3, 4), nn.LayerNorm(4)
+        self.begin, self.writer, self.out = nn.Linear(4, 5), nn.GRUCell(2, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = cells = torch.zeros(len(x), 4, dtype=x.dtype)
+        for t in range(x.shape[1]):
+            hidden, cells = self.reader(x[:, t], (self.norm(hidden), cells))
+        state, written = self.begin(hidden), [hidden.new_zeros(len(x), 2)]
+        for _ in range(3):
+            state = self.writer(written[-1], state)
+            written.append(self.out(state))
+        return torch.stack(written, 1)
+
+
 class Gated(nn.Module):
     """SwiGLU, a bilinear layer, a weight used twice, raw weights handed to functions, a learned temperature."""
 
@@ -297,6 +316,7 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "rnn": (Recurrent(nn.RNN, nonlinearity="relu"), torch.randn(2, 4, 3)),
         "states": (States(), torch.randn(2, 5, 3)),
         "encoder decoder": (EncoderDecoder(), torch.randn(5, 3)),
+        "cells": (Cells(), torch.randn(2, 3, 3)),
         "gated": (Gated(), torch.randn(2, 4)),
         "head norms": (nn.Sequential(nn.Linear(3, 6), HeadNorms(6), nn.Linear(6, 2)), torch.randn(2, 5, 3)),
         "shared": (Shared(), torch.randn(2, 5, 3)),

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -372,3 +373,48 @@ def test_packed_sequences():
     graph = build_graph(Packed(), torch.randn(2, 5, 3))
     assert [kind for kind, _ in edges_of(graph, "rnn.l0")] == ["recurrent", "weight"]
     assert graph.unplaced == () and unconnected(graph) == []
+
+
+class Steps(nn.Module):
+    """A cell in a loop, or the layer that does the same; `begins` sequences one after the other, or at once."""
+
+    def __init__(self, recurrent, begins=1):
+        super().__init__()
+        self.rnn, self.head, self.begins = recurrent, nn.Linear(4, 2), begins
+
+    def forward(self, x):
+        if isinstance(self.rnn, nn.RNNBase):
+            return self.head(self.rnn(x)[0][-1])
+        last = []
+        for part in x.chunk(self.begins):
+            state = None
+            for step in part:
+                state = self.rnn(step, state)
+            last.append(state[0] if isinstance(state, tuple) else state)
+        return self.head(sum(last))
+
+
+@pytest.mark.parametrize(("cell", "layer"), [(nn.LSTMCell, nn.LSTM), (nn.GRUCell, nn.GRU), (nn.RNNCell, nn.RNN)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_cell_in_a_loop_is_a_recurrent_layer(cell, layer, bias):
+    graphs = []
+    for recurrent in (cell(3, 4, bias=bias), layer(3, 4, bias=bias)):
+        graph = build_graph(Steps(recurrent), torch.randn(2, 5, 3))
+        groups = tuple(replace(g, name="") for g in graph.groups)
+        parameters = tuple(replace(p, name="") for p in graph.parameters)
+        graphs.append(replace(graph, groups=groups, parameters=parameters))
+    assert graphs[0] == graphs[1]
+
+
+def test_a_cell_that_begins_twice_has_two_recurrences():
+    graph = build_graph(Steps(nn.GRUCell(3, 4), 2), torch.randn(2, 5, 3))
+    recurrent = [b for b in graph.weights if b.kind == "recurrent"]
+    assert len(recurrent) == len({b.target for b in recurrent}) == 2
+    assert all(b.source == b.target for b in recurrent)
+    assert edges_of(build_graph(*zoo()["cells"]), "writer") == [
+        ("recurrent", "writer"),
+        ("residual", "begin"),
+        ("weight", "out"),
+        ("weight", "out"),
+        ("weight", "writer.constant"),
+    ]

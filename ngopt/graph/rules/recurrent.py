@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,6 +140,61 @@ def _enter(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
         sources = tracer.source_nodes(torch.full_like(nodes, -1), "state")
     present = sources >= 0
     edges_between(tracer, sources[present], nodes[present], kind)
+
+
+@dataclass
+class Cell:
+    """A cell that takes step after step: the nodes of all its states, and what reaches them.
+
+    inputs: what W_ih sees in the steps, (n_in,) each. states: nodes from elsewhere and the kind of their edges.
+    """
+
+    nodes: tuple[Tensor, Tensor]
+    inputs: list[Tensor] = field(default_factory=list)
+    states: list[tuple[str, Tensor]] = field(default_factory=list)
+
+
+@register_rule(aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
+def recurrent_cell(tracer: Tracer, node: Node, x: Value, states: Any, *parameters: Value) -> Value:
+    """A step of a recurrent layer, which has the same nodes as the step before where it takes up the state of that.
+
+    Where no state is one of the same weights, a new recurrence begins.
+    """
+    weights = [w for w in parameters if isinstance(w, Elements)]
+    features = _features(tracer, node, x)
+    if features is None or any(w is not None and not isinstance(w, Elements) for w in parameters):
+        return tracer.unknown(node)
+    states = states if isinstance(states, (list, tuple)) else [states]
+    given = [tracer.vector(s.labels, -1) if isinstance(s, Neurons) else None for s in states]
+    known = tracer.cells.setdefault(tuple(w.view() for w in weights), [])
+    cell = next((c for c in known if any(_same(tracer, c.nodes[0], nodes) for nodes in given)), None)
+    if cell is None:
+        cell = Cell(_recurrent_layer(tracer, features, weights, len(weights) > 2), [features])
+        known.append(cell)
+    elif not any(_same_input(tracer, old, features) for old in cell.inputs):
+        _gated(tracer, weights[0], features, cell.nodes[1], "weight")
+        cell.inputs.append(features)
+    for (held_by, kind), state, nodes in zip(_holders(cell.nodes, len(states)), states, given, strict=True):
+        entered = [held_by, *(old for k, old in cell.states if k == kind)]
+        if nodes is None or not any(_same(tracer, old, nodes) for old in entered):
+            _enter(tracer, state, held_by, kind)
+            cell.states += [(kind, nodes)] if nodes is not None else []
+    new = [Neurons(nodes.expand(s.shape)) for nodes, s in zip(cell.nodes, states, strict=False)]
+    return tuple(new) if len(new) > 1 else new[0]
+
+
+def _same(tracer: Tracer, a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and torch.equal(tracer.nodes.find(a), tracer.nodes.find(b))
+
+
+def _same_input(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
+    """Whether the inputs of two steps are the same neurons, or entries of the network's input, which then become so."""
+    old, new = tracer.nodes.find(old), tracer.nodes.find(new)
+    differ = old != new
+    if not differ.any():
+        return True
+    ends = torch.cat([old[differ], new[differ]])
+    return bool((ends >= 0).all()) and tracer.nodes.are_free(ends) and tracer.nodes.can_unify(torch.stack([old, new]))
 
 
 @register_rule(aten._pack_padded_sequence, aten._pad_packed_sequence)

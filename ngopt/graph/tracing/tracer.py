@@ -80,6 +80,7 @@ class Tracer:
         self.outputs: list[Tensor] = []
         self.inputs: list[Tensor] = []
         self.pristine: set[Node] = set()  # whose neurons nothing but weights has been applied to
+        self.cells: dict[tuple, list[Any]] = {}  # recurrent ones that take steps, by the views of their weights
         self.values: dict[Node, Value] = {}
         self.use: tuple = ()  # the function at which the walk is, and what it is applied to
 
