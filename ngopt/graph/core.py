@@ -258,7 +258,7 @@ class NeuralGraph:
         """Brings values on nodes and edges back to parameters: the inverse of `gather`.
 
         Where an element has several places, its value is their mean. Real pairs without feature
-        axes come back as complex numbers.
+        axes come back as complex numbers, if there are any of their dtype.
         """
         found: list[list[tuple[View, Tensor]]] = [[] for _ in self.parameters]
         for places, tensors, lead in ((self.biases, values.biases, 1), (self.weights, values.edges, 3)):
@@ -366,4 +366,6 @@ def _running_mean(old: Tensor, value: Tensor, number: int | np.ndarray) -> Tenso
 
 
 def _as_declared(spec: ParameterSpec, value: Tensor, has_features: bool) -> Tensor:
-    return torch.view_as_complex(value.contiguous()) if spec.is_complex and not has_features else value
+    """Complex numbers where the parameter's are, unless there are none of such pairs: of integers, say."""
+    pairs = spec.is_complex and not has_features and value.dtype in (torch.float16, torch.float32, torch.float64)
+    return torch.view_as_complex(value.contiguous()) if pairs else value
