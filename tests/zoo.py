@@ -219,6 +219,21 @@ class Cells(nn.Module):
         return torch.stack(written, 1)
 
 
+class Standardised(nn.Module):
+    """Statistics of neurons, as in a norm that is written by hand: norms, moments and extremes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.wide, self.out = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.wide(x / x.norm(p=1, dim=-1, keepdim=True))
+        deviation, mean = torch.std_mean(x, dim=-1, correction=0, keepdim=True)
+        bound = torch.linalg.norm(x, dim=2).logsumexp(1)[:, None, None]
+        return self.out(torch.cat([x / deviation * bound, mean * x.amax(2, keepdim=True)], -1))
+
+
 class Gated(nn.Module):
     """SwiGLU, a bilinear layer, a weight used twice, raw weights handed to functions, a learned temperature."""
 
@@ -317,6 +332,8 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "states": (States(), torch.randn(2, 5, 3)),
         "encoder decoder": (EncoderDecoder(), torch.randn(5, 3)),
         "cells": (Cells(), torch.randn(2, 3, 3)),
+        "standardised": (Standardised(), torch.randn(2, 4, 3)),
+        "bags": (nn.Sequential(nn.EmbeddingBag(9, 5, padding_idx=0), nn.ReLU(), nn.Linear(5, 2)), tokens % 9),
         "gated": (Gated(), torch.randn(2, 4)),
         "head norms": (nn.Sequential(nn.Linear(3, 6), HeadNorms(6), nn.Linear(6, 2)), torch.randn(2, 5, 3)),
         "shared": (Shared(), torch.randn(2, 5, 3)),

@@ -177,6 +177,16 @@ def test_bad_examples_and_lazy_modules():
     assert graph.numel == 14
 
 
+def test_lazy_buffers():
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(ValueError, match=r"'1.running_mean' of a lazy module has no shape yet"):
+        build_graph(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d(affine=False)))
+    graph = build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)})
+    assert isinstance(lazy[1].running_mean, nn.parameter.UninitializedBuffer)
+    lazy(torch.randn(2, 3, 5, 5))
+    assert replace(graph, groups=()) == replace(build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)}), groups=())
+
+
 def test_frozen_parameters_stay_in_the_graph():
     model, example = zoo()["residual"]
     for p in model.stem.parameters():
@@ -418,3 +428,31 @@ def test_a_cell_that_begins_twice_has_two_recurrences():
         ("weight", "out"),
         ("weight", "writer.constant"),
     ]
+
+
+class Weighted(nn.Module):
+    """Rows of a table, weighted by a neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.score, self.table, self.out = nn.Linear(3, 1), nn.EmbeddingBag(9, 5, mode="sum"), nn.Linear(5, 2)
+
+    def forward(self, index, x):
+        return self.out(self.table(index, per_sample_weights=self.score(x)[..., 0]))
+
+
+def test_bags_of_rows_with_weights():
+    graph = build_graph(Weighted(), (torch.randint(9, (2, 4)), torch.randn(2, 4, 3)))
+    (factor,) = (g.name for g in graph.groups if g.kind == "product")
+    assert edges_of(graph, factor) == [("left", "score"), ("right", "table")]
+    assert edges_of(graph, "out") == [("weight", factor)]
+
+
+def test_constants_before_there_are_neurons():
+    graph = build_graph(nn.Sequential(OneHot(), nn.Linear(5, 3)), torch.randint(5, (4,)))
+    assert graph.unplaced == () and graph.numel == 18
+
+
+class OneHot(nn.Module):
+    def forward(self, index):
+        return F.one_hot(index, 5).float()

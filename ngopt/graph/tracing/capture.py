@@ -45,7 +45,7 @@ def capture(model: nn.Module, example_input: Any) -> Program:
     this input. Of the module's state nothing changes. Raises whatever the module raises, or
     NotCaptured.
     """
-    whole = _arguments(example_input)
+    whole = arguments(example_input)
     few = tree_map(_few_rows, whole)
     same = all(a is b for a, b in zip(tree_leaves(few), tree_leaves(whole), strict=True))
     reason = None
@@ -74,7 +74,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
+def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
+    """What a module is called with for an example input: a tensor, a tuple of arguments, a dict of named ones."""
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
     return (example_input if isinstance(example_input, tuple) else (example_input,)), {}

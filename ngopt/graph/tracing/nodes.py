@@ -60,6 +60,8 @@ class Nodes:
 
     def find(self, labels: Tensor) -> Tensor:
         """The number that now stands for each node."""
+        if not len(self._alias):
+            return labels
         found = torch.where(labels >= 0, self._alias[labels.clamp(min=0)], labels)
         while True:
             further = torch.where(found >= 0, self._alias[found.clamp(min=0)], found)
