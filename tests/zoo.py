@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Attention(nn.Module):
@@ -234,6 +235,22 @@ class Standardised(nn.Module):
         return self.out(torch.cat([x / deviation * bound, mean * x.amax(2, keepdim=True)], -1))
 
 
+class Regions(nn.Module):
+    """Parts that run in another mode: without gradients, in another precision, with a checkpoint."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.frozen, self.exact, self.last = (nn.Linear(n, m) for n, m in ((3, 4), (4, 5), (5, 6), (6, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = checkpoint(self.first, x, use_reentrant=False)
+        with torch.autocast("cpu", enabled=False):
+            with torch.no_grad():
+                frozen = torch.relu(self.frozen(x))
+            x = torch.tanh(self.exact(frozen))
+        return self.last(x) * frozen.mean(-1, keepdim=True)
+
+
 class Gated(nn.Module):
     """SwiGLU, a bilinear layer, a weight used twice, raw weights handed to functions, a learned temperature."""
 
@@ -333,6 +350,7 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "encoder decoder": (EncoderDecoder(), torch.randn(5, 3)),
         "cells": (Cells(), torch.randn(2, 3, 3)),
         "standardised": (Standardised(), torch.randn(2, 4, 3)),
+        "regions": (Regions(), torch.randn(2, 3)),
         "bags": (nn.Sequential(nn.EmbeddingBag(9, 5, padding_idx=0), nn.ReLU(), nn.Linear(5, 2)), tokens % 9),
         "gated": (Gated(), torch.randn(2, 4)),
         "head norms": (nn.Sequential(nn.Linear(3, 6), HeadNorms(6), nn.Linear(6, 2)), torch.randn(2, 5, 3)),

@@ -456,3 +456,20 @@ def test_constants_before_there_are_neurons():
 class OneHot(nn.Module):
     def forward(self, index):
         return F.one_hot(index, 5).float()
+
+
+def test_regions_are_followed_whether_exported_or_recorded():
+    model, example = zoo()["regions"]
+    expected = build_graph(model, example)
+    assert edges_of(expected, "exact") == [("weight", "frozen")]
+    assert unconnected(expected) == []
+
+    class Checked(type(model)):
+        def forward(self, x):
+            assert x.sum() < 1e9
+            return super().forward(x) if x.isfinite().all() else x
+
+    model.__class__ = Checked
+    graph = build_graph(model, example)
+    assert (graph.blocks, graph.biases) == (expected.blocks, expected.biases)
+    assert torch.is_grad_enabled()
