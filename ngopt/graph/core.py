@@ -24,16 +24,18 @@ BIAS_KINDS = ("bias", "recurrent", "gamma", "beta", "slope", "scale", "shift", "
 """What a parameter does to neurons, one by one.
 
 The bias of a layer, that of a recurrent layer's own state; scale and shift of a norm; slope of an activation; a bare
-parameter times or plus activations, or in their place (a class token).
+parameter times or plus activations, or in their place (a class token, a state that a recurrent layer begins with; the
+hidden one of an LSTM is "recurrent").
 """
 EDGE_KINDS = (
     "weight", "flatten", "residual", "left", "right", "pool", "spread", "copy", *BIAS_KINDS,
 )  # fmt: skip
 """What edges mean.
 
-Weights, those of a flattened feature map; and of value 1: a sum; the two factors of a product; into and out of a node
-that stands for several; to a node that stands for the same neuron seen in another way. A scale that every neuron has of
-its own is edges from one to one, and in a parameter graph all of `BIAS_KINDS` are edges.
+Weights, those of a flattened feature map; and of value 1: a sum, or the state that a recurrent layer begins with (the
+hidden one of an LSTM is "recurrent"); the two factors of a product; into and out of a node that stands for several; to
+a node that stands for the same neuron seen in another way. A scale that every neuron has of its own is edges from one
+to one, and in a parameter graph all of `BIAS_KINDS` are edges.
 """
 NODE_KINDS = (
     "neuron", "token", "product", "head", "group", "pool", "position", "copy", "parameter", "constant", *BIAS_KINDS,
