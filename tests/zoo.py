@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Attention(nn.Module):
@@ -173,6 +174,83 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
+class States(nn.Module):
+    """A stack of recurrent layers whose states begin as they are learned or made of the input, read at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.cells = nn.LSTM(3, 4, num_layers=2, bidirectional=True), nn.Linear(3, 16)
+        self.begin, self.head = nn.Parameter(torch.randn(4, 1, 4)), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        begin = self.begin.expand(-1, len(x), -1), self.cells(x[:, 0]).view(len(x), 4, 4).transpose(0, 1)
+        hidden, cells = self.rnn(x.transpose(0, 1), begin)[1]
+        return self.head(torch.cat([hidden[2], hidden[3], cells[2], cells[3]], -1))
+
+
+class EncoderDecoder(nn.Module):
+    """Two recurrent layers, the second of which begins with the last state of the first; without a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.GRU(3, 4, bias=False), nn.GRU(3, 4)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.encoder(x)[1]
+        return self.head(torch.cat([self.decoder(x.flip(0), state)[0], state.expand(len(x), -1)], -1))
+
+
+class Cells(nn.Module):
+    """Cells that take steps: one reads the input, its state behind a norm, one writes and sees what it wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self.reader, self.norm = nn.LSTMCell(3, 4), nn.LayerNorm(4)
+        self.begin, self.writer, self.out = nn.Linear(4, 5), nn.GRUCell(2, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = cells = torch.zeros(len(x), 4, dtype=x.dtype)
+        for t in range(x.shape[1]):
+            hidden, cells = self.reader(x[:, t], (self.norm(hidden), cells))
+        state, written = self.begin(hidden), [hidden.new_zeros(len(x), 2)]
+        for _ in range(3):
+            state = self.writer(written[-1], state)
+            written.append(self.out(state))
+        return torch.stack(written, 1)
+
+
+class Standardised(nn.Module):
+    """Statistics of neurons, as in a norm that is written by hand: norms, moments and extremes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.wide, self.out = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.wide(x / x.norm(p=1, dim=-1, keepdim=True))
+        deviation, mean = torch.std_mean(x, dim=-1, correction=0, keepdim=True)
+        bound = torch.linalg.norm(x, dim=2).logsumexp(1)[:, None, None]
+        return self.out(torch.cat([x / deviation * bound, mean * x.amax(2, keepdim=True)], -1))
+
+
+class Regions(nn.Module):
+    """Parts that run in another mode: without gradients, in another precision, with a checkpoint."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.frozen, self.exact, self.last = (nn.Linear(n, m) for n, m in ((3, 4), (4, 5), (5, 6), (6, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = checkpoint(self.first, x, use_reentrant=False)
+        with torch.autocast("cpu", enabled=False):
+            with torch.no_grad():
+                frozen = torch.relu(self.frozen(x))
+            x = torch.tanh(self.exact(frozen))
+        return self.last(x) * frozen.mean(-1, keepdim=True)
+
+
 class Gated(nn.Module):
     """SwiGLU, a bilinear layer, a weight used twice, raw weights handed to functions, a learned temperature."""
 
@@ -268,6 +346,12 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "projected lstm": (Recurrent(nn.LSTM, proj_size=2), torch.randn(2, 4, 3)),
         "gru": (Recurrent(nn.GRU), torch.randn(2, 4, 3)),
         "rnn": (Recurrent(nn.RNN, nonlinearity="relu"), torch.randn(2, 4, 3)),
+        "states": (States(), torch.randn(2, 5, 3)),
+        "encoder decoder": (EncoderDecoder(), torch.randn(5, 3)),
+        "cells": (Cells(), torch.randn(2, 3, 3)),
+        "standardised": (Standardised(), torch.randn(2, 4, 3)),
+        "regions": (Regions(), torch.randn(2, 3)),
+        "bags": (nn.Sequential(nn.EmbeddingBag(9, 5, padding_idx=0), nn.ReLU(), nn.Linear(5, 2)), tokens % 9),
         "gated": (Gated(), torch.randn(2, 4)),
         "head norms": (nn.Sequential(nn.Linear(3, 6), HeadNorms(6), nn.Linear(6, 2)), torch.randn(2, 5, 3)),
         "shared": (Shared(), torch.randn(2, 5, 3)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from ngopt.graph.core import Bias, EdgeBlock, GraphValues, NeuralGraph, NeuronGroup, ParameterSpec
 from ngopt.graph.draw import draw
@@ -21,7 +21,7 @@ from ngopt.graph.read import run_graph
 from ngopt.graph.rules import register_rule
 from ngopt.graph.sequential import sequential_graph
 from ngopt.graph.topology import join_graphs
-from ngopt.graph.tracing.capture import NotCaptured, capture, guess_inputs
+from ngopt.graph.tracing.capture import NotCaptured, arguments, capture, guess_inputs
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.views import EdgeList, to_edge_list
 
@@ -66,7 +66,7 @@ def build_graph(
         if example_input is not None:
             raise ValueError("build_graph: example_input goes with a module; got parameters")
         return infer_graph(*_specs(source))
-    if any(is_lazy(p) for p in source.parameters()):
+    if any(is_lazy(t) for t in (*source.parameters(), *source.buffers())):
         source = _materialized(source, example_input)
     if not any(True for _ in source.parameters()):
         raise ValueError("build_graph: expected at least one parameter; got none")
@@ -89,13 +89,20 @@ def build_graph(
 def _materialized(model: nn.Module, example_input: Any) -> nn.Module:
     """A copy of a lazy module whose parameters have the shapes that an example input gives them."""
     if example_input is None:
-        name = next(name for name, p in model.named_parameters() if is_lazy(p))
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        name = next(name for name, tensor in tensors if is_lazy(tensor))
         raise ValueError(
             f"build_graph: '{name}' of a lazy module has no shape yet; give example_input, or run the module before"
         )
-    model = copy.deepcopy(model)
-    with torch.no_grad():
-        model(*(example_input if isinstance(example_input, tuple) else (example_input,)))
+    empty = {  # buffers without a shape cannot be copied like others
+        id(b): UninitializedBuffer(device=b.device, dtype=b.dtype)  # type: ignore[call-arg]
+        for b in model.buffers()
+        if is_lazy(b)
+    }
+    model = copy.deepcopy(model, memo=empty)
+    args, kwargs = arguments(example_input)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model(*args, **kwargs)
     return model
 
 

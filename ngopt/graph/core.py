@@ -24,16 +24,18 @@ BIAS_KINDS = ("bias", "recurrent", "gamma", "beta", "slope", "scale", "shift", "
 """What a parameter does to neurons, one by one.
 
 The bias of a layer, that of a recurrent layer's own state; scale and shift of a norm; slope of an activation; a bare
-parameter times or plus activations, or in their place (a class token).
+parameter times or plus activations, or in their place (a class token, a state that a recurrent layer begins with; the
+hidden one of an LSTM is "recurrent").
 """
 EDGE_KINDS = (
     "weight", "flatten", "residual", "left", "right", "pool", "spread", "copy", *BIAS_KINDS,
 )  # fmt: skip
 """What edges mean.
 
-Weights, those of a flattened feature map; and of value 1: a sum; the two factors of a product; into and out of a node
-that stands for several; to a node that stands for the same neuron seen in another way. A scale that every neuron has of
-its own is edges from one to one, and in a parameter graph all of `BIAS_KINDS` are edges.
+Weights, those of a flattened feature map; and of value 1: a sum, or the state that a recurrent layer begins with (the
+hidden one of an LSTM is "recurrent"); the two factors of a product; into and out of a node that stands for several; to
+a node that stands for the same neuron seen in another way. A scale that every neuron has of its own is edges from one
+to one, and in a parameter graph all of `BIAS_KINDS` are edges.
 """
 NODE_KINDS = (
     "neuron", "token", "product", "head", "group", "pool", "position", "copy", "parameter", "constant", *BIAS_KINDS,
@@ -258,7 +260,7 @@ class NeuralGraph:
         """Brings values on nodes and edges back to parameters: the inverse of `gather`.
 
         Where an element has several places, its value is their mean. Real pairs without feature
-        axes come back as complex numbers.
+        axes come back as complex numbers, if there are any of their dtype.
         """
         found: list[list[tuple[View, Tensor]]] = [[] for _ in self.parameters]
         for places, tensors, lead in ((self.biases, values.biases, 1), (self.weights, values.edges, 3)):
@@ -366,4 +368,6 @@ def _running_mean(old: Tensor, value: Tensor, number: int | np.ndarray) -> Tenso
 
 
 def _as_declared(spec: ParameterSpec, value: Tensor, has_features: bool) -> Tensor:
-    return torch.view_as_complex(value.contiguous()) if spec.is_complex and not has_features else value
+    """Complex numbers where the parameter's are, unless there are none of such pairs: of integers, say."""
+    pairs = spec.is_complex and not has_features and value.dtype in (torch.float16, torch.float32, torch.float64)
+    return torch.view_as_complex(value.contiguous()) if pairs else value

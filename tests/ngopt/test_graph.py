@@ -44,6 +44,14 @@ def test_gather_scatter_identity(dtype, features, batch):
     assert all(torch.equal(a, b) for a, b in zip(values, graph.unflatten(flat, len(batch)), strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16, torch.float64])
+def test_pairs_of_a_complex_parameter_without_complex_numbers_stay_pairs(dtype):
+    graph = build_graph([torch.randn(3, 2, dtype=torch.complex64)])
+    (found,) = graph.scatter(graph.gather([torch.arange(12).reshape(3, 2, 2).to(dtype)]))
+    expected = torch.arange(12).reshape(3, 2, 2).to(dtype)
+    assert torch.equal(found, torch.view_as_complex(expected) if dtype == torch.float64 else expected)
+
+
 def uses_of(graph, features=2):
     """Parameter, elements (n,) and values (n, features) of every place, and all of them as values on the graph."""
     places = graph.gather([torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters])

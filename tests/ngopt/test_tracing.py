@@ -1,9 +1,11 @@
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ngopt import NGOptimizer, build_graph
 from ngopt.graph import register_rule
@@ -175,6 +177,16 @@ def test_bad_examples_and_lazy_modules():
     assert graph.numel == 14
 
 
+def test_lazy_buffers():
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(ValueError, match=r"'1.running_mean' of a lazy module has no shape yet"):
+        build_graph(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d(affine=False)))
+    graph = build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)})
+    assert isinstance(lazy[1].running_mean, nn.parameter.UninitializedBuffer)
+    lazy(torch.randn(2, 3, 5, 5))
+    assert replace(graph, groups=()) == replace(build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)}), groups=())
+
+
 def test_frozen_parameters_stay_in_the_graph():
     model, example = zoo()["residual"]
     for p in model.stem.parameters():
@@ -311,3 +323,153 @@ def test_layers_over_positions_leave_channels_apart():
     assert [g.size for g in graph.groups if g.kind == "position"] == [5, 5]
     (last,) = (b for b in graph.weights if graph.groups[b.target].name == "last")
     assert last.shape == (1, 2, 4)
+
+
+def test_states_of_recurrent_layers_by_hand():
+    graph = build_graph(*zoo()["states"])
+    assert edges_of(graph, "rnn.l1") == [
+        ("recurrent", "rnn.l1"),
+        ("residual", "cells"),
+        ("weight", "rnn.l0"),
+        ("weight", "rnn.l0_reverse"),
+    ]
+    (given,) = (b for b in graph.constants if graph.groups[b.target].name == "rnn.l0_reverse")
+    assert (given.shape, given.source_index) == ((4, 1, 1), (4, 5, 6, 7))
+    learned = [
+        (b.kind, graph.groups[b.group].name) for b in graph.biases if graph.parameters[b.view.parameter].name == "begin"
+    ]
+    assert learned == [("recurrent", f"rnn.{name}") for name in ("l0", "l0_reverse", "l1", "l1_reverse")]
+    # the last hidden states and the last cells are the same neurons, seen in two ways
+    assert sorted(kind for kind, _ in edges_of(graph, "head")) == ["weight"] * 4
+    assert {source.split(".")[-1] for _, source in edges_of(graph, "head")} == {"copy", "l1", "l1_reverse"}
+
+
+class Projected(nn.Module):
+    """The state of an LSTM with a projection, which begins with constants."""
+
+    def __init__(self, begin):
+        super().__init__()
+        self.rnn, self.hidden, self.cells = nn.LSTM(3, 4, proj_size=2), nn.Linear(2, 2), nn.Linear(4, 2)
+        self.register_buffer("begin", begin)
+
+    def forward(self, x):
+        hidden, cells = self.rnn(x, (x.new_zeros(1, x.shape[1], 2), self.begin.expand(1, x.shape[1], 4)))[1]
+        return self.hidden(hidden[-1]), self.cells(cells[-1])
+
+
+def test_the_state_of_a_projection_and_constant_states():
+    graph = build_graph(Projected(torch.ones(4)), torch.randn(5, 2, 3))
+    assert edges_of(graph, "hidden") == [("weight", "rnn.l0.projection")]
+    assert edges_of(graph, "cells") == [("weight", "rnn.l0")]
+    alike = edges_of(graph, "rnn.l0")
+    assert alike == [("recurrent", "rnn.l0.projection"), ("weight", "x")]
+    graph = build_graph(Projected(torch.arange(4.0)), torch.randn(5, 2, 3))
+    assert edges_of(graph, "rnn.l0") == sorted([*alike, ("residual", "state.constant")])
+    assert {g.name: g.role for g in graph.groups}["state.constant"] == "input"
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        packed = pack_padded_sequence(x, torch.tensor([3, 5]), batch_first=True, enforce_sorted=False)
+        packed, last = self.rnn(packed)
+        return self.head(pad_packed_sequence(packed, batch_first=True)[0]) + self.head(last[-1])[:, None]
+
+
+def test_packed_sequences():
+    graph = build_graph(Packed(), torch.randn(2, 5, 3))
+    assert [kind for kind, _ in edges_of(graph, "rnn.l0")] == ["recurrent", "weight"]
+    assert graph.unplaced == () and unconnected(graph) == []
+
+
+class Steps(nn.Module):
+    """A cell in a loop, or the layer that does the same; `begins` sequences one after the other, or at once."""
+
+    def __init__(self, recurrent, begins=1):
+        super().__init__()
+        self.rnn, self.head, self.begins = recurrent, nn.Linear(4, 2), begins
+
+    def forward(self, x):
+        if isinstance(self.rnn, nn.RNNBase):
+            return self.head(self.rnn(x)[0][-1])
+        last = []
+        for part in x.chunk(self.begins):
+            state = None
+            for step in part:
+                state = self.rnn(step, state)
+            last.append(state[0] if isinstance(state, tuple) else state)
+        return self.head(sum(last))
+
+
+@pytest.mark.parametrize(("cell", "layer"), [(nn.LSTMCell, nn.LSTM), (nn.GRUCell, nn.GRU), (nn.RNNCell, nn.RNN)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_cell_in_a_loop_is_a_recurrent_layer(cell, layer, bias):
+    graphs = []
+    for recurrent in (cell(3, 4, bias=bias), layer(3, 4, bias=bias)):
+        graph = build_graph(Steps(recurrent), torch.randn(2, 5, 3))
+        groups = tuple(replace(g, name="") for g in graph.groups)
+        parameters = tuple(replace(p, name="") for p in graph.parameters)
+        graphs.append(replace(graph, groups=groups, parameters=parameters))
+    assert graphs[0] == graphs[1]
+
+
+def test_a_cell_that_begins_twice_has_two_recurrences():
+    graph = build_graph(Steps(nn.GRUCell(3, 4), 2), torch.randn(2, 5, 3))
+    recurrent = [b for b in graph.weights if b.kind == "recurrent"]
+    assert len(recurrent) == len({b.target for b in recurrent}) == 2
+    assert all(b.source == b.target for b in recurrent)
+    assert edges_of(build_graph(*zoo()["cells"]), "writer") == [
+        ("recurrent", "writer"),
+        ("residual", "begin"),
+        ("weight", "out"),
+        ("weight", "out"),
+        ("weight", "writer.constant"),
+    ]
+
+
+class Weighted(nn.Module):
+    """Rows of a table, weighted by a neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.score, self.table, self.out = nn.Linear(3, 1), nn.EmbeddingBag(9, 5, mode="sum"), nn.Linear(5, 2)
+
+    def forward(self, index, x):
+        return self.out(self.table(index, per_sample_weights=self.score(x)[..., 0]))
+
+
+def test_bags_of_rows_with_weights():
+    graph = build_graph(Weighted(), (torch.randint(9, (2, 4)), torch.randn(2, 4, 3)))
+    (factor,) = (g.name for g in graph.groups if g.kind == "product")
+    assert edges_of(graph, factor) == [("left", "score"), ("right", "table")]
+    assert edges_of(graph, "out") == [("weight", factor)]
+
+
+def test_constants_before_there_are_neurons():
+    graph = build_graph(nn.Sequential(OneHot(), nn.Linear(5, 3)), torch.randint(5, (4,)))
+    assert graph.unplaced == () and graph.numel == 18
+
+
+class OneHot(nn.Module):
+    def forward(self, index):
+        return F.one_hot(index, 5).float()
+
+
+def test_regions_are_followed_whether_exported_or_recorded():
+    model, example = zoo()["regions"]
+    expected = build_graph(model, example)
+    assert edges_of(expected, "exact") == [("weight", "frozen")]
+    assert unconnected(expected) == []
+
+    class Checked(type(model)):
+        def forward(self, x):
+            assert x.sum() < 1e9
+            return super().forward(x) if x.isfinite().all() else x
+
+    model.__class__ = Checked
+    graph = build_graph(model, example)
+    assert (graph.blocks, graph.biases) == (expected.blocks, expected.biases)
+    assert torch.is_grad_enabled()

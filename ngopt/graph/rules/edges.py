@@ -72,7 +72,11 @@ def _even_runs(columns: Tensor) -> list[Tensor]:
 
 
 def connect(tracer: Tracer, weight: Elements, sources: Tensor, targets: Tensor, kind: str | None = None) -> None:
-    """Dense edges (n_target, columns); columns of the same source are slots. Their kind is "weight" or "flatten"."""
+    """Dense edges (n_target, columns); columns of the same source are slots, or uses where they are in no order.
+
+    Their kind is "weight" or "flatten" where no other is given.
+    """
+    use = tracer.use
     for rows, columns, view in _regular_parts(weight):
         parts = segments(tracer, sources[columns])
         for part in parts or []:
@@ -81,8 +85,10 @@ def connect(tracer: Tracer, weight: Elements, sources: Tensor, targets: Tensor, 
             shape = (1, view.shape[0], len(part.nodes))
             strides = (0, row, column * part.step, *((column * part.slot_step,) if slot_shape else ()))
             piece = View(weight.parameter, (*shape, *slot_shape), strides, view.offset + part.start * column)
+            tracer.use = (*use, (columns.start or 0) + part.start)
             meaning = kind or ("flatten" if slot_shape else "weight")
             tracer.add_block(piece, part.nodes, targets[rows], shape, slot_shape, meaning)
+    tracer.use = use
     accompany(tracer, weight, weight.also, sources, targets)
 
 

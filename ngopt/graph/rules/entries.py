@@ -159,7 +159,8 @@ def pool(tracer: Tracer, node: Node, x: Value, *_: Any, **__: Any) -> Value:
 
 REDUCTIONS = [
     getattr(aten, name)
-    for name in "mean sum amax amin max min var std norm logsumexp prod var_mean std_mean linalg_vector_norm".split()
+    for name in """mean sum nansum amax amin aminmax max min median var std var_mean std_mean norm linalg_norm
+    linalg_vector_norm logsumexp special_logsumexp prod""".split()
     if hasattr(aten, name)
 ]
 
@@ -171,11 +172,13 @@ def reduction(tracer: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -
     first = value if isinstance(value, Tensor) else value[0]
 
     def wrap(result: Value) -> Value:
-        return result if isinstance(value, Tensor) else (result, *(Unknown(v.shape) for v in value[1:]))
+        if isinstance(value, Tensor):
+            return result
+        return tuple(result if v.is_floating_point() else Unknown(v.shape) for v in value)  # not to places, of a max
 
     if not isinstance(x, Neurons):
         return wrap(Unknown(first.shape))
-    dims = _reduced_dims(x.shape, first.shape, args, kwargs)
+    dims = _reduced_dims(node, x.shape, first.shape, args, kwargs)
     if dims is None:
         return wrap(Unknown(first.shape))
     labels = tracer.nodes.find(x.labels)
@@ -193,8 +196,10 @@ def reduction(tracer: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -
     return wrap(Neurons(nodes[which].reshape(first.shape)))
 
 
-def _reduced_dims(before: torch.Size, after: torch.Size, args: tuple, kwargs: dict) -> list[int] | None:
-    dims = kwargs.get("dim", next((a for a in args if isinstance(a, (list, tuple)) or type(a) is int), None))
+def _reduced_dims(node: Node, before: torch.Size, after: torch.Size, args: tuple, kwargs: dict) -> list[int] | None:
+    """The dimensions that a function reduces, as its signature names them; args: those behind the tensor."""
+    names = [argument.name for argument in node.target._schema.arguments[1:]]  # type: ignore[union-attr]
+    dims = {**dict(zip(names, args, strict=False)), **kwargs}.get("dim")
     if dims is None or dims == []:
         return list(range(len(before))) if prod(after) == 1 else None
     dims = [dims] if isinstance(dims, int) else list(dims)

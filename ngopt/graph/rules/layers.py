@@ -243,9 +243,32 @@ def embedding(tracer: Tracer, node: Node, weight: Value, index: Value, *_: Any) 
     """Rows of a table are input nodes; W (tokens, n)."""
     if not isinstance(weight, Elements):
         return tracer.elementwise(node, (weight,), {})
+    tracer.pristine.add(node)
+    return Neurons(_table(tracer, weight).expand(tracer.shape_of(node)))
+
+
+def _table(tracer: Tracer, weight: Elements) -> Tensor:
+    """The neurons (n,) of a table (tokens, n)."""
     name = tracer.owner(weight.parameter)
     tokens = tracer.nodes.new(f"{name}.tokens", weight.shape[0], "token")
     targets = tracer.nodes.new(name, weight.shape[1])
     connect(tracer, weight.move(torch.t, (weight,), {}), tokens, targets)
-    tracer.pristine.add(node)
-    return Neurons(targets.expand(tracer.shape_of(node)))
+    return targets
+
+
+@register_rule(*(getattr(aten, n) for n in ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")))
+def embedding_bag(
+    tracer: Tracer, node: Node, weight: Value, index: Value, offsets: Value = None, by_frequency: bool = False,
+    mode: int = 0, sparse: bool = False, factors: Value = None, *_: Any,
+) -> Value:  # fmt: skip
+    """Rows of a table, as in `embedding`, summed or averaged over bags; factors: one for each index, (indices,)."""
+    bags, *rest = node.meta["val"]
+    others = [Unknown(v.shape) for v in rest]
+    if not isinstance(weight, Elements):
+        return (Unknown(bags.shape), *others)
+    found: Value = Neurons(_table(tracer, weight).expand(bags.shape))
+    if isinstance(factors, Neurons):  # the product of a row, of all indices, and a matrix, of rows of the table
+        rows = Neurons(found.labels[:1].expand(len(factors.labels), -1))
+        found = product_sum(tracer, node.name, Neurons(factors.labels[None]), rows, torch.Size((1, bags.shape[1])))
+        found = Neurons(found.labels.expand(bags.shape)) if isinstance(found, Neurons) else Unknown(bags.shape)
+    return (found, *others)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.func import functional_call
-from torch.fx import Graph
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -45,7 +46,7 @@ def capture(model: nn.Module, example_input: Any) -> Program:
     this input. Of the module's state nothing changes. Raises whatever the module raises, or
     NotCaptured.
     """
-    whole = _arguments(example_input)
+    whole = arguments(example_input)
     few = tree_map(_few_rows, whole)
     same = all(a is b for a, b in zip(tree_leaves(few), tree_leaves(whole), strict=True))
     reason = None
@@ -74,7 +75,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
+def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
+    """What a module is called with for an example input: a tensor, a tuple of arguments, a dict of named ones."""
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
     return (example_input if isinstance(example_input, tuple) else (example_input,)), {}
@@ -95,7 +97,7 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
             state[name] = model.get_buffer(target)
         elif spec.kind in (InputKind.CONSTANT_TENSOR, InputKind.CUSTOM_OBJ):
             state[name] = program.constants[target]
-    return Program(program.graph, state)
+    return Program(inlined(program.graph_module), state)
 
 
 def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
@@ -108,11 +110,49 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
         return functional_call(model, state, args, kwargs)
 
     traced = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)(own, args, kwargs)
-    traced.graph.eliminate_dead_code()  # such as what a condition was made of
-    placeholders = [node.name for node in traced.graph.nodes if node.op == "placeholder"]
+    graph = inlined(traced)
+    graph.eliminate_dead_code()  # such as what a condition was made of
+    placeholders = [node.name for node in graph.nodes if node.op == "placeholder"]
     state = dict(zip(placeholders, own.values(), strict=False))
-    constants = (node for node in traced.graph.nodes if node.op == "get_attr")
-    return Program(traced.graph, state | {node.name: getattr(traced, node.target) for node in constants})
+    attributes = {node.name: getattr(traced, node.target) for node in graph.nodes if node.op == "get_attr"}
+    return Program(graph, state | {name: value for name, value in attributes.items() if isinstance(value, Tensor)})
+
+
+def inlined(module: GraphModule) -> Graph:
+    """The functions of a module, with those of its regions (autocast, no_grad, checkpoints) in their places."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        region, operands = _region(module, node)
+        if region is None:
+            continue
+        inner = inlined(region)
+        placeholders = [n for n in inner.nodes if n.op == "placeholder"]
+        with graph.inserting_before(node):
+            result = graph.graph_copy(inner, dict(zip(placeholders, operands, strict=True)))
+        if isinstance(result, Node):
+            node.replace_all_uses_with(result)
+        for user in list(node.users):
+            if user.target is operator.getitem and isinstance(result, (tuple, list)):
+                user.replace_all_uses_with(result[user.args[1]])  # type: ignore[arg-type, index]
+                graph.erase_node(user)
+        if not node.users:
+            graph.erase_node(node)
+    return graph
+
+
+def _region(module: GraphModule, node: Node) -> tuple[GraphModule | None, list[Any]]:
+    """The graph that a function applies once to the arguments behind it, and these; None if it is no such function."""
+    graphs = []
+    for place, argument in enumerate(node.args if node.op == "call_function" else ()):
+        if isinstance(argument, Node) and argument.op == "get_attr":
+            graphs.append((place, getattr(module, str(argument.target), None)))
+    place, region = graphs[0] if len(graphs) == 1 else (0, None)
+    if isinstance(region, GraphModule):
+        operands = [a for a in node.args[place + 1 :] if not isinstance(a, str)]  # a name may stand among them
+        count = sum(n.op == "placeholder" for n in region.graph.nodes)
+        if count == len(operands) and not any(isinstance(a, (list, tuple)) for a in operands):  # no loop over them
+            return region, operands
+    return None, []
 
 
 def guess_inputs(model: nn.Module) -> Iterator[Tensor]:

@@ -44,15 +44,24 @@ class Nodes:
         """One of the new numbers for all that are made of the same, -1 where nothing of it is kept apart."""
         if not made_of.numel():
             return torch.full_like(numbers, -1)
-        found = self.find(torch.arange(len(self._identity)))
-        known = self._identity.scatter_reduce(0, found, self._identity, "amax")
-        parts = known[self.find(made_of)]
+        parts = self._identity_of(made_of)
         which = parts.unique(dim=1, return_inverse=True)[1]
         first = torch.full_like(numbers, self.starts[-1]).scatter_reduce(0, which, numbers, "amin")[which]
         return torch.where((parts < 0).all(0), -1, first)
 
+    def _identity_of(self, labels: Tensor) -> Tensor:
+        """The identities of the nodes that these stand for, -1 where nothing keeps them apart from others."""
+        found = self.find(torch.arange(len(self._identity)))
+        return self._identity.scatter_reduce(0, found, self._identity, "amax")[self.find(labels)]
+
+    def are_free(self, labels: Tensor) -> bool:
+        """Whether no weight keeps these nodes apart: entries of the network's input, and what is made of such."""
+        return bool((self._identity_of(labels) < 0).all())
+
     def find(self, labels: Tensor) -> Tensor:
         """The number that now stands for each node."""
+        if not len(self._alias):
+            return labels
         found = torch.where(labels >= 0, self._alias[labels.clamp(min=0)], labels)
         while True:
             further = torch.where(found >= 0, self._alias[found.clamp(min=0)], found)

@@ -83,6 +83,7 @@ class Tracer:
         self.pinned: list[Tensor] = []  # neurons that something tells apart of which no more is known
         self.data: set[Node] = set()  # functions of the network's input
         self.fixed: set[int] = set()  # parameters whose neurons are all pinned
+        self.cells: dict[tuple, list[Any]] = {}  # recurrent ones that take steps, by the views of their weights
         self.values: dict[Node, Value] = {}
         self._constants: dict[tuple, Tensor] = {}
         self.use: tuple = ()  # the function at which the walk is, and what it is applied to
