@@ -177,7 +177,7 @@ def reduction(tracer: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -
         return tuple(result if v.is_floating_point() else Unknown(v.shape) for v in value)  # not to places, of a max
 
     if not isinstance(x, Neurons):
-        return wrap(Unknown(first.shape))
+        return wrap(Unknown(first.shape, equivariant=isinstance(x, Elements)))
     dims = _reduced_dims(node, x.shape, first.shape, args, kwargs)
     if dims is None:
         return wrap(Unknown(first.shape))

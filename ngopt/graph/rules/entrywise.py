@@ -83,10 +83,12 @@ def _of_elements(tracer: Tracer, node: Node, elements: list[Elements], operands:
     """A parameter times or plus others, constants, and what was computed of it."""
     shape = tracer.shape_of(node)
     first, *others = (a if a.shape == shape else a.move(torch.broadcast_to, (a, shape), {}) for a in elements)
+    again = [other for other in others if other.parameter == first.parameter]
     pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-    if not pointwise or not all(isinstance(a, Elements) or _is_uniform(a) for a in operands):
+    uniform = pointwise and all(isinstance(a, Elements) or _is_uniform(a) for a in operands)
+    if not uniform or any(not torch.equal(other.numbers, first.numbers) for other in again):
         tracer.fixed.add(first.parameter)
-    return first.accompanied(others)
+    return first.accompanied(other for other in others if other.parameter != first.parameter)
 
 
 def _is_uniform(other: Value) -> bool:
