@@ -249,6 +249,24 @@ class Overlapping(nn.Module):
         return self.out(torch.tanh(torch.cat([whole, narrow, corner], -1)))
 
 
+class Dueling(nn.Module):
+    """Channels less their mean, one layer less another, a sum with the neurons reversed, a dueling head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.depthwise = nn.Conv1d(2, 4, 3, padding=1), nn.Conv1d(4, 4, 3, groups=4, padding=1)
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(4, 6)
+        self.advantage, self.value = nn.Linear(6, 3), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.tanh(self.depthwise(x - x.mean(1, keepdim=True))).mean(-1)
+        x = torch.tanh(self.up(x) - self.down(x))
+        x = torch.tanh(x + 2 * x.flip(-1))
+        advantage = self.advantage(x)
+        return self.value(x) + advantage - advantage.mean(-1, keepdim=True)
+
+
 def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
     """Name -> network in float64 and training mode, example input."""
     torch.manual_seed(0)
@@ -273,6 +291,7 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "shared": (Shared(), torch.randn(2, 5, 3)),
         "shuffled": (Shuffled(), torch.randn(2, 1, 4, 4)),
         "overlapping": (Overlapping(), torch.randn(2, 3)),
+        "dueling": (Dueling(), torch.randn(2, 2, 5)),
         "einsum": (HeadsInEinsum(), torch.randn(2, 5, 6)),
         "group norm": (
             nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1)),

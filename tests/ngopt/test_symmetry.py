@@ -153,6 +153,7 @@ def test_what_is_no_symmetry_is_told_apart(case):
         ("group norm", "1.weight", "1.bias", False),
         ("tokens", "norm.bias", "attn.out_proj.bias", False),
         ("gated", "up.weight", "gate.weight", False),
+        ("dueling", "up.weight", "down.weight", False),
     ],
 )
 @torch.no_grad()

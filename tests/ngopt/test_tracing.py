@@ -293,6 +293,21 @@ def test_a_weight_has_a_use_for_every_row_of_neurons():
     assert len({target for *_, target in out}) == 1
 
 
+def test_sums_and_differences_by_hand():
+    graph = build_graph(*zoo()["dueling"])
+    assert edges_of(graph, "depthwise") == [("weight", "sub")]
+    assert edges_of(graph, "sub") == [("left", "stem"), ("right", "mean")]
+    assert edges_of(graph, "sub_1") == [("left", "up"), ("right", "down")]
+    assert edges_of(graph, "add") == [("left", "sub_1"), ("right", "sub_1")]
+    left, right = (b for b in graph.blocks if graph.groups[b.target].name == "add")
+    assert (left.source_index, left.target_index) == (None, None)
+    assert (right.source_index, right.target_index) == (None, (5, 4, 3, 2, 1, 0))
+    # the value is newer than the advantages, of which it meets three
+    assert edges_of(graph, "add_1") == [("left", "value"), ("right", "advantage")]
+    outputs = [(g.name, g.size) for g in graph.groups if g.role == "output"]
+    assert outputs == [("sub_2", 3)]
+
+
 class Mixer(nn.Module):
     """Channels, then a layer and a norm over positions, then channels again."""
 

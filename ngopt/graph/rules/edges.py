@@ -157,14 +157,12 @@ def _without_repeats(nodes: Tensor) -> list[Tensor]:
 
 
 def edges_between(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
-    """Edges of value 1 for pairs of nodes, in as few blocks as their pattern allows."""
-    one, many = sources.unique().numel(), targets.unique().numel()
-    if one == 1:
-        tracer.add_block(None, sources[:1], targets, (1, len(targets), 1), kind=kind)
-    elif many == 1:
-        tracer.add_block(None, sources, targets[:1], (1, 1, len(sources)), kind=kind)
-    else:
-        for part in _without_repeats(sources):
-            for piece in _without_repeats(targets[part]):
-                chosen = part[piece]
-                tracer.add_block(None, sources[chosen], targets[chosen], (len(chosen), 1, 1), kind=kind)
+    """Edges of value 1 from sources[i] to targets[i], all targets different.
+
+    One block for all sources that have equally many.
+    """
+    nodes, owner, counts = sources.unique(return_inverse=True, return_counts=True)
+    for count in counts.unique().tolist():
+        members = counts[owner] == count
+        reached = targets[members][owner[members].argsort(stable=True)]
+        fan_out(tracer, nodes[counts == count], reached, count, kind)

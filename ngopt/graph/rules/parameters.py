@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.core import View
-from ngopt.graph.rules.edges import fan_out
+from ngopt.graph.rules.edges import edges_between
 from ngopt.graph.rules.entries import elementwise
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -67,11 +67,7 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
         return Neurons(exchanged(labels, nodes, targets).expand(shape))
     shared = tracer.nodes.new(name, len(sets), "parameter")
     tracer.add_bias(own, shared, kind)
-    counts = owner.bincount()
-    for count in counts.unique().tolist():  # one block for all elements that equally many neurons share
-        members = counts[owner] == count
-        reached = nodes[members][owner[members].argsort(stable=True)]
-        fan_out(tracer, shared[counts == count], reached, count, "spread")
+    edges_between(tracer, shared[owner], nodes, "spread")
     return result
 
 

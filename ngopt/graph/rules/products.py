@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.fx import Node
 from ngopt.graph.rules.edges import diagonal, edges_between, fan_out
 from ngopt.graph.rules.entries import elementwise
 from ngopt.graph.rules.parameters import with_parameter
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import Rule, register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
     Neurons,
@@ -102,35 +102,22 @@ def _weighted(tracer: Tracer, name: str, heads: Tensor, values: Tensor, shape: t
     return Neurons(labels.reshape(*shape[:-2], 1, m).expand(shape))
 
 
-@register_rule(aten.add, aten.add_, aten.sub, aten.sub_)
-def addition(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
+@register_rule(aten.add, aten.add_)
+def addition(tracer: Tracer, node: Node, a: Value, b: Value, *, alpha: Any = 1) -> Value:
     """A residual connection, a positional parameter, or a shift by a constant."""
-    if isinstance(a, Neurons) and isinstance(b, Neurons):
-        return sum_of(tracer, node, a, b)
-    for x, other in ((a, b), (b, a)):
-        if isinstance(x, Neurons) and isinstance(other, Elements):
-            return with_parameter(tracer, node, x, other, "shift")
-    return elementwise(tracer, node, (a, b), {})
+    return with_other(tracer, node, a, b, sum_of if alpha == 1 else difference_of, "shift")
 
 
-def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
-    """Two layers that are only summed share their nodes; else edges of value 1 from the older to the newer."""
-    shape = tracer.shape_of(node) if isinstance(node.meta.get("val"), Tensor) else a.shape
-    left, right = find_all(tracer, a.labels.expand(shape), b.labels.expand(shape))
-    both = (left >= 0) & (right >= 0) & (left != right)
-    pairs, _ = unique_pairs(left[both], right[both])
-    result = torch.maximum(left, right).expand(shape)
-    if not pairs.numel():
-        return Neurons(result)
-    matched = all(side.unique().numel() == pairs.shape[1] for side in pairs)
-    operands = [arg for arg in node.args[:2] if isinstance(arg, Node)]
-    if matched and len(operands) == 2 and all(o in tracer.pristine and len(o.users) == 1 for o in operands):
-        tracer.nodes.unify(pairs[0], pairs[1])
-        tracer.pristine.add(node)
-        return Neurons(find_all(tracer, result)[0].expand(shape))
-    low, high = torch.minimum(*pairs), torch.maximum(*pairs)
-    edges_between(tracer, low, high, "residual")
-    return Neurons(result)
+@register_rule(aten.sub, aten.sub_)
+def subtraction(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
+    """As an addition, but neurons that are subtracted are no twins of those that they are subtracted from."""
+    return with_other(tracer, node, a, b, difference_of, "shift")
+
+
+@register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
+def multiplication(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
+    """A gate (a product of neurons), a scale (diagonal edges), or a constant factor."""
+    return with_other(tracer, node, a, b, product_of, "scale")
 
 
 @register_rule(aten.glu)
@@ -142,29 +129,79 @@ def gated_linear_unit(tracer: Tracer, node: Node, x: Value, dim: int = -1) -> Va
     return product_of(tracer, node, Neurons(a), Neurons(b))
 
 
-@register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
-def multiplication(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
-    """A gate (a product of neurons), a scale (diagonal edges), or a constant factor."""
+def with_other(tracer: Tracer, node: Node, a: Value, b: Value, rule: Rule, kind: str) -> Value:
+    """A function of two tensors: `rule` for two activations, else a parameter that works on neurons, or a constant."""
     if isinstance(a, Neurons) and isinstance(b, Neurons):
-        return product_of(tracer, node, a, b)
+        return rule(tracer, node, a, b)
     for x, other in ((a, b), (b, a)):
         if isinstance(x, Neurons) and isinstance(other, Elements):
-            return with_parameter(tracer, node, x, other, "scale")
+            return with_parameter(tracer, node, x, other, kind)
     return elementwise(tracer, node, (a, b), {})
 
 
+class Meeting(NamedTuple):
+    """Which nodes of two tensors meet.
+
+    left, right: their labels, cut where both repeat. both: where two different nodes meet. pairs: these
+    nodes, (2, n). which: the pair at every place of `both`.
+    """
+
+    left: Tensor
+    right: Tensor
+    both: Tensor
+    pairs: Tensor
+    which: Tensor
+
+    @classmethod
+    def of(cls, tracer: Tracer, a: Neurons, b: Neurons) -> Meeting:
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+        left, right = find_all(tracer, a.labels.expand(shape), b.labels.expand(shape))
+        both = (left >= 0) & (right >= 0) & (left != right)
+        return cls(left, right, both, *unique_pairs(left[both], right[both]))
+
+    def result(self, nodes: Tensor, shape: torch.Size) -> Neurons:
+        """A node for each pair; where a node meets itself or a constant it stays."""
+        labels = torch.maximum(self.left, self.right)
+        labels[self.both] = nodes[self.which]
+        return Neurons(labels.expand(shape))
+
+
+def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
+    """A sum has the nodes of the newer layer, with edges of value 1 from those of the older one.
+
+    Two layers that are only summed share their nodes. Where these meet several of the older layer, or
+    older and newer ones are mixed, sums are nodes of their own.
+    """
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    met = Meeting.of(tracer, a, b)
+    older, newer = met.pairs if (met.pairs[0] < met.pairs[1]).all() else met.pairs.flip(0)
+    own = newer.unique().numel() < len(newer) or bool((older > newer).any()) or bool(torch.isin(older, newer).any())
+    if own:
+        return _of_pairs(tracer, node, met, "neuron", shape)
+    operands = node.all_input_nodes
+    matched = older.unique().numel() == len(older) > 0
+    if matched and len(operands) == 2 and all(o in tracer.pristine and len(o.users) == 1 for o in operands):
+        tracer.nodes.unify(older, newer)
+        tracer.pristine.add(node)
+    else:
+        edges_between(tracer, older, newer, "residual")
+    return met.result(tracer.nodes.find(newer), shape)
+
+
+def difference_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
+    """Differences are nodes that know which side is subtracted."""
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    return _of_pairs(tracer, node, Meeting.of(tracer, a, b), "neuron", shape)
+
+
 def product_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
-    shape = tracer.shape_of(node)
-    left, right = find_all(tracer, a.labels.expand(shape), b.labels.expand(shape))
-    if torch.equal(left, right):
-        return Neurons(left.expand(shape))
-    both = (left >= 0) & (right >= 0) & (left != right)
-    pairs, which = unique_pairs(left[both], right[both])
-    result = torch.maximum(left, right)
-    if not pairs.numel():
-        return Neurons(result.expand(shape))
-    products = tracer.nodes.new(node.name, pairs.shape[1], "product", pairs)
-    edges_between(tracer, pairs[0], products, "left")
-    edges_between(tracer, pairs[1], products, "right")
-    result[both] = products[which]
-    return Neurons(result.expand(shape))
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    return _of_pairs(tracer, node, Meeting.of(tracer, a, b), "product", shape)
+
+
+def _of_pairs(tracer: Tracer, node: Node, met: Meeting, kind: str, shape: torch.Size) -> Value:
+    """New nodes with edges of value 1 from the two sides, which are told apart."""
+    nodes = tracer.nodes.new(node.name, met.pairs.shape[1], kind, met.pairs)
+    edges_between(tracer, met.pairs[0], nodes, "left")
+    edges_between(tracer, met.pairs[1], nodes, "right")
+    return met.result(nodes, shape)
