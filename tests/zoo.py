@@ -267,6 +267,22 @@ class Dueling(nn.Module):
         return self.value(x) + advantage - advantage.mean(-1, keepdim=True)
 
 
+class Selective(nn.Module):
+    """One step of a selective state space, whose states are pairs of a channel and a direction, then two shifts."""
+
+    def __init__(self):
+        super().__init__()
+        self.step, self.write, self.read = nn.Linear(4, 3), nn.Linear(4, 2), nn.Linear(4, 2)
+        self.rate, self.table = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2, 3))
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        decay = torch.exp(-F.softplus(self.step(x))[..., None] * self.rate)
+        x = ((decay * self.write(x)[..., None, :]).cumsum(1) * self.read(x)[..., None, :]).sum(-1)
+        scale, shift = (self.table + x.mean(1, keepdim=True)).chunk(2, dim=1)
+        return self.out(torch.tanh(x * scale + shift))
+
+
 def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
     """Name -> network in float64 and training mode, example input."""
     torch.manual_seed(0)
@@ -292,6 +308,7 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "shuffled": (Shuffled(), torch.randn(2, 1, 4, 4)),
         "overlapping": (Overlapping(), torch.randn(2, 3)),
         "dueling": (Dueling(), torch.randn(2, 2, 5)),
+        "selective": (Selective(), torch.randn(2, 3, 4)),
         "einsum": (HeadsInEinsum(), torch.randn(2, 5, 6)),
         "group norm": (
             nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1)),

@@ -32,8 +32,8 @@ EDGE_KINDS = (
 """What edges mean.
 
 Weights, those of a flattened feature map; and of value 1: a sum; the two sides of a product, or of a sum or difference
-that is a node of its own; into and out of a node that stands for several; to a node that stands for the same neuron seen
-in another way. A scale that every neuron has of its own is edges from one to one, and in a parameter graph all of
+that is a node of its own; into and out of a node that stands for several; to a node that stands for the same neuron
+seen in another way. A scale that every neuron has of its own is edges from one to one, and in a parameter graph all of
 `BIAS_KINDS` are edges.
 """
 NODE_KINDS = (

@@ -35,6 +35,7 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
     neurons share belong to a node of their own, with edges of value 1 to those.
     """
     shape = torch.broadcast_shapes(x.shape, elements.shape)
+    x = _widened(tracer, node, x, elements, shape)
     whole, numbers = without_repeats([x.labels.expand(shape), elements.numbers.expand(shape)])
     labels = tracer.nodes.find(whole)
     pairs = _pairs(labels, numbers)
@@ -58,7 +59,7 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
         if kind != "scale":
             tracer.add_bias(own, nodes, kind)
             return result
-        targets = tracer.nodes.new(name, len(nodes))
+        targets = tracer.nodes.new(name, len(nodes), made_of=nodes[None])
         slot_shape = view.shape[1:]
         wide = View(
             view.parameter, (len(nodes), 1, 1, *slot_shape), (view.strides[0], 0, 0, *view.strides[1:]), view.offset
@@ -69,6 +70,29 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
     tracer.add_bias(own, shared, kind)
     edges_between(tracer, shared[owner], nodes, "spread")
     return result
+
+
+def _widened(tracer: Tracer, node: Node, x: Neurons, elements: Elements, shape: torch.Size) -> Neurons:
+    """Neurons that get an axis from a parameter, (d, 1) with (d, n), as nodes of their own at each place of it.
+
+    Along an axis that they had before, the places are positions of the same neurons.
+    """
+    numbers = elements.numbers.expand(shape)
+    before = (1,) * (len(shape) - len(x.shape)) + tuple(x.shape)
+    place = torch.zeros([1] * len(shape), dtype=torch.long)
+    for d, (old, new) in enumerate(zip(before, shape, strict=True)):
+        if old == 1 < new and (numbers != numbers.narrow(d, 0, 1)).any():
+            place = place * new + torch.arange(new).reshape(-1, *[1] * (len(shape) - 1 - d))
+    if place.numel() == 1:
+        return x
+    labels, place = without_repeats([x.labels.expand(shape), place.expand(shape)])
+    labels = tracer.nodes.find(labels)
+    neuron = labels >= 0
+    pairs, which = unique_pairs(labels[neuron], place[neuron])
+    copies = tracer.nodes.new(f"{node.name}.copy", pairs.shape[1], "copy", pairs[:1])
+    edges_between(tracer, pairs[0], copies, "copy")
+    labels[neuron] = copies[which]
+    return Neurons(labels.expand(shape))
 
 
 def _pairs(labels: Tensor, numbers: Tensor) -> Tensor:
