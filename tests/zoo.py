@@ -283,6 +283,20 @@ class Selective(nn.Module):
         return self.out(torch.tanh(x * scale + shift))
 
 
+class Seeds(nn.Module):
+    """Learned queries that attend to a set, whose features have a scale at every place (Lee et al. 2019)."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.seeds = nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(1, 2, 4))
+        self.q, self.k, self.v, self.out = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.places
+        q = self.q(self.seeds.repeat(len(x), 1, 1))
+        return self.out(F.scaled_dot_product_attention(q, self.k(x), self.v(x)))
+
+
 def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
     """Name -> network in float64 and training mode, example input."""
     torch.manual_seed(0)
@@ -309,6 +323,7 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "overlapping": (Overlapping(), torch.randn(2, 3)),
         "dueling": (Dueling(), torch.randn(2, 2, 5)),
         "selective": (Selective(), torch.randn(2, 3, 4)),
+        "seeds": (Seeds(), torch.randn(2, 5, 3)),
         "einsum": (HeadsInEinsum(), torch.randn(2, 5, 6)),
         "group norm": (
             nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1)),

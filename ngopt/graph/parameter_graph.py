@@ -93,8 +93,8 @@ def _place_scales(graph: NeuralGraph) -> dict[int, Scale]:
 
 
 def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
-    """Whether a block is the scale of neurons that leads to others, not yet one that a node stands for."""
-    return block.kind in SCALES and graph.groups[block.source].kind not in SCALES
+    """Whether a block is scales, one for each neuron, that lead to other neurons, and no node stands for them yet."""
+    return block.kind in SCALES and block.shape[1:] == (1, 1) and graph.groups[block.source].kind not in SCALES
 
 
 def _can_merge(graph: NeuralGraph, block: EdgeBlock, layer: Sequence[int]) -> bool:

@@ -298,3 +298,11 @@ def test_every_element_is_placed_and_no_state_changes(name):
     for dtype in (torch.float64, torch.bfloat16):
         values = [torch.randn(*s.shape, 3).to(dtype) for s in graph.parameters]
         assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_no_node_comes_twice_at_an_end_of_a_block(name):
+    graph = build_graph(*ZOO[name])
+    indices = [index for b in graph.blocks for index in (b.source_index, b.target_index)]
+    for index in (*indices, *(b.index for b in graph.biases)):
+        assert index is None or len(set(index)) == len(index)

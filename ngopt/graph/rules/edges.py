@@ -10,9 +10,7 @@ from torch import Tensor
 
 from ngopt.graph.core import View
 from ngopt.graph.tracing.elements import Elements
-from ngopt.graph.tracing.values import (
-    Value,
-)
+from ngopt.graph.tracing.values import Value, regular_repeats
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
@@ -46,16 +44,12 @@ def segments(tracer: Tracer, labels: Tensor) -> list[Segment] | None:
         for run in _even_runs(columns):
             step = int(run[1] - run[0]) if len(run) > 1 else 1
             part = labels[run]
-            n = part.unique().numel()
-            slots = len(part) // n
-            if n * slots != len(part):
+            repeats = regular_repeats(part)
+            if repeats is None:
                 return None
-            if torch.equal(part, part[::slots].repeat_interleave(slots)):
-                found.append(Segment(part[::slots], int(run[0]), slots * step, slots, step))
-            elif torch.equal(part, part[:n].repeat(slots)):
-                found.append(Segment(part[:n], int(run[0]), step, slots, n * step))
-            else:
-                return None
+            found.append(
+                Segment(repeats.of(part), int(run[0]), repeats.step * step, repeats.times, repeats.time_step * step)
+            )
     return found
 
 
