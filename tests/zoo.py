@@ -297,6 +297,40 @@ class Seeds(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, self.k(x), self.v(x)))
 
 
+class Prefixed(nn.Module):
+    """Attention with learned keys and values in front of those of the tokens, and an attention without a softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+        self.keys, self.values = nn.Parameter(torch.randn(1, 2, 4)), nn.Parameter(torch.randn(1, 2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        features = torch.einsum("btd,bde->bte", F.elu(q), torch.einsum("btd,bte->bde", F.elu(k), v))
+        k, v = (
+            torch.cat([prefix.expand(len(x), -1, -1), y], dim=1) for prefix, y in ((self.keys, k), (self.values, v))
+        )
+        q, k, v = (y.unflatten(-1, (2, 2)).transpose(1, 2) for y in (q, k, v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) * features)
+
+
+class Mixture(nn.Module):
+    """Experts, all of them weighted by a gate, between two graph convolutions, whose adjacency is an input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(5, 2)
+        self.gate, self.experts = nn.Linear(4, 3), nn.Parameter(torch.randn(3, 4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, adjacency = x[..., :3], x[..., 3:]
+        x = torch.tanh(adjacency @ self.first(x))
+        outputs = torch.einsum("btd,edf->btef", x, self.experts)
+        x = torch.einsum("bte,btef->btf", self.gate(x).softmax(-1), torch.tanh(outputs))
+        return self.last(adjacency @ x)
+
+
 def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
     """Name -> network in float64 and training mode, example input."""
     torch.manual_seed(0)
@@ -324,6 +358,8 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "dueling": (Dueling(), torch.randn(2, 2, 5)),
         "selective": (Selective(), torch.randn(2, 3, 4)),
         "seeds": (Seeds(), torch.randn(2, 5, 3)),
+        "prefixed": (Prefixed(), torch.randn(2, 5, 3)),
+        "mixture": (Mixture(), torch.randn(2, 3, 6)),
         "einsum": (HeadsInEinsum(), torch.randn(2, 5, 6)),
         "group norm": (
             nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1)),

@@ -308,6 +308,35 @@ def test_sums_and_differences_by_hand():
     assert outputs == [("sub_2", 3)]
 
 
+def test_matrix_products_by_hand():
+    graph = build_graph(*zoo()["mixture"])
+    assert edges_of(graph, "einsum_1.products") == [("left", "gate"), ("right", "experts")]
+    assert edges_of(graph, "einsum_1") == [("pool", "einsum_1.products")]
+    (pool,) = (b for b in graph.blocks if graph.groups[b.target].name == "einsum_1")
+    assert pool.shape == (5, 1, 3)
+    # the neurons are those of every place, so that a weight is used once, that of each of the experts
+    assert [len(ends_of(graph, name)) for name in ("first.weight", "experts", "last.weight")] == [1, 3, 1]
+    graph = build_graph(*zoo()["prefixed"])
+    keys = next(b for b in graph.biases if graph.parameters[b.view.parameter].name == "keys")
+    assert (graph.groups[keys.group].name, keys.view.shape) == ("k", (4, 2))
+    # too many products
+    x = torch.randn(2, 70, 5)
+    graph = build_graph(Squared(), x)
+    assert unconnected(graph) == ["last.weight", "last.bias"]
+
+
+class Squared(nn.Module):
+    """A matrix of 4900 products of neurons."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 70), nn.Linear(70, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x.mT @ x)
+
+
 class Mixer(nn.Module):
     """Channels, then a layer and a norm over positions, then channels again."""
 

@@ -18,13 +18,20 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     find_all,
+    folded,
     unique_pairs,
+    without_repeats,
 )
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
 
 aten = torch.ops.aten
+
+PRODUCTS = 4096
+"""At most so many products in one matrix product of activations that is neither scores nor values of an attention."""
+ENTRIES = 1 << 20
+"""At most so many different entries of that product are looked at."""
 
 
 @register_rule(aten.scaled_dot_product_attention)
@@ -53,25 +60,47 @@ def product_sum(tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size
 
     Where the summed index runs over neurons (q k^T), each pair of them is a product, and all
     products that are summed meet in one node, a head. Where it runs over positions (attention times
-    values), the neurons of b are weighted by those of a, each pair again a product.
+    values), the neurons of b are weighted by those of a, each pair again a product. What differs from
+    position to position is joined if nothing keeps it apart, as the keys of a prefix and those of tokens.
     """
     if isinstance(a, Neurons) and isinstance(b, Neurons):
-        lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        left = tracer.nodes.find(a.labels.expand(*lead, *a.shape[-2:]))
-        right = tracer.nodes.find(b.labels.expand(*lead, *b.shape[-2:]))
-        t, n = left.shape[-2:]
-        m = right.shape[-1]
-        left, right = left.reshape(-1, t, n), right.reshape(-1, n, m)
-        if (right == right[:, :, :1]).all() and (left == left[:, :1]).all():
-            return _scores(tracer, name, left[:, 0], right[:, :, 0], shape)
-        if (right == right[:, :1]).all() and (left == left[:, :1, :1]).all():
-            return _weighted(tracer, name, left[:, 0, 0], right[:, 0], shape)
+        result = _of_activations(tracer, name, a.labels, b.labels)
+        return Neurons(result.labels.reshape(shape)) if isinstance(result, Neurons) else Unknown(shape)
     # a constant mixes positions
     if isinstance(a, (Tensor, Unknown)) and isinstance(b, Neurons) and (b.labels == b.labels[..., :1, :]).all():
         return Neurons(b.labels[..., :1, :].expand(*b.labels.shape[:-2], *shape[-2:]).expand(shape))
     if isinstance(b, (Tensor, Unknown)) and isinstance(a, Neurons) and (a.labels == a.labels[..., :1]).all():
         return Neurons(a.labels[..., :1].expand(shape))
     return Unknown(shape)
+
+
+def _of_activations(tracer: Tracer, name: str, a: Tensor, b: Tensor) -> Value:
+    """The product of labels (..., t, n) and (..., n, m)."""
+    a, b = a[None] if a.dim() == 1 else a, b[:, None] if b.dim() == 1 else b
+    lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    left, right = (tracer.nodes.find(x.expand(*lead, *x.shape[-2:])).reshape(-1, *x.shape[-2:]) for x in (a, b))
+    shape = torch.Size((*lead, left.shape[1], right.shape[2]))
+    weighs = bool((left == left[:, :1, :1]).all()) and not (right == right[:, :, :1]).all()
+    right = _joined(tracer, right, 2 if weighs else 1)
+    if weighs and (right == right[:, :1]).all():
+        return _weighted(tracer, name, left[:, 0, 0], right[:, 0], shape)
+    if (right == right[:, :, :1]).all():
+        left = _joined(tracer, left, 2)
+        if (left == left[:, :1]).all():
+            return _scores(tracer, name, left[:, 0], tracer.nodes.find(right[:, :, 0]), shape)
+    return _pooled_products(tracer, name, left, tracer.nodes.find(right), shape)
+
+
+def _joined(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
+    """Labels (r, n, m), along a dimension the same at all positions of each (n, m) where nothing keeps them apart."""
+    if (labels == labels.narrow(3 - dim, 0, 1)).all():
+        return labels
+    matrices, which = labels.unique(dim=0, return_inverse=True)
+    rows = [tracer.vector(matrix, dim - 1) for matrix in matrices]
+    found = [row for row in rows if row is not None]
+    if len(found) < len(rows):
+        return tracer.nodes.find(labels)
+    return tracer.nodes.find(torch.stack(found))[which].unsqueeze(3 - dim).expand_as(labels)
 
 
 def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor, shape: torch.Size) -> Value:
@@ -100,6 +129,30 @@ def _weighted(tracer: Tracer, name: str, heads: Tensor, values: Tensor, shape: t
     diagonal(tracer, rows[:, 1:].flatten(), products, "right")
     labels = products.reshape(len(rows), m)[which]
     return Neurons(labels.reshape(*shape[:-2], 1, m).expand(shape))
+
+
+def _pooled_products(tracer: Tracer, name: str, left: Tensor, right: Tensor, shape: torch.Size) -> Value:
+    """(r, t, n) and (r, n, m): a node for every product, and one for each different set of these that is summed."""
+    size = (*left.shape, right.shape[2])
+    left, right = folded(left)[..., None].expand(size), folded(right)[:, None].expand(size)
+    left, right = (x.movedim(2, -1) for x in without_repeats([left, right]))  # (r, t, m, n)
+    if left.numel() > ENTRIES or (left < 0).any() or (right < 0).any():
+        return Unknown(shape)
+    pairs, which = unique_pairs(left.flatten(), right.flatten())
+    if pairs.shape[1] > PRODUCTS:
+        return Unknown(shape)
+    products = tracer.nodes.new(f"{name}.products", pairs.shape[1], "product", pairs)
+    edges_between(tracer, pairs[0], products, "left")
+    edges_between(tracer, pairs[1], products, "right")
+    labels = products[which].reshape(left.shape)
+    if labels.shape[-1] > 1:
+        sets, which = labels.flatten(0, -2).sort(dim=1).values.unique(dim=0, return_inverse=True)
+        nodes = tracer.nodes.new(name, len(sets), "pool", sets.T)
+        apart = sets.unique().numel() == sets.numel()
+        for members, node in [(sets, nodes)] if apart else zip(sets, nodes.split(1), strict=True):
+            tracer.add_block(None, members.flatten(), node, (len(node), 1, sets.shape[1]), kind="pool")
+        labels = nodes[which].reshape(labels.shape[:-1])
+    return Neurons(labels.reshape(labels.shape[:3]).expand(size[0], size[1], size[3]).reshape(shape))
 
 
 @register_rule(aten.add, aten.add_)
