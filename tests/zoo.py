@@ -331,6 +331,20 @@ class Mixture(nn.Module):
         return self.last(adjacency @ x)
 
 
+class Generator(nn.Module):
+    """A learned constant map that a style scales, and a last layer whose weights and biases another layer makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.constant, self.code = nn.Parameter(torch.randn(1, 3, 2, 2)), nn.Parameter(torch.randn(2))
+        self.style, self.conv, self.make = nn.Linear(5, 3), nn.Conv2d(3, 4, 2, padding=1), nn.Linear(2, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.constant.expand(len(x), -1, -1, -1) * torch.tanh(self.style(x))[:, :, None, None]
+        made = self.make(self.code)
+        return F.linear(torch.tanh(self.conv(x)).mean((2, 3)), made[:8].view(2, 4), made[8:])
+
+
 def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
     """Name -> network in float64 and training mode, example input."""
     torch.manual_seed(0)
@@ -360,6 +374,7 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "seeds": (Seeds(), torch.randn(2, 5, 3)),
         "prefixed": (Prefixed(), torch.randn(2, 5, 3)),
         "mixture": (Mixture(), torch.randn(2, 3, 6)),
+        "generator": (Generator(), torch.randn(2, 5)),
         "einsum": (HeadsInEinsum(), torch.randn(2, 5, 6)),
         "group norm": (
             nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1)),

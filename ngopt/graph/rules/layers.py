@@ -11,7 +11,7 @@ from torch.fx import Node
 from ngopt.graph.core import View
 from ngopt.graph.rules.edges import add_bias, connect, connect_cells
 from ngopt.graph.rules.entries import as_neurons, elementwise, transposed
-from ngopt.graph.rules.products import product_sum
+from ngopt.graph.rules.products import addition, product_sum
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
@@ -36,7 +36,8 @@ def linear(
     """y = x W^T + b; W (n_out, n_in). shape: of y, where it is not the node's own."""
     shape = tracer.shape_of(node) if shape is None else shape
     if not isinstance(weight, Elements):
-        return product_sum(tracer, node.name, x, transposed(weight), shape)
+        product = product_sum(tracer, node.name, x, transposed(weight), shape)
+        return product if bias is None or isinstance(product, Unknown) else addition(tracer, node, product, bias)
     if not isinstance(x, Neurons):
         x = as_neurons(tracer, node, x)
     name = tracer.owner(weight.parameter)

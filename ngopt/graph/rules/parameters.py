@@ -35,7 +35,9 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
     neurons share belong to a node of their own, with edges of value 1 to those.
     """
     shape = torch.broadcast_shapes(x.shape, elements.shape)
-    x = _widened(tracer, node, x, elements, shape)
+    place = _places_on_new_axes(x.shape, elements, shape)
+    if place.numel() > 1:
+        return _along_new_axes(tracer, node, x, elements, kind, place)
     whole, numbers = without_repeats([x.labels.expand(shape), elements.numbers.expand(shape)])
     labels = tracer.nodes.find(whole)
     pairs = _pairs(labels, numbers)
@@ -72,27 +74,43 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
     return result
 
 
-def _widened(tracer: Tracer, node: Node, x: Neurons, elements: Elements, shape: torch.Size) -> Neurons:
-    """Neurons that get an axis from a parameter, (d, 1) with (d, n), as nodes of their own at each place of it.
+def _places_on_new_axes(before: torch.Size, elements: Elements, shape: torch.Size) -> Tensor:
+    """Numbers of the places along the axes that a tensor gets from a parameter with several elements there.
 
-    Along an axis that they had before, the places are positions of the same neurons.
+    Along an axis that it had before, the places are positions of the same neurons.
     """
     numbers = elements.numbers.expand(shape)
-    before = (1,) * (len(shape) - len(x.shape)) + tuple(x.shape)
+    sizes = (1,) * (len(shape) - len(before)) + tuple(before)
     place = torch.zeros([1] * len(shape), dtype=torch.long)
-    for d, (old, new) in enumerate(zip(before, shape, strict=True)):
+    for d, (old, new) in enumerate(zip(sizes, shape, strict=True)):
         if old == 1 < new and (numbers != numbers.narrow(d, 0, 1)).any():
             place = place * new + torch.arange(new).reshape(-1, *[1] * (len(shape) - 1 - d))
-    if place.numel() == 1:
-        return x
-    labels, place = without_repeats([x.labels.expand(shape), place.expand(shape)])
+    return place
+
+
+def _along_new_axes(tracer: Tracer, node: Node, x: Neurons, elements: Elements, kind: str, place: Tensor) -> Value:
+    """(d, 1) neurons with (d, n) elements: nodes of their own at each place."""
+    shape = torch.broadcast_shapes(x.shape, elements.shape)
+    tensors = [t.expand(shape) for t in (x.labels, elements.numbers, place)]
+    labels, numbers, place = without_repeats(tensors)
     labels = tracer.nodes.find(labels)
     neuron = labels >= 0
     pairs, which = unique_pairs(labels[neuron], place[neuron])
-    copies = tracer.nodes.new(f"{node.name}.copy", pairs.shape[1], "copy", pairs[:1])
-    edges_between(tracer, pairs[0], copies, "copy")
-    labels[neuron] = copies[which]
-    return Neurons(labels.expand(shape))
+    met = unique_pairs(which, numbers[neuron])[0]
+    sources = pairs[0].unique_consecutive()
+    view = None
+    if kind == "scale" and met.shape[1] == pairs.shape[1] and not _uneven(pairs):
+        view = Elements(elements.parameter, met[1].reshape(len(sources), -1)).view()
+    name = node.name if view is None else tracer.parameters[elements.parameter].name
+    nodes = tracer.nodes.new(name, pairs.shape[1], "copy" if view is None else "neuron", pairs[:1])
+    labels[neuron] = nodes[which]
+    result = Neurons(labels.expand(shape))
+    if view is None:
+        edges_between(tracer, pairs[0], nodes, "copy")
+        return with_parameter(tracer, node, result, elements, kind)
+    wide = View(view.parameter, (*view.shape, 1), (*view.strides, 0), view.offset)
+    tracer.add_block(wide, sources, nodes, (len(sources), view.shape[1], 1), kind=kind)
+    return result
 
 
 def _pairs(labels: Tensor, numbers: Tensor) -> Tensor:
