@@ -345,6 +345,20 @@ class Generator(nn.Module):
         return F.linear(torch.tanh(self.conv(x)).mean((2, 3)), made[:8].view(2, 4), made[8:])
 
 
+class Repeated(nn.Module):
+    """Channels that come twice, all in turn in front of a convolution, one by one in front of a depthwise one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = nn.Conv1d(2, 3, 3, padding=1), nn.Conv1d(6, 4, 3, padding=1)
+        self.depthwise, self.out = nn.Conv1d(8, 8, 3, padding=1, groups=8), nn.Conv1d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x))
+        x = torch.tanh(self.conv(torch.cat([x, x], 1)))
+        return self.out(torch.tanh(self.depthwise(x.repeat_interleave(2, 1))))
+
+
 def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
     """Name -> network in float64 and training mode, example input."""
     torch.manual_seed(0)
@@ -375,6 +389,7 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "prefixed": (Prefixed(), torch.randn(2, 5, 3)),
         "mixture": (Mixture(), torch.randn(2, 3, 6)),
         "generator": (Generator(), torch.randn(2, 5)),
+        "repeated": (Repeated(), torch.randn(2, 2, 5)),
         "einsum": (HeadsInEinsum(), torch.randn(2, 5, 6)),
         "group norm": (
             nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1)),

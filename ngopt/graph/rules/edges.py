@@ -105,15 +105,24 @@ def connect_cells(tracer: Tracer, view: View, sources: Tensor, targets: Tensor) 
         if sources.unique().numel() == len(sources):
             tracer.add_block(view, sources, targets, (groups, n_target, n_source), view.shape[3:])
         return
-    axis = 0 if groups > 1 else 2  # along which the sources lie
     for part in segments(tracer, sources) or []:
         n = len(part.nodes)
-        shape = (n, n_target, 1) if axis == 0 else (1, n_target, n)
-        stride = view.strides[axis]
-        strides = tuple(s * part.step if k == axis else s for k, s in enumerate(view.strides))
-        piece = View(view.parameter, (*shape, *view.shape[3:]), strides, view.offset + part.start * stride)
-        reached = targets.reshape(groups, n_target)[part.start :: part.step][:n].flatten() if axis == 0 else targets
-        tracer.add_block(piece, part.nodes, reached, shape, view.shape[3:])
+        if groups > 1:
+            for k in range(part.slots):  # a channel that comes in several groups has other targets in each
+                places = part.start + k * part.slot_step + torch.arange(n) * part.step
+                strides = (view.strides[0] * part.step, *view.strides[1:])
+                offset = view.offset + int(places[0]) * view.strides[0]
+                piece = View(view.parameter, (n, *view.shape[1:]), strides, offset)
+                reached = targets.reshape(groups, n_target)[places].flatten()
+                tracer.add_block(piece, part.nodes, reached, (n, n_target, 1), view.shape[3:])
+        else:
+            row, column, *kernel = view.strides[1:]
+            slot_shape = (part.slots, *view.shape[3:]) if part.slots > 1 else view.shape[3:]
+            slot_strides = (part.slot_step * column, *kernel) if part.slots > 1 else tuple(kernel)
+            shape = (1, n_target, n)
+            strides = (0, row, part.step * column, *slot_strides)
+            piece = View(view.parameter, (*shape, *slot_shape), strides, view.offset + part.start * column)
+            tracer.add_block(piece, part.nodes, targets, shape, slot_shape)
 
 
 def add_bias(tracer: Tracer, bias: Value, targets: Tensor, kind: str = "bias") -> None:
