@@ -72,7 +72,9 @@ def _place_scales(graph: NeuralGraph) -> dict[int, Scale]:
     """For the number of every block that is a scale, what becomes of it, from the first to the last layer."""
     layer = layers(graph).tolist()
     placed: dict[int, Scale] = {}
-    scaled: set[int] = set()  # groups with a gamma node
+    scaled = {  # groups with a gamma node; at first those of a graph that is a parameter graph already
+        b.target for b in graph.blocks if b.kind in SCALES and graph.groups[b.source].kind in SCALES
+    }
     for i, block in enumerate(graph.blocks):
         if not _is_scale(graph, block):
             continue

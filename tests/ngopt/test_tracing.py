@@ -286,11 +286,17 @@ def test_a_weight_has_a_use_for_every_row_of_neurons():
     assert [use[:2] for use in linear] == [("stem", (0, 1, 2)), ("stem", (3, 4, 5))]
     assert [use[:2] for use in conv] == [("linear", None)] * 2
     assert len({target for *_, target in linear}) == len({target for *_, target in conv}) == 2
-    # behind a pixel shuffle a convolution sees four neurons as one channel, and makes the same one of them everywhere
+
+
+def test_places_that_a_norm_shares_are_slots():
     graph = build_graph(*zoo()["shuffled"])
-    out = ends_of(graph, "out.weight")
-    assert [use[:2] for use in out] == [("group", tuple(range(k, 16, 4))) for k in range(4)]
-    assert len({target for *_, target in out}) == 1
+    assert {g.name: g.size for g in graph.groups if g.kind == "neuron"} == {
+        "x": 1, "stem": 3, "up": 4, "batch": 4, "group": 4, "out": 2,
+    }  # fmt: skip
+    up = next(b for b in graph.weights if graph.parameters[b.view.parameter].name == "up.weight")
+    assert (up.shape, up.slot_shape) == ((1, 4, 3), (4, 3, 3)), "a kernel for each of the four places of a channel"
+    assert [b.slot_shape for b in graph.biases if graph.groups[b.group].name == "up"] == [(4,)]
+    assert ends_of(graph, "out.weight")[0][:2] == ("group", None)
 
 
 def test_sums_and_differences_by_hand():

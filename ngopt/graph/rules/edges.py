@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ngopt.graph.core import View
 from ngopt.graph.tracing.elements import Elements
-from ngopt.graph.tracing.values import Value, regular_repeats
+from ngopt.graph.tracing.values import Value, regular_repeats, without_repeats
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
@@ -123,6 +123,21 @@ def connect_cells(tracer: Tracer, view: View, sources: Tensor, targets: Tensor) 
             strides = (0, row, part.step * column, *slot_strides)
             piece = View(view.parameter, (*shape, *slot_shape), strides, view.offset + part.start * column)
             tracer.add_block(piece, part.nodes, targets, shape, slot_shape)
+
+
+def join_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
+    """Neurons of a feature map (*batch, channels, *space) that differ from place to place become one for each channel.
+
+    A linear layer that makes a map, or a pixel shuffle, has a neuron for every place of a channel. What works
+    alike on all places tells these apart by nothing but where they are: they are slots.
+    """
+    (labels,) = without_repeats([labels], keep=[channel % labels.dim()])
+    n = labels.shape[channel]
+    maps = tracer.nodes.find(labels).movedim(channel, -1).flatten(channel % labels.dim(), -2)
+    for places in maps.reshape(-1, *maps.shape[-2:]).unique(dim=0):
+        rows = places.unique(dim=0)
+        if (rows >= 0).all() and rows.unique().numel() == len(rows) * n > n:
+            tracer.nodes.unify(rows[:1].expand_as(rows), rows)
 
 
 def add_bias(tracer: Tracer, bias: Value, targets: Tensor, kind: str = "bias") -> None:
