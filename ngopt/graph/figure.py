@@ -35,8 +35,8 @@ LINES = {  # style of a wire -> colour, dashes, words of the legend
     "flatten": ("#5d6fd0", "-", "weights of a flattened map"),
     "one to one": ("#1f8f86", "-", "weights, neuron to neuron"),
     "residual": ("#3f9142", (0, (4, 1.5)), "sum (residual)"),
-    "left": ("#d1762b", (0, (2, 1)), "left factor of a product"),
-    "right": ("#8b5fb0", (0, (2, 1)), "right factor of a product"),
+    "left": ("#d1762b", (0, (2, 1)), "left side of a product or sum"),
+    "right": ("#8b5fb0", (0, (2, 1)), "right side of a product or sum"),
     "pool": ("#7a7a7a", (0, (1, 1)), "pool: many nodes into one"),
     "spread": ("#7a7a7a", (0, (5, 1, 1, 1)), "spread: one node to many"),
 }
