@@ -327,6 +327,116 @@ class Overlapping(nn.Module):
         return self.out(torch.tanh(torch.cat([whole, narrow, corner], -1)))
 
 
+class Dueling(nn.Module):
+    """Channels less their mean, one layer less another, a sum with the neurons reversed, a dueling head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.depthwise = nn.Conv1d(2, 4, 3, padding=1), nn.Conv1d(4, 4, 3, groups=4, padding=1)
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(4, 6)
+        self.advantage, self.value = nn.Linear(6, 3), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.tanh(self.depthwise(x - x.mean(1, keepdim=True))).mean(-1)
+        x = torch.tanh(self.up(x) - self.down(x))
+        x = torch.tanh(x + 2 * x.flip(-1))
+        advantage = self.advantage(x)
+        return self.value(x) + advantage - advantage.mean(-1, keepdim=True)
+
+
+class Selective(nn.Module):
+    """One step of a selective state space, whose states are pairs of a channel and a direction, then two shifts."""
+
+    def __init__(self):
+        super().__init__()
+        self.step, self.write, self.read = nn.Linear(4, 3), nn.Linear(4, 2), nn.Linear(4, 2)
+        self.rate, self.table = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2, 3))
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        decay = torch.exp(-F.softplus(self.step(x))[..., None] * self.rate)
+        x = ((decay * self.write(x)[..., None, :]).cumsum(1) * self.read(x)[..., None, :]).sum(-1)
+        scale, shift = (self.table + x.mean(1, keepdim=True)).chunk(2, dim=1)
+        return self.out(torch.tanh(x * scale + shift))
+
+
+class Seeds(nn.Module):
+    """Learned queries that attend to a set, whose features have a scale at every place (Lee et al. 2019)."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.seeds = nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(1, 2, 4))
+        self.q, self.k, self.v, self.out = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.places
+        q = self.q(self.seeds.repeat(len(x), 1, 1))
+        return self.out(F.scaled_dot_product_attention(q, self.k(x), self.v(x)))
+
+
+class Prefixed(nn.Module):
+    """Attention with learned keys and values in front of those of the tokens, and an attention without a softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+        self.keys, self.values = nn.Parameter(torch.randn(1, 2, 4)), nn.Parameter(torch.randn(1, 2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        features = torch.einsum("btd,bde->bte", F.elu(q), torch.einsum("btd,bte->bde", F.elu(k), v))
+        k, v = (
+            torch.cat([prefix.expand(len(x), -1, -1), y], dim=1) for prefix, y in ((self.keys, k), (self.values, v))
+        )
+        q, k, v = (y.unflatten(-1, (2, 2)).transpose(1, 2) for y in (q, k, v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) * features)
+
+
+class Mixture(nn.Module):
+    """Experts, all of them weighted by a gate, between two graph convolutions, whose adjacency is an input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(5, 2)
+        self.gate, self.experts = nn.Linear(4, 3), nn.Parameter(torch.randn(3, 4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, adjacency = x[..., :3], x[..., 3:]
+        x = torch.tanh(adjacency @ self.first(x))
+        outputs = torch.einsum("btd,edf->btef", x, self.experts)
+        x = torch.einsum("bte,btef->btf", self.gate(x).softmax(-1), torch.tanh(outputs))
+        return self.last(adjacency @ x)
+
+
+class Generator(nn.Module):
+    """A learned constant map that a style scales, and a last layer whose weights and biases another layer makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.constant, self.code = nn.Parameter(torch.randn(1, 3, 2, 2)), nn.Parameter(torch.randn(2))
+        self.style, self.conv, self.make = nn.Linear(5, 3), nn.Conv2d(3, 4, 2, padding=1), nn.Linear(2, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.constant.expand(len(x), -1, -1, -1) * torch.tanh(self.style(x))[:, :, None, None]
+        made = self.make(self.code)
+        return F.linear(torch.tanh(self.conv(x)).mean((2, 3)), made[:8].view(2, 4), made[8:])
+
+
+class Repeated(nn.Module):
+    """Channels that come twice, all in turn in front of a convolution, one by one in front of a depthwise one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = nn.Conv1d(2, 3, 3, padding=1), nn.Conv1d(6, 4, 3, padding=1)
+        self.depthwise, self.out = nn.Conv1d(8, 8, 3, padding=1, groups=8), nn.Conv1d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x))
+        x = torch.tanh(self.conv(torch.cat([x, x], 1)))
+        return self.out(torch.tanh(self.depthwise(x.repeat_interleave(2, 1))))
+
+
 def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
     """Name -> network in float64 and training mode, example input."""
     torch.manual_seed(0)
@@ -357,6 +467,13 @@ def zoo() -> dict[str, tuple[nn.Module, Tensor]]:
         "shared": (Shared(), torch.randn(2, 5, 3)),
         "shuffled": (Shuffled(), torch.randn(2, 1, 4, 4)),
         "overlapping": (Overlapping(), torch.randn(2, 3)),
+        "dueling": (Dueling(), torch.randn(2, 2, 5)),
+        "selective": (Selective(), torch.randn(2, 3, 4)),
+        "seeds": (Seeds(), torch.randn(2, 5, 3)),
+        "prefixed": (Prefixed(), torch.randn(2, 5, 3)),
+        "mixture": (Mixture(), torch.randn(2, 3, 6)),
+        "generator": (Generator(), torch.randn(2, 5)),
+        "repeated": (Repeated(), torch.randn(2, 2, 5)),
         "einsum": (HeadsInEinsum(), torch.randn(2, 5, 6)),
         "group norm": (
             nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1)),

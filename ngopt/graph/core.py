@@ -33,9 +33,9 @@ EDGE_KINDS = (
 """What edges mean.
 
 Weights, those of a flattened feature map; and of value 1: a sum, or the state that a recurrent layer begins with (the
-hidden one of an LSTM is "recurrent"); the two factors of a product; into and out of a node that stands for several; to
-a node that stands for the same neuron seen in another way. A scale that every neuron has of its own is edges from one
-to one, and in a parameter graph all of `BIAS_KINDS` are edges.
+hidden one of an LSTM is "recurrent"); the two sides of a product, or of a sum or difference that is a node of its own;
+into and out of a node that stands for several; to a node that stands for the same neuron seen in another way. A scale
+that every neuron has of its own is edges from one to one, and in a parameter graph all of `BIAS_KINDS` are edges.
 """
 NODE_KINDS = (
     "neuron", "token", "product", "head", "group", "pool", "position", "copy", "parameter", "constant", *BIAS_KINDS,

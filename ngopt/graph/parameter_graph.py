@@ -72,7 +72,9 @@ def _place_scales(graph: NeuralGraph) -> dict[int, Scale]:
     """For the number of every block that is a scale, what becomes of it, from the first to the last layer."""
     layer = layers(graph).tolist()
     placed: dict[int, Scale] = {}
-    scaled: set[int] = set()  # groups with a gamma node
+    scaled = {  # groups with a gamma node; at first those of a graph that is a parameter graph already
+        b.target for b in graph.blocks if b.kind in SCALES and graph.groups[b.source].kind in SCALES
+    }
     for i, block in enumerate(graph.blocks):
         if not _is_scale(graph, block):
             continue
@@ -93,8 +95,8 @@ def _place_scales(graph: NeuralGraph) -> dict[int, Scale]:
 
 
 def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
-    """Whether a block is the scale of neurons that leads to others, not yet one that a node stands for."""
-    return block.kind in SCALES and graph.groups[block.source].kind not in SCALES
+    """Whether a block is scales, one for each neuron, that lead to other neurons, and no node stands for them yet."""
+    return block.kind in SCALES and block.shape[1:] == (1, 1) and graph.groups[block.source].kind not in SCALES
 
 
 def _can_merge(graph: NeuralGraph, block: EdgeBlock, layer: Sequence[int]) -> bool:

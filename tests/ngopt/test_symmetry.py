@@ -153,6 +153,7 @@ def test_what_is_no_symmetry_is_told_apart(case):
         ("group norm", "1.weight", "1.bias", False),
         ("tokens", "norm.bias", "attn.out_proj.bias", False),
         ("gated", "up.weight", "gate.weight", False),
+        ("dueling", "up.weight", "down.weight", False),
     ],
 )
 @torch.no_grad()
@@ -297,3 +298,11 @@ def test_every_element_is_placed_and_no_state_changes(name):
     for dtype in (torch.float64, torch.bfloat16):
         values = [torch.randn(*s.shape, 3).to(dtype) for s in graph.parameters]
         assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_no_node_comes_twice_at_an_end_of_a_block(name):
+    graph = build_graph(*ZOO[name])
+    indices = [index for b in graph.blocks for index in (b.source_index, b.target_index)]
+    for index in (*indices, *(b.index for b in graph.biases)):
+        assert index is None or len(set(index)) == len(index)

@@ -298,11 +298,61 @@ def test_a_weight_has_a_use_for_every_row_of_neurons():
     assert [use[:2] for use in linear] == [("stem", (0, 1, 2)), ("stem", (3, 4, 5))]
     assert [use[:2] for use in conv] == [("linear", None)] * 2
     assert len({target for *_, target in linear}) == len({target for *_, target in conv}) == 2
-    # behind a pixel shuffle a convolution sees four neurons as one channel, and makes the same one of them everywhere
+
+
+def test_places_that_a_norm_shares_are_slots():
     graph = build_graph(*zoo()["shuffled"])
-    out = ends_of(graph, "out.weight")
-    assert [use[:2] for use in out] == [("group", tuple(range(k, 16, 4))) for k in range(4)]
-    assert len({target for *_, target in out}) == 1
+    assert {g.name: g.size for g in graph.groups if g.kind == "neuron"} == {
+        "x": 1, "stem": 3, "up": 4, "batch": 4, "group": 4, "out": 2,
+    }  # fmt: skip
+    up = next(b for b in graph.weights if graph.parameters[b.view.parameter].name == "up.weight")
+    assert (up.shape, up.slot_shape) == ((1, 4, 3), (4, 3, 3)), "a kernel for each of the four places of a channel"
+    assert [b.slot_shape for b in graph.biases if graph.groups[b.group].name == "up"] == [(4,)]
+    assert ends_of(graph, "out.weight")[0][:2] == ("group", None)
+
+
+def test_sums_and_differences_by_hand():
+    graph = build_graph(*zoo()["dueling"])
+    assert edges_of(graph, "depthwise") == [("weight", "sub")]
+    assert edges_of(graph, "sub") == [("left", "stem"), ("right", "mean")]
+    assert edges_of(graph, "sub_1") == [("left", "up"), ("right", "down")]
+    assert edges_of(graph, "add") == [("left", "sub_1"), ("right", "sub_1")]
+    left, right = (b for b in graph.blocks if graph.groups[b.target].name == "add")
+    assert (left.source_index, left.target_index) == (None, None)
+    assert (right.source_index, right.target_index) == (None, (5, 4, 3, 2, 1, 0))
+    # the value is newer than the advantages, of which it meets three
+    assert edges_of(graph, "add_1") == [("left", "value"), ("right", "advantage")]
+    outputs = [(g.name, g.size) for g in graph.groups if g.role == "output"]
+    assert outputs == [("sub_2", 3)]
+
+
+def test_matrix_products_by_hand():
+    graph = build_graph(*zoo()["mixture"])
+    assert edges_of(graph, "einsum_1.products") == [("left", "gate"), ("right", "experts")]
+    assert edges_of(graph, "einsum_1") == [("pool", "einsum_1.products")]
+    (pool,) = (b for b in graph.blocks if graph.groups[b.target].name == "einsum_1")
+    assert pool.shape == (5, 1, 3)
+    # the neurons are those of every place, so that a weight is used once, that of each of the experts
+    assert [len(ends_of(graph, name)) for name in ("first.weight", "experts", "last.weight")] == [1, 3, 1]
+    graph = build_graph(*zoo()["prefixed"])
+    keys = next(b for b in graph.biases if graph.parameters[b.view.parameter].name == "keys")
+    assert (graph.groups[keys.group].name, keys.view.shape) == ("k", (4, 2))
+    # too many products
+    x = torch.randn(2, 70, 5)
+    graph = build_graph(Squared(), x)
+    assert unconnected(graph) == ["last.weight", "last.bias"]
+
+
+class Squared(nn.Module):
+    """A matrix of 4900 products of neurons."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 70), nn.Linear(70, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x.mT @ x)
 
 
 class Mixer(nn.Module):

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from ngopt.graph.core import View
 from ngopt.graph.tracing.elements import Elements
-from ngopt.graph.tracing.values import (
-    Value,
-)
+from ngopt.graph.tracing.values import Value, regular_repeats, without_repeats
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
@@ -46,16 +44,12 @@ def segments(tracer: Tracer, labels: Tensor) -> list[Segment] | None:
         for run in _even_runs(columns):
             step = int(run[1] - run[0]) if len(run) > 1 else 1
             part = labels[run]
-            n = part.unique().numel()
-            slots = len(part) // n
-            if n * slots != len(part):
+            repeats = regular_repeats(part)
+            if repeats is None:
                 return None
-            if torch.equal(part, part[::slots].repeat_interleave(slots)):
-                found.append(Segment(part[::slots], int(run[0]), slots * step, slots, step))
-            elif torch.equal(part, part[:n].repeat(slots)):
-                found.append(Segment(part[:n], int(run[0]), step, slots, n * step))
-            else:
-                return None
+            found.append(
+                Segment(repeats.of(part), int(run[0]), repeats.step * step, repeats.times, repeats.time_step * step)
+            )
     return found
 
 
@@ -137,15 +131,39 @@ def connect_cells(tracer: Tracer, view: View, sources: Tensor, targets: Tensor) 
         if sources.unique().numel() == len(sources):
             tracer.add_block(view, sources, targets, (groups, n_target, n_source), view.shape[3:])
         return
-    axis = 0 if groups > 1 else 2  # along which the sources lie
     for part in segments(tracer, sources) or []:
         n = len(part.nodes)
-        shape = (n, n_target, 1) if axis == 0 else (1, n_target, n)
-        stride = view.strides[axis]
-        strides = tuple(s * part.step if k == axis else s for k, s in enumerate(view.strides))
-        piece = View(view.parameter, (*shape, *view.shape[3:]), strides, view.offset + part.start * stride)
-        reached = targets.reshape(groups, n_target)[part.start :: part.step][:n].flatten() if axis == 0 else targets
-        tracer.add_block(piece, part.nodes, reached, shape, view.shape[3:])
+        if groups > 1:
+            for k in range(part.slots):  # a channel that comes in several groups has other targets in each
+                places = part.start + k * part.slot_step + torch.arange(n) * part.step
+                strides = (view.strides[0] * part.step, *view.strides[1:])
+                offset = view.offset + int(places[0]) * view.strides[0]
+                piece = View(view.parameter, (n, *view.shape[1:]), strides, offset)
+                reached = targets.reshape(groups, n_target)[places].flatten()
+                tracer.add_block(piece, part.nodes, reached, (n, n_target, 1), view.shape[3:])
+        else:
+            row, column, *kernel = view.strides[1:]
+            slot_shape = (part.slots, *view.shape[3:]) if part.slots > 1 else view.shape[3:]
+            slot_strides = (part.slot_step * column, *kernel) if part.slots > 1 else tuple(kernel)
+            shape = (1, n_target, n)
+            strides = (0, row, part.step * column, *slot_strides)
+            piece = View(view.parameter, (*shape, *slot_shape), strides, view.offset + part.start * column)
+            tracer.add_block(piece, part.nodes, targets, shape, slot_shape)
+
+
+def join_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
+    """Neurons of a feature map (*batch, channels, *space) that differ from place to place become one for each channel.
+
+    A linear layer that makes a map, or a pixel shuffle, has a neuron for every place of a channel. What works
+    alike on all places tells these apart by nothing but where they are: they are slots.
+    """
+    (labels,) = without_repeats([labels], keep=[channel % labels.dim()])
+    n = labels.shape[channel]
+    maps = tracer.nodes.find(labels).movedim(channel, -1).flatten(channel % labels.dim(), -2)
+    for places in maps.reshape(-1, *maps.shape[-2:]).unique(dim=0):
+        rows = places.unique(dim=0)
+        if (rows >= 0).all() and rows.unique().numel() == len(rows) * n > n:
+            tracer.nodes.unify(rows[:1].expand_as(rows), rows)
 
 
 def add_bias(tracer: Tracer, bias: Value, targets: Tensor, kind: str = "bias") -> None:
@@ -182,24 +200,13 @@ def _without_repeats(nodes: Tensor) -> list[Tensor]:
     return parts
 
 
-def spread(tracer: Tracer, sources: Tensor, owner: Tensor, targets: Tensor) -> None:
-    """Edges of value 1 from sources[owner[i]] to targets[i], in a block for all sources with equally many targets."""
-    counts = owner.bincount(minlength=len(sources))
-    for count in counts[counts > 0].unique().tolist():
+def edges_between(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
+    """Edges of value 1 from sources[i] to targets[i], all targets different.
+
+    One block for all sources that have equally many.
+    """
+    nodes, owner, counts = sources.unique(return_inverse=True, return_counts=True)
+    for count in counts.unique().tolist():
         members = counts[owner] == count
         reached = targets[members][owner[members].argsort(stable=True)]
-        fan_out(tracer, sources[counts == count], reached, count, "spread")
-
-
-def edges_between(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
-    """Edges of value 1 for pairs of nodes, in as few blocks as their pattern allows."""
-    one, many = sources.unique().numel(), targets.unique().numel()
-    if one == 1:
-        tracer.add_block(None, sources[:1], targets, (1, len(targets), 1), kind=kind)
-    elif many == 1:
-        tracer.add_block(None, sources, targets[:1], (1, 1, len(sources)), kind=kind)
-    else:
-        for part in _without_repeats(sources):
-            for piece in _without_repeats(targets[part]):
-                chosen = part[piece]
-                tracer.add_block(None, sources[chosen], targets[chosen], (len(chosen), 1, 1), kind=kind)
+        fan_out(tracer, nodes[counts == count], reached, count, kind)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ngopt.graph.rules.edges import join_places
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
@@ -150,6 +151,7 @@ def pool(tracer: Tracer, node: Node, x: Value, *_: Any, **__: Any) -> Value:
     if not isinstance(x, Neurons):
         return Unknown(shape)
     channel = 1 if x.labels.dim() > 2 else 0
+    join_places(tracer, x.labels, channel)
     channels = tracer.vector(x.labels, channel)
     if channels is None:
         return Unknown(shape)

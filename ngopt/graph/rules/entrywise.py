@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ngopt.graph.rules.edges import diagonal, spread
+from ngopt.graph.rules.edges import diagonal, edges_between
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import Neurons, Unknown, Value, find_all, folded, without_repeats
@@ -126,7 +126,7 @@ def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
         return
     rows, owner = values[order].reshape(len(nodes), -1).unique(dim=0, return_inverse=True)
     if len(rows) > 1:
-        spread(tracer, tracer.constant_nodes(rows), owner, nodes)
+        edges_between(tracer, tracer.constant_nodes(rows)[owner], nodes, "spread")
 
 
 def _is_entrywise(tracer: Tracer, node: Node, x: Neurons) -> bool:

@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.core import View
-from ngopt.graph.rules.edges import accompany, add_bias, connect, connect_cells
+from ngopt.graph.rules.edges import accompany, add_bias, connect, connect_cells, join_places
 from ngopt.graph.rules.entries import as_neurons, transposed
-from ngopt.graph.rules.parameters import with_parameter
-from ngopt.graph.rules.products import product_sum
+from ngopt.graph.rules.products import addition, product_sum
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
@@ -76,9 +75,7 @@ def unknown_weight(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Va
         targets = tracer.nodes.new(node.name, shape[-1])
         tracer.pin(x.labels, targets)  # no edges say which are twins
         result = Neurons(targets.expand(shape))
-    if isinstance(bias, Elements) and isinstance(result, Neurons):
-        return with_parameter(tracer, node, result, bias, "bias")
-    return result
+    return result if bias is None or isinstance(result, Unknown) else addition(tracer, node, result, bias)
 
 
 def position_mixing(tracer: Tracer, x: Neurons, weight: Elements, bias: Value, shape: torch.Size) -> Value:
@@ -199,6 +196,8 @@ def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Valu
             connect_cells(tracer, cells, sources, out[k])
             if groups == 1:
                 accompany(tracer, weight, factors, sources, out[k])
+            if len(sets) > 1:
+                tracer.pin(sources)  # which of them is where matters
         add_bias(tracer, bias, out[k])
     tracer.pristine.add(node)
     return Neurons(out[which].reshape(*which.shape, -1, *([1] * len(kernel))).expand(shape))
@@ -209,6 +208,7 @@ def _channels(tracer: Tracer, labels: Tensor, channel: int) -> tuple[list[Tensor
 
     Channels are other neurons in other places behind a pixel shuffle, say.
     """
+    join_places(tracer, labels, channel)
     rows, which = tracer.rows(labels, channel)
     batch = which.shape[: labels.dim() + channel]
     found = [tuple(places.unique().tolist()) for places in which.reshape(batch.numel(), -1)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.core import View
-from ngopt.graph.rules.edges import Segment, segments
+from ngopt.graph.rules.edges import Segment, join_places, segments
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -33,6 +33,8 @@ aten = torch.ops.aten
 
 @register_rule(aten.batch_norm, aten.instance_norm)
 def channel_norm(tracer: Tracer, node: Node, x: Value, weight: Value = None, bias: Value = None, *_: Any) -> Value:
+    if isinstance(x, Neurons) and len(x.shape) > 2:
+        join_places(tracer, x.labels, 1)
     return scale_and_shift(tracer, node, x, [1], weight, bias)
 
 
@@ -61,6 +63,8 @@ def group_norm(
     """A node for every group, between the channels before and after: channels of different groups are no twins."""
     rows = None
     if isinstance(x, Neurons):
+        if len(x.shape) > 2:
+            join_places(tracer, x.labels, 1)
         (labels,) = without_repeats([x.labels], keep=[1])
         rows = labels.unflatten(1, (groups, -1)).flatten(2)
     result = scale_and_shift(tracer, node, x, [1], weight, bias, rows, fresh=True)

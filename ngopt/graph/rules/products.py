@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,20 +10,27 @@ from torch.fx import Node
 
 from ngopt.graph.rules.edges import diagonal, edges_between, fan_out
 from ngopt.graph.rules.parameters import with_parameter
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import Rule, register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
     find_all,
+    folded,
     unique_pairs,
+    without_repeats,
 )
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
 
 aten = torch.ops.aten
+
+PRODUCTS = 4096
+"""At most so many products in one matrix product of activations that is neither scores nor values of an attention."""
+ENTRIES = 1 << 20
+"""At most so many different entries of that product are looked at."""
 
 
 @register_rule(aten.scaled_dot_product_attention)
@@ -52,25 +59,47 @@ def product_sum(tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size
 
     Where the summed index runs over neurons (q k^T), each pair of them is a product, and all
     products that are summed meet in one node, a head. Where it runs over positions (attention times
-    values), the neurons of b are weighted by those of a, each pair again a product.
+    values), the neurons of b are weighted by those of a, each pair again a product. What differs from
+    position to position is joined if nothing keeps it apart, as the keys of a prefix and those of tokens.
     """
     if isinstance(a, Neurons) and isinstance(b, Neurons):
-        lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        left = tracer.nodes.find(a.labels.expand(*lead, *a.shape[-2:]))
-        right = tracer.nodes.find(b.labels.expand(*lead, *b.shape[-2:]))
-        t, n = left.shape[-2:]
-        m = right.shape[-1]
-        left, right = left.reshape(-1, t, n), right.reshape(-1, n, m)
-        if (right == right[:, :, :1]).all() and (left == left[:, :1]).all():
-            return _scores(tracer, name, left[:, 0], right[:, :, 0], shape)
-        if (right == right[:, :1]).all() and (left == left[:, :1, :1]).all():
-            return _weighted(tracer, name, left[:, 0, 0], right[:, 0], shape)
+        result = _of_activations(tracer, name, a.labels, b.labels)
+        return Neurons(result.labels.reshape(shape)) if isinstance(result, Neurons) else Unknown(shape)
     # a constant mixes positions
     if isinstance(a, (Tensor, Unknown)) and isinstance(b, Neurons) and (b.labels == b.labels[..., :1, :]).all():
         return Neurons(b.labels[..., :1, :].expand(*b.labels.shape[:-2], *shape[-2:]).expand(shape))
     if isinstance(b, (Tensor, Unknown)) and isinstance(a, Neurons) and (a.labels == a.labels[..., :1]).all():
         return Neurons(a.labels[..., :1].expand(shape))
     return Unknown(shape)
+
+
+def _of_activations(tracer: Tracer, name: str, a: Tensor, b: Tensor) -> Value:
+    """The product of labels (..., t, n) and (..., n, m)."""
+    a, b = a[None] if a.dim() == 1 else a, b[:, None] if b.dim() == 1 else b
+    lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    left, right = (tracer.nodes.find(x.expand(*lead, *x.shape[-2:])).reshape(-1, *x.shape[-2:]) for x in (a, b))
+    shape = torch.Size((*lead, left.shape[1], right.shape[2]))
+    weighs = bool((left == left[:, :1, :1]).all()) and not (right == right[:, :, :1]).all()
+    right = _joined(tracer, right, 2 if weighs else 1)
+    if weighs and (right == right[:, :1]).all():
+        return _weighted(tracer, name, left[:, 0, 0], right[:, 0], shape)
+    if (right == right[:, :, :1]).all():
+        left = _joined(tracer, left, 2)
+        if (left == left[:, :1]).all():
+            return _scores(tracer, name, left[:, 0], tracer.nodes.find(right[:, :, 0]), shape)
+    return _pooled_products(tracer, name, left, tracer.nodes.find(right), shape)
+
+
+def _joined(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
+    """Labels (r, n, m), along a dimension the same at all positions of each (n, m) where nothing keeps them apart."""
+    if (labels == labels.narrow(3 - dim, 0, 1)).all():
+        return labels
+    matrices, which = labels.unique(dim=0, return_inverse=True)
+    rows = [tracer.vector(matrix, dim - 1) for matrix in matrices]
+    found = [row for row in rows if row is not None]
+    if len(found) < len(rows):
+        return tracer.nodes.find(labels)
+    return tracer.nodes.find(torch.stack(found))[which].unsqueeze(3 - dim).expand_as(labels)
 
 
 def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor, shape: torch.Size) -> Value:
@@ -101,35 +130,46 @@ def _weighted(tracer: Tracer, name: str, heads: Tensor, values: Tensor, shape: t
     return Neurons(labels.reshape(*shape[:-2], 1, m).expand(shape))
 
 
-@register_rule(aten.add, aten.add_, aten.sub, aten.sub_)
-def addition(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
+def _pooled_products(tracer: Tracer, name: str, left: Tensor, right: Tensor, shape: torch.Size) -> Value:
+    """(r, t, n) and (r, n, m): a node for every product, and one for each different set of these that is summed."""
+    size = (*left.shape, right.shape[2])
+    left, right = folded(left)[..., None].expand(size), folded(right)[:, None].expand(size)
+    left, right = (x.movedim(2, -1) for x in without_repeats([left, right]))  # (r, t, m, n)
+    if left.numel() > ENTRIES or (left < 0).any() or (right < 0).any():
+        return Unknown(shape)
+    pairs, which = unique_pairs(left.flatten(), right.flatten())
+    if pairs.shape[1] > PRODUCTS:
+        return Unknown(shape)
+    products = tracer.nodes.new(f"{name}.products", pairs.shape[1], "product", pairs)
+    edges_between(tracer, pairs[0], products, "left")
+    edges_between(tracer, pairs[1], products, "right")
+    labels = products[which].reshape(left.shape)
+    if labels.shape[-1] > 1:
+        sets, which = labels.flatten(0, -2).sort(dim=1).values.unique(dim=0, return_inverse=True)
+        nodes = tracer.nodes.new(name, len(sets), "pool", sets.T)
+        apart = sets.unique().numel() == sets.numel()
+        for members, node in [(sets, nodes)] if apart else zip(sets, nodes.split(1), strict=True):
+            tracer.add_block(None, members.flatten(), node, (len(node), 1, sets.shape[1]), kind="pool")
+        labels = nodes[which].reshape(labels.shape[:-1])
+    return Neurons(labels.reshape(labels.shape[:3]).expand(size[0], size[1], size[3]).reshape(shape))
+
+
+@register_rule(aten.add, aten.add_)
+def addition(tracer: Tracer, node: Node, a: Value, b: Value, *, alpha: Any = 1) -> Value:
     """A residual connection, a positional parameter, or a shift by a constant."""
-    if isinstance(a, Neurons) and isinstance(b, Neurons):
-        return sum_of(tracer, node, a, b)
-    for x, other in ((a, b), (b, a)):
-        if isinstance(x, Neurons) and isinstance(other, Elements):
-            return with_parameter(tracer, node, x, other, "shift")
-    return tracer.elementwise(node, (a, b), {})
+    return with_other(tracer, node, a, b, sum_of if alpha == 1 else difference_of, "shift")
 
 
-def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
-    """Two layers that are only summed share their nodes; else edges of value 1 from the older to the newer."""
-    shape = tracer.shape_of(node) if isinstance(node.meta.get("val"), Tensor) else a.shape
-    left, right = find_all(tracer, a.labels.expand(shape), b.labels.expand(shape))
-    both = (left >= 0) & (right >= 0) & (left != right)
-    pairs, _ = unique_pairs(left[both], right[both])
-    result = torch.maximum(left, right).expand(shape)
-    if not pairs.numel():
-        return Neurons(result)
-    matched = all(side.unique().numel() == pairs.shape[1] for side in pairs)
-    operands = [arg for arg in node.args[:2] if isinstance(arg, Node)]
-    if matched and len(operands) == 2 and all(o in tracer.pristine and len(o.users) == 1 for o in operands):
-        tracer.nodes.unify(pairs[0], pairs[1])
-        tracer.pristine.add(node)
-        return Neurons(find_all(tracer, result)[0].expand(shape))
-    low, high = torch.minimum(*pairs), torch.maximum(*pairs)
-    edges_between(tracer, low, high, "residual")
-    return Neurons(result)
+@register_rule(aten.sub, aten.sub_)
+def subtraction(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
+    """As an addition, but neurons that are subtracted are no twins of those that they are subtracted from."""
+    return with_other(tracer, node, a, b, difference_of, "shift")
+
+
+@register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
+def multiplication(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
+    """A gate (a product of neurons), a scale (diagonal edges), or a constant factor."""
+    return with_other(tracer, node, a, b, product_of, "scale")
 
 
 @register_rule(aten.glu)
@@ -141,29 +181,79 @@ def gated_linear_unit(tracer: Tracer, node: Node, x: Value, dim: int = -1) -> Va
     return product_of(tracer, node, Neurons(a), Neurons(b))
 
 
-@register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
-def multiplication(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
-    """A gate (a product of neurons), a scale (diagonal edges), or a constant factor."""
+def with_other(tracer: Tracer, node: Node, a: Value, b: Value, rule: Rule, kind: str) -> Value:
+    """A function of two tensors: `rule` for two activations, else a parameter that works on neurons, or a constant."""
     if isinstance(a, Neurons) and isinstance(b, Neurons):
-        return product_of(tracer, node, a, b)
+        return rule(tracer, node, a, b)
     for x, other in ((a, b), (b, a)):
         if isinstance(x, Neurons) and isinstance(other, Elements):
-            return with_parameter(tracer, node, x, other, "scale")
+            return with_parameter(tracer, node, x, other, kind)
     return tracer.elementwise(node, (a, b), {})
 
 
+class Meeting(NamedTuple):
+    """Which nodes of two tensors meet.
+
+    left, right: their labels, cut where both repeat. both: where two different nodes meet. pairs: these
+    nodes, (2, n). which: the pair at every place of `both`.
+    """
+
+    left: Tensor
+    right: Tensor
+    both: Tensor
+    pairs: Tensor
+    which: Tensor
+
+    @classmethod
+    def of(cls, tracer: Tracer, a: Neurons, b: Neurons) -> Meeting:
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+        left, right = find_all(tracer, a.labels.expand(shape), b.labels.expand(shape))
+        both = (left >= 0) & (right >= 0) & (left != right)
+        return cls(left, right, both, *unique_pairs(left[both], right[both]))
+
+    def result(self, nodes: Tensor, shape: torch.Size) -> Neurons:
+        """A node for each pair; where a node meets itself or a constant it stays."""
+        labels = torch.maximum(self.left, self.right)
+        labels[self.both] = nodes[self.which]
+        return Neurons(labels.expand(shape))
+
+
+def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
+    """A sum has the nodes of the newer layer, with edges of value 1 from those of the older one.
+
+    Two layers that are only summed share their nodes. Where these meet several of the older layer, or
+    older and newer ones are mixed, sums are nodes of their own.
+    """
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    met = Meeting.of(tracer, a, b)
+    older, newer = met.pairs if (met.pairs[0] < met.pairs[1]).all() else met.pairs.flip(0)
+    own = newer.unique().numel() < len(newer) or bool((older > newer).any()) or bool(torch.isin(older, newer).any())
+    if own:
+        return _of_pairs(tracer, node, met, "neuron", shape)
+    operands = node.all_input_nodes
+    matched = older.unique().numel() == len(older) > 0
+    if matched and len(operands) == 2 and all(o in tracer.pristine and len(o.users) == 1 for o in operands):
+        tracer.nodes.unify(older, newer)
+        tracer.pristine.add(node)
+    else:
+        edges_between(tracer, older, newer, "residual")
+    return met.result(tracer.nodes.find(newer), shape)
+
+
+def difference_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
+    """Differences are nodes that know which side is subtracted."""
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    return _of_pairs(tracer, node, Meeting.of(tracer, a, b), "neuron", shape)
+
+
 def product_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
-    shape = tracer.shape_of(node)
-    left, right = find_all(tracer, a.labels.expand(shape), b.labels.expand(shape))
-    if torch.equal(left, right):
-        return Neurons(left.expand(shape))
-    both = (left >= 0) & (right >= 0) & (left != right)
-    pairs, which = unique_pairs(left[both], right[both])
-    result = torch.maximum(left, right)
-    if not pairs.numel():
-        return Neurons(result.expand(shape))
-    products = tracer.nodes.new(node.name, pairs.shape[1], "product", pairs)
-    edges_between(tracer, pairs[0], products, "left")
-    edges_between(tracer, pairs[1], products, "right")
-    result[both] = products[which]
-    return Neurons(result.expand(shape))
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    return _of_pairs(tracer, node, Meeting.of(tracer, a, b), "product", shape)
+
+
+def _of_pairs(tracer: Tracer, node: Node, met: Meeting, kind: str, shape: torch.Size) -> Value:
+    """New nodes with edges of value 1 from the two sides, which are told apart."""
+    nodes = tracer.nodes.new(node.name, met.pairs.shape[1], kind, met.pairs)
+    edges_between(tracer, met.pairs[0], nodes, "left")
+    edges_between(tracer, met.pairs[1], nodes, "right")
+    return met.result(nodes, shape)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ngopt.graph.core import Bias, EdgeBlock, Index, NeuralGraph, View
 from ngopt.graph.topology import GraphBuilder
+from ngopt.graph.tracing.repeats import cut, distinct_ends, distinct_nodes
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
@@ -44,7 +45,8 @@ class RawBias:
 def finish(tracer: Tracer) -> NeuralGraph:
     """Groups without nodes left are dropped, node numbers become places in groups, gaps become components."""
     group_of = tracer.nodes.compact()[1]
-    pieces = with_copies(tracer, [piece for raw in tracer.blocks for piece in split_ends(raw, group_of)])
+    blocks = with_copies(tracer, [piece for raw in tracer.blocks for piece in split_ends(raw, group_of)])
+    pieces = [piece for raw in blocks for piece in distinct_ends(raw)]
     sizes, group_of, place_of = tracer.nodes.compact()
     builder = GraphBuilder(tracer.parameters)
     number: dict[int, int] = {}
@@ -66,17 +68,10 @@ def finish(tracer: Tracer) -> NeuralGraph:
             EdgeBlock(raw.view, source, target, raw.shape, raw.slot_shape, raw.kind, source_index, target_index)
         )
     for raw in tracer.biases:
-        start = 0
-        for length in runs(group_of[raw.nodes]):
-            part = slice(start, start + length)
-            group, index = locate(raw.nodes[part])
-            view = replace(
-                raw.view,
-                shape=(length, *raw.view.shape[1:]),
-                offset=raw.view.offset + start * raw.view.strides[0],
-            )
-            builder.biases.append(Bias(view, group, raw.slot_shape, raw.kind, index))
-            start += length
+        for piece in _split_nodes(replace(raw, nodes=tracer.nodes.find(raw.nodes)), group_of):
+            for bias in distinct_nodes(piece):
+                group, index = locate(bias.nodes)
+                builder.biases.append(Bias(bias.view, group, bias.slot_shape, bias.kind, index))
     for nodes, name in tracer.activations:
         for old in group_of[nodes].unique().tolist():
             if old in number and builder.groups[number[old]].activation is None:
@@ -137,9 +132,10 @@ def _share_an_edge(a: RawBlock, b: RawBlock) -> bool:
     return bool(torch.isin(a.sources, b.sources).any() and torch.isin(a.targets, b.targets).any())
 
 
-def runs(groups: Tensor) -> list[int]:
-    """Lengths of the stretches of equal entries."""
-    return torch.unique_consecutive(groups, return_counts=True)[1].tolist()
+def _split_nodes(bias: RawBias, group_of: Tensor) -> Iterator[RawBias]:
+    """Pieces of a bias whose nodes lie in one group each."""
+    for part in _stretches(group_of[bias.nodes][:, None]):
+        yield replace(bias, view=cut(bias.view, 0, part), nodes=bias.nodes[part])
 
 
 def split_ends(block: RawBlock, group_of: Tensor) -> Iterator[RawBlock]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,34 @@ def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     base = int(b.max()) + 1
     keys, which = (a * base + b).unique(return_inverse=True)
     return torch.stack([keys // base, keys % base]), which
+
+
+class Repeats(NamedTuple):
+    """Nodes that come `times` each: the next node is `step` places further, the next time of one `time_step`."""
+
+    count: int
+    times: int
+    step: int
+    time_step: int
+
+    def places(self) -> Tensor:
+        """Where each node comes first, (count,)."""
+        return torch.arange(self.count) * self.step
+
+    def of(self, nodes: Tensor) -> Tensor:
+        """Each node once."""
+        return nodes[self.places()]
+
+
+def regular_repeats(nodes: Tensor) -> Repeats | None:
+    """How nodes (count * times,) repeat, one by one or all in turn; None if in another way."""
+    count = nodes.unique().numel()
+    times = len(nodes) // max(count, 1)
+    if count * times != len(nodes):
+        return None
+    if torch.equal(nodes, nodes[::times].repeat_interleave(times)):
+        return Repeats(count, times, times, 1)
+    return Repeats(count, times, 1, count) if torch.equal(nodes, nodes[:count].repeat(times)) else None
 
 
 def distinct_rows(rows: Tensor) -> Tensor:

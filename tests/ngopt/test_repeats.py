@@ -1,0 +1,102 @@
+"""Blocks and biases in which a node occurs several times become such in which none does, with the same edges."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from ngopt import build_graph
+from ngopt.graph.core import View, contiguous_strides
+from ngopt.graph.tracing.raw import RawBias, RawBlock
+from ngopt.graph.tracing.repeats import distinct_ends, distinct_nodes
+from tests.zoo import zoo
+
+
+def raw_block(sources, targets, shape, slot_shape=(), constant=False):
+    full = (*shape, *slot_shape)
+    view = None if constant else View(0, full, contiguous_strides(full), 3)
+    return RawBlock(view, torch.tensor(sources), torch.tensor(targets), shape, slot_shape, "weight", ())
+
+
+def edges_of(block):
+    """(source, target) of every edge, with its elements where it has some."""
+    g, t, s = block.shape
+    ends = [
+        (int(block.sources.reshape(g, s)[i, k]), int(block.targets.reshape(g, t)[i, j]))
+        for i in range(g)
+        for j in range(t)
+        for k in range(s)
+    ]
+    if block.view is None:
+        return ends
+    numbers = torch.arange(1000.0)[None, :, None]
+    elements = block.view.read(numbers).reshape(len(ends), -1).tolist()
+    return [(*end, element) for end, row in zip(ends, elements, strict=True) for element in row]
+
+
+# sources, targets, shape, slot shape; the shapes and slot shapes of the blocks that these become
+BLOCKS = {
+    "no repeats": ([0, 1, 2], [3, 4], (1, 2, 3), (2, 2), [((1, 2, 3), (2, 2))]),
+    "rows one by one": ([0, 1], [3, 3, 3, 4, 4, 4], (1, 6, 2), (), [((1, 2, 2), (3,))]),
+    "rows in turn": ([0, 1], [3, 4, 3, 4, 3, 4], (1, 6, 2), (5,), [((1, 2, 2), (3, 5))]),
+    "rows and columns": ([0, 1, 0, 1], [3, 3], (1, 2, 4), (), [((1, 1, 2), (2, 2))]),
+    "groups": ([0, 1, 2, 0, 1, 2], [3, 4, 5, 3, 4, 5], (6, 1, 1), (), [((3, 1, 1), (2,))]),
+    "whole groups": ([0, 1, 2, 3] * 2, [4, 5] * 2, (4, 1, 2), (2,), [((2, 1, 2), (2, 2))]),
+    "one to several": ([0, 1, 0, 1], [3, 4, 5, 6], (4, 1, 1), (2,), [((2, 2, 1), (2,))]),
+    "several to one": ([0, 1, 2, 3], [4, 4, 5, 5], (4, 1, 1), (), [((2, 1, 2), ())]),
+    "irregular rows": ([0, 1], [3, 4, 3, 3], (1, 4, 2), (), [((1, 2, 2), ()), ((1, 1, 2), ()), ((1, 1, 2), ())]),
+    "irregular groups": ([0, 1, 1, 2], [3, 3, 4, 5], (2, 2, 2), (), [((1, 1, 2), (2,)), ((1, 2, 2), ())]),
+    "to itself": ([0, 1, 0, 1], [0, 1, 0, 1], (4, 1, 1), (), [((2, 1, 1), (2,))]),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_edges_keep_their_ends_and_elements(name):
+    sources, targets, shape, slot_shape, expected = BLOCKS[name]
+    block = raw_block(sources, targets, shape, slot_shape)
+    found = list(distinct_ends(block))
+    assert Counter(edge for piece in found for edge in edges_of(piece)) == Counter(edges_of(block))
+    for piece in found:
+        assert piece.view.shape == (*piece.shape, *piece.slot_shape)
+        assert all(nodes.unique().numel() == len(nodes) for nodes in (piece.sources, piece.targets))
+    assert [(piece.shape, piece.slot_shape) for piece in found] == expected
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_edges_of_value_1_stay_once(name):
+    block = raw_block(*BLOCKS[name][:3], constant=True)
+    found = list(distinct_ends(block))
+    assert sorted(edge for piece in found for edge in edges_of(piece)) == sorted(set(edges_of(block)))
+    for piece in found:
+        assert all(nodes.unique().numel() == len(nodes) for nodes in (piece.sources, piece.targets))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "pieces"),
+    [
+        ([5, 6, 7], [([5, 6, 7], (2,))]),
+        ([5, 6, 5, 6, 5, 6], [([5, 6], (3, 2))]),
+        ([5, 5, 6, 6], [([5, 6], (2, 2))]),
+        ([5, 6, 6, 5, 7], [([5, 6], (2,)), ([6, 5, 7], (2,))]),
+    ],
+)
+def test_elements_of_a_bias_keep_their_nodes(nodes, pieces):
+    n = len(nodes)
+    found = list(distinct_nodes(RawBias(View(0, (n, 2), (1, n)), torch.tensor(nodes), (2,), "bias")))
+    assert [(piece.nodes.tolist(), piece.slot_shape) for piece in found] == pieces
+    numbers = torch.arange(2.0 * n)[None, :, None]
+    placed = {
+        (node, element)
+        for piece in found
+        for node, row in zip(piece.nodes.tolist(), piece.view.read(numbers).reshape(len(piece.nodes), -1), strict=True)
+        for element in row.tolist()
+    }
+    assert placed == {(node, element) for k, node in enumerate(nodes) for element in (float(k), float(k + n))}
+
+
+def test_learned_queries_are_slots_of_their_features():
+    graph = build_graph(*zoo()["seeds"])
+    (seeds,) = (b for b in graph.biases if b.kind == "value")
+    assert (seeds.view.shape, seeds.view.strides, seeds.index) == ((4, 2), (1, 4), None)
+    (places,) = (b for b in graph.weights if b.kind == "scale")
+    assert (places.shape, places.slot_shape) == ((3, 1, 5), ())  # every entry of the input is a node
