@@ -164,6 +164,22 @@ def join_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
         rows = places.unique(dim=0)
         if (rows >= 0).all() and rows.unique().numel() == len(rows) * n > n:
             tracer.nodes.unify(rows[:1].expand_as(rows), rows)
+            _join_partners(tracer)
+
+
+def _join_partners(tracer: Tracer) -> None:
+    """Joins what edges lead to one by one from neurons that were joined, and what they come from."""
+    changed = True
+    while changed:
+        changed = False
+        for block in tracer.blocks:
+            ends = [tracer.nodes.find(nodes) for nodes in (block.sources, block.targets)]
+            for here, there in (ends, ends[::-1]) if block.shape[1:] == (1, 1) else ():
+                nodes, which = here.unique(return_inverse=True)
+                first = torch.full_like(nodes, int(there.max())).scatter_reduce(0, which, there, "amin")[which]
+                if not torch.equal(first, there):
+                    tracer.nodes.unify(first, there)
+                    changed = True
 
 
 def add_bias(tracer: Tracer, bias: Value, targets: Tensor, kind: str = "bias") -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.edges import join_places
+from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
@@ -155,6 +156,7 @@ def pool(tracer: Tracer, node: Node, x: Value, *_: Any, **__: Any) -> Value:
     channels = tracer.vector(x.labels, channel)
     if channels is None:
         return Unknown(shape)
+    applied(tracer, node, channels)
     result = Neurons(channels.reshape(-1, *([1] * (len(shape) - channel - 1))).expand(shape))
     return result if isinstance(value, Tensor) else (result, *(Unknown(v.shape) for v in value[1:]))
 
@@ -187,6 +189,7 @@ def reduction(tracer: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -
     kept = [d for d in range(labels.dim()) if d not in dims]
     rows = labels.permute(*kept, *dims).reshape(prod(labels.shape[d] for d in kept), -1)
     if (rows == rows[:, :1]).all():
+        applied(tracer, node, rows[:, 0])
         return wrap(Neurons(rows[:, 0].reshape(first.shape)))
     sets, which = rows.sort(dim=1).values.unique(dim=0, return_inverse=True)
     if len(sets) > 4096 or (sets < 0).any():

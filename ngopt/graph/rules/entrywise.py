@@ -72,11 +72,52 @@ def _of_neurons(tracer: Tracer, node: Node, neurons: list[Neurons], operands: li
             meet_constant(tracer, result, other)
         elif isinstance(other, Unknown):
             tracer.pin(*_told_apart(result.labels, torch.empty(other.shape)))
-    name = str(getattr(node.target, "overloadpacket", node.target)).rsplit(".", 1)[-1]
-    if name in ACTIVATIONS and isinstance(result, Neurons):
-        labels = without_repeats([result.labels])[0].unique()
-        tracer.activations.append((labels[labels >= 0], name.rstrip("_")))
+    if isinstance(result, Neurons):
+        applied(tracer, node, result.labels)
     return Neurons(result.labels.expand(shape)) if isinstance(result, Neurons) else result
+
+
+def applied(tracer: Tracer, node: Node, labels: Tensor) -> None:
+    """Notes down that a function was applied to neurons."""
+    labels = without_repeats([labels])[0].unique()
+    labels = labels[labels >= 0]
+    name = str(getattr(node.target, "overloadpacket", node.target)).rsplit(".", 1)[-1]
+    if name in ACTIVATIONS:
+        tracer.activations.append((labels, name.rstrip("_")))
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        known = [tracer.values[a] if isinstance(a, Node) else a for a in node.args]
+        constants = [float(a.flatten()[0]) if isinstance(a, Tensor) else a for a in known if not _is_traced(a)]
+        tracer.functions.append((labels, str((node.target, constants, node.kwargs))))
+
+
+def tell_functions_apart(tracer: Tracer) -> None:
+    """Where not all neurons of a layer went through the same functions, nodes for these have edges to them.
+
+    Behind cat([-x[2:], x[:2]]) the first two neurons of x are no twins of the others.
+    """
+    numbers: dict[str, int] = {}
+    history = torch.zeros(tracer.nodes.starts[-1], dtype=torch.long)
+    for labels, function in tracer.functions:
+        nodes = tracer.nodes.find(labels)
+        history[nodes] = history[nodes] * 1_000_003 + numbers.setdefault(function, len(numbers) + 1)
+    everything = torch.arange(len(history))
+    found = tracer.nodes.find(everything)
+    inputs = tracer.nodes.find(torch.cat([*tracer.inputs, found[:0]]))
+    nodes = everything[(found == everything) & ~torch.isin(everything, inputs)]
+    groups = tracer.nodes.group_of(nodes)
+    owner = history[nodes].unique(return_inverse=True)[1]
+    pairs = torch.stack([groups, owner]).unique(dim=1)
+    mixed, counts = pairs[0].unique_consecutive(return_counts=True)
+    for group in mixed[counts > 1].tolist():
+        members = groups == group
+        which, place = owner[members].unique(return_inverse=True)
+        functions = tracer.constant_nodes(torch.stack([torch.full_like(which, -1), which], dim=1))
+        edges_between(tracer, functions[place], nodes[members], "spread")
+
+
+def _is_traced(value: Value) -> bool:
+    """Whether a value is more than a number that is the same for all neurons."""
+    return isinstance(value, (Neurons, Elements, Unknown)) or (isinstance(value, Tensor) and not _is_uniform(value))
 
 
 def _of_elements(tracer: Tracer, node: Node, elements: list[Elements], operands: list) -> Value:
@@ -117,7 +158,8 @@ def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
     labels, values = without_repeats([folded(x.labels), folded(constant.expand(x.shape))])
     labels, values = tracer.nodes.find(labels).flatten(), values.flatten()
     order = labels.argsort(stable=True)
-    order = order[labels[order] >= 0]
+    inputs = torch.cat([*tracer.inputs, labels[:0]])  # which are told apart as they are
+    order = order[(labels[order] >= 0) & ~torch.isin(labels[order], tracer.nodes.find(inputs))]
     nodes, counts = labels[order].unique_consecutive(return_counts=True)
     if not len(nodes):
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
+    folded,
+    without_repeats,
 )
 
 if TYPE_CHECKING:
@@ -78,17 +81,18 @@ def unknown_weight(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Va
     return result if bias is None or isinstance(result, Unknown) else addition(tracer, node, result, bias)
 
 
-def position_mixing(tracer: Tracer, x: Neurons, weight: Elements, bias: Value, shape: torch.Size) -> Value:
-    """A weight that mixes positions of each neuron: a component between positions, labels stay."""
+def position_mixing(
+    tracer: Tracer, x: Neurons, weight: Elements, bias: Value, shape: torch.Size, dim: int = -1
+) -> Value:
+    """A weight that mixes positions of each neuron, along a dimension: a component between positions, labels stay."""
     name = tracer.owner(weight.parameter)
     sources = tracer.nodes.new(f"{name}.positions", weight.shape[1], "position")
     targets = tracer.nodes.new(name, weight.shape[0], "position")
     connect(tracer, weight, sources, targets)
     add_bias(tracer, bias, targets)
     labels = x.labels
-    if not (labels == labels[..., :1]).all():
-        return Unknown(shape)
-    return Neurons(labels[..., :1].expand(shape))
+    first = labels.narrow(dim, 0, 1)
+    return Neurons(first.expand(shape)) if (labels == first).all() else Unknown(shape)
 
 
 @register_rule(aten.addmm)
@@ -177,6 +181,8 @@ def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Valu
         x = as_neurons(tracer, node, x)
     view, name = weight.view(), tracer.owner(weight.parameter)
     assert view is not None
+    if _is_one_neuron(tracer, x.labels, channel) and prod(weight.shape[2:]) == groups == 1 and not swap:
+        return position_mixing(tracer, x, weight.move(torch.flatten, (weight, 1), {}), bias, shape, channel)
     places, which = _channels(tracer, x.labels, channel)
     if sum(map(len, places)) > USES or not all(map(len, places)):
         return Unknown(shape)
@@ -201,6 +207,12 @@ def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Valu
         add_bias(tracer, bias, out[k])
     tracer.pristine.add(node)
     return Neurons(out[which].reshape(*which.shape, -1, *([1] * len(kernel))).expand(shape))
+
+
+def _is_one_neuron(tracer: Tracer, labels: Tensor, channel: int) -> bool:
+    """Whether the channels of each place are one neuron, and those of another place another: they are positions."""
+    (cut,) = without_repeats([folded(tracer.nodes.find(labels))])
+    return labels.shape[channel] > 1 == cut.shape[channel] and cut.unique().numel() > 1
 
 
 def _channels(tracer: Tracer, labels: Tensor, channel: int) -> tuple[list[Tensor], Tensor]:

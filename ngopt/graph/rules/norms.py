@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from ngopt.graph.core import View
 from ngopt.graph.rules.edges import Segment, join_places, segments
+from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -188,7 +189,7 @@ def softmax(tracer: Tracer, node: Node, x: Value, dim: int, *_: Any) -> Value:
     (labels,) = without_repeats([labels], keep=[labels.dim() - 1])
     if not _tie_rows(tracer, node, labels):
         return tracer.unknown(node)
-    tracer.activations.append((labels.unique(), "softmax"))
+    applied(tracer, node, labels)
     return x
 
 

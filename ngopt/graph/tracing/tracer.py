@@ -77,6 +77,7 @@ class Tracer:
         self.blocks: list[RawBlock] = []
         self.biases: list[RawBias] = []
         self.activations: list[tuple[Tensor, str]] = []
+        self.functions: list[tuple[Tensor, str]] = []  # which were applied to which neurons, one after the other
         self.outputs: list[Tensor] = []
         self.inputs: list[Tensor] = []
         self.pristine: set[Node] = set()  # whose neurons nothing but weights has been applied to
@@ -104,6 +105,7 @@ class Tracer:
             elif node.op == "output":
                 leaves = tree_leaves(tree_map(self.values.get, list(node.all_input_nodes)))
                 self.outputs = [leaf.labels.flatten() for leaf in leaves if isinstance(leaf, Neurons)]
+        entrywise.tell_functions_apart(self)
         return finish(self)
 
     # What rules use
