@@ -19,8 +19,7 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
-    folded,
-    without_repeats,
+    find_all,
 )
 
 if TYPE_CHECKING:
@@ -211,8 +210,10 @@ def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Valu
 
 def _is_one_neuron(tracer: Tracer, labels: Tensor, channel: int) -> bool:
     """Whether the channels of each place are one neuron, and those of another place another: they are positions."""
-    (cut,) = without_repeats([folded(tracer.nodes.find(labels))])
-    return labels.shape[channel] > 1 == cut.shape[channel] and cut.unique().numel() > 1
+    (cut,) = find_all(tracer, labels)
+    if labels.shape[channel] == 1 or (cut != cut.narrow(channel, 0, 1)).any():
+        return False
+    return cut.unique().numel() > 1
 
 
 def _channels(tracer: Tracer, labels: Tensor, channel: int) -> tuple[list[Tensor], Tensor]:

@@ -19,6 +19,7 @@ class Nodes:
         self.starts: list[int] = [0]
         self.call = 0
         self._alias = torch.empty(0, dtype=torch.long)
+        self._group = torch.empty(0, dtype=torch.long)
         self._call = torch.empty(0, dtype=torch.long)
         self._identity = torch.empty(0, dtype=torch.long)  # those of one call that differ in it stay apart; -1: free
 
@@ -35,6 +36,7 @@ class Nodes:
         self.starts.append(start + size)
         numbers = torch.arange(start, start + size)
         self._alias = torch.cat([self._alias, numbers])
+        self._group = torch.cat([self._group, torch.full((size,), len(self.names) - 1)])
         self._call = torch.cat([self._call, torch.full((size,), self.call)])
         identity = numbers if made_of is None else self._identities(numbers, made_of)
         self._identity = torch.cat([self._identity, identity])
@@ -110,7 +112,7 @@ class Nodes:
 
     def group_of(self, labels: Tensor) -> Tensor:
         """The group in which each node was made."""
-        return torch.searchsorted(torch.tensor(self.starts), labels, right=True) - 1
+        return self._group[labels]
 
     def compact(self) -> tuple[list[int], Tensor, Tensor]:
         """After all is known: sizes of the groups, and for every number ever given its group and place there."""

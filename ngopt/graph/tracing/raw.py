@@ -110,9 +110,9 @@ def with_copies(tracer: Tracer, blocks: Sequence[RawBlock]) -> list[RawBlock]:
     copies: dict[tuple, Tensor] = {}
     for block in blocks:
         sources, targets = tracer.nodes.find(block.sources), tracer.nodes.find(block.targets)
-        groups = (int(tracer.nodes.group_of(nodes[:1])) for nodes in (sources, targets))
         block = replace(block, sources=sources, targets=targets)
         if block.view is not None:
+            groups = (int(tracer.nodes.group_of(nodes[0])) for nodes in (sources, targets))
             others = before.setdefault((*groups, block.kind, block.slot_shape), [])
             if any(other.use != block.use and _share_an_edge(other, block) for other in others):
                 key = (block.use, *sources.tolist())
