@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ngopt import build_graph
-from tests.automorphisms import automorphisms
+from ngopt.graph import NeuralGraph
+from ngopt.graph.parameter_graph import parameter_graph
+from tests.automorphisms import automorphisms, subproducts
 from tests.equivariance import assert_function_respects, assert_metanet_respects, randomised
 from tests.zoo import Attention
 
@@ -151,8 +153,12 @@ def check(network: tuple[nn.Module, Tensor]) -> None:
     assert graph.unplaced == ()
     params = randomised(model)
     assert all(torch.equal(a, b) for a, b in zip(params, graph.scatter(graph.gather(params)), strict=True))
-    found = automorphisms(graph)
-    assert_function_respects(model, example, graph, found)
+    check_symmetries(network, graph, by_type=True)
+
+
+def check_symmetries(network: tuple[nn.Module, Tensor], graph: NeuralGraph, by_type: bool) -> None:
+    found = automorphisms(graph, by_type)
+    assert_function_respects(*network, graph, subproducts(found, 4))
     assert_metanet_respects(graph, found, products=1)
 
 
@@ -176,3 +182,5 @@ def test_random_networks(network):
 @given(networks())
 def test_many_random_networks(network):
     check(network)
+    # by type this graph cannot tell the corner of one kernel from the only position of another in the same sum
+    check_symmetries(network, parameter_graph(build_graph(*network)), by_type=False)
