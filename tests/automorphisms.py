@@ -94,15 +94,14 @@ def _starts(graph: NeuralGraph) -> list[int]:
 
 
 class _Coloured:
-    """The coloured graph; `table` has the elements of every place, those of vertex v from `first[v]` on."""
+    """The coloured graph, and the parameter elements of its vertices: those of v are `elements[first[v]]` and on."""
 
     def __init__(self, graph: NeuralGraph, by_type: bool):
-        self.source, self.by_type = graph, by_type
+        self.neural, self.by_type = graph, by_type
         self.starts = _starts(graph)
         self.names: dict[tuple, int] = {}
         self.colours: list[int] = [self._colour(*c) for c in self._nodes()]
         self.arcs: list[np.ndarray] = []
-        self.table: list[np.ndarray] = []
         self.places: list[tuple[np.ndarray, np.ndarray]] = []  # vertices, (n, slots) elements
         values = graph.gather(graph.unflatten(torch.arange(graph.numel)))
         for bias, elements in zip(graph.biases, values.biases, strict=True):
@@ -112,8 +111,9 @@ class _Coloured:
         for block, elements in zip(graph.weights, values.edges, strict=True):
             key = ("edge", None if by_type else block.view.parameter, block.kind, block.slot_shape, block.position)
             self._add_places(key, elements.flatten(0, 2).numpy(), *self._ends(block))
-        self._add_constants()
+        self._locate()
         self._tie()
+        self._add_constants()
         if len(self.colours) > MOST_VERTICES:
             pytest.skip(f"{len(self.colours)} vertices are too many to look for all automorphisms")
         self.graph = igraph.Graph(len(self.colours), np.concatenate(self.arcs).tolist(), directed=True)
@@ -123,10 +123,10 @@ class _Coloured:
 
     def _nodes(self):
         """Colours of neurons; what parameters are shared by many neurons moves with those."""
-        groups = self.source.groups
+        groups = self.neural.groups
         if self.by_type:
-            types = node_types(self.source).repeat_interleave(torch.tensor([g.size for g in groups])).tolist()
-            yield from zip(types, *(x.tolist() for x in input_output_index(self.source)), strict=True)
+            types = node_types(self.neural).repeat_interleave(torch.tensor([g.size for g in groups])).tolist()
+            yield from zip(types, *(x.tolist() for x in input_output_index(self.neural)), strict=True)
             return
         for i, group in enumerate(groups):
             fixed = group.role in ("input", "output") and group.kind != "parameter"
@@ -135,7 +135,7 @@ class _Coloured:
     def _ends(self, block: EdgeBlock) -> tuple[np.ndarray, np.ndarray]:
         """Sources and targets of all edges."""
         g, t, s = block.shape
-        groups = self.source.groups
+        groups = self.neural.groups
         sources = self.starts[block.source] + _index(block.source_index, groups[block.source].size)
         targets = self.starts[block.target] + _index(block.target_index, groups[block.target].size)
         ends = np.broadcast_arrays(sources.reshape(g, 1, s), targets.reshape(g, t, 1))
@@ -160,7 +160,7 @@ class _Coloured:
     def _add_constants(self) -> None:
         """Parallel edges of value 1 are one vertex, since nobody can tell whether they change places."""
         counts: Counter = Counter()
-        for block in self.source.constants:
+        for block in self.neural.constants:
             counts.update((a, b, block.kind) for a, b in zip(*(x.tolist() for x in self._ends(block)), strict=True))
         for (source, target, kind), number in counts.items():
             vertex = self._add(1, "constant", kind, number)
@@ -169,9 +169,9 @@ class _Coloured:
 
     def _tie(self) -> None:
         """Connects all places of an element that has several, at their slots, by a vertex."""
-        uses = np.bincount(np.concatenate([e.reshape(-1) for _, e in self.places]), minlength=self.source.numel)
+        uses = np.bincount(self.elements, minlength=self.neural.numel)
         tied = np.flatnonzero(uses > 1)
-        vertex = np.full(self.source.numel, -1)
+        vertex = np.full(self.neural.numel, -1)
         vertex[tied] = self._add(len(tied), "element")
         for vertices, elements in self.places:
             for slot in range(elements.shape[1]):
@@ -180,21 +180,22 @@ class _Coloured:
                 self._connect(vertices[several], between)
                 self._connect(between, vertex[elements[several, slot]])
 
+    def _locate(self) -> None:
+        """Lists the elements of all places, and where those of a vertex begin."""
+        self.elements = np.concatenate([elements.reshape(-1) for _, elements in self.places])
+        self.first = np.zeros(len(self.colours), int)
+        begin = 0
+        for vertices, elements in self.places:
+            self.first[vertices] = begin + np.arange(len(vertices)) * elements.shape[1]
+            begin += elements.size
+
     def automorphism(self, image: np.ndarray) -> Automorphism:
         """What a permutation of the vertices, old to new, does to neurons and elements."""
-        nodes, elements = np.empty(self.starts[-1], int), np.arange(self.source.numel)
+        nodes, order = np.empty(self.starts[-1], int), np.arange(self.neural.numel)
         nodes[image[: self.starts[-1]]] = np.arange(self.starts[-1])
-        flat = np.concatenate([e.reshape(-1) for _, e in self.places])
-        first = np.zeros(len(image), int)
-        begin = 0
-        for vertices, e in self.places:
-            first[vertices] = begin + np.arange(len(vertices)) * e.shape[1]
-            begin += e.size
-        begin = 0
-        for vertices, e in self.places:
-            new = flat[first[image[vertices]][:, None] + np.arange(e.shape[1])]
-            elements[new] = e
-        return Automorphism(torch.from_numpy(nodes), torch.from_numpy(elements))
+        for vertices, elements in self.places:
+            order[self.elements[self.first[image[vertices]][:, None] + np.arange(elements.shape[1])]] = elements
+        return Automorphism(torch.from_numpy(nodes), torch.from_numpy(order))
 
 
 def _index(index: tuple[int, ...] | None, size: int) -> np.ndarray:
