@@ -1,16 +1,24 @@
-"""Permutations of neurons on neural graphs, and the check that a metanet respects them."""
+"""Permutations of neurons on neural graphs, and the checks that networks and metanets respect them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ngopt.functional import Hyper, State, init, update
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
+from ngopt.models import NeuralGraphGNN
+from ngopt.models.gnn import GNNConfig
+from tests.automorphisms import Automorphism, subproducts
 
 
 class NoSymmetry(Exception):
-    """Two neurons cannot be swapped, whatever is swapped with them."""
+    """A permutation of neurons treats two uses of a parameter differently."""
 
 
 def random_permutations(graph: NeuralGraph, generator: torch.Generator, roles=("hidden",)) -> dict[int, Tensor]:
@@ -65,53 +73,6 @@ def _moved(block: EdgeBlock, graph: NeuralGraph, order) -> list[int]:
     return [place[target_order[a], source_order[b]] for a, b in ends]
 
 
-def swap(graph: NeuralGraph, group: int, a: int, b: int, fixed: set[int]) -> dict[int, Tensor]:
-    """The permutation that swaps two neurons of a group, and with them all that their edges tie to them.
-
-    Neurons at the ends of one-to-one edges are tied; where edges connect cell to cell, as within
-    heads and groups, neurons of different cells take their whole cells along. Neurons of the groups
-    in `fixed` must stay. Raises NoSymmetry if that leads to a contradiction.
-    """
-    image: dict[tuple[int, int], tuple[int, int]] = {}
-    todo = [((group, a), (group, b))]
-    while todo:
-        x, y = todo.pop()
-        for p, q in ((x, y), (y, x)):
-            if image.setdefault(p, q) != q:
-                raise NoSymmetry
-        if x != y and (x[0] in fixed or x[0] != y[0]):
-            raise NoSymmetry
-        for block in graph.blocks:
-            todo += [pair for pair in _tied(graph, block, x, y) if image.get(pair[0]) != pair[1]]
-    permutations = {g: torch.arange(graph.groups[g].size) for g in {g for g, _ in image}}
-    for (g, n), (_, m) in image.items():
-        permutations[g][n] = m
-    return permutations
-
-
-def _tied(graph: NeuralGraph, block: EdgeBlock, x: tuple[int, int], y: tuple[int, int]):
-    """Pairs that a block makes images of each other when x and y are; none in a dense block."""
-    g, t, s = block.shape
-    ends = (
-        (block.source, block.source_index or range(graph.groups[block.source].size), s),
-        (block.target, block.target_index or range(graph.groups[block.target].size), t),
-    )
-    for group, neurons, size in ends:
-        if x[0] != group:
-            continue
-        inside = [list(neurons).index(n) if n in neurons else None for n in (x[1], y[1])]
-        if inside == [None, None]:
-            continue
-        if None in inside:
-            raise NoSymmetry
-        cells = [place // size for place in inside]
-        if cells[0] == cells[1] and g * t * s != g:
-            continue
-        for other, nodes, width in ends:  # the cells at both ends change places, each in its order
-            for k in range(width):
-                yield (other, nodes[cells[0] * width + k]), (other, nodes[cells[1] * width + k])
-
-
 def random_values(graph: NeuralGraph, generator: torch.Generator) -> list[Tensor]:
     """Float64 values for every parameter, some of them below the cut-off of the preprocessing."""
     return [
@@ -130,18 +91,76 @@ def updates(metanet: nn.Module, graph: NeuralGraph, params: list[Tensor], grads:
     return deltas
 
 
+def small_metanet() -> NeuralGraphGNN:
+    torch.manual_seed(0)
+    return NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
+
+
 @torch.no_grad()
+def assert_commutes(
+    metanet: nn.Module,
+    graph: NeuralGraph,
+    moves: Iterable[Callable[[Sequence[Tensor]], list[Tensor]]],
+    steps: int = 1,
+    tolerance: float = 1e-10,
+    seed: int = 0,
+) -> None:
+    """Updates of moved parameters and gradients are the moved updates, and others than before (float64)."""
+    generator = torch.Generator().manual_seed(seed)
+    params, grads = random_values(graph, generator), [random_values(graph, generator) for _ in range(steps)]
+    plain = updates(metanet, graph, params, grads)
+    for move in moves:
+        expected = move(plain)
+        assert any((e - p).abs().max() > 1e-6 for e, p in zip(expected, plain, strict=True))
+        found = updates(metanet, graph, move(params), [move(g) for g in grads])
+        for e, f in zip(expected, found, strict=True):
+            torch.testing.assert_close(f, e, rtol=0, atol=tolerance)
+
+
 def assert_equivariant(metanet: nn.Module, graph: NeuralGraph, tolerance: float = 1e-10, seed: int = 0) -> None:
     """Permuting hidden neurons permutes the updates in the same way (float64)."""
-    generator = torch.Generator().manual_seed(seed)
-    params, grads = random_values(graph, generator), [random_values(graph, generator) for _ in range(3)]
-    permutations = random_permutations(graph, generator)
+    permutations = random_permutations(graph, torch.Generator().manual_seed(seed))
     assert permutations, "the graph has hidden neurons to permute"
-    expected = permute(graph, updates(metanet, graph, params, grads), permutations)
-    found = updates(
-        metanet, graph, permute(graph, params, permutations), [permute(graph, g, permutations) for g in grads]
-    )
-    unpermuted = updates(metanet, graph, params, grads)
-    assert any((e - u).abs().max() > 1e-6 for e, u in zip(expected, unpermuted, strict=True))
-    for e, f in zip(expected, found, strict=True):
-        torch.testing.assert_close(f, e, rtol=0, atol=tolerance)
+    move = partial(permute, graph, permutations=permutations)
+    assert_commutes(metanet, graph, [move], steps=3, tolerance=tolerance, seed=seed)
+
+
+def assert_metanet_respects(graph: NeuralGraph, symmetries: Sequence[Automorphism], products: int = 3) -> None:
+    """The GNN's updates commute with random products of symmetries."""
+    moves = [partial(a.move, graph) for a in subproducts(symmetries, products)]
+    assert_commutes(small_metanet(), graph, moves)
+
+
+# Functions of networks
+
+
+def randomised(model: nn.Module) -> list[Tensor]:
+    """Parameters without ties: norms begin with all ones and zeros, under which everything is symmetric."""
+    generator = torch.Generator().manual_seed(1)
+    return [p.detach() + 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in model.parameters()]
+
+
+@torch.no_grad()
+def run(model: nn.Module, params: Sequence[Tensor], example: Any) -> Any:
+    """What a network gives with some parameters; buffers stay as they are."""
+    torch.manual_seed(0)
+    names = [name for name, _ in model.named_parameters()]
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    inputs = example if isinstance(example, tuple) else (example,)
+    return functional_call(model, {**dict(zip(names, params, strict=True)), **buffers}, inputs)
+
+
+def assert_function_respects(
+    model: nn.Module, example: Any, graph: NeuralGraph, symmetries: Iterable[Automorphism]
+) -> None:
+    """No symmetry of the graph changes what the network gives (float64)."""
+    params = randomised(model)
+    expected = run(model, params, example)
+    for symmetry in symmetries:
+        found = run(model, symmetry.move(graph, params), example)
+        message = partial(_no_symmetry, symmetry, graph)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11, msg=message)
+
+
+def _no_symmetry(symmetry: Automorphism, graph: NeuralGraph, message: str) -> str:
+    return f"no symmetry of the network: {symmetry.describe(graph)}\n{message}"

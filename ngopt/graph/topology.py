@@ -80,8 +80,8 @@ class GraphBuilder:
         """The graph; parameters that are nowhere yet become components of their own.
 
         inputs, outputs: groups that are known to be the network's, or whose neurons cannot be exchanged
-        for another reason. hidden: groups that are no outputs even if they lead nowhere. Of others the
-        edges decide.
+        for another reason. hidden: groups that are neither, even if nothing leads to them or they lead
+        nowhere. Of others the edges decide.
         """
         for i in sorted(set(range(len(self.parameters))) - self.placed):
             self.unplaced.append(self.parameters[i].name)
@@ -110,9 +110,11 @@ class GraphBuilder:
         targets = {block.target for block in self.blocks if block.target != block.source} - set(inputs)
 
         def role(i: int) -> str:
+            if i in hidden:
+                return "hidden"
             if i not in targets:
                 return "input" if i in sources else "output" if i in outputs else "isolated"
-            return "output" if i in outputs or not (i in sources or i in hidden) else "hidden"
+            return "output" if i in outputs or i not in sources else "hidden"
 
         return [role(i) for i in range(len(self.groups))]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ngopt.graph.core import NeuralGraph, kind_code
+from ngopt.graph.core import BIAS_KINDS, NeuralGraph, kind_code
 
 # Functions that a network may apply to its neurons; 0 stands for none that is known, the last for any other.
 ACTIVATIONS = ("none", "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "softmax", "sin", "other")
@@ -165,14 +165,17 @@ def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
     """Where the nodes of every group are among all of its role in its network, (n,) from 0 to 1, or None."""
     members = graph.members or (0,) * len(graph.groups)
     keys = list(zip(members, (group.role for group in graph.groups), strict=True))
+    has_place = [g.role != "hidden" and g.kind not in ("parameter", *BIAS_KINDS) for g in graph.groups]
     sizes: Counter = Counter()
-    for key, group in zip(keys, graph.groups, strict=True):
-        sizes[key] += group.size
+    for key, group, fixed in zip(keys, graph.groups, has_place, strict=True):
+        sizes[key] += group.size if fixed else 0
     lines = {key: torch.linspace(0, 1, n, dtype=like.dtype, device=like.device) for key, n in sizes.items()}
     found: list[Tensor | None] = []
-    for key, group in zip(keys, graph.groups, strict=True):
-        place, lines[key] = lines[key].tensor_split([group.size])
-        found.append(place if group.role != "hidden" and group.kind != "parameter" else None)
+    for key, group, fixed in zip(keys, graph.groups, has_place, strict=True):
+        place = None
+        if fixed:
+            place, lines[key] = lines[key].tensor_split([group.size])
+        found.append(place)
     return found
 
 

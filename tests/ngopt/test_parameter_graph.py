@@ -1,6 +1,6 @@
 """The parameter graph: hand-written graphs, every element on an edge, and no symmetry that the network has not."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -20,12 +20,11 @@ from ngopt.graph.parameter_graph import (
     node_types,
     parameter_graph,
 )
-from ngopt.models import NeuralGraphGNN
-from ngopt.models.gnn import GNNConfig
-from tests.equivariance import NoSymmetry, permute, random_values, swap, updates
+from tests.automorphisms import automorphisms, count_automorphisms
+from tests.equivariance import assert_function_respects, assert_metanet_respects, permute, randomised
 from tests.networks import mlp
-from tests.ngopt.test_symmetry import ZOO, randomised, run, symmetries
-from tests.zoo import Attention, HeadNorms
+from tests.ngopt.test_automorphisms import ZOO
+from tests.zoo import Attention, HeadNorms, zoo_graph
 
 
 def edges_of(graph):
@@ -99,8 +98,7 @@ def test_convolution_with_norm_by_hand():
 
 @pytest.mark.parametrize("name", ZOO)
 def test_every_element_is_an_edge(name):
-    model, example = ZOO[name]
-    graph = build_graph(model, example)
+    graph = zoo_graph(name)
     found = parameter_graph(graph)
     assert found.parameters == graph.parameters
     assert found.biases == ()
@@ -251,66 +249,13 @@ SYMMETRIC = {
 }
 
 
-def automorphisms(graph):
-    """All bijections of nodes that keep types of nodes and edges; an edge's type is its kind and kernel position."""
-    types = node_types(graph).repeat_interleave(torch.tensor([g.size for g in graph.groups]))
-    colour = list(zip(types.tolist(), *(x.tolist() for x in input_output_index(graph)), strict=True))
-    between = defaultdict(Counter)  # types of the edges from one node to another
-    for source, target, kind, position, _, _ in edges_of(graph):
-        between[source, target][kind, position] += 1
-    nodes = range(len(colour))
-    for _ in nodes:  # what no automorphism can map to each other has different colours
-        seen = [[colour[n]] for n in nodes]
-        for (source, target), counts in between.items():
-            for way, n, other in (("out", source, target), ("in", target, source)):
-                seen[n].append((way, colour[other], tuple(sorted(counts.items()))))
-        names = [(c[0], tuple(sorted(c[1:], key=repr))) for c in seen]
-        order = {name: k for k, name in enumerate(sorted(set(names), key=repr))}
-        colour = [order[name] for name in names]
-    order = sorted(nodes, key=lambda n: colour.count(colour[n]))
-
-    def extended(image):
-        if len(image) == len(order):
-            yield dict(image)
-            return
-        node = order[len(image)]
-        for other in nodes:
-            fits = colour[other] == colour[node] and other not in image.values()
-            image[node] = other
-            if fits and all(
-                between.get((a, node)) == between.get((b, other)) and between.get((node, a)) == between.get((other, b))
-                for a, b in image.items()
-            ):
-                yield from extended(image)
-            del image[node]
-
-    return list(extended({}))
-
-
-def move(graph, values, image):
-    """Parameters after every edge has taken its value along to where a bijection of nodes brings it."""
-    edges = edges_of(graph)
-    place = {edge[:4]: edge[4:] for edge in edges}
-    assert len(place) == len(edges), "parallel edges are told apart"
-    moved = [v.clone() for v in values]
-    for source, target, kind, position, parameter, element in edges:
-        if parameter >= 0:
-            new, at = place[image[source], image[target], kind, position]
-            moved[new].view(-1)[at] = values[parameter].view(-1)[element]
-    return moved
-
-
 @pytest.mark.parametrize("name", SYMMETRIC)
 def test_all_automorphisms_are_symmetries_of_the_function(name):
     model, example, count = SYMMETRIC[name]
     model, example = model.double(), example.double()
     graph = parameter_graph(build_graph(model, example))
-    params = randomised(model)
-    expected = run(model, params, example)
-    found = automorphisms(graph)
-    for image in found:
-        torch.testing.assert_close(run(model, move(graph, params, image), example), expected, rtol=1e-9, atol=1e-11)
-    assert len(found) == count
+    assert_function_respects(model, example, graph, automorphisms(graph, by_type=True))
+    assert count_automorphisms(graph, by_type=True) == count
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -395,7 +340,7 @@ def test_weights_from_one_to_one_are_no_norms(model, example):
 
 
 def test_other_parameters_are_nodes_by_their_kind():
-    grouped, tokens, gated = (parameter_graph(build_graph(*ZOO[name])) for name in ("grouped", "tokens", "gated"))
+    grouped, tokens, gated = (parameter_graph(zoo_graph(name)) for name in ("grouped", "tokens", "gated"))
     assert kinds_of(grouped)[0]["slope"] == 1
     assert kinds_of(grouped)[1]["slope"] == 6
     (pos,) = [i for i, g in enumerate(tokens.groups) if g.name == "pos"]
@@ -410,56 +355,27 @@ def test_other_parameters_are_nodes_by_their_kind():
 @pytest.mark.parametrize("name", ZOO)
 def test_symmetries_of_the_graph_are_symmetries_of_the_function(name):
     model, example = ZOO[name]
-    graph = parameter_graph(build_graph(model, example))
-    params = randomised(model)
-    expected = run(model, params, example)
-    found = symmetries(graph, 8)
-    for _, permutations in found:
-        permuted = permute(graph, params, permutations)
-        assert any(not torch.equal(p, q) for p, q in zip(params, permuted, strict=True))
-        torch.testing.assert_close(run(model, permuted, example), expected, rtol=1e-9, atol=1e-11)
+    graph = parameter_graph(zoo_graph(name))
+    found = automorphisms(graph, by_type=True)
     assert found, "the network has hidden neurons"
+    assert_function_respects(model, example, graph, found)
 
 
 @pytest.mark.parametrize("name", ZOO)
-@torch.no_grad()
 def test_metanets_respect_them(name):
-    graph = parameter_graph(build_graph(*ZOO[name]))
-    torch.manual_seed(0)
-    metanet = NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
-    generator = torch.Generator().manual_seed(0)
-    params, grads = random_values(graph, generator), random_values(graph, generator)
-    expected = updates(metanet, graph, params, [grads])
-    found = symmetries(graph, 2)
-    for _, permutations in found:
-        moved = permute(graph, expected, permutations)
-        assert any(not torch.equal(p, q) for p, q in zip(expected, moved, strict=True))
-        other = updates(metanet, graph, permute(graph, params, permutations), [permute(graph, grads, permutations)])
-        for e, f in zip(moved, other, strict=True):
-            torch.testing.assert_close(f, e, rtol=0, atol=1e-10)
-    assert found
+    graph = parameter_graph(zoo_graph(name))
+    assert_metanet_respects(graph, automorphisms(graph, by_type=True))
 
 
 @pytest.mark.parametrize(
-    ("model", "example", "group", "inside", "across"),
-    [
-        (GROUP_NORM, MAPS, "0", (0, 1), (1, 2)),
-        (ATTENTION, SEQUENCE, "q", (0, 1), (1, 2)),
-        (ATTENTION, SEQUENCE, "v", (2, 3), (1, 2)),
-    ],
+    ("model", "example", "group", "across"),
+    [(GROUP_NORM, MAPS, "0", (1, 2)), (ATTENTION, SEQUENCE, "q", (1, 2)), (ATTENTION, SEQUENCE, "v", (1, 2))],
     ids=["group norm", "queries", "values"],
 )
-def test_neurons_of_different_groups_and_heads_are_no_twins(model, example, group, inside, across):
-    model, example = model.double(), example.double()
-    graph = parameter_graph(build_graph(model, example))
+def test_neurons_of_different_groups_and_heads_are_no_twins(model, example, group, across):
+    graph = parameter_graph(build_graph(model.double(), example.double()))
     (number,) = [i for i, g in enumerate(graph.groups) if g.name == group]
-    fixed = {i for i, g in enumerate(graph.groups) if g.role in ("input", "output")}
     params = randomised(model)
-    expected = run(model, params, example)
-    twins = permute(graph, params, swap(graph, number, *inside, fixed))
-    torch.testing.assert_close(run(model, twins, example), expected)
-    with pytest.raises(NoSymmetry):
-        swap(graph, number, *across, fixed)
     order = torch.arange(graph.groups[number].size)
     order[list(across)] = order[list(across[::-1])]
     with pytest.raises(KeyError):

@@ -1,94 +1,24 @@
-"""Permutations that a graph calls symmetries leave the network's function as it is, and metanets respect them."""
+"""What is no symmetry of a network is none of its graph either, and metanets tell it apart."""
 
 import copy
-import random
 from dataclasses import replace
 
 import pytest
 import torch
-from torch.func import functional_call
 
 from ngopt import build_graph
 from ngopt.graph import GraphValues, join_graphs
-from ngopt.models import NeuralGraphGNN
-from ngopt.models.gnn import GNNConfig, GraphNetwork
-from tests.equivariance import NoSymmetry, permute, random_values, swap, updates
-from tests.zoo import zoo
+from ngopt.models.gnn import GraphNetwork
+from tests.automorphisms import automorphisms, subproducts
+from tests.equivariance import random_values, randomised, run, small_metanet, updates
+from tests.zoo import zoo, zoo_graph
 
 ZOO = zoo()
 
 
-def run(model, params, example):
-    torch.manual_seed(0)
-    names = [name for name, _ in model.named_parameters()]
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
-    return functional_call(model, {**dict(zip(names, params, strict=True)), **buffers}, (example,))
-
-
-def fixed_groups(graph):
-    """Inputs and outputs; what parameters are shared by many neurons moves with those."""
-    return {i for i, g in enumerate(graph.groups) if g.role in ("input", "output") and g.kind != "parameter"}
-
-
-def symmetries(graph, count, seed=0):
-    """Some permutations that swap two hidden neurons and what is tied to them."""
-    rng, found = random.Random(seed), []
-    fixed = fixed_groups(graph)
-    groups = [i for i, g in enumerate(graph.groups) if g.size > 1 and i not in fixed]
-    for _ in range(20 * count):
-        if len(found) == count or not groups:
-            break
-        group = rng.choice(groups)
-        a, b = rng.sample(range(graph.groups[group].size), 2)
-        try:
-            permutations = swap(graph, group, a, b, fixed)
-            permute(graph, [torch.arange(s.numel).reshape(s.shape) for s in graph.parameters], permutations)
-        except NoSymmetry:
-            continue
-        found.append((group, permutations))
-    return found
-
-
-def randomised(model):
-    """Parameters without ties: norms begin with all ones and zeros, under which everything is symmetric."""
-    generator = torch.Generator().manual_seed(1)
-    return [p.detach() + 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in model.parameters()]
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_symmetries_of_the_graph_are_symmetries_of_the_function(name):
-    model, example = ZOO[name]
-    graph = build_graph(model, example)
-    params = randomised(model)
-    expected = run(model, params, example)
-    found = symmetries(graph, 12)
-    for _, permutations in found:
-        permuted = permute(graph, params, permutations)
-        assert any(not torch.equal(p, q) for p, q in zip(params, permuted, strict=True))
-        torch.testing.assert_close(run(model, permuted, example), expected, rtol=1e-9, atol=1e-11)
-    assert found, "the network has hidden neurons"
-
-
-@pytest.mark.parametrize("name", ZOO)
-@torch.no_grad()
-def test_metanets_respect_them(name):
-    model, example = ZOO[name]
-    graph = build_graph(model, example)
-    torch.manual_seed(0)
-    metanet = NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
-    generator = torch.Generator().manual_seed(0)
-    params, grads = random_values(graph, generator), random_values(graph, generator)
-    expected = updates(metanet, graph, params, [grads])
-    for _, permutations in symmetries(graph, 3):
-        found = updates(metanet, graph, permute(graph, params, permutations), [permute(graph, grads, permutations)])
-        for e, f in zip(permute(graph, expected, permutations), found, strict=True):
-            torch.testing.assert_close(f, e, rtol=0, atol=1e-10)
-
-
 def pair(name, group, a, b):
     """Permutes two neurons of a group of a zoo network alone, with the edges that they have: (graph, permutations)."""
-    model, example = ZOO[name]
-    graph = build_graph(model, example)
+    graph = zoo_graph(name)
     number = next(i for i, g in enumerate(graph.groups) if g.name == group)
     order = torch.arange(graph.groups[number].size)
     order[[a, b]] = order[[b, a]]
@@ -128,8 +58,7 @@ NEGATIVES = {
 @torch.no_grad()
 def test_what_is_no_symmetry_is_told_apart(case):
     graph, permutations = pair(*NEGATIVES[case])
-    torch.manual_seed(0)
-    metanet = NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
+    metanet = small_metanet()
     generator = torch.Generator().manual_seed(0)
     params, grads = random_values(graph, generator), random_values(graph, generator)
     expected = dense_permute(graph, updates(metanet, graph, params, [grads]), permutations)
@@ -166,8 +95,7 @@ def test_parameters_are_interchangeable_where_the_network_says_so(name, first, s
     def exchanged(values):
         return [values[{i: j, j: i}.get(k, k)] for k in range(len(values))]
 
-    torch.manual_seed(0)
-    metanet = NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
+    metanet = small_metanet()
     generator = torch.Generator().manual_seed(0)
     params, grads = random_values(graph, generator), random_values(graph, generator)
     expected = exchanged(updates(metanet, graph, params, [grads]))
@@ -176,18 +104,6 @@ def test_parameters_are_interchangeable_where_the_network_says_so(name, first, s
     params = randomised(model)
     before, after = run(model, params, example), run(model, exchanged(params), example)
     assert ((before - after).abs().max() < 1e-10) == alike
-
-
-@torch.no_grad()
-def test_heads_and_groups_as_wholes_may_be_exchanged():
-    for name, kind in (("attention", "head"), ("gpt", "head"), ("group norm", "group"), ("head norms", "head")):
-        model, example = ZOO[name]
-        graph = build_graph(model, example)
-        number = next(i for i, g in enumerate(graph.groups) if g.kind == kind)
-        params = randomised(model)
-        permuted = permute(graph, params, swap(graph, number, 0, 1, fixed_groups(graph)))
-        assert any((p - q).abs().max() > 1e-6 for p, q in zip(params, permuted, strict=True))
-        torch.testing.assert_close(run(model, permuted, example), run(model, params, example), rtol=1e-9, atol=1e-11)
 
 
 def exchanged(graph, values, places):
@@ -234,8 +150,7 @@ def test_a_norm_that_heads_share_ties_their_neurons(case):
     params = randomised(model)
     before, after = run(model, params, example), run(model, exchanged(graph, params, places), example)
     assert (before - after).abs().max() < 1e-12 if symmetric else (before - after).abs().max() > 1e-6
-    torch.manual_seed(0)
-    metanet = NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
+    metanet = small_metanet()
     generator = torch.Generator().manual_seed(0)
     params, grads = random_values(graph, generator), random_values(graph, generator)
     expected = exchanged(graph, updates(metanet, graph, params, [grads]), places)
@@ -247,9 +162,8 @@ def test_a_norm_that_heads_share_ties_their_neurons(case):
 @torch.no_grad()
 def test_a_prediction_does_not_depend_on_its_batch_mates():
     generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    metanet = NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
-    graphs = [build_graph(*ZOO[name]) for name in ("residual", "attention", "lstm")]
+    metanet = small_metanet()
+    graphs = [zoo_graph(name) for name in ("residual", "attention", "lstm")]
     features = [torch.randn(g.numel, 14, generator=generator, dtype=torch.float64) for g in graphs]
     joined = metanet(torch.cat(features), join_graphs(*graphs))
     alone = torch.cat([metanet(f, g) for f, g in zip(features, graphs, strict=True)])
@@ -263,7 +177,7 @@ def test_activations_and_a_global_feature():
     options = {"width": 6, "layers": 2, "kernel": (3, 3), "log_degree": 1.5}
     network = GraphNetwork(3, 2, **options, activations=True, global_feature=True).double()
     names = ("residual", "attention")
-    graphs = [build_graph(*ZOO[name]) for name in names]
+    graphs = [zoo_graph(name) for name in names]
     values = [[torch.randn(*s.shape, 3, dtype=torch.float64) for s in g.parameters] for g in graphs]
 
     def outputs(graph, values):
@@ -271,9 +185,9 @@ def test_activations_and_a_global_feature():
 
     alone = [outputs(g, v) for g, v in zip(graphs, values, strict=True)]
     for graph, value, expected in zip(graphs, values, alone, strict=True):
-        for _, permutations in symmetries(graph, 2):
-            found = outputs(graph, permute(graph, value, permutations))
-            for e, f in zip(permute(graph, expected, permutations), found, strict=True):
+        for symmetry in subproducts(automorphisms(graph), 2):
+            found = outputs(graph, symmetry.move(graph, value))
+            for e, f in zip(symmetry.move(graph, expected), found, strict=True):
                 torch.testing.assert_close(f, e, rtol=0, atol=1e-10)
     joined = outputs(join_graphs(*graphs), [*values[0], *values[1]])
     for e, f in zip([*alone[0], *alone[1]], joined, strict=True):

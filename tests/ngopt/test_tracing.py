@@ -383,8 +383,9 @@ def test_states_of_recurrent_layers_by_hand():
         ("weight", "rnn.l0"),
         ("weight", "rnn.l0_reverse"),
     ]
-    (given,) = (b for b in graph.constants if graph.groups[b.target].name == "rnn.l0_reverse")
+    given, reverse = (b for b in graph.constants if graph.groups[b.target].name == "rnn.l0_reverse")
     assert (given.shape, given.source_index) == ((4, 1, 1), (4, 5, 6, 7))
+    assert (reverse.shape, graph.groups[reverse.source].kind) == ((1, 4, 1), "constant")
     learned = [
         (b.kind, graph.groups[b.group].name) for b in graph.biases if graph.parameters[b.view.parameter].name == "begin"
     ]

@@ -118,6 +118,7 @@ def as_neurons(tracer: Tracer, node: Node, value: Value) -> Neurons:
         tracer.parameters[value.parameter].name, len(numbers), made_of=numbers.new_empty(0, len(numbers))
     )
     tracer.add_bias(Elements(value.parameter, numbers), nodes, "value")
+    tracer.learned.append(nodes)
     return Neurons(nodes[inverse])
 
 

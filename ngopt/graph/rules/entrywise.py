@@ -156,7 +156,7 @@ def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
     if constant.numel() <= 1 or not _told_apart(x.labels, folded(constant.expand(x.shape))):
         return
     labels, values = without_repeats([folded(x.labels), folded(constant.expand(x.shape))])
-    labels, values = tracer.nodes.find(labels).flatten(), values.flatten()
+    labels, values = tracer.nodes.find(labels).flatten(), values.to(torch.complex128).flatten()
     order = labels.argsort(stable=True)
     inputs = torch.cat([*tracer.inputs, labels[:0]])  # which are told apart as they are
     order = order[(labels[order] >= 0) & ~torch.isin(labels[order], tracer.nodes.find(inputs))]
@@ -166,7 +166,8 @@ def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
     if (counts != counts[0]).any():
         tracer.pin(nodes)
         return
-    rows, owner = values[order].reshape(len(nodes), -1).unique(dim=0, return_inverse=True)
+    numbers = torch.view_as_real(values[order])  # (entries, 2)
+    rows, owner = numbers.reshape(len(nodes), -1).unique(dim=0, return_inverse=True)
     if len(rows) > 1:
         edges_between(tracer, tracer.constant_nodes(rows)[owner], nodes, "spread")
 

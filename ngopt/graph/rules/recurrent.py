@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
+REVERSE = torch.tensor([[-1.0]])
+"""What the node stands for that has edges to all cells which read from the end: they are no twins of the others."""
+
 
 @register_rule(aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
 def recurrent(tracer: Tracer, node: Node, x: Value, *args: Any) -> Value:
@@ -48,6 +51,8 @@ def recurrent(tracer: Tracer, node: Node, x: Value, *args: Any) -> Value:
             nodes = _recurrent_layer(tracer, current, weights[k * per_way : (k + 1) * per_way], has_biases)
             for (held_by, kind), state in zip(_holders(nodes, len(states)), states, strict=True):
                 _enter(tracer, _state_of(state, k), held_by, kind)
+            if k % ways:
+                edges_between(tracer, tracer.constant_nodes(REVERSE).expand(len(nodes[0])), nodes[0], "spread")
             ends.append(nodes[0])
             last.append(nodes)
         current = torch.cat(ends)

@@ -88,9 +88,11 @@ def finish(tracer: Tracer) -> NeuralGraph:
     ]
     ends += [raw.nodes for raw in tracer.biases if raw.view.parameter in tracer.fixed]
     outputs = groups_of([*tracer.outputs, *tracer.pinned, *ends])
+    inputs = groups_of(tracer.inputs)
+    inner = {block.target for block in builder.blocks} | groups_of(tracer.learned)
     # a position that leads nowhere is still one among others; a neuron that does so is not needed
-    hidden = {i for i, group in enumerate(builder.groups) if group.kind != "position"} - outputs
-    return builder.build(groups_of(tracer.inputs), outputs, hidden)
+    hidden = {i for i in inner if builder.groups[i].kind != "position"} - outputs - inputs
+    return builder.build(inputs, outputs, hidden)
 
 
 def _used_groups(blocks: Sequence[RawBlock], biases: Sequence[RawBias], group_of: Tensor) -> set[int]:

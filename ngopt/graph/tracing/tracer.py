@@ -80,6 +80,7 @@ class Tracer:
         self.functions: list[tuple[Tensor, str]] = []  # which were applied to which neurons, one after the other
         self.outputs: list[Tensor] = []
         self.inputs: list[Tensor] = []
+        self.learned: list[Tensor] = []  # neurons whose values are parameters
         self.pristine: set[Node] = set()  # whose neurons nothing but weights has been applied to
         self.pinned: list[Tensor] = []  # neurons that something tells apart of which no more is known
         self.data: set[Node] = set()  # functions of the network's input
@@ -138,7 +139,7 @@ class Tracer:
 
     def constant_nodes(self, rows: Tensor) -> Tensor:
         """Nodes (n,) that stand for different constants (n, k), the same ones for the same constants."""
-        key = (tuple(rows.shape), rows.to(torch.complex128).numpy().tobytes())
+        key = (tuple(rows.shape), rows.double().numpy().tobytes())
         if key not in self._constants:
             size = len(rows)
             self._constants[key] = self.nodes.new(f"constant {len(self._constants)}", size, "constant")

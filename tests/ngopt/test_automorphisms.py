@@ -1,0 +1,223 @@
+"""All symmetries of graphs: each is one of the network and of metanets, and there are as many as counted by hand."""
+
+from __future__ import annotations
+
+from math import factorial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ngopt import build_graph
+from tests.automorphisms import automorphisms, count_automorphisms
+from tests.equivariance import assert_function_respects, assert_metanet_respects, permute, randomised
+from tests.networks import mlp
+from tests.zoo import (
+    GPT,
+    Aggregated,
+    Attention,
+    Coupling,
+    DenseBlock,
+    Experts,
+    LowRank,
+    Modulated,
+    Overlapping,
+    Perceiver,
+    Recurrent,
+    Repeated,
+    Shared,
+    Splines,
+    TiedAutoencoder,
+    Translation,
+    UNet,
+    Windows,
+    zoo,
+    zoo_graph,
+)
+
+ZOO = zoo()
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_symmetries_are_symmetries_of_the_function(name):
+    model, example = ZOO[name]
+    graph = zoo_graph(name)
+    found = automorphisms(graph)
+    assert found, "the network has hidden neurons"
+    assert_function_respects(model, example, graph, found)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_symmetries_by_type_are_symmetries_of_the_function(name):
+    model, example = ZOO[name]
+    graph = zoo_graph(name)
+    assert_function_respects(model, example, graph, automorphisms(graph, by_type=True))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_metanets_respect_them(name):
+    graph = zoo_graph(name)
+    assert_metanet_respects(graph, automorphisms(graph, by_type=True))
+
+
+@pytest.mark.parametrize("name", ["gpt", "head norms", "residual", "lstm", "shared", "overlapping"])
+def test_elements_go_with_their_neurons(name):
+    model, _ = ZOO[name]
+    graph = zoo_graph(name)
+    params = randomised(model)
+    for symmetry in automorphisms(graph)[:10]:
+        permuted = permute(graph, params, symmetry.permutations(graph))
+        assert all(torch.equal(a, b) for a, b in zip(permuted, symmetry.move(graph, params), strict=True))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("attention", "head"), ("gpt", "head"), ("group norm", "group")])
+def test_heads_and_groups_are_exchanged_as_wholes(name, kind):
+    graph = zoo_graph(name)
+    numbers = {i for i, group in enumerate(graph.groups) if group.kind == kind}
+    assert any(numbers & symmetry.permutations(graph).keys() for symmetry in automorphisms(graph))
+
+
+# Numbers of symmetries
+
+
+class Chain(nn.Module):
+    """Residual blocks of two linear layers."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.stem, self.out = nn.Linear(2, width), nn.Linear(width, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = F.relu(x + block(x))
+        return self.out(x)
+
+
+class FewKeys(nn.Module):
+    """Four heads of queries share two of keys and values, each of two neurons (Ainslie et al. 2023)."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(2, 8), nn.Linear(2, 4), nn.Linear(2, 4), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, 2)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        k, v = (y.repeat_interleave(2, 1) for y in (k, v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Gate(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(2, 4), nn.Linear(2, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+BATCH, SEQUENCE, TOKENS = torch.randn(3, 2), torch.randn(2, 3, 3), torch.randint(3, (2, 3))
+IMAGES, MAPS = torch.randn(2, 1, 8, 8), torch.randn(2, 2, 6, 6)
+BATCH_NORM = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1))
+GROUP_NORM = nn.Sequential(nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, 1))
+GROUPED = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 1, 1))
+SEPARABLE = nn.Sequential(
+    nn.Conv2d(2, 3, 1), nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1)
+)
+FLATTENED = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4), nn.Tanh(), nn.Linear(4, 1))
+HEADS = nn.Sequential(nn.Linear(3, 4), Attention(4, 2, fused=False))
+SHARED_KEYS = nn.Sequential(nn.Linear(3, 2), FewKeys())
+PAIR = (torch.randint(5, (2, 4)), torch.randint(5, (2, 3)))
+
+# Network, example, number of symmetries within groups, counted by hand.
+COUNTS = {
+    # the neurons of each hidden layer
+    "mlp": (mlp(2, 3, 4, 1), BATCH, 6 * 24),
+    # channels, with their norm
+    "batch norm": (BATCH_NORM, IMAGES, 6),
+    # channels in each of the two groups, and the groups
+    "group norm": (GROUP_NORM, IMAGES, 2 * 2 * 2),
+    # two of the first and three of the second layer in each group, and the groups
+    "grouped": (GROUPED, IMAGES, (2 * 6) ** 2 * 2),
+    # the first two layers are tied one to one, the last
+    "separable": (SEPARABLE, MAPS, 6 * 24),
+    # channels, each with its part of the map, and the neurons behind it
+    "flattened": (FLATTENED, MAPS, 6 * 24),
+    # stem, the two narrow layers tied by two groups of three, squeezed neurons
+    "resnext": (Aggregated(), MAPS, 24 * (6 * 6) ** 2 * 2 * 2),
+    # both sides of the skip, which are only joined, the bottom, the joint
+    "unet": (UNet(), IMAGES, 6 * 6 * 24 * 24),
+    # what comes from each layer
+    "densenet": (DenseBlock(), MAPS, 6 * 2 * 2),
+    # channels, with their scale and shift
+    "film": (Modulated(nn.Identity()), (MAPS, torch.randn(2, 3)), 24),
+    # the stream, and what is hidden in each block
+    "chain": (Chain(3, 2), BATCH, 6 * 2 * 2),
+    # one block three times: the stream, what is hidden
+    "repeated": (Repeated(), torch.randn(2, 3), 24 * 120),
+    # stem; queries with keys, and values, in each head; the heads
+    "heads": (HEADS, SEQUENCE, 24 * (2 * 2) ** 2 * 2),
+    # stem; for each head of keys: queries and keys, values, its two heads of queries; the heads of keys
+    "few keys": (SHARED_KEYS, SEQUENCE, 2 * (2 * 2 * 2) ** 2 * 2),
+    # the stream, tied from the embedding to the output; heads as above; the hidden layer
+    "gpt": (GPT(3, 4, 2, 3, 1), TOKENS, 24 * (2 * 2) ** 2 * 2 * factorial(16)),
+    # the stream; heads with their columns of the table; merged patches
+    "windows": (Windows(), IMAGES, 24 * (2 * 2) ** 2 * 2 * 720),
+    # one stream by the embedding; three attentions of two heads of three; two hidden layers
+    "translation": (Translation(), PAIR, 720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2),
+    # the stream of the latents, that of the inputs; two attentions of two heads of three; what is hidden
+    "perceiver": (Perceiver(), SEQUENCE, 720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120),
+    # cells, whose gates are slots
+    "gru": (Recurrent(nn.GRU), SEQUENCE, 24),
+    "lstm": (Recurrent(nn.LSTM), SEQUENCE, 24),
+    # in two layers and both directions
+    "deep lstm": (Recurrent(nn.LSTM, num_layers=2, bidirectional=True), SEQUENCE, 24**4),
+    # cells, and what they are projected to
+    "projected lstm": (Recurrent(nn.LSTM, proj_size=2), SEQUENCE, 24 * 2),
+    # the code
+    "tied autoencoder": (TiedAutoencoder(), torch.randn(2, 5), 24),
+    # what both factors make
+    "gate": (Gate(), BATCH, 24),
+    # stem, the wide layer, the rank
+    "lora": (LowRank(), torch.randn(2, 3), 120 * 24 * 2),
+    # the layer in between
+    "kan": (nn.Sequential(Splines(3, 4), Splines(4, 2)), torch.randn(2, 3), 24),
+    # four networks of three hidden neurons
+    "realnvp": (Coupling(), torch.randn(2, 4), 6**4),
+    # stem, what is hidden in each expert, what the experts give
+    "experts": (Experts(), BATCH, 6 * 24**3 * 6),
+    # columns before, in and behind the narrow weight's last; rows of the corner and others
+    "overlapping": (Overlapping(), torch.randn(2, 3), 6 * 2 * 6 * 2),
+    # stem, in both halves alike; the linear layer, the convolution, what is hidden
+    "shared": (Shared(), SEQUENCE, 6 * 24 * 2 * 6),
+}
+# The same with symmetries across groups.
+COUNTS_BY_TYPE = {
+    # and the experts, with their gates
+    "experts": 6 * 24**3 * 6 * 6,
+    # and the two halves
+    "shared": 6 * 24 * 2 * 6 * 2,
+    "gpt": COUNTS["gpt"][2],
+    "chain": 6 * 2 * 2,
+}
+
+
+def counted(name):
+    model, example, _ = COUNTS[name]
+    return build_graph(model, example)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_no_symmetry_is_missing(name):
+    assert count_automorphisms(counted(name)) == COUNTS[name][2]
+
+
+@pytest.mark.parametrize("name", COUNTS_BY_TYPE)
+def test_no_symmetry_across_groups_is_missing(name):
+    assert count_automorphisms(counted(name), by_type=True) == COUNTS_BY_TYPE[name]
