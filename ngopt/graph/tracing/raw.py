@@ -46,59 +46,60 @@ def finish(tracer: Tracer) -> NeuralGraph:
     """Groups without nodes left are dropped, node numbers become places in groups, gaps become components."""
     group_of = tracer.nodes.compact()[1]
     blocks = with_copies(tracer, [piece for raw in tracer.blocks for piece in split_ends(raw, group_of)])
-    pieces = [piece for raw in blocks for piece in distinct_ends(raw)]
-    sizes, group_of, place_of = tracer.nodes.compact()
+    blocks = [piece for raw in blocks for piece in distinct_ends(raw)]
+    group_of = tracer.nodes.compact()[1]
+    biases = [replace(raw, nodes=tracer.nodes.find(raw.nodes)) for raw in tracer.biases]
+    biases = [piece for raw in biases for part in _split_nodes(raw, group_of) for piece in distinct_nodes(part)]
     builder = GraphBuilder(tracer.parameters)
-    number: dict[int, int] = {}
-    used = _used_groups(pieces, tracer.biases, group_of)
-    for old, size in enumerate(sizes):
-        if size and old in used:
-            number[old] = builder.add_group(tracer.nodes.names[old], size, tracer.nodes.kinds[old])
-
-    def locate(nodes: Tensor) -> tuple[int, Index]:
-        old = int(group_of[nodes[0]])
-        assert (group_of[nodes] == old).all(), "an end of a block lies in one group"
-        index = tuple(place_of[nodes].tolist())
-        return number[old], None if index == tuple(range(sizes[old])) else index
-
-    for raw in pieces:
-        source, source_index = locate(raw.sources)
-        target, target_index = locate(raw.targets)
+    finder = _Finder(tracer, builder, [n for b in blocks for n in (b.sources, b.targets)] + [b.nodes for b in biases])
+    for raw in blocks:
+        source, source_index = finder.locate(raw.sources)
+        target, target_index = finder.locate(raw.targets)
         builder.blocks.append(
             EdgeBlock(raw.view, source, target, raw.shape, raw.slot_shape, raw.kind, source_index, target_index)
         )
-    for raw in tracer.biases:
-        for piece in _split_nodes(replace(raw, nodes=tracer.nodes.find(raw.nodes)), group_of):
-            for bias in distinct_nodes(piece):
-                group, index = locate(bias.nodes)
-                builder.biases.append(Bias(bias.view, group, bias.slot_shape, bias.kind, index))
+    for raw in biases:
+        group, index = finder.locate(raw.nodes)
+        builder.biases.append(Bias(raw.view, group, raw.slot_shape, raw.kind, index))
     for nodes, name in tracer.activations:
-        for old in group_of[nodes].unique().tolist():
-            if old in number and builder.groups[number[old]].activation is None:
-                builder.groups[number[old]] = replace(builder.groups[number[old]], activation=name)
-
-    def groups_of(nodes: Iterable[Tensor]) -> set[int]:
-        return {number[g] for n in nodes for g in group_of[n[n >= 0]].unique().tolist() if g in number}
-
-    ends = [
-        nodes
-        for raw in pieces
-        if raw.view and raw.view.parameter in tracer.fixed
-        for nodes in (raw.sources, raw.targets)
-    ]
-    ends += [raw.nodes for raw in tracer.biases if raw.view.parameter in tracer.fixed]
-    outputs = groups_of([*tracer.outputs, *tracer.pinned, *ends])
-    inputs = groups_of(tracer.inputs)
-    inner = {block.target for block in builder.blocks} | groups_of(tracer.learned)
+        for i in finder.groups_of([nodes]):
+            if builder.groups[i].activation is None:
+                builder.groups[i] = replace(builder.groups[i], activation=name)
+    fixed = [n for b in blocks if _is_of(b, tracer.fixed) for n in (b.sources, b.targets)]
+    fixed += [b.nodes for b in biases if _is_of(b, tracer.fixed)]
+    inputs = finder.groups_of(tracer.inputs)
+    outputs = finder.groups_of([*tracer.outputs, *tracer.pinned, *fixed])
+    inner = {block.target for block in builder.blocks} | finder.groups_of(tracer.learned)
     # a position that leads nowhere is still one among others; a neuron that does so is not needed
     hidden = {i for i in inner if builder.groups[i].kind != "position"} - outputs - inputs
     return builder.build(inputs, outputs, hidden)
 
 
-def _used_groups(blocks: Sequence[RawBlock], biases: Sequence[RawBias], group_of: Tensor) -> set[int]:
-    ends = [nodes for block in blocks for nodes in (block.sources, block.targets)]
-    ends += [bias.nodes for bias in biases]
-    return set(torch.cat([torch.empty(0, dtype=torch.long), *(group_of[nodes] for nodes in ends)]).tolist())
+def _is_of(raw: RawBlock | RawBias, parameters: set[int]) -> bool:
+    return raw.view is not None and raw.view.parameter in parameters
+
+
+class _Finder:
+    """Which group of a graph a node is in, and where; adds the groups that any of the `used` nodes are in."""
+
+    def __init__(self, tracer: Tracer, builder: GraphBuilder, used: Sequence[Tensor]):
+        self.sizes, self.group_of, self.place_of = tracer.nodes.compact()
+        self.number: dict[int, int] = {}
+        for old in self.group_of[torch.cat([torch.empty(0, dtype=torch.long), *used])].unique().tolist():
+            name, kind = tracer.nodes.names[old], tracer.nodes.kinds[old]
+            self.number[old] = builder.add_group(name, self.sizes[old], kind)
+
+    def locate(self, nodes: Tensor) -> tuple[int, Index]:
+        """The group of nodes and their places in it, None if these are all in their order."""
+        old = int(self.group_of[nodes[0]])
+        assert (self.group_of[nodes] == old).all(), "an end of a block lies in one group"
+        index = tuple(self.place_of[nodes].tolist())
+        return self.number[old], None if index == tuple(range(self.sizes[old])) else index
+
+    def groups_of(self, labels: Iterable[Tensor]) -> set[int]:
+        """The groups of all nodes among labels, as far as they are in the graph."""
+        found = {old for nodes in labels for old in self.group_of[nodes[nodes >= 0]].unique().tolist()}
+        return {self.number[old] for old in found if old in self.number}
 
 
 def with_copies(tracer: Tracer, blocks: Sequence[RawBlock]) -> list[RawBlock]:
