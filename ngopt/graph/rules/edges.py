@@ -187,6 +187,14 @@ def add_bias(tracer: Tracer, bias: Value, targets: Tensor, kind: str = "bias") -
         tracer.add_bias(bias, targets, kind)
 
 
+def add_scale(tracer: Tracer, view: View, sources: Tensor, targets: Tensor, kind: str) -> None:
+    """Edges from one to one with the elements of a view (n, *slots)."""
+    n, *slot_shape = view.shape
+    stride, *rest = view.strides
+    wide = View(view.parameter, (n, 1, 1, *slot_shape), (stride, 0, 0, *rest), view.offset)
+    tracer.add_block(wide, sources, targets, (n, 1, 1), tuple(slot_shape), kind)
+
+
 def diagonal(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
     """Edges of value 1 from sources[i] to targets[i]; a source that occurs again goes to a block of its own."""
     for part in _without_repeats(sources):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.core import View
-from ngopt.graph.rules.edges import Segment, join_places, segments
+from ngopt.graph.rules.edges import Segment, add_scale, join_places, segments
 from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import register_rule
@@ -123,9 +123,7 @@ def scale_and_shift(
         if view is None:
             tracer.add_block(None, part.nodes, targets, (n, 1, 1), kind="residual")
         else:
-            slot_shape = view.shape[1:]
-            wide = View(view.parameter, (n, 1, 1, *slot_shape), (view.strides[0], 0, 0, *view.strides[1:]), view.offset)
-            tracer.add_block(wide, part.nodes, targets, (n, 1, 1), slot_shape, "gamma")
+            add_scale(tracer, view, part.nodes, targets, "gamma")
         shift = _part(bias, part)
         if shift is not None:
             tracer.biases.append(RawBias(shift, targets, shift.shape[1:], "beta"))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.core import View
-from ngopt.graph.rules.edges import edges_between
+from ngopt.graph.rules.edges import add_scale, edges_between
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
@@ -65,11 +65,7 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
             tracer.add_bias(own, nodes, kind)
             return result
         targets = tracer.nodes.new(name, len(nodes), made_of=nodes[None])
-        slot_shape = view.shape[1:]
-        wide = View(
-            view.parameter, (len(nodes), 1, 1, *slot_shape), (view.strides[0], 0, 0, *view.strides[1:]), view.offset
-        )
-        tracer.add_block(wide, nodes, targets, (len(nodes), 1, 1), slot_shape, kind)
+        add_scale(tracer, view, nodes, targets, kind)
         return Neurons(exchanged(labels, nodes, targets).expand(shape))
     shared = tracer.nodes.new(name, len(sets), "parameter")
     tracer.add_bias(own, shared, kind)
