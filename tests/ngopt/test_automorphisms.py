@@ -17,17 +17,25 @@ from tests.zoo import (
     GPT,
     Aggregated,
     Attention,
+    Cells,
     Coupling,
     DenseBlock,
+    Equilibrium,
     Experts,
     LowRank,
+    Mixer,
     Modulated,
+    Normalised,
     Overlapping,
+    Parts,
     Perceiver,
     Recurrent,
     Repeated,
+    Rotary,
     Shared,
+    Sinusoidal,
     Splines,
+    States,
     TiedAutoencoder,
     Translation,
     UNet,
@@ -176,10 +184,26 @@ COUNTS = {
     # cells, whose gates are slots
     "gru": (Recurrent(nn.GRU), SEQUENCE, 24),
     "lstm": (Recurrent(nn.LSTM), SEQUENCE, 24),
+    # in two layers and both directions, whatever they begin with
+    "states": (States(), torch.randn(2, 5, 3), 24**4),
+    # cells that read, cells that write
+    "cells": (Cells(), torch.randn(2, 3, 3), 24 * 120),
     # in two layers and both directions
     "deep lstm": (Recurrent(nn.LSTM, num_layers=2, bidirectional=True), SEQUENCE, 24**4),
     # cells, and what they are projected to
     "projected lstm": (Recurrent(nn.LSTM, proj_size=2), SEQUENCE, 24 * 2),
+    # queries with keys, and values, in each head; the table fixes the stream, slopes the heads
+    "sinusoidal": (Sinusoidal(), torch.randn(2, 5, 3), (2 * 2) ** 2),
+    # values in each head, the heads; queries and keys turn in different pairs
+    "rotary": (Rotary(), SEQUENCE, 24**2 * 2),
+    # the two neurons behind one activation, the four behind the other; a mask tells all others apart
+    "parts": (Parts(), torch.randn(2, 3), 2 * 24),
+    # rows, maps, the computed weight
+    "normalised": (Normalised(), SEQUENCE, 120 * 24 * 24),
+    # channels; what is hidden between channels, and between places
+    "mixer": (Mixer(), torch.randn(2, 5, 3), 24 * 720 * 720),
+    # the state, and a layer that leads nowhere
+    "equilibrium": (Equilibrium(), BATCH, 120 * 6),
     # the code
     "tied autoencoder": (TiedAutoencoder(), torch.randn(2, 5), 24),
     # what both factors make

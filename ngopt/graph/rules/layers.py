@@ -47,7 +47,7 @@ def linear(
     present = (rows >= 0).any(1)
     mixes = x.shape[-1] > 1 and len(rows) > 1 and bool((rows == rows[:, :1]).all())
     if mixes or not present.any() or len(rows) > USES:
-        return position_mixing(tracer, x, weight, bias, shape)
+        return position_mixing(tracer, node, x, weight, bias, shape)
     out = torch.full((len(rows), weight.shape[0]), -1)
     for k in present.nonzero().flatten().tolist():
         out[k] = tracer.nodes.new(name, weight.shape[0])
@@ -81,17 +81,34 @@ def unknown_weight(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Va
 
 
 def position_mixing(
-    tracer: Tracer, x: Neurons, weight: Elements, bias: Value, shape: torch.Size, dim: int = -1
+    tracer: Tracer, node: Node, x: Neurons, weight: Elements, bias: Value, shape: torch.Size, dim: int = -1
 ) -> Value:
     """A weight that mixes positions of each neuron, along a dimension: a component between positions, labels stay."""
     name = tracer.owner(weight.parameter)
-    sources = tracer.nodes.new(f"{name}.positions", weight.shape[1], "position")
+    sources = _mixed_before(tracer, node)
+    if sources is None or len(sources) != weight.shape[1]:
+        sources = tracer.nodes.new(f"{name}.positions", weight.shape[1], "position")
     targets = tracer.nodes.new(name, weight.shape[0], "position")
     connect(tracer, weight, sources, targets)
     add_bias(tracer, bias, targets)
+    tracer.mixed[node] = targets
     labels = x.labels
     first = labels.narrow(dim, 0, 1)
     return Neurons(first.expand(shape)) if (labels == first).all() else Unknown(shape)
+
+
+def _mixed_before(tracer: Tracer, node: Node) -> Tensor | None:
+    """The positions that another weight has made of what this one is applied to, entry by entry in between."""
+    while True:
+        sources = [a for a in node.all_input_nodes if isinstance(tracer.values[a], Neurons)]
+        if len(sources) != 1:
+            return None
+        node = sources[0]
+        tags = getattr(node.target, "tags", ())
+        if node in tracer.mixed:
+            return tracer.mixed[node]
+        if torch.Tag.pointwise not in tags and torch.Tag.nondeterministic_seeded not in tags:
+            return None
 
 
 @register_rule(aten.addmm)
@@ -181,7 +198,7 @@ def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Valu
     view, name = weight.view(), tracer.owner(weight.parameter)
     assert view is not None
     if _is_one_neuron(tracer, x.labels, channel) and prod(weight.shape[2:]) == groups == 1 and not swap:
-        return position_mixing(tracer, x, weight.move(torch.flatten, (weight, 1), {}), bias, shape, channel)
+        return position_mixing(tracer, node, x, weight.move(torch.flatten, (weight, 1), {}), bias, shape, channel)
     places, which = _channels(tracer, x.labels, channel)
     if sum(map(len, places)) > USES or not all(map(len, places)):
         return Unknown(shape)

@@ -86,6 +86,7 @@ class Tracer:
         self.data: set[Node] = set()  # functions of the network's input
         self.fixed: set[int] = set()  # parameters whose neurons are all pinned
         self.cells: dict[tuple, list[Any]] = {}  # recurrent ones that take steps, by the views of their weights
+        self.mixed: dict[Node, Tensor] = {}  # positions that the results of functions have, where a weight made them
         self.values: dict[Node, Value] = {}
         self._constants: dict[tuple, Tensor] = {}
         self.use: tuple = ()  # the function at which the walk is, and what it is applied to
