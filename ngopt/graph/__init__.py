@@ -81,7 +81,12 @@ def build_graph(
             raise ValueError(
                 f"build_graph: {type(source).__name__} does not run on the example input: {error}"
             ) from error
-        return Tracer(program, source).run()
+        try:
+            return Tracer(program, source).run()
+        except Exception:
+            if not program.is_cut:
+                raise
+            return Tracer(capture(source, example_input, cut=False), source).run()
     graph = sequential_graph(source)
     return graph if graph is not None else _guess(source)
 

@@ -14,6 +14,8 @@ from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
+    NO_NEURON,
+    SAME_CONSTANT,
     Neurons,
     Unknown,
     Value,
@@ -33,7 +35,7 @@ MOVES = {
     index_select roll flip pad constant_pad_nd repeat repeat_interleave tile contiguous clone alias
     detach detach_ to _to_copy movedim swapaxes swapdims moveaxis unfold pixel_shuffle pixel_unshuffle
     channel_shuffle lift_fresh_copy lift_fresh hsplit vsplit view_as reshape_as type_as hstack vstack
-    rot90 diagonal tensor_split squeeze_ unsqueeze_ ravel float double half im2col""".split()
+    rot90 diagonal tensor_split squeeze_ unsqueeze_ ravel float double half """.split()
     if hasattr(aten, name)
 }
 
@@ -41,6 +43,8 @@ MOVES = {
 DTYPES = {getattr(aten, n) for n in ("to", "_to_copy", "float", "double", "half", "type_as") if hasattr(aten, n)}
 
 
+POSITIONS = {aten.slice, aten.narrow, aten.select, aten.index_select, aten.index, aten.roll, aten.flip, aten.pad,
+             aten.constant_pad_nd}  # fmt: skip
 PADS = {aten.pad, aten.constant_pad_nd}
 
 
@@ -53,7 +57,8 @@ def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
     function = torch.reshape if packet in (aten.view, aten._unsafe_view) else node.target
     tensors = [a for a in _tensors((args, kwargs)) if isinstance(a, (Neurons, Elements, Unknown))]
     if any(isinstance(a, Unknown) for a in tensors):
-        return tracer.unknown(node)
+        known = isinstance(node.meta["val"], Tensor) and all(isinstance(a, Unknown) and a.equivariant for a in tensors)
+        return Unknown(tracer.shape_of(node), equivariant=True) if known else tracer.unknown(node)
     if len(tensors) == 1 and isinstance(tensors[0], Elements) and not isinstance(args[0], (list, tuple)):
         result = _moved_elements(tensors[0], node, function, args, kwargs)
         if result is not None:
@@ -70,7 +75,7 @@ def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
 
     first = args[0]
     if isinstance(first, (list, tuple)):
-        parts = [torch.full(v.shape, -1) if isinstance(v, Tensor) else labels(v) for v in first]
+        parts = [_no_neurons(v) if isinstance(v, Tensor) else labels(v) for v in first]
         moved = node.target(parts, *args[1:], **kwargs)  # type: ignore[operator]
     else:
         if packet in PADS:
@@ -79,7 +84,37 @@ def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
         moved = function(labels(first), *rest, **kwargs)  # type: ignore[operator]
     if isinstance(moved, (list, tuple)):
         return [Neurons(folded(m - shift if shift else m)) for m in moved]
-    return Neurons(folded(moved - shift if shift else moved))
+    result = folded(moved - shift if shift else moved)
+    if _moves_positions(node, packet, args):
+        applied(tracer, node, result)
+    return Neurons(result)
+
+
+def _no_neurons(constant: Tensor) -> Tensor:
+    """Labels of the entries of a constant."""
+    same = constant.numel() and bool((constant == constant.flatten()[0]).all())
+    return torch.full(constant.shape, SAME_CONSTANT if same else NO_NEURON)
+
+
+def _moves_positions(node: Node, packet: Any, args: tuple) -> bool:
+    """Whether a function takes some positions of neurons, or brings them into another order."""
+    first = args[0]
+    if packet not in POSITIONS or not isinstance(first, Neurons):
+        return False
+    strides = folded(first.labels).stride()
+    changed = tuple(node.meta["val"].shape) != tuple(first.shape)
+    if packet in (aten.slice, aten.narrow, aten.select, aten.index_select):
+        dims = [args[1] if len(args) > 1 else 0]
+        return changed and strides[dims[0]] == 0
+    if packet is aten.index:
+        dims = [d for d, index in enumerate(args[1]) if index is not None]
+    elif packet is aten.roll:
+        dims = args[2] if len(args) > 2 else []
+    elif packet is aten.flip:
+        dims = args[1]
+    else:  # a padding, of the last dimensions
+        dims = [-1 - k // 2 for k, n in enumerate(args[1]) if n]
+    return bool(dims) and all(strides[d] == 0 for d in dims)
 
 
 def _moved_elements(elements: Elements, node: Node, function: Any, args: tuple, kwargs: dict) -> Value | None:
@@ -145,6 +180,15 @@ POOLS = [
 ]
 
 
+@register_rule(aten.im2col)
+def im2col(tracer: Tracer, node: Node, x: Value, *args: Any) -> Value:
+    """Patches (b, c * k, places) of a map (b, c, h, w)."""
+    if not isinstance(x, Neurons):
+        return tracer.unknown(node)
+    moved = node.target((x.labels + 1).double(), *args)  # type: ignore[operator]
+    return Neurons(folded(moved.round().long() - 1))
+
+
 @register_rule(*POOLS)
 def pool(tracer: Tracer, node: Node, x: Value, *_: Any, **__: Any) -> Value:
     """Pooling and resampling keep the channels."""
@@ -170,6 +214,11 @@ REDUCTIONS = [
 ]
 
 
+def _is_whole(tracer: Tracer, x: Value) -> bool:
+    """Whether a value is a parameter in its own shape, none of whose dimensions was cut into parts."""
+    return isinstance(x, Elements) and tuple(x.shape) == tracer.parameters[x.parameter].shape
+
+
 @register_rule(*REDUCTIONS)
 def reduction(tracer: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     """Over positions of the same neurons these stay; different neurons meet in a new node."""
@@ -182,7 +231,7 @@ def reduction(tracer: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -
         return tuple(result if v.is_floating_point() else Unknown(v.shape) for v in value)  # not to places, of a max
 
     if not isinstance(x, Neurons):
-        return wrap(Unknown(first.shape, equivariant=isinstance(x, Elements)))
+        return wrap(Unknown(first.shape, equivariant=_is_whole(tracer, x)))
     dims = _reduced_dims(node, x.shape, first.shape, args, kwargs)
     if dims is None:
         return wrap(Unknown(first.shape))
@@ -197,7 +246,9 @@ def reduction(tracer: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -
         return wrap(Unknown(first.shape))
     nodes = tracer.nodes.new(node.name, len(sets), "pool", sets.T)
     for k, row in enumerate(sets):
-        members = row.unique()
+        members, counts = row.unique(return_counts=True)
+        if (counts != counts[0]).any():
+            tracer.pin(members)
         tracer.add_block(None, members, nodes[k : k + 1], (1, 1, len(members)), kind="pool")
     return wrap(Neurons(nodes[which].reshape(first.shape)))
 

@@ -28,12 +28,19 @@ ACTIVATIONS = """relu relu_ relu6 hardtanh hardtanh_ gelu silu silu_ sigmoid sig
     hardsigmoid_ softmax log_softmax sin cos exp softsign glu logsigmoid rrelu prelu""".split()
 
 
+def constant(tracer: Tracer, node: Node, *args: Any, **kwargs: Any) -> Value:
+    """A function of constants is computed."""
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
 def elementwise(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
     """Any function without a rule of its own: what it is applied to keeps its meaning if it works entry by entry."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return tracer.unknown(node)
     operands = [a for a in tree_leaves((args, kwargs)) if isinstance(a, (Neurons, Elements, Unknown, Tensor))]
+    if any(isinstance(a, Neurons) and not _broadcasts(a.shape, value.shape) for a in operands):
+        return tracer.unknown(node)
     operands = [a for a in operands if _broadcasts(a.shape, value.shape)]
     neurons = [a for a in operands if isinstance(a, Neurons)]
     if neurons and _is_entrywise(tracer, node, neurons[0]):
@@ -127,7 +134,8 @@ def _of_elements(tracer: Tracer, node: Node, elements: list[Elements], operands:
     again = [other for other in others if other.parameter == first.parameter]
     pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
     uniform = pointwise and all(isinstance(a, Elements) or _is_uniform(a) for a in operands)
-    if not uniform or any(not torch.equal(other.numbers, first.numbers) for other in again):
+    is_part = first.shape.numel() < tracer.parameters[first.parameter].numel  # the rest may go through others
+    if is_part or not uniform or any(not torch.equal(other.numbers, first.numbers) for other in again):
         tracer.fixed.add(first.parameter)
     return first.accompanied(other for other in others if other.parameter != first.parameter)
 
@@ -190,7 +198,7 @@ def _changes_only(tracer: Tracer, node: Node, x: Neurons, chosen: Tensor) -> boo
     def sample(argument: Any, changed: bool) -> Any:
         known = tracer.values[argument] if isinstance(argument, Node) else argument
         if not isinstance(known, (Neurons, Elements, Unknown)):
-            return known
+            return known.clone() if isinstance(known, Tensor) else known  # the function may work in place
         value = numbers.setdefault(argument, _random(argument.meta["val"]))
         return torch.where(chosen, _random(value), value) if changed and known is x else value
 
@@ -215,7 +223,9 @@ def _random(like: Tensor) -> Tensor:
 def creation(tracer: Tracer, node: Node, like: Value, *args: Any, **kwargs: Any) -> Value:
     """A constant of a tensor's shape; random numbers are the same for all neurons, as none is singled out."""
     tracer.data.discard(node)
-    value = node.target(torch.zeros(tuple(like.shape)), *args, **kwargs)  # type: ignore[operator]
+    (source,) = node.all_input_nodes[:1]
+    zeros = torch.zeros(tuple(like.shape), dtype=source.meta["val"].dtype)
+    value = node.target(zeros, *args, **kwargs)  # type: ignore[operator]
     known = node.target in KNOWN_CREATIONS or node.target.overloadpacket in KNOWN_CREATIONS  # type: ignore[union-attr]
     return value if known else torch.zeros_like(value)
 

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from ngopt.graph.core import View
 from ngopt.graph.rules.edges import Segment, add_scale, join_places, segments
+from ngopt.graph.rules.entries import as_neurons
 from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import register_rule
@@ -53,6 +54,8 @@ def rms_norm(tracer: Tracer, node: Node, x: Value, shape: Any, weight: Value = N
 
 def _norm_of_rows(tracer: Tracer, node: Node, x: Value, count: int, weight: Value, bias: Value) -> Value:
     """A norm over the last `count` dimensions."""
+    if isinstance(x, Elements) and (isinstance(weight, Elements) or isinstance(bias, Elements)):
+        x = as_neurons(tracer, node, x)
     rows = find_all(tracer, x.labels)[0].flatten(-count) if isinstance(x, Neurons) else None
     return scale_and_shift(tracer, node, x, list(range(-count, 0)), weight, bias, rows)
 
@@ -182,6 +185,8 @@ def _tie_rows(tracer: Tracer, node: Node, labels: Tensor) -> bool:
 def softmax(tracer: Tracer, node: Node, x: Value, dim: int, *_: Any) -> Value:
     """Over positions neurons stay as they are; over several rows of neurons, each row has a node."""
     if not isinstance(x, Neurons):
+        if isinstance(x, Elements) and tuple(x.shape) != tracer.parameters[x.parameter].shape:
+            tracer.fixed.add(x.parameter)  # rows of another shape may be parts of its own
         return x if isinstance(x, Elements) else tracer.unknown(node)
     labels = folded(tracer.nodes.find(x.labels)).movedim(dim, -1)
     (labels,) = without_repeats([labels], keep=[labels.dim() - 1])

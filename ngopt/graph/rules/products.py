@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.edges import diagonal, edges_between, fan_out
+from ngopt.graph.rules.entrywise import meet_constant
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import Rule, register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -49,6 +50,8 @@ def attention(
         scores = with_parameter(tracer, node, scores, mask, "shift")
     elif isinstance(mask, Neurons) and isinstance(scores, Neurons):
         scores = sum_of(tracer, node, scores, mask)
+    elif isinstance(mask, Tensor) and isinstance(scores, Neurons):
+        meet_constant(tracer, scores, mask)
     if isinstance(scores, Neurons):
         tracer.activations.append((scores.labels.unique(), "softmax"))
     return product_sum(tracer, f"{node.name}.values", scores, v, tracer.shape_of(node))

@@ -8,7 +8,7 @@ import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -32,29 +32,31 @@ class Program:
     """The functions that a module applies to an input.
 
     state: for the names of nodes that stand for parameters, buffers and constants, these tensors.
+    is_cut: whether the input was a few rows of the example.
     """
 
     graph: Graph
     state: dict[str, Tensor]
+    is_cut: bool = False
 
 
-def capture(model: nn.Module, example_input: Any) -> Program:
+def capture(model: nn.Module, example_input: Any, cut: bool = True) -> Program:
     """The functions that a module applies to an example input: a tensor, a tuple of arguments, a dict of named ones.
 
     `torch.export` says it for whatever the input's values are. Where these decide what the module
     does (`if x.mean() > 0`), it cannot; then the module runs, and torch.fx records what it does to
-    this input. Of the module's state nothing changes. Raises whatever the module raises, or
-    NotCaptured.
+    this input. With `cut`, a few rows of the input do if the module takes them. Of the module's
+    state nothing changes. Raises whatever the module raises, or NotCaptured.
     """
     whole = arguments(example_input)
     few = tree_map(_few_rows, whole)
-    same = all(a is b for a, b in zip(tree_leaves(few), tree_leaves(whole), strict=True))
+    same = not cut or all(a is b for a, b in zip(tree_leaves(few), tree_leaves(whole), strict=True))
     reason = None
     with _quiet(), torch.random.fork_rng(devices=[]):
         for function in (_export, _record):
             for args, kwargs in (whole,) if same else (few, whole):
                 try:
-                    return function(model, args, kwargs)
+                    return replace(function(model, args, kwargs), is_cut=not same and args is few[0])
                 except Exception as error:
                     reason = error
         args, kwargs = whole

@@ -26,7 +26,16 @@ from ngopt.graph.tracing.capture import Program
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.nodes import Nodes
 from ngopt.graph.tracing.raw import RawBias, RawBlock, finish
-from ngopt.graph.tracing.values import Neurons, Unknown, Value, distinct_rows, folded, without_repeats
+from ngopt.graph.tracing.values import (
+    NO_NEURON,
+    SAME_CONSTANT,
+    Neurons,
+    Unknown,
+    Value,
+    distinct_rows,
+    folded,
+    without_repeats,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class Tracer:
         self.functions: list[tuple[Tensor, str]] = []  # which were applied to which neurons, one after the other
         self.outputs: list[Tensor] = []
         self.inputs: list[Tensor] = []
-        self.learned: list[Tensor] = []  # neurons whose values are parameters
+        self.learned: list[Tensor] = []  # neurons to which nothing leads, but which are no inputs
         self.pristine: set[Node] = set()  # whose neurons nothing but weights has been applied to
         self.pinned: list[Tensor] = []  # neurons that something tells apart of which no more is known
         self.data: set[Node] = set()  # functions of the network's input
@@ -93,6 +102,13 @@ class Tracer:
 
     def run(self) -> NeuralGraph:
         """The neural graph of the whole network."""
+        with torch.random.fork_rng(devices=[]):  # what some functions do is found out with random numbers
+            torch.manual_seed(0)
+            self._walk()
+        entrywise.tell_functions_apart(self)
+        return finish(self)
+
+    def _walk(self) -> None:
         self._bind_inputs()
         regions = module_regions(self.program, self.model)
         for node in self.program.graph.nodes:
@@ -107,8 +123,6 @@ class Tracer:
             elif node.op == "output":
                 leaves = tree_leaves(tree_map(self.values.get, list(node.all_input_nodes)))
                 self.outputs = [leaf.labels.flatten() for leaf in leaves if isinstance(leaf, Neurons)]
-        entrywise.tell_functions_apart(self)
-        return finish(self)
 
     # What rules use
 
@@ -207,10 +221,12 @@ class Tracer:
 
     def source_nodes(self, labels: Tensor, name: str) -> Tensor:
         """Labels without gaps: entries that are no neuron become new, constant nodes."""
-        missing = labels < 0
-        if missing.any():
-            labels = labels.clone()
-            labels[missing] = self.nodes.new(f"{name}.constant", int(missing.sum()), "constant")
+        labels = labels.clone()
+        for label in (NO_NEURON, SAME_CONSTANT):
+            missing = labels == label
+            if missing.any():
+                labels[missing] = new = self.nodes.new(f"{name}.constant", int(missing.sum()), "constant")
+                self.learned += [new] if label == SAME_CONSTANT else []
         return labels
 
     # How it walks
@@ -265,6 +281,8 @@ class Tracer:
         try:
             return rule(self, node, *args, **kwargs)
         except Exception as error:
+            if self.program.is_cut:  # the whole example may fit where a few rows of it do not
+                raise
             del self.blocks[blocks:], self.biases[biases:]
             warnings.warn(
                 f"build_graph: the rule '{rule.__name__}' failed at '{node.name}' in {type(self.model).__name__}: "
@@ -279,7 +297,7 @@ class Tracer:
         if node.target is operator.getitem:
             return args[0][args[1]] if isinstance(args[0], (list, tuple)) else self.unknown(node)
         if not any(isinstance(leaf, (Neurons, Elements, Unknown)) for leaf in leaves):
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return self._apply(entrywise.constant, node, *args, **kwargs)
         packet = getattr(node.target, "overloadpacket", node.target)
         rule: Callable | None = RULES.get(node.target) or RULES.get(packet)
         if rule is not None:
@@ -287,5 +305,5 @@ class Tracer:
             self.use = (*seen, packet, str([a for a in node.args if not isinstance(a, Node)]))
             return self._apply(rule, node, *args, **kwargs)
         if packet in entries.MOVES:
-            return entries.move(self, node, args, kwargs)
-        return self.elementwise(node, args, kwargs)
+            return self._apply(entries.move, node, args, kwargs)
+        return self._apply(entrywise.elementwise, node, args, kwargs)

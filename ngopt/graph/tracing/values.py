@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
 
 
+NO_NEURON, SAME_CONSTANT = -1, -2
+"""Labels of entries that are no neuron; the second where they are the same number as their neighbours, such as 0."""
+
+
 @dataclass(frozen=True)
 class Neurons:
-    """A tensor of activations: for every entry the number of its node; -1 where there is none."""
+    """A tensor of activations: for every entry the number of its node; negative where there is none."""
 
     labels: Tensor
 
