@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from ngopt.graph.rules.edges import join_places
 from ngopt.graph.rules.entrywise import applied
@@ -20,6 +22,7 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     folded,
+    without_repeats,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +58,7 @@ def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
         return args[0]
     # labels may repeat (stride 0) where the network's own tensor does not, so that only a copy has the new shape
     function = torch.reshape if packet in (aten.view, aten._unsafe_view) else node.target
-    tensors = [a for a in _tensors((args, kwargs)) if isinstance(a, (Neurons, Elements, Unknown))]
+    tensors = [a for a in tree_leaves((args, kwargs)) if isinstance(a, (Neurons, Elements, Unknown))]
     if any(isinstance(a, Unknown) for a in tensors):
         known = isinstance(node.meta["val"], Tensor) and all(isinstance(a, Unknown) and a.equivariant for a in tensors)
         return Unknown(tracer.shape_of(node), equivariant=True) if known else tracer.unknown(node)
@@ -77,6 +80,7 @@ def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
     if isinstance(first, (list, tuple)):
         parts = [_no_neurons(v) if isinstance(v, Tensor) else labels(v) for v in first]
         moved = node.target(parts, *args[1:], **kwargs)  # type: ignore[operator]
+        _tell_parts_apart(tracer, node)
     else:
         if packet in PADS:
             args, kwargs = args[:2], {}
@@ -86,8 +90,31 @@ def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
         return [Neurons(folded(m - shift if shift else m)) for m in moved]
     result = folded(moved - shift if shift else moved)
     if _moves_positions(node, packet, args):
-        applied(tracer, node, result)
+        tracer.moved.add(node)
     return Neurons(result)
+
+
+def _tell_parts_apart(tracer: Tracer, node: Node) -> None:
+    """Notes down what the parts went through that are put together, if that is not the same for all."""
+    values = {a: tracer.values.get(a) for a in tree_leaves(node.args[0]) if isinstance(a, Node)}
+    parts = [(value, _path(tracer, part)) for part, value in values.items() if isinstance(value, Neurons)]
+    for value, path in parts:
+        if any(other != path for _, other in parts):
+            (labels,) = without_repeats([value.labels])
+            tracer.functions.append((labels[labels >= 0].unique(), path))
+
+
+def _path(tracer: Tracer, node: Node) -> str:
+    """The functions that lead to a value from the layer which made its neurons; none that only takes some of these."""
+    functions = []
+    while True:
+        inputs = [tracer.values.get(a) for a in node.all_input_nodes]
+        if len(inputs) != 1 or not isinstance(inputs[0], (Neurons, list, tuple)):
+            return " ".join([*functions, node.name])
+        packet = getattr(node.target, "overloadpacket", node.target)
+        if node in tracer.moved or not (packet in MOVES or node.target is operator.getitem):
+            functions.append(str((node.target, node.args[1:], node.kwargs)))
+        (node,) = node.all_input_nodes
 
 
 def _no_neurons(constant: Tensor) -> Tensor:
@@ -134,12 +161,6 @@ def _split_elements(elements: Elements, node: Node, args: tuple, kwargs: dict) -
         elements.move(lambda *a, k=k, **kw: node.target(*a, **kw)[k], args, kwargs)  # type: ignore[operator]
         for k in range(count)
     ]
-
-
-def _tensors(tree: Any) -> list:
-    from torch.utils._pytree import tree_leaves
-
-    return tree_leaves(tree)
 
 
 def as_neurons(tracer: Tracer, node: Node, value: Value) -> Neurons:
@@ -231,6 +252,8 @@ def reduction(tracer: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -
         return tuple(result if v.is_floating_point() else Unknown(v.shape) for v in value)  # not to places, of a max
 
     if not isinstance(x, Neurons):
+        if isinstance(x, Elements) and first.numel() > 1:
+            tracer.rowwise.add(x.parameter)
         return wrap(Unknown(first.shape, equivariant=_is_whole(tracer, x)))
     dims = _reduced_dims(node, x.shape, first.shape, args, kwargs)
     if dims is None:

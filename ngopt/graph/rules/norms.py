@@ -187,6 +187,8 @@ def softmax(tracer: Tracer, node: Node, x: Value, dim: int, *_: Any) -> Value:
     if not isinstance(x, Neurons):
         if isinstance(x, Elements) and tuple(x.shape) != tracer.parameters[x.parameter].shape:
             tracer.fixed.add(x.parameter)  # rows of another shape may be parts of its own
+        if isinstance(x, Elements):
+            tracer.rowwise.add(x.parameter)
         return x if isinstance(x, Elements) else tracer.unknown(node)
     labels = folded(tracer.nodes.find(x.labels)).movedim(dim, -1)
     (labels,) = without_repeats([labels], keep=[labels.dim() - 1])

@@ -35,6 +35,8 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
     """
     for other in elements.also:
         x = with_parameter(tracer, node, x, other, kind)
+    if elements.parameter in tracer.rowwise and len(tracer.parameters[elements.parameter].shape) > 1:
+        tracer.pin(x.labels)  # its rows may be parts of them
     shape = torch.broadcast_shapes(x.shape, elements.shape)
     place = _places_on_new_axes(x.shape, elements, shape)
     if place.numel() > 1:

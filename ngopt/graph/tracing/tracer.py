@@ -93,6 +93,8 @@ class Tracer:
         self.pristine: set[Node] = set()  # whose neurons nothing but weights has been applied to
         self.pinned: list[Tensor] = []  # neurons that something tells apart of which no more is known
         self.data: set[Node] = set()  # functions of the network's input
+        self.moved: set[Node] = set()  # functions that take other positions of neurons
+        self.rowwise: set[int] = set()  # parameters that are normalised in rows
         self.fixed: set[int] = set()  # parameters whose neurons are all pinned
         self.cells: dict[tuple, list[Any]] = {}  # recurrent ones that take steps, by the views of their weights
         self.mixed: dict[Node, Tensor] = {}  # positions that the results of functions have, where a weight made them
