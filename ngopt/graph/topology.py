@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import reduce
 from typing import TypeVar
 
+import numpy as np
 from torch import nn
 
 from ngopt.graph.core import (
@@ -86,6 +87,7 @@ class GraphBuilder:
         for i in sorted(set(range(len(self.parameters))) - self.placed):
             self.unplaced.append(self.parameters[i].name)
             self.add_component(i)
+        self._add_unused()
         blocks, biases = [self._paired(b) for b in self.blocks], [self._paired(b) for b in self.biases]
         groups = [
             replace(group, role=role, depth=depth)
@@ -95,6 +97,23 @@ class GraphBuilder:
         ]
         parameters = tuple(spec.paired for spec in self.parameters)
         return NeuralGraph(parameters, tuple(groups), tuple(blocks), tuple(biases), tuple(self.unplaced))
+
+    def _add_unused(self) -> None:
+        """Nodes without edges for the elements of parameters of which the network uses others."""
+        views: list[list[View]] = [[] for _ in self.parameters]
+        for place in (*self.blocks, *self.biases):
+            if place.view is not None:
+                views[place.view.parameter].append(place.view)
+        for i, spec in enumerate(self.parameters):
+            rest = _left_over(spec, views[i])
+            if not len(rest):
+                continue
+            group = self.add_group(f"{spec.name}.unused", len(rest))
+            breaks = np.flatnonzero(np.diff(rest, 2)) + 2  # where the distance to the next changes
+            for part in np.split(np.arange(len(rest)), breaks):
+                step = int(rest[part[1]] - rest[part[0]]) if len(part) > 1 else 0
+                view = View(i, (len(part),), (step,), int(rest[part[0]]))
+                self.add_bias(view, group, "other", tuple(part.tolist()))
 
     def _paired(self, place: Place) -> Place:
         """The two numbers of every element of a complex parameter are two more slots."""
@@ -128,6 +147,16 @@ class GraphBuilder:
         for n, c in zip(layer, component, strict=True):
             longest[c] = max(longest.get(c, 1), n)
         return [n / longest[c] for n, c in zip(layer, component, strict=True)]
+
+
+def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
+    """Numbers of the elements that no view has."""
+    if any(view.numel == spec.numel for view in views):
+        return np.empty(0, np.int64)
+    free = np.ones(spec.numel, bool)
+    for view in views:
+        np.lib.stride_tricks.as_strided(free[view.offset :], view.shape, view.strides)[...] = False
+    return np.flatnonzero(free)
 
 
 def connected(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:

@@ -524,3 +524,44 @@ def test_regions_are_followed_whether_exported_or_recorded():
     graph = build_graph(model, example)
     assert (graph.blocks, graph.biases) == (expected.blocks, expected.biases)
     assert torch.is_grad_enabled()
+
+
+class Windowed(nn.Module):
+    """Uses every other row of a table, part of a matrix, and rows of another table one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.rows = nn.Parameter(torch.randn(1, 8, 4)), nn.Parameter(torch.randn(3, 4))
+        self.first, self.wide, self.last = nn.Linear(3, 4), nn.Parameter(torch.randn(6, 5)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.first(x) + self.table[:, 1:6:2]
+        for row in self.rows:
+            x = torch.tanh(x + row)
+        return self.last(torch.tanh(F.linear(x, self.wide[1:5, :4])))
+
+
+def test_elements_that_the_network_does_not_use_have_a_place():
+    model = Windowed()
+    graph = build_graph(model, torch.randn(2, 3, 3))
+    unused = {g.name: g.size for g in graph.groups if g.role == "isolated"}
+    assert unused == {"table.unused": 5 * 4, "wide.unused": 30 - 16}
+    values = [torch.randn_like(p) for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
+    rows = [b for b in graph.biases if graph.parameters[b.view.parameter].name == "rows"]
+    assert [(b.kind, b.slot_shape) for b in rows] == [("shift", (3,))]  # one after the other, not all alike
+
+
+def test_a_buffer_that_needs_the_whole_example():
+    class Edges(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.register_buffer("order", torch.tensor([4, 2, 0, 1, 3]))
+
+        def forward(self, x):
+            return self.last(torch.tanh(self.first(x))[self.order])
+
+    graph = build_graph(Edges(), torch.randn(5, 3))
+    assert unconnected(graph) == []
+    assert [g.role for g in graph.groups] == ["input", "hidden", "output"]

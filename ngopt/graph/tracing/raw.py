@@ -50,6 +50,7 @@ def finish(tracer: Tracer) -> NeuralGraph:
     group_of = tracer.nodes.compact()[1]
     biases = [replace(raw, nodes=tracer.nodes.find(raw.nodes)) for raw in tracer.biases]
     biases = [piece for raw in biases for part in _split_nodes(raw, group_of) for piece in distinct_nodes(part)]
+    biases = _one_for_each_parameter(tracer, biases)
     builder = GraphBuilder(tracer.parameters)
     finder = _Finder(tracer, builder, [n for b in blocks for n in (b.sources, b.targets)] + [b.nodes for b in biases])
     for raw in blocks:
@@ -73,6 +74,39 @@ def finish(tracer: Tracer) -> NeuralGraph:
     # a position that leads nowhere is still one among others; a neuron that does so is not needed
     hidden = {i for i in inner if builder.groups[i].kind != "position"} - outputs - inputs
     return builder.build(inputs, outputs, hidden)
+
+
+def _one_for_each_parameter(tracer: Tracer, biases: Sequence[RawBias]) -> list[RawBias]:
+    """Pieces of one parameter that do the same to the same nodes, as rows of a table, are its slots there.
+
+    Where they lie at no even distances the nodes are pinned: nothing says which piece comes first.
+    """
+    alike: dict[tuple, list[RawBias]] = {}
+    for bias in biases:
+        key = (bias.view.parameter, bias.kind, *bias.nodes.tolist(), bias.view.shape, bias.view.strides)
+        alike.setdefault(key, []).append(bias)
+    found = []
+    for first, *others in alike.values():
+        offsets = sorted({first.view.offset, *(other.view.offset for other in others)})
+        steps = {b - a for a, b in pairwise(offsets)}
+        (n, *shape), (stride, *strides) = first.view.shape, first.view.strides
+        view = View(
+            first.view.parameter, (n, len(offsets), *shape), (stride, max(steps, default=0), *strides), offsets[0]
+        )
+        if len(steps) == 1 and _is_without_repeats(view):
+            found.append(replace(first, view=view, slot_shape=view.shape[1:]))
+        else:
+            found += [first, *others]
+            tracer.pin(*([first.nodes] if steps else []))
+    return found
+
+
+def _is_without_repeats(view: View) -> bool:
+    """Whether every element is in a view once."""
+    numbers = torch.zeros(view.shape, dtype=torch.long)
+    for dim, (size, stride) in enumerate(zip(view.shape, view.strides, strict=True)):
+        numbers += stride * torch.arange(size).reshape(-1, *[1] * (len(view.shape) - 1 - dim))
+    return numbers.unique().numel() == numbers.numel()
 
 
 def _is_of(raw: RawBlock | RawBias, parameters: set[int]) -> bool:
