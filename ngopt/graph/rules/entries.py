@@ -95,13 +95,15 @@ def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
 
 
 def _tell_parts_apart(tracer: Tracer, node: Node) -> None:
-    """Notes down what the parts went through that are put together, if that is not the same for all."""
+    """Notes down what parts of one layer went through that are put together, if that is not the same for all."""
     values = {a: tracer.values.get(a) for a in tree_leaves(node.args[0]) if isinstance(a, Node)}
     parts = [(value, _path(tracer, part)) for part, value in values.items() if isinstance(value, Neurons)]
-    for value, path in parts:
-        if any(other != path for _, other in parts):
-            (labels,) = without_repeats([value.labels])
-            tracer.functions.append((labels[labels >= 0].unique(), path))
+    nodes = [without_repeats([value.labels])[0].unique() for value, _ in parts]
+    nodes = [tracer.nodes.find(n[n >= 0]) for n in nodes]
+    groups = [set(tracer.nodes.group_of(n).tolist()) for n in nodes]
+    for k, (_, path) in enumerate(parts):
+        if any(other != path and groups[k] & groups[i] for i, (_, other) in enumerate(parts)):
+            tracer.functions.append((nodes[k], path))
 
 
 def _path(tracer: Tracer, node: Node) -> str:
