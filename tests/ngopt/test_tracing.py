@@ -1,5 +1,5 @@
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -564,4 +564,24 @@ def test_a_buffer_that_needs_the_whole_example():
 
     graph = build_graph(Edges(), torch.randn(5, 3))
     assert unconnected(graph) == []
+    assert [g.role for g in graph.groups] == ["input", "hidden", "output"]
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+def test_outputs_in_a_dataclass():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return Output(self.last(torch.tanh(self.first(x))))
+
+    graph = build_graph(Model(), torch.randn(5, 3))
+    assert graph.unplaced == ()
     assert [g.role for g in graph.groups] == ["input", "hidden", "output"]

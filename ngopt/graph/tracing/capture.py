@@ -8,7 +8,7 @@ import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -109,7 +109,7 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     own = {**parameters, **buffers}
 
     def run(state: dict[str, Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
-        return functional_call(model, state, args, kwargs)
+        return _plain(functional_call(model, state, args, kwargs))
 
     traced = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)(own, args, kwargs)
     graph = inlined(traced)
@@ -155,6 +155,13 @@ def _region(module: GraphModule, node: Node) -> tuple[GraphModule | None, list[A
         if count == len(operands) and not any(isinstance(a, (list, tuple)) for a in operands):  # no loop over them
             return region, operands
     return None, []
+
+
+def _plain(output: Any) -> Any:
+    """What a module returns, a dataclass as a dict: torch.fx does not look into one that torch does not know."""
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: _plain(getattr(output, field.name)) for field in fields(output)}
+    return output
 
 
 def guess_inputs(model: nn.Module) -> Iterator[Tensor]:
