@@ -119,6 +119,18 @@ class FewKeys(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class Cosine(nn.Module):
+    """Cosines of the neurons of a layer with rows of a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.rows, self.last = nn.Linear(2, 4), nn.Parameter(torch.randn(3, 4)), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(F.normalize(self.first(x), dim=-1), F.normalize(self.rows, dim=-1))
+        return self.last(torch.relu(x))
+
+
 class Gate(nn.Module):
     """SwiGLU."""
 
@@ -204,6 +216,8 @@ COUNTS = {
     "mixer": (Mixer(), torch.randn(2, 5, 3), 24 * 720 * 720),
     # the state, and a layer that leads nowhere
     "equilibrium": (Equilibrium(), BATCH, 120 * 6),
+    # what is compared with the rows, in any order; what is hidden behind
+    "cosine": (Cosine(), BATCH, 24 * 6),
     # the code
     "tied autoencoder": (TiedAutoencoder(), torch.randn(2, 5), 24),
     # what both factors make

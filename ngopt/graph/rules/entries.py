@@ -60,7 +60,7 @@ def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
     function = torch.reshape if packet in (aten.view, aten._unsafe_view) else node.target
     tensors = [a for a in tree_leaves((args, kwargs)) if isinstance(a, (Neurons, Elements, Unknown))]
     if any(isinstance(a, Unknown) for a in tensors):
-        known = isinstance(node.meta["val"], Tensor) and all(isinstance(a, Unknown) and a.equivariant for a in tensors)
+        known = isinstance(node.meta["val"], Tensor) and isinstance(args[0], Unknown) and args[0].equivariant
         return Unknown(tracer.shape_of(node), equivariant=True) if known else tracer.unknown(node)
     if len(tensors) == 1 and isinstance(tensors[0], Elements) and not isinstance(args[0], (list, tuple)):
         result = _moved_elements(tensors[0], node, function, args, kwargs)
