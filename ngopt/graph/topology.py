@@ -54,9 +54,6 @@ class GraphBuilder:
     def add_bias(self, view: View, group: int, kind: str = "bias", index: Index = None) -> None:
         self.biases.append(Bias(view, group, view.shape[1:], kind, index))
 
-    def has_bias(self, group: int) -> bool:
-        return any(bias.group == group for bias in self.biases)
-
     def add_component(self, parameter: int) -> int:
         """Places a parameter that connects to nothing as a component of its own; returns its last group."""
         spec = self.parameters[parameter]

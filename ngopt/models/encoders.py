@@ -181,10 +181,7 @@ def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
 
 def activation_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
     """The activation of every group, (groups,) int64, as its place in `ACTIVATIONS` (Kofinas et al. 2024, sec. 2.3)."""
-    codes = []
-    for group in graph.groups:
-        name = group.activation or "none"
-        codes.append(ACTIVATIONS.index(name if name in ACTIVATIONS else "other"))
+    codes = [kind_code(group.activation or "none", ACTIVATIONS) for group in graph.groups]
     return torch.tensor(codes, device=device)
 
 

@@ -15,8 +15,6 @@ from ngopt.graph.tracing.values import Value, regular_repeats, without_repeats
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
 
-aten = torch.ops.aten
-
 
 class Segment(NamedTuple):
     """Columns start ... start + n * slots of a weight: the edges from n nodes.

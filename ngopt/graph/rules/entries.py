@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ngopt.graph.rules.edges import join_places
 from ngopt.graph.rules.entrywise import applied
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -38,7 +38,7 @@ MOVES = {
     index_select roll flip pad constant_pad_nd repeat repeat_interleave tile contiguous clone alias
     detach detach_ to _to_copy movedim swapaxes swapdims moveaxis unfold pixel_shuffle pixel_unshuffle
     channel_shuffle lift_fresh_copy lift_fresh hsplit vsplit view_as reshape_as type_as hstack vstack
-    rot90 diagonal tensor_split squeeze_ unsqueeze_ ravel float double half """.split()
+    rot90 diagonal tensor_split squeeze_ unsqueeze_ ravel float double half""".split()
     if hasattr(aten, name)
 }
 
@@ -53,7 +53,7 @@ PADS = {aten.pad, aten.constant_pad_nd}
 
 def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
     """Applies a function that moves entries to labels or elements."""
-    packet = getattr(node.target, "overloadpacket", node.target)
+    packet = packet_of(node)
     if packet in DTYPES:
         return args[0]
     # labels may repeat (stride 0) where the network's own tensor does not, so that only a copy has the new shape
@@ -113,8 +113,7 @@ def _path(tracer: Tracer, node: Node) -> str:
         inputs = [tracer.values.get(a) for a in node.all_input_nodes]
         if len(inputs) != 1 or not isinstance(inputs[0], (Neurons, list, tuple)):
             return " ".join([*functions, node.name])
-        packet = getattr(node.target, "overloadpacket", node.target)
-        if node in tracer.moved or not (packet in MOVES or node.target is operator.getitem):
+        if node in tracer.moved or not (packet_of(node) in MOVES or node.target is operator.getitem):
             functions.append(str((node.target, node.args[1:], node.kwargs)))
         (node,) = node.all_input_nodes
 
@@ -237,7 +236,7 @@ REDUCTIONS = [
 ]
 
 
-def _is_whole(tracer: Tracer, x: Value) -> bool:
+def is_whole(tracer: Tracer, x: Value) -> bool:
     """Whether a value is a parameter in its own shape, none of whose dimensions was cut into parts."""
     return isinstance(x, Elements) and tuple(x.shape) == tracer.parameters[x.parameter].shape
 
@@ -256,7 +255,7 @@ def reduction(tracer: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -
     if not isinstance(x, Neurons):
         if isinstance(x, Elements) and first.numel() > 1:
             tracer.rowwise.add(x.parameter)
-        return wrap(Unknown(first.shape, equivariant=_is_whole(tracer, x)))
+        return wrap(Unknown(first.shape, equivariant=is_whole(tracer, x)))
     dims = _reduced_dims(node, x.shape, first.shape, args, kwargs)
     if dims is None:
         return wrap(Unknown(first.shape))

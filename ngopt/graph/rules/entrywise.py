@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.rules.edges import diagonal, edges_between
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.values import Neurons, Unknown, Value, find_all, folded, without_repeats
 
@@ -88,7 +88,7 @@ def applied(tracer: Tracer, node: Node, labels: Tensor) -> None:
     """Notes down that a function was applied to neurons."""
     labels = without_repeats([labels])[0].unique()
     labels = labels[labels >= 0]
-    name = str(getattr(node.target, "overloadpacket", node.target)).rsplit(".", 1)[-1]
+    name = str(packet_of(node)).rsplit(".", 1)[-1]
     if name in ACTIVATIONS:
         tracer.activations.append((labels, name.rstrip("_")))
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
@@ -180,10 +180,15 @@ def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
         edges_between(tracer, tracer.constant_nodes(rows)[owner], nodes, "spread")
 
 
+def is_declared_entrywise(node: Node) -> bool:
+    """Whether torch says that a function works entry by entry, or at random."""
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.pointwise in tags or torch.Tag.nondeterministic_seeded in tags
+
+
 def _is_entrywise(tracer: Tracer, node: Node, x: Neurons) -> bool:
     """Whether a function leaves each neuron on its own; if torch does not say so, it is tried on random numbers."""
-    tags = getattr(node.target, "tags", ())
-    if torch.Tag.pointwise in tags or torch.Tag.nondeterministic_seeded in tags:
+    if is_declared_entrywise(node):
         return True
     labels = tracer.nodes.find(x.labels)
     return all(_changes_only(tracer, node, x, labels == one) for one in {int(labels.min()), int(labels.max())})

@@ -12,6 +12,7 @@ from torch.fx import Node
 from ngopt.graph.core import View
 from ngopt.graph.rules.edges import accompany, add_bias, connect, connect_cells, join_places
 from ngopt.graph.rules.entries import as_neurons, transposed
+from ngopt.graph.rules.entrywise import is_declared_entrywise
 from ngopt.graph.rules.products import addition, product_sum
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -104,10 +105,9 @@ def _mixed_before(tracer: Tracer, node: Node) -> Tensor | None:
         if len(sources) != 1:
             return None
         node = sources[0]
-        tags = getattr(node.target, "tags", ())
         if node in tracer.mixed:
             return tracer.mixed[node]
-        if torch.Tag.pointwise not in tags and torch.Tag.nondeterministic_seeded not in tags:
+        if not is_declared_entrywise(node):
             return None
 
 

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from ngopt.graph.core import View
 from ngopt.graph.rules.edges import Segment, add_scale, join_places, segments
-from ngopt.graph.rules.entries import as_neurons
+from ngopt.graph.rules.entries import as_neurons, is_whole
 from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import register_rule
@@ -81,12 +81,16 @@ def group_norm(
     return result
 
 
-def _add_groups(tracer: Tracer, name: str, before: Tensor, after: Tensor) -> None:
-    """A node for each row of neurons that are normalised together, (groups, n), before the norm and after it."""
+def _add_groups(tracer: Tracer, name: str, before: Tensor, after: Tensor | None = None) -> None:
+    """A node for each row of neurons that are normalised together, (groups, n), before the norm and after it.
+
+    Without other neurons after it the edges to the node are enough to tell the rows apart.
+    """
     k, n = before.shape
     nodes = tracer.nodes.new(f"{name}.groups", k, "group")
     tracer.add_block(None, before.flatten(), nodes, (k, 1, n), kind="pool")
-    tracer.add_block(None, nodes, after.flatten(), (k, n, 1), kind="spread")
+    if after is not None:
+        tracer.add_block(None, nodes, after.flatten(), (k, n, 1), kind="spread")
 
 
 def scale_and_shift(
@@ -176,20 +180,20 @@ def _tie_rows(tracer: Tracer, node: Node, labels: Tensor) -> bool:
         return True  # each row is one neuron, at several positions
     groups = _disjoint_rows(tracer, labels)
     if groups is not None and len(groups) > 1:
-        nodes = tracer.nodes.new(f"{node.name}.groups", len(groups), "group")
-        tracer.add_block(None, groups.flatten(), nodes, (len(groups), 1, groups.shape[1]), kind="pool")
+        _add_groups(tracer, node.name, groups)
     return groups is not None
 
 
 @register_rule(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax)
 def softmax(tracer: Tracer, node: Node, x: Value, dim: int, *_: Any) -> Value:
     """Over positions neurons stay as they are; over several rows of neurons, each row has a node."""
-    if not isinstance(x, Neurons):
-        if isinstance(x, Elements) and tuple(x.shape) != tracer.parameters[x.parameter].shape:
+    if isinstance(x, Elements):
+        tracer.rowwise.add(x.parameter)
+        if not is_whole(tracer, x):
             tracer.fixed.add(x.parameter)  # rows of another shape may be parts of its own
-        if isinstance(x, Elements):
-            tracer.rowwise.add(x.parameter)
-        return x if isinstance(x, Elements) else tracer.unknown(node)
+        return x
+    if not isinstance(x, Neurons):
+        return tracer.unknown(node)
     labels = folded(tracer.nodes.find(x.labels)).movedim(dim, -1)
     (labels,) = without_repeats([labels], keep=[labels.dim() - 1])
     if not _tie_rows(tracer, node, labels):

@@ -60,7 +60,7 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
     if view is None or sets.unique().numel() != sets.numel():
         tracer.pin(nodes)
         return result
-    name = f"{tracer.parameters[elements.parameter].name}"
+    name = tracer.parameters[elements.parameter].name
     if len(sets) == len(nodes):
         nodes = nodes[owner.argsort()]
         if kind != "scale":

@@ -13,9 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch.fx import Node
+
 Rule = Callable[..., Any]
 
 RULES: dict[Any, Rule] = {}
+
+
+def packet_of(node: Node) -> Any:
+    """The function that a node applies, whatever the types of its arguments: all overloads of one have the same."""
+    return getattr(node.target, "overloadpacket", node.target)
 
 
 def register_rule(*targets: Any) -> Callable[[Rule], Rule]:

@@ -89,11 +89,8 @@ def _one_for_each_parameter(tracer: Tracer, biases: Sequence[RawBias]) -> list[R
     for first, *others in alike.values():
         offsets = sorted({first.view.offset, *(other.view.offset for other in others)})
         steps = {b - a for a, b in pairwise(offsets)}
-        (n, *shape), (stride, *strides) = first.view.shape, first.view.strides
-        view = View(
-            first.view.parameter, (n, len(offsets), *shape), (stride, max(steps, default=0), *strides), offsets[0]
-        )
-        if len(steps) == 1 and _is_without_repeats(view):
+        view = _stacked(first.view, offsets) if len(steps) == 1 else None
+        if view is not None and _has_all_once(view, tracer.parameters[view.parameter].numel):
             found.append(replace(first, view=view, slot_shape=view.shape[1:]))
         else:
             found += [first, *others]
@@ -101,12 +98,20 @@ def _one_for_each_parameter(tracer: Tracer, biases: Sequence[RawBias]) -> list[R
     return found
 
 
-def _is_without_repeats(view: View) -> bool:
-    """Whether every element is in a view once."""
-    numbers = torch.zeros(view.shape, dtype=torch.long)
-    for dim, (size, stride) in enumerate(zip(view.shape, view.strides, strict=True)):
-        numbers += stride * torch.arange(size).reshape(-1, *[1] * (len(view.shape) - 1 - dim))
-    return numbers.unique().numel() == numbers.numel()
+def _stacked(view: View, offsets: Sequence[int]) -> View:
+    """A view (n, ...) and others like it at even distances, as (n, views, ...)."""
+    (n, *shape), (stride, *strides) = view.shape, view.strides
+    return replace(
+        view,
+        shape=(n, len(offsets), *shape),
+        strides=(stride, offsets[1] - offsets[0], *strides),
+        offset=offsets[0],
+    )
+
+
+def _has_all_once(view: View, numel: int) -> bool:
+    """Whether no element of a parameter is in a view twice."""
+    return torch.arange(numel).as_strided(view.shape, view.strides, view.offset).unique().numel() == view.numel
 
 
 def _is_of(raw: RawBlock | RawBias, parameters: set[int]) -> bool:

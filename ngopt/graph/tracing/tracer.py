@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.core import NeuralGraph, ParameterSpec, View
 from ngopt.graph.rules import RULES, entries, entrywise
+from ngopt.graph.rules.registry import packet_of
 from ngopt.graph.tracing.capture import Program
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.nodes import Nodes
@@ -223,6 +224,8 @@ class Tracer:
 
     def source_nodes(self, labels: Tensor, name: str) -> Tensor:
         """Labels without gaps: entries that are no neuron become new, constant nodes."""
+        if (labels >= 0).all():
+            return labels
         labels = labels.clone()
         for label in (NO_NEURON, SAME_CONSTANT):
             missing = labels == label
@@ -300,7 +303,7 @@ class Tracer:
             return args[0][args[1]] if isinstance(args[0], (list, tuple)) else self.unknown(node)
         if not any(isinstance(leaf, (Neurons, Elements, Unknown)) for leaf in leaves):
             return self._apply(entrywise.constant, node, *args, **kwargs)
-        packet = getattr(node.target, "overloadpacket", node.target)
+        packet = packet_of(node)
         rule: Callable | None = RULES.get(node.target) or RULES.get(packet)
         if rule is not None:
             seen = [a.name for a in node.all_input_nodes if isinstance(self.values[a], Neurons)]
