@@ -1,17 +1,16 @@
 import logging
-from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ngopt import NGOptimizer, build_graph
 from ngopt.graph import register_rule
 from ngopt.graph.rules import RULES
 from ngopt.graph.topology import unconnected
 from ngopt.models import FeedForward
+from tests.networks import edges_of
 from tests.zoo import GPT, Attention, Residual, zoo
 
 FAMILIES = """resnet18 resnet50 vgg11_bn mobilenet_v3_small efficientnet_b0 convnext_tiny vit_b_16 swin_t densenet121
@@ -32,12 +31,6 @@ def test_torchvision_families_are_traced_whole(family):
     back = graph.scatter(graph.gather(values))
     assert all(torch.equal(a, b) for a, b in zip(values, back, strict=True))
     assert sum(v.numel() for v in values) == graph.numel
-
-
-def edges_of(graph, target):
-    """(kind, source) of all blocks into a group, by the groups' names."""
-    number = next(i for i, g in enumerate(graph.groups) if g.name == target)
-    return sorted((b.kind, graph.groups[b.source].name) for b in graph.blocks if b.target == number)
 
 
 def test_residual_network_by_hand():
@@ -89,60 +82,6 @@ def test_tied_parameters_have_a_place_for_each_use():
     torch.testing.assert_close(gradient_path[number].grad, torch.ones_like(whole[number]))
 
 
-def test_an_input_is_guessed_where_none_is_given():
-    model, example = zoo()["residual"]
-    exact = build_graph(model, example)
-    model = model.float()
-    guessed = build_graph(model)
-    assert guessed == exact
-    model.double()
-
-
-class Stubborn(nn.Module):
-    """Takes an argument that nobody can guess."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.b(self.a(x["features"]))
-
-
-def test_parameters_decide_where_a_module_cannot_be_traced():
-    with pytest.warns(UserWarning, match="as no input for Stubborn could be guessed"):
-        graph = build_graph(Stubborn())
-    assert [(b.source, b.target) for b in graph.blocks] == [(0, 1), (1, 2)]
-
-
-class Halting(nn.Module):
-    """Applies a layer as often as its own output says; counts, in a buffer, how often it was called."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.again, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x, *, scale=1.0):
-        self.calls += 1
-        x = torch.tanh(self.first(x))
-        for _ in range(1 + int(x.abs().sum() > 0)):
-            x = torch.tanh(self.again(x))
-        return {"logits": self.last(x) * scale}
-
-
-def test_control_flow_that_depends_on_values(capfd):
-    model = Halting()
-    for example in (torch.randn(5, 3), {"x": torch.randn(5, 3), "scale": 2.0}):
-        graph = build_graph(model, example)
-        assert graph.unplaced == () and unconnected(graph) == []
-        assert [graph.parameters[b.view.parameter].name for b in graph.weights] == [
-            "first.weight", "again.weight", "again.weight", "last.weight",
-        ]  # fmt: skip
-    assert model.calls == 0
-    assert capfd.readouterr() == ("", "")
-
-
 def test_a_failing_rule_leaves_the_rest():
     model = nn.Sequential(nn.Linear(2, 3), Swish(), nn.Linear(4, 2))
 
@@ -158,33 +97,6 @@ def test_a_failing_rule_leaves_the_rest():
         del RULES[Swish]
     assert graph.unplaced == ("1.weight", "1.beta")
     assert edges_of(graph, "0") == [("weight", "input")]
-
-
-def test_bad_examples_and_lazy_modules():
-    with pytest.raises(ValueError, match="Linear does not run on the example input"):
-        build_graph(nn.Linear(3, 2), torch.zeros(2, 5))
-    with pytest.raises(ValueError, match=r"'1.weight' of a lazy module has no shape yet"):
-        build_graph(nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2)))
-    with pytest.raises(ValueError, match="example_input goes with a module"):
-        build_graph(nn.Linear(3, 2).parameters(), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="at least one parameter"):
-        build_graph(nn.ReLU(), torch.zeros(2))
-    lazy = nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2))
-    graph = build_graph(lazy, torch.zeros(1, 3))
-    assert isinstance(lazy[1].weight, nn.parameter.UninitializedParameter)
-    lazy(torch.zeros(1, 3))
-    assert graph == build_graph(lazy, torch.zeros(1, 3))
-    assert graph.numel == 14
-
-
-def test_lazy_buffers():
-    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
-    with pytest.raises(ValueError, match=r"'1.running_mean' of a lazy module has no shape yet"):
-        build_graph(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d(affine=False)))
-    graph = build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)})
-    assert isinstance(lazy[1].running_mean, nn.parameter.UninitializedBuffer)
-    lazy(torch.randn(2, 3, 5, 5))
-    assert replace(graph, groups=()) == replace(build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)}), groups=())
 
 
 def test_frozen_parameters_stay_in_the_graph():
@@ -252,11 +164,6 @@ def test_rules_for_modules_and_functions_of_ones_own():
     assert edges_of(graph, "2") == [("weight", "swish")]
     assert [b.kind for b in graph.biases] == ["bias", "slope", "bias"]
     assert edges_of(build_graph(model, torch.randn(5, 2)), "2") != [("weight", "swish")]
-
-
-def test_a_large_example_is_cut_down():
-    model, example = zoo()["residual"]
-    assert build_graph(model, example.repeat(2000, 1, 1, 1)) == build_graph(model, example)
 
 
 def test_the_optimizer_says_what_it_could_not_connect(caplog):
@@ -375,112 +282,6 @@ def test_layers_over_positions_leave_channels_apart():
     assert last.shape == (1, 2, 4)
 
 
-def test_states_of_recurrent_layers_by_hand():
-    graph = build_graph(*zoo()["states"])
-    assert edges_of(graph, "rnn.l1") == [
-        ("recurrent", "rnn.l1"),
-        ("residual", "cells"),
-        ("weight", "rnn.l0"),
-        ("weight", "rnn.l0_reverse"),
-    ]
-    given, reverse = (b for b in graph.constants if graph.groups[b.target].name == "rnn.l0_reverse")
-    assert (given.shape, given.source_index) == ((4, 1, 1), (4, 5, 6, 7))
-    assert (reverse.shape, graph.groups[reverse.source].kind) == ((1, 4, 1), "constant")
-    learned = [
-        (b.kind, graph.groups[b.group].name) for b in graph.biases if graph.parameters[b.view.parameter].name == "begin"
-    ]
-    assert learned == [("recurrent", f"rnn.{name}") for name in ("l0", "l0_reverse", "l1", "l1_reverse")]
-    # the last hidden states and the last cells are the same neurons, seen in two ways
-    assert sorted(kind for kind, _ in edges_of(graph, "head")) == ["weight"] * 4
-    assert {source.split(".")[-1] for _, source in edges_of(graph, "head")} == {"copy", "l1", "l1_reverse"}
-
-
-class Projected(nn.Module):
-    """The state of an LSTM with a projection, which begins with constants."""
-
-    def __init__(self, begin):
-        super().__init__()
-        self.rnn, self.hidden, self.cells = nn.LSTM(3, 4, proj_size=2), nn.Linear(2, 2), nn.Linear(4, 2)
-        self.register_buffer("begin", begin)
-
-    def forward(self, x):
-        hidden, cells = self.rnn(x, (x.new_zeros(1, x.shape[1], 2), self.begin.expand(1, x.shape[1], 4)))[1]
-        return self.hidden(hidden[-1]), self.cells(cells[-1])
-
-
-def test_the_state_of_a_projection_and_constant_states():
-    graph = build_graph(Projected(torch.ones(4)), torch.randn(5, 2, 3))
-    assert edges_of(graph, "hidden") == [("weight", "rnn.l0.projection")]
-    assert edges_of(graph, "cells") == [("weight", "rnn.l0")]
-    alike = edges_of(graph, "rnn.l0")
-    assert alike == [("recurrent", "rnn.l0.projection"), ("weight", "x")]
-    graph = build_graph(Projected(torch.arange(4.0)), torch.randn(5, 2, 3))
-    assert edges_of(graph, "rnn.l0") == sorted([*alike, ("residual", "state.constant")])
-    assert {g.name: g.role for g in graph.groups}["state.constant"] == "input"
-
-
-class Packed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
-
-    def forward(self, x):
-        packed = pack_padded_sequence(x, torch.tensor([3, 5]), batch_first=True, enforce_sorted=False)
-        packed, last = self.rnn(packed)
-        return self.head(pad_packed_sequence(packed, batch_first=True)[0]) + self.head(last[-1])[:, None]
-
-
-def test_packed_sequences():
-    graph = build_graph(Packed(), torch.randn(2, 5, 3))
-    assert [kind for kind, _ in edges_of(graph, "rnn.l0")] == ["recurrent", "weight"]
-    assert graph.unplaced == () and unconnected(graph) == []
-
-
-class Steps(nn.Module):
-    """A cell in a loop, or the layer that does the same; `begins` sequences one after the other, or at once."""
-
-    def __init__(self, recurrent, begins=1):
-        super().__init__()
-        self.rnn, self.head, self.begins = recurrent, nn.Linear(4, 2), begins
-
-    def forward(self, x):
-        if isinstance(self.rnn, nn.RNNBase):
-            return self.head(self.rnn(x)[0][-1])
-        last = []
-        for part in x.chunk(self.begins):
-            state = None
-            for step in part:
-                state = self.rnn(step, state)
-            last.append(state[0] if isinstance(state, tuple) else state)
-        return self.head(sum(last))
-
-
-@pytest.mark.parametrize(("cell", "layer"), [(nn.LSTMCell, nn.LSTM), (nn.GRUCell, nn.GRU), (nn.RNNCell, nn.RNN)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_cell_in_a_loop_is_a_recurrent_layer(cell, layer, bias):
-    graphs = []
-    for recurrent in (cell(3, 4, bias=bias), layer(3, 4, bias=bias)):
-        graph = build_graph(Steps(recurrent), torch.randn(2, 5, 3))
-        groups = tuple(replace(g, name="") for g in graph.groups)
-        parameters = tuple(replace(p, name="") for p in graph.parameters)
-        graphs.append(replace(graph, groups=groups, parameters=parameters))
-    assert graphs[0] == graphs[1]
-
-
-def test_a_cell_that_begins_twice_has_two_recurrences():
-    graph = build_graph(Steps(nn.GRUCell(3, 4), 2), torch.randn(2, 5, 3))
-    recurrent = [b for b in graph.weights if b.kind == "recurrent"]
-    assert len(recurrent) == len({b.target for b in recurrent}) == 2
-    assert all(b.source == b.target for b in recurrent)
-    assert edges_of(build_graph(*zoo()["cells"]), "writer") == [
-        ("recurrent", "writer"),
-        ("residual", "begin"),
-        ("weight", "out"),
-        ("weight", "out"),
-        ("weight", "writer.constant"),
-    ]
-
-
 class Weighted(nn.Module):
     """Rows of a table, weighted by a neuron."""
 
@@ -509,23 +310,6 @@ class OneHot(nn.Module):
         return F.one_hot(index, 5).float()
 
 
-def test_regions_are_followed_whether_exported_or_recorded():
-    model, example = zoo()["regions"]
-    expected = build_graph(model, example)
-    assert edges_of(expected, "exact") == [("weight", "frozen")]
-    assert unconnected(expected) == []
-
-    class Checked(type(model)):
-        def forward(self, x):
-            assert x.sum() < 1e9
-            return super().forward(x) if x.isfinite().all() else x
-
-    model.__class__ = Checked
-    graph = build_graph(model, example)
-    assert (graph.blocks, graph.biases) == (expected.blocks, expected.biases)
-    assert torch.is_grad_enabled()
-
-
 class Windowed(nn.Module):
     """Uses every other row of a table, part of a matrix, and rows of another table one after the other."""
 
@@ -550,38 +334,3 @@ def test_elements_that_the_network_does_not_use_have_a_place():
     assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
     rows = [b for b in graph.biases if graph.parameters[b.view.parameter].name == "rows"]
     assert [(b.kind, b.slot_shape) for b in rows] == [("shift", (3,))]  # one after the other, not all alike
-
-
-def test_a_buffer_that_needs_the_whole_example():
-    class Edges(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
-            self.register_buffer("order", torch.tensor([4, 2, 0, 1, 3]))
-
-        def forward(self, x):
-            return self.last(torch.tanh(self.first(x))[self.order])
-
-    graph = build_graph(Edges(), torch.randn(5, 3))
-    assert unconnected(graph) == []
-    assert [g.role for g in graph.groups] == ["input", "hidden", "output"]
-
-
-@dataclass
-class Output:
-    logits: torch.Tensor
-    hidden: torch.Tensor | None = None
-
-
-def test_outputs_in_a_dataclass():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
-
-        def forward(self, x):
-            return Output(self.last(torch.tanh(self.first(x))))
-
-    graph = build_graph(Model(), torch.randn(5, 3))
-    assert graph.unplaced == ()
-    assert [g.role for g in graph.groups] == ["input", "hidden", "output"]

@@ -1,0 +1,150 @@
+"""How a module becomes a list of functions: what it takes, what decides on it, what it gives back."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from ngopt import build_graph
+from ngopt.graph.topology import unconnected
+from tests.networks import edges_of
+from tests.zoo import zoo
+
+
+def test_an_input_is_guessed_where_none_is_given():
+    model, example = zoo()["residual"]
+    exact = build_graph(model, example)
+    model = model.float()
+    guessed = build_graph(model)
+    assert guessed == exact
+    model.double()
+
+
+class Stubborn(nn.Module):
+    """Takes an argument that nobody can guess."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x["features"]))
+
+
+def test_parameters_decide_where_a_module_cannot_be_traced():
+    with pytest.warns(UserWarning, match="as no input for Stubborn could be guessed"):
+        graph = build_graph(Stubborn())
+    assert [(b.source, b.target) for b in graph.blocks] == [(0, 1), (1, 2)]
+
+
+class Halting(nn.Module):
+    """Applies a layer as often as its own output says; counts, in a buffer, how often it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x, *, scale=1.0):
+        self.calls += 1
+        x = torch.tanh(self.first(x))
+        for _ in range(1 + int(x.abs().sum() > 0)):
+            x = torch.tanh(self.again(x))
+        return {"logits": self.last(x) * scale}
+
+
+def test_control_flow_that_depends_on_values(capfd):
+    model = Halting()
+    for example in (torch.randn(5, 3), {"x": torch.randn(5, 3), "scale": 2.0}):
+        graph = build_graph(model, example)
+        assert graph.unplaced == () and unconnected(graph) == []
+        assert [graph.parameters[b.view.parameter].name for b in graph.weights] == [
+            "first.weight", "again.weight", "again.weight", "last.weight",
+        ]  # fmt: skip
+    assert model.calls == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bad_examples_and_lazy_modules():
+    with pytest.raises(ValueError, match="Linear does not run on the example input"):
+        build_graph(nn.Linear(3, 2), torch.zeros(2, 5))
+    with pytest.raises(ValueError, match=r"'1.weight' of a lazy module has no shape yet"):
+        build_graph(nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2)))
+    with pytest.raises(ValueError, match="example_input goes with a module"):
+        build_graph(nn.Linear(3, 2).parameters(), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="at least one parameter"):
+        build_graph(nn.ReLU(), torch.zeros(2))
+    lazy = nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2))
+    graph = build_graph(lazy, torch.zeros(1, 3))
+    assert isinstance(lazy[1].weight, nn.parameter.UninitializedParameter)
+    lazy(torch.zeros(1, 3))
+    assert graph == build_graph(lazy, torch.zeros(1, 3))
+    assert graph.numel == 14
+
+
+def test_lazy_buffers():
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(ValueError, match=r"'1.running_mean' of a lazy module has no shape yet"):
+        build_graph(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d(affine=False)))
+    graph = build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)})
+    assert isinstance(lazy[1].running_mean, nn.parameter.UninitializedBuffer)
+    lazy(torch.randn(2, 3, 5, 5))
+    assert replace(graph, groups=()) == replace(build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)}), groups=())
+
+
+def test_a_large_example_is_cut_down():
+    model, example = zoo()["residual"]
+    assert build_graph(model, example.repeat(2000, 1, 1, 1)) == build_graph(model, example)
+
+
+def test_regions_are_followed_whether_exported_or_recorded():
+    model, example = zoo()["regions"]
+    expected = build_graph(model, example)
+    assert edges_of(expected, "exact") == [("weight", "frozen")]
+    assert unconnected(expected) == []
+
+    class Checked(type(model)):
+        def forward(self, x):
+            assert x.sum() < 1e9
+            return super().forward(x) if x.isfinite().all() else x
+
+    model.__class__ = Checked
+    graph = build_graph(model, example)
+    assert (graph.blocks, graph.biases) == (expected.blocks, expected.biases)
+    assert torch.is_grad_enabled()
+
+
+def test_a_buffer_that_needs_the_whole_example():
+    class Edges(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.register_buffer("order", torch.tensor([4, 2, 0, 1, 3]))
+
+        def forward(self, x):
+            return self.last(torch.tanh(self.first(x))[self.order])
+
+    graph = build_graph(Edges(), torch.randn(5, 3))
+    assert unconnected(graph) == []
+    assert [g.role for g in graph.groups] == ["input", "hidden", "output"]
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+def test_outputs_in_a_dataclass():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return Output(self.last(torch.tanh(self.first(x))))
+
+    graph = build_graph(Model(), torch.randn(5, 3))
+    assert graph.unplaced == ()
+    assert [g.role for g in graph.groups] == ["input", "hidden", "output"]
