@@ -104,6 +104,7 @@ def _along_new_axes(tracer: Tracer, node: Node, x: Neurons, elements: Elements, 
         view = Elements(elements.parameter, met[1].reshape(len(sources), -1)).view()
     name = node.name if view is None else tracer.parameters[elements.parameter].name
     nodes = tracer.nodes.new(name, pairs.shape[1], "copy" if view is None else "neuron", pairs[:1])
+    labels = labels.clone()  # what was found may still be a view of what was asked for
     labels[neuron] = nodes[which]
     result = Neurons(labels.expand(shape))
     if view is None:

@@ -53,7 +53,7 @@ def attention(
     elif isinstance(mask, Tensor) and isinstance(scores, Neurons):
         meet_constant(tracer, scores, mask)
     if isinstance(scores, Neurons):
-        tracer.activations.append((scores.labels.unique(), "softmax"))
+        tracer.activations.append((without_repeats([scores.labels])[0].unique(), "softmax"))
     return product_sum(tracer, f"{node.name}.values", scores, v, tracer.shape_of(node))
 
 

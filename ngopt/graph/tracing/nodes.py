@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ngopt.graph.tracing.values import without_repeats
+
 
 class Nodes:
     """Hands out node numbers, group after group, and keeps track of nodes that are one and the same.
@@ -18,10 +20,24 @@ class Nodes:
         self.kinds: list[str] = []
         self.starts: list[int] = [0]
         self.call = 0
-        self._alias = torch.empty(0, dtype=torch.long)
-        self._group = torch.empty(0, dtype=torch.long)
-        self._call = torch.empty(0, dtype=torch.long)
-        self._identity = torch.empty(0, dtype=torch.long)  # those of one call that differ in it stay apart; -1: free
+        self._facts = torch.empty(4, 1024, dtype=torch.long)  # rows as below; grows by doubling
+
+    @property
+    def _alias(self) -> Tensor:
+        return self._facts[0, : self.starts[-1]]
+
+    @property
+    def _group(self) -> Tensor:
+        return self._facts[1, : self.starts[-1]]
+
+    @property
+    def _call(self) -> Tensor:
+        return self._facts[2, : self.starts[-1]]
+
+    @property
+    def _identity(self) -> Tensor:
+        """Nodes of one call that differ in it stay apart; -1: free."""
+        return self._facts[3, : self.starts[-1]]
 
     def new(self, name: str, size: int, kind: str = "neuron", made_of: Tensor | None = None) -> Tensor:
         """Numbers of a new group of nodes, (size,).
@@ -30,16 +46,17 @@ class Nodes:
         nodes that may be unified may be as well, and so may all that is made of none (k = 0). By
         default nodes are the targets of a weight, which keeps each apart from the others.
         """
-        start = self.starts[-1]
+        start, capacity = self.starts[-1], self._facts.shape[1]
+        if start + size > capacity:
+            more = torch.empty(4, max(size, capacity), dtype=torch.long)
+            self._facts = torch.cat([self._facts, more], dim=1)
+        numbers = torch.arange(start, start + size)
+        identity = numbers if made_of is None else self._identities(numbers, made_of)
         self.names.append(name)
         self.kinds.append(kind)
         self.starts.append(start + size)
-        numbers = torch.arange(start, start + size)
-        self._alias = torch.cat([self._alias, numbers])
-        self._group = torch.cat([self._group, torch.full((size,), len(self.names) - 1)])
-        self._call = torch.cat([self._call, torch.full((size,), self.call)])
-        identity = numbers if made_of is None else self._identities(numbers, made_of)
-        self._identity = torch.cat([self._identity, identity])
+        facts = self._facts[:, start : start + size]
+        facts[0], facts[1], facts[2], facts[3] = numbers, len(self.names) - 1, self.call, identity
         return numbers
 
     def _identities(self, numbers: Tensor, made_of: Tensor) -> Tensor:
@@ -48,7 +65,7 @@ class Nodes:
             return torch.full_like(numbers, -1)
         parts = self._identity_of(made_of)
         which = parts.unique(dim=1, return_inverse=True)[1]
-        first = torch.full_like(numbers, self.starts[-1]).scatter_reduce(0, which, numbers, "amin")[which]
+        first = torch.full_like(numbers, torch.iinfo(torch.long).max).scatter_reduce(0, which, numbers, "amin")[which]
         return torch.where((parts < 0).all(0), -1, first)
 
     def _identity_of(self, labels: Tensor) -> Tensor:
@@ -61,15 +78,8 @@ class Nodes:
         return bool((self._identity_of(labels) < 0).all())
 
     def find(self, labels: Tensor) -> Tensor:
-        """The number that now stands for each node."""
-        if not len(self._alias):
-            return labels
-        found = torch.where(labels >= 0, self._alias[labels.clamp(min=0)], labels)
-        while True:
-            further = torch.where(found >= 0, self._alias[found.clamp(min=0)], found)
-            if torch.equal(further, found):
-                return found
-            found = further
+        """The number that now stands for each node; may be the same tensor, and repeats (stride 0) as it does."""
+        return _found(labels, self._alias)
 
     def unify(self, a: Tensor, b: Tensor) -> None:
         """Makes a[i] and b[i] the same node, for all i; the older number stands for both."""
@@ -80,7 +90,7 @@ class Nodes:
             if not differ.any():
                 return
             low, high = torch.minimum(a, b)[differ], torch.maximum(a, b)[differ]
-            self._alias = self._alias.scatter_reduce(0, high, low, "amin")
+            self._alias.scatter_reduce_(0, high, low, "amin")
 
     def can_unify(self, rows: Tensor) -> bool:
         """Makes the columns of all rows (r, n) the same, if that keeps apart what is; returns whether it did.
@@ -91,9 +101,9 @@ class Nodes:
         kept = self._alias.clone()
         self.unify(rows[:1].expand_as(rows), rows)
         now = self.find(rows[0])
-        fine = now.unique().numel() == self.count(rows[0], kept) and not self._clash(now)
+        fine = now.unique().numel() == _found(rows[0], kept).unique().numel() and not self._clash(now)
         if not fine:
-            self._alias = kept
+            self._alias.copy_(kept)
         return fine
 
     def _clash(self, labels: Tensor) -> bool:
@@ -102,13 +112,6 @@ class Nodes:
         members = torch.isin(found, labels) & (self._identity >= 0)
         places = torch.stack([found, self._call, self._identity])[:, members]
         return places.unique(dim=1).shape[1] > places[:2].unique(dim=1).shape[1]
-
-    def count(self, labels: Tensor, alias: Tensor) -> int:
-        """Number of different nodes among labels, as they stood at an earlier time."""
-        now, self._alias = self._alias, alias
-        number = self.find(labels).unique().numel()
-        self._alias = now
-        return number
 
     def group_of(self, labels: Tensor) -> Tensor:
         """The group in which each node was made."""
@@ -125,3 +128,16 @@ class Nodes:
         place = before - first[group]
         sizes = torch.zeros(len(self.names), dtype=torch.long).index_add(0, group, stands.long())
         return sizes.tolist(), group[found], place[found]
+
+
+def _found(labels: Tensor, alias: Tensor) -> Tensor:
+    """The numbers at the ends of the chains of aliases that begin at these labels."""
+    if not len(alias):
+        return labels
+    shape = labels.shape
+    (labels,) = without_repeats([labels])
+    while True:
+        further = torch.where(labels >= 0, alias[labels.clamp(min=0)], labels)
+        if torch.equal(further, labels):
+            return labels.expand(shape)
+        labels = further

@@ -55,10 +55,11 @@ def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list
 def folded(labels: Tensor) -> Tensor:
     """The same labels, with stride 0 along every dimension in which they only repeat."""
     shape = labels.shape
+    (labels,) = without_repeats([labels])
     for d in range(labels.dim()):
-        if labels.stride(d) != 0 and labels.shape[d] > 1:
-            first = labels.narrow(d, 0, 1)
-            if (labels == first).all():
+        if labels.shape[d] > 1:
+            first, second = labels.narrow(d, 0, 1), labels.narrow(d, 1, 1)
+            if torch.equal(first, second) and (labels == first).all():  # the first test is cheap, and mostly enough
                 labels = first
     return labels.expand(shape)
 
