@@ -13,7 +13,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from meta_train import cli
@@ -139,7 +138,6 @@ def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(config: Config) -> None:
-    torch.set_num_threads(1)
     rows = evaluate(config)
     print("\n".join(["", *align(HEADER, [cells(row) for row in rows]), "", *notes(rows, config.steps)]))
     print(f"\nCurves, tables and all records are in {config.folder}.")

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from meta_train import cli
@@ -36,12 +35,10 @@ class Config:
     steps: int = 1000
     autocast: bool = False
     """Compute losses in bfloat16."""
-    threads: int = 1
     seed: int = 0
 
 
 def run(config: Config) -> None:
-    torch.set_num_threads(config.threads)
     metanet, problem = load_pretrained(config.weights), load_problem(config.problem)
     rows: list[dict[str, float]] = []
     bar = tqdm([(g, k) for g in config.gains for k in range(config.seeds)], unit="run")

@@ -272,7 +272,6 @@ def list_of(value: Any) -> Any:
 
 
 def run(config: Config) -> None:
-    torch.set_num_threads(1)
     MetaTrainer(config).run()
 
 

@@ -4,7 +4,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Worker processes have one thread; with another number here sums would differ in their last digits."""
+    """As the programs have: with more, sums differ in their last digits, and a busy core slows tests ten-fold."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
