@@ -22,7 +22,7 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     folded,
-    without_repeats,
+    nodes_among,
 )
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ def _tell_parts_apart(tracer: Tracer, node: Node) -> None:
     """Notes down what parts of one layer went through that are put together, if that is not the same for all."""
     values = {a: tracer.values.get(a) for a in tree_leaves(node.args[0]) if isinstance(a, Node)}
     parts = [(value, _path(tracer, part)) for part, value in values.items() if isinstance(value, Neurons)]
-    nodes = [without_repeats([value.labels])[0].unique() for value, _ in parts]
-    nodes = [tracer.nodes.find(n[n >= 0]) for n in nodes]
+    nodes = [tracer.nodes.find(nodes_among(value.labels)) for value, _ in parts]
     groups = [set(tracer.nodes.group_of(n).tolist()) for n in nodes]
     for k, (_, path) in enumerate(parts):
         if any(other != path and groups[k] & groups[i] for i, (_, other) in enumerate(parts)):

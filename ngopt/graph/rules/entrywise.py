@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ngopt.graph.rules.edges import diagonal, edges_between
 from ngopt.graph.rules.registry import packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
-from ngopt.graph.tracing.values import Neurons, Unknown, Value, find_all, folded, without_repeats
+from ngopt.graph.tracing.values import Neurons, Unknown, Value, find_all, folded, nodes_among, without_repeats
 
 if TYPE_CHECKING:
     from ngopt.graph.tracing.tracer import Tracer
@@ -86,8 +86,7 @@ def _of_neurons(tracer: Tracer, node: Node, neurons: list[Neurons], operands: li
 
 def applied(tracer: Tracer, node: Node, labels: Tensor) -> None:
     """Notes down that a function was applied to neurons."""
-    labels = without_repeats([labels])[0].unique()
-    labels = labels[labels >= 0]
+    labels = nodes_among(labels)
     name = str(packet_of(node)).rsplit(".", 1)[-1]
     if name in ACTIVATIONS:
         tracer.activations.append((labels, name.rstrip("_")))
@@ -231,8 +230,7 @@ def creation(tracer: Tracer, node: Node, like: Value, *args: Any, **kwargs: Any)
     (source,) = node.all_input_nodes[:1]
     zeros = torch.zeros(tuple(like.shape), dtype=source.meta["val"].dtype)
     value = node.target(zeros, *args, **kwargs)  # type: ignore[operator]
-    known = node.target in KNOWN_CREATIONS or node.target.overloadpacket in KNOWN_CREATIONS  # type: ignore[union-attr]
-    return value if known else torch.zeros_like(value)
+    return value if packet_of(node) in KNOWN_CREATIONS else torch.zeros_like(value)
 
 
 KNOWN_CREATIONS = {aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.full_like}

@@ -19,6 +19,7 @@ from ngopt.graph.tracing.values import (
     Value,
     find_all,
     folded,
+    nodes_among,
     unique_pairs,
     without_repeats,
 )
@@ -53,7 +54,7 @@ def attention(
     elif isinstance(mask, Tensor) and isinstance(scores, Neurons):
         meet_constant(tracer, scores, mask)
     if isinstance(scores, Neurons):
-        tracer.activations.append((without_repeats([scores.labels])[0].unique(), "softmax"))
+        tracer.activations.append((nodes_among(scores.labels), "softmax"))
     return product_sum(tracer, f"{node.name}.values", scores, v, tracer.shape_of(node))
 
 

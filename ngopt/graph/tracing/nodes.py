@@ -20,24 +20,9 @@ class Nodes:
         self.kinds: list[str] = []
         self.starts: list[int] = [0]
         self.call = 0
-        self._facts = torch.empty(4, 1024, dtype=torch.long)  # rows as below; grows by doubling
-
-    @property
-    def _alias(self) -> Tensor:
-        return self._facts[0, : self.starts[-1]]
-
-    @property
-    def _group(self) -> Tensor:
-        return self._facts[1, : self.starts[-1]]
-
-    @property
-    def _call(self) -> Tensor:
-        return self._facts[2, : self.starts[-1]]
-
-    @property
-    def _identity(self) -> Tensor:
-        """Nodes of one call that differ in it stay apart; -1: free."""
-        return self._facts[3, : self.starts[-1]]
+        self._facts = torch.empty(4, 1024, dtype=torch.long)  # grows by doubling
+        # views of it; nodes of one call whose identities differ stay apart, -1: free
+        self._alias, self._group, self._call, self._identity = self._facts[:, :0]
 
     def new(self, name: str, size: int, kind: str = "neuron", made_of: Tensor | None = None) -> Tensor:
         """Numbers of a new group of nodes, (size,).
@@ -55,8 +40,9 @@ class Nodes:
         self.names.append(name)
         self.kinds.append(kind)
         self.starts.append(start + size)
-        facts = self._facts[:, start : start + size]
-        facts[0], facts[1], facts[2], facts[3] = numbers, len(self.names) - 1, self.call, identity
+        self._alias, self._group, self._call, self._identity = facts = self._facts[:, : start + size]
+        for row, values in zip(facts, (numbers, len(self.names) - 1, self.call, identity), strict=True):
+            row[start:] = values
         return numbers
 
     def _identities(self, numbers: Tensor, made_of: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ngopt.graph.topology import GraphBuilder
 from ngopt.graph.tracing.repeats import cut, distinct_ends, distinct_nodes
 
 if TYPE_CHECKING:
+    from ngopt.graph.tracing.nodes import Nodes
     from ngopt.graph.tracing.tracer import Tracer
 
 
@@ -47,12 +48,12 @@ def finish(tracer: Tracer) -> NeuralGraph:
     group_of = tracer.nodes.compact()[1]
     blocks = with_copies(tracer, [piece for raw in tracer.blocks for piece in split_ends(raw, group_of)])
     blocks = [piece for raw in blocks for piece in distinct_ends(raw)]
-    group_of = tracer.nodes.compact()[1]
+    finder = _Finder(tracer.nodes)
     biases = [replace(raw, nodes=tracer.nodes.find(raw.nodes)) for raw in tracer.biases]
-    biases = [piece for raw in biases for part in _split_nodes(raw, group_of) for piece in distinct_nodes(part)]
+    biases = [piece for raw in biases for part in _split_nodes(raw, finder.group_of) for piece in distinct_nodes(part)]
     biases = _one_for_each_parameter(tracer, biases)
     builder = GraphBuilder(tracer.parameters)
-    finder = _Finder(tracer, builder, [n for b in blocks for n in (b.sources, b.targets)] + [b.nodes for b in biases])
+    finder.add_groups(builder, [n for b in blocks for n in (b.sources, b.targets)] + [b.nodes for b in biases])
     for raw in blocks:
         source, source_index = finder.locate(raw.sources)
         target, target_index = finder.locate(raw.targets)
@@ -119,14 +120,17 @@ def _is_of(raw: RawBlock | RawBias, parameters: set[int]) -> bool:
 
 
 class _Finder:
-    """Which group of a graph a node is in, and where; adds the groups that any of the `used` nodes are in."""
+    """Which group of a graph a node is in, and where."""
 
-    def __init__(self, tracer: Tracer, builder: GraphBuilder, used: Sequence[Tensor]):
-        self.sizes, self.group_of, self.place_of = tracer.nodes.compact()
+    def __init__(self, nodes: Nodes):
+        self.names, self.kinds = nodes.names, nodes.kinds
+        self.sizes, self.group_of, self.place_of = nodes.compact()
         self.number: dict[int, int] = {}
+
+    def add_groups(self, builder: GraphBuilder, used: Sequence[Tensor]) -> None:
+        """Adds the groups that any of the `used` nodes are in."""
         for old in self.group_of[torch.cat([torch.empty(0, dtype=torch.long), *used])].unique().tolist():
-            name, kind = tracer.nodes.names[old], tracer.nodes.kinds[old]
-            self.number[old] = builder.add_group(name, self.sizes[old], kind)
+            self.number[old] = builder.add_group(self.names[old], self.sizes[old], self.kinds[old])
 
     def locate(self, nodes: Tensor) -> tuple[int, Index]:
         """The group of nodes and their places in it, None if these are all in their order."""

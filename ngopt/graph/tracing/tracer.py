@@ -35,6 +35,7 @@ from ngopt.graph.tracing.values import (
     Value,
     distinct_rows,
     folded,
+    nodes_among,
     without_repeats,
 )
 
@@ -147,9 +148,7 @@ class Tracer:
 
     def pin(self, *labels: Tensor) -> None:
         """Marks neurons that cannot be exchanged with others, in a way that the graph does not show."""
-        self.pinned += [
-            nodes[nodes >= 0] for nodes in (self.nodes.find(without_repeats([x])[0]).unique() for x in labels)
-        ]
+        self.pinned += [self.nodes.find(nodes_among(x)) for x in labels]
 
     def is_zero(self, node: Node, value: Value) -> bool:
         """Whether an argument of a function is a constant 0, whatever the network's input is."""

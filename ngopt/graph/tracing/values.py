@@ -52,6 +52,12 @@ def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list
     return list(tensors)
 
 
+def nodes_among(labels: Tensor) -> Tensor:
+    """The different nodes among labels, sorted."""
+    nodes = without_repeats([labels])[0].unique()
+    return nodes[nodes >= 0]
+
+
 def folded(labels: Tensor) -> Tensor:
     """The same labels, with stride 0 along every dimension in which they only repeat."""
     shape = labels.shape
