@@ -1,11 +1,13 @@
 """Estimators of the meta-gradient: how the meta-loss of an unroll changes with the metanet's weights.
 
-Both work on one optimizee at a time, in truncations of an inner training, behind one interface:
-`start` begins an inner training, `estimate` unrolls it further and returns what it learned.
+The metanet of a learned optimizer is what is trained; a base rule stays as it is. Both estimators
+work on one optimizee at a time, in truncations of an inner training, behind one interface: `start`
+begins an inner training, `estimate` unrolls it further and returns what it learned.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,7 +16,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from meta_train.random import derive_seed
 from meta_train.unroll import Inner, Task, apply_update
-from ngopt.functional import update
+from ngopt.functional import Hyper, UpdateRule, update_all
+from ngopt.learned import LearnedOptimizer
 from ngopt.models import Metanet
 
 
@@ -26,11 +29,11 @@ class Estimate(NamedTuple):
 
 
 class Estimator(Protocol):
-    def start(self, task: Task, metanet: Metanet) -> Any:
+    def start(self, task: Task, learned: LearnedOptimizer) -> Any:
         """The state of an inner training before its first step: a pytree of tensors and numbers."""
         ...
 
-    def estimate(self, task: Task, metanet: Metanet, state: Any, steps: int) -> tuple[Estimate, Any]:
+    def estimate(self, task: Task, learned: LearnedOptimizer, state: Any, steps: int) -> tuple[Estimate, Any]:
         """Unrolls by a number of steps: meta-gradient and meta-loss, and the state after them."""
         ...
 
@@ -44,16 +47,28 @@ class TBPTT:
     (1 - c) params_t + u_t and w_t the weight of a loss in the mean, the adjoint is
     lambda_t = w_t g_t + (1 - c) lambda_{t+1}, and the meta-gradient the sum of
     <lambda_{t+1}, du_t / dtheta>: one backward pass per update, in memory that holds the inputs of
-    T updates and the autograd graph of one.
+    T updates and the autograd graph of one. total_steps: the horizon of the inner training.
+
+    Raises ValueError for a base rule with weight decay, whose contraction is not known here.
     """
 
-    def __init__(self, weight_decay: float = 0.0, loss_limit: float = float("inf"), tail: float = 1.0):
+    def __init__(
+        self,
+        weight_decay: float = 0.0,
+        loss_limit: float = float("inf"),
+        tail: float = 1.0,
+        total_steps: int | None = None,
+    ):
         self.weight_decay, self.loss_limit, self.tail = weight_decay, loss_limit, tail
+        self.total_steps = total_steps
 
-    def start(self, task: Task, metanet: Metanet) -> Inner:
-        return task.start(metanet)
+    def start(self, task: Task, learned: LearnedOptimizer) -> Inner:
+        return task.start(learned.bind(task.graph, self.total_steps))
 
-    def estimate(self, task: Task, metanet: Metanet, state: Inner, steps: int) -> tuple[Estimate, Inner]:
+    def estimate(self, task: Task, learned: LearnedOptimizer, state: Inner, steps: int) -> tuple[Estimate, Inner]:
+        contraction = self._contraction(learned)
+        rule = learned.bind(task.graph, self.total_steps)
+        weights = list(trained_metanet(learned).parameters())
         hyper = task.hyper(self.weight_decay)
         inputs, losses, share = [], [], []
         counted = tail_length(steps, self.tail)
@@ -61,19 +76,41 @@ class TBPTT:
         for t in range(steps):
             inputs.append((grads, state.state, state.params))
             with torch.no_grad():
-                state = apply_update(task, state, grads, buffers, metanet, hyper)
+                state = apply_update(state, grads, buffers, rule, hyper)
             loss, grads, buffers = task.gradient(state)
             losses.append(loss.clamp(max=self.loss_limit))
             # the derivative of the meta-loss by this loss
             share.append(float(loss <= self.loss_limit and t >= steps - counted) / counted)
-        meta = self._backward(task, metanet, inputs, [*(i[0] for i in inputs[1:]), grads], share, hyper)
+        after = [*(i[0] for i in inputs[1:]), grads]
+        meta = self._backward(rule, weights, inputs, after, share, hyper, contraction)
         return Estimate(meta, torch.stack(losses[-counted:]).mean().item()), state
 
-    def _backward(self, task: Task, metanet: Metanet, inputs: list, after: list, share: list[float], hyper) -> Tensor:
-        """inputs: what each update saw. after: the gradients after each update. share: their weights."""
-        weights = list(metanet.parameters())
+    def _contraction(self, learned: LearnedOptimizer) -> float:
+        """1 - c."""
+        if self.weight_decay == 0:
+            return 1.0
+        if learned.base is not None:
+            raise ValueError(
+                f"TBPTT: base rule '{learned.base.name}': expected weight decay 0; got {self.weight_decay}"
+            )
+        return 1 - trained_metanet(learned).config.nominal_step * self.weight_decay
+
+    def _backward(
+        self,
+        rule: UpdateRule,
+        weights: Sequence[Tensor],
+        inputs: list,
+        after: list,
+        share: list[float],
+        hyper: Hyper,
+        contraction: float,
+    ) -> Tensor:
+        """The meta-gradient.
+
+        inputs: what each update saw. after: the gradients after each update. share: their weights
+            in the meta-loss.
+        """
         total = [torch.zeros_like(w) for w in weights]
-        contraction = 1 - metanet.config.nominal_step * self.weight_decay
         adjoint = [torch.zeros_like(p) for p in inputs[-1][2]]
         for (grads, optimizer_state, params), ahead, part in zip(
             reversed(inputs), reversed(after), reversed(share), strict=True
@@ -82,7 +119,7 @@ class TBPTT:
                 contraction * a if g is None else part * g + contraction * a
                 for a, g in zip(adjoint, ahead, strict=True)
             ]
-            deltas, _ = update(grads, optimizer_state, params, task.graph, metanet, hyper)
+            deltas, _ = update_all(rule, grads, optimizer_state, params, hyper)
             product = torch.stack([(d * a).sum() for d, a in zip(deltas, adjoint, strict=True) if d is not None]).sum()
             found = torch.autograd.grad(product, weights, allow_unused=True)
             total = [t if f is None else t + f for t, f in zip(total, found, strict=True)]
@@ -114,38 +151,50 @@ class PES:
         loss_limit: float = float("inf"),
         tail: float = 1.0,
         persistent: bool = True,
+        total_steps: int | None = None,
     ):
         self.sigma, self.weight_decay, self.loss_limit = sigma, weight_decay, loss_limit
-        self.tail, self.persistent = tail, persistent
+        self.tail, self.persistent, self.total_steps = tail, persistent, total_steps
 
-    def start(self, task: Task, metanet: Metanet) -> PESState:
-        inner = task.start(metanet)
-        return PESState(inner, inner, torch.zeros_like(parameters_to_vector(metanet.parameters()).detach()))
+    def start(self, task: Task, learned: LearnedOptimizer) -> PESState:
+        inner = task.start(learned.bind(task.graph, self.total_steps))
+        theta = parameters_to_vector(trained_metanet(learned).parameters())
+        return PESState(inner, inner, torch.zeros_like(theta.detach()))
 
-    def estimate(self, task: Task, metanet: Metanet, state: PESState, steps: int) -> tuple[Estimate, PESState]:
+    def estimate(self, task: Task, learned: LearnedOptimizer, state: PESState, steps: int) -> tuple[Estimate, PESState]:
+        rule = learned.bind(task.graph, self.total_steps)
+        metanet = trained_metanet(learned)
         theta = parameters_to_vector(metanet.parameters()).detach().clone()
         generator = torch.Generator().manual_seed(derive_seed(task.seed, 3, state.positive.step))
         noise = self.sigma * torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
         total = state.perturbation + noise if self.persistent else noise
         try:
-            plus, positive = self._run(task, metanet, theta + noise, state.positive, steps)
-            minus, negative = self._run(task, metanet, theta - noise, state.negative, steps)
+            vector_to_parameters(theta + noise, metanet.parameters())
+            plus, positive = self._run(task, rule, state.positive, steps)
+            vector_to_parameters(theta - noise, metanet.parameters())
+            minus, negative = self._run(task, rule, state.negative, steps)
         finally:
             vector_to_parameters(theta, metanet.parameters())
         meta = total * ((plus - minus) / (2 * self.sigma**2))
         return Estimate(meta, 0.5 * (plus + minus)), PESState(positive, negative, total)
 
     @torch.no_grad()
-    def _run(self, task: Task, metanet: Metanet, theta: Tensor, inner: Inner, steps: int) -> tuple[float, Inner]:
+    def _run(self, task: Task, rule: UpdateRule, inner: Inner, steps: int) -> tuple[float, Inner]:
         """Mean of the clamped losses after each update of the tail."""
-        vector_to_parameters(theta, metanet.parameters())
         hyper, losses = task.hyper(self.weight_decay), []
         loss, grads, buffers = task.gradient(inner)
         for _ in range(steps):
-            inner = apply_update(task, inner, grads, buffers, metanet, hyper)
+            inner = apply_update(inner, grads, buffers, rule, hyper)
             loss, grads, buffers = task.gradient(inner)
             losses.append(loss.clamp(max=self.loss_limit))
         return torch.stack(losses[-tail_length(steps, self.tail) :]).mean().item(), inner
+
+
+def trained_metanet(learned: LearnedOptimizer) -> Metanet:
+    """What is trained. Raises ValueError if there is no metanet."""
+    if learned.metanet is None:
+        raise ValueError("meta-training: expected a metanet; got a base rule alone")
+    return learned.metanet
 
 
 def tail_length(steps: int, tail: float) -> int:

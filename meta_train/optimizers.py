@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ngopt import NGOptimizer, list_pretrained, load_pretrained
-from ngopt.models import Metanet
+from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import weights_hash
 
 Built = tuple[Optimizer, LRScheduler | None]
@@ -105,8 +105,8 @@ def load_optimizer(name: str) -> OptimizerSpec:
     if name not in ("default", *bundled) and not Path(name).is_file():
         known = ", ".join([*OPTIMIZERS, "default", *bundled])
         raise ValueError(f"optimizer '{name}': expected one of {known}, or the path of an existing weights file")
-    metanet = load_pretrained(name)
-    return OptimizerSpec(name, partial(_learned, metanet), weights=weights_hash(metanet))
+    learned = load_pretrained(name)
+    return OptimizerSpec(name, partial(_learned, learned), weights=weights_hash(learned))
 
 
 def _adam(model: nn.Module, lr: float, total_steps: int) -> Built:
@@ -123,8 +123,8 @@ def _muon_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
     return optimizer, cosine_schedule(optimizer, total_steps, MUON_WARMUP)
 
 
-def _learned(metanet: Metanet, model: nn.Module, lr: float, total_steps: int) -> Built:
-    return NGOptimizer(model.parameters(), lr, weights=metanet, total_steps=total_steps), None
+def _learned(learned: LearnedOptimizer, model: nn.Module, lr: float, total_steps: int) -> Built:
+    return NGOptimizer(model.parameters(), lr, weights=learned, total_steps=total_steps), None
 
 
 OPTIMIZERS = {

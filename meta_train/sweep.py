@@ -8,16 +8,18 @@ the best gain to `output`.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from meta_train import cli
+from meta_train.estimators import trained_metanet
 from meta_train.problems import load_problem
 from meta_train.random import derive_seed
 from meta_train.unroll import Task, whole_run
+from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import load_pretrained, save_pretrained
 
 
@@ -39,13 +41,12 @@ class Config:
 
 
 def run(config: Config) -> None:
-    metanet, problem = load_pretrained(config.weights), load_problem(config.problem)
+    learned, problem = load_pretrained(config.weights), load_problem(config.problem)
     rows: list[dict[str, float]] = []
     bar = tqdm([(g, k) for g in config.gains for k in range(config.seeds)], unit="run")
     for gain, number in bar:
         task = Task(problem, derive_seed(config.seed, 20, number), config.autocast)
-        scaled = metanet.reconfigured(output_scale=gain * metanet.config.output_scale)
-        metrics = whole_run(task, scaled, config.steps)
+        metrics = whole_run(task, with_gain(learned, gain), config.steps)
         rows.append({"gain": gain, "seed": number, **metrics._asdict()})
         bar.set_postfix(gain=gain, accuracy=f"{100 * metrics.accuracy:.2f}")
     mean = {g: np.mean([[r["loss"], r["accuracy"]] for r in rows if r["gain"] == g], axis=0) for g in config.gains}
@@ -54,11 +55,18 @@ def run(config: Config) -> None:
         print(f"{gain:6.2f} {loss:17.4f} {100 * accuracy:12.2f}")
     best = max(mean, key=lambda g: mean[g][1])
     stage = {"program": "meta_train.sweep", **asdict(config), "chosen_gain": best}
-    recipe = {"stages": [*metanet.recipe["stages"], stage]}
-    chosen = metanet.reconfigured(output_scale=best * metanet.config.output_scale)
-    save_pretrained(chosen, config.output, recipe, {"validation": rows})
+    recipe = {"stages": [*learned.recipe["stages"], stage]}
+    chosen = replace(with_gain(learned, best), recipe=recipe, table={"validation": rows})
+    save_pretrained(chosen, config.output)
     Path(config.output).with_suffix(".json").write_text(json.dumps({"config": asdict(config), "runs": rows}, indent=2))
     print(f"gain {best} -> {config.output}")
+
+
+def with_gain(learned: LearnedOptimizer, gain: float) -> LearnedOptimizer:
+    """The same with its metanet's output multiplied."""
+    metanet = trained_metanet(learned)
+    scale = gain * metanet.config.output_scale
+    return replace(learned, metanet=metanet.reconfigured(output_scale=scale))
 
 
 if __name__ == "__main__":

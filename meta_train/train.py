@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from meta_train import cli
-from meta_train.estimators import Estimate
+from meta_train.estimators import Estimate, trained_metanet
 from meta_train.problems import Metrics
 from meta_train.random import derive_seed, seeded
 from meta_train.unroll import Task, whole_run
 from meta_train.workers import Job, Result, UnrollConfig, Worker, WorkerPool
-from ngopt.models import METANETS, FeedForward, Metanet, NeuralGraphGNN
+from ngopt.learned import LearnedOptimizer
+from ngopt.models import METANETS, FeedForward, NeuralGraphGNN
 from ngopt.pretrained import load_pretrained, save_pretrained
 
 
@@ -97,10 +98,13 @@ class MetaTrainer:
     def __init__(self, config: Config):
         self.config = config
         self.folder = Path(config.folder)
-        self.metanet = make_metanet(config)
+        self.learned = make_learned(config)
+        self.metanet = trained_metanet(self.learned)
         settings = {field.name: getattr(config, field.name) for field in fields(UnrollConfig)}
-        self.worker = Worker(UnrollConfig(**settings), self.metanet)
-        self.pool = WorkerPool(self.worker.config, self.metanet, config.processes) if config.processes > 1 else None
+        self.worker = Worker(UnrollConfig(**settings), self.learned)
+        self.pool: WorkerPool | None = None
+        if config.processes > 1:
+            self.pool = WorkerPool(self.worker.config, self.learned, config.processes)
         self.optimizer = torch.optim.AdamW(self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.slots = [Slot(i) for i in range(config.optimizees)]
         self.outer_step, self.best = 0, float("inf")
@@ -169,21 +173,22 @@ class MetaTrainer:
         config, results = self.config, []
         for k in range(config.validation_seeds):
             task = Task(self.worker.problems[0], derive_seed(config.seed, 11, k), config.autocast)
-            results.append(whole_run(task, self.metanet, config.horizon, config.inner_weight_decay))
+            results.append(whole_run(task, self.learned, config.horizon, config.inner_weight_decay))
         metrics = Metrics(*np.mean(results, axis=0).tolist())
         record = {"outer_step": self.outer_step, **metrics._asdict()}
         self.log.append(record)
         (self.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.log))
         if metrics.loss < self.best:
             self.best = metrics.loss
-            save_pretrained(self.metanet, self.folder / "best.safetensors", self.recipe(), {"validation": record})
+            best = replace(self.learned, recipe=self.recipe(), table={"validation": record})
+            save_pretrained(best, self.folder / "best.safetensors")
         return metrics
 
     def recipe(self) -> dict[str, Any]:
         """The steps that made the weights, the last one ours."""
         config = {k: v for k, v in asdict(self.config).items() if k != "folder"}
         stage = {"program": "meta_train.train", "outer_step": self.outer_step, **config}
-        return {"stages": [*self.metanet.recipe["stages"], stage]}
+        return {"stages": [*self.learned.recipe["stages"], stage]}
 
     def save_checkpoint(self) -> None:
         state = {
@@ -211,23 +216,27 @@ class MetaTrainer:
         self.outer_step, self.best, self.log = state["outer_step"], state["best"], state["log"]
 
 
-def make_metanet(config: Config) -> Metanet:
-    """The metanet to train, from weights or from a seeded random initialisation."""
-    overrides = {
-        key: value for key in ("output_scale", "magnitude_scale") if (value := getattr(config, key)) is not None
-    }
+def make_learned(config: Config) -> LearnedOptimizer:
+    """What to train: a metanet from weights, beside their base rule, or from a seeded random start."""
+    overrides = {}
+    for key in ("output_scale", "magnitude_scale"):
+        value = getattr(config, key)
+        if value is not None:
+            overrides[key] = value
     if config.metanet not in METANETS:
         raise ValueError(f"metanet '{config.metanet}': expected one of {', '.join(METANETS)}")
     cls = METANETS[config.metanet]
     with seeded(config.seed, 12):
         if config.init_from is None:
-            return cls(cls.Config(**overrides))
-        start = load_pretrained(config.init_from)
+            return LearnedOptimizer(metanet=cls(cls.Config(**overrides)))
+        learned = load_pretrained(config.init_from)
+        start = learned.metanet
         if isinstance(start, FeedForward) and cls is NeuralGraphGNN:
             start = NeuralGraphGNN.from_feedforward(start)
-    if type(start) is not cls:
-        raise ValueError(f"weights '{config.init_from}': expected metanet '{config.metanet}'; got '{start.name}'")
-    return start.reconfigured(**overrides)
+    if start is None or type(start) is not cls:
+        got = "none" if start is None else start.name
+        raise ValueError(f"weights '{config.init_from}': expected metanet '{config.metanet}'; got '{got}'")
+    return replace(learned, metanet=start.reconfigured(**overrides))
 
 
 def learning_rate_factor(step: int, config: Config) -> float:

@@ -12,8 +12,8 @@ from torch.func import functional_call
 from meta_train.problems import Metrics, Problem
 from meta_train.random import seeded
 from ngopt import build_graph
-from ngopt.functional import Hyper, State, init, update
-from ngopt.models import Metanet
+from ngopt.functional import Hyper, Record, UpdateRule, update_all
+from ngopt.learned import LearnedOptimizer
 
 
 class Inner(NamedTuple):
@@ -21,7 +21,7 @@ class Inner(NamedTuple):
 
     params: list[Tensor]
     buffers: dict[str, Tensor]
-    state: State
+    state: list[Record]
     step: int
 
 
@@ -38,10 +38,11 @@ class Task:
         self.names = [name for name, _ in self.model.named_parameters()]
         self._objective = _Objective(problem, self.model)
 
-    def start(self, metanet: Metanet) -> Inner:
+    def start(self, rule: UpdateRule) -> Inner:
+        """The inner training before its first step."""
         params = [p.detach().clone() for p in self.model.parameters()]
         buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
-        return Inner(params, buffers, init(params, self.graph, metanet), 0)
+        return Inner(params, buffers, rule.init(params), 0)
 
     def loss(self, params: list[Tensor], buffers: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss at an inner step, (), and the buffers after it; nothing is changed in place."""
@@ -73,34 +74,44 @@ class Task:
 
 
 def apply_update(
-    task: Task, inner: Inner, grads: list[Tensor | None], buffers: dict[str, Tensor], metanet: Metanet, hyper: Hyper
+    inner: Inner,
+    grads: list[Tensor | None],
+    buffers: dict[str, Tensor],
+    rule: UpdateRule,
+    hyper: Hyper,
 ) -> Inner:
     """The inner training one step later."""
-    deltas, state = update(grads, inner.state, inner.params, task.graph, metanet, hyper)
+    deltas, state = update_all(rule, grads, inner.state, inner.params, hyper)
     params = [p if d is None else p + d for p, d in zip(inner.params, deltas, strict=True)]
     return Inner(params, buffers, state, inner.step + 1)
 
 
 def unroll(
-    task: Task, inner: Inner, metanet: Metanet, steps: int, hyper: Hyper, create_graph: bool = False
+    task: Task,
+    inner: Inner,
+    rule: UpdateRule,
+    steps: int,
+    hyper: Hyper,
+    create_graph: bool = False,
 ) -> tuple[Inner, Tensor]:
     """Trains for some steps; returns where it stands and the losses before each update, (steps,).
 
-    With `create_graph` everything stays differentiable in the metanet, through the optimizee's
+    With `create_graph` everything stays differentiable in the rule's metanet, through the optimizee's
     gradients too (second order).
     """
     losses = []
     with torch.set_grad_enabled(create_graph):
         for _ in range(steps):
             loss, grads, buffers = task.gradient(inner, create_graph)
-            inner = apply_update(task, inner, grads, buffers, metanet, hyper)
+            inner = apply_update(inner, grads, buffers, rule, hyper)
             losses.append(loss)
     return inner, torch.stack(losses)
 
 
-def whole_run(task: Task, metanet: Metanet, steps: int, weight_decay: float = 0.0) -> Metrics:
+def whole_run(task: Task, learned: LearnedOptimizer, steps: int, weight_decay: float = 0.0) -> Metrics:
     """Validation metrics after a whole inner training."""
-    inner, _ = unroll(task, task.start(metanet), metanet, steps, task.hyper(weight_decay))
+    rule = learned.bind(task.graph, steps)
+    inner, _ = unroll(task, task.start(rule), rule, steps, task.hyper(weight_decay))
     return task.problem.evaluate(task.model_at(inner), "validation")
 
 

@@ -16,20 +16,21 @@ from typing import Any
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from meta_train.estimators import PES, TBPTT, Estimate, Estimator
+from meta_train.estimators import PES, TBPTT, Estimate, Estimator, trained_metanet
 from meta_train.problems import load_problem
 from meta_train.unroll import Task
-from ngopt.models import Metanet
+from ngopt.learned import LearnedOptimizer
 
 ESTIMATORS = ("tbptt", "pes")
 
 
 @dataclass(frozen=True)
 class UnrollConfig:
-    """What an unroll depends on beside the optimizee and the metanet; fields as in `train.Config`."""
+    """What an unroll depends on beside the optimizee and the learned optimizer; fields as in `train.Config`."""
 
     problems: tuple[str, ...]
     estimator: str
+    horizon: int
     truncation: int
     inner_weight_decay: float
     sigma: float
@@ -57,10 +58,10 @@ class Result:
 class Worker:
     """Unrolls optimizees in this process."""
 
-    def __init__(self, config: UnrollConfig, metanet: Metanet):
+    def __init__(self, config: UnrollConfig, learned: LearnedOptimizer):
         if config.estimator not in ESTIMATORS:
             raise ValueError(f"estimator '{config.estimator}': expected one of {', '.join(ESTIMATORS)}")
-        self.config, self.metanet = config, metanet
+        self.config, self.learned = config, learned
         self.problems = [load_problem(name) for name in config.problems]
         self._tasks: dict[int, Task] = {}
 
@@ -74,18 +75,24 @@ class Worker:
     def unroll(self, job: Job, task: Task) -> Result:
         first_loss = job.first_loss if job.first_loss is not None else self.first_loss(task)
         estimator = self.estimator(self.config.loss_limit * first_loss)
-        state = job.state if job.state is not None else estimator.start(task, self.metanet)
-        estimate, state = estimator.estimate(task, self.metanet, state, self.config.truncation)
+        state = job.state if job.state is not None else estimator.start(task, self.learned)
+        estimate, state = estimator.estimate(task, self.learned, state, self.config.truncation)
         return Result(estimate, state, first_loss)
 
     def estimator(self, loss_limit: float) -> Estimator:
         config = self.config
         if config.estimator == "tbptt":
-            return TBPTT(config.inner_weight_decay, loss_limit, config.tail)
-        return PES(config.sigma, config.inner_weight_decay, loss_limit, config.tail)
+            return TBPTT(config.inner_weight_decay, loss_limit, config.tail, config.horizon)
+        return PES(
+            config.sigma,
+            config.inner_weight_decay,
+            loss_limit,
+            config.tail,
+            total_steps=config.horizon,
+        )
 
     def first_loss(self, task: Task) -> float:
-        inner = task.start(self.metanet)
+        inner = task.start(self.learned.bind(task.graph))
         with torch.no_grad():
             return task.loss(inner.params, inner.buffers, 0)[0].item()
 
@@ -93,10 +100,10 @@ class Worker:
 class WorkerPool:
     """Unrolls optimizees in several processes of one thread each."""
 
-    def __init__(self, config: UnrollConfig, metanet: Metanet, processes: int):
-        self.metanet = metanet
+    def __init__(self, config: UnrollConfig, learned: LearnedOptimizer, processes: int):
+        self.metanet = trained_metanet(learned)
         self._pool = ProcessPoolExecutor(
-            processes, get_context("spawn"), initializer=_start, initargs=(config, _pack(metanet))
+            processes, get_context("spawn"), initializer=_start, initargs=(config, _pack(learned))
         )
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
@@ -110,15 +117,15 @@ class WorkerPool:
 _worker: Worker  # of a process of the pool
 
 
-def _start(config: UnrollConfig, metanet: bytes) -> None:
+def _start(config: UnrollConfig, learned: bytes) -> None:
     global _worker
     torch.set_num_threads(1)
-    _worker = Worker(config, _unpack(metanet))
+    _worker = Worker(config, _unpack(learned))
 
 
 def _run(packed: bytes) -> bytes:
     theta, job = _unpack(packed)
-    vector_to_parameters(theta, _worker.metanet.parameters())
+    vector_to_parameters(theta, trained_metanet(_worker.learned).parameters())
     return _pack(_worker.run([job])[0])
 
 

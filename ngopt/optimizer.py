@@ -1,31 +1,28 @@
 """NGOptimizer: the learned optimizer as a `torch.optim.Optimizer`.
 
-The class holds parameters and state; what a step computes is `ngopt.functional.update`.
+The class holds parameters and state; what a step computes is the `update` of an `UpdateRule`.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ngopt.features import DECAYS
-from ngopt.functional import Hyper, State, init_parameter, state_dtype, update
+from ngopt.functional import Hyper, Record, UpdateRule, state_dtype
 from ngopt.graph import NeuralGraph, ParameterSpec, build_graph
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.topology import join_graphs, unconnected
+from ngopt.learned import LearnedOptimizer
 from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained, weights_hash
 
 logger = logging.getLogger("ngopt")
-
-MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
 
 
 class NGOptimizer(Optimizer):
@@ -40,14 +37,15 @@ class NGOptimizer(Optimizer):
             are not optimized stay in the graph, as edges without features and update.
         graph: a graph made by `build_graph` for these parameters, instead of `model`. Named
             parameters are found in it by name, others by their order.
-        weights: the name of bundled weights, a weights file, or a metanet.
+        weights: the name of bundled weights, a weights file, a `LearnedOptimizer` or a metanet.
         total_steps: the number of steps that will be made, where it is known. The metanets of the
             paper do not use it.
 
     A parameter without a gradient is left out of a step: no update, its state stands still. State
-    is, per parameter, `step` and one momentum for each of five decays (`exp_avg_0` to `exp_avg_4`),
-    float32, or float64 for float64 parameters. The metanet runs in that precision. A complex
-    parameter is optimized as pairs of real numbers.
+    is, per parameter, the record of the rule that the weights stand for, in float32, or float64 for
+    float64 parameters; of the paper's metanets `step` and one momentum for each of five decays
+    (`exp_avg_0` to `exp_avg_4`). The metanet runs in that precision. A complex parameter is
+    optimized, and its state kept, as pairs of real numbers.
 
     Raises ValueError if there are no parameters, an argument is out of range, the weights cannot be
     loaded, or the graph does not fit.
@@ -61,13 +59,13 @@ class NGOptimizer(Optimizer):
         *,
         model: nn.Module | None = None,
         graph: NeuralGraph | None = None,
-        weights: str | os.PathLike | Metanet = "default",
+        weights: str | os.PathLike | Metanet | LearnedOptimizer = "default",
         total_steps: int | None = None,
     ):
         if model is not None and graph is not None:
             raise ValueError("NGOptimizer: expected model or graph; got both")
-        self.metanet = weights if isinstance(weights, Metanet) else load_pretrained(weights)
-        self._metanets: dict[tuple[torch.dtype, torch.device], Metanet] = {}
+        self.learned = _learned(weights)
+        self._rule: tuple[Any, UpdateRule] | None = None  # the latest, and what it was bound for
         self._given_graph = graph if model is None else build_graph(model)
         self._given_ids = None if model is None else {id(p): i for i, p in enumerate(model.parameters())}
         self.graph = NeuralGraph((), (), (), ())
@@ -76,7 +74,7 @@ class NGOptimizer(Optimizer):
             "lr": lr,
             "weight_decay": weight_decay,
             "total_steps": total_steps,
-            "weights": weights_hash(self.metanet),
+            "weights": weights_hash(self.learned),
         }
         _check_hyper(defaults)
         super().__init__(params, defaults)
@@ -103,41 +101,44 @@ class NGOptimizer(Optimizer):
         members = self._members()
         if all(p.grad is None for p, _ in members):
             return loss
-        params, grads, state, hyper = self._collect(members)
-        deltas, new = update(grads, state, params, self.graph, self._metanet_for(members), hyper)
-        for position, (p, _) in zip(self._positions, members, strict=True):
-            delta = deltas[position]
-            if delta is not None:
-                real(p).add_(delta)
-                self._keep(p, new.step[position], new.exp_avgs[position])
+        rule = self._bound(members)
+        params, grads, state, hyper = self._collect(rule, members)
+        owners = dict(zip(self._positions, (p for p, _ in members), strict=True))
+        for position, delta, record in rule.update(grads, state, params, hyper):
+            p = owners[position]
+            real(p).add_(delta)
+            self.state[p].update(record)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what `state_dict` returned; momenta keep their precision whatever the parameters' dtype.
+        """Loads what `state_dict` returned; state keeps its dtypes whatever the parameters' dtype.
 
-        Raises ValueError, and changes nothing, if it was made with other weights or shapes.
+        Raises ValueError, and changes nothing, if it was made with other weights, or if a
+        parameter's state lacks something or has another shape.
         """
-        self._check_state_dict(state_dict)
-        super().load_state_dict(state_dict)
-        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
-        for number, (p, _) in zip(numbers, self._members(), strict=True):
-            saved = state_dict["state"].get(number, {})
-            for key in MOMENTA:  # torch has cast them to the parameter's dtype
-                if key in saved:
-                    value = real(saved[key].detach()).to(p.device, state_dtype(real(p)), copy=True)
-                    self.state[p][key] = declared(value, p)
-            if "step" in saved:
-                self.state[p]["step"] = torch.as_tensor(saved["step"], dtype=torch.float32).clone()
+        loaded: dict[str, Any] = {}
+
+        def check(_: Optimizer, given: dict[str, Any]) -> None:
+            self._check_state_dict(given)
+            loaded.update(given)
+
+        def restore(_: Optimizer) -> None:
+            self._restore_dtypes(loaded)
+
+        # between the user's hooks and what they are about
+        before = self.register_load_state_dict_pre_hook(check)
+        after = self.register_load_state_dict_post_hook(restore, prepend=True)
+        try:
+            super().load_state_dict(_checked_mapping(state_dict))
+        finally:
+            before.remove()
+            after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("metanet", "graph", "_positions", "_given_graph")
+        derived = ("learned", "graph", "_positions", "_given_graph")
         # Identities of tensors do not survive a copy: parameters added to it later become components.
         own = {key: self.__dict__[key] for key in derived}
-        return {**super().__getstate__(), **own, "_given_ids": None, "_metanets": {}}
-
-    def _keep(self, p: Tensor, step: Tensor, momenta: list[Tensor]) -> None:
-        """Writes a parameter's state."""
-        self.state[p].update(step=step, **{key: declared(m, p) for key, m in zip(MOMENTA, momenta, strict=True)})
+        return {**super().__getstate__(), **own, "_given_ids": None, "_rule": None}
 
     def _members(self) -> list[tuple[Tensor, dict[str, Any]]]:
         """All parameters with their groups, in order."""
@@ -196,37 +197,58 @@ class NGOptimizer(Optimizer):
                 )
         return list(found)
 
-    def _collect(self, members: list) -> tuple[list[Tensor], list[Tensor | None], State, Hyper]:
+    def _bound(self, members: list[tuple[Tensor, dict[str, Any]]]) -> UpdateRule:
+        """The rule on the graph, in the precision and on the device of the parameters."""
+        dtype = max((state_dtype(real(p)) for p, _ in members), key=lambda d: d.itemsize)
+        wanted = (self.graph, members[0][1]["total_steps"], members[0][0].device, dtype)
+        if self._rule is None or self._rule[0] != wanted:
+            graph, total_steps, device, dtype = wanted
+            rule = self.learned.bind(graph, total_steps, device=device, dtype=dtype)
+            self._rule = wanted, rule
+        return self._rule[1]
+
+    def _collect(
+        self, rule: UpdateRule, members: list[tuple[Tensor, dict[str, Any]]]
+    ) -> tuple[list[Tensor], list[Tensor | None], list[Record], Hyper]:
         """Arguments of `update`, for every parameter in the graph; those not optimized are absent."""
-        like = members[0][0]
         size = len(self.graph.parameters)
-        params = [like.new_zeros(()).expand(spec.shape) for spec in self.graph.parameters]
+        zero = torch.zeros((), dtype=state_dtype(real(members[0][0])), device=members[0][0].device)
+        params = [zero.expand(spec.shape) for spec in self.graph.parameters]
         grads: list[Tensor | None] = [None] * size
-        state, lr, weight_decay = State([like.new_zeros(())] * size, [[]] * size), [0.0] * size, [0.0] * size
+        state: list[Record] = [{}] * size
+        lr, weight_decay = [0.0] * size, [0.0] * size
+        new: dict[int, Tensor] = {}
         for position, (p, group) in zip(self._positions, members, strict=True):
             params[position] = real(p)
             if p.grad is None:
                 continue
             if p.grad.is_sparse:
                 raise ValueError(f"NGOptimizer: '{self.graph.parameters[position].name}': sparse gradient")
-            own = self.state[p]
-            if not own:
-                self._keep(p, *init_parameter(real(p)))
             grads[position] = real(p.grad)
-            state.step[position] = own["step"]
-            state.exp_avgs[position] = [real(own[key]) for key in MOMENTA]
             lr[position], weight_decay[position] = group["lr"], group["weight_decay"]
+            if not self.state.get(p):
+                new[position] = p
+            else:
+                state[position] = self.state[p]
+        if new:
+            first = rule.init(self._stand_ins({i: params[i] for i in new}))
+            for i, p in new.items():
+                self.state[p].update(first[i])
+                state[i] = first[i]
         return params, grads, state, Hyper(lr, weight_decay)
 
-    def _metanet_for(self, members: list) -> Metanet:
-        """The metanet in the precision and on the device of the parameters."""
-        dtype = max((state_dtype(real(p)) for p, _ in members), key=lambda d: d.itemsize)
-        key = (dtype, members[0][0].device)
-        if key not in self._metanets:
-            self._metanets[key] = copy.deepcopy(self.metanet).to(device=key[1], dtype=dtype).eval()
-        return self._metanets[key]
+    def _stand_ins(self, real_ones: Mapping[int, Tensor]) -> list[Tensor]:
+        """For every parameter in the graph a tensor without memory, but for some at their positions."""
+        specs = self.graph.parameters
+        return [
+            real_ones[i] if i in real_ones else torch.empty(spec.shape, device="meta") for i, spec in enumerate(specs)
+        ]
 
     def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError if it was made with other weights, or a record does not fit."""
+        missing = sorted({"state", "param_groups"} - _checked_mapping(state_dict).keys())
+        if missing:
+            raise ValueError(f"state_dict: expected 'state' and 'param_groups'; got no {missing}")
         for group in state_dict["param_groups"]:
             if group.get("weights") != self.defaults["weights"]:
                 raise ValueError(
@@ -234,13 +256,22 @@ class NGOptimizer(Optimizer):
                     f"{self.defaults['weights'][:12]} (SHA-256)"
                 )
         numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
-        for number, (p, _), position in zip(numbers, self._members(), self._positions, strict=False):
+        members = self._members()
+        expected = self._bound(members).init(self._stand_ins({}))
+        for number, position in zip(numbers, self._positions, strict=False):
+            record = state_dict["state"].get(number)
+            if record:
+                name = self.graph.parameters[position].name
+                _check_record(name, record, expected[position])
+
+    def _restore_dtypes(self, state_dict: dict[str, Any]) -> None:
+        """Undoes that torch has cast floating state to the parameter's dtype."""
+        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
+        for number, (p, _) in zip(numbers, self._members(), strict=True):
             for key, value in state_dict["state"].get(number, {}).items():
-                if key in MOMENTA and value.shape != p.shape:
-                    name = self.graph.parameters[position].name
-                    raise ValueError(
-                        f"state_dict: '{key}' of '{name}': expected shape {tuple(p.shape)}; got {tuple(value.shape)}"
-                    )
+                if isinstance(value, Tensor):
+                    device = self.state[p][key].device
+                    self.state[p][key] = value.detach().to(device, copy=True)
 
 
 def real(x: Tensor) -> Tensor:
@@ -248,9 +279,29 @@ def real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
-def declared(x: Tensor, parameter: Tensor) -> Tensor:
-    """The reverse of `real`, for values of a parameter."""
-    return torch.view_as_complex(x.contiguous()) if parameter.is_complex() else x
+def _learned(weights: str | os.PathLike | Metanet | LearnedOptimizer) -> LearnedOptimizer:
+    if isinstance(weights, Metanet):
+        return LearnedOptimizer(metanet=weights)
+    return weights if isinstance(weights, LearnedOptimizer) else load_pretrained(weights)
+
+
+def _checked_mapping(state_dict: Any) -> dict[str, Any]:
+    if not isinstance(state_dict, dict):
+        raise ValueError(f"state_dict: expected a dict; got {type(state_dict).__name__}")
+    return state_dict
+
+
+def _check_record(name: str, record: Any, expected: Record) -> None:
+    """Raises ValueError if the state of a parameter lacks a tensor or one has another shape."""
+    for key, like in expected.items():
+        value = record.get(key) if isinstance(record, dict) else None
+        if not isinstance(value, Tensor):
+            got = "nothing" if value is None else type(value).__name__
+            raise ValueError(f"state_dict: '{key}' of '{name}': expected a tensor; got {got}")
+        if value.shape != like.shape:
+            raise ValueError(
+                f"state_dict: '{key}' of '{name}': expected shape {tuple(like.shape)}; got {tuple(value.shape)}"
+            )
 
 
 def _check_hyper(group: dict[str, Any]) -> None:

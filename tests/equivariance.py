@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ngopt.functional import Hyper, State, init, update
+from ngopt.functional import Hyper, MetanetRule, update_all
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
 from ngopt.models import NeuralGraphGNN
 from ngopt.models.gnn import GNNConfig
@@ -84,10 +84,11 @@ def random_values(graph: NeuralGraph, generator: torch.Generator) -> list[Tensor
 
 def updates(metanet: nn.Module, graph: NeuralGraph, params: list[Tensor], grads: list[list[Tensor]]) -> list[Tensor]:
     """Deltas of the last of several steps with given gradients; parameters stand still."""
-    state: State = init(params, graph, metanet)
+    rule = MetanetRule(metanet, graph)
+    state = rule.init(params)
     hyper = Hyper([1.0] * len(params), [0.1] * len(params))
     for gradients in grads:
-        deltas, state = update(gradients, state, params, graph, metanet, hyper)
+        deltas, state = update_all(rule, gradients, state, params, hyper)
     return deltas
 
 

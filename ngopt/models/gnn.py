@@ -299,7 +299,6 @@ class NeuralGraphGNN(Metanet):
         first = state["layers.0.weight"]  # (hidden, 14)
         state["layers.0.weight"] = torch.cat([first, first.new_zeros(len(first), metanet.config.d_out)], dim=1)
         metanet.head.load_state_dict(state)
-        metanet.recipe = feedforward.recipe
         return metanet
 
     def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:

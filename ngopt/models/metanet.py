@@ -14,8 +14,7 @@ class Metanet(nn.Module):
     """Base class. A subclass has a `name`, a frozen dataclass `Config`, and `forward`.
 
     config: an instance of `Config` with at least `nominal_step`, the step size in whose units the
-        optimizer's weight decay is given. recipe, table: how the weights were made and what was
-        measured with them, where they come from a weights file.
+        optimizer's weight decay is given.
     """
 
     name: ClassVar[str]
@@ -25,8 +24,6 @@ class Metanet(nn.Module):
     def __init__(self, config: Any):
         super().__init__()
         self.config = config
-        self.recipe: dict[str, Any] = {"stages": []}
-        self.table: dict[str, Any] = {}
 
     def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
         """features: (*batch, numel, 14), in the order of `NeuralGraph.flatten`. Returns updates (*batch, numel)."""
@@ -36,5 +33,4 @@ class Metanet(nn.Module):
         """A copy with the same weights in which some fields of the config are changed."""
         copy = type(self)(replace(self.config, **changes))
         copy.load_state_dict(self.state_dict())
-        copy.recipe = self.recipe
         return copy

@@ -1,4 +1,4 @@
-"""Weights files: safetensors with the metanet's name, config, recipe and measured table in the metadata.
+"""Weights files: safetensors whose metadata name base rule and metanet, recipe and measured table.
 
 Reading one touches no network and unpickles nothing.
 """
@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ngopt.models import METANETS, Metanet
+from ngopt.learned import BASES, LearnedOptimizer
+from ngopt.models import METANETS
 
-FORMAT = "ngopt-1"
+FORMAT = "ngopt-2"
 FOLDER = Path(__file__).parent
 # Until a better one exists, the default is the best of the paper's metanets.
 DEFAULT = "ng-gnn"
+NONE = "none"  # stands for no base rule, and for no metanet
 
 
 def list_pretrained() -> list[str]:
@@ -31,49 +34,44 @@ def list_pretrained() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
-def load_pretrained(weights: str | os.PathLike = "default") -> Metanet:
-    """The metanet of a bundled weights file (by name) or of a file (by path), in float32 on the CPU.
+def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
+    """The learned optimizer of a bundled weights file (by name) or of a file (by path).
 
-    The metanet has `recipe` and `table`, what the file says of its meta-training and results.
+    Its metanet is in float32 on the CPU and needs no gradients.
 
     Raises ValueError if there is no such name or file, if the file is damaged, or if its format,
-    metanet or config is not one that this version knows.
+    base rule, metanet or a config is not one that this version knows.
     """
     path = _resolve(weights)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights file '{path}': expected a complete safetensors file; got: {error}") from None
+    metadata, tensors = _read(path)
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"weights file '{path}': expected format '{FORMAT}'; got {metadata.get('format')!r}")
-    if metadata.get("sha256") != _hash(tensors, metadata.get("config", "")):
+        got = metadata.get("format")
+        raise ValueError(f"weights file '{path}': expected format '{FORMAT}'; got {got!r}")
+    recorded = metadata.pop("sha256", None)
+    if recorded != _digest(metadata, tensors):
         raise ValueError(f"weights file '{path}': its contents do not have the SHA-256 that it records")
-    metanet = _build(path, metadata)
-    try:
-        metanet.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"weights file '{path}': tensors do not fit its config: {error}") from None
-    metanet.recipe, metanet.table = json.loads(metadata["recipe"]), json.loads(metadata["table"])
-    return metanet.requires_grad_(False)
+    base = _build(path, "base rule", BASES, metadata["base"], metadata["base_config"])
+    metanet = _build(path, "metanet", METANETS, metadata["metanet"], metadata["config"])
+    if metanet is not None:
+        try:
+            metanet.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"weights file '{path}': tensors do not fit its config: {error}") from None
+        metanet.requires_grad_(False)
+    recipe, table = json.loads(metadata["recipe"]), json.loads(metadata["table"])
+    return LearnedOptimizer(base, metanet, recipe, table)
 
 
-def save_pretrained(metanet: Metanet, path: str | os.PathLike, recipe: dict[str, Any], table: dict[str, Any]) -> None:
-    """Writes a weights file, all of it or nothing.
-
-    recipe: how the weights were made. table: what was measured with them. Both must be JSON.
-    """
-    tensors = {key: value.detach().float().cpu().contiguous() for key, value in metanet.state_dict().items()}
-    config = json.dumps(asdict(metanet.config))
+def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
+    """Writes a weights file, all of it or nothing."""
+    tensors = _tensors(learned)
     metadata = {
         "format": FORMAT,
-        "metanet": metanet.name,
-        "config": config,
-        "recipe": json.dumps(recipe),
-        "table": json.dumps(table),
-        "sha256": _hash(tensors, config),
+        **_description(learned),
+        "recipe": json.dumps(learned.recipe),
+        "table": json.dumps(learned.table),
     }
+    metadata["sha256"] = _digest(metadata, tensors)
     path = Path(path)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -86,9 +84,37 @@ def save_pretrained(metanet: Metanet, path: str | os.PathLike, recipe: dict[str,
         raise
 
 
-def weights_hash(metanet: Metanet) -> str:
-    """Identifies a metanet: SHA-256 over its tensors and config, whatever device or dtype they are in."""
-    return _hash(metanet.state_dict(), json.dumps(asdict(metanet.config)))
+def weights_hash(learned: LearnedOptimizer) -> str:
+    """Identifies what computes: SHA-256 over base rule, metanet, their configs and the tensors.
+
+    Recipe and table, and the device and dtype that the metanet is in, make no difference.
+    """
+    return _digest(_description(learned), _tensors(learned))
+
+
+def _description(learned: LearnedOptimizer) -> dict[str, str]:
+    """Names and configs of base rule and metanet, as the metadata have them."""
+    base, metanet = learned.base, learned.metanet
+    return {
+        "base": NONE if base is None else base.name,
+        "base_config": json.dumps({} if base is None else asdict(base.config)),
+        "metanet": NONE if metanet is None else metanet.name,
+        "config": json.dumps({} if metanet is None else asdict(metanet.config)),
+    }
+
+
+def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
+    state = {} if learned.metanet is None else learned.metanet.state_dict()
+    return {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in state.items()}
+
+
+def _digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for key in sorted(tensors):
+        value = tensors[key]
+        digest.update(f"{key}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _resolve(weights: str | os.PathLike) -> Path:
@@ -98,31 +124,36 @@ def _resolve(weights: str | os.PathLike) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    known = ", ".join(["default", *list_pretrained()])
     raise ValueError(
-        f"weights '{os.fspath(weights)}': expected one of {', '.join(['default', *list_pretrained()])}, or an "
-        "existing weights file; got neither"
+        f"weights '{os.fspath(weights)}': expected one of {known}, or an existing weights file; got neither"
     )
 
 
-def _build(path: Path, metadata: dict[str, str]) -> Metanet:
-    name = metadata.get("metanet")
-    if name not in METANETS:
-        raise ValueError(f"weights file '{path}': expected a metanet out of {', '.join(METANETS)}; got {name!r}")
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(metadata["config"]).items()}
-    known = {field.name for field in fields(METANETS[name].Config)}
-    if config.keys() != known:
-        odd = sorted(config.keys() ^ known)
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"weights file '{path}': expected a complete safetensors file; got: {error}") from None
+    return metadata, tensors
+
+
+def _build(path: Path, what: str, known: Mapping[str, type], name: str, config: str) -> Any:
+    """A base rule or a metanet from its name and config; None for "none"."""
+    if name == NONE:
+        return None
+    if name not in known:
+        names = ", ".join([*known, NONE])
+        raise ValueError(f"weights file '{path}': expected a {what} out of {names}; got {name!r}")
+    cls: Any = known[name]
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(config).items()}
+    odd = sorted(values.keys() ^ {field.name for field in fields(cls.Config)})
+    if odd:
         raise ValueError(
-            f"weights file '{path}': expected the config of this version's metanet '{name}'; got one that differs "
-            f"in {', '.join(odd)}"
+            f"weights file '{path}': expected the config of this version's {what} '{name}'; got "
+            f"one that differs in {', '.join(odd)}"
         )
-    return METANETS[name](METANETS[name].Config(**config))
-
-
-def _hash(tensors: dict[str, Tensor], config: str) -> str:
-    digest = hashlib.sha256(config.encode())
-    for key in sorted(tensors):
-        value = tensors[key].detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{key}{tuple(value.shape)}".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
+    return cls(cls.Config(**values))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from meta_train import demo
+from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained
 from tests.meta_train.toy import TOY
@@ -12,7 +13,7 @@ from tests.meta_train.toy import TOY
 def test_the_demonstration_writes_a_table_a_picture_and_results(tmp_path, monkeypatch, capsys):
     torch.manual_seed(1)
     weights, folder = tmp_path / "ff.safetensors", tmp_path / "demo"
-    save_pretrained(FeedForward(), weights, {}, {})
+    save_pretrained(LearnedOptimizer(metanet=FeedForward()), weights)
     monkeypatch.setattr(demo, "PROBLEM", TOY)
     demo.run(demo.Config(steps=40, weights=str(weights), folder=str(folder)))
     records = json.loads((folder / "results.json").read_text())["records"]

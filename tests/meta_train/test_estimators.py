@@ -6,24 +6,29 @@ from torch.nn.utils import parameters_to_vector
 
 from meta_train.estimators import PES, TBPTT
 from meta_train.unroll import Inner, Task, apply_update
-from ngopt.functional import State
+from ngopt.learned import LearnedOptimizer
 from ngopt.models import METANETS
 from tests.toy import Drift, RecoveredGradient, Regression, Slope
 
 
-def by_autograd(task, metanet, steps, weight_decay, limit=float("inf")):
+def learned_from(metanet):
+    return LearnedOptimizer(metanet=metanet)
+
+
+def by_autograd(task, learned, steps, weight_decay, limit=float("inf")):
     """The first-order meta-gradient through one autograd graph: what the optimizer sees is detached."""
-    inner, losses = task.start(metanet), []
+    metanet, rule = learned.metanet, learned.bind(task.graph)
+    inner, losses = task.start(rule), []
     hyper = task.hyper(weight_decay)
     for _ in range(steps):
         _, grads, buffers = task.gradient(inner)
         seen = [p.detach() for p in inner.params]
-        after = apply_update(task, inner._replace(params=seen), grads, buffers, metanet, hyper)
+        after = apply_update(inner._replace(params=seen), grads, buffers, rule, hyper)
         # the update as a function of what was seen, applied to parameters that carry the autograd graph
         contraction = 1 - metanet.config.nominal_step * weight_decay
         learned = [a - contraction * s for a, s in zip(after.params, seen, strict=True)]
         params = [contraction * p + u for p, u in zip(inner.params, learned, strict=True)]
-        inner = Inner(params, buffers, State(after.state.step, after.state.exp_avgs), inner.step + 1)
+        inner = Inner(params, buffers, after.state, inner.step + 1)
         losses.append(task.loss(inner.params, inner.buffers, inner.step)[0].clamp(max=limit))
     mean = torch.stack(losses).mean()
     gradient = torch.autograd.grad(mean, list(metanet.parameters()), allow_unused=True)
@@ -37,10 +42,10 @@ def by_autograd(task, metanet, steps, weight_decay, limit=float("inf")):
 @pytest.mark.parametrize("weight_decay", [0.0, 30.0])
 def test_adjoint_equals_autograd_with_detached_features(name, weight_decay):
     torch.manual_seed(0)
-    task, metanet = Task(Regression(), seed=1), METANETS[name]().double()
+    task, learned = Task(Regression(), seed=1), learned_from(METANETS[name]().double())
     estimator = TBPTT(weight_decay)
-    found, state = estimator.estimate(task, metanet, estimator.start(task, metanet), 5)
-    loss, expected = by_autograd(task, metanet, 5, weight_decay)
+    found, state = estimator.estimate(task, learned, estimator.start(task, learned), 5)
+    loss, expected = by_autograd(task, learned, 5, weight_decay)
     assert found.meta_loss == pytest.approx(loss.item(), abs=1e-14)
     torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
     assert expected.norm() > 1e-4
@@ -49,44 +54,44 @@ def test_adjoint_equals_autograd_with_detached_features(name, weight_decay):
 
 def test_clamped_losses_have_no_gradient():
     torch.manual_seed(0)
-    task, metanet = Task(Regression(), seed=1), METANETS["ff"]().double()
+    task, learned = Task(Regression(), seed=1), learned_from(METANETS["ff"]().double())
     free = TBPTT()
-    losses = [free.estimate(task, metanet, task.start(metanet), k)[0].meta_loss * k for k in range(1, 5)]
+    losses = [free.estimate(task, learned, free.start(task, learned), k)[0].meta_loss * k for k in range(1, 5)]
     single = [losses[0], *(b - a for a, b in pairwise(losses))]
     limit = sum(single) / 4  # some losses above, some below
     assert min(single) < limit < max(single)
-    found, _ = TBPTT(loss_limit=limit).estimate(task, metanet, task.start(metanet), 4)
-    loss, expected = by_autograd(task, metanet, 4, 0.0, limit)
+    found, _ = TBPTT(loss_limit=limit).estimate(task, learned, free.start(task, learned), 4)
+    loss, expected = by_autograd(task, learned, 4, 0.0, limit)
     assert found.meta_loss == pytest.approx(loss.item(), abs=1e-14)
     torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_the_last_update_learns_too():
-    task, metanet = Task(Regression(), seed=1), RecoveredGradient()
-    found, _ = TBPTT().estimate(task, metanet, task.start(metanet), 1)
-    _, expected = by_autograd(task, metanet, 1, 0.0)
+    task, learned = Task(Regression(), seed=1), learned_from(RecoveredGradient())
+    found, _ = TBPTT().estimate(task, learned, TBPTT().start(task, learned), 1)
+    _, expected = by_autograd(task, learned, 1, 0.0)
     torch.testing.assert_close(found.meta_gradient, expected)
     assert found.meta_gradient.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("estimator", [TBPTT(), PES()], ids=["tbptt", "pes"])
 def test_truncations_continue_the_inner_training(estimator):
-    task, metanet = Task(Regression(), seed=1), RecoveredGradient()
-    state = estimator.start(task, metanet)
-    before = parameters_to_vector(metanet.parameters()).clone()
+    task, learned = Task(Regression(), seed=1), learned_from(RecoveredGradient())
+    state = estimator.start(task, learned)
+    before = parameters_to_vector(learned.metanet.parameters()).clone()
     losses = []
     for _ in range(60):
-        estimate, state = estimator.estimate(task, metanet, state, 4)
+        estimate, state = estimator.estimate(task, learned, state, 4)
         losses.append(estimate.meta_loss)
-    assert torch.equal(parameters_to_vector(metanet.parameters()), before)
+    assert torch.equal(parameters_to_vector(learned.metanet.parameters()), before)
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
 
 
 def total_estimate(estimator, seed, truncations=3, steps=2):
-    task, metanet = Task(Slope(), seed=seed), Drift()
-    state, total = estimator.start(task, metanet), 0.0
+    task, learned = Task(Slope(), seed=seed), learned_from(Drift())
+    state, total = estimator.start(task, learned), 0.0
     for _ in range(truncations):
-        estimate, state = estimator.estimate(task, metanet, state, steps)
+        estimate, state = estimator.estimate(task, learned, state, steps)
         total += estimate.meta_gradient.item()
     return total
 
@@ -104,8 +109,8 @@ def test_pes_is_unbiased_over_truncations_and_truncated_es_is_not():
 
 def test_pes_matches_the_gradient_of_a_smooth_meta_loss():
     """One truncation with a small sigma: the pair's difference is the directional derivative."""
-    task, metanet = Task(Regression(), seed=1), RecoveredGradient()
-    estimate, state = PES(sigma=1e-5).estimate(task, metanet, PES().start(task, metanet), 1)
+    task, learned = Task(Regression(), seed=1), learned_from(RecoveredGradient())
+    estimate, state = PES(sigma=1e-5).estimate(task, learned, PES().start(task, learned), 1)
     noise = state.perturbation
-    _, gradient = by_autograd(task, metanet, 1, 0.0)  # exact after one step, where nothing is detached
+    _, gradient = by_autograd(task, learned, 1, 0.0)  # exact after one step, where nothing is detached
     torch.testing.assert_close(estimate.meta_gradient, noise * (noise @ gradient) / 1e-10, rtol=1e-3, atol=1e-9)

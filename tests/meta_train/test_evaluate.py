@@ -11,6 +11,7 @@ from meta_train import optimizers, runs
 from meta_train.evaluate import Config, choose_lr, evaluate
 from meta_train.report import HEADER, align, cells, markdown, notes, plot_curves, summarize
 from meta_train.runs import Run, train
+from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained
 from tests.meta_train.toy import CONTRARY, TOY
@@ -26,7 +27,7 @@ def short_grid(monkeypatch):
 def config(tmp_path):
     """Adam and a learned optimizer with random weights, on the toy problem."""
     torch.manual_seed(1)
-    save_pretrained(FeedForward(), tmp_path / "ff.safetensors", {}, {})
+    save_pretrained(LearnedOptimizer(metanet=FeedForward()), tmp_path / "ff.safetensors")
     return Config(
         problem=(TOY,),
         optimizer=("adam", str(tmp_path / "ff.safetensors")),

@@ -6,6 +6,7 @@ from torch import nn
 
 from meta_train.optimizers import OPTIMIZERS, MuonWithAdam, cosine_schedule, load_optimizer
 from ngopt import NGOptimizer, load_pretrained
+from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained, weights_hash
 
@@ -14,7 +15,7 @@ from ngopt.pretrained import save_pretrained, weights_hash
 def weights(tmp_path):
     path = tmp_path / "ff.safetensors"
     torch.manual_seed(1)
-    save_pretrained(FeedForward(), path, {}, {})
+    save_pretrained(LearnedOptimizer(metanet=FeedForward()), path)
     return str(path)
 
 

@@ -10,6 +10,7 @@ from meta_train import runs
 from meta_train.random import seeded
 from meta_train.runs import Run, execute, record_path, train, write_json
 from meta_train.unroll import Task, unroll
+from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained, weights_hash
 from tests.meta_train.toy import TOY, Toy
@@ -26,12 +27,12 @@ def bar():
 
 @pytest.fixture
 def learned(tmp_path):
-    """A run with random weights, and its metanet."""
+    """A run with random weights, and its learned optimizer."""
     torch.manual_seed(1)
-    metanet = FeedForward()
+    learned = LearnedOptimizer(metanet=FeedForward())
     path = tmp_path / "ff.safetensors"
-    save_pretrained(metanet, path, {}, {})
-    return replace(ADAM, optimizer=str(path), lr=None, weights=weights_hash(metanet)), metanet
+    save_pretrained(learned, path)
+    return replace(ADAM, optimizer=str(path), lr=None, weights=weights_hash(learned)), learned
 
 
 def without_times(record):
@@ -48,9 +49,10 @@ def test_initial_weights_batches_and_dropout_depend_on_the_seed_alone(learned):
 
 
 def test_a_learned_run_is_the_unroll_that_meta_training_sees(learned):
-    run, metanet = learned
+    run, optimizer = learned
     task = Task(Toy(), run.seed)
-    inner, losses = unroll(task, task.start(metanet), metanet, run.steps, task.hyper())
+    rule = optimizer.bind(task.graph, run.steps)
+    inner, losses = unroll(task, task.start(rule), rule, run.steps, task.hyper())
     record = train(run)
     torch.testing.assert_close(torch.tensor(record["losses"]), losses)
     assert record["test"]["accuracy"] == Toy().evaluate(task.model_at(inner), "test").accuracy

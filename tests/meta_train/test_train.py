@@ -99,7 +99,7 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
     torch.manual_seed(0)
     features = torch.randn(26, 14)
     graph = trainer.worker.task(0).graph
-    torch.testing.assert_close(second.metanet(features, graph), best(features, graph))
+    torch.testing.assert_close(second.metanet(features, graph), best.metanet(features, graph))
 
 
 def test_diverged_optimizees_are_begun_anew_and_skipped(tmp_path):
@@ -144,7 +144,7 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
     accuracy = {g: sum(r["accuracy"] for r in runs if r["gain"] == g) for g in (0.0, 1.0, 3.0)}
     best = max(accuracy, key=accuracy.get)
     old, new = load_pretrained(weights), load_pretrained(output)
-    assert new.config.output_scale == best * old.config.output_scale
+    assert new.metanet.config.output_scale == best * old.metanet.config.output_scale
     assert new.recipe["stages"][-1]["chosen_gain"] == best
     assert len(set(accuracy.values())) == 3
     assert "accuracy" in capsys.readouterr().out

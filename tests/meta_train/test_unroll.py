@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from meta_train.unroll import Task, unroll, whole_run
+from ngopt.functional import MetanetRule
+from ngopt.learned import LearnedOptimizer
 from ngopt.models import METANETS, NeuralGraphGNN
 from ngopt.models.gnn import GNNConfig
 from tests.toy import RecoveredGradient, Regression
@@ -15,7 +17,8 @@ STEPS = 4
 
 
 def meta_gradient(task, metanet, steps=STEPS):
-    _, losses = unroll(task, task.start(metanet), metanet, steps, task.hyper(), create_graph=True)
+    rule = MetanetRule(metanet, task.graph)
+    _, losses = unroll(task, task.start(rule), rule, steps, task.hyper(), create_graph=True)
     return losses, torch.autograd.grad(losses.sum(), list(metanet.parameters()), materialize_grads=True)
 
 
@@ -49,7 +52,8 @@ def test_second_order_unroll_equals_finite_differences(name):
     theta, values = parameters_to_vector(metanet.parameters()).detach(), []
     for sign in (1, -1):
         vector_to_parameters(theta + sign * 1e-6 * direction, metanet.parameters())
-        _, losses = unroll(task, task.start(metanet), metanet, STEPS, task.hyper())
+        rule = MetanetRule(metanet, task.graph)
+        _, losses = unroll(task, task.start(rule), rule, STEPS, task.hyper())
         values.append(losses.sum())
     expected = (values[0] - values[1]) / 2e-6
     assert expected.abs() > 1e-6
@@ -65,7 +69,7 @@ def test_meta_gradients_are_finite_at_zero_gradients():
 
     torch.manual_seed(0)
     task = Task(Regression(dead), seed=1)
-    _, grads, _ = task.gradient(task.start(NeuralGraphGNN()))
+    _, grads, _ = task.gradient(task.start(MetanetRule(NeuralGraphGNN(), task.graph)))
     assert grads[0].abs().max() == 0
     for metanet in (cls().double() for cls in METANETS.values()):
         _, gradient = meta_gradient(task, metanet)
@@ -80,14 +84,15 @@ def test_buffers_and_dropout():
     torch.manual_seed(0)
     metanet = NeuralGraphGNN(GNNConfig(width=4, layers=1)).double()
     task = Task(Regression(layers), seed=2)
-    start = task.start(metanet)
-    inner, losses = unroll(task, start, metanet, 3, task.hyper())
+    rule = MetanetRule(metanet, task.graph)
+    start = task.start(rule)
+    inner, losses = unroll(task, start, rule, 3, task.hyper())
     assert start.buffers["1.num_batches_tracked"] == 0
     assert inner.buffers["1.num_batches_tracked"] == 3
     assert not torch.equal(inner.buffers["1.running_mean"], start.buffers["1.running_mean"])
     # the network as torch runs it, with the same dropout masks
     assert torch.equal(losses[0], task.loss(start.params, start.buffers, 0)[0])
-    again, repeated = unroll(task, task.start(metanet), metanet, 3, task.hyper())
+    again, repeated = unroll(task, task.start(rule), rule, 3, task.hyper())
     assert torch.equal(losses, repeated)
     _, other = task.loss(start.params, start.buffers, 0), task.loss(start.params, start.buffers, 1)
     assert not torch.equal(other[0], losses[0])
@@ -101,9 +106,10 @@ def test_unrolling_in_pieces_is_unrolling_at_once():
     torch.manual_seed(0)
     metanet = NeuralGraphGNN().double()
     task = Task(Regression(), seed=2)
-    whole, losses = unroll(task, task.start(metanet), metanet, 5, task.hyper(1.0))
-    half, first = unroll(task, task.start(metanet), metanet, 2, task.hyper(1.0))
-    rest, second = unroll(task, half, metanet, 3, task.hyper(1.0))
+    rule = MetanetRule(metanet, task.graph)
+    whole, losses = unroll(task, task.start(rule), rule, 5, task.hyper(1.0))
+    half, first = unroll(task, task.start(rule), rule, 2, task.hyper(1.0))
+    rest, second = unroll(task, half, rule, 3, task.hyper(1.0))
     assert torch.equal(losses, torch.cat([first, second]))
     assert all(torch.equal(a, b) for a, b in zip(whole.params, rest.params, strict=True))
     assert rest.step == 5
@@ -112,14 +118,15 @@ def test_unrolling_in_pieces_is_unrolling_at_once():
 def test_whole_run_evaluates_the_trained_network():
     metanet = RecoveredGradient()
     task = Task(Regression(), seed=2)
-    inner, _ = unroll(task, task.start(metanet), metanet, 30, task.hyper())
+    rule = MetanetRule(metanet, task.graph)
+    inner, _ = unroll(task, task.start(rule), rule, 30, task.hyper())
     expected = task.problem.evaluate(task.model_at(inner), "validation")
-    assert whole_run(task, metanet, 30) == expected
+    assert whole_run(task, LearnedOptimizer(metanet=metanet), 30) == expected
     assert expected.loss < task.problem.evaluate(task.model, "validation").loss
 
 
 def test_the_optimizer_does_not_know_the_seed():
-    metanet = RecoveredGradient()
     a, b = (Task(Regression(), seed=s) for s in (1, 2))
-    assert not torch.equal(a.start(metanet).params[0], b.start(metanet).params[0])
-    assert torch.equal(a.start(metanet).params[0], copy.deepcopy(a).start(metanet).params[0])
+    rule = MetanetRule(RecoveredGradient(), a.graph)
+    assert not torch.equal(a.start(rule).params[0], b.start(rule).params[0])
+    assert torch.equal(a.start(rule).params[0], copy.deepcopy(a).start(rule).params[0])

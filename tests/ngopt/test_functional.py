@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from ngopt import build_graph
-from ngopt.features import DECAYS
-from ngopt.functional import Hyper, init, update
+from ngopt.functional import MOMENTA, Hyper, MetanetRule, update_all
 from ngopt.models import METANETS, FeedForward, NeuralGraphGNN
 from tests.equivariance import random_values
 from tests.networks import cnn, mlp
@@ -26,9 +25,10 @@ def constant(graph, lr=1.0, weight_decay=0.0):
 def test_lr_and_weight_decay_by_hand(case):
     graph, params, grads = case
     metanet = NeuralGraphGNN().double()
-    state = init(params, graph, metanet)
-    plain, _ = update(grads, state, params, graph, metanet, constant(graph))
-    found, _ = update(grads, state, params, graph, metanet, constant(graph, lr=0.3, weight_decay=5.0))
+    rule = MetanetRule(metanet, graph)
+    state = rule.init(params)
+    plain, _ = update_all(rule, grads, state, params, constant(graph))
+    found, _ = update_all(rule, grads, state, params, constant(graph, lr=0.3, weight_decay=5.0))
     for p, u, d in zip(params, plain, found, strict=True):
         torch.testing.assert_close(p + d, p * (1 - 0.3 * 1e-3 * 5.0) + 0.3 * u)
 
@@ -37,16 +37,17 @@ def test_lr_and_weight_decay_by_hand(case):
 def test_absent_parameters_stand_still_and_are_not_seen(case):
     graph, params, grads = case
     metanet = NeuralGraphGNN().double()
-    state = init(params, graph, metanet)
-    _, state = update(grads, state, params, graph, metanet, constant(graph))
+    rule = MetanetRule(metanet, graph)
+    state = rule.init(params)
+    _, state = update_all(rule, grads, state, params, constant(graph))
     partial = [None if i == 2 else g for i, g in enumerate(grads)]
-    deltas, after = update(partial, state, params, graph, metanet, constant(graph))
+    deltas, after = update_all(rule, partial, state, params, constant(graph))
     assert deltas[2] is None
-    assert after.step[2] == 1
-    assert after.step[0] == 2
-    assert all(torch.equal(a, b) for a, b in zip(after.exp_avgs[2], state.exp_avgs[2], strict=True))
+    assert after[2]["step"] == 1
+    assert after[0]["step"] == 2
+    assert all(torch.equal(after[2][key], value) for key, value in state[2].items())
     other = [p + 1 if i == 2 else p for i, p in enumerate(params)]
-    unseen, _ = update(partial, state, other, graph, metanet, constant(graph))
+    unseen, _ = update_all(rule, partial, state, other, constant(graph))
     assert all(torch.equal(a, b) for a, b in zip(deltas, unseen, strict=True) if a is not None)
 
 
@@ -54,13 +55,12 @@ def test_absent_parameters_stand_still_and_are_not_seen(case):
 def test_nothing_changes_in_place(case):
     graph, params, grads = case
     metanet = FeedForward().double()
-    state = init(params, graph, metanet)
-    before = [t.clone() for t in (*params, *grads, *(m for e in state.exp_avgs for m in e))]
-    update(grads, state, params, graph, metanet, constant(graph, weight_decay=1.0))
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(before, (*params, *grads, *(m for e in state.exp_avgs for m in e)), strict=True)
-    )
+    rule = MetanetRule(metanet, graph)
+    state = rule.init(params)
+    tensors = [*params, *grads, *(t for record in state for t in record.values())]
+    before = [t.clone() for t in tensors]
+    update_all(rule, grads, state, params, constant(graph, weight_decay=1.0))
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
 
 
 @torch.no_grad()
@@ -69,9 +69,11 @@ def test_state_is_at_least_float32():
         params = [p.detach().to(dtype) for p in mlp(2, 3, 1).parameters()]
         graph = build_graph(params)
         metanet = FeedForward().to(expected)
-        state = init(params, graph, metanet)
-        deltas, state = update(params, state, params, graph, metanet, constant(graph))
-        assert all(len(e) == len(DECAYS) and m.dtype == expected for e in state.exp_avgs for m in e)
+        rule = MetanetRule(metanet, graph)
+        state = rule.init(params)
+        deltas, state = update_all(rule, params, state, params, constant(graph))
+        assert all(record.keys() == {"step", *MOMENTA} for record in state)
+        assert all(record[key].dtype == expected for record in state for key in MOMENTA)
         assert all(d.dtype == expected for d in deltas)
 
 
@@ -80,10 +82,11 @@ def test_state_is_at_least_float32():
 def test_stacked_optimizees_under_vmap(name, case):
     graph, params, grads = case
     metanet = METANETS[name]().double()
+    rule = MetanetRule(metanet, graph)
     stack = [torch.stack([p, 2 * p]) for p in params], [torch.stack([g, -g]) for g in grads]
 
     def first_step(params, grads):
-        return update(grads, init(params, graph, metanet), params, graph, metanet, constant(graph))[0]
+        return update_all(rule, grads, rule.init(params), params, constant(graph))[0]
 
     mapped = torch.vmap(first_step)(*stack)
     for k in range(2):

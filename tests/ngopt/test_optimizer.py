@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.functional import Hyper, init, update
+from ngopt.functional import Hyper, MetanetRule, update_all
+from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward, NeuralGraphGNN
 from tests.networks import CNN_INPUT, cnn, mlp
+from tests.ngopt.fake_base import Momentum, MomentumConfig
 
 
 @pytest.fixture
@@ -52,19 +54,20 @@ def test_step_is_the_functional_update(metanet, dtype):
     graph = build_graph(model)
     exact = copy.deepcopy(metanet).double() if dtype == torch.float64 else metanet
     params = snapshot(model)
-    state = init(params, graph, exact)
+    rule = MetanetRule(exact, graph)
+    state = rule.init(params)
     for seed in range(3):
         inputs, labels = batch(seed, dtype)
         opt.zero_grad()
         F.cross_entropy(model(inputs).float(), labels).backward()
         grads = [p.grad.clone() for p in model.parameters()]
         with torch.no_grad():
-            deltas, state = update(grads, state, params, graph, exact, Hyper([0.5] * 9, [2.0] * 9))
+            deltas, state = update_all(rule, grads, state, params, Hyper([0.5] * 9, [2.0] * 9))
             for p, d in zip(params, deltas, strict=True):
                 p += d
         opt.step()
         assert same(model, params)
-    assert opt.state[next(model.parameters())]["exp_avg_0"].dtype == state.exp_avgs[0][0].dtype
+    assert opt.state[next(model.parameters())]["exp_avg_0"].dtype == state[0]["exp_avg_0"].dtype
 
 
 def test_model_graph_and_parameters_give_the_same_training(metanet):
@@ -206,6 +209,87 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
         assert all(torch.equal(v, saved["opt"]["state"][number][k]) for k, v in state.items())
 
 
+def test_a_base_rule_by_hand_and_resumed():
+    """Keys, dtypes and shapes of the state are the rule's own affair."""
+    weights = LearnedOptimizer(Momentum(MomentumConfig(size=0.5, decays=(0.75,))))
+    p = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.bfloat16))
+    idle = nn.Parameter(torch.ones(3))
+    opt = NGOptimizer([p, idle], lr=2.0, weights=weights, total_steps=4)
+    p.grad = torch.tensor([4.0, 0.0], dtype=torch.bfloat16)
+    opt.step()
+    assert p.tolist() == [0.0, -2.0]  # m = 1, 2 * .5 * 1 * m
+    assert opt.state[p]["average"].dtype == torch.float32
+    p.grad.zero_()
+    copied = copy.deepcopy(opt)
+    copied.param_groups[0]["params"][0].grad = p.grad.clone()
+    resumed_p = nn.Parameter(p.detach().clone())
+    resumed = NGOptimizer([resumed_p, nn.Parameter(torch.ones(3))], weights=weights)
+    resumed.load_state_dict(opt.state_dict())
+    resumed_p.grad = p.grad.clone()
+    opt.step()
+    resumed.step()
+    copied.step()
+    assert p.tolist() == [-0.5625, -2.0]  # m = 3/4, three quarters of the horizon are left
+    for other in (resumed, copied):
+        q = other.param_groups[0]["params"][0]
+        assert torch.equal(q, p)
+        assert {k: v.dtype for k, v in other.state[q].items()} == {
+            "count": torch.int64, "average": torch.float32, "size": torch.float32,
+        }  # fmt: skip
+        assert all(torch.equal(other.state[q][k], v) for k, v in opt.state[p].items())
+    assert idle not in opt.state
+
+
+def test_a_step_stores_each_parameter_before_the_next_is_computed():
+    seen = []
+
+    class Watching(Momentum):
+        def bind(self, graph, modulation, total_steps):
+            rule = super().bind(graph, modulation, total_steps)
+            update = rule.update
+
+            def watched(grads, state, params, hyper):
+                for item in update(grads, state, params, hyper):
+                    seen.append([int(opt.state[p]["count"]) for p in model.parameters()])
+                    yield item
+
+            rule.update = watched
+            return rule
+
+    model = mlp(2, 3, 1)
+    opt = NGOptimizer(model.parameters(), weights=LearnedOptimizer(Watching()))
+    model(torch.ones(1, 2)).sum().backward()
+    opt.step()
+    assert seen == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
+
+
+def test_hooks_of_load_state_dict_are_heard(metanet):
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    train(model, opt, range(1))
+    other = NGOptimizer(network().parameters(), weights=metanet)
+    seen = []
+
+    def double(_, state_dict):
+        state = {n: {k: 2 * v for k, v in r.items()} for n, r in state_dict["state"].items()}
+        return {**state_dict, "state": state}
+
+    def halve(optimizer):
+        for record in optimizer.state.values():
+            seen.append(record["exp_avg_0"].clone())
+            record["step"].zero_()
+
+    other.register_load_state_dict_pre_hook(double)
+    other.register_load_state_dict_post_hook(halve)
+    other.load_state_dict(opt.state_dict())
+    for given, found, at_hook in zip(opt.state.values(), other.state.values(), seen, strict=True):
+        assert torch.equal(found["exp_avg_0"], 2 * given["exp_avg_0"])
+        assert torch.equal(at_hook, found["exp_avg_0"])
+        assert found["step"] == 0
+    assert len(other._optimizer_load_state_dict_pre_hooks) == 1
+    assert len(other._optimizer_load_state_dict_post_hooks) == 1
+
+
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
 )
@@ -266,7 +350,8 @@ def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
             opt.zero_grad()
     for p, q in zip(complex_params, real_params, strict=True):
         assert torch.equal(torch.view_as_real(p.detach()), q)
-        assert opts[0].state[p]["exp_avg_0"].dtype == dtype
+        assert opts[0].state[p]["exp_avg_0"].dtype == dtype.to_real()
+        assert opts[0].state[p]["exp_avg_0"].shape == (*p.shape, 2)
     other = NGOptimizer([nn.Parameter(p.detach().clone()) for p in complex_params], weights=metanet)
     other.load_state_dict(opts[0].state_dict())
     first = next(iter(other.state.values()))
@@ -318,11 +403,19 @@ class TestErrors:
         wrong["state"][2]["exp_avg_1"] = torch.zeros(3, 3)
         other = copy.deepcopy(before)
         other["param_groups"][0]["weights"] = "0" * 64
+        lacking = copy.deepcopy(before)
+        del lacking["state"][1]["step"]
+        empty = copy.deepcopy(before)
+        empty["state"][3]["exp_avg_4"] = None
         short = copy.deepcopy(before)
         short["param_groups"][0]["params"].pop()
         for bad, message in (
             (wrong, r"'exp_avg_1' of 'parameter 2': expected shape \(5, 4, 2, 1\); got \(3, 3\)"),
             (other, "made with weights 000000000000"),
+            (lacking, "'step' of 'parameter 1': expected a tensor; got nothing"),
+            (empty, "'exp_avg_4' of 'parameter 3': expected a tensor; got nothing"),
+            ({}, "expected 'state' and 'param_groups'"),
+            (None, "state_dict: expected a dict; got NoneType"),
             (short, "doesn't match the size"),
         ):
             with pytest.raises(ValueError, match=message):

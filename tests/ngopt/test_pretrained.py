@@ -1,51 +1,98 @@
-import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ngopt import NGOptimizer, list_pretrained, load_pretrained
+from ngopt import NGOptimizer, build_graph, list_pretrained, load_pretrained
+from ngopt.learned import BASES, LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.models.feedforward import FeedForwardConfig
-from ngopt.pretrained import save_pretrained, weights_hash
+from ngopt.pretrained import _digest, save_pretrained, weights_hash
 from tests.networks import mlp
+from tests.ngopt.fake_base import Momentum, MomentumConfig
 
 
 @pytest.fixture
 def file(tmp_path):
     torch.manual_seed(0)
     metanet = FeedForward(FeedForwardConfig(hidden=(4,), output_scale=0.5))
+    learned = LearnedOptimizer(None, metanet, {"stages": ["one"]}, {"fm-16": 0.5})
     path = tmp_path / "mine.safetensors"
-    save_pretrained(metanet, path, recipe={"stages": ["one"]}, table={"fm-16": 0.5})
-    return path, metanet
+    save_pretrained(learned, path)
+    return path, learned
 
 
-def rewrite(path, tensors=None, **changes):
+@pytest.fixture
+def momentum(monkeypatch):
+    """A base rule that weights files can name."""
+    monkeypatch.setitem(BASES, "momentum", Momentum)
+    return Momentum(MomentumConfig(size=0.3, decays=(0.8, 0.5)))
+
+
+def rewrite(path, tensors=None, rehash=False, **changes):
     with safe_open(path, "pt") as f:
         metadata, kept = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-    save_file(tensors or kept, path, {**metadata, **changes})
+    metadata, kept = {**metadata, **changes}, tensors or kept
+    if rehash:
+        del metadata["sha256"]
+        metadata["sha256"] = _digest(metadata, kept)
+    save_file(kept, path, metadata)
+
+
+def assert_same_tensors(found, expected):
+    pairs = zip(found.state_dict().values(), expected.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_save_and_load(file):
-    path, metanet = file
+    path, learned = file
     loaded = load_pretrained(path)
-    assert loaded.config == metanet.config
-    assert weights_hash(loaded) == weights_hash(metanet)
-    assert all(
-        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), metanet.state_dict().values(), strict=True)
-    )
+    assert loaded.base is None
+    assert loaded.metanet.config == learned.metanet.config
+    assert weights_hash(loaded) == weights_hash(learned)
+    assert_same_tensors(loaded.metanet, learned.metanet)
     assert (loaded.recipe, loaded.table) == ({"stages": ["one"]}, {"fm-16": 0.5})
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("with_metanet", [False, True])
+def test_save_and_load_a_base_rule(file, momentum, with_metanet):
+    path, learned = file
+    learned = replace(learned, base=momentum, metanet=learned.metanet if with_metanet else None)
+    save_pretrained(learned, path)
+    loaded = load_pretrained(path)
+    assert isinstance(loaded.base, Momentum)
+    assert loaded.base.config == momentum.config
+    assert weights_hash(loaded) == weights_hash(learned)
+    assert (loaded.recipe, loaded.table) == ({"stages": ["one"]}, {"fm-16": 0.5})
+    assert (loaded.metanet is not None) == with_metanet
+    if with_metanet:
+        assert_same_tensors(loaded.metanet, learned.metanet)
+    other = replace(learned, base=Momentum(replace(momentum.config, size=0.4)))
+    assert weights_hash(other) != weights_hash(learned)
+    graph = build_graph(mlp(2, 3, 1))
+    rule = loaded.bind(graph, 7, dtype=torch.float64)
+    assert (rule.graph, rule.total_steps) == (graph, 7)
+    if with_metanet:
+        assert next(rule.modulation.parameters()).dtype == torch.float64
+    else:
+        assert rule.modulation is None
+
+
+def test_a_learned_optimizer_needs_something_to_compute():
+    with pytest.raises(ValueError, match="expected a base rule or a metanet"):
+        LearnedOptimizer()
 
 
 @pytest.mark.parametrize("name", ["ff", "ng-gnn"])
 def test_bundled_weights(name):
     assert name in list_pretrained()
-    metanet = load_pretrained(name)
-    assert metanet.recipe["stages"]
-    assert metanet.table
-    assert not any(p.requires_grad for p in metanet.parameters())
+    learned = load_pretrained(name)
+    assert learned.recipe["stages"]
+    assert learned.table
+    assert not any(p.requires_grad for p in learned.metanet.parameters())
 
 
 def test_default_is_bundled():
@@ -54,16 +101,17 @@ def test_default_is_bundled():
 
 
 def test_hash_sees_values_config_and_not_dtype(file):
-    _, metanet = file
-    digest = weights_hash(metanet)
-    assert weights_hash(metanet.double()) == digest
+    _, learned = file
+    metanet, digest = learned.metanet, weights_hash(learned)
+    metanet.double()
+    assert weights_hash(learned) == digest
     metanet.float()
-    other = FeedForward(FeedForwardConfig(hidden=(4,), output_scale=0.6))
-    other.load_state_dict(metanet.state_dict())
+    other = replace(learned, metanet=metanet.reconfigured(output_scale=0.6))
     assert weights_hash(other) != digest
+    assert weights_hash(replace(learned, recipe={"stages": []}, table={})) == digest
     with torch.no_grad():
         next(metanet.parameters()).view(-1)[0] += 1e-3
-    assert weights_hash(metanet) != digest
+    assert weights_hash(learned) != digest
 
 
 def damage_truncate(path):
@@ -71,17 +119,7 @@ def damage_truncate(path):
 
 
 def damage_value(path):
-    rewrite(path, tensors={k: v + 1 for k, v in load_pretrained(path).state_dict().items()})
-
-
-def damage_config(path):
-    config = {"hidden": [4], "output_scale": 0.5, "magnitude_scale": 0.001, "nominal_step": 0.001, "dropout": 0.1}
-    metanet = load_pretrained(path)
-    metanet.config = FeedForwardConfig()
-    import ngopt.pretrained as pretrained
-
-    text = json.dumps(config)
-    rewrite(path, config=text, sha256=pretrained._hash(metanet.state_dict(), text))
+    rewrite(path, tensors={k: v + 1 for k, v in load_pretrained(path).metanet.state_dict().items()})
 
 
 @pytest.mark.parametrize(
@@ -91,9 +129,13 @@ def damage_config(path):
         (lambda p: p.write_bytes(b""), "expected a complete safetensors file"),
         (damage_value, "do not have the SHA-256"),
         (lambda p: rewrite(p, sha256="0"), "do not have the SHA-256"),
-        (lambda p: rewrite(p, format="ngopt-0"), "expected format 'ngopt-1'; got 'ngopt-0'"),
-        (lambda p: rewrite(p, metanet="nfn2"), "got 'nfn2'"),
-        (damage_config, "differs in dropout"),
+        (lambda p: rewrite(p, format="ngopt-0"), "expected format 'ngopt-2'; got 'ngopt-0'"),
+        (lambda p: rewrite(p, recipe='{"stages": ["two"]}'), "do not have the SHA-256"),
+        (lambda p: rewrite(p, table='{"fm-16": 0.9}'), "do not have the SHA-256"),
+        (lambda p: rewrite(p, extra="1"), "do not have the SHA-256"),
+        (lambda p: rewrite(p, rehash=True, metanet="nfn2"), "metanet out of ff, .*got 'nfn2'"),
+        (lambda p: rewrite(p, rehash=True, base="sgd"), "base rule out of .*none; got 'sgd'"),
+        (lambda p: rewrite(p, rehash=True, config='{"hidden": [4], "dropout": 0}'), "dropout"),
     ],
 )
 def test_damaged_files_name_the_file(file, damage, message):

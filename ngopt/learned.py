@@ -1,0 +1,76 @@
+"""A learned optimizer as a whole: a hand-designed base rule, a metanet, or both."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from ngopt.functional import MetanetRule, UpdateRule
+from ngopt.graph.core import NeuralGraph
+from ngopt.models.metanet import Metanet
+
+
+class BaseRule(Protocol):
+    """A hand-designed rule, made as `cls(config)`; `Config` is a frozen dataclass of its numbers."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+    config: Any
+
+    def bind(self, graph: NeuralGraph, modulation: Metanet | None, total_steps: int | None) -> UpdateRule:
+        """The rule on a graph; a modulation of None is the identity.
+
+        total_steps: the horizon where it is known.
+        """
+        ...
+
+
+BASES: dict[str, type] = {}
+"""The base rules that weights files can name."""
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedOptimizer:
+    """What a weights file holds.
+
+    base: the hand-designed rule. metanet: what modulates it or, without a base (the paper's
+        optimizers), predicts the updates; None beside a base is the identity.
+    recipe, table: how the weights were made (`stages`, the last one the newest) and what was
+        measured with them, JSON.
+
+    Raises ValueError if there is neither a base nor a metanet.
+    """
+
+    base: BaseRule | None = None
+    metanet: Metanet | None = None
+    recipe: Mapping[str, Any] = field(default_factory=lambda: {"stages": []})
+    table: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.base is None and self.metanet is None:
+            raise ValueError("LearnedOptimizer: expected a base rule or a metanet; got neither")
+
+    def bind(
+        self,
+        graph: NeuralGraph,
+        total_steps: int | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> UpdateRule:
+        """The update rule on a graph.
+
+        total_steps: the horizon where it is known. device, dtype: of a copy of the metanet; with
+            neither the rule has the metanet itself, so that an unroll differentiates by it.
+        """
+        metanet = self.metanet
+        if metanet is not None and (device is not None or dtype is not None):
+            metanet = copy.deepcopy(metanet).to(device=device, dtype=dtype).eval()
+        if self.base is not None:
+            return self.base.bind(graph, metanet, total_steps)
+        assert metanet is not None
+        return MetanetRule(metanet, graph)

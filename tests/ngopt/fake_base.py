@@ -1,0 +1,57 @@
+"""A base rule small enough to be worked out by hand: decayed momentum along the horizon."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ngopt.functional import state_dtype
+
+
+@dataclass(frozen=True)
+class MomentumConfig:
+    size: float = 0.1
+    decays: tuple[float, ...] = (0.9,)
+
+
+class Momentum:
+    """p <- p - lr * size * (1 - t / total_steps) * (modulation's share) * m.
+
+    The record has a tensor of the parameter's shape, one of another shape and a count in int64.
+    """
+
+    name = "momentum"
+    Config = MomentumConfig
+
+    def __init__(self, config=None):
+        self.config = config or MomentumConfig()
+
+    def bind(self, graph, modulation, total_steps):
+        return MomentumRule(self.config, graph, modulation, total_steps)
+
+
+@dataclass
+class MomentumRule:
+    config: MomentumConfig
+    graph: object
+    modulation: object
+    total_steps: int | None
+
+    def init(self, params):
+        return [
+            {
+                "count": torch.zeros((), dtype=torch.int64),
+                "average": torch.zeros_like(p, dtype=state_dtype(p), requires_grad=False),
+                "size": p.detach().to(state_dtype(p)).square().mean().sqrt().expand(2).clone(),
+            }
+            for p in params
+        ]
+
+    def update(self, grads, state, params, hyper):
+        for i, g in enumerate(grads):
+            if g is None:
+                continue
+            old = state[i]
+            average = old["average"].lerp(g.to(old["average"].dtype), 1 - self.config.decays[0])
+            left = 1.0 if self.total_steps is None else 1 - old["count"] / self.total_steps
+            delta = -hyper.lr[i] * self.config.size * left * average
+            yield i, delta, {**old, "count": old["count"] + 1, "average": average}
