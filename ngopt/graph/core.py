@@ -11,7 +11,7 @@ parameter more than once, each use is a place, and scatter averages over them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
@@ -210,7 +210,8 @@ class NeuralGraph:
     `parameters` lists the parameters in the order in which values are given; the blocks in
     `constants` belong to none. `unplaced` names the parameters for which no rule was found, each a
     component of its own. `members` says for each group which of several joined graphs it is of; ()
-    where there is one. Use `ngopt.build_graph` to make a graph.
+    where there is one. `inferred` says for each parameter whether it is where its name and shape
+    put it, () where none is. Use `ngopt.build_graph` to make a graph.
     """
 
     parameters: tuple[ParameterSpec, ...]
@@ -219,6 +220,18 @@ class NeuralGraph:
     biases: tuple[Bias, ...]
     unplaced: tuple[str, ...] = ()
     members: tuple[int, ...] = ()
+    inferred: tuple[bool, ...] = field(default=(), compare=False)
+
+    def blocks_into(self, group: int) -> tuple[EdgeBlock, ...]:
+        """The blocks whose target is a group."""
+        return self._incoming.get(group, ())
+
+    @cached_property
+    def _incoming(self) -> dict[int, tuple[EdgeBlock, ...]]:
+        found: dict[int, list[EdgeBlock]] = {}
+        for block in self.blocks:
+            found.setdefault(block.target, []).append(block)
+        return {group: tuple(blocks) for group, blocks in found.items()}
 
     @property
     def numel(self) -> int:

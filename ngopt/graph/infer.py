@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ngopt.graph.core import EdgeBlock, NeuralGraph, ParameterSpec, View
 from ngopt.graph.topology import GraphBuilder, layer_name, whole
@@ -45,7 +45,7 @@ def infer_graph(parameters: Sequence[ParameterSpec], named: bool = False) -> Neu
     last: int | None = None
     for k, layer in enumerate(layers):
         last = _add_layer(builder, layer, None if layer.weight in uncertain else last, _is_table(parameters, layers, k))
-    return builder.build()
+    return replace(builder.build(), inferred=(True,) * len(parameters))
 
 
 def _add_layer(builder: GraphBuilder, layer: Layer, last: int | None, table: bool) -> int | None:

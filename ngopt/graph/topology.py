@@ -207,6 +207,7 @@ def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
 def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
     p, g = len(first.parameters), len(first.groups)
     old = first.members or (0,) * g
+    inferred = [part.inferred or (False,) * len(part.parameters) for part in (first, second)]
 
     def moved(view: View | None) -> View | None:
         return None if view is None else replace(view, parameter=view.parameter + p)
@@ -220,4 +221,5 @@ def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
         (*first.biases, *biases),
         (*first.unplaced, *second.unplaced),
         (*old, *(max(old) + 1 + m for m in second.members or [0] * len(second.groups))),
+        (*inferred[0], *inferred[1]),
     )

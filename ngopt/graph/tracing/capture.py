@@ -89,7 +89,11 @@ def _few_rows(value: Any) -> Any:
 
 
 def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
-    program = torch.export.export(model, args, kwargs)
+    hook = model.register_forward_hook(lambda _module, _args, output: _tensors(output))
+    try:
+        program = torch.export.export(model, args, kwargs)
+    finally:
+        hook.remove()
     state = {}
     for spec in program.graph_signature.input_specs:
         name, target = getattr(spec.arg, "name", ""), spec.target or ""
@@ -109,7 +113,7 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     own = {**parameters, **buffers}
 
     def run(state: dict[str, Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
-        return _plain(functional_call(model, state, args, kwargs))
+        return _tensors(functional_call(model, state, args, kwargs))
 
     traced = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)(own, args, kwargs)
     graph = inlined(traced)
@@ -157,11 +161,19 @@ def _region(module: GraphModule, node: Node) -> tuple[GraphModule | None, list[A
     return None, []
 
 
-def _plain(output: Any) -> Any:
-    """What a module returns, a dataclass as a dict: torch.fx does not look into one that torch does not know."""
-    if is_dataclass(output) and not isinstance(output, type):
-        return {field.name: _plain(getattr(output, field.name)) for field in fields(output)}
-    return output
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors that a module returns.
+
+    What else it returns, numbers or a cache of keys and values, is no part of the network.
+    """
+    found = []
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            values = [getattr(leaf, field.name) for field in fields(leaf)]
+            found += _tensors(values)
+    return found
 
 
 def guess_inputs(model: nn.Module) -> Iterator[Tensor]:

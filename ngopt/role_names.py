@@ -1,0 +1,3 @@
+from ngopt.graph import NeuralGraph
+def named_role(graph, number, role):
+    return role.role, role.blocks

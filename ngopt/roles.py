@@ -1,0 +1,168 @@
+"""What the graph says each parameter is, for any optimizer that treats them differently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ngopt.graph import Bias, EdgeBlock, NeuralGraph, build_graph
+from ngopt.graph.matrices import MatrixBlock, NeuronSet, by_shape, matrices
+from ngopt.graph.usage import is_dense, mixes_neurons, neurons, usage
+from ngopt.graph.views import is_diagonal
+from ngopt.role_names import named_role
+
+__all__ = ["MatrixBlock", "NeuronSet", "ParameterRole", "parameter_roles", "roles_of"]
+
+ROLES = ("embedding", "output", "matrix", "norm", "bias", "other")
+
+
+@dataclass(frozen=True)
+class ParameterRole:
+    """What one parameter is.
+
+    role: "embedding" (a table of which rows are looked up, also where it makes the output too),
+        "output" (the last matrix before an output of the network), "matrix", "norm" (scale or
+        shift), "bias", or "other" (class tokens, positions added to activations, slopes, factors
+        of layers, whatever nothing is known of).
+    blocks: of an embedding, output or matrix, its matrices; every element is in one of them, once.
+        An embedding's rows are its dimension, its columns the tokens.
+    depth: of the neurons that the parameter leads to, 0 at the inputs and 1 at the last output.
+    reads_input: whether it is a matrix that is applied to the network's own inputs.
+    """
+
+    name: str
+    role: str
+    blocks: tuple[MatrixBlock, ...] = ()
+    depth: float = 0.0
+    reads_input: bool = False
+
+
+def parameter_roles(
+    model: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]], example_input: Any = None
+) -> dict[str, ParameterRole]:
+    """Name -> role of every parameter, in the order of the parameters.
+
+    model, example_input: as for `build_graph`; of parameters alone, names and shapes decide.
+
+    Raises ValueError as `build_graph` does.
+
+    >>> roles = parameter_roles(model, example_input)
+    >>> decayed = [p for name, p in model.named_parameters() if roles[name].blocks]
+    """
+    return {role.name: role for role in roles_of(build_graph(model, example_input))}
+
+
+def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
+    """The role of every parameter of a graph, in the order of `graph.parameters`."""
+    facts = _Facts(graph)
+    roles = [facts.role(number) for number in range(len(graph.parameters))]
+    if not any(graph.inferred):
+        return tuple(roles)
+    named = (named_role(graph, number, role) for number, role in enumerate(roles))
+    return tuple(
+        role if is_traced else replace(role, role=name, blocks=blocks)
+        for role, (name, blocks), is_traced in zip(roles, named, graph.inferred, strict=True)
+    )
+
+
+class _Facts:
+    """What a graph says, collected once for all parameters."""
+
+    def __init__(self, graph: NeuralGraph):
+        self.graph = graph
+        self.usage = usage(graph)
+        self.last = _leads_only_to_outputs(graph)
+        self.normalised = _normalised(graph)
+        self.made_by_weights = {b.target for b in graph.blocks if mixes_neurons(b)}
+        self.blocks: list[list[EdgeBlock]] = [[] for _ in graph.parameters]
+        self.biases: list[list[Bias]] = [[] for _ in graph.parameters]
+        for block in graph.weights:
+            assert block.view is not None
+            self.blocks[block.view.parameter].append(block)
+        for bias in graph.biases:
+            self.biases[bias.view.parameter].append(bias)
+
+    def role(self, number: int) -> ParameterRole:
+        spec, groups = self.graph.parameters[number], self.graph.groups
+        blocks, biases = self.blocks[number], self.biases[number]
+        tables = [block for block in blocks if groups[block.source].kind == "token"]
+        dense = [block for block in blocks if is_dense(block)]
+        if tables:
+            return self._of_matrix(spec.name, "embedding", tables, None)
+        if dense:
+            is_last = all(self.last[block.target] for block in dense)
+            return self._of_matrix(spec.name, "output" if is_last else "matrix", dense, self.usage)
+        kinds = {self._of_block(block) for block in blocks} | {self._of_bias(bias) for bias in biases}
+        role = next(role for role in ("norm", "bias", "other") if role in kinds)
+        ends = [block.target for block in blocks] + [bias.group for bias in biases]
+        is_unknown = all(groups[end].name == f"{spec.name}.unused" for end in ends)
+        if is_unknown and len(spec.shape) > 1:
+            return ParameterRole(spec.name, "matrix", (by_shape(number, spec.shape),))
+        return ParameterRole(spec.name, role, depth=groups[ends[0]].depth)
+
+    def _of_matrix(
+        self, name: str, role: str, blocks: Sequence[EdgeBlock], usage: list[np.ndarray] | None
+    ) -> ParameterRole:
+        groups = self.graph.groups
+        sources = [groups[block.source] for block in blocks]
+        reads_input = any(s.role == "input" and s.kind == "neuron" for s in sources)
+        depth = groups[blocks[0].target].depth
+        found = matrices(self.graph, blocks, usage)
+        return ParameterRole(name, role, found, depth, reads_input)
+
+    def _of_block(self, block: EdgeBlock) -> str:
+        is_norm = block.kind in ("gamma", "beta") or self._scales_norm(block)
+        return "norm" if is_norm else "other"
+
+    def _scales_norm(self, block: EdgeBlock) -> bool:
+        """Whether a block is the scale of a norm that someone wrote by hand."""
+        return block.kind == "scale" and is_diagonal(block) and block.source in self.normalised
+
+    def _of_bias(self, bias: Bias) -> str:
+        if bias.kind in ("gamma", "beta"):
+            return "norm"
+        incoming = self.graph.blocks_into(bias.group)
+        if bias.kind == "bias":
+            return "bias"
+        if bias.kind == "recurrent":  # of a GRU, or a state that a layer begins with
+            gated = [b for b in incoming if b.kind == "recurrent" and b.view is not None]
+            return "bias" if any(b.slot_shape == bias.slot_shape for b in gated) else "other"
+        if bias.kind == "shift" and not bias.slot_shape:
+            if any(self._scales_norm(block) for block in incoming):
+                return "norm"
+            return "bias" if bias.group in self.made_by_weights else "other"
+        return "other"
+
+
+def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
+    """For every group whether it leads to an output of the network, and to no further matrix."""
+    count = len(graph.groups)
+    outputs = [group.role == "output" and group.kind != "position" for group in graph.groups]
+    reaches, mixed = list(outputs), [False] * count
+    before: tuple[list[bool], list[bool]] | None = None
+    while before != (reaches, mixed):  # once more for each way back against the order of blocks
+        before = list(reaches), list(mixed)
+        for block in reversed(graph.blocks):
+            source, target = block.source, block.target
+            reaches[source] = reaches[source] or reaches[target]
+            mixed[source] = mixed[source] or mixed[target] or mixes_neurons(block)
+    return [reached and not more for reached, more in zip(reaches, mixed, strict=True)]
+
+
+def _normalised(graph: NeuralGraph) -> set[int]:
+    """Groups of products of neurons with something pooled from many, as x / sqrt(mean(x^2))."""
+    pools = {
+        number
+        for number, group in enumerate(graph.groups)
+        if group.size == 1 and any(b.kind == "pool" for b in graph.blocks_into(number))
+    }
+    found = set()
+    for number, group in enumerate(graph.groups):
+        incoming = [b for b in graph.blocks_into(number) if b.kind in ("left", "right")]
+        if group.kind == "product" and any(b.source in pools for b in incoming):
+            found.add(number)
+    return found
