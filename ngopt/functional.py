@@ -24,10 +24,14 @@ MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
 
 
 class Hyper(NamedTuple):
-    """Per parameter: `lr` multiplies the update; `weight_decay` is decoupled, in AdamW's units."""
+    """Per parameter: `lr` multiplies the update; `weight_decay` is decoupled, in AdamW's units.
+
+    scheduled: whether someone else changes `lr` over time, so that a rule leaves out its own schedule.
+    """
 
     lr: Sequence[float | Tensor]
     weight_decay: Sequence[float]
+    scheduled: bool = False
 
 
 class UpdateRule(Protocol):

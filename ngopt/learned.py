@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from ngopt.base.soap import Soap
 from ngopt.functional import MetanetRule, UpdateRule
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.metanet import Metanet
@@ -29,7 +30,7 @@ class BaseRule(Protocol):
         ...
 
 
-BASES: dict[str, type] = {}
+BASES: dict[str, type] = {Soap.name: Soap}
 """The base rules that weights files can name."""
 
 

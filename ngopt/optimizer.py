@@ -235,7 +235,9 @@ class NGOptimizer(Optimizer):
             for i, p in new.items():
                 self.state[p].update(first[i])
                 state[i] = first[i]
-        return params, grads, state, Hyper(lr, weight_decay)
+        # torch's schedulers leave this mark
+        scheduled = any("initial_lr" in group for group in self.param_groups)
+        return params, grads, state, Hyper(lr, weight_decay, scheduled)
 
     def _stand_ins(self, real_ones: Mapping[int, Tensor]) -> list[Tensor]:
         """For every parameter in the graph a tensor without memory, but for some at their positions."""

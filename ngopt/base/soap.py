@@ -1,0 +1,217 @@
+"""The base rule of the default: SOAP (Vyas et al. 2024) with one setting for every network.
+
+For a matrix G of gradients, L and R are running means of G G^T and G^T G with eigenvectors Q_L and
+Q_R. Adam's second moment v is that of Q_L^T G Q_R, and the direction is
+
+    u = Q_L [Q_L^T n Q_R / sqrt(v)] Q_R^T,   n: Nesterov's momentum.
+
+What differs from SOAP: a basis is renewed after the update, so that it never contains the gradient
+that it is applied to; factors belong to neurons, so that heads, gates and experts have their own;
+gradients are divided by the size of the first, so that the scale of the loss changes nothing; one
+far out of its running size is cut, one that is not finite left out; what never had a gradient does
+not move; the step size follows fans, initial weights, role and horizon.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ngopt.base.direction import DirectionConfig, direction, init_direction
+from ngopt.base.layout import MatrixLayout, layouts_of
+from ngopt.base.measure import Measured, measure
+from ngopt.base.schedule import average_weight, with_horizon, without_horizon
+from ngopt.functional import Hyper, Record, state_dtype
+from ngopt.graph.core import NeuralGraph
+from ngopt.roles import ParameterRole, roles_of
+
+# Steps of unit size in which `weight_decay` of the optimizer is given: that of AdamW's default.
+NOMINAL_STEP = 1e-3
+
+
+@dataclass(frozen=True)
+class SoapConfig(DirectionConfig):
+    """All numbers of the rule, beside those of the direction.
+
+    step_size: root mean square of an update of a matrix with 64 inputs, at the schedule's height.
+    fan_exponent, fan_cap: the step size goes with fan_in ** -fan_exponent, up to `fan_cap` times.
+    init_exponent: and with the size of the initial weights, in that of PyTorch's, to this power.
+    embedding, output, norm, bias, other: factors of parameters of these roles.
+    weight_decay: of matrices, decoupled, in units of the step size.
+    warmup: share of the horizon. clip: see `measure`. renew_every: steps between renewals of a
+        basis, fewer in the beginning. longest, budget: see `layouts_of`.
+    open_step_size, open_warmup, open_constant, average_power: without a horizon; see
+        `without_horizon` and `average_weight`.
+    """
+
+    step_size: float = 0.02
+    fan_exponent: float = 0.5
+    fan_cap: float = 1.0
+    init_exponent: float = 0.6
+    embedding: float = 1.0
+    output: float = 1.5
+    norm: float = 1.0
+    bias: float = 1.0
+    other: float = 1.0
+    weight_decay: float = 0.05
+    warmup: float = 0.08
+    clip: float = 10.0
+    renew_every: int = 10
+    longest: int = 1024
+    budget: float = 4.0
+    open_step_size: float = 0.03
+    open_warmup: int = 30
+    open_constant: int = 50
+    average_power: float = 10.0
+
+
+class Soap:
+    """The base rule "soap" with its numbers; `bind` gives the rule on a graph."""
+
+    name = "soap"
+    Config = SoapConfig
+
+    def __init__(self, config: SoapConfig | None = None):
+        self.config = config or SoapConfig()
+
+    def bind(
+        self, graph: NeuralGraph, modulation: Any = None, total_steps: int | None = None
+    ) -> SoapRule:
+        """The rule for the parameters of a graph. total_steps: the horizon, where it is known."""
+        return SoapRule(self.config, graph, modulation, total_steps)
+
+
+class SoapRule:
+    """An `UpdateRule`: p <- p - s (lr * u + lr * decay * p), with the direction u and the schedule s.
+
+    A record is `step`, the number of gradients so far; `skipped`, how many of them were not finite;
+    `scale` and `size` (see `Measured`); `gain`, the parameter's own factor of the step size; what
+    `init_direction` describes; and, without a horizon, the `average` of the weights.
+    """
+
+    def __init__(
+        self,
+        config: SoapConfig,
+        graph: NeuralGraph,
+        modulation: Any,
+        total_steps: int | None,
+    ):
+        self.config, self.total_steps = config, total_steps
+        self.roles = roles_of(graph)
+        self.layouts = [
+            layouts_of(role, spec.shape, config.longest, config.budget)
+            for role, spec in zip(self.roles, graph.parameters, strict=True)
+        ]
+
+    def init(self, params: Sequence[Tensor]) -> list[Record]:
+        rows = zip(params, self.roles, self.layouts, strict=True)
+        return [self._first_record(p, role, layouts) for p, role, layouts in rows]
+
+    def update(
+        self,
+        grads: Sequence[Tensor | None],
+        state: Sequence[Record],
+        params: Sequence[Tensor],
+        hyper: Hyper,
+    ) -> Iterator[tuple[int, Tensor, Record]]:
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        if not present:
+            return
+        now = max(int(record["step"]) for record in state if record)
+        if now == self.total_steps:
+            warnings.warn(
+                f"NGOptimizer: step {now + 1} of total_steps={now}: the step size stays near zero "
+                "from here on",
+                stacklevel=3,
+            )
+        found = measure([grads[i] for i in present], [state[i] for i in present], self.config.clip)
+        for i, measured in zip(present, found, strict=True):
+            schedule = self._schedule(int(state[i]["step"]), now, hyper.scheduled)
+            rate = hyper.lr[i] * schedule
+            yield i, *self._step(
+                i, grads[i], params[i], state[i], measured, rate, hyper.weight_decay[i]
+            )
+
+    def _first_record(
+        self, p: Tensor, role: ParameterRole, layouts: Sequence[MatrixLayout]
+    ) -> Record:
+        zero = torch.zeros((), device=p.device)
+        record = {
+            "step": torch.zeros(()),
+            "skipped": zero,
+            "scale": zero.clone(),
+            "size": zero.clone(),
+            "gain": self._gain(p, role),
+            **init_direction(p, layouts, state_dtype(p)),
+        }
+        if self.total_steps is None:
+            record["average"] = p.detach().to(state_dtype(p), copy=True)
+        return record
+
+    def _gain(self, p: Tensor, role: ParameterRole) -> Tensor:
+        """The factor of the step size that role, fan and initial weights give, ()."""
+        config = self.config
+        factor = 1.0 if role.role == "matrix" else getattr(config, role.role)
+        gain = torch.full((), factor, device=p.device)
+        if not role.blocks or role.role == "embedding" or p.numel() == 0:
+            return gain
+        fan_in = max(prod(block.view.shape[2:]) for block in role.blocks)
+        gain *= min((fan_in / 64) ** -config.fan_exponent, config.fan_cap)
+        # PyTorch's initial weights are uniform in +- 1 / sqrt(fan_in)
+        usual = (3 * fan_in) ** -0.5
+        size = p.detach().float().square().mean().sqrt() / usual
+        factor = size.clamp(1e-3, 10) ** config.init_exponent
+        return gain * torch.where(size > 0, factor, 1)
+
+    def _schedule(self, step: int, now: int, scheduled: bool) -> float:
+        """What the step size is at a parameter's own step, `now` steps into the training."""
+        config = self.config
+        if scheduled:
+            return config.step_size
+        if self.total_steps is not None:
+            return config.step_size * with_horizon(step, now, self.total_steps, config.warmup)
+        factor = without_horizon(step, now, config.open_warmup, config.open_constant)
+        return config.open_step_size * factor
+
+    def _step(
+        self,
+        i: int,
+        grad: Tensor,
+        p: Tensor,
+        record: Record,
+        measured: Measured,
+        rate: float | Tensor,
+        weight_decay: float,
+    ) -> tuple[Tensor, Record]:
+        """One parameter's delta and new record. rate: its step size now, but for `gain`."""
+        config, step = self.config, int(record["step"])
+        value, new = direction(grad, record, self.layouts[i], measured, config, self._is_due(i, step))
+        on = measured.active.float()
+        delta = value * (-rate * record["gain"] * on).to(value.dtype)
+        decay = weight_decay * NOMINAL_STEP / config.step_size
+        if self.roles[i].blocks:
+            decay += config.weight_decay
+        if decay:
+            delta -= p * (rate * decay * on).to(value.dtype)
+        new |= {
+            "step": record["step"] + 1,
+            "skipped": record["skipped"] + (1 - on),
+            "scale": measured.scale,
+            "size": measured.size,
+            "gain": record["gain"],
+        }
+        if "average" in record:
+            weight = average_weight(step, config.average_power)
+            new["average"] = record["average"].lerp(p + delta, weight)
+        return delta, new
+
+    def _is_due(self, i: int, step: int) -> bool:
+        """Whether the bases of a parameter are renewed: in turn, so that no step does it for all."""
+        every = min(self.config.renew_every, 1 + step // 8)
+        return (step + i) % every == 0
