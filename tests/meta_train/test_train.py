@@ -154,7 +154,7 @@ class TestErrors:
     def test_names(self, tmp_path):
         with pytest.raises(ValueError, match="metanet 'adam': expected one of ff, ng-gnn"):
             MetaTrainer(config(tmp_path, metanet="adam"))
-        with pytest.raises(ValueError, match="problem 'fm-17': expected one of fm-16, fm-8, c10-32"):
+        with pytest.raises(ValueError, match="problem 'fm-17': expected one of fm-16, fm-8, mlp-fm28"):
             MetaTrainer(config(tmp_path, problems=("fm-17",)))
         with pytest.raises(ValueError, match=r"problem 'no.module:make'.*no"):
             load_problem("no.module:make")

@@ -1,0 +1,48 @@
+"""Problems: what optimizers are meta-trained and compared on.
+
+A problem is anything with the methods of `Problem`; users give theirs on the command line as
+`module:factory`, where the factory takes no arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from meta_train.problems.catalogue import (
+    DEVELOPMENT,
+    LISTS,
+    META_TEST,
+    META_VALIDATION,
+    PAPER,
+    PROBLEMS,
+)
+from meta_train.problems.protocol import Metrics, Problem
+
+__all__ = [
+    "DEVELOPMENT",
+    "LISTS",
+    "META_TEST",
+    "META_VALIDATION",
+    "PAPER",
+    "PROBLEMS",
+    "Metrics",
+    "Problem",
+    "load_problem",
+]
+
+
+def load_problem(name: str) -> Problem:
+    """A problem by its name in `PROBLEMS`, or made by the factory that `module:factory` names.
+
+    Raises ValueError if there is neither.
+    """
+    if name in PROBLEMS:
+        return PROBLEMS[name]
+    module, separator, factory = name.partition(":")
+    try:
+        if separator:
+            return getattr(importlib.import_module(module), factory)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"problem '{name}': {error}") from error
+    known = ", ".join(PROBLEMS)
+    raise ValueError(f"problem '{name}': expected one of {known}, or 'module:factory'")

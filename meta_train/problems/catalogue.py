@@ -1,0 +1,252 @@
+"""All problems by name, in lists that say what each may be used for.
+
+Names: family, data (m: MNIST, fm: FashionMNIST, c: CIFAR-10, text), side of the images.
+A horizon makes a run take some seconds of one core (README: how many).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from meta_train.problems.images import (
+    brightest_pixels,
+    images,
+    lower_brightness,
+    noisy_images,
+    picture,
+    picture_slopes,
+    pixels,
+)
+from meta_train.problems.networks.convolutional import (
+    UNet,
+    convolutional_autoencoder,
+    depthwise_cnn,
+    group_norm,
+    paper_cnn,
+    pooled_cnn,
+    residual_cnn,
+    strided_cnn,
+    wave_cnn,
+)
+from meta_train.problems.networks.dense import (
+    BagOfTrigrams,
+    MixtureOfExperts,
+    PointSet,
+    Siren,
+    SirenSlopes,
+    VariationalAutoencoder,
+    autoencoder,
+    mlp,
+)
+from meta_train.problems.networks.sequential import (
+    CharacterReader,
+    Gpt,
+    LinearTransformer,
+    Mixer,
+    RowReader,
+    VisionTransformer,
+)
+from meta_train.problems.objectives import CONTRAST, PREDICT_QUANTILES, RECONSTRUCT, VARIATIONAL
+from meta_train.problems.supervised import (
+    CLASSIFY,
+    REGRESS,
+    Splits,
+    SupervisedProblem,
+)
+from meta_train.problems.text import FILES, VOCABULARY, files_of_windows, next_characters
+
+Data = Callable[[], Splits]
+Build = Callable[[], nn.Module]
+
+MNIST = partial(images, "mnist")
+MNIST_14 = partial(images, "mnist", 2)
+MNIST_7 = partial(images, "mnist", 4)
+FASHION = partial(images, "fashion-mnist")
+FASHION_14 = partial(images, "fashion-mnist", 2)
+CIFAR = partial(images, "cifar10")
+CIFAR_16 = partial(images, "cifar10", 2)
+GRAY_16 = partial(images, "cifar10", 2, gray=True)
+
+group_normed = partial(strided_cnn, norm=group_norm, activation=nn.ReLU)
+batch_normed = partial(strided_cnn, norm=nn.BatchNorm2d, activation=nn.SiLU)
+
+
+def _classify(
+    name: str,
+    data: Data,
+    build: Build,
+    batch_size: int,
+    steps: int,
+) -> SupervisedProblem:
+    return SupervisedProblem(name, data, build, CLASSIFY, batch_size, steps)
+
+
+def _language(
+    name: str,
+    length: int,
+    build: Build,
+    batch_size: int,
+    steps: int,
+) -> SupervisedProblem:
+    data = partial(next_characters, length)
+    return SupervisedProblem(name, data, build, CLASSIFY, batch_size, steps)
+
+
+def _picture(name: str, index: int, gray: bool, build: Build, steps: int) -> SupervisedProblem:
+    data = partial(picture, index, gray)
+    return SupervisedProblem(name, data, build, REGRESS, None, steps)
+
+
+_DEVELOPMENT = (
+    _classify("fm-16", FASHION, partial(paper_cnn, 1, (16, 32, 32)), 128, 1000),
+    _classify("fm-8", FASHION, partial(paper_cnn, 1, (8, 16, 16)), 128, 1000),
+    _classify("mlp-fm28", FASHION, partial(mlp, (784, 128, 64, 10)), 64, 1000),
+    _classify("mlp-deep-m14", MNIST_14, partial(mlp, (196, *[48] * 8, 10), nn.Tanh), 128, 1500),
+    _classify("mlp-small-m7", MNIST_7, partial(mlp, (49, 32, 10)), 32, 3000),
+    _classify("mlp-wide-fm14", FASHION_14, partial(mlp, (196, 256, 10), nn.GELU), 8, 2000),
+    _classify("cnn-m14", MNIST_14, partial(pooled_cnn, (1, 8, 16), 3), 512, 200),
+    _classify("cnn-gn-c16", CIFAR_16, partial(group_normed, (3, 16, 32, 64)), 64, 800),
+    _classify("depthwise-fm14", FASHION_14, partial(depthwise_cnn, (1, 16, 32, 64)), 64, 600),
+    _classify("resnet-c16", CIFAR_16, partial(residual_cnn, 3, (12, 24, 32)), 64, 400),
+    _classify("vit-fm28", FASHION, partial(VisionTransformer, 1, 28, 7, 32, 4, 2), 64, 600),
+    _language("gpt-text", 64, partial(Gpt, VOCABULARY, 64, 48, 4, 2), 16, 600),
+    _classify("gru-fm28", FASHION, partial(RowReader, nn.GRU, 28, 48), 64, 500),
+    _language("lstm-text", 48, partial(CharacterReader, nn.LSTM, VOCABULARY, 24, 64), 16, 600),
+    SupervisedProblem(
+        "autoencoder-m28",
+        partial(pixels, "mnist"),
+        partial(autoencoder, (784, 128, 64, 16), (1, 28, 28)),
+        RECONSTRUCT,
+        128,
+        1000,
+    ),
+    _picture("siren-gray", 7, True, partial(Siren, (2, 48, 48, 48, 1)), 2000),
+    _classify("mixer-c16", CIFAR_16, partial(Mixer, 3, 16, 4, 48, 2), 64, 600),
+)
+
+_META_VALIDATION = (
+    _classify(
+        "mlp-norm-c16",
+        GRAY_16,
+        partial(mlp, (256, 96, 96, 96, 10), nn.GELU, nn.LayerNorm),
+        256,
+        600,
+    ),
+    _classify("cnn-bn-fm28", FASHION, partial(batch_normed, (1, 12, 24, 48)), 32, 800),
+    _classify(
+        "resnet-gn-fm14",
+        FASHION_14,
+        partial(residual_cnn, 1, (16, 32), group_norm),
+        64,
+        300,
+    ),
+    _classify("vit-c16", CIFAR_16, partial(VisionTransformer, 3, 16, 4, 48, 6, 3), 32, 600),
+    _language("gpt-tied-text", 32, partial(Gpt, VOCABULARY, 32, 64, 2, 1, tied=True), 64, 500),
+    _language("gru-text", 64, partial(CharacterReader, nn.GRU, VOCABULARY, 32, 48, 2), 8, 600),
+    SupervisedProblem(
+        "autoencoder-conv-fm28",
+        partial(pixels, "fashion-mnist"),
+        partial(convolutional_autoencoder, (8, 16), 16),
+        RECONSTRUCT,
+        64,
+        500,
+    ),
+    _picture("siren-rgb", 11, False, partial(Siren, (2, 64, 64, 3)), 1000),
+)
+
+_META_TEST = (
+    # families that are in neither of the lists above
+    _classify(
+        "points-m14",
+        partial(brightest_pixels, "mnist", 2, 48),
+        partial(PointSet, 3, 48, 10),
+        64,
+        800,
+    ),
+    _classify("wave-fm14", FASHION_14, partial(wave_cnn, (1, 16, 24, 32)), 64, 800),
+    SupervisedProblem(
+        "unet-c16",
+        partial(noisy_images, "cifar10", 2, gray=True),
+        partial(UNet, 8),
+        REGRESS,
+        32,
+        500,
+    ),
+    SupervisedProblem(
+        "vae-m14",
+        partial(pixels, "mnist", 2),
+        partial(VariationalAutoencoder, 196, 96, 8),
+        VARIATIONAL,
+        64,
+        1000,
+    ),
+    _classify("experts-c16", GRAY_16, partial(MixtureOfExperts, 256, 4, 64, 10), 64, 800),
+    _classify(
+        "trigrams-text",
+        partial(files_of_windows, 128),
+        partial(BagOfTrigrams, 1024, 32, 64, len(FILES)),
+        64,
+        800,
+    ),
+    _classify(
+        "linear-attention-m28",
+        MNIST,
+        partial(LinearTransformer, 1, 28, 4, 32, 2, 2),
+        32,
+        600,
+    ),
+    SupervisedProblem(
+        "contrast-fm14",
+        FASHION_14,
+        partial(mlp, (196, 128, 64, 16)),
+        CONTRAST,
+        128,
+        1000,
+    ),
+    SupervisedProblem(
+        "quantiles-fm28",
+        partial(lower_brightness, "fashion-mnist"),
+        partial(mlp, (28, 64, 64, 3)),
+        PREDICT_QUANTILES,
+        32,
+        2000,
+    ),
+    SupervisedProblem(
+        "siren-slopes",
+        partial(picture_slopes, 23),
+        partial(SirenSlopes, (2, 40, 40, 1)),
+        REGRESS,
+        None,
+        1000,
+    ),
+    # other sizes and data of known families
+    _language("gpt-long-text", 96, partial(Gpt, VOCABULARY, 96, 48, 4, 3), 8, 500),
+    _classify("resnet-c32", CIFAR, partial(residual_cnn, 3, (8, 16, 32)), 32, 400),
+    _classify("lstm-m28", MNIST, partial(RowReader, nn.LSTM, 28, 64), 100, 500),
+)
+
+_ONLY_OF_THE_PAPER = (_classify("c10-32", CIFAR, partial(paper_cnn, 3, (32, 64, 64)), 128, 1000),)
+
+PROBLEMS = {
+    problem.name: problem
+    for problems in (_DEVELOPMENT, _META_VALIDATION, _META_TEST, _ONLY_OF_THE_PAPER)
+    for problem in problems
+}
+
+# On these, numbers and weights of learned optimizers are chosen.
+DEVELOPMENT = tuple(problem.name for problem in _DEVELOPMENT)
+# These decide between what was chosen.
+META_VALIDATION = tuple(problem.name for problem in _META_VALIDATION)
+# These are measured once, at the end; no learned optimizer is chosen by them.
+META_TEST = tuple(problem.name for problem in _META_TEST)
+# Kofinas et al. 2024, Table 2; the second takes no part in choosing anything either.
+PAPER = ("fm-16", "c10-32")
+LISTS = {
+    "development": DEVELOPMENT,
+    "meta-validation": META_VALIDATION,
+    "meta-test": META_TEST,
+    "paper": PAPER,
+}

@@ -1,0 +1,174 @@
+"""Convolutional networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Layer = Callable[[], nn.Module]
+Norm = Callable[[int], nn.Module]
+
+
+def paper_cnn(in_channels: int, channels: tuple[int, int, int]) -> nn.Module:
+    """The CNN of Kofinas et al. 2024, section 4.3: three 3x3 convolutions, pooling, a linear layer.
+
+    Stride 2 without padding in the first convolution and PyTorch's initialisation are our
+    assumptions, which the paper leaves open.
+    """
+    a, b, c = channels
+    return nn.Sequential(
+        nn.Conv2d(in_channels, a, 3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(a, b, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(b, c, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(c, 10),
+    )
+
+
+def group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(4, channels)
+
+
+def strided_cnn(channels: Sequence[int], norm: Norm, activation: Layer) -> nn.Module:
+    """3x3 convolutions of stride 2 with norms, the mean over the image, a linear layer."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(channels):
+        layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False))
+        layers += [norm(fan_out), activation()]
+    return nn.Sequential(*layers, *_classifier(channels[-1]))
+
+
+def pooled_cnn(channels: Sequence[int], side: int) -> nn.Module:
+    """5x5 convolutions and max-pooling, then a linear layer on the flattened map (LeNet's kind).
+
+    side: of the map after the last pooling.
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(channels):
+        layers += [nn.Conv2d(fan_in, fan_out, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * side**2, 10))
+
+
+def depthwise_cnn(channels: Sequence[int]) -> nn.Module:
+    """Depthwise and pointwise convolutions in turn, with BatchNorm (MobileNet's kind)."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(channels):
+        layers += [
+            nn.Conv2d(fan_in, fan_in, 3, stride=2, padding=1, groups=fan_in, bias=False),
+            nn.BatchNorm2d(fan_in),
+            nn.Conv2d(fan_in, fan_out, 1, bias=False),
+            nn.BatchNorm2d(fan_out),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers, *_classifier(channels[-1]))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where shapes change."""
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int, norm: Norm):
+        super().__init__()
+        self.first = nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False)
+        self.first_norm = norm(fan_out)
+        self.second = nn.Conv2d(fan_out, fan_out, 3, padding=1, bias=False)
+        self.second_norm = norm(fan_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or fan_in != fan_out:
+            self.shortcut = nn.Conv2d(fan_in, fan_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.first_norm(self.first(x)).relu()
+        inner = self.second_norm(self.second(inner))
+        return (inner + self.shortcut(x)).relu()
+
+
+def residual_cnn(
+    in_channels: int,
+    channels: Sequence[int],
+    norm: Norm = nn.BatchNorm2d,
+) -> nn.Module:
+    """A first convolution, then residual blocks, each but the first of stride 2."""
+    first = channels[0]
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, first, 3, padding=1, bias=False),
+        norm(first),
+        nn.ReLU(),
+    ]
+    strides = [1] + [2] * (len(channels) - 1)
+    for (fan_in, fan_out), stride in zip(pairwise([first, *channels]), strides, strict=True):
+        layers.append(ResidualBlock(fan_in, fan_out, stride, norm))
+    return nn.Sequential(*layers, *_classifier(channels[-1]))
+
+
+def convolutional_autoencoder(channels: tuple[int, int], code: int) -> nn.Module:
+    """Convolutions of stride 2 from 28x28 to 7x7 and a code, and transposed ones back."""
+    a, b = channels
+    return nn.Sequential(
+        nn.Conv2d(1, a, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(a, b, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(49 * b, code),
+        nn.Linear(code, 49 * b),
+        nn.ReLU(),
+        nn.Unflatten(1, (b, 7, 7)),
+        nn.ConvTranspose2d(b, a, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(a, 1, 4, stride=2, padding=1),
+    )
+
+
+def wave_cnn(channels: Sequence[int]) -> nn.Module:
+    """1-D convolutions of width 9 and stride 2 with BatchNorm, on the rows of an image in line."""
+    layers: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, (1, -1))]
+    for fan_in, fan_out in pairwise(channels):
+        layers.append(nn.Conv1d(fan_in, fan_out, 9, stride=2, padding=4))
+        layers += [nn.BatchNorm1d(fan_out), nn.ReLU()]
+    pool = nn.AdaptiveAvgPool1d(1)
+    return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(channels[-1], 10))
+
+
+class UNet(nn.Module):
+    """Two scales down, two up, with maps of the way down joined on (Ronneberger et al. 2015)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = _two_convolutions(1, width)
+        self.second = _two_convolutions(width, 2 * width)
+        self.bottom = _two_convolutions(2 * width, 2 * width)
+        self.up_second = nn.ConvTranspose2d(2 * width, 2 * width, 2, stride=2)
+        self.down_second = _two_convolutions(4 * width, width)
+        self.up_first = nn.ConvTranspose2d(width, width, 2, stride=2)
+        self.down_first = _two_convolutions(2 * width, width)
+        self.last = nn.Conv2d(width, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (b, 1, side, side) with a side that four divides; returns the same shape"""
+        first = self.first(images)
+        second = self.second(F.max_pool2d(first, 2))
+        bottom = self.bottom(F.max_pool2d(second, 2))
+        second = self.down_second(torch.cat([second, self.up_second(bottom)], 1))
+        first = self.down_first(torch.cat([first, self.up_first(second)], 1))
+        return self.last(first)
+
+
+def _two_convolutions(fan_in: int, fan_out: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(fan_in, fan_out, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(fan_out, fan_out, 3, padding=1),
+        nn.ReLU(),
+    )
+
+
+def _classifier(channels: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]

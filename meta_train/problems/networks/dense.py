@@ -1,0 +1,150 @@
+"""Networks without convolutions, recurrence or attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Layer = Callable[[], nn.Module]
+SIREN_FREQUENCY = 30.0  # Sitzmann et al. 2020, section 3.2
+
+
+def mlp(
+    widths: Sequence[int],
+    activation: Layer = nn.ReLU,
+    norm: Callable[[int], nn.Module] | None = None,
+) -> nn.Sequential:
+    """Linear layers between these widths, with an activation (and a norm before it) in between."""
+    *hidden, last = pairwise(widths)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in hidden:
+        layers.append(nn.Linear(fan_in, fan_out))
+        if norm is not None:
+            layers.append(norm(fan_out))
+        layers.append(activation())
+    return nn.Sequential(*layers, nn.Linear(*last))
+
+
+def autoencoder(widths: Sequence[int], image: tuple[int, ...]) -> nn.Sequential:
+    """An MLP down these widths and up again, with logits of the pixels' shape."""
+    return nn.Sequential(*mlp([*widths, *reversed(widths[:-1])]), nn.Unflatten(1, image))
+
+
+class Siren(nn.Module):
+    """Sines of linear maps of coordinates (Sitzmann et al. 2020), initialised as there."""
+
+    def __init__(self, widths: Sequence[int]):
+        super().__init__()
+        linears = [nn.Linear(*fans) for fans in pairwise(widths)]
+        for number, layer in enumerate(linears):
+            fan_in = layer.in_features
+            bound = sqrt(6 / fan_in) / SIREN_FREQUENCY if number else 1 / fan_in
+            nn.init.uniform_(layer.weight, -bound, bound)
+        self.layers = nn.ModuleList(linears)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """points: (n, 2); returns (n, widths[-1])"""
+        *hidden, last = self.layers
+        for layer in hidden:
+            points = torch.sin(SIREN_FREQUENCY * layer(points))
+        return last(points)
+
+
+class SirenSlopes(Siren):
+    """The derivatives of a SIREN of one output with respect to its two coordinates."""
+
+    def __init__(self, widths: Sequence[int]):
+        super().__init__(widths)
+        self.layers[-1].register_parameter("bias", None)  # on which no derivative depends
+
+    def forward(self, points: Tensor) -> Tensor:
+        """points: (n, 2); returns (n, 2)"""
+        *hidden, last = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        slopes = torch.eye(2).expand(len(points), 2, 2)  # (n, coordinates, units)
+        for layer in hidden:
+            angles = SIREN_FREQUENCY * layer(points)
+            points = angles.sin()
+            inner = SIREN_FREQUENCY * F.linear(slopes, layer.weight)
+            slopes = angles.cos()[:, None] * inner
+        return F.linear(slopes, last.weight).squeeze(-1)
+
+
+class MixtureOfExperts(nn.Module):
+    """A gate gives each input to the two of several MLPs that it trusts most."""
+
+    def __init__(self, fan_in: int, experts: int, width: int, fan_out: int):
+        super().__init__()
+        self.embed = nn.Linear(fan_in, width)
+        self.gate = nn.Linear(width, experts)
+        self.experts = nn.ModuleList(mlp((width, width, width)) for _ in range(experts))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, fan_out)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (b, channels, height, width); returns (b, fan_out)"""
+        hidden = self.embed(images.flatten(1)).relu()
+        best, chosen = self.gate(hidden).topk(2)
+        # All experts see all inputs: at this size that is faster than sorting inputs by expert.
+        share = torch.zeros(len(images), len(self.experts), dtype=best.dtype)
+        share = share.scatter(1, chosen, best.softmax(1))
+        outputs = torch.stack([expert(hidden) for expert in self.experts], 1)
+        mixed = (share[..., None] * outputs).sum(1)
+        return self.head(self.norm(hidden + mixed))
+
+
+class VariationalAutoencoder(nn.Module):
+    """An MLP to mean and log variance of a code, and one back (Kingma and Welling 2014)."""
+
+    def __init__(self, pixels: int, width: int, code: int):
+        super().__init__()
+        self.encoder = mlp((pixels, width, 2 * code))
+        self.decoder = mlp((code, width, pixels))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the pixels (b, pixels), mean and log variance (b, code).
+
+        In evaluation mode the code is its mean.
+        """
+        mean, log_variance = self.encoder(images).chunk(2, 1)
+        code = mean
+        if self.training:
+            code = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        return self.decoder(code), mean, log_variance
+
+
+class PointSet(nn.Module):
+    """A network on each point, the largest of each feature, a network on those (PointNet)."""
+
+    def __init__(self, features: int, width: int, classes: int):
+        super().__init__()
+        self.each = nn.Sequential(
+            nn.Linear(features, width),
+            nn.ReLU(),
+            nn.Linear(width, 2 * width),
+            nn.ReLU(),
+        )
+        self.all = mlp((2 * width, width, classes))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """points: (b, count, features); returns (b, classes)"""
+        return self.all(self.each(points).amax(1))
+
+
+class BagOfTrigrams(nn.Module):
+    """The mean embedding of all three-character stretches of a text, then an MLP."""
+
+    def __init__(self, rows: int, width: int, hidden: int, classes: int):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(rows, width, mode="mean")
+        self.head = mlp((width, hidden, classes))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """codes: (b, length) int64; returns (b, classes)"""
+        first, second, third = codes[:, :-2], codes[:, 1:-1], codes[:, 2:]
+        trigrams = (first * 31 + second) * 31 + third
+        return self.head(self.bag(trigrams % self.bag.num_embeddings))

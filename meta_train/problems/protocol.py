@@ -1,0 +1,48 @@
+"""What a problem is to the programs that train on it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+
+class Metrics(NamedTuple):
+    """Mean loss over a split, and accuracy (a fraction) where the problem has one."""
+
+    loss: float
+    accuracy: float | None
+
+
+class Problem(Protocol):
+    """A network and the data it is trained on. Everything random follows from the seeds."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def steps(self) -> int:
+        """The horizon: how many updates a whole run has, unless somebody asks for others."""
+        ...
+
+    def init(self, seed: int) -> nn.Module:
+        """A freshly initialised optimizee in training mode."""
+        ...
+
+    def batch(self, seed: int, step: int) -> Any:
+        """The training batch of one inner step."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The training loss on a batch, ().
+
+        Dropout may draw from torch's generator, buffers may change.
+        """
+        ...
+
+    def evaluate(self, model: nn.Module, split: str, limit: int | None = None) -> Metrics:
+        """Metrics of a model in evaluation mode on "validation" or "test".
+
+        limit: only that many examples, the first of the split.
+        """
+        ...

@@ -1,0 +1,131 @@
+"""Text that every Python has: sources of its standard library."""
+
+from __future__ import annotations
+
+import sysconfig
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from meta_train.problems.supervised import Batch, Splits
+
+# Pure Python, in every distribution of Python 3.11 to 3.14, and seldom touched. Still, versions
+# differ in some lines, so losses can be compared exactly only under one version of Python.
+FILES = tuple(
+    """
+    _pydecimal.py base64.py bisect.py calendar.py cmd.py codecs.py colorsys.py configparser.py
+    copy.py csv.py difflib.py doctest.py email/_header_value_parser.py email/message.py fractions.py
+    ftplib.py gettext.py heapq.py http/cookiejar.py imaplib.py logging/handlers.py mailbox.py
+    optparse.py pickletools.py pprint.py random.py sched.py shelve.py smtplib.py statistics.py
+    string.py textwrap.py tokenize.py trace.py uuid.py wave.py xmlrpc/client.py xmlrpc/server.py
+    """.split()
+)
+
+# Tab and newline, the printable characters of ASCII, and one for all others.
+CHARACTERS = "\t\n" + "".join(map(chr, range(32, 127)))
+VOCABULARY = len(CHARACTERS) + 1
+
+BLOCK = 4096  # characters that go into one split together
+BLOCKS_PER_CYCLE = 10  # of which the ninth is for validation and the tenth for test
+TRAIN_STRIDE = 16  # characters between the beginnings of training windows
+EVALUATION_WINDOWS = 400  # enough to tell losses .01 apart
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Stretches of text that begin at given places.
+
+    text: (characters,) int64 codes
+    starts: (n,) int64
+    """
+
+    text: Tensor
+    starts: Tensor
+    length: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def codes(self, indices: Tensor, length: int) -> Tensor:
+        """(b, length) int64"""
+        return self.text[self.starts[indices, None] + torch.arange(length)]
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Characters, and to each the next one: two times (b, length)."""
+        codes = self.codes(indices, self.length + 1)
+        return codes[:, :-1], codes[:, 1:]
+
+
+@dataclass(frozen=True, eq=False)
+class FileOfWindow(Windows):
+    """Stretches of text with the number of the file that each begins in.
+
+    ends: (files,) int64, the place after each file's last character.
+    """
+
+    ends: Tensor
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Characters (b, length), and the file (b,)."""
+        files = torch.searchsorted(self.ends, self.starts[indices], right=True)
+        return self.codes(indices, self.length), files
+
+
+@cache
+def next_characters(length: int) -> Splits:
+    """Windows of text, to predict every next character from those before."""
+    text, _ = library_text()
+    parts = window_starts(len(text), length + 1)
+    return Splits(*(Windows(text, starts, length) for starts in parts))
+
+
+@cache
+def files_of_windows(length: int) -> Splits:
+    """Windows of text, to tell which of `FILES` each is from."""
+    text, ends = library_text()
+    parts = window_starts(len(text), length)
+    return Splits(*(FileOfWindow(text, starts, length, ends) for starts in parts))
+
+
+@cache
+def library_text() -> tuple[Tensor, Tensor]:
+    """All files behind one another as codes (characters,), and where each ends (files,).
+
+    Raises ValueError if this Python comes without one of the files.
+    """
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    texts = []
+    for file in FILES:
+        try:
+            texts.append((folder / file).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(
+                f"standard library file '{folder / file}': expected for problems on text; {error}"
+            ) from error
+    ends = torch.tensor([len(text) for text in texts]).cumsum(0)
+    code = {character: number for number, character in enumerate(CHARACTERS)}
+    return torch.tensor([code.get(c, len(code)) for c in "".join(texts)]), ends
+
+
+def window_starts(characters: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the windows of each split begin; none leaves its block, none of evaluation overlap."""
+    blocks = torch.arange(characters // BLOCK)
+    place = blocks % BLOCKS_PER_CYCLE
+    train = _starts(blocks[place < BLOCKS_PER_CYCLE - 2], length, TRAIN_STRIDE)
+    held_out = (blocks[place == BLOCKS_PER_CYCLE - k] for k in (2, 1))
+    validation, test = (_spread(_starts(part, length, length)) for part in held_out)
+    return train, validation, test
+
+
+def _starts(blocks: Tensor, length: int, stride: int) -> Tensor:
+    within = torch.arange(0, BLOCK - length + 1, stride)
+    return (blocks[:, None] * BLOCK + within).flatten()
+
+
+def _spread(starts: Tensor) -> Tensor:
+    """As many as evaluation takes, from everywhere, in no order: the first are like the others."""
+    order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(0))
+    return starts[order[:EVALUATION_WINDOWS]]

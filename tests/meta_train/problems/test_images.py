@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from meta_train.problems import images as module
+from meta_train.problems.images import grid
+from tasks.datasets import ImageDataset, Split
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A data set of eight 4x4 images with two channels, in place of the real ones."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (8, 2, 4, 4), dtype=torch.uint8, generator=generator)
+    split = Split(pixels, torch.arange(8), (0.2, 0.4), (0.5, 0.3))
+    monkeypatch.setattr(module, "load_dataset", lambda name: ImageDataset("s", 8, split, split, split))
+    caches = (module.images, module.pixels, module.noisy_images, module.brightest_pixels)
+    for cached in caches:
+        cached.cache_clear()
+    yield split
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_pooled_gray_images_by_hand(small):
+    images, labels = module.images("s", 2, gray=True).train.batch(torch.tensor([3]))
+    square = small.images[3, :, 2:, :2].float()  # lower left, both channels
+    expected = (square.mean().round() / 255 - 0.3) / 0.4
+    assert images.shape == (1, 1, 2, 2)
+    assert images[0, 0, 1, 0] == pytest.approx(expected.item(), abs=0.5 / 255 / 0.4 + 1e-6)
+    assert labels.tolist() == [3]
+
+
+def test_images_as_they_are_stay_as_they_are(small):
+    indices = torch.tensor([1, 5])
+    ours, theirs = module.images("s").train.batch(indices), small.batch(indices)
+    assert torch.equal(ours[0], theirs[0])
+
+
+def test_pixels_lie_between_zero_and_one_and_are_their_own_targets(small):
+    inputs, targets = module.pixels("s").train.batch(torch.tensor([2]))
+    assert torch.equal(inputs, small.images[2:3] / 255)
+    assert targets is inputs
+
+
+def test_the_denoisers_target_is_the_image_without_noise(small):
+    indices = torch.arange(8)
+    noisy, clean = module.noisy_images("s").train.batch(indices)
+    assert torch.equal(clean, small.batch(indices)[0])
+    assert (noisy - clean).std().item() == pytest.approx(module.NOISE, rel=0.2)
+
+
+def test_points_are_the_brightest_pixels_and_where_they_are(small):
+    small.images[0, 0, 1, 2] = 255
+    small.images[:, 1] = 0
+    points, _ = module.brightest_pixels("s", 1, 1).train.batch(torch.tensor([0]))
+    channel = (255 / 255 - 0.2) / 0.5
+    assert points[0, 0].tolist() == pytest.approx([-1 / 3, 1 / 3, channel])
+
+
+def test_the_grid_goes_row_by_row():
+    assert grid(2).tolist() == [[-1, -1], [-1, 1], [1, -1], [1, 1]]
+
+
+def test_slopes_are_differences_of_neighbours(monkeypatch):
+    rows = torch.arange(32, dtype=torch.uint8)[:, None]
+    image = (2 * rows + torch.arange(32, dtype=torch.uint8)).expand(1, 3, 32, 32)
+    split = Split(image, torch.zeros(1), (0.0,) * 3, (1.0,) * 3)
+    monkeypatch.setattr(module, "load_dataset", lambda name: ImageDataset("s", 1, split, split, split))
+    for cached in (module.picture, module.picture_slopes):
+        cached.cache_clear()
+    slopes = module.picture_slopes(0).train.batch(torch.arange(1024))[1].view(32, 32, 2)
+    for cached in (module.picture, module.picture_slopes):
+        cached.cache_clear()
+    inside = slopes[1:-1, 1:-1] * 127.5
+    torch.testing.assert_close(inside, torch.tensor([4.0, 2.0]).expand_as(inside), atol=1e-4, rtol=0)

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from torch import nn
+
+from meta_train.problems.supervised import (
+    CLASSIFY,
+    REGRESS,
+    Listed,
+    Splits,
+    SupervisedProblem,
+    fraction_correct,
+    mapped,
+)
+from meta_train.random import derive_seed
+from tasks.datasets import batch_indices
+
+SIZE = 1203  # three evaluation batches, the last of them short
+
+
+@pytest.fixture
+def splits():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(SIZE, 4, generator=generator)
+    examples = Listed(inputs, inputs.argmax(1))
+    return Splits(examples, examples, examples)
+
+
+def test_evaluation_is_the_mean_over_all_examples(splits):
+    problem = SupervisedProblem("p", lambda: splits, lambda: nn.Linear(4, 4), CLASSIFY, 8, 10)
+    model = problem.init(0).eval()
+    inputs, labels = splits.test.batch(torch.arange(SIZE))
+    loss, accuracy = problem.evaluate(model, "test")
+    assert loss == pytest.approx(nn.functional.cross_entropy(model(inputs), labels).item())
+    assert accuracy == pytest.approx((model(inputs).argmax(1) == labels).double().mean().item())
+    first = problem.evaluate(model, "test", 7)
+    expected = nn.functional.cross_entropy(model(inputs[:7]), labels[:7]).item()
+    assert first.loss == pytest.approx(expected)
+
+
+def test_regression_has_no_accuracy(splits):
+    doubled = mapped(lambda: splits, lambda inputs, labels: (inputs, 2 * inputs))
+    problem = SupervisedProblem("p", lambda: doubled, lambda: nn.Identity(), REGRESS, 8, 10)
+    inputs = splits.test.batch(torch.arange(SIZE))[0]
+    metrics = problem.evaluate(problem.init(0), "validation")
+    assert metrics.accuracy is None
+    assert metrics.loss == pytest.approx(inputs.square().mean().item(), rel=1e-5)
+
+
+def test_batches_are_those_of_the_data_sets_order(splits):
+    problem = SupervisedProblem("p", lambda: splits, lambda: nn.Linear(4, 4), CLASSIFY, 8, 10)
+    indices = batch_indices(SIZE, 8, seed=derive_seed(5, 1), step=3)
+    assert torch.equal(problem.batch(5, 3)[0], splits.train.batch(indices)[0])
+
+
+def test_a_full_batch_is_everything_in_order(splits):
+    problem = SupervisedProblem("p", lambda: splits, lambda: nn.Linear(4, 4), CLASSIFY, None, 10)
+    everything = splits.train.batch(torch.arange(SIZE))[0]
+    for seed, step in ((0, 0), (1, 7)):
+        assert torch.equal(problem.batch(seed, step)[0], everything)
+
+
+def test_noise_in_examples_is_keyed_by_seed_and_step(splits):
+    noisy = mapped(lambda: splits, lambda inputs, labels: (torch.randn(len(inputs)), labels))
+    problem = SupervisedProblem("p", lambda: noisy, lambda: nn.Linear(4, 4), CLASSIFY, 8, 10)
+    drawn = [tuple(problem.batch(*key)[0].tolist()) for key in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    assert drawn[0] == drawn[3]
+    assert len(set(drawn)) == 3
+
+
+def test_the_fraction_correct_by_hand():
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [1.0, 0.0]])
+    assert fraction_correct(logits, torch.tensor([0, 1, 1, 0])) == 0.75
+    positions = torch.stack([logits, -logits], -1)  # (b, classes, positions)
+    labels = torch.tensor([[0, 0], [1, 1], [1, 1], [0, 0]])
+    assert fraction_correct(positions, labels) == (3 + 1) / 8

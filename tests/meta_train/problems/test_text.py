@@ -1,0 +1,64 @@
+import sysconfig
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+
+from meta_train.problems import text
+from meta_train.problems.text import (
+    BLOCK,
+    CHARACTERS,
+    FILES,
+    VOCABULARY,
+    files_of_windows,
+    library_text,
+    next_characters,
+    window_starts,
+)
+
+
+def source(name):
+    return (Path(sysconfig.get_paths()["stdlib"]) / name).read_text(encoding="utf-8")
+
+
+def test_files_are_read_in_sorted_order_and_coded_by_character():
+    codes, ends = library_text()
+    assert list(FILES) == sorted(FILES)
+    assert len(codes) == ends[-1] == sum(len(source(name)) for name in FILES)
+    first = source(FILES[0])[:500]
+    assert "".join(CHARACTERS[code] for code in codes[:500]) == first
+    assert codes.min() >= 0 and codes.max() < VOCABULARY
+
+
+def test_no_split_sees_a_character_of_another():
+    seen = []
+    for starts in window_starts(50 * BLOCK + 17, 65):
+        places = starts[:, None] + torch.arange(65)
+        seen.append(set((places // BLOCK).flatten().tolist()))
+    for first, second in combinations(seen, 2):
+        assert not first & second
+    assert {block % 10 for block in seen[1]} == {8}
+    assert {block % 10 for block in seen[2]} == {9}
+    assert len(seen[0]) == 40
+
+
+def test_targets_are_the_next_characters():
+    inputs, targets = next_characters(20).validation.batch(torch.arange(5))
+    assert inputs.shape == targets.shape == (5, 20)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+
+
+def test_a_window_is_of_the_file_that_it_begins_in():
+    codes, files = files_of_windows(40).test.batch(torch.arange(30))
+    for window, file in zip(codes, files.tolist(), strict=True):
+        beginning = "".join(CHARACTERS[code] for code in window[:10] if code < len(CHARACTERS))
+        assert beginning in source(FILES[file]) or len(beginning) < 10
+
+
+def test_a_python_without_its_sources_is_told_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    library_text.cache_clear()
+    with pytest.raises(ValueError, match="_pydecimal.py': expected for problems on text"):
+        library_text()
+    library_text.cache_clear()
