@@ -9,6 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from math import inf
 from numbers import Real
 from typing import Any, overload
@@ -125,6 +126,7 @@ class NGOptimizer(Optimizer):
         if isinstance(param_group, dict):
             _check_hyper({**self.defaults, **param_group})
             self._check_keys(param_group)
+            _check_once(param_group)
         super().add_param_group(param_group)
 
     def __repr__(self) -> str:
@@ -163,14 +165,18 @@ class NGOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned; state keeps its dtypes whatever the parameters' dtype.
 
+        A group that has the same parameter names in another order is matched by name.
+
         Raises ValueError, and changes nothing, if it was made with other weights, or if a
         parameter's state lacks something or has another shape.
         """
         loaded: dict[str, Any] = {}
 
-        def check(_: Optimizer, given: dict[str, Any]) -> None:
+        def check(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            given = self._in_our_order(given)
             self._check_state_dict(given)
             loaded.update(given)
+            return given
 
         def restore(_: Optimizer) -> None:
             self._restore_dtypes(loaded)
@@ -262,6 +268,19 @@ class NGOptimizer(Optimizer):
                 self.state[p].update(first[i])
                 records[i] = first[i]
         return records
+
+    def _in_our_order(self, state_dict: Any) -> dict[str, Any]:
+        """A state_dict whose groups list their parameters as ours do, where the names allow it."""
+        groups = []
+        given = _checked_mapping(state_dict).get("param_groups", [])
+        for group, own in zip_longest(given, self.param_groups):
+            names, wanted = (group or {}).get("param_names"), (own or {}).get("param_names")
+            if names and wanted and names != wanted and sorted(names) == sorted(wanted):
+                numbers = dict(zip(names, group["params"], strict=True))
+                params = [numbers[name] for name in wanted]
+                group = {**group, "params": params, "param_names": wanted}
+            groups.append(group)
+        return {**state_dict, "param_groups": groups[: len(given)]} if given else state_dict
 
     def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError if it was made with other weights, or a record does not fit."""
@@ -380,6 +399,20 @@ def _check_record(name: str, record: Any, expected: Record) -> None:
             raise ValueError(
                 f"state_dict: '{key}' of '{name}': expected shape {tuple(like.shape)}; got {tuple(value.shape)}"
             )
+
+
+def _check_once(group: dict[str, Any]) -> None:
+    """Raises ValueError if a parameter is twice in a group."""
+    if isinstance(group["params"], Tensor | set):
+        return
+    group["params"] = list(group["params"])
+    seen: set[int] = set()
+    for i, item in enumerate(group["params"]):
+        p = item[1] if isinstance(item, tuple) else item
+        if id(p) in seen:
+            name = item[0] if isinstance(item, tuple) else f"parameter {i}"
+            raise ValueError(f"NGOptimizer: '{name}': expected once in its group; got it twice")
+        seen.add(id(p))
 
 
 def _check_hyper(group: dict[str, Any]) -> None:
