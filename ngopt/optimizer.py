@@ -10,14 +10,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
-from math import inf
-from numbers import Real
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from ngopt.checks import check_hyper, check_once, check_record, checked_mapping
 from ngopt.functional import Hyper, Record, UpdateRule, state_dtype
 from ngopt.graph import NeuralGraph
 from ngopt.graph.topology import unconnected
@@ -90,7 +90,7 @@ class NGOptimizer(Optimizer):
         self.learned = _learned(weights)
         self._rule: tuple[Any, UpdateRule] | None = None  # the latest, and what it was bound for
         self._wiring: Wiring | None = None
-        self._wired: list[tuple[Tensor, torch.Size]] = []  # what the wiring was made for
+        self._wired: list[tuple[Tensor, torch.Size | None]] = []  # what the wiring was made for
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -98,7 +98,7 @@ class NGOptimizer(Optimizer):
             "maximize": maximize,
             "weights": weights_hash(self.learned),
         }
-        _check_hyper(defaults)
+        check_hyper(defaults)
         if 0 < lr < HABITUAL_LR:
             warnings.warn(
                 f"NGOptimizer: lr = {float(lr)} multiplies the learned update, so that training is "
@@ -124,16 +124,14 @@ class NGOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters and extends the graph by them; what was there keeps its state."""
         if isinstance(param_group, dict):
-            _check_hyper({**self.defaults, **param_group})
+            check_hyper({**self.defaults, **param_group})
             self._check_keys(param_group)
-            _check_once(param_group)
+            check_once(param_group)
         super().add_param_group(param_group)
 
     def __repr__(self) -> str:
-        if self._source.awaits_forward:
-            line = "graph: traced at the first step, from the inputs of the model's first forward"
-        else:
-            line = describe(self.graph)
+        early = "graph: known after the first forward"
+        line = early if self._is_early() else describe(self.graph)
         return f"{super().__repr__()}\n{line}"
 
     @overload
@@ -185,7 +183,7 @@ class NGOptimizer(Optimizer):
         before = self.register_load_state_dict_pre_hook(check)
         after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
-            super().load_state_dict(_checked_mapping(state_dict))
+            super().load_state_dict(checked_mapping(state_dict))
         finally:
             before.remove()
             after.remove()
@@ -199,9 +197,14 @@ class NGOptimizer(Optimizer):
         """All parameters with their groups, in order."""
         return [(p, group) for group in self.param_groups for p in group["params"]]
 
+    def _is_early(self) -> bool:
+        """Whether the first forward pass is still to show inputs, or shapes of a lazy module."""
+        return self._source.awaits_forward or any(map(is_lazy, group_tensors(self.param_groups)))
+
     def _connected(self) -> Wiring:
         """The wiring of the present parameters; made anew when a group or a shape has changed."""
-        present = [(p, p.shape) for p in group_tensors(self.param_groups)]
+        params = group_tensors(self.param_groups)
+        present = [(p, None if is_lazy(p) else p.shape) for p in params]
         if self._wiring is None or self._source.has_news or not _same(present, self._wired):
             wiring = self._source.wire(self.param_groups)
             self._check_records(wiring, [self.state.get(p) for p, _ in present])
@@ -237,7 +240,7 @@ class NGOptimizer(Optimizer):
         lr: list[float | Tensor] = [0.0] * len(specs)
         weight_decay = [0.0] * len(specs)
         for group in self.param_groups:
-            _check_hyper(group)
+            check_hyper(group)
         for position, (p, group) in zip(wiring.positions, members, strict=True):
             params[position] = real(p)
             if p.grad is not None:
@@ -272,7 +275,7 @@ class NGOptimizer(Optimizer):
     def _in_our_order(self, state_dict: Any) -> dict[str, Any]:
         """A state_dict whose groups list their parameters as ours do, where the names allow it."""
         groups = []
-        given = _checked_mapping(state_dict).get("param_groups", [])
+        given = checked_mapping(state_dict).get("param_groups", [])
         for group, own in zip_longest(given, self.param_groups):
             names, wanted = (group or {}).get("param_names"), (own or {}).get("param_names")
             if names and wanted and names != wanted and sorted(names) == sorted(wanted):
@@ -284,7 +287,7 @@ class NGOptimizer(Optimizer):
 
     def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError if it was made with other weights, or a record does not fit."""
-        missing = sorted({"state", "param_groups"} - _checked_mapping(state_dict).keys())
+        missing = sorted({"state", "param_groups"} - checked_mapping(state_dict).keys())
         if missing:
             raise ValueError(f"state_dict: expected 'state' and 'param_groups'; got no {missing}")
         for group in state_dict["param_groups"]:
@@ -293,9 +296,9 @@ class NGOptimizer(Optimizer):
                     f"state_dict: made with weights {str(group.get('weights'))[:12]}; this optimizer has "
                     f"{self.defaults['weights'][:12]} (SHA-256)"
                 )
-        for number, record in _checked_mapping(state_dict["state"], "state").items():
-            _checked_mapping(record, f"state of {number}")
-        if not self._source.awaits_forward:  # else they are checked when the graph is known
+        for number, record in checked_mapping(state_dict["state"], "state").items():
+            checked_mapping(record, f"state of {number}")
+        if not self._is_early():  # else they are checked when the graph is known
             numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
             records = [state_dict["state"].get(number) for number in numbers]
             self._check_records(self._connected(), records)
@@ -308,7 +311,7 @@ class NGOptimizer(Optimizer):
         for position, record in zip(wiring.positions, records, strict=False):
             if record:
                 name = wiring.graph.parameters[position].name
-                _check_record(name, record, expected[position])
+                check_record(name, record, expected[position])
 
     def _check_keys(self, group: dict[str, Any]) -> None:
         """Raises ValueError for settings that groups do not have."""
@@ -379,58 +382,3 @@ def _learned(weights: Any) -> LearnedOptimizer:
             f"{type(weights).__name__}"
         )
     return load_pretrained(weights)
-
-
-def _checked_mapping(value: Any, what: str = "all of it") -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        got = type(value).__name__
-        raise ValueError(f"state_dict: {what}: expected a dict; got {got}")
-    return value
-
-
-def _check_record(name: str, record: Any, expected: Record) -> None:
-    """Raises ValueError if the state of a parameter lacks a tensor or one has another shape."""
-    for key, like in expected.items():
-        value = record.get(key) if isinstance(record, dict) else None
-        if not isinstance(value, Tensor):
-            got = "nothing" if value is None else type(value).__name__
-            raise ValueError(f"state_dict: '{key}' of '{name}': expected a tensor; got {got}")
-        if value.shape != like.shape:
-            raise ValueError(
-                f"state_dict: '{key}' of '{name}': expected shape {tuple(like.shape)}; got {tuple(value.shape)}"
-            )
-
-
-def _check_once(group: dict[str, Any]) -> None:
-    """Raises ValueError if a parameter is twice in a group."""
-    if isinstance(group["params"], Tensor | set):
-        return
-    group["params"] = list(group["params"])
-    seen: set[int] = set()
-    for i, item in enumerate(group["params"]):
-        p = item[1] if isinstance(item, tuple) else item
-        if id(p) in seen:
-            name = item[0] if isinstance(item, tuple) else f"parameter {i}"
-            raise ValueError(f"NGOptimizer: '{name}': expected once in its group; got it twice")
-        seen.add(id(p))
-
-
-def _check_hyper(group: dict[str, Any]) -> None:
-    """Raises ValueError, naming the setting, if one is out of range."""
-    for key in ("lr", "weight_decay"):
-        value = group[key]
-        if isinstance(value, Tensor):
-            _check_tensor(key, value)
-        elif not isinstance(value, Real) or not 0 <= float(value) < inf:
-            raise ValueError(f"NGOptimizer: {key}: expected a number >= 0; got {value}")
-    steps = group["total_steps"]
-    if steps is not None and not (isinstance(steps, Real) and float(steps) > 0):
-        raise ValueError(f"NGOptimizer: total_steps: expected a number > 0 or None; got {steps}")
-
-
-def _check_tensor(key: str, value: Tensor) -> None:
-    if value.numel() != 1:
-        raise ValueError(f"NGOptimizer: {key}: expected one number; got a tensor of shape {tuple(value.shape)}")
-    # reading a value on a device would wait for it at every step
-    if value.device.type == "cpu" and not 0 <= value.item() < inf:
-        raise ValueError(f"NGOptimizer: {key}: expected a number >= 0; got {value.item()}")

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from ngopt.graph import Inputs, NeuralGraph, ParameterSpec, build_graph
@@ -111,12 +113,11 @@ class Traced:
         if not isinstance(model, nn.Module):
             raise ValueError(f"NGOptimizer: model: expected a torch.nn.Module; got {_described(model)}")
         own = {id(p) for p in model.parameters()}
-        for spec, p in zip(group_specs(groups), group_tensors(groups), strict=True):
+        for name, p in zip(group_names(groups), group_tensors(groups), strict=True):
             if id(p) not in own:
                 raise ValueError(
                     f"NGOptimizer: model: expected the module that the parameters belong to; "
-                    f"'{spec.name}', of shape {tuple(p.shape)}, is none of this "
-                    f"{type(model).__name__}'s"
+                    f"'{name}', of shape {tuple(p.shape)}, is none of this {type(model).__name__}'s"
                 )
         self.model: nn.Module | None = unwrapped(model)
         self.recorder: Recorder | None = Recorder(model)
@@ -171,7 +172,7 @@ class Recorder:
     """A forward pre-hook that keeps the inputs of a module's first training forward, detached.
 
     It then removes itself. A forward in evaluation mode with gradients counts until then; one
-    without gradients does not, nor one that a compiler or a tracer makes.
+    without gradients does not, nor one that a compiler, a tracer or torch.func makes.
     """
 
     def __init__(self, model: nn.Module):
@@ -181,7 +182,7 @@ class Recorder:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling() or get_proxy_mode() is not None:
             return
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or peek_interpreter_stack() is not None:
             return
         self.inputs = Inputs(*tree_map(_detached, (args, kwargs)))
         if module.training:
@@ -218,23 +219,36 @@ def group_tensors(groups: Iterable[dict[str, Any]]) -> list[Tensor]:
     return [p for group in groups for p in group["params"]]
 
 
-def group_specs(groups: Iterable[dict[str, Any]]) -> list[ParameterSpec]:
-    """Names and shapes of all parameters; names are numbers where there are none.
+def group_names(groups: Iterable[dict[str, Any]]) -> list[str]:
+    """Names of all parameters; numbers where there are none.
 
     Raises ValueError if a group has not as many names as parameters.
     """
-    specs: list[ParameterSpec] = []
+    names: list[str] = []
     for i, group in enumerate(groups):
-        params = group["params"]
-        names = group.get("param_names")
-        if names is None:
-            names = [f"parameter {len(specs) + k}" for k in range(len(params))]
-        if len(names) != len(params):
+        count = len(group["params"])
+        own = group.get("param_names")
+        if own is None:
+            own = [f"parameter {len(names) + k}" for k in range(count)]
+        if len(own) != count:
             raise ValueError(
                 f"NGOptimizer: param_groups[{i}]: expected a name in 'param_names' for each of "
-                f"its {len(params)} parameters; got {len(names)}"
+                f"its {count} parameters; got {len(own)}"
             )
-        specs += [ParameterSpec.of(n, p) for n, p in zip(names, params, strict=True)]
+        names += own
+    return names
+
+
+def group_specs(groups: Sequence[dict[str, Any]]) -> list[ParameterSpec]:
+    """Names and shapes of all parameters.
+
+    Raises ValueError if a parameter of a lazy module has no shape yet.
+    """
+    specs = []
+    for name, p in zip(group_names(groups), group_tensors(groups), strict=True):
+        if is_lazy(p):
+            raise ValueError(f"NGOptimizer: '{name}' of a lazy module has no shape yet; run the module before")
+        specs.append(ParameterSpec.of(name, p))
     return specs
 
 

@@ -1,4 +1,4 @@
-"""The order of a network's parameters from several lists of names, as groups by weight decay are."""
+"""The order of a network's parameters from several lists of names, such as groups have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an optimizer comes to its graph: from parameters, a graph, or a model's first forward pass."""
+"""How an optimizer comes to its graph: parameters, a graph, or a model's first forward."""
 
 import copy
 import gc
@@ -64,7 +64,7 @@ def expected_graph(model):
 def test_the_first_forward_shows_the_inputs():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
-    assert "from the inputs of the model's first forward" in repr(opt)
+    assert repr(opt).endswith("graph: known after the first forward")
     forward_backward(model)
     assert not model._forward_pre_hooks
     opt.step()
@@ -139,6 +139,31 @@ def test_a_step_without_a_forward_takes_what_there_is():
     opt.step()
     assert opt.graph == build_graph(model)
     assert not model._forward_pre_hooks
+
+
+def test_forwards_under_torch_func_do_not_count():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    opt = optimizer(model.parameters(), model=model)
+    params = dict(model.named_parameters())
+    single = torch.func.grad(lambda q, x: torch.func.functional_call(model, q, (x,)).sum())
+    grads = torch.vmap(single, in_dims=(None, 0))(params, torch.randn(5, 3))
+    for name, p in params.items():
+        p.grad = grads[name].sum(0)
+    opt.step()
+    assert opt.graph == build_graph(model)
+
+
+@pytest.mark.parametrize("how", ["parameters", "model"])
+def test_lazy_modules(how):
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
+    opt = optimizer(model.parameters(), **({"model": model} if how == "model" else {}))
+    assert repr(opt).endswith("graph: known after the first forward")
+    model(torch.randn(5, 3)).sum().backward()
+    opt.step()
+    assert repr(opt).endswith("26 parameters in 4 tensors, all connected")
+    early = optimizer(nn.LazyLinear(4).parameters())
+    with pytest.raises(ValueError, match="'parameter 0' of a lazy module has no shape yet"):
+        early.graph  # noqa: B018
 
 
 def test_wrapped_models_are_unwrapped():
