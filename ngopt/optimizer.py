@@ -235,14 +235,14 @@ class NGOptimizer(Optimizer):
         members, specs = self._members(), wiring.graph.parameters
         first = members[0][0]
         zero = torch.zeros((), dtype=state_dtype(real(first)), device=first.device)
-        params = [zero.expand(spec.shape) for spec in specs]
+        own = {i: real(p) for i, (p, _) in zip(wiring.positions, members, strict=True)}
+        params = [own[i] if i in own else zero.expand(s.shape) for i, s in enumerate(specs)]
         grads: list[Tensor | None] = [None] * len(specs)
         lr: list[float | Tensor] = [0.0] * len(specs)
         weight_decay = [0.0] * len(specs)
         for group in self.param_groups:
             check_hyper(group)
         for position, (p, group) in zip(wiring.positions, members, strict=True):
-            params[position] = real(p)
             if p.grad is not None:
                 grads[position] = _gradient(p, specs[position].name, group["maximize"])
                 lr[position], weight_decay[position] = _scalar(group["lr"]), group["weight_decay"]
