@@ -16,7 +16,7 @@ from ngopt.models.metanet import Metanet
 
 
 class BaseRule(Protocol):
-    """A hand-designed rule, made as `cls(config)`; `Config` is a frozen dataclass of its numbers."""
+    """A hand-designed rule, made as `cls(config)`; `Config` is a frozen dataclass of numbers."""
 
     name: ClassVar[str]
     Config: ClassVar[type]

@@ -7,22 +7,40 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from ngopt.checks import check_hyper, check_once, check_record, checked_mapping
 from ngopt.functional import Hyper, Record, UpdateRule, state_dtype
-from ngopt.graph import NeuralGraph, ParameterSpec, build_graph
-from ngopt.graph.infer import infer_graph
-from ngopt.graph.topology import join_graphs, unconnected
+from ngopt.graph import NeuralGraph
+from ngopt.graph.topology import unconnected
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained, weights_hash
+from ngopt.wiring import (
+    Given,
+    Inferred,
+    Source,
+    Traced,
+    Wiring,
+    describe,
+    group_tensors,
+    without_autocast,
+)
 
 logger = logging.getLogger("ngopt")
+
+HABITUAL_LR = 0.01  # a smaller lr is likely meant as a step size
+# What a group may have beside our own settings: names, and what schedulers keep there.
+OTHER_GROUP_KEYS = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr"}
+ONE_FOR_ALL = ("total_steps", "weights", "differentiable")
 
 
 class NGOptimizer(Optimizer):
@@ -33,13 +51,17 @@ class NGOptimizer(Optimizer):
         lr: multiplies the learned update, so that every scheduler works. Per group.
         weight_decay: decoupled, in AdamW's units: each step multiplies the weights by
             1 - lr * s * weight_decay, where s = 1e-3 is the nominal step of the weights. Per group.
-        model: the module that the parameters belong to; its graph is traced. Parameters of it that
-            are not optimized stay in the graph, as edges without features and update.
+        model: the module that the parameters belong to. Its first training forward shows the
+            inputs, from which the graph is traced before the first step. Parameters of it that are
+            not optimized stay in the graph, as edges without features and update.
         graph: a graph made by `build_graph` for these parameters, instead of `model`. Named
             parameters are found in it by name, others by their order.
         weights: the name of bundled weights, a weights file, a `LearnedOptimizer` or a metanet.
         total_steps: the number of steps that will be made, where it is known. The metanets of the
             paper do not use it.
+        maximize: go up instead of down. Per group.
+
+    `graph` is what the optimizer sees, and `repr` says in one line how much of it is connected.
 
     A parameter without a gradient is left out of a step: no update, its state stands still. State
     is, per parameter, the record of the rule that the weights stand for, in float32, or float64 for
@@ -61,31 +83,56 @@ class NGOptimizer(Optimizer):
         graph: NeuralGraph | None = None,
         weights: str | os.PathLike | Metanet | LearnedOptimizer = "default",
         total_steps: int | None = None,
+        maximize: bool = False,
     ):
         if model is not None and graph is not None:
             raise ValueError("NGOptimizer: expected model or graph; got both")
         self.learned = _learned(weights)
         self._rule: tuple[Any, UpdateRule] | None = None  # the latest, and what it was bound for
-        self._given_graph = graph if model is None else build_graph(model)
-        self._given_ids = None if model is None else {id(p): i for i, p in enumerate(model.parameters())}
-        self.graph = NeuralGraph((), (), (), ())
-        self._positions: list[int] = []  # of the parameters in the graph; empty before it is built
+        self._wiring: Wiring | None = None
+        self._wired: list[tuple[Tensor, torch.Size | None]] = []  # what the wiring was made for
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
             "total_steps": total_steps,
+            "maximize": maximize,
             "weights": weights_hash(self.learned),
         }
-        _check_hyper(defaults)
+        check_hyper(defaults)
+        if 0 < lr < HABITUAL_LR:
+            warnings.warn(
+                f"NGOptimizer: lr = {float(lr)} multiplies the learned update, so that training is "
+                f"{1 / float(lr):.0f} times slower; 1.0, the default, needs no tuning",
+                stacklevel=2,
+            )
         super().__init__(params, defaults)
-        self._connect()
+        self._source: Source = Inferred()
+        if model is not None:
+            self._source = Traced(model, self.param_groups)
+        elif graph is not None:
+            self._source = Given(graph, self.param_groups)
+
+    @property
+    def graph(self) -> NeuralGraph:
+        """What the optimizer sees.
+
+        With `model` it is traced from the inputs of the first training forward, before which it
+        shows what can be told without them.
+        """
+        return self._connected().graph
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters and extends the graph by them; what was there keeps its state."""
-        _check_hyper({**self.defaults, **param_group})
+        if isinstance(param_group, dict):
+            check_hyper({**self.defaults, **param_group})
+            self._check_keys(param_group)
+            check_once(param_group)
         super().add_param_group(param_group)
-        if self._positions:
-            self._connect()
+
+    def __repr__(self) -> str:
+        early = "graph: known after the first forward"
+        line = early if self._is_early() else describe(self.graph)
+        return f"{super().__repr__()}\n{line}"
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -101,26 +148,33 @@ class NGOptimizer(Optimizer):
         members = self._members()
         if all(p.grad is None for p, _ in members):
             return loss
-        rule = self._bound(members)
-        params, grads, state, hyper = self._collect(rule, members)
-        owners = dict(zip(self._positions, (p for p, _ in members), strict=True))
-        for position, delta, record in rule.update(grads, state, params, hyper):
-            p = owners[position]
-            real(p).add_(delta)
-            self.state[p].update(record)
+        wiring = self._connected()
+        self._source.settle()
+        rule = self._bound(wiring.graph)
+        with without_autocast({p.device for p, _ in members}):
+            params, grads, state, hyper = self._collect(rule, wiring)
+            owners = dict(zip(wiring.positions, group_tensors(self.param_groups), strict=True))
+            for position, delta, record in rule.update(grads, state, params, hyper):
+                p = owners[position]
+                real(p).add_(delta)
+                self.state[p].update(record)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned; state keeps its dtypes whatever the parameters' dtype.
+
+        A group that has the same parameter names in another order is matched by name.
 
         Raises ValueError, and changes nothing, if it was made with other weights, or if a
         parameter's state lacks something or has another shape.
         """
         loaded: dict[str, Any] = {}
 
-        def check(_: Optimizer, given: dict[str, Any]) -> None:
+        def check(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            given = self._in_our_order(given)
             self._check_state_dict(given)
             loaded.update(given)
+            return given
 
         def restore(_: Optimizer) -> None:
             self._restore_dtypes(loaded)
@@ -129,78 +183,45 @@ class NGOptimizer(Optimizer):
         before = self.register_load_state_dict_pre_hook(check)
         after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
-            super().load_state_dict(_checked_mapping(state_dict))
+            super().load_state_dict(checked_mapping(state_dict))
         finally:
             before.remove()
             after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("learned", "graph", "_positions", "_given_graph")
-        # Identities of tensors do not survive a copy: parameters added to it later become components.
+        derived = ("learned", "_source", "_wiring", "_wired")
         own = {key: self.__dict__[key] for key in derived}
-        return {**super().__getstate__(), **own, "_given_ids": None, "_rule": None}
+        return {**super().__getstate__(), **own, "_rule": None}
 
     def _members(self) -> list[tuple[Tensor, dict[str, Any]]]:
         """All parameters with their groups, in order."""
         return [(p, group) for group in self.param_groups for p in group["params"]]
 
-    def _connect(self) -> None:
-        """Builds `graph` for the present parameters, and `_positions`, where each of them is in it."""
-        specs, ids = [], []
-        for group in self.param_groups:
-            names = group.get("param_names") or [f"parameter {len(specs) + i}" for i in range(len(group["params"]))]
-            specs += [ParameterSpec.of(n, p) for n, p in zip(names, group["params"], strict=True)]
-            ids += [id(p) for p in group["params"]]
-        if self._given_graph is None:
-            named = all("param_names" in group for group in self.param_groups)
-            self.graph, self._positions = infer_graph(specs, named), list(range(len(specs)))
-            self._report()
-            return
-        places = self._find(self._given_graph.parameters, specs, ids)
-        extra = [spec for spec, place in zip(specs, places, strict=True) if place is None]
-        self.graph = join_graphs(self._given_graph, infer_graph(extra)) if extra else self._given_graph
-        numbers = iter(range(len(self._given_graph.parameters), len(self.graph.parameters)))
-        self._positions = [next(numbers) if place is None else place for place in places]
+    def _is_early(self) -> bool:
+        """Whether the first forward pass is still to show inputs, or shapes of a lazy module."""
+        return self._source.awaits_forward or any(map(is_lazy, group_tensors(self.param_groups)))
 
-    def _report(self) -> None:
-        """Says what could not be connected, once for each graph."""
-        loose = unconnected(self.graph)
-        if loose:
-            logger.info(
-                "NGOptimizer: %d of %d parameters stay apart from the rest of the graph: %s. They are optimized all "
-                "the same; with model= or graph= the optimizer sees how they are connected.",
-                len(loose),
-                len(self.graph.parameters),
-                ", ".join(loose),
-            )
-
-    def _find(self, given: tuple[ParameterSpec, ...], specs: list[ParameterSpec], ids: list[int]) -> list[int | None]:
-        """Positions of the parameters in the given graph; None for those that are not in it."""
-        known = self._positions
-        if self._given_ids is not None:
-            return [self._given_ids.get(i) for i in ids]
-        if known:  # parameters that were added later
-            return [known[i] if i < len(known) and known[i] < len(given) else None for i in range(len(specs))]
-        by_name = {spec.name: i for i, spec in enumerate(given)}
-        if all(spec.name in by_name for spec in specs):
-            found = [by_name[spec.name] for spec in specs]
-        elif len(specs) == len(given):
-            found = list(range(len(given)))
-        else:
-            raise ValueError(
-                f"NGOptimizer: graph has {len(given)} parameters; got {len(specs)} parameters whose names are not in it"
-            )
-        for spec, i in zip(specs, found, strict=True):
-            if spec.paired.shape != given[i].shape:
-                raise ValueError(
-                    f"NGOptimizer: '{spec.name}': graph expects shape {given[i].shape}; got {spec.paired.shape}"
+    def _connected(self) -> Wiring:
+        """The wiring of the present parameters; made anew when a group or a shape has changed."""
+        params = group_tensors(self.param_groups)
+        present = [(p, None if is_lazy(p) else p.shape) for p in params]
+        if self._wiring is None or self._source.has_news or not _same(present, self._wired):
+            wiring = self._source.wire(self.param_groups)
+            self._check_records(wiring, [self.state.get(p) for p, _ in present])
+            self._wiring, self._wired = wiring, present
+            if unconnected(wiring.graph):
+                logger.warning(
+                    "NGOptimizer: %s. They are optimized all the same%s.",
+                    describe(wiring.graph),
+                    "" if self._source.exact else "; with model= their connections are seen",
                 )
-        return list(found)
+        return self._wiring
 
-    def _bound(self, members: list[tuple[Tensor, dict[str, Any]]]) -> UpdateRule:
-        """The rule on the graph, in the precision and on the device of the parameters."""
-        dtype = max((state_dtype(real(p)) for p, _ in members), key=lambda d: d.itemsize)
-        wanted = (self.graph, members[0][1]["total_steps"], members[0][0].device, dtype)
+    def _bound(self, graph: NeuralGraph) -> UpdateRule:
+        """The rule on a graph, in the precision and on the device of the parameters."""
+        params = group_tensors(self.param_groups)
+        dtype = max((state_dtype(real(p)) for p in params), key=lambda d: d.itemsize)
+        wanted = (graph, self.param_groups[0]["total_steps"], params[0].device, dtype)
         if self._rule is None or self._rule[0] != wanted:
             graph, total_steps, device, dtype = wanted
             rule = self.learned.bind(graph, total_steps, device=device, dtype=dtype)
@@ -208,47 +229,67 @@ class NGOptimizer(Optimizer):
         return self._rule[1]
 
     def _collect(
-        self, rule: UpdateRule, members: list[tuple[Tensor, dict[str, Any]]]
+        self, rule: UpdateRule, wiring: Wiring
     ) -> tuple[list[Tensor], list[Tensor | None], list[Record], Hyper]:
         """Arguments of `update`, for every parameter in the graph; those not optimized are absent."""
-        size = len(self.graph.parameters)
-        zero = torch.zeros((), dtype=state_dtype(real(members[0][0])), device=members[0][0].device)
-        params = [zero.expand(spec.shape) for spec in self.graph.parameters]
-        grads: list[Tensor | None] = [None] * size
-        state: list[Record] = [{}] * size
-        lr, weight_decay = [0.0] * size, [0.0] * size
-        new: dict[int, Tensor] = {}
-        for position, (p, group) in zip(self._positions, members, strict=True):
-            params[position] = real(p)
-            if p.grad is None:
-                continue
-            if p.grad.is_sparse:
-                raise ValueError(f"NGOptimizer: '{self.graph.parameters[position].name}': sparse gradient")
-            grads[position] = real(p.grad)
-            lr[position], weight_decay[position] = group["lr"], group["weight_decay"]
-            if not self.state.get(p):
-                new[position] = p
-            else:
-                state[position] = self.state[p]
-        if new:
-            first = rule.init(self._stand_ins({i: params[i] for i in new}))
-            for i, p in new.items():
-                self.state[p].update(first[i])
-                state[i] = first[i]
+        members, specs = self._members(), wiring.graph.parameters
+        first = members[0][0]
+        zero = torch.zeros((), dtype=state_dtype(real(first)), device=first.device)
+        own = {i: real(p) for i, (p, _) in zip(wiring.positions, members, strict=True)}
+        params = [own[i] if i in own else zero.expand(s.shape) for i, s in enumerate(specs)]
+        grads: list[Tensor | None] = [None] * len(specs)
+        lr: list[float | Tensor] = [0.0] * len(specs)
+        weight_decay = [0.0] * len(specs)
+        for group in self.param_groups:
+            check_hyper(group)
+        for position, (p, group) in zip(wiring.positions, members, strict=True):
+            if p.grad is not None:
+                grads[position] = _gradient(p, specs[position].name, group["maximize"])
+                lr[position], weight_decay[position] = _scalar(group["lr"]), group["weight_decay"]
+        state = self._records(rule, wiring, params, grads)
         # torch's schedulers leave this mark
         scheduled = any("initial_lr" in group for group in self.param_groups)
         return params, grads, state, Hyper(lr, weight_decay, scheduled)
 
-    def _stand_ins(self, real_ones: Mapping[int, Tensor]) -> list[Tensor]:
-        """For every parameter in the graph a tensor without memory, but for some at their positions."""
-        specs = self.graph.parameters
-        return [
-            real_ones[i] if i in real_ones else torch.empty(spec.shape, device="meta") for i, spec in enumerate(specs)
-        ]
+    def _records(
+        self,
+        rule: UpdateRule,
+        wiring: Wiring,
+        params: list[Tensor],
+        grads: list[Tensor | None],
+    ) -> list[Record]:
+        """The state of all parameters that have a gradient, begun where there is none."""
+        records: list[Record] = [{}] * len(params)
+        new: dict[int, Tensor] = {}
+        for position, (p, _) in zip(wiring.positions, self._members(), strict=True):
+            if grads[position] is None:
+                continue
+            records[position] = self.state.get(p) or {}
+            if not records[position]:
+                new[position] = p
+        if new:
+            first = rule.init(_stand_ins(wiring.graph, {i: params[i] for i in new}))
+            for i, p in new.items():
+                self.state[p].update(first[i])
+                records[i] = first[i]
+        return records
+
+    def _in_our_order(self, state_dict: Any) -> dict[str, Any]:
+        """A state_dict whose groups list their parameters as ours do, where the names allow it."""
+        groups = []
+        given = checked_mapping(state_dict).get("param_groups", [])
+        for group, own in zip_longest(given, self.param_groups):
+            names, wanted = (group or {}).get("param_names"), (own or {}).get("param_names")
+            if names and wanted and names != wanted and sorted(names) == sorted(wanted):
+                numbers = dict(zip(names, group["params"], strict=True))
+                params = [numbers[name] for name in wanted]
+                group = {**group, "params": params, "param_names": wanted}
+            groups.append(group)
+        return {**state_dict, "param_groups": groups[: len(given)]} if given else state_dict
 
     def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError if it was made with other weights, or a record does not fit."""
-        missing = sorted({"state", "param_groups"} - _checked_mapping(state_dict).keys())
+        missing = sorted({"state", "param_groups"} - checked_mapping(state_dict).keys())
         if missing:
             raise ValueError(f"state_dict: expected 'state' and 'param_groups'; got no {missing}")
         for group in state_dict["param_groups"]:
@@ -257,14 +298,34 @@ class NGOptimizer(Optimizer):
                     f"state_dict: made with weights {str(group.get('weights'))[:12]}; this optimizer has "
                     f"{self.defaults['weights'][:12]} (SHA-256)"
                 )
-        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
-        members = self._members()
-        expected = self._bound(members).init(self._stand_ins({}))
-        for number, position in zip(numbers, self._positions, strict=False):
-            record = state_dict["state"].get(number)
+        for number, record in checked_mapping(state_dict["state"], "state").items():
+            checked_mapping(record, f"state of {number}")
+        if not self._is_early():  # else they are checked when the graph is known
+            numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
+            records = [state_dict["state"].get(number) for number in numbers]
+            self._check_records(self._connected(), records)
+
+    def _check_records(self, wiring: Wiring, records: Sequence[Any]) -> None:
+        """Raises ValueError if a parameter's state is not what the rule has for it."""
+        if not any(records):
+            return
+        expected = self._bound(wiring.graph).init(_stand_ins(wiring.graph, {}))
+        for position, record in zip(wiring.positions, records, strict=False):
             if record:
-                name = self.graph.parameters[position].name
-                _check_record(name, record, expected[position])
+                name = wiring.graph.parameters[position].name
+                check_record(name, record, expected[position])
+
+    def _check_keys(self, group: dict[str, Any]) -> None:
+        """Raises ValueError for settings that groups do not have."""
+        for key in group.keys() - OTHER_GROUP_KEYS:
+            if key not in self.defaults:
+                known = ", ".join(k for k in self.defaults if k not in ONE_FOR_ALL)
+                raise ValueError(f"NGOptimizer: parameter group: expected {known}; got '{key}'")
+            if key in ONE_FOR_ALL and group[key] != self.defaults[key]:
+                raise ValueError(
+                    f"NGOptimizer: parameter group: '{key}' is one for all groups, "
+                    f"{self.defaults[key]}; got {group[key]}"
+                )
 
     def _restore_dtypes(self, state_dict: dict[str, Any]) -> None:
         """Undoes that torch has cast floating state to the parameter's dtype."""
@@ -281,35 +342,45 @@ def real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
-def _learned(weights: str | os.PathLike | Metanet | LearnedOptimizer) -> LearnedOptimizer:
+def _stand_ins(graph: NeuralGraph, real_ones: Mapping[int, Tensor]) -> list[Tensor]:
+    """For every parameter in the graph a tensor without memory, but for some at their positions."""
+    return [
+        real_ones[i] if i in real_ones else torch.empty(spec.shape, device="meta")
+        for i, spec in enumerate(graph.parameters)
+    ]
+
+
+def _same(found: Sequence[tuple[Tensor, Any]], expected: Sequence[tuple[Tensor, Any]]) -> bool:
+    """Whether these are the same tensors in the same shapes."""
+    return len(found) == len(expected) and all(
+        p is q and shape == other for (p, shape), (q, other) in zip(found, expected, strict=True)
+    )
+
+
+def _gradient(p: Tensor, name: str, maximize: bool) -> Tensor:
+    """A parameter's gradient as the rule takes it."""
+    assert p.grad is not None
+    if p.grad.is_sparse:
+        raise ValueError(
+            f"NGOptimizer: '{name}': expected a dense gradient; got a sparse gradient: make the "
+            "layer without sparse=True, or give this parameter to torch.optim.SparseAdam"
+        )
+    return -real(p.grad) if maximize else real(p.grad)
+
+
+def _scalar(lr: float | Tensor) -> float | Tensor:
+    """A tensor of one number without axes, which would broadcast."""
+    return lr.reshape(()) if isinstance(lr, Tensor) else lr
+
+
+def _learned(weights: Any) -> LearnedOptimizer:
+    if isinstance(weights, LearnedOptimizer):
+        return weights
     if isinstance(weights, Metanet):
         return LearnedOptimizer(metanet=weights)
-    return weights if isinstance(weights, LearnedOptimizer) else load_pretrained(weights)
-
-
-def _checked_mapping(state_dict: Any) -> dict[str, Any]:
-    if not isinstance(state_dict, dict):
-        raise ValueError(f"state_dict: expected a dict; got {type(state_dict).__name__}")
-    return state_dict
-
-
-def _check_record(name: str, record: Any, expected: Record) -> None:
-    """Raises ValueError if the state of a parameter lacks a tensor or one has another shape."""
-    for key, like in expected.items():
-        value = record.get(key) if isinstance(record, dict) else None
-        if not isinstance(value, Tensor):
-            got = "nothing" if value is None else type(value).__name__
-            raise ValueError(f"state_dict: '{key}' of '{name}': expected a tensor; got {got}")
-        if value.shape != like.shape:
-            raise ValueError(
-                f"state_dict: '{key}' of '{name}': expected shape {tuple(like.shape)}; got {tuple(value.shape)}"
-            )
-
-
-def _check_hyper(group: dict[str, Any]) -> None:
-    for key in ("lr", "weight_decay"):
-        if not group[key] >= 0:
-            raise ValueError(f"NGOptimizer: {key}: expected a number >= 0; got {group[key]}")
-    steps = group["total_steps"]
-    if steps is not None and not steps > 0:
-        raise ValueError(f"NGOptimizer: total_steps: expected a number > 0 or None; got {steps}")
+    if not isinstance(weights, str | os.PathLike):
+        raise ValueError(
+            "NGOptimizer: weights: expected a name, a path, a LearnedOptimizer or a metanet; got "
+            f"{type(weights).__name__}"
+        )
+    return load_pretrained(weights)

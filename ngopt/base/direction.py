@@ -28,6 +28,10 @@ class DirectionConfig:
     beta_factor: float = 0.95
     nesterov: float = 1.0
     epsilon: float = 1e-4
+    shrink: float = 0.0
+    rowshrink: float = 0.0
+    tenshrink: float = 0.0
+    ns: int = 0
 
 
 def init_direction(param: Tensor, layouts: Sequence[MatrixLayout], dtype: torch.dtype) -> Record:
@@ -105,6 +109,13 @@ class _Matrices:
         second = self.second / (1 - self.config.beta2 ** (self.step + 1))
         damping = self.config.epsilon**2 * second.mean((1, 2), keepdim=True) + TINY
         value = rotate(ahead, *bases, self.layout) * (second + damping).rsqrt()
+        if self.config.shrink:
+            value = value * (value.abs() / (0.25 * (1 - self.config.beta1 ** (self.step + 1)))).pow(self.config.shrink).clamp(max=3)
+        if self.config.tenshrink:
+            value = value * (value.square().mean().sqrt() / (0.25 * (1 - self.config.beta1 ** (self.step + 1)))).pow(self.config.tenshrink).clamp(max=3)
+        if self.config.ns and self.factors:
+            from proto import zp
+            value = zp(value, self.config.ns) * max(value.shape[1:]) ** .5
         return rotate_back(value, *bases, self.layout)
 
     def state(self) -> Record:

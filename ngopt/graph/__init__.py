@@ -21,7 +21,7 @@ from ngopt.graph.read import run_graph
 from ngopt.graph.rules import register_rule
 from ngopt.graph.sequential import sequential_graph
 from ngopt.graph.topology import join_graphs
-from ngopt.graph.tracing.capture import NotCaptured, arguments, capture, guess_inputs
+from ngopt.graph.tracing.capture import Inputs, NotCaptured, arguments, capture, guess_inputs
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.views import EdgeList, to_edge_list
 
@@ -30,6 +30,7 @@ __all__ = [
     "EdgeBlock",
     "EdgeList",
     "GraphValues",
+    "Inputs",
     "NeuralGraph",
     "NeuronGroup",
     "ParameterSpec",
@@ -54,7 +55,8 @@ def build_graph(
 
     source: a module, or an iterable of parameters or of (name, parameter) pairs, of which names,
         shapes and order decide.
-    example_input: what the module takes, a tensor, a tuple of arguments or a dict of named ones.
+    example_input: what the module takes, a tensor, a tuple of arguments, a dict of named ones, or
+        both as `Inputs(args, kwargs)`.
         With it the graph is exact, whatever the module does inside. Without it a sequential module
         is read as it stands, and for others an input is guessed from the first layer; where that
         fails, the parameters decide, with a warning that names the module.

@@ -64,6 +64,16 @@ def test_nothing_changes_in_place(case):
 
 
 @torch.no_grad()
+def test_keys_and_shapes_are_known_without_memory(case):
+    graph, params, _ = case
+    rule = MetanetRule(FeedForward(), graph)
+    found = rule.init([torch.empty(p.shape, device="meta") for p in params])
+    for record, like in zip(found, rule.init(params), strict=True):
+        assert {k: v.shape for k, v in record.items()} == {k: v.shape for k, v in like.items()}
+        assert all(record[key].is_meta for key in MOMENTA)
+
+
+@torch.no_grad()
 def test_state_is_at_least_float32():
     for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
         params = [p.detach().to(dtype) for p in mlp(2, 3, 1).parameters()]

@@ -158,7 +158,7 @@ def test_add_param_group_to_a_traced_model(metanet):
     opt = copy.deepcopy(opt)
     opt.add_param_group({"params": extra.parameters()})
     assert len(opt.graph.parameters) == 11
-    assert opt._positions == list(range(11))
+    assert opt._connected().positions == list(range(11))
 
 
 def test_frozen_parameters_and_missing_gradients(metanet):
@@ -414,8 +414,9 @@ class TestErrors:
             (other, "made with weights 000000000000"),
             (lacking, "'step' of 'parameter 1': expected a tensor; got nothing"),
             (empty, "'exp_avg_4' of 'parameter 3': expected a tensor; got nothing"),
+            ({**before, "state": {0: None}}, "state of 0: expected a dict; got NoneType"),
             ({}, "expected 'state' and 'param_groups'"),
-            (None, "state_dict: expected a dict; got NoneType"),
+            (None, "state_dict: all of it: expected a dict; got NoneType"),
             (short, "doesn't match the size"),
         ):
             with pytest.raises(ValueError, match=message):
@@ -431,7 +432,158 @@ class TestErrors:
         opt = NGOptimizer(embedding.parameters(), weights=FeedForward())
         embedding(torch.tensor([1])).sum().backward()
         before = snapshot(embedding)
-        with pytest.raises(ValueError, match="'parameter 0': sparse gradient"):
+        with pytest.raises(ValueError, match="'parameter 0': expected a dense gradient.*SparseAdam"):
             opt.step()
         assert same(embedding, before)
         assert not opt.state
+
+
+class TestHardUse:
+    """What is done to optimizers in practice: it works, or an error says what to do."""
+
+    def test_maximize_is_the_negated_loss(self, metanet):
+        up, down = network(), network()
+        inputs, labels = batch(0)
+        opt = NGOptimizer(up.parameters(), weights=metanet, maximize=True)
+        groups = [{"params": down.parameters(), "maximize": False}]
+        other = NGOptimizer(groups, weights=metanet, maximize=True)
+        for model, sign in ((up, -1), (down, 1)):
+            (sign * F.cross_entropy(model(inputs), labels)).backward()
+        opt.step()
+        other.step()
+        assert same(up, snapshot(down))
+
+    @pytest.mark.parametrize("name", ["betas", "momentum", "eps"])
+    def test_settings_of_other_optimizers_are_refused(self, metanet, name):
+        model = network()
+        groups = [{"params": model.parameters(), name: 0.9}]
+        with pytest.raises(ValueError, match=f"expected lr, weight_decay, maximize; got '{name}'"):
+            NGOptimizer(groups, weights=metanet)
+
+    def test_what_is_one_for_all_groups(self, metanet):
+        params = list(network().parameters())
+        for key, value in (("weights", "ff"), ("total_steps", 10)):
+            groups = [{"params": params[:2]}, {"params": params[2:], key: value}]
+            with pytest.raises(ValueError, match=f"'{key}' is one for all groups.*got {value}"):
+                NGOptimizer(groups, weights=metanet)
+        opt = NGOptimizer(params[:2], weights=metanet, total_steps=5)
+        again = {**opt.param_groups[0], "params": params[2:], "initial_lr": 1.0}
+        opt.add_param_group(again)  # groups of our own are taken
+        assert len(opt.param_groups) == 2
+
+    @pytest.mark.parametrize("lr", [float("inf"), float("nan"), -1.0, "1", None, torch.tensor(-1.0), torch.ones(2)])
+    def test_learning_rates_out_of_range(self, metanet, lr):
+        model = network()
+        with pytest.raises(ValueError, match="NGOptimizer: lr: expected"):
+            NGOptimizer(model.parameters(), lr=lr, weights=metanet)
+        opt = NGOptimizer(model.parameters(), weights=metanet)
+        before = snapshot(model)
+        opt.param_groups[0]["lr"] = lr
+        with pytest.raises(ValueError, match="NGOptimizer: lr: expected"):
+            train(model, opt, range(1))
+        assert same(model, before)
+        assert not opt.state
+
+    def test_learning_rates_as_tensors(self, metanet):
+        results = []
+        for lr in (0.5, torch.tensor(0.5), torch.tensor([0.5])):
+            model = nn.Sequential(network(), nn.PReLU())
+            model.scalar = nn.Parameter(torch.ones(()))
+            opt = NGOptimizer(model.parameters(), lr=lr, weights=metanet)
+            (model(batch(0)[0]) * model.scalar).square().sum().backward()
+            opt.step()
+            results.append(snapshot(model))
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def test_betas_by_position(self, metanet):
+        with pytest.raises(ValueError, match=r"weight_decay: expected a number >= 0; got \(0.9"):
+            NGOptimizer(network().parameters(), 1.0, (0.9, 0.999), weights=metanet)
+
+    def test_a_small_lr_out_of_habit(self, metanet):
+        with pytest.warns(UserWarning, match="lr = 0.001 multiplies .* 1000 times slower"):
+            opt = NGOptimizer(network().parameters(), lr=1e-3, weights=metanet)
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1e-4})
+
+    def test_parameters_replaced_in_a_group(self, metanet):
+        model = mlp(4, 5, 3)
+        opt = NGOptimizer(model.parameters(), weights=metanet)
+        inputs = torch.randn(2, 4)
+        model(inputs).sum().backward()
+        opt.step()
+        wider = mlp(4, 7, 3)
+        kept = opt.state[model[-1].bias]["step"]
+        for i, p in enumerate(list(wider.parameters())[:3]):
+            opt.param_groups[0]["params"][i] = p
+        wider[-1].bias = model[-1].bias
+        opt.zero_grad()
+        wider(inputs).sum().backward()
+        before = snapshot(wider)
+        opt.step()
+        assert opt.graph == build_graph(list(wider.parameters()))
+        changed = zip(wider.parameters(), before, strict=True)
+        assert not any(torch.equal(p, b) for p, b in changed)
+        assert opt.state[wider[0].weight]["step"] == 1
+        assert opt.state[model[-1].bias]["step"] == kept + 1
+
+    def test_parameters_appended_and_removed_in_a_group(self, metanet):
+        model = network()
+        opt = NGOptimizer(model.parameters(), weights=metanet)
+        train(model, opt, range(1))
+        extra = nn.Parameter(torch.ones(3, 2))
+        group = opt.param_groups[0]["params"]
+        removed = group.pop(0)
+        group.append(extra)
+        before = removed.detach().clone()
+        extra.grad = torch.ones_like(extra)
+        F.cross_entropy(model(batch(1)[0]), batch(1)[1]).backward()
+        opt.step()
+        assert torch.equal(removed, before)
+        assert not torch.equal(extra, torch.ones_like(extra))
+        assert len(opt.graph.parameters) == 9
+        named = NGOptimizer(model.named_parameters(), weights=metanet)
+        named.param_groups[0]["params"].append(extra)
+        with pytest.raises(ValueError, match=r"param_groups\[0\]: expected a name.* 10 .*got 9"):
+            named.step()
+
+    def test_a_parameter_that_grows_in_place(self, metanet):
+        p = nn.Parameter(torch.ones(3, 2))
+        opt = NGOptimizer([p], weights=metanet)
+        p.sum().backward()
+        opt.step()
+        p.data = torch.ones(5, 2)
+        p.grad = torch.ones(5, 2)
+        with pytest.raises(ValueError, match=r"'exp_avg_0' of .*expected shape \(5, 2\); got \(3"):
+            opt.step()
+        del opt.state[p]
+        opt.step()
+        assert opt.state[p]["exp_avg_0"].shape == (5, 2)
+
+    def test_a_step_under_autocast_is_one_without(self, metanet):
+        models = network(), network()
+        for model, enabled in zip(models, (False, True), strict=True):
+            opt = NGOptimizer(model.parameters(), weights=metanet)
+            for seed in range(2):
+                opt.zero_grad()
+                F.cross_entropy(model(batch(seed)[0]), batch(seed)[1]).backward()
+                with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                    opt.step()
+                    assert torch.is_autocast_enabled("cpu") == enabled
+        assert same(models[0], snapshot(models[1]))
+
+    def test_a_parameter_twice_in_a_group(self, metanet):
+        model = network()
+        tied = [*model.named_parameters(), ("again", model[0].weight)]
+        with pytest.raises(ValueError, match="'again': expected once in its group"):
+            NGOptimizer(tied, weights=metanet)
+
+    def test_names_in_another_order_are_matched(self, metanet):
+        model = network()
+        opt = NGOptimizer(model.named_parameters(), weights=metanet)
+        train(model, opt, range(1))
+        backwards = list(model.named_parameters())[::-1]
+        other = NGOptimizer(backwards, weights=metanet)
+        other.load_state_dict(opt.state_dict())
+        assert other.param_groups[0]["param_names"] == [name for name, _ in backwards]
+        for p, record in opt.state.items():
+            assert all(torch.equal(other.state[p][key], v) for key, v in record.items())

@@ -28,6 +28,14 @@ class NotCaptured(Exception):
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a module is called with: positional and named arguments together."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Program:
     """The functions that a module applies to an input.
 
@@ -41,7 +49,7 @@ class Program:
 
 
 def capture(model: nn.Module, example_input: Any, cut: bool = True) -> Program:
-    """The functions that a module applies to an example input: a tensor, a tuple of arguments, a dict of named ones.
+    """The functions that a module applies to an example input (see `arguments`).
 
     `torch.export` says it for whatever the input's values are. Where these decide what the module
     does (`if x.mean() > 0`), it cannot; then the module runs, and torch.fx records what it does to
@@ -78,7 +86,12 @@ def _quiet() -> Iterator[None]:
 
 
 def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
-    """What a module is called with for an example input: a tensor, a tuple of arguments, a dict of named ones."""
+    """What a module is called with for an example input.
+
+    That is a tensor, a tuple of arguments, a dict of named ones, or `Inputs`.
+    """
+    if isinstance(example_input, Inputs):
+        return example_input.args, example_input.kwargs
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
     return (example_input if isinstance(example_input, tuple) else (example_input,)), {}

@@ -1,0 +1,330 @@
+"""Where the graph of an optimizer's parameters comes from, and where each of them is in it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
+
+from ngopt.graph import Inputs, NeuralGraph, ParameterSpec, build_graph
+from ngopt.graph.infer import infer_graph
+from ngopt.graph.order import merged_order
+from ngopt.graph.topology import join_graphs, unconnected
+
+NAMED_APART = 5  # as many names as the line about a graph says
+
+
+class Wiring(NamedTuple):
+    """A graph, and the positions of the optimizer's parameters in it, in their order."""
+
+    graph: NeuralGraph
+    positions: list[int]
+
+
+class Source(Protocol):
+    """A way to the graph of the parameters in an optimizer's groups."""
+
+    def wire(self, groups: Sequence[dict[str, Any]]) -> Wiring:
+        """Raises ValueError if the groups do not fit what is known of the network."""
+        ...
+
+    exact: bool
+    """Whether the network itself says how parameters are connected."""
+
+    @property
+    def awaits_forward(self) -> bool:
+        """Whether a forward pass is still to show more than there is to see now."""
+        ...
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a forward pass has been seen that is in no graph yet."""
+        ...
+
+    def settle(self) -> None:
+        """Waits for no forward pass any more."""
+        ...
+
+
+class Inferred:
+    """Names, shapes and order of the parameters decide; see `infer_graph`."""
+
+    exact = awaits_forward = has_news = False
+
+    def settle(self) -> None:
+        pass
+
+    def wire(self, groups: Sequence[dict[str, Any]]) -> Wiring:
+        specs = group_specs(groups)
+        named = all("param_names" in group for group in groups)
+        if not named or len({spec.name for spec in specs}) < len(specs):
+            return Wiring(infer_graph(specs, named), list(range(len(specs))))
+        order = merged_order([group["param_names"] for group in groups])
+        places = {name: position for position, name in enumerate(order)}
+        positions = [places[spec.name] for spec in specs]
+        by_name = {spec.name: spec for spec in specs}
+        return Wiring(infer_graph([by_name[name] for name in order], named), positions)
+
+
+class Given:
+    """A graph that the user made. Named parameters are found in it by name, others by order.
+
+    Parameters that are added later become components of their own.
+    """
+
+    exact = True
+    awaits_forward = has_news = False
+
+    def __init__(self, graph: NeuralGraph, groups: Sequence[dict[str, Any]]):
+        if not isinstance(graph, NeuralGraph):
+            raise ValueError(f"NGOptimizer: graph: expected a NeuralGraph; got {type(graph).__name__}")
+        self.graph = graph
+        self.owners: list[Tensor | None] = [None] * len(graph.parameters)
+        places = _find(graph.parameters, group_specs(groups))
+        for place, p in zip(places, group_tensors(groups), strict=True):
+            self.owners[place] = p
+
+    def settle(self) -> None:
+        pass
+
+    def wire(self, groups: Sequence[dict[str, Any]]) -> Wiring:
+        return _with_components(self.graph, self.owners, groups)
+
+
+class Traced:
+    """The graph of a module, traced with the inputs of its first training forward.
+
+    Until that pass it is what `build_graph` can tell without inputs. Parameters of the optimizer
+    that are not the module's become components.
+    """
+
+    exact = True
+
+    def __init__(self, model: nn.Module, groups: Sequence[dict[str, Any]]):
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"NGOptimizer: model: expected a torch.nn.Module; got {_described(model)}")
+        own = {id(p) for p in model.parameters()}
+        for name, p in zip(group_names(groups), group_tensors(groups), strict=True):
+            if id(p) not in own:
+                raise ValueError(
+                    f"NGOptimizer: model: expected the module that the parameters belong to; "
+                    f"'{name}', of shape {tuple(p.shape)}, is none of this {type(model).__name__}'s"
+                )
+        self.model: nn.Module | None = unwrapped(model)
+        self.recorder: Recorder | None = Recorder(model)
+        self.graph: NeuralGraph | None = None
+        self.owners: list[Tensor] = []
+
+    @property
+    def has_news(self) -> bool:
+        return self.recorder is not None and self.recorder.inputs is not None
+
+    @property
+    def awaits_forward(self) -> bool:
+        return self.recorder is not None and self.graph is None and not self.has_news
+
+    def settle(self) -> None:
+        if self.recorder is not None:
+            self.recorder.remove()
+            self.recorder = None
+
+    def wire(self, groups: Sequence[dict[str, Any]]) -> Wiring:
+        if self.model is not None:
+            self.owners = list(self.model.parameters())
+            if self.graph is None or self.has_news or not _fits(self.graph, self.owners):
+                self.graph = self._trace(self.model)
+        assert self.graph is not None
+        return _with_components(self.graph, self.owners, groups)
+
+    def _trace(self, model: nn.Module) -> NeuralGraph:
+        inputs = None if self.recorder is None else self.recorder.inputs
+        with _undisturbed(model):
+            if inputs is None:
+                return build_graph(model)
+            self.settle()
+            try:
+                return build_graph(model, inputs)
+            except Exception as error:
+                warnings.warn(
+                    f"NGOptimizer: names and shapes of the parameters decide, as tracing "
+                    f"{type(model).__name__} failed: {error}",
+                    stacklevel=2,
+                )
+                return build_graph(model.named_parameters())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies of a traced optimizer need the parameters alone, and modules may not pickle."""
+        if self.graph is None:
+            return self.__dict__
+        return {**self.__dict__, "model": None, "recorder": None}
+
+
+class Recorder:
+    """A forward pre-hook that keeps the inputs of a module's first training forward, detached.
+
+    It then removes itself. A forward in evaluation mode with gradients counts until then; one
+    without gradients does not, nor one that a compiler, a tracer or torch.func makes.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.inputs: Inputs | None = None
+        self._handle = model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling() or get_proxy_mode() is not None:
+            return
+        if not torch.is_grad_enabled() or peek_interpreter_stack() is not None:
+            return
+        self.inputs = Inputs(*tree_map(_detached, (args, kwargs)))
+        if module.training:
+            self.remove()
+
+    def remove(self) -> None:
+        self._handle.remove()
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside those that compile it or run it on several devices."""
+    while True:
+        if isinstance(model, DistributedDataParallel | DataParallel):
+            model = model.module
+        elif isinstance(model._modules.get("_orig_mod"), nn.Module):  # of torch.compile
+            model = model._modules["_orig_mod"]  # type: ignore[assignment]
+        else:
+            return model
+
+
+def describe(graph: NeuralGraph) -> str:
+    """One line: how much is in the graph, and what stays apart from the rest."""
+    loose = unconnected(graph)
+    line = f"graph: {graph.numel:,} parameters in {len(graph.parameters)} tensors, "
+    if not loose:
+        return line + "all connected"
+    names = ", ".join(loose[:NAMED_APART])
+    more = len(loose) - NAMED_APART
+    return line + f"{len(loose)} tensors apart: {names}" + (f" and {more} more" if more > 0 else "")
+
+
+def group_tensors(groups: Iterable[dict[str, Any]]) -> list[Tensor]:
+    """All parameters, in order."""
+    return [p for group in groups for p in group["params"]]
+
+
+def group_names(groups: Iterable[dict[str, Any]]) -> list[str]:
+    """Names of all parameters; numbers where there are none.
+
+    Raises ValueError if a group has not as many names as parameters.
+    """
+    names: list[str] = []
+    for i, group in enumerate(groups):
+        count = len(group["params"])
+        own = group.get("param_names")
+        if own is None:
+            own = [f"parameter {len(names) + k}" for k in range(count)]
+        if len(own) != count:
+            raise ValueError(
+                f"NGOptimizer: param_groups[{i}]: expected a name in 'param_names' for each of "
+                f"its {count} parameters; got {len(own)}"
+            )
+        names += own
+    return names
+
+
+def group_specs(groups: Sequence[dict[str, Any]]) -> list[ParameterSpec]:
+    """Names and shapes of all parameters.
+
+    Raises ValueError if a parameter of a lazy module has no shape yet.
+    """
+    specs = []
+    for name, p in zip(group_names(groups), group_tensors(groups), strict=True):
+        if is_lazy(p):
+            raise ValueError(f"NGOptimizer: '{name}' of a lazy module has no shape yet; run the module before")
+        specs.append(ParameterSpec.of(name, p))
+    return specs
+
+
+def _find(given: Sequence[ParameterSpec], specs: Sequence[ParameterSpec]) -> list[int]:
+    """Positions of parameters in a graph."""
+    by_name = {spec.name: i for i, spec in enumerate(given)}
+    if all(spec.name in by_name for spec in specs):
+        found = [by_name[spec.name] for spec in specs]
+    elif len(specs) == len(given):
+        found = list(range(len(given)))
+    else:
+        raise ValueError(
+            f"NGOptimizer: graph has {len(given)} parameters; got {len(specs)} parameters whose names are not in it"
+        )
+    for spec, place in zip(specs, found, strict=True):
+        _check_shape(spec, given[place])
+    return found
+
+
+def _check_shape(spec: ParameterSpec, given: ParameterSpec) -> None:
+    if spec.paired.shape != given.shape:
+        raise ValueError(f"NGOptimizer: '{spec.name}': graph expects shape {given.shape}; got {spec.paired.shape}")
+
+
+def _with_components(graph: NeuralGraph, owners: Sequence[Tensor | None], groups: Sequence[dict[str, Any]]) -> Wiring:
+    """The graph with the parameters that it lacks as components; owners: whose place each is."""
+    places = {id(p): i for i, p in enumerate(owners) if p is not None}
+    positions: list[int] = []
+    extra: list[ParameterSpec] = []
+    for spec, p in zip(group_specs(groups), group_tensors(groups), strict=True):
+        place = places.get(id(p))
+        if place is None:
+            positions.append(len(graph.parameters) + len(extra))
+            extra.append(spec)
+        else:
+            _check_shape(spec, graph.parameters[place])
+            positions.append(place)
+    return Wiring(join_graphs(graph, infer_graph(extra)) if extra else graph, positions)
+
+
+def _fits(graph: NeuralGraph, params: Sequence[Tensor]) -> bool:
+    """Whether parameters have the shapes that the graph was made for."""
+    shapes = [ParameterSpec.of("", p).paired.shape for p in params]
+    return shapes == [spec.shape for spec in graph.parameters]
+
+
+@contextmanager
+def _undisturbed(model: nn.Module):
+    """Tracing sees a module as its training does, and no random number is drawn."""
+    devices = {p.device for p in model.parameters()}
+    with (
+        torch.enable_grad(),
+        without_autocast(devices),
+        torch.random.fork_rng([d.index for d in devices if d.type == "cuda"]),
+    ):
+        yield
+
+
+@contextmanager
+def without_autocast(devices: Iterable[torch.device]):
+    types = {d.type for d in devices if torch.amp.is_autocast_available(d.type)}
+    before = {t: torch.is_autocast_enabled(t) for t in types}
+    for t in types:
+        torch.set_autocast_enabled(t, False)
+    try:
+        yield
+    finally:
+        for t, enabled in before.items():
+            torch.set_autocast_enabled(t, enabled)
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return type(value).__name__

@@ -1,0 +1,340 @@
+"""How an optimizer comes to its graph: parameters, a graph, or a model's first forward."""
+
+import copy
+import gc
+import logging
+import pickle
+import weakref
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from ngopt import NGOptimizer, build_graph
+from ngopt.graph.order import merged_order
+from ngopt.models import FeedForward
+from ngopt.wiring import Traced
+from tests.networks import CNN_INPUT, cnn
+
+
+class Parallel(nn.Module):
+    """Takes positional and named arguments; parameters alone do not show its topology."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x, *, scale):
+        return self.out(self.drop(self.norm(self.left(x) + scale * self.right(x))))
+
+
+METANET = FeedForward()
+
+
+def optimizer(params, **kwargs):
+    return NGOptimizer(params, weights=METANET, **kwargs)
+
+
+def decay_groups(model):
+    """Named groups as HF's Trainer makes them: weights of layers, then biases and norms."""
+    norms = [
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
+        for own, _ in module.named_parameters()
+    ]
+    named = list(model.named_parameters())
+    decay = [(n, p) for n, p in named if "bias" not in n and n not in norms]
+    rest = [(n, p) for n, p in named if "bias" in n or n in norms]
+    return [{"params": decay, "weight_decay": 1.0}, {"params": rest}]
+
+
+def forward_backward(model, **extra):
+    model(torch.randn(3, 4), scale=torch.tensor(2.0), **extra).sum().backward()
+
+
+def expected_graph(model):
+    inputs = {"x": torch.randn(3, 4), "scale": torch.tensor(2.0)}
+    return build_graph(copy.deepcopy(model), inputs)
+
+
+def test_the_first_forward_shows_the_inputs():
+    model = Parallel()
+    opt = optimizer(model.parameters(), model=model)
+    assert repr(opt).endswith("graph: known after the first forward")
+    forward_backward(model)
+    assert not model._forward_pre_hooks
+    opt.step()
+    assert opt.graph == expected_graph(model)
+    assert not any(opt.graph.unplaced)
+    assert repr(opt).endswith("parameters in 8 tensors, all connected")
+    graph = opt.graph
+    forward_backward(model)
+    opt.step()
+    assert opt.graph is graph
+
+
+def test_tracing_disturbs_nothing():
+    models = []
+    for how in ({}, {"model": True}):
+        torch.manual_seed(0)
+        model = Parallel()
+        extra = {"model": model} if how else {}
+        opt = optimizer(model.parameters(), **extra)
+        for _ in range(3):
+            opt.zero_grad()
+            forward_backward(model)
+            opt.step()
+        assert model.training
+        models.append(model)
+    for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_inputs_are_detached_and_given_up():
+    model = Parallel()
+    opt = optimizer(model.parameters(), model=model)
+    x = torch.randn(3, 4, requires_grad=True)
+    seen = weakref.ref(x.grad_fn or x)
+    model(2 * x, scale=1.0).sum().backward()
+    recorded = opt._source.recorder.inputs.args[0]
+    assert recorded.grad_fn is None
+    assert not recorded.requires_grad
+    kept = weakref.ref(recorded)
+    opt.step()
+    del recorded, x
+    gc.collect()
+    assert kept() is None
+    assert seen() is None
+
+
+def test_passes_without_gradients_do_not_count():
+    model = Parallel()
+    opt = optimizer(model.parameters(), model=model)
+    with torch.no_grad():
+        model(torch.randn(3, 4), scale=1.0)
+    assert opt._source.awaits_forward
+    forward_backward(model)
+    assert not opt._source.awaits_forward
+
+
+def test_a_look_before_the_first_forward_is_not_the_last_word():
+    model = Parallel()
+    opt = optimizer(model.parameters(), model=model)
+    with pytest.warns(UserWarning, match="no input for Parallel could be guessed"):
+        guess = opt.graph
+    forward_backward(model)
+    assert opt.graph == expected_graph(model)
+    assert opt.graph != guess
+
+
+def test_a_step_without_a_forward_takes_what_there_is():
+    model = cnn()
+    opt = optimizer(model.parameters(), model=model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    opt.step()
+    assert opt.graph == build_graph(model)
+    assert not model._forward_pre_hooks
+
+
+def test_forwards_under_torch_func_do_not_count():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    opt = optimizer(model.parameters(), model=model)
+    params = dict(model.named_parameters())
+    single = torch.func.grad(lambda q, x: torch.func.functional_call(model, q, (x,)).sum())
+    grads = torch.vmap(single, in_dims=(None, 0))(params, torch.randn(5, 3))
+    for name, p in params.items():
+        p.grad = grads[name].sum(0)
+    opt.step()
+    assert opt.graph == build_graph(model)
+
+
+@pytest.mark.parametrize("how", ["parameters", "model"])
+def test_lazy_modules(how):
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
+    opt = optimizer(model.parameters(), **({"model": model} if how == "model" else {}))
+    assert repr(opt).endswith("graph: known after the first forward")
+    model(torch.randn(5, 3)).sum().backward()
+    opt.step()
+    assert repr(opt).endswith("26 parameters in 4 tensors, all connected")
+    early = optimizer(nn.LazyLinear(4).parameters())
+    with pytest.raises(ValueError, match="'parameter 0' of a lazy module has no shape yet"):
+        early.graph  # noqa: B018
+
+
+def test_wrapped_models_are_unwrapped():
+    inner = Parallel()
+    model = nn.DataParallel(inner, device_ids=[])
+    opt = optimizer(inner.parameters(), model=model)
+    forward_backward(model)
+    opt.step()
+    assert opt.graph == expected_graph(inner)
+
+
+@pytest.mark.parametrize("given", ["compiled", "plain"])
+def test_compiled_models(given):
+    inner = cnn()
+    model = torch.compile(inner, backend="eager", fullgraph=True)
+    opt = optimizer(inner.parameters(), model=model if given == "compiled" else inner)
+    model(torch.randn(2, *CNN_INPUT)).sum().backward()
+    assert opt._source.has_news == (given == "compiled")
+    opt.step()
+    assert opt.graph.groups[-1].role == "output"
+    assert len(opt.graph.blocks) == len(build_graph(inner).blocks)
+
+
+def test_when_tracing_fails_the_parameters_decide(monkeypatch):
+    model = Parallel()
+    opt = optimizer(model.parameters(), model=model)
+    forward_backward(model)
+
+    def fail(source, example_input=None):
+        if example_input is not None:
+            raise RuntimeError("no rule")
+        return build_graph(source)
+
+    monkeypatch.setattr("ngopt.wiring.build_graph", fail)
+    with pytest.warns(UserWarning, match="as tracing Parallel failed: no rule"):
+        opt.step()
+    assert len(opt.graph.parameters) == 8
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
+@pytest.mark.parametrize("traced", [False, True])
+def test_copies_that_grow_keep_the_graph(duplicate, traced):
+    model = Parallel()
+    opt = optimizer([model.left.weight, model.right.weight], model=model)
+    if traced:
+        forward_backward(model)
+        opt.step()
+    model, opt = duplicate((model, opt))
+    opt.add_param_group({"params": [model.out.weight]})
+    opt.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+    forward_backward(model)
+    opt.step()
+    whole = expected_graph(model)
+    assert opt.graph.parameters[: len(whole.parameters)] == whole.parameters
+    assert opt._connected().positions == [0, 2, 6, 8]
+    assert not model._forward_pre_hooks
+
+
+def test_copies_of_the_model_alone_carry_nothing():
+    model = Parallel()
+    opt = optimizer(model.parameters(), model=model)
+    ema = copy.deepcopy(model)
+    forward_backward(ema)
+    assert not ema._forward_pre_hooks
+    assert opt._source.awaits_forward
+    assert ema.state_dict().keys() == model.state_dict().keys()
+
+
+def test_resuming_before_the_first_forward():
+    model = Parallel()
+    opt = optimizer(model.parameters(), model=model)
+    forward_backward(model)
+    opt.step()
+    saved = copy.deepcopy(opt.state_dict())
+    for wrong in (False, True):
+        again = copy.deepcopy(model)
+        other = optimizer(again.parameters(), model=again)
+        if wrong:
+            del saved["state"][0]["step"]
+        other.load_state_dict(saved)
+        forward_backward(again)
+        if wrong:
+            with pytest.raises(ValueError, match="'step' of 'left.weight': expected a tensor"):
+                other.step()
+        else:
+            other.step()
+            assert other.state[again.left.weight]["step"] == 2
+
+
+class TestGroups:
+    """Groups that split parameters by weight decay give the graph of one group."""
+
+    @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18", "vit"])
+    def test_named(self, name):
+        model = {
+            "mlp": lambda: nn.Sequential(
+                nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3), nn.LayerNorm(3)
+            ),
+            "cnn": lambda: nn.Sequential(
+                nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, bias=False),
+                nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6, 3),
+            ),
+            "resnet18": lambda: torchvision.models.resnet18(num_classes=3),
+            "vit": lambda: torchvision.models.VisionTransformer(
+                image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=12
+            ),
+        }[name]()  # fmt: skip
+        groups = decay_groups(model)
+        assert all(group["params"] for group in groups)
+        split, one = optimizer(groups), optimizer(model.named_parameters())
+        assert split.graph == one.graph
+        by_position = sorted(zip(split._connected().positions, split._members(), strict=True))
+        found = [p for _, (p, _) in by_position]
+        assert all(p is q for p, q in zip(found, model.parameters(), strict=True))
+
+    def test_with_model(self):
+        model = Parallel()
+        groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
+        opt = optimizer(groups, model=model)
+        forward_backward(model)
+        assert opt.graph == expected_graph(model)
+
+    def test_order_by_hand(self):
+        weights = ["conv1.weight", "fc.0.weight", "out.weight"]
+        others = ["conv1.bias", "bn1.weight", "bn1.bias", "scale", "fc.1.weight", "out.bias"]
+        assert merged_order([weights, others]) == [
+            "scale", "conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias", "fc.0.weight",
+            "fc.1.weight", "out.weight", "out.bias",
+        ]  # fmt: skip
+        lists = [["b.weight", "a.weight"], ["a.bias", "b.bias"]]  # they contradict each other
+        assert sorted(merged_order(lists)) == ["a.bias", "a.weight", "b.bias", "b.weight"]
+
+
+def test_what_stays_apart_is_logged_once(caplog):
+    params = [nn.Parameter(torch.ones(n, n + 7)) for n in range(2, 9)]
+    opt = optimizer(params)
+    with caplog.at_level(logging.WARNING, logger="ngopt"):
+        line = repr(opt).splitlines()[-1]
+        sum(p.sum() for p in params).backward()
+        opt.step()
+        opt.step()
+    assert line == (
+        "graph: 448 parameters in 7 tensors, 6 tensors apart: parameter 0, parameter 1, "
+        "parameter 2, parameter 3, parameter 4 and 1 more"
+    )
+    (record,) = caplog.records
+    assert line in record.getMessage()
+    assert "model=" in record.getMessage()
+
+
+class TestErrors:
+    def test_another_instance(self):
+        model = Parallel()
+        with pytest.raises(ValueError, match=r"model: .*'parameter 0', of shape \(4, 4\), is none"):
+            optimizer(model.parameters(), model=Parallel())
+        mixed = [("ours", model.left.weight), ("theirs", Parallel().left.weight)]
+        with pytest.raises(ValueError, match=r"model: .*'theirs'"):
+            optimizer(mixed, model=model)
+
+    def test_arguments_of_other_types(self):
+        params = list(Parallel().parameters())
+        with pytest.raises(ValueError, match="model: expected a .*Module; got the class Parallel"):
+            optimizer(params, model=Parallel)
+        with pytest.raises(ValueError, match="graph: expected a NeuralGraph; got Parallel"):
+            optimizer(params, graph=Parallel())
+        for weights, got in ((None, "NoneType"), (3, "int"), (nn.Linear(2, 2), "Linear")):
+            with pytest.raises(ValueError, match=f"weights: expected .*; got {got}"):
+                NGOptimizer(params, weights=weights)
+
+    def test_traced_is_what_model_makes(self):
+        model = cnn()
+        assert isinstance(optimizer(model.parameters(), model=model)._source, Traced)
