@@ -34,7 +34,7 @@ def config(tmp_path):
         problems=(TOY,),
         optimizers=("adam", str(tmp_path / "ff.safetensors")),
         seeds=3,
-        steps=30,
+        steps=12,
         tuning_seeds=2,
         folder=str(tmp_path / "out"),
     )
@@ -80,7 +80,7 @@ def test_the_table_is_the_mean_and_deviation_of_the_records(config):
         assert row.test_loss == pytest.approx(mean(losses))
         assert row.test_loss_std == pytest.approx(stdev(losses))
         assert row.train_loss == pytest.approx(mean(r["train_loss"] for r in records))
-    run = Run(TOY, "adam", board.rows[0].lr, None, 2, 30, "evaluation", 1)
+    run = Run(TOY, "adam", board.rows[0].lr, None, 2, 12, "evaluation", 1)
     stored = json.loads(record_path(Path(config.folder, "runs"), run).read_text())
     assert stored["losses"] == train(run)["losses"]
 
@@ -122,7 +122,7 @@ def test_problems_without_accuracy_are_compared_by_loss(config):
 
 def test_the_reference_reaches_its_own_loss_by_its_end(config):
     board = compare(replace(config, optimizers=("adam-cosine", "adam-default")))
-    assert 0 < board.reached[TOY, "adam-cosine"] <= 30
+    assert 0 < board.reached[TOY, "adam-cosine"] <= 12
     assert [standing.problems for standing in board.standings] == [1, 1]
     assert {standing.optimizer for standing in board.standings} == {"adam-cosine", "adam-default"}
 
