@@ -1,7 +1,9 @@
-"""The optimizers that are compared: baselines with a grid of learning rates, and learned ones by their weights."""
+"""The optimizers that are compared: baselines with a grid of learning rates, and learned ones."""
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +21,14 @@ from ngopt.pretrained import weights_hash
 
 Built = tuple[Optimizer, LRScheduler | None]
 
-MUON_WARMUP = 0.05  # share of the steps
+WARMUP = 0.05  # share of the steps
+WEIGHT_DECAY = 0.1  # of AdamW, as most recipes for transformers have it
+
+# Grids are spaced by two or three, about as finely as people tune.
+ADAM_LRS = (0.0005, 0.001, 0.003, 0.006, 0.01, 0.02, 0.04)
+MUON_LRS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+SOAP_LRS = (0.001, 0.003, 0.01, 0.02, 0.04)
+SCHEDULE_FREE_LRS = (0.001, 0.003, 0.006, 0.01, 0.02, 0.05)
 
 
 @dataclass(frozen=True)
@@ -27,24 +36,27 @@ class OptimizerSpec:
     """How an optimizer is made, and what there is to tune.
 
     make: (model, lr, total_steps) -> the optimizer, and the scheduler (or None) to step after it.
-    lrs: the learning rates to choose from, ascending; empty for a learned optimizer, which needs none.
+    lrs: the learning rates to choose from, ascending; empty if there is nothing to tune.
+    lr: the learning rate where there is nothing to tune.
     weights: SHA-256 of a learned optimizer's weights, else None.
     """
 
     name: str
     make: Callable[[nn.Module, float, int], Built]
     lrs: tuple[float, ...] = ()
+    lr: float = 1.0
     weights: str | None = None
 
     def build(self, model: nn.Module, lr: float | None, total_steps: int) -> Built:
-        """The optimizer, and the scheduler (or None) to step after it; a learned one needs no learning rate.
+        """The optimizer, and the scheduler (or None) to step after it.
 
-        Raises ValueError if a baseline is given none.
+        Raises ValueError if one that has to be tuned is given no learning rate.
         """
         if lr is None and self.lrs:
             grid = ", ".join(map(str, self.lrs))
-            raise ValueError(f"optimizer '{self.name}': expected a learning rate, such as {grid}; got None")
-        return self.make(model, 1.0 if lr is None else lr, total_steps)
+            message = f"optimizer '{self.name}': expected a learning rate, such as {grid}; got None"
+            raise ValueError(message)
+        return self.make(model, self.lr if lr is None else lr, total_steps)
 
 
 class MuonWithAdam(Optimizer):
@@ -118,9 +130,40 @@ def _adam_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
     return optimizer, cosine_schedule(optimizer, total_steps)
 
 
+def _adamw_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=WEIGHT_DECAY)
+    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
+
+
+def _schedule_free(model: nn.Module, lr: float, total_steps: int) -> Built:
+    """AdamW without a schedule (Defazio et al. 2024), which averages its weights instead.
+
+    Its weights are those to train with; `eval()` puts the average in their place.
+    """
+    from schedulefree import AdamWScheduleFree
+
+    warmup = round(WARMUP * total_steps)
+    optimizer = AdamWScheduleFree(model.parameters(), lr, warmup_steps=warmup)
+    optimizer.train()
+    return optimizer, None
+
+
 def _muon_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
     optimizer = MuonWithAdam(model.parameters(), lr)
-    return optimizer, cosine_schedule(optimizer, total_steps, MUON_WARMUP)
+    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
+
+
+def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Built:
+    """heavyball's SOAP or KLSOAP with its defaults: a new basis every second step, decay .01.
+
+    Not compiled: on small networks and a CPU, compiling takes longer than the whole run.
+    """
+    heavyball = importlib.import_module("heavyball")  # two seconds, which only these two need
+    heavyball.utils.compile_mode = None
+    # Said of every scheduler; the rate is read from the group at each step.
+    warnings.filterwarnings("ignore", "Learning rate changed between steps", UserWarning)
+    optimizer = getattr(heavyball, kind)(model.parameters(), lr=lr)
+    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
 
 
 def _learned(learned: LearnedOptimizer, model: nn.Module, lr: float, total_steps: int) -> Built:
@@ -130,8 +173,14 @@ def _learned(learned: LearnedOptimizer, model: nn.Module, lr: float, total_steps
 OPTIMIZERS = {
     spec.name: spec
     for spec in (
-        OptimizerSpec("adam", _adam, (0.001, 0.003, 0.006, 0.01, 0.02)),
-        OptimizerSpec("adam-cosine", _adam_cosine, (0.003, 0.006, 0.01, 0.02, 0.04)),
-        OptimizerSpec("muon-cosine", _muon_cosine, (0.005, 0.01, 0.02, 0.05, 0.1)),
+        OptimizerSpec("adam", _adam, ADAM_LRS),
+        OptimizerSpec("adam-cosine", _adam_cosine, ADAM_LRS),
+        OptimizerSpec("adamw-cosine", _adamw_cosine, ADAM_LRS),
+        OptimizerSpec("schedule-free", _schedule_free, SCHEDULE_FREE_LRS),
+        OptimizerSpec("muon-cosine", _muon_cosine, MUON_LRS),
+        OptimizerSpec("soap-cosine", partial(_soap_cosine, "SOAP"), SOAP_LRS),
+        OptimizerSpec("kl-soap-cosine", partial(_soap_cosine, "KLSOAP"), SOAP_LRS),
+        OptimizerSpec("adam-default", _adam, lr=0.001),  # torch's
+        OptimizerSpec("muon-default", _muon_cosine, lr=0.02),  # its author's
     )
 }

@@ -1,21 +1,15 @@
-"""Tables and pictures of records that `meta_train.runs` made."""
+"""Rows of a comparison, one for each optimizer on each problem, and tables of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import nan
-from pathlib import Path
-from statistics import fmean, stdev
+from math import inf, nan
+from statistics import fmean
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from meta_train.runs import TRAIN_LOSS_STEPS, Record
-
-SMOOTHING = 25  # steps in the moving average of a loss curve, in short runs a tenth of the steps
 
 # Problems of the paper that no learned optimizer is meta-trained or selected on.
 TRANSFER_ONLY = ("c10-32",)
@@ -24,11 +18,18 @@ HEADER = [
     "problem",
     "optimizer",
     "lr",
+    "rank",
+    "test loss",
     "test accuracy %",
+    "validation loss",
     "train loss",
+    "steps to reference",
+    "seconds to reference",
+    "run s",
     "ms/step",
     "optimizer ms/step",
     "tuning runs",
+    "tuning s",
 ]
 
 
@@ -36,103 +37,161 @@ HEADER = [
 class Row:
     """Results of one optimizer on one problem.
 
-    accuracy_mean, accuracy_std: per cent on test, over runs; sample standard deviation, nan for one run.
-    train_loss, validation_accuracy: means over runs.
-    ms_per_step, optimizer_ms_per_step: means over runs of each run's median.
-    tuning: mean validation accuracy (per cent) of each learning rate that was tried.
+    Means over runs; nan where a loss of a run was not finite.
+
+    test_loss_std, accuracy_std: sample standard deviation, nan for one run.
+    accuracy_mean: per cent on test; None if the problem has no accuracy, and so is its deviation.
+    ms_per_step, optimizer_ms_per_step: mean of each run's median.
+    seconds: of a whole run, without evaluation.
+    tuning: mean validation loss of each learning rate that was tried; inf if it was not finite.
+    tuning_seconds: of all runs for tuning together.
     """
 
     problem: str
     optimizer: str
     runs: int
+    steps: int
     diverged: int
-    accuracy_mean: float
-    accuracy_std: float
-    validation_accuracy: float
+    test_loss: float
+    test_loss_std: float
+    accuracy_mean: float | None
+    accuracy_std: float | None
+    validation_loss: float
     train_loss: float
     ms_per_step: float
     optimizer_ms_per_step: float
+    seconds: float
     lr: float | None
     tuning_runs: int = 0
+    tuning_seconds: float = 0.0
     tuning: dict[float, float] = field(default_factory=dict)
 
     @property
     def at_edge(self) -> bool:
         """Whether the learning rate is the smallest or largest that was tried."""
-        return self.lr is not None and len(self.tuning) > 1 and self.lr in (min(self.tuning), max(self.tuning))
+        return len(self.tuning) > 1 and self.lr in (min(self.tuning), max(self.tuning))
+
+    @property
+    def tuned(self) -> bool:
+        return self.tuning_runs > 0
 
 
 def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
-    """The row of the evaluation records of one optimizer on one problem, and of its tuning records."""
-    accuracies = [100 * record["test"]["accuracy"] for record in records]
+    """The row of one optimizer's evaluation records on one problem, and of its tuning records."""
     run = records[0]["run"]
+    test_losses = [_number(record["test"]["loss"]) for record in records]
+    accuracies = [100 * r["test"]["accuracy"] for r in records if r["test"]["accuracy"] is not None]
     return Row(
         problem=run["problem"],
         optimizer=run["optimizer"],
         runs=len(records),
+        steps=run["steps"],
         diverged=sum(record["diverged"] for record in records),
-        accuracy_mean=fmean(accuracies),
-        accuracy_std=stdev(accuracies) if len(accuracies) > 1 else nan,
-        validation_accuracy=100 * fmean(record["validation"]["accuracy"] for record in records),
-        train_loss=fmean(nan if record["train_loss"] is None else record["train_loss"] for record in records),
+        test_loss=fmean(test_losses),
+        test_loss_std=_deviation(test_losses),
+        accuracy_mean=fmean(accuracies) if accuracies else None,
+        accuracy_std=_deviation(accuracies) if accuracies else None,
+        validation_loss=fmean(_number(record["validation"]["loss"]) for record in records),
+        train_loss=fmean(_number(record["train_loss"]) for record in records),
         ms_per_step=fmean(record["ms_per_step"] for record in records),
         optimizer_ms_per_step=fmean(record["optimizer_ms_per_step"] for record in records),
+        seconds=fmean(record["seconds"] for record in records),
         lr=run["lr"],
         tuning_runs=len(tuning),
-        tuning={lr: 100 * accuracy for lr, accuracy in mean_accuracies(tuning).items()},
+        tuning_seconds=sum(record["seconds"] for record in tuning),
+        tuning=mean_validation_losses(tuning),
     )
 
 
-def mean_accuracies(records: Sequence[Record]) -> dict[float, float]:
-    """Mean validation accuracy, a fraction, of each learning rate that was tried, in the order of the records."""
-    lrs = dict.fromkeys(record["run"]["lr"] for record in records)
-    return {lr: fmean(r["validation"]["accuracy"] for r in records if r["run"]["lr"] == lr) for lr in lrs}
+def mean_validation_losses(records: Sequence[Record]) -> dict[float, float]:
+    """Mean validation loss of each learning rate that was tried, in the order of the records.
+
+    inf where a loss is not finite, so that the smallest is the best.
+    """
+    losses: dict[float, list[float]] = {}
+    for record in records:
+        loss = record["validation"]["loss"]
+        losses.setdefault(record["run"]["lr"], []).append(inf if loss is None else loss)
+    return {lr: fmean(values) for lr, values in losses.items()}
 
 
-def cells(row: Row) -> list[str]:
-    """A row as text, under `HEADER`."""
-    spread = "" if row.runs == 1 else f" ± {row.accuracy_std:.2f}"
+def cells(row: Row, rank: float | None = None, reached: float | None = None) -> list[str]:
+    """A row as text, under `HEADER`.
+
+    reached: the step at which the row got where the reference ends.
+    """
+    seconds = None if reached is None else reached * row.seconds / row.steps
+    lr = "-" if row.lr is None else f"{row.lr:g}" + " *" * row.at_edge
+    accuracy = "-"
+    if row.accuracy_mean is not None and row.accuracy_std is not None:
+        accuracy = _spread(f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}", row.runs)
     return [
         row.problem,
         row.optimizer,
-        "-" if row.lr is None else f"{row.lr:g}" + " *" * row.at_edge,
-        f"{row.accuracy_mean:.2f}{spread}",
-        f"{row.train_loss:.4f}",
+        lr,
+        "-" if rank is None else f"{rank:g}",
+        _spread(digits(row.test_loss), f"{row.test_loss_std:.2g}", row.runs),
+        accuracy,
+        digits(row.validation_loss),
+        digits(row.train_loss),
+        "-" if reached is None else f"{reached:.0f}",
+        "-" if seconds is None else f"{seconds:.1f}",
+        f"{row.seconds:.1f}",
         f"{row.ms_per_step:.1f}",
         f"{row.optimizer_ms_per_step:.2f}",
         str(row.tuning_runs),
+        f"{row.tuning_seconds:.0f}",
     ]
 
 
-def notes(rows: Sequence[Row], steps: int) -> list[str]:
-    """What has to be known to read the table, one sentence a line."""
+def notes(rows: Sequence[Row], reference: str) -> list[str]:
+    """What has to be known to read the table of all rows, one sentence a line."""
     lines = [
-        f"Test accuracy after exactly {steps} steps: mean ± sample standard deviation over {rows[0].runs} seed(s).",
-        f"Train loss: mean over the last {TRAIN_LOSS_STEPS} batches. ms/step: median of whole steps (batch, forward, "
-        "backward, optimizer); optimizer ms/step: median of optimizer and scheduler within them.",
-        "Tuning runs: whole runs spent on choosing lr, by accuracy on the validation split of the problem's own "
-        "training set, on other seeds; nothing else is tuned.",
+        f"Means over {rows[0].runs} seed(s), ± sample standard deviation; all optimizers have the"
+        " same initial weights and batches.",
+        f"Train loss: mean over the last {TRAIN_LOSS_STEPS} batches. Steps and seconds to"
+        f" reference: until the validation loss is as low as that of {reference} at its end (same"
+        " seed, median over seeds).",
+        "run s: all steps, without evaluation. ms/step: median of whole steps (batch, forward,"
+        " backward, optimizer); optimizer ms/step: median of optimizer and scheduler.",
+        "Tuning runs: whole runs spent on choosing lr, by loss on the problem's validation split,"
+        " on other seeds; nothing else is tuned. Rank: by test loss.",
     ]
-    if any(row.problem in TRANSFER_ONLY and row.tuning for row in rows):
-        names = ", ".join(TRANSFER_ONLY)
-        lines.append(f"{names}: never used to choose a learned optimizer; baselines are tuned on its validation split.")
+    if any(row.problem in TRANSFER_ONLY and row.tuned for row in rows):
+        lines.append(
+            f"{', '.join(TRANSFER_ONLY)}: never used to choose a learned optimizer; baselines are"
+            " tuned on its validation split."
+        )
     if any(row.at_edge for row in rows):
-        lines.append("An asterisk: the best lr lies at the edge of its grid, so a wider grid might hold a better one.")
-    for row in rows:
-        if row.tuning:
-            tried = ", ".join(f"{lr:g}: {accuracy:.2f}" for lr, accuracy in row.tuning.items())
-            lines.append(f"Validation % by lr, {row.optimizer} on {row.problem}: {tried}.")
-        if row.diverged:
-            lines.append(f"{row.optimizer} on {row.problem}: the loss of {row.diverged} of {row.runs} runs diverged.")
+        lines.append("An asterisk: the best lr is the smallest or the largest that was tried.")
+    return lines + [line for row in rows for line in _remarks(row)]
+
+
+def _remarks(row: Row) -> list[str]:
+    """What one row's cells do not hold."""
+    lines = []
+    name = f"{row.optimizer} on {row.problem}"
+    if row.tuning:
+        tried = ", ".join(f"{lr:g}: {digits(loss)}" for lr, loss in row.tuning.items())
+        lines.append(f"Validation loss by lr, {name}: {tried}.")
+    if row.diverged:
+        lines.append(f"{name}: the loss of {row.diverged} of {row.runs} runs diverged.")
     return lines
+
+
+def digits(value: float) -> str:
+    """Four significant digits, without an exponent unless the number is very small or large."""
+    return f"{value:.4g}"
 
 
 def align(header: Sequence[str], body: Sequence[Sequence[str]], separator: str = "  ") -> list[str]:
     """Lines of a table in columns of equal width."""
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    return [
-        separator.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *body]
-    ]
+    lines = []
+    for line in [header, *body]:
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        lines.append(separator.join(padded))
+    return lines
 
 
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -142,44 +201,13 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {line} |" for line in (first, *rest)]
 
 
-def plot_curves(path: Path, title: str, groups: Mapping[str, Sequence[Record]]) -> None:
-    """Draws training loss (log) and validation accuracy over steps: mean and range over each group's runs."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for label, records in groups.items():
-        window = max(1, min(SMOOTHING, len(records[0]["losses"]) // 10))
-        losses = np.array([_moving_average(record["losses"], window) for record in records])
-        _draw(left, np.arange(window, window + losses.shape[1]), losses, label)
-        accuracies = np.array([record["curve"]["accuracy"] for record in records])
-        _draw(right, np.array(records[0]["curve"]["steps"]), 100 * accuracies, label)
-    left.set(xlabel="step", ylabel=f"training loss, mean of {window} steps", yscale="log")
-    left.set_ylim(top=_loss_limit(groups))
-    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    left.yaxis.set_minor_formatter(NullFormatter())
-    right.set(xlabel="step", ylabel="validation accuracy, %")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.set_axisbelow(True)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(groups), 3))
-    figure.suptitle(title)
-    figure.savefig(path, dpi=150)
+def _number(value: float | None) -> float:
+    return nan if value is None else value
 
 
-def _moving_average(losses: Sequence[float | None], window: int) -> np.ndarray:
-    """Means over `window` consecutive losses, nan where one is not finite: (len(losses) - window + 1,)."""
-    values = np.array([nan if loss is None else loss for loss in losses])
-    return np.convolve(values, np.full(window, 1 / window), mode="valid")
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else nan
 
 
-def _draw(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str) -> None:
-    """values: (runs, steps). The line ends where a run stops being finite."""
-    (line,) = axes.plot(steps, values.mean(0), label=label)
-    if len(values) > 1:
-        axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
-
-
-def _loss_limit(groups: Mapping[str, Sequence[Record]]) -> float | None:
-    """Top of the loss axis, so that a run that blows up does not flatten the others."""
-    first = [record["losses"][0] or 0.0 for records in groups.values() for record in records]
-    return 1.5 * max(first) if max(first) > 0 else None
+def _spread(mean: str, deviation: str, runs: int) -> str:
+    return mean if runs == 1 else f"{mean} ± {deviation}"

@@ -7,28 +7,29 @@ import json
 import math
 import multiprocessing
 import os
+import platform
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from meta_train.optimizers import load_optimizer
+from meta_train.optimizers import OptimizerSpec, load_optimizer
 from meta_train.problems import Metrics, Problem, load_problem
 from meta_train.random import seeded
 
-CURVE_EXAMPLES = 1000  # validation examples for one point of an accuracy curve
+CURVE_EXAMPLES = 1000  # validation examples for one point of a curve
 TRAIN_LOSS_STEPS = 50  # batches at the end of a run whose mean loss is its final train loss
+STATISTICS_BATCHES = 50  # that renew the running statistics of averaged weights
 
 Record = dict[str, Any]
 
@@ -38,10 +39,10 @@ class Run:
     """Everything that decides a run's result, and therefore the key of its record.
 
     problem, optimizer: names for `load_problem` and `load_optimizer`.
-    lr: None for a learned optimizer.
+    lr: None where there is nothing to tune.
     weights: SHA-256 of a learned optimizer's weights.
     phase: "tuning" measures on the validation split alone, "evaluation" on test too.
-    curve_every: steps between points of the accuracy curve; 0 for none.
+    curve_every: steps between points of the validation curve; 0 for none.
     """
 
     problem: str
@@ -66,6 +67,19 @@ class Step(NamedTuple):
     optimizer_ms: float
 
 
+@runtime_checkable
+class Averaging(Protocol):
+    """An optimizer that trains with other weights than it should be judged by."""
+
+    def train(self) -> None:
+        """Puts the weights to train with into the model."""
+        ...
+
+    def eval(self) -> None:
+        """Puts the weights to evaluate into the model."""
+        ...
+
+
 def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
     """Trains a problem's model for `run.steps` updates on the CPU and measures it: a record that JSON can hold.
 
@@ -75,22 +89,22 @@ def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
 
     Raises ValueError if the problem or optimizer is unknown, or its weights are not those of the run.
     """
-    problem, spec = load_problem(run.problem), load_optimizer(run.optimizer)
+    spec = load_optimizer(run.optimizer)
     if spec.weights != run.weights:
-        raise ValueError(f"optimizer '{run.optimizer}': expected weights {run.weights}; got {spec.weights} (SHA-256)")
-    model = problem.init(run.seed)
-    optimizer, scheduler = spec.build(model, run.lr, run.steps)
+        message = f"optimizer '{run.optimizer}': expected weights {run.weights}; got {spec.weights} (SHA-256)"
+        raise ValueError(message)
+    training = _Training(run, load_problem(run.problem), spec)
     steps: list[Step] = []
-    curve: dict[str, list] = {"steps": [], "accuracy": []}
+    curve: dict[str, list] = {"steps": [], "loss": [], "accuracy": []}
     for number in range(run.steps):
         if run.curve_every and number % run.curve_every == 0:
-            _add_point(curve, number, problem, model)
-        steps.append(_train_step(problem, model, optimizer, scheduler, run.seed, number))
+            _add_point(curve, number, training)
+        steps.append(training.step(number))
         if on_step:
             on_step(steps[-1].loss)
     if run.curve_every:
-        _add_point(curve, run.steps, problem, model)
-    return _record(run, steps, curve, problem, model)
+        _add_point(curve, run.steps, training)
+    return _record(training, steps, curve)
 
 
 def execute(runs: Sequence[Run], folder: Path, processes: int, bar: tqdm) -> list[Record]:
@@ -140,43 +154,72 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _train_step(
-    problem: Problem, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None, seed: int, step: int
-) -> Step:
-    start = perf_counter()
-    batch = problem.batch(seed, step)
-    optimizer.zero_grad()
-    with seeded(seed, 2, step):  # dropout, as in meta_train.unroll
-        loss = problem.loss(model, batch)
-    loss.backward()
-    middle = perf_counter()
-    optimizer.step()
-    if scheduler is not None:
-        scheduler.step()
-    end = perf_counter()
-    return Step(loss.item(), 1e3 * (end - start), 1e3 * (end - middle))
+class _Training:
+    """A model in training, with what trains it."""
+
+    def __init__(self, run: Run, problem: Problem, spec: OptimizerSpec):
+        self.run, self.problem = run, problem
+        self.model = problem.init(run.seed)
+        self.optimizer, self.scheduler = spec.build(self.model, run.lr, run.steps)
+
+    def step(self, number: int) -> Step:
+        start = perf_counter()
+        batch = self.problem.batch(self.run.seed, number)
+        self.optimizer.zero_grad()
+        with seeded(self.run.seed, 2, number):  # dropout, as in meta_train.unroll
+            loss = self.problem.loss(self.model, batch)
+        loss.backward()
+        middle = perf_counter()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        end = perf_counter()
+        return Step(loss.item(), 1e3 * (end - start), 1e3 * (end - middle))
+
+    def measure(self, split: str, limit: int | None = None) -> Metrics:
+        with self._evaluation_mode():
+            return self.problem.evaluate(self.model, split, limit)
+
+    @contextmanager
+    def _evaluation_mode(self) -> Iterator[None]:
+        """Puts averaged weights into the model where the optimizer has them (schedule-free)."""
+        optimizer = self.optimizer
+        if isinstance(optimizer, Averaging):
+            optimizer.eval()
+            self._renew_statistics()
+        self.model.eval()
+        yield
+        self.model.train()
+        if isinstance(optimizer, Averaging):
+            optimizer.train()
+
+    @torch.no_grad()
+    def _renew_statistics(self) -> None:
+        """Lets BatchNorm see the averaged weights, as schedule-free's authors ask for."""
+        if not any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+            return
+        with seeded(self.run.seed, 5):
+            for number in range(STATISTICS_BATCHES):
+                self.problem.loss(self.model, self.problem.batch(self.run.seed, number))
 
 
-def _add_point(curve: dict[str, list], step: int, problem: Problem, model: nn.Module) -> None:
+def _add_point(curve: dict[str, list], step: int, training: _Training) -> None:
+    metrics = training.measure("validation", CURVE_EXAMPLES)
     curve["steps"].append(step)
-    curve["accuracy"].append(_measure(problem, model, "validation", CURVE_EXAMPLES).accuracy)
+    curve["loss"].append(finite(metrics.loss))
+    curve["accuracy"].append(metrics.accuracy)
 
 
-def _measure(problem: Problem, model: nn.Module, split: str, limit: int | None = None) -> Metrics:
-    model.eval()
-    metrics = problem.evaluate(model, split, limit)
-    model.train()
-    return metrics
-
-
-def _record(run: Run, steps: list[Step], curve: dict[str, list], problem: Problem, model: nn.Module) -> Record:
+def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> Record:
     losses = [step.loss for step in steps]
-    splits = ("validation", "test") if run.phase == "evaluation" else ("validation",)
-    metrics = {split: _measure(problem, model, split) for split in splits}
     last = losses[-TRAIN_LOSS_STEPS:]
+    splits = ["validation"]
+    if training.run.phase == "evaluation":
+        splits.append("test")
+    metrics = {split: training.measure(split) for split in splits}
     return {
-        "run": asdict(run),
-        **{split: {"loss": finite(m.loss), "accuracy": m.accuracy} for split, m in metrics.items()},
+        "run": asdict(training.run),
+        **{split: m._asdict() | {"loss": finite(m.loss)} for split, m in metrics.items()},
         "train_loss": finite(sum(last) / len(last)),
         "diverged": not all(map(math.isfinite, losses)),
         "ms_per_step": median(step.ms for step in steps),
@@ -186,6 +229,7 @@ def _record(run: Run, steps: list[Step], curve: dict[str, list], problem: Proble
         "curve": curve,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "python": platform.python_version(),  # problems on text depend on it
     }
 
 

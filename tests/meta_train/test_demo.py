@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from meta_train import demo
+from meta_train.optimizers import OPTIMIZERS
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained
@@ -17,17 +18,28 @@ def test_the_demonstration_writes_a_table_a_picture_and_results(tmp_path, monkey
     monkeypatch.setattr(demo, "PROBLEM", TOY)
     demo.run(demo.Config(steps=40, weights=str(weights), folder=str(folder)))
     records = json.loads((folder / "results.json").read_text())["records"]
-    adam, learned = records.values()
-    assert list(records) == ["Adam (lr 0.006)", f"NGOptimizer ({weights})"]
-    assert (adam["run"]["optimizer"], adam["run"]["lr"], adam["run"]["steps"]) == ("adam", 0.006, 40)
+    adam, muon, learned = records.values()
+    assert list(records) == [
+        "Adam (tuned: lr 0.02, cosine)",
+        "Muon (tuned: lr 0.05, cosine)",
+        f"NGOptimizer ({weights})",
+    ]
+    for record, optimizer, lr in ((adam, "adam-cosine", 0.02), (muon, "muon-cosine", 0.05)):
+        run = record["run"]
+        assert (run["optimizer"], run["lr"], run["steps"]) == (optimizer, lr, 40)
     assert learned["run"]["weights"] is not None
-    assert adam["losses"][0] == learned["losses"][0]
-    assert adam["losses"][1:] != learned["losses"][1:]
+    assert adam["losses"][0] == muon["losses"][0] == learned["losses"][0]
+    assert adam["losses"][1:] != learned["losses"][1:] != muon["losses"][1:]
     printed = capsys.readouterr().out
-    for r in (adam, learned):
+    for r in (adam, muon, learned):
         assert f"{100 * r['test']['accuracy']:.2f}" in printed
     assert str(folder / "curves.png") in printed
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tuned_rates_are_of_the_grids():
+    for optimizer, lr in demo.TUNED.values():
+        assert lr in OPTIMIZERS[optimizer].lrs[1:-1]
 
 
 def test_missing_weights_are_named(tmp_path):

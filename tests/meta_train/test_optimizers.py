@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from meta_train.optimizers import OPTIMIZERS, MuonWithAdam, cosine_schedule, load_optimizer
+from meta_train.runs import Averaging
 from ngopt import NGOptimizer, load_pretrained
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
@@ -80,11 +81,75 @@ def test_cosine_schedule_by_hand(warmup):
 def test_every_optimizer_moves_every_parameter(name, weights):
     spec = load_optimizer(weights if name == "learned" else name)
     model = small_cnn()
-    optimizer, _ = spec.build(model, spec.lrs[0] if spec.lrs else None, 10)
+    optimizer, scheduler = spec.build(model, spec.lrs[0] if spec.lrs else None, 10)
     before = [p.detach().clone() for p in model.parameters()]
-    model(torch.randn(2, 2, 3, 3)).square().sum().backward()
-    optimizer.step()
+    for _ in range(2):  # SOAP's first step finds a basis and moves nothing
+        optimizer.zero_grad()
+        model(torch.randn(2, 2, 3, 3)).square().sum().backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
     assert all((p != b).any() for p, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_baseline_learns(name):
+    spec = load_optimizer(name)
+    torch.manual_seed(1)
+    model, inputs = small_cnn(), torch.randn(32, 2, 3, 3)
+    labels = inputs.sum((1, 2, 3)).gt(0).long()
+    optimizer, scheduler = spec.build(model, spec.lrs[2] if spec.lrs else None, 60)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_grids_have_at_least_five_rates_in_order():
+    for spec in OPTIMIZERS.values():
+        if spec.lrs:
+            assert len(spec.lrs) >= 5
+            assert list(spec.lrs) == sorted(spec.lrs)
+    assert [name for name, spec in OPTIMIZERS.items() if not spec.lrs] == [
+        "adam-default",
+        "muon-default",
+    ]
+
+
+@pytest.mark.parametrize(("name", "lr"), [("adam-default", 0.001), ("muon-default", 0.02 / 5)])
+def test_what_is_not_tuned_has_its_default_rate(name, lr):
+    optimizer, _ = load_optimizer(name).build(small_cnn(), None, 100)  # Muon's warm-up: 5 steps
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
+
+
+def test_only_schedule_free_trains_with_other_weights_than_it_is_judged_by():
+    for name, spec in OPTIMIZERS.items():
+        optimizer, _ = spec.build(small_cnn(), 0.01, 10)
+        assert isinstance(optimizer, Averaging) == (name == "schedule-free"), name
+
+
+def test_soap_with_a_schedule_takes_the_rate_of_each_step():
+    moved = []
+    for factor in (1.0, 0.0):
+        model = small_cnn()
+        optimizer, _ = load_optimizer("soap-cosine").build(model, 0.01, 100)
+        inputs = torch.ones(2, 2, 3, 3)
+        for step in range(3):
+            optimizer.zero_grad()
+            model(inputs).square().sum().backward()
+            if step == 2:
+                before = [p.detach().clone() for p in model.parameters()]
+                optimizer.param_groups[0]["lr"] *= factor
+            optimizer.step()
+        pairs = zip(model.parameters(), before, strict=True)
+        moved.append(any(not torch.equal(p, b) for p, b in pairs))
+    assert moved == [True, False]
 
 
 def test_the_muon_baseline_warms_up_and_has_the_rate_it_is_given():
@@ -109,10 +174,10 @@ def test_learned_optimizers_are_found_by_path(weights):
 
 
 def test_an_unknown_name_is_told_what_is_known():
-    with pytest.raises(ValueError, match="optimizer 'adm': expected one of adam, adam-cosine, muon-cosine, default"):
+    with pytest.raises(ValueError, match="optimizer 'adm': expected one of adam, adam-cosine, .*, default, ff"):
         load_optimizer("adm")
 
 
 def test_a_baseline_needs_a_learning_rate():
-    with pytest.raises(ValueError, match=r"optimizer 'adam': expected a learning rate, such as 0\.001"):
+    with pytest.raises(ValueError, match=r"optimizer 'adam': expected a learning rate, such as 0\.0005, 0\.001"):
         load_optimizer("adam").build(small_cnn(), None, 10)

@@ -7,13 +7,14 @@ import torch
 from tqdm import tqdm
 
 from meta_train import runs
+from meta_train.optimizers import load_optimizer
 from meta_train.random import seeded
 from meta_train.runs import Run, execute, record_path, train, write_json
 from meta_train.unroll import Task, unroll
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained, weights_hash
-from tests.meta_train.toy import TOY, Toy
+from tests.meta_train.toy import SILENT, TOY, Toy
 
 ADAM = Run(TOY, "adam", 0.01, None, seed=0, steps=12, phase="evaluation", curve_every=5)
 TIMES = ("ms_per_step", "optimizer_ms_per_step", "seconds")
@@ -75,7 +76,43 @@ def test_a_record_holds_what_a_plain_training_loop_gives():
     for split in ("validation", "test"):
         assert record[split] == problem.evaluate(model.eval(), split)._asdict()
     assert record["curve"]["accuracy"][-1] == record["validation"]["accuracy"]
+    assert record["curve"]["loss"][-1] == record["validation"]["loss"]
     assert 0 < record["optimizer_ms_per_step"] < record["ms_per_step"]
+
+
+def test_a_problem_without_accuracy_is_recorded_by_its_loss():
+    silent, spoken = train(replace(ADAM, problem=SILENT)), train(ADAM)
+    assert silent["test"] == {"loss": spoken["test"]["loss"], "accuracy": None}
+    assert silent["curve"]["accuracy"] == [None] * 4
+    assert silent["curve"]["loss"] == spoken["curve"]["loss"]
+
+
+def test_averaged_weights_are_judged_and_the_others_trained():
+    run = replace(ADAM, optimizer="schedule-free", steps=30, curve_every=0)
+    record = train(run)
+    problem, model = Toy(), Toy().init(0)
+    optimizer, _ = load_optimizer("schedule-free").build(model, run.lr, 30)
+    for step in range(30):
+        optimizer.zero_grad()
+        with seeded(0, 2, step):
+            loss = problem.loss(model, problem.batch(0, step))
+        loss.backward()
+        optimizer.step()
+    assert record["losses"][-1] == loss.item()
+    training_weights = [p.detach().clone() for p in model.parameters()]
+    optimizer.eval()
+    assert not torch.equal(training_weights[0], next(model.parameters()))
+    with seeded(0, 5):  # running statistics of the averaged weights
+        for step in range(runs.STATISTICS_BATCHES):
+            problem.loss(model, problem.batch(0, step))
+    expected = problem.evaluate(model.eval(), "validation")
+    assert record["validation"]["loss"] == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_looking_at_averaged_weights_does_not_change_the_training():
+    run = replace(ADAM, optimizer="schedule-free", steps=30)
+    watched = train(replace(run, curve_every=3))["losses"]
+    assert watched == pytest.approx(train(replace(run, curve_every=0))["losses"], rel=1e-4)
 
 
 def test_the_scheduler_acts_from_the_second_step_on():

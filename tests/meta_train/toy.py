@@ -1,4 +1,4 @@
-"""Problems so small that a whole run takes milliseconds; `load_problem` finds them as TOY and CONTRARY."""
+"""Problems so small that a whole run takes milliseconds, and the names `load_problem` finds them by."""
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +9,14 @@ from meta_train.random import seeded
 
 TOY = f"{__name__}:Toy"
 CONTRARY = f"{__name__}:Contrary"
+SILENT = f"{__name__}:Silent"
 
 
 class Toy:
     """Which of three outputs of a linear map is largest; a network with dropout and running statistics."""
 
     name = "toy"
+    steps = 40
 
     def init(self, seed):
         with seeded(seed, 0):
@@ -43,10 +45,21 @@ class Toy:
 
 
 class Contrary(Toy):
-    """Test accuracy is what validation accuracy lacks, so that the best on one is the worst on the other."""
+    """Test metrics are the opposite of validation metrics: the best on one is the worst on the other."""
 
     name = "contrary"
 
     def evaluate(self, model, split, limit=None):
         metrics = super().evaluate(model, "validation", limit)
-        return metrics if split == "validation" else Metrics(metrics.loss, 1 - metrics.accuracy)
+        if split == "validation":
+            return metrics
+        return Metrics(10 - metrics.loss, 1 - metrics.accuracy)
+
+
+class Silent(Toy):
+    """Has a loss, and no accuracy."""
+
+    name = "silent"
+
+    def evaluate(self, model, split, limit=None):
+        return super().evaluate(model, split, limit)._replace(accuracy=None)

@@ -32,15 +32,31 @@ def test_files_are_read_in_sorted_order_and_coded_by_character():
 
 
 def test_no_split_sees_a_character_of_another():
+    ends = torch.tensor([50 * BLOCK + 17, 54 * BLOCK + 20])
     seen = []
-    for starts in window_starts(50 * BLOCK + 17, 65):
+    for starts in window_starts(ends, 65):
+        assert starts.max() + 65 <= ends[-1]
         places = starts[:, None] + torch.arange(65)
-        seen.append(set((places // BLOCK).flatten().tolist()))
+        second = places >= ends[0]
+        blocks = torch.where(second, 100 + (places - ends[0]) // BLOCK, places // BLOCK)
+        assert (blocks == blocks[:, :1]).all()
+        seen.append(set(blocks.flatten().tolist()))
     for first, second in combinations(seen, 2):
         assert not first & second
-    assert {block % 10 for block in seen[1]} == {8}
-    assert {block % 10 for block in seen[2]} == {9}
-    assert len(seen[0]) == 40
+    assert seen[1] == {8, 18, 28, 38, 48}
+    assert seen[2] == {9, 19, 29, 39, 49}
+    assert len(seen[0]) == 40 + 4
+
+
+def test_every_file_is_in_training_and_a_change_moves_no_other():
+    _, ends = library_text()
+    starts = window_starts(ends, 65)[0]
+    assert set(torch.searchsorted(ends, starts, right=True).tolist()) == set(range(len(FILES)))
+    longer = ends.clone()
+    longer[3:] += 5000
+    later = window_starts(longer, 65)[0]
+    moved = set((later[later >= longer[3]] - 5000).tolist())
+    assert moved == set(starts[starts >= ends[3]].tolist())
 
 
 def test_targets_are_the_next_characters():

@@ -1,0 +1,227 @@
+"""Compares optimizers on problems: `python -m meta_train.leaderboard --processes 2`.
+
+Baselines choose their learning rate on validation data, then all run with the same seeds. Prints
+a table and writes into its folder: `table.md`, `results.json` (everything but the losses of single
+steps), `<problem>.png` (curves), and `runs/`, one file for each finished run, from which the same
+command resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from meta_train import cli, report, standings
+from meta_train.optimizers import OPTIMIZERS, OptimizerSpec, load_optimizer
+from meta_train.plots import plot_curves
+from meta_train.problems import LISTS, load_problem
+from meta_train.report import Row, align, markdown, mean_validation_losses, notes, summarize
+from meta_train.runs import Record, Run, execute, file_name, write_json
+from meta_train.standings import REFERENCE, Standing, matrix, steps_to_reference
+
+FIRST_TUNING_SEED = 1_000_000  # evaluation counts from 0, so the two never meet
+CURVE_POINTS = 20
+UNTUNED = ("ng-gnn", "default")
+
+Reached = Mapping[tuple[str, str], float | None]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a comparison."""
+
+    problems: tuple[str, ...] = ("paper", "meta-test")
+    """Names of problems or of lists of them, or module:factory."""
+    optimizers: tuple[str, ...] = (*OPTIMIZERS, *UNTUNED)
+    """Names of baselines or of bundled weights, or paths of weights files."""
+    seeds: int = 5
+    """Runs per problem and optimizer, with seeds from 0."""
+    steps: int | None = None
+    """Updates per run; None for each problem's own horizon."""
+    tuning_seeds: int = 1
+    """Runs per learning rate of a baseline's grid, on seeds of their own."""
+    folder: str = "runs/leaderboard"
+    processes: int = 1
+    """Runs at the same time, of one thread each; times mean little with more than free cores."""
+
+    def __post_init__(self) -> None:
+        for key in ("seeds", "steps", "tuning_seeds", "processes"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}: expected 1 or more; got {value}")
+        if self.seeds > FIRST_TUNING_SEED:
+            raise ValueError(f"seeds: expected at most {FIRST_TUNING_SEED}; got {self.seeds}")
+        for key in ("problems", "optimizers"):
+            values = getattr(self, key)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{key}: expected at least one name, each once; got {values}")
+
+    def problem_names(self) -> list[str]:
+        """The problems, each once, with the lists written out."""
+        names = [name for given in self.problems for name in LISTS.get(given, (given,))]
+        return list(dict.fromkeys(names))
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """What a comparison found.
+
+    reached: steps to the reference's final validation loss, by problem and optimizer.
+    """
+
+    rows: list[Row]
+    standings: list[Standing]
+    reached: Reached
+
+    def lines(self, row: Row) -> list[str]:
+        """A row as text, with its rank."""
+        field = {r.optimizer: r.test_loss for r in self.rows if r.problem == row.problem}
+        rank = standings.ranks(field)[row.optimizer]
+        return report.cells(row, rank, self.reached[row.problem, row.optimizer])
+
+
+def compare(config: Config) -> Leaderboard:
+    """Tunes and runs every optimizer on every problem, and writes the results.
+
+    Raises ValueError if a problem or an optimizer is unknown, before anything runs.
+    """
+    specs = [load_optimizer(name) for name in config.optimizers]
+    problems = config.problem_names()
+    for name in problems:
+        load_problem(name)
+    folder = Path(config.folder)
+    pairs = list(product(problems, specs))
+    tuning_runs = [run for problem, spec in pairs for run in plan_tuning(problem, spec, config)]
+    with tqdm(total=len(tuning_runs) + len(pairs) * config.seeds, unit="run") as bar:
+        run_all = partial(execute, folder=folder / "runs", processes=config.processes, bar=bar)
+        tuning = _grouped(run_all(tuning_runs))
+        runs = []
+        for problem, spec in pairs:
+            lr = choose_lr(tuning.get((problem, spec.name), []))
+            runs += plan_evaluation(problem, spec, lr, config)
+        records = _grouped(run_all(runs))
+    board = judge(records, tuning)
+    write_report(folder, config, board, tuning, records)
+    return board
+
+
+def plan_tuning(problem: str, spec: OptimizerSpec, config: Config) -> list[Run]:
+    """The runs that the choice of a learning rate needs."""
+    seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + config.tuning_seeds)
+    steps = _steps(problem, config)
+    choices = product(spec.lrs, seeds)
+    return [Run(problem, spec.name, lr, None, seed, steps, "tuning") for lr, seed in choices]
+
+
+def plan_evaluation(
+    problem: str,
+    spec: OptimizerSpec,
+    lr: float | None,
+    config: Config,
+) -> list[Run]:
+    """The runs that are reported."""
+    steps = _steps(problem, config)
+    rest = steps, "evaluation", max(steps // CURVE_POINTS, 1)
+    seeds = range(config.seeds)
+    return [Run(problem, spec.name, lr, spec.weights, seed, *rest) for seed in seeds]
+
+
+def choose_lr(tuning: Sequence[Record]) -> float | None:
+    """The learning rate with the least mean validation loss, of equals the first; None without."""
+    losses = mean_validation_losses(tuning)
+    return min(losses, key=losses.__getitem__, default=None)
+
+
+def judge(
+    records: Mapping[tuple[str, str], list[Record]], tuning: Mapping[tuple[str, str], list[Record]]
+) -> Leaderboard:
+    """Rows and standings of evaluation and tuning records, both by problem and optimizer."""
+    rows = [summarize(found, tuning.get(key, [])) for key, found in records.items()]
+    reached = {}
+    for (problem, optimizer), found in records.items():
+        references = records.get((problem, REFERENCE), [])
+        reached[problem, optimizer] = steps_to_reference(found, references)
+    return Leaderboard(rows, standings.standings(rows, reached), reached)
+
+
+def write_report(
+    folder: Path,
+    config: Config,
+    board: Leaderboard,
+    tuning: Mapping[tuple[str, str], list[Record]],
+    records: Mapping[tuple[str, str], list[Record]],
+) -> None:
+    """Writes `results.json`, `table.md` and a picture for each problem."""
+    remarks = notes(board.rows, REFERENCE)
+    results = {
+        "config": asdict(config),
+        "standings": [asdict(standing) for standing in board.standings],
+        "table": [asdict(row) | {"at_edge": row.at_edge} for row in board.rows],
+        "notes": remarks,
+        "tuning": _without_losses(tuning),
+        "evaluation": _without_losses(records),
+    }
+    write_json(folder / "results.json", _finite(results))
+    tables = [
+        markdown(standings.HEADER, [standings.cells(standing) for standing in board.standings]),
+        ["Test loss and rank:"],
+        markdown(*matrix(board.rows)),
+        markdown(report.HEADER, [board.lines(row) for row in board.rows]),
+        [f"- {line}" for line in remarks],
+    ]
+    (folder / "table.md").write_text("\n\n".join("\n".join(table) for table in tables) + "\n")
+    for problem in dict.fromkeys(row.problem for row in board.rows):
+        rows = [row for row in board.rows if row.problem == problem]
+        groups = {_label(row): records[problem, row.optimizer] for row in rows}
+        title = f"{problem}: mean and range over {config.seeds} seed(s)"
+        plot_curves(folder / f"{file_name(problem)}.png", title, groups)
+
+
+def _steps(problem: str, config: Config) -> int:
+    return config.steps or load_problem(problem).steps
+
+
+def _grouped(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    """By problem and optimizer, in the order of the records."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        key = record["run"]["problem"], record["run"]["optimizer"]
+        groups.setdefault(key, []).append(record)
+    return groups
+
+
+def _without_losses(groups: Mapping[tuple[str, str], list[Record]]) -> list[Record]:
+    records = [record for found in groups.values() for record in found]
+    return [{key: value for key, value in r.items() if key != "losses"} for r in records]
+
+
+def _label(row: Row) -> str:
+    return row.optimizer if row.lr is None else f"{row.optimizer} (lr {row.lr:g})"
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for every inf and nan, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def run(config: Config) -> None:
+    board = compare(config)
+    print("\n".join(["", *align(report.HEADER, [board.lines(row) for row in board.rows])]))
+    body = [standings.cells(standing) for standing in board.standings]
+    print("\n".join(["", *align(standings.HEADER, body)]))
+    print(f"\nCurves, tables, notes and all records are in {config.folder}.")
+
+
+if __name__ == "__main__":
+    cli.main(Config, run, __doc__)

@@ -1,0 +1,118 @@
+"""Pictures of records that `meta_train.runs` made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import nan
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from meta_train.runs import Record
+
+SMOOTHING = 25  # steps in the moving average of a loss curve, in short runs a tenth of the steps
+HEADROOM = 1.5  # of the loss axes above the first loss
+FEW_DECADES = 3  # on a logarithmic axis, that still have room for labels within
+
+Groups = Mapping[str, Sequence[Record]]
+
+
+def plot_curves(path: Path, title: str, groups: Groups) -> None:
+    """Draws training loss and validation accuracy over steps: mean and range over a group's runs.
+
+    A problem without accuracy has its validation loss there. Loss axes are logarithmic.
+    """
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colors = _colors(len(groups))
+    for color, (label, records) in zip(colors, groups.items(), strict=True):
+        steps, losses, _ = training_curves(records)
+        _draw(left, steps, losses, label, color)
+        _draw(right, *_validation_curves(records), label, color)
+    _label_training(left, groups)
+    _label_validation(right, groups)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    columns = min(len(groups), 4)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+
+
+def moving_average(losses: Sequence[float | None], window: int) -> np.ndarray:
+    """Means over `window` consecutive losses, nan where one is not finite.
+
+    Shape (len(losses) - window + 1,).
+    """
+    values = np.array([nan if loss is None else loss for loss in losses])
+    return np.convolve(values, np.full(window, 1 / window), mode="valid")
+
+
+def training_curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Steps (n,), smoothed training losses (runs, n), and how many steps are averaged."""
+    window = max(1, min(SMOOTHING, len(records[0]["losses"]) // 10))
+    losses = np.array([moving_average(record["losses"], window) for record in records])
+    return np.arange(window, window + losses.shape[1]), losses, window
+
+
+def _validation_curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (n,), and accuracies in per cent, or else losses, (runs, n)."""
+    steps = np.array(records[0]["curve"]["steps"])
+    if _has_accuracy(records):
+        return steps, 100 * np.array([record["curve"]["accuracy"] for record in records])
+    losses = [moving_average(record["curve"]["loss"], 1) for record in records]
+    return steps, np.array(losses)
+
+
+def _has_accuracy(records: Sequence[Record]) -> bool:
+    return records[0]["curve"]["accuracy"][0] is not None
+
+
+def _label_training(axes: Axes, groups: Groups) -> None:
+    records = next(iter(groups.values()))
+    window = training_curves(records)[2]
+    axes.set_ylabel(f"training loss, mean of {window} steps")
+    first = [record["losses"][0] for records in groups.values() for record in records]
+    _scale_loss(axes, first)
+
+
+def _label_validation(axes: Axes, groups: Groups) -> None:
+    if _has_accuracy(next(iter(groups.values()))):
+        axes.set_ylabel("validation accuracy, %")
+        return
+    axes.set_ylabel("validation loss")
+    first = [record["curve"]["loss"][0] for records in groups.values() for record in records]
+    _scale_loss(axes, first)
+
+
+def _scale_loss(axes: Axes, first: Sequence[float | None]) -> None:
+    """A logarithmic axis on which a run that blows up does not flatten the others."""
+    axes.set_yscale("log")
+    known = [loss for loss in first if loss]
+    if known:
+        axes.set_ylim(top=HEADROOM * max(known))
+    low, high = axes.get_ylim()
+    if high / low < 10**FEW_DECADES:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, color: object) -> None:
+    """values: (runs, steps). The line ends where a run stops being finite."""
+    axes.plot(steps, values.mean(0), label=label, color=color)
+    if len(values) > 1:
+        low, high = values.min(0), values.max(0)
+        axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _colors(count: int) -> list:
+    """The same for the same number of optimizers, so that pictures of problems agree."""
+    palette = matplotlib.color_sequences["tab10" if count <= 10 else "tab20"]
+    return [palette[number % len(palette)] for number in range(count)]

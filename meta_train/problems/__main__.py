@@ -1,0 +1,70 @@
+"""Lists problems with their sizes and the time of a run: `python -m meta_train.problems`.
+
+Takes half a minute a list on one core; it trains some steps of each problem with Adam.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+from tqdm import tqdm
+
+from meta_train import cli
+from meta_train.problems import LISTS, load_problem
+from meta_train.report import markdown
+
+HEADER = ["list", "problem", "parameters", "batch", "steps", "ms/step", "run s"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to list."""
+
+    lists: tuple[str, ...] = tuple(LISTS)
+    """Names of lists."""
+    measured_steps: int = 30
+    """Steps of each problem that are timed."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.lists) - LISTS.keys()
+        if unknown:
+            raise ValueError(f"lists: expected names of {', '.join(LISTS)}; got {unknown}")
+
+
+def cells(list_name: str, name: str, measured_steps: int) -> list[str]:
+    """A line of the table, under `HEADER`."""
+    problem = load_problem(name)
+    model = problem.init(0)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    optimizer = torch.optim.Adam(model.parameters())
+    times = []
+    for step in range(measured_steps):
+        start = perf_counter()
+        optimizer.zero_grad()
+        problem.loss(model, problem.batch(0, step)).backward()
+        optimizer.step()
+        times.append(perf_counter() - start)
+    seconds = median(times)
+    batch_size = getattr(problem, "batch_size", None) or "all"
+    return [
+        list_name,
+        name,
+        f"{count:,}",
+        str(batch_size),
+        str(problem.steps),
+        f"{1e3 * seconds:.1f}",
+        f"{seconds * problem.steps:.1f}",
+    ]
+
+
+def run(config: Config) -> None:
+    names = [(given, name) for given in config.lists for name in LISTS[given]]
+    body = [cells(*pair, config.measured_steps) for pair in tqdm(names, unit="problem")]
+    print("\n".join(["", *markdown(HEADER, body)]))
+
+
+if __name__ == "__main__":
+    cli.main(Config, run, __doc__)

@@ -1,0 +1,208 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+import torch
+import tyro
+
+from meta_train import leaderboard, optimizers, runs
+from meta_train.leaderboard import Config, choose_lr, compare
+from meta_train.problems import META_TEST
+from meta_train.runs import Run, execute, record_path, train
+from ngopt.learned import LearnedOptimizer
+from ngopt.models import FeedForward
+from ngopt.pretrained import save_pretrained
+from tests.meta_train.toy import CONTRARY, SILENT, TOY, Toy
+
+REPORT = ("results.json", "table.md")
+
+
+@pytest.fixture(autouse=True)
+def short_grids(monkeypatch):
+    for name in ("adam", "adam-cosine"):
+        spec = replace(optimizers.OPTIMIZERS[name], lrs=(0.0001, 0.003, 0.03))
+        monkeypatch.setitem(optimizers.OPTIMIZERS, name, spec)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Adam and a learned optimizer with random weights, on the toy problem."""
+    torch.manual_seed(1)
+    save_pretrained(LearnedOptimizer(metanet=FeedForward()), tmp_path / "ff.safetensors")
+    return Config(
+        problems=(TOY,),
+        optimizers=("adam", str(tmp_path / "ff.safetensors")),
+        seeds=3,
+        steps=12,
+        tuning_seeds=2,
+        folder=str(tmp_path / "out"),
+    )
+
+
+def results_of(config):
+    return json.loads(Path(config.folder, "results.json").read_text())
+
+
+def tuning_record(lr, loss):
+    return {"run": {"lr": lr}, "validation": {"loss": loss}}
+
+
+def test_the_learning_rate_is_chosen_on_validation(config):
+    board = compare(replace(config, problems=(CONTRARY,), optimizers=("adam",)))
+    (row,) = board.rows
+    assert row.lr == min(row.tuning, key=row.tuning.get)
+    assert row.lr != max(row.tuning, key=row.tuning.get)
+    assert row.test_loss > 5  # the opposite of validation
+
+
+def test_tuning_uses_every_rate_on_seeds_of_its_own(config):
+    compare(config)
+    results = results_of(config)
+    tuning = [r["run"] for r in results["tuning"]]
+    assert [r["lr"] for r in tuning] == [0.0001, 0.0001, 0.003, 0.003, 0.03, 0.03]
+    assert {r["optimizer"] for r in tuning} == {"adam"}
+    evaluated = {r["run"]["seed"] for r in results["evaluation"]}
+    assert evaluated == {0, 1, 2}
+    assert not evaluated & {r["seed"] for r in tuning}
+    assert [row["tuning_runs"] for row in results["table"]] == [6, 0]
+
+
+def test_the_table_is_the_mean_and_deviation_of_the_records(config):
+    board = compare(config)
+    results = results_of(config)
+    for row in board.rows:
+        records = [r for r in results["evaluation"] if r["run"]["optimizer"] == row.optimizer]
+        accuracies = [100 * r["test"]["accuracy"] for r in records]
+        losses = [r["test"]["loss"] for r in records]
+        assert row.accuracy_mean == pytest.approx(mean(accuracies))
+        assert row.accuracy_std == pytest.approx(stdev(accuracies))
+        assert row.test_loss == pytest.approx(mean(losses))
+        assert row.test_loss_std == pytest.approx(stdev(losses))
+        assert row.train_loss == pytest.approx(mean(r["train_loss"] for r in records))
+    run = Run(TOY, "adam", board.rows[0].lr, None, 2, 12, "evaluation", 1)
+    stored = json.loads(record_path(Path(config.folder, "runs"), run).read_text())
+    assert stored["losses"] == train(run)["losses"]
+
+
+def test_a_second_call_runs_nothing_and_says_the_same(config, monkeypatch):
+    board = compare(config)
+    folder = Path(config.folder)
+    before = {name: (folder / name).read_bytes() for name in REPORT}
+    monkeypatch.setattr(runs, "train", lambda run: pytest.fail(f"made again: {run}"))
+    assert compare(config) == board
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert (folder / "tests.meta_train.toy_Toy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_more_seeds_make_only_the_new_runs(config, monkeypatch):
+    compare(config)
+    made = []
+    monkeypatch.setattr(runs, "train", lambda run: (made.append(run), train(run))[1])
+    compare(replace(config, seeds=4))
+    assert [(run.seed, run.phase) for run in made] == [(3, "evaluation")] * 2
+
+
+def test_runs_have_the_horizon_of_their_problem(config):
+    board = compare(replace(config, steps=None, seeds=1, tuning_seeds=1))
+    assert {row.steps for row in board.rows} == {Toy.steps}
+    assert {r["run"]["steps"] for r in results_of(config)["tuning"]} == {Toy.steps}
+
+
+def test_problems_without_accuracy_are_compared_by_loss(config):
+    board = compare(replace(config, problems=(TOY, SILENT), optimizers=("adam", "adam-default")))
+    silent = [row for row in board.rows if row.problem == SILENT]
+    assert [row.accuracy_mean for row in silent] == [None, None]
+    assert [row.test_loss for row in silent] == [row.test_loss for row in board.rows[:2]]
+    table = Path(config.folder, "table.md").read_text()
+    assert len([line for line in table.splitlines() if SILENT in line and "| - " in line]) == 2
+    picture = Path(config.folder, f"{runs.file_name(SILENT)}.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_reference_reaches_its_own_loss_by_its_end(config):
+    board = compare(replace(config, optimizers=("adam-cosine", "adam-default")))
+    assert 0 < board.reached[TOY, "adam-cosine"] <= 12
+    assert [standing.problems for standing in board.standings] == [1, 1]
+    assert {standing.optimizer for standing in board.standings} == {"adam-cosine", "adam-default"}
+
+
+def test_a_diverged_run_is_written_as_null(config, monkeypatch):
+    explosive = replace(optimizers.OPTIMIZERS["adam-default"], lr=1e37)
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "adam-default", explosive)
+    compare(replace(config, problems=(SILENT,), optimizers=("adam", "adam-default")))
+    adam, exploded = results_of(config)["table"]
+    assert exploded["diverged"] == 3
+    assert exploded["test_loss"] is None
+    assert adam["test_loss"] > 0
+
+
+def test_lists_of_problems_have_names():
+    config = Config(problems=("paper", "fm-16", "meta-test"))
+    assert config.problem_names() == ["fm-16", "c10-32", *META_TEST]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"problems": ("fm-17",)}, "problem 'fm-17': expected one of fm-16"),
+        ({"optimizers": ("adam", "adamm")}, "'adamm': expected one of adam, adam-cosine"),
+    ],
+)
+def test_unknown_names_are_refused_before_anything_runs(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        compare(replace(config, **change))
+    assert not Path(config.folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": 0}, "seeds: expected 1 or more; got 0"),
+        ({"steps": 0}, "steps: expected 1 or more; got 0"),
+        ({"seeds": 1_000_001}, "seeds: expected at most 1000000"),
+        ({"optimizers": ("adam", "adam")}, "optimizers: expected at least one name, each once"),
+        ({"problems": ()}, "problems: expected at least one name"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**change)
+
+
+def test_names_on_the_command_line_are_separated_by_spaces():
+    args = "--problems fm-16 c10-32 --optimizers adam ff --tuning-seeds 2".split()
+    config = tyro.cli(Config, args=args)
+    assert config.problems == ("fm-16", "c10-32")
+    assert config.optimizers == ("adam", "ff")
+    assert config.tuning_seeds == 2
+
+
+def test_the_least_mean_validation_loss_wins_and_of_equals_the_first():
+    tried = [(0.1, 0.5), (0.1, 0.1), (0.2, 0.2), (0.2, 0.4), (0.3, 0.9), (0.3, 0.05)]
+    records = [tuning_record(lr, loss) for lr, loss in tried]
+    assert choose_lr(records) == 0.1
+    assert choose_lr([*records, tuning_record(0.4, 0.29)]) == 0.4
+    assert choose_lr([]) is None
+
+
+def test_a_rate_that_diverged_once_is_not_chosen():
+    records = [tuning_record(0.1, 0.5), tuning_record(0.2, 0.1), tuning_record(0.2, None)]
+    assert choose_lr(records) == 0.1
+
+
+def test_the_default_compares_what_people_tune_with_what_needs_no_tuning():
+    config = Config()
+    specs = [optimizers.load_optimizer(name) for name in config.optimizers]
+    untuned = {spec.name for spec in specs if not spec.lrs}
+    assert untuned == {"adam-default", "muon-default", "ng-gnn", "default"}
+    assert config.problem_names() == ["fm-16", "c10-32", *META_TEST]
+    assert leaderboard.REFERENCE in config.optimizers
+
+
+def test_execute_keeps_the_order_of_runs(config, tmp_path):
+    planned = leaderboard.plan_tuning(TOY, optimizers.load_optimizer("adam"), config)
+    with runs.tqdm(disable=True) as bar:
+        records = execute(planned[::-1], tmp_path, 1, bar)
+    assert [r["run"]["lr"] for r in records] == [run.lr for run in planned[::-1]]
