@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ngopt.graph import Bias, EdgeBlock, NeuralGraph, build_graph
 from ngopt.graph.matrices import MatrixBlock, NeuronSet, by_shape, matrices
-from ngopt.graph.usage import is_dense, mixes_neurons, neurons, usage
+from ngopt.graph.usage import is_dense, mixes_neurons, usage
 from ngopt.graph.views import is_diagonal
-from ngopt.role_names import named_role
+from ngopt.role_names import Names
 
 __all__ = ["MatrixBlock", "NeuronSet", "ParameterRole", "parameter_roles", "roles_of"]
 
@@ -60,13 +60,12 @@ def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     """The role of every parameter of a graph, in the order of `graph.parameters`."""
     facts = _Facts(graph)
     roles = [facts.role(number) for number in range(len(graph.parameters))]
-    if not any(graph.inferred):
-        return tuple(roles)
-    named = (named_role(graph, number, role) for number, role in enumerate(roles))
-    return tuple(
-        role if is_traced else replace(role, role=name, blocks=blocks)
-        for role, (name, blocks), is_traced in zip(roles, named, graph.inferred, strict=True)
-    )
+    inferred = [number for number, is_inferred in enumerate(graph.inferred) if is_inferred]
+    if inferred:
+        names = Names(graph.parameters, [role.role for role in roles])
+        for i in inferred:
+            roles[i] = replace(roles[i], role=names.roles[i], blocks=names.blocks(i))
+    return tuple(roles)
 
 
 class _Facts:
