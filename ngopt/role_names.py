@@ -45,12 +45,18 @@ EXPERTS = re.compile(r"(^|[._])experts?([._]|$)")
 class Names:
     """What the names and shapes of all parameters together say about each."""
 
-    def __init__(self, specs: Sequence[ParameterSpec], guesses: Sequence[str]):
-        """guesses: a role for each parameter, for those whose names say nothing."""
+    def __init__(self, specs: Sequence[ParameterSpec], guesses: Sequence[tuple[str, str]]):
+        """guesses: roles for parameters whose names say nothing.
+
+        Two for each: one that fits the other parameters of its module, and one that fits the order
+        of all, which counts where a parameter is called neither weight nor bias.
+        """
         self.specs = specs
         self.places = {spec.name: i for i, spec in enumerate(specs)}
         self.transposed = any(self._by_bias(i) and IN_OUT.search(s.name) for i, s in enumerate(specs))
-        self.roles = [self._role(i, guess) for i, guess in enumerate(guesses)]
+        usual = [bool(re.search(r"(weight|bias)[^.]*$", spec.name)) for spec in specs]
+        own = [pair[0] if u else pair[1] for pair, u in zip(guesses, usual, strict=True)]
+        self.roles = [self._role(i, guess) for i, guess in enumerate(own)]
         self._find_outputs()
 
     def blocks(self, number: int) -> tuple[MatrixBlock, ...]:
@@ -82,8 +88,7 @@ class Names:
         is_weight = name.endswith("weight")
         if not is_weight and (sides < 2 or (dims == 3 and spec.shape[0] == 1)):
             return "other"
-        is_table = guess == "embedding" and (is_weight or UNNAMED.match(name))
-        return "embedding" if is_table else "matrix"
+        return "embedding" if guess == "embedding" else "matrix"
 
     def _allows(self, number: int, role: str, guess: str) -> bool:
         """Whether a role fits a parameter's shape, and the module that its name says it is in."""

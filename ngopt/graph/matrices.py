@@ -133,9 +133,7 @@ def _gates(graph: NeuralGraph, block: EdgeBlock) -> int:
     if block.kind not in ("weight", "recurrent") or len(block.slot_shape) != 1:
         return 0
     fed_back = [
-        other
-        for other in graph.blocks_into(block.target)
-        if other.kind == "recurrent" and other.view is not None
+        other for other in graph.blocks_into(block.target) if other.kind == "recurrent" and other.view is not None
     ]
     return block.slots if any(o.slot_shape == block.slot_shape for o in fed_back) else 0
 

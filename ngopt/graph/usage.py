@@ -55,17 +55,14 @@ class _Labels:
         self.found = [np.zeros(group.size, np.int64) for group in graph.groups]
         self.numbers: dict[tuple, int] = {}
         self.scores = _scores(graph)
-        self.heads = {
-            number: np.full(group.size, -1)
-            for number, group in enumerate(graph.groups)
-            if group.kind == "product"
-        }
+        products = [n for n, group in enumerate(graph.groups) if group.kind == "product"]
+        self.heads = {n: np.full(graph.groups[n].size, -1) for n in products}
         for block in graph.blocks:
             self._find_heads(block)
 
     def _find_heads(self, block: EdgeBlock) -> None:
         """Notes down the head that products are summed for, or that weighs them."""
-        groups, n_target, n_source = block.shape
+        _, n_target, n_source = block.shape
         source, target = self.graph.groups[block.source], self.graph.groups[block.target]
         if block.kind == "pool" and target.kind == "head" and block.source in self.heads:
             head = np.repeat(neurons(block.target_index, target.size), n_source)
