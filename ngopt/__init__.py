@@ -3,5 +3,14 @@
 from ngopt.graph import NeuralGraph, build_graph, register_rule
 from ngopt.optimizer import NGOptimizer
 from ngopt.pretrained import list_pretrained, load_pretrained
+from ngopt.roles import parameter_roles
 
-__all__ = ["NGOptimizer", "NeuralGraph", "build_graph", "list_pretrained", "load_pretrained", "register_rule"]
+__all__ = [
+    "NGOptimizer",
+    "NeuralGraph",
+    "build_graph",
+    "list_pretrained",
+    "load_pretrained",
+    "parameter_roles",
+    "register_rule",
+]

@@ -10,10 +10,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from ngopt.graph import Bias, EdgeBlock, NeuralGraph, build_graph
+from ngopt.graph.infer import infer_graph
 from ngopt.graph.matrices import MatrixBlock, NeuronSet, by_shape, matrices
-from ngopt.graph.usage import is_dense, mixes_neurons, neurons, usage
+from ngopt.graph.usage import is_dense, mixes_neurons, usage
 from ngopt.graph.views import is_diagonal
-from ngopt.role_names import named_role
+from ngopt.role_names import Names
 
 __all__ = ["MatrixBlock", "NeuronSet", "ParameterRole", "parameter_roles", "roles_of"]
 
@@ -58,15 +59,21 @@ def parameter_roles(
 
 def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     """The role of every parameter of a graph, in the order of `graph.parameters`."""
+    roles = _stated(graph)
+    inferred = [number for number, is_inferred in enumerate(graph.inferred) if is_inferred]
+    if inferred:
+        in_order = _stated(infer_graph([spec.unpaired for spec in graph.parameters]))
+        guesses = [(role.role, other.role) for role, other in zip(roles, in_order, strict=True)]
+        names = Names(graph.parameters, guesses)
+        for i in inferred:
+            roles[i] = replace(roles[i], role=names.roles[i], blocks=names.blocks(i))
+    return tuple(roles)
+
+
+def _stated(graph: NeuralGraph) -> list[ParameterRole]:
+    """The roles that follow from what a graph says, wherever it has that from."""
     facts = _Facts(graph)
-    roles = [facts.role(number) for number in range(len(graph.parameters))]
-    if not any(graph.inferred):
-        return tuple(roles)
-    named = (named_role(graph, number, role) for number, role in enumerate(roles))
-    return tuple(
-        role if is_traced else replace(role, role=name, blocks=blocks)
-        for role, (name, blocks), is_traced in zip(roles, named, graph.inferred, strict=True)
-    )
+    return [facts.role(number) for number in range(len(graph.parameters))]
 
 
 class _Facts:
@@ -91,18 +98,29 @@ class _Facts:
         blocks, biases = self.blocks[number], self.biases[number]
         tables = [block for block in blocks if groups[block.source].kind == "token"]
         dense = [block for block in blocks if is_dense(block)]
+        if self._is_unused(number):
+            is_matrix = len(spec.shape) > 1
+            matrix = (by_shape(number, spec.shape),) if is_matrix else ()
+            return ParameterRole(spec.name, "matrix" if is_matrix else "other", matrix)
         if tables:
             return self._of_matrix(spec.name, "embedding", tables, None)
         if dense:
             is_last = all(self.last[block.target] for block in dense)
             return self._of_matrix(spec.name, "output" if is_last else "matrix", dense, self.usage)
-        kinds = {self._of_block(block) for block in blocks} | {self._of_bias(bias) for bias in biases}
-        role = next(role for role in ("norm", "bias", "other") if role in kinds)
+        kinds = {self._of_block(block) for block in blocks}
+        kinds |= {self._of_bias(bias) for bias in biases}
+        role = next(role for role in ROLES if role in kinds)
         ends = [block.target for block in blocks] + [bias.group for bias in biases]
-        is_unknown = all(groups[end].name == f"{spec.name}.unused" for end in ends)
-        if is_unknown and len(spec.shape) > 1:
-            return ParameterRole(spec.name, "matrix", (by_shape(number, spec.shape),))
         return ParameterRole(spec.name, role, depth=groups[ends[0]].depth)
+
+    def _is_unused(self, number: int) -> bool:
+        """Whether the network does nothing with a parameter of which a trace would know."""
+        name = self.graph.parameters[number].name
+        is_inferred = bool(self.graph.inferred) and self.graph.inferred[number]
+        if name in self.graph.unplaced and not is_inferred:
+            return True
+        ends = [self.graph.groups[bias.group].name for bias in self.biases[number]]
+        return not self.blocks[number] and set(ends) <= {f"{name}.unused"}
 
     def _of_matrix(
         self, name: str, role: str, blocks: Sequence[EdgeBlock], usage: list[np.ndarray] | None
@@ -120,7 +138,13 @@ class _Facts:
 
     def _scales_norm(self, block: EdgeBlock) -> bool:
         """Whether a block is the scale of a norm that someone wrote by hand."""
-        return block.kind == "scale" and is_diagonal(block) and block.source in self.normalised
+        if block.kind != "scale" or not is_diagonal(block):
+            return False
+        if block.source in self.normalised:
+            return self.graph.groups[block.source].activation is None  # else it comes later
+        pooled = self.normalised.get(block.target, set())  # for w x / |x|, where w x comes first
+        before = {b.source for b in self.graph.blocks_into(block.source) if b.view is None}
+        return not pooled.isdisjoint({block.source} | before)
 
     def _of_bias(self, bias: Bias) -> str:
         if bias.kind in ("gamma", "beta"):
@@ -132,7 +156,9 @@ class _Facts:
             gated = [b for b in incoming if b.kind == "recurrent" and b.view is not None]
             return "bias" if any(b.slot_shape == bias.slot_shape for b in gated) else "other"
         if bias.kind == "shift" and not bias.slot_shape:
-            if any(self._scales_norm(block) for block in incoming):
+            if bias.group in self.normalised:
+                return "norm"
+            if any(b.kind == "gamma" or self._scales_norm(b) for b in incoming):
                 return "norm"
             return "bias" if bias.group in self.made_by_weights else "other"
         return "other"
@@ -153,16 +179,25 @@ def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
     return [reached and not more for reached, more in zip(reaches, mixed, strict=True)]
 
 
-def _normalised(graph: NeuralGraph) -> set[int]:
-    """Groups of products of neurons with something pooled from many, as x / sqrt(mean(x^2))."""
-    pools = {
-        number
-        for number, group in enumerate(graph.groups)
-        if group.size == 1 and any(b.kind == "pool" for b in graph.blocks_into(number))
-    }
-    found = set()
+def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
+    """What norms that someone wrote by hand make, x / sqrt(mean(x^2)), and what they are applied to.
+
+    Keys are groups of products of neurons with one that pools many; also these neurons, if they
+    are not themselves those that are pooled. The values are the groups that are pooled.
+    """
+    pooled = {}
     for number, group in enumerate(graph.groups):
-        incoming = [b for b in graph.blocks_into(number) if b.kind in ("left", "right")]
-        if group.kind == "product" and any(b.source in pools for b in incoming):
-            found.add(number)
+        sources = {b.source for b in graph.blocks_into(number) if b.kind == "pool"}
+        if group.size == 1 and sources:
+            pooled[number] = sources
+    found: dict[int, set[int]] = {}
+    for number, group in enumerate(graph.groups):
+        factors = {b.source for b in graph.blocks_into(number) if b.kind in ("left", "right")}
+        statistics = factors & pooled.keys()
+        if group.kind != "product" or not statistics:
+            continue
+        sources = set().union(*(pooled[s] for s in statistics))
+        found[number] = sources
+        for factor in factors - statistics - sources:
+            found[factor] = sources
     return found

@@ -65,6 +65,11 @@ class ParameterSpec:
         return ParameterSpec(self.name, (*self.shape, 2), True) if self.is_complex else self
 
     @property
+    def unpaired(self) -> ParameterSpec:
+        """The inverse of `paired`."""
+        return ParameterSpec(self.name, self.shape[:-1], True) if self.is_complex else self
+
+    @property
     def numel(self) -> int:
         return prod(self.shape)
 

@@ -37,8 +37,8 @@ class MatrixBlock:
     from prod(columns) to rows numbers. As a tensor: `p.flatten().as_strided(view.shape,
     view.strides, view.offset)`, of `torch.view_as_real(p)` if p is complex.
 
-    rows, columns: for each of the k matrices the neurons that it leads to and that it reads.
-    Matrices with equal `columns` read the same neurons.
+    rows, columns: for each of the k matrices the neurons that it leads to and that it reads, in
+    order. Matrices with equal `columns` and kernels of one size read the same neurons.
     """
 
     view: View
@@ -54,7 +54,7 @@ class Piece:
     """
 
     view: View
-    targets: NeuronSet
+    targets: Ends
     sources: Ends
     is_depthwise: bool = False
 
@@ -72,7 +72,7 @@ def matrices(
     spec = graph.parameters[view.parameter]
     uses = list(_first_uses(blocks, spec.numel))
     pieces = [piece for block in uses for piece in _pieces(graph, block)]
-    parts = _joined_columns(pieces, spec.shape)
+    parts = _joined_rows(_joined_columns(pieces, spec.shape))
     if usage is not None:
         parts = [part for piece in parts for part in _by_usage(piece, usage)]
     if sum(part.view.numel for part in parts) != spec.numel:
@@ -107,9 +107,11 @@ def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
     view, (groups, n_target, n_source) = block.view, block.shape
     assert view is not None
     step, row, *columns = view.strides
-    whole = Piece(view, NeuronSet(block.target, block.target_index), (_sources(block),))
+    targets = NeuronSet(block.target, block.target_index)
+    sources = NeuronSet(block.source, block.source_index)
+    whole = Piece(view, (targets,), (sources,))
     gates = _gates(graph, block)
-    if gates > 1:
+    if gates:
         gate = view.strides[-1]
         shape = view.shape[1:-1]
         for k in range(gates):
@@ -126,20 +128,14 @@ def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
         yield from _groups(graph, block)
 
 
-def _sources(block: EdgeBlock) -> NeuronSet:
-    return NeuronSet(block.source, block.source_index)
-
-
 def _gates(graph: NeuralGraph, block: EdgeBlock) -> int:
-    """How many gates a weight of a recurrent layer has; 1 for other weights."""
+    """How many gates a weight of a recurrent layer has; 0 for other weights."""
     if block.kind not in ("weight", "recurrent") or len(block.slot_shape) != 1:
-        return 1
+        return 0
     fed_back = [
-        other
-        for other in graph.blocks_into(block.target)
-        if other.kind == "recurrent" and other.view is not None
+        other for other in graph.blocks_into(block.target) if other.kind == "recurrent" and other.view is not None
     ]
-    return block.slots if any(o.slot_shape == block.slot_shape for o in fed_back) else 1
+    return block.slots if any(o.slot_shape == block.slot_shape for o in fed_back) else 0
 
 
 def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
@@ -156,77 +152,99 @@ def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
             offset=view.offset + k * view.strides[0],
         )
         rows = NeuronSet(block.target, tuple(targets[k].tolist()))
-        yield Piece(part, rows, (NeuronSet(block.source, tuple(sources[k].tolist())),))
+        columns = NeuronSet(block.source, tuple(sources[k].tolist()))
+        yield Piece(part, (rows,), (columns,))
 
 
 def _joined_columns(pieces: Sequence[Piece], shape: tuple[int, ...]) -> list[Piece]:
     """Makes one matrix of pieces with the same rows, as of a layer that reads several groups."""
-    alike: dict[tuple, list[Piece]] = defaultdict(list)
+    same_rows: dict[tuple, list[Piece]] = defaultdict(list)
     for piece in pieces:
-        row, *columns = piece.view.strides
+        row, _, *slot_strides = piece.view.strides
         rows, _, *slots = piece.view.shape
-        read = _column_axes(piece.view, shape)
-        place = _place(piece.view.offset, shape)
-        fixed = tuple(n for d, n in enumerate(place) if d not in read)
-        alike[piece.targets, rows, row, *slots, *columns[1:], read, fixed].append(piece)
+        same_rows[piece.targets, rows, row, *slots, *slot_strides].append(piece)
     found = []
-    for members in alike.values():
-        one = _one_matrix(members) if len(members) > 1 else None
-        found += members if one is None else [one]
+    for members in same_rows.values():
+        side_by_side: dict[tuple, list[Piece]] = defaultdict(list)
+        axes = _column_axes(members, shape)
+        for piece in members:
+            place = _place(piece.view.offset, shape)
+            fixed = tuple(n for d, n in enumerate(place) if d not in axes)
+            side_by_side[fixed].append(piece)
+        for parts in side_by_side.values():
+            found += _joined(parts, 1)
     return found
+
+
+def _joined_rows(pieces: Sequence[Piece]) -> list[Piece]:
+    """Makes one matrix of the pieces of a depthwise convolution that reads several groups."""
+    if not any(piece.is_depthwise for piece in pieces):
+        return list(pieces)
+    single = [piece.is_depthwise or piece.view.shape[:2] == (1, 1) for piece in pieces]
+    depthwise = [piece for piece, is_single in zip(pieces, single, strict=True) if is_single]
+    rest = [piece for piece, is_single in zip(pieces, single, strict=True) if not is_single]
+    return rest + _joined(depthwise, 0)
+
+
+def _joined(pieces: Sequence[Piece], axis: int) -> list[Piece]:
+    """One piece of several that differ in where they lie along an axis, if that is at even distances."""
+    first = min(pieces, key=lambda piece: piece.view.offset)
+    others = {(*p.view.shape[:axis], *p.view.shape[axis + 1 :]) for p in pieces}
+    others |= {(*p.view.strides[:axis], *p.view.strides[axis + 1 :]) for p in pieces}
+    places = [p.view.offset + p.view.strides[axis] * np.arange(p.view.shape[axis]) for p in pieces]
+    offsets = np.sort(np.concatenate(places))
+    steps = np.unique(np.diff(offsets))
+    if len(pieces) == 1 or len(others) > 2 or len(steps) != 1 or not steps[0]:
+        return list(pieces)
+    shape, strides = list(first.view.shape), list(first.view.strides)
+    shape[axis], strides[axis] = len(offsets), int(steps[0])
+    view = replace(first.view, shape=tuple(shape), strides=tuple(strides))
+    is_depthwise = any(piece.is_depthwise for piece in pieces)
+    order = sorted(range(len(pieces)), key=lambda k: int(places[k][0]))
+    in_order = np.array_equal(offsets, np.concatenate([places[k] for k in order]))
+    ends = [pieces[k].sources if axis else pieces[k].targets for k in order]
+    joined = tuple(end for part in ends for end in part) if in_order else ()
+    if axis:
+        return [Piece(view, first.targets, joined, is_depthwise)]
+    return [Piece(view, joined, (), is_depthwise)]
 
 
 def _place(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(n) for n in np.unravel_index(element, shape))
 
 
-def _column_axes(view: View, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The dimensions of a parameter along which the columns of a view (rows, *columns) lie."""
-    columns = replace(view, shape=view.shape[1:], strides=view.strides[1:])
-    rows = replace(view, shape=view.shape[:1], strides=view.strides[:1])
-    along = _axes(columns, shape)
-    is_one_column = not along and len(shape) == 2
-    return (0,) if is_one_column and _axes(rows, shape) == (1,) else (1,) if is_one_column else along
+def _column_axes(pieces: Sequence[Piece], shape: tuple[int, ...]) -> set[int]:
+    """The dimensions of a parameter along which columns of pieces (rows, *columns) lie."""
+    axes: set[int] = set()
+    for view in (piece.view for piece in pieces):
+        axes |= _axes(replace(view, shape=view.shape[1:], strides=view.strides[1:]), shape)
+    if axes or len(shape) != 2:
+        return axes
+    view = pieces[0].view
+    rows = _axes(replace(view, shape=view.shape[:1], strides=view.strides[:1]), shape)
+    return {0, 1} - rows if rows else {1}
 
 
-def _axes(view: View, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _axes(view: View, shape: tuple[int, ...]) -> set[int]:
     """The dimensions of a parameter along which a view goes."""
     steps = zip(view.shape, view.strides, strict=True)
     last = view.offset + sum((n - 1) * stride for n, stride in steps)
     ends = zip(_place(view.offset, shape), _place(last, shape), strict=True)
-    return tuple(d for d, (a, b) in enumerate(ends) if a != b)
-
-
-def _one_matrix(pieces: Sequence[Piece]) -> Piece | None:
-    """Pieces with the same rows side by side; None if their columns lie at no even distances."""
-    pieces = sorted(pieces, key=lambda piece: piece.view.offset)
-    starts = []
-    for piece in pieces:
-        n, step = piece.view.shape[1], piece.view.strides[1]
-        starts.append(piece.view.offset + step * np.arange(n))
-    offsets = np.sort(np.concatenate(starts))
-    steps = np.unique(np.diff(offsets))
-    if len(steps) != 1 or steps[0] == 0:
-        return None
-    first = pieces[0]
-    rows, _, *slots = first.view.shape
-    row, _, *slot_strides = first.view.strides
-    view = replace(
-        first.view,
-        shape=(rows, len(offsets), *slots),
-        strides=(row, int(steps[0]), *slot_strides),
-    )
-    return replace(first, view=view, sources=tuple(s for p in pieces for s in p.sources))
+    return {d for d, (a, b) in enumerate(ends) if a != b}
 
 
 def _by_usage(piece: Piece, usage: Sequence[np.ndarray]) -> Iterator[Piece]:
     """A matrix for all rows that are used alike, if they lie at even distances and are several."""
-    labels = usage[piece.targets.group]
-    numbers = neurons(piece.targets.index, len(labels))
+    if piece.is_depthwise:
+        yield piece
+        return
+    (targets,) = piece.targets
+    labels = usage[targets.group]
+    numbers = neurons(targets.index, len(labels))
     used = labels[numbers]
     parts = [np.flatnonzero(used == label) for label in np.unique(used)]
     steps = [np.unique(np.diff(part)) for part in parts]
-    if piece.is_depthwise or len(parts) == 1 or any(len(step) != 1 for step in steps):
+    if len(parts) == 1 or any(len(step) != 1 for step in steps):
         yield piece
         return
     row, *columns = piece.view.strides
@@ -237,8 +255,8 @@ def _by_usage(piece: Piece, usage: Sequence[np.ndarray]) -> Iterator[Piece]:
             strides=(row * int(step[0]), *columns),
             offset=piece.view.offset + row * int(part[0]),
         )
-        targets = NeuronSet(piece.targets.group, tuple(numbers[part].tolist()))
-        yield Piece(view, targets, piece.sources)
+        rows = NeuronSet(targets.group, tuple(numbers[part].tolist()))
+        yield Piece(view, (rows,), piece.sources)
 
 
 def merged(pieces: Iterable[Piece]) -> tuple[MatrixBlock, ...]:
@@ -271,5 +289,5 @@ def _stacked(pieces: Sequence[Piece]) -> MatrixBlock:
     first = pieces[0].view
     step = pieces[1].view.offset - first.offset if len(pieces) > 1 else 0
     view = replace(first, shape=(len(pieces), *first.shape), strides=(step, *first.strides))
-    rows = tuple((piece.targets,) for piece in pieces)
+    rows = tuple(piece.targets for piece in pieces)
     return MatrixBlock(view, rows, tuple(piece.sources for piece in pieces))

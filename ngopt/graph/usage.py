@@ -54,22 +54,20 @@ class _Labels:
         self.graph = graph
         self.found = [np.zeros(group.size, np.int64) for group in graph.groups]
         self.numbers: dict[tuple, int] = {}
-        self.heads = {
-            number: np.full(group.size, -1)
-            for number, group in enumerate(graph.groups)
-            if group.kind == "product"
-        }
+        self.scores = _scores(graph)
+        products = [n for n, group in enumerate(graph.groups) if group.kind == "product"]
+        self.heads = {n: np.full(graph.groups[n].size, -1) for n in products}
         for block in graph.blocks:
             self._find_heads(block)
 
     def _find_heads(self, block: EdgeBlock) -> None:
         """Notes down the head that products are summed for, or that weighs them."""
-        groups, n_target, n_source = block.shape
+        _, n_target, n_source = block.shape
         source, target = self.graph.groups[block.source], self.graph.groups[block.target]
         if block.kind == "pool" and target.kind == "head" and block.source in self.heads:
             head = np.repeat(neurons(block.target_index, target.size), n_source)
             self.heads[block.source][neurons(block.source_index, source.size)] = head
-        elif block.kind == "left" and source.kind == "head" and block.target in self.heads:
+        elif block.kind == "left" and block.source in self.scores and block.target in self.heads:
             head = np.repeat(neurons(block.source_index, source.size), n_target)
             self.heads[block.target][neurons(block.target_index, target.size)] = head
 
@@ -93,15 +91,25 @@ class _Labels:
         known[places] = self._numbers(list(zip(*pairs.tolist(), strict=True)))[which.ravel()]
 
     def _numbers(self, keys: list[tuple]) -> np.ndarray:
+        """A number for each use (products, side, head), or pair of numbers that are combined."""
         found = []
         for key in keys:
-            known = [part for part in set(key) if part]
-            is_pair = len(key) == 2
-            if is_pair and len(known) < 2:  # nothing new, or nothing old
-                found.append(known[0] if known else 0)
+            known = set(key) - {0}
+            if len(key) == 2 and len(known) < 2:  # nothing old, or nothing new
+                found.append(next(iter(known), 0))
             else:
                 found.append(self.numbers.setdefault(key, len(self.numbers) + 1))
         return np.array(found, np.int64)
+
+
+def _scores(graph: NeuralGraph) -> set[int]:
+    """Groups of heads, and what is made of them one by one: biases added, factors applied."""
+    found = {number for number, group in enumerate(graph.groups) if group.kind == "head"}
+    for block in graph.blocks:
+        one_to_one = block.shape[1:] == (1, 1) and graph.groups[block.target].kind != "product"
+        if block.source in found and one_to_one and not is_dense(block):
+            found.add(block.target)
+    return found
 
 
 def neurons(index: Index, size: int) -> np.ndarray:

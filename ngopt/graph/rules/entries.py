@@ -55,6 +55,8 @@ def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
     """Applies a function that moves entries to labels or elements."""
     packet = packet_of(node)
     if packet in DTYPES:
+        if node.args[0] in tracer.normalised:
+            tracer.normalised.add(node)
         return args[0]
     # labels may repeat (stride 0) where the network's own tensor does not, so that only a copy has the new shape
     function = torch.reshape if packet in (aten.view, aten._unsafe_view) else node.target

@@ -112,6 +112,7 @@ def scale_and_shift(
     if not isinstance(x, Neurons):
         return x if x is not None else tracer.unknown(node)
     if not isinstance(weight, Elements) and not isinstance(bias, Elements) and not fresh:
+        tracer.normalised.add(node)
         return x if rows is None or _tie_rows(tracer, node, rows) else Unknown(x.shape)
     labels = tracer.vector(x.labels, dims)
     if labels is None:

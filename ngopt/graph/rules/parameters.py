@@ -63,7 +63,7 @@ def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, k
     name = tracer.parameters[elements.parameter].name
     if len(sets) == len(nodes):
         nodes = nodes[owner.argsort()]
-        if kind != "scale":
+        if kind not in ("scale", "gamma"):
             tracer.add_bias(own, nodes, kind)
             return result
         targets = tracer.nodes.new(name, len(nodes), made_of=nodes[None])
@@ -100,7 +100,7 @@ def _along_new_axes(tracer: Tracer, node: Node, x: Neurons, elements: Elements, 
     met = unique_pairs(which, numbers[neuron])[0]
     sources = pairs[0].unique_consecutive()
     view = None
-    if kind == "scale" and met.shape[1] == pairs.shape[1] and not _uneven(pairs):
+    if kind in ("scale", "gamma") and met.shape[1] == pairs.shape[1] and not _uneven(pairs):
         view = Elements(elements.parameter, met[1].reshape(len(sources), -1)).view()
     name = node.name if view is None else tracer.parameters[elements.parameter].name
     nodes = tracer.nodes.new(name, pairs.shape[1], "copy" if view is None else "neuron", pairs[:1])

@@ -173,7 +173,8 @@ def subtraction(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Val
 @register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
 def multiplication(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
     """A gate (a product of neurons), a scale (diagonal edges), or a constant factor."""
-    return with_other(tracer, node, a, b, product_of, "scale")
+    is_norm = not tracer.normalised.isdisjoint(node.all_input_nodes)
+    return with_other(tracer, node, a, b, product_of, "gamma" if is_norm else "scale")
 
 
 @register_rule(aten.glu)

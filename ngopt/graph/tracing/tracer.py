@@ -96,6 +96,7 @@ class Tracer:
         self.pinned: list[Tensor] = []  # neurons that something tells apart of which no more is known
         self.data: set[Node] = set()  # functions of the network's input
         self.moved: set[Node] = set()  # functions that take other positions of neurons
+        self.normalised: set[Node] = set()  # norms without a scale: a parameter that follows is one
         self.rowwise: set[int] = set()  # parameters that are normalised in rows
         self.fixed: set[int] = set()  # parameters whose neurons are all pinned
         self.cells: dict[tuple, list[Any]] = {}  # recurrent ones that take steps, by the views of their weights

@@ -1,0 +1,134 @@
+"""Transformers of the `transformers` package, tiny, and some whose names say nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+VOCABULARY, WIDTH, LENGTH = 50, 24, 7
+
+
+def tokens(length: int = LENGTH) -> Tensor:
+    """Two sequences of token numbers, (2, length)."""
+    return (torch.arange(2 * length) * 7 % VOCABULARY).reshape(2, length)
+
+
+def call() -> dict[str, Tensor]:
+    """Arguments of a language model, as trainers pass them."""
+    mask = torch.ones(2, LENGTH, dtype=torch.long)
+    return {"input_ids": tokens(), "attention_mask": mask, "labels": tokens()}
+
+
+GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_positions": 16,
+    "n_embd": WIDTH,
+    "n_layer": 2,
+    "n_head": 3,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+BERT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "max_position_embeddings": 16,
+}
+LLAMA = BERT | {"num_attention_heads": 4, "num_key_value_heads": 2}
+T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": WIDTH,
+    "d_kv": 8,
+    "d_ff": 40,
+    "num_layers": 2,
+    "num_heads": 3,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+}
+
+
+def gpt2(tied: bool = True) -> tuple[nn.Module, dict[str, Any]]:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config.from_dict({**GPT2, "tie_word_embeddings": tied})
+    return GPT2LMHeadModel(config), call()
+
+
+def llama() -> tuple[nn.Module, dict[str, Any]]:
+    """Grouped queries, rotary positions, an output of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig.from_dict(LLAMA)), call()
+
+
+def bert() -> tuple[nn.Module, dict[str, Any]]:
+    """Classifies sequences."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model = BertForSequenceClassification(BertConfig.from_dict(BERT))
+    return model, {**call(), "labels": torch.tensor([0, 1])}
+
+
+def t5() -> tuple[nn.Module, dict[str, Any]]:
+    """Encoder and decoder, whose tokens and whose output have one table."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(T5Config.from_dict(T5)), {**call(), "labels": tokens(5)}
+
+
+class Foo(nn.Module):
+    """A norm."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.s, self.t = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return self.s * centred / centred.pow(2).mean(-1, keepdim=True).sqrt() + self.t
+
+
+class Bar(nn.Module):
+    """A block of a transformer."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.a, self.b = Foo(width), nn.Linear(width, 3 * width)
+        self.c = nn.Linear(width, width)
+        self.d, self.e = Foo(width), nn.Linear(width, 2 * width)
+        self.f = nn.Linear(width, width, bias=False)
+        self.g = nn.Parameter(torch.ones(width))  # a layer scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.b(self.a(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.c(mixed.transpose(1, 2).flatten(2))
+        left, right = self.e(self.d(x)).chunk(2, -1)
+        return x + self.g * self.f(F.silu(left) * right)
+
+
+class Baz(nn.Module):
+    """A GPT: `a` is the table of tokens and makes the output, `b` are positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(VOCABULARY, WIDTH))
+        self.b = nn.Parameter(torch.randn(LENGTH, WIDTH))
+        self.c = nn.ModuleList(Bar(WIDTH, 3) for _ in range(2))
+        self.d = Foo(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.embedding(x, self.a) + self.b
+        for block in self.c:
+            x = block(x)
+        return self.d(x) @ self.a.T
+
+
+def oddly_named() -> tuple[nn.Module, Tensor]:
+    return Baz(), tokens()

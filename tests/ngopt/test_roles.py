@@ -1,0 +1,243 @@
+"""Roles of parameters and the matrices in them, against what a person says."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+pytest.importorskip("torchvision")
+pytest.importorskip("transformers")
+
+from benchmarks.graph_building import FAMILIES
+from benchmarks.parameter_roles import TRANSFORMERS, label, network
+from ngopt import NeuralGraph, build_graph, parameter_roles
+from ngopt.graph.topology import join_graphs
+from ngopt.roles import ParameterRole, roles_of
+from tests.zoo import zoo, zoo_graph
+
+MATRICES = ("embedding", "output", "matrix")
+
+
+def assert_total(graph: NeuralGraph, roles: tuple[ParameterRole, ...]) -> None:
+    """Matrices hold every element of their parameter once; other roles have none.
+
+    All elements taken, as many as there are, none by two blocks: none twice in one either.
+    """
+    assert [role.name for role in roles] == [spec.name for spec in graph.parameters]
+    for spec, role in zip(graph.parameters, roles, strict=True):
+        assert (role.role in MATRICES) == bool(role.blocks), role
+        assert 0 <= role.depth <= 1
+        taken = torch.zeros(spec.numel, dtype=torch.bool)
+        for block in role.blocks:
+            view = block.view
+            assert len(view.shape) >= 3
+            assert not block.rows or len(block.rows) == len(block.columns) == view.shape[0]
+            elements = taken.as_strided(view.shape, view.strides, view.offset)
+            assert not elements.any(), role
+            elements.fill_(True)
+        sizes = sum(block.view.numel for block in role.blocks)
+        assert not role.blocks or (taken.all() and sizes == spec.numel), role
+
+
+@pytest.mark.parametrize("name", zoo())
+def test_matrices_of_any_network_hold_every_element_once(name):
+    model, _ = zoo()[name]
+    graph = zoo_graph(name)
+    assert_total(graph, roles_of(graph))
+    for parameters in (model.named_parameters(), model.parameters()):
+        inferred = build_graph(parameters)
+        assert_total(inferred, roles_of(inferred))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "shufflenet_v2_x1_0", *TRANSFORMERS])
+def test_roles_are_those_that_a_person_gives(name):
+    _assert_as_by_hand(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*FAMILIES} - {"resnet18", "vgg11_bn", "shufflenet_v2_x1_0"}))
+def test_roles_of_large_networks_are_those_that_a_person_gives(name):
+    _assert_as_by_hand(name)
+
+
+def _assert_as_by_hand(name: str) -> None:
+    model, example = network(name)
+    by_hand = {parameter: label(name, parameter) for parameter, _ in model.named_parameters()}
+    graph = build_graph(model, example)
+    roles = roles_of(graph)
+    assert_total(graph, roles)
+    assert {role.name: role.role for role in roles} == by_hand
+    inferred = build_graph(model.named_parameters())
+    named = roles_of(inferred)
+    assert_total(inferred, named)
+    if name != "oddly named":
+        assert {role.name: role.role for role in named} == by_hand
+
+
+def shapes(role: ParameterRole) -> list[tuple[int, ...]]:
+    return [block.view.shape for block in role.blocks]
+
+
+def test_heads_are_apart_and_rows_are_outputs():
+    """GPT-2 packs q, k and v into one (in, out) weight."""
+    model, example = network("gpt2")
+    roles = parameter_roles(model, example)
+    role = roles["transformer.h.0.attn.c_attn.weight"]
+    weight = dict(model.named_parameters())[role.name].detach()
+    (block,) = role.blocks
+    read = weight.flatten().as_strided(block.view.shape, block.view.strides, block.view.offset)
+    q, k, v = weight.T.chunk(3)
+    expected = [head for part in (q, k, v) for head in part.split(8)]
+    assert torch.equal(read, torch.stack(expected))
+    assert shapes(roles["transformer.h.0.attn.c_proj.weight"]) == [(1, 24, 24)]
+    assert shapes(roles["transformer.wte.weight"]) == [(1, 24, 50)]
+
+
+def test_grouped_queries_have_fewer_keys():
+    roles = parameter_roles(*network("llama"))
+    found = [shapes(roles[f"model.layers.1.self_attn.{p}_proj.weight"]) for p in "qkvo"]
+    assert found == [[(4, 6, 24)], [(2, 6, 24)], [(2, 6, 24)], [(1, 24, 24)]]
+
+
+def test_matrices_that_read_the_same_neurons_say_so():
+    roles = parameter_roles(*network("bert"))
+    layer = "bert.encoder.layer.0.attention.self"
+    q, k, v = (roles[f"{layer}.{part}.weight"].blocks[0] for part in ("query", "key", "value"))
+    assert set(q.columns) == set(k.columns) == set(v.columns)
+    assert len(set(q.columns)) == 1
+    assert len({*q.rows, *k.rows, *v.rows}) == 9
+
+
+@pytest.mark.parametrize(("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_gates_are_apart(layer, gates):
+    model = layer(3, 5, num_layers=2)
+    for roles in (parameter_roles(model, torch.randn(4, 2, 3)), parameter_roles(model.named_parameters())):
+        assert shapes(roles["weight_ih_l0"]) == [(gates, 5, 3)]
+        assert shapes(roles["weight_hh_l1"]) == [(gates, 5, 5)]
+        assert roles["bias_hh_l0"].role == "bias"
+
+
+class GatedUnit(nn.Module):
+    """A table, and one weight for both halves of a gated linear unit."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.both = nn.Embedding(7, 4), nn.Linear(4, 12)
+        self.back, self.head = nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.table(x)
+        left, right = self.both(x).chunk(2, -1)
+        return self.head(x + self.back(F.silu(left) * right))
+
+
+def test_halves_of_a_gated_unit_are_apart():
+    roles = parameter_roles(GatedUnit(), torch.randint(7, (2, 3)))
+    assert shapes(roles["both.weight"]) == [(2, 6, 4)]
+    assert shapes(roles["back.weight"]) == [(1, 4, 6)]
+    assert [roles[f"{name}.weight"].role for name in ("table", "head")] == ["embedding", "output"]
+
+
+def test_a_step_by_step_lstm_has_gates_too():
+    roles = roles_of(zoo_graph("cells"))
+    found = {role.name: shapes(role) for role in roles if role.blocks}
+    assert found["reader.weight_ih"] == [(4, 4, 3)]
+    assert found["writer.weight_hh"] == [(3, 5, 5)]
+
+
+def test_experts_are_apart():
+    roles = {role.name: role for role in roles_of(zoo_graph("mixture"))}
+    assert shapes(roles["experts"]) == [(3, 5, 4)]
+
+
+def test_convolutions():
+    roles = {role.name: role for role in roles_of(zoo_graph("grouped"))}
+    assert shapes(roles["depthwise.weight"]) == [(1, 4, 1, 3, 3)]
+    assert shapes(roles["grouped.weight"]) == [(2, 3, 2, 3, 3)]
+    assert shapes(roles["up.weight"]) == [(1, 3, 4, 2, 2)]  # transposed: 4 to 3 channels
+    assert roles["act.weight"].role == "other"
+
+
+def test_a_layer_that_reads_several_groups_is_one_matrix():
+    roles = {role.name: role for role in roles_of(zoo_graph("densenet"))}
+    (block,) = roles["layers.1.weight"].blocks
+    assert block.view.shape == (1, 2, 5, 3, 3)
+    assert len(block.columns[0]) == 2
+
+
+class Normed(nn.Module):
+    """A norm written by hand, then a factor that is none."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm, self.stem, self.head = norm, nn.Linear(3, 6), nn.Linear(6, 2)
+        self.scale, self.shift = nn.Parameter(torch.ones(6)), nn.Parameter(torch.zeros(6))
+        self.factor = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.factor * self.norm(x, self.scale, self.shift).relu())
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x, scale, shift: scale * x * torch.rsqrt(_mean(x**2) + 1e-6) + shift,
+        lambda x, scale, shift: scale * (x - _mean(x)) / x.std(-1, keepdim=True) + shift,
+        lambda x, scale, shift: F.normalize(x, dim=-1) * scale + shift,
+        lambda x, scale, shift: F.rms_norm(x, (6,)).double().float() * (1 + scale) + shift,
+        lambda x, scale, shift: F.layer_norm(x, (6,), scale, shift),
+    ],
+    ids=["rms", "layer", "length", "weightless", "function"],
+)
+def test_norms_by_hand_are_known_by_what_they_do(norm):
+    roles = parameter_roles(Normed(norm), torch.randn(2, 5, 3))
+    found = [roles[name].role for name in ("scale", "shift", "factor")]
+    assert found == ["norm", "norm", "other"]
+
+
+def test_a_scale_alone_is_no_norm():
+    model = Normed(lambda x, scale, shift: x * scale)
+    assert parameter_roles(model, torch.randn(2, 3))["scale"].role == "other"
+
+
+def test_the_loss_inside_a_network_leaves_its_output_the_output():
+    class WithLoss(nn.Sequential):
+        def forward(self, x, y):
+            return F.cross_entropy(super().forward(x), y)
+
+    model = WithLoss(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
+    roles = parameter_roles(model, (torch.randn(6, 3), torch.randint(5, (6,))))
+    assert [roles[f"{i}.weight"].role for i in (0, 2)] == ["matrix", "output"]
+    assert [roles[f"{i}.weight"].reads_input for i in (0, 2)] == [True, False]
+
+
+def test_unused_parameters_have_a_role_by_shape():
+    class Partly(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 4)
+            self.rest, self.lone = nn.Linear(2, 5), nn.Parameter(torch.zeros(()))
+
+    roles = parameter_roles(Partly(), torch.randn(2, 3))
+    assert shapes(roles["rest.weight"]) == [(1, 5, 2)]
+    assert roles["lone"].role == "other"
+
+
+def test_names_say_what_is_fused_and_transposed():
+    sizes = {"c_attn.weight": (4, 12), "c_attn.bias": (12,), "c_proj.weight": (4, 4)}
+    roles = parameter_roles([(name, torch.zeros(size)) for name, size in sizes.items()])
+    attention, projection = roles["c_attn.weight"].blocks[0], roles["c_proj.weight"].blocks[0]
+    assert (attention.view.shape, attention.view.strides) == ((3, 4, 4), (4, 1, 12))
+    assert projection.view.strides == (0, 1, 4)
+
+
+def test_graphs_that_are_joined_keep_where_they_are_from():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    traced = build_graph(model, torch.randn(2, 3))
+    inferred = build_graph(model.named_parameters())
+    roles = roles_of(join_graphs(traced, inferred))
+    assert [role.role for role in roles] == ["matrix", "bias", "output", "bias"] * 2

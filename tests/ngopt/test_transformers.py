@@ -1,0 +1,56 @@
+"""Networks of the `transformers` package come out whole."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("torchvision")
+pytest.importorskip("transformers")
+
+from benchmarks.parameter_roles import TRANSFORMERS, network
+from ngopt import build_graph
+from ngopt.graph.topology import components, unconnected
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_are_traced_whole(name):
+    """With labels and a mask among the inputs, and with caches of keys among the outputs."""
+    model, example = network(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graph = build_graph(model, example)
+    assert (graph.unplaced, unconnected(graph), len(set(components(graph)))) == ((), [], 1)
+    values = [p.detach() for p in model.parameters()]
+    back = graph.scatter(graph.gather(values))
+    assert all(torch.equal(p, q) for p, q in zip(values, back, strict=True))
+    heads = sum(group.size for group in graph.groups if group.kind == "head")
+    attentions = {"t5": 6}.get(name, 2)
+    assert heads == attentions * {"llama": 4}.get(name, 3)
+
+
+def test_keys_and_values_of_a_cache_are_no_outputs():
+    graph = build_graph(*network("gpt2"))
+    assert [group.name for group in graph.groups if group.role == "output"] == ["transformer.wte"]
+
+
+class Cache:
+    """What torch does not know, in an output."""
+
+    def __init__(self, keys):
+        self.keys = keys
+
+
+class Keeping(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return {"y": y, "kept": Cache(y), "count": 3}
+
+
+def test_a_module_is_as_before_when_it_has_been_traced():
+    model = Keeping(3, 4)
+    graph = build_graph(model, torch.randn(2, 3))
+    assert [group.role for group in graph.groups] == ["input", "output"]
+    assert not model._forward_hooks
+    assert isinstance(model(torch.randn(2, 3))["kept"], Cache)
