@@ -64,7 +64,7 @@ class SoapConfig(DirectionConfig):
     clip: float = 10.0
     renew_every: int = 10
     longest: int = 1024
-    budget: float = 4.0
+    budget: float = 8.0
     open_step_size: float = 0.03
     open_warmup: int = 30
     open_constant: int = 50
