@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor
 
 from ngopt.base.basis import first_basis, renewed_basis
 from ngopt.base.layout import MatrixLayout
-from ngopt.base.measure import TINY, Measured
-from ngopt.base.modes import rotate, rotate_back
+from ngopt.base.measure import Measured
+from ngopt.base.modes import Channels, rotate, rotate_back
 from ngopt.functional import Record
+
+# Numbers of a long table that are worked on at once; 16 MB in float32.
+CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class DirectionConfig:
 
     beta1, beta2, beta_factor: decays of momentum, second moments and Kronecker factors.
     nesterov: how far to go from momentum, 0, to Nesterov's, 1.
-    epsilon: damping, in root mean squares of a matrix's second moments.
+    epsilon: damping, in root mean squares of the parameter's gradients.
     """
 
     beta1: float = 0.9
@@ -63,21 +67,25 @@ def direction(
     renew: whether bases are renewed, after they were used. What never had a gradient has direction 0.
     """
     step = int(record["step"])
-    momentum = record["exp_avg"]
-    dtype = momentum.dtype
-    active = measured.active.to(dtype)
-    grad = torch.where(measured.active > 0, grad.to(dtype) * measured.multiplier.to(dtype), 0)
-    momentum = momentum.lerp(grad, (1 - config.beta1) * active)
+    old = record["exp_avg"]
+    active = measured.active.to(old.dtype)
+    grad = scaled(grad, measured, old.dtype)
+    momentum = old.lerp(grad, (1 - config.beta1) * active)
     ahead = momentum.lerp(grad, (1 - config.beta1) * config.nesterov)
     new = {"exp_avg": momentum}
     value = torch.empty_like(momentum, memory_format=torch.contiguous_format)
     for number, layout in enumerate(layouts):
         matrices = _Matrices(layout, number, record, step, config)
-        found = matrices.direction(layout.read(grad), layout.read(ahead), active)
+        found = matrices.direction(layout.read(grad), layout.read(ahead), measured, active)
         value = layout.write(value, found)
         new |= matrices.renewed() if renew and step else matrices.state()
-    value = value / (1 - config.beta1 ** (step + 1))
     return torch.where(momentum != 0, value, 0), new
+
+
+def scaled(grad: Tensor, measured: Measured, dtype: torch.dtype) -> Tensor:
+    """A gradient in the scale of its parameter; zeros if it is not finite."""
+    finite = torch.where(measured.active > 0, grad.to(dtype), 0)
+    return finite * measured.multiplier.to(dtype)
 
 
 class _Matrices:
@@ -96,20 +104,38 @@ class _Matrices:
         self.factors = {mode.name: record[f"{mode.name}_{number}"] for mode in layout.modes}
         self.bases = {mode.name: record[f"{mode.name}_basis_{number}"] for mode in layout.modes}
 
-    def direction(self, grad: Tensor, ahead: Tensor, active: Tensor) -> Tensor:
+    def direction(
+        self, grad: Tensor, ahead: Tensor, measured: Measured, active: Tensor
+    ) -> Tensor:
         """grad, ahead: gradient and momentum, of the layout's shape, as what is returned."""
-        config, modes = self.config, self.layout.modes
-        for mode in modes:
+        for mode in self.layout.modes:
             old = self.factors[mode.name]
-            self.factors[mode.name] = old.lerp(mode.factor(grad), (1 - config.beta_factor) * active)
+            weight = (1 - self.config.beta_factor) * active
+            self.factors[mode.name] = old.lerp(mode.factor(grad), weight)
         if self.step == 0:
             self.bases = {name: first_basis(factor) for name, factor in self.factors.items()}
+        pieces = _row_pieces(self.layout, grad, ahead, self.second)
+        found = [self._piece(*piece, measured, active) for piece in pieces]
+        if len(found) == 1:
+            value, self.second = found[0]
+            return value
+        values, seconds = zip(*found, strict=True)
+        self.second = torch.cat(seconds, 1)
+        return torch.cat(values, 1)
+
+    def _piece(
+        self, grad: Tensor, ahead: Tensor, second: Tensor, measured: Measured, active: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Direction and second moments of some rows."""
+        modes, beta2, step = self.layout.modes, self.config.beta2, self.step + 1
         squares = rotate(grad, modes, self.bases).square()
-        self.second = self.second.lerp(squares, (1 - config.beta2) * active)
-        second = self.second / (1 - config.beta2 ** (self.step + 1))
-        damping = config.epsilon**2 * second.mean((1, 2, 3), keepdim=True) + TINY
-        value = rotate(ahead, modes, self.bases) * (second + damping).rsqrt()
-        return rotate_back(value, modes, self.bases)
+        second = second.lerp(squares, (1 - beta2) * active)
+        # v / (1 - beta2^t), and m / (1 - beta1^t), with both corrections in one number
+        correction = 1 - beta2**step
+        damping = self.config.epsilon**2 * correction * measured.mean_square + torch.finfo().tiny
+        root = (second + damping.to(second.dtype)).rsqrt()
+        value = rotate_back(rotate(ahead, modes, self.bases) * root, modes, self.bases)
+        return value * (sqrt(correction) / (1 - self.config.beta1**step)), second
 
     def state(self) -> Record:
         found = {f"exp_avg_sq_{self.number}": self.second}
@@ -125,3 +151,12 @@ class _Matrices:
             self.bases[mode.name] = basis
             self.second = mode.permute(self.second, order)
         return self.state()
+
+
+def _row_pieces(layout: MatrixLayout, *values: Tensor) -> list[tuple[Tensor, ...]]:
+    """Values in pieces of rows, where the matrix is long and rows have no factor that joins them."""
+    _, rows, kernel, channels = layout.shape
+    if values[0].numel() <= CHUNK or not all(isinstance(mode, Channels) for mode in layout.modes):
+        return [values]
+    length = max(1, CHUNK // (kernel * channels))
+    return list(zip(*(value.split(length, 1) for value in values), strict=True))

@@ -22,13 +22,15 @@ class Measured(NamedTuple):
     active: 1, or 0 where the gradient is not finite, and the step is left out.
     multiplier: brings the gradient to its scale, and cuts it where it is out of all proportion.
     scale: size of the first gradient that was not zero, a power of two; 0 before.
-    size: running mean square of the gradient in that scale.
+    size: running mean square of the gradient in that scale, without correction of its beginning.
+    mean_square: the same with it.
     """
 
     active: Tensor
     multiplier: Tensor
     scale: Tensor
     size: Tensor
+    mean_square: Tensor
 
 
 def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> list[Measured]:
@@ -40,9 +42,9 @@ def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> li
     device = grads[0].device
     # squares of float32 end at 1e38; float64 holds those of all float32
     exact = torch.float32 if device.type == "mps" else torch.float64
-    norms = torch.stack([torch.linalg.vector_norm(g, dtype=exact).to(device) for g in grads])
+    norms = [norm.to(device) for norm in torch._foreach_norm(list(grads), 2, exact)]
     numel = torch.tensor([max(g.numel(), 1) for g in grads], dtype=exact).to(device)
-    rms = norms / numel.sqrt()
+    rms = torch.stack(norms) / numel.sqrt()
     step, scale, size = (_column(state, key, device, exact) for key in ("step", "scale", "size"))
 
     finite = rms.isfinite()
@@ -56,7 +58,8 @@ def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> li
     cut = torch.where(relative > limit, limit / relative, 1)
     active = finite.to(exact)
     size = size.lerp((relative * cut) ** 2, (1 - SIZE_DECAY) * active)
-    columns = [column.unbind() for column in (active, inverse * cut, scale.float(), size.float())]
+    mean = size / (1 - SIZE_DECAY ** (step + 1))
+    columns = [c.float().unbind() for c in (active, inverse * cut, scale, size, mean)]
     return [Measured(*row) for row in zip(*columns, strict=True)]
 
 
