@@ -137,7 +137,7 @@ LABELS: dict[str, Labels] = {
         (r"c\.\d\.[bce]\.bias", "bias"),
     ),
 }
-"""For every network the roles of the parameters whose whole names fit; the first that does counts."""
+"""For every network the roles of parameters whose whole names fit; the first that does counts."""
 
 TRANSFORMERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "gpt2": networks.gpt2,
@@ -198,7 +198,8 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     names = (*FAMILIES, *TRANSFORMERS)
     parser.add_argument("--networks", nargs="+", choices=names, default=names)
     parser.add_argument("--output", type=Path, help="a JSON file for the records")

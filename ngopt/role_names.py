@@ -9,7 +9,7 @@ from ngopt.graph.core import ParameterSpec, View, contiguous_strides
 from ngopt.graph.matrices import MatrixBlock
 
 NAMES = (
-    ("other", r"(^|[._])(cls|class|dist\w*|mask|register)_?tokens?$"),
+    ("other", r"(^|[._])(cls|class|dist\w*|mask|register)_?(tokens?|emb\w*)$"),
     ("other", r"pos(ition(al)?)?_?(emb(ed(ding)?s?)?|enc(oding)?)$"),
     ("other", r"(layer_?scale|bias_table|slopes?|temperature|logit_scale|lambda_?\d*)$"),
     ("other", r"(^|[._])(p?relu|act(ivation)?)\d*[._]weight$"),
@@ -53,7 +53,8 @@ class Names:
         """
         self.specs = specs
         self.places = {spec.name: i for i, spec in enumerate(specs)}
-        self.transposed = any(self._by_bias(i) and IN_OUT.search(s.name) for i, s in enumerate(specs))
+        named = [i for i, spec in enumerate(specs) if IN_OUT.search(spec.name)]
+        self.transposed = any(self._by_bias(i) for i in named)
         usual = [bool(re.search(r"(weight|bias)[^.]*$", spec.name)) for spec in specs]
         own = [pair[0] if u else pair[1] for pair, u in zip(guesses, usual, strict=True)]
         self.roles = [self._role(i, guess) for i, guess in enumerate(own)]
@@ -126,7 +127,7 @@ class Names:
         return None if place is None else self.specs[place]
 
     def _by_bias(self, number: int) -> bool:
-        """Whether a bias has the size of the columns of the weight beside it, and not of the rows."""
+        """Whether the bias beside a weight has the size of its columns, and not of its rows."""
         spec, bias = self.specs[number], self._bias(number)
         if bias is None or len(spec.shape) < 2 or spec.shape[0] == spec.shape[1]:
             return False
@@ -152,7 +153,7 @@ class Names:
         return 1
 
     def _gates(self, name: str) -> int:
-        """An LSTM has four gates, a GRU three: that many times a state is in the rows of its W_hh."""
+        """Four of an LSTM, three of a GRU: so many times a state is in the rows of its W_hh."""
         projection = re.sub("weight_[ih]h", "weight_hr", name)
         if projection in self.places:
             return 4

@@ -180,7 +180,7 @@ def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
 
 
 def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
-    """What norms that someone wrote by hand make, x / sqrt(mean(x^2)), and what they are applied to.
+    """What norms that someone wrote by hand make, as x / sqrt(mean(x^2)), and are applied to.
 
     Keys are groups of products of neurons with one that pools many; also these neurons, if they
     are not themselves those that are pooled. The values are the groups that are pooled.

@@ -115,7 +115,8 @@ def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
         gate = view.strides[-1]
         shape = view.shape[1:-1]
         for k in range(gates):
-            part = replace(view, shape=shape, strides=view.strides[1:-1], offset=view.offset + k * gate)
+            offset = view.offset + k * gate
+            part = replace(view, shape=shape, strides=view.strides[1:-1], offset=offset)
             yield replace(whole, view=part)
     elif groups == 1:
         yield replace(whole, view=replace(view, shape=view.shape[1:], strides=(row, *columns)))
@@ -132,10 +133,9 @@ def _gates(graph: NeuralGraph, block: EdgeBlock) -> int:
     """How many gates a weight of a recurrent layer has; 0 for other weights."""
     if block.kind not in ("weight", "recurrent") or len(block.slot_shape) != 1:
         return 0
-    fed_back = [
-        other for other in graph.blocks_into(block.target) if other.kind == "recurrent" and other.view is not None
-    ]
-    return block.slots if any(o.slot_shape == block.slot_shape for o in fed_back) else 0
+    incoming = graph.blocks_into(block.target)
+    fed_back = {b.slot_shape for b in incoming if b.kind == "recurrent" and b.view is not None}
+    return block.slots if block.slot_shape in fed_back else 0
 
 
 def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
@@ -187,7 +187,7 @@ def _joined_rows(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def _joined(pieces: Sequence[Piece], axis: int) -> list[Piece]:
-    """One piece of several that differ in where they lie along an axis, if that is at even distances."""
+    """One piece of several that lie behind each other along an axis, if at even distances."""
     first = min(pieces, key=lambda piece: piece.view.offset)
     others = {(*p.view.shape[:axis], *p.view.shape[axis + 1 :]) for p in pieces}
     others |= {(*p.view.strides[:axis], *p.view.strides[axis + 1 :]) for p in pieces}

@@ -12,7 +12,7 @@ from ngopt.graph.core import EdgeBlock, Index, NeuralGraph
 from ngopt.graph.views import is_diagonal
 
 DENSE_KINDS = ("weight", "flatten", "recurrent")
-"""Kinds of edges that a linear map has, also where each neuron has one of its own (a depthwise convolution)."""
+"""Kinds of edges that linear maps have, also of one to one, as depthwise convolutions."""
 
 
 def is_dense(block: EdgeBlock) -> bool:

@@ -16,6 +16,7 @@ from ngopt.roles import ParameterRole, roles_of
 from tests.zoo import zoo, zoo_graph
 
 MATRICES = ("embedding", "output", "matrix")
+SMALL = {"resnet18", "vgg11_bn", "shufflenet_v2_x1_0"}
 
 
 def assert_total(graph: NeuralGraph, roles: tuple[ParameterRole, ...]) -> None:
@@ -49,13 +50,13 @@ def test_matrices_of_any_network_hold_every_element_once(name):
         assert_total(inferred, roles_of(inferred))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "shufflenet_v2_x1_0", *TRANSFORMERS])
+@pytest.mark.parametrize("name", [*sorted(SMALL), *TRANSFORMERS])
 def test_roles_are_those_that_a_person_gives(name):
     _assert_as_by_hand(name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*FAMILIES} - {"resnet18", "vgg11_bn", "shufflenet_v2_x1_0"}))
+@pytest.mark.parametrize("name", sorted({*FAMILIES} - SMALL))
 def test_roles_of_large_networks_are_those_that_a_person_gives(name):
     _assert_as_by_hand(name)
 
@@ -111,7 +112,8 @@ def test_matrices_that_read_the_same_neurons_say_so():
 @pytest.mark.parametrize(("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
 def test_gates_are_apart(layer, gates):
     model = layer(3, 5, num_layers=2)
-    for roles in (parameter_roles(model, torch.randn(4, 2, 3)), parameter_roles(model.named_parameters())):
+    traced = parameter_roles(model, torch.randn(4, 2, 3))
+    for roles in (traced, parameter_roles(model.named_parameters())):
         assert shapes(roles["weight_ih_l0"]) == [(gates, 5, 3)]
         assert shapes(roles["weight_hh_l1"]) == [(gates, 5, 5)]
         assert roles["bias_hh_l0"].role == "bias"
