@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from ngopt.base.direction import DirectionConfig, direction, init_direction
 from ngopt.base.layout import MatrixLayout, layouts_of
 from ngopt.base.measure import Measured, measure
 from ngopt.base.schedule import average_weight, with_horizon, without_horizon
+from ngopt.base.vectors import vector_directions
 from ngopt.functional import Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.roles import ParameterRole, roles_of
@@ -71,6 +72,24 @@ class SoapConfig(DirectionConfig):
     average_power: float = 10.0
 
 
+class _Item(NamedTuple):
+    """A parameter in one step: the last four are () each.
+
+    step_size: with the gain, 0 where the step is left out. decay: share of the weights that goes.
+    """
+
+    number: int
+    grad: Tensor
+    param: Tensor
+    record: Record
+    measured: Measured
+    decays: bool
+    step_size: Tensor
+    decay: Tensor
+    step: Tensor
+    skipped: Tensor
+
+
 class Soap:
     """The base rule "soap" with its numbers; `bind` gives the rule on a graph."""
 
@@ -108,6 +127,7 @@ class SoapRule:
             layouts_of(role, spec.shape, config.longest, config.budget)
             for role, spec in zip(self.roles, graph.parameters, strict=True)
         ]
+        self._has_modes = [any(layout.modes for layout in some) for some in self.layouts]
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         rows = zip(params, self.roles, self.layouts, strict=True)
@@ -130,13 +150,11 @@ class SoapRule:
                 "from here on",
                 stacklevel=3,
             )
-        found = measure([grads[i] for i in present], [state[i] for i in present], self.config.clip)
-        for i, measured in zip(present, found, strict=True):
-            schedule = self._schedule(int(state[i]["step"]), now, hyper.scheduled)
-            rate = hyper.lr[i] * schedule
-            yield i, *self._step(
-                i, grads[i], params[i], state[i], measured, rate, hyper.weight_decay[i]
-            )
+        items = self._items(present, now, grads, state, params, hyper)
+        yield from self._vectors([item for item in items if not self._has_modes[item.number]])
+        for item in items:
+            if self._has_modes[item.number]:
+                yield self._finish(item, *self._direction(item))
 
     def _first_record(
         self, p: Tensor, role: ParameterRole, layouts: Sequence[MatrixLayout]
@@ -179,37 +197,78 @@ class SoapRule:
         factor = without_horizon(step, now, config.open_warmup, config.open_constant)
         return config.open_step_size * factor
 
-    def _step(
+    def _items(
         self,
-        i: int,
-        grad: Tensor,
-        p: Tensor,
-        record: Record,
-        measured: Measured,
-        rate: float | Tensor,
-        weight_decay: float,
-    ) -> tuple[Tensor, Record]:
-        """One parameter's delta and new record. rate: its step size now, but for `gain`."""
-        config, step = self.config, int(record["step"])
-        value, new = direction(grad, record, self.layouts[i], measured, config, self._is_due(i, step))
-        on = measured.active.float()
-        delta = value * (-rate * record["gain"] * on).to(value.dtype)
-        decay = weight_decay * NOMINAL_STEP / config.step_size
-        if self.roles[i].blocks:
-            decay += config.weight_decay
-        if decay:
-            delta -= p * (rate * decay * on).to(value.dtype)
+        present: Sequence[int],
+        now: int,
+        grads: Sequence[Tensor | None],
+        state: Sequence[Record],
+        params: Sequence[Tensor],
+        hyper: Hyper,
+    ) -> list[_Item]:
+        """The numbers of this step, found for all parameters at once."""
+        found = [grad for grad in grads if grad is not None]
+        records = [state[i] for i in present]
+        measured = measure(found, records, self.config.clip)
+        device = found[0].device
+        active = torch.stack([m.active for m in measured])
+        rates = [
+            hyper.lr[i] * self._schedule(int(state[i]["step"]), now, hyper.scheduled)
+            for i in present
+        ]
+        gains = torch.stack([r["gain"].to(device) for r in records])
+        step_sizes = torch.stack([torch.as_tensor(r, device=device) for r in rates]) * active
+        decays = torch.tensor([self._decay(i, hyper.weight_decay[i]) for i in present])
+        skipped = torch.stack([r["skipped"].to(device) for r in records]) + (1 - active)
+        steps = torch.stack([r["step"] for r in records]) + 1
+        columns = (step_sizes * gains, step_sizes * decays.to(device), steps, skipped)
+        rows = zip(*(column.unbind() for column in columns), strict=True)
+        return [
+            _Item(i, grad, params[i], state[i], m, decay > 0, *row)
+            for i, grad, m, decay, row in zip(
+                present, found, measured, decays.tolist(), rows, strict=True
+            )
+        ]
+
+    def _decay(self, i: int, weight_decay: float) -> float:
+        """Weight decay of a parameter in units of the step size."""
+        own = self.config.weight_decay if self.roles[i].blocks else 0.0
+        return own + weight_decay * NOMINAL_STEP / self.config.step_size
+
+    def _vectors(self, items: Sequence[_Item]) -> Iterator[tuple[int, Tensor, Record]]:
+        """Parameters without preconditioners, those of one dtype and device together."""
+        alike: dict[tuple, list[_Item]] = {}
+        for item in items:
+            like = item.record["exp_avg"]
+            alike.setdefault((like.dtype, like.device), []).append(item)
+        for some in alike.values():
+            grads, records, measured = zip(*((x.grad, x.record, x.measured) for x in some), strict=True)
+            found = vector_directions(grads, records, measured, self.config)
+            for item, (value, new) in zip(some, found, strict=True):
+                yield self._finish(item, value, new)
+
+    def _direction(self, item: _Item) -> tuple[Tensor, Record]:
+        i, record = item.number, item.record
+        renew = self._is_due(i, int(record["step"]))
+        return direction(item.grad, record, self.layouts[i], item.measured, self.config, renew)
+
+    def _finish(self, item: _Item, value: Tensor, new: Record) -> tuple[int, Tensor, Record]:
+        """Position, delta and the whole new record."""
+        delta = value * -item.step_size.to(value.device, value.dtype)
+        if item.decays:
+            delta = delta - item.param * item.decay.to(value.device, value.dtype)
+        device = value.device
         new |= {
-            "step": record["step"] + 1,
-            "skipped": record["skipped"] + (1 - on),
-            "scale": measured.scale,
-            "size": measured.size,
-            "gain": record["gain"],
+            "step": item.step,
+            "skipped": item.skipped.to(device),
+            "scale": item.measured.scale.to(device),
+            "size": item.measured.size.to(device),
+            "gain": item.record["gain"],
         }
-        if "average" in record:
-            weight = average_weight(step, config.average_power)
-            new["average"] = record["average"].lerp(p + delta, weight)
-        return delta, new
+        if "average" in item.record:
+            weight = average_weight(int(item.record["step"]), self.config.average_power)
+            new["average"] = item.record["average"].lerp(item.param + delta, weight)
+        return item.number, delta, new
 
     def _is_due(self, i: int, step: int) -> bool:
         """Whether the bases of a parameter are renewed: in turn, so that no step does it for all."""
