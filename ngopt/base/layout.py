@@ -65,39 +65,65 @@ def layouts_of(
     numel = prod(shape)
     if not role.blocks or numel == 0:
         return (MatrixLayout((1, 1, 1, numel)),)
-    is_table = role.role == "embedding"
-    return tuple(_layout(block, numel, longest, budget, is_table) for block in role.blocks)
+    if role.role == "embedding":
+        return tuple(_table(block, numel, longest) for block in role.blocks)
+    limits = _Limits(longest, budget)
+    return tuple(_matrices(block, numel, limits, role.reads_input) for block in role.blocks)
 
 
-def _layout(
-    block: MatrixBlock, numel: int, longest: int, budget: float, is_table: bool
+@dataclass(frozen=True)
+class _Limits:
+    longest: int
+    budget: float
+
+    def allow(self, length: int, factors: int, numel: int) -> bool:
+        """Whether so many factors of a length are affordable for so many elements."""
+        is_small = length <= SMALL or 2 * factors * length**2 <= self.budget * numel
+        return 1 < length <= self.longest and is_small
+
+
+def _table(block: MatrixBlock, numel: int, longest: int) -> MatrixLayout:
+    """A table as its tokens have it, (1, tokens, 1, dimension), with factors of its dimension."""
+    _, dimension, *tokens = block.view.shape
+    _, first, *rest = block.view.strides
+    view = View(block.view.parameter, (1, *tokens, dimension), (0, *rest, first), block.view.offset)
+    modes = (Channels(1, dimension),) if 1 < dimension <= longest else ()
+    return MatrixLayout((1, prod(tokens), 1, dimension), modes, _unless_whole(view, numel))
+
+
+def _matrices(
+    block: MatrixBlock, numel: int, limits: _Limits, reads_input: bool
 ) -> MatrixLayout:
     k, rows, *columns = block.view.shape
     share_inputs = k > 1 and len(set(block.columns)) == 1
     groups, parts = (1, k) if share_inputs else (k, 1)
     size = block.view.numel
-
-    def affordable(length: int, count: int = 1) -> bool:
-        needed = 2 * groups * count * length**2
-        return 1 < length <= longest and (length <= SMALL or needed <= budget * size)
-
-    modes: list[Mode] = []
-    if affordable(rows, parts):
-        modes.append(Rows(parts, rows))
     channels, kernel = (columns[0] if columns else 1), prod(columns[1:])
-    if is_table:
-        channels, kernel = prod(columns), 1
-    elif kernel == 1 or prod(columns) <= SMALL:
+    if channels * kernel <= SMALL:
         channels, kernel = channels * kernel, 1
-        if affordable(channels):
-            modes.append(Channels(channels))
-    else:
-        modes += [Kernel(kernel)] * affordable(kernel) + [Channels(channels)] * affordable(channels)
+    modes: list[Mode] = []
+    if limits.allow(rows, groups * parts, size):
+        modes.append(Rows(parts, rows))
+    if limits.allow(kernel, groups, size):
+        modes.append(Kernel(kernel))
+    # The network's inputs are not exchangeable, so a stretch of them may have factors of its own.
+    cuts = _cuts(channels, groups, size, limits) if reads_input else 1
+    if limits.allow(channels // cuts, groups * cuts, size):
+        modes.append(Channels(cuts, channels // cuts))
+    if not modes:  # better in pieces than not at all
+        pieces = next(n for n in range(-(-rows // limits.longest), rows + 1) if rows % n == 0)
+        modes += [Rows(parts * pieces, rows // pieces)] * (rows > pieces)
     shape = (groups, parts * rows, kernel, channels)
-    is_whole = block.view.numel == numel and block.view.strides == _plain(block.view).strides
-    return MatrixLayout(shape, tuple(modes), None if is_whole else block.view)
+    return MatrixLayout(shape, tuple(modes), _unless_whole(block.view, numel))
 
 
-def _plain(view: View) -> View:
-    return View(view.parameter, view.shape, contiguous_strides(view.shape))
+def _cuts(length: int, groups: int, numel: int, limits: _Limits) -> int:
+    """Into how many equal parts a length is cut, where one factor for all of it is not affordable."""
+    if limits.allow(length, groups, numel):
+        return 1
+    return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= SMALL)
 
+
+def _unless_whole(view: View, numel: int) -> View | None:
+    plain = View(view.parameter, view.shape, contiguous_strides(view.shape))
+    return None if view == plain and view.numel == numel else view

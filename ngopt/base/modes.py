@@ -69,23 +69,33 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Channels:
-    """The inputs of a matrix, or its inputs times kernel positions. Factors are (groups, size, size)."""
+    """The inputs of a matrix, or its inputs times kernel positions, in `parts` of equal size.
 
+    Factors are (groups, parts, size, size).
+    """
+
+    parts: int
     size: int
     name = "channels"
 
     def factor_shape(self, groups: int) -> tuple[int, ...]:
-        return groups, self.size, self.size
+        return groups, self.parts, self.size, self.size
 
     def factor(self, x: Tensor) -> Tensor:
-        unfolded = x.reshape(len(x), -1, self.size)
+        unfolded = self._unfolded(x)
         return unfolded.mT @ unfolded
 
     def rotate(self, x: Tensor, basis: Tensor) -> Tensor:
-        return (x.reshape(len(x), -1, self.size) @ basis).view(x.shape)
+        return (self._unfolded(x) @ basis).transpose(1, 2).reshape(x.shape)
 
     def permute(self, x: Tensor, order: Tensor) -> Tensor:
-        return x.gather(3, order[:, None, None, :].expand_as(x))
+        unfolded = self._unfolded(x)
+        permuted = unfolded.gather(3, order.unsqueeze(2).expand_as(unfolded))
+        return permuted.transpose(1, 2).reshape(x.shape)
+
+    def _unfolded(self, x: Tensor) -> Tensor:
+        """(groups, parts, rows and kernel, size)."""
+        return x.reshape(len(x), -1, self.parts, self.size).transpose(1, 2)
 
 
 Mode = Rows | Kernel | Channels
