@@ -19,6 +19,9 @@ from ngopt.models.metanet import Metanet
 Record = dict[str, Tensor]
 """State of one parameter: plain tensors, which `NGOptimizer` keeps in `state[p]`."""
 
+AVERAGE = "average"
+"""Key of a record under which a rule may keep weights that are better than the parameters themselves."""
+
 MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
 """A metanet's record: `step` and one momentum for each decay."""
 

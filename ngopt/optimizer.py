@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, overload
 
@@ -18,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ngopt.checks import check_hyper, check_once, check_record, checked_mapping
-from ngopt.functional import Hyper, Record, UpdateRule, state_dtype
+from ngopt.functional import AVERAGE, Hyper, Record, UpdateRule, state_dtype
 from ngopt.graph import NeuralGraph
 from ngopt.graph.topology import unconnected
 from ngopt.learned import LearnedOptimizer
@@ -48,7 +49,8 @@ class NGOptimizer(Optimizer):
 
     Args:
         params: tensors, (name, tensor) pairs or parameter groups, as for every torch optimizer.
-        lr: multiplies the learned update, so that every scheduler works. Per group.
+        lr: multiplies the update. A scheduler of torch that is attached replaces the schedule of
+            the weights. Per group.
         weight_decay: decoupled, in AdamW's units: each step multiplies the weights by
             1 - lr * s * weight_decay, where s = 1e-3 is the nominal step of the weights. Per group.
         model: the module that the parameters belong to. Its first training forward shows the
@@ -57,8 +59,9 @@ class NGOptimizer(Optimizer):
         graph: a graph made by `build_graph` for these parameters, instead of `model`. Named
             parameters are found in it by name, others by their order.
         weights: the name of bundled weights, a weights file, a `LearnedOptimizer` or a metanet.
-        total_steps: the number of steps that will be made, where it is known. The metanets of the
-            paper do not use it.
+        total_steps: the number of steps that will be made, where it is known: the step size then
+            comes down to zero. Without it, `averaged` and `load_average` have the same effect. The
+            metanets of the paper do not use it.
         maximize: go up instead of down. Per group.
 
     `graph` is what the optimizer sees, and `repr` says in one line how much of it is connected.
@@ -159,6 +162,36 @@ class NGOptimizer(Optimizer):
                 real(p).add_(delta)
                 self.state[p].update(record)
         return loss
+
+    @torch.no_grad()
+    def load_average(self) -> None:
+        """Writes the average of the weights so far into the parameters, for good.
+
+        Call it when training without `total_steps` has ended; with `total_steps` the weights come
+        to rest by themselves, and nothing is changed. Weights that keep no average (those of the
+        paper) change nothing either.
+        """
+        for p in group_tensors(self.param_groups):
+            average = self.state.get(p, {}).get(AVERAGE)
+            if average is not None:
+                real(p).copy_(average)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The parameters are what `load_average` makes them within, and what they were after.
+
+        >>> with opt.averaged():
+        ...     accuracy = evaluate(model)
+        """
+        params = group_tensors(self.param_groups)
+        kept = [(p, p.detach().clone()) for p in params if AVERAGE in self.state.get(p, {})]
+        self.load_average()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in kept:
+                    p.copy_(value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned; state keeps its dtypes whatever the parameters' dtype.

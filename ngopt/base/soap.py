@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +26,10 @@ from torch import Tensor
 from ngopt.base.direction import DirectionConfig, direction, init_direction
 from ngopt.base.layout import MatrixLayout, layouts_of
 from ngopt.base.measure import Measured, measure
+from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
 from ngopt.base.schedule import average_weight, with_horizon, without_horizon
 from ngopt.base.vectors import vector_directions
-from ngopt.functional import Hyper, Record, state_dtype
+from ngopt.functional import AVERAGE, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.roles import ParameterRole, roles_of
 
@@ -100,9 +101,13 @@ class Soap:
         self.config = config or SoapConfig()
 
     def bind(
-        self, graph: NeuralGraph, modulation: Any = None, total_steps: int | None = None
+        self, graph: NeuralGraph, modulation: Modulation | None = None, total_steps: int | None = None
     ) -> SoapRule:
-        """The rule for the parameters of a graph. total_steps: the horizon, where it is known."""
+        """The rule for the parameters of a graph.
+
+        modulation: multiplies directions; None is the identity. total_steps: the horizon, where it
+        is known.
+        """
         return SoapRule(self.config, graph, modulation, total_steps)
 
 
@@ -118,10 +123,11 @@ class SoapRule:
         self,
         config: SoapConfig,
         graph: NeuralGraph,
-        modulation: Any,
+        modulation: Modulation | None,
         total_steps: int | None,
     ):
         self.config, self.total_steps = config, total_steps
+        self.graph, self.modulation = graph, modulation
         self.roles = roles_of(graph)
         self.layouts = [
             layouts_of(role, spec.shape, config.longest, config.budget)
@@ -151,10 +157,11 @@ class SoapRule:
                 stacklevel=3,
             )
         items = self._items(present, now, grads, state, params, hyper)
-        yield from self._vectors([item for item in items if not self._has_modes[item.number]])
-        for item in items:
-            if self._has_modes[item.number]:
-                yield self._finish(item, *self._direction(item))
+        factors = self._modulate(state, now)
+        for item, value, new in self._directions(items):
+            if factors is not None:
+                value = modulated(value, factors[item.number], self.layouts[item.number])
+            yield self._finish(item, value, new)
 
     def _first_record(
         self, p: Tensor, role: ParameterRole, layouts: Sequence[MatrixLayout]
@@ -169,7 +176,9 @@ class SoapRule:
             **init_direction(p, layouts, state_dtype(p)),
         }
         if self.total_steps is None:
-            record["average"] = p.detach().to(state_dtype(p), copy=True)
+            record[AVERAGE] = p.detach().to(state_dtype(p), copy=True)
+        if self.modulation is not None:
+            record["signals"] = torch.zeros(count_rows(layouts), len(SIGNALS), device=p.device)
         return record
 
     def _gain(self, p: Tensor, role: ParameterRole) -> Tensor:
@@ -235,17 +244,29 @@ class SoapRule:
         own = self.config.weight_decay if self.roles[i].blocks else 0.0
         return own + weight_decay * NOMINAL_STEP / self.config.step_size
 
-    def _vectors(self, items: Sequence[_Item]) -> Iterator[tuple[int, Tensor, Record]]:
-        """Parameters without preconditioners, those of one dtype and device together."""
+    def _modulate(self, state: Sequence[Record], now: int) -> Sequence[Tensor] | None:
+        """The factors of all rows, from what these said after the step before."""
+        if self.modulation is None:
+            return None
+        nothing = torch.zeros(0, len(SIGNALS))
+        signals = [record.get("signals", nothing) for record in state]
+        progress = None if self.total_steps is None else now / self.total_steps
+        return self.modulation(signals, self.graph, progress)
+
+    def _directions(self, items: Sequence[_Item]) -> Iterator[tuple[_Item, Tensor, Record]]:
+        """Directions and new states: without preconditioners of many at once, then one by one."""
         alike: dict[tuple, list[_Item]] = {}
         for item in items:
-            like = item.record["exp_avg"]
-            alike.setdefault((like.dtype, like.device), []).append(item)
+            if not self._has_modes[item.number]:
+                like = item.record["exp_avg"]
+                alike.setdefault((like.dtype, like.device), []).append(item)
         for some in alike.values():
-            grads, records, measured = zip(*((x.grad, x.record, x.measured) for x in some), strict=True)
-            found = vector_directions(grads, records, measured, self.config)
-            for item, (value, new) in zip(some, found, strict=True):
-                yield self._finish(item, value, new)
+            columns = zip(*((x.grad, x.record, x.measured) for x in some), strict=True)
+            found = vector_directions(*columns, self.config)
+            yield from ((item, *pair) for item, pair in zip(some, found, strict=True))
+        for item in items:
+            if self._has_modes[item.number]:
+                yield item, *self._direction(item)
 
     def _direction(self, item: _Item) -> tuple[Tensor, Record]:
         i, record = item.number, item.record
@@ -265,9 +286,12 @@ class SoapRule:
             "size": item.measured.size.to(device),
             "gain": item.record["gain"],
         }
-        if "average" in item.record:
+        if AVERAGE in item.record:
             weight = average_weight(int(item.record["step"]), self.config.average_power)
-            new["average"] = item.record["average"].lerp(item.param + delta, weight)
+            new[AVERAGE] = item.record[AVERAGE].lerp(item.param + delta, weight)
+        if "signals" in item.record:
+            layouts = self.layouts[item.number]
+            new["signals"] = row_signals(layouts, item.grad, value, delta, item.param).float()
         return item.number, delta, new
 
     def _is_due(self, i: int, step: int) -> bool:

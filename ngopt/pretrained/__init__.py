@@ -24,8 +24,6 @@ from ngopt.models import METANETS
 
 FORMAT = "ngopt-2"
 FOLDER = Path(__file__).parent
-# Until a better one exists, the default is the best of the paper's metanets.
-DEFAULT = "ng-gnn"
 NONE = "none"  # stands for no base rule, and for no metanet
 
 
@@ -118,13 +116,12 @@ def _digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _resolve(weights: str | os.PathLike) -> Path:
-    name = DEFAULT if weights == "default" else weights
-    if name in list_pretrained():
-        return FOLDER / f"{name}.safetensors"
-    path = Path(name)
+    if weights in list_pretrained():
+        return FOLDER / f"{weights}.safetensors"
+    path = Path(weights)
     if path.is_file():
         return path
-    known = ", ".join(["default", *list_pretrained()])
+    known = ", ".join(list_pretrained())
     raise ValueError(
         f"weights '{os.fspath(weights)}': expected one of {known}, or an existing weights file; got neither"
     )
