@@ -8,7 +8,7 @@ command resumes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -30,6 +30,8 @@ FIRST_TUNING_SEED = 1_000_000  # evaluation counts from 0, so the two never meet
 CURVE_POINTS = 20
 UNTUNED = ("ng-gnn", "default")
 
+# Both by problem and optimizer.
+Grouped = dict[tuple[str, str], list[Record]]
 Reached = Mapping[tuple[str, str], float | None]
 
 
@@ -68,16 +70,23 @@ class Config:
         names = [name for given in self.problems for name in LISTS.get(given, (given,))]
         return list(dict.fromkeys(names))
 
+    def groups(self) -> dict[str, list[str]]:
+        """Over what optimizers are ranked: each list that was asked for, and all problems."""
+        groups = {given: list(LISTS[given]) for given in self.problems if given in LISTS}
+        names = self.problem_names()
+        return groups if names in groups.values() else {**groups, "all problems": names}
+
 
 @dataclass(frozen=True)
 class Leaderboard:
     """What a comparison found.
 
+    standings: by the name of the group of problems they are over.
     reached: steps to the reference's final validation loss, by problem and optimizer.
     """
 
     rows: list[Row]
-    standings: list[Standing]
+    standings: dict[str, list[Standing]]
     reached: Reached
 
     def lines(self, row: Row) -> list[str]:
@@ -85,6 +94,18 @@ class Leaderboard:
         field = {r.optimizer: r.test_loss for r in self.rows if r.problem == row.problem}
         rank = standings.ranks(field)[row.optimizer]
         return report.cells(row, rank, self.reached[row.problem, row.optimizer])
+
+    def standings_tables(self, draw: Callable[..., list[str]]) -> list[list[str]]:
+        """Lines of the tables of standings, each below its title.
+
+        draw: makes the lines from header and body.
+        """
+        tables = []
+        for group, found in self.standings.items():
+            count = max(standing.problems for standing in found)
+            tables.append([f"Standings over {group} ({count}):"])
+            tables.append(draw(standings.HEADER, [standings.cells(one) for one in found]))
+        return tables
 
 
 def compare(config: Config) -> Leaderboard:
@@ -107,7 +128,7 @@ def compare(config: Config) -> Leaderboard:
             lr = choose_lr(tuning.get((problem, spec.name), []))
             runs += plan_evaluation(problem, spec, lr, config)
         records = _grouped(run_all(runs))
-    board = judge(records, tuning)
+    board = judge(records, tuning, config.groups())
     write_report(folder, config, board, tuning, records)
     return board
 
@@ -139,30 +160,32 @@ def choose_lr(tuning: Sequence[Record]) -> float | None:
     return min(losses, key=losses.__getitem__, default=None)
 
 
-def judge(
-    records: Mapping[tuple[str, str], list[Record]], tuning: Mapping[tuple[str, str], list[Record]]
-) -> Leaderboard:
-    """Rows and standings of evaluation and tuning records, both by problem and optimizer."""
+def judge(records: Grouped, tuning: Grouped, groups: Mapping[str, Sequence[str]]) -> Leaderboard:
+    """Rows of evaluation and tuning records, and standings over groups of problems."""
     rows = [summarize(found, tuning.get(key, [])) for key, found in records.items()]
     reached = {}
     for (problem, optimizer), found in records.items():
         references = records.get((problem, REFERENCE), [])
         reached[problem, optimizer] = steps_to_reference(found, references)
-    return Leaderboard(rows, standings.standings(rows, reached), reached)
+    ranked = {}
+    for group, problems in groups.items():
+        among = [row for row in rows if row.problem in problems]
+        ranked[group] = standings.standings(among, reached)
+    return Leaderboard(rows, ranked, reached)
 
 
 def write_report(
     folder: Path,
     config: Config,
     board: Leaderboard,
-    tuning: Mapping[tuple[str, str], list[Record]],
-    records: Mapping[tuple[str, str], list[Record]],
+    tuning: Grouped,
+    records: Grouped,
 ) -> None:
     """Writes `results.json`, `table.md` and a picture for each problem."""
     remarks = notes(board.rows, REFERENCE)
     results = {
         "config": asdict(config),
-        "standings": [asdict(standing) for standing in board.standings],
+        "standings": board.standings,
         "table": [asdict(row) | {"at_edge": row.at_edge} for row in board.rows],
         "notes": remarks,
         "tuning": _without_losses(tuning),
@@ -170,7 +193,7 @@ def write_report(
     }
     write_json(folder / "results.json", _finite(results))
     tables = [
-        markdown(standings.HEADER, [standings.cells(standing) for standing in board.standings]),
+        *board.standings_tables(markdown),
         ["Test loss and rank:"],
         markdown(*matrix(board.rows)),
         markdown(report.HEADER, [board.lines(row) for row in board.rows]),
@@ -188,8 +211,8 @@ def _steps(problem: str, config: Config) -> int:
     return config.steps or load_problem(problem).steps
 
 
-def _grouped(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    """By problem and optimizer, in the order of the records."""
+def _grouped(records: Sequence[Record]) -> Grouped:
+    """In the order of the records."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         key = record["run"]["problem"], record["run"]["optimizer"]
@@ -197,7 +220,7 @@ def _grouped(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     return groups
 
 
-def _without_losses(groups: Mapping[tuple[str, str], list[Record]]) -> list[Record]:
+def _without_losses(groups: Grouped) -> list[Record]:
     records = [record for found in groups.values() for record in found]
     return [{key: value for key, value in r.items() if key != "losses"} for r in records]
 
@@ -207,7 +230,9 @@ def _label(row: Row) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for every inf and nan, which JSON does not have."""
+    """What JSON can hold: standings as dictionaries, None for every inf and nan."""
+    if isinstance(value, Standing):
+        return _finite(asdict(value))
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -218,8 +243,8 @@ def _finite(value: Any) -> Any:
 def run(config: Config) -> None:
     board = compare(config)
     print("\n".join(["", *align(report.HEADER, [board.lines(row) for row in board.rows])]))
-    body = [standings.cells(standing) for standing in board.standings]
-    print("\n".join(["", *align(standings.HEADER, body)]))
+    for table in board.standings_tables(align):
+        print("\n".join(["", *table]))
     print(f"\nCurves, tables, notes and all records are in {config.folder}.")
 
 

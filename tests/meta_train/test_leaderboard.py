@@ -124,8 +124,9 @@ def test_problems_without_accuracy_are_compared_by_loss(config):
 def test_the_reference_reaches_its_own_loss_by_its_end(config):
     board = compare(replace(config, optimizers=("adam-cosine", "adam-default")))
     assert 0 < board.reached[TOY, "adam-cosine"] <= 12
-    assert [standing.problems for standing in board.standings] == [1, 1]
-    assert {standing.optimizer for standing in board.standings} == {"adam-cosine", "adam-default"}
+    (found,) = board.standings.values()
+    assert [standing.problems for standing in found] == [1, 1]
+    assert {standing.optimizer for standing in found} == {"adam-cosine", "adam-default"}
 
 
 def test_a_diverged_run_is_written_as_null(config, monkeypatch):
@@ -141,6 +142,29 @@ def test_a_diverged_run_is_written_as_null(config, monkeypatch):
 def test_lists_of_problems_have_names():
     config = Config(problems=("paper", "fm-16", "meta-test"))
     assert config.problem_names() == ["fm-16", "c10-32", *META_TEST]
+
+
+def test_each_list_is_ranked_apart_and_all_together():
+    assert list(Config(problems=("paper",)).groups()) == ["paper"]
+    assert list(Config(problems=("fm-16", "fm-8")).groups()) == ["all problems"]
+    groups = Config(problems=("paper", "meta-test", "fm-8")).groups()
+    assert list(groups) == ["paper", "meta-test", "all problems"]
+    assert groups["all problems"] == [*groups["paper"], *groups["meta-test"], "fm-8"]
+
+
+def test_standings_of_a_group_are_over_its_problems(config):
+    compare(replace(config, problems=(TOY, SILENT), optimizers=("adam", "adam-default")))
+    folder, records, tuning = Path(config.folder, "runs"), {}, {}
+    for file in folder.iterdir():
+        record = json.loads(file.read_text())
+        key = record["run"]["problem"], record["run"]["optimizer"]
+        found = tuning if record["run"]["phase"] == "tuning" else records
+        found.setdefault(key, []).append(record)
+    board = leaderboard.judge(records, tuning, {"one": [TOY], "both": [TOY, SILENT]})
+    assert {standing.problems for standing in board.standings["one"]} == {1}
+    assert {standing.problems for standing in board.standings["both"]} == {2}
+    tuned = {s.optimizer: s.tuning_runs for s in board.standings["one"]}
+    assert tuned == {"adam": 6, "adam-default": 0}
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,20 @@ def test_muon_on_kernels_is_torchs_muon_on_matrices():
     assert (kernel != before).all()
 
 
+def test_muon_leaves_embeddings_to_adam():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
+    table = nn.Parameter(model[0].weight.detach().clone())
+    ours, _ = load_optimizer("muon-default").build(model, None, 1)
+    theirs = torch.optim.Adam([table], lr=0.02)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    table.grad = model[0].weight.grad.clone()
+    ours.step()
+    theirs.step()
+    assert torch.equal(model[0].weight, table)
+
+
 def test_muon_leaves_parameters_without_gradient_alone():
     model = small_cnn()
     optimizer = MuonWithAdam(model.parameters(), lr=0.1)
