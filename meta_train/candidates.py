@@ -1,0 +1,78 @@
+"""Settings of the base rule as candidates: each is a weights file, scored over whole trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite, log
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tqdm import tqdm
+
+from meta_train.problems import load_problem
+from meta_train.runs import Record, Run, execute
+from ngopt.base.soap import Soap, SoapConfig
+from ngopt.learned import LearnedOptimizer
+from ngopt.pretrained import save_pretrained, weights_hash
+
+# One problem moves the score by at most this, so that none decides alone: a factor e^.5 = 1.65 in loss.
+MOST = 0.5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What whole runs are made with.
+
+    problems, seeds: every pair of them is a run. folder: of weights files and records; a run that
+        is there already is not made again. processes: runs at the same time.
+    """
+
+    problems: tuple[str, ...]
+    seeds: tuple[int, ...]
+    folder: Path
+    processes: int = 1
+
+    def runs(self, name: str, changes: Mapping[str, Any]) -> list[Run]:
+        """The runs of a candidate; writes its weights file."""
+        learned = LearnedOptimizer(base=Soap(replace(start(), **changes)))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}.safetensors"
+        save_pretrained(learned, path)
+        digest = weights_hash(learned)
+        return [
+            Run(problem, str(path), None, digest, seed, load_problem(problem).steps, "tuning")
+            for problem in self.problems
+            for seed in self.seeds
+        ]
+
+    def measure(self, candidates: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Record]]:
+        """The records of candidates, by name; each is a set of changes of `start`."""
+        runs = {name: self.runs(name, changes) for name, changes in candidates.items()}
+        flat = [run for some in runs.values() for run in some]
+        with tqdm(total=len(flat), unit="run") as bar:
+            records = iter(execute(flat, self.folder / "runs", self.processes, bar))
+        return {name: [next(records) for _ in some] for name, some in runs.items()}
+
+
+def start() -> SoapConfig:
+    """The numbers that changes are changes of: those of the base rule as it is made."""
+    return SoapConfig()
+
+
+def gains(records: Sequence[Record], references: Sequence[Record]) -> dict[str, float]:
+    """By problem: mean over seeds of log(loss of the reference / loss), validation, within +- MOST.
+
+    A run that diverged counts -MOST.
+    """
+    found: dict[str, list[float]] = {}
+    for record, reference in zip(records, references, strict=True):
+        gain = _log_loss(reference) - _log_loss(record)
+        found.setdefault(record["run"]["problem"], []).append(min(max(gain, -MOST), MOST))
+    return {problem: fmean(values) for problem, values in found.items()}
+
+
+def _log_loss(record: Record) -> float:
+    loss = record["validation"]["loss"]
+    return log(loss) if loss is not None and isfinite(loss) and loss > 0 else log(1e9)
