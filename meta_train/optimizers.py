@@ -27,11 +27,12 @@ WEIGHT_DECAY = 0.1  # of AdamW, as most recipes for transformers have it
 # Muon's author leaves them to Adam; on gpt-text that is .1 better than Muon on all matrices.
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
-# Grids are spaced by two or three, about as finely as people tune.
-ADAM_LRS = (0.0005, 0.001, 0.003, 0.006, 0.01, 0.02, 0.04)
-MUON_LRS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
-SOAP_LRS = (0.001, 0.003, 0.01, 0.02, 0.04)
-SCHEDULE_FREE_LRS = (0.001, 0.003, 0.006, 0.01, 0.02, 0.05)
+# Grids are spaced by two or three, about as finely as people tune; the short horizons of most
+# problems want high rates, SIRENs low ones.
+ADAM_LRS = (0.001, 0.003, 0.006, 0.01, 0.02, 0.04, 0.08)
+MUON_LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+SOAP_LRS = (0.003, 0.01, 0.02, 0.04, 0.08)
+SCHEDULE_FREE_LRS = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1)
 
 
 @dataclass(frozen=True)

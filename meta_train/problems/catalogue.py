@@ -217,7 +217,7 @@ _META_TEST = (
     SupervisedProblem(
         "siren-slopes",
         partial(picture_slopes, 23),
-        partial(SirenSlopes, (2, 40, 40, 1)),
+        partial(SirenSlopes, (2, 28, 28, 1)),
         REGRESS,
         None,
         1000,

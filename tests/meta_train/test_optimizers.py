@@ -193,5 +193,5 @@ def test_an_unknown_name_is_told_what_is_known():
 
 
 def test_a_baseline_needs_a_learning_rate():
-    with pytest.raises(ValueError, match=r"optimizer 'adam': expected a learning rate, such as 0\.0005, 0\.001"):
+    with pytest.raises(ValueError, match=r"optimizer 'adam': expected a learning rate, such as 0\.001, 0\.003"):
         load_optimizer("adam").build(small_cnn(), None, 10)
