@@ -27,7 +27,7 @@ PARTS: dict[str, Mapping[str, Any]] = {
     "renewal every 10 (against 50)": {"renew_every": 50},
     "Nesterov's momentum": {"nesterov": 0.0},
     "scale by fan": {"fan_exponent": 0.0},
-    "scale by initial weights": {"init_exponent": 0.0},
+    "steps as shares of the weights": {"weight_exponent": 0.0, "step_size": 0.02},
     "larger output steps": {"output": 1.0},
     "weight decay": {"weight_decay": 0.0},
     "warm-up": {"warmup": 0.001},

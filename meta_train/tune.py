@@ -31,10 +31,10 @@ FIRST_SEED = 2_000_000  # apart from the seeds of evaluation and of baselines' t
 
 # (least, greatest, whether on a logarithmic scale)
 SPACE: dict[str, tuple[float, float, bool]] = {
-    "step_size": (0.005, 0.06, True),
+    "step_size": (0.003, 0.03, True),
     "fan_exponent": (0.0, 1.0, False),
     "fan_cap": (0.5, 4.0, True),
-    "init_exponent": (0.0, 1.2, False),
+    "weight_exponent": (0.5, 1.2, False),
     "embedding": (0.2, 5.0, True),
     "output": (0.4, 4.0, True),
     "norm": (0.2, 5.0, True),

@@ -35,15 +35,19 @@ from ngopt.roles import ParameterRole, roles_of
 
 # Steps of unit size in which `weight_decay` of the optimizer is given: that of AdamW's default.
 NOMINAL_STEP = 1e-3
+# Sizes of weights, in usual ones, that the step size follows: layers that begin at zero must leave it.
+SIZES = (0.05, 10.0)
 
 
 @dataclass(frozen=True)
 class SoapConfig(DirectionConfig):
     """All numbers of the rule, beside those of the direction.
 
-    step_size: root mean square of an update of a matrix with 64 inputs, at the schedule's height.
+    step_size: of a matrix with 64 inputs and weights of PyTorch's initial size, at the schedule's
+        height; the root mean square of an update is about a quarter of it.
     fan_exponent, fan_cap: the step size goes with fan_in ** -fan_exponent, up to `fan_cap` times.
-    init_exponent: and with the size of the initial weights, in that of PyTorch's, to this power.
+    weight_exponent: and with the size of the weights, in that of PyTorch's initial ones, to this
+        power: at 1, steps are shares of the weights, however these have grown.
     embedding, output, norm, bias, other: factors of parameters of these roles.
     weight_decay: of matrices, decoupled, in units of the step size.
     warmup: share of the horizon. clip: see `measure`. renew_every: steps between renewals of a
@@ -52,10 +56,10 @@ class SoapConfig(DirectionConfig):
         `without_horizon` and `average_weight`.
     """
 
-    step_size: float = 0.02
+    step_size: float = 0.01
     fan_exponent: float = 0.5
     fan_cap: float = 1.0
-    init_exponent: float = 0.6
+    weight_exponent: float = 1.0
     embedding: float = 1.0
     output: float = 1.5
     norm: float = 1.0
@@ -73,10 +77,32 @@ class SoapConfig(DirectionConfig):
     average_power: float = 10.0
 
 
+def _fan_in(role: ParameterRole) -> int | None:
+    """Inputs times kernel positions of one neuron; None for what is no matrix, and for tables."""
+    if not role.blocks or role.role == "embedding":
+        return None
+    return max(prod(block.view.shape[2:]) for block in role.blocks)
+
+
+def _gain(role: ParameterRole, config: SoapConfig) -> float:
+    """The factor of the step size that role and fan give."""
+    factor = 1.0 if role.role == "matrix" else getattr(config, role.role)
+    fan_in = _fan_in(role)
+    if not fan_in:
+        return factor
+    return factor * min((fan_in / 64) ** -config.fan_exponent, config.fan_cap)
+
+
+def _usual_size(role: ParameterRole) -> float | None:
+    """Root mean square of PyTorch's initial weights, uniform in +- 1 / sqrt(fan_in)."""
+    fan_in = _fan_in(role)
+    return (3 * fan_in) ** -0.5 if fan_in else None
+
+
 class _Item(NamedTuple):
     """A parameter in one step: the last four are () each.
 
-    step_size: with the gain, 0 where the step is left out. decay: share of the weights that goes.
+    step_size: with all its factors, 0 where the step is left out. decay: share of the weights that goes.
     """
 
     number: int
@@ -115,8 +141,8 @@ class SoapRule:
     """An `UpdateRule`: p <- p - s (lr * u + lr * decay * p), with the direction u and the schedule s.
 
     A record is `step`, the number of gradients so far; `skipped`, how many of them were not finite;
-    `scale` and `size` (see `Measured`); `gain`, the parameter's own factor of the step size; what
-    `init_direction` describes; and, without a horizon, the `average` of the weights.
+    `scale` and `size` (see `Measured`); what `init_direction` describes; and, without a horizon, the
+    `average` of the weights.
     """
 
     def __init__(
@@ -133,11 +159,13 @@ class SoapRule:
             layouts_of(role, spec.shape, config.longest, config.budget)
             for role, spec in zip(self.roles, graph.parameters, strict=True)
         ]
+        self._gains = [_gain(role, config) for role in self.roles]
+        self._usual = [_usual_size(role) for role in self.roles]
         self._has_modes = [any(layout.modes for layout in some) for some in self.layouts]
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
-        rows = zip(params, self.roles, self.layouts, strict=True)
-        return [self._first_record(p, role, layouts) for p, role, layouts in rows]
+        rows = zip(params, self.layouts, strict=True)
+        return [self._first_record(p, layouts) for p, layouts in rows]
 
     def update(
         self,
@@ -163,16 +191,13 @@ class SoapRule:
                 value = modulated(value, factors[item.number], self.layouts[item.number])
             yield self._finish(item, value, new)
 
-    def _first_record(
-        self, p: Tensor, role: ParameterRole, layouts: Sequence[MatrixLayout]
-    ) -> Record:
+    def _first_record(self, p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
         zero = torch.zeros((), device=p.device)
         record = {
             "step": torch.zeros(()),
             "skipped": zero,
             "scale": zero.clone(),
             "size": zero.clone(),
-            "gain": self._gain(p, role),
             **init_direction(p, layouts, state_dtype(p)),
         }
         if self.total_steps is None:
@@ -181,20 +206,16 @@ class SoapRule:
             record["signals"] = torch.zeros(count_rows(layouts), len(SIGNALS), device=p.device)
         return record
 
-    def _gain(self, p: Tensor, role: ParameterRole) -> Tensor:
-        """The factor of the step size that role, fan and initial weights give, ()."""
-        config = self.config
-        factor = 1.0 if role.role == "matrix" else getattr(config, role.role)
-        gain = torch.full((), factor, device=p.device)
-        if not role.blocks or role.role == "embedding" or p.numel() == 0:
-            return gain
-        fan_in = max(prod(block.view.shape[2:]) for block in role.blocks)
-        gain *= min((fan_in / 64) ** -config.fan_exponent, config.fan_cap)
-        # PyTorch's initial weights are uniform in +- 1 / sqrt(fan_in)
-        usual = (3 * fan_in) ** -0.5
-        size = p.detach().float().square().mean().sqrt() / usual
-        factor = size.clamp(1e-3, 10) ** config.init_exponent
-        return gain * torch.where(size > 0, factor, 1)
+    def _weight_sizes(self, present: Sequence[int], params: Sequence[Tensor]) -> Tensor:
+        """Factors of the step size that the size of the weights gives, (present,)."""
+        matrices = [i for i in present if self._usual[i] is not None]
+        device = params[present[0]].device
+        found = dict.fromkeys(present, torch.ones((), device=device))
+        norms = torch._foreach_norm([params[i] for i in matrices], 2, torch.float32)
+        for i, norm in zip(matrices, norms, strict=True):
+            found[i] = norm.to(device) / (params[i].numel() ** 0.5 * self._usual[i])
+        sizes = torch.stack(list(found.values())).clamp(*SIZES)
+        return sizes**self.config.weight_exponent
 
     def _schedule(self, step: int, now: int, scheduled: bool) -> float:
         """What the step size is at a parameter's own step, `now` steps into the training."""
@@ -225,7 +246,8 @@ class SoapRule:
             hyper.lr[i] * self._schedule(int(state[i]["step"]), now, hyper.scheduled)
             for i in present
         ]
-        gains = torch.stack([r["gain"].to(device) for r in records])
+        gains = torch.tensor([self._gains[i] for i in present]).to(device)
+        gains = gains * self._weight_sizes(present, params)
         step_sizes = torch.stack([torch.as_tensor(r, device=device) for r in rates]) * active
         decays = torch.tensor([self._decay(i, hyper.weight_decay[i]) for i in present])
         skipped = torch.stack([r["skipped"].to(device) for r in records]) + (1 - active)
@@ -284,7 +306,6 @@ class SoapRule:
             "skipped": item.skipped.to(device),
             "scale": item.measured.scale.to(device),
             "size": item.measured.size.to(device),
-            "gain": item.record["gain"],
         }
         if AVERAGE in item.record:
             weight = average_weight(int(item.record["step"]), self.config.average_power)
