@@ -29,21 +29,21 @@ from ngopt.pretrained import save_pretrained
 
 FIRST_SEED = 2_000_000  # apart from the seeds of evaluation and of baselines' tuning
 
-# (least, greatest, whether on a logarithmic scale)
+# (least, greatest, whether on a logarithmic scale); CMA-ES begins in the middle.
 SPACE: dict[str, tuple[float, float, bool]] = {
-    "step_size": (0.003, 0.03, True),
+    "step_size": (0.004, 0.025, True),
     "fan_exponent": (0.0, 1.0, False),
     "fan_cap": (0.5, 4.0, True),
-    "weight_exponent": (0.5, 1.2, False),
+    "weight_exponent": (0.6, 1.2, False),
     "embedding": (0.2, 5.0, True),
-    "output": (0.4, 4.0, True),
+    "output": (0.5, 4.0, True),
     "norm": (0.2, 5.0, True),
     "bias": (0.2, 5.0, True),
     "beta1": (0.8, 0.97, False),
     "beta2": (0.9, 0.99, False),
     "beta_factor": (0.9, 0.99, False),
-    "nesterov": (0.0, 1.5, False),
-    "weight_decay": (0.005, 0.3, True),
+    "nesterov": (0.4, 1.4, False),
+    "weight_decay": (0.01, 0.3, True),
     "warmup": (0.02, 0.2, True),
 }
 
@@ -57,8 +57,6 @@ class Config:
     trials: int = 100
     """Trials in all, those of earlier calls included."""
     seeds: int = 1
-    sigma: float = 0.15
-    """First standard deviation, in shares of each range."""
     folder: str = "runs/tune"
     processes: int = 1
     seed: int = 0
@@ -102,7 +100,7 @@ def search(config: Config) -> optuna.Study:
 
 def _study(config: Config, folder: Path) -> optuna.Study:
     first = {name: getattr(start(), name) for name in SPACE}
-    sampler = CmaEsSampler(x0=first, sigma0=config.sigma, seed=config.seed)
+    sampler = CmaEsSampler(seed=config.seed)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     study = optuna.create_study(
         storage=storage, study_name="base", sampler=sampler, direction="maximize", load_if_exists=True

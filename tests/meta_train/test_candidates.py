@@ -1,0 +1,33 @@
+from math import exp, log
+
+import pytest
+
+from meta_train.candidates import MOST, Setting, gains
+from ngopt.base.soap import SoapConfig
+from ngopt.pretrained import load_pretrained
+from tests.meta_train.toy import TOY
+
+
+def record(problem, loss):
+    return {"run": {"problem": problem}, "validation": {"loss": loss}}
+
+
+def test_gains_by_hand():
+    old = [record("a", 2.0), record("a", 1.0), record("b", 1.0), record("c", 1.0)]
+    new = [record("a", 1.8), record("a", 1.0), record("b", exp(3)), record("c", None)]
+    found = gains(new, old)
+    assert found["a"] == pytest.approx(log(2 / 1.8) / 2)
+    assert found["b"] == found["c"] == -MOST
+
+
+def test_runs_are_kept_and_told_apart_by_their_numbers(tmp_path):
+    setting = Setting((TOY,), (0, 1), tmp_path)
+    changes = {"step_size": 0.03}
+    first = setting.measure({"start": {}, "other": changes})
+    assert [r["run"]["seed"] for r in first["start"]] == [0, 1]
+    assert first["start"][0]["validation"] != first["other"][0]["validation"]
+    assert load_pretrained(tmp_path / "other.safetensors").base.config == SoapConfig(step_size=0.03)
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").iterdir()}
+    assert len(files) == 4
+    assert setting.measure({"start": {}, "other": changes}) == first
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").iterdir()} == files

@@ -1,0 +1,47 @@
+import json
+
+import optuna
+import pytest
+
+from meta_train import tune
+from ngopt.base.soap import SoapConfig
+from ngopt.pretrained import load_pretrained
+from tests.meta_train.toy import TOY
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    monkeypatch.setattr(tune, "DEVELOPMENT", (TOY,))
+    return tune.Config(problems=(TOY,), trials=3, folder=str(tmp_path / "tune"))
+
+
+def test_begins_with_the_present_numbers_and_resumes(config, tmp_path):
+    study = tune.search(config)
+    first, *others = study.trials
+    assert first.value == 0
+    assert first.params == {name: getattr(SoapConfig(), name) for name in tune.SPACE}
+    assert all(trial.params != first.params for trial in others)
+    again = tune.search(tune.Config(config.problems, trials=5, folder=config.folder))
+    assert [t.params for t in again.trials[:3]] == [t.params for t in study.trials]
+    assert len(again.trials) == 5
+
+
+def test_writes_the_best_numbers_and_every_trial(config):
+    study = tune.search(config)
+    path = tune.write_best(config, study)
+    lines = [json.loads(line) for line in (path.parent / "trials.json").read_text().splitlines()]
+    assert [line["trial"] for line in lines] == [0, 1, 2]
+    best = max(lines, key=lambda line: line["score"])
+    found = load_pretrained(path)
+    assert {name: getattr(found.base.config, name) for name in tune.SPACE} == best["numbers"]
+    assert found.recipe["stages"][-1]["trial"] == best["trial"]
+
+
+def test_nothing_is_chosen_on_other_problems():
+    with pytest.raises(ValueError, match=r"development list; got \['c10-32'\]"):
+        tune.Config(problems=("fm-16", "c10-32"))
+    with pytest.raises(ValueError, match="development list"):
+        tune.Config(problems=("meta-validation",))
