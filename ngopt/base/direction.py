@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from torch import Tensor
 from ngopt.base.basis import first_basis, renewed_basis
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import Measured
-from ngopt.base.modes import Channels, rotate, rotate_back
+from ngopt.base.modes import rotate, rotate_back
 from ngopt.functional import Record
 
-# Numbers of a long table that are worked on at once; 16 MB in float32.
+# Numbers of a long matrix that are worked on at once; 16 MB in float32.
 CHUNK = 1 << 22
 
 
@@ -67,75 +67,139 @@ def direction(
     renew: whether bases are renewed, after they were used. What never had a gradient has direction 0.
     """
     step = int(record["step"])
-    old = record["exp_avg"]
-    active = measured.active.to(old.dtype)
-    grad = scaled(grad, measured, old.dtype)
-    momentum = old.lerp(grad, (1 - config.beta1) * active)
-    ahead = momentum.lerp(grad, (1 - config.beta1) * config.nesterov)
+    numbers = step_numbers(measured, step, config, record["exp_avg"].dtype)
+    renew = renew and step > 0
+    if len(layouts) == 1 and layouts[0].is_long(CHUNK):
+        matrices = _Matrices(layouts[0], 0, record, step, numbers)
+        return _long_direction(grad, record["exp_avg"], matrices, renew)
+    grad = numbers.scaled(grad)
+    momentum, ahead = numbers.momenta(record["exp_avg"], grad)
     new = {"exp_avg": momentum}
-    value = torch.empty_like(momentum, memory_format=torch.contiguous_format)
+    value = momentum if _is_whole(layouts) else contiguous_like(momentum)
     for number, layout in enumerate(layouts):
-        matrices = _Matrices(layout, number, record, step, config)
-        found = matrices.direction(layout.read(grad), layout.read(ahead), measured, active)
+        matrices = _Matrices(layout, number, record, step, numbers)
+        own = layout.read(grad)
+        matrices.observe([own])
+        found, matrices.second = matrices.direction(own, layout.read(ahead), matrices.second)
         value = layout.write(value, found)
-        new |= matrices.renewed() if renew and step else matrices.state()
-    return torch.where(momentum != 0, value, 0), new
+        new |= matrices.renewed() if renew else matrices.state()
+    return moved(value, momentum), new
 
 
-def scaled(grad: Tensor, measured: Measured, dtype: torch.dtype) -> Tensor:
-    """A gradient in the scale of its parameter; zeros if it is not finite."""
-    finite = torch.where(measured.active > 0, grad.to(dtype), 0)
-    return finite * measured.multiplier.to(dtype)
+def _long_direction(
+    grad: Tensor, exp_avg: Tensor, matrices: _Matrices, renew: bool
+) -> tuple[Tensor, Record]:
+    """`direction` in pieces along an axis that nothing joins, so that little is in memory at once."""
+    numbers, layout = matrices.numbers, matrices.layout
+    olds = [layout.pieces(x, CHUNK) for x in (grad, exp_avg, matrices.second)]
+    results = [contiguous_like(x) for x in (exp_avg, exp_avg, matrices.second)]
+    places = [layout.pieces(x, CHUNK) for x in results]
+    matrices.observe(numbers.scaled(piece).contiguous() for piece in olds[0])
+    for piece, old, second, *outs in zip(*olds, *places, strict=True):
+        own = numbers.scaled(piece).contiguous()
+        momentum, ahead = numbers.momenta(old, own)
+        found, second = matrices.direction(own, ahead.contiguous(), second)
+        for out, new in zip(outs, (moved(found, momentum), momentum, second), strict=True):
+            out.copy_(new)
+    value, momentum, matrices.second = results
+    del results
+    state = matrices.renewed() if renew else matrices.state()
+    return value, {"exp_avg": momentum} | state
+
+
+class StepNumbers(NamedTuple):
+    """What all elements of a parameter share in one step; () tensors in the dtype of the state.
+
+    multiplier: of the gradient. weights: of what is new in momentum, second moments and factors.
+    Direction is rotated momentum / sqrt(shrink * second + damping): with both corrections.
+    """
+
+    multiplier: Tensor
+    momentum: Tensor
+    second: Tensor
+    factor: Tensor
+    damping: Tensor
+    shrink: float
+    ahead: float
+
+    def scaled(self, grad: Tensor) -> Tensor:
+        """A gradient in the scale of its parameter; zeros if the step is left out."""
+        return grad.to(self.multiplier.dtype).nan_to_num(0.0, 0.0, 0.0) * self.multiplier
+
+    def momenta(self, old: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The new momentum, and Nesterov's."""
+        momentum = old.lerp(grad, self.momentum)
+        return momentum, momentum.lerp(grad, self.ahead)
+
+
+def step_numbers(
+    measured: Measured, step: int, config: DirectionConfig, dtype: torch.dtype
+) -> StepNumbers:
+    active = measured.active.to(dtype)
+    shrink, damping = corrections(step, config)
+    return StepNumbers(
+        multiplier=measured.multiplier.to(dtype),
+        momentum=active * (1 - config.beta1),
+        second=active * (1 - config.beta2),
+        factor=active * (1 - config.beta_factor),
+        damping=measured.mean_square.to(dtype) * damping + torch.finfo().tiny,
+        shrink=shrink,
+        ahead=(1 - config.beta1) * config.nesterov,
+    )
+
+
+def corrections(step: int, config: DirectionConfig) -> tuple[float, float]:
+    """Factors of second moments and of the mean square under the root of the direction.
+
+    v / (1 - beta2^t) and m / (1 - beta1^t), with both corrections under the root.
+    """
+    first, second = 1 - config.beta1 ** (step + 1), 1 - config.beta2 ** (step + 1)
+    return first**2 / second, (config.epsilon * first) ** 2
+
+
+def moved(value: Tensor, momentum: Tensor) -> Tensor:
+    """Values where there is momentum, else 0; several times as fast as `where`."""
+    return value * momentum.detach().sign().abs()
+
+
+def contiguous_like(values: Tensor) -> Tensor:
+    return torch.empty_like(values, memory_format=torch.contiguous_format)
+
+
+def _is_whole(layouts: Sequence[MatrixLayout]) -> bool:
+    return len(layouts) == 1 and layouts[0].view is None
 
 
 class _Matrices:
     """The matrices of one layout during one step; what they keep is `key_number` of a record."""
 
     def __init__(
-        self,
-        layout: MatrixLayout,
-        number: int,
-        record: Record,
-        step: int,
-        config: DirectionConfig,
+        self, layout: MatrixLayout, number: int, record: Record, step: int, numbers: StepNumbers
     ):
-        self.layout, self.number, self.step, self.config = layout, number, step, config
+        self.layout, self.number, self.step, self.numbers = layout, number, step, numbers
         self.second = record[f"exp_avg_sq_{number}"]
         self.factors = {mode.name: record[f"{mode.name}_{number}"] for mode in layout.modes}
         self.bases = {mode.name: record[f"{mode.name}_basis_{number}"] for mode in layout.modes}
 
-    def direction(
-        self, grad: Tensor, ahead: Tensor, measured: Measured, active: Tensor
-    ) -> Tensor:
-        """grad, ahead: gradient and momentum, of the layout's shape, as what is returned."""
-        for mode in self.layout.modes:
-            old = self.factors[mode.name]
-            weight = (1 - self.config.beta_factor) * active
-            self.factors[mode.name] = old.lerp(mode.factor(grad), weight)
+    def observe(self, grads: Iterable[Tensor]) -> None:
+        """Puts the gradient, in pieces of the layout's shape, into the factors."""
+        sums: dict[str, Tensor] = {}
+        for grad in grads:
+            for mode in self.layout.modes:
+                found = mode.factor(grad)
+                sums[mode.name] = sums[mode.name] + found if mode.name in sums else found
+        for name, found in sums.items():
+            self.factors[name] = self.factors[name].lerp(found, self.numbers.factor)
         if self.step == 0:
             self.bases = {name: first_basis(factor) for name, factor in self.factors.items()}
-        pieces = _row_pieces(self.layout, grad, ahead, self.second)
-        found = [self._piece(*piece, measured, active) for piece in pieces]
-        if len(found) == 1:
-            value, self.second = found[0]
-            return value
-        values, seconds = zip(*found, strict=True)
-        self.second = torch.cat(seconds, 1)
-        return torch.cat(values, 1)
 
-    def _piece(
-        self, grad: Tensor, ahead: Tensor, second: Tensor, measured: Measured, active: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Direction and second moments of some rows."""
-        modes, beta2, step = self.layout.modes, self.config.beta2, self.step + 1
+    def direction(self, grad: Tensor, ahead: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Direction and new second moments of a piece: gradient, momentum and second moments."""
+        modes, numbers = self.layout.modes, self.numbers
         squares = rotate(grad, modes, self.bases).square()
-        second = second.lerp(squares, (1 - beta2) * active)
-        # v / (1 - beta2^t), and m / (1 - beta1^t), with both corrections in one number
-        correction = 1 - beta2**step
-        damping = self.config.epsilon**2 * correction * measured.mean_square + torch.finfo().tiny
-        root = (second + damping.to(second.dtype)).rsqrt()
-        value = rotate_back(rotate(ahead, modes, self.bases) * root, modes, self.bases)
-        return value * (sqrt(correction) / (1 - self.config.beta1**step)), second
+        second = second.lerp(squares, numbers.second)
+        root = torch.add(numbers.damping, second, alpha=numbers.shrink).rsqrt()
+        return rotate_back(rotate(ahead, modes, self.bases) * root, modes, self.bases), second
 
     def state(self) -> Record:
         found = {f"exp_avg_sq_{self.number}": self.second}
@@ -151,12 +215,3 @@ class _Matrices:
             self.bases[mode.name] = basis
             self.second = mode.permute(self.second, order)
         return self.state()
-
-
-def _row_pieces(layout: MatrixLayout, *values: Tensor) -> list[tuple[Tensor, ...]]:
-    """Values in pieces of rows, where the matrix is long and rows have no factor that joins them."""
-    _, rows, kernel, channels = layout.shape
-    if values[0].numel() <= CHUNK or not all(isinstance(mode, Channels) for mode in layout.modes):
-        return [values]
-    length = max(1, CHUNK // (kernel * channels))
-    return list(zip(*(value.split(length, 1) for value in values), strict=True))

@@ -35,19 +35,41 @@ class MatrixLayout:
     def read(self, values: Tensor) -> Tensor:
         """Values of the parameter's shape -> (groups, rows, kernel, channels)."""
         groups, rows, kernel, channels = self.shape
+        if self.view is None and kernel == 1:
+            return values.reshape(self.shape)
         place = values if self.view is None else _place(self.view, values.reshape(-1))
         return place.reshape(groups, rows, channels, kernel).transpose(2, 3).contiguous()
 
     def write(self, out: Tensor, values: Tensor) -> Tensor:
         """Puts (groups, rows, kernel, channels) into values of the parameter's shape.
 
-        In place, into the contiguous tensor `out`, where these are not all of the parameter.
+        In place, into the contiguous tensor `out`, where these are not all of the parameter; else
+        only the shape of `out` counts.
         """
-        values = values.transpose(2, 3)
+        if self.shape[2] > 1:
+            values = values.transpose(2, 3)
         if self.view is None:
             return values.reshape(out.shape)
         _place(self.view, out.view(-1)).copy_(values.reshape(self.view.shape))
         return out
+
+    def is_long(self, limit: int) -> bool:
+        """Whether it has more numbers than a limit, and `pieces` can cut it."""
+        return self.view is None and prod(self.shape) > limit and self._free_axis() is not None
+
+    def pieces(self, values: Tensor, limit: int) -> tuple[Tensor, ...]:
+        """Values of the parameter's or the layout's shape, cut along an axis without a mode."""
+        axis = self._free_axis()
+        assert axis is not None
+        length = max(1, limit * self.shape[axis] // prod(self.shape))
+        return values.view(self.shape).split(length, axis)
+
+    def _free_axis(self) -> int | None:
+        """The rows or the channels, if no mode joins them."""
+        joined = {type(mode) for mode in self.modes}
+        if self.shape[2] > 1 or not joined < {Rows, Channels}:
+            return None
+        return 1 if Rows not in joined else 3
 
 
 def _place(view: View, flat: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -27,12 +28,14 @@ class Rows:
 
     def factor(self, x: Tensor) -> Tensor:
         """X X^T of values."""
-        unfolded = self._unfolded(x)
-        return unfolded @ unfolded.mT
+        unfolded = self._unfolded(x).flatten(0, 1)
+        found = torch.bmm(unfolded, unfolded.mT)
+        return found.view(self.factor_shape(len(x)))
 
     def rotate(self, x: Tensor, basis: Tensor) -> Tensor:
         """Multiplies the axis by Q^T, or, given Q^T, by Q."""
-        return (basis.mT @ self._unfolded(x)).view(x.shape)
+        unfolded = self._unfolded(x).flatten(0, 1)
+        return torch.bmm(basis.flatten(0, 1).mT, unfolded).view(x.shape)
 
     def permute(self, x: Tensor, order: Tensor) -> Tensor:
         """Values in another order along the axis: (groups, parts, size)."""
@@ -82,10 +85,14 @@ class Channels:
         return groups, self.parts, self.size, self.size
 
     def factor(self, x: Tensor) -> Tensor:
-        unfolded = self._unfolded(x)
-        return unfolded.mT @ unfolded
+        unfolded = self._unfolded(x).flatten(0, 1)
+        found = torch.bmm(unfolded.mT, unfolded)
+        return found.view(self.factor_shape(len(x)))
 
     def rotate(self, x: Tensor, basis: Tensor) -> Tensor:
+        if self.parts == 1:
+            unfolded = x.reshape(len(x), -1, self.size)
+            return torch.bmm(unfolded, basis.squeeze(1)).view(x.shape)
         return (self._unfolded(x) @ basis).transpose(1, 2).reshape(x.shape)
 
     def permute(self, x: Tensor, order: Tensor) -> Tensor:
