@@ -24,8 +24,9 @@ def test_begins_with_the_present_numbers_and_resumes(config, tmp_path):
     assert first.value == 0
     assert first.params == {name: getattr(SoapConfig(), name) for name in tune.SPACE}
     assert all(trial.params != first.params for trial in others)
+    before = [trial.params for trial in study.trials]
     again = tune.search(tune.Config(config.problems, trials=5, folder=config.folder))
-    assert [t.params for t in again.trials[:3]] == [t.params for t in study.trials]
+    assert [trial.params for trial in again.trials[:3]] == before
     assert len(again.trials) == 5
 
 
