@@ -72,9 +72,7 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "adamw": lambda model: AdamW(model.parameters(), fused=True),
     "default": lambda model: NGOptimizer(model.parameters(), model=model),
-    "default, horizon": lambda model: NGOptimizer(
-        model.parameters(), model=model, total_steps=HORIZON
-    ),
+    "default, horizon": lambda model: NGOptimizer(model.parameters(), model=model, total_steps=HORIZON),
 }
 
 

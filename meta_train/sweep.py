@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from meta_train import cli
 from meta_train.estimators import trained_metanet
-from meta_train.problems import load_problem
+from meta_train.problems import Metrics, load_problem, mean_metrics
 from meta_train.random import derive_seed
 from meta_train.unroll import Task, whole_run
 from ngopt.learned import LearnedOptimizer
@@ -42,24 +42,31 @@ class Config:
 
 def run(config: Config) -> None:
     learned, problem = load_pretrained(config.weights), load_problem(config.problem)
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, Any]] = []
+    found: dict[float, list[Metrics]] = {}
     bar = tqdm([(g, k) for g in config.gains for k in range(config.seeds)], unit="run")
     for gain, number in bar:
         task = Task(problem, derive_seed(config.seed, 20, number), config.autocast)
         metrics = whole_run(task, with_gain(learned, gain), config.steps)
         rows.append({"gain": gain, "seed": number, **metrics._asdict()})
-        bar.set_postfix(gain=gain, accuracy=f"{100 * metrics.accuracy:.2f}")
-    mean = {g: np.mean([[r["loss"], r["accuracy"]] for r in rows if r["gain"] == g], axis=0) for g in config.gains}
+        found.setdefault(gain, []).append(metrics)
+        bar.set_postfix(gain=gain, loss=f"{metrics.loss:.4f}")
+    mean = {gain: mean_metrics(some) for gain, some in found.items()}
     print("  gain   validation loss   accuracy %")
     for gain, (loss, accuracy) in mean.items():
-        print(f"{gain:6.2f} {loss:17.4f} {100 * accuracy:12.2f}")
-    best = max(mean, key=lambda g: mean[g][1])
+        print(f"{gain:6.2f} {loss:17.4f} {'-' if accuracy is None else f'{100 * accuracy:.2f}':>12}")
+    best = max(mean, key=lambda gain: _score(mean[gain]))
     stage = {"program": "meta_train.sweep", **asdict(config), "chosen_gain": best}
     recipe = {"stages": [*learned.recipe["stages"], stage]}
     chosen = replace(with_gain(learned, best), recipe=recipe, table={"validation": rows})
     save_pretrained(chosen, config.output)
     Path(config.output).with_suffix(".json").write_text(json.dumps({"config": asdict(config), "runs": rows}, indent=2))
     print(f"gain {best} -> {config.output}")
+
+
+def _score(metrics: Metrics) -> float:
+    """Accuracy where there is one, else how low the loss is."""
+    return -metrics.loss if metrics.accuracy is None else metrics.accuracy
 
 
 def with_gain(learned: LearnedOptimizer, gain: float) -> LearnedOptimizer:

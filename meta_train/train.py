@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from meta_train import cli
 from meta_train.estimators import Estimate, trained_metanet
-from meta_train.problems import Metrics
+from meta_train.problems import Metrics, mean_metrics
 from meta_train.random import derive_seed, seeded
 from meta_train.unroll import Task, whole_run
 from meta_train.workers import Job, Result, UnrollConfig, Worker, WorkerPool
@@ -127,10 +127,13 @@ class MetaTrainer:
                 if self.outer_step % self.config.validate_every == 0 or self.outer_step == steps:
                     metrics = self.validate()
                     writer.add_scalar("validation/loss", metrics.loss, self.outer_step)
-                    writer.add_scalar("validation/accuracy", metrics.accuracy, self.outer_step)
+                    accuracy = ""
+                    if metrics.accuracy is not None:
+                        writer.add_scalar("validation/accuracy", metrics.accuracy, self.outer_step)
+                        accuracy = f"accuracy {100 * metrics.accuracy:.2f} %, "
                     tqdm.write(
                         f"outer step {self.outer_step}: validation loss {metrics.loss:.4f}, "
-                        f"accuracy {100 * metrics.accuracy:.2f} %, {time.perf_counter() - start:.0f} s"
+                        f"{accuracy}{time.perf_counter() - start:.0f} s"
                     )
                     self.save_checkpoint()
         writer.close()
@@ -174,7 +177,7 @@ class MetaTrainer:
         for k in range(config.validation_seeds):
             task = Task(self.worker.problems[0], derive_seed(config.seed, 11, k), config.autocast)
             results.append(whole_run(task, self.learned, config.horizon, config.inner_weight_decay))
-        metrics = Metrics(*np.mean(results, axis=0).tolist())
+        metrics = mean_metrics(results)
         record = {"outer_step": self.outer_step, **metrics._asdict()}
         self.log.append(record)
         (self.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.log))

@@ -64,9 +64,7 @@ class Config:
     def __post_init__(self) -> None:
         forbidden = set(self.names()) - set(DEVELOPMENT)
         if forbidden:
-            raise ValueError(
-                f"problems: expected some of the development list; got {sorted(forbidden)}"
-            )
+            raise ValueError(f"problems: expected some of the development list; got {sorted(forbidden)}")
 
     def names(self) -> tuple[str, ...]:
         found = [name for given in self.problems for name in LISTS.get(given, (given,))]
@@ -83,10 +81,7 @@ def search(config: Config) -> optuna.Study:
     study = _study(config, folder)
 
     def objective(trial: optuna.Trial) -> float:
-        changes = {
-            name: trial.suggest_float(name, low, high, log=log)
-            for name, (low, high, log) in SPACE.items()
-        }
+        changes = {name: trial.suggest_float(name, low, high, log=log) for name, (low, high, log) in SPACE.items()}
         name = f"trial-{trial.number}"
         found = gains(setting.measure({name: changes})[name], references)
         trial.set_user_attr("gains", found)
@@ -113,10 +108,7 @@ def _study(config: Config, folder: Path) -> optuna.Study:
 def write_best(config: Config, study: optuna.Study) -> Path:
     """Writes the best trial's weights file, and `trials.json`, a line for every trial."""
     folder, best = Path(config.folder), study.best_trial
-    lines = [
-        {"trial": t.number, "score": t.value, "numbers": t.params, **t.user_attrs}
-        for t in study.trials
-    ]
+    lines = [{"trial": t.number, "score": t.value, "numbers": t.params, **t.user_attrs} for t in study.trials]
     (folder / "trials.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
     stage: dict[str, Any] = {
         "program": "meta_train.tune",
@@ -135,9 +127,7 @@ def run(config: Config) -> None:
     study = search(config)
     path = write_best(config, study)
     best = study.best_trial
-    body = [
-        [name, f"{getattr(start(), name):.4g}", f"{best.params[name]:.4g}"] for name in SPACE
-    ]
+    body = [[name, f"{getattr(start(), name):.4g}", f"{best.params[name]:.4g}"] for name in SPACE]
     print("\n".join(align(["number", "start", "best"], body)))
     print(f"\nBest of {len(study.trials)} trials: {best.number}, {best.value:+.4f}. Written to {path}.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -18,8 +18,8 @@ from ngopt.models.metanet import Metanet
 class BaseRule(Protocol):
     """A hand-designed rule, made as `cls(config)`; `Config` is a frozen dataclass of numbers."""
 
-    name: ClassVar[str]
-    Config: ClassVar[type]
+    name: str
+    Config: type
     config: Any
 
     def bind(self, graph: NeuralGraph, modulation: Metanet | None, total_steps: int | None) -> UpdateRule:

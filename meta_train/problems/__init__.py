@@ -16,7 +16,7 @@ from meta_train.problems.catalogue import (
     PAPER,
     PROBLEMS,
 )
-from meta_train.problems.protocol import Metrics, Problem
+from meta_train.problems.protocol import Metrics, Problem, mean_metrics
 
 __all__ = [
     "DEVELOPMENT",
@@ -28,6 +28,7 @@ __all__ = [
     "Metrics",
     "Problem",
     "load_problem",
+    "mean_metrics",
 ]
 
 

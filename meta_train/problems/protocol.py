@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -12,6 +14,13 @@ class Metrics(NamedTuple):
 
     loss: float
     accuracy: float | None
+
+
+def mean_metrics(found: Sequence[Metrics]) -> Metrics:
+    """Means over several runs of one problem."""
+    accuracies = [metrics.accuracy for metrics in found if metrics.accuracy is not None]
+    accuracy = fmean(accuracies) if accuracies else None
+    return Metrics(fmean(metrics.loss for metrics in found), accuracy)
 
 
 class Problem(Protocol):

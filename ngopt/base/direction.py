@@ -86,9 +86,7 @@ def direction(
     return moved(value, momentum), new
 
 
-def _long_direction(
-    grad: Tensor, exp_avg: Tensor, matrices: _Matrices, renew: bool
-) -> tuple[Tensor, Record]:
+def _long_direction(grad: Tensor, exp_avg: Tensor, matrices: _Matrices, renew: bool) -> tuple[Tensor, Record]:
     """`direction` in pieces along an axis that nothing joins, so that little is in memory at once."""
     numbers, layout = matrices.numbers, matrices.layout
     olds = [layout.pieces(x, CHUNK) for x in (grad, exp_avg, matrices.second)]
@@ -132,9 +130,7 @@ class StepNumbers(NamedTuple):
         return momentum, momentum.lerp(grad, self.ahead)
 
 
-def step_numbers(
-    measured: Measured, step: int, config: DirectionConfig, dtype: torch.dtype
-) -> StepNumbers:
+def step_numbers(measured: Measured, step: int, config: DirectionConfig, dtype: torch.dtype) -> StepNumbers:
     active = measured.active.to(dtype)
     shrink, damping = corrections(step, config)
     return StepNumbers(
@@ -173,9 +169,7 @@ def _is_whole(layouts: Sequence[MatrixLayout]) -> bool:
 class _Matrices:
     """The matrices of one layout during one step; what they keep is `key_number` of a record."""
 
-    def __init__(
-        self, layout: MatrixLayout, number: int, record: Record, step: int, numbers: StepNumbers
-    ):
+    def __init__(self, layout: MatrixLayout, number: int, record: Record, step: int, numbers: StepNumbers):
         self.layout, self.number, self.step, self.numbers = layout, number, step, numbers
         self.second = record[f"exp_avg_sq_{number}"]
         self.factors = {mode.name: record[f"{mode.name}_{number}"] for mode in layout.modes}

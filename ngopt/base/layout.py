@@ -76,9 +76,7 @@ def _place(view: View, flat: Tensor) -> Tensor:
     return flat.as_strided(view.shape, view.strides, flat.storage_offset() + view.offset)
 
 
-def layouts_of(
-    role: ParameterRole, shape: tuple[int, ...], longest: int, budget: float
-) -> tuple[MatrixLayout, ...]:
+def layouts_of(role: ParameterRole, shape: tuple[int, ...], longest: int, budget: float) -> tuple[MatrixLayout, ...]:
     """The matrices of a parameter with their modes; one row of numbers if it is no matrix.
 
     shape: of the parameter, complex numbers as pairs. longest: neurons that one factor spans at
@@ -113,9 +111,7 @@ def _table(block: MatrixBlock, numel: int, longest: int) -> MatrixLayout:
     return MatrixLayout((1, prod(tokens), 1, dimension), modes, _unless_whole(view, numel))
 
 
-def _matrices(
-    block: MatrixBlock, numel: int, limits: _Limits, reads_input: bool
-) -> MatrixLayout:
+def _matrices(block: MatrixBlock, numel: int, limits: _Limits, reads_input: bool) -> MatrixLayout:
     k, rows, *columns = block.view.shape
     share_inputs = k > 1 and len(set(block.columns)) == 1
     groups, parts = (1, k) if share_inputs else (k, 1)

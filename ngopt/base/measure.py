@@ -42,7 +42,7 @@ def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> li
     device = grads[0].device
     # squares of float32 end at 1e38; float64 holds those of all float32
     exact = torch.float32 if device.type == "mps" else torch.float64
-    norms = [norm.to(device) for norm in torch._foreach_norm(list(grads), 2, exact)]
+    norms = [norm.to(device) for norm in torch._foreach_norm(list(grads), 2, exact)]  # pyright: ignore[reportPrivateImportUsage]
     numel = torch.tensor([max(g.numel(), 1) for g in grads], dtype=exact).to(device)
     rms = torch.stack(norms) / numel.sqrt()
     step, scale, size = (_column(state, key, device, exact) for key in ("step", "scale", "size"))

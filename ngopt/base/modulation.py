@@ -23,9 +23,7 @@ TINY = 1e-30
 class Modulation(Protocol):
     """Factors of all rows; those of 1 give the base rule, bit for bit."""
 
-    def __call__(
-        self, signals: Sequence[Tensor], graph: NeuralGraph, progress: float | None
-    ) -> Sequence[Tensor]:
+    def __call__(self, signals: Sequence[Tensor], graph: NeuralGraph, progress: float | None) -> Sequence[Tensor]:
         """signals: (rows, 4) of every parameter; zeros before its first step, (0, 4) if it has none.
 
         progress: share of the horizon that is behind; None if that is unknown.
@@ -39,9 +37,7 @@ def count_rows(layouts: Sequence[MatrixLayout]) -> int:
     return sum(layout.shape[0] * layout.shape[1] for layout in layouts)
 
 
-def row_signals(
-    layouts: Sequence[MatrixLayout], grad: Tensor, value: Tensor, delta: Tensor, param: Tensor
-) -> Tensor:
+def row_signals(layouts: Sequence[MatrixLayout], grad: Tensor, value: Tensor, delta: Tensor, param: Tensor) -> Tensor:
     """What the rows of one parameter say after a step, (rows, 4).
 
     "agreement": cosine between direction and gradient; "direction": root mean square of the

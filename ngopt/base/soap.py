@@ -180,8 +180,7 @@ class SoapRule:
         now = max(int(record["step"]) for record in state if record)
         if now == self.total_steps:
             warnings.warn(
-                f"NGOptimizer: step {now + 1} of total_steps={now}: the step size stays near zero "
-                "from here on",
+                f"NGOptimizer: step {now + 1} of total_steps={now}: the step size stays near zero from here on",
                 stacklevel=3,
             )
         items = self._items(present, now, grads, state, params, hyper)
@@ -211,7 +210,7 @@ class SoapRule:
         matrices = [i for i in present if self._usual[i] is not None]
         device = params[present[0]].device
         found = dict.fromkeys(present, torch.ones((), device=device))
-        norms = torch._foreach_norm([params[i] for i in matrices], 2, torch.float32)
+        norms = torch._foreach_norm([params[i] for i in matrices], 2, torch.float32)  # pyright: ignore[reportPrivateImportUsage]
         for i, norm in zip(matrices, norms, strict=True):
             found[i] = norm.to(device) / (params[i].numel() ** 0.5 * self._usual[i])
         sizes = torch.stack(list(found.values())).clamp(*SIZES)
@@ -242,10 +241,7 @@ class SoapRule:
         measured = measure(found, records, self.config.clip)
         device = found[0].device
         active = torch.stack([m.active for m in measured])
-        rates = [
-            hyper.lr[i] * self._schedule(int(state[i]["step"]), now, hyper.scheduled)
-            for i in present
-        ]
+        rates = [hyper.lr[i] * self._schedule(int(state[i]["step"]), now, hyper.scheduled) for i in present]
         gains = torch.tensor([self._gains[i] for i in present]).to(device)
         gains = gains * self._weight_sizes(present, params)
         step_sizes = torch.stack([torch.as_tensor(r, device=device) for r in rates]) * active
@@ -256,9 +252,7 @@ class SoapRule:
         rows = zip(*(column.unbind() for column in columns), strict=True)
         return [
             _Item(i, grad, params[i], state[i], m, decay > 0, *row)
-            for i, grad, m, decay, row in zip(
-                present, found, measured, decays.tolist(), rows, strict=True
-            )
+            for i, grad, m, decay, row in zip(present, found, measured, decays.tolist(), rows, strict=True)
         ]
 
     def _decay(self, i: int, weight_decay: float) -> float:
@@ -283,8 +277,12 @@ class SoapRule:
                 like = item.record["exp_avg"]
                 alike.setdefault((like.dtype, like.device), []).append(item)
         for some in alike.values():
-            columns = zip(*((x.grad, x.record, x.measured) for x in some), strict=True)
-            found = vector_directions(*columns, self.config)
+            found = vector_directions(
+                [item.grad for item in some],
+                [item.record for item in some],
+                [item.measured for item in some],
+                self.config,
+            )
             yield from ((item, *pair) for item, pair in zip(some, found, strict=True))
         for item in items:
             if self._has_modes[item.number]:
