@@ -56,12 +56,12 @@ class SoapConfig(DirectionConfig):
         `without_horizon` and `average_weight`.
     """
 
-    step_size: float = 0.01
+    step_size: float = 0.009
     fan_exponent: float = 0.5
     fan_cap: float = 1.0
     weight_exponent: float = 1.0
     embedding: float = 1.0
-    output: float = 1.5
+    output: float = 1.0
     norm: float = 1.0
     bias: float = 1.0
     other: float = 1.0
@@ -71,7 +71,7 @@ class SoapConfig(DirectionConfig):
     renew_every: int = 10
     longest: int = 1024
     budget: float = 8.0
-    open_step_size: float = 0.03
+    open_step_size: float = 0.01
     open_warmup: int = 30
     open_constant: int = 50
     average_power: float = 10.0
