@@ -225,18 +225,16 @@ class SoapRule:
             hyper.lr[i] * self._schedule(int(state[i]["step"]), now, hyper.scheduled)
             for i in present
         ]
-        gains = torch.stack([r["gain"].to(device) for r in records])
-        step_sizes = torch.stack([torch.as_tensor(r, device=device) for r in rates]) * active
-        decays = torch.tensor([self._decay(i, hyper.weight_decay[i]) for i in present])
-        skipped = torch.stack([r["skipped"].to(device) for r in records]) + (1 - active)
+        gains = torch.stack([on(r["gain"], device) for r in records])
+        step_sizes = _vector(rates, device) * active
+        decays = [self._decay(i, hyper.weight_decay[i]) for i in present]
+        skipped = torch.stack([on(r["skipped"], device) for r in records]) + (1 - active)
         steps = torch.stack([r["step"] for r in records]) + 1
-        columns = (step_sizes * gains, step_sizes * decays.to(device), steps, skipped)
+        columns = (step_sizes * gains, step_sizes * _vector(decays, device), steps, skipped)
         rows = zip(*(column.unbind() for column in columns), strict=True)
         return [
             _Item(i, grad, params[i], state[i], m, decay > 0, *row)
-            for i, grad, m, decay, row in zip(
-                present, found, measured, decays.tolist(), rows, strict=True
-            )
+            for i, grad, m, decay, row in zip(present, found, measured, decays, rows, strict=True)
         ]
 
     def _decay(self, i: int, weight_decay: float) -> float:
@@ -275,15 +273,16 @@ class SoapRule:
 
     def _finish(self, item: _Item, value: Tensor, new: Record) -> tuple[int, Tensor, Record]:
         """Position, delta and the whole new record."""
-        delta = value * -item.step_size.to(value.device, value.dtype)
+        device, dtype = value.device, value.dtype
+        delta = value * -on(item.step_size, device).to(dtype)
         if item.decays:
-            delta = delta - item.param * item.decay.to(value.device, value.dtype)
-        device = value.device
+            decay = on(item.decay, device).to(dtype)
+            delta = torch.addcmul(delta, item.param.to(dtype), decay, value=-1)
         new |= {
             "step": item.step,
-            "skipped": item.skipped.to(device),
-            "scale": item.measured.scale.to(device),
-            "size": item.measured.size.to(device),
+            "skipped": on(item.skipped, device),
+            "scale": on(item.measured.scale, device),
+            "size": on(item.measured.size, device),
             "gain": item.record["gain"],
         }
         if AVERAGE in item.record:
@@ -298,3 +297,15 @@ class SoapRule:
         """Whether the bases of a parameter are renewed: in turn, so that no step does it for all."""
         every = min(self.config.renew_every, 1 + step // 8)
         return (step + i) % every == 0
+
+
+def on(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; cheaper than `to` where it is there already."""
+    return x if x.device == device else x.to(device)
+
+
+def _vector(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
+    """Numbers, some of them perhaps tensors, as one tensor."""
+    if not any(isinstance(value, Tensor) for value in values):
+        return torch.tensor(values, device=device)
+    return torch.stack([torch.as_tensor(value, device=device) for value in values])
