@@ -134,6 +134,7 @@ class SoapRule:
             for role, spec in zip(self.roles, graph.parameters, strict=True)
         ]
         self._has_modes = [any(layout.modes for layout in some) for some in self.layouts]
+        self._phases = _in_turn([_renewal_cost(some) for some in self.layouts], config.renew_every)
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         rows = zip(params, self.roles, self.layouts, strict=True)
@@ -296,7 +297,22 @@ class SoapRule:
     def _is_due(self, i: int, step: int) -> bool:
         """Whether the bases of a parameter are renewed: in turn, so that no step does it for all."""
         every = min(self.config.renew_every, 1 + step // 8)
-        return (step + i) % every == 0
+        return (step + self._phases[i]) % every == 0
+
+
+def _renewal_cost(layouts: Sequence[MatrixLayout]) -> float:
+    """Of all bases of a parameter, in multiplications, up to a factor."""
+    shapes = [mode.factor_shape(layout.shape[0]) for layout in layouts for mode in layout.modes]
+    return float(sum(prod(shape) * shape[-1] for shape in shapes))
+
+
+def _in_turn(costs: Sequence[float], steps: int) -> list[int]:
+    """In which of some steps each is done, so that all steps cost about the same."""
+    totals, found = [0.0] * steps, [0] * len(costs)
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        found[i] = totals.index(min(totals))
+        totals[found[i]] += costs[i]
+    return found
 
 
 def on(x: Tensor, device: torch.device) -> Tensor:
