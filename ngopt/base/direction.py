@@ -12,7 +12,7 @@ from torch import Tensor
 from ngopt.base.basis import first_basis, renewed_basis
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import Measured
-from ngopt.base.modes import rotate, rotate_back
+from ngopt.base.modes import Rotation
 from ngopt.functional import Record
 
 # Numbers of a long matrix that are worked on at once; 16 MB in float32.
@@ -155,7 +155,7 @@ def corrections(step: int, config: DirectionConfig) -> tuple[float, float]:
 
 def moved(value: Tensor, momentum: Tensor) -> Tensor:
     """Values where there is momentum, else 0; several times as fast as `where`."""
-    return value * momentum.detach().sign().abs()
+    return value * momentum.sign().abs()
 
 
 def contiguous_like(values: Tensor) -> Tensor:
@@ -189,11 +189,14 @@ class _Matrices:
 
     def direction(self, grad: Tensor, ahead: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Direction and new second moments of a piece: gradient, momentum and second moments."""
-        modes, numbers = self.layout.modes, self.numbers
-        squares = rotate(grad, modes, self.bases).square()
-        second = second.lerp(squares, numbers.second)
+        numbers, shape = self.numbers, second.shape
+        rotation = Rotation(self.layout.modes, shape[2], self.bases)
+        if rotation.is_plain:
+            grad, ahead, second = grad.squeeze(2), ahead.squeeze(2), second.squeeze(2)
+        second = second.lerp(rotation.forward(grad).square(), numbers.second)
         root = torch.add(numbers.damping, second, alpha=numbers.shrink).rsqrt()
-        return rotate_back(rotate(ahead, modes, self.bases) * root, modes, self.bases), second
+        value = rotation.back(rotation.forward(ahead) * root)
+        return value.view(shape), second.view(shape)
 
     def state(self) -> Record:
         found = {f"exp_avg_sq_{self.number}": self.second}

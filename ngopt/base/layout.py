@@ -62,7 +62,7 @@ class MatrixLayout:
         axis = self._free_axis()
         assert axis is not None
         length = max(1, limit * self.shape[axis] // prod(self.shape))
-        return values.view(self.shape).split(length, axis)
+        return values.reshape(self.shape).split(length, axis)
 
     def _free_axis(self) -> int | None:
         """The rows or the channels, if no mode joins them."""

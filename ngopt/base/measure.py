@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from ngopt.functional import Record
 
 # Decay of the running size of a gradient.
 SIZE_DECAY = 0.95
+# Numbers of a gradient whose norm is found at once: in float64, of which torch makes a copy.
+CHUNK = 1 << 18
 # Below this a running size is none: mean squares of float32 end there.
 TINY = 1e-30
 
@@ -20,7 +23,8 @@ class Measured(NamedTuple):
     """Of one gradient, () each, on the gradient's device.
 
     active: 1, or 0 where the gradient is not finite, and the step is left out.
-    multiplier: brings the gradient to its scale, and cuts it where it is out of all proportion.
+    multiplier: brings the gradient to its scale, and cuts it where it is out of all proportion; 0
+        where it is not finite.
     scale: size of the first gradient that was not zero, a power of two; 0 before.
     size: running mean square of the gradient in that scale, without correction of its beginning.
     mean_square: the same with it.
@@ -42,26 +46,41 @@ def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> li
     device = grads[0].device
     # squares of float32 end at 1e38; float64 holds those of all float32
     exact = torch.float32 if device.type == "mps" else torch.float64
-    norms = [norm.to(device) for norm in torch._foreach_norm(list(grads), 2, exact)]  # pyright: ignore[reportPrivateImportUsage]
-    numel = torch.tensor([max(g.numel(), 1) for g in grads], dtype=exact).to(device)
-    rms = torch.stack(norms) / numel.sqrt()
-    step, scale, size = (_column(state, key, device, exact) for key in ("step", "scale", "size"))
+    rms = _root_mean_squares(grads, exact)
+    scale, size = (_column(state, key).to(device, exact) for key in ("scale", "size"))
+    weight = SIZE_DECAY ** _column(state, "step").to(device, exact)
 
-    finite = rms.isfinite()
-    begins = finite & (rms > 0) & (scale == 0)
-    scale = torch.where(begins, rms.clamp(min=1e-37).log2().round().exp2(), scale)
-    inverse = torch.where(scale > 0, 1 / scale, 0)
-    relative = torch.where(finite, rms * inverse, 0)
+    active = (rms < torch.inf).to(exact)
+    rms = rms.nan_to_num(0.0, 0.0, 0.0)
+    begun = rms.clamp(min=1e-37).log2().round().exp2() * rms.sign()
+    scale = torch.where(scale > 0, scale, begun)
+    inverse = scale.reciprocal().nan_to_num(0.0, 0.0, 0.0)
+    relative = rms * inverse
 
-    mean = size / (1 - SIZE_DECAY**step).clamp(min=TINY)
+    mean = size / (1 - weight).clamp(min=TINY)
     limit = torch.where(mean > TINY, clip * mean.sqrt(), torch.inf)
-    cut = torch.where(relative > limit, limit / relative, 1)
-    active = finite.to(exact)
-    size = size.lerp((relative * cut) ** 2, (1 - SIZE_DECAY) * active)
-    mean = size / (1 - SIZE_DECAY ** (step + 1))
-    columns = [c.float().unbind() for c in (active, inverse * cut, scale, size, mean)]
-    return [Measured(*row) for row in zip(*columns, strict=True)]
+    cut = (limit / relative).clamp(max=1)
+    size = size.lerp((relative * cut).square(), (1 - SIZE_DECAY) * active)
+    mean = size / (1 - SIZE_DECAY * weight)
+    columns = torch.stack((active, inverse * cut * active, scale, size, mean)).float()
+    rows = columns.T.reshape(-1).unbind()
+    return [Measured(*rows[i : i + 5]) for i in range(0, len(rows), 5)]
 
 
-def _column(state: Sequence[Record], key: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.stack([record[key] for record in state]).to(device, dtype)
+def _root_mean_squares(grads: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Of each gradient, (n,), on the device of the first."""
+    whole = [g if g.numel() <= CHUNK else _norms(g, dtype) for g in grads]
+    device = grads[0].device
+    norms = [norm.to(device) for norm in torch._foreach_norm(whole, 2, dtype)]
+    roots = [sqrt(max(g.numel(), 1)) for g in grads]
+    return torch.stack(norms) / torch.tensor(roots, dtype=dtype).to(device)
+
+
+def _norms(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Norms of the pieces of a gradient."""
+    pieces = grad.reshape(-1).split(CHUNK)
+    return torch.stack(torch._foreach_norm(pieces, 2, dtype))
+
+
+def _column(state: Sequence[Record], key: str) -> Tensor:
+    return torch.stack([record[key] for record in state])

@@ -108,15 +108,34 @@ class Channels:
 Mode = Rows | Kernel | Channels
 
 
-def rotate(x: Tensor, modes: tuple[Mode, ...], bases: dict[str, Tensor]) -> Tensor:
-    """Values in the eigenbases of all modes."""
-    for mode in modes:
-        x = mode.rotate(x, bases[mode.name])
-    return x
+class Rotation:
+    """Rotates values of a layout into the eigenbases of its modes, and back.
 
+    Plain matrices take the short way: two products, without another view between them.
+    """
 
-def rotate_back(x: Tensor, modes: tuple[Mode, ...], bases: dict[str, Tensor]) -> Tensor:
-    """The inverse of `rotate`."""
-    for mode in modes:
-        x = mode.rotate(x, bases[mode.name].mT)
-    return x
+    def __init__(self, modes: tuple[Mode, ...], kernel: int, bases: dict[str, Tensor]):
+        self.modes, self.bases = modes, bases
+        plain = kernel == 1 and all(not isinstance(m, Kernel) and m.parts == 1 for m in modes)
+        self.is_plain = plain
+        if plain:
+            self.left = bases["rows"].squeeze(1) if "rows" in bases else None
+            self.right = bases["channels"].squeeze(1) if "channels" in bases else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(groups, rows, kernel, channels), or (groups, rows, channels) of plain matrices."""
+        if not self.is_plain:
+            for mode in self.modes:
+                x = mode.rotate(x, self.bases[mode.name])
+            return x
+        x = x if self.left is None else torch.bmm(self.left.mT, x)
+        return x if self.right is None else torch.bmm(x, self.right)
+
+    def back(self, x: Tensor) -> Tensor:
+        """The inverse of `forward`."""
+        if not self.is_plain:
+            for mode in self.modes:
+                x = mode.rotate(x, self.bases[mode.name].mT)
+            return x
+        x = x if self.left is None else torch.bmm(self.left, x)
+        return x if self.right is None else torch.bmm(x, self.right.mT)

@@ -162,6 +162,7 @@ class SoapRule:
         self._gains = [_gain(role, config) for role in self.roles]
         self._usual = [_usual_size(role) for role in self.roles]
         self._has_modes = [any(layout.modes for layout in some) for some in self.layouts]
+        self._phases = _in_turn([_renewal_cost(some) for some in self.layouts], config.renew_every)
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         rows = zip(params, self.layouts, strict=True)
@@ -241,18 +242,21 @@ class SoapRule:
         measured = measure(found, records, self.config.clip)
         device = found[0].device
         active = torch.stack([m.active for m in measured])
-        rates = [hyper.lr[i] * self._schedule(int(state[i]["step"]), now, hyper.scheduled) for i in present]
-        gains = torch.tensor([self._gains[i] for i in present]).to(device)
+        rates = [
+            hyper.lr[i] * self._schedule(int(state[i]["step"]), now, hyper.scheduled)
+            for i in present
+        ]
+        gains = _vector([self._gains[i] for i in present], device)
         gains = gains * self._weight_sizes(present, params)
-        step_sizes = torch.stack([torch.as_tensor(r, device=device) for r in rates]) * active
-        decays = torch.tensor([self._decay(i, hyper.weight_decay[i]) for i in present])
-        skipped = torch.stack([r["skipped"].to(device) for r in records]) + (1 - active)
+        step_sizes = _vector(rates, device) * active
+        decays = [self._decay(i, hyper.weight_decay[i]) for i in present]
+        skipped = torch.stack([on(r["skipped"], device) for r in records]) + (1 - active)
         steps = torch.stack([r["step"] for r in records]) + 1
-        columns = (step_sizes * gains, step_sizes * decays.to(device), steps, skipped)
+        columns = (step_sizes * gains, step_sizes * _vector(decays, device), steps, skipped)
         rows = zip(*(column.unbind() for column in columns), strict=True)
         return [
             _Item(i, grad, params[i], state[i], m, decay > 0, *row)
-            for i, grad, m, decay, row in zip(present, found, measured, decays.tolist(), rows, strict=True)
+            for i, grad, m, decay, row in zip(present, found, measured, decays, rows, strict=True)
         ]
 
     def _decay(self, i: int, weight_decay: float) -> float:
@@ -295,15 +299,16 @@ class SoapRule:
 
     def _finish(self, item: _Item, value: Tensor, new: Record) -> tuple[int, Tensor, Record]:
         """Position, delta and the whole new record."""
-        delta = value * -item.step_size.to(value.device, value.dtype)
+        device, dtype = value.device, value.dtype
+        delta = value * -on(item.step_size, device).to(dtype)
         if item.decays:
-            delta = delta - item.param * item.decay.to(value.device, value.dtype)
-        device = value.device
+            decay = on(item.decay, device).to(dtype)
+            delta = torch.addcmul(delta, item.param.to(dtype), decay, value=-1)
         new |= {
             "step": item.step,
-            "skipped": item.skipped.to(device),
-            "scale": item.measured.scale.to(device),
-            "size": item.measured.size.to(device),
+            "skipped": on(item.skipped, device),
+            "scale": on(item.measured.scale, device),
+            "size": on(item.measured.size, device),
         }
         if AVERAGE in item.record:
             weight = average_weight(int(item.record["step"]), self.config.average_power)
@@ -316,4 +321,31 @@ class SoapRule:
     def _is_due(self, i: int, step: int) -> bool:
         """Whether the bases of a parameter are renewed: in turn, so that no step does it for all."""
         every = min(self.config.renew_every, 1 + step // 8)
-        return (step + i) % every == 0
+        return (step + self._phases[i]) % every == 0
+
+
+def _renewal_cost(layouts: Sequence[MatrixLayout]) -> float:
+    """Of all bases of a parameter, in multiplications, up to a factor."""
+    shapes = [mode.factor_shape(layout.shape[0]) for layout in layouts for mode in layout.modes]
+    return float(sum(prod(shape) * shape[-1] for shape in shapes))
+
+
+def _in_turn(costs: Sequence[float], steps: int) -> list[int]:
+    """In which of some steps each is done, so that all steps cost about the same."""
+    totals, found = [0.0] * steps, [0] * len(costs)
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        found[i] = totals.index(min(totals))
+        totals[found[i]] += costs[i]
+    return found
+
+
+def on(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; cheaper than `to` where it is there already."""
+    return x if x.device == device else x.to(device)
+
+
+def _vector(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
+    """Numbers, some of them perhaps tensors, as one tensor."""
+    if not any(isinstance(value, Tensor) for value in values):
+        return torch.tensor(values, device=device)
+    return torch.stack([torch.as_tensor(value, device=device) for value in values])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ngopt.base.direction import DirectionConfig
+from ngopt.base.direction import DirectionConfig, corrections, moved
 from ngopt.base.measure import Measured
 from ngopt.functional import Record
 
@@ -22,30 +22,26 @@ def vector_directions(
 
     All are of one state dtype and on one device.
     """
-    dtype = records[0]["exp_avg"].dtype
-    sizes = torch.tensor([g.numel() for g in grads])
-    owner = torch.repeat_interleave(sizes).to(grads[0].device)
+    like = records[0]["exp_avg"]
+    sizes = [record["exp_avg"].numel() for record in records]
+    own = torch.stack([x for m in measured for x in (m.active, m.multiplier, m.mean_square)])
+    later = [corrections(int(record["step"]), config) for record in records]
+    later = torch.tensor(later, dtype=like.dtype).to(own.device)
+    numbers = torch.cat((own.view(-1, 3).to(like.dtype), later), 1)
+    owner = torch.tensor(sizes).to(own.device)
+    spread = numbers.T.repeat_interleave(owner, 1, output_size=sum(sizes))
+    active, multiplier, mean_square, shrink, damping = spread.unbind()
 
-    def spread(column: str) -> Tensor:
-        """A number of each parameter, at each of its elements."""
-        return torch.stack([getattr(m, column) for m in measured]).to(dtype)[owner]
-
-    steps = torch.stack([r["step"] for r in records]).to(dtype) + 1
-    correction = 1 - config.beta2**steps
-    final = (correction.sqrt() / (1 - config.beta1**steps)).to(owner.device)[owner]
-    active = spread("active")
-    grad = _flat(grads).to(dtype)
-    grad = torch.where(active > 0, grad, 0) * spread("multiplier")
+    grad = _flat(grads).to(like.dtype).nan_to_num(0.0, 0.0, 0.0) * multiplier
     momentum = _flat([r["exp_avg"] for r in records]).lerp(grad, (1 - config.beta1) * active)
     second = _flat([r["exp_avg_sq_0"] for r in records])
     second = second.lerp(grad.square(), (1 - config.beta2) * active)
-    damping = spread("mean_square") * correction.to(owner.device)[owner] * config.epsilon**2
     ahead = momentum.lerp(grad, (1 - config.beta1) * config.nesterov)
-    root = (second + damping + torch.finfo().tiny).rsqrt()
-    value = torch.where(momentum != 0, ahead * root * final, 0)
+    floor = (mean_square * damping).add(torch.finfo().tiny)
+    value = moved(ahead * torch.addcmul(floor, second, shrink).rsqrt(), momentum)
 
     found = []
-    pieces = [flat.split(sizes.tolist()) for flat in (value, momentum, second)]
+    pieces = [flat.split(sizes) for flat in (value, momentum, second)]
     for record, v, m, s in zip(records, *pieces, strict=True):
         shape = record["exp_avg"].shape
         new = {"exp_avg": m.view(shape), "exp_avg_sq_0": s.view(record["exp_avg_sq_0"].shape)}
