@@ -49,7 +49,8 @@ def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> li
 
     finite = rms.isfinite()
     begins = finite & (rms > 0) & (scale == 0)
-    scale = torch.where(begins, rms.clamp(min=1e-37).log2().round().exp2(), scale)
+    first = rms.clamp(1e-37, 1e38).log2().round().exp2()  # a power of two that float32 has
+    scale = torch.where(begins, first, scale)
     inverse = torch.where(scale > 0, 1 / scale, 0)
     relative = torch.where(finite, rms * inverse, 0)
 
