@@ -78,7 +78,7 @@ def direction(
         matrices = _Matrices(layout, number, record, step, config)
         found = matrices.direction(layout.read(grad), layout.read(ahead), measured, active)
         value = layout.write(value, found)
-        new |= matrices.renewed() if renew and step else matrices.state()
+        new |= matrices.renewed(active) if renew and step else matrices.state()
     return torch.where(momentum != 0, value, 0), new
 
 
@@ -113,7 +113,8 @@ class _Matrices:
             weight = (1 - self.config.beta_factor) * active
             self.factors[mode.name] = old.lerp(mode.factor(grad), weight)
         if self.step == 0:
-            self.bases = {name: first_basis(factor) for name, factor in self.factors.items()}
+            found = {name: first_basis(factor) for name, factor in self.factors.items()}
+            self.bases = {k: torch.where(active > 0, q, self.bases[k]) for k, q in found.items()}
         pieces = _row_pieces(self.layout, grad, ahead, self.second)
         found = [self._piece(*piece, measured, active) for piece in pieces]
         if len(found) == 1:
@@ -144,12 +145,14 @@ class _Matrices:
             found[f"{name}_basis_{self.number}"] = self.bases[name]
         return found
 
-    def renewed(self) -> Record:
-        """The state with bases one step nearer to the eigenvectors of the factors."""
+    def renewed(self, active: Tensor) -> Record:
+        """The state with bases one step nearer to the eigenvectors of the factors, if active."""
         for mode in self.layout.modes:
-            basis, order = renewed_basis(self.factors[mode.name], self.bases[mode.name])
-            self.bases[mode.name] = basis
-            self.second = mode.permute(self.second, order)
+            old = self.bases[mode.name]
+            basis, order = renewed_basis(self.factors[mode.name], old)
+            self.bases[mode.name] = torch.where(active > 0, basis, old)
+            permuted = mode.permute(self.second, order)
+            self.second = torch.where(active > 0, permuted, self.second)
         return self.state()
 
 

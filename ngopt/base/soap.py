@@ -278,7 +278,7 @@ class SoapRule:
         delta = value * -item.step_size.to(value.device, value.dtype)
         if item.decays:
             delta = delta - item.param * item.decay.to(value.device, value.dtype)
-        device = value.device
+        device, active = value.device, item.measured.active
         new |= {
             "step": item.step,
             "skipped": item.skipped.to(device),
@@ -288,10 +288,12 @@ class SoapRule:
         }
         if AVERAGE in item.record:
             weight = average_weight(int(item.record["step"]), self.config.average_power)
+            weight = weight * active.to(device, value.dtype)
             new[AVERAGE] = item.record[AVERAGE].lerp(item.param + delta, weight)
         if "signals" in item.record:
             layouts = self.layouts[item.number]
-            new["signals"] = row_signals(layouts, item.grad, value, delta, item.param).float()
+            signals = row_signals(layouts, item.grad, value, delta, item.param).float()
+            new["signals"] = torch.where(active.to(device) > 0, signals, item.record["signals"])
         return item.number, delta, new
 
     def _is_due(self, i: int, step: int) -> bool:
