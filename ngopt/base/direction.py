@@ -185,7 +185,8 @@ class _Matrices:
         for name, found in sums.items():
             self.factors[name] = self.factors[name].lerp(found, self.numbers.factor)
         if self.step == 0:
-            self.bases = {name: first_basis(factor) for name, factor in self.factors.items()}
+            for name, factor in self.factors.items():
+                self.bases[name] = self._if_active(first_basis(factor), self.bases[name])
 
     def direction(self, grad: Tensor, ahead: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Direction and new second moments of a piece: gradient, momentum and second moments."""
@@ -208,7 +209,13 @@ class _Matrices:
     def renewed(self) -> Record:
         """The state with bases one step nearer to the eigenvectors of the factors."""
         for mode in self.layout.modes:
-            basis, order = renewed_basis(self.factors[mode.name], self.bases[mode.name])
-            self.bases[mode.name] = basis
-            self.second = mode.permute(self.second, order)
+            old = self.bases[mode.name]
+            basis, order = renewed_basis(self.factors[mode.name], old)
+            self.bases[mode.name] = self._if_active(basis, old)
+            permuted = mode.permute(self.second, order)
+            self.second = self._if_active(permuted, self.second)
         return self.state()
+
+    def _if_active(self, new: Tensor, old: Tensor) -> Tensor:
+        """What is new, unless the step is left out."""
+        return torch.where(self.numbers.factor > 0, new, old)

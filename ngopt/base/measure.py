@@ -52,7 +52,8 @@ def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> li
 
     active = (rms < torch.inf).to(exact)
     rms = rms.nan_to_num(0.0, 0.0, 0.0)
-    begun = rms.clamp(min=1e-37).log2().round().exp2() * rms.sign()
+    # a power of two that float32 has
+    begun = rms.clamp(1e-37, 1e38).log2().round().exp2() * rms.sign()
     scale = torch.where(scale > 0, scale, begun)
     inverse = scale.reciprocal().nan_to_num(0.0, 0.0, 0.0)
     relative = rms * inverse

@@ -312,10 +312,13 @@ class SoapRule:
         }
         if AVERAGE in item.record:
             weight = average_weight(int(item.record["step"]), self.config.average_power)
+            weight = weight * on(item.measured.active, device).to(dtype)
             new[AVERAGE] = item.record[AVERAGE].lerp(item.param + delta, weight)
         if "signals" in item.record:
             layouts = self.layouts[item.number]
-            new["signals"] = row_signals(layouts, item.grad, value, delta, item.param).float()
+            signals = row_signals(layouts, item.grad, value, delta, item.param).float()
+            is_active = on(item.measured.active, device) > 0
+            new["signals"] = torch.where(is_active, signals, item.record["signals"])
         return item.number, delta, new
 
     def _is_due(self, i: int, step: int) -> bool:

@@ -1,0 +1,390 @@
+"""The default survives what happens in practice: no gradient, bad ones, losses of any size, depth, time."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ngopt import NGOptimizer
+from tests.networks import mlp
+
+COUNTS = {"step", "skipped"}
+
+
+def classes(seed, size, shape=(16,)):
+    """Inputs with ten noisy prototypes, and which of them they are."""
+    prototypes = torch.randn(10, *shape, generator=torch.Generator().manual_seed(99))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(10, (size,), generator=generator)
+    return prototypes[labels] + torch.randn(size, *shape, generator=generator), labels
+
+
+def small_mlp():
+    torch.manual_seed(0)
+    return mlp(16, 32, 32, 10)
+
+
+def small_cnn():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+        nn.Linear(32, 10),
+    )  # fmt: skip
+
+
+SHAPES = {small_mlp: (16,), small_cnn: (1, 7, 7)}
+
+
+def train(make, steps, scale=lambda step: 1.0, **settings):
+    """Losses of every step, without the scale that they are multiplied by."""
+    model = make()
+    opt = NGOptimizer(model.parameters(), **settings)
+    losses = []
+    for step in range(steps):
+        inputs, labels = classes(step, 32, SHAPES[make])
+        loss = F.cross_entropy(model(inputs), labels)
+        opt.zero_grad()
+        (loss * scale(step)).backward()
+        opt.step()
+        losses.append(loss.item())
+    return losses
+
+
+def distance(a, b):
+    return np.abs(np.array(a) / np.array(b) - 1).max()
+
+
+class TestWithoutGradient:
+    """Nothing moves but by weight decay, 1 - lr * step size * decay, which is about 1e-3 a step."""
+
+    def follow(self, params, gradients, steps=40, **settings):
+        opt = NGOptimizer(params, **settings)
+        for step in range(steps):
+            for p, g in zip(params, gradients(step), strict=True):
+                p.grad = g
+            opt.step()
+
+    def noise(self, *shape, step):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(step))
+
+    def only_decayed(self, found, before):
+        """Whether weights are what they were times one factor, close to 1."""
+        factors = found / before
+        return bool(factors.max() <= 1 and factors.min() > 0.9 and factors.max() - factors.min() < 2e-5)
+
+    @pytest.mark.parametrize("total_steps", [None, 40])
+    def test_a_tensor(self, total_steps):
+        params = [nn.Parameter(self.noise(*shape, step=-1)) for shape in ((5, 4), (5,), (3, 2, 3, 3), ())]
+        before = [p.detach().clone() for p in params]
+        self.follow(params, lambda step: [torch.zeros_like(p) for p in params], total_steps=total_steps)
+        for p, b in zip(params, before, strict=True):
+            assert self.only_decayed(p.detach(), b)
+        assert torch.equal(params[1], before[1])  # a bias has no decay
+
+    def test_elements_and_rows(self):
+        """Of a matrix that trains; whatever the eigenbases do."""
+        params = [nn.Parameter(self.noise(12, 9, step=-1)), nn.Parameter(self.noise(12, step=-2))]
+        idle = torch.zeros(12, 9, dtype=torch.bool)
+        idle[3] = idle[:, 5] = idle[7, 2] = True
+        before = [p.detach().clone() for p in params]
+
+        def gradients(step):
+            bias = self.noise(12, step=step)
+            bias[4] = 0
+            return [self.noise(12, 9, step=step).masked_fill(idle, 0), bias]
+
+        self.follow(params, gradients)
+        assert self.only_decayed(params[0].detach()[idle], before[0][idle])
+        assert params[1][4] == before[1][4]
+        moved = (params[0] - before[0]).abs()[~idle]
+        assert moved.min() > 0
+        assert moved.mean() > 0.1
+
+    def test_padding_and_unseen_rows_of_an_embedding(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(20, 6, padding_idx=0), nn.Flatten(), nn.Linear(24, 5))
+        before = model[0].weight.detach().clone()
+        opt = NGOptimizer(model.parameters(), model=model)
+        for step in range(60):
+            tokens = torch.randint(12, (8, 4), generator=torch.Generator().manual_seed(step))
+            F.cross_entropy(model(tokens), tokens[:, 0] % 5).backward()
+            opt.step()
+            opt.zero_grad()
+        table = model[0].weight.detach()
+        assert torch.equal(table[0], before[0])  # it is zero
+        assert self.only_decayed(table[12:], before[12:])
+        assert (table[1:12] - before[1:12]).abs().mean() > 0.05
+
+    def test_dead_units(self):
+        model = small_mlp()
+        dead = [2, 7, 30]
+        with torch.no_grad():
+            model[0].bias[dead] = -1e4
+        opt = NGOptimizer(model.parameters(), model=model)
+        into, out_of = model[0].weight.detach().clone(), model[2].weight.detach().clone()
+        for step in range(60):
+            inputs, labels = classes(step, 32)
+            F.cross_entropy(model(inputs), labels).backward()
+            opt.step()
+            opt.zero_grad()
+        assert self.only_decayed(model[0].weight.detach()[dead], into[dead])
+        assert self.only_decayed(model[2].weight.detach()[:, dead], out_of[:, dead])
+        assert (model[0].bias[dead] == -1e4).all()
+
+    def test_rows_whose_gradients_have_ended_come_to_rest(self):
+        """After momentum, which is gone within a hundred steps, there is nothing that moves them."""
+        p = nn.Parameter(self.noise(12, 9, step=-1))
+        opt = NGOptimizer([p], total_steps=100_000)
+        for step in range(400):
+            p.grad = self.noise(12, 9, step=step)
+            if step >= 200:
+                p.grad[3] = 0
+            if step == 300:
+                before = p.detach().clone()
+            opt.step()
+        decayed = (p.detach() * before).sum(1, keepdim=True) / before.square().sum(1, keepdim=True)
+        moved = (p.detach() - decayed * before).square().mean(1).sqrt()
+        others = moved[[i for i in range(12) if i != 3]].mean()
+        assert moved[3] < 0.03 * others
+
+
+class TestScaleOfTheLoss:
+    @pytest.mark.parametrize("make", [small_mlp, small_cnn])
+    @pytest.mark.parametrize("total_steps", [None, 100])
+    def test_it_changes_nothing(self, make, total_steps):
+        expected = train(make, 100, total_steps=total_steps)
+        assert expected[-1] < 0.5 * expected[0]
+        for factor in (1e-6, 1e-3, 1e3, 1e6):
+            found = train(make, 100, lambda step: factor, total_steps=total_steps)  # noqa: B023
+            assert distance(found, expected) < 1e-3, factor
+
+    @pytest.mark.parametrize("make", [small_mlp, small_cnn])
+    @pytest.mark.parametrize("at", [0, 1, 5, 40])
+    @pytest.mark.parametrize("size", [1e3, 1e6])
+    def test_one_step_of_a_huge_loss(self, make, at, size):
+        steps = at + 61
+        expected = train(make, steps)
+        found = train(make, steps, lambda step: size if step == at else 1.0)
+        assert np.mean(found[-5:]) < 1.5 * np.mean(expected[-5:])
+
+
+class TestGradientsThatAreNotFinite:
+    def steps(self, model, opt, seeds):
+        for seed in seeds:
+            opt.zero_grad()
+            inputs, labels = classes(seed, 8)
+            F.cross_entropy(model(inputs), labels).backward()
+            opt.step()
+
+    @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+    @pytest.mark.parametrize("before", [0, 1, 2, 12])
+    @pytest.mark.parametrize("name", ["2.weight", "2.bias"])
+    def test_the_tensors_step_is_left_out_and_nothing_else_changes(self, odd, before, name):
+        model, twin = small_mlp(), small_mlp()
+        opt, other = NGOptimizer(model.parameters()), NGOptimizer(twin.parameters())
+        for m, o in ((model, opt), (twin, other)):
+            self.steps(m, o, range(before))
+        value = model.get_parameter(name).detach().clone()
+        state = {k: v.clone() for k, v in opt.state[model.get_parameter(name)].items()}
+        for m, o in ((model, opt), (twin, other)):
+            o.zero_grad()
+            inputs, labels = classes(50, 8)
+            F.cross_entropy(m(inputs), labels).backward()
+        model.get_parameter(name).grad.view(-1)[3] = odd
+        opt.step()
+        other.step()
+        for key, p in model.named_parameters():
+            if key == name:
+                continue
+            assert torch.equal(p, twin.get_parameter(key))
+            pair = opt.state[p], other.state[twin.get_parameter(key)]
+            assert all(torch.equal(v, pair[1][k]) for k, v in pair[0].items())
+            assert pair[0]["skipped"] == 0
+        p = model.get_parameter(name)
+        assert torch.equal(p, value)
+        after = opt.state[p]
+        assert (after["step"], after["skipped"]) == (before + 1, 1)
+        changed = {k for k in state.keys() - COUNTS if not torch.equal(state[k], after[k])}
+        assert not changed
+        self.steps(model, opt, range(60, 80))
+        assert after["skipped"] == 1
+        assert all(p.isfinite().all() for p in model.parameters())
+
+    def test_a_bad_first_step_costs_nothing(self):
+        losses = {}
+        for bad in (False, True):
+            model = small_mlp()
+            opt = NGOptimizer(model.parameters())
+            if bad:
+                for p in model.parameters():
+                    p.grad = torch.full_like(p, float("nan"))
+                opt.step()
+            self.steps(model, opt, range(80))
+            inputs, labels = classes(1000, 200)
+            losses[bad] = F.cross_entropy(model(inputs), labels).item()
+        assert losses[True] < 1.2 * losses[False]
+
+    @pytest.mark.parametrize("total_steps", [None, 50])
+    def test_the_largest_numbers_in_turn(self, total_steps):
+        shapes = ((6, 5), (6,), (4, 3, 3, 3), ())
+        params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+        opt = NGOptimizer(params, total_steps=total_steps)
+        for step in range(30):
+            for p in params:
+                p.grad = torch.full_like(p, 3e38 if step % 2 else -3e38)
+            opt.step()
+        for p in params:
+            assert p.isfinite().all()
+            assert all(v.isfinite().all() for v in opt.state[p].values())
+            assert not torch.equal(p, torch.ones_like(p))
+        for p in params:
+            p.grad = torch.full_like(p, 1e-3)
+        opt.step()
+        assert all(p.isfinite().all() for p in params)
+
+    def test_the_largest_numbers_after_usual_ones(self):
+        model = small_mlp()
+        opt = NGOptimizer(model.parameters())
+        self.steps(model, opt, range(20))
+        before = [p.detach().clone() for p in model.parameters()]
+        for p in model.parameters():
+            p.grad = torch.where(torch.rand_like(p) < 0.5, 3e38, -3e38)
+        opt.step()
+        for p, b in zip(model.parameters(), before, strict=True):
+            assert p.isfinite().all()
+            assert (p - b).abs().max() < 0.5
+
+
+class TestLongTrainings:
+    def deep(self):
+        torch.manual_seed(0)
+        return mlp(64, *[32] * 19, 10)
+
+    def run(self, opt_of, steps):
+        """Highest mean loss of 100 steps in that of the first, and the final norm of the weights."""
+        model = self.deep()
+        opt = opt_of(model.parameters())
+        losses = torch.zeros(steps)
+        inputs, labels = classes(0, steps, (64,))
+        for step in range(steps):
+            loss = F.cross_entropy(model(inputs[step : step + 1]), labels[step : step + 1])
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            losses[step] = loss.item()
+        assert losses.isfinite().all()
+        norm = torch.stack([p.detach().norm() for p in model.parameters()]).norm()
+        return losses.view(-1, 100).mean(1) / np.log(10), norm
+
+    def assert_stable(self, steps):
+        losses, norm = self.run(NGOptimizer, steps)
+        assert losses.max() < 3
+        _, usual = self.run(lambda params: torch.optim.AdamW(params, 1e-3), steps)
+        assert norm < 2 * usual
+
+    def test_twenty_layers_batches_of_one(self):
+        self.assert_stable(1_000)
+
+    @pytest.mark.slow
+    def test_twenty_layers_batches_of_one_for_long(self):
+        self.assert_stable(10_000)
+
+    def test_a_transformer_for_3000_steps(self):
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, dropout=0.0)
+        model = nn.Sequential(nn.Embedding(7, 8), layer, nn.Linear(8, 7))
+        opt = NGOptimizer(model.parameters(), model=model)
+        losses = []
+        for step in range(3_000):
+            tokens = torch.randint(7, (4, 6), generator=torch.Generator().manual_seed(step))
+            target = (tokens + tokens.roll(1, 1)) % 7
+            loss = F.cross_entropy(model(tokens).flatten(0, 1), target.flatten())
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            losses.append(loss.item())
+        assert max(losses) < 3 * losses[0]
+        assert np.mean(losses[-100:]) < losses[0]
+        assert all(p.isfinite().all() for p in model.parameters())
+
+
+class TestBeginnings:
+    def test_nothing_random_is_drawn(self):
+        def states():
+            return torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+
+        model = small_mlp()
+        before = states()
+        opt = NGOptimizer(model.parameters(), model=model)
+        inputs, labels = classes(0, 4)
+        F.cross_entropy(model(inputs), labels).backward()
+        opt.step()
+        after = states()
+        assert torch.equal(before[0], after[0])
+        assert before[1:] == after[1:]
+
+    def test_adapters_that_begin_with_zero(self):
+        """LoRA: the gradient of A is zero at the first step, as B is."""
+
+        class Adapted(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.base = nn.Linear(16, 10).requires_grad_(False)
+                self.a = nn.Parameter(torch.randn(4, 16) / 4)
+                self.b = nn.Parameter(torch.zeros(10, 4))
+
+            def forward(self, x):
+                return self.base(x) + x @ self.a.T @ self.b.T
+
+        losses = {}
+        for rule in ("default", "AdamW"):
+            torch.manual_seed(0)
+            model = Adapted()
+            params = [p for p in model.parameters() if p.requires_grad]
+            opt = NGOptimizer(params) if rule == "default" else torch.optim.AdamW(params, 1e-2)
+            start = model.a.detach().clone(), model.b.detach().clone()
+            for step in range(100):
+                inputs, labels = classes(step, 32)
+                loss = F.cross_entropy(model(inputs), labels)
+                opt.zero_grad()
+                loss.backward()
+                opt.step()
+                if step == 0:
+                    assert 0 < model.b.abs().max() < 0.1
+                    torch.testing.assert_close(model.a.detach(), start[0], rtol=1e-3, atol=0)  # decay
+                if step == 1:
+                    assert (model.a - start[0]).abs().max() > 1e-4
+            losses[rule] = loss.item()
+        assert losses["default"] < 1.2 * losses["AdamW"]
+
+    def test_an_output_that_begins_with_zero(self):
+        model = small_mlp()
+        with torch.no_grad():
+            model[-1].weight.zero_()
+        losses = []
+        opt = NGOptimizer(model.parameters())
+        for step in range(100):
+            inputs, labels = classes(step, 32)
+            loss = F.cross_entropy(model(inputs), labels)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            losses.append(loss.item())
+        usual = train(small_mlp, 100)
+        assert max(losses) < 3 * losses[0]
+        assert np.mean(losses[-10:]) < 1.3 * np.mean(usual[-10:])
+
+    def test_copies_of_a_spoiled_optimizer_go_on_alike(self):
+        """What was left out is part of the state."""
+        model = small_mlp()
+        opt = NGOptimizer(model.parameters())
+        for p in model.parameters():
+            p.grad = torch.full_like(p, float("nan"))
+        opt.step()
+        other = NGOptimizer(copy.deepcopy(model).parameters())
+        other.load_state_dict(opt.state_dict())
+        assert all(record["skipped"] == 1 for record in other.state.values())
