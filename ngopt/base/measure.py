@@ -43,10 +43,8 @@ def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> li
     state: records with `step`, `scale` and `size`. clip: a gradient may be this many times as large
         as its running size.
     """
-    device = grads[0].device
-    # squares of float32 end at 1e38; float64 holds those of all float32
-    exact = torch.float32 if device.type == "mps" else torch.float64
-    rms = _root_mean_squares(grads, exact)
+    rms = root_mean_squares(grads)
+    device, exact = rms.device, rms.dtype
     scale, size = (_column(state, key).to(device, exact) for key in ("scale", "size"))
     weight = SIZE_DECAY ** _column(state, "step").to(device, exact)
 
@@ -68,18 +66,20 @@ def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> li
     return [Measured(*rows[i : i + 5]) for i in range(0, len(rows), 5)]
 
 
-def _root_mean_squares(grads: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Of each gradient, (n,), on the device of the first."""
-    whole = [g if g.numel() <= CHUNK else _norms(g, dtype) for g in grads]
-    device = grads[0].device
+def root_mean_squares(values: Sequence[Tensor]) -> Tensor:
+    """Of each tensor, (n,), on the device of the first."""
+    device = values[0].device
+    # squares of float32 end at 1e38; float64 holds those of all float32
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    whole = [x if x.numel() <= CHUNK else _norms(x, dtype) for x in values]
     norms = [norm.to(device) for norm in torch._foreach_norm(whole, 2, dtype)]
-    roots = [sqrt(max(g.numel(), 1)) for g in grads]
+    roots = [sqrt(max(x.numel(), 1)) for x in values]
     return torch.stack(norms) / torch.tensor(roots, dtype=dtype).to(device)
 
 
-def _norms(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Norms of the pieces of a gradient."""
-    pieces = grad.reshape(-1).split(CHUNK)
+def _norms(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Norms of the pieces of a long tensor."""
+    pieces = values.reshape(-1).split(CHUNK)
     return torch.stack(torch._foreach_norm(pieces, 2, dtype))
 
 

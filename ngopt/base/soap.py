@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ngopt.base.direction import DirectionConfig, direction, init_direction
 from ngopt.base.layout import MatrixLayout, layouts_of
-from ngopt.base.measure import Measured, measure
+from ngopt.base.measure import Measured, measure, root_mean_squares
 from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
 from ngopt.base.schedule import average_weight, with_horizon, without_horizon
 from ngopt.base.vectors import vector_directions
@@ -211,9 +211,9 @@ class SoapRule:
         matrices = [i for i in present if self._usual[i] is not None]
         device = params[present[0]].device
         found = dict.fromkeys(present, torch.ones((), device=device))
-        norms = torch._foreach_norm([params[i] for i in matrices], 2, torch.float32)  # pyright: ignore[reportPrivateImportUsage]
-        for i, norm in zip(matrices, norms, strict=True):
-            found[i] = norm.to(device) / (params[i].numel() ** 0.5 * self._usual[i])
+        rms = root_mean_squares([params[i] for i in matrices]) if matrices else ()
+        for i, size in zip(matrices, rms, strict=True):
+            found[i] = on(size, device).float() / self._usual[i]
         sizes = torch.stack(list(found.values())).clamp(*SIZES)
         return sizes**self.config.weight_exponent
 

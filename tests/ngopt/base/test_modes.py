@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ngopt.base.modes import Channels, Kernel, Rows, rotate, rotate_back
+from ngopt.base.modes import Channels, Kernel, Rotation, Rows
 
 G, O, K, I = 2, 6, 3, 4  # noqa: E741
 MODES = {
@@ -81,7 +81,8 @@ def test_permutations(mode):
 def test_all_modes_at_once_and_back():
     modes = (MODES["heads"], MODES["kernel"], MODES["cut channels"])
     bases = {mode.name: some_bases(mode) for mode in modes}
-    found = rotate(values(), modes, bases)
+    rotation = Rotation(modes, K, bases)
+    found = rotation.forward(values())
     expected = torch.einsum(
         "gpokic,gpoj,gkl,gicd->gpjlid",
         values().reshape(G, 3, 2, K, 2, 2),
@@ -90,4 +91,4 @@ def test_all_modes_at_once_and_back():
         bases["channels"],
     )
     torch.testing.assert_close(found, expected.reshape(G, O, K, I))
-    torch.testing.assert_close(rotate_back(found, modes, bases), values())
+    torch.testing.assert_close(rotation.back(found), values())
