@@ -113,9 +113,7 @@ def _table(block: MatrixBlock, numel: int, longest: int) -> MatrixLayout:
     return MatrixLayout((1, prod(tokens), 1, dimension), modes, _unless_whole(view, numel))
 
 
-def _matrices(
-    block: MatrixBlock, numel: int, limits: _Limits, reads_input: bool
-) -> MatrixLayout:
+def _matrices(block: MatrixBlock, numel: int, limits: _Limits, reads_input: bool) -> MatrixLayout:
     k, rows, *columns = block.view.shape
     share_inputs = k > 1 and len(set(block.columns)) == 1
     groups, parts = (1, k) if share_inputs else (k, 1)

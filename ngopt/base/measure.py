@@ -7,7 +7,7 @@ from math import sqrt
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 
 from ngopt.functional import Record
 
@@ -71,7 +71,7 @@ def _root_mean_squares(grads: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Of each gradient, (n,), on the device of the first."""
     whole = [g if g.numel() <= CHUNK else _norms(g, dtype) for g in grads]
     device = grads[0].device
-    norms = [norm.to(device) for norm in torch._foreach_norm(whole, 2, dtype)]
+    norms = [norm.to(device) for norm in _foreach_norm(whole, 2, dtype)]
     roots = [sqrt(max(g.numel(), 1)) for g in grads]
     return torch.stack(norms) / torch.tensor(roots, dtype=dtype).to(device)
 
@@ -79,7 +79,7 @@ def _root_mean_squares(grads: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def _norms(grad: Tensor, dtype: torch.dtype) -> Tensor:
     """Norms of the pieces of a gradient."""
     pieces = grad.reshape(-1).split(CHUNK)
-    return torch.stack(torch._foreach_norm(pieces, 2, dtype))
+    return torch.stack(_foreach_norm(pieces, 2, dtype))
 
 
 def _column(state: Sequence[Record], key: str) -> Tensor:

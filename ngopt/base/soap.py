@@ -101,7 +101,10 @@ class Soap:
         self.config = config or SoapConfig()
 
     def bind(
-        self, graph: NeuralGraph, modulation: Modulation | None = None, total_steps: int | None = None
+        self,
+        graph: NeuralGraph,
+        modulation: Modulation | None = None,
+        total_steps: int | None = None,
     ) -> SoapRule:
         """The rule for the parameters of a graph.
 
@@ -260,8 +263,8 @@ class SoapRule:
                 like = item.record["exp_avg"]
                 alike.setdefault((like.dtype, like.device), []).append(item)
         for some in alike.values():
-            columns = zip(*((x.grad, x.record, x.measured) for x in some), strict=True)
-            found = vector_directions(*columns, self.config)
+            grads, records = [x.grad for x in some], [x.record for x in some]
+            found = vector_directions(grads, records, [x.measured for x in some], self.config)
             yield from ((item, *pair) for item, pair in zip(some, found, strict=True))
         for item in items:
             if self._has_modes[item.number]:
