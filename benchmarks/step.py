@@ -11,7 +11,7 @@ eigenbases, "all" renews every one (as steps 2 to 8 do), "later" are as many ste
 between renewals, late in a training. Extra memory is how far resident memory rises within a step
 (VmHWM of /proc/self/status, set back through /proc/self/clear_refs) above what it was before, when
 parameters, gradients and state were there and free memory was given back; of the first step,
-without the state that it leaves.
+without the state that it leaves. Holes between tensors in the allocator's heap are part of it.
 """
 
 from __future__ import annotations
@@ -186,11 +186,11 @@ def state_size(graph: NeuralGraph, has_horizon: bool) -> float:
 
 def table(records: list[Record]) -> str:
     """One line for each record; the first's keys are the header."""
-    columns = list(records[0])
-    widths = [max(len(name), 16 if i < 2 else 10) + 2 for i, name in enumerate(columns)]
-    lines = ["".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True))]
-    for record in records:
-        cells = zip(map(_cell, record.values()), widths, strict=True)
+    rows = [list(records[0]), *([_cell(x) for x in record.values()] for record in records)]
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, strict=True)
         lines.append("".join(f"{cell:>{width}}" for cell, width in cells))
     return "\n".join(lines)
 

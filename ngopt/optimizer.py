@@ -304,7 +304,7 @@ class NGOptimizer(Optimizer):
             first = rule.init(_stand_ins(wiring.graph, {i: params[i] for i in new}))
             for i, p in new.items():
                 self.state[p].update(first[i])
-                records[i] = first[i]
+                records[i] = self.state[p]  # so that nothing keeps the first tensors alive
         return records
 
     def _in_our_order(self, state_dict: Any) -> dict[str, Any]:

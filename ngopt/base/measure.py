@@ -7,7 +7,7 @@ from math import sqrt
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 
 from ngopt.functional import Record
 
@@ -72,7 +72,7 @@ def root_mean_squares(values: Sequence[Tensor]) -> Tensor:
     # squares of float32 end at 1e38; float64 holds those of all float32
     dtype = torch.float32 if device.type == "mps" else torch.float64
     whole = [x if x.numel() <= CHUNK else _norms(x, dtype) for x in values]
-    norms = [norm.to(device) for norm in torch._foreach_norm(whole, 2, dtype)]
+    norms = [norm.to(device) for norm in _foreach_norm(whole, 2, dtype)]
     roots = [sqrt(max(x.numel(), 1)) for x in values]
     return torch.stack(norms) / torch.tensor(roots, dtype=dtype).to(device)
 
@@ -80,7 +80,7 @@ def root_mean_squares(values: Sequence[Tensor]) -> Tensor:
 def _norms(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Norms of the pieces of a long tensor."""
     pieces = values.reshape(-1).split(CHUNK)
-    return torch.stack(torch._foreach_norm(pieces, 2, dtype))
+    return torch.stack(_foreach_norm(pieces, 2, dtype))
 
 
 def _column(state: Sequence[Record], key: str) -> Tensor:

@@ -127,7 +127,10 @@ class Soap:
         self.config = config or SoapConfig()
 
     def bind(
-        self, graph: NeuralGraph, modulation: Modulation | None = None, total_steps: int | None = None
+        self,
+        graph: NeuralGraph,
+        modulation: Modulation | None = None,
+        total_steps: int | None = None,
     ) -> SoapRule:
         """The rule for the parameters of a graph.
 
@@ -189,7 +192,13 @@ class SoapRule:
         for item, value, new in self._directions(items):
             if factors is not None:
                 value = modulated(value, factors[item.number], self.layouts[item.number])
-            yield self._finish(item, value, new)
+            delta = self._delta(item, value)
+            if "signals" in item.record:
+                rows = row_signals(self.layouts[item.number], item.grad, value, delta, item.param)
+                is_active = on(item.measured.active, rows.device) > 0
+                new["signals"] = torch.where(is_active, rows.float(), item.record["signals"])
+            del value  # of a long table it is much memory
+            yield item.number, delta, new | self._numbers(item, delta)
 
     def _first_record(self, p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
         zero = torch.zeros((), device=p.device)
@@ -281,12 +290,8 @@ class SoapRule:
                 like = item.record["exp_avg"]
                 alike.setdefault((like.dtype, like.device), []).append(item)
         for some in alike.values():
-            found = vector_directions(
-                [item.grad for item in some],
-                [item.record for item in some],
-                [item.measured for item in some],
-                self.config,
-            )
+            grads, records = [x.grad for x in some], [x.record for x in some]
+            found = vector_directions(grads, records, [x.measured for x in some], self.config)
             yield from ((item, *pair) for item, pair in zip(some, found, strict=True))
         for item in items:
             if self._has_modes[item.number]:
@@ -297,14 +302,20 @@ class SoapRule:
         renew = self._is_due(i, int(record["step"]))
         return direction(item.grad, record, self.layouts[i], item.measured, self.config, renew)
 
-    def _finish(self, item: _Item, value: Tensor, new: Record) -> tuple[int, Tensor, Record]:
-        """Position, delta and the whole new record."""
+    def _delta(self, item: _Item, value: Tensor) -> Tensor:
+        """What is added to the parameter, for a direction."""
         device, dtype = value.device, value.dtype
         delta = value * -on(item.step_size, device).to(dtype)
         if item.decays:
             decay = on(item.decay, device).to(dtype)
-            delta = torch.addcmul(delta, item.param.to(dtype), decay, value=-1)
-        new |= {
+            # in place, since all of a long table is much memory
+            delta.addcmul_(item.param.to(dtype), decay, value=-1)
+        return delta
+
+    def _numbers(self, item: _Item, delta: Tensor) -> Record:
+        """What a new record holds beside the state of the direction and signals."""
+        device = delta.device
+        new = {
             "step": item.step,
             "skipped": on(item.skipped, device),
             "scale": on(item.measured.scale, device),
@@ -313,13 +324,9 @@ class SoapRule:
         if AVERAGE in item.record:
             weight = average_weight(int(item.record["step"]), self.config.average_power)
             weight = weight * on(item.measured.active, device).to(dtype)
-            new[AVERAGE] = item.record[AVERAGE].lerp(item.param + delta, weight)
-        if "signals" in item.record:
-            layouts = self.layouts[item.number]
-            signals = row_signals(layouts, item.grad, value, delta, item.param).float()
-            is_active = on(item.measured.active, device) > 0
-            new["signals"] = torch.where(is_active, signals, item.record["signals"])
-        return item.number, delta, new
+            # from the newest to the average, in place
+            new[AVERAGE] = (item.param + delta).lerp_(item.record[AVERAGE], 1 - weight)
+        return new
 
     def _is_due(self, i: int, step: int) -> bool:
         """Whether the bases of a parameter are renewed: in turn, so that no step does it for all."""

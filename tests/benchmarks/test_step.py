@@ -1,0 +1,77 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("torchvision")
+
+from benchmarks import step
+from benchmarks.memory import Peak
+from meta_train.problems import Metrics
+
+
+class Line:
+    """A problem of a moment's work."""
+
+    name, steps = "line", 10
+
+    def init(self, seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+
+    def batch(self, seed, step):
+        return torch.full((2, 4), float(step))
+
+    def loss(self, model, batch):
+        return model(batch).square().mean()
+
+    def evaluate(self, model, split, limit=None):
+        return Metrics(0.0, None)
+
+
+def line():
+    return Line()
+
+
+def test_whole_steps(tmp_path, capsys):
+    output = tmp_path / "new" / "records.json"
+    problem = "tests.benchmarks.test_step:line"
+    main = ["--problems", problem, "--networks", "--threads", "1", "--steps", "3", "--skip", "1"]
+    step.main([*main, "--output", str(output)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    records = json.loads(output.read_text())["problems"]
+    assert [record["optimizer"] for record in records] == list(step.OPTIMIZERS)
+    assert records[0]["ratio"] == records[0]["fastest_ratio"] == 1
+    assert [record["parameters"] for record in records] == [19] * 3
+    for record in records:
+        assert record["optimizer_fastest_ms"] <= record["optimizer_ms"] <= record["step_ms"]
+        assert record["optimizer_ms"] <= record["optimizer_worst_ms"]
+        assert record["ratio"] == record["step_ms"] / records[0]["step_ms"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_networks(monkeypatch):
+    network = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20))
+    monkeypatch.setitem(step.NETWORKS, "small", lambda: (network, torch.randn(2, 40)))
+    record = step.large_steps("small", torch.get_num_threads())
+    assert record["parameters"] == 40 * 30 + 30 + 30 * 20 + 20
+    assert record["state"] == pytest.approx(record["state_horizon"] + 1)  # the average
+    assert 0 < record["later_ns"] <= record["later_worst_ns"]
+
+
+def test_state_is_what_the_optimizer_keeps():
+    model = Line().init(0)
+    optimizer = step.OPTIMIZERS["default, horizon"](model)
+    Line().loss(model, Line().batch(0, 1)).backward()
+    optimizer.step()
+    kept = sum(x.numel() for record in optimizer.state.values() for x in record.values())
+    assert step.state_size(optimizer.graph, True) == kept / 19
+
+
+def test_peak():
+    peak = Peak()
+    values = torch.ones(16, 2**20)
+    del values
+    assert 60 * 2**20 <= peak.bytes() < 100 * 2**20
