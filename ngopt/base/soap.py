@@ -323,7 +323,7 @@ class SoapRule:
         }
         if AVERAGE in item.record:
             weight = average_weight(int(item.record["step"]), self.config.average_power)
-            weight = weight * on(item.measured.active, device).to(dtype)
+            weight = weight * on(item.measured.active, device).to(delta.dtype)
             # from the newest to the average, in place
             new[AVERAGE] = (item.param + delta).lerp_(item.record[AVERAGE], 1 - weight)
         return new
