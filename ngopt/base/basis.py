@@ -10,22 +10,27 @@ LIFT = 1e-3
 
 
 def first_basis(factor: Tensor) -> Tensor:
-    """Eigenvectors of symmetric matrices (*batch, n, n), those of the largest eigenvalue first."""
-    size = factor.abs().amax((-2, -1), keepdim=True)
-    scaled = factor / torch.where(size > 0, size, 1)
-    return torch.linalg.eigh(scaled)[1].flip(-1)
+    """The axes after one step towards the eigenvectors of symmetric matrices (*batch, n, n).
+
+    Not the eigenvectors themselves: a first gradient of few examples leaves a large null space, in
+    which rounding would choose them, and permuting neurons would not permute them.
+    """
+    axes = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    return renewed_basis(factor, axes.expand_as(factor))[0]
 
 
 def renewed_basis(factor: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """One step of orthogonal iteration (SOAP, Vyas et al. 2024, Alg. 4): the new basis and the order.
 
     factor, basis: (*batch, n, n). Column i of the new basis follows column order[i] of the old one
-    (*batch, n): columns are sorted by their Rayleigh quotients, largest first.
+    (*batch, n): columns are sorted by their Rayleigh quotients, largest first; quotients below the
+    lift are all alike, as rounding decides which is larger.
     """
     product = factor @ basis
     values = (basis * product).sum(-2)
-    order = values.argsort(dim=-1, descending=True, stable=True)
-    lift = LIFT * values.amax(-1)[..., None, None].clamp(min=0)
+    least = LIFT * values.amax(-1, keepdim=True).clamp(min=0)
+    order = torch.maximum(values, least).argsort(dim=-1, descending=True, stable=True)
+    lift = least.unsqueeze(-1)
     product = torch.where(lift > 0, product + lift * basis, basis)
     columns = order.unsqueeze(-2).expand_as(product)
     return torch.linalg.qr(product.gather(-1, columns))[0], order

@@ -9,7 +9,7 @@ from ngopt import build_graph
 from ngopt.base.layout import MatrixLayout, layouts_of
 from ngopt.base.modes import Channels, Kernel, Rows
 from ngopt.graph.core import View
-from ngopt.roles import roles_of
+from ngopt.roles import ParameterRole, roles_of
 
 
 class Attention(nn.Module):
@@ -79,7 +79,7 @@ class TestModes:
         assert the_one(found["weight_hh_l0"]).modes == (Rows(3, 4), Channels(1, 4))
 
     def test_kernel_and_channels_are_apart_beyond_300_columns(self):
-        model = nn.Sequential(nn.Conv2d(3, 33, 3), nn.Conv2d(33, 34, 3), nn.Conv2d(34, 5, 3))
+        model = nn.Sequential(nn.Conv2d(3, 33, 3), nn.Conv2d(33, 34, 3), nn.Conv2d(34, 5, 3)).eval()
         found = found_layouts(model, torch.randn(1, 3, 9, 9))
         within = the_one(found["1.weight"])
         assert (within.shape, within.modes[1:]) == ((1, 34, 1, 297), (Channels(1, 297),))
@@ -114,12 +114,10 @@ class TestModes:
         assert the_one(found["1.weight"]).modes == (Channels(1, 3),)
 
     def test_of_nothing_and_of_single_numbers(self):
-        found = found_layouts([torch.zeros(0, 3), torch.zeros(()), torch.zeros(2, 0)])
-        assert [the_one(layouts).shape for layouts in found.values()] == [
-            (1, 1, 1, 0),
-            (1, 1, 1, 1),
-            (1, 1, 1, 0),
-        ]
+        found = found_layouts([torch.zeros(3), torch.zeros(())])
+        assert [the_one(layouts).shape for layouts in found.values()] == [(1, 1, 1, 3), (1, 1, 1, 1)]
+        empty = ParameterRole("empty", "other")
+        assert the_one(layouts_of(empty, (0, 3), 1024, 8.0)).shape == (1, 1, 1, 0)
 
 
 class TestValues:
@@ -169,7 +167,7 @@ class TestValues:
             (Attention(), tokens()),
             (convolutions(), torch.randn(1, 3, 16, 16)),
             (nn.GRU(3, 4), torch.randn(2, 1, 3)),
-            (nn.Sequential(nn.Conv2d(40, 6, 3), nn.Conv1d(6, 2, 1)), None),
+            ([torch.zeros(6, 40, 3, 3), torch.zeros(6), torch.zeros(2, 6, 1)], None),
             ([torch.zeros(3, 2, dtype=torch.complex64), torch.zeros(2, 3, 4)], None),
         ]
         for model, example in cases:
