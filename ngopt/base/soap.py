@@ -36,7 +36,7 @@ from ngopt.roles import ParameterRole, roles_of
 # Steps of unit size in which `weight_decay` of the optimizer is given: that of AdamW's default.
 NOMINAL_STEP = 1e-3
 # Sizes of weights, in usual ones, that the step size follows: layers that begin at zero must leave it.
-SIZES = (0.05, 10.0)
+SIZES = (0.25, 10.0)
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ def test_a_bias_is_adam_by_hand(total_steps, nesterov):
         mean_square = size / (1 - 0.95**t)
         u = ahead / (1 - 0.9**t) / (v / (1 - 0.95**t) + 1e-6 * mean_square) ** 0.5
         if total_steps is None:
-            step_size = 0.03 * min(1, t / 30) / (1 + (t - 1) / 50) ** 0.5
+            step_size = SoapConfig().open_step_size * min(1, t / 30) / (1 + (t - 1) / 50) ** 0.5
         else:
-            step_size = 0.02 * min(1, t / 1) * (1 - t / 11)
+            step_size = SoapConfig().step_size * min(1, t / 1) * (1 - t / 11)
         x = x - 2.0 * 0.7 * step_size * u
         torch.testing.assert_close(p, torch.from_numpy(x), rtol=1e-6, atol=2e-8)
         share = 11 / (t + 10)
