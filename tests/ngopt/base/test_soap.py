@@ -360,7 +360,7 @@ class TestAverages:
             opt.step()
         last = [p.detach().clone() for p in params]
         with opt.averaged():
-            for p, b in zip(params, last, strict=True):
+            for p in params:
                 real = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
                 assert torch.equal(real, opt.state[p]["average"].to(real.dtype))
         assert all(torch.equal(p, b) for p, b in zip(params, last, strict=True))
