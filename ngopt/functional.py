@@ -63,7 +63,7 @@ class UpdateRule(Protocol):
         """One step: (position, delta, new record) of each parameter whose gradient is not None.
 
         The parameter's next value is p + delta; the delta has the dtype of the state. A parameter
-        whose gradient is None is absent: its value and record are not read. Lazy, so that new
+        whose gradient is None is absent: its value is not read. Lazy, so that new
         state need not exist for all parameters at once: who runs it may write a parameter and its
         record before the next item, so neither may be read after it was yielded.
         """

@@ -291,14 +291,12 @@ class NGOptimizer(Optimizer):
         params: list[Tensor],
         grads: list[Tensor | None],
     ) -> list[Record]:
-        """The state of all parameters that have a gradient, begun where there is none."""
+        """The state of all parameters, begun where there is a gradient and none yet."""
         records: list[Record] = [{}] * len(params)
         new: dict[int, Tensor] = {}
         for position, (p, _) in zip(wiring.positions, self._members(), strict=True):
-            if grads[position] is None:
-                continue
             records[position] = self.state.get(p) or {}
-            if not records[position]:
+            if grads[position] is not None and not records[position]:
                 new[position] = p
         if new:
             first = rule.init(_stand_ins(wiring.graph, {i: params[i] for i in new}))

@@ -65,11 +65,13 @@ def matrices(
     """The matrices of one parameter from its edge blocks, not empty; all elements once.
 
     usage: for every group how its neurons are used; None if rows stay together whatever that is.
-    Where blocks leave out elements, the shape of the parameter decides.
+    Where blocks leave out elements, or there are none, the shape of the parameter decides.
     """
     view = blocks[0].view
     assert view is not None
     spec = graph.parameters[view.parameter]
+    if not spec.numel:
+        return (by_shape(view.parameter, spec.shape),)
     uses = list(_first_uses(blocks, spec.numel))
     pieces = [piece for block in uses for piece in _pieces(graph, block)]
     parts = _joined_rows(_joined_columns(pieces, spec.shape))
