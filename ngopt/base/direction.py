@@ -91,18 +91,17 @@ def _long_direction(
 ) -> tuple[Tensor, Record]:
     """`direction` in pieces along an axis that nothing joins, so that little is in memory at once."""
     numbers, layout = matrices.numbers, matrices.layout
-    olds = [layout.pieces(x, CHUNK) for x in (grad, exp_avg, matrices.second)]
+    matrices.observe(numbers.scaled(x).contiguous() for x in layout.pieces(grad, CHUNK))
     results = [contiguous_like(x) for x in (exp_avg, exp_avg, matrices.second)]
-    places = [layout.pieces(x, CHUNK) for x in results]
-    matrices.observe(numbers.scaled(piece).contiguous() for piece in olds[0])
-    for piece, old, second, *outs in zip(*olds, *places, strict=True):
+    values = (grad, exp_avg, matrices.second, *results)
+    pieces = [layout.pieces(x, CHUNK) for x in values]
+    for piece, old, second, *outs in zip(*pieces, strict=True):
         own = numbers.scaled(piece).contiguous()
         momentum, ahead = numbers.momenta(old, own)
         found, second = matrices.direction(own, ahead.contiguous(), second)
         for out, new in zip(outs, (moved(found, momentum), momentum, second), strict=True):
             out.copy_(new)
     value, momentum, matrices.second = results
-    del results
     state = matrices.renewed() if renew else matrices.state()
     return value, {"exp_avg": momentum} | state
 
