@@ -190,7 +190,8 @@ class _Matrices:
         for name, found in sums.items():
             self.factors[name] = self.factors[name].lerp(found, self.numbers.factor)
         if self.step == 0:
-            self.bases = {name: first_basis(factor) for name, factor in self.factors.items()}
+            # constants to autograd: derivatives of eigenvectors are infinite where values are equal
+            self.bases = {name: first_basis(x.detach()) for name, x in self.factors.items()}
 
     def direction(self, grad: Tensor, ahead: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Direction and new second moments of a piece: gradient, momentum and second moments."""
@@ -213,7 +214,8 @@ class _Matrices:
     def renewed(self) -> Record:
         """The state with bases one step nearer to the eigenvectors of the factors."""
         for mode in self.layout.modes:
-            basis, order = renewed_basis(self.factors[mode.name], self.bases[mode.name])
+            factor, old = self.factors[mode.name].detach(), self.bases[mode.name].detach()
+            basis, order = renewed_basis(factor, old)
             self.bases[mode.name] = basis
             self.second = mode.permute(self.second, order)
         return self.state()
