@@ -39,7 +39,7 @@ from ngopt.graph import NeuralGraph
 
 PROBLEMS = ("fm-16", "c10-32")
 HORIZON = 1000
-LATE = 1000  # steps behind a parameter when bases are renewed as seldom as they ever are
+LATE = 500  # steps behind a parameter when bases are renewed as seldom as they ever are
 
 Record = dict[str, Any]
 

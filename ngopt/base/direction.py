@@ -89,18 +89,17 @@ def direction(
 def _long_direction(grad: Tensor, exp_avg: Tensor, matrices: _Matrices, renew: bool) -> tuple[Tensor, Record]:
     """`direction` in pieces along an axis that nothing joins, so that little is in memory at once."""
     numbers, layout = matrices.numbers, matrices.layout
-    olds = [layout.pieces(x, CHUNK) for x in (grad, exp_avg, matrices.second)]
+    matrices.observe(numbers.scaled(x).contiguous() for x in layout.pieces(grad, CHUNK))
     results = [contiguous_like(x) for x in (exp_avg, exp_avg, matrices.second)]
-    places = [layout.pieces(x, CHUNK) for x in results]
-    matrices.observe(numbers.scaled(piece).contiguous() for piece in olds[0])
-    for piece, old, second, *outs in zip(*olds, *places, strict=True):
+    values = (grad, exp_avg, matrices.second, *results)
+    pieces = [layout.pieces(x, CHUNK) for x in values]
+    for piece, old, second, *outs in zip(*pieces, strict=True):
         own = numbers.scaled(piece).contiguous()
         momentum, ahead = numbers.momenta(old, own)
         found, second = matrices.direction(own, ahead.contiguous(), second)
         for out, new in zip(outs, (moved(found, momentum), momentum, second), strict=True):
             out.copy_(new)
     value, momentum, matrices.second = results
-    del results
     state = matrices.renewed() if renew else matrices.state()
     return value, {"exp_avg": momentum} | state
 
@@ -185,8 +184,10 @@ class _Matrices:
         for name, found in sums.items():
             self.factors[name] = self.factors[name].lerp(found, self.numbers.factor)
         if self.step == 0:
+            # constants to autograd: derivatives of eigenvectors are infinite where values are equal
             for name, factor in self.factors.items():
-                self.bases[name] = self._if_active(first_basis(factor), self.bases[name])
+                found = first_basis(factor.detach())
+                self.bases[name] = self._if_active(found, self.bases[name])
 
     def direction(self, grad: Tensor, ahead: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Direction and new second moments of a piece: gradient, momentum and second moments."""
@@ -209,8 +210,8 @@ class _Matrices:
     def renewed(self) -> Record:
         """The state with bases one step nearer to the eigenvectors of the factors."""
         for mode in self.layout.modes:
-            old = self.bases[mode.name]
-            basis, order = renewed_basis(self.factors[mode.name], old)
+            factor, old = self.factors[mode.name].detach(), self.bases[mode.name].detach()
+            basis, order = renewed_basis(factor, old)
             self.bases[mode.name] = self._if_active(basis, old)
             permuted = mode.permute(self.second, order)
             self.second = self._if_active(permuted, self.second)

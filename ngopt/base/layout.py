@@ -6,6 +6,7 @@ the updates in the same way.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -57,12 +58,16 @@ class MatrixLayout:
         """Whether it has more numbers than a limit, and `pieces` can cut it."""
         return self.view is None and prod(self.shape) > limit and self._free_axis() is not None
 
-    def pieces(self, values: Tensor, limit: int) -> tuple[Tensor, ...]:
+    def pieces(self, values: Tensor, limit: int) -> Iterator[Tensor]:
         """Values of the parameter's or the layout's shape, cut along an axis without a mode."""
         axis = self._free_axis()
         assert axis is not None
-        length = max(1, limit * self.shape[axis] // prod(self.shape))
-        return values.reshape(self.shape).split(length, axis)
+        whole = self.shape[axis]
+        length = max(1, limit * whole // prod(self.shape))
+        values = values.reshape(self.shape)
+        # one by one, as autograd allows no writing to views that were made before others were written
+        for i in range(0, whole, length):
+            yield values.narrow(axis, i, min(length, whole - i))
 
     def _free_axis(self) -> int | None:
         """The rows or the channels, if no mode joins them."""

@@ -17,6 +17,8 @@ SIZE_DECAY = 0.95
 CHUNK = 1 << 18
 # Below this a running size is none: mean squares of float32 end there.
 TINY = 1e-30
+# Relative size that gradients do not reach; finite, so that its derivatives are numbers.
+NO_LIMIT = 1e18
 
 
 class Measured(NamedTuple):
@@ -51,14 +53,14 @@ def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> li
     active = (rms < torch.inf).to(exact)
     rms = rms.nan_to_num(0.0, 0.0, 0.0)
     # a power of two that float32 has
-    begun = rms.clamp(1e-37, 1e38).log2().round().exp2() * rms.sign()
+    begun = rms.detach().clamp(1e-37, 1e38).log2().round().exp2() * rms.detach().sign()
     scale = torch.where(scale > 0, scale, begun)
     inverse = scale.reciprocal().nan_to_num(0.0, 0.0, 0.0)
     relative = rms * inverse
 
     mean = size / (1 - weight).clamp(min=TINY)
-    limit = torch.where(mean > TINY, clip * mean.sqrt(), torch.inf)
-    cut = (limit / relative).clamp(max=1)
+    limit = torch.where(mean > TINY, clip * mean.clamp(min=TINY).sqrt(), NO_LIMIT)
+    cut = (limit / relative.clamp(min=1 / NO_LIMIT)).clamp(max=1)
     size = size.lerp((relative * cut).square(), (1 - SIZE_DECAY) * active)
     mean = size / (1 - SIZE_DECAY * weight)
     columns = torch.stack((active, inverse * cut * active, scale, size, mean)).float()
