@@ -68,18 +68,20 @@ class Reference:
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
 def test_a_matrix_is_the_reference(shape):
-    config = SoapConfig(init_exponent=0.5, output=1.25, epsilon=1e-3)
+    config = SoapConfig(step_size=0.02, weight_exponent=0.5, output=1.25, epsilon=1e-3)
     torch.manual_seed(0)
     linear = nn.Linear(shape[1], shape[0], bias=False, dtype=torch.float64)
     rule = Soap(config).bind(build_graph(linear), total_steps=40)
     p, x = linear.weight.detach().clone(), linear.weight.detach().numpy().copy()
     usual = (3 * shape[1]) ** -0.5
-    gain = 1.25 * min((shape[1] / 64) ** -0.5, 1) * (np.sqrt((x**2).mean()) / usual) ** 0.5
+    gain = 1.25 * min((shape[1] / 64) ** -0.5, 1)
     state, reference = rule.init([p]), Reference(config, *shape)
     for t, g in enumerate(gradients(30, *shape)):
         (delta,), state = update_all(rule, [g], state, [p], constant(1, lr=0.5, weight_decay=2.0))
         s = 0.5 * 0.02 * min(1, (t + 1) / 3.2) * (1 - (t + 1) / 41)
-        x = x - s * gain * reference.direction(g.numpy()) - s * (0.05 + 2 * 1e-3 / 0.02) * x
+        size = np.clip(np.sqrt((x**2).mean()) / usual, 0.25, 10) ** 0.5
+        decay = s * (0.05 + 2 * 1e-3 / 0.02) * x
+        x = x - s * gain * size * reference.direction(g.numpy()) - decay
         p = p + delta
         np.testing.assert_allclose(p.numpy(), x, rtol=1e-6, atol=1e-7)
     assert state[0]["step"] == 30
