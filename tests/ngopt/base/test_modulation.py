@@ -105,12 +105,14 @@ def test_signals_by_hand():
     assert bias[0] == pytest.approx(3 / 10**0.5, rel=1e-4)
     assert bias[2] == pytest.approx((deltas[1].norm() / params[1].norm()).item(), rel=1e-4)
     assert bias[3] == pytest.approx(params[1].square().mean().sqrt().log().item(), rel=1e-4)
+    rate = SoapConfig().open_step_size / 30
+    size_of_weights = params[0].square().mean().sqrt() * 3  # in 1 / sqrt(3 fan_in)
     for row in range(2):
         agreement, size, movement, weights = state[0]["signals"][row].tolist()
         p, d = params[0][row], deltas[0][row]
-        u = -(d + p * 0.05 * 0.03 / 30)
+        u = -(d + p * 0.05 * rate)
         assert agreement == pytest.approx((u @ grads[0][row] / u.norm() / grads[0][row].norm()).item(), abs=1e-4)
-        assert size == pytest.approx((u.square().mean().sqrt() / (0.03 / 30 * state[0]["gain"])).item(), rel=1e-3)
+        assert size == pytest.approx((u.square().mean().sqrt() / (rate * size_of_weights)).item(), rel=1e-3)
         assert movement == pytest.approx((d.norm() / p.norm()).item(), rel=1e-4)
         assert weights == pytest.approx(p.square().mean().sqrt().log().item(), rel=1e-4)
 

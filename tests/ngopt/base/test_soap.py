@@ -214,7 +214,7 @@ class TestPureCore:
 
 
 class TestOddParameters:
-    def step(self, params, steps=8):
+    def step(self, params, steps=40):
         before = [p.detach().clone() for p in params]
         opt = NGOptimizer(params)
         for step in range(steps):
@@ -256,7 +256,7 @@ class TestOddParameters:
         assert all(torch.equal(p, b) for p, b in zip(model.parameters(), kept, strict=True))
 
 
-PLAIN = LearnedOptimizer(Soap(SoapConfig(nesterov=0.0, epsilon=0.0)))
+PLAIN = LearnedOptimizer(Soap(SoapConfig(step_size=0.02, nesterov=0.0, epsilon=0.0)))
 
 
 class TestHorizon:
