@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import nn
 
-from meta_train.problems import paper_cnn
+from meta_train.problems.networks.convolutional import paper_cnn
 from ngopt import build_graph
 from ngopt.graph.draw import draw
 from ngopt.graph.figure import THICKNESS, THIN, TIMES, graph_figure

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from meta_train.problems import paper_cnn
+from meta_train.problems.networks.convolutional import paper_cnn
 from ngopt import build_graph
 from ngopt.graph import GraphValues, run_graph, to_edge_list
 from tests.equivariance import permute, random_permutations
