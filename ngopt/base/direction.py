@@ -146,9 +146,12 @@ def step_numbers(measured: Measured, step: int, config: DirectionConfig, dtype: 
 def corrections(step: int, config: DirectionConfig) -> tuple[float, float]:
     """Factors of second moments and of the mean square under the root of the direction.
 
-    v / (1 - beta2^t) and m / (1 - beta1^t), with both corrections under the root.
+    v and Nesterov's momentum are divided by the sums of their weights, with both under the root:
+    so the first direction, too, is about 1 in size.
     """
-    first, second = 1 - config.beta1 ** (step + 1), 1 - config.beta2 ** (step + 1)
+    ahead = (1 - config.beta1) * config.nesterov
+    first = (1 - config.beta1 ** (step + 1)) * (1 - ahead) + ahead
+    second = 1 - config.beta2 ** (step + 1)
     return first**2 / second, (config.epsilon * first) ** 2
 
 

@@ -101,7 +101,7 @@ def test_signals_by_hand():
     rule = Soap().bind(build_graph(linear), factors(1.0, True))
     grads = [torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]]), torch.tensor([1.0, -2.0])]
     deltas, state = update_all(rule, grads, rule.init(params), params, Hyper([1.0] * 2, [0.0] * 2))
-    bias = state[1]["signals"][0]  # the first direction of a vector is its gradient's sign, 1.9 long
+    bias = state[1]["signals"][0]  # the first direction of a vector is its gradient's sign
     assert bias[0] == pytest.approx(3 / 10**0.5, rel=1e-4)
     assert bias[2] == pytest.approx((deltas[1].norm() / params[1].norm()).item(), rel=1e-4)
     assert bias[3] == pytest.approx(params[1].square().mean().sqrt().log().item(), rel=1e-4)

@@ -49,7 +49,7 @@ class Reference:
         self.v = c.beta2 * self.v + (1 - c.beta2) * (left.T @ g @ right) ** 2
         damping = c.epsilon**2 * self.size / (1 - 0.95**t)
         ahead = c.beta1 * self.m + (1 - c.beta1) * g
-        rotated = left.T @ ahead @ right / (1 - c.beta1**t)
+        rotated = left.T @ ahead @ right / (1 - c.beta1 ** (t + 1))
         u = left @ (rotated / np.sqrt(self.v / (1 - c.beta2**t) + damping)) @ right.T
         if t > 1 and self.t % min(c.renew_every, 1 + self.t // 8) == 0:
             self.renew()
@@ -256,7 +256,7 @@ class TestOddParameters:
         assert all(torch.equal(p, b) for p, b in zip(model.parameters(), kept, strict=True))
 
 
-PLAIN = LearnedOptimizer(Soap(SoapConfig(step_size=0.02, nesterov=0.0, epsilon=0.0)))
+PLAIN = LearnedOptimizer(Soap(SoapConfig(step_size=0.02, epsilon=0.0)))
 
 
 class TestHorizon:

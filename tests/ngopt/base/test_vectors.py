@@ -39,7 +39,8 @@ def test_a_bias_is_adam_by_hand(total_steps, nesterov):
         size = 0.95 * size + 0.05 * (g**2).mean()
         ahead = nesterov * (0.9 * m + 0.1 * g) + (1 - nesterov) * m
         mean_square = size / (1 - 0.95**t)
-        u = ahead / (1 - 0.9**t) / (v / (1 - 0.95**t) + 1e-6 * mean_square) ** 0.5
+        weights = nesterov * (1 - 0.9 ** (t + 1)) + (1 - nesterov) * (1 - 0.9**t)
+        u = ahead / weights / (v / (1 - 0.95**t) + 1e-6 * mean_square) ** 0.5
         if total_steps is None:
             step_size = SoapConfig().open_step_size * min(1, t / 30) / (1 + (t - 1) / 50) ** 0.5
         else:
