@@ -66,11 +66,13 @@ class NGOptimizer(Optimizer):
 
     `graph` is what the optimizer sees, and `repr` says in one line how much of it is connected.
 
+    The default is SOAP with one setting (`ngopt.base.soap`): with total_steps the step size rises over
+    8 % of the steps and then falls to zero, and every step is a share of the weights' size.
+
     A parameter without a gradient is left out of a step: no update, its state stands still. State
     is, per parameter, the record of the rule that the weights stand for, in float32, or float64 for
-    float64 parameters; of the paper's metanets `step` and one momentum for each of five decays
-    (`exp_avg_0` to `exp_avg_4`). The metanet runs in that precision. A complex parameter is
-    optimized, and its state kept, as pairs of real numbers.
+    float64 parameters. A complex parameter is optimized, and its state kept, as pairs of real
+    numbers.
 
     Raises ValueError if there are no parameters, an argument is out of range, the weights cannot be
     loaded, or the graph does not fit.

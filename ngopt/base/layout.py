@@ -1,7 +1,8 @@
 """How a parameter is cut into matrices, and which of their axes have preconditioners.
 
-Factors belong to neurons, never to a stretch of a longer axis, so that permuting neurons permutes
-the updates in the same way.
+Factors belong to neurons, not to a stretch of a longer axis, so that permuting neurons permutes the
+updates in the same way. Two exceptions: the network's own inputs, which are not exchangeable, and
+rows of a matrix of which no axis is short enough.
 """
 
 from __future__ import annotations

@@ -251,10 +251,7 @@ class SoapRule:
         measured = measure(found, records, self.config.clip)
         device = found[0].device
         active = torch.stack([m.active for m in measured])
-        rates = [
-            hyper.lr[i] * self._schedule(int(state[i]["step"]), now, hyper.scheduled)
-            for i in present
-        ]
+        rates = [hyper.lr[i] * self._schedule(int(state[i]["step"]), now, hyper.scheduled) for i in present]
         gains = _vector([self._gains[i] for i in present], device)
         gains = gains * self._weight_sizes(present, params)
         step_sizes = _vector(rates, device) * active
