@@ -28,7 +28,6 @@ PARTS: dict[str, Mapping[str, Any]] = {
     "Nesterov's momentum": {"nesterov": 0.0},
     "scale by fan": {"fan_exponent": 0.0},
     "steps as shares of the weights": {"weight_exponent": 0.0, "step_size": 0.02},
-    "larger output steps": {"output": 1.0},
     "weight decay": {"weight_decay": 0.0},
     "warm-up": {"warmup": 0.001},
     "damping (against 1e-8)": {"epsilon": 1e-8},
