@@ -60,7 +60,7 @@ class SoapConfig(DirectionConfig):
     fan_exponent: float = 0.5
     fan_cap: float = 1.0
     weight_exponent: float = 1.0
-    embedding: float = 1.0
+    embedding: float = 2.5
     output: float = 1.0
     norm: float = 1.0
     bias: float = 1.0
