@@ -14,7 +14,7 @@ from typing import Any
 
 from meta_train import cli
 from meta_train.candidates import Setting, gains
-from meta_train.problems import LISTS
+from meta_train.problems import problem_names
 from meta_train.report import align, markdown
 from meta_train.runs import Record, write_json
 
@@ -45,22 +45,24 @@ class Config:
     folder: str = "runs/ablate"
     processes: int = 1
 
-    def names(self) -> tuple[str, ...]:
-        found = [name for given in self.problems for name in LISTS.get(given, (given,))]
-        return tuple(dict.fromkeys(found))
-
 
 def run(config: Config) -> None:
     folder = Path(config.folder)
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
-    setting = Setting(config.names(), seeds, folder, config.processes)
+    problems = problem_names(config.problems)
+    setting = Setting(problems, seeds, folder, config.processes)
     names = {part: f"without-{i}" for i, part in enumerate(PARTS)}
     candidates = {"whole": {}} | {names[part]: changes for part, changes in PARTS.items()}
     records = setting.measure(candidates)
     worth = {part: losses_without(records[name], records["whole"]) for part, name in names.items()}
-    header = ["part", "mean", "standard error", *config.names()]
+    header = ["part", "mean", "standard error", *problems]
     body = [
-        [part, f"{mean(found):+.3f}", f"{error(found):.3f}", *(f"{found[p]:+.2f}" for p in config.names())]
+        [
+            part,
+            f"{mean(found):+.3f}",
+            f"{error(found):.3f}",
+            *(f"{found[p]:+.2f}" for p in problem_names(config.problems)),
+        ]
         for part, found in worth.items()
     ]
     write_json(folder / "ablation.json", {"config": asdict(config), "worth": worth})

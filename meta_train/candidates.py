@@ -36,7 +36,7 @@ class Setting:
 
     def runs(self, name: str, changes: Mapping[str, Any]) -> list[Run]:
         """The runs of a candidate; writes its weights file."""
-        learned = LearnedOptimizer(base=Soap(replace(start(), **changes)))
+        learned = LearnedOptimizer(base=Soap(replace(SoapConfig(), **changes)))
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.safetensors"
         save_pretrained(learned, path)
@@ -48,17 +48,12 @@ class Setting:
         ]
 
     def measure(self, candidates: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Record]]:
-        """The records of candidates, by name; each is a set of changes of `start`."""
+        """The records of candidates, by name; each is a set of changes of `SoapConfig()`."""
         runs = {name: self.runs(name, changes) for name, changes in candidates.items()}
         flat = [run for some in runs.values() for run in some]
         with tqdm(total=len(flat), unit="run") as bar:
             records = iter(execute(flat, self.folder / "runs", self.processes, bar))
         return {name: [next(records) for _ in some] for name, some in runs.items()}
-
-
-def start() -> SoapConfig:
-    """The numbers that changes are changes of: those of the base rule as it is made."""
-    return SoapConfig()
 
 
 def gains(records: Sequence[Record], references: Sequence[Record]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from meta_train import cli, report, standings
 from meta_train.optimizers import OPTIMIZERS, OptimizerSpec, load_optimizer
 from meta_train.plots import plot_curves
-from meta_train.problems import LISTS, load_problem
+from meta_train.problems import LISTS, load_problem, problem_names
 from meta_train.report import Row, align, markdown, mean_validation_losses, notes, summarize
 from meta_train.runs import Record, Run, execute, file_name, write_json
 from meta_train.standings import REFERENCE, Standing, matrix, steps_to_reference
@@ -65,15 +65,10 @@ class Config:
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{key}: expected at least one name, each once; got {values}")
 
-    def problem_names(self) -> list[str]:
-        """The problems, each once, with the lists written out."""
-        names = [name for given in self.problems for name in LISTS.get(given, (given,))]
-        return list(dict.fromkeys(names))
-
     def groups(self) -> dict[str, list[str]]:
         """Over what optimizers are ranked: each list that was asked for, and all problems."""
         groups = {given: list(LISTS[given]) for given in self.problems if given in LISTS}
-        names = self.problem_names()
+        names = list(problem_names(self.problems))
         return groups if names in groups.values() else {**groups, "all problems": names}
 
 
@@ -114,7 +109,7 @@ def compare(config: Config) -> Leaderboard:
     Raises ValueError if a problem or an optimizer is unknown, before anything runs.
     """
     specs = [load_optimizer(name) for name in config.optimizers]
-    problems = config.problem_names()
+    problems = problem_names(config.problems)
     for name in problems:
         load_problem(name)
     folder = Path(config.folder)

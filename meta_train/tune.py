@@ -20,10 +20,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from meta_train import cli
-from meta_train.candidates import Setting, gains, start
-from meta_train.problems import DEVELOPMENT, LISTS
+from meta_train.candidates import Setting, gains
+from meta_train.problems import DEVELOPMENT, problem_names
 from meta_train.report import align
-from ngopt.base.soap import Soap
+from ngopt.base.soap import Soap, SoapConfig
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import save_pretrained
 
@@ -62,13 +62,9 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        forbidden = set(self.names()) - set(DEVELOPMENT)
+        forbidden = set(problem_names(self.problems)) - set(DEVELOPMENT)
         if forbidden:
             raise ValueError(f"problems: expected some of the development list; got {sorted(forbidden)}")
-
-    def names(self) -> tuple[str, ...]:
-        found = [name for given in self.problems for name in LISTS.get(given, (given,))]
-        return tuple(dict.fromkeys(found))
 
 
 def search(config: Config) -> optuna.Study:
@@ -76,7 +72,7 @@ def search(config: Config) -> optuna.Study:
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
-    setting = Setting(config.names(), seeds, folder, config.processes)
+    setting = Setting(problem_names(config.problems), seeds, folder, config.processes)
     references = setting.measure({"start": {}})["start"]
     study = _study(config, folder)
 
@@ -94,7 +90,7 @@ def search(config: Config) -> optuna.Study:
 
 
 def _study(config: Config, folder: Path) -> optuna.Study:
-    first = {name: getattr(start(), name) for name in SPACE}
+    first = {name: getattr(SoapConfig(), name) for name in SPACE}
     sampler = CmaEsSampler(seed=config.seed)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     study = optuna.create_study(
@@ -116,7 +112,7 @@ def write_best(config: Config, study: optuna.Study) -> Path:
         "trial": best.number,
         "score": best.value,
     }
-    base = Soap(replace(start(), **best.params))
+    base = Soap(replace(SoapConfig(), **best.params))
     path = folder / "best.safetensors"
     save_pretrained(LearnedOptimizer(base=base, recipe={"stages": [stage]}), path)
     return path
@@ -127,7 +123,7 @@ def run(config: Config) -> None:
     study = search(config)
     path = write_best(config, study)
     best = study.best_trial
-    body = [[name, f"{getattr(start(), name):.4g}", f"{best.params[name]:.4g}"] for name in SPACE]
+    body = [[name, f"{getattr(SoapConfig(), name):.4g}", f"{best.params[name]:.4g}"] for name in SPACE]
     print("\n".join(align(["number", "start", "best"], body)))
     print(f"\nBest of {len(study.trials)} trials: {best.number}, {best.value:+.4f}. Written to {path}.")
 

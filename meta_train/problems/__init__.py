@@ -7,6 +7,7 @@ A problem is anything with the methods of `Problem`; users give theirs on the co
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 
 from meta_train.problems.catalogue import (
     DEVELOPMENT,
@@ -29,7 +30,14 @@ __all__ = [
     "Problem",
     "load_problem",
     "mean_metrics",
+    "problem_names",
 ]
+
+
+def problem_names(given: Iterable[str]) -> tuple[str, ...]:
+    """Names of problems, each once, with those of `LISTS` among them written out."""
+    found = [name for one in given for name in LISTS.get(one, (one,))]
+    return tuple(dict.fromkeys(found))
 
 
 def load_problem(name: str) -> Problem:

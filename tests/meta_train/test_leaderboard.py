@@ -9,7 +9,7 @@ import tyro
 
 from meta_train import leaderboard, optimizers, runs
 from meta_train.leaderboard import Config, choose_lr, compare
-from meta_train.problems import META_TEST
+from meta_train.problems import META_TEST, problem_names
 from meta_train.runs import Run, execute, record_path, train
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
@@ -141,7 +141,7 @@ def test_a_diverged_run_is_written_as_null(config, monkeypatch):
 
 def test_lists_of_problems_have_names():
     config = Config(problems=("paper", "fm-16", "meta-test"))
-    assert config.problem_names() == ["fm-16", "c10-32", *META_TEST]
+    assert problem_names(config.problems) == ("fm-16", "c10-32", *META_TEST)
 
 
 def test_each_list_is_ranked_apart_and_all_together():
@@ -221,7 +221,7 @@ def test_the_default_compares_what_people_tune_with_what_needs_no_tuning():
     specs = [optimizers.load_optimizer(name) for name in config.optimizers]
     untuned = {spec.name for spec in specs if not spec.lrs}
     assert untuned == {"adam-default", "muon-default", "ng-gnn", "default"}
-    assert config.problem_names() == ["fm-16", "c10-32", *META_TEST]
+    assert problem_names(config.problems) == ("fm-16", "c10-32", *META_TEST)
     assert leaderboard.REFERENCE in config.optimizers
 
 
