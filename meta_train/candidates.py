@@ -52,7 +52,7 @@ class Setting:
         runs = {name: self.runs(name, changes) for name, changes in candidates.items()}
         flat = [run for some in runs.values() for run in some]
         with tqdm(total=len(flat), unit="run") as bar:
-            records = iter(execute(flat, self.folder / "runs", self.processes, bar))
+            records = iter(execute(flat, self.folder / "records", self.processes, bar))
         return {name: [next(records) for _ in some] for name, some in runs.items()}
 
 

@@ -1,9 +1,8 @@
 """Compares optimizers on problems: `python -m meta_train.leaderboard --processes 2`.
 
 Baselines choose their learning rate on validation data, then all run with the same seeds. Prints
-a table and writes into its folder: `table.md`, `results.json` (everything but the losses of single
-steps), `<problem>.png` (curves), and `runs/`, one file for each finished run, from which the same
-command resumes.
+a table and writes into its folder: `table.md`, `results.json`, `<problem>.png` (curves), and
+`records/<problem>.jsonl`, a line for each finished run, from which the same command resumes.
 """
 
 from __future__ import annotations
@@ -113,18 +112,21 @@ def compare(config: Config) -> Leaderboard:
     for name in problems:
         load_problem(name)
     folder = Path(config.folder)
-    pairs = list(product(problems, specs))
-    tuning_runs = [run for problem, spec in pairs for run in plan_tuning(problem, spec, config)]
-    with tqdm(total=len(tuning_runs) + len(pairs) * config.seeds, unit="run") as bar:
-        run_all = partial(execute, folder=folder / "runs", processes=config.processes, bar=bar)
-        tuning = _grouped(run_all(tuning_runs))
-        runs = []
-        for problem, spec in pairs:
-            lr = choose_lr(tuning.get((problem, spec.name), []))
-            runs += plan_evaluation(problem, spec, lr, config)
-        records = _grouped(run_all(runs))
+    tuning: Grouped = {}
+    records: Grouped = {}
+    total = sum(len(spec.lrs) * config.tuning_seeds + config.seeds for spec in specs)
+    with tqdm(total=len(problems) * total, unit="run") as bar:
+        run_all = partial(execute, folder=folder / "records", processes=config.processes, bar=bar)
+        for problem in problems:
+            plans = [run for spec in specs for run in plan_tuning(problem, spec, config)]
+            tuning |= _grouped(run_all(plans))
+            plans = []
+            for spec in specs:
+                lr = choose_lr(tuning.get((problem, spec.name), []))
+                plans += plan_evaluation(problem, spec, lr, config)
+            records |= _grouped(run_all(plans))
     board = judge(records, tuning, config.groups())
-    write_report(folder, config, board, tuning, records)
+    write_report(folder, config, board, records)
     return board
 
 
@@ -173,7 +175,6 @@ def write_report(
     folder: Path,
     config: Config,
     board: Leaderboard,
-    tuning: Grouped,
     records: Grouped,
 ) -> None:
     """Writes `results.json`, `table.md` and a picture for each problem."""
@@ -183,8 +184,6 @@ def write_report(
         "standings": board.standings,
         "table": [asdict(row) | {"at_edge": row.at_edge} for row in board.rows],
         "notes": remarks,
-        "tuning": _without_losses(tuning),
-        "evaluation": _without_losses(records),
     }
     write_json(folder / "results.json", _finite(results))
     tables = [
@@ -213,11 +212,6 @@ def _grouped(records: Sequence[Record]) -> Grouped:
         key = record["run"]["problem"], record["run"]["optimizer"]
         groups.setdefault(key, []).append(record)
     return groups
-
-
-def _without_losses(groups: Grouped) -> list[Record]:
-    records = [record for found in groups.values() for record in found]
-    return [{key: value for key, value in r.items() if key != "losses"} for r in records]
 
 
 def _label(row: Row) -> str:

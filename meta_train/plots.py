@@ -14,7 +14,6 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from meta_train.runs import Record
 
-SMOOTHING = 25  # steps in the moving average of a loss curve, in short runs a tenth of the steps
 HEADROOM = 1.5  # of the loss axes above the first loss
 FEW_DECADES = 3  # on a logarithmic axis, that still have room for labels within
 
@@ -30,8 +29,7 @@ def plot_curves(path: Path, title: str, groups: Groups) -> None:
     left, right = figure.subplots(1, 2)
     colors = _colors(len(groups))
     for color, (label, records) in zip(colors, groups.items(), strict=True):
-        steps, losses, _ = training_curves(records)
-        _draw(left, steps, losses, label, color)
+        _draw(left, *training_curves(records), label, color)
         _draw(right, *_validation_curves(records), label, color)
     _label_training(left, groups)
     _label_validation(right, groups)
@@ -45,20 +43,18 @@ def plot_curves(path: Path, title: str, groups: Groups) -> None:
     figure.savefig(path, dpi=150)
 
 
-def moving_average(losses: Sequence[float | None], window: int) -> np.ndarray:
-    """Means over `window` consecutive losses, nan where one is not finite.
+def training_curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (n,), and mean training losses up to each since the one before, (runs, n).
 
-    Shape (len(losses) - window + 1,).
+    nan where a loss is not finite.
     """
-    values = np.array([nan if loss is None else loss for loss in losses])
-    return np.convolve(values, np.full(window, 1 / window), mode="valid")
+    losses = np.array([_floats(record["losses"]) for record in records])
+    every = records[0]["losses_every"]
+    return every * np.arange(1, losses.shape[1] + 1), losses
 
 
-def training_curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Steps (n,), smoothed training losses (runs, n), and how many steps are averaged."""
-    window = max(1, min(SMOOTHING, len(records[0]["losses"]) // 10))
-    losses = np.array([moving_average(record["losses"], window) for record in records])
-    return np.arange(window, window + losses.shape[1]), losses, window
+def _floats(losses: Sequence[float | None]) -> list[float]:
+    return [nan if loss is None else loss for loss in losses]
 
 
 def _validation_curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +62,7 @@ def _validation_curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarra
     steps = np.array(records[0]["curve"]["steps"])
     if _has_accuracy(records):
         return steps, 100 * np.array([record["curve"]["accuracy"] for record in records])
-    losses = [moving_average(record["curve"]["loss"], 1) for record in records]
+    losses = [_floats(record["curve"]["loss"]) for record in records]
     return steps, np.array(losses)
 
 
@@ -75,9 +71,8 @@ def _has_accuracy(records: Sequence[Record]) -> bool:
 
 
 def _label_training(axes: Axes, groups: Groups) -> None:
-    records = next(iter(groups.values()))
-    window = training_curves(records)[2]
-    axes.set_ylabel(f"training loss, mean of {window} steps")
+    record = next(iter(groups.values()))[0]
+    axes.set_ylabel(f"training loss, mean of {record['losses_every']} steps")
     first = [record["losses"][0] for records in groups.values() for record in records]
     _scale_loss(axes, first)
 

@@ -1,8 +1,7 @@
-"""Whole inner trainings as records: one run, one JSON file, so that a finished run is never repeated."""
+"""Whole inner trainings as records, one line of a file each, so that no finished run is repeated."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import multiprocessing
@@ -10,12 +9,12 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -29,6 +28,7 @@ from meta_train.random import seeded
 
 CURVE_EXAMPLES = 1000  # validation examples for one point of a curve
 TRAIN_LOSS_STEPS = 50  # batches at the end of a run whose mean loss is its final train loss
+LOSS_POINTS = 50  # of the training curve that a record holds; a run has at most twice as many
 STATISTICS_BATCHES = 50  # that renew the running statistics of averaged weights
 
 Record = dict[str, Any]
@@ -108,27 +108,36 @@ def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
 
 
 def execute(runs: Sequence[Run], folder: Path, processes: int, bar: tqdm) -> list[Record]:
-    """The records of all runs, in their order; a run with a file in `folder` is read, the others are made.
+    """The records of all runs, in their order; those that `folder` holds are read, the others made.
 
+    folder: of one file for each problem, a record a line.
     processes: with more than one, runs are spread over spawned processes of one thread each.
     """
-    pending = [run for run in runs if not record_path(folder, run).exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    pending = _missing(runs, read_records(folder, runs))
     bar.update(len(runs) - len(pending))
     if processes > 1 and pending:
         _execute_in_processes(pending, folder, processes, bar)
     else:
         for run in pending:
             bar.set_description(str(run))
-            _train_and_write(run, folder)
+            _train_and_append(run, folder)
             bar.update()
-    return [json.loads(record_path(folder, run).read_text()) for run in runs]
+    records = read_records(folder, runs)
+    return [records[run] for run in runs]
+
+
+def read_records(folder: Path, runs: Iterable[Run]) -> dict[Run, Record]:
+    """What is stored of the problems of these runs, by run."""
+    paths = dict.fromkeys(record_path(folder, run) for run in runs)
+    lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
+    records = map(_parse, lines)
+    return {Run(**record["run"]): record for record in records if record is not None}
 
 
 def record_path(folder: Path, run: Run) -> Path:
-    """The file of a run's record; its name holds a hash of the whole description."""
-    key = hashlib.sha256(json.dumps(asdict(run), sort_keys=True).encode()).hexdigest()[:16]
-    return folder / f"{file_name(run.problem)}-{file_name(run.optimizer)}-{run.phase}-{run.seed}-{key}.json"
+    """The file that holds a run's record, with those of its problem's other runs."""
+    return folder / f"{file_name(run.problem)}.jsonl"
 
 
 def file_name(name: str) -> str:
@@ -213,6 +222,7 @@ def _add_point(curve: dict[str, list], step: int, training: _Training) -> None:
 def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> Record:
     losses = [step.loss for step in steps]
     last = losses[-TRAIN_LOSS_STEPS:]
+    every = max(1, len(losses) // LOSS_POINTS)
     splits = ["validation"]
     if training.run.phase == "evaluation":
         splits.append("test")
@@ -220,12 +230,13 @@ def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> R
     return {
         "run": asdict(training.run),
         **{split: m._asdict() | {"loss": finite(m.loss)} for split, m in metrics.items()},
-        "train_loss": finite(sum(last) / len(last)),
+        "train_loss": finite(fmean(last)),
         "diverged": not all(map(math.isfinite, losses)),
         "ms_per_step": median(step.ms for step in steps),
         "optimizer_ms_per_step": median(step.optimizer_ms for step in steps),
         "seconds": sum(step.ms for step in steps) / 1e3,
-        "losses": [finite(loss) for loss in losses],
+        "losses": [finite(fmean(part)) for part in _stretches(losses, every)],
+        "losses_every": every,
         "curve": curve,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -233,8 +244,38 @@ def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> R
     }
 
 
-def _train_and_write(run: Run, folder: Path) -> None:
-    write_json(record_path(folder, run), train(run))
+def _stretches(values: list[float], length: int) -> Iterator[list[float]]:
+    """Consecutive parts of a list; the last may be shorter."""
+    return (values[start : start + length] for start in range(0, len(values), length))
+
+
+def _missing(runs: Iterable[Run], records: Mapping[Run, Record]) -> list[Run]:
+    return [run for run in runs if run not in records]
+
+
+def _parse(line: str) -> Record | None:
+    """None for a line of which only a part was written."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def _train_and_append(run: Run, folder: Path) -> None:
+    """Several processes may add to a file at once: a line is written by a single call."""
+    line = json.dumps(train(run), allow_nan=False)
+    path = record_path(folder, run)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, f"{_break(handle)}{line}\n".encode())
+    finally:
+        os.close(handle)
+
+
+def _break(handle: int) -> str:
+    """What ends a last line of which only a part was written."""
+    size = os.fstat(handle).st_size
+    return "\n" if size and os.pread(handle, 1, size - 1) != b"\n" else ""
 
 
 def _execute_in_processes(pending: Sequence[Run], folder: Path, processes: int, bar: tqdm) -> None:
@@ -245,7 +286,7 @@ def _execute_in_processes(pending: Sequence[Run], folder: Path, processes: int, 
     )
     bar.set_description(", ".join(map(str, pending[:processes])))
     try:
-        futures = {pool.submit(_train_and_write, run, folder): run for run in pending}
+        futures = {pool.submit(_train_and_append, run, folder): run for run in pending}
         for future in as_completed(futures):
             future.result()
             bar.update()

@@ -13,6 +13,7 @@ from torch import nn
 
 from meta_train.problems.images import (
     brightest_pixels,
+    diffused_images,
     images,
     lower_brightness,
     noisy_images,
@@ -35,6 +36,7 @@ from meta_train.problems.networks.dense import (
     BagOfTrigrams,
     MixtureOfExperts,
     PointSet,
+    ResidualDenoiser,
     Siren,
     SirenSlopes,
     VariationalAutoencoder,
@@ -95,11 +97,6 @@ def _language(
     return SupervisedProblem(name, data, build, CLASSIFY, batch_size, steps)
 
 
-def _picture(name: str, index: int, gray: bool, build: Build, steps: int) -> SupervisedProblem:
-    data = partial(picture, index, gray)
-    return SupervisedProblem(name, data, build, REGRESS, None, steps)
-
-
 _DEVELOPMENT = (
     _classify("fm-16", FASHION, partial(paper_cnn, 1, (16, 32, 32)), 128, 1000),
     _classify("fm-8", FASHION, partial(paper_cnn, 1, (8, 16, 16)), 128, 1000),
@@ -123,7 +120,14 @@ _DEVELOPMENT = (
         128,
         1000,
     ),
-    _picture("siren-gray", 7, True, partial(Siren, (2, 48, 48, 48, 1)), 2000),
+    SupervisedProblem(
+        "siren-slopes",
+        partial(picture_slopes, 23),
+        partial(SirenSlopes, (2, 28, 28, 1)),
+        REGRESS,
+        None,
+        1000,
+    ),
     _classify("mixer-c16", CIFAR_16, partial(Mixer, 3, 16, 4, 48, 2), 64, 600),
 )
 
@@ -154,7 +158,14 @@ _META_VALIDATION = (
         64,
         500,
     ),
-    _picture("siren-rgb", 11, False, partial(Siren, (2, 64, 64, 3)), 1000),
+    SupervisedProblem(
+        "siren-rgb",
+        partial(picture, 11, gray=False),
+        partial(Siren, (2, 64, 64, 3)),
+        REGRESS,
+        None,
+        1000,
+    ),
 )
 
 _META_TEST = (
@@ -215,11 +226,11 @@ _META_TEST = (
         2000,
     ),
     SupervisedProblem(
-        "siren-slopes",
-        partial(picture_slopes, 23),
-        partial(SirenSlopes, (2, 28, 28, 1)),
+        "diffusion-m14",
+        partial(diffused_images, "mnist", 2),
+        partial(ResidualDenoiser, 196, 96, 2),
         REGRESS,
-        None,
+        128,
         1000,
     ),
     # other sizes and data of known families

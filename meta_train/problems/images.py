@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache, partial
+from math import pi
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,15 @@ def pixels(name: str, pool: int = 1, gray: bool = False) -> Splits:
 def noisy_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images with normal noise; the targets are the images without."""
     return mapped(partial(images, name, pool, gray), _with_noise)
+
+
+@cache
+def diffused_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
+    """Images mixed with normal noise by random shares; the targets are the noise.
+
+    inputs: the mixtures (b, channels, height, width), and the shares' levels in [0, 1] (b, 1).
+    """
+    return mapped(partial(images, name, pool, gray), _diffuse)
 
 
 @cache
@@ -113,6 +123,14 @@ def _reconstruct(images: Tensor, labels: Tensor) -> Batch:
 
 def _with_noise(images: Tensor, labels: Tensor) -> Batch:
     return images + NOISE * torch.randn_like(images), images
+
+
+def _diffuse(images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Variance is kept, by a cosine schedule (Nichol and Dhariwal 2021)."""
+    noise = torch.randn_like(images)
+    levels = torch.rand(len(images), 1)
+    angles = 0.5 * pi * levels[..., None, None]
+    return (angles.cos() * images + angles.sin() * noise, levels), noise
 
 
 def _as_points(images: Tensor, labels: Tensor, count: int) -> Batch:

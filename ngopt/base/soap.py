@@ -217,12 +217,12 @@ class SoapRule:
 
     def _weight_sizes(self, present: Sequence[int], params: Sequence[Tensor]) -> Tensor:
         """Factors of the step size that the size of the weights gives, (present,)."""
-        matrices = [i for i in present if self._usual[i] is not None]
+        usual = {i: size for i in present if (size := self._usual[i]) is not None}
         device = params[present[0]].device
         found = dict.fromkeys(present, torch.ones((), device=device))
-        rms = root_mean_squares([params[i] for i in matrices]) if matrices else ()
-        for i, size in zip(matrices, rms, strict=True):
-            found[i] = on(size, device).float() / self._usual[i]
+        rms = root_mean_squares([params[i] for i in usual]) if usual else ()
+        for i, size in zip(usual, rms, strict=True):
+            found[i] = on(size, device).float() / usual[i]
         sizes = torch.stack(list(found.values())).clamp(*SIZES)
         return sizes**self.config.weight_exponent
 

@@ -10,7 +10,7 @@ import tyro
 from meta_train import leaderboard, optimizers, runs
 from meta_train.leaderboard import Config, choose_lr, compare
 from meta_train.problems import META_TEST, problem_names
-from meta_train.runs import Run, execute, record_path, train
+from meta_train.runs import Run, execute, read_records, train
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained
@@ -45,6 +45,11 @@ def results_of(config):
     return json.loads(Path(config.folder, "results.json").read_text())
 
 
+def runs_of(config):
+    runs = [Run(problem, "adam", None, None, 0, 1, "tuning") for problem in config.problems]
+    return read_records(Path(config.folder, "records"), runs)
+
+
 def tuning_record(lr, loss):
     return {"run": {"lr": lr}, "validation": {"loss": loss}}
 
@@ -59,21 +64,23 @@ def test_the_learning_rate_is_chosen_on_validation(config):
 
 def test_tuning_uses_every_rate_on_seeds_of_its_own(config):
     compare(config)
-    results = results_of(config)
-    tuning = [r["run"] for r in results["tuning"]]
-    assert [r["lr"] for r in tuning] == [0.0001, 0.0001, 0.003, 0.003, 0.03, 0.03]
-    assert {r["optimizer"] for r in tuning} == {"adam"}
-    evaluated = {r["run"]["seed"] for r in results["evaluation"]}
+    made = runs_of(config)
+    tuning = [run for run in made if run.phase == "tuning"]
+    assert [run.lr for run in tuning] == [0.0001, 0.0001, 0.003, 0.003, 0.03, 0.03]
+    assert {run.optimizer for run in tuning} == {"adam"}
+    evaluated = {run.seed for run in made if run.phase == "evaluation"}
     assert evaluated == {0, 1, 2}
-    assert not evaluated & {r["seed"] for r in tuning}
-    assert [row["tuning_runs"] for row in results["table"]] == [6, 0]
+    assert not evaluated & {run.seed for run in tuning}
+    assert [row["tuning_runs"] for row in results_of(config)["table"]] == [6, 0]
 
 
 def test_the_table_is_the_mean_and_deviation_of_the_records(config):
     board = compare(config)
-    results = results_of(config)
+    made = runs_of(config)
     for row in board.rows:
-        records = [r for r in results["evaluation"] if r["run"]["optimizer"] == row.optimizer]
+        records = [
+            record for run, record in made.items() if run.optimizer == row.optimizer and run.phase == "evaluation"
+        ]
         accuracies = [100 * r["test"]["accuracy"] for r in records]
         losses = [r["test"]["loss"] for r in records]
         assert row.accuracy_mean == pytest.approx(mean(accuracies))
@@ -82,8 +89,7 @@ def test_the_table_is_the_mean_and_deviation_of_the_records(config):
         assert row.test_loss_std == pytest.approx(stdev(losses))
         assert row.train_loss == pytest.approx(mean(r["train_loss"] for r in records))
     run = Run(TOY, "adam", board.rows[0].lr, None, 2, 12, "evaluation", 1)
-    stored = json.loads(record_path(Path(config.folder, "runs"), run).read_text())
-    assert stored["losses"] == train(run)["losses"]
+    assert made[run]["losses"] == train(run)["losses"]
 
 
 def test_a_second_call_runs_nothing_and_says_the_same(config, monkeypatch):
@@ -107,7 +113,7 @@ def test_more_seeds_make_only_the_new_runs(config, monkeypatch):
 def test_runs_have_the_horizon_of_their_problem(config):
     board = compare(replace(config, steps=None, seeds=1, tuning_seeds=1))
     assert {row.steps for row in board.rows} == {Toy.steps}
-    assert {r["run"]["steps"] for r in results_of(config)["tuning"]} == {Toy.steps}
+    assert {run.steps for run in runs_of(config)} == {Toy.steps}
 
 
 def test_problems_without_accuracy_are_compared_by_loss(config):
@@ -153,13 +159,12 @@ def test_each_list_is_ranked_apart_and_all_together():
 
 
 def test_standings_of_a_group_are_over_its_problems(config):
-    compare(replace(config, problems=(TOY, SILENT), optimizers=("adam", "adam-default")))
-    folder, records, tuning = Path(config.folder, "runs"), {}, {}
-    for file in folder.iterdir():
-        record = json.loads(file.read_text())
-        key = record["run"]["problem"], record["run"]["optimizer"]
-        found = tuning if record["run"]["phase"] == "tuning" else records
-        found.setdefault(key, []).append(record)
+    config = replace(config, problems=(TOY, SILENT), optimizers=("adam", "adam-default"))
+    compare(config)
+    records, tuning = {}, {}
+    for run, record in runs_of(config).items():
+        found = tuning if run.phase == "tuning" else records
+        found.setdefault((run.problem, run.optimizer), []).append(record)
     board = leaderboard.judge(records, tuning, {"one": [TOY], "both": [TOY, SILENT]})
     assert {standing.problems for standing in board.standings["one"]} == {1}
     assert {standing.problems for standing in board.standings["both"]} == {2}

@@ -1,29 +1,23 @@
 import numpy as np
 import pytest
 
-from meta_train.plots import moving_average, plot_curves, training_curves
+from meta_train.plots import plot_curves, training_curves
 
 
 def record(losses, accuracies):
     steps = list(range(len(accuracies)))
     return {
         "losses": losses,
+        "losses_every": 20,
         "curve": {"steps": steps, "loss": [1.0] * len(steps), "accuracy": accuracies},
     }
 
 
-def test_a_moving_average_ends_where_a_loss_is_not_finite():
-    averages = moving_average([1.0, 2.0, 4.0, None, 1.0], 2)
-    assert averages[:2].tolist() == [1.5, 3]
-    assert np.isnan(averages[2:]).all()
-
-
-def test_short_runs_are_smoothed_less():
-    steps, losses, window = training_curves([record(list(range(40)), [0.1])] * 2)
-    assert window == 4
-    assert (steps[0], steps[-1]) == (4, 40)
-    assert losses.shape == (2, 37)
-    assert training_curves([record([1.0] * 1000, [0.1])])[2] == 25
+def test_a_training_curve_has_a_gap_where_a_loss_is_not_finite():
+    steps, losses = training_curves([record([1.0, 2.0, None], [0.1])] * 2)
+    assert steps.tolist() == [20, 40, 60]
+    assert losses[:, :2].tolist() == [[1, 2], [1, 2]]
+    assert np.isnan(losses[:, 2]).all()
 
 
 @pytest.mark.parametrize("accuracies", [[0.1, 0.5], [None, None]])

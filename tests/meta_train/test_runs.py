@@ -9,7 +9,7 @@ from tqdm import tqdm
 from meta_train import runs
 from meta_train.optimizers import load_optimizer
 from meta_train.random import seeded
-from meta_train.runs import Run, execute, record_path, train, write_json
+from meta_train.runs import Run, execute, read_records, record_path, train, write_json
 from meta_train.unroll import Task, unroll
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
@@ -173,7 +173,28 @@ def test_an_interruption_keeps_what_was_finished(tmp_path, bar, monkeypatch):
     monkeypatch.setattr(runs, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         execute([ADAM, other], tmp_path, 1, bar)
-    assert list(tmp_path.iterdir()) == [record_path(tmp_path, ADAM)]
+    assert list(read_records(tmp_path, [ADAM, other])) == [ADAM]
+
+
+def test_a_line_that_was_cut_is_made_again_and_spoils_no_other(tmp_path, bar):
+    other, third = replace(ADAM, seed=1), replace(ADAM, seed=2)
+    expected = execute([ADAM, other], tmp_path, 1, bar)
+    path = record_path(tmp_path, ADAM)
+    path.write_text(path.read_text()[:-100])
+    assert list(read_records(tmp_path, [ADAM])) == [ADAM]
+    execute([third], tmp_path, 1, bar)
+    again = execute([ADAM, other, third], tmp_path, 1, bar)
+    assert list(map(without_times, again[:2])) == list(map(without_times, expected))
+    assert path.read_text().count("\n") == 4
+
+
+def test_long_runs_keep_mean_losses(monkeypatch):
+    single = train(ADAM)["losses"]
+    monkeypatch.setattr(runs, "LOSS_POINTS", 2)
+    record = train(replace(ADAM, steps=11))
+    assert record["losses_every"] == 5
+    parts = single[:5], single[5:10], single[10:11]
+    assert record["losses"] == pytest.approx(list(map(fmean, parts)))
 
 
 @pytest.mark.parametrize(
@@ -189,8 +210,10 @@ def test_an_interruption_keeps_what_was_finished(tmp_path, bar, monkeypatch):
         {"curve_every": 9},
     ],
 )
-def test_runs_that_differ_have_different_files(change, tmp_path):
-    assert record_path(tmp_path, replace(ADAM, **change)) != record_path(tmp_path, ADAM)
+def test_runs_that_differ_are_not_taken_for_one_another(change, tmp_path, bar):
+    execute([ADAM], tmp_path, 1, bar)
+    other = replace(ADAM, **change)
+    assert other not in read_records(tmp_path, [ADAM, other])
 
 
 @pytest.mark.slow

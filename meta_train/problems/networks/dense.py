@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import sqrt
+from math import pi, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +115,45 @@ class VariationalAutoencoder(nn.Module):
         if self.training:
             code = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
         return self.decoder(code), mean, log_variance
+
+
+class ResidualDenoiser(nn.Module):
+    """Residual blocks, scaled and shifted by the level of noise, predict the noise in images."""
+
+    frequencies: Tensor
+
+    def __init__(self, pixels: int, width: int, blocks: int, frequencies: int = 8):
+        super().__init__()
+        self.register_buffer("frequencies", pi * 2.0 ** torch.arange(frequencies), False)
+        self.level = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU())
+        self.first = nn.Linear(pixels, width)
+        self.blocks = nn.ModuleList(LeveledBlock(width) for _ in range(blocks))
+        self.last = nn.Linear(width, pixels)
+
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        """inputs: images (b, channels, height, width) and levels (b, 1); returns like the images"""
+        images, levels = inputs
+        angles = levels * self.frequencies
+        level = self.level(torch.cat([angles.sin(), angles.cos()], 1))
+        hidden = self.first(images.flatten(1))
+        for block in self.blocks:
+            hidden = hidden + block(hidden, level)
+        return self.last(hidden).view_as(images)
+
+
+class LeveledBlock(nn.Module):
+    """A norm whose scale and shift follow from a vector, then an MLP (FiLM, Perez et al. 2018)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.film = nn.Linear(width, 2 * width)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, hidden: Tensor, level: Tensor) -> Tensor:
+        """hidden, level: (b, width); returns (b, width)"""
+        scale, shift = self.film(level).chunk(2, 1)
+        return self.mlp((1 + scale) * self.norm(hidden) + shift)
 
 
 class PointSet(nn.Module):

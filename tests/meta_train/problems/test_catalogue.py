@@ -5,6 +5,7 @@ from itertools import chain, combinations
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from meta_train.problems import (
     DEVELOPMENT,
@@ -29,7 +30,7 @@ def problem(request):
 
 
 def flat(batch):
-    return torch.cat([part.double().flatten() for part in batch])
+    return torch.cat([leaf.double().flatten() for leaf in tree_leaves(batch)])
 
 
 def initial_weights(problem, seed):
