@@ -73,7 +73,9 @@ class Names:
             return (MatrixBlock(View(number, tuple(shape), tuple(strides))),)
         rows = shape[0] // count
         lead = (count, rows), (strides[0] * rows, strides[0])
-        return (MatrixBlock(View(number, (*lead[0], *shape[1:]), (*lead[1], *strides[1:]))),)
+        view = View(number, (*lead[0], *shape[1:]), (*lead[1], *strides[1:]))
+        # which neurons parts read is not known, only that they are the same
+        return (MatrixBlock(view, columns=((),) * count),)
 
     def _role(self, number: int, guess: str) -> str:
         spec = self.specs[number]

@@ -12,11 +12,13 @@ from torch import Tensor
 from ngopt.base.basis import first_basis, renewed_basis
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import Measured
-from ngopt.base.modes import Rotation
+from ngopt.base.modes import Mode, Rotation
 from ngopt.functional import Record
 
 # Numbers of a long matrix that are worked on at once; 16 MB in float32.
 CHUNK = 1 << 22
+# Factors and bases of more rows are kept in bfloat16: what rounding adds is far below their noise.
+EXACT = 512
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,35 @@ def init_direction(param: Tensor, layouts: Sequence[MatrixLayout], dtype: torch.
 
     `exp_avg`: momentum, of the parameter's shape. For the matrices number i: `exp_avg_sq_i`, second
     moments in the eigenbases, (groups, rows, kernel, channels); for each mode, such as "rows", its
-    factors `rows_i` and their eigenvectors `rows_basis_i`.
+    factors `rows_i` and their eigenvectors `rows_basis_i`, long ones in bfloat16.
     """
-    like = {"dtype": dtype, "device": param.device}
+    device = param.device
     record = {"exp_avg": torch.zeros_like(param, dtype=dtype, requires_grad=False)}
     for i, layout in enumerate(layouts):
-        record[f"exp_avg_sq_{i}"] = torch.zeros(layout.shape, **like)
+        record[f"exp_avg_sq_{i}"] = torch.zeros(layout.shape, dtype=dtype, device=device)
         for mode in layout.modes:
+            like = {"dtype": _kept_dtype(mode, dtype), "device": device}
             shape = mode.factor_shape(layout.shape[0])
             record[f"{mode.name}_{i}"] = torch.zeros(shape, **like)
             eye = torch.eye(mode.size, **like)
             record[f"{mode.name}_basis_{i}"] = eye.expand(shape).contiguous()
     return record
+
+
+def _kept_dtype(mode: Mode, dtype: torch.dtype) -> torch.dtype:
+    """Of a mode's factors and bases."""
+    is_exact = mode.size <= EXACT or dtype == torch.float64
+    return dtype if is_exact else torch.bfloat16
+
+
+def recalled(record: Record, layouts: Sequence[MatrixLayout], factor: Tensor) -> Record:
+    """The state as if all gradients so far had been `factor`, (), times as large."""
+    factor = factor.to(record["exp_avg"])
+    new = record | {"exp_avg": record["exp_avg"] * factor}
+    squares = [f"exp_avg_sq_{i}" for i in range(len(layouts))]
+    squares += [f"{mode.name}_{i}" for i, layout in enumerate(layouts) for mode in layout.modes]
+    square = factor.square()
+    return new | {key: (record[key] * square).to(record[key].dtype) for key in squares}
 
 
 def direction(
@@ -174,8 +193,9 @@ class _Matrices:
     def __init__(self, layout: MatrixLayout, number: int, record: Record, step: int, numbers: StepNumbers):
         self.layout, self.number, self.step, self.numbers = layout, number, step, numbers
         self.second = record[f"exp_avg_sq_{number}"]
-        self.factors = {mode.name: record[f"{mode.name}_{number}"] for mode in layout.modes}
-        self.bases = {mode.name: record[f"{mode.name}_basis_{number}"] for mode in layout.modes}
+        dtype = self.second.dtype
+        self.factors = {mode.name: record[f"{mode.name}_{number}"].to(dtype) for mode in layout.modes}
+        self.bases = {mode.name: record[f"{mode.name}_basis_{number}"].to(dtype) for mode in layout.modes}
 
     def observe(self, grads: Iterable[Tensor]) -> None:
         """Puts the gradient, in pieces of the layout's shape, into the factors."""
@@ -205,9 +225,10 @@ class _Matrices:
 
     def state(self) -> Record:
         found = {f"exp_avg_sq_{self.number}": self.second}
-        for name, factor in self.factors.items():
-            found[f"{name}_{self.number}"] = factor
-            found[f"{name}_basis_{self.number}"] = self.bases[name]
+        for mode in self.layout.modes:
+            dtype = _kept_dtype(mode, self.second.dtype)
+            found[f"{mode.name}_{self.number}"] = self.factors[mode.name].to(dtype)
+            found[f"{mode.name}_basis_{self.number}"] = self.bases[mode.name].to(dtype)
         return found
 
     def renewed(self) -> Record:

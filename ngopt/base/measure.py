@@ -13,6 +13,8 @@ from ngopt.functional import Record
 
 # Decay of the running size of a gradient.
 SIZE_DECAY = 0.95
+# Gradients in the beginning whose size is judged by the next: before, there is none to compare with.
+EARLY = 3
 # Numbers of a gradient whose norm is found at once: in float64, of which torch makes a copy.
 CHUNK = 1 << 18
 # Below this a running size is none: mean squares of float32 end there.
@@ -27,6 +29,7 @@ class Measured(NamedTuple):
     active: 1, or 0 where the gradient is not finite, and the step is left out.
     multiplier: brings the gradient to its scale, and cuts it where it is out of all proportion; 0
         where it is not finite.
+    recall: brings what the state holds of the first gradients to what they would be in proportion.
     scale: size of the first gradient that was not zero, a power of two; 0 before.
     size: running mean square of the gradient in that scale, without correction of its beginning.
     mean_square: the same with it.
@@ -34,6 +37,7 @@ class Measured(NamedTuple):
 
     active: Tensor
     multiplier: Tensor
+    recall: Tensor
     scale: Tensor
     size: Tensor
     mean_square: Tensor
@@ -43,12 +47,13 @@ def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> li
     """Measures all gradients together, without a word to the host.
 
     state: records with `step`, `scale` and `size`. clip: a gradient may be this many times as large
-        as its running size.
+        as its running size; and the first ones as many times as large as the next.
     """
     rms = root_mean_squares(grads)
     device, exact = rms.device, rms.dtype
     scale, size = (_column(state, key).to(device, exact) for key in ("scale", "size"))
-    weight = SIZE_DECAY ** _column(state, "step").to(device, exact)
+    steps = _column(state, "step").to(device, exact)
+    weight = SIZE_DECAY**steps
 
     active = (rms < torch.inf).to(exact)
     rms = rms.nan_to_num(0.0, 0.0, 0.0)
@@ -59,13 +64,17 @@ def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> li
     relative = rms * inverse
 
     mean = size / (1 - weight).clamp(min=TINY)
-    limit = torch.where(mean > TINY, clip * mean.clamp(min=TINY).sqrt(), NO_LIMIT)
+    usual = mean.clamp(min=TINY).sqrt()
+    limit = torch.where(mean > TINY, clip * usual, NO_LIMIT)
     cut = (limit / relative.clamp(min=1 / NO_LIMIT)).clamp(max=1)
-    size = size.lerp((relative * cut).square(), (1 - SIZE_DECAY) * active)
+    is_early = (steps <= EARLY) & (relative > 0) & (mean > TINY)
+    recall = torch.where(is_early, (clip * relative / usual).clamp(max=1), 1.0)
+    size = (size * recall.square()).lerp((relative * cut).square(), (1 - SIZE_DECAY) * active)
     mean = size / (1 - SIZE_DECAY * weight)
-    columns = torch.stack((active, inverse * cut * active, scale, size, mean)).float()
+    columns = torch.stack((active, inverse * cut * active, recall, scale, size, mean)).float()
     rows = columns.T.reshape(-1).unbind()
-    return [Measured(*rows[i : i + 5]) for i in range(0, len(rows), 5)]
+    width = len(Measured._fields)
+    return [Measured(*rows[i : i + width]) for i in range(0, len(rows), width)]
 
 
 def root_mean_squares(values: Sequence[Tensor]) -> Tensor:

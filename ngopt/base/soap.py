@@ -23,9 +23,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.base.direction import DirectionConfig, direction, init_direction
+from ngopt.base.direction import DirectionConfig, direction, init_direction, recalled
 from ngopt.base.layout import MatrixLayout, layouts_of
-from ngopt.base.measure import Measured, measure, root_mean_squares
+from ngopt.base.measure import EARLY, Measured, measure, root_mean_squares
 from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
 from ngopt.base.schedule import average_weight, with_horizon, without_horizon
 from ngopt.base.vectors import vector_directions
@@ -247,8 +247,7 @@ class SoapRule:
     ) -> list[_Item]:
         """The numbers of this step, found for all parameters at once."""
         found = [grad for grad in grads if grad is not None]
-        records = [state[i] for i in present]
-        measured = measure(found, records, self.config.clip)
+        measured = measure(found, [state[i] for i in present], self.config.clip)
         device = found[0].device
         active = torch.stack([m.active for m in measured])
         rates = [hyper.lr[i] * self._schedule(int(state[i]["step"]), now, hyper.scheduled) for i in present]
@@ -256,14 +255,21 @@ class SoapRule:
         gains = gains * self._weight_sizes(present, params)
         step_sizes = _vector(rates, device) * active
         decays = [self._decay(i, hyper.weight_decay[i]) for i in present]
-        skipped = torch.stack([on(r["skipped"], device) for r in records]) + (1 - active)
-        steps = torch.stack([r["step"] for r in records]) + 1
+        skipped = torch.stack([on(state[i]["skipped"], device) for i in present]) + (1 - active)
+        steps = torch.stack([state[i]["step"] for i in present]) + 1
+        records = [self._recalled(i, state[i], m) for i, m in zip(present, measured, strict=True)]
         columns = (step_sizes * gains, step_sizes * _vector(decays, device), steps, skipped)
         rows = zip(*(column.unbind() for column in columns), strict=True)
         return [
-            _Item(i, grad, params[i], state[i], m, decay > 0, *row)
-            for i, grad, m, decay, row in zip(present, found, measured, decays, rows, strict=True)
+            _Item(i, grad, params[i], record, m, decay > 0, *row)
+            for i, grad, record, m, decay, row in zip(present, found, records, measured, decays, rows, strict=True)
         ]
+
+    def _recalled(self, i: int, record: Record, measured: Measured) -> Record:
+        """A record whose first gradients are in proportion to the next."""
+        if not 0 < int(record["step"]) <= EARLY:
+            return record
+        return recalled(record, self.layouts[i], measured.recall)
 
     def _decay(self, i: int, weight_decay: float) -> float:
         """Weight decay of a parameter in units of the step size."""
