@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import inf, sqrt
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 
-from ngopt.functional import Record
+from ngopt.base.arrays import Array, array, array_like, namespace
 
 # Decay of the running size of a gradient.
 SIZE_DECAY = 0.95
@@ -24,7 +25,7 @@ NO_LIMIT = 1e18
 
 
 class Measured(NamedTuple):
-    """Of one gradient, () each, on the gradient's device.
+    """Of each gradient, (n,).
 
     active: 1, or 0 where the gradient is not finite, and the step is left out.
     multiplier: brings the gradient to its scale, and cuts it where it is out of all proportion; 0
@@ -35,64 +36,65 @@ class Measured(NamedTuple):
     mean_square: the same with it.
     """
 
-    active: Tensor
-    multiplier: Tensor
-    recall: Tensor
-    scale: Tensor
-    size: Tensor
-    mean_square: Tensor
+    active: Array
+    multiplier: Array
+    recall: Array
+    scale: Array
+    size: Array
+    mean_square: Array
 
 
-def measure(grads: Sequence[Tensor], state: Sequence[Record], clip: float) -> list[Measured]:
+def measure(rms: Array, scale: Array, size: Array, steps: Sequence[int], clip: float) -> Measured:
     """Measures all gradients together, without a word to the host.
 
-    state: records with `step`, `scale` and `size`. clip: a gradient may be this many times as large
-        as its running size; and the first ones as many times as large as the next.
+    rms: root mean squares of the gradients. scale, size: from before; 0 at first. steps: gradients
+    before this one. clip: a gradient may be this many times as large as its running size; and the
+    first ones as many times as large as the next.
     """
-    rms = root_mean_squares(grads)
-    device, exact = rms.device, rms.dtype
-    scale, size = (_column(state, key).to(device, exact) for key in ("scale", "size"))
-    steps = _column(state, "step").to(device, exact)
-    weight = SIZE_DECAY**steps
+    xp = namespace(rms)
+    one = xp.ones_like(rms)
+    with np.errstate(all="ignore"):
+        active = xp.where(rms < inf, one, 0 * one)
+        rms = xp.nan_to_num(rms, nan=0.0, posinf=0.0, neginf=0.0)
+        scale = xp.where(scale > 0, scale, _power_of_two(rms))
+        inverse = xp.nan_to_num(1 / scale, nan=0.0, posinf=0.0, neginf=0.0)
+        relative = rms * inverse
 
-    active = (rms < torch.inf).to(exact)
-    rms = rms.nan_to_num(0.0, 0.0, 0.0)
-    # a power of two that float32 has
-    begun = rms.detach().clamp(1e-37, 1e38).log2().round().exp2() * rms.detach().sign()
-    scale = torch.where(scale > 0, scale, begun)
-    inverse = scale.reciprocal().nan_to_num(0.0, 0.0, 0.0)
-    relative = rms * inverse
-
-    mean = size / (1 - weight).clamp(min=TINY)
-    usual = mean.clamp(min=TINY).sqrt()
-    limit = torch.where(mean > TINY, clip * usual, NO_LIMIT)
-    cut = (limit / relative.clamp(min=1 / NO_LIMIT)).clamp(max=1)
-    is_early = (steps <= EARLY) & (relative > 0) & (mean > TINY)
-    recall = torch.where(is_early, (clip * relative / usual).clamp(max=1), 1.0)
-    size = (size * recall.square()).lerp((relative * cut).square(), (1 - SIZE_DECAY) * active)
-    mean = size / (1 - SIZE_DECAY * weight)
-    columns = torch.stack((active, inverse * cut * active, recall, scale, size, mean)).float()
-    rows = columns.T.reshape(-1).unbind()
-    width = len(Measured._fields)
-    return [Measured(*rows[i : i + width]) for i in range(0, len(rows), width)]
+        weight = array_like([SIZE_DECAY**step for step in steps], rms)
+        mean = size / xp.clip(1 - weight, TINY, None)
+        usual = xp.sqrt(xp.clip(mean, TINY, None))
+        limit = xp.where(mean > TINY, clip * usual, NO_LIMIT * one)
+        cut = xp.clip(limit / xp.clip(relative, 1 / NO_LIMIT, None), None, 1)
+        recall = one
+        if any(0 < step <= EARLY for step in steps):
+            is_early = array_like([step <= EARLY for step in steps], rms) > 0
+            is_early = is_early & (relative > 0) & (mean > TINY)
+            recall = xp.where(is_early, xp.clip(clip * relative / usual, None, 1), one)
+            size = size * xp.square(recall)
+        size = size + (1 - SIZE_DECAY) * active * (xp.square(relative * cut) - size)
+        mean = size / (1 - SIZE_DECAY * weight)
+    return Measured(active, inverse * cut * active, recall, scale, size, mean)
 
 
-def root_mean_squares(values: Sequence[Tensor]) -> Tensor:
+def _power_of_two(rms: Array) -> Array:
+    """The nearest that float32 has, 0 for 0; a constant to autograd."""
+    xp = namespace(rms)
+    rms = rms.detach() if isinstance(rms, Tensor) else rms
+    return xp.exp2(xp.round(xp.log2(xp.clip(rms, 1e-37, 1e38)))) * xp.sign(rms)
+
+
+def root_mean_squares(values: Sequence[Tensor]) -> Array:
     """Of each tensor, (n,), on the device of the first."""
     device = values[0].device
     # squares of float32 end at 1e38; float64 holds those of all float32
     dtype = torch.float32 if device.type == "mps" else torch.float64
     whole = [x if x.numel() <= CHUNK else _norms(x, dtype) for x in values]
     norms = [norm.to(device) for norm in _foreach_norm(whole, 2, dtype)]
-    roots = [sqrt(max(x.numel(), 1)) for x in values]
-    return torch.stack(norms) / torch.tensor(roots, dtype=dtype).to(device)
+    found = array(torch.stack(norms))
+    return found / array_like([sqrt(max(x.numel(), 1)) for x in values], found)
 
 
 def _norms(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Norms of the pieces of a long tensor."""
     pieces = values.reshape(-1).split(CHUNK)
     return torch.stack(_foreach_norm(pieces, 2, dtype))
-
-
-def _column(state: Sequence[Record], key: str) -> Tensor:
-    return torch.stack([record[key] for record in state])

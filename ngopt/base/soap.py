@@ -18,23 +18,27 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ngopt.base.direction import DirectionConfig, direction, init_direction, recalled
+from ngopt.base.arrays import Array, array, array_like, columns, namespace
+from ngopt.base.batch import Batch, Task, has_modes
+from ngopt.base.direction import DirectionConfig, init_direction, recalled, step_numbers
 from ngopt.base.layout import MatrixLayout, layouts_of
-from ngopt.base.measure import EARLY, Measured, measure, root_mean_squares
+from ngopt.base.measure import EARLY, measure, root_mean_squares
+from ngopt.base.modes import factor_shape
 from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
 from ngopt.base.schedule import average_weight, with_horizon, without_horizon
-from ngopt.base.vectors import vector_directions
 from ngopt.functional import AVERAGE, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.roles import ParameterRole, roles_of
 
 # Steps of unit size in which `weight_decay` of the optimizer is given: that of AdamW's default.
 NOMINAL_STEP = 1e-3
+# Parameters of so many numbers are updated together, up to as many as stay in a cache.
+SMALL, BATCH = 1 << 16, 1 << 18
 # Sizes of weights, in usual ones, that the step size follows: layers that begin at zero must leave it.
 SIZES = (0.25, 10.0)
 
@@ -99,22 +103,37 @@ def _usual_size(role: ParameterRole) -> float | None:
     return (3 * fan_in) ** -0.5 if fan_in else None
 
 
-class _Item(NamedTuple):
-    """A parameter in one step: the last four are () each.
+class _Step(NamedTuple):
+    """What one step knows of the parameters that have a gradient, in their order.
 
-    step_size: with all its factors, 0 where the step is left out. decay: share of the weights that goes.
+    present: their positions. steps: gradients before this one. active: 0 where the step is left out.
+    numbers: of `step_numbers`, (6, n). sizes: of the step, with all its factors; of the share of the
+        weights that decays; and of the share of their average that stays, (3, n).
+    decays: whether any weights do. kept: scalars of the new records.
     """
 
-    number: int
-    grad: Tensor
-    param: Tensor
-    record: Record
-    measured: Measured
+    present: Sequence[int]
+    grads: Sequence[Tensor]
+    params: Sequence[Tensor]
+    records: Sequence[Record]
+    steps: Sequence[int]
+    active: Array
+    numbers: Tensor
+    sizes: Tensor
     decays: bool
-    step_size: Tensor
-    decay: Tensor
-    step: Tensor
-    skipped: Tensor
+    kept: Sequence[Record]
+
+
+class _Members(NamedTuple):
+    """A batch, and the places of its parameters among those of a step."""
+
+    places: Sequence[int]
+    index: Tensor
+    batch: Batch
+
+    def columns(self, table: Tensor, like: Tensor) -> Tensor:
+        """Those of the members of a table (k, n), in the dtype and on the device of their state."""
+        return table.index_select(1, _on(self.index, table.device)).to(like)
 
 
 class Soap:
@@ -164,7 +183,7 @@ class SoapRule:
         ]
         self._gains = [_gain(role, config) for role in self.roles]
         self._usual = [_usual_size(role) for role in self.roles]
-        self._has_modes = [any(layout.modes for layout in some) for some in self.layouts]
+        self._plan: tuple[Any, list[_Members]] | None = None
         self._phases = _in_turn([_renewal_cost(some) for some in self.layouts], config.renew_every)
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
@@ -187,18 +206,10 @@ class SoapRule:
                 f"NGOptimizer: step {now + 1} of total_steps={now}: the step size stays near zero from here on",
                 stacklevel=3,
             )
-        items = self._items(present, now, grads, state, params, hyper)
+        step = self._begin(present, now, grads, state, params, hyper)
         factors = self._modulate(state, now)
-        for item, value, new in self._directions(items):
-            if factors is not None:
-                value = modulated(value, factors[item.number], self.layouts[item.number])
-            delta = self._delta(item, value)
-            if "signals" in item.record:
-                rows = row_signals(self.layouts[item.number], item.grad, value, delta, item.param)
-                is_active = on(item.measured.active, rows.device) > 0
-                new["signals"] = torch.where(is_active, rows.float(), item.record["signals"])
-            del value  # of a long table it is much memory
-            yield item.number, delta, new | self._numbers(item, delta)
+        for batch in self._batches(step):
+            yield from self._updated(step, batch, factors)
 
     def _first_record(self, p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
         zero = torch.zeros((), device=p.device)
@@ -215,17 +226,6 @@ class SoapRule:
             record["signals"] = torch.zeros(count_rows(layouts), len(SIGNALS), device=p.device)
         return record
 
-    def _weight_sizes(self, present: Sequence[int], params: Sequence[Tensor]) -> Tensor:
-        """Factors of the step size that the size of the weights gives, (present,)."""
-        usual = {i: size for i in present if (size := self._usual[i]) is not None}
-        device = params[present[0]].device
-        found = dict.fromkeys(present, torch.ones((), device=device))
-        rms = root_mean_squares([params[i] for i in usual]) if usual else ()
-        for i, size in zip(usual, rms, strict=True):
-            found[i] = on(size, device).float() / usual[i]
-        sizes = torch.stack(list(found.values())).clamp(*SIZES)
-        return sizes**self.config.weight_exponent
-
     def _schedule(self, step: int, now: int, scheduled: bool) -> float:
         """What the step size is at a parameter's own step, `now` steps into the training."""
         config = self.config
@@ -236,7 +236,7 @@ class SoapRule:
         factor = without_horizon(step, now, config.open_warmup, config.open_constant)
         return config.open_step_size * factor
 
-    def _items(
+    def _begin(
         self,
         present: Sequence[int],
         now: int,
@@ -244,32 +244,73 @@ class SoapRule:
         state: Sequence[Record],
         params: Sequence[Tensor],
         hyper: Hyper,
-    ) -> list[_Item]:
+    ) -> _Step:
         """The numbers of this step, found for all parameters at once."""
+        config, own = self.config, [state[i] for i in present]
         found = [grad for grad in grads if grad is not None]
-        measured = measure(found, [state[i] for i in present], self.config.clip)
-        device = found[0].device
-        active = torch.stack([m.active for m in measured])
-        rates = [hyper.lr[i] * self._schedule(int(state[i]["step"]), now, hyper.scheduled) for i in present]
-        gains = _vector([self._gains[i] for i in present], device)
-        gains = gains * self._weight_sizes(present, params)
-        step_sizes = _vector(rates, device) * active
-        decays = [self._decay(i, hyper.weight_decay[i]) for i in present]
-        skipped = torch.stack([on(state[i]["skipped"], device) for i in present]) + (1 - active)
-        steps = torch.stack([state[i]["step"] for i in present]) + 1
-        records = [self._recalled(i, state[i], m) for i, m in zip(present, measured, strict=True)]
-        columns = (step_sizes * gains, step_sizes * _vector(decays, device), steps, skipped)
-        rows = zip(*(column.unbind() for column in columns), strict=True)
-        return [
-            _Item(i, grad, params[i], record, m, decay > 0, *row)
-            for i, grad, record, m, decay, row in zip(present, found, records, measured, decays, rows, strict=True)
-        ]
+        matrices = [j for j, i in enumerate(present) if self._usual[i] is not None]
+        rms = root_mean_squares([*found, *(params[present[j]] for j in matrices)])
+        rms, weights = rms[: len(found)], rms[len(found) :]
 
-    def _recalled(self, i: int, record: Record, measured: Measured) -> Record:
-        """A record whose first gradients are in proportion to the next."""
-        if not 0 < int(record["step"]) <= EARLY:
-            return record
-        return recalled(record, self.layouts[i], measured.recall)
+        steps = [int(record["step"]) for record in own]
+        scale, size, skipped = _scalars(own, rms)
+        measured = measure(rms, scale, size, steps, config.clip)
+        active = measured.active
+        heights = [self._schedule(step, now, hyper.scheduled) for step in steps]
+        lr = [hyper.lr[i] for i in present]
+        rates = _vector(lr, active) * array_like(heights, active) * active
+        gains = array_like([self._gains[i] for i in present], active)
+        gains = gains * self._weight_sizes(present, matrices, weights, active)
+        decays = [self._decay(i, hyper.weight_decay[i]) for i in present]
+        newest = array_like([average_weight(step, config.average_power) for step in steps], active)
+        sizes = rates * gains, rates * array_like(decays, active), 1 - newest * active
+        kept = measured.scale, measured.size, skipped + (1 - active)
+        return _Step(
+            present=present,
+            grads=found,
+            params=[params[i] for i in present],
+            records=self._recalled(present, own, steps, measured.recall),
+            steps=steps,
+            active=active,
+            numbers=step_numbers(measured, steps, config),
+            sizes=columns(sizes),
+            decays=any(decays),
+            kept=_kept(own, columns(kept).float()),
+        )
+
+    def _weight_sizes(
+        self,
+        present: Sequence[int],
+        matrices: Sequence[int],
+        weights: Array,
+        like: Array,
+    ) -> Array:
+        """Factors of the step size that the size of the weights gives, (n,).
+
+        matrices: of which of the present the root mean squares of the weights are.
+        """
+        if not matrices:
+            return namespace(like).ones_like(like)
+        usual = array_like([self._usual[present[j]] or 1.0 for j in matrices], like)
+        sizes = namespace(like).clip(weights / usual, *SIZES) ** self.config.weight_exponent
+        # at the end a 1, for those that are no matrices
+        places = {j: number for number, j in enumerate(matrices)}
+        order = [places.get(j, len(matrices)) for j in range(len(present))]
+        return namespace(like).concatenate((sizes, array_like([1.0], like)))[order]
+
+    def _recalled(
+        self,
+        present: Sequence[int],
+        records: Sequence[Record],
+        steps: Sequence[int],
+        factors: Array,
+    ) -> list[Record]:
+        """Records whose first gradients are in proportion to the next."""
+        found = list(records)
+        for j, (i, step) in enumerate(zip(present, steps, strict=True)):
+            if 0 < step <= EARLY:
+                found[j] = recalled(found[j], self.layouts[i], torch.as_tensor(factors[j]))
+        return found
 
     def _decay(self, i: int, weight_decay: float) -> float:
         """Weight decay of a parameter in units of the step size."""
@@ -285,51 +326,97 @@ class SoapRule:
         progress = None if self.total_steps is None else now / self.total_steps
         return self.modulation(signals, self.graph, progress)
 
-    def _directions(self, items: Sequence[_Item]) -> Iterator[tuple[_Item, Tensor, Record]]:
-        """Directions and new states: without preconditioners of many at once, then one by one."""
-        alike: dict[tuple, list[_Item]] = {}
-        for item in items:
-            if not self._has_modes[item.number]:
-                like = item.record["exp_avg"]
-                alike.setdefault((like.dtype, like.device), []).append(item)
-        for some in alike.values():
-            grads, records = [x.grad for x in some], [x.record for x in some]
-            found = vector_directions(grads, records, [x.measured for x in some], self.config)
-            yield from ((item, *pair) for item, pair in zip(some, found, strict=True))
-        for item in items:
-            if self._has_modes[item.number]:
-                yield item, *self._direction(item)
+    def _batches(self, step: _Step) -> list[_Members]:
+        """What is updated together: small parameters of one kind."""
+        kinds = tuple((record["exp_avg"].dtype, record["exp_avg"].device) for record in step.records)
+        wanted = tuple(step.present), kinds
+        if self._plan is None or self._plan[0] != wanted:
+            self._plan = wanted, self._planned(step, kinds)
+        return self._plan[1]
 
-    def _direction(self, item: _Item) -> tuple[Tensor, Record]:
-        i, record = item.number, item.record
-        renew = self._is_due(i, int(record["step"]))
-        return direction(item.grad, record, self.layouts[i], item.measured, self.config, renew)
+    def _planned(self, step: _Step, kinds: Sequence[tuple]) -> list[_Members]:
+        shapes = [record["exp_avg"].shape for record in step.records]
+        layouts = [self.layouts[i] for i in step.present]
+        found: list[list[int]] = []
+        latest: dict[tuple, list[int]] = {}
+        room: dict[tuple, int] = {}
+        # those with preconditioners first, as a batch has them
+        for j in sorted(range(len(shapes)), key=lambda j: not has_modes(layouts[j])):
+            size, kind = shapes[j].numel(), kinds[j]
+            if size > SMALL:
+                found.append([j])
+                continue
+            if size > room.get(kind, 0):
+                latest[kind], room[kind] = [], BATCH
+                found.append(latest[kind])
+            latest[kind].append(j)
+            room[kind] -= size
+        planned = []
+        for members in found:
+            own = [shapes[j] for j in members], [layouts[j] for j in members]
+            batch = Batch(*own, kinds[members[0]][1])
+            planned.append(_Members(members, torch.tensor(members), batch))
+        return planned
 
-    def _delta(self, item: _Item, value: Tensor) -> Tensor:
-        """What is added to the parameter, for a direction."""
-        device, dtype = value.device, value.dtype
-        delta = value * -on(item.step_size, device).to(dtype)
-        if item.decays:
-            decay = on(item.decay, device).to(dtype)
-            # in place, since all of a long table is much memory
-            delta.addcmul_(item.param.to(dtype), decay, value=-1)
+    def _updated(
+        self,
+        step: _Step,
+        members: _Members,
+        factors: Sequence[Tensor] | None,
+    ) -> list[tuple[int, Tensor, Record]]:
+        """Positions, deltas and new records of a batch."""
+        numbers, batch = [step.present[j] for j in members.places], members.batch
+        tasks = [self._task(step, j) for j in members.places]
+        like = tasks[0].record["exp_avg"]
+        ahead = (1 - self.config.beta1) * self.config.nesterov
+        value, records = batch.directions(tasks, members.columns(step.numbers, like), ahead)
+        if factors is not None:
+            rows = zip(numbers, batch.flat.split(value), strict=True)
+            value = batch.flat.join([modulated(v, factors[i], self.layouts[i]) for i, v in rows])
+        delta = self._delta(step, members, value, records)
+        deltas = batch.flat.split(delta)
+        for j, record in zip(members.places, records, strict=True):
+            record.update(step.kept[j])
+        if self.modulation is not None:
+            rows = zip(members.places, records, batch.flat.split(value), deltas, strict=True)
+            for j, record, *found in rows:
+                record["signals"] = self._signals(step, j, *found)
+        return list(zip(numbers, deltas, records, strict=True))
+
+    def _task(self, step: _Step, j: int) -> Task:
+        i, count = step.present[j], step.steps[j]
+        return Task(step.grads[j], step.records[j], count, self._is_due(i, count))
+
+    def _delta(
+        self,
+        step: _Step,
+        members: _Members,
+        value: Tensor,
+        records: Sequence[Record],
+    ) -> Tensor:
+        """What is added to the parameters of a batch, flat; puts averages into the new records."""
+        flat = members.batch.flat
+        size, decay, kept = flat.spread(members.columns(step.sizes, value)).unbind()
+        delta = value * -size
+        has_average = self.total_steps is None
+        if not (step.decays or has_average):
+            return delta
+        params = flat.join([step.params[j] for j in members.places]).to(delta.dtype)
+        if step.decays:
+            delta.addcmul_(params, decay, value=-1)  # in place: all of a long table is much memory
+        if has_average:
+            old = flat.join([step.records[j][AVERAGE] for j in members.places])
+            averages = flat.split((params + delta).lerp_(old, kept))
+            for record, average in zip(records, averages, strict=True):
+                record[AVERAGE] = average
         return delta
 
-    def _numbers(self, item: _Item, delta: Tensor) -> Record:
-        """What a new record holds beside the state of the direction and signals."""
-        device = delta.device
-        new = {
-            "step": item.step,
-            "skipped": on(item.skipped, device),
-            "scale": on(item.measured.scale, device),
-            "size": on(item.measured.size, device),
-        }
-        if AVERAGE in item.record:
-            weight = average_weight(int(item.record["step"]), self.config.average_power)
-            weight = weight * on(item.measured.active, device).to(delta.dtype)
-            # from the newest to the average, in place
-            new[AVERAGE] = (item.param + delta).lerp_(item.record[AVERAGE], 1 - weight)
-        return new
+    def _signals(self, step: _Step, j: int, value: Tensor, delta: Tensor) -> Tensor:
+        """What the rows of a parameter say after the step."""
+        layouts, grad, param = self.layouts[step.present[j]], step.grads[j], step.params[j]
+        rows = row_signals(layouts, grad, value, delta, param).float()
+        is_active = _on(torch.as_tensor(step.active[j]) > 0, rows.device)
+        return torch.where(is_active, rows, step.records[j]["signals"])
 
     def _is_due(self, i: int, step: int) -> bool:
         """Whether the bases of a parameter are renewed: in turn, so that no step does it for all."""
@@ -339,7 +426,7 @@ class SoapRule:
 
 def _renewal_cost(layouts: Sequence[MatrixLayout]) -> float:
     """Of all bases of a parameter, in multiplications, up to a factor."""
-    shapes = [mode.factor_shape(layout.shape[0]) for layout in layouts for mode in layout.modes]
+    shapes = [factor_shape(mode, layout.shape[0]) for layout in layouts for mode in layout.modes]
     return float(sum(prod(shape) * shape[-1] for shape in shapes))
 
 
@@ -352,13 +439,37 @@ def _in_turn(costs: Sequence[float], steps: int) -> list[int]:
     return found
 
 
-def on(x: Tensor, device: torch.device) -> Tensor:
+def _vector(values: Sequence[float | Tensor], like: Array) -> Array:
+    """Numbers, some of them perhaps tensors, as an array."""
+    plain = [value for value in values if not isinstance(value, Tensor)]
+    if len(plain) == len(values):
+        return array_like(plain, like)
+    found = torch.stack([torch.as_tensor(value) for value in values])
+    return found.to(like) if isinstance(like, Tensor) else array(found)
+
+
+def _scalars(records: Sequence[Record], like: Array) -> Array:
+    """`scale`, `size` and `skipped` of all records, (3, n)."""
+    device = like.device if isinstance(like, Tensor) else torch.device("cpu")
+    keys = "scale", "size", "skipped"
+    found = torch.stack([_on(record[key], device) for key in keys for record in records])
+    return array(found.view(len(keys), -1).to(columns([like]).dtype))
+
+
+def _kept(records: Sequence[Record], table: Tensor) -> list[Record]:
+    """What new records hold beside the state of the direction: scalars, where the old ones are.
+
+    table: `scale`, `size` and `skipped`, (3, n).
+    """
+    keys = "step", "scale", "size", "skipped"
+    steps = torch.stack([record["step"] for record in records]) + 1
+    rows = zip(steps.unbind(), *(row.unbind() for row in table.unbind()), strict=True)
+    return [
+        {key: _on(value, record[key].device) for key, value in zip(keys, row, strict=True)}
+        for record, row in zip(records, rows, strict=True)
+    ]
+
+
+def _on(x: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; cheaper than `to` where it is there already."""
     return x if x.device == device else x.to(device)
-
-
-def _vector(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
-    """Numbers, some of them perhaps tensors, as one tensor."""
-    if not any(isinstance(value, Tensor) for value in values):
-        return torch.tensor(values, device=device)
-    return torch.stack([torch.as_tensor(value, device=device) for value in values])

@@ -1,20 +1,25 @@
 import pytest
 import torch
 
-from ngopt.base.measure import SIZE_DECAY, measure
+from ngopt.base.arrays import array
+from ngopt.base.measure import EARLY, SIZE_DECAY, Measured, measure, root_mean_squares
 
 
-def records(count=1):
-    return [{key: torch.zeros(()) for key in ("step", "scale", "size")} for _ in range(count)]
+@pytest.fixture(autouse=True, params=[True, False], ids=["torch", "numpy"])
+def differentiates(request):
+    with torch.set_grad_enabled(request.param):
+        yield
 
 
 def follow(gradients, clip=10.0):
     """What is measured of one gradient after the other, of one parameter."""
-    (record,), found = records(), []
-    for grad in gradients:
-        found += measure([grad], [record], clip)
-        kept = {"scale": found[-1].scale, "size": found[-1].size}
-        record = {"step": record["step"] + 1, **kept}
+    found = []
+    for step, grad in enumerate(gradients):
+        rms = root_mean_squares([grad])
+        before = found[-1] if found else Measured(*torch.zeros(len(Measured._fields)))
+        old = (array(getattr(before, key).double().view(1)) for key in ("scale", "size"))
+        measured = measure(rms, *old, [step], clip)
+        found.append(Measured(*(torch.as_tensor(column[0]).float() for column in measured)))
     return found
 
 
@@ -98,9 +103,27 @@ def test_several_gradients_and_dtypes_are_measured_together_as_alone():
     dtypes = [torch.float32, torch.float64, torch.float32, torch.bfloat16]
     pairs = list(zip(shapes, dtypes, strict=True))
     grads = [torch.randn(s, generator=generator, dtype=torch.float64).to(d) for s, d in pairs]
-    together = measure(grads, records(4), 10.0)
-    alone = [measure([g], records(), 10.0)[0] for g in grads]
-    for a, b in zip(together, alone, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-    assert together[2].active == 1  # the empty one
-    assert together[2].scale == 0
+    zero = array(torch.zeros(4, dtype=torch.float64))
+    together = measure(root_mean_squares(grads), zero, zero, [0] * 4, 10.0)
+    singles = [measure(root_mean_squares([g]), zero[:1], zero[:1], [0], 10.0) for g in grads]
+    for found, *single in zip(together, *singles, strict=True):
+        assert found.tolist() == [value for values in single for value in values.tolist()]
+    assert together.active[2] == 1  # the empty one
+    assert together.scale[2] == 0
+
+
+def test_first_gradients_out_of_proportion_to_the_next_are_taken_back():
+    usual = torch.full((5,), 1.0)
+    first, second, third = follow([1e6 * usual, usual, usual], clip=10.0)
+    assert first.recall == 1
+    assert second.recall == pytest.approx(1e-5)  # so that it counts as ten of the next
+    square = (0.95 * 0.05 * 10**2 + 0.05) / (1 - 0.95**2)
+    assert second.mean_square * first.scale**2 == pytest.approx(square, rel=1e-5)
+    assert third.recall == 1
+
+
+def test_what_was_in_proportion_or_is_long_ago_is_not_taken_back():
+    usual = torch.full((5,), 1.0)
+    assert all(found.recall == 1 for found in follow([9 * usual, usual, 0 * usual, usual]))
+    found = follow([usual] * (EARLY + 1) + [1e-6 * usual])
+    assert found[-1].recall == 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ngopt.base.modes import Channels, Kernel, Rotation, Rows
+from ngopt.base.modes import Channels, Kernel, Rows, factor_shape
 
 G, O, K, I = 2, 6, 3, 4  # noqa: E741
 MODES = {
@@ -41,7 +41,7 @@ def folded(mode, x):
 
 def some_bases(mode):
     generator = torch.Generator().manual_seed(1)
-    shape = mode.factor_shape(G)
+    shape = factor_shape(mode, G)
     return torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64))[0]
 
 
@@ -56,7 +56,7 @@ def mode(request):
 
 def test_factors(mode):
     x = unfolded(mode, values())
-    expected = torch.einsum("gpir,gpjr->gpij", x, x).reshape(mode.factor_shape(G))
+    expected = torch.einsum("gpir,gpjr->gpij", x, x).reshape(factor_shape(mode, G))
     torch.testing.assert_close(mode.factor(values()), expected)
 
 
@@ -64,8 +64,9 @@ def test_rotations(mode):
     basis = some_bases(mode)
     x, q = unfolded(mode, values()), per_part(mode, basis)
     expected = folded(mode, torch.einsum("gpij,gpir->gpjr", q, x))
-    torch.testing.assert_close(mode.rotate(values(), basis), expected)
-    torch.testing.assert_close(mode.rotate(expected, basis.mT), values())
+    shape = values().shape
+    torch.testing.assert_close(mode.rotate(values(), basis, shape).view(shape), expected)
+    torch.testing.assert_close(mode.rotate(expected, basis.mT, shape).view(shape), values())
 
 
 def test_permutations(mode):
@@ -74,21 +75,27 @@ def test_permutations(mode):
     generator = torch.Generator().manual_seed(2)
     order = torch.rand(basis.shape[:-1], generator=generator).argsort(-1)
     columns = basis.gather(-1, order.unsqueeze(-2).expand_as(basis))
-    found = mode.permute(mode.rotate(values(), basis), order)
-    torch.testing.assert_close(found, mode.rotate(values(), columns))
+    shape = values().shape
+    found = mode.permute(mode.rotate(values(), basis, shape).view(shape), order)
+    torch.testing.assert_close(found, mode.rotate(values(), columns, shape).view(shape))
 
 
 def test_all_modes_at_once_and_back():
     modes = (MODES["heads"], MODES["kernel"], MODES["cut channels"])
     bases = {mode.name: some_bases(mode) for mode in modes}
-    rotation = Rotation(modes, K, bases)
-    found = rotation.forward(values())
-    expected = torch.einsum(
-        "gpokic,gpoj,gkl,gicd->gpjlid",
-        values().reshape(G, 3, 2, K, 2, 2),
-        bases["rows"],
-        bases["kernel"],
-        bases["channels"],
-    )
-    torch.testing.assert_close(found, expected.reshape(G, O, K, I))
-    torch.testing.assert_close(rotation.back(found), values())
+    pair = torch.stack((values(0), values(1)), 2)
+    found = pair
+    for mode in modes:
+        found = mode.rotate(found, bases[mode.name], pair.shape)
+    for x, rotated in zip((values(0), values(1)), found.view(pair.shape).unbind(2), strict=True):
+        expected = torch.einsum(
+            "gpokic,gpoj,gkl,gicd->gpjlid",
+            x.reshape(G, 3, 2, K, 2, 2),
+            bases["rows"].view(G, 3, 2, 2),
+            bases["kernel"],
+            bases["channels"].view(G, 2, 2, 2),
+        )
+        torch.testing.assert_close(rotated, expected.reshape(G, O, K, I))
+    for mode in modes:
+        found = mode.rotate(found, bases[mode.name].mT, pair.shape)
+    torch.testing.assert_close(found.view(pair.shape), pair)
