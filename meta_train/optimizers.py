@@ -24,6 +24,7 @@ Built = tuple[Optimizer, LRScheduler | None]
 WARMUP = 0.05  # share of the steps; without it Adam is unstable at its best rates (fm-16 at .04)
 WEIGHT_DECAY = 0.1  # of AdamW, as most recipes for transformers have it
 
+TRACED = ":traced"
 # Muon's author leaves them to Adam; on gpt-text that is .1 better than Muon on all matrices.
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -114,18 +115,24 @@ def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup: float = 0.0)
 
 
 def load_optimizer(name: str) -> OptimizerSpec:
-    """A baseline of `OPTIMIZERS`, or the learned optimizer of bundled weights (by name) or of a weights file (by path).
+    """A baseline of `OPTIMIZERS`, or the learned optimizer of bundled weights or of a weights file.
+
+    name: of the weights, or the path of the file. With ":traced" behind it, the optimizer follows
+    the model's first forward; else it infers the graph from names and shapes.
 
     Raises ValueError if there is none of that name, or if the weights cannot be loaded.
     """
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
-    bundled = list_pretrained()
-    if name not in ("default", *bundled) and not Path(name).is_file():
+    weights, bundled = name.removesuffix(TRACED), list_pretrained()
+    if weights not in ("default", *bundled) and not Path(weights).is_file():
         known = ", ".join([*OPTIMIZERS, "default", *bundled])
-        raise ValueError(f"optimizer '{name}': expected one of {known}, or the path of an existing weights file")
-    learned = load_pretrained(name)
-    return OptimizerSpec(name, partial(_learned, learned), weights=weights_hash(learned))
+        raise ValueError(
+            f"optimizer '{name}': expected one of {known}, or the path of an existing weights file"
+        )
+    learned = load_pretrained(weights)
+    make = partial(_learned, learned, weights != name)
+    return OptimizerSpec(name, make, weights=weights_hash(learned))
 
 
 def _adam(model: nn.Module, lr: float, total_steps: int) -> Built:
@@ -175,8 +182,21 @@ def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Bu
     return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
 
 
-def _learned(learned: LearnedOptimizer, model: nn.Module, lr: float, total_steps: int) -> Built:
-    return NGOptimizer(model.parameters(), lr, weights=learned, total_steps=total_steps), None
+def _learned(
+    learned: LearnedOptimizer,
+    is_traced: bool,
+    model: nn.Module,
+    lr: float,
+    total_steps: int,
+) -> Built:
+    optimizer = NGOptimizer(
+        model.parameters(),
+        lr,
+        weights=learned,
+        total_steps=total_steps,
+        model=model if is_traced else None,
+    )
+    return optimizer, None
 
 
 OPTIMIZERS = {

@@ -195,3 +195,16 @@ def test_an_unknown_name_is_told_what_is_known():
 def test_a_baseline_needs_a_learning_rate():
     with pytest.raises(ValueError, match=r"optimizer 'adam': expected a learning rate, such as 0\.001, 0\.003"):
         load_optimizer("adam").build(small_cnn(), None, 10)
+
+
+def test_a_learned_optimizer_may_follow_the_model(weights):
+    inferred, traced = load_optimizer(weights), load_optimizer(f"{weights}:traced")
+    assert traced.weights == inferred.weights
+    assert traced.name == f"{weights}:traced"
+    model = small_cnn()
+    optimizer, _ = traced.build(model, None, 10)
+    model(torch.randn(2, 2, 3, 3)).sum().backward()
+    optimizer.step()
+    assert not optimizer.graph.inferred
+    optimizer, _ = inferred.build(model, None, 10)
+    assert optimizer.graph.inferred
