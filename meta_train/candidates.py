@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from meta_train.problems import load_problem
 from meta_train.runs import Record, Run, execute
-from ngopt.base.soap import Soap, SoapConfig
+from ngopt.base.config import SoapConfig
+from ngopt.base.soap import Soap
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import save_pretrained, weights_hash
 

@@ -127,9 +127,7 @@ def load_optimizer(name: str) -> OptimizerSpec:
     weights, bundled = name.removesuffix(TRACED), list_pretrained()
     if weights not in ("default", *bundled) and not Path(weights).is_file():
         known = ", ".join([*OPTIMIZERS, "default", *bundled])
-        raise ValueError(
-            f"optimizer '{name}': expected one of {known}, or the path of an existing weights file"
-        )
+        raise ValueError(f"optimizer '{name}': expected one of {known}, or the path of an existing weights file")
     learned = load_pretrained(weights)
     make = partial(_learned, learned, weights != name)
     return OptimizerSpec(name, make, weights=weights_hash(learned))

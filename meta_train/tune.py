@@ -23,7 +23,8 @@ from meta_train import cli
 from meta_train.candidates import Setting, gains
 from meta_train.problems import DEVELOPMENT, problem_names
 from meta_train.report import align
-from ngopt.base.soap import Soap, SoapConfig
+from ngopt.base.config import SoapConfig
+from ngopt.base.soap import Soap
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import save_pretrained
 

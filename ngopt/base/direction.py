@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ngopt.base.arrays import array_like, columns
+from ngopt.base.config import DirectionConfig
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import Measured
 from ngopt.base.modes import Mode, factor_shape
@@ -17,22 +17,6 @@ from ngopt.functional import Record
 
 # Factors and bases of more rows are kept in bfloat16: what rounding adds is far below their noise.
 EXACT = 512
-
-
-@dataclass(frozen=True)
-class DirectionConfig:
-    """Numbers of the direction.
-
-    beta1, beta2, beta_factor: decays of momentum, second moments and Kronecker factors.
-    nesterov: how far to go from momentum, 0, to Nesterov's, 1.
-    epsilon: damping, in root mean squares of the parameter's gradients.
-    """
-
-    beta1: float = 0.9
-    beta2: float = 0.95
-    beta_factor: float = 0.95
-    nesterov: float = 1.0
-    epsilon: float = 1e-4
 
 
 def init_direction(param: Tensor, layouts: Sequence[MatrixLayout], dtype: torch.dtype) -> Record:

@@ -9,119 +9,38 @@ What differs from SOAP: a basis is renewed after the update, so that it never co
 that it is applied to; factors belong to neurons, so that heads, gates and experts have their own;
 gradients are divided by the size of the first, so that the scale of the loss changes nothing; one
 far out of its running size is cut, one that is not finite left out; what never had a gradient does
-not move; the step size follows fans, initial weights, role and horizon.
+not move; the step size follows fans, the present size of the weights, role and horizon.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ngopt.base.arrays import Array, array, array_like, columns, namespace
+from ngopt.base.arrays import Array, array_like, columns
 from ngopt.base.batch import Batch, Task, has_modes
-from ngopt.base.direction import DirectionConfig, init_direction, recalled, step_numbers
+from ngopt.base.config import SoapConfig
+from ngopt.base.direction import init_direction, recalled, step_numbers
 from ngopt.base.layout import MatrixLayout, layouts_of
 from ngopt.base.measure import EARLY, measure, root_mean_squares
 from ngopt.base.modes import factor_shape
 from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
+from ngopt.base.scale import gain, usual_size, weight_sizes
 from ngopt.base.schedule import average_weight, with_horizon, without_horizon
+from ngopt.base.step import Step, kept_scalars, on, scalars, vector
 from ngopt.functional import AVERAGE, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
-from ngopt.roles import ParameterRole, roles_of
+from ngopt.roles import roles_of
 
 # Steps of unit size in which `weight_decay` of the optimizer is given: that of AdamW's default.
 NOMINAL_STEP = 1e-3
 # Parameters of so many numbers are updated together, up to as many as stay in a cache.
 SMALL, BATCH = 1 << 16, 1 << 18
-# Sizes of weights, in usual ones, that the step size follows: layers that begin at zero must leave it.
-SIZES = (0.25, 10.0)
-
-
-@dataclass(frozen=True)
-class SoapConfig(DirectionConfig):
-    """All numbers of the rule, beside those of the direction.
-
-    step_size: of a matrix with 64 inputs and weights of PyTorch's initial size, at the schedule's
-        height; the root mean square of an update is about a quarter of it.
-    fan_exponent, fan_cap: the step size goes with fan_in ** -fan_exponent, up to `fan_cap` times.
-    weight_exponent: and with the size of the weights, in that of PyTorch's initial ones, to this
-        power: at 1, steps are shares of the weights, however these have grown.
-    embedding, output, norm, bias, other: factors of parameters of these roles.
-    weight_decay: of matrices, decoupled, in units of the step size.
-    warmup: share of the horizon. clip: see `measure`. renew_every: steps between renewals of a
-        basis, fewer in the beginning. longest, budget: see `layouts_of`.
-    open_step_size, open_warmup, open_constant, average_power: without a horizon; see
-        `without_horizon` and `average_weight`.
-    """
-
-    step_size: float = 0.009
-    fan_exponent: float = 0.5
-    fan_cap: float = 1.0
-    weight_exponent: float = 1.0
-    embedding: float = 2.5
-    output: float = 1.0
-    norm: float = 1.0
-    bias: float = 1.0
-    other: float = 1.0
-    weight_decay: float = 0.05
-    warmup: float = 0.08
-    clip: float = 10.0
-    renew_every: int = 10
-    longest: int = 1024
-    budget: float = 8.0
-    open_step_size: float = 0.01
-    open_warmup: int = 30
-    open_constant: int = 50
-    average_power: float = 10.0
-
-
-def _fan_in(role: ParameterRole) -> int | None:
-    """Inputs times kernel positions of one neuron; None for what is no matrix, and for tables."""
-    if not role.blocks or role.role == "embedding":
-        return None
-    return max(prod(block.view.shape[2:]) for block in role.blocks)
-
-
-def _gain(role: ParameterRole, config: SoapConfig) -> float:
-    """The factor of the step size that role and fan give."""
-    factor = 1.0 if role.role == "matrix" else getattr(config, role.role)
-    fan_in = _fan_in(role)
-    if not fan_in:
-        return factor
-    return factor * min((fan_in / 64) ** -config.fan_exponent, config.fan_cap)
-
-
-def _usual_size(role: ParameterRole) -> float | None:
-    """Root mean square of PyTorch's initial weights, uniform in +- 1 / sqrt(fan_in)."""
-    fan_in = _fan_in(role)
-    return (3 * fan_in) ** -0.5 if fan_in else None
-
-
-class _Step(NamedTuple):
-    """What one step knows of the parameters that have a gradient, in their order.
-
-    present: their positions. steps: gradients before this one. active: 0 where the step is left out.
-    numbers: of `step_numbers`, (6, n). sizes: of the step, with all its factors; of the share of the
-        weights that decays; and of the share of their average that stays, (3, n).
-    decays: whether any weights do. kept: scalars of the new records.
-    """
-
-    present: Sequence[int]
-    grads: Sequence[Tensor]
-    params: Sequence[Tensor]
-    records: Sequence[Record]
-    steps: Sequence[int]
-    active: Array
-    numbers: Tensor
-    sizes: Tensor
-    decays: bool
-    kept: Sequence[Record]
 
 
 class _Members(NamedTuple):
@@ -133,7 +52,7 @@ class _Members(NamedTuple):
 
     def columns(self, table: Tensor, like: Tensor) -> Tensor:
         """Those of the members of a table (k, n), in the dtype and on the device of their state."""
-        return table.index_select(1, _on(self.index, table.device)).to(like)
+        return table.index_select(1, on(self.index, table.device)).to(like)
 
 
 class Soap:
@@ -181,8 +100,8 @@ class SoapRule:
             layouts_of(role, spec.shape, config.longest, config.budget)
             for role, spec in zip(self.roles, graph.parameters, strict=True)
         ]
-        self._gains = [_gain(role, config) for role in self.roles]
-        self._usual = [_usual_size(role) for role in self.roles]
+        self._gains = [gain(role, config) for role in self.roles]
+        self._usual = [usual_size(role) for role in self.roles]
         self._plan: tuple[Any, list[_Members]] | None = None
         self._phases = _in_turn([_renewal_cost(some) for some in self.layouts], config.renew_every)
 
@@ -244,7 +163,7 @@ class SoapRule:
         state: Sequence[Record],
         params: Sequence[Tensor],
         hyper: Hyper,
-    ) -> _Step:
+    ) -> Step:
         """The numbers of this step, found for all parameters at once."""
         config, own = self.config, [state[i] for i in present]
         found = [grad for grad in grads if grad is not None]
@@ -253,19 +172,20 @@ class SoapRule:
         rms, weights = rms[: len(found)], rms[len(found) :]
 
         steps = [int(record["step"]) for record in own]
-        scale, size, skipped = _scalars(own, rms)
+        scale, size, skipped = scalars(own, rms)
         measured = measure(rms, scale, size, steps, config.clip)
         active = measured.active
         heights = [self._schedule(step, now, hyper.scheduled) for step in steps]
         lr = [hyper.lr[i] for i in present]
-        rates = _vector(lr, active) * array_like(heights, active) * active
+        rates = vector(lr, active) * array_like(heights, active) * active
         gains = array_like([self._gains[i] for i in present], active)
-        gains = gains * self._weight_sizes(present, matrices, weights, active)
+        usual = [self._usual[i] for i in present]
+        gains = gains * weight_sizes(weights, usual, config.weight_exponent, active)
         decays = [self._decay(i, hyper.weight_decay[i]) for i in present]
         newest = array_like([average_weight(step, config.average_power) for step in steps], active)
         sizes = rates * gains, rates * array_like(decays, active), 1 - newest * active
         kept = measured.scale, measured.size, skipped + (1 - active)
-        return _Step(
+        return Step(
             present=present,
             grads=found,
             params=[params[i] for i in present],
@@ -275,28 +195,8 @@ class SoapRule:
             numbers=step_numbers(measured, steps, config),
             sizes=columns(sizes),
             decays=any(decays),
-            kept=_kept(own, columns(kept).float()),
+            kept=kept_scalars(own, columns(kept).float()),
         )
-
-    def _weight_sizes(
-        self,
-        present: Sequence[int],
-        matrices: Sequence[int],
-        weights: Array,
-        like: Array,
-    ) -> Array:
-        """Factors of the step size that the size of the weights gives, (n,).
-
-        matrices: of which of the present the root mean squares of the weights are.
-        """
-        if not matrices:
-            return namespace(like).ones_like(like)
-        usual = array_like([self._usual[present[j]] or 1.0 for j in matrices], like)
-        sizes = namespace(like).clip(weights / usual, *SIZES) ** self.config.weight_exponent
-        # at the end a 1, for those that are no matrices
-        places = {j: number for number, j in enumerate(matrices)}
-        order = [places.get(j, len(matrices)) for j in range(len(present))]
-        return namespace(like).concatenate((sizes, array_like([1.0], like)))[order]
 
     def _recalled(
         self,
@@ -326,7 +226,7 @@ class SoapRule:
         progress = None if self.total_steps is None else now / self.total_steps
         return self.modulation(signals, self.graph, progress)
 
-    def _batches(self, step: _Step) -> list[_Members]:
+    def _batches(self, step: Step) -> list[_Members]:
         """What is updated together: small parameters of one kind."""
         kinds = tuple((record["exp_avg"].dtype, record["exp_avg"].device) for record in step.records)
         wanted = tuple(step.present), kinds
@@ -334,7 +234,7 @@ class SoapRule:
             self._plan = wanted, self._planned(step, kinds)
         return self._plan[1]
 
-    def _planned(self, step: _Step, kinds: Sequence[tuple]) -> list[_Members]:
+    def _planned(self, step: Step, kinds: Sequence[tuple]) -> list[_Members]:
         shapes = [record["exp_avg"].shape for record in step.records]
         layouts = [self.layouts[i] for i in step.present]
         found: list[list[int]] = []
@@ -360,7 +260,7 @@ class SoapRule:
 
     def _updated(
         self,
-        step: _Step,
+        step: Step,
         members: _Members,
         factors: Sequence[Tensor] | None,
     ) -> list[tuple[int, Tensor, Record]]:
@@ -383,13 +283,13 @@ class SoapRule:
                 record["signals"] = self._signals(step, j, *found)
         return list(zip(numbers, deltas, records, strict=True))
 
-    def _task(self, step: _Step, j: int) -> Task:
+    def _task(self, step: Step, j: int) -> Task:
         i, count = step.present[j], step.steps[j]
         return Task(step.grads[j], step.records[j], count, self._is_due(i, count))
 
     def _delta(
         self,
-        step: _Step,
+        step: Step,
         members: _Members,
         value: Tensor,
         records: Sequence[Record],
@@ -411,11 +311,11 @@ class SoapRule:
                 record[AVERAGE] = average
         return delta
 
-    def _signals(self, step: _Step, j: int, value: Tensor, delta: Tensor) -> Tensor:
+    def _signals(self, step: Step, j: int, value: Tensor, delta: Tensor) -> Tensor:
         """What the rows of a parameter say after the step."""
         layouts, grad, param = self.layouts[step.present[j]], step.grads[j], step.params[j]
         rows = row_signals(layouts, grad, value, delta, param).float()
-        is_active = _on(torch.as_tensor(step.active[j]) > 0, rows.device)
+        is_active = on(torch.as_tensor(step.active[j]) > 0, rows.device)
         return torch.where(is_active, rows, step.records[j]["signals"])
 
     def _is_due(self, i: int, step: int) -> bool:
@@ -437,39 +337,3 @@ def _in_turn(costs: Sequence[float], steps: int) -> list[int]:
         found[i] = totals.index(min(totals))
         totals[found[i]] += costs[i]
     return found
-
-
-def _vector(values: Sequence[float | Tensor], like: Array) -> Array:
-    """Numbers, some of them perhaps tensors, as an array."""
-    plain = [value for value in values if not isinstance(value, Tensor)]
-    if len(plain) == len(values):
-        return array_like(plain, like)
-    found = torch.stack([torch.as_tensor(value) for value in values])
-    return found.to(like) if isinstance(like, Tensor) else array(found)
-
-
-def _scalars(records: Sequence[Record], like: Array) -> Array:
-    """`scale`, `size` and `skipped` of all records, (3, n)."""
-    device = like.device if isinstance(like, Tensor) else torch.device("cpu")
-    keys = "scale", "size", "skipped"
-    found = torch.stack([_on(record[key], device) for key in keys for record in records])
-    return array(found.view(len(keys), -1).to(columns([like]).dtype))
-
-
-def _kept(records: Sequence[Record], table: Tensor) -> list[Record]:
-    """What new records hold beside the state of the direction: scalars, where the old ones are.
-
-    table: `scale`, `size` and `skipped`, (3, n).
-    """
-    keys = "step", "scale", "size", "skipped"
-    steps = torch.stack([record["step"] for record in records]) + 1
-    rows = zip(steps.unbind(), *(row.unbind() for row in table.unbind()), strict=True)
-    return [
-        {key: _on(value, record[key].device) for key, value in zip(keys, row, strict=True)}
-        for record, row in zip(records, rows, strict=True)
-    ]
-
-
-def _on(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; cheaper than `to` where it is there already."""
-    return x if x.device == device else x.to(device)

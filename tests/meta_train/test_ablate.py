@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 from meta_train import ablate
-from ngopt.base.soap import SoapConfig
+from ngopt.base.config import SoapConfig
 from tests.meta_train.toy import TOY
 
 

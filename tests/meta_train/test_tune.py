@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from meta_train import tune
-from ngopt.base.soap import SoapConfig
+from ngopt.base.config import SoapConfig
 from ngopt.pretrained import load_pretrained
 from tests.meta_train.toy import TOY
 

@@ -8,11 +8,12 @@ from torch import nn
 
 from ngopt import build_graph
 from ngopt.base.batch import Batch, Task
-from ngopt.base.direction import DirectionConfig, init_direction, step_numbers
+from ngopt.base.config import DirectionConfig, SoapConfig
+from ngopt.base.direction import init_direction, step_numbers
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import measure, root_mean_squares
 from ngopt.base.modes import Channels, Kernel, Rows
-from ngopt.base.soap import Soap, SoapConfig
+from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.graph.core import View
 

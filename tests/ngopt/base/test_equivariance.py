@@ -9,8 +9,9 @@ from torch import nn
 from torch.func import functional_call
 
 from ngopt import build_graph
+from ngopt.base.config import SoapConfig
 from ngopt.base.modes import Channels, Kernel, Rows
-from ngopt.base.soap import Soap, SoapConfig
+from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from tests.automorphisms import automorphisms, subproducts
 from tests.equivariance import permute, random_permutations

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer, build_graph, load_pretrained
+from ngopt.base.config import SoapConfig
 from ngopt.base.modulation import SIGNALS, count_rows, modulated
-from ngopt.base.soap import Soap, SoapConfig
+from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import save_pretrained, weights_hash

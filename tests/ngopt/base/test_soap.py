@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.base.soap import Soap, SoapConfig
+from ngopt.base.config import SoapConfig
+from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
 from tests.networks import CNN_INPUT, cnn, mlp

@@ -1,0 +1,49 @@
+"""How large the step of a parameter is beside that of another: by role, fan and size of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from ngopt.base.arrays import Array, array_like, namespace
+from ngopt.base.config import SoapConfig
+from ngopt.roles import ParameterRole
+
+# Sizes of weights, in usual ones, that the step size follows: layers that begin at zero must leave it.
+SIZES = (0.25, 10.0)
+
+
+def fan_in(role: ParameterRole) -> int | None:
+    """Inputs times kernel positions of one neuron; None for what is no matrix, and for tables."""
+    if not role.blocks or role.role == "embedding":
+        return None
+    return max(prod(block.view.shape[2:]) for block in role.blocks)
+
+
+def gain(role: ParameterRole, config: SoapConfig) -> float:
+    """The factor of the step size that role and fan give."""
+    factor = 1.0 if role.role == "matrix" else getattr(config, role.role)
+    fan = fan_in(role)
+    if not fan:
+        return factor
+    return factor * min((fan / 64) ** -config.fan_exponent, config.fan_cap)
+
+
+def usual_size(role: ParameterRole) -> float | None:
+    """Root mean square of PyTorch's initial weights, uniform in +- 1 / sqrt(fan_in)."""
+    fan = fan_in(role)
+    return (3 * fan) ** -0.5 if fan else None
+
+
+def weight_sizes(rms: Array, usual: Sequence[float | None], exponent: float, like: Array) -> Array:
+    """Factors of the step size that the size of the weights gives, (n,): 1 where none is usual.
+
+    rms: root mean squares of the weights that have a usual size, in their order.
+    """
+    known = [size for size in usual if size is not None]
+    if not known:
+        return namespace(like).ones_like(like)
+    sizes = namespace(like).clip(rms / array_like(known, like), *SIZES) ** exponent
+    found = namespace(like).concatenate((sizes, array_like([1.0], like)))
+    numbers = iter(range(len(known)))
+    return found[[len(known) if size is None else next(numbers) for size in usual]]
