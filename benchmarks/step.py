@@ -177,11 +177,11 @@ def numel(model: nn.Module) -> int:
 
 
 def state_size(graph: NeuralGraph, has_horizon: bool) -> float:
-    """Numbers that the default keeps, per parameter."""
+    """What the default keeps, in float32 numbers per parameter."""
     rule = load_pretrained("default").bind(graph, HORIZON if has_horizon else None)
     params = [torch.empty(spec.shape, device="meta") for spec in graph.parameters]
     kept: list[Tensor] = [x for record in rule.init(params) for x in record.values()]
-    return sum(x.numel() for x in kept) / graph.numel
+    return sum(x.numel() * x.itemsize for x in kept) / torch.float32.itemsize / graph.numel
 
 
 def table(records: list[Record]) -> str:

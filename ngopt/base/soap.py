@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.base.arrays import Array, array_like, columns
+from ngopt.base.arrays import array_like, columns
 from ngopt.base.batch import Batch, Task, has_modes
 from ngopt.base.config import SoapConfig
 from ngopt.base.direction import init_direction, recalled, step_numbers
@@ -189,28 +189,15 @@ class SoapRule:
             present=present,
             grads=found,
             params=[params[i] for i in present],
-            records=self._recalled(present, own, steps, measured.recall),
+            records=own,
             steps=steps,
             active=active,
+            recall=measured.recall,
             numbers=step_numbers(measured, steps, config),
             sizes=columns(sizes),
             decays=any(decays),
             kept=kept_scalars(own, columns(kept).float()),
         )
-
-    def _recalled(
-        self,
-        present: Sequence[int],
-        records: Sequence[Record],
-        steps: Sequence[int],
-        factors: Array,
-    ) -> list[Record]:
-        """Records whose first gradients are in proportion to the next."""
-        found = list(records)
-        for j, (i, step) in enumerate(zip(present, steps, strict=True)):
-            if 0 < step <= EARLY:
-                found[j] = recalled(found[j], self.layouts[i], torch.as_tensor(factors[j]))
-        return found
 
     def _decay(self, i: int, weight_decay: float) -> float:
         """Weight decay of a parameter in units of the step size."""
@@ -284,8 +271,12 @@ class SoapRule:
         return list(zip(numbers, deltas, records, strict=True))
 
     def _task(self, step: Step, j: int) -> Task:
-        i, count = step.present[j], step.steps[j]
-        return Task(step.grads[j], step.records[j], count, self._is_due(i, count))
+        i, count, record, factor = step.present[j], step.steps[j], step.records[j], step.recall[j]
+        # which a tensor may be is not asked
+        is_in_proportion = not isinstance(factor, Tensor) and factor == 1
+        if 0 < count <= EARLY and not is_in_proportion:
+            record = recalled(record, self.layouts[i], torch.as_tensor(factor))
+        return Task(step.grads[j], record, count, self._is_due(i, count))
 
     def _delta(
         self,
@@ -297,13 +288,14 @@ class SoapRule:
         """What is added to the parameters of a batch, flat; puts averages into the new records."""
         flat = members.batch.flat
         size, decay, kept = flat.spread(members.columns(step.sizes, value)).unbind()
-        delta = value * -size
+        # in place where nobody asks for directions: all of a long table is much memory
+        delta = value.mul_(-size) if self.modulation is None else value * -size
         has_average = self.total_steps is None
         if not (step.decays or has_average):
             return delta
         params = flat.join([step.params[j] for j in members.places]).to(delta.dtype)
         if step.decays:
-            delta.addcmul_(params, decay, value=-1)  # in place: all of a long table is much memory
+            delta.addcmul_(params, decay, value=-1)
         if has_average:
             old = flat.join([step.records[j][AVERAGE] for j in members.places])
             averages = flat.split((params + delta).lerp_(old, kept))

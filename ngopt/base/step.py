@@ -16,6 +16,7 @@ class Step(NamedTuple):
     """What one step knows of the parameters that have a gradient, in their order.
 
     present: their positions. steps: gradients before this one. active: 0 where the step is left out.
+    recall: see `Measured`.
     numbers: of `step_numbers`, (6, n). sizes: of the step, with all its factors; of the share of the
         weights that decays; and of the share of their average that stays, (3, n).
     decays: whether any weights do. kept: scalars of the new records.
@@ -27,6 +28,7 @@ class Step(NamedTuple):
     records: Sequence[Record]
     steps: Sequence[int]
     active: Array
+    recall: Array
     numbers: Tensor
     sizes: Tensor
     decays: bool
