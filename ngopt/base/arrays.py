@@ -19,8 +19,9 @@ Array = Any
 
 def array(values: Tensor) -> Array:
     """A tensor as this step computes with it."""
-    is_plain = values.device.type == "cpu" and not torch.is_grad_enabled()
-    return values.detach().numpy() if is_plain else values
+    if values.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return values
+    return values.detach().numpy()
 
 
 def namespace(like: Array) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from math import inf, sqrt
 from typing import NamedTuple
 
@@ -53,7 +54,8 @@ def measure(rms: Array, scale: Array, size: Array, steps: Sequence[int], clip: f
     """
     xp = namespace(rms)
     one = xp.ones_like(rms)
-    with np.errstate(all="ignore"):
+    quiet = nullcontext() if xp is torch else np.errstate(all="ignore")
+    with quiet:
         active = xp.where(rms < inf, one, 0 * one)
         rms = xp.nan_to_num(rms, nan=0.0, posinf=0.0, neginf=0.0)
         scale = xp.where(scale > 0, scale, _power_of_two(rms))
