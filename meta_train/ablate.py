@@ -61,7 +61,7 @@ def run(config: Config) -> None:
             part,
             f"{mean(found):+.3f}",
             f"{error(found):.3f}",
-            *(f"{found[p]:+.2f}" for p in problem_names(config.problems)),
+            *(f"{found[p]:+.2f}" for p in problems),
         ]
         for part, found in worth.items()
     ]

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -114,7 +114,8 @@ def execute(runs: Sequence[Run], folder: Path, processes: int, bar: tqdm) -> lis
     processes: with more than one, runs are spread over spawned processes of one thread each.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pending = _missing(runs, read_records(folder, runs))
+    records = read_records(folder, runs)
+    pending = [run for run in runs if run not in records]
     bar.update(len(runs) - len(pending))
     if processes > 1 and pending:
         _execute_in_processes(pending, folder, processes, bar)
@@ -123,7 +124,8 @@ def execute(runs: Sequence[Run], folder: Path, processes: int, bar: tqdm) -> lis
             bar.set_description(str(run))
             _train_and_append(run, folder)
             bar.update()
-    records = read_records(folder, runs)
+    if pending:
+        records = read_records(folder, runs)
     return [records[run] for run in runs]
 
 
@@ -247,10 +249,6 @@ def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> R
 def _stretches(values: list[float], length: int) -> Iterator[list[float]]:
     """Consecutive parts of a list; the last may be shorter."""
     return (values[start : start + length] for start in range(0, len(values), length))
-
-
-def _missing(runs: Iterable[Run], records: Mapping[Run, Record]) -> list[Run]:
-    return [run for run in runs if run not in records]
 
 
 def _parse(line: str) -> Record | None:

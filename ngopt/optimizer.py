@@ -70,9 +70,9 @@ class NGOptimizer(Optimizer):
     8 % of the steps and then falls to zero, and every step is a share of the weights' size.
 
     A parameter without a gradient is left out of a step: no update, its state stands still. State
-    is, per parameter, the record of the rule that the weights stand for, in float32, or float64 for
-    float64 parameters. A complex parameter is optimized, and its state kept, as pairs of real
-    numbers.
+    is, per parameter, the record of the rule that the weights stand for, in float32 (of the default,
+    preconditioners of more than 512 rows in bfloat16), or float64 for float64 parameters. A complex
+    parameter is optimized, and its state kept, as pairs of real numbers.
 
     Raises ValueError if there are no parameters, an argument is out of range, the weights cannot be
     loaded, or the graph does not fit.

@@ -39,10 +39,10 @@ class Batch:
     def __init__(self, shapes: Sequence[Size], layouts: Sequence[Sequence[MatrixLayout]], device: torch.device):
         self.layouts, self.flat = layouts, Flat(shapes, device)
         self.count = sum(map(has_modes, layouts))
-        self.stacks = _stacks(layouts[: self.count])
         self.plain = Flat(shapes[self.count :], device)
         self.is_whole = [len(some) == 1 and some[0].view is None for some in layouts]
         self.is_long = len(layouts) == 1 and self.is_whole[0] and layouts[0][0].is_long(CHUNK)
+        self.stacks = _stacks(layouts if self.is_long else layouts[: self.count])
 
     def directions(self, tasks: Sequence[Task], numbers: Tensor, ahead: float) -> tuple[Tensor, list[Record]]:
         """Directions of all, about 1 in size, in one tensor as `flat` has them; and the new states.
@@ -112,7 +112,7 @@ class Batch:
     def _long_direction(self, task: Task, numbers: Tensor, ahead: float) -> tuple[Tensor, Record]:
         """In pieces along an axis that nothing joins, so that little is in memory at once."""
         (layout,), exp_avg = self.layouts[0], task.record["exp_avg"]
-        (stack,) = self.stacks or _stacks(self.layouts)
+        (stack,) = self.stacks
         own = StepNumbers(*numbers[:, 0].unbind())
         step = StackStep(stack, [task[1:]], numbers)
         step.observe(_scaled(x, own.multiplier).contiguous() for x in layout.pieces(task.grad, CHUNK))

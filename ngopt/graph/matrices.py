@@ -38,7 +38,8 @@ class MatrixBlock:
     view.strides, view.offset)`, of `torch.view_as_real(p)` if p is complex.
 
     rows, columns: for each of the k matrices the neurons that it leads to and that it reads, in
-    order. Matrices with equal `columns` and kernels of one size read the same neurons.
+    order. Matrices with equal `columns` and kernels of one size read the same neurons; () for each
+    where names say that they do, but not which.
     """
 
     view: View
