@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ngopt.base.arrays import array_like, columns
+from ngopt.base.arrays import Array, array_like
 from ngopt.base.config import DirectionConfig
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import Measured
 from ngopt.base.modes import Mode, factor_shape
+from ngopt.base.step import of_each
 from ngopt.functional import Record
 
 # Factors and bases of more rows are kept in bfloat16: what rounding adds is far below their noise.
@@ -55,39 +55,25 @@ def recalled(record: Record, layouts: Sequence[MatrixLayout], factor: Tensor) ->
     return new | {key: (record[key] * square).to(record[key].dtype) for key in squares}
 
 
-class StepNumbers(NamedTuple):
-    """What the elements of a parameter share in one step.
-
-    multiplier: of the gradient. momentum, second, factor: weights of what is new in momentum, second
-        moments and factors; all 0 where the step is left out. Direction is rotated momentum /
-        sqrt(shrink * second + damping): with both corrections.
-    """
-
-    multiplier: Tensor
-    momentum: Tensor
-    second: Tensor
-    shrink: Tensor
-    damping: Tensor
-    factor: Tensor
-
-
-def step_numbers(measured: Measured, steps: Sequence[int], config: DirectionConfig) -> Tensor:
-    """The fields of `StepNumbers` of each parameter, (6, n).
+def step_numbers(
+    measured: Measured,
+    steps: Sequence[int],
+    config: DirectionConfig,
+) -> Sequence[Array]:
+    """The fields of `Shared` that belong to the direction, (n,) each.
 
     measured: (n,). steps: gradients before this one, (n,).
     """
     active = measured.active
-    corrections = [_corrections(step, config) for step in steps]
+    corrections = of_each(steps, lambda step: _corrections(step, config))
     shrink, damping = (array_like(some, active) for some in zip(*corrections, strict=True))
-    return columns(
-        (
-            measured.multiplier,
-            active * (1 - config.beta1),
-            active * (1 - config.beta2),
-            shrink,
-            measured.mean_square * damping + torch.finfo().tiny,
-            active * (1 - config.beta_factor),
-        )
+    return (
+        measured.multiplier,
+        active * (1 - config.beta1),
+        active * (1 - config.beta2),
+        shrink,
+        measured.mean_square * damping + torch.finfo().tiny,
+        active * (1 - config.beta_factor),
     )
 
 
@@ -103,10 +89,15 @@ def _corrections(step: int, config: DirectionConfig) -> tuple[float, float]:
     return first**2 / second, (config.epsilon * first) ** 2
 
 
-def normalised(ahead: Tensor, grad: Tensor, old: Tensor, numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def normalised(
+    ahead: Tensor,
+    grad: Tensor,
+    old: Tensor,
+    numbers: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
     """Momentum by the root of the second moments, and these with the gradient's.
 
-    numbers: "second", "shrink" and "damping" of `StepNumbers`.
+    numbers: "second", "shrink" and "damping" of `Shared`.
     """
     weight, shrink, damping = numbers
     second = old.lerp(grad.square(), weight)

@@ -9,15 +9,25 @@ from torch import Size, Tensor
 
 
 class Flat:
-    """The places of tensors of these shapes in one tensor (total,)."""
+    """The places of tensors of these shapes in one tensor (total,).
 
-    def __init__(self, shapes: Sequence[Size], device: torch.device):
-        self.shapes = shapes
-        self.sizes = [shape.numel() for shape in shapes]
-        numbers = torch.arange(len(shapes))
-        self._owners: Tensor | None = None  # of elements; a single tensor needs none
-        if len(shapes) != 1:
-            self._owners = numbers.repeat_interleave(torch.tensor(self.sizes).long()).to(device)
+    owners: to which of some parameters each tensor belongs; by default each is one of its own.
+    Numbers of a single parameter are ().
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[Size | tuple[int, ...]],
+        device: torch.device,
+        owners: Sequence[int] | None = None,
+    ):
+        self.shapes = [Size(shape) for shape in shapes]
+        self.sizes = [shape.numel() for shape in self.shapes]
+        self.owners = list(range(len(shapes)) if owners is None else owners)
+        self._elements: Tensor | None = None  # owners of all; a single parameter needs none
+        if len(set(self.owners)) > 1:
+            counts = torch.tensor(self.sizes)
+            self._elements = torch.tensor(self.owners).repeat_interleave(counts).to(device)
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """Tensors of as many elements as the shapes have, one after the other."""
@@ -29,8 +39,8 @@ class Flat:
         pieces = torch.split_with_sizes(flat, self.sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
-    def spread(self, columns: Tensor) -> Tensor:
-        """One number for each tensor (k, n) -> one for each element (k, total); (k,) for one tensor."""
-        if self._owners is None:
-            return columns[:, 0]
-        return columns.index_select(1, self._owners)
+    def spread(self, numbers: Tensor) -> Tensor:
+        """Numbers of the parameters (n,) -> of the elements (total,); () as it is."""
+        if not numbers.dim() or self._elements is None:
+            return numbers
+        return numbers.index_select(0, self._elements)

@@ -34,25 +34,28 @@ class MatrixLayout:
     modes: tuple[Mode, ...] = ()
     view: View | None = None
 
-    def read(self, values: Tensor) -> Tensor:
-        """Values of the parameter's shape -> (groups, rows, kernel, channels)."""
+    def read(self, flat: Tensor) -> Tensor:
+        """Flat values of the parameter (*n, numel) -> (*n, groups, rows, kernel, channels)."""
         groups, rows, kernel, channels = self.shape
+        several = flat.shape[:-1]
         if self.view is None and kernel == 1:
-            return values.reshape(self.shape)
-        place = values if self.view is None else _place(self.view, values.reshape(-1))
-        return place.reshape(groups, rows, channels, kernel).transpose(2, 3).contiguous()
+            return flat.reshape(*several, *self.shape)
+        place = flat if self.view is None else _place(self.view, flat)
+        unfolded = place.reshape(*several, groups, rows, channels, kernel)
+        return unfolded.transpose(-2, -1).contiguous()
 
-    def write(self, out: Tensor, values: Tensor) -> Tensor:
-        """Puts (groups, rows, kernel, channels) into values of the parameter's shape.
+    def write(self, out: Tensor | None, values: Tensor) -> Tensor:
+        """Puts (groups, rows, kernel, channels) into flat values of the parameter, (numel,).
 
-        In place, into the contiguous tensor `out`, where these are not all of the parameter; else
-        only the shape of `out` counts.
+        In place, into `out`, where these are not all of the parameter in their own order; else
+        `out` is not looked at.
         """
         if self.shape[2] > 1:
             values = values.transpose(2, 3)
         if self.view is None:
-            return values.reshape(out.shape)
-        _place(self.view, out.view(-1)).copy_(values.reshape(self.view.shape))
+            return values.reshape(-1)
+        assert out is not None
+        _place(self.view, out).copy_(values.reshape(self.view.shape))
         return out
 
     def is_long(self, limit: int) -> bool:
@@ -79,7 +82,10 @@ class MatrixLayout:
 
 
 def _place(view: View, flat: Tensor) -> Tensor:
-    return flat.as_strided(view.shape, view.strides, flat.storage_offset() + view.offset)
+    """The elements of a view, of flat values (*n, numel): (*n, *view.shape)."""
+    several = flat.shape[:-1]
+    strides = *flat.stride()[:-1], *(flat.stride(-1) * stride for stride in view.strides)
+    return flat.as_strided((*several, *view.shape), strides, flat.storage_offset() + view.offset)
 
 
 def layouts_of(role: ParameterRole, shape: tuple[int, ...], longest: int, budget: float) -> tuple[MatrixLayout, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 
-from ngopt.base.arrays import Array, array, array_like, namespace
+from ngopt.base.arrays import Array, array, array_like, at_least, at_most, namespace
 
 # Decay of the running size of a gradient.
 SIZE_DECAY = 0.95
@@ -53,25 +53,28 @@ def measure(rms: Array, scale: Array, size: Array, steps: Sequence[int], clip: f
     first ones as many times as large as the next.
     """
     xp = namespace(rms)
-    one = xp.ones_like(rms)
     quiet = nullcontext() if xp is torch else np.errstate(all="ignore")
     with quiet:
-        active = xp.where(rms < inf, one, 0 * one)
-        rms = xp.nan_to_num(rms, nan=0.0, posinf=0.0, neginf=0.0)
-        scale = xp.where(scale > 0, scale, _power_of_two(rms))
-        inverse = xp.nan_to_num(1 / scale, nan=0.0, posinf=0.0, neginf=0.0)
+        is_active = rms < inf
+        one = xp.ones_like(rms)
+        active = one * is_active
+        rms = xp.where(is_active, rms, 0.0)
+        is_known = scale > 0
+        if not (xp is np and is_known.all()):
+            scale = xp.where(is_known, scale, _power_of_two(rms))
+        inverse = xp.where(scale > 0, 1 / scale, 0.0)
         relative = rms * inverse
 
         weight = array_like([SIZE_DECAY**step for step in steps], rms)
-        mean = size / xp.clip(1 - weight, TINY, None)
-        usual = xp.sqrt(xp.clip(mean, TINY, None))
-        limit = xp.where(mean > TINY, clip * usual, NO_LIMIT * one)
-        cut = xp.clip(limit / xp.clip(relative, 1 / NO_LIMIT, None), None, 1)
+        mean = size / at_least(1 - weight, TINY)
+        usual = xp.sqrt(at_least(mean, TINY))
+        limit = xp.where(mean > TINY, clip * usual, NO_LIMIT)
+        cut = at_most(limit / at_least(relative, 1 / NO_LIMIT), 1)
         recall = one
         if any(0 < step <= EARLY for step in steps):
             is_early = array_like([step <= EARLY for step in steps], rms) > 0
             is_early = is_early & (relative > 0) & (mean > TINY)
-            recall = xp.where(is_early, xp.clip(clip * relative / usual, None, 1), one)
+            recall = xp.where(is_early, at_most(clip * relative / usual, 1), one)
             size = size * xp.square(recall)
         size = size + (1 - SIZE_DECAY) * active * (xp.square(relative * cut) - size)
         mean = size / (1 - SIZE_DECAY * weight)
@@ -90,10 +93,12 @@ def root_mean_squares(values: Sequence[Tensor]) -> Array:
     device = values[0].device
     # squares of float32 end at 1e38; float64 holds those of all float32
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    whole = [x if x.numel() <= CHUNK else _norms(x, dtype) for x in values]
+    sizes = [x.numel() for x in values]
+    rows = zip(values, sizes, strict=True)
+    whole = [x if size <= CHUNK else _norms(x, dtype) for x, size in rows]
     norms = [norm.to(device) for norm in _foreach_norm(whole, 2, dtype)]
     found = array(torch.stack(norms))
-    return found / array_like([sqrt(max(x.numel(), 1)) for x in values], found)
+    return found / array_like([sqrt(max(size, 1)) for size in sizes], found)
 
 
 def _norms(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,9 +1,8 @@
 """The axes of a matrix that have preconditioners: its rows, its channels, its kernel positions.
 
-Values are (groups, rows, kernel, channels); several of them are rotated at once as (groups, rows, n,
-kernel, channels). Each axis has Kronecker factors: running means of X X^T, where X is the matrix
-unfolded along that axis, a row of X for each index of it. `parts` of an axis have factors of their
-own; factors and their bases are (groups * parts, size, size).
+Values are (groups, rows, kernel, channels). Each axis has Kronecker factors: running means of X X^T,
+where X is the matrix unfolded along that axis, a row of X for each index of it. `parts` of an axis
+have factors of their own; factors and their bases are (groups * parts, size, size).
 """
 
 from __future__ import annotations
@@ -24,16 +23,13 @@ class Rows:
 
     def factor(self, x: Tensor) -> Tensor:
         """X X^T of values."""
-        unfolded = x.reshape(len(x) * self.parts, self.size, -1)
+        unfolded = x.reshape(x.shape[0] * self.parts, self.size, -1)
         return torch.bmm(unfolded, unfolded.mT)
 
-    def rotate(self, x: Tensor, basis: Tensor, shape: torch.Size) -> Tensor:
-        """Multiplies the axis by Q^T, or, given Q^T, by Q.
-
-        x: values of a shape, contiguous, in whatever shape the mode before has left them. Returns
-        the same.
-        """
-        return torch.bmm(basis.mT, x.reshape(len(basis), self.size, -1))
+    def rotate(self, x: Tensor, basis: Tensor) -> Tensor:
+        """Multiplies the axis by Q^T, or, given Q^T, by Q."""
+        unfolded = x.reshape(basis.shape[0], self.size, -1)
+        return torch.bmm(basis.mT, unfolded).view(x.shape)
 
     def permute(self, x: Tensor, order: Tensor) -> Tensor:
         """Values in another order along the axis: (groups * parts, size)."""
@@ -53,9 +49,8 @@ class Kernel:
         unfolded = x.transpose(1, 2).reshape(len(x), self.size, -1)
         return torch.bmm(unfolded, unfolded.mT)
 
-    def rotate(self, x: Tensor, basis: Tensor, shape: torch.Size) -> Tensor:
-        unfolded = x.reshape(len(basis), -1, self.size, shape[-1])
-        return basis.mT.unsqueeze(1) @ unfolded
+    def rotate(self, x: Tensor, basis: Tensor) -> Tensor:
+        return basis.mT.unsqueeze(1) @ x
 
     def permute(self, x: Tensor, order: Tensor) -> Tensor:
         return x.gather(2, order[:, None, :, None].expand_as(x))
@@ -70,29 +65,31 @@ class Channels:
     name = "channels"
 
     def factor(self, x: Tensor) -> Tensor:
-        unfolded = self._unfolded(x, len(x))
+        unfolded = self._unfolded(x)
         return torch.bmm(unfolded.mT, unfolded)
 
-    def rotate(self, x: Tensor, basis: Tensor, shape: torch.Size) -> Tensor:
-        groups = len(basis) // self.parts
-        return self._folded(torch.bmm(self._unfolded(x, groups), basis), groups)
+    def rotate(self, x: Tensor, basis: Tensor) -> Tensor:
+        return self._folded(torch.bmm(self._unfolded(x), basis), x.shape)
 
     def permute(self, x: Tensor, order: Tensor) -> Tensor:
-        unfolded = self._unfolded(x, len(x))
-        permuted = unfolded.gather(2, order.unsqueeze(1).expand_as(unfolded))
-        return self._folded(permuted, len(x)).reshape(x.shape)
+        unfolded = self._unfolded(x)
+        columns = order.unsqueeze(1).expand_as(unfolded)
+        return self._folded(unfolded.gather(2, columns), x.shape)
 
-    def _unfolded(self, x: Tensor, groups: int) -> Tensor:
+    def _unfolded(self, x: Tensor) -> Tensor:
         """(groups * parts, rows and kernel, size)."""
+        groups = x.shape[0]
         if self.parts == 1:
             return x.reshape(groups, -1, self.size)
-        return x.reshape(groups, -1, self.parts, self.size).transpose(1, 2).flatten(0, 1)
+        split = x.reshape(groups, -1, self.parts, self.size)
+        return split.transpose(1, 2).flatten(0, 1)
 
-    def _folded(self, unfolded: Tensor, groups: int) -> Tensor:
-        """The inverse, (groups, rows and kernel, channels)."""
+    def _folded(self, unfolded: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse, in the shape of the values."""
         if self.parts == 1:
-            return unfolded
-        return unfolded.unflatten(0, (groups, self.parts)).transpose(1, 2).flatten(2)
+            return unfolded.view(shape)
+        split = unfolded.unflatten(0, (shape[0], self.parts))
+        return split.transpose(1, 2).reshape(shape)
 
 
 Mode = Rows | Kernel | Channels

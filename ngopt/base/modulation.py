@@ -58,16 +58,18 @@ def modulated(value: Tensor, factors: Tensor, layouts: Sequence[MatrixLayout]) -
     if not factors.dim():
         return value * factors.to(value.dtype)
     counts = [count_rows([layout]) for layout in layouts]
-    out = torch.empty_like(value, memory_format=torch.contiguous_format)
+    flat = value.reshape(-1)
+    out = torch.empty_like(flat)
     for layout, some in zip(layouts, factors.to(value.dtype).split(counts), strict=True):
         rows = some.view(*layout.shape[:2], 1, 1)
-        out = layout.write(out, layout.read(value) * rows)
-    return out
+        out = layout.write(out, layout.read(flat) * rows)
+    return out.view(value.shape)
 
 
 def _rows(layouts: Sequence[MatrixLayout], values: Tensor) -> Tensor:
     """Values of a parameter's shape -> (rows, longest row), shorter ones with zeros behind."""
-    pieces = [layout.read(values).flatten(2).flatten(0, 1) for layout in layouts]
+    flat = values.reshape(-1)
+    pieces = [layout.read(flat).flatten(2).flatten(0, 1) for layout in layouts]
     longest = max(piece.shape[1] for piece in pieces)
     pad = torch.nn.functional.pad
     return torch.cat([pad(piece, (0, longest - piece.shape[1])) for piece in pieces])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from ngopt.base.arrays import Array, array_like, namespace
+from ngopt.base.arrays import Array, array_like, at_least, at_most, namespace
 from ngopt.base.config import SoapConfig
 from ngopt.roles import ParameterRole
 
@@ -43,7 +43,8 @@ def weight_sizes(rms: Array, usual: Sequence[float | None], exponent: float, lik
     known = [size for size in usual if size is not None]
     if not known:
         return namespace(like).ones_like(like)
-    sizes = namespace(like).clip(rms / array_like(known, like), *SIZES) ** exponent
+    relative = rms / array_like(known, like)
+    sizes = at_most(at_least(relative, SIZES[0]), SIZES[1]) ** exponent
     found = namespace(like).concatenate((sizes, array_like([1.0], like)))
     numbers = iter(range(len(known)))
     return found[[len(known) if size is None else next(numbers) for size in usual]]

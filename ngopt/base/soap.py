@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.base.arrays import array_like, columns
-from ngopt.base.batch import Batch, Task, has_modes
+from ngopt.base.arrays import array_like, on, stacked
+from ngopt.base.batch import Batch, Task, batches
 from ngopt.base.config import SoapConfig
 from ngopt.base.direction import init_direction, recalled, step_numbers
 from ngopt.base.layout import MatrixLayout, layouts_of
@@ -32,15 +32,13 @@ from ngopt.base.modes import factor_shape
 from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
 from ngopt.base.scale import gain, usual_size, weight_sizes
 from ngopt.base.schedule import average_weight, with_horizon, without_horizon
-from ngopt.base.step import Step, kept_scalars, on, scalars, vector
+from ngopt.base.step import Shared, Step, kept_scalars, of_each, scalars, shared, vector
 from ngopt.functional import AVERAGE, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.roles import roles_of
 
 # Steps of unit size in which `weight_decay` of the optimizer is given: that of AdamW's default.
 NOMINAL_STEP = 1e-3
-# Parameters of so many numbers are updated together, up to as many as stay in a cache.
-SMALL, BATCH = 1 << 16, 1 << 18
 
 
 class _Members(NamedTuple):
@@ -49,10 +47,6 @@ class _Members(NamedTuple):
     places: Sequence[int]
     index: Tensor
     batch: Batch
-
-    def columns(self, table: Tensor, like: Tensor) -> Tensor:
-        """Those of the members of a table (k, n), in the dtype and on the device of their state."""
-        return table.index_select(1, on(self.index, table.device)).to(like)
 
 
 class Soap:
@@ -175,16 +169,19 @@ class SoapRule:
         scale, size, skipped = scalars(own, rms)
         measured = measure(rms, scale, size, steps, config.clip)
         active = measured.active
-        heights = [self._schedule(step, now, hyper.scheduled) for step in steps]
+        heights = of_each(steps, lambda step: self._schedule(step, now, hyper.scheduled))
         lr = [hyper.lr[i] for i in present]
         rates = vector(lr, active) * array_like(heights, active) * active
         gains = array_like([self._gains[i] for i in present], active)
         usual = [self._usual[i] for i in present]
         gains = gains * weight_sizes(weights, usual, config.weight_exponent, active)
         decays = [self._decay(i, hyper.weight_decay[i]) for i in present]
-        newest = array_like([average_weight(step, config.average_power) for step in steps], active)
-        sizes = rates * gains, rates * array_like(decays, active), 1 - newest * active
-        kept = measured.scale, measured.size, skipped + (1 - active)
+        newest = of_each(steps, lambda step: average_weight(step, config.average_power))
+        stays = 1 - array_like(newest, active) * active
+        sizes = rates * gains, rates * array_like(decays, active), stays
+        numbers = *step_numbers(measured, steps, config), *sizes
+        counts = array_like([step + 1 for step in steps], active)
+        kept = counts, measured.scale, measured.size, skipped + (1 - active)
         return Step(
             present=present,
             grads=found,
@@ -193,10 +190,9 @@ class SoapRule:
             steps=steps,
             active=active,
             recall=measured.recall,
-            numbers=step_numbers(measured, steps, config),
-            sizes=columns(sizes),
+            numbers=stacked(numbers),
             decays=any(decays),
-            kept=kept_scalars(own, columns(kept).float()),
+            kept=kept_scalars(own, kept),
         )
 
     def _decay(self, i: int, weight_decay: float) -> float:
@@ -215,35 +211,16 @@ class SoapRule:
 
     def _batches(self, step: Step) -> list[_Members]:
         """What is updated together: small parameters of one kind."""
-        kinds = tuple((record["exp_avg"].dtype, record["exp_avg"].device) for record in step.records)
+        likes = [record["exp_avg"] for record in step.records]
+        kinds = [(like.dtype, like.device) for like in likes]
         wanted = tuple(step.present), kinds
         if self._plan is None or self._plan[0] != wanted:
-            self._plan = wanted, self._planned(step, kinds)
+            shapes = [like.shape for like in likes]
+            layouts = [self.layouts[i] for i in step.present]
+            found = batches(shapes, layouts, kinds)
+            members = [_Members(some, torch.tensor(some), batch) for some, batch in found]
+            self._plan = wanted, members
         return self._plan[1]
-
-    def _planned(self, step: Step, kinds: Sequence[tuple]) -> list[_Members]:
-        shapes = [record["exp_avg"].shape for record in step.records]
-        layouts = [self.layouts[i] for i in step.present]
-        found: list[list[int]] = []
-        latest: dict[tuple, list[int]] = {}
-        room: dict[tuple, int] = {}
-        # those with preconditioners first, as a batch has them
-        for j in sorted(range(len(shapes)), key=lambda j: not has_modes(layouts[j])):
-            size, kind = shapes[j].numel(), kinds[j]
-            if size > SMALL:
-                found.append([j])
-                continue
-            if size > room.get(kind, 0):
-                latest[kind], room[kind] = [], BATCH
-                found.append(latest[kind])
-            latest[kind].append(j)
-            room[kind] -= size
-        planned = []
-        for members in found:
-            own = [shapes[j] for j in members], [layouts[j] for j in members]
-            batch = Batch(*own, kinds[members[0]][1])
-            planned.append(_Members(members, torch.tensor(members), batch))
-        return planned
 
     def _updated(
         self,
@@ -252,15 +229,16 @@ class SoapRule:
         factors: Sequence[Tensor] | None,
     ) -> list[tuple[int, Tensor, Record]]:
         """Positions, deltas and new records of a batch."""
-        numbers, batch = [step.present[j] for j in members.places], members.batch
+        positions, batch = [step.present[j] for j in members.places], members.batch
         tasks = [self._task(step, j) for j in members.places]
         like = tasks[0].record["exp_avg"]
         ahead = (1 - self.config.beta1) * self.config.nesterov
-        value, records = batch.directions(tasks, members.columns(step.numbers, like), ahead)
+        numbers = shared(step.numbers, members.index, like)
+        value, records = batch.directions(tasks, numbers, ahead)
         if factors is not None:
-            rows = zip(numbers, batch.flat.split(value), strict=True)
+            rows = zip(positions, batch.flat.split(value), strict=True)
             value = batch.flat.join([modulated(v, factors[i], self.layouts[i]) for i, v in rows])
-        delta = self._delta(step, members, value, records)
+        delta = self._delta(step, members, numbers, value, records)
         deltas = batch.flat.split(delta)
         for j, record in zip(members.places, records, strict=True):
             record.update(step.kept[j])
@@ -268,7 +246,7 @@ class SoapRule:
             rows = zip(members.places, records, batch.flat.split(value), deltas, strict=True)
             for j, record, *found in rows:
                 record["signals"] = self._signals(step, j, *found)
-        return list(zip(numbers, deltas, records, strict=True))
+        return list(zip(positions, deltas, records, strict=True))
 
     def _task(self, step: Step, j: int) -> Task:
         i, count, record, factor = step.present[j], step.steps[j], step.records[j], step.recall[j]
@@ -282,12 +260,13 @@ class SoapRule:
         self,
         step: Step,
         members: _Members,
+        numbers: Shared,
         value: Tensor,
         records: Sequence[Record],
     ) -> Tensor:
         """What is added to the parameters of a batch, flat; puts averages into the new records."""
         flat = members.batch.flat
-        size, decay, kept = flat.spread(members.columns(step.sizes, value)).unbind()
+        size = flat.spread(numbers.size)
         # in place where nobody asks for directions: all of a long table is much memory
         delta = value.mul_(-size) if self.modulation is None else value * -size
         has_average = self.total_steps is None
@@ -295,10 +274,11 @@ class SoapRule:
             return delta
         params = flat.join([step.params[j] for j in members.places]).to(delta.dtype)
         if step.decays:
-            delta.addcmul_(params, decay, value=-1)
+            delta.addcmul_(params, flat.spread(numbers.decay), value=-1)
         if has_average:
             old = flat.join([step.records[j][AVERAGE] for j in members.places])
-            averages = flat.split((params + delta).lerp_(old, kept))
+            stays = flat.spread(numbers.stays)
+            averages = flat.split((params + delta).lerp_(old, stays))
             for record, average in zip(records, averages, strict=True):
                 record[AVERAGE] = average
         return delta

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
+from ngopt.base.arrays import array, stacked
 from ngopt.base.batch import Batch, Task
 from ngopt.base.config import DirectionConfig, SoapConfig
 from ngopt.base.direction import init_direction, step_numbers
@@ -14,6 +15,7 @@ from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import measure, root_mean_squares
 from ngopt.base.modes import Channels, Kernel, Rows
 from ngopt.base.soap import Soap
+from ngopt.base.step import shared
 from ngopt.functional import Hyper, update_all
 from ngopt.graph.core import View
 
@@ -81,9 +83,23 @@ KINDS = {
         ),
         (MatrixLayout((1, 2, 1, 6), (Rows(1, 2),)),),
     ],
+    "two layouts without modes": [
+        (
+            MatrixLayout((1, 1, 1, 2), (), View(0, (1, 1, 2), (0, 2, 1), 0)),
+            MatrixLayout((1, 1, 1, 2), (), View(0, (1, 1, 2), (0, 2, 1), 2)),
+        ),
+        (MatrixLayout((1, 1, 1, 3)),),
+    ],
 }
 
 
+@pytest.fixture(params=["on the host", "followed by autograd"])
+def place(request):
+    with torch.set_grad_enabled(request.param != "on the host"):
+        yield
+
+
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_at_once_are_what_each_is_alone(kind):
     shapes, layouts = SHAPES, KINDS[kind]
@@ -103,15 +119,18 @@ def test_many_at_once_are_what_each_is_alone(kind):
         grads[0][1] = 0  # an element without any gradient
         if step == 2:
             grads[-1].view(-1)[0] = torch.nan
-        old = [torch.stack([r[key] for r in records]).double() for key in ("scale", "size")]
+        old = [array(torch.stack([r[key] for r in records]).double()) for key in ("scale", "size")]
         measured = measure(root_mean_squares(grads), *old, [step] * len(grads), 10.0)
-        numbers = step_numbers(measured, [step] * len(grads), config).float()
+        found = step_numbers(measured, [step] * len(grads), config)
+        numbers = stacked([*found, *[measured.active] * 3])
         tasks = [Task(*pair, step, i != 1) for i, pair in enumerate(zip(grads, records, strict=True))]
-        values, states = batch.directions(tasks, numbers, 0.1)
+        places = torch.arange(len(shapes)), *torch.arange(len(shapes)).split(1)
+        together, *single = [shared(numbers, place, grads[0]) for place in places]
+        values, states = batch.directions(tasks, together, 0.1)
         values = batch.flat.split(values)
         for i, (value, new) in enumerate(zip(values, states, strict=True)):
             own = Batch([value.shape], [layouts[i]], value.device)
-            expected, (state,) = own.directions([tasks[i]], numbers[:, [i]], 0.1)
+            expected, (state,) = own.directions([tasks[i]], single[i], 0.1)
             expected = expected.view(value.shape)
             torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
             assert new.keys() == state.keys()
@@ -119,6 +138,6 @@ def test_many_at_once_are_what_each_is_alone(kind):
                 torch.testing.assert_close(new[key], state[key], rtol=1e-5, atol=1e-6)
             records[i] |= new
             kept = {"scale": measured.scale[i], "size": measured.size[i]}
-            records[i] |= {key: value.float() for key, value in kept.items()}
+            records[i] |= {key: torch.as_tensor(value).float() for key, value in kept.items()}
             records[i]["step"] = records[i]["step"] + 1
         assert values[0].view(-1)[1] == 0, step

@@ -124,27 +124,27 @@ class TestValues:
     def test_of_a_table_and_of_a_whole_matrix(self):
         table = the_one(found_layouts(Attention(), tokens())["tokens.weight"])
         p = torch.randn(11, 8)
-        assert torch.equal(table.read(p)[0, :, 0], p)  # rows of it are tokens
+        assert torch.equal(table.read(p.flatten())[0, :, 0], p)  # rows of it are tokens
         found = found_layouts(convolutions(), torch.randn(1, 3, 16, 16))
         p = torch.randn(6, 2, 3, 3)
-        assert torch.equal(the_one(found["1.weight"]).read(p), p.reshape(2, 3, 18).unsqueeze(2))
+        assert torch.equal(the_one(found["1.weight"]).read(p.flatten()), p.reshape(2, 3, 18).unsqueeze(2))
 
     def test_kernel_positions_come_before_channels(self):
         layout = MatrixLayout((1, 2, 9, 4))
         p = torch.randn(2, 4, 3, 3)
         expected = np.einsum("oixy->oxyi", p.numpy()).reshape(2, 9, 4)
-        np.testing.assert_array_equal(layout.read(p)[0].numpy(), expected)
+        np.testing.assert_array_equal(layout.read(p.flatten())[0].numpy(), expected)
 
     def test_of_a_transposed_convolution(self):
         layout = the_one(found_layouts(convolutions(), torch.randn(1, 3, 16, 16))["3.weight"])
         p = torch.randn(6, 5, 3, 3)
-        assert torch.equal(layout.read(p)[0, :, 0], p.transpose(0, 1).reshape(5, 54))
+        assert torch.equal(layout.read(p.flatten())[0, :, 0], p.transpose(0, 1).reshape(5, 54))
 
     def test_of_packed_heads(self):
         """Each head's rows, wherever they are in the parameter."""
         packed = the_one(found_layouts(Attention(), tokens())["layer.self_attn.in_proj_weight"])
         p = torch.randn(24, 8)
-        parts = packed.read(p).reshape(6, 4, 8)
+        parts = packed.read(p.flatten()).reshape(6, 4, 8)
         assert {tuple(part.flatten().tolist()) for part in parts} == {
             tuple(p[4 * k : 4 * k + 4].flatten().tolist()) for k in range(6)
         }
@@ -154,12 +154,12 @@ class TestValues:
         first = MatrixLayout((2, 3, 1, 4), (), View(0, (2, 3, 4), (24, 4, 1), 0))
         second = MatrixLayout((2, 3, 1, 4), (), View(0, (2, 3, 4), (24, 4, 1), 12))
         p = torch.arange(48.0).view(12, 4)
-        assert torch.equal(first.read(p)[1, :, 0], p[6:9])
-        assert torch.equal(second.read(p)[0, :, 0], p[3:6])
-        out = torch.empty(12, 4)
+        assert torch.equal(first.read(p.flatten())[1, :, 0], p[6:9])
+        assert torch.equal(second.read(p.flatten())[0, :, 0], p[3:6])
+        out = torch.empty(48)
         for layout in (first, second):
-            out = layout.write(out, layout.read(p))
-        assert torch.equal(out, p)
+            out = layout.write(out, layout.read(p.flatten()))
+        assert torch.equal(out, p.flatten())
 
     @pytest.mark.parametrize("longest", [1024, 3])
     def test_writing_inverts_reading(self, longest):
@@ -177,15 +177,18 @@ class TestValues:
 
     def assert_inverse(self, layouts, shape):
         p = torch.randn(shape, dtype=torch.float64)
-        values = [layout.read(p) for layout in layouts]
+        values = [layout.read(p.flatten()) for layout in layouts]
         assert [v.shape for v in values] == [layout.shape for layout in layouts]
         assert sum(v.numel() for v in values) == prod(shape)
-        out = torch.full(shape, torch.nan, dtype=torch.float64)
+        out = torch.full((prod(shape),), torch.nan, dtype=torch.float64)
         for layout, v in zip(layouts, values, strict=True):
             out = layout.write(out, v)
-        assert torch.equal(out, p)
+        assert torch.equal(out, p.flatten())
+        pair = torch.stack((p.flatten(), 2 * p.flatten()))
+        for layout, v in zip(layouts, values, strict=True):
+            assert torch.equal(layout.read(pair), torch.stack((v, 2 * v)))
 
     def test_reading_takes_other_memory_orders(self):
         layout = the_one(found_layouts(convolutions(), torch.randn(1, 3, 16, 16))["3.weight"])
         p = torch.randn(6, 5, 3, 3)
-        assert torch.equal(layout.read(p.to(memory_format=torch.channels_last)), layout.read(p))
+        assert torch.equal(layout.read(p.to(memory_format=torch.channels_last).flatten()), layout.read(p.flatten()))
