@@ -21,13 +21,15 @@ def update_momenta(momenta: Sequence[Tensor], gradient: Tensor, decays: Sequence
     return [m.lerp(gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)]
 
 
-def preprocess(x: Tensor, cutoff: float = LOG_CUTOFF) -> Tensor:
+def preprocess(columns: Sequence[Tensor], cutoff: float = LOG_CUTOFF) -> Tensor:
     """Log-magnitude and sign of every value (Andrychowicz et al. 2016, App. A, Eq. 4).
 
-    x: (*shape, k) -> (*shape, 2 k): first the k log-magnitudes, then the k signs. A value with
-    |x| >= exp(-p) gives (log|x| / p, sign x), a smaller one (-1, exp(p) x). Derivatives are finite
-    everywhere, also at zero.
+    columns: k tensors (*shape). Returns (*shape, 2 k): first the k log-magnitudes, then the k signs,
+    each feature together in memory. A value with |x| >= exp(-p) gives (log|x| / p, sign x), a smaller
+    one (-1, exp(p) x). Derivatives are finite everywhere, also at zero.
     """
-    log = x.abs().clamp(min=exp(-cutoff)).log() / cutoff
-    sign = (x * exp(cutoff)).clamp(-1, 1)
-    return torch.cat([log, sign], dim=-1)
+    x, least = torch.stack(list(columns)), exp(-cutoff)
+    # in place where a derivative needs nothing that is lost
+    log = x.abs().clamp(min=least).log().div_(cutoff)
+    sign = x.clamp(-least, least).div_(least)
+    return torch.cat([log, sign]).movedim(0, -1)

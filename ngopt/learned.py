@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 
 from ngopt.base.soap import Soap
-from ngopt.functional import MetanetRule, UpdateRule
+from ngopt.functional import UpdateRule
 from ngopt.graph.core import NeuralGraph
+from ngopt.metanet_rule import MetanetRule
 from ngopt.models.metanet import Metanet
 
 

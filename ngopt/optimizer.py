@@ -159,7 +159,7 @@ class NGOptimizer(Optimizer):
         with without_autocast({p.device for p, _ in members}):
             params, grads, state, hyper = self._collect(rule, wiring)
             owners = dict(zip(wiring.positions, group_tensors(self.param_groups), strict=True))
-            for position, delta, record in rule.update(grads, state, params, hyper):
+            for position, delta, record in rule.update(grads, state, params, hyper, in_place=True):
                 p = owners[position]
                 real(p).add_(delta)
                 self.state[p].update(record)

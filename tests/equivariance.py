@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ngopt.functional import Hyper, MetanetRule, update_all
+from ngopt.functional import Hyper, update_all
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
+from ngopt.metanet_rule import MetanetRule
 from ngopt.models import NeuralGraphGNN
 from ngopt.models.gnn import GNNConfig
 from tests.automorphisms import Automorphism, subproducts

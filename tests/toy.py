@@ -58,7 +58,7 @@ class RecoveredGradient(Metanet):
         super().__init__(FeedForwardConfig())
         self.lr = nn.Parameter(torch.tensor(lr, dtype=torch.float64))
 
-    def forward(self, features: Tensor, graph) -> Tensor:
+    def updates(self, features: Tensor, context) -> Tensor:
         log, sign = features[..., 1], features[..., 8]
         return -self.lr * sign * torch.exp(10 * log)
 
@@ -70,7 +70,7 @@ class Drift(Metanet):
         super().__init__(FeedForwardConfig())
         self.theta = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
-    def forward(self, features: Tensor, graph) -> Tensor:
+    def updates(self, features: Tensor, context) -> Tensor:
         return self.theta.expand(features.shape[:-1])
 
 

@@ -109,6 +109,7 @@ class SoapRule:
         state: Sequence[Record],
         params: Sequence[Tensor],
         hyper: Hyper,
+        in_place: bool = False,
     ) -> Iterator[tuple[int, Tensor, Record]]:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:

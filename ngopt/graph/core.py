@@ -98,15 +98,17 @@ class View:
 
     def read(self, flat: Tensor) -> Tensor:
         """(b, numel, f) -> (b, *shape, f)."""
-        b, n, f = flat.shape
-        tail = flat.contiguous()[:, self.offset :]
-        return tail.as_strided((b, *self.shape, f), (n * f, *(s * f for s in self.strides), 1))
+        return self._of(flat)
 
     def write(self, flat: Tensor, values: Tensor) -> None:
-        """Puts (b, *shape, f) into a contiguous (b, numel, f), in place."""
-        b, n, f = flat.shape
+        """Puts (b, *shape, f) into (b, numel, f), in place."""
+        self._of(flat).copy_(values)
+
+    def _of(self, flat: Tensor) -> Tensor:
         tail = flat[:, self.offset :]
-        tail.as_strided((b, *self.shape, f), (n * f, *(s * f for s in self.strides), 1)).copy_(values)
+        batch, element, feature = flat.stride()
+        strides = (batch, *(s * element for s in self.strides), feature)
+        return tail.as_strided((len(flat), *self.shape, flat.shape[-1]), strides)
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

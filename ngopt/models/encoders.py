@@ -80,6 +80,14 @@ class KindFiLM(nn.Module):
         return self.scales[code], self.shifts[code]
 
 
+class SlotMap(NamedTuple):
+    """The linear map of one tile: slots that it takes or gives, None for all in order."""
+
+    slots: list[int] | None
+    weight: Tensor
+    bias: Tensor
+
+
 class SlotEncoder(nn.Module):
     """A linear map of the features of all slots of an edge or node, zero-padded to the largest kernel and flattened.
 
@@ -96,17 +104,23 @@ class SlotEncoder(nn.Module):
         self.weight = nn.Parameter(linear.weight.detach().reshape(width, prod(kernel), d_in).clone())
         self.bias = nn.Parameter(linear.bias.detach().clone())
 
-    def forward(self, values: Tensor, slot_shape: tuple[int, ...], kind: str) -> Tensor:
+    def maps(self, slot_shape: tuple[int, ...], kind: str) -> list[SlotMap]:
+        """One for every tile; scale and shift are in them, as they are smaller than what they give."""
         tiles = kernel_tiles(slot_shape, self.kernel)
-        if len(tiles) == 1:
-            return self._encode(values, tiles[0], kind).unsqueeze(-2)
-        return torch.stack([self._encode(values[..., list(tile.slots), :], tile, kind) for tile in tiles], dim=-2)
+        scale, shift = self.film(kind)
+        weight, bias = scale[:, None, None] * self.weight, scale * self.bias + shift
+        found = []
+        for tile in tiles:
+            live = weight[:, list(tile.positions)] if len(tile.positions) < weight.shape[1] else weight
+            found.append(SlotMap(_slots(tile, tiles), live.flatten(1), bias))
+        return found
 
-    def _encode(self, values: Tensor, tile: Tile, kind: str) -> Tensor:
-        weight = self.weight[:, list(tile.positions)] if len(tile.positions) < self.weight.shape[1] else self.weight
-        scale, shift = self.film(kind)  # of the matrix, which is smaller than what it gives
-        weight = scale.unsqueeze(1) * weight.flatten(1)
-        return nn.functional.linear(values.flatten(-2), weight, scale * self.bias + shift)
+    def forward(self, values: Tensor, maps: Sequence[SlotMap]) -> Tensor:
+        encoded = []
+        for slots, weight, bias in maps:
+            own = values if slots is None else values[..., slots, :]
+            encoded.append(nn.functional.linear(own.flatten(-2), weight, bias))
+        return encoded[0].unsqueeze(-2) if len(encoded) == 1 else torch.stack(encoded, dim=-2)
 
 
 class SlotDecoder(nn.Module):
@@ -124,19 +138,32 @@ class SlotDecoder(nn.Module):
         self.weight = nn.Parameter(linear.weight.detach().reshape(prod(kernel), d_out, width).clone())
         self.bias = nn.Parameter(linear.bias.detach().reshape(prod(kernel), d_out).clone())
 
-    def forward(self, states: Tensor, slot_shape: tuple[int, ...], kind: str) -> Tensor:
+    def maps(self, slot_shape: tuple[int, ...], kind: str) -> list[SlotMap]:
+        """One for every tile."""
         tiles = kernel_tiles(slot_shape, self.kernel)
-        pieces = [self._decode(states[..., k, :], tile, kind) for k, tile in enumerate(tiles)]
-        if len(tiles) == 1:
-            return pieces[0]
-        order = torch.tensor([slot for tile in tiles for slot in tile.slots]).argsort()
-        return torch.cat(pieces, dim=-2)[..., order.to(states.device), :]
+        scale, shift = self.film(kind)
+        found = []
+        for tile in tiles:
+            live = list(tile.positions)
+            weight = self.weight[live].flatten(0, 1)
+            bias = self.bias[live].flatten() + weight @ shift
+            found.append(SlotMap(_slots(tile, tiles), weight * scale, bias))
+        return found
 
-    def _decode(self, states: Tensor, tile: Tile, kind: str) -> Tensor:
-        live = list(tile.positions)
-        weight, (scale, shift) = self.weight[live].flatten(0, 1), self.film(kind)
-        out = nn.functional.linear(states, weight * scale, self.bias[live].flatten() + weight @ shift)
-        return out.unflatten(-1, (len(live), self.d_out))
+    def forward(self, states: Tensor, maps: Sequence[SlotMap]) -> Tensor:
+        pieces = []
+        for k, (_, weight, bias) in enumerate(maps):
+            out = nn.functional.linear(states[..., k, :], weight, bias)
+            pieces.append(out.unflatten(-1, (-1, self.d_out)))
+        if len(pieces) == 1:
+            return pieces[0]
+        order = [slot for one in maps if one.slots for slot in one.slots]
+        back = torch.tensor(order, device=states.device).argsort()
+        return torch.cat(pieces, dim=-2)[..., back, :]
+
+
+def _slots(tile: Tile, tiles: Sequence[Tile]) -> list[int] | None:
+    return None if len(tiles) == 1 else list(tile.slots)
 
 
 def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:

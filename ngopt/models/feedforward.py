@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.features import NUM_FEATURES
-from ngopt.graph.core import NeuralGraph
 from ngopt.models.metanet import Metanet
 
 
@@ -33,21 +32,45 @@ class UpdateMLP(nn.Module):
     Direction d and magnitude m are the two outputs of an MLP with ReLU (Metz et al. 2019, App. C;
     there both scales are 1e-3).
 
-    Shapes: (*batch, n, d_in) -> (*batch, n).
+    Shapes: features (*batch, n, d_in), and context (*batch, n, d_context) -> (*batch, n).
     """
 
-    def __init__(self, d_in: int, hidden: Sequence[int], output_scale: float, magnitude_scale: float):
+    def __init__(
+        self,
+        d_in: int,
+        hidden: Sequence[int],
+        output_scale: float,
+        magnitude_scale: float,
+        d_context: int = 0,
+    ):
         super().__init__()
         layers: list[nn.Module] = []
-        for a, b in pairwise((d_in, *hidden)):
+        for a, b in pairwise((d_in + d_context, *hidden)):
             layers += [nn.Linear(a, b), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers, nn.Linear((d_in, *hidden)[-1], 2))
+        self.layers = nn.Sequential(*layers, nn.Linear((d_in + d_context, *hidden)[-1], 2))
         self.output_scale = output_scale
         self.magnitude_scale = magnitude_scale
 
-    def forward(self, features: Tensor) -> Tensor:
-        direction, magnitude = self.layers(features).unbind(-1)
+    def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
+        first, *rest = self.layers
+        assert isinstance(first, nn.Linear)
+        # features before elements: so they come, and so matrices of few features are fastest
+        d_in = features.shape[-1]
+        x = first.weight[:, :d_in] @ features.mT
+        if context is not None:
+            x = x + first.weight[:, d_in:] @ context.mT
+        x = x.add_(first.bias.unsqueeze(-1))
+        for layer in rest:
+            x = _applied(layer, x)
+        direction, magnitude = x.unbind(-2)
         return self.output_scale * direction * torch.exp(self.magnitude_scale * magnitude)
+
+
+def _applied(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer on (*batch, d, n)."""
+    if isinstance(layer, nn.Linear):
+        return (layer.weight @ x).add_(layer.bias.unsqueeze(-1))
+    return layer(x)
 
 
 class FeedForward(Metanet):
@@ -64,5 +87,5 @@ class FeedForward(Metanet):
         super().__init__(config)
         self.head = UpdateMLP(NUM_FEATURES, config.hidden, config.output_scale, config.magnitude_scale)
 
-    def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
+    def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
         return self.head(features)

@@ -7,28 +7,38 @@ residual connections, and nodes a LayerNorm; positions are those of `encoders.no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import log, prod
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ngopt.features import NUM_FEATURES
-from ngopt.graph.core import BIAS_KINDS, EDGE_KINDS, NODE_KINDS, Bias, EdgeBlock, GraphValues, NeuralGraph, kind_code
+from ngopt.graph.core import (
+    BIAS_KINDS,
+    EDGE_KINDS,
+    NODE_KINDS,
+    Bias,
+    GraphValues,
+    NeuralGraph,
+    kind_code,
+)
 from ngopt.models.encoders import (
     ACTIVATIONS,
     POSITION_FEATURES,
     SlotDecoder,
     SlotEncoder,
-    activation_codes,
-    kernel_tiles,
-    node_positions,
+    SlotMap,
 )
 from ngopt.models.feedforward import FeedForward, UpdateMLP
-from ngopt.models.messages import Messages, index_tensor, join, select_neurons
+from ngopt.models.messages import Incoming, Messages, gathered, joined, side_by_side
 from ngopt.models.metanet import Metanet
+from ngopt.models.parts import BlockParts, GraphParts, Part, parts_of
+from ngopt.models.sources import Source, WholeValues
 
 # Inside the root of the standard deviation, so that its derivative is bounded where messages tie.
 STD_EPSILON = 1e-5
@@ -42,7 +52,8 @@ class GNNConfig:
 
     d_out: features that the GNN gives the FF for each parameter. kernel: largest (height, width) of
     a kernel on one edge. log_degree: mean of log(degree + 1) over the graphs of meta-training, the
-    constant of the amplification scaler (Corso et al. 2020, Eq. 5). hidden, output_scale,
+    constant of the amplification scaler (Corso et al. 2020, Eq. 5). graph_every: steps of an
+    optimizer between two looks at the graph. hidden, output_scale,
     magnitude_scale, nominal_step: as in `FeedForwardConfig`.
     """
 
@@ -51,10 +62,28 @@ class GNNConfig:
     d_out: int = 8
     kernel: tuple[int, int] = (3, 3)
     log_degree: float = 4.0
+    graph_every: int = 1
     hidden: tuple[int, ...] = (32, 32)
     output_scale: float = 0.01
     magnitude_scale: float = 0.001
     nominal_step: float = 1e-3
+
+
+class Ends(NamedTuple):
+    """What the two ends of the edges of a block bring to a layer, 3 width each.
+
+    For forward and backward messages and the edge update. target: (*batch, groups, n_target, 3 width).
+    source: (*batch, groups, n_source, 3 width).
+    """
+
+    target: Tensor
+    source: Tensor
+
+    def sums(self, part: Part, columns: slice) -> Tensor:
+        """Of both ends, (*batch, groups, n_target, n_source, 1, columns)."""
+        target = self.target[..., part.groups, part.targets, columns]
+        source = self.source[..., part.groups, part.sources, columns]
+        return target[..., :, None, None, :] + source[..., None, :, None, :]
 
 
 class PNALayer(nn.Module):
@@ -67,53 +96,65 @@ class PNALayer(nn.Module):
     Aggregates are mean, min, max and std of the messages, each with the scalers identity and
     amplification, log(degree + 1) / log_degree (Corso et al. 2020).
 
-    Shapes: nodes one (*batch, n, width) a group; edges (*batch, all edges, width), block after block.
+    Shapes: nodes one (*batch, n, width) a group; edges (*batch, groups, n_target, n_source, tiles,
+    width), of a part of a block.
     """
 
     def __init__(self, width: int, log_degree: float):
         super().__init__()
-        self.log_degree = log_degree
+        self.width, self.log_degree = width, log_degree
         self.film = nn.Linear(width, 4 * width)  # scale and shift, forward and backward
-        self.target = nn.Linear(width, 3 * width)  # to forward and backward messages and the edge update
+        self.target = nn.Linear(width, 3 * width)  # to both messages and the edge update
         self.source = nn.Linear(width, 3 * width, bias=False)
         self.update = nn.Linear((1 + 2 * len(AGGREGATORS) * len(SCALERS)) * width, width)
         self.norm = nn.LayerNorm(width)
         self.edge = nn.Linear(width, width)
         self.edge_out = nn.Linear(width, width)
 
-    def forward(
-        self, nodes: Sequence[Tensor], edges: Tensor, blocks: Sequence[EdgeBlock], shapes: Sequence[Sequence[int]]
-    ) -> tuple[list[Tensor], Tensor]:
-        incoming: list[list[Messages]] = [[] for _ in nodes]
-        outgoing: list[list[Messages]] = [[] for _ in nodes]
-        films, old = split_edges(self.film(edges), shapes), split_edges(self.edge(edges), shapes)
+    def ends(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]) -> list[Ends]:
+        """What the nodes bring to the edges of every block."""
         targets, sources = [self.target(v) for v in nodes], [self.source(v) for v in nodes]
-        hidden = []
-        for block, film, edge in zip(blocks, films, old, strict=True):
-            g, t, s = block.shape
-            target = select_neurons(targets[block.target], block.target_index).unflatten(-2, (g, t))
-            source = select_neurons(sources[block.source], block.source_index).unflatten(-2, (g, s))
-            # (*batch, g, t, 1, 1, 3 width) + (*batch, g, 1, s, 1, 3 width)
-            pair = target[..., :, None, None, :] + source[..., None, :, None, :]
-            forward, backward, pair = pair.chunk(3, dim=-1)
-            scale_f, shift_f, scale_b, shift_b = film.chunk(4, dim=-1)
-            there = (scale_f * forward + shift_f).flatten(-3, -2)  # (*batch, g, t, degree, width)
-            back = (scale_b * backward + shift_b).transpose(-4, -3).flatten(-3, -2)  # (*batch, g, s, degree, width)
-            incoming[block.target].append(Messages.of(there.flatten(-4, -3), block.target_index))
-            outgoing[block.source].append(Messages.of(back.flatten(-4, -3), block.source_index))
-            hidden.append((edge + pair).flatten(-5, -2))
-        edges = edges + self.edge_out(silu(torch.cat(hidden, dim=-2)))
-        return [self._update(*state) for state in zip(nodes, incoming, outgoing, strict=True)], edges
+        found = []
+        for parts in blocks:
+            g, t, s = parts.block.shape
+            target = _selected(targets[parts.block.target], parts.target)
+            source = _selected(sources[parts.block.source], parts.source)
+            found.append(Ends(target.unflatten(-2, (g, t)), source.unflatten(-2, (g, s))))
+        return found
 
-    def _update(self, node: Tensor, incoming: list[Messages], outgoing: list[Messages]) -> Tensor:
-        state = torch.cat([node, self._aggregate(node, incoming), self._aggregate(node, outgoing)], dim=-1)
-        return node + silu(self.norm(self.update(state)))
+    def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Messages, Messages]:
+        """Messages of a part to its targets and to its sources."""
+        film = self.film(edges).unflatten(-1, (2, 2, self.width))
+        scale, shift = film.unbind(-2)
+        sums = ends.sums(part, slice(0, 2 * self.width)).unflatten(-1, (2, self.width))
+        there, back = torch.addcmul(shift, scale, sums).unbind(-2)
+        return Messages.of(there, (-3, -2)), Messages.of(back, (-4, -2))
 
-    def _aggregate(self, node: Tensor, messages: list[Messages]) -> Tensor:
-        """All messages that reach the neurons of a group -> (*batch, n, 8 width); zeros where there are none."""
-        if not messages:
-            return node.new_zeros(*node.shape[:-1], len(AGGREGATORS) * len(SCALERS) * node.shape[-1])
-        total = messages[0] if len(messages) == 1 and messages[0].index is None else join(messages, node)
+    def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
+        """The edges of a part after this layer."""
+        sums = ends.sums(part, slice(2 * self.width, None))
+        return edges + self.edge_out(silu(self.edge(edges) + sums))
+
+    def next_nodes(
+        self,
+        nodes: Sequence[Tensor],
+        incoming: Sequence[Sequence[Incoming]],
+        outgoing: Sequence[Sequence[Incoming]],
+    ) -> list[Tensor]:
+        """The nodes after this layer, from what reaches each group from both sides."""
+        found = []
+        for node, there, back in zip(nodes, incoming, outgoing, strict=True):
+            state = [node, self._aggregate(node, there), self._aggregate(node, back)]
+            update = self.update(torch.cat(state, dim=-1))
+            found.append(node + silu(self.norm(update)))
+        return found
+
+    def _aggregate(self, node: Tensor, parts: Sequence[Incoming]) -> Tensor:
+        """All messages that reach a group -> (*batch, n, 8 width); zeros where there are none."""
+        if not parts:
+            columns = len(AGGREGATORS) * len(SCALERS) * self.width
+            return node.new_zeros(*node.shape[:-1], columns)
+        total = gathered(parts, node)
         std = (total.var + STD_EPSILON).sqrt()
         aggregates = torch.cat([total.mean, total.low, total.high, std], dim=-1)
         if isinstance(total.degree, Tensor):
@@ -124,20 +165,18 @@ class PNALayer(nn.Module):
         return torch.cat([aggregates, amplification * aggregates], dim=-1)
 
 
-def split_edges(edges: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """(*batch, all edges, width) to one (*batch, groups, n_target, n_source, tiles, width) a block."""
-    pieces = edges.split([prod(shape) for shape in shapes], dim=-2)
-    return [e.unflatten(-2, tuple(shape)) for e, shape in zip(pieces, shapes, strict=True)]
+def _selected(nodes: Tensor, index: Tensor | None) -> Tensor:
+    """(*batch, n, width) -> the rows that a block names."""
+    return nodes if index is None else nodes.index_select(-2, index)
 
 
 class GlobalFeature(nn.Module):
     """One vector for each whole graph, which all its nodes and edges see and feed (Lim et al. 2024, Eq. 3 to 5).
 
     u <- u + linear(silu(linear([u, mean of nodes, mean of edges]))); nodes and edges then get a linear
-    map of it each.
+    map of it each. `graph.members` says what belongs to which graph.
 
-    Shapes: u (*batch, graphs, width); nodes one (*batch, n, width) a group; edges one
-    (*batch, groups, n_target, n_source, tiles, width) a block. `graph.members` says what belongs where.
+    Shapes: u and the means (*batch, graphs, width).
     """
 
     def __init__(self, width: int):
@@ -147,28 +186,53 @@ class GlobalFeature(nn.Module):
         self.to_nodes = nn.Linear(width, width, bias=False)
         self.to_edges = nn.Linear(width, width, bias=False)
 
-    def forward(
-        self, u: Tensor, nodes: Sequence[Tensor], edges: Sequence[Tensor], graph: NeuralGraph
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        members = graph.members or (0,) * len(graph.groups)
-        owners = [members[block.target] for block in (*graph.weights, *graph.constants)]
-        flat = [e.flatten(-5, -2) for e in edges]
-        means = [self._means(u, parts, of) for parts, of in ((nodes, members), (flat, owners))]
-        u = u + self.outer(silu(self.inner(torch.cat([u, *means], dim=-1))))
-        to_nodes, to_edges = self.to_nodes(u), self.to_edges(u)
-        return (
-            u,
-            [v + to_nodes[..., m, :].unsqueeze(-2) for v, m in zip(nodes, members, strict=True)],
-            [e + to_edges[..., m, None, None, None, None, :] for e, m in zip(edges, owners, strict=True)],
-        )
+    def forward(self, u: Tensor, nodes: Tensor, edges: Tensor) -> Tensor:
+        return u + self.outer(silu(self.inner(torch.cat([u, nodes, edges], dim=-1))))
 
-    def _means(self, u: Tensor, parts: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
-        """The mean over all rows of a graph, (*batch, graphs, width); zeros for a graph without any."""
-        means = []
-        for k in range(u.shape[-2]):
-            own = [part for part, owner in zip(parts, owners, strict=True) if owner == k]
-            means.append(torch.cat(own, dim=-2).mean(-2) if own else torch.zeros_like(u[..., k, :]))
-        return torch.stack(means, dim=-2)
+
+def _means(sums: Sequence[tuple[int, Tensor, int]], u: Tensor) -> Tensor:
+    """Means by graph, (*batch, graphs, width), of (graph, sum, count); 0 where nothing is counted."""
+    found = []
+    for k in range(u.shape[-2]):
+        own = [(total, count) for graph, total, count in sums if graph == k]
+        count = max(1, sum(count for _, count in own))
+        found.append(sum((total for total, _ in own), torch.zeros_like(u[..., k, :])) / count)
+    return torch.stack(found, dim=-2)
+
+
+class EdgeStates:
+    """The states of all edges, part by part: those of a first state, after some steps.
+
+    They are kept where `keep` says so, and else computed from the beginning whenever they are asked
+    for, so that only those of one part are in memory.
+    """
+
+    def __init__(self, blocks: Sequence[BlockParts], first: EdgeStep, keep: bool):
+        self.blocks, self.keep = blocks, keep
+        self._steps: list[EdgeStep] = [first]
+        self._kept: dict[tuple[int, int], tuple[int, Tensor]] = {}
+
+    def then(self, step: EdgeStep) -> None:
+        """Adds a step."""
+        self._steps.append(step)
+
+    def of(self, parts: BlockParts, number: int) -> Tensor:
+        """The states of one part after all steps so far."""
+        key = parts.number, number
+        done, state = self._kept.get(key, (0, None))
+        for step in self._steps[done:]:
+            state = step(state, parts, parts.parts[number])
+        assert state is not None
+        if self.keep:
+            self._kept[key] = len(self._steps), state
+        return state
+
+
+Place = int | tuple[BlockParts, Part]
+"""Where values belong: a bias, by its number, or a part of a weight."""
+
+EdgeStep = Callable[[Tensor | None, BlockParts, Part], Tensor]
+"""The states of a part after a step, from those before; None before the first."""
 
 
 class GraphNetwork(nn.Module):
@@ -193,7 +257,7 @@ class GraphNetwork(nn.Module):
         global_feature: bool = False,
     ):
         super().__init__()
-        self.width = width
+        self.width, self.kernel = width, kernel
         self.activations = nn.Embedding(len(ACTIVATIONS), width) if activations else None
         self.globals = nn.ModuleList(GlobalFeature(width) for _ in range(layers)) if global_feature else None
         self.edge_encoder = SlotEncoder(d_in, width, kernel, EDGE_KINDS)
@@ -205,63 +269,176 @@ class GraphNetwork(nn.Module):
         self.node_decoder = SlotDecoder(width, d_out, kernel, BIAS_KINDS)
 
     def forward(self, values: GraphValues, graph: NeuralGraph) -> GraphValues:
-        nodes = self._encode_nodes(values, graph)
-        blocks = (*graph.weights, *graph.constants)
-        if blocks:
-            encoded = self._encode_edges(values, graph)
-            shapes = [e.shape[-5:-1] for e in encoded]
-            edges = torch.cat([e.flatten(-5, -2) for e in encoded], dim=-2)
-            count = 1 + max(graph.members, default=0)
-            u = edges.new_zeros(*edges.shape[:-2], count, self.width)
-            for k, layer in enumerate(self.layers):
-                if self.globals is not None:
-                    u, nodes, pieces = self.globals[k](u, nodes, split_edges(edges, shapes), graph)
-                    edges = torch.cat([e.flatten(-5, -2) for e in pieces], dim=-2)
-                nodes, edges = layer(nodes, edges, blocks, shapes)
-            states = split_edges(edges, shapes)[: len(graph.weights)]
-        else:
-            states = []
-        return GraphValues(
-            tuple(self._decode_node(nodes[bias.group], bias) for bias in graph.biases),
-            tuple(self.edge_decoder(e, b.slot_shape, b.kind) for e, b in zip(states, graph.weights, strict=True)),
-        )
-
-    def _encode_nodes(self, values: GraphValues, graph: NeuralGraph) -> list[Tensor]:
-        like = (values.edges or values.biases)[0]
+        like = (*values.edges, *values.biases)[0] if graph.parameters else self.position.weight
         batch = like.shape[:-5] if values.edges else like.shape[:-3]
-        positions = node_positions(graph, like)
-        kinds = [self.node_kinds.weight[kind_code(group.kind, NODE_KINDS)] for group in graph.groups]
+        parts = parts_of(graph, self.kernel, like)
+        source = WholeValues(values, batch if graph.parameters else torch.Size())
+        biases: list[Tensor] = [like] * len(graph.biases)
+        edges: list[Tensor] = [like] * len(graph.weights)
+        for place, found in self.pieces(source, parts):
+            if isinstance(place, int):
+                biases[place] = found
+            else:
+                edges[place[0].number] = found
+        return GraphValues(tuple(biases), tuple(edges))
+
+    def pieces(
+        self,
+        source: Source,
+        parts: GraphParts,
+    ) -> Iterator[tuple[Place, Tensor]]:
+        """What `forward` returns, piece by piece.
+
+        Of a bias, by its number, (*batch, n, slots, d_out); of a part of a weight (*batch, groups,
+        n_target, n_source, slots, d_out). Where blocks are in several parts, states of edges are not
+        kept but computed again, so that memory does not grow with them.
+        """
+        graph, maps = parts.graph, self._edge_maps(parts)
+        nodes = self._encode_nodes(source, parts)
+        first = partial(self._encode_edges, source, maps)
+        edges = EdgeStates(parts.blocks, first, keep=parts.is_whole)
+        count = 1 + max(graph.members, default=0)
+        u = self.position.weight.new_zeros(*source.batch, count, self.width)
+        for k, layer in enumerate(self.layers if parts.blocks else ()):
+            if self.globals is not None:
+                seer = cast(GlobalFeature, self.globals[k])
+                u, nodes = self._with_globals(seer, u, nodes, edges, graph)
+            nodes = self._round(cast(PNALayer, layer), nodes, edges)
+        for number, bias in enumerate(graph.biases):
+            yield number, self._decode_node(nodes[bias.group], bias, parts.bias_index[number])
+        for block in parts.weights:
+            decoder = self.edge_decoder.maps(block.block.slot_shape, block.block.kind)
+            for i, part in enumerate(block.parts):
+                yield (block, part), self.edge_decoder(edges.of(block, i), decoder)
+
+    def _round(self, layer: PNALayer, nodes: list[Tensor], edges: EdgeStates) -> list[Tensor]:
+        """The nodes after a layer; the layer becomes a step of the edges."""
+        incoming: list[list[Incoming]] = [[] for _ in nodes]
+        outgoing: list[list[Incoming]] = [[] for _ in nodes]
+        ends = layer.ends(nodes, edges.blocks)
+        for block, own in zip(edges.blocks, ends, strict=True):
+            there: dict[tuple[int, int], Messages] = {}
+            back: dict[tuple[int, int], Messages] = {}
+            for i, part in enumerate(block.parts):
+                found = layer.messages(edges.of(block, i), own, part)
+                places = (part.groups.start, part.targets.start), (part.groups.start, part.sources.start)
+                for kept, place, messages in zip((there, back), places, found, strict=True):
+                    kept[place] = joined(kept[place], messages) if place in kept else messages
+            target, source = block.block.target, block.block.source
+            incoming[target].append(Incoming(side_by_side(list(there.values())), block.target))
+            outgoing[source].append(Incoming(side_by_side(list(back.values())), block.source))
+
+        def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
+            return layer.next_edges(cast(Tensor, state), ends[block.number], part)
+
+        edges.then(after)
+        return layer.next_nodes(nodes, incoming, outgoing)
+
+    def _with_globals(
+        self,
+        layer: GlobalFeature,
+        u: Tensor,
+        nodes: list[Tensor],
+        edges: EdgeStates,
+        graph: NeuralGraph,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The vectors of the graphs after a layer, and nodes that saw them; edges see them in a step."""
+        members = graph.members or (0,) * len(graph.groups)
+        of_nodes = [(m, v.sum(-2), v.shape[-2]) for v, m in zip(nodes, members, strict=True)]
+        of_edges = []
+        for block in edges.blocks:
+            for i in range(len(block.parts)):
+                flat = edges.of(block, i).flatten(-5, -2)
+                of_edges.append((members[block.block.target], flat.sum(-2), flat.shape[-2]))
+        u = layer(u, _means(of_nodes, u), _means(of_edges, u))
+        to_nodes, to_edges = layer.to_nodes(u), layer.to_edges(u)
+
+        def seen(state: Tensor | None, block: BlockParts, _: Part) -> Tensor:
+            member = members[block.block.target]
+            return cast(Tensor, state) + to_edges[..., member, None, None, None, None, :]
+
+        edges.then(seen)
+        return u, [v + to_nodes[..., m, None, :] for v, m in zip(nodes, members, strict=True)]
+
+    def _encode_nodes(self, source: Source, parts: GraphParts) -> list[Tensor]:
+        graph = parts.graph
+        kinds = [self.node_kinds.weight[kind_code(g.kind, NODE_KINDS)] for g in graph.groups]
         nodes = [
-            (self.position(p) + kind).expand(*batch, group.size, self.width)
-            for p, kind, group in zip(positions, kinds, graph.groups, strict=True)
+            (self.position(p) + kind).expand(*source.batch, group.size, self.width)
+            for p, kind, group in zip(parts.positions, kinds, graph.groups, strict=True)
         ]
         if self.activations is not None:
-            codes = self.activations(activation_codes(graph, like.device))
+            codes = self.activations(parts.activations)
             nodes = [v + code for v, code in zip(nodes, codes, strict=True)]
-        for bias, value in zip(graph.biases, values.biases, strict=True):
-            code = self.node_encoder(value, bias.slot_shape, bias.kind).sum(-2)
+        for number, (bias, index) in enumerate(zip(graph.biases, parts.bias_index, strict=True)):
+            maps = self.node_encoder.maps(bias.slot_shape, bias.kind)
+            code = self.node_encoder(source.bias(number), maps).sum(-2)
             node = nodes[bias.group]
-            if bias.index is None:
-                nodes[bias.group] = node + code
-            else:
-                nodes[bias.group] = node.index_add(-2, index_tensor(bias.index, node), code)
+            nodes[bias.group] = node + code if index is None else node.index_add(-2, index, code)
         return nodes
 
-    def _encode_edges(self, values: GraphValues, graph: NeuralGraph) -> list[Tensor]:
-        """One (*batch, groups, n_target, n_source, tiles, width) for every weight, then every constant block."""
-        encoded = [self.edge_encoder(e, b.slot_shape, b.kind) for e, b in zip(values.edges, graph.weights, strict=True)]
-        batch = (
-            (values.edges[0].shape[:-5] if values.edges else values.biases[0].shape[:-3]) if graph.parameters else ()
-        )
-        for block in graph.constants:
-            _, kind = self.edge_encoder.film(block.kind)
-            encoded.append(kind.expand(*batch, *block.shape, 1, self.width))
-        return encoded
+    def _edge_maps(self, parts: GraphParts) -> list[list[SlotMap]]:
+        """How the edges of every weight are encoded."""
+        blocks = [parts.block for parts in parts.weights]
+        return [self.edge_encoder.maps(block.slot_shape, block.kind) for block in blocks]
 
-    def _decode_node(self, node: Tensor, bias: Bias) -> Tensor:
-        state = select_neurons(node, bias.index).unsqueeze(-2)
-        tiles = len(kernel_tiles(bias.slot_shape, self.node_decoder.kernel))
-        return self.node_decoder(state.expand(*state.shape[:-2], tiles, self.width), bias.slot_shape, bias.kind)
+    def _encode_edges(
+        self,
+        source: Source,
+        maps: Sequence[Sequence[SlotMap]],
+        _: Tensor | None,
+        block: BlockParts,
+        part: Part,
+    ) -> Tensor:
+        """First states of a part, (*batch, groups, n_target, n_source, tiles, width)."""
+        if part.view is not None:
+            return self.edge_encoder(source.edges(block, part), maps[block.number])
+        _, kind = self.edge_encoder.film(block.block.kind)
+        cuts = (part.groups, part.targets, part.sources)
+        shape = [piece.stop - piece.start for piece in cuts]
+        return kind.expand(*source.batch, *shape, 1, self.width)
+
+    def _decode_node(self, node: Tensor, bias: Bias, index: Tensor | None) -> Tensor:
+        state = _selected(node, index).unsqueeze(-2)
+        maps = self.node_decoder.maps(bias.slot_shape, bias.kind)
+        tiles = state.expand(*state.shape[:-2], len(maps), self.width)
+        return self.node_decoder(tiles, maps)
+
+
+class Scattered:
+    """Puts what a graph network says of places where the parameters are.
+
+    An element that has several places gets the mean.
+    """
+
+    def __init__(self, parts: GraphParts, batch: torch.Size):
+        self.parts, self.batch = parts, batch
+        self._found: list[Tensor | None] = [None] * len(parts.graph.parameters)  # (batch, numel, d)
+
+    def put(self, place: Place, values: Tensor) -> None:
+        graph = self.parts.graph
+        view = graph.biases[place].view if isinstance(place, int) else place[1].view
+        assert view is not None
+        i, spec = view.parameter, graph.parameters[view.parameter]
+        is_single, count = isinstance(self.parts.uses[i], int), prod(self.batch)
+        if is_single and view.is_whole(spec):
+            self._found[i] = values.reshape(count, spec.numel, -1)
+            return
+        values = values.reshape(count, *view.shape, -1)
+        old = self._found[i]
+        if old is None:
+            old = values.new_zeros(count, spec.numel, values.shape[-1])
+        view.write(old, values if is_single else view.read(old) + values)
+        self._found[i] = old
+
+    def means(self) -> list[Tensor]:
+        """Of every parameter, (*batch, numel, d)."""
+        found = []
+        for values, uses in zip(self._found, self.parts.uses, strict=True):
+            assert values is not None
+            mean = values if isinstance(uses, int) else values / uses
+            found.append(mean.reshape(*self.batch, *mean.shape[1:]))
+        return found
 
 
 class NeuralGraphGNN(Metanet):
@@ -281,7 +458,8 @@ class NeuralGraphGNN(Metanet):
         self.gnn = GraphNetwork(
             NUM_FEATURES, config.d_out, config.width, config.layers, config.kernel, config.log_degree
         )
-        self.head = UpdateMLP(NUM_FEATURES + config.d_out, config.hidden, config.output_scale, config.magnitude_scale)
+        scales = config.output_scale, config.magnitude_scale
+        self.head = UpdateMLP(NUM_FEATURES, config.hidden, *scales, d_context=config.d_out)
 
     @classmethod
     def from_feedforward(cls, feedforward: FeedForward) -> NeuralGraphGNN:
@@ -301,9 +479,23 @@ class NeuralGraphGNN(Metanet):
         metanet.head.load_state_dict(state)
         return metanet
 
-    def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
-        batch_dims = features.dim() - 2
-        messages = graph.unflatten(features.nan_to_num(0.0, 0.0, 0.0), batch_dims)
-        context = self.gnn(graph.gather(messages, batch_dims), graph)
-        context = graph.flatten(graph.scatter(context, batch_dims), batch_dims)
-        return self.head(torch.cat([features, context], dim=-1))
+    @property
+    def graph_every(self) -> int:
+        return self.config.graph_every
+
+    @property
+    def d_context(self) -> int:
+        return self.config.d_out
+
+    def parts(self, graph: NeuralGraph, like: Tensor, limit: int | None = None) -> GraphParts:
+        return parts_of(graph, self.config.kernel, like, limit)
+
+    def context(self, source: Source, parts: GraphParts) -> list[Tensor]:
+        found = Scattered(parts, source.batch)
+        for place, values in self.gnn.pieces(source, parts):
+            found.put(place, values)
+        return found.means()
+
+    def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
+        assert context is not None
+        return self.head(features, context)

@@ -1,21 +1,19 @@
-"""Messages that reach the neurons of a group, block by block, and their statistics over all blocks."""
+"""Messages that reach the neurons of a group, and their statistics over all that come."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import Index
-
 
 class Messages(NamedTuple):
-    """Statistics of the messages that one block brings to its neurons.
+    """Statistics of the messages to some neurons.
 
     degree: messages for each neuron, a number or (n, 1). mean, var, low, high: (*batch, n, width).
-    index: the neurons, None for all of the group.
     """
 
     degree: int | Tensor
@@ -23,53 +21,83 @@ class Messages(NamedTuple):
     var: Tensor
     low: Tensor
     high: Tensor
-    index: Index
 
     @classmethod
-    def of(cls, messages: Tensor, index: Index) -> Messages:
-        """messages: (*batch, n, degree, width)."""
-        mean = messages.mean(-2)
-        # several times as fast as torch.var_mean over an inner axis
-        var = (messages - mean.unsqueeze(-2)).square().mean(-2)
-        return cls(messages.shape[-2], mean, var, messages.amin(-2), messages.amax(-2), index)
+    def of(cls, messages: Tensor, axes: tuple[int, int]) -> Messages:
+        """messages: (*batch, groups, a, b, tiles, width), of which two axes are reduced."""
+        mean = messages.mean(axes, keepdim=True)
+        # several times as fast as torch.var_mean over inner axes
+        var = (messages - mean).square().mean(axes)
+        degree = messages.shape[axes[0]] * messages.shape[axes[1]]
+        low, high = messages.amin(axes), messages.amax(axes)
+        found = (mean.squeeze(axes), var, low, high)
+        return cls(degree, *(x.flatten(-3, -2) for x in found))
 
 
-def join(parts: Sequence[Messages], node: Tensor) -> Messages:
-    """Statistics over the messages of several blocks, for every neuron of a group."""
-
-    def spread(part: Messages, value: Tensor) -> Tensor:
-        """(*batch, neurons of the part, width) -> (*batch, n, width), zeros elsewhere."""
-        if part.index is None:
-            return value
-        zeros = value.new_zeros(*value.shape[:-2], node.shape[-2], value.shape[-1])
-        return zeros.index_copy(-2, index_tensor(part.index, value), value)
-
-    covered = [spread(part, torch.ones_like(part.mean[..., :1])) for part in parts]
-    degree = sum(part.degree * c for part, c in zip(parts, covered, strict=True))
-    assert isinstance(degree, Tensor)
-    share = [part.degree * c / degree.clamp(min=1) for part, c in zip(parts, covered, strict=True)]
-    means = [spread(part, part.mean) for part in parts]
-    mean = torch.stack([s * m for s, m in zip(share, means, strict=True)]).sum(0)
-    var = torch.stack(
-        [s * (spread(p, p.var) + (m - mean).square()) for p, s, m in zip(parts, share, means, strict=True)]
-    ).sum(0)
-    low = torch.stack([torch.where(c > 0, spread(p, p.low), torch.inf) for p, c in zip(parts, covered, strict=True)])
-    high = torch.stack([torch.where(c > 0, spread(p, p.high), -torch.inf) for p, c in zip(parts, covered, strict=True)])
-    reached = degree > 0
+def joined(first: Messages, second: Messages) -> Messages:
+    """Of two sets of messages to the same neurons, each at least one (Chan et al. 1983)."""
+    degree = first.degree + second.degree
+    share = second.degree / degree
+    step = second.mean - first.mean
+    within = torch.lerp(first.var, second.var, share)
     return Messages(
         degree,
-        mean,
-        var,
-        torch.where(reached, low.amin(0), 0.0),
-        torch.where(reached, high.amax(0), 0.0),
-        None,
+        first.mean + step * share,
+        within + step.square() * (share * (1 - share)),
+        torch.minimum(first.low, second.low),
+        torch.maximum(first.high, second.high),
     )
 
 
-def select_neurons(nodes: Tensor, index: Index) -> Tensor:
-    """(*batch, n, width) -> the rows that a block names."""
-    return nodes if index is None else nodes.index_select(-2, index_tensor(index, nodes))
+def side_by_side(parts: Sequence[Messages]) -> Messages:
+    """Of neurons that follow each other; all have the same degree."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = [torch.cat(column, -2) for column in zip(*(part[1:] for part in parts), strict=True)]
+    return Messages(parts[0].degree, *columns)
 
 
-def index_tensor(index: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.tensor(index, device=like.device)
+class Incoming(NamedTuple):
+    """Messages of one block to the neurons of a group; index: which, (n,), None for all."""
+
+    messages: Messages
+    index: Tensor | None
+
+
+def gathered(parts: Sequence[Incoming], node: Tensor) -> Messages:
+    """Statistics over the messages of several blocks, for every neuron of a group.
+
+    node: (*batch, n, width). Where none comes, the degree is 0 and statistics are 0.
+    """
+    if len(parts) == 1 and parts[0].index is None:
+        return parts[0].messages
+    if all(part.index is None for part in parts):
+        return reduce(joined, [part.messages for part in parts])
+
+    def spread(value: Tensor, index: Tensor | None) -> Tensor:
+        """(*batch, neurons of the part, width) -> (*batch, n, width), zeros elsewhere."""
+        if index is None:
+            return value
+        zeros = value.new_zeros(*value.shape[:-2], node.shape[-2], value.shape[-1])
+        return zeros.index_copy(-2, index, value)
+
+    one = node.new_ones(1, 1)
+    counts = [part.degree * spread(one.expand(part.mean.shape[-2], 1), index) for part, index in parts]
+    degree = torch.stack(counts).sum(0)
+    shares = [count / degree.clamp(min=1) for count in counts]
+    means = [spread(part.mean, index) for part, index in parts]
+    mean = torch.stack([s * m for s, m in zip(shares, means, strict=True)]).sum(0)
+    rows = zip(parts, shares, means, strict=True)
+    within = [s * (spread(p.var, i) + (m - mean).square()) for (p, i), s, m in rows]
+    reached = degree > 0
+
+    def extreme(values: Sequence[Tensor], nothing: float) -> Tensor:
+        rows = zip(counts, values, parts, strict=True)
+        some = [torch.where(c > 0, spread(v, part.index), nothing) for c, v, part in rows]
+        stacked = torch.stack(some)
+        best = stacked.amin(0) if nothing > 0 else stacked.amax(0)
+        return torch.where(reached, best, 0.0)
+
+    low = extreme([part.low for part, _ in parts], torch.inf)
+    high = extreme([part.high for part, _ in parts], -torch.inf)
+    return Messages(degree, mean, torch.stack(within).sum(0), low, high)

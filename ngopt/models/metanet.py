@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from ngopt.graph.core import NeuralGraph
+from ngopt.models.parts import GraphParts
+from ngopt.models.sources import FlatFeatures, Source
 
 
 class Metanet(nn.Module):
-    """Base class. A subclass has a `name`, a frozen dataclass `Config`, and `forward`.
+    """Base class. A subclass has a `name`, a frozen dataclass `Config`, and `updates`.
+
+    One that sees the graph also has `parts` and `context`: what the graph says of every parameter is
+    found first, part by part, and the updates then from it and the parameters' own features.
 
     config: an instance of `Config` with at least `nominal_step`, the step size in whose units the
         optimizer's weight decay is given.
@@ -25,9 +31,35 @@ class Metanet(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
-        """features: (*batch, numel, 14), in the order of `NeuralGraph.flatten`. Returns updates (*batch, numel)."""
+    @property
+    def graph_every(self) -> int:
+        """Steps of an optimizer between two looks at the graph."""
+        return 1
+
+    @property
+    def d_context(self) -> int:
+        """Features that the graph gives each parameter."""
+        return 0
+
+    def parts(self, graph: NeuralGraph, like: Tensor, limit: int | None = None) -> GraphParts | None:
+        """What the metanet derives from a graph; None if it does not see it. See `parts_of`."""
+        return None
+
+    def context(self, source: Source, parts: GraphParts) -> list[Tensor]:
+        """What the graph says of every parameter, (*batch, numel, d) each."""
         raise NotImplementedError
+
+    def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
+        """Features (*batch, n, 14) of any elements, and their context (*batch, n, d) -> (*batch, n)."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
+        """All features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel)."""
+        parts = self.parts(graph, features)
+        if parts is None:
+            return self.updates(features, None)
+        source = FlatFeatures.finite(features, graph)
+        return self.updates(features, torch.cat(self.context(source, parts), -2))
 
     def reconfigured(self, **changes: Any) -> Self:
         """A copy with the same weights in which some fields of the config are changed."""

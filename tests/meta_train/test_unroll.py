@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from meta_train.unroll import Task, unroll, whole_run
-from ngopt.functional import MetanetRule
 from ngopt.learned import LearnedOptimizer
+from ngopt.metanet_rule import MetanetRule
 from ngopt.models import METANETS, NeuralGraphGNN
 from ngopt.models.gnn import GNNConfig
 from tests.toy import RecoveredGradient, Regression

@@ -46,7 +46,7 @@ class MomentumRule:
             for p in params
         ]
 
-    def update(self, grads, state, params, hyper):
+    def update(self, grads, state, params, hyper, in_place=False):
         for i, g in enumerate(grads):
             if g is None:
                 continue

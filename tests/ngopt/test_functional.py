@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from ngopt import build_graph
-from ngopt.functional import MOMENTA, Hyper, MetanetRule, update_all
+from ngopt.functional import Hyper, update_all
+from ngopt.metanet_rule import MOMENTA, MetanetRule
 from ngopt.models import METANETS, FeedForward, NeuralGraphGNN
 from tests.equivariance import random_values
 from tests.networks import cnn, mlp

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.functional import Hyper, MetanetRule, update_all
+from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
+from ngopt.metanet_rule import MetanetRule
 from ngopt.models import FeedForward, NeuralGraphGNN
 from tests.networks import CNN_INPUT, cnn, mlp
 from tests.ngopt.fake_base import Momentum, MomentumConfig
@@ -248,8 +249,8 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
             rule = super().bind(graph, modulation, total_steps)
             update = rule.update
 
-            def watched(grads, state, params, hyper):
-                for item in update(grads, state, params, hyper):
+            def watched(grads, state, params, hyper, in_place):
+                for item in update(grads, state, params, hyper, in_place):
                     seen.append([int(opt.state[p]["count"]) for p in model.parameters()])
                     yield item
 

@@ -1,0 +1,231 @@
+"""The rule of the paper's optimizers: a metanet predicts every update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ngopt.features import DECAYS, preprocess, update_momenta
+from ngopt.functional import Hyper, Record, state_dtype
+from ngopt.graph.core import NeuralGraph
+from ngopt.models.metanet import Metanet
+from ngopt.models.parts import GraphParts
+from ngopt.models.sources import FlatFeatures, RawFeatures
+
+MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
+"""Keys of a record: one momentum for each decay."""
+
+CONTEXT = "context"
+"""Key of what the graph said of a parameter, where that is used for several steps."""
+
+# Features of a network of so many parameters are kept during a step; of a larger one, made when read.
+FEW = 1 << 15
+# Edges, and elements of a parameter, that are worked on at once: on the CPU, what its caches hold.
+EDGES = {"cpu": 1 << 12, "cuda": 1 << 17}
+ROWS = {"cpu": 1 << 13, "cuda": 1 << 20}
+
+
+class MetanetRule:
+    """An `UpdateRule`: p <- p + lr * u - lr * s * weight_decay * p.
+
+    u is the metanet's prediction and s its nominal step (`config.nominal_step`), so that
+    `weight_decay` has AdamW's units. A record is `step`, () float32, the number of updates so far;
+    the momenta `exp_avg_0` to `exp_avg_4`, shaped like the parameter, float32 (float64 for float64
+    parameters); and, where the metanet looks at the graph only every few steps, `context`, what it
+    said of each element, bfloat16. The features of absent parameters are zero.
+
+    Memory beyond state, gradients and one parameter's delta is bounded where nothing is
+    differentiated, whatever the size of the network.
+    """
+
+    def __init__(self, metanet: Metanet, graph: NeuralGraph):
+        self.metanet, self.graph = metanet, graph
+        self._parts: tuple[tuple, GraphParts | None] | None = None
+
+    def init(self, params: Sequence[Tensor]) -> list[Record]:
+        return [self._first_record(p) for p in params]
+
+    def update(
+        self,
+        grads: Sequence[Tensor | None],
+        state: Sequence[Record],
+        params: Sequence[Tensor],
+        hyper: Hyper,
+        in_place: bool = False,
+    ) -> Iterator[tuple[int, Tensor, Record]]:
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        if not present:
+            return
+        records = _next_records(grads, state, in_place)
+        columns = [
+            [] if g is None or r is None else [p, g, *(r[key] for key in MOMENTA)]
+            for p, g, r in zip(params, grads, records, strict=True)
+        ]
+        kept = self._kept_contexts(present, state, params)
+        is_small = self.graph.numel <= FEW or torch.is_grad_enabled()
+        updates = self._small_updates if is_small else self._large_updates
+        for i, u, context in updates(present, columns, kept):
+            p, record, lr, decay = params[i], records[i], hyper.lr[i], hyper.weight_decay[i]
+            assert record is not None
+            delta = lr * u.to(device=p.device, dtype=state_dtype(p)).view(p.shape)
+            if decay:
+                delta = delta - lr * self.metanet.config.nominal_step * decay * p
+            if self._is_amortized:
+                record[CONTEXT] = context.view(*p.shape, -1).to(p.device)
+            yield i, delta, record
+
+    @property
+    def _is_amortized(self) -> bool:
+        return self.metanet.graph_every > 1
+
+    def _first_record(self, param: Tensor) -> Record:
+        dtype = state_dtype(param)
+        record = {"step": torch.zeros((), dtype=torch.float32)}
+        for key in MOMENTA:
+            record[key] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
+        if self._is_amortized:
+            shape = (*param.shape, self.metanet.d_context)
+            record[CONTEXT] = torch.zeros(shape, dtype=torch.bfloat16, device=param.device)
+        return record
+
+    def _kept_contexts(
+        self,
+        present: Sequence[int],
+        state: Sequence[Record],
+        params: Sequence[Tensor],
+    ) -> list[Tensor] | None:
+        """What the graph said of every parameter, (numel, d) each; None if it is to be asked again."""
+        if not self._is_amortized:
+            return None
+        steps = [int(state[i]["step"]) for i in present]
+        if min(steps) == 0 or max(steps) % self.metanet.graph_every == 0:
+            return None
+        d, like = self.metanet.d_context, self._like()
+        is_present = set(present)
+        return [
+            state[i][CONTEXT].view(-1, d) if i in is_present else like.new_zeros(p.numel(), d)
+            for i, p in enumerate(params)
+        ]
+
+    def _small_updates(
+        self,
+        present: Sequence[int],
+        columns: Sequence[Sequence[Tensor]],
+        kept: list[Tensor] | None,
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Position, updates and context of each parameter, from all features at once."""
+        features = self._features(columns)
+        parts, context = self._parts_for(None), None
+        if parts is not None:
+            source = FlatFeatures.finite(features, self.graph)
+            contexts = self._rounded(self.metanet.context(source, parts) if kept is None else kept)
+            context = torch.cat([x.to(features) for x in contexts])
+        found = self.graph.unflatten(self.metanet.updates(features, context))
+        for i in present:
+            yield i, found[i], contexts[i] if parts is not None else found[i]
+
+    def _large_updates(
+        self,
+        present: Sequence[int],
+        columns: Sequence[Sequence[Tensor]],
+        kept: list[Tensor] | None,
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The same, piece by piece."""
+        like = self._like()
+        source = RawFeatures(columns, self.graph, like)
+        parts, contexts = self._parts_for(EDGES[like.device.type]), kept
+        if parts is not None and kept is None:
+            contexts = self._rounded(self.metanet.context(source, parts))
+        for some in self._together(present, ROWS[like.device.type]):
+            yield from self._updates_of(some, source, contexts)
+
+    def _together(self, present: Sequence[int], limit: int) -> Iterator[list[int]]:
+        """Parameters that are worked on at once: short ones, or a long one alone."""
+        some: list[int] = []
+        for i in present:
+            sizes = [self.graph.parameters[j].numel for j in (*some, i)]
+            if some and sum(sizes) > limit:
+                yield some
+                some = []
+            some.append(i)
+        yield some
+
+    def _updates_of(
+        self,
+        some: Sequence[int],
+        source: RawFeatures,
+        contexts: Sequence[Tensor] | None,
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        like, specs = self._like(), self.graph.parameters
+        rows = ROWS[like.device.type]
+        sizes = [specs[i].numel for i in some]
+        columns = source.joined(some)
+        context = None if contexts is None else _joined([contexts[i] for i in some])
+        update = like.new_empty(sum(sizes))
+        for start in range(0, len(update), rows):
+            piece = slice(start, min(start + rows, len(update)))
+            features = preprocess([x[piece].to(like) for x in columns])
+            own = None if context is None else context[piece].to(like)
+            update[piece] = self.metanet.updates(features, own)
+        for i, found in zip(some, update.split(sizes), strict=True):
+            yield i, found, found if contexts is None else contexts[i]
+
+    def _rounded(self, contexts: list[Tensor]) -> list[Tensor]:
+        """As they are kept, so that they are the same in the step that finds them."""
+        return [x.bfloat16() for x in contexts] if self._is_amortized else contexts
+
+    def _features(self, columns: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Weight, gradient and momenta, preprocessed: (numel, 14); zeros where absent."""
+        like, specs = self._like(), self.graph.parameters
+        rows = zip(columns, specs, strict=True)
+        nothing = [like.new_zeros(())] * (2 + len(MOMENTA))
+        whole = [some or [zero.expand(spec.shape) for zero in nothing] for some, spec in rows]
+        flat = [self.graph.flatten([x.to(like) for x in column]) for column in zip(*whole, strict=True)]
+        features = preprocess(flat)
+        if all(columns):
+            return features
+        rows = zip(columns, specs, strict=True)
+        is_present = [like.new_full((spec.numel, 1), bool(some)) for some, spec in rows]
+        return features * torch.cat(is_present)
+
+    def _like(self) -> Tensor:
+        return next(self.metanet.parameters())
+
+    def _parts_for(self, limit: int | None) -> GraphParts | None:
+        """What the metanet derives from the graph, made once."""
+        like = self._like().detach()
+        wanted = limit, like.device, like.dtype
+        if self._parts is None or self._parts[0] != wanted:
+            self._parts = wanted, self.metanet.parts(self.graph, like, limit)
+        return self._parts[1]
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.cat(list(values))
+
+
+def _next_records(
+    grads: Sequence[Tensor | None],
+    state: Sequence[Record],
+    in_place: bool,
+) -> list[Record | None]:
+    """Records after a gradient; None for absent parameters."""
+    return [
+        None if grad is None else (_moved if in_place else _next_record)(old, grad)
+        for grad, old in zip(grads, state, strict=True)
+    ]
+
+
+def _next_record(old: Record, grad: Tensor) -> Record:
+    momenta = update_momenta([old[key] for key in MOMENTA], grad)
+    return {**old, "step": old["step"] + 1, **dict(zip(MOMENTA, momenta, strict=True))}
+
+
+def _moved(record: Record, grad: Tensor) -> Record:
+    """`_next_record` with the momenta where the old ones were."""
+    grad = grad.to(record[MOMENTA[0]].dtype)
+    for key, decay in zip(MOMENTA, DECAYS, strict=True):
+        record[key].lerp_(grad, 1 - decay)
+    return {**record, "step": record["step"] + 1}

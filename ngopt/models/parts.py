@@ -1,0 +1,180 @@
+"""A neural graph in parts that fit a cache: what a metanet computes with at once.
+
+A part is some edges of one block: some of its groups, or some targets and some sources of one group.
+Everything here depends on the graph alone, and is made once for many steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isqrt, prod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt.graph.core import Bias, EdgeBlock, Index, NeuralGraph, View
+from ngopt.models.encoders import activation_codes, kernel_tiles, node_positions
+
+
+class Part(NamedTuple):
+    """Some edges of a block.
+
+    view: theirs, of the parameter; None for edges of value 1. is_whole: whether they are all of the
+    parameter, in its own order.
+    """
+
+    groups: slice
+    targets: slice
+    sources: slice
+    view: View | None
+    is_whole: bool
+
+    def of(self, edges: Tensor) -> Tensor:
+        """Those of all edges of the block, (*batch, groups, n_target, n_source, *)."""
+        return edges[..., self.groups, self.targets, self.sources, :, :]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockParts:
+    """A block with its parts.
+
+    number: among those of the weights, then of the constants. target, source: the neurons that it
+    names, (n,) int64; None for all of the group.
+    """
+
+    block: EdgeBlock
+    number: int
+    parts: tuple[Part, ...]
+    target: Tensor | None
+    source: Tensor | None
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.parts) == 1
+
+
+@dataclass(frozen=True, eq=False)
+class GraphParts:
+    """A graph with what metanets derive from it, on one device.
+
+    blocks: weights, then constants. bias_index: of every bias the neurons that it names, or None.
+    positions: see `node_positions`. activations: see `activation_codes`. uses: of every parameter how
+    often its elements are placed, 1 or (numel, 1).
+    """
+
+    graph: NeuralGraph
+    blocks: tuple[BlockParts, ...]
+    bias_index: tuple[Tensor | None, ...]
+    positions: tuple[Tensor, ...]
+    activations: Tensor
+    uses: tuple[Literal[1] | Tensor, ...]
+
+    @property
+    def weights(self) -> tuple[BlockParts, ...]:
+        return self.blocks[: len(self.graph.weights)]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no block is in several parts."""
+        return all(block.is_whole for block in self.blocks)
+
+
+def parts_of(
+    graph: NeuralGraph,
+    kernel: tuple[int, int],
+    like: Tensor,
+    limit: int | None = None,
+) -> GraphParts:
+    """The parts of a graph.
+
+    kernel: of the metanet, see `kernel_tiles`. like: of its dtype and on its device. limit: edges in
+        a part, where a cut can make it so; None for whole blocks.
+    """
+    blocks = (*graph.weights, *graph.constants)
+    device = like.device
+    return GraphParts(
+        graph,
+        tuple(_block_parts(graph, b, i, kernel, device, limit) for i, b in enumerate(blocks)),
+        tuple(_index(bias.index, device) for bias in graph.biases),
+        tuple(node_positions(graph, like)),
+        activation_codes(graph, device),
+        tuple(_uses(graph, device)),
+    )
+
+
+def _block_parts(
+    graph: NeuralGraph,
+    block: EdgeBlock,
+    number: int,
+    kernel: tuple[int, int],
+    device: torch.device,
+    limit: int | None,
+) -> BlockParts:
+    tiles = len(kernel_tiles(block.slot_shape, kernel))
+    cuts = edge_cuts(block.shape, None if limit is None else max(1, limit // tiles))
+    views = [(cut, _narrowed(block.view, cut)) for cut in cuts]
+    parts = tuple(Part(*cut, view, _is_whole(view, graph)) for cut, view in views)
+    target, source = _index(block.target_index, device), _index(block.source_index, device)
+    return BlockParts(block, number, parts, target, source)
+
+
+def edge_cuts(
+    shape: tuple[int, int, int],
+    limit: int | None,
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Pieces (groups, targets, sources) of at most so many edges, near to square."""
+    groups, targets, sources = shape
+    if limit is None or groups * targets * sources <= limit:
+        yield slice(0, groups), slice(0, targets), slice(0, sources)
+        return
+    if targets * sources <= limit:
+        for group in _slices(groups, limit // (targets * sources)):
+            yield group, slice(0, targets), slice(0, sources)
+        return
+    rows = min(targets, max(isqrt(limit), limit // sources))
+    columns = max(1, limit // rows)
+    for group in _slices(groups, 1):
+        for target in _slices(targets, rows):
+            for source in _slices(sources, columns):
+                yield group, target, source
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    count = -(-length // step)  # of nearly equal pieces
+    for i in range(count):
+        yield slice(length * i // count, length * (i + 1) // count)
+
+
+def _narrowed(view: View | None, cut: Sequence[slice]) -> View | None:
+    if view is None:
+        return None
+    lengths = [piece.stop - piece.start for piece in cut]
+    starts = (s * piece.start for s, piece in zip(view.strides, cut, strict=False))
+    shape = (*lengths, *view.shape[3:])
+    return View(view.parameter, shape, view.strides, view.offset + sum(starts))
+
+
+def _is_whole(view: View | None, graph: NeuralGraph) -> bool:
+    return view is not None and view.is_whole(graph.parameters[view.parameter])
+
+
+def _index(index: Index, device: torch.device) -> Tensor | None:
+    return None if index is None else torch.tensor(index, device=device)
+
+
+def _uses(graph: NeuralGraph, device: torch.device) -> Iterator[Literal[1] | Tensor]:
+    views: list[list[View]] = [[] for _ in graph.parameters]
+    places: tuple[Bias | EdgeBlock, ...] = (*graph.biases, *graph.weights)
+    for place in places:
+        assert place.view is not None
+        views[place.view.parameter].append(place.view)
+    for spec, some in zip(graph.parameters, views, strict=True):
+        if len(some) == 1 or sum(view.numel for view in some) == prod(spec.shape):
+            yield 1  # every element has a place
+            continue
+        counts = torch.zeros(1, spec.numel, 1, device=device)
+        for view in some:
+            view.write(counts, view.read(counts) + 1)
+        yield counts[0]

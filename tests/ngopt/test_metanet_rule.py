@@ -1,0 +1,175 @@
+"""A rule on a network of any size: what is made piece by piece equals what is made at once."""
+
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ngopt import NGOptimizer, build_graph, metanet_rule
+from ngopt.functional import Hyper, update_all
+from ngopt.learned import LearnedOptimizer
+from ngopt.metanet_rule import CONTEXT, MetanetRule
+from ngopt.models import METANETS, NeuralGraphGNN
+from ngopt.models.gnn import GNNConfig, GraphNetwork
+from ngopt.models.messages import Messages, joined
+from ngopt.models.parts import edge_cuts, parts_of
+from ngopt.models.sources import WholeValues
+from tests.equivariance import random_values
+from tests.networks import cnn, mlp
+from tests.zoo import zoo_graph
+
+# groups of a convolution, tied weights, several slots and biases of several kinds, heads
+NETWORKS = ["grouped", "gpt", "lstm", "attention"]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def hyper(graph):
+    n = len(graph.parameters)
+    return Hyper([0.7] * n, [0.1] * n)
+
+
+@given(shape=st.tuples(*[st.integers(1, 9)] * 3), limit=st.integers(1, 60))
+@settings(deadline=None, max_examples=60)
+def test_parts_hold_every_edge_once(shape, limit):
+    cuts = list(edge_cuts(shape, limit))
+    ranges = [[range(piece.start, piece.stop) for piece in cut] for cut in cuts]
+    assert sorted(edge for some in ranges for edge in product(*some)) == list(product(*map(range, shape)))
+    assert all(len(list(product(*some))) <= limit for some in ranges)
+
+
+def test_messages_of_two_sets_are_those_of_all():
+    messages = 5 + torch.randn(2, 3, 7, 1, 4, dtype=torch.float64)
+    whole = Messages.of(messages, (-3, -2))
+    found = joined(*(Messages.of(x, (-3, -2)) for x in messages.split([2, 5], -3)))
+    assert found.degree == whole.degree == 7
+    for a, b in zip(found[1:], whole[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("limit", [1, 7])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_graph_network_in_parts(name, limit):
+    """With everything that it may have, and with states of edges that are computed again."""
+    graph = zoo_graph(name)
+    options = {"width": 6, "layers": 2, "kernel": (3, 3), "log_degree": 1.5}
+    network = GraphNetwork(3, 2, **options, activations=True, global_feature=True).double()
+    values = [torch.randn(*s.shape, 3, dtype=torch.float64) for s in graph.parameters]
+    expected = graph.scatter(network(graph.gather(values), graph))
+    found = graph.scatter(in_parts(network, graph, values, limit))
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-10, atol=1e-10)
+
+
+def in_parts(network, graph, values, limit):
+
+    gathered = graph.gather(values)
+    parts = parts_of(graph, network.kernel, values[0], limit)
+    assert not parts.is_whole
+    out = [[x.new_zeros(*x.shape[:-1], 2) for x in some] for some in gathered]
+    for place, piece in network.pieces(WholeValues(gathered, torch.Size()), parts):
+        if isinstance(place, int):
+            out[0][place] = piece
+        else:
+            block, part = place
+            part.of(out[1][block.number]).copy_(piece)
+    return type(gathered)(*map(tuple, out))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("metanet", sorted(METANETS))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
+    """With a parameter that is absent, and a gradient that is not finite."""
+    graph = zoo_graph(name)
+    generator = torch.Generator().manual_seed(0)
+    params = random_values(graph, generator)
+    grads = [random_values(graph, generator) for _ in range(3)]
+    grads[1][2] = None
+    grads[2][0].view(-1)[1] = torch.nan
+    rule = MetanetRule(METANETS[metanet]().double(), graph)
+    expected = steps(rule, params, grads)
+    monkeypatch.setattr(metanet_rule, "FEW", 0)
+    monkeypatch.setitem(metanet_rule.EDGES, "cpu", 11)
+    monkeypatch.setitem(metanet_rule.ROWS, "cpu", 5)
+    for in_place in (False, True):
+        found = steps(MetanetRule(rule.metanet, graph), params, grads, in_place)
+        for one, other in zip(found, expected, strict=True):
+            for a, b in zip(one, other, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-14, equal_nan=True)
+
+
+def steps(rule, params, grads, in_place=False):
+    """The deltas of every step, zeros for absent parameters."""
+    state, all_deltas = rule.init(params), []
+    for some in grads:
+        deltas: list = [torch.zeros_like(p) for p in params]
+        for i, delta, record in rule.update(some, state, params, hyper(rule.graph), in_place):
+            deltas[i], state[i] = delta, record
+        all_deltas.append(deltas)
+    return all_deltas
+
+
+class TestGraphEvery:
+    """The graph is looked at every few steps, and what it said is kept."""
+
+    def test_the_context_stays_and_is_found_again(self):
+        graph = build_graph(cnn())
+        generator = torch.Generator().manual_seed(0)
+        params = random_values(graph, generator)
+        rule = MetanetRule(self.metanet(3), graph)
+        state, contexts = rule.init(params), []
+        with torch.no_grad():
+            for _ in range(7):
+                grads = random_values(graph, generator)
+                _, state = update_all(rule, grads, state, params, hyper(graph))
+                contexts.append(state[0][CONTEXT])
+        assert contexts[0].shape == (*params[0].shape, 4)
+        assert contexts[0].dtype == torch.bfloat16
+        for i in range(1, 7):
+            assert torch.equal(contexts[i], contexts[i - 1]) == (i % 3 != 0), i
+
+    def test_small_and_large_networks_are_alike(self, monkeypatch):
+        graph = build_graph(cnn())
+        generator = torch.Generator().manual_seed(0)
+        params = random_values(graph, generator)
+        grads = [random_values(graph, generator) for _ in range(4)]
+        with torch.no_grad():
+            expected = steps(MetanetRule(self.metanet(2), graph), params, grads)
+            monkeypatch.setattr(metanet_rule, "FEW", 0)
+            found = steps(MetanetRule(self.metanet(2), graph), params, grads, in_place=True)
+        for one, other in zip(found, expected, strict=True):
+            for a, b in zip(one, other, strict=True):
+                # rounding to bfloat16 may go either way
+                torch.testing.assert_close(a, b, rtol=0.05, atol=1e-5)
+
+    def test_resuming_is_exact(self):
+        def trained(model, opt, steps):
+            for k in steps:
+                opt.zero_grad()
+                model(torch.full((2, 3), 0.3 * k + 1)).square().sum().backward()
+                opt.step()
+
+        def optimizer(model):
+            return NGOptimizer(model.parameters(), weights=LearnedOptimizer(metanet=self.metanet(3)))
+
+        whole, half = mlp(3, 4, 2).float(), mlp(3, 4, 2).float()
+        half.load_state_dict(whole.state_dict())
+        first, second = optimizer(whole), optimizer(half)
+        trained(whole, first, range(5))
+        trained(half, second, range(2))
+        again = optimizer(half)
+        again.load_state_dict(second.state_dict())
+        trained(half, again, range(2, 5))
+        for a, b in zip(whole.parameters(), half.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+    def metanet(self, every):
+        torch.manual_seed(0)
+        return NeuralGraphGNN(GNNConfig(width=8, d_out=4, graph_every=every)).double()
