@@ -12,7 +12,8 @@ from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import CONTEXT, MetanetRule
 from ngopt.models import METANETS, NeuralGraphGNN
-from ngopt.models.gnn import GNNConfig, GraphNetwork
+from ngopt.models.gnn import GNNConfig
+from ngopt.models.graph_network import GraphNetwork
 from ngopt.models.messages import Messages, joined
 from ngopt.models.parts import edge_cuts, parts_of
 from ngopt.models.sources import WholeValues

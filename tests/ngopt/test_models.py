@@ -5,7 +5,8 @@ from ngopt import build_graph
 from ngopt.features import NUM_FEATURES
 from ngopt.models import METANETS, FeedForward, NeuralGraphGNN
 from ngopt.models.encoders import kernel_tiles
-from ngopt.models.gnn import GNNConfig, GraphNetwork
+from ngopt.models.gnn import GNNConfig
+from ngopt.models.graph_network import GraphNetwork
 from tests.equivariance import assert_equivariant, random_values, updates
 from tests.networks import cnn, mlp
 from tests.ngopt import oracle

@@ -8,7 +8,7 @@ import torch
 
 from ngopt import build_graph
 from ngopt.graph import GraphValues, join_graphs
-from ngopt.models.gnn import GraphNetwork
+from ngopt.models.graph_network import GraphNetwork
 from tests.automorphisms import automorphisms, subproducts
 from tests.equivariance import random_values, randomised, run, small_metanet, updates
 from tests.zoo import zoo, zoo_graph

@@ -1,0 +1,242 @@
+"""Graph networks on neural graphs: features of all places to features of the same places, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from math import prod
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ngopt.graph.core import (
+    BIAS_KINDS,
+    EDGE_KINDS,
+    NODE_KINDS,
+    Bias,
+    GraphValues,
+    NeuralGraph,
+    kind_code,
+)
+from ngopt.models.edge_states import EdgeStates
+from ngopt.models.encoders import (
+    ACTIVATIONS,
+    POSITION_FEATURES,
+    SlotDecoder,
+    SlotEncoder,
+    SlotMap,
+)
+from ngopt.models.layers import GlobalFeature, PNALayer, means_by_graph, select_neurons
+from ngopt.models.messages import Incoming, Messages, joined, side_by_side
+from ngopt.models.parts import BlockParts, GraphParts, Part, parts_of
+from ngopt.models.sources import Source, WholeValues
+
+Place = int | tuple[BlockParts, Part]
+"""Where values belong: a bias, by its number, or a part of a weight."""
+
+
+class GraphNetwork(nn.Module):
+    """Features on a neural graph to features on the same graph, through rounds of `PNALayer`.
+
+    What nodes and edges are, their kinds, is part of their features; edges without a parameter start
+    from a learned vector for their kind alone. With `activations` nodes also get one for the function
+    that the network applies to them, with `global_feature` every layer a vector for the whole graph.
+
+    Shapes: `GraphValues` with d_in features -> `GraphValues` with d_out features.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        width: int,
+        layers: int,
+        kernel: tuple[int, int],
+        log_degree: float,
+        activations: bool = False,
+        global_feature: bool = False,
+    ):
+        super().__init__()
+        self.width, self.kernel = width, kernel
+        self.activations = nn.Embedding(len(ACTIVATIONS), width) if activations else None
+        self.globals = nn.ModuleList(GlobalFeature(width) for _ in range(layers)) if global_feature else None
+        self.edge_encoder = SlotEncoder(d_in, width, kernel, EDGE_KINDS)
+        self.node_encoder = SlotEncoder(d_in, width, kernel, BIAS_KINDS)
+        self.node_kinds = nn.Embedding(len(NODE_KINDS), width)
+        self.position = nn.Linear(POSITION_FEATURES, width)
+        self.layers = nn.ModuleList(PNALayer(width, log_degree) for _ in range(layers))
+        self.edge_decoder = SlotDecoder(width, d_out, kernel, EDGE_KINDS)
+        self.node_decoder = SlotDecoder(width, d_out, kernel, BIAS_KINDS)
+
+    def forward(self, values: GraphValues, graph: NeuralGraph) -> GraphValues:
+        like = (*values.edges, *values.biases)[0] if graph.parameters else self.position.weight
+        batch = like.shape[:-5] if values.edges else like.shape[:-3]
+        parts = parts_of(graph, self.kernel, like)
+        source = WholeValues(values, batch if graph.parameters else torch.Size())
+        biases: list[Tensor] = [like] * len(graph.biases)
+        edges: list[Tensor] = [like] * len(graph.weights)
+        for place, found in self.pieces(source, parts):
+            if isinstance(place, int):
+                biases[place] = found
+            else:
+                edges[place[0].number] = found
+        return GraphValues(tuple(biases), tuple(edges))
+
+    def pieces(
+        self,
+        source: Source,
+        parts: GraphParts,
+    ) -> Iterator[tuple[Place, Tensor]]:
+        """What `forward` returns, piece by piece.
+
+        Of a bias, by its number, (*batch, n, slots, d_out); of a part of a weight (*batch, groups,
+        n_target, n_source, slots, d_out). Where blocks are in several parts, states of edges are not
+        kept but computed again, so that memory does not grow with them.
+        """
+        graph, maps = parts.graph, self._edge_maps(parts)
+        nodes = self._encode_nodes(source, parts)
+        first = partial(self._encode_edges, source, maps)
+        edges = EdgeStates(parts.blocks, first, keep=parts.is_whole)
+        count = 1 + max(graph.members, default=0)
+        u = self.position.weight.new_zeros(*source.batch, count, self.width)
+        for k, layer in enumerate(self.layers if parts.blocks else ()):
+            if self.globals is not None:
+                seer = cast(GlobalFeature, self.globals[k])
+                u, nodes = self._with_globals(seer, u, nodes, edges, graph)
+            nodes = self._round(cast(PNALayer, layer), nodes, edges)
+        for number, bias in enumerate(graph.biases):
+            yield number, self._decode_node(nodes[bias.group], bias, parts.bias_index[number])
+        for block in parts.weights:
+            decoder = self.edge_decoder.maps(block.block.slot_shape, block.block.kind)
+            for i, part in enumerate(block.parts):
+                yield (block, part), self.edge_decoder(edges.of(block, i), decoder)
+
+    def _round(self, layer: PNALayer, nodes: list[Tensor], edges: EdgeStates) -> list[Tensor]:
+        """The nodes after a layer; the layer becomes a step of the edges."""
+        incoming: list[list[Incoming]] = [[] for _ in nodes]
+        outgoing: list[list[Incoming]] = [[] for _ in nodes]
+        ends = layer.ends(nodes, edges.blocks)
+        for block, own in zip(edges.blocks, ends, strict=True):
+            there: dict[tuple[int, int], Messages] = {}
+            back: dict[tuple[int, int], Messages] = {}
+            for i, part in enumerate(block.parts):
+                found = layer.messages(edges.of(block, i), own, part)
+                places = (part.groups.start, part.targets.start), (part.groups.start, part.sources.start)
+                for kept, place, messages in zip((there, back), places, found, strict=True):
+                    kept[place] = joined(kept[place], messages) if place in kept else messages
+            target, source = block.block.target, block.block.source
+            incoming[target].append(Incoming(side_by_side(list(there.values())), block.target))
+            outgoing[source].append(Incoming(side_by_side(list(back.values())), block.source))
+
+        def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
+            return layer.next_edges(cast(Tensor, state), ends[block.number], part)
+
+        edges.then(after)
+        return layer.next_nodes(nodes, incoming, outgoing)
+
+    def _with_globals(
+        self,
+        layer: GlobalFeature,
+        u: Tensor,
+        nodes: list[Tensor],
+        edges: EdgeStates,
+        graph: NeuralGraph,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The vectors of the graphs after a layer, and nodes that saw them; edges see them in a step."""
+        members = graph.members or (0,) * len(graph.groups)
+        of_nodes = [(m, v.sum(-2), v.shape[-2]) for v, m in zip(nodes, members, strict=True)]
+        of_edges = []
+        for block in edges.blocks:
+            for i in range(len(block.parts)):
+                flat = edges.of(block, i).flatten(-5, -2)
+                of_edges.append((members[block.block.target], flat.sum(-2), flat.shape[-2]))
+        u = layer(u, means_by_graph(of_nodes, u), means_by_graph(of_edges, u))
+        to_nodes, to_edges = layer.to_nodes(u), layer.to_edges(u)
+
+        def seen(state: Tensor | None, block: BlockParts, _: Part) -> Tensor:
+            member = members[block.block.target]
+            return cast(Tensor, state) + to_edges[..., member, None, None, None, None, :]
+
+        edges.then(seen)
+        return u, [v + to_nodes[..., m, None, :] for v, m in zip(nodes, members, strict=True)]
+
+    def _encode_nodes(self, source: Source, parts: GraphParts) -> list[Tensor]:
+        graph = parts.graph
+        kinds = [self.node_kinds.weight[kind_code(g.kind, NODE_KINDS)] for g in graph.groups]
+        nodes = [
+            (self.position(p) + kind).expand(*source.batch, group.size, self.width)
+            for p, kind, group in zip(parts.positions, kinds, graph.groups, strict=True)
+        ]
+        if self.activations is not None:
+            codes = self.activations(parts.activations)
+            nodes = [v + code for v, code in zip(nodes, codes, strict=True)]
+        for number, (bias, index) in enumerate(zip(graph.biases, parts.bias_index, strict=True)):
+            maps = self.node_encoder.maps(bias.slot_shape, bias.kind)
+            code = self.node_encoder(source.bias(number), maps).sum(-2)
+            node = nodes[bias.group]
+            nodes[bias.group] = node + code if index is None else node.index_add(-2, index, code)
+        return nodes
+
+    def _edge_maps(self, parts: GraphParts) -> list[list[SlotMap]]:
+        """How the edges of every weight are encoded."""
+        blocks = [parts.block for parts in parts.weights]
+        return [self.edge_encoder.maps(block.slot_shape, block.kind) for block in blocks]
+
+    def _encode_edges(
+        self,
+        source: Source,
+        maps: Sequence[Sequence[SlotMap]],
+        _: Tensor | None,
+        block: BlockParts,
+        part: Part,
+    ) -> Tensor:
+        """First states of a part, (*batch, groups, n_target, n_source, tiles, width)."""
+        if part.view is not None:
+            return self.edge_encoder(source.edges(block, part), maps[block.number])
+        _, kind = self.edge_encoder.film(block.block.kind)
+        cuts = (part.groups, part.targets, part.sources)
+        shape = [piece.stop - piece.start for piece in cuts]
+        return kind.expand(*source.batch, *shape, 1, self.width)
+
+    def _decode_node(self, node: Tensor, bias: Bias, index: Tensor | None) -> Tensor:
+        state = select_neurons(node, index).unsqueeze(-2)
+        maps = self.node_decoder.maps(bias.slot_shape, bias.kind)
+        tiles = state.expand(*state.shape[:-2], len(maps), self.width)
+        return self.node_decoder(tiles, maps)
+
+
+class Scattered:
+    """Puts what a graph network says of places where the parameters are.
+
+    An element that has several places gets the mean.
+    """
+
+    def __init__(self, parts: GraphParts, batch: torch.Size):
+        self.parts, self.batch = parts, batch
+        self._found: list[Tensor | None] = [None] * len(parts.graph.parameters)  # (batch, numel, d)
+
+    def put(self, place: Place, values: Tensor) -> None:
+        graph = self.parts.graph
+        view = graph.biases[place].view if isinstance(place, int) else place[1].view
+        assert view is not None
+        i, spec = view.parameter, graph.parameters[view.parameter]
+        is_single, count = isinstance(self.parts.uses[i], int), prod(self.batch)
+        if is_single and view.is_whole(spec):
+            self._found[i] = values.reshape(count, spec.numel, -1)
+            return
+        values = values.reshape(count, *view.shape, -1)
+        old = self._found[i]
+        if old is None:
+            old = values.new_zeros(count, spec.numel, values.shape[-1])
+        view.write(old, values if is_single else view.read(old) + values)
+        self._found[i] = old
+
+    def means(self) -> list[Tensor]:
+        """Of every parameter, (*batch, numel, d)."""
+        found = []
+        for values, uses in zip(self._found, self.parts.uses, strict=True):
+            assert values is not None
+            mean = values if isinstance(uses, int) else values / uses
+            found.append(mean.reshape(*self.batch, *mean.shape[1:]))
+        return found

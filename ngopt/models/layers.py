@@ -1,0 +1,150 @@
+"""One round of a graph network: messages between neurons, new nodes, new edges; and a global feature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from ngopt.models.messages import Incoming, Messages, gathered
+from ngopt.models.parts import BlockParts, Part
+
+# Inside the root of the standard deviation, so that its derivative is bounded where messages tie.
+STD_EPSILON = 1e-5
+AGGREGATORS = ("mean", "min", "max", "std")
+SCALERS = ("identity", "amplification")
+
+
+class Ends(NamedTuple):
+    """What the two ends of the edges of a block bring to a layer, 3 width each.
+
+    For forward and backward messages and the edge update. target: (*batch, groups, n_target, 3 width).
+    source: (*batch, groups, n_source, 3 width).
+    """
+
+    target: Tensor
+    source: Tensor
+
+    def sums(self, part: Part, columns: slice) -> Tensor:
+        """Of both ends, (*batch, groups, n_target, n_source, 1, columns)."""
+        target = self.target[..., part.groups, part.targets, columns]
+        source = self.source[..., part.groups, part.sources, columns]
+        return target[..., :, None, None, :] + source[..., None, :, None, :]
+
+
+class PNALayer(nn.Module):
+    """One round of messages between neighbouring groups.
+
+    message (Eq. 4):   m = scale(e) * phi([v_target, v_source]) + shift(e), for each direction
+    nodes:             v + silu(norm(linear([v, aggregates of both directions])))
+    edges (Eq. 3):     e + linear(silu(linear([v_target, e, v_source])))
+
+    Aggregates are mean, min, max and std of the messages, each with the scalers identity and
+    amplification, log(degree + 1) / log_degree (Corso et al. 2020).
+
+    Shapes: nodes one (*batch, n, width) a group; edges (*batch, groups, n_target, n_source, tiles,
+    width), of a part of a block.
+    """
+
+    def __init__(self, width: int, log_degree: float):
+        super().__init__()
+        self.width, self.log_degree = width, log_degree
+        self.film = nn.Linear(width, 4 * width)  # scale and shift, forward and backward
+        self.target = nn.Linear(width, 3 * width)  # to both messages and the edge update
+        self.source = nn.Linear(width, 3 * width, bias=False)
+        self.update = nn.Linear((1 + 2 * len(AGGREGATORS) * len(SCALERS)) * width, width)
+        self.norm = nn.LayerNorm(width)
+        self.edge = nn.Linear(width, width)
+        self.edge_out = nn.Linear(width, width)
+
+    def ends(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]) -> list[Ends]:
+        """What the nodes bring to the edges of every block."""
+        targets, sources = [self.target(v) for v in nodes], [self.source(v) for v in nodes]
+        found = []
+        for parts in blocks:
+            g, t, s = parts.block.shape
+            target = select_neurons(targets[parts.block.target], parts.target)
+            source = select_neurons(sources[parts.block.source], parts.source)
+            found.append(Ends(target.unflatten(-2, (g, t)), source.unflatten(-2, (g, s))))
+        return found
+
+    def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Messages, Messages]:
+        """Messages of a part to its targets and to its sources."""
+        film = self.film(edges).unflatten(-1, (2, 2, self.width))
+        scale, shift = film.unbind(-2)
+        sums = ends.sums(part, slice(0, 2 * self.width)).unflatten(-1, (2, self.width))
+        there, back = torch.addcmul(shift, scale, sums).unbind(-2)
+        return Messages.of(there, (-3, -2)), Messages.of(back, (-4, -2))
+
+    def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
+        """The edges of a part after this layer."""
+        sums = ends.sums(part, slice(2 * self.width, None))
+        return edges + self.edge_out(silu(self.edge(edges) + sums))
+
+    def next_nodes(
+        self,
+        nodes: Sequence[Tensor],
+        incoming: Sequence[Sequence[Incoming]],
+        outgoing: Sequence[Sequence[Incoming]],
+    ) -> list[Tensor]:
+        """The nodes after this layer, from what reaches each group from both sides."""
+        found = []
+        for node, there, back in zip(nodes, incoming, outgoing, strict=True):
+            state = [node, self._aggregate(node, there), self._aggregate(node, back)]
+            update = self.update(torch.cat(state, dim=-1))
+            found.append(node + silu(self.norm(update)))
+        return found
+
+    def _aggregate(self, node: Tensor, parts: Sequence[Incoming]) -> Tensor:
+        """All messages that reach a group -> (*batch, n, 8 width); zeros where there are none."""
+        if not parts:
+            columns = len(AGGREGATORS) * len(SCALERS) * self.width
+            return node.new_zeros(*node.shape[:-1], columns)
+        total = gathered(parts, node)
+        std = (total.var + STD_EPSILON).sqrt()
+        aggregates = torch.cat([total.mean, total.low, total.high, std], dim=-1)
+        if isinstance(total.degree, Tensor):
+            aggregates = aggregates * (total.degree > 0)
+            amplification = (total.degree + 1).log() / self.log_degree
+        else:
+            amplification = log(total.degree + 1) / self.log_degree
+        return torch.cat([aggregates, amplification * aggregates], dim=-1)
+
+
+def select_neurons(nodes: Tensor, index: Tensor | None) -> Tensor:
+    """(*batch, n, width) -> the rows that a block names."""
+    return nodes if index is None else nodes.index_select(-2, index)
+
+
+class GlobalFeature(nn.Module):
+    """One vector for each whole graph, which all its nodes and edges see and feed (Lim et al. 2024, Eq. 3 to 5).
+
+    u <- u + linear(silu(linear([u, mean of nodes, mean of edges]))); nodes and edges then get a linear
+    map of it each. `graph.members` says what belongs to which graph.
+
+    Shapes: u and the means (*batch, graphs, width).
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.inner = nn.Linear(3 * width, width)
+        self.outer = nn.Linear(width, width)
+        self.to_nodes = nn.Linear(width, width, bias=False)
+        self.to_edges = nn.Linear(width, width, bias=False)
+
+    def forward(self, u: Tensor, nodes: Tensor, edges: Tensor) -> Tensor:
+        return u + self.outer(silu(self.inner(torch.cat([u, nodes, edges], dim=-1))))
+
+
+def means_by_graph(sums: Sequence[tuple[int, Tensor, int]], u: Tensor) -> Tensor:
+    """Means by graph, (*batch, graphs, width), of (graph, sum, count); 0 where nothing is counted."""
+    found = []
+    for k in range(u.shape[-2]):
+        own = [(total, count) for graph, total, count in sums if graph == k]
+        count = max(1, sum(count for _, count in own))
+        found.append(sum((total for total, _ in own), torch.zeros_like(u[..., k, :])) / count)
+    return torch.stack(found, dim=-2)
