@@ -83,7 +83,8 @@ class PNALayer(nn.Module):
     def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
         """The edges of a part after this layer."""
         sums = ends.sums(part, slice(2 * self.width, None))
-        return edges + self.edge_out(silu(self.edge(edges) + sums))
+        hidden = silu(self.edge(edges).add_(sums))
+        return self.edge_out(hidden).add_(edges)
 
     def next_nodes(
         self,
