@@ -1,17 +1,22 @@
-"""What a step of the default costs, beside fused AdamW in the same run.
+"""What a step costs: of the default beside fused AdamW, of the metanets beside what the machine allows.
 
     python -m benchmarks.step --threads 2 --output results/step.json
+    python -m benchmarks.step --problems --networks --widths 64 256 1024 2048 --weights ff ng-gnn
 
 Problems: whole training steps (batch, forward, backward, optimizer). All optimizers train their own
 copy and take turns at every step, so that noise meets them alike; steps before `--skip` do not
-count, and those that do contain every renewal of an eigenbasis.
+count, and those that do contain every renewal of an eigenbasis and every look at the graph.
 
-Networks: steps on random gradients, each network in a process of its own. "first" makes the
-eigenbases, "all" renews every one (as steps 2 to 8 do), "later" are as many steps as there are
-between renewals, late in a training. Extra memory is how far resident memory rises within a step
-(VmHWM of /proc/self/status, set back through /proc/self/clear_refs) above what it was before, when
-parameters, gradients and state were there and free memory was given back; of the first step,
-without the state that it leaves. Holes between tensors in the allocator's heap are part of it.
+Networks: steps on random gradients, each network in a process of its own. "first" is the first step,
+"second" the next (the default renews every eigenbasis in it), "later" the mean over as many steps as
+repeat, late in a training (from one renewal of a basis, or look at the graph, to the next). "floor"
+is the least time for the matrix products of these steps, at the rate measured in the same process,
+and for reading and writing parameters, gradients and state once; metanets only. Extra memory is how
+far resident memory rises within a step (VmHWM of /proc/self/status, set back through
+/proc/self/clear_refs) above what it was before, when parameters, gradients and state were there and
+free memory was given back; of the first step, without the state that it leaves. Holes between
+tensors in the allocator's heap are part of it. Widths are those of an MLP of three square layers,
+and are drawn as a PNG beside the output.
 """
 
 from __future__ import annotations
@@ -20,7 +25,8 @@ import argparse
 import json
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
@@ -32,10 +38,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
+from benchmarks import floor
 from benchmarks.memory import Peak
 from meta_train.problems import Problem, load_problem
 from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.graph import NeuralGraph
+from ngopt.learned import LearnedOptimizer
 
 PROBLEMS = ("fm-16", "c10-32")
 HORIZON = 1000
@@ -44,16 +52,19 @@ LATE = 500  # steps behind a parameter when bases are renewed as seldom as they 
 Record = dict[str, Any]
 
 
-def _resnet50() -> tuple[nn.Module, Any]:
-    from torchvision.models import resnet50
+def _torchvision(name: str) -> tuple[nn.Module, Any]:
+    import torchvision
 
-    return resnet50(weights=None), torch.randn(2, 3, 224, 224)
+    return torchvision.models.get_model(name, weights=None), torch.randn(2, 3, 224, 224)
 
 
-def _vit_b_16() -> tuple[nn.Module, Any]:
-    from torchvision.models import vit_b_16
+def _problem(name: str) -> tuple[nn.Module, Any]:
+    return load_problem(name).init(0), None
 
-    return vit_b_16(weights=None), torch.randn(2, 3, 224, 224)
+
+def mlp(width: int) -> tuple[nn.Module, Any]:
+    layers = [layer for _ in range(3) for layer in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(*layers), torch.randn(2, width)
 
 
 def _gpt2() -> tuple[nn.Module, Any]:
@@ -64,15 +75,22 @@ def _gpt2() -> tuple[nn.Module, Any]:
 
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "resnet50": _resnet50,
-    "vit_b_16": _vit_b_16,
+    "fm-16": partial(_problem, "fm-16"),
+    "c10-32": partial(_problem, "c10-32"),
+    "resnet18": partial(_torchvision, "resnet18"),
+    "mobilenet_v3_small": partial(_torchvision, "mobilenet_v3_small"),
+    "resnet50": partial(_torchvision, "resnet50"),
+    "vit_b_16": partial(_torchvision, "vit_b_16"),
     "gpt2": _gpt2,
 }
+LARGE = ("resnet50", "vit_b_16", "gpt2")
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "adamw": lambda model: AdamW(model.parameters(), fused=True),
     "default": lambda model: NGOptimizer(model.parameters(), model=model),
     "default, horizon": lambda model: NGOptimizer(model.parameters(), model=model, total_steps=HORIZON),
+    "ff": lambda model: NGOptimizer(model.parameters(), model=model, weights="ff"),
+    "ng-gnn": lambda model: NGOptimizer(model.parameters(), model=model, weights="ng-gnn"),
 }
 
 
@@ -120,7 +138,7 @@ def _record(problem: str, model: nn.Module, key: str, times: list[tuple[float, f
         "problem": problem,
         "optimizer": key,
         "parameters": numel(model),
-        "state": 2.0 if key == "adamw" else state_size(build_graph(model), key != "default"),
+        "state": _state_of(key, model),
         "step_ms": median(whole),
         "fastest_ms": min(whole),
         "optimizer_ms": median(optimizer),
@@ -130,35 +148,63 @@ def _record(problem: str, model: nn.Module, key: str, times: list[tuple[float, f
     }
 
 
-def large_steps(name: str, threads: int) -> Record:
-    """The record of one network, measured in this process."""
+def _state_of(key: str, model: nn.Module) -> float:
+    if key == "adamw":
+        return 2.0
+    name, _, horizon = key.partition(", ")
+    return state_size(build_graph(model), bool(horizon), name)
+
+
+def network_steps(name: str, weights: str, threads: int) -> Record:
+    """The record of one network with some weights, measured in this process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model, example = NETWORKS[name]()
+    model, example = mlp(int(name)) if name.isdecimal() else NETWORKS[name]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = build_graph(model, example)
-    optimizer = NGOptimizer(model.parameters(), graph=graph, total_steps=HORIZON)
+    optimizer = NGOptimizer(model.parameters(), graph=graph, weights=weights, total_steps=HORIZON)
     params = list(model.parameters())
     first, first_bytes = _step(optimizer, params)
-    every, every_bytes = _step(optimizer, params)
+    second, second_bytes = _step(optimizer, params)
     for p in params:
         optimizer.state[p]["step"].fill_(LATE)
-    count = optimizer.learned.base.config.renew_every  # type: ignore[union-attr]
+    count = _cycle(optimizer.learned)
     later, later_bytes = zip(*(_step(optimizer, params) for _ in range(count)), strict=True)
     n = numel(model)
-    first_bytes -= int(4 * n * state_size(graph, True))
+    kept = state_size(graph, True, weights)
+    first_bytes -= int(4 * n * kept)
     return {
         "network": name,
+        "weights": weights,
         "parameters": n,
         "first_ns": 1e9 * first / n,
-        "all_ns": 1e9 * every / n,
-        "later_ns": 1e9 * median(later) / n,
-        "later_worst_ns": 1e9 * max(later) / n,
-        "state": state_size(graph, False),
-        "state_horizon": state_size(graph, True),
-        "extra_mib": max(first_bytes, every_bytes, *later_bytes) / 2**20,
+        "second_ns": 1e9 * second / n,
+        "later_ms": 1e3 * mean(later),
+        "later_ns": 1e9 * mean(later) / n,
+        "worst_ns": 1e9 * max(later) / n,
+        "floor_ns": _floor(optimizer, params, kept) if optimizer.learned.base is None else None,
+        "state": state_size(graph, False, weights),
+        "state_horizon": kept,
+        "extra_mib": max(first_bytes, second_bytes, *later_bytes) / 2**20,
     }
+
+
+def _cycle(learned: LearnedOptimizer) -> int:
+    """Steps after which the cost of a step repeats."""
+    if learned.base is not None:
+        return learned.base.config.renew_every
+    assert learned.metanet is not None
+    return learned.metanet.graph_every
+
+
+def _floor(optimizer: NGOptimizer, params: list[nn.Parameter], kept: float) -> float:
+    """Nanoseconds per parameter that the steps of a cycle take at least, on average."""
+    n, count = sum(p.numel() for p in params), _cycle(optimizer.learned)
+    machine = floor.measured()
+    flops = sum(floor.flops_of(optimizer.step) for _ in range(count)) / count
+    moved = 4 * n * (1 + 2 + 2 * kept)  # gradients are read, all others also written
+    return 1e9 * machine.seconds(flops, moved) / n
 
 
 def _step(optimizer: Optimizer, params: list[nn.Parameter]) -> tuple[float, int]:
@@ -176,9 +222,9 @@ def numel(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def state_size(graph: NeuralGraph, has_horizon: bool) -> float:
-    """What the default keeps, in float32 numbers per parameter."""
-    rule = load_pretrained("default").bind(graph, HORIZON if has_horizon else None)
+def state_size(graph: NeuralGraph, has_horizon: bool, weights: str = "default") -> float:
+    """What an optimizer keeps, in float32 numbers per parameter."""
+    rule = load_pretrained(weights).bind(graph, HORIZON if has_horizon else None)
     params = [torch.empty(spec.shape, device="meta") for spec in graph.parameters]
     kept: list[Tensor] = [x for record in rule.init(params) for x in record.values()]
     return sum(x.numel() * x.itemsize for x in kept) / torch.float32.itemsize / graph.numel
@@ -196,6 +242,8 @@ def table(records: list[Record]) -> str:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:.2f}" if value < 100 else f"{value:.0f}"
     return f"{value:,}" if isinstance(value, int) else value
@@ -205,7 +253,9 @@ def main(arguments: list[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--problems", nargs="*", default=PROBLEMS)
-    parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=LARGE)
+    parser.add_argument("--widths", nargs="*", type=int, default=[], help="of an MLP")
+    parser.add_argument("--weights", nargs="*", default=["default"], help="of networks and widths")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=200, help="that count")
     parser.add_argument("--skip", type=int, default=100, help="steps before those that count")
@@ -213,16 +263,45 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     steps = [r for name in options.problems for r in whole_steps(name, options.steps, options.skip)]
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        tasks = [pool.apply_async(large_steps, (n, options.threads)) for n in options.networks]
-        large = [task.get() for task in tqdm(tasks, unit="network", disable=not tasks)]
-    print("\n\n".join(table(records) for records in (steps, large) if records))
+    networks = measured(options.networks, options.weights, options.threads)
+    widths = measured(map(str, options.widths), options.weights, options.threads)
+    found = steps, networks, widths
+    print("\n\n".join(table(records) for records in found if records))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         machine = platform.processor() or platform.machine()
         about = {"processor": machine, "threads": options.threads, "torch": torch.__version__}
-        content = {"machine": about, "problems": steps, "networks": large}
+        content = {"machine": about, "problems": steps, "networks": networks, "widths": widths}
         options.output.write_text(json.dumps(content, indent=1) + "\n")
+        if widths:
+            draw(widths, options.output.with_suffix(".png"))
+
+
+def measured(networks: Iterable[str], weights: Sequence[str], threads: int) -> list[Record]:
+    """Records of all pairs, each from a process of its own."""
+    pairs = [(network, some, threads) for network in networks for some in weights]
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        tasks = [pool.apply_async(network_steps, pair) for pair in pairs]
+        return [task.get() for task in tqdm(tasks, unit="network", disable=not tasks)]
+
+
+def draw(records: list[Record], path: Path) -> None:
+    """Cost of a step against the size of an MLP."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(record["weights"] for record in records):
+        own = [record for record in records if record["weights"] == name]
+        sizes = [record["parameters"] for record in own]
+        (line,) = axes.loglog(sizes, [record["later_ns"] for record in own], "o-", label=name)
+        if own[0]["floor_ns"] is not None:
+            floors = [record["floor_ns"] for record in own]
+            axes.loglog(sizes, floors, ":", color=line.get_color(), label=f"{name}, floor")
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("ns per parameter and step")
+    axes.legend()
+    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from torch import nn
 
 pytest.importorskip("torchvision")
 
-from benchmarks import step
+from benchmarks import floor, step
 from benchmarks.memory import Peak
 from meta_train.problems import Metrics
 
@@ -44,7 +44,7 @@ def test_whole_steps(tmp_path, capsys):
     records = json.loads(output.read_text())["problems"]
     assert [record["optimizer"] for record in records] == list(step.OPTIMIZERS)
     assert records[0]["ratio"] == records[0]["fastest_ratio"] == 1
-    assert [record["parameters"] for record in records] == [19] * 3
+    assert [record["parameters"] for record in records] == [19] * len(step.OPTIMIZERS)
     for record in records:
         assert record["optimizer_fastest_ms"] <= record["optimizer_ms"] <= record["step_ms"]
         assert record["optimizer_ms"] <= record["optimizer_worst_ms"]
@@ -52,13 +52,34 @@ def test_whole_steps(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_networks(monkeypatch):
+@pytest.mark.parametrize("weights", ["default", "ff", "ng-gnn"])
+def test_networks(weights, monkeypatch):
     network = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20))
     monkeypatch.setitem(step.NETWORKS, "small", lambda: (network, torch.randn(2, 40)))
-    record = step.large_steps("small", torch.get_num_threads())
+    record = step.network_steps("small", weights, torch.get_num_threads())
     assert record["parameters"] == 40 * 30 + 30 + 30 * 20 + 20
-    assert record["state"] == pytest.approx(record["state_horizon"] + 1)  # the average
-    assert 0 < record["later_ns"] <= record["later_worst_ns"]
+    average = 1 if weights == "default" else 0
+    assert record["state"] == pytest.approx(record["state_horizon"] + average)
+    assert 0 < record["later_ns"] <= record["worst_ns"]
+    assert (record["floor_ns"] is None) == (weights == "default")
+
+
+def test_the_floor_of_a_machine():
+    layer, values = nn.Linear(14, 32), torch.ones(3, 14)
+    flops = floor.flops_of(lambda: layer(values))
+    assert flops == 2 * 3 * 14 * 32
+    assert floor.Machine(flops=flops / 4, bytes=10.0).seconds(flops, 5.0) == 4.5
+    assert all(rate > 1e6 for rate in floor.measured())
+
+
+def test_widths_are_drawn(tmp_path, capsys):
+    output = tmp_path / "widths.json"
+    arguments = ["--problems", "--networks", "--widths", "8", "--weights", "ff", "--threads", "1"]
+    step.main([*arguments, "--output", str(output)])
+    (record,) = json.loads(output.read_text())["widths"]
+    assert record["parameters"] == 3 * (8 * 8 + 8)
+    assert output.with_suffix(".png").stat().st_size > 1000
+    assert "floor_ns" in capsys.readouterr().out
 
 
 def test_state_is_what_the_optimizer_keeps():

@@ -1,0 +1,55 @@
+"""How fast this machine is at what a step is made of: matrix products, and memory traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+WIDTH, COLUMNS = 32, (2048, 8192)  # of a metanet, and elements that stay in a cache
+LONG = 1 << 26  # numbers of a tensor that is in no cache
+REPETITIONS = 20
+
+
+class Machine(NamedTuple):
+    """flops: of matrix products of a metanet's size, a second. bytes: moved by a copy, a second."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, flops: float, moved: float) -> float:
+        """The least time for so many operations and so many bytes."""
+        return flops / self.flops + moved / self.bytes
+
+
+def measured() -> Machine:
+    """This machine, with as many threads as torch has now."""
+    rates = []
+    for columns in COLUMNS:
+        weight, values = torch.randn(WIDTH, WIDTH), torch.randn(WIDTH, columns)
+        out = torch.empty(WIDTH, columns)
+        seconds = _fastest(lambda w=weight, x=values, o=out: torch.mm(w, x, out=o))
+        rates.append(2 * WIDTH * WIDTH * columns / seconds)
+    source, target = torch.ones(LONG), torch.empty(LONG)
+    seconds = _fastest(lambda: target.copy_(source))
+    return Machine(max(rates), 2 * source.nbytes / seconds)
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products in a call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    call()
+    times = []
+    for _ in range(REPETITIONS):
+        start = perf_counter()
+        call()
+        times.append(perf_counter() - start)
+    return min(times)
