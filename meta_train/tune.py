@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import optuna
+from optuna.distributions import FloatDistribution
 from optuna.samplers import CmaEsSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -30,23 +31,37 @@ from ngopt.pretrained import save_pretrained
 
 FIRST_SEED = 2_000_000  # apart from the seeds of evaluation and of baselines' tuning
 
-# (least, greatest, whether on a logarithmic scale); CMA-ES begins in the middle.
-SPACE: dict[str, tuple[float, float, bool]] = {
-    "step_size": (0.004, 0.025, True),
-    "fan_exponent": (0.0, 1.0, False),
-    "fan_cap": (0.5, 4.0, True),
-    "weight_exponent": (0.6, 1.2, False),
-    "embedding": (0.2, 5.0, True),
-    "output": (0.5, 4.0, True),
-    "norm": (0.2, 5.0, True),
-    "bias": (0.2, 5.0, True),
-    "beta1": (0.8, 0.97, False),
-    "beta2": (0.9, 0.99, False),
-    "beta_factor": (0.9, 0.99, False),
-    "nesterov": (0.4, 1.4, False),
-    "weight_decay": (0.01, 0.3, True),
-    "warmup": (0.02, 0.2, True),
+# How far from its present value a number may be: by a factor, or by a distance.
+FACTORS = {
+    "step_size": 2.5,
+    "fan_cap": 3.0,
+    "embedding": 4.0,
+    "output": 3.0,
+    "norm": 4.0,
+    "bias": 4.0,
+    "weight_decay": 5.0,
+    "warmup": 3.0,
 }
+DISTANCES = {
+    "fan_exponent": 0.5,
+    "weight_exponent": 0.4,
+    "beta1": 0.08,
+    "beta2": 0.045,
+    "beta_factor": 0.045,
+    "nesterov": 0.6,
+}
+
+
+def space() -> dict[str, FloatDistribution]:
+    """What is searched: present values are in the middle, where CMA-ES begins."""
+    present = asdict(SoapConfig())
+    found = {
+        name: FloatDistribution(present[name] / factor, present[name] * factor, log=True)
+        for name, factor in FACTORS.items()
+    }
+    for name, distance in DISTANCES.items():
+        found[name] = FloatDistribution(present[name] - distance, present[name] + distance)
+    return found
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ def search(config: Config) -> optuna.Study:
     study = _study(config, folder)
 
     def objective(trial: optuna.Trial) -> float:
-        changes = {name: trial.suggest_float(name, low, high, log=log) for name, (low, high, log) in SPACE.items()}
+        changes = {name: trial.suggest_float(name, d.low, d.high, log=d.log) for name, d in space().items()}
         name = f"trial-{trial.number}"
         found = gains(setting.measure({name: changes})[name], references)
         trial.set_user_attr("gains", found)
@@ -91,7 +106,7 @@ def search(config: Config) -> optuna.Study:
 
 
 def _study(config: Config, folder: Path) -> optuna.Study:
-    first = {name: getattr(SoapConfig(), name) for name in SPACE}
+    first = {name: getattr(SoapConfig(), name) for name in space()}
     sampler = CmaEsSampler(seed=config.seed)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     study = optuna.create_study(
@@ -124,7 +139,7 @@ def run(config: Config) -> None:
     study = search(config)
     path = write_best(config, study)
     best = study.best_trial
-    body = [[name, f"{getattr(SoapConfig(), name):.4g}", f"{best.params[name]:.4g}"] for name in SPACE]
+    body = [[name, f"{getattr(SoapConfig(), name):.4g}", f"{best.params[name]:.4g}"] for name in space()]
     print("\n".join(align(["number", "start", "best"], body)))
     print(f"\nBest of {len(study.trials)} trials: {best.number}, {best.value:+.4f}. Written to {path}.")
 
