@@ -83,7 +83,8 @@ def run(config: Config) -> None:
     write_json(folder / "results.json", {"config": asdict(config), "records": records})
     picture = folder / "curves.png"
     groups = {label: [record] for label, record in records.items()}
-    plot_curves(picture, f"{PROBLEM}, seed {config.seed}", groups)
+    *_, ours = groups
+    plot_curves(picture, f"{PROBLEM}, seed {config.seed}", groups, ours)
     print("\n".join(["", *align(HEADER, [cells(*item) for item in records.items()])]))
     print(f"\nThe loss and accuracy curves are in {picture}.")
 

@@ -27,6 +27,7 @@ from meta_train.standings import REFERENCE, Standing, matrix, steps_to_reference
 
 FIRST_TUNING_SEED = 1_000_000  # evaluation counts from 0, so the two never meet
 CURVE_POINTS = 20
+OURS = "default"  # drawn above the others
 UNTUNED = ("ng-gnn", "default")
 
 # Both by problem and optimizer.
@@ -198,7 +199,7 @@ def write_report(
         rows = [row for row in board.rows if row.problem == problem]
         groups = {_label(row): records[problem, row.optimizer] for row in rows}
         title = f"{problem}: mean and range over {config.seeds} seed(s)"
-        plot_curves(folder / f"{file_name(problem)}.png", title, groups)
+        plot_curves(folder / f"{file_name(problem)}.png", title, groups, OURS)
 
 
 def _steps(problem: str, config: Config) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,20 +18,25 @@ from meta_train.runs import Record
 HEADROOM = 1.5  # of the loss axes above the first loss
 FEW_DECADES = 3  # on a logarithmic axis, that still have room for labels within
 
+EMPHASIS = {"color": "black", "linewidth": 2.2, "zorder": 3}
+
 Groups = Mapping[str, Sequence[Record]]
+Style = Mapping[str, Any]
 
 
-def plot_curves(path: Path, title: str, groups: Groups) -> None:
+def plot_curves(path: Path, title: str, groups: Groups, emphasis: str | None = None) -> None:
     """Draws training loss and validation accuracy over steps: mean and range over a group's runs.
 
-    A problem without accuracy has its validation loss there. Loss axes are logarithmic.
+    A problem without accuracy has its validation loss there. Loss axes are logarithmic. emphasis: the
+    group that is drawn in black, above the others.
     """
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     colors = _colors(len(groups))
     for color, (label, records) in zip(colors, groups.items(), strict=True):
-        _draw(left, *training_curves(records), label, color)
-        _draw(right, *_validation_curves(records), label, color)
+        style = EMPHASIS if label == emphasis else {"color": color}
+        _draw(left, *training_curves(records), label, style)
+        _draw(right, *_validation_curves(records), label, style)
     _label_training(left, groups)
     _label_validation(right, groups)
     for axes in (left, right):
@@ -99,12 +105,12 @@ def _scale_loss(axes: Axes, first: Sequence[float | None]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, color: object) -> None:
+def _draw(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, style: Style) -> None:
     """values: (runs, steps). The line ends where a run stops being finite."""
-    axes.plot(steps, values.mean(0), label=label, color=color)
+    axes.plot(steps, values.mean(0), label=label, **style)
     if len(values) > 1:
         low, high = values.min(0), values.max(0)
-        axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def _colors(count: int) -> list:
