@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ngopt.functional import Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.metanet import Metanet
 from ngopt.models.parts import GraphParts
-from ngopt.models.sources import FlatFeatures, RawFeatures
+from ngopt.models.sources import FlatFeatures, RawFeatures, Source
 
 MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
 """Keys of a record: one momentum for each decay."""
@@ -22,7 +22,8 @@ CONTEXT = "context"
 
 # Features of a network of so many parameters are kept during a step; of a larger one, made when read.
 FEW = 1 << 15
-# Edges, and elements of a parameter, that are worked on at once: on the CPU, what its caches hold.
+# Edges, and elements of parameters, that are worked on at once: on the CPU what the caches of a core
+# hold, times the number of threads.
 EDGES = {"cpu": 1 << 12, "cuda": 1 << 17}
 ROWS = {"cpu": 1 << 13, "cuda": 1 << 20}
 
@@ -63,17 +64,26 @@ class MetanetRule:
             [] if g is None or r is None else [p, g, *(r[key] for key in MOMENTA)]
             for p, g, r in zip(params, grads, records, strict=True)
         ]
-        kept = self._kept_contexts(present, state, params)
+        like = self._like()
         is_small = self.graph.numel <= FEW or torch.is_grad_enabled()
-        updates = self._small_updates if is_small else self._large_updates
-        for i, u, context in updates(present, columns, kept):
+        parts = self._parts_for(None if is_small else _at_once(EDGES, like))
+        if is_small:
+            features = self._features(columns)
+            source = FlatFeatures.finite(features, self.graph)
+            said = self._said(source, parts, present, state, in_place)
+            updates = self._all_at_once(features, said, present)
+        else:
+            source = RawFeatures(columns, self.graph, like)
+            said = self._said(source, parts, present, state, in_place)
+            updates = self._piece_by_piece(source, said, present)
+        for i, u in updates:
             p, record, lr, decay = params[i], records[i], hyper.lr[i], hyper.weight_decay[i]
             assert record is not None
             delta = lr * u.to(device=p.device, dtype=state_dtype(p)).view(p.shape)
             if decay:
                 delta = delta - lr * self.metanet.config.nominal_step * decay * p
-            if self._is_amortized:
-                record[CONTEXT] = context.view(*p.shape, -1).to(p.device)
+            if said is not None and self._is_amortized:
+                record[CONTEXT] = said[i].view(*p.shape, -1)
             yield i, delta, record
 
     @property
@@ -90,91 +100,62 @@ class MetanetRule:
             record[CONTEXT] = torch.zeros(shape, dtype=torch.bfloat16, device=param.device)
         return record
 
-    def _kept_contexts(
+    def _said(
         self,
+        source: Source,
+        parts: GraphParts | None,
         present: Sequence[int],
         state: Sequence[Record],
-        params: Sequence[Tensor],
+        in_place: bool,
     ) -> list[Tensor] | None:
-        """What the graph said of every parameter, (numel, d) each; None if it is to be asked again."""
+        """What the graph says of every parameter, (numel, d), now or when it was last looked at."""
+        if parts is None:
+            return None
         if not self._is_amortized:
-            return None
+            return self.metanet.context(source, parts)
+        d, old = self.metanet.d_context, []
+        for i, spec in enumerate(self.graph.parameters):
+            kept = state[i][CONTEXT] if i in present else torch.zeros(spec.numel, d)
+            old.append(kept.view(-1, d))
         steps = [int(state[i]["step"]) for i in present]
-        if min(steps) == 0 or max(steps) % self.metanet.graph_every == 0:
-            return None
-        d, like = self.metanet.d_context, self._like()
-        is_present = set(present)
-        return [
-            state[i][CONTEXT].view(-1, d) if i in is_present else like.new_zeros(p.numel(), d)
-            for i, p in enumerate(params)
-        ]
+        if min(steps) > 0 and max(steps) % self.metanet.graph_every:
+            return old
+        if torch.is_grad_enabled():
+            return [x.bfloat16() for x in self.metanet.context(source, parts)]
+        out = old if in_place else [torch.empty_like(x) for x in old]
+        return self.metanet.context(source, parts, out)
 
-    def _small_updates(
+    def _all_at_once(
         self,
+        features: Tensor,
+        said: Sequence[Tensor] | None,
         present: Sequence[int],
-        columns: Sequence[Sequence[Tensor]],
-        kept: list[Tensor] | None,
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Position, updates and context of each parameter, from all features at once."""
-        features = self._features(columns)
-        parts, context = self._parts_for(None), None
-        if parts is not None:
-            source = FlatFeatures.finite(features, self.graph)
-            contexts = self._rounded(self.metanet.context(source, parts) if kept is None else kept)
-            context = torch.cat([x.to(features) for x in contexts])
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Positions and updates of parameters, from all features."""
+        context = None if said is None else torch.cat([x.to(features) for x in said])
         found = self.graph.unflatten(self.metanet.updates(features, context))
-        for i in present:
-            yield i, found[i], contexts[i] if parts is not None else found[i]
+        return ((i, found[i]) for i in present)
 
-    def _large_updates(
+    def _piece_by_piece(
         self,
-        present: Sequence[int],
-        columns: Sequence[Sequence[Tensor]],
-        kept: list[Tensor] | None,
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The same, piece by piece."""
-        like = self._like()
-        source = RawFeatures(columns, self.graph, like)
-        parts, contexts = self._parts_for(EDGES[like.device.type]), kept
-        if parts is not None and kept is None:
-            contexts = self._rounded(self.metanet.context(source, parts))
-        for some in self._together(present, ROWS[like.device.type]):
-            yield from self._updates_of(some, source, contexts)
-
-    def _together(self, present: Sequence[int], limit: int) -> Iterator[list[int]]:
-        """Parameters that are worked on at once: short ones, or a long one alone."""
-        some: list[int] = []
-        for i in present:
-            sizes = [self.graph.parameters[j].numel for j in (*some, i)]
-            if some and sum(sizes) > limit:
-                yield some
-                some = []
-            some.append(i)
-        yield some
-
-    def _updates_of(
-        self,
-        some: Sequence[int],
         source: RawFeatures,
-        contexts: Sequence[Tensor] | None,
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        said: Sequence[Tensor] | None,
+        present: Sequence[int],
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The same for a large network."""
         like, specs = self._like(), self.graph.parameters
-        rows = ROWS[like.device.type]
-        sizes = [specs[i].numel for i in some]
-        columns = source.joined(some)
-        context = None if contexts is None else _joined([contexts[i] for i in some])
-        update = like.new_empty(sum(sizes))
-        for start in range(0, len(update), rows):
-            piece = slice(start, min(start + rows, len(update)))
-            features = preprocess([x[piece].to(like) for x in columns])
-            own = None if context is None else context[piece].to(like)
-            update[piece] = self.metanet.updates(features, own)
-        for i, found in zip(some, update.split(sizes), strict=True):
-            yield i, found, found if contexts is None else contexts[i]
-
-    def _rounded(self, contexts: list[Tensor]) -> list[Tensor]:
-        """As they are kept, so that they are the same in the step that finds them."""
-        return [x.bfloat16() for x in contexts] if self._is_amortized else contexts
+        rows = _at_once(ROWS, like)
+        for some in _together([(i, specs[i].numel) for i in present], rows):
+            columns = source.joined(some)
+            context = None if said is None else _joined([said[i] for i in some])
+            sizes = [specs[i].numel for i in some]
+            update = like.new_empty(sum(sizes))
+            for start in range(0, len(update), rows):
+                piece = slice(start, min(start + rows, len(update)))
+                features = preprocess([x[piece].to(like) for x in columns])
+                own = None if context is None else context[piece].to(like)
+                update[piece] = self.metanet.updates(features, own)
+            yield from zip(some, update.split(sizes), strict=True)
 
     def _features(self, columns: Sequence[Sequence[Tensor]]) -> Tensor:
         """Weight, gradient and momenta, preprocessed: (numel, 14); zeros where absent."""
@@ -200,6 +181,23 @@ class MetanetRule:
         if self._parts is None or self._parts[0] != wanted:
             self._parts = wanted, self.metanet.parts(self.graph, like, limit)
         return self._parts[1]
+
+
+def _together(sizes: Sequence[tuple[int, int]], limit: int) -> Iterator[list[int]]:
+    """Parameters, given with their sizes, that are worked on at once: short ones, or a long one alone."""
+    some, total = [], 0
+    for i, size in sizes:
+        if some and total + size > limit:
+            yield some
+            some, total = [], 0
+        some.append(i)
+        total += size
+    yield some
+
+
+def _at_once(sizes: Mapping[str, int], like: Tensor) -> int:
+    kind = like.device.type
+    return sizes.get(kind, sizes["cuda"]) * (torch.get_num_threads() if kind == "cpu" else 1)
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:

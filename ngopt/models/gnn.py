@@ -7,6 +7,7 @@ residual connections, and nodes a LayerNorm; positions are those of `encoders.no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,11 +94,16 @@ class NeuralGraphGNN(Metanet):
     def parts(self, graph: NeuralGraph, like: Tensor, limit: int | None = None) -> GraphParts:
         return parts_of(graph, self.config.kernel, like, limit)
 
-    def context(self, source: Source, parts: GraphParts) -> list[Tensor]:
-        found = Scattered(parts, source.batch)
+    def context(
+        self,
+        source: Source,
+        parts: GraphParts,
+        out: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        found = Scattered(parts, source.batch, out)
         for place, values in self.gnn.pieces(source, parts):
             found.put(place, values)
-        return found.means()
+        return found.all()
 
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
         assert context is not None

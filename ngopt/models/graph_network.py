@@ -209,34 +209,43 @@ class GraphNetwork(nn.Module):
 class Scattered:
     """Puts what a graph network says of places where the parameters are.
 
-    An element that has several places gets the mean.
+    An element that has several places gets the mean. out: where to put it, (numel, d) of every
+    parameter, of any dtype; without it, in tensors of its own, (*batch, numel, d).
     """
 
-    def __init__(self, parts: GraphParts, batch: torch.Size):
+    def __init__(
+        self,
+        parts: GraphParts,
+        batch: torch.Size,
+        out: Sequence[Tensor] | None = None,
+    ):
         self.parts, self.batch = parts, batch
-        self._found: list[Tensor | None] = [None] * len(parts.graph.parameters)  # (batch, numel, d)
+        self._has_out = out is not None
+        self._found: list[Tensor | None] = [None] * len(parts.graph.parameters)
+        for i, values in enumerate(out or ()):
+            self._found[i] = values.unsqueeze(0)
+            if not isinstance(parts.uses[i], int):
+                values.zero_()
 
     def put(self, place: Place, values: Tensor) -> None:
         graph = self.parts.graph
         view = graph.biases[place].view if isinstance(place, int) else place[1].view
         assert view is not None
         i, spec = view.parameter, graph.parameters[view.parameter]
-        is_single, count = isinstance(self.parts.uses[i], int), prod(self.batch)
-        if is_single and view.is_whole(spec):
+        uses, count = self.parts.uses[i], prod(self.batch)
+        if isinstance(uses, int) and view.is_whole(spec) and not self._has_out:
             self._found[i] = values.reshape(count, spec.numel, -1)
             return
         values = values.reshape(count, *view.shape, -1)
         old = self._found[i]
         if old is None:
             old = values.new_zeros(count, spec.numel, values.shape[-1])
-        view.write(old, values if is_single else view.read(old) + values)
+        if not isinstance(uses, int):
+            values = view.read(old) + values / view.read(uses.unsqueeze(0)).to(values)
+        view.write(old, values)
         self._found[i] = old
 
-    def means(self) -> list[Tensor]:
+    def all(self) -> list[Tensor]:
         """Of every parameter, (*batch, numel, d)."""
-        found = []
-        for values, uses in zip(self._found, self.parts.uses, strict=True):
-            assert values is not None
-            mean = values if isinstance(uses, int) else values / uses
-            found.append(mean.reshape(*self.batch, *mean.shape[1:]))
-        return found
+        found = [values for values in self._found if values is not None]
+        return [values.reshape(*self.batch, *values.shape[1:]) for values in found]

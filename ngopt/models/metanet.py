@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -45,8 +46,16 @@ class Metanet(nn.Module):
         """What the metanet derives from a graph; None if it does not see it. See `parts_of`."""
         return None
 
-    def context(self, source: Source, parts: GraphParts) -> list[Tensor]:
-        """What the graph says of every parameter, (*batch, numel, d) each."""
+    def context(
+        self,
+        source: Source,
+        parts: GraphParts,
+        out: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """What the graph says of every parameter, (*batch, numel, d) each.
+
+        out: where to put it, (numel, d) of any dtype.
+        """
         raise NotImplementedError
 
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
