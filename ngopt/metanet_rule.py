@@ -24,7 +24,7 @@ CONTEXT = "context"
 FEW = 1 << 15
 # Edges, and elements of parameters, that are worked on at once: on the CPU what the caches of a core
 # hold, times the number of threads.
-EDGES = {"cpu": 1 << 12, "cuda": 1 << 17}
+EDGES = {"cpu": 1 << 13, "cuda": 1 << 17}
 ROWS = {"cpu": 1 << 13, "cuda": 1 << 20}
 
 
