@@ -32,6 +32,9 @@ from ngopt.models.messages import Incoming, Messages, joined, side_by_side
 from ngopt.models.parts import BlockParts, GraphParts, Part, parts_of
 from ngopt.models.sources import Source, WholeValues
 
+# Bytes of states of edges that are kept between layers.
+BUDGET = 1 << 28
+
 Place = int | tuple[BlockParts, Part]
 """Where values belong: a bias, by its number, or a part of a weight."""
 
@@ -91,13 +94,13 @@ class GraphNetwork(nn.Module):
         """What `forward` returns, piece by piece.
 
         Of a bias, by its number, (*batch, n, slots, d_out); of a part of a weight (*batch, groups,
-        n_target, n_source, slots, d_out). Where blocks are in several parts, states of edges are not
-        kept but computed again, so that memory does not grow with them.
+        n_target, n_source, slots, d_out). Of large graphs states of edges are not kept but computed
+        again, unless autograd keeps them anyway.
         """
         graph, maps = parts.graph, self._edge_maps(parts)
         nodes = self._encode_nodes(source, parts)
         first = partial(self._encode_edges, source, maps)
-        edges = EdgeStates(parts.blocks, first, keep=parts.is_whole)
+        edges = EdgeStates(parts.blocks, first, keep=self._keeps_edges(parts))
         count = 1 + max(graph.members, default=0)
         u = self.position.weight.new_zeros(*source.batch, count, self.width)
         for k, layer in enumerate(self.layers if parts.blocks else ()):
@@ -111,6 +114,10 @@ class GraphNetwork(nn.Module):
             decoder = self.edge_decoder.maps(block.block.slot_shape, block.block.kind)
             for i, part in enumerate(block.parts):
                 yield (block, part), self.edge_decoder(edges.of(block, i), decoder)
+
+    def _keeps_edges(self, parts: GraphParts) -> bool:
+        size = self.position.weight.itemsize * self.width * parts.edges
+        return size <= BUDGET or torch.is_grad_enabled()
 
     def _round(self, layer: PNALayer, nodes: list[Tensor], edges: EdgeStates) -> list[Tensor]:
         """The nodes after a layer; the layer becomes a step of the edges."""

@@ -40,19 +40,16 @@ class Part(NamedTuple):
 class BlockParts:
     """A block with its parts.
 
-    number: among those of the weights, then of the constants. target, source: the neurons that it
-    names, (n,) int64; None for all of the group.
+    number: among those of the weights, then of the constants. tiles: of an edge, see `kernel_tiles`.
+    target, source: the neurons that it names, (n,) int64; None for all of the group.
     """
 
     block: EdgeBlock
     number: int
+    tiles: int
     parts: tuple[Part, ...]
     target: Tensor | None
     source: Tensor | None
-
-    @property
-    def is_whole(self) -> bool:
-        return len(self.parts) == 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +73,9 @@ class GraphParts:
         return self.blocks[: len(self.graph.weights)]
 
     @property
-    def is_whole(self) -> bool:
-        """Whether no block is in several parts."""
-        return all(block.is_whole for block in self.blocks)
+    def edges(self) -> int:
+        """Their number, each of several tiles as many."""
+        return sum(prod(parts.block.shape) * parts.tiles for parts in self.blocks)
 
 
 def parts_of(
@@ -117,7 +114,7 @@ def _block_parts(
     views = [(cut, _narrowed(block.view, cut)) for cut in cuts]
     parts = tuple(Part(*cut, view, _is_whole(view, graph)) for cut, view in views)
     target, source = _index(block.target_index, device), _index(block.source_index, device)
-    return BlockParts(block, number, parts, target, source)
+    return BlockParts(block, number, tiles, parts, target, source)
 
 
 def edge_cuts(

@@ -11,7 +11,7 @@ from ngopt import NGOptimizer, build_graph, metanet_rule
 from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import CONTEXT, MetanetRule
-from ngopt.models import METANETS, NeuralGraphGNN
+from ngopt.models import METANETS, NeuralGraphGNN, graph_network
 from ngopt.models.gnn import GNNConfig
 from ngopt.models.graph_network import GraphNetwork
 from ngopt.models.messages import Messages, joined
@@ -54,10 +54,12 @@ def test_messages_of_two_sets_are_those_of_all():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("limit", [1, 7])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_graph_network_in_parts(name, limit):
-    """With everything that it may have, and with states of edges that are computed again."""
+def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
+    """With everything that it may have, and with states of edges that are kept or computed again."""
+    monkeypatch.setattr(graph_network, "BUDGET", 1e9 if keeps else 0)
     graph = zoo_graph(name)
     options = {"width": 6, "layers": 2, "kernel": (3, 3), "log_degree": 1.5}
     network = GraphNetwork(3, 2, **options, activations=True, global_feature=True).double()
@@ -72,7 +74,7 @@ def in_parts(network, graph, values, limit):
 
     gathered = graph.gather(values)
     parts = parts_of(graph, network.kernel, values[0], limit)
-    assert not parts.is_whole
+    assert sum(len(block.parts) for block in parts.blocks) > len(parts.blocks)
     out = [[x.new_zeros(*x.shape[:-1], 2) for x in some] for some in gathered]
     for place, piece in network.pieces(WholeValues(gathered, torch.Size()), parts):
         if isinstance(place, int):
@@ -97,6 +99,7 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     rule = MetanetRule(METANETS[metanet]().double(), graph)
     expected = steps(rule, params, grads)
     monkeypatch.setattr(metanet_rule, "FEW", 0)
+    monkeypatch.setattr(graph_network, "BUDGET", 0)
     monkeypatch.setitem(metanet_rule.EDGES, "cpu", 11)
     monkeypatch.setitem(metanet_rule.ROWS, "cpu", 5)
     for in_place in (False, True):
