@@ -33,7 +33,7 @@ from ngopt.models.parts import BlockParts, GraphParts, Part, parts_of
 from ngopt.models.sources import Source, WholeValues
 
 # Bytes of states of edges that are kept between layers.
-BUDGET = 1 << 28
+BUDGET = 1 << 27
 
 Place = int | tuple[BlockParts, Part]
 """Where values belong: a bias, by its number, or a part of a weight."""
