@@ -183,7 +183,7 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
         "later_ms": 1e3 * mean(later),
         "later_ns": 1e9 * mean(later) / n,
         "worst_ns": 1e9 * max(later) / n,
-        "floor_ns": _floor(optimizer, params, kept) if optimizer.learned.base is None else None,
+        "floor_ns": _floor(optimizer, n, kept) if optimizer.learned.base is None else None,
         "state": state_size(graph, False, weights),
         "state_horizon": kept,
         "extra_mib": max(first_bytes, second_bytes, *later_bytes) / 2**20,
@@ -198,10 +198,9 @@ def _cycle(learned: LearnedOptimizer) -> int:
     return learned.metanet.graph_every
 
 
-def _floor(optimizer: NGOptimizer, params: list[nn.Parameter], kept: float) -> float:
-    """Nanoseconds per parameter that the steps of a cycle take at least, on average."""
-    n, count = sum(p.numel() for p in params), _cycle(optimizer.learned)
-    machine = floor.measured()
+def _floor(optimizer: NGOptimizer, n: int, kept: float) -> float:
+    """Nanoseconds per parameter, of n, that the steps of a cycle take at least, on average."""
+    machine, count = floor.measured(), _cycle(optimizer.learned)
     flops = sum(floor.flops_of(optimizer.step) for _ in range(count)) / count
     moved = 4 * n * (1 + 2 + 2 * kept)  # gradients are read, all others also written
     return 1e9 * machine.seconds(flops, moved) / n

@@ -15,10 +15,19 @@ LOG_CUTOFF = 10.0
 NUM_FEATURES = 2 * (2 + len(DECAYS))
 
 
-def update_momenta(momenta: Sequence[Tensor], gradient: Tensor, decays: Sequence[float] = DECAYS) -> list[Tensor]:
-    """Exponential moving averages of the gradient, without bias correction: m <- decay * m + (1 - decay) * g."""
+def update_momenta(
+    momenta: Sequence[Tensor],
+    gradient: Tensor,
+    decays: Sequence[float] = DECAYS,
+    in_place: bool = False,
+) -> list[Tensor]:
+    """Exponential moving averages of the gradient, without bias correction: m <- decay * m + (1 - decay) * g.
+
+    in_place: writes the new ones where the old ones are.
+    """
     gradient = gradient.to(momenta[0].dtype)
-    return [m.lerp(gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)]
+    lerp = Tensor.lerp_ if in_place else Tensor.lerp
+    return [lerp(m, gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)]
 
 
 def preprocess(columns: Sequence[Tensor], cutoff: float = LOG_CUTOFF) -> Tensor:

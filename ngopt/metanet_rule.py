@@ -12,7 +12,7 @@ from ngopt.functional import Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.metanet import Metanet
 from ngopt.models.parts import GraphParts
-from ngopt.models.sources import FlatFeatures, RawFeatures, Source
+from ngopt.models.sources import FlatFeatures, RawFeatures, Source, concatenated
 
 MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
 """Keys of a record: one momentum for each decay."""
@@ -37,8 +37,9 @@ class MetanetRule:
     parameters); and, where the metanet looks at the graph only every few steps, `context`, what it
     said of each element, bfloat16. The features of absent parameters are zero.
 
-    Memory beyond state, gradients and one parameter's delta is bounded where nothing is
-    differentiated, whatever the size of the network.
+    Where nothing is differentiated, memory beyond state, gradients and one parameter's delta does not
+    grow with the network, but for a metanet that looks at the graph in every step: what the graph
+    says of every element is then held until the step ends.
     """
 
     def __init__(self, metanet: Metanet, graph: NeuralGraph):
@@ -59,7 +60,9 @@ class MetanetRule:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return
-        records = _next_records(grads, state, in_place)
+        records = [
+            None if grad is None else _next_record(old, grad, in_place) for grad, old in zip(grads, state, strict=True)
+        ]
         columns = [
             [] if g is None or r is None else [p, g, *(r[key] for key in MOMENTA)]
             for p, g, r in zip(params, grads, records, strict=True)
@@ -67,14 +70,17 @@ class MetanetRule:
         like = self._like()
         is_small = self.graph.numel <= FEW or torch.is_grad_enabled()
         parts = self._parts_for(None if is_small else _at_once(EDGES, like))
+        said = None
         if is_small:
             features = self._features(columns)
-            source = FlatFeatures.finite(features, self.graph)
-            said = self._said(source, parts, present, state, in_place)
+            if parts is not None:
+                source = FlatFeatures.finite(features, self.graph)
+                said = self._said(source, parts, present, state, in_place)
             updates = self._all_at_once(features, said, present)
         else:
             source = RawFeatures(columns, self.graph, like)
-            said = self._said(source, parts, present, state, in_place)
+            if parts is not None:
+                said = self._said(source, parts, present, state, in_place)
             updates = self._piece_by_piece(source, said, present)
         for i, u in updates:
             p, record, lr, decay = params[i], records[i], hyper.lr[i], hyper.weight_decay[i]
@@ -103,14 +109,12 @@ class MetanetRule:
     def _said(
         self,
         source: Source,
-        parts: GraphParts | None,
+        parts: GraphParts,
         present: Sequence[int],
         state: Sequence[Record],
         in_place: bool,
-    ) -> list[Tensor] | None:
+    ) -> list[Tensor]:
         """What the graph says of every parameter, (numel, d), now or when it was last looked at."""
-        if parts is None:
-            return None
         if not self._is_amortized:
             return self.metanet.context(source, parts)
         d, old = self.metanet.d_context, []
@@ -147,7 +151,7 @@ class MetanetRule:
         rows = _at_once(ROWS, like)
         for some in _together([(i, specs[i].numel) for i in present], rows):
             columns = source.joined(some)
-            context = None if said is None else _joined([said[i] for i in some])
+            context = None if said is None else concatenated([said[i] for i in some])
             sizes = [specs[i].numel for i in some]
             update = like.new_empty(sum(sizes))
             for start in range(0, len(update), rows):
@@ -200,30 +204,6 @@ def _at_once(sizes: Mapping[str, int], like: Tensor) -> int:
     return sizes.get(kind, sizes["cuda"]) * (torch.get_num_threads() if kind == "cpu" else 1)
 
 
-def _joined(values: Sequence[Tensor]) -> Tensor:
-    return values[0] if len(values) == 1 else torch.cat(list(values))
-
-
-def _next_records(
-    grads: Sequence[Tensor | None],
-    state: Sequence[Record],
-    in_place: bool,
-) -> list[Record | None]:
-    """Records after a gradient; None for absent parameters."""
-    return [
-        None if grad is None else (_moved if in_place else _next_record)(old, grad)
-        for grad, old in zip(grads, state, strict=True)
-    ]
-
-
-def _next_record(old: Record, grad: Tensor) -> Record:
-    momenta = update_momenta([old[key] for key in MOMENTA], grad)
+def _next_record(old: Record, grad: Tensor, in_place: bool) -> Record:
+    momenta = update_momenta([old[key] for key in MOMENTA], grad, in_place=in_place)
     return {**old, "step": old["step"] + 1, **dict(zip(MOMENTA, momenta, strict=True))}
-
-
-def _moved(record: Record, grad: Tensor) -> Record:
-    """`_next_record` with the momenta where the old ones were."""
-    grad = grad.to(record[MOMENTA[0]].dtype)
-    for key, decay in zip(MOMENTA, DECAYS, strict=True):
-        record[key].lerp_(grad, 1 - decay)
-    return {**record, "step": record["step"] + 1}

@@ -46,8 +46,8 @@ class Batch:
         device: torch.device,
     ):
         self.layouts, self.flat = layouts, Flat(shapes, device)
-        is_long = [len(some) == 1 and some[0].is_long(CHUNK) for some in layouts]
-        self.is_long = len(layouts) == 1 and is_long[0]
+        every = [layout for some in layouts for layout in some]
+        self.is_long = len(every) == 1 and every[0].is_long(CHUNK)
         self.plain = [i for i, some in enumerate(layouts) if is_plain(some) and not self.is_long]
         self.rest = sum(self.flat.sizes[i] for i in self.plain)
         self.stacks = _stacks(layouts[: len(layouts) - len(self.plain)], device)

@@ -17,6 +17,7 @@ from ngopt.graph.core import (
     Bias,
     GraphValues,
     NeuralGraph,
+    View,
     kind_code,
 )
 from ngopt.models.edge_states import EdgeStates
@@ -76,7 +77,7 @@ class GraphNetwork(nn.Module):
         like = (*values.edges, *values.biases)[0] if graph.parameters else self.position.weight
         batch = like.shape[:-5] if values.edges else like.shape[:-3]
         parts = parts_of(graph, self.kernel, like)
-        source = WholeValues(values, batch if graph.parameters else torch.Size())
+        source = WholeValues(values, batch)
         biases: list[Tensor] = [like] * len(graph.biases)
         edges: list[Tensor] = [like] * len(graph.weights)
         for place, found in self.pieces(source, parts):
@@ -235,12 +236,10 @@ class Scattered:
                 values.zero_()
 
     def put(self, place: Place, values: Tensor) -> None:
-        graph = self.parts.graph
-        view = graph.biases[place].view if isinstance(place, int) else place[1].view
-        assert view is not None
-        i, spec = view.parameter, graph.parameters[view.parameter]
+        view, is_whole = self._place(place)
+        i, spec = view.parameter, self.parts.graph.parameters[view.parameter]
         uses, count = self.parts.uses[i], prod(self.batch)
-        if isinstance(uses, int) and view.is_whole(spec) and not self._has_out:
+        if isinstance(uses, int) and is_whole and not self._has_out:
             self._found[i] = values.reshape(count, spec.numel, -1)
             return
         values = values.reshape(count, *view.shape, -1)
@@ -251,6 +250,16 @@ class Scattered:
             values = view.read(old) + values / view.read(uses.unsqueeze(0)).to(values)
         view.write(old, values)
         self._found[i] = old
+
+    def _place(self, place: Place) -> tuple[View, bool]:
+        """The view of a place, and whether it is all of its parameter."""
+        if not isinstance(place, int):
+            _, part = place
+            assert part.view is not None
+            return part.view, part.is_whole
+        graph = self.parts.graph
+        view = graph.biases[place].view
+        return view, view.is_whole(graph.parameters[view.parameter])
 
     def all(self) -> list[Tensor]:
         """Of every parameter, (*batch, numel, d)."""

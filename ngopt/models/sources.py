@@ -103,7 +103,7 @@ class RawFeatures:
     def joined(self, parameters: Sequence[int]) -> list[Tensor]:
         """The columns of some parameters, one after the other: seven (numel,)."""
         rows = zip(*(self.columns[i] for i in parameters), strict=True)
-        return [row[0] if len(row) == 1 else torch.cat(row) for row in rows]
+        return [concatenated(row) for row in rows]
 
     def _read(self, view: View, lead: int) -> Tensor:
         slots = prod(view.shape[lead:])
@@ -113,6 +113,11 @@ class RawFeatures:
             return self.like.new_zeros(shape)
         raw = [_strided(x, view).to(self.like) for x in columns]
         return preprocess(raw).nan_to_num_(0.0, 0.0, 0.0).reshape(shape)
+
+
+def concatenated(values: Sequence[Tensor]) -> Tensor:
+    """Along the first axis; no copy of a single one."""
+    return values[0] if len(values) == 1 else torch.cat(list(values))
 
 
 def _strided(flat: Tensor, view: View) -> Tensor:
