@@ -28,13 +28,6 @@ def array(values: Tensor) -> Array:
     return values.detach().numpy() if is_on_host(values) else values
 
 
-def gathered(values: Sequence[Tensor], device: torch.device) -> Array:
-    """Tensors () of any devices -> an array (n,)."""
-    if all(map(is_on_host, values)):
-        return np.array([value.item() for value in values])
-    return torch.stack([on(value, device) for value in values])
-
-
 def on(x: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; cheaper than `to` where it is there already."""
     return x if x.device == device else x.to(device)

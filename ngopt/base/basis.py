@@ -33,4 +33,5 @@ def renewed_basis(factor: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     lift = least.unsqueeze(-1)
     product = torch.where(lift > 0, product + lift * basis, basis)
     columns = order.unsqueeze(-2).expand_as(product)
-    return torch.linalg.qr(product.gather(-1, columns))[0], order
+    # its result is column by column: where it is put must not change how products with it are rounded
+    return torch.linalg.qr(product.gather(-1, columns))[0].contiguous(), order

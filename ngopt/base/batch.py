@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Size, Tensor
 
 from ngopt.base.direction import moved, normalised
-from ngopt.base.flat import Flat
+from ngopt.base.flat import Flat, Number
+from ngopt.base.joined import Joined, times, towards
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.stack import Stack, StackStep
-from ngopt.base.step import Shared
-from ngopt.functional import Record
+from ngopt.base.step import Shared, Task
+from ngopt.functional import AVERAGE, Record
 
 # Parameters of so many numbers are updated together, up to as many as stay in a cache.
 TOGETHER, IN_CACHE = 1 << 16, 1 << 18
 # Numbers of a long matrix that are worked on at once; 16 MB in float32.
 CHUNK = 1 << 22
-
-
-class Task(NamedTuple):
-    """One parameter in one step.
-
-    step: gradients before this one. is_due: whether its bases are renewed, after they were used.
-    """
-
-    grad: Tensor
-    record: Record
-    step: int
-    is_due: bool = False
 
 
 class Batch:
@@ -45,56 +33,74 @@ class Batch:
         layouts: Sequence[Sequence[MatrixLayout]],
         device: torch.device,
     ):
-        self.layouts, self.flat = layouts, Flat(shapes, device)
+        self.layouts, self.flat = layouts, Flat(shapes)
         every = [layout for some in layouts for layout in some]
         self.is_long = len(every) == 1 and every[0].is_long(CHUNK)
-        self.plain = [i for i, some in enumerate(layouts) if is_plain(some) and not self.is_long]
-        self.rest = sum(self.flat.sizes[i] for i in self.plain)
-        self.stacks = _stacks(layouts[: len(layouts) - len(self.plain)], device)
+        plain = [i for i, some in enumerate(layouts) if is_plain(some) and not self.is_long]
+        self.rest = sum(self.flat.sizes[i] for i in plain)
+        self.stacks = _stacks(layouts[: len(layouts) - len(plain)], device)
+        self.lengths = [Size(stack.shape).numel() for stack in self.stacks]
 
         # matrices as they follow each other in the eigenbases
-        places = [(i, stack.layout) for stack in self.stacks for i in stack.owners]
-        places += [(i, layouts[i][0]) for i in self.plain]
-        shapes = [Size(layout.shape) for _, layout in places]
-        self.matrices = Flat(shapes, device, [i for i, _ in places])
-        self.lengths = [Size(stack.shape).numel() for stack in self.stacks]
-        keys = [key for stack in self.stacks for key in stack.second_keys]
-        self.second_keys = keys + ["exp_avg_sq_0"] * len(self.plain)
+        members = [(i, n, stack.layout) for stack in self.stacks for i, n in stack.members]
+        members += [(i, 0, layouts[i][0]) for i in plain]
+        owners, numbers, own = zip(*members, strict=True)
+        self.matrices = Flat([layout.shape for layout in own], owners)
+
+        keys = [f"exp_avg_sq_{number}" for number in numbers]
+        self.second = Joined(list(zip(owners, keys, strict=True)), self.matrices)
+        self.momentum = Joined([(i, "exp_avg") for i in range(len(shapes))], self.flat)
+        self.average = Joined([(i, AVERAGE) for i in range(len(shapes))], self.flat)
 
     def directions(
         self,
+        grads: Sequence[Tensor],
         tasks: Sequence[Task],
+        records: Sequence[Record],
         numbers: Shared,
         ahead: float,
-    ) -> tuple[Tensor, list[Record]]:
-        """Directions of all, about 1 in size, in one tensor as `flat` has them; and the new states.
+        in_place: bool = False,
+    ) -> Tensor:
+        """Directions of all, about 1 in size, in one tensor as `flat` has them.
 
-        numbers: of the n parameters, in the dtype of their states. ahead: weight of the gradient in
-        Nesterov's momentum. What never had a gradient has direction 0.
+        records: new ones, where the new state is put; in place, those of the tasks. numbers: of the
+        n parameters, in the dtype of their states. ahead: weight of the gradient in Nesterov's
+        momentum. What never had a gradient has direction 0.
         """
-        steps = [StackStep(stack, [tasks[i][1:] for i in stack.owners], numbers.factor) for stack in self.stacks]
-        if self.is_long:
-            value, state = self._long_direction(tasks[0], steps[0], numbers, ahead)
-            return value.view(-1), [state]
+        old = [task.record for task in tasks]
+        momentum, second = self.momentum.open(old, in_place), self.second.open(old, in_place)
+        if numbers.recall is not None:
+            momentum = times(momentum, self.flat.spread(numbers.recall), in_place)
+            second = times(second, self.matrices.spread(numbers.recall) ** 2, in_place)
+        steps = [StackStep(stack, tasks, numbers, second.dtype, in_place) for stack in self.stacks]
+        find = self._long_direction if self.is_long else self._all_directions
+        value, momentum, second = find(grads, momentum, second, steps, numbers, ahead, in_place)
+        self.momentum.close(records, momentum, in_place)
+        self.second.close(records, second, in_place)
+        for step in steps:
+            step.close(records)
+        return value
+
+    def _all_directions(
+        self,
+        grads: Sequence[Tensor],
+        momentum: Tensor,
+        second: Tensor,
+        steps: Sequence[StackStep],
+        numbers: Shared,
+        ahead: float,
+        in_place: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Direction, momentum and second moments, flat."""
         flat = self.flat
-        grad = flat.join([task.grad for task in tasks])
-        grad = _scaled(grad, flat.spread(numbers.multiplier))
-        old = flat.join([task.record["exp_avg"] for task in tasks])
-        momentum = old.lerp(grad, flat.spread(numbers.momentum))
+        grad = _scaled(flat.join(grads), flat.spread(numbers.multiplier), momentum.dtype)
+        momentum = towards(momentum, grad, flat.spread(numbers.momentum), in_place)
         pair = torch.stack((grad, momentum.lerp(grad, ahead)))
-
         grad, leading = self._rotated(pair, steps).unbind()
-        matrices = self.matrices
-        rows = zip(matrices.owners, self.second_keys, strict=True)
-        second = matrices.join([tasks[i].record[key] for i, key in rows])
-        own = [matrices.spread(x) for x in (numbers.second, numbers.shrink, numbers.damping)]
-        value, second = normalised(leading, grad, second, own)
-        value = moved(self._rotated_back(value, steps), momentum)
-
-        states: list[Record] = [{"exp_avg": own} for own in flat.split(momentum)]
-        seconds = matrices.split(second)
-        self._put(states, seconds, tasks, steps)
-        return value, states
+        second = towards(second, grad.square(), self.matrices.spread(numbers.second), in_place)
+        shrink, damping = self.matrices.spread(numbers.shrink), self.matrices.spread(numbers.damping)
+        value = self._rotated_back(normalised(leading, second, shrink, damping), steps)
+        return moved(value, momentum), momentum, second
 
     def _rotated(self, pair: Tensor, steps: Sequence[StackStep]) -> Tensor:
         """Two values of the parameters (2, total) -> those of the matrices in their eigenbases.
@@ -131,50 +137,33 @@ class Batch:
             ordered.append(pieces[-1])
         return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
 
-    def _put(
-        self,
-        states: Sequence[Record],
-        seconds: Sequence[Tensor],
-        tasks: Sequence[Task],
-        steps: Sequence[StackStep],
-    ) -> None:
-        """Second moments, factors and bases into new states."""
-        start = 0
-        for step in steps:
-            owners = step.stack.owners
-            own = step.states(seconds[start : start + len(owners)])
-            start += len(owners)
-            for i, state in zip(owners, own, strict=True):
-                states[i].update(state)
-        for i, second in zip(self.plain, seconds[start:], strict=True):
-            states[i]["exp_avg_sq_0"] = second
-
     def _long_direction(
         self,
-        task: Task,
-        step: StackStep,
+        grads: Sequence[Tensor],
+        momentum: Tensor,
+        second: Tensor,
+        steps: Sequence[StackStep],
         numbers: Shared,
         ahead: float,
-    ) -> tuple[Tensor, Record]:
-        """In pieces along an axis that nothing joins, so that little is in memory at once."""
-        (layout,), exp_avg = self.layouts[0], task.record["exp_avg"]
-        second = task.record[self.second_keys[0]]
-        multiplier, momentum_weight, *own = numbers[:5]
-        step.observe(_scaled_pieces(layout, task.grad, multiplier))
-        results = [_contiguous_like(x) for x in (exp_avg, exp_avg, second)]
-        values = (exp_avg, second, *results)
-        pieces = [layout.pieces(x, CHUNK) for x in values]
-        grads = _scaled_pieces(layout, task.grad, multiplier)
-        for grad, old, older, *outs in zip(grads, *pieces, strict=True):
-            momentum = old.lerp(grad, momentum_weight)
-            leading = step.rotated(momentum.lerp(grad, ahead).contiguous())
-            found, newer = normalised(leading, step.rotated(grad), older, own)
-            found = moved(step.rotated_back(found), momentum)
-            for out, new in zip(outs, (found, momentum, newer), strict=True):
-                out.copy_(new)
+        in_place: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`_all_directions` in pieces along an axis that nothing joins, so that little is in memory at once."""
+        (grad,), (step,), (layout,) = grads, steps, self.layouts[0]
+        step.observe(_scaled_pieces(layout, grad, numbers.multiplier, momentum.dtype))
+        value = momentum.new_empty(momentum.shape)
+        results = [value, *(x if in_place else torch.empty_like(x) for x in (momentum, second))]
+        pieces = [layout.pieces(x, CHUNK) for x in (momentum, second, *results)]
+        scaled = _scaled_pieces(layout, grad, numbers.multiplier, momentum.dtype)
+        for grad, old, older, *outs in zip(scaled, *pieces, strict=True):
+            new = towards(old, grad, numbers.momentum, in_place)
+            leading = step.rotated(new.lerp(grad, ahead).contiguous())
+            newer = towards(older, step.rotated(grad).square(), numbers.second, in_place)
+            found = step.rotated_back(normalised(leading, newer, numbers.shrink, numbers.damping))
+            found = (moved(found, new),) if in_place else (moved(found, new), new, newer)
+            for out, result in zip(outs, found, strict=False):
+                out.copy_(result)
         value, momentum, second = results
-        (state,) = step.states([second])
-        return value, {"exp_avg": momentum} | state
+        return value, momentum, second
 
 
 def batches(
@@ -217,15 +206,16 @@ def _stacks(
     return [Stack(layout, members, device) for layout, members in found.items()]
 
 
-def _scaled(grad: Tensor, multiplier: Tensor) -> Tensor:
+def _scaled(grad: Tensor, multiplier: Number, dtype: torch.dtype) -> Tensor:
     """A gradient in the scale of its parameter; zeros where the step is left out."""
-    return grad.to(multiplier.dtype).nan_to_num(0.0, 0.0, 0.0) * multiplier
+    return grad.to(dtype).nan_to_num(0.0, 0.0, 0.0) * multiplier
 
 
-def _scaled_pieces(layout: MatrixLayout, grad: Tensor, multiplier: Tensor) -> Iterable[Tensor]:
+def _scaled_pieces(
+    layout: MatrixLayout,
+    grad: Tensor,
+    multiplier: Number,
+    dtype: torch.dtype,
+) -> Iterable[Tensor]:
     pieces = layout.pieces(grad, CHUNK)
-    return (_scaled(piece, multiplier).contiguous() for piece in pieces)
-
-
-def _contiguous_like(values: Tensor) -> Tensor:
-    return torch.empty_like(values, memory_format=torch.contiguous_format)
+    return (_scaled(piece, multiplier, dtype).contiguous() for piece in pieces)

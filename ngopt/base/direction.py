@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ngopt.base.arrays import Array, array_like
 from ngopt.base.config import DirectionConfig
+from ngopt.base.flat import Number
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import Measured
 from ngopt.base.modes import Mode, factor_shape
@@ -45,16 +46,6 @@ def kept_dtype(mode: Mode, dtype: torch.dtype) -> torch.dtype:
     return dtype if is_exact else torch.bfloat16
 
 
-def recalled(record: Record, layouts: Sequence[MatrixLayout], factor: Tensor) -> Record:
-    """The state as if all gradients so far had been `factor`, (), times as large."""
-    factor = factor.to(record["exp_avg"])
-    new = record | {"exp_avg": record["exp_avg"] * factor}
-    squares = [f"exp_avg_sq_{i}" for i in range(len(layouts))]
-    squares += [f"{mode.name}_{i}" for i, layout in enumerate(layouts) for mode in layout.modes]
-    square = factor.square()
-    return new | {key: (record[key] * square).to(record[key].dtype) for key in squares}
-
-
 def step_numbers(
     measured: Measured,
     steps: Sequence[int],
@@ -68,6 +59,7 @@ def step_numbers(
     corrections = of_each(steps, lambda step: _corrections(step, config))
     shrink, damping = (array_like(some, active) for some in zip(*corrections, strict=True))
     return (
+        measured.recall,
         measured.multiplier,
         active * (1 - config.beta1),
         active * (1 - config.beta2),
@@ -89,20 +81,9 @@ def _corrections(step: int, config: DirectionConfig) -> tuple[float, float]:
     return first**2 / second, (config.epsilon * first) ** 2
 
 
-def normalised(
-    ahead: Tensor,
-    grad: Tensor,
-    old: Tensor,
-    numbers: Sequence[Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Momentum by the root of the second moments, and these with the gradient's.
-
-    numbers: "second", "shrink" and "damping" of `Shared`.
-    """
-    weight, shrink, damping = numbers
-    second = old.lerp(grad.square(), weight)
-    root = (second * shrink).add_(damping).rsqrt_()
-    return ahead * root, second
+def normalised(ahead: Tensor, second: Tensor, shrink: Number, damping: Number) -> Tensor:
+    """Momentum by the root of the second moments; for the numbers see `Shared`."""
+    return ahead * (second * shrink).add_(damping).rsqrt_()
 
 
 def moved(value: Tensor, momentum: Tensor) -> Tensor:

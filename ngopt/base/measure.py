@@ -81,6 +81,13 @@ def measure(rms: Array, scale: Array, size: Array, steps: Sequence[int], clip: f
     return Measured(active, inverse * cut * active, recall, scale, size, mean)
 
 
+def is_recalled(recall: Array, steps: Sequence[int]) -> bool:
+    """Whether any recall is other than 1; may be, where looking would take a wait."""
+    if isinstance(recall, np.ndarray):
+        return bool((recall != 1).any())
+    return any(0 < step <= EARLY for step in steps)
+
+
 def _power_of_two(rms: Array) -> Array:
     """The nearest that float32 has, 0 for 0; a constant to autograd."""
     xp = namespace(rms)

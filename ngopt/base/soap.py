@@ -15,38 +15,47 @@ not move; the step size follows fans, the present size of the weights, role and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ngopt.base.arrays import array_like, on, stacked
-from ngopt.base.batch import Batch, Task, batches
+from ngopt.base.arrays import array_like, as_tensor, on, stacked
+from ngopt.base.batch import Batch, batches
 from ngopt.base.config import SoapConfig
-from ngopt.base.direction import init_direction, recalled, step_numbers
+from ngopt.base.direction import init_direction, step_numbers
+from ngopt.base.joined import towards
 from ngopt.base.layout import MatrixLayout, layouts_of
-from ngopt.base.measure import EARLY, measure, root_mean_squares
+from ngopt.base.measure import is_recalled, measure, root_mean_squares
 from ngopt.base.modes import factor_shape
 from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
 from ngopt.base.scale import gain, usual_size, weight_sizes
 from ngopt.base.schedule import average_weight, with_horizon, without_horizon
-from ngopt.base.step import Shared, Step, kept_scalars, of_each, scalars, shared, vector
+from ngopt.base.step import Scalars, Shared, Step, Task, converted, of_each, shared, vector
 from ngopt.functional import AVERAGE, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.roles import roles_of
 
 # Steps of unit size in which `weight_decay` of the optimizer is given: that of AdamW's default.
 NOMINAL_STEP = 1e-3
+# Keys of what is known of a parameter's gradients; see `Measured`.
+SIZE_KEYS = "scale", "size", "skipped"
 
 
-class _Members(NamedTuple):
-    """A batch, and the places of its parameters among those of a step."""
+class _Plan(NamedTuple):
+    """Which parameters are updated together.
 
-    places: Sequence[int]
-    index: Tensor
-    batch: Batch
+    made_for: their positions, and the dtypes and devices of their states. positions: one batch
+    after the other, each a slice of them.
+    """
+
+    made_for: Any
+    positions: Sequence[int]
+    batches: Sequence[tuple[slice, Batch]]
+    counts: Scalars
+    sizes: Scalars
 
 
 class Soap:
@@ -96,7 +105,7 @@ class SoapRule:
         ]
         self._gains = [gain(role, config) for role in self.roles]
         self._usual = [usual_size(role) for role in self.roles]
-        self._plan: tuple[Any, list[_Members]] | None = None
+        self._plan: _Plan | None = None
         self._phases = _in_turn([_renewal_cost(some) for some in self.layouts], config.renew_every)
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
@@ -114,16 +123,17 @@ class SoapRule:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return
-        now = max(int(record["step"]) for record in state if record)
-        if now == self.total_steps:
+        plan = self._planned(present, state)
+        step = self._begin(plan, grads, state, params, hyper, in_place)
+        if step.now == self.total_steps:
             warnings.warn(
-                f"NGOptimizer: step {now + 1} of total_steps={now}: the step size stays near zero from here on",
+                f"NGOptimizer: step {step.now + 1} of total_steps={step.now}: "
+                "the step size stays near zero from here on",
                 stacklevel=3,
             )
-        step = self._begin(present, now, grads, state, params, hyper)
-        factors = self._modulate(state, now)
-        for batch in self._batches(step):
-            yield from self._updated(step, batch, factors)
+        factors = self._modulate(state, step.now)
+        for some, batch in plan.batches:
+            yield from self._updated(step, some, batch, factors)
 
     def _first_record(self, p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
         zero = torch.zeros((), device=p.device)
@@ -150,50 +160,74 @@ class SoapRule:
         factor = without_horizon(step, now, config.open_warmup, config.open_constant)
         return config.open_step_size * factor
 
+    def _planned(self, present: Sequence[int], state: Sequence[Record]) -> _Plan:
+        """The plan for the parameters that have a gradient; the one before, if it fits."""
+        likes = [state[i]["exp_avg"] for i in present]
+        made_for = present, [(like.dtype, like.device) for like in likes]
+        if self._plan is None or self._plan.made_for != made_for:
+            shapes = [like.shape for like in likes]
+            layouts = [self.layouts[i] for i in present]
+            found = batches(shapes, layouts, made_for[1])
+            positions, slices = [], []
+            for places, batch in found:
+                slices.append((slice(len(positions), len(positions) + len(places)), batch))
+                positions += [present[j] for j in places]
+            counts, sizes = (
+                Scalars(keys, [state[i][keys[0]].device for i in positions]) for keys in (("step",), SIZE_KEYS)
+            )
+            self._plan = _Plan(made_for, positions, slices, counts, sizes)
+        return self._plan
+
     def _begin(
         self,
-        present: Sequence[int],
-        now: int,
+        plan: _Plan,
         grads: Sequence[Tensor | None],
         state: Sequence[Record],
         params: Sequence[Tensor],
         hyper: Hyper,
+        in_place: bool,
     ) -> Step:
         """The numbers of this step, found for all parameters at once."""
-        config, own = self.config, [state[i] for i in present]
-        found = [grad for grad in grads if grad is not None]
-        matrices = [j for j, i in enumerate(present) if self._usual[i] is not None]
-        rms = root_mean_squares([*found, *(params[present[j]] for j in matrices)])
+        config, positions = self.config, plan.positions
+        old: list[Record] = [state[i] for i in positions]
+        new: list[Record] = old if in_place else [{} for _ in old]
+        found = [grad for grad in (grads[i] for i in positions) if grad is not None]
+        usual = [self._usual[i] for i in positions]
+        matrices = [params[i] for i, size in zip(positions, usual, strict=True) if size is not None]
+        rms = root_mean_squares([*found, *matrices])
         rms, weights = rms[: len(found)], rms[len(found) :]
 
-        steps = [int(record["step"]) for record in own]
-        scale, size, skipped = scalars(own, rms)
+        counts, sizes = plan.counts.open(old, in_place), plan.sizes.open(old, in_place)
+        steps = [int(count) for count in counts[0].tolist()]
+        absent = [record for record, grad in zip(state, grads, strict=True) if record and grad is None]
+        now = max([*steps, *(int(record["step"]) for record in absent)])
+        scale, size, skipped = converted(sizes, rms)
         measured = measure(rms, scale, size, steps, config.clip)
         active = measured.active
         heights = of_each(steps, lambda step: self._schedule(step, now, hyper.scheduled))
-        lr = [hyper.lr[i] for i in present]
-        rates = vector(lr, active) * array_like(heights, active) * active
-        gains = array_like([self._gains[i] for i in present], active)
-        usual = [self._usual[i] for i in present]
+        rates = vector([hyper.lr[i] for i in positions], active) * array_like(heights, active) * active
+        gains = array_like([self._gains[i] for i in positions], active)
         gains = gains * weight_sizes(weights, usual, config.weight_exponent, active)
-        decays = [self._decay(i, hyper.weight_decay[i]) for i in present]
+        decays = [self._decay(i, hyper.weight_decay[i]) for i in positions]
         newest = of_each(steps, lambda step: average_weight(step, config.average_power))
-        stays = 1 - array_like(newest, active) * active
-        sizes = rates * gains, rates * array_like(decays, active), stays
-        numbers = *step_numbers(measured, steps, config), *sizes
-        counts = array_like([step + 1 for step in steps], active)
-        kept = counts, measured.scale, measured.size, skipped + (1 - active)
+        applied = rates * gains, rates * array_like(decays, active), array_like(newest, active) * active
+        numbers = stacked([*step_numbers(measured, steps, config), *applied])
+
+        plan.counts.close(new, counts + 1, in_place)
+        kept = stacked([measured.scale, measured.size, skipped + (1 - active)])
+        plan.sizes.close(new, as_tensor(kept).float(), in_place)
         return Step(
-            present=present,
+            positions=positions,
             grads=found,
-            params=[params[i] for i in present],
-            records=own,
-            steps=steps,
+            params=[params[i] for i in positions],
+            tasks=[Task(*row) for row in zip(old, steps, map(self._is_due, positions, steps), strict=True)],
+            records=new,
             active=active,
-            recall=measured.recall,
-            numbers=stacked(numbers),
+            numbers=numbers,
+            has_recall=is_recalled(measured.recall, steps),
             decays=any(decays),
-            kept=kept_scalars(own, kept),
+            now=now,
+            in_place=in_place,
         )
 
     def _decay(self, i: int, weight_decay: float) -> float:
@@ -210,86 +244,69 @@ class SoapRule:
         progress = None if self.total_steps is None else now / self.total_steps
         return self.modulation(signals, self.graph, progress)
 
-    def _batches(self, step: Step) -> list[_Members]:
-        """What is updated together: small parameters of one kind."""
-        likes = [record["exp_avg"] for record in step.records]
-        kinds = [(like.dtype, like.device) for like in likes]
-        wanted = tuple(step.present), kinds
-        if self._plan is None or self._plan[0] != wanted:
-            shapes = [like.shape for like in likes]
-            layouts = [self.layouts[i] for i in step.present]
-            found = batches(shapes, layouts, kinds)
-            members = [_Members(some, torch.tensor(some), batch) for some, batch in found]
-            self._plan = wanted, members
-        return self._plan[1]
-
     def _updated(
         self,
         step: Step,
-        members: _Members,
+        some: slice,
+        batch: Batch,
         factors: Sequence[Tensor] | None,
-    ) -> list[tuple[int, Tensor, Record]]:
+    ) -> Iterable[tuple[int, Tensor, Record]]:
         """Positions, deltas and new records of a batch."""
-        positions, batch = [step.present[j] for j in members.places], members.batch
-        tasks = [self._task(step, j) for j in members.places]
-        like = tasks[0].record["exp_avg"]
+        positions, tasks, records = step.positions[some], step.tasks[some], step.records[some]
         ahead = (1 - self.config.beta1) * self.config.nesterov
-        numbers = shared(step.numbers, members.index, like)
-        value, records = batch.directions(tasks, numbers, ahead)
+        numbers = shared(step.numbers[:, some], tasks[0].record["exp_avg"], step.has_recall)
+        value = batch.directions(step.grads[some], tasks, records, numbers, ahead, step.in_place)
         if factors is not None:
             rows = zip(positions, batch.flat.split(value), strict=True)
             value = batch.flat.join([modulated(v, factors[i], self.layouts[i]) for i, v in rows])
-        delta = self._delta(step, members, numbers, value, records)
+        delta = self._delta(step, some, batch, numbers, value)
         deltas = batch.flat.split(delta)
-        for j, record in zip(members.places, records, strict=True):
-            record.update(step.kept[j])
         if self.modulation is not None:
-            rows = zip(members.places, records, batch.flat.split(value), deltas, strict=True)
-            for j, record, *found in rows:
-                record["signals"] = self._signals(step, j, *found)
-        return list(zip(positions, deltas, records, strict=True))
-
-    def _task(self, step: Step, j: int) -> Task:
-        i, count, record, factor = step.present[j], step.steps[j], step.records[j], step.recall[j]
-        # which a tensor may be is not asked
-        is_in_proportion = not isinstance(factor, Tensor) and factor == 1
-        if 0 < count <= EARLY and not is_in_proportion:
-            record = recalled(record, self.layouts[i], torch.as_tensor(factor))
-        return Task(step.grads[j], record, count, self._is_due(i, count))
+            self._put_signals(step, some, batch.flat.split(value), deltas)
+        return zip(positions, deltas, records, strict=True)
 
     def _delta(
         self,
         step: Step,
-        members: _Members,
+        some: slice,
+        batch: Batch,
         numbers: Shared,
         value: Tensor,
-        records: Sequence[Record],
     ) -> Tensor:
         """What is added to the parameters of a batch, flat; puts averages into the new records."""
-        flat = members.batch.flat
+        flat = batch.flat
         size = flat.spread(numbers.size)
         # in place where nobody asks for directions: all of a long table is much memory
         delta = value.mul_(-size) if self.modulation is None else value * -size
         has_average = self.total_steps is None
         if not (step.decays or has_average):
             return delta
-        params = flat.join([step.params[j] for j in members.places]).to(delta.dtype)
-        if step.decays:
-            delta.addcmul_(params, flat.spread(numbers.decay), value=-1)
+        params = flat.join(step.params[some]).to(delta.dtype)
+        decay = flat.spread(numbers.decay)
+        if isinstance(decay, float):
+            delta.add_(params, alpha=-decay)
+        else:
+            delta.addcmul_(params, decay, value=-1)
         if has_average:
-            old = flat.join([step.records[j][AVERAGE] for j in members.places])
-            stays = flat.spread(numbers.stays)
-            averages = flat.split((params + delta).lerp_(old, stays))
-            for record, average in zip(records, averages, strict=True):
-                record[AVERAGE] = average
+            average = batch.average.open([task.record for task in step.tasks[some]], step.in_place)
+            average = towards(average, params + delta, flat.spread(numbers.newest), step.in_place)
+            batch.average.close(step.records[some], average, step.in_place)
         return delta
 
-    def _signals(self, step: Step, j: int, value: Tensor, delta: Tensor) -> Tensor:
-        """What the rows of a parameter say after the step."""
-        layouts, grad, param = self.layouts[step.present[j]], step.grads[j], step.params[j]
-        rows = row_signals(layouts, grad, value, delta, param).float()
-        is_active = on(torch.as_tensor(step.active[j]) > 0, rows.device)
-        return torch.where(is_active, rows, step.records[j]["signals"])
+    def _put_signals(
+        self,
+        step: Step,
+        some: slice,
+        values: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+    ) -> None:
+        """What the rows of each parameter say after the step."""
+        members = range(*some.indices(len(step.positions)))
+        for j, value, delta in zip(members, values, deltas, strict=True):
+            layouts, before = self.layouts[step.positions[j]], step.tasks[j].record["signals"]
+            rows = row_signals(layouts, step.grads[j], value, delta, step.params[j]).float()
+            is_active = on(torch.as_tensor(step.active[j]) > 0, rows.device)
+            step.records[j]["signals"] = torch.where(is_active, rows, before)
 
     def _is_due(self, i: int, step: int) -> bool:
         """Whether the bases of a parameter are renewed: in turn, so that no step does it for all."""

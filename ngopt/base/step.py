@@ -9,70 +9,92 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngopt.base.arrays import Array, array, array_like, as_tensor, gathered, on, stacked
+from ngopt.base.arrays import Array, array, array_like, on
+from ngopt.base.flat import Flat, Number
+from ngopt.base.joined import Joined
 from ngopt.functional import Record
 
 
 class Shared(NamedTuple):
-    """What the elements of a parameter share in one step, for n parameters.
+    """What the elements of a parameter share in one step.
 
-    Each (n,), or () where it is one number for all.
-
+    recall: of what the state holds so far; see `Measured`. None if it stays as it is.
     multiplier: of the gradient. momentum, second, factor: weights of what is new in momentum, second
         moments and factors; all 0 where the step is left out. Direction is rotated momentum /
         sqrt(shrink * second + damping): with both corrections.
-    size: of the step, with all its factors. decay: share of the weights that decays. stays: share
-        of their average that does.
+    size: of the step, with all its factors. decay: share of the weights that decays. newest: weight
+        of the new weights in their average.
     """
 
-    multiplier: Tensor
-    momentum: Tensor
-    second: Tensor
-    shrink: Tensor
-    damping: Tensor
-    factor: Tensor
-    size: Tensor
-    decay: Tensor
-    stays: Tensor
+    recall: Number | None
+    multiplier: Number
+    momentum: Number
+    second: Number
+    shrink: Number
+    damping: Number
+    factor: Number
+    size: Number
+    decay: Number
+    newest: Number
 
 
-class Step(NamedTuple):
-    """What one step knows of the parameters that have a gradient, in their order.
+class Task(NamedTuple):
+    """One parameter in one step.
 
-    present: their positions. steps: gradients before this one. active: 0 where the step is left out.
-    recall: see `Measured`. numbers: the fields of `Shared`, (9, n). decays: whether any weights do.
-    kept: scalars of the new records.
+    step: gradients before this one. is_due: whether its bases are renewed, after they were used.
     """
 
-    present: Sequence[int]
-    grads: Sequence[Tensor]
-    params: Sequence[Tensor]
-    records: Sequence[Record]
-    steps: Sequence[int]
-    active: Array
-    recall: Array
-    numbers: Array
-    decays: bool
-    kept: Sequence[Record]
+    record: Record
+    step: int
+    is_due: bool = False
 
 
-def shared(numbers: Array, index: Tensor, like: Tensor) -> Shared:
-    """Those of the parameters of an index, in the dtype and on the device of their state."""
+def shared(numbers: Array, like: Tensor, has_recall: bool) -> Shared:
+    """Rows of numbers (10, n) in the dtype and on the device of a state."""
     if isinstance(numbers, np.ndarray):
-        numbers = numbers[:, index.numpy()]
-        alike = (numbers == numbers[:, :1]).all(1).tolist()
+        first, is_alike = numbers[:, 0].tolist(), (numbers == numbers[:, :1]).all(1).tolist()
         rows = torch.from_numpy(numbers).to(like).unbind()
+        found = [one if alike else row for one, alike, row in zip(first, is_alike, rows, strict=True)]
     else:
-        numbers = numbers.index_select(1, on(index, numbers.device))
-        alike = [len(index) == 1] * len(numbers)
-        rows = numbers.to(like).unbind()
-    return Shared(*(row[0] if same else row for row, same in zip(rows, alike, strict=True)))
+        found = numbers.to(like).squeeze(1).unbind()
+    return Shared(found[0] if has_recall else None, *found[1:])
 
 
-Number = TypeVar("Number")
+class Scalars:
+    """Scalars of records, those of one device together.
+
+    keys: of the scalars. devices: of the records.
+    """
+
+    def __init__(self, keys: Sequence[str], devices: Sequence[torch.device]):
+        self._members: dict[torch.device, tuple[list[int], Joined]] = {}
+        for device in dict.fromkeys(devices):
+            some = [j for j, own in enumerate(devices) if own == device]
+            places = [(j, key) for key in keys for j in some]
+            joined = Joined(places, Flat([()] * len(places)), (len(keys), len(some)))
+            self._members[device] = some, joined
+        order = [j for some, _ in self._members.values() for j in some]
+        self._order = torch.tensor(order).argsort()
+
+    def open(self, records: Sequence[Record], in_place: bool) -> Tensor:
+        """(keys, n), on the device of the first."""
+        found = [joined.open(records, in_place) for _, joined in self._members.values()]
+        if len(found) == 1:
+            return found[0]
+        device = found[0].device
+        return torch.cat([some.to(device) for some in found], 1)[:, self._order.to(device)]
+
+    def close(self, records: Sequence[Record], rows: Tensor, in_place: bool) -> None:
+        """Puts new values (keys, n) into records."""
+        for device, (some, joined) in self._members.items():
+            own = rows if len(self._members) == 1 else rows[:, some]
+            joined.close(records, on(own, device), in_place)
 
 
-def of_each(steps: Sequence[int], number: Callable[[int], Number]) -> list[Number]:
+Value = TypeVar("Value")
+
+
+def of_each(steps: Sequence[int], number: Callable[[int], Value]) -> list[Value]:
     """What belongs to each of some steps; most parameters are at the same."""
     found = {step: number(step) for step in set(steps)}
     return [found[step] for step in steps]
@@ -87,20 +109,29 @@ def vector(values: Sequence[float | Tensor], like: Array) -> Array:
     return found.to(like) if isinstance(like, Tensor) else array(found)
 
 
-def scalars(records: Sequence[Record], like: Array) -> Array:
-    """`scale`, `size` and `skipped` of all records, (3, n)."""
-    device = like.device if isinstance(like, Tensor) else torch.device("cpu")
-    keys = "scale", "size", "skipped"
-    found = gathered([record[key] for key in keys for record in records], device)
-    found = found if isinstance(like, np.ndarray) else found.to(like.dtype)
-    return found.reshape(len(keys), -1)
+def converted(values: Tensor, like: Array) -> Array:
+    """Values as an array of the same kind, in its precision."""
+    if isinstance(like, np.ndarray):
+        return array(values.double())
+    return on(values, like.device).to(like.dtype)
 
 
-def kept_scalars(records: Sequence[Record], rows: Sequence[Array]) -> list[Record]:
-    """What new records hold beside the state of the direction: scalars, where the old ones are.
+class Step(NamedTuple):
+    """What one step knows of the parameters that have a gradient, in the order of its plan.
 
-    rows: `step`, `scale`, `size` and `skipped`, (n,) each.
+    tasks: with the old records. records: the new ones. active: 0 where the step is left out.
+    numbers: rows are the fields of `Shared`. has_recall: whether any state is recalled. decays:
+    whether any weights do. now: steps of the training before this one.
     """
-    keys = "step", "scale", "size", "skipped"
-    values = iter(as_tensor(stacked(rows)).T.float().flatten().unbind())
-    return [{key: on(next(values), record[key].device) for key in keys} for record in records]
+
+    positions: Sequence[int]
+    grads: Sequence[Tensor]
+    params: Sequence[Tensor]
+    tasks: Sequence[Task]
+    records: Sequence[Record]
+    active: Array
+    numbers: Array
+    has_recall: bool
+    decays: bool
+    now: int
+    in_place: bool

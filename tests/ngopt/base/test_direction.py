@@ -8,14 +8,14 @@ from torch import nn
 
 from ngopt import build_graph
 from ngopt.base.arrays import array, stacked
-from ngopt.base.batch import Batch, Task
+from ngopt.base.batch import Batch
 from ngopt.base.config import DirectionConfig, SoapConfig
 from ngopt.base.direction import init_direction, step_numbers
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import measure, root_mean_squares
 from ngopt.base.modes import Channels, Kernel, Rows
 from ngopt.base.soap import Soap
-from ngopt.base.step import shared
+from ngopt.base.step import Task, shared
 from ngopt.functional import Hyper, update_all
 from ngopt.graph.core import View
 
@@ -106,38 +106,33 @@ def test_many_at_once_are_what_each_is_alone(kind):
     if kind != "vectors":
         shapes = [(sum(prod(one.shape) for one in some),) for some in layouts]
     config = DirectionConfig()
-    start = {key: torch.zeros(()) for key in ("scale", "size")}
     records = [
-        init_direction(torch.zeros(shape), some, torch.float32) | start | {"step": torch.zeros(())}
-        for shape, some in zip(shapes, layouts, strict=True)
+        init_direction(torch.zeros(shape), some, torch.float32) for shape, some in zip(shapes, layouts, strict=True)
     ]
     shapes = list(map(torch.Size, shapes))
     batch = Batch(shapes, layouts, torch.device("cpu"))
+    scale = size = array(torch.zeros(len(shapes)).double())
     generator = torch.Generator().manual_seed(0)
     for step in range(4):
         grads = [torch.randn(shape, generator=generator) for shape in shapes]
         grads[0][1] = 0  # an element without any gradient
         if step == 2:
             grads[-1].view(-1)[0] = torch.nan
-        old = [array(torch.stack([r[key] for r in records]).double()) for key in ("scale", "size")]
-        measured = measure(root_mean_squares(grads), *old, [step] * len(grads), 10.0)
+        measured = measure(root_mean_squares(grads), scale, size, [step] * len(grads), 10.0)
+        scale, size = measured.scale, measured.size
         found = step_numbers(measured, [step] * len(grads), config)
         numbers = stacked([*found, *[measured.active] * 3])
-        tasks = [Task(*pair, step, i != 1) for i, pair in enumerate(zip(grads, records, strict=True))]
-        places = torch.arange(len(shapes)), *torch.arange(len(shapes)).split(1)
-        together, *single = [shared(numbers, place, grads[0]) for place in places]
-        values, states = batch.directions(tasks, together, 0.1)
-        values = batch.flat.split(values)
-        for i, (value, new) in enumerate(zip(values, states, strict=True)):
-            own = Batch([value.shape], [layouts[i]], value.device)
-            expected, (state,) = own.directions([tasks[i]], single[i], 0.1)
-            expected = expected.view(value.shape)
-            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
-            assert new.keys() == state.keys()
-            for key in new:
-                torch.testing.assert_close(new[key], state[key], rtol=1e-5, atol=1e-6)
-            records[i] |= new
-            kept = {"scale": measured.scale[i], "size": measured.size[i]}
-            records[i] |= {key: torch.as_tensor(value).float() for key, value in kept.items()}
-            records[i]["step"] = records[i]["step"] + 1
-        assert values[0].view(-1)[1] == 0, step
+        tasks = [Task(record, step, i != 1) for i, record in enumerate(records)]
+        new = [{} for _ in records]
+        together = shared(numbers, grads[0], True)
+        values = batch.directions(grads, tasks, new, together, 0.1)
+        for i, value in enumerate(batch.flat.split(values)):
+            own, alone = Batch([value.shape], [layouts[i]], value.device), {}
+            single = shared(numbers[:, i : i + 1], grads[0], True)
+            expected = own.directions([grads[i]], [tasks[i]], [alone], single, 0.1)
+            torch.testing.assert_close(value, expected.view(value.shape), rtol=1e-5, atol=1e-6)
+            assert new[i].keys() == alone.keys() == records[i].keys()
+            for key, expected in alone.items():
+                torch.testing.assert_close(new[i][key], expected, rtol=1e-5, atol=1e-6)
+        assert values[1] == 0, step
+        records = new
