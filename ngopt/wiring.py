@@ -310,14 +310,14 @@ def _undisturbed(model: nn.Module):
 @contextmanager
 def without_autocast(devices: Iterable[torch.device]):
     types = {d.type for d in devices if torch.amp.is_autocast_available(d.type)}
-    before = {t: torch.is_autocast_enabled(t) for t in types}
-    for t in types:
+    enabled = [t for t in types if torch.is_autocast_enabled(t)]
+    for t in enabled:
         torch.set_autocast_enabled(t, False)
     try:
         yield
     finally:
-        for t, enabled in before.items():
-            torch.set_autocast_enabled(t, enabled)
+        for t in enabled:
+            torch.set_autocast_enabled(t, True)
 
 
 def _detached(value: Any) -> Any:

@@ -47,7 +47,7 @@ def array_like(values: Sequence[float], like: Array) -> Array:
 
 def stacked(rows: Sequence[Array]) -> Array:
     """k arrays (n,) -> (k, n)."""
-    return namespace(rows[0]).stack(list(rows))
+    return np.array(rows) if isinstance(rows[0], np.ndarray) else torch.stack(list(rows))
 
 
 def as_tensor(values: Array) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Size, Tensor
@@ -93,7 +93,7 @@ class Batch:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Direction, momentum and second moments, flat."""
         flat = self.flat
-        grad = _scaled(flat.join(grads), flat.spread(numbers.multiplier), momentum.dtype)
+        grad = _scaled(flat.join(grads), flat.spread(numbers.multiplier), numbers.is_finite, momentum.dtype)
         momentum = towards(momentum, grad, flat.spread(numbers.momentum), in_place)
         pair = torch.stack((grad, momentum.lerp(grad, ahead)))
         grad, leading = self._rotated(pair, steps).unbind()
@@ -149,15 +149,19 @@ class Batch:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`_all_directions` in pieces along an axis that nothing joins, so that little is in memory at once."""
         (grad,), (step,), (layout,) = grads, steps, self.layouts[0]
-        step.observe(_scaled_pieces(layout, grad, numbers.multiplier, momentum.dtype))
+
+        def scaled() -> Iterator[Tensor]:
+            for piece in layout.pieces(grad, CHUNK):
+                yield _scaled(piece, numbers.multiplier, numbers.is_finite, momentum.dtype).contiguous()
+
+        step.observe(scaled())
         value = momentum.new_empty(momentum.shape)
         results = [value, *(x if in_place else torch.empty_like(x) for x in (momentum, second))]
         pieces = [layout.pieces(x, CHUNK) for x in (momentum, second, *results)]
-        scaled = _scaled_pieces(layout, grad, numbers.multiplier, momentum.dtype)
-        for grad, old, older, *outs in zip(scaled, *pieces, strict=True):
-            new = towards(old, grad, numbers.momentum, in_place)
-            leading = step.rotated(new.lerp(grad, ahead).contiguous())
-            newer = towards(older, step.rotated(grad).square(), numbers.second, in_place)
+        for piece, old, older, *outs in zip(scaled(), *pieces, strict=True):
+            new = towards(old, piece, numbers.momentum, in_place)
+            leading = step.rotated(new.lerp(piece, ahead).contiguous())
+            newer = towards(older, step.rotated(piece).square(), numbers.second, in_place)
             found = step.rotated_back(normalised(leading, newer, numbers.shrink, numbers.damping))
             found = (moved(found, new),) if in_place else (moved(found, new), new, newer)
             for out, result in zip(outs, found, strict=False):
@@ -206,16 +210,7 @@ def _stacks(
     return [Stack(layout, members, device) for layout, members in found.items()]
 
 
-def _scaled(grad: Tensor, multiplier: Number, dtype: torch.dtype) -> Tensor:
+def _scaled(grad: Tensor, multiplier: Number, is_finite: bool, dtype: torch.dtype) -> Tensor:
     """A gradient in the scale of its parameter; zeros where the step is left out."""
-    return grad.to(dtype).nan_to_num(0.0, 0.0, 0.0) * multiplier
-
-
-def _scaled_pieces(
-    layout: MatrixLayout,
-    grad: Tensor,
-    multiplier: Number,
-    dtype: torch.dtype,
-) -> Iterable[Tensor]:
-    pieces = layout.pieces(grad, CHUNK)
-    return (_scaled(piece, multiplier, dtype).contiguous() for piece in pieces)
+    grad = grad.to(dtype)
+    return (grad if is_finite else grad.nan_to_num(0.0, 0.0, 0.0)) * multiplier

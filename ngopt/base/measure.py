@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 
-from ngopt.base.arrays import Array, array, array_like, at_least, at_most, namespace
+from ngopt.base.arrays import Array, array, array_like, at_least, at_most, namespace, on
 
 # Decay of the running size of a gradient.
 SIZE_DECAY = 0.95
@@ -103,7 +103,7 @@ def root_mean_squares(values: Sequence[Tensor]) -> Array:
     sizes = [x.numel() for x in values]
     rows = zip(values, sizes, strict=True)
     whole = [x if size <= CHUNK else _norms(x, dtype) for x, size in rows]
-    norms = [norm.to(device) for norm in _foreach_norm(whole, 2, dtype)]
+    norms = [on(norm, device) for norm in _foreach_norm(whole, 2, dtype)]
     found = array(torch.stack(norms))
     return found / array_like([sqrt(max(size, 1)) for size in sizes], found)
 

@@ -21,10 +21,9 @@ class Rows:
     size: int
     name = "rows"
 
-    def factor(self, x: Tensor) -> Tensor:
-        """X X^T of values."""
-        unfolded = x.reshape(x.shape[0] * self.parts, self.size, -1)
-        return torch.bmm(unfolded, unfolded.mT)
+    def unfolded(self, x: Tensor) -> Tensor:
+        """X of values: (groups * parts, size, length)."""
+        return x.reshape(x.shape[0] * self.parts, self.size, -1)
 
     def rotate(self, x: Tensor, basis: Tensor) -> Tensor:
         """Multiplies the axis by Q^T, or, given Q^T, by Q."""
@@ -45,9 +44,8 @@ class Kernel:
     name = "kernel"
     parts = 1
 
-    def factor(self, x: Tensor) -> Tensor:
-        unfolded = x.transpose(1, 2).reshape(len(x), self.size, -1)
-        return torch.bmm(unfolded, unfolded.mT)
+    def unfolded(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).reshape(len(x), self.size, -1)
 
     def rotate(self, x: Tensor, basis: Tensor) -> Tensor:
         return basis.mT.unsqueeze(1) @ x
@@ -64,19 +62,18 @@ class Channels:
     size: int
     name = "channels"
 
-    def factor(self, x: Tensor) -> Tensor:
-        unfolded = self._unfolded(x)
-        return torch.bmm(unfolded.mT, unfolded)
+    def unfolded(self, x: Tensor) -> Tensor:
+        return self._rows(x).mT
 
     def rotate(self, x: Tensor, basis: Tensor) -> Tensor:
-        return self._folded(torch.bmm(self._unfolded(x), basis), x.shape)
+        return self._folded(torch.bmm(self._rows(x), basis), x.shape)
 
     def permute(self, x: Tensor, order: Tensor) -> Tensor:
-        unfolded = self._unfolded(x)
+        unfolded = self._rows(x)
         columns = order.unsqueeze(1).expand_as(unfolded)
         return self._folded(unfolded.gather(2, columns), x.shape)
 
-    def _unfolded(self, x: Tensor) -> Tensor:
+    def _rows(self, x: Tensor) -> Tensor:
         """(groups * parts, rows and kernel, size)."""
         groups = x.shape[0]
         if self.parts == 1:

@@ -23,7 +23,7 @@ class Shared(NamedTuple):
         moments and factors; all 0 where the step is left out. Direction is rotated momentum /
         sqrt(shrink * second + damping): with both corrections.
     size: of the step, with all its factors. decay: share of the weights that decays. newest: weight
-        of the new weights in their average.
+        of the new weights in their average. is_finite: all gradients are known to be finite.
     """
 
     recall: Number | None
@@ -36,6 +36,7 @@ class Shared(NamedTuple):
     size: Number
     decay: Number
     newest: Number
+    is_finite: bool
 
 
 class Task(NamedTuple):
@@ -52,12 +53,16 @@ class Task(NamedTuple):
 def shared(numbers: Array, like: Tensor, has_recall: bool) -> Shared:
     """Rows of numbers (10, n) in the dtype and on the device of a state."""
     if isinstance(numbers, np.ndarray):
-        first, is_alike = numbers[:, 0].tolist(), (numbers == numbers[:, :1]).all(1).tolist()
-        rows = torch.from_numpy(numbers).to(like).unbind()
-        found = [one if alike else row for one, alike, row in zip(first, is_alike, rows, strict=True)]
+        found: list[Number] = numbers[:, 0].tolist()
+        (varied,) = (numbers != numbers[:, :1]).any(1).nonzero()
+        rows = torch.from_numpy(numbers[varied]).to(like).unbind()
+        for i, row in zip(varied.tolist(), rows, strict=True):
+            found[i] = row
     else:
-        found = numbers.to(like).squeeze(1).unbind()
-    return Shared(found[0] if has_recall else None, *found[1:])
+        found = list(numbers.to(like).squeeze(1).unbind())
+    momentum = numbers[Shared._fields.index("momentum")]
+    is_finite = isinstance(numbers, np.ndarray) and bool(momentum.all())
+    return Shared(found[0] if has_recall else None, *found[1:], is_finite)
 
 
 class Scalars:
