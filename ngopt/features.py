@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import exp
 
 import torch
-from torch import Tensor
+from torch import Tensor, _foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
 
 # Metz et al. 2019; Kofinas et al. 2024, section 4.3.
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -25,9 +25,11 @@ def update_momenta(
 
     in_place: writes the new ones where the old ones are.
     """
-    gradient = gradient.to(momenta[0].dtype)
-    lerp = Tensor.lerp_ if in_place else Tensor.lerp
-    return [lerp(m, gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)]
+    gradient, weights = gradient.to(momenta[0].dtype), [1 - decay for decay in decays]
+    if not in_place:
+        return [m.lerp(gradient, weight) for m, weight in zip(momenta, weights, strict=True)]
+    _foreach_lerp_(list(momenta), [gradient] * len(weights), weights)
+    return list(momenta)
 
 
 def preprocess(columns: Sequence[Tensor], cutoff: float = LOG_CUTOFF) -> Tensor:
@@ -37,8 +39,15 @@ def preprocess(columns: Sequence[Tensor], cutoff: float = LOG_CUTOFF) -> Tensor:
     each feature together in memory. A value with |x| >= exp(-p) gives (log|x| / p, sign x), a smaller
     one (-1, exp(p) x). Derivatives are finite everywhere, also at zero.
     """
-    x, least = torch.stack(list(columns)), exp(-cutoff)
-    # in place where a derivative needs nothing that is lost
-    log = x.abs().clamp(min=least).log().div_(cutoff)
-    sign = x.clamp(-least, least).div_(least)
-    return torch.cat([log, sign]).movedim(0, -1)
+    columns, least = list(columns), exp(-cutoff)
+    if torch.is_grad_enabled():
+        x = torch.stack(columns)
+        # in place where a derivative needs nothing that is lost
+        log = x.abs().clamp(min=least).log().mul_(1 / cutoff)
+        sign = x.clamp(-least, least).mul_(1 / least)
+        return torch.cat([log, sign]).movedim(0, -1)
+    found = torch.stack([*columns, *columns])
+    log, sign = found.chunk(2)
+    log.abs_().clamp_min_(least).log_().mul_(1 / cutoff)
+    sign.clamp_min_(-least).clamp_max_(least).mul_(1 / least)
+    return found.movedim(0, -1)

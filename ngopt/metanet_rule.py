@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -119,7 +120,7 @@ class MetanetRule:
             return self.metanet.context(source, parts)
         d, old = self.metanet.d_context, []
         for i, spec in enumerate(self.graph.parameters):
-            kept = state[i][CONTEXT] if i in present else torch.zeros(spec.numel, d)
+            kept = state[i][CONTEXT] if i in present else self._like().new_zeros(spec.numel, d, dtype=torch.bfloat16)
             old.append(kept.view(-1, d))
         steps = [int(state[i]["step"]) for i in present]
         if min(steps) > 0 and max(steps) % self.metanet.graph_every:
@@ -149,17 +150,20 @@ class MetanetRule:
         """The same for a large network."""
         like, specs = self._like(), self.graph.parameters
         rows = _at_once(ROWS, like)
-        for some in _together([(i, specs[i].numel) for i in present], rows):
+        sizes = {i: specs[i].numel for i in present}
+        for some in _together(sizes, rows):
             columns = source.joined(some)
             context = None if said is None else concatenated([said[i] for i in some])
-            sizes = [specs[i].numel for i in some]
-            update = like.new_empty(sum(sizes))
-            for start in range(0, len(update), rows):
-                piece = slice(start, min(start + rows, len(update)))
-                features = preprocess([x[piece].to(like) for x in columns])
-                own = None if context is None else context[piece].to(like)
-                update[piece] = self.metanet.updates(features, own)
-            yield from zip(some, update.split(sizes), strict=True)
+            own_sizes = [sizes[i] for i in some]
+            # pieces of equal length: a short one costs as many calls as a long one
+            count = max(1, -(-sum(own_sizes) // rows))
+            pieces = [x.tensor_split(count) for x in (columns if context is None else (*columns, context))]
+            found = []
+            for piece in zip(*pieces, strict=True):
+                own = [x.to(like) for x in piece]
+                features = preprocess(own[: len(columns)])
+                found.append(self.metanet.updates(features, None if context is None else own[-1]))
+            yield from zip(some, concatenated(found).split(own_sizes), strict=True)
 
     def _features(self, columns: Sequence[Sequence[Tensor]]) -> Tensor:
         """Weight, gradient and momenta, preprocessed: (numel, 14); zeros where absent."""
@@ -187,10 +191,10 @@ class MetanetRule:
         return self._parts[1]
 
 
-def _together(sizes: Sequence[tuple[int, int]], limit: int) -> Iterator[list[int]]:
+def _together(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
     """Parameters, given with their sizes, that are worked on at once: short ones, or a long one alone."""
     some, total = [], 0
-    for i, size in sizes:
+    for i, size in sorted(sizes.items(), key=itemgetter(1)):
         if some and total + size > limit:
             yield some
             some, total = [], 0
