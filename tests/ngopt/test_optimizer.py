@@ -90,6 +90,34 @@ def test_named_parameters_are_found_in_a_graph_by_name(metanet):
     assert same(model, snapshot(expected))
 
 
+@pytest.mark.parametrize("weights", ["default", "ff"])
+def test_a_compiled_step_is_the_same_and_is_not_compiled_again(weights):
+    compiled, graphs = nn.Linear(4, 3), []
+    eager = copy.deepcopy(compiled)
+
+    def backend(module, _):
+        graphs.append(module)
+        return module.forward
+
+    torch.compiler.reset()
+    ours = NGOptimizer(compiled.parameters(), weights=weights, total_steps=40)
+    theirs = NGOptimizer(eager.parameters(), weights=weights, total_steps=40)
+    step, counts = torch.compile(ours.step, backend=backend), []
+    for seed in range(26):
+        for model in (compiled, eager):
+            model.zero_grad()
+            inputs = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
+            F.cross_entropy(model(inputs), torch.arange(6) % 3).backward()
+        # the first step makes the graph and the state
+        step() if seed else ours.step()
+        theirs.step()
+        counts.append(len(graphs))
+    # the default renews its bases in turn: at step 20 each has been renewed
+    assert counts[-1] == counts[20 if weights == "default" else 1] > 0
+    for p, q in zip(compiled.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
 def test_closure_is_evaluated_with_gradients_and_its_loss_returned(metanet):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)
