@@ -15,21 +15,19 @@ LOG_CUTOFF = 10.0
 NUM_FEATURES = 2 * (2 + len(DECAYS))
 
 
-def update_momenta(
-    momenta: Sequence[Tensor],
-    gradient: Tensor,
-    decays: Sequence[float] = DECAYS,
-    in_place: bool = False,
-) -> list[Tensor]:
-    """Exponential moving averages of the gradient, without bias correction: m <- decay * m + (1 - decay) * g.
+def update_momenta(momenta: Sequence[Tensor], gradient: Tensor, decays: Sequence[float] = DECAYS) -> list[Tensor]:
+    """Exponential moving averages of the gradient, without bias correction: m <- decay * m + (1 - decay) * g."""
+    gradient = gradient.to(momenta[0].dtype)
+    return [m.lerp(gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)]
 
-    in_place: writes the new ones where the old ones are.
-    """
-    gradient, weights = gradient.to(momenta[0].dtype), [1 - decay for decay in decays]
-    if not in_place:
-        return [m.lerp(gradient, weight) for m, weight in zip(momenta, weights, strict=True)]
-    _foreach_lerp_(list(momenta), [gradient] * len(weights), weights)
-    return list(momenta)
+
+def move_momenta(momenta: Sequence[Sequence[Tensor]], gradients: Sequence[Tensor]) -> None:
+    """`update_momenta` of several gradients at once, in place."""
+    every = [m for some in momenta for m in some]
+    rows = zip(momenta, gradients, strict=True)
+    repeated = [g for some, gradient in rows for g in [gradient.to(some[0].dtype)] * len(some)]
+    weights = [1 - decay for some in momenta for _, decay in zip(some, DECAYS, strict=True)]
+    _foreach_lerp_(every, repeated, weights)
 
 
 def preprocess(columns: Sequence[Tensor], cutoff: float = LOG_CUTOFF) -> Tensor:

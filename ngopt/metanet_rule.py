@@ -8,7 +8,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from ngopt.features import DECAYS, preprocess, update_momenta
+from ngopt.features import DECAYS, move_momenta, preprocess, update_momenta
 from ngopt.functional import Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.metanet import Metanet
@@ -23,6 +23,8 @@ CONTEXT = "context"
 
 # Features of a network of so many parameters are kept during a step; of a larger one, made when read.
 FEW = 1 << 15
+# Elements of parameters whose momenta move in one call: gradients of another dtype are converted.
+MOVED = 1 << 22
 # Edges, and elements of parameters, that are worked on at once: on the CPU what the caches of a core
 # hold, times the number of threads.
 EDGES = {"cpu": 1 << 13, "cuda": 1 << 17}
@@ -61,17 +63,20 @@ class MetanetRule:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return
-        records = [
-            None if grad is None else _next_record(old, grad, in_place) for grad, old in zip(grads, state, strict=True)
-        ]
+        like = self._like()
+        if in_place:
+            self._move_momenta(grads, state)
+        rows = zip(grads, state, strict=True)
+        records = [None if grad is None else _next_record(old, grad, in_place) for grad, old in rows]
         columns = [
             [] if g is None or r is None else [p, g, *(r[key] for key in MOMENTA)]
             for p, g, r in zip(params, grads, records, strict=True)
         ]
-        like = self._like()
         is_small = self.graph.numel <= FEW or torch.is_grad_enabled()
         parts = self._parts_for(None if is_small else _at_once(EDGES, like))
         said = None
+        if parts is not None and not self._is_due(present, state):
+            said, parts = self._kept(present, state), None
         if is_small:
             features = self._features(columns)
             if parts is not None:
@@ -107,6 +112,29 @@ class MetanetRule:
             record[CONTEXT] = torch.zeros(shape, dtype=torch.bfloat16, device=param.device)
         return record
 
+    def _move_momenta(self, grads: Sequence[Tensor | None], state: Sequence[Record]) -> None:
+        """In place, of as many parameters at once as need little memory where gradients have another dtype."""
+        found = {i: grad for i, grad in enumerate(grads) if grad is not None}
+        sizes = {i: grad.numel() for i, grad in found.items()}
+        for some in _together(sizes, MOVED):
+            move_momenta([[state[i][key] for key in MOMENTA] for i in some], [found[i] for i in some])
+
+    def _is_due(self, present: Sequence[int], state: Sequence[Record]) -> bool:
+        """Whether the metanet looks at the graph in this step."""
+        if not self._is_amortized:
+            return True
+        steps = [int(state[i]["step"]) for i in present]
+        return min(steps) == 0 or max(steps) % self.metanet.graph_every == 0
+
+    def _kept(self, present: Sequence[int], state: Sequence[Record]) -> list[Tensor]:
+        """What the graph said of every parameter when it was last looked at, (numel, d), bfloat16."""
+        d, like = self.metanet.d_context, self._like()
+        nothing = {"dtype": torch.bfloat16, "device": like.device}
+        return [
+            state[i][CONTEXT].view(-1, d) if i in present else torch.zeros(spec.numel, d, **nothing)
+            for i, spec in enumerate(self.graph.parameters)
+        ]
+
     def _said(
         self,
         source: Source,
@@ -115,18 +143,12 @@ class MetanetRule:
         state: Sequence[Record],
         in_place: bool,
     ) -> list[Tensor]:
-        """What the graph says of every parameter, (numel, d), now or when it was last looked at."""
+        """What the graph says of every parameter, (numel, d)."""
         if not self._is_amortized:
             return self.metanet.context(source, parts)
-        d, old = self.metanet.d_context, []
-        for i, spec in enumerate(self.graph.parameters):
-            kept = state[i][CONTEXT] if i in present else self._like().new_zeros(spec.numel, d, dtype=torch.bfloat16)
-            old.append(kept.view(-1, d))
-        steps = [int(state[i]["step"]) for i in present]
-        if min(steps) > 0 and max(steps) % self.metanet.graph_every:
-            return old
         if torch.is_grad_enabled():
             return [x.bfloat16() for x in self.metanet.context(source, parts)]
+        old = self._kept(present, state)
         out = old if in_place else [torch.empty_like(x) for x in old]
         return self.metanet.context(source, parts, out)
 
@@ -151,19 +173,21 @@ class MetanetRule:
         like, specs = self._like(), self.graph.parameters
         rows = _at_once(ROWS, like)
         sizes = {i: specs[i].numel for i in present}
-        for some in _together(sizes, rows):
+        # small parameters several pieces at a time, so that few pieces are short
+        for some in _together(sizes, 4 * rows):
             columns = source.joined(some)
             context = None if said is None else concatenated([said[i] for i in some])
             own_sizes = [sizes[i] for i in some]
             # pieces of equal length: a short one costs as many calls as a long one
             count = max(1, -(-sum(own_sizes) // rows))
-            pieces = [x.tensor_split(count) for x in (columns if context is None else (*columns, context))]
-            found = []
-            for piece in zip(*pieces, strict=True):
+            update = like.new_empty(sum(own_sizes))
+            columns = columns if context is None else [*columns, context]
+            pieces = [x.tensor_split(count) for x in (update, *columns)]
+            for out, *piece in zip(*pieces, strict=True):
                 own = [x.to(like) for x in piece]
-                features = preprocess(own[: len(columns)])
-                found.append(self.metanet.updates(features, None if context is None else own[-1]))
-            yield from zip(some, concatenated(found).split(own_sizes), strict=True)
+                features = preprocess(own[: 2 + len(MOMENTA)])
+                out.copy_(self.metanet.updates(features, None if context is None else own[-1]))
+            yield from zip(some, update.split(own_sizes), strict=True)
 
     def _features(self, columns: Sequence[Sequence[Tensor]]) -> Tensor:
         """Weight, gradient and momenta, preprocessed: (numel, 14); zeros where absent."""
@@ -208,6 +232,8 @@ def _at_once(sizes: Mapping[str, int], like: Tensor) -> int:
     return sizes.get(kind, sizes["cuda"]) * (torch.get_num_threads() if kind == "cpu" else 1)
 
 
-def _next_record(old: Record, grad: Tensor, in_place: bool) -> Record:
-    momenta = update_momenta([old[key] for key in MOMENTA], grad, in_place=in_place)
+def _next_record(old: Record, grad: Tensor, is_moved: bool) -> Record:
+    """is_moved: the momenta are the new ones already."""
+    momenta = [old[key] for key in MOMENTA]
+    momenta = momenta if is_moved else update_momenta(momenta, grad)
     return {**old, "step": old["step"] + 1, **dict(zip(MOMENTA, momenta, strict=True))}

@@ -52,15 +52,9 @@ class UpdateMLP(nn.Module):
         self.magnitude_scale = magnitude_scale
 
     def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
-        first, *rest = self.layers
-        assert isinstance(first, nn.Linear)
         # features before elements: so they come, and so matrices of few features are fastest
-        d_in = features.shape[-1]
-        x = first.weight[:, :d_in] @ features.mT
-        if context is not None:
-            x = x + first.weight[:, d_in:] @ context.mT
-        x = x.add_(first.bias.unsqueeze(-1))
-        for layer in rest:
+        x = features.mT if context is None else torch.cat([features.mT, context.mT], -2)
+        for layer in self.layers:
             x = _applied(layer, x)
         direction, magnitude = x.unbind(-2)
         return self.output_scale * direction * torch.exp(self.magnitude_scale * magnitude)
