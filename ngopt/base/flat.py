@@ -39,7 +39,7 @@ class Flat:
 
     def spread(self, number: Number) -> Number:
         """Numbers of the parameters -> of the elements, (total,); one for all as it is."""
-        if isinstance(number, float) or not number.dim():
+        if not isinstance(number, Tensor) or not number.dim():
             return number
         if self._elements is None:
             counts = torch.tensor(self.sizes)

@@ -283,10 +283,10 @@ class SoapRule:
             return delta
         params = flat.join(step.params[some]).to(delta.dtype)
         decay = flat.spread(numbers.decay)
-        if isinstance(decay, float):
-            delta.add_(params, alpha=-decay)
-        else:
+        if isinstance(decay, Tensor):
             delta.addcmul_(params, decay, value=-1)
+        else:
+            delta.add_(params, alpha=-decay)
         if has_average:
             average = batch.average.open([task.record for task in step.tasks[some]], step.in_place)
             average = towards(average, params + delta, flat.spread(numbers.newest), step.in_place)

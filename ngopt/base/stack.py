@@ -47,7 +47,7 @@ class Stack:
 
     def of_groups(self, number: Number) -> Number:
         """Numbers of all parameters of the batch (n,) -> of the groups; one for all as it is."""
-        if isinstance(number, float) or not number.dim():
+        if not isinstance(number, Tensor) or not number.dim():
             return number
         return number.index_select(0, self._group_owners)
 
@@ -150,7 +150,7 @@ class StackStep:
         due = is_active & torch.tensor(is_first, device=is_active.device)
         rows = zip(self.stack.modes, self.factors, self.bases, strict=True)
         self.bases = [
-            replaced(basis, torch.where(_of_parts(due, mode), first_basis(factor.detach()), basis), self.in_place)
+            replaced(basis, torch.where(_by_part(due, mode), first_basis(factor.detach()), basis), self.in_place)
             for mode, factor, basis in rows
         ]
 
@@ -162,17 +162,22 @@ class StackStep:
             key = f"{mode.name}_basis_{number}"
             factor, basis = (_cast(record[k], old.dtype).detach() for k in (f"{mode.name}_{number}", key))
             new, order = renewed_basis(factor, basis)
-            new = torch.where(_of_parts(is_active, mode), new, basis)
+            new = torch.where(_by_part(is_active, mode), new, basis)
             record[key] = replaced(record[key], _cast(new, record[key].dtype), self.in_place)
             permuted = mode.permute(second, order)
             second = torch.where(is_active.view(-1, 1, 1, 1), permuted, second)
         record[second_key] = replaced(old, second, self.in_place)
 
 
-def _of_parts(groups: Number, mode: Mode) -> Number:
-    """What groups have (n,) -> what meets their factors (n * parts, 1, 1); one for all as it is."""
-    if isinstance(groups, float) or not groups.dim():
-        return groups
+def _of_parts(number: Number, mode: Mode) -> Number:
+    """What groups have -> what meets their factors; one for all as it is."""
+    if not isinstance(number, Tensor) or not number.dim():
+        return number
+    return _by_part(number, mode)
+
+
+def _by_part(groups: Tensor, mode: Mode) -> Tensor:
+    """(n,) of groups -> (n * parts, 1, 1)."""
     return groups.repeat_interleave(mode.parts).view(-1, 1, 1)
 
 

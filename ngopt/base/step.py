@@ -62,7 +62,8 @@ def shared(numbers: Array, like: Tensor, has_recall: bool) -> Shared:
         found = list(numbers.to(like).squeeze(1).unbind())
     momentum = numbers[Shared._fields.index("momentum")]
     is_finite = isinstance(numbers, np.ndarray) and bool(momentum.all())
-    return Shared(found[0] if has_recall else None, *found[1:], is_finite)
+    recall, *others = found
+    return Shared._make([recall if has_recall else None, *others, is_finite])
 
 
 class Scalars:
