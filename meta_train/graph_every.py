@@ -1,8 +1,8 @@
 """What it costs to look at the graph only every k steps: `python -m meta_train.graph_every --weights ng-gnn`.
 
 Trains whole runs with the same weights and each k. Chosen is the largest k whose mean validation
-accuracy on the first problem is at most one standard deviation, over the seeds of k = 1, below that
-of k = 1; other problems choose nothing. Prints a table and writes into its folder: `table.md`,
+accuracy on the first problem is at most one standard error, that of k = 1, below that of k = 1;
+other problems choose nothing. Prints a table and writes into its folder: `table.md`,
 `results.json`, `graph_every.png`, the chosen weights as `chosen.safetensors`, and records, from
 which the same command goes on.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -96,10 +97,10 @@ def measure(config: Config, learned: LearnedOptimizer, folder: Path) -> Found:
 
 
 def chosen(by_k: Mapping[int, Sequence[Record]]) -> int:
-    """The largest k that costs no more than one standard deviation of validation accuracy."""
+    """The largest k that costs no more than one standard error of validation accuracy."""
     values = {k: accuracies(records, "validation") for k, records in by_k.items()}
-    spread = stdev(values[1]) if len(values[1]) > 1 else 0.0
-    return max(k for k, some in values.items() if fmean(some) >= fmean(values[1]) - spread)
+    error = stdev(values[1]) / sqrt(len(values[1])) if len(values[1]) > 1 else 0.0
+    return max(k for k, some in values.items() if fmean(some) >= fmean(values[1]) - error)
 
 
 def accuracies(records: Sequence[Record], split: str) -> list[float]:

@@ -23,7 +23,7 @@ def records(*accuracies):
         ({1: records(80), 8: records(79)}, 1),
     ],
 )
-def test_chosen_is_the_largest_k_within_one_deviation(by_k, expected):
+def test_chosen_is_the_largest_k_within_one_standard_error(by_k, expected):
     assert graph_every.chosen(by_k) == expected
 
 
