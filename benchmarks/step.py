@@ -39,6 +39,7 @@ from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
 from benchmarks import floor
+from benchmarks.graph_building import FAMILIES
 from benchmarks.memory import Peak
 from meta_train.problems import Problem, load_problem
 from ngopt import NGOptimizer, build_graph, load_pretrained
@@ -77,10 +78,7 @@ def _gpt2() -> tuple[nn.Module, Any]:
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "fm-16": partial(_problem, "fm-16"),
     "c10-32": partial(_problem, "c10-32"),
-    "resnet18": partial(_torchvision, "resnet18"),
-    "mobilenet_v3_small": partial(_torchvision, "mobilenet_v3_small"),
-    "resnet50": partial(_torchvision, "resnet50"),
-    "vit_b_16": partial(_torchvision, "vit_b_16"),
+    **{family: partial(_torchvision, family) for family in FAMILIES},
     "gpt2": _gpt2,
 }
 LARGE = ("resnet50", "vit_b_16", "gpt2")
