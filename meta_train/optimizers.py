@@ -24,7 +24,8 @@ Built = tuple[Optimizer, LRScheduler | None]
 WARMUP = 0.05  # share of the steps; without it Adam is unstable at its best rates (fm-16 at .04)
 WEIGHT_DECAY = 0.1  # of AdamW, as most recipes for transformers have it
 
-TRACED = ":traced"
+# Behind the name of weights.
+TRACED, BFLOAT16 = ":traced", ":bfloat16"
 # Muon's author leaves them to Adam; on gpt-text that is .1 better than Muon on all matrices.
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -118,18 +119,19 @@ def load_optimizer(name: str) -> OptimizerSpec:
     """A baseline of `OPTIMIZERS`, or the learned optimizer of bundled weights or of a weights file.
 
     name: of the weights, or the path of the file. With ":traced" behind it, the optimizer follows
-    the model's first forward; else it infers the graph from names and shapes.
+    the model's first forward; else it infers the graph from names and shapes. With ":bfloat16" its
+    metanet computes in that.
 
     Raises ValueError if there is none of that name, or if the weights cannot be loaded.
     """
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
-    weights, bundled = name.removesuffix(TRACED), list_pretrained()
+    weights, bundled = name.removesuffix(TRACED).removesuffix(BFLOAT16), list_pretrained()
     if weights not in ("default", *bundled) and not Path(weights).is_file():
         known = ", ".join([*OPTIMIZERS, "default", *bundled])
         raise ValueError(f"optimizer '{name}': expected one of {known}, or the path of an existing weights file")
     learned = load_pretrained(weights)
-    make = partial(_learned, learned, weights != name)
+    make = partial(_learned, learned, name)
     return OptimizerSpec(name, make, weights=weights_hash(learned))
 
 
@@ -182,7 +184,7 @@ def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Bu
 
 def _learned(
     learned: LearnedOptimizer,
-    is_traced: bool,
+    name: str,
     model: nn.Module,
     lr: float,
     total_steps: int,
@@ -192,7 +194,8 @@ def _learned(
         lr,
         weights=learned,
         total_steps=total_steps,
-        model=model if is_traced else None,
+        model=model if name.endswith(TRACED) else None,
+        compute_dtype=torch.bfloat16 if name.endswith(BFLOAT16) else None,
     )
     return optimizer, None
 

@@ -49,3 +49,10 @@ def preprocess(columns: Sequence[Tensor], cutoff: float = LOG_CUTOFF) -> Tensor:
     log.abs_().clamp_min_(least).log_().mul_(1 / cutoff)
     sign.clamp_min_(-least).clamp_max_(least).mul_(1 / least)
     return found.movedim(0, -1)
+
+
+def features_of(columns: Sequence[Tensor], like: Tensor) -> Tensor:
+    """`preprocess` in the dtype and on the device of `like`; logarithms in float32 at least."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    found = preprocess([column.to(like.device, dtype) for column in columns])
+    return found.to(like.dtype)

@@ -8,7 +8,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from ngopt.features import DECAYS, move_momenta, preprocess, update_momenta
+from ngopt.features import DECAYS, features_of, move_momenta, update_momenta
 from ngopt.functional import Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.metanet import Metanet
@@ -184,9 +184,9 @@ class MetanetRule:
             columns = columns if context is None else [*columns, context]
             pieces = [x.tensor_split(count) for x in (update, *columns)]
             for out, *piece in zip(*pieces, strict=True):
-                own = [x.to(like) for x in piece]
-                features = preprocess(own[: 2 + len(MOMENTA)])
-                out.copy_(self.metanet.updates(features, None if context is None else own[-1]))
+                features = features_of(piece[: 2 + len(MOMENTA)], like)
+                own = None if context is None else piece[-1].to(like)
+                out.copy_(self.metanet.updates(features, own))
             yield from zip(some, update.split(own_sizes), strict=True)
 
     def _features(self, columns: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -195,8 +195,8 @@ class MetanetRule:
         rows = zip(columns, specs, strict=True)
         nothing = [like.new_zeros(())] * (2 + len(MOMENTA))
         whole = [some or [zero.expand(spec.shape) for zero in nothing] for some, spec in rows]
-        flat = [self.graph.flatten([x.to(like) for x in column]) for column in zip(*whole, strict=True)]
-        features = preprocess(flat)
+        flat = [self.graph.flatten([x.to(like.device) for x in column]) for column in zip(*whole, strict=True)]
+        features = features_of(flat, like)
         if all(columns):
             return features
         rows = zip(columns, specs, strict=True)

@@ -63,6 +63,9 @@ class NGOptimizer(Optimizer):
             comes down to zero. Without it, `averaged` and `load_average` have the same effect. The
             metanets of the paper do not use it.
         maximize: go up instead of down. Per group.
+        compute_dtype: what a metanet computes in, such as torch.bfloat16; by default the dtype of
+            its state. State and logarithms stay float32, and the default weights, which have no
+            metanet, stay as they are.
 
     `graph` is what the optimizer sees, and `repr` says in one line how much of it is connected.
 
@@ -89,10 +92,13 @@ class NGOptimizer(Optimizer):
         weights: str | os.PathLike | Metanet | LearnedOptimizer = "default",
         total_steps: int | None = None,
         maximize: bool = False,
+        compute_dtype: torch.dtype | None = None,
     ):
         if model is not None and graph is not None:
             raise ValueError("NGOptimizer: expected model or graph; got both")
-        self.learned = _learned(weights)
+        if compute_dtype is not None and not compute_dtype.is_floating_point:
+            raise ValueError(f"compute_dtype: expected a floating point dtype or None; got {compute_dtype}")
+        self.learned, self.compute_dtype = _learned(weights), compute_dtype
         self._rule: tuple[Any, UpdateRule] | None = None  # the latest, and what it was bound for
         self._wiring: Wiring | None = None
         self._wired: list[tuple[Tensor, torch.Size | None]] = []  # what the wiring was made for
@@ -224,7 +230,7 @@ class NGOptimizer(Optimizer):
             after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("learned", "_source", "_wiring", "_wired")
+        derived = ("learned", "compute_dtype", "_source", "_wiring", "_wired")
         own = {key: self.__dict__[key] for key in derived}
         return {**super().__getstate__(), **own, "_rule": None}
 
@@ -255,7 +261,8 @@ class NGOptimizer(Optimizer):
     def _bound(self, graph: NeuralGraph) -> UpdateRule:
         """The rule on a graph, in the precision and on the device of the parameters."""
         params = group_tensors(self.param_groups)
-        dtype = max((state_dtype(real(p)) for p in params), key=lambda d: d.itemsize)
+        widest = max((state_dtype(real(p)) for p in params), key=lambda d: d.itemsize)
+        dtype = self.compute_dtype or widest
         wanted = (graph, self.param_groups[0]["total_steps"], params[0].device, dtype)
         if self._rule is None or self._rule[0] != wanted:
             graph, total_steps, device, dtype = wanted

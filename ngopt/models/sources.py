@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ngopt.features import NUM_FEATURES, preprocess
+from ngopt.features import NUM_FEATURES, features_of
 from ngopt.graph.core import GraphValues, NeuralGraph, View
 from ngopt.models.parts import BlockParts, Part
 
@@ -111,8 +111,8 @@ class RawFeatures:
         columns = self.columns[view.parameter]
         if not columns:
             return self.like.new_zeros(shape)
-        raw = [_strided(x, view).to(self.like) for x in columns]
-        return preprocess(raw).nan_to_num_(0.0, 0.0, 0.0).reshape(shape)
+        raw = [_strided(x, view) for x in columns]
+        return features_of(raw, self.like).nan_to_num_(0.0, 0.0, 0.0).reshape(shape)
 
 
 def concatenated(values: Sequence[Tensor]) -> Tensor:

@@ -208,3 +208,10 @@ def test_a_learned_optimizer_may_follow_the_model(weights):
     assert not optimizer.graph.inferred
     optimizer, _ = inferred.build(model, None, 10)
     assert optimizer.graph.inferred
+
+
+def test_metanets_in_bfloat16():
+    spec = load_optimizer("ff:bfloat16")
+    assert spec.weights == load_optimizer("ff").weights
+    optimizer, _ = spec.build(nn.Linear(2, 2), None, 10)
+    assert optimizer.compute_dtype == torch.bfloat16

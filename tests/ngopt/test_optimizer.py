@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ngopt import NGOptimizer, build_graph
+from ngopt import NGOptimizer, build_graph, metanet_rule
 from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import MetanetRule
@@ -116,6 +116,28 @@ def test_a_compiled_step_is_the_same_and_is_not_compiled_again(weights):
     assert counts[-1] == counts[20 if weights == "default" else 1] > 0
     for p, q in zip(compiled.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("few", [0, 1 << 15], ids=["in pieces", "at once"])
+@pytest.mark.parametrize("weights", ["ff", "ng-gnn"])
+def test_a_metanet_may_compute_in_bfloat16(weights, few, monkeypatch):
+    monkeypatch.setattr(metanet_rule, "FEW", few)
+    models = [network(), network()]
+    start = snapshot(models[0])
+    exact, rounded = (
+        NGOptimizer(model.parameters(), weights=weights, compute_dtype=dtype)
+        for model, dtype in zip(models, (None, torch.bfloat16), strict=True)
+    )
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    exact.step()
+    rounded.step()
+    for p, q, before in zip(*(model.parameters() for model in models), start, strict=True):
+        assert 0 < (p - q).norm() < 0.05 * (p - before).norm()
+        for key in ("exp_avg_0", "exp_avg_4"):
+            assert torch.equal(exact.state[p][key], rounded.state[q][key])
+    assert pickle.loads(pickle.dumps(rounded)).compute_dtype == torch.bfloat16
 
 
 def test_closure_is_evaluated_with_gradients_and_its_loss_returned(metanet):
@@ -405,6 +427,8 @@ class TestErrors:
             NGOptimizer(model.parameters(), total_steps=0, weights=metanet)
         with pytest.raises(ValueError, match="got both"):
             NGOptimizer(model.parameters(), model=model, graph=build_graph(model), weights=metanet)
+        with pytest.raises(ValueError, match="compute_dtype: expected a floating point dtype.*int8"):
+            NGOptimizer(model.parameters(), weights=metanet, compute_dtype=torch.int8)
 
     def test_graph_of_another_network(self, metanet):
         model = network()
