@@ -22,12 +22,12 @@ from tqdm import tqdm
 from meta_train import cli
 from meta_train.estimators import trained_metanet
 from meta_train.problems import load_problem
-from meta_train.report import align, markdown
+from meta_train.report import align, markdown, summarize
 from meta_train.runs import Record, Run, execute, write_json
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import load_pretrained, save_pretrained, weights_hash
 
-HEADER = ["problem", "k", "validation accuracy %", "test accuracy %", "optimizer ms/step"]
+HEADER = ["problem", "k", "validation accuracy %", "test accuracy %"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def run(config: Config) -> None:
     best = chosen(found[config.problems[0]])
     stage = {"program": "meta_train.graph_every", **asdict(config), "chosen": best}
     recipe = {"stages": [*learned.recipe["stages"], stage]}
-    save_pretrained(replace(looking_every(learned, best), recipe=recipe), folder / "chosen.safetensors")
+    table = {**learned.table, **{problem: _measured(by_k[best]) for problem, by_k in found.items()}}
+    new = replace(looking_every(learned, best), recipe=recipe, table=table)
+    save_pretrained(new, folder / "chosen.safetensors")
     body = [_cells(problem, k, records) for problem, by_k in found.items() for k, records in by_k.items()]
     results = {"config": asdict(config), "chosen": best, "rows": [dict(zip(HEADER, row, strict=True)) for row in body]}
     write_json(folder / "results.json", results)
@@ -108,10 +110,21 @@ def accuracies(records: Sequence[Record], split: str) -> list[float]:
     return [100 * record[split]["accuracy"] for record in records]
 
 
+def _measured(records: Sequence[Record]) -> dict[str, Any]:
+    """What the table of a weights file says of a problem."""
+    row = summarize(records)
+    return {
+        "test_accuracy_mean": row.accuracy_mean,
+        "test_accuracy_std": row.accuracy_std,
+        "seeds": row.runs,
+        "steps": row.steps,
+        "train_loss": row.train_loss,
+    }
+
+
 def _cells(problem: str, k: int, records: Sequence[Record]) -> list[str]:
     splits = [accuracies(records, split) for split in ("validation", "test")]
-    ms = fmean(record["optimizer_ms_per_step"] for record in records)
-    return [problem, str(k), *map(_mean_and_deviation, splits), f"{ms:.1f}"]
+    return [problem, str(k), *map(_mean_and_deviation, splits)]
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
