@@ -10,7 +10,7 @@ from torch import Tensor
 from ngopt.base.basis import first_basis, renewed_basis
 from ngopt.base.direction import kept_dtype
 from ngopt.base.flat import Flat, Number
-from ngopt.base.joined import Joined, replaced, times
+from ngopt.base.joined import Joined, replaced, times, towards
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.modes import Mode, factor_shape
 from ngopt.base.step import Shared, Task
@@ -94,22 +94,16 @@ class StackStep:
 
     def observe(self, grads: Iterable[Tensor]) -> None:
         """Puts the gradient, in pieces of the layout's shape, into the factors."""
-        keep = 1 - self.weight
+        modes = self.stack.modes
+        found: list[Tensor] = []
         for grad in grads:
-            rows = zip(self.stack.modes, self.factors, strict=True)
-            self.factors = [self._observed(mode, old, grad, keep) for mode, old in rows]
-            keep = 1.0
+            unfolded = [mode.unfolded(grad) for mode in modes]
+            own = [torch.bmm(x, x.mT) for x in unfolded]
+            found = [a + b for a, b in zip(found, own, strict=True)] if found else own
+        rows = zip(modes, self.factors, found, strict=True)
+        self.factors = [towards(old, new, _of_parts(self.weight, mode), self.in_place) for mode, old, new in rows]
         if any(task.step == 0 for task in self.tasks):
             self._begin()
-
-    def _observed(self, mode: Mode, old: Tensor, grad: Tensor, keep: Number) -> Tensor:
-        """keep * factor + weight * X X^T."""
-        x, weight = mode.unfolded(grad), self.weight
-        if isinstance(weight, float) and isinstance(keep, float):
-            add = old.baddbmm_ if self.in_place else old.baddbmm
-            return add(x, x.mT, beta=keep, alpha=weight)
-        kept = times(old, _of_parts(keep, mode), self.in_place)
-        return kept + torch.bmm(x, x.mT) * _of_parts(weight, mode)
 
     def rotated(self, values: Tensor) -> Tensor:
         """Matrices, once or several times as many, in the eigenbases."""
