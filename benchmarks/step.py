@@ -25,7 +25,7 @@ import argparse
 import json
 import platform
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -259,27 +259,35 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    steps = [r for name in options.problems for r in whole_steps(name, options.steps, options.skip)]
-    networks = measured(options.networks, options.weights, options.threads)
-    widths = measured(map(str, options.widths), options.weights, options.threads)
-    found = steps, networks, widths
-    print("\n\n".join(table(records) for records in found if records))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        machine = platform.processor() or platform.machine()
-        about = {"processor": machine, "threads": options.threads, "torch": torch.__version__}
-        content = {"machine": about, "problems": steps, "networks": networks, "widths": widths}
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
-        if widths:
-            draw(widths, options.output.with_suffix(".png"))
+    machine = platform.processor() or platform.machine()
+    about = {"processor": machine, "threads": options.threads, "torch": torch.__version__}
+    found: dict[str, list[Record]] = {"problems": [], "networks": [], "widths": []}
+    for kind, records in _all_records(options):
+        found[kind] += records
+        if options.output:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(json.dumps({"machine": about, **found}, indent=1) + "\n")
+    print("\n\n".join(table(records) for records in found.values() if records))
+    if options.output and found["widths"]:
+        draw(found["widths"], options.output.with_suffix(".png"))
 
 
-def measured(networks: Iterable[str], weights: Sequence[str], threads: int) -> list[Record]:
+def _all_records(options: argparse.Namespace) -> Iterator[tuple[str, list[Record]]]:
+    """Kinds and records, as soon as they are there."""
+    for name in options.problems:
+        yield "problems", whole_steps(name, options.steps, options.skip)
+    for kind, networks in (("networks", options.networks), ("widths", map(str, options.widths))):
+        for record in measured(networks, options.weights, options.threads):
+            yield kind, [record]
+
+
+def measured(networks: Iterable[str], weights: Sequence[str], threads: int) -> Iterator[Record]:
     """Records of all pairs, each from a process of its own."""
     pairs = [(network, some, threads) for network in networks for some in weights]
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         tasks = [pool.apply_async(network_steps, pair) for pair in pairs]
-        return [task.get() for task in tqdm(tasks, unit="network", disable=not tasks)]
+        for task in tqdm(tasks, unit="network", disable=not tasks):
+            yield task.get()
 
 
 def draw(records: list[Record], path: Path) -> None:
