@@ -22,7 +22,7 @@ from tqdm import tqdm
 from meta_train import cli
 from meta_train.estimators import trained_metanet
 from meta_train.problems import load_problem
-from meta_train.report import align, markdown, summarize
+from meta_train.report import align, deviation, markdown, spread, summarize
 from meta_train.runs import Record, Run, execute, write_json
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import load_pretrained, save_pretrained, weights_hash
@@ -128,8 +128,7 @@ def _cells(problem: str, k: int, records: Sequence[Record]) -> list[str]:
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
-    deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{fmean(values):.2f}{deviation}"
+    return spread(f"{fmean(values):.2f}", f"{deviation(values):.2f}", len(values))
 
 
 def draw(path: Path, found: Found) -> None:

@@ -88,9 +88,9 @@ def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
         steps=run["steps"],
         diverged=sum(record["diverged"] for record in records),
         test_loss=fmean(test_losses),
-        test_loss_std=_deviation(test_losses),
+        test_loss_std=deviation(test_losses),
         accuracy_mean=fmean(accuracies) if accuracies else None,
-        accuracy_std=_deviation(accuracies) if accuracies else None,
+        accuracy_std=deviation(accuracies) if accuracies else None,
         validation_loss=fmean(_number(record["validation"]["loss"]) for record in records),
         train_loss=fmean(_number(record["train_loss"]) for record in records),
         ms_per_step=fmean(record["ms_per_step"] for record in records),
@@ -124,13 +124,13 @@ def cells(row: Row, rank: float | None = None, reached: float | None = None) -> 
     lr = "-" if row.lr is None else f"{row.lr:g}" + " *" * row.at_edge
     accuracy = "-"
     if row.accuracy_mean is not None and row.accuracy_std is not None:
-        accuracy = _spread(f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}", row.runs)
+        accuracy = spread(f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}", row.runs)
     return [
         row.problem,
         row.optimizer,
         lr,
         "-" if rank is None else f"{rank:g}",
-        _spread(digits(row.test_loss), f"{row.test_loss_std:.2g}", row.runs),
+        spread(digits(row.test_loss), f"{row.test_loss_std:.2g}", row.runs),
         accuracy,
         digits(row.validation_loss),
         digits(row.train_loss),
@@ -205,9 +205,11 @@ def _number(value: float | None) -> float:
     return nan if value is None else value
 
 
-def _deviation(values: Sequence[float]) -> float:
+def deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation, nan of one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else nan
 
 
-def _spread(mean: str, deviation: str, runs: int) -> str:
+def spread(mean: str, deviation: str, runs: int) -> str:
+    """A cell with both; of one run there is no deviation."""
     return mean if runs == 1 else f"{mean} ± {deviation}"

@@ -8,12 +8,13 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
+from ngopt.base.flat import concatenated
 from ngopt.features import DECAYS, features_of, move_momenta, update_momenta
 from ngopt.functional import Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.metanet import Metanet
 from ngopt.models.parts import GraphParts
-from ngopt.models.sources import FlatFeatures, RawFeatures, Source, concatenated
+from ngopt.models.sources import FlatFeatures, RawFeatures, Source
 
 MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
 """Keys of a record: one momentum for each decay."""

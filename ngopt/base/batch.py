@@ -8,7 +8,7 @@ import torch
 from torch import Size, Tensor
 
 from ngopt.base.direction import moved, normalised
-from ngopt.base.flat import Flat, Number
+from ngopt.base.flat import Flat, Number, concatenated
 from ngopt.base.joined import Joined, times, towards
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.stack import Stack, StackStep
@@ -117,7 +117,7 @@ class Batch:
             found.append(step.rotated(values).view(2, -1))
         if self.rest:
             found.append(pair[:, -self.rest :])
-        return found[0] if len(found) == 1 else torch.cat(found, 1)
+        return concatenated(found, 1)
 
     def _rotated_back(self, values: Tensor, steps: Sequence[StackStep]) -> Tensor:
         """Values of the matrices in their eigenbases -> those of the parameters, (total,)."""
@@ -135,7 +135,7 @@ class Batch:
         ordered = [found[i] for i in range(len(found))]
         if self.rest:
             ordered.append(pieces[-1])
-        return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
+        return concatenated(ordered)
 
     def _long_direction(
         self,

@@ -29,8 +29,7 @@ class Flat:
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """Tensors of as many elements as the shapes have, one after the other."""
-        pieces = [value.reshape(-1) for value in values]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return concatenated([value.reshape(-1) for value in values])
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """What `join` was given, in these shapes."""
@@ -46,3 +45,8 @@ class Flat:
             owners = torch.tensor(self.owners).repeat_interleave(counts)
             self._elements = owners.to(number.device)
         return number.index_select(0, self._elements)
+
+
+def concatenated(values: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Along an axis; no copy of a single one."""
+    return values[0] if len(values) == 1 else torch.cat(list(values), axis)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ngopt.base.basis import first_basis, renewed_basis
 from ngopt.base.direction import kept_dtype
-from ngopt.base.flat import Flat, Number
+from ngopt.base.flat import Flat, Number, concatenated
 from ngopt.base.joined import Joined, replaced, times, towards
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.modes import Mode, factor_shape
@@ -57,8 +57,7 @@ class Stack:
         (2 * members * groups, rows, kernel, channels).
         """
         found = [self.layout.read(flat[owner]) for owner in self.owners]
-        joined = found[0] if len(found) == 1 else torch.cat(found, 1)
-        return joined.flatten(0, 1)
+        return concatenated(found, 1).flatten(0, 1)
 
     def split(self, joined: Tensor) -> Sequence[Tensor]:
         """What all members have -> what each has."""
@@ -128,10 +127,13 @@ class StackStep:
             kept = kept_dtype(mode, self.factors[i].dtype)
             stack.factors[i].close(records, _cast(self.factors[i], kept), self.in_place)
             stack.bases[i].close(records, _cast(self.bases[i], kept), self.in_place)
+        due = [i for i, task in enumerate(self.tasks) if task.is_due and task.step > 0]
+        if not due:
+            return
         is_active = stack.split(self._is_active())
-        for i, (owner, number) in enumerate(stack.members):
-            if self.tasks[i].is_due and self.tasks[i].step > 0:
-                self._renew(records[owner], number, is_active[i])
+        for i in due:
+            owner, number = stack.members[i]
+            self._renew(records[owner], number, is_active[i])
 
     def _is_active(self) -> Tensor:
         """Of each group whether its step is not left out, (members * groups,)."""

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ngopt.base.flat import concatenated
 from ngopt.features import NUM_FEATURES, features_of
 from ngopt.graph.core import GraphValues, NeuralGraph, View
 from ngopt.models.parts import BlockParts, Part
@@ -113,11 +114,6 @@ class RawFeatures:
             return self.like.new_zeros(shape)
         raw = [_strided(x, view) for x in columns]
         return features_of(raw, self.like).nan_to_num_(0.0, 0.0, 0.0).reshape(shape)
-
-
-def concatenated(values: Sequence[Tensor]) -> Tensor:
-    """Along the first axis; no copy of a single one."""
-    return values[0] if len(values) == 1 else torch.cat(list(values))
 
 
 def _strided(flat: Tensor, view: View) -> Tensor:
