@@ -12,7 +12,7 @@ from ngopt.base.flat import Flat, Number, concatenated
 from ngopt.base.joined import Joined, times, towards
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.stack import Stack, StackStep
-from ngopt.base.step import Shared, Task
+from ngopt.base.step import Shared, Task, uncompiled
 from ngopt.functional import AVERAGE, Record
 
 # Parameters of so many numbers are updated together, up to as many as stay in a cache.
@@ -79,6 +79,7 @@ class Batch:
         self.second.close(records, second, in_place)
         for step in steps:
             step.close(records)
+        _renew(steps, records)
         return value
 
     def _all_directions(
@@ -208,6 +209,12 @@ def _stacks(
         for number, layout in enumerate(some):
             found.setdefault(layout, []).append((owner, number))
     return [Stack(layout, members, device) for layout, members in found.items()]
+
+
+@uncompiled
+def _renew(steps: Sequence[StackStep], records: Sequence[Record]) -> None:
+    for step in steps:
+        step.renew(records)
 
 
 def _scaled(grad: Tensor, multiplier: Number, is_finite: bool, dtype: torch.dtype) -> Tensor:

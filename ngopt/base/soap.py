@@ -33,7 +33,7 @@ from ngopt.base.modes import factor_shape
 from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
 from ngopt.base.scale import gain, usual_size, weight_sizes
 from ngopt.base.schedule import average_weight, with_horizon, without_horizon
-from ngopt.base.step import Scalars, Shared, Step, Task, converted, of_each, shared, vector
+from ngopt.base.step import Scalars, Shared, Step, Task, converted, of_each, shared, uncompiled, vector
 from ngopt.functional import AVERAGE, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.roles import roles_of
@@ -132,8 +132,8 @@ class SoapRule:
                 stacklevel=3,
             )
         factors = self._modulate(state, step.now)
-        for some, batch in plan.batches:
-            yield from self._updated(step, some, batch, factors)
+        for (some, batch), numbers in zip(plan.batches, step.numbers, strict=True):
+            yield from self._updated(step, some, batch, numbers, factors)
 
     def _first_record(self, p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
         zero = torch.zeros((), device=p.device)
@@ -178,6 +178,7 @@ class SoapRule:
             self._plan = _Plan(made_for, positions, slices, counts, sizes)
         return self._plan
 
+    @uncompiled
     def _begin(
         self,
         plan: _Plan,
@@ -211,7 +212,9 @@ class SoapRule:
         decays = [self._decay(i, hyper.weight_decay[i]) for i in positions]
         newest = of_each(steps, lambda step: average_weight(step, config.average_power))
         applied = rates * gains, rates * array_like(decays, active), array_like(newest, active) * active
-        numbers = stacked([*step_numbers(measured, steps, config), *applied])
+        rows = stacked([*step_numbers(measured, steps, config), *applied])
+        has_recall = is_recalled(measured.recall, steps)
+        numbers = [shared(rows[:, some], old[some.start]["exp_avg"], has_recall) for some, _ in plan.batches]
 
         plan.counts.close(new, counts + 1, in_place)
         kept = stacked([measured.scale, measured.size, skipped + (1 - active)])
@@ -224,7 +227,6 @@ class SoapRule:
             records=new,
             active=active,
             numbers=numbers,
-            has_recall=is_recalled(measured.recall, steps),
             decays=any(decays),
             now=now,
             in_place=in_place,
@@ -249,12 +251,12 @@ class SoapRule:
         step: Step,
         some: slice,
         batch: Batch,
+        numbers: Shared,
         factors: Sequence[Tensor] | None,
     ) -> Iterable[tuple[int, Tensor, Record]]:
         """Positions, deltas and new records of a batch."""
         positions, tasks, records = step.positions[some], step.tasks[some], step.records[some]
         ahead = (1 - self.config.beta1) * self.config.nesterov
-        numbers = shared(step.numbers[:, some], tasks[0].record["exp_avg"], step.has_recall)
         value = batch.directions(step.grads[some], tasks, records, numbers, ahead, step.in_place)
         if factors is not None:
             rows = zip(positions, batch.flat.split(value), strict=True)

@@ -118,21 +118,21 @@ class StackStep:
         return values
 
     def close(self, records: Sequence[Record]) -> None:
-        """Puts factors and bases into new records; those bases that are due one step nearer to the eigenvectors.
-
-        records: of all parameters of the batch, with their new second moments.
-        """
+        """Puts factors and bases into new records, those of all parameters of the batch."""
         stack = self.stack
         for i, mode in enumerate(stack.modes):
             kept = kept_dtype(mode, self.factors[i].dtype)
             stack.factors[i].close(records, _cast(self.factors[i], kept), self.in_place)
             stack.bases[i].close(records, _cast(self.bases[i], kept), self.in_place)
+
+    def renew(self, records: Sequence[Record]) -> None:
+        """Takes those bases that are due, in new records, one step nearer to the eigenvectors."""
         due = [i for i, task in enumerate(self.tasks) if task.is_due and task.step > 0]
         if not due:
             return
-        is_active = stack.split(self._is_active())
+        is_active = self.stack.split(self._is_active())
         for i in due:
-            owner, number = stack.members[i]
+            owner, number = self.stack.members[i]
             self._renew(records[owner], number, is_active[i])
 
     def _is_active(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -98,6 +98,12 @@ class Scalars:
 
 
 Value = TypeVar("Value")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def uncompiled(function: Function) -> Function:
+    """Marks work on the host that differs from step to step: `torch.compile` leaves it out."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 def of_each(steps: Sequence[int], number: Callable[[int], Value]) -> list[Value]:
@@ -126,8 +132,8 @@ class Step(NamedTuple):
     """What one step knows of the parameters that have a gradient, in the order of its plan.
 
     tasks: with the old records. records: the new ones. active: 0 where the step is left out.
-    numbers: rows are the fields of `Shared`. has_recall: whether any state is recalled. decays:
-    whether any weights do. now: steps of the training before this one.
+    numbers: of each batch. decays: whether any weights do. now: steps of the training before this
+    one.
     """
 
     positions: Sequence[int]
@@ -136,8 +142,7 @@ class Step(NamedTuple):
     tasks: Sequence[Task]
     records: Sequence[Record]
     active: Array
-    numbers: Array
-    has_recall: bool
+    numbers: Sequence[Shared]
     decays: bool
     now: int
     in_place: bool
