@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ngopt.base.flat import concatenated
+from ngopt.base.step import uncompiled
 from ngopt.features import DECAYS, features_of, move_momenta, update_momenta
 from ngopt.functional import Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
@@ -120,6 +121,7 @@ class MetanetRule:
         for some in _together(sizes, MOVED):
             move_momenta([[state[i][key] for key in MOMENTA] for i in some], [found[i] for i in some])
 
+    @uncompiled
     def _is_due(self, present: Sequence[int], state: Sequence[Record]) -> bool:
         """Whether the metanet looks at the graph in this step."""
         if not self._is_amortized:
@@ -136,6 +138,7 @@ class MetanetRule:
             for i, spec in enumerate(self.graph.parameters)
         ]
 
+    @uncompiled
     def _said(
         self,
         source: Source,

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo import lookup_backend
 
 from ngopt import NGOptimizer, build_graph, metanet_rule
 from ngopt.functional import Hyper, update_all
@@ -90,14 +91,14 @@ def test_named_parameters_are_found_in_a_graph_by_name(metanet):
     assert same(model, snapshot(expected))
 
 
-@pytest.mark.parametrize("weights", ["default", "ff"])
+@pytest.mark.parametrize("weights", ["default", "ff", "ng-gnn"])
 def test_a_compiled_step_is_the_same_and_is_not_compiled_again(weights):
     compiled, graphs = nn.Linear(4, 3), []
     eager = copy.deepcopy(compiled)
 
-    def backend(module, _):
+    def backend(module, inputs):
         graphs.append(module)
-        return module.forward
+        return lookup_backend("aot_eager")(module, inputs)
 
     torch.compiler.reset()
     ours = NGOptimizer(compiled.parameters(), weights=weights, total_steps=40)
@@ -112,7 +113,8 @@ def test_a_compiled_step_is_the_same_and_is_not_compiled_again(weights):
         step() if seed else ours.step()
         theirs.step()
         counts.append(len(graphs))
-    assert counts[-1] == counts[2] > 0
+    # at step 8 ng-gnn looks at the graph again; the default may recall its first three gradients
+    assert counts[-1] == counts[8] > 0
     for p, q in zip(compiled.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p, q)
 
