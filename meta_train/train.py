@@ -29,7 +29,7 @@ from meta_train.random import derive_seed, seeded
 from meta_train.unroll import Task, whole_run
 from meta_train.workers import Job, Result, UnrollConfig, Worker, WorkerPool
 from ngopt.learned import LearnedOptimizer
-from ngopt.models import METANETS, FeedForward, NeuralGraphGNN
+from ngopt.models import METANETS, FeedForward, GraphMetanet
 from ngopt.pretrained import load_pretrained, save_pretrained
 
 
@@ -234,8 +234,8 @@ def make_learned(config: Config) -> LearnedOptimizer:
             return LearnedOptimizer(metanet=cls(cls.Config(**overrides)))
         learned = load_pretrained(config.init_from)
         start = learned.metanet
-        if isinstance(start, FeedForward) and cls is NeuralGraphGNN:
-            start = NeuralGraphGNN.from_feedforward(start)
+        if isinstance(start, FeedForward) and issubclass(cls, GraphMetanet):
+            start = cls.from_feedforward(start)
     if start is None or type(start) is not cls:
         got = "none" if start is None else start.name
         raise ValueError(f"weights '{config.init_from}': expected metanet '{config.metanet}'; got '{got}'")

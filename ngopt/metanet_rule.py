@@ -45,9 +45,12 @@ class MetanetRule:
     Where nothing is differentiated, memory beyond state, gradients and one parameter's delta does not
     grow with the network, but for a metanet that looks at the graph in every step: what the graph
     says of every element is then held until the step ends.
+
+    Raises ValueError for a graph that the metanet cannot read.
     """
 
     def __init__(self, metanet: Metanet, graph: NeuralGraph):
+        metanet.check(graph)
         self.metanet, self.graph = metanet, graph
         self._parts: tuple[tuple, GraphParts | None] | None = None
 

@@ -13,9 +13,8 @@ from torch.func import functional_call
 from ngopt.functional import Hyper, update_all
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
 from ngopt.metanet_rule import MetanetRule
-from ngopt.models import NeuralGraphGNN
-from ngopt.models.gnn import GNNConfig
 from tests.automorphisms import Automorphism, subproducts
+from tests.metanets import SMALL, small_metanet
 
 
 class NoSymmetry(Exception):
@@ -93,11 +92,6 @@ def updates(metanet: nn.Module, graph: NeuralGraph, params: list[Tensor], grads:
     return deltas
 
 
-def small_metanet() -> NeuralGraphGNN:
-    torch.manual_seed(0)
-    return NeuralGraphGNN(GNNConfig(width=8, d_out=3, hidden=(8,))).double()
-
-
 @torch.no_grad()
 def assert_commutes(
     metanet: nn.Module,
@@ -128,9 +122,11 @@ def assert_equivariant(metanet: nn.Module, graph: NeuralGraph, tolerance: float 
 
 
 def assert_metanet_respects(graph: NeuralGraph, symmetries: Sequence[Automorphism], products: int = 3) -> None:
-    """The GNN's updates commute with random products of symmetries."""
+    """The updates of all metanets that read any graph commute with random products of symmetries."""
     moves = [partial(a.move, graph) for a in subproducts(symmetries, products)]
-    assert_commutes(small_metanet(), graph, moves)
+    torch.manual_seed(0)
+    for name in SMALL:
+        assert_commutes(small_metanet(name), graph, moves)
 
 
 # Functions of networks

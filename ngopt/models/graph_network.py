@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from math import prod
 from typing import cast
@@ -28,8 +28,8 @@ from ngopt.models.encoders import (
     SlotEncoder,
     SlotMap,
 )
-from ngopt.models.layers import GlobalFeature, PNALayer, means_by_graph, select_neurons
-from ngopt.models.messages import Incoming, Messages, joined, side_by_side
+from ngopt.models.layers import GlobalFeature, GraphLayer, means_by_graph, select_neurons
+from ngopt.models.messages import Incoming, Reduced
 from ngopt.models.parts import BlockParts, GraphParts, Part, parts_of
 from ngopt.models.sources import Source, WholeValues
 
@@ -41,11 +41,13 @@ Place = int | tuple[BlockParts, Part]
 
 
 class GraphNetwork(nn.Module):
-    """Features on a neural graph to features on the same graph, through rounds of `PNALayer`.
+    """Features on a neural graph to features on the same graph, through rounds of messages.
 
     What nodes and edges are, their kinds, is part of their features; edges without a parameter start
     from a learned vector for their kind alone. With `activations` nodes also get one for the function
     that the network applies to them, with `global_feature` every layer a vector for the whole graph.
+
+    layers: the rounds. kernel: largest (height, width) of a kernel on one edge.
 
     Shapes: `GraphValues` with d_in features -> `GraphValues` with d_out features.
     """
@@ -55,21 +57,20 @@ class GraphNetwork(nn.Module):
         d_in: int,
         d_out: int,
         width: int,
-        layers: int,
+        layers: Sequence[GraphLayer],
         kernel: tuple[int, int],
-        log_degree: float,
         activations: bool = False,
         global_feature: bool = False,
     ):
         super().__init__()
         self.width, self.kernel = width, kernel
         self.activations = nn.Embedding(len(ACTIVATIONS), width) if activations else None
-        self.globals = nn.ModuleList(GlobalFeature(width) for _ in range(layers)) if global_feature else None
+        self.globals = nn.ModuleList(GlobalFeature(width) for _ in layers) if global_feature else None
         self.edge_encoder = SlotEncoder(d_in, width, kernel, EDGE_KINDS)
         self.node_encoder = SlotEncoder(d_in, width, kernel, BIAS_KINDS)
         self.node_kinds = nn.Embedding(len(NODE_KINDS), width)
         self.position = nn.Linear(POSITION_FEATURES, width)
-        self.layers = nn.ModuleList(PNALayer(width, log_degree) for _ in range(layers))
+        self.layers = nn.ModuleList(layers)
         self.edge_decoder = SlotDecoder(width, d_out, kernel, EDGE_KINDS)
         self.node_decoder = SlotDecoder(width, d_out, kernel, BIAS_KINDS)
 
@@ -108,7 +109,7 @@ class GraphNetwork(nn.Module):
             if self.globals is not None:
                 seer = cast(GlobalFeature, self.globals[k])
                 u, nodes = self._with_globals(seer, u, nodes, edges, graph)
-            nodes = self._round(cast(PNALayer, layer), nodes, edges)
+            nodes = self._round(cast(GraphLayer, layer), nodes, edges, graph)
         for number, bias in enumerate(graph.biases):
             yield number, self._decode_node(nodes[bias.group], bias, parts.bias_index[number])
         for block in parts.weights:
@@ -120,28 +121,34 @@ class GraphNetwork(nn.Module):
         size = self.position.weight.itemsize * self.width * parts.edges
         return size <= BUDGET or torch.is_grad_enabled()
 
-    def _round(self, layer: PNALayer, nodes: list[Tensor], edges: EdgeStates) -> list[Tensor]:
+    def _round(
+        self,
+        layer: GraphLayer,
+        nodes: list[Tensor],
+        edges: EdgeStates,
+        graph: NeuralGraph,
+    ) -> list[Tensor]:
         """The nodes after a layer; the layer becomes a step of the edges."""
         incoming: list[list[Incoming]] = [[] for _ in nodes]
         outgoing: list[list[Incoming]] = [[] for _ in nodes]
         ends = layer.ends(nodes, edges.blocks)
         for block, own in zip(edges.blocks, ends, strict=True):
-            there: dict[tuple[int, int], Messages] = {}
-            back: dict[tuple[int, int], Messages] = {}
+            there: dict[tuple[int, int], Reduced] = {}
+            back: dict[tuple[int, int], Reduced] = {}
             for i, part in enumerate(block.parts):
                 found = layer.messages(edges.of(block, i), own, part)
                 places = (part.groups.start, part.targets.start), (part.groups.start, part.sources.start)
                 for kept, place, messages in zip((there, back), places, found, strict=True):
-                    kept[place] = joined(kept[place], messages) if place in kept else messages
+                    kept[place] = kept[place].joined(messages) if place in kept else messages
             target, source = block.block.target, block.block.source
-            incoming[target].append(Incoming(side_by_side(list(there.values())), block.target))
-            outgoing[source].append(Incoming(side_by_side(list(back.values())), block.source))
+            incoming[target].append(Incoming(_beside(there.values()), block.target))
+            outgoing[source].append(Incoming(_beside(back.values()), block.source))
 
         def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
             return layer.next_edges(cast(Tensor, state), ends[block.number], part)
 
         edges.then(after)
-        return layer.next_nodes(nodes, incoming, outgoing)
+        return layer.next_nodes(nodes, incoming, outgoing, _members(graph))
 
     def _with_globals(
         self,
@@ -152,7 +159,7 @@ class GraphNetwork(nn.Module):
         graph: NeuralGraph,
     ) -> tuple[Tensor, list[Tensor]]:
         """The vectors of the graphs after a layer, and nodes that saw them; edges see them in a step."""
-        members = graph.members or (0,) * len(graph.groups)
+        members = _members(graph)
         of_nodes = [(m, v.sum(-2), v.shape[-2]) for v, m in zip(nodes, members, strict=True)]
         of_edges = []
         for block in edges.blocks:
@@ -214,6 +221,16 @@ class GraphNetwork(nn.Module):
         return self.node_decoder(tiles, maps)
 
 
+def _members(graph: NeuralGraph) -> tuple[int, ...]:
+    """Of each group, which of several joined graphs it is of."""
+    return graph.members or (0,) * len(graph.groups)
+
+
+def _beside(parts: Iterable[Reduced]) -> Reduced:
+    first, *others = parts
+    return first.beside(others)
+
+
 class Scattered:
     """Puts what a graph network says of places where the parameters are.
 
@@ -265,3 +282,16 @@ class Scattered:
         """Of every parameter, (*batch, numel, d)."""
         found = [values for values in self._found if values is not None]
         return [values.reshape(*self.batch, *values.shape[1:]) for values in found]
+
+
+def scattered(
+    pieces: Iterable[tuple[Place, Tensor]],
+    parts: GraphParts,
+    batch: torch.Size,
+    out: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """What is said of places, as (*batch, numel, d) of every parameter; see `Scattered`."""
+    found = Scattered(parts, batch, out)
+    for place, values in pieces:
+        found.put(place, values)
+    return found.all()

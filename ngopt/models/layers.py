@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ngopt.models.messages import Incoming, Messages, gathered
+from ngopt.models.messages import Incoming, Messages, Reduced, gathered
 from ngopt.models.parts import BlockParts, Part
 
 # Inside the root of the standard deviation, so that its derivative is bounded where messages tie.
@@ -20,23 +20,73 @@ SCALERS = ("identity", "amplification")
 
 
 class Ends(NamedTuple):
-    """What the two ends of the edges of a block bring to a layer, 3 width each.
+    """What the two ends of the edges of a block bring to a layer.
 
-    For forward and backward messages and the edge update. target: (*batch, groups, n_target, 3 width).
-    source: (*batch, groups, n_source, 3 width).
+    target: (*batch, groups, n_target, columns). source: (*batch, groups, n_source, columns).
     """
 
     target: Tensor
     source: Tensor
 
+    def of_target(self, part: Part, columns: slice) -> Tensor:
+        """(*batch, groups, n_target, 1, 1, columns)."""
+        return self.target[..., part.groups, part.targets, columns][..., :, None, None, :]
+
+    def of_source(self, part: Part, columns: slice) -> Tensor:
+        """(*batch, groups, 1, n_source, 1, columns)."""
+        return self.source[..., part.groups, part.sources, columns][..., None, :, None, :]
+
     def sums(self, part: Part, columns: slice) -> Tensor:
         """Of both ends, (*batch, groups, n_target, n_source, 1, columns)."""
-        target = self.target[..., part.groups, part.targets, columns]
-        source = self.source[..., part.groups, part.sources, columns]
-        return target[..., :, None, None, :] + source[..., None, :, None, :]
+        return self.of_target(part, columns) + self.of_source(part, columns)
 
 
-class PNALayer(nn.Module):
+class GraphLayer(nn.Module):
+    """Base class of a round of messages along edges: new nodes and new edges, part by part.
+
+    target, source: linear maps, of what the nodes bring to the edges that they end.
+
+    Shapes: nodes one (*batch, n, width) a group; edges (*batch, groups, n_target, n_source, tiles,
+    width), of a part of a block.
+    """
+
+    target: nn.Linear
+    source: nn.Linear
+
+    def ends(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]) -> list[Ends]:
+        """What the nodes bring to the edges of every block."""
+        targets, sources = [self.target(v) for v in nodes], [self.source(v) for v in nodes]
+        found = []
+        for parts in blocks:
+            g, t, s = parts.block.shape
+            target = select_neurons(targets[parts.block.target], parts.target)
+            source = select_neurons(sources[parts.block.source], parts.source)
+            found.append(Ends(target.unflatten(-2, (g, t)), source.unflatten(-2, (g, s))))
+        return found
+
+    def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Reduced, Reduced]:
+        """What the messages of a part bring to its targets and to its sources."""
+        raise NotImplementedError
+
+    def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
+        """The edges of a part after this layer."""
+        raise NotImplementedError
+
+    def next_nodes(
+        self,
+        nodes: Sequence[Tensor],
+        incoming: Sequence[Sequence[Incoming]],
+        outgoing: Sequence[Sequence[Incoming]],
+        members: Sequence[int],
+    ) -> list[Tensor]:
+        """The nodes after this layer, from what reaches each group from both sides.
+
+        members: of each group, which of several joined graphs it is of.
+        """
+        raise NotImplementedError
+
+
+class PNALayer(GraphLayer):
     """One round of messages between neighbouring groups.
 
     message (Eq. 4):   m = scale(e) * phi([v_target, v_source]) + shift(e), for each direction
@@ -61,19 +111,7 @@ class PNALayer(nn.Module):
         self.edge = nn.Linear(width, width)
         self.edge_out = nn.Linear(width, width)
 
-    def ends(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]) -> list[Ends]:
-        """What the nodes bring to the edges of every block."""
-        targets, sources = [self.target(v) for v in nodes], [self.source(v) for v in nodes]
-        found = []
-        for parts in blocks:
-            g, t, s = parts.block.shape
-            target = select_neurons(targets[parts.block.target], parts.target)
-            source = select_neurons(sources[parts.block.source], parts.source)
-            found.append(Ends(target.unflatten(-2, (g, t)), source.unflatten(-2, (g, s))))
-        return found
-
     def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Messages, Messages]:
-        """Messages of a part to its targets and to its sources."""
         film = self.film(edges).unflatten(-1, (2, 2, self.width))
         scale, shift = film.unbind(-2)
         sums = ends.sums(part, slice(0, 2 * self.width)).unflatten(-1, (2, self.width))
@@ -81,7 +119,6 @@ class PNALayer(nn.Module):
         return Messages.of(there, (-3, -2)), Messages.of(back, (-4, -2))
 
     def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
-        """The edges of a part after this layer."""
         sums = ends.sums(part, slice(2 * self.width, None))
         hidden = silu(self.edge(edges).add_(sums))
         return self.edge_out(hidden).add_(edges)
@@ -91,8 +128,8 @@ class PNALayer(nn.Module):
         nodes: Sequence[Tensor],
         incoming: Sequence[Sequence[Incoming]],
         outgoing: Sequence[Sequence[Incoming]],
+        members: Sequence[int],
     ) -> list[Tensor]:
-        """The nodes after this layer, from what reaches each group from both sides."""
         found = []
         for node, there, back in zip(nodes, incoming, outgoing, strict=True):
             state = [node, self._aggregate(node, there), self._aggregate(node, back)]

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
+
+
+class Reduced(Protocol):
+    """What a layer keeps of the messages to some neurons; it can be continued."""
+
+    def joined(self, other: Self) -> Self:
+        """Of the same neurons, from both sets of messages."""
+        ...
+
+    def beside(self, others: Sequence[Self]) -> Self:
+        """Of neurons that follow each other."""
+        ...
 
 
 class Messages(NamedTuple):
@@ -33,38 +45,47 @@ class Messages(NamedTuple):
         found = (mean.squeeze(axes), var, low, high)
         return cls(degree, *(x.flatten(-3, -2) for x in found))
 
+    def joined(self, other: Messages) -> Messages:
+        """Of two sets of messages to the same neurons, each at least one (Chan et al. 1983)."""
+        degree = self.degree + other.degree
+        share = other.degree / degree
+        step = other.mean - self.mean
+        within = torch.lerp(self.var, other.var, share)
+        return Messages(
+            degree,
+            self.mean + step * share,
+            within + step.square() * (share * (1 - share)),
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
+        )
 
-def joined(first: Messages, second: Messages) -> Messages:
-    """Of two sets of messages to the same neurons, each at least one (Chan et al. 1983)."""
-    degree = first.degree + second.degree
-    share = second.degree / degree
-    step = second.mean - first.mean
-    within = torch.lerp(first.var, second.var, share)
-    return Messages(
-        degree,
-        first.mean + step * share,
-        within + step.square() * (share * (1 - share)),
-        torch.minimum(first.low, second.low),
-        torch.maximum(first.high, second.high),
-    )
-
-
-def side_by_side(parts: Sequence[Messages]) -> Messages:
-    """Of neurons that follow each other; all have the same degree."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = [torch.cat(column, -2) for column in zip(*(part[1:] for part in parts), strict=True)]
-    return Messages(parts[0].degree, *columns)
+    def beside(self, others: Sequence[Messages]) -> Messages:
+        """Of neurons that follow each other; all have the same degree."""
+        if not others:
+            return self
+        columns = zip(self[1:], *(other[1:] for other in others), strict=True)
+        return Messages(self.degree, *(torch.cat(column, -2) for column in columns))
 
 
-class Incoming(NamedTuple):
+Kept = TypeVar("Kept", bound=Reduced)
+
+
+class Incoming(NamedTuple, Generic[Kept]):
     """Messages of one block to the neurons of a group; index: which, (n,), None for all."""
 
-    messages: Messages
+    messages: Kept
     index: Tensor | None
 
 
-def gathered(parts: Sequence[Incoming], node: Tensor) -> Messages:
+def spread(value: Tensor, index: Tensor | None, n: int, nothing: float = 0.0) -> Tensor:
+    """(*batch, neurons that the index names, width) -> (*batch, n, width)."""
+    if index is None:
+        return value
+    empty = value.new_full((*value.shape[:-2], n, value.shape[-1]), nothing)
+    return empty.index_copy(-2, index, value)
+
+
+def gathered(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
     """Statistics over the messages of several blocks, for every neuron of a group.
 
     node: (*batch, n, width). Where none comes, the degree is 0 and statistics are 0.
@@ -72,28 +93,20 @@ def gathered(parts: Sequence[Incoming], node: Tensor) -> Messages:
     if len(parts) == 1 and parts[0].index is None:
         return parts[0].messages
     if all(part.index is None for part in parts):
-        return reduce(joined, [part.messages for part in parts])
-
-    def spread(value: Tensor, index: Tensor | None) -> Tensor:
-        """(*batch, neurons of the part, width) -> (*batch, n, width), zeros elsewhere."""
-        if index is None:
-            return value
-        zeros = value.new_zeros(*value.shape[:-2], node.shape[-2], value.shape[-1])
-        return zeros.index_copy(-2, index, value)
-
-    one = node.new_ones(1, 1)
-    counts = [part.degree * spread(one.expand(part.mean.shape[-2], 1), index) for part, index in parts]
+        return reduce(Messages.joined, [part.messages for part in parts])
+    n, one = node.shape[-2], node.new_ones(1, 1)
+    counts = [part.degree * spread(one.expand(part.mean.shape[-2], 1), index, n) for part, index in parts]
     degree = torch.stack(counts).sum(0)
     shares = [count / degree.clamp(min=1) for count in counts]
-    means = [spread(part.mean, index) for part, index in parts]
+    means = [spread(part.mean, index, n) for part, index in parts]
     mean = torch.stack([s * m for s, m in zip(shares, means, strict=True)]).sum(0)
     rows = zip(parts, shares, means, strict=True)
-    within = [s * (spread(p.var, i) + (m - mean).square()) for (p, i), s, m in rows]
+    within = [s * (spread(p.var, i, n) + (m - mean).square()) for (p, i), s, m in rows]
     reached = degree > 0
 
     def extreme(values: Sequence[Tensor], nothing: float) -> Tensor:
         rows = zip(counts, values, parts, strict=True)
-        some = [torch.where(c > 0, spread(v, part.index), nothing) for c, v, part in rows]
+        some = [torch.where(c > 0, spread(v, part.index, n), nothing) for c, v, part in rows]
         stacked = torch.stack(some)
         best = stacked.amin(0) if nothing > 0 else stacked.amax(0)
         return torch.where(reached, best, 0.0)

@@ -42,6 +42,9 @@ class Metanet(nn.Module):
         """Features that the graph gives each parameter."""
         return 0
 
+    def check(self, graph: NeuralGraph) -> None:
+        """Raises ValueError for a graph that the metanet cannot read; most read all."""
+
     def parts(self, graph: NeuralGraph, like: Tensor, limit: int | None = None) -> GraphParts | None:
         """What the metanet derives from a graph; None if it does not see it. See `parts_of`."""
         return None

@@ -7,7 +7,8 @@ from torch.nn.utils import parameters_to_vector
 from meta_train.estimators import PES, TBPTT
 from meta_train.unroll import Inner, Task, apply_update
 from ngopt.learned import LearnedOptimizer
-from ngopt.models import METANETS
+from ngopt.models import METANETS, FeedForward
+from tests.metanets import metanet_for
 from tests.toy import Drift, RecoveredGradient, Regression, Slope
 
 
@@ -42,7 +43,8 @@ def by_autograd(task, learned, steps, weight_decay, limit=float("inf")):
 @pytest.mark.parametrize("weight_decay", [0.0, 30.0])
 def test_adjoint_equals_autograd_with_detached_features(name, weight_decay):
     torch.manual_seed(0)
-    task, learned = Task(Regression(), seed=1), learned_from(METANETS[name]().double())
+    task = Task(Regression(), seed=1)
+    learned = learned_from(metanet_for(name, task.graph))
     estimator = TBPTT(weight_decay)
     found, state = estimator.estimate(task, learned, estimator.start(task, learned), 5)
     loss, expected = by_autograd(task, learned, 5, weight_decay)
@@ -54,7 +56,7 @@ def test_adjoint_equals_autograd_with_detached_features(name, weight_decay):
 
 def test_clamped_losses_have_no_gradient():
     torch.manual_seed(0)
-    task, learned = Task(Regression(), seed=1), learned_from(METANETS["ff"]().double())
+    task, learned = Task(Regression(), seed=1), learned_from(FeedForward().double())
     free = TBPTT()
     losses = [free.estimate(task, learned, free.start(task, learned), k)[0].meta_loss * k for k in range(1, 5)]
     single = [losses[0], *(b - a for a, b in pairwise(losses))]

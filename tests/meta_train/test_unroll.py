@@ -11,6 +11,7 @@ from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import MetanetRule
 from ngopt.models import METANETS, NeuralGraphGNN
 from ngopt.models.gnn import GNNConfig
+from tests.metanets import metanet_for
 from tests.toy import RecoveredGradient, Regression
 
 STEPS = 4
@@ -44,7 +45,8 @@ def test_second_order_unroll_equals_higher():
 @pytest.mark.parametrize("name", sorted(METANETS))
 def test_second_order_unroll_equals_finite_differences(name):
     torch.manual_seed(0)
-    task, metanet = Task(Regression(), seed=1), METANETS[name]().double()
+    task = Task(Regression(), seed=1)
+    metanet = metanet_for(name, task.graph)
     direction = torch.randn(sum(p.numel() for p in metanet.parameters()), dtype=torch.float64)
     direction /= direction.norm()
     _, gradient = meta_gradient(task, metanet)
@@ -71,7 +73,7 @@ def test_meta_gradients_are_finite_at_zero_gradients():
     task = Task(Regression(dead), seed=1)
     _, grads, _ = task.gradient(task.start(MetanetRule(NeuralGraphGNN(), task.graph)))
     assert grads[0].abs().max() == 0
-    for metanet in (cls().double() for cls in METANETS.values()):
+    for metanet in (metanet_for(name, task.graph) for name in METANETS):
         _, gradient = meta_gradient(task, metanet)
         assert all(g.isfinite().all() for g in gradient)
         assert any(g.abs().max() > 0 for g in gradient)

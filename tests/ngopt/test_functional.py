@@ -6,6 +6,7 @@ from ngopt.functional import Hyper, update_all
 from ngopt.metanet_rule import MOMENTA, MetanetRule
 from ngopt.models import METANETS, FeedForward, NeuralGraphGNN
 from tests.equivariance import random_values
+from tests.metanets import metanet_for
 from tests.networks import cnn, mlp
 
 
@@ -92,7 +93,7 @@ def test_state_is_at_least_float32():
 @pytest.mark.parametrize("name", sorted(METANETS))
 def test_stacked_optimizees_under_vmap(name, case):
     graph, params, grads = case
-    metanet = METANETS[name]().double()
+    metanet = metanet_for(name, graph)
     rule = MetanetRule(metanet, graph)
     stack = [torch.stack([p, 2 * p]) for p in params], [torch.stack([g, -g]) for g in grads]
 

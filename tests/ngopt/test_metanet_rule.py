@@ -11,13 +11,16 @@ from ngopt import NGOptimizer, build_graph, metanet_rule
 from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import CONTEXT, MetanetRule
-from ngopt.models import METANETS, NeuralGraphGNN, graph_network
+from ngopt.models import METANETS, NeuralFunctional, NeuralGraphGNN, graph_network, nfn
 from ngopt.models.gnn import GNNConfig
 from ngopt.models.graph_network import GraphNetwork
-from ngopt.models.messages import Messages, joined
+from ngopt.models.layers import PNALayer
+from ngopt.models.messages import Messages
+from ngopt.models.nfn import chain_of
 from ngopt.models.parts import edge_cuts, parts_of
 from ngopt.models.sources import WholeValues
 from tests.equivariance import random_values
+from tests.metanets import metanet_for
 from tests.networks import cnn, mlp
 from tests.zoo import zoo_graph
 
@@ -47,7 +50,7 @@ def test_parts_hold_every_edge_once(shape, limit):
 def test_messages_of_two_sets_are_those_of_all():
     messages = 5 + torch.randn(2, 3, 7, 1, 4, dtype=torch.float64)
     whole = Messages.of(messages, (-3, -2))
-    found = joined(*(Messages.of(x, (-3, -2)) for x in messages.split([2, 5], -3)))
+    found = Messages.joined(*(Messages.of(x, (-3, -2)) for x in messages.split([2, 5], -3)))
     assert found.degree == whole.degree == 7
     for a, b in zip(found[1:], whole[1:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -61,8 +64,9 @@ def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
     """With everything that it may have, and with states of edges that are kept or computed again."""
     monkeypatch.setattr(graph_network, "BUDGET", 1e9 if keeps else 0)
     graph = zoo_graph(name)
-    options = {"width": 6, "layers": 2, "kernel": (3, 3), "log_degree": 1.5}
-    network = GraphNetwork(3, 2, **options, activations=True, global_feature=True).double()
+    layers = [PNALayer(6, log_degree=1.5) for _ in range(2)]
+    options = {"kernel": (3, 3), "activations": True, "global_feature": True}
+    network = GraphNetwork(3, 2, width=6, layers=layers, **options).double()
     values = [torch.randn(*s.shape, 3, dtype=torch.float64) for s in graph.parameters]
     expected = graph.scatter(network(graph.gather(values), graph))
     found = graph.scatter(in_parts(network, graph, values, limit))
@@ -87,19 +91,24 @@ def in_parts(network, graph, values, limit):
 
 @torch.no_grad()
 @pytest.mark.parametrize("metanet", sorted(METANETS))
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, "cnn"])
 def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     """With a parameter that is absent, and a gradient that is not finite."""
-    graph = zoo_graph(name)
+    graph = build_graph(cnn()) if name == "cnn" else zoo_graph(name)
+    if metanet == "nfn" and chain_of(graph) is None:
+        with pytest.raises(ValueError, match=r"nfn: expected a plain chain of layers; got a graph with \d+ weights"):
+            MetanetRule(NeuralFunctional().double(), graph)
+        return
     generator = torch.Generator().manual_seed(0)
     params = random_values(graph, generator)
     grads = [random_values(graph, generator) for _ in range(3)]
     grads[1][2] = None
     grads[2][0].view(-1)[1] = torch.nan
-    rule = MetanetRule(METANETS[metanet]().double(), graph)
+    rule = MetanetRule(metanet_for(metanet, graph), graph)
     expected = steps(rule, params, grads)
     monkeypatch.setattr(metanet_rule, "FEW", 0)
     monkeypatch.setattr(graph_network, "BUDGET", 0)
+    monkeypatch.setattr(nfn, "BUDGET", 0)
     monkeypatch.setitem(metanet_rule.EDGES, "cpu", 11)
     monkeypatch.setitem(metanet_rule.ROWS, "cpu", 5)
     for in_place in (False, True):

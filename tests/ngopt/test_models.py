@@ -3,11 +3,13 @@ import torch
 
 from ngopt import build_graph
 from ngopt.features import NUM_FEATURES
-from ngopt.models import METANETS, FeedForward, NeuralGraphGNN
+from ngopt.models import METANETS, NeuralGraphGNN
 from ngopt.models.encoders import kernel_tiles
 from ngopt.models.gnn import GNNConfig
 from ngopt.models.graph_network import GraphNetwork
+from ngopt.models.layers import PNALayer
 from tests.equivariance import assert_equivariant, random_values, updates
+from tests.metanets import metanet_for
 from tests.networks import cnn, mlp
 from tests.ngopt import oracle
 
@@ -17,10 +19,15 @@ def _seeded():
     torch.manual_seed(0)
 
 
+def network() -> GraphNetwork:
+    layers = [PNALayer(6, log_degree=1.7) for _ in range(2)]
+    return GraphNetwork(5, 3, width=6, layers=layers, kernel=(3, 3)).double()
+
+
 @pytest.mark.parametrize("make", [lambda: mlp(2, 3, 1), cnn, lambda: mlp(4, 3)], ids=["2-3-1", "cnn", "one layer"])
 def test_blocks_equal_an_edge_list_loop(make):
     graph = build_graph(make())
-    gnn = GraphNetwork(5, 3, width=6, layers=2, kernel=(3, 3), log_degree=1.7).double()
+    gnn = network()
     values = graph.gather([torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters])
     with torch.no_grad():
         found, expected = gnn(values, graph), oracle.run(gnn, values, graph)
@@ -31,7 +38,7 @@ def test_blocks_equal_an_edge_list_loop(make):
 def test_components_without_edges_and_isolated_biases():
     shapes = [(3,), (), (4, 2), (7,)]
     graph = build_graph([torch.zeros(s) for s in shapes])
-    gnn = GraphNetwork(5, 3, width=6, layers=2, kernel=(3, 3), log_degree=1.7).double()
+    gnn = network()
     values = graph.gather([torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters])
     with torch.no_grad():
         found, expected = gnn(values, graph), oracle.run(gnn, values, graph)
@@ -44,7 +51,8 @@ def test_components_without_edges_and_isolated_biases():
 @pytest.mark.parametrize("name", sorted(METANETS))
 @pytest.mark.parametrize("make", [lambda: mlp(3, 5, 4, 2), cnn], ids=["mlp", "cnn"])
 def test_updates_are_equivariant(name, make):
-    assert_equivariant(METANETS[name]().double(), build_graph(make()))
+    graph = build_graph(make())
+    assert_equivariant(metanet_for(name, graph), graph)
 
 
 def test_ties_do_not_break_equivariance():
@@ -63,7 +71,8 @@ def test_a_gradient_moves_the_updates_of_other_layers():
     params, grads = random_values(graph, generator), random_values(graph, generator)
     changed = [g.clone() for g in grads]
     changed[0] *= 3  # the first layer's weight
-    for metanet, moves in ((NeuralGraphGNN().double(), True), (FeedForward().double(), False)):
+    for name in METANETS:
+        metanet, moves = metanet_for(name, graph), name != "ff"
         before, after = (updates(metanet, graph, params, [g]) for g in (grads, changed))
         moved = [(b - a).abs().max().item() > 1e-12 for b, a in zip(before, after, strict=True)]
         assert moved[0]
@@ -84,7 +93,7 @@ def test_a_value_that_is_not_finite_stays_where_it_is():
 @pytest.mark.parametrize("name", sorted(METANETS))
 def test_stacked_graphs_equal_a_loop(name):
     graph = build_graph(cnn())
-    metanet = METANETS[name]().double()
+    metanet = metanet_for(name, graph)
     features = torch.randn(2, 3, graph.numel, NUM_FEATURES, dtype=torch.float64)
     with torch.no_grad():
         stacked = metanet(features, graph)

@@ -9,8 +9,10 @@ import torch
 from ngopt import build_graph
 from ngopt.graph import GraphValues, join_graphs
 from ngopt.models.graph_network import GraphNetwork
+from ngopt.models.layers import PNALayer
 from tests.automorphisms import automorphisms, subproducts
-from tests.equivariance import random_values, randomised, run, small_metanet, updates
+from tests.equivariance import random_values, randomised, run, updates
+from tests.metanets import SMALL, small_metanet
 from tests.zoo import zoo, zoo_graph
 
 ZOO = zoo()
@@ -58,6 +60,7 @@ NEGATIVES = {
 @torch.no_grad()
 def test_what_is_no_symmetry_is_told_apart(case):
     graph, permutations = pair(*NEGATIVES[case])
+    torch.manual_seed(0)
     metanet = small_metanet()
     generator = torch.Generator().manual_seed(0)
     params, grads = random_values(graph, generator), random_values(graph, generator)
@@ -95,6 +98,7 @@ def test_parameters_are_interchangeable_where_the_network_says_so(name, first, s
     def exchanged(values):
         return [values[{i: j, j: i}.get(k, k)] for k in range(len(values))]
 
+    torch.manual_seed(0)
     metanet = small_metanet()
     generator = torch.Generator().manual_seed(0)
     params, grads = random_values(graph, generator), random_values(graph, generator)
@@ -150,6 +154,7 @@ def test_a_norm_that_heads_share_ties_their_neurons(case):
     params = randomised(model)
     before, after = run(model, params, example), run(model, exchanged(graph, params, places), example)
     assert (before - after).abs().max() < 1e-12 if symmetric else (before - after).abs().max() > 1e-6
+    torch.manual_seed(0)
     metanet = small_metanet()
     generator = torch.Generator().manual_seed(0)
     params, grads = random_values(graph, generator), random_values(graph, generator)
@@ -160,9 +165,11 @@ def test_a_norm_that_heads_share_ties_their_neurons(case):
 
 
 @torch.no_grad()
-def test_a_prediction_does_not_depend_on_its_batch_mates():
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_a_prediction_does_not_depend_on_its_batch_mates(name):
     generator = torch.Generator().manual_seed(0)
-    metanet = small_metanet()
+    torch.manual_seed(0)
+    metanet = small_metanet(name)
     graphs = [zoo_graph(name) for name in ("residual", "attention", "lstm")]
     features = [torch.randn(g.numel, 14, generator=generator, dtype=torch.float64) for g in graphs]
     joined = metanet(torch.cat(features), join_graphs(*graphs))
@@ -170,12 +177,16 @@ def test_a_prediction_does_not_depend_on_its_batch_mates():
     torch.testing.assert_close(joined, alone, rtol=0, atol=1e-12)
 
 
+def pna(count):
+    return [PNALayer(6, 1.5) for _ in range(count)]
+
+
 @torch.no_grad()
 def test_activations_and_a_global_feature():
     """Both are seen, respect symmetries, and stay within their graph."""
     torch.manual_seed(0)
-    options = {"width": 6, "layers": 2, "kernel": (3, 3), "log_degree": 1.5}
-    network = GraphNetwork(3, 2, **options, activations=True, global_feature=True).double()
+    options = {"width": 6, "kernel": (3, 3), "activations": True, "global_feature": True}
+    network = GraphNetwork(3, 2, layers=pna(2), **options).double()
     names = ("residual", "attention")
     graphs = [zoo_graph(name) for name in names]
     values = [[torch.randn(*s.shape, 3, dtype=torch.float64) for s in g.parameters] for g in graphs]
@@ -193,7 +204,7 @@ def test_activations_and_a_global_feature():
     for e, f in zip([*alone[0], *alone[1]], joined, strict=True):
         torch.testing.assert_close(f, e, rtol=0, atol=1e-12)
     # with one layer of messages only the global feature brings news from the far end
-    far = GraphNetwork(3, 2, **{**options, "layers": 1}, global_feature=True).double()
+    far = GraphNetwork(3, 2, layers=pna(1), **{**options, "activations": False}).double()
     changed = [v.clone() for v in values[0]]
     changed[-1] += 1.0
     before, after = (graphs[0].scatter(far(graphs[0].gather(v), graphs[0])) for v in (values[0], changed))

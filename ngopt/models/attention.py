@@ -1,0 +1,188 @@
+"""Attention along the edges of a neural graph, block by block, with a softmax over all that a neuron sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ngopt.models.layers import Ends, GraphLayer
+from ngopt.models.messages import Incoming, spread
+from ngopt.models.parts import Part
+
+# Logit of what a neuron does not see; finite, so that differences are numbers.
+UNSEEN = -1e30
+
+
+class Attended(NamedTuple):
+    """What some neurons see, as a sum that can be continued.
+
+    high: the largest logit, (*batch, n, heads). total: sum of exp(logit - high), the same. value: sum
+    of exp(logit - high) * value, (*batch, n, width).
+    """
+
+    high: Tensor
+    total: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, values: Tensor, axes: tuple[int, int]) -> Attended:
+        """Over two axes. logits: (*batch, groups, a, b, tiles, heads). values: the same with width."""
+        high = logits.detach().amax(axes, keepdim=True)
+        weight = (logits - high).exp()
+        heads = logits.shape[-1]
+        weighted = (weight.unsqueeze(-1) * values.unflatten(-1, (heads, -1))).flatten(-2)
+        found = high.squeeze(axes), weight.sum(axes), weighted.sum(axes)
+        return cls(*(x.flatten(-3, -2) for x in found))
+
+    def joined(self, other: Attended) -> Attended:
+        """Of the same neurons, what both have seen."""
+        high = torch.maximum(self.high, other.high)
+        ours, theirs = (self.high - high).exp(), (other.high - high).exp()
+        total = ours * self.total + theirs * other.total
+        value = _by_head(ours, self.value) + _by_head(theirs, other.value)
+        return Attended(high, total, value)
+
+    def beside(self, others: Sequence[Attended]) -> Attended:
+        """Of neurons that follow each other."""
+        columns = zip(self, *others, strict=True)
+        return Attended(*(torch.cat(column, -2) for column in columns)) if others else self
+
+    def mean(self) -> Tensor:
+        """The values, weighted by the softmax, (*batch, n, width); 0 where nothing was seen."""
+        seen = self.total > 0
+        return _by_head(seen / torch.where(seen, self.total, 1), self.value)
+
+
+class RelationalLayer(GraphLayer):
+    """One round of relational attention (Diao & Loynd 2023, Eq. 5 to 14) with modulated values.
+
+    For neuron i and what it sees, edge e to or from neuron j (each direction with its own weights):
+
+    query      W v_i + W e
+    key        W v_j + W e
+    value      (W_scale e) * (W v_j) + W_shift e       (Kofinas et al. 2024, Eq. 5)
+    nodes      u = norm(v + linear(attention)), norm(u + mlp(u))
+    edges      u = norm(e + linear(relu(linear([v_target, e, v_source])))), norm(u + mlp(u))
+
+    complete_up_to: in a graph of so many neurons each also sees every neuron, as along an edge
+        without features. The edge update has no term of the reverse edge: there is none.
+
+    Shapes: nodes one (*batch, n, width) a group; edges (*batch, groups, n_target, n_source, tiles,
+    width), of a part of a block.
+
+    Raises ValueError if heads do not divide the width.
+    """
+
+    def __init__(self, width: int, heads: int, complete_up_to: int = 0):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"RelationalLayer: heads: expected a divisor of width {width}; got {heads}")
+        self.width, self.heads, self.complete_up_to = width, heads, complete_up_to
+        self.edge_terms = nn.Linear(width, 8 * width)  # query, key, scale and shift, there and back
+        self.target = nn.Linear(width, 4 * width)  # query there; key and value back; the edge update
+        self.source = nn.Linear(width, 4 * width, bias=False)  # key and value there; query back; the same
+        self.everywhere = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.edge, self.edge_out = nn.Linear(width, width), nn.Linear(width, width)
+        self.node_norm, self.node_mlp = nn.LayerNorm(width), Residual(width)
+        self.edge_norm, self.edge_mlp = nn.LayerNorm(width), Residual(width)
+
+    def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Attended, Attended]:
+        there, back = self.edge_terms(edges).unflatten(-1, (2, 4, self.width)).unbind(-3)
+        query, key_back, value_back = (ends.of_target(part, self._columns(k)) for k in range(3))
+        key, value, query_back = (ends.of_source(part, self._columns(k)) for k in range(3))
+        return (
+            self._attended(there, query, key, value, (-3, -2)),
+            self._attended(back, query_back, key_back, value_back, (-4, -2)),
+        )
+
+    def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
+        hidden = self.edge(edges).add_(ends.sums(part, self._columns(3))).relu()
+        return self.edge_mlp(self.edge_norm(edges + self.edge_out(hidden)))
+
+    def next_nodes(
+        self,
+        nodes: Sequence[Tensor],
+        incoming: Sequence[Sequence[Incoming[Attended]]],
+        outgoing: Sequence[Sequence[Incoming[Attended]]],
+        members: Sequence[int],
+    ) -> list[Tensor]:
+        seen: list[list[Attended]] = [[] for _ in nodes]
+        for i, node in enumerate(nodes):
+            for attended, index in (*incoming[i], *outgoing[i]):
+                seen[i].append(_spread(attended, index, node))
+        for member in set(members):
+            some = [i for i, own in enumerate(members) if own == member]
+            if sum(nodes[i].shape[-2] for i in some) <= self.complete_up_to:
+                for i, attended in zip(some, self._complete([nodes[i] for i in some]), strict=True):
+                    seen[i].append(attended)
+        return [self._next_node(node, own) for node, own in zip(nodes, seen, strict=True)]
+
+    def _next_node(self, node: Tensor, seen: Sequence[Attended]) -> Tensor:
+        mean = reduce(Attended.joined, seen).mean() if seen else torch.zeros_like(node)
+        return self.node_mlp(self.node_norm(node + self.out(mean)))
+
+    def _attended(
+        self,
+        terms: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        axes: tuple[int, int],
+    ) -> Attended:
+        """terms: of the edges to query, key and value, (*, 4, width)."""
+        to_query, to_key, scale, shift = terms.unbind(-2)
+        logits = self._logits(query + to_query, key + to_key)
+        return Attended.of(logits, torch.addcmul(shift, scale, value), axes)
+
+    def _logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """(*, width) -> (*, heads)."""
+        products = (query * key).unflatten(-1, (self.heads, -1)).sum(-1)
+        return products / sqrt(self.width / self.heads)
+
+    def _complete(self, nodes: Sequence[Tensor]) -> list[Attended]:
+        """What the neurons of every group see of all neurons."""
+        terms = self.everywhere(torch.cat(list(nodes), -2)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = (x.transpose(-3, -2) for x in terms.unbind(-3))  # (*batch, heads, n, d)
+        logits = query @ key.mT / sqrt(query.shape[-1])
+        high = logits.detach().amax(-1, keepdim=True)
+        weight = (logits - high).exp()
+        found = high, weight.sum(-1, keepdim=True), weight @ value
+        columns = [x.transpose(-3, -2).flatten(-2) for x in found]
+        sizes = [node.shape[-2] for node in nodes]
+        return [Attended(*some) for some in zip(*(x.split(sizes, -2) for x in columns), strict=True)]
+
+    def _columns(self, number: int) -> slice:
+        return slice(number * self.width, (number + 1) * self.width)
+
+
+class Residual(nn.Module):
+    """x -> norm(x + linear(relu(linear(x))))."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.outer(self.inner(x).relu()))
+
+
+def _by_head(weight: Tensor, value: Tensor) -> Tensor:
+    """(*, heads) * (*, width)."""
+    heads = weight.shape[-1]
+    return (weight.unsqueeze(-1) * value.unflatten(-1, (heads, -1))).flatten(-2)
+
+
+def _spread(attended: Attended, index: Tensor | None, node: Tensor) -> Attended:
+    """Of the neurons that a block names -> of all of the group."""
+    if index is None:
+        return attended
+    n = node.shape[-2]
+    rest = (spread(x, index, n) for x in (attended.total, attended.value))
+    return Attended(spread(attended.high, index, n, UNSEEN), *rest)
