@@ -1,0 +1,51 @@
+"""The LSTM through the layers of a network."""
+
+import pytest
+import torch
+from torch import nn
+
+from ngopt import build_graph
+from ngopt.features import NUM_FEATURES
+from ngopt.models import LayerLSTM
+from ngopt.models.lstm import Cell
+from ngopt.models.sources import FlatFeatures
+from tests.networks import mlp
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@torch.no_grad()
+def test_a_step_is_that_of_torch():
+    cell, theirs = Cell(3, 4), nn.LSTMCell(3, 4)
+    theirs.weight_ih.copy_(cell.gates.weight[:, :3])
+    theirs.weight_hh.copy_(cell.gates.weight[:, 3:])
+    theirs.bias_ih.copy_(cell.gates.bias)
+    theirs.bias_hh.zero_()
+    inputs, state = torch.randn(5, 3), (torch.randn(5, 4), torch.randn(5, 4))
+    for before in (None, state):
+        for ours, other in zip(cell(inputs, before), theirs(inputs, before), strict=True):
+            torch.testing.assert_close(ours, other)
+
+
+@torch.no_grad()
+def test_layers_hear_of_those_before_them():
+    graph = build_graph(mlp(3, 4, 2, 3))
+    metanet = LayerLSTM().double()
+    features = torch.randn(graph.numel, NUM_FEATURES).double()
+    changed = features.clone()
+    changed[12 + 4 + 2] += 1.0  # of the second layer's weight
+    before, after = (said(metanet, graph, x) for x in (features, changed))
+    moved = [(a - b).abs().max().item() > 1e-9 for a, b in zip(before, after, strict=True)]
+    assert moved == [False, False, True, True, True, True]
+    for weight, bias in zip(before[::2], before[1::2], strict=True):
+        # all of a layer hear the same
+        assert torch.equal(weight, weight[:1].expand_as(weight))
+        assert torch.equal(bias, weight[: len(bias)])
+
+
+def said(metanet, graph, features):
+    parts = metanet.parts(graph, features)
+    return metanet.context(FlatFeatures.finite(features, graph), parts)

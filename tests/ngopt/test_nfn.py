@@ -1,0 +1,103 @@
+"""NP layers: their symmetries, their count of terms, and what they cannot read."""
+
+import pytest
+import torch
+from torch import nn
+
+from ngopt import NGOptimizer, build_graph
+from ngopt.models.nfn import NeuralFunctional, NFNConfig, chain_of
+from ngopt.models.sources import FlatFeatures
+from tests.equivariance import permute, random_permutations, random_values, updates
+from tests.metanets import metanet_for
+from tests.networks import cnn, mlp
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [lambda: mlp(3, 5, 4, 2), cnn], ids=["mlp", "cnn"])
+def test_inputs_and_outputs_may_be_permuted_too(make):
+    graph = build_graph(make())
+    metanet, generator = metanet_for("nfn", graph), torch.Generator().manual_seed(0)
+    order = random_permutations(graph, generator, roles=("input", "hidden", "output"))
+    params, grads = random_values(graph, generator), random_values(graph, generator)
+    expected = permute(graph, updates(metanet, graph, params, [grads]), order)
+    found = updates(metanet, graph, permute(graph, params, order), [permute(graph, grads, order)])
+    for e, f in zip(expected, found, strict=True):
+        torch.testing.assert_close(f, e, rtol=0, atol=1e-12)
+
+
+def test_one_layer_spans_all_maps_that_commute_with_permutations():
+    """Zhou et al. 2023: as many independent maps as orbits of pairs of elements."""
+    sizes = (4, 5, 4)
+    graph = build_graph(mlp(*sizes))
+    metanet = NeuralFunctional(NFNConfig(kernels=((), ()), layers=1, d_out=1)).double()
+    layer = metanet.layers[0]
+    # one channel in and out: of the 14, the others are zero
+    columns = []
+    for weight in layer.parameters():
+        for k in range(weight.numel()):
+            flat = torch.zeros_like(weight).view(-1)
+            flat[k] = 1.0
+            columns.append(map_of(metanet, graph, weight, flat.view_as(weight)))
+    rank = torch.linalg.matrix_rank(torch.stack(columns).flatten(1), atol=1e-9)
+    assert rank == orbits_of_pairs(graph, sizes)
+
+
+@torch.no_grad()
+def map_of(metanet, graph, weight, value):
+    """The linear map of one layer in which only one number is not zero, (numel, numel)."""
+    for other in metanet.layers.parameters():
+        other.zero_()
+    weight.copy_(value)
+    features = torch.zeros(graph.numel, graph.numel, 14, dtype=torch.float64)
+    features[:, :, 0] = torch.eye(graph.numel)
+    zero = torch.zeros_like(features[:1])
+    contexts = [_context(metanet, graph, x) for x in (features, zero)]
+    return contexts[0] - contexts[1]
+
+
+def _context(metanet, graph, features):
+    parts = metanet.parts(graph, features)
+    said = metanet.context(FlatFeatures.finite(features, graph), parts)
+    return torch.cat(said, -2).squeeze(-1)
+
+
+def orbits_of_pairs(graph, sizes):
+    """Kinds of pairs of elements that permutations of neurons cannot turn into each other."""
+    elements = []
+    for number, (rows, columns) in enumerate(zip(sizes[1:], sizes, strict=False)):
+        elements += [(2 * number, (number + 1, i), (number, j)) for i in range(rows) for j in range(columns)]
+        elements += [(2 * number + 1, (number + 1, i)) for i in range(rows)]
+    kinds = set()
+    for first, *own in elements:
+        for second, *other in elements:
+            equal = tuple(a == b for a in own for b in other if a[0] == b[0])
+            kinds.add((first, second, equal))
+    return len(kinds)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (mlp(3, 4, 2), "nfn: expected kernels 3x3, 3x3, 3x3, 1; got 1, 1"),
+        (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)), "nfn: expected a plain chain of layers"),
+    ],
+)
+def test_other_networks_are_refused_before_anything_changes(model, message):
+    opt = NGOptimizer(model.parameters(), model=model, weights=NeuralFunctional())
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.randn(2, 3)).sum().backward()
+    with pytest.raises(ValueError, match=message):
+        opt.step()
+    assert not opt.state
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+def test_chains():
+    assert chain_of(build_graph(mlp(3, 4, 2))) == ((), ())
+    assert chain_of(build_graph(cnn())) == ((3, 3), (2, 1), (4, 4), (6,), ())
+    assert chain_of(build_graph([torch.zeros(3)])) is None
