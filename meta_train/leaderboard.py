@@ -27,6 +27,7 @@ from meta_train.standings import REFERENCE, Standing, matrix, steps_to_reference
 
 FIRST_TUNING_SEED = 1_000_000  # evaluation counts from 0, so the two never meet
 CURVE_POINTS = 20
+SPLITS = ("validation", "test")
 OURS = "default"  # drawn above the others
 UNTUNED = ("ng-gnn", "default")
 
@@ -49,6 +50,8 @@ class Config:
     """Updates per run; None for each problem's own horizon."""
     tuning_seeds: int = 1
     """Runs per learning rate of a baseline's grid, on seeds of their own."""
+    curve_split: str = "validation"
+    """What curves are measured on: validation or test."""
     folder: str = "runs/leaderboard"
     processes: int = 1
     """Runs at the same time, of one thread each; times mean little with more than free cores."""
@@ -60,6 +63,8 @@ class Config:
                 raise ValueError(f"{key}: expected 1 or more; got {value}")
         if self.seeds > FIRST_TUNING_SEED:
             raise ValueError(f"seeds: expected at most {FIRST_TUNING_SEED}; got {self.seeds}")
+        if self.curve_split not in SPLITS:
+            raise ValueError(f"curve_split: expected one of {', '.join(SPLITS)}; got '{self.curve_split}'")
         for key in ("problems", "optimizers"):
             values = getattr(self, key)
             if not values or len(set(values)) < len(values):
@@ -78,11 +83,13 @@ class Leaderboard:
 
     standings: by the name of the group of problems they are over.
     reached: steps to the reference's final validation loss, by problem and optimizer.
+    records: of evaluation, by problem and optimizer.
     """
 
     rows: list[Row]
     standings: dict[str, list[Standing]]
     reached: Reached
+    records: Grouped
 
     def lines(self, row: Row) -> list[str]:
         """A row as text, with its rank."""
@@ -127,7 +134,7 @@ def compare(config: Config) -> Leaderboard:
                 plans += plan_evaluation(problem, spec, lr, config)
             records |= _grouped(run_all(plans))
     board = judge(records, tuning, config.groups())
-    write_report(folder, config, board, records)
+    write_report(folder, config, board)
     return board
 
 
@@ -147,7 +154,7 @@ def plan_evaluation(
 ) -> list[Run]:
     """The runs that are reported."""
     steps = _steps(problem, config)
-    rest = steps, "evaluation", max(steps // CURVE_POINTS, 1)
+    rest = steps, "evaluation", max(steps // CURVE_POINTS, 1), config.curve_split
     seeds = range(config.seeds)
     return [Run(problem, spec.name, lr, spec.weights, seed, *rest) for seed in seeds]
 
@@ -169,14 +176,13 @@ def judge(records: Grouped, tuning: Grouped, groups: Mapping[str, Sequence[str]]
     for group, problems in groups.items():
         among = [row for row in rows if row.problem in problems]
         ranked[group] = standings.standings(among, reached)
-    return Leaderboard(rows, ranked, reached)
+    return Leaderboard(rows, ranked, reached, records)
 
 
 def write_report(
     folder: Path,
     config: Config,
     board: Leaderboard,
-    records: Grouped,
 ) -> None:
     """Writes `results.json`, `table.md` and a picture for each problem."""
     remarks = notes(board.rows, REFERENCE)
@@ -197,7 +203,7 @@ def write_report(
     (folder / "table.md").write_text("\n\n".join("\n".join(table) for table in tables) + "\n")
     for problem in dict.fromkeys(row.problem for row in board.rows):
         rows = [row for row in board.rows if row.problem == problem]
-        groups = {_label(row): records[problem, row.optimizer] for row in rows}
+        groups = {_label(row): board.records[problem, row.optimizer] for row in rows}
         title = f"{problem}: mean and range over {config.seeds} seed(s)"
         plot_curves(folder / f"{file_name(problem)}.png", title, groups, OURS)
 

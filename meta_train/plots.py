@@ -25,9 +25,9 @@ Style = Mapping[str, Any]
 
 
 def plot_curves(path: Path, title: str, groups: Groups, emphasis: str | None = None) -> None:
-    """Draws training loss and validation accuracy over steps: mean and range over a group's runs.
+    """Draws training loss and accuracy on the runs' split over steps: mean and range over a group's runs.
 
-    A problem without accuracy has its validation loss there. Loss axes are logarithmic. emphasis: the
+    A problem without accuracy has its loss there. Loss axes are logarithmic. emphasis: the
     group that is drawn in black, above the others.
     """
     figure = Figure(figsize=(11, 5), layout="constrained")
@@ -36,9 +36,9 @@ def plot_curves(path: Path, title: str, groups: Groups, emphasis: str | None = N
     for color, (label, records) in zip(colors, groups.items(), strict=True):
         style = EMPHASIS if label == emphasis else {"color": color}
         _draw(left, *training_curves(records), label, style)
-        _draw(right, *_validation_curves(records), label, style)
+        _draw(right, *_curves(records), label, style)
     _label_training(left, groups)
-    _label_validation(right, groups)
+    _label_curves(right, groups)
     for axes in (left, right):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
@@ -63,7 +63,7 @@ def _floats(losses: Sequence[float | None]) -> list[float]:
     return [nan if loss is None else loss for loss in losses]
 
 
-def _validation_curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+def _curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """Steps (n,), and accuracies in per cent, or else losses, (runs, n)."""
     steps = np.array(records[0]["curve"]["steps"])
     if _has_accuracy(records):
@@ -83,11 +83,12 @@ def _label_training(axes: Axes, groups: Groups) -> None:
     _scale_loss(axes, first)
 
 
-def _label_validation(axes: Axes, groups: Groups) -> None:
+def _label_curves(axes: Axes, groups: Groups) -> None:
+    split = next(iter(groups.values()))[0]["run"]["curve_split"]
     if _has_accuracy(next(iter(groups.values()))):
-        axes.set_ylabel("validation accuracy, %")
+        axes.set_ylabel(f"{split} accuracy, %")
         return
-    axes.set_ylabel("validation loss")
+    axes.set_ylabel(f"{split} loss")
     first = [record["curve"]["loss"][0] for records in groups.values() for record in records]
     _scale_loss(axes, first)
 

@@ -26,7 +26,7 @@ from meta_train.optimizers import OptimizerSpec, load_optimizer
 from meta_train.problems import Metrics, Problem, load_problem
 from meta_train.random import seeded
 
-CURVE_EXAMPLES = 1000  # validation examples for one point of a curve
+CURVE_EXAMPLES = 1000  # for one point of a curve
 TRAIN_LOSS_STEPS = 50  # batches at the end of a run whose mean loss is its final train loss
 LOSS_POINTS = 50  # of the training curve that a record holds; a run has at most twice as many
 STATISTICS_BATCHES = 50  # that renew the running statistics of averaged weights
@@ -42,7 +42,7 @@ class Run:
     lr: None where there is nothing to tune.
     weights: SHA-256 of a learned optimizer's weights.
     phase: "tuning" measures on the validation split alone, "evaluation" on test too.
-    curve_every: steps between points of the validation curve; 0 for none.
+    curve_every: steps between points of the curve; 0 for none. curve_split: what that is measured on.
     """
 
     problem: str
@@ -53,6 +53,7 @@ class Run:
     steps: int
     phase: str
     curve_every: int = 0
+    curve_split: str = "validation"
 
     def __str__(self) -> str:
         lr = "" if self.lr is None else f" lr {self.lr:g}"
@@ -133,8 +134,9 @@ def read_records(folder: Path, runs: Iterable[Run]) -> dict[Run, Record]:
     """What is stored of the problems of these runs, by run."""
     paths = dict.fromkeys(record_path(folder, run) for run in runs)
     lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
-    records = map(_parse, lines)
-    return {Run(**record["run"]): record for record in records if record is not None}
+    found = {Run(**record["run"]): record for record in map(_parse, lines) if record is not None}
+    # records from before a field was there have its default
+    return {run: {**record, "run": asdict(run)} for run, record in found.items()}
 
 
 def record_path(folder: Path, run: Run) -> Path:
@@ -215,7 +217,7 @@ class _Training:
 
 
 def _add_point(curve: dict[str, list], step: int, training: _Training) -> None:
-    metrics = training.measure("validation", CURVE_EXAMPLES)
+    metrics = training.measure(training.run.curve_split, CURVE_EXAMPLES)
     curve["steps"].append(step)
     curve["loss"].append(finite(metrics.loss))
     curve["accuracy"].append(metrics.accuracy)

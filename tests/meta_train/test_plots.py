@@ -7,6 +7,7 @@ from meta_train.plots import plot_curves, training_curves
 def record(losses, accuracies):
     steps = list(range(len(accuracies)))
     return {
+        "run": {"curve_split": "test"},
         "losses": losses,
         "losses_every": 20,
         "curve": {"steps": steps, "loss": [1.0] * len(steps), "accuracy": accuracies},

@@ -152,7 +152,7 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
 
 class TestErrors:
     def test_names(self, tmp_path):
-        with pytest.raises(ValueError, match="metanet 'adam': expected one of ff, ng-gnn"):
+        with pytest.raises(ValueError, match="metanet 'adam': expected one of ff, lstm, nfn, ng-gnn, ng-t"):
             MetaTrainer(config(tmp_path, metanet="adam"))
         with pytest.raises(ValueError, match="problem 'fm-17': expected one of fm-16, fm-8, mlp-fm28"):
             MetaTrainer(config(tmp_path, problems=("fm-17",)))

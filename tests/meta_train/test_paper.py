@@ -1,0 +1,51 @@
+"""The paper's table and figure, on toy problems in the place of its two."""
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from meta_train import figure3, optimizers, table2
+from meta_train.paper import FIVE, PUBLISHED, Config, comparison
+from meta_train.problems import LISTS
+from ngopt import list_pretrained
+from tests.meta_train.toy import CONTRARY, TOY
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setitem(LISTS, "paper", (TOY, CONTRARY))
+    monkeypatch.setattr(table2, "PAPER", (TOY, CONTRARY))
+    monkeypatch.setattr(figure3, "PROBLEM", CONTRARY)
+    spec = replace(optimizers.OPTIMIZERS["adam"], lrs=(0.003, 0.03))
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "adam", spec)
+    return Config(optimizers=("adam", "ff"), seeds=2, steps=4, folder=str(tmp_path / "out"))
+
+
+def test_ours_stand_beside_the_published(config, capsys):
+    table2.run(config)
+    records = comparison(config).records
+    lines = Path(config.folder, "table2.md").read_text().splitlines()
+    assert len(lines) == 4
+    cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
+    assert [cells[0], cells[2], cells[4], cells[5]] == ["ff", "85.08 ± 0.14", "57.55 ± 1.06", "0"]
+    for cell, problem in ((cells[1], TOY), (cells[3], CONTRARY)):
+        found = mean(100 * record["test"]["accuracy"] for record in records[problem, "ff"])
+        assert cell.startswith(f"{found:.2f} ± ")
+    assert "ff         " in capsys.readouterr().out
+
+
+def test_curves_are_of_the_test_split(config, capsys):
+    figure3.run(config)
+    assert Path(config.folder, "figure3.png").stat().st_size > 10_000
+    for found in comparison(config).records.values():
+        for record in found:
+            assert record["run"]["curve_split"] == "test"
+            assert record["curve"]["loss"][-1] == pytest.approx(record["test"]["loss"])
+    assert capsys.readouterr().out.count("\n") > 3
+
+
+def test_all_that_the_paper_has_is_compared():
+    assert {*FIVE, "adam"} == PUBLISHED.keys()
+    assert set(Config().optimizers) <= {*optimizers.OPTIMIZERS, *list_pretrained(), *FIVE}
