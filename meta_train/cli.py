@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 import tyro
 
+from meta_train.distributed import RankLost
 from tasks.datasets import DatasetUnavailable
 
 Config = TypeVar("Config")
@@ -23,6 +24,6 @@ def main(config: type[Config], run: Callable[[Config], None], description: str |
     torch.set_num_threads(1)
     try:
         run(tyro.cli(config, description=description))
-    except (ValueError, DatasetUnavailable) as error:
+    except (ValueError, DatasetUnavailable, RankLost) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,8 +1,20 @@
 """Estimators of the meta-gradient: how the meta-loss of an unroll changes with the metanet's weights.
 
-The metanet of a learned optimizer is what is trained; a base rule stays as it is. Both estimators
+The metanet of a learned optimizer is what is trained; a base rule stays as it is. All estimators
 work on one optimizee at a time, in truncations of an inner training, behind one interface: `start`
 begins an inner training, `estimate` unrolls it further and returns what it learned.
+
+Their biases, and what T steps of an optimizee cost:
+
+TBPTT               blind to what comes after T, and to what an update does to later gradients.
+                    T + 1 gradients, 2 T updates and T backward passes of the metanet; memory of one.
+SecondOrderTBPTT    blind to what comes after T. T + 1 gradients and their derivatives; memory of T.
+PES                 none, of a loss that sigma smooths; variance grows with the number of
+                    truncations. 2 T gradients and updates.
+PES, persistent     blind to what comes after T; none where T is the whole training (full ES). The
+  = False           same.
+Imitation           another goal: what a strong rule does, not the loss. T gradients, T updates of
+                    both rules, T backward passes.
 """
 
 from __future__ import annotations
@@ -15,10 +27,11 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from meta_train.random import derive_seed
-from meta_train.unroll import Inner, Task, apply_update
-from ngopt.functional import Hyper, UpdateRule, update_all
+from meta_train.unroll import Inner, Task, apply_update, unroll
+from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import Metanet
+from ngopt.pretrained import load_pretrained
 
 
 class Estimate(NamedTuple):
@@ -126,6 +139,39 @@ class TBPTT:
         return parameters_to_vector(total)
 
 
+class SecondOrderTBPTT:
+    """Truncated back-propagation through time through the optimizee's gradients too.
+
+    The meta-loss is that of `TBPTT`. The memory is that of the autograd graph of the whole truncation.
+    """
+
+    def __init__(
+        self,
+        weight_decay: float = 0.0,
+        loss_limit: float = float("inf"),
+        tail: float = 1.0,
+        total_steps: int | None = None,
+    ):
+        self.weight_decay, self.loss_limit, self.tail = weight_decay, loss_limit, tail
+        self.total_steps = total_steps
+
+    def start(self, task: Task, learned: LearnedOptimizer) -> Inner:
+        return task.start(learned.bind(task.graph, self.total_steps))
+
+    def estimate(self, task: Task, learned: LearnedOptimizer, state: Inner, steps: int) -> tuple[Estimate, Inner]:
+        rule = learned.bind(task.graph, self.total_steps)
+        weights = list(trained_metanet(learned).parameters())
+        inner, losses = unroll(task, state, rule, steps, task.hyper(self.weight_decay), create_graph=True)
+        with torch.enable_grad():
+            last, _ = task.loss(inner.params, inner.buffers, inner.step)
+            counted = [*losses[1:], last][-tail_length(steps, self.tail) :]
+            mean = torch.stack([loss.clamp(max=self.loss_limit) for loss in counted]).mean()
+        found = torch.autograd.grad(mean, weights, allow_unused=True)
+        rows = zip(found, weights, strict=True)
+        meta = parameters_to_vector([torch.zeros_like(w) if f is None else f for f, w in rows])
+        return Estimate(meta, mean.item()), detached(inner)
+
+
 class PESState(NamedTuple):
     """positive, negative: the antithetic pair of inner trainings. perturbation: their sum so far."""
 
@@ -188,6 +234,68 @@ class PES:
             loss, grads, buffers = task.gradient(inner)
             losses.append(loss.clamp(max=self.loss_limit))
         return torch.stack(losses[-tail_length(steps, self.tail) :]).mean().item(), inner
+
+
+class Imitated(NamedTuple):
+    """Where an imitated inner training stands: `inner` with the state of the rule that is trained.
+
+    teacher: the state of the rule that is imitated.
+    """
+
+    inner: Inner
+    teacher: list[Record]
+
+
+class Imitation:
+    """Learns to do what a strong rule does, along its own training (as the first phase of ELO).
+
+    The meta-loss is the mean over steps and tensors of |u - u*|^2 / |u*|^2, where u* is the update of
+    the bundled default and u that of the metanet, from the same weights and gradients. Its gradient
+    is exact. total_steps: the horizon of the inner training.
+    """
+
+    def __init__(self, total_steps: int | None = None):
+        self.total_steps = total_steps
+        self.teacher = load_pretrained("default")
+
+    def start(self, task: Task, learned: LearnedOptimizer) -> Imitated:
+        inner = task.start(learned.bind(task.graph, self.total_steps))
+        return Imitated(inner, self.teacher.bind(task.graph, self.total_steps).init(inner.params))
+
+    def estimate(self, task: Task, learned: LearnedOptimizer, state: Imitated, steps: int) -> tuple[Estimate, Imitated]:
+        student = learned.bind(task.graph, self.total_steps)
+        teacher = self.teacher.bind(task.graph, self.total_steps)
+        weights = list(trained_metanet(learned).parameters())
+        total, hyper, losses = [torch.zeros_like(w) for w in weights], task.hyper(), []
+        inner, records = state
+        for _ in range(steps):
+            _, grads, buffers = task.gradient(inner)
+            with torch.no_grad():
+                wanted, records = update_all(teacher, grads, records, inner.params, hyper)
+            with torch.enable_grad():
+                found, own = update_all(student, grads, inner.state, inner.params, hyper)
+                loss = _distance(found, wanted)
+            some = torch.autograd.grad(loss, weights, allow_unused=True)
+            total = [t if g is None else t + g / steps for t, g in zip(total, some, strict=True)]
+            losses.append(loss.detach())
+            params = [p if u is None else p + u for p, u in zip(inner.params, wanted, strict=True)]
+            inner = detached(Inner(params, buffers, own, inner.step + 1))
+        mean = torch.stack(losses).mean().item()
+        return Estimate(parameters_to_vector(total), mean), Imitated(inner, records)
+
+
+def _distance(found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -> Tensor:
+    """Mean over tensors of the relative squared difference; of those that are to move."""
+    rows = zip(found, wanted, strict=True)
+    pairs = [(u, v) for u, v in rows if u is not None and v is not None and bool(v.any())]
+    return torch.stack([(u - v).square().sum() / v.square().sum() for u, v in pairs]).mean()
+
+
+def detached(inner: Inner) -> Inner:
+    """The same without what autograd knows of it."""
+    params, buffers, state, step = inner
+    records = [{key: value.detach() for key, value in record.items()} for record in state]
+    return Inner([p.detach() for p in params], {k: b.detach() for k, b in buffers.items()}, records, step)
 
 
 def trained_metanet(learned: LearnedOptimizer) -> Metanet:

@@ -3,6 +3,9 @@
 Writes into its folder: `config.json`, `checkpoint.pt` (from which the same command resumes, bit for
 bit), `log.jsonl` (one line a validation), TensorBoard events, and `best.safetensors`, the weights
 with the lowest validation loss.
+
+With `--processes N`, or started as `torchrun --nproc-per-node N -m meta_train.train ...`, each process
+unrolls its share of the optimizees; their number changes no result, and any number resumes.
 """
 
 from __future__ import annotations
@@ -12,25 +15,32 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from math import cos, pi
+from math import cos, isnan, nan, pi
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from meta_train import cli
+from meta_train.distributed import RankLost, Ranks, joined, launch
 from meta_train.estimators import Estimate, trained_metanet
 from meta_train.problems import Metrics, mean_metrics
 from meta_train.random import derive_seed, seeded
-from meta_train.unroll import Task, whole_run
-from meta_train.workers import Job, Result, UnrollConfig, Worker, WorkerPool
+from meta_train.unroll import Task, unroll, whole_run
+from meta_train.worker import Job, Result, UnrollConfig, Worker
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import METANETS, FeedForward, GraphMetanet
 from ngopt.pretrained import load_pretrained, save_pretrained
+
+# Settings that change no number.
+NO_MATTER = ("folder", "processes")
+# Inner steps after which the sizes of updates are shown.
+UPDATES_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -46,14 +56,17 @@ class Config:
     problems: tuple[str, ...] = ("fm-16",)
     """Problems to sample from; validation is on the held-out data of the first."""
     estimator: str = "tbptt"
-    """tbptt or pes."""
+    """tbptt, tbptt-2 (second order), pes, es (whole inner trainings) or imitation of the default."""
     outer_steps: int = 1000
     optimizees: int = 2
     """Inner trainings at the same time, of different ages."""
     horizon: int = 1000
     """Inner steps after which an optimizee is begun anew."""
+    shortest: int | None = None
+    """With it, horizons are log-uniform from it up to a longest, which grows to `horizon` until half
+    of the outer steps are done."""
     truncation: int = 100
-    """Inner steps per outer step."""
+    """Inner steps per outer step; of es all."""
     tail: float = 1.0
     """Share of a truncation, at its end, whose losses make up the meta-loss."""
     lr: float = 1e-3
@@ -66,7 +79,9 @@ class Config:
     clip_norm: float = 1.0
     """Largest norm of one optimizee's meta-gradient."""
     sigma: float = 0.01
-    """Standard deviation of PES's perturbations."""
+    """Standard deviation of the perturbations of pes and es."""
+    scaling: float = 1.0
+    """Each tensor is optimized in a unit of its own, log-uniform between 1 / scaling and scaling."""
     loss_limit: float = 2.0
     """An optimizee whose loss exceeds this many times its first loss is begun anew."""
     output_scale: float | None = None
@@ -77,36 +92,57 @@ class Config:
     autocast: bool = False
     """Compute optimizees' losses in bfloat16."""
     processes: int = 1
-    """Processes, of one thread each, that unroll optimizees; their number changes no result."""
+    """Processes, of one thread each; their number changes no result."""
     seed: int = 0
 
 
 @dataclass
 class Slot:
-    """One of the optimizees that train at the same time; `life` counts how often it was begun anew."""
+    """One of the optimizees that train at the same time; `life` counts how often it was begun anew.
+
+    horizon: steps of this life. state: None before its first, and in ranks that do not own it.
+    """
 
     number: int
+    horizon: int
     life: int = 0
     age: int = 0
     state: Any = None
     first_loss: float | None = None
 
 
-class MetaTrainer:
-    """The outer loop: unrolls optimizees, averages their meta-gradients, steps AdamW, validates, saves."""
+class Outcome(NamedTuple):
+    """What all ranks know of one optimizee's truncation.
 
-    def __init__(self, config: Config):
-        self.config = config
+    meta_gradient: clipped; zero where it is not usable. norm: before clipping.
+    """
+
+    is_usable: bool
+    meta_loss: float
+    first_loss: float
+    norm: float
+    meta_gradient: Tensor
+
+
+class MetaTrainer:
+    """The outer loop: unrolls optimizees, averages their meta-gradients, steps AdamW, validates, saves.
+
+    Every rank takes the same outer steps; only what `Outcome` says of optimizees travels.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
+        if config.estimator == "es" and config.shortest is not None:
+            raise ValueError(f"shortest: expected none with es, whose steps are whole trainings; got {config.shortest}")
+        self.config, self.ranks = config, ranks
         self.folder = Path(config.folder)
         self.learned = make_learned(config)
         self.metanet = trained_metanet(self.learned)
         settings = {field.name: getattr(config, field.name) for field in fields(UnrollConfig)}
         self.worker = Worker(UnrollConfig(**settings), self.learned)
-        self.pool: WorkerPool | None = None
-        if config.processes > 1:
-            self.pool = WorkerPool(self.worker.config, self.learned, config.processes)
         self.optimizer = torch.optim.AdamW(self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.slots = [Slot(i) for i in range(config.optimizees)]
+        # The first lives have different lengths, so that ages differ from then on.
+        firsts = [config.horizon * (i + 1) // config.optimizees for i in range(config.optimizees)]
+        self.slots = [Slot(i, horizon) for i, horizon in enumerate(firsts)]
         self.outer_step, self.best = 0, float("inf")
         self.log: list[dict[str, Any]] = []  # one record a validation
 
@@ -114,90 +150,164 @@ class MetaTrainer:
         """Trains to the end, resuming where the folder's checkpoint stands."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.load_checkpoint()
-        (self.folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2))
-        writer = SummaryWriter(str(self.folder), purge_step=self.outer_step)
+        writer = None
+        if self.ranks.is_first:
+            (self.folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2))
+            writer = SummaryWriter(str(self.folder), purge_step=self.outer_step)
         start, steps = time.perf_counter(), self.config.outer_steps
-        with tqdm(total=steps, initial=self.outer_step, unit="outer step", smoothing=0.05) as bar:
+        with tqdm(
+            total=steps,
+            initial=self.outer_step,
+            unit="outer step",
+            smoothing=0.05,
+            disable=not self.ranks.is_first,
+        ) as bar:
             while self.outer_step < steps:
-                losses, norm = self.step()
-                bar.set_postfix(meta_loss=f"{np.mean(losses):.3f}", norm=f"{norm:.2g}")
+                outcomes = self.step()
+                meta_loss, norm = (fmean(x) for x in ((o.meta_loss for o in outcomes), (o.norm for o in outcomes)))
+                bar.set_postfix(meta_loss=f"{meta_loss:.3f}", norm=f"{norm:.2g}")
                 bar.update()
-                writer.add_scalar("meta_loss", np.mean(losses), self.outer_step)
-                writer.add_scalar("meta_gradient_norm", norm, self.outer_step)
+                if writer:
+                    writer.add_scalar("meta_loss", meta_loss, self.outer_step)
+                    writer.add_scalar("meta_gradient_norm", norm, self.outer_step)
                 if self.outer_step % self.config.validate_every == 0 or self.outer_step == steps:
                     metrics = self.validate()
-                    writer.add_scalar("validation/loss", metrics.loss, self.outer_step)
-                    accuracy = ""
-                    if metrics.accuracy is not None:
-                        writer.add_scalar("validation/accuracy", metrics.accuracy, self.outer_step)
-                        accuracy = f"accuracy {100 * metrics.accuracy:.2f} %, "
-                    tqdm.write(
-                        f"outer step {self.outer_step}: validation loss {metrics.loss:.4f}, "
-                        f"{accuracy}{time.perf_counter() - start:.0f} s"
-                    )
                     self.save_checkpoint()
-        writer.close()
-        if self.pool is not None:
-            self.pool.close()
+                    if writer:
+                        tqdm.write(self._report(writer, metrics, time.perf_counter() - start))
+        if writer:
+            writer.close()
 
-    def step(self) -> tuple[list[float], float]:
-        """One outer step: meta-losses of all optimizees, and the mean norm of their meta-gradients."""
+    def _report(self, writer: SummaryWriter, metrics: Metrics, seconds: float) -> str:
+        """Writes a validation's curves; a line to print."""
+        writer.add_scalar("validation/loss", metrics.loss, self.outer_step)
+        accuracy = ""
+        if metrics.accuracy is not None:
+            writer.add_scalar("validation/accuracy", metrics.accuracy, self.outer_step)
+            accuracy = f"accuracy {100 * metrics.accuracy:.2f} %, "
+        for name, parameter in self.metanet.named_parameters():
+            if parameter.grad is not None:
+                writer.add_scalar(f"meta_gradient/{name}", parameter.grad.norm(), self.outer_step)
+        for name, share in self.relative_updates().items():
+            writer.add_scalar(f"update_to_weight/{name}", share, self.outer_step)
+        return f"outer step {self.outer_step}: validation loss {metrics.loss:.4f}, {accuracy}{seconds:.0f} s"
+
+    def relative_updates(self) -> dict[str, float]:
+        """Size of the latest update of each tensor of the first problem, to the tensor's own."""
+        task = Task(self.worker.problems[0], derive_seed(self.config.seed, 11, 0))
+        rule = self.learned.bind(task.graph)
+        with torch.no_grad():
+            before, _ = unroll(task, task.start(rule), rule, UPDATES_SHOWN, task.hyper())
+            after, _ = unroll(task, before, rule, 1, task.hyper())
+        rows = zip(task.names, before.params, after.params, strict=True)
+        return {name: ((q - p).norm() / p.norm().clamp(min=1e-12)).item() for name, p, q in rows}
+
+    def step(self) -> list[Outcome]:
+        """One outer step of all optimizees."""
         config = self.config
-        jobs = [Job(self.seed_of(slot), slot.state, slot.first_loss) for slot in self.slots]
-        results = (self.pool or self.worker).run(jobs)
-        estimates = [result.estimate for result in results]
-        gradients = [clip(e.meta_gradient, config.clip_norm) for e in estimates if usable(e)]
+        own = [slot for slot in self.slots if self.ranks.owns(slot.number)]
+        results = self.worker.run([self._job(slot) for slot in own])
+        outcomes = self._shared({slot.number: result for slot, result in zip(own, results, strict=True)})
+        gradients = [o.meta_gradient for o in outcomes if o.is_usable]
         self.outer_step += 1
         if gradients:
             for group in self.optimizer.param_groups:
                 group["lr"] = config.lr * learning_rate_factor(self.outer_step, config)
             assign_gradient(self.metanet, torch.stack(gradients).mean(0))
             self.optimizer.step()
-        for slot, result in zip(self.slots, results, strict=True):
-            self.advance(slot, result)
-        norm = torch.stack([e.meta_gradient.norm() for e in estimates]).mean().item()
-        return [e.meta_loss for e in estimates], norm
+        for slot, result in zip(own, results, strict=True):
+            slot.state = result.state
+        for slot, outcome in zip(self.slots, outcomes, strict=True):
+            self.advance(slot, outcome)
+        return outcomes
 
-    def advance(self, slot: Slot, result: Result) -> None:
+    def _job(self, slot: Slot) -> Job:
+        return Job(self.seed_of(slot), self.steps_of(slot), slot.horizon, slot.state, slot.first_loss)
+
+    def _shared(self, own: dict[int, Result]) -> list[Outcome]:
+        """What happened to all optimizees, from what each rank knows of its own."""
+        count = sum(p.numel() for p in self.metanet.parameters())
+        head = len(Outcome._fields) - 1
+        rows = torch.zeros(len(self.slots), head + count, dtype=torch.float64)
+        for number, (estimate, _, first_loss) in own.items():
+            gradient, is_usable = estimate.meta_gradient, usable(estimate)
+            numbers = [float(is_usable), estimate.meta_loss, first_loss, gradient.norm().item()]
+            rows[number, :head] = torch.tensor(numbers, dtype=torch.float64)
+            if is_usable:
+                rows[number, head:] = clip(gradient, self.config.clip_norm)
+        dtype = next(self.metanet.parameters()).dtype
+        found = []
+        for row in self.ranks.summed(rows):
+            is_usable, meta_loss, first_loss, norm = row[:head].tolist()
+            found.append(Outcome(bool(is_usable), meta_loss, first_loss, norm, row[head:].to(dtype)))
+        return found
+
+    def steps_of(self, slot: Slot) -> int:
+        """Inner steps of the next truncation."""
+        rest = slot.horizon - slot.age
+        return rest if self.config.estimator == "es" else min(self.config.truncation, rest)
+
+    def advance(self, slot: Slot, outcome: Outcome) -> None:
         """Keeps where an optimizee stands; begins it anew when its time is over or it diverged."""
-        config, estimate = self.config, result.estimate
-        slot.age, slot.state, slot.first_loss = slot.age + config.truncation, result.state, result.first_loss
-        diverged = not usable(estimate) or estimate.meta_loss > 0.5 * (1 + config.loss_limit) * slot.first_loss
-        # The first lives have different lengths, so that ages differ from then on.
-        horizon = config.horizon * (slot.number + 1) // config.optimizees if slot.life == 0 else config.horizon
-        if diverged or slot.age >= horizon:
+        slot.age, slot.first_loss = slot.age + self.steps_of(slot), outcome.first_loss
+        limit = 0.5 * (1 + self.config.loss_limit) * slot.first_loss
+        diverged = not outcome.is_usable or outcome.meta_loss > limit
+        if diverged or slot.age >= slot.horizon:
             slot.life, slot.age, slot.state, slot.first_loss = slot.life + 1, 0, None, None
+            slot.horizon = self.next_horizon(slot)
+
+    def next_horizon(self, slot: Slot) -> int:
+        """Steps of the life that begins."""
+        config = self.config
+        if config.shortest is None:
+            return config.horizon
+        progress = min(1.0, 2 * self.outer_step / config.outer_steps)
+        with seeded(config.seed, 13, slot.number, slot.life):
+            exponent = progress * torch.rand((), dtype=torch.float64).item()
+        return round(config.shortest * (config.horizon / config.shortest) ** exponent)
 
     def seed_of(self, slot: Slot) -> int:
         return derive_seed(self.config.seed, 10, slot.number, slot.life)
 
     def validate(self) -> Metrics:
         """Whole inner trainings on the first problem; keeps the weights when their mean loss is the lowest yet."""
-        config, results = self.config, []
+        config = self.config
+        rows = torch.zeros(config.validation_seeds, 2, dtype=torch.float64)
         for k in range(config.validation_seeds):
-            task = Task(self.worker.problems[0], derive_seed(config.seed, 11, k), config.autocast)
-            results.append(whole_run(task, self.learned, config.horizon, config.inner_weight_decay))
+            if self.ranks.owns(k):
+                task = Task(self.worker.problems[0], derive_seed(config.seed, 11, k), config.autocast)
+                found = whole_run(task, self.learned, config.horizon, config.inner_weight_decay)
+                accuracy = nan if found.accuracy is None else found.accuracy
+                rows[k] = torch.tensor([found.loss, accuracy], dtype=torch.float64)
+        results = [Metrics(loss, None if isnan(a) else a) for loss, a in self.ranks.summed(rows).tolist()]
         metrics = mean_metrics(results)
         record = {"outer_step": self.outer_step, **metrics._asdict()}
         self.log.append(record)
-        (self.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.log))
+        if self.ranks.is_first:
+            (self.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.log))
         if metrics.loss < self.best:
             self.best = metrics.loss
             best = replace(self.learned, recipe=self.recipe(), table={"validation": record})
-            save_pretrained(best, self.folder / "best.safetensors")
+            if self.ranks.is_first:
+                save_pretrained(best, self.folder / "best.safetensors")
         return metrics
 
     def recipe(self) -> dict[str, Any]:
         """The steps that made the weights, the last one ours."""
-        config = {k: v for k, v in asdict(self.config).items() if k != "folder"}
+        config = {k: v for k, v in asdict(self.config).items() if k not in NO_MATTER}
         stage = {"program": "meta_train.train", "outer_step": self.outer_step, **config}
         return {"stages": [*self.learned.recipe["stages"], stage]}
 
     def save_checkpoint(self) -> None:
+        own = {slot.number: slot.state for slot in self.slots if self.ranks.owns(slot.number)}
+        states = self.ranks.gathered(own)
+        if not self.ranks.is_first:
+            return
+        slots = [replace(slot, state=states[slot.number]) for slot in self.slots]
         state = {
             "metanet": self.metanet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "slots": [vars(slot) for slot in self.slots],
+            "slots": [vars(slot) for slot in slots],
             "outer_step": self.outer_step,
             "best": self.best,
             "log": self.log,
@@ -216,6 +326,8 @@ class MetaTrainer:
         self.metanet.load_state_dict(state["metanet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.slots = [Slot(**slot) for slot in state["slots"]]
+        for slot in self.slots:
+            slot.state = slot.state if self.ranks.owns(slot.number) else None
         self.outer_step, self.best, self.log = state["outer_step"], state["best"], state["log"]
 
 
@@ -267,11 +379,7 @@ def assign_gradient(module: nn.Module, gradient: torch.Tensor) -> None:
 
 def check_same_config(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
     """Raises ValueError when a checkpoint was made with other settings (more outer steps or processes are fine)."""
-    odd = [
-        k
-        for k in given
-        if k not in ("outer_steps", "folder", "processes") and list_of(saved.get(k)) != list_of(given[k])
-    ]
+    odd = [k for k in given if k not in ("outer_steps", *NO_MATTER) and list_of(saved.get(k)) != list_of(given[k])]
     if odd:
         raise ValueError(
             f"checkpoint '{path}': made with other settings: "
@@ -284,7 +392,27 @@ def list_of(value: Any) -> Any:
 
 
 def run(config: Config) -> None:
-    MetaTrainer(config).run()
+    trainer = MetaTrainer(config)  # what the user got wrong is said before processes start
+    if config.processes == 1 or "RANK" in os.environ:
+        run_rank(config)
+        return
+    del trainer
+    try:
+        launch(config.processes, run_rank, config)
+    except RankLost as error:
+        path = Path(config.folder, "checkpoint.pt")
+        stands = f"stands at outer step {outer_step_of(path)}" if path.exists() else "was not written yet"
+        raise RankLost(f"{error}; the checkpoint '{path}' {stands}, and the same command goes on from there") from None
+
+
+def run_rank(config: Config) -> None:
+    """One rank of those that this process was started with."""
+    with joined() as ranks:
+        MetaTrainer(config, ranks).run()
+
+
+def outer_step_of(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=False)["outer_step"]
 
 
 if __name__ == "__main__":

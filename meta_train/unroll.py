@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,26 +29,32 @@ class Inner(NamedTuple):
 class Task:
     """A problem with a seed: fixes initial weights, batches and dropout of one inner training.
 
-    autocast: compute the optimizee's loss in bfloat16 where torch deems it safe.
+    autocast: compute the optimizee's loss in bfloat16 where torch deems it safe. scaling: each tensor
+    is optimized as a multiple of what the network uses, by a factor log-uniform between its inverse
+    and it (Moudgil et al. 2025, Celo2); the network starts the same.
     """
 
-    def __init__(self, problem: Problem, seed: int, autocast: bool = False):
+    def __init__(self, problem: Problem, seed: int, autocast: bool = False, scaling: float = 1.0):
         self.problem, self.seed, self.autocast = problem, seed, autocast
         self.model = problem.init(seed)
         self.graph = build_graph(self.model)
         self.names = [name for name, _ in self.model.named_parameters()]
         self._objective = _Objective(problem, self.model)
+        with seeded(seed, 6):
+            exponents = 2 * torch.rand(len(self.names), dtype=torch.float64) - 1
+        self._scales = [scaling**e for e in exponents.tolist()]
 
     def start(self, rule: UpdateRule) -> Inner:
         """The inner training before its first step."""
-        params = [p.detach().clone() for p in self.model.parameters()]
+        params = [p.detach() / s for p, s in zip(self.model.parameters(), self._scales, strict=True)]
         buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
         return Inner(params, buffers, rule.init(params), 0)
 
     def loss(self, params: list[Tensor], buffers: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss at an inner step, (), and the buffers after it; nothing is changed in place."""
         buffers = {name: b.clone() for name, b in buffers.items()}
-        tensors = {f"model.{n}": t for n, t in [*zip(self.names, params, strict=True), *buffers.items()]}
+        used = zip(self.names, self._used(params), strict=True)
+        tensors = {f"model.{n}": t for n, t in [*used, *buffers.items()]}
         batch = self.problem.batch(self.seed, step)
         with seeded(self.seed, 2, step), torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             loss = functional_call(self._objective, tensors, (batch,))
@@ -69,8 +76,13 @@ class Task:
     def model_at(self, inner: Inner) -> nn.Module:
         """The task's module with an inner training's parameters and buffers, in evaluation mode."""
         model = copy.deepcopy(self.model)
-        model.load_state_dict({**dict(zip(self.names, inner.params, strict=True)), **inner.buffers}, strict=False)
+        used = dict(zip(self.names, self._used(inner.params), strict=True))
+        model.load_state_dict({**used, **inner.buffers}, strict=False)
         return model.eval()
+
+    def _used(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """What the network uses."""
+        return [p if s == 1 else s * p for p, s in zip(params, self._scales, strict=True)]
 
 
 def apply_update(

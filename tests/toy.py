@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,6 +49,20 @@ class Regression32(Regression):
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         inputs, targets = super().batch(seed, step)
         return inputs.float(), targets.float()
+
+
+class Deadly(Regression32):
+    """Kills its process in the third life of one optimizee."""
+
+    def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        if "RANK" in os.environ and os.environ["RANK"] == "1" and self.seen(seed) > 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(seed, step)
+
+    def seen(self, seed: int) -> int:
+        """Different seeds so far: of lives and of validations."""
+        self.seeds = {*getattr(self, "seeds", ()), seed}
+        return len(self.seeds)
 
 
 class RecoveredGradient(Metanet):

@@ -2,10 +2,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.nn.utils import parameters_to_vector
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from meta_train.estimators import PES, TBPTT
-from meta_train.unroll import Inner, Task, apply_update
+from meta_train.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
+from meta_train.unroll import Inner, Task, apply_update, unroll
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import METANETS, FeedForward
 from tests.metanets import metanet_for
@@ -76,7 +76,7 @@ def test_the_last_update_learns_too():
     assert found.meta_gradient.abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("estimator", [TBPTT(), PES()], ids=["tbptt", "pes"])
+@pytest.mark.parametrize("estimator", [TBPTT(), SecondOrderTBPTT(), PES()], ids=["tbptt", "second order", "pes"])
 def test_truncations_continue_the_inner_training(estimator):
     task, learned = Task(Regression(), seed=1), learned_from(RecoveredGradient())
     state = estimator.start(task, learned)
@@ -116,3 +116,68 @@ def test_pes_matches_the_gradient_of_a_smooth_meta_loss():
     noise = state.perturbation
     _, gradient = by_autograd(task, learned, 1, 0.0)  # exact after one step, where nothing is detached
     torch.testing.assert_close(estimate.meta_gradient, noise * (noise @ gradient) / 1e-10, rtol=1e-3, atol=1e-9)
+
+
+def test_second_order_is_the_derivative_of_the_mean_loss():
+    """By finite differences, over a second truncation whose start counts as given."""
+    torch.manual_seed(0)
+    task = Task(Regression(), seed=1)
+    metanet = metanet_for("ff", task.graph)
+    learned = learned_from(metanet)
+    estimator = SecondOrderTBPTT(weight_decay=30.0, tail=0.5)
+    _, start = estimator.estimate(task, learned, estimator.start(task, learned), 3)
+    found, _ = estimator.estimate(task, learned, start, 4)
+    theta = parameters_to_vector(metanet.parameters()).detach()
+    direction = torch.randn_like(theta) / len(theta) ** 0.5
+    values = []
+    for sign in (1, -1):
+        vector_to_parameters(theta + sign * 1e-6 * direction, metanet.parameters())
+        rule = learned.bind(task.graph)
+        inner, losses = unroll(task, start, rule, 4, task.hyper(30.0))
+        last, _ = task.loss(inner.params, inner.buffers, inner.step)
+        values.append((losses[3] + last) / 2)
+    expected = (values[0] - values[1]) / 2e-6
+    assert expected.abs() > 1e-6
+    torch.testing.assert_close(found.meta_gradient @ direction, expected, rtol=1e-5, atol=1e-10)
+
+
+class TestImitation:
+    def test_its_gradient_is_that_of_the_distance(self):
+        torch.manual_seed(0)
+        task = Task(Regression(), seed=1)
+        metanet = metanet_for("ng-gnn", task.graph)
+        learned, estimator = learned_from(metanet), Imitation(20)
+        found, after = estimator.estimate(task, learned, estimator.start(task, learned), 3)
+        theta = parameters_to_vector(metanet.parameters()).detach()
+        direction = torch.randn_like(theta) / len(theta) ** 0.5
+        values = []
+        for sign in (1, -1):
+            vector_to_parameters(theta + sign * 1e-5 * direction, metanet.parameters())
+            values.append(estimator.estimate(task, learned, estimator.start(task, learned), 3)[0].meta_loss)
+        expected = (values[0] - values[1]) / 2e-5
+        assert abs(expected) > 1e-6
+        assert (found.meta_gradient @ direction).item() == pytest.approx(expected, rel=1e-4)
+        assert after.inner.step == 3
+
+    def test_the_trajectory_is_the_teachers(self):
+        task, learned = Task(Regression(), seed=1), learned_from(FeedForward().double())
+        estimator = Imitation(20)
+        _, after = estimator.estimate(task, learned, estimator.start(task, learned), 4)
+        rule = estimator.teacher.bind(task.graph, 20)
+        expected, _ = unroll(task, task.start(rule), rule, 4, task.hyper())
+        for a, b in zip(after.inner.params, expected.params, strict=True):
+            assert torch.equal(a, b)
+
+    def test_it_learns(self):
+        torch.manual_seed(0)
+        task, metanet = Task(Regression(), seed=1), FeedForward().double()
+        learned, estimator = learned_from(metanet), Imitation(40)
+        optimizer, losses = torch.optim.Adam(metanet.parameters(), 0.01), []
+        for _ in range(40):
+            estimate, _ = estimator.estimate(task, learned, estimator.start(task, learned), 10)
+            losses.append(estimate.meta_loss)
+            pieces = estimate.meta_gradient.split([p.numel() for p in metanet.parameters()])
+            for p, piece in zip(metanet.parameters(), pieces, strict=True):
+                p.grad = piece.view_as(p)
+            optimizer.step()
+        assert losses[-1] < 0.7 * losses[0]

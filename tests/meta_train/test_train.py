@@ -1,13 +1,19 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from math import sqrt
 
+import numpy as np
 import pytest
 import torch
 
 from meta_train import cli, sweep, train
+from meta_train.distributed import RankLost
 from meta_train.estimators import Estimate
 from meta_train.problems import load_problem
 from meta_train.train import Config, MetaTrainer, clip, learning_rate_factor, usable
+from meta_train.worker import ESTIMATORS
 from ngopt import load_pretrained
 from ngopt.models import FeedForward
 
@@ -57,17 +63,78 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     assert [record["outer_step"] for record in logs[0]] == [2, 4, 6]
 
 
-@pytest.mark.parametrize("estimator", ["tbptt", "pes"])
-def test_the_number_of_processes_changes_nothing(tmp_path, estimator):
-    results = []
-    for processes in (1, 2):
-        settings = config(
-            tmp_path / str(processes), estimator=estimator, optimizees=3, outer_steps=4, processes=processes
-        )
-        trainer = MetaTrainer(settings)
-        trainer.run()
-        results.append([p.detach() for p in trainer.metanet.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+class TestRanks:
+    """Meta-training in two processes."""
+
+    @pytest.mark.parametrize("estimator", ["tbptt", "pes"])
+    def test_their_number_changes_nothing_and_any_number_resumes(self, tmp_path, estimator):
+        settings = {"estimator": estimator, "optimizees": 3, "outer_steps": 4, "validation_seeds": 2}
+        names = {"one": (1, 1), "two then one": (2, 1), "one then two": (1, 2)}
+        for name, some in names.items():
+            for steps, processes in zip((2, 4), some, strict=True):
+                train.run(config(tmp_path / name, **{**settings, "outer_steps": steps}, processes=processes))
+        found = {name: weights_of(tmp_path / name) for name in names}
+        for name, weights in found.items():
+            assert all(torch.equal(a, b) for a, b in zip(weights, found["one"], strict=True)), name
+        logs = {(tmp_path / name / "log.jsonl").read_text() for name in found}
+        assert len(logs) == 1
+
+    def test_torchrun_starts_them_too(self, tmp_path):
+        arguments = ["--problems", TOY, "--outer-steps", "2", "--optimizees", "2", "--horizon", "12"]
+        arguments += ["--truncation", "3", "--warmup", "2", "--validate-every", "2"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+        folder = ["--folder", str(tmp_path / "two")]
+        subprocess.run([*torchrun, "meta_train.train", *folder, *arguments], check=True)
+        train.run(config(tmp_path / "one", outer_steps=2))
+        rows = zip(weights_of(tmp_path / "one"), weights_of(tmp_path / "two"), strict=True)
+        assert all(torch.equal(a, b) for a, b in rows)
+
+    def test_a_rank_that_dies_ends_the_run_with_a_message(self, tmp_path):
+        settings = config(tmp_path, problems=("tests.toy:Deadly",), processes=2, outer_steps=50)
+        with pytest.raises(RankLost, match=r"rank \d ended with exit code .* stands at outer step 12, and the same"):
+            train.run(settings)
+        assert torch.load(tmp_path / "checkpoint.pt", weights_only=False)["outer_step"] == 12
+
+
+def weights_of(folder):
+    state = torch.load(folder / "checkpoint.pt", weights_only=False)["metanet"]
+    return list(state.values())
+
+
+def test_horizons_grow_and_are_log_uniform(tmp_path):
+    trainer = MetaTrainer(config(tmp_path, shortest=10, horizon=1000, outer_steps=100))
+    slot = trainer.slots[0]
+    for step, top in ((0, 10), (25, 100), (50, 1000), (100, 1000)):
+        trainer.outer_step = step
+        found = []
+        for slot.life in range(200):
+            found.append(trainer.next_horizon(slot))
+        assert 10 <= min(found) <= max(found) <= top
+        assert np.median(found) == pytest.approx(sqrt(10 * top), rel=0.4)
+
+
+def test_a_life_ends_at_its_horizon_and_es_takes_it_whole(tmp_path):
+    trainer = MetaTrainer(config(tmp_path, truncation=5, optimizees=1, horizon=12, loss_limit=1e6))
+    ages = []
+    for _ in range(4):
+        trainer.step()
+        ages.append(trainer.slots[0].age)
+    assert ages == [5, 10, 0, 5]
+    trainer = MetaTrainer(config(tmp_path, estimator="es", optimizees=1, horizon=12))
+    assert trainer.steps_of(trainer.slots[0]) == 12
+    trainer.step()
+    assert (trainer.slots[0].life, trainer.slots[0].age) == (1, 0)
+    with pytest.raises(ValueError, match="shortest: expected none with es"):
+        MetaTrainer(config(tmp_path, estimator="es", shortest=3))
+
+
+@pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
+def test_every_estimator_trains(tmp_path, estimator):
+    trainer = MetaTrainer(config(tmp_path, estimator=estimator, outer_steps=2, scaling=10.0))
+    before = [p.detach().clone() for p in trainer.metanet.parameters()]
+    trainer.run()
+    assert any(not torch.equal(p, q) for p, q in zip(before, trainer.metanet.parameters(), strict=True))
+    assert all(p.isfinite().all() for p in trainer.metanet.parameters())
 
 
 def test_meta_training_learns(tmp_path):
@@ -158,8 +225,8 @@ class TestErrors:
             MetaTrainer(config(tmp_path, problems=("fm-17",)))
         with pytest.raises(ValueError, match=r"problem 'no.module:make'.*no"):
             load_problem("no.module:make")
-        with pytest.raises(ValueError, match="estimator 'es'"):
-            MetaTrainer(config(tmp_path, estimator="es"))
+        with pytest.raises(ValueError, match="estimator 'rl': expected one of tbptt, tbptt-2, pes, es, imitation"):
+            MetaTrainer(config(tmp_path, estimator="rl"))
 
     def test_weights_of_another_metanet(self, tmp_path):
         MetaTrainer(config(tmp_path, metanet="ng-gnn")).run()

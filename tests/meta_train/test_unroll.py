@@ -132,3 +132,20 @@ def test_the_optimizer_does_not_know_the_seed():
     rule = MetanetRule(RecoveredGradient(), a.graph)
     assert not torch.equal(a.start(rule).params[0], b.start(rule).params[0])
     assert torch.equal(a.start(rule).params[0], copy.deepcopy(a).start(rule).params[0])
+
+
+def test_a_scaled_task_is_the_same_network_in_other_units():
+    plain, scaled = (Task(Regression(), seed=3, scaling=scaling) for scaling in (1.0, 1e3))
+    learned = LearnedOptimizer(metanet=RecoveredGradient())
+    starts = [task.start(learned.bind(task.graph)) for task in (plain, scaled)]
+    losses = [task.loss(start.params, start.buffers, 0)[0] for task, start in zip((plain, scaled), starts, strict=True)]
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+    factors = [(p / q).median().item() for p, q in zip(starts[0].params, starts[1].params, strict=True)]
+    assert len({round(factor, 9) for factor in factors}) == len(factors)
+    assert all(1e-3 <= factor <= 1e3 for factor in factors)
+    # gradients are in these units too, and so is what is evaluated
+    grads = [task.gradient(start)[1] for task, start in zip((plain, scaled), starts, strict=True)]
+    for g, h, factor in zip(*grads, factors, strict=True):
+        torch.testing.assert_close(h, factor * g, rtol=1e-9, atol=1e-12)
+    for a, b in zip(plain.model.parameters(), scaled.model_at(starts[1]).parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
