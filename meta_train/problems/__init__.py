@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from meta_train.problems.catalogue import (
     DEVELOPMENT,
+    FAMILIES,
     LISTS,
     META_TEST,
     META_VALIDATION,
@@ -21,6 +22,7 @@ from meta_train.problems.protocol import Metrics, Problem, mean_metrics
 
 __all__ = [
     "DEVELOPMENT",
+    "FAMILIES",
     "LISTS",
     "META_TEST",
     "META_VALIDATION",
@@ -41,17 +43,17 @@ def problem_names(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def load_problem(name: str) -> Problem:
-    """A problem by its name in `PROBLEMS`, or made by the factory that `module:factory` names.
+    """A problem by its name in `PROBLEMS` or `FAMILIES`, or made by the factory that `module:factory` names.
 
     Raises ValueError if there is neither.
     """
-    if name in PROBLEMS:
-        return PROBLEMS[name]
+    known: dict[str, Problem] = {**PROBLEMS, **FAMILIES}
+    if name in known:
+        return known[name]
     module, separator, factory = name.partition(":")
     try:
         if separator:
             return getattr(importlib.import_module(module), factory)()
     except (ImportError, AttributeError) as error:
         raise ValueError(f"problem '{name}': {error}") from error
-    known = ", ".join(PROBLEMS)
-    raise ValueError(f"problem '{name}': expected one of {known}, or 'module:factory'")
+    raise ValueError(f"problem '{name}': expected one of {', '.join(known)}, or 'module:factory'")

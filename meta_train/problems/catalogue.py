@@ -11,6 +11,7 @@ from functools import partial
 
 from torch import nn
 
+from meta_train.problems.families import family_of_cnns
 from meta_train.problems.images import (
     brightest_pixels,
     diffused_images,
@@ -246,6 +247,9 @@ PROBLEMS = {
     for problems in (_DEVELOPMENT, _META_VALIDATION, _META_TEST, _ONLY_OF_THE_PAPER)
     for problem in problems
 }
+
+# For meta-training alone: each seed is a network of its own.
+FAMILIES = {"fm-cnns": family_of_cnns("fm-cnns", PROBLEMS["fm-16"])}
 
 # On these, numbers and weights of learned optimizers are chosen.
 DEVELOPMENT = tuple(problem.name for problem in _DEVELOPMENT)

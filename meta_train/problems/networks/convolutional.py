@@ -33,6 +33,15 @@ def paper_cnn(in_channels: int, channels: tuple[int, int, int]) -> nn.Module:
     )
 
 
+def plain_cnn(channels: Sequence[int], kernels: Sequence[int]) -> nn.Module:
+    """Convolutions with ReLU, the first of stride 2, pooling and a linear layer: `paper_cnn` of other sizes."""
+    layers: list[nn.Module] = []
+    for number, (ends, kernel) in enumerate(zip(pairwise(channels), kernels, strict=True)):
+        stride = 2 if number == 0 else 1
+        layers += [nn.Conv2d(*ends, kernel, stride, padding=kernel // 2), nn.ReLU()]
+    return nn.Sequential(*layers, *_classifier(channels[-1]))
+
+
 def group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(4, channels)
 

@@ -1,0 +1,46 @@
+"""Every seed of a family is a problem of its own."""
+
+import pytest
+import torch
+from torch import nn
+
+from meta_train.problems import FAMILIES, load_problem
+from tasks.datasets import DatasetUnavailable
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    found = load_problem(request.param)
+    try:
+        found.batch(0, 0)
+    except DatasetUnavailable as error:
+        pytest.skip(f"data cannot be had: {error}")
+    return found
+
+
+def test_members_differ_and_repeat(family):
+    shapes, sizes = set(), set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        model, again = family.init(seed), family.init(seed)
+        for p, q in zip(model.parameters(), again.parameters(), strict=True):
+            assert torch.equal(p, q)
+        shapes.add(tuple(p.shape for p in model.parameters()))
+        inputs, _ = family.batch(seed, 3)
+        assert torch.equal(inputs, family.batch(seed, 3)[0])
+        sizes.add(inputs.shape)
+    assert len(shapes) > 25
+    assert {shape[0] for shape in sizes} == {32, 64, 128, 256}
+    assert {shape[-1] for shape in sizes} == {14, 28}
+
+
+def test_members_train_and_are_evaluated(family):
+    for seed in range(4):
+        model = family.init(seed)
+        loss = family.loss(model, family.batch(seed, 0))
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+        assert family.evaluate(model.eval(), "validation", 40).loss > 0
+        widths = [m.out_channels for m in model if isinstance(m, nn.Conv2d)]
+        assert 2 <= len(widths) <= 4
+        assert 6 <= min(widths) <= max(widths) <= 32
