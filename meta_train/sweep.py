@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -40,7 +40,19 @@ class Config:
     seed: int = 0
 
 
-def run(config: Config) -> None:
+class Found(NamedTuple):
+    """gain: the best. means: of each gain."""
+
+    gain: float
+    means: dict[float, Metrics]
+
+    @property
+    def best(self) -> Metrics:
+        return self.means[self.gain]
+
+
+def search(config: Config) -> Found:
+    """Runs all gains, and writes the weights with the best one and a record of the runs."""
     learned, problem = load_pretrained(config.weights), load_problem(config.problem)
     rows: list[dict[str, Any]] = []
     found: dict[float, list[Metrics]] = {}
@@ -51,22 +63,27 @@ def run(config: Config) -> None:
         rows.append({"gain": gain, "seed": number, **metrics._asdict()})
         found.setdefault(gain, []).append(metrics)
         bar.set_postfix(gain=gain, loss=f"{metrics.loss:.4f}")
-    mean = {gain: mean_metrics(some) for gain, some in found.items()}
-    print("  gain   validation loss   accuracy %")
-    for gain, (loss, accuracy) in mean.items():
-        print(f"{gain:6.2f} {loss:17.4f} {'-' if accuracy is None else f'{100 * accuracy:.2f}':>12}")
-    best = max(mean, key=lambda gain: _score(mean[gain]))
+    means = {gain: mean_metrics(some) for gain, some in found.items()}
+    best = max(means, key=lambda gain: score(means[gain]))
     stage = {"program": "meta_train.sweep", **asdict(config), "chosen_gain": best}
     recipe = {"stages": [*learned.recipe["stages"], stage]}
     chosen = replace(with_gain(learned, best), recipe=recipe, table={"validation": rows})
     save_pretrained(chosen, config.output)
     Path(config.output).with_suffix(".json").write_text(json.dumps({"config": asdict(config), "runs": rows}, indent=2))
-    print(f"gain {best} -> {config.output}")
+    return Found(best, means)
 
 
-def _score(metrics: Metrics) -> float:
+def score(metrics: Metrics) -> float:
     """Accuracy where there is one, else how low the loss is."""
     return -metrics.loss if metrics.accuracy is None else metrics.accuracy
+
+
+def run(config: Config) -> None:
+    found = search(config)
+    print("  gain   validation loss   accuracy %")
+    for gain, (loss, accuracy) in found.means.items():
+        print(f"{gain:6.2f} {loss:17.4f} {'-' if accuracy is None else f'{100 * accuracy:.2f}':>12}")
+    print(f"gain {found.gain} -> {config.output}")
 
 
 def with_gain(learned: LearnedOptimizer, gain: float) -> LearnedOptimizer:

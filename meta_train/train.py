@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import cos, isnan, nan, pi
 from pathlib import Path
 from statistics import fmean
@@ -34,7 +34,7 @@ from meta_train.random import derive_seed, seeded
 from meta_train.unroll import Task, unroll, whole_run
 from meta_train.worker import Job, Result, UnrollConfig, Worker
 from ngopt.learned import LearnedOptimizer
-from ngopt.models import METANETS, FeedForward, GraphMetanet
+from ngopt.models import METANETS, FeedForward, GraphMetanet, Metanet
 from ngopt.pretrained import load_pretrained, save_pretrained
 
 # Settings that change no number.
@@ -84,9 +84,9 @@ class Config:
     """Each tensor is optimized in a unit of its own, log-uniform between 1 / scaling and scaling."""
     loss_limit: float = 2.0
     """An optimizee whose loss exceeds this many times its first loss is begun anew."""
-    output_scale: float | None = None
-    """Overrides the metanet's output scale."""
-    magnitude_scale: float | None = None
+    metanet_config: dict[str, float] = field(default_factory=dict)
+    """Numbers of the metanet's config, such as width 48 layers 3; hidden 64 is the width of both layers
+    of its MLP."""
     validate_every: int = 50
     validation_seeds: int = 1
     autocast: bool = False
@@ -137,7 +137,7 @@ class MetaTrainer:
         self.folder = Path(config.folder)
         self.learned = make_learned(config)
         self.metanet = trained_metanet(self.learned)
-        settings = {field.name: getattr(config, field.name) for field in fields(UnrollConfig)}
+        settings = {one.name: getattr(config, one.name) for one in fields(UnrollConfig)}
         self.worker = Worker(UnrollConfig(**settings), self.learned)
         self.optimizer = torch.optim.AdamW(self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         # The first lives have different lengths, so that ages differ from then on.
@@ -333,25 +333,33 @@ class MetaTrainer:
 
 def make_learned(config: Config) -> LearnedOptimizer:
     """What to train: a metanet from weights, beside their base rule, or from a seeded random start."""
-    overrides = {}
-    for key in ("output_scale", "magnitude_scale"):
-        value = getattr(config, key)
-        if value is not None:
-            overrides[key] = value
     if config.metanet not in METANETS:
         raise ValueError(f"metanet '{config.metanet}': expected one of {', '.join(METANETS)}")
     cls = METANETS[config.metanet]
+    changes = config_changes(cls, config.metanet_config)
     with seeded(config.seed, 12):
         if config.init_from is None:
-            return LearnedOptimizer(metanet=cls(cls.Config(**overrides)))
+            return LearnedOptimizer(metanet=cls(cls.Config(**changes)))
         learned = load_pretrained(config.init_from)
         start = learned.metanet
         if isinstance(start, FeedForward) and issubclass(cls, GraphMetanet):
-            start = cls.from_feedforward(start)
+            return replace(learned, metanet=cls.from_feedforward(start, **changes))
     if start is None or type(start) is not cls:
         got = "none" if start is None else start.name
         raise ValueError(f"weights '{config.init_from}': expected metanet '{config.metanet}'; got '{got}'")
-    return replace(learned, metanet=start.reconfigured(**overrides))
+    return replace(learned, metanet=start.reconfigured(**changes))
+
+
+def config_changes(cls: type[Metanet], numbers: Mapping[str, float]) -> dict[str, Any]:
+    """Numbers of a metanet's config as its fields have them. Raises ValueError for one that has none."""
+    defaults, found = asdict(cls.Config()), {}
+    known = [key for key, value in defaults.items() if isinstance(value, int | float) or key == "hidden"]
+    for key, number in numbers.items():
+        if key not in known:
+            raise ValueError(f"metanet_config: expected some of {', '.join(known)}; got '{key}'")
+        is_hidden = key == "hidden"
+        found[key] = (int(number),) * 2 if is_hidden else type(defaults[key])(number)
+    return found
 
 
 def learning_rate_factor(step: int, config: Config) -> float:

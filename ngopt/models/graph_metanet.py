@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -41,9 +41,13 @@ class GraphMetanet(Metanet):
         self.head = UpdateMLP(NUM_FEATURES, config.hidden, *scales, d_context=config.d_out)
 
     @classmethod
-    def from_feedforward(cls, feedforward: FeedForward) -> Self:
-        """One that predicts what the FF predicts: its head ignores the context at first."""
-        metanet = cls(cls.Config(**asdict(feedforward.config)))
+    def from_feedforward(cls, feedforward: FeedForward, **changes: Any) -> Self:
+        """One that predicts what the FF predicts: its head ignores the context at first.
+
+        changes: fields of the config, but `hidden`.
+        """
+        old = feedforward.config
+        metanet = cls(cls.Config(**{**asdict(old), **changes, "hidden": old.hidden}))
         state = feedforward.head.state_dict()
         first = state["layers.0.weight"]  # (hidden, 14)
         nothing = first.new_zeros(len(first), metanet.config.d_out)

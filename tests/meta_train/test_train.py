@@ -252,6 +252,11 @@ class TestErrors:
 
 
 def test_overrides_reach_the_metanet(tmp_path):
-    trainer = MetaTrainer(config(tmp_path, output_scale=0.5))
+    trainer = MetaTrainer(config(tmp_path, metanet_config={"output_scale": 0.5, "hidden": 8}))
     assert isinstance(trainer.metanet, FeedForward)
     assert trainer.metanet.head.output_scale == 0.5
+    assert trainer.metanet.config.hidden == (8, 8)
+    wide = MetaTrainer(config(tmp_path, metanet="ng-t", init_from="ff", metanet_config={"width": 16, "layers": 1}))
+    assert (wide.metanet.config.width, len(wide.metanet.transformer.layers)) == (16, 1)
+    with pytest.raises(ValueError, match="metanet_config: expected some of hidden, output_scale.*; got 'heads'"):
+        MetaTrainer(config(tmp_path, metanet_config={"heads": 2}))

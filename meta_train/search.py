@@ -1,0 +1,170 @@
+"""Chooses how an optimizer is meta-trained, as the paper did: `python -m meta_train.search --metanet ng-gnn`.
+
+A trial (Optuna, TPE) meta-trains with sizes of the metanet, outer learning rate, weight decay and
+number of outer steps of its own, chooses the output gain over whole runs, and scores by validation
+accuracy on FashionMNIST, which alone chooses. Every trial is kept in the folder's journal, with its
+weights in `trial-N/`; the same command goes on, also in several shells at a time. The best weights
+are written to `best.safetensors`, all trials to `trials.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from meta_train import cli, sweep, train
+from meta_train.report import align
+from ngopt.models import METANETS
+
+# What may be chosen, of what each metanet has; the outer steps are those of the last stage.
+WIDTHS, LAYERS, OUTPUTS = (16, 24, 32, 48, 64), (1, 2, 3, 4), (4, 8, 16)
+HIDDEN = (16, 32, 64)
+LRS, WEIGHT_DECAYS = (3e-5, 1e-3), (1e-6, 1e-2)
+HEADER = ["trial", "validation accuracy %", "gain", "numbers"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the search."""
+
+    metanet: str = "ng-gnn"
+    """Name of the metanet to train."""
+    init_from: str | None = "ff"
+    """Weights to start from; the widths of its MLP then stay as they are."""
+    problems: tuple[str, ...] = ("fm-16", "fm-8", "fm-8")
+    """What is trained on; the first one, on which validation is, must be of FashionMNIST."""
+    estimator: str = "tbptt"
+    truncation: int = 500
+    optimizees: int = 2
+    most_outer_steps: int = 80
+    gains: tuple[float, ...] = (0.7, 1.0, 1.4, 2.0)
+    gain_seeds: int = 3
+    trials: int = 20
+    """Trials in all, those of earlier and other calls included."""
+    folder: str = "runs/search"
+    autocast: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if any("c10" in name for name in self.problems):
+            raise ValueError(f"problems: expected none of CIFAR-10, which chooses nothing; got {self.problems}")
+
+
+def suggested(trial: optuna.Trial, config: Config) -> train.Config:
+    """How a trial meta-trains."""
+    known = {key for key in vars(METANETS[config.metanet].Config())}
+    sizes: dict[str, float] = {}
+    for key, choices in (("width", WIDTHS), ("layers", LAYERS), ("d_out", OUTPUTS)):
+        if key in known:
+            sizes[key] = trial.suggest_categorical(key, choices)
+    if config.init_from is None:
+        sizes["hidden"] = trial.suggest_categorical("hidden", HIDDEN)
+    return train.Config(
+        folder=str(Path(config.folder, f"trial-{trial.number}")),
+        metanet=config.metanet,
+        init_from=config.init_from,
+        problems=config.problems,
+        estimator=config.estimator,
+        truncation=config.truncation,
+        optimizees=config.optimizees,
+        outer_steps=trial.suggest_int("outer_steps", 10, config.most_outer_steps, log=True),
+        lr=trial.suggest_float("lr", *LRS, log=True),
+        weight_decay=trial.suggest_float("weight_decay", *WEIGHT_DECAYS, log=True),
+        warmup=5,
+        validate_every=10,
+        metanet_config=sizes,
+        autocast=config.autocast,
+        seed=config.seed,
+    )
+
+
+def measured(settings: train.Config, config: Config) -> tuple[float, float]:
+    """Validation accuracy of what a trial makes, and its output gain."""
+    train.run(settings)
+    folder = Path(settings.folder)
+    found = sweep.search(
+        sweep.Config(
+            weights=str(folder / "best.safetensors"),
+            output=str(folder / "gain.safetensors"),
+            problem=config.problems[0],
+            gains=config.gains,
+            seeds=config.gain_seeds,
+            steps=settings.horizon,
+            autocast=config.autocast,
+            seed=config.seed,
+        )
+    )
+    return sweep.score(found.best), found.gain
+
+
+def search(config: Config) -> optuna.Study:
+    """Makes the trials that are missing; the study with all of them.
+
+    Raises ValueError if the folder's study is of other settings.
+    """
+    folder = Path(config.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
+        study_name=config.metanet,
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        value, gain = measured(suggested(trial, config), config)
+        trial.set_user_attr("gain", gain)
+        return value
+
+    while len(_done(study)) < config.trials:
+        # of its own for every trial, also after resuming
+        seed = config.seed + len(study.trials)
+        study.sampler = TPESampler(seed=seed, constant_liar=True)
+        study.optimize(objective, n_trials=1)
+    return study
+
+
+def write_best(config: Config, study: optuna.Study) -> Path:
+    """Writes the best trial's weights, and `trials.json`, a line for every trial."""
+    folder = Path(config.folder)
+    lines = [{"trial": t.number, "score": t.value, "numbers": t.params, **t.user_attrs} for t in study.trials]
+    (folder / "trials.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    path = folder / "best.safetensors"
+    shutil.copyfile(folder / f"trial-{study.best_trial.number}" / "gain.safetensors", path)
+    return path
+
+
+def _done(study: optuna.Study) -> list[Any]:
+    """Trials that are finished or under way somewhere."""
+    return study.get_trials(states=(TrialState.COMPLETE, TrialState.RUNNING))
+
+
+def _cells(trial: Any) -> list[str]:
+    return [str(trial.number), f"{100 * trial.value:.2f}", f"{trial.user_attrs['gain']:g}", _text(trial.params)]
+
+
+def _text(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{key} {number:.3g}" for key, number in numbers.items())
+
+
+def run(config: Config) -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = search(config)
+    path = write_best(config, study)
+    body = [_cells(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    print("\n".join(align(HEADER, body)))
+    print(f"\nBest: trial {study.best_trial.number}, {100 * study.best_value:.2f} %. Written to {path}.")
+
+
+if __name__ == "__main__":
+    cli.main(Config, run, __doc__)
