@@ -8,7 +8,7 @@ a table and writes into its folder: `table.md`, `results.json`, `<problem>.png` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from math import isfinite
@@ -83,13 +83,15 @@ class Leaderboard:
 
     standings: by the name of the group of problems they are over.
     reached: steps to the reference's final validation loss, by problem and optimizer.
-    records: of evaluation, by problem and optimizer.
+    records: of evaluation, by problem and optimizer. refusals: why an optimizer is not among a
+        problem's, a sentence each.
     """
 
     rows: list[Row]
     standings: dict[str, list[Standing]]
     reached: Reached
     records: Grouped
+    refusals: list[str] = field(default_factory=list)
 
     def lines(self, row: Row) -> list[str]:
         """A row as text, with its rank."""
@@ -122,18 +124,23 @@ def compare(config: Config) -> Leaderboard:
     folder = Path(config.folder)
     tuning: Grouped = {}
     records: Grouped = {}
+    refusals: list[str] = []
     total = sum(len(spec.lrs) * config.tuning_seeds + config.seeds for spec in specs)
     with tqdm(total=len(problems) * total, unit="run") as bar:
         run_all = partial(execute, folder=folder / "records", processes=config.processes, bar=bar)
         for problem in problems:
-            plans = [run for spec in specs for run in plan_tuning(problem, spec, config)]
+            refused = {spec.name: spec.refusal(load_problem(problem).init(0)) for spec in specs}
+            refusals += [f"{name} on {problem}: {why}." for name, why in refused.items() if why]
+            able = [spec for spec in specs if not refused[spec.name]]
+            bar.update(config.seeds * (len(specs) - len(able)))
+            plans = [run for spec in able for run in plan_tuning(problem, spec, config)]
             tuning |= _grouped(run_all(plans))
             plans = []
-            for spec in specs:
+            for spec in able:
                 lr = choose_lr(tuning.get((problem, spec.name), []))
                 plans += plan_evaluation(problem, spec, lr, config)
             records |= _grouped(run_all(plans))
-    board = judge(records, tuning, config.groups())
+    board = replace(judge(records, tuning, config.groups()), refusals=refusals)
     write_report(folder, config, board)
     return board
 
@@ -185,7 +192,7 @@ def write_report(
     board: Leaderboard,
 ) -> None:
     """Writes `results.json`, `table.md` and a picture for each problem."""
-    remarks = notes(board.rows, REFERENCE)
+    remarks = [*notes(board.rows, REFERENCE), *board.refusals]
     results = {
         "config": asdict(config),
         "standings": board.standings,

@@ -64,6 +64,20 @@ class OptimizerSpec:
             raise ValueError(message)
         return self.make(model, self.lr if lr is None else lr, total_steps)
 
+    def refusal(self, model: nn.Module) -> str | None:
+        """Why it cannot train a network; None if it can."""
+        if self.weights is None:
+            return None
+        optimizer, _ = self.build(model, None, 1)
+        assert isinstance(optimizer, NGOptimizer)
+        metanet = optimizer.learned.metanet
+        try:
+            if metanet is not None:
+                metanet.check(optimizer.graph)
+        except ValueError as error:
+            return str(error)
+        return None
+
 
 class MuonWithAdam(Optimizer):
     """Muon on parameters with two or more dimensions, Adam on the others; no weight decay.

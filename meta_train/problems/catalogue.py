@@ -6,7 +6,7 @@ A horizon makes a run take some seconds of one core (README: how many).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import nn
@@ -28,6 +28,7 @@ from meta_train.problems.networks.convolutional import (
     depthwise_cnn,
     group_norm,
     paper_cnn,
+    plain_cnn,
     pooled_cnn,
     residual_cnn,
     strided_cnn,
@@ -242,9 +243,33 @@ _META_TEST = (
 
 _ONLY_OF_THE_PAPER = (_classify("c10-32", CIFAR, partial(paper_cnn, 3, (32, 64, 64)), 128, 1000),)
 
+
+def _beyond(name: str, channels: Sequence[int], kernel: int, batch_size: int, steps: int) -> SupervisedProblem:
+    build = partial(plain_cnn, (1, *channels), [kernel] * len(channels))
+    return _classify(f"fm-16-{name}", FASHION, build, batch_size, steps)
+
+
+_BEYOND_THE_PAPER = (
+    _beyond("2000-steps", (16, 32, 32), 3, 128, 2000),
+    _beyond("5000-steps", (16, 32, 32), 3, 128, 5000),
+    _beyond("twice-as-wide", (32, 64, 64), 3, 128, 1000),
+    _beyond("four-times-as-wide", (64, 128, 128), 3, 128, 1000),
+    _beyond("two-layers-deeper", (16, 32, 32, 32, 32), 3, 128, 1000),
+    _beyond("batch-32", (16, 32, 32), 3, 32, 1000),
+    _beyond("batch-512", (16, 32, 32), 3, 512, 1000),
+    _beyond("kernel-5", (16, 32, 32), 5, 128, 1000),
+    _classify("fm-mlp", FASHION, partial(mlp, (784, 64, 64, 10)), 128, 1000),
+)
+
 PROBLEMS = {
     problem.name: problem
-    for problems in (_DEVELOPMENT, _META_VALIDATION, _META_TEST, _ONLY_OF_THE_PAPER)
+    for problems in (
+        _DEVELOPMENT,
+        _META_VALIDATION,
+        _META_TEST,
+        _ONLY_OF_THE_PAPER,
+        _BEYOND_THE_PAPER,
+    )
     for problem in problems
 }
 
@@ -259,9 +284,12 @@ META_VALIDATION = tuple(problem.name for problem in _META_VALIDATION)
 META_TEST = tuple(problem.name for problem in _META_TEST)
 # Kofinas et al. 2024, Table 2; the second takes no part in choosing anything either.
 PAPER = ("fm-16", "c10-32")
+# The first one otherwise: how far the paper's optimizers reach. These choose nothing.
+BEYOND_THE_PAPER = tuple(problem.name for problem in _BEYOND_THE_PAPER)
 LISTS = {
     "development": DEVELOPMENT,
     "meta-validation": META_VALIDATION,
     "meta-test": META_TEST,
     "paper": PAPER,
+    "beyond": BEYOND_THE_PAPER,
 }

@@ -12,7 +12,7 @@ from meta_train.leaderboard import Config, choose_lr, compare
 from meta_train.problems import META_TEST, problem_names
 from meta_train.runs import Run, execute, read_records, train
 from ngopt.learned import LearnedOptimizer
-from ngopt.models import FeedForward
+from ngopt.models import FeedForward, NeuralFunctional
 from ngopt.pretrained import save_pretrained
 from tests.meta_train.toy import CONTRARY, SILENT, TOY, Toy
 
@@ -235,3 +235,13 @@ def test_execute_keeps_the_order_of_runs(config, tmp_path):
     with runs.tqdm(disable=True) as bar:
         records = execute(planned[::-1], tmp_path, 1, bar)
     assert [r["run"]["lr"] for r in records] == [run.lr for run in planned[::-1]]
+
+
+def test_what_cannot_train_a_network_is_left_out_and_said_so(config, tmp_path):
+    path = str(tmp_path / "nfn.safetensors")
+    save_pretrained(LearnedOptimizer(metanet=NeuralFunctional()), path)
+    board = compare(replace(config, optimizers=("adam-default", path)))
+    assert [row.optimizer for row in board.rows] == ["adam-default"]
+    (refusal,) = board.refusals
+    assert refusal.startswith(f"{path} on {TOY}: nfn: expected")
+    assert refusal in results_of(config)["notes"]

@@ -19,26 +19,15 @@ def paper_cnn(in_channels: int, channels: tuple[int, int, int]) -> nn.Module:
     Stride 2 without padding in the first convolution and PyTorch's initialisation are our
     assumptions, which the paper leaves open.
     """
-    a, b, c = channels
-    return nn.Sequential(
-        nn.Conv2d(in_channels, a, 3, stride=2),
-        nn.ReLU(),
-        nn.Conv2d(a, b, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(b, c, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(c, 10),
-    )
+    return plain_cnn((in_channels, *channels), (3, 3, 3))
 
 
 def plain_cnn(channels: Sequence[int], kernels: Sequence[int]) -> nn.Module:
-    """Convolutions with ReLU, the first of stride 2, pooling and a linear layer: `paper_cnn` of other sizes."""
+    """The paper's CNN with other widths, depths and kernels."""
     layers: list[nn.Module] = []
     for number, (ends, kernel) in enumerate(zip(pairwise(channels), kernels, strict=True)):
-        stride = 2 if number == 0 else 1
-        layers += [nn.Conv2d(*ends, kernel, stride, padding=kernel // 2), nn.ReLU()]
+        where = {"padding": kernel // 2} if number else {"stride": 2}
+        layers += [nn.Conv2d(*ends, kernel, **where), nn.ReLU()]
     return nn.Sequential(*layers, *_classifier(channels[-1]))
 
 
