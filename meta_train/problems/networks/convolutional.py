@@ -26,8 +26,8 @@ def plain_cnn(channels: Sequence[int], kernels: Sequence[int]) -> nn.Module:
     """The paper's CNN with other widths, depths and kernels."""
     layers: list[nn.Module] = []
     for number, (ends, kernel) in enumerate(zip(pairwise(channels), kernels, strict=True)):
-        where = {"padding": kernel // 2} if number else {"stride": 2}
-        layers += [nn.Conv2d(*ends, kernel, **where), nn.ReLU()]
+        stride, padding = (1, kernel // 2) if number else (2, 0)
+        layers += [nn.Conv2d(*ends, kernel, stride, padding), nn.ReLU()]
     return nn.Sequential(*layers, *_classifier(channels[-1]))
 
 
