@@ -13,8 +13,9 @@ from torch.func import functional_call
 from ngopt.functional import Hyper, update_all
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
 from ngopt.metanet_rule import MetanetRule
+from ngopt.models.nfn import chain_of
 from tests.automorphisms import Automorphism, subproducts
-from tests.metanets import SMALL, small_metanet
+from tests.metanets import SMALL, metanet_for, small_metanet
 
 
 class NoSymmetry(Exception):
@@ -122,11 +123,14 @@ def assert_equivariant(metanet: nn.Module, graph: NeuralGraph, tolerance: float 
 
 
 def assert_metanet_respects(graph: NeuralGraph, symmetries: Sequence[Automorphism], products: int = 3) -> None:
-    """The updates of all metanets that read any graph commute with random products of symmetries."""
+    """The updates of all metanets that read the graph commute with random products of symmetries."""
     moves = [partial(a.move, graph) for a in subproducts(symmetries, products)]
     torch.manual_seed(0)
-    for name in SMALL:
-        assert_commutes(small_metanet(name), graph, moves)
+    metanets = [small_metanet(name) for name in SMALL]
+    if chain_of(graph):
+        metanets.append(metanet_for("nfn", graph))
+    for metanet in metanets:
+        assert_commutes(metanet, graph, moves)
 
 
 # Functions of networks

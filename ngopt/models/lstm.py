@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -55,14 +56,21 @@ class LayerLSTM(GraphMetanet):
         return scattered(_said_of_places(said, parts), parts, source.batch, out)
 
     def _along_depth(self, means: dict[int, Tensor], graph: NeuralGraph) -> dict[int, Tensor]:
-        """Mean features of layers (*batch, 14), by their group -> what the LSTM says (*batch, d_out)."""
+        """Mean features of layers (*batch, 14), by their group -> what the LSTM says (*batch, d_out).
+
+        Layers side by side, which may be exchangeable, hear the same; those behind, their mean state.
+        """
+        found: dict[int, Tensor] = {}
         members = graph.members or (0,) * len(graph.groups)
+        places = {i: (members[i], graph.groups[i].depth) for i in means}
         states: dict[int, tuple[Tensor, Tensor]] = {}  # of every joined graph
-        found = {}
-        for group in sorted(means, key=lambda i: (graph.groups[i].depth, i)):
-            mean, member = means[group], members[group]
-            states[member] = self.cell(mean, states.get(member))
-            found[group] = self.out(states[member][0])
+        for (member, _), level in groupby(sorted(means, key=places.__getitem__), places.__getitem__):
+            before = states.get(member)
+            after = {group: self.cell(means[group], before) for group in level}
+            for group, (hidden, _) in after.items():
+                found[group] = self.out(hidden)
+            hidden, cell = zip(*after.values(), strict=True)
+            states[member] = torch.stack(hidden).mean(0), torch.stack(cell).mean(0)
         return found
 
 
