@@ -139,24 +139,11 @@ class TBPTT:
         return parameters_to_vector(total)
 
 
-class SecondOrderTBPTT:
+class SecondOrderTBPTT(TBPTT):
     """Truncated back-propagation through time through the optimizee's gradients too.
 
     The meta-loss is that of `TBPTT`. The memory is that of the autograd graph of the whole truncation.
     """
-
-    def __init__(
-        self,
-        weight_decay: float = 0.0,
-        loss_limit: float = float("inf"),
-        tail: float = 1.0,
-        total_steps: int | None = None,
-    ):
-        self.weight_decay, self.loss_limit, self.tail = weight_decay, loss_limit, tail
-        self.total_steps = total_steps
-
-    def start(self, task: Task, learned: LearnedOptimizer) -> Inner:
-        return task.start(learned.bind(task.graph, self.total_steps))
 
     def estimate(self, task: Task, learned: LearnedOptimizer, state: Inner, steps: int) -> tuple[Estimate, Inner]:
         rule = learned.bind(task.graph, self.total_steps)

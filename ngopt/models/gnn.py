@@ -7,14 +7,14 @@ residual connections, and nodes a LayerNorm; positions are those of `encoders.no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ngopt.features import NUM_FEATURES
 from ngopt.models.graph_metanet import GraphMetanet, GraphMetanetConfig
-from ngopt.models.graph_network import GraphNetwork, scattered
+from ngopt.models.graph_network import GraphNetwork, Place
 from ngopt.models.layers import PNALayer
 from ngopt.models.parts import GraphParts
 from ngopt.models.sources import Source
@@ -50,10 +50,5 @@ class NeuralGraphGNN(GraphMetanet):
         layers = [PNALayer(config.width, config.log_degree) for _ in range(config.layers)]
         self.gnn = GraphNetwork(NUM_FEATURES, config.d_out, config.width, layers, config.kernel)
 
-    def context(
-        self,
-        source: Source,
-        parts: GraphParts,
-        out: Sequence[Tensor] | None = None,
-    ) -> list[Tensor]:
-        return scattered(self.gnn.pieces(source, parts), parts, source.batch, out)
+    def pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
+        return self.gnn.pieces(source, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -11,8 +12,10 @@ from torch import Tensor
 from ngopt.features import NUM_FEATURES
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.feedforward import FeedForward, FeedForwardConfig, UpdateMLP
+from ngopt.models.graph_network import Place, Scattered
 from ngopt.models.metanet import Metanet
 from ngopt.models.parts import GraphParts, parts_of
+from ngopt.models.sources import Source
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class GraphMetanetConfig(FeedForwardConfig):
 class GraphMetanet(Metanet):
     """Base class. The FF's input is a parameter's features and its context (Kofinas et al. 2024, section 4.3).
 
-    A subclass has `context`.
+    A subclass has `pieces`: what the graph says of every place, a bias or a part of a weight.
     """
 
     config: GraphMetanetConfig
@@ -65,6 +68,21 @@ class GraphMetanet(Metanet):
 
     def parts(self, graph: NeuralGraph, like: Tensor, limit: int | None = None) -> GraphParts:
         return parts_of(graph, self.config.kernel, like, limit)
+
+    def pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
+        """Places and what is said of them, (*batch, *shape of the view, d_out) but for slots, which are one axis."""
+        raise NotImplementedError
+
+    def context(
+        self,
+        source: Source,
+        parts: GraphParts,
+        out: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        found = Scattered(parts, source.batch, out)
+        for place, values in self.pieces(source, parts):
+            found.put(place, values)
+        return found.all()
 
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
         assert context is not None

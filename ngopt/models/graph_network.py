@@ -282,16 +282,3 @@ class Scattered:
         """Of every parameter, (*batch, numel, d)."""
         found = [values for values in self._found if values is not None]
         return [values.reshape(*self.batch, *values.shape[1:]) for values in found]
-
-
-def scattered(
-    pieces: Iterable[tuple[Place, Tensor]],
-    parts: GraphParts,
-    batch: torch.Size,
-    out: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
-    """What is said of places, as (*batch, numel, d) of every parameter; see `Scattered`."""
-    found = Scattered(parts, batch, out)
-    for place, values in pieces:
-        found.put(place, values)
-    return found.all()

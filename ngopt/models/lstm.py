@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ngopt.features import NUM_FEATURES
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.graph_metanet import GraphMetanet, GraphMetanetConfig
-from ngopt.models.graph_network import Place, scattered
+from ngopt.models.graph_network import Place
 from ngopt.models.parts import GraphParts
 from ngopt.models.sources import Source
 
@@ -46,14 +46,15 @@ class LayerLSTM(GraphMetanet):
         self.cell = Cell(NUM_FEATURES, config.width)
         self.out = nn.Linear(config.width, config.d_out)
 
-    def context(
-        self,
-        source: Source,
-        parts: GraphParts,
-        out: Sequence[Tensor] | None = None,
-    ) -> list[Tensor]:
+    def pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
         said = self._along_depth(_layer_means(source, parts), parts.graph)
-        return scattered(_said_of_places(said, parts), parts, source.batch, out)
+        # of each place what is said of its layer, without memory of its own
+        for number, bias in enumerate(parts.graph.biases):
+            yield number, _expanded(said[bias.group], bias.view.shape)
+        for block in parts.weights:
+            for part in block.parts:
+                assert part.view is not None
+                yield (block, part), _expanded(said[block.block.target], part.view.shape)
 
     def _along_depth(self, means: dict[int, Tensor], graph: NeuralGraph) -> dict[int, Tensor]:
         """Mean features of layers (*batch, 14), by their group -> what the LSTM says (*batch, d_out).
@@ -114,19 +115,6 @@ def _layer_means(source: Source, parts: GraphParts) -> dict[int, Tensor]:
     for number, bias in enumerate(parts.graph.biases):
         add(bias.group, source.bias(number), 2)
     return {group: total / counts[group] for group, total in sums.items()}
-
-
-def _said_of_places(
-    said: dict[int, Tensor],
-    parts: GraphParts,
-) -> Iterator[tuple[Place, Tensor]]:
-    """What is said of each place: that of its layer, without memory of its own."""
-    for number, bias in enumerate(parts.graph.biases):
-        yield number, _expanded(said[bias.group], bias.view.shape)
-    for block in parts.weights:
-        for part in block.parts:
-            assert part.view is not None
-            yield (block, part), _expanded(said[block.block.target], part.view.shape)
 
 
 def _expanded(said: Tensor, shape: Sequence[int]) -> Tensor:

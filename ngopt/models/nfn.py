@@ -20,7 +20,7 @@ from ngopt.features import NUM_FEATURES
 from ngopt.graph.core import Bias, EdgeBlock, NeuralGraph
 from ngopt.models.edge_states import EdgeStates
 from ngopt.models.graph_metanet import GraphMetanet, GraphMetanetConfig
-from ngopt.models.graph_network import BUDGET, Place, scattered
+from ngopt.models.graph_network import BUDGET, Place
 from ngopt.models.parts import BlockParts, GraphParts, Part
 from ngopt.models.sources import Source
 
@@ -73,16 +73,7 @@ class NeuralFunctional(GraphMetanet):
         if kernels != self.kernels:
             raise ValueError(f"nfn: expected kernels {_said(self.kernels)}; got {_said(kernels)}")
 
-    def context(
-        self,
-        source: Source,
-        parts: GraphParts,
-        out: Sequence[Tensor] | None = None,
-    ) -> list[Tensor]:
-        return scattered(self._pieces(source, parts), parts, source.batch, out)
-
-    def _pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
-        """What the NP layers say of every place."""
+    def pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
         graph = parts.graph
         order = sorted(parts.weights, key=lambda own: graph.groups[own.block.target].depth)
         numbers = {bias.group: number for number, bias in enumerate(graph.biases)}

@@ -7,7 +7,7 @@ of `encoders.node_positions`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from ngopt.features import NUM_FEATURES
 from ngopt.models.attention import RelationalLayer
 from ngopt.models.graph_metanet import GraphMetanet, GraphMetanetConfig
-from ngopt.models.graph_network import GraphNetwork, scattered
+from ngopt.models.graph_network import GraphNetwork, Place
 from ngopt.models.parts import GraphParts
 from ngopt.models.sources import Source
 
@@ -51,10 +51,5 @@ class NeuralGraphTransformer(GraphMetanet):
         layers = [RelationalLayer(config.width, config.heads, config.complete_up_to) for _ in range(config.layers)]
         self.transformer = GraphNetwork(NUM_FEATURES, config.d_out, config.width, layers, config.kernel)
 
-    def context(
-        self,
-        source: Source,
-        parts: GraphParts,
-        out: Sequence[Tensor] | None = None,
-    ) -> list[Tensor]:
-        return scattered(self.transformer.pieces(source, parts), parts, source.batch, out)
+    def pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
+        return self.transformer.pieces(source, parts)
