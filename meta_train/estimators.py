@@ -35,10 +35,14 @@ from ngopt.pretrained import load_pretrained
 
 
 class Estimate(NamedTuple):
-    """meta_gradient: (meta-parameters,). meta_loss: mean training loss over the truncation."""
+    """meta_gradient: (meta-parameters,). meta_loss: what it is the gradient of.
+
+    inner_loss: the optimizee's training loss, a mean over the truncation.
+    """
 
     meta_gradient: Tensor
     meta_loss: float
+    inner_loss: float
 
 
 class Estimator(Protocol):
@@ -96,7 +100,8 @@ class TBPTT:
             share.append(float(loss <= self.loss_limit and t >= steps - counted) / counted)
         after = [*(i[0] for i in inputs[1:]), grads]
         meta = self._backward(rule, weights, inputs, after, share, hyper, contraction)
-        return Estimate(meta, torch.stack(losses[-counted:]).mean().item()), state
+        mean = torch.stack(losses[-counted:]).mean().item()
+        return Estimate(meta, mean, mean), state
 
     def _contraction(self, learned: LearnedOptimizer) -> float:
         """1 - c."""
@@ -156,7 +161,7 @@ class SecondOrderTBPTT(TBPTT):
         found = torch.autograd.grad(mean, weights, allow_unused=True)
         rows = zip(found, weights, strict=True)
         meta = parameters_to_vector([torch.zeros_like(w) if f is None else f for f, w in rows])
-        return Estimate(meta, mean.item()), detached(inner)
+        return Estimate(meta, mean.item(), mean.item()), detached(inner)
 
 
 class PESState(NamedTuple):
@@ -209,7 +214,8 @@ class PES:
         finally:
             vector_to_parameters(theta, metanet.parameters())
         meta = total * ((plus - minus) / (2 * self.sigma**2))
-        return Estimate(meta, 0.5 * (plus + minus)), PESState(positive, negative, total)
+        mean = 0.5 * (plus + minus)
+        return Estimate(meta, mean, mean), PESState(positive, negative, total)
 
     @torch.no_grad()
     def _run(self, task: Task, rule: UpdateRule, inner: Inner, steps: int) -> tuple[float, Inner]:
@@ -253,10 +259,12 @@ class Imitation:
         student = learned.bind(task.graph, self.total_steps)
         teacher = self.teacher.bind(task.graph, self.total_steps)
         weights = list(trained_metanet(learned).parameters())
-        total, hyper, losses = [torch.zeros_like(w) for w in weights], task.hyper(), []
+        total, hyper = [torch.zeros_like(w) for w in weights], task.hyper()
+        losses, inner_losses = [], []
         inner, records = state
         for _ in range(steps):
-            _, grads, buffers = task.gradient(inner)
+            inner_loss, grads, buffers = task.gradient(inner)
+            inner_losses.append(inner_loss)
             with torch.no_grad():
                 wanted, records = update_all(teacher, grads, records, inner.params, hyper)
             with torch.enable_grad():
@@ -267,8 +275,8 @@ class Imitation:
             losses.append(loss.detach())
             params = [p if u is None else p + u for p, u in zip(inner.params, wanted, strict=True)]
             inner = detached(Inner(params, buffers, own, inner.step + 1))
-        mean = torch.stack(losses).mean().item()
-        return Estimate(parameters_to_vector(total), mean), Imitated(inner, records)
+        means = (torch.stack(some).mean().item() for some in (losses, inner_losses))
+        return Estimate(parameters_to_vector(total), *means), Imitated(inner, records)
 
 
 def _distance(found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -> Tensor:

@@ -114,11 +114,12 @@ class Slot:
 class Outcome(NamedTuple):
     """What all ranks know of one optimizee's truncation.
 
-    meta_gradient: clipped; zero where it is not usable. norm: before clipping.
+    meta_gradient: clipped; zero where it is not usable. norm: before clipping. Losses as in `Estimate`.
     """
 
     is_usable: bool
     meta_loss: float
+    inner_loss: float
     first_loss: float
     norm: float
     meta_gradient: Tensor
@@ -231,15 +232,18 @@ class MetaTrainer:
         rows = torch.zeros(len(self.slots), head + count, dtype=torch.float64)
         for number, (estimate, _, first_loss) in own.items():
             gradient, is_usable = estimate.meta_gradient, usable(estimate)
-            numbers = [float(is_usable), estimate.meta_loss, first_loss, gradient.norm().item()]
+            losses = estimate.meta_loss, estimate.inner_loss, first_loss
+            numbers = [float(is_usable), *losses, gradient.norm().item()]
             rows[number, :head] = torch.tensor(numbers, dtype=torch.float64)
             if is_usable:
                 rows[number, head:] = clip(gradient, self.config.clip_norm)
         dtype = next(self.metanet.parameters()).dtype
         found = []
         for row in self.ranks.summed(rows):
-            is_usable, meta_loss, first_loss, norm = row[:head].tolist()
-            found.append(Outcome(bool(is_usable), meta_loss, first_loss, norm, row[head:].to(dtype)))
+            is_usable, meta_loss, inner_loss, first_loss, norm = row[:head].tolist()
+            gradient = row[head:].to(dtype)
+            outcome = Outcome(bool(is_usable), meta_loss, inner_loss, first_loss, norm, gradient)
+            found.append(outcome)
         return found
 
     def steps_of(self, slot: Slot) -> int:
@@ -251,7 +255,7 @@ class MetaTrainer:
         """Keeps where an optimizee stands; begins it anew when its time is over or it diverged."""
         slot.age, slot.first_loss = slot.age + self.steps_of(slot), outcome.first_loss
         limit = 0.5 * (1 + self.config.loss_limit) * slot.first_loss
-        diverged = not outcome.is_usable or outcome.meta_loss > limit
+        diverged = not outcome.is_usable or outcome.inner_loss > limit
         if diverged or slot.age >= slot.horizon:
             slot.life, slot.age, slot.state, slot.first_loss = slot.life + 1, 0, None, None
             slot.horizon = self.next_horizon(slot)
@@ -371,7 +375,8 @@ def learning_rate_factor(step: int, config: Config) -> float:
 
 
 def usable(estimate: Estimate) -> bool:
-    return bool(np.isfinite(estimate.meta_loss)) and bool(estimate.meta_gradient.isfinite().all())
+    losses = estimate.meta_loss, estimate.inner_loss
+    return bool(np.isfinite(losses).all()) and bool(estimate.meta_gradient.isfinite().all())
 
 
 def clip(gradient: torch.Tensor, norm: float) -> torch.Tensor:

@@ -188,9 +188,10 @@ def test_optimizees_have_different_ages(tmp_path):
 
 
 def test_unusable_estimates_and_clipping():
-    assert usable(Estimate(torch.ones(2), 1.0))
-    assert not usable(Estimate(torch.ones(2), float("nan")))
-    assert not usable(Estimate(torch.tensor([1.0, float("inf")]), 1.0))
+    assert usable(Estimate(torch.ones(2), 1.0, 1.0))
+    assert not usable(Estimate(torch.ones(2), float("nan"), 1.0))
+    assert not usable(Estimate(torch.ones(2), 1.0, float("inf")))
+    assert not usable(Estimate(torch.tensor([1.0, float("inf")]), 1.0, 1.0))
     torch.testing.assert_close(clip(torch.tensor([3.0, 4.0]), 1.0), torch.tensor([0.6, 0.8]))
     assert torch.equal(clip(torch.tensor([0.3, 0.4]), 1.0), torch.tensor([0.3, 0.4]))
 
