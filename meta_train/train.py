@@ -90,7 +90,7 @@ class Config:
     validate_every: int = 50
     validation_seeds: int = 1
     autocast: bool = False
-    """Compute optimizees' losses in bfloat16."""
+    """Compute optimizees' losses in bfloat16: faster where the CPU has AMX, three times slower elsewhere."""
     processes: int = 1
     """Processes, of one thread each; their number changes no result."""
     seed: int = 0
