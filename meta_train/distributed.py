@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
@@ -83,12 +83,21 @@ def launch(count: int, function: Callable[..., None], *args: Any) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        run_id=function.__qualname__,
     )
     try:
-        elastic_launch(config, function)(*args)
+        elastic_launch(config, _recorded)(function, args)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise RankLost(f"rank {rank} ended with exit code {failure.exitcode}") from None
+        said: Any = failure.message  # of an exception it is a dictionary
+        why = said["message"] if isinstance(said, dict) else f"exit code {failure.exitcode}"
+        raise RankLost(f"rank {rank} ended with {why}") from None
+
+
+@record
+def _recorded(function: Callable[..., None], args: tuple) -> None:
+    """Runs a function so that whoever started the process learns of an exception."""
+    function(*args)
 
 
 @contextmanager

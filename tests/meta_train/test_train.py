@@ -95,6 +95,12 @@ class TestRanks:
             train.run(settings)
         assert torch.load(tmp_path / "checkpoint.pt", weights_only=False)["outer_step"] == 12
 
+    def test_what_a_rank_raises_is_told(self, tmp_path):
+        settings = config(tmp_path, outer_steps=2)
+        train.run(settings)
+        with pytest.raises(RankLost, match=r"rank \d ended with ValueError: checkpoint .* lr = 0.001, got 0.5"):
+            train.run(replace(settings, lr=0.5, processes=2))
+
 
 def weights_of(folder):
     state = torch.load(folder / "checkpoint.pt", weights_only=False)["metanet"]
