@@ -86,7 +86,7 @@ def test_a_learned_optimizer_needs_something_to_compute():
         LearnedOptimizer()
 
 
-@pytest.mark.parametrize("name", ["ff", "nfn", "ng-gnn", "ng-t"])
+@pytest.mark.parametrize("name", ["ff", "lstm", "nfn", "ng-gnn", "ng-t"])
 def test_bundled_weights(name):
     assert name in list_pretrained()
     learned = load_pretrained(name)
