@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean
 
 from meta_train import cli
-from meta_train.paper import OURS, Config, comparison
+from meta_train.leaderboard import OURS
+from meta_train.paper import Config, comparison
 from meta_train.plots import plot_curves, training_curves
 from meta_train.report import align
 

@@ -129,7 +129,8 @@ def compare(config: Config) -> Leaderboard:
     with tqdm(total=len(problems) * total, unit="run") as bar:
         run_all = partial(execute, folder=folder / "records", processes=config.processes, bar=bar)
         for problem in problems:
-            refused = {spec.name: spec.refusal(load_problem(problem).init(0)) for spec in specs}
+            model = load_problem(problem).init(0)
+            refused = {spec.name: spec.refusal(model) for spec in specs}
             refusals += [f"{name} on {problem}: {why}." for name, why in refused.items() if why]
             able = [spec for spec in specs if not refused[spec.name]]
             bar.update(config.seeds * (len(specs) - len(able)))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meta_train import leaderboard
-from meta_train.leaderboard import Leaderboard, compare
+from meta_train.leaderboard import OURS, Leaderboard, compare
 
 BASELINES = ("adam", "adam-cosine", "schedule-free", "muon-cosine", "soap-cosine")
 FIVE = ("ff", "lstm", "nfn", "ng-gnn", "ng-t")
-OURS = "default"
 
 # Test accuracy in per cent, mean and deviation over five seeds: FashionMNIST, CIFAR-10.
 PUBLISHED = {

@@ -62,7 +62,7 @@ class Config:
 
 def suggested(trial: optuna.Trial, config: Config) -> train.Config:
     """How a trial meta-trains."""
-    known = {key for key in vars(METANETS[config.metanet].Config())}
+    known = vars(METANETS[config.metanet].Config())
     sizes: dict[str, float] = {}
     for key, choices in (("width", WIDTHS), ("layers", LAYERS), ("d_out", OUTPUTS)):
         if key in known:
@@ -108,10 +108,7 @@ def measured(settings: train.Config, config: Config) -> tuple[float, float]:
 
 
 def search(config: Config) -> optuna.Study:
-    """Makes the trials that are missing; the study with all of them.
-
-    Raises ValueError if the folder's study is of other settings.
-    """
+    """Makes the trials that are missing; the study with all of them."""
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(

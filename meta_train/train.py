@@ -405,11 +405,10 @@ def list_of(value: Any) -> Any:
 
 
 def run(config: Config) -> None:
-    trainer = MetaTrainer(config)  # what the user got wrong is said before processes start
     if config.processes == 1 or "RANK" in os.environ:
         run_rank(config)
         return
-    del trainer
+    MetaTrainer(config)  # what the user got wrong is said before processes start
     try:
         launch(config.processes, run_rank, config)
     except RankLost as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -49,20 +50,13 @@ class Result(NamedTuple):
     first_loss: float
 
 
-def _tbptt(config: UnrollConfig, loss_limit: float, horizon: int) -> Estimator:
-    return TBPTT(config.inner_weight_decay, loss_limit, config.tail, horizon)
+def _tbptt(kind: type[TBPTT], config: UnrollConfig, loss_limit: float, horizon: int) -> Estimator:
+    return kind(config.inner_weight_decay, loss_limit, config.tail, horizon)
 
 
-def _second_order(config: UnrollConfig, loss_limit: float, horizon: int) -> Estimator:
-    return SecondOrderTBPTT(config.inner_weight_decay, loss_limit, config.tail, horizon)
-
-
-def _pes(config: UnrollConfig, loss_limit: float, horizon: int) -> Estimator:
-    return PES(config.sigma, config.inner_weight_decay, loss_limit, config.tail, True, horizon)
-
-
-def _es(config: UnrollConfig, loss_limit: float, horizon: int) -> Estimator:
-    return PES(config.sigma, config.inner_weight_decay, loss_limit, config.tail, False, horizon)
+def _pes(persistent: bool, config: UnrollConfig, loss_limit: float, horizon: int) -> Estimator:
+    decay = config.inner_weight_decay
+    return PES(config.sigma, decay, loss_limit, config.tail, persistent, horizon)
 
 
 def _imitation(config: UnrollConfig, loss_limit: float, horizon: int) -> Estimator:
@@ -70,10 +64,10 @@ def _imitation(config: UnrollConfig, loss_limit: float, horizon: int) -> Estimat
 
 
 ESTIMATORS: dict[str, Callable[[UnrollConfig, float, int], Estimator]] = {
-    "tbptt": _tbptt,
-    "tbptt-2": _second_order,
-    "pes": _pes,
-    "es": _es,
+    "tbptt": partial(_tbptt, TBPTT),
+    "tbptt-2": partial(_tbptt, SecondOrderTBPTT),
+    "pes": partial(_pes, True),
+    "es": partial(_pes, False),
     "imitation": _imitation,
 }
 """By name: (config, limit of a loss, horizon) -> estimator."""
