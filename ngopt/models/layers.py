@@ -95,9 +95,6 @@ class PNALayer(GraphLayer):
 
     Aggregates are mean, min, max and std of the messages, each with the scalers identity and
     amplification, log(degree + 1) / log_degree (Corso et al. 2020).
-
-    Shapes: nodes one (*batch, n, width) a group; edges (*batch, groups, n_target, n_source, tiles,
-    width), of a part of a block.
     """
 
     def __init__(self, width: int, log_degree: float):
