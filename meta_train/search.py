@@ -10,6 +10,7 @@ are written to `best.safetensors`, all trials to `trials.json`.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from ngopt.models import METANETS
 WIDTHS, LAYERS, OUTPUTS = (16, 24, 32, 48, 64), (1, 2, 3, 4), (4, 8, 16)
 HIDDEN = (16, 32, 64)
 LRS, WEIGHT_DECAYS = (3e-5, 1e-3), (1e-6, 1e-2)
+# What names of problems have whose data is CIFAR-10: "c" and the side of the images, or of the network.
+CIFAR = re.compile(r"(^|-)c\d+(-|$)")
 HEADER = ["trial", "validation accuracy %", "gain", "numbers"]
 
 
@@ -56,7 +59,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if any("c10" in name for name in self.problems):
+        if any(map(CIFAR.search, self.problems)):
             raise ValueError(f"problems: expected none of CIFAR-10, which chooses nothing; got {self.problems}")
 
 

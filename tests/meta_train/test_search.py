@@ -47,6 +47,8 @@ def test_trials_are_kept_and_the_best_is_written(config, capsys):
 def test_cifar_chooses_nothing():
     with pytest.raises(ValueError, match="problems: expected none of CIFAR-10"):
         search.Config(problems=("fm-16", "c10-32"))
+    with pytest.raises(ValueError, match="problems: expected none of CIFAR-10"):
+        search.Config(problems=("fm-16", "cnn-gn-c16"))
 
 
 def test_a_loss_is_the_score_where_there_is_no_accuracy():
