@@ -255,6 +255,11 @@ class NeuralGraph:
         """The blocks whose edges have the value 1."""
         return tuple(block for block in self.blocks if block.view is None)
 
+    @property
+    def membership(self) -> tuple[int, ...]:
+        """Of each group, which of several joined graphs it is of."""
+        return self.members or (0,) * len(self.groups)
+
     def gather(self, values: Sequence[Tensor], batch_dims: int = 0) -> GraphValues:
         """Puts per-parameter values on nodes and edges.
 

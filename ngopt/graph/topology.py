@@ -206,7 +206,7 @@ def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
 
 def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
     p, g = len(first.parameters), len(first.groups)
-    old = first.members or (0,) * g
+    old = first.membership
     inferred = [part.inferred or (False,) * len(part.parameters) for part in (first, second)]
 
     def moved(view: View | None) -> View | None:

@@ -190,7 +190,7 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
 
 def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
     """Where the nodes of every group are among all of its role in its network, (n,) from 0 to 1, or None."""
-    members = graph.members or (0,) * len(graph.groups)
+    members = graph.membership
     keys = list(zip(members, (group.role for group in graph.groups), strict=True))
     has_place = [g.role != "hidden" and g.kind not in ("parameter", *BIAS_KINDS) for g in graph.groups]
     sizes: Counter = Counter()

@@ -148,7 +148,7 @@ class GraphNetwork(nn.Module):
             return layer.next_edges(cast(Tensor, state), ends[block.number], part)
 
         edges.then(after)
-        return layer.next_nodes(nodes, incoming, outgoing, _members(graph))
+        return layer.next_nodes(nodes, incoming, outgoing, graph.membership)
 
     def _with_globals(
         self,
@@ -159,7 +159,7 @@ class GraphNetwork(nn.Module):
         graph: NeuralGraph,
     ) -> tuple[Tensor, list[Tensor]]:
         """The vectors of the graphs after a layer, and nodes that saw them; edges see them in a step."""
-        members = _members(graph)
+        members = graph.membership
         of_nodes = [(m, v.sum(-2), v.shape[-2]) for v, m in zip(nodes, members, strict=True)]
         of_edges = []
         for block in edges.blocks:
@@ -219,11 +219,6 @@ class GraphNetwork(nn.Module):
         maps = self.node_decoder.maps(bias.slot_shape, bias.kind)
         tiles = state.expand(*state.shape[:-2], len(maps), self.width)
         return self.node_decoder(tiles, maps)
-
-
-def _members(graph: NeuralGraph) -> tuple[int, ...]:
-    """Of each group, which of several joined graphs it is of."""
-    return graph.members or (0,) * len(graph.groups)
 
 
 def _beside(parts: Iterable[Reduced]) -> Reduced:

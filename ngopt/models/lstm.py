@@ -62,7 +62,7 @@ class LayerLSTM(GraphMetanet):
         Layers side by side, which may be exchangeable, hear the same; those behind, their mean state.
         """
         found: dict[int, Tensor] = {}
-        members = graph.members or (0,) * len(graph.groups)
+        members = graph.membership
         places = {i: (members[i], graph.groups[i].depth) for i in means}
         states: dict[int, tuple[Tensor, Tensor]] = {}  # of every joined graph
         for (member, _), level in groupby(sorted(means, key=places.__getitem__), places.__getitem__):
