@@ -30,6 +30,7 @@ from meta_train.random import derive_seed
 from meta_train.unroll import Inner, Task, apply_update, unroll
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.learned import LearnedOptimizer
+from ngopt.metanet_rule import MetanetRule
 from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained
 
@@ -61,8 +62,8 @@ class TBPTT:
     Gradients and parameter-valued features count as constants. The meta-loss is the mean over
     t = 1 ... T of min(L_t, loss_limit), where L_t is the loss at params_t on the batch of step t;
     with `tail` < 1 only the last share of the truncation counts. With params_{t+1} =
-    (1 - c) params_t + u_t and w_t the weight of a loss in the mean, the adjoint is
-    lambda_t = w_t g_t + (1 - c) lambda_{t+1}, and the meta-gradient the sum of
+    (1 - c_t) params_t + u_t and w_t the weight of a loss in the mean, the adjoint is
+    lambda_t = w_t g_t + (1 - c_t) lambda_{t+1}, and the meta-gradient the sum of
     <lambda_{t+1}, du_t / dtheta>: one backward pass per update, in memory that holds the inputs of
     T updates and the autograd graph of one. total_steps: the horizon of the inner training.
 
@@ -83,15 +84,16 @@ class TBPTT:
         return task.start(learned.bind(task.graph, self.total_steps))
 
     def estimate(self, task: Task, learned: LearnedOptimizer, state: Inner, steps: int) -> tuple[Estimate, Inner]:
-        contraction = self._contraction(learned)
+        self._check(learned)
         rule = learned.bind(task.graph, self.total_steps)
         weights = list(trained_metanet(learned).parameters())
         hyper = task.hyper(self.weight_decay)
-        inputs, losses, share = [], [], []
+        inputs, losses, share, contractions = [], [], [], []
         counted = tail_length(steps, self.tail)
         loss, grads, buffers = task.gradient(state)
         for t in range(steps):
             inputs.append((grads, state.state, state.params))
+            contractions.append(self._contraction(rule, state.step))
             with torch.no_grad():
                 state = apply_update(state, grads, buffers, rule, hyper)
             loss, grads, buffers = task.gradient(state)
@@ -99,19 +101,22 @@ class TBPTT:
             # the derivative of the meta-loss by this loss
             share.append(float(loss <= self.loss_limit and t >= steps - counted) / counted)
         after = [*(i[0] for i in inputs[1:]), grads]
-        meta = self._backward(rule, weights, inputs, after, share, hyper, contraction)
+        meta = self._backward(rule, weights, inputs, after, share, hyper, contractions)
         mean = torch.stack(losses[-counted:]).mean().item()
         return Estimate(meta, mean, mean), state
 
-    def _contraction(self, learned: LearnedOptimizer) -> float:
-        """1 - c."""
-        if self.weight_decay == 0:
-            return 1.0
-        if learned.base is not None:
+    def _check(self, learned: LearnedOptimizer) -> None:
+        if self.weight_decay and learned.base is not None:
             raise ValueError(
                 f"TBPTT: base rule '{learned.base.name}': expected weight decay 0; got {self.weight_decay}"
             )
-        return 1 - trained_metanet(learned).config.nominal_step * self.weight_decay
+
+    def _contraction(self, rule: UpdateRule, step: int) -> float:
+        """1 - c_t."""
+        if self.weight_decay == 0:
+            return 1.0
+        assert isinstance(rule, MetanetRule)
+        return 1 - rule.height(step) * rule.metanet.config.nominal_step * self.weight_decay
 
     def _backward(
         self,
@@ -121,18 +126,17 @@ class TBPTT:
         after: list,
         share: list[float],
         hyper: Hyper,
-        contraction: float,
+        contractions: Sequence[float],
     ) -> Tensor:
         """The meta-gradient.
 
         inputs: what each update saw. after: the gradients after each update. share: their weights
-            in the meta-loss.
+            in the meta-loss. contractions: by which each step multiplies the parameters.
         """
         total = [torch.zeros_like(w) for w in weights]
         adjoint = [torch.zeros_like(p) for p in inputs[-1][2]]
-        for (grads, optimizer_state, params), ahead, part in zip(
-            reversed(inputs), reversed(after), reversed(share), strict=True
-        ):
+        rows = list(zip(inputs, after, share, [*contractions[1:], 1.0], strict=True))
+        for (grads, optimizer_state, params), ahead, part, contraction in reversed(rows):
             adjoint = [
                 contraction * a if g is None else part * g + contraction * a
                 for a, g in zip(adjoint, ahead, strict=True)

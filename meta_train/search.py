@@ -52,6 +52,8 @@ class Config:
     most_outer_steps: int = 80
     gains: tuple[float, ...] = (0.7, 1.0, 1.4, 2.0)
     gain_seeds: int = 3
+    cooldowns: tuple[float, ...] = ()
+    """As in `meta_train.sweep`."""
     trials: int = 20
     """Trials in all, those of earlier and other calls included."""
     folder: str = "runs/search"
@@ -101,13 +103,14 @@ def measured(settings: train.Config, config: Config) -> tuple[float, float]:
             output=str(folder / "gain.safetensors"),
             problem=config.problems[0],
             gains=config.gains,
+            cooldowns=config.cooldowns,
             seeds=config.gain_seeds,
             steps=settings.horizon,
             autocast=config.autocast,
             seed=config.seed,
         )
     )
-    return sweep.score(found.best), found.gain
+    return sweep.score(found.best), found.chosen.gain
 
 
 def search(config: Config) -> optuna.Study:

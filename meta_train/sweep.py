@@ -1,8 +1,9 @@
 """Chooses an optimizer's output gain over whole runs: `python -m meta_train.sweep --weights runs/ff/best.safetensors`.
 
 A short truncation rewards small steps, for their noise is lower now; one gain, chosen over whole
-inner trainings on validation data, undoes much of it. Prints a table and writes the weights with
-the best gain to `output`.
+inner trainings on validation data, undoes much of it. With `--cooldowns .2 .5` the gain is that of
+trainings of known length, whose updates fall to zero over the last share of the steps, one of these;
+others stay as they are. Prints a table and writes the weights with the best to `output`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from meta_train import cli
 from meta_train.estimators import trained_metanet
 from meta_train.problems import Metrics, load_problem, mean_metrics
 from meta_train.random import derive_seed
+from meta_train.report import align
 from meta_train.unroll import Task, whole_run
 from ngopt.learned import LearnedOptimizer
+from ngopt.metanet_rule import Cooldown
 from ngopt.pretrained import load_pretrained, save_pretrained
+
+HEADER = ["gain", "cooldown", "validation loss", "accuracy %"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Config:
     """Where the weights with the best gain go."""
     problem: str = "fm-16"
     gains: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+    cooldowns: tuple[float, ...] = ()
+    """Shares of the steps, of trainings of known length, over which updates fall to zero."""
     seeds: int = 2
     steps: int = 1000
     autocast: bool = False
@@ -40,37 +47,50 @@ class Config:
     seed: int = 0
 
 
-class Found(NamedTuple):
-    """gain: the best. means: of each gain."""
+class Scale(NamedTuple):
+    """gain: of the updates. cooldown: share of the steps over which they fall; None for no such thing."""
 
     gain: float
-    means: dict[float, Metrics]
+    cooldown: float | None = None
+
+
+class Found(NamedTuple):
+    """chosen: the best. means: of each."""
+
+    chosen: Scale
+    means: dict[Scale, Metrics]
 
     @property
     def best(self) -> Metrics:
-        return self.means[self.gain]
+        return self.means[self.chosen]
 
 
 def search(config: Config) -> Found:
-    """Runs all gains, and writes the weights with the best one and a record of the runs."""
+    """Runs all scales, and writes the weights with the best one and a record of the runs."""
     learned, problem = load_pretrained(config.weights), load_problem(config.problem)
     rows: list[dict[str, Any]] = []
-    found: dict[float, list[Metrics]] = {}
-    bar = tqdm([(g, k) for g in config.gains for k in range(config.seeds)], unit="run")
-    for gain, number in bar:
+    found: dict[Scale, list[Metrics]] = {}
+    bar = tqdm([(scale, k) for scale in scales(config) for k in range(config.seeds)], unit="run")
+    for scale, number in bar:
         task = Task(problem, derive_seed(config.seed, 20, number), config.autocast)
-        metrics = whole_run(task, with_gain(learned, gain), config.steps)
-        rows.append({"gain": gain, "seed": number, **metrics._asdict()})
-        found.setdefault(gain, []).append(metrics)
-        bar.set_postfix(gain=gain, loss=f"{metrics.loss:.4f}")
-    means = {gain: mean_metrics(some) for gain, some in found.items()}
-    best = max(means, key=lambda gain: score(means[gain]))
-    stage = {"program": "meta_train.sweep", **asdict(config), "chosen_gain": best}
+        metrics = whole_run(task, scaled(learned, scale), config.steps)
+        rows.append({**scale._asdict(), "seed": number, **metrics._asdict()})
+        found.setdefault(scale, []).append(metrics)
+        bar.set_postfix(gain=scale.gain, loss=f"{metrics.loss:.4f}")
+    means = {scale: mean_metrics(some) for scale, some in found.items()}
+    best = max(means, key=lambda scale: score(means[scale]))
+    stage = {"program": "meta_train.sweep", **asdict(config), "chosen": best._asdict()}
     recipe = {"stages": [*learned.recipe["stages"], stage]}
-    chosen = replace(with_gain(learned, best), recipe=recipe, table={"validation": rows})
+    chosen = replace(scaled(learned, best), recipe=recipe, table={"validation": rows})
     save_pretrained(chosen, config.output)
     Path(config.output).with_suffix(".json").write_text(json.dumps({"config": asdict(config), "runs": rows}, indent=2))
     return Found(best, means)
+
+
+def scales(config: Config) -> list[Scale]:
+    """All that are tried."""
+    shares = config.cooldowns or (None,)
+    return [Scale(gain, share) for share in shares for gain in config.gains]
 
 
 def score(metrics: Metrics) -> float:
@@ -80,17 +100,21 @@ def score(metrics: Metrics) -> float:
 
 def run(config: Config) -> None:
     found = search(config)
-    print("  gain   validation loss   accuracy %")
-    for gain, (loss, accuracy) in found.means.items():
-        print(f"{gain:6.2f} {loss:17.4f} {'-' if accuracy is None else f'{100 * accuracy:.2f}':>12}")
-    print(f"gain {found.gain} -> {config.output}")
+    body = []
+    for (gain, cooldown), (loss, accuracy) in found.means.items():
+        shown = "-" if accuracy is None else f"{100 * accuracy:.2f}"
+        body.append([f"{gain:g}", "-" if cooldown is None else f"{cooldown:g}", f"{loss:.4f}", shown])
+    print("\n".join(align(HEADER, body)))
+    print(f"gain {found.chosen.gain:g} -> {config.output}")
 
 
-def with_gain(learned: LearnedOptimizer, gain: float) -> LearnedOptimizer:
-    """The same with its metanet's output multiplied."""
+def scaled(learned: LearnedOptimizer, scale: Scale) -> LearnedOptimizer:
+    """The same with its metanet's output multiplied: everywhere, or where the length of a training is known."""
     metanet = trained_metanet(learned)
-    scale = gain * metanet.config.output_scale
-    return replace(learned, metanet=metanet.reconfigured(output_scale=scale))
+    if scale.cooldown is not None:
+        return replace(learned, cooldown=Cooldown(scale.gain, scale.cooldown))
+    output_scale = scale.gain * metanet.config.output_scale
+    return replace(learned, metanet=metanet.reconfigured(output_scale=output_scale))
 
 
 if __name__ == "__main__":

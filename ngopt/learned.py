@@ -12,7 +12,7 @@ import torch
 from ngopt.base.soap import Soap
 from ngopt.functional import UpdateRule
 from ngopt.graph.core import NeuralGraph
-from ngopt.metanet_rule import MetanetRule
+from ngopt.metanet_rule import Cooldown, MetanetRule
 from ngopt.models.metanet import Metanet
 
 
@@ -41,20 +41,26 @@ class LearnedOptimizer:
 
     base: the hand-designed rule. metanet: what modulates it or, without a base (the paper's
         optimizers), predicts the updates; None beside a base is the identity.
+    cooldown: of the updates of a metanet without a base, which does not know how long a training
+        is; None keeps them as they are.
     recipe, table: how the weights were made (`stages`, the last one the newest) and what was
         measured with them, JSON.
 
-    Raises ValueError if there is neither a base nor a metanet.
+    Raises ValueError if there is neither a base nor a metanet, or a cooldown beside a base, which has
+    a schedule of its own.
     """
 
     base: BaseRule | None = None
     metanet: Metanet | None = None
+    cooldown: Cooldown | None = None
     recipe: Mapping[str, Any] = field(default_factory=lambda: {"stages": []})
     table: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.base is None and self.metanet is None:
             raise ValueError("LearnedOptimizer: expected a base rule or a metanet; got neither")
+        if self.base is not None and self.cooldown is not None:
+            raise ValueError(f"LearnedOptimizer: expected no cooldown beside a base rule; got {self.cooldown}")
 
     def bind(
         self,
@@ -75,4 +81,4 @@ class LearnedOptimizer:
         if self.base is not None:
             return self.base.bind(graph, metanet, total_steps)
         assert metanet is not None
-        return MetanetRule(metanet, graph)
+        return MetanetRule(metanet, graph, self.cooldown, total_steps)

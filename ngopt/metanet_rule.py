@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from ngopt.base.flat import concatenated
+from ngopt.base.schedule import warn_past_horizon, with_horizon
 from ngopt.base.step import uncompiled
 from ngopt.features import DECAYS, features_of, move_momenta, update_momenta
 from ngopt.functional import Hyper, Record, state_dtype
@@ -33,11 +35,31 @@ EDGES = {"cpu": 1 << 13, "cuda": 1 << 17}
 ROWS = {"cpu": 1 << 13, "cuda": 1 << 20}
 
 
+@dataclass(frozen=True)
+class Cooldown:
+    """How updates change over a training whose number of steps is known (Hägele et al. 2024).
+
+    gain: multiplies updates until the last `share` of the steps, over which it falls linearly to zero.
+
+    Raises ValueError if the gain is negative or the share not within (0, 1].
+    """
+
+    gain: float
+    share: float
+
+    def __post_init__(self) -> None:
+        if self.gain < 0:
+            raise ValueError(f"cooldown: expected a gain >= 0; got {self.gain}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"cooldown: expected a share in (0, 1]; got {self.share}")
+
+
 class MetanetRule:
-    """An `UpdateRule`: p <- p + lr * u - lr * s * weight_decay * p.
+    """An `UpdateRule`: p <- p + c * lr * u - c * lr * s * weight_decay * p.
 
     u is the metanet's prediction and s its nominal step (`config.nominal_step`), so that
-    `weight_decay` has AdamW's units. A record is `step`, () float32, the number of updates so far;
+    `weight_decay` has AdamW's units; c is what the cooldown says where the horizon `total_steps` is
+    known and no scheduler attached, else 1. A record is `step`, () float32, the number of updates so far;
     the momenta `exp_avg_0` to `exp_avg_4`, shaped like the parameter, float32 (float64 for float64
     parameters); and, where the metanet looks at the graph only every few steps, `context`, what it
     said of each element, bfloat16. The features of absent parameters are zero.
@@ -49,9 +71,16 @@ class MetanetRule:
     Raises ValueError for a graph that the metanet cannot read.
     """
 
-    def __init__(self, metanet: Metanet, graph: NeuralGraph):
+    def __init__(
+        self,
+        metanet: Metanet,
+        graph: NeuralGraph,
+        cooldown: Cooldown | None = None,
+        total_steps: int | None = None,
+    ):
         metanet.check(graph)
         self.metanet, self.graph = metanet, graph
+        self.cooldown, self.total_steps = cooldown, total_steps
         self._parts: tuple[tuple, GraphParts | None] | None = None
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
@@ -69,6 +98,7 @@ class MetanetRule:
         if not present:
             return
         like = self._like()
+        factor = None if hyper.scheduled else self._factor(state)
         if in_place:
             self._move_momenta(grads, state)
         rows = zip(grads, state, strict=True)
@@ -96,12 +126,29 @@ class MetanetRule:
         for i, u in updates:
             p, record, lr, decay = params[i], records[i], hyper.lr[i], hyper.weight_decay[i]
             assert record is not None
+            lr = lr if factor is None else lr * factor.to(p.device, state_dtype(p))
             delta = lr * u.to(device=p.device, dtype=state_dtype(p)).view(p.shape)
             if decay:
                 delta = delta - lr * self.metanet.config.nominal_step * decay * p
             if said is not None and self._is_amortized:
                 record[CONTEXT] = said[i].view(*p.shape, -1)
             yield i, delta, record
+
+    def height(self, now: int) -> float:
+        """What multiplies the update after `now` steps of a training."""
+        if self.cooldown is None or self.total_steps is None:
+            return 1.0
+        falling = with_horizon(now, now, self.total_steps, warmup=0.0, cooldown=self.cooldown.share)
+        return self.cooldown.gain * falling
+
+    @uncompiled
+    def _factor(self, state: Sequence[Record]) -> Tensor | None:
+        """`height` of this step, (), float64; None for 1."""
+        if self.cooldown is None or self.total_steps is None:
+            return None
+        now = max(int(record["step"]) for record in state if record)
+        warn_past_horizon(now, self.total_steps)
+        return torch.tensor(self.height(now), dtype=torch.float64)
 
     @property
     def _is_amortized(self) -> bool:

@@ -14,7 +14,6 @@ not move; the step size follows fans, the present size of the weights, role and 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from ngopt.base.measure import is_recalled, measure, root_mean_squares
 from ngopt.base.modes import factor_shape
 from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
 from ngopt.base.scale import gain, usual_size, weight_sizes
-from ngopt.base.schedule import average_weight, with_horizon, without_horizon
+from ngopt.base.schedule import average_weight, warn_past_horizon, with_horizon, without_horizon
 from ngopt.base.step import Scalars, Shared, Step, Task, converted, of_each, shared, uncompiled, vector
 from ngopt.functional import AVERAGE, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
@@ -125,12 +124,7 @@ class SoapRule:
             return
         plan = self._planned(present, state)
         step = self._begin(plan, grads, state, params, hyper, in_place)
-        if step.now == self.total_steps:
-            warnings.warn(
-                f"NGOptimizer: step {step.now + 1} of total_steps={step.now}: "
-                "the step size stays near zero from here on",
-                stacklevel=3,
-            )
+        warn_past_horizon(step.now, self.total_steps)
         factors = self._modulate(state, step.now)
         for (some, batch), numbers in zip(plan.batches, step.numbers, strict=True):
             yield from self._updated(step, some, batch, numbers, factors)

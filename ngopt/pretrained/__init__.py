@@ -1,4 +1,4 @@
-"""Weights files: safetensors whose metadata name base rule and metanet, recipe and measured table.
+"""Weights files: safetensors whose metadata name base rule, metanet and cooldown, recipe and measured table.
 
 Reading one touches no network and unpickles nothing.
 """
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ngopt.learned import BASES, LearnedOptimizer
+from ngopt.metanet_rule import Cooldown
 from ngopt.models import METANETS
 
 FORMAT = "ngopt-2"
@@ -56,8 +57,9 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
         except RuntimeError as error:
             raise ValueError(f"weights file '{path}': tensors do not fit its config: {error}") from None
         metanet.requires_grad_(False)
+    cooldown = Cooldown(**json.loads(metadata["cooldown"])) if "cooldown" in metadata else None
     recipe, table = json.loads(metadata["recipe"]), json.loads(metadata["table"])
-    return LearnedOptimizer(base, metanet, recipe, table)
+    return LearnedOptimizer(base, metanet, cooldown, recipe, table)
 
 
 def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
@@ -83,7 +85,7 @@ def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
 
 
 def weights_hash(learned: LearnedOptimizer) -> str:
-    """Identifies what computes: SHA-256 over base rule, metanet, their configs and the tensors.
+    """Identifies what computes: SHA-256 over base rule, metanet, their configs, cooldown and the tensors.
 
     Recipe and table, and the device and dtype that the metanet is in, make no difference.
     """
@@ -91,14 +93,15 @@ def weights_hash(learned: LearnedOptimizer) -> str:
 
 
 def _description(learned: LearnedOptimizer) -> dict[str, str]:
-    """Names and configs of base rule and metanet, as the metadata have them."""
-    base, metanet = learned.base, learned.metanet
-    return {
+    """Names and configs of base rule and metanet, and the cooldown where there is one, as the metadata have them."""
+    base, metanet, cooldown = learned.base, learned.metanet, learned.cooldown
+    described = {
         "base": NONE if base is None else base.name,
         "base_config": json.dumps({} if base is None else asdict(base.config)),
         "metanet": NONE if metanet is None else metanet.name,
         "config": json.dumps({} if metanet is None else asdict(metanet.config)),
     }
+    return described if cooldown is None else {**described, "cooldown": json.dumps(asdict(cooldown))}
 
 
 def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from meta_train.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
 from meta_train.unroll import Inner, Task, apply_update, unroll
 from ngopt.learned import LearnedOptimizer
+from ngopt.metanet_rule import Cooldown
 from ngopt.models import METANETS, FeedForward
 from tests.metanets import metanet_for
 from tests.toy import Drift, RecoveredGradient, Regression, Slope
@@ -16,9 +17,9 @@ def learned_from(metanet):
     return LearnedOptimizer(metanet=metanet)
 
 
-def by_autograd(task, learned, steps, weight_decay, limit=float("inf")):
+def by_autograd(task, learned, steps, weight_decay, limit=float("inf"), horizon=None):
     """The first-order meta-gradient through one autograd graph: what the optimizer sees is detached."""
-    metanet, rule = learned.metanet, learned.bind(task.graph)
+    metanet, rule = learned.metanet, learned.bind(task.graph, horizon)
     inner, losses = task.start(rule), []
     hyper = task.hyper(weight_decay)
     for _ in range(steps):
@@ -26,7 +27,7 @@ def by_autograd(task, learned, steps, weight_decay, limit=float("inf")):
         seen = [p.detach() for p in inner.params]
         after = apply_update(inner._replace(params=seen), grads, buffers, rule, hyper)
         # the update as a function of what was seen, applied to parameters that carry the autograd graph
-        contraction = 1 - metanet.config.nominal_step * weight_decay
+        contraction = 1 - rule.height(inner.step) * metanet.config.nominal_step * weight_decay
         learned = [a - contraction * s for a, s in zip(after.params, seen, strict=True)]
         params = [contraction * p + u for p, u in zip(inner.params, learned, strict=True)]
         inner = Inner(params, buffers, after.state, inner.step + 1)
@@ -52,6 +53,18 @@ def test_adjoint_equals_autograd_with_detached_features(name, weight_decay):
     torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
     assert expected.norm() > 1e-4
     assert state.step == 5
+
+
+def test_adjoint_of_a_training_that_cools_down():
+    torch.manual_seed(0)
+    task = Task(Regression(), seed=1)
+    learned = LearnedOptimizer(metanet=FeedForward().double(), cooldown=Cooldown(1.5, 0.6))
+    estimator = TBPTT(30.0, total_steps=5)
+    found, _ = estimator.estimate(task, learned, estimator.start(task, learned), 5)
+    _, expected = by_autograd(task, learned, 5, 30.0, horizon=5)
+    torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
+    _, constant = by_autograd(task, learned, 5, 30.0)
+    assert not torch.allclose(expected, constant, rtol=0.1)
 
 
 def test_clamped_losses_have_no_gradient():

@@ -37,7 +37,7 @@ def test_trials_are_kept_and_the_best_is_written(config, capsys):
     best = max(lines, key=lambda line: line["score"])
     found = load_pretrained(f"{config.folder}/best.safetensors")
     assert found.metanet.config.width == best["numbers"]["width"]
-    assert found.recipe["stages"][-1]["chosen_gain"] == best["gain"]
+    assert found.recipe["stages"][-1]["chosen"]["gain"] == best["gain"]
     # scored by the validation accuracy of its gain
     (own,) = (r for r in found.table["validation"] if r["gain"] == best["gain"])
     assert own["accuracy"] == best["score"]

@@ -12,9 +12,12 @@ from meta_train import cli, sweep, train
 from meta_train.distributed import RankLost
 from meta_train.estimators import Estimate
 from meta_train.problems import load_problem
+from meta_train.random import derive_seed
 from meta_train.train import Config, MetaTrainer, clip, learning_rate_factor, usable
+from meta_train.unroll import Task, whole_run
 from meta_train.worker import ESTIMATORS
 from ngopt import load_pretrained
+from ngopt.metanet_rule import Cooldown
 from ngopt.models import FeedForward
 
 TOY = "tests.toy:Regression32"
@@ -219,9 +222,24 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
     best = max(accuracy, key=accuracy.get)
     old, new = load_pretrained(weights), load_pretrained(output)
     assert new.metanet.config.output_scale == best * old.metanet.config.output_scale
-    assert new.recipe["stages"][-1]["chosen_gain"] == best
+    assert new.recipe["stages"][-1]["chosen"] == {"gain": best, "cooldown": None}
     assert len(set(accuracy.values())) == 3
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, capsys):
+    MetaTrainer(config(tmp_path)).run()
+    weights, output = str(tmp_path / "best.safetensors"), str(tmp_path / "cool.safetensors")
+    settings = sweep.Config(weights, output, problem=TOY, gains=(0, 3), cooldowns=(0.3, 1), seeds=1, steps=10)
+    found = sweep.search(settings)
+    assert list(found.means) == [(0, 0.3), (3, 0.3), (0, 1), (3, 1)]
+    best = max(found.means, key=lambda scale: found.means[scale].accuracy)
+    old, new = load_pretrained(weights), load_pretrained(output)
+    assert new.cooldown == Cooldown(*best)
+    assert new.metanet.config == old.metanet.config
+    task = Task(load_problem(TOY), derive_seed(0, 20, 0))
+    assert whole_run(task, new, 10) == found.best
+    assert whole_run(task, replace(new, cooldown=None), 10) != found.best
 
 
 class TestErrors:

@@ -1,16 +1,19 @@
 """A rule on a network of any size: what is made piece by piece equals what is made at once."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ngopt import NGOptimizer, build_graph, metanet_rule
+from ngopt import NGOptimizer, build_graph, load_pretrained, metanet_rule
+from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
-from ngopt.metanet_rule import CONTEXT, MetanetRule
+from ngopt.metanet_rule import CONTEXT, Cooldown, MetanetRule
 from ngopt.models import METANETS, NeuralFunctional, NeuralGraphGNN, graph_network, nfn
 from ngopt.models.gnn import GNNConfig
 from ngopt.models.graph_network import GraphNetwork
@@ -127,6 +130,58 @@ def steps(rule, params, grads, in_place=False):
             deltas[i], state[i] = delta, record
         all_deltas.append(deltas)
     return all_deltas
+
+
+class TestCooldown:
+    """Where the number of steps is known, updates rise by the gain and fall over the last share of them."""
+
+    def trained(self, scheduler=None, **changes):
+        model = mlp(3, 4, 2).float()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.fill_(0.3)
+        learned = replace(load_pretrained("ff"), **changes.pop("learned", {}))
+        opt = NGOptimizer(model.parameters(), weight_decay=2.0, weights=learned, **changes)
+        if scheduler:
+            scheduler(opt)
+        moved = []
+        for _ in range(4):
+            before = parameters_to_vector(model.parameters()).detach().clone()
+            for p in model.parameters():
+                p.grad = torch.full_like(p, 0.5)
+            opt.step()
+            after = parameters_to_vector(model.parameters()).detach()
+            moved.append((after - before).abs().mean().item())
+            vector_to_parameters(before, model.parameters())
+        return torch.tensor(moved)
+
+    def test_of_updates_and_decay(self):
+        plain, cooled = self.trained(total_steps=4), {"cooldown": Cooldown(1.5, 0.5)}
+        assert torch.equal(self.trained(learned=cooled), plain)  # the length is unknown
+        found = self.trained(learned=cooled, total_steps=4)
+        torch.testing.assert_close(found, plain * torch.tensor([1.5, 1.5, 1.2, 0.6]), rtol=1e-4, atol=0)
+        assert plain.min() > 1e-4
+
+    def test_a_scheduler_replaces_it(self):
+        def attach(opt):
+            torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1.0)
+
+        cooled = {"cooldown": Cooldown(1.5, 0.5)}
+        found = self.trained(attach, learned=cooled, total_steps=4)
+        assert torch.equal(found, self.trained(total_steps=4))
+
+    def test_going_on_is_said(self):
+        with pytest.warns(UserWarning, match="step 4 of total_steps=3"):
+            self.trained(learned={"cooldown": Cooldown(1.0, 1.0)}, total_steps=3)
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="expected a gain >= 0; got -1"):
+            Cooldown(-1.0, 0.5)
+        for share in (0.0, 1.5):
+            with pytest.raises(ValueError, match=r"expected a share in \(0, 1\]; got"):
+                Cooldown(1.0, share)
+        with pytest.raises(ValueError, match="expected no cooldown beside a base rule"):
+            LearnedOptimizer(base=Soap(), cooldown=Cooldown(1.0, 0.5))
 
 
 class TestGraphEvery:

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from ngopt import NGOptimizer, build_graph, list_pretrained, load_pretrained
 from ngopt.learned import BASES, LearnedOptimizer
+from ngopt.metanet_rule import Cooldown
 from ngopt.models import FeedForward
 from ngopt.models.feedforward import FeedForwardConfig
 from ngopt.pretrained import _digest, save_pretrained, weights_hash
@@ -18,7 +19,7 @@ from tests.ngopt.fake_base import Momentum, MomentumConfig
 def file(tmp_path):
     torch.manual_seed(0)
     metanet = FeedForward(FeedForwardConfig(hidden=(4,), output_scale=0.5))
-    learned = LearnedOptimizer(None, metanet, {"stages": ["one"]}, {"fm-16": 0.5})
+    learned = LearnedOptimizer(metanet=metanet, recipe={"stages": ["one"]}, table={"fm-16": 0.5})
     path = tmp_path / "mine.safetensors"
     save_pretrained(learned, path)
     return path, learned
@@ -55,6 +56,17 @@ def test_save_and_load(file):
     assert_same_tensors(loaded.metanet, learned.metanet)
     assert (loaded.recipe, loaded.table) == ({"stages": ["one"]}, {"fm-16": 0.5})
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_save_and_load_a_cooldown(file):
+    path, learned = file
+    cooled = replace(learned, cooldown=Cooldown(1.5, 0.2))
+    save_pretrained(cooled, path)
+    assert load_pretrained(path).cooldown == Cooldown(1.5, 0.2)
+    hashes = {weights_hash(one) for one in (learned, cooled, replace(learned, cooldown=Cooldown(1.5, 0.3)))}
+    assert len(hashes) == 3
+    rule = load_pretrained(path).bind(build_graph(mlp(2, 3, 1)), 10)
+    assert [rule.height(now) for now in (0, 7, 8, 9)] == pytest.approx([1.5, 1.5, 1.5 / 1.1, 0.75 / 1.1])
 
 
 @pytest.mark.parametrize("with_metanet", [False, True])

@@ -29,6 +29,12 @@ def test_horizons_shorter_than_their_warm_up():
     assert with_horizon(0, 0, 5, 0.0) == pytest.approx(5 / 6)
 
 
+def test_a_cooldown_leaves_the_first_steps_as_they_are():
+    factors = [with_horizon(step, step, 9, 0.0, cooldown=0.3) for step in range(11)]
+    assert factors[:7] == [1.0] * 7
+    assert factors[7:] == pytest.approx([2 / 3, 1 / 3, 1 / 3, 1 / 3])
+
+
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
