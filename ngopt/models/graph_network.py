@@ -28,8 +28,9 @@ from ngopt.models.encoders import (
     SlotEncoder,
     SlotMap,
 )
+from ngopt.models.inbox import Arena, Inbox
 from ngopt.models.layers import GlobalFeature, GraphLayer, means_by_graph, select_neurons
-from ngopt.models.messages import Incoming, Reduced
+from ngopt.models.messages import Reduced
 from ngopt.models.parts import BlockParts, GraphParts, Part, parts_of
 from ngopt.models.sources import Source, WholeValues
 
@@ -129,8 +130,9 @@ class GraphNetwork(nn.Module):
         graph: NeuralGraph,
     ) -> list[Tensor]:
         """The nodes after a layer; the layer becomes a step of the edges."""
-        incoming: list[list[Incoming]] = [[] for _ in nodes]
-        outgoing: list[list[Incoming]] = [[] for _ in nodes]
+        is_large_on_host = not edges.keep and nodes[0].device.type == "cpu"
+        arena = Arena() if is_large_on_host else None
+        incoming, outgoing = Inbox(len(nodes), arena), Inbox(len(nodes), arena)
         ends = layer.ends(nodes, edges.blocks)
         for block, own in zip(edges.blocks, ends, strict=True):
             there: dict[tuple[int, int], Reduced] = {}
@@ -141,14 +143,14 @@ class GraphNetwork(nn.Module):
                 for kept, place, messages in zip((there, back), places, found, strict=True):
                     kept[place] = kept[place].joined(messages) if place in kept else messages
             target, source = block.block.target, block.block.source
-            incoming[target].append(Incoming(_beside(there.values()), block.target))
-            outgoing[source].append(Incoming(_beside(back.values()), block.source))
+            incoming.add(target, _beside(there.values()), block.target)
+            outgoing.add(source, _beside(back.values()), block.source)
 
         def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
             return layer.next_edges(cast(Tensor, state), ends[block.number], part)
 
         edges.then(after)
-        return layer.next_nodes(nodes, incoming, outgoing, graph.membership)
+        return layer.next_nodes(nodes, incoming.parts, outgoing.parts, graph.membership)
 
     def _with_globals(
         self,
