@@ -127,7 +127,9 @@ class MetanetRule:
             p, record, lr, decay = params[i], records[i], hyper.lr[i], hyper.weight_decay[i]
             assert record is not None
             lr = lr if factor is None else lr * factor.to(p.device, state_dtype(p))
-            delta = lr * u.to(device=p.device, dtype=state_dtype(p)).view(p.shape)
+            value = u.to(device=p.device, dtype=state_dtype(p)).view(p.shape)
+            # in place where nobody differentiates: another delta of a large parameter is much memory
+            delta = lr * value if torch.is_grad_enabled() else value.mul_(lr)
             if decay:
                 delta = delta - lr * self.metanet.config.nominal_step * decay * p
             if said is not None and self._is_amortized:
