@@ -25,7 +25,7 @@ WARMUP = 0.05  # share of the steps; without it Adam is unstable at its best rat
 WEIGHT_DECAY = 0.1  # of AdamW, as most recipes for transformers have it
 
 # Behind the name of weights.
-TRACED, BFLOAT16 = ":traced", ":bfloat16"
+TRACED, BFLOAT16, OPEN = ":traced", ":bfloat16", ":open"
 # Muon's author leaves them to Adam; on gpt-text that is .1 better than Muon on all matrices.
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -134,17 +134,22 @@ def load_optimizer(name: str) -> OptimizerSpec:
 
     name: of the weights, or the path of the file. With ":traced" behind it, the optimizer follows
     the model's first forward; else it infers the graph from names and shapes. With ":bfloat16" its
-    metanet computes in that.
+    metanet computes in that. With ":open" it is not told how long the training is.
 
-    Raises ValueError if there is none of that name, or if the weights cannot be loaded.
+    Raises ValueError if there is none of that name, if the weights cannot be loaded, or for ":open"
+    with a base rule, which then trains other weights than it should be judged by.
     """
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
-    weights, bundled = name.removesuffix(TRACED).removesuffix(BFLOAT16), list_pretrained()
+    weights, bundled = name, list_pretrained()
+    for suffix in (TRACED, BFLOAT16, OPEN):
+        weights = weights.removesuffix(suffix)
     if weights not in ("default", *bundled) and not Path(weights).is_file():
         known = ", ".join([*OPTIMIZERS, "default", *bundled])
         raise ValueError(f"optimizer '{name}': expected one of {known}, or the path of an existing weights file")
     learned = load_pretrained(weights)
+    if name.endswith(OPEN) and learned.base is not None:
+        raise ValueError(f"optimizer '{name}': expected weights without a base rule; got '{learned.base.name}'")
     make = partial(_learned, learned, name)
     return OptimizerSpec(name, make, weights=weights_hash(learned))
 
@@ -207,7 +212,7 @@ def _learned(
         model.parameters(),
         lr,
         weights=learned,
-        total_steps=total_steps,
+        total_steps=None if name.endswith(OPEN) else total_steps,
         model=model if name.endswith(TRACED) else None,
         compute_dtype=torch.bfloat16 if name.endswith(BFLOAT16) else None,
     )

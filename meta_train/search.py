@@ -101,7 +101,7 @@ def measured(settings: train.Config, config: Config) -> tuple[float, float]:
         sweep.Config(
             weights=str(folder / "best.safetensors"),
             output=str(folder / "gain.safetensors"),
-            problem=config.problems[0],
+            problems=config.problems[:1],
             gains=config.gains,
             cooldowns=config.cooldowns,
             seeds=config.gain_seeds,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,8 @@ class Config:
     """A bundled name or a weights file."""
     output: str
     """Where the weights with the best gain go."""
-    problem: str = "fm-16"
+    problems: tuple[str, ...] = ("fm-16",)
+    """A mean over these decides, of accuracies where they have any."""
     gains: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
     cooldowns: tuple[float, ...] = ()
     """Shares of the steps, of trainings of known length, over which updates fall to zero."""
@@ -67,14 +69,15 @@ class Found(NamedTuple):
 
 def search(config: Config) -> Found:
     """Runs all scales, and writes the weights with the best one and a record of the runs."""
-    learned, problem = load_pretrained(config.weights), load_problem(config.problem)
+    learned = load_pretrained(config.weights)
+    problems = {name: load_problem(name) for name in config.problems}
     rows: list[dict[str, Any]] = []
     found: dict[Scale, list[Metrics]] = {}
-    bar = tqdm([(scale, k) for scale in scales(config) for k in range(config.seeds)], unit="run")
-    for scale, number in bar:
-        task = Task(problem, derive_seed(config.seed, 20, number), config.autocast)
+    bar = tqdm(list(product(scales(config), problems, range(config.seeds))), unit="run")
+    for scale, name, number in bar:
+        task = Task(problems[name], derive_seed(config.seed, 20, number), config.autocast)
         metrics = whole_run(task, scaled(learned, scale), config.steps)
-        rows.append({**scale._asdict(), "seed": number, **metrics._asdict()})
+        rows.append({**scale._asdict(), "problem": name, "seed": number, **metrics._asdict()})
         found.setdefault(scale, []).append(metrics)
         bar.set_postfix(gain=scale.gain, loss=f"{metrics.loss:.4f}")
     means = {scale: mean_metrics(some) for scale, some in found.items()}

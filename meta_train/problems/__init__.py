@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 from meta_train.problems.catalogue import (
     DEVELOPMENT,
-    FAMILIES,
     LISTS,
     META_TEST,
+    META_TRAINING,
     META_VALIDATION,
     PAPER,
     PROBLEMS,
@@ -22,9 +22,9 @@ from meta_train.problems.protocol import Metrics, Problem, mean_metrics
 
 __all__ = [
     "DEVELOPMENT",
-    "FAMILIES",
     "LISTS",
     "META_TEST",
+    "META_TRAINING",
     "META_VALIDATION",
     "PAPER",
     "PROBLEMS",
@@ -43,11 +43,11 @@ def problem_names(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def load_problem(name: str) -> Problem:
-    """A problem by its name in `PROBLEMS` or `FAMILIES`, or made by the factory that `module:factory` names.
+    """A problem by its name in `PROBLEMS` or `META_TRAINING`, or made by the factory that `module:factory` names.
 
     Raises ValueError if there is neither.
     """
-    known: dict[str, Problem] = {**PROBLEMS, **FAMILIES}
+    known: dict[str, Problem] = {**PROBLEMS, **META_TRAINING}
     if name in known:
         return known[name]
     module, separator, factory = name.partition(":")

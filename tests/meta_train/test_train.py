@@ -215,7 +215,7 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
     trainer = MetaTrainer(config(tmp_path))
     trainer.run()
     weights, output = str(tmp_path / "best.safetensors"), str(tmp_path / "gain.safetensors")
-    sweep.run(sweep.Config(weights, output, problem=TOY, gains=(0, 1, 3), seeds=2, steps=10))
+    sweep.run(sweep.Config(weights, output, problems=(TOY,), gains=(0, 1, 3), seeds=2, steps=10))
     runs = json.loads((tmp_path / "gain.json").read_text())["runs"]
     assert len(runs) == 6
     accuracy = {g: sum(r["accuracy"] for r in runs if r["gain"] == g) for g in (0.0, 1.0, 3.0)}
@@ -230,7 +230,7 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
 def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, capsys):
     MetaTrainer(config(tmp_path)).run()
     weights, output = str(tmp_path / "best.safetensors"), str(tmp_path / "cool.safetensors")
-    settings = sweep.Config(weights, output, problem=TOY, gains=(0, 3), cooldowns=(0.3, 1), seeds=1, steps=10)
+    settings = sweep.Config(weights, output, problems=(TOY,), gains=(0, 3), cooldowns=(0.3, 1), seeds=1, steps=10)
     found = sweep.search(settings)
     assert list(found.means) == [(0, 0.3), (3, 0.3), (0, 1), (3, 1)]
     best = max(found.means, key=lambda scale: found.means[scale].accuracy)
