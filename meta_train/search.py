@@ -9,7 +9,6 @@ are written to `best.safetensors`, all trials to `trials.json`.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,12 +18,11 @@ from typing import Any
 
 import optuna
 from optuna.samplers import TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from meta_train import cli, sweep, train
 from meta_train.report import align
+from meta_train.trials import open_study, write_trials
 from ngopt.models import METANETS
 
 # What may be chosen, of what each metanet has; the outer steps are those of the last stage.
@@ -116,13 +114,7 @@ def measured(settings: train.Config, config: Config) -> tuple[float, float]:
 def search(config: Config) -> optuna.Study:
     """Makes the trials that are missing; the study with all of them."""
     folder = Path(config.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
-        study_name=config.metanet,
-        direction="maximize",
-        load_if_exists=True,
-    )
+    study = open_study(folder, config.metanet)
 
     def objective(trial: optuna.Trial) -> float:
         value, gain = measured(suggested(trial, config), config)
@@ -140,8 +132,7 @@ def search(config: Config) -> optuna.Study:
 def write_best(config: Config, study: optuna.Study) -> Path:
     """Writes the best trial's weights, and `trials.json`, a line for every trial."""
     folder = Path(config.folder)
-    lines = [{"trial": t.number, "score": t.value, "numbers": t.params, **t.user_attrs} for t in study.trials]
-    (folder / "trials.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    write_trials(folder, study)
     path = folder / "best.safetensors"
     shutil.copyfile(folder / f"trial-{study.best_trial.number}" / "gain.safetensors", path)
     return path
@@ -161,7 +152,6 @@ def _text(numbers: Mapping[str, float]) -> str:
 
 
 def run(config: Config) -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = search(config)
     path = write_best(config, study)
     body = [_cells(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))]

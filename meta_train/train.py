@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import cos, isnan, nan, pi
 from pathlib import Path
@@ -31,11 +31,10 @@ from meta_train.distributed import RankLost, Ranks, joined, launch
 from meta_train.estimators import Estimate, trained_metanet
 from meta_train.problems import Metrics, mean_metrics
 from meta_train.random import derive_seed, seeded
+from meta_train.start import make_learned
 from meta_train.unroll import Task, unroll, whole_run
 from meta_train.worker import Job, Result, UnrollConfig, Worker
-from ngopt.learned import LearnedOptimizer
-from ngopt.models import METANETS, FeedForward, GraphMetanet, Metanet
-from ngopt.pretrained import load_pretrained, save_pretrained
+from ngopt.pretrained import save_pretrained
 
 # Settings that change no number.
 NO_MATTER = ("folder", "processes")
@@ -136,7 +135,7 @@ class MetaTrainer:
             raise ValueError(f"shortest: expected none with es, whose steps are whole trainings; got {config.shortest}")
         self.config, self.ranks = config, ranks
         self.folder = Path(config.folder)
-        self.learned = make_learned(config)
+        self.learned = make_learned(config.metanet, config.init_from, config.metanet_config, config.seed)
         self.metanet = trained_metanet(self.learned)
         settings = {one.name: getattr(config, one.name) for one in fields(UnrollConfig)}
         self.worker = Worker(UnrollConfig(**settings), self.learned)
@@ -333,37 +332,6 @@ class MetaTrainer:
         for slot in self.slots:
             slot.state = slot.state if self.ranks.owns(slot.number) else None
         self.outer_step, self.best, self.log = state["outer_step"], state["best"], state["log"]
-
-
-def make_learned(config: Config) -> LearnedOptimizer:
-    """What to train: a metanet from weights, beside their base rule, or from a seeded random start."""
-    if config.metanet not in METANETS:
-        raise ValueError(f"metanet '{config.metanet}': expected one of {', '.join(METANETS)}")
-    cls = METANETS[config.metanet]
-    changes = config_changes(cls, config.metanet_config)
-    with seeded(config.seed, 12):
-        if config.init_from is None:
-            return LearnedOptimizer(metanet=cls(cls.Config(**changes)))
-        learned = load_pretrained(config.init_from)
-        start = learned.metanet
-        if isinstance(start, FeedForward) and issubclass(cls, GraphMetanet):
-            return replace(learned, metanet=cls.from_feedforward(start, **changes))
-    if start is None or type(start) is not cls:
-        got = "none" if start is None else start.name
-        raise ValueError(f"weights '{config.init_from}': expected metanet '{config.metanet}'; got '{got}'")
-    return replace(learned, metanet=start.reconfigured(**changes))
-
-
-def config_changes(cls: type[Metanet], numbers: Mapping[str, float]) -> dict[str, Any]:
-    """Numbers of a metanet's config as its fields have them. Raises ValueError for one that has none."""
-    defaults, found = asdict(cls.Config()), {}
-    known = [key for key, value in defaults.items() if isinstance(value, int | float) or key == "hidden"]
-    for key, number in numbers.items():
-        if key not in known:
-            raise ValueError(f"metanet_config: expected some of {', '.join(known)}; got '{key}'")
-        is_hidden = key == "hidden"
-        found[key] = (int(number),) * 2 if is_hidden else type(defaults[key])(number)
-    return found
 
 
 def learning_rate_factor(step: int, config: Config) -> float:

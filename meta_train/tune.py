@@ -8,7 +8,6 @@ file is written to `<folder>/best.safetensors`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -17,13 +16,12 @@ from typing import Any
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.samplers import CmaEsSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from meta_train import cli
 from meta_train.candidates import Setting, gains
 from meta_train.problems import DEVELOPMENT, problem_names
 from meta_train.report import align
+from meta_train.trials import open_study, write_trials
 from ngopt.base.config import SoapConfig
 from ngopt.base.soap import Soap
 from ngopt.learned import LearnedOptimizer
@@ -86,7 +84,6 @@ class Config:
 def search(config: Config) -> optuna.Study:
     """Makes the trials that are missing; the study with all of them."""
     folder = Path(config.folder)
-    folder.mkdir(parents=True, exist_ok=True)
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
     setting = Setting(problem_names(config.problems), seeds, folder, config.processes)
     references = setting.measure({"start": {}})["start"]
@@ -107,11 +104,7 @@ def search(config: Config) -> optuna.Study:
 
 def _study(config: Config, folder: Path) -> optuna.Study:
     first = {name: getattr(SoapConfig(), name) for name in space()}
-    sampler = CmaEsSampler(seed=config.seed)
-    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-    study = optuna.create_study(
-        storage=storage, study_name="base", sampler=sampler, direction="maximize", load_if_exists=True
-    )
+    study = open_study(folder, "base", CmaEsSampler(seed=config.seed))
     if not study.trials:
         study.enqueue_trial(first)
     return study
@@ -120,8 +113,7 @@ def _study(config: Config, folder: Path) -> optuna.Study:
 def write_best(config: Config, study: optuna.Study) -> Path:
     """Writes the best trial's weights file, and `trials.json`, a line for every trial."""
     folder, best = Path(config.folder), study.best_trial
-    lines = [{"trial": t.number, "score": t.value, "numbers": t.params, **t.user_attrs} for t in study.trials]
-    (folder / "trials.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    write_trials(folder, study)
     stage: dict[str, Any] = {
         "program": "meta_train.tune",
         **asdict(config),
@@ -135,7 +127,6 @@ def write_best(config: Config, study: optuna.Study) -> Path:
 
 
 def run(config: Config) -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = search(config)
     path = write_best(config, study)
     best = study.best_trial

@@ -1,0 +1,54 @@
+"""What a meta-training begins with: a metanet from weights or from a seeded random start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from meta_train.random import seeded
+from ngopt.learned import LearnedOptimizer
+from ngopt.models import METANETS, FeedForward, GraphMetanet, Metanet
+from ngopt.pretrained import load_pretrained
+
+
+def make_learned(
+    name: str,
+    init_from: str | None,
+    numbers: Mapping[str, float],
+    seed: int,
+) -> LearnedOptimizer:
+    """A metanet from weights, with what these have beside it, or from a random start.
+
+    init_from: the name of bundled weights or a file; those of an FF become another metanet's head.
+    numbers: of the metanet's config. seed: of random weights.
+
+    Raises ValueError if the metanet, the weights or a number is unknown, or they do not fit.
+    """
+    if name not in METANETS:
+        raise ValueError(f"metanet '{name}': expected one of {', '.join(METANETS)}")
+    cls = METANETS[name]
+    changes = _config_changes(cls, numbers)
+    with seeded(seed, 12):
+        if init_from is None:
+            return LearnedOptimizer(metanet=cls(cls.Config(**changes)))
+        learned = load_pretrained(init_from)
+        start = learned.metanet
+        if isinstance(start, FeedForward) and issubclass(cls, GraphMetanet):
+            return replace(learned, metanet=cls.from_feedforward(start, **changes))
+    if start is None or type(start) is not cls:
+        got = "none" if start is None else start.name
+        raise ValueError(f"weights '{init_from}': expected metanet '{name}'; got '{got}'")
+    return replace(learned, metanet=start.reconfigured(**changes))
+
+
+def _config_changes(cls: type[Metanet], numbers: Mapping[str, float]) -> dict[str, Any]:
+    """Numbers of a metanet's config as its fields have them."""
+    defaults, found = asdict(cls.Config()), {}
+    known = [key for key, value in defaults.items() if isinstance(value, int | float) or key == "hidden"]
+    for key, number in numbers.items():
+        if key not in known:
+            raise ValueError(f"metanet_config: expected some of {', '.join(known)}; got '{key}'")
+        is_hidden = key == "hidden"
+        found[key] = (int(number),) * 2 if is_hidden else type(defaults[key])(number)
+    return found
