@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 from meta_train import leaderboard
 from meta_train.leaderboard import OURS, Leaderboard, compare
+from meta_train.optimizers import OPEN
 
 BASELINES = ("adam", "adam-cosine", "schedule-free", "muon-cosine", "soap-cosine")
 FIVE = ("ff", "lstm", "nfn", "ng-gnn", "ng-t")
+# as in the paper, where they do not know how long a training is
+FIVE_OPEN = tuple(name + OPEN for name in FIVE)
 
 # Test accuracy in per cent, mean and deviation over five seeds: FashionMNIST, CIFAR-10.
 PUBLISHED = {
@@ -25,7 +28,7 @@ PUBLISHED = {
 class Config:
     """Settings of the comparison; both programs share runs that are in the same folder."""
 
-    optimizers: tuple[str, ...] = (*BASELINES, *FIVE, OURS)
+    optimizers: tuple[str, ...] = (*BASELINES, *FIVE, *FIVE_OPEN, OURS)
     """Names of baselines or of bundled weights, or paths of weights files."""
     seeds: int = 5
     steps: int | None = None

@@ -106,6 +106,14 @@ def test_every_optimizer_moves_every_parameter(name, weights):
     assert all((p != b).any() for p, b in zip(model.parameters(), before, strict=True))
 
 
+def test_a_learned_optimizer_may_not_know_how_long_a_training_is(weights):
+    for name, expected in ((weights, 10), (f"{weights}:open", None)):
+        optimizer, _ = load_optimizer(name).build(small_cnn(), None, 10)
+        assert optimizer.param_groups[0]["total_steps"] == expected
+    with pytest.raises(ValueError, match="'default:open': expected weights without a base rule; got 'soap'"):
+        load_optimizer("default:open")
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_baseline_learns(name):
     spec = load_optimizer(name)

@@ -7,7 +7,7 @@ from statistics import mean
 import pytest
 
 from meta_train import figure3, optimizers, table2
-from meta_train.paper import FIVE, PUBLISHED, Config, comparison
+from meta_train.paper import FIVE, FIVE_OPEN, PUBLISHED, Config, comparison
 from meta_train.problems import LISTS
 from ngopt import list_pretrained
 from tests.meta_train.toy import CONTRARY, TOY
@@ -48,4 +48,6 @@ def test_curves_are_of_the_test_split(config, capsys):
 
 def test_all_that_the_paper_has_is_compared():
     assert {*FIVE, "adam"} == PUBLISHED.keys()
-    assert set(Config().optimizers) <= {*optimizers.OPTIMIZERS, *list_pretrained()}
+    assert {*FIVE, *FIVE_OPEN} < set(Config().optimizers)
+    names = {name.removesuffix(optimizers.OPEN) for name in Config().optimizers}
+    assert names <= {*optimizers.OPTIMIZERS, *list_pretrained()}
