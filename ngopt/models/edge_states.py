@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
-from ngopt.models.parts import BlockParts, Part
+from ngopt.models.parts import BlockParts, GraphParts, Part
+
+# Bytes of states of edges that are kept between layers.
+BUDGET = 1 << 27
 
 EdgeStep = Callable[[Tensor | None, BlockParts, Part], Tensor]
 """The states of a part after a step, from those before; None before the first."""
@@ -38,3 +42,8 @@ class EdgeStates:
         if self.keep:
             self._kept[key] = len(self._steps), state
         return state
+
+
+def are_kept(parts: GraphParts, width: int, like: Tensor) -> bool:
+    """Whether states of so many features of `like`'s dtype may be kept; autograd keeps them anyway."""
+    return like.itemsize * width * parts.edges <= BUDGET or torch.is_grad_enabled()

@@ -20,7 +20,7 @@ from ngopt.graph.core import (
     View,
     kind_code,
 )
-from ngopt.models.edge_states import EdgeStates
+from ngopt.models.edge_states import EdgeStates, are_kept
 from ngopt.models.encoders import (
     ACTIVATIONS,
     POSITION_FEATURES,
@@ -33,9 +33,6 @@ from ngopt.models.layers import GlobalFeature, GraphLayer, means_by_graph, selec
 from ngopt.models.messages import Reduced
 from ngopt.models.parts import BlockParts, GraphParts, Part, parts_of
 from ngopt.models.sources import Source, WholeValues
-
-# Bytes of states of edges that are kept between layers.
-BUDGET = 1 << 27
 
 Place = int | tuple[BlockParts, Part]
 """Where values belong: a bias, by its number, or a part of a weight."""
@@ -103,7 +100,7 @@ class GraphNetwork(nn.Module):
         graph, maps = parts.graph, self._edge_maps(parts)
         nodes = self._encode_nodes(source, parts)
         first = partial(self._encode_edges, source, maps)
-        edges = EdgeStates(parts.blocks, first, keep=self._keeps_edges(parts))
+        edges = EdgeStates(parts.blocks, first, keep=are_kept(parts, self.width, self.position.weight))
         count = 1 + max(graph.members, default=0)
         u = self.position.weight.new_zeros(*source.batch, count, self.width)
         for k, layer in enumerate(self.layers if parts.blocks else ()):
@@ -117,10 +114,6 @@ class GraphNetwork(nn.Module):
             decoder = self.edge_decoder.maps(block.block.slot_shape, block.block.kind)
             for i, part in enumerate(block.parts):
                 yield (block, part), self.edge_decoder(edges.of(block, i), decoder)
-
-    def _keeps_edges(self, parts: GraphParts) -> bool:
-        size = self.position.weight.itemsize * self.width * parts.edges
-        return size <= BUDGET or torch.is_grad_enabled()
 
     def _round(
         self,

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ngopt.features import NUM_FEATURES
 from ngopt.graph.core import Bias, EdgeBlock, NeuralGraph
-from ngopt.models.edge_states import EdgeStates
+from ngopt.models.edge_states import EdgeStates, are_kept
 from ngopt.models.graph_metanet import GraphMetanet, GraphMetanetConfig
-from ngopt.models.graph_network import BUDGET, Place
+from ngopt.models.graph_network import Place
 from ngopt.models.parts import BlockParts, GraphParts, Part
 from ngopt.models.sources import Source
 
@@ -101,9 +101,8 @@ class NeuralFunctional(GraphMetanet):
         return like.new_zeros(*source.batch, n, NUM_FEATURES)
 
     def _keeps(self, parts: GraphParts) -> bool:
-        like = next(self.parameters())
         channels = max(self.config.width, NUM_FEATURES * max(map(prod, self.kernels)))
-        return like.itemsize * channels * parts.edges <= BUDGET or torch.is_grad_enabled()
+        return are_kept(parts, channels, next(self.parameters()))
 
 
 class Channels(NamedTuple):

@@ -14,7 +14,7 @@ from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import CONTEXT, Cooldown, MetanetRule
-from ngopt.models import METANETS, NeuralFunctional, NeuralGraphGNN, graph_network, nfn
+from ngopt.models import METANETS, NeuralFunctional, NeuralGraphGNN, edge_states
 from ngopt.models.gnn import GNNConfig
 from ngopt.models.graph_network import GraphNetwork
 from ngopt.models.layers import PNALayer
@@ -65,7 +65,7 @@ def test_messages_of_two_sets_are_those_of_all():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
     """With everything that it may have, and with states of edges that are kept or computed again."""
-    monkeypatch.setattr(graph_network, "BUDGET", 1e9 if keeps else 0)
+    monkeypatch.setattr(edge_states, "BUDGET", 1e9 if keeps else 0)
     graph = zoo_graph(name)
     layers = [PNALayer(6, log_degree=1.5) for _ in range(2)]
     options = {"kernel": (3, 3), "activations": True, "global_feature": True}
@@ -110,8 +110,7 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     rule = MetanetRule(metanet_for(metanet, graph), graph)
     expected = steps(rule, params, grads)
     monkeypatch.setattr(metanet_rule, "FEW", 0)
-    monkeypatch.setattr(graph_network, "BUDGET", 0)
-    monkeypatch.setattr(nfn, "BUDGET", 0)
+    monkeypatch.setattr(edge_states, "BUDGET", 0)
     monkeypatch.setitem(metanet_rule.EDGES, "cpu", 11)
     monkeypatch.setitem(metanet_rule.ROWS, "cpu", 5)
     for in_place in (False, True):
