@@ -12,11 +12,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from meta_train import cli
 from meta_train.candidates import Setting, gains
 from meta_train.problems import problem_names
 from meta_train.report import align, markdown
-from meta_train.runs import Record, write_json
+from meta_train.runs import Record
+from tasks import cli
+from tasks.files import write_json
 
 FIRST_SEED = 3_000_000
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from meta_train import cli
 from meta_train.optimizers import load_optimizer
 from meta_train.plots import plot_curves
 from meta_train.report import align
-from meta_train.runs import Record, Run, train, write_json
+from meta_train.runs import Record, Run, train
+from tasks import cli
+from tasks.files import write_json
 
 PROBLEM = "fm-16"
 # The best of each grid on this problem: python -m meta_train.leaderboard --problems fm-16

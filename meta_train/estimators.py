@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from meta_train.random import derive_seed
 from meta_train.unroll import Inner, Task, apply_update, unroll
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import MetanetRule
 from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained
+from tasks.random import derive_seed
 
 
 class Estimate(NamedTuple):

@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-from meta_train import cli
 from meta_train.leaderboard import OURS
 from meta_train.paper import Config, comparison
 from meta_train.plots import plot_curves, training_curves
 from meta_train.report import align
+from tasks import cli
 
 PROBLEM = "c10-32"
 HEADER = ["optimizer", "last training loss", "last test accuracy %"]

@@ -19,13 +19,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from meta_train import cli
 from meta_train.estimators import trained_metanet
 from meta_train.problems import load_problem
 from meta_train.report import align, deviation, markdown, spread, summarize
-from meta_train.runs import Record, Run, execute, write_json
+from meta_train.runs import Record, Run, execute
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import load_pretrained, save_pretrained, weights_hash
+from tasks import cli
+from tasks.files import write_json
 
 HEADER = ["problem", "k", "validation accuracy %", "test accuracy %"]
 

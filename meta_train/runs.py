@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from meta_train.optimizers import OptimizerSpec, load_optimizer
 from meta_train.problems import Metrics, Problem, load_problem
-from meta_train.random import seeded
+from tasks.random import seeded
 
 CURVE_EXAMPLES = 1000  # for one point of a curve
 TRAIN_LOSS_STEPS = 50  # batches at the end of a run whose mean loss is its final train loss
@@ -147,19 +146,6 @@ def record_path(folder: Path, run: Run) -> Path:
 def file_name(name: str) -> str:
     """A name with what does not belong into a file name replaced, cut to its last 40 characters."""
     return re.sub(r"[^\w.-]+", "_", name)[-40:]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, all of it or nothing."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(value, file, allow_nan=False)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
 
 
 def finite(value: float) -> float | None:

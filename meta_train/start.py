@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from meta_train.random import seeded
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import METANETS, FeedForward, GraphMetanet, Metanet
 from ngopt.pretrained import load_pretrained
+from tasks.random import seeded
 
 
 def make_learned(

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from meta_train import cli
 from meta_train.optimizers import OPEN
 from meta_train.paper import PUBLISHED, Config, comparison
 from meta_train.problems import PAPER
 from meta_train.report import Row, align, markdown, spread
+from tasks import cli
 
 HEADER = [
     "optimizer",

@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from meta_train import cli
-from meta_train.distributed import RankLost, Ranks, joined, launch
 from meta_train.estimators import Estimate, trained_metanet
 from meta_train.problems import Metrics, mean_metrics
-from meta_train.random import derive_seed, seeded
 from meta_train.start import make_learned
 from meta_train.unroll import Task, unroll, whole_run
 from meta_train.worker import Job, Result, UnrollConfig, Worker
 from ngopt.pretrained import save_pretrained
+from tasks import cli
+from tasks.distributed import RankLost, Ranks, joined, launch
+from tasks.random import derive_seed, seeded
 
 # Settings that change no number.
 NO_MATTER = ("folder", "processes")

@@ -17,7 +17,6 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.samplers import CmaEsSampler
 
-from meta_train import cli
 from meta_train.candidates import Setting, gains
 from meta_train.problems import DEVELOPMENT, problem_names
 from meta_train.report import align
@@ -26,6 +25,7 @@ from ngopt.base.config import SoapConfig
 from ngopt.base.soap import Soap
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import save_pretrained
+from tasks import cli
 
 FIRST_SEED = 2_000_000  # apart from the seeds of evaluation and of baselines' tuning
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from meta_train.problems import Metrics, Problem
-from meta_train.random import seeded
 from ngopt import build_graph
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.learned import LearnedOptimizer
+from tasks.random import seeded
 
 
 class Inner(NamedTuple):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meta_train.problems import Metrics
-from meta_train.random import seeded
 from ngopt.models import Metanet
 from ngopt.models.feedforward import FeedForwardConfig
+from tasks.random import seeded
 
 
 class Regression:

@@ -12,9 +12,9 @@ from time import perf_counter
 import torch
 from tqdm import tqdm
 
-from meta_train import cli
 from meta_train.problems import LISTS, load_problem
 from meta_train.report import markdown
+from tasks import cli
 
 HEADER = ["list", "problem", "parameters", "batch", "steps", "ms/step", "run s"]
 

@@ -8,12 +8,12 @@ from tqdm import tqdm
 
 from meta_train import runs
 from meta_train.optimizers import load_optimizer
-from meta_train.random import seeded
-from meta_train.runs import Run, execute, read_records, record_path, train, write_json
+from meta_train.runs import Run, execute, read_records, record_path, train
 from meta_train.unroll import Task, unroll
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained, weights_hash
+from tasks.random import seeded
 from tests.meta_train.toy import SILENT, TOY, Toy
 
 ADAM = Run(TOY, "adam", 0.01, None, seed=0, steps=12, phase="evaluation", curve_every=5)
@@ -224,12 +224,3 @@ def test_processes_change_nothing_but_the_times(tmp_path, bar):
     for a, b in zip(spread, alone, strict=True):
         assert {**without_times(a), "threads": 0} == {**without_times(b), "threads": 0}
     assert {record["threads"] for record in spread} == {1}
-
-
-def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"x": 1})
-    with pytest.raises(ValueError, match="nan"):
-        write_json(path, {"y": [1.0] * 10000, "x": float("nan")})
-    assert json.loads(path.read_text()) == {"x": 1}
-    assert list(tmp_path.iterdir()) == [path]

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from meta_train import cli, sweep, train
-from meta_train.distributed import RankLost
+from meta_train import sweep, train
 from meta_train.estimators import Estimate
 from meta_train.problems import load_problem
-from meta_train.random import derive_seed
 from meta_train.train import Config, MetaTrainer, clip, learning_rate_factor, usable
 from meta_train.unroll import Task, whole_run
 from meta_train.worker import ESTIMATORS
 from ngopt import load_pretrained
 from ngopt.metanet_rule import Cooldown
 from ngopt.models import FeedForward
+from tasks import cli
+from tasks.distributed import RankLost
+from tasks.random import derive_seed
 
 TOY = "tests.toy:Regression32"
 

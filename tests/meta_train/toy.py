@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from meta_train.problems import Metrics
-from meta_train.random import seeded
+from tasks.random import seeded
 
 TOY = f"{__name__}:Toy"
 CONTRARY = f"{__name__}:Contrary"

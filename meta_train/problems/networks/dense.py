@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import pi, sqrt
+from math import pi
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasks.siren import FREQUENCY, Siren
+
 Layer = Callable[[], nn.Module]
-SIREN_FREQUENCY = 30.0  # Sitzmann et al. 2020, section 3.2
 
 
 def mlp(
@@ -35,26 +36,6 @@ def autoencoder(widths: Sequence[int], image: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*mlp([*widths, *reversed(widths[:-1])]), nn.Unflatten(1, image))
 
 
-class Siren(nn.Module):
-    """Sines of linear maps of coordinates (Sitzmann et al. 2020), initialised as there."""
-
-    def __init__(self, widths: Sequence[int]):
-        super().__init__()
-        linears = [nn.Linear(*fans) for fans in pairwise(widths)]
-        for number, layer in enumerate(linears):
-            fan_in = layer.in_features
-            bound = sqrt(6 / fan_in) / SIREN_FREQUENCY if number else 1 / fan_in
-            nn.init.uniform_(layer.weight, -bound, bound)
-        self.layers = nn.ModuleList(linears)
-
-    def forward(self, points: Tensor) -> Tensor:
-        """points: (n, 2); returns (n, widths[-1])"""
-        *hidden, last = self.layers
-        for layer in hidden:
-            points = torch.sin(SIREN_FREQUENCY * layer(points))
-        return last(points)
-
-
 class SirenSlopes(Siren):
     """The derivatives of a SIREN of one output with respect to its two coordinates."""
 
@@ -67,9 +48,9 @@ class SirenSlopes(Siren):
         *hidden, last = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         slopes = torch.eye(2).expand(len(points), 2, 2)  # (n, coordinates, units)
         for layer in hidden:
-            angles = SIREN_FREQUENCY * layer(points)
+            angles = FREQUENCY * layer(points)
             points = angles.sin()
-            inner = SIREN_FREQUENCY * F.linear(slopes, layer.weight)
+            inner = FREQUENCY * F.linear(slopes, layer.weight)
             slopes = angles.cos()[:, None] * inner
         return F.linear(slopes, last.weight).squeeze(-1)
 

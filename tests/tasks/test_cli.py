@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import torch
 
-from meta_train import cli
+from tasks import cli
 
 
 @dataclass(frozen=True)

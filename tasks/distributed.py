@@ -1,4 +1,4 @@
-"""Ranks: the processes of one meta-training, on one machine or on several.
+"""Ranks: the processes of one job, on one machine or on several.
 
 torchrun starts them, or `launch` through the same elastic launcher; without either there is one.
 """
@@ -19,7 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
 class RankLost(Exception):
-    """Another process of the same meta-training has ended."""
+    """Another process of the same job has ended."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,218 @@
+"""Images as networks: `python -m tasks.inr fit --data mnist --folder data/inr-mnist --processes 2`.
+
+Fits a SIREN to every image, each from random weights of its own, many at once, into shards of a folder
+(`tasks.shards`); the same command goes on where it was stopped, and `torchrun --nproc-per-node N -m
+tasks.inr fit ...` divides the shards among ranks. `python -m tasks.inr show --folder ...` draws some.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import stack_module_state
+from tqdm import tqdm
+
+from tasks import cli
+from tasks.datasets import Split, load_dataset
+from tasks.distributed import Ranks, joined, launch
+from tasks.pictures import draw_rows
+from tasks.random import seeded
+from tasks.shards import SPLITS, Folder, Networks, read_manifest, read_shard, shard_paths, write_shard
+from tasks.siren import Siren, grid, render
+
+# SIRENs that are fit in one call: their activations stay in the caches of a core.
+AT_ONCE = 16
+# The middle of a pixel's range, which a SIREN does not have to learn.
+MIDDLE = 0.5
+QUALITY = ("psnr",)
+# Settings that change no network.
+NO_MATTER = ("folder", "processes")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Settings of the fits; every random number follows from `seed`."""
+
+    folder: str
+    """Where shards and manifest go."""
+    data: str = "mnist"
+    """mnist, fashion-mnist or cifar10."""
+    train: int = 10_000
+    """Images of the training split, from its first; likewise of the others."""
+    validation: int = 1000
+    test: int = 2000
+    views: int = 1
+    """Fits of each training image, from different random weights."""
+    width: int = 32
+    hidden: int = 2
+    """Layers of sines."""
+    steps: int = 200
+    lr: float = 3e-3
+    """Of Adam, decayed linearly to zero."""
+    shard: int = 256
+    """Networks of a shard."""
+    processes: int = 1
+    """Processes, of one thread each; their number changes no network."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("train", "views", "width", "hidden", "steps", "shard", "processes"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: expected 1 or more; got {getattr(self, key)}")
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    folder: str
+    output: str = "inr.png"
+    count: int = 8
+
+
+class Job(NamedTuple):
+    """One shard: fits number start to stop of a split, all images once, then all again."""
+
+    split: str
+    number: int
+    start: int
+    stop: int
+
+
+def fit(images: Tensor, widths: Sequence[int], steps: int, lr: float) -> tuple[dict[str, Tensor], Tensor]:
+    """SIRENs of images, from torch's random numbers: stacked parameters, and PSNRs in dB.
+
+    images: (n, channels, height, width) in [0, 1]. Image = SIREN + .5.
+    """
+    models = [Siren(widths) for _ in range(len(images))]
+    stacked, _ = stack_module_state(models)  # pyright: ignore[reportArgumentType]
+    params = {name: value.detach().requires_grad_() for name, value in stacked.items()}
+    weights, biases = layers_of(params)
+    points, targets = grid(*images.shape[-2:]), images.flatten(2) - MIDDLE
+    optimizer = torch.optim.Adam(params.values(), lr, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        # a sum over networks, so that each has the gradient of its own loss
+        errors(weights, biases, points, targets).sum().backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        psnr = -10 * errors(weights, biases, points, targets).log10()
+    return {name: value.detach() for name, value in params.items()}, psnr
+
+
+def errors(weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of each of stacked SIRENs, (n,)."""
+    return (render(weights, biases, points) - targets).square().mean((1, 2))
+
+
+def layers_of(params: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases of stacked SIRENs, layer by layer."""
+    count = len(params) // 2
+    weights, biases = ([params[f"layers.{k}.{kind}"] for k in range(count)] for kind in ("weight", "bias"))
+    return weights, biases
+
+
+def widths_of(config: FitConfig, channels: int) -> tuple[int, ...]:
+    return (2, *[config.width] * config.hidden, channels)
+
+
+def jobs(config: FitConfig) -> Iterator[Job]:
+    for split in SPLITS:
+        count = getattr(config, split) * (config.views if split == "train" else 1)
+        for number, start in enumerate(range(0, count, config.shard)):
+            yield Job(split, number, start, min(start + config.shard, count))
+
+
+def make(job: Job, config: FitConfig, images: Split) -> Networks:
+    """The networks of a shard."""
+    count = getattr(config, job.split)
+    fits = torch.arange(job.start, job.stop)
+    index, view = fits % count, fits // count
+    widths = widths_of(config, images.images.shape[1])
+    pixels = images.images[index].float() / 255
+    params, psnrs = [], []
+    with seeded(config.seed, SPLITS.index(job.split), job.number):
+        for some in pixels.split(AT_ONCE):
+            found, psnr = fit(some, widths, config.steps, config.lr)
+            params.append(found)
+            psnrs.append(psnr)
+    whole = {name: torch.cat([some[name] for some in params]) for name in params[0]}
+    columns = {"label": images.labels[index], "index": index, "view": view, "psnr": torch.cat(psnrs)}
+    return Networks({"kind": "siren", "widths": list(widths)}, whole, columns)
+
+
+def folder_of(config: FitConfig) -> Folder:
+    settings = {key: value for key, value in asdict(config).items() if key not in NO_MATTER}
+    return Folder(Path(config.folder), {"program": "tasks.inr fit", **settings})
+
+
+def fit_all(config: FitConfig) -> None:
+    """Makes the shards that are missing, on one or several ranks."""
+    if config.processes > 1 and "RANK" not in os.environ:
+        check(config)  # what the user got wrong is said before processes start
+        launch(config.processes, fit_rank, config)
+    else:
+        fit_rank(config)
+
+
+def check(config: FitConfig) -> None:
+    """Raises ValueError if a split has fewer images than are asked for."""
+    data = load_dataset(config.data)
+    for split in SPLITS:
+        asked, there = getattr(config, split), len(getattr(data, split))
+        if asked > there:
+            raise ValueError(f"{split}: expected at most {there} images; got {asked}")
+
+
+def fit_rank(config: FitConfig) -> None:
+    check(config)
+    folder, data = folder_of(config), load_dataset(config.data)
+    folder.begin()
+    with joined() as ranks:
+        start, made = perf_counter(), 0
+        todo = [job for job in jobs(config) if not folder.shard(job.split, job.number).exists()]
+        own = [job for place, job in enumerate(todo) if ranks.owns(place)]
+        for job in tqdm(own, unit="shard", disable=not ranks.is_first):
+            networks = make(job, config, getattr(data, job.split))
+            write_shard(folder.shard(job.split, job.number), [networks])
+            made += len(networks)
+        speed = made / (perf_counter() - start)
+        ranks.gathered({ranks.number: made})  # all are done
+        if ranks.is_first:
+            report(folder, speed if made else None, ranks)
+
+
+def report(folder: Folder, speed: float | None, ranks: Ranks) -> None:
+    """Writes the manifest and says what there is."""
+    rows = folder.finish(QUALITY)
+    total = sum(row["networks"] for row in rows)
+    psnr = sum(row["networks"] * row["psnr"] for row in rows) / total
+    told = "" if speed is None else f", {speed:.1f} a second on each of {ranks.count} processes"
+    print(f"{total} networks in {folder.path}, mean PSNR {psnr:.1f} dB{told}")
+
+
+def show(config: ShowConfig) -> None:
+    """Draws images and what their networks say, one above the other."""
+    folder = Path(config.folder)
+    settings = read_manifest(folder)["settings"]
+    (networks, *_) = read_shard(shard_paths(folder, "train")[0])
+    images = load_dataset(settings["data"]).train
+    index = networks.columns["index"][: config.count]
+    originals = images.images[index].float() / 255
+    weights, biases = layers_of({name: value[: config.count] for name, value in networks.params.items()})
+    points = grid(*originals.shape[-2:])
+    rendered = (render(weights, biases, points) + MIDDLE).clamp(0, 1).view_as(originals)
+    titles = [f"{psnr:.1f} dB" for psnr in networks.columns["psnr"][: config.count].tolist()]
+    draw_rows(Path(config.output), {"image": originals, "network": rendered}, titles)
+    print(f"{len(index)} images and their networks are in {config.output}.")
+
+
+if __name__ == "__main__":
+    cli.commands({"fit": (FitConfig, fit_all), "show": (ShowConfig, show)}, __doc__)

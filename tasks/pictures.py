@@ -1,0 +1,28 @@
+"""Pictures of images, for eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def draw_rows(path: Path, rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> None:
+    """Draws images as a PNG, a row for each name.
+
+    rows: (n, channels, height, width) in [0, 1], of 1 or 3 channels. titles: above the columns.
+    """
+    count = len(next(iter(rows.values())))
+    figure = Figure(figsize=(1.3 * count, 1.4 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(name)
+        for own, image in zip(line, images, strict=True):
+            pixels = image.detach().movedim(0, -1).squeeze(-1)
+            own.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1)
+            own.set(xticks=[], yticks=[])
+    for own, title in zip(axes[0], titles, strict=False):
+        own.set_title(title, fontsize="small")
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,193 @@
+"""Networks as data: folders of shards, safetensors files that hold stacked parameters, with a manifest.
+
+A shard holds networks in groups of one architecture each. It records the SHA-256 of its contents, so
+that a damaged one is noticed, and is written whole or not at all, so that what makes a folder can be
+resumed. The manifest says how the networks were made and what they are worth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from tasks.files import replaced, write_json
+
+FORMAT = "ngopt-shard-1"
+MANIFEST = "manifest.json"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """Networks of one architecture.
+
+    architecture: what makes the module, JSON. params: by name, (n, *shape). columns: what is known of
+    each, by name, (n, *).
+
+    Raises ValueError if the tensors are not of the same number of networks.
+    """
+
+    architecture: Mapping[str, Any]
+    params: Mapping[str, Tensor]
+    columns: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        lengths = {len(value) for value in (*self.params.values(), *self.columns.values())}
+        if len(lengths) != 1:
+            raise ValueError(f"networks: expected tensors of one length; got lengths {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.params.values())))
+
+
+def write_shard(path: Path, groups: Sequence[Networks]) -> None:
+    """Writes a shard, all of it or nothing."""
+    tensors = dict(_named(groups))
+    metadata = {
+        "format": FORMAT,
+        "architectures": json.dumps([dict(group.architecture) for group in groups]),
+    }
+    metadata["sha256"] = _digest(metadata, tensors)
+    with replaced(path) as part:
+        save_file(tensors, part, metadata)
+
+
+def read_shard(path: Path) -> list[Networks]:
+    """The groups of a shard.
+
+    Raises ValueError, which names file and field, if it is damaged or not of this format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"shard '{path}': expected a complete safetensors file; got: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"shard '{path}': format: expected '{FORMAT}'; got {metadata.get('format')!r}")
+    recorded = metadata.pop("sha256", None)
+    if recorded != _digest(metadata, tensors):
+        raise ValueError(f"shard '{path}': sha256: its contents do not have the one that it records")
+    groups = []
+    for number, architecture in enumerate(json.loads(metadata["architectures"])):
+        params, columns = (_part(tensors, f"{number}.{part}.") for part in ("params", "columns"))
+        groups.append(Networks(architecture, params, columns))
+    return groups
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of shards that were made with the same settings.
+
+    settings: what decides what the networks are, JSON.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    def begin(self) -> None:
+        """Makes the folder and its manifest. Raises ValueError if it was begun with other settings."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / MANIFEST
+        if not file.exists():
+            write_json(file, {"format": FORMAT, "settings": dict(self.settings), "shards": []})
+            return
+        found = read_manifest(self.path)["settings"]
+        odd = sorted(key for key in {*found, *self.settings} if found.get(key) != self.settings.get(key))
+        if odd:
+            told = ", ".join(f"{key} {found.get(key)!r}, got {self.settings.get(key)!r}" for key in odd)
+            raise ValueError(f"folder '{self.path}': made with other settings: {told}")
+
+    def shard(self, split: str, number: int) -> Path:
+        return self.path / f"{split}-{number:05d}.safetensors"
+
+    def finish(self, quality: Sequence[str]) -> list[dict[str, Any]]:
+        """Writes the manifest's list of shards: networks of each, and means of columns of quality."""
+        rows = []
+        for path in shard_paths(self.path):
+            groups = read_shard(path)
+            found: dict[str, Any] = {"file": path.name, "networks": sum(map(len, groups))}
+            for key in quality:
+                found[key] = fmean(torch.cat([group.columns[key] for group in groups]).tolist())
+            rows.append(found)
+        write_json(self.path / MANIFEST, {"format": FORMAT, "settings": dict(self.settings), "shards": rows})
+        return rows
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises ValueError if there is none that this version knows."""
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"manifest '{path}': expected a JSON file; got: {error}") from None
+    if found.get("format") != FORMAT:
+        raise ValueError(f"manifest '{path}': format: expected '{FORMAT}'; got {found.get('format')!r}")
+    return found
+
+
+def shard_paths(folder: Path, split: str = "*") -> list[Path]:
+    return sorted(folder.glob(f"{split}-*.safetensors"))
+
+
+def read_split(folder: Path, split: str, skip_damaged: bool = False) -> Iterator[Networks]:
+    """All groups of a split, shard by shard.
+
+    skip_damaged: leave out shards that cannot be read, and say so, instead of raising ValueError.
+
+    Raises ValueError if there is no shard of this split.
+    """
+    paths = shard_paths(folder, split)
+    if not paths:
+        raise ValueError(f"folder '{folder}': expected shards of split '{split}'; got none")
+    for path in paths:
+        try:
+            groups = read_shard(path)
+        except ValueError as error:
+            if not skip_damaged:
+                raise
+            tqdm.write(f"left out: {error}")
+            continue
+        yield from groups
+
+
+def joined(groups: Sequence[Networks]) -> Networks:
+    """Networks of one architecture, together. Raises ValueError for several architectures."""
+    first = groups[0]
+    for group in groups:
+        if group.architecture != first.architecture:
+            raise ValueError(f"networks: expected architecture {first.architecture}; got {group.architecture}")
+    params = {key: torch.cat([group.params[key] for group in groups]) for key in first.params}
+    columns = {key: torch.cat([group.columns[key] for group in groups]) for key in first.columns}
+    return Networks(first.architecture, params, columns)
+
+
+def _named(groups: Sequence[Networks]) -> Iterator[tuple[str, Tensor]]:
+    for number, group in enumerate(groups):
+        for part, values in (("params", group.params), ("columns", group.columns)):
+            for key, value in values.items():
+                yield f"{number}.{part}.{key}", value.detach().cpu().contiguous()
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for key in sorted(tensors):
+        value = tensors[key]
+        digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()

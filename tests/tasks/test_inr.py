@@ -1,0 +1,132 @@
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tasks import inr
+from tasks.datasets import ImageDataset, Split
+from tasks.inr import FitConfig, ShowConfig, fit, fit_all, layers_of, show
+from tasks.shards import read_manifest, read_shard, read_split, shard_paths
+from tasks.siren import grid, render
+
+
+def smooth_images(count, side=6):
+    """Waves of random directions, uint8."""
+    generator = torch.Generator().manual_seed(0)
+    angles = (grid(side, side) @ torch.randn(2, count, generator=generator)).T
+    return (127 * (1 + angles.sin())).to(torch.uint8).view(count, 1, side, side)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    images = smooth_images(7)
+    split = Split(images, torch.arange(7) % 3, (0.0,), (1.0,))
+    monkeypatch.setattr(inr, "load_dataset", lambda name: ImageDataset(name, 3, split, split, split))
+    monkeypatch.setattr(inr, "AT_ONCE", 2)
+    return FitConfig(str(tmp_path / "inr"), train=5, validation=2, test=2, views=2, width=8, steps=30, shard=3)
+
+
+def test_networks_say_what_the_images_show():
+    images = smooth_images(3).float() / 255
+    torch.manual_seed(0)
+    params, psnr = fit(images, (2, 16, 16, 1), steps=200, lr=3e-3)
+    rendered = render(*layers_of(params), grid(6, 6)).view_as(images) + 0.5
+    mse = (rendered - images).square().mean((1, 2, 3))
+    torch.testing.assert_close(psnr, -10 * mse.log10(), rtol=1e-3, atol=0)
+    assert psnr.min() > 40
+
+
+def test_a_network_does_not_depend_on_those_beside_it():
+    images = smooth_images(3).float() / 255
+    torch.manual_seed(0)
+    together, _ = fit(images, (2, 4, 1), 10, 3e-3)
+    torch.manual_seed(0)
+    alone, _ = fit(images[:1], (2, 4, 1), 10, 3e-3)
+    for name, value in together.items():
+        torch.testing.assert_close(value[:1], alone[name])
+
+
+def test_every_image_has_its_views(config, capsys):
+    fit_all(config)
+    assert [path.name for path in shard_paths(inr.Path(config.folder))] == [
+        "test-00000.safetensors",
+        *(f"train-0000{number}.safetensors" for number in range(4)),
+        "validation-00000.safetensors",
+    ]
+    groups = list(read_split(inr.Path(config.folder), "train"))
+    pairs = [p for g in groups for p in zip(g.columns["index"].tolist(), g.columns["view"].tolist(), strict=True)]
+    assert pairs == [(image, view) for view in range(2) for image in range(5)]
+    assert [label for g in groups for label in g.columns["label"].tolist()] == [0, 1, 2, 0, 1] * 2
+    first, again = groups[0].params["layers.0.weight"][0], groups[1].params["layers.0.weight"][2]
+    assert not torch.allclose(first, again, atol=0.01)  # views of one image
+    assert groups[0].architecture == {"kind": "siren", "widths": [2, 8, 8, 1]}
+    assert "14 networks in" in capsys.readouterr().out
+    assert len(read_manifest(inr.Path(config.folder))["shards"]) == 6
+
+
+def contents(folder):
+    """Of all shards: bytes differ, for the order of what a file says of itself is not fixed."""
+    found = {}
+    for path in shard_paths(inr.Path(folder)):
+        (networks,) = read_shard(path)
+        tensors = {**networks.params, **networks.columns}
+        found[path.name] = {key: value.tolist() for key, value in tensors.items()}
+    return found
+
+
+def test_missing_shards_are_made_as_they_would_have_been(config, capsys):
+    fit_all(config)
+    folder = inr.Path(config.folder)
+    before = contents(folder)
+    kept = folder / "train-00000.safetensors"
+    times = kept.stat().st_mtime_ns
+    (folder / "train-00002.safetensors").unlink()
+    fit_all(config)
+    assert contents(folder) == before
+    assert kept.stat().st_mtime_ns == times
+    with pytest.raises(ValueError, match="made with other settings: steps 30, got 31"):
+        fit_all(replace(config, steps=31))
+
+
+def test_ranks_make_the_same(config, tmp_path, capsys):
+    fit_all(config)
+    other = replace(config, folder=str(tmp_path / "other"))
+    for number in range(2):
+        folder = inr.folder_of(other)
+        folder.begin()
+        ranks = inr.Ranks(number, 2)
+        for place, job in enumerate(inr.jobs(other)):
+            if ranks.owns(place):
+                data = getattr(inr.load_dataset("mnist"), job.split)
+                inr.write_shard(folder.shard(job.split, job.number), [inr.make(job, other, data)])
+    assert contents(other.folder) == contents(config.folder)
+
+
+def test_pictures(config, tmp_path, monkeypatch, capsys):
+    fit_all(config)
+    output = tmp_path / "some.png"
+    show(ShowConfig(config.folder, str(output), count=3))
+    assert output.stat().st_size > 3000
+    assert "3 images and their networks" in capsys.readouterr().out
+
+
+def test_errors(config, capsys, monkeypatch):
+    with pytest.raises(ValueError, match="validation: expected at most 7 images; got 8"):
+        fit_all(replace(config, validation=8))
+    with pytest.raises(ValueError, match="steps: expected 1 or more; got 0"):
+        replace(config, steps=0)
+    monkeypatch.setattr(sys, "argv", ["inr", "show", "--folder", config.folder])
+    with pytest.raises(SystemExit) as ended:
+        inr.cli.commands({"fit": (FitConfig, fit_all), "show": (ShowConfig, show)}, None)
+    assert ended.value.code == 2
+    assert "error: manifest" in capsys.readouterr().err
+
+
+def test_a_shard_is_read_back(config, capsys):
+    fit_all(config)
+    (networks,) = read_shard(inr.Path(config.folder) / "test-00000.safetensors")
+    images = smooth_images(7)[:2].float() / 255
+    rendered = render(*layers_of(networks.params), grid(6, 6)).view_as(images) + 0.5
+    mse = (rendered - images).square().mean((1, 2, 3))
+    torch.testing.assert_close(networks.columns["psnr"], -10 * mse.log10(), rtol=1e-4, atol=1e-3)

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tasks.shards import (
+    MANIFEST,
+    Folder,
+    Networks,
+    joined,
+    read_manifest,
+    read_shard,
+    read_split,
+    write_shard,
+)
+
+
+def networks(count=3, width=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    params = {"weight": torch.randn(count, width, 4, generator=generator)}
+    return Networks({"kind": "toy", "width": width}, params, {"label": torch.arange(count), "psnr": torch.ones(count)})
+
+
+def assert_same(found, expected):
+    assert found.architecture == expected.architecture
+    for part in ("params", "columns"):
+        a, b = getattr(found, part), getattr(expected, part)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_shard_holds_networks_of_several_architectures(tmp_path):
+    groups = [networks(), networks(2, width=5, seed=1)]
+    write_shard(tmp_path / "train-00000.safetensors", groups)
+    for found, expected in zip(read_shard(tmp_path / "train-00000.safetensors"), groups, strict=True):
+        assert_same(found, expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["train-00000.safetensors"]
+
+
+def test_a_folder_is_made_with_one_set_of_settings(tmp_path):
+    folder = Folder(tmp_path / "some", {"steps": 3})
+    folder.begin()
+    write_shard(folder.shard("train", 0), [networks()])
+    write_shard(folder.shard("test", 0), [networks(2)])
+    folder.begin()
+    rows = folder.finish(["psnr"])
+    assert rows == [
+        {"file": "test-00000.safetensors", "networks": 2, "psnr": 1.0},
+        {"file": "train-00000.safetensors", "networks": 3, "psnr": 1.0},
+    ]
+    assert read_manifest(folder.path)["shards"] == rows
+    with pytest.raises(ValueError, match=r"some': made with other settings: steps 3, got 4"):
+        Folder(folder.path, {"steps": 4}).begin()
+
+
+def test_splits(tmp_path):
+    for number in range(2):
+        write_shard(tmp_path / f"train-0000{number}.safetensors", [networks(seed=number)])
+    found = list(read_split(tmp_path, "train"))
+    assert len(found) == 2
+    together = joined(found)
+    assert len(together) == 6
+    assert torch.equal(together.params["weight"][3:], found[1].params["weight"])
+    with pytest.raises(ValueError, match="expected shards of split 'test'; got none"):
+        list(read_split(tmp_path, "test"))
+    with pytest.raises(ValueError, match="expected architecture .*'width': 2.*; got .*'width': 5"):
+        joined([networks(), networks(width=5)])
+
+
+class TestDamage:
+    @pytest.fixture
+    def path(self, tmp_path):
+        write_shard(tmp_path / "train-00000.safetensors", [networks()])
+        write_shard(tmp_path / "train-00001.safetensors", [networks(seed=1)])
+        return tmp_path / "train-00000.safetensors"
+
+    def test_of_a_byte(self, path):
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"train-00000.safetensors': sha256: its contents"):
+            read_shard(path)
+
+    def test_of_the_end(self, path, capsys):
+        path.write_bytes(path.read_bytes()[:-5])
+        with pytest.raises(ValueError, match=r"train-00000.safetensors': expected a complete safetensors file"):
+            list(read_split(path.parent, "train"))
+        (found,) = read_split(path.parent, "train", skip_damaged=True)
+        assert_same(found, networks(seed=1))
+        assert "left out: shard" in capsys.readouterr().out
+
+    def test_of_the_format(self, path):
+        save_file({"x": torch.ones(1)}, path, {"format": "other"})
+        with pytest.raises(ValueError, match="format: expected 'ngopt-shard-1'; got 'other'"):
+            read_shard(path)
+
+    def test_of_the_manifest(self, tmp_path):
+        with pytest.raises(ValueError, match="expected a JSON file"):
+            read_manifest(tmp_path)
+        (tmp_path / MANIFEST).write_text(json.dumps({"format": "x"}))
+        with pytest.raises(ValueError, match="format: expected 'ngopt-shard-1'; got 'x'"):
+            read_manifest(tmp_path)
+
+    def test_of_lengths(self):
+        with pytest.raises(ValueError, match=r"tensors of one length; got lengths \[2, 3\]"):
+            Networks({}, {"weight": torch.ones(2)}, {"label": torch.ones(3)})
