@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from ngopt.graph.activation_symmetry import Canonical, canonical, symmetries
 from ngopt.graph.core import Bias, EdgeBlock, GraphValues, NeuralGraph, NeuronGroup, ParameterSpec
 from ngopt.graph.draw import draw
 from ngopt.graph.flatten import with_repeated_nodes, with_virtual_layer
@@ -27,6 +28,7 @@ from ngopt.graph.views import EdgeList, to_edge_list
 
 __all__ = [
     "Bias",
+    "Canonical",
     "EdgeBlock",
     "EdgeList",
     "GraphValues",
@@ -35,11 +37,13 @@ __all__ = [
     "NeuronGroup",
     "ParameterSpec",
     "build_graph",
+    "canonical",
     "draw",
     "join_graphs",
     "parameter_graph",
     "register_rule",
     "run_graph",
+    "symmetries",
     "to_edge_list",
     "to_networkx",
     "to_pyg",

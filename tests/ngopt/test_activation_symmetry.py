@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ngopt import build_graph
-from ngopt.graph.activation_symmetry import canonical, symmetries
+from ngopt.graph import canonical, symmetries
 from tasks.siren import FREQUENCY, Siren
 
 
