@@ -139,7 +139,7 @@ class TestCooldown:
         with torch.no_grad():
             for p in model.parameters():
                 p.fill_(0.3)
-        learned = replace(load_pretrained("ff"), **changes.pop("learned", {}))
+        learned = replace(load_pretrained("ff"), **{"cooldown": None, **changes.pop("learned", {})})
         opt = NGOptimizer(model.parameters(), weight_decay=2.0, weights=learned, **changes)
         if scheduler:
             scheduler(opt)
