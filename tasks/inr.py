@@ -20,11 +20,11 @@ from torch.func import stack_module_state
 from tqdm import tqdm
 
 from tasks import cli
-from tasks.datasets import Split, load_dataset
+from tasks.datasets import ImageDataset, Split, load_dataset
 from tasks.distributed import Ranks, joined, launch
 from tasks.pictures import draw_rows
 from tasks.random import seeded
-from tasks.shards import SPLITS, Folder, Networks, read_manifest, read_shard, shard_paths, write_shard
+from tasks.shards import SPLITS, Folder, Networks, merged, read_manifest, read_shard, shard_paths, write_shard
 from tasks.siren import Siren, grid, render
 
 # SIRENs that are fit in one call: their activations stay in the caches of a core.
@@ -137,15 +137,24 @@ def make(job: Job, config: FitConfig, images: Split) -> Networks:
     index, view = fits % count, fits // count
     widths = widths_of(config, images.images.shape[1])
     pixels = images.images[index].float() / 255
-    params, psnrs = [], []
+    architecture = {"kind": "siren", "widths": list(widths)}
+    rows = zip(*(x.split(AT_ONCE) for x in (pixels, images.labels[index], index, view)), strict=True)
+    found = []
     with seeded(config.seed, SPLITS.index(job.split), job.number):
-        for some in pixels.split(AT_ONCE):
-            found, psnr = fit(some, widths, config.steps, config.lr)
-            params.append(found)
-            psnrs.append(psnr)
-    whole = {name: torch.cat([some[name] for some in params]) for name in params[0]}
-    columns = {"label": images.labels[index], "index": index, "view": view, "psnr": torch.cat(psnrs)}
-    return Networks({"kind": "siren", "widths": list(widths)}, whole, columns)
+        for some, label, own, own_view in rows:
+            params, psnr = fit(some, widths, config.steps, config.lr)
+            columns = {"label": label, "index": own, "view": own_view, "psnr": psnr}
+            found.append(Networks(architecture, params, columns))
+    return merged(found)
+
+
+def missing(config: FitConfig, folder: Folder, ranks: Ranks) -> list[Job]:
+    """What a rank is to make of what is not there.
+
+    Which job is whose does not depend on what is there: others may have begun already.
+    """
+    own = [job for place, job in enumerate(jobs(config)) if ranks.owns(place)]
+    return [job for job in own if not folder.shard(job.split, job.number).exists()]
 
 
 def folder_of(config: FitConfig) -> Folder:
@@ -156,30 +165,28 @@ def folder_of(config: FitConfig) -> Folder:
 def fit_all(config: FitConfig) -> None:
     """Makes the shards that are missing, on one or several ranks."""
     if config.processes > 1 and "RANK" not in os.environ:
-        check(config)  # what the user got wrong is said before processes start
+        load_images(config)  # what the user got wrong is said before processes start
         launch(config.processes, fit_rank, config)
     else:
         fit_rank(config)
 
 
-def check(config: FitConfig) -> None:
-    """Raises ValueError if a split has fewer images than are asked for."""
+def load_images(config: FitConfig) -> ImageDataset:
+    """The data set. Raises ValueError if a split has fewer images than are asked for."""
     data = load_dataset(config.data)
     for split in SPLITS:
         asked, there = getattr(config, split), len(getattr(data, split))
         if asked > there:
             raise ValueError(f"{split}: expected at most {there} images; got {asked}")
+    return data
 
 
 def fit_rank(config: FitConfig) -> None:
-    check(config)
-    folder, data = folder_of(config), load_dataset(config.data)
+    folder, data = folder_of(config), load_images(config)
     folder.begin()
     with joined() as ranks:
         start, made = perf_counter(), 0
-        todo = [job for job in jobs(config) if not folder.shard(job.split, job.number).exists()]
-        own = [job for place, job in enumerate(todo) if ranks.owns(place)]
-        for job in tqdm(own, unit="shard", disable=not ranks.is_first):
+        for job in tqdm(missing(config, folder, ranks), unit="shard", disable=not ranks.is_first):
             networks = make(job, config, getattr(data, job.split))
             write_shard(folder.shard(job.split, job.number), [networks])
             made += len(networks)

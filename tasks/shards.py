@@ -162,7 +162,7 @@ def read_split(folder: Path, split: str, skip_damaged: bool = False) -> Iterator
         yield from groups
 
 
-def joined(groups: Sequence[Networks]) -> Networks:
+def merged(groups: Sequence[Networks]) -> Networks:
     """Networks of one architecture, together. Raises ValueError for several architectures."""
     first = groups[0]
     for group in groups:

@@ -96,10 +96,10 @@ def test_ranks_make_the_same(config, tmp_path, capsys):
         folder = inr.folder_of(other)
         folder.begin()
         ranks = inr.Ranks(number, 2)
-        for place, job in enumerate(inr.jobs(other)):
-            if ranks.owns(place):
-                data = getattr(inr.load_dataset("mnist"), job.split)
-                inr.write_shard(folder.shard(job.split, job.number), [inr.make(job, other, data)])
+        # the second begins when the first has ended
+        for job in inr.missing(other, folder, ranks):
+            data = getattr(inr.load_dataset("mnist"), job.split)
+            inr.write_shard(folder.shard(job.split, job.number), [inr.make(job, other, data)])
     assert contents(other.folder) == contents(config.folder)
 
 

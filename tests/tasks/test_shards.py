@@ -8,7 +8,7 @@ from tasks.shards import (
     MANIFEST,
     Folder,
     Networks,
-    joined,
+    merged,
     read_manifest,
     read_shard,
     read_split,
@@ -59,13 +59,13 @@ def test_splits(tmp_path):
         write_shard(tmp_path / f"train-0000{number}.safetensors", [networks(seed=number)])
     found = list(read_split(tmp_path, "train"))
     assert len(found) == 2
-    together = joined(found)
+    together = merged(found)
     assert len(together) == 6
     assert torch.equal(together.params["weight"][3:], found[1].params["weight"])
     with pytest.raises(ValueError, match="expected shards of split 'test'; got none"):
         list(read_split(tmp_path, "test"))
     with pytest.raises(ValueError, match="expected architecture .*'width': 2.*; got .*'width': 5"):
-        joined([networks(), networks(width=5)])
+        merged([networks(), networks(width=5)])
 
 
 class TestDamage:
