@@ -31,6 +31,7 @@ from meta_train.problems import Metrics, mean_metrics
 from meta_train.start import make_learned
 from meta_train.unroll import Task, unroll, whole_run
 from meta_train.worker import Job, Result, UnrollConfig, Worker
+from ngopt.files import replaced
 from ngopt.pretrained import save_pretrained
 from tasks import cli
 from tasks.distributed import RankLost, Ranks, joined, launch
@@ -316,9 +317,8 @@ class MetaTrainer:
             "log": self.log,
             "config": asdict(self.config),
         }
-        part = self.folder / "checkpoint.pt.part"
-        torch.save(state, part)
-        os.replace(part, self.folder / "checkpoint.pt")
+        with replaced(self.folder / "checkpoint.pt") as part:
+            torch.save(state, part)
 
     def load_checkpoint(self) -> None:
         path = self.folder / "checkpoint.pt"

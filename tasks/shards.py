@@ -7,7 +7,6 @@ resumed. The manifest says how the networks were made and what they are worth.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,11 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from tasks.files import replaced, write_json
+from ngopt.files import is_intact, read_tensors, write_tensors
+from tasks.files import write_json
 
 FORMAT = "ngopt-shard-1"
 MANIFEST = "manifest.json"
@@ -58,9 +56,7 @@ def write_shard(path: Path, groups: Sequence[Networks]) -> None:
         "format": FORMAT,
         "architectures": json.dumps([dict(group.architecture) for group in groups]),
     }
-    metadata["sha256"] = _digest(metadata, tensors)
-    with replaced(path) as part:
-        save_file(tensors, part, metadata)
+    write_tensors(path, metadata, tensors)
 
 
 def read_shard(path: Path) -> list[Networks]:
@@ -68,16 +64,10 @@ def read_shard(path: Path) -> list[Networks]:
 
     Raises ValueError, which names file and field, if it is damaged or not of this format.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"shard '{path}': expected a complete safetensors file; got: {error}") from None
+    metadata, tensors = read_tensors(path, "shard")
     if metadata.get("format") != FORMAT:
         raise ValueError(f"shard '{path}': format: expected '{FORMAT}'; got {metadata.get('format')!r}")
-    recorded = metadata.pop("sha256", None)
-    if recorded != _digest(metadata, tensors):
+    if not is_intact(metadata, tensors):
         raise ValueError(f"shard '{path}': sha256: its contents do not have the one that it records")
     groups = []
     for number, architecture in enumerate(json.loads(metadata["architectures"])):
@@ -182,12 +172,3 @@ def _named(groups: Sequence[Networks]) -> Iterator[tuple[str, Tensor]]:
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
-    for key in sorted(tensors):
-        value = tensors[key]
-        digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()

@@ -5,20 +5,17 @@ Reading one touches no network and unpickles nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ngopt.files import digest, is_intact, read_tensors, write_tensors
 from ngopt.learned import BASES, LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
 from ngopt.models import METANETS
@@ -42,12 +39,11 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
     base rule, metanet or a config is not one that this version knows.
     """
     path = _resolve(weights)
-    metadata, tensors = _read(path)
+    metadata, tensors = read_tensors(path, "weights file")
     if metadata.get("format") != FORMAT:
         got = metadata.get("format")
         raise ValueError(f"weights file '{path}': expected format '{FORMAT}'; got {got!r}")
-    recorded = metadata.pop("sha256", None)
-    if recorded != _digest(metadata, tensors):
+    if not is_intact(metadata, tensors):
         raise ValueError(f"weights file '{path}': its contents do not have the SHA-256 that it records")
     base = _build(path, "base rule", BASES, metadata["base"], metadata["base_config"])
     metanet = _build(path, "metanet", METANETS, metadata["metanet"], metadata["config"])
@@ -71,17 +67,7 @@ def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
         "recipe": json.dumps(learned.recipe),
         "table": json.dumps(learned.table),
     }
-    metadata["sha256"] = _digest(metadata, tensors)
-    path = Path(path)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, part, metadata)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+    write_tensors(Path(path), metadata, tensors)
 
 
 def weights_hash(learned: LearnedOptimizer) -> str:
@@ -89,7 +75,7 @@ def weights_hash(learned: LearnedOptimizer) -> str:
 
     Recipe and table, and the device and dtype that the metanet is in, make no difference.
     """
-    return _digest(_description(learned), _tensors(learned))
+    return digest(_description(learned), _tensors(learned))
 
 
 def _description(learned: LearnedOptimizer) -> dict[str, str]:
@@ -109,15 +95,6 @@ def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
     return {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in state.items()}
 
 
-def _digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
-    for key in sorted(tensors):
-        value = tensors[key]
-        digest.update(f"{key}{tuple(value.shape)}".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _resolve(weights: str | os.PathLike) -> Path:
     if weights in list_pretrained():
         return FOLDER / f"{weights}.safetensors"
@@ -128,17 +105,6 @@ def _resolve(weights: str | os.PathLike) -> Path:
     raise ValueError(
         f"weights '{os.fspath(weights)}': expected one of {known}, or an existing weights file; got neither"
     )
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights file '{path}': expected a complete safetensors file; got: {error}") from None
-    return metadata, tensors
 
 
 def _build(path: Path, what: str, known: Mapping[str, type], name: str, config: str) -> Any:

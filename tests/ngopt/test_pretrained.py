@@ -6,11 +6,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ngopt import NGOptimizer, build_graph, list_pretrained, load_pretrained
+from ngopt.files import digest
 from ngopt.learned import BASES, LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
 from ngopt.models import FeedForward
 from ngopt.models.feedforward import FeedForwardConfig
-from ngopt.pretrained import _digest, save_pretrained, weights_hash
+from ngopt.pretrained import save_pretrained, weights_hash
 from tests.networks import mlp
 from tests.ngopt.fake_base import Momentum, MomentumConfig
 
@@ -38,7 +39,7 @@ def rewrite(path, tensors=None, rehash=False, **changes):
     metadata, kept = {**metadata, **changes}, tensors or kept
     if rehash:
         del metadata["sha256"]
-        metadata["sha256"] = _digest(metadata, kept)
+        metadata["sha256"] = digest(metadata, kept)
     save_file(kept, path, metadata)
 
 
