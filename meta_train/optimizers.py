@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from math import cos, pi
@@ -25,7 +25,7 @@ WARMUP = 0.05  # share of the steps; without it Adam is unstable at its best rat
 WEIGHT_DECAY = 0.1  # of AdamW, as most recipes for transformers have it
 
 # Behind the name of weights.
-TRACED, BFLOAT16, OPEN = ":traced", ":bfloat16", ":open"
+TRACED, BFLOAT16, OPEN = OPTIONS = ":traced", ":bfloat16", ":open"
 # Muon's author leaves them to Adam; on gpt-text that is .1 better than Muon on all matrices.
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -134,24 +134,33 @@ def load_optimizer(name: str) -> OptimizerSpec:
 
     name: of the weights, or the path of the file. With ":traced" behind it, the optimizer follows
     the model's first forward; else it infers the graph from names and shapes. With ":bfloat16" its
-    metanet computes in that. With ":open" it is not told how long the training is.
+    metanet computes in that. With ":open" it is not told how long the training is. Several may follow
+    each other.
 
     Raises ValueError if there is none of that name, if the weights cannot be loaded, or for ":open"
     with a base rule, which then trains other weights than it should be judged by.
     """
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
-    weights, bundled = name, list_pretrained()
-    for suffix in (TRACED, BFLOAT16, OPEN):
-        weights = weights.removesuffix(suffix)
+    weights, options = _without_options(name)
+    bundled = list_pretrained()
     if weights not in ("default", *bundled) and not Path(weights).is_file():
         known = ", ".join([*OPTIMIZERS, "default", *bundled])
         raise ValueError(f"optimizer '{name}': expected one of {known}, or the path of an existing weights file")
     learned = load_pretrained(weights)
-    if name.endswith(OPEN) and learned.base is not None:
+    if OPEN in options and learned.base is not None:
         raise ValueError(f"optimizer '{name}': expected weights without a base rule; got '{learned.base.name}'")
-    make = partial(_learned, learned, name)
+    make = partial(_learned, learned, options)
     return OptimizerSpec(name, make, weights=weights_hash(learned))
+
+
+def _without_options(name: str) -> tuple[str, set[str]]:
+    """What is before the options at the end of a name, and these."""
+    options: set[str] = set()
+    while found := [option for option in OPTIONS if name.endswith(option)]:
+        options |= {*found}
+        name = name.removesuffix(found[0])
+    return name, options
 
 
 def _adam(model: nn.Module, lr: float, total_steps: int) -> Built:
@@ -203,7 +212,7 @@ def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Bu
 
 def _learned(
     learned: LearnedOptimizer,
-    name: str,
+    options: Collection[str],
     model: nn.Module,
     lr: float,
     total_steps: int,
@@ -212,9 +221,9 @@ def _learned(
         model.parameters(),
         lr,
         weights=learned,
-        total_steps=None if name.endswith(OPEN) else total_steps,
-        model=model if name.endswith(TRACED) else None,
-        compute_dtype=torch.bfloat16 if name.endswith(BFLOAT16) else None,
+        total_steps=None if OPEN in options else total_steps,
+        model=model if TRACED in options else None,
+        compute_dtype=torch.bfloat16 if BFLOAT16 in options else None,
     )
     return optimizer, None
 

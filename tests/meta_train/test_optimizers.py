@@ -110,6 +110,9 @@ def test_a_learned_optimizer_may_not_know_how_long_a_training_is(weights):
     for name, expected in ((weights, 10), (f"{weights}:open", None)):
         optimizer, _ = load_optimizer(name).build(small_cnn(), None, 10)
         assert optimizer.param_groups[0]["total_steps"] == expected
+    both, _ = load_optimizer(f"{weights}:bfloat16:open").build(small_cnn(), None, 10)
+    assert both.compute_dtype == torch.bfloat16
+    assert both.param_groups[0]["total_steps"] is None
     with pytest.raises(ValueError, match="'default:open': expected weights without a base rule; got 'soap'"):
         load_optimizer("default:open")
 
