@@ -9,17 +9,22 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
+from tasks.subject import Subject
+
 FREQUENCY = 30.0
 
 
-class Siren(nn.Module):
+class Siren(Subject):
     """Sines of linear maps of coordinates, initialised as by Sitzmann et al. 2020, section 3.2.
 
     widths: (2, ..., channels).
     """
 
+    frequency = FREQUENCY
+
     def __init__(self, widths: Sequence[int]):
         super().__init__()
+        self.inputs = widths[0]
         linears = [nn.Linear(*fans) for fans in pairwise(widths)]
         for number, layer in enumerate(linears):
             fan_in = layer.in_features
@@ -27,12 +32,16 @@ class Siren(nn.Module):
             nn.init.uniform_(layer.weight, -bound, bound)
         self.layers = nn.ModuleList(linears)
 
-    def forward(self, points: Tensor) -> Tensor:
-        """points: (n, 2); returns (n, widths[-1])"""
+    def example(self) -> Tensor:
+        return torch.zeros(1, self.inputs)
+
+    def neurons(self, x: Tensor) -> list[Tensor]:
+        """x: (m, 2), points."""
         *hidden, last = self.layers
+        found = [x]
         for layer in hidden:
-            points = torch.sin(FREQUENCY * layer(points))
-        return last(points)
+            found.append(torch.sin(FREQUENCY * layer(found[-1])))
+        return [*found, last(found[-1])]
 
 
 def render(weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor) -> Tensor:

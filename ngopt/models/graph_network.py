@@ -97,8 +97,31 @@ class GraphNetwork(nn.Module):
         n_target, n_source, slots, d_out). Of large graphs states of edges are not kept but computed
         again, unless autograd keeps them anyway.
         """
+        nodes, edges = self.states(source, parts)
+        for number, bias in enumerate(parts.graph.biases):
+            yield number, self._decode_node(nodes[bias.group], bias, parts.bias_index[number])
+        for block in parts.weights:
+            decoder = self.edge_decoder.maps(block.block.slot_shape, block.block.kind)
+            for i, part in enumerate(block.parts):
+                yield (block, part), self.edge_decoder(edges.of(block, i), decoder)
+
+    def states(
+        self,
+        source: Source,
+        parts: GraphParts,
+        extra: Sequence[Tensor | None] = (),
+    ) -> tuple[list[Tensor], EdgeStates]:
+        """What the layers make of all nodes and edges.
+
+        extra: of every group what is added to its first states, (*batch, n, width), or None; may be ().
+
+        Returns (*batch, n, width) of every group, and the edges, of which only those are computed that
+        are asked for.
+        """
         graph, maps = parts.graph, self._edge_maps(parts)
         nodes = self._encode_nodes(source, parts)
+        for group, more in enumerate(extra):
+            nodes[group] = nodes[group] if more is None else nodes[group] + more
         first = partial(self._encode_edges, source, maps)
         edges = EdgeStates(parts.blocks, first, keep=are_kept(parts, self.width, self.position.weight))
         count = 1 + max(graph.members, default=0)
@@ -108,12 +131,7 @@ class GraphNetwork(nn.Module):
                 seer = cast(GlobalFeature, self.globals[k])
                 u, nodes = self._with_globals(seer, u, nodes, edges, graph)
             nodes = self._round(cast(GraphLayer, layer), nodes, edges, graph)
-        for number, bias in enumerate(graph.biases):
-            yield number, self._decode_node(nodes[bias.group], bias, parts.bias_index[number])
-        for block in parts.weights:
-            decoder = self.edge_decoder.maps(block.block.slot_shape, block.block.kind)
-            for i, part in enumerate(block.parts):
-                yield (block, part), self.edge_decoder(edges.of(block, i), decoder)
+        return nodes, edges
 
     def _round(
         self,
