@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Subject(nn.Module):
-    """Base class. A subclass has `example` and `neurons`.
+    """Base class. A subclass has `example`, `neurons` and, to be probed, `probes`.
 
     frequency: sine neurons compute sin(frequency * x).
     """
@@ -22,6 +22,10 @@ class Subject(nn.Module):
 
         The first are the inputs as they are; the last is what the module returns.
         """
+        raise NotImplementedError
+
+    def probes(self, count: int) -> Tensor:
+        """Random inputs with which learned ones may begin, (count, *)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:

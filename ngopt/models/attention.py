@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.models.layers import Ends, GraphLayer
-from ngopt.models.messages import Incoming, spread
+from ngopt.models.messages import TO_SOURCES, TO_TARGETS, Incoming, by_neuron, spread
 from ngopt.models.parts import Part
 
 # Logit of what a neuron does not see; finite, so that differences are numbers.
@@ -31,13 +31,13 @@ class Attended(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, values: Tensor, axes: tuple[int, int]) -> Attended:
-        """Over two axes. logits: (*batch, groups, a, b, tiles, heads). values: the same with width."""
+        """Over two axes. logits: (groups, a, b, tiles, *batch, heads). values: the same with width."""
         high = logits.detach().amax(axes, keepdim=True)
         weight = (logits - high).exp()
         heads = logits.shape[-1]
         weighted = (weight.unsqueeze(-1) * values.unflatten(-1, (heads, -1))).flatten(-2)
-        found = high.squeeze(axes), weight.sum(axes), weighted.sum(axes)
-        return cls(*(x.flatten(-3, -2) for x in found))
+        found = high, weight.sum(axes, keepdim=True), weighted.sum(axes, keepdim=True)
+        return cls(*map(by_neuron, found))
 
     def joined(self, other: Attended) -> Attended:
         """Of the same neurons, what both have seen."""
@@ -72,7 +72,7 @@ class RelationalLayer(GraphLayer):
     complete_up_to: in a graph of so many neurons each also sees every neuron, as along an edge
         without features. The edge update has no term of the reverse edge: there is none.
 
-    Shapes: nodes one (*batch, n, width) a group; edges (*batch, groups, n_target, n_source, tiles,
+    Shapes: nodes one (*batch, n, width) a group; edges (groups, n_target, n_source, tiles, *batch,
     width), of a part of a block.
 
     Raises ValueError if heads do not divide the width.
@@ -97,8 +97,8 @@ class RelationalLayer(GraphLayer):
         query, key_back, value_back = (ends.of_target(part, self._columns(k)) for k in range(3))
         key, value, query_back = (ends.of_source(part, self._columns(k)) for k in range(3))
         return (
-            self._attended(there, query, key, value, (-3, -2)),
-            self._attended(back, query_back, key_back, value_back, (-4, -2)),
+            self._attended(there, query, key, value, TO_TARGETS),
+            self._attended(back, query_back, key_back, value_back, TO_SOURCES),
         )
 
     def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:

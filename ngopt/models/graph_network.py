@@ -29,8 +29,8 @@ from ngopt.models.encoders import (
     SlotMap,
 )
 from ngopt.models.inbox import Arena, Inbox
-from ngopt.models.layers import GlobalFeature, GraphLayer, means_by_graph, select_neurons
-from ngopt.models.messages import Reduced
+from ngopt.models.layers import GlobalFeature, GraphLayer, batch_inside, means_by_graph, select_neurons
+from ngopt.models.messages import Reduced, batch_outside
 from ngopt.models.parts import BlockParts, GraphParts, Part, parts_of
 from ngopt.models.sources import Source, WholeValues
 
@@ -44,8 +44,10 @@ class GraphNetwork(nn.Module):
     What nodes and edges are, their kinds, is part of their features; edges without a parameter start
     from a learned vector for their kind alone. With `activations` nodes also get one for the function
     that the network applies to them, with `global_feature` every layer a vector for the whole graph.
+    Without `positions` they do not know where they are (see `encoders.node_positions`).
 
-    layers: the rounds. kernel: largest (height, width) of a kernel on one edge.
+    d_out: None where only `states` is asked for. layers: the rounds. kernel: largest (height, width) of
+    a kernel on one edge.
 
     Shapes: `GraphValues` with d_in features -> `GraphValues` with d_out features.
     """
@@ -53,15 +55,16 @@ class GraphNetwork(nn.Module):
     def __init__(
         self,
         d_in: int,
-        d_out: int,
+        d_out: int | None,
         width: int,
         layers: Sequence[GraphLayer],
         kernel: tuple[int, int],
         activations: bool = False,
         global_feature: bool = False,
+        positions: bool = True,
     ):
         super().__init__()
-        self.width, self.kernel = width, kernel
+        self.width, self.kernel, self.has_positions = width, kernel, positions
         self.activations = nn.Embedding(len(ACTIVATIONS), width) if activations else None
         self.globals = nn.ModuleList(GlobalFeature(width) for _ in layers) if global_feature else None
         self.edge_encoder = SlotEncoder(d_in, width, kernel, EDGE_KINDS)
@@ -69,8 +72,9 @@ class GraphNetwork(nn.Module):
         self.node_kinds = nn.Embedding(len(NODE_KINDS), width)
         self.position = nn.Linear(POSITION_FEATURES, width)
         self.layers = nn.ModuleList(layers)
-        self.edge_decoder = SlotDecoder(width, d_out, kernel, EDGE_KINDS)
-        self.node_decoder = SlotDecoder(width, d_out, kernel, BIAS_KINDS)
+        if d_out is not None:
+            self.edge_decoder = SlotDecoder(width, d_out, kernel, EDGE_KINDS)
+            self.node_decoder = SlotDecoder(width, d_out, kernel, BIAS_KINDS)
 
     def forward(self, values: GraphValues, graph: NeuralGraph) -> GraphValues:
         like = (*values.edges, *values.biases)[0] if graph.parameters else self.position.weight
@@ -103,7 +107,8 @@ class GraphNetwork(nn.Module):
         for block in parts.weights:
             decoder = self.edge_decoder.maps(block.block.slot_shape, block.block.kind)
             for i, part in enumerate(block.parts):
-                yield (block, part), self.edge_decoder(edges.of(block, i), decoder)
+                states = batch_outside(edges.of(block, i))
+                yield (block, part), self.edge_decoder(states, decoder)
 
     def states(
         self,
@@ -177,24 +182,25 @@ class GraphNetwork(nn.Module):
         of_edges = []
         for block in edges.blocks:
             for i in range(len(block.parts)):
-                flat = edges.of(block, i).flatten(-5, -2)
-                of_edges.append((members[block.block.target], flat.sum(-2), flat.shape[-2]))
+                flat = edges.of(block, i).flatten(0, 3)
+                of_edges.append((members[block.block.target], flat.sum(0), len(flat)))
         u = layer(u, means_by_graph(of_nodes, u), means_by_graph(of_edges, u))
         to_nodes, to_edges = layer.to_nodes(u), layer.to_edges(u)
 
         def seen(state: Tensor | None, block: BlockParts, _: Part) -> Tensor:
             member = members[block.block.target]
-            return cast(Tensor, state) + to_edges[..., member, None, None, None, None, :]
+            return cast(Tensor, state) + to_edges[..., member, :]
 
         edges.then(seen)
         return u, [v + to_nodes[..., m, None, :] for v, m in zip(nodes, members, strict=True)]
 
     def _encode_nodes(self, source: Source, parts: GraphParts) -> list[Tensor]:
         graph = parts.graph
+        places = parts.positions if self.has_positions else [torch.zeros_like(p) for p in parts.positions]
         kinds = [self.node_kinds.weight[kind_code(g.kind, NODE_KINDS)] for g in graph.groups]
         nodes = [
             (self.position(p) + kind).expand(*source.batch, group.size, self.width)
-            for p, kind, group in zip(parts.positions, kinds, graph.groups, strict=True)
+            for p, kind, group in zip(places, kinds, graph.groups, strict=True)
         ]
         if self.activations is not None:
             codes = self.activations(parts.activations)
@@ -219,13 +225,14 @@ class GraphNetwork(nn.Module):
         block: BlockParts,
         part: Part,
     ) -> Tensor:
-        """First states of a part, (*batch, groups, n_target, n_source, tiles, width)."""
+        """First states of a part, (groups, n_target, n_source, tiles, *batch, width)."""
         if part.view is not None:
-            return self.edge_encoder(source.edges(block, part), maps[block.number])
+            encoded = self.edge_encoder(source.edges(block, part), maps[block.number])
+            return batch_inside(encoded, axes=4)
         _, kind = self.edge_encoder.film(block.block.kind)
         cuts = (part.groups, part.targets, part.sources)
         shape = [piece.stop - piece.start for piece in cuts]
-        return kind.expand(*source.batch, *shape, 1, self.width)
+        return kind.expand(*shape, 1, *source.batch, self.width)
 
     def _decode_node(self, node: Tensor, bias: Bias, index: Tensor | None) -> Tensor:
         state = select_neurons(node, index).unsqueeze(-2)

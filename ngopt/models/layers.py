@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
-from ngopt.models.messages import Incoming, Messages, Reduced, gathered
+from ngopt.models.film_messages import FiLMStatistics
+from ngopt.models.messages import TO_SOURCES, TO_TARGETS, Incoming, Messages, Reduced, gathered
 from ngopt.models.parts import BlockParts, Part
 
 # Inside the root of the standard deviation, so that its derivative is bounded where messages tie.
@@ -22,23 +23,34 @@ SCALERS = ("identity", "amplification")
 class Ends(NamedTuple):
     """What the two ends of the edges of a block bring to a layer.
 
-    target: (*batch, groups, n_target, columns). source: (*batch, groups, n_source, columns).
+    target: (groups, n_target, *batch, columns). source: (groups, n_source, *batch, columns).
     """
 
     target: Tensor
     source: Tensor
 
     def of_target(self, part: Part, columns: slice) -> Tensor:
-        """(*batch, groups, n_target, 1, 1, columns)."""
-        return self.target[..., part.groups, part.targets, columns][..., :, None, None, :]
+        """(groups, n_target, 1, 1, *batch, columns)."""
+        return self.target[part.groups, part.targets, None, None, ..., columns]
 
     def of_source(self, part: Part, columns: slice) -> Tensor:
-        """(*batch, groups, 1, n_source, 1, columns)."""
-        return self.source[..., part.groups, part.sources, columns][..., None, :, None, :]
+        """(groups, 1, n_source, 1, *batch, columns)."""
+        return self.source[part.groups, None, part.sources, None, ..., columns]
 
     def sums(self, part: Part, columns: slice) -> Tensor:
-        """Of both ends, (*batch, groups, n_target, n_source, 1, columns)."""
+        """Of both ends, (groups, n_target, n_source, 1, *batch, columns)."""
         return self.of_target(part, columns) + self.of_source(part, columns)
+
+
+def batch_inside(values: Tensor, axes: int) -> Tensor:
+    """(*batch, *axes, width) -> (*axes, *batch, width), so many of them, in this order of memory.
+
+    What is broadcast or reduced over edges are long runs of memory then.
+    """
+    batch = values.dim() - axes - 1
+    if not batch:
+        return values
+    return values.movedim(list(range(batch)), list(range(axes, axes + batch))).contiguous()
 
 
 class GraphLayer(nn.Module):
@@ -46,7 +58,7 @@ class GraphLayer(nn.Module):
 
     target, source: linear maps, of what the nodes bring to the edges that they end.
 
-    Shapes: nodes one (*batch, n, width) a group; edges (*batch, groups, n_target, n_source, tiles,
+    Shapes: nodes one (*batch, n, width) a group; edges (groups, n_target, n_source, tiles, *batch,
     width), of a part of a block.
     """
 
@@ -61,7 +73,8 @@ class GraphLayer(nn.Module):
             g, t, s = parts.block.shape
             target = select_neurons(targets[parts.block.target], parts.target)
             source = select_neurons(sources[parts.block.source], parts.source)
-            found.append(Ends(target.unflatten(-2, (g, t)), source.unflatten(-2, (g, s))))
+            pairs = (target.unflatten(-2, (g, t)), source.unflatten(-2, (g, s)))
+            found.append(Ends(*(batch_inside(x, axes=2) for x in pairs)))
         return found
 
     def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Reduced, Reduced]:
@@ -109,11 +122,18 @@ class PNALayer(GraphLayer):
         self.edge_out = nn.Linear(width, width)
 
     def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Messages, Messages]:
-        film = self.film(edges).unflatten(-1, (2, 2, self.width))
-        scale, shift = film.unbind(-2)
-        sums = ends.sums(part, slice(0, 2 * self.width)).unflatten(-1, (2, self.width))
-        there, back = torch.addcmul(shift, scale, sums).unbind(-2)
-        return Messages.of(there, (-3, -2)), Messages.of(back, (-4, -2))
+        width = self.width
+        weights, biases = self.film.weight.split(width), self.film.bias.split(width)
+        terms = [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
+        found = []
+        for number, axes in enumerate((TO_TARGETS, TO_SOURCES)):
+            columns = slice(number * width, (number + 1) * width)
+            target, source = ends.of_target(part, columns), ends.of_source(part, columns)
+            scale, shift = terms[2 * number : 2 * number + 2]
+            statistics = FiLMStatistics.apply(scale, shift, target, source, axes)
+            degree = edges.shape[axes[0]] * edges.shape[axes[1]]
+            found.append(Messages.of(degree, statistics))
+        return found[0], found[1]
 
     def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
         sums = ends.sums(part, slice(2 * self.width, None))

@@ -9,6 +9,12 @@ from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+Axes = tuple[int, int]
+
+# Of messages (groups, n_target, n_source, tiles, *batch, width), what is reduced for the targets and the sources.
+TO_TARGETS: Axes = (2, 3)
+TO_SOURCES: Axes = (1, 3)
+
 
 class Reduced(Protocol):
     """What a layer keeps of the messages to some neurons; it can be continued."""
@@ -35,15 +41,9 @@ class Messages(NamedTuple):
     high: Tensor
 
     @classmethod
-    def of(cls, messages: Tensor, axes: tuple[int, int]) -> Messages:
-        """messages: (*batch, groups, a, b, tiles, width), of which two axes are reduced."""
-        mean = messages.mean(axes, keepdim=True)
-        # several times as fast as torch.var_mean over inner axes
-        var = (messages - mean).square().mean(axes)
-        degree = messages.shape[axes[0]] * messages.shape[axes[1]]
-        low, high = messages.amin(axes), messages.amax(axes)
-        found = (mean.squeeze(axes), var, low, high)
-        return cls(degree, *(x.flatten(-3, -2) for x in found))
+    def of(cls, degree: int, statistics: Sequence[Tensor]) -> Messages:
+        """Of so many messages to each neuron. statistics: mean and the others, with the batch inside."""
+        return cls(degree, *map(by_neuron, statistics))
 
     def joined(self, other: Messages) -> Messages:
         """Of two sets of messages to the same neurons, each at least one (Chan et al. 1983)."""
@@ -65,6 +65,17 @@ class Messages(NamedTuple):
             return self
         columns = zip(self[1:], *(other[1:] for other in others), strict=True)
         return Messages(self.degree, *(torch.cat(column, -2) for column in columns))
+
+
+def by_neuron(reduced: Tensor) -> Tensor:
+    """(groups, a, b, tiles, *batch, width), all but one of a, b and tiles 1 -> (*batch, n, width)."""
+    return batch_outside(reduced).flatten(-5, -2)
+
+
+def batch_outside(edges: Tensor) -> Tensor:
+    """(groups, a, b, tiles, *batch, width) -> (*batch, groups, a, b, tiles, width), without a copy."""
+    batch = edges.dim() - 5
+    return edges.movedim(list(range(4, 4 + batch)), list(range(batch))) if batch else edges
 
 
 Kept = TypeVar("Kept", bound=Reduced)

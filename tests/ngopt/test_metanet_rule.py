@@ -15,10 +15,11 @@ from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import CONTEXT, Cooldown, MetanetRule
 from ngopt.models import METANETS, NeuralFunctional, NeuralGraphGNN, edge_states
+from ngopt.models.film_messages import Statistics
 from ngopt.models.gnn import GNNConfig
 from ngopt.models.graph_network import GraphNetwork
 from ngopt.models.layers import PNALayer
-from ngopt.models.messages import Messages
+from ngopt.models.messages import TO_TARGETS, Messages
 from ngopt.models.nfn import chain_of
 from ngopt.models.parts import edge_cuts, parts_of
 from ngopt.models.sources import WholeValues
@@ -52,8 +53,9 @@ def test_parts_hold_every_edge_once(shape, limit):
 
 def test_messages_of_two_sets_are_those_of_all():
     messages = 5 + torch.randn(2, 3, 7, 1, 4, dtype=torch.float64)
-    whole = Messages.of(messages, (-3, -2))
-    found = Messages.joined(*(Messages.of(x, (-3, -2)) for x in messages.split([2, 5], -3)))
+    whole = Messages.of(7, Statistics.of(messages, TO_TARGETS))
+    pieces = messages.split([2, 5], dim=2)
+    found = Messages.joined(*(Messages.of(x.shape[2], Statistics.of(x, TO_TARGETS)) for x in pieces))
     assert found.degree == whole.degree == 7
     for a, b in zip(found[1:], whole[1:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,50 @@
+"""What networks say of learned inputs, as features of their neurons (Kofinas et al. 2024, section 2.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tasks.architectures import Stack
+
+ROLES = ("input", "hidden", "output")
+
+
+class Probes(nn.Module):
+    """Inputs that are learned, the same for all networks; neurons get a code of what they say of them.
+
+    Neurons with the same role share their code's MLP (a departure from one linear map a layer, so that
+    other depths work). Of values in space, as a convolution's, neurons say mean and deviation.
+
+    inputs: (m, *), where the probes begin. hidden: width of the MLPs.
+
+    Shapes: a stack of b networks -> for every group of the graph (b, size, width), None where its
+    neurons have no value.
+    """
+
+    def __init__(self, inputs: Tensor, width: int, hidden: int = 128):
+        super().__init__()
+        self.inputs = nn.Parameter(inputs.clone())
+        numbers = 2 * len(inputs)
+        self.codes = nn.ModuleDict({role: _mlp(numbers, hidden, width) for role in ROLES})
+
+    def forward(self, stack: Stack) -> list[Tensor | None]:
+        groups = stack.architecture.graph.groups
+        values = stack.architecture.neurons(stack.params, self.inputs)
+        found = []
+        for group, own in zip(groups, values, strict=True):
+            role = group.role if group.role in ROLES else "hidden"
+            found.append(None if own is None else self.codes[role](statistics(own)))
+        return found
+
+
+def statistics(values: Tensor) -> Tensor:
+    """(b, m, size, *space) -> (b, size, 2 m): means over space, and deviations, 0 without space."""
+    space = list(range(3, values.dim()))
+    means = values.mean(space) if space else values
+    deviations = values.std(space, correction=0) if space else torch.zeros_like(values)
+    return torch.cat([means, deviations], 1).mT
+
+
+def _mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(d_in, hidden), nn.SiLU(), nn.Linear(hidden, d_out), nn.LayerNorm(d_out))
