@@ -109,7 +109,7 @@ class NeuralFunctional(GraphMetanet):
 
 
 class Channels(NamedTuple):
-    """Features of every weight, of the nodes of every group, the first one's among them, and of the whole network."""
+    """Features of every weight, of the nodes of every group, and of the whole network."""
 
     weights: Sequence[int]
     nodes: Sequence[int]
@@ -125,7 +125,7 @@ Pool = Literal["mean", "max"]
 
 
 class NPLayer(nn.Module):
-    """The linear map that commutes with permutations of the neurons of every group (Zhou et al. 2023, NP).
+    """The linear map that commutes with permutations in every group (NP of Zhou et al. 2023).
 
     Weights W_l (n_{l+1}, n_l) between the groups of a chain, nodes v_l (n_l), and u, which no
     permutation moves; each term has its own mixing of channels for each pair of them:
@@ -135,8 +135,8 @@ class NPLayer(nn.Module):
     v_l[j]      v_l[j], mean of W_{l-1}[j] and of W_l[:, j]; means of all W_s and v_s, u
     u           means of all W_s and v_s, u
 
-    The nodes of NP are biases, those of inputs have no features, and there is no u. In HNP inputs and
-    outputs are no groups: what the hidden neurons are to each of them is features of theirs.
+    The nodes of NP are biases, those of inputs have no features, and there is no u. In HNP inputs
+    and outputs are no groups, and the weights of each of them are features of hidden neurons.
 
     d_in, d_out: channels. pool: what stands for means; with "max" the map is not linear.
     """
@@ -172,7 +172,7 @@ class NPLayer(nn.Module):
         whole: Tensor,
         is_last: bool,
     ) -> tuple[list[Tensor], Tensor]:
-        """Nodes and u after the layer, which becomes a step of the weights; with ReLU but for the last.
+        """Nodes and u after the layer, which becomes a step of the weights; with ReLU but the last.
 
         order: the weights from inputs to outputs. nodes: (*batch, n_l, channels). whole: u,
         (*batch, channels).

@@ -1,4 +1,4 @@
-"""Networks that are chains of layers, as NP layers see them: weights, nodes, and what does not move."""
+"""Networks that are chains of layers, as NP layers see them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class ChainValues(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A parameter that is features of nodes: a bias, or a weight to or from neurons that do not move.
+    """A parameter that is features of nodes: a bias, or a weight whose other end does not move.
 
-    number: among the graph's biases, or its weights. kind: "bias", or the end of the weight at which
-    the nodes are. others: neurons at its other end. slots: positions of its kernel.
+    kind: "bias", or the end of the weight at which the nodes are. number: among the graph's biases,
+    or its weights. others: neurons at the other end. slots: positions of its kernel.
     """
 
     kind: Literal["bias", "target", "source"]
@@ -129,8 +129,9 @@ def chain_with_moving_ends(graph: NeuralGraph) -> Chain:
 
 
 def chain_with_fixed_ends(graph: NeuralGraph) -> Chain:
-    """Only hidden neurons are groups (HNP): weights from inputs and to outputs are features of those
-    at their other end. Raises ValueError if it is no chain, or has no hidden neurons.
+    """Only hidden neurons are groups (HNP); weights of inputs and outputs are features of these.
+
+    Raises ValueError if it is no chain, or has no hidden neurons.
     """
     layers = _layers(graph)
     if len(layers) < 2:

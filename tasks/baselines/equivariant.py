@@ -1,4 +1,4 @@
-"""What NFN and DWSNet share: NP layers on a chain of layers, and a head for readers or for editors."""
+"""What NFN and DWSNet share: NP layers on a chain of layers, a head of readers or of editors."""
 
 from __future__ import annotations
 

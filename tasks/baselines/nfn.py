@@ -1,7 +1,7 @@
 """NFN: neural functional networks, NP and HNP (Zhou et al. 2023, sections 2.2 and 3).
 
-Both are `NPLayer`s. There are no Fourier features and no encodings of inputs and outputs, which their
-experiments add to both.
+Both are `NPLayer`s. What their experiments add is left out: Fourier features of parameters, and
+encodings of inputs and outputs.
 """
 
 from __future__ import annotations

@@ -67,13 +67,14 @@ class ProbeGen(NetworkModel):
     def _check(self, architecture: Architecture) -> None:
         shape = architecture.module.example().shape[1:]
         if shape != self.shape:
-            raise ValueError(f"probegen: expected networks of inputs {tuple(self.shape)}; got {tuple(shape)}")
+            told = f"expected networks of inputs {tuple(self.shape)}; got {tuple(shape)}"
+            raise ValueError(f"probegen: {told}")
 
 
 def generator(shape: Sequence[int], latent: int, channels: int) -> nn.Module:
-    """Codes (m, latent) to inputs (m, *shape): two linear maps to points, transposed convolutions to images.
+    """Codes (m, latent) to inputs (m, *shape).
 
-    Raises ValueError for inputs that are neither.
+    Points are two linear maps away, images transposed convolutions. Raises ValueError for others.
     """
     if len(shape) == 1:
         return nn.Sequential(nn.Linear(latent, latent), nn.Linear(latent, shape[0]))
@@ -83,9 +84,10 @@ def generator(shape: Sequence[int], latent: int, channels: int) -> nn.Module:
 
 
 class ImageGenerator(nn.Module):
-    """Transposed convolutions that double the sides of a map, a convolution, tanh; (m, latent) -> (m, *shape).
+    """Transposed convolutions that double the sides of a map, a convolution, tanh.
 
-    shape: (channels, height, width); what is too much of the last map is cut away.
+    Shapes: (m, latent) -> (m, *shape); shape is (channels, height, width). What is too much of the
+    last map is cut away.
     """
 
     def __init__(self, shape: Sequence[int], latent: int, channels: int):

@@ -26,7 +26,7 @@ class StatNNConfig:
 
 
 class StatNN(ParameterModel):
-    """The baseline "statnn": mean, variance and quantiles of every tensor; no permutation changes them.
+    """The baseline "statnn": mean, variance and quantiles of every tensor.
 
     Of networks with fewer tensors than the training data have at most, the missing ones' are zeros
     (as Kofinas et al. 2024 have it). Raises ValueError for networks with more.
@@ -48,7 +48,8 @@ class StatNN(ParameterModel):
     def forward(self, stack: Stack) -> Tensor:
         missing = self.tensors - len(stack.params)
         if missing < 0:
-            raise ValueError(f"statnn: expected networks of at most {self.tensors} parameters; got {len(stack.params)}")
+            told = f"at most {self.tensors} parameters; got {len(stack.params)}"
+            raise ValueError(f"statnn: expected networks of {told}")
         found = [statistics(value.flatten(1)) for value in self.read(stack)]
         return self.layers(pad(torch.cat(found, -1), (0, missing * STATISTICS)))
 

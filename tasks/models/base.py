@@ -1,4 +1,4 @@
-"""What the models of the tasks have in common: they read stacks of networks, and some can edit them."""
+"""What the models of the tasks have in common: they read stacks of networks; some can edit them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.models.standardise import Standardise
 
 
 class NetworkModel(nn.Module):
-    """Base class. A reader says something of each network; an editor has an update for each parameter.
+    """Base class. A reader says something of each network, an editor how to change it.
 
     A subclass has `forward`, of readers, and where `can_edit` also `updates`, of editors.
 
@@ -48,7 +48,7 @@ class NetworkModel(nn.Module):
 class ParameterModel(NetworkModel):
     """Base class of models that see parameters, standardised by statistics of the training data.
 
-    is_tied: whether all networks must have parameters of the same shapes.
+    is_tied: whether all networks must be the same but for parameters and activations.
 
     Raises ValueError for several architectures where they must.
     """
@@ -71,18 +71,21 @@ class ParameterModel(NetworkModel):
     def read(self, stack: Stack) -> list[Tensor]:
         """Standardised parameters, (b, *shape) each.
 
-        Raises ValueError for networks of other shapes than those that the model is tied to.
+        Raises ValueError for networks of an architecture that the model is not tied to.
         """
         if self.is_tied:
             self._check(stack.architecture)
         return self.standardise(stack)
 
     def _check(self, found: Architecture) -> None:
-        expected, got = self.first.graph.parameters, found.graph.parameters
-        if expected != got:
-            told = f"expected parameters {shapes_said(expected)}; got {shapes_said(got)}"
+        expected, got = self.first.graph, found.graph
+        if expected.parameters != got.parameters:
+            told = f"expected parameters {_said(expected.parameters)}; got {_said(got.parameters)}"
+            raise ValueError(f"{self.name}: is tied to one architecture: {told}")
+        if (expected.blocks, expected.biases) != (got.blocks, got.biases):
+            told = "expected the same connections of parameters in all networks; got others"
             raise ValueError(f"{self.name}: is tied to one architecture: {told}")
 
 
-def shapes_said(parameters: Sequence[ParameterSpec]) -> str:
+def _said(parameters: Sequence[ParameterSpec]) -> str:
     return ", ".join(f"{spec.name} {spec.shape}" for spec in parameters)

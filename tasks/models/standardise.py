@@ -72,7 +72,8 @@ class Standardise(nn.Module):
         found = stack.architecture.names
         if found != self.names:
             expected, got = ", ".join(self.names), ", ".join(found)
-            raise ValueError(f"standardise: expected networks with parameters {expected}; got {got}")
+            told = f"expected networks with parameters {expected}; got {got}"
+            raise ValueError(f"standardise: {told}")
         return list(range(len(found)))
 
 
@@ -81,7 +82,7 @@ NUM_KINDS = 4 * len(EDGE_KINDS)
 
 @lru_cache(maxsize=4096)
 def kinds(architecture: Architecture) -> list[int]:
-    """What each parameter is: its kind as an edge or a bias, whether it reads inputs, whether it makes outputs.
+    """What each parameter is: its kind in the graph, and whether it reads inputs or makes outputs.
 
     Numbers below `NUM_KINDS`. Of a parameter that is used more than once, its first use counts.
     """

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ngopt import NGOptimizer, build_graph
 from ngopt.models.edge_states import EdgeStates
@@ -110,8 +110,8 @@ def test_chains():
 def test_what_stands_for_a_weight_does_not_depend_on_the_parts_it_is_in(pool):
     graph = build_graph(mlp(5, 7))
     values = torch.randn(1, 7, 5, 1, 3)
-    expected = values.squeeze((0, 3))
-    expected = (expected.mean(1), expected.mean(0)) if pool == "mean" else (expected.amax(1), expected.amax(0))
+    reduced = Tensor.mean if pool == "mean" else Tensor.amax
+    expected = [reduced(values.squeeze((0, 3)), axis) for axis in (1, 0)]
     for limit in (None, 6):
         (block,) = parts_of(graph, (1, 1), values, limit).weights
         weights = EdgeStates([block], lambda _, __, part: part.of(values).squeeze(-2), keep=True)

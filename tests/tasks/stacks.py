@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,11 @@ class SmallCNN(Subject):
 
 
 def architecture_of_module(module: Subject) -> Architecture:
+    """That of a module which no description makes."""
     return Architecture({"kind": "test"}, module, build_graph(module, module.example()))
 
 
+@cache
 def cnn_architecture() -> Architecture:
     return architecture_of_module(SmallCNN())
 
@@ -62,7 +65,7 @@ def moved(
     values: Sequence[Tensor],
     roles: Sequence[str] = ("hidden",),
 ) -> list[Tensor]:
-    """Per-parameter values (*batch, *shape) of which neurons with some roles changed places, always alike."""
+    """Per-parameter values (*batch, *shape) with neurons of some roles in one other order."""
     graph = stack.architecture.graph
     order = random_permutations(graph, torch.Generator().manual_seed(0), roles=tuple(roles))
     batch = values[0].shape[: values[0].dim() - len(graph.parameters[0].shape)]

@@ -1,5 +1,7 @@
 """What holds for all baselines: shapes, symmetries, what they refuse, and that they learn."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch.nn.functional import mse_loss
@@ -224,6 +226,27 @@ def test_without_an_architecture_there_is_no_model(name):
         fitted(name)
 
 
+@cache
+def other_architecture(module):
+    return architecture_of_module(module((2, 4, 4, 1)))
+
+
+class Tanh(Siren):
+    def neurons(self, x):
+        *hidden, last = self.layers
+        found = [x]
+        for layer in hidden:
+            found.append(layer(found[-1]).tanh())
+        return [*found, last(found[-1])]
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_what_is_tied_reads_networks_with_other_activations(name):
+    sines, other = siren_stack(2, 4, 4, 1), other_architecture(Tanh)
+    model = fitted(name, sines, random_stack(other))
+    assert torch.equal(model(sines), model(sines._replace(architecture=other)))
+
+
 class Skip(Siren):
     """Its first layer of sines is added to its second."""
 
@@ -235,9 +258,17 @@ class Skip(Siren):
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_other_graphs_than_chains_are_refused(name):
-    skip = random_stack(architecture_of_module(Skip((2, 4, 4, 1))))
+    skip = random_stack(other_architecture(Skip))
     with pytest.raises(ValueError, match=f"{name}: expected networks that are plain chains"):
         fitted(name, skip)
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_what_is_tied_refuses_other_connections_of_the_same_parameters(name):
+    plain = siren_stack(2, 4, 4, 1)
+    skip = plain._replace(architecture=other_architecture(Skip))
+    with pytest.raises(ValueError, match=f"{name}: is tied .* expected the same connections"):
+        fitted(name, plain)(skip)
 
 
 @pytest.mark.parametrize("name", ["nfn-hnp", "dwsnet"])

@@ -51,7 +51,8 @@ def test_what_never_differs_becomes_zero():
 
 def test_other_parameters_are_refused():
     deep, flat = stack(2, 5, 4, 1), stack(2, 5, 1)
-    with pytest.raises(ValueError, match="expected networks with parameters .*layers.2.bias; got .*layers.1.bias$"):
+    message = "expected networks with parameters .*layers.2.bias; got .*layers.1.bias$"
+    with pytest.raises(ValueError, match=message):
         Standardise(deep.architecture)(flat)
 
 
@@ -66,7 +67,9 @@ def test_of_several_architectures_parameters_of_a_kind_share_their_statistics():
     standardise.fit([deep, flat])
     deeps, flats = standardise(deep), standardise(flat)
     # the two hidden weights, and those that read inputs
-    for same in ([deeps[2], deeps[4]], [deeps[0], flats[0]], [deeps[1], deeps[3], deeps[5], flats[1]]):
+    hidden, inputs = [deeps[2], deeps[4]], [deeps[0], flats[0]]
+    biases = [deeps[1], deeps[3], deeps[5], flats[1]]
+    for same in (hidden, inputs, biases):
         joined = torch.cat([value.flatten() for value in same])
         assert joined.mean().abs() < 1e-5
         assert abs(joined.std(correction=0) - 1) < 1e-5
