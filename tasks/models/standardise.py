@@ -32,12 +32,17 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(rows))
         self.register_buffer("std", torch.ones(rows))
 
+    @property
+    def count(self) -> int:
+        """Of different statistics, see `rows`."""
+        return len(self.mean)
+
     @torch.no_grad()
     def fit(self, stacks: Iterable[Stack]) -> None:
         """Takes the statistics from training data. Raises ValueError if there is none."""
-        moments = torch.zeros(len(self.mean), 3, dtype=torch.float64)
+        moments = torch.zeros(self.count, 3, dtype=torch.float64)
         for stack in stacks:
-            for row, value in zip(self._rows(stack), stack.params, strict=True):
+            for row, value in zip(self.rows(stack), stack.params, strict=True):
                 moments[row] += _moments(value).cpu()
         if not moments.any():
             raise ValueError("standardise: expected networks to take statistics from; got none")
@@ -51,23 +56,24 @@ class Standardise(nn.Module):
         self.std.copy_(std)
 
     def forward(self, stack: Stack) -> list[Tensor]:
-        """Standardised parameters, (b, *shape) each.
-
-        Raises ValueError for networks with other parameters than those of the architecture.
-        """
-        rows = self._rows(stack)
+        """Standardised parameters, (b, *shape) each. Raises ValueError as `rows` does."""
+        rows = self.rows(stack)
         means, stds = self.mean[rows].unbind(), self.std[rows].unbind()
         triples = zip(stack.params, means, stds, strict=True)
         return [(value - mean) / std for value, mean, std in triples]
 
-    def _rows(self, stack: Stack) -> list[int]:
-        """Where the statistics of each parameter are."""
+    def rows(self, stack: Stack) -> list[int]:
+        """Where the statistics of each parameter are: which tensor it is, or of which kind.
+
+        Raises ValueError for networks with other parameters than those of the architecture.
+        """
         if self.names is None:
             return kinds(stack.architecture)
         found = stack.architecture.names
         if found != self.names:
             expected, got = ", ".join(self.names), ", ".join(found)
-            raise ValueError(f"standardise: expected networks with parameters {expected}; got {got}")
+            told = f"expected networks with parameters {expected}; got {got}"
+            raise ValueError(f"standardise: {told}")
         return list(range(len(found)))
 
 
@@ -76,7 +82,7 @@ NUM_KINDS = 4 * len(EDGE_KINDS)
 
 @lru_cache(maxsize=4096)
 def kinds(architecture: Architecture) -> list[int]:
-    """What each parameter is: its kind as an edge or a bias, whether it reads inputs, whether it makes outputs.
+    """What each parameter is: its kind in the graph, and whether it reads inputs or makes outputs.
 
     Numbers below `NUM_KINDS`. Of a parameter that is used more than once, its first use counts.
     """

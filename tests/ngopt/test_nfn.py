@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.models.nfn import NeuralFunctional, NFNConfig, chain_of
+from ngopt.models.edge_states import EdgeStates
+from ngopt.models.nfn import NeuralFunctional, NFNConfig, chain_of, pooled
+from ngopt.models.parts import parts_of
 from ngopt.models.sources import FlatFeatures
 from tests.equivariance import permute, random_permutations, random_values, updates
 from tests.metanets import metanet_for
@@ -101,3 +103,18 @@ def test_chains():
     assert chain_of(build_graph(mlp(3, 4, 2))) == ((), ())
     assert chain_of(build_graph(cnn())) == ((3, 3), (2, 1), (4, 4), (6,), ())
     assert chain_of(build_graph([torch.zeros(3)])) is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_what_stands_for_a_weight_does_not_depend_on_the_parts_it_is_in(pool):
+    graph = build_graph(mlp(5, 7))
+    values = torch.randn(1, 7, 5, 1, 3)
+    reduced = Tensor.mean if pool == "mean" else Tensor.amax
+    expected = [reduced(values.squeeze((0, 3)), axis) for axis in (1, 0)]
+    for limit in (None, 6):
+        (block,) = parts_of(graph, (1, 1), values, limit).weights
+        weights = EdgeStates([block], lambda _, __, part: part.of(values).squeeze(-2), keep=True)
+        for found, own in zip(pooled(weights, block, pool), expected, strict=True):
+            torch.testing.assert_close(found, own)
+    assert len(block.parts) > 4

@@ -1,0 +1,56 @@
+"""DMC: a one-dimensional convolutional network over all parameters (Eilertsen et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from tasks.architectures import Architecture, Stack
+from tasks.models.base import ParameterModel
+from tasks.models.perceptron import perceptron
+
+
+@dataclass(frozen=True)
+class DMCConfig:
+    """widths: channels of the convolutions. kernel: their length. stride: of each.
+
+    head, dropout: hidden widths and dropout of the MLP.
+    """
+
+    widths: tuple[int, ...] = (16, 32, 64, 64)
+    kernel: int = 5
+    stride: int = 2
+    head: tuple[int, ...] = (256,)
+    dropout: float = 0.0
+
+
+class DMC(ParameterModel):
+    """The baseline "dmc": strided convolutions with ReLU, their mean over places, an MLP.
+
+    As in Lim et al. 2024 it sees all of a network, of any size, in the order of its parameters;
+    Eilertsen et al. look at stretches of a fixed length. It knows no symmetry.
+    """
+
+    name = "dmc"
+
+    def __init__(
+        self,
+        architectures: Sequence[Architecture],
+        d_out: int,
+        config: DMCConfig,
+        edits: bool = False,
+    ):
+        super().__init__(architectures, edits)
+        layers: list[nn.Module] = []
+        for fans in pairwise((1, *config.widths)):
+            conv = nn.Conv1d(*fans, config.kernel, config.stride, padding=config.kernel // 2)
+            layers += [conv, nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.head = perceptron(config.widths[-1], config.head, d_out, config.dropout)
+
+    def forward(self, stack: Stack) -> Tensor:
+        flat = stack.architecture.graph.flatten(self.read(stack), batch_dims=1)
+        return self.head(self.layers(flat.unsqueeze(1)).mean(-1))

@@ -1,0 +1,49 @@
+"""An MLP on all parameters, one after the other; it knows no symmetry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tasks.architectures import Architecture, Stack
+from tasks.models.base import ParameterModel
+from tasks.models.perceptron import perceptron
+
+
+@dataclass(frozen=True)
+class FlatMLPConfig:
+    """hidden: widths. dropout: after each hidden layer."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    dropout: float = 0.0
+
+
+class FlatMLP(ParameterModel):
+    """The baseline "mlp", a reader or an editor; tied to one architecture."""
+
+    name = "mlp"
+    can_edit = True
+    is_tied = True
+
+    def __init__(
+        self,
+        architectures: Sequence[Architecture],
+        d_out: int,
+        config: FlatMLPConfig,
+        edits: bool = False,
+    ):
+        super().__init__(architectures, edits)
+        numel = self.first.graph.numel
+        width = d_out * numel if edits else d_out
+        self.d_out = d_out
+        self.layers = perceptron(numel, config.hidden, width, config.dropout)
+
+    def forward(self, stack: Stack) -> Tensor:
+        flat = self.first.graph.flatten(self.read(stack), batch_dims=1)
+        return self.layers(flat)
+
+    def updates(self, stack: Stack) -> list[Tensor]:
+        said = self.forward(stack).unflatten(1, (self.d_out, -1))
+        return self.first.graph.unflatten(said, batch_dims=2)

@@ -1,0 +1,58 @@
+"""A set network: parameters as a set, each with the tensor it is of (Zaheer et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tasks.architectures import Architecture, Stack
+from tasks.models.base import ParameterModel
+from tasks.models.perceptron import perceptron
+
+
+@dataclass(frozen=True)
+class SetNetworkConfig:
+    """width: of what elements have a mean of. head, dropout: of the MLP that sees it."""
+
+    width: int = 64
+    head: tuple[int, ...] = (256,)
+    dropout: float = 0.0
+
+
+class SetNetwork(ParameterModel):
+    """The baseline "set": an MLP of the mean over all parameters of an MLP of each.
+
+    It is invariant to more than permutations of neurons: to any of the elements of a tensor, or of
+    all tensors of a kind where architectures differ.
+
+    element:   h = linear(relu(value * slope[tensor] + offset[tensor]))
+    network:   MLP(mean of relu(h))
+    """
+
+    name = "set"
+
+    def __init__(
+        self,
+        architectures: Sequence[Architecture],
+        d_out: int,
+        config: SetNetworkConfig,
+        edits: bool = False,
+    ):
+        super().__init__(architectures, edits)
+        rows = self.standardise.count
+        self.slope = nn.Parameter(torch.randn(rows, config.width))
+        self.offset = nn.Parameter(torch.randn(rows, config.width))
+        self.inner = nn.Linear(config.width, config.width)
+        self.head = perceptron(config.width, config.head, d_out, config.dropout)
+
+    def forward(self, stack: Stack) -> Tensor:
+        total, numel = 0, 0
+        for row, value in zip(self.standardise.rows(stack), self.read(stack), strict=True):
+            flat = value.flatten(1).unsqueeze(-1)
+            first = torch.addcmul(self.offset[row], flat, self.slope[row]).relu()
+            total = total + self.inner(first).relu().sum(1)
+            numel += flat.shape[1]
+        return self.head(total / numel)

@@ -1,0 +1,75 @@
+"""StatNN: an MLP on statistics of every parameter tensor (Unterthiner et al. 2020, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from tasks.architectures import Architecture, Stack
+from tasks.models.base import ParameterModel
+from tasks.models.perceptron import perceptron
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+STATISTICS = 2 + len(QUANTILES)
+
+
+@dataclass(frozen=True)
+class StatNNConfig:
+    """hidden: widths of the MLP. dropout: after each of its hidden layers."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    dropout: float = 0.0
+
+
+class StatNN(ParameterModel):
+    """The baseline "statnn": mean, variance and quantiles of every tensor.
+
+    Of networks with fewer tensors than the training data have at most, the missing ones' are zeros
+    (as Kofinas et al. 2024 have it). Raises ValueError for networks with more.
+    """
+
+    name = "statnn"
+
+    def __init__(
+        self,
+        architectures: Sequence[Architecture],
+        d_out: int,
+        config: StatNNConfig,
+        edits: bool = False,
+    ):
+        super().__init__(architectures, edits)
+        self.tensors = max(len(architecture.names) for architecture in architectures)
+        self.layers = perceptron(self.tensors * STATISTICS, config.hidden, d_out, config.dropout)
+
+    def forward(self, stack: Stack) -> Tensor:
+        missing = self.tensors - len(stack.params)
+        if missing < 0:
+            told = f"at most {self.tensors} parameters; got {len(stack.params)}"
+            raise ValueError(f"statnn: expected networks of {told}")
+        found = [statistics(value.flatten(1)) for value in self.read(stack)]
+        return self.layers(pad(torch.cat(found, -1), (0, missing * STATISTICS)))
+
+
+def statistics(values: Tensor) -> Tensor:
+    """Mean, variance and quantiles of each row, (b, n) -> (b, 7)."""
+    mean, variance = values.mean(-1), values.var(-1, correction=0)
+    return torch.stack([mean, variance, *quantiles(values, QUANTILES)], -1)
+
+
+def quantiles(values: Tensor, at: Sequence[float]) -> list[Tensor]:
+    """Of each row, between two values linear, (b, n) -> (b,) each; of any number of values.
+
+    `torch.quantile` takes no more than 2^24 at once.
+    """
+    ordered, last = values.sort(-1).values, values.shape[-1] - 1
+    found = []
+    for share in at:
+        below = int(share * last)
+        above = min(below + 1, last)
+        weight = share * last - below
+        found.append(torch.lerp(ordered[:, below], ordered[:, above], weight))
+    return found

@@ -1,0 +1,91 @@
+"""What the models of the tasks have in common: they read stacks of networks; some can edit them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ngopt.graph import ParameterSpec
+from tasks.architectures import Architecture, Stack
+from tasks.models.standardise import Standardise
+
+
+class NetworkModel(nn.Module):
+    """Base class. A reader says something of each network, an editor how to change it.
+
+    A subclass has `forward`, of readers, and where `can_edit` also `updates`, of editors.
+
+    architectures: those of the training data. edits: whether it is an editor.
+
+    Raises ValueError for an editor where this model can only read.
+    """
+
+    name: ClassVar[str]
+    can_edit: ClassVar[bool] = False
+
+    def __init__(self, architectures: Sequence[Architecture], edits: bool = False):
+        super().__init__()
+        if edits and not self.can_edit:
+            raise ValueError(f"{self.name}: reads networks, but cannot edit them")
+        if not architectures:
+            raise ValueError(f"{self.name}: expected the architectures of its networks; got none")
+        self.edits = edits
+
+    def fit(self, stacks: Iterable[Stack]) -> None:
+        """Takes from training data what no gradient learns: nothing, unless a subclass does."""
+
+    def forward(self, stack: Stack) -> Tensor:
+        """What a reader says of b networks, (b, d_out)."""
+        raise NotImplementedError
+
+    def updates(self, stack: Stack) -> list[Tensor]:
+        """What an editor adds to b networks, of every parameter (b, d_out, *shape)."""
+        raise NotImplementedError
+
+
+class ParameterModel(NetworkModel):
+    """Base class of models that see parameters, standardised by statistics of the training data.
+
+    is_tied: whether all networks must be the same but for parameters and activations.
+
+    Raises ValueError for several architectures where they must.
+    """
+
+    is_tied: ClassVar[bool] = False
+
+    def __init__(self, architectures: Sequence[Architecture], edits: bool = False):
+        super().__init__(architectures, edits)
+        self.first = architectures[0]
+        if self.is_tied:
+            for other in architectures:
+                self._check(other)
+        has_one = all(other.names == self.first.names for other in architectures)
+        self.standardise = Standardise(self.first if has_one else None)
+
+    def fit(self, stacks: Iterable[Stack]) -> None:
+        """Takes the statistics from training data."""
+        self.standardise.fit(stacks)
+
+    def read(self, stack: Stack) -> list[Tensor]:
+        """Standardised parameters, (b, *shape) each.
+
+        Raises ValueError for networks of an architecture that the model is not tied to.
+        """
+        if self.is_tied:
+            self._check(stack.architecture)
+        return self.standardise(stack)
+
+    def _check(self, found: Architecture) -> None:
+        expected, got = self.first.graph, found.graph
+        if expected.parameters != got.parameters:
+            told = f"expected parameters {_said(expected.parameters)}; got {_said(got.parameters)}"
+            raise ValueError(f"{self.name}: is tied to one architecture: {told}")
+        if (expected.blocks, expected.biases) != (got.blocks, got.biases):
+            told = "expected the same connections of parameters in all networks; got others"
+            raise ValueError(f"{self.name}: is tied to one architecture: {told}")
+
+
+def _said(parameters: Sequence[ParameterSpec]) -> str:
+    return ", ".join(f"{spec.name} {spec.shape}" for spec in parameters)

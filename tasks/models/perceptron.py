@@ -1,0 +1,19 @@
+"""The plain network of linear maps and ReLU that most models end with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+
+def perceptron(d_in: int, hidden: Sequence[int], d_out: int, dropout: float = 0.0) -> nn.Sequential:
+    """(*, d_in) -> (*, d_out). dropout: share of each hidden layer that is left out in training."""
+    layers: list[nn.Module] = []
+    for fans in pairwise((d_in, *hidden)):
+        layers += [nn.Linear(*fans), nn.ReLU()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    last = (d_in, *hidden)[-1]
+    return nn.Sequential(*layers, nn.Linear(last, d_out))

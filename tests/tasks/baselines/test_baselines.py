@@ -1,0 +1,277 @@
+"""What holds for all baselines: shapes, symmetries, what they refuse, and that they learn."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch.nn.functional import mse_loss
+
+from tasks.baselines import BASELINES
+from tasks.siren import Siren
+from tests.tasks.stacks import (
+    architecture_of_module,
+    cnn_architecture,
+    moved,
+    moved_stack,
+    random_stack,
+    siren_architecture,
+    siren_stack,
+)
+
+CHAINS = ("nfn-np", "nfn-hnp", "dwsnet")
+EDITORS = ("mlp", *CHAINS)
+TIED = EDITORS
+UNTIED = ("statnn", "set", "dmc", "probegen")
+BLIND = ("mlp", "dmc")  # to permutations
+INVARIANT = tuple(name for name in BASELINES if name not in BLIND)
+MAKES = {
+    "siren": lambda: siren_architecture(2, 5, 4, 3, 2),
+    "one hidden layer": lambda: siren_architecture(2, 5, 2),
+    "cnn": cnn_architecture,
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=MAKES)
+def stack(request):
+    return random_stack(MAKES[request.param]())
+
+
+def fitted(name, *stacks, d_out=3, edits=False):
+    torch.manual_seed(0)
+    Config, model = BASELINES[name]
+    built = model([stack.architecture for stack in stacks], d_out, Config(), edits).double()
+    built.fit(stacks)
+    return built
+
+
+def far(a, b):
+    return (a - b).abs().max() > 1e-6
+
+
+def test_names():
+    assert set(BASELINES) == {*TIED, *UNTIED}
+    assert all(model.name == name for name, (_, model) in BASELINES.items())
+    assert {name for name, (_, model) in BASELINES.items() if model.can_edit} == set(EDITORS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_reader_says_as_much_of_each_network_as_asked_whatever_the_others_are(name, stack):
+    model = fitted(name, stack)
+    said = model(stack)
+    assert said.shape == (stack.count, 3)
+    assert far(said[0], said[1])
+    torch.testing.assert_close(model(stack[1:2]), said[1:2])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("d_out", [1, 2])
+def test_an_editor_has_updates_of_the_shapes_of_the_parameters(name, d_out, stack):
+    found = fitted(name, stack, d_out=d_out, edits=True).updates(stack)
+    expected = [(4, d_out, *spec.shape) for spec in stack.architecture.graph.parameters]
+    assert [update.shape for update in found] == expected
+    assert all(far(update[0], update[1]) for update in found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", INVARIANT)
+def test_readers_do_not_see_the_order_of_hidden_neurons(name, stack):
+    model = fitted(name, stack)
+    torch.testing.assert_close(model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", BLIND)
+def test_what_knows_no_symmetry_sees_the_order_of_hidden_neurons(name, stack):
+    model = fitted(name, stack)
+    assert far(model(moved_stack(stack)), model(stack))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CHAINS)
+def test_updates_move_with_hidden_neurons(name, stack):
+    model = fitted(name, stack, d_out=2, edits=True)
+    plain = model.updates(stack)
+    expected = moved(stack, plain)
+    assert any(map(far, expected, plain))
+    for found, own in zip(model.updates(moved_stack(stack)), expected, strict=True):
+        torch.testing.assert_close(found, own, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_updates_of_an_mlp_do_not_move_with_hidden_neurons(stack):
+    model = fitted("mlp", stack, edits=True)
+    found, expected = model.updates(moved_stack(stack)), moved(stack, model.updates(stack))
+    assert any(map(far, found, expected))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("role", ["input", "output"])
+def test_only_np_takes_inputs_and_outputs_for_neurons_that_may_change_places(role):
+    stack = siren_stack(2, 5, 4, 3)
+    other = moved_stack(stack, [role])
+    same = fitted("nfn-np", stack)
+    torch.testing.assert_close(same(other), same(stack), rtol=0, atol=1e-12)
+    for name in ("nfn-hnp", "dwsnet", "probegen"):
+        model = fitted(name, stack)
+        assert far(model(other), model(stack)), name
+
+
+@torch.no_grad()
+def test_updates_of_np_move_with_inputs_and_outputs_too(stack):
+    roles = ("input", "hidden", "output")
+    model = fitted("nfn-np", stack, d_out=2, edits=True)
+    expected = moved(stack, model.updates(stack), roles)
+    for found, own in zip(model.updates(moved_stack(stack, roles)), expected, strict=True):
+        torch.testing.assert_close(found, own, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", BASELINES)
+def test_only_sets_do_not_see_the_order_of_the_elements_of_a_tensor(name):
+    stack = siren_stack(2, 5, 4, 2)
+    params = list(stack.params)
+    order = torch.randperm(params[2][0].numel())
+    params[2] = params[2].flatten(1)[:, order].unflatten(1, params[2].shape[1:])
+    model = fitted(name, stack)
+    is_same = not far(model(stack._replace(params=params)), model(stack))
+    assert is_same == (name in ("statnn", "set"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", BASELINES)
+def test_only_outputs_tell_that_two_networks_are_the_same_function(name):
+    """A sine neuron that is negated, with what leaves it, changes no output."""
+    stack = siren_stack(2, 5, 4, 2)
+    params = [p.clone() for p in stack.params]
+    for value in (params[0][:, 1], params[1][:, 1], params[2][:, :, 1]):
+        value.neg_()
+    model = fitted(name, stack)
+    is_same = not far(model(stack._replace(params=params)), model(stack))
+    assert is_same == (name == "probegen")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in BASELINES if name != "probegen"])
+def test_units_of_parameters_do_not_matter(name, stack):
+    expected = fitted(name, stack)(stack)
+    other = stack._replace(params=[3 * value - 1 for value in stack.params])
+    torch.testing.assert_close(fitted(name, other)(other), expected)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_readers_learn(name, stack):
+    model = fitted(name, stack, d_out=1)
+    target = torch.randn(stack.count, 1, dtype=torch.float64)
+    before, after = a_step(model, lambda: mse_loss(model(stack), target))
+    assert after < before
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_editors_learn(name, stack):
+    model = fitted(name, stack, d_out=1, edits=True)
+
+    def loss():
+        pairs = zip(model.updates(stack), stack.params, strict=True)
+        return sum(mse_loss(update[:, 0], -value) for update, value in pairs)
+
+    before, after = a_step(model, loss)
+    assert after < before
+
+
+def a_step(model, loss):
+    """The loss before and after a short step down a gradient that all parameters have."""
+    before = loss()
+    grads = torch.autograd.grad(before, list(model.parameters()))
+    norm = torch.stack([grad.norm() for grad in grads]).norm()
+    with torch.no_grad():
+        for parameter, grad in zip(model.parameters(), grads, strict=True):
+            parameter -= 1e-4 * grad / norm
+    return before, loss()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", UNTIED)
+def test_what_is_not_tied_reads_networks_of_several_architectures(name):
+    stacks = siren_stack(2, 5, 4, 1), siren_stack(2, 7, 1), siren_stack(2, 6, 1)
+    model = fitted(name, *stacks[:2])
+    assert [model(stack).shape for stack in stacks] == [(4, 3)] * 3
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_what_is_tied_says_so(name):
+    stack, other = siren_stack(2, 5, 4, 1), siren_stack(2, 6, 4, 1)
+    message = rf"{name}: is tied .* expected parameters layers.0.weight \(5, 2\).*; got .* \(6, 2\)"
+    with pytest.raises(ValueError, match=message):
+        fitted(name, stack, other)
+    with pytest.raises(ValueError, match=message):
+        fitted(name, stack)(other)
+
+
+@pytest.mark.parametrize("name", [name for name in BASELINES if name not in EDITORS])
+def test_what_only_reads_cannot_be_an_editor(name):
+    with pytest.raises(ValueError, match=f"{name}: reads networks, but cannot edit them"):
+        fitted(name, siren_stack(2, 5, 1), edits=True)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_without_an_architecture_there_is_no_model(name):
+    with pytest.raises(ValueError, match=f"{name}: expected the architectures of its networks"):
+        fitted(name)
+
+
+@cache
+def other_architecture(module):
+    return architecture_of_module(module((2, 4, 4, 1)))
+
+
+class Tanh(Siren):
+    def neurons(self, x):
+        *hidden, last = self.layers
+        found = [x]
+        for layer in hidden:
+            found.append(layer(found[-1]).tanh())
+        return [*found, last(found[-1])]
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_what_is_tied_reads_networks_with_other_activations(name):
+    sines, other = siren_stack(2, 4, 4, 1), other_architecture(Tanh)
+    model = fitted(name, sines, random_stack(other))
+    assert torch.equal(model(sines), model(sines._replace(architecture=other)))
+
+
+class Skip(Siren):
+    """Its first layer of sines is added to its second."""
+
+    def neurons(self, x):
+        first = torch.sin(self.layers[0](x))
+        second = torch.sin(self.layers[1](first)) + first
+        return [x, first, second, self.layers[2](second)]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_other_graphs_than_chains_are_refused(name):
+    skip = random_stack(other_architecture(Skip))
+    with pytest.raises(ValueError, match=f"{name}: expected networks that are plain chains"):
+        fitted(name, skip)
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_what_is_tied_refuses_other_connections_of_the_same_parameters(name):
+    plain = siren_stack(2, 4, 4, 1)
+    skip = plain._replace(architecture=other_architecture(Skip))
+    with pytest.raises(ValueError, match=f"{name}: is tied .* expected the same connections"):
+        fitted(name, plain)(skip)
+
+
+@pytest.mark.parametrize("name", ["nfn-hnp", "dwsnet"])
+def test_without_hidden_neurons_nothing_may_change_places(name):
+    with pytest.raises(ValueError, match=f"{name}: expected networks with hidden neurons"):
+        fitted(name, siren_stack(2, 1))

@@ -1,0 +1,26 @@
+import pytest
+import torch
+
+from tasks.baselines.statnn import QUANTILES, StatNN, StatNNConfig, quantiles, statistics
+from tests.tasks.stacks import siren_stack
+
+
+def test_statistics_by_hand():
+    values = torch.tensor([[4.0, 0.0, 2.0, 1.0, 3.0]])
+    expected = [2.0, 2.0, 0.0, 1.0, 2.0, 3.0, 4.0]  # mean, variance, five quantiles
+    assert statistics(values).tolist() == [expected]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 10, 33])
+def test_quantiles_are_those_of_torch(n):
+    values = torch.randn(3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    expected = torch.quantile(values, torch.tensor(QUANTILES).double(), dim=-1)
+    torch.testing.assert_close(torch.stack(quantiles(values, QUANTILES)), expected)
+
+
+def test_more_tensors_than_in_training_are_refused():
+    flat, deep = siren_stack(2, 5, 1), siren_stack(2, 5, 4, 1)
+    model = StatNN([flat.architecture], 3, StatNNConfig()).double()
+    message = "statnn: expected networks of at most 4 parameters; got 6"
+    with pytest.raises(ValueError, match=message):
+        model(deep)

@@ -1,0 +1,78 @@
+"""Stacks of small networks that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from ngopt import build_graph
+from tasks.architectures import Architecture, Stack, architecture_of
+from tasks.subject import Subject
+from tests.equivariance import permute, random_permutations
+
+
+class SmallCNN(Subject):
+    """Kernels of two sizes, a layer without biases, a mean over space."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 3, (2, 1))
+        self.second = nn.Conv2d(3, 2, (1, 2), bias=False)
+        self.last = nn.Linear(2, 2)
+
+    def example(self) -> Tensor:
+        return torch.zeros(1, 1, 5, 6)
+
+    def neurons(self, x: Tensor) -> list[Tensor]:
+        first = self.first(x).relu()
+        second = self.second(first).relu()
+        return [x, first, second, self.last(second.mean((2, 3)))]
+
+
+def architecture_of_module(module: Subject) -> Architecture:
+    """That of a module which no description makes."""
+    return Architecture({"kind": "test"}, module, build_graph(module, module.example()))
+
+
+@cache
+def cnn_architecture() -> Architecture:
+    return architecture_of_module(SmallCNN())
+
+
+def siren_architecture(*widths: int) -> Architecture:
+    return architecture_of({"kind": "siren", "widths": list(widths)})
+
+
+def random_stack(architecture: Architecture, count: int = 4, seed: int = 0) -> Stack:
+    """Networks of random parameters, float64, of another mean and scale in every tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for k, spec in enumerate(architecture.graph.parameters):
+        normal = torch.randn(count, *spec.shape, generator=generator, dtype=torch.float64)
+        values.append(0.1 * (k + (1 + k) * normal))
+    return Stack(architecture, values)
+
+
+def siren_stack(*widths: int, count: int = 4) -> Stack:
+    return random_stack(siren_architecture(*widths), count)
+
+
+def moved(
+    stack: Stack,
+    values: Sequence[Tensor],
+    roles: Sequence[str] = ("hidden",),
+) -> list[Tensor]:
+    """Per-parameter values (*batch, *shape) with neurons of some roles in one other order."""
+    graph = stack.architecture.graph
+    order = random_permutations(graph, torch.Generator().manual_seed(0), roles=tuple(roles))
+    batch = values[0].shape[: values[0].dim() - len(graph.parameters[0].shape)]
+    flat = [v.flatten(0, len(batch) - 1) for v in values]
+    found = [permute(graph, [v[k] for v in flat], order) for k in range(len(flat[0]))]
+    return [torch.stack(some).unflatten(0, batch) for some in zip(*found, strict=True)]
+
+
+def moved_stack(stack: Stack, roles: Sequence[str] = ("hidden",)) -> Stack:
+    return stack._replace(params=moved(stack, stack.params, roles))
