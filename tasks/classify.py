@@ -24,8 +24,7 @@ from tasks.canonical import in_canonical_form
 from tasks.datasets import batch_indices
 from tasks.distributed import Ranks, joined
 from tasks.files import write_json
-from tasks.models.catalogue import make_reader
-from tasks.models.standardise import Standardise
+from tasks.models.catalogue import make_model
 from tasks.random import seeded
 from tasks.shards import SPLITS, merged, read_split
 from tasks.training import Lesson, Progress, Trainer, TrainingConfig
@@ -57,7 +56,7 @@ class Config:
     """Numbers of the model's config, such as width 64 layers 4."""
     compiled: bool = False
     """Compile the training step: some minutes at first, then nearly twice as fast."""
-    training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = TrainingConfig()
+    training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainingConfig)
 
 
 class Labelled(NamedTuple):
@@ -81,11 +80,10 @@ class Classification:
         limits = {"train": config.limit}
         self.data = {split: read_labelled(config.data, split, limits.get(split)) for split in SPLITS}
         train = self.data["train"].stack
-        standardise = Standardise(train.architecture)
-        standardise.fit([self.prepared(train)])
         sizes = {**config.sizes, **({"probes": config.probes} if config.probes else {})}
         with seeded(config.training.seed, 0):
-            self.model = make_reader(config.model, train.architecture, standardise, CLASSES, sizes)
+            self.model = make_model(config.model, [train.architecture], CLASSES, sizes)
+        self.model.fit([self.prepared(train)])
         self.read: Callable[[list[Tensor]], Tensor] = self._read
         if config.compiled:
             self.read = torch.compile(self._read, dynamic=False)

@@ -11,6 +11,7 @@ import tyro
 
 from tasks.datasets import DatasetUnavailable
 from tasks.distributed import RankLost
+from tasks.memory import keep_freed_memory
 
 Config = TypeVar("Config")
 
@@ -41,6 +42,7 @@ def commands(known: Mapping[str, tuple[type, Callable[[Any], None]]], descriptio
 
 def _started(run: Callable[[], None]) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     try:
         run()
     except (ValueError, DatasetUnavailable, RankLost) as error:

@@ -79,11 +79,19 @@ class GraphNetwork(nn.Module):
     def forward(self, values: GraphValues, graph: NeuralGraph) -> GraphValues:
         like = (*values.edges, *values.biases)[0] if graph.parameters else self.position.weight
         batch = like.shape[:-5] if values.edges else like.shape[:-3]
-        parts = parts_of(graph, self.kernel, like)
-        source = WholeValues(values, batch)
-        biases: list[Tensor] = [like] * len(graph.biases)
-        edges: list[Tensor] = [like] * len(graph.weights)
-        for place, found in self.pieces(source, parts):
+        return self.decoded(WholeValues(values, batch), parts_of(graph, self.kernel, like))
+
+    def decoded(
+        self,
+        source: Source,
+        parts: GraphParts,
+        extra: Sequence[Tensor | None] = (),
+    ) -> GraphValues:
+        """What `pieces` gives, all together; parts are whole blocks."""
+        like = self.position.weight
+        biases: list[Tensor] = [like] * len(parts.graph.biases)
+        edges: list[Tensor] = [like] * len(parts.graph.weights)
+        for place, found in self.pieces(source, parts, extra):
             if isinstance(place, int):
                 biases[place] = found
             else:
@@ -94,14 +102,15 @@ class GraphNetwork(nn.Module):
         self,
         source: Source,
         parts: GraphParts,
+        extra: Sequence[Tensor | None] = (),
     ) -> Iterator[tuple[Place, Tensor]]:
         """What `forward` returns, piece by piece.
 
         Of a bias, by its number, (*batch, n, slots, d_out); of a part of a weight (*batch, groups,
         n_target, n_source, slots, d_out). Of large graphs states of edges are not kept but computed
-        again, unless autograd keeps them anyway.
+        again, unless autograd keeps them anyway. extra: see `states`.
         """
-        nodes, edges = self.states(source, parts)
+        nodes, edges = self.states(source, parts, extra)
         for number, bias in enumerate(parts.graph.biases):
             yield number, self._decode_node(nodes[bias.group], bias, parts.bias_index[number])
         for block in parts.weights:

@@ -122,9 +122,7 @@ class PNALayer(GraphLayer):
         self.edge_out = nn.Linear(width, width)
 
     def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Messages, Messages]:
-        width = self.width
-        weights, biases = self.film.weight.split(width), self.film.bias.split(width)
-        terms = [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
+        width, terms = self.width, self._terms(edges)
         found = []
         for number, axes in enumerate((TO_TARGETS, TO_SOURCES)):
             columns = slice(number * width, (number + 1) * width)
@@ -134,6 +132,14 @@ class PNALayer(GraphLayer):
             degree = edges.shape[axes[0]] * edges.shape[axes[1]]
             found.append(Messages.of(degree, statistics))
         return found[0], found[1]
+
+    def _terms(self, edges: Tensor) -> Sequence[Tensor]:
+        """Scale and shift there, scale and shift back, (*, width) each."""
+        if edges.dim() == 5:
+            return self.film(edges).split(self.width, -1)
+        # of a batch runs of memory are only long if each is a tensor of its own
+        weights, biases = self.film.weight.split(self.width), self.film.bias.split(self.width)
+        return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
 
     def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
         sums = ends.sums(part, slice(2 * self.width, None))

@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, TypeVar
-
-from torch import nn
+from typing import Any
 
 from tasks.architectures import Architecture
-from tasks.models.graph_models import KINDS, GraphModelConfig, GraphReader
-from tasks.models.standardise import Standardise
+from tasks.baselines import BASELINES
+from tasks.models.base import NetworkModel
+from tasks.models.graph_models import (
+    GraphMetanetwork,
+    GraphModelConfig,
+    NeuralGraphGNN,
+    NeuralGraphTransformer,
+)
 
-READERS = KINDS
+OURS = {model.name: (GraphModelConfig, model) for model in (NeuralGraphGNN, NeuralGraphTransformer, GraphMetanetwork)}
+MODELS: dict[str, tuple[Any, Any]] = {**OURS, **BASELINES}
+"""Configurations and models, by the models' names."""
 
-Config = TypeVar("Config")
 
-
-def make_reader(
+def make_model(
     name: str,
-    example: Architecture,
-    standardise: Standardise,
+    architectures: Sequence[Architecture],
     d_out: int,
     sizes: Mapping[str, float],
-) -> nn.Module:
-    """A model from stacks of networks to (b, d_out).
+    edits: bool = False,
+) -> NetworkModel:
+    """A reader or an editor, see `NetworkModel`.
 
-    sizes: fields of its config. Raises ValueError for an unknown name or size.
+    sizes: numbers of its config. Raises ValueError for an unknown model or size.
     """
-    if name not in READERS:
-        raise ValueError(f"model: expected one of {', '.join(READERS)}; got '{name}'")
-    config = configured(GraphModelConfig(), sizes)
-    return GraphReader(name, example, standardise, d_out, config)
+    if name not in MODELS:
+        raise ValueError(f"model: expected one of {', '.join(MODELS)}; got '{name}'")
+    config_class, model = MODELS[name]
+    config = configured(config_class(), sizes)
+    return model(architectures, d_out, config, edits=edits)
 
 
-def configured(config: Config, sizes: Mapping[str, float]) -> Config:
+def configured(config: Any, sizes: Mapping[str, float]) -> Any:
     """A config with some numbers changed. Raises ValueError for one that it does not have."""
-    known = {one.name: type(getattr(config, one.name)) for one in fields(config)}  # type: ignore[arg-type]
+    known = {one.name: type(getattr(config, one.name)) for one in fields(config)}
     odd = sorted(set(sizes) - set(known))
     if odd:
-        raise ValueError(f"{type(config).__name__}: expected sizes among {', '.join(known)}; got {', '.join(odd)}")
-    changes: dict[str, Any] = {key: known[key](value) for key, value in sizes.items()}
-    return replace(config, **changes)  # type: ignore[type-var]
+        name = type(config).__name__
+        raise ValueError(f"{name}: expected sizes among {', '.join(known)}; got {', '.join(odd)}")
+    changes = {key: known[key](value) for key, value in sizes.items()}
+    return replace(config, **changes)

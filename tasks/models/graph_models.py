@@ -5,6 +5,7 @@ Their layers are those of the learned optimizers; only what goes in and what com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,18 +13,16 @@ from torch import Tensor, nn
 
 from ngopt.graph import NeuralGraph, parameter_graph
 from ngopt.models.attention import RelationalLayer
-from ngopt.models.edge_states import EdgeStates
 from ngopt.models.graph_network import GraphNetwork
 from ngopt.models.layers import GraphLayer, PNALayer
 from ngopt.models.parts import GraphParts, parts_of
 from ngopt.models.sources import WholeValues
 from tasks.architectures import Architecture, Stack
+from tasks.models.base import ParameterModel
 from tasks.models.fourier import Fourier
+from tasks.models.perceptron import perceptron
 from tasks.models.pooling import Pooling
 from tasks.models.probes import Probes
-from tasks.models.standardise import Standardise
-
-KINDS = ("ng-gnn", "ng-t", "gmn")
 
 
 @dataclass(frozen=True)
@@ -58,101 +57,116 @@ class GraphModelConfig:
     """Of that head."""
 
 
-class GraphModel(nn.Module):
-    """What reading and editing share: standardised values and answers to probes go through a graph network.
+class GraphModel(ParameterModel):
+    """Standardised values, and what networks say of probes, through rounds of messages.
 
-    kind: one of `KINDS`. example: an architecture, which says what probes look like. d_out: of every
-    parameter, None where only nodes are read.
+    A subclass has a `name` and says how one `layer` is made.
 
-    Raises ValueError for another kind, or probes on a parameter graph, whose nodes are not all neurons.
+    Shapes: a reader gives (b, d_out) of b networks, an editor (b, d_out, *shape) of every parameter.
     """
+
+    can_edit = True
+    has_global = False
 
     def __init__(
         self,
-        kind: str,
-        example: Architecture,
-        standardise: Standardise,
-        d_out: int | None,
+        architectures: Sequence[Architecture],
+        d_out: int,
         config: GraphModelConfig,
+        edits: bool = False,
     ):
-        super().__init__()
-        if kind == "gmn" and config.probes:
-            raise ValueError(f"gmn: probes: expected 0, as not all its nodes are neurons; got {config.probes}")
-        self.kind, self.standardise = kind, standardise
+        super().__init__(architectures, edits)
         self.fourier = Fourier(config.frequencies, config.bandwidth)
         self.network = GraphNetwork(
             self.fourier.size,
-            d_out,
+            d_out if edits else None,
             config.width,
-            [_layer(kind, config) for _ in range(config.layers)],
+            [self.layer(config) for _ in range(config.layers)],
             config.kernel,
             activations=config.activations,
-            global_feature=kind == "gmn",
+            global_feature=self.has_global,
             positions=config.positions,
         )
-        self.probes = None
-        if config.probes:
-            self.probes = Probes(example.module.probes(config.probes), config.width)
+        self.probes = self._probes(config)
         self._parts: dict[int, GraphParts] = {}
+        if not edits:
+            self.pooling = Pooling(config.width, config.queries)
+            hidden = (config.hidden, config.hidden)
+            head = perceptron(self.pooling.size, hidden, d_out, config.dropout)
+            self.head = nn.Sequential(nn.LayerNorm(self.pooling.size), head)
+
+    def layer(self, config: GraphModelConfig) -> GraphLayer:
+        """A round of messages."""
+        raise NotImplementedError
+
+    def graph(self, architecture: Architecture) -> NeuralGraph:
+        """What the model sees of an architecture."""
+        return architecture.graph
+
+    def forward(self, stack: Stack) -> Tensor:
+        states, _ = self.network.states(self._source(stack), self.parts(stack.architecture), self._extra(stack))
+        return self.head(self.pooling(states, self.parts(stack.architecture).graph))
+
+    def updates(self, stack: Stack) -> list[Tensor]:
+        parts = self.parts(stack.architecture)
+        found = self.network.decoded(self._source(stack), parts, self._extra(stack))
+        values = parts.graph.scatter(found, batch_dims=1)  # (b, *shape, d_out)
+        return [value.movedim(-1, 1) for value in values]
 
     def parts(self, architecture: Architecture) -> GraphParts:
-        """The graph of an architecture, as the kind of model sees it."""
         key = id(architecture)  # there is one object for each, as long as the process lives
         if key not in self._parts:
             like = self.network.position.weight
-            graph = _graph_of(self.kind, architecture.graph)
-            self._parts[key] = parts_of(graph, self.network.kernel, like)
+            self._parts[key] = parts_of(self.graph(architecture), self.network.kernel, like)
         return self._parts[key]
 
-    def states(self, stack: Stack) -> tuple[list[Tensor], EdgeStates]:
-        """Of all nodes, (b, n, width) a group, and of the edges."""
-        parts = self.parts(stack.architecture)
-        features = [self.fourier(values) for values in self.standardise(stack)]
-        source = WholeValues(parts.graph.gather(features, batch_dims=1), torch.Size([stack.count]))
-        extra = self.probes(stack) if self.probes else ()
-        return self.network.states(source, parts, extra)
+    def _source(self, stack: Stack) -> WholeValues:
+        graph = self.parts(stack.architecture).graph
+        features = [self.fourier(values) for values in self.read(stack)]
+        return WholeValues(graph.gather(features, batch_dims=1), torch.Size([stack.count]))
+
+    def _extra(self, stack: Stack) -> Sequence[Tensor | None]:
+        return self.probes(stack) if self.probes else ()
+
+    def _probes(self, config: GraphModelConfig) -> Probes | None:
+        if not config.probes:
+            return None
+        return Probes(self.first.module.probes(config.probes), config.width)
 
 
-class GraphReader(GraphModel):
-    """A network's graph to a vector.
+class NeuralGraphGNN(GraphModel):
+    """The model "ng-gnn" (Kofinas et al. 2024, section 3, Eq. 3 and 4)."""
 
-    Shapes: a stack of b networks -> (b, d_out).
+    name = "ng-gnn"
+
+    def layer(self, config: GraphModelConfig) -> GraphLayer:
+        return PNALayer(config.width, config.log_degree)
+
+
+class NeuralGraphTransformer(GraphModel):
+    """The model "ng-t" (Kofinas et al. 2024, Eq. 5)."""
+
+    name = "ng-t"
+
+    def layer(self, config: GraphModelConfig) -> GraphLayer:
+        return RelationalLayer(config.width, config.heads)
+
+
+class GraphMetanetwork(GraphModel):
+    """The model "gmn": on the parameter graph, with a feature of the whole graph (Lim et al. 2024).
+
+    Raises ValueError for probes: not all its nodes are neurons.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        example: Architecture,
-        standardise: Standardise,
-        d_out: int,
-        config: GraphModelConfig,
-    ):
-        super().__init__(kind, example, standardise, None, config)
-        self.pooling = Pooling(config.width, config.queries)
-        hidden, dropout = config.hidden, config.dropout
-        self.head = nn.Sequential(
-            nn.LayerNorm(self.pooling.size),
-            nn.Linear(self.pooling.size, hidden),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, d_out),
-        )
+    name = "gmn"
+    has_global = True
 
-    def forward(self, stack: Stack) -> Tensor:
-        states, _ = self.states(stack)
-        return self.head(self.pooling(states, self.parts(stack.architecture).graph))
-
-
-def _layer(kind: str, config: GraphModelConfig) -> GraphLayer:
-    if kind == "ng-t":
-        return RelationalLayer(config.width, config.heads)
-    if kind in KINDS:
+    def layer(self, config: GraphModelConfig) -> GraphLayer:
         return PNALayer(config.width, config.log_degree)
-    raise ValueError(f"model: expected one of {', '.join(KINDS)}; got '{kind}'")
 
+    def graph(self, architecture: Architecture) -> NeuralGraph:
+        return parameter_graph(architecture.graph)
 
-def _graph_of(kind: str, graph: NeuralGraph) -> NeuralGraph:
-    return parameter_graph(graph) if kind == "gmn" else graph
+    def _probes(self, config: GraphModelConfig) -> None:
+        if config.probes:
+            raise ValueError(f"gmn: probes: expected 0, as not all its nodes are neurons; got {config.probes}")
