@@ -70,7 +70,7 @@ class Stack(NamedTuple):
     def count(self) -> int:
         return len(self.params[0])
 
-    def __getitem__(self, which: Any) -> Stack:
+    def select(self, which: slice | Tensor | Sequence[int]) -> Stack:
         """Some of them: a slice, or (k,) numbers."""
         return Stack(self.architecture, [p[which] for p in self.params])
 

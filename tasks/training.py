@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from math import cos, inf, pi
 from pathlib import Path
 from time import process_time
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -57,15 +56,18 @@ class TrainingConfig:
                 raise ValueError(f"{key}: expected more than 0; got {getattr(self, key)}")
 
 
-class Lesson(NamedTuple):
-    """What a model is to learn.
+class Lesson(Protocol):
+    """What is learned: a model, and how good it is."""
 
-    loss: of a step's batch, by the number of the step; a rank's share of it. score: on validation
-    data, higher is better; the same on all ranks.
-    """
+    model: nn.Module
 
-    loss: Callable[[int], Tensor]
-    score: Callable[[], float]
+    def loss(self, step: int) -> Tensor:
+        """Of this rank's share of a step's batch."""
+        ...
+
+    def score(self) -> float:
+        """On validation data; higher is better, and the same on all ranks."""
+        ...
 
 
 @dataclass
@@ -93,7 +95,7 @@ class Progress:
 
 
 class Trainer:
-    """Trains a model in a folder, from where its checkpoint stands.
+    """Trains the model of a lesson in a folder, from where its checkpoint stands.
 
     Ranks take their shares of every batch; gradients are averaged over them, so all have the same model.
 
@@ -102,17 +104,16 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
         lesson: Lesson,
         config: TrainingConfig,
         folder: Path,
         settings: dict[str, Any],
         ranks: Ranks = Ranks(),  # noqa: B008
     ):
-        self.model, self.lesson, self.config = model, lesson, config
+        self.model, self.lesson, self.config = lesson.model, lesson, config
         self.folder, self.ranks = folder, ranks
         self.settings = {**settings, **asdict(config)}
-        self.optimizer = _optimizer(model, config)
+        self.optimizer = _optimizer(lesson.model, config)
         self.progress = Progress()
 
     def run(self) -> Progress:

@@ -20,7 +20,7 @@ def test_a_stack_has_the_parameters_in_the_order_of_the_graph_whatever_that_of_t
     stack = Stack.of(networks)
     assert [p.shape[1:] for p in stack.params] == [p.shape for p in models[0].parameters()]
     assert stack.count == 3
-    assert torch.equal(stack[[2]].params[1][0], models[2].layers[0].bias)
+    assert torch.equal(stack.select([2]).params[1][0], models[2].layers[0].bias)
 
 
 def test_neurons_of_a_siren_are_those_of_each_network_by_hand_one_entry_for_each_group():

@@ -1,0 +1,163 @@
+"""Editing of images through their networks: `python -m tasks.edit --data data/inr-mnist --folder runs/e`.
+
+Trains a model to change the parameters of an image network so that what it renders is the image
+dilated, or with more contrast (Zhou et al. 2023; Kofinas et al. 2024, section 4.2). The model may
+make several networks of one, whose images are averaged (`--outputs 8`, arXiv 2602.01083). Writes what
+`tasks.classify` writes, and `edited.png`: images before and after, beside what they should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
+
+from tasks import cli
+from tasks.architectures import Stack
+from tasks.datasets import batch_indices, load_dataset
+from tasks.distributed import Ranks
+from tasks.image_networks import ImageNetworks, read_image_networks
+from tasks.inr import MIDDLE
+from tasks.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.models.base import NetworkModel
+from tasks.pictures import draw_rows
+from tasks.shards import SPLITS, read_manifest
+from tasks.siren import grid
+
+# How far an untrained model moves parameters, in deviations (Kofinas et al. 2024, public code).
+FIRST_SCALE = 0.01
+SHOWN = 8
+CONTRAST = 1.5
+
+
+@dataclass(frozen=True)
+class Config(LessonConfig):
+    """Settings of an editing."""
+
+    edit: str = "dilate"
+    """dilate, or contrast."""
+    outputs: int = 1
+    """Networks that are made of one; their images are averaged."""
+    points: int = 256
+    """Pixels of each image that a training step looks at."""
+
+    def __post_init__(self) -> None:
+        if self.edit not in EDITS:
+            raise ValueError(f"edit: expected one of {', '.join(EDITS)}; got '{self.edit}'")
+        for key in ("outputs", "points"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: expected 1 or more; got {getattr(self, key)}")
+
+
+def dilated(images: Tensor) -> Tensor:
+    """Each pixel the largest of its 3 x 3 neighbours. (n, channels, height, width) in [0, 1]."""
+    return max_pool2d(images, 3, stride=1, padding=1)
+
+
+def contrasted(images: Tensor) -> Tensor:
+    """Differences from each image's mean enlarged. (n, channels, height, width) in [0, 1]."""
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (mean + CONTRAST * (images - mean)).clamp(0, 1)
+
+
+EDITS = {"dilate": dilated, "contrast": contrasted}
+
+
+class Editor(nn.Module):
+    """Networks to changed networks.
+
+    Changes are in deviations of each parameter over the training data, times a learned factor for each.
+
+    Shapes: a stack of b networks -> of every parameter (b, outputs, *shape).
+    """
+
+    deviations: Tensor
+
+    def __init__(self, model: NetworkModel, example: Stack):
+        super().__init__()
+        self.model = model
+        self.scales = nn.Parameter(torch.full((len(example.params),), FIRST_SCALE))
+        self.register_buffer("deviations", torch.stack([p.std() for p in example.params]))
+
+    def forward(self, stack: Stack) -> list[Tensor]:
+        factors = (self.scales * self.deviations).unbind()
+        triples = zip(stack.params, self.model.updates(stack), factors, strict=True)
+        return [value.unsqueeze(1) + factor * update for value, update, factor in triples]
+
+
+class Editing(NetworkLesson[Config]):
+    """Mean squared error of what edited networks render; the score is its negative."""
+
+    def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
+        super().__init__(config, ranks)
+        limits = {"train": config.limit}
+        self.data: dict[str, ImageNetworks] = {}
+        self.targets: dict[str, Tensor] = {}
+        images = load_dataset(read_manifest(Path(config.data))["settings"]["data"])
+        for split in SPLITS:
+            found = read_image_networks(config.data, split, limits.get(split))
+            originals = getattr(images, split).images[found.index].float() / 255
+            self.data[split], self.targets[split] = found, EDITS[config.edit](originals)
+        train = self.data["train"].stack
+        self.points = grid(*self.targets["train"].shape[-2:])
+        model = self.make_model([train], config.outputs, edits=True)
+        self.model = Editor(model, self.prepared(train))
+
+    def loss(self, step: int) -> Tensor:
+        training, train = self.config.training, self.data["train"]
+        index = batch_indices(len(train.labels), training.batch, seed=training.seed, step=step)
+        own = index[self.ranks.number :: self.ranks.count]
+        some = torch.randperm(len(self.points))[: self.config.points]
+        targets = self.targets["train"][own].flatten(2)[..., some]
+        rendered = self.rendered(self.prepared(train.stack.select(own)), self.points[some])
+        return (rendered - targets).square().mean()
+
+    def rendered(self, stack: Stack, points: Tensor) -> Tensor:
+        """What edited networks say of points, mean over the outputs, (b, channels, points)."""
+        params = [value.flatten(0, 1) for value in self.model(stack)]
+        said = stack.architecture.outputs(params, points)  # (b * outputs, points, channels)
+        mean = said.unflatten(0, (stack.count, -1)).mean(1)
+        return mean.mT + MIDDLE
+
+    def score(self) -> float:
+        return -self.error("validation")
+
+    def error(self, split: str) -> float:
+        """Mean squared error over a split."""
+        stack, targets = self.data[split].stack, self.targets[split].flatten(2)
+        total = 0.0
+        for piece in torch.arange(stack.count).split(AT_ONCE // self.config.outputs):
+            rendered = self.rendered(self.prepared(stack.select(piece)), self.points)
+            total += (rendered - targets[piece]).square().mean().item() * len(piece)
+        return total / stack.count
+
+    def results(self) -> Mapping[str, float]:
+        """Errors of the model, and of networks that are left as they are."""
+        self.draw()
+        stack, targets = self.data["test"].stack, self.targets["test"]
+        unchanged = (self.unedited(stack) - targets).square().mean().item()
+        return {"mse": self.error("test"), "mse_unedited": unchanged}
+
+    def unedited(self, stack: Stack) -> Tensor:
+        """What networks render, (b, channels, height, width)."""
+        said = stack.architecture.outputs(stack.params, self.points)
+        return said.mT.unflatten(-1, self.targets["test"].shape[-2:]) + MIDDLE
+
+    def draw(self) -> None:
+        stack, targets = self.data["test"].stack.select(slice(SHOWN)), self.targets["test"][:SHOWN]
+        edited = self.rendered(self.prepared(stack), self.points).view_as(targets)
+        rows = {"network": self.unedited(stack), "edited": edited, "target": targets}
+        shown = {name: images.clamp(0, 1) for name, images in rows.items()}
+        draw_rows(Path(self.config.folder, "edited.png"), shown)
+
+
+def run(config: Config) -> None:
+    learn(config, Editing)
+
+
+if __name__ == "__main__":
+    cli.main(Config, run, __doc__)
