@@ -1,0 +1,118 @@
+"""How good a network is: `python -m tasks.predict --data data/zoo-small --folder runs/p --model statnn`.
+
+Trains a model to predict test accuracy from parameters (Unterthiner et al. 2020; Kofinas et al. 2024,
+section 4.3; Lim et al. 2024, section 5.1) on a folder of `tasks.zoo train`, whose splits are of runs.
+Writes what `tasks.classify` writes, and `predicted.png`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import kendalltau
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from tasks import cli
+from tasks.architectures import Stack
+from tasks.collection import Collection, read_collection
+from tasks.distributed import Ranks
+from tasks.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.shards import SPLITS
+
+
+@dataclass(frozen=True)
+class Config(LessonConfig):
+    """Settings of a prediction."""
+
+    widest: int | None = None
+    """Train on networks none of whose layers has more neurons, test on the others."""
+
+
+class Prediction(NetworkLesson[Config]):
+    """Cross-entropy between accuracies; the score is Kendall's tau."""
+
+    def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
+        super().__init__(config, ranks)
+        self.data = {split: self._read(split) for split in SPLITS}
+        self.model = self.make_model(list(self.data["train"].stacks), d_out=1)
+
+    def loss(self, step: int) -> Tensor:
+        training, train = self.config.training, self.data["train"]
+        index = train.batch(training.batch, seed=training.seed, step=step)
+        own = index[self.ranks.number :: self.ranks.count]
+        return binary_cross_entropy_with_logits(self.logits(train, own), train.columns["accuracy"][own].float())
+
+    def logits(self, data: Collection, index: Tensor) -> Tensor:
+        """Of the accuracies of some networks, (k,)."""
+        return data.said(lambda stack: self.model(self.prepared(stack)), index).squeeze(-1)
+
+    def score(self) -> float:
+        data = self.data["validation"]
+        return tau(self.predicted(data), data.columns["accuracy"])
+
+    def predicted(self, data: Collection) -> Tensor:
+        """Accuracies of all networks, (n,)."""
+        pieces = torch.arange(len(data)).split(AT_ONCE)
+        return torch.cat([self.logits(data, piece) for piece in pieces]).sigmoid()
+
+    def results(self) -> Mapping[str, float]:
+        data = self.data["test"]
+        predicted, true = self.predicted(data), data.columns["accuracy"]
+        draw(Path(self.config.folder, "predicted.png"), predicted, true)
+        return {"tau": tau(predicted, true), "r2": r2(predicted, true)}
+
+    def _read(self, split: str) -> Collection:
+        data, widest = read_collection(self.config.data, split), self.config.widest
+        if widest is None:
+            return data
+        is_wanted = is_wide if split == "test" else is_narrow
+        found = data.where(lambda stack: is_wanted(stack, widest))
+        if not found.stacks:
+            raise ValueError(f"widest: split '{split}': expected networks on both sides of {widest}; got none")
+        return found
+
+
+def is_narrow(stack: Stack, widest: int) -> bool:
+    """Whether no hidden layer has more neurons."""
+    groups = stack.architecture.graph.groups
+    return all(group.size <= widest for group in groups if group.role == "hidden")
+
+
+def is_wide(stack: Stack, widest: int) -> bool:
+    return not is_narrow(stack, widest)
+
+
+def tau(predicted: Tensor, true: Tensor) -> float:
+    """Kendall's rank correlation; 0 where all predictions are the same."""
+    found = float(kendalltau(predicted.numpy(), true.numpy()).statistic)
+    return found if found == found else 0.0
+
+
+def r2(predicted: Tensor, true: Tensor) -> float:
+    """The share of the variance that is explained."""
+    rest = (predicted - true).square().mean() / (true - true.mean()).square().mean()
+    return 1 - rest.item()
+
+
+def draw(path: Path, predicted: Tensor, true: Tensor) -> None:
+    """Predicted against true accuracies."""
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 100], [0, 100], color="0.8")
+    axes.scatter(100 * true, 100 * predicted, s=6, alpha=0.5)
+    top = 100 * max(true.max().item(), predicted.max().item()) + 2
+    axes.set(xlabel="accuracy, %", ylabel="predicted, %", xlim=(0, top), ylim=(0, top))
+    figure.savefig(path, dpi=150)
+
+
+def run(config: Config) -> None:
+    learn(config, Prediction)
+
+
+if __name__ == "__main__":
+    cli.main(Config, run, __doc__)
