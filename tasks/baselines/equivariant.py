@@ -14,7 +14,7 @@ from ngopt.models.nfn import NPLayer, Pool, pooled, summary
 from tasks.architectures import Architecture, Stack
 from tasks.baselines.chains import Chain, ChainValues
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import perceptron
+from tasks.models.perceptron import pooled_head
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class EquivariantModel(ParameterModel):
         self.layers = nn.ModuleList(NPLayer(*pair, self.pool) for pair in pairs)
         if not edits:
             pooled_width = sum(last.weights) + sum(last.nodes) + last.whole
-            self.head = perceptron(pooled_width, config.head, d_out, config.dropout)
+            self.head = pooled_head(pooled_width, config.head, d_out, config.dropout)
 
     def forward(self, stack: Stack) -> Tensor:
         weights, nodes, whole = self._after_layers(stack)
