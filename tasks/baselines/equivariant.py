@@ -31,10 +31,11 @@ class EquivariantConfig:
 
 
 class EquivariantModel(ParameterModel):
-    """Base class: NP layers with ReLU; of readers, all is pooled for an MLP; of editors, the last
-    layer gives updates. Tied to one architecture, a plain chain of layers.
+    """Base class: NP layers with ReLU, and an MLP of all that is pooled, or a last layer of updates.
 
-    chain: what takes part in permutations. pool: see `NPLayer`.
+    Tied to one architecture. Raises ValueError if that is no plain chain of layers.
+
+    chain_of_graph: what of a graph takes part in permutations. pool: see `NPLayer`.
     """
 
     can_edit = True
@@ -50,7 +51,7 @@ class EquivariantModel(ParameterModel):
         edits: bool = False,
     ):
         super().__init__(architectures, edits)
-        self.chain = self._chain(architectures)
+        self.chain = self._chain()
         self.d_out = d_out
         between = self.chain.channels(config.width)
         last = self.chain.channels(d_out, of_slots=True) if edits else between
@@ -77,9 +78,8 @@ class EquivariantModel(ParameterModel):
             nodes, whole = layer(weights, self.chain.order, nodes, whole, is_last)
         return ChainValues(weights, nodes, whole)
 
-    def _chain(self, architectures: Sequence[Architecture]) -> Chain:
+    def _chain(self) -> Chain:
         try:
-            chain, *_ = [type(self).chain_of_graph(one.graph) for one in architectures]
+            return type(self).chain_of_graph(self.first.graph)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
-        return chain
