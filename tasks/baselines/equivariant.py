@@ -31,7 +31,7 @@ class EquivariantConfig:
 
 
 class EquivariantModel(ParameterModel):
-    """Base class: NP layers with ReLU, and an MLP of all that is pooled, or a last layer of updates.
+    """Base class: NP layers with ReLU, and an MLP of what is pooled, or a last layer of updates.
 
     Tied to one architecture. Raises ValueError if that is no plain chain of layers.
 
