@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tasks.architectures import Architecture, Stack
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import perceptron
+from tasks.models.perceptron import pooled_head
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class DMC(ParameterModel):
             conv = nn.Conv1d(*fans, config.kernel, config.stride, padding=config.kernel // 2)
             layers += [conv, nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.head = perceptron(config.widths[-1], config.head, d_out, config.dropout)
+        self.head = pooled_head(config.widths[-1], config.head, d_out, config.dropout)
 
     def forward(self, stack: Stack) -> Tensor:
         flat = stack.architecture.graph.flatten(self.read(stack), batch_dims=1)

@@ -14,7 +14,7 @@ from ngopt.models.nfn import NPLayer, Pool, pooled, summary
 from tasks.architectures import Architecture, Stack
 from tasks.baselines.chains import Chain, ChainValues
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import perceptron
+from tasks.models.perceptron import pooled_head
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ class EquivariantConfig:
 
 
 class EquivariantModel(ParameterModel):
-    """Base class: NP layers with ReLU; of readers, all is pooled for an MLP; of editors, the last
-    layer gives updates. Tied to one architecture, a plain chain of layers.
+    """Base class: NP layers with ReLU, and an MLP of what is pooled, or a last layer of updates.
 
-    chain: what takes part in permutations. pool: see `NPLayer`.
+    Tied to one architecture. Raises ValueError if that is no plain chain of layers.
+
+    chain_of_graph: what of a graph takes part in permutations. pool: see `NPLayer`.
     """
 
     can_edit = True
@@ -50,7 +51,7 @@ class EquivariantModel(ParameterModel):
         edits: bool = False,
     ):
         super().__init__(architectures, edits)
-        self.chain = self._chain(architectures)
+        self.chain = self._chain()
         self.d_out = d_out
         between = self.chain.channels(config.width)
         last = self.chain.channels(d_out, of_slots=True) if edits else between
@@ -60,7 +61,7 @@ class EquivariantModel(ParameterModel):
         self.layers = nn.ModuleList(NPLayer(*pair, self.pool) for pair in pairs)
         if not edits:
             pooled_width = sum(last.weights) + sum(last.nodes) + last.whole
-            self.head = perceptron(pooled_width, config.head, d_out, config.dropout)
+            self.head = pooled_head(pooled_width, config.head, d_out, config.dropout)
 
     def forward(self, stack: Stack) -> Tensor:
         weights, nodes, whole = self._after_layers(stack)
@@ -77,9 +78,8 @@ class EquivariantModel(ParameterModel):
             nodes, whole = layer(weights, self.chain.order, nodes, whole, is_last)
         return ChainValues(weights, nodes, whole)
 
-    def _chain(self, architectures: Sequence[Architecture]) -> Chain:
+    def _chain(self) -> Chain:
         try:
-            chain, *_ = [type(self).chain_of_graph(one.graph) for one in architectures]
+            return type(self).chain_of_graph(self.first.graph)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
-        return chain

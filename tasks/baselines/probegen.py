@@ -33,7 +33,7 @@ class ProbeGen(NetworkModel):
     """The baseline "probegen": sees outputs on probes alone, so that all symmetries are known.
 
     Probes are learned codes that went through a generator without activations between its layers,
-    which all networks share. Raises ValueError for networks whose inputs are of another shape.
+    which all networks share. Raises ValueError for networks of other inputs or outputs.
     """
 
     name = "probegen"
@@ -46,13 +46,12 @@ class ProbeGen(NetworkModel):
         edits: bool = False,
     ):
         super().__init__(architectures, edits)
-        example = architectures[0].module.example()
-        self.shape = example.shape[1:]
+        self.ends = ends(architectures[0])
         for other in architectures:
             self._check(other)
         self.codes = nn.Parameter(torch.randn(config.probes, config.latent))
-        self.generator = generator(self.shape, config.latent, config.channels)
-        outputs = architectures[0].graph.groups[-1].size
+        inputs, outputs = self.ends
+        self.generator = generator(inputs, config.latent, config.channels)
         self.head = perceptron(config.probes * outputs, config.hidden, d_out, config.dropout)
 
     def probes(self) -> Tensor:
@@ -65,10 +64,16 @@ class ProbeGen(NetworkModel):
         return self.head(said.flatten(1))
 
     def _check(self, architecture: Architecture) -> None:
-        shape = architecture.module.example().shape[1:]
-        if shape != self.shape:
-            told = f"expected networks of inputs {tuple(self.shape)}; got {tuple(shape)}"
-            raise ValueError(f"probegen: {told}")
+        found = ends(architecture)
+        if found != self.ends:
+            told = "{} and {} outputs; got {} and {}".format(*self.ends, *found)
+            raise ValueError(f"probegen: expected networks of inputs {told}")
+
+
+def ends(architecture: Architecture) -> tuple[tuple[int, ...], int]:
+    """The shape of an input, and how many outputs there are."""
+    example = architecture.module.example()
+    return tuple(example.shape[1:]), architecture.graph.groups[-1].size
 
 
 def generator(shape: Sequence[int], latent: int, channels: int) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tasks.architectures import Architecture, Stack
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import perceptron
+from tasks.models.perceptron import pooled_head
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SetNetwork(ParameterModel):
         self.slope = nn.Parameter(torch.randn(rows, config.width))
         self.offset = nn.Parameter(torch.randn(rows, config.width))
         self.inner = nn.Linear(config.width, config.width)
-        self.head = perceptron(config.width, config.head, d_out, config.dropout)
+        self.head = pooled_head(config.width, config.head, d_out, config.dropout)
 
     def forward(self, stack: Stack) -> Tensor:
         total, numel = 0, 0

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from tasks.architectures import Architecture, Stack
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import perceptron
+from tasks.models.perceptron import pooled_head
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STATISTICS = 2 + len(QUANTILES)
@@ -43,7 +43,7 @@ class StatNN(ParameterModel):
     ):
         super().__init__(architectures, edits)
         self.tensors = max(len(architecture.names) for architecture in architectures)
-        self.layers = perceptron(self.tensors * STATISTICS, config.hidden, d_out, config.dropout)
+        self.layers = pooled_head(self.tensors * STATISTICS, config.hidden, d_out, config.dropout)
 
     def forward(self, stack: Stack) -> Tensor:
         missing = self.tensors - len(stack.params)

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from tasks.models.running_norm import RunningNorm
+
 
 def perceptron(d_in: int, hidden: Sequence[int], d_out: int, dropout: float = 0.0) -> nn.Sequential:
     """(*, d_in) -> (*, d_out). dropout: share of each hidden layer that is left out in training."""
@@ -17,3 +19,13 @@ def perceptron(d_in: int, hidden: Sequence[int], d_out: int, dropout: float = 0.
             layers.append(nn.Dropout(dropout))
     last = (d_in, *hidden)[-1]
     return nn.Sequential(*layers, nn.Linear(last, d_out))
+
+
+def pooled_head(
+    d_in: int,
+    hidden: Sequence[int],
+    d_out: int,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """A perceptron of what was pooled, which is normalised first; (b, d_in) -> (b, d_out)."""
+    return nn.Sequential(RunningNorm(d_in), *perceptron(d_in, hidden, d_out, dropout))

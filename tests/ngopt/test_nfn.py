@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ngopt import NGOptimizer, build_graph
 from ngopt.models.edge_states import EdgeStates
-from ngopt.models.nfn import NeuralFunctional, NFNConfig, chain_of, pooled
+from ngopt.models.nfn import Channels, NeuralFunctional, NFNConfig, NPLayer, chain_of, pooled
 from ngopt.models.parts import parts_of
 from ngopt.models.sources import FlatFeatures
 from tests.equivariance import permute, random_permutations, random_values, updates
@@ -103,6 +103,52 @@ def test_chains():
     assert chain_of(build_graph(mlp(3, 4, 2))) == ((), ())
     assert chain_of(build_graph(cnn())) == ((3, 3), (2, 1), (4, 4), (6,), ())
     assert chain_of(build_graph([torch.zeros(3)])) is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
+    """With features of the first nodes and of the whole network, which the metanet does not have."""
+    d_in, d_out = Channels([2, 3], [1, 2, 3], 2), Channels([4, 1], [2, 1, 3], 2)
+    layer = NPLayer(d_in, d_out, pool).double()
+    graph, sizes = build_graph(mlp(3, 4, 2)), (3, 4, 2)
+    shapes = zip(sizes[1:], sizes, d_in.weights, strict=False)
+    first, second = (torch.randn(1, t, s, d, dtype=torch.float64) for t, s, d in shapes)
+    nodes = [torch.randn(n, d, dtype=torch.float64) for n, d in zip(sizes, d_in.nodes, strict=True)]
+    whole = torch.randn(2, dtype=torch.float64)
+    order = parts_of(graph, (1, 1), whole).weights
+    weights = EdgeStates(order, lambda _, block, part: (first, second)[block.number], keep=True)
+    found_nodes, found_whole = layer(weights, order, nodes, whole, is_last=True)
+
+    def over(x, *axes):
+        return x.mean(axes) if pool == "mean" else x.amax(axes)
+
+    totals = [over(first[0], 0, 1), over(second[0], 0, 1), *(over(v, 0) for v in nodes), whole]
+    everything = torch.cat(totals)
+
+    def close(found, linear, pieces, other):
+        expected = linear(torch.cat(pieces)) + other(everything)
+        torch.testing.assert_close(found, expected)
+
+    for k in range(3):
+        pieces = [nodes[0][k], over(first[0, :, k], 0)]
+        close(found_nodes[0][k], layer.first_rows, pieces, layer.first_whole)
+    for j in range(4):
+        rows = [over(first[0, j], 0), nodes[1][j], over(second[0, :, j], 0)]
+        close(found_nodes[1][j], layer.bias_rows[0], rows, layer.bias_whole[0])
+        for k in range(3):
+            columns = layer.columns[0](torch.cat([over(first[0, :, k], 0), nodes[0][k]]))
+            found = weights.of(order[0], 0)[0, j, k] - columns - layer.elements[0](first[0, j, k])
+            close(found, layer.rows[0], rows, layer.whole[0])
+    for j in range(2):
+        rows = [over(second[0, j], 0), nodes[2][j]]
+        close(found_nodes[2][j], layer.bias_rows[1], rows, layer.bias_whole[1])
+        for k in range(4):
+            pieces = [over(second[0, :, k], 0), over(first[0, k], 0), nodes[1][k]]
+            columns = layer.columns[1](torch.cat(pieces))
+            found = weights.of(order[1], 0)[0, j, k] - columns - layer.elements[1](second[0, j, k])
+            close(found, layer.rows[1], rows, layer.whole[1])
+    torch.testing.assert_close(found_whole, layer.to_whole(everything))
 
 
 @torch.no_grad()

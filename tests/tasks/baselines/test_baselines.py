@@ -46,7 +46,7 @@ def fitted(name, *stacks, d_out=3, edits=False):
     Config, model = BASELINES[name]
     built = model([stack.architecture for stack in stacks], d_out, Config(), edits).double()
     built.fit(stacks)
-    return built
+    return built.eval()
 
 
 def far(a, b):
@@ -167,7 +167,7 @@ def test_units_of_parameters_do_not_matter(name, stack):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_readers_learn(name, stack):
-    model = fitted(name, stack, d_out=1)
+    model = fitted(name, stack, d_out=1).train()
     target = torch.randn(stack.count, 1, dtype=torch.float64)
     before, after = a_step(model, lambda: mse_loss(model(stack), target))
     assert after < before
@@ -175,7 +175,7 @@ def test_readers_learn(name, stack):
 
 @pytest.mark.parametrize("name", EDITORS)
 def test_editors_learn(name, stack):
-    model = fitted(name, stack, d_out=1, edits=True)
+    model = fitted(name, stack, d_out=1, edits=True).train()
 
     def loss():
         pairs = zip(model.updates(stack), stack.params, strict=True)
