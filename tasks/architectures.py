@@ -13,11 +13,19 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ngopt.graph import NeuralGraph, build_graph
+from tasks.cnn import Cnn
+from tasks.deep_sets import DeepSets
 from tasks.shards import Networks
 from tasks.siren import Siren
 from tasks.subject import Subject
+from tasks.vit import VisionTransformer
 
-KINDS: dict[str, Callable[..., Subject]] = {"siren": Siren}
+KINDS: dict[str, Callable[..., Subject]] = {
+    "siren": Siren,
+    "cnn": Cnn,
+    "deep-sets": DeepSets,
+    "vit": VisionTransformer,
+}
 """What makes the module of an architecture, given the rest of its description."""
 
 
@@ -26,33 +34,46 @@ class Architecture:
     """Networks that differ in their parameters alone.
 
     description: its kind, one of `KINDS`, and arguments. module: one such network; its own parameters
-    mean nothing. graph: with parameters in the module's order.
+    mean nothing. graph: with parameters in the module's order. speaks: of every group of the graph,
+    whether `neurons` knows what it says.
     """
 
     description: Mapping[str, Any]
     module: Subject
     graph: NeuralGraph
+    speaks: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, module: Subject, description: Mapping[str, Any]) -> Architecture:
+        example = module.example()
+        with torch.no_grad():
+            speaks = tuple(said is not None for said in module.neurons(example))
+        return cls(description, module, build_graph(module, example), speaks)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the parameters."""
         return tuple(spec.name for spec in self.graph.parameters)
 
-    def neurons(self, params: Sequence[Tensor], inputs: Tensor) -> list[Tensor]:
+    def neurons(self, params: Sequence[Tensor], inputs: Tensor) -> list[Tensor | None]:
         """What the neurons of stacked networks say of the same inputs.
 
-        Shapes: params (b, *shape) each, inputs (m, *) -> for every group of the graph (b, m, size, *space).
+        Shapes: params (b, *shape) each, inputs (m, *) -> for every group of the graph
+        (b, m, size, *space), or None (see `Subject.neurons`).
         """
 
         def one(params: Sequence[Tensor]) -> list[Tensor]:
             own = dict(zip(self.names, params, strict=True))
             return functional_call(_Neurons(self.module), _within(own), (inputs,))
 
-        return vmap(one)(list(params))
+        found = iter(vmap(one)(list(params)))
+        return [next(found) if speaks else None for speaks in self.speaks]
 
     def outputs(self, params: Sequence[Tensor], inputs: Tensor) -> Tensor:
         """What stacked networks say of the same inputs, (b, m, outputs)."""
-        return self.neurons(params, inputs)[-1]
+        found = self.neurons(params, inputs)[self.module.output]
+        assert found is not None
+        return found
 
 
 class Stack(NamedTuple):
@@ -80,27 +101,40 @@ def architecture_of(description: Mapping[str, Any]) -> Architecture:
     return _architecture(json.dumps(dict(description), sort_keys=True))
 
 
-@lru_cache(maxsize=4096)
-def _architecture(text: str) -> Architecture:
-    description = json.loads(text)
-    rest = dict(description)
+def make_module(description: Mapping[str, Any], **more: Any) -> Subject:
+    """A network of an architecture, initialised from torch's random numbers.
+
+    more: arguments that are no part of the architecture.
+
+    Raises ValueError for a description that is of no kind, or not as its kind has it.
+    """
+    rest = {**description, **more}
     kind = rest.pop("kind", None)
     if kind not in KINDS:
         raise ValueError(f"architecture: kind: expected one of {', '.join(KINDS)}; got {kind!r}")
+    try:
+        return KINDS[kind](**rest)
+    except TypeError as error:
+        raise ValueError(f"architecture: {kind}: {error}") from None
+
+
+@lru_cache(maxsize=4096)
+def _architecture(text: str) -> Architecture:
+    description = json.loads(text)
     with torch.random.fork_rng(devices=[]):
-        module = KINDS[kind](**rest)
-    return Architecture(description, module, build_graph(module, module.example()))
+        module = make_module(description)
+    return Architecture.of(module, description)
 
 
 class _Neurons(nn.Module):
-    """A subject whose forward pass is `neurons`."""
+    """A subject whose forward pass is what is known of its `neurons`."""
 
     def __init__(self, subject: Subject):
         super().__init__()
         self.subject = subject
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
-        return self.subject.neurons(inputs)
+        return [said for said in self.subject.neurons(inputs) if said is not None]
 
 
 def _within(params: Mapping[str, Tensor]) -> dict[str, Tensor]:

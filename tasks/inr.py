@@ -7,24 +7,20 @@ tasks.inr fit ...` divides the shards among ranks. `python -m tasks.inr show --f
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import stack_module_state
-from tqdm import tqdm
 
 from tasks import cli
 from tasks.datasets import ImageDataset, Split, load_dataset
-from tasks.distributed import Ranks, joined, launch
+from tasks.generation import Job, jobs, make_shards, on_ranks
 from tasks.pictures import draw_rows
 from tasks.random import seeded
-from tasks.shards import SPLITS, Folder, Networks, merged, read_manifest, read_shard, shard_paths, write_shard
+from tasks.shards import SPLITS, Folder, Networks, merged, read_manifest, read_shard, shard_paths
 from tasks.siren import Siren, grid, render
 
 # SIRENs that are fit in one call: their activations stay in the caches of a core.
@@ -75,15 +71,6 @@ class ShowConfig:
     count: int = 8
 
 
-class Job(NamedTuple):
-    """One shard: fits number start to stop of a split, all images once, then all again."""
-
-    split: str
-    number: int
-    start: int
-    stop: int
-
-
 def fit(images: Tensor, widths: Sequence[int], steps: int, lr: float) -> tuple[dict[str, Tensor], Tensor]:
     """SIRENs of images, from torch's random numbers: stacked parameters, and PSNRs in dB.
 
@@ -123,11 +110,10 @@ def widths_of(config: FitConfig, channels: int) -> tuple[int, ...]:
     return (2, *[config.width] * config.hidden, channels)
 
 
-def jobs(config: FitConfig) -> Iterator[Job]:
-    for split in SPLITS:
-        count = getattr(config, split) * (config.views if split == "train" else 1)
-        for number, start in enumerate(range(0, count, config.shard)):
-            yield Job(split, number, start, min(start + config.shard, count))
+def counts(config: FitConfig) -> dict[str, int]:
+    """Fits of every split: all its images once, then all again."""
+    views = {"train": config.views}
+    return {split: getattr(config, split) * views.get(split, 1) for split in SPLITS}
 
 
 def make(job: Job, config: FitConfig, images: Split) -> Networks:
@@ -148,15 +134,6 @@ def make(job: Job, config: FitConfig, images: Split) -> Networks:
     return merged(found)
 
 
-def missing(config: FitConfig, folder: Folder, ranks: Ranks) -> list[Job]:
-    """What a rank is to make of what is not there.
-
-    Which job is whose does not depend on what is there: others may have begun already.
-    """
-    own = [job for place, job in enumerate(jobs(config)) if ranks.owns(place)]
-    return [job for job in own if not folder.shard(job.split, job.number).exists()]
-
-
 def folder_of(config: FitConfig) -> Folder:
     settings = {key: value for key, value in asdict(config).items() if key not in NO_MATTER}
     return Folder(Path(config.folder), {"program": "tasks.inr fit", **settings})
@@ -164,11 +141,7 @@ def folder_of(config: FitConfig) -> Folder:
 
 def fit_all(config: FitConfig) -> None:
     """Makes the shards that are missing, on one or several ranks."""
-    if config.processes > 1 and "RANK" not in os.environ:
-        load_images(config)  # what the user got wrong is said before processes start
-        launch(config.processes, fit_rank, config)
-    else:
-        fit_rank(config)
+    on_ranks(config.processes, fit_rank, config, check=load_images)
 
 
 def load_images(config: FitConfig) -> ImageDataset:
@@ -182,27 +155,12 @@ def load_images(config: FitConfig) -> ImageDataset:
 
 
 def fit_rank(config: FitConfig) -> None:
-    folder, data = folder_of(config), load_images(config)
-    folder.begin()
-    with joined() as ranks:
-        start, made = perf_counter(), 0
-        for job in tqdm(missing(config, folder, ranks), unit="shard", disable=not ranks.is_first):
-            networks = make(job, config, getattr(data, job.split))
-            write_shard(folder.shard(job.split, job.number), [networks])
-            made += len(networks)
-        speed = made / (perf_counter() - start)
-        ranks.gathered({ranks.number: made})  # all are done
-        if ranks.is_first:
-            report(folder, speed if made else None, ranks)
+    data = load_images(config)
 
+    def groups(job: Job) -> list[Networks]:
+        return [make(job, config, getattr(data, job.split))]
 
-def report(folder: Folder, speed: float | None, ranks: Ranks) -> None:
-    """Writes the manifest and says what there is."""
-    rows = folder.finish(QUALITY)
-    total = sum(row["networks"] for row in rows)
-    psnr = sum(row["networks"] * row["psnr"] for row in rows) / total
-    told = "" if speed is None else f", {speed:.1f} a second on each of {ranks.count} processes"
-    print(f"{total} networks in {folder.path}, mean PSNR {psnr:.1f} dB{told}")
+    make_shards(folder_of(config), jobs(counts(config), config.shard), groups, QUALITY)
 
 
 def show(config: ShowConfig) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+
+HISTOGRAM_BINS = 40
 
 
 def draw_rows(path: Path, rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> None:
@@ -25,4 +28,20 @@ def draw_rows(path: Path, rows: Mapping[str, Tensor], titles: Sequence[str] = ()
             own.set(xticks=[], yticks=[])
     for own, title in zip(axes[0], titles, strict=False):
         own.set_title(title, fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def draw_histograms(path: Path, groups: Mapping[str, Tensor], label: str) -> None:
+    """Draws how values are spread as a PNG, one line for each name.
+
+    groups: (n,) each. label: of the values.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    low, high = torch.cat(list(groups.values())).aminmax()
+    edges = torch.linspace(low.item(), high.item(), HISTOGRAM_BINS + 1)
+    for name, values in groups.items():
+        axes.hist(values.tolist(), edges.tolist(), histtype="step", label=name)
+    axes.set(xlabel=label, ylabel="networks")
+    axes.legend()
     figure.savefig(path, dpi=150)

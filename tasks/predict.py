@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -89,8 +91,8 @@ def is_wide(stack: Stack, widest: int) -> bool:
 
 def tau(predicted: Tensor, true: Tensor) -> float:
     """Kendall's rank correlation; 0 where all predictions are the same."""
-    found = float(kendalltau(predicted.numpy(), true.numpy()).statistic)
-    return found if found == found else 0.0
+    found: Any = kendalltau(predicted.numpy(), true.numpy())
+    return 0.0 if isnan(found.statistic) else float(found.statistic)
 
 
 def r2(predicted: Tensor, true: Tensor) -> float:

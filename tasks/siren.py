@@ -35,16 +35,14 @@ class Siren(Subject):
     def example(self) -> Tensor:
         return torch.zeros(1, self.inputs)
 
-    def probes(self, count: int) -> Tensor:
-        return 2 * torch.rand(count, self.inputs) - 1
-
-    def neurons(self, x: Tensor) -> list[Tensor]:
+    def neurons(self, x: Tensor) -> list[Tensor | None]:
         """x: (m, 2), points."""
         *hidden, last = self.layers
-        found = [x]
+        found: list[Tensor | None] = [x]
         for layer in hidden:
-            found.append(torch.sin(FREQUENCY * layer(found[-1])))
-        return [*found, last(found[-1])]
+            x = torch.sin(FREQUENCY * layer(x))
+            found.append(x)
+        return [*found, last(x)]
 
 
 def render(weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ngopt import build_graph
 from tasks.architectures import Architecture, Stack, architecture_of
 from tasks.subject import Subject
 from tests.equivariance import permute, random_permutations
@@ -26,7 +25,7 @@ class SmallCNN(Subject):
     def example(self) -> Tensor:
         return torch.zeros(1, 1, 5, 6)
 
-    def neurons(self, x: Tensor) -> list[Tensor]:
+    def neurons(self, x: Tensor) -> list[Tensor | None]:
         first = self.first(x).relu()
         second = self.second(first).relu()
         return [x, first, second, self.last(second.mean((2, 3)))]
@@ -34,7 +33,7 @@ class SmallCNN(Subject):
 
 def architecture_of_module(module: Subject) -> Architecture:
     """That of a module which no description makes."""
-    return Architecture({"kind": "test"}, module, build_graph(module, module.example()))
+    return Architecture.of(module, {"kind": "test"})
 
 
 @cache

@@ -6,8 +6,10 @@ import torch
 
 from tasks import inr
 from tasks.datasets import ImageDataset, Split
+from tasks.distributed import Ranks
+from tasks.generation import jobs, missing
 from tasks.inr import FitConfig, ShowConfig, fit, fit_all, layers_of, show
-from tasks.shards import read_manifest, read_shard, read_split, shard_paths
+from tasks.shards import read_manifest, read_shard, read_split, shard_paths, write_shard
 from tasks.siren import grid, render
 
 
@@ -92,14 +94,14 @@ def test_missing_shards_are_made_as_they_would_have_been(config, capsys):
 def test_ranks_make_the_same(config, tmp_path, capsys):
     fit_all(config)
     other = replace(config, folder=str(tmp_path / "other"))
+    folder = inr.folder_of(other)
+    folder.begin()
+    wanted = list(jobs(inr.counts(other), other.shard))
     for number in range(2):
-        folder = inr.folder_of(other)
-        folder.begin()
-        ranks = inr.Ranks(number, 2)
         # the second begins when the first has ended
-        for job in inr.missing(other, folder, ranks):
+        for job in missing(wanted, folder, Ranks(number, 2)):
             data = getattr(inr.load_dataset("mnist"), job.split)
-            inr.write_shard(folder.shard(job.split, job.number), [inr.make(job, other, data)])
+            write_shard(folder.shard(job.split, job.number), [inr.make(job, other, data)])
     assert contents(other.folder) == contents(config.folder)
 
 

@@ -1,0 +1,77 @@
+"""Networks that others published: `python -m tasks.published --format cnn-zoo --source ... --folder data/cnn-zoo`.
+
+Brings them into a folder of shards (`tasks.shards`). Formats, and what the source is:
+
+dwsnets: INRs of Navon et al. 2023; a JSON file of splits, with one file a network beside it.
+nfn: SIRENs of Zhou et al. 2023; a folder with a folder for every class and one file a network.
+cnn-zoo: the small CNN zoo of Unterthiner et al. 2020; a folder with `weights.npy`, `metrics.csv.gz`, `layout.csv`.
+wild-park: CNNs of Kofinas et al. 2024; a JSON file of splits, with one file a network beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from tasks import cli
+from tasks.generation import summary
+from tasks.published_cnns import read_cnn_zoo, read_wild_park
+from tasks.published_inrs import read_dwsnets, read_nfn
+from tasks.shards import SPLITS, Folder, Networks, merged, write_shard
+
+Reader = Callable[[Path, str], Iterator[Networks]]
+
+READERS: dict[str, Reader] = {
+    "dwsnets": read_dwsnets,
+    "nfn": read_nfn,
+    "cnn-zoo": read_cnn_zoo,
+    "wild-park": read_wild_park,
+}
+"""From a source and the name of a split to networks, each alone or several of one architecture."""
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    format: Literal["dwsnets", "nfn", "cnn-zoo", "wild-park"]
+    source: str
+    """File or folder that was published."""
+    folder: str
+    """Where shards and manifest go."""
+    shard: int = 256
+    """Networks of a shard."""
+
+
+def bring(config: PublishedConfig) -> None:
+    """Writes all splits as shards. Raises ValueError for a bad file, which it names."""
+    source, read = Path(config.source), READERS[config.format]
+    settings = {"program": "tasks.published", "format": config.format, "source": source.name}
+    folder = Folder(Path(config.folder), settings)
+    folder.begin()
+    quality = set()
+    for split in SPLITS:
+        for number, groups in enumerate(shards(tqdm(read(source, split), desc=split), config.shard)):
+            write_shard(folder.shard(split, number), groups)
+            quality.update("accuracy" for group in groups if "accuracy" in group.columns)
+    print(summary(folder, sorted(quality)))
+
+
+def shards(networks: Iterable[Networks], size: int) -> Iterator[list[Networks]]:
+    """Groups of one architecture each, of at least so many networks together, the last of what is left."""
+    found: dict[str, list[Networks]] = {}
+    count = 0
+    for some in networks:
+        found.setdefault(str(some.architecture), []).append(some)
+        count += len(some)
+        if count >= size:
+            yield [merged(group) for group in found.values()]
+            found, count = {}, 0
+    if found:
+        yield [merged(group) for group in found.values()]
+
+
+if __name__ == "__main__":
+    cli.main(PublishedConfig, bring, __doc__)

@@ -1,0 +1,183 @@
+"""Trained networks as data: `python -m tasks.zoo train --zoo small --folder data/zoo-small --processes 2`.
+
+Trains image classifiers on CIFAR-10, each with settings of its own, into shards of a folder
+(`tasks.shards`) that hold every network at several steps with its accuracy on the test images. Splits
+are of runs: all networks of a run are in one. The same command goes on where it was stopped, and
+`torchrun --nproc-per-node N -m tasks.zoo train ...` divides the shards among ranks.
+`python -m tasks.zoo show --folder ...` draws the accuracies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tasks import cli
+from tasks.datasets import ImageDataset, Split, load_dataset
+from tasks.generation import Job, jobs, make_shards, on_ranks
+from tasks.pictures import draw_histograms
+from tasks.random import derive_seed, seeded
+from tasks.shards import SPLITS, Folder, Networks, merged, read_manifest, read_split
+from tasks.zoo_recipes import INITS, OPTIMIZERS, ZOOS, Run
+from tasks.zoo_training import Checkpoint, train
+
+QUALITY = ("accuracy",)
+# Settings that change no network.
+NO_MATTER = ("folder", "processes")
+# Of the runs; the rest is for training.
+SHARES = {"validation": 0.1, "test": 0.2}
+GRAY_MOMENTS = (0.4733,), (0.2394,)
+"""Mean and standard deviation of CIFAR-10's gray training images in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a zoo; every random number follows from `seed`."""
+
+    folder: str
+    """Where shards and manifest go."""
+    zoo: Literal["small", "wild-park", "diverse"] = "small"
+    """small: one architecture, on gray images; wild-park: CNNs of every shape, on gray images;
+    diverse: with norms, of one dimension, residual, DeepSets, ViTs, on images in colour."""
+    runs: int = 1000
+    """Trainings: 70 % for training, 10 % for validation, 20 % for test."""
+    steps: int = 1600
+    batch_size: int = 32
+    checkpoints: int = 5
+    """Networks that are kept of a run, the last after all steps, others closer together before."""
+    shard: int = 16
+    """Runs of a shard."""
+    processes: int = 1
+    """Processes, of one thread each; their number changes no network."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, least in {"runs": 3, "steps": 1, "checkpoints": 1, "shard": 1, "processes": 1}.items():
+            if getattr(self, key) < least:
+                raise ValueError(f"{key}: expected {least} or more; got {getattr(self, key)}")
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    folder: str
+    output: str = "zoo.png"
+
+
+def counts(runs: int) -> dict[str, int]:
+    """Runs of every split."""
+    held_out = {split: max(1, round(share * runs)) for split, share in SHARES.items()}
+    return {"train": runs - sum(held_out.values()), **held_out}
+
+
+def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
+    """Steps after which networks are kept: their square roots are evenly spaced, for accuracy grows fast at first."""
+    return sorted({max(1, round(steps * (k / checkpoints) ** 2)) for k in range(1, checkpoints + 1)})
+
+
+def make(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networks]:
+    """The networks of a shard, in one group for each architecture."""
+    groups: dict[str, list[Networks]] = {}
+    for number in range(job.start, job.stop):
+        run, checkpoints = trained(config, data, SPLITS.index(job.split), number)
+        networks = networks_of(run, number, checkpoints)
+        groups.setdefault(str(run.architecture), []).append(networks)
+    return [merged(group) for group in groups.values()]
+
+
+def trained(config: TrainConfig, data: ImageDataset, split: int, number: int) -> tuple[Run, list[Checkpoint]]:
+    """One run. One that diverges is drawn anew."""
+    steps = checkpoint_steps(config.steps, config.checkpoints)
+    for attempt in count():
+        key = (config.seed, split, number, attempt)
+        seed = derive_seed(*key)
+        run = ZOOS[config.zoo].run(Random(seed))
+        with seeded(*key):
+            found = train(run, data.train, data.test, steps, config.batch_size, seed)
+        if found is not None:
+            return run, found
+    raise AssertionError
+
+
+def networks_of(run: Run, number: int, checkpoints: Sequence[Checkpoint]) -> Networks:
+    """The networks of a run with what is known of them: step, accuracy, and the run's number and settings.
+
+    Optimizer and init are places in `OPTIMIZERS` and `INITS`.
+    """
+    known = {
+        "run": number,
+        "optimizer": OPTIMIZERS.index(run.optimizer),
+        "init": INITS.index(run.init),
+        "lr": run.lr,
+        "l2": run.l2,
+        "dropout": run.dropout,
+        "fraction": run.fraction,
+    }
+    columns = {key: torch.tensor([value] * len(checkpoints)) for key, value in known.items()}
+    columns["step"] = torch.tensor([checkpoint.step for checkpoint in checkpoints])
+    columns["accuracy"] = torch.tensor([checkpoint.accuracy for checkpoint in checkpoints])
+    names = checkpoints[0].params
+    params = {name: torch.stack([checkpoint.params[name] for checkpoint in checkpoints]) for name in names}
+    return Networks(run.architecture, params, columns)
+
+
+def folder_of(config: TrainConfig) -> Folder:
+    settings = {key: value for key, value in asdict(config).items() if key not in NO_MATTER}
+    return Folder(Path(config.folder), {"program": "tasks.zoo train", **settings})
+
+
+def train_all(config: TrainConfig) -> None:
+    """Makes the shards that are missing, on one or several ranks."""
+    on_ranks(config.processes, train_rank, config, check=load_images)
+
+
+def train_rank(config: TrainConfig) -> None:
+    data = load_images(config)
+
+    def groups(job: Job) -> list[Networks]:
+        return make(job, config, data)
+
+    make_shards(folder_of(config), jobs(counts(config.runs), config.shard), groups, QUALITY)
+
+
+def load_images(config: TrainConfig) -> ImageDataset:
+    """CIFAR-10, gray for zoos of one channel."""
+    data = load_dataset("cifar10")
+    if ZOOS[config.zoo].channels > 1:
+        return data
+    splits = {split: gray(getattr(data, split)) for split in SPLITS}
+    return replace(data, **splits)
+
+
+def gray(split: Split) -> Split:
+    """Images of one channel, the mean of the colours."""
+    means = [some.float().mean(1, keepdim=True).round() for some in split.images.split(1000)]
+    return Split(torch.cat(means).byte(), split.labels, *GRAY_MOMENTS)
+
+
+def show(config: ShowConfig) -> None:
+    """Draws a histogram of accuracies for every step at which networks are kept."""
+    folder = Path(config.folder)
+    settings = read_manifest(folder)["settings"]
+    steps, accuracies = (torch.cat(list(values)) for values in zip(*columns_of(folder), strict=True))
+    groups = {f"step {step}": accuracies[steps == step] for step in steps.unique().tolist()}
+    draw_histograms(Path(config.output), groups, "accuracy on test images")
+    low, high = accuracies.min().item(), accuracies.max().item()
+    print(f"{len(steps)} networks of zoo {settings['zoo']}, accuracies {low:.3f} to {high:.3f}: {config.output}")
+
+
+def columns_of(folder: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """Steps and accuracies of every group."""
+    for split in SPLITS:
+        for networks in read_split(folder, split):
+            yield networks.columns["step"], networks.columns["accuracy"]
+
+
+if __name__ == "__main__":
+    cli.commands({"train": (TrainConfig, train_all), "show": (ShowConfig, show)}, __doc__)

@@ -1,0 +1,154 @@
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tasks import zoo
+from tasks.architectures import Stack
+from tasks.datasets import ImageDataset, Split
+from tasks.distributed import Ranks
+from tasks.generation import jobs, missing
+from tasks.shards import SPLITS, read_manifest, read_shard, read_split, shard_paths, write_shard
+from tasks.zoo import ShowConfig, TrainConfig, checkpoint_steps, counts, gray, show, train_all
+
+
+def striped_images(count):
+    """Stripes of ten directions, which are the labels; uint8, in colour."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 10
+    angles = labels * torch.pi / 10
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    waves = torch.cos(angles)[:, None, None] * rows + torch.sin(angles)[:, None, None] * columns
+    noise = torch.randn(count, 3, 32, 32, generator=generator)
+    pixels = 127 + 80 * waves.sin()[:, None] + 20 * noise
+    return Split(pixels.clamp(0, 255).byte(), labels, (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    split = striped_images(400)
+    monkeypatch.setattr(zoo, "load_dataset", lambda name: ImageDataset(name, 10, split, split, split))
+    return TrainConfig(str(tmp_path / "zoo"), runs=5, steps=6, batch_size=20, checkpoints=2, shard=2)
+
+
+def contents(folder):
+    """Of all shards: bytes differ, for the order of what a file says of itself is not fixed."""
+    found = {}
+    for path in shard_paths(zoo.Path(folder)):
+        for number, networks in enumerate(read_shard(path)):
+            tensors = {**networks.params, **networks.columns}
+            found[path.name, number] = {key: value.tolist() for key, value in tensors.items()}
+    return found
+
+
+def test_splits_are_of_runs():
+    assert counts(10) == {"train": 7, "validation": 1, "test": 2}
+    assert counts(1000) == {"train": 700, "validation": 100, "test": 200}
+    assert counts(3) == {"train": 1, "validation": 1, "test": 1}
+
+
+def test_networks_are_kept_more_often_at_first():
+    assert checkpoint_steps(1000, 5) == [40, 160, 360, 640, 1000]
+    assert checkpoint_steps(3, 5) == [1, 2, 3]
+
+
+def test_gray_is_the_mean_of_the_colours():
+    images = torch.tensor([10, 20, 33]).byte().view(1, 3, 1, 1)
+    found = gray(Split(images, torch.zeros(1), (0.0,) * 3, (1.0,) * 3))
+    assert found.images.tolist() == [[[[21]]]]
+    assert len(found.mean) == len(found.std) == 1
+
+
+def test_every_run_has_its_networks_in_one_split(config, capsys):
+    train_all(config)
+    folder = zoo.Path(config.folder)
+    assert [path.name for path in shard_paths(folder)] == [
+        "test-00000.safetensors",
+        "train-00000.safetensors",
+        "train-00001.safetensors",
+        "validation-00000.safetensors",
+    ]
+    rows = []
+    for networks in read_split(folder, "train"):
+        columns = networks.columns
+        rows += zip(columns["run"].tolist(), columns["step"].tolist(), strict=True)
+    assert sorted(rows) == [(run, step) for run in range(3) for step in (2, 6)]
+    assert "10 networks in" in capsys.readouterr().out
+    assert {"accuracy", "file", "networks"} == set(read_manifest(folder)["shards"][0])
+
+
+def test_accuracies_are_those_of_the_networks_in_the_shard(config):
+    config = replace(config, zoo="wild-park", steps=60)
+    train_all(config)
+    test = gray(striped_images(400))
+    images, labels = test.batch(torch.arange(400))
+    best = 0.0
+    for split in SPLITS:
+        for networks in read_split(zoo.Path(config.folder), split):
+            stack = Stack.of(networks)
+            outputs = stack.architecture.outputs(stack.params, images)
+            found = (outputs.argmax(2) == labels).float().mean(1)
+            torch.testing.assert_close(found, networks.columns["accuracy"], rtol=0, atol=0.01)
+            best = max(best, found.max().item())
+    assert best > 0.3
+
+
+@pytest.mark.parametrize("name", ["small", "diverse"])
+def test_missing_shards_are_made_as_they_would_have_been(config, name):
+    config = replace(config, zoo=name)
+    train_all(config)
+    folder = zoo.Path(config.folder)
+    before = contents(folder)
+    kept = folder / "train-00000.safetensors"
+    times = kept.stat().st_mtime_ns
+    (folder / "train-00001.safetensors").unlink()
+    train_all(config)
+    assert contents(folder) == before
+    assert kept.stat().st_mtime_ns == times
+    with pytest.raises(ValueError, match="made with other settings: steps 6, got 7"):
+        train_all(replace(config, steps=7))
+
+
+def test_ranks_make_the_same(config, tmp_path):
+    train_all(config)
+    other = replace(config, folder=str(tmp_path / "other"))
+    folder, data = zoo.folder_of(other), zoo.load_images(other)
+    folder.begin()
+    wanted = list(jobs(counts(other.runs), other.shard))
+    for number in (1, 0):
+        for job in missing(wanted, folder, Ranks(number, 2)):
+            write_shard(folder.shard(job.split, job.number), zoo.make(job, other, data))
+    assert contents(other.folder) == contents(config.folder)
+
+
+def test_a_run_that_diverges_is_drawn_anew(config, monkeypatch):
+    asked = []
+
+    def diverges_at_first(run, *others):
+        asked.append(run)
+        return None if len(asked) < 3 else ["network"]
+
+    monkeypatch.setattr(zoo, "train", diverges_at_first)
+    run, found = zoo.trained(config, zoo.load_images(config), 0, 7)
+    assert found == ["network"]
+    assert run is asked[2]
+    assert len({run.lr for run in asked}) == 3
+
+
+def test_pictures(config, tmp_path, capsys):
+    train_all(config)
+    output = tmp_path / "zoo.png"
+    show(ShowConfig(config.folder, str(output)))
+    assert output.stat().st_size > 3000
+    assert "10 networks of zoo small, accuracies 0." in capsys.readouterr().out
+
+
+def test_errors(config, capsys, monkeypatch):
+    with pytest.raises(ValueError, match="runs: expected 3 or more; got 2"):
+        replace(config, runs=2)
+    monkeypatch.setattr(sys, "argv", ["zoo", "show", "--folder", config.folder])
+    with pytest.raises(SystemExit) as ended:
+        zoo.cli.commands({"train": (TrainConfig, train_all), "show": (ShowConfig, show)}, None)
+    assert ended.value.code == 2
+    assert "error: manifest" in capsys.readouterr().err
