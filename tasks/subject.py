@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
@@ -32,23 +31,3 @@ class Subject(nn.Module):
         output = self.neurons(x)[self.output]
         assert output is not None
         return output
-
-
-class DropNeurons(nn.Module):
-    """Dropout of whole neurons, with all their places (Tompson et al. 2015, section 3.2): few numbers are drawn.
-
-    share: of the neurons. axis: theirs.
-    """
-
-    def __init__(self, share: float, axis: int):
-        super().__init__()
-        self.share, self.axis = share, axis
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(m, *), in training with zeros for some neurons of every input and the others scaled up."""
-        if not self.training or not self.share:
-            return x
-        shape = [len(x), *[1] * (x.dim() - 1)]
-        shape[self.axis] = x.shape[self.axis]
-        kept = torch.rand(shape, device=x.device) >= self.share
-        return x * (kept / (1 - self.share))
