@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -34,26 +34,23 @@ class Architecture:
     """Networks that differ in their parameters alone.
 
     description: its kind, one of `KINDS`, and arguments. module: one such network; its own parameters
-    mean nothing. graph: with parameters in the module's order. speaks: of every group of the graph,
-    whether `neurons` knows what it says.
+    mean nothing. graph: with parameters in the module's order.
     """
 
     description: Mapping[str, Any]
     module: Subject
     graph: NeuralGraph
-    speaks: tuple[bool, ...]
-
-    @classmethod
-    def of(cls, module: Subject, description: Mapping[str, Any]) -> Architecture:
-        example = module.example()
-        with torch.no_grad():
-            speaks = tuple(said is not None for said in module.neurons(example))
-        return cls(description, module, build_graph(module, example), speaks)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the parameters."""
         return tuple(spec.name for spec in self.graph.parameters)
+
+    @cached_property
+    def speaks(self) -> tuple[bool, ...]:
+        """Of every group of the graph, whether `neurons` knows what it says."""
+        with torch.no_grad():
+            return tuple(said is not None for said in self.module.neurons(self.module.example()))
 
     def neurons(self, params: Sequence[Tensor], inputs: Tensor) -> list[Tensor | None]:
         """What the neurons of stacked networks say of the same inputs.
@@ -123,7 +120,7 @@ def _architecture(text: str) -> Architecture:
     description = json.loads(text)
     with torch.random.fork_rng(devices=[]):
         module = make_module(description)
-    return Architecture.of(module, description)
+    return Architecture(description, module, build_graph(module, module.example()))
 
 
 class _Neurons(nn.Module):

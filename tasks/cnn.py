@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.subject import DropNeurons, Subject
+from tasks.classifier import Classifier, DropNeurons, activation_of
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "leaky_relu": F.leaky_relu,
-    "none": lambda x: x,
-}
-"""By the names that Wild Park files have."""
 NORMS = ("batch", "group")
 GROUPS = 2
 """Of a GroupNorm."""
-SIDE = 32
-"""Of images, in pixels."""
 
 
-class Cnn(Subject):
+class Cnn(Classifier):
     """Convolutions, the mean over space and a linear layer.
 
-    channels: of the images, then of every layer. kernels, strides, paddings, activations: of every layer.
-    skips: for every layer the number of an earlier one, or None. What that one says is added before the
-        activation, over the first channels that both have (Kofinas et al. 2024, appendix E), and where
-        strides lie between, at every so many places (He et al. 2016, section 4.2, option A).
-    norm: of what every convolution gives, "batch" or "group". A BatchNorm has the statistics of the batch
-        in training and after, so that parameters alone, which the graph has, decide what a network does.
+    channels: of the images, then of every layer.
+    kernels, strides, paddings, activations: of every layer.
+    skips: for every layer the number of an earlier one, or None. What that one says is added
+        before the activation, over the first channels that both have (Kofinas et al. 2024, appendix
+        E), and where strides lie between, at every so many places (He et al. 2016, section 4.2,
+        option A).
+    norm: of what every convolution gives, "batch" or "group". A BatchNorm has the statistics of the
+        batch in training and after, so that parameters alone, which the graph has, decide what a
+        network does.
     dimensions: 2; or 1, which reads the pixels row after row.
     dropout: share of neurons after every activation, in training.
 
-    Raises ValueError for lists of other lengths, an unknown activation or norm, or a skip from no earlier layer.
+    Raises ValueError for lists of other lengths, an unknown activation or norm, or a skip from no
+    earlier layer.
     """
 
     def __init__(
@@ -57,7 +48,7 @@ class Cnn(Subject):
         classes: int = 10,
         dropout: float = 0.0,
     ):
-        super().__init__()
+        super().__init__(channels[0])
         count = len(channels) - 1
         lengths = {
             "kernels": len(kernels),
@@ -70,7 +61,7 @@ class Cnn(Subject):
             if length != count:
                 raise ValueError(f"architecture: {name}: expected {count} entries; got {length}")
         _check_skips(skips)
-        self.inputs, self.dimensions = channels[0], dimensions
+        self.dimensions = dimensions
         self.strides, self.skips = strides, skips
         self.activations = [activation_of(name) for name in activations]
         convolution = {1: nn.Conv1d, 2: nn.Conv2d}[dimensions]
@@ -81,9 +72,6 @@ class Cnn(Subject):
         self.fc = nn.Linear(channels[-1], classes)
         self.norm = norm
         self.drop = DropNeurons(dropout, axis=1)
-
-    def example(self) -> Tensor:
-        return torch.zeros(1, self.inputs, SIDE, SIDE)
 
     def neurons(self, x: Tensor) -> list[Tensor | None]:
         """x: (m, channels, height, width), images."""
@@ -116,13 +104,6 @@ class Cnn(Subject):
         return self.drop(self.activations[number](x))
 
 
-def activation_of(name: str) -> Callable[[Tensor], Tensor]:
-    """Raises ValueError for an unknown one."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"architecture: activation: expected one of {', '.join(ACTIVATIONS)}; got {name!r}")
-    return ACTIVATIONS[name]
-
-
 def describe(
     channels: Sequence[int],
     kernels: Sequence[int],
@@ -151,7 +132,7 @@ def describe(
 
 
 def shortcut(x: Tensor, stride: int, channels: int) -> Tensor:
-    """(m, c, *space) -> (m, channels, *space / stride): the first channels, and zeros for those that x lacks."""
+    """(m, c, *space) -> (m, channels, *space / stride): the first channels, or zeros after them."""
     spaces = x.dim() - 2
     places = x[(..., *[slice(None, None, stride)] * spaces)]
     return F.pad(places, (0, 0) * spaces + (0, channels - x.shape[1]))
@@ -163,12 +144,12 @@ def _norm(kind: str, width: int, dimensions: int) -> nn.Module:
     if kind == "batch":
         batch_norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}[dimensions]
         return batch_norm(width, track_running_stats=False)
-    raise ValueError(f"architecture: norm: expected one of {', '.join(NORMS)}, or none; got {kind!r}")
+    known = ", ".join(NORMS)
+    raise ValueError(f"architecture: norm: expected one of {known}, or none; got {kind!r}")
 
 
 def _check_skips(skips: Sequence[int | None]) -> None:
     for number, source in enumerate(skips):
         if source is not None and not 0 <= source < number:
-            raise ValueError(
-                f"architecture: skips: expected layer {number} to have one from a layer before, or none; got {source}"
-            )
+            expected = f"layer {number} to have one from a layer before, or none"
+            raise ValueError(f"architecture: skips: expected {expected}; got {source}")

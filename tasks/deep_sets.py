@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.cnn import SIDE, activation_of
+from tasks.classifier import SIDE, Classifier, DropNeurons, activation_of
 from tasks.siren import grid
-from tasks.subject import DropNeurons, Subject
 
 
-class DeepSets(Subject):
+class DeepSets(Classifier):
     """A linear layer of pixels, equivariant layers of their set, its mean and a linear layer.
 
     A pixel, of an image pooled to so many rows and columns, has its colours and its place.
-    An equivariant layer is own(x) + mean(mean of x over the set) (Zaheer et al. 2017, equation 4, with a mean).
+    An equivariant layer is own(x) + mean(mean of x over the set) (Zaheer et al. 2017, equation 4,
+    with the mean for the sum).
 
     channels: of the images. widths: of every layer.
 
@@ -36,8 +36,8 @@ class DeepSets(Subject):
         classes: int = 10,
         dropout: float = 0.0,
     ):
-        super().__init__()
-        self.inputs, self.pooled = channels, SIDE // side
+        super().__init__(channels)
+        self.pooled = SIDE // side
         self.activation = activation_of(activation)
         self.register_buffer("places", grid(side, side).mT, persistent=False)  # (2, n)
         self.embed = nn.Linear(channels + 2, widths[0])
@@ -46,9 +46,6 @@ class DeepSets(Subject):
         self.fc = nn.Linear(widths[-1], classes)
         self.drop = DropNeurons(dropout, axis=-1)
         self.output = 2 + len(widths)
-
-    def example(self) -> Tensor:
-        return torch.zeros(1, self.inputs, SIDE, SIDE)
 
     def neurons(self, x: Tensor) -> list[Tensor | None]:
         """x: (m, channels, height, width), images."""

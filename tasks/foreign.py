@@ -1,4 +1,4 @@
-"""Files that others made: read without running what is in them, and compared with what they should hold."""
+"""Files that others made: nothing in them is run, and what they hold is checked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"file '{path}': expected tensors and plain values of torch.save; got: {reason}") from None
+        expected = "tensors and plain values of torch.save"
+        raise ValueError(f"file '{path}': expected {expected}; got: {reason}") from None
     if not isinstance(found, dict):
         raise ValueError(f"file '{path}': expected a dictionary; got {type(found).__name__}")
     return found
@@ -36,7 +37,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def read_split_file(path: Path, split: str) -> Any:
     """The entry of a split in a JSON file.
 
-    Raises ValueError, which names file and field, for what is no JSON and for a split that is not there.
+    Raises ValueError, which names file and field, for what is no JSON and for a missing split.
     """
     try:
         found = json.loads(path.read_text())
@@ -49,7 +50,10 @@ def read_split_file(path: Path, split: str) -> Any:
 
 
 def field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:
-    """A value inside nested dictionaries of a file. Raises ValueError, which names file and field."""
+    """A value inside nested dictionaries of a file.
+
+    Raises ValueError, which names file and field, if there is none.
+    """
     found: Any = values
     for place, key in enumerate(keys):
         if not isinstance(found, Mapping) or key not in found:
@@ -59,11 +63,18 @@ def field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:
     return found
 
 
-def single(path: Path, architecture: Mapping[str, Any], params: Mapping[str, Tensor], **columns: float) -> Networks:
+def single(
+    path: Path,
+    architecture: Mapping[str, Any],
+    params: Mapping[str, Tensor],
+    **columns: float,
+) -> Networks:
     """One network of a file.
 
-    columns: what is known of it. Raises ValueError, which names file and parameter, for parameters that are
-    not those of the architecture or not finite.
+    columns: what is known of it.
+
+    Raises ValueError, which names file and parameter, for parameters that are not those of the
+    architecture or not finite.
     """
     stacked = {name: value[None] for name, value in params.items()}
     known = {key: torch.tensor([value]) for key, value in columns.items()}
@@ -76,7 +87,10 @@ def checked(
     params: Mapping[str, Tensor],
     columns: Mapping[str, Tensor],
 ) -> Networks:
-    """Networks of a file, their parameters in the architecture's order. Raises ValueError as `single` does."""
+    """Networks of a file, their parameters in the architecture's order.
+
+    Raises ValueError as `single` does.
+    """
     expected = shapes(path, architecture)
     for name in sorted({*expected, *params}):
         wanted = expected.get(name, "no such parameter")

@@ -1,4 +1,4 @@
-"""Folders of shards are made here: what is to be made, which rank makes what, and what is there at the end."""
+"""How folders of shards are made: which shards, by which rank, what is there at the end."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""Networks that others published: `python -m tasks.published --format cnn-zoo --source ... --folder data/cnn-zoo`.
+"""Networks that others published, as data.
 
-Brings them into a folder of shards (`tasks.shards`). Formats, and what the source is:
+`python -m tasks.published --format cnn-zoo --source ... --folder data/cnn-zoo` brings
+them into a folder of shards (`tasks.shards`). Formats, and what the source is:
 
 dwsnets: INRs of Navon et al. 2023; a JSON file of splits, with one file a network beside it.
 nfn: SIRENs of Zhou et al. 2023; a folder with a folder for every class and one file a network.
-cnn-zoo: the small CNN zoo of Unterthiner et al. 2020; a folder with `weights.npy`, `metrics.csv.gz`, `layout.csv`.
+cnn-zoo: the small CNN zoo of Unterthiner et al. 2020; a folder with `weights.npy`, `metrics.csv.gz`
+    and `layout.csv`.
 wild-park: CNNs of Kofinas et al. 2024; a JSON file of splits, with one file a network beside it.
 """
 
@@ -53,14 +55,15 @@ def bring(config: PublishedConfig) -> None:
     folder.begin()
     quality = set()
     for split in SPLITS:
-        for number, groups in enumerate(shards(tqdm(read(source, split), desc=split), config.shard)):
+        networks = tqdm(read(source, split), desc=split)
+        for number, groups in enumerate(shards(networks, config.shard)):
             write_shard(folder.shard(split, number), groups)
             quality.update("accuracy" for group in groups if "accuracy" in group.columns)
     print(summary(folder, sorted(quality)))
 
 
 def shards(networks: Iterable[Networks], size: int) -> Iterator[list[Networks]]:
-    """Groups of one architecture each, of at least so many networks together, the last of what is left."""
+    """Groups of one architecture each, of so many networks together, or more; last what is left."""
     found: dict[str, list[Networks]] = {}
     count = 0
     for some in networks:

@@ -32,17 +32,19 @@ WILD_FIELDS = ("channels", "kernel_size", "stride", "padding", "residual", "acti
 def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
     """Networks of the small CNN zoo at the end of their training, with their test accuracies.
 
-    weights.npy: (networks, parameters). metrics.csv.gz: a row for each, with step, test_accuracy and
-    config.activation. layout.csv: varname, start_idx, end_idx and shape of every parameter; kernels are
-    (height, width, in, out), matrices (in, out).
+    weights.npy: (networks, parameters). metrics.csv.gz: a row for each, with step, test_accuracy
+    and config.activation. layout.csv: varname, start_idx, end_idx and shape of every parameter;
+    kernels are (height, width, in, out), matrices (in, out).
 
-    Raises ValueError, which names file and field, for what is missing, does not match or is not finite.
+    Raises ValueError, which names file and field, for what is missing or does not match, and for
+    numbers that are not finite.
     """
     weights = read_matrix(source / "weights.npy")
     metrics, layout = source / "metrics.csv.gz", source / "layout.csv"
     rows = read_table(metrics, METRICS)
     if len(rows) != len(weights):
-        raise ValueError(f"file '{metrics}': expected {len(weights)} rows, as of weights; got {len(rows)}")
+        expected = f"{len(weights)} rows, as of weights"
+        raise ValueError(f"file '{metrics}': expected {expected}; got {len(rows)}")
     final = [number for number, row in enumerate(rows) if float(row["step"]) == FINAL_STEP]
     chosen = of_split(split, final)
     for activation in sorted({rows[number]["config.activation"] for number in chosen}):
@@ -54,21 +56,24 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
             "step": torch.full((len(own),), FINAL_STEP),
             "accuracy": torch.tensor([float(rows[number]["test_accuracy"]) for number in own]),
         }
-        yield checked(source / "weights.npy", small_cnn(layout, params, activation), params, columns)
+        architecture = small_cnn(layout, params, activation)
+        yield checked(source / "weights.npy", architecture, params, columns)
 
 
 def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
-    """Networks of a split file {train, val, test: {path, score, step}}, paths relative to its folder.
+    """Networks of a split file {train, val, test: {path, score, step}}.
 
-    A file holds config, with channels, kernel_size, stride, padding, residual and activation of the layers,
-    and model: layers.{0, 1, ...} and fc, each with weight and bias.
+    Paths are relative to its folder. A file holds config, with channels, kernel_size, stride,
+    padding, residual and activation of the layers, and model: layers.{0, 1, ...} and fc, each with
+    weight and bias.
 
     Raises ValueError, which names file and field, for what is missing or does not match.
     """
     entry = {split: read_split_file(source, split)}
     paths, scores, steps = (field(source, entry, split, key) for key in ("path", "score", "step"))
     if not len(paths) == len(scores) == len(steps):
-        raise ValueError(f"file '{source}': {split}: expected as many scores and steps as paths, {len(paths)}")
+        expected = f"as many scores and steps as paths, {len(paths)}"
+        raise ValueError(f"file '{source}': {split}: expected {expected}; got others")
     for name, score, step in zip(paths, scores, steps, strict=True):
         path = source.parent / name
         values = read_checkpoint(path)
@@ -90,8 +95,9 @@ def wild_cnn(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def small_cnn(path: Path, params: Mapping[str, Tensor], activation: str) -> dict[str, Any]:
-    """The description of stacked convolutions with these kernels, of stride 2 and without padding."""
-    kernels = [value for value in params.values() if value.dim() == 5]  # (n, out, in, height, width)
+    """The description of stacked convolutions with these kernels, of stride 2 and not padded."""
+    # (n, out, in, height, width)
+    kernels = [value for value in params.values() if value.dim() == 5]
     if not kernels:
         raise ValueError(f"file '{path}': shape: expected kernels of four dimensions; got none")
     layers = len(kernels)
@@ -119,7 +125,8 @@ def unpacked(path: Path, layout: Sequence[Mapping[str, str]], values: Tensor) ->
     for row in layout:
         kind = row["varname"].rpartition("/")[2]
         if kind not in found:
-            raise ValueError(f"file '{path}': varname: expected .../kernel:0 or .../bias:0; got {row['varname']!r}")
+            name = row["varname"]
+            raise ValueError(f"file '{path}': varname: expected kernel:0 or bias:0; got {name!r}")
         start, end, shape = (literal_eval(row[key]) for key in ("start_idx", "end_idx", "shape"))
         part = values[:, start:end].unflatten(1, shape)
         found[kind].append(channels_first(part) if kind == "kernel:0" else part)
@@ -135,7 +142,10 @@ def channels_first(kernels: Tensor) -> Tensor:
 
 
 def read_matrix(path: Path) -> np.ndarray:
-    """An array file of two dimensions, read where it is used. Raises ValueError, which names the file."""
+    """An array file of two dimensions, of which what is used is read.
+
+    Raises ValueError, which names the file, if it is no such file.
+    """
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -146,7 +156,10 @@ def read_matrix(path: Path) -> np.ndarray:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file, packed or not. Raises ValueError, which names file and column, if one is missing."""
+    """Rows of a CSV file, packed or not.
+
+    Raises ValueError, which names file and column, if one is missing.
+    """
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", newline="") as file:

@@ -13,33 +13,39 @@ from tasks.foreign import field, read_checkpoint, read_split_file, single
 from tasks.shards import Networks
 
 NFN_HELD_OUT = {"validation": 5000, "test": 10_000}
-"""Images of NFN's splits, the last ones: data sets are numbered from the first training to the last test image."""
+"""Images of NFN's splits, the last ones: the test images are numbered after those for training."""
 
 
 def read_dwsnets(source: Path, split: str) -> Iterator[Networks]:
-    """INRs of a split file {train, val, test: {path, label}}, or of lists of paths to files that have a label.
+    """INRs of a split file {train, val, test: {path, label}}.
 
-    Paths are relative to the split file's folder. Parameters are seq.{0, 1, ...}.{weight, bias}; as in
-    ours, sines are of 30 times their sums and an image is the output + .5.
+    Instead of paths and labels there may be paths alone, of files that have a label. Paths are
+    relative to the split file's folder. Parameters are seq.{0, 1, ...}.{weight, bias}; as in ours,
+    sines are of 30 times their sums and an image is the output + .5.
 
     Raises ValueError, which names file and field, for what is missing or does not match.
     """
     entry = read_split_file(source, split)
-    with_labels = isinstance(entry, dict)
-    paths = field(source, {split: entry}, split, "path") if with_labels else entry
+    labels = None
+    if isinstance(entry, dict):
+        paths, labels = (field(source, {split: entry}, split, key) for key in ("path", "label"))
+    else:
+        paths = entry
     for number, name in enumerate(paths):
         path = source.parent / name
         values = read_checkpoint(path)
-        label = field(source, {split: entry}, split, "label")[number] if with_labels else field(path, values, "label")
-        params = {f"layers.{key.removeprefix('seq.')}": values[key] for key in values if key != "label"}
+        label = field(path, values, "label") if labels is None else labels[number]
+        names = [key for key in values if key.startswith("seq.")]
+        params = {key.replace("seq", "layers", 1): values[key] for key in names}
         yield single(path, siren_of(path, params), params, label=int(label), index=number)
 
 
 def read_nfn(source: Path, split: str) -> Iterator[Networks]:
     """SIRENs of a folder, NAME_{label}s/net{index}.pth, sorted by index.
 
-    Parameters are net.{0, 1, ...}.linear.{weight, bias}, of the last layer without "linear". Images are in
-    [-1, 1] there; the last layer is halved here, so that as in ours an image in [0, 1] is the output + .5.
+    Parameters are net.{0, 1, ...}.linear.{weight, bias}, of the last layer without "linear".
+    Images are in [-1, 1] there; the last layer is halved here, so that as in ours an image in
+    [0, 1] is the output + .5.
 
     Raises ValueError, which names file and field, for what is missing or does not match.
     """
@@ -51,8 +57,9 @@ def read_nfn(source: Path, split: str) -> Iterator[Networks]:
         params = {names[key]: value for key, value in values.items()}
         architecture = siren_of(path, params)
         last = f"layers.{len(architecture['widths']) - 2}."
-        halved = {key: value / 2 if key.startswith(last) else value for key, value in params.items()}
-        yield single(path, architecture, halved, label=label, index=number)
+        for key in ("weight", "bias"):
+            params[last + key] = params[last + key] / 2
+        yield single(path, architecture, params, label=label, index=number)
 
 
 def nfn_place(path: Path) -> tuple[int, tuple[Path, int]]:
@@ -69,14 +76,22 @@ def held_by(source: Path, split: str, numbers: Sequence[int]) -> Sequence[int]:
     validation = len(numbers) - sum(NFN_HELD_OUT.values())
     test = len(numbers) - NFN_HELD_OUT["test"]
     if validation < 1:
-        least = sum(NFN_HELD_OUT.values()) + 1
-        raise ValueError(f"folder '{source}': expected {least} networks or more; got {len(numbers)}")
-    return {"train": numbers[:validation], "validation": numbers[validation:test], "test": numbers[test:]}[split]
+        expected = f"{sum(NFN_HELD_OUT.values()) + 1} networks or more"
+        raise ValueError(f"folder '{source}': expected {expected}; got {len(numbers)}")
+    return {
+        "train": numbers[:validation],
+        "validation": numbers[validation:test],
+        "test": numbers[test:],
+    }[split]
 
 
 def siren_of(path: Path, params: Mapping[str, Tensor]) -> dict[str, Any]:
     """The SIREN that has parameters layers.{0, 1, ...}.{weight, bias} of these widths."""
     weights = [value for key, value in params.items() if key.endswith(".weight")]
     if not weights or any(weight.dim() != 2 for weight in weights):
-        raise ValueError(f"file '{path}': expected weights of linear layers; got {', '.join(params) or 'nothing'}")
-    return {"kind": "siren", "widths": [weights[0].shape[1], *(weight.shape[0] for weight in weights)]}
+        got = ", ".join(params) or "nothing"
+        raise ValueError(f"file '{path}': expected weights of linear layers; got {got}")
+    return {
+        "kind": "siren",
+        "widths": [weights[0].shape[1], *(weight.shape[0] for weight in weights)],
+    }

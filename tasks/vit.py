@@ -7,8 +7,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from tasks.cnn import SIDE, activation_of
-from tasks.subject import DropNeurons, Subject
+from tasks.classifier import SIDE, Classifier, DropNeurons, activation_of
 
 
 class Block(nn.Module):
@@ -38,8 +37,8 @@ class Block(nn.Module):
         return end, [*before, None, weights, *(y.mT for y in tokens)]
 
 
-class VisionTransformer(Subject):
-    """Patches as tokens with learned places, blocks, a LayerNorm, the mean over tokens and a linear layer.
+class VisionTransformer(Classifier):
+    """Patches as tokens with learned places, blocks, a LayerNorm, the tokens' mean, a linear layer.
 
     channels: of the images. patch: side of one in pixels. depth: blocks.
 
@@ -57,18 +56,15 @@ class VisionTransformer(Subject):
         classes: int = 10,
         dropout: float = 0.0,
     ):
-        super().__init__()
+        super().__init__(channels)
         if width % heads:
-            raise ValueError(f"architecture: width: expected a multiple of {heads} heads; got {width}")
-        self.inputs = channels
+            expected = f"a multiple of {heads} heads"
+            raise ValueError(f"architecture: width: expected {expected}; got {width}")
         self.patch = nn.Conv2d(channels, width, patch, patch)
         self.places = nn.Parameter(0.02 * torch.randn((SIDE // patch) ** 2, width))
         self.blocks = nn.ModuleList(Block(width, heads, activation) for _ in range(depth))
         self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, classes)
         self.drop = DropNeurons(dropout, axis=-1)
-
-    def example(self) -> Tensor:
-        return torch.zeros(1, self.inputs, SIDE, SIDE)
 
     def neurons(self, x: Tensor) -> list[Tensor | None]:
         """x: (m, channels, height, width), images. Space is the tokens."""

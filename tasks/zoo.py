@@ -1,15 +1,15 @@
-"""Trained networks as data: `python -m tasks.zoo train --zoo small --folder data/zoo-small --processes 2`.
+"""Trained networks as data: `python -m tasks.zoo train --zoo small --folder data/zoo-small`.
 
 Trains image classifiers on CIFAR-10, each with settings of its own, into shards of a folder
-(`tasks.shards`) that hold every network at several steps with its accuracy on the test images. Splits
-are of runs: all networks of a run are in one. The same command goes on where it was stopped, and
-`torchrun --nproc-per-node N -m tasks.zoo train ...` divides the shards among ranks.
-`python -m tasks.zoo show --folder ...` draws the accuracies.
+(`tasks.shards`) that hold every network at several steps with its accuracy on the test images.
+Splits are of runs: all networks of a run are in one. The same command goes on where it was stopped,
+`--processes 2` or `torchrun --nproc-per-node 2 -m tasks.zoo train ...` divides the shards among
+ranks. `python -m tasks.zoo show --folder ...` draws the accuracies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -48,8 +48,8 @@ class TrainConfig:
     diverse: with norms, of one dimension, residual, DeepSets, ViTs, on images in colour."""
     runs: int = 1000
     """Trainings: 70 % for training, 10 % for validation, 20 % for test."""
-    steps: int = 1600
-    batch_size: int = 32
+    steps: int = 1200
+    batch_size: int = 64
     checkpoints: int = 5
     """Networks that are kept of a run, the last after all steps, others closer together before."""
     shard: int = 16
@@ -59,7 +59,13 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key, least in {"runs": 3, "steps": 1, "checkpoints": 1, "shard": 1, "processes": 1}.items():
+        for key, least in {
+            "runs": 3,
+            "steps": 1,
+            "checkpoints": 1,
+            "shard": 1,
+            "processes": 1,
+        }.items():
             if getattr(self, key) < least:
                 raise ValueError(f"{key}: expected {least} or more; got {getattr(self, key)}")
 
@@ -77,8 +83,12 @@ def counts(runs: int) -> dict[str, int]:
 
 
 def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
-    """Steps after which networks are kept: their square roots are evenly spaced, for accuracy grows fast at first."""
-    return sorted({max(1, round(steps * (k / checkpoints) ** 2)) for k in range(1, checkpoints + 1)})
+    """Steps after which networks are kept.
+
+    Their square roots are evenly spaced, for accuracy grows fast at first.
+    """
+    shares = [(k / checkpoints) ** 2 for k in range(1, checkpoints + 1)]
+    return sorted({max(1, round(steps * share)) for share in shares})
 
 
 def make(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networks]:
@@ -91,7 +101,12 @@ def make(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networks]:
     return [merged(group) for group in groups.values()]
 
 
-def trained(config: TrainConfig, data: ImageDataset, split: int, number: int) -> tuple[Run, list[Checkpoint]]:
+def trained(
+    config: TrainConfig,
+    data: ImageDataset,
+    split: int,
+    number: int,
+) -> tuple[Run, list[Checkpoint]]:
     """One run. One that diverges is drawn anew."""
     steps = checkpoint_steps(config.steps, config.checkpoints)
     for attempt in count():
@@ -106,9 +121,10 @@ def trained(config: TrainConfig, data: ImageDataset, split: int, number: int) ->
 
 
 def networks_of(run: Run, number: int, checkpoints: Sequence[Checkpoint]) -> Networks:
-    """The networks of a run with what is known of them: step, accuracy, and the run's number and settings.
+    """The networks of a run with what is known of them.
 
-    Optimizer and init are places in `OPTIMIZERS` and `INITS`.
+    Columns: step, accuracy, and the run's number and settings, of which optimizer and init are
+    places in `OPTIMIZERS` and `INITS`.
     """
     known = {
         "run": number,
@@ -122,8 +138,9 @@ def networks_of(run: Run, number: int, checkpoints: Sequence[Checkpoint]) -> Net
     columns = {key: torch.tensor([value] * len(checkpoints)) for key, value in known.items()}
     columns["step"] = torch.tensor([checkpoint.step for checkpoint in checkpoints])
     columns["accuracy"] = torch.tensor([checkpoint.accuracy for checkpoint in checkpoints])
-    names = checkpoints[0].params
-    params = {name: torch.stack([checkpoint.params[name] for checkpoint in checkpoints]) for name in names}
+    params = {}
+    for name in checkpoints[0].params:
+        params[name] = torch.stack([checkpoint.params[name] for checkpoint in checkpoints])
     return Networks(run.architecture, params, columns)
 
 
@@ -165,18 +182,20 @@ def show(config: ShowConfig) -> None:
     """Draws a histogram of accuracies for every step at which networks are kept."""
     folder = Path(config.folder)
     settings = read_manifest(folder)["settings"]
-    steps, accuracies = (torch.cat(list(values)) for values in zip(*columns_of(folder), strict=True))
+    steps, accuracies = column(folder, "step"), column(folder, "accuracy")
     groups = {f"step {step}": accuracies[steps == step] for step in steps.unique().tolist()}
     draw_histograms(Path(config.output), groups, "accuracy on test images")
-    low, high = accuracies.min().item(), accuracies.max().item()
-    print(f"{len(steps)} networks of zoo {settings['zoo']}, accuracies {low:.3f} to {high:.3f}: {config.output}")
+    low, high = (bound.item() for bound in accuracies.aminmax())
+    told = f"{len(steps)} networks of zoo {settings['zoo']}, accuracies {low:.3f} to {high:.3f}"
+    print(f"{told}: {config.output}")
 
 
-def columns_of(folder: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """Steps and accuracies of every group."""
+def column(folder: Path, name: str) -> Tensor:
+    """What is known of all networks, split by split."""
+    found = []
     for split in SPLITS:
-        for networks in read_split(folder, split):
-            yield networks.columns["step"], networks.columns["accuracy"]
+        found += [networks.columns[name] for networks in read_split(folder, split)]
+    return torch.cat(found)
 
 
 if __name__ == "__main__":

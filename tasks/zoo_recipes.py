@@ -1,4 +1,4 @@
-"""What the networks of a zoo are and how they are trained: settings of a run, drawn from its own random numbers."""
+"""What networks of a zoo are and how they are trained, drawn from random numbers of each run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ WILD_ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu")
 class Run:
     """One training.
 
-    architecture: see `tasks.architectures`. init: of weights, "default" for the layers' own; init_std is that
-    of "normal". l2: weight decay that is part of the gradient. fraction: of the training images.
+    architecture: see `tasks.architectures`.
+    init: of weights, "default" for the layers' own; init_std is that of "normal".
+    l2: weight decay that is part of the gradient.
+    fraction: of the training images.
     """
 
     architecture: Mapping[str, Any]
@@ -49,8 +51,8 @@ class Zoo:
     def run(self, random: Random) -> Run:
         """Settings as in Unterthiner et al. 2020, appendix A.
 
-        Trainings are short here, so that learning rates are not so small (there from 5e-4), L2 (to 1e-2) and
-        dropout (to .7) not so strong, and half of the runs have no dropout.
+        Trainings are short here, so that learning rates are not so small (there from 5e-4), L2 (to
+        1e-2) and dropout (to .7) not so strong, and half of the runs have no dropout.
         """
         return Run(
             architecture=self.architecture(random),
@@ -80,7 +82,10 @@ def small(random: Random) -> dict[str, Any]:
 
 
 def wild_park(random: Random) -> dict[str, Any]:
-    """Layers that differ in every way (Kofinas et al. 2024, appendix E), with strides to train them in seconds."""
+    """Layers that differ in every way (Kofinas et al. 2024, appendix E).
+
+    There strides are 1; here two of 2 let them be trained in seconds.
+    """
     layers = random.randint(2, 5)
     return describe(
         channels=[1, *random.choices((4, 8, 16, 32), k=layers)],

@@ -63,7 +63,7 @@ def train(
 
 
 def initialise(model: nn.Module, run: Run) -> None:
-    """Draws weights of convolutions and linear layers as the run says, and sets their biases to zero."""
+    """Draws weights of convolutions and linear layers as the run says; their biases become zero."""
     if run.init == "default":
         return
     init = INITS.get(run.init, partial(nn.init.normal_, std=run.init_std))
@@ -92,4 +92,7 @@ def is_finite(model: nn.Module) -> bool:
 
 def parameters(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the parameters."""
-    return {name: p.detach().clone(memory_format=torch.contiguous_format) for name, p in model.named_parameters()}
+    copies = {}
+    for name, p in model.named_parameters():
+        copies[name] = p.detach().clone(memory_format=torch.contiguous_format)
+    return copies

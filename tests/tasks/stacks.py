@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from ngopt import build_graph
 from tasks.architectures import Architecture, Stack, architecture_of
 from tasks.subject import Subject
 from tests.equivariance import permute, random_permutations
@@ -33,7 +34,7 @@ class SmallCNN(Subject):
 
 def architecture_of_module(module: Subject) -> Architecture:
     """That of a module which no description makes."""
-    return Architecture.of(module, {"kind": "test"})
+    return Architecture({"kind": "test"}, module, build_graph(module, module.example()))
 
 
 @cache

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tasks.architectures import Stack, architecture_of
-from tasks.cnn import ACTIVATIONS, describe
+from tasks.classifier import ACTIVATIONS
+from tasks.cnn import describe
 from tasks.shards import Networks
 from tasks.siren import FREQUENCY, Siren
 

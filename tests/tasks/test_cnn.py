@@ -56,7 +56,13 @@ def test_the_graph_has_the_skips_between_as_many_neurons_as_both_have():
     residual = [block for block in graph.blocks if block.kind == "residual"]
     ends = {(names[block.source], names[block.target]): block.shape[0] for block in residual}
     assert ends == {("layers.0", "layers.1"): 3, ("layers.0", "layers.2"): 3}
-    assert [group.activation for group in graph.groups] == [None, "tanh", "leaky_relu", "silu", None]
+    assert [group.activation for group in graph.groups] == [
+        None,
+        "tanh",
+        "leaky_relu",
+        "silu",
+        None,
+    ]
 
 
 def test_one_dimension_reads_the_pixels_row_after_row():
@@ -95,9 +101,18 @@ def test_dropout_is_for_training_alone():
     ("change", "message"),
     [
         ({"kernels": [3]}, "architecture: kernels: expected 3 entries; got 1"),
-        ({"activations": ["relu", "relu", "sine"]}, "architecture: activation: expected one of relu,.*got 'sine'"),
-        ({"skips": [None, 1, None]}, "architecture: skips: expected layer 1 .* a layer before, or none; got 1"),
-        ({"norm": "layer"}, "architecture: norm: expected one of batch, group, or none; got 'layer'"),
+        (
+            {"activations": ["relu", "relu", "sine"]},
+            "architecture: activation: expected one of relu,.*got 'sine'",
+        ),
+        (
+            {"skips": [None, 1, None]},
+            "architecture: skips: expected layer 1 .* a layer before, or none; got 1",
+        ),
+        (
+            {"norm": "layer"},
+            "architecture: norm: expected one of batch, group, or none; got 'layer'",
+        ),
     ],
 )
 def test_errors(change, message):

@@ -36,7 +36,13 @@ def test_the_order_of_pixels_does_not_matter_where_their_places_do_not():
 def test_neurons_are_those_of_pixels_and_of_their_means():
     model = model_of("tanh")
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    said = dict(zip(("x", "first", "places", "second", "third", "output", "mean"), model.neurons(images), strict=False))
+    said = dict(
+        zip(
+            ("x", "first", "places", "second", "third", "output", "mean"),
+            model.neurons(images),
+            strict=False,
+        )
+    )
     torch.testing.assert_close(said["places"][1], grid(8, 8).mT.double())
     pixels = torch.cat([F.avg_pool2d(images, 4).flatten(2), said["places"]], 1)
     torch.testing.assert_close(said["first"], model.embed(pixels.mT).tanh().mT)

@@ -173,7 +173,14 @@ class TestCnnZoo:
         rows, start = [], 0
         for name, shape in self.LAYOUT:
             end = start + int(np.prod(shape))
-            rows.append({"varname": f"sequential/{name}", "start_idx": start, "end_idx": end, "shape": shape})
+            rows.append(
+                {
+                    "varname": f"sequential/{name}",
+                    "start_idx": start,
+                    "end_idx": end,
+                    "shape": shape,
+                }
+            )
             start = end
         self.write(tmp_path / "layout.csv", rows, open)
         np.save(tmp_path / "weights.npy", generator.standard_normal((40, start)).astype(np.float32))
@@ -206,7 +213,11 @@ class TestCnnZoo:
         image = np.random.default_rng(1).standard_normal((32, 32, 1))
         x = image
         for name in ("conv2d", "conv2d_1"):
-            kernel, bias, side = parts[f"{name}/kernel:0"], parts[f"{name}/bias:0"], (len(x) - 3) // 2 + 1
+            kernel, bias, side = (
+                parts[f"{name}/kernel:0"],
+                parts[f"{name}/bias:0"],
+                (len(x) - 3) // 2 + 1,
+            )
             y = np.zeros((side, side, len(bias)))
             for row in range(side):
                 for column in range(side):
@@ -273,7 +284,11 @@ class TestWildPark:
             paths = [f"zoo/run_{place}/checkpoint_{number}/checkpoint.pt" for number in range(3)]
             for number, path in enumerate(paths):
                 (tmp_path / path).parent.mkdir(parents=True)
-                values = {"model": self.model(number).state_dict(), "config": WILD_CONFIG, "iteration": number}
+                values = {
+                    "model": self.model(number).state_dict(),
+                    "config": WILD_CONFIG,
+                    "iteration": number,
+                }
                 torch.save(values, tmp_path / path)
             splits[split] = {"path": paths, "score": [0.1, 0.2, 0.3], "step": [0, 1, 2]}
         (tmp_path / "splits.json").write_text(json.dumps(splits))

@@ -152,3 +152,23 @@ def test_errors(config, capsys, monkeypatch):
         zoo.cli.commands({"train": (TrainConfig, train_all), "show": (ShowConfig, show)}, None)
     assert ended.value.code == 2
     assert "error: manifest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["small", "wild-park", "diverse"])
+def test_the_small_sets_of_the_tests_have_what_their_manifests_say(name):
+    folder = zoo.Path(__file__).parent / "data" / f"zoo-{name}"
+    manifest = read_manifest(folder)
+    settings = manifest["settings"]
+    assert settings["zoo"] == name
+    made = jobs(counts(settings["runs"]), settings["shard"])
+    wanted = {f"{job.split}-{job.number:05d}.safetensors": job for job in made}
+    for row in manifest["shards"]:
+        job = wanted.pop(row["file"])
+        groups = read_shard(folder / row["file"])
+        runs = {run for group in groups for run in group.columns["run"].tolist()}
+        assert runs == set(range(job.start, job.stop))
+        assert sum(map(len, groups)) == row["networks"] == 2 * len(runs)
+        for group in groups:
+            stack = Stack.of(group)
+            assert stack.architecture.graph.numel == sum(p[0].numel() for p in stack.params)
+    assert not wanted
