@@ -75,7 +75,7 @@ class Prediction(NetworkLesson[Config]):
         is_wanted = is_wide if split == "test" else is_narrow
         found = data.where(lambda stack: is_wanted(stack, widest))
         if not found.stacks:
-            raise ValueError(f"widest: split '{split}': expected networks on both sides of {widest}; got none")
+            raise ValueError(f"widest: split '{split}': expected networks on their side of {widest}; got none")
         return found
 
 

@@ -33,7 +33,7 @@ class TrainingConfig:
 
     minutes: float = 15.0
     """Budget: minutes of a core for training steps; compiling and validation are not counted."""
-    batch: int = 64
+    batch: int = 32
     """Networks of a step, of all ranks together."""
     trainer: str = "adamw"
     """adamw, or ngopt: the default learned optimizer, which has no learning rate."""

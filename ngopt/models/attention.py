@@ -70,7 +70,7 @@ class RelationalLayer(GraphLayer):
     edges      u = norm(e + linear(relu(linear([v_target, e, v_source])))), norm(u + mlp(u))
 
     complete_up_to: in a graph of so many neurons each also sees every neuron, as along an edge
-        without features. The edge update has no term of the reverse edge: there is none.
+        without features. edges: whether it has new edges, as in `PNALayer`. The edge update has no term of the reverse edge: there is none.
 
     Shapes: nodes one (*batch, n, width) a group; edges (groups, n_target, n_source, tiles, *batch,
     width), of a part of a block.
@@ -78,7 +78,7 @@ class RelationalLayer(GraphLayer):
     Raises ValueError if heads do not divide the width.
     """
 
-    def __init__(self, width: int, heads: int, complete_up_to: int = 0):
+    def __init__(self, width: int, heads: int, complete_up_to: int = 0, edges: bool = True):
         super().__init__()
         if width % heads:
             raise ValueError(f"RelationalLayer: heads: expected a divisor of width {width}; got {heads}")
@@ -86,11 +86,13 @@ class RelationalLayer(GraphLayer):
         self.edge_terms = nn.Linear(width, 8 * width)  # query, key, scale and shift, there and back
         self.target = nn.Linear(width, 4 * width)  # query there; key and value back; the edge update
         self.source = nn.Linear(width, 4 * width, bias=False)  # key and value there; query back; the same
-        self.everywhere = nn.Linear(width, 3 * width)
+        if complete_up_to:
+            self.everywhere = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.edge, self.edge_out = nn.Linear(width, width), nn.Linear(width, width)
         self.node_norm, self.node_mlp = nn.LayerNorm(width), Residual(width)
-        self.edge_norm, self.edge_mlp = nn.LayerNorm(width), Residual(width)
+        if edges:
+            self.edge, self.edge_out = nn.Linear(width, width), nn.Linear(width, width)
+            self.edge_norm, self.edge_mlp = nn.LayerNorm(width), Residual(width)
 
     def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Attended, Attended]:
         there, back = self.edge_terms(edges).unflatten(-1, (2, 4, self.width)).unbind(-3)

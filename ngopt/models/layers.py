@@ -108,9 +108,11 @@ class PNALayer(GraphLayer):
 
     Aggregates are mean, min, max and std of the messages, each with the scalers identity and
     amplification, log(degree + 1) / log_degree (Corso et al. 2020).
+
+    edges: whether it has new edges, which a last layer does not need where only nodes are read.
     """
 
-    def __init__(self, width: int, log_degree: float):
+    def __init__(self, width: int, log_degree: float, edges: bool = True):
         super().__init__()
         self.width, self.log_degree = width, log_degree
         self.film = nn.Linear(width, 4 * width)  # scale and shift, forward and backward
@@ -118,8 +120,9 @@ class PNALayer(GraphLayer):
         self.source = nn.Linear(width, 3 * width, bias=False)
         self.update = nn.Linear((1 + 2 * len(AGGREGATORS) * len(SCALERS)) * width, width)
         self.norm = nn.LayerNorm(width)
-        self.edge = nn.Linear(width, width)
-        self.edge_out = nn.Linear(width, width)
+        if edges:
+            self.edge = nn.Linear(width, width)
+            self.edge_out = nn.Linear(width, width)
 
     def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Messages, Messages]:
         width, terms = self.width, self._terms(edges)

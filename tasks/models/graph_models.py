@@ -35,6 +35,8 @@ class GraphModelConfig:
     """Rounds of messages."""
     heads: int = 4
     """Of ng-t's attention, a divisor of the width."""
+    complete_up_to: int = 128
+    """In networks of so many neurons all attend to all."""
     probes: int = 0
     """Learned inputs; what networks say of them are features of their neurons."""
     frequencies: int = 8
@@ -76,12 +78,13 @@ class GraphModel(ParameterModel):
         edits: bool = False,
     ):
         super().__init__(architectures, edits)
+        last = config.layers - 1  # where only nodes are read, it needs no new edges
         self.fourier = Fourier(config.frequencies, config.bandwidth)
         self.network = GraphNetwork(
             self.fourier.size,
             d_out if edits else None,
             config.width,
-            [self.layer(config) for _ in range(config.layers)],
+            [self.layer(config, edges=edits or k < last) for k in range(config.layers)],
             config.kernel,
             activations=config.activations,
             global_feature=self.has_global,
@@ -95,8 +98,8 @@ class GraphModel(ParameterModel):
             head = perceptron(self.pooling.size, hidden, d_out, config.dropout)
             self.head = nn.Sequential(nn.LayerNorm(self.pooling.size), head)
 
-    def layer(self, config: GraphModelConfig) -> GraphLayer:
-        """A round of messages."""
+    def layer(self, config: GraphModelConfig, edges: bool) -> GraphLayer:
+        """A round of messages. edges: whether edges change, too."""
         raise NotImplementedError
 
     def graph(self, architecture: Architecture) -> NeuralGraph:
@@ -139,8 +142,8 @@ class NeuralGraphGNN(GraphModel):
 
     name = "ng-gnn"
 
-    def layer(self, config: GraphModelConfig) -> GraphLayer:
-        return PNALayer(config.width, config.log_degree)
+    def layer(self, config: GraphModelConfig, edges: bool) -> GraphLayer:
+        return PNALayer(config.width, config.log_degree, edges)
 
 
 class NeuralGraphTransformer(GraphModel):
@@ -148,8 +151,8 @@ class NeuralGraphTransformer(GraphModel):
 
     name = "ng-t"
 
-    def layer(self, config: GraphModelConfig) -> GraphLayer:
-        return RelationalLayer(config.width, config.heads)
+    def layer(self, config: GraphModelConfig, edges: bool) -> GraphLayer:
+        return RelationalLayer(config.width, config.heads, config.complete_up_to, edges)
 
 
 class GraphMetanetwork(GraphModel):
@@ -161,8 +164,8 @@ class GraphMetanetwork(GraphModel):
     name = "gmn"
     has_global = True
 
-    def layer(self, config: GraphModelConfig) -> GraphLayer:
-        return PNALayer(config.width, config.log_degree)
+    def layer(self, config: GraphModelConfig, edges: bool) -> GraphLayer:
+        return PNALayer(config.width, config.log_degree, edges)
 
     def graph(self, architecture: Architecture) -> NeuralGraph:
         return parameter_graph(architecture.graph)

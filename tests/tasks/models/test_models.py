@@ -1,4 +1,4 @@
-"""What holds for all baselines: shapes, symmetries, what they refuse, and that they learn."""
+"""What holds for all models: shapes, symmetries, what they refuse, and that they learn."""
 
 from functools import cache
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from tasks.baselines import BASELINES
+from tasks.models.catalogue import MODELS
 from tasks.siren import Siren
 from tests.tasks.stacks import (
     architecture_of_module,
@@ -19,11 +19,12 @@ from tests.tasks.stacks import (
 )
 
 CHAINS = ("nfn-np", "nfn-hnp", "dwsnet")
-EDITORS = ("mlp", *CHAINS)
-TIED = EDITORS
-UNTIED = ("statnn", "set", "dmc", "probegen")
+GRAPHS = ("ng-gnn", "ng-t", "gmn")
+TIED = ("mlp", *CHAINS)
+EDITORS = (*TIED, *GRAPHS)
+UNTIED = ("statnn", "set", "dmc", "probegen", *GRAPHS)
 BLIND = ("mlp", "dmc")  # to permutations
-INVARIANT = tuple(name for name in BASELINES if name not in BLIND)
+INVARIANT = tuple(name for name in MODELS if name not in BLIND)
 MAKES = {
     "siren": lambda: siren_architecture(2, 5, 4, 3, 2),
     "one hidden layer": lambda: siren_architecture(2, 5, 2),
@@ -43,7 +44,7 @@ def stack(request):
 
 def fitted(name, *stacks, d_out=3, edits=False):
     torch.manual_seed(0)
-    Config, model = BASELINES[name]
+    Config, model = MODELS[name]
     built = model([stack.architecture for stack in stacks], d_out, Config(), edits).double()
     built.fit(stacks)
     return built.eval()
@@ -54,13 +55,13 @@ def far(a, b):
 
 
 def test_names():
-    assert set(BASELINES) == {*TIED, *UNTIED}
-    assert all(model.name == name for name, (_, model) in BASELINES.items())
-    assert {name for name, (_, model) in BASELINES.items() if model.can_edit} == set(EDITORS)
+    assert set(MODELS) == {*TIED, *UNTIED}
+    assert all(model.name == name for name, (_, model) in MODELS.items())
+    assert {name for name, (_, model) in MODELS.items() if model.can_edit} == set(EDITORS)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_reader_says_as_much_of_each_network_as_asked_whatever_the_others_are(name, stack):
     model = fitted(name, stack)
     said = model(stack)
@@ -94,7 +95,7 @@ def test_what_knows_no_symmetry_sees_the_order_of_hidden_neurons(name, stack):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", [*CHAINS, *GRAPHS])
 def test_updates_move_with_hidden_neurons(name, stack):
     model = fitted(name, stack, d_out=2, edits=True)
     plain = model.updates(stack)
@@ -118,7 +119,7 @@ def test_only_np_takes_inputs_and_outputs_for_neurons_that_may_change_places(rol
     other = moved_stack(stack, [role])
     same = fitted("nfn-np", stack)
     torch.testing.assert_close(same(other), same(stack), rtol=0, atol=1e-12)
-    for name in ("nfn-hnp", "dwsnet", "probegen"):
+    for name in ("nfn-hnp", "dwsnet", "probegen", *GRAPHS):
         model = fitted(name, stack)
         assert far(model(other), model(stack)), name
 
@@ -133,7 +134,7 @@ def test_updates_of_np_move_with_inputs_and_outputs_too(stack):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", MODELS)
 def test_only_sets_do_not_see_the_order_of_the_elements_of_a_tensor(name):
     stack = siren_stack(2, 5, 4, 2)
     params = list(stack.params)
@@ -145,7 +146,7 @@ def test_only_sets_do_not_see_the_order_of_the_elements_of_a_tensor(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", MODELS)
 def test_only_outputs_tell_that_two_networks_are_the_same_function(name):
     """A sine neuron that is negated, with what leaves it, changes no output."""
     stack = siren_stack(2, 5, 4, 2)
@@ -158,14 +159,14 @@ def test_only_outputs_tell_that_two_networks_are_the_same_function(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in BASELINES if name != "probegen"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "probegen"])
 def test_units_of_parameters_do_not_matter(name, stack):
     expected = fitted(name, stack)(stack)
     other = stack._replace(params=[3 * value - 1 for value in stack.params])
     torch.testing.assert_close(fitted(name, other)(other), expected)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", MODELS)
 def test_readers_learn(name, stack):
     model = fitted(name, stack, d_out=1).train()
     target = torch.randn(stack.count, 1, dtype=torch.float64)
@@ -186,14 +187,24 @@ def test_editors_learn(name, stack):
 
 
 def a_step(model, loss):
-    """The loss before and after a short step down a gradient that all parameters have."""
-    before = loss()
-    grads = torch.autograd.grad(before, list(model.parameters()))
+    """The loss before and after a short step down a gradient that all parameters have.
+
+    All but some of a gmn: in a parameter graph biases are edges, and nodes are not decoded.
+    """
+
+    def drawn():
+        torch.manual_seed(0)  # of dropout
+        return loss()
+
+    before = drawn()
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(before, parameters, allow_unused=model.name == "gmn")
+    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
     norm = torch.stack([grad.norm() for grad in grads]).norm()
     with torch.no_grad():
-        for parameter, grad in zip(model.parameters(), grads, strict=True):
+        for parameter, grad in zip(parameters, grads, strict=True):
             parameter -= 1e-4 * grad / norm
-    return before, loss()
+    return before, drawn()
 
 
 @torch.no_grad()
@@ -214,13 +225,13 @@ def test_what_is_tied_says_so(name):
         fitted(name, stack)(other)
 
 
-@pytest.mark.parametrize("name", [name for name in BASELINES if name not in EDITORS])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in EDITORS])
 def test_what_only_reads_cannot_be_an_editor(name):
     with pytest.raises(ValueError, match=f"{name}: reads networks, but cannot edit them"):
         fitted(name, siren_stack(2, 5, 1), edits=True)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", MODELS)
 def test_without_an_architecture_there_is_no_model(name):
     with pytest.raises(ValueError, match=f"{name}: expected the architectures of its networks"):
         fitted(name)

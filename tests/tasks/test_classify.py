@@ -1,0 +1,66 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tasks.canonical import in_canonical_form
+from tasks.classify import Classification, Config, run
+from tasks.training import TrainingConfig
+
+
+@pytest.fixture
+def config(data, tmp_path, clock):
+    training = TrainingConfig(minutes=0.1, batch=16, validations=2)
+    sizes = {"width": 8, "layers": 1}
+    return Config(str(data / "inr-mnist"), str(tmp_path), sizes=sizes, training=training)
+
+
+def test_a_training_says_and_writes_what_it_found(config, tmp_path, capsys):
+    run(replace(config, probes=4))
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["test"]["accuracy"] * 16 == round(found["test"]["accuracy"] * 16)
+    assert found["config"]["probes"] == 4
+    assert len(found["validation"]) == 2
+    assert found["steps"] == 8  # six seconds, and two that are not counted
+    said = capsys.readouterr().out
+    assert f"ng-gnn: accuracy {found['test']['accuracy']:.4g} on test data" in said
+
+
+def test_accuracy_is_the_share_of_classes_that_are_right(config):
+    lesson = Classification(config)
+    stack, labels, _ = lesson.data["validation"]
+
+    class Oracle(torch.nn.Module):
+        """It knows the first four networks, and says one class too high of the others."""
+
+        def forward(self, stack):
+            wrong = torch.arange(len(labels)) >= 4
+            return torch.nn.functional.one_hot((labels + wrong) % 10, 10).float()
+
+    lesson.model = Oracle()
+    assert lesson.score() == 4 / 16
+
+
+@torch.no_grad()
+def test_with_symmetry_networks_of_the_same_function_are_the_same(config):
+    for symmetry in (True, False):
+        lesson = Classification(replace(config, symmetry=symmetry))
+        lesson.model.eval()
+        stack = lesson.data["test"].stack
+        other = in_canonical_form(stack)
+        said = [lesson.model(lesson.prepared(one)) for one in (stack, other)]
+        assert torch.allclose(*said, atol=1e-4) == symmetry
+
+
+def test_fewer_networks_are_the_first(config):
+    whole, some = Classification(config), Classification(replace(config, limit=20))
+    assert torch.equal(some.data["train"].labels, whole.data["train"].labels[:20])
+    assert len(some.data["test"].labels) == len(whole.data["test"].labels)
+
+
+def test_unknown_models_and_sizes_are_named(config):
+    with pytest.raises(ValueError, match="model: expected one of ng-gnn, .*; got 'mamba'"):
+        Classification(replace(config, model="mamba"))
+    with pytest.raises(ValueError, match="GraphModelConfig: expected sizes among width, .*; got depth"):
+        Classification(replace(config, sizes={"depth": 3}))

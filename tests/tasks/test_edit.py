@@ -1,0 +1,64 @@
+import json
+
+import pytest
+import torch
+
+from tasks import edit
+from tasks.datasets import ImageDataset, Split
+from tasks.edit import Config, Editing, contrasted, dilated, run
+from tasks.training import TrainingConfig
+
+
+@pytest.fixture
+def config(data, tmp_path, clock, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (48, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    split = Split(images, torch.zeros(48, dtype=torch.int64), (0.0,), (1.0,))
+    monkeypatch.setattr(edit, "load_dataset", lambda name: ImageDataset(name, 10, split, split, split))
+
+    def make(**changes):
+        training = TrainingConfig(minutes=0.1, batch=16, validations=2)
+        options = {"sizes": {"width": 8, "layers": 2}, "model": "nfn-np", "training": training, **changes}
+        return Config(str(data / "inr-mnist"), str(tmp_path), **options)
+
+    return make
+
+
+def test_edits_by_hand():
+    image = torch.tensor([[[[0.0, 0.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]])
+    assert dilated(image).tolist() == [[[[1.0, 1.0, 1.0, 0.5]] + [[1.0, 1.0, 1.0, 0.5]] + [[1.0, 1.0, 1.0, 0.0]]]]
+    flat = torch.tensor([[[[0.4, 0.6, 0.1, 0.9]]]])
+    assert torch.allclose(contrasted(flat), torch.tensor([[[[0.35, 0.65, 0.0, 1.0]]]]))
+
+
+def test_a_training_writes_errors_and_a_picture(config, tmp_path):
+    run(config(outputs=2))
+    found = json.loads((tmp_path / "result.json").read_text())["test"]
+    assert 0 < found["mse"] and 0 < found["mse_unedited"]
+    assert (tmp_path / "edited.png").stat().st_size > 1000
+
+
+@torch.no_grad()
+def test_outputs_are_networks_whose_images_are_averaged(config):
+    lesson = Editing(config(outputs=3))
+    stack = lesson.data["test"].stack
+    params = lesson.model(stack)
+    each = [stack.architecture.outputs([p[:, k] for p in params], lesson.points) for k in range(3)]
+    expected = torch.stack(each).mean(0).mT + 0.5
+    torch.testing.assert_close(lesson.rendered(stack, lesson.points), expected)
+
+
+@torch.no_grad()
+def test_what_moves_nothing_renders_what_was_there(config):
+    lesson = Editing(config())
+    lesson.model.scales.zero_()
+    stack, targets = lesson.data["validation"].stack, lesson.targets["validation"]
+    expected = (lesson.unedited(stack) - targets).square().mean().item()
+    assert lesson.score() == pytest.approx(-expected, rel=1e-4)
+
+
+def test_settings_that_make_no_sense(config):
+    with pytest.raises(ValueError, match="edit: expected one of dilate, contrast; got 'erode'"):
+        config(edit="erode")
+    with pytest.raises(ValueError, match="outputs: expected 1 or more; got 0"):
+        config(outputs=0)

@@ -1,0 +1,52 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tasks import predict
+from tasks.collection import read_collection
+from tasks.predict import Config, Prediction, is_narrow, r2, run, tau
+from tasks.training import TrainingConfig
+
+
+@pytest.fixture
+def config(data, tmp_path, clock):
+    training = TrainingConfig(minutes=0.05, batch=6, validations=1)
+    return Config(str(data / "zoo-wild-park"), str(tmp_path), model="statnn", training=training)
+
+
+def test_rank_correlation_and_explained_variance_by_hand():
+    true = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    assert tau(torch.tensor([1.0, 3.0, 2.0, 4.0]), true) == pytest.approx((5 - 1) / 6)
+    assert tau(torch.zeros(4), true) == 0.0
+    assert r2(true, true) == 1.0
+    assert r2(torch.full((4,), 0.25), true) == pytest.approx(0.0, abs=1e-6)
+    assert r2(true.flip(0), true) == pytest.approx(-3.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("zoo", "model", "probes"),
+    [("wild-park", "ng-gnn", 2), ("diverse", "gmn", 0), ("small", "ng-t", 2), ("diverse", "dmc", 0)],
+)
+def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, probes):
+    sizes = {"width": 8, "layers": 1} if model != "dmc" else {}
+    run(replace(config, data=str(data / f"zoo-{zoo}"), model=model, probes=probes, sizes=sizes))
+    found = json.loads((tmp_path / "result.json").read_text())["test"]
+    assert -1 <= found["tau"] <= 1 and found["r2"] <= 1
+    assert (tmp_path / "predicted.png").stat().st_size > 1000
+
+
+def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch):
+    whole = read_collection(config.data, "train")
+    monkeypatch.setattr(predict, "read_collection", lambda folder, split: whole)
+    lesson = Prediction(replace(config, widest=16))
+    assert all(is_narrow(stack, 16) for stack in lesson.data["train"].stacks)
+    assert not any(is_narrow(stack, 16) for stack in lesson.data["test"].stacks)
+    counts = {split: len(data) for split, data in lesson.data.items()}
+    assert counts == {"train": 2, "validation": 2, "test": len(whole) - 2}
+
+
+def test_there_must_be_networks_of_both_widths(config):
+    with pytest.raises(ValueError, match="widest: split 'train': expected networks on their side of 1; got none"):
+        Prediction(replace(config, widest=1))
