@@ -51,7 +51,9 @@ def activation_of(name: str) -> Callable[[Tensor], Tensor]:
 
 
 class DropNeurons(nn.Module):
-    """Dropout of whole neurons, with all their places (Tompson et al. 2015, section 3.2): few numbers are drawn.
+    """Dropout of whole neurons, with all their places, so that few numbers are drawn.
+
+    As in Tompson et al. 2015, section 3.2.
 
     share: of the neurons. axis: theirs.
     """
@@ -61,7 +63,7 @@ class DropNeurons(nn.Module):
         self.share, self.axis = share, axis
 
     def forward(self, x: Tensor) -> Tensor:
-        """(m, *), in training with zeros for some neurons of every input and the others scaled up."""
+        """(m, *), in training with zeros for some neurons of every input, the others scaled up."""
         if not self.training or not self.share:
             return x
         shape = [len(x), *[1] * (x.dim() - 1)]

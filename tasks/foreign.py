@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,19 @@ def read_split_file(path: Path, split: str) -> Any:
     if not isinstance(found, dict) or name not in found:
         raise ValueError(f"split file '{path}': {name}: expected a split of this name; got none")
     return found[name]
+
+
+def rows_of(path: Path, entry: Mapping[str, Any], keys: Sequence[str]) -> list[tuple]:
+    """What a split file says of each of its networks: lists under several keys, side by side.
+
+    Raises ValueError, which names file and field, if one is missing or of another length.
+    """
+    lists = [field(path, entry, key) for key in keys]
+    for key, values in zip(keys, lists, strict=True):
+        if len(values) != len(lists[0]):
+            expected = f"{len(lists[0])} values, as of {keys[0]}"
+            raise ValueError(f"file '{path}': {key}: expected {expected}; got {len(values)}")
+    return list(zip(*lists, strict=True))
 
 
 def field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tasks.cnn import describe
-from tasks.foreign import checked, field, read_checkpoint, read_split_file, single
+from tasks.foreign import checked, field, read_checkpoint, read_split_file, rows_of, single
 from tasks.shards import Networks
 
 FINAL_STEP = 86
@@ -24,6 +24,7 @@ TEST_SHARE = 0.5
 TRAIN_SHARE = 0.8
 """Of the rest, as in Zhou et al. 2023, who shuffle all rows before by a list of their own."""
 STRIDE = 2
+ZOO_FILES = ("weights.npy", "metrics.csv.gz", "layout.csv")
 METRICS = ("step", "test_accuracy", "config.activation")
 LAYOUT = ("varname", "start_idx", "end_idx", "shape")
 WILD_FIELDS = ("channels", "kernel_size", "stride", "padding", "residual", "activation")
@@ -39,14 +40,14 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
     Raises ValueError, which names file and field, for what is missing or does not match, and for
     numbers that are not finite.
     """
-    weights = read_matrix(source / "weights.npy")
-    metrics, layout = source / "metrics.csv.gz", source / "layout.csv"
+    path, metrics, layout = (source / name for name in ZOO_FILES)
+    weights = read_matrix(path)
     rows = read_table(metrics, METRICS)
     if len(rows) != len(weights):
         expected = f"{len(weights)} rows, as of weights"
         raise ValueError(f"file '{metrics}': expected {expected}; got {len(rows)}")
-    final = [number for number, row in enumerate(rows) if float(row["step"]) == FINAL_STEP]
-    chosen = of_split(split, final)
+    steps, accuracies = (numbers_of(metrics, rows, key) for key in METRICS[:2])
+    chosen = of_split(split, np.flatnonzero(np.array(steps) == FINAL_STEP).tolist())
     for activation in sorted({rows[number]["config.activation"] for number in chosen}):
         own = [number for number in chosen if rows[number]["config.activation"] == activation]
         values = torch.from_numpy(np.array(weights[own], np.float32))
@@ -54,10 +55,9 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
         columns = {
             "run": torch.tensor(own),
             "step": torch.full((len(own),), FINAL_STEP),
-            "accuracy": torch.tensor([float(rows[number]["test_accuracy"]) for number in own]),
+            "accuracy": torch.tensor(accuracies)[own],
         }
-        architecture = small_cnn(layout, params, activation)
-        yield checked(source / "weights.npy", architecture, params, columns)
+        yield checked(path, small_cnn(layout, params, activation), params, columns)
 
 
 def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
@@ -69,12 +69,8 @@ def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
 
     Raises ValueError, which names file and field, for what is missing or does not match.
     """
-    entry = {split: read_split_file(source, split)}
-    paths, scores, steps = (field(source, entry, split, key) for key in ("path", "score", "step"))
-    if not len(paths) == len(scores) == len(steps):
-        expected = f"as many scores and steps as paths, {len(paths)}"
-        raise ValueError(f"file '{source}': {split}: expected {expected}; got others")
-    for name, score, step in zip(paths, scores, steps, strict=True):
+    entry = read_split_file(source, split)
+    for name, score, step in rows_of(source, entry, ("path", "score", "step")):
         path = source.parent / name
         values = read_checkpoint(path)
         config = {key: field(path, values, "config", key) for key in WILD_FIELDS}
@@ -127,13 +123,27 @@ def unpacked(path: Path, layout: Sequence[Mapping[str, str]], values: Tensor) ->
         if kind not in found:
             name = row["varname"]
             raise ValueError(f"file '{path}': varname: expected kernel:0 or bias:0; got {name!r}")
-        start, end, shape = (literal_eval(row[key]) for key in ("start_idx", "end_idx", "shape"))
-        part = values[:, start:end].unflatten(1, shape)
+        part = place(path, row, values)
         found[kind].append(channels_first(part) if kind == "kernel:0" else part)
-    names = [*(f"layers.{number}" for number in range(len(found["bias:0"]) - 1)), "fc"]
-    kernels = dict(zip((f"{name}.weight" for name in names), found["kernel:0"], strict=True))
-    biases = dict(zip((f"{name}.bias" for name in names), found["bias:0"], strict=True))
-    return {**kernels, **biases}
+    kernels, biases = found.values()
+    if len(kernels) != len(biases):
+        expected = f"as many kernels as biases, {len(biases)}"
+        raise ValueError(f"file '{path}': varname: expected {expected}; got {len(kernels)}")
+    names = [*(f"layers.{number}" for number in range(len(kernels) - 1)), "fc"]
+    params = {}
+    for name, kernel, bias in zip(names, kernels, biases, strict=True):
+        params |= {f"{name}.weight": kernel, f"{name}.bias": bias}
+    return params
+
+
+def place(path: Path, row: Mapping[str, str], values: Tensor) -> Tensor:
+    """What a row of the layout says of (n, parameters): (n, *shape)."""
+    try:
+        start, end, shape = (literal_eval(row[key]) for key in LAYOUT[1:])
+        return values[:, start:end].unflatten(1, shape)
+    except (ValueError, SyntaxError, TypeError, RuntimeError):
+        told = ", ".join(f"{key} {row[key]!r}" for key in LAYOUT[1:])
+        raise ValueError(f"file '{path}': expected numbers that agree; got {told}") from None
 
 
 def channels_first(kernels: Tensor) -> Tensor:
@@ -170,3 +180,14 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         if not rows or rows[0].get(column) is None:
             raise ValueError(f"file '{path}': {column}: expected a column of this name; got none")
     return rows
+
+
+def numbers_of(path: Path, rows: Sequence[Mapping[str, str]], column: str) -> list[float]:
+    """A column of a table.
+
+    Raises ValueError, which names file and column, for what is no number.
+    """
+    try:
+        return [float(row[column]) for row in rows]
+    except ValueError as error:
+        raise ValueError(f"file '{path}': {column}: expected numbers; got: {error}") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.foreign import field, read_checkpoint, read_split_file, single
+from tasks.foreign import field, read_checkpoint, read_split_file, rows_of, single
 from tasks.shards import Networks
 
 NFN_HELD_OUT = {"validation": 5000, "test": 10_000}
@@ -26,15 +26,12 @@ def read_dwsnets(source: Path, split: str) -> Iterator[Networks]:
     Raises ValueError, which names file and field, for what is missing or does not match.
     """
     entry = read_split_file(source, split)
-    labels = None
-    if isinstance(entry, dict):
-        paths, labels = (field(source, {split: entry}, split, key) for key in ("path", "label"))
-    else:
-        paths = entry
-    for number, name in enumerate(paths):
+    bare = [(name, None) for name in entry]
+    rows = bare if isinstance(entry, list) else rows_of(source, entry, ("path", "label"))
+    for number, (name, known) in enumerate(rows):
         path = source.parent / name
         values = read_checkpoint(path)
-        label = field(path, values, "label") if labels is None else labels[number]
+        label = field(path, values, "label") if known is None else known
         names = [key for key in values if key.startswith("seq.")]
         params = {key.replace("seq", "layers", 1): values[key] for key in names}
         yield single(path, siren_of(path, params), params, label=int(label), index=number)

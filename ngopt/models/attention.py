@@ -70,7 +70,8 @@ class RelationalLayer(GraphLayer):
     edges      u = norm(e + linear(relu(linear([v_target, e, v_source])))), norm(u + mlp(u))
 
     complete_up_to: in a graph of so many neurons each also sees every neuron, as along an edge
-        without features. edges: whether it has new edges, as in `PNALayer`. The edge update has no term of the reverse edge: there is none.
+        without features. The edge update has no term of the reverse edge: there is none.
+    edges: whether it has new edges, as in `PNALayer`.
 
     Shapes: nodes one (*batch, n, width) a group; edges (groups, n_target, n_source, tiles, *batch,
     width), of a part of a block.

@@ -1,11 +1,15 @@
+from math import factorial
+
 import pytest
 import torch
 
-from tasks.architectures import Stack, architecture_of
+from tasks.architectures import Stack, architecture_of, make_module
 from tasks.classifier import ACTIVATIONS
 from tasks.cnn import describe
 from tasks.shards import Networks
 from tasks.siren import FREQUENCY, Siren
+from tests.automorphisms import automorphisms, count_automorphisms
+from tests.equivariance import assert_function_respects
 
 SIREN = {"kind": "siren", "widths": [2, 5, 4, 1]}
 
@@ -103,6 +107,30 @@ def test_neurons_of_a_layer_say_what_it_gives_or_that_activated(name):
         torch.testing.assert_close(output.mT if of_tokens else output, said)
         compared.append(group.name)
     assert len(compared) >= len(graph.groups) / 3, compared
+
+
+# neurons that a skip joins move together
+SYMMETRIES = {
+    "cnn": factorial(4) * factorial(2) * factorial(2),
+    "batch norm": factorial(4) * factorial(2) * factorial(2),
+    # within halves of 4, 6 and 8 neurons: 0 and 1, 4 and 5, 6 and 7
+    "group norm": 2 * 2 * 2,
+    "one dimension": 2 * 2 * 2,
+    "deep sets": factorial(8) * factorial(6) * factorial(5) * factorial(7),
+    # the residual stream; in each block heads, neurons of queries with keys and of values, the MLP
+    "vit": factorial(8) * (2 * factorial(4) ** 2 * factorial(4) ** 2 * factorial(16)) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_the_symmetries_of_the_graph_are_those_of_the_network(name):
+    description = dict(ARCHITECTURES[name])
+    torch.manual_seed(0)
+    module = make_module(description).double()
+    example = torch.randn(2, *module.example().shape[1:], dtype=torch.float64)
+    graph = architecture_of(description).graph
+    assert count_automorphisms(graph) == SYMMETRIES[name]
+    assert_function_respects(module, example, graph, automorphisms(graph))
 
 
 def test_what_a_network_returns_is_found_among_its_neurons():

@@ -29,7 +29,7 @@ def test_a_training_says_and_writes_what_it_found(config, tmp_path, capsys):
 
 def test_accuracy_is_the_share_of_classes_that_are_right(config):
     lesson = Classification(config)
-    stack, labels, _ = lesson.data["validation"]
+    labels = lesson.data["validation"].labels
 
     class Oracle(torch.nn.Module):
         """It knows the first four networks, and says one class too high of the others."""

@@ -249,8 +249,22 @@ class TestCnnZoo:
         np.save(source / "weights.npy", weights)
         with pytest.raises(ValueError, match=r"weights.npy': layers.0.weight: expected finite numbers"):
             list(read_cnn_zoo(source, "test"))
+        row = {"varname": "a/bias:0", "start_idx": 0, "end_idx": 4, "shape": "(5,)"}
+        self.write(source / "layout.csv", [row], open)
+        with pytest.raises(ValueError, match=r"layout.csv': expected numbers that agree; got .* shape '\(5,\)'"):
+            next(read_cnn_zoo(source, "test"))
+        self.write(source / "layout.csv", [{**row, "shape": "(4,)"}], open)
+        with pytest.raises(ValueError, match=r"layout.csv': varname: expected as many kernels as biases, 1; got 0"):
+            next(read_cnn_zoo(source, "test"))
+        self.write(source / "layout.csv", [{**row, "varname": "a/gamma:0"}], open)
+        with pytest.raises(ValueError, match=r"layout.csv': varname: expected kernel:0 or bias:0; got 'a/gamma:0'"):
+            next(read_cnn_zoo(source, "test"))
         self.write(source / "layout.csv", [{"varname": "x", "start_idx": 0, "end_idx": 1}], open)
         with pytest.raises(ValueError, match=r"layout.csv': shape: expected a column of this name; got none"):
+            next(read_cnn_zoo(source, "test"))
+        metrics = [{"step": "last", "test_accuracy": 0.1, "config.activation": "relu"}] * 40
+        self.write(source / "metrics.csv.gz", metrics, gzip.open)
+        with pytest.raises(ValueError, match=r"metrics.csv.gz': step: expected numbers; got: .*'last'"):
             next(read_cnn_zoo(source, "test"))
         (source / "metrics.csv.gz").write_bytes(b"step")
         with pytest.raises(ValueError, match=r"metrics.csv.gz': expected a table; got: Not a gzipped file"):
@@ -321,7 +335,7 @@ class TestWildPark:
         splits = json.loads(source.read_text())
         del splits["test"]["score"][0]
         source.write_text(json.dumps(splits))
-        with pytest.raises(ValueError, match=r"splits.json': test: expected as many scores and steps as paths, 3"):
+        with pytest.raises(ValueError, match=r"splits.json': score: expected 3 values, as of path; got 2"):
             next(read_wild_park(source, "test"))
 
     def test_shards_of_all_splits_are_written(self, source, tmp_path, capsys):
