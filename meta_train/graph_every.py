@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from meta_train.estimators import trained_metanet
 from meta_train.problems import load_problem
-from meta_train.report import align, deviation, markdown, spread, summarize
+from meta_train.report import deviation, spread, summarize
 from meta_train.runs import Record, Run, execute
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import load_pretrained, save_pretrained, weights_hash
 from tasks import cli
 from tasks.files import write_json
+from tasks.text_tables import align, markdown
 
 HEADER = ["problem", "k", "validation accuracy %", "test accuracy %"]
 

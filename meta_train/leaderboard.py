@@ -21,11 +21,12 @@ from meta_train import report, standings
 from meta_train.optimizers import OPTIMIZERS, OptimizerSpec, load_optimizer
 from meta_train.plots import plot_curves
 from meta_train.problems import LISTS, load_problem, problem_names
-from meta_train.report import Row, align, markdown, mean_validation_losses, notes, summarize
+from meta_train.report import Row, mean_validation_losses, notes, summarize
 from meta_train.runs import Record, Run, execute, file_name
 from meta_train.standings import REFERENCE, Standing, matrix, steps_to_reference
 from tasks import cli
 from tasks.files import write_json
+from tasks.text_tables import align, markdown
 
 FIRST_TUNING_SEED = 1_000_000  # evaluation counts from 0, so the two never meet
 CURVE_POINTS = 20

@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from meta_train.estimators import trained_metanet
 from meta_train.problems import Metrics, load_problem, mean_metrics
-from meta_train.report import align
 from meta_train.unroll import Task, whole_run
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
 from ngopt.pretrained import load_pretrained, save_pretrained
 from tasks import cli
 from tasks.random import derive_seed
+from tasks.text_tables import align
 
 HEADER = ["gain", "cooldown", "validation loss", "accuracy %"]
 

@@ -19,13 +19,13 @@ from optuna.samplers import CmaEsSampler
 
 from meta_train.candidates import Setting, gains
 from meta_train.problems import DEVELOPMENT, problem_names
-from meta_train.report import align
 from meta_train.trials import open_study, write_trials
 from ngopt.base.config import SoapConfig
 from ngopt.base.soap import Soap
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import save_pretrained
 from tasks import cli
+from tasks.text_tables import align
 
 FIRST_SEED = 2_000_000  # apart from the seeds of evaluation and of baselines' tuning
 

@@ -89,15 +89,24 @@ class NetworkLesson(Generic[Config]):
 def learn(config: Config, make: Callable[[Config, Ranks], NetworkLesson[Config]]) -> None:
     """Trains, on the ranks that this process was started with, and says what was found."""
     with joined() as ranks:
-        lesson = make(config, ranks)
-        settings = {key: value for key, value in asdict(config).items() if key not in NO_MATTER}
-        trainer = Trainer(lesson, config.training, Path(config.folder), settings, ranks)
-        progress = trainer.run()
-        lesson.model.eval()
-        with torch.no_grad():
-            results = lesson.results()
-        if ranks.is_first:
-            report(config, lesson.model, progress, results)
+        learn_on(ranks, config, make)
+
+
+def learn_on(
+    ranks: Ranks,
+    config: Config,
+    make: Callable[[Config, Ranks], NetworkLesson[Config]],
+) -> None:
+    """The same on given ranks."""
+    lesson = make(config, ranks)
+    settings = {key: value for key, value in asdict(config).items() if key not in NO_MATTER}
+    trainer = Trainer(lesson, config.training, Path(config.folder), settings, ranks)
+    progress = trainer.run()
+    lesson.model.eval()
+    with torch.no_grad():
+        results = lesson.results()
+    if ranks.is_first:
+        report(config, lesson.model, progress, results)
 
 
 def report(config: LessonConfig, model: nn.Module, progress: Progress, results: Mapping[str, float]) -> None:

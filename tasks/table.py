@@ -1,0 +1,138 @@
+"""Tables of the tasks: `python -m tasks.table --table classify --data data/inr-mnist --folder runs/mnist`.
+
+Trains every model of a table with the same data and the same minutes of a core, ours with several
+seeds, and prints what they found beside the published figures, which came from other data. The same
+command goes on where it was stopped; `--processes 2` trains two at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from tasks import cli
+from tasks.distributed import Ranks, joined
+from tasks.files import write_json
+from tasks.generation import on_ranks
+from tasks.lesson import LessonConfig, learn_on
+from tasks.shards import read_manifest
+from tasks.table_rows import TABLES, Row, Table
+from tasks.text_tables import align, markdown
+from tasks.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a table."""
+
+    table: str
+    """Its name."""
+    data: str
+    """Folder of networks."""
+    folder: str
+    """Where trainings and the table go."""
+    minutes: float = 15.0
+    """Budget of each training, of a core."""
+    batch: int = 32
+    """Networks of a step."""
+    seeds: int = 3
+    """Of our models; others have one."""
+    rows: tuple[str, ...] = ()
+    """Labels of rows, none for all."""
+    processes: int = 1
+    """Trainings at the same time, of one thread each."""
+
+    def __post_init__(self) -> None:
+        if self.table not in TABLES:
+            raise ValueError(f"table: expected one of {', '.join(TABLES)}; got '{self.table}'")
+        labels = [row.label for row in TABLES[self.table].rows]
+        odd = [label for label in self.rows if label not in labels]
+        if odd:
+            raise ValueError(f"rows: expected some of {'; '.join(labels)}; got {'; '.join(odd)}")
+
+
+class Training(NamedTuple):
+    row: Row
+    config: LessonConfig
+
+    @property
+    def result(self) -> Path:
+        return Path(self.config.folder, "result.json")
+
+
+def trainings(config: Config) -> Iterator[Training]:
+    """All that a table needs, the first seeds first."""
+    table = TABLES[config.table]
+    for seed in range(config.seeds):
+        for row in table.rows:
+            is_wanted = not config.rows or row.label in config.rows
+            if not is_wanted or (seed and not row.is_ours):
+                continue
+            folder = Path(config.folder, f"{row.label.replace(', ', '-').replace(' ', '-')}-{seed}")
+            training = TrainingConfig(config.minutes, config.batch, seed=seed)
+            yield Training(row, table.config(row, data=config.data, folder=str(folder), training=training))
+
+
+def train(config: Config) -> None:
+    """This rank's share of what is missing; each training is of one rank."""
+    lesson = TABLES[config.table].lesson
+    with joined() as ranks:
+        for place, training in enumerate(trainings(config)):
+            if ranks.owns(place) and not training.result.exists():
+                learn_on(Ranks(), training.config, lesson)
+
+
+def run(config: Config) -> None:
+    on_ranks(config.processes, train, config, trainings)
+    report(config)
+
+
+def report(config: Config) -> None:
+    """Prints the table and writes it, and all results, into the folder."""
+    table, found = TABLES[config.table], results(config)
+    known = published(config, table)
+    header = ["model", *table.figures, "published", "seeds", "parameters", "networks/s"]
+    body = [line(table, label, some, known.get(label)) for label, some in found.items()]
+    Path(config.folder, "table.md").write_text("\n".join(markdown(header, body)) + "\n")
+    write_json(Path(config.folder, "table.json"), found)
+    print("\n".join(align(header, body)))
+    print(f"{config.minutes:g} minutes of a core each, on {config.data}; published figures are of other data.")
+
+
+def results(config: Config) -> dict[str, list[dict[str, Any]]]:
+    """Of every row what its trainings wrote, as far as they are done."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for training in trainings(config):
+        if training.result.exists():
+            found.setdefault(training.row.label, []).append(json.loads(training.result.read_text()))
+    return found
+
+
+def published(config: Config, table: Table) -> Mapping[str, float]:
+    settings = read_manifest(Path(config.data))["settings"]
+    return table.published.get(settings.get("zoo", settings.get("data")), {})
+
+
+def line(
+    table: Table,
+    label: str,
+    found: Sequence[Mapping[str, Any]],
+    known: float | None,
+) -> list[str]:
+    """A row as text."""
+    cells = [label]
+    for figure, factor in table.figures.items():
+        values = [factor * one["test"][figure] for one in found]
+        spread = f" ± {stdev(values):.3g}" if len(values) > 1 else ""
+        cells.append(f"{fmean(values):.4g}{spread}")
+    speed = fmean(one["networks_per_second"] for one in found)
+    cells += ["" if known is None else f"{known:g}", str(len(found))]
+    return [*cells, str(found[0]["parameters"]), f"{speed:.0f}"]
+
+
+if __name__ == "__main__":
+    cli.main(Config, run, __doc__)

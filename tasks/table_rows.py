@@ -1,0 +1,174 @@
+"""The tables of the tasks: their rows, and what Kofinas et al. 2024 and Lim et al. 2024 published.
+
+The published figures came from other data, and are not to be compared number by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks import classify, edit, predict
+from tasks.lesson import LessonConfig, NetworkLesson
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model of a table.
+
+    changes: of the task's config. is_ours: trained with several seeds.
+    """
+
+    label: str
+    changes: Mapping[str, Any]
+    is_ours: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one command makes.
+
+    settings, lesson: the task. figures: those of a result that are shown, with a factor. published: of
+    every data set or zoo the first figure of rows, by their labels.
+    """
+
+    settings: type[LessonConfig]
+    lesson: type[NetworkLesson]
+    figures: Mapping[str, float]
+    rows: tuple[Row, ...]
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def config(self, row: Row, **common: Any) -> LessonConfig:
+        return self.settings(**{**common, **row.changes})
+
+
+def _probed(model: str, *counts: int) -> tuple[Row, ...]:
+    """Ours, with so many probes."""
+    return tuple(Row(_label(model, n), {"model": model, "probes": n}, True) for n in counts)
+
+
+def _label(model: str, probes: int) -> str:
+    return f"{model}, {probes} probes" if probes else model
+
+
+def _others(*models: str) -> tuple[Row, ...]:
+    return tuple(Row(model, {"model": model}) for model in models)
+
+
+CLASSIFY = Table(
+    classify.Config,
+    classify.Classification,
+    {"accuracy": 100},
+    (
+        *_others("mlp", "set", "statnn", "nfn-hnp", "nfn-np", "dwsnet", "probegen"),
+        *_probed("ng-gnn", 0, 64),
+        *_probed("ng-t", 0, 64),
+        Row("ng-gnn, permutations alone", {"model": "ng-gnn", "symmetry": False}, True),
+    ),
+    {
+        "mnist": {
+            "mlp": 17.6,
+            "set": 23.7,
+            "nfn-hnp": 79.1,
+            "dwsnet": 85.7,
+            "ng-gnn, permutations alone": 91.4,
+            "ng-gnn, 64 probes": 94.7,
+            "ng-t, 64 probes": 97.3,
+        },
+        "fashion-mnist": {
+            "mlp": 19.9,
+            "set": 22.3,
+            "nfn-hnp": 68.9,
+            "dwsnet": 67.1,
+            "ng-gnn, permutations alone": 68.0,
+            "ng-gnn, 64 probes": 74.2,
+            "ng-t, 64 probes": 74.8,
+        },
+    },
+)
+PROBES = Table(
+    classify.Config,
+    classify.Classification,
+    {"accuracy": 100},
+    (
+        *_probed("ng-gnn", 0, 4, 16, 64),
+        Row("ng-gnn, no positions", {"sizes": {"positions": False}}, True),
+        Row("ng-gnn, no activations", {"sizes": {"activations": False}}, True),
+    ),
+    {"mnist": {"ng-gnn": 91.4, "ng-gnn, 4 probes": 91.8, "ng-gnn, 16 probes": 92.8, "ng-gnn, 64 probes": 94.7}},
+)
+SIZES = Table(
+    classify.Config,
+    classify.Classification,
+    {"accuracy": 100},
+    tuple(Row(f"{n} networks", {"probes": 64, "limit": n}, True) for n in (1000, 2500, 5000, 10_000)),
+)
+EDIT = Table(
+    edit.Config,
+    edit.Editing,
+    {"mse": 100, "mse_unedited": 100},
+    (
+        *_others("nfn-np", "nfn-hnp", "dwsnet"),
+        *_probed("ng-gnn", 0, 64),
+        *_probed("ng-t", 0, 64),
+        Row("ng-gnn, 64 probes, 8 outputs", {"probes": 64, "outputs": 8}, True),
+    ),
+    {
+        "mnist": {
+            "nfn-np": 2.55,
+            "dwsnet": 2.58,
+            "ng-gnn": 2.38,
+            "ng-gnn, 64 probes": 2.06,
+            "ng-t": 1.96,
+            "ng-t, 64 probes": 1.75,
+        }
+    },
+)
+SMALL = Table(
+    predict.Config,
+    predict.Prediction,
+    {"tau": 1, "r2": 1},
+    (
+        *_others("statnn", "nfn-np", "nfn-hnp", "dmc", "probegen"),
+        *_probed("ng-gnn", 0, 16),
+        *_probed("ng-t", 0),
+    ),
+    {"small": {"statnn": 0.915, "nfn-hnp": 0.934, "ng-gnn": 0.931, "ng-t": 0.935, "probegen": 0.957}},
+)
+WILD = Table(
+    predict.Config,
+    predict.Prediction,
+    {"tau": 1, "r2": 1},
+    (
+        *_others("statnn", "dmc", "probegen"),
+        *_probed("ng-gnn", 0, 16),
+        *_probed("ng-t", 0),
+        Row("ng-gnn, no activations", {"sizes": {"activations": False}}, True),
+    ),
+    {
+        "wild-park": {
+            "statnn": 0.719,
+            "ng-gnn": 0.804,
+            "ng-gnn, no activations": 0.778,
+            "ng-t": 0.817,
+            "probegen": 0.933,
+        }
+    },
+)
+DIVERSE = Table(
+    predict.Config,
+    predict.Prediction,
+    {"r2": 1, "tau": 1},
+    (*_others("set", "dmc", "statnn"), Row("gmn", {"model": "gmn"}, True)),
+    {"diverse": {"set": 0.562, "dmc": 0.957, "gmn": 0.975}},
+)
+TABLES: dict[str, Table] = {
+    "classify": CLASSIFY,
+    "probes": PROBES,
+    "sizes": SIZES,
+    "edit": EDIT,
+    "predict-small": SMALL,
+    "predict-wild": WILD,
+    "predict-diverse": DIVERSE,
+}

@@ -1,0 +1,71 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from tasks.distributed import Ranks
+from tasks.table import Config, run, trainings
+from tasks.table_rows import TABLES, Row, Table
+
+FOLDERS = {
+    "classify": "inr-mnist",
+    "probes": "inr-mnist",
+    "sizes": "inr-mnist",
+    "predict-small": "zoo-small",
+    "predict-wild": "zoo-wild-park",
+    "predict-diverse": "zoo-diverse",
+}
+
+
+@pytest.fixture
+def config(data, tmp_path, clock, monkeypatch):
+    """Two rows that are soon learned."""
+    whole = TABLES["predict-small"]
+    sizes = {"width": 4, "layers": 1}
+    rows = (Row("statnn", {"model": "statnn"}), Row("ng-gnn", {"sizes": sizes}, True))
+    small = Table(whole.settings, whole.lesson, whole.figures, rows, whole.published)
+    monkeypatch.setitem(TABLES, "predict-small", small)
+    return Config("predict-small", str(data / "zoo-small"), str(tmp_path), minutes=0.05, batch=8, seeds=2)
+
+
+def test_a_table_has_ours_with_all_seeds_and_others_once(config, tmp_path, capsys):
+    run(config)
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert {label: len(some) for label, some in found.items()} == {"statnn": 1, "ng-gnn": 2}
+    taus = [one["test"]["tau"] for one in found["ng-gnn"]]
+    said = capsys.readouterr().out
+    assert f"{sum(taus) / 2:.4g} ± " in said
+    assert "0.931" in said and "0.915" in said
+    assert (tmp_path / "table.md").read_text().count("\n") == 4
+
+
+def test_what_is_there_is_not_made_again(config, tmp_path):
+    run(replace(config, seeds=1))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
+    run(config)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
+    assert len(before) == 2 and len(after) == 3
+    assert all(after[path] == time for path, time in before.items())
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_row_is_a_model_that_reads_the_data(name, data, tmp_path):
+    config = Config(name, str(data / FOLDERS[name]), str(tmp_path), seeds=1)
+    for training in trainings(config):
+        lesson = TABLES[name].lesson(training.config, Ranks())
+        assert sum(p.numel() for p in lesson.model.parameters()) > 1000
+    folders = [training.config.folder for training in trainings(replace(config, seeds=2))]
+    assert len(set(folders)) == len(folders)
+
+
+def test_published_rows_are_rows():
+    for one in TABLES.values():
+        labels = {row.label for row in one.rows}
+        assert all(set(known) <= labels for known in one.published.values())
+
+
+def test_unknown_tables_and_rows_are_named(config):
+    with pytest.raises(ValueError, match="table: expected one of classify, .*; got 'all'"):
+        replace(config, table="all")
+    with pytest.raises(ValueError, match="rows: expected some of statnn; ng-gnn; got gru"):
+        replace(config, rows=("statnn", "gru"))
