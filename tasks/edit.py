@@ -21,11 +21,11 @@ from tasks.architectures import Stack
 from tasks.datasets import batch_indices, load_dataset
 from tasks.distributed import Ranks
 from tasks.image_networks import ImageNetworks, read_image_networks
-from tasks.inr import MIDDLE
 from tasks.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel
 from tasks.pictures import draw_rows
 from tasks.shards import SPLITS, read_manifest
+from tasks.signals import MIDDLE
 from tasks.siren import grid
 
 # How far an untrained model moves parameters, in deviations (Kofinas et al. 2024, public code).

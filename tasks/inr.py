@@ -1,6 +1,6 @@
-"""Images as networks: `python -m tasks.inr fit --data mnist --folder data/inr-mnist --processes 2`.
+"""Signals as networks: `python -m tasks.inr fit --data mnist --folder data/inr-mnist --processes 2`.
 
-Fits a SIREN to every image, each from random weights of its own, many at once, into shards of a folder
+Fits a SIREN to every image, or sine wave, each from random weights of its own, many at once, into shards of a folder
 (`tasks.shards`); the same command goes on where it was stopped, and `torchrun --nproc-per-node N -m
 tasks.inr fit ...` divides the shards among ranks. `python -m tasks.inr show --folder ...` draws some.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isqrt
 from pathlib import Path
 
 import torch
@@ -16,17 +17,15 @@ from torch import Tensor
 from torch.func import stack_module_state
 
 from tasks import cli
-from tasks.datasets import ImageDataset, Split, load_dataset
 from tasks.generation import Job, jobs, make_shards, on_ranks
-from tasks.pictures import draw_rows
+from tasks.pictures import draw_curves, draw_rows
 from tasks.random import seeded
 from tasks.shards import SPLITS, Folder, Networks, merged, read_manifest, read_shard, shard_paths
-from tasks.siren import Siren, grid, render
+from tasks.signals import MIDDLE, SINES, Signals, load_signals
+from tasks.siren import Siren, render
 
 # SIRENs that are fit in one call: their activations stay in the caches of a core.
 AT_ONCE = 16
-# The middle of a pixel's range, which a SIREN does not have to learn.
-MIDDLE = 0.5
 QUALITY = ("psnr",)
 # Settings that change no network.
 NO_MATTER = ("folder", "processes")
@@ -39,13 +38,13 @@ class FitConfig:
     folder: str
     """Where shards and manifest go."""
     data: str = "mnist"
-    """mnist, fashion-mnist or cifar10."""
+    """mnist, fashion-mnist, cifar10 or sines."""
     train: int = 10_000
-    """Images of the training split, from its first; likewise of the others."""
+    """Signals of the training split, from its first; likewise of the others."""
     validation: int = 1000
     test: int = 2000
     views: int = 1
-    """Fits of each training image, from different random weights."""
+    """Fits of each training signal, from different random weights."""
     width: int = 32
     hidden: int = 2
     """Layers of sines."""
@@ -71,26 +70,31 @@ class ShowConfig:
     count: int = 8
 
 
-def fit(images: Tensor, widths: Sequence[int], steps: int, lr: float) -> tuple[dict[str, Tensor], Tensor]:
-    """SIRENs of images, from torch's random numbers: stacked parameters, and PSNRs in dB.
+def fit(
+    points: Tensor,
+    values: Tensor,
+    widths: Sequence[int],
+    steps: int,
+    lr: float,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """SIRENs of signals, from torch's random numbers: stacked parameters, and PSNRs in dB for a range of 1.
 
-    images: (n, channels, height, width) in [0, 1]. Image = SIREN + .5.
+    Shapes: points (n, d), values (k, channels, n).
     """
-    models = [Siren(widths) for _ in range(len(images))]
+    models = [Siren(widths) for _ in range(len(values))]
     stacked, _ = stack_module_state(models)  # pyright: ignore[reportArgumentType]
     params = {name: value.detach().requires_grad_() for name, value in stacked.items()}
     weights, biases = layers_of(params)
-    points, targets = grid(*images.shape[-2:]), images.flatten(2) - MIDDLE
     optimizer = torch.optim.Adam(params.values(), lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for _ in range(steps):
         optimizer.zero_grad()
         # a sum over networks, so that each has the gradient of its own loss
-        errors(weights, biases, points, targets).sum().backward()
+        errors(weights, biases, points, values).sum().backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        psnr = -10 * errors(weights, biases, points, targets).log10()
+        psnr = -10 * errors(weights, biases, points, values).log10()
     return {name: value.detach() for name, value in params.items()}, psnr
 
 
@@ -106,31 +110,26 @@ def layers_of(params: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]
     return weights, biases
 
 
-def widths_of(config: FitConfig, channels: int) -> tuple[int, ...]:
-    return (2, *[config.width] * config.hidden, channels)
-
-
 def counts(config: FitConfig) -> dict[str, int]:
-    """Fits of every split: all its images once, then all again."""
+    """Fits of every split: all its signals once, then all again."""
     views = {"train": config.views}
     return {split: getattr(config, split) * views.get(split, 1) for split in SPLITS}
 
 
-def make(job: Job, config: FitConfig, images: Split) -> Networks:
+def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
     """The networks of a shard."""
     count = getattr(config, job.split)
     fits = torch.arange(job.start, job.stop)
-    index, view = fits % count, fits // count
-    widths = widths_of(config, images.images.shape[1])
-    pixels = images.images[index].float() / 255
-    architecture = {"kind": "siren", "widths": list(widths)}
-    rows = zip(*(x.split(AT_ONCE) for x in (pixels, images.labels[index], index, view)), strict=True)
+    points = signals.points
     found = []
     with seeded(config.seed, SPLITS.index(job.split), job.number):
-        for some, label, own, own_view in rows:
-            params, psnr = fit(some, widths, config.steps, config.lr)
-            columns = {"label": label, "index": own, "view": own_view, "psnr": psnr}
-            found.append(Networks(architecture, params, columns))
+        for some in fits.split(AT_ONCE):
+            index, view = some % count, some // count
+            values = signals.values(index)
+            widths = (points.shape[1], *[config.width] * config.hidden, values.shape[1])
+            params, psnr = fit(points, values, widths, config.steps, config.lr)
+            columns = {**signals.columns(index), "view": view, "psnr": psnr}
+            found.append(Networks({"kind": "siren", "widths": list(widths)}, params, columns))
     return merged(found)
 
 
@@ -141,42 +140,41 @@ def folder_of(config: FitConfig) -> Folder:
 
 def fit_all(config: FitConfig) -> None:
     """Makes the shards that are missing, on one or several ranks."""
-    on_ranks(config.processes, fit_rank, config, check=load_images)
+    on_ranks(config.processes, fit_rank, config, check=load)
 
 
-def load_images(config: FitConfig) -> ImageDataset:
-    """The data set. Raises ValueError if a split has fewer images than are asked for."""
-    data = load_dataset(config.data)
-    for split in SPLITS:
-        asked, there = getattr(config, split), len(getattr(data, split))
-        if asked > there:
-            raise ValueError(f"{split}: expected at most {there} images; got {asked}")
-    return data
+def load(config: FitConfig) -> dict[str, Signals]:
+    """The signals. Raises ValueError if a split has fewer than are asked for."""
+    return load_signals(config.data, {split: getattr(config, split) for split in SPLITS}, config.seed)
 
 
 def fit_rank(config: FitConfig) -> None:
-    data = load_images(config)
+    signals = load(config)
 
     def groups(job: Job) -> list[Networks]:
-        return [make(job, config, getattr(data, job.split))]
+        return [make(job, config, signals[job.split])]
 
     make_shards(folder_of(config), jobs(counts(config), config.shard), groups, QUALITY)
 
 
 def show(config: ShowConfig) -> None:
-    """Draws images and what their networks say, one above the other."""
+    """Draws signals and what their networks say, one above the other."""
     folder = Path(config.folder)
     settings = read_manifest(folder)["settings"]
     (networks, *_) = read_shard(shard_paths(folder, "train")[0])
-    images = load_dataset(settings["data"]).train
-    index = networks.columns["index"][: config.count]
-    originals = images.images[index].float() / 255
+    asked = {split: settings[split] for split in SPLITS}
+    signals = load_signals(settings["data"], asked, settings["seed"])["train"]
+    values = signals.values(networks.columns["index"][: config.count])
     weights, biases = layers_of({name: value[: config.count] for name, value in networks.params.items()})
-    points = grid(*originals.shape[-2:])
-    rendered = (render(weights, biases, points) + MIDDLE).clamp(0, 1).view_as(originals)
+    rows = {"signal": values, "network": render(weights, biases, signals.points)}
     titles = [f"{psnr:.1f} dB" for psnr in networks.columns["psnr"][: config.count].tolist()]
-    draw_rows(Path(config.output), {"image": originals, "network": rendered}, titles)
-    print(f"{len(index)} images and their networks are in {config.output}.")
+    if settings["data"] == SINES:
+        draw_curves(Path(config.output), signals.points.squeeze(1), rows, titles)
+    else:
+        side = isqrt(values.shape[-1])
+        images = {name: (x + MIDDLE).clamp(0, 1).unflatten(-1, (side, side)) for name, x in rows.items()}
+        draw_rows(Path(config.output), images, titles)
+    print(f"{len(values)} signals and their networks are in {config.output}.")
 
 
 if __name__ == "__main__":

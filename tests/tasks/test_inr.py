@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tasks import inr
+from tasks import inr, signals
 from tasks.datasets import ImageDataset, Split
 from tasks.distributed import Ranks
 from tasks.generation import jobs, missing
@@ -24,7 +24,7 @@ def smooth_images(count, side=6):
 def config(tmp_path, monkeypatch):
     images = smooth_images(7)
     split = Split(images, torch.arange(7) % 3, (0.0,), (1.0,))
-    monkeypatch.setattr(inr, "load_dataset", lambda name: ImageDataset(name, 3, split, split, split))
+    monkeypatch.setattr(signals, "load_dataset", lambda name: ImageDataset(name, 3, split, split, split))
     monkeypatch.setattr(inr, "AT_ONCE", 2)
     return FitConfig(str(tmp_path / "inr"), train=5, validation=2, test=2, views=2, width=8, steps=30, shard=3)
 
@@ -32,7 +32,8 @@ def config(tmp_path, monkeypatch):
 def test_networks_say_what_the_images_show():
     images = smooth_images(3).float() / 255
     torch.manual_seed(0)
-    params, psnr = fit(images, (2, 16, 16, 1), steps=200, lr=3e-3)
+    points, values = grid(6, 6), images.flatten(2) - 0.5
+    params, psnr = fit(points, values, (2, 16, 16, 1), steps=200, lr=3e-3)
     rendered = render(*layers_of(params), grid(6, 6)).view_as(images) + 0.5
     mse = (rendered - images).square().mean((1, 2, 3))
     torch.testing.assert_close(psnr, -10 * mse.log10(), rtol=1e-3, atol=0)
@@ -40,11 +41,11 @@ def test_networks_say_what_the_images_show():
 
 
 def test_a_network_does_not_depend_on_those_beside_it():
-    images = smooth_images(3).float() / 255
+    points, values = grid(6, 6), smooth_images(3).float().flatten(2) / 255
     torch.manual_seed(0)
-    together, _ = fit(images, (2, 4, 1), 10, 3e-3)
+    together, _ = fit(points, values, (2, 4, 1), 10, 3e-3)
     torch.manual_seed(0)
-    alone, _ = fit(images[:1], (2, 4, 1), 10, 3e-3)
+    alone, _ = fit(points, values[:1], (2, 4, 1), 10, 3e-3)
     for name, value in together.items():
         torch.testing.assert_close(value[:1], alone[name])
 
@@ -100,7 +101,7 @@ def test_ranks_make_the_same(config, tmp_path, capsys):
     for number in range(2):
         # the second begins when the first has ended
         for job in missing(wanted, folder, Ranks(number, 2)):
-            data = getattr(inr.load_dataset("mnist"), job.split)
+            data = inr.load(config)[job.split]
             write_shard(folder.shard(job.split, job.number), [inr.make(job, other, data)])
     assert contents(other.folder) == contents(config.folder)
 
@@ -110,7 +111,7 @@ def test_pictures(config, tmp_path, monkeypatch, capsys):
     output = tmp_path / "some.png"
     show(ShowConfig(config.folder, str(output), count=3))
     assert output.stat().st_size > 3000
-    assert "3 images and their networks" in capsys.readouterr().out
+    assert "3 signals and their networks" in capsys.readouterr().out
 
 
 def test_errors(config, capsys, monkeypatch):
@@ -132,3 +133,19 @@ def test_a_shard_is_read_back(config, capsys):
     rendered = render(*layers_of(networks.params), grid(6, 6)).view_as(images) + 0.5
     mse = (rendered - images).square().mean((1, 2, 3))
     torch.testing.assert_close(networks.columns["psnr"], -10 * mse.log10(), rtol=1e-4, atol=1e-3)
+
+
+def test_sine_waves_have_the_amplitudes_and_frequencies_that_their_columns_say(tmp_path):
+    config = FitConfig(str(tmp_path), data="sines", train=3, validation=1, test=1, width=8, steps=2)
+    data = inr.load(config)["train"]
+    index = torch.tensor([2, 0])
+    columns = data.columns(index)
+    t = data.points.squeeze(1)[100]
+    expected = columns["amplitude"] / 10 * torch.sin(columns["frequency"] * torch.pi * t)
+    torch.testing.assert_close(data.values(index)[:, 0, 100], expected)
+    fit_all(config)
+    (networks,) = read_split(inr.Path(config.folder), "train")
+    assert networks.architecture["widths"] == [1, 8, 8, 1]
+    assert torch.equal(networks.columns["frequency"][index], columns["frequency"])
+    show(ShowConfig(config.folder, str(tmp_path / "waves.png"), count=2))
+    assert (tmp_path / "waves.png").stat().st_size > 3000
