@@ -18,7 +18,6 @@ from ngopt.graph.flatten import with_repeated_nodes, with_virtual_layer
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.interop import to_networkx, to_pyg
 from ngopt.graph.parameter_graph import parameter_graph
-from ngopt.graph.read import run_graph
 from ngopt.graph.rules import register_rule
 from ngopt.graph.sequential import sequential_graph
 from ngopt.graph.sharding import is_sharded
@@ -43,7 +42,6 @@ __all__ = [
     "join_graphs",
     "parameter_graph",
     "register_rule",
-    "run_graph",
     "symmetries",
     "to_edge_list",
     "to_networkx",

@@ -215,7 +215,6 @@ def _joined(before: NeuronGroup, behind: NeuronGroup) -> NeuronGroup:
         before,
         role=roles.pop() if roles else "hidden",
         activation=behind.activation or before.activation,
-        transforms=before.transforms + behind.transforms,
     )
 
 

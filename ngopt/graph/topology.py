@@ -8,11 +8,9 @@ from functools import reduce
 from typing import TypeVar
 
 import numpy as np
-from torch import nn
 
 from ngopt.graph.core import (
     Bias,
-    Convolution,
     EdgeBlock,
     Index,
     NeuralGraph,
@@ -39,16 +37,14 @@ class GraphBuilder:
         self.groups.append(NeuronGroup(name, size, kind))
         return len(self.groups) - 1
 
-    def add_weight(
-        self, parameter: int, source: int, slot_shape: tuple[int, ...] = (), convolution: Convolution | None = None
-    ) -> int:
+    def add_weight(self, parameter: int, source: int, slot_shape: tuple[int, ...] = ()) -> int:
         """Adds the edges of a whole weight (n_target, n_source * slots or n_source, *slot_shape) and its target."""
         spec = self.parameters[parameter]
         target = self.add_group(layer_name(spec), spec.shape[0])
         shape = (1, spec.shape[0], self.groups[source].size)
         kind = "flatten" if slot_shape and len(spec.shape) == 2 else "weight"
         view = whole(parameter, (*shape, *slot_shape))
-        self.blocks.append(EdgeBlock(view, source, target, shape, slot_shape, kind, convolution=convolution))
+        self.blocks.append(EdgeBlock(view, source, target, shape, slot_shape, kind))
         return target
 
     def add_bias(self, view: View, group: int, kind: str = "bias", index: Index = None) -> None:
@@ -64,9 +60,10 @@ class GraphBuilder:
         self.add_bias(whole(parameter, (spec.numel,)), group)
         return group
 
-    def add_transform(self, group: int, module: nn.Module) -> None:
-        transforms = (*self.groups[group].transforms, module)
-        self.groups[group] = replace(self.groups[group], transforms=transforms)
+    def add_activation(self, group: int, name: str | None) -> None:
+        """Notes down what is applied to neurons, the first function where there are several."""
+        if self.groups[group].activation is None:
+            self.groups[group] = replace(self.groups[group], activation=name)
 
     @property
     def placed(self) -> set[int]:
