@@ -67,7 +67,7 @@ class NGOptimizer(Optimizer):
     Args:
         params: tensors, (name, tensor) pairs or parameter groups, as for every torch optimizer.
         lr: multiplies the update. A scheduler of torch that is attached replaces the schedule of
-            the weights. Per group.
+            the weights; those that cycle momentum need cycle_momentum=False. Per group.
         weight_decay: decoupled, in AdamW's units: each step multiplies the weights by
             1 - lr * s * weight_decay, where s = 1e-3 is the nominal step of the weights. Per group.
         model: the module that the parameters belong to. Its first training forward shows the
