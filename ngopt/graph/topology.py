@@ -132,15 +132,9 @@ class GraphBuilder:
         return [role(i) for i in range(len(self.groups))]
 
     def _depths(self) -> list[float]:
-        layer = [0] * len(self.groups)
-        for block in self.blocks:  # blocks are collected in the order of the forward pass
-            if block.target != block.source:
-                layer[block.target] = max(layer[block.target], layer[block.source] + 1)
-        component = connected(len(self.groups), self.blocks)
-        longest: dict[int, int] = {}
-        for n, c in zip(layer, component, strict=True):
-            longest[c] = max(longest.get(c, 1), n)
-        return [n / longest[c] for n, c in zip(layer, component, strict=True)]
+        count = len(self.groups)
+        forward = [block for block in self.blocks if block.target != block.source]
+        return relative_depths(longest_paths(count, forward), connected(count, self.blocks))
 
 
 def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
@@ -151,6 +145,25 @@ def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
     for view in views:
         np.lib.stride_tricks.as_strided(free[view.offset :], view.shape, view.strides)[...] = False
     return np.flatnonzero(free)
+
+
+def longest_paths(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
+    """For each of `count` groups the number of edges on the longest path to it.
+
+    blocks: in the order of the forward pass, without those that lead back.
+    """
+    length = [0] * count
+    for block in blocks:
+        length[block.target] = max(length[block.target], length[block.source] + 1)
+    return length
+
+
+def relative_depths(layers: Sequence[int], component: Sequence[int]) -> list[float]:
+    """The layer of each group in units of the last one in its component."""
+    last: dict[int, int] = {}
+    for layer, part in zip(layers, component, strict=True):
+        last[part] = max(last.get(part, 1), layer)
+    return [layer / last[part] for layer, part in zip(layers, component, strict=True)]
 
 
 def connected(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
