@@ -14,7 +14,8 @@ from torch import Tensor
 PER_GROUP = ("lr", "weight_decay", "maximize")
 IN_COMMON = ("total_steps", "weights")
 # What else a group may have: names, what schedulers keep there, and what torch adds to defaults.
-OTHER_KEYS = ("params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "swa_lr", "differentiable")
+NAMES = ("params", "param_names", "name")
+OTHER_KEYS = (*NAMES, "initial_lr", "max_lr", "min_lr", "swa_lr", "differentiable")
 
 
 def check_compute_dtype(dtype: Any) -> None:
@@ -77,7 +78,8 @@ def check_keys(group: Mapping[str, Any], common: Mapping[str, Any]) -> None:
 
 def check_in_common(key: str, value: Any, common: Any) -> None:
     if value != common:
-        raise ValueError(f"NGOptimizer: parameter group: '{key}' is one for all groups, {common}; got {value}")
+        expected = f"'{key}' is one for all groups, {common}"
+        raise ValueError(f"NGOptimizer: parameter group: {expected}; got {value}")
 
 
 def check_distinct(named: Iterable[tuple[str, Any]]) -> None:
@@ -85,7 +87,8 @@ def check_distinct(named: Iterable[tuple[str, Any]]) -> None:
     seen: dict[int, str] = {}
     for name, p in named:
         if id(p) in seen:
-            raise ValueError(f"NGOptimizer: '{name}': expected once; got it twice, the first time as '{seen[id(p)]}'")
+            first = seen[id(p)]
+            raise ValueError(f"NGOptimizer: '{name}': expected once; got it first as '{first}'")
         seen[id(p)] = name
 
 

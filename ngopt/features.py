@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from math import exp
 
 import torch
-from torch import Tensor, _foreach_clamp_max_, _foreach_clamp_min, _foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
+from torch import (
+    Tensor,
+    _foreach_clamp_max_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_clamp_min,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 # Metz et al. 2019; Kofinas et al. 2024, section 4.3.
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)

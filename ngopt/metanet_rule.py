@@ -162,7 +162,7 @@ class MetanetRule:
         state: Sequence[Record],
         in_place: bool,
     ) -> tuple[Sequence[Tensor] | None, Iterator[tuple[int, Tensor]]]:
-        """What the graph says of every parameter, and the positions and updates of those present."""
+        """What the graph says of every parameter; positions and updates of those present."""
         if look.is_small:
             features = self._features(columns)
             finite = partial(FlatFeatures.finite, features, self.graph)
@@ -179,7 +179,7 @@ class MetanetRule:
         state: Sequence[Record],
         in_place: bool,
     ) -> Sequence[Tensor] | None:
-        """What the graph says of every parameter, (numel, d); None where the metanet sees no graph."""
+        """What the graph says of every parameter, (numel, d); None if the metanet sees no graph."""
         parts = self._parts_for(None if look.is_small else _at_once(EDGES, self._like()))
         if parts is None:
             return None
@@ -222,8 +222,9 @@ class MetanetRule:
         for some in _together(sizes, MOVED):
             momenta = [state[i][key] for i in some for key in MOMENTA]
             count = -(-sizes[some[-1]] // MOVED)  # more than 1 of a long one, which is alone
-            pieces = zip(*(_in_rows(x, count) for x in (*momenta, *(found[i] for i in some))), strict=True)
-            for piece in pieces:
+            gradients = [found[i] for i in some]
+            pieces = [_in_rows(x, count) for x in (*momenta, *gradients)]
+            for piece in zip(*pieces, strict=True):
                 moved = [piece[j : j + len(MOMENTA)] for j in range(0, len(momenta), len(MOMENTA))]
                 move_momenta(moved, piece[len(momenta) :])
 

@@ -34,7 +34,14 @@ from ngopt.graph.topology import unconnected
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained, weights_hash
-from ngopt.state_dicts import as_dict, check_record, checked, in_order, records_in_order, restore_dtypes
+from ngopt.state_dicts import (
+    as_dict,
+    check_record,
+    checked,
+    in_order,
+    records_in_order,
+    restore_dtypes,
+)
 from ngopt.wiring import (
     Given,
     Inferred,
@@ -303,7 +310,7 @@ class NGOptimizer(Optimizer):
         return self._rule[1]
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a new group does not fit; fills in what it has in common with others."""
+        """Raises ValueError if a new group does not fit; fills in what all have in common."""
         common = dict(self.defaults)
         if self.param_groups:
             common["total_steps"] = self.param_groups[0]["total_steps"]
@@ -324,7 +331,12 @@ class NGOptimizer(Optimizer):
         total_steps = groups[0]["total_steps"] if groups else None
         self._check_records(self._connected(), records_in_order(state_dict), total_steps)
 
-    def _check_records(self, wiring: Wiring, records: Sequence[Record], total_steps: int | None) -> None:
+    def _check_records(
+        self,
+        wiring: Wiring,
+        records: Sequence[Record],
+        total_steps: int | None,
+    ) -> None:
         """Raises ValueError if a parameter's state is not what the rule has for it."""
         if not any(records):
             return

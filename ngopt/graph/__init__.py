@@ -73,9 +73,8 @@ def build_graph(
             raise ValueError("build_graph: example_input goes with a module; got parameters")
         return infer_graph(*_specs(source))
     if is_sharded(source):
-        return _from_parameters(
-            source, f"{type(source).__name__} is sharded; the graph of the whole module can be built before that"
-        )
+        reason = f"{type(source).__name__} is sharded"
+        return _from_parameters(source, f"{reason}; build the graph of the whole module before")
     if any(is_lazy(t) for t in (*source.parameters(), *source.buffers())):
         source = _materialized(source, example_input)
     if not any(True for _ in source.parameters()):

@@ -52,7 +52,7 @@ ALIKE: set[type[nn.Module]] = {
 
 
 def sequential_graph(model: nn.Module) -> NeuralGraph | None:
-    """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and torch's own parameter-free modules.
+    """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and modules in the lists above.
 
     Returns None when the model is anything else.
     """

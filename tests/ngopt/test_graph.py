@@ -147,7 +147,8 @@ def run_graph(graph, values, model, inputs):
     graph, values: of the network, whose parameters are not read.
     """
     blocks = iter(zip(graph.blocks, values.edges, strict=True))
-    biases = {bias.group: value.squeeze(1) for bias, value in zip(graph.biases, values.biases, strict=True)}
+    rows = zip(graph.biases, values.biases, strict=True)
+    biases = {bias.group: value.squeeze(1) for bias, value in rows}
     states, last = inputs, graph.blocks[0].source
     for module in model:
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -158,7 +159,8 @@ def run_graph(graph, values, model, inputs):
                 states = F.linear(states, weight.flatten(1), bias)
             else:
                 kernel = weight.unflatten(2, block.slot_shape)
-                states = F.conv2d(states, kernel, bias, module.stride, module.padding, module.dilation)
+                slides = module.stride, module.padding, module.dilation
+                states = F.conv2d(states, kernel, bias, *slides)
         else:
             states = module(states)
     assert next(blocks, None) is None
@@ -216,7 +218,9 @@ class Mirrored(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "module", [nn.ChannelShuffle(2), nn.GroupNorm(2, 4, affine=False), Mirrored()], ids=["shuffle", "norm", "own"]
+    "module",
+    [nn.ChannelShuffle(2), nn.GroupNorm(2, 4, affine=False), Mirrored()],
+    ids=["shuffle", "norm", "own"],
 )
 def test_what_may_mix_neurons_is_not_read_but_traced(module):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), module, nn.Conv2d(4, 2, 1))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer
-from tests.ngopt.training import WEIGHTS, network, same, snapshot, train
+from tests.ngopt.training import MOMENTUM_KEYS, WEIGHTS, network, same, snapshot, train
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -33,7 +33,7 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
         assert all(torch.equal(v, saved["opt"]["state"][number][k]) for k, v in state.items())
 
 
-@pytest.mark.parametrize(("weights", "key"), [("default", "exp_avg"), ("ff", "exp_avg_0"), ("ng-gnn", "exp_avg_0")])
+@pytest.mark.parametrize(("weights", "key"), MOMENTUM_KEYS.items())
 def test_hooks_of_load_state_dict_are_heard(weights, key):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights)
@@ -90,13 +90,14 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
     short = copy.deepcopy(before)
     short["param_groups"][0]["params"].pop()
 
+    (own,) = before["param_groups"]
+
     def with_group(*groups, **changes):
-        (own,) = before["param_groups"]
         return {**before, "param_groups": [{**own, **changes}, *groups]}
 
     def without(key):
-        (own,) = before["param_groups"]
-        return {**before, "param_groups": [{k: v for k, v in own.items() if k != key}]}
+        rest = {k: v for k, v in own.items() if k != key}
+        return {**before, "param_groups": [rest]}
 
     for bad, message in (
         (wrong, r"'exp_avg_1' of 'parameter 2': expected shape \(5, 4, 2, 1\); got \(3, 3\)"),
@@ -112,7 +113,7 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         (without("params"), r"param_groups\[0\]: expected 'params'"),
         (without("maximize"), r"param_groups\[0\]: expected 'maximize'"),
         (with_group(lr=-1.0), "lr: expected a number >= 0; got -1.0"),
-        (with_group(with_group(total_steps=5)["param_groups"][0]), "one for all groups, None; got 5"),
+        (with_group({**own, "total_steps": 5}), "one for all groups, None; got 5"),
     ):
         with pytest.raises(ValueError, match=message):
             opt.load_state_dict(bad)
@@ -127,13 +128,14 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
 @pytest.mark.parametrize("key", ["step", "momentum"])
 def test_a_state_that_lacks_something_is_refused(weights, key):
     if key == "momentum":
-        key = "exp_avg" if weights == "default" else "exp_avg_3"
+        key = MOMENTUM_KEYS[weights]
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights)
     train(model, opt, range(1))
     lacking = copy.deepcopy(opt.state_dict())
     del lacking["state"][4][key]
-    with pytest.raises(ValueError, match=f"'{key}' of 'parameter 4': expected a tensor; got nothing"):
+    message = f"'{key}' of 'parameter 4': expected a tensor; got nothing"
+    with pytest.raises(ValueError, match=message):
         opt.load_state_dict(lacking)
 
 

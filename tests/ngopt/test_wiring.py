@@ -277,7 +277,8 @@ class TestGroups:
         assert all(group["params"] for group in groups)
         split, one = optimizer(groups), optimizer(model.named_parameters())
         assert split.graph == one.graph
-        by_position = sorted(zip(split._connected().positions, group_tensors(split.param_groups), strict=True))
+        params = group_tensors(split.param_groups)
+        by_position = sorted(zip(split._connected().positions, params, strict=True))
         found = [p for _, p in by_position]
         assert all(p is q for p, q in zip(found, model.parameters(), strict=True))
 
