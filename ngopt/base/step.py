@@ -64,7 +64,7 @@ def shared(numbers: Array, like: Tensor, has_recall: bool) -> Shared:
     is_finite = isinstance(numbers, np.ndarray) and bool(momentum.all())
     recall, *others, newest = found
     # as a number it would be compiled into `lerp`, anew for every step
-    newest = torch.as_tensor(newest, dtype=like.dtype)
+    newest = torch.as_tensor(newest, dtype=like.dtype, device=like.device)
     return Shared._make([recall if has_recall else None, *others, newest, is_finite])
 
 
