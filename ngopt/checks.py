@@ -37,12 +37,12 @@ def check_settings(group: Mapping[str, Any]) -> None:
         raise ValueError(f"NGOptimizer: maximize: expected True or False; got {maximize!r}")
     steps = group["total_steps"]
     if steps is not None and not (isinstance(steps, Real) and 0 < float(steps) < inf):
-        raise ValueError(f"NGOptimizer: total_steps: expected a number > 0 or None; got {steps}")
+        raise ValueError(f"NGOptimizer: total_steps: expected a number > 0 or None; got {steps!r}")
 
 
 def check_number(key: str, value: Any) -> None:
     if not isinstance(value, Real) or not 0 <= float(value) < inf:
-        raise ValueError(f"NGOptimizer: {key}: expected a number >= 0; got {value}")
+        raise ValueError(f"NGOptimizer: {key}: expected a number >= 0; got {value!r}")
 
 
 def check_lr_tensor(lr: Tensor) -> None:
