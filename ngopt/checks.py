@@ -2,65 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ngopt.functional import Record
+# Settings of groups: those that each may have for itself, and those that all have in common.
+PER_GROUP = ("lr", "weight_decay", "maximize")
+IN_COMMON = ("total_steps", "weights")
+# What else a group may have: names, what schedulers keep there, and what torch adds to defaults.
+NAMES = ("params", "param_names", "name")
+OTHER_KEYS = (*NAMES, "initial_lr", "max_lr", "min_lr", "swa_lr", "differentiable")
 
 
-def checked_mapping(value: Any, what: str = "all of it") -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        got = type(value).__name__
-        raise ValueError(f"state_dict: {what}: expected a dict; got {got}")
-    return value
+def check_compute_dtype(dtype: Any) -> None:
+    is_dtype = isinstance(dtype, torch.dtype)
+    if dtype is not None and not (is_dtype and dtype.is_floating_point):
+        expected = "a floating point dtype or None"
+        raise ValueError(f"NGOptimizer: compute_dtype: expected {expected}; got {dtype!r}")
 
 
-def check_record(name: str, record: Any, expected: Record) -> None:
-    """Raises ValueError if the state of a parameter lacks a tensor or one has another shape."""
-    for key, like in expected.items():
-        value = record.get(key) if isinstance(record, dict) else None
-        if not isinstance(value, Tensor):
-            got = "nothing" if value is None else type(value).__name__
-            raise ValueError(f"state_dict: '{key}' of '{name}': expected a tensor; got {got}")
-        if value.shape != like.shape:
-            expected_shape, got = tuple(like.shape), tuple(value.shape)
-            raise ValueError(f"state_dict: '{key}' of '{name}': expected shape {expected_shape}; got {got}")
-
-
-def check_once(group: dict[str, Any]) -> None:
-    """Raises ValueError if a parameter is twice in a group."""
-    if isinstance(group["params"], Tensor | set):
-        return
-    group["params"] = list(group["params"])
-    seen: set[int] = set()
-    for i, item in enumerate(group["params"]):
-        p = item[1] if isinstance(item, tuple) else item
-        if id(p) in seen:
-            name = item[0] if isinstance(item, tuple) else f"parameter {i}"
-            raise ValueError(f"NGOptimizer: '{name}': expected once in its group; got it twice")
-        seen.add(id(p))
-
-
-def check_hyper(group: dict[str, Any]) -> None:
-    """Raises ValueError, naming the setting, if one is out of range."""
-    for key in ("lr", "weight_decay"):
-        value = group[key]
-        if isinstance(value, Tensor):
-            check_tensor(key, value)
-        elif not isinstance(value, Real) or not 0 <= float(value) < inf:
-            raise ValueError(f"NGOptimizer: {key}: expected a number >= 0; got {value}")
+def check_settings(group: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the setting, if one of a group is out of range."""
+    lr, weight_decay, maximize = group["lr"], group["weight_decay"], group["maximize"]
+    if isinstance(lr, Tensor):
+        check_lr_tensor(lr)
+    else:
+        check_number("lr", lr)
+    check_number("weight_decay", weight_decay)
+    if not isinstance(maximize, bool):
+        raise ValueError(f"NGOptimizer: maximize: expected True or False; got {maximize!r}")
     steps = group["total_steps"]
-    if steps is not None and not (isinstance(steps, Real) and float(steps) > 0):
-        raise ValueError(f"NGOptimizer: total_steps: expected a number > 0 or None; got {steps}")
+    if steps is not None and not (isinstance(steps, Real) and 0 < float(steps) < inf):
+        raise ValueError(f"NGOptimizer: total_steps: expected a number > 0 or None; got {steps!r}")
 
 
-def check_tensor(key: str, value: Tensor) -> None:
-    if value.numel() != 1:
-        shape = tuple(value.shape)
-        raise ValueError(f"NGOptimizer: {key}: expected one number; got a tensor of shape {shape}")
+def check_number(key: str, value: Any) -> None:
+    if not isinstance(value, Real) or not 0 <= float(value) < inf:
+        raise ValueError(f"NGOptimizer: {key}: expected a number >= 0; got {value!r}")
+
+
+def check_lr_tensor(lr: Tensor) -> None:
+    if lr.numel() != 1:
+        shape = tuple(lr.shape)
+        raise ValueError(f"NGOptimizer: lr: expected one number; got a tensor of shape {shape}")
     # reading a value on a device would wait for it at every step
-    if value.device.type == "cpu" and not 0 <= value.item() < inf:
-        raise ValueError(f"NGOptimizer: {key}: expected a number >= 0; got {value.item()}")
+    if lr.device.type == "cpu":
+        check_number("lr", lr.item())
+
+
+def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError if a setting is out of range, or the groups have several horizons."""
+    for group in groups:
+        check_settings(group)
+        check_in_common("total_steps", group["total_steps"], groups[0]["total_steps"])
+
+
+def check_keys(group: Mapping[str, Any], common: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting that groups do not have, or have in common with other values.
+
+    common: the values that all groups have.
+    """
+    for key, value in group.items():
+        if key in IN_COMMON:
+            check_in_common(key, value, common[key])
+        elif key not in (*PER_GROUP, *OTHER_KEYS):
+            known = ", ".join(PER_GROUP)
+            raise ValueError(f"NGOptimizer: parameter group: expected {known}; got '{key}'")
+    if "params" not in group:
+        raise ValueError(f"NGOptimizer: parameter group: expected 'params'; got {sorted(group)}")
+
+
+def check_in_common(key: str, value: Any, common: Any) -> None:
+    if value != common:
+        expected = f"'{key}' is one for all groups, {common}"
+        raise ValueError(f"NGOptimizer: parameter group: {expected}; got {value}")
+
+
+def check_distinct(named: Iterable[tuple[str, Any]]) -> None:
+    """Raises ValueError if a parameter is there twice."""
+    seen: dict[int, str] = {}
+    for name, p in named:
+        if id(p) in seen:
+            first = seen[id(p)]
+            raise ValueError(f"NGOptimizer: '{name}': expected once; got it first as '{first}'")
+        seen[id(p)] = name
+
+
+def named_members(members: Iterable[Any]) -> list[tuple[str, Any]]:
+    """Parameters with their names, or with numbers where they have none."""
+    found = []
+    for i, member in enumerate(members):
+        found.append(member if isinstance(member, tuple) else (f"parameter {i}", member))
+    return found

@@ -6,26 +6,35 @@ from collections.abc import Sequence
 from math import exp
 
 import torch
-from torch import Tensor, _foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
+from torch import (
+    Tensor,
+    _foreach_clamp_max_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_clamp_min,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 # Metz et al. 2019; Kofinas et al. 2024, section 4.3.
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 # Cut-off of the preprocessing: magnitudes below exp(-p) are treated linearly (Andrychowicz et al. 2016, App. A).
 LOG_CUTOFF = 10.0
 NUM_FEATURES = 2 * (2 + len(DECAYS))
+# Gradients in momenta are cut here, so that differences of two are finite.
+LARGEST = torch.finfo(torch.float32).max / 4
 
 
 def update_momenta(momenta: Sequence[Tensor], gradient: Tensor, decays: Sequence[float] = DECAYS) -> list[Tensor]:
     """Exponential moving averages of the gradient, without bias correction: m <- decay * m + (1 - decay) * g."""
-    gradient = gradient.to(momenta[0].dtype)
+    gradient = gradient.to(momenta[0].dtype).clamp(-LARGEST, LARGEST)
     return [m.lerp(gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)]
 
 
 def move_momenta(momenta: Sequence[Sequence[Tensor]], gradients: Sequence[Tensor]) -> None:
     """`update_momenta` of several gradients at once, in place."""
     every = [m for some in momenta for m in some]
-    rows = zip(momenta, gradients, strict=True)
-    repeated = [g for some, gradient in rows for g in [gradient.to(some[0].dtype)] * len(some)]
+    converted = [g.to(some[0].dtype) for some, g in zip(momenta, gradients, strict=True)]
+    cut = _foreach_clamp_min(converted, -LARGEST)
+    _foreach_clamp_max_(cut, LARGEST)
+    repeated = [g for some, g in zip(momenta, cut, strict=True) for _ in some]
     weights = [1 - decay for some in momenta for _, decay in zip(some, DECAYS, strict=True)]
     _foreach_lerp_(every, repeated, weights)
 

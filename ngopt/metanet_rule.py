@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ CONTEXT = "context"
 
 # Features of a network of so many parameters are kept during a step; of a larger one, made when read.
 FEW = 1 << 15
-# Elements of parameters whose momenta move in one call: gradients of another dtype are converted.
+# Elements of parameters whose momenta move in one call, for which their gradients are copied.
 MOVED = 1 << 22
 # Edges, and elements of parameters, that are worked on at once: on the CPU what the caches of a core
 # hold, times the number of threads.
@@ -52,6 +54,20 @@ class Cooldown:
             raise ValueError(f"cooldown: expected a gain >= 0; got {self.gain}")
         if not 0 < self.share <= 1:
             raise ValueError(f"cooldown: expected a share in (0, 1]; got {self.share}")
+
+
+class _Look(NamedTuple):
+    """What a step does, decided on the host.
+
+    present: positions of parameters that have a gradient. is_small: whether all features are kept
+    during the step. is_due: whether the metanet looks at the graph. factor: what the cooldown
+    multiplies updates by, None for 1.
+    """
+
+    present: Sequence[int]
+    is_small: bool
+    is_due: bool
+    factor: Tensor | None
 
 
 class MetanetRule:
@@ -96,9 +112,15 @@ class MetanetRule:
     ) -> Iterator[tuple[int, Tensor, Record]]:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
-            return
-        like = self._like()
-        factor = None if hyper.scheduled else self._factor(state)
+            return iter(())
+        # what the host decides comes before all else: in between it would cut compiled graphs
+        cools = self.cooldown is not None and self.total_steps is not None and not hyper.scheduled
+        look = _Look(
+            present=present,
+            is_small=self.graph.numel <= FEW or torch.is_grad_enabled(),
+            is_due=self._is_due(present, state),
+            factor=self._factor(state) if cools else None,
+        )
         if in_place:
             self._move_momenta(grads, state)
         rows = zip(grads, state, strict=True)
@@ -107,22 +129,19 @@ class MetanetRule:
             [] if g is None or r is None else [p, g, *(r[key] for key in MOMENTA)]
             for p, g, r in zip(params, grads, records, strict=True)
         ]
-        is_small = self.graph.numel <= FEW or torch.is_grad_enabled()
-        parts = self._parts_for(None if is_small else _at_once(EDGES, like))
-        said = None
-        if parts is not None and not self._is_due(present, state):
-            said, parts = self._kept(present, state), None
-        if is_small:
-            features = self._features(columns)
-            if parts is not None:
-                source = FlatFeatures.finite(features, self.graph)
-                said = self._said(source, parts, present, state, in_place)
-            updates = self._all_at_once(features, said, present)
-        else:
-            source = RawFeatures(columns, self.graph, like)
-            if parts is not None:
-                said = self._said(source, parts, present, state, in_place)
-            updates = self._piece_by_piece(source, said, present)
+        said, updates = self._predictions(look, columns, state, in_place)
+        return self._deltas(updates, said, records, params, hyper, look.factor)
+
+    def _deltas(
+        self,
+        updates: Iterable[tuple[int, Tensor]],
+        said: Sequence[Tensor] | None,
+        records: Sequence[Record | None],
+        params: Sequence[Tensor],
+        hyper: Hyper,
+        factor: Tensor | None,
+    ) -> Iterator[tuple[int, Tensor, Record]]:
+        """Positions, deltas and new records, from positions and predicted updates."""
         for i, u in updates:
             p, record, lr, decay = params[i], records[i], hyper.lr[i], hyper.weight_decay[i]
             assert record is not None
@@ -136,6 +155,38 @@ class MetanetRule:
                 record[CONTEXT] = said[i].view(*p.shape, -1)
             yield i, delta, record
 
+    def _predictions(
+        self,
+        look: _Look,
+        columns: Sequence[Sequence[Tensor]],
+        state: Sequence[Record],
+        in_place: bool,
+    ) -> tuple[Sequence[Tensor] | None, Iterator[tuple[int, Tensor]]]:
+        """What the graph says of every parameter; positions and updates of those present."""
+        if look.is_small:
+            features = self._features(columns)
+            finite = partial(FlatFeatures.finite, features, self.graph)
+            said = self._context(look, finite, state, in_place)
+            return said, self._all_at_once(features, said, look.present)
+        raw = RawFeatures(columns, self.graph, self._like())
+        said = self._context(look, lambda: raw, state, in_place)
+        return said, self._piece_by_piece(raw, said, look.present)
+
+    def _context(
+        self,
+        look: _Look,
+        source: Callable[[], Source],
+        state: Sequence[Record],
+        in_place: bool,
+    ) -> Sequence[Tensor] | None:
+        """What the graph says of every parameter, (numel, d); None if the metanet sees no graph."""
+        parts = self._parts_for(None if look.is_small else _at_once(EDGES, self._like()))
+        if parts is None:
+            return None
+        if not look.is_due:
+            return self._kept(look.present, state)
+        return self._said(source(), parts, look.present, state, in_place)
+
     def height(self, now: int) -> float:
         """What multiplies the update after `now` steps of a training."""
         if self.cooldown is None or self.total_steps is None:
@@ -144,10 +195,8 @@ class MetanetRule:
         return self.cooldown.gain * falling
 
     @uncompiled
-    def _factor(self, state: Sequence[Record]) -> Tensor | None:
-        """`height` of this step, (), float64; None for 1."""
-        if self.cooldown is None or self.total_steps is None:
-            return None
+    def _factor(self, state: Sequence[Record]) -> Tensor:
+        """`height` of this step, (), float64."""
         now = max(int(record["step"]) for record in state if record)
         warn_past_horizon(now, self.total_steps)
         return torch.tensor(self.height(now), dtype=torch.float64)
@@ -167,17 +216,24 @@ class MetanetRule:
         return record
 
     def _move_momenta(self, grads: Sequence[Tensor | None], state: Sequence[Record]) -> None:
-        """In place, of as many parameters at once as need little memory where gradients have another dtype."""
+        """In place, of as many elements at once as need little memory for copies of gradients."""
         found = {i: grad for i, grad in enumerate(grads) if grad is not None}
         sizes = {i: grad.numel() for i, grad in found.items()}
         for some in _together(sizes, MOVED):
-            move_momenta([[state[i][key] for key in MOMENTA] for i in some], [found[i] for i in some])
+            momenta = [state[i][key] for i in some for key in MOMENTA]
+            count = -(-sizes[some[-1]] // MOVED)  # more than 1 of a long one, which is alone
+            gradients = [found[i] for i in some]
+            pieces = [_in_rows(x, count) for x in (*momenta, *gradients)]
+            for piece in zip(*pieces, strict=True):
+                moved = [piece[j : j + len(MOMENTA)] for j in range(0, len(momenta), len(MOMENTA))]
+                move_momenta(moved, piece[len(momenta) :])
 
-    @uncompiled
     def _is_due(self, present: Sequence[int], state: Sequence[Record]) -> bool:
         """Whether the metanet looks at the graph in this step."""
-        if not self._is_amortized:
-            return True
+        return self._is_turn(present, state) if self._is_amortized else True
+
+    @uncompiled
+    def _is_turn(self, present: Sequence[int], state: Sequence[Record]) -> bool:
         steps = [int(state[i]["step"]) for i in present]
         return min(steps) == 0 or max(steps) % self.metanet.graph_every == 0
 
@@ -281,6 +337,11 @@ def _together(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
         some.append(i)
         total += size
     yield some
+
+
+def _in_rows(x: Tensor, count: int) -> Sequence[Tensor]:
+    """Pieces of a tensor along its first axis."""
+    return (x,) if count == 1 else x.tensor_split(count)
 
 
 def _at_once(sizes: Mapping[str, int], like: Tensor) -> int:

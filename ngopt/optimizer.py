@@ -7,24 +7,41 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from ngopt.checks import check_hyper, check_once, check_record, checked_mapping
-from ngopt.functional import AVERAGE, Hyper, Record, UpdateRule, state_dtype
+from ngopt.checks import (
+    check_compute_dtype,
+    check_distinct,
+    check_groups,
+    check_keys,
+    check_settings,
+    named_members,
+)
+from ngopt.collect import collect_grads, collect_params, collect_records, real, stand_ins
+from ngopt.functional import AVERAGE, Record, UpdateRule, state_dtype
 from ngopt.graph import NeuralGraph
+from ngopt.graph.sharding import are_pieces
 from ngopt.graph.topology import unconnected
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained, weights_hash
+from ngopt.state_dicts import (
+    as_dict,
+    check_record,
+    checked,
+    in_order,
+    records_in_order,
+    restore_dtypes,
+)
 from ngopt.wiring import (
     Given,
     Inferred,
@@ -32,6 +49,7 @@ from ngopt.wiring import (
     Traced,
     Wiring,
     describe,
+    group_names,
     group_tensors,
     without_autocast,
 )
@@ -39,9 +57,15 @@ from ngopt.wiring import (
 logger = logging.getLogger("ngopt")
 
 HABITUAL_LR = 0.01  # a smaller lr is likely meant as a step size
-# What a group may have beside our own settings: names, and what schedulers keep there.
-OTHER_GROUP_KEYS = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr"}
-ONE_FOR_ALL = ("total_steps", "weights", "differentiable")
+ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
+SOME = (
+    "ZeroRedundancyOptimizer gives every process some of the parameters, and the graph shows these "
+    "alone; with functools.partial(NGOptimizer, model=model) it shows the whole network"
+)
+PIECES = (
+    "FullyShardedDataParallel gives every process flat pieces of the parameters; the graph shows "
+    "these and not the network, and they are optimized as vectors"
+)
 
 
 class NGOptimizer(Optimizer):
@@ -50,7 +74,7 @@ class NGOptimizer(Optimizer):
     Args:
         params: tensors, (name, tensor) pairs or parameter groups, as for every torch optimizer.
         lr: multiplies the update. A scheduler of torch that is attached replaces the schedule of
-            the weights. Per group.
+            the weights; those that cycle momentum need cycle_momentum=False. Per group.
         weight_decay: decoupled, in AdamW's units: each step multiplies the weights by
             1 - lr * s * weight_decay, where s = 1e-3 is the nominal step of the weights. Per group.
         model: the module that the parameters belong to. Its first training forward shows the
@@ -97,8 +121,7 @@ class NGOptimizer(Optimizer):
     ):
         if model is not None and graph is not None:
             raise ValueError("NGOptimizer: expected model or graph; got both")
-        if compute_dtype is not None and not compute_dtype.is_floating_point:
-            raise ValueError(f"compute_dtype: expected a floating point dtype or None; got {compute_dtype}")
+        check_compute_dtype(compute_dtype)
         self.learned, self.compute_dtype = _learned(weights), compute_dtype
         self._rule: tuple[Any, UpdateRule] | None = None  # the latest, and what it was bound for
         self._wiring: Wiring | None = None
@@ -110,7 +133,7 @@ class NGOptimizer(Optimizer):
             "maximize": maximize,
             "weights": weights_hash(self.learned),
         }
-        check_hyper(defaults)
+        check_settings(defaults)
         if 0 < lr < HABITUAL_LR:
             warnings.warn(
                 f"NGOptimizer: lr = {float(lr)} multiplies the learned update, so that training is "
@@ -119,10 +142,14 @@ class NGOptimizer(Optimizer):
             )
         super().__init__(params, defaults)
         self._source: Source = Inferred()
-        if model is not None:
+        params_are_pieces = are_pieces(group_tensors(self.param_groups))
+        if model is not None and not params_are_pieces:
             self._source = Traced(model, self.param_groups)
         elif graph is not None:
             self._source = Given(graph, self.param_groups)
+        self._sees_parts = params_are_pieces or (not self._source.exact and _is_called_by_zero())
+        if self._sees_parts:
+            warnings.warn(f"NGOptimizer: {PIECES if params_are_pieces else SOME}", stacklevel=2)
 
     @property
     def graph(self) -> NeuralGraph:
@@ -136,9 +163,7 @@ class NGOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters and extends the graph by them; what was there keeps its state."""
         if isinstance(param_group, dict):
-            check_hyper({**self.defaults, **param_group})
-            self._check_keys(param_group)
-            check_once(param_group)
+            self._check_group(param_group)
         super().add_param_group(param_group)
 
     def __repr__(self) -> str:
@@ -157,20 +182,27 @@ class NGOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        members = self._members()
-        if all(p.grad is None for p, _ in members):
+        params = group_tensors(self.param_groups)
+        if all(p.grad is None for p in params):
             return loss
+        check_groups(self.param_groups)
         wiring = self._connected()
         self._source.settle()
-        rule = self._bound(wiring.graph)
-        with without_autocast({p.device for p, _ in members}):
-            params, grads, state, hyper = self._collect(rule, wiring)
-            owners = dict(zip(wiring.positions, group_tensors(self.param_groups), strict=True))
-            for position, delta, record in rule.update(grads, state, params, hyper, in_place=True):
-                p = owners[position]
-                real(p).add_(delta)
-                self.state[p].update(record)
+        rule = self._bound(wiring.graph, self._total_steps)
+        with without_autocast({p.device for p in params}):
+            self._update(rule, wiring)
         return loss
+
+    def _update(self, rule: UpdateRule, wiring: Wiring) -> None:
+        groups, graph = self.param_groups, wiring.graph
+        owners = dict(zip(wiring.positions, group_tensors(groups), strict=True))
+        grads, hyper = collect_grads(groups, wiring)
+        state = collect_records(self.state, owners, rule, graph, grads)
+        params = collect_params(groups, wiring)
+        for position, delta, record in rule.update(grads, state, params, hyper, in_place=True):
+            p = owners[position]
+            real(p).add_(delta)
+            self.state[p].update(record)
 
     @torch.no_grad()
     def load_average(self) -> None:
@@ -212,183 +244,120 @@ class NGOptimizer(Optimizer):
         """
         loaded: dict[str, Any] = {}
 
-        def check(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            given = self._in_our_order(given)
-            self._check_state_dict(given)
-            loaded.update(given)
-            return given
+        def check(_: Optimizer, given: Any) -> dict[str, Any]:
+            found = checked(given, self.defaults["weights"])
+            groups = in_order(found["param_groups"], self.param_groups)
+            loaded.update({**found, "param_groups": groups})
+            self._check_loaded(loaded)
+            return loaded
 
         def restore(_: Optimizer) -> None:
-            self._restore_dtypes(loaded)
+            restore_dtypes(self.state, group_tensors(self.param_groups), loaded)
 
         # between the user's hooks and what they are about
         before = self.register_load_state_dict_pre_hook(check)
         after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
-            super().load_state_dict(checked_mapping(state_dict))
+            super().load_state_dict(as_dict(state_dict))
         finally:
             before.remove()
             after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("learned", "compute_dtype", "_source", "_wiring", "_wired")
+        derived = ("learned", "compute_dtype", "_source", "_sees_parts", "_wiring", "_wired")
         own = {key: self.__dict__[key] for key in derived}
         return {**super().__getstate__(), **own, "_rule": None}
 
-    def _members(self) -> list[tuple[Tensor, dict[str, Any]]]:
-        """All parameters with their groups, in order."""
-        return [(p, group) for group in self.param_groups for p in group["params"]]
-
     def _is_early(self) -> bool:
         """Whether the first forward pass is still to show inputs, or shapes of a lazy module."""
-        return self._source.awaits_forward or any(map(is_lazy, group_tensors(self.param_groups)))
+        return self._source.awaits_forward or any(map(_is_lazy, group_tensors(self.param_groups)))
 
     def _connected(self) -> Wiring:
         """The wiring of the present parameters; made anew when a group or a shape has changed."""
         params = group_tensors(self.param_groups)
-        present = [(p, None if is_lazy(p) else p.shape) for p in params]
+        present = [(p, None if _is_lazy(p) else p.shape) for p in params]
         if self._wiring is None or self._source.has_news or not _same(present, self._wired):
+            check_distinct(zip(group_names(self.param_groups), params, strict=True))
             wiring = self._source.wire(self.param_groups)
-            self._check_records(wiring, [self.state.get(p) for p, _ in present])
+            records = [self.state.get(p, {}) for p in params]
+            self._check_records(wiring, records, self._total_steps)
             self._wiring, self._wired = wiring, present
-            if unconnected(wiring.graph):
-                logger.warning(
-                    "NGOptimizer: %s. They are optimized all the same%s.",
-                    describe(wiring.graph),
-                    "" if self._source.exact else "; with model= their connections are seen",
-                )
+            if not self._sees_parts:
+                self._log_what_stays_apart(wiring.graph)
         return self._wiring
 
-    def _bound(self, graph: NeuralGraph) -> UpdateRule:
+    def _log_what_stays_apart(self, graph: NeuralGraph) -> None:
+        if unconnected(graph):
+            logger.warning(
+                "NGOptimizer: %s. They are optimized all the same%s.",
+                describe(graph),
+                "" if self._source.exact else "; with model= their connections are seen",
+            )
+
+    @property
+    def _total_steps(self) -> int | None:
+        return self.param_groups[0]["total_steps"]
+
+    def _bound(self, graph: NeuralGraph, total_steps: int | None) -> UpdateRule:
         """The rule on a graph, in the precision and on the device of the parameters."""
         params = group_tensors(self.param_groups)
         widest = max((state_dtype(real(p)) for p in params), key=lambda d: d.itemsize)
-        dtype = self.compute_dtype or widest
-        wanted = (graph, self.param_groups[0]["total_steps"], params[0].device, dtype)
+        dtype, device = self.compute_dtype or widest, params[0].device
+        wanted = graph, total_steps, device, dtype
         if self._rule is None or self._rule[0] != wanted:
-            graph, total_steps, device, dtype = wanted
             rule = self.learned.bind(graph, total_steps, device=device, dtype=dtype)
             self._rule = wanted, rule
         return self._rule[1]
 
-    def _collect(
-        self, rule: UpdateRule, wiring: Wiring
-    ) -> tuple[list[Tensor], list[Tensor | None], list[Record], Hyper]:
-        """Arguments of `update`, for every parameter in the graph; those not optimized are absent."""
-        members, specs = self._members(), wiring.graph.parameters
-        first = members[0][0]
-        zero = torch.zeros((), dtype=state_dtype(real(first)), device=first.device)
-        own = {i: real(p) for i, (p, _) in zip(wiring.positions, members, strict=True)}
-        params = [own[i] if i in own else zero.expand(s.shape) for i, s in enumerate(specs)]
-        grads: list[Tensor | None] = [None] * len(specs)
-        lr: list[float | Tensor] = [0.0] * len(specs)
-        weight_decay = [0.0] * len(specs)
-        for group in self.param_groups:
-            check_hyper(group)
-        for position, (p, group) in zip(wiring.positions, members, strict=True):
-            if p.grad is not None:
-                grads[position] = _gradient(p, specs[position].name, group["maximize"])
-                lr[position], weight_decay[position] = _scalar(group["lr"]), group["weight_decay"]
-        state = self._records(rule, wiring, params, grads)
-        # torch's schedulers leave this mark
-        scheduled = any("initial_lr" in group for group in self.param_groups)
-        return params, grads, state, Hyper(lr, weight_decay, scheduled)
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raises ValueError if a new group does not fit; fills in what all have in common."""
+        common = dict(self.defaults)
+        if self.param_groups:
+            common["total_steps"] = self.param_groups[0]["total_steps"]
+        if _names_weights(group.get("weights"), common["weights"]):
+            group["weights"] = common["weights"]
+        check_keys(group, common)
+        check_settings({**common, **group})
+        group.setdefault("total_steps", common["total_steps"])
+        if not isinstance(group["params"], Tensor | set):  # torch has its say on these
+            group["params"] = list(group["params"])
+            check_distinct(named_members(group["params"]))
 
-    def _records(
+    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError if a record does not fit."""
+        if self._is_early():  # they are checked when the graph is known
+            return
+        groups = state_dict["param_groups"]
+        total_steps = groups[0]["total_steps"] if groups else None
+        self._check_records(self._connected(), records_in_order(state_dict), total_steps)
+
+    def _check_records(
         self,
-        rule: UpdateRule,
         wiring: Wiring,
-        params: list[Tensor],
-        grads: list[Tensor | None],
-    ) -> list[Record]:
-        """The state of all parameters, begun where there is a gradient and none yet."""
-        records: list[Record] = [{}] * len(params)
-        new: dict[int, Tensor] = {}
-        for position, (p, _) in zip(wiring.positions, self._members(), strict=True):
-            records[position] = self.state.get(p) or {}
-            if grads[position] is not None and not records[position]:
-                new[position] = p
-        if new:
-            first = rule.init(_stand_ins(wiring.graph, {i: params[i] for i in new}))
-            for i, p in new.items():
-                self.state[p].update(first[i])
-                records[i] = self.state[p]  # so that nothing keeps the first tensors alive
-        return records
-
-    def _in_our_order(self, state_dict: Any) -> dict[str, Any]:
-        """A state_dict whose groups list their parameters as ours do, where the names allow it."""
-        groups = []
-        given = checked_mapping(state_dict).get("param_groups", [])
-        for group, own in zip_longest(given, self.param_groups):
-            names, wanted = (group or {}).get("param_names"), (own or {}).get("param_names")
-            if names and wanted and names != wanted and sorted(names) == sorted(wanted):
-                numbers = dict(zip(names, group["params"], strict=True))
-                params = [numbers[name] for name in wanted]
-                group = {**group, "params": params, "param_names": wanted}
-            groups.append(group)
-        return {**state_dict, "param_groups": groups[: len(given)]} if given else state_dict
-
-    def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises ValueError if it was made with other weights, or a record does not fit."""
-        missing = sorted({"state", "param_groups"} - checked_mapping(state_dict).keys())
-        if missing:
-            raise ValueError(f"state_dict: expected 'state' and 'param_groups'; got no {missing}")
-        for group in state_dict["param_groups"]:
-            if group.get("weights") != self.defaults["weights"]:
-                raise ValueError(
-                    f"state_dict: made with weights {str(group.get('weights'))[:12]}; this optimizer has "
-                    f"{self.defaults['weights'][:12]} (SHA-256)"
-                )
-        for number, record in checked_mapping(state_dict["state"], "state").items():
-            checked_mapping(record, f"state of {number}")
-        if not self._is_early():  # else they are checked when the graph is known
-            numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
-            records = [state_dict["state"].get(number) for number in numbers]
-            self._check_records(self._connected(), records)
-
-    def _check_records(self, wiring: Wiring, records: Sequence[Any]) -> None:
+        records: Sequence[Record],
+        total_steps: int | None,
+    ) -> None:
         """Raises ValueError if a parameter's state is not what the rule has for it."""
         if not any(records):
             return
-        expected = self._bound(wiring.graph).init(_stand_ins(wiring.graph, {}))
+        rule = self._bound(wiring.graph, total_steps)
+        expected = rule.init(stand_ins(wiring.graph, {}))
+        # torch says where there are more records than parameters
         for position, record in zip(wiring.positions, records, strict=False):
             if record:
                 name = wiring.graph.parameters[position].name
                 check_record(name, record, expected[position])
 
-    def _check_keys(self, group: dict[str, Any]) -> None:
-        """Raises ValueError for settings that groups do not have."""
-        for key in group.keys() - OTHER_GROUP_KEYS:
-            if key not in self.defaults:
-                known = ", ".join(k for k in self.defaults if k not in ONE_FOR_ALL)
-                raise ValueError(f"NGOptimizer: parameter group: expected {known}; got '{key}'")
-            if key in ONE_FOR_ALL and group[key] != self.defaults[key]:
-                raise ValueError(
-                    f"NGOptimizer: parameter group: '{key}' is one for all groups, "
-                    f"{self.defaults[key]}; got {group[key]}"
-                )
 
-    def _restore_dtypes(self, state_dict: dict[str, Any]) -> None:
-        """Undoes that torch has cast floating state to the parameter's dtype."""
-        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
-        for number, (p, _) in zip(numbers, self._members(), strict=True):
-            for key, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
-                    device = self.state[p][key].device
-                    self.state[p][key] = value.detach().to(device, copy=True)
+def _is_lazy(p: Tensor) -> bool:
+    """As torch's own function, which `torch.compile` cannot follow."""
+    return isinstance(p, UninitializedParameter)
 
 
-def real(x: Tensor) -> Tensor:
-    """A view of complex numbers as real pairs on a last axis; other tensors as they are."""
-    return torch.view_as_real(x) if x.is_complex() else x
-
-
-def _stand_ins(graph: NeuralGraph, real_ones: Mapping[int, Tensor]) -> list[Tensor]:
-    """For every parameter in the graph a tensor without memory, but for some at their positions."""
-    return [
-        real_ones[i] if i in real_ones else torch.empty(spec.shape, device="meta")
-        for i, spec in enumerate(graph.parameters)
-    ]
+def _is_called_by_zero() -> bool:
+    """Whether `NGOptimizer` is made by a ZeroRedundancyOptimizer of several processes."""
+    maker = sys._getframe(2).f_globals.get("__name__")  # the caller's caller
+    return maker == ZERO and torch.distributed.get_world_size() > 1
 
 
 def _same(found: Sequence[tuple[Tensor, Any]], expected: Sequence[tuple[Tensor, Any]]) -> bool:
@@ -398,20 +367,14 @@ def _same(found: Sequence[tuple[Tensor, Any]], expected: Sequence[tuple[Tensor, 
     )
 
 
-def _gradient(p: Tensor, name: str, maximize: bool) -> Tensor:
-    """A parameter's gradient as the rule takes it."""
-    assert p.grad is not None
-    if p.grad.is_sparse:
-        raise ValueError(
-            f"NGOptimizer: '{name}': expected a dense gradient; got a sparse gradient: make the "
-            "layer without sparse=True, or give this parameter to torch.optim.SparseAdam"
-        )
-    return -real(p.grad) if maximize else real(p.grad)
-
-
-def _scalar(lr: float | Tensor) -> float | Tensor:
-    """A tensor of one number without axes, which would broadcast."""
-    return lr.reshape(()) if isinstance(lr, Tensor) else lr
+def _names_weights(weights: Any, expected: str) -> bool:
+    """Whether weights, however they are given, are those of a hash."""
+    if weights is None or weights == expected:
+        return False
+    try:
+        return weights_hash(_learned(weights)) == expected
+    except ValueError:
+        return False
 
 
 def _learned(weights: Any) -> LearnedOptimizer:

@@ -1,6 +1,8 @@
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ MAY_IMPORT = {
     "meta_train": {"ngopt", "tasks", "meta_train"},
 }
 DEPENDENCIES = {"torch", "numpy", "safetensors"}
+# Of packages in the extra "train": what is imported where that has another name.
+IMPORTED_AS = {"pillow": "PIL", "cmaes": "optuna", "tensorboard": "torch"}
 
 
 def imported(file: Path) -> set[str]:
@@ -25,6 +29,13 @@ def imported(file: Path) -> set[str]:
     return names
 
 
+def named(file: Path) -> set[str]:
+    """What `import_module("name")` imports."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    arguments = [argument for call in calls for argument in call.args]
+    return {a.value for a in arguments if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+
+
 @pytest.mark.parametrize("package", sorted(MAY_IMPORT))
 def test_imports_go_one_way(package):
     files = list((ROOT / package).rglob("*.py"))
@@ -32,6 +43,15 @@ def test_imports_go_one_way(package):
     for file in files:
         found = imported(file) & MAY_IMPORT.keys()
         assert found <= MAY_IMPORT[package], f"{file.relative_to(ROOT)} imports {found - MAY_IMPORT[package]}"
+
+
+def test_what_the_demo_installs_is_imported_somewhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = project["optional-dependencies"]["train"]
+    names = {re.split("[<>=]", requirement)[0] for requirement in requirements}
+    files = [file for folder in ("meta_train", "tasks") for file in (ROOT / folder).rglob("*.py")]
+    found = set().union(*map(imported, files), *map(named, files))
+    assert {IMPORTED_AS.get(name, name) for name in names} <= found
 
 
 def test_importing_ngopt_needs_its_dependencies_alone():

@@ -62,8 +62,10 @@ def shared(numbers: Array, like: Tensor, has_recall: bool) -> Shared:
         found = list(numbers.to(like).squeeze(1).unbind())
     momentum = numbers[Shared._fields.index("momentum")]
     is_finite = isinstance(numbers, np.ndarray) and bool(momentum.all())
-    recall, *others = found
-    return Shared._make([recall if has_recall else None, *others, is_finite])
+    recall, *others, newest = found
+    # as a number it would be compiled into `lerp`, anew for every step
+    newest = torch.as_tensor(newest, dtype=like.dtype, device=like.device)
+    return Shared._make([recall if has_recall else None, *others, newest, is_finite])
 
 
 class Scalars:

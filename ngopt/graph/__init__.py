@@ -18,9 +18,9 @@ from ngopt.graph.flatten import with_repeated_nodes, with_virtual_layer
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.interop import to_networkx, to_pyg
 from ngopt.graph.parameter_graph import parameter_graph
-from ngopt.graph.read import run_graph
 from ngopt.graph.rules import register_rule
 from ngopt.graph.sequential import sequential_graph
+from ngopt.graph.sharding import is_sharded
 from ngopt.graph.topology import join_graphs
 from ngopt.graph.tracing.capture import Inputs, NotCaptured, arguments, capture, guess_inputs
 from ngopt.graph.tracing.tracer import Tracer
@@ -42,7 +42,6 @@ __all__ = [
     "join_graphs",
     "parameter_graph",
     "register_rule",
-    "run_graph",
     "symmetries",
     "to_edge_list",
     "to_networkx",
@@ -63,7 +62,8 @@ def build_graph(
         both as `Inputs(args, kwargs)`.
         With it the graph is exact, whatever the module does inside. Without it a sequential module
         is read as it stands, and for others an input is guessed from the first layer; where that
-        fails, the parameters decide, with a warning that names the module.
+        fails, the parameters decide, with a warning that names the module. So they do of a module
+        that is sharded (FSDP), which nothing but its training may run.
 
     Raises ValueError if there is no parameter, an element is no tensor, a lazy module has no shape
     yet, or the module does not run on the example input.
@@ -72,6 +72,9 @@ def build_graph(
         if example_input is not None:
             raise ValueError("build_graph: example_input goes with a module; got parameters")
         return infer_graph(*_specs(source))
+    if is_sharded(source):
+        reason = f"{type(source).__name__} is sharded"
+        return _from_parameters(source, f"{reason}; build the graph of the whole module before")
     if any(is_lazy(t) for t in (*source.parameters(), *source.buffers())):
         source = _materialized(source, example_input)
     if not any(True for _ in source.parameters()):

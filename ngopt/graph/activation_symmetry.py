@@ -45,7 +45,7 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
         free[place.view.parameter] -= place.view.numel
     found = []
     for number, group in enumerate(graph.groups):
-        is_plain = group.kind == "neuron" and group.role == "hidden" and not group.transforms
+        is_plain = group.kind == "neuron" and group.role == "hidden"
         own = [bias for bias in graph.biases if bias.group == number]
         around = [block for block in graph.blocks if number in (block.source, block.target)]
         is_plain &= all(bias.kind == "bias" and not bias.slot_shape for bias in own)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 BIAS_KINDS = ("bias", "recurrent", "gamma", "beta", "slope", "scale", "shift", "value", "other")
 """What a parameter does to neurons, one by one.
@@ -126,7 +126,6 @@ class NeuronGroup:
     "output" or, for nodes without any edge, "isolated". `depth` is the length of the longest path
     to the group over that of the longest path in its component: 0 at inputs, 1 at the deepest
     outputs. `activation` is the name of the function that the network applies to these neurons.
-    `transforms` are the parameter-free modules that a sequential network applies to them.
     """
 
     name: str
@@ -135,16 +134,6 @@ class NeuronGroup:
     role: str = "isolated"
     depth: float = 0.0
     activation: str | None = None
-    transforms: tuple[nn.Module, ...] = ()
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """How a block of edges slides over space (the arguments of `torch.nn.functional.conv2d`)."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...] | str
-    dilation: tuple[int, ...]
 
 
 def kind_code(kind: str, kinds: Sequence[str]) -> int:
@@ -180,7 +169,6 @@ class EdgeBlock:
     kind: str = "weight"
     source_index: Index = None
     target_index: Index = None
-    convolution: Convolution | None = None
     position: tuple[int, ...] = ()
 
     @property

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ngopt.graph.core import EDGE_KINDS, NODE_KINDS, EdgeBlock, Index, NeuralGraph, NeuronGroup, View, kind_code
-from ngopt.graph.topology import components
+from ngopt.graph.topology import components, longest_paths, relative_depths
 
 SCALES = ("gamma", "scale")
 KERNEL_DIMS = 3
@@ -199,12 +199,8 @@ class _Builder:
     def build(self) -> NeuralGraph:
         blocks = tuple(self.blocks)
         graph = NeuralGraph(self.graph.parameters, tuple(self.groups), blocks, (), self.graph.unplaced)
-        layer, component = layers(graph).tolist(), components(graph)
-        longest = {c: max(n for n, d in zip(layer, component, strict=True) if d == c) for c in component}
-        groups = (
-            replace(group, depth=n / max(longest[c], 1))
-            for group, n, c in zip(graph.groups, layer, component, strict=True)
-        )
+        depths = relative_depths(layers(graph).tolist(), components(graph))
+        groups = [replace(group, depth=d) for group, d in zip(graph.groups, depths, strict=True)]
         return replace(graph, groups=tuple(groups))
 
 
@@ -215,7 +211,6 @@ def _joined(before: NeuronGroup, behind: NeuronGroup) -> NeuronGroup:
         before,
         role=roles.pop() if roles else "hidden",
         activation=behind.activation or before.activation,
-        transforms=before.transforms + behind.transforms,
     )
 
 
@@ -249,12 +244,14 @@ def layers(graph: NeuralGraph) -> Tensor:
 
     The node of a parameter is of the layer that it works on.
     """
-    layer = [0] * len(graph.groups)
     pooled = {(block.target, block.source) for block in graph.constants}
-    for block in graph.blocks:  # in the order of the forward pass
-        back = block.target == block.source or (block.kind == "spread" and (block.source, block.target) in pooled)
-        if not back and not _is_parameter_edge(graph, block):
-            layer[block.target] = max(layer[block.target], layer[block.source] + 1)
+
+    def leads_back(block: EdgeBlock) -> bool:
+        is_spread = block.kind == "spread" and (block.source, block.target) in pooled
+        return is_spread or block.target == block.source
+
+    forward = [b for b in graph.blocks if not leads_back(b) and not _is_parameter_edge(graph, b)]
+    layer = longest_paths(len(graph.groups), forward)
     for block in reversed(graph.blocks):
         if _is_parameter_edge(graph, block):
             layer[block.source] = layer[block.target]

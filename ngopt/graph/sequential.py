@@ -4,12 +4,55 @@ from __future__ import annotations
 
 from torch import nn
 
-from ngopt.graph.core import Convolution, NeuralGraph, ParameterSpec
+from ngopt.graph.core import NeuralGraph, ParameterSpec
 from ngopt.graph.topology import GraphBuilder, whole
+
+# Modules that are an activation, with the name that a trace finds for it.
+ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.CELU: "celu",
+    nn.ELU: "elu",
+    nn.GELU: "gelu",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Hardswish: "hardswish",
+    nn.Hardtanh: "hardtanh",
+    nn.LeakyReLU: "leaky_relu",
+    nn.LogSoftmax: "log_softmax",
+    nn.Mish: "mish",
+    nn.ReLU: "relu",
+    nn.ReLU6: "hardtanh",
+    nn.RReLU: "rrelu",
+    nn.SELU: "selu",
+    nn.SiLU: "silu",
+    nn.Sigmoid: "sigmoid",
+    nn.Softmax: "softmax",
+    nn.Softmin: "softmax",
+    nn.Softplus: "softplus",
+    nn.Tanh: "tanh",
+    nn.Tanhshrink: "tanh",
+}
+# Others that treat all neurons alike, or turn the places of a map into slots.
+ALIKE: set[type[nn.Module]] = {
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.AlphaDropout,
+    nn.AvgPool2d,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.FeatureAlphaDropout,
+    nn.Flatten,
+    nn.Hardshrink,
+    nn.Identity,
+    nn.LogSigmoid,
+    nn.MaxPool2d,
+    nn.Softshrink,
+    nn.Softsign,
+    nn.Threshold,
+    nn.ZeroPad2d,
+}
 
 
 def sequential_graph(model: nn.Module) -> NeuralGraph | None:
-    """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and parameter-free modules.
+    """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and modules in the lists above.
 
     Returns None when the model is anything else.
     """
@@ -21,19 +64,22 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     position = {id(p): i for i, (_, p) in enumerate(named)}
     last: int | None = None
     spatial = True  # whether neurons are channels of a map, which a flatten turns into slots
-    leading: list[nn.Module] = []  # functions applied to the network's input
+    first: str | None = None  # what is applied to the network's input
     for module in leaves:
         if not isinstance(module, nn.Linear | nn.Conv2d):
-            leading.append(module) if last is None else builder.add_transform(last, module)
+            activation = ACTIVATIONS.get(type(module))
+            if last is None:
+                first = first or activation
+            else:
+                builder.add_activation(last, activation)
             continue
         if last is None:
             last = builder.add_group("input", module.weight.shape[1])
-            for transform in leading:
-                builder.add_transform(last, transform)
+            builder.add_activation(last, first)
         slot_shape = _slot_shape(module, builder.groups[last].size, spatial)
         if slot_shape is None or position[id(module.weight)] in builder.placed:
             return None
-        last = builder.add_weight(position[id(module.weight)], last, slot_shape, _convolution(module))
+        last = builder.add_weight(position[id(module.weight)], last, slot_shape)
         if module.bias is not None:
             builder.add_bias(whole(position[id(module.bias)], tuple(module.bias.shape)), last)
         spatial = isinstance(module, nn.Conv2d)
@@ -48,12 +94,6 @@ def _slot_shape(module: nn.Linear | nn.Conv2d, source_size: int, spatial: bool) 
     if isinstance(module, nn.Linear) and spatial and inputs % source_size == 0:
         return (inputs // source_size,)
     return None
-
-
-def _convolution(module: nn.Linear | nn.Conv2d) -> Convolution | None:
-    if isinstance(module, nn.Linear):
-        return None
-    return Convolution(module.stride, module.padding, module.dilation)  # type: ignore[arg-type]
 
 
 def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
@@ -72,4 +112,4 @@ def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
 def _is_known(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros"
-    return isinstance(module, nn.Linear) or not module.state_dict()
+    return isinstance(module, nn.Linear) or type(module) in ACTIVATIONS or type(module) in ALIKE

@@ -8,11 +8,9 @@ from functools import reduce
 from typing import TypeVar
 
 import numpy as np
-from torch import nn
 
 from ngopt.graph.core import (
     Bias,
-    Convolution,
     EdgeBlock,
     Index,
     NeuralGraph,
@@ -39,16 +37,14 @@ class GraphBuilder:
         self.groups.append(NeuronGroup(name, size, kind))
         return len(self.groups) - 1
 
-    def add_weight(
-        self, parameter: int, source: int, slot_shape: tuple[int, ...] = (), convolution: Convolution | None = None
-    ) -> int:
+    def add_weight(self, parameter: int, source: int, slot_shape: tuple[int, ...] = ()) -> int:
         """Adds the edges of a whole weight (n_target, n_source * slots or n_source, *slot_shape) and its target."""
         spec = self.parameters[parameter]
         target = self.add_group(layer_name(spec), spec.shape[0])
         shape = (1, spec.shape[0], self.groups[source].size)
         kind = "flatten" if slot_shape and len(spec.shape) == 2 else "weight"
         view = whole(parameter, (*shape, *slot_shape))
-        self.blocks.append(EdgeBlock(view, source, target, shape, slot_shape, kind, convolution=convolution))
+        self.blocks.append(EdgeBlock(view, source, target, shape, slot_shape, kind))
         return target
 
     def add_bias(self, view: View, group: int, kind: str = "bias", index: Index = None) -> None:
@@ -64,9 +60,10 @@ class GraphBuilder:
         self.add_bias(whole(parameter, (spec.numel,)), group)
         return group
 
-    def add_transform(self, group: int, module: nn.Module) -> None:
-        transforms = (*self.groups[group].transforms, module)
-        self.groups[group] = replace(self.groups[group], transforms=transforms)
+    def add_activation(self, group: int, name: str | None) -> None:
+        """Notes down what is applied to neurons, the first function where there are several."""
+        if self.groups[group].activation is None:
+            self.groups[group] = replace(self.groups[group], activation=name)
 
     @property
     def placed(self) -> set[int]:
@@ -135,15 +132,9 @@ class GraphBuilder:
         return [role(i) for i in range(len(self.groups))]
 
     def _depths(self) -> list[float]:
-        layer = [0] * len(self.groups)
-        for block in self.blocks:  # blocks are collected in the order of the forward pass
-            if block.target != block.source:
-                layer[block.target] = max(layer[block.target], layer[block.source] + 1)
-        component = connected(len(self.groups), self.blocks)
-        longest: dict[int, int] = {}
-        for n, c in zip(layer, component, strict=True):
-            longest[c] = max(longest.get(c, 1), n)
-        return [n / longest[c] for n, c in zip(layer, component, strict=True)]
+        count = len(self.groups)
+        forward = [block for block in self.blocks if block.target != block.source]
+        return relative_depths(longest_paths(count, forward), connected(count, self.blocks))
 
 
 def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
@@ -154,6 +145,25 @@ def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
     for view in views:
         np.lib.stride_tricks.as_strided(free[view.offset :], view.shape, view.strides)[...] = False
     return np.flatnonzero(free)
+
+
+def longest_paths(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
+    """For each of `count` groups the number of edges on the longest path to it.
+
+    blocks: in the order of the forward pass, without those that lead back.
+    """
+    length = [0] * count
+    for block in blocks:
+        length[block.target] = max(length[block.target], length[block.source] + 1)
+    return length
+
+
+def relative_depths(layers: Sequence[int], component: Sequence[int]) -> list[float]:
+    """The layer of each group in units of the last one in its component."""
+    last: dict[int, int] = {}
+    for layer, part in zip(layers, component, strict=True):
+        last[part] = max(last.get(part, 1), layer)
+    return [layer / last[part] for layer, part in zip(layers, component, strict=True)]
 
 
 def connected(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:

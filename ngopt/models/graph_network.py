@@ -279,14 +279,14 @@ class Scattered:
     def put(self, place: Place, values: Tensor) -> None:
         view, is_whole = self._place(place)
         i, spec = view.parameter, self.parts.graph.parameters[view.parameter]
-        uses, count = self.parts.uses[i], prod(self.batch)
+        uses, count, d = self.parts.uses[i], prod(self.batch), values.shape[-1]
         if isinstance(uses, int) and is_whole and not self._has_out:
-            self._found[i] = values.reshape(count, spec.numel, -1)
+            self._found[i] = values.reshape(count, spec.numel, d)
             return
-        values = values.reshape(count, *view.shape, -1)
+        values = values.reshape(count, *view.shape, d)
         old = self._found[i]
         if old is None:
-            old = values.new_zeros(count, spec.numel, values.shape[-1])
+            old = values.new_zeros(count, spec.numel, d)
         if not isinstance(uses, int):
             values = view.read(old) + values / view.read(uses.unsqueeze(0)).to(values)
         view.write(old, values)

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 from meta_train import ablate
 from ngopt.base.config import SoapConfig
-from tests.meta_train.toy import TOY
+from tests.meta_train.small import TOY
 
 
 def test_every_part_is_a_change_of_the_rule():

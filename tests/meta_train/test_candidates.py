@@ -5,7 +5,7 @@ import pytest
 from meta_train.candidates import MOST, Setting, gains
 from ngopt.base.config import SoapConfig
 from ngopt.pretrained import load_pretrained
-from tests.meta_train.toy import TOY
+from tests.meta_train.small import TOY
 
 
 def record(problem, loss):

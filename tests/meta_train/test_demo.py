@@ -8,7 +8,7 @@ from meta_train.optimizers import OPTIMIZERS
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained
-from tests.meta_train.toy import TOY
+from tests.meta_train.small import TOY
 
 
 def test_the_demonstration_writes_a_table_a_picture_and_results(tmp_path, monkeypatch, capsys):

@@ -9,8 +9,8 @@ from meta_train.unroll import Inner, Task, apply_update, unroll
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
 from ngopt.models import METANETS, FeedForward
+from tests.meta_train.by_hand import Drift, RecoveredGradient, Regression, Slope
 from tests.metanets import metanet_for
-from tests.toy import Drift, RecoveredGradient, Regression, Slope
 
 
 def learned_from(metanet):

@@ -8,7 +8,7 @@ from ngopt.learned import LearnedOptimizer
 from ngopt.models import NeuralGraphGNN
 from ngopt.models.gnn import GNNConfig
 from ngopt.pretrained import load_pretrained, save_pretrained
-from tests.meta_train.toy import TOY
+from tests.meta_train.small import TOY
 
 
 def records(*accuracies):

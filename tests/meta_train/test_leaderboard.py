@@ -14,7 +14,7 @@ from meta_train.runs import Run, execute, read_records, train
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward, NeuralFunctional
 from ngopt.pretrained import save_pretrained
-from tests.meta_train.toy import CONTRARY, SILENT, TOY, Toy
+from tests.meta_train.small import CONTRARY, SILENT, TOY, Toy
 
 REPORT = ("results.json", "table.md")
 
@@ -99,7 +99,7 @@ def test_a_second_call_runs_nothing_and_says_the_same(config, monkeypatch):
     monkeypatch.setattr(runs, "train", lambda run: pytest.fail(f"made again: {run}"))
     assert compare(config) == board
     assert {name: (folder / name).read_bytes() for name in before} == before
-    assert (folder / "tests.meta_train.toy_Toy.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "tests.meta_train.small_Toy.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_more_seeds_make_only_the_new_runs(config, monkeypatch):

@@ -10,7 +10,7 @@ from meta_train import figure3, optimizers, table2
 from meta_train.paper import FIVE, FIVE_OPEN, PUBLISHED, Config, comparison
 from meta_train.problems import LISTS
 from ngopt import list_pretrained
-from tests.meta_train.toy import CONTRARY, TOY
+from tests.meta_train.small import CONTRARY, TOY
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained, weights_hash
 from tasks.random import seeded
-from tests.meta_train.toy import SILENT, TOY, Toy
+from tests.meta_train.small import SILENT, TOY, Toy
 
 ADAM = Run(TOY, "adam", 0.01, None, seed=0, steps=12, phase="evaluation", curve_every=5)
 TIMES = ("ms_per_step", "optimizer_ms_per_step", "seconds")

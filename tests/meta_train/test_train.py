@@ -21,7 +21,7 @@ from tasks import cli
 from tasks.distributed import RankLost
 from tasks.random import derive_seed
 
-TOY = "tests.toy:Regression32"
+TOY = "tests.meta_train.by_hand:Regression32"
 
 
 def config(folder, **changes):
@@ -94,7 +94,7 @@ class TestRanks:
         assert all(torch.equal(a, b) for a, b in rows)
 
     def test_a_rank_that_dies_ends_the_run_with_a_message(self, tmp_path):
-        settings = config(tmp_path, problems=("tests.toy:Deadly",), processes=2, outer_steps=50)
+        settings = config(tmp_path, problems=("tests.meta_train.by_hand:Deadly",), processes=2, outer_steps=50)
         with pytest.raises(RankLost, match=r"rank \d ended with exit code .* stands at outer step 12, and the same"):
             train.run(settings)
         assert torch.load(tmp_path / "checkpoint.pt", weights_only=False)["outer_step"] == 12

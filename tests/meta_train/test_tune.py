@@ -6,7 +6,7 @@ import pytest
 from meta_train import tune
 from ngopt.base.config import SoapConfig
 from ngopt.pretrained import load_pretrained
-from tests.meta_train.toy import TOY
+from tests.meta_train.small import TOY
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

@@ -1,10 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from meta_train.problems.networks.convolutional import paper_cnn
 from ngopt import build_graph
-from ngopt.graph import GraphValues, run_graph, to_edge_list
+from ngopt.graph import GraphValues, to_edge_list
+from ngopt.graph.sequential import ACTIVATIONS, ALIKE, sequential_graph
 from tests.equivariance import permute, random_permutations
 from tests.networks import CNN_INPUT, cnn, mlp
 from tests.zoo import zoo
@@ -139,24 +141,91 @@ def test_parameters_alone_give_the_traced_topology(model):
     assert topology(build_graph(model.named_parameters())) == topology(traced)
 
 
+def run_graph(graph, values, model, inputs):
+    """The output of a sequential network, with the weights of its layers read from nodes and edges.
+
+    graph, values: of the network, whose parameters are not read.
+    """
+    blocks = iter(zip(graph.blocks, values.edges, strict=True))
+    rows = zip(graph.biases, values.biases, strict=True)
+    biases = {bias.group: value.squeeze(1) for bias, value in rows}
+    states, last = inputs, graph.blocks[0].source
+    for module in model:
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            block, edges = next(blocks)
+            assert block.source == last
+            last, bias, weight = block.target, biases.get(block.target), edges.squeeze(0)
+            if isinstance(module, nn.Linear):
+                states = F.linear(states, weight.flatten(1), bias)
+            else:
+                kernel = weight.unflatten(2, block.slot_shape)
+                slides = module.stride, module.padding, module.dilation
+                states = F.conv2d(states, kernel, bias, *slides)
+        else:
+            states = module(states)
+    assert next(blocks, None) is None
+    return states
+
+
 @pytest.mark.parametrize(
     ("model", "shape"),
     [(mlp(5, 7, 4), (5,)), (cnn(), CNN_INPUT), (paper_cnn(1, (4, 5, 6)), (1, 28, 28))],
     ids=["mlp", "cnn", "paper"],
 )
 def test_running_the_graph_is_running_the_network(model, shape):
+    def run(params):
+        return run_graph(graph, graph.gather(params), model, inputs)
+
     model = model.double()
     graph = build_graph(model)
     inputs = torch.randn(3, *shape, dtype=torch.float64)
     params = [p.detach() for p in model.parameters()]
     expected = model(inputs)
-    torch.testing.assert_close(run_graph(graph, graph.gather(params), inputs), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(run(params), expected, rtol=0, atol=1e-12)
     # and hidden neurons may be permuted without changing the function, inputs may not
     generator = torch.Generator().manual_seed(0)
     hidden = permute(graph, params, random_permutations(graph, generator))
-    torch.testing.assert_close(run_graph(graph, graph.gather(hidden), inputs), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(run(hidden), expected, rtol=0, atol=1e-12)
     output = permute(graph, params, random_permutations(graph, generator, roles=("output",)))
-    assert (run_graph(graph, graph.gather(output), inputs) - expected).abs().max() > 1e-3
+    assert (run(output) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [*ACTIVATIONS, *ALIKE], ids=lambda kind: kind.__name__)
+def test_a_sequential_network_is_read_as_it_is_traced(kind):
+    is_pool = "Pool" in kind.__name__
+    is_softmax = kind in (nn.Softmax, nn.Softmin, nn.LogSoftmax)
+    arguments = {nn.Threshold: (0.1, 20.0), nn.ZeroPad2d: (0,)}
+    module = kind(*arguments.get(kind, (1,) * (is_pool or is_softmax)))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), module, nn.Tanh(), nn.Flatten(), nn.Linear(4, 2))
+    read = sequential_graph(model)
+    traced = build_graph(model, torch.randn(2, 3, 1, 1))
+    assert topology(read) == topology(traced)
+    assert [g.activation for g in read.groups] == [g.activation for g in traced.groups]
+    assert [g.activation for g in read.groups] == [None, ACTIVATIONS.get(kind, "tanh"), None]
+
+
+def test_activations_of_inputs_and_outputs():
+    model = nn.Sequential(nn.Dropout(), nn.Tanh(), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(-1))
+    for graph in (sequential_graph(model), build_graph(model, torch.randn(2, 4))):
+        assert [group.activation for group in graph.groups] == ["tanh", "softmax"]
+
+
+class Mirrored(nn.Module):
+    """Adds to each neuron the one at its place from the end."""
+
+    def forward(self, x):
+        return x + x.flip(1)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.ChannelShuffle(2), nn.GroupNorm(2, 4, affine=False), Mirrored()],
+    ids=["shuffle", "norm", "own"],
+)
+def test_what_may_mix_neurons_is_not_read_but_traced(module):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), module, nn.Conv2d(4, 2, 1))
+    assert sequential_graph(model) is None
+    assert build_graph(model) == build_graph(model, torch.randn(2, 3, 5, 5))
 
 
 def test_attention_projections_are_not_chained():
@@ -177,12 +246,11 @@ def test_parameters_that_do_not_fit_are_components():
     assert "unconnected" in graph.summary()
 
 
-def test_shared_and_unknown_layers_are_not_traced():
-    shared = nn.Linear(4, 4)
-    for model in (nn.Sequential(shared, nn.ReLU(), shared), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))):
-        graph = build_graph(model)
-        values = [torch.randn_like(p) for p in model.parameters()]
-        assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
+def test_sequential_networks_with_shared_or_other_layers_are_traced():
+    shared, norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+    for model in (nn.Sequential(shared, nn.ReLU(), shared), nn.Sequential(nn.Linear(4, 4), norm)):
+        assert sequential_graph(model) is None
+        assert build_graph(model) == build_graph(model, torch.randn(2, 4))
 
 
 def test_summary_names_layers_and_counts():
@@ -203,6 +271,3 @@ def test_errors_name_the_offender():
         graph.gather([torch.zeros(3, 2)])
     with pytest.raises(ValueError, match=r"'0.bias': expected shape \(3,\)"):
         graph.gather([torch.zeros(3, 2), torch.zeros(4), torch.zeros(1, 3), torch.zeros(1)])
-    with pytest.raises(ValueError, match="one chain"):
-        other = build_graph([torch.zeros(3, 2), torch.zeros(5, 4)])
-        run_graph(other, other.gather([torch.zeros(3, 2), torch.zeros(5, 4)]), torch.zeros(1, 2))

@@ -14,7 +14,7 @@ from torch import nn
 from ngopt import NGOptimizer, build_graph
 from ngopt.graph.order import merged_order
 from ngopt.models import FeedForward
-from ngopt.wiring import Traced
+from ngopt.wiring import Traced, group_tensors
 from tests.networks import CNN_INPUT, cnn
 
 
@@ -277,8 +277,9 @@ class TestGroups:
         assert all(group["params"] for group in groups)
         split, one = optimizer(groups), optimizer(model.named_parameters())
         assert split.graph == one.graph
-        by_position = sorted(zip(split._connected().positions, split._members(), strict=True))
-        found = [p for _, (p, _) in by_position]
+        params = group_tensors(split.param_groups)
+        by_position = sorted(zip(split._connected().positions, params, strict=True))
+        found = [p for _, p in by_position]
         assert all(p is q for p, q in zip(found, model.parameters(), strict=True))
 
     def test_with_model(self):

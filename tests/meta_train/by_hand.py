@@ -1,4 +1,4 @@
-"""Tiny problems and metanets for tests of meta-training, in float64."""
+"""Tiny problems and metanets whose unrolls can be worked out by hand, in float64."""
 
 from __future__ import annotations
 

@@ -1,0 +1,28 @@
+"""Networks that are divided among processes, each of which holds parts of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+# What FullyShardedDataParallel sets on the flat pieces that it makes of parameters.
+FLATTENED = "_fsdp_flattened"
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a module gathers its parameters when it runs, by `fully_shard` or its forerunner.
+
+    Such a module must see all its forward passes: nothing else may run or trace it.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # who shards has imported it
+    if fsdp is None:
+        return False
+    kinds = fsdp.FSDPModule, fsdp.FullyShardedDataParallel
+    return any(isinstance(module, kinds) for module in model.modules())
+
+
+def are_pieces(params: Iterable[Tensor]) -> bool:
+    """Whether parameters are flat pieces of those of a network."""
+    return any(getattr(p, FLATTENED, False) for p in params)

@@ -1,0 +1,100 @@
+"""What `NGOptimizer.load_state_dict` makes sure of before it changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ngopt.checks import IN_COMMON, PER_GROUP, check_groups
+from ngopt.functional import Record
+
+Group = dict[str, Any]
+
+
+def checked(state_dict: Any, weights: str) -> dict[str, Any]:
+    """A state_dict that has what `NGOptimizer` needs.
+
+    weights: what the state must have been made with, by their hash.
+
+    Raises ValueError if a part is missing or of another type, a setting out of range, or if it was
+    made with other weights.
+    """
+    whole = as_dict(state_dict)
+    missing = sorted({"state", "param_groups"} - whole.keys())
+    if missing:
+        raise ValueError(f"state_dict: expected 'state' and 'param_groups'; got no {missing}")
+    groups = whole["param_groups"]
+    if not isinstance(groups, list):
+        raise ValueError(f"state_dict: param_groups: expected a list; got {type(groups).__name__}")
+    for i, group in enumerate(groups):
+        _check_group(group, f"param_groups[{i}]", weights)
+    check_groups(groups)
+    for number, record in as_dict(whole["state"], "state").items():
+        as_dict(record, f"state of {number}")
+    return whole
+
+
+def as_dict(value: Any, what: str = "all of it") -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"state_dict: {what}: expected a dict; got {type(value).__name__}")
+    return value
+
+
+def _check_group(group: Any, what: str, weights: str) -> None:
+    found = as_dict(group, what).get("weights")
+    if found != weights:
+        made_with, expected = str(found)[:12], weights[:12]
+        raise ValueError(f"state_dict: made with weights {made_with}; this optimizer has {expected} (SHA-256)")
+    for key in ("params", *PER_GROUP, *IN_COMMON):
+        if key not in group:
+            raise ValueError(f"state_dict: {what}: expected '{key}'; got {sorted(group)}")
+
+
+def in_order(saved: Sequence[Group], own: Sequence[Group]) -> list[Group]:
+    """Saved groups, in which those that have the names of ours in another order have it in ours."""
+    found = []
+    for i, group in enumerate(saved):
+        names = group.get("param_names")
+        wanted = own[i].get("param_names") if i < len(own) else None
+        if names and wanted and names != wanted and sorted(names) == sorted(wanted):
+            numbers = dict(zip(names, group["params"], strict=True))
+            params = [numbers[name] for name in wanted]
+            group = {**group, "params": params, "param_names": wanted}
+        found.append(group)
+    return found
+
+
+def records_in_order(state_dict: Mapping[str, Any]) -> list[Record]:
+    """The state of each parameter, empty where there is none."""
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    return [state_dict["state"].get(number, {}) for number in numbers]
+
+
+def restore_dtypes(
+    state: Mapping[Tensor, Record],
+    params: Sequence[Tensor],
+    state_dict: Mapping[str, Any],
+) -> None:
+    """Undoes that torch has cast floating state to the dtypes of the parameters.
+
+    state: of the optimizer, as it was loaded. params: of the optimizer, in its order.
+    """
+    for p, record in zip(params, records_in_order(state_dict), strict=True):
+        for key, value in record.items():
+            if isinstance(value, Tensor):
+                device = state[p][key].device
+                state[p][key] = value.detach().to(device, copy=True)
+
+
+def check_record(name: str, record: Mapping[str, Any], expected: Record) -> None:
+    """Raises ValueError if the state of a parameter lacks a tensor or one has another shape."""
+    for key, like in expected.items():
+        value = record.get(key)
+        if not isinstance(value, Tensor):
+            got = "nothing" if value is None else type(value).__name__
+            raise ValueError(f"state_dict: '{key}' of '{name}': expected a tensor; got {got}")
+        if value.shape != like.shape:
+            shape, got = tuple(like.shape), tuple(value.shape)
+            raise ValueError(f"state_dict: '{key}' of '{name}': expected shape {shape}; got {got}")

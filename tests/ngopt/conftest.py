@@ -1,0 +1,10 @@
+import pytest
+import torch
+
+from ngopt.models import NeuralGraphGNN
+
+
+@pytest.fixture
+def metanet():
+    torch.manual_seed(0)
+    return NeuralGraphGNN()

@@ -1,0 +1,313 @@
+"""Arguments and parameter groups: what is taken, also when changed later, and what is refused."""
+
+import copy
+from math import inf, nan
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ngopt import NGOptimizer, build_graph
+from tests.networks import mlp
+from tests.ngopt.training import MOMENTUM_KEYS, WEIGHTS, batch, network, same, snapshot, train
+
+
+def test_arguments(metanet):
+    model = network()
+    with pytest.raises(ValueError, match="empty parameter list"):
+        NGOptimizer([], weights=metanet)
+    with pytest.raises(ValueError, match=r"lr: expected a number >= 0; got -1"):
+        NGOptimizer(model.parameters(), lr=-1.0, weights=metanet)
+    with pytest.raises(ValueError, match="weight_decay.*got nan"):
+        NGOptimizer(model.parameters(), weight_decay=float("nan"), weights=metanet)
+    with pytest.raises(ValueError, match="total_steps.*got 0"):
+        NGOptimizer(model.parameters(), total_steps=0, weights=metanet)
+    with pytest.raises(ValueError, match="got both"):
+        NGOptimizer(model.parameters(), model=model, graph=build_graph(model), weights=metanet)
+    for dtype in (torch.int8, "bfloat16", float):
+        with pytest.raises(ValueError, match="compute_dtype: expected a floating point dtype"):
+            NGOptimizer(model.parameters(), weights=metanet, compute_dtype=dtype)
+    for steps in (float("inf"), float("nan"), -1, "9", torch.tensor(9)):
+        with pytest.raises(ValueError, match="total_steps: expected a number > 0 or None"):
+            NGOptimizer(model.parameters(), total_steps=steps, weights=metanet)
+    for decay in (float("inf"), -0.1, None, torch.tensor(0.1)):
+        with pytest.raises(ValueError, match="weight_decay: expected a number >= 0"):
+            NGOptimizer(model.parameters(), weight_decay=decay, weights=metanet)
+    for maximize in (None, 1, "yes"):
+        with pytest.raises(ValueError, match="maximize: expected True or False"):
+            NGOptimizer(model.parameters(), maximize=maximize, weights=metanet)
+    with pytest.raises(ValueError, match="parameter group: expected 'params'; got \\['lr'\\]"):
+        NGOptimizer([{"lr": 1.0}], weights=metanet)
+
+
+def test_bad_group_changes_nothing(metanet):
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    graph = opt.graph
+    with pytest.raises(ValueError, match="lr: expected"):
+        opt.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": -1})
+    assert len(opt.param_groups) == 1
+    assert opt.graph is graph
+    train(model, opt, range(1))
+
+
+def test_groups_have_their_own_lr(metanet):
+    steps = {}
+    for lr in (1.0, 0.25):
+        model = network()
+        params = list(model.parameters())
+        groups = [{"params": params[:2]}, {"params": params[2:], "lr": lr}]
+        opt = NGOptimizer(groups, weights=metanet)
+        before = snapshot(model)
+        train(model, opt, range(1))
+        steps[lr] = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
+    for i, (a, b) in enumerate(zip(steps[1.0], steps[0.25], strict=True)):
+        torch.testing.assert_close(b, a if i < 2 else 0.25 * a, rtol=1e-3, atol=1e-6)
+
+
+def test_schedulers_scale_the_update(metanet):
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 0.0 if step else 1.0)
+    train(model, opt, range(1))
+    scheduler.step()
+    before = snapshot(model)
+    train(model, opt, range(1))
+    assert same(model, before)
+
+
+def test_add_param_group_extends_the_graph_and_keeps_state(metanet):
+    body, head = mlp(4, 5, 3), nn.Linear(3, 2)
+    opt = NGOptimizer(body.parameters(), weights=metanet)
+    body(torch.randn(2, 4)).sum().backward()
+    opt.step()
+    kept = {p: {k: v.clone() for k, v in opt.state[p].items()} for p in body.parameters()}
+    opt.add_param_group({"params": head.parameters(), "lr": 0.5})
+    whole = build_graph([*body.parameters(), *head.parameters()])
+    assert opt.graph.blocks == whole.blocks
+    assert all(torch.equal(opt.state[p][k], v) for p, s in kept.items() for k, v in s.items())
+    before = snapshot(head)
+    head(body(torch.randn(2, 4))).sum().backward()
+    opt.step()
+    assert not same(head, before)
+    assert opt.state[body[0].weight]["step"] == 2
+    assert opt.state[head.weight]["step"] == 1
+
+
+def test_add_param_group_to_a_traced_model(metanet):
+    model, extra = network(), nn.Linear(4, 2)
+    opt = NGOptimizer(list(model.parameters())[:4], model=model, weights=metanet)
+    assert len(opt.graph.parameters) == 9
+    opt.add_param_group({"params": list(model.parameters())[4:]})
+    assert len(opt.graph.parameters) == 9
+    opt = copy.deepcopy(opt)
+    opt.add_param_group({"params": extra.parameters()})
+    assert len(opt.graph.parameters) == 11
+    assert opt._connected().positions == list(range(11))
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_maximize_is_the_negated_loss(weights):
+    up, down = network(), network()
+    inputs, labels = batch(0)
+    opt = NGOptimizer(up.parameters(), weights=weights, maximize=True)
+    groups = [{"params": down.parameters(), "maximize": False}]
+    other = NGOptimizer(groups, weights=weights, maximize=True)
+    for model, sign in ((up, -1), (down, 1)):
+        (sign * F.cross_entropy(model(inputs), labels)).backward()
+    opt.step()
+    other.step()
+    assert same(up, snapshot(down))
+
+
+@pytest.mark.parametrize("name", ["betas", "momentum", "eps"])
+def test_settings_of_other_optimizers_are_refused(metanet, name):
+    model = network()
+    groups = [{"params": model.parameters(), name: 0.9}]
+    with pytest.raises(ValueError, match=f"expected lr, weight_decay, maximize; got '{name}'"):
+        NGOptimizer(groups, weights=metanet)
+
+
+def test_what_is_one_for_all_groups(metanet):
+    params = list(network().parameters())
+    for key, value in (("weights", "ff"), ("total_steps", 10)):
+        groups = [{"params": params[:2]}, {"params": params[2:], key: value}]
+        with pytest.raises(ValueError, match=f"'{key}' is one for all groups.*got {value}"):
+            NGOptimizer(groups, weights=metanet)
+    opt = NGOptimizer(params[:2], weights=metanet, total_steps=5)
+    again = {**opt.param_groups[0], "params": params[2:], "initial_lr": 1.0}
+    opt.add_param_group(again)  # groups of our own are taken
+    assert len(opt.param_groups) == 2
+
+
+@pytest.mark.parametrize("lr", [inf, nan, -1.0, "1", None, torch.tensor(-1.0), torch.ones(2)])
+def test_learning_rates_out_of_range(metanet, lr):
+    model = network()
+    with pytest.raises(ValueError, match="NGOptimizer: lr: expected"):
+        NGOptimizer(model.parameters(), lr=lr, weights=metanet)
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    before = snapshot(model)
+    opt.param_groups[0]["lr"] = lr
+    with pytest.raises(ValueError, match="NGOptimizer: lr: expected"):
+        train(model, opt, range(1))
+    assert same(model, before)
+    assert not opt.state
+
+
+def test_learning_rates_as_tensors(metanet):
+    results = []
+    for lr in (0.5, torch.tensor(0.5), torch.tensor([0.5])):
+        model = nn.Sequential(network(), nn.PReLU())
+        model.scalar = nn.Parameter(torch.ones(()))
+        opt = NGOptimizer(model.parameters(), lr=lr, weights=metanet)
+        (model(batch(0)[0]) * model.scalar).square().sum().backward()
+        opt.step()
+        results.append(snapshot(model))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_betas_by_position(metanet):
+    with pytest.raises(ValueError, match=r"weight_decay: expected a number >= 0; got \(0.9"):
+        NGOptimizer(network().parameters(), 1.0, (0.9, 0.999), weights=metanet)
+
+
+def test_a_small_lr_out_of_habit(metanet):
+    with pytest.warns(UserWarning, match="lr = 0.001 multiplies .* 1000 times slower"):
+        opt = NGOptimizer(network().parameters(), lr=1e-3, weights=metanet)
+    opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1e-4})
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_parameters_replaced_in_a_group(weights):
+    model = mlp(4, 5, 3)
+    opt = NGOptimizer(model.parameters(), weights=weights)
+    inputs = torch.randn(2, 4)
+    model(inputs).sum().backward()
+    opt.step()
+    wider = mlp(4, 7, 3)
+    kept = opt.state[model[-1].bias]["step"]
+    for i, p in enumerate(list(wider.parameters())[:3]):
+        opt.param_groups[0]["params"][i] = p
+    wider[-1].bias = model[-1].bias
+    opt.zero_grad()
+    wider(inputs).sum().backward()
+    before = snapshot(wider)
+    opt.step()
+    assert opt.graph == build_graph(list(wider.parameters()))
+    changed = zip(wider.parameters(), before, strict=True)
+    assert not any(torch.equal(p, b) for p, b in changed)
+    assert opt.state[wider[0].weight]["step"] == 1
+    assert opt.state[model[-1].bias]["step"] == kept + 1
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_parameters_appended_and_removed_in_a_group(weights):
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=weights)
+    train(model, opt, range(1))
+    extra = nn.Parameter(torch.ones(3, 2))
+    group = opt.param_groups[0]["params"]
+    removed = group.pop(0)
+    group.append(extra)
+    before = removed.detach().clone()
+    extra.grad = torch.ones_like(extra)
+    F.cross_entropy(model(batch(1)[0]), batch(1)[1]).backward()
+    opt.step()
+    assert torch.equal(removed, before)
+    assert not torch.equal(extra, torch.ones_like(extra))
+    assert len(opt.graph.parameters) == 9
+    named = NGOptimizer(model.named_parameters(), weights=weights)
+    named.param_groups[0]["params"].append(extra)
+    with pytest.raises(ValueError, match=r"param_groups\[0\]: expected a name.* 10 .*got 9"):
+        named.step()
+
+
+@pytest.mark.parametrize(("weights", "key"), MOMENTUM_KEYS.items())
+def test_a_parameter_that_grows_in_place(weights, key):
+    p = nn.Parameter(torch.ones(3, 2))
+    opt = NGOptimizer([p], weights=weights)
+    p.sum().backward()
+    opt.step()
+    p.data = torch.ones(5, 2)
+    p.grad = torch.ones(5, 2)
+    with pytest.raises(ValueError, match=rf"'{key}' of .*expected shape \(5, 2\); got \(3"):
+        opt.step()
+    del opt.state[p]
+    opt.step()
+    assert opt.state[p][key].shape == (5, 2)
+
+
+def test_a_parameter_twice_in_a_group(metanet):
+    model = network()
+    tied = [*model.named_parameters(), ("again", model[0].weight)]
+    with pytest.raises(ValueError, match="'again': expected once"):
+        NGOptimizer(tied, weights=metanet)
+
+
+def test_a_parameter_that_is_appended_twice(metanet):
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    train(model, opt, range(1))
+    opt.param_groups[0]["params"].append(model[0].weight)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="'parameter 9': expected once.*as 'parameter 0'"):
+        train(model, opt, range(1))
+    assert same(model, before)
+
+
+def test_horizons_that_differ_later_are_refused(metanet):
+    params = list(network().parameters())
+    opt = NGOptimizer([{"params": params[:4]}, {"params": params[4:]}], weights=metanet)
+    opt.param_groups[1]["total_steps"] = 7
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match="'total_steps' is one for all groups, None; got 7"):
+        opt.step()
+    assert not opt.state
+    opt.param_groups[0]["total_steps"] = 7
+    opt.step()
+
+
+def test_groups_may_name_the_weights_that_the_optimizer_has():
+    """As wrappers do that fill groups with the arguments of the optimizer."""
+    params = list(network().parameters())
+    groups = [{"params": params[:4], "weights": "ff"}, {"params": params[4:]}]
+    opt = NGOptimizer(groups, weights="ff")
+    hashes = {group["weights"] for group in opt.param_groups}
+    assert hashes == {NGOptimizer(params, weights="ff").defaults["weights"]}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_schedulers_that_cycle(weights):
+    """torch's own message names the argument to change."""
+    schedulers = torch.optim.lr_scheduler
+    for make, settings in (
+        (schedulers.OneCycleLR, {"max_lr": 1.0, "total_steps": 8}),
+        (schedulers.CyclicLR, {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 4}),
+    ):
+        model = network()
+        opt = NGOptimizer(model.parameters(), weights=weights)
+        with pytest.raises(ValueError, match="cycle_momentum"):
+            make(opt, **settings)
+        scheduler = make(opt, cycle_momentum=False, **settings)
+        lrs = []
+        for seed in range(5):
+            before = snapshot(model)
+            lrs.append(opt.param_groups[0]["lr"])
+            train(model, opt, [seed])
+            scheduler.step()
+            assert not same(model, before)
+        assert len(set(lrs)) == 5
+        again = {**opt.param_groups[0], "params": [nn.Parameter(torch.ones(2))]}
+        opt.add_param_group(again)
+
+
+def test_schedulers_of_averages_leave_keys_that_are_taken(metanet):
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    torch.optim.swa_utils.SWALR(opt, swa_lr=0.05)
+    again = {**opt.param_groups[0], "params": [nn.Parameter(torch.ones(2))]}
+    opt.add_param_group(again)
+    assert len(opt.param_groups) == 2

@@ -1,0 +1,156 @@
+"""Resuming: what `load_state_dict` takes, and what it refuses without changing anything."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ngopt import NGOptimizer
+from tests.ngopt.training import MOMENTUM_KEYS, WEIGHTS, network, same, snapshot, train
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_resume_is_bit_identical(metanet, dtype, tmp_path):
+    model = network(dtype)
+    opt = NGOptimizer(model.parameters(), weight_decay=1.0, weights=metanet)
+    train(model, opt, range(3), dtype)
+    torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, tmp_path / "checkpoint.pt")
+    train(model, opt, range(3, 6), dtype)
+
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    resumed = network(dtype)
+    resumed.load_state_dict(saved["model"])
+    other = NGOptimizer(resumed.parameters(), lr=0.1, weights=metanet)
+    untouched = copy.deepcopy(saved["opt"])
+    other.load_state_dict(saved["opt"])
+    train(resumed, other, range(3, 6), dtype)
+    assert same(resumed, snapshot(model))
+    for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert all(torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items())
+        assert all(v.dtype == other.state[q][k].dtype for k, v in opt.state[p].items())
+    for number, state in untouched["state"].items():  # the caller's dict is its own
+        assert all(torch.equal(v, saved["opt"]["state"][number][k]) for k, v in state.items())
+
+
+@pytest.mark.parametrize(("weights", "key"), MOMENTUM_KEYS.items())
+def test_hooks_of_load_state_dict_are_heard(weights, key):
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=weights)
+    train(model, opt, range(1))
+    other = NGOptimizer(network().parameters(), weights=weights)
+    seen = []
+
+    def double(_, state_dict):
+        state = {n: {k: 2 * v for k, v in r.items()} for n, r in state_dict["state"].items()}
+        return {**state_dict, "state": state}
+
+    def halve(optimizer):
+        for record in optimizer.state.values():
+            seen.append(record[key].clone())
+            record["step"].zero_()
+
+    other.register_load_state_dict_pre_hook(double)
+    other.register_load_state_dict_post_hook(halve)
+    other.load_state_dict(opt.state_dict())
+    for given, found, at_hook in zip(opt.state.values(), other.state.values(), seen, strict=True):
+        assert torch.equal(found[key], 2 * given[key])
+        assert torch.equal(at_hook, found[key])
+        assert found["step"] == 0
+    assert len(other._optimizer_load_state_dict_pre_hooks) == 1
+    assert len(other._optimizer_load_state_dict_post_hooks) == 1
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_names_in_another_order_are_matched(weights):
+    model = network()
+    opt = NGOptimizer(model.named_parameters(), weights=weights)
+    train(model, opt, range(1))
+    backwards = list(model.named_parameters())[::-1]
+    other = NGOptimizer(backwards, weights=weights)
+    other.load_state_dict(opt.state_dict())
+    assert other.param_groups[0]["param_names"] == [name for name, _ in backwards]
+    for p, record in opt.state.items():
+        assert all(torch.equal(other.state[p][key], v) for key, v in record.items())
+
+
+def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=metanet)
+    train(model, opt, range(1))
+    before, weights = copy.deepcopy(opt.state_dict()), snapshot(model)
+    wrong = copy.deepcopy(before)
+    wrong["state"][2]["exp_avg_1"] = torch.zeros(3, 3)
+    other = copy.deepcopy(before)
+    other["param_groups"][0]["weights"] = "0" * 64
+    lacking = copy.deepcopy(before)
+    del lacking["state"][1]["step"]
+    empty = copy.deepcopy(before)
+    empty["state"][3]["exp_avg_4"] = None
+    short = copy.deepcopy(before)
+    short["param_groups"][0]["params"].pop()
+
+    (own,) = before["param_groups"]
+
+    def with_group(*groups, **changes):
+        return {**before, "param_groups": [{**own, **changes}, *groups]}
+
+    def without(key):
+        rest = {k: v for k, v in own.items() if k != key}
+        return {**before, "param_groups": [rest]}
+
+    for bad, message in (
+        (wrong, r"'exp_avg_1' of 'parameter 2': expected shape \(5, 4, 2, 1\); got \(3, 3\)"),
+        (other, "made with weights 000000000000"),
+        (lacking, "'step' of 'parameter 1': expected a tensor; got nothing"),
+        (empty, "'exp_avg_4' of 'parameter 3': expected a tensor; got nothing"),
+        ({**before, "state": {0: None}}, "state of 0: expected a dict; got NoneType"),
+        ({}, "expected 'state' and 'param_groups'"),
+        (None, "state_dict: all of it: expected a dict; got NoneType"),
+        (short, "doesn't match the size"),
+        ({**before, "param_groups": None}, "param_groups: expected a list; got NoneType"),
+        ({**before, "param_groups": [None]}, r"param_groups\[0\]: expected a dict; got NoneType"),
+        (without("params"), r"param_groups\[0\]: expected 'params'"),
+        (without("maximize"), r"param_groups\[0\]: expected 'maximize'"),
+        (with_group(lr=-1.0), "lr: expected a number >= 0; got -1.0"),
+        (with_group({**own, "total_steps": 5}), "one for all groups, None; got 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            opt.load_state_dict(bad)
+        after = opt.state_dict()
+        assert after["param_groups"] == before["param_groups"]
+        for number, state in before["state"].items():
+            assert all(torch.equal(v, after["state"][number][k]) for k, v in state.items())
+        assert same(model, weights)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("key", ["step", "momentum"])
+def test_a_state_that_lacks_something_is_refused(weights, key):
+    if key == "momentum":
+        key = MOMENTUM_KEYS[weights]
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=weights)
+    train(model, opt, range(1))
+    lacking = copy.deepcopy(opt.state_dict())
+    del lacking["state"][4][key]
+    message = f"'{key}' of 'parameter 4': expected a tensor; got nothing"
+    with pytest.raises(ValueError, match=message):
+        opt.load_state_dict(lacking)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("saved", "own"), [(9, None), (None, 9), (9, 20)])
+def test_the_horizon_comes_with_the_state(weights, saved, own):
+    """What the default keeps depends on whether there is one."""
+    model = network()
+    opt = NGOptimizer(model.parameters(), weights=weights, total_steps=saved)
+    train(model, opt, range(3))
+    resumed = copy.deepcopy(model)
+    other = NGOptimizer(resumed.parameters(), weights=weights, total_steps=own)
+    other.load_state_dict(opt.state_dict())
+    train(model, opt, range(3, 6))
+    train(resumed, other, range(3, 6))
+    assert same(resumed, snapshot(model))
+    other.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert other.param_groups[1]["total_steps"] == saved

@@ -1,0 +1,36 @@
+"""Short trainings that the tests of the optimizer share."""
+
+import torch
+import torch.nn.functional as F
+
+from tests.networks import CNN_INPUT, cnn
+
+WEIGHTS = ("default", "ff", "ng-gnn")
+MOMENTUM_KEYS = {"default": "exp_avg", "ff": "exp_avg_0", "ng-gnn": "exp_avg_0"}
+
+
+def batch(seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(6, *CNN_INPUT, generator=generator).to(dtype)
+    return inputs, torch.randint(3, (6,), generator=generator)
+
+
+def train(model, opt, seeds, dtype=torch.float32):
+    for seed in seeds:
+        inputs, labels = batch(seed, dtype)
+        opt.zero_grad()
+        F.cross_entropy(model(inputs).float(), labels).backward()
+        opt.step()
+
+
+def network(dtype=torch.float32):
+    torch.manual_seed(1)
+    return cnn().to(dtype)
+
+
+def snapshot(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(model, values):
+    return all(torch.equal(p, v) for p, v in zip(model.parameters(), values, strict=True))
