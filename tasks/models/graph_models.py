@@ -95,7 +95,7 @@ class GraphModel(ParameterModel):
         if not edits:
             self.pooling = Pooling(config.width, config.queries)
             hidden = (config.hidden, config.hidden)
-            head = perceptron(self.pooling.size, hidden, d_out, config.dropout)
+            head = perceptron(self.pooling.size, hidden, d_out, config.dropout, nn.SiLU)
             self.head = nn.Sequential(nn.LayerNorm(self.pooling.size), head)
 
     def layer(self, config: GraphModelConfig, edges: bool) -> GraphLayer:

@@ -1,4 +1,4 @@
-"""The plain network of linear maps and ReLU that most models end with."""
+"""The plain network of linear maps that most models end with."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from torch import nn
 from tasks.models.running_norm import RunningNorm
 
 
-def perceptron(d_in: int, hidden: Sequence[int], d_out: int, dropout: float = 0.0) -> nn.Sequential:
+def perceptron(
+    d_in: int,
+    hidden: Sequence[int],
+    d_out: int,
+    dropout: float = 0.0,
+    activation: type[nn.Module] = nn.ReLU,
+) -> nn.Sequential:
     """(*, d_in) -> (*, d_out). dropout: share of each hidden layer that is left out in training."""
     layers: list[nn.Module] = []
     for fans in pairwise((d_in, *hidden)):
-        layers += [nn.Linear(*fans), nn.ReLU()]
+        layers += [nn.Linear(*fans), activation()]
         if dropout:
             layers.append(nn.Dropout(dropout))
     last = (d_in, *hidden)[-1]
