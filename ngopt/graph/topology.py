@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import TypeVar
@@ -21,6 +21,7 @@ from ngopt.graph.core import (
     View,
     contiguous_strides,
 )
+from ngopt.graph.pieces import connected
 
 Place = TypeVar("Place", Bias, EdgeBlock)
 
@@ -156,22 +157,8 @@ def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
     return np.flatnonzero(free)
 
 
-def connected(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
-    """For each of `count` groups the part of the graph that it is in, as the number of one group of that part."""
-    parent = list(range(count))
-
-    def root(group: int) -> int:
-        while parent[group] != group:
-            parent[group] = group = parent[parent[group]]
-        return group
-
-    for block in blocks:
-        parent[root(block.target)] = root(block.source)
-    return [root(group) for group in range(count)]
-
-
 def components(graph: NeuralGraph) -> list[int]:
-    """For every group the part of the graph that it is in; see `connected`."""
+    """For every group the part of the graph that it is in; see `connected` in `pieces`."""
     return connected(len(graph.groups), graph.blocks)
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ngopt.graph.core import View
 from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Value, regular_repeats, without_repeats
-
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.tracer import Tracer
 
 
 class Segment(NamedTuple):

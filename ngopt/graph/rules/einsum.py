@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -13,10 +13,8 @@ from ngopt.graph.rules.entries import transposed
 from ngopt.graph.rules.layers import matmul
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Neurons, Unknown, Value
-
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.tracer import Tracer
 
 aten = torch.ops.aten
 

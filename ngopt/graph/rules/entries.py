@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ngopt.graph.rules.edges import join_places
 from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.registry import packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
     SAME_CONSTANT,
@@ -24,9 +25,6 @@ from ngopt.graph.tracing.values import (
     folded,
     nodes_among,
 )
-
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.tracer import Tracer
 
 aten = torch.ops.aten
 

@@ -6,7 +6,7 @@ apart must be in it: several neurons, a parameter, a constant that differs betwe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.rules.edges import diagonal, edges_between
+from ngopt.graph.rules.pairs import product_of
+from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
-from ngopt.graph.tracing.values import Neurons, Unknown, Value, find_all, folded, nodes_among, without_repeats
-
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.values import Neurons, Unknown, Value, folded, nodes_among, without_repeats
 
 aten = torch.ops.aten
 
@@ -62,9 +62,6 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 
 def _of_neurons(tracer: Tracer, node: Node, neurons: list[Neurons], operands: list) -> Value:
     """Several neurons are factors as in a product; parameters and constants meet the result, one after the other."""
-    from ngopt.graph.rules.parameters import with_parameter
-    from ngopt.graph.rules.products import product_of
-
     shape = tracer.shape_of(node)
     result: Value = neurons[0]
     for factor in neurons[1:]:
@@ -241,7 +238,7 @@ def view_as_complex(tracer: Tracer, node: Node, x: Value) -> Value:
     """A node for each pair of real neurons."""
     if not isinstance(x, Neurons):
         return tracer.unknown(node)
-    (labels,) = find_all(tracer, x.labels)
+    (labels,) = tracer.nodes.find_all(x.labels)
     pairs, which = labels.reshape(-1, 2).unique(dim=0, return_inverse=True)
     if (pairs < 0).any():
         return tracer.unknown(node)
@@ -256,7 +253,7 @@ def view_as_real(tracer: Tracer, node: Node, x: Value) -> Value:
     """Two nodes for each complex neuron."""
     if not isinstance(x, Neurons):
         return tracer.unknown(node)
-    (labels,) = find_all(tracer, x.labels)
+    (labels,) = tracer.nodes.find_all(x.labels)
     numbers, which = labels.unique(return_inverse=True)
     if (numbers < 0).any():
         return tracer.unknown(node)
@@ -265,3 +262,14 @@ def view_as_real(tracer: Tracer, node: Node, x: Value) -> Value:
         parts.append(tracer.nodes.new(f"{node.name}.{kind}", len(numbers), "product", numbers[None]))
         diagonal(tracer, numbers, parts[-1], kind)
     return Neurons(torch.stack(parts, -1)[which].expand(tracer.shape_of(node)))
+
+
+@register_rule(aten.prelu)
+def prelu(tracer: Tracer, node: Node, x: Value, weight: Value) -> Value:
+    """A parametric activation: its slope is a feature of the neurons it is applied to."""
+    if isinstance(x, Neurons) and isinstance(weight, Elements):
+        shape = [1] * x.labels.dim()
+        if x.labels.dim() > 1:
+            shape[1] = weight.shape[0]
+        return with_parameter(tracer, node, x, weight.move(torch.reshape, (weight, shape), {}), "slope")
+    return elementwise(tracer, node, (x, weight), {})

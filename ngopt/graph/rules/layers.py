@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,19 +12,16 @@ from torch.fx import Node
 from ngopt.graph.core import View
 from ngopt.graph.rules.edges import accompany, add_bias, connect, connect_cells, join_places
 from ngopt.graph.rules.entries import as_neurons, transposed
-from ngopt.graph.rules.entrywise import is_declared_entrywise
+from ngopt.graph.rules.entrywise import elementwise, is_declared_entrywise
 from ngopt.graph.rules.products import addition, product_sum
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
-    find_all,
 )
-
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.tracer import Tracer
 
 aten = torch.ops.aten
 
@@ -227,7 +224,7 @@ def _convolution(tracer: Tracer, node: Node, x: Value, weight: Value, bias: Valu
 
 def _is_one_neuron(tracer: Tracer, labels: Tensor, channel: int) -> bool:
     """Whether the channels of each place are one neuron, and those of another place another: they are positions."""
-    (cut,) = find_all(tracer, labels)
+    (cut,) = tracer.nodes.find_all(labels)
     if labels.shape[channel] == 1 or (cut != cut.narrow(channel, 0, 1)).any():
         return False
     return cut.unique().numel() > 1
@@ -272,7 +269,7 @@ def grid_sample(tracer: Tracer, node: Node, planes: Value, grid: Value, *_: Any)
 def embedding(tracer: Tracer, node: Node, weight: Value, index: Value, *_: Any) -> Value:
     """Rows of a table are input nodes; W (tokens, n)."""
     if not isinstance(weight, Elements):
-        return tracer.elementwise(node, (weight,), {})
+        return elementwise(tracer, node, (weight,), {})
     tracer.pristine.add(node)
     return Neurons(_table(tracer, weight).expand(tracer.shape_of(node)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,19 +16,16 @@ from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.raw import RawBias
+from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
     distinct_rows,
     exchanged,
-    find_all,
     folded,
     without_repeats,
 )
-
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.tracer import Tracer
 
 aten = torch.ops.aten
 
@@ -56,7 +53,7 @@ def _norm_of_rows(tracer: Tracer, node: Node, x: Value, count: int, weight: Valu
     """A norm over the last `count` dimensions."""
     if isinstance(x, Elements) and (isinstance(weight, Elements) or isinstance(bias, Elements)):
         x = as_neurons(tracer, node, x)
-    rows = find_all(tracer, x.labels)[0].flatten(-count) if isinstance(x, Neurons) else None
+    rows = tracer.nodes.find_all(x.labels)[0].flatten(-count) if isinstance(x, Neurons) else None
     return scale_and_shift(tracer, node, x, list(range(-count, 0)), weight, bias, rows)
 
 
@@ -152,7 +149,7 @@ def _shared_scale_and_shift(
     row alone, while the network is only in those of all rows together. Every row that is normalised
     has a node as in a GroupNorm, as a neuron of one row is no twin of that of another.
     """
-    (labels,) = find_all(tracer, x.labels)
+    (labels,) = tracer.nodes.find_all(x.labels)
     nodes = labels.unique()
     nodes = nodes[nodes >= 0]
     groups = torch.empty(0, 1) if rows is None else _disjoint_rows(tracer, rows)

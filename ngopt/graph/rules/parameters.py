@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.core import View
 from ngopt.graph.rules.edges import add_scale, edges_between
-from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Neurons,
-    Value,
     exchanged,
     unique_pairs,
     without_repeats,
 )
-
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.tracer import Tracer
-
-aten = torch.ops.aten
 
 
 def with_parameter(tracer: Tracer, node: Node, x: Neurons, elements: Elements, kind: str) -> Neurons:
@@ -125,14 +117,3 @@ def _uneven(pairs: Tensor) -> bool:
     """Whether some neurons meet more elements than others."""
     counts = pairs[0].unique_consecutive(return_counts=True)[1]
     return bool((counts != counts[:1]).any())
-
-
-@register_rule(aten.prelu)
-def prelu(tracer: Tracer, node: Node, x: Value, weight: Value) -> Value:
-    """A parametric activation: its slope is a feature of the neurons it is applied to."""
-    if isinstance(x, Neurons) and isinstance(weight, Elements):
-        shape = [1] * x.labels.dim()
-        if x.labels.dim() > 1:
-            shape[1] = weight.shape[0]
-        return with_parameter(tracer, node, x, weight.move(torch.reshape, (weight, shape), {}), "slope")
-    return tracer.elementwise(node, (x, weight), {})

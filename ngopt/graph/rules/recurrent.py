@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +15,12 @@ from ngopt.graph.rules.edges import connect, edges_between
 from ngopt.graph.rules.entries import as_neurons
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
 )
-
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.tracer import Tracer
 
 aten = torch.ops.aten
 

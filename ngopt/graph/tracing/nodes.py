@@ -67,6 +67,10 @@ class Nodes:
         """The number that now stands for each node; may be the same tensor, and repeats (stride 0) as it does."""
         return _found(labels, self._alias)
 
+    def find_all(self, *labels: Tensor) -> list[Tensor]:
+        """Present labels of tensors of one shape, where all of them only repeat cut to length 1."""
+        return [self.find(x) for x in without_repeats(labels)]
+
     def unify(self, a: Tensor, b: Tensor) -> None:
         """Makes a[i] and b[i] the same node, for all i; the older number stands for both."""
         a, b = a.flatten(), b.flatten()

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ngopt.graph.core import View
+from ngopt.graph.tracing.raw import RawBias, RawBlock
 from ngopt.graph.tracing.values import Repeats, regular_repeats, unique_pairs
-
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.raw import RawBias, RawBlock
 
 
 def distinct_nodes(bias: RawBias) -> Iterator[RawBias]:

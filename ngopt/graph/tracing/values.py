@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ngopt.graph.tracing.elements import Elements
-
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.tracer import Tracer
-
 
 NO_NEURON, SAME_CONSTANT = -1, -2
 """Labels of entries that are no neuron; the second where they are the same number as their neighbours, such as 0."""
@@ -119,8 +115,3 @@ def exchanged(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
     table = torch.arange(int(torch.cat([labels.flatten(), old]).max()) + 1)
     table[old] = new
     return torch.where(labels >= 0, table[labels.clamp(min=0)], labels)
-
-
-def find_all(tracer: Tracer, *labels: Tensor) -> list[Tensor]:
-    """Present labels of tensors of one shape, where all of them only repeat cut to length 1."""
-    return [tracer.nodes.find(x) for x in without_repeats(labels)]
