@@ -67,9 +67,9 @@ GRAPH = ROOT / "ngopt" / "graph"
 LAYERS = """
 pieces summary core topology views order read flatten interop usage matrices
 activation_symmetry parameter_graph infer sequential layout figure draw
-tracing tracing.capture tracing.elements tracing.values tracing.nodes tracing.raw tracing.tracer
-tracing.repeats tracing.finish
-rules.registry rules.edges rules.pairs rules.parameters rules.entrywise rules.entries rules.norms
+tracing tracing.capture tracing.elements tracing.values tracing.nodes tracing.edges tracing.blocks
+tracing.tracer tracing.finish
+rules.registry rules.places rules.pairs rules.parameters rules.entrywise rules.entries rules.norms
 rules.products rules.layers rules.einsum rules.recurrent rules
 walk build __init__ __main__
 """.split()

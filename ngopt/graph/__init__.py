@@ -11,6 +11,7 @@ from ngopt.graph.read import run_graph
 from ngopt.graph.rules import register_rule
 from ngopt.graph.topology import join_graphs
 from ngopt.graph.tracing.capture import Inputs
+from ngopt.graph.tracing.values import Neurons
 from ngopt.graph.views import EdgeList, to_edge_list
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Inputs",
     "NeuralGraph",
     "NeuronGroup",
+    "Neurons",
     "ParameterSpec",
     "build_graph",
     "canonical",

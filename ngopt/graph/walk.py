@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,6 @@ def trace(program: Program, model: nn.Module) -> NeuralGraph:
     with torch.random.fork_rng(devices=[]):  # what some functions do is found out with random numbers
         torch.manual_seed(0)
         walk.run()
-    entrywise.tell_functions_apart(walk.tracer)
     return finish(walk.tracer)
 
 
@@ -95,7 +94,7 @@ class Walk:
             if node in regions:
                 self._call_module(regions[node], node)
             elif node.op == "call_function":
-                self.values[node] = self._call(node)
+                self.values[node] = self._with_positions(node, self._call(node))
                 self._pin_before_unknown(node)
             elif node.op == "output":
                 leaves = tree_leaves(tree_map(self.values.get, list(node.all_input_nodes)))
@@ -131,12 +130,21 @@ class Walk:
         if node is not region.nodes[0]:
             return
         inputs = [self.values[source] for source in region.inputs]
-        self.tracer.use = (node.name, region.module)
         rule = RULES[type(region.module)]
         result = self._apply(rule, region.output, region.module, *inputs)
         for inner in region.nodes:
             self.values[inner] = self.tracer.unknown(inner)
         self.values[region.output] = result
+
+    def _with_positions(self, node: Node, result: Value) -> Value:
+        """Positions that a weight has made are those of what is done entry by entry behind it."""
+        inputs = [self.values[source] for source in node.all_input_nodes]
+        neurons = [value for value in inputs if isinstance(value, Neurons)]
+        if not isinstance(result, Neurons) or result.positions is not None or len(neurons) != 1:
+            return result
+        if not entrywise.is_declared_entrywise(node):
+            return result
+        return replace(result, positions=neurons[0].positions)
 
     def _pin_before_unknown(self, node: Node) -> None:
         """Pins the neurons that a function was applied to of whose result nothing is known."""
@@ -149,13 +157,13 @@ class Walk:
     def _apply(self, rule: Callable, node: Node, *args: Any, **kwargs: Any) -> Value:
         """What a rule says; where it fails, a warning, and nothing is known of the function's result."""
         tracer = self.tracer
-        blocks, biases = len(tracer.blocks), len(tracer.biases)
+        count = len(tracer.found)
         try:
             return rule(tracer, node, *args, **kwargs)
         except Exception as error:
             if self.program.is_cut:  # the whole example may fit where a few rows of it do not
                 raise
-            del tracer.blocks[blocks:], tracer.biases[biases:]
+            del tracer.found[count:]
             warnings.warn(
                 f"build_graph: the rule '{rule.__name__}' failed at '{node.name}' in "
                 f"{type(self.model).__name__}: {error!r}; neurons are not followed through it",
@@ -174,8 +182,6 @@ class Walk:
         packet = packet_of(node)
         rule: Callable | None = RULES.get(node.target) or RULES.get(packet)
         if rule is not None:
-            seen = [a.name for a in node.all_input_nodes if isinstance(self.values[a], Neurons)]
-            tracer.use = (*seen, packet, str([a for a in node.args if not isinstance(a, Node)]))
             return self._apply(rule, node, *args, **kwargs)
         if packet in entries.MOVES:
             return self._apply(entries.move, node, args, kwargs)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.graph import register_rule
+from ngopt.graph import Neurons, register_rule
 from ngopt.graph.rules import RULES
 from ngopt.graph.topology import unconnected
 from ngopt.models import FeedForward
@@ -87,7 +87,7 @@ def test_a_failing_rule_leaves_the_rest():
 
     @register_rule(Swish)
     def swish(tracer, node, module, x):
-        tracer.add_bias(tracer.elements(module.beta), tracer.nodes.new("swish", 4))
+        tracer.edges(tracer.elements(module.beta), None, tracer.nodes.new("swish", 4), "bias")
         raise KeyError("odd")
 
     try:
@@ -146,13 +146,10 @@ def test_rules_for_modules_and_functions_of_ones_own():
 
     @register_rule(Swish)
     def swish(tracer, node, module, x):
-        from ngopt.graph.rules.edges import connect
-        from ngopt.graph.tracing.values import Neurons
-
         seen.append(type(module))
         targets = tracer.nodes.new("swish", 4)
-        connect(tracer, tracer.elements(module.weight), tracer.vector(x.labels, -1), targets)
-        tracer.add_bias(tracer.elements(module.beta), targets, "slope")
+        tracer.edges(tracer.elements(module.weight), tracer.unify_places(x.labels, -1), targets[:, None])
+        tracer.edges(tracer.elements(module.beta), None, targets, "slope")
         return Neurons(targets.expand(tracer.shape_of(node)))
 
     try:

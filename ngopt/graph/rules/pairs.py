@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.edges import edges_between
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Neurons, Value, unique_pairs
+from ngopt.graph.tracing.values import Neurons, in_order, unique_pairs
 
 
 class Meeting(NamedTuple):
     """Which nodes of two tensors meet.
 
-    left, right: their labels, cut where both repeat. both: where two different nodes meet. pairs: these
-    nodes, (2, n). which: the pair at every place of `both`.
+    left, right: their labels, cut where both repeat. both: where two different nodes meet.
+    pairs: these nodes, (2, n). which: the pair at every place of `both`.
+    shape: of the result.
     """
 
     left: Tensor
@@ -25,57 +25,75 @@ class Meeting(NamedTuple):
     both: Tensor
     pairs: Tensor
     which: Tensor
+    shape: torch.Size
 
     @classmethod
     def of(cls, tracer: Tracer, a: Neurons, b: Neurons) -> Meeting:
         shape = torch.broadcast_shapes(a.shape, b.shape)
         left, right = tracer.nodes.find_all(a.labels.expand(shape), b.labels.expand(shape))
         both = (left >= 0) & (right >= 0) & (left != right)
-        return cls(left, right, both, *unique_pairs(left[both], right[both]))
+        pairs, which = unique_pairs(left[both], right[both])
+        return cls(left, right, both, pairs, which, shape)
 
-    def result(self, nodes: Tensor, shape: torch.Size) -> Neurons:
+    def result(self, nodes: Tensor, is_pristine: bool = False) -> Neurons:
         """A node for each pair; where a node meets itself or a constant it stays."""
         labels = torch.maximum(self.left, self.right)
         labels[self.both] = nodes[self.which]
-        return Neurons(labels.expand(shape))
+        return Neurons(labels.expand(self.shape), is_pristine)
 
 
-def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
+def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Neurons:
     """A sum has the nodes of the newer layer, with edges of value 1 from those of the older one.
 
-    Two layers that are only summed share their nodes. Where these meet several of the older layer, or
-    older and newer ones are mixed, sums are nodes of their own.
+    Two layers that are only summed share their nodes. Where these meet several of the older layer,
+    or older and newer ones are mixed, sums are nodes of their own.
     """
-    shape = torch.broadcast_shapes(a.shape, b.shape)
     met = Meeting.of(tracer, a, b)
-    older, newer = met.pairs if (met.pairs[0] < met.pairs[1]).all() else met.pairs.flip(0)
-    own = newer.unique().numel() < len(newer) or bool((older > newer).any()) or bool(torch.isin(older, newer).any())
-    if own:
-        return _of_pairs(tracer, node, met, "neuron", shape)
+    older, newer = met.pairs
+    if (older >= newer).any():
+        older, newer = newer, older
+    is_mixed = (older > newer).any() or torch.isin(older, newer).any()
+    if is_mixed or newer.unique().numel() < len(newer):
+        return _of_pairs(tracer, node, met, "neuron")
     operands = node.all_input_nodes
-    matched = older.unique().numel() == len(older) > 0
-    if matched and len(operands) == 2 and all(o in tracer.pristine and len(o.users) == 1 for o in operands):
+    are_only_summed = len(operands) == 2 and all(len(o.users) == 1 for o in operands)
+    is_one_to_one = older.unique().numel() == len(older) > 0
+    if is_one_to_one and are_only_summed and a.is_pristine and b.is_pristine:
         tracer.nodes.unify(older, newer)
-        tracer.pristine.add(node)
-    else:
-        edges_between(tracer, older, newer, "residual")
-    return met.result(tracer.nodes.find(newer), shape)
+        return met.result(tracer.nodes.find(newer), is_pristine=True)
+    tracer.edges(None, older, newer, "residual")
+    return met.result(newer)
 
 
-def difference_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
+def difference_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Neurons:
     """Differences are nodes that know which side is subtracted."""
-    shape = torch.broadcast_shapes(a.shape, b.shape)
-    return _of_pairs(tracer, node, Meeting.of(tracer, a, b), "neuron", shape)
+    return _of_pairs(tracer, node, Meeting.of(tracer, a, b), "neuron")
 
 
-def product_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
-    shape = torch.broadcast_shapes(a.shape, b.shape)
-    return _of_pairs(tracer, node, Meeting.of(tracer, a, b), "product", shape)
+def product_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Neurons:
+    return _of_pairs(tracer, node, Meeting.of(tracer, a, b), "product")
 
 
-def _of_pairs(tracer: Tracer, node: Node, met: Meeting, kind: str, shape: torch.Size) -> Value:
+def _of_pairs(tracer: Tracer, node: Node, met: Meeting, kind: str) -> Neurons:
     """New nodes with edges of value 1 from the two sides, which are told apart."""
-    nodes = tracer.nodes.new(node.name, met.pairs.shape[1], kind, met.pairs)
-    edges_between(tracer, met.pairs[0], nodes, "left")
-    edges_between(tracer, met.pairs[1], nodes, "right")
-    return met.result(nodes, shape)
+    left, right = met.pairs
+    nodes = tracer.nodes.new(node.name, len(left), kind, met.pairs)
+    tracer.edges(None, left, nodes, "left")
+    tracer.edges(None, right, nodes, "right")
+    return met.result(nodes)
+
+
+def uses(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
+    """Edges of value 1 from sources[i] to targets[i], apart for each time a source comes.
+
+    A neuron is used by one target after the other so, as keys are by several heads of queries.
+    """
+    _, which = in_order(sources)
+    order = which.argsort(stable=True)
+    counts = which.bincount()
+    first = counts.cumsum(0) - counts
+    time = torch.empty_like(which)
+    time[order] = torch.arange(len(which)) - first[which[order]]
+    for number in time.unique():
+        part = time == number
+        tracer.edges(None, sources[part], targets[part], kind)

@@ -13,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.fx import Node
+
+aten = torch.ops.aten
 
 Rule = Callable[..., Any]
 
@@ -37,3 +40,8 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
         return rule
 
     return register
+
+
+def functions(names: str) -> list[Any]:
+    """The functions of torch that have these names, as far as this version has them."""
+    return [getattr(aten, name) for name in names.split() if hasattr(aten, name)]

@@ -1,8 +1,8 @@
-"""How what a trace recorded becomes a `NeuralGraph`."""
+"""How what a trace found becomes a `NeuralGraph`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,100 +11,180 @@ from torch import Tensor
 
 from ngopt.graph.core import Bias, EdgeBlock, Index, NeuralGraph, View
 from ngopt.graph.topology import GraphBuilder
+from ngopt.graph.tracing.blocks import blocks_of
+from ngopt.graph.tracing.edges import Block
 from ngopt.graph.tracing.nodes import Nodes
-from ngopt.graph.tracing.raw import RawBias, RawBlock
-from ngopt.graph.tracing.repeats import cut, distinct_ends, distinct_nodes
 from ngopt.graph.tracing.tracer import Tracer
 
 
 def finish(tracer: Tracer) -> NeuralGraph:
-    """Groups without nodes left are dropped, node numbers become places in groups, gaps become components."""
-    group_of = tracer.nodes.compact()[1]
-    blocks = with_copies(tracer, [piece for raw in tracer.blocks for piece in split_ends(raw, group_of)])
-    blocks = [piece for raw in blocks for piece in distinct_ends(raw)]
-    finder = _Finder(tracer.nodes)
-    biases = [replace(raw, nodes=tracer.nodes.find(raw.nodes)) for raw in tracer.biases]
-    biases = [piece for raw in biases for part in _split_nodes(raw, finder.group_of) for piece in distinct_nodes(part)]
-    biases = _one_for_each_parameter(tracer, biases)
+    """The graph of all that was found, now that it is known which nodes are the same."""
+    tell_functions_apart(tracer)
+    found = [block for edges in tracer.found for block in blocks_of(edges, tracer.nodes)]
+    blocks = with_copies(tracer, [block for block in found if block.sources is not None])
+    biases = _one_for_each_parameter(tracer, [block for block in found if block.sources is None])
     builder = GraphBuilder(tracer.parameters)
-    finder.add_groups(builder, [n for b in blocks for n in (b.sources, b.targets)] + [b.nodes for b in biases])
-    for raw in blocks:
-        source, source_index = finder.locate(raw.sources)
-        target, target_index = finder.locate(raw.targets)
-        builder.blocks.append(
-            EdgeBlock(raw.view, source, target, raw.shape, raw.slot_shape, raw.kind, source_index, target_index)
-        )
-    for raw in biases:
-        group, index = finder.locate(raw.nodes)
-        builder.biases.append(Bias(raw.view, group, raw.slot_shape, raw.kind, index))
+    groups = _Groups(tracer.nodes, builder, [*blocks, *biases])
+    for block in blocks:
+        builder.blocks.append(groups.edge_block(block))
+    for bias in biases:
+        builder.biases.append(groups.bias(bias))
     for nodes, name in tracer.activations:
-        for i in finder.groups_of([nodes]):
-            if builder.groups[i].activation is None:
-                builder.groups[i] = replace(builder.groups[i], activation=name)
-    fixed = [n for b in blocks if _is_of(b, tracer.fixed) for n in (b.sources, b.targets)]
-    fixed += [b.nodes for b in biases if _is_of(b, tracer.fixed)]
-    inputs = finder.groups_of(tracer.inputs)
-    outputs = finder.groups_of([*tracer.outputs, *tracer.pinned, *fixed])
-    inner = {block.target for block in builder.blocks} | finder.groups_of(tracer.learned)
+        for number in groups.of([nodes]):
+            if builder.groups[number].activation is None:
+                builder.groups[number] = replace(builder.groups[number], activation=name)
+    fixed = [end for block in (*blocks, *biases) for end in _fixed_ends(block, tracer.fixed)]
+    inputs = groups.of(tracer.inputs)
+    outputs = groups.of([*tracer.outputs, *tracer.pinned, *fixed])
+    inner = {block.target for block in builder.blocks} | groups.of(tracer.learned)
     # a position that leads nowhere is still one among others; a neuron that does so is not needed
-    hidden = {i for i in inner if builder.groups[i].kind != "position"} - outputs - inputs
-    return builder.build(inputs, outputs, hidden)
+    inner = {number for number in inner if builder.groups[number].kind != "position"}
+    return builder.build(inputs, outputs, inner - outputs - inputs)
 
 
-def _one_for_each_parameter(tracer: Tracer, biases: Sequence[RawBias]) -> list[RawBias]:
-    """Pieces of one parameter that do the same to the same nodes, as rows of a table, are its slots there.
+def _fixed_ends(block: Block, parameters: Collection[int]) -> list[Tensor]:
+    """The ends of a block, if it is of one of these parameters."""
+    if block.view is None or block.view.parameter not in parameters:
+        return []
+    return [end for end in (block.sources, block.targets) if end is not None]
+
+
+def tell_functions_apart(tracer: Tracer) -> None:
+    """Where not all neurons of a layer went through the same functions, nodes for these have edges to them.
+
+    Behind cat([-x[2:], x[:2]]) the first two neurons of x are no twins of the others.
+    """
+    nodes = tracer.nodes
+    everything = torch.arange(nodes.count)
+    numbers: dict[str, int] = {}
+    history = torch.zeros_like(everything)
+    for labels, function in tracer.applied:
+        number = numbers.setdefault(function, len(numbers) + 1)
+        found = nodes.find(labels)
+        history[found] = history[found] * 1_000_003 + number
+    inputs = nodes.find(torch.cat([*tracer.inputs, everything[:0]]))
+    present = everything[(nodes.find(everything) == everything) & ~torch.isin(everything, inputs)]
+    groups = nodes.group_of(present)
+    histories = history[present].unique(return_inverse=True)[1]
+    pairs = torch.stack([groups, histories]).unique(dim=1)
+    mixed, counts = pairs[0].unique_consecutive(return_counts=True)
+    for group in mixed[counts > 1]:
+        members = groups == group
+        which, place = histories[members].unique(return_inverse=True)
+        constants = torch.stack([torch.full_like(which, -1), which], dim=1)
+        functions = tracer.constant_nodes(constants)
+        tracer.edges(None, functions[place], present[members], "spread")
+
+
+def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
+    """Gives a weight sources of its own where another has the same ends but sees them otherwise.
+
+    A x + B mean(x) has two weights from and to the same neurons, as A x + B sin(x) has. Exchanging
+    them changes the function, and only nodes between x and B, the copies, say so.
+    """
+    found: list[Block] = []
+    before: dict[tuple, list[Block]] = {}
+    copies: dict[tuple, Tensor] = {}
+    for block in blocks:
+        if block.view is None:
+            found.append(block)
+            continue
+        sources, targets = block.sources, block.targets
+        assert sources is not None, "edges have sources"
+        groups = [int(tracer.nodes.group_of(end[0])) for end in (sources, targets)]
+        others = before.setdefault((*groups, block.kind, block.slot_shape), [])
+        if any(other.path != block.path and _share_an_edge(other, block) for other in others):
+            key = (block.path, *sources.tolist())
+            if key not in copies:
+                n = len(sources)
+                copies[key] = tracer.nodes.new(f"{block.path[0]}.copy", n, "copy")
+                shape = (n, 1, 1)
+                found.append(Block(None, sources, copies[key], shape, (), "copy", block.path))
+            block = replace(block, sources=copies[key])
+        else:
+            others.append(block)
+        found.append(block)
+    return found
+
+
+def _share_an_edge(a: Block, b: Block) -> bool:
+    """Whether an edge of one has the ends of an edge of the other."""
+    assert a.sources is not None and b.sources is not None, "edges have sources"
+    shares_source = torch.isin(a.sources, b.sources).any()
+    return bool(shares_source and torch.isin(a.targets, b.targets).any())
+
+
+def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Block]:
+    """Pieces of one parameter that do the same to the same nodes, as rows of a table, are slots there.
 
     Where they lie at no even distances the nodes are pinned: nothing says which piece comes first.
     """
-    alike: dict[tuple, list[RawBias]] = {}
+    alike: dict[tuple, list[Block]] = {}
     for bias in biases:
-        key = (bias.view.parameter, bias.kind, *bias.nodes.tolist(), bias.view.shape, bias.view.strides)
+        assert bias.view is not None, "features are elements of parameters"
+        view = bias.view
+        key = (view.parameter, bias.kind, *bias.targets.tolist(), view.shape, view.strides)
         alike.setdefault(key, []).append(bias)
     found = []
     for first, *others in alike.values():
-        offsets = sorted({first.view.offset, *(other.view.offset for other in others)})
+        views = [bias.view for bias in (first, *others) if bias.view is not None]
+        offsets = sorted({view.offset for view in views})
         steps = {b - a for a, b in pairwise(offsets)}
-        view = _stacked(first.view, offsets) if len(steps) == 1 else None
+        view = _stacked(views[0], offsets) if len(steps) == 1 else None
         if view is not None and _has_all_once(view, tracer.parameters[view.parameter].numel):
             found.append(replace(first, view=view, slot_shape=view.shape[1:]))
         else:
             found += [first, *others]
-            tracer.pin(*([first.nodes] if steps else []))
+            tracer.pin(*([first.targets] if steps else []))
     return found
 
 
 def _stacked(view: View, offsets: Sequence[int]) -> View:
     """A view (n, ...) and others like it at even distances, as (n, views, ...)."""
     (n, *shape), (stride, *strides) = view.shape, view.strides
-    return replace(
-        view,
-        shape=(n, len(offsets), *shape),
-        strides=(stride, offsets[1] - offsets[0], *strides),
-        offset=offsets[0],
-    )
+    step = offsets[1] - offsets[0]
+    return View(view.parameter, (n, len(offsets), *shape), (stride, step, *strides), offsets[0])
 
 
 def _has_all_once(view: View, numel: int) -> bool:
     """Whether no element of a parameter is in a view twice."""
-    return torch.arange(numel).as_strided(view.shape, view.strides, view.offset).unique().numel() == view.numel
+    numbers = torch.arange(numel)[None, :, None]
+    return view.read(numbers).unique().numel() == view.numel
 
 
-def _is_of(raw: RawBlock | RawBias, parameters: set[int]) -> bool:
-    return raw.view is not None and raw.view.parameter in parameters
+class _Groups:
+    """The groups of a graph, and which nodes are where in them."""
 
-
-class _Finder:
-    """Which group of a graph a node is in, and where."""
-
-    def __init__(self, nodes: Nodes):
-        self.names, self.kinds = nodes.names, nodes.kinds
+    def __init__(self, nodes: Nodes, builder: GraphBuilder, blocks: Sequence[Block]):
+        """Adds the groups that any end of the blocks is in."""
         self.sizes, self.group_of, self.place_of = nodes.compact()
+        ends = [end for block in blocks for end in (block.sources, block.targets)]
+        used = torch.cat([torch.arange(0), *(end for end in ends if end is not None)])
         self.number: dict[int, int] = {}
+        for old in self.group_of[used].unique().tolist():
+            name, kind = nodes.names[old], nodes.kinds[old]
+            self.number[old] = builder.add_group(name, self.sizes[old], kind)
 
-    def add_groups(self, builder: GraphBuilder, used: Sequence[Tensor]) -> None:
-        """Adds the groups that any of the `used` nodes are in."""
-        for old in self.group_of[torch.cat([torch.empty(0, dtype=torch.long), *used])].unique().tolist():
-            self.number[old] = builder.add_group(self.names[old], self.sizes[old], self.kinds[old])
+    def edge_block(self, block: Block) -> EdgeBlock:
+        assert block.sources is not None, "edges have sources"
+        groups, rows, columns = block.shape
+        source, source_index = self.locate(block.sources)
+        target, target_index = self.locate(block.targets)
+        return EdgeBlock(
+            block.view,
+            source,
+            target,
+            (groups, rows, columns),
+            block.slot_shape,
+            block.kind,
+            source_index,
+            target_index,
+        )
+
+    def bias(self, block: Block) -> Bias:
+        assert block.view is not None, "features are elements of parameters"
+        group, index = self.locate(block.targets)
+        return Bias(block.view, group, block.slot_shape, block.kind, index)
 
     def locate(self, nodes: Tensor) -> tuple[int, Index]:
         """The group of nodes and their places in it, None if these are all in their order."""
@@ -113,81 +193,9 @@ class _Finder:
         index = tuple(self.place_of[nodes].tolist())
         return self.number[old], None if index == tuple(range(self.sizes[old])) else index
 
-    def groups_of(self, labels: Iterable[Tensor]) -> set[int]:
+    def of(self, labels: Iterable[Tensor]) -> set[int]:
         """The groups of all nodes among labels, as far as they are in the graph."""
-        found = {old for nodes in labels for old in self.group_of[nodes[nodes >= 0]].unique().tolist()}
+        found = {
+            old for nodes in labels for old in self.group_of[nodes[nodes >= 0]].unique().tolist()
+        }
         return {self.number[old] for old in found if old in self.number}
-
-
-def with_copies(tracer: Tracer, blocks: Sequence[RawBlock]) -> list[RawBlock]:
-    """Gives the sources of a weight nodes of their own where another has the same ends but sees them otherwise.
-
-    A x + B mean(x) has two weights from and to the same neurons, as A x + B sin(x) has. Exchanging
-    them changes the function, and only nodes between x and B, the copies, say so.
-    """
-    found: list[RawBlock] = []
-    before: dict[tuple, list[RawBlock]] = {}
-    copies: dict[tuple, Tensor] = {}
-    for block in blocks:
-        sources, targets = tracer.nodes.find(block.sources), tracer.nodes.find(block.targets)
-        block = replace(block, sources=sources, targets=targets)
-        if block.view is not None:
-            groups = (int(tracer.nodes.group_of(nodes[0])) for nodes in (sources, targets))
-            others = before.setdefault((*groups, block.kind, block.slot_shape), [])
-            if any(other.use != block.use and _share_an_edge(other, block) for other in others):
-                key = (block.use, *sources.tolist())
-                if key not in copies:
-                    n = len(sources)
-                    copies[key] = tracer.nodes.new(f"{block.use[0]}.copy", n, "copy")
-                    found.append(RawBlock(None, sources, copies[key], (n, 1, 1), (), "copy", block.use))
-                block = replace(block, sources=copies[key])
-            else:
-                others.append(block)
-        found.append(block)
-    return found
-
-
-def _share_an_edge(a: RawBlock, b: RawBlock) -> bool:
-    """Whether an edge of one has the ends of an edge of the other."""
-    return bool(torch.isin(a.sources, b.sources).any() and torch.isin(a.targets, b.targets).any())
-
-
-def _split_nodes(bias: RawBias, group_of: Tensor) -> Iterator[RawBias]:
-    """Pieces of a bias whose nodes lie in one group each."""
-    for part in _stretches(group_of[bias.nodes][:, None]):
-        yield replace(bias, view=cut(bias.view, 0, part), nodes=bias.nodes[part])
-
-
-def split_ends(block: RawBlock, group_of: Tensor) -> Iterator[RawBlock]:
-    """Pieces of a block whose ends lie in one group each."""
-    if all((group_of[nodes] == group_of[nodes[0]]).all() for nodes in (block.sources, block.targets)):
-        yield block
-        return
-    g, t, s = block.shape
-    sources, targets = block.sources.reshape(g, s), block.targets.reshape(g, t)
-    for groups in _stretches(torch.cat([group_of[sources], group_of[targets]], dim=1)):
-        for rows in _stretches(group_of[targets[groups]].T):
-            for columns in _stretches(group_of[sources[groups]].T):
-                view = block.view
-                parts = [groups, rows, columns]
-                shape = tuple(len(range(*p.indices(n))) for p, n in zip(parts, block.shape, strict=True))
-                if view is not None:
-                    offset = view.offset + sum(p.start * k for p, k in zip(parts, view.strides, strict=False))
-                    view = replace(view, shape=(*shape, *view.shape[3:]), offset=offset)
-                yield replace(
-                    block,
-                    view=view,
-                    sources=sources[groups, columns].flatten(),
-                    targets=targets[groups, rows].flatten(),
-                    shape=shape,  # type: ignore[arg-type]
-                )
-
-
-def _stretches(rows: Tensor) -> Iterator[slice]:
-    """Maximal stretches of equal rows (n, k)."""
-    if len(rows) == 0:
-        return
-    change = (rows[1:] != rows[:-1]).any(1).nonzero().flatten() + 1
-    bounds = [0, *change.tolist(), len(rows)]
-    for a, b in pairwise(bounds):
-        yield slice(a, b)

@@ -24,7 +24,14 @@ class Nodes:
         # views of it; nodes of one call whose identities differ stay apart, -1: free
         self._alias, self._group, self._call, self._identity = self._facts[:, :0]
 
-    def new(self, name: str, size: int, kind: str = "neuron", made_of: Tensor | None = None) -> Tensor:
+    @property
+    def count(self) -> int:
+        """How many nodes there are, those that turned out to be others among them."""
+        return self.starts[-1]
+
+    def new(
+        self, name: str, size: int, kind: str = "neuron", made_of: Tensor | None = None
+    ) -> Tensor:
         """Numbers of a new group of nodes, (size,).
 
         made_of: (k, size), the nodes which each is a function of without weights; what is made of
@@ -40,8 +47,12 @@ class Nodes:
         self.names.append(name)
         self.kinds.append(kind)
         self.starts.append(start + size)
-        self._alias, self._group, self._call, self._identity = facts = self._facts[:, : start + size]
-        for row, values in zip(facts, (numbers, len(self.names) - 1, self.call, identity), strict=True):
+        self._alias, self._group, self._call, self._identity = facts = self._facts[
+            :, : start + size
+        ]
+        for row, values in zip(
+            facts, (numbers, len(self.names) - 1, self.call, identity), strict=True
+        ):
             row[start:] = values
         return numbers
 
@@ -51,7 +62,9 @@ class Nodes:
             return torch.full_like(numbers, -1)
         parts = self._identity_of(made_of)
         which = parts.unique(dim=1, return_inverse=True)[1]
-        first = torch.full_like(numbers, torch.iinfo(torch.long).max).scatter_reduce(0, which, numbers, "amin")[which]
+        first = torch.full_like(numbers, torch.iinfo(torch.long).max).scatter_reduce(
+            0, which, numbers, "amin"
+        )[which]
         return torch.where((parts < 0).all(0), -1, first)
 
     def _identity_of(self, labels: Tensor) -> Tensor:
@@ -82,7 +95,7 @@ class Nodes:
             low, high = torch.minimum(a, b)[differ], torch.maximum(a, b)[differ]
             self._alias.scatter_reduce_(0, high, low, "amin")
 
-    def can_unify(self, rows: Tensor) -> bool:
+    def try_unify(self, rows: Tensor) -> bool:
         """Makes the columns of all rows (r, n) the same, if that keeps apart what is; returns whether it did.
 
         The nodes of a row are kept apart, and so are the targets of a weight: the neurons of different
@@ -91,7 +104,9 @@ class Nodes:
         kept = self._alias.clone()
         self.unify(rows[:1].expand_as(rows), rows)
         now = self.find(rows[0])
-        fine = now.unique().numel() == _found(rows[0], kept).unique().numel() and not self._clash(now)
+        fine = now.unique().numel() == _found(rows[0], kept).unique().numel() and not self._clash(
+            now
+        )
         if not fine:
             self._alias.copy_(kept)
         return fine
@@ -114,7 +129,9 @@ class Nodes:
         stands = found == numbers
         group = self.group_of(numbers)
         before = stands.long().cumsum(0) - stands.long()
-        first = before[torch.tensor(self.starts[:-1], dtype=torch.long).clamp(max=max(len(numbers) - 1, 0))]
+        first = before[
+            torch.tensor(self.starts[:-1], dtype=torch.long).clamp(max=max(len(numbers) - 1, 0))
+        ]
         place = before - first[group]
         sizes = torch.zeros(len(self.names), dtype=torch.long).index_add(0, group, stands.long())
         return sizes.tolist(), group[found], place[found]

@@ -17,9 +17,17 @@ NO_NEURON, SAME_CONSTANT = -1, -2
 
 @dataclass(frozen=True)
 class Neurons:
-    """A tensor of activations: for every entry the number of its node; negative where there is none."""
+    """A tensor of activations: for every entry the number of its node; negative where there is none.
+
+    is_pristine: whether nothing but a weight was applied to make them.
+    is_normalised: whether they come from a norm without a scale; a parameter that follows is one.
+    positions: nodes that the places along a dimension are, where a weight between places made them.
+    """
 
     labels: Tensor
+    is_pristine: bool = False
+    is_normalised: bool = False
+    positions: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -30,7 +38,8 @@ class Neurons:
 class Unknown:
     """A tensor of which nothing is known but its shape.
 
-    equivariant: whether it was computed of a parameter by reductions, so that rows exchanged there are exchanged here.
+    equivariant: whether it was computed of a parameter by reductions, so that rows exchanged there
+    are exchanged here.
     """
 
     shape: torch.Size
@@ -41,11 +50,28 @@ Value = Neurons | Elements | Unknown | Tensor | Any
 
 
 def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list[Tensor]:
-    """Tensors of one shape, cut to length 1 along dimensions in which all of them only repeat (stride 0)."""
+    """Tensors of one shape, of length 1 along dimensions in which all of them only repeat (stride 0)."""
     for d in range(tensors[0].dim()):
         if d not in keep and all(t.stride(d) == 0 for t in tensors):
             tensors = [t.narrow(d, 0, min(1, t.shape[d])) for t in tensors]
     return list(tensors)
+
+
+def compact(labels: Tensor) -> Tensor:
+    """The same labels, of length 1 along every dimension in which they only repeat."""
+    (labels,) = without_repeats([labels])
+    for d in range(labels.dim()):
+        if labels.shape[d] > 1:
+            first, second = labels.narrow(d, 0, 1), labels.narrow(d, 1, 1)
+            # the first test is cheap, and mostly enough
+            if torch.equal(first, second) and (labels == first).all():
+                labels = first
+    return labels
+
+
+def folded(labels: Tensor) -> Tensor:
+    """The same labels, with stride 0 along every dimension in which they only repeat."""
+    return compact(labels).expand(labels.shape)
 
 
 def nodes_among(labels: Tensor) -> Tensor:
@@ -54,20 +80,11 @@ def nodes_among(labels: Tensor) -> Tensor:
     return nodes[nodes >= 0]
 
 
-def folded(labels: Tensor) -> Tensor:
-    """The same labels, with stride 0 along every dimension in which they only repeat."""
-    shape = labels.shape
-    (labels,) = without_repeats([labels])
-    for d in range(labels.dim()):
-        if labels.shape[d] > 1:
-            first, second = labels.narrow(d, 0, 1), labels.narrow(d, 1, 1)
-            if torch.equal(first, second) and (labels == first).all():  # the first test is cheap, and mostly enough
-                labels = first
-    return labels.expand(shape)
-
-
 def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The different pairs of entries of two flat, non-negative tensors, (2, pairs), sorted, and which each is."""
+    """The different pairs of entries of two flat, non-negative tensors, (2, pairs), and which each is.
+
+    Pairs are sorted.
+    """
     if not a.numel():
         return torch.stack([a, b]), a
     base = int(b.max()) + 1
@@ -75,8 +92,20 @@ def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([keys // base, keys % base]), which
 
 
+def in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """The different nodes, in the order in which they first come, and which of them is where."""
+    found, which = nodes.unique(return_inverse=True)
+    places = torch.arange(len(nodes))
+    first = torch.full_like(found, len(nodes)).scatter_reduce(0, which, places, "amin")
+    order = first.argsort()
+    return found[order], order.argsort()[which]
+
+
 class Repeats(NamedTuple):
-    """Nodes that come `times` each: the next node is `step` places further, the next time of one `time_step`."""
+    """Nodes that come `times` each.
+
+    The next node is `step` places further, the next time of one `time_step`.
+    """
 
     count: int
     times: int
@@ -84,12 +113,9 @@ class Repeats(NamedTuple):
     time_step: int
 
     def places(self) -> Tensor:
-        """Where each node comes first, (count,)."""
-        return torch.arange(self.count) * self.step
-
-    def of(self, nodes: Tensor) -> Tensor:
-        """Each node once."""
-        return nodes[self.places()]
+        """Where each node comes, (count, times)."""
+        first = torch.arange(self.count) * self.step
+        return first[:, None] + torch.arange(self.times) * self.time_step
 
 
 def regular_repeats(nodes: Tensor) -> Repeats | None:
@@ -100,7 +126,9 @@ def regular_repeats(nodes: Tensor) -> Repeats | None:
         return None
     if torch.equal(nodes, nodes[::times].repeat_interleave(times)):
         return Repeats(count, times, times, 1)
-    return Repeats(count, times, 1, count) if torch.equal(nodes, nodes[:count].repeat(times)) else None
+    if torch.equal(nodes, nodes[:count].repeat(times)):
+        return Repeats(count, times, 1, count)
+    return None
 
 
 def distinct_rows(rows: Tensor) -> Tensor:
