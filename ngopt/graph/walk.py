@@ -26,6 +26,7 @@ from ngopt.graph.rules.registry import packet_of
 from ngopt.graph.tracing.capture import Program
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.finish import finish
+from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Neurons, Unknown, Value
 
@@ -98,7 +99,9 @@ class Walk:
                 self._pin_before_unknown(node)
             elif node.op == "output":
                 leaves = tree_leaves(tree_map(self.values.get, list(node.all_input_nodes)))
-                tracer.outputs = [leaf.labels.flatten() for leaf in leaves if isinstance(leaf, Neurons)]
+                for leaf in leaves:
+                    if isinstance(leaf, Neurons):
+                        tracer.nodes.mark(leaf.labels, Mark.OUTPUT)
 
     def _bind_inputs(self) -> None:
         for node in self.program.graph.nodes:
@@ -121,8 +124,8 @@ class Walk:
             return torch.zeros(value.shape, dtype=value.dtype)
         rest = value.shape[1:]
         size = max(int(torch.Size(rest).numel()), 1)
-        numbers = self.tracer.nodes.new(node.name, size, made_of=torch.empty(0, size))
-        self.tracer.inputs.append(numbers)
+        free = torch.empty(0, size)
+        numbers = self.tracer.nodes.new(node.name, size, made_of=free, mark=Mark.INPUT)
         return Neurons(numbers.reshape(rest).expand(value.shape))
 
     def _call_module(self, region: Region, node: Node) -> None:

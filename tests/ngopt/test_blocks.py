@@ -21,7 +21,8 @@ def one_block(sources, targets, shape, slot_shape=(), constant=False):
     """All edges as a block, whose nodes may repeat."""
     full = (*shape, *slot_shape)
     view = None if constant else View(0, full, contiguous_strides(full), OFFSET)
-    return Block(view, torch.tensor(sources), torch.tensor(targets), shape, slot_shape, "weight", ())
+    sources, targets = 1 + torch.tensor(sources), 1 + torch.tensor(targets)  # 0 is no neuron
+    return Block(view, sources, targets, shape, slot_shape, "weight", ())
 
 
 def found_blocks(sources, targets, shape, slot_shape=(), constant=False):
@@ -29,7 +30,7 @@ def found_blocks(sources, targets, shape, slot_shape=(), constant=False):
     g, t, s = shape
     full = (*shape, *slot_shape)
     layout = torch.empty(OFFSET + prod(full), device="meta")[OFFSET:].view(full)
-    sources, targets = torch.tensor(sources).reshape(g, 1, s), torch.tensor(targets).reshape(g, t, 1)
+    sources, targets = 1 + torch.tensor(sources).reshape(g, 1, s), 1 + torch.tensor(targets).reshape(g, t, 1)
     edges = Edges(None if constant else Elements(0, layout), sources, targets, "weight", ())
     return list(blocks_of(edges, nodes_of_one_group()))
 

@@ -15,6 +15,7 @@ from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.places import join_places
 from ngopt.graph.rules.registry import functions, packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -65,8 +66,8 @@ def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
         if result is not None:
             return result
     labels = as_neurons(tracer, node, first).labels
-    if packet in PADS:  # with 0, so that this must be no neuron
-        return _neurons(function(labels + 1, args[1]) - 1)
+    if packet in PADS:  # with 0, which is no neuron
+        return _neurons(function(labels, args[1]))
     rest = [a.labels if isinstance(a, Neurons) else a for a in args[1:]]
     return _neurons(function(labels, *rest, **kwargs))
 
@@ -173,9 +174,8 @@ def as_neurons(tracer: Tracer, node: Node, value: Value) -> Neurons:
     numbers, which = value.numbers.unique(return_inverse=True)
     name = tracer.parameters[value.parameter].name
     free = numbers.new_empty(0, len(numbers))
-    nodes = tracer.nodes.new(name, len(numbers), made_of=free)
+    nodes = tracer.nodes.new(name, len(numbers), made_of=free, mark=Mark.LEARNED)
     tracer.edges(Elements(value.parameter, numbers), None, nodes, "value")
-    tracer.learned.append(nodes)
     return Neurons(nodes[which])
 
 
@@ -204,8 +204,8 @@ def im2col(tracer: Tracer, node: Node, x: Value, *args: Any) -> Value:
     """Patches (b, c * k, places) of a map (b, c, h, w)."""
     if not isinstance(x, Neurons):
         return tracer.unknown(node)
-    moved = node.target((x.labels + 1).double(), *args)  # type: ignore[operator]
-    return Neurons(folded(moved.round().long() - 1))
+    moved = node.target(x.labels.double(), *args)  # type: ignore[operator]
+    return Neurons(folded(moved.round().long()))
 
 
 @register_rule(*POOLS)
@@ -270,7 +270,7 @@ def _reduced(
         applied(tracer, node, rows[:, 0])
         return Neurons(rows[:, 0].reshape(shape))
     sets, which = rows.sort(dim=1).values.unique(dim=0, return_inverse=True)
-    if len(sets) > ROWS or (sets < 0).any():
+    if len(sets) > ROWS or (sets <= 0).any():
         return Unknown(shape)
     nodes = tracer.nodes.new(node.name, len(sets), "pool", sets.T)
     tracer.edges(None, sets, nodes[:, None], "pool")

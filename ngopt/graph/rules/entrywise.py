@@ -17,6 +17,7 @@ from ngopt.graph.rules.pairs import product_of, uses
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import functions, packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Neurons,
@@ -159,10 +160,10 @@ def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
     labels, values = without_repeats([folded(x.labels), whole])
     labels = tracer.nodes.find(labels).flatten()
     values = values.to(torch.complex128).flatten()
-    inputs = tracer.nodes.find(torch.cat([*tracer.inputs, labels[:0]]))
+    inputs = tracer.nodes.marked(Mark.INPUT)
     order = labels.argsort(stable=True)
     # inputs are told apart as they are
-    order = order[(labels[order] >= 0) & ~torch.isin(labels[order], inputs)]
+    order = order[(labels[order] > 0) & ~torch.isin(labels[order], inputs)]
     nodes, counts = labels[order].unique_consecutive(return_counts=True)
     if not len(nodes):
         return
@@ -252,7 +253,7 @@ def view_as_complex(tracer: Tracer, node: Node, x: Value) -> Value:
         return tracer.unknown(node)
     (labels,) = tracer.nodes.find_all(x.labels)
     pairs, which = labels.reshape(-1, 2).unique(dim=0, return_inverse=True)
-    if (pairs < 0).any():
+    if (pairs <= 0).any():
         return tracer.unknown(node)
     nodes = tracer.nodes.new(node.name, len(pairs), "product", pairs.T)
     uses(tracer, pairs[:, 0], nodes, "left")
@@ -267,7 +268,7 @@ def view_as_real(tracer: Tracer, node: Node, x: Value) -> Value:
         return tracer.unknown(node)
     (labels,) = tracer.nodes.find_all(x.labels)
     numbers, which = labels.unique(return_inverse=True)
-    if (numbers < 0).any():
+    if (numbers <= 0).any():
         return tracer.unknown(node)
     parts = []
     for kind in ("left", "right"):

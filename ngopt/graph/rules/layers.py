@@ -16,7 +16,7 @@ from ngopt.graph.rules.products import addition, product_sum
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Neurons, Unknown, Value
+from ngopt.graph.tracing.values import NO_NEURON, Neurons, Unknown, Value
 
 aten = torch.ops.aten
 
@@ -41,11 +41,11 @@ def linear(
         return first_layer(tracer, node, x, weight, bias, shape)
     x = as_neurons(tracer, node, x)
     rows, which = tracer.unify_rows(x.labels, -1)
-    present = (rows >= 0).any(1)
+    present = (rows > 0).any(1)
     is_mixing = x.shape[-1] > 1 and len(rows) > 1 and bool((rows == rows[:, :1]).all())
     if is_mixing or not present.any() or len(rows) > USES:
         return position_mixing(tracer, node, x, weight, bias, shape)
-    out = torch.full((len(rows), weight.shape[0]), -1)
+    out = torch.full((len(rows), weight.shape[0]), NO_NEURON)
     for k in present.nonzero().flatten().tolist():
         out[k] = tracer.nodes.new(tracer.owner(weight.parameter), weight.shape[0])
         tracer.edges(weight, rows[k], out[k][:, None], node=node)
@@ -146,7 +146,7 @@ def batched_weight(
     """(..., t, n_in) @ (..., n_in, n_out) with a weight for each index of the leading dimensions."""
     lead = weight.shape[:-2]
     labels = x.labels.expand(*torch.broadcast_shapes(x.shape[:-2], lead), *x.shape[-2:])
-    out = torch.full(shape, -1)
+    out = torch.full(shape, NO_NEURON)
     places = torch.cartesian_prod(*(torch.arange(n) for n in lead)).reshape(-1, len(lead))
     for place in map(tuple, places.tolist()):
         index = (..., *place, slice(None), slice(None))
@@ -268,7 +268,7 @@ def _channels(tracer: Tracer, labels: Tensor, channel: int) -> tuple[list[Tensor
     found = [tuple(places.unique().tolist()) for places in which.reshape(batch.numel(), -1)]
     different = list(dict.fromkeys(found))
     present = [rows[list(places)] for places in different]
-    present = [row[(row >= 0).any(1)] for row in present]
+    present = [row[(row > 0).any(1)] for row in present]
     return present, torch.tensor([different.index(places) for places in found]).reshape(batch)
 
 

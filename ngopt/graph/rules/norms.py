@@ -83,7 +83,7 @@ def group_norm(
     rows = labels.unflatten(1, (groups, -1)).flatten(2)
     result = scale_and_shift(tracer, node, x, [1], weight, bias, rows, fresh=True)
     before = tracer.unify_places(x.labels, 1)
-    if before is None or not isinstance(result, Neurons) or (before < 0).any():
+    if before is None or not isinstance(result, Neurons) or (before <= 0).any():
         return result
     after = tracer.unify_places(result.labels, 1)
     assert after is not None
@@ -252,11 +252,11 @@ def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
     None if rows overlap or differ in number.
     """
     rows = distinct_rows(tracer.nodes.find(labels).reshape(-1, labels.shape[-1]))
-    found = {tuple(row.unique().tolist()) for row in rows if (row >= 0).any()}
+    found = {tuple(row.unique().tolist()) for row in rows if (row > 0).any()}
     if len({len(members) for members in found}) != 1:
         return None
     sets = torch.tensor(sorted(found))
-    if (sets < 0).any() or sets.unique().numel() < sets.numel():
+    if (sets <= 0).any() or sets.unique().numel() < sets.numel():
         return None
     return sets
 

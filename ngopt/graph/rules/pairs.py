@@ -31,7 +31,7 @@ class Meeting(NamedTuple):
     def of(cls, tracer: Tracer, a: Neurons, b: Neurons) -> Meeting:
         shape = torch.broadcast_shapes(a.shape, b.shape)
         left, right = tracer.nodes.find_all(a.labels.expand(shape), b.labels.expand(shape))
-        both = (left >= 0) & (right >= 0) & (left != right)
+        both = (left > 0) & (right > 0) & (left != right)
         pairs, which = unique_pairs(left[both], right[both])
         return cls(left, right, both, pairs, which, shape)
 

@@ -85,7 +85,7 @@ def _along_new_axes(
     tensors = [t.expand(shape) for t in (x.labels, elements.numbers, place)]
     labels, numbers, place = without_repeats(tensors)
     labels = tracer.nodes.find(labels).clone()  # what was found may be a view of what was asked for
-    neuron = labels >= 0
+    neuron = labels > 0
     pairs, which = unique_pairs(labels[neuron], place[neuron])
     met, _ = unique_pairs(which, numbers[neuron])
     sources = pairs[0].unique_consecutive()
@@ -106,7 +106,7 @@ def _along_new_axes(
 
 def _pairs(labels: Tensor, numbers: Tensor) -> Tensor:
     """Which neurons meet which elements: (2, pairs), sorted."""
-    neuron = labels >= 0
+    neuron = labels > 0
     return unique_pairs(labels[neuron], numbers[neuron])[0]
 
 

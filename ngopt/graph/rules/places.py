@@ -21,7 +21,7 @@ def join_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
     maps = tracer.nodes.find(labels).movedim(channel, -1).flatten(channel, -2)
     for places in maps.reshape(-1, *maps.shape[-2:]).unique(dim=0):
         rows = places.unique(dim=0)
-        if (rows >= 0).all() and rows.unique().numel() == len(rows) * n > n:
+        if (rows > 0).all() and rows.unique().numel() == len(rows) * n > n:
             tracer.nodes.unify(rows[:1].expand_as(rows), rows)
             _join_partners(tracer)
 

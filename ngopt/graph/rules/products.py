@@ -126,7 +126,7 @@ def _scores(
 ) -> Tensor | None:
     """left, right: (heads that repeat, n) -> one node a head, behind n products."""
     n = left.shape[1]
-    if (left < 0).any() or (right < 0).any():
+    if (left <= 0).any() or (right <= 0).any():
         return None
     heads, which = torch.cat([left, right], dim=1).unique(dim=0, return_inverse=True)
     products = tracer.nodes.new(f"{name}.products", len(heads) * n, "product")
@@ -141,7 +141,7 @@ def _weighted(
     tracer: Tracer, name: str, heads: Tensor, values: Tensor, shape: torch.Size
 ) -> Tensor | None:
     """heads: (r,), values: (r, m) -> the products of each head with its values."""
-    if (heads < 0).any() or (values < 0).any():
+    if (heads <= 0).any() or (values <= 0).any():
         return None
     rows, which = torch.cat([heads[:, None], values], dim=1).unique(dim=0, return_inverse=True)
     heads, values = rows[:, :1], rows[:, 1:]
@@ -160,7 +160,7 @@ def _pooled_products(
     size = (*left.shape, right.shape[2])
     left, right = folded(left)[..., None].expand(size), folded(right)[:, None].expand(size)
     left, right = (x.movedim(2, -1) for x in without_repeats([left, right]))  # (r, t, m, n)
-    if left.numel() > ENTRIES or (left < 0).any() or (right < 0).any():
+    if left.numel() > ENTRIES or (left <= 0).any() or (right <= 0).any():
         return None
     pairs, which = unique_pairs(left.flatten(), right.flatten())
     if pairs.shape[1] > PRODUCTS:

@@ -14,7 +14,7 @@ from ngopt.graph.rules.entries import as_neurons
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Neurons, Unknown, Value
+from ngopt.graph.tracing.values import NO_NEURON, Neurons, Unknown, Value
 
 aten = torch.ops.aten
 
@@ -61,15 +61,15 @@ def recurrent(tracer: Tracer, node: Node, x: Value, *args: Any) -> Value:
 
 
 def _features(tracer: Tracer, node: Node, x: Value) -> Tensor | None:
-    """The neurons that a step sees of an input (..., n), -1 for constants.
+    """The neurons that a step sees of an input (..., n); constants are none.
 
     None where they cannot be followed.
     """
     if isinstance(x, Elements):
         x = as_neurons(tracer, node, x)
-    is_constant = isinstance(x, Neurons) and bool((x.labels < 0).all())
+    is_constant = isinstance(x, Neurons) and bool((x.labels <= 0).all())
     if isinstance(x, Tensor) or is_constant:
-        return torch.full(x.shape[-1:], -1)
+        return torch.full(x.shape[-1:], NO_NEURON)
     return tracer.unify_places(x.labels, -1) if isinstance(x, Neurons) else None
 
 
@@ -144,12 +144,12 @@ def _enter(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
         return
     sources = None
     if isinstance(state, Neurons):
-        if (state.labels < 0).all():
+        if (state.labels <= 0).all():
             return
         sources = tracer.unify_places(state.labels, -1)
     if sources is None:
-        sources = tracer.source_nodes(torch.full_like(nodes, -1), "state")
-    present = sources >= 0
+        sources = tracer.source_nodes(torch.full_like(nodes, NO_NEURON), "state")
+    present = sources > 0
     tracer.edges(None, sources[present], nodes[present], kind)
 
 
@@ -222,7 +222,7 @@ def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
     if not differ.any():
         return True
     ends = torch.cat([old[differ], new[differ]])
-    if (ends < 0).any() or not tracer.nodes.are_free(ends):
+    if (ends <= 0).any() or not tracer.nodes.are_free(ends):
         return False
     return tracer.nodes.try_unify(torch.stack([old, new]))
 

@@ -56,7 +56,9 @@ class Piece:
     def rows(self, axis: int, ends: Sequence[int]) -> Tensor:
         """The nodes at every place of an axis, (n, k); sources are other numbers than targets."""
         found = [2 * self.ends[k] + k for k in ends]
-        return torch.cat([end.movedim(axis, 0).reshape(end.shape[axis], -1) for end in found], dim=1)
+        return torch.cat(
+            [end.movedim(axis, 0).reshape(end.shape[axis], -1) for end in found], dim=1
+        )
 
     def cut(self, axis: int, places: range) -> Piece:
         """The piece at some places of an axis."""

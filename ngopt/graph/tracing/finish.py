@@ -13,30 +13,31 @@ from ngopt.graph.core import Bias, EdgeBlock, Index, NeuralGraph, View
 from ngopt.graph.topology import GraphBuilder
 from ngopt.graph.tracing.blocks import blocks_of
 from ngopt.graph.tracing.edges import Block
-from ngopt.graph.tracing.nodes import Nodes
+from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.tracer import Tracer
 
 
 def finish(tracer: Tracer) -> NeuralGraph:
     """The graph of all that was found, now that it is known which nodes are the same."""
     tell_functions_apart(tracer)
-    found = [block for edges in tracer.found for block in blocks_of(edges, tracer.nodes)]
+    nodes = tracer.nodes
+    found = [block for edges in tracer.found for block in blocks_of(edges, nodes)]
     blocks = with_copies(tracer, [block for block in found if block.sources is not None])
     biases = _one_for_each_parameter(tracer, [block for block in found if block.sources is None])
     builder = GraphBuilder(tracer.parameters)
-    groups = _Groups(tracer.nodes, builder, [*blocks, *biases])
+    groups = _Groups(nodes, builder, [*blocks, *biases])
     for block in blocks:
         builder.blocks.append(groups.edge_block(block))
     for bias in biases:
         builder.biases.append(groups.bias(bias))
-    for nodes, name in tracer.activations:
-        for number in groups.of([nodes]):
+    for labels, name in tracer.activations:
+        for number in groups.of([labels]):
             if builder.groups[number].activation is None:
                 builder.groups[number] = replace(builder.groups[number], activation=name)
     fixed = [end for block in (*blocks, *biases) for end in _fixed_ends(block, tracer.fixed)]
-    inputs = groups.of(tracer.inputs)
-    outputs = groups.of([*tracer.outputs, *tracer.pinned, *fixed])
-    inner = {block.target for block in builder.blocks} | groups.of(tracer.learned)
+    inputs = groups.of([nodes.marked(Mark.INPUT)])
+    outputs = groups.of([nodes.marked(Mark.OUTPUT | Mark.PINNED), *fixed])
+    inner = {block.target for block in builder.blocks} | groups.of([nodes.marked(Mark.LEARNED)])
     # a position that leads nowhere is still one among others; a neuron that does so is not needed
     inner = {number for number in inner if builder.groups[number].kind != "position"}
     return builder.build(inputs, outputs, inner - outputs - inputs)
@@ -62,8 +63,8 @@ def tell_functions_apart(tracer: Tracer) -> None:
         number = numbers.setdefault(function, len(numbers) + 1)
         found = nodes.find(labels)
         history[found] = history[found] * 1_000_003 + number
-    inputs = nodes.find(torch.cat([*tracer.inputs, everything[:0]]))
-    present = everything[(nodes.find(everything) == everything) & ~torch.isin(everything, inputs)]
+    is_input = torch.isin(everything, nodes.marked(Mark.INPUT))
+    present = everything[(nodes.find(everything) == everything) & ~is_input]
     groups = nodes.group_of(present)
     histories = history[present].unique(return_inverse=True)[1]
     pairs = torch.stack([groups, histories]).unique(dim=1)
@@ -196,6 +197,6 @@ class _Groups:
     def of(self, labels: Iterable[Tensor]) -> set[int]:
         """The groups of all nodes among labels, as far as they are in the graph."""
         found = {
-            old for nodes in labels for old in self.group_of[nodes[nodes >= 0]].unique().tolist()
+            old for nodes in labels for old in self.group_of[nodes[nodes > 0]].unique().tolist()
         }
         return {self.number[old] for old in found if old in self.number}

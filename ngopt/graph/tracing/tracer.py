@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from ngopt.graph.core import ParameterSpec
 from ngopt.graph.tracing.edges import Edges
 from ngopt.graph.tracing.elements import Elements
-from ngopt.graph.tracing.nodes import Nodes
+from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.values import (
     NO_NEURON,
     SAME_CONSTANT,
@@ -22,7 +22,6 @@ from ngopt.graph.tracing.values import (
     Value,
     distinct_rows,
     folded,
-    nodes_among,
     without_repeats,
 )
 
@@ -33,9 +32,6 @@ class Tracer:
     values: what each tensor stands for, by the function that made it.
     data: functions of the network's input.
     applied: which functions were applied to which neurons, one after the other.
-    inputs, outputs: neurons of the network's inputs and outputs. learned: neurons to which nothing
-    leads, but which are no inputs.
-    pinned: neurons that something tells apart of which no more is known.
     fixed: parameters whose neurons are all pinned. rowwise: parameters that are normalised in rows.
     cells: recurrent ones that take steps, by the views of their weights.
     """
@@ -51,10 +47,6 @@ class Tracer:
         self.data: set[Node] = set()
         self.applied: list[tuple[Tensor, str]] = []
         self.activations: list[tuple[Tensor, str]] = []
-        self.inputs: list[Tensor] = []
-        self.outputs: list[Tensor] = []
-        self.learned: list[Tensor] = []
-        self.pinned: list[Tensor] = []
         self.fixed: set[int] = set()
         self.rowwise: set[int] = set()
         self.cells: dict[tuple, list[Any]] = {}
@@ -142,7 +134,8 @@ class Tracer:
 
     def pin(self, *labels: Tensor) -> None:
         """Marks neurons that cannot be exchanged with others, in a way that the graph does not show."""
-        self.pinned += [self.nodes.find(nodes_among(x)) for x in labels]
+        for x in labels:
+            self.nodes.mark(x, Mark.PINNED)
 
     def is_zero(self, node: Node, value: Value) -> bool:
         """Whether an argument of a function is a constant 0, whatever the network's input is."""
@@ -155,21 +148,19 @@ class Tracer:
         key = (tuple(rows.shape), rows.double().numpy().tobytes())
         if key not in self._constants:
             name = f"constant {len(self._constants)}"
-            self._constants[key] = self.nodes.new(name, len(rows), "constant")
-            self.inputs.append(self._constants[key])
+            self._constants[key] = self.nodes.new(name, len(rows), "constant", mark=Mark.INPUT)
         return self._constants[key]
 
     def source_nodes(self, labels: Tensor, name: str) -> Tensor:
         """Labels without gaps: entries that are no neuron become new, constant nodes."""
-        if (labels >= 0).all():
+        if (labels > 0).all():
             return labels
         labels = labels.clone()
-        for label in (NO_NEURON, SAME_CONSTANT):
+        for label, mark in ((NO_NEURON, Mark.NONE), (SAME_CONSTANT, Mark.LEARNED)):
             missing = labels == label
-            if missing.any():
-                new = self.nodes.new(f"{name}.constant", int(missing.sum()), "constant")
-                labels[missing] = new
-                self.learned += [new] if label == SAME_CONSTANT else []
+            count = int(missing.sum())
+            if count:
+                labels[missing] = self.nodes.new(f"{name}.constant", count, "constant", mark=mark)
         return labels
 
     def unify_places(self, labels: Tensor, dims: int | Sequence[int]) -> Tensor | None:
@@ -186,10 +177,10 @@ class Tracer:
         rows = self.nodes.find(distinct_rows(labels.movedim(dims, last).reshape(-1, n)))
         if n > 1 and len(rows) > 1 and (rows == rows[:, :1]).all():
             return None  # each place has one neuron, at many positions
-        best = rows[(rows >= 0).sum(1).argmax()]
-        if not (best >= 0).any():
+        best = rows[(rows > 0).sum(1).argmax()]
+        if not (best > 0).any():
             return None
-        rows = torch.where(rows >= 0, rows, best)
+        rows = torch.where(rows > 0, rows, best)
         if (rows != best).any() and not self.nodes.try_unify(torch.cat([best[None], rows])):
             return None
         return self.nodes.find(best)

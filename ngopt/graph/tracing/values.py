@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ngopt.graph.tracing.elements import Elements
 
-NO_NEURON, SAME_CONSTANT = -1, -2
+NO_NEURON, SAME_CONSTANT = 0, -1
 """Labels of entries that are no neuron; the second where they are the same number as their neighbours, such as 0."""
 
 
@@ -77,7 +77,7 @@ def folded(labels: Tensor) -> Tensor:
 def nodes_among(labels: Tensor) -> Tensor:
     """The different nodes among labels, sorted."""
     nodes = without_repeats([labels])[0].unique()
-    return nodes[nodes >= 0]
+    return nodes[nodes > 0]
 
 
 def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,4 +142,4 @@ def exchanged(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """Labels with new[i] where old[i] was."""
     table = torch.arange(int(torch.cat([labels.flatten(), old]).max()) + 1)
     table[old] = new
-    return torch.where(labels >= 0, table[labels.clamp(min=0)], labels)
+    return torch.where(labels > 0, table[labels.clamp(min=0)], labels)
