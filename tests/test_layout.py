@@ -65,7 +65,7 @@ print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matp
 
 GRAPH = ROOT / "ngopt" / "graph"
 LAYERS = """
-pieces summary core topology views order read flatten interop usage matrices
+pieces summary core topology edge_list order read flattened_maps interop usage matrices
 activation_symmetry parameter_graph infer sequential layout figure draw
 tracing tracing.capture tracing.elements tracing.values tracing.nodes tracing.edges tracing.blocks
 tracing.tracer tracing.finish

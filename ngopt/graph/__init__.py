@@ -4,7 +4,8 @@ from ngopt.graph.activation_symmetry import Canonical, canonical, symmetries
 from ngopt.graph.build import build_graph
 from ngopt.graph.core import Bias, EdgeBlock, GraphValues, NeuralGraph, NeuronGroup, ParameterSpec
 from ngopt.graph.draw import draw
-from ngopt.graph.flatten import with_repeated_nodes, with_virtual_layer
+from ngopt.graph.edge_list import EdgeList, to_edge_list
+from ngopt.graph.flattened_maps import with_repeated_nodes, with_virtual_layer
 from ngopt.graph.interop import to_networkx, to_pyg
 from ngopt.graph.parameter_graph import parameter_graph
 from ngopt.graph.read import run_graph
@@ -12,7 +13,6 @@ from ngopt.graph.rules import register_rule
 from ngopt.graph.topology import join_graphs
 from ngopt.graph.tracing.capture import Inputs
 from ngopt.graph.tracing.values import Neurons
-from ngopt.graph.views import EdgeList, to_edge_list
 
 __all__ = [
     "Bias",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,36 +44,45 @@ def trace(program: Program, model: nn.Module) -> NeuralGraph:
 class Region:
     """The functions of one call of a module that has a rule of its own.
 
-    inputs: nodes outside whose values it uses. output: the last of its nodes that is used outside.
+    inputs: functions outside whose values it uses. output: the last of its functions whose value is
+    used outside.
     """
 
     module: nn.Module
-    nodes: list[Node]
+    calls: list[Node]
     inputs: list[Node]
     output: Node
 
 
 def module_regions(program: Program, model: nn.Module) -> dict[Node, Region]:
-    """For every node inside the call of a module with a rule, that call."""
+    """For every function inside the call of a module with a rule, that call."""
     if not any(isinstance(target, type) for target in RULES):
         return {}
-    calls: dict[str, list[Node]] = {}
+    inside: dict[str, list[Node]] = {}
     modules: dict[str, nn.Module] = {}
-    for node in program.graph.nodes:
-        for call, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
-            module = model.get_submodule(path.split("@")[0]) if node.op == "call_function" else None
-            if module is not None and type(module) in RULES:
-                calls.setdefault(call, []).append(node)
-                modules[call] = module
+    for call in program.graph.nodes:
+        for name, module in _modules_around(call, model):
+            if type(module) in RULES:
+                inside.setdefault(name, []).append(call)
+                modules[name] = module
                 break  # the outermost module with a rule decides
     found = {}
-    for call, inner in calls.items():
-        members = set(inner)
-        sources = dict.fromkeys(a for n in inner for a in n.all_input_nodes if a not in members)
-        inputs = [a for a in sources if a.name not in program.state]
-        output = next(n for n in reversed(inner) if any(user not in members for user in n.users))
-        found |= dict.fromkeys(inner, Region(modules[call], inner, inputs, output))
+    for name, calls in inside.items():
+        members = set(calls)
+        sources = [source for call in calls for source in call.all_input_nodes]
+        outside = [source for source in dict.fromkeys(sources) if source not in members]
+        inputs = [source for source in outside if source.name not in program.state]
+        output = next(call for call in reversed(calls) if not members.issuperset(call.users))
+        found |= dict.fromkeys(calls, Region(modules[name], calls, inputs, output))
     return found
+
+
+def _modules_around(call: Node, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a function is called in, from the outermost on, each with a name of that time."""
+    if call.op != "call_function":
+        return
+    for name, (path, _) in (call.meta.get("nn_module_stack") or {}).items():
+        yield name, model.get_submodule(path.split("@")[0])
 
 
 class Walk:
@@ -85,107 +94,107 @@ class Walk:
         self.values = self.tracer.values
 
     def run(self) -> None:
-        tracer = self.tracer
-        self._bind_inputs()
         regions = module_regions(self.program, self.model)
-        for node in self.program.graph.nodes:
-            tracer.nodes.call += 1
-            if not tracer.data.isdisjoint(node.all_input_nodes):
-                tracer.data.add(node)
-            if node in regions:
-                self._call_module(regions[node], node)
-            elif node.op == "call_function":
-                self.values[node] = self._with_positions(node, self._call(node))
-                self._pin_before_unknown(node)
-            elif node.op == "output":
-                leaves = tree_leaves(tree_map(self.values.get, list(node.all_input_nodes)))
-                for leaf in leaves:
-                    if isinstance(leaf, Neurons):
-                        tracer.nodes.mark(leaf.labels, Mark.OUTPUT)
+        for call in self.program.graph.nodes:
+            if call.op in ("placeholder", "get_attr"):
+                self.values[call] = self._input(call)
+        for call in self.program.graph.nodes:
+            self.tracer.nodes.step += 1
+            if not self.tracer.data.isdisjoint(call.all_input_nodes):
+                self.tracer.data.add(call)
+            if call in regions:
+                self._apply_module(regions[call], call)
+            elif call.op == "call_function":
+                self.values[call] = self._with_positions(call, self._value(call))
+                self._pin_before_unknown(call)
+            elif call.op == "output":
+                self._mark_outputs(call)
 
-    def _bind_inputs(self) -> None:
-        for node in self.program.graph.nodes:
-            if node.op not in ("placeholder", "get_attr"):
-                continue
-            state = self.program.state.get(node.name)
-            if state is None:
-                self.tracer.data.add(node)
-                self.values[node] = self._user_input(node)
-            elif self.tracer.is_parameter(state):
-                self.values[node] = self.tracer.elements(state)
-            else:
-                self.values[node] = state.detach().clone()
-
-    def _user_input(self, node: Node) -> Value:
-        value = node.meta.get("val")
+    def _input(self, call: Node) -> Value:
+        """An input of the network, a parameter or a constant."""
+        state = self.program.state.get(call.name)
+        if state is not None:
+            is_parameter = self.tracer.is_parameter(state)
+            return self.tracer.elements(state) if is_parameter else state.detach().clone()
+        self.tracer.data.add(call)
+        value = call.meta.get("val")
         if not isinstance(value, Tensor):
             return value
         if not value.is_floating_point():
             return torch.zeros(value.shape, dtype=value.dtype)
         rest = value.shape[1:]
-        size = max(int(torch.Size(rest).numel()), 1)
+        size = max(rest.numel(), 1)
         free = torch.empty(0, size)
-        numbers = self.tracer.nodes.new(node.name, size, made_of=free, mark=Mark.INPUT)
-        return Neurons(numbers.reshape(rest).expand(value.shape))
+        nodes = self.tracer.nodes.new(call.name, size, made_of=free, mark=Mark.INPUT)
+        return Neurons(nodes.reshape(rest).expand(value.shape))
 
-    def _call_module(self, region: Region, node: Node) -> None:
+    def _mark_outputs(self, call: Node) -> None:
+        for leaf in tree_leaves([self.values.get(source) for source in call.all_input_nodes]):
+            if isinstance(leaf, Neurons):
+                self.tracer.nodes.mark(leaf.labels, Mark.OUTPUT)
+
+    def _apply_module(self, region: Region, call: Node) -> None:
         """Applies a module's rule at the first of its functions; the others are passed over."""
-        if node is not region.nodes[0]:
+        if call is not region.calls[0]:
             return
         inputs = [self.values[source] for source in region.inputs]
         rule = RULES[type(region.module)]
         result = self._apply(rule, region.output, region.module, *inputs)
-        for inner in region.nodes:
+        for inner in region.calls:
             self.values[inner] = self.tracer.unknown(inner)
         self.values[region.output] = result
 
-    def _with_positions(self, node: Node, result: Value) -> Value:
+    def _with_positions(self, call: Node, result: Value) -> Value:
         """Positions that a weight has made are those of what is done entry by entry behind it."""
-        inputs = [self.values[source] for source in node.all_input_nodes]
+        inputs = [self.values[source] for source in call.all_input_nodes]
         neurons = [value for value in inputs if isinstance(value, Neurons)]
         if not isinstance(result, Neurons) or result.positions is not None or len(neurons) != 1:
             return result
-        if not entrywise.is_declared_entrywise(node):
+        if not entrywise.is_declared_entrywise(call):
             return result
         return replace(result, positions=neurons[0].positions)
 
-    def _pin_before_unknown(self, node: Node) -> None:
+    def _pin_before_unknown(self, call: Node) -> None:
         """Pins the neurons that a function was applied to of whose result nothing is known."""
-        leaves = tree_leaves(self.values[node])
-        results = [leaf for leaf in leaves if isinstance(leaf, (Neurons, Elements, Unknown, Tensor))]
-        if node.users and results and all(isinstance(leaf, Unknown) for leaf in results):
-            used = tree_leaves([self.values[source] for source in node.all_input_nodes])
-            self.tracer.pin(*(value.labels for value in used if isinstance(value, Neurons)))
+        tensors = (Neurons, Elements, Unknown, Tensor)
+        results = [leaf for leaf in tree_leaves(self.values[call]) if isinstance(leaf, tensors)]
+        is_lost = bool(results) and all(isinstance(leaf, Unknown) for leaf in results)
+        if not call.users or not is_lost:
+            return
+        for value in tree_leaves([self.values[source] for source in call.all_input_nodes]):
+            if isinstance(value, Neurons):
+                self.tracer.pin(value.labels)
 
-    def _apply(self, rule: Callable, node: Node, *args: Any, **kwargs: Any) -> Value:
-        """What a rule says; where it fails, a warning, and nothing is known of the function's result."""
-        tracer = self.tracer
-        count = len(tracer.found)
+    def _value(self, call: Node) -> Value:
+        """What the result of a function stands for."""
+        args, kwargs = tree_map(lambda a: self.values[a] if isinstance(a, Node) else a, (call.args, call.kwargs))
+        if call.target is operator.getitem:
+            is_several = isinstance(args[0], (list, tuple))
+            return args[0][args[1]] if is_several else self.tracer.unknown(call)
+        traced = (Neurons, Elements, Unknown)
+        if not any(isinstance(leaf, traced) for leaf in tree_leaves((args, kwargs))):
+            return self._apply(entrywise.constant, call, *args, **kwargs)
+        packet = packet_of(call)
+        rule: Callable | None = RULES.get(call.target) or RULES.get(packet)
+        if rule is not None:
+            return self._apply(rule, call, *args, **kwargs)
+        if packet in entries.MOVES:
+            return self._apply(entries.move, call, args, kwargs)
+        return self._apply(entrywise.elementwise, call, args, kwargs)
+
+    def _apply(self, rule: Callable, call: Node, *args: Any, **kwargs: Any) -> Value:
+        """What a rule says; where it fails, a warning, and nothing is known of the result."""
+        found = self.tracer.found
+        count = len(found)
         try:
-            return rule(tracer, node, *args, **kwargs)
+            return rule(self.tracer, call, *args, **kwargs)
         except Exception as error:
             if self.program.is_cut:  # the whole example may fit where a few rows of it do not
                 raise
-            del tracer.found[count:]
+            del found[count:]
             warnings.warn(
-                f"build_graph: the rule '{rule.__name__}' failed at '{node.name}' in "
+                f"build_graph: the rule '{rule.__name__}' failed at '{call.name}' in "
                 f"{type(self.model).__name__}: {error!r}; neurons are not followed through it",
                 stacklevel=2,
             )
-            return tracer.unknown(node)
-
-    def _call(self, node: Node) -> Value:
-        tracer = self.tracer
-        args, kwargs = tree_map(lambda a: self.values[a] if isinstance(a, Node) else a, (node.args, node.kwargs))
-        leaves = tree_leaves((args, kwargs))
-        if node.target is operator.getitem:
-            return args[0][args[1]] if isinstance(args[0], (list, tuple)) else tracer.unknown(node)
-        if not any(isinstance(leaf, (Neurons, Elements, Unknown)) for leaf in leaves):
-            return self._apply(entrywise.constant, node, *args, **kwargs)
-        packet = packet_of(node)
-        rule: Callable | None = RULES.get(node.target) or RULES.get(packet)
-        if rule is not None:
-            return self._apply(rule, node, *args, **kwargs)
-        if packet in entries.MOVES:
-            return self._apply(entries.move, node, args, kwargs)
-        return self._apply(entrywise.elementwise, node, args, kwargs)
+            return self.tracer.unknown(call)

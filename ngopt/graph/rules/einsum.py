@@ -22,13 +22,13 @@ aten = torch.ops.aten
 
 @register_rule(aten.einsum)
 def einsum(
-    tracer: Tracer, node: Node, equation: str, operands: Sequence[Value], *_: Any, **__: Any
+    tracer: Tracer, call: Node, equation: str, operands: Sequence[Value], *_: Any, **__: Any
 ) -> Value:
     """Indices in both tensors and the result are a batch, those in both alone are summed.
 
     The others are kept.
     """
-    unknown = Unknown(tracer.shape_of(node))
+    unknown = Unknown(tracer.shape_of(call))
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     names = inputs.split(",")
     if not arrow or "." in equation or len(names) != 2:
@@ -53,7 +53,7 @@ def einsum(
     x = _arranged(operands[0], a, [*batch, *left, *summed], (*lead, prod(rows), prod(inner)))
     y = _arranged(operands[1], b, [*batch, *right, *summed], (*lead, prod(columns), prod(inner)))
     shape = torch.Size((*lead, prod(rows), prod(columns)))
-    product = matmul(tracer, node, x, transposed(y), shape)
+    product = matmul(tracer, call, x, transposed(y), shape)
     if not isinstance(product, Neurons):
         return unknown
     order = [*batch, *left, *right]

@@ -43,9 +43,9 @@ PADS = functions("pad constant_pad_nd")
 POSITIONS = (*SELECTIONS, *PADS, *functions("index roll flip"))
 
 
-def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
+def move(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
     """Applies a function that moves entries to labels or elements."""
-    packet = packet_of(node)
+    packet = packet_of(call)
     first = args[0]
     if packet in DTYPES:
         if not isinstance(first, Neurons):
@@ -54,18 +54,18 @@ def move(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
     leaves = tree_leaves((args, kwargs))
     tensors = [a for a in leaves if isinstance(a, (Neurons, Elements, Unknown))]
     if any(isinstance(a, Unknown) for a in tensors):
-        return _moved_unknown(tracer, node, first)
+        return _moved_unknown(tracer, call, first)
     if isinstance(first, (list, tuple)):
-        _tell_parts_apart(tracer, node)
-        parts = [_labels_of_part(tracer, node, value) for value in first]
-        return _neurons(node.target(parts, *args[1:], **kwargs))  # type: ignore[operator]
+        _tell_parts_apart(tracer, call)
+        parts = [_labels_of_part(tracer, call, value) for value in first]
+        return _neurons(call.target(parts, *args[1:], **kwargs))  # type: ignore[operator]
     # labels may repeat (stride 0) where the network's own tensor does not: only a copy has the shape
-    function: Any = torch.reshape if packet in (aten.view, aten._unsafe_view) else node.target
+    function: Any = torch.reshape if packet in (aten.view, aten._unsafe_view) else call.target
     if len(tensors) == 1 and isinstance(tensors[0], Elements):
-        result = _moved_elements(tensors[0], node, function, args, kwargs)
+        result = _moved_elements(tensors[0], call, function, args, kwargs)
         if result is not None:
             return result
-    labels = as_neurons(tracer, node, first).labels
+    labels = as_neurons(tracer, call, first).labels
     if packet in PADS:  # with 0, which is no neuron
         return _neurons(function(labels, args[1]))
     rest = [a.labels if isinstance(a, Neurons) else a for a in args[1:]]
@@ -78,25 +78,25 @@ def _neurons(labels: Any) -> Value:
     return Neurons(folded(labels))
 
 
-def _moved_unknown(tracer: Tracer, node: Node, first: Value) -> Value:
-    is_one = isinstance(node.meta["val"], Tensor)
+def _moved_unknown(tracer: Tracer, call: Node, first: Value) -> Value:
+    is_one = isinstance(call.meta["val"], Tensor)
     if is_one and isinstance(first, Unknown) and first.equivariant:
-        return Unknown(tracer.shape_of(node), equivariant=True)
-    return tracer.unknown(node)
+        return Unknown(tracer.shape_of(call), equivariant=True)
+    return tracer.unknown(call)
 
 
-def _labels_of_part(tracer: Tracer, node: Node, value: Value) -> Tensor:
+def _labels_of_part(tracer: Tracer, call: Node, value: Value) -> Tensor:
     """The labels of one of several tensors that are put together."""
     if not isinstance(value, Tensor):
-        return as_neurons(tracer, node, value).labels
+        return as_neurons(tracer, call, value).labels
     is_same = value.numel() and bool((value == value.flatten()[0]).all())
     return torch.full(value.shape, SAME_CONSTANT if is_same else NO_NEURON)
 
 
-def _tell_parts_apart(tracer: Tracer, node: Node) -> None:
+def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
     """Notes down what parts of one layer that are put together went through, if it is not the same."""
     parts = []
-    for part in dict.fromkeys(tree_leaves(node.args[0])):
+    for part in dict.fromkeys(tree_leaves(call.args[0])):
         value = tracer.values.get(part) if isinstance(part, Node) else None
         if isinstance(value, Neurons):
             nodes = tracer.nodes.find(nodes_among(value.labels))
@@ -107,31 +107,31 @@ def _tell_parts_apart(tracer: Tracer, node: Node) -> None:
             tracer.applied.append((nodes, path))
 
 
-def _path(tracer: Tracer, node: Node) -> str:
+def _path(tracer: Tracer, call: Node) -> str:
     """The functions that lead to a value from the layer which made its neurons.
 
     None that only takes some of these is among them.
     """
     functions = []
     while True:
-        inputs = [tracer.values.get(a) for a in node.all_input_nodes]
+        inputs = [tracer.values.get(a) for a in call.all_input_nodes]
         if len(inputs) != 1 or not isinstance(inputs[0], (Neurons, list, tuple)):
-            return " ".join([*functions, node.name])
-        only_takes = packet_of(node) in MOVES or node.target is operator.getitem
-        if not only_takes or _moves_positions(node, inputs[0]):
-            functions.append(str((node.target, node.args[1:], node.kwargs)))
-        (node,) = node.all_input_nodes
+            return " ".join([*functions, call.name])
+        only_takes = packet_of(call) in MOVES or call.target is operator.getitem
+        if not only_takes or _moves_positions(call, inputs[0]):
+            functions.append(str((call.target, call.args[1:], call.kwargs)))
+        (call,) = call.all_input_nodes
 
 
-def _moves_positions(node: Node, first: Value) -> bool:
+def _moves_positions(call: Node, first: Value) -> bool:
     """Whether a function takes some positions of neurons, or brings them into another order."""
-    packet, args = packet_of(node), node.args
+    packet, args = packet_of(call), call.args
     if packet not in POSITIONS or not isinstance(first, Neurons):
         return False
     strides = folded(first.labels).stride()
     dims: Any
     if packet in SELECTIONS:
-        is_cut = tuple(node.meta["val"].shape) != tuple(first.shape)
+        is_cut = tuple(call.meta["val"].shape) != tuple(first.shape)
         dims = [args[1] if len(args) > 1 else 0] if is_cut else []
     elif packet is aten.index:
         dims = [d for d, index in enumerate(args[1]) if index is not None]  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def _moves_positions(node: Node, first: Value) -> bool:
 
 
 def _moved_elements(
-    elements: Elements, node: Node, function: Any, args: tuple, kwargs: dict
+    elements: Elements, call: Node, function: Any, args: tuple, kwargs: dict
 ) -> Value | None:
     try:
         found = elements.move(function, args, kwargs)
@@ -153,7 +153,7 @@ def _moved_elements(
             return found
     except (RuntimeError, TypeError, AttributeError):
         pass
-    value = node.meta["val"]
+    value = call.meta["val"]
     if not isinstance(value, (list, tuple)):
         return None
     parts = []  # chunk, split and unbind give several tensors
@@ -162,7 +162,7 @@ def _moved_elements(
     return parts or None
 
 
-def as_neurons(tracer: Tracer, node: Node, value: Value) -> Neurons:
+def as_neurons(tracer: Tracer, call: Node, value: Value) -> Neurons:
     """A parameter in the place of an activation (a class token) is the value of new nodes.
 
     Constants are no neurons.
@@ -200,18 +200,18 @@ upsample_trilinear3d _upsample_bilinear2d_aa
 
 
 @register_rule(aten.im2col)
-def im2col(tracer: Tracer, node: Node, x: Value, *args: Any) -> Value:
+def im2col(tracer: Tracer, call: Node, x: Value, *args: Any) -> Value:
     """Patches (b, c * k, places) of a map (b, c, h, w)."""
     if not isinstance(x, Neurons):
-        return tracer.unknown(node)
-    moved = node.target(x.labels.double(), *args)  # type: ignore[operator]
+        return tracer.unknown(call)
+    moved = call.target(x.labels.double(), *args)  # type: ignore[operator]
     return Neurons(folded(moved.round().long()))
 
 
 @register_rule(*POOLS)
-def pool(tracer: Tracer, node: Node, x: Value, *_: Any, **__: Any) -> Value:
+def pool(tracer: Tracer, call: Node, x: Value, *_: Any, **__: Any) -> Value:
     """Pooling and resampling keep the channels."""
-    values = node.meta["val"]
+    values = call.meta["val"]
     shape = values.shape if isinstance(values, Tensor) else values[0].shape
     if not isinstance(x, Neurons):
         return Unknown(shape)
@@ -220,7 +220,7 @@ def pool(tracer: Tracer, node: Node, x: Value, *_: Any, **__: Any) -> Value:
     channels = tracer.unify_places(x.labels, channel)
     if channels is None:
         return Unknown(shape)
-    applied(tracer, node, channels)
+    applied(tracer, call, channels)
     space = [1] * (len(shape) - channel - 1)
     result = Neurons(channels.reshape(-1, *space).expand(shape))
     if isinstance(values, Tensor):
@@ -242,24 +242,24 @@ def is_whole(tracer: Tracer, x: Value) -> bool:
 
 
 @register_rule(*REDUCTIONS)
-def reduction(tracer: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -> Value:
-    values = node.meta["val"]
+def reduction(tracer: Tracer, call: Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+    values = call.meta["val"]
     if isinstance(values, Tensor):
-        return _reduced(tracer, node, x, values.shape, args, kwargs)
-    result = _reduced(tracer, node, x, values[0].shape, args, kwargs)
+        return _reduced(tracer, call, x, values.shape, args, kwargs)
+    result = _reduced(tracer, call, x, values[0].shape, args, kwargs)
     # of the places of a maximum nothing is known
     return tuple(result if v.is_floating_point() else Unknown(v.shape) for v in values)
 
 
 def _reduced(
-    tracer: Tracer, node: Node, x: Value, shape: torch.Size, args: tuple, kwargs: dict
+    tracer: Tracer, call: Node, x: Value, shape: torch.Size, args: tuple, kwargs: dict
 ) -> Value:
     """Over positions of the same neurons these stay; different neurons meet in a new node."""
     if not isinstance(x, Neurons):
         if isinstance(x, Elements) and shape.numel() > 1:
             tracer.rowwise.add(x.parameter)
         return Unknown(shape, equivariant=is_whole(tracer, x))
-    dims = _reduced_dims(node, x.shape, shape, args, kwargs)
+    dims = _reduced_dims(call, x.shape, shape, args, kwargs)
     if dims is None:
         return Unknown(shape)
     labels = tracer.nodes.find(x.labels)
@@ -267,12 +267,12 @@ def _reduced(
     count = prod(labels.shape[d] for d in kept)
     rows = labels.permute(*kept, *dims).reshape(count, -1)
     if (rows == rows[:, :1]).all():
-        applied(tracer, node, rows[:, 0])
+        applied(tracer, call, rows[:, 0])
         return Neurons(rows[:, 0].reshape(shape))
     sets, which = rows.sort(dim=1).values.unique(dim=0, return_inverse=True)
     if len(sets) > ROWS or (sets <= 0).any():
         return Unknown(shape)
-    nodes = tracer.nodes.new(node.name, len(sets), "pool", sets.T)
+    nodes = tracer.nodes.new(call.name, len(sets), "pool", sets.T)
     tracer.edges(None, sets, nodes[:, None], "pool")
     for row in sets:
         members, counts = row.unique(return_counts=True)
@@ -282,13 +282,13 @@ def _reduced(
 
 
 def _reduced_dims(
-    node: Node, before: torch.Size, after: torch.Size, args: tuple, kwargs: dict
+    call: Node, before: torch.Size, after: torch.Size, args: tuple, kwargs: dict
 ) -> list[int] | None:
     """The dimensions that a function reduces, as its signature names them.
 
     args: those behind the tensor.
     """
-    signature = node.target._schema.arguments[1:]  # type: ignore[union-attr]
+    signature = call.target._schema.arguments[1:]  # type: ignore[union-attr]
     names = [argument.name for argument in signature]
     dims = {**dict(zip(names, args, strict=False)), **kwargs}.get("dim")
     if dims is None or dims == []:

@@ -37,33 +37,33 @@ hardsigmoid_ softmax log_softmax sin cos exp softsign glu logsigmoid rrelu prelu
 """.split()
 
 
-def constant(tracer: Tracer, node: Node, *args: Any, **kwargs: Any) -> Value:
+def constant(tracer: Tracer, call: Node, *args: Any, **kwargs: Any) -> Value:
     """A function of constants is computed."""
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return call.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def elementwise(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
+def elementwise(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
     """A function without a rule of its own: what it is applied to keeps its meaning if it works
     entry by entry.
     """
-    value = node.meta.get("val")
+    value = call.meta.get("val")
     if not isinstance(value, Tensor):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     leaves = tree_leaves((args, kwargs))
     operands = [a for a in leaves if isinstance(a, (Neurons, Elements, Unknown, Tensor))]
     fitting = [a for a in operands if _broadcasts(a.shape, value.shape)]
     neurons = [a for a in operands if isinstance(a, Neurons)]
     if neurons:
         all_fit = all(_broadcasts(a.shape, value.shape) for a in neurons)
-        if all_fit and _is_entrywise(tracer, node, neurons[0]):
-            return _of_neurons(tracer, node, neurons, fitting)
-        return tracer.unknown(node)
+        if all_fit and _is_entrywise(tracer, call, neurons[0]):
+            return _of_neurons(tracer, call, neurons, fitting)
+        return tracer.unknown(call)
     elements = [a for a in fitting if isinstance(a, Elements)]
     if elements:
         elements.sort(key=lambda a: -a.shape.numel())
-        return _of_elements(tracer, node, elements, fitting)
+        return _of_elements(tracer, call, elements, fitting)
     if not fitting:
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     return Unknown(value.shape, all(_is_uniform(a) for a in fitting))
 
 
@@ -74,37 +74,37 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
         return False
 
 
-def _of_neurons(tracer: Tracer, node: Node, neurons: list[Neurons], operands: list) -> Value:
+def _of_neurons(tracer: Tracer, call: Node, neurons: list[Neurons], operands: list) -> Value:
     """Several neurons are factors; parameters and constants meet the result, one after the other."""
-    shape = tracer.shape_of(node)
+    shape = tracer.shape_of(call)
     result = neurons[0]
     for factor in neurons[1:]:
-        result = product_of(tracer, node, result, factor)
+        result = product_of(tracer, call, result, factor)
     for other in operands:
         result = Neurons(result.labels.expand(shape))
         if isinstance(other, Elements):
-            result = with_parameter(tracer, node, result, other, "slope")
+            result = with_parameter(tracer, call, result, other, "slope")
         elif isinstance(other, Tensor):
             meet_constant(tracer, result, other)
         elif isinstance(other, Unknown) and _differ(result.labels, torch.empty(other.shape)):
             tracer.pin(result.labels)
-    applied(tracer, node, result.labels)
+    applied(tracer, call, result.labels)
     return Neurons(result.labels.expand(shape))
 
 
-def applied(tracer: Tracer, node: Node, labels: Tensor) -> None:
+def applied(tracer: Tracer, call: Node, labels: Tensor) -> None:
     """Notes down that a function was applied to neurons."""
     labels = nodes_among(labels)
-    name = str(packet_of(node)).rsplit(".", 1)[-1]
+    name = str(packet_of(call)).rsplit(".", 1)[-1]
     if name in ACTIVATIONS:
         tracer.activations.append((labels, name.rstrip("_")))
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+    if torch.Tag.nondeterministic_seeded not in getattr(call.target, "tags", ()):
         constants = []
-        for argument in node.args:
+        for argument in call.args:
             value = tracer.values[argument] if isinstance(argument, Node) else argument
             if not _is_traced(value):
                 constants.append(float(value.flatten()[0]) if isinstance(value, Tensor) else value)
-        tracer.applied.append((labels, str((node.target, constants, node.kwargs))))
+        tracer.applied.append((labels, str((call.target, constants, call.kwargs))))
 
 
 def _is_traced(value: Value) -> bool:
@@ -114,15 +114,15 @@ def _is_traced(value: Value) -> bool:
     return isinstance(value, (Neurons, Elements, Unknown))
 
 
-def _of_elements(tracer: Tracer, node: Node, elements: list[Elements], operands: list) -> Value:
+def _of_elements(tracer: Tracer, call: Node, elements: list[Elements], operands: list) -> Value:
     """A parameter times or plus others, constants, and what was computed of it."""
-    shape = tracer.shape_of(node)
+    shape = tracer.shape_of(call)
     first, *others = (
         a if a.shape == shape else a.move(torch.broadcast_to, (a, shape), {}) for a in elements
     )
     again = [other for other in others if other.parameter == first.parameter]
     is_same = all(torch.equal(other.numbers, first.numbers) for other in again)
-    is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    is_pointwise = torch.Tag.pointwise in getattr(call.target, "tags", ())
     is_uniform = all(isinstance(a, Elements) or _is_uniform(a) for a in operands)
     # of a part, the rest may go through other functions
     is_whole = first.shape.numel() >= tracer.parameters[first.parameter].numel
@@ -176,25 +176,25 @@ def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
         tracer.edges(None, tracer.constant_nodes(rows)[owner], nodes, "spread")
 
 
-def is_declared_entrywise(node: Node) -> bool:
+def is_declared_entrywise(call: Node) -> bool:
     """Whether torch says that a function works entry by entry, or at random."""
-    tags = getattr(node.target, "tags", ())
+    tags = getattr(call.target, "tags", ())
     return torch.Tag.pointwise in tags or torch.Tag.nondeterministic_seeded in tags
 
 
-def _is_entrywise(tracer: Tracer, node: Node, x: Neurons) -> bool:
+def _is_entrywise(tracer: Tracer, call: Node, x: Neurons) -> bool:
     """Whether a function leaves each neuron on its own.
 
     If torch does not say so, it is tried on random numbers.
     """
-    if is_declared_entrywise(node):
+    if is_declared_entrywise(call):
         return True
     labels = tracer.nodes.find(x.labels)
     tried = {int(labels.min()), int(labels.max())}
-    return all(_changes_only(tracer, node, x, labels == one) for one in tried)
+    return all(_changes_only(tracer, call, x, labels == one) for one in tried)
 
 
-def _changes_only(tracer: Tracer, node: Node, x: Neurons, chosen: Tensor) -> bool:
+def _changes_only(tracer: Tracer, call: Node, x: Neurons, chosen: Tensor) -> bool:
     """Whether other numbers for some neurons change the result of a function at these alone."""
     if chosen.all():
         return True
@@ -211,8 +211,8 @@ def _changes_only(tracer: Tracer, node: Node, x: Neurons, chosen: Tensor) -> boo
         return torch.where(chosen, _random(value), value) if changed and known is x else value
 
     def result(changed: bool) -> Tensor:
-        args, kwargs = tree_map(lambda a: sample(a, changed), (node.args, node.kwargs))
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        args, kwargs = tree_map(lambda a: sample(a, changed), (call.args, call.kwargs))
+        return call.target(*args, **kwargs)  # type: ignore[operator]
 
     try:
         is_same = result(changed=False) == result(changed=True)
@@ -234,57 +234,57 @@ RANDOM_CREATIONS = functions("new_empty rand_like randn_like empty_like")
 
 
 @register_rule(*KNOWN_CREATIONS, *RANDOM_CREATIONS)
-def creation(tracer: Tracer, node: Node, like: Value, *args: Any, **kwargs: Any) -> Value:
+def creation(tracer: Tracer, call: Node, like: Value, *args: Any, **kwargs: Any) -> Value:
     """A constant of a tensor's shape.
 
     Random numbers are the same for all neurons, as none is singled out.
     """
-    tracer.data.discard(node)
-    (source,) = node.all_input_nodes[:1]
+    tracer.data.discard(call)
+    (source,) = call.all_input_nodes[:1]
     zeros = torch.zeros(tuple(like.shape), dtype=source.meta["val"].dtype)
-    value = node.target(zeros, *args, **kwargs)  # type: ignore[operator]
-    return value if packet_of(node) in KNOWN_CREATIONS else torch.zeros_like(value)
+    value = call.target(zeros, *args, **kwargs)  # type: ignore[operator]
+    return value if packet_of(call) in KNOWN_CREATIONS else torch.zeros_like(value)
 
 
 @register_rule(aten.view_as_complex)
-def view_as_complex(tracer: Tracer, node: Node, x: Value) -> Value:
+def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
     """A node for each pair of real neurons."""
     if not isinstance(x, Neurons):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     (labels,) = tracer.nodes.find_all(x.labels)
     pairs, which = labels.reshape(-1, 2).unique(dim=0, return_inverse=True)
     if (pairs <= 0).any():
-        return tracer.unknown(node)
-    nodes = tracer.nodes.new(node.name, len(pairs), "product", pairs.T)
+        return tracer.unknown(call)
+    nodes = tracer.nodes.new(call.name, len(pairs), "product", pairs.T)
     uses(tracer, pairs[:, 0], nodes, "left")
     uses(tracer, pairs[:, 1], nodes, "right")
-    return Neurons(nodes[which].reshape(labels.shape[:-1]).expand(tracer.shape_of(node)))
+    return Neurons(nodes[which].reshape(labels.shape[:-1]).expand(tracer.shape_of(call)))
 
 
 @register_rule(aten.view_as_real)
-def view_as_real(tracer: Tracer, node: Node, x: Value) -> Value:
+def view_as_real(tracer: Tracer, call: Node, x: Value) -> Value:
     """Two nodes for each complex neuron."""
     if not isinstance(x, Neurons):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     (labels,) = tracer.nodes.find_all(x.labels)
     numbers, which = labels.unique(return_inverse=True)
     if (numbers <= 0).any():
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     parts = []
     for kind in ("left", "right"):
-        nodes = tracer.nodes.new(f"{node.name}.{kind}", len(numbers), "product", numbers[None])
+        nodes = tracer.nodes.new(f"{call.name}.{kind}", len(numbers), "product", numbers[None])
         tracer.edges(None, numbers, nodes, kind)
         parts.append(nodes)
-    return Neurons(torch.stack(parts, -1)[which].expand(tracer.shape_of(node)))
+    return Neurons(torch.stack(parts, -1)[which].expand(tracer.shape_of(call)))
 
 
 @register_rule(aten.prelu)
-def prelu(tracer: Tracer, node: Node, x: Value, weight: Value) -> Value:
+def prelu(tracer: Tracer, call: Node, x: Value, weight: Value) -> Value:
     """A parametric activation: its slope is a feature of the neurons it is applied to."""
     if not (isinstance(x, Neurons) and isinstance(weight, Elements)):
-        return elementwise(tracer, node, (x, weight), {})
+        return elementwise(tracer, call, (x, weight), {})
     shape = [1] * x.labels.dim()
     if x.labels.dim() > 1:
         shape[1] = weight.shape[0]
     slopes = weight.move(torch.reshape, (weight, shape), {})
-    return with_parameter(tracer, node, x, slopes, "slope")
+    return with_parameter(tracer, call, x, slopes, "slope")

@@ -27,28 +27,28 @@ USES = 128
 @register_rule(aten.linear)
 def linear(
     tracer: Tracer,
-    node: Node,
+    call: Node,
     x: Value,
     weight: Value,
     bias: Value = None,
     shape: torch.Size | None = None,
 ) -> Value:
     """y = x W^T + b; W (n_out, n_in). shape: of y, where it is not the node's own."""
-    shape = tracer.shape_of(node) if shape is None else shape
+    shape = tracer.shape_of(call) if shape is None else shape
     if not isinstance(weight, Elements):
-        return unknown_weight(tracer, node, x, transposed(weight), bias, shape)
+        return unknown_weight(tracer, call, x, transposed(weight), bias, shape)
     if isinstance(x, (Tensor, Unknown)):
-        return first_layer(tracer, node, x, weight, bias, shape)
-    x = as_neurons(tracer, node, x)
+        return first_layer(tracer, call, x, weight, bias, shape)
+    x = as_neurons(tracer, call, x)
     rows, which = tracer.unify_rows(x.labels, -1)
     present = (rows > 0).any(1)
     is_mixing = x.shape[-1] > 1 and len(rows) > 1 and bool((rows == rows[:, :1]).all())
     if is_mixing or not present.any() or len(rows) > USES:
-        return position_mixing(tracer, node, x, weight, bias, shape)
+        return position_mixing(tracer, call, x, weight, bias, shape)
     out = torch.full((len(rows), weight.shape[0]), NO_NEURON)
     for k in present.nonzero().flatten().tolist():
         out[k] = tracer.nodes.new(tracer.owner(weight.parameter), weight.shape[0])
-        tracer.edges(weight, rows[k], out[k][:, None], node=node)
+        tracer.edges(weight, rows[k], out[k][:, None], call=call)
         add_bias(tracer, bias, out[k])
     return Neurons(out[which].expand(shape), is_pristine=True)
 
@@ -60,7 +60,7 @@ def add_bias(tracer: Tracer, bias: Value, targets: Tensor) -> None:
 
 def first_layer(
     tracer: Tracer,
-    node: Node,
+    call: Node,
     x: Tensor | Unknown,
     weight: Elements,
     bias: Value,
@@ -69,32 +69,32 @@ def first_layer(
     """A weight that is applied to no neurons but to constants, or to what nothing is known of."""
     name = tracer.owner(weight.parameter)
     targets = tracer.nodes.new(name, weight.shape[0])
-    if not tracer.is_zero(node, x):  # of the first state of a recurrent network nothing comes
+    if not tracer.is_zero(call, x):  # of the first state of a recurrent network nothing comes
         kind = "constant" if isinstance(x, Tensor) else "neuron"
         sources = tracer.nodes.new(f"{name}.in", weight.shape[1], kind)
-        tracer.edges(weight, sources, targets[:, None], node=node)
+        tracer.edges(weight, sources, targets[:, None], call=call)
     add_bias(tracer, bias, targets)
     return Neurons(targets.expand(shape))
 
 
 def unknown_weight(
-    tracer: Tracer, node: Node, x: Value, weight: Value, bias: Value, shape: torch.Size
+    tracer: Tracer, call: Node, x: Value, weight: Value, bias: Value, shape: torch.Size
 ) -> Value:
     """x @ weight + bias with a weight (..., n_in, n_out) that is another activation, or unknown."""
-    result = product_sum(tracer, node.name, x, weight, shape)
+    result = product_sum(tracer, call.name, x, weight, shape)
     is_lost = isinstance(result, Unknown) and isinstance(weight, (Tensor, Unknown))
     if is_lost and isinstance(x, Neurons):
-        targets = tracer.nodes.new(node.name, shape[-1])
+        targets = tracer.nodes.new(call.name, shape[-1])
         tracer.pin(x.labels, targets)  # no edges say which are twins
         result = Neurons(targets.expand(shape))
     if bias is None or isinstance(result, Unknown):
         return result
-    return addition(tracer, node, result, bias)
+    return addition(tracer, call, result, bias)
 
 
 def position_mixing(
     tracer: Tracer,
-    node: Node,
+    call: Node,
     x: Neurons,
     weight: Elements,
     bias: Value,
@@ -110,7 +110,7 @@ def position_mixing(
     if sources is None or len(sources) != weight.shape[1]:
         sources = tracer.nodes.new(f"{name}.positions", weight.shape[1], "position")
     targets = tracer.nodes.new(name, weight.shape[0], "position")
-    tracer.edges(weight, sources, targets[:, None], node=node)
+    tracer.edges(weight, sources, targets[:, None], call=call)
     add_bias(tracer, bias, targets)
     first = x.labels.narrow(dim, 0, 1)
     if (x.labels != first).any():
@@ -119,29 +119,29 @@ def position_mixing(
 
 
 @register_rule(aten.addmm)
-def addmm(tracer: Tracer, node: Node, bias: Value, x: Value, weight: Value, **_: Any) -> Value:
-    return linear(tracer, node, x, transposed(weight), bias)
+def addmm(tracer: Tracer, call: Node, bias: Value, x: Value, weight: Value, **_: Any) -> Value:
+    return linear(tracer, call, x, transposed(weight), bias)
 
 
 @register_rule(aten.matmul, aten.mm, aten.bmm)
 def matmul(
-    tracer: Tracer, node: Node, x: Value, other: Value, shape: torch.Size | None = None
+    tracer: Tracer, call: Node, x: Value, other: Value, shape: torch.Size | None = None
 ) -> Value:
     """x @ other, either of which may be a parameter; two activations multiply (attention)."""
-    shape = tracer.shape_of(node) if shape is None else shape
+    shape = tracer.shape_of(call) if shape is None else shape
     if isinstance(other, Elements) and isinstance(x, Neurons):
         if len(other.shape) == 2:
-            return linear(tracer, node, x, transposed(other), shape=shape)
-        return batched_weight(tracer, node, x, other, shape)
+            return linear(tracer, call, x, transposed(other), shape=shape)
+        return batched_weight(tracer, call, x, other, shape)
     is_first = isinstance(x, Elements) and len(x.shape) == 2
     if is_first and isinstance(other, Neurons) and len(shape) > 1:
         flipped = torch.Size((*shape[:-2], shape[-1], shape[-2]))
-        return transposed(linear(tracer, node, transposed(other), x, shape=flipped))
-    return unknown_weight(tracer, node, x, other, None, shape)
+        return transposed(linear(tracer, call, transposed(other), x, shape=flipped))
+    return unknown_weight(tracer, call, x, other, None, shape)
 
 
 def batched_weight(
-    tracer: Tracer, node: Node, x: Neurons, weight: Elements, shape: torch.Size
+    tracer: Tracer, call: Node, x: Neurons, weight: Elements, shape: torch.Size
 ) -> Value:
     """(..., t, n_in) @ (..., n_in, n_out) with a weight for each index of the leading dimensions."""
     lead = weight.shape[:-2]
@@ -155,22 +155,22 @@ def batched_weight(
             return Unknown(shape)
         targets = tracer.nodes.new(tracer.owner(weight.parameter), weight.shape[-1])
         matrix = weight.move(lambda w, place=place: w[place].mT, (weight,), {})
-        tracer.edges(matrix, sources, targets[:, None], node=node)
+        tracer.edges(matrix, sources, targets[:, None], call=call)
         out[index] = targets.expand(out[index].shape)
     return Neurons(out)
 
 
 @register_rule(aten.bilinear)
 def bilinear(
-    tracer: Tracer, node: Node, a: Value, b: Value, weight: Value, bias: Value = None
+    tracer: Tracer, call: Node, a: Value, b: Value, weight: Value, bias: Value = None
 ) -> Value:
     """y_k = a^T W_k b: dense edges from the products of all pairs of the inputs."""
     if not (isinstance(a, Neurons) and isinstance(b, Neurons) and isinstance(weight, Elements)):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     name = tracer.owner(weight.parameter)
     left, right = (tracer.unify_places(x.labels, -1) for x in (a, b))
     if left is None or right is None:
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     left, right = tracer.source_nodes(left, name), tracer.source_nodes(right, name)
     pairs = tracer.nodes.new(f"{name}.products", len(left) * len(right), "product")
     products = pairs.reshape(len(left), len(right))
@@ -178,14 +178,14 @@ def bilinear(
     tracer.edges(None, right, products, "right")
     targets = tracer.nodes.new(name, weight.shape[0])
     matrix = weight.move(torch.flatten, (weight, 1), {})
-    tracer.edges(matrix, pairs, targets[:, None], node=node)
+    tracer.edges(matrix, pairs, targets[:, None], call=call)
     add_bias(tracer, bias, targets)
-    return Neurons(targets.expand(tracer.shape_of(node)))
+    return Neurons(targets.expand(tracer.shape_of(call)))
 
 
 @register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
 def convolution(
-    tracer: Tracer, node: Node, x: Value, weight: Value, bias: Value = None,
+    tracer: Tracer, call: Node, x: Value, weight: Value, bias: Value = None,
     stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
 ) -> Value:  # fmt: skip
     """Channels are neurons, kernel positions slots (Kofinas et al. 2024, section 2.2).
@@ -193,35 +193,35 @@ def convolution(
     W (n_out, n_in / g, *k).
     """
     if not isinstance(weight, Elements):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     is_pointwise = prod(weight.shape[2:]) == groups == 1
-    x = as_neurons(tracer, node, x)
+    x = as_neurons(tracer, call, x)
     channel = _channel(weight)
     if is_pointwise and _is_one_neuron(tracer, x.labels, channel):
         matrix = weight.move(torch.flatten, (weight, 1), {})
-        shape = tracer.shape_of(node)
-        return position_mixing(tracer, node, x, matrix, bias, shape, channel)
+        shape = tracer.shape_of(call)
+        return position_mixing(tracer, call, x, matrix, bias, shape, channel)
     cells = weight.move(torch.unflatten, (weight, 0, (groups, -1)), {})
-    return _convolution(tracer, node, x, cells, bias)
+    return _convolution(tracer, call, x, cells, bias)
 
 
 @register_rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 def transposed_convolution(
-    tracer: Tracer, node: Node, x: Value, weight: Value, bias: Value = None,
+    tracer: Tracer, call: Node, x: Value, weight: Value, bias: Value = None,
     stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
 ) -> Value:  # fmt: skip
     """As a convolution, with W (n_in, n_out / g, *k)."""
     if not isinstance(weight, Elements):
-        return tracer.unknown(node)
-    x = as_neurons(tracer, node, x)
+        return tracer.unknown(call)
+    x = as_neurons(tracer, call, x)
     cells = weight.move(torch.unflatten, (weight, 0, (groups, -1)), {})
     cells = cells.move(torch.transpose, (cells, 1, 2), {})
-    return _convolution(tracer, node, x, cells, bias)
+    return _convolution(tracer, call, x, cells, bias)
 
 
-def _convolution(tracer: Tracer, node: Node, x: Neurons, cells: Elements, bias: Value) -> Value:
+def _convolution(tracer: Tracer, call: Node, x: Neurons, cells: Elements, bias: Value) -> Value:
     """cells: (g, n_out / g, n_in / g, *k)."""
-    shape = tracer.shape_of(node)
+    shape = tracer.shape_of(call)
     groups, n_target, n_source, *kernel = cells.shape
     places, which = _channels(tracer, x.labels, -len(kernel) - 1)
     if sum(map(len, places)) > USES or not all(map(len, places)):
@@ -232,7 +232,7 @@ def _convolution(tracer: Tracer, node: Node, x: Neurons, cells: Elements, bias: 
         targets = out[k].reshape(groups, n_target, 1)
         for row in rows:
             row = tracer.source_nodes(row, tracer.owner(cells.parameter))
-            tracer.edges(cells, row.reshape(groups, 1, n_source), targets, node=node)
+            tracer.edges(cells, row.reshape(groups, 1, n_source), targets, call=call)
             if len(rows) > 1:
                 tracer.pin(row)  # which of them is where matters
         add_bias(tracer, bias, out[k])
@@ -273,9 +273,9 @@ def _channels(tracer: Tracer, labels: Tensor, channel: int) -> tuple[list[Tensor
 
 
 @register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
-def grid_sample(tracer: Tracer, node: Node, planes: Value, grid: Value, *_: Any) -> Value:
+def grid_sample(tracer: Tracer, call: Node, planes: Value, grid: Value, *_: Any) -> Value:
     """A learned grid (planes, features, *space): its places are nodes with edges to its features."""
-    shape = tracer.shape_of(node)
+    shape = tracer.shape_of(call)
     space = [1] * (len(shape) - 2)
     if isinstance(planes, Neurons):
         channels = tracer.unify_places(planes.labels, 1)
@@ -291,25 +291,25 @@ def grid_sample(tracer: Tracer, node: Node, planes: Value, grid: Value, *_: Any)
         features, size = plane.shape
         places = tracer.nodes.new(f"{name}.{k}.places", size, "position")
         out[k] = tracer.nodes.new(f"{name}.{k}", features)
-        tracer.edges(plane, places, out[k][:, None], node=node)
+        tracer.edges(plane, places, out[k][:, None], call=call)
     return Neurons(out.reshape(*out.shape, *space).expand(shape))
 
 
 @register_rule(aten.embedding)
-def embedding(tracer: Tracer, node: Node, weight: Value, index: Value, *_: Any) -> Value:
+def embedding(tracer: Tracer, call: Node, weight: Value, index: Value, *_: Any) -> Value:
     """Rows of a table are input nodes; W (tokens, n)."""
     if not isinstance(weight, Elements):
-        return elementwise(tracer, node, (weight,), {})
-    labels = _table(tracer, node, weight).expand(tracer.shape_of(node))
+        return elementwise(tracer, call, (weight,), {})
+    labels = _table(tracer, call, weight).expand(tracer.shape_of(call))
     return Neurons(labels, is_pristine=True)
 
 
-def _table(tracer: Tracer, node: Node, weight: Elements) -> Tensor:
+def _table(tracer: Tracer, call: Node, weight: Elements) -> Tensor:
     """The neurons (n,) of a table (tokens, n)."""
     name = tracer.owner(weight.parameter)
     tokens = tracer.nodes.new(f"{name}.tokens", weight.shape[0], "token")
     targets = tracer.nodes.new(name, weight.shape[1])
-    tracer.edges(weight, tokens[:, None], targets, node=node)
+    tracer.edges(weight, tokens[:, None], targets, call=call)
     return targets
 
 
@@ -321,24 +321,24 @@ BAGS = [
 
 @register_rule(*BAGS)
 def embedding_bag(
-    tracer: Tracer, node: Node, weight: Value, index: Value, offsets: Value = None,
+    tracer: Tracer, call: Node, weight: Value, index: Value, offsets: Value = None,
     by_frequency: bool = False, mode: int = 0, sparse: bool = False, factors: Value = None, *_: Any,
 ) -> Value:  # fmt: skip
     """Rows of a table, as in `embedding`, summed or averaged over bags.
 
     factors: one for each index, (indices,).
     """
-    bags, *rest = node.meta["val"]
+    bags, *rest = call.meta["val"]
     others = [Unknown(v.shape) for v in rest]
     if not isinstance(weight, Elements):
         return (Unknown(bags.shape), *others)
-    targets = _table(tracer, node, weight)
+    targets = _table(tracer, call, weight)
     found: Value = Neurons(targets.expand(bags.shape))
     if isinstance(factors, Neurons):
         # the product of a row, of all indices, and a matrix, of rows of the table
         rows = Neurons(targets.expand(len(factors.labels), -1))
         shape = torch.Size((1, bags.shape[1]))
-        found = product_sum(tracer, node.name, Neurons(factors.labels[None]), rows, shape)
+        found = product_sum(tracer, call.name, Neurons(factors.labels[None]), rows, shape)
         if isinstance(found, Neurons):
             found = Neurons(found.labels.expand(bags.shape))
         else:

@@ -32,62 +32,62 @@ aten = torch.ops.aten
 
 @register_rule(aten.batch_norm, aten.instance_norm)
 def channel_norm(
-    tracer: Tracer, node: Node, x: Value, weight: Value = None, bias: Value = None, *_: Any
+    tracer: Tracer, call: Node, x: Value, weight: Value = None, bias: Value = None, *_: Any
 ) -> Value:
     if isinstance(x, Neurons) and len(x.shape) > 2:
         join_places(tracer, x.labels, 1)
-    return scale_and_shift(tracer, node, x, [1], weight, bias)
+    return scale_and_shift(tracer, call, x, [1], weight, bias)
 
 
 @register_rule(aten.layer_norm)
 def layer_norm(
-    tracer: Tracer, node: Node, x: Value, shape: Any, weight: Value = None, bias: Value = None, *_: Any
+    tracer: Tracer, call: Node, x: Value, shape: Any, weight: Value = None, bias: Value = None, *_: Any
 ) -> Value:  # fmt: skip
-    return _norm_of_rows(tracer, node, x, len(shape), weight, bias)
+    return _norm_of_rows(tracer, call, x, len(shape), weight, bias)
 
 
 @register_rule(aten.rms_norm)
 def rms_norm(
-    tracer: Tracer, node: Node, x: Value, shape: Any, weight: Value = None, *_: Any
+    tracer: Tracer, call: Node, x: Value, shape: Any, weight: Value = None, *_: Any
 ) -> Value:
-    return _norm_of_rows(tracer, node, x, len(shape), weight, None)
+    return _norm_of_rows(tracer, call, x, len(shape), weight, None)
 
 
 def _norm_of_rows(
-    tracer: Tracer, node: Node, x: Value, count: int, weight: Value, bias: Value
+    tracer: Tracer, call: Node, x: Value, count: int, weight: Value, bias: Value
 ) -> Value:
     """A norm over the last `count` dimensions."""
     if isinstance(weight, Elements) or isinstance(bias, Elements):
-        x = as_neurons(tracer, node, x) if isinstance(x, Elements) else x
+        x = as_neurons(tracer, call, x) if isinstance(x, Elements) else x
     rows = None
     if isinstance(x, Neurons):
         (labels,) = tracer.nodes.find_all(x.labels)
         rows = labels.flatten(-count)
     dims = list(range(-count, 0))
-    return scale_and_shift(tracer, node, x, dims, weight, bias, rows)
+    return scale_and_shift(tracer, call, x, dims, weight, bias, rows)
 
 
 @register_rule(aten.group_norm)
 def group_norm(
-    tracer: Tracer, node: Node, x: Value, groups: int, weight: Value = None, bias: Value = None, *_: Any
+    tracer: Tracer, call: Node, x: Value, groups: int, weight: Value = None, bias: Value = None, *_: Any
 ) -> Value:  # fmt: skip
     """A node for every group, between the channels before and after.
 
     Channels of different groups are no twins.
     """
     if not isinstance(x, Neurons):
-        return x if x is not None else tracer.unknown(node)
+        return x if x is not None else tracer.unknown(call)
     if len(x.shape) > 2:
         join_places(tracer, x.labels, 1)
     (labels,) = without_repeats([x.labels], keep=[1])
     rows = labels.unflatten(1, (groups, -1)).flatten(2)
-    result = scale_and_shift(tracer, node, x, [1], weight, bias, rows, fresh=True)
+    result = scale_and_shift(tracer, call, x, [1], weight, bias, rows, fresh=True)
     before = tracer.unify_places(x.labels, 1)
     if before is None or not isinstance(result, Neurons) or (before <= 0).any():
         return result
     after = tracer.unify_places(result.labels, 1)
     assert after is not None
-    name = _label(tracer, node, weight)
+    name = _label(tracer, call, weight)
     _add_groups(tracer, name, before.reshape(groups, -1), after.reshape(groups, -1))
     return result
 
@@ -106,7 +106,7 @@ def _add_groups(tracer: Tracer, name: str, before: Tensor, after: Tensor | None 
 
 def scale_and_shift(
     tracer: Tracer,
-    node: Node,
+    call: Node,
     x: Value,
     dims: list[int],
     weight: Value,
@@ -122,19 +122,19 @@ def scale_and_shift(
     are, unless `fresh` ones are asked for.
     """
     if not isinstance(x, Neurons):
-        return x if x is not None else tracer.unknown(node)
+        return x if x is not None else tracer.unknown(call)
     if not isinstance(weight, Elements) and not isinstance(bias, Elements) and not fresh:
-        if rows is not None and not _add_row_nodes(tracer, node, rows):
+        if rows is not None and not _add_row_nodes(tracer, call, rows):
             return Unknown(x.shape)
         return Neurons(x.labels, is_normalised=True)
     labels = tracer.unify_places(x.labels, dims)
     if labels is None:
-        return _shared_scale_and_shift(tracer, node, x, dims, weight, bias, rows)
-    name = _label(tracer, node, weight, bias)
+        return _shared_scale_and_shift(tracer, call, x, dims, weight, bias, rows)
+    name = _label(tracer, call, weight, bias)
     sources = tracer.source_nodes(labels, name)
     targets = _new_nodes(tracer, name, sources)
     if isinstance(weight, Elements):
-        tracer.edges(_flat(weight), sources, targets, "gamma", node)
+        tracer.edges(_flat(weight), sources, targets, "gamma", call)
     else:
         tracer.edges(None, sources, targets, "residual")
     if isinstance(bias, Elements):
@@ -168,7 +168,7 @@ def _flat(parameter: Elements) -> Elements:
 
 def _shared_scale_and_shift(
     tracer: Tracer,
-    node: Node,
+    call: Node,
     x: Neurons,
     dims: list[int],
     weight: Value,
@@ -188,7 +188,7 @@ def _shared_scale_and_shift(
     groups = torch.empty(0, 1) if rows is None else _disjoint_rows(tracer, rows)
     if not len(nodes) or groups is None:
         return Unknown(x.shape)
-    name = _label(tracer, node, weight, bias)
+    name = _label(tracer, call, weight, bias)
     targets = tracer.nodes.new(name, len(nodes))
     tracer.edges(None, nodes, targets, "residual")
     if groups.shape[1] > 1:
@@ -198,11 +198,11 @@ def _shared_scale_and_shift(
     for parameter, kind in ((weight, "gamma"), (bias, "beta")):
         if isinstance(parameter, Elements):
             parameter = parameter.move(torch.reshape, (parameter, shape), {})
-            result = with_parameter(tracer, node, result, parameter, kind)
+            result = with_parameter(tracer, call, result, parameter, kind)
     return result
 
 
-def _add_row_nodes(tracer: Tracer, node: Node, labels: Tensor) -> bool:
+def _add_row_nodes(tracer: Tracer, call: Node, labels: Tensor) -> bool:
     """A node for each of several rows of neurons that are normalised together, (..., n).
 
     False, and none, if rows overlap.
@@ -212,12 +212,12 @@ def _add_row_nodes(tracer: Tracer, node: Node, labels: Tensor) -> bool:
         return True  # each row is one neuron, at several positions
     groups = _disjoint_rows(tracer, labels)
     if groups is not None and len(groups) > 1:
-        _add_groups(tracer, node.name, groups)
+        _add_groups(tracer, call.name, groups)
     return groups is not None
 
 
 @register_rule(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax)
-def softmax(tracer: Tracer, node: Node, x: Value, dim: int, *_: Any) -> Value:
+def softmax(tracer: Tracer, call: Node, x: Value, dim: int, *_: Any) -> Value:
     """Over positions neurons stay as they are; over several rows of neurons, each row has a node."""
     if isinstance(x, Elements):
         tracer.rowwise.add(x.parameter)
@@ -225,22 +225,22 @@ def softmax(tracer: Tracer, node: Node, x: Value, dim: int, *_: Any) -> Value:
             tracer.fixed.add(x.parameter)  # rows of another shape may be parts of its own
         return x
     if not isinstance(x, Neurons):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     labels = folded(tracer.nodes.find(x.labels)).movedim(dim, -1)
     (labels,) = without_repeats([labels], keep=[labels.dim() - 1])
-    if not _add_row_nodes(tracer, node, labels):
-        return tracer.unknown(node)
-    applied(tracer, node, labels)
+    if not _add_row_nodes(tracer, call, labels):
+        return tracer.unknown(call)
+    applied(tracer, call, labels)
     return Neurons(x.labels)
 
 
 @register_rule(aten._weight_norm, aten._weight_norm_interface)
-def weight_norm(tracer: Tracer, node: Node, v: Value, g: Value, *_: Any) -> Value:
+def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_: Any) -> Value:
     """w = g v / |v|, with a norm for every row."""
     if not (isinstance(v, Elements) and isinstance(g, Elements)):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     weight = v.accompanied([g.move(torch.broadcast_to, (g, v.shape), {})])
-    values = node.meta["val"]
+    values = call.meta["val"]
     if isinstance(values, Tensor):
         return weight
     return (weight, *(Unknown(norms.shape, True) for norms in values[1:]))
@@ -261,9 +261,9 @@ def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
     return sets
 
 
-def _label(tracer: Tracer, node: Node, *parameters: Value) -> str:
+def _label(tracer: Tracer, call: Node, *parameters: Value) -> str:
     """The name of the norm, as its first parameter says it."""
     for parameter in parameters:
         if isinstance(parameter, Elements):
             return tracer.owner(parameter.parameter)
-    return node.name
+    return call.name

@@ -42,7 +42,7 @@ class Meeting(NamedTuple):
         return Neurons(labels.expand(self.shape), is_pristine)
 
 
-def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Neurons:
+def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     """A sum has the nodes of the newer layer, with edges of value 1 from those of the older one.
 
     Two layers that are only summed share their nodes. Where these meet several of the older layer,
@@ -54,8 +54,8 @@ def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Neurons:
         older, newer = newer, older
     is_mixed = (older > newer).any() or torch.isin(older, newer).any()
     if is_mixed or newer.unique().numel() < len(newer):
-        return _of_pairs(tracer, node, met, "neuron")
-    operands = node.all_input_nodes
+        return _of_pairs(tracer, call, met, "neuron")
+    operands = call.all_input_nodes
     are_only_summed = len(operands) == 2 and all(len(o.users) == 1 for o in operands)
     is_one_to_one = older.unique().numel() == len(older) > 0
     if is_one_to_one and are_only_summed and a.is_pristine and b.is_pristine:
@@ -65,19 +65,19 @@ def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Neurons:
     return met.result(newer)
 
 
-def difference_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Neurons:
+def difference_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     """Differences are nodes that know which side is subtracted."""
-    return _of_pairs(tracer, node, Meeting.of(tracer, a, b), "neuron")
+    return _of_pairs(tracer, call, Meeting.of(tracer, a, b), "neuron")
 
 
-def product_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Neurons:
-    return _of_pairs(tracer, node, Meeting.of(tracer, a, b), "product")
+def product_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
+    return _of_pairs(tracer, call, Meeting.of(tracer, a, b), "product")
 
 
-def _of_pairs(tracer: Tracer, node: Node, met: Meeting, kind: str) -> Neurons:
+def _of_pairs(tracer: Tracer, call: Node, met: Meeting, kind: str) -> Neurons:
     """New nodes with edges of value 1 from the two sides, which are told apart."""
     left, right = met.pairs
-    nodes = tracer.nodes.new(node.name, len(left), kind, met.pairs)
+    nodes = tracer.nodes.new(call.name, len(left), kind, met.pairs)
     tracer.edges(None, left, nodes, "left")
     tracer.edges(None, right, nodes, "right")
     return met.result(nodes)

@@ -14,7 +14,7 @@ SCALES = ("scale", "gamma")
 
 
 def with_parameter(
-    tracer: Tracer, node: Node, x: Neurons, elements: Elements, kind: str
+    tracer: Tracer, call: Node, x: Neurons, elements: Elements, kind: str
 ) -> Neurons:
     """A parameter that is added to neurons or multiplied with them, entry by entry.
 
@@ -23,14 +23,14 @@ def with_parameter(
     several neurons share belong to a node of their own, with edges of value 1 to those.
     """
     for other in elements.also:
-        x = with_parameter(tracer, node, x, other, kind)
+        x = with_parameter(tracer, call, x, other, kind)
     spec = tracer.parameters[elements.parameter]
     if elements.parameter in tracer.rowwise and len(spec.shape) > 1:
         tracer.pin(x.labels)  # its rows may be parts of them
     shape = torch.broadcast_shapes(x.shape, elements.shape)
     place = _places_on_new_axes(x.shape, elements, shape)
     if place.numel() > 1:
-        return _along_new_axes(tracer, node, x, elements, kind, place)
+        return _along_new_axes(tracer, call, x, elements, kind, place)
     whole, numbers = without_repeats([x.labels.expand(shape), elements.numbers.expand(shape)])
     labels = tracer.nodes.find(whole)
     pairs = _pairs(labels, numbers)
@@ -78,7 +78,7 @@ def _places_on_new_axes(before: torch.Size, elements: Elements, shape: torch.Siz
 
 
 def _along_new_axes(
-    tracer: Tracer, node: Node, x: Neurons, elements: Elements, kind: str, place: Tensor
+    tracer: Tracer, call: Node, x: Neurons, elements: Elements, kind: str, place: Tensor
 ) -> Neurons:
     """(d, 1) neurons with (d, n) elements: nodes of their own at each place."""
     shape = torch.broadcast_shapes(x.shape, elements.shape)
@@ -93,10 +93,10 @@ def _along_new_axes(
     if kind in SCALES and met.shape[1] == pairs.shape[1] and not _uneven(pairs):
         own = Elements(elements.parameter, met[1].reshape(len(sources), -1))
     if own is None or own.view() is None:
-        nodes = tracer.nodes.new(node.name, pairs.shape[1], "copy", pairs[:1])
+        nodes = tracer.nodes.new(call.name, pairs.shape[1], "copy", pairs[:1])
         tracer.edges(None, pairs[0], nodes, "copy")
         labels[neuron] = nodes[which]
-        return with_parameter(tracer, node, Neurons(labels.expand(shape)), elements, kind)
+        return with_parameter(tracer, call, Neurons(labels.expand(shape)), elements, kind)
     name = tracer.parameters[elements.parameter].name
     nodes = tracer.nodes.new(name, pairs.shape[1], made_of=pairs[:1])
     tracer.edges(own, sources[:, None], nodes.reshape(own.shape), kind)

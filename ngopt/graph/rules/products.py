@@ -34,27 +34,27 @@ ENTRIES = 1 << 20
 
 @register_rule(aten.scaled_dot_product_attention)
 def attention(
-    tracer: Tracer, node: Node, q: Value, k: Value, v: Value, mask: Value = None, *_: Any, **__: Any
+    tracer: Tracer, call: Node, q: Value, k: Value, v: Value, mask: Value = None, *_: Any, **__: Any
 ) -> Value:
     """softmax(q k^T + mask) v with heads kept apart; grouped-query heads are repeated."""
     if not (isinstance(q, Neurons) and isinstance(k, Neurons) and isinstance(v, Neurons)):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     if len(q.shape) > 2:
         ratio = q.shape[-3] // k.shape[-3]
         k, v = (Neurons(x.labels.repeat_interleave(ratio, -3)) if ratio > 1 else x for x in (k, v))
     shape = torch.Size((*q.shape[:-1], k.shape[-2]))
-    scores = product_sum(tracer, node.name, q, Neurons(k.labels.mT), shape)
+    scores = product_sum(tracer, call.name, q, Neurons(k.labels.mT), shape)
     if isinstance(scores, Neurons):
-        scores = _masked(tracer, node, scores, mask)
+        scores = _masked(tracer, call, scores, mask)
         tracer.activations.append((nodes_among(scores.labels), "softmax"))
-    return product_sum(tracer, f"{node.name}.values", scores, v, tracer.shape_of(node))
+    return product_sum(tracer, f"{call.name}.values", scores, v, tracer.shape_of(call))
 
 
-def _masked(tracer: Tracer, node: Node, scores: Neurons, mask: Value) -> Neurons:
+def _masked(tracer: Tracer, call: Node, scores: Neurons, mask: Value) -> Neurons:
     if isinstance(mask, Elements):
-        return with_parameter(tracer, node, scores, mask, "shift")
+        return with_parameter(tracer, call, scores, mask, "shift")
     if isinstance(mask, Neurons):
-        return sum_of(tracer, node, scores, mask)
+        return sum_of(tracer, call, scores, mask)
     if isinstance(mask, Tensor):
         meet_constant(tracer, scores, mask)
     return scores
@@ -180,41 +180,41 @@ def _pooled_products(
 
 
 @register_rule(aten.add, aten.add_)
-def addition(tracer: Tracer, node: Node, a: Value, b: Value, *, alpha: Any = 1) -> Value:
+def addition(tracer: Tracer, call: Node, a: Value, b: Value, *, alpha: Any = 1) -> Value:
     """A residual connection, a positional parameter, or a shift by a constant."""
-    return with_other(tracer, node, a, b, sum_of if alpha == 1 else difference_of, "shift")
+    return with_other(tracer, call, a, b, sum_of if alpha == 1 else difference_of, "shift")
 
 
 @register_rule(aten.sub, aten.sub_)
-def subtraction(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
+def subtraction(tracer: Tracer, call: Node, a: Value, b: Value, **_: Any) -> Value:
     """As an addition, but the two sides are no twins."""
-    return with_other(tracer, node, a, b, difference_of, "shift")
+    return with_other(tracer, call, a, b, difference_of, "shift")
 
 
 @register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
-def multiplication(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
+def multiplication(tracer: Tracer, call: Node, a: Value, b: Value, **_: Any) -> Value:
     """A gate (a product of neurons), a scale (edges from one to one), or a constant factor."""
     is_norm = any(isinstance(x, Neurons) and x.is_normalised for x in (a, b))
-    return with_other(tracer, node, a, b, product_of, "gamma" if is_norm else "scale")
+    return with_other(tracer, call, a, b, product_of, "gamma" if is_norm else "scale")
 
 
 @register_rule(aten.glu)
-def gated_linear_unit(tracer: Tracer, node: Node, x: Value, dim: int = -1) -> Value:
+def gated_linear_unit(tracer: Tracer, call: Node, x: Value, dim: int = -1) -> Value:
     """a * sigmoid(b) of the two halves."""
     if not isinstance(x, Neurons):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     a, b = x.labels.chunk(2, dim)
-    return product_of(tracer, node, Neurons(a), Neurons(b))
+    return product_of(tracer, call, Neurons(a), Neurons(b))
 
 
-def with_other(tracer: Tracer, node: Node, a: Value, b: Value, rule: Rule, kind: str) -> Value:
+def with_other(tracer: Tracer, call: Node, a: Value, b: Value, rule: Rule, kind: str) -> Value:
     """A function of two tensors.
 
     rule: for two activations; else a parameter works on neurons, or a constant.
     """
     if isinstance(a, Neurons) and isinstance(b, Neurons):
-        return rule(tracer, node, a, b)
+        return rule(tracer, call, a, b)
     for x, other in ((a, b), (b, a)):
         if isinstance(x, Neurons) and isinstance(other, Elements):
-            return with_parameter(tracer, node, x, other, kind)
-    return elementwise(tracer, node, (a, b), {})
+            return with_parameter(tracer, call, x, other, kind)
+    return elementwise(tracer, call, (a, b), {})

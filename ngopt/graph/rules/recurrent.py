@@ -26,17 +26,17 @@ They are no twins of the others.
 
 
 @register_rule(aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
-def recurrent(tracer: Tracer, node: Node, x: Value, *args: Any) -> Value:
+def recurrent(tracer: Tracer, call: Node, x: Value, *args: Any) -> Value:
     """W_ih (gates * n, n_in), W_hh (gates * n, n), and two biases, layer by layer and way by way.
 
     Gates are slots. Gives the outputs of the last layer and the last states (layers * ways, b, n),
     an LSTM's also of its cells.
     """
-    is_packed = getattr(node.target, "_overloadname", "") == "data"  # then batch sizes follow x
+    is_packed = getattr(call.target, "_overloadname", "") == "data"  # then batch sizes follow x
     states, weights, has_biases, layers, _, _, both_ways = args[is_packed : is_packed + 7]
-    current = _features(tracer, node, x)
+    current = _features(tracer, call, x)
     if current is None or not all(isinstance(w, Elements) for w in weights):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     states = states if isinstance(states, (list, tuple)) else [states]
     ways = 2 if both_ways else 1
     per_way = len(weights) // (layers * ways)
@@ -45,7 +45,7 @@ def recurrent(tracer: Tracer, node: Node, x: Value, *args: Any) -> Value:
         ends = []
         for k in range(layer * ways, (layer + 1) * ways):
             own = weights[k * per_way : (k + 1) * per_way]
-            nodes = _recurrent_layer(tracer, node, current, own, has_biases)
+            nodes = _recurrent_layer(tracer, call, current, own, has_biases)
             holders = _holders(nodes, len(states))
             for (held_by, kind), state in zip(holders, states, strict=True):
                 _enter(tracer, _state_of(state, k), held_by, kind)
@@ -56,17 +56,17 @@ def recurrent(tracer: Tracer, node: Node, x: Value, *args: Any) -> Value:
         current = torch.cat(ends)
     # the outputs, the hidden states, and the cells
     ends = [current, *(torch.stack(nodes)[:, None] for nodes in zip(*last, strict=True))]
-    values = node.meta["val"]
+    values = call.meta["val"]
     return tuple(Neurons(n.expand(v.shape)) for n, v in zip(ends, values, strict=False))
 
 
-def _features(tracer: Tracer, node: Node, x: Value) -> Tensor | None:
+def _features(tracer: Tracer, call: Node, x: Value) -> Tensor | None:
     """The neurons that a step sees of an input (..., n); constants are none.
 
     None where they cannot be followed.
     """
     if isinstance(x, Elements):
-        x = as_neurons(tracer, node, x)
+        x = as_neurons(tracer, call, x)
     is_constant = isinstance(x, Neurons) and bool((x.labels <= 0).all())
     if isinstance(x, Tensor) or is_constant:
         return torch.full(x.shape[-1:], NO_NEURON)
@@ -74,7 +74,7 @@ def _features(tracer: Tracer, node: Node, x: Value) -> Tensor | None:
 
 
 def _recurrent_layer(
-    tracer: Tracer, node: Node, sources: Tensor, weights: Sequence[Elements], has_biases: bool
+    tracer: Tracer, call: Node, sources: Tensor, weights: Sequence[Elements], has_biases: bool
 ) -> tuple[Tensor, Tensor]:
     """Adds a layer; the nodes of its hidden state and of its cells.
 
@@ -86,14 +86,14 @@ def _recurrent_layer(
     cells = tracer.nodes.new(name, projection[0].shape[1] if projection else hidden)
     fed_back = tracer.nodes.new(f"{name}.projection", hidden) if projection else cells
     sources = tracer.source_nodes(sources, name)
-    tracer.edges(_gated(w_ih, cells), sources, cells[:, None], "weight", node)
-    tracer.edges(_gated(w_hh, cells), fed_back, cells[:, None], "recurrent", node)
+    tracer.edges(_gated(w_ih, cells), sources, cells[:, None], "weight", call)
+    tracer.edges(_gated(w_hh, cells), fed_back, cells[:, None], "recurrent", call)
     # a GRU gates what its state adds, with its bias; elsewhere the two are only summed
     is_gru = w_ih.shape[0] == 3 * len(cells)
     for bias, kind in zip(biases, ("bias", "recurrent" if is_gru else "bias"), strict=False):
         tracer.edges(_gated(bias, cells), None, cells, kind)
     if projection:
-        tracer.edges(projection[0], cells, fed_back[:, None], node=node)
+        tracer.edges(projection[0], cells, fed_back[:, None], call=call)
     return fed_back, cells
 
 
@@ -167,28 +167,28 @@ class Cell:
 
 
 @register_rule(aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
-def recurrent_cell(tracer: Tracer, node: Node, x: Value, states: Any, *parameters: Value) -> Value:
+def recurrent_cell(tracer: Tracer, call: Node, x: Value, states: Any, *parameters: Value) -> Value:
     """A step of a recurrent layer.
 
     It has the same nodes as the step before where it takes up the state of that. Where no state is
     one of the same weights, a new recurrence begins.
     """
     weights = [w for w in parameters if isinstance(w, Elements)]
-    features = _features(tracer, node, x)
+    features = _features(tracer, call, x)
     if features is None or any(w is not None and not isinstance(w, Elements) for w in parameters):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     states = states if isinstance(states, (list, tuple)) else [states]
     given = [_state_nodes(tracer, state) for state in states]
     known = tracer.cells.setdefault(tuple(w.view() for w in weights), [])
     cell = next((c for c in known if _is_state_of(tracer, c, given)), None)
     if cell is None:
-        nodes = _recurrent_layer(tracer, node, features, weights, len(weights) > 2)
+        nodes = _recurrent_layer(tracer, call, features, weights, len(weights) > 2)
         cell = Cell(nodes, [features])
         known.append(cell)
     elif not any(_unify_inputs(tracer, old, features) for old in cell.inputs):
         sources = tracer.source_nodes(features, _name(tracer, weights[0]))
         cells = cell.nodes[1]
-        tracer.edges(_gated(weights[0], cells), sources, cells[:, None], "weight", node)
+        tracer.edges(_gated(weights[0], cells), sources, cells[:, None], "weight", call)
         cell.inputs.append(features)
     holders = _holders(cell.nodes, len(states))
     for (held_by, kind), state, nodes in zip(holders, states, given, strict=True):
@@ -228,12 +228,12 @@ def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
 
 
 @register_rule(aten._pack_padded_sequence, aten._pad_packed_sequence)
-def packing(tracer: Tracer, node: Node, x: Value, *_: Any) -> Value:
+def packing(tracer: Tracer, call: Node, x: Value, *_: Any) -> Value:
     """Sequences (b, t, n) become entries (entries, n), and these sequences.
 
     Neurons stay, lengths are not followed.
     """
-    features, (sequences, lengths) = _features(tracer, node, x), node.meta["val"]
+    features, (sequences, lengths) = _features(tracer, call, x), call.meta["val"]
     if features is None:
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     return Neurons(features.expand(sequences.shape)), Unknown(lengths.shape)

@@ -23,9 +23,9 @@ Rule = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
 
 
-def packet_of(node: Node) -> Any:
+def packet_of(call: Node) -> Any:
     """The function that a node applies, whatever the types of its arguments: all overloads of one have the same."""
-    return getattr(node.target, "overloadpacket", node.target)
+    return getattr(call.target, "overloadpacket", call.target)
 
 
 def register_rule(*targets: Any) -> Callable[[Rule], Rule]:

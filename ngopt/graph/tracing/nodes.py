@@ -29,17 +29,17 @@ class Nodes:
 
     Labels are int64 tensors of node numbers; what is not positive stands for no neuron.
     names, kinds: of the groups. starts: their first nodes, and how many numbers were given.
-    call: the number of the function that is being traced.
+    step: the number of the function that is being traced.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.kinds: list[str] = []
         self.starts = [0]
-        self.call = 0
+        self.step = 0
         self._facts = torch.empty(5, 1024, dtype=torch.long)  # grows by doubling
-        # views of it; nodes of one call whose identities differ stay apart, -1: free
-        self._alias, self._group, self._call, self._identity, self._marks = self._facts[:, :0]
+        # views of it; nodes of one step whose identities differ stay apart, -1: free
+        self._alias, self._group, self._step, self._identity, self._marks = self._facts[:, :0]
         self.new("none", 1)
 
     @property
@@ -69,14 +69,14 @@ class Nodes:
             self._facts = torch.cat([self._facts, more], dim=1)
         new = self._facts[:, self.count : self.count + size]
         for row, values in zip(
-            new, (numbers, len(self.names), self.call, identity, int(mark)), strict=True
+            new, (numbers, len(self.names), self.step, identity, int(mark)), strict=True
         ):
             row[:] = values
         self.names.append(name)
         self.kinds.append(kind)
         self.starts.append(self.count + size)
         facts = self._facts[:, : self.count]
-        self._alias, self._group, self._call, self._identity, self._marks = facts
+        self._alias, self._group, self._step, self._identity, self._marks = facts
         return numbers
 
     def _identities(self, numbers: Tensor, made_of: Tensor) -> Tensor:
@@ -147,10 +147,10 @@ class Nodes:
         return False
 
     def _clash(self, labels: Tensor) -> bool:
-        """Whether a node now stands for several of one call that are to be kept apart."""
+        """Whether a node now stands for several of one step that are to be kept apart."""
         found = self.find(torch.arange(self.count))
         members = torch.isin(found, labels) & (self._identity >= 0)
-        places = torch.stack([found, self._call, self._identity])[:, members]
+        places = torch.stack([found, self._step, self._identity])[:, members]
         return places.unique(dim=1).shape[1] > places[:2].unique(dim=1).shape[1]
 
     def group_of(self, labels: Tensor) -> Tensor:

@@ -51,12 +51,12 @@ class Tracer:
         self.rowwise: set[int] = set()
         self.cells: dict[tuple, list[Any]] = {}
 
-    def shape_of(self, node: Node) -> torch.Size:
-        return node.meta["val"].shape
+    def shape_of(self, call: Node) -> torch.Size:
+        return call.meta["val"].shape
 
-    def unknown(self, node: Node) -> Value:
+    def unknown(self, call: Node) -> Value:
         """The result of a function that nothing is known of."""
-        value = node.meta.get("val")
+        value = call.meta.get("val")
         return tree_map(lambda v: Unknown(v.shape) if isinstance(v, Tensor) else v, value)
 
     def is_parameter(self, tensor: Tensor) -> bool:
@@ -77,7 +77,7 @@ class Tracer:
         sources: Tensor | None,
         targets: Tensor,
         kind: str = "weight",
-        node: Node | None = None,
+        call: Node | None = None,
     ) -> None:
         """Adds edges, or features of nodes.
 
@@ -91,7 +91,7 @@ class Tracer:
         """
         if elements is not None and sources is not None:
             sources = self.source_nodes(sources, self.owner(elements.parameter))
-        path = () if node is None else self._path(node)
+        path = () if call is None else self._path(call)
         self.found.append(Edges(elements, sources, targets, kind, path))
         if elements is not None:
             for factor in elements.also:
@@ -123,25 +123,25 @@ class Tracer:
                 return
         self.fixed.add(weight)
 
-    def _path(self, node: Node) -> tuple:
+    def _path(self, call: Node) -> tuple:
         """What a function is applied to, and how."""
         seen = []
-        for source in node.all_input_nodes:
+        for source in call.all_input_nodes:
             if not isinstance(self.values.get(source), (Elements, Tensor)):
                 seen.append(source.name)
-        options = [a for a in node.args if not isinstance(a, Node)]
-        return (*seen, str(node.target), str(options))
+        options = [a for a in call.args if not isinstance(a, Node)]
+        return (*seen, str(call.target), str(options))
 
     def pin(self, *labels: Tensor) -> None:
         """Marks neurons that cannot be exchanged with others, in a way that the graph does not show."""
         for x in labels:
             self.nodes.mark(x, Mark.PINNED)
 
-    def is_zero(self, node: Node, value: Value) -> bool:
+    def is_zero(self, call: Node, value: Value) -> bool:
         """Whether an argument of a function is a constant 0, whatever the network's input is."""
         if not isinstance(value, Tensor) or value.any():
             return False
-        return self.data.isdisjoint(node.all_input_nodes)
+        return self.data.isdisjoint(call.all_input_nodes)
 
     def constant_nodes(self, rows: Tensor) -> Tensor:
         """Nodes (n,) that stand for different constants (n, k), the same ones for the same constants."""
