@@ -12,24 +12,49 @@ from torch import Tensor, nn
 BIAS_KINDS = ("bias", "recurrent", "gamma", "beta", "slope", "scale", "shift", "value", "other")
 """What a parameter does to neurons, one by one.
 
-The bias of a layer, that of a recurrent layer's own state; scale and shift of a norm; slope of an activation; a bare
-parameter times or plus activations, or in their place (a class token, a state that a recurrent layer begins with; the
-hidden one of an LSTM is "recurrent").
+    bias        is added by the layer that makes them
+    recurrent   the bias of a recurrent layer's own state; the hidden state that an LSTM begins with
+    gamma       scale of a norm
+    beta        shift of a norm
+    slope       of an activation, or any other function of both
+    scale       a bare parameter times activations; a factor or summand of a weight
+    shift       a bare parameter plus activations
+    value       a bare parameter in the place of activations: a class token, a first state
+    other       elements that the network does not use, and kinds of someone's own
 """
 EDGE_KINDS = (
     "weight", "flatten", "residual", "left", "right", "pool", "spread", "copy", *BIAS_KINDS,
 )  # fmt: skip
-"""What edges mean.
+"""What edges mean. Of those without elements the value is 1.
 
-Weights, those of a flattened feature map; and of value 1: a sum, or the state that a recurrent layer begins with (the
-hidden one of an LSTM is "recurrent"); the two sides of a product, or of a sum or difference that is a node of its own;
-into and out of a node that stands for several; to a node that stands for the same neuron seen in another way. A scale
-that every neuron has of its own is edges from one to one, and in a parameter graph all of `BIAS_KINDS` are edges.
+    weight      of a linear map, a convolution, a table
+    flatten     of a linear map whose sources come several times, as channels of a flattened map do
+    recurrent   of a recurrent layer's own state; without elements, that an LSTM begins with
+    gamma, slope, scale ...   a scale that every neuron has of its own, from one to one
+    residual    a sum in the nodes of its newer side; the state that a recurrent layer begins with
+    left, right the two sides of a product, or of a sum or difference that is a node of its own
+    pool        into a node that stands for several: a reduction, a head, a group of a norm
+    spread      out of such a node, or of one for a parameter, constant or function that several share
+    copy        to a node that stands for the same neuron seen in another way
+
+In a parameter graph all of `BIAS_KINDS` are edges.
 """
 NODE_KINDS = (
     "neuron", "token", "product", "head", "group", "pool", "position", "copy", "parameter", "constant", *BIAS_KINDS,
 )  # fmt: skip
-"""What nodes are: see `NeuronGroup.kind`; in a parameter graph also parameters, by what they do."""
+"""What nodes are; in a parameter graph also parameters, by what they do.
+
+    neuron      a unit of a layer, a channel of a map, an entry of the input
+    token       a row of a table
+    product     of two neurons
+    head        of an attention: the sum of the products of its queries and keys
+    group       channels or rows that are normalised together
+    pool        many neurons reduced to one
+    position    a place of a sequence or map, for weights that mix places
+    copy        a neuron that a second weight sees in another way
+    parameter   an element that several neurons share
+    constant    a number, or a function, that tells neurons apart
+"""
 
 
 @dataclass(frozen=True)
