@@ -22,7 +22,12 @@ aten = torch.ops.aten
 
 @register_rule(aten.einsum)
 def einsum(
-    tracer: Tracer, call: Node, equation: str, operands: Sequence[Value], *_: Any, **__: Any
+    tracer: Tracer,
+    call: Node,
+    equation: str,
+    operands: Sequence[Value],
+    *_: Any,
+    **__: Any,
 ) -> Value:
     """Indices in both tensors and the result are a batch, those in both alone are summed.
 
@@ -31,9 +36,8 @@ def einsum(
     unknown = Unknown(tracer.shape_of(call))
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     names = inputs.split(",")
-    if not arrow or "." in equation or len(names) != 2:
-        return unknown
-    if any(len(set(name)) < len(name) for name in names):
+    is_plain = arrow and "." not in equation and len(names) == 2
+    if not is_plain or any(len(set(name)) < len(name) for name in names):
         return unknown
     if isinstance(operands[0], Elements) and not isinstance(operands[1], Elements):
         names, operands = names[::-1], operands[::-1]
@@ -42,31 +46,32 @@ def einsum(
     left = [n for n in output if n in a and n not in b]
     right = [n for n in output if n in b and n not in a]
     summed = [n for n in a if n in b and n not in output]
-    if len(batch) + len(left) + len(summed) != len(a):
+    if {*batch, *left, *summed} != set(a) or {*batch, *right, *summed} != set(b):
         return unknown
-    if len(batch) + len(right) + len(summed) != len(b):
-        return unknown
-    size = dict(zip(a, operands[0].shape, strict=True)) | dict(
-        zip(b, operands[1].shape, strict=True)
-    )
-    lead, rows, inner, columns = ([size[n] for n in part] for part in (batch, left, summed, right))
-    x = _arranged(operands[0], a, [*batch, *left, *summed], (*lead, prod(rows), prod(inner)))
-    y = _arranged(operands[1], b, [*batch, *right, *summed], (*lead, prod(columns), prod(inner)))
-    shape = torch.Size((*lead, prod(rows), prod(columns)))
+    x = _arranged(operands[0], a, batch, left, summed)
+    y = _arranged(operands[1], b, batch, right, summed)
+    shape = torch.Size((*x.shape[:-1], y.shape[-2]))
     product = matmul(tracer, call, x, transposed(y), shape)
     if not isinstance(product, Neurons):
         return unknown
     order = [*batch, *left, *right]
-    apart = product.labels.reshape(*lead, *rows, *columns)
-    return replace(product, labels=apart.permute([order.index(n) for n in output]))
+    sizes = dict(zip(a, operands[0].shape, strict=True))
+    sizes |= dict(zip(b, operands[1].shape, strict=True))
+    apart = product.labels.reshape([sizes[n] for n in order])
+    labels = apart.permute([order.index(n) for n in output])
+    return replace(product, labels=labels)
 
 
-def _arranged(value: Value, names: str, order: list[str], shape: tuple[int, ...]) -> Value:
-    dims = [names.index(n) for n in order]
+def _arranged(value: Value, names: str, *parts: list[str]) -> Value:
+    """A tensor of which each part of the indices is one dimension, but those of the first."""
+    dims = [names.index(n) for part in parts for n in part]
+    sizes = [[value.shape[names.index(n)] for n in part] for part in parts]
+    batch, *others = sizes
+    shape = torch.Size((*batch, *map(prod, others)))
     if isinstance(value, Neurons):
         return Neurons(value.labels.permute(dims).reshape(shape))
     if isinstance(value, Elements):
-        return value.move(lambda v: v.permute(dims).reshape(shape), (value,), {})
+        return value.apply(lambda x: x.permute(dims).reshape(shape))
     if isinstance(value, torch.Tensor):
         return value.permute(dims).reshape(shape)
-    return Unknown(torch.Size(shape))
+    return Unknown(shape)

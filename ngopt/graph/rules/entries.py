@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -25,6 +26,7 @@ from ngopt.graph.tracing.values import (
     Value,
     folded,
     nodes_among,
+    same_along,
 )
 
 aten = torch.ops.aten
@@ -37,6 +39,7 @@ detach detach_ to _to_copy movedim swapaxes swapdims moveaxis unfold pixel_shuff
 channel_shuffle lift_fresh_copy lift_fresh hsplit vsplit view_as reshape_as type_as hstack vstack
 rot90 diagonal tensor_split squeeze_ unsqueeze_ ravel float double half
 """)
+VIEWS = functions("view _unsafe_view")
 DTYPES = functions("to _to_copy float double half type_as")
 SELECTIONS = functions("slice narrow select index_select")
 PADS = functions("pad constant_pad_nd")
@@ -45,24 +48,23 @@ POSITIONS = (*SELECTIONS, *PADS, *functions("index roll flip"))
 
 def move(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
     """Applies a function that moves entries to labels or elements."""
-    packet = packet_of(call)
-    first = args[0]
+    packet, first = packet_of(call), args[0]
     if packet in DTYPES:
         if not isinstance(first, Neurons):
             return first
         return Neurons(first.labels, is_normalised=first.is_normalised)
     leaves = tree_leaves((args, kwargs))
-    tensors = [a for a in leaves if isinstance(a, (Neurons, Elements, Unknown))]
-    if any(isinstance(a, Unknown) for a in tensors):
+    if any(isinstance(leaf, Unknown) for leaf in leaves):
         return _moved_unknown(tracer, call, first)
     if isinstance(first, (list, tuple)):
         _tell_parts_apart(tracer, call)
         parts = [_labels_of_part(tracer, call, value) for value in first]
         return _neurons(call.target(parts, *args[1:], **kwargs))  # type: ignore[operator]
     # labels may repeat (stride 0) where the network's own tensor does not: only a copy has the shape
-    function: Any = torch.reshape if packet in (aten.view, aten._unsafe_view) else call.target
-    if len(tensors) == 1 and isinstance(tensors[0], Elements):
-        result = _moved_elements(tensors[0], call, function, args, kwargs)
+    function: Any = torch.reshape if packet in VIEWS else call.target
+    is_alone = not any(isinstance(leaf, (Neurons, Elements)) for leaf in leaves[1:])
+    if isinstance(first, Elements) and is_alone:
+        result = _moved_elements(call, first, lambda x: function(x, *args[1:], **kwargs))
         if result is not None:
             return result
     labels = as_neurons(tracer, call, first).labels
@@ -89,7 +91,7 @@ def _labels_of_part(tracer: Tracer, call: Node, value: Value) -> Tensor:
     """The labels of one of several tensors that are put together."""
     if not isinstance(value, Tensor):
         return as_neurons(tracer, call, value).labels
-    is_same = value.numel() and bool((value == value.flatten()[0]).all())
+    is_same = value.numel() and same_along(value.flatten(), 0)
     return torch.full(value.shape, SAME_CONSTANT if is_same else NO_NEURON)
 
 
@@ -125,41 +127,40 @@ def _path(tracer: Tracer, call: Node) -> str:
 
 def _moves_positions(call: Node, first: Value) -> bool:
     """Whether a function takes some positions of neurons, or brings them into another order."""
-    packet, args = packet_of(call), call.args
-    if packet not in POSITIONS or not isinstance(first, Neurons):
+    if packet_of(call) not in POSITIONS or not isinstance(first, Neurons):
         return False
+    dims = _changed_dims(call, first)
     strides = folded(first.labels).stride()
-    dims: Any
-    if packet in SELECTIONS:
-        is_cut = tuple(call.meta["val"].shape) != tuple(first.shape)
-        dims = [args[1] if len(args) > 1 else 0] if is_cut else []
-    elif packet is aten.index:
-        dims = [d for d, index in enumerate(args[1]) if index is not None]  # type: ignore[arg-type]
-    elif packet is aten.roll:
-        dims = args[2] if len(args) > 2 else []
-    elif packet is aten.flip:
-        dims = args[1]
-    else:  # a padding, of the last dimensions
-        dims = [-1 - k // 2 for k, n in enumerate(args[1]) if n]  # type: ignore[arg-type]
     return bool(dims) and all(strides[d] == 0 for d in dims)
 
 
+def _changed_dims(call: Node, first: Neurons) -> list[int]:
+    """The dimensions in which a function selects or moves entries, as its arguments say."""
+    packet = packet_of(call)
+    arguments: Any = call.args[1:]
+    if packet in SELECTIONS:
+        is_cut = tuple(call.meta["val"].shape) != tuple(first.shape)
+        return [arguments[0] if arguments else 0] if is_cut else []
+    if packet is aten.index:
+        return [d for d, index in enumerate(arguments[0]) if index is not None]
+    if packet is aten.roll:
+        return arguments[1] if len(arguments) > 1 else []
+    if packet is aten.flip:
+        return arguments[0]
+    # a padding, of the last dimensions
+    return [-1 - k // 2 for k, n in enumerate(arguments[0]) if n]
+
+
 def _moved_elements(
-    elements: Elements, call: Node, function: Any, args: tuple, kwargs: dict
+    call: Node, elements: Elements, function: Callable[[Tensor], Any]
 ) -> Value | None:
-    try:
-        found = elements.move(function, args, kwargs)
-        if isinstance(found.layout, Tensor):
-            return found
-    except (RuntimeError, TypeError, AttributeError):
-        pass
     value = call.meta["val"]
-    if not isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)):  # chunk, split and unbind give several tensors
+        return [elements.apply(lambda x, k=k: function(x)[k]) for k in range(len(value))]
+    try:
+        return elements.apply(function)
+    except (RuntimeError, TypeError, AttributeError):
         return None
-    parts = []  # chunk, split and unbind give several tensors
-    for k in range(len(value)):
-        parts.append(elements.move(lambda *a, k=k, **kw: function(*a, **kw)[k], args, kwargs))
-    return parts or None
 
 
 def as_neurons(tracer: Tracer, call: Node, value: Value) -> Neurons:
@@ -181,7 +182,7 @@ def as_neurons(tracer: Tracer, call: Node, value: Value) -> Neurons:
 
 def transposed(value: Value) -> Value:
     if isinstance(value, Elements):
-        return value.move(torch.transpose, (value, -1, -2), {})
+        return value.apply(lambda x: x.mT)
     if isinstance(value, Neurons):
         return Neurons(value.labels.mT, is_pristine=value.is_pristine)
     if isinstance(value, Tensor):
@@ -209,7 +210,13 @@ def im2col(tracer: Tracer, call: Node, x: Value, *args: Any) -> Value:
 
 
 @register_rule(*POOLS)
-def pool(tracer: Tracer, call: Node, x: Value, *_: Any, **__: Any) -> Value:
+def pool(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    *_: Any,
+    **__: Any,
+) -> Value:
     """Pooling and resampling keep the channels."""
     values = call.meta["val"]
     shape = values.shape if isinstance(values, Tensor) else values[0].shape
@@ -242,7 +249,13 @@ def is_whole(tracer: Tracer, x: Value) -> bool:
 
 
 @register_rule(*REDUCTIONS)
-def reduction(tracer: Tracer, call: Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+def reduction(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    *args: Any,
+    **kwargs: Any,
+) -> Value:
     values = call.meta["val"]
     if isinstance(values, Tensor):
         return _reduced(tracer, call, x, values.shape, args, kwargs)
@@ -252,7 +265,12 @@ def reduction(tracer: Tracer, call: Node, x: Value, *args: Any, **kwargs: Any) -
 
 
 def _reduced(
-    tracer: Tracer, call: Node, x: Value, shape: torch.Size, args: tuple, kwargs: dict
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    shape: torch.Size,
+    args: tuple,
+    kwargs: dict,
 ) -> Value:
     """Over positions of the same neurons these stay; different neurons meet in a new node."""
     if not isinstance(x, Neurons):
@@ -266,10 +284,11 @@ def _reduced(
     kept = [d for d in range(labels.dim()) if d not in dims]
     count = prod(labels.shape[d] for d in kept)
     rows = labels.permute(*kept, *dims).reshape(count, -1)
-    if (rows == rows[:, :1]).all():
+    if same_along(rows, 1):
         applied(tracer, call, rows[:, 0])
         return Neurons(rows[:, 0].reshape(shape))
-    sets, which = rows.sort(dim=1).values.unique(dim=0, return_inverse=True)
+    rows = rows.sort(dim=1).values
+    sets, which = rows.unique(dim=0, return_inverse=True)
     if len(sets) > ROWS or (sets <= 0).any():
         return Unknown(shape)
     nodes = tracer.nodes.new(call.name, len(sets), "pool", sets.T)
@@ -282,7 +301,11 @@ def _reduced(
 
 
 def _reduced_dims(
-    call: Node, before: torch.Size, after: torch.Size, args: tuple, kwargs: dict
+    call: Node,
+    before: torch.Size,
+    after: torch.Size,
+    args: tuple,
+    kwargs: dict,
 ) -> list[int] | None:
     """The dimensions that a function reduces, as its signature names them.
 
@@ -290,7 +313,8 @@ def _reduced_dims(
     """
     signature = call.target._schema.arguments[1:]  # type: ignore[union-attr]
     names = [argument.name for argument in signature]
-    dims = {**dict(zip(names, args, strict=False)), **kwargs}.get("dim")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    dims = given.get("dim")
     if dims is None or dims == []:
         return list(range(len(before))) if prod(after) == 1 else None
     dims = [dims] if isinstance(dims, int) else list(dims)

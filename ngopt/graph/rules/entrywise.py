@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ngopt.graph.rules.pairs import product_of, uses
+from ngopt.graph.rules.pairs import product_of, used_by
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import functions, packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -25,6 +25,7 @@ from ngopt.graph.tracing.values import (
     Value,
     folded,
     nodes_among,
+    same_along,
     without_repeats,
 )
 
@@ -43,8 +44,9 @@ def constant(tracer: Tracer, call: Node, *args: Any, **kwargs: Any) -> Value:
 
 
 def elementwise(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
-    """A function without a rule of its own: what it is applied to keeps its meaning if it works
-    entry by entry.
+    """A function without a rule of its own.
+
+    What it is applied to keeps its meaning if it works entry by entry.
     """
     value = call.meta.get("val")
     if not isinstance(value, Tensor):
@@ -53,18 +55,16 @@ def elementwise(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
     operands = [a for a in leaves if isinstance(a, (Neurons, Elements, Unknown, Tensor))]
     fitting = [a for a in operands if _broadcasts(a.shape, value.shape)]
     neurons = [a for a in operands if isinstance(a, Neurons)]
+    elements = [a for a in fitting if isinstance(a, Elements)]
     if neurons:
         all_fit = all(_broadcasts(a.shape, value.shape) for a in neurons)
         if all_fit and _is_entrywise(tracer, call, neurons[0]):
             return _of_neurons(tracer, call, neurons, fitting)
-        return tracer.unknown(call)
-    elements = [a for a in fitting if isinstance(a, Elements)]
-    if elements:
-        elements.sort(key=lambda a: -a.shape.numel())
+    elif elements:
         return _of_elements(tracer, call, elements, fitting)
-    if not fitting:
-        return tracer.unknown(call)
-    return Unknown(value.shape, all(_is_uniform(a) for a in fitting))
+    elif fitting:
+        return Unknown(value.shape, all(_is_uniform(a) for a in fitting))
+    return tracer.unknown(call)
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
@@ -104,7 +104,8 @@ def applied(tracer: Tracer, call: Node, labels: Tensor) -> None:
             value = tracer.values[argument] if isinstance(argument, Node) else argument
             if not _is_traced(value):
                 constants.append(float(value.flatten()[0]) if isinstance(value, Tensor) else value)
-        tracer.applied.append((labels, str((call.target, constants, call.kwargs))))
+        function = str((call.target, constants, call.kwargs))
+        tracer.applied.append((labels, function))
 
 
 def _is_traced(value: Value) -> bool:
@@ -114,36 +115,42 @@ def _is_traced(value: Value) -> bool:
     return isinstance(value, (Neurons, Elements, Unknown))
 
 
-def _of_elements(tracer: Tracer, call: Node, elements: list[Elements], operands: list) -> Value:
+def _of_elements(tracer: Tracer, call: Node, elements: list[Elements], operands: list) -> Elements:
     """A parameter times or plus others, constants, and what was computed of it."""
     shape = tracer.shape_of(call)
-    first, *others = (
-        a if a.shape == shape else a.move(torch.broadcast_to, (a, shape), {}) for a in elements
-    )
-    again = [other for other in others if other.parameter == first.parameter]
-    is_same = all(torch.equal(other.numbers, first.numbers) for other in again)
-    is_pointwise = torch.Tag.pointwise in getattr(call.target, "tags", ())
-    is_uniform = all(isinstance(a, Elements) or _is_uniform(a) for a in operands)
-    # of a part, the rest may go through other functions
-    is_whole = first.shape.numel() >= tracer.parameters[first.parameter].numel
-    if not (is_whole and is_pointwise and is_uniform and is_same):
+    largest_first = sorted(elements, key=lambda a: -a.shape.numel())
+    first, *others = (a.apply(lambda x: x.broadcast_to(shape)) for a in largest_first)
+    if not _treats_alike(tracer, call, [first, *others], operands):
         tracer.fixed.add(first.parameter)
     return first.accompanied(other for other in others if other.parameter != first.parameter)
+
+
+def _treats_alike(tracer: Tracer, call: Node, elements: list[Elements], operands: list) -> bool:
+    """Whether a function treats all elements of a parameter alike, so that rows may be exchanged."""
+    first, *others = elements
+    if first.shape.numel() < tracer.parameters[first.parameter].numel:
+        return False  # the rest may go through other functions
+    if torch.Tag.pointwise not in getattr(call.target, "tags", ()):
+        return False
+    if not all(isinstance(a, Elements) or _is_uniform(a) for a in operands):
+        return False
+    again = [other for other in others if other.parameter == first.parameter]
+    return all(torch.equal(other.numbers, first.numbers) for other in again)
 
 
 def _is_uniform(other: Value) -> bool:
     """Whether what meets a parameter moves along when rows of the parameter are exchanged."""
     if isinstance(other, Tensor):
-        return other.numel() <= 1 or bool((other == other.flatten()[0]).all())
+        return other.numel() <= 1 or same_along(other.flatten(), 0)
     return isinstance(other, Unknown) and (other.equivariant or other.shape.numel() <= 1)
 
 
 def _differ(labels: Tensor, other: Tensor) -> bool:
     """Whether a dimension is one of different neurons for which another tensor may differ."""
     labels = folded(labels)
-    strides = zip(labels.stride(), other.expand(labels.shape).stride(), strict=True)
-    both = [all(pair) for pair in strides]
-    return any(n > 1 and changes for n, changes in zip(labels.shape, both, strict=True))
+    other = other.expand(labels.shape)
+    changing = zip(labels.shape, labels.stride(), other.stride(), strict=True)
+    return any(n > 1 and first != 0 and second != 0 for n, first, second in changing)
 
 
 def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
@@ -162,18 +169,19 @@ def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
     values = values.to(torch.complex128).flatten()
     inputs = tracer.nodes.marked(Mark.INPUT)
     order = labels.argsort(stable=True)
-    # inputs are told apart as they are
-    order = order[(labels[order] > 0) & ~torch.isin(labels[order], inputs)]
+    found = labels[order]
+    order = order[(found > 0) & ~torch.isin(found, inputs)]  # inputs are told apart as they are
     nodes, counts = labels[order].unique_consecutive(return_counts=True)
     if not len(nodes):
         return
-    if (counts != counts[0]).any():
+    if not same_along(counts, 0):
         tracer.pin(nodes)
         return
     numbers = torch.view_as_real(values[order]).reshape(len(nodes), -1)
     rows, owner = numbers.unique(dim=0, return_inverse=True)
     if len(rows) > 1:
-        tracer.edges(None, tracer.constant_nodes(rows)[owner], nodes, "spread")
+        constants = tracer.constant_nodes(rows)
+        tracer.edges(None, constants[owner], nodes, "spread")
 
 
 def is_declared_entrywise(call: Node) -> bool:
@@ -234,7 +242,13 @@ RANDOM_CREATIONS = functions("new_empty rand_like randn_like empty_like")
 
 
 @register_rule(*KNOWN_CREATIONS, *RANDOM_CREATIONS)
-def creation(tracer: Tracer, call: Node, like: Value, *args: Any, **kwargs: Any) -> Value:
+def creation(
+    tracer: Tracer,
+    call: Node,
+    like: Value,
+    *args: Any,
+    **kwargs: Any,
+) -> Value:
     """A constant of a tensor's shape.
 
     Random numbers are the same for all neurons, as none is singled out.
@@ -252,13 +266,15 @@ def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
     (labels,) = tracer.nodes.find_all(x.labels)
-    pairs, which = labels.reshape(-1, 2).unique(dim=0, return_inverse=True)
+    pairs = labels.reshape(-1, 2)
+    pairs, which = pairs.unique(dim=0, return_inverse=True)
     if (pairs <= 0).any():
         return tracer.unknown(call)
     nodes = tracer.nodes.new(call.name, len(pairs), "product", pairs.T)
-    uses(tracer, pairs[:, 0], nodes, "left")
-    uses(tracer, pairs[:, 1], nodes, "right")
-    return Neurons(nodes[which].reshape(labels.shape[:-1]).expand(tracer.shape_of(call)))
+    used_by(tracer, pairs[:, 0], nodes, "left")
+    used_by(tracer, pairs[:, 1], nodes, "right")
+    labels = nodes[which].reshape(labels.shape[:-1])
+    return Neurons(labels.expand(tracer.shape_of(call)))
 
 
 @register_rule(aten.view_as_real)
@@ -275,7 +291,8 @@ def view_as_real(tracer: Tracer, call: Node, x: Value) -> Value:
         nodes = tracer.nodes.new(f"{call.name}.{kind}", len(numbers), "product", numbers[None])
         tracer.edges(None, numbers, nodes, kind)
         parts.append(nodes)
-    return Neurons(torch.stack(parts, -1)[which].expand(tracer.shape_of(call)))
+    labels = torch.stack(parts, -1)[which]
+    return Neurons(labels.expand(tracer.shape_of(call)))
 
 
 @register_rule(aten.prelu)
@@ -286,5 +303,5 @@ def prelu(tracer: Tracer, call: Node, x: Value, weight: Value) -> Value:
     shape = [1] * x.labels.dim()
     if x.labels.dim() > 1:
         shape[1] = weight.shape[0]
-    slopes = weight.move(torch.reshape, (weight, shape), {})
+    slopes = weight.apply(lambda w: w.reshape(shape))
     return with_parameter(tracer, call, x, slopes, "slope")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -16,7 +17,7 @@ from ngopt.graph.rules.products import addition, product_sum
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import NO_NEURON, Neurons, Unknown, Value
+from ngopt.graph.tracing.values import NO_NEURON, Neurons, Unknown, Value, same_along
 
 aten = torch.ops.aten
 
@@ -42,14 +43,15 @@ def linear(
     x = as_neurons(tracer, call, x)
     rows, which = tracer.unify_rows(x.labels, -1)
     present = (rows > 0).any(1)
-    is_mixing = x.shape[-1] > 1 and len(rows) > 1 and bool((rows == rows[:, :1]).all())
+    is_mixing = x.shape[-1] > 1 and len(rows) > 1 and same_along(rows, 1)
     if is_mixing or not present.any() or len(rows) > USES:
         return position_mixing(tracer, call, x, weight, bias, shape)
     out = torch.full((len(rows), weight.shape[0]), NO_NEURON)
     for k in present.nonzero().flatten().tolist():
-        out[k] = tracer.nodes.new(tracer.owner(weight.parameter), weight.shape[0])
-        tracer.edges(weight, rows[k], out[k][:, None], call=call)
-        add_bias(tracer, bias, out[k])
+        targets = tracer.new_layer(weight, weight.shape[0])
+        tracer.edges(weight, rows[k], targets[:, None], call=call)
+        add_bias(tracer, bias, targets)
+        out[k] = targets
     return Neurons(out[which].expand(shape), is_pristine=True)
 
 
@@ -67,18 +69,23 @@ def first_layer(
     shape: torch.Size,
 ) -> Value:
     """A weight that is applied to no neurons but to constants, or to what nothing is known of."""
-    name = tracer.owner(weight.parameter)
-    targets = tracer.nodes.new(name, weight.shape[0])
+    targets = tracer.new_layer(weight, weight.shape[0])
     if not tracer.is_zero(call, x):  # of the first state of a recurrent network nothing comes
         kind = "constant" if isinstance(x, Tensor) else "neuron"
-        sources = tracer.nodes.new(f"{name}.in", weight.shape[1], kind)
+        name = f"{tracer.name_of(weight)}.in"
+        sources = tracer.nodes.new(name, weight.shape[1], kind)
         tracer.edges(weight, sources, targets[:, None], call=call)
     add_bias(tracer, bias, targets)
     return Neurons(targets.expand(shape))
 
 
 def unknown_weight(
-    tracer: Tracer, call: Node, x: Value, weight: Value, bias: Value, shape: torch.Size
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    weight: Value,
+    bias: Value,
+    shape: torch.Size,
 ) -> Value:
     """x @ weight + bias with a weight (..., n_in, n_out) that is another activation, or unknown."""
     result = product_sum(tracer, call.name, x, weight, shape)
@@ -105,27 +112,38 @@ def position_mixing(
 
     It is a component between positions, and labels stay.
     """
-    name = tracer.owner(weight.parameter)
+    name = tracer.name_of(weight)
     sources = x.positions
     if sources is None or len(sources) != weight.shape[1]:
         sources = tracer.nodes.new(f"{name}.positions", weight.shape[1], "position")
     targets = tracer.nodes.new(name, weight.shape[0], "position")
     tracer.edges(weight, sources, targets[:, None], call=call)
     add_bias(tracer, bias, targets)
-    first = x.labels.narrow(dim, 0, 1)
-    if (x.labels != first).any():
+    if not same_along(x.labels, dim):
         return Unknown(shape)
+    first = x.labels.narrow(dim, 0, 1)
     return Neurons(first.expand(shape), positions=targets)
 
 
 @register_rule(aten.addmm)
-def addmm(tracer: Tracer, call: Node, bias: Value, x: Value, weight: Value, **_: Any) -> Value:
+def addmm(
+    tracer: Tracer,
+    call: Node,
+    bias: Value,
+    x: Value,
+    weight: Value,
+    **_: Any,
+) -> Value:
     return linear(tracer, call, x, transposed(weight), bias)
 
 
 @register_rule(aten.matmul, aten.mm, aten.bmm)
 def matmul(
-    tracer: Tracer, call: Node, x: Value, other: Value, shape: torch.Size | None = None
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    other: Value,
+    shape: torch.Size | None = None,
 ) -> Value:
     """x @ other, either of which may be a parameter; two activations multiply (attention)."""
     shape = tracer.shape_of(call) if shape is None else shape
@@ -135,26 +153,31 @@ def matmul(
         return batched_weight(tracer, call, x, other, shape)
     is_first = isinstance(x, Elements) and len(x.shape) == 2
     if is_first and isinstance(other, Neurons) and len(shape) > 1:
-        flipped = torch.Size((*shape[:-2], shape[-1], shape[-2]))
+        *lead, rows, columns = shape
+        flipped = torch.Size((*lead, columns, rows))
         return transposed(linear(tracer, call, transposed(other), x, shape=flipped))
     return unknown_weight(tracer, call, x, other, None, shape)
 
 
 def batched_weight(
-    tracer: Tracer, call: Node, x: Neurons, weight: Elements, shape: torch.Size
+    tracer: Tracer,
+    call: Node,
+    x: Neurons,
+    weight: Elements,
+    shape: torch.Size,
 ) -> Value:
     """(..., t, n_in) @ (..., n_in, n_out) with a weight for each index of the leading dimensions."""
-    lead = weight.shape[:-2]
-    labels = x.labels.expand(*torch.broadcast_shapes(x.shape[:-2], lead), *x.shape[-2:])
+    *lead, _, n_out = weight.shape
+    both = torch.broadcast_shapes(x.shape[:-2], tuple(lead))
+    labels = x.labels.expand(*both, *x.shape[-2:])
     out = torch.full(shape, NO_NEURON)
-    places = torch.cartesian_prod(*(torch.arange(n) for n in lead)).reshape(-1, len(lead))
-    for place in map(tuple, places.tolist()):
+    for place in product(*map(range, lead)):
         index = (..., *place, slice(None), slice(None))
         sources = tracer.unify_places(labels[index], -1)
         if sources is None:
             return Unknown(shape)
-        targets = tracer.nodes.new(tracer.owner(weight.parameter), weight.shape[-1])
-        matrix = weight.move(lambda w, place=place: w[place].mT, (weight,), {})
+        targets = tracer.new_layer(weight, n_out)
+        matrix = weight.apply(lambda w, place=place: w[place].mT)
         tracer.edges(matrix, sources, targets[:, None], call=call)
         out[index] = targets.expand(out[index].shape)
     return Neurons(out)
@@ -162,22 +185,32 @@ def batched_weight(
 
 @register_rule(aten.bilinear)
 def bilinear(
-    tracer: Tracer, call: Node, a: Value, b: Value, weight: Value, bias: Value = None
+    tracer: Tracer,
+    call: Node,
+    a: Value,
+    b: Value,
+    weight: Value,
+    bias: Value = None,
 ) -> Value:
     """y_k = a^T W_k b: dense edges from the products of all pairs of the inputs."""
-    if not (isinstance(a, Neurons) and isinstance(b, Neurons) and isinstance(weight, Elements)):
+    if not isinstance(a, Neurons) or not isinstance(b, Neurons):
         return tracer.unknown(call)
-    name = tracer.owner(weight.parameter)
-    left, right = (tracer.unify_places(x.labels, -1) for x in (a, b))
+    if not isinstance(weight, Elements):
+        return tracer.unknown(call)
+    name = tracer.name_of(weight)
+    left = tracer.unify_places(a.labels, -1)
+    right = tracer.unify_places(b.labels, -1)
     if left is None or right is None:
         return tracer.unknown(call)
-    left, right = tracer.source_nodes(left, name), tracer.source_nodes(right, name)
-    pairs = tracer.nodes.new(f"{name}.products", len(left) * len(right), "product")
-    products = pairs.reshape(len(left), len(right))
+    left = tracer.source_nodes(left, name)
+    right = tracer.source_nodes(right, name)
+    n, m = len(left), len(right)
+    pairs = tracer.nodes.new(f"{name}.products", n * m, "product")
+    products = pairs.reshape(n, m)
     tracer.edges(None, left[:, None], products, "left")
     tracer.edges(None, right, products, "right")
-    targets = tracer.nodes.new(name, weight.shape[0])
-    matrix = weight.move(torch.flatten, (weight, 1), {})
+    targets = tracer.new_layer(weight, weight.shape[0])
+    matrix = weight.apply(lambda w: w.flatten(1))
     tracer.edges(matrix, pairs, targets[:, None], call=call)
     add_bias(tracer, bias, targets)
     return Neurons(targets.expand(tracer.shape_of(call)))
@@ -198,10 +231,10 @@ def convolution(
     x = as_neurons(tracer, call, x)
     channel = _channel(weight)
     if is_pointwise and _is_one_neuron(tracer, x.labels, channel):
-        matrix = weight.move(torch.flatten, (weight, 1), {})
+        matrix = weight.apply(lambda w: w.flatten(1))
         shape = tracer.shape_of(call)
         return position_mixing(tracer, call, x, matrix, bias, shape, channel)
-    cells = weight.move(torch.unflatten, (weight, 0, (groups, -1)), {})
+    cells = weight.apply(lambda w: w.unflatten(0, (groups, -1)))
     return _convolution(tracer, call, x, cells, bias)
 
 
@@ -214,29 +247,38 @@ def transposed_convolution(
     if not isinstance(weight, Elements):
         return tracer.unknown(call)
     x = as_neurons(tracer, call, x)
-    cells = weight.move(torch.unflatten, (weight, 0, (groups, -1)), {})
-    cells = cells.move(torch.transpose, (cells, 1, 2), {})
+    cells = weight.apply(lambda w: w.unflatten(0, (groups, -1)).transpose(1, 2))
     return _convolution(tracer, call, x, cells, bias)
 
 
-def _convolution(tracer: Tracer, call: Node, x: Neurons, cells: Elements, bias: Value) -> Value:
+def _convolution(
+    tracer: Tracer,
+    call: Node,
+    x: Neurons,
+    cells: Elements,
+    bias: Value,
+) -> Value:
     """cells: (g, n_out / g, n_in / g, *k)."""
     shape = tracer.shape_of(call)
     groups, n_target, n_source, *kernel = cells.shape
     places, which = _channels(tracer, x.labels, -len(kernel) - 1)
-    if sum(map(len, places)) > USES or not all(map(len, places)):
+    counts = [len(rows) for rows in places]
+    if sum(counts) > USES or 0 in counts:
         return Unknown(shape)
-    out = torch.empty(len(places), groups * n_target, dtype=torch.long)
-    for k, rows in enumerate(places):
-        out[k] = tracer.nodes.new(tracer.owner(cells.parameter), groups * n_target)
-        targets = out[k].reshape(groups, n_target, 1)
+    layers = []
+    for rows in places:
+        channels = tracer.new_layer(cells, groups * n_target)
+        targets = channels.reshape(groups, n_target, 1)
         for row in rows:
-            row = tracer.source_nodes(row, tracer.owner(cells.parameter))
-            tracer.edges(cells, row.reshape(groups, 1, n_source), targets, call=call)
+            row = tracer.source_nodes(row, tracer.name_of(cells))
+            sources = row.reshape(groups, 1, n_source)
+            tracer.edges(cells, sources, targets, call=call)
             if len(rows) > 1:
                 tracer.pin(row)  # which of them is where matters
-        add_bias(tracer, bias, out[k])
-    labels = out[which].reshape(*which.shape, -1, *([1] * len(kernel)))
+        add_bias(tracer, bias, channels)
+        layers.append(channels)
+    space = [1] * len(kernel)
+    labels = torch.stack(layers)[which].reshape(*which.shape, -1, *space)
     return Neurons(labels.expand(shape), is_pristine=True)
 
 
@@ -251,7 +293,7 @@ def _is_one_neuron(tracer: Tracer, labels: Tensor, channel: int) -> bool:
     Then they are positions.
     """
     (cut,) = tracer.nodes.find_all(labels)
-    if labels.shape[channel] == 1 or (cut != cut.narrow(channel, 0, 1)).any():
+    if labels.shape[channel] == 1 or not same_along(cut, channel):
         return False
     return cut.unique().numel() > 1
 
@@ -265,15 +307,25 @@ def _channels(tracer: Tracer, labels: Tensor, channel: int) -> tuple[list[Tensor
     join_places(tracer, labels, channel)
     rows, which = tracer.unify_rows(labels, channel)
     batch = which.shape[: labels.dim() + channel]
-    found = [tuple(places.unique().tolist()) for places in which.reshape(batch.numel(), -1)]
+    maps = which.reshape(batch.numel(), -1)
+    found = [tuple(places.unique().tolist()) for places in maps]
     different = list(dict.fromkeys(found))
-    present = [rows[list(places)] for places in different]
-    present = [row[(row > 0).any(1)] for row in present]
-    return present, torch.tensor([different.index(places) for places in found]).reshape(batch)
+    present = []
+    for places in different:
+        own = rows[list(places)]
+        present.append(own[(own > 0).any(1)])
+    numbers = [different.index(places) for places in found]
+    return present, torch.tensor(numbers).reshape(batch)
 
 
 @register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
-def grid_sample(tracer: Tracer, call: Node, planes: Value, grid: Value, *_: Any) -> Value:
+def grid_sample(
+    tracer: Tracer,
+    call: Node,
+    planes: Value,
+    grid: Value,
+    *_: Any,
+) -> Value:
     """A learned grid (planes, features, *space): its places are nodes with edges to its features."""
     shape = tracer.shape_of(call)
     space = [1] * (len(shape) - 2)
@@ -284,19 +336,27 @@ def grid_sample(tracer: Tracer, call: Node, planes: Value, grid: Value, *_: Any)
         return Neurons(channels.reshape(-1, *space).expand(shape))
     if not isinstance(planes, Elements):
         return Unknown(shape)
-    name = tracer.owner(planes.parameter)
-    out = torch.empty(shape[:2], dtype=torch.long)
-    for k in range(len(out)):
-        plane = planes.move(lambda p, k=k: p[k].flatten(1), (planes,), {})
+    found = []
+    for k in range(planes.shape[0]):
+        name = f"{tracer.name_of(planes)}.{k}"
+        plane = planes.apply(lambda p, k=k: p[k].flatten(1))
         features, size = plane.shape
-        places = tracer.nodes.new(f"{name}.{k}.places", size, "position")
-        out[k] = tracer.nodes.new(f"{name}.{k}", features)
-        tracer.edges(plane, places, out[k][:, None], call=call)
-    return Neurons(out.reshape(*out.shape, *space).expand(shape))
+        places = tracer.nodes.new(f"{name}.places", size, "position")
+        targets = tracer.nodes.new(name, features)
+        tracer.edges(plane, places, targets[:, None], call=call)
+        found.append(targets)
+    labels = torch.stack(found)
+    return Neurons(labels.reshape(*labels.shape, *space).expand(shape))
 
 
 @register_rule(aten.embedding)
-def embedding(tracer: Tracer, call: Node, weight: Value, index: Value, *_: Any) -> Value:
+def embedding(
+    tracer: Tracer,
+    call: Node,
+    weight: Value,
+    index: Value,
+    *_: Any,
+) -> Value:
     """Rows of a table are input nodes; W (tokens, n)."""
     if not isinstance(weight, Elements):
         return elementwise(tracer, call, (weight,), {})
@@ -306,9 +366,9 @@ def embedding(tracer: Tracer, call: Node, weight: Value, index: Value, *_: Any) 
 
 def _table(tracer: Tracer, call: Node, weight: Elements) -> Tensor:
     """The neurons (n,) of a table (tokens, n)."""
-    name = tracer.owner(weight.parameter)
-    tokens = tracer.nodes.new(f"{name}.tokens", weight.shape[0], "token")
-    targets = tracer.nodes.new(name, weight.shape[1])
+    rows, columns = weight.shape
+    tokens = tracer.nodes.new(f"{tracer.name_of(weight)}.tokens", rows, "token")
+    targets = tracer.new_layer(weight, columns)
     tracer.edges(weight, tokens[:, None], targets, call=call)
     return targets
 
@@ -336,9 +396,10 @@ def embedding_bag(
     found: Value = Neurons(targets.expand(bags.shape))
     if isinstance(factors, Neurons):
         # the product of a row, of all indices, and a matrix, of rows of the table
+        weights = Neurons(factors.labels[None])
         rows = Neurons(targets.expand(len(factors.labels), -1))
         shape = torch.Size((1, bags.shape[1]))
-        found = product_sum(tracer, call.name, Neurons(factors.labels[None]), rows, shape)
+        found = product_sum(tracer, call.name, weights, rows, shape)
         if isinstance(found, Neurons):
             found = Neurons(found.labels.expand(bags.shape))
         else:

@@ -24,6 +24,8 @@ from ngopt.graph.tracing.values import (
     folded,
     in_order,
     nodes_among,
+    repeats_any,
+    same_along,
     without_repeats,
 )
 
@@ -32,7 +34,12 @@ aten = torch.ops.aten
 
 @register_rule(aten.batch_norm, aten.instance_norm)
 def channel_norm(
-    tracer: Tracer, call: Node, x: Value, weight: Value = None, bias: Value = None, *_: Any
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    weight: Value = None,
+    bias: Value = None,
+    *_: Any,
 ) -> Value:
     if isinstance(x, Neurons) and len(x.shape) > 2:
         join_places(tracer, x.labels, 1)
@@ -41,20 +48,30 @@ def channel_norm(
 
 @register_rule(aten.layer_norm)
 def layer_norm(
-    tracer: Tracer, call: Node, x: Value, shape: Any, weight: Value = None, bias: Value = None, *_: Any
+    tracer: Tracer, call: Node, x: Value, shape: Any, weight: Value = None, bias: Value = None, *_: Any,
 ) -> Value:  # fmt: skip
     return _norm_of_rows(tracer, call, x, len(shape), weight, bias)
 
 
 @register_rule(aten.rms_norm)
 def rms_norm(
-    tracer: Tracer, call: Node, x: Value, shape: Any, weight: Value = None, *_: Any
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    shape: Any,
+    weight: Value = None,
+    *_: Any,
 ) -> Value:
     return _norm_of_rows(tracer, call, x, len(shape), weight, None)
 
 
 def _norm_of_rows(
-    tracer: Tracer, call: Node, x: Value, count: int, weight: Value, bias: Value
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    count: int,
+    weight: Value,
+    bias: Value,
 ) -> Value:
     """A norm over the last `count` dimensions."""
     if isinstance(weight, Elements) or isinstance(bias, Elements):
@@ -69,7 +86,7 @@ def _norm_of_rows(
 
 @register_rule(aten.group_norm)
 def group_norm(
-    tracer: Tracer, call: Node, x: Value, groups: int, weight: Value = None, bias: Value = None, *_: Any
+    tracer: Tracer, call: Node, x: Value, groups: int, weight: Value = None, bias: Value = None, *_: Any,
 ) -> Value:  # fmt: skip
     """A node for every group, between the channels before and after.
 
@@ -87,8 +104,8 @@ def group_norm(
         return result
     after = tracer.unify_places(result.labels, 1)
     assert after is not None
-    name = _label(tracer, call, weight)
-    _add_groups(tracer, name, before.reshape(groups, -1), after.reshape(groups, -1))
+    before, after = before.reshape(groups, -1), after.reshape(groups, -1)
+    _add_groups(tracer, _label(tracer, call, weight), before, after)
     return result
 
 
@@ -163,7 +180,7 @@ def _shape_along(x: Neurons, dims: list[int]) -> list[int]:
 
 
 def _flat(parameter: Elements) -> Elements:
-    return parameter.move(torch.flatten, (parameter,), {})
+    return parameter.apply(torch.flatten)
 
 
 def _shared_scale_and_shift(
@@ -197,7 +214,7 @@ def _shared_scale_and_shift(
     shape = _shape_along(x, dims)
     for parameter, kind in ((weight, "gamma"), (bias, "beta")):
         if isinstance(parameter, Elements):
-            parameter = parameter.move(torch.reshape, (parameter, shape), {})
+            parameter = parameter.apply(lambda p: p.reshape(shape))
             result = with_parameter(tracer, call, result, parameter, kind)
     return result
 
@@ -208,7 +225,7 @@ def _add_row_nodes(tracer: Tracer, call: Node, labels: Tensor) -> bool:
     False, and none, if rows overlap.
     """
     labels = tracer.nodes.find(labels)
-    if (labels == labels[..., :1]).all():
+    if same_along(labels, -1):
         return True  # each row is one neuron, at several positions
     groups = _disjoint_rows(tracer, labels)
     if groups is not None and len(groups) > 1:
@@ -217,7 +234,13 @@ def _add_row_nodes(tracer: Tracer, call: Node, labels: Tensor) -> bool:
 
 
 @register_rule(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax)
-def softmax(tracer: Tracer, call: Node, x: Value, dim: int, *_: Any) -> Value:
+def softmax(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    dim: int,
+    *_: Any,
+) -> Value:
     """Over positions neurons stay as they are; over several rows of neurons, each row has a node."""
     if isinstance(x, Elements):
         tracer.rowwise.add(x.parameter)
@@ -235,15 +258,22 @@ def softmax(tracer: Tracer, call: Node, x: Value, dim: int, *_: Any) -> Value:
 
 
 @register_rule(aten._weight_norm, aten._weight_norm_interface)
-def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_: Any) -> Value:
+def weight_norm(
+    tracer: Tracer,
+    call: Node,
+    v: Value,
+    g: Value,
+    *_: Any,
+) -> Value:
     """w = g v / |v|, with a norm for every row."""
     if not (isinstance(v, Elements) and isinstance(g, Elements)):
         return tracer.unknown(call)
-    weight = v.accompanied([g.move(torch.broadcast_to, (g, v.shape), {})])
+    norms = g.apply(lambda g: g.broadcast_to(v.shape))
+    weight = v.accompanied([norms])
     values = call.meta["val"]
     if isinstance(values, Tensor):
         return weight
-    return (weight, *(Unknown(norms.shape, True) for norms in values[1:]))
+    return (weight, *(Unknown(value.shape, True) for value in values[1:]))
 
 
 def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
@@ -251,19 +281,18 @@ def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
 
     None if rows overlap or differ in number.
     """
-    rows = distinct_rows(tracer.nodes.find(labels).reshape(-1, labels.shape[-1]))
-    found = {tuple(row.unique().tolist()) for row in rows if (row > 0).any()}
+    rows = tracer.nodes.find(labels).reshape(-1, labels.shape[-1])
+    present = [row.unique() for row in distinct_rows(rows) if (row > 0).any()]
+    found = sorted({tuple(row.tolist()) for row in present})
     if len({len(members) for members in found}) != 1:
         return None
-    sets = torch.tensor(sorted(found))
-    if (sets <= 0).any() or sets.unique().numel() < sets.numel():
-        return None
-    return sets
+    sets = torch.tensor(found)
+    return None if (sets <= 0).any() or repeats_any(sets) else sets
 
 
 def _label(tracer: Tracer, call: Node, *parameters: Value) -> str:
     """The name of the norm, as its first parameter says it."""
     for parameter in parameters:
         if isinstance(parameter, Elements):
-            return tracer.owner(parameter.parameter)
+            return tracer.name_of(parameter)
     return call.name

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Neurons, in_order, unique_pairs
+from ngopt.graph.tracing.values import Neurons, in_order, repeats_any, unique_pairs
 
 
 class Meeting(NamedTuple):
@@ -30,7 +30,8 @@ class Meeting(NamedTuple):
     @classmethod
     def of(cls, tracer: Tracer, a: Neurons, b: Neurons) -> Meeting:
         shape = torch.broadcast_shapes(a.shape, b.shape)
-        left, right = tracer.nodes.find_all(a.labels.expand(shape), b.labels.expand(shape))
+        whole = (x.labels.expand(shape) for x in (a, b))
+        left, right = tracer.nodes.find_all(*whole)
         both = (left > 0) & (right > 0) & (left != right)
         pairs, which = unique_pairs(left[both], right[both])
         return cls(left, right, both, pairs, which, shape)
@@ -53,12 +54,11 @@ def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     if (older >= newer).any():
         older, newer = newer, older
     is_mixed = (older > newer).any() or torch.isin(older, newer).any()
-    if is_mixed or newer.unique().numel() < len(newer):
+    if is_mixed or repeats_any(newer):
         return _of_pairs(tracer, call, met, "neuron")
-    operands = call.all_input_nodes
-    are_only_summed = len(operands) == 2 and all(len(o.users) == 1 for o in operands)
-    is_one_to_one = older.unique().numel() == len(older) > 0
-    if is_one_to_one and are_only_summed and a.is_pristine and b.is_pristine:
+    users = [len(operand.users) for operand in call.all_input_nodes]
+    are_only_summed = users == [1, 1] and a.is_pristine and b.is_pristine
+    if are_only_summed and len(older) and not repeats_any(older):
         tracer.nodes.unify(older, newer)
         return met.result(tracer.nodes.find(newer), is_pristine=True)
     tracer.edges(None, older, newer, "residual")
@@ -83,7 +83,7 @@ def _of_pairs(tracer: Tracer, call: Node, met: Meeting, kind: str) -> Neurons:
     return met.result(nodes)
 
 
-def uses(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
+def used_by(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
     """Edges of value 1 from sources[i] to targets[i], apart for each time a source comes.
 
     A neuron is used by one target after the other so, as keys are by several heads of queries.

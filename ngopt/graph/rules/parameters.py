@@ -8,13 +8,24 @@ from torch.fx import Node
 
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Neurons, exchanged, unique_pairs, without_repeats
+from ngopt.graph.tracing.values import (
+    Neurons,
+    exchanged,
+    repeats_any,
+    same_along,
+    unique_pairs,
+    without_repeats,
+)
 
 SCALES = ("scale", "gamma")
 
 
 def with_parameter(
-    tracer: Tracer, call: Node, x: Neurons, elements: Elements, kind: str
+    tracer: Tracer,
+    call: Node,
+    x: Neurons,
+    elements: Elements,
+    kind: str,
 ) -> Neurons:
     """A parameter that is added to neurons or multiplied with them, entry by entry.
 
@@ -31,12 +42,7 @@ def with_parameter(
     place = _places_on_new_axes(x.shape, elements, shape)
     if place.numel() > 1:
         return _along_new_axes(tracer, call, x, elements, kind, place)
-    whole, numbers = without_repeats([x.labels.expand(shape), elements.numbers.expand(shape)])
-    labels = tracer.nodes.find(whole)
-    pairs = _pairs(labels, numbers)
-    if _uneven(pairs) and tracer.unify_places(whole, -1) is not None:
-        labels = tracer.nodes.find(whole)  # tokens that are the same neurons after all
-        pairs = _pairs(labels, numbers)
+    labels, pairs = _meeting(tracer, x.labels.expand(shape), elements.numbers.expand(shape))
     result = Neurons(labels.expand(shape))
     if not pairs.numel() or _uneven(pairs):
         tracer.pin(labels)
@@ -45,7 +51,7 @@ def with_parameter(
     table = pairs[1].reshape(len(nodes), -1)  # (neurons, elements of each)
     sets, owner = table.unique(dim=0, return_inverse=True)
     own = Elements(elements.parameter, sets[:, 0] if sets.shape[1] == 1 else sets)
-    if own.view() is None or sets.unique().numel() != sets.numel():
+    if own.view() is None or repeats_any(sets):
         tracer.pin(nodes)
         return result
     if len(sets) < len(nodes):
@@ -62,6 +68,17 @@ def with_parameter(
     return Neurons(exchanged(labels, nodes, targets).expand(shape))
 
 
+def _meeting(tracer: Tracer, labels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels, cut where all repeats, and which neurons meet which elements, (2, pairs)."""
+    whole, numbers = without_repeats([labels, numbers])
+    labels = tracer.nodes.find(whole)
+    pairs = _pairs(labels, numbers)
+    if _uneven(pairs) and tracer.unify_places(whole, -1) is not None:
+        labels = tracer.nodes.find(whole)  # tokens that are the same neurons after all
+        pairs = _pairs(labels, numbers)
+    return labels, pairs
+
+
 def _places_on_new_axes(before: torch.Size, elements: Elements, shape: torch.Size) -> Tensor:
     """Numbers of the places along the axes that a tensor gets from a parameter.
 
@@ -71,35 +88,42 @@ def _places_on_new_axes(before: torch.Size, elements: Elements, shape: torch.Siz
     sizes = (1,) * (len(shape) - len(before)) + tuple(before)
     place = torch.zeros([1] * len(shape), dtype=torch.long)
     for d, (old, new) in enumerate(zip(sizes, shape, strict=True)):
-        if old == 1 < new and (numbers != numbers.narrow(d, 0, 1)).any():
+        if old == 1 < new and not same_along(numbers, d):
             behind = [1] * (len(shape) - 1 - d)
             place = place * new + torch.arange(new).reshape(-1, *behind)
     return place
 
 
 def _along_new_axes(
-    tracer: Tracer, call: Node, x: Neurons, elements: Elements, kind: str, place: Tensor
+    tracer: Tracer,
+    call: Node,
+    x: Neurons,
+    elements: Elements,
+    kind: str,
+    place: Tensor,
 ) -> Neurons:
     """(d, 1) neurons with (d, n) elements: nodes of their own at each place."""
     shape = torch.broadcast_shapes(x.shape, elements.shape)
-    tensors = [t.expand(shape) for t in (x.labels, elements.numbers, place)]
-    labels, numbers, place = without_repeats(tensors)
+    whole = [t.expand(shape) for t in (x.labels, elements.numbers, place)]
+    labels, numbers, place = without_repeats(whole)
     labels = tracer.nodes.find(labels).clone()  # what was found may be a view of what was asked for
     neuron = labels > 0
     pairs, which = unique_pairs(labels[neuron], place[neuron])
+    sources, count = pairs[0], pairs.shape[1]
     met, _ = unique_pairs(which, numbers[neuron])
-    sources = pairs[0].unique_consecutive()
     own = None
-    if kind in SCALES and met.shape[1] == pairs.shape[1] and not _uneven(pairs):
-        own = Elements(elements.parameter, met[1].reshape(len(sources), -1))
+    if kind in SCALES and met.shape[1] == count and not _uneven(pairs):
+        rows = sources.unique_consecutive()
+        own = Elements(elements.parameter, met[1].reshape(len(rows), -1))
     if own is None or own.view() is None:
-        nodes = tracer.nodes.new(call.name, pairs.shape[1], "copy", pairs[:1])
-        tracer.edges(None, pairs[0], nodes, "copy")
+        nodes = tracer.nodes.new(call.name, count, "copy", sources[None])
+        tracer.edges(None, sources, nodes, "copy")
         labels[neuron] = nodes[which]
-        return with_parameter(tracer, call, Neurons(labels.expand(shape)), elements, kind)
+        result = Neurons(labels.expand(shape))
+        return with_parameter(tracer, call, result, elements, kind)
     name = tracer.parameters[elements.parameter].name
-    nodes = tracer.nodes.new(name, pairs.shape[1], made_of=pairs[:1])
-    tracer.edges(own, sources[:, None], nodes.reshape(own.shape), kind)
+    nodes = tracer.nodes.new(name, count, made_of=sources[None])
+    tracer.edges(own, sources.reshape(own.shape), nodes.reshape(own.shape), kind)
     labels[neuron] = nodes[which]
     return Neurons(labels.expand(shape))
 
@@ -113,4 +137,4 @@ def _pairs(labels: Tensor, numbers: Tensor) -> Tensor:
 def _uneven(pairs: Tensor) -> bool:
     """Whether some neurons meet more elements than others."""
     counts = pairs[0].unique_consecutive(return_counts=True)[1]
-    return bool((counts != counts[:1]).any())
+    return len(counts) > 0 and not same_along(counts, 0)

@@ -6,7 +6,7 @@ from torch import Tensor, full_like
 
 from ngopt.graph.tracing.edges import Edges
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import without_repeats
+from ngopt.graph.tracing.values import repeats_any, without_repeats
 
 
 def join_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
@@ -18,10 +18,11 @@ def join_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
     channel = channel % labels.dim()
     (labels,) = without_repeats([labels], keep=[channel])
     n = labels.shape[channel]
-    maps = tracer.nodes.find(labels).movedim(channel, -1).flatten(channel, -2)
-    for places in maps.reshape(-1, *maps.shape[-2:]).unique(dim=0):
+    rows = tracer.nodes.find(labels).movedim(channel, -1)
+    maps = rows.reshape(labels.shape[:channel].numel(), -1, n)
+    for places in maps.unique(dim=0):
         rows = places.unique(dim=0)
-        if (rows > 0).all() and rows.unique().numel() == len(rows) * n > n:
+        if len(rows) > 1 and (rows > 0).all() and not repeats_any(rows):
             tracer.nodes.unify(rows[:1].expand_as(rows), rows)
             _join_partners(tracer)
 
@@ -48,6 +49,6 @@ def _one_to_one(edges: Edges) -> tuple[Tensor, Tensor] | None:
     sources, targets = edges.sources, edges.targets
     if sources is None or sources.shape != targets.shape:
         return None
-    if any(end.unique().numel() < end.numel() for end in (sources, targets)):
+    if repeats_any(sources) or repeats_any(targets):
         return None
     return sources.flatten(), targets.flatten()

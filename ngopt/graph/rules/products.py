@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.entrywise import elementwise, meet_constant
-from ngopt.graph.rules.pairs import difference_of, product_of, sum_of, uses
+from ngopt.graph.rules.pairs import difference_of, product_of, sum_of, used_by
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import Rule, register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -20,6 +20,7 @@ from ngopt.graph.tracing.values import (
     Value,
     folded,
     nodes_among,
+    same_along,
     unique_pairs,
     without_repeats,
 )
@@ -34,14 +35,21 @@ ENTRIES = 1 << 20
 
 @register_rule(aten.scaled_dot_product_attention)
 def attention(
-    tracer: Tracer, call: Node, q: Value, k: Value, v: Value, mask: Value = None, *_: Any, **__: Any
+    tracer: Tracer,
+    call: Node,
+    q: Value,
+    k: Value,
+    v: Value,
+    mask: Value = None,
+    *_: Any,
+    **__: Any,
 ) -> Value:
     """softmax(q k^T + mask) v with heads kept apart; grouped-query heads are repeated."""
-    if not (isinstance(q, Neurons) and isinstance(k, Neurons) and isinstance(v, Neurons)):
+    if not isinstance(q, Neurons) or not isinstance(k, Neurons) or not isinstance(v, Neurons):
         return tracer.unknown(call)
-    if len(q.shape) > 2:
+    if len(q.shape) > 2 and q.shape[-3] > k.shape[-3]:
         ratio = q.shape[-3] // k.shape[-3]
-        k, v = (Neurons(x.labels.repeat_interleave(ratio, -3)) if ratio > 1 else x for x in (k, v))
+        k, v = (Neurons(x.labels.repeat_interleave(ratio, -3)) for x in (k, v))
     shape = torch.Size((*q.shape[:-1], k.shape[-2]))
     scores = product_sum(tracer, call.name, q, Neurons(k.labels.mT), shape)
     if isinstance(scores, Neurons):
@@ -60,7 +68,13 @@ def _masked(tracer: Tracer, call: Node, scores: Neurons, mask: Value) -> Neurons
     return scores
 
 
-def product_sum(tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size) -> Value:
+def product_sum(
+    tracer: Tracer,
+    name: str,
+    a: Value,
+    b: Value,
+    shape: torch.Size,
+) -> Value:
     """a @ b of two activations, (..., t, n) and (..., n, m).
 
     Where the summed index runs over neurons (q k^T), each pair of them is a product, and all
@@ -72,34 +86,36 @@ def product_sum(tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size
     if isinstance(a, Neurons) and isinstance(b, Neurons):
         result = _of_activations(tracer, name, a.labels, b.labels)
         return Unknown(shape) if result is None else Neurons(result.reshape(shape))
-    # a constant mixes positions
-    if isinstance(a, (Tensor, Unknown)) and isinstance(b, Neurons):
-        row = b.labels[..., :1, :]
-        if (b.labels == row).all():
-            wide = row.expand(*b.labels.shape[:-2], *shape[-2:])
-            return Neurons(wide.expand(shape))
-    if isinstance(b, (Tensor, Unknown)) and isinstance(a, Neurons):
-        column = a.labels[..., :1]
-        if (a.labels == column).all():
-            return Neurons(column.expand(shape))
-    return Unknown(shape)
+    # what is no neurons mixes positions
+    if isinstance(b, Neurons) and isinstance(a, (Tensor, Unknown)):
+        labels, dim = b.labels, -2
+    elif isinstance(a, Neurons) and isinstance(b, (Tensor, Unknown)):
+        labels, dim = a.labels, -1
+    else:
+        return Unknown(shape)
+    if not same_along(labels, dim):
+        return Unknown(shape)
+    return Neurons(labels.narrow(dim, 0, 1).expand(shape))
 
 
 def _of_activations(tracer: Tracer, name: str, a: Tensor, b: Tensor) -> Tensor | None:
     """The product of labels (..., t, n) and (..., n, m); None where it is too large."""
-    a, b = a[None] if a.dim() == 1 else a, b[:, None] if b.dim() == 1 else b
-    lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    wide = [tracer.nodes.find(x.expand(*lead, *x.shape[-2:])) for x in (a, b)]
-    left, right = (x.reshape(-1, *x.shape[-2:]) for x in wide)
-    shape = torch.Size((*lead, left.shape[1], right.shape[2]))
-    is_one_score = bool((left == left[:, :1, :1]).all())
-    weighs = is_one_score and not (right == right[:, :, :1]).all()
+    a = a[None] if a.dim() == 1 else a
+    b = b[:, None] if b.dim() == 1 else b
+    *lead_a, t, n = a.shape
+    *lead_b, _, m = b.shape
+    lead = torch.broadcast_shapes(tuple(lead_a), tuple(lead_b))
+    left = tracer.nodes.find(a.expand(*lead, t, n)).reshape(-1, t, n)
+    right = tracer.nodes.find(b.expand(*lead, n, m)).reshape(-1, n, m)
+    shape = torch.Size((*lead, t, m))
+    is_one_score = same_along(left, 1) and same_along(left, 2)
+    weighs = is_one_score and not same_along(right, 2)
     right = _unify_positions(tracer, right, 2 if weighs else 1)
-    if weighs and (right == right[:, :1]).all():
+    if weighs and same_along(right, 1):
         return _weighted(tracer, name, left[:, 0, 0], right[:, 0], shape)
-    if (right == right[:, :, :1]).all():
+    if same_along(right, 2):
         left = _unify_positions(tracer, left, 2)
-        if (left == left[:, :1]).all():
+        if same_along(left, 1):
             keys = tracer.nodes.find(right[:, :, 0])
             return _scores(tracer, name, left[:, 0], keys, shape)
     return _pooled_products(tracer, name, left, tracer.nodes.find(right), shape)
@@ -110,7 +126,8 @@ def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
 
     dim: that of the neurons; positions are along the other.
     """
-    if (labels == labels.narrow(3 - dim, 0, 1)).all():
+    other = 3 - dim
+    if same_along(labels, other):
         return labels
     matrices, which = labels.unique(dim=0, return_inverse=True)
     rows = [tracer.unify_places(matrix, dim - 1) for matrix in matrices]
@@ -118,48 +135,64 @@ def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
     if len(found) < len(rows):
         return tracer.nodes.find(labels)
     unified = tracer.nodes.find(torch.stack(found))[which]
-    return unified.unsqueeze(3 - dim).expand_as(labels)
+    return unified.unsqueeze(other).expand_as(labels)
 
 
 def _scores(
-    tracer: Tracer, name: str, left: Tensor, right: Tensor, shape: torch.Size
+    tracer: Tracer,
+    name: str,
+    left: Tensor,
+    right: Tensor,
+    shape: torch.Size,
 ) -> Tensor | None:
     """left, right: (heads that repeat, n) -> one node a head, behind n products."""
-    n = left.shape[1]
-    if (left <= 0).any() or (right <= 0).any():
+    both = torch.cat([left, right], dim=1)
+    if (both <= 0).any():
         return None
-    heads, which = torch.cat([left, right], dim=1).unique(dim=0, return_inverse=True)
-    products = tracer.nodes.new(f"{name}.products", len(heads) * n, "product")
-    uses(tracer, heads[:, :n].flatten(), products, "left")
-    uses(tracer, heads[:, n:].flatten(), products, "right")
+    heads, which = both.unique(dim=0, return_inverse=True)
+    left, right = heads.chunk(2, dim=1)
+    products = tracer.nodes.new(f"{name}.products", left.numel(), "product")
+    used_by(tracer, left.flatten(), products, "left")
+    used_by(tracer, right.flatten(), products, "right")
     nodes = tracer.nodes.new(f"{name}.heads", len(heads), "head", heads.T)
-    tracer.edges(None, products.reshape(len(heads), n), nodes[:, None], "pool")
+    tracer.edges(None, products.reshape(left.shape), nodes[:, None], "pool")
     return nodes[which].reshape(*shape[:-2], 1, 1).expand(shape)
 
 
 def _weighted(
-    tracer: Tracer, name: str, heads: Tensor, values: Tensor, shape: torch.Size
+    tracer: Tracer,
+    name: str,
+    heads: Tensor,
+    values: Tensor,
+    shape: torch.Size,
 ) -> Tensor | None:
     """heads: (r,), values: (r, m) -> the products of each head with its values."""
-    if (heads <= 0).any() or (values <= 0).any():
+    both = torch.cat([heads[:, None], values], dim=1)
+    if (both <= 0).any():
         return None
-    rows, which = torch.cat([heads[:, None], values], dim=1).unique(dim=0, return_inverse=True)
-    heads, values = rows[:, :1], rows[:, 1:]
-    factors = torch.stack([heads.expand_as(values).flatten(), values.flatten()])
+    rows, which = both.unique(dim=0, return_inverse=True)
+    heads, values = rows[:, :1].expand(-1, values.shape[1]), rows[:, 1:]
+    factors = torch.stack([heads.flatten(), values.flatten()])
     products = tracer.nodes.new(name, values.numel(), "product", factors)
-    labels = products.reshape(values.shape)
-    tracer.edges(None, heads, labels, "left")
-    uses(tracer, values.flatten(), products, "right")
-    return labels[which].reshape(*shape[:-2], 1, values.shape[1]).expand(shape)
+    tracer.edges(None, factors[0], products, "left")
+    used_by(tracer, factors[1], products, "right")
+    labels = products.reshape(values.shape)[which]
+    return labels.reshape(*shape[:-2], 1, -1).expand(shape)
 
 
 def _pooled_products(
-    tracer: Tracer, name: str, left: Tensor, right: Tensor, shape: torch.Size
+    tracer: Tracer,
+    name: str,
+    left: Tensor,
+    right: Tensor,
+    shape: torch.Size,
 ) -> Tensor | None:
     """(r, t, n) and (r, n, m): a node for every product, and one for each set that is summed."""
-    size = (*left.shape, right.shape[2])
-    left, right = folded(left)[..., None].expand(size), folded(right)[:, None].expand(size)
-    left, right = (x.movedim(2, -1) for x in without_repeats([left, right]))  # (r, t, m, n)
+    r, t, n = left.shape
+    m = right.shape[2]
+    left = folded(left)[:, :, None].expand(r, t, m, n)
+    right = folded(right).mT[:, None].expand(r, t, m, n)
+    left, right = without_repeats([left, right])
     if left.numel() > ENTRIES or (left <= 0).any() or (right <= 0).any():
         return None
     pairs, which = unique_pairs(left.flatten(), right.flatten())
@@ -169,30 +202,48 @@ def _pooled_products(
     tracer.edges(None, pairs[0], products, "left")
     tracer.edges(None, pairs[1], products, "right")
     labels = products[which].reshape(left.shape)
-    if labels.shape[-1] > 1:
-        rows = labels.flatten(0, -2).sort(dim=1).values
+    if labels.shape[3] > 1:
+        rows = labels.flatten(0, 2).sort(dim=1).values
         sets, which = rows.unique(dim=0, return_inverse=True)
         nodes = tracer.nodes.new(name, len(sets), "pool", sets.T)
         tracer.edges(None, sets, nodes[:, None], "pool")
-        labels = nodes[which].reshape(labels.shape[:-1])
-    labels = labels.reshape(labels.shape[:3])
-    return labels.expand(size[0], size[1], size[3]).reshape(shape)
+        labels = nodes[which].reshape(labels.shape[:3])
+    return labels.reshape(labels.shape[:3]).expand(r, t, m).reshape(shape)
 
 
 @register_rule(aten.add, aten.add_)
-def addition(tracer: Tracer, call: Node, a: Value, b: Value, *, alpha: Any = 1) -> Value:
+def addition(
+    tracer: Tracer,
+    call: Node,
+    a: Value,
+    b: Value,
+    *,
+    alpha: Any = 1,
+) -> Value:
     """A residual connection, a positional parameter, or a shift by a constant."""
     return with_other(tracer, call, a, b, sum_of if alpha == 1 else difference_of, "shift")
 
 
 @register_rule(aten.sub, aten.sub_)
-def subtraction(tracer: Tracer, call: Node, a: Value, b: Value, **_: Any) -> Value:
+def subtraction(
+    tracer: Tracer,
+    call: Node,
+    a: Value,
+    b: Value,
+    **_: Any,
+) -> Value:
     """As an addition, but the two sides are no twins."""
     return with_other(tracer, call, a, b, difference_of, "shift")
 
 
 @register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
-def multiplication(tracer: Tracer, call: Node, a: Value, b: Value, **_: Any) -> Value:
+def multiplication(
+    tracer: Tracer,
+    call: Node,
+    a: Value,
+    b: Value,
+    **_: Any,
+) -> Value:
     """A gate (a product of neurons), a scale (edges from one to one), or a constant factor."""
     is_norm = any(isinstance(x, Neurons) and x.is_normalised for x in (a, b))
     return with_other(tracer, call, a, b, product_of, "gamma" if is_norm else "scale")
@@ -207,7 +258,14 @@ def gated_linear_unit(tracer: Tracer, call: Node, x: Value, dim: int = -1) -> Va
     return product_of(tracer, call, Neurons(a), Neurons(b))
 
 
-def with_other(tracer: Tracer, call: Node, a: Value, b: Value, rule: Rule, kind: str) -> Value:
+def with_other(
+    tracer: Tracer,
+    call: Node,
+    a: Value,
+    b: Value,
+    rule: Rule,
+    kind: str,
+) -> Value:
     """A function of two tensors.
 
     rule: for two activations; else a parameter works on neurons, or a constant.

@@ -14,7 +14,7 @@ from ngopt.graph.rules.entries import as_neurons
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import NO_NEURON, Neurons, Unknown, Value
+from ngopt.graph.tracing.values import NO_NEURON, Neurons, Unknown, Value, same_along
 
 aten = torch.ops.aten
 
@@ -54,10 +54,9 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args: Any) -> Value:
             ends.append(nodes[0])
             last.append(nodes)
         current = torch.cat(ends)
-    # the outputs, the hidden states, and the cells
-    ends = [current, *(torch.stack(nodes)[:, None] for nodes in zip(*last, strict=True))]
-    values = call.meta["val"]
-    return tuple(Neurons(n.expand(v.shape)) for n, v in zip(ends, values, strict=False))
+    hidden, cells = (torch.stack(nodes)[:, None] for nodes in zip(*last, strict=True))
+    results = zip((current, hidden, cells), call.meta["val"], strict=False)
+    return tuple(Neurons(nodes.expand(value.shape)) for nodes, value in results)
 
 
 def _features(tracer: Tracer, call: Node, x: Value) -> Tensor | None:
@@ -74,23 +73,32 @@ def _features(tracer: Tracer, call: Node, x: Value) -> Tensor | None:
 
 
 def _recurrent_layer(
-    tracer: Tracer, call: Node, sources: Tensor, weights: Sequence[Elements], has_biases: bool
+    tracer: Tracer,
+    call: Node,
+    sources: Tensor,
+    weights: Sequence[Elements],
+    has_biases: bool,
 ) -> tuple[Tensor, Tensor]:
     """Adds a layer; the nodes of its hidden state and of its cells.
 
     These are the same without a projection.
     """
     w_ih, w_hh = weights[:2]
-    biases, projection = (weights[2:4], weights[4:]) if has_biases else ((), weights[2:])
+    biases = weights[2:4] if has_biases else ()
+    projection = weights[2 + len(biases) :]
     hidden, name = w_hh.shape[1], _name(tracer, w_ih)
-    cells = tracer.nodes.new(name, projection[0].shape[1] if projection else hidden)
-    fed_back = tracer.nodes.new(f"{name}.projection", hidden) if projection else cells
+    if projection:
+        cells = tracer.nodes.new(name, projection[0].shape[1])
+        fed_back = tracer.nodes.new(f"{name}.projection", hidden)
+    else:
+        cells = fed_back = tracer.nodes.new(name, hidden)
     sources = tracer.source_nodes(sources, name)
     tracer.edges(_gated(w_ih, cells), sources, cells[:, None], "weight", call)
     tracer.edges(_gated(w_hh, cells), fed_back, cells[:, None], "recurrent", call)
     # a GRU gates what its state adds, with its bias; elsewhere the two are only summed
     is_gru = w_ih.shape[0] == 3 * len(cells)
-    for bias, kind in zip(biases, ("bias", "recurrent" if is_gru else "bias"), strict=False):
+    kinds = ("bias", "recurrent" if is_gru else "bias")
+    for bias, kind in zip(biases, kinds, strict=False):
         tracer.edges(_gated(bias, cells), None, cells, kind)
     if projection:
         tracer.edges(projection[0], cells, fed_back[:, None], call=call)
@@ -104,8 +112,7 @@ def _name(tracer: Tracer, w_ih: Elements) -> str:
 
 def _gated(parameter: Elements, cells: Tensor) -> Elements:
     """(gates * n, *rest) -> (n, *rest, gates)."""
-    apart = parameter.move(torch.unflatten, (parameter, 0, (-1, len(cells))), {})
-    return apart.move(torch.movedim, (apart, 0, -1), {})
+    return parameter.apply(lambda p: p.unflatten(0, (-1, len(cells))).movedim(0, -1))
 
 
 def _holders(nodes: tuple[Tensor, Tensor], states: int) -> list[tuple[Tensor, str]]:
@@ -136,11 +143,11 @@ def _enter(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
     """
     if isinstance(state, Elements):
         rows = state.numbers
-        own = rows[0] if (rows == rows[:1]).all() else rows.T
+        own = rows[0] if same_along(rows, 0) else rows.T
         meaning = "value" if kind == "residual" else kind
         tracer.edges(Elements(state.parameter, own), None, nodes, meaning)
         return
-    if isinstance(state, Tensor) and (state == state[..., :1]).all():
+    if isinstance(state, Tensor) and same_along(state, -1):
         return
     sources = None
     if isinstance(state, Neurons):
@@ -167,55 +174,76 @@ class Cell:
 
 
 @register_rule(aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
-def recurrent_cell(tracer: Tracer, call: Node, x: Value, states: Any, *parameters: Value) -> Value:
+def recurrent_cell(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    states: Any,
+    *parameters: Value,
+) -> Value:
     """A step of a recurrent layer.
 
     It has the same nodes as the step before where it takes up the state of that. Where no state is
     one of the same weights, a new recurrence begins.
     """
-    weights = [w for w in parameters if isinstance(w, Elements)]
+    given_weights = [w for w in parameters if w is not None]
+    weights = [w for w in given_weights if isinstance(w, Elements)]
     features = _features(tracer, call, x)
-    if features is None or any(w is not None and not isinstance(w, Elements) for w in parameters):
+    if features is None or len(weights) < len(given_weights):
         return tracer.unknown(call)
     states = states if isinstance(states, (list, tuple)) else [states]
     given = [_state_nodes(tracer, state) for state in states]
-    known = tracer.cells.setdefault(tuple(w.view() for w in weights), [])
-    cell = next((c for c in known if _is_state_of(tracer, c, given)), None)
-    if cell is None:
-        nodes = _recurrent_layer(tracer, call, features, weights, len(weights) > 2)
-        cell = Cell(nodes, [features])
-        known.append(cell)
-    elif not any(_unify_inputs(tracer, old, features) for old in cell.inputs):
-        sources = tracer.source_nodes(features, _name(tracer, weights[0]))
-        cells = cell.nodes[1]
-        tracer.edges(_gated(weights[0], cells), sources, cells[:, None], "weight", call)
-        cell.inputs.append(features)
+    cell = _cell_of(tracer, call, weights, features, given)
     holders = _holders(cell.nodes, len(states))
     for (held_by, kind), state, nodes in zip(holders, states, given, strict=True):
         entered = [held_by, *(old for other, old in cell.states if other == kind)]
-        if not any(_same(tracer, old, nodes) for old in entered):
-            _enter(tracer, state, held_by, kind)
-            cell.states += [(kind, nodes)] if nodes is not None else []
-    new = [Neurons(nodes.expand(s.shape)) for nodes, s in zip(cell.nodes, states, strict=False)]
+        if any(_same(tracer, old, nodes) for old in entered):
+            continue
+        _enter(tracer, state, held_by, kind)
+        if nodes is not None:
+            cell.states.append((kind, nodes))
+    results = zip(cell.nodes, states, strict=False)
+    new = [Neurons(nodes.expand(state.shape)) for nodes, state in results]
     return tuple(new) if len(new) > 1 else new[0]
+
+
+def _cell_of(
+    tracer: Tracer,
+    call: Node,
+    weights: Sequence[Elements],
+    features: Tensor,
+    given: Sequence[Tensor | None],
+) -> Cell:
+    """The cell whose step this is, or a new one, with edges from what the step sees."""
+    known = tracer.cells.setdefault(tuple(w.view() for w in weights), [])
+    for cell in known:
+        if any(_same(tracer, cell.nodes[0], nodes) for nodes in given):
+            break
+    else:
+        nodes = _recurrent_layer(tracer, call, features, weights, len(weights) > 2)
+        known.append(Cell(nodes, [features]))
+        return known[-1]
+    if not any(_unify_inputs(tracer, old, features) for old in cell.inputs):
+        w_ih, cells = weights[0], cell.nodes[1]
+        sources = tracer.source_nodes(features, _name(tracer, w_ih))
+        tracer.edges(_gated(w_ih, cells), sources, cells[:, None], "weight", call)
+        cell.inputs.append(features)
+    return cell
 
 
 def _state_nodes(tracer: Tracer, state: Value) -> Tensor | None:
     return tracer.unify_places(state.labels, -1) if isinstance(state, Neurons) else None
 
 
-def _is_state_of(tracer: Tracer, cell: Cell, given: Sequence[Tensor | None]) -> bool:
-    """Whether one of the given states is the hidden one of a cell."""
-    return any(_same(tracer, cell.nodes[0], nodes) for nodes in given)
-
-
 def _same(tracer: Tracer, a: Tensor, b: Tensor | None) -> bool:
-    return b is not None and torch.equal(tracer.nodes.find(a), tracer.nodes.find(b))
+    find = tracer.nodes.find
+    return b is not None and torch.equal(find(a), find(b))
 
 
 def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
-    """Makes the inputs of two steps the same neurons, if they are or are entries of the network's
-    input; returns whether it did.
+    """Makes the inputs of two steps the same neurons, if they are entries of the network's input.
+
+    Returns whether they are the same now.
     """
     old, new = tracer.nodes.find(old), tracer.nodes.find(new)
     differ = old != new

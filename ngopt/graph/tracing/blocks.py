@@ -18,7 +18,14 @@ from ngopt.graph.core import View
 from ngopt.graph.tracing.edges import Block, Edges
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.nodes import Nodes
-from ngopt.graph.tracing.values import Repeats, compact, regular_repeats, unique_pairs
+from ngopt.graph.tracing.values import (
+    Repeats,
+    compact,
+    regular_repeats,
+    repeats_any,
+    same_along,
+    unique_pairs,
+)
 
 
 def blocks_of(edges: Edges, nodes: Nodes) -> Iterator[Block]:
@@ -162,7 +169,7 @@ def _within_groups(piece: Piece, nodes: Nodes) -> Iterator[Piece]:
         if not changing:
             continue
         rows = groups.rows(axis, changing)
-        if (rows == rows[:1]).all():
+        if same_along(rows, 0):
             continue
         signatures, which = rows.unique(dim=0, return_inverse=True)
         for number in range(len(signatures)):
@@ -198,7 +205,7 @@ def _without_repeats(piece: Piece) -> Iterator[Piece]:
 
 
 def _is_distinct(piece: Piece) -> bool:
-    return all(end.unique().numel() == end.numel() for end in piece.ends)
+    return not any(repeats_any(end) for end in piece.ends)
 
 
 def _repeats_split(piece: Piece, ends: Sequence[int]) -> Piece:

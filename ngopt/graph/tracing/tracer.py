@@ -67,9 +67,13 @@ class Tracer:
         position = self._position[id(parameter)]
         return Elements.whole(position, self.parameters[position].shape)
 
-    def owner(self, parameter: int) -> str:
+    def name_of(self, elements: Elements) -> str:
         """The name of the layer that a parameter belongs to."""
-        return self.parameters[parameter].name.removesuffix(".weight")
+        return self.parameters[elements.parameter].name.removesuffix(".weight")
+
+    def new_layer(self, weight: Elements, size: int) -> Tensor:
+        """New neurons, (size,), that a weight makes."""
+        return self.nodes.new(self.name_of(weight), size)
 
     def edges(
         self,
@@ -90,7 +94,7 @@ class Tracer:
             functions are told apart by it.
         """
         if elements is not None and sources is not None:
-            sources = self.source_nodes(sources, self.owner(elements.parameter))
+            sources = self.source_nodes(sources, self.name_of(elements))
         path = () if call is None else self._path(call)
         self.found.append(Edges(elements, sources, targets, kind, path))
         if elements is not None:
@@ -118,7 +122,7 @@ class Tracer:
             missing = axes - end.dim()
             if own == [d + missing for d, n in enumerate(end.shape) if n > 1] and len(own) == 1:
                 index = tuple(slice(None) if d in changing else 0 for d in range(len(shape)))
-                feature = factor.move(lambda f, index=index: f[index], (factor,), {})
+                feature = factor.apply(lambda f, index=index: f[index])
                 self.edges(feature, None, end.flatten(), "scale")
                 return
         self.fixed.add(weight)

@@ -92,6 +92,16 @@ def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([keys // base, keys % base]), which
 
 
+def same_along(labels: Tensor, dim: int) -> bool:
+    """Whether labels are the same at all places along a dimension."""
+    return bool((labels == labels.narrow(dim, 0, 1)).all())
+
+
+def repeats_any(nodes: Tensor) -> bool:
+    """Whether one of the nodes comes several times."""
+    return nodes.unique().numel() < nodes.numel()
+
+
 def in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
     """The different nodes, in the order in which they first come, and which of them is where."""
     found, which = nodes.unique(return_inverse=True)
