@@ -60,7 +60,7 @@ def move(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
         _tell_parts_apart(tracer, call)
         parts = [_labels_of_part(tracer, call, value) for value in first]
         return _neurons(call.target(parts, *args[1:], **kwargs))  # type: ignore[operator]
-    # labels may repeat (stride 0) where the network's own tensor does not: only a copy has the shape
+    # labels may repeat (stride 0) where the network's own tensor does not: no view has the shape
     function: Any = torch.reshape if packet in VIEWS else call.target
     is_alone = not any(isinstance(leaf, (Neurons, Elements)) for leaf in leaves[1:])
     if isinstance(first, Elements) and is_alone:
@@ -96,7 +96,7 @@ def _labels_of_part(tracer: Tracer, call: Node, value: Value) -> Tensor:
 
 
 def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
-    """Notes down what parts of one layer that are put together went through, if it is not the same."""
+    """Notes down what parts of one layer went through that are put together, if it differs."""
     parts = []
     for part in dict.fromkeys(tree_leaves(call.args[0])):
         value = tracer.values.get(part) if isinstance(part, Node) else None
@@ -244,7 +244,7 @@ ROWS = 4096
 
 
 def is_whole(tracer: Tracer, x: Value) -> bool:
-    """Whether a value is a parameter in its own shape, none of whose dimensions was cut into parts."""
+    """Whether a value is a parameter in its own shape, no dimension of which was cut into parts."""
     return isinstance(x, Elements) and tuple(x.shape) == tracer.parameters[x.parameter].shape
 
 

@@ -1,4 +1,4 @@
-"""Functions without weights that work entry by entry, and those of which it must be seen if they do.
+"""Functions without weights that work entry by entry, and those that must be tried if they do.
 
 A function of neurons alone, the same for all of them, changes nothing in the graph. What tells
 neurons apart must be in it: several neurons, a parameter, a constant that differs between them.
@@ -75,7 +75,7 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 
 
 def _of_neurons(tracer: Tracer, call: Node, neurons: list[Neurons], operands: list) -> Value:
-    """Several neurons are factors; parameters and constants meet the result, one after the other."""
+    """Several neurons are factors; parameters and constants meet the result, one by one."""
     shape = tracer.shape_of(call)
     result = neurons[0]
     for factor in neurons[1:]:
@@ -126,7 +126,7 @@ def _of_elements(tracer: Tracer, call: Node, elements: list[Elements], operands:
 
 
 def _treats_alike(tracer: Tracer, call: Node, elements: list[Elements], operands: list) -> bool:
-    """Whether a function treats all elements of a parameter alike, so that rows may be exchanged."""
+    """Whether a function treats all elements of a parameter alike: rows may be exchanged."""
     first, *others = elements
     if first.shape.numel() < tracer.parameters[first.parameter].numel:
         return False  # the rest may go through other functions

@@ -22,7 +22,7 @@ from ngopt.graph.tracing.values import NO_NEURON, Neurons, Unknown, Value, same_
 aten = torch.ops.aten
 
 USES = 128
-"""At most so many uses of a weight in one call, each with edges: large language models have 128 heads."""
+"""At most so many uses of a weight in one call: large language models have 128 heads."""
 
 
 @register_rule(aten.linear)
@@ -166,7 +166,7 @@ def batched_weight(
     weight: Elements,
     shape: torch.Size,
 ) -> Value:
-    """(..., t, n_in) @ (..., n_in, n_out) with a weight for each index of the leading dimensions."""
+    """(..., t, n_in) @ (..., n_in, n_out): a weight for each index of the leading dimensions."""
     *lead, _, n_out = weight.shape
     both = torch.broadcast_shapes(x.shape[:-2], tuple(lead))
     labels = x.labels.expand(*both, *x.shape[-2:])
@@ -326,7 +326,7 @@ def grid_sample(
     grid: Value,
     *_: Any,
 ) -> Value:
-    """A learned grid (planes, features, *space): its places are nodes with edges to its features."""
+    """A learned grid (planes, features, *space): its places have edges to its features."""
     shape = tracer.shape_of(call)
     space = [1] * (len(shape) - 2)
     if isinstance(planes, Neurons):

@@ -48,8 +48,14 @@ def channel_norm(
 
 @register_rule(aten.layer_norm)
 def layer_norm(
-    tracer: Tracer, call: Node, x: Value, shape: Any, weight: Value = None, bias: Value = None, *_: Any,
-) -> Value:  # fmt: skip
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    shape: Any,
+    weight: Value = None,
+    bias: Value = None,
+    *_: Any,
+) -> Value:
     return _norm_of_rows(tracer, call, x, len(shape), weight, bias)
 
 
@@ -86,8 +92,14 @@ def _norm_of_rows(
 
 @register_rule(aten.group_norm)
 def group_norm(
-    tracer: Tracer, call: Node, x: Value, groups: int, weight: Value = None, bias: Value = None, *_: Any,
-) -> Value:  # fmt: skip
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    groups: int,
+    weight: Value = None,
+    bias: Value = None,
+    *_: Any,
+) -> Value:
     """A node for every group, between the channels before and after.
 
     Channels of different groups are no twins.
@@ -241,7 +253,7 @@ def softmax(
     dim: int,
     *_: Any,
 ) -> Value:
-    """Over positions neurons stay as they are; over several rows of neurons, each row has a node."""
+    """Over positions neurons stay as they are; each of several rows of neurons has a node."""
     if isinstance(x, Elements):
         tracer.rowwise.add(x.parameter)
         if not is_whole(tracer, x):

@@ -28,7 +28,7 @@ def join_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
 
 
 def _join_partners(tracer: Tracer) -> None:
-    """Joins what edges lead to one by one from neurons that were joined, and what they come from."""
+    """Joins what edges lead to one by one from joined neurons, and what they come from."""
     pairs = [ends for edges in tracer.found if (ends := _one_to_one(edges))]
     changed = True
     while changed:

@@ -28,7 +28,7 @@ from ngopt.graph.tracing.values import (
 aten = torch.ops.aten
 
 PRODUCTS = 4096
-"""At most so many products in one matrix product that is neither scores nor values of an attention."""
+"""At most so many products in a matrix product that is no scores or values of an attention."""
 ENTRIES = 1 << 20
 """At most so many different entries of that product are looked at."""
 

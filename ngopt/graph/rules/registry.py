@@ -1,12 +1,12 @@
 """The registry of rules.
 
 A rule says what a function or a module adds to the neural graph. For a function of `torch.ops` it
-is called as `rule(tracer, call, *args, **kwargs)`, where `call` is the function's node in the graph
-of torch.fx and the arguments are the function's own, in which tensors are `Neurons`, `Elements` of a
-parameter, `Unknown` or constants; for a module class as `rule(tracer, call, module, *inputs)`
-instead of following the functions inside. It returns the same kinds of values for the result. Where
-the values of an input decide what a network does, only rules for functions apply (see
-`ngopt.graph.tracing.capture`).
+is called as `rule(tracer, call, *args, **kwargs)`. `call` is the function's node in the graph of
+torch.fx, the arguments are the function's own, in which tensors are `Neurons`, `Elements` of a
+parameter, `Unknown` or constants. For a module class it is called as
+`rule(tracer, call, module, *inputs)`, instead of following the functions inside. It returns the
+same kinds of values for the result. Where the values of an input decide what a network does, only
+rules for functions apply (see `ngopt.graph.tracing.capture`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RULES: dict[Any, Rule] = {}
 
 
 def packet_of(call: Node) -> Any:
-    """The function that is called, whatever the types of its arguments: of all overloads the same."""
+    """The function that is called, the same for all types of its arguments."""
     return getattr(call.target, "overloadpacket", call.target)
 
 

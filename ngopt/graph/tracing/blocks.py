@@ -62,47 +62,41 @@ class Piece:
 
     def rows(self, axis: int, ends: Sequence[int]) -> Tensor:
         """The nodes at every place of an axis, (n, k); sources are other numbers than targets."""
-        found = [2 * self.ends[k] + k for k in ends]
-        return torch.cat(
-            [end.movedim(axis, 0).reshape(end.shape[axis], -1) for end in found], dim=1
-        )
+        rows = []
+        for k in ends:
+            end = 2 * self.ends[k].movedim(axis, 0) + k
+            rows.append(end.reshape(len(end), -1))
+        return torch.cat(rows, dim=1)
 
     def cut(self, axis: int, places: range) -> Piece:
         """The piece at some places of an axis."""
-        view = self.view
-        shape, strides = list(view.shape), list(view.strides)
-        shape[axis], strides[axis] = len(places), view.strides[axis] * places.step
-        offset = view.offset + view.strides[axis] * places.start
-        view = View(view.parameter, tuple(shape), tuple(strides), offset)
+        view, stride = self.view, self.view.strides[axis]
+        shape = _replaced(view.shape, axis, len(places))
+        strides = _replaced(view.strides, axis, stride * places.step)
+        offset = view.offset + stride * places.start
+        ends = list(self.ends)
         changing = self.changing(axis)
-        chosen = torch.tensor(places)
-        ends = [
-            compact(end.index_select(axis, chosen)) if k in changing else end
-            for k, end in enumerate(self.ends)
-        ]
+        for k in changing:
+            ends[k] = compact(ends[k].index_select(axis, torch.tensor(places)))
         path = (*self.path, places.start) if 1 in changing else self.path
+        view = View(view.parameter, shape, strides, offset)
         return Piece(view, tuple(ends), self.kind, path)
 
     def split(self, axis: int, found: Repeats) -> Piece:
         """The same with two axes for one: that of the nodes, and that of the times they come."""
-        view = self.view
-        stride = view.strides[axis]
-        shape = _with(view.shape, axis, found.count, found.times)
-        strides = _with(view.strides, axis, found.step * stride, found.time_step * stride)
+        view, stride = self.view, self.view.strides[axis]
+        shape = _replaced(view.shape, axis, found.count, found.times)
+        strides = _replaced(view.strides, axis, found.step * stride, found.time_step * stride)
+        ends = [end.unsqueeze(axis) for end in self.ends]
         places = found.places()
-        ends = []
-        for k, end in enumerate(self.ends):
-            if k in self.changing(axis):
-                wide = end.index_select(axis, places.flatten()).unflatten(axis, places.shape)
-                ends.append(compact(wide))
-            else:
-                ends.append(end.unsqueeze(axis))
-        return replace(
-            self, view=View(view.parameter, shape, strides, view.offset), ends=tuple(ends)
-        )
+        for k in self.changing(axis):
+            wide = self.ends[k].index_select(axis, places.flatten())
+            ends[k] = compact(wide.unflatten(axis, places.shape))
+        view = View(view.parameter, shape, strides, view.offset)
+        return Piece(view, tuple(ends), self.kind, self.path)
 
 
-def _with(numbers: tuple[int, ...], place: int, *new: int) -> tuple[int, ...]:
+def _replaced(numbers: tuple[int, ...], place: int, *new: int) -> tuple[int, ...]:
     """Numbers with others at the place of one."""
     return (*numbers[:place], *new, *numbers[place + 1 :])
 
@@ -113,34 +107,30 @@ def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[
     axes = max(end.dim() for end in ends)
     found = []
     for end in ends:
-        missing = axes - end.dim()
-        found.append(compact(nodes.find(end)[(None,) * missing]))
+        missing = (None,) * (axes - end.dim())
+        found.append(compact(nodes.find(end)[missing]))
     view = elements.view()
     if view is not None:
         yield Piece(view, tuple(found), edges.kind, edges.path)
         return
     numbers = elements.numbers
-    whole = Piece(_contiguous(numbers.shape), tuple(found), edges.kind, edges.path)
+    strides = torch.empty(numbers.shape, device="meta").stride()
+    places = View(0, tuple(numbers.shape), strides)
+    whole = Piece(places, tuple(found), edges.kind, edges.path)
     for piece in _at_even_distances(whole, numbers, 0):
-        places = piece.view.read(numbers.flatten()[None, :, None])[0, ..., 0]
-        view = Elements(elements.parameter, places).view()
+        flat = numbers.flatten()[None, :, None]
+        own = piece.view.read(flat)[0, ..., 0]
+        view = Elements(elements.parameter, own).view()
         if view is not None:
             yield replace(piece, view=view)
 
 
-def _contiguous(shape: torch.Size) -> View:
-    """The places of numbers of a shape."""
-    strides = torch.empty(shape, device="meta").stride()
-    return View(0, tuple(shape), strides)
-
-
 def _at_even_distances(piece: Piece, numbers: Tensor, axis: int) -> Iterator[Piece]:
-    """Pieces in which the first numbers along every axis, from this one on, lie at even distances."""
+    """Pieces in which the first numbers along each axis, from this one on, are evenly spaced."""
     if axis not in piece.axes:
         yield piece
         return
-    first = [0] * numbers.dim()
-    line = numbers[(*first[:axis], slice(None), *first[axis + 1 :])]
+    line = numbers.movedim(axis, 0).reshape(numbers.shape[axis], -1)[:, 0]
     start = 0
     for run in even_runs(line):
         places = range(start, start + len(run))
@@ -233,32 +223,38 @@ def _stretches(rows: Tensor) -> Iterator[range]:
 
 def _arranged(piece: Piece) -> Iterator[Block]:
     """A piece with its axes in the order of a block, those of one meaning merged."""
+    view = piece.view
     meanings: dict[tuple[int, ...], list[int]] = {(0, 1): [], (0,): [], (1,): [], (): []}
     for axis in piece.axes:
-        if piece.view.shape[axis] > 1:
+        if view.shape[axis] > 1:
             meanings[tuple(piece.changing(axis))].append(axis)
     groups, rows, columns, repeats = meanings.values()
-    lead, strides = [], []
+    lead = []
     for axes in (groups, rows, columns):
-        merged = _merged(piece.view, axes)
+        merged = _merged(view, axes)
         if merged is None:  # one block for each place of the outer axis
-            for place in range(piece.view.shape[axes[0]]):
+            for place in range(view.shape[axes[0]]):
                 yield from _arranged(piece.cut(axes[0], range(place, place + 1)))
             return
-        lead.append(merged[0])
-        strides.append(merged[1])
-    if len(piece.ends) == 1:  # features of nodes, whose only axis is that of rows
-        lead, strides = lead[1:2], strides[1:2]
-    kernel = range(len(piece.axes), len(piece.view.shape))
-    slots = [*reversed(repeats), *kernel]
-    slot_shape = tuple(piece.view.shape[axis] for axis in slots)
-    strides += [piece.view.strides[axis] for axis in slots]
-    view = View(piece.view.parameter, (*lead, *slot_shape), tuple(strides), piece.view.offset)
-    flattened = piece.kind == "weight" and repeats and not kernel
-    targets = _flat(piece.ends[0], groups, rows)
-    sources = _flat(piece.ends[1], groups, columns) if len(piece.ends) > 1 else None
-    kind = "flatten" if flattened else piece.kind
-    yield Block(view, sources, targets, tuple(lead), slot_shape, kind, piece.path)
+        lead.append(merged)
+    targets, *sources = piece.ends
+    if not sources:  # features of nodes, whose only axis is that of rows
+        lead = lead[1:2]
+    kernel = range(len(piece.axes), len(view.shape))
+    slots = [(view.shape[axis], view.strides[axis]) for axis in (*reversed(repeats), *kernel)]
+    shape = tuple(size for size, _ in lead)
+    slot_shape = tuple(size for size, _ in slots)
+    strides = tuple(stride for _, stride in (*lead, *slots))
+    is_flattened = piece.kind == "weight" and repeats and not kernel
+    yield Block(
+        View(view.parameter, (*shape, *slot_shape), strides, view.offset),
+        _flat(sources[0], groups, columns) if sources else None,
+        _flat(targets, groups, rows),
+        shape,
+        slot_shape,
+        "flatten" if is_flattened else piece.kind,
+        piece.path,
+    )
 
 
 def _merged(view: View, axes: Sequence[int]) -> tuple[int, int] | None:
@@ -279,7 +275,7 @@ def _flat(end: Tensor, first: list[int], second: list[int]) -> Tensor:
 
 
 def _stars(edges: Edges, nodes: Nodes) -> Iterator[Block]:
-    """Edges of value 1, each of them once: from one source to several targets, or the other way round."""
+    """Edges of value 1, each once: from one source to several targets, or the other way round."""
     assert edges.sources is not None, "features of nodes are elements"
     ends = torch.broadcast_tensors(nodes.find(edges.sources), nodes.find(edges.targets))
     pairs, _ = unique_pairs(*(end.flatten() for end in ends))

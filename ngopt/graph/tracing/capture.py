@@ -149,7 +149,7 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
 
 
 def inlined(module: GraphModule) -> Graph:
-    """The functions of a module, with those of its regions (autocast, no_grad, checkpoints) in their places."""
+    """The functions of a module, those of its regions (autocast, no_grad) in their places."""
     graph = module.graph
     for node in list(graph.nodes):
         region, operands = _region(module, node)
@@ -171,20 +171,21 @@ def inlined(module: GraphModule) -> Graph:
 
 
 def _region(module: GraphModule, node: Node) -> tuple[GraphModule | None, list[Any]]:
-    """The graph that a function applies once to the arguments behind it, and these; None if it is no such function."""
+    """The graph that a function applies once to the arguments behind it, and these.
+
+    None if it is no such function.
+    """
     graphs = []
     for place, argument in enumerate(node.args if node.op == "call_function" else ()):
         if isinstance(argument, Node) and argument.op == "get_attr":
             graphs.append((place, getattr(module, str(argument.target), None)))
     place, region = graphs[0] if len(graphs) == 1 else (0, None)
     if isinstance(region, GraphModule):
-        operands = [
-            a for a in node.args[place + 1 :] if not isinstance(a, str)
-        ]  # a name may stand among them
+        behind = node.args[place + 1 :]
+        operands = [a for a in behind if not isinstance(a, str)]  # a name may stand among them
         count = sum(n.op == "placeholder" for n in region.graph.nodes)
-        if count == len(operands) and not any(
-            isinstance(a, (list, tuple)) for a in operands
-        ):  # no loop over them
+        is_loop = any(isinstance(a, (list, tuple)) for a in operands)
+        if count == len(operands) and not is_loop:
             return region, operands
     return None, []
 

@@ -51,7 +51,7 @@ def _fixed_ends(block: Block, parameters: Collection[int]) -> list[Tensor]:
 
 
 def tell_functions_apart(tracer: Tracer) -> None:
-    """Where not all neurons of a layer went through the same functions, nodes for these have edges to them.
+    """Adds nodes for functions that not all neurons of a layer went through, with edges to those.
 
     Behind cat([-x[2:], x[:2]]) the first two neurons of x are no twins of the others.
     """
@@ -116,7 +116,7 @@ def _share_an_edge(a: Block, b: Block) -> bool:
 
 
 def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Block]:
-    """Pieces of one parameter that do the same to the same nodes, as rows of a table, are slots there.
+    """Pieces of a parameter that do the same to the same nodes, as rows of a table, are slots.
 
     Where they lie at no even distances the nodes are pinned: nothing says which piece comes first.
     """
@@ -158,7 +158,7 @@ class _Groups:
 
     def __init__(self, nodes: Nodes, builder: GraphBuilder, blocks: Sequence[Block]):
         """Adds the groups that any end of the blocks is in."""
-        self.sizes, self.group_of, self.place_of = nodes.compact()
+        self.sizes, self.group_of, self.place_of = nodes.places()
         ends = [end for block in blocks for end in (block.sources, block.targets)]
         used = torch.cat([torch.arange(0), *(end for end in ends if end is not None)])
         self.number: dict[int, int] = {}

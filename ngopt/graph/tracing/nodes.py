@@ -80,7 +80,7 @@ class Nodes:
         return numbers
 
     def _identities(self, numbers: Tensor, made_of: Tensor) -> Tensor:
-        """One of the new numbers for all that are made of the same, -1 where nothing keeps it apart."""
+        """One of the new numbers for all that are made of the same, -1 where that is free."""
         if not made_of.numel():
             return torch.full_like(numbers, -1)
         parts = self._identity_of(made_of)
@@ -157,8 +157,8 @@ class Nodes:
         """The group in which each node was made."""
         return self._group[labels]
 
-    def compact(self) -> tuple[list[int], Tensor, Tensor]:
-        """After all is known: sizes of the groups, and for every number its group and place there."""
+    def places(self) -> tuple[list[int], Tensor, Tensor]:
+        """When all is known: sizes of groups, and for every number its group and place there."""
         numbers = torch.arange(self.count)
         found = self.find(numbers)
         stands = (found == numbers).long()

@@ -90,16 +90,31 @@ class Tracer:
             Sources that are no neuron become constant nodes.
         elements: (*axes, *slots), the values of the edges; None for edges of value 1.
         kind: one of `EDGE_KINDS` or `BIAS_KINDS`.
-        node: the function that the edges are of. Weights that see their sources through other
+        call: the function that the edges are of. Weights that see their sources through other
             functions are told apart by it.
+
+        Raises ValueError if the elements have another shape than the labels.
         """
-        if elements is not None and sources is not None:
-            sources = self.source_nodes(sources, self.name_of(elements))
+        if elements is not None:
+            self._check(elements, sources, targets)
+            if sources is not None:
+                sources = self.source_nodes(sources, self.name_of(elements))
         path = () if call is None else self._path(call)
         self.found.append(Edges(elements, sources, targets, kind, path))
         if elements is not None:
             for factor in elements.also:
                 self._add_factor(factor, elements.parameter, sources, targets)
+
+    def _check(self, elements: Elements, sources: Tensor | None, targets: Tensor) -> None:
+        shape = targets.shape
+        if sources is not None:
+            shape = torch.broadcast_shapes(sources.shape, shape)
+        if elements.shape[: len(shape)] != shape:
+            name = self.parameters[elements.parameter].name
+            raise ValueError(
+                f"edges of '{name}': expected elements of shape {tuple(shape)}, perhaps with slots "
+                f"behind, as labels have; got {tuple(elements.shape)}"
+            )
 
     def _add_factor(
         self, factor: Elements, weight: int, sources: Tensor | None, targets: Tensor
@@ -120,9 +135,10 @@ class Tracer:
         own = [d for d in changing if d < axes]
         for end in ends:
             missing = axes - end.dim()
-            if own == [d + missing for d, n in enumerate(end.shape) if n > 1] and len(own) == 1:
-                index = tuple(slice(None) if d in changing else 0 for d in range(len(shape)))
-                feature = factor.apply(lambda f, index=index: f[index])
+            along = [missing + d for d, n in enumerate(end.shape) if n > 1]
+            if len(own) == 1 and own == along:
+                index = [slice(None) if d in changing else 0 for d in range(len(shape))]
+                feature = factor.apply(lambda f, index=index: f[tuple(index)])
                 self.edges(feature, None, end.flatten(), "scale")
                 return
         self.fixed.add(weight)
@@ -137,7 +153,7 @@ class Tracer:
         return (*seen, str(call.target), str(options))
 
     def pin(self, *labels: Tensor) -> None:
-        """Marks neurons that cannot be exchanged with others, in a way that the graph does not show."""
+        """Marks neurons that cannot be exchanged with others, for a reason outside the graph."""
         for x in labels:
             self.nodes.mark(x, Mark.PINNED)
 
@@ -148,7 +164,7 @@ class Tracer:
         return self.data.isdisjoint(call.all_input_nodes)
 
     def constant_nodes(self, rows: Tensor) -> Tensor:
-        """Nodes (n,) that stand for different constants (n, k), the same ones for the same constants."""
+        """Nodes (n,) for different constants (n, k), the same ones for the same constants."""
         key = (tuple(rows.shape), rows.double().numpy().tobytes())
         if key not in self._constants:
             name = f"constant {len(self._constants)}"
@@ -168,7 +184,7 @@ class Tracer:
         return labels
 
     def unify_places(self, labels: Tensor, dims: int | Sequence[int]) -> Tensor | None:
-        """The nodes along some dimensions, (n,), when they are the same at all places of the others.
+        """The nodes along some dimensions, (n,), where they are the same along the others.
 
         Where they differ from place to place, as with the raw entries of an input, corresponding
         nodes become one; None if that would join nodes which one place or a weight keeps apart, or
@@ -190,7 +206,7 @@ class Tracer:
         return self.nodes.find(best)
 
     def unify_rows(self, labels: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """The different rows of nodes along a dimension, (r, n), and which is where, (*other dimensions).
+        """The different rows of nodes along a dimension, (r, n), and which is where, (*others).
 
         One where nodes are or become the same at all places, see `unify_places`. Dimensions along
         which rows only repeat may have length 1.

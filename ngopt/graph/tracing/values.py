@@ -12,12 +12,12 @@ from torch import Tensor
 from ngopt.graph.tracing.elements import Elements
 
 NO_NEURON, SAME_CONSTANT = 0, -1
-"""Labels of entries that are no neuron; the second where they are the same number as their neighbours, such as 0."""
+"""Labels of entries that are no neuron; the second of those that are one number, such as 0."""
 
 
 @dataclass(frozen=True)
 class Neurons:
-    """A tensor of activations: for every entry the number of its node; negative where there is none.
+    """A tensor of activations: for every entry the number of its node; none is 0 or less.
 
     is_pristine: whether nothing but a weight was applied to make them.
     is_normalised: whether they come from a norm without a scale; a parameter that follows is one.
@@ -50,7 +50,7 @@ Value = Neurons | Elements | Unknown | Tensor | Any
 
 
 def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list[Tensor]:
-    """Tensors of one shape, of length 1 along dimensions in which all of them only repeat (stride 0)."""
+    """Tensors of one shape, of length 1 along dimensions in which all repeat (stride 0)."""
     for d in range(tensors[0].dim()):
         if d not in keep and all(t.stride(d) == 0 for t in tensors):
             tensors = [t.narrow(d, 0, min(1, t.shape[d])) for t in tensors]
@@ -81,9 +81,9 @@ def nodes_among(labels: Tensor) -> Tensor:
 
 
 def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The different pairs of entries of two flat, non-negative tensors, (2, pairs), and which each is.
+    """The different pairs of entries of two flat, non-negative tensors, and which each is.
 
-    Pairs are sorted.
+    Pairs are sorted, (2, pairs).
     """
     if not a.numel():
         return torch.stack([a, b]), a
