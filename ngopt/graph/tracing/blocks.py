@@ -151,20 +151,18 @@ def even_runs(numbers: Tensor) -> list[Tensor]:
     return runs
 
 
-def _within_groups(piece: Piece, nodes: Nodes) -> Iterator[Piece]:
-    """Pieces whose ends lie in one group each."""
+def _within_groups(piece: Piece, nodes: Nodes, first: int = 0) -> Iterator[Piece]:
+    """Pieces whose ends lie in one group each; along axes before the first they do already."""
     groups = replace(piece, ends=tuple(nodes.group_of(end) for end in piece.ends))
-    for axis in piece.axes:
+    for axis in piece.axes[first:]:
         changing = piece.changing(axis)
-        if not changing:
+        if all(same_along(groups.ends[k], axis) for k in changing):
             continue
         rows = groups.rows(axis, changing)
-        if same_along(rows, 0):
-            continue
         signatures, which = rows.unique(dim=0, return_inverse=True)
         for number in range(len(signatures)):
             for run in even_runs((which == number).nonzero().flatten()):
-                yield from _within_groups(piece.cut(axis, _as_range(run)), nodes)
+                yield from _within_groups(piece.cut(axis, _as_range(run)), nodes, axis + 1)
         return
     yield piece
 
@@ -287,6 +285,9 @@ def _stars(edges: Edges, nodes: Nodes) -> Iterator[Block]:
 
 def _stars_of_two_groups(pairs: Tensor) -> Iterator[tuple[Tensor, Tensor, tuple[int, int, int]]]:
     """Sources, targets and shape of blocks in which the centers have equally many edges."""
+    if not any(repeats_any(end) for end in pairs):
+        yield pairs[0], pairs[1], (pairs.shape[1], 1, 1)
+        return
     counts = [end.unique().numel() for end in pairs]
     centers = 1 if counts[0] > counts[1] else 0
     nodes, owner, degrees = pairs[centers].unique(return_inverse=True, return_counts=True)

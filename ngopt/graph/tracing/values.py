@@ -85,8 +85,8 @@ def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
     Pairs are sorted, (2, pairs).
     """
-    if not a.numel():
-        return torch.stack([a, b]), a
+    if _are_increasing(a):
+        return torch.stack([a, b]), torch.arange(len(a))
     base = int(b.max()) + 1
     keys, which = (a * base + b).unique(return_inverse=True)
     return torch.stack([keys // base, keys % base]), which
@@ -99,7 +99,13 @@ def same_along(labels: Tensor, dim: int) -> bool:
 
 def repeats_any(nodes: Tensor) -> bool:
     """Whether one of the nodes comes several times."""
-    return nodes.unique().numel() < nodes.numel()
+    nodes = nodes.flatten()
+    return not _are_increasing(nodes) and nodes.unique().numel() < len(nodes)
+
+
+def _are_increasing(nodes: Tensor) -> bool:
+    """Whether each node is greater than the one before: cheap, and so with most layers."""
+    return bool((nodes[1:] > nodes[:-1]).all())
 
 
 def in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
