@@ -34,7 +34,8 @@ from ngopt.graph.tracing.values import Neurons, Unknown, Value
 def trace(program: Program, model: nn.Module) -> NeuralGraph:
     """The neural graph of the whole network."""
     walk = Walk(program, model)
-    with torch.random.fork_rng(devices=[]):  # what some functions do is found out with random numbers
+    # what some functions do is found out with random numbers
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         walk.run()
     return finish(walk.tracer)
@@ -78,7 +79,7 @@ def module_regions(program: Program, model: nn.Module) -> dict[Node, Region]:
 
 
 def _modules_around(call: Node, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a function is called in, from the outermost on, each with a name of that time."""
+    """The modules that a function is called in, from the outermost on, with names for each time."""
     if call.op != "call_function":
         return
     for name, (path, _) in (call.meta.get("nn_module_stack") or {}).items():
@@ -167,7 +168,8 @@ class Walk:
 
     def _value(self, call: Node) -> Value:
         """What the result of a function stands for."""
-        args, kwargs = tree_map(lambda a: self.values[a] if isinstance(a, Node) else a, (call.args, call.kwargs))
+        operands = (call.args, call.kwargs)
+        args, kwargs = tree_map(lambda a: self.values[a] if isinstance(a, Node) else a, operands)
         if call.target is operator.getitem:
             is_several = isinstance(args[0], (list, tuple))
             return args[0][args[1]] if is_several else self.tracer.unknown(call)

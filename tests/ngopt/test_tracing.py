@@ -101,6 +101,20 @@ def test_a_failing_rule_leaves_the_rest():
     assert edges_of(graph, "0") == [("weight", "input")]
 
 
+def test_elements_that_do_not_fit_their_labels_are_named():
+    model = nn.Sequential(nn.Linear(2, 3), Swish(), nn.Linear(4, 2))
+
+    @register_rule(Swish)
+    def swish(tracer, call, module, x):
+        tracer.edges(tracer.elements(module.weight), tracer.unify_places(x.labels, -1), tracer.nodes.new("swish", 4))
+
+    try:
+        with pytest.warns(UserWarning, match=r"edges of '1.weight': .* of \(4, 3\); got \(3,\) and \(4,\)"):
+            build_graph(model, torch.randn(2, 2))
+    finally:
+        del RULES[Swish]
+
+
 def test_frozen_parameters_stay_in_the_graph():
     model, example = zoo()["residual"]
     for p in model.stem.parameters():

@@ -106,14 +106,17 @@ class Tracer:
                 self._add_factor(factor, elements.parameter, sources, targets)
 
     def _check(self, elements: Elements, sources: Tensor | None, targets: Tensor) -> None:
-        shape = targets.shape
-        if sources is not None:
-            shape = torch.broadcast_shapes(sources.shape, shape)
-        if elements.shape[: len(shape)] != shape:
+        labels = [tuple(end.shape) for end in (sources, targets) if end is not None]
+        try:
+            shape = torch.broadcast_shapes(*labels)
+            fits = elements.shape[: len(shape)] == shape
+        except RuntimeError:
+            fits = False
+        if not fits:
             name = self.parameters[elements.parameter].name
             raise ValueError(
-                f"edges of '{name}': expected elements of shape {tuple(shape)}, perhaps with slots "
-                f"behind, as labels have; got {tuple(elements.shape)}"
+                f"edges of '{name}': expected labels that broadcast to the first dimensions of "
+                f"{tuple(elements.shape)}; got {' and '.join(map(str, labels))}"
             )
 
     def _add_factor(

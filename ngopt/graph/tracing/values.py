@@ -17,7 +17,7 @@ NO_NEURON, SAME_CONSTANT = 0, -1
 
 @dataclass(frozen=True)
 class Neurons:
-    """A tensor of activations: for every entry the number of its node; none is 0 or less.
+    """A tensor of activations: for every entry the number of its node, 0 or less without one.
 
     is_pristine: whether nothing but a weight was applied to make them.
     is_normalised: whether they come from a norm without a scale; a parameter that follows is one.
