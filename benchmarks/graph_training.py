@@ -52,9 +52,7 @@ class EdgeListPNA(nn.Module):
         self.index = (both.unsqueeze(1) + shifts[:, None]).flatten(1)
         histogram = torch.bincount(degree(both[1], count).long())
         options = {"deg": histogram, "edge_dim": width}
-        self.rounds = nn.ModuleList(
-            PNAConv(width, width, AGGREGATORS, SCALERS, **options) for _ in range(rounds)
-        )
+        self.rounds = nn.ModuleList(PNAConv(width, width, AGGREGATORS, SCALERS, **options) for _ in range(rounds))
 
     def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
         both = torch.cat([edges, edges])

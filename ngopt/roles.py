@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ngopt.graph import Bias, EdgeBlock, NeuralGraph, build_graph
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.matrices import MatrixBlock, NeuronSet, by_shape, matrices
+from ngopt.graph.pieces import is_diagonal
 from ngopt.graph.usage import is_dense, mixes_neurons, usage
-from ngopt.graph.views import is_diagonal
 from ngopt.role_names import Names
 
 __all__ = ["MatrixBlock", "NeuronSet", "ParameterRole", "parameter_roles", "roles_of"]

@@ -81,3 +81,52 @@ print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matp
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == ["NGOptimizer", "None", "None"]
+
+
+GRAPH = ROOT / "ngopt" / "graph"
+LAYERS = """
+pieces summary core sharding topology edge_list order flattened_maps interop usage matrices
+activation_symmetry parameter_graph infer sequential layout figure draw
+tracing tracing.capture tracing.elements tracing.values tracing.nodes tracing.edges tracing.blocks
+tracing.tracer tracing.finish
+rules.registry rules.places rules.pairs rules.parameters rules.entrywise rules.entries rules.norms
+rules.products rules.layers rules.einsum rules.recurrent rules
+walk build __init__ __main__
+""".split()
+"""The files of `ngopt.graph`: each imports from those before it alone."""
+
+
+def imported_files(file: Path) -> dict[str, bool]:
+    """Files of `ngopt.graph` that a file imports from; whether it always does so where it begins, not in a function."""
+    tree = ast.parse(file.read_text())
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):  # of a package, files; of a file, names
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            if f"{module}.".startswith("ngopt.graph."):
+                path = module.removeprefix("ngopt.graph").removeprefix(".") or "__init__"
+                name = path if path in LAYERS else path.rpartition(".")[0] or "__init__"
+                found[name] = found.get(name, True) and node in tree.body
+    return found
+
+
+def test_every_file_of_the_graph_imports_from_those_before_it_alone():
+    files = {file: ".".join(file.relative_to(GRAPH).with_suffix("").parts) for file in GRAPH.rglob("*.py")}
+    names = {file: name.removesuffix(".__init__") for file, name in files.items()}
+    assert sorted(names.values()) == sorted(LAYERS)
+    for file, name in names.items():
+        before = LAYERS[: LAYERS.index(name)]
+        late = [other for other in imported_files(file) if other not in before]
+        assert not late, f"ngopt.graph.{name} imports {late}, which come after it"
+
+
+def test_files_of_the_graph_are_imported_where_a_file_begins():
+    deferred = {
+        (file.name, name) for file in GRAPH.rglob("*.py") for name, first in imported_files(file).items() if not first
+    }
+    assert deferred == {("draw.py", "figure")}, "which needs matplotlib"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ngopt.graph.core import EdgeBlock, NeuralGraph
 from ngopt.graph.layout import BOX_HEIGHT, BOX_WIDTH, Note, Point, Wire, arrange, condense
-from ngopt.graph.views import counted, incoming, shorten, slot_text
+from ngopt.graph.summary import counted, incoming, shorten, slot_text
 
 FILLS = {  # kind of group -> colour inside and of the border
     "neuron": ("#dde9f6", "#4a78a6"),

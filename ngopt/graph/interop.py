@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ngopt.graph.core import EDGE_KINDS, NODE_KINDS, NeuralGraph, kind_code
-from ngopt.graph.views import EdgeList, node_starts, to_edge_list
+from ngopt.graph.edge_list import EdgeList, node_starts, to_edge_list
 
 if TYPE_CHECKING:
     from networkx import MultiDiGraph

@@ -17,8 +17,9 @@ from math import ceil
 from typing import NamedTuple
 
 from ngopt.graph.core import NeuralGraph
+from ngopt.graph.pieces import is_diagonal
+from ngopt.graph.summary import runs
 from ngopt.graph.topology import components
-from ngopt.graph.views import is_diagonal, runs
 
 BOX_WIDTH, BOX_HEIGHT = 1.42, 0.72
 GAP_WIDTH, GAP_HEIGHT = 0.5, 0.32  # between boxes

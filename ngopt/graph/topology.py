@@ -19,6 +19,7 @@ from ngopt.graph.core import (
     View,
     contiguous_strides,
 )
+from ngopt.graph.pieces import connected
 
 Place = TypeVar("Place", Bias, EdgeBlock)
 
@@ -166,22 +167,8 @@ def relative_depths(layers: Sequence[int], component: Sequence[int]) -> list[flo
     return [layer / last[part] for layer, part in zip(layers, component, strict=True)]
 
 
-def connected(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
-    """For each of `count` groups the part of the graph that it is in, as the number of one group of that part."""
-    parent = list(range(count))
-
-    def root(group: int) -> int:
-        while parent[group] != group:
-            parent[group] = group = parent[parent[group]]
-        return group
-
-    for block in blocks:
-        parent[root(block.target)] = root(block.source)
-    return [root(group) for group in range(count)]
-
-
 def components(graph: NeuralGraph) -> list[int]:
-    """For every group the part of the graph that it is in; see `connected`."""
+    """For every group the part of the graph that it is in; see `connected` in `pieces`."""
     return connected(len(graph.groups), graph.blocks)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ngopt.graph.core import EdgeBlock, Index, NeuralGraph
-from ngopt.graph.views import is_diagonal
+from ngopt.graph.pieces import is_diagonal
 
 DENSE_KINDS = ("weight", "flatten", "recurrent")
 """Kinds of edges that linear maps have, also of one to one, as depthwise convolutions."""

@@ -23,6 +23,7 @@ from tests.zoo import (
     Equilibrium,
     Experts,
     LowRank,
+    Mirrored,
     Mixer,
     Modulated,
     Normalised,
@@ -232,6 +233,8 @@ COUNTS = {
     "experts": (Experts(), BATCH, 6 * 24**3 * 6),
     # columns before, in and behind the narrow weight's last; rows of the corner and others
     "overlapping": (Overlapping(), torch.randn(2, 3), 6 * 2 * 6 * 2),
+    # stem, forwards and backwards; what reads both ways; what reads the two in turn
+    "mirrored": (Mirrored(), torch.randn(2, 3), 24 * 24 * 6),
     # stem, in both halves alike; the linear layer, the convolution, what is hidden
     "shared": (Shared(), SEQUENCE, 6 * 24 * 2 * 6),
 }

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
-from ngopt.graph.flatten import with_repeated_nodes, with_virtual_layer
+from ngopt.graph.flattened_maps import with_repeated_nodes, with_virtual_layer
 from ngopt.models import NeuralGraphGNN
 from ngopt.models.gnn import GNNConfig
 from tests.equivariance import assert_equivariant

@@ -1,4 +1,6 @@
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.graph import register_rule
+from ngopt.graph import Neurons, register_rule
 from ngopt.graph.rules import RULES
 from ngopt.graph.topology import unconnected
 from ngopt.models import FeedForward
@@ -87,7 +89,7 @@ def test_a_failing_rule_leaves_the_rest():
 
     @register_rule(Swish)
     def swish(tracer, node, module, x):
-        tracer.add_bias(tracer.elements(module.beta), tracer.nodes.new("swish", 4))
+        tracer.edges(tracer.elements(module.beta), None, tracer.nodes.new("swish", 4), "bias")
         raise KeyError("odd")
 
     try:
@@ -97,6 +99,20 @@ def test_a_failing_rule_leaves_the_rest():
         del RULES[Swish]
     assert graph.unplaced == ("1.weight", "1.beta")
     assert edges_of(graph, "0") == [("weight", "input")]
+
+
+def test_elements_that_do_not_fit_their_labels_are_named():
+    model = nn.Sequential(nn.Linear(2, 3), Swish(), nn.Linear(4, 2))
+
+    @register_rule(Swish)
+    def swish(tracer, call, module, x):
+        tracer.edges(tracer.elements(module.weight), tracer.unify_places(x.labels, -1), tracer.nodes.new("swish", 4))
+
+    try:
+        with pytest.warns(UserWarning, match=r"edges of '1.weight': .* of \(4, 3\); got \(3,\) and \(4,\)"):
+            build_graph(model, torch.randn(2, 2))
+    finally:
+        del RULES[Swish]
 
 
 def test_frozen_parameters_stay_in_the_graph():
@@ -148,13 +164,10 @@ def test_rules_for_modules_and_functions_of_ones_own():
 
     @register_rule(Swish)
     def swish(tracer, node, module, x):
-        from ngopt.graph.rules.edges import connect
-        from ngopt.graph.tracing.values import Neurons
-
         seen.append(type(module))
         targets = tracer.nodes.new("swish", 4)
-        connect(tracer, tracer.elements(module.weight), tracer.vector(x.labels, -1), targets)
-        tracer.add_bias(tracer.elements(module.beta), targets, "slope")
+        tracer.edges(tracer.elements(module.weight), tracer.unify_places(x.labels, -1), targets[:, None])
+        tracer.edges(tracer.elements(module.beta), None, targets, "slope")
         return Neurons(targets.expand(tracer.shape_of(node)))
 
     try:
@@ -166,6 +179,30 @@ def test_rules_for_modules_and_functions_of_ones_own():
     assert edges_of(graph, "2") == [("weight", "swish")]
     assert [b.kind for b in graph.biases] == ["bias", "slope", "bias"]
     assert edges_of(build_graph(model, torch.randn(5, 2)), "2") != [("weight", "swish")]
+
+
+class Factored(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.randn(4, 2))
+        self.bias = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return torch.cumsum(x, -1) @ self.a.T @ self.b.T + self.bias
+
+
+def test_the_rule_that_is_shown_to_contributors():
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(example, {"Factored": Factored})
+    try:
+        graph = build_graph(nn.Sequential(nn.Linear(2, 3), Factored(), nn.Linear(4, 2)), torch.randn(5, 2))
+    finally:
+        del RULES[Factored]
+    assert edges_of(graph, "middle") == [("weight", "0")]
+    assert edges_of(graph, "factored") == [("weight", "middle")]
+    assert edges_of(graph, "2") == [("weight", "factored")]
+    assert graph.unplaced == ()
 
 
 def test_the_optimizer_says_what_it_could_not_connect(caplog):

@@ -11,7 +11,7 @@ from ngopt import build_graph
 from ngopt.graph import to_edge_list
 from ngopt.graph.core import EDGE_KINDS, NODE_KINDS
 from ngopt.graph.interop import to_networkx, to_pyg
-from ngopt.graph.views import shorten
+from ngopt.graph.summary import shorten
 from tests.networks import mlp
 from tests.zoo import zoo
 

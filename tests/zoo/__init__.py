@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from ngopt import build_graph
 from ngopt.graph import NeuralGraph
-from tests.zoo.algebra import Dueling, Generator, Mixture, Regions, RepeatedChannels, Selective, Standardised
+from tests.zoo.algebra import Dueling, Generator, Mirrored, Mixture, Regions, RepeatedChannels, Selective, Standardised
 from tests.zoo.attention import (
     GPT,
     Attention,
@@ -164,6 +164,7 @@ def _algebra() -> dict[str, tuple[nn.Module, Any]]:
         "mixture": (Mixture(), torch.randn(2, 3, 6)),
         "generator": (Generator(), torch.randn(2, 5)),
         "repeated channels": (RepeatedChannels(), torch.randn(2, 2, 5)),
+        "mirrored": (Mirrored(), torch.randn(2, 3)),
     }
 
 

@@ -115,3 +115,16 @@ class RepeatedChannels(nn.Module):
         x = torch.tanh(self.stem(x))
         x = torch.tanh(self.conv(torch.cat([x, x], 1)))
         return self.out(torch.tanh(self.depthwise(x.repeat_interleave(2, 1))))
+
+
+class Mirrored(nn.Module):
+    """Neurons that come again in reversed order, then those of two layers in turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.both, self.mixed, self.out = (nn.Linear(n, m) for n, m in ((3, 4), (8, 4), (8, 3), (3, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x))
+        y = torch.tanh(self.both(torch.cat([x, x.flip(-1)], -1)))
+        return self.out(torch.tanh(self.mixed(torch.stack([x, y], -1).flatten(-2))))

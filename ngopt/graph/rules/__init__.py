@@ -1,6 +1,15 @@
 """One rule for every kind of function with weights: what it adds to the neural graph."""
 
-from ngopt.graph.rules import einsum, entries, entrywise, layers, norms, parameters, products, recurrent
+from ngopt.graph.rules import (
+    einsum,
+    entries,
+    entrywise,
+    layers,
+    norms,
+    parameters,
+    products,
+    recurrent,
+)
 from ngopt.graph.rules.registry import RULES, register_rule
 
 __all__ = [

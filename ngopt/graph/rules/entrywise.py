@@ -1,56 +1,70 @@
-"""Functions without weights that work entry by entry, and those of which it must be seen whether they do.
+"""Functions without weights that work entry by entry, and those that must be tried if they do.
 
-A function of neurons alone, the same for all of them, changes nothing in the graph. What tells neurons
-apart must be in it: several neurons, a parameter, a constant that differs between them.
+A function of neurons alone, the same for all of them, changes nothing in the graph. What tells
+neurons apart must be in it: several neurons, a parameter, a constant that differs between them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ngopt.graph.rules.edges import diagonal, edges_between
-from ngopt.graph.rules.registry import packet_of, register_rule
+from ngopt.graph.rules.pairs import product_of, used_by
+from ngopt.graph.rules.parameters import with_parameter
+from ngopt.graph.rules.registry import functions, packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
-from ngopt.graph.tracing.values import Neurons, Unknown, Value, find_all, folded, nodes_among, without_repeats
-
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.nodes import Mark
+from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.values import (
+    Neurons,
+    Unknown,
+    Value,
+    folded,
+    nodes_among,
+    same_along,
+    without_repeats,
+)
 
 aten = torch.ops.aten
 
-ACTIVATIONS = """relu relu_ relu6 hardtanh hardtanh_ gelu silu silu_ sigmoid sigmoid_ tanh tanh_ leaky_relu
-    leaky_relu_ elu elu_ selu selu_ celu mish mish_ softplus hardswish hardswish_ hardsigmoid
-    hardsigmoid_ softmax log_softmax sin cos exp softsign glu logsigmoid rrelu prelu""".split()
+ACTIVATIONS = """
+relu relu_ relu6 hardtanh hardtanh_ gelu silu silu_ sigmoid sigmoid_ tanh tanh_ leaky_relu
+leaky_relu_ elu elu_ selu selu_ celu mish mish_ softplus hardswish hardswish_ hardsigmoid
+hardsigmoid_ softmax log_softmax sin cos exp softsign glu logsigmoid rrelu prelu
+""".split()
 
 
-def constant(tracer: Tracer, node: Node, *args: Any, **kwargs: Any) -> Value:
+def constant(tracer: Tracer, call: Node, *args: Any, **kwargs: Any) -> Value:
     """A function of constants is computed."""
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return call.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def elementwise(tracer: Tracer, node: Node, args: tuple, kwargs: dict) -> Value:
-    """Any function without a rule of its own: what it is applied to keeps its meaning if it works entry by entry."""
-    value = node.meta.get("val")
+def elementwise(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
+    """A function without a rule of its own.
+
+    What it is applied to keeps its meaning if it works entry by entry.
+    """
+    value = call.meta.get("val")
     if not isinstance(value, Tensor):
-        return tracer.unknown(node)
-    operands = [a for a in tree_leaves((args, kwargs)) if isinstance(a, (Neurons, Elements, Unknown, Tensor))]
-    if any(isinstance(a, Neurons) and not _broadcasts(a.shape, value.shape) for a in operands):
-        return tracer.unknown(node)
-    operands = [a for a in operands if _broadcasts(a.shape, value.shape)]
+        return tracer.unknown(call)
+    leaves = tree_leaves((args, kwargs))
+    operands = [a for a in leaves if isinstance(a, (Neurons, Elements, Unknown, Tensor))]
+    fitting = [a for a in operands if _broadcasts(a.shape, value.shape)]
     neurons = [a for a in operands if isinstance(a, Neurons)]
-    if neurons and _is_entrywise(tracer, node, neurons[0]):
-        return _of_neurons(tracer, node, neurons, operands)
-    elements = sorted((a for a in operands if isinstance(a, Elements)), key=lambda a: -a.shape.numel())
-    if neurons or not operands:
-        return tracer.unknown(node)
-    if elements:
-        return _of_elements(tracer, node, elements, operands)
-    return Unknown(value.shape, all(_is_uniform(a) for a in operands))
+    elements = [a for a in fitting if isinstance(a, Elements)]
+    if neurons:
+        all_fit = all(_broadcasts(a.shape, value.shape) for a in neurons)
+        if all_fit and _is_entrywise(tracer, call, neurons[0]):
+            return _of_neurons(tracer, call, neurons, fitting)
+    elif elements:
+        return _of_elements(tracer, call, elements, fitting)
+    elif fitting:
+        return Unknown(value.shape, all(_is_uniform(a) for a in fitting))
+    return tracer.unknown(call)
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
@@ -60,156 +74,157 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
         return False
 
 
-def _of_neurons(tracer: Tracer, node: Node, neurons: list[Neurons], operands: list) -> Value:
-    """Several neurons are factors as in a product; parameters and constants meet the result, one after the other."""
-    from ngopt.graph.rules.parameters import with_parameter
-    from ngopt.graph.rules.products import product_of
-
-    shape = tracer.shape_of(node)
-    result: Value = neurons[0]
+def _of_neurons(tracer: Tracer, call: Node, neurons: list[Neurons], operands: list) -> Value:
+    """Several neurons are factors; parameters and constants meet the result, one by one."""
+    shape = tracer.shape_of(call)
+    result = neurons[0]
     for factor in neurons[1:]:
-        result = product_of(tracer, node, result, factor) if isinstance(result, Neurons) else result
+        result = product_of(tracer, call, result, factor)
     for other in operands:
-        if not isinstance(result, Neurons):
-            return result
         result = Neurons(result.labels.expand(shape))
         if isinstance(other, Elements):
-            result = with_parameter(tracer, node, result, other, "slope")
+            result = with_parameter(tracer, call, result, other, "slope")
         elif isinstance(other, Tensor):
             meet_constant(tracer, result, other)
-        elif isinstance(other, Unknown):
-            tracer.pin(*_told_apart(result.labels, torch.empty(other.shape)))
-    if isinstance(result, Neurons):
-        applied(tracer, node, result.labels)
-    return Neurons(result.labels.expand(shape)) if isinstance(result, Neurons) else result
+        elif isinstance(other, Unknown) and _differ(result.labels, torch.empty(other.shape)):
+            tracer.pin(result.labels)
+    applied(tracer, call, result.labels)
+    return Neurons(result.labels.expand(shape))
 
 
-def applied(tracer: Tracer, node: Node, labels: Tensor) -> None:
+def applied(tracer: Tracer, call: Node, labels: Tensor) -> None:
     """Notes down that a function was applied to neurons."""
     labels = nodes_among(labels)
-    name = str(packet_of(node)).rsplit(".", 1)[-1]
+    name = str(packet_of(call)).rsplit(".", 1)[-1]
     if name in ACTIVATIONS:
         tracer.activations.append((labels, name.rstrip("_")))
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-        known = [tracer.values[a] if isinstance(a, Node) else a for a in node.args]
-        constants = [float(a.flatten()[0]) if isinstance(a, Tensor) else a for a in known if not _is_traced(a)]
-        tracer.functions.append((labels, str((node.target, constants, node.kwargs))))
-
-
-def tell_functions_apart(tracer: Tracer) -> None:
-    """Where not all neurons of a layer went through the same functions, nodes for these have edges to them.
-
-    Behind cat([-x[2:], x[:2]]) the first two neurons of x are no twins of the others.
-    """
-    numbers: dict[str, int] = {}
-    history = torch.zeros(tracer.nodes.starts[-1], dtype=torch.long)
-    for labels, function in tracer.functions:
-        nodes = tracer.nodes.find(labels)
-        history[nodes] = history[nodes] * 1_000_003 + numbers.setdefault(function, len(numbers) + 1)
-    everything = torch.arange(len(history))
-    found = tracer.nodes.find(everything)
-    inputs = tracer.nodes.find(torch.cat([*tracer.inputs, found[:0]]))
-    nodes = everything[(found == everything) & ~torch.isin(everything, inputs)]
-    groups = tracer.nodes.group_of(nodes)
-    owner = history[nodes].unique(return_inverse=True)[1]
-    pairs = torch.stack([groups, owner]).unique(dim=1)
-    mixed, counts = pairs[0].unique_consecutive(return_counts=True)
-    for group in mixed[counts > 1].tolist():
-        members = groups == group
-        which, place = owner[members].unique(return_inverse=True)
-        functions = tracer.constant_nodes(torch.stack([torch.full_like(which, -1), which], dim=1))
-        edges_between(tracer, functions[place], nodes[members], "spread")
+    if torch.Tag.nondeterministic_seeded not in getattr(call.target, "tags", ()):
+        constants = []
+        for argument in call.args:
+            value = tracer.values[argument] if isinstance(argument, Node) else argument
+            if not _is_traced(value):
+                constants.append(float(value.flatten()[0]) if isinstance(value, Tensor) else value)
+        function = str((call.target, constants, call.kwargs))
+        tracer.applied.append((labels, function))
 
 
 def _is_traced(value: Value) -> bool:
     """Whether a value is more than a number that is the same for all neurons."""
-    return isinstance(value, (Neurons, Elements, Unknown)) or (isinstance(value, Tensor) and not _is_uniform(value))
+    if isinstance(value, Tensor):
+        return not _is_uniform(value)
+    return isinstance(value, (Neurons, Elements, Unknown))
 
 
-def _of_elements(tracer: Tracer, node: Node, elements: list[Elements], operands: list) -> Value:
+def _of_elements(tracer: Tracer, call: Node, elements: list[Elements], operands: list) -> Elements:
     """A parameter times or plus others, constants, and what was computed of it."""
-    shape = tracer.shape_of(node)
-    first, *others = (a if a.shape == shape else a.move(torch.broadcast_to, (a, shape), {}) for a in elements)
-    again = [other for other in others if other.parameter == first.parameter]
-    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-    uniform = pointwise and all(isinstance(a, Elements) or _is_uniform(a) for a in operands)
-    is_part = first.shape.numel() < tracer.parameters[first.parameter].numel  # the rest may go through others
-    if is_part or not uniform or any(not torch.equal(other.numbers, first.numbers) for other in again):
+    shape = tracer.shape_of(call)
+    largest_first = sorted(elements, key=lambda a: -a.shape.numel())
+    first, *others = (a.apply(lambda x: x.broadcast_to(shape)) for a in largest_first)
+    if not _treats_alike(tracer, call, [first, *others], operands):
         tracer.fixed.add(first.parameter)
     return first.accompanied(other for other in others if other.parameter != first.parameter)
 
 
+def _treats_alike(tracer: Tracer, call: Node, elements: list[Elements], operands: list) -> bool:
+    """Whether a function treats all elements of a parameter alike: rows may be exchanged."""
+    first, *others = elements
+    if first.shape.numel() < tracer.parameters[first.parameter].numel:
+        return False  # the rest may go through other functions
+    if torch.Tag.pointwise not in getattr(call.target, "tags", ()):
+        return False
+    if not all(isinstance(a, Elements) or _is_uniform(a) for a in operands):
+        return False
+    again = [other for other in others if other.parameter == first.parameter]
+    return all(torch.equal(other.numbers, first.numbers) for other in again)
+
+
 def _is_uniform(other: Value) -> bool:
-    """Whether a constant, or what was computed of a parameter, moves along when rows of a parameter are exchanged."""
-    if not isinstance(other, Tensor):
-        return isinstance(other, Unknown) and (other.equivariant or other.shape.numel() <= 1)
-    return other.numel() <= 1 or bool((other == other.flatten()[0]).all())
+    """Whether what meets a parameter moves along when rows of the parameter are exchanged."""
+    if isinstance(other, Tensor):
+        return other.numel() <= 1 or same_along(other.flatten(), 0)
+    return isinstance(other, Unknown) and (other.equivariant or other.shape.numel() <= 1)
 
 
-def _told_apart(labels: Tensor, other: Tensor) -> list[Tensor]:
-    """The neurons along dimensions in which another tensor may differ, none if it has the same for all."""
+def _differ(labels: Tensor, other: Tensor) -> bool:
+    """Whether a dimension is one of different neurons for which another tensor may differ."""
     labels = folded(labels)
     other = other.expand(labels.shape)
-    both = (a != 0 and b != 0 and n > 1 for a, b, n in zip(labels.stride(), other.stride(), labels.shape, strict=True))
-    return [labels] if any(both) else []
+    changing = zip(labels.shape, labels.stride(), other.stride(), strict=True)
+    return any(n > 1 and first != 0 and second != 0 for n, first, second in changing)
 
 
 def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
-    """Where a constant differs between neurons, each of its values is a node with edges to those that have it.
+    """Where a constant differs between neurons, each of its values is a node with edges to those.
 
-    A sinusoidal position has other values for every neuron, the slope of an ALiBi other ones for every
-    head, and those of a rotary embedding are the same for all heads.
+    A sinusoidal position has other values for every neuron, the slope of an ALiBi other ones for
+    every head, and those of a rotary embedding are the same for all heads.
     """
-    if constant.numel() <= 1 or not _told_apart(x.labels, folded(constant.expand(x.shape))):
+    if constant.numel() <= 1:
         return
-    labels, values = without_repeats([folded(x.labels), folded(constant.expand(x.shape))])
-    labels, values = tracer.nodes.find(labels).flatten(), values.to(torch.complex128).flatten()
+    whole = folded(constant.expand(x.shape))
+    if not _differ(x.labels, whole):
+        return
+    labels, values = without_repeats([folded(x.labels), whole])
+    labels = tracer.nodes.find(labels).flatten()
+    values = values.to(torch.complex128).flatten()
+    inputs = tracer.nodes.marked(Mark.INPUT)
     order = labels.argsort(stable=True)
-    inputs = torch.cat([*tracer.inputs, labels[:0]])  # which are told apart as they are
-    order = order[(labels[order] >= 0) & ~torch.isin(labels[order], tracer.nodes.find(inputs))]
+    found = labels[order]
+    order = order[(found > 0) & ~torch.isin(found, inputs)]  # inputs are told apart as they are
     nodes, counts = labels[order].unique_consecutive(return_counts=True)
     if not len(nodes):
         return
-    if (counts != counts[0]).any():
+    if not same_along(counts, 0):
         tracer.pin(nodes)
         return
-    numbers = torch.view_as_real(values[order])  # (entries, 2)
-    rows, owner = numbers.reshape(len(nodes), -1).unique(dim=0, return_inverse=True)
+    numbers = torch.view_as_real(values[order]).reshape(len(nodes), -1)
+    rows, owner = numbers.unique(dim=0, return_inverse=True)
     if len(rows) > 1:
-        edges_between(tracer, tracer.constant_nodes(rows)[owner], nodes, "spread")
+        constants = tracer.constant_nodes(rows)
+        tracer.edges(None, constants[owner], nodes, "spread")
 
 
-def is_declared_entrywise(node: Node) -> bool:
+def is_declared_entrywise(call: Node) -> bool:
     """Whether torch says that a function works entry by entry, or at random."""
-    tags = getattr(node.target, "tags", ())
+    tags = getattr(call.target, "tags", ())
     return torch.Tag.pointwise in tags or torch.Tag.nondeterministic_seeded in tags
 
 
-def _is_entrywise(tracer: Tracer, node: Node, x: Neurons) -> bool:
-    """Whether a function leaves each neuron on its own; if torch does not say so, it is tried on random numbers."""
-    if is_declared_entrywise(node):
+def _is_entrywise(tracer: Tracer, call: Node, x: Neurons) -> bool:
+    """Whether a function leaves each neuron on its own.
+
+    If torch does not say so, it is tried on random numbers.
+    """
+    if is_declared_entrywise(call):
         return True
     labels = tracer.nodes.find(x.labels)
-    return all(_changes_only(tracer, node, x, labels == one) for one in {int(labels.min()), int(labels.max())})
+    tried = {int(labels.min()), int(labels.max())}
+    return all(_changes_only(tracer, call, x, labels == one) for one in tried)
 
 
-def _changes_only(tracer: Tracer, node: Node, x: Neurons, chosen: Tensor) -> bool:
+def _changes_only(tracer: Tracer, call: Node, x: Neurons, chosen: Tensor) -> bool:
     """Whether other numbers for some neurons change the result of a function at these alone."""
     if chosen.all():
         return True
     numbers: dict[Node, Tensor] = {}
 
     def sample(argument: Any, changed: bool) -> Any:
+        """Copies, as the function may work in place."""
         known = tracer.values[argument] if isinstance(argument, Node) else argument
+        if isinstance(known, Tensor):
+            return known.clone()
         if not isinstance(known, (Neurons, Elements, Unknown)):
-            return known.clone() if isinstance(known, Tensor) else known  # the function may work in place
-        value = numbers.setdefault(argument, _random(argument.meta["val"]))
+            return known
+        value = numbers.setdefault(argument, _random(argument.meta["val"])).clone()
         return torch.where(chosen, _random(value), value) if changed and known is x else value
 
+    def result(changed: bool) -> Tensor:
+        args, kwargs = tree_map(lambda a: sample(a, changed), (call.args, call.kwargs))
+        return call.target(*args, **kwargs)  # type: ignore[operator]
+
     try:
-        calls = [tree_map(lambda a, c=changed: sample(a, c), (node.args, node.kwargs)) for changed in (False, True)]
-        first, second = (node.target(*args, **kwargs) for args, kwargs in calls)  # type: ignore[operator]
-        return bool((first == second)[~chosen.expand(first.shape)].all())
+        is_same = result(changed=False) == result(changed=True)
+        return bool(is_same[~chosen.expand(is_same.shape)].all())
     except Exception:
         return False
 
@@ -222,46 +237,71 @@ def _random(like: Tensor) -> Tensor:
     return torch.randint(0, 2, shape).to(like.dtype)
 
 
-@register_rule(aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.zeros_like, aten.ones_like,
-               aten.rand_like, aten.randn_like, aten.full_like, aten.empty_like)  # fmt: skip
-def creation(tracer: Tracer, node: Node, like: Value, *args: Any, **kwargs: Any) -> Value:
-    """A constant of a tensor's shape; random numbers are the same for all neurons, as none is singled out."""
-    tracer.data.discard(node)
-    (source,) = node.all_input_nodes[:1]
+KNOWN_CREATIONS = functions("new_zeros new_ones new_full zeros_like ones_like full_like")
+RANDOM_CREATIONS = functions("new_empty rand_like randn_like empty_like")
+
+
+@register_rule(*KNOWN_CREATIONS, *RANDOM_CREATIONS)
+def creation(
+    tracer: Tracer,
+    call: Node,
+    like: Value,
+    *args: Any,
+    **kwargs: Any,
+) -> Value:
+    """A constant of a tensor's shape.
+
+    Random numbers are the same for all neurons, as none is singled out.
+    """
+    tracer.data.discard(call)
+    (source,) = call.all_input_nodes[:1]
     zeros = torch.zeros(tuple(like.shape), dtype=source.meta["val"].dtype)
-    value = node.target(zeros, *args, **kwargs)  # type: ignore[operator]
-    return value if packet_of(node) in KNOWN_CREATIONS else torch.zeros_like(value)
-
-
-KNOWN_CREATIONS = {aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.full_like}
+    value = call.target(zeros, *args, **kwargs)  # type: ignore[operator]
+    return value if packet_of(call) in KNOWN_CREATIONS else torch.zeros_like(value)
 
 
 @register_rule(aten.view_as_complex)
-def view_as_complex(tracer: Tracer, node: Node, x: Value) -> Value:
+def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
     """A node for each pair of real neurons."""
     if not isinstance(x, Neurons):
-        return tracer.unknown(node)
-    (labels,) = find_all(tracer, x.labels)
-    pairs, which = labels.reshape(-1, 2).unique(dim=0, return_inverse=True)
-    if (pairs < 0).any():
-        return tracer.unknown(node)
-    numbers = tracer.nodes.new(node.name, len(pairs), "product", pairs.T)
-    diagonal(tracer, pairs[:, 0], numbers, "left")
-    diagonal(tracer, pairs[:, 1], numbers, "right")
-    return Neurons(numbers[which].reshape(labels.shape[:-1]).expand(tracer.shape_of(node)))
+        return tracer.unknown(call)
+    (labels,) = tracer.nodes.find_all(x.labels)
+    pairs = labels.reshape(-1, 2)
+    pairs, which = pairs.unique(dim=0, return_inverse=True)
+    if (pairs <= 0).any():
+        return tracer.unknown(call)
+    nodes = tracer.nodes.new(call.name, len(pairs), "product", pairs.T)
+    used_by(tracer, pairs[:, 0], nodes, "left")
+    used_by(tracer, pairs[:, 1], nodes, "right")
+    labels = nodes[which].reshape(labels.shape[:-1])
+    return Neurons(labels.expand(tracer.shape_of(call)))
 
 
 @register_rule(aten.view_as_real)
-def view_as_real(tracer: Tracer, node: Node, x: Value) -> Value:
+def view_as_real(tracer: Tracer, call: Node, x: Value) -> Value:
     """Two nodes for each complex neuron."""
     if not isinstance(x, Neurons):
-        return tracer.unknown(node)
-    (labels,) = find_all(tracer, x.labels)
+        return tracer.unknown(call)
+    (labels,) = tracer.nodes.find_all(x.labels)
     numbers, which = labels.unique(return_inverse=True)
-    if (numbers < 0).any():
-        return tracer.unknown(node)
+    if (numbers <= 0).any():
+        return tracer.unknown(call)
     parts = []
     for kind in ("left", "right"):
-        parts.append(tracer.nodes.new(f"{node.name}.{kind}", len(numbers), "product", numbers[None]))
-        diagonal(tracer, numbers, parts[-1], kind)
-    return Neurons(torch.stack(parts, -1)[which].expand(tracer.shape_of(node)))
+        nodes = tracer.nodes.new(f"{call.name}.{kind}", len(numbers), "product", numbers[None])
+        tracer.edges(None, numbers, nodes, kind)
+        parts.append(nodes)
+    labels = torch.stack(parts, -1)[which]
+    return Neurons(labels.expand(tracer.shape_of(call)))
+
+
+@register_rule(aten.prelu)
+def prelu(tracer: Tracer, call: Node, x: Value, weight: Value) -> Value:
+    """A parametric activation: its slope is a feature of the neurons it is applied to."""
+    if not (isinstance(x, Neurons) and isinstance(weight, Elements)):
+        return elementwise(tracer, call, (x, weight), {})
+    shape = [1] * x.labels.dim()
+    if x.labels.dim() > 1:
+        shape[1] = weight.shape[0]
+    slopes = weight.apply(lambda w: w.reshape(shape))
+    return with_parameter(tracer, call, x, slopes, "slope")

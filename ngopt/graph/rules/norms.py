@@ -1,101 +1,141 @@
-"""Norms: diagonal edges to new nodes."""
+"""Norms: edges from one to one to new nodes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.core import View
-from ngopt.graph.rules.edges import Segment, add_scale, join_places, segments
 from ngopt.graph.rules.entries import as_neurons, is_whole
 from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.parameters import with_parameter
+from ngopt.graph.rules.places import join_places
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
-from ngopt.graph.tracing.raw import RawBias
+from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
     distinct_rows,
     exchanged,
-    find_all,
     folded,
+    in_order,
+    nodes_among,
+    repeats_any,
+    same_along,
     without_repeats,
 )
-
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.tracer import Tracer
 
 aten = torch.ops.aten
 
 
 @register_rule(aten.batch_norm, aten.instance_norm)
-def channel_norm(tracer: Tracer, node: Node, x: Value, weight: Value = None, bias: Value = None, *_: Any) -> Value:
+def channel_norm(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    weight: Value = None,
+    bias: Value = None,
+    *_: Any,
+) -> Value:
     if isinstance(x, Neurons) and len(x.shape) > 2:
         join_places(tracer, x.labels, 1)
-    return scale_and_shift(tracer, node, x, [1], weight, bias)
+    return scale_and_shift(tracer, call, x, [1], weight, bias)
 
 
 @register_rule(aten.layer_norm)
 def layer_norm(
-    tracer: Tracer, node: Node, x: Value, shape: Any, weight: Value = None, bias: Value = None, *_: Any
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    shape: Any,
+    weight: Value = None,
+    bias: Value = None,
+    *_: Any,
 ) -> Value:
-    return _norm_of_rows(tracer, node, x, len(shape), weight, bias)
+    return _norm_of_rows(tracer, call, x, len(shape), weight, bias)
 
 
 @register_rule(aten.rms_norm)
-def rms_norm(tracer: Tracer, node: Node, x: Value, shape: Any, weight: Value = None, *_: Any) -> Value:
-    return _norm_of_rows(tracer, node, x, len(shape), weight, None)
+def rms_norm(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    shape: Any,
+    weight: Value = None,
+    *_: Any,
+) -> Value:
+    return _norm_of_rows(tracer, call, x, len(shape), weight, None)
 
 
-def _norm_of_rows(tracer: Tracer, node: Node, x: Value, count: int, weight: Value, bias: Value) -> Value:
+def _norm_of_rows(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    count: int,
+    weight: Value,
+    bias: Value,
+) -> Value:
     """A norm over the last `count` dimensions."""
-    if isinstance(x, Elements) and (isinstance(weight, Elements) or isinstance(bias, Elements)):
-        x = as_neurons(tracer, node, x)
-    rows = find_all(tracer, x.labels)[0].flatten(-count) if isinstance(x, Neurons) else None
-    return scale_and_shift(tracer, node, x, list(range(-count, 0)), weight, bias, rows)
+    if isinstance(weight, Elements) or isinstance(bias, Elements):
+        x = as_neurons(tracer, call, x) if isinstance(x, Elements) else x
+    rows = None
+    if isinstance(x, Neurons):
+        (labels,) = tracer.nodes.find_all(x.labels)
+        rows = labels.flatten(-count)
+    dims = list(range(-count, 0))
+    return scale_and_shift(tracer, call, x, dims, weight, bias, rows)
 
 
 @register_rule(aten.group_norm)
 def group_norm(
-    tracer: Tracer, node: Node, x: Value, groups: int, weight: Value = None, bias: Value = None, *_: Any
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    groups: int,
+    weight: Value = None,
+    bias: Value = None,
+    *_: Any,
 ) -> Value:
-    """A node for every group, between the channels before and after: channels of different groups are no twins."""
-    rows = None
-    if isinstance(x, Neurons):
-        if len(x.shape) > 2:
-            join_places(tracer, x.labels, 1)
-        (labels,) = without_repeats([x.labels], keep=[1])
-        rows = labels.unflatten(1, (groups, -1)).flatten(2)
-    result = scale_and_shift(tracer, node, x, [1], weight, bias, rows, fresh=True)
-    before = tracer.vector(x.labels, 1) if isinstance(x, Neurons) else None
-    if before is None or not isinstance(result, Neurons) or (before < 0).any():
+    """A node for every group, between the channels before and after.
+
+    Channels of different groups are no twins.
+    """
+    if not isinstance(x, Neurons):
+        return x if x is not None else tracer.unknown(call)
+    if len(x.shape) > 2:
+        join_places(tracer, x.labels, 1)
+    (labels,) = without_repeats([x.labels], keep=[1])
+    rows = labels.unflatten(1, (groups, -1)).flatten(2)
+    result = scale_and_shift(tracer, call, x, [1], weight, bias, rows, fresh=True)
+    before = tracer.unify_places(x.labels, 1)
+    if before is None or not isinstance(result, Neurons) or (before <= 0).any():
         return result
-    after = tracer.vector(result.labels, 1)
+    after = tracer.unify_places(result.labels, 1)
     assert after is not None
-    _add_groups(tracer, _label(tracer, weight, node), before.reshape(groups, -1), after.reshape(groups, -1))
+    before, after = before.reshape(groups, -1), after.reshape(groups, -1)
+    _add_groups(tracer, _label(tracer, call, weight), before, after)
     return result
 
 
 def _add_groups(tracer: Tracer, name: str, before: Tensor, after: Tensor | None = None) -> None:
-    """A node for each row of neurons that are normalised together, (groups, n), before the norm and after it.
+    """A node for each row of neurons that are normalised together, (groups, n).
 
-    Without other neurons after it the edges to the node are enough to tell the rows apart.
+    before, after: the norm. Without other neurons after it the edges to the node are enough to tell
+    the rows apart.
     """
-    k, n = before.shape
-    nodes = tracer.nodes.new(f"{name}.groups", k, "group")
-    tracer.add_block(None, before.flatten(), nodes, (k, 1, n), kind="pool")
+    nodes = tracer.nodes.new(f"{name}.groups", len(before), "group")[:, None]
+    tracer.edges(None, before, nodes, "pool")
     if after is not None:
-        tracer.add_block(None, nodes, after.flatten(), (k, n, 1), kind="spread")
+        tracer.edges(None, nodes, after, "spread")
 
 
 def scale_and_shift(
     tracer: Tracer,
-    node: Node,
+    call: Node,
     x: Value,
     dims: list[int],
     weight: Value,
@@ -103,134 +143,168 @@ def scale_and_shift(
     rows: Tensor | None = None,
     fresh: bool = False,
 ) -> Value:
-    """New nodes behind diagonal edges, the scale, with the shift as bias (Kofinas et al. 2024, App. C.3).
+    """New nodes behind edges from one to one, the scale, with the shift as bias.
 
-    rows: labels (..., n), normalised together along the last dimension, which may leave out repeats;
-    None where each channel is on its own. Without a scale or shift the nodes stay as they are,
-    unless `fresh` ones are asked for.
+    As in Kofinas et al. 2024, App. C.3.
+    rows: labels (..., n), normalised together along the last dimension, which may leave out
+    repeats; None where each channel is on its own. Without a scale or shift the nodes stay as they
+    are, unless `fresh` ones are asked for.
     """
     if not isinstance(x, Neurons):
-        return x if x is not None else tracer.unknown(node)
+        return x if x is not None else tracer.unknown(call)
     if not isinstance(weight, Elements) and not isinstance(bias, Elements) and not fresh:
-        tracer.normalised.add(node)
-        return x if rows is None or _tie_rows(tracer, node, rows) else Unknown(x.shape)
-    labels = tracer.vector(x.labels, dims)
+        if rows is not None and not _add_row_nodes(tracer, call, rows):
+            return Unknown(x.shape)
+        return Neurons(x.labels, is_normalised=True)
+    labels = tracer.unify_places(x.labels, dims)
     if labels is None:
-        return _shared_scale_and_shift(tracer, node, x, dims, weight, bias, rows)
-    name = _label(tracer, weight if isinstance(weight, Elements) else bias, node)
-    parts = segments(tracer, tracer.source_nodes(labels, name))
-    if parts is None:
-        return Unknown(x.shape)
-    out = torch.empty_like(labels)
-    for part in parts:
-        n = len(part.nodes)
-        targets = tracer.nodes.new(name, n)
-        for k in range(part.slots):
-            out[part.start + k * part.slot_step :][: (n - 1) * part.step + 1 : part.step] = targets
-        view = _part(weight, part)
-        if view is None:
-            tracer.add_block(None, part.nodes, targets, (n, 1, 1), kind="residual")
-        else:
-            add_scale(tracer, view, part.nodes, targets, "gamma")
-        shift = _part(bias, part)
-        if shift is not None:
-            tracer.biases.append(RawBias(shift, targets, shift.shape[1:], "beta"))
-    tracer.pristine.add(node)
+        return _shared_scale_and_shift(tracer, call, x, dims, weight, bias, rows)
+    name = _label(tracer, call, weight, bias)
+    sources = tracer.source_nodes(labels, name)
+    targets = _new_nodes(tracer, name, sources)
+    if isinstance(weight, Elements):
+        tracer.edges(_flat(weight), sources, targets, "gamma", call)
+    else:
+        tracer.edges(None, sources, targets, "residual")
+    if isinstance(bias, Elements):
+        tracer.edges(_flat(bias), None, targets, "beta")
+    shape = _shape_along(x, dims)
+    return Neurons(targets.reshape(shape).expand(x.shape), is_pristine=True)
+
+
+def _new_nodes(tracer: Tracer, name: str, sources: Tensor) -> Tensor:
+    """A new node for each different source, in groups as those are."""
+    targets = torch.empty_like(sources)
+    groups = tracer.nodes.group_of(sources)
+    for group in groups.unique():
+        members = groups == group
+        different, which = in_order(sources[members])
+        targets[members] = tracer.nodes.new(name, len(different))[which]
+    return targets
+
+
+def _shape_along(x: Neurons, dims: list[int]) -> list[int]:
+    """The shape of what differs along some dimensions of a tensor alone."""
     shape = [1] * x.labels.dim()
     for d in dims:
         shape[d] = x.shape[d]
-    return Neurons(out.reshape(shape).expand(x.shape))
+    return shape
+
+
+def _flat(parameter: Elements) -> Elements:
+    return parameter.apply(torch.flatten)
 
 
 def _shared_scale_and_shift(
-    tracer: Tracer, node: Node, x: Neurons, dims: list[int], weight: Value, bias: Value, rows: Tensor | None
+    tracer: Tracer,
+    call: Node,
+    x: Neurons,
+    dims: list[int],
+    weight: Value,
+    bias: Value,
+    rows: Tensor | None,
 ) -> Value:
     """A norm that is applied to several rows of neurons, as to the queries of every head.
 
-    New nodes behind edges of value 1; an element of the scale or shift is a node with edges to all that
-    share it. As diagonal edges, once for each row, the graph would be symmetric in the neurons of each
-    row alone, while the network is only in those of all rows together. Every row that is normalised
-    has a node as in a GroupNorm, as a neuron of one row is no twin of that of another.
+    New nodes behind edges of value 1; an element of the scale or shift is a node with edges to all
+    that share it. As edges from one to one, once for each row, the graph would be symmetric in the
+    neurons of each row alone, while the network is only in those of all rows together. Every row
+    that is normalised has a node as in a GroupNorm, as a neuron of one row is no twin of that of
+    another.
     """
-    (labels,) = find_all(tracer, x.labels)
-    nodes = labels.unique()
-    nodes = nodes[nodes >= 0]
+    (labels,) = tracer.nodes.find_all(x.labels)
+    nodes = nodes_among(labels)
     groups = torch.empty(0, 1) if rows is None else _disjoint_rows(tracer, rows)
     if not len(nodes) or groups is None:
         return Unknown(x.shape)
-    name = _label(tracer, weight if isinstance(weight, Elements) else bias, node)
+    name = _label(tracer, call, weight, bias)
     targets = tracer.nodes.new(name, len(nodes))
-    tracer.add_block(None, nodes, targets, (len(nodes), 1, 1), kind="residual")
+    tracer.edges(None, nodes, targets, "residual")
     if groups.shape[1] > 1:
         _add_groups(tracer, name, groups, exchanged(groups, nodes, targets))
-    result: Value = Neurons(exchanged(labels, nodes, targets).expand(x.shape))
-    shape = [1] * x.labels.dim()
-    for d in dims:
-        shape[d] = x.shape[d]
+    result = Neurons(exchanged(labels, nodes, targets).expand(x.shape))
+    shape = _shape_along(x, dims)
     for parameter, kind in ((weight, "gamma"), (bias, "beta")):
-        if isinstance(result, Neurons) and isinstance(parameter, Elements):
-            parameter = parameter.move(torch.reshape, (parameter, shape), {})
-            result = with_parameter(tracer, node, result, parameter, kind)
+        if isinstance(parameter, Elements):
+            parameter = parameter.apply(lambda p: p.reshape(shape))
+            result = with_parameter(tracer, call, result, parameter, kind)
     return result
 
 
-def _tie_rows(tracer: Tracer, node: Node, labels: Tensor) -> bool:
-    """A node for each of several rows of neurons that are normalised together, (..., n); False if rows overlap."""
+def _add_row_nodes(tracer: Tracer, call: Node, labels: Tensor) -> bool:
+    """A node for each of several rows of neurons that are normalised together, (..., n).
+
+    False, and none, if rows overlap.
+    """
     labels = tracer.nodes.find(labels)
-    if (labels == labels[..., :1]).all():
+    if same_along(labels, -1):
         return True  # each row is one neuron, at several positions
     groups = _disjoint_rows(tracer, labels)
     if groups is not None and len(groups) > 1:
-        _add_groups(tracer, node.name, groups)
+        _add_groups(tracer, call.name, groups)
     return groups is not None
 
 
 @register_rule(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax)
-def softmax(tracer: Tracer, node: Node, x: Value, dim: int, *_: Any) -> Value:
-    """Over positions neurons stay as they are; over several rows of neurons, each row has a node."""
+def softmax(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    dim: int,
+    *_: Any,
+) -> Value:
+    """Over positions neurons stay as they are; each of several rows of neurons has a node."""
     if isinstance(x, Elements):
         tracer.rowwise.add(x.parameter)
         if not is_whole(tracer, x):
             tracer.fixed.add(x.parameter)  # rows of another shape may be parts of its own
         return x
     if not isinstance(x, Neurons):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     labels = folded(tracer.nodes.find(x.labels)).movedim(dim, -1)
     (labels,) = without_repeats([labels], keep=[labels.dim() - 1])
-    if not _tie_rows(tracer, node, labels):
-        return tracer.unknown(node)
-    applied(tracer, node, labels)
-    return x
+    if not _add_row_nodes(tracer, call, labels):
+        return tracer.unknown(call)
+    applied(tracer, call, labels)
+    return Neurons(x.labels)
 
 
 @register_rule(aten._weight_norm, aten._weight_norm_interface)
-def weight_norm(tracer: Tracer, node: Node, v: Value, g: Value, *_: Any) -> Value:
+def weight_norm(
+    tracer: Tracer,
+    call: Node,
+    v: Value,
+    g: Value,
+    *_: Any,
+) -> Value:
     """w = g v / |v|, with a norm for every row."""
     if not (isinstance(v, Elements) and isinstance(g, Elements)):
-        return tracer.unknown(node)
-    weight = v.accompanied([g.move(torch.broadcast_to, (g, v.shape), {})])
-    norms = node.meta["val"][1:] if isinstance(node.meta["val"], (tuple, list)) else ()
-    return (weight, *(Unknown(n.shape, True) for n in norms)) if norms else weight
+        return tracer.unknown(call)
+    norms = g.apply(lambda g: g.broadcast_to(v.shape))
+    weight = v.accompanied([norms])
+    values = call.meta["val"]
+    if isinstance(values, Tensor):
+        return weight
+    return (weight, *(Unknown(value.shape, True) for value in values[1:]))
 
 
 def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
-    """The nodes of each different row of labels (..., m), (rows, n); None if they overlap or differ in number."""
-    rows = distinct_rows(tracer.nodes.find(labels).reshape(-1, labels.shape[-1]))
-    found = {tuple(row.unique().tolist()) for row in rows if (row >= 0).any()}
-    sets = torch.tensor(sorted(found)) if len({len(members) for members in found}) == 1 else None
-    return None if sets is None or (sets < 0).any() or sets.unique().numel() < sets.numel() else sets
+    """The nodes of each different row of labels (..., m), (rows, n).
 
-
-def _part(elements: Value, part: Segment) -> View | None:
-    """The elements of a norm's parameter that belong to a segment, (n, *slots)."""
-    if not isinstance(elements, Elements):
+    None if rows overlap or differ in number.
+    """
+    rows = tracer.nodes.find(labels).reshape(-1, labels.shape[-1])
+    present = [row.unique() for row in distinct_rows(rows) if (row > 0).any()]
+    found = sorted({tuple(row.tolist()) for row in present})
+    if len({len(members) for members in found}) != 1:
         return None
-    numbers = elements.numbers.flatten()
-    slots = torch.arange(part.slots) * part.slot_step
-    nodes = torch.arange(len(part.nodes)) * part.step
-    places = part.start + nodes[:, None] + slots
-    return Elements(elements.parameter, numbers[places if part.slots > 1 else places[:, 0]]).view()
+    sets = torch.tensor(found)
+    return None if (sets <= 0).any() or repeats_any(sets) else sets
 
 
-def _label(tracer: Tracer, parameter: Value, node: Node) -> str:
-    return tracer.owner(parameter.parameter) if isinstance(parameter, Elements) else node.name
+def _label(tracer: Tracer, call: Node, *parameters: Value) -> str:
+    """The name of the norm, as its first parameter says it."""
+    for parameter in parameters:
+        if isinstance(parameter, Elements):
+            return tracer.name_of(parameter)
+    return call.name

@@ -2,263 +2,277 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.edges import diagonal, edges_between, fan_out
-from ngopt.graph.rules.entrywise import meet_constant
+from ngopt.graph.rules.entrywise import elementwise, meet_constant
+from ngopt.graph.rules.pairs import difference_of, product_of, sum_of, used_by
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import Rule, register_rule
 from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
-    find_all,
     folded,
     nodes_among,
+    same_along,
     unique_pairs,
     without_repeats,
 )
 
-if TYPE_CHECKING:
-    from ngopt.graph.tracing.tracer import Tracer
-
 aten = torch.ops.aten
 
 PRODUCTS = 4096
-"""At most so many products in one matrix product of activations that is neither scores nor values of an attention."""
+"""At most so many products in a matrix product that is no scores or values of an attention."""
 ENTRIES = 1 << 20
 """At most so many different entries of that product are looked at."""
 
 
 @register_rule(aten.scaled_dot_product_attention)
 def attention(
-    tracer: Tracer, node: Node, q: Value, k: Value, v: Value, mask: Value = None, *_: Any, **__: Any
+    tracer: Tracer,
+    call: Node,
+    q: Value,
+    k: Value,
+    v: Value,
+    mask: Value = None,
+    *_: Any,
+    **__: Any,
 ) -> Value:
     """softmax(q k^T + mask) v with heads kept apart; grouped-query heads are repeated."""
-    if not (isinstance(q, Neurons) and isinstance(k, Neurons) and isinstance(v, Neurons)):
-        return tracer.unknown(node)
-    ratio = q.shape[-3] // k.shape[-3] if len(q.shape) > 2 and q.shape[-3] != k.shape[-3] else 1
-    if ratio > 1:
+    if not isinstance(q, Neurons) or not isinstance(k, Neurons) or not isinstance(v, Neurons):
+        return tracer.unknown(call)
+    if len(q.shape) > 2 and q.shape[-3] > k.shape[-3]:
+        ratio = q.shape[-3] // k.shape[-3]
         k, v = (Neurons(x.labels.repeat_interleave(ratio, -3)) for x in (k, v))
-    scores_shape = torch.Size((*q.shape[:-1], k.shape[-2]))
-    scores = product_sum(tracer, node.name, q, Neurons(k.labels.mT), scores_shape)
-    if isinstance(mask, Elements) and isinstance(scores, Neurons):
-        scores = with_parameter(tracer, node, scores, mask, "shift")
-    elif isinstance(mask, Neurons) and isinstance(scores, Neurons):
-        scores = sum_of(tracer, node, scores, mask)
-    elif isinstance(mask, Tensor) and isinstance(scores, Neurons):
-        meet_constant(tracer, scores, mask)
+    shape = torch.Size((*q.shape[:-1], k.shape[-2]))
+    scores = product_sum(tracer, call.name, q, Neurons(k.labels.mT), shape)
     if isinstance(scores, Neurons):
+        scores = _masked(tracer, call, scores, mask)
         tracer.activations.append((nodes_among(scores.labels), "softmax"))
-    return product_sum(tracer, f"{node.name}.values", scores, v, tracer.shape_of(node))
+    return product_sum(tracer, f"{call.name}.values", scores, v, tracer.shape_of(call))
 
 
-def product_sum(tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size) -> Value:
+def _masked(tracer: Tracer, call: Node, scores: Neurons, mask: Value) -> Neurons:
+    if isinstance(mask, Elements):
+        return with_parameter(tracer, call, scores, mask, "shift")
+    if isinstance(mask, Neurons):
+        return sum_of(tracer, call, scores, mask)
+    if isinstance(mask, Tensor):
+        meet_constant(tracer, scores, mask)
+    return scores
+
+
+def product_sum(
+    tracer: Tracer,
+    name: str,
+    a: Value,
+    b: Value,
+    shape: torch.Size,
+) -> Value:
     """a @ b of two activations, (..., t, n) and (..., n, m).
 
     Where the summed index runs over neurons (q k^T), each pair of them is a product, and all
     products that are summed meet in one node, a head. Where it runs over positions (attention times
-    values), the neurons of b are weighted by those of a, each pair again a product. What differs from
-    position to position is joined if nothing keeps it apart, as the keys of a prefix and those of tokens.
+    values), the neurons of b are weighted by those of a, each pair again a product. What differs
+    from position to position is joined if nothing keeps it apart, as the keys of a prefix and those
+    of tokens.
     """
     if isinstance(a, Neurons) and isinstance(b, Neurons):
         result = _of_activations(tracer, name, a.labels, b.labels)
-        return Neurons(result.labels.reshape(shape)) if isinstance(result, Neurons) else Unknown(shape)
-    # a constant mixes positions
-    if isinstance(a, (Tensor, Unknown)) and isinstance(b, Neurons) and (b.labels == b.labels[..., :1, :]).all():
-        return Neurons(b.labels[..., :1, :].expand(*b.labels.shape[:-2], *shape[-2:]).expand(shape))
-    if isinstance(b, (Tensor, Unknown)) and isinstance(a, Neurons) and (a.labels == a.labels[..., :1]).all():
-        return Neurons(a.labels[..., :1].expand(shape))
-    return Unknown(shape)
+        return Unknown(shape) if result is None else Neurons(result.reshape(shape))
+    # what is no neurons mixes positions
+    if isinstance(b, Neurons) and isinstance(a, (Tensor, Unknown)):
+        labels, dim = b.labels, -2
+    elif isinstance(a, Neurons) and isinstance(b, (Tensor, Unknown)):
+        labels, dim = a.labels, -1
+    else:
+        return Unknown(shape)
+    if not same_along(labels, dim):
+        return Unknown(shape)
+    return Neurons(labels.narrow(dim, 0, 1).expand(shape))
 
 
-def _of_activations(tracer: Tracer, name: str, a: Tensor, b: Tensor) -> Value:
-    """The product of labels (..., t, n) and (..., n, m)."""
-    a, b = a[None] if a.dim() == 1 else a, b[:, None] if b.dim() == 1 else b
-    lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    left, right = (tracer.nodes.find(x.expand(*lead, *x.shape[-2:])).reshape(-1, *x.shape[-2:]) for x in (a, b))
-    shape = torch.Size((*lead, left.shape[1], right.shape[2]))
-    weighs = bool((left == left[:, :1, :1]).all()) and not (right == right[:, :, :1]).all()
-    right = _joined(tracer, right, 2 if weighs else 1)
-    if weighs and (right == right[:, :1]).all():
+def _of_activations(tracer: Tracer, name: str, a: Tensor, b: Tensor) -> Tensor | None:
+    """The product of labels (..., t, n) and (..., n, m); None where it is too large."""
+    a = a[None] if a.dim() == 1 else a
+    b = b[:, None] if b.dim() == 1 else b
+    *lead_a, t, n = a.shape
+    *lead_b, _, m = b.shape
+    lead = torch.broadcast_shapes(tuple(lead_a), tuple(lead_b))
+    left = tracer.nodes.find(a.expand(*lead, t, n)).reshape(-1, t, n)
+    right = tracer.nodes.find(b.expand(*lead, n, m)).reshape(-1, n, m)
+    shape = torch.Size((*lead, t, m))
+    is_one_score = same_along(left, 1) and same_along(left, 2)
+    weighs = is_one_score and not same_along(right, 2)
+    right = _unify_positions(tracer, right, 2 if weighs else 1)
+    if weighs and same_along(right, 1):
         return _weighted(tracer, name, left[:, 0, 0], right[:, 0], shape)
-    if (right == right[:, :, :1]).all():
-        left = _joined(tracer, left, 2)
-        if (left == left[:, :1]).all():
-            return _scores(tracer, name, left[:, 0], tracer.nodes.find(right[:, :, 0]), shape)
+    if same_along(right, 2):
+        left = _unify_positions(tracer, left, 2)
+        if same_along(left, 1):
+            keys = tracer.nodes.find(right[:, :, 0])
+            return _scores(tracer, name, left[:, 0], keys, shape)
     return _pooled_products(tracer, name, left, tracer.nodes.find(right), shape)
 
 
-def _joined(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
-    """Labels (r, n, m), along a dimension the same at all positions of each (n, m) where nothing keeps them apart."""
-    if (labels == labels.narrow(3 - dim, 0, 1)).all():
+def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
+    """Labels (r, n, m), the same at all positions of each (n, m) where nothing keeps them apart.
+
+    dim: that of the neurons; positions are along the other.
+    """
+    other = 3 - dim
+    if same_along(labels, other):
         return labels
     matrices, which = labels.unique(dim=0, return_inverse=True)
-    rows = [tracer.vector(matrix, dim - 1) for matrix in matrices]
+    rows = [tracer.unify_places(matrix, dim - 1) for matrix in matrices]
     found = [row for row in rows if row is not None]
     if len(found) < len(rows):
         return tracer.nodes.find(labels)
-    return tracer.nodes.find(torch.stack(found))[which].unsqueeze(3 - dim).expand_as(labels)
+    unified = tracer.nodes.find(torch.stack(found))[which]
+    return unified.unsqueeze(other).expand_as(labels)
 
 
-def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor, shape: torch.Size) -> Value:
+def _scores(
+    tracer: Tracer,
+    name: str,
+    left: Tensor,
+    right: Tensor,
+    shape: torch.Size,
+) -> Tensor | None:
     """left, right: (heads that repeat, n) -> one node a head, behind n products."""
-    n = left.shape[1]
-    if (left < 0).any() or (right < 0).any():
-        return Unknown(shape)
-    heads, which = torch.cat([left, right], dim=1).unique(dim=0, return_inverse=True)
-    products = tracer.nodes.new(f"{name}.products", len(heads) * n, "product")
-    diagonal(tracer, heads[:, :n].flatten(), products, "left")
-    diagonal(tracer, heads[:, n:].flatten(), products, "right")
+    both = torch.cat([left, right], dim=1)
+    if (both <= 0).any():
+        return None
+    heads, which = both.unique(dim=0, return_inverse=True)
+    left, right = heads.chunk(2, dim=1)
+    products = tracer.nodes.new(f"{name}.products", left.numel(), "product")
+    used_by(tracer, left.flatten(), products, "left")
+    used_by(tracer, right.flatten(), products, "right")
     nodes = tracer.nodes.new(f"{name}.heads", len(heads), "head", heads.T)
-    tracer.add_block(None, products, nodes, (len(heads), 1, n), kind="pool")
-    return Neurons(nodes[which].reshape(*shape[:-2], 1, 1).expand(shape))
+    tracer.edges(None, products.reshape(left.shape), nodes[:, None], "pool")
+    return nodes[which].reshape(*shape[:-2], 1, 1).expand(shape)
 
 
-def _weighted(tracer: Tracer, name: str, heads: Tensor, values: Tensor, shape: torch.Size) -> Value:
+def _weighted(
+    tracer: Tracer,
+    name: str,
+    heads: Tensor,
+    values: Tensor,
+    shape: torch.Size,
+) -> Tensor | None:
     """heads: (r,), values: (r, m) -> the products of each head with its values."""
-    if (heads < 0).any() or (values < 0).any():
-        return Unknown(shape)
-    rows, which = torch.cat([heads[:, None], values], dim=1).unique(dim=0, return_inverse=True)
-    m = values.shape[1]
-    factors = torch.stack([rows[:, :1].expand(-1, m).flatten(), rows[:, 1:].flatten()])
-    products = tracer.nodes.new(name, len(rows) * m, "product", factors)
-    fan_out(tracer, rows[:, 0], products, m, "left")
-    diagonal(tracer, rows[:, 1:].flatten(), products, "right")
-    labels = products.reshape(len(rows), m)[which]
-    return Neurons(labels.reshape(*shape[:-2], 1, m).expand(shape))
+    both = torch.cat([heads[:, None], values], dim=1)
+    if (both <= 0).any():
+        return None
+    rows, which = both.unique(dim=0, return_inverse=True)
+    heads, values = rows[:, :1].expand(-1, values.shape[1]), rows[:, 1:]
+    factors = torch.stack([heads.flatten(), values.flatten()])
+    products = tracer.nodes.new(name, values.numel(), "product", factors)
+    tracer.edges(None, factors[0], products, "left")
+    used_by(tracer, factors[1], products, "right")
+    labels = products.reshape(values.shape)[which]
+    return labels.reshape(*shape[:-2], 1, -1).expand(shape)
 
 
-def _pooled_products(tracer: Tracer, name: str, left: Tensor, right: Tensor, shape: torch.Size) -> Value:
-    """(r, t, n) and (r, n, m): a node for every product, and one for each different set of these that is summed."""
-    size = (*left.shape, right.shape[2])
-    left, right = folded(left)[..., None].expand(size), folded(right)[:, None].expand(size)
-    left, right = (x.movedim(2, -1) for x in without_repeats([left, right]))  # (r, t, m, n)
-    if left.numel() > ENTRIES or (left < 0).any() or (right < 0).any():
-        return Unknown(shape)
+def _pooled_products(
+    tracer: Tracer,
+    name: str,
+    left: Tensor,
+    right: Tensor,
+    shape: torch.Size,
+) -> Tensor | None:
+    """(r, t, n) and (r, n, m): a node for every product, and one for each set that is summed."""
+    r, t, n = left.shape
+    m = right.shape[2]
+    left = folded(left)[:, :, None].expand(r, t, m, n)
+    right = folded(right).mT[:, None].expand(r, t, m, n)
+    left, right = without_repeats([left, right])
+    if left.numel() > ENTRIES or (left <= 0).any() or (right <= 0).any():
+        return None
     pairs, which = unique_pairs(left.flatten(), right.flatten())
     if pairs.shape[1] > PRODUCTS:
-        return Unknown(shape)
+        return None
     products = tracer.nodes.new(f"{name}.products", pairs.shape[1], "product", pairs)
-    edges_between(tracer, pairs[0], products, "left")
-    edges_between(tracer, pairs[1], products, "right")
+    tracer.edges(None, pairs[0], products, "left")
+    tracer.edges(None, pairs[1], products, "right")
     labels = products[which].reshape(left.shape)
-    if labels.shape[-1] > 1:
-        sets, which = labels.flatten(0, -2).sort(dim=1).values.unique(dim=0, return_inverse=True)
+    if labels.shape[3] > 1:
+        rows = labels.flatten(0, 2).sort(dim=1).values
+        sets, which = rows.unique(dim=0, return_inverse=True)
         nodes = tracer.nodes.new(name, len(sets), "pool", sets.T)
-        apart = sets.unique().numel() == sets.numel()
-        for members, node in [(sets, nodes)] if apart else zip(sets, nodes.split(1), strict=True):
-            tracer.add_block(None, members.flatten(), node, (len(node), 1, sets.shape[1]), kind="pool")
-        labels = nodes[which].reshape(labels.shape[:-1])
-    return Neurons(labels.reshape(labels.shape[:3]).expand(size[0], size[1], size[3]).reshape(shape))
+        tracer.edges(None, sets, nodes[:, None], "pool")
+        labels = nodes[which].reshape(labels.shape[:3])
+    return labels.reshape(labels.shape[:3]).expand(r, t, m).reshape(shape)
 
 
 @register_rule(aten.add, aten.add_)
-def addition(tracer: Tracer, node: Node, a: Value, b: Value, *, alpha: Any = 1) -> Value:
+def addition(
+    tracer: Tracer,
+    call: Node,
+    a: Value,
+    b: Value,
+    *,
+    alpha: Any = 1,
+) -> Value:
     """A residual connection, a positional parameter, or a shift by a constant."""
-    return with_other(tracer, node, a, b, sum_of if alpha == 1 else difference_of, "shift")
+    return with_other(tracer, call, a, b, sum_of if alpha == 1 else difference_of, "shift")
 
 
 @register_rule(aten.sub, aten.sub_)
-def subtraction(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
-    """As an addition, but neurons that are subtracted are no twins of those that they are subtracted from."""
-    return with_other(tracer, node, a, b, difference_of, "shift")
+def subtraction(
+    tracer: Tracer,
+    call: Node,
+    a: Value,
+    b: Value,
+    **_: Any,
+) -> Value:
+    """As an addition, but the two sides are no twins."""
+    return with_other(tracer, call, a, b, difference_of, "shift")
 
 
 @register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
-def multiplication(tracer: Tracer, node: Node, a: Value, b: Value, **_: Any) -> Value:
-    """A gate (a product of neurons), a scale (diagonal edges), or a constant factor."""
-    is_norm = not tracer.normalised.isdisjoint(node.all_input_nodes)
-    return with_other(tracer, node, a, b, product_of, "gamma" if is_norm else "scale")
+def multiplication(
+    tracer: Tracer,
+    call: Node,
+    a: Value,
+    b: Value,
+    **_: Any,
+) -> Value:
+    """A gate (a product of neurons), a scale (edges from one to one), or a constant factor."""
+    is_norm = any(isinstance(x, Neurons) and x.is_normalised for x in (a, b))
+    return with_other(tracer, call, a, b, product_of, "gamma" if is_norm else "scale")
 
 
 @register_rule(aten.glu)
-def gated_linear_unit(tracer: Tracer, node: Node, x: Value, dim: int = -1) -> Value:
+def gated_linear_unit(tracer: Tracer, call: Node, x: Value, dim: int = -1) -> Value:
     """a * sigmoid(b) of the two halves."""
     if not isinstance(x, Neurons):
-        return tracer.unknown(node)
+        return tracer.unknown(call)
     a, b = x.labels.chunk(2, dim)
-    return product_of(tracer, node, Neurons(a), Neurons(b))
+    return product_of(tracer, call, Neurons(a), Neurons(b))
 
 
-def with_other(tracer: Tracer, node: Node, a: Value, b: Value, rule: Rule, kind: str) -> Value:
-    """A function of two tensors: `rule` for two activations, else a parameter that works on neurons, or a constant."""
+def with_other(
+    tracer: Tracer,
+    call: Node,
+    a: Value,
+    b: Value,
+    rule: Rule,
+    kind: str,
+) -> Value:
+    """A function of two tensors.
+
+    rule: for two activations; else a parameter works on neurons, or a constant.
+    """
     if isinstance(a, Neurons) and isinstance(b, Neurons):
-        return rule(tracer, node, a, b)
+        return rule(tracer, call, a, b)
     for x, other in ((a, b), (b, a)):
         if isinstance(x, Neurons) and isinstance(other, Elements):
-            return with_parameter(tracer, node, x, other, kind)
-    return tracer.elementwise(node, (a, b), {})
-
-
-class Meeting(NamedTuple):
-    """Which nodes of two tensors meet.
-
-    left, right: their labels, cut where both repeat. both: where two different nodes meet. pairs: these
-    nodes, (2, n). which: the pair at every place of `both`.
-    """
-
-    left: Tensor
-    right: Tensor
-    both: Tensor
-    pairs: Tensor
-    which: Tensor
-
-    @classmethod
-    def of(cls, tracer: Tracer, a: Neurons, b: Neurons) -> Meeting:
-        shape = torch.broadcast_shapes(a.shape, b.shape)
-        left, right = find_all(tracer, a.labels.expand(shape), b.labels.expand(shape))
-        both = (left >= 0) & (right >= 0) & (left != right)
-        return cls(left, right, both, *unique_pairs(left[both], right[both]))
-
-    def result(self, nodes: Tensor, shape: torch.Size) -> Neurons:
-        """A node for each pair; where a node meets itself or a constant it stays."""
-        labels = torch.maximum(self.left, self.right)
-        labels[self.both] = nodes[self.which]
-        return Neurons(labels.expand(shape))
-
-
-def sum_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
-    """A sum has the nodes of the newer layer, with edges of value 1 from those of the older one.
-
-    Two layers that are only summed share their nodes. Where these meet several of the older layer, or
-    older and newer ones are mixed, sums are nodes of their own.
-    """
-    shape = torch.broadcast_shapes(a.shape, b.shape)
-    met = Meeting.of(tracer, a, b)
-    older, newer = met.pairs if (met.pairs[0] < met.pairs[1]).all() else met.pairs.flip(0)
-    own = newer.unique().numel() < len(newer) or bool((older > newer).any()) or bool(torch.isin(older, newer).any())
-    if own:
-        return _of_pairs(tracer, node, met, "neuron", shape)
-    operands = node.all_input_nodes
-    matched = older.unique().numel() == len(older) > 0
-    if matched and len(operands) == 2 and all(o in tracer.pristine and len(o.users) == 1 for o in operands):
-        tracer.nodes.unify(older, newer)
-        tracer.pristine.add(node)
-    else:
-        edges_between(tracer, older, newer, "residual")
-    return met.result(tracer.nodes.find(newer), shape)
-
-
-def difference_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
-    """Differences are nodes that know which side is subtracted."""
-    shape = torch.broadcast_shapes(a.shape, b.shape)
-    return _of_pairs(tracer, node, Meeting.of(tracer, a, b), "neuron", shape)
-
-
-def product_of(tracer: Tracer, node: Node, a: Neurons, b: Neurons) -> Value:
-    shape = torch.broadcast_shapes(a.shape, b.shape)
-    return _of_pairs(tracer, node, Meeting.of(tracer, a, b), "product", shape)
-
-
-def _of_pairs(tracer: Tracer, node: Node, met: Meeting, kind: str, shape: torch.Size) -> Value:
-    """New nodes with edges of value 1 from the two sides, which are told apart."""
-    nodes = tracer.nodes.new(node.name, met.pairs.shape[1], kind, met.pairs)
-    edges_between(tracer, met.pairs[0], nodes, "left")
-    edges_between(tracer, met.pairs[1], nodes, "right")
-    return met.result(nodes, shape)
+            return with_parameter(tracer, call, x, other, kind)
+    return elementwise(tracer, call, (a, b), {})

@@ -1,11 +1,12 @@
 """The registry of rules.
 
-A rule says what a function or a module adds to the neural graph. For a function of `torch.ops` it is
-called as `rule(tracer, node, *args, **kwargs)` with the function's own arguments, in which tensors are
-`Neurons`, `Elements` of a parameter, `Unknown` or constants; for a module class as
-`rule(tracer, node, module, *inputs)` instead of following the functions inside. It returns the same
-kinds of values for the result. Where the values of an input decide what a network does, only rules for
-functions apply (see `ngopt.graph.tracing.capture`).
+A rule says what a function or a module adds to the neural graph. For a function of `torch.ops` it
+is called as `rule(tracer, call, *args, **kwargs)`. `call` is the function's node in the graph of
+torch.fx, the arguments are the function's own, in which tensors are `Neurons`, `Elements` of a
+parameter, `Unknown` or constants. For a module class it is called as
+`rule(tracer, call, module, *inputs)`, instead of following the functions inside. It returns the
+same kinds of values for the result. Where the values of an input decide what a network does, only
+rules for functions apply (see `ngopt.graph.tracing.capture`).
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.fx import Node
+
+aten = torch.ops.aten
 
 Rule = Callable[..., Any]
 
 RULES: dict[Any, Rule] = {}
 
 
-def packet_of(node: Node) -> Any:
-    """The function that a node applies, whatever the types of its arguments: all overloads of one have the same."""
-    return getattr(node.target, "overloadpacket", node.target)
+def packet_of(call: Node) -> Any:
+    """The function that is called, the same for all types of its arguments."""
+    return getattr(call.target, "overloadpacket", call.target)
 
 
 def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
@@ -37,3 +41,8 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
         return rule
 
     return register
+
+
+def functions(names: str) -> list[Any]:
+    """The functions of torch that have these names, as far as this version has them."""
+    return [getattr(aten, name) for name in names.split() if hasattr(aten, name)]

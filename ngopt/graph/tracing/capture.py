@@ -64,7 +64,9 @@ def capture(model: nn.Module, example_input: Any, cut: bool = True) -> Program:
         for function in (_export, _record):
             for args, kwargs in (whole,) if same else (few, whole):
                 try:
-                    return replace(function(model, args, kwargs), is_cut=not same and args is few[0])
+                    return replace(
+                        function(model, args, kwargs), is_cut=not same and args is few[0]
+                    )
                 except Exception as error:
                     reason = error
         args, kwargs = whole
@@ -98,7 +100,11 @@ def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
 
 
 def _few_rows(value: Any) -> Any:
-    return value[:BATCH] if isinstance(value, Tensor) and value.dim() > 0 and len(value) > BATCH else value
+    return (
+        value[:BATCH]
+        if isinstance(value, Tensor) and value.dim() > 0 and len(value) > BATCH
+        else value
+    )
 
 
 def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
@@ -133,12 +139,17 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     graph.eliminate_dead_code()  # such as what a condition was made of
     placeholders = [node.name for node in graph.nodes if node.op == "placeholder"]
     state = dict(zip(placeholders, own.values(), strict=False))
-    attributes = {node.name: getattr(traced, node.target) for node in graph.nodes if node.op == "get_attr"}
-    return Program(graph, state | {name: value for name, value in attributes.items() if isinstance(value, Tensor)})
+    attributes = {
+        node.name: getattr(traced, node.target) for node in graph.nodes if node.op == "get_attr"
+    }
+    return Program(
+        graph,
+        state | {name: value for name, value in attributes.items() if isinstance(value, Tensor)},
+    )
 
 
 def inlined(module: GraphModule) -> Graph:
-    """The functions of a module, with those of its regions (autocast, no_grad, checkpoints) in their places."""
+    """The functions of a module, those of its regions (autocast, no_grad) in their places."""
     graph = module.graph
     for node in list(graph.nodes):
         region, operands = _region(module, node)
@@ -160,16 +171,21 @@ def inlined(module: GraphModule) -> Graph:
 
 
 def _region(module: GraphModule, node: Node) -> tuple[GraphModule | None, list[Any]]:
-    """The graph that a function applies once to the arguments behind it, and these; None if it is no such function."""
+    """The graph that a function applies once to the arguments behind it, and these.
+
+    None if it is no such function.
+    """
     graphs = []
     for place, argument in enumerate(node.args if node.op == "call_function" else ()):
         if isinstance(argument, Node) and argument.op == "get_attr":
             graphs.append((place, getattr(module, str(argument.target), None)))
     place, region = graphs[0] if len(graphs) == 1 else (0, None)
     if isinstance(region, GraphModule):
-        operands = [a for a in node.args[place + 1 :] if not isinstance(a, str)]  # a name may stand among them
+        behind = node.args[place + 1 :]
+        operands = [a for a in behind if not isinstance(a, str)]  # a name may stand among them
         count = sum(n.op == "placeholder" for n in region.graph.nodes)
-        if count == len(operands) and not any(isinstance(a, (list, tuple)) for a in operands):  # no loop over them
+        is_loop = any(isinstance(a, (list, tuple)) for a in operands)
+        if count == len(operands) and not is_loop:
             return region, operands
     return None, []
 

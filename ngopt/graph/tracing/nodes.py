@@ -1,71 +1,123 @@
-"""Numbers for neurons while a network is traced: groups of them, and which turn out to be the same."""
+"""Numbers for neurons while a network is traced, and which turn out to be the same."""
 
 from __future__ import annotations
+
+from enum import IntFlag
 
 import torch
 from torch import Tensor
 
-from ngopt.graph.tracing.values import without_repeats
+from ngopt.graph.tracing.values import nodes_among, without_repeats
+
+
+class Mark(IntFlag):
+    """What is known of a node beside its group.
+
+    INPUT, OUTPUT: of the network. LEARNED: nothing leads to it, but it is no input.
+    PINNED: something tells it apart from others of which no more is known.
+    """
+
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+    LEARNED = 4
+    PINNED = 8
 
 
 class Nodes:
-    """Hands out node numbers, group after group, and keeps track of nodes that are one and the same.
+    """Hands out node numbers, from 1 and group after group, and knows which are one and the same.
 
-    Labels are int64 tensors of node numbers; -1 stands for "no neuron" (constants, padding). `call` is
-    the number of the function that is being traced.
+    Labels are int64 tensors of node numbers; what is not positive stands for no neuron.
+    names, kinds: of the groups. starts: their first nodes, and how many numbers were given.
+    step: the number of the function that is being traced.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.kinds: list[str] = []
-        self.starts: list[int] = [0]
-        self.call = 0
-        self._facts = torch.empty(4, 1024, dtype=torch.long)  # grows by doubling
-        # views of it; nodes of one call whose identities differ stay apart, -1: free
-        self._alias, self._group, self._call, self._identity = self._facts[:, :0]
+        self.starts = [0]
+        self.step = 0
+        self._facts = torch.empty(5, 1024, dtype=torch.long)  # grows by doubling
+        # views of it; nodes of one step whose identities differ stay apart, -1: free
+        self._alias, self._group, self._step, self._identity, self._marks = self._facts[:, :0]
+        self.new("none", 1)
 
-    def new(self, name: str, size: int, kind: str = "neuron", made_of: Tensor | None = None) -> Tensor:
+    @property
+    def count(self) -> int:
+        """How many numbers were given, those of nodes that turned out to be others among them."""
+        return self.starts[-1]
+
+    def new(
+        self,
+        name: str,
+        size: int,
+        kind: str = "neuron",
+        made_of: Tensor | None = None,
+        mark: Mark = Mark.NONE,
+    ) -> Tensor:
         """Numbers of a new group of nodes, (size,).
 
         made_of: (k, size), the nodes which each is a function of without weights; what is made of
-        nodes that may be unified may be as well, and so may all that is made of none (k = 0). By
-        default nodes are the targets of a weight, which keeps each apart from the others.
+            nodes that may be unified may be as well, and so may all that is made of none (k = 0).
+            By default nodes are the targets of a weight, which keeps each apart from the others.
         """
-        start, capacity = self.starts[-1], self._facts.shape[1]
-        if start + size > capacity:
-            more = torch.empty(4, max(size, capacity), dtype=torch.long)
-            self._facts = torch.cat([self._facts, more], dim=1)
-        numbers = torch.arange(start, start + size)
+        numbers = torch.arange(self.count, self.count + size)
         identity = numbers if made_of is None else self._identities(numbers, made_of)
+        capacity = self._facts.shape[1]
+        if self.count + size > capacity:
+            more = torch.empty(len(self._facts), max(size, capacity), dtype=torch.long)
+            self._facts = torch.cat([self._facts, more], dim=1)
+        new = self._facts[:, self.count : self.count + size]
+        for row, values in zip(
+            new, (numbers, len(self.names), self.step, identity, int(mark)), strict=True
+        ):
+            row[:] = values
         self.names.append(name)
         self.kinds.append(kind)
-        self.starts.append(start + size)
-        self._alias, self._group, self._call, self._identity = facts = self._facts[:, : start + size]
-        for row, values in zip(facts, (numbers, len(self.names) - 1, self.call, identity), strict=True):
-            row[start:] = values
+        self.starts.append(self.count + size)
+        facts = self._facts[:, : self.count]
+        self._alias, self._group, self._step, self._identity, self._marks = facts
         return numbers
 
     def _identities(self, numbers: Tensor, made_of: Tensor) -> Tensor:
-        """One of the new numbers for all that are made of the same, -1 where nothing of it is kept apart."""
+        """One of the new numbers for all that are made of the same, -1 where that is free."""
         if not made_of.numel():
             return torch.full_like(numbers, -1)
         parts = self._identity_of(made_of)
         which = parts.unique(dim=1, return_inverse=True)[1]
-        first = torch.full_like(numbers, torch.iinfo(torch.long).max).scatter_reduce(0, which, numbers, "amin")[which]
+        first = torch.full_like(numbers, torch.iinfo(torch.long).max)
+        first = first.scatter_reduce(0, which, numbers, "amin")[which]
         return torch.where((parts < 0).all(0), -1, first)
 
     def _identity_of(self, labels: Tensor) -> Tensor:
-        """The identities of the nodes that these stand for, -1 where nothing keeps them apart from others."""
-        found = self.find(torch.arange(len(self._identity)))
-        return self._identity.scatter_reduce(0, found, self._identity, "amax")[self.find(labels)]
+        """The identities of the nodes that these stand for, -1 where nothing keeps them apart."""
+        found = self.find(torch.arange(self.count))
+        identity = self._identity.scatter_reduce(0, found, self._identity, "amax")
+        return identity[self.find(labels)]
 
     def are_free(self, labels: Tensor) -> bool:
-        """Whether no weight keeps these nodes apart: entries of the network's input, and what is made of such."""
+        """Whether no weight keeps nodes apart: the network's inputs, and what is made of such."""
         return bool((self._identity_of(labels) < 0).all())
 
+    def mark(self, labels: Tensor, mark: Mark) -> None:
+        """Marks all nodes among labels."""
+        self._marks[nodes_among(labels)] |= int(mark)
+
+    def marked(self, mark: Mark) -> Tensor:
+        """The nodes that have a mark, or any of several, sorted."""
+        numbers = (self._marks & int(mark)).nonzero().flatten()
+        return self.find(numbers).unique()
+
     def find(self, labels: Tensor) -> Tensor:
-        """The number that now stands for each node; may be the same tensor, and repeats (stride 0) as it does."""
+        """The number that now stands for each node.
+
+        May be the same tensor, and repeats (stride 0) as it does.
+        """
         return _found(labels, self._alias)
+
+    def find_all(self, *labels: Tensor) -> list[Tensor]:
+        """Present labels of tensors of one shape, of length 1 where all of them only repeat."""
+        return [self.find(x) for x in without_repeats(labels)]
 
     def unify(self, a: Tensor, b: Tensor) -> None:
         """Makes a[i] and b[i] the same node, for all i; the older number stands for both."""
@@ -78,52 +130,52 @@ class Nodes:
             low, high = torch.minimum(a, b)[differ], torch.maximum(a, b)[differ]
             self._alias.scatter_reduce_(0, high, low, "amin")
 
-    def can_unify(self, rows: Tensor) -> bool:
-        """Makes the columns of all rows (r, n) the same, if that keeps apart what is; returns whether it did.
+    def try_unify(self, rows: Tensor) -> bool:
+        """Makes the columns of all rows (r, n) the same, if that keeps apart what is.
 
-        The nodes of a row are kept apart, and so are the targets of a weight: the neurons of different
-        heads, say, are different neurons, even if a norm has the same scale for all heads.
+        Returns whether it did. The nodes of a row are kept apart, and so are the targets of a
+        weight: the neurons of different heads, say, are different neurons, even if a norm has the
+        same scale for all heads.
         """
-        kept = self._alias.clone()
+        before = self._alias.clone()
+        count = self.find(rows[0]).unique().numel()
         self.unify(rows[:1].expand_as(rows), rows)
         now = self.find(rows[0])
-        fine = now.unique().numel() == _found(rows[0], kept).unique().numel() and not self._clash(now)
-        if not fine:
-            self._alias.copy_(kept)
-        return fine
+        if now.unique().numel() == count and not self._clash(now):
+            return True
+        self._alias.copy_(before)
+        return False
 
     def _clash(self, labels: Tensor) -> bool:
-        """Whether one of the nodes now stands for several of one call that are to be kept apart."""
-        found = self.find(torch.arange(len(self._alias)))
+        """Whether a node now stands for several of one step that are to be kept apart."""
+        found = self.find(torch.arange(self.count))
         members = torch.isin(found, labels) & (self._identity >= 0)
-        places = torch.stack([found, self._call, self._identity])[:, members]
+        places = torch.stack([found, self._step, self._identity])[:, members]
         return places.unique(dim=1).shape[1] > places[:2].unique(dim=1).shape[1]
 
     def group_of(self, labels: Tensor) -> Tensor:
         """The group in which each node was made."""
         return self._group[labels]
 
-    def compact(self) -> tuple[list[int], Tensor, Tensor]:
-        """After all is known: sizes of the groups, and for every number ever given its group and place there."""
-        numbers = torch.arange(len(self._alias))
+    def places(self) -> tuple[list[int], Tensor, Tensor]:
+        """When all is known: sizes of groups, and for every number its group and place there."""
+        numbers = torch.arange(self.count)
         found = self.find(numbers)
-        stands = found == numbers
-        group = self.group_of(numbers)
-        before = stands.long().cumsum(0) - stands.long()
-        first = before[torch.tensor(self.starts[:-1], dtype=torch.long).clamp(max=max(len(numbers) - 1, 0))]
-        place = before - first[group]
-        sizes = torch.zeros(len(self.names), dtype=torch.long).index_add(0, group, stands.long())
-        return sizes.tolist(), group[found], place[found]
+        stands = (found == numbers).long()
+        before = stands.cumsum(0) - stands
+        # of an empty group at the end the start is no number
+        starts = torch.tensor(self.starts[:-1]).clamp(max=self.count - 1)
+        place = before - before[starts][self._group]
+        sizes = torch.zeros(len(self.names), dtype=torch.long).index_add(0, self._group, stands)
+        return sizes.tolist(), self._group[found], place[found]
 
 
 def _found(labels: Tensor, alias: Tensor) -> Tensor:
     """The numbers at the ends of the chains of aliases that begin at these labels."""
-    if not len(alias):
-        return labels
     shape = labels.shape
     (labels,) = without_repeats([labels])
     while True:
-        further = torch.where(labels >= 0, alias[labels.clamp(min=0)], labels)
+        further = torch.where(labels > 0, alias[labels.clamp(min=0)], labels)
         if torch.equal(further, labels):
             return labels.expand(shape)
         labels = further

@@ -1,105 +1,20 @@
-"""Views of a neural graph: the list of its single edges, and a table for people."""
+"""A table of what a neural graph sees, for people."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
-from math import prod
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from ngopt.graph.core import Bias, EdgeBlock, GraphValues, Index, NeuralGraph, NeuronGroup
-from ngopt.graph.topology import components
+from ngopt.graph.pieces import Bias, EdgeBlock, NeuronGroup, Topology, connected, is_diagonal
 
 NAME_WIDTH = 50  # characters of a group's name in the table
 LISTED = 3  # as many blocks or sources of a group are listed, of more only their number is given
 NUMBERS = ("", "nodes", "elements")  # columns that end at their right
 
 
-class EdgeList(NamedTuple):
-    """A neural graph as single edges, nodes numbered group after group.
-
-    sources, targets, block: (edges,) node numbers, and the block in `NeuralGraph.blocks` of each.
-    parameter, element: (edges, slots) hold, for every slot of every edge, the parameter's position
-    and the flat index of the element; -1 where a block has fewer slots than the widest, or edges of
-    value 1. node, node_parameter, node_element: (node features, slots) the same for biases, and
-    the node that each belongs to, (node features,).
-    """
-
-    sources: Tensor
-    targets: Tensor
-    block: Tensor
-    parameter: Tensor
-    element: Tensor
-    node: Tensor
-    node_parameter: Tensor
-    node_element: Tensor
-
-
-def to_edge_list(graph: NeuralGraph) -> EdgeList:
-    """Every edge of every block, in the order of blocks, then groups, targets and sources."""
-    starts = node_starts(graph)
-    places = graph.gather([torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters])
-    elements = dict(zip(graph.weights, places.edges, strict=True))
-    width = max((block.slots for block in graph.weights), default=0)
-    columns: list[list[Tensor]] = [[], [], [], [], []]
-    for number, block in enumerate(graph.blocks):
-        g, t, s = block.shape
-        targets = _neurons(block.target_index, graph.groups[block.target].size).reshape(g, t, 1)
-        sources = _neurons(block.source_index, graph.groups[block.source].size).reshape(g, 1, s)
-        element = torch.full((g * t * s, width), -1)
-        parameter = element.clone()
-        if block.view is not None:
-            element[:, : block.slots] = elements[block].reshape(-1, block.slots)
-            parameter[:, : block.slots] = block.view.parameter
-        row = (
-            (starts[block.source] + sources).expand(g, t, s).flatten(),
-            (starts[block.target] + targets).expand(g, t, s).flatten(),
-            torch.full((g * t * s,), number),
-            parameter,
-            element,
-        )
-        for column, value in zip(columns, row, strict=True):
-            column.append(value)
-    none = torch.empty(0, dtype=torch.long)
-    edges = [torch.cat([none if k < 3 else none.reshape(0, width), *c]) for k, c in enumerate(columns)]
-    return EdgeList._make([*edges, *_node_features(graph, starts, places)])
-
-
-def _node_features(graph: NeuralGraph, starts: list[int], places: GraphValues) -> tuple[Tensor, Tensor, Tensor]:
-    width = max((bias_slots(bias) for bias in graph.biases), default=0)
-    none = torch.empty(0, dtype=torch.long)
-    nodes, parameters, elements = [none], [none.reshape(0, width)], [none.reshape(0, width)]
-    for bias, index in zip(graph.biases, places.biases, strict=True):
-        n, slots = index.shape
-        nodes.append(starts[bias.group] + _neurons(bias.index, graph.groups[bias.group].size))
-        element = torch.full((n, width), -1)
-        element[:, :slots] = index
-        elements.append(element)
-        parameters.append(torch.where(element >= 0, bias.view.parameter, -1))
-    return torch.cat(nodes), torch.cat(parameters), torch.cat(elements)
-
-
-def node_starts(graph: NeuralGraph) -> list[int]:
-    """Number of the first node of every group, and the number of nodes."""
-    starts = [0]
-    for group in graph.groups:
-        starts.append(starts[-1] + group.size)
-    return starts
-
-
-def bias_slots(bias: Bias) -> int:
-    return prod(bias.slot_shape)
-
-
-def _neurons(index: Index, size: int) -> Tensor:
-    return torch.arange(size) if index is None else torch.tensor(index)
-
-
-def summary(graph: NeuralGraph) -> str:
+def summary(graph: Topology) -> str:
     """See `NeuralGraph.summary`."""
     header = ("", "group", "nodes", "from", "edges and biases", "slots", "elements", "activation", "role")
     entries = _entries(graph)
@@ -121,7 +36,7 @@ class Entry(NamedTuple):
     biases: list[Bias]
 
 
-def _entries(graph: NeuralGraph) -> list[Entry]:
+def _entries(graph: Topology) -> list[Entry]:
     entries = [Entry(i, group, [], []) for i, group in enumerate(graph.groups)]
     for block in graph.blocks:
         entries[block.target].blocks.append(block)
@@ -130,7 +45,7 @@ def _entries(graph: NeuralGraph) -> list[Entry]:
     return entries
 
 
-def runs(graph: NeuralGraph) -> list[list[int]]:
+def runs(graph: Topology) -> list[list[int]]:
     """The groups in order, the pieces of a norm over concatenated groups together, each other group alone."""
 
     def same(entry: Entry) -> tuple:
@@ -141,7 +56,7 @@ def runs(graph: NeuralGraph) -> list[list[int]]:
     return [[entry.number for entry in run] for _, run in groupby(_entries(graph), key=same)]
 
 
-def _row(graph: NeuralGraph, entries: list[Entry]) -> tuple[str, ...]:
+def _row(graph: Topology, entries: list[Entry]) -> tuple[str, ...]:
     number, group = entries[0][:2]
     blocks = [block for entry in entries for block in entry.blocks]
     biases = [bias for entry in entries for bias in entry.biases]
@@ -178,11 +93,6 @@ def _sizes(block: EdgeBlock) -> str:
     return f"{sources} -> {targets}" if groups == 1 else f"{groups} groups of {sources} -> {targets}"
 
 
-def is_diagonal(block: EdgeBlock) -> bool:
-    """Whether every target has one source of its own, as with the scale of a norm."""
-    return block.shape[0] > 1 and block.shape[1:] == (1, 1)
-
-
 def slot_text(place: EdgeBlock | Bias) -> str:
     """The slots of an edge or node such as 3x3; 1 for a single one."""
     return "x".join(map(str, place.slot_shape)) or "1"
@@ -205,10 +115,10 @@ def shorten(name: str, width: int) -> str:
     return "..." + (whole if len(whole) > width / 2 else end)
 
 
-def _coverage(graph: NeuralGraph) -> list[str]:
-    connected = {b.source for b in graph.blocks} | {b.target for b in graph.blocks}
-    alone = sum(b.view.numel for b in graph.biases if b.group not in connected)
-    count = len(set(components(graph)))
+def _coverage(graph: Topology) -> list[str]:
+    touched = {b.source for b in graph.blocks} | {b.target for b in graph.blocks}
+    alone = sum(b.view.numel for b in graph.biases if b.group not in touched)
+    count = len(set(connected(len(graph.groups), graph.blocks)))
     lines = [
         f"{sum(g.size for g in graph.groups):,} nodes in {len(graph.groups)} groups, {graph.numel:,} parameter "
         f"elements in {len(graph.weights)} blocks and {len(graph.biases)} biases; {count} "

@@ -1,21 +1,44 @@
-"""Blocks and biases in which a node occurs several times become such in which none does, with the same edges."""
+"""Edges become blocks in which no node is at an end twice, with the same edges."""
 
 from collections import Counter
+from math import prod
 
 import pytest
 import torch
 
 from ngopt import build_graph
 from ngopt.graph.core import View, contiguous_strides
-from ngopt.graph.tracing.raw import RawBias, RawBlock
-from ngopt.graph.tracing.repeats import distinct_ends, distinct_nodes
+from ngopt.graph.tracing.blocks import blocks_of
+from ngopt.graph.tracing.edges import Block, Edges
+from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.nodes import Nodes
 from tests.zoo import zoo
 
+OFFSET = 3  # of a weight's first element in its parameter
 
-def raw_block(sources, targets, shape, slot_shape=(), constant=False):
+
+def one_block(sources, targets, shape, slot_shape=(), constant=False):
+    """All edges as a block, whose nodes may repeat."""
     full = (*shape, *slot_shape)
-    view = None if constant else View(0, full, contiguous_strides(full), 3)
-    return RawBlock(view, torch.tensor(sources), torch.tensor(targets), shape, slot_shape, "weight", ())
+    view = None if constant else View(0, full, contiguous_strides(full), OFFSET)
+    sources, targets = 1 + torch.tensor(sources), 1 + torch.tensor(targets)  # 0 is no neuron
+    return Block(view, sources, targets, shape, slot_shape, "weight", ())
+
+
+def found_blocks(sources, targets, shape, slot_shape=(), constant=False):
+    """The blocks that are found among the same edges, all of whose nodes are of one group."""
+    g, t, s = shape
+    full = (*shape, *slot_shape)
+    layout = torch.empty(OFFSET + prod(full), device="meta")[OFFSET:].view(full)
+    sources, targets = 1 + torch.tensor(sources).reshape(g, 1, s), 1 + torch.tensor(targets).reshape(g, t, 1)
+    edges = Edges(None if constant else Elements(0, layout), sources, targets, "weight", ())
+    return list(blocks_of(edges, nodes_of_one_group()))
+
+
+def nodes_of_one_group():
+    nodes = Nodes()
+    nodes.new("all", 10)
+    return nodes
 
 
 def edges_of(block):
@@ -53,8 +76,8 @@ BLOCKS = {
 @pytest.mark.parametrize("name", BLOCKS)
 def test_edges_keep_their_ends_and_elements(name):
     sources, targets, shape, slot_shape, expected = BLOCKS[name]
-    block = raw_block(sources, targets, shape, slot_shape)
-    found = list(distinct_ends(block))
+    block = one_block(sources, targets, shape, slot_shape)
+    found = found_blocks(sources, targets, shape, slot_shape)
     assert Counter(edge for piece in found for edge in edges_of(piece)) == Counter(edges_of(block))
     for piece in found:
         assert piece.view.shape == (*piece.shape, *piece.slot_shape)
@@ -64,8 +87,8 @@ def test_edges_keep_their_ends_and_elements(name):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_edges_of_value_1_stay_once(name):
-    block = raw_block(*BLOCKS[name][:3], constant=True)
-    found = list(distinct_ends(block))
+    block = one_block(*BLOCKS[name][:3], constant=True)
+    found = found_blocks(*BLOCKS[name][:3], constant=True)
     assert sorted(edge for piece in found for edge in edges_of(piece)) == sorted(set(edges_of(block)))
     for piece in found:
         assert all(nodes.unique().numel() == len(nodes) for nodes in (piece.sources, piece.targets))
@@ -82,13 +105,17 @@ def test_edges_of_value_1_stay_once(name):
 )
 def test_elements_of_a_bias_keep_their_nodes(nodes, pieces):
     n = len(nodes)
-    found = list(distinct_nodes(RawBias(View(0, (n, 2), (1, n)), torch.tensor(nodes), (2,), "bias")))
-    assert [(piece.nodes.tolist(), piece.slot_shape) for piece in found] == pieces
+    layout = torch.empty(2, n, device="meta").T
+    edges = Edges(Elements(0, layout), None, torch.tensor(nodes), "bias", ())
+    found = list(blocks_of(edges, nodes_of_one_group()))
+    assert [(piece.targets.tolist(), piece.slot_shape) for piece in found] == pieces
     numbers = torch.arange(2.0 * n)[None, :, None]
     placed = {
         (node, element)
         for piece in found
-        for node, row in zip(piece.nodes.tolist(), piece.view.read(numbers).reshape(len(piece.nodes), -1), strict=True)
+        for node, row in zip(
+            piece.targets.tolist(), piece.view.read(numbers).reshape(len(piece.targets), -1), strict=True
+        )
         for element in row.tolist()
     }
     assert placed == {(node, element) for k, node in enumerate(nodes) for element in (float(k), float(k + n))}

@@ -1,0 +1,118 @@
+"""The neural graph of a module or of its parameters: the way in."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, is_lazy
+
+from ngopt.graph.core import NeuralGraph, ParameterSpec
+from ngopt.graph.infer import infer_graph
+from ngopt.graph.sequential import sequential_graph
+from ngopt.graph.sharding import is_sharded
+from ngopt.graph.tracing.capture import NotCaptured, arguments, capture, guess_inputs
+from ngopt.graph.walk import trace
+
+
+def build_graph(
+    source: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]], example_input: Any = None
+) -> NeuralGraph:
+    """The neural graph of a module, or of its parameters alone.
+
+    source: a module, or an iterable of parameters or of (name, parameter) pairs, of which names,
+        shapes and order decide.
+    example_input: what the module takes, a tensor, a tuple of arguments, a dict of named ones, or
+        both as `Inputs(args, kwargs)`.
+        With it the graph is exact, whatever the module does inside. Without it a sequential module
+        is read as it stands, and for others an input is guessed from the first layer; where that
+        fails, the parameters decide, with a warning that names the module. So they do of a module
+        that is sharded (FSDP), which nothing but its training may run.
+
+    Raises ValueError if there is no parameter, an element is no tensor, a lazy module has no shape
+    yet, or the module does not run on the example input.
+    """
+    if not isinstance(source, nn.Module):
+        if example_input is not None:
+            raise ValueError("build_graph: example_input goes with a module; got parameters")
+        return infer_graph(*_specs(source))
+    if is_sharded(source):
+        reason = f"{type(source).__name__} is sharded"
+        return _from_parameters(source, f"{reason}; build the graph of the whole module before")
+    if any(is_lazy(t) for t in (*source.parameters(), *source.buffers())):
+        source = _materialized(source, example_input)
+    if not any(True for _ in source.parameters()):
+        raise ValueError("build_graph: expected at least one parameter; got none")
+    if example_input is not None:
+        try:
+            program = capture(source, example_input)
+        except NotCaptured as error:
+            return _from_parameters(
+                source, f"the functions that {type(source).__name__} applies cannot be listed ({error})"
+            )
+        except Exception as error:
+            raise ValueError(
+                f"build_graph: {type(source).__name__} does not run on the example input: {error}"
+            ) from error
+        try:
+            return trace(program, source)
+        except Exception:
+            if not program.is_cut:
+                raise
+            return trace(capture(source, example_input, cut=False), source)
+    graph = sequential_graph(source)
+    return graph if graph is not None else _guess(source)
+
+
+def _materialized(model: nn.Module, example_input: Any) -> nn.Module:
+    """A copy of a lazy module whose parameters have the shapes that an example input gives them."""
+    if example_input is None:
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        name = next(name for name, tensor in tensors if is_lazy(tensor))
+        raise ValueError(
+            f"build_graph: '{name}' of a lazy module has no shape yet; give example_input, or run the module before"
+        )
+    empty = {  # buffers without a shape cannot be copied like others
+        id(b): UninitializedBuffer(device=b.device, dtype=b.dtype)  # type: ignore[call-arg]
+        for b in model.buffers()
+        if is_lazy(b)
+    }
+    model = copy.deepcopy(model, memo=empty)
+    args, kwargs = arguments(example_input)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model(*args, **kwargs)
+    return model
+
+
+def _guess(model: nn.Module) -> NeuralGraph:
+    """Traces with the first guessed input that the module takes; else its parameters decide."""
+    for example in guess_inputs(model):
+        try:
+            return trace(capture(model, example), model)
+        except Exception:
+            continue
+    reason = f"no input for {type(model).__name__} could be guessed"
+    return _from_parameters(model, f"{reason}; give example_input for an exact graph", stacklevel=4)
+
+
+def _from_parameters(model: nn.Module, reason: str, stacklevel: int = 3) -> NeuralGraph:
+    warnings.warn(f"build_graph: names and shapes of the parameters decide, as {reason}", stacklevel=stacklevel)
+    return infer_graph(*_specs(model.named_parameters()))
+
+
+def _specs(source: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> tuple[list[ParameterSpec], bool]:
+    """Names and shapes, and whether the names were given."""
+    specs, named = [], True
+    for i, item in enumerate(source):
+        named = named and isinstance(item, tuple)
+        name, tensor = item if isinstance(item, tuple) else (f"parameter {i}", item)
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"build_graph: expected tensors or (name, tensor) pairs; got {type(tensor).__name__}")
+        specs.append(ParameterSpec.of(name, tensor))
+    if not specs:
+        raise ValueError("build_graph: expected at least one parameter; got none")
+    return specs, named

@@ -1,0 +1,202 @@
+"""Follows neurons and parameters through a network, one function after the other.
+
+Every tensor of the network stands for one of three things: neurons (a label for each entry says of
+which), elements of a parameter (which ones, and where), or constants, which are computed. Functions
+that move entries are applied to labels and elements as they are, so whatever a network does with
+`view`, `permute`, `chunk`, `roll` or `cat`, it stays known which neuron is where. Functions that
+compute with weights have rules (`ngopt.graph.rules`), which add nodes and edges to the graph.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ngopt.graph.core import NeuralGraph
+from ngopt.graph.rules import RULES, entries, entrywise
+from ngopt.graph.rules.registry import packet_of
+from ngopt.graph.tracing.capture import Program
+from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.finish import finish
+from ngopt.graph.tracing.nodes import Mark
+from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.values import Neurons, Unknown, Value
+
+
+def trace(program: Program, model: nn.Module) -> NeuralGraph:
+    """The neural graph of the whole network."""
+    walk = Walk(program, model)
+    # what some functions do is found out with random numbers
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        walk.run()
+    return finish(walk.tracer)
+
+
+@dataclass(frozen=True)
+class Region:
+    """The functions of one call of a module that has a rule of its own.
+
+    inputs: functions outside whose values it uses. output: the last of its functions whose value is
+    used outside.
+    """
+
+    module: nn.Module
+    calls: list[Node]
+    inputs: list[Node]
+    output: Node
+
+
+def module_regions(program: Program, model: nn.Module) -> dict[Node, Region]:
+    """For every function inside the call of a module with a rule, that call."""
+    if not any(isinstance(target, type) for target in RULES):
+        return {}
+    inside: dict[str, list[Node]] = {}
+    modules: dict[str, nn.Module] = {}
+    for call in program.graph.nodes:
+        for name, module in _modules_around(call, model):
+            if type(module) in RULES:
+                inside.setdefault(name, []).append(call)
+                modules[name] = module
+                break  # the outermost module with a rule decides
+    found = {}
+    for name, calls in inside.items():
+        members = set(calls)
+        sources = [source for call in calls for source in call.all_input_nodes]
+        outside = [source for source in dict.fromkeys(sources) if source not in members]
+        inputs = [source for source in outside if source.name not in program.state]
+        output = next(call for call in reversed(calls) if not members.issuperset(call.users))
+        found |= dict.fromkeys(calls, Region(modules[name], calls, inputs, output))
+    return found
+
+
+def _modules_around(call: Node, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a function is called in, from the outermost on, with names for each time."""
+    if call.op != "call_function":
+        return
+    for name, (path, _) in (call.meta.get("nn_module_stack") or {}).items():
+        yield name, model.get_submodule(path.split("@")[0])
+
+
+class Walk:
+    """Gives every function of a program to its rule."""
+
+    def __init__(self, program: Program, model: nn.Module):
+        self.program, self.model = program, model
+        self.tracer = Tracer(model)
+        self.values = self.tracer.values
+
+    def run(self) -> None:
+        regions = module_regions(self.program, self.model)
+        for call in self.program.graph.nodes:
+            if call.op in ("placeholder", "get_attr"):
+                self.values[call] = self._input(call)
+        for call in self.program.graph.nodes:
+            self.tracer.nodes.step += 1
+            if not self.tracer.data.isdisjoint(call.all_input_nodes):
+                self.tracer.data.add(call)
+            if call in regions:
+                self._apply_module(regions[call], call)
+            elif call.op == "call_function":
+                self.values[call] = self._with_positions(call, self._value(call))
+                self._pin_before_unknown(call)
+            elif call.op == "output":
+                self._mark_outputs(call)
+
+    def _input(self, call: Node) -> Value:
+        """An input of the network, a parameter or a constant."""
+        state = self.program.state.get(call.name)
+        if state is not None:
+            is_parameter = self.tracer.is_parameter(state)
+            return self.tracer.elements(state) if is_parameter else state.detach().clone()
+        self.tracer.data.add(call)
+        value = call.meta.get("val")
+        if not isinstance(value, Tensor):
+            return value
+        if not value.is_floating_point():
+            return torch.zeros(value.shape, dtype=value.dtype)
+        rest = value.shape[1:]
+        size = max(rest.numel(), 1)
+        free = torch.empty(0, size)
+        nodes = self.tracer.nodes.new(call.name, size, made_of=free, mark=Mark.INPUT)
+        return Neurons(nodes.reshape(rest).expand(value.shape))
+
+    def _mark_outputs(self, call: Node) -> None:
+        for leaf in tree_leaves([self.values.get(source) for source in call.all_input_nodes]):
+            if isinstance(leaf, Neurons):
+                self.tracer.nodes.mark(leaf.labels, Mark.OUTPUT)
+
+    def _apply_module(self, region: Region, call: Node) -> None:
+        """Applies a module's rule at the first of its functions; the others are passed over."""
+        if call is not region.calls[0]:
+            return
+        inputs = [self.values[source] for source in region.inputs]
+        rule = RULES[type(region.module)]
+        result = self._apply(rule, region.output, region.module, *inputs)
+        for inner in region.calls:
+            self.values[inner] = self.tracer.unknown(inner)
+        self.values[region.output] = result
+
+    def _with_positions(self, call: Node, result: Value) -> Value:
+        """Positions that a weight has made are those of what is done entry by entry behind it."""
+        inputs = [self.values[source] for source in call.all_input_nodes]
+        neurons = [value for value in inputs if isinstance(value, Neurons)]
+        if not isinstance(result, Neurons) or result.positions is not None or len(neurons) != 1:
+            return result
+        if not entrywise.is_declared_entrywise(call):
+            return result
+        return replace(result, positions=neurons[0].positions)
+
+    def _pin_before_unknown(self, call: Node) -> None:
+        """Pins the neurons that a function was applied to of whose result nothing is known."""
+        tensors = (Neurons, Elements, Unknown, Tensor)
+        results = [leaf for leaf in tree_leaves(self.values[call]) if isinstance(leaf, tensors)]
+        is_lost = bool(results) and all(isinstance(leaf, Unknown) for leaf in results)
+        if not call.users or not is_lost:
+            return
+        for value in tree_leaves([self.values[source] for source in call.all_input_nodes]):
+            if isinstance(value, Neurons):
+                self.tracer.pin(value.labels)
+
+    def _value(self, call: Node) -> Value:
+        """What the result of a function stands for."""
+        operands = (call.args, call.kwargs)
+        args, kwargs = tree_map(lambda a: self.values[a] if isinstance(a, Node) else a, operands)
+        if call.target is operator.getitem:
+            is_several = isinstance(args[0], (list, tuple))
+            return args[0][args[1]] if is_several else self.tracer.unknown(call)
+        traced = (Neurons, Elements, Unknown)
+        if not any(isinstance(leaf, traced) for leaf in tree_leaves((args, kwargs))):
+            return self._apply(entrywise.constant, call, *args, **kwargs)
+        packet = packet_of(call)
+        rule: Callable | None = RULES.get(call.target) or RULES.get(packet)
+        if rule is not None:
+            return self._apply(rule, call, *args, **kwargs)
+        if packet in entries.MOVES:
+            return self._apply(entries.move, call, args, kwargs)
+        return self._apply(entrywise.elementwise, call, args, kwargs)
+
+    def _apply(self, rule: Callable, call: Node, *args: Any, **kwargs: Any) -> Value:
+        """What a rule says; where it fails, a warning, and nothing is known of the result."""
+        found = self.tracer.found
+        count = len(found)
+        try:
+            return rule(self.tracer, call, *args, **kwargs)
+        except Exception as error:
+            if self.program.is_cut:  # the whole example may fit where a few rows of it do not
+                raise
+            del found[count:]
+            warnings.warn(
+                f"build_graph: the rule '{rule.__name__}' failed at '{call.name}' in "
+                f"{type(self.model).__name__}: {error!r}; neurons are not followed through it",
+                stacklevel=2,
+            )
+            return self.tracer.unknown(call)
