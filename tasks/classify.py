@@ -63,7 +63,7 @@ class Classification(NetworkLesson[Config]):
         """Share of a split's networks whose class the model says."""
         stack, labels, _ = self.data[split]
         pieces = torch.arange(len(labels)).split(AT_ONCE)
-        said = [self.model(self.prepared(stack.select(piece))).argmax(-1) for piece in pieces]
+        said = [self.judged(stack.select(piece)).argmax(-1) for piece in pieces]
         return (torch.cat(said) == labels).double().mean().item()
 
 

@@ -47,11 +47,8 @@ class Prediction(NetworkLesson[Config]):
         training, train = self.config.training, self.data["train"]
         index = train.batch(training.batch, seed=training.seed, step=step)
         own = index[self.ranks.number :: self.ranks.count]
-        return binary_cross_entropy_with_logits(self.logits(train, own), train.columns["accuracy"][own].float())
-
-    def logits(self, data: Collection, index: Tensor) -> Tensor:
-        """Of the accuracies of some networks, (k,)."""
-        return data.said(lambda stack: self.model(self.prepared(stack)), index).squeeze(-1)
+        logits = train.said(lambda stack: self.model(self.prepared(stack)), own).squeeze(-1)
+        return binary_cross_entropy_with_logits(logits, train.columns["accuracy"][own].float())
 
     def score(self) -> float:
         data = self.data["validation"]
@@ -60,7 +57,8 @@ class Prediction(NetworkLesson[Config]):
     def predicted(self, data: Collection) -> Tensor:
         """Accuracies of all networks, (n,)."""
         pieces = torch.arange(len(data)).split(AT_ONCE)
-        return torch.cat([self.logits(data, piece) for piece in pieces]).sigmoid()
+        logits = [data.said(self.judged, piece) for piece in pieces]
+        return torch.cat(logits).squeeze(-1).sigmoid()
 
     def results(self) -> Mapping[str, float]:
         data = self.data["test"]

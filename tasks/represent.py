@@ -64,7 +64,8 @@ class Representation(NetworkLesson[Config]):
         training, train = self.config.training, self.stacks["train"]
         index = batch_indices(train.count, training.batch, seed=training.seed, step=step)
         stack = train.select(index[self.ranks.number :: self.ranks.count])
-        first, second = (self.represented(self.damaged(stack)) for _ in range(2))
+        copies = (self.prepared(self.damaged(stack)) for _ in range(2))
+        first, second = (normalize(self.model(copy), dim=-1) for copy in copies)
         return contrast(first, second, self.config.temperature)
 
     def damaged(self, stack: Stack) -> Stack:
@@ -78,7 +79,7 @@ class Representation(NetworkLesson[Config]):
 
     def represented(self, stack: Stack) -> Tensor:
         """(b, dimension), of length 1 each."""
-        return normalize(self.model(self.prepared(stack)), dim=-1)
+        return normalize(self.judged(stack), dim=-1)
 
     def score(self) -> float:
         found = self.read_out("validation", slice(FEW))

@@ -39,6 +39,8 @@ class Config:
     """Budget of each training, of a core."""
     batch: int = 32
     """Networks of a step."""
+    compiled: bool = False
+    """Compile the training steps of ours."""
     seeds: int = 3
     """Of our models; others have one."""
     rows: tuple[str, ...] = ()
@@ -74,7 +76,8 @@ def trainings(config: Config) -> Iterator[Training]:
                 continue
             folder = Path(config.folder, f"{row.label.replace(', ', '-').replace(' ', '-')}-{seed}")
             training = TrainingConfig(config.minutes, config.batch, seed=seed)
-            yield Training(row, table.config(row, data=config.data, folder=str(folder), training=training))
+            common = {"data": config.data, "folder": str(folder), "compiled": config.compiled and row.is_ours}
+            yield Training(row, table.config(row, training=training, **common))
 
 
 def train(config: Config) -> None:
