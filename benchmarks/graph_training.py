@@ -34,6 +34,8 @@ from tasks.random import seeded
 SIREN = {"kind": "siren", "widths": [2, 32, 32, 1]}
 AGGREGATORS = ["mean", "min", "max", "std"]
 SCALERS = ["identity", "amplification"]
+# Steps that are not counted: what is compiled is compiled in them.
+WARM_UP = 2
 
 
 class EdgeListPNA(nn.Module):
@@ -66,11 +68,14 @@ def steps(
     copies: int,
     width: int,
     rounds: int,
+    compiled: bool,
 ) -> dict[str, Callable[[], None]]:
-    """A training step of each, without the optimizer's."""
+    """A training step of each, without the optimizer's. compiled: ours."""
     graph = architecture.graph
     config = GraphModelConfig(width=width, layers=rounds)
     ours = NeuralGraphGNN([architecture], 10, config)
+    if compiled:
+        ours.compile(dynamic=False)
     params = [torch.randn(copies, *spec.shape) for spec in graph.parameters]
     stack = Stack(architecture, params)
     theirs = EdgeListPNA(graph, copies, width, rounds)
@@ -93,18 +98,19 @@ def measure(
     width: int,
     rounds: int,
     repeats: int,
+    compiled: bool,
 ) -> dict[str, Any]:
     """Networks a second of both, medians over steps taken in turns."""
     with seeded(0):
-        made = steps(architecture_of(SIREN), copies, width, rounds)
+        made = steps(architecture_of(SIREN), copies, width, rounds, compiled)
         times: dict[str, list[float]] = {name: [] for name in made}
-        for _ in range(repeats + 1):
+        for _ in range(repeats + WARM_UP):
             for name, step in made.items():
                 start = process_time()
                 step()
                 times[name].append(process_time() - start)
-    speeds = {name: copies / median(some[1:]) for name, some in times.items()}
-    found = {"copies": copies, "width": width, "rounds": rounds, **speeds}
+    speeds = {name: copies / median(some[WARM_UP:]) for name, some in times.items()}
+    found = {"copies": copies, "width": width, "rounds": rounds, "compiled": compiled, **speeds}
     return {**found, "ratio": speeds["ng-gnn"] / speeds["PNAConv"]}
 
 
@@ -114,13 +120,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--compiled", action="store_true", help="ng-gnn's step, which takes a minute or two at first")
     parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     keep_freed_memory()
     records = []
     for copies in tqdm(options.copies, unit="size"):
-        record = measure(copies, options.width, options.rounds, options.repeats)
+        record = measure(copies, options.width, options.rounds, options.repeats, options.compiled)
         ours, theirs, ratio = record["ng-gnn"], record["PNAConv"], record["ratio"]
         tqdm.write(f"{copies:4} networks: ng-gnn {ours:.0f} a second, PNAConv {theirs:.0f}, {ratio:.1f}x")
         records.append(record)
