@@ -68,6 +68,8 @@ class Prediction(NetworkLesson[Config]):
 
     def _read(self, split: str) -> Collection:
         data, widest = read_collection(self.config.data, split), self.config.widest
+        if "accuracy" not in data.columns:
+            raise ValueError(f"folder '{self.config.data}': expected networks with a column 'accuracy'; got none")
         if widest is None:
             return data
         is_wanted = is_wide if split == "test" else is_narrow

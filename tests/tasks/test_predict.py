@@ -50,3 +50,8 @@ def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch)
 def test_there_must_be_networks_of_both_widths(config):
     with pytest.raises(ValueError, match="widest: split 'train': expected networks on their side of 1; got none"):
         Prediction(replace(config, widest=1))
+
+
+def test_networks_whose_accuracies_are_not_known_are_refused(config, data):
+    with pytest.raises(ValueError, match="inr-mnist': expected networks with a column 'accuracy'; got none"):
+        Prediction(replace(config, data=str(data / "inr-mnist")))
