@@ -40,7 +40,7 @@ class Classification(NetworkLesson[Config]):
         super().__init__(config, ranks)
         limits = {"train": config.limit}
         self.data: dict[str, ImageNetworks] = {
-            split: read_image_networks(config.data, split, limits.get(split)) for split in SPLITS
+            split: read_image_networks(config.data, split, limits.get(split), config.skip_damaged) for split in SPLITS
         }
         self.model = self.make_model([self.data["train"].stack], CLASSES)
 

@@ -82,9 +82,9 @@ class Collection:
         return order[position * size : (position + 1) * size]
 
 
-def read_collection(folder: str, split: str) -> Collection:
-    """A split of a folder of shards. Raises ValueError for a damaged shard."""
-    return Collection.of(read_split(Path(folder), split))
+def read_collection(folder: str, split: str, skip_damaged: bool = False) -> Collection:
+    """A split of a folder of shards; see `read_split`. Raises ValueError for a damaged shard."""
+    return Collection.of(read_split(Path(folder), split, skip_damaged))
 
 
 @lru_cache(maxsize=4)

@@ -99,7 +99,7 @@ class Editing(NetworkLesson[Config]):
         self.targets: dict[str, Tensor] = {}
         images = load_dataset(read_manifest(Path(config.data))["settings"]["data"])
         for split in SPLITS:
-            found = read_image_networks(config.data, split, limits.get(split))
+            found = read_image_networks(config.data, split, limits.get(split), config.skip_damaged)
             originals = getattr(images, split).images[found.index].float() / 255
             self.data[split], self.targets[split] = found, EDITS[config.edit](originals)
         train = self.data["train"].stack

@@ -19,12 +19,17 @@ class ImageNetworks(NamedTuple):
     index: Tensor
 
 
-def read_image_networks(folder: str, split: str, limit: int | None = None) -> ImageNetworks:
-    """A split of a folder of `tasks.inr fit`, or so many of it, from the first.
+def read_image_networks(
+    folder: str,
+    split: str,
+    limit: int | None = None,
+    skip_damaged: bool = False,
+) -> ImageNetworks:
+    """A split of a folder of `tasks.inr fit`, or so many of it, from the first. skip_damaged: see `read_split`.
 
     Raises ValueError for a damaged shard, or one without labels.
     """
-    networks = merged(list(read_split(Path(folder), split)))
+    networks = merged(list(read_split(Path(folder), split, skip_damaged)))
     for key in ("label", "index"):
         if key not in networks.columns:
             raise ValueError(f"folder '{folder}': expected networks with a column '{key}'; got none")

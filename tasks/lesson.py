@@ -40,6 +40,8 @@ class LessonConfig:
     """Learned inputs of a graph network."""
     symmetry: bool = True
     """Put networks into canonical form, so that what changes no function says nothing."""
+    skip_damaged: bool = False
+    """Leave out shards that cannot be read, and say which, instead of ending."""
     limit: int | None = None
     """Networks to train with, from the first; None for all."""
     sizes: dict[str, float] = field(default_factory=dict)

@@ -67,7 +67,8 @@ class Prediction(NetworkLesson[Config]):
         return {"tau": tau(predicted, true), "r2": r2(predicted, true)}
 
     def _read(self, split: str) -> Collection:
-        data, widest = read_collection(self.config.data, split), self.config.widest
+        widest = self.config.widest
+        data = read_collection(self.config.data, split, self.config.skip_damaged)
         if "accuracy" not in data.columns:
             raise ValueError(f"folder '{self.config.data}': expected networks with a column 'accuracy'; got none")
         if widest is None:

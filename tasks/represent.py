@@ -51,7 +51,7 @@ class Representation(NetworkLesson[Config]):
         self.stacks: dict[str, Stack] = {}
         self.targets: dict[str, Tensor] = {}
         for split in SPLITS:
-            networks = merged(list(read_split(Path(config.data), split)))
+            networks = merged(list(read_split(Path(config.data), split, config.skip_damaged)))
             some = slice(config.limit if split == "train" else None)
             self.stacks[split] = Stack.of(networks).select(some)
             self.targets[split] = targets_of(networks.columns)[some]

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -64,3 +65,17 @@ def test_unknown_models_and_sizes_are_named(config):
         Classification(replace(config, model="mamba"))
     with pytest.raises(ValueError, match="GraphModelConfig: expected sizes among width, .*; got depth"):
         Classification(replace(config, sizes={"depth": 3}))
+
+
+def test_a_damaged_shard_is_left_out_only_on_request(config, data, tmp_path):
+    folder = tmp_path / "inr"
+    shutil.copytree(data / "inr-mnist", folder)
+    (path,) = folder.glob("train-*")
+    shutil.copy(path, folder / "train-00001.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    broken = replace(config, data=str(folder))
+    with pytest.raises(ValueError, match="train-00000.safetensors': sha256"):
+        Classification(broken)
+    assert len(Classification(replace(broken, skip_damaged=True)).data["train"].labels) == 48

@@ -39,7 +39,7 @@ def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, prob
 
 def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch):
     whole = read_collection(config.data, "train")
-    monkeypatch.setattr(predict, "read_collection", lambda folder, split: whole)
+    monkeypatch.setattr(predict, "read_collection", lambda *_: whole)
     lesson = Prediction(replace(config, widest=16))
     assert all(is_narrow(stack, 16) for stack in lesson.data["train"].stacks)
     assert not any(is_narrow(stack, 16) for stack in lesson.data["test"].stacks)
