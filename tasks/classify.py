@@ -16,11 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from tasks import cli
 from tasks.augment import moved
-from tasks.datasets import batch_indices
 from tasks.distributed import Ranks
-from tasks.image_networks import ImageNetworks, read_image_networks
+from tasks.image_networks import read_image_networks
 from tasks.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
-from tasks.shards import SPLITS
 
 CLASSES = 10
 
@@ -38,16 +36,12 @@ class Classification(NetworkLesson[Config]):
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         super().__init__(config, ranks)
-        limits = {"train": config.limit}
-        self.data: dict[str, ImageNetworks] = {
-            split: read_image_networks(config.data, split, limits.get(split), config.skip_damaged) for split in SPLITS
-        }
+        self.data = read_image_networks(config)
         self.model = self.make_model([self.data["train"].stack], CLASSES)
 
     def loss(self, step: int) -> Tensor:
-        training, train = self.config.training, self.data["train"]
-        index = batch_indices(len(train.labels), training.batch, seed=training.seed, step=step)
-        own = index[self.ranks.number :: self.ranks.count]
+        train = self.data["train"]
+        own = self.batch(len(train.labels), step)
         stack = train.stack.select(own)
         if self.config.augment:
             stack = moved(stack, degrees=15, scale=0.1, shift=0.1)

@@ -18,13 +18,13 @@ from torch.nn.functional import max_pool2d
 
 from tasks import cli
 from tasks.architectures import Stack
-from tasks.datasets import batch_indices, load_dataset
+from tasks.datasets import load_dataset
 from tasks.distributed import Ranks
-from tasks.image_networks import ImageNetworks, read_image_networks
+from tasks.image_networks import read_image_networks
 from tasks.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel
 from tasks.pictures import draw_rows
-from tasks.shards import SPLITS, read_manifest
+from tasks.shards import read_manifest
 from tasks.signals import MIDDLE
 from tasks.siren import grid
 
@@ -94,23 +94,20 @@ class Editing(NetworkLesson[Config]):
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         super().__init__(config, ranks)
-        limits = {"train": config.limit}
-        self.data: dict[str, ImageNetworks] = {}
-        self.targets: dict[str, Tensor] = {}
+        self.data = read_image_networks(config)
         images = load_dataset(read_manifest(Path(config.data))["settings"]["data"])
-        for split in SPLITS:
-            found = read_image_networks(config.data, split, limits.get(split), config.skip_damaged)
+        self.targets: dict[str, Tensor] = {}
+        for split, found in self.data.items():
             originals = getattr(images, split).images[found.index].float() / 255
-            self.data[split], self.targets[split] = found, EDITS[config.edit](originals)
+            self.targets[split] = EDITS[config.edit](originals)
         train = self.data["train"].stack
         self.points = grid(*self.targets["train"].shape[-2:])
         model = self.make_model([train], config.outputs, edits=True)
         self.model = Editor(model, self.prepared(train))
 
     def loss(self, step: int) -> Tensor:
-        training, train = self.config.training, self.data["train"]
-        index = batch_indices(len(train.labels), training.batch, seed=training.seed, step=step)
-        own = index[self.ranks.number :: self.ranks.count]
+        train = self.data["train"]
+        own = self.batch(len(train.labels), step)
         some = torch.randperm(len(self.points))[: self.config.points]
         targets = self.targets["train"][own].flatten(2)[..., some]
         rendered = self.rendered(self.prepared(train.stack.select(own)), self.points[some])

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tasks.architectures import Stack
-from tasks.shards import merged, read_split
+from tasks.lesson import LessonConfig
+from tasks.shards import SPLITS, merged, read_split
 
 
 class ImageNetworks(NamedTuple):
@@ -19,20 +20,18 @@ class ImageNetworks(NamedTuple):
     index: Tensor
 
 
-def read_image_networks(
-    folder: str,
-    split: str,
-    limit: int | None = None,
-    skip_damaged: bool = False,
-) -> ImageNetworks:
-    """A split of a folder of `tasks.inr fit`, or so many of it, from the first. skip_damaged: see `read_split`.
+def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
+    """All splits of a folder of `tasks.inr fit`; of the training split as many as the settings say.
 
     Raises ValueError for a damaged shard, or one without labels.
     """
-    networks = merged(list(read_split(Path(folder), split, skip_damaged)))
-    for key in ("label", "index"):
-        if key not in networks.columns:
-            raise ValueError(f"folder '{folder}': expected networks with a column '{key}'; got none")
-    some = slice(limit)
-    labels, index = (networks.columns[key][some] for key in ("label", "index"))
-    return ImageNetworks(Stack.of(networks).select(some), labels, index)
+    found = {}
+    for split in SPLITS:
+        networks = merged(list(read_split(Path(config.data), split, config.skip_damaged)))
+        for key in ("label", "index"):
+            if key not in networks.columns:
+                raise ValueError(f"folder '{config.data}': expected networks with a column '{key}'; got none")
+        some = slice(config.limit if split == "train" else None)
+        labels, index = (networks.columns[key][some] for key in ("label", "index"))
+        found[split] = ImageNetworks(Stack.of(networks).select(some), labels, index)
+    return found

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tasks.architectures import Stack
 from tasks.canonical import in_canonical_form
+from tasks.datasets import batch_indices
 from tasks.distributed import Ranks, joined
 from tasks.files import write_json
 from tasks.models.base import NetworkModel
@@ -75,6 +76,15 @@ class NetworkLesson(Generic[Config]):
 
     def score(self) -> float:
         raise NotImplementedError
+
+    def batch(self, count: int, step: int) -> Tensor:
+        """Numbers of this rank's share of a step's networks, of so many that there are."""
+        training = self.config.training
+        return self.share(batch_indices(count, training.batch, seed=training.seed, step=step))
+
+    def share(self, index: Tensor) -> Tensor:
+        """This rank's share of a batch."""
+        return index[self.ranks.number :: self.ranks.count]
 
     def prepared(self, stack: Stack) -> Stack:
         """Networks as the model gets them."""

@@ -18,7 +18,6 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from tasks import cli
 from tasks.architectures import Stack
-from tasks.datasets import batch_indices
 from tasks.distributed import Ranks
 from tasks.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.shards import SPLITS, merged, read_split
@@ -61,9 +60,8 @@ class Representation(NetworkLesson[Config]):
         self.model = self.make_model([train], config.dimension)
 
     def loss(self, step: int) -> Tensor:
-        training, train = self.config.training, self.stacks["train"]
-        index = batch_indices(train.count, training.batch, seed=training.seed, step=step)
-        stack = train.select(index[self.ranks.number :: self.ranks.count])
+        train = self.stacks["train"]
+        stack = train.select(self.batch(train.count, step))
         copies = (self.prepared(self.damaged(stack)) for _ in range(2))
         first, second = (normalize(self.model(copy), dim=-1) for copy in copies)
         return contrast(first, second, self.config.temperature)

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ngopt.files import is_intact, read_tensors, write_tensors
-from tasks.files import write_json
+from tasks.files import differences, write_json
 
 FORMAT = "ngopt-shard-1"
 MANIFEST = "manifest.json"
@@ -93,10 +93,8 @@ class Folder:
         if not file.exists():
             write_json(file, {"format": FORMAT, "settings": dict(self.settings), "shards": []})
             return
-        found = read_manifest(self.path)["settings"]
-        odd = sorted(key for key in {*found, *self.settings} if found.get(key) != self.settings.get(key))
-        if odd:
-            told = ", ".join(f"{key} {found.get(key)!r}, got {self.settings.get(key)!r}" for key in odd)
+        told = differences(read_manifest(self.path)["settings"], self.settings)
+        if told:
             raise ValueError(f"folder '{self.path}': made with other settings: {told}")
 
     def shard(self, split: str, number: int) -> Path:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ngopt import NGOptimizer
 from ngopt.files import replaced
 from tasks.distributed import Ranks
+from tasks.files import differences
 from tasks.random import seeded
 
 TRAINERS = ("adamw", "ngopt")
@@ -201,10 +202,8 @@ class Trainer:
         if not path.exists():
             return
         state = torch.load(path, weights_only=True)
-        known, asked = state["settings"], self.settings
-        odd = sorted(key for key in {*known, *asked} if known.get(key) != asked.get(key))
-        if odd:
-            told = ", ".join(f"{key} {known.get(key)!r}, got {asked.get(key)!r}" for key in odd)
+        told = differences(state["settings"], self.settings)
+        if told:
             raise ValueError(f"checkpoint '{path}': made with other settings: {told}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
