@@ -29,6 +29,19 @@ class Hyper(NamedTuple):
     scheduled: bool = False
 
 
+class Change(NamedTuple):
+    """What a step does to a parameter, or to some rows of it.
+
+    position: of the parameter. delta: what is added to it. record: its new state. rows: those of its
+    first axis that delta is for; None for all.
+    """
+
+    position: int
+    delta: Tensor
+    record: Record
+    rows: slice | None = None
+
+
 class UpdateRule(Protocol):
     """What one step computes, bound to a graph; all lists are in the order of `graph.parameters`.
 
@@ -52,14 +65,15 @@ class UpdateRule(Protocol):
         params: Sequence[Tensor],
         hyper: Hyper,
         in_place: bool = False,
-    ) -> Iterator[tuple[int, Tensor, Record]]:
-        """One step: (position, delta, new record) of each parameter whose gradient is not None.
+    ) -> Iterator[Change]:
+        """One step: the changes of all parameters whose gradient is not None.
 
         The parameter's next value is p + delta; the delta has the dtype of the state. A parameter
         whose gradient is None is absent: its value is not read. Lazy, so that new
-        state need not exist for all parameters at once: who runs it may write a parameter and its
-        record before the next item, so neither may be read after it was yielded. in_place: new
-        state may be written where the old one is, which takes less memory.
+        state need not exist for all parameters at once: who runs it may write what was yielded, a
+        parameter and its record, before the next item, so neither may be read after that. in_place,
+        which takes less memory: new state may be written where the old one is, and a parameter may
+        change a few rows at a time.
         """
         ...
 
@@ -74,8 +88,8 @@ def update_all(
     """All deltas of one step, None for absent parameters, and the whole new state."""
     deltas: list[Tensor | None] = [None] * len(params)
     new = list(state)
-    for position, delta, record in rule.update(grads, state, params, hyper):
-        deltas[position], new[position] = delta, record
+    for change in rule.update(grads, state, params, hyper):
+        deltas[change.position], new[change.position] = change.delta, change.record
     return deltas, new
 
 

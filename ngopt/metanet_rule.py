@@ -15,10 +15,10 @@ from ngopt.base.flat import concatenated
 from ngopt.base.schedule import warn_past_horizon, with_horizon
 from ngopt.base.step import uncompiled
 from ngopt.features import DECAYS, features_of, move_momenta, update_momenta
-from ngopt.functional import Hyper, Record, state_dtype
+from ngopt.functional import Change, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.metanet import Metanet
-from ngopt.models.parts import GraphParts
+from ngopt.models.parts import GraphParts, even_slices
 from ngopt.models.sources import FlatFeatures, RawFeatures, Source
 
 MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
@@ -29,7 +29,8 @@ CONTEXT = "context"
 
 # Features of a network of so many parameters are kept during a step; of a larger one, made when read.
 FEW = 1 << 15
-# Elements of parameters whose momenta move in one call, for which their gradients are copied.
+# Elements of parameters whose momenta move in one call, for which their gradients are copied; of a
+# parameter whose updates are in memory at once.
 MOVED = 1 << 22
 # Edges, and elements of parameters, that are worked on at once: on the CPU what the caches of a core
 # hold, times the number of threads.
@@ -70,6 +71,14 @@ class _Look(NamedTuple):
     factor: Tensor | None
 
 
+class _Update(NamedTuple):
+    """What the metanet predicts for a parameter, or for some rows of it; see `Change`."""
+
+    position: int
+    values: Tensor
+    rows: slice | None = None
+
+
 class MetanetRule:
     """An `UpdateRule`: p <- p + c * lr * u - c * lr * s * weight_decay * p.
 
@@ -80,9 +89,9 @@ class MetanetRule:
     parameters); and, where the metanet looks at the graph only every few steps, `context`, what it
     said of each element, bfloat16. The features of absent parameters are zero.
 
-    Where nothing is differentiated, memory beyond state, gradients and one parameter's delta does not
-    grow with the network, but for a metanet that looks at the graph in every step: what the graph
-    says of every element is then held until the step ends.
+    Where nothing is differentiated, memory beyond state and gradients does not grow with the network,
+    in place (else one parameter's delta is held), but for a metanet that looks at the graph in every
+    step: what the graph says of every element is then held until the step ends.
 
     Raises ValueError for a graph that the metanet cannot read.
     """
@@ -109,7 +118,7 @@ class MetanetRule:
         params: Sequence[Tensor],
         hyper: Hyper,
         in_place: bool = False,
-    ) -> Iterator[tuple[int, Tensor, Record]]:
+    ) -> Iterator[Change]:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return iter(())
@@ -130,30 +139,30 @@ class MetanetRule:
             for p, g, r in zip(params, grads, records, strict=True)
         ]
         said, updates = self._predictions(look, columns, state, in_place)
-        return self._deltas(updates, said, records, params, hyper, look.factor)
+        return self._changes(updates, said, records, params, hyper, look.factor)
 
-    def _deltas(
+    def _changes(
         self,
-        updates: Iterable[tuple[int, Tensor]],
+        updates: Iterable[_Update],
         said: Sequence[Tensor] | None,
         records: Sequence[Record | None],
         params: Sequence[Tensor],
         hyper: Hyper,
         factor: Tensor | None,
-    ) -> Iterator[tuple[int, Tensor, Record]]:
-        """Positions, deltas and new records, from positions and predicted updates."""
-        for i, u in updates:
+    ) -> Iterator[Change]:
+        for i, u, rows in updates:
             p, record, lr, decay = params[i], records[i], hyper.lr[i], hyper.weight_decay[i]
             assert record is not None
             lr = lr if factor is None else lr * factor.to(p.device, state_dtype(p))
+            if said is not None and self._is_amortized:
+                record[CONTEXT] = said[i].view(*p.shape, -1)
+            p = p if rows is None else p[rows]
             value = u.to(device=p.device, dtype=state_dtype(p)).view(p.shape)
             # in place where nobody differentiates: another delta of a large parameter is much memory
             delta = lr * value if torch.is_grad_enabled() else value.mul_(lr)
             if decay:
                 delta = delta - lr * self.metanet.config.nominal_step * decay * p
-            if said is not None and self._is_amortized:
-                record[CONTEXT] = said[i].view(*p.shape, -1)
-            yield i, delta, record
+            yield Change(i, delta, record, rows)
 
     def _predictions(
         self,
@@ -161,8 +170,8 @@ class MetanetRule:
         columns: Sequence[Sequence[Tensor]],
         state: Sequence[Record],
         in_place: bool,
-    ) -> tuple[Sequence[Tensor] | None, Iterator[tuple[int, Tensor]]]:
-        """What the graph says of every parameter; positions and updates of those present."""
+    ) -> tuple[Sequence[Tensor] | None, Iterator[_Update]]:
+        """What the graph says of every parameter; updates of those present."""
         if look.is_small:
             features = self._features(columns)
             finite = partial(FlatFeatures.finite, features, self.graph)
@@ -170,7 +179,7 @@ class MetanetRule:
             return said, self._all_at_once(features, said, look.present)
         raw = RawFeatures(columns, self.graph, self._like())
         said = self._context(look, lambda: raw, state, in_place)
-        return said, self._piece_by_piece(raw, said, look.present)
+        return said, self._piece_by_piece(raw, said, look.present, in_place)
 
     def _context(
         self,
@@ -269,37 +278,54 @@ class MetanetRule:
         features: Tensor,
         said: Sequence[Tensor] | None,
         present: Sequence[int],
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Positions and updates of parameters, from all features."""
+    ) -> Iterator[_Update]:
+        """From all features."""
         context = None if said is None else torch.cat([x.to(features) for x in said])
         found = self.graph.unflatten(self.metanet.updates(features, context))
-        return ((i, found[i]) for i in present)
+        return (_Update(i, found[i]) for i in present)
 
     def _piece_by_piece(
         self,
         source: RawFeatures,
         said: Sequence[Tensor] | None,
         present: Sequence[int],
-    ) -> Iterator[tuple[int, Tensor]]:
-        """The same for a large network."""
-        like, specs = self._like(), self.graph.parameters
-        rows = _at_once(ROWS, like)
+        in_place: bool,
+    ) -> Iterator[_Update]:
+        """The same for a large network; where that is wanted, some rows of a long parameter at a time."""
+        specs = self.graph.parameters
         sizes = {i: specs[i].numel for i in present}
         # small parameters several pieces at a time, so that few pieces are short
-        for some in _together(sizes, 4 * rows):
+        for some in _together(sizes, 4 * _at_once(ROWS, self._like())):
             columns = source.joined(some)
-            context = None if said is None else concatenated([said[i] for i in some])
-            own_sizes = [sizes[i] for i in some]
-            # pieces of equal length: a short one costs as many calls as a long one
-            count = max(1, -(-sum(own_sizes) // rows))
-            update = like.new_empty(sum(own_sizes))
-            columns = columns if context is None else [*columns, context]
-            pieces = [x.tensor_split(count) for x in (update, *columns)]
-            for out, *piece in zip(*pieces, strict=True):
-                features = features_of(piece[: 2 + len(MOMENTA)], like)
-                own = None if context is None else piece[-1].to(like)
-                out.copy_(self.metanet.updates(features, own))
-            yield from zip(some, update.split(own_sizes), strict=True)
+            if said is not None:
+                columns.append(concatenated([said[i] for i in some]))
+            if in_place and sizes[some[0]] > MOVED:
+                yield from self._row_by_row(some[0], columns)
+            else:
+                found = self._updates(columns).split([sizes[i] for i in some])
+                yield from map(_Update, some, found)
+
+    def _row_by_row(self, position: int, columns: Sequence[Tensor]) -> Iterator[_Update]:
+        """Updates of a long parameter, of as many rows at a time as have `MOVED` elements or so."""
+        spec = self.graph.parameters[position]
+        row = spec.numel // spec.shape[0]
+        for rows in even_slices(spec.shape[0], max(1, MOVED // row)):
+            elements = slice(rows.start * row, rows.stop * row)
+            yield _Update(position, self._updates([x[elements] for x in columns]), rows)
+
+    def _updates(self, columns: Sequence[Tensor]) -> Tensor:
+        """Updates (n,) of some elements, from weight, gradient, momenta, (n,), and context, (n, d), if any."""
+        like, raw = self._like(), 2 + len(MOMENTA)
+        n = len(columns[0])
+        # pieces of equal length: a short one costs as many calls as a long one
+        count = max(1, -(-n // _at_once(ROWS, like)))
+        update = like.new_empty(n)
+        pieces = [x.tensor_split(count) for x in (update, *columns)]
+        for out, *piece in zip(*pieces, strict=True):
+            features = features_of(piece[:raw], like)
+            context = piece[raw].to(like) if len(piece) > raw else None
+            out.copy_(self.metanet.updates(features, context))
+        return update
 
     def _features(self, columns: Sequence[Sequence[Tensor]]) -> Tensor:
         """Weight, gradient and momenta, preprocessed: (numel, 14); zeros where absent."""

@@ -199,9 +199,10 @@ class NGOptimizer(Optimizer):
         grads, hyper = collect_grads(groups, wiring)
         state = collect_records(self.state, owners, rule, graph, grads)
         params = collect_params(groups, wiring)
-        for position, delta, record in rule.update(grads, state, params, hyper, in_place=True):
+        for position, delta, record, rows in rule.update(grads, state, params, hyper, in_place=True):
             p = owners[position]
-            real(p).add_(delta)
+            changed = real(p) if rows is None else real(p)[rows]
+            changed.add_(delta)
             self.state[p].update(record)
 
     @torch.no_grad()

@@ -33,7 +33,7 @@ from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, ro
 from ngopt.base.scale import gain, usual_size, weight_sizes
 from ngopt.base.schedule import average_weight, warn_past_horizon, with_horizon, without_horizon
 from ngopt.base.step import Scalars, Shared, Step, Task, converted, of_each, shared, uncompiled, vector
-from ngopt.functional import AVERAGE, Hyper, Record, state_dtype
+from ngopt.functional import AVERAGE, Change, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.roles import roles_of
 
@@ -118,7 +118,7 @@ class SoapRule:
         params: Sequence[Tensor],
         hyper: Hyper,
         in_place: bool = False,
-    ) -> Iterator[tuple[int, Tensor, Record]]:
+    ) -> Iterator[Change]:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return
@@ -247,8 +247,8 @@ class SoapRule:
         batch: Batch,
         numbers: Shared,
         factors: Sequence[Tensor] | None,
-    ) -> Iterable[tuple[int, Tensor, Record]]:
-        """Positions, deltas and new records of a batch."""
+    ) -> Iterable[Change]:
+        """The changes of a batch."""
         positions, tasks, records = step.positions[some], step.tasks[some], step.records[some]
         ahead = (1 - self.config.beta1) * self.config.nesterov
         value = batch.directions(step.grads[some], tasks, records, numbers, ahead, step.in_place)
@@ -259,7 +259,7 @@ class SoapRule:
         deltas = batch.flat.split(delta)
         if self.modulation is not None:
             self._put_signals(step, some, batch.flat.split(value), deltas)
-        return zip(positions, deltas, records, strict=True)
+        return map(Change, positions, deltas, records)
 
     def _delta(
         self,

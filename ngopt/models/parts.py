@@ -127,19 +127,20 @@ def edge_cuts(
         yield slice(0, groups), slice(0, targets), slice(0, sources)
         return
     if targets * sources <= limit:
-        for group in _slices(groups, limit // (targets * sources)):
+        for group in even_slices(groups, limit // (targets * sources)):
             yield group, slice(0, targets), slice(0, sources)
         return
     rows = min(targets, max(isqrt(limit), limit // sources))
     columns = max(1, limit // rows)
-    for group in _slices(groups, 1):
-        for target in _slices(targets, rows):
-            for source in _slices(sources, columns):
+    for group in even_slices(groups, 1):
+        for target in even_slices(targets, rows):
+            for source in even_slices(sources, columns):
                 yield group, target, source
 
 
-def _slices(length: int, step: int) -> Iterator[slice]:
-    count = -(-length // step)  # of nearly equal pieces
+def even_slices(length: int, step: int) -> Iterator[slice]:
+    """Pieces of at most `step`, of nearly equal lengths."""
+    count = -(-length // step)
     for i in range(count):
         yield slice(length * i // count, length * (i + 1) // count)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ngopt.functional import state_dtype
+from ngopt.functional import Change, state_dtype
 
 
 @dataclass(frozen=True)
@@ -54,4 +54,4 @@ class MomentumRule:
             average = old["average"].lerp(g.to(old["average"].dtype), 1 - self.config.decays[0])
             left = 1.0 if self.total_steps is None else 1 - old["count"] / self.total_steps
             delta = -hyper.lr[i] * self.config.size * left * average
-            yield i, delta, {**old, "count": old["count"] + 1, "average": average}
+            yield Change(i, delta, {**old, "count": old["count"] + 1, "average": average})

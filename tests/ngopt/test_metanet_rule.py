@@ -115,6 +115,7 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     monkeypatch.setattr(edge_states, "BUDGET", 0)
     monkeypatch.setitem(metanet_rule.EDGES, "cpu", 11)
     monkeypatch.setitem(metanet_rule.ROWS, "cpu", 5)
+    monkeypatch.setattr(metanet_rule, "MOVED", 20)
     for in_place in (False, True):
         found = steps(MetanetRule(rule.metanet, graph), params, grads, in_place)
         for one, other in zip(found, expected, strict=True):
@@ -127,8 +128,9 @@ def steps(rule, params, grads, in_place=False):
     state, all_deltas = rule.init(params), []
     for some in grads:
         deltas: list = [torch.zeros_like(p) for p in params]
-        for i, delta, record in rule.update(some, state, params, hyper(rule.graph), in_place):
-            deltas[i], state[i] = delta, record
+        for i, delta, record, rows in rule.update(some, state, params, hyper(rule.graph), in_place):
+            deltas[i][... if rows is None else rows] = delta
+            state[i] = record
         all_deltas.append(deltas)
     return all_deltas
 

@@ -126,7 +126,7 @@ class TestPureCore:
         deltas, new = update_all(rule, noise(params, 0), state, params, constant(9))
         written, seen = [dict(record) for record in state], 0
         values = [p.clone() for p in params]
-        for position, delta, record in rule.update(noise(params, 0), written, values, constant(9)):
+        for position, delta, record, _ in rule.update(noise(params, 0), written, values, constant(9)):
             values[position].fill_(torch.nan)  # nobody reads it any more
             for key in record:
                 written[position][key] = torch.full_like(record[key], torch.nan)
