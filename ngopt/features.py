@@ -39,29 +39,42 @@ def move_momenta(momenta: Sequence[Sequence[Tensor]], gradients: Sequence[Tensor
     _foreach_lerp_(every, repeated, weights)
 
 
-def preprocess(columns: Sequence[Tensor], cutoff: float = LOG_CUTOFF) -> Tensor:
+def preprocess(
+    columns: Sequence[Tensor],
+    cutoff: float = LOG_CUTOFF,
+    out: Tensor | None = None,
+) -> Tensor:
     """Log-magnitude and sign of every value (Andrychowicz et al. 2016, App. A, Eq. 4).
 
     columns: k tensors (*shape). Returns (*shape, 2 k): first the k log-magnitudes, then the k signs,
     each feature together in memory. A value with |x| >= exp(-p) gives (log|x| / p, sign x), a smaller
     one (-1, exp(p) x). Derivatives are finite everywhere, also at zero.
+
+    out: where to put it, features first, (2 k, *shape); without autograd.
     """
     columns, least = list(columns), exp(-cutoff)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and out is None:
         x = torch.stack(columns)
         # in place where a derivative needs nothing that is lost
         log = x.abs().clamp(min=least).log().mul_(1 / cutoff)
         sign = x.clamp(-least, least).mul_(1 / least)
         return torch.cat([log, sign]).movedim(0, -1)
-    found = torch.stack([*columns, *columns])
+    found = columns[0].new_empty(2 * len(columns), *columns[0].shape) if out is None else out
     log, sign = found.chunk(2)
+    torch.stack(columns, out=log)
+    torch.clamp(log, -least, least, out=sign).mul_(1 / least)
     log.abs_().clamp_min_(least).log_().mul_(1 / cutoff)
-    sign.clamp_min_(-least).clamp_max_(least).mul_(1 / least)
     return found.movedim(0, -1)
 
 
-def features_of(columns: Sequence[Tensor], like: Tensor) -> Tensor:
+def features_of(
+    columns: Sequence[Tensor],
+    like: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
     """`preprocess` in the dtype and on the device of `like`; logarithms in float32 at least."""
     dtype = torch.promote_types(like.dtype, torch.float32)
-    found = preprocess([column.to(like.device, dtype) for column in columns])
-    return found.to(like.dtype)
+    converted = [column.to(like.device, dtype) for column in columns]
+    if out is None or out.dtype == dtype:
+        return preprocess(converted, out=out).to(like.dtype)
+    return out.movedim(0, -1).copy_(preprocess(converted))

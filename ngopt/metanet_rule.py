@@ -19,6 +19,7 @@ from ngopt.functional import Change, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.metanet import Metanet
 from ngopt.models.parts import GraphParts, even_slices
+from ngopt.models.predictor import Predictor
 from ngopt.models.sources import FlatFeatures, RawFeatures, Source
 
 MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
@@ -35,7 +36,7 @@ MOVED = 1 << 22
 # Edges, and elements of parameters, that are worked on at once: on the CPU what the caches of a core
 # hold, times the number of threads.
 EDGES = {"cpu": 1 << 13, "cuda": 1 << 17}
-ROWS = {"cpu": 1 << 13, "cuda": 1 << 20}
+ROWS = {"cpu": 1 << 15, "cuda": 1 << 20}
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class MetanetRule:
         self.metanet, self.graph = metanet, graph
         self.cooldown, self.total_steps = cooldown, total_steps
         self._parts: tuple[tuple, GraphParts | None] | None = None
+        self._kept_predictor: tuple[tuple, Predictor] | None = None
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         return [self._first_record(p) for p in params]
@@ -173,10 +175,11 @@ class MetanetRule:
     ) -> tuple[Sequence[Tensor] | None, Iterator[_Update]]:
         """What the graph says of every parameter; updates of those present."""
         if look.is_small:
-            features = self._features(columns)
+            predictor = self._predictor(self.graph.numel) if in_place else None
+            features = self._features(columns, predictor)
             finite = partial(FlatFeatures.finite, features, self.graph)
             said = self._context(look, finite, state, in_place)
-            return said, self._all_at_once(features, said, look.present)
+            return said, self._all_at_once(features, predictor, said, look.present)
         raw = RawFeatures(columns, self.graph, self._like())
         said = self._context(look, lambda: raw, state, in_place)
         return said, self._piece_by_piece(raw, said, look.present, in_place)
@@ -276,12 +279,17 @@ class MetanetRule:
     def _all_at_once(
         self,
         features: Tensor,
+        predictor: Predictor | None,
         said: Sequence[Tensor] | None,
         present: Sequence[int],
     ) -> Iterator[_Update]:
-        """From all features."""
+        """From all features, which a predictor has already; without one autograd may follow."""
         context = None if said is None else torch.cat([x.to(features) for x in said])
-        found = self.graph.unflatten(self.metanet.updates(features, context))
+        if predictor is None:
+            values = self.metanet.updates(features, context)
+        else:
+            values = predictor.predicted(len(features), context)
+        found = self.graph.unflatten(values)
         return (_Update(i, found[i]) for i in present)
 
     def _piece_by_piece(
@@ -292,54 +300,80 @@ class MetanetRule:
         in_place: bool,
     ) -> Iterator[_Update]:
         """The same for a large network; where that is wanted, some rows of a long parameter at a time."""
-        specs = self.graph.parameters
+        specs, rows = self.graph.parameters, _at_once(ROWS, self._like())
         sizes = {i: specs[i].numel for i in present}
+        predictor = self._predictor(rows)
         # small parameters several pieces at a time, so that few pieces are short
-        for some in _together(sizes, 4 * _at_once(ROWS, self._like())):
+        for some in _together(sizes, 4 * rows):
             columns = source.joined(some)
             if said is not None:
                 columns.append(concatenated([said[i] for i in some]))
             if in_place and sizes[some[0]] > MOVED:
-                yield from self._row_by_row(some[0], columns)
+                yield from self._row_by_row(predictor, some[0], columns)
             else:
-                found = self._updates(columns).split([sizes[i] for i in some])
+                found = self._updates(predictor, columns).split([sizes[i] for i in some])
                 yield from map(_Update, some, found)
 
-    def _row_by_row(self, position: int, columns: Sequence[Tensor]) -> Iterator[_Update]:
+    def _row_by_row(
+        self,
+        predictor: Predictor,
+        position: int,
+        columns: Sequence[Tensor],
+    ) -> Iterator[_Update]:
         """Updates of a long parameter, of as many rows at a time as have `MOVED` elements or so."""
         spec = self.graph.parameters[position]
         row = spec.numel // spec.shape[0]
         for rows in even_slices(spec.shape[0], max(1, MOVED // row)):
             elements = slice(rows.start * row, rows.stop * row)
-            yield _Update(position, self._updates([x[elements] for x in columns]), rows)
+            values = self._updates(predictor, [x[elements] for x in columns])
+            yield _Update(position, values, rows)
 
-    def _updates(self, columns: Sequence[Tensor]) -> Tensor:
+    def _updates(self, predictor: Predictor, columns: Sequence[Tensor]) -> Tensor:
         """Updates (n,) of some elements, from weight, gradient, momenta, (n,), and context, (n, d), if any."""
         like, raw = self._like(), 2 + len(MOMENTA)
         n = len(columns[0])
         # pieces of equal length: a short one costs as many calls as a long one
-        count = max(1, -(-n // _at_once(ROWS, like)))
+        count = max(1, -(-n // predictor.room))
         update = like.new_empty(n)
         pieces = [x.tensor_split(count) for x in (update, *columns)]
         for out, *piece in zip(*pieces, strict=True):
-            features = features_of(piece[:raw], like)
-            context = piece[raw].to(like) if len(piece) > raw else None
-            out.copy_(self.metanet.updates(features, context))
+            features_of(piece[:raw], like, predictor.features(len(out)))
+            context = piece[raw] if len(piece) > raw else None
+            out.copy_(predictor.predicted(len(out), context))
         return update
 
-    def _features(self, columns: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Weight, gradient and momenta, preprocessed: (numel, 14); zeros where absent."""
+    def _predictor(self, room: int) -> Predictor:
+        """The metanet's, kept from step to step."""
+        like = self._like()
+        wanted = room, like.device, like.dtype
+        if self._kept_predictor is None or self._kept_predictor[0] != wanted:
+            self._kept_predictor = wanted, self.metanet.predictor(room)
+        predictor = self._kept_predictor[1]
+        predictor.refresh()
+        return predictor
+
+    def _features(
+        self,
+        columns: Sequence[Sequence[Tensor]],
+        predictor: Predictor | None,
+    ) -> Tensor:
+        """Weight, gradient and momenta, preprocessed: (numel, 14); zeros where absent.
+
+        predictor: where to put them; without one autograd may follow.
+        """
         like, specs = self._like(), self.graph.parameters
         rows = zip(columns, specs, strict=True)
         nothing = [like.new_zeros(())] * (2 + len(MOMENTA))
         whole = [some or [zero.expand(spec.shape) for zero in nothing] for some, spec in rows]
         flat = [self.graph.flatten([x.to(like.device) for x in column]) for column in zip(*whole, strict=True)]
-        features = features_of(flat, like)
+        out = None if predictor is None else predictor.features(self.graph.numel)
+        features = features_of(flat, like, out)
         if all(columns):
             return features
         rows = zip(columns, specs, strict=True)
         is_present = [like.new_full((spec.numel, 1), bool(some)) for some, spec in rows]
-        return features * torch.cat(is_present)
+        is_present = torch.cat(is_present)
+        return features * is_present if out is None else features.mul_(is_present)
 
     def _like(self) -> Tensor:
         return next(self.metanet.parameters())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ngopt.features import NUM_FEATURES
 from ngopt.models.metanet import Metanet
+from ngopt.models.predictor import MLPPredictor, Predictor
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class UpdateMLP(nn.Module):
         direction, magnitude = x.unbind(-2)
         return self.output_scale * direction * torch.exp(self.magnitude_scale * magnitude)
 
+    def predictor(self, room: int) -> MLPPredictor:
+        """See `Metanet.predictor`."""
+        linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        return MLPPredictor(linears, (self.output_scale, self.magnitude_scale), room)
+
 
 def _applied(layer: nn.Module, x: Tensor) -> Tensor:
     """A layer on (*batch, d, n)."""
@@ -83,3 +89,6 @@ class FeedForward(Metanet):
 
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
         return self.head(features)
+
+    def predictor(self, room: int) -> Predictor:
+        return self.head.predictor(room)

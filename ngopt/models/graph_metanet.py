@@ -15,6 +15,7 @@ from ngopt.models.feedforward import FeedForward, FeedForwardConfig, UpdateMLP
 from ngopt.models.graph_network import Place, Scattered
 from ngopt.models.metanet import Metanet
 from ngopt.models.parts import GraphParts, parts_of
+from ngopt.models.predictor import Predictor
 from ngopt.models.sources import Source
 
 
@@ -87,3 +88,6 @@ class GraphMetanet(Metanet):
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
         assert context is not None
         return self.head(features, context)
+
+    def predictor(self, room: int) -> Predictor:
+        return self.head.predictor(room)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.parts import GraphParts
+from ngopt.models.predictor import Predictor
 from ngopt.models.sources import FlatFeatures, Source
 
 
@@ -64,6 +65,11 @@ class Metanet(nn.Module):
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
         """Features (*batch, n, 14) of any elements, and their context (*batch, n, d) -> (*batch, n)."""
         raise NotImplementedError
+
+    def predictor(self, room: int) -> Predictor:
+        """What computes `updates` of up to so many elements without autograd."""
+        like = next(self.parameters()).detach()
+        return Predictor(self.updates, self.d_context, room, like)
 
     def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
         """All features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel)."""

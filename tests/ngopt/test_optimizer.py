@@ -34,7 +34,9 @@ def test_step_is_the_functional_update(metanet, dtype):
             for p, d in zip(params, deltas, strict=True):
                 p += d
         opt.step()
-        assert same(model, params)
+        eps = 100 * torch.finfo(dtype).eps  # what is written in place is computed in other products
+        for p, expected in zip(model.parameters(), params, strict=True):
+            torch.testing.assert_close(p, expected, rtol=eps, atol=eps)
     assert opt.state[next(model.parameters())]["exp_avg_0"].dtype == state[0]["exp_avg_0"].dtype
 
 

@@ -1,0 +1,83 @@
+"""Updates without autograd: computed where their inputs lie, in memory that is used again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ngopt.features import NUM_FEATURES
+
+
+class Predictor:
+    """A metanet's `updates` of up to some number of elements at once.
+
+    updates: (n, 14) and context (n, d) -> (n,). like: of the metanet's dtype, on its device.
+
+    inputs: features, then context, then a row of ones, (14 + d + 1, room).
+    """
+
+    def __init__(
+        self,
+        updates: Callable[[Tensor, Tensor], Tensor],
+        d_context: int,
+        room: int,
+        like: Tensor,
+    ):
+        self._updates = updates
+        self.inputs = like.new_ones(NUM_FEATURES + d_context + 1, room)
+
+    def refresh(self) -> None:
+        """Reads the metanet's weights again; to be called where they may have changed."""
+
+    @property
+    def room(self) -> int:
+        return self.inputs.shape[-1]
+
+    def features(self, n: int) -> Tensor:
+        """Where the features of n elements are to be written, (14, n)."""
+        return self.inputs[:NUM_FEATURES, :n]
+
+    def predicted(self, n: int, context: Tensor | None) -> Tensor:
+        """Updates from features that are there and a context, (n, d), -> (n,); good until the next call."""
+        if context is not None:
+            self.inputs[NUM_FEATURES:-1, :n].copy_(context.mT)
+        return self._computed(self.inputs[:, :n])
+
+    def _computed(self, inputs: Tensor) -> Tensor:
+        return self._updates(inputs[:NUM_FEATURES].mT, inputs[NUM_FEATURES:-1].mT)
+
+
+class MLPPredictor(Predictor):
+    """That of linear layers with ReLU in between, the last with two outputs: direction d and magnitude m.
+
+    The update is scales[0] * d * exp(scales[1] * m). Biases multiply rows of ones: a layer is one
+    product, and one pass for its ReLU.
+    """
+
+    def __init__(
+        self,
+        linears: Sequence[nn.Linear],
+        scales: tuple[float, float],
+        room: int,
+    ):
+        like = linears[0].weight.detach()
+        self._linears = linears
+        self._scales = like.new_tensor(scales).unsqueeze(-1)
+        self.inputs, *self._hidden = [like.new_ones(layer.in_features + 1, room) for layer in linears]
+        self._out = like.new_empty(2, room)
+        self.refresh()
+
+    def refresh(self) -> None:
+        pairs = [(layer.weight.detach(), layer.bias.detach()) for layer in self._linears]
+        *self._weights, last = [torch.cat([w, b.unsqueeze(-1)], -1) for w, b in pairs]
+        self._last = last * self._scales
+
+    def _computed(self, inputs: Tensor) -> Tensor:
+        x, n = inputs, inputs.shape[-1]
+        for weight, found in zip(self._weights, self._hidden, strict=True):
+            torch.mm(weight, x, out=found[:-1, :n]).relu_()
+            x = found[:, :n]
+        direction, magnitude = torch.mm(self._last, x, out=self._out[:, :n])
+        return direction.mul_(magnitude.exp_())

@@ -1,0 +1,50 @@
+"""Updates without autograd are those with it, to rounding."""
+
+import pytest
+import torch
+
+from ngopt.models import METANETS
+from ngopt.models.metanet import Metanet
+from ngopt.models.predictor import Predictor
+
+ROOM, USED = 7, 5
+
+
+@torch.no_grad()
+def differences(metanet: Metanet, predictor: Predictor) -> torch.Tensor:
+    """Between what a predictor says of some elements and `updates`, as shares of the largest update."""
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(USED, 14 + metanet.d_context, dtype=torch.float64, generator=generator)
+    features, context = random.split([14, metanet.d_context], dim=1)
+    predictor.features(USED).copy_(features.mT)
+    expected = metanet.updates(features, context if metanet.d_context else None)
+    found = predictor.predicted(USED, context if metanet.d_context else None)
+    return (found - expected).abs() / expected.abs().max()
+
+
+@pytest.mark.parametrize("name", sorted(METANETS))
+def test_every_metanet(name):
+    torch.manual_seed(0)
+    metanet = METANETS[name]().double()
+    predictor = metanet.predictor(ROOM)
+    assert predictor.room == ROOM
+    assert differences(metanet, predictor).max() < 1e-13
+    with torch.no_grad():
+        for p in metanet.parameters():
+            p.add_(0.1)
+    assert differences(metanet, predictor).max() > 1e-3
+    predictor.refresh()
+    assert differences(metanet, predictor).max() < 1e-13
+
+
+def test_a_metanet_of_ones_own_needs_no_other_method():
+    class Sum(Metanet):
+        def __init__(self):
+            super().__init__(None)
+            self.factor = torch.nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+
+        def updates(self, features, context):
+            return self.factor * features.sum(-1)
+
+    metanet = Sum()
+    assert differences(metanet, metanet.predictor(ROOM)).max() < 1e-13
