@@ -167,7 +167,7 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
     second, second_bytes = _step(optimizer, params)
     for p in params:
         optimizer.state[p]["step"].fill_(LATE)
-    count = _cycle(optimizer.learned)
+    count = cycle(optimizer.learned)
     later, later_bytes = zip(*(_step(optimizer, params) for _ in range(count)), strict=True)
     n = numel(model)
     kept = state_size(graph, True, weights)
@@ -188,7 +188,7 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
     }
 
 
-def _cycle(learned: LearnedOptimizer) -> int:
+def cycle(learned: LearnedOptimizer) -> int:
     """Steps after which the cost of a step repeats."""
     if learned.base is not None:
         return learned.base.config.renew_every
@@ -198,7 +198,7 @@ def _cycle(learned: LearnedOptimizer) -> int:
 
 def _floor(optimizer: NGOptimizer, n: int, kept: float) -> float:
     """Nanoseconds per parameter, of n, that the steps of a cycle take at least, on average."""
-    machine, count = floor.measured(), _cycle(optimizer.learned)
+    machine, count = floor.measured(), cycle(optimizer.learned)
     flops = sum(floor.flops_of(optimizer.step) for _ in range(count)) / count
     moved = 4 * n * (1 + 2 + 2 * kept)  # gradients are read, all others also written
     return 1e9 * machine.seconds(flops, moved) / n

@@ -33,8 +33,8 @@ FEW = 1 << 15
 # Elements of parameters whose momenta move in one call, for which their gradients are copied; of a
 # parameter whose updates are in memory at once.
 MOVED = 1 << 22
-# Edges, and elements of parameters, that are worked on at once: on the CPU what the caches of a core
-# hold, times the number of threads.
+# Edges, and elements of parameters, that are worked on at once, on the CPU by a thread: what the caches of
+# a core hold, of elements more, as a few calls for many cost less than the larger caches.
 EDGES = {"cpu": 1 << 13, "cuda": 1 << 17}
 ROWS = {"cpu": 1 << 15, "cuda": 1 << 20}
 

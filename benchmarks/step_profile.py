@@ -1,0 +1,114 @@
+"""Where a metanet's step spends its time: `python -m benchmarks.step_profile --networks resnet18`.
+
+Nanoseconds a parameter of each kind of operation, of steps on random gradients, averaged over a
+cycle (from one look at the graph to the next), as torch's profiler sees them; beside them what the
+machine allows at least (see `benchmarks.step`): for the matrix products, and for reading and writing
+parameters, gradients and state once. "the rest" is Python and the dispatch of calls. The profiler
+itself makes steps of small networks longer; the whole step is timed without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from benchmarks import floor
+from benchmarks.step import NETWORKS, cycle, mlp, numel, state_size, table
+from ngopt import NGOptimizer, build_graph
+
+HORIZON = 1000
+WARM_UP = 2
+# What is in the name of an operation of each kind, the first that fits.
+KINDS = {
+    "matrix products": ("mm",),
+    "copies": ("copy", "cat", "stack", "fill", "zero", "index", "clone"),
+    "reductions": ("sum", "mean", "amin", "amax", "norm"),
+    "elementwise": ("aten::",),
+    "the rest": ("",),
+}
+
+Record = dict[str, Any]
+
+
+def records_of(network: str, weights: str) -> Iterator[Record]:
+    """One for each kind of operation, and one for the whole step."""
+    model, example = mlp(int(network)) if network.isdecimal() else NETWORKS[network]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = build_graph(model, example)
+    optimizer = NGOptimizer(model.parameters(), graph=graph, weights=weights, total_steps=HORIZON)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    for _ in range(WARM_UP):
+        optimizer.step()
+    steps, n = cycle(optimizer.learned), numel(model)
+
+    def some() -> None:
+        for _ in range(steps):
+            optimizer.step()
+
+    scale = 1e9 / (steps * n)
+    whole = scale * _seconds(some)
+    spent = {kind: scale * seconds for kind, seconds in _by_kind(some).items()}
+    machine = floor.measured()
+    products = scale * machine.seconds(floor.flops_of(some), 0)
+    moved = 4 * n * (1 + 2 + 2 * state_size(graph, True, weights))
+    traffic = 1e9 * machine.seconds(0, moved) / n
+    about = {"network": network, "weights": weights}
+    for kind, ns in spent.items():
+        least = products if kind == "matrix products" else None
+        yield {**about, "kind": kind, "ns": ns, "floor_ns": least}
+    yield {**about, "kind": "reading and writing once", "ns": None, "floor_ns": traffic}
+    yield {**about, "kind": "whole step", "ns": whole, "floor_ns": products + traffic}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
+def _by_kind(call: Callable[[], object]) -> dict[str, float]:
+    """Seconds within operations, without those that they call."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        call()
+    spent = dict.fromkeys(KINDS, 0.0)
+    for event in found.key_averages():
+        spent[_kind(event.key)] += 1e-6 * event.self_cpu_time_total
+    return spent
+
+
+def _kind(operation: str) -> str:
+    fitting = (kind for kind, names in KINDS.items() if any(name in operation for name in names))
+    return next(fitting)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--networks", nargs="*", default=["c10-32", "resnet18"], help="or widths of an MLP")
+    parser.add_argument("--weights", nargs="*", default=["ff", "ng-gnn"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="a JSON file for the records")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    pairs = [(network, weights) for network in options.networks for weights in options.weights]
+    records = [record for pair in tqdm(pairs, unit="network") for record in records_of(*pair)]
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        found = {"threads": options.threads, "records": records}
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
