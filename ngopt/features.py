@@ -59,10 +59,16 @@ def preprocess(
         log = x.abs().clamp(min=least).log().mul_(1 / cutoff)
         sign = x.clamp(-least, least).mul_(1 / least)
         return torch.cat([log, sign]).movedim(0, -1)
-    found = columns[0].new_empty(2 * len(columns), *columns[0].shape) if out is None else out
-    log, sign = found.chunk(2)
-    torch.stack(columns, out=log)
-    torch.clamp(log, -least, least, out=sign).mul_(1 / least)
+    if out is None:  # in which way torch.vmap can follow
+        found = torch.stack([*columns, *columns])
+        log, sign = found.chunk(2)
+        sign.clamp_min_(-least).clamp_max_(least)
+    else:
+        found = out
+        log, sign = found.chunk(2)
+        torch.stack(columns, out=log)
+        torch.clamp(log, -least, least, out=sign)
+    sign.mul_(1 / least)
     log.abs_().clamp_min_(least).log_().mul_(1 / cutoff)
     return found.movedim(0, -1)
 

@@ -170,7 +170,7 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
     """Position features of the nodes of every group: what may tell neurons apart, and nothing that may not.
 
     They are the role of the group, sines and cosines of its relative depth, and for inputs, outputs
-    and nodes of which nothing is known, which cannot be exchanged, sines and cosines of the relative
+    and pinned nodes, which cannot be exchanged, sines and cosines of the relative
     place among all of them; the nodes of shared elements can be, together with the neurons that share
     them. A departure from the paper's learned vectors per layer and per input and output neuron, so
     that other depths and input sizes work.
@@ -192,7 +192,7 @@ def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
     """Where the nodes of every group are among all of its role in its network, (n,) from 0 to 1, or None."""
     members = graph.membership
     keys = list(zip(members, (group.role for group in graph.groups), strict=True))
-    has_place = [g.role != "hidden" and g.kind not in ("parameter", *BIAS_KINDS) for g in graph.groups]
+    has_place = [g.is_fixed and g.kind not in ("parameter", *BIAS_KINDS) for g in graph.groups]
     sizes: Counter = Counter()
     for key, group, fixed in zip(keys, graph.groups, has_place, strict=True):
         sizes[key] += group.size if fixed else 0

@@ -160,13 +160,17 @@ class GraphNetwork(nn.Module):
         incoming, outgoing = Inbox(len(nodes), arena), Inbox(len(nodes), arena)
         ends = layer.ends(nodes, edges.blocks)
         for block, own in zip(edges.blocks, ends, strict=True):
+            if not prod(block.block.shape):
+                continue
             there: dict[tuple[int, int], Reduced] = {}
             back: dict[tuple[int, int], Reduced] = {}
             for i, part in enumerate(block.parts):
                 found = layer.messages(edges.of(block, i), own, part)
                 places = (part.groups.start, part.targets.start), (part.groups.start, part.sources.start)
                 for kept, place, messages in zip((there, back), places, found, strict=True):
-                    kept[place] = kept[place].joined(messages) if place in kept else messages
+                    before = kept.get(place)
+                    both = messages if before is None else before.joined(messages)
+                    kept[place] = both if arena is None else arena.kept(both, before)
             target, source = block.block.target, block.block.source
             incoming.add(target, _beside(there.values()), block.target)
             outgoing.add(source, _beside(back.values()), block.source)

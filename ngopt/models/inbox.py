@@ -23,8 +23,14 @@ class Arena:
     def __init__(self) -> None:
         self._free = torch.empty(0)
 
-    def kept(self, value: Any, place: Tensor | None = None) -> Any:
-        """A tensor's values, in the arena, at a place of it if there is one; others as they are."""
+    def kept(self, messages: Reduced, before: Reduced | None = None) -> Reduced:
+        """The same in the arena, over messages that are there, whose shapes are the same."""
+        columns: Any = messages
+        places: Any = (None,) * len(columns) if before is None else before
+        return columns._make(map(self._placed, columns, places))
+
+    def _placed(self, value: Any, place: Tensor | None) -> Any:
+        """A tensor's values, at a place if there is one; others as they are."""
         if not isinstance(value, Tensor):
             return value
         if place is not None:
@@ -58,9 +64,4 @@ class Inbox:
             parts.insert(place, Incoming(self._kept(messages), index))
 
     def _kept(self, messages: Reduced, before: Reduced | None = None) -> Reduced:
-        """In the arena, over the messages before, whose shapes are the same."""
-        if self._arena is None:
-            return messages
-        columns: Any = messages
-        places: Any = (None,) * len(columns) if before is None else before
-        return columns._make(map(self._arena.kept, columns, places))
+        return messages if self._arena is None else self._arena.kept(messages, before)

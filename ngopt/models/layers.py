@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+from ngopt.base.flat import concatenated
 from ngopt.models.film_messages import FiLMStatistics
 from ngopt.models.messages import TO_SOURCES, TO_TARGETS, Incoming, Messages, Reduced, gathered
-from ngopt.models.parts import BlockParts, Part
+from ngopt.models.parts import BlockParts, Part, even_slices
 
 # Inside the root of the standard deviation, so that its derivative is bounded where messages tie.
 STD_EPSILON = 1e-5
+# Neurons whose new states are computed together: what they are made of is 17 times as wide.
+AT_ONCE = 1 << 13
 AGGREGATORS = ("mean", "min", "max", "std")
 SCALERS = ("identity", "amplification")
 
@@ -157,18 +160,25 @@ class PNALayer(GraphLayer):
         members: Sequence[int],
     ) -> list[Tensor]:
         found = []
-        for node, there, back in zip(nodes, incoming, outgoing, strict=True):
-            state = [node, self._aggregate(node, there), self._aggregate(node, back)]
-            update = self.update(torch.cat(state, dim=-1))
-            found.append(node + silu(self.norm(update)))
+        for node, *sides in zip(nodes, incoming, outgoing, strict=True):
+            totals = [gathered(parts, node) if parts else None for parts in sides]
+            pieces = []
+            for some in even_slices(node.shape[-2], AT_ONCE):
+                own = [total if total is None else total.of_neurons(some) for total in totals]
+                pieces.append(self._next(node[..., some, :], own))
+            found.append(concatenated(pieces, -2) if pieces else node)
         return found
 
-    def _aggregate(self, node: Tensor, parts: Sequence[Incoming]) -> Tensor:
-        """All messages that reach a group -> (*batch, n, 8 width); zeros where there are none."""
-        if not parts:
+    def _next(self, node: Tensor, totals: Sequence[Messages | None]) -> Tensor:
+        """Some nodes after this layer, from what reaches them from both sides."""
+        update = self.update(torch.cat([node, *(self._aggregate(node, total) for total in totals)], dim=-1))
+        return node + silu(self.norm(update))
+
+    def _aggregate(self, node: Tensor, total: Messages | None) -> Tensor:
+        """All messages that reach some nodes -> (*batch, n, 8 width); zeros where there are none."""
+        if total is None:
             columns = len(AGGREGATORS) * len(SCALERS) * self.width
             return node.new_zeros(*node.shape[:-1], columns)
-        total = gathered(parts, node)
         std = (total.var + STD_EPSILON).sqrt()
         aggregates = torch.cat([total.mean, total.low, total.high, std], dim=-1)
         if isinstance(total.degree, Tensor):

@@ -59,6 +59,11 @@ class Messages(NamedTuple):
             torch.maximum(self.high, other.high),
         )
 
+    def of_neurons(self, some: slice) -> Messages:
+        """Those of some of the neurons."""
+        degree = self.degree[some] if isinstance(self.degree, Tensor) else self.degree
+        return Messages(degree, *(column[..., some, :] for column in self[1:]))
+
     def beside(self, others: Sequence[Messages]) -> Messages:
         """Of neurons that follow each other; all have the same degree."""
         if not others:

@@ -58,7 +58,7 @@ class GraphParts:
 
     blocks: weights, then constants. bias_index: of every bias the neurons that it names, or None.
     positions: see `node_positions`. activations: see `activation_codes`. uses: of every parameter how
-    often its elements are placed, 1 or (numel, 1).
+    often its elements are placed, 1 or (numel, 1) int16.
     """
 
     graph: NeuralGraph
@@ -172,7 +172,7 @@ def _uses(graph: NeuralGraph, device: torch.device) -> Iterator[Literal[1] | Ten
         if len(some) == 1 or sum(view.numel for view in some) == prod(spec.shape):
             yield 1  # every element has a place
             continue
-        counts = torch.zeros(1, spec.numel, 1, device=device)
+        counts = torch.zeros(1, spec.numel, 1, dtype=torch.int16, device=device)
         for view in some:
             view.write(counts, view.read(counts) + 1)
         yield counts[0]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ngopt import NGOptimizer, build_graph, load_pretrained, metanet_rule
@@ -133,6 +134,22 @@ def steps(rule, params, grads, in_place=False):
             state[i] = record
         all_deltas.append(deltas)
     return all_deltas
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("metanet", ["ff", "lstm", "ng-gnn", "ng-t"])
+def test_parameters_without_elements_change_nothing_for_others(metanet):
+    """A layer may have no neurons, as an adapter of rank 0."""
+    params = [nn.Parameter(torch.ones(shape)) for shape in ((4, 3), (0, 4), (0,), (2, 4))]
+    opt = NGOptimizer(params, weights=metanet_for(metanet, build_graph(nn.Linear(3, 4))))
+    before = [p.clone() for p in params]
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        opt.step()
+    for p, old in zip(params, before, strict=True):
+        assert p.isfinite().all()
+        assert not p.numel() or not torch.equal(p, old)
 
 
 class TestCooldown:
