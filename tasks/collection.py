@@ -58,6 +58,14 @@ class Collection:
         columns = {key: value[mask] for key, value in self.columns.items()}
         return Collection([self.stacks[place] for place in places], columns)
 
+    def first(self, count: int | None) -> Collection:
+        """The first networks; None for all."""
+        if count is None:
+            return self
+        pairs = zip(self.stacks, self.starts.tolist(), strict=False)
+        stacks = [stack.select(slice(count - start)) for stack, start in pairs if start < count]
+        return Collection(stacks, {key: value[:count] for key, value in self.columns.items()})
+
     def said(self, model: Callable[[Stack], Tensor], index: Tensor) -> Tensor:
         """What a model says of some networks, by their numbers (k,) -> (k, *)."""
         places = self.stack_of[index]

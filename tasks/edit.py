@@ -8,7 +8,7 @@ make several networks of one, whose images are averaged (`--outputs 8`, arXiv 26
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,21 +104,28 @@ class Editing(NetworkLesson[Config]):
         self.points = grid(*self.targets["train"].shape[-2:])
         model = self.make_model([train], config.outputs, edits=True)
         self.model = Editor(model, self.prepared(train))
+        if config.compiled:
+            self.model.compile(dynamic=False)
 
     def loss(self, step: int) -> Tensor:
         train = self.data["train"]
         own = self.batch(len(train.labels), step)
         some = torch.randperm(len(self.points))[: self.config.points]
         targets = self.targets["train"][own].flatten(2)[..., some]
-        rendered = self.rendered(self.prepared(train.stack.select(own)), self.points[some])
+        stack = train.stack.select(own)
+        rendered = self.rendered(stack, self.model(self.prepared(stack)), self.points[some])
         return (rendered - targets).square().mean()
 
-    def rendered(self, stack: Stack, points: Tensor) -> Tensor:
-        """What edited networks say of points, mean over the outputs, (b, channels, points)."""
-        params = [value.flatten(0, 1) for value in self.model(stack)]
+    def rendered(self, stack: Stack, edited: Sequence[Tensor], points: Tensor) -> Tensor:
+        """What edited networks of a stack say of points, mean over the outputs, (b, channels, points)."""
+        params = [value.flatten(0, 1) for value in edited]
         said = stack.architecture.outputs(params, points)  # (b * outputs, points, channels)
         mean = said.unflatten(0, (stack.count, -1)).mean(1)
         return mean.mT + MIDDLE
+
+    def all_rendered(self, stack: Stack) -> Tensor:
+        """The whole images of edited networks, (b, channels, pixels), outside of training."""
+        return self.rendered(stack, self.judged(stack), self.points)
 
     def score(self) -> float:
         return -self.error("validation")
@@ -128,7 +135,7 @@ class Editing(NetworkLesson[Config]):
         stack, targets = self.data[split].stack, self.targets[split].flatten(2)
         total = 0.0
         for piece in torch.arange(stack.count).split(AT_ONCE // self.config.outputs):
-            rendered = self.rendered(self.prepared(stack.select(piece)), self.points)
+            rendered = self.all_rendered(stack.select(piece))
             total += (rendered - targets[piece]).square().mean().item() * len(piece)
         return total / stack.count
 
@@ -146,7 +153,7 @@ class Editing(NetworkLesson[Config]):
 
     def draw(self) -> None:
         stack, targets = self.data["test"].stack.select(slice(SHOWN)), self.targets["test"][:SHOWN]
-        edited = self.rendered(self.prepared(stack), self.points).view_as(targets)
+        edited = self.all_rendered(stack).view_as(targets)
         rows = {"network": self.unedited(stack), "edited": edited, "target": targets}
         shown = {name: images.clamp(0, 1) for name, images in rows.items()}
         draw_rows(Path(self.config.folder, "edited.png"), shown)

@@ -48,8 +48,8 @@ class LessonConfig:
     sizes: dict[str, float] = field(default_factory=dict)
     """Numbers of the model's config, such as width 64 layers 4."""
     compiled: bool = False
-    """Compile a reader's training steps: one to two minutes at first, then nearly twice as fast. For
-    networks of one architecture."""
+    """Compile training steps: one to two minutes at first, then nearly twice as fast. For networks of
+    one architecture."""
     training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainingConfig)
 
 
@@ -102,8 +102,8 @@ class NetworkLesson(Generic[Config]):
             model.compile(dynamic=False)
         return model
 
-    def judged(self, stack: Stack) -> Tensor:
-        """What a reader says outside of training; never compiled, as batches differ there."""
+    def judged(self, stack: Stack) -> Any:
+        """What the model makes of networks outside of training; never compiled, as batches differ there."""
         return self.model.forward(self.prepared(stack))
 
 

@@ -70,13 +70,13 @@ class Prediction(NetworkLesson[Config]):
         data = read_collection(self.config.data, split, self.config.skip_damaged)
         if "accuracy" not in data.columns:
             raise ValueError(f"folder '{self.config.data}': expected networks with a column 'accuracy'; got none")
-        if widest is None:
-            return data
-        is_wanted = is_wide if split == "test" else is_narrow
-        found = data.where(lambda stack: is_wanted(stack, widest))
-        if not found.stacks:
-            raise ValueError(f"widest: split '{split}': expected networks on their side of {widest}; got none")
-        return found
+        if widest is not None:
+            is_wanted = is_wide if split == "test" else is_narrow
+            data = data.where(lambda stack: is_wanted(stack, widest))
+            if not data.stacks:
+                side = f"networks on their side of {widest}"
+                raise ValueError(f"widest: split '{split}': expected {side}; got none")
+        return data.first(self.config.limit) if split == "train" else data
 
 
 def is_narrow(stack: Stack, widest: int) -> bool:

@@ -5,7 +5,7 @@ Their layers are those of the learned optimizers; only what goes in and what com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +78,7 @@ class GraphModel(ParameterModel):
         edits: bool = False,
     ):
         super().__init__(architectures, edits)
+        self.architectures = architectures
         last = config.layers - 1  # where only nodes are read, it needs no new edges
         self.fourier = Fourier(config.frequencies, config.bandwidth)
         self.network = GraphNetwork(
@@ -105,6 +106,11 @@ class GraphModel(ParameterModel):
     def graph(self, architecture: Architecture) -> NeuralGraph:
         """What the model sees of an architecture."""
         return architecture.graph
+
+    def fit(self, stacks: Iterable[Stack]) -> None:
+        super().fit(stacks)
+        for architecture in self.architectures:
+            self.parts(architecture)  # made later, they would have steps compiled again
 
     def forward(self, stack: Stack) -> Tensor:
         states, _ = self.network.states(self._source(stack), self.parts(stack.architecture), self._extra(stack))

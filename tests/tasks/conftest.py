@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch._dynamo import lookup_backend
 
 from tasks import training
 
@@ -18,3 +20,23 @@ def clock(monkeypatch):
     """Every training step takes a second."""
     now = iter(range(10**6))
     monkeypatch.setattr(training, "process_time", lambda: next(now))
+
+
+@pytest.fixture
+def compiled_eagerly(monkeypatch):
+    """Modules are compiled without a C++ compiler; how many graphs each of them became."""
+    counts = []
+
+    def compiled(self, **options):
+        place = len(counts)
+        counts.append(0)
+
+        def backend(module, inputs):
+            counts[place] += 1
+            return lookup_backend("aot_eager")(module, inputs)
+
+        self._compiled_call_impl = torch.compile(self._call_impl, backend=backend, **options)
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    return counts

@@ -60,6 +60,17 @@ def test_fewer_networks_are_the_first(config):
     assert len(some.data["test"].labels) == len(whole.data["test"].labels)
 
 
+def test_compiled_steps_are_the_same(config, compiled_eagerly):
+    losses = []
+    for compiled in (False, True):
+        lesson = Classification(replace(config, compiled=compiled))
+        torch.manual_seed(0)
+        losses.append([lesson.loss(step).item() for step in range(3)])
+        lesson.score()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert compiled_eagerly == [1]
+
+
 def test_unknown_models_and_sizes_are_named(config):
     with pytest.raises(ValueError, match="model: expected one of ng-gnn, .*; got 'mamba'"):
         Classification(replace(config, model="mamba"))

@@ -53,3 +53,13 @@ def test_those_of_some_architectures(collection):
     found = collection.where(lambda stack: stack.count == 2)
     assert found.columns["number"].tolist() == [3, 4]
     assert len(found) == 2
+
+
+def test_the_first():
+    groups = [networks(2, n, 1, count=2, first=10 * n) for n in (3, 4, 5)]
+    collection = Collection.of(groups)
+    found = collection.first(3)
+    assert [stack.count for stack in found.stacks] == [2, 1]
+    assert found.columns["number"].tolist() == [30, 31, 40]
+    assert torch.equal(found.stacks[1].params[0], collection.stacks[1].params[0][:1])
+    assert collection.first(None) is collection

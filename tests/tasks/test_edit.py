@@ -46,7 +46,7 @@ def test_outputs_are_networks_whose_images_are_averaged(config):
     params = lesson.model(stack)
     each = [stack.architecture.outputs([p[:, k] for p in params], lesson.points) for k in range(3)]
     expected = torch.stack(each).mean(0).mT + 0.5
-    torch.testing.assert_close(lesson.rendered(stack, lesson.points), expected)
+    torch.testing.assert_close(lesson.rendered(stack, params, lesson.points), expected)
 
 
 @torch.no_grad()
@@ -56,6 +56,22 @@ def test_what_moves_nothing_renders_what_was_there(config):
     stack, targets = lesson.data["validation"].stack, lesson.targets["validation"]
     expected = (lesson.unedited(stack) - targets).square().mean().item()
     assert lesson.score() == pytest.approx(-expected, rel=1e-4)
+
+
+def test_compiled_steps_are_the_same(config, compiled_eagerly):
+    options = {"model": "ng-gnn", "sizes": {"width": 8, "layers": 1}}
+    losses = []
+    for compiled in (False, True):
+        lesson = Editing(config(**options, compiled=compiled))
+        losses.append([seeded_loss(lesson, step) for step in range(3)])
+        lesson.score()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert compiled_eagerly == [1]
+
+
+def seeded_loss(lesson, step):
+    torch.manual_seed(step)
+    return lesson.loss(step).item()
 
 
 def test_settings_that_make_no_sense(config):

@@ -47,6 +47,14 @@ def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch)
     assert counts == {"train": 2, "validation": 2, "test": len(whole) - 2}
 
 
+def test_fewer_networks_are_trained_with(config):
+    lesson = Prediction(replace(config, limit=3))
+    whole = read_collection(config.data, "train")
+    accuracies = lesson.data["train"].columns["accuracy"]
+    assert torch.equal(accuracies, whole.columns["accuracy"][:3])
+    assert len(lesson.data["test"]) == len(read_collection(config.data, "test"))
+
+
 def test_there_must_be_networks_of_both_widths(config):
     with pytest.raises(ValueError, match="widest: split 'train': expected networks on their side of 1; got none"):
         Prediction(replace(config, widest=1))
