@@ -165,9 +165,13 @@ class _Facts:
 
 
 def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
-    """For every group whether it leads to an output of the network, and to no further matrix."""
+    """For every group whether it leads to an output of the network, and to no further matrix.
+
+    Pinned neurons are outputs here, too: a function that no rule knows, as a loss, reads them.
+    """
     count = len(graph.groups)
-    outputs = [group.role == "output" and group.kind != "position" for group in graph.groups]
+    ends = [group.role == "output" or group.is_pinned for group in graph.groups]
+    outputs = [is_end and group.kind != "position" for is_end, group in zip(ends, graph.groups, strict=True)]
     reaches, mixed = list(outputs), [False] * count
     before: tuple[list[bool], list[bool]] | None = None
     while before != (reaches, mixed):  # once more for each way back against the order of blocks

@@ -129,7 +129,7 @@ class _Coloured:
             yield from zip(types, *(x.tolist() for x in input_output_index(self.neural)), strict=True)
             return
         for i, group in enumerate(groups):
-            fixed = group.role != "hidden" and group.kind != "parameter"
+            fixed = group.is_fixed and group.kind != "parameter"
             yield from (("node", i, k if fixed else None) for k in range(group.size))
 
     def _ends(self, block: EdgeBlock) -> tuple[np.ndarray, np.ndarray]:

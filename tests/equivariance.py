@@ -26,7 +26,7 @@ def random_permutations(graph: NeuralGraph, generator: torch.Generator, roles=("
     """A permutation of the neurons of every group that has one of the roles, none of them the identity."""
     permutations = {}
     for i, group in enumerate(graph.groups):
-        if group.role in roles and group.size > 1:
+        if group.role in roles and not group.is_pinned and group.size > 1:
             order = torch.arange(group.size)
             while torch.equal(order, torch.arange(group.size)):
                 order = torch.randperm(group.size, generator=generator)

@@ -85,7 +85,7 @@ print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matp
 
 GRAPH = ROOT / "ngopt" / "graph"
 LAYERS = """
-pieces summary core sharding topology edge_list order flattened_maps interop usage matrices
+functions pieces summary core sharding topology edge_list order flattened_maps interop usage matrices
 activation_symmetry parameter_graph infer sequential layout figure draw
 tracing tracing.capture tracing.elements tracing.values tracing.nodes tracing.edges tracing.blocks
 tracing.tracer tracing.finish

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import pi
-from typing import Literal, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ngopt.graph.core import Bias, EdgeBlock, GraphValues, Index, NeuralGraph
-
-Symmetry = Literal["phase", "sign", "scale"]
-
-OF_ACTIVATIONS: dict[str, Symmetry] = {"sin": "phase", "tanh": "sign", "relu": "scale", "leaky_relu": "scale"}
+from ngopt.graph.functions import Symmetry
 
 
 class Canonical(NamedTuple):
@@ -34,7 +31,7 @@ class Canonical(NamedTuple):
 
 
 def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
-    """Of every group, what its activation allows; None where nothing is known to be allowed.
+    """Of every group, what the functions applied to it allow; None where nothing is known to be allowed.
 
     Neurons must be hidden, and what reaches and leaves them weights and biases, each used once.
     """
@@ -45,14 +42,14 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
         free[place.view.parameter] -= place.view.numel
     found = []
     for number, group in enumerate(graph.groups):
-        is_plain = group.kind == "neuron" and group.role == "hidden"
+        is_plain = group.kind == "neuron" and not group.is_fixed
         own = [bias for bias in graph.biases if bias.group == number]
         around = [block for block in graph.blocks if number in (block.source, block.target)]
         is_plain &= all(bias.kind == "bias" and not bias.slot_shape for bias in own)
         is_plain &= all(block.kind in ("weight", "flatten") and block.source != block.target for block in around)
         views = [place.view for place in (*own, *around)]
         is_plain &= all(view is not None and free[view.parameter] == 0 for view in views)
-        found.append(OF_ACTIVATIONS.get(group.activation or "") if is_plain else None)
+        found.append(cast(Symmetry | None, group.symmetry) if is_plain else None)
     return found
 
 
@@ -98,12 +95,14 @@ def _shifted(
     """Biases of sine neurons moved by half periods to the one nearest to zero, and the signs that remain."""
     bias = _bias_of(graph, values, number, batch_dims)
     periods = (bias.detach() * frequency / pi).round()
-    places = [place for place, own in enumerate(graph.biases) if own.group == number]
-    if places:
-        own, place = graph.biases[places[0]], places[0]
-        moved = values.biases[place] - _picked(periods, own.index).unsqueeze(-1) * (pi / frequency)
-        values = values._replace(biases=_with(values.biases, place, moved))
-    inward = _positive(bias - periods * (pi / frequency))
+    left = shift = periods * (pi / frequency)
+    for place, own in enumerate(graph.biases):
+        if own.group == number:  # of several biases of a neuron the first is moved
+            part = _picked(left, own.index)
+            moved = values.biases[place] - part.unsqueeze(-1)
+            values = values._replace(biases=_with(values.biases, place, moved))
+            left = left - _placed(part, own.index, left.shape[-1])
+    inward = _positive(bias - shift)
     flips = 1 - 2 * (periods % 2)
     return values, inward, inward * flips
 

@@ -175,7 +175,7 @@ def _draw_group(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> N
             boxstyle="round,pad=0,rounding_size=0.09",
             facecolor=fill,
             edgecolor=border,
-            linewidth=2.2 if group.role in ENDS else 0.9,
+            linewidth=2.2 if group.role in ENDS or group.is_pinned else 0.9,
             zorder=2,
             gid=f"group {number}",
         )
@@ -232,8 +232,9 @@ def _legend(graph: NeuralGraph, wires: Sequence[Wire], with_values: bool) -> lis
     for kind in dict.fromkeys(group.kind for group in graph.groups):
         fill, border = FILLS.get(kind, OTHER_FILL)
         handles.append(Patch(facecolor=fill, edgecolor=border, label=_plural(kind)))
-    if any(group.role in ENDS for group in graph.groups):
-        handles.append(Patch(facecolor="white", edgecolor="#404040", linewidth=2.2, label="input or output"))
+    if any(group.role in ENDS or group.is_pinned for group in graph.groups):
+        label = "input, output or pinned"
+        handles.append(Patch(facecolor="white", edgecolor="#404040", linewidth=2.2, label=label))
     if graph.biases:
         handles.append(Patch(facecolor="white", edgecolor="#404040", linewidth=0.7, label="tag: biases of the nodes"))
     styles = {wire.style for wire in wires}

@@ -25,13 +25,16 @@ def require(library: str, user: str) -> None:
         raise ImportError(f"{user} needs {library}; install it with: pip install 'ngopt[graph]'") from error
 
 
+OF_GROUP = ("name", "kind", "role", "depth", "activation", "is_pinned")
+
+
 def to_networkx(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> MultiDiGraph:
     """A networkx graph with a node for every neuron and an edge for every edge, numbered as in `to_edge_list`.
 
     values: one tensor a parameter, (*shape, *features).
 
     Nodes have the attributes `group`, the position in `NeuralGraph.groups`, and `index`, the neuron
-    within it; `name`, `kind`, `role`, `depth`, `activation` are the group's. Edges have `block`, the
+    within it; `name`, `kind`, `role`, `depth`, `activation`, `is_pinned` are the group's. Edges have `block`, the
     position in `NeuralGraph.blocks`, and its `kind`. Both have `slots`, a list of (parameter name, flat
     element): for nodes the biases, for edges the weights, none for edges of value 1. With
     values, both have `values`, for every slot a number, or nested lists where there are features.
@@ -48,7 +51,7 @@ def to_networkx(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> M
     result = MultiDiGraph()
     places = ((g, i) for g, group in enumerate(graph.groups) for i in range(group.size))
     for node, ((g, i), attributes) in enumerate(zip(places, node_slots, strict=True)):
-        of_group = {key: getattr(graph.groups[g], key) for key in ("name", "kind", "role", "depth", "activation")}
+        of_group = {key: getattr(graph.groups[g], key) for key in OF_GROUP}
         result.add_node(node, group=g, index=i, **of_group, **attributes)
     ends = zip(edges.sources.tolist(), edges.targets.tolist(), edges.block.tolist(), strict=True)
     for (source, target, block), attributes in zip(ends, edge_slots, strict=True):

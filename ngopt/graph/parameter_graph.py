@@ -102,7 +102,9 @@ def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
 def _can_merge(graph: NeuralGraph, block: EdgeBlock, layer: Sequence[int]) -> bool:
     """Whether the kinds of edges tell what lies before a norm from what lies behind it when its ends are merged."""
     before, behind = graph.groups[block.source], graph.groups[block.target]
-    if not block.shape[0] == before.size == behind.size or {before.role, behind.role} == {"input", "output"}:
+    if not block.shape[0] == before.size == behind.size:
+        return False
+    if "input" in (before.role, behind.role) and any(g.role == "output" or g.is_pinned for g in (before, behind)):
         return False
     blocks = [b for b in graph.blocks if b is not block and not _is_skip(b, block)]
     own = {  # the nodes of a GroupNorm's groups
@@ -211,6 +213,8 @@ def _joined(before: NeuronGroup, behind: NeuronGroup) -> NeuronGroup:
         before,
         role=roles.pop() if roles else "hidden",
         activation=behind.activation or before.activation,
+        symmetry=None,
+        is_pinned=before.is_pinned or behind.is_pinned,
     )
 
 
@@ -261,14 +265,16 @@ def layers(graph: NeuralGraph) -> Tensor:
 def input_output_index(graph: NeuralGraph) -> tuple[Tensor, Tensor]:
     """Number of every input and of every output neuron among its like, -1 for the other nodes (Lim et al. 2024).
 
-    Returns two (nodes,), the nodes in the order of `to_edge_list`.
+    Pinned neurons are numbered among the outputs. Returns two (nodes,), the nodes in the order of `to_edge_list`.
     """
     parameters = {b.source for b in graph.blocks if _is_parameter_edge(graph, b)}
     indices = []
-    for role in ("input", "output"):
+    inputs = [group.role == "input" for group in graph.groups]
+    outputs = [group.is_fixed and group.role in ("hidden", "output") for group in graph.groups]
+    for are_numbered in (inputs, outputs):
         sizes = [
-            group.size if group.role == role and group.kind != "parameter" and i not in parameters else 0
-            for i, group in enumerate(graph.groups)
+            group.size if is_numbered and group.kind != "parameter" and i not in parameters else 0
+            for i, (group, is_numbered) in enumerate(zip(graph.groups, are_numbered, strict=True))
         ]
         pieces = [
             torch.arange(sum(sizes[:i]), sum(sizes[: i + 1])) if size else torch.full((group.size,), -1)

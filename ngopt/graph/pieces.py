@@ -139,7 +139,9 @@ class NeuronGroup:
     "constant". `role` is "input", "hidden",
     "output" or, for nodes without any edge, "isolated". `depth` is the length of the longest path
     to the group over that of the longest path in its component: 0 at inputs, 1 at the deepest
-    outputs. `activation` is the name of the function that the network applies to these neurons.
+    outputs. `activation` is the name of the function that the network applies to these neurons, the
+    first of several; `symmetry` what all that it applies allows, see `functions.allowed`. `is_pinned`
+    says that something which no edge shows tells these neurons apart, so that they cannot be exchanged.
     """
 
     name: str
@@ -148,6 +150,13 @@ class NeuronGroup:
     role: str = "isolated"
     depth: float = 0.0
     activation: str | None = None
+    symmetry: str | None = None
+    is_pinned: bool = False
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its neurons cannot be exchanged: inputs, outputs, pinned and isolated ones."""
+        return self.role != "hidden" or self.is_pinned
 
 
 def kind_code(kind: str, kinds: Sequence[str]) -> int:

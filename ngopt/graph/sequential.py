@@ -28,26 +28,25 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Softmin: "softmax",
     nn.Softplus: "softplus",
     nn.Tanh: "tanh",
-    nn.Tanhshrink: "tanh",
 }
-# Others that treat all neurons alike, or turn the places of a map into slots.
-ALIKE: set[type[nn.Module]] = {
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.AlphaDropout,
-    nn.AvgPool2d,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.FeatureAlphaDropout,
-    nn.Flatten,
-    nn.Hardshrink,
-    nn.Identity,
-    nn.LogSigmoid,
-    nn.MaxPool2d,
-    nn.Softshrink,
-    nn.Softsign,
-    nn.Threshold,
-    nn.ZeroPad2d,
+# Others that treat all neurons alike, or turn the places of a map into slots, with names; None for
+# those that only move what is there.
+ALIKE: dict[type[nn.Module], str | None] = {
+    nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
+    nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
+    nn.AlphaDropout: "alpha_dropout",
+    nn.AvgPool2d: "avg_pool2d",
+    nn.Dropout: "dropout",
+    nn.Dropout2d: "feature_dropout",
+    nn.FeatureAlphaDropout: "feature_alpha_dropout",
+    nn.Flatten: None,
+    nn.Hardshrink: "hardshrink",
+    nn.Identity: None,
+    nn.LogSigmoid: "log_sigmoid",
+    nn.MaxPool2d: "max_pool2d",
+    nn.Softshrink: "softshrink",
+    nn.Threshold: "threshold",
+    nn.ZeroPad2d: None,
 }
 
 
@@ -64,18 +63,16 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     position = {id(p): i for i, (_, p) in enumerate(named)}
     last: int | None = None
     spatial = True  # whether neurons are channels of a map, which a flatten turns into slots
-    first: str | None = None  # what is applied to the network's input
+    functions: list[str] = []  # applied to the last neurons, or to the network's input
     for module in leaves:
         if not isinstance(module, nn.Linear | nn.Conv2d):
-            activation = ACTIVATIONS.get(type(module))
-            if last is None:
-                first = first or activation
-            else:
-                builder.add_activation(last, activation)
+            name = {**ACTIVATIONS, **ALIKE}[type(module)]
+            functions += [] if name is None else [name]
             continue
         if last is None:
             last = builder.add_group("input", module.weight.shape[1])
-            builder.add_activation(last, first)
+        builder.note_functions(last, functions)
+        functions = []
         slot_shape = _slot_shape(module, builder.groups[last].size, spatial)
         if slot_shape is None or position[id(module.weight)] in builder.placed:
             return None
@@ -83,6 +80,8 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
         if module.bias is not None:
             builder.add_bias(whole(position[id(module.bias)], tuple(module.bias.shape)), last)
         spatial = isinstance(module, nn.Conv2d)
+    if last is not None:
+        builder.note_functions(last, functions)
     return builder.build()
 
 

@@ -51,7 +51,8 @@ def runs(graph: Topology) -> list[list[int]]:
     def same(entry: Entry) -> tuple:
         kinds = [bias.kind for bias in entry.biases]
         pieces = bool(entry.blocks) and all(block.view and is_diagonal(block) for block in entry.blocks)
-        return entry.group.name, entry.group.role, entry.group.activation, kinds, pieces or entry.number
+        group = entry.group
+        return group.name, _role(group), group.activation, kinds, pieces or entry.number
 
     return [[entry.number for entry in run] for _, run in groupby(_entries(graph), key=same)]
 
@@ -71,8 +72,12 @@ def _row(graph: Topology, entries: list[Entry]) -> tuple[str, ...]:
         ", ".join(slots) if len(slots) <= LISTED else f"{len(slots)} shapes",
         f"{sum(place.view.numel for place in (*blocks, *biases) if place.view):,}",
         group.activation or "",
-        group.role,
+        _role(group),
     )
+
+
+def _role(group: NeuronGroup) -> str:
+    return f"{group.role}, pinned" if group.is_pinned else group.role
 
 
 def incoming(blocks: Sequence[EdgeBlock]) -> list[str]:

@@ -19,6 +19,7 @@ from ngopt.graph.core import (
     View,
     contiguous_strides,
 )
+from ngopt.graph.functions import ACTIVATIONS, allowed
 from ngopt.graph.pieces import connected
 
 Place = TypeVar("Place", Bias, EdgeBlock)
@@ -61,10 +62,11 @@ class GraphBuilder:
         self.add_bias(whole(parameter, (spec.numel,)), group)
         return group
 
-    def add_activation(self, group: int, name: str | None) -> None:
-        """Notes down what is applied to neurons, the first function where there are several."""
-        if self.groups[group].activation is None:
-            self.groups[group] = replace(self.groups[group], activation=name)
+    def note_functions(self, group: int, names: Sequence[str]) -> None:
+        """Notes down what is applied to neurons, in its order."""
+        first = next((name for name in names if name in ACTIVATIONS), None)
+        noted = replace(self.groups[group], activation=first, symmetry=allowed(names))
+        self.groups[group] = noted
 
     @property
     def placed(self) -> set[int]:
@@ -75,9 +77,8 @@ class GraphBuilder:
     ) -> NeuralGraph:
         """The graph; parameters that are nowhere yet become components of their own.
 
-        inputs, outputs: groups that are known to be the network's, or whose neurons cannot be exchanged
-        for another reason. hidden: groups that are neither, even if nothing leads to them or they lead
-        nowhere. Of others the edges decide.
+        inputs, outputs: groups that are known to be the network's. hidden: groups that are neither, even
+        if nothing leads to them or they lead nowhere. Of others the edges decide.
         """
         for i in sorted(set(range(len(self.parameters))) - self.placed):
             self.unplaced.append(self.parameters[i].name)

@@ -30,6 +30,55 @@ NETWORKS = {
 }
 
 
+class Between(nn.Module):
+    """A function of the sum of two linear maps, and a layer behind it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.first = nn.ModuleList([nn.Linear(3, 5), nn.Linear(3, 5)])
+        self.last = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.last(self.function(self.first[0](x) + self.first[1](x)))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: x.relu(), "scale"),
+        (lambda x: 2 * x.relu() / 3, "scale"),
+        (lambda x: x.relu().tanh(), None),
+        (lambda x: x.relu() + 1, None),
+        (lambda x: x * x.relu(), None),
+        (lambda x: 1 / x.relu(), None),
+        (lambda x: x.tanh().tanh(), "sign"),
+        (lambda x: 3 / x.tanh(), None),
+        (lambda x: (2 * x).sin() * 3, "phase"),
+        (lambda x: x.sin().sin(), "sign"),
+        (lambda x: x + x.sin(), None),
+        (lambda x: x - x.sin(), None),
+        (lambda x: x.sin() * x.sin(), None),
+        (lambda x: torch.nn.functional.dropout(x, 0.5).sin(), "phase"),
+        (lambda x: x, None),
+    ],
+)
+def test_what_all_functions_of_a_neuron_allow_together(function, expected):
+    graph = build_graph(Between(function), torch.randn(4, 3))
+    assert [kind for kind in symmetries(graph) if kind] == ([expected] if expected else [])
+
+
+def test_of_several_biases_of_a_sine_neuron_one_is_moved():
+    torch.manual_seed(0)
+    model, inputs = Between(lambda x: torch.sin(FREQUENCY * x)).double(), torch.randn(4, 3, dtype=torch.float64)
+    graph = build_graph(model, inputs)
+    params = [p.detach() for p in model.parameters()]
+    found, _ = canonical(graph, params, FREQUENCY)
+    torch.testing.assert_close(outputs(model, found, inputs), model(inputs), rtol=1e-9, atol=1e-11)
+    bias = found[1] + found[3]
+    assert ((bias >= 0) & (bias <= torch.pi / 2 / FREQUENCY + 1e-12)).all()
+
+
 @pytest.fixture(params=NETWORKS)
 def case(request):
     make, shape, expected = NETWORKS[request.param]

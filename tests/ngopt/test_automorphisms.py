@@ -15,6 +15,7 @@ from tests.equivariance import assert_function_respects, assert_metanet_respects
 from tests.networks import mlp
 from tests.zoo import (
     GPT,
+    ZOO,
     Aggregated,
     Attention,
     Cells,
@@ -41,16 +42,14 @@ from tests.zoo import (
     Translation,
     UNet,
     Windows,
-    zoo,
     zoo_graph,
+    zoo_network,
 )
-
-ZOO = zoo()
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_symmetries_are_symmetries_of_the_function(name):
-    model, example = ZOO[name]
+    model, example = zoo_network(name)
     graph = zoo_graph(name)
     found = automorphisms(graph)
     assert found, "the network has hidden neurons"
@@ -59,7 +58,7 @@ def test_symmetries_are_symmetries_of_the_function(name):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_symmetries_by_type_are_symmetries_of_the_function(name):
-    model, example = ZOO[name]
+    model, example = zoo_network(name)
     graph = zoo_graph(name)
     assert_function_respects(model, example, graph, automorphisms(graph, by_type=True))
 
@@ -72,7 +71,7 @@ def test_metanets_respect_them(name):
 
 @pytest.mark.parametrize("name", ["gpt", "head norms", "residual", "lstm", "shared", "overlapping"])
 def test_elements_go_with_their_neurons(name):
-    model, _ = ZOO[name]
+    model, _ = zoo_network(name)
     graph = zoo_graph(name)
     params = randomised(model)
     for symmetry in automorphisms(graph)[:10]:

@@ -6,13 +6,12 @@ from math import prod
 import pytest
 import torch
 
-from ngopt import build_graph
 from ngopt.graph.core import View, contiguous_strides
 from ngopt.graph.tracing.blocks import blocks_of
 from ngopt.graph.tracing.edges import Block, Edges
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.nodes import Nodes
-from tests.zoo import zoo
+from tests.zoo import zoo_graph
 
 OFFSET = 3  # of a weight's first element in its parameter
 
@@ -122,7 +121,7 @@ def test_elements_of_a_bias_keep_their_nodes(nodes, pieces):
 
 
 def test_learned_queries_are_slots_of_their_features():
-    graph = build_graph(*zoo()["seeds"])
+    graph = zoo_graph("seeds")
     (seeds,) = (b for b in graph.biases if b.kind == "value")
     assert (seeds.view.shape, seeds.view.strides, seeds.index) == ((4, 2), (1, 4), None)
     (places,) = (b for b in graph.weights if b.kind == "scale")

@@ -9,11 +9,11 @@ from torch import nn
 from ngopt import build_graph
 from ngopt.graph.topology import unconnected
 from tests.networks import edges_of
-from tests.zoo import zoo
+from tests.zoo import zoo_network
 
 
 def test_an_input_is_guessed_where_none_is_given():
-    model, example = zoo()["residual"]
+    model, example = zoo_network("residual")
     exact = build_graph(model, example)
     model = model.float()
     guessed = build_graph(model)
@@ -94,12 +94,12 @@ def test_lazy_buffers():
 
 
 def test_a_large_example_is_cut_down():
-    model, example = zoo()["residual"]
+    model, example = zoo_network("residual")
     assert build_graph(model, example.repeat(2000, 1, 1, 1)) == build_graph(model, example)
 
 
 def test_regions_are_followed_whether_exported_or_recorded():
-    model, example = zoo()["regions"]
+    model, example = zoo_network("regions")
     expected = build_graph(model, example)
     assert edges_of(expected, "exact") == [("weight", "frozen")]
     assert unconnected(expected) == []

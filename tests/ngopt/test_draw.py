@@ -16,15 +16,14 @@ from ngopt.graph.draw import draw
 from ngopt.graph.figure import THICKNESS, THIN, TIMES, graph_figure
 from ngopt.graph.layout import BOX_HEIGHT, BOX_WIDTH, COLUMNS, arrange, condense
 from tests.networks import mlp
-from tests.zoo import GPT, zoo
+from tests.zoo import GPT, zoo_graph
 
 NAMES = ("gpt", "encoder layer", "residual", "grouped", "lstm", "projected lstm", "gated", "triplane", "deep sets")
 
 
 @pytest.fixture(scope="module")
 def graphs():
-    networks = zoo()
-    return {name: build_graph(*networks[name]) for name in NAMES}
+    return {name: zoo_graph(name) for name in NAMES}
 
 
 def arrows(figure):

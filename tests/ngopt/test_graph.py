@@ -9,7 +9,7 @@ from ngopt.graph import GraphValues, to_edge_list
 from ngopt.graph.sequential import ACTIVATIONS, ALIKE, sequential_graph
 from tests.equivariance import permute, random_permutations
 from tests.networks import CNN_INPUT, cnn, mlp
-from tests.zoo import zoo
+from tests.zoo import zoo_graph
 
 
 def test_hand_written_graph():
@@ -65,7 +65,7 @@ def uses_of(graph, features=2):
 
 
 def test_uses_that_overlap_are_averaged_element_by_element():
-    graph = build_graph(*zoo()["overlapping"])
+    graph = zoo_graph("overlapping")
     uses, values = uses_of(graph)
     count = 0
     for i, (spec, found) in enumerate(zip(graph.parameters, graph.scatter(values), strict=True)):
@@ -80,14 +80,14 @@ def test_uses_that_overlap_are_averaged_element_by_element():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64, torch.int64])
 def test_equal_values_of_uses_that_overlap_give_themselves(dtype):
-    graph = build_graph(*zoo()["overlapping"])
+    graph = zoo_graph("overlapping")
     values = [(1000 * torch.randn(2, *s.shape, 3)).to(dtype) for s in graph.parameters]
     back = graph.scatter(graph.gather(values, 1), 1)
     assert all(b.dtype == dtype and torch.equal(a, b) for a, b in zip(values, back, strict=True))
 
 
 def test_means_of_uses_that_overlap_have_derivatives():
-    graph = build_graph(*zoo()["overlapping"])
+    graph = zoo_graph("overlapping")
     _, values = uses_of(graph)
     n = len(values.biases)
     flat = (*values.biases, *values.edges)
@@ -202,6 +202,7 @@ def test_a_sequential_network_is_read_as_it_is_traced(kind):
     assert topology(read) == topology(traced)
     assert [g.activation for g in read.groups] == [g.activation for g in traced.groups]
     assert [g.activation for g in read.groups] == [None, ACTIVATIONS.get(kind, "tanh"), None]
+    assert [g.symmetry for g in read.groups] == [g.symmetry for g in traced.groups]
 
 
 def test_activations_of_inputs_and_outputs():

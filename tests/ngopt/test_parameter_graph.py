@@ -23,8 +23,7 @@ from ngopt.graph.parameter_graph import (
 from tests.automorphisms import automorphisms, count_automorphisms
 from tests.equivariance import assert_function_respects, assert_metanet_respects, permute, randomised
 from tests.networks import mlp
-from tests.ngopt.test_automorphisms import ZOO
-from tests.zoo import Attention, HeadNorms, zoo_graph
+from tests.zoo import ZOO, Attention, HeadNorms, zoo_graph, zoo_network
 
 
 def edges_of(graph):
@@ -354,7 +353,7 @@ def test_other_parameters_are_nodes_by_their_kind():
 
 @pytest.mark.parametrize("name", ZOO)
 def test_symmetries_of_the_graph_are_symmetries_of_the_function(name):
-    model, example = ZOO[name]
+    model, example = zoo_network(name)
     graph = parameter_graph(zoo_graph(name))
     found = automorphisms(graph, by_type=True)
     assert found, "the network has hidden neurons"

@@ -10,11 +10,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ngopt import build_graph
 from ngopt.graph.topology import unconnected
 from tests.networks import edges_of
-from tests.zoo import zoo
+from tests.zoo import zoo_graph
 
 
 def test_states_of_recurrent_layers_by_hand():
-    graph = build_graph(*zoo()["states"])
+    graph = zoo_graph("states")
     assert edges_of(graph, "rnn.l1") == [
         ("recurrent", "rnn.l1"),
         ("residual", "cells"),
@@ -110,7 +110,7 @@ def test_a_cell_that_begins_twice_has_two_recurrences():
     recurrent = [b for b in graph.weights if b.kind == "recurrent"]
     assert len(recurrent) == len({b.target for b in recurrent}) == 2
     assert all(b.source == b.target for b in recurrent)
-    assert edges_of(build_graph(*zoo()["cells"]), "writer") == [
+    assert edges_of(zoo_graph("cells"), "writer") == [
         ("recurrent", "writer"),
         ("residual", "begin"),
         ("weight", "out"),

@@ -13,7 +13,7 @@ from benchmarks.parameter_roles import TRANSFORMERS, label, network
 from ngopt import NeuralGraph, build_graph, parameter_roles
 from ngopt.graph.topology import join_graphs
 from ngopt.roles import ParameterRole, roles_of
-from tests.zoo import zoo, zoo_graph
+from tests.zoo import ZOO, zoo_graph, zoo_network
 
 MATRICES = ("embedding", "output", "matrix")
 SMALL = {"resnet18", "vgg11_bn", "shufflenet_v2_x1_0"}
@@ -40,9 +40,9 @@ def assert_total(graph: NeuralGraph, roles: tuple[ParameterRole, ...]) -> None:
         assert not role.blocks or (taken.all() and sizes == spec.numel), role
 
 
-@pytest.mark.parametrize("name", zoo())
+@pytest.mark.parametrize("name", ZOO)
 def test_matrices_of_any_network_hold_every_element_once(name):
-    model, _ = zoo()[name]
+    model, _ = zoo_network(name)
     graph = zoo_graph(name)
     assert_total(graph, roles_of(graph))
     for parameters in (model.named_parameters(), model.parameters()):

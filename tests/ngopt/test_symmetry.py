@@ -13,9 +13,7 @@ from ngopt.models.layers import PNALayer
 from tests.automorphisms import automorphisms, subproducts
 from tests.equivariance import random_values, randomised, run, updates
 from tests.metanets import SMALL, small_metanet
-from tests.zoo import zoo, zoo_graph
-
-ZOO = zoo()
+from tests.zoo import ZOO, zoo_graph, zoo_network
 
 
 def pair(name, group, a, b):
@@ -68,7 +66,7 @@ def test_what_is_no_symmetry_is_told_apart(case):
     moved = [dense_permute(graph, v, permutations) for v in (params, grads)]
     found = updates(metanet, graph, moved[0], [moved[1]])
     assert max((e - f).abs().max() for e, f in zip(expected, found, strict=True)) > 1e-8
-    model, example = ZOO[NEGATIVES[case][0]]
+    model, example = zoo_network(NEGATIVES[case][0])
     parameters = randomised(model)
     before = run(model, parameters, example)
     after = run(model, dense_permute(graph, parameters, permutations), example)
@@ -90,7 +88,7 @@ def test_what_is_no_symmetry_is_told_apart(case):
 )
 @torch.no_grad()
 def test_parameters_are_interchangeable_where_the_network_says_so(name, first, second, alike):
-    model, example = ZOO[name]
+    model, example = zoo_network(name)
     graph = build_graph(model, example)
     names = [spec.name for spec in graph.parameters]
     i, j = names.index(first), names.index(second)
@@ -149,7 +147,7 @@ EXCHANGES = {  # of the network "head norms", which has two heads of three neuro
 @torch.no_grad()
 def test_a_norm_that_heads_share_ties_their_neurons(case):
     places, symmetric = EXCHANGES[case]
-    model, example = ZOO["head norms"]
+    model, example = zoo_network("head norms")
     graph = build_graph(model, example)
     params = randomised(model)
     before, after = run(model, params, example), run(model, exchanged(graph, params, places), example)
@@ -215,7 +213,7 @@ def test_activations_and_a_global_feature():
 
 @pytest.mark.parametrize("name", ZOO)
 def test_every_element_is_placed_and_no_state_changes(name):
-    model, example = ZOO[name]
+    model, example = zoo_network(name)
     before = copy.deepcopy(model.state_dict())
     graph = build_graph(model, example)
     assert graph.unplaced == ()
@@ -227,7 +225,7 @@ def test_every_element_is_placed_and_no_state_changes(name):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_no_node_comes_twice_at_an_end_of_a_block(name):
-    graph = build_graph(*ZOO[name])
+    graph = zoo_graph(name)
     indices = [index for b in graph.blocks for index in (b.source_index, b.target_index)]
     for index in (*indices, *(b.index for b in graph.biases)):
         assert index is None or len(set(index)) == len(index)

@@ -13,7 +13,7 @@ from ngopt.graph.rules import RULES
 from ngopt.graph.topology import unconnected
 from ngopt.models import FeedForward
 from tests.networks import edges_of
-from tests.zoo import GPT, Attention, Residual, zoo
+from tests.zoo import GPT, Attention, Residual, zoo_graph, zoo_network
 
 FAMILIES = """resnet18 resnet50 vgg11_bn mobilenet_v3_small efficientnet_b0 convnext_tiny vit_b_16 swin_t densenet121
 shufflenet_v2_x1_0 googlenet regnet_y_400mf""".split()
@@ -36,7 +36,7 @@ def test_torchvision_families_are_traced_whole(family):
 
 
 def test_residual_network_by_hand():
-    model, example = zoo()["residual"]
+    model, example = zoo_network("residual")
     graph = build_graph(model, example)
     assert edges_of(graph, "conv1") == [("weight", "stem")]
     assert edges_of(graph, "bn1") == [("gamma", "conv1"), ("residual", "stem")]
@@ -116,7 +116,7 @@ def test_elements_that_do_not_fit_their_labels_are_named():
 
 
 def test_frozen_parameters_stay_in_the_graph():
-    model, example = zoo()["residual"]
+    model, example = zoo_network("residual")
     for p in model.stem.parameters():
         p.requires_grad_(False)
     assert build_graph(model, example).numel == sum(p.numel() for p in model.parameters())
@@ -135,9 +135,8 @@ class Normalised(nn.Module):
 
 def test_a_parameter_without_a_rule_is_a_component_and_reported():
     graph = build_graph(Normalised(), torch.randn(2, 3))
-    # its elements are taken for outputs
     assert graph.unplaced == ()
-    assert {group.name: group.role for group in graph.groups}["odd"] == "output"
+    assert [group.name for group in graph.groups if group.is_pinned] == ["first", "odd"]
     values = [torch.randn(s.shape) for s in graph.parameters]
     assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
     fft = Residual()
@@ -226,7 +225,7 @@ def ends_of(graph, parameter):
 
 
 def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
-    graph = build_graph(*zoo()["head norms"])
+    graph = zoo_graph("head norms")
     size = {g.name: g.size for g in graph.groups}
     assert [size[f"1.{name}"] for name in ("q", "q_norm", "q_norm.weight", "q_norm.groups")] == [6, 6, 3, 2]
     spread = next(b for b in graph.blocks if graph.groups[b.source].name == "1.q_norm.weight")
@@ -241,7 +240,7 @@ def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
 
 
 def test_a_weight_has_a_use_for_every_row_of_neurons():
-    graph = build_graph(*zoo()["shared"])
+    graph = zoo_graph("shared")
     linear, conv = ends_of(graph, "linear.weight"), ends_of(graph, "conv.weight")
     assert [use[:2] for use in linear] == [("stem", (0, 1, 2)), ("stem", (3, 4, 5))]
     assert [use[:2] for use in conv] == [("linear", None)] * 2
@@ -249,7 +248,7 @@ def test_a_weight_has_a_use_for_every_row_of_neurons():
 
 
 def test_places_that_a_norm_shares_are_slots():
-    graph = build_graph(*zoo()["shuffled"])
+    graph = zoo_graph("shuffled")
     assert {g.name: g.size for g in graph.groups if g.kind == "neuron"} == {
         "x": 1, "stem": 3, "up": 4, "batch": 4, "group": 4, "out": 2,
     }  # fmt: skip
@@ -260,7 +259,7 @@ def test_places_that_a_norm_shares_are_slots():
 
 
 def test_sums_and_differences_by_hand():
-    graph = build_graph(*zoo()["dueling"])
+    graph = zoo_graph("dueling")
     assert edges_of(graph, "depthwise") == [("weight", "sub")]
     assert edges_of(graph, "sub") == [("left", "stem"), ("right", "mean")]
     assert edges_of(graph, "sub_1") == [("left", "up"), ("right", "down")]
@@ -275,14 +274,14 @@ def test_sums_and_differences_by_hand():
 
 
 def test_matrix_products_by_hand():
-    graph = build_graph(*zoo()["mixture"])
+    graph = zoo_graph("mixture")
     assert edges_of(graph, "einsum_1.products") == [("left", "gate"), ("right", "experts")]
     assert edges_of(graph, "einsum_1") == [("pool", "einsum_1.products")]
     (pool,) = (b for b in graph.blocks if graph.groups[b.target].name == "einsum_1")
     assert pool.shape == (5, 1, 3)
     # the neurons are those of every place, so that a weight is used once, that of each of the experts
     assert [len(ends_of(graph, name)) for name in ("first.weight", "experts", "last.weight")] == [1, 3, 1]
-    graph = build_graph(*zoo()["prefixed"])
+    graph = zoo_graph("prefixed")
     keys = next(b for b in graph.biases if graph.parameters[b.view.parameter].name == "keys")
     assert (graph.groups[keys.group].name, keys.view.shape) == ("k", (4, 2))
     # too many products

@@ -13,14 +13,14 @@ from ngopt.graph.core import EDGE_KINDS, NODE_KINDS
 from ngopt.graph.interop import to_networkx, to_pyg
 from ngopt.graph.summary import shorten
 from tests.networks import mlp
-from tests.zoo import zoo
+from tests.zoo import zoo_graph, zoo_network
 
 NAMES = ("gpt", "residual", "grouped", "lstm", "gated", "triplane")
 
 
 @pytest.fixture(scope="module")
 def networks():
-    return {name: (model, build_graph(model, x)) for name, (model, x) in zoo().items() if name in NAMES}
+    return {name: (zoo_network(name)[0], zoo_graph(name)) for name in NAMES}
 
 
 def numbered(graph, features=()):

@@ -17,7 +17,7 @@ from ngopt.graph.rules.places import join_places
 from ngopt.graph.rules.registry import functions, packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.nodes import Mark
-from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.tracer import Applied, Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
     SAME_CONSTANT,
@@ -106,7 +106,7 @@ def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
             parts.append((nodes, groups, _path(tracer, part)))
     for nodes, groups, path in parts:
         if any(other != path and groups & shared for _, shared, other in parts):
-            tracer.applied.append((nodes, path))
+            tracer.applied.append(Applied(nodes, None, path))
 
 
 def _path(tracer: Tracer, call: Node) -> str:

@@ -18,7 +18,7 @@ from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import functions, packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.nodes import Mark
-from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.tracer import Applied, Tracer
 from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
@@ -30,12 +30,6 @@ from ngopt.graph.tracing.values import (
 )
 
 aten = torch.ops.aten
-
-ACTIVATIONS = """
-relu relu_ relu6 hardtanh hardtanh_ gelu silu silu_ sigmoid sigmoid_ tanh tanh_ leaky_relu
-leaky_relu_ elu elu_ selu selu_ celu mish mish_ softplus hardswish hardswish_ hardsigmoid
-hardsigmoid_ softmax log_softmax sin cos exp softsign glu logsigmoid rrelu prelu
-""".split()
 
 
 def constant(tracer: Tracer, call: Node, *args: Any, **kwargs: Any) -> Value:
@@ -94,18 +88,16 @@ def _of_neurons(tracer: Tracer, call: Node, neurons: list[Neurons], operands: li
 
 def applied(tracer: Tracer, call: Node, labels: Tensor) -> None:
     """Notes down that a function was applied to neurons."""
-    labels = nodes_among(labels)
-    name = str(packet_of(call)).rsplit(".", 1)[-1]
-    if name in ACTIVATIONS:
-        tracer.activations.append((labels, name.rstrip("_")))
+    values = [tracer.values[a] if isinstance(a, Node) else a for a in call.args]
+    is_alone = sum(map(_is_traced, values)) == 1 and _is_traced(values[0])
+    name = str(packet_of(call)).rsplit(".", 1)[-1].rstrip("_")
+    function = None
     if torch.Tag.nondeterministic_seeded not in getattr(call.target, "tags", ()):
-        constants = []
-        for argument in call.args:
-            value = tracer.values[argument] if isinstance(argument, Node) else argument
-            if not _is_traced(value):
-                constants.append(float(value.flatten()[0]) if isinstance(value, Tensor) else value)
+        numbers = [value for value in values if not _is_traced(value)]
+        constants = [float(x.flatten()[0]) if isinstance(x, Tensor) else x for x in numbers]
         function = str((call.target, constants, call.kwargs))
-        tracer.applied.append((labels, function))
+    whole = name if is_alone else f"{name} of several"
+    tracer.applied.append(Applied(nodes_among(labels), whole, function))
 
 
 def _is_traced(value: Value) -> bool:

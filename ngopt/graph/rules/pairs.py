@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.tracer import Applied, Tracer
 from ngopt.graph.tracing.values import Neurons, in_order, repeats_any, unique_pairs
 
 
@@ -28,11 +28,15 @@ class Meeting(NamedTuple):
     shape: torch.Size
 
     @classmethod
-    def of(cls, tracer: Tracer, a: Neurons, b: Neurons) -> Meeting:
+    def of(cls, tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Meeting:
         shape = torch.broadcast_shapes(a.shape, b.shape)
         whole = (x.labels.expand(shape) for x in (a, b))
         left, right = tracer.nodes.find_all(*whole)
-        both = (left > 0) & (right > 0) & (left != right)
+        is_pair = (left > 0) & (right > 0)
+        itself = left[is_pair & (left == right)].unique()
+        if len(itself):  # a neuron may meet a function of itself
+            tracer.applied.append(Applied(itself, f"{call.name} of several", None))
+        both = is_pair & (left != right)
         pairs, which = unique_pairs(left[both], right[both])
         return cls(left, right, both, pairs, which, shape)
 
@@ -49,7 +53,7 @@ def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     Two layers that are only summed share their nodes. Where these meet several of the older layer,
     or older and newer ones are mixed, sums are nodes of their own.
     """
-    met = Meeting.of(tracer, a, b)
+    met = Meeting.of(tracer, call, a, b)
     older, newer = met.pairs
     if (older >= newer).any():
         older, newer = newer, older
@@ -67,11 +71,11 @@ def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
 
 def difference_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     """Differences are nodes that know which side is subtracted."""
-    return _of_pairs(tracer, call, Meeting.of(tracer, a, b), "neuron")
+    return _of_pairs(tracer, call, Meeting.of(tracer, call, a, b), "neuron")
 
 
 def product_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
-    return _of_pairs(tracer, call, Meeting.of(tracer, a, b), "product")
+    return _of_pairs(tracer, call, Meeting.of(tracer, call, a, b), "product")
 
 
 def _of_pairs(tracer: Tracer, call: Node, met: Meeting, kind: str) -> Neurons:

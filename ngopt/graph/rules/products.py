@@ -13,7 +13,7 @@ from ngopt.graph.rules.pairs import difference_of, product_of, sum_of, used_by
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import Rule, register_rule
 from ngopt.graph.tracing.elements import Elements
-from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.tracer import Applied, Tracer
 from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
@@ -54,7 +54,7 @@ def attention(
     scores = product_sum(tracer, call.name, q, Neurons(k.labels.mT), shape)
     if isinstance(scores, Neurons):
         scores = _masked(tracer, call, scores, mask)
-        tracer.activations.append((nodes_among(scores.labels), "softmax"))
+        tracer.applied.append(Applied(nodes_among(scores.labels), "softmax", None))
     return product_sum(tracer, f"{call.name}.values", scores, v, tracer.shape_of(call))
 
 

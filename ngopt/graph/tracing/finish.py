@@ -30,13 +30,17 @@ def finish(tracer: Tracer) -> NeuralGraph:
         builder.blocks.append(groups.edge_block(block))
     for bias in biases:
         builder.biases.append(groups.bias(bias))
-    for labels, name in tracer.activations:
-        for number in groups.of([labels]):
-            if builder.groups[number].activation is None:
-                builder.groups[number] = replace(builder.groups[number], activation=name)
+    applied: dict[int, list[str]] = {}
+    for labels, name, _ in tracer.applied:
+        for number in groups.of([labels]) if name else ():
+            applied.setdefault(number, []).append(name)
+    for number, names in applied.items():
+        builder.note_functions(number, names)
     fixed = [end for block in (*blocks, *biases) for end in _fixed_ends(block, tracer.fixed)]
     inputs = groups.of([nodes.marked(Mark.INPUT)])
-    outputs = groups.of([nodes.marked(Mark.OUTPUT | Mark.PINNED), *fixed])
+    for number in groups.of([nodes.marked(Mark.PINNED), *fixed]):
+        builder.groups[number] = replace(builder.groups[number], is_pinned=True)
+    outputs = groups.of([nodes.marked(Mark.OUTPUT)])
     inner = {block.target for block in builder.blocks} | groups.of([nodes.marked(Mark.LEARNED)])
     # a position that leads nowhere is still one among others; a neuron that does so is not needed
     inner = {number for number in inner if builder.groups[number].kind != "position"}
@@ -59,7 +63,9 @@ def tell_functions_apart(tracer: Tracer) -> None:
     everything = torch.arange(nodes.count)
     numbers: dict[str, int] = {}
     history = torch.zeros_like(everything)
-    for labels, function in tracer.applied:
+    for labels, _, function in tracer.applied:
+        if function is None:
+            continue
         number = numbers.setdefault(function, len(numbers) + 1)
         found = nodes.find(labels)
         history[found] = history[found] * 1_000_003 + number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,24 @@ from ngopt.graph.tracing.values import (
 )
 
 
+class Applied(NamedTuple):
+    """A function of neurons alone.
+
+    labels: theirs. name: as torch has it; None where other entries name it. function: what tells it
+    from others that leave neurons other values; None where that is noted otherwise.
+    """
+
+    labels: Tensor
+    name: str | None
+    function: str | None
+
+
 class Tracer:
     """What is known of a network so far; rules call its methods to add to the graph.
 
     values: what each tensor stands for, by the function that made it.
     data: functions of the network's input.
-    applied: which functions were applied to which neurons, one after the other.
+    applied: what was applied to neurons, one after the other.
     fixed: parameters whose neurons are all pinned. rowwise: parameters that are normalised in rows.
     cells: recurrent ones that take steps, by the views of their weights.
     """
@@ -45,8 +57,7 @@ class Tracer:
         self.found: list[Edges] = []
         self.values: dict[Node, Value] = {}
         self.data: set[Node] = set()
-        self.applied: list[tuple[Tensor, str]] = []
-        self.activations: list[tuple[Tensor, str]] = []
+        self.applied: list[Applied] = []
         self.fixed: set[int] = set()
         self.rowwise: set[int] = set()
         self.cells: dict[tuple, list[Any]] = {}
