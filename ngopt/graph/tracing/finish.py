@@ -30,12 +30,7 @@ def finish(tracer: Tracer) -> NeuralGraph:
         builder.blocks.append(groups.edge_block(block))
     for bias in biases:
         builder.biases.append(groups.bias(bias))
-    applied: dict[int, list[str]] = {}
-    for labels, name, _ in tracer.applied:
-        for number in groups.of([labels]) if name else ():
-            applied.setdefault(number, []).append(name)
-    for number, names in applied.items():
-        builder.note_functions(number, names)
+    _note_functions(tracer, groups, builder)
     fixed = [end for block in (*blocks, *biases) for end in _fixed_ends(block, tracer.fixed)]
     inputs = groups.of([nodes.marked(Mark.INPUT)])
     for number in groups.of([nodes.marked(Mark.PINNED), *fixed]):
@@ -45,6 +40,17 @@ def finish(tracer: Tracer) -> NeuralGraph:
     # a position that leads nowhere is still one among others; a neuron that does so is not needed
     inner = {number for number in inner if builder.groups[number].kind != "position"}
     return builder.build(inputs, outputs, inner - outputs - inputs)
+
+
+def _note_functions(tracer: Tracer, groups: _Groups, builder: GraphBuilder) -> None:
+    applied: dict[int, list[str]] = {}
+    for labels, name, _ in tracer.applied:
+        if name is None:
+            continue
+        for number in groups.of([labels]):
+            applied.setdefault(number, []).append(name)
+    for number, names in applied.items():
+        builder.note_functions(number, names)
 
 
 def _fixed_ends(block: Block, parameters: Collection[int]) -> list[Tensor]:
