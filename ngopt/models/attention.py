@@ -105,7 +105,7 @@ class RelationalLayer(GraphLayer):
         )
 
     def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
-        hidden = self.edge(edges).add_(ends.sums(part, self._columns(3))).relu()
+        hidden = self.edge(edges).add_(ends.sums(part)).relu()
         return self.edge_mlp(self.edge_norm(edges + self.edge_out(hidden)))
 
     def next_nodes(

@@ -158,7 +158,7 @@ class GraphNetwork(nn.Module):
         is_large_on_host = not edges.keep and nodes[0].device.type == "cpu"
         arena = Arena() if is_large_on_host else None
         incoming, outgoing = Inbox(len(nodes), arena), Inbox(len(nodes), arena)
-        ends = layer.ends(nodes, edges.blocks)
+        ends = layer.ends_of_messages(nodes, edges.blocks)
         for block, own in zip(edges.blocks, ends, strict=True):
             if not prod(block.block.shape):
                 continue
@@ -167,16 +167,19 @@ class GraphNetwork(nn.Module):
             for i, part in enumerate(block.parts):
                 found = layer.messages(edges.of(block, i), own, part)
                 places = (part.groups.start, part.targets.start), (part.groups.start, part.sources.start)
-                for kept, place, messages in zip((there, back), places, found, strict=True):
-                    before = kept.get(place)
+                for side, place, messages in zip((there, back), places, found, strict=True):
+                    before = side.get(place)
                     both = messages if before is None else before.joined(messages)
-                    kept[place] = both if arena is None else arena.kept(both, before)
+                    side[place] = both if arena is None else arena.kept(both, before)
             target, source = block.block.target, block.block.source
             incoming.add(target, _beside(there.values()), block.target)
             outgoing.add(source, _beside(back.values()), block.source)
 
+        # apart, as they stay as long as states of edges are computed again
+        kept = layer.ends_of_edges(nodes, edges.blocks)
+
         def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
-            return layer.next_edges(cast(Tensor, state), ends[block.number], part)
+            return layer.next_edges(cast(Tensor, state), kept[block.number], part)
 
         edges.then(after)
         return layer.next_nodes(nodes, incoming.parts, outgoing.parts, graph.membership)

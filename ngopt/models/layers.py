@@ -40,9 +40,9 @@ class Ends(NamedTuple):
         """(groups, 1, n_source, 1, *batch, columns)."""
         return self.source[part.groups, None, part.sources, None, ..., columns]
 
-    def sums(self, part: Part, columns: slice) -> Tensor:
+    def sums(self, part: Part) -> Tensor:
         """Of both ends, (groups, n_target, n_source, 1, *batch, columns)."""
-        return self.of_target(part, columns) + self.of_source(part, columns)
+        return self.of_target(part, slice(None)) + self.of_source(part, slice(None))
 
 
 def batch_inside(values: Tensor, axes: int) -> Tensor:
@@ -59,18 +59,27 @@ def batch_inside(values: Tensor, axes: int) -> Tensor:
 class GraphLayer(nn.Module):
     """Base class of a round of messages along edges: new nodes and new edges, part by part.
 
-    target, source: linear maps, of what the nodes bring to the edges that they end.
+    target, source: linear maps, of what the nodes bring to the edges that they end; the last `width`
+        of their outputs are for new edges, the others for messages.
 
     Shapes: nodes one (*batch, n, width) a group; edges (groups, n_target, n_source, tiles, *batch,
     width), of a part of a block.
     """
 
+    width: int
     target: nn.Linear
     source: nn.Linear
 
-    def ends(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]) -> list[Ends]:
-        """What the nodes bring to the edges of every block."""
-        targets, sources = [self.target(v) for v in nodes], [self.source(v) for v in nodes]
+    def ends_of_messages(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]) -> list[Ends]:
+        """What the nodes bring to the messages of every block."""
+        return self._ends(nodes, blocks, slice(0, -self.width))
+
+    def ends_of_edges(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]) -> list[Ends]:
+        """What the nodes bring to the new edges of every block."""
+        return self._ends(nodes, blocks, slice(-self.width, None))
+
+    def _ends(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts], columns: slice) -> list[Ends]:
+        targets, sources = ([_some_columns(layer, v, columns) for v in nodes] for layer in (self.target, self.source))
         found = []
         for parts in blocks:
             g, t, s = parts.block.shape
@@ -148,8 +157,7 @@ class PNALayer(GraphLayer):
         return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
 
     def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
-        sums = ends.sums(part, slice(2 * self.width, None))
-        hidden = silu(self.edge(edges).add_(sums))
+        hidden = silu(self.edge(edges).add_(ends.sums(part)))
         return self.edge_out(hidden).add_(edges)
 
     def next_nodes(
@@ -187,6 +195,12 @@ class PNALayer(GraphLayer):
         else:
             amplification = log(total.degree + 1) / self.log_degree
         return torch.cat([aggregates, amplification * aggregates], dim=-1)
+
+
+def _some_columns(layer: nn.Linear, x: Tensor, columns: slice) -> Tensor:
+    """Some outputs of a linear layer."""
+    bias = None if layer.bias is None else layer.bias[columns]
+    return linear(x, layer.weight[columns], bias)
 
 
 def select_neurons(nodes: Tensor, index: Tensor | None) -> Tensor:
