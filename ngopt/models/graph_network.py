@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from math import prod
 from typing import cast
@@ -29,7 +29,7 @@ from ngopt.models.encoders import (
     SlotMap,
 )
 from ngopt.models.inbox import Arena, Inbox
-from ngopt.models.layers import GlobalFeature, GraphLayer, batch_inside, means_by_graph, select_neurons
+from ngopt.models.layers import Ends, GlobalFeature, GraphLayer, batch_inside, means_by_graph, select_neurons
 from ngopt.models.messages import Reduced, batch_outside
 from ngopt.models.parts import BlockParts, GraphParts, Part, parts_of
 from ngopt.models.sources import Source, WholeValues
@@ -155,31 +155,21 @@ class GraphNetwork(nn.Module):
         graph: NeuralGraph,
     ) -> list[Tensor]:
         """The nodes after a layer; the layer becomes a step of the edges."""
-        is_large_on_host = not edges.keep and nodes[0].device.type == "cpu"
-        arena = Arena() if is_large_on_host else None
+        is_large = not edges.keep
+        arena = Arena() if is_large and nodes[0].device.type == "cpu" else None
         incoming, outgoing = Inbox(len(nodes), arena), Inbox(len(nodes), arena)
-        ends = layer.ends_of_messages(nodes, edges.blocks)
-        for block, own in zip(edges.blocks, ends, strict=True):
+        ends = _EndsOfBlocks(partial(layer.ends_of_messages, nodes), edges.blocks, is_large)
+        for block in edges.blocks:
             if not prod(block.block.shape):
                 continue
-            there: dict[tuple[int, int], Reduced] = {}
-            back: dict[tuple[int, int], Reduced] = {}
-            for i, part in enumerate(block.parts):
-                found = layer.messages(edges.of(block, i), own, part)
-                places = (part.groups.start, part.targets.start), (part.groups.start, part.sources.start)
-                for side, place, messages in zip((there, back), places, found, strict=True):
-                    before = side.get(place)
-                    both = messages if before is None else before.joined(messages)
-                    side[place] = both if arena is None else arena.kept(both, before)
-            target, source = block.block.target, block.block.source
-            incoming.add(target, _beside(there.values()), block.target)
-            outgoing.add(source, _beside(back.values()), block.source)
-
-        # apart, as they stay as long as states of edges are computed again
-        kept = layer.ends_of_edges(nodes, edges.blocks)
+            own = None if arena is None else Arena()
+            there, back = _messages(layer, edges, block, ends.of(block), own)
+            incoming.add(block.block.target, there, block.target)
+            outgoing.add(block.block.source, back, block.source)
+        kept = _EndsOfBlocks(partial(layer.ends_of_edges, nodes), edges.blocks, is_large)
 
         def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
-            return layer.next_edges(cast(Tensor, state), kept[block.number], part)
+            return layer.next_edges(cast(Tensor, state), kept.of(block), part)
 
         edges.then(after)
         return layer.next_nodes(nodes, incoming.parts, outgoing.parts, graph.membership)
@@ -255,6 +245,49 @@ class GraphNetwork(nn.Module):
         maps = self.node_decoder.maps(bias.slot_shape, bias.kind)
         tiles = state.expand(*state.shape[:-2], len(maps), self.width)
         return self.node_decoder(tiles, maps)
+
+
+class _EndsOfBlocks:
+    """What nodes bring to the edges of blocks.
+
+    make: finds it for some blocks. one_by_one: only of the block that was asked for last, as it takes
+    more memory than the nodes.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Sequence[BlockParts]], list[Ends]],
+        blocks: Sequence[BlockParts],
+        one_by_one: bool,
+    ):
+        self._make = make
+        self._found: dict[int, Ends] = {} if one_by_one else dict(enumerate(make(blocks)))
+
+    def of(self, block: BlockParts) -> Ends:
+        if block.number not in self._found:
+            self._found = {block.number: self._make([block])[0]}
+        return self._found[block.number]
+
+
+def _messages(
+    layer: GraphLayer,
+    edges: EdgeStates,
+    block: BlockParts,
+    ends: Ends,
+    arena: Arena | None,
+) -> tuple[Reduced, Reduced]:
+    """What the messages of a block bring to its targets and to its sources. arena: where they are until then."""
+    there: dict[tuple[int, int], Reduced] = {}
+    back: dict[tuple[int, int], Reduced] = {}
+    for i, part in enumerate(block.parts):
+        found = layer.messages(edges.of(block, i), ends, part)
+        places = (part.groups.start, part.targets.start), (part.groups.start, part.sources.start)
+        for side, place, messages in zip((there, back), places, found, strict=True):
+            before = side.get(place)
+            both = messages if before is None else before.joined(messages)
+            is_alone = len(block.parts) == 1
+            side[place] = both if arena is None or is_alone else arena.kept(both, before)
+    return _beside(there.values()), _beside(back.values())
 
 
 def _beside(parts: Iterable[Reduced]) -> Reduced:

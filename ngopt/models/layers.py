@@ -79,8 +79,11 @@ class GraphLayer(nn.Module):
         return self._ends(nodes, blocks, slice(-self.width, None))
 
     def _ends(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts], columns: slice) -> list[Ends]:
-        targets, sources = ([_some_columns(layer, v, columns) for v in nodes] for layer in (self.target, self.source))
         found = []
+        targets = {parts.block.target for parts in blocks}
+        targets = {i: _some_columns(self.target, nodes[i], columns) for i in targets}
+        sources = {parts.block.source for parts in blocks}
+        sources = {i: _some_columns(self.source, nodes[i], columns) for i in sources}
         for parts in blocks:
             g, t, s = parts.block.shape
             target = select_neurons(targets[parts.block.target], parts.target)
