@@ -153,14 +153,19 @@ def _state_of(key: str, model: nn.Module) -> float:
     return state_size(build_graph(model), bool(horizon), name)
 
 
+def traced(name: str) -> tuple[nn.Module, NeuralGraph]:
+    """A network, or an MLP of some width, with its graph."""
+    model, example = mlp(int(name)) if name.isdecimal() else NETWORKS[name]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model, build_graph(model, example)
+
+
 def network_steps(name: str, weights: str, threads: int) -> Record:
     """The record of one network with some weights, measured in this process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model, example = mlp(int(name)) if name.isdecimal() else NETWORKS[name]()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = build_graph(model, example)
+    model, graph = traced(name)
     optimizer = NGOptimizer(model.parameters(), graph=graph, weights=weights, total_steps=HORIZON)
     params = list(model.parameters())
     first, first_bytes = _step(optimizer, params)
@@ -200,8 +205,12 @@ def _floor(optimizer: NGOptimizer, n: int, kept: float) -> float:
     """Nanoseconds per parameter, of n, that the steps of a cycle take at least, on average."""
     machine, count = floor.measured(), cycle(optimizer.learned)
     flops = sum(floor.flops_of(optimizer.step) for _ in range(count)) / count
-    moved = 4 * n * (1 + 2 + 2 * kept)  # gradients are read, all others also written
-    return 1e9 * machine.seconds(flops, moved) / n
+    return 1e9 * machine.seconds(flops, moved_bytes(n, kept)) / n
+
+
+def moved_bytes(n: int, kept: float) -> float:
+    """What a step of n parameters with so much state moves at least: gradients are read, all others also written."""
+    return 4 * n * (1 + 2 + 2 * kept)
 
 
 def _step(optimizer: Optimizer, params: list[nn.Parameter]) -> tuple[float, int]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
@@ -22,10 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from benchmarks import floor
-from benchmarks.step import NETWORKS, cycle, mlp, numel, state_size, table
-from ngopt import NGOptimizer, build_graph
+from benchmarks.step import HORIZON, cycle, moved_bytes, numel, state_size, table, traced
+from ngopt import NGOptimizer
 
-HORIZON = 1000
 WARM_UP = 2
 # What is in the name of an operation of each kind, the first that fits.
 KINDS = {
@@ -41,10 +39,7 @@ Record = dict[str, Any]
 
 def records_of(network: str, weights: str) -> Iterator[Record]:
     """One for each kind of operation, and one for the whole step."""
-    model, example = mlp(int(network)) if network.isdecimal() else NETWORKS[network]()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = build_graph(model, example)
+    model, graph = traced(network)
     optimizer = NGOptimizer(model.parameters(), graph=graph, weights=weights, total_steps=HORIZON)
     for p in model.parameters():
         p.grad = torch.randn_like(p)
@@ -61,7 +56,7 @@ def records_of(network: str, weights: str) -> Iterator[Record]:
     spent = {kind: scale * seconds for kind, seconds in _by_kind(some).items()}
     machine = floor.measured()
     products = scale * machine.seconds(floor.flops_of(some), 0)
-    moved = 4 * n * (1 + 2 + 2 * state_size(graph, True, weights))
+    moved = moved_bytes(n, state_size(graph, True, weights))
     traffic = 1e9 * machine.seconds(0, moved) / n
     about = {"network": network, "weights": weights}
     for kind, ns in spent.items():

@@ -162,7 +162,7 @@ class GraphNetwork(nn.Module):
         for block in edges.blocks:
             if not prod(block.block.shape):
                 continue
-            own = None if arena is None else Arena()
+            own = None if arena is None or len(block.parts) == 1 else Arena()
             there, back = _messages(layer, edges, block, ends.of(block), own)
             incoming.add(block.block.target, there, block.target)
             outgoing.add(block.block.source, back, block.source)
@@ -260,12 +260,14 @@ class _EndsOfBlocks:
         blocks: Sequence[BlockParts],
         one_by_one: bool,
     ):
-        self._make = make
-        self._found: dict[int, Ends] = {} if one_by_one else dict(enumerate(make(blocks)))
+        self._make, self._blocks, self._one_by_one = make, blocks, one_by_one
+        self._found: dict[int, Ends] = {}
 
     def of(self, block: BlockParts) -> Ends:
         if block.number not in self._found:
-            self._found = {block.number: self._make([block])[0]}
+            some = [block] if self._one_by_one else self._blocks
+            pairs = zip(some, self._make(some), strict=True)
+            self._found = {own.number: ends for own, ends in pairs}
         return self._found[block.number]
 
 
@@ -285,8 +287,7 @@ def _messages(
         for side, place, messages in zip((there, back), places, found, strict=True):
             before = side.get(place)
             both = messages if before is None else before.joined(messages)
-            is_alone = len(block.parts) == 1
-            side[place] = both if arena is None or is_alone else arena.kept(both, before)
+            side[place] = both if arena is None else arena.kept(both, before)
     return _beside(there.values()), _beside(back.values())
 
 

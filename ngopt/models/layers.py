@@ -80,10 +80,11 @@ class GraphLayer(nn.Module):
 
     def _ends(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts], columns: slice) -> list[Ends]:
         found = []
-        targets = {parts.block.target for parts in blocks}
-        targets = {i: _some_columns(self.target, nodes[i], columns) for i in targets}
-        sources = {parts.block.source for parts in blocks}
-        sources = {i: _some_columns(self.source, nodes[i], columns) for i in sources}
+        ends = {parts.block.target for parts in blocks}, {parts.block.source for parts in blocks}
+        targets, sources = (
+            {group: _some_columns(layer, nodes[group], columns) for group in own}
+            for layer, own in zip((self.target, self.source), ends, strict=True)
+        )
         for parts in blocks:
             g, t, s = parts.block.shape
             target = select_neurons(targets[parts.block.target], parts.target)

@@ -13,14 +13,14 @@ from ngopt.features import NUM_FEATURES
 class Predictor:
     """A metanet's `updates` of up to some number of elements at once.
 
-    updates: (n, 14) and context (n, d) -> (n,). like: of the metanet's dtype, on its device.
+    updates: (n, 14) and context (n, d), None where d is 0, -> (n,). like: of the metanet's dtype, on its device.
 
     inputs: features, then context, then a row of ones, (14 + d + 1, room).
     """
 
     def __init__(
         self,
-        updates: Callable[[Tensor, Tensor], Tensor],
+        updates: Callable[[Tensor, Tensor | None], Tensor],
         d_context: int,
         room: int,
         like: Tensor,
@@ -46,7 +46,8 @@ class Predictor:
         return self._computed(self.inputs[:, :n])
 
     def _computed(self, inputs: Tensor) -> Tensor:
-        return self._updates(inputs[:NUM_FEATURES].mT, inputs[NUM_FEATURES:-1].mT)
+        context = inputs[NUM_FEATURES:-1].mT
+        return self._updates(inputs[:NUM_FEATURES].mT, context if context.shape[-1] else None)
 
 
 class MLPPredictor(Predictor):

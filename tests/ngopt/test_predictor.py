@@ -44,6 +44,7 @@ def test_a_metanet_of_ones_own_needs_no_other_method():
             self.factor = torch.nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
 
         def updates(self, features, context):
+            assert context is None
             return self.factor * features.sum(-1)
 
     metanet = Sum()
