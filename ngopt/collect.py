@@ -10,19 +10,21 @@ from torch import Tensor
 
 from ngopt.functional import Hyper, Record, UpdateRule, state_dtype
 from ngopt.graph import NeuralGraph
-from ngopt.wiring import Wiring, group_tensors
+from ngopt.wiring import Wiring
 
 Group = dict[str, Any]
 
 
-def collect_params(groups: Sequence[Group], wiring: Wiring) -> list[Tensor]:
-    """Real values of all parameters; zeros, which take no memory, of those not optimized."""
-    own = group_tensors(groups)
-    places = dict(zip(wiring.positions, own, strict=True))
-    zero = torch.zeros((), dtype=state_dtype(real(own[0])), device=own[0].device)
+def collect_params(owners: Mapping[int, Tensor], graph: NeuralGraph) -> list[Tensor]:
+    """Real values of all parameters; zeros, which take no memory, of those not optimized.
+
+    owners: the optimizer's parameters by their positions in the graph.
+    """
+    some = next(iter(owners.values()))
+    zero = torch.zeros((), dtype=state_dtype(real(some)), device=some.device)
     found = []
-    for i, spec in enumerate(wiring.graph.parameters):
-        found.append(real(places[i]) if i in places else zero.expand(spec.shape))
+    for i, spec in enumerate(graph.parameters):
+        found.append(real(owners[i]) if i in owners else zero.expand(spec.shape))
     return found
 
 
@@ -41,9 +43,9 @@ def collect_grads(
     positions = iter(wiring.positions)
     for group in groups:
         for p in group["params"]:
-            i = next(positions)
-            if p.grad is not None and p.numel():
-                grads[i] = _gradient(p, specs[i].name, group["maximize"])
+            i, grad = next(positions), p.grad
+            if grad is not None and p.numel():
+                grads[i] = _gradient(grad, specs[i].name, group["maximize"])
                 lr[i], weight_decay[i] = _scalar(group["lr"]), group["weight_decay"]
     # torch's schedulers leave this mark
     scheduled = any("initial_lr" in group for group in groups)
@@ -88,15 +90,14 @@ def stand_ins(graph: NeuralGraph, real_ones: Mapping[int, Tensor]) -> list[Tenso
     return found
 
 
-def _gradient(p: Tensor, name: str, maximize: bool) -> Tensor:
+def _gradient(grad: Tensor, name: str, maximize: bool) -> Tensor:
     """A parameter's gradient as the rule takes it."""
-    assert p.grad is not None
-    if p.grad.is_sparse:
+    if grad.is_sparse:
         raise ValueError(
             f"NGOptimizer: '{name}': expected a dense gradient; got a sparse gradient: make the "
             "layer without sparse=True, or give this parameter to torch.optim.SparseAdam"
         )
-    return -real(p.grad) if maximize else real(p.grad)
+    return -real(grad) if maximize else real(grad)
 
 
 def _scalar(lr: float | Tensor) -> float | Tensor:

@@ -198,12 +198,12 @@ class NGOptimizer(Optimizer):
         owners = dict(zip(wiring.positions, group_tensors(groups), strict=True))
         grads, hyper = collect_grads(groups, wiring)
         state = collect_records(self.state, owners, rule, graph, grads)
-        params = collect_params(groups, wiring)
+        params = collect_params(owners, graph)
         for position, delta, record, rows in rule.update(grads, state, params, hyper, in_place=True):
-            p = owners[position]
-            changed = real(p) if rows is None else real(p)[rows]
+            changed = params[position] if rows is None else params[position][rows]
             changed.add_(delta)
-            self.state[p].update(record)
+            if state[position] is not record:
+                self.state[owners[position]].update(record)
 
     @torch.no_grad()
     def load_average(self) -> None:

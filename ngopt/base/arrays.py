@@ -1,20 +1,19 @@
-"""Numbers of all parameters in one step, a few of each: (n,), in float64 where the device has it.
+"""Numbers of all parameters in one step, a few of each, in float64 where the device has it.
 
-Where nothing is differentiated, those of the CPU are numpy's, which takes a tenth of torch's time
-for so few; formulas are the same for both.
+Where nothing is differentiated those of the CPU are Python's, one parameter after the other: beside
+a small network nothing is found sooner. Else they are tensors (n,); formulas are the same for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-Array = Any
-"""A numpy array or a tensor."""
+Column = Sequence[Any] | Tensor
+"""A number of each parameter: n numbers, or a tensor (n,)."""
 
 
 def is_on_host(values: Tensor) -> bool:
@@ -23,45 +22,50 @@ def is_on_host(values: Tensor) -> bool:
     return values.device.type == "cpu" and not is_followed
 
 
-def array(values: Tensor) -> Array:
-    """A tensor as this step computes with it."""
-    return values.detach().numpy() if is_on_host(values) else values
-
-
 def on(x: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; cheaper than `to` where it is there already."""
     return x if x.device == device else x.to(device)
 
 
-def namespace(like: Array) -> Any:
-    """numpy or torch: they share the names of what is used here."""
-    return np if isinstance(like, np.ndarray) else torch
-
-
-def array_like(values: Sequence[float], like: Array) -> Array:
-    """Numbers as an array of the same kind."""
-    if isinstance(like, np.ndarray):
-        return np.array(values, dtype=like.dtype)
+def column(values: Sequence[float | Tensor], like: Column) -> Column:
+    """Numbers, some of them perhaps tensors, as a column of the same kind."""
+    if not isinstance(like, Tensor):
+        return list(map(float, values))
+    if any(isinstance(value, Tensor) for value in values):
+        return torch.stack([torch.as_tensor(value) for value in values]).to(like)
     return like.new_tensor(values)
 
 
-def stacked(rows: Sequence[Array]) -> Array:
-    """k arrays (n,) -> (k, n)."""
-    return np.array(rows) if isinstance(rows[0], np.ndarray) else torch.stack(list(rows))
+def columns(rows: Tensor, like: Column) -> Sequence[Column]:
+    """Rows of a tensor (k, n) as k columns of the same kind."""
+    if not isinstance(like, Tensor):
+        return rows.tolist()
+    return on(rows, like.device).to(like.dtype).unbind()
 
 
-def as_tensor(values: Array) -> Tensor:
-    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+def as_tensor(found: Sequence[Column], like: Tensor) -> Tensor:
+    """k columns -> (k, n) in the dtype and on the device of a tensor."""
+    if isinstance(found[0], Tensor):
+        return torch.stack([torch.as_tensor(some) for some in found]).to(like)
+    return torch.tensor(found, dtype=like.dtype, device=like.device)
 
 
-def at_least(values: Array, low: float) -> Array:
-    """Values, or a number where that is larger; a third of the time of numpy's `clip`."""
-    if isinstance(values, np.ndarray):
-        return np.maximum(values, low)
-    return values.clamp(min=low)
+def of_all(function: Callable[..., Any], *given: Column) -> Sequence[Column]:
+    """Columns of what a function of numbers, which returns several, says of each parameter."""
+    if isinstance(given[0], Tensor):
+        return function(*given)
+    return list(zip(*map(function, *given), strict=True))
 
 
-def at_most(values: Array, high: float) -> Array:
-    if isinstance(values, np.ndarray):
-        return np.minimum(values, high)
-    return values.clamp(max=high)
+def where(condition: Any, value: Any, other: Any) -> Any:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, value, other)
+    return value if condition else other
+
+
+def at_least(value: Any, low: float) -> Any:
+    return value.clamp(min=low) if isinstance(value, Tensor) else max(value, low)
+
+
+def at_most(value: Any, high: float) -> Any:
+    return value.clamp(max=high) if isinstance(value, Tensor) else min(value, high)

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Size, Tensor
 
+from ngopt.base.config import DirectionConfig
 from ngopt.base.direction import moved, normalised
 from ngopt.base.flat import Flat, Number, concatenated
-from ngopt.base.joined import Joined, times, towards
+from ngopt.base.joined import Held, Joined, cast, times, towards
 from ngopt.base.layout import MatrixLayout
+from ngopt.base.room import Room, fits_a_room
 from ngopt.base.stack import Stack, StackStep
 from ngopt.base.step import Shared, Task, uncompiled
 from ngopt.functional import AVERAGE, Record
@@ -33,7 +35,7 @@ class Batch:
         layouts: Sequence[Sequence[MatrixLayout]],
         device: torch.device,
     ):
-        self.layouts, self.flat = layouts, Flat(shapes)
+        self.layouts, self.flat = layouts, Flat(shapes, device=device)
         every = [layout for some in layouts for layout in some]
         self.is_long = len(every) == 1 and every[0].is_long(CHUNK)
         plain = [i for i, some in enumerate(layouts) if is_plain(some) and not self.is_long]
@@ -45,12 +47,18 @@ class Batch:
         members = [(i, n, stack.layout) for stack in self.stacks for i, n in stack.members]
         members += [(i, 0, layouts[i][0]) for i in plain]
         owners, numbers, own = zip(*members, strict=True)
-        self.matrices = Flat([layout.shape for layout in own], owners)
+        self.matrices = Flat([layout.shape for layout in own], owners, device)
 
         keys = [f"exp_avg_sq_{number}" for number in numbers]
-        self.second = Joined(list(zip(owners, keys, strict=True)), self.matrices)
-        self.momentum = Joined([(i, "exp_avg") for i in range(len(shapes))], self.flat)
-        self.average = Joined([(i, AVERAGE) for i in range(len(shapes))], self.flat)
+        second = Joined(list(zip(owners, keys, strict=True)), self.matrices)
+        momentum = Joined([(i, "exp_avg") for i in range(len(shapes))], self.flat)
+        kept = [joined for stack in self.stacks for joined in (*stack.factors, *stack.bases)]
+        self.held = Held([momentum, second, *kept])
+        is_each_alone = all(len(stack.members) == 1 for stack in self.stacks)
+        is_small = sum(self.flat.sizes) <= IN_CACHE
+        self._is_roomy = is_each_alone and is_small and all(map(fits_a_room, every))
+        self._room: tuple[list[Tensor], Room] | None = None  # and what it was made for
+        self.average = Held([Joined([(i, AVERAGE) for i in range(len(shapes))], self.flat)])
 
     def directions(
         self,
@@ -58,29 +66,72 @@ class Batch:
         tasks: Sequence[Task],
         records: Sequence[Record],
         numbers: Shared,
-        ahead: float,
+        config: DirectionConfig,
         in_place: bool = False,
     ) -> Tensor:
         """Directions of all, about 1 in size, in one tensor as `flat` has them.
 
         records: new ones, where the new state is put; in place, those of the tasks. numbers: of the
-        n parameters, in the dtype of their states. ahead: weight of the gradient in Nesterov's
-        momentum. What never had a gradient has direction 0.
+        n parameters, in the dtype of their states. What never had a gradient has direction 0.
         """
         old = [task.record for task in tasks]
-        momentum, second = self.momentum.open(old, in_place), self.second.open(old, in_place)
+        opened = self.held.open(old, in_place)
+        momentum, second, *kept = opened
+        if in_place and self._has_room(tasks, numbers):
+            value = self._room_with(opened).direction(grads, momentum, second, numbers, config)
+            if any(task.is_due for task in tasks):
+                _renew(self._begun(kept, tasks, numbers, in_place), records)
+            return value
         if numbers.recall is not None:
             momentum = times(momentum, self.flat.spread(numbers.recall), in_place)
             second = times(second, self.matrices.spread(numbers.recall) ** 2, in_place)
-        steps = [StackStep(stack, tasks, numbers, second.dtype, in_place) for stack in self.stacks]
+        steps = self._begun([cast(x, second.dtype) for x in kept], tasks, numbers, in_place)
         find = self._long_direction if self.is_long else self._all_directions
-        value, momentum, second = find(grads, momentum, second, steps, numbers, ahead, in_place)
-        self.momentum.close(records, momentum, in_place)
-        self.second.close(records, second, in_place)
-        for step in steps:
-            step.close(records)
+        value, momentum, second = find(grads, momentum, second, steps, numbers, config, in_place)
+        new = [x for step in steps for x in (*step.factors, *step.bases)]
+        new = [cast(x, before.dtype) for x, before in zip(new, kept, strict=True)]
+        self.held.close(records, [momentum, second, *new], in_place)
         _renew(steps, records)
         return value
+
+    def split(self, delta: Tensor) -> Sequence[Tensor]:
+        """What belongs to all parameters, in their shapes."""
+        room = None if self._room is None else self._room[1]
+        return room.parts if room is not None and delta is room.grad else self.flat.split(delta)
+
+    def _has_room(self, tasks: Sequence[Task], numbers: Shared) -> bool:
+        """Whether a step in place is like most: nothing is left out, corrected or compiled."""
+        # the first, as what stands here would be compiled anew for every number of steps
+        if torch.compiler.is_compiling() or not self._is_roomy:
+            return False
+        return numbers.is_finite and numbers.recall is None and all(task.step for task in tasks)
+
+    def _room_with(self, opened: list[Tensor]) -> Room:
+        """The room on what records hold; the one before, if they still do."""
+        if self._room is None or self._room[0] is not opened:
+            momentum, _, *kept = opened
+            steps = iter(self._split(kept))
+            plain: tuple[list[Tensor], list[Tensor]] = [], []
+            held = [next(steps) if some[0].modes else plain for some in self.layouts]
+            layouts = [some[0] for some in self.layouts]
+            self._room = opened, Room(self.flat, layouts, held, momentum)
+        return self._room[1]
+
+    def _split(self, kept: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Factors and bases of one stack after the other -> those of each."""
+        rest = iter(kept)
+        return [([next(rest) for _ in stack.modes], [next(rest) for _ in stack.modes]) for stack in self.stacks]
+
+    def _begun(
+        self,
+        kept: Sequence[Tensor],
+        tasks: Sequence[Task],
+        numbers: Shared,
+        in_place: bool,
+    ) -> list[StackStep]:
+        """The steps of all stacks. kept: factors and bases of one stack after the other."""
+        rows = zip(self.stacks, self._split(kept), strict=True)
+        return [StackStep(stack, *own, tasks, numbers, in_place) for stack, own in rows]
 
     def _all_directions(
         self,
@@ -89,21 +140,21 @@ class Batch:
         second: Tensor,
         steps: Sequence[StackStep],
         numbers: Shared,
-        ahead: float,
+        config: DirectionConfig,
         in_place: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Direction, momentum and second moments, flat."""
         flat = self.flat
         grad = _scaled(flat.join(grads), flat.spread(numbers.multiplier), numbers.is_finite, momentum.dtype)
         momentum = towards(momentum, grad, flat.spread(numbers.momentum), in_place)
-        pair = torch.stack((grad, momentum.lerp(grad, ahead)))
-        grad, leading = self._rotated(pair, steps).unbind()
+        pair = torch.stack((grad, momentum.lerp(grad, config.ahead)))
+        grad, leading = self._rotated(pair, steps, config).unbind()
         second = towards(second, grad.square(), self.matrices.spread(numbers.second), in_place)
         shrink, damping = self.matrices.spread(numbers.shrink), self.matrices.spread(numbers.damping)
         value = self._rotated_back(normalised(leading, second, shrink, damping), steps)
         return moved(value, momentum), momentum, second
 
-    def _rotated(self, pair: Tensor, steps: Sequence[StackStep]) -> Tensor:
+    def _rotated(self, pair: Tensor, steps: Sequence[StackStep], config: DirectionConfig) -> Tensor:
         """Two values of the parameters (2, total) -> those of the matrices in their eigenbases.
 
         The first are gradients, which the factors see before.
@@ -114,7 +165,7 @@ class Batch:
         found = []
         for step in steps:
             values = step.stack.read(own)
-            step.observe([values[: step.stack.shape[0]]])
+            step.observe([values[: step.stack.shape[0]]], config.beta_factor)
             found.append(step.rotated(values).view(2, -1))
         if self.rest:
             found.append(pair[:, -self.rest :])
@@ -145,7 +196,7 @@ class Batch:
         second: Tensor,
         steps: Sequence[StackStep],
         numbers: Shared,
-        ahead: float,
+        config: DirectionConfig,
         in_place: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`_all_directions` in pieces along an axis that nothing joins, so that little is in memory at once."""
@@ -155,13 +206,13 @@ class Batch:
             for piece in layout.pieces(grad, CHUNK):
                 yield _scaled(piece, numbers.multiplier, numbers.is_finite, momentum.dtype).contiguous()
 
-        step.observe(scaled())
+        step.observe(scaled(), config.beta_factor)
         value = momentum.new_empty(momentum.shape)
         results = [value, *(x if in_place else torch.empty_like(x) for x in (momentum, second))]
         pieces = [layout.pieces(x, CHUNK) for x in (momentum, second, *results)]
         for piece, old, older, *outs in zip(scaled(), *pieces, strict=True):
             new = towards(old, piece, numbers.momentum, in_place)
-            leading = step.rotated(new.lerp(piece, ahead).contiguous())
+            leading = step.rotated(new.lerp(piece, config.ahead).contiguous())
             newer = towards(older, step.rotated(piece).square(), numbers.second, in_place)
             found = step.rotated_back(normalised(leading, newer, numbers.shrink, numbers.damping))
             found = (moved(found, new),) if in_place else (moved(found, new), new, newer)

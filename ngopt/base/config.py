@@ -20,6 +20,11 @@ class DirectionConfig:
     nesterov: float = 1.0
     epsilon: float = 1e-4
 
+    @property
+    def ahead(self) -> float:
+        """Weight of the gradient in Nesterov's momentum."""
+        return (1 - self.beta1) * self.nesterov
+
 
 @dataclass(frozen=True)
 class SoapConfig(DirectionConfig):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ngopt.base.arrays import Array, array_like
 from ngopt.base.config import DirectionConfig
 from ngopt.base.flat import Number
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import Measured
 from ngopt.base.modes import Mode, factor_shape
-from ngopt.base.step import of_each
 from ngopt.functional import Record
 
+# Added to second moments, so that nothing is divided by 0.
+TINY = torch.finfo(torch.float32).tiny
 # Factors and bases of more rows are kept in bfloat16: what rounding adds is far below their noise.
 EXACT = 512
 
@@ -46,37 +47,30 @@ def kept_dtype(mode: Mode, dtype: torch.dtype) -> torch.dtype:
     return dtype if is_exact else torch.bfloat16
 
 
-def step_numbers(
-    measured: Measured,
-    steps: Sequence[int],
-    config: DirectionConfig,
-) -> Sequence[Array]:
-    """The fields of `Shared` that belong to the direction, (n,) each.
+def step_numbers(measured: Measured, shrink: Any, damping: Any, config: DirectionConfig) -> Sequence[Any]:
+    """The fields of `Shared` that belong to the direction, of one parameter or of all (n,).
 
-    measured: (n,). steps: gradients before this one, (n,).
+    shrink, damping: those of the step; see `corrections`.
     """
     active = measured.active
-    corrections = of_each(steps, lambda step: _corrections(step, config))
-    shrink, damping = (array_like(some, active) for some in zip(*corrections, strict=True))
     return (
         measured.recall,
         measured.multiplier,
         active * (1 - config.beta1),
         active * (1 - config.beta2),
         shrink,
-        measured.mean_square * damping + torch.finfo().tiny,
-        active * (1 - config.beta_factor),
+        measured.mean_square * damping + TINY,
+        active,
     )
 
 
-def _corrections(step: int, config: DirectionConfig) -> tuple[float, float]:
+def corrections(step: int, config: DirectionConfig) -> tuple[float, float]:
     """Factors of second moments and of the mean square under the root of the direction.
 
     v and Nesterov's momentum are divided by the sums of their weights, with both under the root:
     so the first direction, too, is about 1 in size.
     """
-    ahead = (1 - config.beta1) * config.nesterov
-    first = (1 - config.beta1 ** (step + 1)) * (1 - ahead) + ahead
+    first = (1 - config.beta1 ** (step + 1)) * (1 - config.ahead) + config.ahead
     second = 1 - config.beta2 ** (step + 1)
     return first**2 / second, (config.epsilon * first) ** 2
 

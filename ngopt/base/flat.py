@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Size, Tensor
+
+from ngopt.base.arrays import is_on_host
 
 Number = float | Tensor
 """One number for all of some parameters, or one for each, (n,)."""
@@ -15,35 +19,39 @@ class Flat:
     """The places of tensors of these shapes in one tensor (total,).
 
     owners: to which of some parameters each tensor belongs; by default each is one of its own.
+    device: where numbers are spread.
     """
 
     def __init__(
         self,
         shapes: Sequence[Size | tuple[int, ...]],
         owners: Sequence[int] | None = None,
+        device: torch.device | None = None,
     ):
         self.shapes = [Size(shape) for shape in shapes]
         self.sizes = [shape.numel() for shape in self.shapes]
-        self.owners = list(range(len(shapes)) if owners is None else owners)
-        self._elements: Tensor | None = None
+        self._owners = np.array(range(len(shapes)) if owners is None else owners, dtype=int)
+        self._counts = np.array(self.sizes, dtype=int)
+        if device is not None and len(shapes) > 1:
+            elements = torch.from_numpy(self._owners.repeat(self._counts))
+            self._elements = elements.to(device)
 
-    def join(self, values: Sequence[Tensor]) -> Tensor:
+    def join(self, values: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         """Tensors of as many elements as the shapes have, one after the other."""
-        return concatenated([value.reshape(-1) for value in values])
+        rows = [value.reshape(-1) for value in values]
+        return concatenated(rows) if out is None else torch.cat(rows, out=out)
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """What `join` was given, in these shapes."""
         pieces = torch.split_with_sizes(flat, self.sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
-    def spread(self, number: Number) -> Number:
+    def spread(self, number: Number | None) -> Any:
         """Numbers of the parameters -> of the elements, (total,); one for all as it is."""
         if not isinstance(number, Tensor) or not number.dim():
             return number
-        if self._elements is None:
-            counts = torch.tensor(self.sizes)
-            owners = torch.tensor(self.owners).repeat_interleave(counts)
-            self._elements = owners.to(number.device)
+        if is_on_host(number):  # several times as fast
+            return torch.from_numpy(number.numpy()[self._owners].repeat(self._counts))
         return number.index_select(0, self._elements)
 
 

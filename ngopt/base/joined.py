@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import is_
 
+import torch
 from torch import Tensor
 
 from ngopt.base.flat import Flat, Number
@@ -16,9 +17,6 @@ class Joined:
 
     places: of each tensor, the number of its record and its key there. flat: their shapes. shape:
     of the whole.
-
-    Where state is written in place, records come to hold views of the whole: it is made once, and
-    made anew only when a record holds something else, as after loading.
     """
 
     def __init__(
@@ -28,38 +26,64 @@ class Joined:
         shape: tuple[int, ...] = (-1,),
     ):
         self.places, self.flat, self.shape = places, flat, shape
-        self._whole: Tensor | None = None
-        self._views: list[Tensor] = []
 
-    def open(self, records: Sequence[Record], in_place: bool = False) -> Tensor:
-        """The whole. in_place: what is written to it is written to the records."""
-        found = self._held(records)
-        if not in_place:
-            return self._join(found)
-        is_ours = len(found) == len(self._views) and all(map(is_, found, self._views))
-        if self._whole is None or not is_ours:
-            self._whole = self._join(found)
-            self._put(records, self._whole)
-            self._views = self._held(records)
-        return self._whole
-
-    def close(self, records: Sequence[Record], whole: Tensor, in_place: bool = False) -> None:
-        """Puts new values of the whole into records: those that were opened, where in place."""
-        if not in_place:
-            self._put(records, whole)
-        elif self._whole is not None and whole is not self._whole:
-            self._whole.copy_(whole)
-
-    def _held(self, records: Sequence[Record]) -> list[Tensor]:
-        return [records[i][key] for i, key in self.places]
-
-    def _join(self, values: Sequence[Tensor]) -> Tensor:
+    def join(self, values: Sequence[Tensor]) -> Tensor:
+        """The whole, of what the records hold."""
         return self.flat.join(values).view(self.shape)
 
-    def _put(self, records: Sequence[Record], whole: Tensor) -> None:
+    def put(self, records: Sequence[Record], whole: Tensor) -> None:
+        """Puts new values of the whole into records."""
         found = self.flat.split(whole.reshape(-1))
         for (i, key), value in zip(self.places, found, strict=True):
             records[i][key] = value
+
+
+class Held:
+    """Several wholes of the same records.
+
+    Where state is written in place, records come to hold views of the wholes: these are made once,
+    and made anew only when a record holds something else, as after loading.
+    """
+
+    def __init__(self, parts: Sequence[Joined]):
+        self.parts = parts
+        self._places = [place for part in parts for place in part.places]
+        self._wholes: list[Tensor] = []
+        self._views: list[Tensor] = []
+
+    def open(self, records: Sequence[Record], in_place: bool = False) -> list[Tensor]:
+        """The wholes; in place, the list that was returned before if it still is what records hold."""
+        found = self._in(records)
+        is_ours = len(found) == len(self._views) and all(map(is_, found, self._views))
+        if in_place and is_ours:
+            return self._wholes
+        values = iter(found)
+        wholes = [part.join([next(values) for _ in part.places]) for part in self.parts]
+        if in_place:
+            self._put(records, wholes)
+            self._wholes, self._views = wholes, self._in(records)
+        return wholes
+
+    def close(self, records: Sequence[Record], new: Sequence[Tensor], in_place: bool = False) -> None:
+        """Puts new values into records: those that were opened, where in place."""
+        if not in_place:
+            self._put(records, new)
+            return
+        for value, old in zip(new, self._wholes, strict=True):
+            if value is not old:
+                old.copy_(value)
+
+    def _in(self, records: Sequence[Record]) -> list[Tensor]:
+        return [records[i][key] for i, key in self._places]
+
+    def _put(self, records: Sequence[Record], wholes: Sequence[Tensor]) -> None:
+        for part, whole in zip(self.parts, wholes, strict=True):
+            part.put(records, whole)
+
+
+def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cheaper than `to` where nothing is to be done."""
+    return values if values.dtype == dtype else values.to(dtype)
 
 
 def towards(old: Tensor, new: Tensor, weight: Number, in_place: bool) -> Tensor:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from math import inf, sqrt
-from typing import NamedTuple
+from math import inf, log2, sqrt
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 
-from ngopt.base.arrays import Array, array, array_like, at_least, at_most, namespace, on
+from ngopt.base.arrays import Column, at_least, at_most, is_on_host, on, where
 
 # Decay of the running size of a gradient.
 SIZE_DECAY = 0.95
@@ -23,10 +21,12 @@ CHUNK = 1 << 18
 TINY = 1e-30
 # Relative size that gradients do not reach; finite, so that its derivatives are numbers.
 NO_LIMIT = 1e18
+# Between these, sums of squares are as good in float32.
+PLAIN = 1e-20, 1e20
 
 
 class Measured(NamedTuple):
-    """Of each gradient, (n,).
+    """Of a gradient, or of all (n,).
 
     active: 1, or 0 where the gradient is not finite, and the step is left out.
     multiplier: brings the gradient to its scale, and cuts it where it is out of all proportion; 0
@@ -37,75 +37,88 @@ class Measured(NamedTuple):
     mean_square: the same with it.
     """
 
-    active: Array
-    multiplier: Array
-    recall: Array
-    scale: Array
-    size: Array
-    mean_square: Array
+    active: Any
+    multiplier: Any
+    recall: Any
+    scale: Any
+    size: Any
+    mean_square: Any
 
 
-def measure(rms: Array, scale: Array, size: Array, steps: Sequence[int], clip: float) -> Measured:
-    """Measures all gradients together, without a word to the host.
+def measure(rms: Any, scale: Any, size: Any, early: Any, kept: Any, clip: float) -> Measured:
+    """Measures a gradient, or all together, without a word to the host.
 
-    rms: root mean squares of the gradients. scale, size: from before; 0 at first. steps: gradients
-    before this one. clip: a gradient may be this many times as large as its running size; and the
-    first ones as many times as large as the next.
+    rms: root mean square of the gradient. scale, size: from before; 0 at first. early, kept: see
+    `sizes_at`. clip: a gradient may be this many times as large as its running size; and the first
+    ones as many times as large as the next.
     """
-    xp = namespace(rms)
-    quiet = nullcontext() if xp is torch else np.errstate(all="ignore")
-    with quiet:
-        is_active = rms < inf
-        one = xp.ones_like(rms)
-        active = one * is_active
-        rms = xp.where(is_active, rms, 0.0)
-        is_known = scale > 0
-        if not (xp is np and is_known.all()):
-            scale = xp.where(is_known, scale, _power_of_two(rms))
-        inverse = xp.where(scale > 0, 1 / scale, 0.0)
-        relative = rms * inverse
+    is_active = rms < inf
+    active = 1.0 * is_active
+    rms = where(is_active, rms, 0.0)
+    scale = _first_size(scale, rms)
+    inverse = (scale > 0) / (scale + (scale == 0))
+    relative = rms * inverse
 
-        weight = array_like([SIZE_DECAY**step for step in steps], rms)
-        mean = size / at_least(1 - weight, TINY)
-        usual = xp.sqrt(at_least(mean, TINY))
-        limit = xp.where(mean > TINY, clip * usual, NO_LIMIT)
-        cut = at_most(limit / at_least(relative, 1 / NO_LIMIT), 1)
-        recall = one
-        if any(0 < step <= EARLY for step in steps):
-            is_early = array_like([step <= EARLY for step in steps], rms) > 0
-            is_early = is_early & (relative > 0) & (mean > TINY)
-            recall = xp.where(is_early, at_most(clip * relative / usual, 1), one)
-            size = size * xp.square(recall)
-        size = size + (1 - SIZE_DECAY) * active * (xp.square(relative * cut) - size)
-        mean = size / (1 - SIZE_DECAY * weight)
+    mean = size / at_least(1 - kept, TINY)
+    usual = at_least(mean, TINY) ** 0.5
+    limit = where(mean > TINY, clip * usual, NO_LIMIT)
+    cut = at_most(limit / at_least(relative, 1 / NO_LIMIT), 1.0)
+    is_early = (early > 0) & (relative > 0) & (mean > TINY)
+    recall = where(is_early, at_most(clip * relative / usual, 1.0), 1.0)
+    size = size * recall**2
+    size = size + (1 - SIZE_DECAY) * active * ((relative * cut) ** 2 - size)
+    mean = size / (1 - SIZE_DECAY * kept)
     return Measured(active, inverse * cut * active, recall, scale, size, mean)
 
 
-def is_recalled(recall: Array, steps: Sequence[int]) -> bool:
+def sizes_at(step: int) -> tuple[float, float]:
+    """Of `measure`: whether a parameter's step is early, and what weights of running sizes have come to."""
+    return float(0 < step <= EARLY), SIZE_DECAY**step
+
+
+def is_recalled(recall: Column, steps: Sequence[int]) -> bool:
     """Whether any recall is other than 1; may be, where looking would take a wait."""
-    if isinstance(recall, np.ndarray):
-        return bool((recall != 1).any())
-    return any(0 < step <= EARLY for step in steps)
+    if isinstance(recall, Tensor):
+        return any(0 < step <= EARLY for step in steps)
+    return any(value != 1 for value in recall)
 
 
-def _power_of_two(rms: Array) -> Array:
-    """The nearest that float32 has, 0 for 0; a constant to autograd."""
-    xp = namespace(rms)
-    rms = rms.detach() if isinstance(rms, Tensor) else rms
-    return xp.exp2(xp.round(xp.log2(xp.clip(rms, 1e-37, 1e38)))) * xp.sign(rms)
+def _first_size(scale: Any, rms: Any) -> Any:
+    """The scale, or where it is 0 the power of two nearest to a gradient's size; 0 for 0.
+
+    A constant to autograd, and a number that float32 has.
+    """
+    if not isinstance(rms, Tensor):
+        return scale or (2.0 ** round(log2(min(max(rms, 1e-37), 1e38))) if rms else 0.0)
+    rms = rms.detach()
+    nearest = rms.clamp(1e-37, 1e38).log2().round().exp2() * rms.sign()
+    return torch.where(scale > 0, scale, nearest)
 
 
-def root_mean_squares(values: Sequence[Tensor]) -> Array:
-    """Of each tensor, (n,), on the device of the first."""
+def root_mean_squares(values: Sequence[Tensor]) -> Column:
+    """Of each tensor; all of them on the device of the first."""
+    sizes = [max(x.numel(), 1) for x in values]
+    if all(map(is_on_host, values)):
+        return [sqrt(_square_sum(x, size) / size) for x, size in zip(values, sizes, strict=True)]
     device = values[0].device
     # squares of float32 end at 1e38; float64 holds those of all float32
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    sizes = [x.numel() for x in values]
-    rows = zip(values, sizes, strict=True)
-    whole = [x if size <= CHUNK else _norms(x, dtype) for x, size in rows]
-    norms = [on(norm, device) for norm in _foreach_norm(whole, 2, dtype)]
-    found = array(torch.stack(norms))
-    return found / array_like([sqrt(max(size, 1)) for size in sizes], found)
+    whole = [x if size <= CHUNK else _norms(x, dtype) for x, size in zip(values, sizes, strict=True)]
+    norms = torch.stack([on(norm, device) for norm in _foreach_norm(whole, 2, dtype)])
+    return norms / norms.new_tensor(sizes).sqrt()
+
+
+def _square_sum(values: Tensor, size: int) -> float:
+    """Found in float32, and in float64 where that has not its range or its accuracy."""
+    if size <= CHUNK and values.itemsize >= 4:
+        flat = values.reshape(-1)
+        found = torch.dot(flat, flat).item()
+    else:
+        pieces = [piece.float() for piece in values.reshape(-1).split(CHUNK)]
+        found = sum(torch.dot(piece, piece).item() for piece in pieces)
+    if PLAIN[0] < found < PLAIN[1]:
+        return found
+    return _norms(values, torch.float64).square().sum().item()
 
 
 def _norms(values: Tensor, dtype: torch.dtype) -> Tensor:

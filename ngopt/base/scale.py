@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
-from ngopt.base.arrays import Array, array_like, at_least, at_most, namespace
+import torch
+from torch import Tensor
+
+from ngopt.base.arrays import Column, at_least, at_most
 from ngopt.base.config import SoapConfig
 from ngopt.roles import ParameterRole
 
@@ -35,16 +39,20 @@ def usual_size(role: ParameterRole) -> float | None:
     return (3 * fan) ** -0.5 if fan else None
 
 
-def weight_sizes(rms: Array, usual: Sequence[float | None], exponent: float, like: Array) -> Array:
-    """Factors of the step size that the size of the weights gives, (n,): 1 where none is usual.
+def relative_sizes(rms: Column, usual: Sequence[float | None]) -> Column:
+    """Sizes of weights in usual ones, 1 where none is usual.
 
-    rms: root mean squares of the weights that have a usual size, in their order.
+    rms: root mean squares of those that have a usual size, in their order.
     """
-    known = [size for size in usual if size is not None]
-    if not known:
-        return namespace(like).ones_like(like)
-    relative = rms / array_like(known, like)
-    sizes = at_most(at_least(relative, SIZES[0]), SIZES[1]) ** exponent
-    found = namespace(like).concatenate((sizes, array_like([1.0], like)))
-    numbers = iter(range(len(known)))
-    return found[[len(known) if size is None else next(numbers) for size in usual]]
+    if not isinstance(rms, Tensor):
+        found = iter(rms)
+        return [next(found) / size if size else 1.0 for size in usual]
+    known = [size for size in usual if size]
+    order = iter(range(len(known)))
+    places = [next(order) if size else len(known) for size in usual]
+    return torch.cat((rms / rms.new_tensor(known), rms.new_ones(1)))[places]
+
+
+def weight_sizes(relative: Any, exponent: float) -> Any:
+    """The factor of the step size that the size of the weights, in usual ones, gives."""
+    return at_most(at_least(relative, SIZES[0]), SIZES[1]) ** exponent

@@ -21,18 +21,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.base.arrays import array_like, as_tensor, on, stacked
+from ngopt.base.arrays import as_tensor, column, columns, of_all, on
 from ngopt.base.batch import Batch, batches
 from ngopt.base.config import SoapConfig
-from ngopt.base.direction import init_direction, step_numbers
+from ngopt.base.direction import corrections, init_direction, step_numbers
 from ngopt.base.joined import towards
 from ngopt.base.layout import MatrixLayout, layouts_of
-from ngopt.base.measure import is_recalled, measure, root_mean_squares
+from ngopt.base.measure import is_recalled, measure, root_mean_squares, sizes_at
 from ngopt.base.modes import factor_shape
 from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
-from ngopt.base.scale import gain, usual_size, weight_sizes
+from ngopt.base.scale import gain, relative_sizes, usual_size, weight_sizes
 from ngopt.base.schedule import average_weight, warn_past_horizon, with_horizon, without_horizon
-from ngopt.base.step import Scalars, Shared, Step, Task, converted, of_each, shared, uncompiled, vector
+from ngopt.base.step import Scalars, Shared, Step, Task, of_each, shared, uncompiled
 from ngopt.functional import AVERAGE, Change, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.roles import roles_of
@@ -104,6 +104,7 @@ class SoapRule:
         ]
         self._gains = [gain(role, config) for role in self.roles]
         self._usual = [usual_size(role) for role in self.roles]
+        self._has_bases = [any(layout.modes for layout in some) for some in self.layouts]
         self._plan: _Plan | None = None
         self._phases = _in_turn([_renewal_cost(some) for some in self.layouts], config.renew_every)
 
@@ -183,12 +184,11 @@ class SoapRule:
         in_place: bool,
     ) -> Step:
         """The numbers of this step, found for all parameters at once."""
-        config, positions = self.config, plan.positions
+        positions = plan.positions
         old: list[Record] = [state[i] for i in positions]
         new: list[Record] = old if in_place else [{} for _ in old]
         found = [grad for grad in (grads[i] for i in positions) if grad is not None]
-        usual = [self._usual[i] for i in positions]
-        matrices = [params[i] for i, size in zip(positions, usual, strict=True) if size is not None]
+        matrices = [params[i] for i in positions if self._usual[i]]
         rms = root_mean_squares([*found, *matrices])
         rms, weights = rms[: len(found)], rms[len(found) :]
 
@@ -196,23 +196,20 @@ class SoapRule:
         steps = [int(count) for count in counts[0].tolist()]
         absent = [record for record, grad in zip(state, grads, strict=True) if record and grad is None]
         now = max([*steps, *(int(record["step"]) for record in absent)])
-        scale, size, skipped = converted(sizes, rms)
-        measured = measure(rms, scale, size, steps, config.clip)
-        active = measured.active
-        heights = of_each(steps, lambda step: self._schedule(step, now, hyper.scheduled))
-        rates = vector([hyper.lr[i] for i in positions], active) * array_like(heights, active) * active
-        gains = array_like([self._gains[i] for i in positions], active)
-        gains = gains * weight_sizes(weights, usual, config.weight_exponent, active)
+        at_step = of_each(steps, lambda step: self._at(step, now, hyper.scheduled))
+        relative = relative_sizes(weights, [self._usual[i] for i in positions])
         decays = [self._decay(i, hyper.weight_decay[i]) for i in positions]
-        newest = of_each(steps, lambda step: average_weight(step, config.average_power))
-        applied = rates * gains, rates * array_like(decays, active), array_like(newest, active) * active
-        rows = stacked([*step_numbers(measured, steps, config), *applied])
-        has_recall = is_recalled(measured.recall, steps)
-        numbers = [shared(rows[:, some], old[some.start]["exp_avg"], has_recall) for some, _ in plan.batches]
+        settings = [self._gains[i] for i in positions], [hyper.lr[i] for i in positions], decays
+        given = [column(values, rms) for values in (*zip(*at_step, strict=True), *settings)]
+        numbers = of_all(self._numbers, rms, relative, *columns(sizes, rms), *given)
+        kept, (active, *numbers) = numbers[: len(SIZE_KEYS)], numbers[len(SIZE_KEYS) :]
+        if self.total_steps is not None:  # there is no average
+            numbers.pop()
+        has_recall = is_recalled(numbers[0], steps)
+        rows = [shared(numbers, some, old[some.start]["exp_avg"], has_recall) for some, _ in plan.batches]
 
-        plan.counts.close(new, counts + 1, in_place)
-        kept = stacked([measured.scale, measured.size, skipped + (1 - active)])
-        plan.sizes.close(new, as_tensor(kept).float(), in_place)
+        plan.counts.close(new, as_tensor([[step + 1 for step in steps]], counts), in_place)
+        plan.sizes.close(new, as_tensor(kept, sizes), in_place)
         return Step(
             positions=positions,
             grads=found,
@@ -220,11 +217,43 @@ class SoapRule:
             tasks=[Task(*row) for row in zip(old, steps, map(self._is_due, positions, steps), strict=True)],
             records=new,
             active=active,
-            numbers=numbers,
+            numbers=rows,
             decays=any(decays),
             now=now,
             in_place=in_place,
         )
+
+    def _at(self, step: int, now: int, scheduled: bool) -> Sequence[float]:
+        """The numbers of a parameter that are given by its step."""
+        height, newest = self._schedule(step, now, scheduled), average_weight(step, self.config.average_power)
+        return *sizes_at(step), *corrections(step, self.config), height, newest
+
+    def _numbers(
+        self,
+        rms: Any,
+        relative: Any,
+        scale: Any,
+        size: Any,
+        skipped: Any,
+        early: Any,
+        kept: Any,
+        shrink: Any,
+        damping: Any,
+        height: Any,
+        newest: Any,
+        gain: Any,
+        lr: Any,
+        decay: Any,
+    ) -> Sequence[Any]:
+        """Of one parameter, or of all (n,): new `SIZE_KEYS`, whether the step is made, `NUMBERS`."""
+        config = self.config
+        measured = measure(rms, scale, size, early, kept, config.clip)
+        active = measured.active
+        rate = lr * height * active
+        step_size = -rate * gain * weight_sizes(relative, config.weight_exponent)
+        sizes = measured.scale, measured.size, skipped + (1 - active)
+        direction = step_numbers(measured, shrink, damping, config)
+        return *sizes, active, *direction, step_size, rate * decay, newest * active
 
     def _decay(self, i: int, weight_decay: float) -> float:
         """Weight decay of a parameter in units of the step size."""
@@ -250,13 +279,12 @@ class SoapRule:
     ) -> Iterable[Change]:
         """The changes of a batch."""
         positions, tasks, records = step.positions[some], step.tasks[some], step.records[some]
-        ahead = (1 - self.config.beta1) * self.config.nesterov
-        value = batch.directions(step.grads[some], tasks, records, numbers, ahead, step.in_place)
+        value = batch.directions(step.grads[some], tasks, records, numbers, self.config, step.in_place)
         if factors is not None:
             rows = zip(positions, batch.flat.split(value), strict=True)
             value = batch.flat.join([modulated(v, factors[i], self.layouts[i]) for i, v in rows])
         delta = self._delta(step, some, batch, numbers, value)
-        deltas = batch.flat.split(delta)
+        deltas = batch.split(delta)
         if self.modulation is not None:
             self._put_signals(step, some, batch.flat.split(value), deltas)
         return map(Change, positions, deltas, records)
@@ -271,22 +299,21 @@ class SoapRule:
     ) -> Tensor:
         """What is added to the parameters of a batch, flat; puts averages into the new records."""
         flat = batch.flat
-        size = flat.spread(numbers.size)
+        size, decay = flat.spread(numbers.size), flat.spread(numbers.decay)
         # in place where nobody asks for directions: all of a long table is much memory
-        delta = value.mul_(-size) if self.modulation is None else value * -size
+        delta = value.mul_(size) if self.modulation is None else value * size
         has_average = self.total_steps is None
         if not (step.decays or has_average):
             return delta
         params = flat.join(step.params[some]).to(delta.dtype)
-        decay = flat.spread(numbers.decay)
         if isinstance(decay, Tensor):
             delta.addcmul_(params, decay, value=-1)
         else:
             delta.add_(params, alpha=-decay)
         if has_average:
-            average = batch.average.open([task.record for task in step.tasks[some]], step.in_place)
+            (average,) = batch.average.open([task.record for task in step.tasks[some]], step.in_place)
             average = towards(average, params + delta, flat.spread(numbers.newest), step.in_place)
-            batch.average.close(step.records[some], average, step.in_place)
+            batch.average.close(step.records[some], [average], step.in_place)
         return delta
 
     def _put_signals(
@@ -301,11 +328,13 @@ class SoapRule:
         for j, value, delta in zip(members, values, deltas, strict=True):
             layouts, before = self.layouts[step.positions[j]], step.tasks[j].record["signals"]
             rows = row_signals(layouts, step.grads[j], value, delta, step.params[j]).float()
-            is_active = on(torch.as_tensor(step.active[j]) > 0, rows.device)
+            is_active = on(torch.as_tensor(step.active[j] > 0), rows.device)
             step.records[j]["signals"] = torch.where(is_active, rows, before)
 
     def _is_due(self, i: int, step: int) -> bool:
         """Whether the bases of a parameter are renewed: in turn, so that no step does it for all."""
+        if not self._has_bases[i]:
+            return False
         every = min(self.config.renew_every, 1 + step // 8)
         return (step + self._phases[i]) % every == 0
 
@@ -317,9 +346,14 @@ def _renewal_cost(layouts: Sequence[MatrixLayout]) -> float:
 
 
 def _in_turn(costs: Sequence[float], steps: int) -> list[int]:
-    """In which of some steps each is done, so that all steps cost about the same."""
+    """In which of some steps each is done, so that none costs much more than it must.
+
+    As few steps as that allows: each has its own beginning.
+    """
     totals, found = [0.0] * steps, [0] * len(costs)
+    most = max([*costs, sum(costs) / steps])
     for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        found[i] = totals.index(min(totals))
+        free = [step for step in range(steps) if totals[step] + costs[i] <= most]
+        found[i] = free[0] if free else totals.index(min(totals))
         totals[found[i]] += costs[i]
     return found

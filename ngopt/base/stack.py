@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ngopt.base.basis import first_basis, renewed_basis
-from ngopt.base.direction import kept_dtype
 from ngopt.base.flat import Flat, Number, concatenated
-from ngopt.base.joined import Joined, replaced, times, towards
+from ngopt.base.joined import Joined, cast, replaced, times
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.modes import Mode, factor_shape
 from ngopt.base.step import Shared, Task
@@ -67,42 +66,47 @@ class Stack:
 class StackStep:
     """One step of a stack.
 
-    tasks: of all parameters of the batch. numbers: theirs; `factor` is 0 where the step is left
-    out. in_place: factors and bases are written where they are.
+    factors, bases: of each mode, all members'. tasks: of all parameters of the batch. numbers:
+    theirs. in_place: factors and bases are written where they are.
     """
 
     def __init__(
         self,
         stack: Stack,
+        factors: Sequence[Tensor],
+        bases: Sequence[Tensor],
         tasks: Sequence[Task],
         numbers: Shared,
-        dtype: torch.dtype,
         in_place: bool,
     ):
-        self.stack, self.in_place = stack, in_place
+        self.stack, self.factors, self.bases, self.in_place = stack, factors, bases, in_place
         self.tasks = [tasks[owner] for owner in stack.owners]
-        self.weight = stack.of_groups(numbers.factor)
-        records = [task.record for task in tasks]
-        self.factors, self.bases = (
-            [_cast(joined.open(records, in_place), dtype) for joined in some] for some in (stack.factors, stack.bases)
-        )
+        self.active = stack.of_groups(numbers.active)
         if numbers.recall is not None:
             recall = stack.of_groups(numbers.recall)
-            rows = zip(stack.modes, self.factors, strict=True)
+            rows = zip(stack.modes, factors, strict=True)
             self.factors = [times(old, _of_parts(recall, mode) ** 2, in_place) for mode, old in rows]
 
-    def observe(self, grads: Iterable[Tensor]) -> None:
-        """Puts the gradient, in pieces of the layout's shape, into the factors."""
-        modes = self.stack.modes
-        found: list[Tensor] = []
+    def observe(self, grads: Iterable[Tensor], decay: float) -> None:
+        """Puts the gradient, in pieces of the layout's shape, into the factors, which decay first."""
+        modes, kept = self.stack.modes, decay
         for grad in grads:
-            unfolded = [mode.unfolded(grad) for mode in modes]
-            own = [torch.bmm(x, x.mT) for x in unfolded]
-            found = [a + b for a, b in zip(found, own, strict=True)] if found else own
-        rows = zip(modes, self.factors, found, strict=True)
-        self.factors = [towards(old, new, _of_parts(self.weight, mode), self.in_place) for mode, old, new in rows]
+            rows = zip(self.factors, modes, strict=True)
+            self.factors = [self._squared(old, mode, grad, kept, 1 - decay) for old, mode in rows]
+            kept = 1.0
         if any(task.step == 0 for task in self.tasks):
             self._begin()
+
+    def _squared(self, old: Tensor, mode: Mode, grad: Tensor, kept: float, weight: float) -> Tensor:
+        """kept * old + weight * X X^T of the unfolded gradient; as it is where the step is left out."""
+        x, active = mode.unfolded(grad), _of_parts(self.active, mode)
+        if isinstance(active, Tensor):
+            new = torch.baddbmm(old, x, x.mT, beta=kept, alpha=weight)
+            return torch.where(active > 0, new, old)
+        if not active:
+            return old
+        out = old if self.in_place else None
+        return torch.baddbmm(old, x, x.mT, beta=kept, alpha=weight, out=out)
 
     def rotated(self, values: Tensor) -> Tensor:
         """Matrices, once or several times as many, in the eigenbases."""
@@ -117,14 +121,6 @@ class StackStep:
             values = mode.rotate(values, basis.mT)
         return values
 
-    def close(self, records: Sequence[Record]) -> None:
-        """Puts factors and bases into new records, those of all parameters of the batch."""
-        stack = self.stack
-        for i, mode in enumerate(stack.modes):
-            kept = kept_dtype(mode, self.factors[i].dtype)
-            stack.factors[i].close(records, _cast(self.factors[i], kept), self.in_place)
-            stack.bases[i].close(records, _cast(self.bases[i], kept), self.in_place)
-
     def renew(self, records: Sequence[Record]) -> None:
         """Takes those bases that are due, in new records, one step nearer to the eigenvectors."""
         due = [i for i, task in enumerate(self.tasks) if task.is_due and task.step > 0]
@@ -137,7 +133,7 @@ class StackStep:
 
     def _is_active(self) -> Tensor:
         """Of each group whether its step is not left out, (members * groups,)."""
-        return torch.as_tensor(self.weight > 0, device=self.stack.device).expand(self.stack.shape[0])
+        return torch.as_tensor(self.active > 0, device=self.stack.device).expand(self.stack.shape[0])
 
     def _begin(self) -> None:
         """Makes first bases: constants to autograd, as eigenvectors may have infinite derivatives."""
@@ -156,10 +152,10 @@ class StackStep:
         second = old = record[second_key]
         for mode in self.stack.modes:
             key = f"{mode.name}_basis_{number}"
-            factor, basis = (_cast(record[k], old.dtype).detach() for k in (f"{mode.name}_{number}", key))
+            factor, basis = (cast(record[k], old.dtype).detach() for k in (f"{mode.name}_{number}", key))
             new, order = renewed_basis(factor, basis)
             new = torch.where(_by_part(is_active, mode), new, basis)
-            record[key] = replaced(record[key], _cast(new, record[key].dtype), self.in_place)
+            record[key] = replaced(record[key], cast(new, record[key].dtype), self.in_place)
             permuted = mode.permute(second, order)
             second = torch.where(is_active.view(-1, 1, 1, 1), permuted, second)
         record[second_key] = replaced(old, second, self.in_place)
@@ -182,8 +178,3 @@ def _repeated(basis: Tensor, count: int) -> Tensor:
     if count == 1:
         return basis
     return basis.expand(count, *basis.shape).flatten(0, 1)
-
-
-def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cheaper than `to` where nothing is to be done."""
-    return values if values.dtype == dtype else values.to(dtype)

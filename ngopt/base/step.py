@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ngopt.base.arrays import Array, array, array_like, on
+from ngopt.base.arrays import Column, as_tensor, on
 from ngopt.base.flat import Flat, Number
-from ngopt.base.joined import Joined
+from ngopt.base.joined import Held, Joined
 from ngopt.functional import Record
 
 
@@ -19,11 +19,11 @@ class Shared(NamedTuple):
     """What the elements of a parameter share in one step.
 
     recall: of what the state holds so far; see `Measured`. None if it stays as it is.
-    multiplier: of the gradient. momentum, second, factor: weights of what is new in momentum, second
-        moments and factors; all 0 where the step is left out. Direction is rotated momentum /
-        sqrt(shrink * second + damping): with both corrections.
-    size: of the step, with all its factors. decay: share of the weights that decays. newest: weight
-        of the new weights in their average. is_finite: all gradients are known to be finite.
+    multiplier: of the gradient. momentum, second: weights of what is new in momentum and second
+        moments; 0 where the step is left out, as is `active`, elsewhere 1. Direction is rotated
+        momentum / sqrt(shrink * second + damping): with both corrections.
+    size: of the step, with all its factors, below 0. decay: share of the weights that decays. newest: weight
+        of the new weights in their average, if there is one. is_finite: all gradients are known to be finite.
     """
 
     recall: Number | None
@@ -32,11 +32,14 @@ class Shared(NamedTuple):
     second: Number
     shrink: Number
     damping: Number
-    factor: Number
+    active: Number
     size: Number
     decay: Number
-    newest: Number
+    newest: Number | None
     is_finite: bool
+
+
+NUMBERS = Shared._fields[:-1]
 
 
 class Task(NamedTuple):
@@ -50,22 +53,30 @@ class Task(NamedTuple):
     is_due: bool = False
 
 
-def shared(numbers: Array, like: Tensor, has_recall: bool) -> Shared:
-    """Rows of numbers (10, n) in the dtype and on the device of a state."""
-    if isinstance(numbers, np.ndarray):
-        found: list[Number] = numbers[:, 0].tolist()
-        (varied,) = (numbers != numbers[:, :1]).any(1).nonzero()
-        rows = torch.from_numpy(numbers[varied]).to(like).unbind()
-        for i, row in zip(varied.tolist(), rows, strict=True):
-            found[i] = row
-    else:
-        found = list(numbers.to(like).squeeze(1).unbind())
-    momentum = numbers[Shared._fields.index("momentum")]
-    is_finite = isinstance(numbers, np.ndarray) and bool(momentum.all())
-    recall, *others, newest = found
-    # as a number it would be compiled into `lerp`, anew for every step
-    newest = torch.as_tensor(newest, dtype=like.dtype, device=like.device)
-    return Shared._make([recall if has_recall else None, *others, newest, is_finite])
+def shared(found: Sequence[Column], some: slice, like: Tensor, has_recall: bool) -> Shared:
+    """The numbers of some parameters, of columns of all, in the dtype and on the device of a state.
+
+    found: the fields of `Shared` but for the last; without `newest` where nothing is averaged.
+    """
+    own = [values[some] for values in found]
+    active = own[NUMBERS.index("active")]
+    is_finite = not isinstance(active, Tensor) and all(active)
+    recall, *numbers = _compact(own, like)
+    newest = None
+    if len(found) == len(NUMBERS):
+        # as a number it would be compiled into `lerp`, anew for every step
+        newest = torch.as_tensor(numbers.pop(), dtype=like.dtype, device=like.device)
+    return Shared._make([recall if has_recall else None, *numbers, newest, is_finite])
+
+
+def _compact(found: Sequence[Column], like: Tensor) -> list[Number]:
+    """Columns as numbers where they are the same for all, else as tensors."""
+    if isinstance(found[0], Tensor):
+        return list(as_tensor(found, like).squeeze(1).unbind())
+    is_varied = [len(set(values)) > 1 for values in found]
+    varied = list(compress(found, is_varied))
+    rows = iter(as_tensor(varied, like).unbind() if varied else ())
+    return [next(rows) if varies else values[0] for values, varies in zip(found, is_varied, strict=True)]
 
 
 class Scalars:
@@ -75,18 +86,18 @@ class Scalars:
     """
 
     def __init__(self, keys: Sequence[str], devices: Sequence[torch.device]):
-        self._members: dict[torch.device, tuple[list[int], Joined]] = {}
+        self._members: dict[torch.device, tuple[list[int], Held]] = {}
         for device in dict.fromkeys(devices):
             some = [j for j, own in enumerate(devices) if own == device]
             places = [(j, key) for key in keys for j in some]
             joined = Joined(places, Flat([()] * len(places)), (len(keys), len(some)))
-            self._members[device] = some, joined
+            self._members[device] = some, Held([joined])
         order = [j for some, _ in self._members.values() for j in some]
         self._order = torch.tensor(order).argsort()
 
     def open(self, records: Sequence[Record], in_place: bool) -> Tensor:
         """(keys, n), on the device of the first."""
-        found = [joined.open(records, in_place) for _, joined in self._members.values()]
+        found = [held.open(records, in_place)[0] for _, held in self._members.values()]
         if len(found) == 1:
             return found[0]
         device = found[0].device
@@ -94,9 +105,9 @@ class Scalars:
 
     def close(self, records: Sequence[Record], rows: Tensor, in_place: bool) -> None:
         """Puts new values (keys, n) into records."""
-        for device, (some, joined) in self._members.items():
+        for device, (some, held) in self._members.items():
             own = rows if len(self._members) == 1 else rows[:, some]
-            joined.close(records, on(own, device), in_place)
+            held.close(records, [on(own, device)], in_place)
 
 
 Value = TypeVar("Value")
@@ -114,22 +125,6 @@ def of_each(steps: Sequence[int], number: Callable[[int], Value]) -> list[Value]
     return [found[step] for step in steps]
 
 
-def vector(values: Sequence[float | Tensor], like: Array) -> Array:
-    """Numbers, some of them perhaps tensors, as an array."""
-    plain = [value for value in values if not isinstance(value, Tensor)]
-    if len(plain) == len(values):
-        return array_like(plain, like)
-    found = torch.stack([torch.as_tensor(value) for value in values])
-    return found.to(like) if isinstance(like, Tensor) else array(found)
-
-
-def converted(values: Tensor, like: Array) -> Array:
-    """Values as an array of the same kind, in its precision."""
-    if isinstance(like, np.ndarray):
-        return array(values.double())
-    return on(values, like.device).to(like.dtype)
-
-
 class Step(NamedTuple):
     """What one step knows of the parameters that have a gradient, in the order of its plan.
 
@@ -143,7 +138,7 @@ class Step(NamedTuple):
     params: Sequence[Tensor]
     tasks: Sequence[Task]
     records: Sequence[Record]
-    active: Array
+    active: Column
     numbers: Sequence[Shared]
     decays: bool
     now: int

@@ -1,5 +1,6 @@
 """Directions: of vectors by hand (Adam with Nesterov's momentum), of many parameters at once."""
 
+from functools import partial
 from math import prod
 
 import pytest
@@ -7,12 +8,12 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
-from ngopt.base.arrays import array, stacked
+from ngopt.base.arrays import column, of_all
 from ngopt.base.batch import Batch
 from ngopt.base.config import DirectionConfig, SoapConfig
-from ngopt.base.direction import init_direction, step_numbers
+from ngopt.base.direction import corrections, init_direction, step_numbers
 from ngopt.base.layout import MatrixLayout
-from ngopt.base.measure import measure, root_mean_squares
+from ngopt.base.measure import measure, root_mean_squares, sizes_at
 from ngopt.base.modes import Channels, Kernel, Rows
 from ngopt.base.soap import Soap
 from ngopt.base.step import Task, shared
@@ -93,6 +94,11 @@ KINDS = {
 }
 
 
+def numbers_of(config, rms, scale, size, early, kept, shrink, damping):
+    measured = measure(rms, scale, size, early, kept, clip=10.0)
+    return measured.scale, measured.size, measured.active, *step_numbers(measured, shrink, damping, config)
+
+
 @pytest.fixture(params=["on the host", "followed by autograd"])
 def place(request):
     with torch.set_grad_enabled(request.param != "on the host"):
@@ -111,25 +117,27 @@ def test_many_at_once_are_what_each_is_alone(kind):
     ]
     shapes = list(map(torch.Size, shapes))
     batch = Batch(shapes, layouts, torch.device("cpu"))
-    scale = size = array(torch.zeros(len(shapes)).double())
     generator = torch.Generator().manual_seed(0)
+    sizes = None
     for step in range(4):
         grads = [torch.randn(shape, generator=generator) for shape in shapes]
         grads[0][1] = 0  # an element without any gradient
         if step == 2:
             grads[-1].view(-1)[0] = torch.nan
-        measured = measure(root_mean_squares(grads), scale, size, [step] * len(grads), 10.0)
-        scale, size = measured.scale, measured.size
-        found = step_numbers(measured, [step] * len(grads), config)
-        numbers = stacked([*found, *[measured.active] * 3])
+        rms = root_mean_squares(grads)
+        given = [column([x] * len(grads), rms) for x in (*sizes_at(step), *corrections(step, config))]
+        sizes = sizes or [column([0.0] * len(grads), rms)] * 2
+        scale, size, active, *found = of_all(partial(numbers_of, config), rms, *sizes, *given)
+        sizes = scale, size
+        numbers = [*found, active, active, active]
         tasks = [Task(record, step, i != 1) for i, record in enumerate(records)]
         new = [{} for _ in records]
-        together = shared(numbers, grads[0], True)
-        values = batch.directions(grads, tasks, new, together, 0.1)
+        together = shared(numbers, slice(None), grads[0], True)
+        values = batch.directions(grads, tasks, new, together, config)
         for i, value in enumerate(batch.flat.split(values)):
             own, alone = Batch([value.shape], [layouts[i]], value.device), {}
-            single = shared(numbers[:, i : i + 1], grads[0], True)
-            expected = own.directions([grads[i]], [tasks[i]], [alone], single, 0.1)
+            single = shared(numbers, slice(i, i + 1), grads[0], True)
+            expected = own.directions([grads[i]], [tasks[i]], [alone], single, config)
             torch.testing.assert_close(value, expected.view(value.shape), rtol=1e-5, atol=1e-6)
             assert new[i].keys() == alone.keys() == records[i].keys()
             for key, expected in alone.items():

@@ -1,8 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
 
-from ngopt.base.arrays import array
-from ngopt.base.measure import EARLY, SIZE_DECAY, Measured, measure, root_mean_squares
+from ngopt.base.arrays import column, columns, of_all
+from ngopt.base.measure import EARLY, SIZE_DECAY, Measured, measure, root_mean_squares, sizes_at
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["torch", "numpy"])
@@ -11,14 +13,19 @@ def differentiates(request):
         yield
 
 
+def measured_at(step, rms, scale, size, clip=10.0):
+    early, kept = (column([number] * len(rms), rms) for number in sizes_at(step))
+    return Measured(*of_all(partial(measure, clip=clip), rms, scale, size, early, kept))
+
+
 def follow(gradients, clip=10.0):
     """What is measured of one gradient after the other, of one parameter."""
     found = []
     for step, grad in enumerate(gradients):
         rms = root_mean_squares([grad])
         before = found[-1] if found else Measured(*torch.zeros(len(Measured._fields)))
-        old = (array(getattr(before, key).double().view(1)) for key in ("scale", "size"))
-        measured = measure(rms, *old, [step], clip)
+        old = torch.stack([before.scale, before.size]).double().view(2, 1)
+        measured = measured_at(step, rms, *columns(old, rms), clip=clip)
         found.append(Measured(*(torch.as_tensor(column[0]).float() for column in measured)))
     return found
 
@@ -103,11 +110,12 @@ def test_several_gradients_and_dtypes_are_measured_together_as_alone():
     dtypes = [torch.float32, torch.float64, torch.float32, torch.bfloat16]
     pairs = list(zip(shapes, dtypes, strict=True))
     grads = [torch.randn(s, generator=generator, dtype=torch.float64).to(d) for s, d in pairs]
-    zero = array(torch.zeros(4, dtype=torch.float64))
-    together = measure(root_mean_squares(grads), zero, zero, [0] * 4, 10.0)
-    singles = [measure(root_mean_squares([g]), zero[:1], zero[:1], [0], 10.0) for g in grads]
+    rms = root_mean_squares(grads)
+    zero = column([0.0] * 4, rms)
+    together = measured_at(0, rms, zero, zero)
+    singles = [measured_at(0, root_mean_squares([g]), zero[:1], zero[:1]) for g in grads]
     for found, *single in zip(together, *singles, strict=True):
-        assert found.tolist() == [value for values in single for value in values.tolist()]
+        assert list(found) == [value for values in single for value in values]
     assert together.active[2] == 1  # the empty one
     assert together.scale[2] == 0
 
