@@ -15,6 +15,8 @@ from torch import (
 
 # Metz et al. 2019; Kofinas et al. 2024, section 4.3.
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
+MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
+"""Keys of a record: one momentum for each decay."""
 # Cut-off of the preprocessing: magnitudes below exp(-p) are treated linearly (Andrychowicz et al. 2016, App. A).
 LOG_CUTOFF = 10.0
 NUM_FEATURES = 2 * (2 + len(DECAYS))
@@ -59,18 +61,27 @@ def preprocess(
         log = x.abs().clamp(min=least).log().mul_(1 / cutoff)
         sign = x.clamp(-least, least).mul_(1 / least)
         return torch.cat([log, sign]).movedim(0, -1)
-    if out is None:  # in which way torch.vmap can follow
-        found = torch.stack([*columns, *columns])
-        log, sign = found.chunk(2)
-        sign.clamp_min_(-least).clamp_max_(least)
-    else:
-        found = out
-        log, sign = found.chunk(2)
-        torch.stack(columns, out=log)
-        torch.clamp(log, -least, least, out=sign)
-    sign.mul_(1 / least)
-    log.abs_().clamp_min_(least).log_().mul_(1 / cutoff)
+    if out is not None:
+        torch.stack(columns, out=out.chunk(2)[0])
+        return preprocess_in_place(out, cutoff).movedim(0, -1)
+    found = torch.stack([*columns, *columns])  # in which way torch.vmap can follow
+    log, sign = found.chunk(2)
+    sign.clamp_min_(-least).clamp_max_(least).mul_(1 / least)
+    _to_logarithms(log, cutoff)
     return found.movedim(0, -1)
+
+
+def preprocess_in_place(out: Tensor, cutoff: float = LOG_CUTOFF) -> Tensor:
+    """`preprocess` of what the first half of `out`, (2 k, *shape), holds."""
+    log, sign = out.chunk(2)
+    least = exp(-cutoff)
+    torch.clamp(log, -least, least, out=sign).mul_(1 / least)
+    _to_logarithms(log, cutoff)
+    return out
+
+
+def _to_logarithms(values: Tensor, cutoff: float) -> None:
+    values.abs_().clamp_min_(exp(-cutoff)).log_().mul_(1 / cutoff)
 
 
 def features_of(

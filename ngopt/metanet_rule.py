@@ -14,7 +14,8 @@ from torch import Tensor
 from ngopt.base.flat import concatenated
 from ngopt.base.schedule import warn_past_horizon, with_horizon
 from ngopt.base.step import uncompiled
-from ngopt.features import DECAYS, features_of, move_momenta, update_momenta
+from ngopt.features import MOMENTA, features_of, move_momenta, update_momenta
+from ngopt.flat_state import FlatState
 from ngopt.functional import Change, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.metanet import Metanet
@@ -22,14 +23,11 @@ from ngopt.models.parts import GraphParts, even_slices
 from ngopt.models.predictor import Predictor
 from ngopt.models.sources import FlatFeatures, RawFeatures, Source
 
-MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
-"""Keys of a record: one momentum for each decay."""
-
 CONTEXT = "context"
 """Key of what the graph said of a parameter, where that is used for several steps."""
 
 # Features of a network of so many parameters are kept during a step; of a larger one, made when read.
-FEW = 1 << 15
+FEW = 1 << 16
 # Elements of parameters whose momenta move in one call, for which their gradients are copied; of a
 # parameter whose updates are in memory at once.
 MOVED = 1 << 22
@@ -109,6 +107,7 @@ class MetanetRule:
         self.cooldown, self.total_steps = cooldown, total_steps
         self._parts: tuple[tuple, GraphParts | None] | None = None
         self._kept_predictor: tuple[tuple, Predictor] | None = None
+        self._flat: FlatState | None = None
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         return [self._first_record(p) for p in params]
@@ -132,6 +131,8 @@ class MetanetRule:
             is_due=self._is_due(present, state),
             factor=self._factor(state) if cools else None,
         )
+        if in_place and self._is_flat(look, state):
+            return self._update_flat(look, grads, state, params, hyper)
         if in_place:
             self._move_momenta(grads, state)
         rows = zip(grads, state, strict=True)
@@ -142,6 +143,41 @@ class MetanetRule:
         ]
         said, updates = self._predictions(look, columns, state, in_place)
         return self._changes(updates, said, records, params, hyper, look.factor)
+
+    def _is_flat(self, look: _Look, state: Sequence[Record]) -> bool:
+        """Whether all parameters are there, few, and kept as the metanet computes."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not look.is_small:
+            return False
+        like = self._like()
+        is_whole = len(look.present) == len(state)
+        return is_whole and all(
+            record[MOMENTA[0]].dtype == like.dtype and record[MOMENTA[0]].device == like.device for record in state
+        )
+
+    def _update_flat(
+        self,
+        look: _Look,
+        grads: Sequence[Tensor | None],
+        state: Sequence[Record],
+        params: Sequence[Tensor],
+        hyper: Hyper,
+    ) -> Iterator[Change]:
+        """`update` of all parameters at once, where their state is."""
+        if self._flat is None:
+            shapes = [torch.Size(spec.shape) for spec in self.graph.parameters]
+            key = CONTEXT if self._is_amortized else None
+            self._flat = FlatState(shapes, self._like(), key, self.metanet.d_context)
+        n, predictor = self.graph.numel, self._predictor(self.graph.numel)
+        features = predictor.features(n)
+        self._flat.move(params, [grad for grad in grads if grad is not None], state, features)
+        context = None
+        if self.metanet.d_context:
+            finite = partial(FlatFeatures.finite, features.mT, self.graph)
+            kept, said = self._flat.context(state), self._context(look, finite, state, in_place=True)
+            context = concatenated(said or []) if kept is None else kept
+        values = self.graph.unflatten(predictor.predicted(n, context))
+        # what the graph said is where it stays already
+        return self._changes(map(_Update, look.present, values), None, state, params, hyper, look.factor)
 
     def _changes(
         self,
@@ -161,7 +197,7 @@ class MetanetRule:
             p = p if rows is None else p[rows]
             value = u.to(device=p.device, dtype=state_dtype(p)).view(p.shape)
             # in place where nobody differentiates: another delta of a large parameter is much memory
-            delta = lr * value if torch.is_grad_enabled() else value.mul_(lr)
+            delta = lr * value if torch.is_grad_enabled() else _times(value, lr)
             if decay:
                 delta = delta - lr * self.metanet.config.nominal_step * decay * p
             yield Change(i, delta, record, rows)
@@ -192,7 +228,8 @@ class MetanetRule:
         in_place: bool,
     ) -> Sequence[Tensor] | None:
         """What the graph says of every parameter, (numel, d); None if the metanet sees no graph."""
-        parts = self._parts_for(None if look.is_small else _at_once(EDGES, self._like()))
+        limit = None if look.is_small else _at_once(EDGES, self._like())
+        parts = self._parts_for(limit) if self.metanet.d_context else None
         if parts is None:
             return None
         if not look.is_due:
@@ -385,6 +422,11 @@ class MetanetRule:
         if self._parts is None or self._parts[0] != wanted:
             self._parts = wanted, self.metanet.parts(self.graph, like, limit)
         return self._parts[1]
+
+
+def _times(value: Tensor, lr: float | Tensor) -> Tensor:
+    """In place; nothing where that is all that it would do."""
+    return value if isinstance(lr, float) and lr == 1 else value.mul_(lr)
 
 
 def _together(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:

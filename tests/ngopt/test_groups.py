@@ -187,7 +187,7 @@ def test_parameters_replaced_in_a_group(weights):
     model(inputs).sum().backward()
     opt.step()
     wider = mlp(4, 7, 3)
-    kept = opt.state[model[-1].bias]["step"]
+    kept = opt.state[model[-1].bias]["step"].clone()
     for i, p in enumerate(list(wider.parameters())[:3]):
         opt.param_groups[0]["params"][i] = p
     wider[-1].bias = model[-1].bias

@@ -112,16 +112,21 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     grads[2][0].view(-1)[1] = torch.nan
     rule = MetanetRule(metanet_for(metanet, graph), graph)
     expected = steps(rule, params, grads)
+    in_place = steps(MetanetRule(rule.metanet, graph), params, grads, in_place=True)
+    assert_same_steps(in_place, expected)
     monkeypatch.setattr(metanet_rule, "FEW", 0)
     monkeypatch.setattr(edge_states, "BUDGET", 0)
     monkeypatch.setitem(metanet_rule.EDGES, "cpu", 11)
     monkeypatch.setitem(metanet_rule.ROWS, "cpu", 5)
     monkeypatch.setattr(metanet_rule, "MOVED", 20)
     for in_place in (False, True):
-        found = steps(MetanetRule(rule.metanet, graph), params, grads, in_place)
-        for one, other in zip(found, expected, strict=True):
-            for a, b in zip(one, other, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-14, equal_nan=True)
+        assert_same_steps(steps(MetanetRule(rule.metanet, graph), params, grads, in_place), expected)
+
+
+def assert_same_steps(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-14, equal_nan=True)
 
 
 def steps(rule, params, grads, in_place=False):

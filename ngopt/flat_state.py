@@ -1,0 +1,62 @@
+"""State and features of a small network's parameters as a few tensors, for steps in place.
+
+What the records hold are views of them: a step takes as many calls for all parameters as for one,
+and allocates next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import (
+    Size,
+    Tensor,
+    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]
+)
+
+from ngopt.base.flat import Flat
+from ngopt.base.joined import Held, Joined
+from ngopt.features import DECAYS, LARGEST, MOMENTA, preprocess_in_place
+from ngopt.functional import Record
+
+
+class FlatState:
+    """Of parameters of these shapes, whose states have the dtype and the device of `like`.
+
+    context: key of what the graph said of every element, (*shape, d) each, None if it says nothing.
+    """
+
+    def __init__(self, shapes: Sequence[Size], like: Tensor, context: str | None, d_context: int):
+        self.flat, numbers = Flat(shapes), range(len(shapes))
+        momenta = [(i, key) for key in MOMENTA for i in numbers]
+        shape = len(MOMENTA), -1
+        self._momenta = Held([Joined(momenta, Flat([*shapes] * len(MOMENTA)), shape)])
+        self._context: Held | None = None
+        if context is not None:
+            own = Flat([(*shape, d_context) for shape in shapes])
+            self._context = Held([Joined([(i, context) for i in numbers], own, (-1, d_context))])
+        self._cut = like.new_empty(sum(self.flat.sizes))
+
+    def move(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        records: Sequence[Record],
+        out: Tensor,
+    ) -> None:
+        """Counts a step and moves momenta, in the records; writes features, (14, n)."""
+        (momenta,) = self._momenta.open(records, in_place=True)
+        _foreach_add_([record["step"] for record in records], 1)
+        columns = out.chunk(2)[0]
+        self.flat.join(params, columns[0])
+        gradient = self.flat.join(grads, columns[1])
+        torch.clamp(gradient, -LARGEST, LARGEST, out=self._cut)
+        _foreach_lerp_(momenta.unbind(), [self._cut] * len(DECAYS), [1 - decay for decay in DECAYS])
+        columns[2:] = momenta
+        preprocess_in_place(out)
+
+    def context(self, records: Sequence[Record]) -> Tensor | None:
+        """What the graph said of all elements, (n, d); written to, it is written to the records."""
+        return None if self._context is None else self._context.open(records, in_place=True)[0]
