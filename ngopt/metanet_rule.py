@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ngopt import at_once
 from ngopt.base.flat import concatenated
 from ngopt.base.schedule import warn_past_horizon, with_horizon
 from ngopt.base.step import uncompiled
-from ngopt.features import MOMENTA, features_of, move_momenta, update_momenta
+from ngopt.features import MOMENTA, move_momenta, update_momenta
 from ngopt.flat_state import FlatState
 from ngopt.functional import Change, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.metanet import Metanet
-from ngopt.models.parts import GraphParts, even_slices
-from ngopt.models.predictor import Predictor
+from ngopt.models.parts import GraphParts
 from ngopt.models.sources import FlatFeatures, RawFeatures, Source
+from ngopt.predictions import Predictions, Update
 
 CONTEXT = "context"
 """Key of what the graph said of a parameter, where that is used for several steps."""
 
 # Features of a network of so many parameters are kept during a step; of a larger one, made when read.
 FEW = 1 << 16
-# Elements of parameters whose momenta move in one call, for which their gradients are copied; of a
-# parameter whose updates are in memory at once.
-MOVED = 1 << 22
-# Edges, and elements of parameters, that are worked on at once, on the CPU by a thread: what the caches of
-# a core hold, of elements more, as a few calls for many cost less than the larger caches.
-EDGES = {"cpu": 1 << 13, "cuda": 1 << 17}
-ROWS = {"cpu": 1 << 15, "cuda": 1 << 20}
 
 
 @dataclass(frozen=True)
@@ -70,14 +63,6 @@ class _Look(NamedTuple):
     factor: Tensor | None
 
 
-class _Update(NamedTuple):
-    """What the metanet predicts for a parameter, or for some rows of it; see `Change`."""
-
-    position: int
-    values: Tensor
-    rows: slice | None = None
-
-
 class MetanetRule:
     """An `UpdateRule`: p <- p + c * lr * u - c * lr * s * weight_decay * p.
 
@@ -106,7 +91,7 @@ class MetanetRule:
         self.metanet, self.graph = metanet, graph
         self.cooldown, self.total_steps = cooldown, total_steps
         self._parts: tuple[tuple, GraphParts | None] | None = None
-        self._kept_predictor: tuple[tuple, Predictor] | None = None
+        self._predictions = Predictions(metanet, graph)
         self._flat: FlatState | None = None
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
@@ -141,7 +126,7 @@ class MetanetRule:
             [] if g is None or r is None else [p, g, *(r[key] for key in MOMENTA)]
             for p, g, r in zip(params, grads, records, strict=True)
         ]
-        said, updates = self._predictions(look, columns, state, in_place)
+        said, updates = self._predicted(look, columns, state, in_place)
         return self._changes(updates, said, records, params, hyper, look.factor)
 
     def _is_flat(self, look: _Look, state: Sequence[Record]) -> bool:
@@ -167,7 +152,8 @@ class MetanetRule:
             shapes = [torch.Size(spec.shape) for spec in self.graph.parameters]
             key = CONTEXT if self._is_amortized else None
             self._flat = FlatState(shapes, self._like(), key, self.metanet.d_context)
-        n, predictor = self.graph.numel, self._predictor(self.graph.numel)
+        n = self.graph.numel
+        predictor = self._predictions.predictor(n)
         features = predictor.features(n)
         self._flat.move(params, [grad for grad in grads if grad is not None], state, features)
         context = None
@@ -177,11 +163,11 @@ class MetanetRule:
             context = concatenated(said or []) if kept is None else kept
         values = self.graph.unflatten(predictor.predicted(n, context))
         # what the graph said is where it stays already
-        return self._changes(map(_Update, look.present, values), None, state, params, hyper, look.factor)
+        return self._changes(map(Update, look.present, values), None, state, params, hyper, look.factor)
 
     def _changes(
         self,
-        updates: Iterable[_Update],
+        updates: Iterable[Update],
         said: Sequence[Tensor] | None,
         records: Sequence[Record | None],
         params: Sequence[Tensor],
@@ -202,23 +188,23 @@ class MetanetRule:
                 delta = delta - lr * self.metanet.config.nominal_step * decay * p
             yield Change(i, delta, record, rows)
 
-    def _predictions(
+    def _predicted(
         self,
         look: _Look,
         columns: Sequence[Sequence[Tensor]],
         state: Sequence[Record],
         in_place: bool,
-    ) -> tuple[Sequence[Tensor] | None, Iterator[_Update]]:
+    ) -> tuple[Sequence[Tensor] | None, Iterator[Update]]:
         """What the graph says of every parameter; updates of those present."""
         if look.is_small:
-            predictor = self._predictor(self.graph.numel) if in_place else None
-            features = self._features(columns, predictor)
+            predictor = self._predictions.predictor(self.graph.numel) if in_place else None
+            features = self._predictions.features(columns, predictor)
             finite = partial(FlatFeatures.finite, features, self.graph)
             said = self._context(look, finite, state, in_place)
-            return said, self._all_at_once(features, predictor, said, look.present)
+            return said, self._predictions.all_at_once(features, predictor, said, look.present)
         raw = RawFeatures(columns, self.graph, self._like())
         said = self._context(look, lambda: raw, state, in_place)
-        return said, self._piece_by_piece(raw, said, look.present, in_place)
+        return said, self._predictions.piece_by_piece(raw, said, look.present, in_place)
 
     def _context(
         self,
@@ -228,7 +214,7 @@ class MetanetRule:
         in_place: bool,
     ) -> Sequence[Tensor] | None:
         """What the graph says of every parameter, (numel, d); None if the metanet sees no graph."""
-        limit = None if look.is_small else _at_once(EDGES, self._like())
+        limit = None if look.is_small else at_once.limit(at_once.EDGES, self._like())
         parts = self._parts_for(limit) if self.metanet.d_context else None
         if parts is None:
             return None
@@ -268,11 +254,11 @@ class MetanetRule:
         """In place, of as many elements at once as need little memory for copies of gradients."""
         found = {i: grad for i, grad in enumerate(grads) if grad is not None}
         sizes = {i: grad.numel() for i, grad in found.items()}
-        for some in _together(sizes, MOVED):
+        for some in at_once.together(sizes, at_once.MOVED):
             momenta = [state[i][key] for i in some for key in MOMENTA]
-            count = -(-sizes[some[-1]] // MOVED)  # more than 1 of a long one, which is alone
+            count = -(-sizes[some[-1]] // at_once.MOVED)  # more than 1 of a long one, which is alone
             gradients = [found[i] for i in some]
-            pieces = [_in_rows(x, count) for x in (*momenta, *gradients)]
+            pieces = [at_once.in_rows(x, count) for x in (*momenta, *gradients)]
             for piece in zip(*pieces, strict=True):
                 moved = [piece[j : j + len(MOMENTA)] for j in range(0, len(momenta), len(MOMENTA))]
                 move_momenta(moved, piece[len(momenta) :])
@@ -313,105 +299,6 @@ class MetanetRule:
         out = old if in_place else [torch.empty_like(x) for x in old]
         return self.metanet.context(source, parts, out)
 
-    def _all_at_once(
-        self,
-        features: Tensor,
-        predictor: Predictor | None,
-        said: Sequence[Tensor] | None,
-        present: Sequence[int],
-    ) -> Iterator[_Update]:
-        """From all features, which a predictor has already; without one autograd may follow."""
-        context = None if said is None else torch.cat([x.to(features) for x in said])
-        if predictor is None:
-            values = self.metanet.updates(features, context)
-        else:
-            values = predictor.predicted(len(features), context)
-        found = self.graph.unflatten(values)
-        return (_Update(i, found[i]) for i in present)
-
-    def _piece_by_piece(
-        self,
-        source: RawFeatures,
-        said: Sequence[Tensor] | None,
-        present: Sequence[int],
-        in_place: bool,
-    ) -> Iterator[_Update]:
-        """The same for a large network; where that is wanted, some rows of a long parameter at a time."""
-        specs, rows = self.graph.parameters, _at_once(ROWS, self._like())
-        sizes = {i: specs[i].numel for i in present}
-        predictor = self._predictor(rows)
-        # small parameters several pieces at a time, so that few pieces are short
-        for some in _together(sizes, 4 * rows):
-            columns = source.joined(some)
-            if said is not None:
-                columns.append(concatenated([said[i] for i in some]))
-            if in_place and sizes[some[0]] > MOVED:
-                yield from self._row_by_row(predictor, some[0], columns)
-            else:
-                found = self._updates(predictor, columns).split([sizes[i] for i in some])
-                yield from map(_Update, some, found)
-
-    def _row_by_row(
-        self,
-        predictor: Predictor,
-        position: int,
-        columns: Sequence[Tensor],
-    ) -> Iterator[_Update]:
-        """Updates of a long parameter, of as many rows at a time as have `MOVED` elements or so."""
-        spec = self.graph.parameters[position]
-        row = spec.numel // spec.shape[0]
-        for rows in even_slices(spec.shape[0], max(1, MOVED // row)):
-            elements = slice(rows.start * row, rows.stop * row)
-            values = self._updates(predictor, [x[elements] for x in columns])
-            yield _Update(position, values, rows)
-
-    def _updates(self, predictor: Predictor, columns: Sequence[Tensor]) -> Tensor:
-        """Updates (n,) of some elements, from weight, gradient, momenta, (n,), and context, (n, d), if any."""
-        like, raw = self._like(), 2 + len(MOMENTA)
-        n = len(columns[0])
-        # pieces of equal length: a short one costs as many calls as a long one
-        count = max(1, -(-n // predictor.room))
-        update = like.new_empty(n)
-        pieces = [x.tensor_split(count) for x in (update, *columns)]
-        for out, *piece in zip(*pieces, strict=True):
-            features_of(piece[:raw], like, predictor.features(len(out)))
-            context = piece[raw] if len(piece) > raw else None
-            out.copy_(predictor.predicted(len(out), context))
-        return update
-
-    def _predictor(self, room: int) -> Predictor:
-        """The metanet's, kept from step to step."""
-        like = self._like()
-        wanted = room, like.device, like.dtype
-        if self._kept_predictor is None or self._kept_predictor[0] != wanted:
-            self._kept_predictor = wanted, self.metanet.predictor(room)
-        predictor = self._kept_predictor[1]
-        predictor.refresh()
-        return predictor
-
-    def _features(
-        self,
-        columns: Sequence[Sequence[Tensor]],
-        predictor: Predictor | None,
-    ) -> Tensor:
-        """Weight, gradient and momenta, preprocessed: (numel, 14); zeros where absent.
-
-        predictor: where to put them; without one autograd may follow.
-        """
-        like, specs = self._like(), self.graph.parameters
-        rows = zip(columns, specs, strict=True)
-        nothing = [like.new_zeros(())] * (2 + len(MOMENTA))
-        whole = [some or [zero.expand(spec.shape) for zero in nothing] for some, spec in rows]
-        flat = [self.graph.flatten([x.to(like.device) for x in column]) for column in zip(*whole, strict=True)]
-        out = None if predictor is None else predictor.features(self.graph.numel)
-        features = features_of(flat, like, out)
-        if all(columns):
-            return features
-        rows = zip(columns, specs, strict=True)
-        is_present = [like.new_full((spec.numel, 1), bool(some)) for some, spec in rows]
-        is_present = torch.cat(is_present)
-        return features * is_present if out is None else features.mul_(is_present)
-
     def _like(self) -> Tensor:
         return next(self.metanet.parameters())
 
@@ -427,28 +314,6 @@ class MetanetRule:
 def _times(value: Tensor, lr: float | Tensor) -> Tensor:
     """In place; nothing where that is all that it would do."""
     return value if isinstance(lr, float) and lr == 1 else value.mul_(lr)
-
-
-def _together(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
-    """Parameters, given with their sizes, that are worked on at once: short ones, or a long one alone."""
-    some, total = [], 0
-    for i, size in sorted(sizes.items(), key=itemgetter(1)):
-        if some and total + size > limit:
-            yield some
-            some, total = [], 0
-        some.append(i)
-        total += size
-    yield some
-
-
-def _in_rows(x: Tensor, count: int) -> Sequence[Tensor]:
-    """Pieces of a tensor along its first axis."""
-    return (x,) if count == 1 else x.tensor_split(count)
-
-
-def _at_once(sizes: Mapping[str, int], like: Tensor) -> int:
-    kind = like.device.type
-    return sizes.get(kind, sizes["cuda"]) * (torch.get_num_threads() if kind == "cpu" else 1)
 
 
 def _next_record(old: Record, grad: Tensor, is_moved: bool) -> Record:

@@ -71,6 +71,7 @@ class MLPPredictor(Predictor):
         room: int,
     ):
         like = linears[0].weight.detach()
+        self._linears = linears
         self._scales = like.new_tensor(scales).unsqueeze(-1)
         first, *others = [layer.in_features + 1 for layer in linears]
         self.inputs, self._found = like.new_ones(first, room), like.new_empty(room)
@@ -78,13 +79,13 @@ class MLPPredictor(Predictor):
         self._hidden = [like.new_ones(width, self._at_once) for width in others]
         self._out = like.new_empty(2, self._at_once)
         self._weights = [like.new_empty(layer.out_features, layer.in_features + 1) for layer in linears]
-        self._given = [p for layer in linears for p in (layer.weight, layer.bias)]
         self._copies = [x for weight in self._weights for x in (weight[:, :-1], weight[:, -1])]
         self.refresh()
 
     def refresh(self) -> None:
+        given = [p for layer in self._linears for p in (layer.weight, layer.bias)]
         with torch.no_grad():
-            _foreach_copy_(self._copies, self._given)
+            _foreach_copy_(self._copies, given)
         self._weights[-1].mul_(self._scales)
 
     def _computed(self, inputs: Tensor) -> Tensor:

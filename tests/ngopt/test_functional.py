@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from ngopt import build_graph
+from ngopt.features import MOMENTA
 from ngopt.functional import Hyper, update_all
-from ngopt.metanet_rule import MOMENTA, MetanetRule
+from ngopt.metanet_rule import MetanetRule
 from ngopt.models import METANETS, FeedForward, NeuralGraphGNN
 from tests.equivariance import random_values
 from tests.metanets import metanet_for

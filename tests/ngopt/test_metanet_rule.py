@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ngopt import NGOptimizer, build_graph, load_pretrained, metanet_rule
+from ngopt import NGOptimizer, at_once, build_graph, load_pretrained, metanet_rule
 from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
@@ -116,9 +116,9 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     assert_same_steps(in_place, expected)
     monkeypatch.setattr(metanet_rule, "FEW", 0)
     monkeypatch.setattr(edge_states, "BUDGET", 0)
-    monkeypatch.setitem(metanet_rule.EDGES, "cpu", 11)
-    monkeypatch.setitem(metanet_rule.ROWS, "cpu", 5)
-    monkeypatch.setattr(metanet_rule, "MOVED", 20)
+    monkeypatch.setitem(at_once.EDGES, "cpu", 11)
+    monkeypatch.setitem(at_once.ROWS, "cpu", 5)
+    monkeypatch.setattr(at_once, "MOVED", 20)
     for in_place in (False, True):
         assert_same_steps(steps(MetanetRule(rule.metanet, graph), params, grads, in_place), expected)
 

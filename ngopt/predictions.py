@@ -1,0 +1,136 @@
+"""What a metanet predicts for the parameters of a graph: all at once, or piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt import at_once
+from ngopt.base.flat import concatenated
+from ngopt.features import MOMENTA, features_of
+from ngopt.graph.core import NeuralGraph
+from ngopt.models.metanet import Metanet
+from ngopt.models.parts import even_slices
+from ngopt.models.predictor import Predictor
+from ngopt.models.sources import RawFeatures
+
+
+class Update(NamedTuple):
+    """What the metanet predicts for a parameter, or for some rows of it; see `Change`."""
+
+    position: int
+    values: Tensor
+    rows: slice | None = None
+
+
+class Predictions:
+    """Those of a metanet on a graph."""
+
+    def __init__(self, metanet: Metanet, graph: NeuralGraph):
+        self.metanet, self.graph = metanet, graph
+        self._kept_predictor: tuple[tuple, Predictor] | None = None
+
+    def features(
+        self,
+        columns: Sequence[Sequence[Tensor]],
+        predictor: Predictor | None,
+    ) -> Tensor:
+        """Weight, gradient and momenta, preprocessed: (numel, 14); zeros where absent.
+
+        predictor: where to put them; without one autograd may follow.
+        """
+        like, specs = self._like(), self.graph.parameters
+        rows = zip(columns, specs, strict=True)
+        nothing = [like.new_zeros(())] * (2 + len(MOMENTA))
+        whole = [some or [zero.expand(spec.shape) for zero in nothing] for some, spec in rows]
+        flat = [self.graph.flatten([x.to(like.device) for x in column]) for column in zip(*whole, strict=True)]
+        out = None if predictor is None else predictor.features(self.graph.numel)
+        features = features_of(flat, like, out)
+        if all(columns):
+            return features
+        rows = zip(columns, specs, strict=True)
+        is_present = [like.new_full((spec.numel, 1), bool(some)) for some, spec in rows]
+        is_present = torch.cat(is_present)
+        return features * is_present if out is None else features.mul_(is_present)
+
+    def all_at_once(
+        self,
+        features: Tensor,
+        predictor: Predictor | None,
+        said: Sequence[Tensor] | None,
+        present: Sequence[int],
+    ) -> Iterator[Update]:
+        """From all features, which a predictor has already; without one autograd may follow."""
+        context = None if said is None else torch.cat([x.to(features) for x in said])
+        if predictor is None:
+            values = self.metanet.updates(features, context)
+        else:
+            values = predictor.predicted(len(features), context)
+        found = self.graph.unflatten(values)
+        return (Update(i, found[i]) for i in present)
+
+    def piece_by_piece(
+        self,
+        source: RawFeatures,
+        said: Sequence[Tensor] | None,
+        present: Sequence[int],
+        in_place: bool,
+    ) -> Iterator[Update]:
+        """The same for a large network; where that is wanted, some rows of a long parameter at a time."""
+        specs, rows = self.graph.parameters, at_once.limit(at_once.ROWS, self._like())
+        sizes = {i: specs[i].numel for i in present}
+        predictor = self.predictor(rows)
+        # small parameters several pieces at a time, so that few pieces are short
+        for some in at_once.together(sizes, 4 * rows):
+            columns = source.joined(some)
+            if said is not None:
+                columns.append(concatenated([said[i] for i in some]))
+            if in_place and sizes[some[0]] > at_once.MOVED:
+                yield from self._row_by_row(predictor, some[0], columns)
+            else:
+                found = self._updates(predictor, columns).split([sizes[i] for i in some])
+                yield from map(Update, some, found)
+
+    def _row_by_row(
+        self,
+        predictor: Predictor,
+        position: int,
+        columns: Sequence[Tensor],
+    ) -> Iterator[Update]:
+        """Updates of a long parameter, of as many rows at a time as have `MOVED` elements or so."""
+        spec = self.graph.parameters[position]
+        row = spec.numel // spec.shape[0]
+        for rows in even_slices(spec.shape[0], max(1, at_once.MOVED // row)):
+            elements = slice(rows.start * row, rows.stop * row)
+            values = self._updates(predictor, [x[elements] for x in columns])
+            yield Update(position, values, rows)
+
+    def _updates(self, predictor: Predictor, columns: Sequence[Tensor]) -> Tensor:
+        """Updates (n,) of some elements, from weight, gradient, momenta, (n,), and context, (n, d), if any."""
+        like, raw = self._like(), 2 + len(MOMENTA)
+        n = len(columns[0])
+        # pieces of equal length: a short one costs as many calls as a long one
+        count = max(1, -(-n // predictor.room))
+        update = like.new_empty(n)
+        pieces = [x.tensor_split(count) for x in (update, *columns)]
+        for out, *piece in zip(*pieces, strict=True):
+            features_of(piece[:raw], like, predictor.features(len(out)))
+            context = piece[raw] if len(piece) > raw else None
+            out.copy_(predictor.predicted(len(out), context))
+        return update
+
+    def predictor(self, room: int) -> Predictor:
+        """The metanet's, kept from step to step."""
+        like = self._like()
+        wanted = room, like.device, like.dtype
+        if self._kept_predictor is None or self._kept_predictor[0] != wanted:
+            self._kept_predictor = wanted, self.metanet.predictor(room)
+        predictor = self._kept_predictor[1]
+        predictor.refresh()
+        return predictor
+
+    def _like(self) -> Tensor:
+        return next(self.metanet.parameters())
