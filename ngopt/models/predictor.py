@@ -13,9 +13,6 @@ from torch import (
 
 from ngopt.features import NUM_FEATURES
 
-# Elements whose hidden values are in memory at once, on the CPU by a thread: so that they stay in its caches.
-PIECE = 1 << 13
-
 
 class Predictor:
     """A metanet's `updates` of up to some number of elements at once.
@@ -73,11 +70,8 @@ class MLPPredictor(Predictor):
         like = linears[0].weight.detach()
         self._linears = linears
         self._scales = like.new_tensor(scales).unsqueeze(-1)
-        first, *others = [layer.in_features + 1 for layer in linears]
-        self.inputs, self._found = like.new_ones(first, room), like.new_empty(room)
-        self._at_once = min(room, PIECE * (torch.get_num_threads() if like.device.type == "cpu" else room))
-        self._hidden = [like.new_ones(width, self._at_once) for width in others]
-        self._out = like.new_empty(2, self._at_once)
+        self.inputs, *self._hidden = [like.new_ones(layer.in_features + 1, room) for layer in linears]
+        self._out = like.new_empty(2, room)
         self._weights = [like.new_empty(layer.out_features, layer.in_features + 1) for layer in linears]
         self._copies = [x for weight in self._weights for x in (weight[:, :-1], weight[:, -1])]
         self.refresh()
@@ -89,16 +83,9 @@ class MLPPredictor(Predictor):
         self._weights[-1].mul_(self._scales)
 
     def _computed(self, inputs: Tensor) -> Tensor:
-        found = self._found[: inputs.shape[-1]]
-        pieces = inputs.split(self._at_once, -1), found.split(self._at_once)
-        for piece, out in zip(*pieces, strict=True):
-            self._predict(piece, out)
-        return found
-
-    def _predict(self, x: Tensor, out: Tensor) -> None:
-        n, (*weights, last) = len(out), self._weights
+        x, n, (*weights, last) = inputs, inputs.shape[-1], self._weights
         for weight, found in zip(weights, self._hidden, strict=True):
             torch.mm(weight, x, out=found[:-1, :n]).relu_()
             x = found[:, :n]
         direction, magnitude = torch.mm(last, x, out=self._out[:, :n])
-        torch.mul(direction, magnitude.exp_(), out=out)
+        return direction.mul_(magnitude.exp_())
