@@ -54,8 +54,7 @@ class Held:
     def open(self, records: Sequence[Record], in_place: bool = False) -> list[Tensor]:
         """The wholes; in place, the list that was returned before if it still is what records hold."""
         found = self._in(records)
-        is_ours = len(found) == len(self._views) and all(map(is_, found, self._views))
-        if in_place and is_ours:
+        if in_place and len(found) == len(self._views) and all(map(is_, found, self._views)):
             return self._wholes
         values = iter(found)
         wholes = [part.join([next(values) for _ in part.places]) for part in self.parts]

@@ -109,13 +109,11 @@ def root_mean_squares(values: Sequence[Tensor]) -> Column:
 
 
 def _square_sum(values: Tensor, size: int) -> float:
-    """Found in float32, and in float64 where that has not its range or its accuracy."""
-    if size <= CHUNK and values.itemsize >= 4:
-        flat = values.reshape(-1)
-        found = torch.dot(flat, flat).item()
-    else:
-        pieces = [piece.float() for piece in values.reshape(-1).split(CHUNK)]
-        found = sum(torch.dot(piece, piece).item() for piece in pieces)
+    """In float32 at least, and in float64 where that has not the range."""
+    flat, found = values.reshape(-1), 0.0
+    for piece in flat.split(CHUNK) if size > CHUNK else (flat,):
+        own = piece if piece.itemsize >= 4 else piece.float()
+        found += torch.dot(own, own).item()
     if PLAIN[0] < found < PLAIN[1]:
         return found
     return _norms(values, torch.float64).square().sum().item()

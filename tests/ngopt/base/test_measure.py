@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ngopt.base.arrays import column, columns, of_all
-from ngopt.base.measure import EARLY, SIZE_DECAY, Measured, measure, root_mean_squares, sizes_at
+from ngopt.base.measure import CHUNK, EARLY, SIZE_DECAY, Measured, measure, root_mean_squares, sizes_at
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["torch", "numpy"])
@@ -102,6 +102,14 @@ def test_the_largest_numbers_of_float32():
 def test_the_smallest_numbers_of_float32():
     for m in follow([torch.full((4,), 1e-40)] * 2):
         assert torch.stack(m).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_long_gradients_are_measured_in_their_own_precision(dtype):
+    values = torch.randn(2 * CHUNK + 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = values.double().square().mean().sqrt().item()
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    assert float(root_mean_squares([values])[0]) == pytest.approx(expected, rel=tolerance)
 
 
 def test_several_gradients_and_dtypes_are_measured_together_as_alone():
