@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 Record = dict[str, Tensor]
 """State of one parameter: plain tensors, which `NGOptimizer` keeps in `state[p]`."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 AVERAGE = "average"
 """Key of a record under which a rule may keep weights that are better than the parameters themselves."""
@@ -77,6 +79,10 @@ class UpdateRule(Protocol):
         """
         ...
 
+    def may_be_traced(self, grads: Sequence[Tensor | None], state: Sequence[Record]) -> bool:
+        """Whether `torch.compile` may follow this update in place; else the host must look at it."""
+        ...
+
 
 def update_all(
     rule: UpdateRule,
@@ -91,6 +97,11 @@ def update_all(
     for change in rule.update(grads, state, params, hyper):
         deltas[change.position], new[change.position] = change.delta, change.record
     return deltas, new
+
+
+def uncompiled(function: Function) -> Function:
+    """Marks work of the host, which `torch.compile` is to leave as it is."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 def state_dtype(param: Tensor) -> torch.dtype:

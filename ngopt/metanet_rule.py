@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ngopt import at_once
 from ngopt.base.flat import concatenated
-from ngopt.base.schedule import warn_past_horizon, with_horizon
-from ngopt.base.step import uncompiled
+from ngopt.base.schedule import steps_so_far, with_horizon
 from ngopt.features import MOMENTA, move_momenta, update_momenta
 from ngopt.flat_state import FlatState
 from ngopt.functional import Change, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
+from ngopt.looking import look_at_graph, registered
 from ngopt.models.metanet import Metanet
 from ngopt.models.parts import GraphParts
 from ngopt.models.sources import FlatFeatures, RawFeatures, Source
@@ -53,8 +53,8 @@ class _Look(NamedTuple):
     """What a step does, decided on the host.
 
     present: positions of parameters that have a gradient. is_small: whether all features are kept
-    during the step. is_due: whether the metanet looks at the graph. factor: what the cooldown
-    multiplies updates by, None for 1.
+    during the step. is_due: whether the metanet looks at the graph; a compiled step learns that
+    when it is made (`ngopt.looking`). factor: what the cooldown multiplies updates by, None for 1.
     """
 
     present: Sequence[int]
@@ -93,6 +93,7 @@ class MetanetRule:
         self._parts: tuple[tuple, GraphParts | None] | None = None
         self._predictions = Predictions(metanet, graph)
         self._flat: FlatState | None = None
+        self._number = registered(self)
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         return [self._first_record(p) for p in params]
@@ -108,12 +109,11 @@ class MetanetRule:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return iter(())
-        # what the host decides comes before all else: in between it would cut compiled graphs
         cools = self.cooldown is not None and self.total_steps is not None and not hyper.scheduled
         look = _Look(
             present=present,
-            is_small=self.graph.numel <= FEW or torch.is_grad_enabled(),
-            is_due=self._is_due(present, state),
+            is_small=self._is_small(),
+            is_due=torch.compiler.is_compiling() or self._is_due([state[i]["step"] for i in present]),
             factor=self._factor(state) if cools else None,
         )
         if in_place and self._is_flat(look, state):
@@ -128,6 +128,9 @@ class MetanetRule:
         ]
         said, updates = self._predicted(look, columns, state, in_place)
         return self._changes(updates, said, records, params, hyper, look.factor)
+
+    def _is_small(self) -> bool:
+        return self.graph.numel <= FEW or torch.is_grad_enabled()
 
     def _is_flat(self, look: _Look, state: Sequence[Record]) -> bool:
         """Whether all parameters are there, few, and kept as the metanet computes."""
@@ -200,10 +203,10 @@ class MetanetRule:
             predictor = self._predictions.predictor(self.graph.numel) if in_place else None
             features = self._predictions.features(columns, predictor)
             finite = partial(FlatFeatures.finite, features, self.graph)
-            said = self._context(look, finite, state, in_place)
+            said = self._context(look, finite, state, in_place, columns)
             return said, self._predictions.all_at_once(features, predictor, said, look.present)
         raw = RawFeatures(columns, self.graph, self._like())
-        said = self._context(look, lambda: raw, state, in_place)
+        said = self._context(look, lambda: raw, state, in_place, columns)
         return said, self._predictions.piece_by_piece(raw, said, look.present, in_place)
 
     def _context(
@@ -212,29 +215,36 @@ class MetanetRule:
         source: Callable[[], Source],
         state: Sequence[Record],
         in_place: bool,
+        columns: Sequence[Sequence[Tensor]] = (),
     ) -> Sequence[Tensor] | None:
-        """What the graph says of every parameter, (numel, d); None if the metanet sees no graph."""
-        limit = None if look.is_small else at_once.limit(at_once.EDGES, self._like())
-        parts = self._parts_for(limit) if self.metanet.d_context else None
+        """What the graph says of every parameter, (numel, d); None if the metanet sees no graph.
+
+        columns: of a compiled step, which makes no source of them.
+        """
+        if torch.compiler.is_compiling() and in_place and self.metanet.d_context:
+            return self._looked(look.present, columns, state)
+        parts = self._parts_now(look.is_small)
         if parts is None:
             return None
         if not look.is_due:
             return self._kept(look.present, state)
         return self._said(source(), parts, look.present, state, in_place)
 
-    def height(self, now: int) -> float:
+    def may_be_traced(self, grads: Sequence[Tensor | None], state: Sequence[Record]) -> bool:
+        return True
+
+    def height(self, now: Any) -> Any:
         """What multiplies the update after `now` steps of a training."""
         if self.cooldown is None or self.total_steps is None:
             return 1.0
         falling = with_horizon(now, now, self.total_steps, warmup=0.0, cooldown=self.cooldown.share)
         return self.cooldown.gain * falling
 
-    @uncompiled
     def _factor(self, state: Sequence[Record]) -> Tensor:
         """`height` of this step, (), float64."""
-        now = max(int(record["step"]) for record in state if record)
-        warn_past_horizon(now, self.total_steps)
-        return torch.tensor(self.height(now), dtype=torch.float64)
+        counts = [record["step"] for record in state if record]
+        height = self.height(steps_so_far(counts, self.total_steps))
+        return torch.as_tensor(height, dtype=torch.float64)
 
     @property
     def _is_amortized(self) -> bool:
@@ -263,14 +273,45 @@ class MetanetRule:
                 moved = [piece[j : j + len(MOMENTA)] for j in range(0, len(momenta), len(MOMENTA))]
                 move_momenta(moved, piece[len(momenta) :])
 
-    def _is_due(self, present: Sequence[int], state: Sequence[Record]) -> bool:
+    def _is_due(self, counts: Sequence[Tensor]) -> bool:
         """Whether the metanet looks at the graph in this step."""
-        return self._is_turn(present, state) if self._is_amortized else True
-
-    @uncompiled
-    def _is_turn(self, present: Sequence[int], state: Sequence[Record]) -> bool:
-        steps = [int(state[i]["step"]) for i in present]
+        if not self._is_amortized:
+            return True
+        steps = [int(count) for count in counts]
         return min(steps) == 0 or max(steps) % self.metanet.graph_every == 0
+
+    def _looked(
+        self,
+        present: Sequence[int],
+        columns: Sequence[Sequence[Tensor]],
+        state: Sequence[Record],
+    ) -> list[Tensor]:
+        """`_said` or `_kept` within a compiled step."""
+        d, like = self.metanet.d_context, self._like()
+        if self._is_amortized:
+            said = self._kept(present, state)
+        else:
+            said = [like.new_empty(spec.numel, d) for spec in self.graph.parameters]
+        given = [x for some in columns for x in some]
+        look_at_graph(said, given, list(present), [state[i]["step"] for i in present], self._number)
+        return said
+
+    def look_if_due(
+        self,
+        said: Sequence[Tensor],
+        columns: Sequence[Tensor],
+        present: Sequence[int],
+        steps: Sequence[Tensor],
+    ) -> None:
+        """See `ngopt.looking.Looker`."""
+        parts = self._parts_now(self._is_small())
+        if parts is None or not self._is_due(steps):
+            return
+        width = 2 + len(MOMENTA)
+        found: list[Sequence[Tensor]] = [()] * len(said)
+        for n, i in enumerate(present):
+            found[i] = columns[n * width : (n + 1) * width]
+        self.metanet.context(RawFeatures(found, self.graph, self._like()), parts, said)
 
     def _kept(self, present: Sequence[int], state: Sequence[Record]) -> list[Tensor]:
         """What the graph said of every parameter when it was last looked at, (numel, d), bfloat16."""
@@ -281,7 +322,6 @@ class MetanetRule:
             for i, spec in enumerate(self.graph.parameters)
         ]
 
-    @uncompiled
     def _said(
         self,
         source: Source,
@@ -302,9 +342,12 @@ class MetanetRule:
     def _like(self) -> Tensor:
         return next(self.metanet.parameters())
 
-    def _parts_for(self, limit: int | None) -> GraphParts | None:
-        """What the metanet derives from the graph, made once."""
+    def _parts_now(self, is_small: bool) -> GraphParts | None:
+        """What the metanet derives from the graph, made once; None if it sees no graph."""
+        if not self.metanet.d_context:
+            return None
         like = self._like().detach()
+        limit = None if is_small else at_once.limit(at_once.EDGES, like)
         wanted = limit, like.device, like.dtype
         if self._parts is None or self._parts[0] != wanted:
             self._parts = wanted, self.metanet.parts(self.graph, like, limit)

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, overload
 
@@ -27,7 +27,7 @@ from ngopt.checks import (
     named_members,
 )
 from ngopt.collect import collect_grads, collect_params, collect_records, real, stand_ins
-from ngopt.functional import AVERAGE, Record, UpdateRule, state_dtype
+from ngopt.functional import AVERAGE, Hyper, Record, UpdateRule, state_dtype, uncompiled
 from ngopt.graph import NeuralGraph
 from ngopt.graph.sharding import are_pieces
 from ngopt.graph.topology import unconnected
@@ -194,9 +194,24 @@ class NGOptimizer(Optimizer):
         return loss
 
     def _update(self, rule: UpdateRule, wiring: Wiring) -> None:
-        groups, graph = self.param_groups, wiring.graph
-        owners = dict(zip(wiring.positions, group_tensors(groups), strict=True))
-        grads, hyper = collect_grads(groups, wiring)
+        owners = dict(zip(wiring.positions, group_tensors(self.param_groups), strict=True))
+        grads, hyper = collect_grads(self.param_groups, wiring)
+        apply = self._apply
+        if torch.compiler.is_compiling():
+            state = [self.state.get(owners[i], {}) if i in owners else {} for i in range(len(grads))]
+            if not rule.may_be_traced(grads, state):
+                apply = self._apply_on_host
+        apply(rule, wiring.graph, owners, grads, hyper)
+
+    def _apply(
+        self,
+        rule: UpdateRule,
+        graph: NeuralGraph,
+        owners: Mapping[int, Tensor],
+        grads: Sequence[Tensor | None],
+        hyper: Hyper,
+    ) -> None:
+        """Moves the parameters, `owners` by their positions in the graph, and their state."""
         state = collect_records(self.state, owners, rule, graph, grads)
         params = collect_params(owners, graph)
         for position, delta, record, rows in rule.update(grads, state, params, hyper, in_place=True):
@@ -204,6 +219,8 @@ class NGOptimizer(Optimizer):
             changed.add_(delta)
             if state[position] is not record:
                 self.state[owners[position]].update(record)
+
+    _apply_on_host = uncompiled(_apply)
 
     @torch.no_grad()
     def load_average(self) -> None:
@@ -254,6 +271,7 @@ class NGOptimizer(Optimizer):
 
         def restore(_: Optimizer) -> None:
             restore_dtypes(self.state, group_tensors(self.param_groups), loaded)
+            self._rule = None  # a compiled step knows the state that this one has seen
 
         # between the user's hooks and what they are about
         before = self.register_load_state_dict_pre_hook(check)
@@ -278,14 +296,21 @@ class NGOptimizer(Optimizer):
         params = group_tensors(self.param_groups)
         present = [(p, None if _is_lazy(p) else p.shape) for p in params]
         if self._wiring is None or self._source.has_news or not _same(present, self._wired):
-            check_distinct(zip(group_names(self.param_groups), params, strict=True))
-            wiring = self._source.wire(self.param_groups)
-            records = [self.state.get(p, {}) for p in params]
-            self._check_records(wiring, records, self._total_steps)
-            self._wiring, self._wired = wiring, present
-            if not self._sees_parts:
-                self._log_what_stays_apart(wiring.graph)
+            self._wire()
+            self._wired = present
+        assert self._wiring is not None
         return self._wiring
+
+    @uncompiled
+    def _wire(self) -> None:
+        params = group_tensors(self.param_groups)
+        check_distinct(zip(group_names(self.param_groups), params, strict=True))
+        wiring = self._source.wire(self.param_groups)
+        records = [self.state.get(p, {}) for p in params]
+        self._check_records(wiring, records, self._total_steps)
+        self._wiring = wiring
+        if not self._sees_parts:
+            self._log_what_stays_apart(wiring.graph)
 
     def _log_what_stays_apart(self, graph: NeuralGraph) -> None:
         if unconnected(graph):
@@ -306,9 +331,18 @@ class NGOptimizer(Optimizer):
         dtype, device = self.compute_dtype or widest, params[0].device
         wanted = graph, total_steps, device, dtype
         if self._rule is None or self._rule[0] != wanted:
-            rule = self.learned.bind(graph, total_steps, device=device, dtype=dtype)
-            self._rule = wanted, rule
+            self._rule = wanted, self._bind(*wanted)
         return self._rule[1]
+
+    @uncompiled
+    def _bind(
+        self,
+        graph: NeuralGraph,
+        total_steps: int | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> UpdateRule:
+        return self.learned.bind(graph, total_steps, device=device, dtype=dtype)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raises ValueError if a new group does not fit; fills in what all have in common."""

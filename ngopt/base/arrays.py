@@ -35,6 +35,9 @@ def column(values: Sequence[float | Tensor], like: Column) -> Column:
     """Numbers, some of them perhaps tensors, as a column of the same kind."""
     if not isinstance(like, Tensor):
         return list(map(float, values))
+    if torch.compiler.is_compiling():
+        # one operation each, which takes a number that changes, such as lr, as it comes
+        return torch.stack([like.new_ones(()) * value for value in values])
     if any(isinstance(value, Tensor) for value in values):
         return torch.stack([torch.as_tensor(value) for value in values]).to(like)
     return like.new_tensor(values)

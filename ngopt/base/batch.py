@@ -14,7 +14,7 @@ from ngopt.base.joined import Held, Joined, cast, times, towards
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.room import Room, fits_a_room
 from ngopt.base.stack import Stack, StackStep
-from ngopt.base.step import Shared, Task, uncompiled
+from ngopt.base.step import Shared, Task
 from ngopt.functional import AVERAGE, Record
 
 # Parameters of so many numbers are updated together, up to as many as stay in a cache.
@@ -101,10 +101,9 @@ class Batch:
 
     def _has_room(self, tasks: Sequence[Task], numbers: Shared) -> bool:
         """Whether a step in place is like most: nothing is left out, corrected or compiled."""
-        # the first, as what stands here would be compiled anew for every number of steps
         if torch.compiler.is_compiling() or not self._is_roomy:
             return False
-        return numbers.is_finite and numbers.recall is None and all(task.step for task in tasks)
+        return numbers.is_finite and numbers.recall is None and not any(task.is_first for task in tasks)
 
     def _room_with(self, opened: list[Tensor]) -> Room:
         """The room on what records hold; the one before, if they still do."""
@@ -262,7 +261,6 @@ def _stacks(
     return [Stack(layout, members, device) for layout, members in found.items()]
 
 
-@uncompiled
 def _renew(steps: Sequence[StackStep], records: Sequence[Record]) -> None:
     for step in steps:
         step.renew(records)

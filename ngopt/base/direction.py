@@ -64,7 +64,7 @@ def step_numbers(measured: Measured, shrink: Any, damping: Any, config: Directio
     )
 
 
-def corrections(step: int, config: DirectionConfig) -> tuple[float, float]:
+def corrections(step: Any, config: DirectionConfig) -> tuple[Any, Any]:
     """Factors of second moments and of the mean square under the root of the direction.
 
     v and Nesterov's momentum are divided by the sums of their weights, with both under the root:

@@ -71,12 +71,13 @@ def measure(rms: Any, scale: Any, size: Any, early: Any, kept: Any, clip: float)
     return Measured(active, inverse * cut * active, recall, scale, size, mean)
 
 
-def sizes_at(step: int) -> tuple[float, float]:
+def sizes_at(step: Any) -> tuple[Any, Any]:
     """Of `measure`: whether a parameter's step is early, and what weights of running sizes have come to."""
-    return float(0 < step <= EARLY), SIZE_DECAY**step
+    is_early = (step > 0) & (step <= EARLY)
+    return 1.0 * is_early, SIZE_DECAY**step
 
 
-def is_recalled(recall: Column, steps: Sequence[int]) -> bool:
+def is_recalled(recall: Column, steps: Any) -> bool:
     """Whether any recall is other than 1; may be, where looking would take a wait."""
     if isinstance(recall, Tensor):
         return any(0 < step <= EARLY for step in steps)

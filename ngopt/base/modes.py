@@ -41,8 +41,8 @@ class Kernel:
     """The positions of a kernel, where they have factors apart from the channels'."""
 
     size: int
+    parts: int = 1
     name = "kernel"
-    parts = 1
 
     def unfolded(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).reshape(len(x), self.size, -1)
@@ -90,6 +90,7 @@ class Channels:
 
 
 Mode = Rows | Kernel | Channels
+MODES = {mode.name: mode for mode in (Rows, Kernel, Channels)}
 
 
 def factor_shape(mode: Mode, groups: int) -> tuple[int, int, int]:

@@ -23,7 +23,9 @@ TINY = 1e-30
 class Modulation(Protocol):
     """Factors of all rows; those of 1 give the base rule, bit for bit."""
 
-    def __call__(self, signals: Sequence[Tensor], graph: NeuralGraph, progress: float | None) -> Sequence[Tensor]:
+    def __call__(
+        self, signals: Sequence[Tensor], graph: NeuralGraph, progress: float | Tensor | None
+    ) -> Sequence[Tensor]:
         """signals: (rows, 4) of every parameter; zeros before its first step, (0, 4) if it has none.
 
         progress: share of the horizon that is behind; None if that is unknown.

@@ -15,14 +15,17 @@ not move; the step size follows fans, the present size of the weights, role and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ngopt.base.arrays import as_tensor, column, columns, of_all, on
 from ngopt.base.batch import Batch, batches
+from ngopt.base.clock import HostClock, TracedClock
 from ngopt.base.config import SoapConfig
 from ngopt.base.direction import corrections, init_direction, step_numbers
 from ngopt.base.joined import towards
@@ -31,8 +34,8 @@ from ngopt.base.measure import is_recalled, measure, root_mean_squares, sizes_at
 from ngopt.base.modes import factor_shape
 from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
 from ngopt.base.scale import gain, relative_sizes, usual_size, weight_sizes
-from ngopt.base.schedule import average_weight, warn_past_horizon, with_horizon, without_horizon
-from ngopt.base.step import Scalars, Shared, Step, Task, of_each, shared, uncompiled
+from ngopt.base.schedule import average_weight, with_horizon, without_horizon
+from ngopt.base.step import Scalars, Shared, Step, shared
 from ngopt.functional import AVERAGE, Change, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
 from ngopt.roles import roles_of
@@ -43,11 +46,13 @@ NOMINAL_STEP = 1e-3
 SIZE_KEYS = "scale", "size", "skipped"
 
 
-class _Plan(NamedTuple):
+@dataclass
+class _Plan:
     """Which parameters are updated together.
 
     made_for: their positions, and the dtypes and devices of their states. positions: one batch
-    after the other, each a slice of them.
+    after the other, each a slice of them. is_settled: none is at a step that the host must look at,
+    so that a compiled step may do without it.
     """
 
     made_for: Any
@@ -55,6 +60,7 @@ class _Plan(NamedTuple):
     batches: Sequence[tuple[slice, Batch]]
     counts: Scalars
     sizes: Scalars
+    is_settled: bool = False
 
 
 class Soap:
@@ -104,9 +110,10 @@ class SoapRule:
         ]
         self._gains = [gain(role, config) for role in self.roles]
         self._usual = [usual_size(role) for role in self.roles]
-        self._has_bases = [any(layout.modes for layout in some) for some in self.layouts]
         self._plan: _Plan | None = None
-        self._phases = _in_turn([_renewal_cost(some) for some in self.layouts], config.renew_every)
+        phases = _in_turn([_renewal_cost(some) for some in self.layouts], config.renew_every)
+        has_bases = [any(layout.modes for layout in some) for some in self.layouts]
+        self._phases = [phase if has else None for phase, has in zip(phases, has_bases, strict=True)]
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         rows = zip(params, self.layouts, strict=True)
@@ -125,10 +132,18 @@ class SoapRule:
             return
         plan = self._planned(present, state)
         step = self._begin(plan, grads, state, params, hyper, in_place)
-        warn_past_horizon(step.now, self.total_steps)
         factors = self._modulate(state, step.now)
         for (some, batch), numbers in zip(plan.batches, step.numbers, strict=True):
             yield from self._updated(step, some, batch, numbers, factors)
+
+    def may_be_traced(self, grads: Sequence[Tensor | None], state: Sequence[Record]) -> bool:
+        """After the first steps, unless another state was loaded since the last."""
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        plan = self._plan
+        if plan is None or not plan.is_settled or not all(state[i] for i in present):
+            return False
+        is_same = plan.made_for == self._made_for(present, state)
+        return is_same and plan.counts.are_open([state[i] for i in plan.positions])
 
     def _first_record(self, p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
         zero = torch.zeros((), device=p.device)
@@ -145,7 +160,7 @@ class SoapRule:
             record["signals"] = torch.zeros(count_rows(layouts), len(SIGNALS), device=p.device)
         return record
 
-    def _schedule(self, step: int, now: int, scheduled: bool) -> float:
+    def _schedule(self, step: Any, now: Any, scheduled: bool) -> Any:
         """What the step size is at a parameter's own step, `now` steps into the training."""
         config = self.config
         if scheduled:
@@ -157,10 +172,9 @@ class SoapRule:
 
     def _planned(self, present: Sequence[int], state: Sequence[Record]) -> _Plan:
         """The plan for the parameters that have a gradient; the one before, if it fits."""
-        likes = [state[i]["exp_avg"] for i in present]
-        made_for = present, [(like.dtype, like.device) for like in likes]
+        made_for = self._made_for(present, state)
         if self._plan is None or self._plan.made_for != made_for:
-            shapes = [like.shape for like in likes]
+            shapes = [state[i]["exp_avg"].shape for i in present]
             layouts = [self.layouts[i] for i in present]
             found = batches(shapes, layouts, made_for[1])
             positions, slices = [], []
@@ -173,7 +187,11 @@ class SoapRule:
             self._plan = _Plan(made_for, positions, slices, counts, sizes)
         return self._plan
 
-    @uncompiled
+    def _made_for(self, present: Sequence[int], state: Sequence[Record]) -> Any:
+        """What a plan depends on."""
+        likes = [state[i]["exp_avg"] for i in present]
+        return present, [(like.dtype, like.device) for like in likes]
+
     def _begin(
         self,
         plan: _Plan,
@@ -193,37 +211,38 @@ class SoapRule:
         rms, weights = rms[: len(found)], rms[len(found) :]
 
         counts, sizes = plan.counts.open(old, in_place), plan.sizes.open(old, in_place)
-        steps = [int(count) for count in counts[0].tolist()]
-        absent = [record for record, grad in zip(state, grads, strict=True) if record and grad is None]
-        now = max([*steps, *(int(record["step"]) for record in absent)])
-        at_step = of_each(steps, lambda step: self._at(step, now, hyper.scheduled))
+        absent = [record["step"] for record, grad in zip(state, grads, strict=True) if record and grad is None]
+        is_traced = torch.compiler.is_compiling() and self.may_be_traced(grads, state)
+        clock = (TracedClock if is_traced else HostClock)(counts, absent, self.total_steps)
+        at_step = clock.at(partial(self._at, scheduled=hyper.scheduled), rms)
         relative = relative_sizes(weights, [self._usual[i] for i in positions])
         decays = [self._decay(i, hyper.weight_decay[i]) for i in positions]
         settings = [self._gains[i] for i in positions], [hyper.lr[i] for i in positions], decays
-        given = [column(values, rms) for values in (*zip(*at_step, strict=True), *settings)]
-        numbers = of_all(self._numbers, rms, relative, *columns(sizes, rms), *given)
+        given = [column(values, rms) for values in settings]
+        numbers = of_all(self._numbers, rms, relative, *columns(sizes, rms), *at_step, *given)
         kept, (active, *numbers) = numbers[: len(SIZE_KEYS)], numbers[len(SIZE_KEYS) :]
         if self.total_steps is not None:  # there is no average
             numbers.pop()
-        has_recall = is_recalled(numbers[0], steps)
+        has_recall = not clock.is_settled and is_recalled(numbers[0], clock.steps)
         rows = [shared(numbers, some, old[some.start]["exp_avg"], has_recall) for some, _ in plan.batches]
 
-        plan.counts.close(new, as_tensor([[step + 1 for step in steps]], counts), in_place)
+        plan.is_settled = clock.is_settled
+        plan.counts.close(new, clock.after(), in_place)
         plan.sizes.close(new, as_tensor(kept, sizes), in_place)
         return Step(
             positions=positions,
             grads=found,
             params=[params[i] for i in positions],
-            tasks=[Task(*row) for row in zip(old, steps, map(self._is_due, positions, steps), strict=True)],
+            tasks=clock.tasks(old, [self._phases[i] for i in positions], self.config.renew_every),
             records=new,
             active=active,
             numbers=rows,
             decays=any(decays),
-            now=now,
+            now=clock.now,
             in_place=in_place,
         )
 
-    def _at(self, step: int, now: int, scheduled: bool) -> Sequence[float]:
+    def _at(self, step: Any, now: Any, scheduled: bool) -> Sequence[Any]:
         """The numbers of a parameter that are given by its step."""
         height, newest = self._schedule(step, now, scheduled), average_weight(step, self.config.average_power)
         return *sizes_at(step), *corrections(step, self.config), height, newest
@@ -260,7 +279,7 @@ class SoapRule:
         own = self.config.weight_decay if self.roles[i].blocks else 0.0
         return own + weight_decay * NOMINAL_STEP / self.config.step_size
 
-    def _modulate(self, state: Sequence[Record], now: int) -> Sequence[Tensor] | None:
+    def _modulate(self, state: Sequence[Record], now: int | Tensor) -> Sequence[Tensor] | None:
         """The factors of all rows, from what these said after the step before."""
         if self.modulation is None:
             return None
@@ -330,13 +349,6 @@ class SoapRule:
             rows = row_signals(layouts, step.grads[j], value, delta, step.params[j]).float()
             is_active = on(torch.as_tensor(step.active[j] > 0), rows.device)
             step.records[j]["signals"] = torch.where(is_active, rows, before)
-
-    def _is_due(self, i: int, step: int) -> bool:
-        """Whether the bases of a parameter are renewed: in turn, so that no step does it for all."""
-        if not self._has_bases[i]:
-            return False
-        every = min(self.config.renew_every, 1 + step // 8)
-        return (step + self._phases[i]) % every == 0
 
 
 def _renewal_cost(layouts: Sequence[MatrixLayout]) -> float:

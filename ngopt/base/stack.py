@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ngopt.base.basis import first_basis, renewed_basis
+from ngopt.base.basis import first_basis
 from ngopt.base.flat import Flat, Number, concatenated
-from ngopt.base.joined import Joined, cast, replaced, times
+from ngopt.base.joined import Joined, replaced, times
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.modes import Mode, factor_shape
+from ngopt.base.renewal import by_part, renew, renewed
 from ngopt.base.step import Shared, Task
 from ngopt.functional import Record
 
@@ -94,7 +95,7 @@ class StackStep:
             rows = zip(self.factors, modes, strict=True)
             self.factors = [self._squared(old, mode, grad, kept, 1 - decay) for old, mode in rows]
             kept = 1.0
-        if any(task.step == 0 for task in self.tasks):
+        if any(task.is_first for task in self.tasks):
             self._begin()
 
     def _squared(self, old: Tensor, mode: Mode, grad: Tensor, kept: float, weight: float) -> Tensor:
@@ -123,13 +124,13 @@ class StackStep:
 
     def renew(self, records: Sequence[Record]) -> None:
         """Takes those bases that are due, in new records, one step nearer to the eigenvectors."""
-        due = [i for i, task in enumerate(self.tasks) if task.is_due and task.step > 0]
+        due = [i for i, task in enumerate(self.tasks) if task.is_due is not False]
         if not due:
             return
         is_active = self.stack.split(self._is_active())
         for i in due:
             owner, number = self.stack.members[i]
-            self._renew(records[owner], number, is_active[i])
+            self._renew(records[owner], number, is_active[i], self.tasks[i].is_due)
 
     def _is_active(self) -> Tensor:
         """Of each group whether its step is not left out, (members * groups,)."""
@@ -138,39 +139,31 @@ class StackStep:
     def _begin(self) -> None:
         """Makes first bases: constants to autograd, as eigenvectors may have infinite derivatives."""
         is_active = self._is_active()
-        is_first = [task.step == 0 for task in self.tasks for _ in range(self.stack.groups)]
+        is_first = [task.is_first for task in self.tasks for _ in range(self.stack.groups)]
         due = is_active & torch.tensor(is_first, device=is_active.device)
         rows = zip(self.stack.modes, self.factors, self.bases, strict=True)
         self.bases = [
-            replaced(basis, torch.where(_by_part(due, mode), first_basis(factor.detach()), basis), self.in_place)
+            replaced(basis, torch.where(by_part(due, mode), first_basis(factor.detach()), basis), self.in_place)
             for mode, factor, basis in rows
         ]
 
-    def _renew(self, record: Record, number: int, is_active: Tensor) -> None:
+    def _renew(self, record: Record, number: int, is_active: Tensor, is_due: bool | Tensor) -> None:
         """Replaces a member's bases unless its step is left out; its second moments in their order."""
         second_key = f"exp_avg_sq_{number}"
-        second = old = record[second_key]
         for mode in self.stack.modes:
             key = f"{mode.name}_basis_{number}"
-            factor, basis = (cast(record[k], old.dtype).detach() for k in (f"{mode.name}_{number}", key))
-            new, order = renewed_basis(factor, basis)
-            new = torch.where(_by_part(is_active, mode), new, basis)
-            record[key] = replaced(record[key], cast(new, record[key].dtype), self.in_place)
-            permuted = mode.permute(second, order)
-            second = torch.where(is_active.view(-1, 1, 1, 1), permuted, second)
-        record[second_key] = replaced(old, second, self.in_place)
+            factor, basis, second = (record[k] for k in (f"{mode.name}_{number}", key, second_key))
+            if self.in_place:
+                renew(mode, factor, basis, second, is_active, is_due)
+            else:
+                record[key], record[second_key] = renewed(mode, factor, basis, second, is_active)
 
 
 def _of_parts(number: Number, mode: Mode) -> Number:
     """What groups have -> what meets their factors; one for all as it is."""
     if not isinstance(number, Tensor) or not number.dim():
         return number
-    return _by_part(number, mode)
-
-
-def _by_part(groups: Tensor, mode: Mode) -> Tensor:
-    """(n,) of groups -> (n * parts, 1, 1)."""
-    return groups.repeat_interleave(mode.parts).view(-1, 1, 1)
+    return by_part(number, mode)
 
 
 def _repeated(basis: Tensor, count: int) -> Tensor:

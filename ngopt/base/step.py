@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import compress
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,12 +45,13 @@ NUMBERS = Shared._fields[:-1]
 class Task(NamedTuple):
     """One parameter in one step.
 
-    step: gradients before this one. is_due: whether its bases are renewed, after they were used.
+    is_first: whether there was no gradient before. is_due: whether its bases are renewed, after they
+    were used; in a compiled step a tensor () on the host.
     """
 
     record: Record
-    step: int
-    is_due: bool = False
+    is_first: bool
+    is_due: bool | Tensor = False
 
 
 def shared(found: Sequence[Column], some: slice, like: Tensor, has_recall: bool) -> Shared:
@@ -103,6 +104,10 @@ class Scalars:
         device = found[0].device
         return torch.cat([some.to(device) for some in found], 1)[:, self._order.to(device)]
 
+    def are_open(self, records: Sequence[Record]) -> bool:
+        """See `Held.are_open`."""
+        return all(held.are_open(records) for _, held in self._members.values())
+
     def close(self, records: Sequence[Record], rows: Tensor, in_place: bool) -> None:
         """Puts new values (keys, n) into records."""
         for device, (some, held) in self._members.items():
@@ -110,27 +115,12 @@ class Scalars:
             held.close(records, [on(own, device)], in_place)
 
 
-Value = TypeVar("Value")
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def uncompiled(function: Function) -> Function:
-    """Marks work on the host that differs from step to step: `torch.compile` leaves it out."""
-    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
-
-
-def of_each(steps: Sequence[int], number: Callable[[int], Value]) -> list[Value]:
-    """What belongs to each of some steps; most parameters are at the same."""
-    found = {step: number(step) for step in set(steps)}
-    return [found[step] for step in steps]
-
-
 class Step(NamedTuple):
     """What one step knows of the parameters that have a gradient, in the order of its plan.
 
     tasks: with the old records. records: the new ones. active: 0 where the step is left out.
     numbers: of each batch. decays: whether any weights do. now: steps of the training before this
-    one.
+    one; in a compiled step a tensor ().
     """
 
     positions: Sequence[int]
@@ -141,5 +131,5 @@ class Step(NamedTuple):
     active: Column
     numbers: Sequence[Shared]
     decays: bool
-    now: int
+    now: int | Tensor
     in_place: bool

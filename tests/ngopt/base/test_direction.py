@@ -130,7 +130,7 @@ def test_many_at_once_are_what_each_is_alone(kind):
         scale, size, active, *found = of_all(partial(numbers_of, config), rms, *sizes, *given)
         sizes = scale, size
         numbers = [*found, active, active, active]
-        tasks = [Task(record, step, i != 1) for i, record in enumerate(records)]
+        tasks = [Task(record, step == 0, step > 0 and i != 1) for i, record in enumerate(records)]
         new = [{} for _ in records]
         together = shared(numbers, slice(None), grads[0], True)
         values = batch.directions(grads, tasks, new, together, config)

@@ -40,7 +40,7 @@ def steps(layouts, in_place, count=5):
         for step in range(count):
             grads = [torch.randn(shape) for shape in shapes]
             grads[0][0, 0] = 0
-            tasks = [Task(record, step, is_due=step == 2) for record in records]
+            tasks = [Task(record, step == 0, is_due=step == 2) for record in records]
             new = records if in_place else [{} for _ in records]
             value = batch.directions(grads, tasks, new, numbers(len(layouts)), CONFIG, in_place)
             assert (batch._room is not None) == (in_place and step > 0)
@@ -67,7 +67,7 @@ def test_state_that_was_replaced_is_read_anew():
     batch = Batch([shape], [[layout]], torch.device("cpu"))
 
     def direction(record, step, some):
-        tasks = [Task(record, step)]
+        tasks = [Task(record, step == 0)]
         return some.directions([torch.ones(shape)], tasks, [record], numbers(1), CONFIG, True).clone()
 
     with torch.no_grad():
