@@ -294,10 +294,9 @@ class NGOptimizer(Optimizer):
     def _connected(self) -> Wiring:
         """The wiring of the present parameters; made anew when a group or a shape has changed."""
         params = group_tensors(self.param_groups)
-        present = [(p, None if _is_lazy(p) else p.shape) for p in params]
-        if self._wiring is None or self._source.has_news or not _same(present, self._wired):
+        if self._wiring is None or self._source.has_news or not _same(params, self._wired):
             self._wire()
-            self._wired = present
+            self._wired = [(p, _shape(p)) for p in params]
         assert self._wiring is not None
         return self._wiring
 
@@ -395,11 +394,16 @@ def _is_called_by_zero() -> bool:
     return maker == ZERO and torch.distributed.get_world_size() > 1
 
 
-def _same(found: Sequence[tuple[Tensor, Any]], expected: Sequence[tuple[Tensor, Any]]) -> bool:
+def _shape(p: Tensor) -> torch.Size | None:
+    return None if _is_lazy(p) else p.shape
+
+
+def _same(params: Sequence[Tensor], known: Sequence[tuple[Tensor, torch.Size | None]]) -> bool:
     """Whether these are the same tensors in the same shapes."""
-    return len(found) == len(expected) and all(
-        p is q and shape == other for (p, shape), (q, other) in zip(found, expected, strict=True)
-    )
+    if len(params) != len(known):
+        return False
+    rows = zip(params, known, strict=True)
+    return all(p is q and _shape(p) == shape for p, (q, shape) in rows)
 
 
 def _names_weights(weights: Any, expected: str) -> bool:

@@ -63,10 +63,7 @@ def shared(found: Sequence[Column], some: slice, like: Tensor, has_recall: bool)
     active = own[NUMBERS.index("active")]
     is_finite = not isinstance(active, Tensor) and all(active)
     recall, *numbers = _compact(own, like)
-    newest = None
-    if len(found) == len(NUMBERS):
-        # as a number it would be compiled into `lerp`, anew for every step
-        newest = torch.as_tensor(numbers.pop(), dtype=like.dtype, device=like.device)
+    newest = numbers.pop() if len(found) == len(NUMBERS) else None
     return Shared._make([recall if has_recall else None, *numbers, newest, is_finite])
 
 
