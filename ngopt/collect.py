@@ -20,12 +20,12 @@ def collect_params(owners: Mapping[int, Tensor], graph: NeuralGraph) -> list[Ten
 
     owners: the optimizer's parameters by their positions in the graph.
     """
-    specs = graph.parameters
-    if len(owners) == len(specs):
-        return [real(owners[i]) for i in range(len(specs))]
     some = next(iter(owners.values()))
     zero = torch.zeros((), dtype=state_dtype(real(some)), device=some.device)
-    return [real(owners[i]) if i in owners else zero.expand(spec.shape) for i, spec in enumerate(specs)]
+    found = []
+    for i, spec in enumerate(graph.parameters):
+        found.append(real(owners[i]) if i in owners else zero.expand(spec.shape))
+    return found
 
 
 def collect_grads(

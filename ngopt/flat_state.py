@@ -9,12 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import (
-    Size,
-    Tensor,
-    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
-    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]
-)
+from torch import Size, Tensor
 
 from ngopt.base.flat import Flat
 from ngopt.base.joined import Held, Joined
@@ -33,6 +28,8 @@ class FlatState:
         momenta = [(i, key) for key in MOMENTA for i in numbers]
         shape = len(MOMENTA), -1
         self._momenta = Held([Joined(momenta, Flat([*shapes] * len(MOMENTA)), shape)])
+        self._steps = Held([Joined([(i, "step") for i in numbers], Flat([()] * len(shapes)))])
+        self._weights = like.new_tensor([[1 - decay] for decay in DECAYS])
         self._context: Held | None = None
         if context is not None:
             own = Flat([(*shape, d_context) for shape in shapes])
@@ -48,12 +45,12 @@ class FlatState:
     ) -> None:
         """Counts a step and moves momenta, in the records; writes features, (14, n)."""
         (momenta,) = self._momenta.open(records, in_place=True)
-        _foreach_add_([record["step"] for record in records], 1)
+        self._steps.open(records, in_place=True)[0].add_(1)
         columns = out.chunk(2)[0]
         self.flat.join(params, columns[0])
         gradient = self.flat.join(grads, columns[1])
         torch.clamp(gradient, -LARGEST, LARGEST, out=self._cut)
-        _foreach_lerp_(momenta.unbind(), [self._cut] * len(DECAYS), [1 - decay for decay in DECAYS])
+        momenta.lerp_(self._cut, self._weights)
         columns[2:] = momenta
         preprocess_in_place(out)
 

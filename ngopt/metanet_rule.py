@@ -8,7 +8,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import (
+    Tensor,
+    _foreach_mul_,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from ngopt import at_once
 from ngopt.base.flat import concatenated
@@ -54,13 +57,12 @@ class _Look(NamedTuple):
 
     present: positions of parameters that have a gradient. is_small: whether all features are kept
     during the step. is_due: whether the metanet looks at the graph; a compiled step learns that
-    when it is made (`ngopt.looking`). factor: what the cooldown multiplies updates by, None for 1.
+    when it is made (`ngopt.looking`).
     """
 
     present: Sequence[int]
     is_small: bool
     is_due: bool
-    factor: Tensor | None
 
 
 class MetanetRule:
@@ -109,12 +111,14 @@ class MetanetRule:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return iter(())
-        cools = self.cooldown is not None and self.total_steps is not None and not hyper.scheduled
+        if self.cooldown is not None and self.total_steps is not None and not hyper.scheduled:
+            height = self.height(steps_so_far([record["step"] for record in state if record], self.total_steps))
+            hyper = hyper._replace(lr=[lr * height for lr in hyper.lr])
+        is_traced = torch.compiler.is_compiling() and in_place
         look = _Look(
             present=present,
             is_small=self._is_small(),
-            is_due=torch.compiler.is_compiling() or self._is_due([state[i]["step"] for i in present]),
-            factor=self._factor(state) if cools else None,
+            is_due=is_traced or self._is_due([state[i]["step"] for i in present]),
         )
         if in_place and self._is_flat(look, state):
             return self._update_flat(look, grads, state, params, hyper)
@@ -127,7 +131,7 @@ class MetanetRule:
             for p, g, r in zip(params, grads, records, strict=True)
         ]
         said, updates = self._predicted(look, columns, state, in_place)
-        return self._changes(updates, said, records, params, hyper, look.factor)
+        return self._changes(updates, said, records, params, hyper)
 
     def _is_small(self) -> bool:
         return self.graph.numel <= FEW or torch.is_grad_enabled()
@@ -166,7 +170,12 @@ class MetanetRule:
             context = concatenated(said or []) if kept is None else kept
         values = self.graph.unflatten(predictor.predicted(n, context))
         # what the graph said is where it stays already
-        return self._changes(map(Update, look.present, values), None, state, params, hyper, look.factor)
+        rates = [lr for lr in hyper.lr if isinstance(lr, float)]
+        if any(hyper.weight_decay) or len(rates) < len(values):
+            return self._changes(map(Update, look.present, values), None, state, params, hyper)
+        if any(rate != 1 for rate in rates):
+            _foreach_mul_(values, rates)
+        return map(Change, look.present, values, state)
 
     def _changes(
         self,
@@ -175,12 +184,10 @@ class MetanetRule:
         records: Sequence[Record | None],
         params: Sequence[Tensor],
         hyper: Hyper,
-        factor: Tensor | None,
     ) -> Iterator[Change]:
         for i, u, rows in updates:
             p, record, lr, decay = params[i], records[i], hyper.lr[i], hyper.weight_decay[i]
             assert record is not None
-            lr = lr if factor is None else lr * factor.to(p.device, state_dtype(p))
             if said is not None and self._is_amortized:
                 record[CONTEXT] = said[i].view(*p.shape, -1)
             p = p if rows is None else p[rows]
@@ -200,7 +207,8 @@ class MetanetRule:
     ) -> tuple[Sequence[Tensor] | None, Iterator[Update]]:
         """What the graph says of every parameter; updates of those present."""
         if look.is_small:
-            predictor = self._predictions.predictor(self.graph.numel) if in_place else None
+            keeps_memory = in_place and not torch.compiler.is_compiling()
+            predictor = self._predictions.predictor(self.graph.numel) if keeps_memory else None
             features = self._predictions.features(columns, predictor)
             finite = partial(FlatFeatures.finite, features, self.graph)
             said = self._context(look, finite, state, in_place, columns)
@@ -239,12 +247,6 @@ class MetanetRule:
             return 1.0
         falling = with_horizon(now, now, self.total_steps, warmup=0.0, cooldown=self.cooldown.share)
         return self.cooldown.gain * falling
-
-    def _factor(self, state: Sequence[Record]) -> Tensor:
-        """`height` of this step, (), float64."""
-        counts = [record["step"] for record in state if record]
-        height = self.height(steps_so_far(counts, self.total_steps))
-        return torch.as_tensor(height, dtype=torch.float64)
 
     @property
     def _is_amortized(self) -> bool:

@@ -82,21 +82,20 @@ class Predictions:
         """The same for a large network; where that is wanted, some rows of a long parameter at a time."""
         specs, rows = self.graph.parameters, at_once.limit(at_once.ROWS, self._like())
         sizes = {i: specs[i].numel for i in present}
-        predictor = self.predictor(rows)
         # small parameters several pieces at a time, so that few pieces are short
         for some in at_once.together(sizes, 4 * rows):
             columns = source.joined(some)
             if said is not None:
                 columns.append(concatenated([said[i] for i in some]))
             if in_place and sizes[some[0]] > at_once.MOVED:
-                yield from self._row_by_row(predictor, some[0], columns)
+                yield from self._row_by_row(rows, some[0], columns)
             else:
-                found = self._updates(predictor, columns).split([sizes[i] for i in some])
+                found = self._updates(rows, columns).split([sizes[i] for i in some])
                 yield from map(Update, some, found)
 
     def _row_by_row(
         self,
-        predictor: Predictor,
+        room: int,
         position: int,
         columns: Sequence[Tensor],
     ) -> Iterator[Update]:
@@ -105,21 +104,31 @@ class Predictions:
         row = spec.numel // spec.shape[0]
         for rows in even_slices(spec.shape[0], max(1, at_once.MOVED // row)):
             elements = slice(rows.start * row, rows.stop * row)
-            values = self._updates(predictor, [x[elements] for x in columns])
+            values = self._updates(room, [x[elements] for x in columns])
             yield Update(position, values, rows)
 
-    def _updates(self, predictor: Predictor, columns: Sequence[Tensor]) -> Tensor:
-        """Updates (n,) of some elements, from weight, gradient, momenta, (n,), and context, (n, d), if any."""
+    def _updates(self, room: int, columns: Sequence[Tensor]) -> Tensor:
+        """Updates (n,) of some elements, from weight, gradient, momenta, (n,), and context, (n, d), if any.
+
+        room: how many at a time.
+        """
         like, raw = self._like(), 2 + len(MOMENTA)
         n = len(columns[0])
         # pieces of equal length: a short one costs as many calls as a long one
-        count = max(1, -(-n // predictor.room))
+        count = max(1, -(-n // room))
+        # a compiled step plans its own memory
+        predictor = None if torch.compiler.is_compiling() else self.predictor(room)
         update = like.new_empty(n)
         pieces = [x.tensor_split(count) for x in (update, *columns)]
         for out, *piece in zip(*pieces, strict=True):
-            features_of(piece[:raw], like, predictor.features(len(out)))
             context = piece[raw] if len(piece) > raw else None
-            out.copy_(predictor.predicted(len(out), context))
+            if predictor is None:
+                features = features_of(piece[:raw], like)
+                context = None if context is None else context.to(features)
+                out.copy_(self.metanet.updates(features, context))
+            else:
+                features_of(piece[:raw], like, predictor.features(len(out)))
+                out.copy_(predictor.predicted(len(out), context))
         return update
 
     def predictor(self, room: int) -> Predictor:

@@ -30,7 +30,7 @@ class Predictor:
         like: Tensor,
     ):
         self._updates = updates
-        self.inputs = like.new_ones(NUM_FEATURES + d_context + 1, room)
+        self.inputs = _rows(like, NUM_FEATURES + d_context + 1, room)
 
     def refresh(self) -> None:
         """Reads the metanet's weights again; to be called where they may have changed."""
@@ -68,19 +68,23 @@ class MLPPredictor(Predictor):
         room: int,
     ):
         like = linears[0].weight.detach()
-        self._linears = linears
+        self._given = [p for layer in linears for p in (layer.weight, layer.bias)]
+        self._versions: list[int] = []
         self._scales = like.new_tensor(scales).unsqueeze(-1)
-        self.inputs, *self._hidden = [like.new_ones(layer.in_features + 1, room) for layer in linears]
-        self._out = like.new_empty(2, room)
+        self.inputs, *self._hidden = [_rows(like, layer.in_features + 1, room) for layer in linears]
+        self._out = _rows(like, 2, room)
         self._weights = [like.new_empty(layer.out_features, layer.in_features + 1) for layer in linears]
         self._copies = [x for weight in self._weights for x in (weight[:, :-1], weight[:, -1])]
         self.refresh()
 
     def refresh(self) -> None:
-        given = [p for layer in self._linears for p in (layer.weight, layer.bias)]
+        versions = [p._version for p in self._given]
+        if versions == self._versions:
+            return
         with torch.no_grad():
-            _foreach_copy_(self._copies, given)
+            _foreach_copy_(self._copies, self._given)
         self._weights[-1].mul_(self._scales)
+        self._versions = versions
 
     def _computed(self, inputs: Tensor) -> Tensor:
         x, n, (*weights, last) = inputs, inputs.shape[-1], self._weights
@@ -89,3 +93,14 @@ class MLPPredictor(Predictor):
             x = found[:, :n]
         direction, magnitude = torch.mm(last, x, out=self._out[:, :n])
         return direction.mul_(magnitude.exp_())
+
+
+def _rows(like: Tensor, count: int, length: int) -> Tensor:
+    """Rows of ones, (count, length).
+
+    Each begins on a cache line, and no two a power of two apart, where they would share few places
+    of a cache: products of such rows take a fifth longer.
+    """
+    line = 64 // like.element_size()
+    apart = -(-length // line) * line + line
+    return like.new_ones(count, apart)[:, :length]
