@@ -69,7 +69,6 @@ class MLPPredictor(Predictor):
     ):
         like = linears[0].weight.detach()
         self._given = [p for layer in linears for p in (layer.weight, layer.bias)]
-        self._versions: list[int] = []
         self._scales = like.new_tensor(scales).unsqueeze(-1)
         self.inputs, *self._hidden = [_rows(like, layer.in_features + 1, room) for layer in linears]
         self._out = _rows(like, 2, room)
@@ -78,13 +77,9 @@ class MLPPredictor(Predictor):
         self.refresh()
 
     def refresh(self) -> None:
-        versions = [p._version for p in self._given]
-        if versions == self._versions:
-            return
         with torch.no_grad():
             _foreach_copy_(self._copies, self._given)
         self._weights[-1].mul_(self._scales)
-        self._versions = versions
 
     def _computed(self, inputs: Tensor) -> Tensor:
         x, n, (*weights, last) = inputs, inputs.shape[-1], self._weights
