@@ -7,7 +7,7 @@ begins an inner training, `estimate` unrolls it further and returns what it lear
 Their biases, and what T steps of an optimizee cost:
 
 TBPTT               blind to what comes after T, and to what an update does to later gradients.
-                    T + 1 gradients, 2 T updates and T backward passes of the metanet; memory of one.
+                    T + 1 gradients, T to 2 T updates and T backward passes of the metanet; memory of few.
 SecondOrderTBPTT    blind to what comes after T. T + 1 gradients and their derivatives; memory of T.
 PES                 none, of a loss that sigma smooths; variance grows with the number of
                     truncations. 2 T gradients and updates.
@@ -26,13 +26,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from meta_train.unroll import Inner, Task, apply_update, unroll
+from meta_train.unroll import Inner, Task, apply_update, moved, unroll
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
+from ngopt.graph import NeuralGraph
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import MetanetRule
 from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained
 from tasks.random import derive_seed
+
+# Elements of parameters whose updates autograd follows at once: some 500 bytes each, and LOOK times as much
+# where the metanet looks at the neural graph.
+FOLLOWED, LOOK = 1 << 22, 16
 
 
 class Estimate(NamedTuple):
@@ -56,6 +61,15 @@ class Estimator(Protocol):
         ...
 
 
+class _Update(NamedTuple):
+    """What an update saw, and what it did where autograd has followed."""
+
+    grads: Sequence[Tensor | None]
+    state: list[Record]
+    params: list[Tensor]
+    deltas: Sequence[Tensor | None] | None
+
+
 class TBPTT:
     """First-order truncated back-propagation through time.
 
@@ -65,7 +79,8 @@ class TBPTT:
     (1 - c_t) params_t + u_t and w_t the weight of a loss in the mean, the adjoint is
     lambda_t = w_t g_t + (1 - c_t) lambda_{t+1}, and the meta-gradient the sum of
     <lambda_{t+1}, du_t / dtheta>: one backward pass per update, in memory that holds the inputs of
-    T updates and the autograd graph of one. total_steps: the horizon of the inner training.
+    T updates and the autograd graphs of the last few (`followed_updates`, one for a large network);
+    the others are computed again. total_steps: the horizon of the inner training.
 
     Raises ValueError for a base rule with weight decay, whose contraction is not known here.
     """
@@ -88,20 +103,22 @@ class TBPTT:
         rule = learned.bind(task.graph, self.total_steps)
         weights = list(trained_metanet(learned).parameters())
         hyper = task.hyper(self.weight_decay)
-        inputs, losses, share, contractions = [], [], [], []
-        counted = tail_length(steps, self.tail)
+        updates, losses, share, contractions = [], [], [], []
+        counted, followed = tail_length(steps, self.tail), followed_updates(trained_metanet(learned), task.graph)
         loss, grads, buffers = task.gradient(state)
         for t in range(steps):
-            inputs.append((grads, state.state, state.params))
             contractions.append(self._contraction(rule, state.step))
-            with torch.no_grad():
-                state = apply_update(state, grads, buffers, rule, hyper)
+            is_followed = t >= steps - followed
+            with torch.set_grad_enabled(is_followed):
+                deltas, records = update_all(rule, grads, state.state, state.params, hyper)
+            updates.append(_Update(grads, state.state, state.params, deltas if is_followed else None))
+            state = detached(moved(state, deltas, records, buffers))
             loss, grads, buffers = task.gradient(state)
             losses.append(loss.clamp(max=self.loss_limit))
             # the derivative of the meta-loss by this loss
             share.append(float(loss <= self.loss_limit and t >= steps - counted) / counted)
-        after = [*(i[0] for i in inputs[1:]), grads]
-        meta = self._backward(rule, weights, inputs, after, share, hyper, contractions)
+        after = [*(update.grads for update in updates[1:]), grads]
+        meta = self._backward(rule, weights, updates, after, share, hyper, contractions)
         mean = torch.stack(losses[-counted:]).mean().item()
         return Estimate(meta, mean, mean), state
 
@@ -122,28 +139,31 @@ class TBPTT:
         self,
         rule: UpdateRule,
         weights: Sequence[Tensor],
-        inputs: list,
-        after: list,
+        updates: Sequence[_Update],
+        after: Sequence[Sequence[Tensor | None]],
         share: list[float],
         hyper: Hyper,
         contractions: Sequence[float],
     ) -> Tensor:
         """The meta-gradient.
 
-        inputs: what each update saw. after: the gradients after each update. share: their weights
-            in the meta-loss. contractions: by which each step multiplies the parameters.
+        after: the gradients after each update. share: their weights in the meta-loss. contractions: by
+            which each step multiplies the parameters.
         """
         total = [torch.zeros_like(w) for w in weights]
-        adjoint = [torch.zeros_like(p) for p in inputs[-1][2]]
-        rows = list(zip(inputs, after, share, [*contractions[1:], 1.0], strict=True))
-        for (grads, optimizer_state, params), ahead, part, contraction in reversed(rows):
+        adjoint = [torch.zeros_like(p) for p in updates[-1].params]
+        rows = list(zip(updates, after, share, [*contractions[1:], 1.0], strict=True))
+        for update, ahead, part, contraction in reversed(rows):
             adjoint = [
                 contraction * a if g is None else part * g + contraction * a
                 for a, g in zip(adjoint, ahead, strict=True)
             ]
-            deltas, _ = update_all(rule, grads, optimizer_state, params, hyper)
-            product = torch.stack([(d * a).sum() for d, a in zip(deltas, adjoint, strict=True) if d is not None]).sum()
-            found = torch.autograd.grad(product, weights, allow_unused=True)
+            deltas = update.deltas
+            if deltas is None:
+                deltas, _ = update_all(rule, update.grads, update.state, update.params, hyper)
+            pairs = [(d, a) for d, a in zip(deltas, adjoint, strict=True) if d is not None]
+            outputs, cotangents = zip(*pairs, strict=True)
+            found = torch.autograd.grad(outputs, weights, cotangents, allow_unused=True)
             total = [t if f is None else t + f for t, f in zip(total, found, strict=True)]
         return parameters_to_vector(total)
 
@@ -288,6 +308,13 @@ def _distance(found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -
     rows = zip(found, wanted, strict=True)
     pairs = [(u, v) for u, v in rows if u is not None and v is not None and bool(v.any())]
     return torch.stack([(u - v).square().sum() / v.square().sum() for u, v in pairs]).mean()
+
+
+def followed_updates(metanet: Metanet, graph: NeuralGraph) -> int:
+    """Updates whose autograd graphs are kept, of at most `FOLLOWED` elements of parameters; a look
+    at the neural graph counts as `LOOK` more."""
+    looks = LOOK / metanet.graph_every if metanet.d_context else 0
+    return int(FOLLOWED / (graph.numel * (1 + looks)))
 
 
 def detached(inner: Inner) -> Inner:

@@ -94,6 +94,11 @@ def apply_update(
 ) -> Inner:
     """The inner training one step later."""
     deltas, state = update_all(rule, grads, inner.state, inner.params, hyper)
+    return moved(inner, deltas, state, buffers)
+
+
+def moved(inner: Inner, deltas: Sequence[Tensor | None], state: list[Record], buffers: dict[str, Tensor]) -> Inner:
+    """The inner training after an update."""
     params = [p if d is None else p + d for p, d in zip(inner.params, deltas, strict=True)]
     return Inner(params, buffers, state, inner.step + 1)
 
