@@ -1,9 +1,11 @@
-"""How long `build_graph` takes on torchvision's families, beside the `torch.export` that it begins with.
+"""How long `build_graph` takes on torchvision's families,
+beside the `torch.export` that it begins with.
 
     python -m benchmarks.graph_building --output results/graph_building.json
 
-One thread. For every family: seconds of `torch.export` alone and of the whole graph (best of several,
-taken in turns), what is placed and connected, and whether gather and scatter give every parameter back.
+One thread. For every family: seconds of `torch.export` alone and of the whole graph (best of
+several, taken in turns), what is placed and connected,
+and whether gather and scatter give every parameter back.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ from ngopt import build_graph
 from ngopt.graph.topology import components, unconnected
 
 FAMILIES = (
-    "resnet18", "resnet50", "vgg11_bn", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t",
+    "resnet18", "resnet50", "vgg11_bn", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny",
+    "vit_b_16", "swin_t",
     "densenet121", "shufflenet_v2_x1_0", "googlenet", "regnet_y_400mf",
 )  # fmt: skip
-COLUMNS = (("export_s", 9), ("graph_s", 8), ("ratio", 6), ("elements", 12), ("unplaced", 9), ("components", 11),
-           ("unconnected", 12), ("identity", 9), ("roundtrip_ms", 13))  # fmt: skip
+COLUMNS = (
+    ("export_s", 9), ("graph_s", 8), ("ratio", 6), ("elements", 12), ("unplaced", 9),
+    ("components", 11), ("unconnected", 12), ("identity", 9), ("roundtrip_ms", 13),
+)  # fmt: skip
 
 
 def measure(family: str, repeats: int) -> dict[str, Any]:
@@ -55,7 +60,8 @@ def measure(family: str, repeats: int) -> dict[str, Any]:
         "components": len(set(components(graph))),
         "unconnected": len(unconnected(graph)),
         "identity": all(torch.equal(p, q) for p, q in zip(values, back, strict=True)),
-        "roundtrip_ms": 1000 * min(_seconds(lambda: graph.scatter(graph.gather(values))) for _ in range(repeats)),
+        "roundtrip_ms": 1000
+        * min(_seconds(lambda: graph.scatter(graph.gather(values))) for _ in range(repeats)),
     }
 
 
@@ -65,28 +71,46 @@ def _seconds(function: Callable[[], Any]) -> float:
     return perf_counter() - start
 
 
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if type(value) is int else str(value).lower()
+
+
 def table(records: list[dict[str, Any]]) -> str:
     lines = [f"{'family':20}" + "".join(f"{name:>{width}}" for name, width in COLUMNS)]
     for record in records:
-        cells = (f"{v:.2f}" if isinstance(v, float) else f"{v:,}" if type(v) is int else str(v).lower()
-                 for v in (record[name] for name, _ in COLUMNS))  # fmt: skip
-        lines.append(f"{record['family']:20}" + "".join(f"{c:>{w}}" for c, (_, w) in zip(cells, COLUMNS, strict=True)))
+        cells = [_cell(record[name]) for name, _ in COLUMNS]
+        lines.append(
+            f"{record['family']:20}"
+            + "".join(f"{c:>{w}}" for c, (_, w) in zip(cells, COLUMNS, strict=True))
+        )
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    records = [measure(family, options.repeats) for family in tqdm(options.families, unit="network")]
+    records = [
+        measure(family, options.repeats) for family in tqdm(options.families, unit="network")
+    ]
     print(table(records))
     if options.output:
-        machine = {"processor": platform.processor() or platform.machine(), "threads": 1, "torch": torch.__version__}
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "threads": 1,
+            "torch": torch.__version__,
+        }
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+        options.output.write_text(
+            json.dumps({"machine": machine, "records": records}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

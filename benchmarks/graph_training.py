@@ -2,10 +2,10 @@
 
     python -m benchmarks.graph_training --output results/graph_training.json
 
-One thread; seconds of the process, so that other work beside it counts less. Both read SIRENs [2, 32, 32, 1],
-have the same width and rounds, both directions of every edge and 17 features of each value, and make
-the gradients of all their parameters; NG-GNN also changes edges between rounds, PNAConv has its messages
-from one linear map. Taken in turns.
+One thread; seconds of the process, so that other work beside it counts less. Both read SIRENs [2,
+32, 32, 1], have the same width and rounds, both directions of every edge and 17 features of each
+value, and make the gradients of all their parameters; NG-GNN also changes edges between rounds,
+PNAConv has its messages from one linear map. Taken in turns.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class EdgeListPNA(nn.Module):
         self.index = (both.unsqueeze(1) + shifts[:, None]).flatten(1)
         histogram = torch.bincount(degree(both[1], count).long())
         options = {"deg": histogram, "edge_dim": width}
-        self.rounds = nn.ModuleList(PNAConv(width, width, AGGREGATORS, SCALERS, **options) for _ in range(rounds))
+        self.rounds = nn.ModuleList(
+            PNAConv(width, width, AGGREGATORS, SCALERS, **options) for _ in range(rounds)
+        )
 
     def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
         both = torch.cat([edges, edges])
@@ -115,12 +117,20 @@ def measure(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--copies", nargs="+", type=int, default=[16, 32, 64], help="networks of a step")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--copies", nargs="+", type=int, default=[16, 32, 64], help="networks of a step"
+    )
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--compiled", action="store_true", help="ng-gnn's step, which takes a minute or two at first")
+    parser.add_argument(
+        "--compiled",
+        action="store_true",
+        help="ng-gnn's step, which takes a minute or two at first",
+    )
     parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -129,11 +139,19 @@ def main(arguments: list[str] | None = None) -> None:
     for copies in tqdm(options.copies, unit="size"):
         record = measure(copies, options.width, options.rounds, options.repeats, options.compiled)
         ours, theirs, ratio = record["ng-gnn"], record["PNAConv"], record["ratio"]
-        tqdm.write(f"{copies:4} networks: ng-gnn {ours:.0f} a second, PNAConv {theirs:.0f}, {ratio:.1f}x")
+        tqdm.write(
+            f"{copies:4} networks: ng-gnn {ours:.0f} a second, PNAConv {theirs:.0f}, {ratio:.1f}x"
+        )
         records.append(record)
     if options.output:
-        machine = {"processor": platform.processor() or platform.machine(), "threads": 1, "torch": torch.__version__}
-        options.output.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "threads": 1,
+            "torch": torch.__version__,
+        }
+        options.output.write_text(
+            json.dumps({"machine": machine, "records": records}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

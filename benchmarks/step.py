@@ -1,4 +1,5 @@
-"""What a step costs: of the default beside fused AdamW, of the metanets beside what the machine allows.
+"""What a step costs: of the default beside fused AdamW,
+of the metanets beside what the machine allows.
 
     python -m benchmarks.step --threads 2 --output results/step.json
     python -m benchmarks.step --problems --networks --widths 64 256 1024 2048 --weights ff ng-gnn
@@ -7,12 +8,12 @@ Problems: whole training steps (batch, forward, backward, optimizer). All optimi
 copy and take turns at every step, so that noise meets them alike; steps before `--skip` do not
 count, and those that do contain every renewal of an eigenbasis and every look at the graph.
 
-Networks: steps on random gradients, each network in a process of its own. "first" is the first step,
-"second" the next (the default renews every eigenbasis in it), "later" the mean over as many steps as
-repeat, late in a training (from one renewal of a basis, or look at the graph, to the next). "floor"
-is the least time for the matrix products of these steps, at the rate measured in the same process,
-and for reading and writing parameters, gradients and state once; metanets only. Extra memory is how
-far resident memory rises within a step (VmHWM of /proc/self/status, set back through
+Networks: steps on random gradients, each network in a process of its own. "first" is the first
+step, "second" the next (the default renews every eigenbasis in it), "later" the mean over as many
+steps as repeat, late in a training (from one renewal of a basis, or look at the graph, to the
+next). "floor" is the least time for the matrix products of these steps, at the rate measured in the
+same process, and for reading and writing parameters, gradients and state once; metanets only. Extra
+memory is how far resident memory rises within a step (VmHWM of /proc/self/status, set back through
 /proc/self/clear_refs) above what it was before, when parameters, gradients and state were there and
 free memory was given back; of the first step, without the state that it leaves. Holes between
 tensors in the allocator's heap are part of it. Widths are those of an MLP of three square layers,
@@ -86,7 +87,9 @@ LARGE = ("resnet50", "vit_b_16", "gpt2")
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "adamw": lambda model: AdamW(model.parameters(), fused=True),
     "default": lambda model: NGOptimizer(model.parameters(), model=model),
-    "default, horizon": lambda model: NGOptimizer(model.parameters(), model=model, total_steps=HORIZON),
+    "default, horizon": lambda model: NGOptimizer(
+        model.parameters(), model=model, total_steps=HORIZON
+    ),
     "ff": lambda model: NGOptimizer(model.parameters(), model=model, weights="ff"),
     "ng-gnn": lambda model: NGOptimizer(model.parameters(), model=model, weights="ng-gnn"),
 }
@@ -209,7 +212,8 @@ def _floor(optimizer: NGOptimizer, n: int, kept: float) -> float:
 
 
 def moved_bytes(n: int, kept: float) -> float:
-    """What a step of n parameters with so much state moves at least: gradients are read, all others also written."""
+    """What a step of n parameters with so much state moves at least: gradients are read,
+    all others also written."""
     return 4 * n * (1 + 2 + 2 * kept)
 
 

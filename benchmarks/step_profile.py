@@ -2,9 +2,9 @@
 
 Nanoseconds a parameter of each kind of operation, of steps on random gradients, averaged over a
 cycle (from one look at the graph to the next), as torch's profiler sees them; beside them what the
-machine allows at least (see `benchmarks.step`): for the matrix products, and for reading and writing
-parameters, gradients and state once. "the rest" is Python and the dispatch of calls. The profiler
-itself makes steps of small networks longer; the whole step is timed without it.
+machine allows at least (see `benchmarks.step`): for the matrix products, and for reading and
+writing parameters, gradients and state once. "the rest" is Python and the dispatch of calls. The
+profiler itself makes steps of small networks longer; the whole step is timed without it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def _kind(operation: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--networks", nargs="*", default=["c10-32", "resnet18"], help="or widths of an MLP")
+    parser.add_argument(
+        "--networks", nargs="*", default=["c10-32", "resnet18"], help="or widths of an MLP"
+    )
     parser.add_argument("--weights", nargs="*", default=["ff", "ng-gnn"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, help="a JSON file for the records")

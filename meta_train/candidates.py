@@ -18,7 +18,8 @@ from ngopt.base.soap import Soap
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import save_pretrained, weights_hash
 
-# One problem moves the score by at most this, so that none decides alone: a factor e^.5 = 1.65 in loss.
+# One problem moves the score by at most this, so that none decides alone:
+# a factor e^.5 = 1.65 in loss.
 MOST = 0.5
 
 

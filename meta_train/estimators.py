@@ -1,4 +1,5 @@
-"""Estimators of the meta-gradient: how the meta-loss of an unroll changes with the metanet's weights.
+"""Estimators of the meta-gradient: how the meta-loss of an unroll changes with the metanet's
+weights.
 
 The metanet of a learned optimizer is what is trained; a base rule stays as it is. All estimators
 work on one optimizee at a time, in truncations of an inner training, behind one interface: `start`
@@ -7,7 +8,8 @@ begins an inner training, `estimate` unrolls it further and returns what it lear
 Their biases, and what T steps of an optimizee cost:
 
 TBPTT               blind to what comes after T, and to what an update does to later gradients.
-                    T + 1 gradients, T to 2 T updates and T backward passes of the metanet; memory of few.
+                    T + 1 gradients, T to 2 T updates and T backward passes of the metanet;
+                    memory of few.
 SecondOrderTBPTT    blind to what comes after T. T + 1 gradients and their derivatives; memory of T.
 PES                 none, of a loss that sigma smooths; variance grows with the number of
                     truncations. 2 T gradients and updates.
@@ -35,8 +37,8 @@ from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained
 from tasks.random import derive_seed
 
-# Elements of parameters whose updates autograd follows at once: some 500 bytes each, and LOOK times as much
-# where the metanet looks at the neural graph.
+# Elements of parameters whose updates autograd follows at once: some 500 bytes each, and LOOK times
+# as much where the metanet looks at the neural graph.
 FOLLOWED, LOOK = 1 << 22, 16
 
 
@@ -56,7 +58,9 @@ class Estimator(Protocol):
         """The state of an inner training before its first step: a pytree of tensors and numbers."""
         ...
 
-    def estimate(self, task: Task, learned: LearnedOptimizer, state: Any, steps: int) -> tuple[Estimate, Any]:
+    def estimate(
+        self, task: Task, learned: LearnedOptimizer, state: Any, steps: int
+    ) -> tuple[Estimate, Any]:
         """Unrolls by a number of steps: meta-gradient and meta-loss, and the state after them."""
         ...
 
@@ -98,20 +102,25 @@ class TBPTT:
     def start(self, task: Task, learned: LearnedOptimizer) -> Inner:
         return task.start(learned.bind(task.graph, self.total_steps))
 
-    def estimate(self, task: Task, learned: LearnedOptimizer, state: Inner, steps: int) -> tuple[Estimate, Inner]:
+    def estimate(
+        self, task: Task, learned: LearnedOptimizer, state: Inner, steps: int
+    ) -> tuple[Estimate, Inner]:
         self._check(learned)
         rule = learned.bind(task.graph, self.total_steps)
         weights = list(trained_metanet(learned).parameters())
         hyper = task.hyper(self.weight_decay)
         updates, losses, share, contractions = [], [], [], []
-        counted, followed = tail_length(steps, self.tail), followed_updates(trained_metanet(learned), task.graph)
+        counted = tail_length(steps, self.tail)
+        followed = followed_updates(trained_metanet(learned), task.graph)
         loss, grads, buffers = task.gradient(state)
         for t in range(steps):
             contractions.append(self._contraction(rule, state.step))
             is_followed = t >= steps - followed
             with torch.set_grad_enabled(is_followed):
                 deltas, records = update_all(rule, grads, state.state, state.params, hyper)
-            updates.append(_Update(grads, state.state, state.params, deltas if is_followed else None))
+            updates.append(
+                _Update(grads, state.state, state.params, deltas if is_followed else None)
+            )
             state = detached(moved(state, deltas, records, buffers))
             loss, grads, buffers = task.gradient(state)
             losses.append(loss.clamp(max=self.loss_limit))
@@ -125,7 +134,8 @@ class TBPTT:
     def _check(self, learned: LearnedOptimizer) -> None:
         if self.weight_decay and learned.base is not None:
             raise ValueError(
-                f"TBPTT: base rule '{learned.base.name}': expected weight decay 0; got {self.weight_decay}"
+                f"TBPTT: base rule '{learned.base.name}': expected weight decay 0; got "
+                f"{self.weight_decay}"
             )
 
     def _contraction(self, rule: UpdateRule, step: int) -> float:
@@ -147,8 +157,8 @@ class TBPTT:
     ) -> Tensor:
         """The meta-gradient.
 
-        after: the gradients after each update. share: their weights in the meta-loss. contractions: by
-            which each step multiplies the parameters.
+        after: the gradients after each update. share: their weights in the meta-loss. contractions:
+            by which each step multiplies the parameters.
         """
         total = [torch.zeros_like(w) for w in weights]
         adjoint = [torch.zeros_like(p) for p in updates[-1].params]
@@ -171,13 +181,18 @@ class TBPTT:
 class SecondOrderTBPTT(TBPTT):
     """Truncated back-propagation through time through the optimizee's gradients too.
 
-    The meta-loss is that of `TBPTT`. The memory is that of the autograd graph of the whole truncation.
+    The meta-loss is that of `TBPTT`. The memory is that of the autograd graph of the whole
+    truncation.
     """
 
-    def estimate(self, task: Task, learned: LearnedOptimizer, state: Inner, steps: int) -> tuple[Estimate, Inner]:
+    def estimate(
+        self, task: Task, learned: LearnedOptimizer, state: Inner, steps: int
+    ) -> tuple[Estimate, Inner]:
         rule = learned.bind(task.graph, self.total_steps)
         weights = list(trained_metanet(learned).parameters())
-        inner, losses = unroll(task, state, rule, steps, task.hyper(self.weight_decay), create_graph=True)
+        inner, losses = unroll(
+            task, state, rule, steps, task.hyper(self.weight_decay), create_graph=True
+        )
         with torch.enable_grad():
             last, _ = task.loss(inner.params, inner.buffers, inner.step)
             counted = [*losses[1:], last][-tail_length(steps, self.tail) :]
@@ -189,7 +204,8 @@ class SecondOrderTBPTT(TBPTT):
 
 
 class PESState(NamedTuple):
-    """positive, negative: the antithetic pair of inner trainings. perturbation: their sum so far."""
+    """positive, negative: the antithetic pair of inner trainings. perturbation:
+    their sum so far."""
 
     positive: Inner
     negative: Inner
@@ -199,10 +215,10 @@ class PESState(NamedTuple):
 class PES:
     """Persistent evolution strategies with one antithetic pair (Vicol et al. 2021, Eq. 10).
 
-    Every truncation draws a perturbation of the meta-parameters, epsilon ~ N(0, sigma^2); the losses
-    of the pair are weighed with the sum of all perturbations since the inner training began, which
-    makes the estimate unbiased over the whole of it. Without that sum (`persistent=False`) it is
-    truncated ES, which is biased. A truncation as long as the inner training makes it plain
+    Every truncation draws a perturbation of the meta-parameters, epsilon ~ N(0, sigma^2); the
+    losses of the pair are weighed with the sum of all perturbations since the inner training began,
+    which makes the estimate unbiased over the whole of it. Without that sum (`persistent=False`) it
+    is truncated ES, which is biased. A truncation as long as the inner training makes it plain
     antithetic ES. Meta-losses are those of `TBPTT`.
     """
 
@@ -223,7 +239,9 @@ class PES:
         theta = parameters_to_vector(trained_metanet(learned).parameters())
         return PESState(inner, inner, torch.zeros_like(theta.detach()))
 
-    def estimate(self, task: Task, learned: LearnedOptimizer, state: PESState, steps: int) -> tuple[Estimate, PESState]:
+    def estimate(
+        self, task: Task, learned: LearnedOptimizer, state: PESState, steps: int
+    ) -> tuple[Estimate, PESState]:
         rule = learned.bind(task.graph, self.total_steps)
         metanet = trained_metanet(learned)
         theta = parameters_to_vector(metanet.parameters()).detach().clone()
@@ -266,9 +284,9 @@ class Imitated(NamedTuple):
 class Imitation:
     """Learns to do what a strong rule does, along its own training (as the first phase of ELO).
 
-    The meta-loss is the mean over steps and tensors of |u - u*|^2 / |u*|^2, where u* is the update of
-    the bundled default and u that of the metanet, from the same weights and gradients. Its gradient
-    is exact. total_steps: the horizon of the inner training.
+    The meta-loss is the mean over steps and tensors of |u - u*|^2 / |u*|^2, where u* is the update
+    of the bundled default and u that of the metanet, from the same weights and gradients. Its
+    gradient is exact. total_steps: the horizon of the inner training.
     """
 
     def __init__(self, total_steps: int | None = None):
@@ -279,7 +297,9 @@ class Imitation:
         inner = task.start(learned.bind(task.graph, self.total_steps))
         return Imitated(inner, self.teacher.bind(task.graph, self.total_steps).init(inner.params))
 
-    def estimate(self, task: Task, learned: LearnedOptimizer, state: Imitated, steps: int) -> tuple[Estimate, Imitated]:
+    def estimate(
+        self, task: Task, learned: LearnedOptimizer, state: Imitated, steps: int
+    ) -> tuple[Estimate, Imitated]:
         student = learned.bind(task.graph, self.total_steps)
         teacher = self.teacher.bind(task.graph, self.total_steps)
         weights = list(trained_metanet(learned).parameters())
@@ -321,7 +341,9 @@ def detached(inner: Inner) -> Inner:
     """The same without what autograd knows of it."""
     params, buffers, state, step = inner
     records = [{key: value.detach() for key, value in record.items()} for record in state]
-    return Inner([p.detach() for p in params], {k: b.detach() for k, b in buffers.items()}, records, step)
+    return Inner(
+        [p.detach() for p in params], {k: b.detach() for k, b in buffers.items()}, records, step
+    )
 
 
 def trained_metanet(learned: LearnedOptimizer) -> Metanet:

@@ -1,4 +1,5 @@
-"""What it costs to look at the graph only every k steps: `python -m meta_train.graph_every --weights ng-gnn`.
+"""What it costs to look at the graph only every k steps:
+`python -m meta_train.graph_every --weights ng-gnn`.
 
 Trains whole runs with the same weights and each k. Chosen is the largest k whose mean validation
 accuracy on the first problem is at most one standard error, that of k = 1, below that of k = 1;
@@ -48,7 +49,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if 1 not in self.every:
-            raise ValueError(f"every: expected 1 among the values, to compare with; got {self.every}")
+            raise ValueError(
+                f"every: expected 1 among the values, to compare with; got {self.every}"
+            )
 
 
 Found = dict[str, dict[int, list[Record]]]
@@ -65,8 +68,16 @@ def run(config: Config) -> None:
     table = {**learned.table, **{problem: _measured(by_k[best]) for problem, by_k in found.items()}}
     new = replace(looking_every(learned, best), recipe=recipe, table=table)
     save_pretrained(new, folder / "chosen.safetensors")
-    body = [_cells(problem, k, records) for problem, by_k in found.items() for k, records in by_k.items()]
-    results = {"config": asdict(config), "chosen": best, "rows": [dict(zip(HEADER, row, strict=True)) for row in body]}
+    body = [
+        _cells(problem, k, records)
+        for problem, by_k in found.items()
+        for k, records in by_k.items()
+    ]
+    results = {
+        "config": asdict(config),
+        "chosen": best,
+        "rows": [dict(zip(HEADER, row, strict=True)) for row in body],
+    }
     write_json(folder / "results.json", results)
     (folder / "table.md").write_text("\n".join(markdown(HEADER, body)) + "\n")
     draw(folder / "graph_every.png", found)

@@ -67,7 +67,9 @@ class Config:
         if self.seeds > FIRST_TUNING_SEED:
             raise ValueError(f"seeds: expected at most {FIRST_TUNING_SEED}; got {self.seeds}")
         if self.curve_split not in SPLITS:
-            raise ValueError(f"curve_split: expected one of {', '.join(SPLITS)}; got '{self.curve_split}'")
+            raise ValueError(
+                f"curve_split: expected one of {', '.join(SPLITS)}; got '{self.curve_split}'"
+            )
         for key in ("problems", "optimizers"):
             values = getattr(self, key)
             if not values or len(set(values)) < len(values):

@@ -99,7 +99,8 @@ class MuonWithAdam(Optimizer):
         for p in self._kernels:
             if not p.is_contiguous():
                 raise ValueError(
-                    f"MuonWithAdam: expected contiguous kernels; got strides {p.stride()} of {tuple(p.shape)}"
+                    f"MuonWithAdam: expected contiguous kernels; got strides {p.stride()} of "
+                    f"{tuple(p.shape)}"
                 )
         self._matrices = [p.detach().view(len(p), -1) for p in self._kernels]
         others = [p for p in members if p.ndim < 2 or p in excepted]
@@ -118,7 +119,8 @@ class MuonWithAdam(Optimizer):
 
 
 def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup: float = 0.0) -> LambdaLR:
-    """Linear warm-up over a share of the steps, then half a cosine from the full learning rate to 0."""
+    """Linear warm-up over a share of the steps,
+    then half a cosine from the full learning rate to 0."""
     first = round(warmup * total_steps)
 
     def factor(step: int) -> float:
@@ -134,8 +136,8 @@ def load_optimizer(name: str) -> OptimizerSpec:
 
     name: of the weights, or the path of the file. With ":traced" behind it, the optimizer follows
     the model's first forward; else it infers the graph from names and shapes. With ":bfloat16" its
-    metanet computes in that. With ":open" it is not told how long the training is. Several may follow
-    each other.
+    metanet computes in that. With ":open" it is not told how long the training is. Several may
+    follow each other.
 
     Raises ValueError if there is none of that name, if the weights cannot be loaded, or for ":open"
     with a base rule, which then trains other weights than it should be judged by.
@@ -146,10 +148,14 @@ def load_optimizer(name: str) -> OptimizerSpec:
     bundled = list_pretrained()
     if weights not in ("default", *bundled) and not Path(weights).is_file():
         known = ", ".join([*OPTIMIZERS, "default", *bundled])
-        raise ValueError(f"optimizer '{name}': expected one of {known}, or the path of an existing weights file")
+        raise ValueError(
+            f"optimizer '{name}': expected one of {known}, or the path of an existing weights file"
+        )
     learned = load_pretrained(weights)
     if OPEN in options and learned.base is not None:
-        raise ValueError(f"optimizer '{name}': expected weights without a base rule; got '{learned.base.name}'")
+        raise ValueError(
+            f"optimizer '{name}': expected weights without a base rule; got '{learned.base.name}'"
+        )
     make = partial(_learned, learned, options)
     return OptimizerSpec(name, make, weights=weights_hash(learned))
 

@@ -1,4 +1,5 @@
-"""The paper's comparison (Kofinas et al. 2024, Table 2 and Figure 3): its problems, optimizers and figures."""
+"""The paper's comparison (Kofinas et al. 2024, Table 2 and Figure 3): its problems,
+optimizers and figures."""
 
 from __future__ import annotations
 

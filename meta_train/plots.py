@@ -25,7 +25,8 @@ Style = Mapping[str, Any]
 
 
 def plot_curves(path: Path, title: str, groups: Groups, emphasis: str | None = None) -> None:
-    """Draws training loss and accuracy on the runs' split over steps: mean and range over a group's runs.
+    """Draws training loss and accuracy on the runs' split over steps:
+    mean and range over a group's runs.
 
     A problem without accuracy has its loss there. Loss axes are logarithmic. emphasis: the
     group that is drawn in black, above the others.

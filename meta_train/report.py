@@ -150,7 +150,8 @@ def notes(rows: Sequence[Row], reference: str) -> list[str]:
         f"Means over {rows[0].runs} seed(s), ± sample standard deviation; all optimizers have the"
         " same initial weights and batches.",
         f"Train loss: mean over the last {TRAIN_LOSS_STEPS} batches. Steps and seconds to"
-        f" reference: until the loss of the curves is as low as that of {reference} at its end (same"
+        f" reference: until the loss of the curves is as low as that of {reference} at its end "
+        f"(same"
         " seed, median over seeds).",
         "run s: all steps, without evaluation. ms/step: median of whole steps (batch, forward,"
         " backward, optimizer); optimizer ms/step: median of optimizer and scheduler.",

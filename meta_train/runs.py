@@ -1,4 +1,5 @@
-"""Whole inner trainings as records, one line of a file each, so that no finished run is repeated."""
+"""Whole inner trainings as records, one line of a file each,
+so that no finished run is repeated."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Run:
     lr: None where there is nothing to tune.
     weights: SHA-256 of a learned optimizer's weights.
     phase: "tuning" measures on the validation split alone, "evaluation" on test too.
-    curve_every: steps between points of the curve; 0 for none. curve_split: what that is measured on.
+    curve_every: steps between points of the curve; 0 for none. curve_split:
+    what that is measured on.
     """
 
     problem: str
@@ -60,7 +62,8 @@ class Run:
 
 
 class Step(NamedTuple):
-    """Loss before an update; milliseconds of the whole step, and of optimizer and scheduler within it."""
+    """Loss before an update; milliseconds of the whole step,
+    and of optimizer and scheduler within it."""
 
     loss: float
     ms: float
@@ -81,17 +84,20 @@ class Averaging(Protocol):
 
 
 def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
-    """Trains a problem's model for `run.steps` updates on the CPU and measures it: a record that JSON can hold.
+    """Trains a problem's model for `run.steps` updates on the CPU and measures it:
+    a record that JSON can hold.
 
-    Initial weights, batches and dropout follow from problem and seed alone, so they are the same for
-    every optimizer, and the same as in `meta_train.unroll`. A run whose loss stops being finite is
-    carried through and measured like any other. `on_step` is called with each loss.
+    Initial weights, batches and dropout follow from problem and seed alone, so they are the same
+    for every optimizer, and the same as in `meta_train.unroll`. A run whose loss stops being finite
+    is carried through and measured like any other. `on_step` is called with each loss.
 
-    Raises ValueError if the problem or optimizer is unknown, or its weights are not those of the run.
+    Raises ValueError if the problem or optimizer is unknown,
+    or its weights are not those of the run.
     """
     spec = load_optimizer(run.optimizer)
     if spec.weights != run.weights:
-        message = f"optimizer '{run.optimizer}': expected weights {run.weights}; got {spec.weights} (SHA-256)"
+        expected = f"expected weights {run.weights}; got {spec.weights} (SHA-256)"
+        message = f"optimizer '{run.optimizer}': {expected}"
         raise ValueError(message)
     training = _Training(run, load_problem(run.problem), spec)
     steps: list[Step] = []
@@ -268,7 +274,10 @@ def _execute_in_processes(pending: Sequence[Run], folder: Path, processes: int, 
     for name in dict.fromkeys(run.problem for run in pending):
         load_problem(name).batch(0, 0)  # missing data is fetched once, not by every process
     pool = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+        processes,
+        multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
     )
     bar.set_description(", ".join(map(str, pending[:processes])))
     try:

@@ -1,4 +1,5 @@
-"""Chooses how an optimizer is meta-trained, as the paper did: `python -m meta_train.search --metanet ng-gnn`.
+"""Chooses how an optimizer is meta-trained, as the paper did:
+`python -m meta_train.search --metanet ng-gnn`.
 
 A trial (Optuna, TPE) meta-trains with sizes of the metanet, outer learning rate, weight decay and
 number of outer steps of its own, chooses the output gain over whole runs, and scores by validation
@@ -30,7 +31,8 @@ from tasks.text_tables import align
 WIDTHS, LAYERS, OUTPUTS = (16, 24, 32, 48, 64), (1, 2, 3, 4), (4, 8, 16)
 HIDDEN = (16, 32, 64)
 LRS, WEIGHT_DECAYS = (3e-5, 1e-3), (1e-6, 1e-2)
-# What names of problems have whose data is CIFAR-10: "c" and the side of the images, or of the network.
+# What names of problems have whose data is CIFAR-10: "c" and the side of the images,
+# or of the network.
 CIFAR = re.compile(r"(^|-)c\d+(-|$)")
 HEADER = ["trial", "validation accuracy %", "gain", "numbers"]
 
@@ -61,7 +63,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if any(map(CIFAR.search, self.problems)):
-            raise ValueError(f"problems: expected none of CIFAR-10, which chooses nothing; got {self.problems}")
+            raise ValueError(
+                f"problems: expected none of CIFAR-10, which chooses nothing; got {self.problems}"
+            )
 
 
 def suggested(trial: optuna.Trial, config: Config) -> train.Config:
@@ -145,7 +149,12 @@ def _done(study: optuna.Study) -> list[Any]:
 
 
 def _cells(trial: Any) -> list[str]:
-    return [str(trial.number), f"{100 * trial.value:.2f}", f"{trial.user_attrs['gain']:g}", _text(trial.params)]
+    return [
+        str(trial.number),
+        f"{100 * trial.value:.2f}",
+        f"{trial.user_attrs['gain']:g}",
+        _text(trial.params),
+    ]
 
 
 def _text(numbers: Mapping[str, float]) -> str:
@@ -157,7 +166,10 @@ def run(config: Config) -> None:
     path = write_best(config, study)
     body = [_cells(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     print("\n".join(align(HEADER, body)))
-    print(f"\nBest: trial {study.best_trial.number}, {100 * study.best_value:.2f} %. Written to {path}.")
+    print(
+        f"\nBest: trial {study.best_trial.number}, {100 * study.best_value:.2f} %. Written to "
+        f"{path}."
+    )
 
 
 if __name__ == "__main__":

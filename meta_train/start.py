@@ -45,7 +45,9 @@ def make_learned(
 def _config_changes(cls: type[Metanet], numbers: Mapping[str, float]) -> dict[str, Any]:
     """Numbers of a metanet's config as its fields have them."""
     defaults, found = asdict(cls.Config()), {}
-    known = [key for key, value in defaults.items() if isinstance(value, int | float) or key == "hidden"]
+    known = [
+        key for key, value in defaults.items() if isinstance(value, int | float) or key == "hidden"
+    ]
     for key, number in numbers.items():
         if key not in known:
             raise ValueError(f"metanet_config: expected some of {', '.join(known)}; got '{key}'")

@@ -1,9 +1,10 @@
-"""Chooses an optimizer's output gain over whole runs: `python -m meta_train.sweep --weights runs/ff/best.safetensors`.
+"""Chooses an optimizer's output gain over whole runs:
+`python -m meta_train.sweep --weights runs/ff/best.safetensors`.
 
 A short truncation rewards small steps, for their noise is lower now; one gain, chosen over whole
 inner trainings on validation data, undoes much of it. With `--cooldowns .2 .5` the gain is that of
-trainings of known length, whose updates fall to zero over the last share of the steps, one of these;
-others stay as they are. Prints a table and writes the weights with the best to `output`.
+trainings of known length, whose updates fall to zero over the last share of the steps, one of
+these; others stay as they are. Prints a table and writes the weights with the best to `output`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Config:
 
 
 class Scale(NamedTuple):
-    """gain: of the updates. cooldown: share of the steps over which they fall; None for no such thing."""
+    """gain: of the updates. cooldown: share of the steps over which they fall;
+    None for no such thing."""
 
     gain: float
     cooldown: float | None = None
@@ -86,7 +88,9 @@ def search(config: Config) -> Found:
     recipe = {"stages": [*learned.recipe["stages"], stage]}
     chosen = replace(scaled(learned, best), recipe=recipe, table={"validation": rows})
     save_pretrained(chosen, config.output)
-    Path(config.output).with_suffix(".json").write_text(json.dumps({"config": asdict(config), "runs": rows}, indent=2))
+    Path(config.output).with_suffix(".json").write_text(
+        json.dumps({"config": asdict(config), "runs": rows}, indent=2)
+    )
     return Found(best, means)
 
 
@@ -106,13 +110,16 @@ def run(config: Config) -> None:
     body = []
     for (gain, cooldown), (loss, accuracy) in found.means.items():
         shown = "-" if accuracy is None else f"{100 * accuracy:.2f}"
-        body.append([f"{gain:g}", "-" if cooldown is None else f"{cooldown:g}", f"{loss:.4f}", shown])
+        body.append(
+            [f"{gain:g}", "-" if cooldown is None else f"{cooldown:g}", f"{loss:.4f}", shown]
+        )
     print("\n".join(align(HEADER, body)))
     print(f"gain {found.chosen.gain:g} -> {config.output}")
 
 
 def scaled(learned: LearnedOptimizer, scale: Scale) -> LearnedOptimizer:
-    """The same with its metanet's output multiplied: everywhere, or where the length of a training is known."""
+    """The same with its metanet's output multiplied: everywhere,
+    or where the length of a training is known."""
     metanet = trained_metanet(learned)
     if scale.cooldown is not None:
         return replace(learned, cooldown=Cooldown(scale.gain, scale.cooldown))

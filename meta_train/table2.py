@@ -34,7 +34,9 @@ HEADER = [
 def cells(rows: Sequence[Row]) -> list[str]:
     """A line of the table, under `HEADER`, from an optimizer's rows on both problems."""
     name, own = rows[0].optimizer, []
-    for row, published in zip(rows, PUBLISHED.get(name.removesuffix(OPEN), (None, None)), strict=True):
+    for row, published in zip(
+        rows, PUBLISHED.get(name.removesuffix(OPEN), (None, None)), strict=True
+    ):
         own.append(spread(f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}", row.runs))
         own.append("" if published is None else "{:.2f} ± {:.2f}".format(*published))
     lrs = ["-" if row.lr is None else f"{row.lr:g}" for row in rows]

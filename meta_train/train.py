@@ -4,8 +4,8 @@ Writes into its folder: `config.json`, `checkpoint.pt` (from which the same comm
 bit), `log.jsonl` (one line a validation), TensorBoard events, and `best.safetensors`, the weights
 with the lowest validation loss.
 
-With `--processes N`, or started as `torchrun --nproc-per-node N -m meta_train.train ...`, each process
-unrolls its share of the optimizees; their number changes no result, and any number resumes.
+With `--processes N`, or started as `torchrun --nproc-per-node N -m meta_train.train ...`, each
+process unrolls its share of the optimizees; their number changes no result, and any number resumes.
 """
 
 from __future__ import annotations
@@ -52,19 +52,21 @@ class Config:
     metanet: str = "ff"
     """Name of the metanet to train."""
     init_from: str | None = None
-    """Weights (a bundled name or a file) to start from; those of an FF become another metanet's head."""
+    """Weights (a bundled name or a file) to start from;
+    those of an FF become another metanet's head."""
     problems: tuple[str, ...] = ("fm-16",)
     """Problems to sample from; validation is on the held-out data of the first."""
     estimator: str = "tbptt"
-    """tbptt, tbptt-2 (second order), pes, es (whole inner trainings) or imitation of the default."""
+    """tbptt, tbptt-2 (second order), pes, es (whole inner trainings)
+    or imitation of the default."""
     outer_steps: int = 1000
     optimizees: int = 2
     """Inner trainings at the same time, of different ages."""
     horizon: int = 1000
     """Inner steps after which an optimizee is begun anew."""
     shortest: int | None = None
-    """With it, horizons are log-uniform from it up to a longest, which grows to `horizon` until half
-    of the outer steps are done."""
+    """With it, horizons are log-uniform from it up to a longest, which grows to `horizon` until
+    half of the outer steps are done."""
     truncation: int = 100
     """Inner steps per outer step; of es all."""
     tail: float = 1.0
@@ -81,16 +83,18 @@ class Config:
     sigma: float = 0.01
     """Standard deviation of the perturbations of pes and es."""
     scaling: float = 1.0
-    """Each tensor is optimized in a unit of its own, log-uniform between 1 / scaling and scaling."""
+    """Each tensor is optimized in a unit of its own,
+    log-uniform between 1 / scaling and scaling."""
     loss_limit: float = 2.0
     """An optimizee whose loss exceeds this many times its first loss is begun anew."""
     metanet_config: dict[str, float] = field(default_factory=dict)
-    """Numbers of the metanet's config, such as width 48 layers 3; hidden 64 is the width of both layers
-    of its MLP."""
+    """Numbers of the metanet's config, such as width 48 layers 3; hidden 64 is the width of both
+    layers of its MLP."""
     validate_every: int = 50
     validation_seeds: int = 1
     autocast: bool = False
-    """Compute optimizees' losses in bfloat16: faster where the CPU has AMX, three times slower elsewhere."""
+    """Compute optimizees' losses in bfloat16: faster where the CPU has AMX,
+    three times slower elsewhere."""
     processes: int = 1
     """Processes, of one thread each; their number changes no result."""
     seed: int = 0
@@ -114,7 +118,8 @@ class Slot:
 class Outcome(NamedTuple):
     """What all ranks know of one optimizee's truncation.
 
-    meta_gradient: clipped; zero where it is not usable. norm: before clipping. Losses as in `Estimate`.
+    meta_gradient: clipped; zero where it is not usable. norm: before clipping.
+    Losses as in `Estimate`.
     """
 
     is_usable: bool
@@ -126,21 +131,29 @@ class Outcome(NamedTuple):
 
 
 class MetaTrainer:
-    """The outer loop: unrolls optimizees, averages their meta-gradients, steps AdamW, validates, saves.
+    """The outer loop: unrolls optimizees, averages their meta-gradients, steps AdamW,
+    validates, saves.
 
     Every rank takes the same outer steps; only what `Outcome` says of optimizees travels.
     """
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         if config.estimator == "es" and config.shortest is not None:
-            raise ValueError(f"shortest: expected none with es, whose steps are whole trainings; got {config.shortest}")
+            raise ValueError(
+                f"shortest: expected none with es, whose steps are whole trainings; got "
+                f"{config.shortest}"
+            )
         self.config, self.ranks = config, ranks
         self.folder = Path(config.folder)
-        self.learned = make_learned(config.metanet, config.init_from, config.metanet_config, config.seed)
+        self.learned = make_learned(
+            config.metanet, config.init_from, config.metanet_config, config.seed
+        )
         self.metanet = trained_metanet(self.learned)
         settings = {one.name: getattr(config, one.name) for one in fields(UnrollConfig)}
         self.worker = Worker(UnrollConfig(**settings), self.learned)
-        self.optimizer = torch.optim.AdamW(self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
         # The first lives have different lengths, so that ages differ from then on.
         firsts = [config.horizon * (i + 1) // config.optimizees for i in range(config.optimizees)]
         self.slots = [Slot(i, horizon) for i, horizon in enumerate(firsts)]
@@ -165,7 +178,9 @@ class MetaTrainer:
         ) as bar:
             while self.outer_step < steps:
                 outcomes = self.step()
-                meta_loss, norm = (fmean(x) for x in ((o.meta_loss for o in outcomes), (o.norm for o in outcomes)))
+                meta_loss, norm = (
+                    fmean(x) for x in ((o.meta_loss for o in outcomes), (o.norm for o in outcomes))
+                )
                 bar.set_postfix(meta_loss=f"{meta_loss:.3f}", norm=f"{norm:.2g}")
                 bar.update()
                 if writer:
@@ -191,7 +206,8 @@ class MetaTrainer:
                 writer.add_scalar(f"meta_gradient/{name}", parameter.grad.norm(), self.outer_step)
         for name, share in self.relative_updates().items():
             writer.add_scalar(f"update_to_weight/{name}", share, self.outer_step)
-        return f"outer step {self.outer_step}: validation loss {metrics.loss:.4f}, {accuracy}{seconds:.0f} s"
+        loss = f"validation loss {metrics.loss:.4f}"
+        return f"outer step {self.outer_step}: {loss}, {accuracy}{seconds:.0f} s"
 
     def relative_updates(self) -> dict[str, float]:
         """Size of the latest update of each tensor of the first problem, to the tensor's own."""
@@ -208,7 +224,9 @@ class MetaTrainer:
         config = self.config
         own = [slot for slot in self.slots if self.ranks.owns(slot.number)]
         results = self.worker.run([self._job(slot) for slot in own])
-        outcomes = self._shared({slot.number: result for slot, result in zip(own, results, strict=True)})
+        outcomes = self._shared(
+            {slot.number: result for slot, result in zip(own, results, strict=True)}
+        )
         gradients = [o.meta_gradient for o in outcomes if o.is_usable]
         self.outer_step += 1
         if gradients:
@@ -223,7 +241,9 @@ class MetaTrainer:
         return outcomes
 
     def _job(self, slot: Slot) -> Job:
-        return Job(self.seed_of(slot), self.steps_of(slot), slot.horizon, slot.state, slot.first_loss)
+        return Job(
+            self.seed_of(slot), self.steps_of(slot), slot.horizon, slot.state, slot.first_loss
+        )
 
     def _shared(self, own: dict[int, Result]) -> list[Outcome]:
         """What happened to all optimizees, from what each rank knows of its own."""
@@ -274,21 +294,28 @@ class MetaTrainer:
         return derive_seed(self.config.seed, 10, slot.number, slot.life)
 
     def validate(self) -> Metrics:
-        """Whole inner trainings on the first problem; keeps the weights when their mean loss is the lowest yet."""
+        """Whole inner trainings on the first problem;
+        keeps the weights when their mean loss is the lowest yet."""
         config = self.config
         rows = torch.zeros(config.validation_seeds, 2, dtype=torch.float64)
         for k in range(config.validation_seeds):
             if self.ranks.owns(k):
-                task = Task(self.worker.problems[0], derive_seed(config.seed, 11, k), config.autocast)
+                task = Task(
+                    self.worker.problems[0], derive_seed(config.seed, 11, k), config.autocast
+                )
                 found = whole_run(task, self.learned, config.horizon, config.inner_weight_decay)
                 accuracy = nan if found.accuracy is None else found.accuracy
                 rows[k] = torch.tensor([found.loss, accuracy], dtype=torch.float64)
-        results = [Metrics(loss, None if isnan(a) else a) for loss, a in self.ranks.summed(rows).tolist()]
+        results = [
+            Metrics(loss, None if isnan(a) else a) for loss, a in self.ranks.summed(rows).tolist()
+        ]
         metrics = mean_metrics(results)
         record = {"outer_step": self.outer_step, **metrics._asdict()}
         self.log.append(record)
         if self.ranks.is_first:
-            (self.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.log))
+            (self.folder / "log.jsonl").write_text(
+                "".join(json.dumps(line) + "\n" for line in self.log)
+            )
         if metrics.loss < self.best:
             self.best = metrics.loss
             best = replace(self.learned, recipe=self.recipe(), table={"validation": record})
@@ -359,8 +386,13 @@ def assign_gradient(module: nn.Module, gradient: torch.Tensor) -> None:
 
 
 def check_same_config(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raises ValueError when a checkpoint was made with other settings (more outer steps or processes are fine)."""
-    odd = [k for k in given if k not in ("outer_steps", *NO_MATTER) and list_of(saved.get(k)) != list_of(given[k])]
+    """Raises ValueError when a checkpoint was made with other settings (more outer steps or
+    processes are fine)."""
+    odd = [
+        k
+        for k in given
+        if k not in ("outer_steps", *NO_MATTER) and list_of(saved.get(k)) != list_of(given[k])
+    ]
     if odd:
         raise ValueError(
             f"checkpoint '{path}': made with other settings: "
@@ -381,8 +413,14 @@ def run(config: Config) -> None:
         launch(config.processes, run_rank, config)
     except RankLost as error:
         path = Path(config.folder, "checkpoint.pt")
-        stands = f"stands at outer step {outer_step_of(path)}" if path.exists() else "was not written yet"
-        raise RankLost(f"{error}; the checkpoint '{path}' {stands}, and the same command goes on from there") from None
+        stands = (
+            f"stands at outer step {outer_step_of(path)}"
+            if path.exists()
+            else "was not written yet"
+        )
+        raise RankLost(
+            f"{error}; the checkpoint '{path}' {stands}, and the same command goes on from there"
+        ) from None
 
 
 def run_rank(config: Config) -> None:

@@ -27,5 +27,8 @@ def open_study(folder: Path, name: str, sampler: BaseSampler | None = None) -> o
 
 def write_trials(folder: Path, study: optuna.Study) -> None:
     """Writes `trials.json`, a line for every trial."""
-    lines = [{"trial": t.number, "score": t.value, "numbers": t.params, **t.user_attrs} for t in study.trials]
+    lines = [
+        {"trial": t.number, "score": t.value, "numbers": t.params, **t.user_attrs}
+        for t in study.trials
+    ]
     (folder / "trials.json").write_text("\n".join(map(json.dumps, lines)) + "\n")

@@ -1,4 +1,5 @@
-"""Chooses the base rule's numbers over whole trainings: `python -m meta_train.tune --trials 100 --processes 2`.
+"""Chooses the base rule's numbers over whole trainings:
+`python -m meta_train.tune --trials 100 --processes 2`.
 
 CMA-ES (Optuna) over about a dozen numbers; a trial trains every problem once per seed. Its score is
 the mean log of how much lower the validation loss is than with the numbers it began with. Every
@@ -78,7 +79,9 @@ class Config:
     def __post_init__(self) -> None:
         forbidden = set(problem_names(self.problems)) - set(DEVELOPMENT)
         if forbidden:
-            raise ValueError(f"problems: expected some of the development list; got {sorted(forbidden)}")
+            raise ValueError(
+                f"problems: expected some of the development list; got {sorted(forbidden)}"
+            )
 
 
 def search(config: Config) -> optuna.Study:
@@ -90,7 +93,9 @@ def search(config: Config) -> optuna.Study:
     study = _study(config, folder)
 
     def objective(trial: optuna.Trial) -> float:
-        changes = {name: trial.suggest_float(name, d.low, d.high, log=d.log) for name, d in space().items()}
+        changes = {
+            name: trial.suggest_float(name, d.low, d.high, log=d.log) for name, d in space().items()
+        }
         name = f"trial-{trial.number}"
         found = gains(setting.measure({name: changes})[name], references)
         trial.set_user_attr("gains", found)
@@ -130,9 +135,14 @@ def run(config: Config) -> None:
     study = search(config)
     path = write_best(config, study)
     best = study.best_trial
-    body = [[name, f"{getattr(SoapConfig(), name):.4g}", f"{best.params[name]:.4g}"] for name in space()]
+    body = [
+        [name, f"{getattr(SoapConfig(), name):.4g}", f"{best.params[name]:.4g}"] for name in space()
+    ]
     print("\n".join(align(["number", "start", "best"], body)))
-    print(f"\nBest of {len(study.trials)} trials: {best.number}, {best.value:+.4f}. Written to {path}.")
+    print(
+        f"\nBest of {len(study.trials)} trials: {best.number}, {best.value:+.4f}. Written to "
+        f"{path}."
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Inner training of one optimizee as pure functions of its parameters, buffers and optimizer state."""
+"""Inner training of one optimizee as pure functions of its parameters,
+buffers and optimizer state."""
 
 from __future__ import annotations
 
@@ -29,9 +30,9 @@ class Inner(NamedTuple):
 class Task:
     """A problem with a seed: fixes initial weights, batches and dropout of one inner training.
 
-    autocast: compute the optimizee's loss in bfloat16 where torch deems it safe. scaling: each tensor
-    is optimized as a multiple of what the network uses, by a factor log-uniform between its inverse
-    and it (Moudgil et al. 2025, Celo2); the network starts the same.
+    autocast: compute the optimizee's loss in bfloat16 where torch deems it safe. scaling: each
+    tensor is optimized as a multiple of what the network uses, by a factor log-uniform between its
+    inverse and it (Moudgil et al. 2025, Celo2); the network starts the same.
     """
 
     def __init__(self, problem: Problem, seed: int, autocast: bool = False, scaling: float = 1.0):
@@ -46,25 +47,37 @@ class Task:
 
     def start(self, rule: UpdateRule) -> Inner:
         """The inner training before its first step."""
-        params = [p.detach() / s for p, s in zip(self.model.parameters(), self._scales, strict=True)]
+        params = [
+            p.detach() / s for p, s in zip(self.model.parameters(), self._scales, strict=True)
+        ]
         buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
         return Inner(params, buffers, rule.init(params), 0)
 
-    def loss(self, params: list[Tensor], buffers: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training loss at an inner step, (), and the buffers after it; nothing is changed in place."""
+    def loss(
+        self, params: list[Tensor], buffers: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss at an inner step, (), and the buffers after it;
+        nothing is changed in place."""
         buffers = {name: b.clone() for name, b in buffers.items()}
         used = zip(self.names, self._used(params), strict=True)
         tensors = {f"model.{n}": t for n, t in [*used, *buffers.items()]}
         batch = self.problem.batch(self.seed, step)
-        with seeded(self.seed, 2, step), torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        with (
+            seeded(self.seed, 2, step),
+            torch.autocast("cpu", torch.bfloat16, enabled=self.autocast),
+        ):
             loss = functional_call(self._objective, tensors, (batch,))
         return loss.float() if self.autocast else loss, buffers
 
     def gradient(
         self, inner: Inner, create_graph: bool = False
     ) -> tuple[Tensor, list[Tensor | None], dict[str, Tensor]]:
-        """Loss, gradients (None for a parameter without one) and new buffers at the current step."""
-        params = [p if create_graph and p.requires_grad else p.detach().requires_grad_() for p in inner.params]
+        """Loss, gradients (None for a parameter without one)
+        and new buffers at the current step."""
+        params = [
+            p if create_graph and p.requires_grad else p.detach().requires_grad_()
+            for p in inner.params
+        ]
         with torch.enable_grad():
             loss, buffers = self.loss(params, inner.buffers, inner.step)
             grads = torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True)
@@ -97,7 +110,9 @@ def apply_update(
     return moved(inner, deltas, state, buffers)
 
 
-def moved(inner: Inner, deltas: Sequence[Tensor | None], state: list[Record], buffers: dict[str, Tensor]) -> Inner:
+def moved(
+    inner: Inner, deltas: Sequence[Tensor | None], state: list[Record], buffers: dict[str, Tensor]
+) -> Inner:
     """The inner training after an update."""
     params = [p if d is None else p + d for p, d in zip(inner.params, deltas, strict=True)]
     return Inner(params, buffers, state, inner.step + 1)
@@ -113,8 +128,8 @@ def unroll(
 ) -> tuple[Inner, Tensor]:
     """Trains for some steps; returns where it stands and the losses before each update, (steps,).
 
-    With `create_graph` everything stays differentiable in the rule's metanet, through the optimizee's
-    gradients too (second order).
+    With `create_graph` everything stays differentiable in the rule's metanet, through the
+    optimizee's gradients too (second order).
     """
     losses = []
     with torch.set_grad_enabled(create_graph):
@@ -125,7 +140,9 @@ def unroll(
     return inner, torch.stack(losses)
 
 
-def whole_run(task: Task, learned: LearnedOptimizer, steps: int, weight_decay: float = 0.0) -> Metrics:
+def whole_run(
+    task: Task, learned: LearnedOptimizer, steps: int, weight_decay: float = 0.0
+) -> Metrics:
     """Validation metrics after a whole inner training."""
     rule = learned.bind(task.graph, steps)
     inner, _ = unroll(task, task.start(rule), rule, steps, task.hyper(weight_decay))

@@ -17,7 +17,8 @@ from ngopt.learned import LearnedOptimizer
 
 @dataclass(frozen=True)
 class UnrollConfig:
-    """What an unroll depends on beside the optimizee and the learned optimizer; fields as in `train.Config`."""
+    """What an unroll depends on beside the optimizee and the learned optimizer;
+    fields as in `train.Config`."""
 
     problems: tuple[str, ...]
     estimator: str
@@ -33,8 +34,8 @@ class UnrollConfig:
 class Job:
     """One truncation of one optimizee.
 
-    steps: its length. horizon: of the whole inner training. `state` and `first_loss` are None before
-    its first.
+    steps: its length. horizon: of the whole inner training. `state` and `first_loss` are None
+    before its first.
     """
 
     seed: int
@@ -78,7 +79,9 @@ class Worker:
 
     def __init__(self, config: UnrollConfig, learned: LearnedOptimizer):
         if config.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator '{config.estimator}': expected one of {', '.join(ESTIMATORS)}")
+            raise ValueError(
+                f"estimator '{config.estimator}': expected one of {', '.join(ESTIMATORS)}"
+            )
         self.config, self.learned = config, learned
         self.problems = [load_problem(name) for name in config.problems]
         self._tasks: dict[int, Task] = {}

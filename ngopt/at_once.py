@@ -11,8 +11,8 @@ from torch import Tensor
 # Elements of parameters whose momenta move in one call, for which their gradients are copied; of a
 # parameter whose updates are in memory at once.
 MOVED = 1 << 22
-# Edges, and elements of parameters, that are worked on at once, on the CPU by a thread: what the caches of
-# a core hold, of elements more, as a few calls for many cost less than the larger caches.
+# Edges, and elements of parameters, that are worked on at once, on the CPU by a thread: what the
+# caches of a core hold, of elements more, as a few calls for many cost less than the larger caches.
 EDGES = {"cpu": 1 << 13, "cuda": 1 << 17}
 ROWS = {"cpu": 1 << 15, "cuda": 1 << 20}
 
@@ -24,7 +24,8 @@ def limit(sizes: Mapping[str, int], like: Tensor) -> int:
 
 
 def together(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
-    """Parameters, given with their sizes, that are worked on at once: short ones, or a long one alone."""
+    """Parameters, given with their sizes, that are worked on at once: short ones,
+    or a long one alone."""
     some, total = [], 0
     for i, size in sorted(sizes.items(), key=itemgetter(1)):
         if some and total + size > limit:

@@ -17,15 +17,19 @@ from torch import (
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
 """Keys of a record: one momentum for each decay."""
-# Cut-off of the preprocessing: magnitudes below exp(-p) are treated linearly (Andrychowicz et al. 2016, App. A).
+# Cut-off of the preprocessing: magnitudes below exp(-p)
+# are treated linearly (Andrychowicz et al. 2016, App. A).
 LOG_CUTOFF = 10.0
 NUM_FEATURES = 2 * (2 + len(DECAYS))
 # Gradients in momenta are cut here, so that differences of two are finite.
 LARGEST = torch.finfo(torch.float32).max / 4
 
 
-def update_momenta(momenta: Sequence[Tensor], gradient: Tensor, decays: Sequence[float] = DECAYS) -> list[Tensor]:
-    """Exponential moving averages of the gradient, without bias correction: m <- decay * m + (1 - decay) * g."""
+def update_momenta(
+    momenta: Sequence[Tensor], gradient: Tensor, decays: Sequence[float] = DECAYS
+) -> list[Tensor]:
+    """Exponential moving averages of the gradient, without bias correction:
+    m <- decay * m + (1 - decay) * g."""
     gradient = gradient.to(momenta[0].dtype).clamp(-LARGEST, LARGEST)
     return [m.lerp(gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)]
 
@@ -48,9 +52,9 @@ def preprocess(
 ) -> Tensor:
     """Log-magnitude and sign of every value (Andrychowicz et al. 2016, App. A, Eq. 4).
 
-    columns: k tensors (*shape). Returns (*shape, 2 k): first the k log-magnitudes, then the k signs,
-    each feature together in memory. A value with |x| >= exp(-p) gives (log|x| / p, sign x), a smaller
-    one (-1, exp(p) x). Derivatives are finite everywhere, also at zero.
+    columns: k tensors (*shape). Returns (*shape, 2 k): first the k log-magnitudes, then the k
+    signs, each feature together in memory. A value with |x| >= exp(-p) gives (log|x| / p, sign x),
+    a smaller one (-1, exp(p) x). Derivatives are finite everywhere, also at zero.
 
     out: where to put it, features first, (2 k, *shape); without autograd.
     """

@@ -1,4 +1,5 @@
-"""Files of tensors that say what is in them: whole or not at all, and noticed where they are damaged."""
+"""Files of tensors that say what is in them: whole or not at all,
+and noticed where they are damaged."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from torch import Tensor
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Another file to write to, which takes the path's place at the end, unless something was raised."""
+    """Another file to write to, which takes the path's place at the end,
+    unless something was raised."""
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
@@ -47,7 +49,9 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tenso
             metadata = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{what} '{path}': expected a complete safetensors file; got: {error}") from None
+        raise ValueError(
+            f"{what} '{path}': expected a complete safetensors file; got: {error}"
+        ) from None
     return metadata, tensors
 
 

@@ -17,13 +17,15 @@ Record = dict[str, Tensor]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 AVERAGE = "average"
-"""Key of a record under which a rule may keep weights that are better than the parameters themselves."""
+"""Key of a record under which a rule may keep weights that are better than the parameters
+themselves."""
 
 
 class Hyper(NamedTuple):
     """Per parameter: `lr` multiplies the update; `weight_decay` is decoupled, in AdamW's units.
 
-    scheduled: whether someone else changes `lr` over time, so that a rule leaves out its own schedule.
+    scheduled: whether someone else changes `lr` over time,
+    so that a rule leaves out its own schedule.
     """
 
     lr: Sequence[float | Tensor]
@@ -34,8 +36,8 @@ class Hyper(NamedTuple):
 class Change(NamedTuple):
     """What a step does to a parameter, or to some rows of it.
 
-    position: of the parameter. delta: what is added to it. record: its new state. rows: those of its
-    first axis that delta is for; None for all.
+    position: of the parameter. delta: what is added to it. record: its new state. rows: those of
+    its first axis that delta is for; None for all.
     """
 
     position: int
@@ -80,7 +82,8 @@ class UpdateRule(Protocol):
         ...
 
     def may_be_traced(self, grads: Sequence[Tensor | None], state: Sequence[Record]) -> bool:
-        """Whether `torch.compile` may follow this update in place; else the host must look at it."""
+        """Whether `torch.compile` may follow this update in place;
+        else the host must look at it."""
         ...
 
 

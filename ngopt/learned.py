@@ -23,7 +23,9 @@ class BaseRule(Protocol):
     Config: type
     config: Any
 
-    def bind(self, graph: NeuralGraph, modulation: Metanet | None, total_steps: int | None) -> UpdateRule:
+    def bind(
+        self, graph: NeuralGraph, modulation: Metanet | None, total_steps: int | None
+    ) -> UpdateRule:
         """The rule on a graph; a modulation of None is the identity.
 
         total_steps: the horizon where it is known.
@@ -46,8 +48,8 @@ class LearnedOptimizer:
     recipe, table: how the weights were made (`stages`, the last one the newest) and what was
         measured with them, JSON.
 
-    Raises ValueError if there is neither a base nor a metanet, or a cooldown beside a base, which has
-    a schedule of its own.
+    Raises ValueError if there is neither a base nor a metanet, or a cooldown beside a base, which
+    has a schedule of its own.
     """
 
     base: BaseRule | None = None
@@ -60,7 +62,9 @@ class LearnedOptimizer:
         if self.base is None and self.metanet is None:
             raise ValueError("LearnedOptimizer: expected a base rule or a metanet; got neither")
         if self.base is not None and self.cooldown is not None:
-            raise ValueError(f"LearnedOptimizer: expected no cooldown beside a base rule; got {self.cooldown}")
+            raise ValueError(
+                f"LearnedOptimizer: expected no cooldown beside a base rule; got {self.cooldown}"
+            )
 
     def bind(
         self,

@@ -29,7 +29,8 @@ from ngopt.predictions import Predictions, Update
 CONTEXT = "context"
 """Key of what the graph said of a parameter, where that is used for several steps."""
 
-# Features of a network of so many parameters are kept during a step; of a larger one, made when read.
+# Features of a network of so many parameters are kept during a step; of a larger one,
+# made when read.
 FEW = 1 << 16
 
 
@@ -37,7 +38,8 @@ FEW = 1 << 16
 class Cooldown:
     """How updates change over a training whose number of steps is known (Hägele et al. 2024).
 
-    gain: multiplies updates until the last `share` of the steps, over which it falls linearly to zero.
+    gain: multiplies updates until the last `share` of the steps,
+    over which it falls linearly to zero.
 
     Raises ValueError if the gain is negative or the share not within (0, 1].
     """
@@ -70,14 +72,14 @@ class MetanetRule:
 
     u is the metanet's prediction and s its nominal step (`config.nominal_step`), so that
     `weight_decay` has AdamW's units; c is what the cooldown says where the horizon `total_steps` is
-    known and no scheduler attached, else 1. A record is `step`, () float32, the number of updates so far;
-    the momenta `exp_avg_0` to `exp_avg_4`, shaped like the parameter, float32 (float64 for float64
-    parameters); and, where the metanet looks at the graph only every few steps, `context`, what it
-    said of each element, bfloat16. The features of absent parameters are zero.
+    known and no scheduler attached, else 1. A record is `step`, () float32, the number of updates
+    so far; the momenta `exp_avg_0` to `exp_avg_4`, shaped like the parameter, float32 (float64 for
+    float64 parameters); and, where the metanet looks at the graph only every few steps, `context`,
+    what it said of each element, bfloat16. The features of absent parameters are zero.
 
-    Where nothing is differentiated, memory beyond state and gradients does not grow with the network,
-    in place (else one parameter's delta is held), but for a metanet that looks at the graph in every
-    step: what the graph says of every element is then held until the step ends.
+    Where nothing is differentiated, memory beyond state and gradients does not grow with the
+    network, in place (else one parameter's delta is held), but for a metanet that looks at the
+    graph in every step: what the graph says of every element is then held until the step ends.
 
     Raises ValueError for a graph that the metanet cannot read.
     """
@@ -112,7 +114,9 @@ class MetanetRule:
         if not present:
             return iter(())
         if self.cooldown is not None and self.total_steps is not None and not hyper.scheduled:
-            height = self.height(steps_so_far([record["step"] for record in state if record], self.total_steps))
+            height = self.height(
+                steps_so_far([record["step"] for record in state if record], self.total_steps)
+            )
             hyper = hyper._replace(lr=[lr * height for lr in hyper.lr])
         is_traced = torch.compiler.is_compiling() and in_place
         look = _Look(
@@ -125,7 +129,9 @@ class MetanetRule:
         if in_place:
             self._move_momenta(grads, state)
         rows = zip(grads, state, strict=True)
-        records = [None if grad is None else _next_record(old, grad, in_place) for grad, old in rows]
+        records = [
+            None if grad is None else _next_record(old, grad, in_place) for grad, old in rows
+        ]
         columns = [
             [] if g is None or r is None else [p, g, *(r[key] for key in MOMENTA)]
             for p, g, r in zip(params, grads, records, strict=True)
@@ -143,7 +149,8 @@ class MetanetRule:
         like = self._like()
         is_whole = len(look.present) == len(state)
         return is_whole and all(
-            record[MOMENTA[0]].dtype == like.dtype and record[MOMENTA[0]].device == like.device for record in state
+            record[MOMENTA[0]].dtype == like.dtype and record[MOMENTA[0]].device == like.device
+            for record in state
         )
 
     def _update_flat(
@@ -166,7 +173,8 @@ class MetanetRule:
         context = None
         if self.metanet.d_context:
             finite = partial(FlatFeatures.finite, features.mT, self.graph)
-            kept, said = self._flat.context(state), self._context(look, finite, state, in_place=True)
+            kept = self._flat.context(state)
+            said = self._context(look, finite, state, in_place=True)
             context = concatenated(said or []) if kept is None else kept
         values = self.graph.unflatten(predictor.predicted(n, context))
         # what the graph said is where it stays already
@@ -192,7 +200,8 @@ class MetanetRule:
                 record[CONTEXT] = said[i].view(*p.shape, -1)
             p = p if rows is None else p[rows]
             value = u.to(device=p.device, dtype=state_dtype(p)).view(p.shape)
-            # in place where nobody differentiates: another delta of a large parameter is much memory
+            # in place where nobody differentiates: another delta of a large parameter is much
+            # memory
             delta = lr * value if torch.is_grad_enabled() else _times(value, lr)
             if decay:
                 delta = delta - lr * self.metanet.config.nominal_step * decay * p
@@ -268,7 +277,9 @@ class MetanetRule:
         sizes = {i: grad.numel() for i, grad in found.items()}
         for some in at_once.together(sizes, at_once.MOVED):
             momenta = [state[i][key] for i in some for key in MOMENTA]
-            count = -(-sizes[some[-1]] // at_once.MOVED)  # more than 1 of a long one, which is alone
+            count = -(
+                -sizes[some[-1]] // at_once.MOVED
+            )  # more than 1 of a long one, which is alone
             gradients = [found[i] for i in some]
             pieces = [at_once.in_rows(x, count) for x in (*momenta, *gradients)]
             for piece in zip(*pieces, strict=True):
@@ -316,7 +327,8 @@ class MetanetRule:
         self.metanet.context(RawFeatures(found, self.graph, self._like()), parts, said)
 
     def _kept(self, present: Sequence[int], state: Sequence[Record]) -> list[Tensor]:
-        """What the graph said of every parameter when it was last looked at, (numel, d), bfloat16."""
+        """What the graph said of every parameter when it was last looked at, (numel,
+        d), bfloat16."""
         d, like = self.metanet.d_context, self._like()
         nothing = {"dtype": torch.bfloat16, "device": like.device}
         return [

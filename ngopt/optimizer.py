@@ -94,13 +94,13 @@ class NGOptimizer(Optimizer):
 
     `graph` is what the optimizer sees, and `repr` says in one line how much of it is connected.
 
-    The default is SOAP with one setting (`ngopt.base.soap`): with total_steps the step size rises over
-    8 % of the steps and then falls to zero, and every step is a share of the weights' size.
+    The default is SOAP with one setting (`ngopt.base.soap`): with total_steps the step size rises
+    over 8 % of the steps and then falls to zero, and every step is a share of the weights' size.
 
     A parameter without a gradient is left out of a step: no update, its state stands still. State
-    is, per parameter, the record of the rule that the weights stand for, in float32 (of the default,
-    preconditioners of more than 512 rows in bfloat16), or float64 for float64 parameters. A complex
-    parameter is optimized, and its state kept, as pairs of real numbers.
+    is, per parameter, the record of the rule that the weights stand for, in float32 (of the
+    default, preconditioners of more than 512 rows in bfloat16), or float64 for float64 parameters.
+    A complex parameter is optimized, and its state kept, as pairs of real numbers.
 
     Raises ValueError if there are no parameters, an argument is out of range, the weights cannot be
     loaded, or the graph does not fit.
@@ -198,7 +198,9 @@ class NGOptimizer(Optimizer):
         grads, hyper = collect_grads(self.param_groups, wiring)
         apply = self._apply
         if torch.compiler.is_compiling():
-            state = [self.state.get(owners[i], {}) if i in owners else {} for i in range(len(grads))]
+            state = [
+                self.state.get(owners[i], {}) if i in owners else {} for i in range(len(grads))
+            ]
             if not rule.may_be_traced(grads, state):
                 apply = self._apply_on_host
         apply(rule, wiring.graph, owners, grads, hyper)
@@ -214,7 +216,9 @@ class NGOptimizer(Optimizer):
         """Moves the parameters, `owners` by their positions in the graph, and their state."""
         state = collect_records(self.state, owners, rule, graph, grads)
         params = collect_params(owners, graph)
-        for position, delta, record, rows in rule.update(grads, state, params, hyper, in_place=True):
+        for position, delta, record, rows in rule.update(
+            grads, state, params, hyper, in_place=True
+        ):
             changed = params[position] if rows is None else params[position][rows]
             changed.add_(delta)
             if state[position] is not record:

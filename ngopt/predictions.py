@@ -46,7 +46,10 @@ class Predictions:
         rows = zip(columns, specs, strict=True)
         nothing = [like.new_zeros(())] * (2 + len(MOMENTA))
         whole = [some or [zero.expand(spec.shape) for zero in nothing] for some, spec in rows]
-        flat = [self.graph.flatten([x.to(like.device) for x in column]) for column in zip(*whole, strict=True)]
+        flat = [
+            self.graph.flatten([x.to(like.device) for x in column])
+            for column in zip(*whole, strict=True)
+        ]
         out = None if predictor is None else predictor.features(self.graph.numel)
         features = features_of(flat, like, out)
         if all(columns):
@@ -79,7 +82,8 @@ class Predictions:
         present: Sequence[int],
         in_place: bool,
     ) -> Iterator[Update]:
-        """The same for a large network; where that is wanted, some rows of a long parameter at a time."""
+        """The same for a large network; where that is wanted,
+        some rows of a long parameter at a time."""
         specs, rows = self.graph.parameters, at_once.limit(at_once.ROWS, self._like())
         sizes = {i: specs[i].numel for i in present}
         # small parameters several pieces at a time, so that few pieces are short
@@ -108,7 +112,8 @@ class Predictions:
             yield Update(position, values, rows)
 
     def _updates(self, room: int, columns: Sequence[Tensor]) -> Tensor:
-        """Updates (n,) of some elements, from weight, gradient, momenta, (n,), and context, (n, d), if any.
+        """Updates (n,) of some elements, from weight, gradient, momenta, (n,), and context, (n,
+        d), if any.
 
         room: how many at a time.
         """

@@ -171,7 +171,10 @@ def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
     """
     count = len(graph.groups)
     ends = [group.role == "output" or group.is_pinned for group in graph.groups]
-    outputs = [is_end and group.kind != "position" for is_end, group in zip(ends, graph.groups, strict=True)]
+    outputs = [
+        is_end and group.kind != "position"
+        for is_end, group in zip(ends, graph.groups, strict=True)
+    ]
     reaches, mixed = list(outputs), [False] * count
     before: tuple[list[bool], list[bool]] | None = None
     while before != (reaches, mixed):  # once more for each way back against the order of blocks

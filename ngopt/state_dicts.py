@@ -46,7 +46,9 @@ def _check_group(group: Any, what: str, weights: str) -> None:
     found = as_dict(group, what).get("weights")
     if found != weights:
         made_with, expected = str(found)[:12], weights[:12]
-        raise ValueError(f"state_dict: made with weights {made_with}; this optimizer has {expected} (SHA-256)")
+        raise ValueError(
+            f"state_dict: made with weights {made_with}; this optimizer has {expected} (SHA-256)"
+        )
     for key in ("params", *PER_GROUP, *IN_COMMON):
         if key not in group:
             raise ValueError(f"state_dict: {what}: expected '{key}'; got {sorted(group)}")

@@ -86,7 +86,9 @@ class Given:
 
     def __init__(self, graph: NeuralGraph, groups: Sequence[dict[str, Any]]):
         if not isinstance(graph, NeuralGraph):
-            raise ValueError(f"NGOptimizer: graph: expected a NeuralGraph; got {type(graph).__name__}")
+            raise ValueError(
+                f"NGOptimizer: graph: expected a NeuralGraph; got {type(graph).__name__}"
+            )
         self.graph = graph
         self.owners: list[Tensor | None] = [None] * len(graph.parameters)
         places = _find(graph.parameters, group_specs(groups))
@@ -111,7 +113,9 @@ class Traced:
 
     def __init__(self, model: nn.Module, groups: Sequence[dict[str, Any]]):
         if not isinstance(model, nn.Module):
-            raise ValueError(f"NGOptimizer: model: expected a torch.nn.Module; got {_described(model)}")
+            raise ValueError(
+                f"NGOptimizer: model: expected a torch.nn.Module; got {_described(model)}"
+            )
         own = {id(p) for p in model.parameters()}
         for name, p in zip(group_names(groups), group_tensors(groups), strict=True):
             if id(p) not in own:
@@ -247,7 +251,9 @@ def group_specs(groups: Sequence[dict[str, Any]]) -> list[ParameterSpec]:
     specs = []
     for name, p in zip(group_names(groups), group_tensors(groups), strict=True):
         if is_lazy(p):
-            raise ValueError(f"NGOptimizer: '{name}' of a lazy module has no shape yet; run the module before")
+            raise ValueError(
+                f"NGOptimizer: '{name}' of a lazy module has no shape yet; run the module before"
+            )
         specs.append(ParameterSpec.of(name, p))
     return specs
 
@@ -261,7 +267,8 @@ def _find(given: Sequence[ParameterSpec], specs: Sequence[ParameterSpec]) -> lis
         found = list(range(len(given)))
     else:
         raise ValueError(
-            f"NGOptimizer: graph has {len(given)} parameters; got {len(specs)} parameters whose names are not in it"
+            f"NGOptimizer: graph has {len(given)} parameters; got {len(specs)} parameters whose "
+            f"names are not in it"
         )
     for spec, place in zip(specs, found, strict=True):
         _check_shape(spec, given[place])
@@ -270,10 +277,15 @@ def _find(given: Sequence[ParameterSpec], specs: Sequence[ParameterSpec]) -> lis
 
 def _check_shape(spec: ParameterSpec, given: ParameterSpec) -> None:
     if spec.paired.shape != given.shape:
-        raise ValueError(f"NGOptimizer: '{spec.name}': graph expects shape {given.shape}; got {spec.paired.shape}")
+        raise ValueError(
+            f"NGOptimizer: '{spec.name}': graph expects shape {given.shape}; got "
+            f"{spec.paired.shape}"
+        )
 
 
-def _with_components(graph: NeuralGraph, owners: Sequence[Tensor | None], groups: Sequence[dict[str, Any]]) -> Wiring:
+def _with_components(
+    graph: NeuralGraph, owners: Sequence[Tensor | None], groups: Sequence[dict[str, Any]]
+) -> Wiring:
     """The graph with the parameters that it lacks as components; owners: whose place each is."""
     places = {id(p): i for i, p in enumerate(owners) if p is not None}
     positions: list[int] = []

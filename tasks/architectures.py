@@ -1,4 +1,5 @@
-"""What networks that are data have in common: a module, its neural graph, and what their neurons say of inputs."""
+"""What networks that are data have in common: a module, its neural graph,
+and what their neurons say of inputs."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ KINDS: dict[str, Callable[..., Subject]] = {
 class Architecture:
     """Networks that differ in their parameters alone.
 
-    description: its kind, one of `KINDS`, and arguments. module: one such network; its own parameters
-    mean nothing. graph: with parameters in the module's order.
+    description: its kind, one of `KINDS`, and arguments. module: one such network; its own
+    parameters mean nothing. graph: with parameters in the module's order.
     """
 
     description: Mapping[str, Any]
@@ -74,7 +75,8 @@ class Architecture:
 
 
 class Stack(NamedTuple):
-    """Networks of one architecture: params are (b, *shape), one for each of the graph's parameters."""
+    """Networks of one architecture: params are (b, *shape),
+    one for each of the graph's parameters."""
 
     architecture: Architecture
     params: list[Tensor]
@@ -94,7 +96,8 @@ class Stack(NamedTuple):
 
 
 def architecture_of(description: Mapping[str, Any]) -> Architecture:
-    """The architecture that a description, as in shards, names. Raises ValueError for an unknown kind."""
+    """The architecture that a description, as in shards, names.
+    Raises ValueError for an unknown kind."""
     return _architecture(json.dumps(dict(description), sort_keys=True))
 
 

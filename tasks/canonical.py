@@ -7,7 +7,8 @@ from tasks.architectures import Stack
 
 
 def in_canonical_form(stack: Stack) -> Stack:
-    """The same functions; signs, phases and scales of neurons as `ngopt.graph.canonical` chooses them."""
+    """The same functions; signs, phases and scales of neurons as `ngopt.graph.canonical` chooses
+    them."""
     architecture, params = stack
     frequency = architecture.module.frequency
     found = canonical(architecture.graph, params, frequency, batch_dims=1)

@@ -1,4 +1,5 @@
-"""How every program starts: a config dataclass becomes the command line, a user's mistake one line."""
+"""How every program starts: a config dataclass becomes the command line,
+a user's mistake one line."""
 
 from __future__ import annotations
 
@@ -17,15 +18,19 @@ Config = TypeVar("Config")
 
 
 def main(config: type[Config], run: Callable[[Config], None], description: str | None) -> None:
-    """Parses the command line and runs the program; what the user got wrong ends it with a message and status 2.
+    """Parses the command line and runs the program;
+    what the user got wrong ends it with a message and status 2.
 
-    Programs have one thread a process. So results do not depend on the number of processes, and a core that is busy
-    elsewhere does not hold the others up: small networks gain little from a second thread and can lose ten-fold.
+    Programs have one thread a process. So results do not depend on the number of processes, and a
+    core that is busy elsewhere does not hold the others up: small networks gain little from a
+    second thread and can lose ten-fold.
     """
     _started(lambda: run(tyro.cli(config, description=description)))
 
 
-def commands(known: Mapping[str, tuple[type, Callable[[Any], None]]], description: str | None) -> None:
+def commands(
+    known: Mapping[str, tuple[type, Callable[[Any], None]]], description: str | None
+) -> None:
     """The same for a program whose first word says what to do.
 
     known: of every word its config and what it runs.

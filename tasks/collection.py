@@ -78,8 +78,8 @@ class Collection:
         return torch.cat(found)[torch.cat(rows).argsort()]
 
     def batch(self, size: int, *, seed: int, step: int) -> Tensor:
-        """Numbers of a step's networks, (size,): every epoch another order, in which networks of one
-        architecture follow each other, so that a batch has few of them.
+        """Numbers of a step's networks, (size,): every epoch another order, in which networks of
+        one architecture follow each other, so that a batch has few of them.
 
         Raises ValueError if there are fewer networks than that.
         """

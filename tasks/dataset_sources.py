@@ -146,7 +146,9 @@ def read_members(archive: Path, folder: str, files: Sequence[str]) -> dict[str, 
 
 def arrays_from_idx(files: dict[str, bytes]) -> Arrays:
     """The arrays from the contents of `IDX_FILES`."""
-    train_images, train_labels, test_images, test_labels = (parse_idx(files[name]) for name in IDX_FILES)
+    train_images, train_labels, test_images, test_labels = (
+        parse_idx(files[name]) for name in IDX_FILES
+    )
     return {
         "train_images": _channels_first(train_images),
         "train_labels": train_labels.long(),
@@ -183,7 +185,9 @@ def parse_idx(content: bytes) -> Tensor:
     shape = tuple(np.frombuffer(content[4:start], dtype=">u4").tolist())
     length = len(content) - start
     if len(shape) != dimensions or length != math.prod(shape):
-        raise ValueError(f"IDX file of shape {shape}: expected {math.prod(shape)} bytes of values; got {length}")
+        raise ValueError(
+            f"IDX file of shape {shape}: expected {math.prod(shape)} bytes of values; got {length}"
+        )
     return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).reshape(shape)
 
 
@@ -248,7 +252,9 @@ def _run(command: list[str], folder: Path, progress: tuple[str, int] | None = No
     with (
         open(log, "wb") as output,
         tqdm(desc=label, total=size, unit="B", unit_scale=True, disable=not progress) as bar,
-        subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process,
+        subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        ) as process,
     ):
         while process.poll() is None:
             if time.monotonic() > end:

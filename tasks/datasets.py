@@ -59,7 +59,10 @@ class Split:
             returns: (*leading, b, channels, height, width) float32, (*leading, b) int64
         """
         indices = indices.to(self.images.device)
-        mean, std = (torch.tensor(moment, device=self.images.device)[:, None, None] for moment in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(moment, device=self.images.device)[:, None, None]
+            for moment in (self.mean, self.std)
+        )
         # In the order of torchvision's ToTensor and Normalize, to agree with them bit for bit.
         images = self.images[indices].float().div_(255).sub_(mean).div_(std)
         return images, self.labels[indices]
@@ -136,7 +139,10 @@ def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDat
 
 def sha256_of(arrays: Arrays) -> dict[str, str]:
     """SHA-256 of each array's bytes in row-major order (little-endian), as hexadecimal digits."""
-    return {key: hashlib.sha256(array.contiguous().numpy().data.cast("B")).hexdigest() for key, array in arrays.items()}
+    return {
+        key: hashlib.sha256(array.contiguous().numpy().data.cast("B")).hexdigest()
+        for key, array in arrays.items()
+    }
 
 
 def _split(name: str, recipe: "Recipe", arrays: Arrays) -> ImageDataset:

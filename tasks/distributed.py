@@ -48,7 +48,8 @@ class Ranks:
         return values
 
     def gathered(self, own: dict[int, Any]) -> dict[int, Any]:
-        """What all ranks have, on the first; nothing on others. Raises RankLost if another has ended."""
+        """What all ranks have, on the first; nothing on others.
+        Raises RankLost if another has ended."""
         if self.count == 1:
             return own
         found: list[Any] = [None] * self.count
@@ -59,7 +60,8 @@ class Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks that this process was started with, connected while the body runs; one thread each."""
+    """The ranks that this process was started with, connected while the body runs;
+    one thread each."""
     if "RANK" not in os.environ:
         yield Ranks()
         return

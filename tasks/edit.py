@@ -1,9 +1,10 @@
-"""Editing of images through their networks: `python -m tasks.edit --data data/inr-mnist --folder runs/e`.
+"""Editing of images through their networks:
+`python -m tasks.edit --data data/inr-mnist --folder runs/e`.
 
 Trains a model to change the parameters of an image network so that what it renders is the image
 dilated, or with more contrast (Zhou et al. 2023; Kofinas et al. 2024, section 4.2). The model may
-make several networks of one, whose images are averaged (`--outputs 8`, arXiv 2602.01083). Writes what
-`tasks.classify` writes, and `edited.png`: images before and after, beside what they should be.
+make several networks of one, whose images are averaged (`--outputs 8`, arXiv 2602.01083). Writes
+what `tasks.classify` writes, and `edited.png`: images before and after, beside what they should be.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ EDITS = {"dilate": dilated, "contrast": contrasted}
 class Editor(nn.Module):
     """Networks to changed networks.
 
-    Changes are in deviations of each parameter over the training data, times a learned factor for each.
+    Changes are in deviations of each parameter over the training data,
+    times a learned factor for each.
 
     Shapes: a stack of b networks -> of every parameter (b, outputs, *shape).
     """
@@ -117,7 +119,8 @@ class Editing(NetworkLesson[Config]):
         return (rendered - targets).square().mean()
 
     def rendered(self, stack: Stack, edited: Sequence[Tensor], points: Tensor) -> Tensor:
-        """What edited networks of a stack say of points, mean over the outputs, (b, channels, points)."""
+        """What edited networks of a stack say of points, mean over the outputs, (b,
+        channels, points)."""
         params = [value.flatten(0, 1) for value in edited]
         said = stack.architecture.outputs(params, points)  # (b * outputs, points, channels)
         mean = said.unflatten(0, (stack.count, -1)).mean(1)

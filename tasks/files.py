@@ -1,4 +1,5 @@
-"""JSON files that are there whole or not at all, and how settings differ from those that they record."""
+"""JSON files that are there whole or not at all,
+and how settings differ from those that they record."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
         networks = merged(list(read_split(Path(config.data), split, config.skip_damaged)))
         for key in ("label", "index"):
             if key not in networks.columns:
-                raise ValueError(f"folder '{config.data}': expected networks with a column '{key}'; got none")
+                raise ValueError(
+                    f"folder '{config.data}': expected networks with a column '{key}'; got none"
+                )
         some = slice(config.limit if split == "train" else None)
         labels, index = (networks.columns[key][some] for key in ("label", "index"))
         found[split] = ImageNetworks(Stack.of(networks).select(some), labels, index)

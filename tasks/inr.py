@@ -1,8 +1,10 @@
-"""Signals as networks: `python -m tasks.inr fit --data mnist --folder data/inr-mnist --processes 2`.
+"""Signals as networks: `python -m tasks.inr fit --data mnist --folder data/inr-mnist --processes
+2`.
 
-Fits a SIREN to every image, or sine wave, each from random weights of its own, many at once, into shards of a folder
-(`tasks.shards`); the same command goes on where it was stopped, and `torchrun --nproc-per-node N -m
-tasks.inr fit ...` divides the shards among ranks. `python -m tasks.inr show --folder ...` draws some.
+Fits a SIREN to every image, or sine wave, each from random weights of its own, many at once, into
+shards of a folder (`tasks.shards`); the same command goes on where it was stopped, and `torchrun
+--nproc-per-node N -m tasks.inr fit ...` divides the shards among ranks.
+`python -m tasks.inr show --folder ...` draws some.
 """
 
 from __future__ import annotations
@@ -77,7 +79,8 @@ def fit(
     steps: int,
     lr: float,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """SIRENs of signals, from torch's random numbers: stacked parameters, and PSNRs in dB for a range of 1.
+    """SIRENs of signals, from torch's random numbers: stacked parameters,
+    and PSNRs in dB for a range of 1.
 
     Shapes: points (n, d), values (k, channels, n).
     """
@@ -98,7 +101,9 @@ def fit(
     return {name: value.detach() for name, value in params.items()}, psnr
 
 
-def errors(weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor, targets: Tensor) -> Tensor:
+def errors(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor, targets: Tensor
+) -> Tensor:
     """Mean squared error of each of stacked SIRENs, (n,)."""
     return (render(weights, biases, points) - targets).square().mean((1, 2))
 
@@ -106,7 +111,9 @@ def errors(weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor, 
 def layers_of(params: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Weights and biases of stacked SIRENs, layer by layer."""
     count = len(params) // 2
-    weights, biases = ([params[f"layers.{k}.{kind}"] for k in range(count)] for kind in ("weight", "bias"))
+    weights, biases = (
+        [params[f"layers.{k}.{kind}"] for k in range(count)] for kind in ("weight", "bias")
+    )
     return weights, biases
 
 
@@ -145,7 +152,9 @@ def fit_all(config: FitConfig) -> None:
 
 def load(config: FitConfig) -> dict[str, Signals]:
     """The signals. Raises ValueError if a split has fewer than are asked for."""
-    return load_signals(config.data, {split: getattr(config, split) for split in SPLITS}, config.seed)
+    return load_signals(
+        config.data, {split: getattr(config, split) for split in SPLITS}, config.seed
+    )
 
 
 def fit_rank(config: FitConfig) -> None:
@@ -165,14 +174,18 @@ def show(config: ShowConfig) -> None:
     asked = {split: settings[split] for split in SPLITS}
     signals = load_signals(settings["data"], asked, settings["seed"])["train"]
     values = signals.values(networks.columns["index"][: config.count])
-    weights, biases = layers_of({name: value[: config.count] for name, value in networks.params.items()})
+    weights, biases = layers_of(
+        {name: value[: config.count] for name, value in networks.params.items()}
+    )
     rows = {"signal": values, "network": render(weights, biases, signals.points)}
     titles = [f"{psnr:.1f} dB" for psnr in networks.columns["psnr"][: config.count].tolist()]
     if settings["data"] == SINES:
         draw_curves(Path(config.output), signals.points.squeeze(1), rows, titles)
     else:
         side = isqrt(values.shape[-1])
-        images = {name: (x + MIDDLE).clamp(0, 1).unflatten(-1, (side, side)) for name, x in rows.items()}
+        images = {
+            name: (x + MIDDLE).clamp(0, 1).unflatten(-1, (side, side)) for name, x in rows.items()
+        }
         draw_rows(Path(config.output), images, titles)
     print(f"{len(values)} signals and their networks are in {config.output}.")
 

@@ -48,16 +48,19 @@ class LessonConfig:
     sizes: dict[str, float] = field(default_factory=dict)
     """Numbers of the model's config, such as width 64 layers 4."""
     compiled: bool = False
-    """Compile training steps: one to two minutes at first, then nearly twice as fast. For networks of
-    one architecture."""
-    training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainingConfig)
+    """Compile training steps: one to two minutes at first, then nearly twice as fast. For networks
+    of one architecture."""
+    training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=TrainingConfig
+    )
 
 
 Config = TypeVar("Config", bound=LessonConfig)
 
 
 class NetworkLesson(Generic[Config]):
-    """Base class of what is learned about networks. A subclass makes its `model` and has what `Lesson` asks for.
+    """Base class of what is learned about networks.
+    A subclass makes its `model` and has what `Lesson` asks for.
 
     Data and batches are the same for all models and follow from the seed.
     """
@@ -103,7 +106,8 @@ class NetworkLesson(Generic[Config]):
         return model
 
     def judged(self, stack: Stack) -> Any:
-        """What the model makes of networks outside of training; never compiled, as batches differ there."""
+        """What the model makes of networks outside of training; never compiled,
+        as batches differ there."""
         return self.model.forward(self.prepared(stack))
 
 
@@ -130,7 +134,9 @@ def learn_on(
         report(config, lesson.model, progress, results)
 
 
-def report(config: LessonConfig, model: nn.Module, progress: Progress, results: Mapping[str, float]) -> None:
+def report(
+    config: LessonConfig, model: nn.Module, progress: Progress, results: Mapping[str, float]
+) -> None:
     """Writes `result.json` and prints the figures."""
     speed = progress.counted * config.training.batch / progress.seconds
     found: dict[str, Any] = {
@@ -144,4 +150,7 @@ def report(config: LessonConfig, model: nn.Module, progress: Progress, results: 
     write_json(Path(config.folder, "result.json"), found)
     told = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
     print(f"{config.model}: {told} on test data; {found['parameters']} parameters")
-    print(f"{progress.steps} steps, {speed:.0f} networks a second and process; all is in {config.folder}")
+    print(
+        f"{progress.steps} steps, {speed:.0f} networks a second and process; all is in "
+        f"{config.folder}"
+    )

@@ -11,7 +11,8 @@ NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Tells the C library, where it can be told, not to give freed memory back before the process ends.
+    """Tells the C library, where it can be told,
+    not to give freed memory back before the process ends.
 
     Else every training step asks for the pages of its tensors again; on virtual machines, where new
     pages are slow, a step of a graph network took a quarter longer.

@@ -47,7 +47,9 @@ def draw_histograms(path: Path, groups: Mapping[str, Tensor], label: str) -> Non
     figure.savefig(path, dpi=150)
 
 
-def draw_curves(path: Path, points: Tensor, rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> None:
+def draw_curves(
+    path: Path, points: Tensor, rows: Mapping[str, Tensor], titles: Sequence[str] = ()
+) -> None:
     """Draws curves as a PNG, those with the same number over each other.
 
     points: (n,). rows: (count, channels, n) for each name.

@@ -1,8 +1,9 @@
-"""How good a network is: `python -m tasks.predict --data data/zoo-small --folder runs/p --model statnn`.
+"""How good a network is: `python -m tasks.predict --data data/zoo-small --folder runs/p --model
+statnn`.
 
-Trains a model to predict test accuracy from parameters (Unterthiner et al. 2020; Kofinas et al. 2024,
-section 4.3; Lim et al. 2024, section 5.1) on a folder of `tasks.zoo train`, whose splits are of runs.
-Writes what `tasks.classify` writes, and `predicted.png`.
+Trains a model to predict test accuracy from parameters (Unterthiner et al. 2020; Kofinas et al.
+2024, section 4.3; Lim et al. 2024, section 5.1) on a folder of `tasks.zoo train`, whose splits are
+of runs. Writes what `tasks.classify` writes, and `predicted.png`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class Prediction(NetworkLesson[Config]):
         widest = self.config.widest
         data = read_collection(self.config.data, split, self.config.skip_damaged)
         if "accuracy" not in data.columns:
-            raise ValueError(f"folder '{self.config.data}': expected networks with a column 'accuracy'; got none")
+            raise ValueError(
+                f"folder '{self.config.data}': expected networks with a column 'accuracy'; got none"
+            )
         if widest is not None:
             is_wanted = is_wide if split == "test" else is_narrow
             data = data.where(lambda stack: is_wanted(stack, widest))

@@ -1,4 +1,5 @@
-"""Representations without labels: `python -m tasks.represent --data data/inr-sines --folder runs/r`.
+"""Representations without labels: `python -m tasks.represent --data data/inr-sines --folder
+runs/r`.
 
 Trains a model so that two damaged copies of a network are told from those of others (Navon et al.
 2023, section 7.2, after SimCLR), and then asks what a linear map of its representations knows: of
@@ -43,7 +44,8 @@ class Config(LessonConfig):
 
 
 class Representation(NetworkLesson[Config]):
-    """Contrast of damaged copies; the score is what a linear map gets right, or its negative error."""
+    """Contrast of damaged copies; the score is what a linear map gets right,
+    or its negative error."""
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         super().__init__(config, ranks)
@@ -87,9 +89,11 @@ class Representation(NetworkLesson[Config]):
         return self.read_out("test", slice(None))
 
     def read_out(self, split: str, some: slice) -> dict[str, float]:
-        """What the best linear map of the representations of some training networks says of a split."""
+        """What the best linear map of the representations of some training networks says of a
+        split."""
         known, asked = (
-            self.all_of(self.stacks[name].select(part)) for name, part in (("train", some), (split, slice(None)))
+            self.all_of(self.stacks[name].select(part))
+            for name, part in (("train", some), (split, slice(None)))
         )
         targets, truth = self.targets["train"][some], self.targets[split]
         said = asked @ linear_map(known, targets)
@@ -134,7 +138,9 @@ def targets_of(columns: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([columns[name] for name in WAVE], 1).double()
     if "label" in columns:
         return one_hot(columns["label"].long()).double()
-    raise ValueError(f"networks: expected columns {', '.join(WAVE)}, or label; got {', '.join(columns)}")
+    raise ValueError(
+        f"networks: expected columns {', '.join(WAVE)}, or label; got {', '.join(columns)}"
+    )
 
 
 def run(config: Config) -> None:

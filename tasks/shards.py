@@ -1,8 +1,9 @@
-"""Networks as data: folders of shards, safetensors files that hold stacked parameters, with a manifest.
+"""Networks as data: folders of shards, safetensors files that hold stacked parameters,
+with a manifest.
 
-A shard holds networks in groups of one architecture each. It records the SHA-256 of its contents, so
-that a damaged one is noticed, and is written whole or not at all, so that what makes a folder can be
-resumed. The manifest says how the networks were made and what they are worth.
+A shard holds networks in groups of one architecture each. It records the SHA-256 of its contents,
+so that a damaged one is noticed, and is written whole or not at all, so that what makes a folder
+can be resumed. The manifest says how the networks were made and what they are worth.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ SPLITS = ("train", "validation", "test")
 class Networks:
     """Networks of one architecture.
 
-    architecture: what makes the module, JSON. params: by name, (n, *shape). columns: what is known of
-    each, by name, (n, *).
+    architecture: what makes the module, JSON. params: by name, (n, *shape). columns: what is known
+    of each, by name, (n, *).
 
     Raises ValueError if the tensors are not of the same number of networks.
     """
@@ -43,7 +44,9 @@ class Networks:
     def __post_init__(self) -> None:
         lengths = {len(value) for value in (*self.params.values(), *self.columns.values())}
         if len(lengths) != 1:
-            raise ValueError(f"networks: expected tensors of one length; got lengths {sorted(lengths)}")
+            raise ValueError(
+                f"networks: expected tensors of one length; got lengths {sorted(lengths)}"
+            )
 
     def __len__(self) -> int:
         return len(next(iter(self.params.values())))
@@ -66,9 +69,13 @@ def read_shard(path: Path) -> list[Networks]:
     """
     metadata, tensors = read_tensors(path, "shard")
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"shard '{path}': format: expected '{FORMAT}'; got {metadata.get('format')!r}")
+        raise ValueError(
+            f"shard '{path}': format: expected '{FORMAT}'; got {metadata.get('format')!r}"
+        )
     if not is_intact(metadata, tensors):
-        raise ValueError(f"shard '{path}': sha256: its contents do not have the one that it records")
+        raise ValueError(
+            f"shard '{path}': sha256: its contents do not have the one that it records"
+        )
     groups = []
     for number, architecture in enumerate(json.loads(metadata["architectures"])):
         params, columns = (_part(tensors, f"{number}.{part}.") for part in ("params", "columns"))
@@ -87,7 +94,8 @@ class Folder:
     settings: Mapping[str, Any]
 
     def begin(self) -> None:
-        """Makes the folder and its manifest. Raises ValueError if it was begun with other settings."""
+        """Makes the folder and its manifest. Raises ValueError if it was begun with other
+        settings."""
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / MANIFEST
         if not file.exists():
@@ -101,7 +109,8 @@ class Folder:
         return self.path / f"{split}-{number:05d}.safetensors"
 
     def finish(self, quality: Sequence[str]) -> list[dict[str, Any]]:
-        """Writes the manifest's list of shards: networks of each, and means of columns of quality."""
+        """Writes the manifest's list of shards: networks of each,
+        and means of columns of quality."""
         rows = []
         for path in shard_paths(self.path):
             groups = read_shard(path)
@@ -109,7 +118,10 @@ class Folder:
             for key in quality:
                 found[key] = fmean(torch.cat([group.columns[key] for group in groups]).tolist())
             rows.append(found)
-        write_json(self.path / MANIFEST, {"format": FORMAT, "settings": dict(self.settings), "shards": rows})
+        write_json(
+            self.path / MANIFEST,
+            {"format": FORMAT, "settings": dict(self.settings), "shards": rows},
+        )
         return rows
 
 
@@ -121,7 +133,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"manifest '{path}': expected a JSON file; got: {error}") from None
     if found.get("format") != FORMAT:
-        raise ValueError(f"manifest '{path}': format: expected '{FORMAT}'; got {found.get('format')!r}")
+        raise ValueError(
+            f"manifest '{path}': format: expected '{FORMAT}'; got {found.get('format')!r}"
+        )
     return found
 
 
@@ -155,7 +169,9 @@ def merged(groups: Sequence[Networks]) -> Networks:
     first = groups[0]
     for group in groups:
         if group.architecture != first.architecture:
-            raise ValueError(f"networks: expected architecture {first.architecture}; got {group.architecture}")
+            raise ValueError(
+                f"networks: expected architecture {first.architecture}; got {group.architecture}"
+            )
     params = {key: torch.cat([group.params[key] for group in groups]) for key in first.params}
     columns = {key: torch.cat([group.columns[key] for group in groups]) for key in first.columns}
     return Networks(first.architecture, params, columns)
@@ -169,4 +185,6 @@ def _named(groups: Sequence[Networks]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }

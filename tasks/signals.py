@@ -79,7 +79,11 @@ class Sines:
         return (self.amplitudes[index, None] / LARGEST * angles.sin()).unsqueeze(1)
 
     def columns(self, index: Tensor) -> dict[str, Tensor]:
-        return {"amplitude": self.amplitudes[index], "frequency": self.frequencies[index], "index": index}
+        return {
+            "amplitude": self.amplitudes[index],
+            "frequency": self.frequencies[index],
+            "index": index,
+        }
 
 
 def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, Signals]:
@@ -93,7 +97,9 @@ def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, S
     found: dict[str, Signals] = {split: Images(getattr(data, split)) for split in SPLITS}
     for split, signals in found.items():
         if counts[split] > len(signals):
-            raise ValueError(f"{split}: expected at most {len(signals)} images; got {counts[split]}")
+            raise ValueError(
+                f"{split}: expected at most {len(signals)} images; got {counts[split]}"
+            )
     return found
 
 

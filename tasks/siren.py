@@ -1,4 +1,5 @@
-"""SIRENs: networks of sines that stand for images (Sitzmann et al. 2020), one at a time or stacked."""
+"""SIRENs: networks of sines that stand for images (Sitzmann et al. 2020),
+one at a time or stacked."""
 
 from __future__ import annotations
 
@@ -62,6 +63,7 @@ def render(weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor) 
 
 
 def grid(height: int, width: int) -> Tensor:
-    """The pixels' coordinates (height * width, 2), rows first, from -1 to 1 (between the middles of the outermost)."""
+    """The pixels' coordinates (height * width, 2), rows first,
+    from -1 to 1 (between the middles of the outermost)."""
     rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
     return torch.cartesian_prod(rows, columns)

@@ -1,4 +1,5 @@
-"""Tables of the tasks: `python -m tasks.table --table classify --data data/inr-mnist --folder runs/mnist`.
+"""Tables of the tasks: `python -m tasks.table --table classify --data data/inr-mnist --folder
+runs/mnist`.
 
 Trains every model of a table with the same data and the same minutes of a core, ours with several
 seeds, and prints what they found beside the published figures, which came from other data. The same
@@ -76,7 +77,11 @@ def trainings(config: Config) -> Iterator[Training]:
                 continue
             folder = Path(config.folder, f"{row.label.replace(', ', '-').replace(' ', '-')}-{seed}")
             training = TrainingConfig(config.minutes, config.batch, seed=seed)
-            common = {"data": config.data, "folder": str(folder), "compiled": config.compiled and row.is_ours}
+            common = {
+                "data": config.data,
+                "folder": str(folder),
+                "compiled": config.compiled and row.is_ours,
+            }
             yield Training(row, table.config(row, training=training, **common))
 
 
@@ -103,7 +108,10 @@ def report(config: Config) -> None:
     Path(config.folder, "table.md").write_text("\n".join(markdown(header, body)) + "\n")
     write_json(Path(config.folder, "table.json"), found)
     print("\n".join(align(header, body)))
-    print(f"{config.minutes:g} minutes of a core each, on {config.data}; published figures are of other data.")
+    print(
+        f"{config.minutes:g} minutes of a core each, on {config.data}; published figures are of "
+        f"other data."
+    )
 
 
 def results(config: Config) -> dict[str, list[dict[str, Any]]]:

@@ -29,8 +29,8 @@ class Row:
 class Table:
     """What one command makes.
 
-    settings, lesson: the task. figures: those of a result that are shown, with a factor. published: of
-    every data set or zoo the first figure of rows, by their labels.
+    settings, lesson: the task. figures: those of a result that are shown, with a factor. published:
+    of every data set or zoo the first figure of rows, by their labels.
     """
 
     settings: type[LessonConfig]
@@ -96,13 +96,22 @@ PROBES = Table(
         Row("ng-gnn, no positions", {"sizes": {"positions": False}}, True),
         Row("ng-gnn, no activations", {"sizes": {"activations": False}}, True),
     ),
-    {"mnist": {"ng-gnn": 91.4, "ng-gnn, 4 probes": 91.8, "ng-gnn, 16 probes": 92.8, "ng-gnn, 64 probes": 94.7}},
+    {
+        "mnist": {
+            "ng-gnn": 91.4,
+            "ng-gnn, 4 probes": 91.8,
+            "ng-gnn, 16 probes": 92.8,
+            "ng-gnn, 64 probes": 94.7,
+        }
+    },
 )
 SIZES = Table(
     classify.Config,
     classify.Classification,
     {"accuracy": 100},
-    tuple(Row(f"{n} networks", {"probes": 64, "limit": n}, True) for n in (1000, 2500, 5000, 10_000)),
+    tuple(
+        Row(f"{n} networks", {"probes": 64, "limit": n}, True) for n in (1000, 2500, 5000, 10_000)
+    ),
 )
 EDIT = Table(
     edit.Config,
@@ -134,7 +143,15 @@ SMALL = Table(
         *_probed("ng-gnn", 0, 16),
         *_probed("ng-t", 0),
     ),
-    {"small": {"statnn": 0.915, "nfn-hnp": 0.934, "ng-gnn": 0.931, "ng-t": 0.935, "probegen": 0.957}},
+    {
+        "small": {
+            "statnn": 0.915,
+            "nfn-hnp": 0.934,
+            "ng-gnn": 0.931,
+            "ng-t": 0.935,
+            "probegen": 0.957,
+        }
+    },
 )
 WILD = Table(
     predict.Config,

@@ -1,4 +1,5 @@
-"""How models of the tasks are trained: a budget of minutes, validation with early stopping, resuming."""
+"""How models of the tasks are trained: a budget of minutes,
+validation with early stopping, resuming."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         if self.trainer not in TRAINERS:
-            raise ValueError(f"trainer: expected one of {', '.join(TRAINERS)}; got '{self.trainer}'")
+            raise ValueError(
+                f"trainer: expected one of {', '.join(TRAINERS)}; got '{self.trainer}'"
+            )
         for key in ("minutes", "batch", "lr", "clip", "validations", "patience"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"{key}: expected more than 0; got {getattr(self, key)}")
@@ -75,8 +78,8 @@ class Lesson(Protocol):
 class Progress:
     """How far a training is.
 
-    seconds: of a core, for `counted` of the steps, mean over ranks. scores: of all validations. best:
-    the model with the highest.
+    seconds: of a core, for `counted` of the steps, mean over ranks. scores: of all validations.
+    best: the model with the highest.
     """
 
     steps: int = 0
@@ -98,7 +101,8 @@ class Progress:
 class Trainer:
     """Trains the model of a lesson in a folder, from where its checkpoint stands.
 
-    Ranks take their shares of every batch; gradients are averaged over them, so all have the same model.
+    Ranks take their shares of every batch; gradients are averaged over them,
+    so all have the same model.
 
     settings: of what is trained; a folder that was begun with others is a ValueError.
     """
@@ -211,7 +215,8 @@ class Trainer:
 
 
 def rate_factor(share: float) -> float:
-    """Of the learning rate: a linear rise, then half a cosine to zero. share: of the budget, from 0."""
+    """Of the learning rate: a linear rise, then half a cosine to zero. share: of the budget,
+    from 0."""
     if share < WARMUP:
         return max(share, 1e-3) / WARMUP
     fall = min(1.0, (share - WARMUP) / (1 - WARMUP))

@@ -1,9 +1,11 @@
-"""All symmetries of a graph: generators and order of its group of automorphisms, found by BLISS through igraph.
+"""All symmetries of a graph: generators and order of its group of automorphisms,
+found by BLISS through igraph.
 
-The coloured graph that BLISS sees has a vertex for every neuron, every edge and every bias, and arcs from sources over
-edges to targets. Inputs and outputs stay where they are, other neurons stay in their group, and edges and biases go to
-those of the same parameter and meaning. An edge keeps the order of its slots, and where an element has several places
-they move together: a vertex for the element ties them.
+The coloured graph that BLISS sees has a vertex for every neuron, every edge and every bias, and
+arcs from sources over edges to targets. Inputs and outputs stay where they are, other neurons stay
+in their group, and edges and biases go to those of the same parameter and meaning. An edge keeps
+the order of its slots, and where an element has several places they move together:
+a vertex for the element ties them.
 """
 
 from __future__ import annotations
@@ -39,28 +41,41 @@ class Automorphism:
         """Per-parameter values, taken along."""
         real = [torch.view_as_real(v) if v.is_complex() else v for v in values]
         moved = graph.unflatten(graph.flatten(real)[self.elements])
-        return [torch.view_as_complex(m) if v.is_complex() else m for m, v in zip(moved, values, strict=True)]
+        return [
+            torch.view_as_complex(m) if v.is_complex() else m
+            for m, v in zip(moved, values, strict=True)
+        ]
 
     def permutations(self, graph: NeuralGraph) -> dict[int, Tensor]:
-        """The order of the neurons of every group that has another than before, as `permute` takes it."""
+        """The order of the neurons of every group that has another than before,
+        as `permute` takes it."""
         starts = _starts(graph)
-        orders = {i: self.nodes[starts[i] : starts[i + 1]] - starts[i] for i in range(len(graph.groups))}
-        return {i: order for i, order in orders.items() if not torch.equal(order, torch.arange(len(order)))}
+        orders = {
+            i: self.nodes[starts[i] : starts[i + 1]] - starts[i] for i in range(len(graph.groups))
+        }
+        return {
+            i: order
+            for i, order in orders.items()
+            if not torch.equal(order, torch.arange(len(order)))
+        }
 
     def describe(self, graph: NeuralGraph) -> str:
         """What moves: neurons by group, and the parameters."""
-        moved = (self.nodes != torch.arange(len(self.nodes))).split([group.size for group in graph.groups])
+        moved = (self.nodes != torch.arange(len(self.nodes))).split(
+            [group.size for group in graph.groups]
+        )
         neurons = {i: m.nonzero().flatten().tolist() for i, m in enumerate(moved) if m.any()}
         changed = graph.unflatten(self.elements != torch.arange(len(self.elements)))
         names = [spec.name for spec, c in zip(graph.parameters, changed, strict=True) if c.any()]
-        return f"neurons { {f'{i} {graph.groups[i].name}': found for i, found in neurons.items()} }, parameters {names}"
+        named = {f"{i} {graph.groups[i].name}": found for i, found in neurons.items()}
+        return f"neurons {named}, parameters {names}"
 
 
 def automorphisms(graph: NeuralGraph, by_type: bool = False) -> list[Automorphism]:
     """Generators of the group of automorphisms, those left out that move no parameter.
 
-    by_type: neurons and edges go wherever there are others of the same type, not only within groups and parameters;
-        types of edges are kind and kernel position (Lim et al. 2024).
+    by_type: neurons and edges go wherever there are others of the same type, not only within groups
+        and parameters; types of edges are kind and kernel position (Lim et al. 2024).
     """
     coloured = _Coloured(graph, by_type)
     generators = coloured.graph.automorphism_group(color=coloured.colours)
@@ -74,10 +89,13 @@ def count_automorphisms(graph: NeuralGraph, by_type: bool = False) -> int:
     return int(coloured.graph.count_automorphisms(color=coloured.colours))
 
 
-def subproducts(generators: Sequence[Automorphism], count: int, seed: int = 0) -> list[Automorphism]:
+def subproducts(
+    generators: Sequence[Automorphism], count: int, seed: int = 0
+) -> list[Automorphism]:
     """Products of random subsets of generators.
 
-    If some generator is no symmetry, each is none with a probability of one half at least (Babai 1991, lemma 2.1).
+    If some generator is no symmetry, each is none with a probability of one half at least (Babai
+    1991, lemma 2.1).
     """
     rng, found = random.Random(seed), []
     for _ in range(count if generators else 0):
@@ -94,7 +112,8 @@ def _starts(graph: NeuralGraph) -> list[int]:
 
 
 class _Coloured:
-    """The coloured graph, and the parameter elements of its vertices: those of v are `elements[first[v]]` and on."""
+    """The coloured graph, and the parameter elements of its vertices: those of v are
+    `elements[first[v]]` and on."""
 
     def __init__(self, graph: NeuralGraph, by_type: bool):
         self.neural, self.by_type = graph, by_type
@@ -109,14 +128,22 @@ class _Coloured:
             key = ("bias", None if by_type else bias.view.parameter, bias.kind, bias.slot_shape)
             self._add_places(key, elements.numpy(), None, neurons)
         for block, elements in zip(graph.weights, values.edges, strict=True):
-            key = ("edge", None if by_type else block.view.parameter, block.kind, block.slot_shape, block.position)
+            key = (
+                "edge",
+                None if by_type else block.view.parameter,
+                block.kind,
+                block.slot_shape,
+                block.position,
+            )
             self._add_places(key, elements.flatten(0, 2).numpy(), *self._ends(block))
         self._locate()
         self._tie()
         self._add_constants()
         if len(self.colours) > MOST_VERTICES:
             pytest.skip(f"{len(self.colours)} vertices are too many to look for all automorphisms")
-        self.graph = igraph.Graph(len(self.colours), np.concatenate(self.arcs).tolist(), directed=True)
+        self.graph = igraph.Graph(
+            len(self.colours), np.concatenate(self.arcs).tolist(), directed=True
+        )
 
     def _colour(self, *key) -> int:
         return self.names.setdefault(key, len(self.names))
@@ -125,8 +152,14 @@ class _Coloured:
         """Colours of neurons; what parameters are shared by many neurons moves with those."""
         groups = self.neural.groups
         if self.by_type:
-            types = node_types(self.neural).repeat_interleave(torch.tensor([g.size for g in groups])).tolist()
-            yield from zip(types, *(x.tolist() for x in input_output_index(self.neural)), strict=True)
+            types = (
+                node_types(self.neural)
+                .repeat_interleave(torch.tensor([g.size for g in groups]))
+                .tolist()
+            )
+            yield from zip(
+                types, *(x.tolist() for x in input_output_index(self.neural)), strict=True
+            )
             return
         for i, group in enumerate(groups):
             fixed = group.is_fixed and group.kind != "parameter"
@@ -150,7 +183,9 @@ class _Coloured:
     def _connect(self, a: np.ndarray, b: np.ndarray) -> None:
         self.arcs.append(np.stack([a, b], axis=1))
 
-    def _add_places(self, key: tuple, elements: np.ndarray, sources: np.ndarray | None, targets: np.ndarray) -> None:
+    def _add_places(
+        self, key: tuple, elements: np.ndarray, sources: np.ndarray | None, targets: np.ndarray
+    ) -> None:
         vertices = self._add(len(targets), *key)
         if sources is not None:
             self._connect(sources, vertices)
@@ -158,10 +193,14 @@ class _Coloured:
         self.places.append((vertices, elements))
 
     def _add_constants(self) -> None:
-        """Parallel edges of value 1 are one vertex, since nobody can tell whether they change places."""
+        """Parallel edges of value 1 are one vertex,
+        since nobody can tell whether they change places."""
         counts: Counter = Counter()
         for block in self.neural.constants:
-            counts.update((a, b, block.kind) for a, b in zip(*(x.tolist() for x in self._ends(block)), strict=True))
+            counts.update(
+                (a, b, block.kind)
+                for a, b in zip(*(x.tolist() for x in self._ends(block)), strict=True)
+            )
         for (source, target, kind), number in counts.items():
             vertex = self._add(1, "constant", kind, number)
             self._connect(np.array([source]), vertex)
@@ -194,7 +233,9 @@ class _Coloured:
         nodes, order = np.empty(self.starts[-1], int), np.arange(self.neural.numel)
         nodes[image[: self.starts[-1]]] = np.arange(self.starts[-1])
         for vertices, elements in self.places:
-            order[self.elements[self.first[image[vertices]][:, None] + np.arange(elements.shape[1])]] = elements
+            order[
+                self.elements[self.first[image[vertices]][:, None] + np.arange(elements.shape[1])]
+            ] = elements
         return Automorphism(torch.from_numpy(nodes), torch.from_numpy(order))
 
 

@@ -4,7 +4,8 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """As the programs have: with more, sums differ in their last digits, and a busy core slows tests ten-fold."""
+    """As the programs have: with more, sums differ in their last digits,
+    and a busy core slows tests ten-fold."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

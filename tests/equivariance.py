@@ -1,4 +1,5 @@
-"""Permutations of neurons on neural graphs, and the checks that networks and metanets respect them."""
+"""Permutations of neurons on neural graphs,
+and the checks that networks and metanets respect them."""
 
 from __future__ import annotations
 
@@ -22,8 +23,11 @@ class NoSymmetry(Exception):
     """A permutation of neurons treats two uses of a parameter differently."""
 
 
-def random_permutations(graph: NeuralGraph, generator: torch.Generator, roles=("hidden",)) -> dict[int, Tensor]:
-    """A permutation of the neurons of every group that has one of the roles, none of them the identity."""
+def random_permutations(
+    graph: NeuralGraph, generator: torch.Generator, roles=("hidden",)
+) -> dict[int, Tensor]:
+    """A permutation of the neurons of every group that has one of the roles,
+    none of them the identity."""
     permutations = {}
     for i, group in enumerate(graph.groups):
         if group.role in roles and not group.is_pinned and group.size > 1:
@@ -34,7 +38,9 @@ def random_permutations(graph: NeuralGraph, generator: torch.Generator, roles=("
     return permutations
 
 
-def permute(graph: NeuralGraph, values: list[Tensor], permutations: dict[int, Tensor]) -> list[Tensor]:
+def permute(
+    graph: NeuralGraph, values: list[Tensor], permutations: dict[int, Tensor]
+) -> list[Tensor]:
     """Per-parameter values with the neurons of some groups in another order.
 
     Raises KeyError if the permutation does not map edges to edges, NoSymmetry if it does not treat
@@ -43,7 +49,11 @@ def permute(graph: NeuralGraph, values: list[Tensor], permutations: dict[int, Te
     biases, edges = graph.gather(values)
 
     def order(group: int) -> list[int]:
-        return permutations[group].tolist() if group in permutations else list(range(graph.groups[group].size))
+        return (
+            permutations[group].tolist()
+            if group in permutations
+            else list(range(graph.groups[group].size))
+        )
 
     moved_biases = []
     for bias, value in zip(graph.biases, biases, strict=True):
@@ -58,7 +68,10 @@ def permute(graph: NeuralGraph, values: list[Tensor], permutations: dict[int, Te
     ]
     permuted = graph.scatter(GraphValues(tuple(moved_biases), tuple(moved)))
     again = graph.gather(permuted)
-    if not all(torch.equal(a, b) for a, b in zip((*moved_biases, *moved), (*again.biases, *again.edges), strict=True)):
+    if not all(
+        torch.equal(a, b)
+        for a, b in zip((*moved_biases, *moved), (*again.biases, *again.edges), strict=True)
+    ):
         raise NoSymmetry("two uses of one parameter would differ")
     return permuted
 
@@ -68,7 +81,12 @@ def _moved(block: EdgeBlock, graph: NeuralGraph, order) -> list[int]:
     g, t, s = block.shape
     targets = block.target_index or range(graph.groups[block.target].size)
     sources = block.source_index or range(graph.groups[block.source].size)
-    ends = [(targets[i * t + j], sources[i * s + k]) for i in range(g) for j in range(t) for k in range(s)]
+    ends = [
+        (targets[i * t + j], sources[i * s + k])
+        for i in range(g)
+        for j in range(t)
+        for k in range(s)
+    ]
     place = {end: k for k, end in enumerate(ends)}
     target_order, source_order = order(block.target), order(block.source)
     return [place[target_order[a], source_order[b]] for a, b in ends]
@@ -83,7 +101,9 @@ def random_values(graph: NeuralGraph, generator: torch.Generator) -> list[Tensor
     ]
 
 
-def updates(metanet: nn.Module, graph: NeuralGraph, params: list[Tensor], grads: list[list[Tensor]]) -> list[Tensor]:
+def updates(
+    metanet: nn.Module, graph: NeuralGraph, params: list[Tensor], grads: list[list[Tensor]]
+) -> list[Tensor]:
     """Deltas of the last of several steps with given gradients; parameters stand still."""
     rule = MetanetRule(metanet, graph)
     state = rule.init(params)
@@ -102,9 +122,11 @@ def assert_commutes(
     tolerance: float = 1e-10,
     seed: int = 0,
 ) -> None:
-    """Updates of moved parameters and gradients are the moved updates, and others than before (float64)."""
+    """Updates of moved parameters and gradients are the moved updates,
+    and others than before (float64)."""
     generator = torch.Generator().manual_seed(seed)
-    params, grads = random_values(graph, generator), [random_values(graph, generator) for _ in range(steps)]
+    params = random_values(graph, generator)
+    grads = [random_values(graph, generator) for _ in range(steps)]
     plain = updates(metanet, graph, params, grads)
     for move in moves:
         expected = move(plain)
@@ -114,7 +136,9 @@ def assert_commutes(
             torch.testing.assert_close(f, e, rtol=0, atol=tolerance)
 
 
-def assert_equivariant(metanet: nn.Module, graph: NeuralGraph, tolerance: float = 1e-10, seed: int = 0) -> None:
+def assert_equivariant(
+    metanet: nn.Module, graph: NeuralGraph, tolerance: float = 1e-10, seed: int = 0
+) -> None:
     """Permuting hidden neurons permutes the updates in the same way (float64)."""
     permutations = random_permutations(graph, torch.Generator().manual_seed(seed))
     assert permutations, "the graph has hidden neurons to permute"
@@ -122,8 +146,11 @@ def assert_equivariant(metanet: nn.Module, graph: NeuralGraph, tolerance: float 
     assert_commutes(metanet, graph, [move], steps=3, tolerance=tolerance, seed=seed)
 
 
-def assert_metanet_respects(graph: NeuralGraph, symmetries: Sequence[Automorphism], products: int = 3) -> None:
-    """The updates of all metanets that read the graph commute with random products of symmetries."""
+def assert_metanet_respects(
+    graph: NeuralGraph, symmetries: Sequence[Automorphism], products: int = 3
+) -> None:
+    """The updates of all metanets that read the graph commute with random products of
+    symmetries."""
     moves = [partial(a.move, graph) for a in subproducts(symmetries, products)]
     torch.manual_seed(0)
     metanets = [small_metanet(name) for name in SMALL]
@@ -137,9 +164,13 @@ def assert_metanet_respects(graph: NeuralGraph, symmetries: Sequence[Automorphis
 
 
 def randomised(model: nn.Module) -> list[Tensor]:
-    """Parameters without ties: norms begin with all ones and zeros, under which everything is symmetric."""
+    """Parameters without ties: norms begin with all ones and zeros,
+    under which everything is symmetric."""
     generator = torch.Generator().manual_seed(1)
-    return [p.detach() + 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in model.parameters()]
+    return [
+        p.detach() + 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        for p in model.parameters()
+    ]
 
 
 @torch.no_grad()

@@ -42,7 +42,9 @@ def test_imports_go_one_way(package):
     assert files
     for file in files:
         found = imported(file) & MAY_IMPORT.keys()
-        assert found <= MAY_IMPORT[package], f"{file.relative_to(ROOT)} imports {found - MAY_IMPORT[package]}"
+        assert found <= MAY_IMPORT[package], (
+            f"{file.relative_to(ROOT)} imports {found - MAY_IMPORT[package]}"
+        )
 
 
 def test_what_the_demo_installs_is_imported_somewhere():
@@ -78,15 +80,17 @@ for top, distributions in tops.items():
 import ngopt
 print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matplotlib"))
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == ["NGOptimizer", "None", "None"]
 
 
 GRAPH = ROOT / "ngopt" / "graph"
 LAYERS = """
-functions pieces summary core sharding topology edge_list order flattened_maps interop usage matrices
-activation_symmetry parameter_graph infer sequential layout figure draw
+functions pieces summary core sharding topology edge_list order flattened_maps interop usage
+matrices activation_symmetry parameter_graph infer sequential layout figure draw
 tracing tracing.capture tracing.elements tracing.values tracing.nodes tracing.edges tracing.blocks
 tracing.tracer tracing.finish
 rules.registry rules.places rules.pairs rules.parameters rules.entrywise rules.entries rules.norms
@@ -97,7 +101,8 @@ walk build __init__ __main__
 
 
 def imported_files(file: Path) -> dict[str, bool]:
-    """Files of `ngopt.graph` that a file imports from; whether it always does so where it begins, not in a function."""
+    """Files of `ngopt.graph` that a file imports from;
+    whether it always does so where it begins, not in a function."""
     tree = ast.parse(file.read_text())
     found = {}
     for node in ast.walk(tree):
@@ -116,7 +121,10 @@ def imported_files(file: Path) -> dict[str, bool]:
 
 
 def test_every_file_of_the_graph_imports_from_those_before_it_alone():
-    files = {file: ".".join(file.relative_to(GRAPH).with_suffix("").parts) for file in GRAPH.rglob("*.py")}
+    files = {
+        file: ".".join(file.relative_to(GRAPH).with_suffix("").parts)
+        for file in GRAPH.rglob("*.py")
+    }
     names = {file: name.removesuffix(".__init__") for file, name in files.items()}
     assert sorted(names.values()) == sorted(LAYERS)
     for file, name in names.items():
@@ -127,6 +135,9 @@ def test_every_file_of_the_graph_imports_from_those_before_it_alone():
 
 def test_files_of_the_graph_are_imported_where_a_file_begins():
     deferred = {
-        (file.name, name) for file in GRAPH.rglob("*.py") for name, first in imported_files(file).items() if not first
+        (file.name, name)
+        for file in GRAPH.rglob("*.py")
+        for name, first in imported_files(file).items()
+        if not first
     }
     assert deferred == {("draw.py", "figure")}, "which needs matplotlib"

@@ -43,7 +43,8 @@ def problem_names(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def load_problem(name: str) -> Problem:
-    """A problem by its name in `PROBLEMS` or `META_TRAINING`, or made by the factory that `module:factory` names.
+    """A problem by its name in `PROBLEMS` or `META_TRAINING`,
+    or made by the factory that `module:factory` names.
 
     Raises ValueError if there is neither.
     """

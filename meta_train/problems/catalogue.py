@@ -244,7 +244,9 @@ _META_TEST = (
 _ONLY_OF_THE_PAPER = (_classify("c10-32", CIFAR, partial(paper_cnn, 3, (32, 64, 64)), 128, 1000),)
 
 
-def _beyond(name: str, channels: Sequence[int], kernel: int, batch_size: int, steps: int) -> SupervisedProblem:
+def _beyond(
+    name: str, channels: Sequence[int], kernel: int, batch_size: int, steps: int
+) -> SupervisedProblem:
     build = partial(plain_cnn, (1, *channels), [kernel] * len(channels))
     return _classify(f"fm-16-{name}", FASHION, build, batch_size, steps)
 
@@ -273,8 +275,8 @@ PROBLEMS = {
     for problem in problems
 }
 
-# For meta-training alone: a family, of which each seed is a network of its own, and a wide network on
-# few pixels, which is as fast as fm-16 and shows what becomes of step sizes in wider networks.
+# For meta-training alone: a family, of which each seed is a network of its own, and a wide network
+# on few pixels, which is as fast as fm-16 and shows what becomes of step sizes in wider networks.
 META_TRAINING = {
     "fm-cnns": family_of_cnns("fm-cnns", PROBLEMS["fm-16"]),
     "fm14-32": _classify("fm14-32", FASHION_14, partial(paper_cnn, 1, (32, 64, 64)), 128, 1000),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Times the largest eigenvalue, added before a QR step: it keeps directions without a gradient where they are.
+# Times the largest eigenvalue, added before a QR step:
+# it keeps directions without a gradient where they are.
 LIFT = 1e-3
 
 
@@ -20,7 +21,8 @@ def first_basis(factor: Tensor) -> Tensor:
 
 
 def renewed_basis(factor: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of orthogonal iteration (SOAP, Vyas et al. 2024, Alg. 4): the new basis and the order.
+    """One step of orthogonal iteration (SOAP, Vyas et al. 2024, Alg. 4):
+    the new basis and the order.
 
     factor, basis: (*batch, n, n). Column i of the new basis follows column order[i] of the old one
     (*batch, n): columns are sorted by their Rayleigh quotients, largest first; quotients below the
@@ -33,5 +35,6 @@ def renewed_basis(factor: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     lift = least.unsqueeze(-1)
     product = torch.where(lift > 0, product + lift * basis, basis)
     columns = order.unsqueeze(-2).expand_as(product)
-    # its result is column by column: where it is put must not change how products with it are rounded
+    # its result is column by column: where it is put must not change how products with it are
+    # rounded
     return torch.linalg.qr(product.gather(-1, columns))[0].contiguous(), order

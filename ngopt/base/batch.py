@@ -103,7 +103,11 @@ class Batch:
         """Whether a step in place is like most: nothing is left out, corrected or compiled."""
         if torch.compiler.is_compiling() or not self._is_roomy:
             return False
-        return numbers.is_finite and numbers.recall is None and not any(task.is_first for task in tasks)
+        return (
+            numbers.is_finite
+            and numbers.recall is None
+            and not any(task.is_first for task in tasks)
+        )
 
     def _room_with(self, opened: list[Tensor]) -> Room:
         """The room on what records hold; the one before, if they still do."""
@@ -119,7 +123,10 @@ class Batch:
     def _split(self, kept: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
         """Factors and bases of one stack after the other -> those of each."""
         rest = iter(kept)
-        return [([next(rest) for _ in stack.modes], [next(rest) for _ in stack.modes]) for stack in self.stacks]
+        return [
+            ([next(rest) for _ in stack.modes], [next(rest) for _ in stack.modes])
+            for stack in self.stacks
+        ]
 
     def _begun(
         self,
@@ -144,12 +151,15 @@ class Batch:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Direction, momentum and second moments, flat."""
         flat = self.flat
-        grad = _scaled(flat.join(grads), flat.spread(numbers.multiplier), numbers.is_finite, momentum.dtype)
+        grad = _scaled(
+            flat.join(grads), flat.spread(numbers.multiplier), numbers.is_finite, momentum.dtype
+        )
         momentum = towards(momentum, grad, flat.spread(numbers.momentum), in_place)
         pair = torch.stack((grad, momentum.lerp(grad, config.ahead)))
         grad, leading = self._rotated(pair, steps, config).unbind()
         second = towards(second, grad.square(), self.matrices.spread(numbers.second), in_place)
-        shrink, damping = self.matrices.spread(numbers.shrink), self.matrices.spread(numbers.damping)
+        shrink = self.matrices.spread(numbers.shrink)
+        damping = self.matrices.spread(numbers.damping)
         value = self._rotated_back(normalised(leading, second, shrink, damping), steps)
         return moved(value, momentum), momentum, second
 
@@ -198,12 +208,15 @@ class Batch:
         config: DirectionConfig,
         in_place: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`_all_directions` in pieces along an axis that nothing joins, so that little is in memory at once."""
+        """`_all_directions` in pieces along an axis that nothing joins,
+        so that little is in memory at once."""
         (grad,), (step,), (layout,) = grads, steps, self.layouts[0]
 
         def scaled() -> Iterator[Tensor]:
             for piece in layout.pieces(grad, CHUNK):
-                yield _scaled(piece, numbers.multiplier, numbers.is_finite, momentum.dtype).contiguous()
+                yield _scaled(
+                    piece, numbers.multiplier, numbers.is_finite, momentum.dtype
+                ).contiguous()
 
         step.observe(scaled(), config.beta_factor)
         value = momentum.new_empty(momentum.shape)
@@ -241,7 +254,10 @@ def batches(
             found.append(latest[kind])
         latest[kind].append(i)
         room[kind] -= size
-    return [(some, Batch([shapes[i] for i in some], [layouts[i] for i in some], kinds[some[0]][1])) for some in found]
+    return [
+        (some, Batch([shapes[i] for i in some], [layouts[i] for i in some], kinds[some[0]][1]))
+        for some in found
+    ]
 
 
 def is_plain(layouts: Sequence[MatrixLayout]) -> bool:

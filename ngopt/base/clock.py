@@ -41,11 +41,14 @@ class HostClock:
         rows = [found[step] for step in self.steps]
         return [column(values, like) for values in zip(*rows, strict=True)]
 
-    def tasks(self, records: Sequence[Record], phases: Sequence[int | None], every: int) -> list[Task]:
+    def tasks(
+        self, records: Sequence[Record], phases: Sequence[int | None], every: int
+    ) -> list[Task]:
         """What is to be done with each parameter; for the phases see `_is_due`."""
         rows = zip(records, self.steps, phases, strict=True)
         return [
-            Task(record, step == 0, phase is not None and _is_due(step, phase, every)) for record, step, phase in rows
+            Task(record, step == 0, phase is not None and _is_due(step, phase, every))
+            for record, step, phase in rows
         ]
 
     def after(self) -> Tensor:
@@ -64,10 +67,14 @@ class TracedClock:
         self.now = steps_so_far([*counts[0].unbind(), *absent], total_steps)
 
     def at(self, numbers: Numbers, like: Any) -> list[Tensor]:
-        found = [torch.as_tensor(values, dtype=like.dtype) for values in numbers(self.steps, self.now)]
+        found = [
+            torch.as_tensor(values, dtype=like.dtype) for values in numbers(self.steps, self.now)
+        ]
         return [on(values, like.device).expand(len(self.steps)) for values in found]
 
-    def tasks(self, records: Sequence[Record], phases: Sequence[int | None], every: int) -> list[Task]:
+    def tasks(
+        self, records: Sequence[Record], phases: Sequence[int | None], every: int
+    ) -> list[Task]:
         own = self.steps.new_tensor([phase or 0 for phase in phases])
         is_due = _is_due(self.steps, own, every).unbind()
         return [Task(record, False, due) for record, due in zip(records, is_due, strict=True)]
@@ -77,6 +84,7 @@ class TracedClock:
 
 
 def _is_due(step: Any, phase: Any, every: int) -> Any:
-    """Whether bases are renewed: in turn, so that no step does it for all, and sooner in the beginning."""
+    """Whether bases are renewed: in turn, so that no step does it for all,
+    and sooner in the beginning."""
     apart = at_most(1 + step // 8, every)
     return ((step + phase) % apart == 0) & (step > 0)

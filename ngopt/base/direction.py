@@ -47,7 +47,9 @@ def kept_dtype(mode: Mode, dtype: torch.dtype) -> torch.dtype:
     return dtype if is_exact else torch.bfloat16
 
 
-def step_numbers(measured: Measured, shrink: Any, damping: Any, config: DirectionConfig) -> Sequence[Any]:
+def step_numbers(
+    measured: Measured, shrink: Any, damping: Any, config: DirectionConfig
+) -> Sequence[Any]:
     """The fields of `Shared` that belong to the direction, of one parameter or of all (n,).
 
     shrink, damping: those of the step; see `corrections`.

@@ -52,7 +52,8 @@ class Held:
         self._views: list[Tensor] = []
 
     def open(self, records: Sequence[Record], in_place: bool = False) -> list[Tensor]:
-        """The wholes; in place, the list that was returned before if it still is what records hold."""
+        """The wholes; in place, the list that was returned before if it still is what records
+        hold."""
         if in_place and self.are_open(records):
             return self._wholes
         values = iter(self._in(records))
@@ -67,7 +68,9 @@ class Held:
         found = self._in(records)
         return len(found) == len(self._views) and all(map(is_, found, self._views))
 
-    def close(self, records: Sequence[Record], new: Sequence[Tensor], in_place: bool = False) -> None:
+    def close(
+        self, records: Sequence[Record], new: Sequence[Tensor], in_place: bool = False
+    ) -> None:
         """Puts new values into records: those that were opened, where in place."""
         if not in_place:
             self._put(records, new)

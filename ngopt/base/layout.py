@@ -69,7 +69,8 @@ class MatrixLayout:
         whole = self.shape[axis]
         length = max(1, limit * whole // prod(self.shape))
         values = values.reshape(self.shape)
-        # one by one, as autograd allows no writing to views that were made before others were written
+        # one by one, as autograd allows no writing to views that were made before others were
+        # written
         for i in range(0, whole, length):
             yield values.narrow(axis, i, min(length, whole - i))
 
@@ -88,7 +89,9 @@ def _place(view: View, flat: Tensor) -> Tensor:
     return flat.as_strided((*several, *view.shape), strides, flat.storage_offset() + view.offset)
 
 
-def layouts_of(role: ParameterRole, shape: tuple[int, ...], longest: int, budget: float) -> tuple[MatrixLayout, ...]:
+def layouts_of(
+    role: ParameterRole, shape: tuple[int, ...], longest: int, budget: float
+) -> tuple[MatrixLayout, ...]:
     """The matrices of a parameter with their modes; one row of numbers if it is no matrix.
 
     shape: of the parameter, complex numbers as pairs. longest: neurons that one factor spans at
@@ -148,7 +151,8 @@ def _matrices(block: MatrixBlock, numel: int, limits: _Limits, reads_input: bool
 
 
 def _cuts(length: int, groups: int, numel: int, limits: _Limits) -> int:
-    """Into how many equal parts a length is cut, where one factor for all of it is not affordable."""
+    """Into how many equal parts a length is cut,
+    where one factor for all of it is not affordable."""
     if limits.allow(length, groups, numel):
         return 1
     return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= SMALL)

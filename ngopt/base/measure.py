@@ -1,4 +1,5 @@
-"""Sizes of gradients: what makes the rule free of the loss's scale, and lets it survive bad ones."""
+"""Sizes of gradients: what makes the rule free of the loss's scale,
+and lets it survive bad ones."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from ngopt.base.arrays import Column, at_least, at_most, is_on_host, on, where
 
 # Decay of the running size of a gradient.
 SIZE_DECAY = 0.95
-# Gradients in the beginning whose size is judged by the next: before, there is none to compare with.
+# Gradients in the beginning whose size is judged by the next: before,
+# there is none to compare with.
 EARLY = 3
 # Numbers of a gradient whose norm is found at once: in float64, of which torch makes a copy.
 CHUNK = 1 << 18
@@ -72,7 +74,8 @@ def measure(rms: Any, scale: Any, size: Any, early: Any, kept: Any, clip: float)
 
 
 def sizes_at(step: Any) -> tuple[Any, Any]:
-    """Of `measure`: whether a parameter's step is early, and what weights of running sizes have come to."""
+    """Of `measure`: whether a parameter's step is early,
+    and what weights of running sizes have come to."""
     is_early = (step > 0) & (step <= EARLY)
     return 1.0 * is_early, SIZE_DECAY**step
 
@@ -104,7 +107,9 @@ def root_mean_squares(values: Sequence[Tensor]) -> Column:
     device = values[0].device
     # squares of float32 end at 1e38; float64 holds those of all float32
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    whole = [x if size <= CHUNK else _norms(x, dtype) for x, size in zip(values, sizes, strict=True)]
+    whole = [
+        x if size <= CHUNK else _norms(x, dtype) for x, size in zip(values, sizes, strict=True)
+    ]
     norms = torch.stack([on(norm, device) for norm in _foreach_norm(whole, 2, dtype)])
     return norms / norms.new_tensor(sizes).sqrt()
 

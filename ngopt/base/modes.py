@@ -1,8 +1,8 @@
 """The axes of a matrix that have preconditioners: its rows, its channels, its kernel positions.
 
-Values are (groups, rows, kernel, channels). Each axis has Kronecker factors: running means of X X^T,
-where X is the matrix unfolded along that axis, a row of X for each index of it. `parts` of an axis
-have factors of their own; factors and their bases are (groups * parts, size, size).
+Values are (groups, rows, kernel, channels). Each axis has Kronecker factors: running means of X
+X^T, where X is the matrix unfolded along that axis, a row of X for each index of it. `parts` of an
+axis have factors of their own; factors and their bases are (groups * parts, size, size).
 """
 
 from __future__ import annotations

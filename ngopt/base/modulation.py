@@ -26,7 +26,8 @@ class Modulation(Protocol):
     def __call__(
         self, signals: Sequence[Tensor], graph: NeuralGraph, progress: float | Tensor | None
     ) -> Sequence[Tensor]:
-        """signals: (rows, 4) of every parameter; zeros before its first step, (0, 4) if it has none.
+        """signals: (rows, 4) of every parameter; zeros before its first step, (0, 4)
+        if it has none.
 
         progress: share of the horizon that is behind; None if that is unknown.
         Returns (rows,) for every parameter, or () for one factor of all its rows.
@@ -39,7 +40,9 @@ def count_rows(layouts: Sequence[MatrixLayout]) -> int:
     return sum(layout.shape[0] * layout.shape[1] for layout in layouts)
 
 
-def row_signals(layouts: Sequence[MatrixLayout], grad: Tensor, value: Tensor, delta: Tensor, param: Tensor) -> Tensor:
+def row_signals(
+    layouts: Sequence[MatrixLayout], grad: Tensor, value: Tensor, delta: Tensor, param: Tensor
+) -> Tensor:
     """What the rows of one parameter say after a step, (rows, 4).
 
     "agreement": cosine between direction and gradient; "direction": root mean square of the

@@ -19,8 +19,8 @@ def renewed(
 ) -> tuple[Tensor, Tensor]:
     """The basis one step nearer to the factor's eigenvectors, and second moments in its order.
 
-    factor, basis: (groups * parts, size, size). second: (groups, rows, kernel, channels). is_active:
-    (groups,); the others stay as they are.
+    factor, basis: (groups * parts, size, size). second: (groups, rows, kernel, channels).
+    is_active: (groups,); the others stay as they are.
     """
     factor, old = (cast(x, second.dtype).detach() for x in (factor, basis))
     new, order = renewed_basis(factor, old)
@@ -37,7 +37,8 @@ def renew(
     is_active: Tensor,
     is_due: bool | Tensor,
 ) -> None:
-    """`renewed` in place, where it is due: in a compiled step the host learns that when it is made."""
+    """`renewed` in place, where it is due: in a compiled step the host learns that when it is
+    made."""
     if isinstance(is_due, Tensor):
         renew_basis(basis, second, factor, is_active, is_due, mode.name, mode.parts, mode.size)
     elif is_due:

@@ -107,8 +107,11 @@ def _squares(modes: Sequence[Mode], factors: Sequence[Tensor], x: Tensor) -> lis
     return [(factor, own, own.mT) for factor, own in zip(factors, unfolded, strict=True)]
 
 
-def _chain(modes: Sequence[Mode], bases: Sequence[Tensor], places: Sequence[Tensor]) -> list[Product]:
-    """The way of values from the first place to the last, with each mode multiplied by its basis."""
+def _chain(
+    modes: Sequence[Mode], bases: Sequence[Tensor], places: Sequence[Tensor]
+) -> list[Product]:
+    """The way of values from the first place to the last,
+    with each mode multiplied by its basis."""
     way = [*places[: len(modes)], places[-1]]
     found = []
     for mode, basis, x, out in zip(modes, bases, way[:-1], way[1:], strict=True):

@@ -1,4 +1,5 @@
-"""How large the step of a parameter is beside that of another: by role, fan and size of the weights."""
+"""How large the step of a parameter is beside that of another: by role,
+fan and size of the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from ngopt.base.arrays import Column, at_least, at_most
 from ngopt.base.config import SoapConfig
 from ngopt.roles import ParameterRole
 
-# Sizes of weights, in usual ones, that the step size follows: layers that begin at zero must leave it.
+# Sizes of weights, in usual ones, that the step size follows:
+# layers that begin at zero must leave it.
 SIZES = (0.25, 10.0)
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 from ngopt.base.arrays import at_most
 
 
-def with_horizon(step: Any, now: Any, total_steps: int, warmup: float, cooldown: float = 1.0) -> Any:
+def with_horizon(
+    step: Any, now: Any, total_steps: int, warmup: float, cooldown: float = 1.0
+) -> Any:
     """Linear warm-up over a share of all steps, times a linear way to zero over the last share.
 
     step: updates of the parameter before this one. now: steps of the training before this one.
@@ -30,7 +32,8 @@ def warn_past_horizon(now: int, total_steps: int | None) -> None:
     """Says once that a training goes on past its horizon. now: steps before this one."""
     if now == total_steps:
         warnings.warn(
-            f"NGOptimizer: step {now + 1} of total_steps={now}: the step size stays near zero from here on",
+            f"NGOptimizer: step {now + 1} of total_steps={now}: the step size stays near zero from "
+            f"here on",
             stacklevel=2,
         )
 

@@ -87,11 +87,12 @@ class Soap:
 
 
 class SoapRule:
-    """An `UpdateRule`: p <- p - s (lr * u + lr * decay * p), with the direction u and the schedule s.
+    """An `UpdateRule`: p <- p - s (lr * u + lr * decay * p),
+    with the direction u and the schedule s.
 
     A record is `step`, the number of gradients so far; `skipped`, how many of them were not finite;
-    `scale` and `size` (see `Measured`); what `init_direction` describes; and, without a horizon, the
-    `average` of the weights.
+    `scale` and `size` (see `Measured`); what `init_direction` describes; and, without a horizon,
+    the `average` of the weights.
     """
 
     def __init__(
@@ -113,7 +114,9 @@ class SoapRule:
         self._plan: _Plan | None = None
         phases = _in_turn([_renewal_cost(some) for some in self.layouts], config.renew_every)
         has_bases = [any(layout.modes for layout in some) for some in self.layouts]
-        self._phases = [phase if has else None for phase, has in zip(phases, has_bases, strict=True)]
+        self._phases = [
+            phase if has else None for phase, has in zip(phases, has_bases, strict=True)
+        ]
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         rows = zip(params, self.layouts, strict=True)
@@ -182,7 +185,8 @@ class SoapRule:
                 slices.append((slice(len(positions), len(positions) + len(places)), batch))
                 positions += [present[j] for j in places]
             counts, sizes = (
-                Scalars(keys, [state[i][keys[0]].device for i in positions]) for keys in (("step",), SIZE_KEYS)
+                Scalars(keys, [state[i][keys[0]].device for i in positions])
+                for keys in (("step",), SIZE_KEYS)
             )
             self._plan = _Plan(made_for, positions, slices, counts, sizes)
         return self._plan
@@ -211,7 +215,11 @@ class SoapRule:
         rms, weights = rms[: len(found)], rms[len(found) :]
 
         counts, sizes = plan.counts.open(old, in_place), plan.sizes.open(old, in_place)
-        absent = [record["step"] for record, grad in zip(state, grads, strict=True) if record and grad is None]
+        absent = [
+            record["step"]
+            for record, grad in zip(state, grads, strict=True)
+            if record and grad is None
+        ]
         is_traced = torch.compiler.is_compiling() and self.may_be_traced(grads, state)
         clock = (TracedClock if is_traced else HostClock)(counts, absent, self.total_steps)
         at_step = clock.at(partial(self._at, scheduled=hyper.scheduled), rms)
@@ -224,7 +232,10 @@ class SoapRule:
         if self.total_steps is not None:  # there is no average
             numbers.pop()
         has_recall = not clock.is_settled and is_recalled(numbers[0], clock.steps)
-        rows = [shared(numbers, some, old[some.start]["exp_avg"], has_recall) for some, _ in plan.batches]
+        rows = [
+            shared(numbers, some, old[some.start]["exp_avg"], has_recall)
+            for some, _ in plan.batches
+        ]
 
         plan.is_settled = clock.is_settled
         plan.counts.close(new, clock.after(), in_place)
@@ -244,7 +255,8 @@ class SoapRule:
 
     def _at(self, step: Any, now: Any, scheduled: bool) -> Sequence[Any]:
         """The numbers of a parameter that are given by its step."""
-        height, newest = self._schedule(step, now, scheduled), average_weight(step, self.config.average_power)
+        height = self._schedule(step, now, scheduled)
+        newest = average_weight(step, self.config.average_power)
         return *sizes_at(step), *corrections(step, self.config), height, newest
 
     def _numbers(
@@ -264,7 +276,8 @@ class SoapRule:
         lr: Any,
         decay: Any,
     ) -> Sequence[Any]:
-        """Of one parameter, or of all (n,): new `SIZE_KEYS`, whether the step is made, `NUMBERS`."""
+        """Of one parameter, or of all (n,): new `SIZE_KEYS`,
+        whether the step is made, `NUMBERS`."""
         config = self.config
         measured = measure(rms, scale, size, early, kept, config.clip)
         active = measured.active
@@ -298,7 +311,9 @@ class SoapRule:
     ) -> Iterable[Change]:
         """The changes of a batch."""
         positions, tasks, records = step.positions[some], step.tasks[some], step.records[some]
-        value = batch.directions(step.grads[some], tasks, records, numbers, self.config, step.in_place)
+        value = batch.directions(
+            step.grads[some], tasks, records, numbers, self.config, step.in_place
+        )
         if factors is not None:
             rows = zip(positions, batch.flat.split(value), strict=True)
             value = batch.flat.join([modulated(v, factors[i], self.layouts[i]) for i, v in rows])
@@ -330,7 +345,9 @@ class SoapRule:
         else:
             delta.add_(params, alpha=-decay)
         if has_average:
-            (average,) = batch.average.open([task.record for task in step.tasks[some]], step.in_place)
+            (average,) = batch.average.open(
+                [task.record for task in step.tasks[some]], step.in_place
+            )
             average = towards(average, params + delta, flat.spread(numbers.newest), step.in_place)
             batch.average.close(step.records[some], [average], step.in_place)
         return delta

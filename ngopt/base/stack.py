@@ -18,7 +18,8 @@ from ngopt.functional import Record
 
 
 class Stack:
-    """Where the matrices are: in which parameters of a batch, and under which keys of their records.
+    """Where the matrices are: in which parameters of a batch,
+    and under which keys of their records.
 
     members: number of a parameter in its batch, and of the layout among the parameter's own. Those
     of several members are further groups: (members * groups, rows, kernel, channels).
@@ -52,7 +53,8 @@ class Stack:
         return number.index_select(0, self._group_owners)
 
     def read(self, flat: Sequence[Tensor]) -> Tensor:
-        """Flat values (2, numel) of all parameters of the batch -> matrices, first ones and second ones.
+        """Flat values (2, numel) of all parameters of the batch -> matrices,
+        first ones and second ones.
 
         (2 * members * groups, rows, kernel, channels).
         """
@@ -86,10 +88,13 @@ class StackStep:
         if numbers.recall is not None:
             recall = stack.of_groups(numbers.recall)
             rows = zip(stack.modes, factors, strict=True)
-            self.factors = [times(old, _of_parts(recall, mode) ** 2, in_place) for mode, old in rows]
+            self.factors = [
+                times(old, _of_parts(recall, mode) ** 2, in_place) for mode, old in rows
+            ]
 
     def observe(self, grads: Iterable[Tensor], decay: float) -> None:
-        """Puts the gradient, in pieces of the layout's shape, into the factors, which decay first."""
+        """Puts the gradient, in pieces of the layout's shape, into the factors,
+        which decay first."""
         modes, kept = self.stack.modes, decay
         for grad in grads:
             rows = zip(self.factors, modes, strict=True)
@@ -99,7 +104,8 @@ class StackStep:
             self._begin()
 
     def _squared(self, old: Tensor, mode: Mode, grad: Tensor, kept: float, weight: float) -> Tensor:
-        """kept * old + weight * X X^T of the unfolded gradient; as it is where the step is left out."""
+        """kept * old + weight * X X^T of the unfolded gradient;
+        as it is where the step is left out."""
         x, active = mode.unfolded(grad), _of_parts(self.active, mode)
         if isinstance(active, Tensor):
             new = torch.baddbmm(old, x, x.mT, beta=kept, alpha=weight)
@@ -134,21 +140,29 @@ class StackStep:
 
     def _is_active(self) -> Tensor:
         """Of each group whether its step is not left out, (members * groups,)."""
-        return torch.as_tensor(self.active > 0, device=self.stack.device).expand(self.stack.shape[0])
+        return torch.as_tensor(self.active > 0, device=self.stack.device).expand(
+            self.stack.shape[0]
+        )
 
     def _begin(self) -> None:
-        """Makes first bases: constants to autograd, as eigenvectors may have infinite derivatives."""
+        """Makes first bases: constants to autograd,
+        as eigenvectors may have infinite derivatives."""
         is_active = self._is_active()
         is_first = [task.is_first for task in self.tasks for _ in range(self.stack.groups)]
         due = is_active & torch.tensor(is_first, device=is_active.device)
         rows = zip(self.stack.modes, self.factors, self.bases, strict=True)
         self.bases = [
-            replaced(basis, torch.where(by_part(due, mode), first_basis(factor.detach()), basis), self.in_place)
+            replaced(
+                basis,
+                torch.where(by_part(due, mode), first_basis(factor.detach()), basis),
+                self.in_place,
+            )
             for mode, factor, basis in rows
         ]
 
     def _renew(self, record: Record, number: int, is_active: Tensor, is_due: bool | Tensor) -> None:
-        """Replaces a member's bases unless its step is left out; its second moments in their order."""
+        """Replaces a member's bases unless its step is left out;
+        its second moments in their order."""
         second_key = f"exp_avg_sq_{number}"
         for mode in self.stack.modes:
             key = f"{mode.name}_basis_{number}"

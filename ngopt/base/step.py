@@ -22,8 +22,9 @@ class Shared(NamedTuple):
     multiplier: of the gradient. momentum, second: weights of what is new in momentum and second
         moments; 0 where the step is left out, as is `active`, elsewhere 1. Direction is rotated
         momentum / sqrt(shrink * second + damping): with both corrections.
-    size: of the step, with all its factors, below 0. decay: share of the weights that decays. newest: weight
-        of the new weights in their average, if there is one. is_finite: all gradients are known to be finite.
+    size: of the step, with all its factors, below 0. decay: share of the weights that decays.
+        newest: weight of the new weights in their average, if there is one. is_finite: all
+        gradients are known to be finite.
     """
 
     recall: Number | None
@@ -45,8 +46,8 @@ NUMBERS = Shared._fields[:-1]
 class Task(NamedTuple):
     """One parameter in one step.
 
-    is_first: whether there was no gradient before. is_due: whether its bases are renewed, after they
-    were used; in a compiled step a tensor () on the host.
+    is_first: whether there was no gradient before. is_due: whether its bases are renewed, after
+    they were used; in a compiled step a tensor () on the host.
     """
 
     record: Record
@@ -74,7 +75,9 @@ def _compact(found: Sequence[Column], like: Tensor) -> list[Number]:
     is_varied = [len(set(values)) > 1 for values in found]
     varied = list(compress(found, is_varied))
     rows = iter(as_tensor(varied, like).unbind() if varied else ())
-    return [next(rows) if varies else values[0] for values, varies in zip(found, is_varied, strict=True)]
+    return [
+        next(rows) if varies else values[0] for values, varies in zip(found, is_varied, strict=True)
+    ]
 
 
 class Scalars:

@@ -1,4 +1,5 @@
-"""Shows the neural graph of a model: `python -m ngopt.graph torchvision.models:resnet18 --draw resnet18.svg`."""
+"""Shows the neural graph of a model: `python -m ngopt.graph torchvision.models:resnet18 --draw
+resnet18.svg`."""
 
 from __future__ import annotations
 
@@ -27,17 +28,27 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     found = _Parser(
-        usage="python -m ngopt.graph module:name [--example-shape N [N ...]] [--dtype {float32,int64}] [--draw FILE]",
+        usage="python -m ngopt.graph module:name [--example-shape N [N ...]] "
+        "[--dtype {float32,int64}] [--draw FILE]",
         description="Shows what a model looks like as a neural graph.",
     )
     found.add_argument(
-        "model", metavar="module:name", help="of a torch.nn.Module, or of a function or class that makes one"
+        "model",
+        metavar="module:name",
+        help="of a torch.nn.Module, or of a function or class that makes one",
     )
     found.add_argument(
-        "--example-shape", type=int, nargs="+", metavar="N", help="shape of the model's input; guessed if not given"
+        "--example-shape",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="shape of the model's input; guessed if not given",
     )
     found.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of the input: random numbers, or zeros for int64"
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of the input: random numbers, or zeros for int64",
     )
     found.add_argument("--draw", metavar="FILE", help="draws the graph into a .png or .svg file")
     return found
@@ -63,10 +74,13 @@ def load_model(path: str) -> nn.Module:
         try:
             found = found()
         except Exception as error:
-            raise ValueError(f"'{path}' fails without arguments: {type(error).__name__}: {error}") from error
+            raise ValueError(
+                f"'{path}' fails without arguments: {type(error).__name__}: {error}"
+            ) from error
     if not isinstance(found, nn.Module):
         raise ValueError(
-            f"'{path}': expected a torch.nn.Module or a function that makes one; got {type(found).__name__}"
+            f"'{path}': expected a torch.nn.Module or a function that makes one; got "
+            f"{type(found).__name__}"
         )
     return found
 
@@ -76,7 +90,9 @@ def example_of(shape: Sequence[int] | None, dtype: torch.dtype) -> Tensor | None
     if shape is None:
         return None
     if min(shape) < 1:
-        raise ValueError(f"--example-shape: expected positive numbers; got {' '.join(map(str, shape))}")
+        raise ValueError(
+            f"--example-shape: expected positive numbers; got {' '.join(map(str, shape))}"
+        )
     return torch.randn(*shape) if dtype.is_floating_point else torch.zeros(*shape, dtype=dtype)
 
 

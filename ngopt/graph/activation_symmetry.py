@@ -1,9 +1,10 @@
-"""What activations add to permutations: signs, phases and scales of neurons that change no function.
+"""What activations add to permutations: signs,
+phases and scales of neurons that change no function.
 
-A sine neuron may be negated (its weights, its bias and what leaves it) or shifted by half a period (its
-bias, and what leaves it negated); an odd one negated; one that is linear on both sides of zero scaled
-by any positive number. A canonical form takes one network of each such family: what is the same
-function up to these symmetries has the same parameters then, up to permutation.
+A sine neuron may be negated (its weights, its bias and what leaves it) or shifted by half a period
+(its bias, and what leaves it negated); an odd one negated; one that is linear on both sides of zero
+scaled by any positive number. A canonical form takes one network of each such family: what is the
+same function up to these symmetries has the same parameters then, up to permutation.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from ngopt.graph.functions import Symmetry
 class Canonical(NamedTuple):
     """Networks in canonical form.
 
-    params: one tensor a parameter. factors: of these to those they were made of, biases of sine neurons but for
-    a shift; updates of one are updates of the other times these.
+    params: one tensor a parameter. factors: of these to those they were made of, biases of sine
+    neurons but for a shift; updates of one are updates of the other times these.
     """
 
     params: list[Tensor]
@@ -31,7 +32,8 @@ class Canonical(NamedTuple):
 
 
 def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
-    """Of every group, what the functions applied to it allow; None where nothing is known to be allowed.
+    """Of every group, what the functions applied to it allow;
+    None where nothing is known to be allowed.
 
     Neurons must be hidden, and what reaches and leaves them weights and biases, each used once.
     """
@@ -46,7 +48,9 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
         own = [bias for bias in graph.biases if bias.group == number]
         around = [block for block in graph.blocks if number in (block.source, block.target)]
         is_plain &= all(bias.kind == "bias" and not bias.slot_shape for bias in own)
-        is_plain &= all(block.kind in ("weight", "flatten") and block.source != block.target for block in around)
+        is_plain &= all(
+            block.kind in ("weight", "flatten") and block.source != block.target for block in around
+        )
         views = [place.view for place in (*own, *around)]
         is_plain &= all(view is not None and free[view.parameter] == 0 for view in views)
         found.append(cast(Symmetry | None, group.symmetry) if is_plain else None)
@@ -59,8 +63,8 @@ def canonical(
     frequency: float = 1.0,
     batch_dims: int = 0,
 ) -> Canonical:
-    """The canonical form: phases of sine neurons within [0, pi / 2], biases of odd ones not negative, norms of what
-    reaches a neuron with a scale 1.
+    """The canonical form: phases of sine neurons within [0, pi / 2], biases of odd ones not
+    negative, norms of what reaches a neuron with a scale 1.
 
     params: one tensor a parameter, (*batch, *shape). frequency: sine neurons compute
         sin(frequency * x), x being what reaches them with their bias.
@@ -92,7 +96,8 @@ def _shifted(
     frequency: float,
     batch_dims: int,
 ) -> tuple[GraphValues, Tensor, Tensor]:
-    """Biases of sine neurons moved by half periods to the one nearest to zero, and the signs that remain."""
+    """Biases of sine neurons moved by half periods to the one nearest to zero,
+    and the signs that remain."""
     bias = _bias_of(graph, values, number, batch_dims)
     periods = (bias.detach() * frequency / pi).round()
     left = shift = periods * (pi / frequency)

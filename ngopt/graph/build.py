@@ -52,7 +52,8 @@ def build_graph(
             program = capture(source, example_input)
         except NotCaptured as error:
             return _from_parameters(
-                source, f"the functions that {type(source).__name__} applies cannot be listed ({error})"
+                source,
+                f"the functions that {type(source).__name__} applies cannot be listed ({error})",
             )
         except Exception as error:
             raise ValueError(
@@ -74,7 +75,8 @@ def _materialized(model: nn.Module, example_input: Any) -> nn.Module:
         tensors = (*model.named_parameters(), *model.named_buffers())
         name = next(name for name, tensor in tensors if is_lazy(tensor))
         raise ValueError(
-            f"build_graph: '{name}' of a lazy module has no shape yet; give example_input, or run the module before"
+            f"build_graph: '{name}' of a lazy module has no shape yet; give example_input, or run "
+            f"the module before"
         )
     empty = {  # buffers without a shape cannot be copied like others
         id(b): UninitializedBuffer(device=b.device, dtype=b.dtype)  # type: ignore[call-arg]
@@ -100,18 +102,26 @@ def _guess(model: nn.Module) -> NeuralGraph:
 
 
 def _from_parameters(model: nn.Module, reason: str, stacklevel: int = 3) -> NeuralGraph:
-    warnings.warn(f"build_graph: names and shapes of the parameters decide, as {reason}", stacklevel=stacklevel)
+    warnings.warn(
+        f"build_graph: names and shapes of the parameters decide, as {reason}",
+        stacklevel=stacklevel,
+    )
     return infer_graph(*_specs(model.named_parameters()))
 
 
-def _specs(source: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> tuple[list[ParameterSpec], bool]:
+def _specs(
+    source: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+) -> tuple[list[ParameterSpec], bool]:
     """Names and shapes, and whether the names were given."""
     specs, named = [], True
     for i, item in enumerate(source):
         named = named and isinstance(item, tuple)
         name, tensor = item if isinstance(item, tuple) else (f"parameter {i}", item)
         if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"build_graph: expected tensors or (name, tensor) pairs; got {type(tensor).__name__}")
+            raise ValueError(
+                f"build_graph: expected tensors or (name, tensor) pairs; got "
+                f"{type(tensor).__name__}"
+            )
         specs.append(ParameterSpec.of(name, tensor))
     if not specs:
         raise ValueError("build_graph: expected at least one parameter; got none")

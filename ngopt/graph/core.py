@@ -1,4 +1,5 @@
-"""The neural graph: neuron groups, edge blocks and biases, and the maps between them and parameters.
+"""The neural graph: neuron groups, edge blocks and biases,
+and the maps between them and parameters.
 
 A neural graph (Kofinas et al. 2024, section 2) has a node for every neuron and an edge for every
 weight. It is stored without single edges: a *group* holds the neurons that one layer produces, a
@@ -81,7 +82,9 @@ class NeuralGraph(Topology):
         Raises ValueError if the number of values or a shape does not fit.
         """
         if len(values) != len(self.parameters):
-            raise ValueError(f"graph has {len(self.parameters)} parameters; got {len(values)} values")
+            raise ValueError(
+                f"graph has {len(self.parameters)} parameters; got {len(values)} values"
+            )
         values = [
             torch.view_as_real(v) if spec.is_complex and v.is_complex() else v
             for v, spec in zip(values, self.parameters, strict=True)
@@ -89,7 +92,11 @@ class NeuralGraph(Topology):
         self._check(values, batch_dims)
         return GraphValues(
             tuple(self._read(values, bias.view, 1, batch_dims) for bias in self.biases),
-            tuple(self._read(values, block.view, 3, batch_dims) for block in self.weights if block.view),
+            tuple(
+                self._read(values, block.view, 3, batch_dims)
+                for block in self.weights
+                if block.view
+            ),
         )
 
     def scatter(self, values: GraphValues, batch_dims: int = 0) -> list[Tensor]:
@@ -99,7 +106,10 @@ class NeuralGraph(Topology):
         axes come back as complex numbers, if there are any of their dtype.
         """
         found: list[list[tuple[View, Tensor]]] = [[] for _ in self.parameters]
-        for places, tensors, lead in ((self.biases, values.biases, 1), (self.weights, values.edges, 3)):
+        for places, tensors, lead in (
+            (self.biases, values.biases, 1),
+            (self.weights, values.edges, 3),
+        ):
             for place, tensor in zip(places, tensors, strict=True):
                 view = place.view
                 assert view is not None
@@ -112,9 +122,12 @@ class NeuralGraph(Topology):
         ]
 
     def flatten(self, values: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
-        """Concatenates per-parameter values: (*batch, *shape, *features) each -> (*batch, numel, *features)."""
+        """Concatenates per-parameter values: (*batch, *shape, *features) each -> (*batch,
+        numel, *features)."""
         flat = [
-            v.flatten(batch_dims, batch_dims + len(s.shape) - 1) if s.shape else v.unsqueeze(batch_dims)
+            v.flatten(batch_dims, batch_dims + len(s.shape) - 1)
+            if s.shape
+            else v.unsqueeze(batch_dims)
             for v, s in zip(values, self.parameters, strict=True)
         ]
         return torch.cat(flat, dim=batch_dims)
@@ -123,15 +136,20 @@ class NeuralGraph(Topology):
         """Views of a flat tensor as per-parameter values: the inverse of `flatten`."""
         pieces = flat.split([spec.numel for spec in self.parameters], dim=batch_dims)
         batch, features = flat.shape[:batch_dims], flat.shape[batch_dims + 1 :]
-        return [p.reshape((*batch, *s.shape, *features)) for p, s in zip(pieces, self.parameters, strict=True)]
+        return [
+            p.reshape((*batch, *s.shape, *features))
+            for p, s in zip(pieces, self.parameters, strict=True)
+        ]
 
     def summary(self) -> str:
-        """A table of what the graph sees: groups, blocks, parameters and how much of them is connected."""
+        """A table of what the graph sees: groups, blocks,
+        parameters and how much of them is connected."""
         return summary(self)
 
     @cached_property
     def _use_numbers(self) -> tuple[UseNumbers, ...]:
-        """For every parameter the numbers of its uses, in the order in which `scatter` finds them."""
+        """For every parameter the numbers of its uses,
+        in the order in which `scatter` finds them."""
         views: list[list[View]] = [[] for _ in self.parameters]
         for place in (*self.biases, *self.weights):
             assert place.view is not None
@@ -139,7 +157,8 @@ class NeuralGraph(Topology):
         return tuple(_number_uses(spec, v) for spec, v in zip(self.parameters, views, strict=True))
 
     def _read(self, values: Sequence[Tensor], view: View, lead: int, batch_dims: int) -> Tensor:
-        """A parameter's values in the order of a view, its trailing dimensions flattened to slots."""
+        """A parameter's values in the order of a view,
+        its trailing dimensions flattened to slots."""
         value, spec = values[view.parameter], self.parameters[view.parameter]
         batch = value.shape[:batch_dims]
         features = value.shape[batch_dims + len(spec.shape) :]
@@ -153,19 +172,23 @@ class NeuralGraph(Topology):
             shape = tuple(value.shape[batch_dims : batch_dims + len(spec.shape)])
             if shape != spec.shape:
                 raise ValueError(
-                    f"value of parameter '{spec.name}': expected shape {spec.shape} after {batch_dims} batch "
+                    f"value of parameter '{spec.name}': expected shape {spec.shape} after "
+                    f"{batch_dims} batch "
                     f"dimensions; got {tuple(value.shape)}"
                 )
 
 
 UseNumbers = tuple[int | np.ndarray, ...]
-"""For each view of a parameter which use of its elements it is, from 1; (*shape, 1) where they have different ones."""
+"""For each view of a parameter which use of its elements it is, from 1; (*shape, 1)
+where they have different ones."""
 
 
 def _number_uses(spec: ParameterSpec, views: Sequence[View]) -> UseNumbers:
     if len(views) == 1:
         return (1,)
-    times = np.zeros(spec.numel, np.int32)  # no tensor: what is kept must not depend on the mode it was made in
+    times = np.zeros(
+        spec.numel, np.int32
+    )  # no tensor: what is kept must not depend on the mode it was made in
     found = []
     for view in views:
         strides = [s * times.itemsize for s in view.strides]
@@ -176,7 +199,9 @@ def _number_uses(spec: ParameterSpec, views: Sequence[View]) -> UseNumbers:
     return tuple(found)
 
 
-def _assemble(spec: ParameterSpec, uses: Sequence[tuple[View, Tensor]], numbers: UseNumbers, batch_dims: int) -> Tensor:
+def _assemble(
+    spec: ParameterSpec, uses: Sequence[tuple[View, Tensor]], numbers: UseNumbers, batch_dims: int
+) -> Tensor:
     """A parameter's values from those of its places, (*batch, *view.shape, *features) each."""
     view, value = uses[0]
     batch, features = value.shape[:batch_dims], value.shape[batch_dims + len(view.shape) :]
@@ -194,7 +219,8 @@ def _assemble(spec: ParameterSpec, uses: Sequence[tuple[View, Tensor]], numbers:
 
 
 def _running_mean(old: Tensor, value: Tensor, number: int | np.ndarray) -> Tensor:
-    """The mean of `number` values from that of the first `number` - 1 and the last; equal ones give themselves."""
+    """The mean of `number` values from that of the first `number` - 1 and the last;
+    equal ones give themselves."""
     k = number if isinstance(number, int) else torch.as_tensor(number, device=value.device)
     exact = value.is_floating_point() or value.is_complex()
     mean = old + ((value - old) / k if exact else (value - old) // k)
@@ -202,6 +228,11 @@ def _running_mean(old: Tensor, value: Tensor, number: int | np.ndarray) -> Tenso
 
 
 def _as_declared(spec: ParameterSpec, value: Tensor, has_features: bool) -> Tensor:
-    """Complex numbers where the parameter's are, unless there are none of such pairs: of integers, say."""
-    pairs = spec.is_complex and not has_features and value.dtype in (torch.float16, torch.float32, torch.float64)
+    """Complex numbers where the parameter's are, unless there are none of such pairs:
+    of integers, say."""
+    pairs = (
+        spec.is_complex
+        and not has_features
+        and value.dtype in (torch.float16, torch.float32, torch.float64)
+    )
     return torch.view_as_complex(value.contiguous()) if pairs else value

@@ -15,19 +15,25 @@ FORMATS = (".png", ".svg")
 RESOLUTION = 150  # dots per inch of a PNG file
 
 
-def draw(graph: NeuralGraph, path: str | os.PathLike[str], values: Sequence[Tensor] | None = None) -> None:
-    """Draws a graph into a PNG or SVG file: groups as boxes from left to right by depth, blocks as arrows.
+def draw(
+    graph: NeuralGraph, path: str | os.PathLike[str], values: Sequence[Tensor] | None = None
+) -> None:
+    """Draws a graph into a PNG or SVG file: groups as boxes from left to right by depth,
+    blocks as arrows.
 
-    values: one tensor a parameter, (*shape, *features). The thickness of an arrow grows with the norm
-        of its values, without them with the log of its number of elements.
+    values: one tensor a parameter, (*shape, *features). The thickness of an arrow grows with the
+        norm of its values, without them with the log of its number of elements.
 
-    Raises ValueError if the file's suffix is another or the values do not fit, ImportError if matplotlib is missing.
+    Raises ValueError if the file's suffix is another or the values do not fit,
+    ImportError if matplotlib is missing.
     """
     format_of(path)
     require("matplotlib", "draw")
     from ngopt.graph.figure import graph_figure
 
-    graph_figure(graph, values).savefig(path, format=format_of(path), dpi=RESOLUTION, facecolor="white")
+    graph_figure(graph, values).savefig(
+        path, format=format_of(path), dpi=RESOLUTION, facecolor="white"
+    )
 
 
 def format_of(path: str | os.PathLike[str]) -> str:

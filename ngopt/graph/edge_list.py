@@ -34,7 +34,9 @@ class EdgeList(NamedTuple):
 def to_edge_list(graph: NeuralGraph) -> EdgeList:
     """Every edge of every block, in the order of blocks, then groups, targets and sources."""
     starts = node_starts(graph)
-    places = graph.gather([torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters])
+    places = graph.gather(
+        [torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters]
+    )
     elements = dict(zip(graph.weights, places.edges, strict=True))
     width = max((block.slots for block in graph.weights), default=0)
     columns: list[list[Tensor]] = [[], [], [], [], []]
@@ -57,11 +59,15 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
         for column, value in zip(columns, row, strict=True):
             column.append(value)
     none = torch.empty(0, dtype=torch.long)
-    edges = [torch.cat([none if k < 3 else none.reshape(0, width), *c]) for k, c in enumerate(columns)]
+    edges = [
+        torch.cat([none if k < 3 else none.reshape(0, width), *c]) for k, c in enumerate(columns)
+    ]
     return EdgeList._make([*edges, *_node_features(graph, starts, places)])
 
 
-def _node_features(graph: NeuralGraph, starts: list[int], places: GraphValues) -> tuple[Tensor, Tensor, Tensor]:
+def _node_features(
+    graph: NeuralGraph, starts: list[int], places: GraphValues
+) -> tuple[Tensor, Tensor, Tensor]:
     width = max((bias_slots(bias) for bias in graph.biases), default=0)
     none = torch.empty(0, dtype=torch.long)
     nodes, parameters, elements = [none], [none.reshape(0, width)], [none.reshape(0, width)]

@@ -1,4 +1,5 @@
-"""A neural graph as a matplotlib figure. Needs matplotlib; nothing imports this file before it is used."""
+"""A neural graph as a matplotlib figure. Needs matplotlib;
+nothing imports this file before it is used."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ LEGEND_COLUMN, LEGEND_ROW, HEADER, LEAST_WIDTH = 2.1, 0.2, 0.3, 4.6  # inches
 
 
 def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> Figure:
-    """The drawing that `ngopt.graph.draw` saves. Every wire is an artist whose gid is "source>target style"."""
+    """The drawing that `ngopt.graph.draw` saves.
+    Every wire is an artist whose gid is "source>target style"."""
     title, graph = _title(graph), condense(graph)
     layout = arrange(graph)
     key = _legend(graph, layout.wires, values is not None)
@@ -82,7 +84,13 @@ def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> 
     for i, center in enumerate(layout.centers):
         _draw_group(axes, graph, i, center)
     axes.legend(
-        handles=key, loc="lower left", ncols=per_row, fontsize=7, frameon=False, borderaxespad=1.2, handlelength=2.6
+        handles=key,
+        loc="lower left",
+        ncols=per_row,
+        fontsize=7,
+        frameon=False,
+        borderaxespad=1.2,
+        handlelength=2.6,
     )
     return figure
 
@@ -90,18 +98,29 @@ def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> 
 def _title(graph: NeuralGraph) -> str:
     nodes, groups = sum(group.size for group in graph.groups), len(graph.groups)
     plural = "s" if groups != 1 else ""
-    return f"neural graph: {nodes:,} nodes in {groups} group{plural}, {graph.numel:,} parameter elements"
+    elements = f"{graph.numel:,} parameter elements"
+    return f"neural graph: {nodes:,} nodes in {groups} group{plural}, {elements}"
 
 
-def _widths(graph: NeuralGraph, wires: Sequence[Wire], values: Sequence[Tensor] | None) -> list[float]:
-    """Thickness of every wire in points: by the norm of its values, without them by the log of its elements."""
+def _widths(
+    graph: NeuralGraph, wires: Sequence[Wire], values: Sequence[Tensor] | None
+) -> list[float]:
+    """Thickness of every wire in points: by the norm of its values,
+    without them by the log of its elements."""
     if values is None:
-        strength = [log1p(sum(view.numel for b in w.blocks if (view := graph.blocks[b].view))) for w in wires]
+        strength = [
+            log1p(sum(view.numel for b in w.blocks if (view := graph.blocks[b].view)))
+            for w in wires
+        ]
     else:
         norms = {}
         edges = iter(graph.gather(values).edges)
         for i, block in enumerate(graph.blocks):
-            norms[i] = float(torch.linalg.vector_norm(next(edges).detach().abs().double())) if block.view else 0.0
+            norms[i] = (
+                float(torch.linalg.vector_norm(next(edges).detach().abs().double()))
+                if block.view
+                else 0.0
+            )
         strength = [sqrt(sum(norms[b] ** 2 for b in wire.blocks)) for wire in wires]
     greatest = max(strength, default=0) or 1
     least, most = THICKNESS
@@ -136,7 +155,9 @@ def _path(points: Sequence[Point]) -> Path:
     if len(points) == 2:
         (x0, y0), (x1, y1) = points
         middle = (x0 + x1) / 2
-        return Path([(x0, y0), (middle, y0), (middle, y1), (x1, y1)], [Path.MOVETO] + 3 * [Path.CURVE4])
+        return Path(
+            [(x0, y0), (middle, y0), (middle, y1), (x1, y1)], [Path.MOVETO] + 3 * [Path.CURVE4]
+        )
     vertices, codes = [points[0]], [Path.MOVETO]
     for before, corner, after in zip(points, points[1:], points[2:], strict=False):
         vertices += [_towards(corner, before), corner, _towards(corner, after)]
@@ -155,12 +176,22 @@ def _draw_note(axes: Axes, graph: NeuralGraph, wires: Sequence[Wire], note: Note
     """Says at a margin where wires go on, or one comes from."""
     wire = wires[note.wires[0]]
     words = f"{'to' if note.leaves else 'from'} "
-    words += shorten(graph.groups[wire.target if note.leaves else wire.source].name, NOTE_CHARACTERS)
+    words += shorten(
+        graph.groups[wire.target if note.leaves else wire.source].name, NOTE_CHARACTERS
+    )
     if note.leaves and len(note.wires) > 1:
         words += f" + {len(note.wires) - 1}"
     x, y = note.place
     side, align = (0.04, "left") if note.right else (-0.04, "right")
-    axes.text(x + side, y, words, ha=align, va="center", fontsize=5.5, color=LINES.get(wire.style, OTHER_LINE)[0])
+    axes.text(
+        x + side,
+        y,
+        words,
+        ha=align,
+        va="center",
+        fontsize=5.5,
+        color=LINES.get(wire.style, OTHER_LINE)[0],
+    )
 
 
 def _draw_group(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> None:
@@ -191,7 +222,9 @@ def _draw_group(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> N
     _draw_words(axes, center, [line for line in lines if line[0]])
     tags = counted([bias.kind for bias in graph.biases if bias.group == number])
     if tags:
-        _draw_tag(axes, ", ".join(tags).replace(" x ", f" {TIMES} "), (x, y - BOX_HEIGHT / 2), border)
+        _draw_tag(
+            axes, ", ".join(tags).replace(" x ", f" {TIMES} "), (x, y - BOX_HEIGHT / 2), border
+        )
 
 
 def _draw_words(axes: Axes, center: Point, lines: Sequence[tuple[str, float, str, str]]) -> None:
@@ -199,7 +232,14 @@ def _draw_words(axes: Axes, center: Point, lines: Sequence[tuple[str, float, str
     leading = [size * 1.45 / 72 for _, size, _, _ in lines]
     y = center[1] + sum(leading) / 2
     for (words, size, weight, color), height in zip(lines, leading, strict=True):
-        look = {"fontsize": size, "weight": weight, "color": color, "ha": "center", "va": "center", "zorder": 3}
+        look = {
+            "fontsize": size,
+            "weight": weight,
+            "color": color,
+            "ha": "center",
+            "va": "center",
+            "zorder": 3,
+        }
         axes.text(center[0], y - height / 2, words, **look)
         y -= height
 
@@ -207,7 +247,9 @@ def _draw_words(axes: Axes, center: Point, lines: Sequence[tuple[str, float, str
 def _incoming(graph: NeuralGraph, group: int) -> str:
     """The weights into a group and their slots, as short as a box demands."""
     blocks: list[EdgeBlock] = [b for b in graph.blocks if b.target == group and b.view]
-    shapes = dict.fromkeys(f"{slot_text(b)}{' slots' if len(b.slot_shape) == 1 else ''}" for b in blocks if b.slots > 1)
+    shapes = dict.fromkeys(
+        f"{slot_text(b)}{' slots' if len(b.slot_shape) == 1 else ''}" for b in blocks if b.slots > 1
+    )
     slots = "/".join(shapes)
     words = " + ".join(incoming(blocks))
     if len(words) + len(slots) > DETAIL_WIDTH:
@@ -218,8 +260,15 @@ def _incoming(graph: NeuralGraph, group: int) -> str:
 
 def _draw_tag(axes: Axes, words: str, place: Point, color: str) -> None:
     """The biases of a group, a small tag on the lower border of its box."""
-    look = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": color, "linewidth": 0.7}
-    axes.text(*place, words, fontsize=5.8, ha="center", va="center", color="#303030", bbox=look, zorder=4)
+    look = {
+        "boxstyle": "round,pad=0.25",
+        "facecolor": "white",
+        "edgecolor": color,
+        "linewidth": 0.7,
+    }
+    axes.text(
+        *place, words, fontsize=5.8, ha="center", va="center", color="#303030", bbox=look, zorder=4
+    )
 
 
 def _plural(kind: str) -> str:
@@ -236,11 +285,20 @@ def _legend(graph: NeuralGraph, wires: Sequence[Wire], with_values: bool) -> lis
         label = "input, output or pinned"
         handles.append(Patch(facecolor="white", edgecolor="#404040", linewidth=2.2, label=label))
     if graph.biases:
-        handles.append(Patch(facecolor="white", edgecolor="#404040", linewidth=0.7, label="tag: biases of the nodes"))
+        handles.append(
+            Patch(
+                facecolor="white",
+                edgecolor="#404040",
+                linewidth=0.7,
+                label="tag: biases of the nodes",
+            )
+        )
     styles = {wire.style for wire in wires}
     for style in (*(s for s in LINES if s in styles), *sorted(styles - LINES.keys())):
         color, dashes, words = LINES.get(style, OTHER_LINE)
-        handles.append(Line2D([], [], color=color, linestyle=dashes, linewidth=1.6, label=words or style))
+        handles.append(
+            Line2D([], [], color=color, linestyle=dashes, linewidth=1.6, label=words or style)
+        )
     if graph.weights:
         measure = "norm of the values" if with_values else "log of the number of elements"
         handles.append(Line2D([], [], color="#33475b", linewidth=4, label=f"thickness: {measure}"))

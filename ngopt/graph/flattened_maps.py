@@ -1,4 +1,5 @@
-"""The paper's two ways to draw a flattened feature map (Kofinas et al. 2024, App. C.2), as views of a graph.
+"""The paper's two ways to draw a flattened feature map (Kofinas et al. 2024, App. C.2),
+as views of a graph.
 
 `build_graph` makes the positions of a flattened map slots of the edges from each channel, so that
 every element has one place. Both views here give each channel at each position a node of its own
@@ -17,7 +18,8 @@ FLATTEN = "flatten"
 
 
 def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
-    """Adds, before every layer behind a flatten, a layer of nodes, one for each channel and position.
+    """Adds, before every layer behind a flatten, a layer of nodes,
+    one for each channel and position.
 
     Each channel has edges of value 1 to its own; they have no features.
     """
@@ -40,14 +42,17 @@ def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
 
 
 def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
-    """Repeats the channels before every flatten, with the edges and biases that lead to them, for each position.
+    """Repeats the channels before every flatten, with the edges and biases that lead to them,
+    for each position.
 
     The parameters of those edges and biases then have a place for each position.
     """
     builder = _copy(graph)
     for block in [b for b in builder.blocks if b.kind == FLATTEN]:
         size = graph.groups[block.source].size
-        group = builder.add_group(f"{graph.groups[block.source].name}.repeated", size * block.slots, "neuron")
+        group = builder.add_group(
+            f"{graph.groups[block.source].name}.repeated", size * block.slots, "neuron"
+        )
         for k in range(block.slots):
             builder.blocks += [
                 replace(b, target=group, target_index=_copies(b.target_index, size, block.slots, k))
@@ -63,7 +68,9 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
         chosen = block.source_index or range(size)
         places = _places(block, step=block.slots, of=list(chosen))
         builder.blocks.append(replace(_unrolled(block, group), source_index=places))
-    return replace(_without_dead_ends(builder, graph).build(*_ends(graph)), parameters=graph.parameters)
+    return replace(
+        _without_dead_ends(builder, graph).build(*_ends(graph)), parameters=graph.parameters
+    )
 
 
 def _copy(graph: NeuralGraph) -> GraphBuilder:
@@ -74,26 +81,47 @@ def _copy(graph: NeuralGraph) -> GraphBuilder:
 
 
 def _unrolled(block: EdgeBlock, source: int) -> EdgeBlock:
-    """The block with its slots as sources: channel after channel, or position after position where these lie so."""
+    """The block with its slots as sources: channel after channel,
+    or position after position where these lie so."""
     assert block.view is not None
     _, targets, channels = block.shape
     _, row, channel, position = block.view.strides
     step = min(channel, position) if channels > 1 else position
     shape = (1, targets, channels * block.slots)
     view = View(block.view.parameter, shape, (0, row, step), block.view.offset)
-    return replace(block, view=view, source=source, shape=shape, slot_shape=(), kind="weight", source_index=None)
+    return replace(
+        block,
+        view=view,
+        source=source,
+        shape=shape,
+        slot_shape=(),
+        kind="weight",
+        source_index=None,
+    )
 
 
 def _places(block: EdgeBlock, step: int | None = None, of: list[int] | None = None) -> Index:
-    """Nodes in the order of `_unrolled` or, for a layer that has them position after position, of the channels."""
+    """Nodes in the order of `_unrolled` or, for a layer that has them position after position,
+    of the channels."""
     assert block.view is not None
     channels, slots = block.shape[2], block.slots
     by_channel = channels == 1 or block.view.strides[2] > block.view.strides[3]
-    if step is None:  # the nodes are in the order of the weight's columns: which of them belong to each channel
-        order = [c * slots + k if by_channel else k * channels + c for c in range(channels) for k in range(slots)]
-    else:  # the nodes are in the order channel, position: where each of the weight's columns comes from
+    if (
+        step is None
+    ):  # the nodes are in the order of the weight's columns: which of them belong to each channel
+        order = [
+            c * slots + k if by_channel else k * channels + c
+            for c in range(channels)
+            for k in range(slots)
+        ]
+    else:
+        # the nodes are in the order channel, position: where each of the weight's columns is from
         assert of is not None
-        pairs = [(c, k) for c in of for k in range(slots)] if by_channel else [(c, k) for k in range(slots) for c in of]
+        pairs = (
+            [(c, k) for c in of for k in range(slots)]
+            if by_channel
+            else [(c, k) for k in range(slots) for c in of]
+        )
         order = [c * step + k for c, k in pairs]
     return None if order == list(range(len(order))) and of is None else tuple(order)
 
@@ -104,7 +132,9 @@ def _copies(index: Index, size: int, slots: int, k: int) -> Index:
 
 def _ends(graph: NeuralGraph) -> tuple[set[int], set[int]]:
     roles = [group.role for group in graph.groups]
-    return {i for i, r in enumerate(roles) if r == "input"}, {i for i, r in enumerate(roles) if r == "output"}
+    return {i for i, r in enumerate(roles) if r == "input"}, {
+        i for i, r in enumerate(roles) if r == "output"
+    }
 
 
 def _without_dead_ends(builder: GraphBuilder, graph: NeuralGraph) -> GraphBuilder:

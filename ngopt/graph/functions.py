@@ -19,17 +19,19 @@ adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_bilinear2d
 """.split()
 ODD = "sin tanh hardshrink softshrink".split()
 HOMOGENEOUS = """
-relu leaky_relu abs amax amin max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d
-adaptive_max_pool3d
+relu leaky_relu abs amax amin max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
+adaptive_max_pool2d adaptive_max_pool3d
 """.split()
 # At random, and linear for given random numbers.
 RANDOM = "dropout feature_dropout".split()
 
 
 def allowed(functions: Sequence[str]) -> Symmetry | None:
-    """How neurons may be changed that go through all these functions and are undone by the next weights.
+    """How neurons may be changed that go through all these functions and are undone by the next
+    weights.
 
-    "phase" and "sign", "sign" alone, or "scale" (see `activation_symmetry`); None where nothing is known.
+    "phase" and "sign", "sign" alone, or "scale" (see `activation_symmetry`);
+    None where nothing is known.
     """
     curved = [name for name in functions if name not in (*LINEAR, *RANDOM)]
     if curved == ["sin"]:

@@ -10,7 +10,9 @@ from ngopt.graph.core import EdgeBlock, NeuralGraph, ParameterSpec, View
 from ngopt.graph.topology import GraphBuilder, layer_name, whole
 
 # Names that the projections of attention have.
-PROJECTION = re.compile(r"(^|[._])(to_)?(q|k|v|query|key|value|queries|keys|values)(_proj|_lin|_linear)?[._]")
+PROJECTION = re.compile(
+    r"(^|[._])(to_)?(q|k|v|query|key|value|queries|keys|values)(_proj|_lin|_linear)?[._]"
+)
 
 
 @dataclass
@@ -27,13 +29,14 @@ class Layer:
 
 
 def infer_graph(parameters: Sequence[ParameterSpec], named: bool = False) -> NeuralGraph:
-    """Chains layers whose input size fits the layer before; whatever does not fit stays a component.
+    """Chains layers whose input size fits the layer before;
+    whatever does not fit stays a component.
 
-    A weight (n_out, n_in, *kernel) connects to the neurons of the layer before it when n_in is their
-    number or, for a matrix, a multiple of it (a flattened feature map, channels first); a kernel
-    (n, 1, *kernel) behind n neurons is depthwise. Vectors behind a weight are its bias and the
-    scales and shifts of norms. A wrong edge is worse than none: square matrices that cannot be told
-    from attention projections are left unconnected, and so is all that parallel branches make
+    A weight (n_out, n_in, *kernel) connects to the neurons of the layer before it when n_in is
+    their number or, for a matrix, a multiple of it (a flattened feature map, channels first); a
+    kernel (n, 1, *kernel) behind n neurons is depthwise. Vectors behind a weight are its bias and
+    the scales and shifts of norms. A wrong edge is worse than none: square matrices that cannot be
+    told from attention projections are left unconnected, and so is all that parallel branches make
     uncertain.
 
     named: whether the names are those of the network's modules; then they say which vectors belong
@@ -44,12 +47,18 @@ def infer_graph(parameters: Sequence[ParameterSpec], named: bool = False) -> Neu
     builder = GraphBuilder(parameters)
     last: int | None = None
     for k, layer in enumerate(layers):
-        last = _add_layer(builder, layer, None if layer.weight in uncertain else last, _is_table(parameters, layers, k))
+        last = _add_layer(
+            builder,
+            layer,
+            None if layer.weight in uncertain else last,
+            _is_table(parameters, layers, k),
+        )
     return replace(builder.build(), inferred=(True,) * len(parameters))
 
 
 def _add_layer(builder: GraphBuilder, layer: Layer, last: int | None, table: bool) -> int | None:
-    """Adds a layer behind the group `last`, or as a component of its own; returns its last group."""
+    """Adds a layer behind the group `last`, or as a component of its own;
+    returns its last group."""
     if layer.weight is not None:
         last = _add_weight(builder, layer.weight, last, table)
         if layer.bias is not None:
@@ -75,7 +84,9 @@ def _add_weight(builder: GraphBuilder, i: int, last: int | None, table: bool) ->
     if last is not None and spec.shape[:2] == (size, 1) and len(spec.shape) > 2:
         target = builder.add_group(layer_name(spec), spec.shape[0])
         shape = (spec.shape[0], 1, 1)
-        builder.blocks.append(EdgeBlock(whole(i, (*shape, *spec.shape[2:])), last, target, shape, spec.shape[2:]))
+        builder.blocks.append(
+            EdgeBlock(whole(i, (*shape, *spec.shape[2:])), last, target, shape, spec.shape[2:])
+        )
         return target
     slot_shape = None if last is None or size is None else _slots(spec.shape, size)
     if last is None or slot_shape is None:
@@ -89,7 +100,9 @@ def _add_norm(builder: GraphBuilder, scale: int, shift: int | None, last: int | 
     if last is None or builder.groups[last].size != n:
         last = builder.add_group(f"{layer_name(spec)}.in", n)
     target = builder.add_group(layer_name(spec), n)
-    builder.blocks.append(EdgeBlock(View(scale, (n, 1, 1), (1, 0, 0)), last, target, (n, 1, 1), kind="gamma"))
+    builder.blocks.append(
+        EdgeBlock(View(scale, (n, 1, 1), (1, 0, 0)), last, target, (n, 1, 1), kind="gamma")
+    )
     if shift is not None:
         builder.add_bias(whole(shift, (n,)), target, "beta")
     return target
@@ -106,7 +119,8 @@ def _slots(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
 
 
 def _layers_by_order(parameters: Sequence[ParameterSpec]) -> list[Layer]:
-    """A weight starts a layer; an odd number of vectors of its size behind it begins with a bias, pairs are norms."""
+    """A weight starts a layer; an odd number of vectors of its size behind it begins with a bias,
+    pairs are norms."""
     layers: list[Layer] = []
     vectors: list[int] = []
 
@@ -133,7 +147,9 @@ def _layers_by_order(parameters: Sequence[ParameterSpec]) -> list[Layer]:
     return layers
 
 
-def _pairs(parameters: Sequence[ParameterSpec], vectors: list[int]) -> tuple[list[tuple[int, int | None]], list[int]]:
+def _pairs(
+    parameters: Sequence[ParameterSpec], vectors: list[int]
+) -> tuple[list[tuple[int, int | None]], list[int]]:
     """Consecutive vectors of one size are a scale and a shift; what is left over stays alone."""
     pairs: list[tuple[int, int | None]] = []
     rest, k = [], 0
@@ -180,13 +196,17 @@ def _layers_by_name(parameters: Sequence[ParameterSpec]) -> list[Layer]:
 def _with_loose_biases(parameters: Sequence[ParameterSpec], layers: list[Layer]) -> list[Layer]:
     """Names like in_proj_weight and in_proj_bias belong together too."""
     by_stem = {
-        parameters[layer.weight].name.removesuffix("weight"): layer for layer in layers if layer.weight is not None
+        parameters[layer.weight].name.removesuffix("weight"): layer
+        for layer in layers
+        if layer.weight is not None
     }
     kept = []
     for layer in layers:
         if layer.weight is None and len(layer.rest) == 1 and not layer.norms:
             spec = parameters[layer.rest[0]]
-            owner = by_stem.get(spec.name.removesuffix("bias")) if spec.name.endswith("_bias") else None
+            owner = (
+                by_stem.get(spec.name.removesuffix("bias")) if spec.name.endswith("_bias") else None
+            )
             if (
                 owner
                 and owner.weight is not None
@@ -200,11 +220,15 @@ def _with_loose_biases(parameters: Sequence[ParameterSpec], layers: list[Layer])
 
 
 def _is_table(parameters: Sequence[ParameterSpec], layers: Sequence[Layer], k: int) -> bool:
-    """Whether the layer is an embedding: a matrix at the beginning whose columns, not rows, are what follows."""
+    """Whether the layer is an embedding: a matrix at the beginning whose columns, not rows,
+    are what follows."""
     layer = layers[k]
     if layer.weight is None or layer.bias is not None or len(parameters[layer.weight].shape) != 2:
         return False
-    if any(other.weight is not None and not _is_table(parameters, layers, i) for i, other in enumerate(layers[:k])):
+    if any(
+        other.weight is not None and not _is_table(parameters, layers, i)
+        for i, other in enumerate(layers[:k])
+    ):
         return False
     rows, columns = parameters[layer.weight].shape
     if rows == columns:
@@ -220,21 +244,31 @@ def _is_table(parameters: Sequence[ParameterSpec], layers: Sequence[Layer], k: i
 
 
 def _uncertain(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> set[int]:
-    """Square matrices that may be parallel projections: positions of those not to connect to what is before them.
+    """Square matrices that may be parallel projections:
+    positions of those not to connect to what is before them.
 
-    In a list that is a plain chain from its first, non-square weight on, square matrices are layers,
-    unless names speak of attention. Anywhere else two or more in a row could be query, key, value
-    and output projections.
+    In a list that is a plain chain from its first, non-square weight on, square matrices are
+    layers, unless names speak of attention. Anywhere else two or more in a row could be query, key,
+    value and output projections.
     """
-    weights = [(layer.weight, parameters[layer.weight].shape) for layer in layers if layer.weight is not None]
-    if _is_plain_chain(parameters, layers) and not any(PROJECTION.search(spec.name) for spec in parameters):
+    weights = [
+        (layer.weight, parameters[layer.weight].shape)
+        for layer in layers
+        if layer.weight is not None
+    ]
+    if _is_plain_chain(parameters, layers) and not any(
+        PROJECTION.search(spec.name) for spec in parameters
+    ):
         return set()
     square = [len(shape) == 2 and shape[0] == shape[1] for _, shape in weights]
     return {
         i
         for k, (i, shape) in enumerate(weights)
         if square[k]
-        and ((k > 0 and weights[k - 1][1] == shape) or (k + 1 < len(weights) and weights[k + 1][1] == shape))
+        and (
+            (k > 0 and weights[k - 1][1] == shape)
+            or (k + 1 < len(weights) and weights[k + 1][1] == shape)
+        )
     }
 
 
@@ -245,7 +279,9 @@ def _is_plain_chain(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]
         if layer.weight is None or layer.rest or layer.norms:
             return False
         shape = parameters[layer.weight].shape
-        if (size is None and shape[0] == shape[1]) or (size is not None and _slots(shape, size) is None):
+        if (size is None and shape[0] == shape[1]) or (
+            size is not None and _slots(shape, size) is None
+        ):
             return False
         size = shape[0]
     return True

@@ -1,4 +1,5 @@
-"""Neural graphs for other libraries: networkx and PyTorch Geometric. Both are imported when they are used."""
+"""Neural graphs for other libraries: networkx and PyTorch Geometric.
+Both are imported when they are used."""
 
 from __future__ import annotations
 
@@ -22,22 +23,26 @@ def require(library: str, user: str) -> None:
     try:
         import_module(library)
     except ImportError as error:
-        raise ImportError(f"{user} needs {library}; install it with: pip install 'ngopt[graph]'") from error
+        raise ImportError(
+            f"{user} needs {library}; install it with: pip install 'ngopt[graph]'"
+        ) from error
 
 
 OF_GROUP = ("name", "kind", "role", "depth", "activation", "is_pinned")
 
 
 def to_networkx(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> MultiDiGraph:
-    """A networkx graph with a node for every neuron and an edge for every edge, numbered as in `to_edge_list`.
+    """A networkx graph with a node for every neuron and an edge for every edge,
+    numbered as in `to_edge_list`.
 
     values: one tensor a parameter, (*shape, *features).
 
     Nodes have the attributes `group`, the position in `NeuralGraph.groups`, and `index`, the neuron
-    within it; `name`, `kind`, `role`, `depth`, `activation`, `is_pinned` are the group's. Edges have `block`, the
-    position in `NeuralGraph.blocks`, and its `kind`. Both have `slots`, a list of (parameter name, flat
-    element): for nodes the biases, for edges the weights, none for edges of value 1. With
-    values, both have `values`, for every slot a number, or nested lists where there are features.
+    within it; `name`, `kind`, `role`, `depth`, `activation`, `is_pinned` are the group's. Edges
+    have `block`, the position in `NeuralGraph.blocks`, and its `kind`. Both have `slots`, a list of
+    (parameter name, flat element): for nodes the biases, for edges the weights, none for edges of
+    value 1. With values, both have `values`, for every slot a number,
+    or nested lists where there are features.
 
     Raises ImportError if networkx is missing, ValueError if the values do not fit.
     """
@@ -66,18 +71,24 @@ def _attributes(
     names = [spec.name for spec in graph.parameters]
     numbers = None if values is None else values.tolist()
     for row, places in enumerate(zip(parameter.tolist(), element.tolist(), strict=True)):
-        found: dict[str, Any] = {"slots": [(names[p], e) for p, e in zip(*places, strict=True) if e >= 0]}
+        found: dict[str, Any] = {
+            "slots": [(names[p], e) for p, e in zip(*places, strict=True) if e >= 0]
+        }
         if numbers is not None:
             found["values"] = numbers[row][: len(found["slots"])]
         yield found
 
 
-def to_pyg(graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: int | None = None) -> Data:
-    """A PyTorch Geometric graph with a node for every neuron, nodes and edges in the order of `to_edge_list`.
+def to_pyg(
+    graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: int | None = None
+) -> Data:
+    """A PyTorch Geometric graph with a node for every neuron,
+    nodes and edges in the order of `to_edge_list`.
 
     values: one tensor a parameter, (*shape, *features); their gradients flow.
-    slots: number of slots to which nodes and edges are padded; as many as the graph needs unless given.
-        Graphs of several architectures go into one `torch_geometric.data.Batch` if it is the same for all.
+    slots: number of slots to which nodes and edges are padded; as many as the graph needs unless
+        given. Graphs of several architectures go into one `torch_geometric.data.Batch` if it is the
+        same for all.
 
     - edge_index: (2, edges), source and target of every edge.
     - edge_kind: (edges,), the position of the block's kind in `EDGE_KINDS`.
@@ -86,11 +97,13 @@ def to_pyg(graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: in
     - node_group: (nodes,), the position in `NeuralGraph.groups`.
     - node_kind: (nodes,), the position of the group's kind in `NODE_KINDS`.
     - node_depth: (nodes,), see `NeuronGroup`.
-    - node_mask: (nodes, node slots), which slots there are: a node with two biases has those of both.
+    - node_mask: (nodes, node slots), which slots there are:
+    a node with two biases has those of both.
     - edge_attr: (edges, slots, *features) and x: (nodes, node slots, *features), only with values:
       weights and biases, 0 outside the masks.
 
-    Raises ImportError if torch_geometric is missing, ValueError if the values do not fit or slots are too few.
+    Raises ImportError if torch_geometric is missing,
+    ValueError if the values do not fit or slots are too few.
     """
     require("torch_geometric", "to_pyg")
     from torch_geometric.data import Data
@@ -117,14 +130,18 @@ def to_pyg(graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: in
 
 
 def _values(graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Values of nodes (nodes, node slots, *features) and edges (edges, slots, *features), 0 where there is no slot."""
+    """Values of nodes (nodes, node slots, *features) and edges (edges, slots, *features),
+    0 where there is no slot."""
     gathered = graph.gather(values)
-    biases, weights = [v.flatten(0, 1) for v in gathered.biases], [v.flatten(0, 3) for v in gathered.edges]
+    biases = [v.flatten(0, 1) for v in gathered.biases]
+    weights = [v.flatten(0, 3) for v in gathered.edges]
     empty = [*biases, *weights][0][:0]
     _, order = _bias_order(edges)
     masks = _node_slots(graph, edges)[1] >= 0, edges.element >= 0
     found = []
-    for mask, flat in zip(masks, (torch.cat([empty, *biases])[order], torch.cat([empty, *weights])), strict=True):
+    for mask, flat in zip(
+        masks, (torch.cat([empty, *biases])[order], torch.cat([empty, *weights])), strict=True
+    ):
         value = flat.new_zeros((*mask.shape, *flat.shape[1:]))
         value[mask.to(flat.device)] = flat
         found.append(value)
@@ -132,13 +149,15 @@ def _values(graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor]) -> tu
 
 
 def _bias_order(edges: EdgeList) -> tuple[Tensor, Tensor]:
-    """The node of every slot of every bias, node after node, and where each is among them bias after bias."""
+    """The node of every slot of every bias, node after node,
+    and where each is among them bias after bias."""
     mask = edges.node_element >= 0
     return edges.node.unsqueeze(1).expand_as(mask)[mask].sort(stable=True)
 
 
 def _node_slots(graph: NeuralGraph, edges: EdgeList) -> tuple[Tensor, Tensor]:
-    """Parameter and element of all biases of every node, one after the other: (nodes, node slots) each, or -1."""
+    """Parameter and element of all biases of every node, one after the other: (nodes,
+    node slots) each, or -1."""
     mask = edges.node_element >= 0
     node, order = _bias_order(edges)
     counts = node.bincount(minlength=node_starts(graph)[-1])

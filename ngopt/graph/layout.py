@@ -2,8 +2,8 @@
 
 Groups are boxes in columns, from left to right by depth. Where there are many columns they continue
 on the next row, like text. Arrows between neighbouring columns are direct; those that skip columns
-run in *lanes* over the boxes of a row, those that lead back in lanes below them. Lengths are inches,
-x grows to the right from 0, y upwards to 0.
+run in *lanes* over the boxes of a row, those that lead back in lanes below them. Lengths are
+inches, x grows to the right from 0, y upwards to 0.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ Point = tuple[float, float]
 class Wire(NamedTuple):
     """An arrow: all blocks of one style from one group to another.
 
-    style: "weight", "one to one" for weights with one edge a neuron, or the kind of edges of value 1.
+    style: "weight", "one to one" for weights with one edge a neuron,
+    or the kind of edges of value 1.
     """
 
     source: int
@@ -57,7 +58,8 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """centers: of the box of every group. pieces: the lines of every wire, one for each row that it is in."""
+    """centers: of the box of every group. pieces: the lines of every wire,
+    one for each row that it is in."""
 
     centers: list[Point]
     wires: list[Wire]
@@ -81,11 +83,14 @@ def arrange(graph: NeuralGraph) -> Layout:
             cuts[after[0], False, not forward].append(i)
     notes = [Note(*cut, tuple(members)) for cut, members in cuts.items()]
     width = max(grid.right(r) for r in range(len(starts))) + MARGIN + (NOTE_WIDTH if notes else 0)
-    return Layout([grid.center(g) for g in range(len(graph.groups))], wires, pieces, notes, width, grid.height)
+    return Layout(
+        [grid.center(g) for g in range(len(graph.groups))], wires, pieces, notes, width, grid.height
+    )
 
 
 def condense(graph: NeuralGraph) -> NeuralGraph:
-    """The graph with the pieces of a norm over concatenated groups as one group; its blocks and biases are the same.
+    """The graph with the pieces of a norm over concatenated groups as one group;
+    its blocks and biases are the same.
 
     Only for drawing: which neurons of a group its blocks connect is no longer right.
     """
@@ -126,7 +131,8 @@ def columns(graph: NeuralGraph, wires: Sequence[Wire]) -> tuple[list[int], list[
 
 
 def _levels(graph: NeuralGraph, wires: Sequence[Wire], members: Sequence[int]) -> dict[int, int]:
-    """How many edges the longest path to a group has; inputs stand directly before what they lead to."""
+    """How many edges the longest path to a group has;
+    inputs stand directly before what they lead to."""
     depths = sorted({graph.groups[group].depth for group in members})
     level = {group: depths.index(graph.groups[group].depth) for group in members}
     first: dict[int, int] = {}
@@ -137,7 +143,8 @@ def _levels(graph: NeuralGraph, wires: Sequence[Wire], members: Sequence[int]) -
 
 
 def _add_part(level: dict[int, int], column: list[int], starts: list[int], used: int) -> int:
-    """Puts a component behind the columns that are used, in the same row if it fits; returns how many are used then."""
+    """Puts a component behind the columns that are used, in the same row if it fits;
+    returns how many are used then."""
     size = max(level.values()) + 1
     if used > starts[-1] and used + size > starts[-1] + COLUMNS:
         starts.append(used)
@@ -149,7 +156,8 @@ def _add_part(level: dict[int, int], column: list[int], starts: list[int], used:
 
 
 def _heights(graph: NeuralGraph, wires: Sequence[Wire], column: Sequence[int]) -> list[float]:
-    """For every group its height over the middle of its column, in boxes: near the groups it is connected to."""
+    """For every group its height over the middle of its column, in boxes:
+    near the groups it is connected to."""
     stacks: dict[int, list[int]] = defaultdict(list)
     for group in range(len(graph.groups)):
         stacks[column[group]].append(group)
@@ -162,7 +170,8 @@ def _heights(graph: NeuralGraph, wires: Sequence[Wire], column: Sequence[int]) -
     height = [0.0] * len(graph.groups)
 
     def key(group: int) -> tuple[float, float]:
-        """From top to bottom; of equals those with long edges come first, whose lanes are over the boxes."""
+        """From top to bottom; of equals those with long edges come first,
+        whose lanes are over the boxes."""
         return -sum(height[n] for n in near[group]) / max(len(near[group]), 1), -reach[group]
 
     for order in (sorted(stacks), sorted(stacks), sorted(stacks, reverse=True)):
@@ -174,12 +183,15 @@ def _heights(graph: NeuralGraph, wires: Sequence[Wire], column: Sequence[int]) -
 
 
 def _lanes(wires: Sequence[Wire], column: Sequence[int]) -> dict[int, int]:
-    """Wires that skip columns or lead back -> lane: 1, 2, ... over the boxes, -1, -2, ... below; short ones nearest.
+    """Wires that skip columns or lead back -> lane: 1, 2, ... over the boxes, -1, -2, ...
+    below; short ones nearest.
 
     Wires of one style from one group share a lane.
     """
     nets: dict[tuple[int, str, int], list[int]] = defaultdict(list)
-    spans = {i: (column[wire.source], column[wire.target] - 1) for i, wire in enumerate(wires)}  # first and last gap
+    spans = {
+        i: (column[wire.source], column[wire.target] - 1) for i, wire in enumerate(wires)
+    }  # first and last gap
     for i, wire in enumerate(wires):
         start, end = spans[i]
         if start != end and wire.source != wire.target:
@@ -202,18 +214,32 @@ def _lanes(wires: Sequence[Wire], column: Sequence[int]) -> dict[int, int]:
 class _Grid:
     """Coordinates of boxes and wires."""
 
-    def __init__(self, wires: Sequence[Wire], column: Sequence[int], starts: Sequence[int], offset: Sequence[float]):
-        """column, offset: of every group, the latter over the middle of its row, in boxes. starts: see `columns`."""
+    def __init__(
+        self,
+        wires: Sequence[Wire],
+        column: Sequence[int],
+        starts: Sequence[int],
+        offset: Sequence[float],
+    ):
+        """column, offset: of every group, the latter over the middle of its row, in boxes.
+        starts: see `columns`."""
         self.wires, self.column, self.starts, self.offset = wires, column, starts, offset
         self.lane = _lanes(wires, column)
         self.out: dict[int, list[int]] = defaultdict(list)
         self.into: dict[int, list[int]] = defaultdict(list)
-        self.turns: dict[tuple[int, bool], list] = defaultdict(list)  # (gap, whether behind a source) -> lines
+        self.turns: dict[tuple[int, bool], list] = defaultdict(
+            list
+        )  # (gap, whether behind a source) -> lines
         for i, wire in enumerate(wires):
             self.out[wire.source].append(i)
             self.into[wire.target].append(i)
-        for i in sorted(self.lane, key=lambda i: -abs(self.lane[i])):  # the farthest lanes turn next to the box
-            for gap, leaves in ((column[wires[i].source], True), (column[wires[i].target] - 1, False)):
+        for i in sorted(
+            self.lane, key=lambda i: -abs(self.lane[i])
+        ):  # the farthest lanes turn next to the box
+            for gap, leaves in (
+                (column[wires[i].source], True),
+                (column[wires[i].target] - 1, False),
+            ):
                 if self.line(i, leaves) not in self.turns[gap, leaves]:
                     self.turns[gap, leaves].append(self.line(i, leaves))
         self._place_rows()
@@ -248,7 +274,8 @@ class _Grid:
 
     def rows_of(self, wire: int) -> range:
         """The rows that a wire goes through, in its direction."""
-        start, end = self.row(self.column[self.wires[wire].source]), self.row(self.column[self.wires[wire].target])
+        start = self.row(self.column[self.wires[wire].source])
+        end = self.row(self.column[self.wires[wire].target])
         return range(start, end + 1) if end >= start else range(start, end - 1, -1)
 
     def left(self) -> float:
@@ -266,9 +293,16 @@ class _Grid:
         return self.left() + x, self.middle[row] + self.offset[group] * (BOX_HEIGHT + GAP_HEIGHT)
 
     def side(self, wire: int) -> int:
-        """1 if a wire goes over boxes (its own if it leads back to it), -1 if below, 0 if it is direct."""
+        """1 if a wire goes over boxes (its own if it leads back to it), -1 if below,
+        0 if it is direct."""
         lane = self.lane.get(wire, 0)
-        return 1 if lane > 0 or self.wires[wire].source == self.wires[wire].target else -1 if lane < 0 else 0
+        return (
+            1
+            if lane > 0 or self.wires[wire].source == self.wires[wire].target
+            else -1
+            if lane < 0
+            else 0
+        )
 
     def line(self, wire: int, leaves: bool) -> tuple:
         """Equal for wires that are one line where they leave their source: those in one lane."""
@@ -276,7 +310,8 @@ class _Grid:
         return (wire,) if lane is None or not leaves else (self.wires[wire].source, lane)
 
     def port(self, wire: int, leaves: bool) -> Point:
-        """Where a wire touches the box of its source or target: lanes far from the middle, direct ones near it."""
+        """Where a wire touches the box of its source or target: lanes far from the middle,
+        direct ones near it."""
         group = self.wires[wire].source if leaves else self.wires[wire].target
         wires, side = self.out[group] if leaves else self.into[group], self.side(wire)
         beside = [i for i in wires if self.side(i) == side]
@@ -294,16 +329,24 @@ class _Grid:
 
     def turn(self, wire: int, leaves: bool) -> float:
         """x of the vertical line between a wire's lane and the box of its source or target."""
-        gap = self.column[self.wires[wire].source] if leaves else self.column[self.wires[wire].target] - 1
+        gap = (
+            self.column[self.wires[wire].source]
+            if leaves
+            else self.column[self.wires[wire].target] - 1
+        )
         lines = len(self.turns[gap, False]) + len(self.turns[gap, True])
-        distance = GAP_WIDTH * (self.turns[gap, leaves].index(self.line(wire, leaves)) + 1) / (lines + 1)
+        distance = (
+            GAP_WIDTH * (self.turns[gap, leaves].index(self.line(wire, leaves)) + 1) / (lines + 1)
+        )
         return self.port(wire, leaves)[0] + (distance if leaves else -distance)
 
     def route(self, wire: int) -> list[list[Point]]:
         """The lines of a wire, one for each row that it goes through."""
         start, end, rows = self.port(wire, True), self.port(wire, False), self.rows_of(wire)
         if self.wires[wire].source == self.wires[wire].target:
-            return [_loop(start, end, self.center(self.wires[wire].source)[1] + BOX_HEIGHT / 2 + LOOP)]
+            return [
+                _loop(start, end, self.center(self.wires[wire].source)[1] + BOX_HEIGHT / 2 + LOOP)
+            ]
         lane = self.lane.get(wire)
         forward = self.side(wire) >= 0
         found = []

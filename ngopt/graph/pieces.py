@@ -1,4 +1,5 @@
-"""What a neural graph is made of: neuron groups, blocks of edges and biases, and which are connected."""
+"""What a neural graph is made of: neuron groups, blocks of edges and biases,
+and which are connected."""
 
 from __future__ import annotations
 
@@ -34,13 +35,15 @@ EDGE_KINDS = (
     residual    a sum in the nodes of its newer side; the state that a recurrent layer begins with
     left, right the two sides of a product, or of a sum or difference that is a node of its own
     pool        into a node that stands for several: a reduction, a head, a group of a norm
-    spread      out of such a node, or of one for a parameter, constant or function that several share
+    spread      out of such a node, or of one for what several share: a parameter, a constant, a
+                function
     copy        to a node that stands for the same neuron seen in another way
 
 In a parameter graph all of `BIAS_KINDS` are edges.
 """
 NODE_KINDS = (
-    "neuron", "token", "product", "head", "group", "pool", "position", "copy", "parameter", "constant", *BIAS_KINDS,
+    "neuron", "token", "product", "head", "group", "pool", "position", "copy", "parameter",
+    "constant", *BIAS_KINDS,
 )  # fmt: skip
 """What nodes are; in a parameter graph also parameters, by what they do.
 
@@ -90,7 +93,8 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class View:
-    """Which elements of a parameter lie where: a strided view of its flat elements, none of them twice."""
+    """Which elements of a parameter lie where: a strided view of its flat elements,
+    none of them twice."""
 
     parameter: int
     shape: tuple[int, ...]
@@ -98,7 +102,8 @@ class View:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        # the stride of a dimension of length 1 says nothing; with 0, views of the same elements are equal
+        # the stride of a dimension of length 1 says nothing; with 0,
+        # views of the same elements are equal
         strides = tuple(s if n > 1 else 0 for s, n in zip(self.strides, self.shape, strict=True))
         object.__setattr__(self, "strides", strides)
 
@@ -108,7 +113,10 @@ class View:
 
     def is_whole(self, spec: ParameterSpec) -> bool:
         """Whether the view is the parameter in its own order."""
-        return self == View(self.parameter, self.shape, contiguous_strides(self.shape)) and self.numel == spec.numel
+        return (
+            self == View(self.parameter, self.shape, contiguous_strides(self.shape))
+            and self.numel == spec.numel
+        )
 
     def read(self, flat: Tensor) -> Tensor:
         """(b, numel, f) -> (b, *shape, f)."""
@@ -131,17 +139,19 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class NeuronGroup:
-    """The neurons that one layer produces: the units of a linear layer, the channels of a convolution.
+    """The neurons that one layer produces: the units of a linear layer,
+    the channels of a convolution.
 
-    `kind` is "neuron", or says what other thing the nodes are: "token" (rows of a table), "product",
-    "head" of an attention, "group" of a GroupNorm, "position", "pool" (many neurons reduced to one),
-    "copy" (neurons that a second weight sees in another way), "parameter" (shared by many neurons),
-    "constant". `role` is "input", "hidden",
+    `kind` is "neuron", or says what other thing the nodes are: "token" (rows of a table),
+    "product", "head" of an attention, "group" of a GroupNorm, "position", "pool" (many neurons
+    reduced to one), "copy" (neurons that a second weight sees in another way), "parameter" (shared
+    by many neurons), "constant". `role` is "input", "hidden",
     "output" or, for nodes without any edge, "isolated". `depth` is the length of the longest path
     to the group over that of the longest path in its component: 0 at inputs, 1 at the deepest
     outputs. `activation` is the name of the function that the network applies to these neurons, the
-    first of several; `symmetry` what all that it applies allows, see `functions.allowed`. `is_pinned`
-    says that something which no edge shows tells these neurons apart, so that they cannot be exchanged.
+    first of several; `symmetry` what all that it applies allows, see `functions.allowed`.
+    `is_pinned` says that something which no edge shows tells these neurons apart,
+    so that they cannot be exchanged.
     """
 
     name: str
@@ -160,7 +170,8 @@ class NeuronGroup:
 
 
 def kind_code(kind: str, kinds: Sequence[str]) -> int:
-    """Place of a kind among all; the last of them, "other", stands for those of someone's own rules."""
+    """Place of a kind among all; the last of them, "other",
+    stands for those of someone's own rules."""
     return kinds.index(kind) if kind in kinds else len(kinds) - 1
 
 
@@ -217,7 +228,8 @@ def is_diagonal(block: EdgeBlock) -> bool:
 
 @dataclass(frozen=True)
 class Topology:
-    """What is connected to what: the `groups` of neurons, `blocks` of edges and `biases` of a `NeuralGraph`.
+    """What is connected to what: the `groups` of neurons,
+    `blocks` of edges and `biases` of a `NeuralGraph`.
 
     `parameters` lists the parameters in the order in which values are given; the blocks in
     `constants` belong to none. `unplaced` names the parameters for which no rule was found, each a
@@ -267,7 +279,8 @@ class Topology:
 
 
 def connected(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
-    """For each of `count` groups the part of the graph that it is in, as the number of one group of that part."""
+    """For each of `count` groups the part of the graph that it is in,
+    as the number of one group of that part."""
     parent = list(range(count))
 
     def root(group: int) -> int:

@@ -56,7 +56,11 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     Returns None when the model is anything else.
     """
     leaves = _sequential_leaves(model)
-    if leaves is None or not all(_is_known(module) for module in leaves) or len(set(leaves)) < len(leaves):
+    if (
+        leaves is None
+        or not all(_is_known(module) for module in leaves)
+        or len(set(leaves)) < len(leaves)
+    ):
         return None
     named = list(model.named_parameters())
     builder = GraphBuilder([ParameterSpec.of(name, p) for name, p in named])
@@ -85,8 +89,11 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     return builder.build()
 
 
-def _slot_shape(module: nn.Linear | nn.Conv2d, source_size: int, spatial: bool) -> tuple[int, ...] | None:
-    """Slots of a layer's edges from a group of `source_size` neurons, None where they do not fit."""
+def _slot_shape(
+    module: nn.Linear | nn.Conv2d, source_size: int, spatial: bool
+) -> tuple[int, ...] | None:
+    """Slots of a layer's edges from a group of `source_size` neurons,
+    None where they do not fit."""
     inputs = module.weight.shape[1]
     if inputs == source_size:
         return tuple(module.weight.shape[2:])

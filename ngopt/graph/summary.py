@@ -16,12 +16,25 @@ NUMBERS = ("", "nodes", "elements")  # columns that end at their right
 
 def summary(graph: Topology) -> str:
     """See `NeuralGraph.summary`."""
-    header = ("", "group", "nodes", "from", "edges and biases", "slots", "elements", "activation", "role")
+    header = (
+        "",
+        "group",
+        "nodes",
+        "from",
+        "edges and biases",
+        "slots",
+        "elements",
+        "activation",
+        "role",
+    )
     entries = _entries(graph)
     rows = [header, *(_row(graph, [entries[i] for i in run]) for run in runs(graph))]
     widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
     lines = [
-        "  ".join(c.rjust(w) if h in NUMBERS else c.ljust(w) for h, c, w in zip(header, row, widths, strict=True))
+        "  ".join(
+            c.rjust(w) if h in NUMBERS else c.ljust(w)
+            for h, c, w in zip(header, row, widths, strict=True)
+        )
         for row in rows
     ]
     return "\n".join([*(line.rstrip() for line in lines), *_coverage(graph)])
@@ -46,11 +59,14 @@ def _entries(graph: Topology) -> list[Entry]:
 
 
 def runs(graph: Topology) -> list[list[int]]:
-    """The groups in order, the pieces of a norm over concatenated groups together, each other group alone."""
+    """The groups in order, the pieces of a norm over concatenated groups together,
+    each other group alone."""
 
     def same(entry: Entry) -> tuple:
         kinds = [bias.kind for bias in entry.biases]
-        pieces = bool(entry.blocks) and all(block.view and is_diagonal(block) for block in entry.blocks)
+        pieces = bool(entry.blocks) and all(
+            block.view and is_diagonal(block) for block in entry.blocks
+        )
         group = entry.group
         return group.name, _role(group), group.activation, kinds, pieces or entry.number
 
@@ -95,7 +111,9 @@ def _sizes(block: EdgeBlock) -> str:
     groups, targets, sources = block.shape
     if is_diagonal(block):
         return "one to one"
-    return f"{sources} -> {targets}" if groups == 1 else f"{groups} groups of {sources} -> {targets}"
+    return (
+        f"{sources} -> {targets}" if groups == 1 else f"{groups} groups of {sources} -> {targets}"
+    )
 
 
 def slot_text(place: EdgeBlock | Bias) -> str:
@@ -112,7 +130,8 @@ def counted(words: Sequence[str]) -> list[str]:
 
 
 def shorten(name: str, width: int) -> str:
-    """A name of at most so many characters: the end of it, which begins with a whole part unless that is short."""
+    """A name of at most so many characters: the end of it,
+    which begins with a whole part unless that is short."""
     if len(name) <= width:
         return name
     end = name[3 - width :]
@@ -125,7 +144,8 @@ def _coverage(graph: Topology) -> list[str]:
     alone = sum(b.view.numel for b in graph.biases if b.group not in touched)
     count = len(set(connected(len(graph.groups), graph.blocks)))
     lines = [
-        f"{sum(g.size for g in graph.groups):,} nodes in {len(graph.groups)} groups, {graph.numel:,} parameter "
+        f"{sum(g.size for g in graph.groups):,} nodes in {len(graph.groups)} groups, "
+        f"{graph.numel:,} parameter "
         f"elements in {len(graph.weights)} blocks and {len(graph.biases)} biases; {count} "
         f"component{'s' if count != 1 else ''}, {alone:,} elements unconnected"
     ]

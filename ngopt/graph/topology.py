@@ -40,7 +40,8 @@ class GraphBuilder:
         return len(self.groups) - 1
 
     def add_weight(self, parameter: int, source: int, slot_shape: tuple[int, ...] = ()) -> int:
-        """Adds the edges of a whole weight (n_target, n_source * slots or n_source, *slot_shape) and its target."""
+        """Adds the edges of a whole weight (n_target, n_source * slots or n_source,
+        *slot_shape) and its target."""
         spec = self.parameters[parameter]
         target = self.add_group(layer_name(spec), spec.shape[0])
         shape = (1, spec.shape[0], self.groups[source].size)
@@ -53,7 +54,8 @@ class GraphBuilder:
         self.biases.append(Bias(view, group, view.shape[1:], kind, index))
 
     def add_component(self, parameter: int) -> int:
-        """Places a parameter that connects to nothing as a component of its own; returns its last group."""
+        """Places a parameter that connects to nothing as a component of its own;
+        returns its last group."""
         spec = self.parameters[parameter]
         if len(spec.shape) >= 2:
             source = self.add_group(f"{layer_name(spec)}.in", spec.shape[1])
@@ -70,21 +72,27 @@ class GraphBuilder:
 
     @property
     def placed(self) -> set[int]:
-        return {place.view.parameter for place in (*self.blocks, *self.biases) if place.view is not None}
+        return {
+            place.view.parameter for place in (*self.blocks, *self.biases) if place.view is not None
+        }
 
     def build(
-        self, inputs: Collection[int] = (), outputs: Collection[int] = (), hidden: Collection[int] = ()
+        self,
+        inputs: Collection[int] = (),
+        outputs: Collection[int] = (),
+        hidden: Collection[int] = (),
     ) -> NeuralGraph:
         """The graph; parameters that are nowhere yet become components of their own.
 
-        inputs, outputs: groups that are known to be the network's. hidden: groups that are neither, even
-        if nothing leads to them or they lead nowhere. Of others the edges decide.
+        inputs, outputs: groups that are known to be the network's. hidden: groups that are neither,
+        even if nothing leads to them or they lead nowhere. Of others the edges decide.
         """
         for i in sorted(set(range(len(self.parameters))) - self.placed):
             self.unplaced.append(self.parameters[i].name)
             self.add_component(i)
         self._add_unused()
-        blocks, biases = [self._paired(b) for b in self.blocks], [self._paired(b) for b in self.biases]
+        blocks = [self._paired(b) for b in self.blocks]
+        biases = [self._paired(b) for b in self.biases]
         groups = [
             replace(group, role=role, depth=depth)
             for group, role, depth in zip(
@@ -92,7 +100,9 @@ class GraphBuilder:
             )
         ]
         parameters = tuple(spec.paired for spec in self.parameters)
-        return NeuralGraph(parameters, tuple(groups), tuple(blocks), tuple(biases), tuple(self.unplaced))
+        return NeuralGraph(
+            parameters, tuple(groups), tuple(blocks), tuple(biases), tuple(self.unplaced)
+        )
 
     def _add_unused(self) -> None:
         """Nodes without edges for the elements of parameters of which the network uses others."""
@@ -120,9 +130,13 @@ class GraphBuilder:
         pairs = View(view.parameter, (*view.shape, 2), strides, 2 * view.offset)
         return replace(place, view=pairs, slot_shape=(*place.slot_shape, 2))
 
-    def _roles(self, inputs: Collection[int], outputs: Collection[int], hidden: Collection[int]) -> list[str]:
+    def _roles(
+        self, inputs: Collection[int], outputs: Collection[int], hidden: Collection[int]
+    ) -> list[str]:
         sources = {block.source for block in self.blocks}
-        targets = {block.target for block in self.blocks if block.target != block.source} - set(inputs)
+        targets = {block.target for block in self.blocks if block.target != block.source} - set(
+            inputs
+        )
 
         def role(i: int) -> str:
             if i in hidden:
@@ -195,7 +209,8 @@ def layer_name(spec: ParameterSpec) -> str:
 
 
 def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
-    """The disjoint union: parameters, groups and blocks of each graph after those of the one before.
+    """The disjoint union: parameters, groups and blocks of each graph after those of the one
+    before.
 
     Graphs of different networks make one batch so; no node of one has an edge to another's.
     """
@@ -210,7 +225,10 @@ def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
     def moved(view: View | None) -> View | None:
         return None if view is None else replace(view, parameter=view.parameter + p)
 
-    blocks = (replace(b, view=moved(b.view), source=b.source + g, target=b.target + g) for b in second.blocks)
+    blocks = (
+        replace(b, view=moved(b.view), source=b.source + g, target=b.target + g)
+        for b in second.blocks
+    )
     biases = (replace(b, view=moved(b.view), group=b.group + g) for b in second.biases)
     return NeuralGraph(
         (*first.parameters, *second.parameters),

@@ -9,7 +9,8 @@ from ngopt.models.nfn import NeuralFunctional
 from ngopt.models.transformer import NeuralGraphTransformer
 
 METANETS: dict[str, type[Metanet]] = {
-    cls.name: cls for cls in (FeedForward, LayerLSTM, NeuralFunctional, NeuralGraphGNN, NeuralGraphTransformer)
+    cls.name: cls
+    for cls in (FeedForward, LayerLSTM, NeuralFunctional, NeuralGraphGNN, NeuralGraphTransformer)
 }
 
 __all__ = [

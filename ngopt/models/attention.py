@@ -1,4 +1,5 @@
-"""Attention along the edges of a neural graph, block by block, with a softmax over all that a neuron sees."""
+"""Attention along the edges of a neural graph, block by block,
+with a softmax over all that a neuron sees."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ UNSEEN = -1e30
 class Attended(NamedTuple):
     """What some neurons see, as a sum that can be continued.
 
-    high: the largest logit, (*batch, n, heads). total: sum of exp(logit - high), the same. value: sum
-    of exp(logit - high) * value, (*batch, n, width).
+    high: the largest logit, (*batch, n, heads). total: sum of exp(logit - high), the same. value:
+    sum of exp(logit - high) * value, (*batch, n, width).
     """
 
     high: Tensor
@@ -31,7 +32,8 @@ class Attended(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, values: Tensor, axes: tuple[int, int]) -> Attended:
-        """Over two axes. logits: (groups, a, b, tiles, *batch, heads). values: the same with width."""
+        """Over two axes. logits: (groups, a, b, tiles, *batch, heads). values:
+        the same with width."""
         high = logits.detach().amax(axes, keepdim=True)
         weight = (logits - high).exp()
         heads = logits.shape[-1]
@@ -82,11 +84,17 @@ class RelationalLayer(GraphLayer):
     def __init__(self, width: int, heads: int, complete_up_to: int = 0, edges: bool = True):
         super().__init__()
         if width % heads:
-            raise ValueError(f"RelationalLayer: heads: expected a divisor of width {width}; got {heads}")
+            raise ValueError(
+                f"RelationalLayer: heads: expected a divisor of width {width}; got {heads}"
+            )
         self.width, self.heads, self.complete_up_to = width, heads, complete_up_to
         self.edge_terms = nn.Linear(width, 8 * width)  # query, key, scale and shift, there and back
-        self.target = nn.Linear(width, 4 * width)  # query there; key and value back; the edge update
-        self.source = nn.Linear(width, 4 * width, bias=False)  # key and value there; query back; the same
+        self.target = nn.Linear(
+            width, 4 * width
+        )  # query there; key and value back; the edge update
+        self.source = nn.Linear(
+            width, 4 * width, bias=False
+        )  # key and value there; query back; the same
         if complete_up_to:
             self.everywhere = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -158,7 +166,9 @@ class RelationalLayer(GraphLayer):
         found = high, weight.sum(-1, keepdim=True), weight @ value
         columns = [x.transpose(-3, -2).flatten(-2) for x in found]
         sizes = [node.shape[-2] for node in nodes]
-        return [Attended(*some) for some in zip(*(x.split(sizes, -2) for x in columns), strict=True)]
+        return [
+            Attended(*some) for some in zip(*(x.split(sizes, -2) for x in columns), strict=True)
+        ]
 
     def _columns(self, number: int) -> slice:
         return slice(number * self.width, (number + 1) * self.width)

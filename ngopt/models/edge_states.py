@@ -45,5 +45,6 @@ class EdgeStates:
 
 
 def are_kept(parts: GraphParts, width: int, like: Tensor) -> bool:
-    """Whether states of so many features of `like`'s dtype may be kept; autograd keeps them anyway."""
+    """Whether states of so many features of `like`'s dtype may be kept;
+    autograd keeps them anyway."""
     return like.itemsize * width * parts.edges <= BUDGET or torch.is_grad_enabled()

@@ -1,4 +1,5 @@
-"""What the metanets share at their ends: slots of an edge to one vector and back, and node positions."""
+"""What the metanets share at their ends: slots of an edge to one vector and back,
+and node positions."""
 
 from __future__ import annotations
 
@@ -14,15 +15,29 @@ from torch import Tensor, nn
 
 from ngopt.graph.core import BIAS_KINDS, NeuralGraph, kind_code
 
-# Functions that a network may apply to its neurons; 0 stands for none that is known, the last for any other.
-ACTIVATIONS = ("none", "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "softmax", "sin", "other")
+# Functions that a network may apply to its neurons; 0 stands for none that is known,
+# the last for any other.
+ACTIVATIONS = (
+    "none",
+    "relu",
+    "gelu",
+    "silu",
+    "tanh",
+    "sigmoid",
+    "leaky_relu",
+    "elu",
+    "softmax",
+    "sin",
+    "other",
+)
 ROLES = ("input", "hidden", "output")
 FREQUENCIES = 4
 POSITION_FEATURES = len(ROLES) + 2 * 2 * FREQUENCIES
 
 
 class Tile(NamedTuple):
-    """A piece of a kernel that fits a metanet's kernel: slots[k] of the edge is position positions[k] there."""
+    """A piece of a kernel that fits a metanet's kernel:
+    slots[k] of the edge is position positions[k] there."""
 
     slots: tuple[int, ...]
     positions: tuple[int, ...]
@@ -30,28 +45,38 @@ class Tile(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def kernel_tiles(slot_shape: tuple[int, ...], kernel: tuple[int, int]) -> tuple[Tile, ...]:
-    """Cuts the slots of an edge into tiles, from the first corner on; each becomes an edge of its own.
+    """Cuts the slots of an edge into tiles, from the first corner on;
+    each becomes an edge of its own.
 
     slot_shape: spatial shape of the edge's slots. kernel: largest (height, width) of the metanet.
     Tiles that are smaller than the kernel lie in its centre (Kofinas et al. 2024, section 2.2). A
     one-dimensional kernel is cut into runs of height * width slots, a three-dimensional one into
     planes.
     """
-    sizes = {0: (), 1: (prod(kernel),), 2: kernel}.get(len(slot_shape), (1,) * (len(slot_shape) - 2) + kernel)
+    sizes = {0: (), 1: (prod(kernel),), 2: kernel}.get(
+        len(slot_shape), (1,) * (len(slot_shape) - 2) + kernel
+    )
     space = (prod(kernel),) if len(slot_shape) == 1 else kernel
     strides = [prod(slot_shape[i + 1 :]) for i in range(len(slot_shape))]
     tiles = []
     for corner in product(*(range(0, n, size) for n, size in zip(slot_shape, sizes, strict=True))):
         extent = [min(size, n - c) for n, size, c in zip(slot_shape, sizes, corner, strict=True)]
         offsets = list(product(*(range(n) for n in extent)))
-        slots = tuple(sum((c + o) * s for c, o, s in zip(corner, offset, strides, strict=True)) for offset in offsets)
+        slots = tuple(
+            sum((c + o) * s for c, o, s in zip(corner, offset, strides, strict=True))
+            for offset in offsets
+        )
         tiles.append(Tile(slots, _centred(extent, offsets, space)))
     return tuple(tiles)
 
 
-def _centred(extent: list[int], offsets: list[tuple[int, ...]], space: tuple[int, ...]) -> tuple[int, ...]:
+def _centred(
+    extent: list[int], offsets: list[tuple[int, ...]], space: tuple[int, ...]
+) -> tuple[int, ...]:
     """Flat positions of a tile's offsets when the tile lies in the centre of `space`."""
-    extent = [1] * (len(space) - len(extent)) + extent[-len(space) :] if extent else [1] * len(space)
+    extent = (
+        [1] * (len(space) - len(extent)) + extent[-len(space) :] if extent else [1] * len(space)
+    )
     start = [(n - e) // 2 for n, e in zip(space, extent, strict=True)]
     positions = []
     for offset in offsets:
@@ -64,9 +89,11 @@ def _centred(extent: list[int], offsets: list[tuple[int, ...]], space: tuple[int
 
 
 class KindFiLM(nn.Module):
-    """A learned scale and shift for every kind of thing, so that one linear map does for all of them.
+    """A learned scale and shift for every kind of thing,
+    so that one linear map does for all of them.
 
-    kinds: names of the kinds; the last stands for any other. Shapes: scale and shift, (width,) each.
+    kinds: names of the kinds; the last stands for any other. Shapes: scale and shift,
+    (width,) each.
     """
 
     def __init__(self, kinds: Sequence[str], width: int):
@@ -89,7 +116,8 @@ class SlotMap(NamedTuple):
 
 
 class SlotEncoder(nn.Module):
-    """A linear map of the features of all slots of an edge or node, zero-padded to the largest kernel and flattened.
+    """A linear map of the features of all slots of an edge or node,
+    zero-padded to the largest kernel and flattened.
 
     The padding is not materialised: the matrix is sliced to the slots that exist. What it gives is
     scaled and shifted by the kind of the edge or node.
@@ -101,17 +129,22 @@ class SlotEncoder(nn.Module):
         super().__init__()
         self.kernel, self.film = kernel, KindFiLM(kinds, width)
         linear = nn.Linear(d_in * prod(kernel), width)
-        self.weight = nn.Parameter(linear.weight.detach().reshape(width, prod(kernel), d_in).clone())
+        self.weight = nn.Parameter(
+            linear.weight.detach().reshape(width, prod(kernel), d_in).clone()
+        )
         self.bias = nn.Parameter(linear.bias.detach().clone())
 
     def maps(self, slot_shape: tuple[int, ...], kind: str) -> list[SlotMap]:
-        """One for every tile; scale and shift are in them, as they are smaller than what they give."""
+        """One for every tile; scale and shift are in them,
+        as they are smaller than what they give."""
         tiles = kernel_tiles(slot_shape, self.kernel)
         scale, shift = self.film(kind)
         weight, bias = scale[:, None, None] * self.weight, scale * self.bias + shift
         found = []
         for tile in tiles:
-            live = weight[:, list(tile.positions)] if len(tile.positions) < weight.shape[1] else weight
+            live = (
+                weight[:, list(tile.positions)] if len(tile.positions) < weight.shape[1] else weight
+            )
             found.append(SlotMap(_slots(tile, tiles), live.flatten(1), bias))
         return found
 
@@ -135,7 +168,9 @@ class SlotDecoder(nn.Module):
         super().__init__()
         self.kernel, self.d_out, self.film = kernel, d_out, KindFiLM(kinds, width)
         linear = nn.Linear(width, d_out * prod(kernel))
-        self.weight = nn.Parameter(linear.weight.detach().reshape(prod(kernel), d_out, width).clone())
+        self.weight = nn.Parameter(
+            linear.weight.detach().reshape(prod(kernel), d_out, width).clone()
+        )
         self.bias = nn.Parameter(linear.bias.detach().reshape(prod(kernel), d_out).clone())
 
     def maps(self, slot_shape: tuple[int, ...], kind: str) -> list[SlotMap]:
@@ -167,13 +202,14 @@ def _slots(tile: Tile, tiles: Sequence[Tile]) -> list[int] | None:
 
 
 def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
-    """Position features of the nodes of every group: what may tell neurons apart, and nothing that may not.
+    """Position features of the nodes of every group: what may tell neurons apart,
+    and nothing that may not.
 
     They are the role of the group, sines and cosines of its relative depth, and for inputs, outputs
     and pinned nodes, which cannot be exchanged, sines and cosines of the relative
-    place among all of them; the nodes of shared elements can be, together with the neurons that share
-    them. A departure from the paper's learned vectors per layer and per input and output neuron, so
-    that other depths and input sizes work.
+    place among all of them; the nodes of shared elements can be, together with the neurons that
+    share them. A departure from the paper's learned vectors per layer and per input and output
+    neuron, so that other depths and input sizes work.
 
     Returns one (n, POSITION_FEATURES) a group, or (1, POSITION_FEATURES) where all its nodes are
     alike, in the dtype and on the device of `like`.
@@ -189,14 +225,18 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
 
 
 def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
-    """Where the nodes of every group are among all of its role in its network, (n,) from 0 to 1, or None."""
+    """Where the nodes of every group are among all of its role in its network, (n,) from 0 to 1,
+    or None."""
     members = graph.membership
     keys = list(zip(members, (group.role for group in graph.groups), strict=True))
     has_place = [g.is_fixed and g.kind not in ("parameter", *BIAS_KINDS) for g in graph.groups]
     sizes: Counter = Counter()
     for key, group, fixed in zip(keys, graph.groups, has_place, strict=True):
         sizes[key] += group.size if fixed else 0
-    lines = {key: torch.linspace(0, 1, n, dtype=like.dtype, device=like.device) for key, n in sizes.items()}
+    lines = {
+        key: torch.linspace(0, 1, n, dtype=like.dtype, device=like.device)
+        for key, n in sizes.items()
+    }
     found: list[Tensor | None] = []
     for key, group, fixed in zip(keys, graph.groups, has_place, strict=True):
         place = None
@@ -207,7 +247,8 @@ def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
 
 
 def activation_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
-    """The activation of every group, (groups,) int64, as its place in `ACTIVATIONS` (Kofinas et al. 2024, sec. 2.3)."""
+    """The activation of every group, (groups,) int64,
+    as its place in `ACTIVATIONS` (Kofinas et al. 2024, sec. 2.3)."""
     codes = [kind_code(group.activation or "none", ACTIVATIONS) for group in graph.groups]
     return torch.tensor(codes, device=device)
 

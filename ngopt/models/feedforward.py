@@ -85,7 +85,9 @@ class FeedForward(Metanet):
     def __init__(self, config: FeedForwardConfig | None = None):
         config = config or FeedForwardConfig()
         super().__init__(config)
-        self.head = UpdateMLP(NUM_FEATURES, config.hidden, config.output_scale, config.magnitude_scale)
+        self.head = UpdateMLP(
+            NUM_FEATURES, config.hidden, config.output_scale, config.magnitude_scale
+        )
 
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
         return self.head(features)

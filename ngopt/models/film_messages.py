@@ -1,7 +1,8 @@
-"""Messages along edges, a scale and shift of what both ends bring, and their statistics for both ends.
+"""Messages along edges, a scale and shift of what both ends bring,
+and their statistics for both ends.
 
-One autograd function with a backward pass of its own: where autograd goes step by step, the bool masks
-of its minima and maxima alone take as long as all matrix products of a layer.
+One autograd function with a backward pass of its own: where autograd goes step by step, the bool
+masks of its minima and maxima alone take as long as all matrix products of a layer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from ngopt.models.messages import TO_SOURCES, TO_TARGETS, Axes
 
 
 class Statistics(NamedTuple):
-    """Of messages (groups, n_target, n_source, tiles, *batch, width), over two axes, which stay with length 1."""
+    """Of messages (groups, n_target, n_source, tiles, *batch, width), over two axes,
+    which stay with length 1."""
 
     mean: Tensor
     var: Tensor
@@ -30,7 +32,8 @@ class Statistics(NamedTuple):
         return cls(mean, var, messages.amin(axes, keepdim=True), messages.amax(axes, keepdim=True))
 
     def pulled_back(self, messages: Tensor, axes: Axes, gradient: Statistics) -> Tensor:
-        """The gradient of the messages; of an extremum it is shared by all messages that reach it."""
+        """The gradient of the messages; of an extremum it is shared by all messages that reach
+        it."""
         count = messages.shape[axes[0]] * messages.shape[axes[1]]
         above, below = (messages - self.low).sign(), (self.high - messages).sign()
         low = gradient.low / (count - above.sum(axes, keepdim=True))
@@ -45,9 +48,9 @@ class Statistics(NamedTuple):
 class FiLMStatistics(torch.autograd.Function):
     """Statistics of messages m = scale * (target + source) + shift (Kofinas et al. 2024, Eq. 4).
 
-    Shapes: scale, shift (groups, n_target, n_source, tiles, *batch, width), target (groups, n_target, 1,
-    1, *batch, width), source (groups, 1, n_source, 1, *batch, width) -> the fields of `Statistics`. With
-    the batch inside, what is broadcast and reduced are long runs of memory.
+    Shapes: scale, shift (groups, n_target, n_source, tiles, *batch, width), target (groups,
+    n_target, 1, 1, *batch, width), source (groups, 1, n_source, 1, *batch, width) -> the fields of
+    `Statistics`. With the batch inside, what is broadcast and reduced are long runs of memory.
     """
 
     generate_vmap_rule = True

@@ -1,4 +1,5 @@
-"""NG-GNN: PNA with FiLM messages and edge updates on the blocks of a neural graph (Kofinas et al. 2024, section 3).
+"""NG-GNN: PNA with FiLM messages and edge updates on the blocks of a neural graph (Kofinas et al.
+2024, section 3).
 
 Departures from the paper's description: messages flow both ways along every edge, each way with its
 own weights and aggregation, instead of transposed features on the edges; nodes and edges have
@@ -37,7 +38,8 @@ class GNNConfig(GraphMetanetConfig):
 class NeuralGraphGNN(GraphMetanet):
     """The metanet "ng-gnn": features go through the GNN; the FF sees them and the GNN's output.
 
-    Values that are not finite do not enter the messages: they stay with the parameter they belong to.
+    Values that are not finite do not enter the messages:
+    they stay with the parameter they belong to.
 
     Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel).
     """

@@ -21,9 +21,9 @@ from ngopt.models.sources import Source
 
 @dataclass(frozen=True)
 class GraphMetanetConfig(FeedForwardConfig):
-    """d_out: features that the graph gives the FF for each parameter. kernel: largest (height, width)
-    of a kernel on one edge. graph_every: steps of an optimizer between two looks at the graph.
-    Others as in `FeedForwardConfig`.
+    """d_out: features that the graph gives the FF for each parameter. kernel: largest (height,
+    width) of a kernel on one edge. graph_every: steps of an optimizer between two looks at the
+    graph. Others as in `FeedForwardConfig`.
     """
 
     d_out: int = 8
@@ -32,7 +32,8 @@ class GraphMetanetConfig(FeedForwardConfig):
 
 
 class GraphMetanet(Metanet):
-    """Base class. The FF's input is a parameter's features and its context (Kofinas et al. 2024, section 4.3).
+    """Base class. The FF's input is a parameter's features and its context (Kofinas et al.
+    2024, section 4.3).
 
     A subclass has `pieces`: what the graph says of every place, a bias or a part of a weight.
     """
@@ -71,7 +72,8 @@ class GraphMetanet(Metanet):
         return parts_of(graph, self.config.kernel, like, limit)
 
     def pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
-        """Places and what is said of them, (*batch, *shape of the view, d_out) but for slots, which are one axis."""
+        """Places and what is said of them, (*batch, *shape of the view, d_out) but for slots,
+        which are one axis."""
         raise NotImplementedError
 
     def context(

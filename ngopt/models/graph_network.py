@@ -1,4 +1,5 @@
-"""Graph networks on neural graphs: features of all places to features of the same places, part by part."""
+"""Graph networks on neural graphs: features of all places to features of the same places,
+part by part."""
 
 from __future__ import annotations
 
@@ -29,7 +30,14 @@ from ngopt.models.encoders import (
     SlotMap,
 )
 from ngopt.models.inbox import Arena, Inbox
-from ngopt.models.layers import Ends, GlobalFeature, GraphLayer, batch_inside, means_by_graph, select_neurons
+from ngopt.models.layers import (
+    Ends,
+    GlobalFeature,
+    GraphLayer,
+    batch_inside,
+    means_by_graph,
+    select_neurons,
+)
 from ngopt.models.messages import Reduced, batch_outside
 from ngopt.models.parts import BlockParts, GraphParts, Part, parts_of
 from ngopt.models.sources import Source, WholeValues
@@ -41,13 +49,14 @@ Place = int | tuple[BlockParts, Part]
 class GraphNetwork(nn.Module):
     """Features on a neural graph to features on the same graph, through rounds of messages.
 
-    What nodes and edges are, their kinds, is part of their features; edges without a parameter start
-    from a learned vector for their kind alone. With `activations` nodes also get one for the function
-    that the network applies to them, with `global_feature` every layer a vector for the whole graph.
-    Without `positions` they do not know where they are (see `encoders.node_positions`).
+    What nodes and edges are, their kinds, is part of their features; edges without a parameter
+    start from a learned vector for their kind alone. With `activations` nodes also get one for the
+    function that the network applies to them, with `global_feature` every layer a vector for the
+    whole graph. Without `positions` they do not know where they are (see
+    `encoders.node_positions`).
 
-    d_out: None where only `states` is asked for. layers: the rounds. kernel: largest (height, width) of
-    a kernel on one edge.
+    d_out: None where only `states` is asked for. layers: the rounds. kernel: largest (height,
+    width) of a kernel on one edge.
 
     Shapes: `GraphValues` with d_in features -> `GraphValues` with d_out features.
     """
@@ -66,7 +75,9 @@ class GraphNetwork(nn.Module):
         super().__init__()
         self.width, self.kernel, self.has_positions = width, kernel, positions
         self.activations = nn.Embedding(len(ACTIVATIONS), width) if activations else None
-        self.globals = nn.ModuleList(GlobalFeature(width) for _ in layers) if global_feature else None
+        self.globals = (
+            nn.ModuleList(GlobalFeature(width) for _ in layers) if global_feature else None
+        )
         self.edge_encoder = SlotEncoder(d_in, width, kernel, EDGE_KINDS)
         self.node_encoder = SlotEncoder(d_in, width, kernel, BIAS_KINDS)
         self.node_kinds = nn.Embedding(len(NODE_KINDS), width)
@@ -127,17 +138,20 @@ class GraphNetwork(nn.Module):
     ) -> tuple[list[Tensor], EdgeStates]:
         """What the layers make of all nodes and edges.
 
-        extra: of every group what is added to its first states, (*batch, n, width), or None; may be ().
+        extra: of every group what is added to its first states, (*batch, n, width), or None;
+        may be ().
 
-        Returns (*batch, n, width) of every group, and the edges, of which only those are computed that
-        are asked for.
+        Returns (*batch, n, width) of every group, and the edges, of which only those are computed
+        that are asked for.
         """
         graph, maps = parts.graph, self._edge_maps(parts)
         nodes = self._encode_nodes(source, parts)
         for group, more in enumerate(extra):
             nodes[group] = nodes[group] if more is None else nodes[group] + more
         first = partial(self._encode_edges, source, maps)
-        edges = EdgeStates(parts.blocks, first, keep=are_kept(parts, self.width, self.position.weight))
+        edges = EdgeStates(
+            parts.blocks, first, keep=are_kept(parts, self.width, self.position.weight)
+        )
         count = 1 + max(graph.members, default=0)
         u = self.position.weight.new_zeros(*source.batch, count, self.width)
         for k, layer in enumerate(self.layers if parts.blocks else ()):
@@ -182,7 +196,8 @@ class GraphNetwork(nn.Module):
         edges: EdgeStates,
         graph: NeuralGraph,
     ) -> tuple[Tensor, list[Tensor]]:
-        """The vectors of the graphs after a layer, and nodes that saw them; edges see them in a step."""
+        """The vectors of the graphs after a layer, and nodes that saw them;
+        edges see them in a step."""
         members = graph.membership
         of_nodes = [(m, v.sum(-2), v.shape[-2]) for v, m in zip(nodes, members, strict=True)]
         of_edges = []
@@ -202,7 +217,11 @@ class GraphNetwork(nn.Module):
 
     def _encode_nodes(self, source: Source, parts: GraphParts) -> list[Tensor]:
         graph = parts.graph
-        places = parts.positions if self.has_positions else [torch.zeros_like(p) for p in parts.positions]
+        places = (
+            parts.positions
+            if self.has_positions
+            else [torch.zeros_like(p) for p in parts.positions]
+        )
         kinds = [self.node_kinds.weight[kind_code(g.kind, NODE_KINDS)] for g in graph.groups]
         nodes = [
             (self.position(p) + kind).expand(*source.batch, group.size, self.width)
@@ -250,8 +269,8 @@ class GraphNetwork(nn.Module):
 class _EndsOfBlocks:
     """What nodes bring to the edges of blocks.
 
-    make: finds it for some blocks. one_by_one: only of the block that was asked for last, as it takes
-    more memory than the nodes.
+    make: finds it for some blocks. one_by_one: only of the block that was asked for last, as it
+    takes more memory than the nodes.
     """
 
     def __init__(
@@ -278,7 +297,8 @@ def _messages(
     ends: Ends,
     arena: Arena | None,
 ) -> tuple[Reduced, Reduced]:
-    """What the messages of a block bring to its targets and to its sources. arena: where they are until then."""
+    """What the messages of a block bring to its targets and to its sources. arena:
+    where they are until then."""
     there: dict[tuple[int, int], Reduced] = {}
     back: dict[tuple[int, int], Reduced] = {}
     for i, part in enumerate(block.parts):

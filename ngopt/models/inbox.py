@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ngopt.models.messages import Incoming, Reduced
 
-# Bytes of a piece of an arena. The C library maps so much on its own, and gives it back when it is freed.
+# Bytes of a piece of an arena. The C library maps so much on its own,
+# and gives it back when it is freed.
 CHUNK = 1 << 25
 
 
@@ -45,8 +46,9 @@ class Arena:
 class Inbox:
     """Messages to the neurons of every group, from all blocks so far.
 
-    Those of blocks that reach a whole group are joined, in the places of the first ones; others stay
-    apart. arena: where they are kept; without one, as where autograd needs them, they stay where they are.
+    Those of blocks that reach a whole group are joined, in the places of the first ones; others
+    stay apart. arena: where they are kept; without one, as where autograd needs them,
+    they stay where they are.
     """
 
     def __init__(self, groups: int, arena: Arena | None):

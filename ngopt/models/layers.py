@@ -1,4 +1,5 @@
-"""One round of a graph network: messages between neurons, new nodes, new edges; and a global feature."""
+"""One round of a graph network: messages between neurons, new nodes, new edges;
+and a global feature."""
 
 from __future__ import annotations
 
@@ -59,8 +60,8 @@ def batch_inside(values: Tensor, axes: int) -> Tensor:
 class GraphLayer(nn.Module):
     """Base class of a round of messages along edges: new nodes and new edges, part by part.
 
-    target, source: linear maps, of what the nodes bring to the edges that they end; the last `width`
-        of their outputs are for new edges, the others for messages.
+    target, source: linear maps, of what the nodes bring to the edges that they end; the last
+        `width` of their outputs are for new edges, the others for messages.
 
     Shapes: nodes one (*batch, n, width) a group; edges (groups, n_target, n_source, tiles, *batch,
     width), of a part of a block.
@@ -78,7 +79,9 @@ class GraphLayer(nn.Module):
         """What the nodes bring to the new edges of every block."""
         return self._ends(nodes, blocks, slice(-self.width, None))
 
-    def _ends(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts], columns: slice) -> list[Ends]:
+    def _ends(
+        self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts], columns: slice
+    ) -> list[Ends]:
         found = []
         ends = {parts.block.target for parts in blocks}, {parts.block.source for parts in blocks}
         targets, sources = (
@@ -183,11 +186,14 @@ class PNALayer(GraphLayer):
 
     def _next(self, node: Tensor, totals: Sequence[Messages | None]) -> Tensor:
         """Some nodes after this layer, from what reaches them from both sides."""
-        update = self.update(torch.cat([node, *(self._aggregate(node, total) for total in totals)], dim=-1))
+        update = self.update(
+            torch.cat([node, *(self._aggregate(node, total) for total in totals)], dim=-1)
+        )
         return node + silu(self.norm(update))
 
     def _aggregate(self, node: Tensor, total: Messages | None) -> Tensor:
-        """All messages that reach some nodes -> (*batch, n, 8 width); zeros where there are none."""
+        """All messages that reach some nodes -> (*batch, n, 8 width);
+        zeros where there are none."""
         if total is None:
             columns = len(AGGREGATORS) * len(SCALERS) * self.width
             return node.new_zeros(*node.shape[:-1], columns)
@@ -213,10 +219,11 @@ def select_neurons(nodes: Tensor, index: Tensor | None) -> Tensor:
 
 
 class GlobalFeature(nn.Module):
-    """One vector for each whole graph, which all its nodes and edges see and feed (Lim et al. 2024, Eq. 3 to 5).
+    """One vector for each whole graph, which all its nodes and edges see and feed (Lim et al.
+    2024, Eq. 3 to 5).
 
-    u <- u + linear(silu(linear([u, mean of nodes, mean of edges]))); nodes and edges then get a linear
-    map of it each. `graph.members` says what belongs to which graph.
+    u <- u + linear(silu(linear([u, mean of nodes, mean of edges]))); nodes and edges then get a
+    linear map of it each. `graph.members` says what belongs to which graph.
 
     Shapes: u and the means (*batch, graphs, width).
     """
@@ -233,7 +240,8 @@ class GlobalFeature(nn.Module):
 
 
 def means_by_graph(sums: Sequence[tuple[int, Tensor, int]], u: Tensor) -> Tensor:
-    """Means by graph, (*batch, graphs, width), of (graph, sum, count); 0 where nothing is counted."""
+    """Means by graph, (*batch, graphs, width), of (graph, sum, count);
+    0 where nothing is counted."""
     found = []
     for k in range(u.shape[-2]):
         own = [(total, count) for graph, total, count in sums if graph == k]

@@ -1,4 +1,5 @@
-"""FF + LSTM: features of whole layers, passed from layer to layer by an LSTM (Kofinas et al. 2024, section 4.3).
+"""FF + LSTM: features of whole layers, passed from layer to layer by an LSTM (Kofinas et al.
+2024, section 4.3).
 
 A layer is what feeds one group of neurons: weights and biases. The LSTM runs through the depth of
 the network, not through time as that of Metz et al. 2020.
@@ -57,15 +58,19 @@ class LayerLSTM(GraphMetanet):
                 yield (block, part), _expanded(said[block.block.target], part.view.shape)
 
     def _along_depth(self, means: dict[int, Tensor], graph: NeuralGraph) -> dict[int, Tensor]:
-        """Mean features of layers (*batch, 14), by their group -> what the LSTM says (*batch, d_out).
+        """Mean features of layers (*batch, 14),
+        by their group -> what the LSTM says (*batch, d_out).
 
-        Layers side by side, which may be exchangeable, hear the same; those behind, their mean state.
+        Layers side by side, which may be exchangeable, hear the same; those behind,
+        their mean state.
         """
         found: dict[int, Tensor] = {}
         members = graph.membership
         places = {i: (members[i], graph.groups[i].depth) for i in means}
         states: dict[int, tuple[Tensor, Tensor]] = {}  # of every joined graph
-        for (member, _), level in groupby(sorted(means, key=places.__getitem__), places.__getitem__):
+        for (member, _), level in groupby(
+            sorted(means, key=places.__getitem__), places.__getitem__
+        ):
             before = states.get(member)
             after = {group: self.cell(means[group], before) for group in level}
             for group, (hidden, _) in after.items():
@@ -76,9 +81,11 @@ class LayerLSTM(GraphMetanet):
 
 
 class Cell(nn.Module):
-    """An LSTM's step (Hochreiter & Schmidhuber 1997), as `nn.LSTMCell`, which `torch.vmap` cannot map.
+    """An LSTM's step (Hochreiter & Schmidhuber 1997), as `nn.LSTMCell`,
+    which `torch.vmap` cannot map.
 
-    Shapes: inputs (*, d_in), and hidden and cell state (*, width) of before or None for zeros -> both.
+    Shapes: inputs (*, d_in), and hidden and cell state (*, width)
+    of before or None for zeros -> both.
     """
 
     def __init__(self, d_in: int, width: int):

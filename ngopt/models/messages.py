@@ -11,7 +11,8 @@ from torch import Tensor
 
 Axes = tuple[int, int]
 
-# Of messages (groups, n_target, n_source, tiles, *batch, width), what is reduced for the targets and the sources.
+# Of messages (groups, n_target, n_source, tiles, *batch, width),
+# what is reduced for the targets and the sources.
 TO_TARGETS: Axes = (2, 3)
 TO_SOURCES: Axes = (1, 3)
 
@@ -42,7 +43,8 @@ class Messages(NamedTuple):
 
     @classmethod
     def of(cls, degree: int, statistics: Sequence[Tensor]) -> Messages:
-        """Of so many messages to each neuron. statistics: mean and the others, with the batch inside."""
+        """Of so many messages to each neuron. statistics: mean and the others,
+        with the batch inside."""
         return cls(degree, *map(by_neuron, statistics))
 
     def joined(self, other: Messages) -> Messages:
@@ -73,12 +75,14 @@ class Messages(NamedTuple):
 
 
 def by_neuron(reduced: Tensor) -> Tensor:
-    """(groups, a, b, tiles, *batch, width), all but one of a, b and tiles 1 -> (*batch, n, width)."""
+    """(groups, a, b, tiles, *batch, width), all but one of a, b and tiles 1 -> (*batch,
+    n, width)."""
     return batch_outside(reduced).flatten(-5, -2)
 
 
 def batch_outside(edges: Tensor) -> Tensor:
-    """(groups, a, b, tiles, *batch, width) -> (*batch, groups, a, b, tiles, width), without a copy."""
+    """(groups, a, b, tiles, *batch, width) -> (*batch, groups, a, b, tiles, width),
+    without a copy."""
     batch = edges.dim() - 5
     return edges.movedim(list(range(4, 4 + batch)), list(range(batch))) if batch else edges
 
@@ -111,7 +115,9 @@ def gathered(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
     if all(part.index is None for part in parts):
         return reduce(Messages.joined, [part.messages for part in parts])
     n, one = node.shape[-2], node.new_ones(1, 1)
-    counts = [part.degree * spread(one.expand(part.mean.shape[-2], 1), index, n) for part, index in parts]
+    counts = [
+        part.degree * spread(one.expand(part.mean.shape[-2], 1), index, n) for part, index in parts
+    ]
     degree = torch.stack(counts).sum(0)
     shares = [count / degree.clamp(min=1) for count in counts]
     means = [spread(part.mean, index, n) for part, index in parts]

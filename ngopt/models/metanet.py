@@ -18,8 +18,8 @@ from ngopt.models.sources import FlatFeatures, Source
 class Metanet(nn.Module):
     """Base class. A subclass has a `name`, a frozen dataclass `Config`, and `updates`.
 
-    One that sees the graph also has `parts` and `context`: what the graph says of every parameter is
-    found first, part by part, and the updates then from it and the parameters' own features.
+    One that sees the graph also has `parts` and `context`: what the graph says of every parameter
+    is found first, part by part, and the updates then from it and the parameters' own features.
 
     config: an instance of `Config` with at least `nominal_step`, the step size in whose units the
         optimizer's weight decay is given.
@@ -46,7 +46,9 @@ class Metanet(nn.Module):
     def check(self, graph: NeuralGraph) -> None:
         """Raises ValueError for a graph that the metanet cannot read; most read all."""
 
-    def parts(self, graph: NeuralGraph, like: Tensor, limit: int | None = None) -> GraphParts | None:
+    def parts(
+        self, graph: NeuralGraph, like: Tensor, limit: int | None = None
+    ) -> GraphParts | None:
         """What the metanet derives from a graph; None if it does not see it. See `parts_of`."""
         return None
 
@@ -63,7 +65,8 @@ class Metanet(nn.Module):
         raise NotImplementedError
 
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
-        """Features (*batch, n, 14) of any elements, and their context (*batch, n, d) -> (*batch, n)."""
+        """Features (*batch, n, 14) of any elements, and their context (*batch, n, d)
+        -> (*batch, n)."""
         raise NotImplementedError
 
     def predictor(self, room: int) -> Predictor:
@@ -72,7 +75,8 @@ class Metanet(nn.Module):
         return Predictor(self.updates, self.d_context, room, like)
 
     def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
-        """All features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel)."""
+        """All features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch,
+        numel)."""
         parts = self.parts(graph, features)
         if parts is None:
             return self.updates(features, None)

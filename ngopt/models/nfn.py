@@ -1,4 +1,5 @@
-"""FF + NFN: neural functional layers of Zhou et al. 2023 (NP, their section 2 and appendix) on a chain of layers.
+"""FF + NFN: neural functional layers of Zhou et al. 2023 (NP, their section 2 and appendix)
+on a chain of layers.
 
 They are equivariant to permutations of the neurons of every layer, inputs and outputs among them,
 and have their own weights for every pair of layers, so that depth and kernel sizes are fixed. What
@@ -28,8 +29,9 @@ from ngopt.models.sources import Source
 
 @dataclass(frozen=True)
 class NFNConfig(GraphMetanetConfig):
-    """kernels: spatial shape of each layer's kernel, () of a linear layer's. width: channels between
-    NP layers. layers: of them, at least one. Others as in `GraphMetanetConfig`; `kernel` is not used.
+    """kernels: spatial shape of each layer's kernel, () of a linear layer's. width: channels
+    between NP layers. layers: of them, at least one. Others as in `GraphMetanetConfig`;
+    `kernel` is not used.
     """
 
     kernels: tuple[tuple[int, ...], ...] = ((3, 3), (3, 3), (3, 3), ())
@@ -38,14 +40,16 @@ class NFNConfig(GraphMetanetConfig):
 
 
 class NeuralFunctional(GraphMetanet):
-    """The metanet "nfn": features go through NP layers with ReLU; the FF sees them and their output.
+    """The metanet "nfn": features go through NP layers with ReLU;
+    the FF sees them and their output.
 
     Kernel positions are channels. Values that are not finite do not enter the means: they stay with
     the parameter they belong to.
 
     Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel).
 
-    A layer may lack its bias. `check` raises ValueError for graphs that are not a chain of such layers.
+    A layer may lack its bias. `check` raises ValueError for graphs that are not a chain of such
+    layers.
     """
 
     name = "nfn"
@@ -253,17 +257,22 @@ def _is_plain(bias: Bias) -> bool:
 
 
 def _first_state(source: Source, _: Tensor | None, block: BlockParts, part: Part) -> Tensor:
-    """Features of a part, kernel positions as channels: (*batch, 1, n_target, n_source, channels)."""
+    """Features of a part, kernel positions as channels: (*batch, 1, n_target,
+    n_source, channels)."""
     return source.edges(block, part).flatten(-2)
 
 
 def pooled(weights: EdgeStates, block: BlockParts, pool: Pool) -> tuple[Tensor, Tensor]:
-    """Of a weight over its sources, (*batch, n_target, d), and over its targets, (*batch, n_source, d)."""
+    """Of a weight over its sources, (*batch, n_target, d), and over its targets, (*batch,
+    n_source, d)."""
     rows: dict[int, Tensor] = {}
     columns: dict[int, Tensor] = {}
     for i, part in enumerate(block.parts):
         state = weights.of(block, i).squeeze(-4)
-        for kept, start, axis in ((rows, part.targets.start, -2), (columns, part.sources.start, -3)):
+        for kept, start, axis in (
+            (rows, part.targets.start, -2),
+            (columns, part.sources.start, -3),
+        ):
             own = state.sum(axis) if pool == "mean" else state.amax(axis)
             kept[start] = _joined(kept[start], own, pool) if start in kept else own
     _, targets, sources = block.block.shape

@@ -1,7 +1,7 @@
 """A neural graph in parts that fit a cache: what a metanet computes with at once.
 
-A part is some edges of one block: some of its groups, or some targets and some sources of one group.
-Everything here depends on the graph alone, and is made once for many steps.
+A part is some edges of one block: some of its groups, or some targets and some sources of one
+group. Everything here depends on the graph alone, and is made once for many steps.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Part(NamedTuple):
 class BlockParts:
     """A block with its parts.
 
-    number: among those of the weights, then of the constants. tiles: of an edge, see `kernel_tiles`.
+    number: among those of the weights, then of the constants. tiles: of an edge,
+    see `kernel_tiles`.
     target, source: the neurons that it names, (n,) int64; None for all of the group.
     """
 
@@ -57,8 +58,8 @@ class GraphParts:
     """A graph with what metanets derive from it, on one device.
 
     blocks: weights, then constants. bias_index: of every bias the neurons that it names, or None.
-    positions: see `node_positions`. activations: see `activation_codes`. uses: of every parameter how
-    often its elements are placed, 1 or (numel, 1) int16.
+    positions: see `node_positions`. activations: see `activation_codes`. uses: of every parameter
+    how often its elements are placed, 1 or (numel, 1) int16.
     """
 
     graph: NeuralGraph
@@ -86,8 +87,8 @@ def parts_of(
 ) -> GraphParts:
     """The parts of a graph.
 
-    kernel: of the metanet, see `kernel_tiles`. like: of its dtype and on its device. limit: edges in
-        a part, where a cut can make it so; None for whole blocks.
+    kernel: of the metanet, see `kernel_tiles`. like: of its dtype and on its device. limit: edges
+        in a part, where a cut can make it so; None for whole blocks.
     """
     blocks = (*graph.weights, *graph.constants)
     device = like.device

@@ -17,7 +17,8 @@ from ngopt.features import NUM_FEATURES
 class Predictor:
     """A metanet's `updates` of up to some number of elements at once.
 
-    updates: (n, 14) and context (n, d), None where d is 0, -> (n,). like: of the metanet's dtype, on its device.
+    updates: (n, 14) and context (n, d), None where d is 0, -> (n,). like:
+    of the metanet's dtype, on its device.
 
     inputs: features, then context, then a row of ones, (14 + d + 1, room).
     """
@@ -44,7 +45,8 @@ class Predictor:
         return self.inputs[:NUM_FEATURES, :n]
 
     def predicted(self, n: int, context: Tensor | None) -> Tensor:
-        """Updates from features that are there and a context, (n, d), -> (n,); good until the next call."""
+        """Updates from features that are there and a context, (n, d), -> (n,);
+        good until the next call."""
         if context is not None:
             self.inputs[NUM_FEATURES:-1, :n].copy_(context.mT)
         return self._computed(self.inputs[:, :n])
@@ -55,7 +57,8 @@ class Predictor:
 
 
 class MLPPredictor(Predictor):
-    """That of linear layers with ReLU in between, the last with two outputs: direction d and magnitude m.
+    """That of linear layers with ReLU in between, the last with two outputs:
+    direction d and magnitude m.
 
     The update is scales[0] * d * exp(scales[1] * m). Biases multiply rows of ones: a layer is one
     product, and one pass for its ReLU.
@@ -72,7 +75,9 @@ class MLPPredictor(Predictor):
         self._scales = like.new_tensor(scales).unsqueeze(-1)
         self.inputs, *self._hidden = [_rows(like, layer.in_features + 1, room) for layer in linears]
         self._out = _rows(like, 2, room)
-        self._weights = [like.new_empty(layer.out_features, layer.in_features + 1) for layer in linears]
+        self._weights = [
+            like.new_empty(layer.out_features, layer.in_features + 1) for layer in linears
+        ]
         self._copies = [x for weight in self._weights for x in (weight[:, :-1], weight[:, -1])]
         self.refresh()
 

@@ -1,4 +1,5 @@
-"""Features of parameters on a graph, read part by part: all at once in memory, or made when read."""
+"""Features of parameters on a graph, read part by part: all at once in memory,
+or made when read."""
 
 from __future__ import annotations
 

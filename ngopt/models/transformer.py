@@ -1,8 +1,9 @@
-"""NG-T: a relational transformer on the blocks of a neural graph (Kofinas et al. 2024, section 3; Diao & Loynd 2023).
+"""NG-T: a relational transformer on the blocks of a neural graph (Kofinas et al. 2024,
+section 3; Diao & Loynd 2023).
 
-Departures from the paper's description: neurons attend along the edges that exist, both ways, so that
-the cost is linear in the parameters, and to all neurons only in small networks; positions are those
-of `encoders.node_positions`.
+Departures from the paper's description: neurons attend along the edges that exist, both ways, so
+that the cost is linear in the parameters, and to all neurons only in small networks; positions are
+those of `encoders.node_positions`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class TransformerConfig(GraphMetanetConfig):
 class NeuralGraphTransformer(GraphMetanet):
     """The metanet "ng-t": features go through the transformer; the FF sees them and its output.
 
-    Values that are not finite do not enter the attention: they stay with the parameter they belong to.
+    Values that are not finite do not enter the attention:
+    they stay with the parameter they belong to.
 
     Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel).
     """
@@ -48,8 +50,13 @@ class NeuralGraphTransformer(GraphMetanet):
     def __init__(self, config: TransformerConfig | None = None):
         config = config or TransformerConfig()
         super().__init__(config)
-        layers = [RelationalLayer(config.width, config.heads, config.complete_up_to) for _ in range(config.layers)]
-        self.transformer = GraphNetwork(NUM_FEATURES, config.d_out, config.width, layers, config.kernel)
+        layers = [
+            RelationalLayer(config.width, config.heads, config.complete_up_to)
+            for _ in range(config.layers)
+        ]
+        self.transformer = GraphNetwork(
+            NUM_FEATURES, config.d_out, config.width, layers, config.kernel
+        )
 
     def pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
         return self.transformer.pieces(source, parts)

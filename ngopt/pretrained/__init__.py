@@ -1,4 +1,5 @@
-"""Weights files: safetensors whose metadata name base rule, metanet and cooldown, recipe and measured table.
+"""Weights files: safetensors whose metadata name base rule, metanet and cooldown,
+recipe and measured table.
 
 Reading one touches no network and unpickles nothing.
 """
@@ -44,14 +45,18 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
         got = metadata.get("format")
         raise ValueError(f"weights file '{path}': expected format '{FORMAT}'; got {got!r}")
     if not is_intact(metadata, tensors):
-        raise ValueError(f"weights file '{path}': its contents do not have the SHA-256 that it records")
+        raise ValueError(
+            f"weights file '{path}': its contents do not have the SHA-256 that it records"
+        )
     base = _build(path, "base rule", BASES, metadata["base"], metadata["base_config"])
     metanet = _build(path, "metanet", METANETS, metadata["metanet"], metadata["config"])
     if metanet is not None:
         try:
             metanet.load_state_dict(tensors)
         except RuntimeError as error:
-            raise ValueError(f"weights file '{path}': tensors do not fit its config: {error}") from None
+            raise ValueError(
+                f"weights file '{path}': tensors do not fit its config: {error}"
+            ) from None
         metanet.requires_grad_(False)
     cooldown = Cooldown(**json.loads(metadata["cooldown"])) if "cooldown" in metadata else None
     recipe, table = json.loads(metadata["recipe"]), json.loads(metadata["table"])
@@ -71,7 +76,8 @@ def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
 
 
 def weights_hash(learned: LearnedOptimizer) -> str:
-    """Identifies what computes: SHA-256 over base rule, metanet, their configs, cooldown and the tensors.
+    """Identifies what computes: SHA-256 over base rule, metanet, their configs,
+    cooldown and the tensors.
 
     Recipe and table, and the device and dtype that the metanet is in, make no difference.
     """
@@ -79,7 +85,8 @@ def weights_hash(learned: LearnedOptimizer) -> str:
 
 
 def _description(learned: LearnedOptimizer) -> dict[str, str]:
-    """Names and configs of base rule and metanet, and the cooldown where there is one, as the metadata have them."""
+    """Names and configs of base rule and metanet, and the cooldown where there is one,
+    as the metadata have them."""
     base, metanet, cooldown = learned.base, learned.metanet, learned.cooldown
     described = {
         "base": NONE if base is None else base.name,
@@ -87,12 +94,16 @@ def _description(learned: LearnedOptimizer) -> dict[str, str]:
         "metanet": NONE if metanet is None else metanet.name,
         "config": json.dumps({} if metanet is None else asdict(metanet.config)),
     }
-    return described if cooldown is None else {**described, "cooldown": json.dumps(asdict(cooldown))}
+    return (
+        described if cooldown is None else {**described, "cooldown": json.dumps(asdict(cooldown))}
+    )
 
 
 def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
     state = {} if learned.metanet is None else learned.metanet.state_dict()
-    return {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in state.items()}
+    return {
+        key: value.detach().to("cpu", torch.float32).contiguous() for key, value in state.items()
+    }
 
 
 def _resolve(weights: str | os.PathLike) -> Path:
@@ -103,7 +114,8 @@ def _resolve(weights: str | os.PathLike) -> Path:
         return path
     known = ", ".join(list_pretrained())
     raise ValueError(
-        f"weights '{os.fspath(weights)}': expected one of {known}, or an existing weights file; got neither"
+        f"weights '{os.fspath(weights)}': expected one of {known}, or an existing weights file; "
+        f"got neither"
     )
 
 

@@ -16,7 +16,10 @@ from tasks.models.graph_models import (
     NeuralGraphTransformer,
 )
 
-OURS = {model.name: (GraphModelConfig, model) for model in (NeuralGraphGNN, NeuralGraphTransformer, GraphMetanetwork)}
+OURS = {
+    model.name: (GraphModelConfig, model)
+    for model in (NeuralGraphGNN, NeuralGraphTransformer, GraphMetanetwork)
+}
 MODELS: dict[str, tuple[Any, Any]] = {**OURS, **BASELINES}
 """Configurations and models, by the models' names."""
 

@@ -1,4 +1,5 @@
-"""Random Fourier features of numbers (Tancik et al. 2020), through which values enter a graph network."""
+"""Random Fourier features of numbers (Tancik et al. 2020),
+through which values enter a graph network."""
 
 from __future__ import annotations
 

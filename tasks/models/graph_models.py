@@ -1,4 +1,5 @@
-"""Graph networks that read or edit networks: NG-GNN and NG-T (Kofinas et al. 2024), GMN (Lim et al. 2024).
+"""Graph networks that read or edit networks: NG-GNN and NG-T (Kofinas et al. 2024),
+GMN (Lim et al. 2024).
 
 Their layers are those of the learned optimizers; only what goes in and what comes out is another.
 """
@@ -64,7 +65,8 @@ class GraphModel(ParameterModel):
 
     A subclass has a `name` and says how one `layer` is made.
 
-    Shapes: a reader gives (b, d_out) of b networks, an editor (b, d_out, *shape) of every parameter.
+    Shapes: a reader gives (b, d_out) of b networks, an editor (b, d_out, *shape)
+    of every parameter.
     """
 
     can_edit = True
@@ -113,7 +115,9 @@ class GraphModel(ParameterModel):
             self.parts(architecture)  # made later, they would have steps compiled again
 
     def forward(self, stack: Stack) -> Tensor:
-        states, _ = self.network.states(self._source(stack), self.parts(stack.architecture), self._extra(stack))
+        states, _ = self.network.states(
+            self._source(stack), self.parts(stack.architecture), self._extra(stack)
+        )
         return self.head(self.pooling(states, self.parts(stack.architecture).graph))
 
     def updates(self, stack: Stack) -> list[Tensor]:
@@ -178,4 +182,6 @@ class GraphMetanetwork(GraphModel):
 
     def _probes(self, config: GraphModelConfig) -> None:
         if config.probes:
-            raise ValueError(f"gmn: probes: expected 0, as not all its nodes are neurons; got {config.probes}")
+            raise ValueError(
+                f"gmn: probes: expected 0, as not all its nodes are neurons; got {config.probes}"
+            )

@@ -14,7 +14,8 @@ from ngopt.graph import NeuralGraph
 class Pooling(nn.Module):
     """Means of nodes that several learned queries attend to, and the mean of the outputs.
 
-    A departure from the papers' concatenated output nodes, so that all depths and widths can be read.
+    A departure from the papers' concatenated output nodes,
+    so that all depths and widths can be read.
 
     Shapes: states (*batch, n, width), one a group -> (*batch, `size`).
     """

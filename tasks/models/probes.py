@@ -1,4 +1,5 @@
-"""What networks say of learned inputs, as features of their neurons (Kofinas et al. 2024, section 2.4)."""
+"""What networks say of learned inputs, as features of their neurons (Kofinas et al. 2024,
+section 2.4)."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ ROLES = ("input", "hidden", "output")
 
 
 class Probes(nn.Module):
-    """Inputs that are learned, the same for all networks; neurons get a code of what they say of them.
+    """Inputs that are learned, the same for all networks;
+    neurons get a code of what they say of them.
 
-    Neurons with the same role share their code's MLP (a departure from one linear map a layer, so that
-    other depths work). Of values in space, as a convolution's, neurons say mean and deviation.
+    Neurons with the same role share their code's MLP (a departure from one linear map a layer, so
+    that other depths work). Of values in space, as a convolution's, neurons say mean and deviation.
 
     inputs: (m, *), where the probes begin. hidden: width of the MLPs.
 
@@ -47,4 +49,6 @@ def statistics(values: Tensor) -> Tensor:
 
 
 def _mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(d_in, hidden), nn.SiLU(), nn.Linear(hidden, d_out), nn.LayerNorm(d_out))
+    return nn.Sequential(
+        nn.Linear(d_in, hidden), nn.SiLU(), nn.Linear(hidden, d_out), nn.LayerNorm(d_out)
+    )

@@ -11,7 +11,19 @@ from tasks.architectures import architecture_of
 def test_both_are_measured_on_the_same_graphs(tmp_path, monkeypatch):
     monkeypatch.setattr(graph_training, "SIREN", {"kind": "siren", "widths": [2, 3, 1]})
     path = tmp_path / "speed.json"
-    options = ["--copies", "2", "3", "--width", "4", "--rounds", "2", "--repeats", "1", "--output", str(path)]
+    options = [
+        "--copies",
+        "2",
+        "3",
+        "--width",
+        "4",
+        "--rounds",
+        "2",
+        "--repeats",
+        "1",
+        "--output",
+        str(path),
+    ]
     graph_training.main(options)
     records = json.loads(path.read_text())["records"]
     assert [record["copies"] for record in records] == [2, 3]

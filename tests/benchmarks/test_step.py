@@ -75,7 +75,11 @@ def test_kinds_of_operations(tmp_path, capsys):
     assert 0 < sum(least) == records["whole step"]["floor_ns"]
     assert all(records[kind]["ns"] > 0 for kind in ("matrix products", "elementwise", "whole step"))
     assert "the rest" in capsys.readouterr().out
-    names = {"aten::addmm": "matrix products", "aten::_foreach_lerp_": "elementwise", "NGOptimizer.step": "the rest"}
+    names = {
+        "aten::addmm": "matrix products",
+        "aten::_foreach_lerp_": "elementwise",
+        "NGOptimizer.step": "the rest",
+    }
     assert {name: step_profile._kind(name) for name in names} == names
 
 

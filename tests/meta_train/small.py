@@ -1,4 +1,5 @@
-"""Problems so small that a whole run takes milliseconds, and the names `load_problem` finds them by."""
+"""Problems so small that a whole run takes milliseconds,
+and the names `load_problem` finds them by."""
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +14,17 @@ SILENT = f"{__name__}:Silent"
 
 
 class Toy:
-    """Which of three outputs of a linear map is largest; a network with dropout and running statistics."""
+    """Which of three outputs of a linear map is largest;
+    a network with dropout and running statistics."""
 
     name = "toy"
     steps = 40
 
     def init(self, seed):
         with seeded(seed, 0):
-            return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+            return nn.Sequential(
+                nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
+            )
 
     def batch(self, seed, step):
         return self._examples(16, seed, 1, step)
@@ -34,7 +38,9 @@ class Toy:
         assert not model.training
         x, y = (part[:limit] for part in self._examples(200, {"validation": 7, "test": 8}[split]))
         logits = model(x)
-        return Metrics(F.cross_entropy(logits, y).item(), (logits.argmax(-1) == y).float().mean().item())
+        return Metrics(
+            F.cross_entropy(logits, y).item(), (logits.argmax(-1) == y).float().mean().item()
+        )
 
     def _examples(self, size, *key):
         with seeded(3):
@@ -45,7 +51,8 @@ class Toy:
 
 
 class Contrary(Toy):
-    """Test metrics are the opposite of validation metrics: the best on one is the worst on the other."""
+    """Test metrics are the opposite of validation metrics:
+    the best on one is the worst on the other."""
 
     name = "contrary"
 

@@ -18,7 +18,8 @@ def learned_from(metanet):
 
 
 def by_autograd(task, learned, steps, weight_decay, limit=float("inf"), horizon=None):
-    """The first-order meta-gradient through one autograd graph: what the optimizer sees is detached."""
+    """The first-order meta-gradient through one autograd graph:
+    what the optimizer sees is detached."""
     metanet, rule = learned.metanet, learned.bind(task.graph, horizon)
     inner, losses = task.start(rule), []
     hyper = task.hyper(weight_decay)
@@ -26,7 +27,8 @@ def by_autograd(task, learned, steps, weight_decay, limit=float("inf"), horizon=
         _, grads, buffers = task.gradient(inner)
         seen = [p.detach() for p in inner.params]
         after = apply_update(inner._replace(params=seen), grads, buffers, rule, hyper)
-        # the update as a function of what was seen, applied to parameters that carry the autograd graph
+        # the update as a function of what was seen,
+        # applied to parameters that carry the autograd graph
         contraction = 1 - rule.height(inner.step) * metanet.config.nominal_step * weight_decay
         learned = [a - contraction * s for a, s in zip(after.params, seen, strict=True)]
         params = [contraction * p + u for p, u in zip(inner.params, learned, strict=True)]
@@ -36,7 +38,10 @@ def by_autograd(task, learned, steps, weight_decay, limit=float("inf"), horizon=
     gradient = torch.autograd.grad(mean, list(metanet.parameters()), allow_unused=True)
     weights = metanet.parameters()
     return mean, torch.cat(
-        [torch.zeros_like(w).flatten() if g is None else g.flatten() for g, w in zip(gradient, weights, strict=True)]
+        [
+            torch.zeros_like(w).flatten() if g is None else g.flatten()
+            for g, w in zip(gradient, weights, strict=True)
+        ]
     )
 
 
@@ -72,7 +77,10 @@ def test_clamped_losses_have_no_gradient():
     torch.manual_seed(0)
     task, learned = Task(Regression(), seed=1), learned_from(FeedForward().double())
     free = TBPTT()
-    losses = [free.estimate(task, learned, free.start(task, learned), k)[0].meta_loss * k for k in range(1, 5)]
+    losses = [
+        free.estimate(task, learned, free.start(task, learned), k)[0].meta_loss * k
+        for k in range(1, 5)
+    ]
     single = [losses[0], *(b - a for a, b in pairwise(losses))]
     limit = sum(single) / 4  # some losses above, some below
     assert min(single) < limit < max(single)
@@ -90,7 +98,9 @@ def test_the_last_update_learns_too():
     assert found.meta_gradient.abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("estimator", [TBPTT(), SecondOrderTBPTT(), PES()], ids=["tbptt", "second order", "pes"])
+@pytest.mark.parametrize(
+    "estimator", [TBPTT(), SecondOrderTBPTT(), PES()], ids=["tbptt", "second order", "pes"]
+)
 def test_truncations_continue_the_inner_training(estimator):
     task, learned = Task(Regression(), seed=1), learned_from(RecoveredGradient())
     state = estimator.start(task, learned)
@@ -128,8 +138,12 @@ def test_pes_matches_the_gradient_of_a_smooth_meta_loss():
     task, learned = Task(Regression(), seed=1), learned_from(RecoveredGradient())
     estimate, state = PES(sigma=1e-5).estimate(task, learned, PES().start(task, learned), 1)
     noise = state.perturbation
-    _, gradient = by_autograd(task, learned, 1, 0.0)  # exact after one step, where nothing is detached
-    torch.testing.assert_close(estimate.meta_gradient, noise * (noise @ gradient) / 1e-10, rtol=1e-3, atol=1e-9)
+    _, gradient = by_autograd(
+        task, learned, 1, 0.0
+    )  # exact after one step, where nothing is detached
+    torch.testing.assert_close(
+        estimate.meta_gradient, noise * (noise @ gradient) / 1e-10, rtol=1e-3, atol=1e-9
+    )
 
 
 def test_second_order_is_the_derivative_of_the_mean_loss():
@@ -167,7 +181,9 @@ class TestImitation:
         values = []
         for sign in (1, -1):
             vector_to_parameters(theta + sign * 1e-5 * direction, metanet.parameters())
-            values.append(estimator.estimate(task, learned, estimator.start(task, learned), 3)[0].meta_loss)
+            values.append(
+                estimator.estimate(task, learned, estimator.start(task, learned), 3)[0].meta_loss
+            )
         expected = (values[0] - values[1]) / 2e-5
         assert abs(expected) > 1e-6
         assert (found.meta_gradient @ direction).item() == pytest.approx(expected, rel=1e-4)

@@ -30,7 +30,9 @@ def test_chosen_is_the_largest_k_within_one_standard_error(by_k, expected):
 def test_writes_table_picture_and_weights_and_resumes(tmp_path, capsys):
     torch.manual_seed(0)
     metanet = NeuralGraphGNN(GNNConfig(width=4, hidden=(4,)))
-    save_pretrained(LearnedOptimizer(metanet=metanet, recipe={"stages": []}), tmp_path / "start.safetensors")
+    save_pretrained(
+        LearnedOptimizer(metanet=metanet, recipe={"stages": []}), tmp_path / "start.safetensors"
+    )
     folder = tmp_path / "every"
     config = graph_every.Config(
         weights=str(tmp_path / "start.safetensors"),
@@ -50,7 +52,11 @@ def test_writes_table_picture_and_weights_and_resumes(tmp_path, capsys):
     before = sum(len(path.read_text().splitlines()) for path in (folder / "records").iterdir())
     graph_every.run(config)
     assert capsys.readouterr().out == first
-    assert sum(len(path.read_text().splitlines()) for path in (folder / "records").iterdir()) == before == 4
+    assert (
+        sum(len(path.read_text().splitlines()) for path in (folder / "records").iterdir())
+        == before
+        == 4
+    )
 
 
 def test_one_must_be_among_the_values():

@@ -79,7 +79,9 @@ def test_the_table_is_the_mean_and_deviation_of_the_records(config):
     made = runs_of(config)
     for row in board.rows:
         records = [
-            record for run, record in made.items() if run.optimizer == row.optimizer and run.phase == "evaluation"
+            record
+            for run, record in made.items()
+            if run.optimizer == row.optimizer and run.phase == "evaluation"
         ]
         accuracies = [100 * r["test"]["accuracy"] for r in records]
         losses = [r["test"]["loss"] for r in records]

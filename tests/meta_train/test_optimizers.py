@@ -28,10 +28,14 @@ def small_cnn():
 def test_muon_on_kernels_is_torchs_muon_on_matrices():
     torch.manual_seed(0)
     kernel, bias = nn.Parameter(torch.randn(4, 2, 3, 3)), nn.Parameter(torch.randn(4))
-    matrix, flat_bias = nn.Parameter(kernel.detach().flatten(1).clone()), nn.Parameter(bias.detach().clone())
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    flat_bias = nn.Parameter(bias.detach().clone())
     before, storage = kernel.detach().clone(), kernel.data_ptr()
     ours = MuonWithAdam([kernel, bias], lr=0.1)
-    theirs = [torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0), torch.optim.Adam([flat_bias], lr=0.1)]
+    theirs = [
+        torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0),
+        torch.optim.Adam([flat_bias], lr=0.1),
+    ]
     for lr in (0.1, 0.1, 0.03):
         kernel.grad, bias.grad = torch.randn_like(kernel), torch.randn_like(bias)
         matrix.grad, flat_bias.grad = kernel.grad.flatten(1).clone(), bias.grad.clone()
@@ -86,7 +90,9 @@ def test_cosine_schedule_by_hand(warmup):
         optimizer.step()
         scheduler.step()
     rest = 8 if warmup else 10
-    expected = ([0.25, 0.5] if warmup else []) + [0.25 * (1 + cos(pi * i / rest)) for i in range(rest)]
+    expected = ([0.25, 0.5] if warmup else []) + [
+        0.25 * (1 + cos(pi * i / rest)) for i in range(rest)
+    ]
     assert lrs == pytest.approx(expected)
     assert optimizer.param_groups[0]["lr"] == 0
 
@@ -113,7 +119,9 @@ def test_a_learned_optimizer_may_not_know_how_long_a_training_is(weights):
     both, _ = load_optimizer(f"{weights}:bfloat16:open").build(small_cnn(), None, 10)
     assert both.compute_dtype == torch.bfloat16
     assert both.param_groups[0]["total_steps"] is None
-    with pytest.raises(ValueError, match="'default:open': expected weights without a base rule; got 'soap'"):
+    with pytest.raises(
+        ValueError, match="'default:open': expected weights without a base rule; got 'soap'"
+    ):
         load_optimizer("default:open")
 
 
@@ -193,18 +201,26 @@ def test_learned_optimizers_are_found_by_path(weights):
     assert isinstance(optimizer, NGOptimizer)
     assert scheduler is None
     assert spec.lrs == ()
-    assert spec.weights == weights_hash(load_pretrained(weights)) == optimizer.param_groups[0]["weights"]
+    assert (
+        spec.weights
+        == weights_hash(load_pretrained(weights))
+        == optimizer.param_groups[0]["weights"]
+    )
     assert optimizer.param_groups[0]["lr"] == 1.0
     assert optimizer.param_groups[0]["total_steps"] == 10
 
 
 def test_an_unknown_name_is_told_what_is_known():
-    with pytest.raises(ValueError, match="optimizer 'adm': expected one of adam, adam-cosine, .*, default, ff"):
+    with pytest.raises(
+        ValueError, match="optimizer 'adm': expected one of adam, adam-cosine, .*, default, ff"
+    ):
         load_optimizer("adm")
 
 
 def test_a_baseline_needs_a_learning_rate():
-    with pytest.raises(ValueError, match=r"optimizer 'adam': expected a learning rate, such as 0\.001, 0\.003"):
+    with pytest.raises(
+        ValueError, match=r"optimizer 'adam': expected a learning rate, such as 0\.001, 0\.003"
+    ):
         load_optimizer("adam").build(small_cnn(), None, 10)
 
 

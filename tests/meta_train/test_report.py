@@ -50,7 +50,8 @@ def test_what_is_not_there_is_a_dash():
 
 def test_the_table_says_what_cifar_was_used_for():
     row = summarize([record(0.5, 0.1)], [record(0.5, 0.1)])
-    said = "c10-32: never used to choose a learned optimizer; baselines are tuned on its validation split."
+    said = "c10-32: never used to choose a learned optimizer; "
+    said += "baselines are tuned on its validation split."
     assert said in notes([replace(row, problem="c10-32")], "adam")
     assert said not in notes([row], "adam")
 

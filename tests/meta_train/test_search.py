@@ -22,8 +22,8 @@ def config(tmp_path, monkeypatch):
 
     monkeypatch.setattr(search, "suggested", short)
     return search.Config(
-        metanet="lstm", problems=(TOY,), truncation=4, most_outer_steps=12, gains=(0.5, 1.0), gain_seeds=1,
-        trials=2, folder=str(tmp_path / "search"),
+        metanet="lstm", problems=(TOY,), truncation=4, most_outer_steps=12, gains=(0.5, 1.0),
+        gain_seeds=1, trials=2, folder=str(tmp_path / "search"),
     )  # fmt: skip
 
 
@@ -31,7 +31,9 @@ def test_trials_are_kept_and_the_best_is_written(config, capsys):
     search.run(config)
     more = search.Config(**{**vars(config), "trials": 3})
     search.run(more)
-    lines = [json.loads(line) for line in Path(config.folder, "trials.json").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in Path(config.folder, "trials.json").read_text().splitlines()
+    ]
     assert [line["trial"] for line in lines] == [0, 1, 2]
     assert len({line["numbers"]["lr"] for line in lines}) == 3
     best = max(lines, key=lambda line: line["score"])

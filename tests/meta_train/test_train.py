@@ -46,7 +46,9 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     real_step, done = broken.step, []
 
     def step():
-        if len(done) == 5:  # after the checkpoint of outer step 4, in the middle of an optimizee's life
+        if (
+            len(done) == 5
+        ):  # after the checkpoint of outer step 4, in the middle of an optimizee's life
             raise Interrupted
         done.append(None)
         return real_step()
@@ -72,11 +74,20 @@ class TestRanks:
 
     @pytest.mark.parametrize("estimator", ["tbptt", "pes"])
     def test_their_number_changes_nothing_and_any_number_resumes(self, tmp_path, estimator):
-        settings = {"estimator": estimator, "optimizees": 3, "outer_steps": 4, "validation_seeds": 2}
+        settings = {
+            "estimator": estimator,
+            "optimizees": 3,
+            "outer_steps": 4,
+            "validation_seeds": 2,
+        }
         names = {"one": (1, 1), "two then one": (2, 1), "one then two": (1, 2)}
         for name, some in names.items():
             for steps, processes in zip((2, 4), some, strict=True):
-                train.run(config(tmp_path / name, **{**settings, "outer_steps": steps}, processes=processes))
+                train.run(
+                    config(
+                        tmp_path / name, **{**settings, "outer_steps": steps}, processes=processes
+                    )
+                )
         found = {name: weights_of(tmp_path / name) for name in names}
         for name, weights in found.items():
             assert all(torch.equal(a, b) for a, b in zip(weights, found["one"], strict=True)), name
@@ -84,7 +95,16 @@ class TestRanks:
         assert len(logs) == 1
 
     def test_torchrun_starts_them_too(self, tmp_path):
-        arguments = ["--problems", TOY, "--outer-steps", "2", "--optimizees", "2", "--horizon", "12"]
+        arguments = [
+            "--problems",
+            TOY,
+            "--outer-steps",
+            "2",
+            "--optimizees",
+            "2",
+            "--horizon",
+            "12",
+        ]
         arguments += ["--truncation", "3", "--warmup", "2", "--validate-every", "2"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
         folder = ["--folder", str(tmp_path / "two")]
@@ -94,15 +114,21 @@ class TestRanks:
         assert all(torch.equal(a, b) for a, b in rows)
 
     def test_a_rank_that_dies_ends_the_run_with_a_message(self, tmp_path):
-        settings = config(tmp_path, problems=("tests.meta_train.by_hand:Deadly",), processes=2, outer_steps=50)
-        with pytest.raises(RankLost, match=r"rank \d ended with exit code .* stands at outer step 12, and the same"):
+        settings = config(
+            tmp_path, problems=("tests.meta_train.by_hand:Deadly",), processes=2, outer_steps=50
+        )
+        with pytest.raises(
+            RankLost, match=r"rank \d ended with exit code .* stands at outer step 12, and the same"
+        ):
             train.run(settings)
         assert torch.load(tmp_path / "checkpoint.pt", weights_only=False)["outer_step"] == 12
 
     def test_what_a_rank_raises_is_told(self, tmp_path):
         settings = config(tmp_path, outer_steps=2)
         train.run(settings)
-        with pytest.raises(RankLost, match=r"rank \d ended with ValueError: checkpoint .* lr = 0.001, got 0.5"):
+        with pytest.raises(
+            RankLost, match=r"rank \d ended with ValueError: checkpoint .* lr = 0.001, got 0.5"
+        ):
             train.run(replace(settings, lr=0.5, processes=2))
 
 
@@ -143,19 +169,30 @@ def test_every_estimator_trains(tmp_path, estimator):
     trainer = MetaTrainer(config(tmp_path, estimator=estimator, outer_steps=2, scaling=10.0))
     before = [p.detach().clone() for p in trainer.metanet.parameters()]
     trainer.run()
-    assert any(not torch.equal(p, q) for p, q in zip(before, trainer.metanet.parameters(), strict=True))
+    assert any(
+        not torch.equal(p, q) for p, q in zip(before, trainer.metanet.parameters(), strict=True)
+    )
     assert all(p.isfinite().all() for p in trainer.metanet.parameters())
 
 
 def test_meta_training_learns(tmp_path):
     settings = config(
-        tmp_path, outer_steps=60, optimizees=2, horizon=20, truncation=10, validate_every=20, lr=3e-3, warmup=5
+        tmp_path,
+        outer_steps=60,
+        optimizees=2,
+        horizon=20,
+        truncation=10,
+        validate_every=20,
+        lr=3e-3,
+        warmup=5,
     )
     trainer = MetaTrainer(settings)
     untrained = trainer.validate()
     trainer.best = float("inf")
     trainer.run()
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()
+    ]
     assert min(losses[1:]) < 0.7 * untrained.loss
 
 
@@ -171,7 +208,9 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["horizon"] == 12
     assert any(path.name.startswith("events.") for path in tmp_path.iterdir())
     # weights go into the next stage, those of an FF as the head of an NG-GNN that predicts the same
-    second = MetaTrainer(config(tmp_path / "2", metanet="ng-gnn", init_from=str(tmp_path / "best.safetensors")))
+    second = MetaTrainer(
+        config(tmp_path / "2", metanet="ng-gnn", init_from=str(tmp_path / "best.safetensors"))
+    )
     assert len(second.recipe()["stages"]) == 2
     torch.manual_seed(0)
     features = torch.randn(26, 14)
@@ -231,7 +270,9 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
 def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, capsys):
     MetaTrainer(config(tmp_path)).run()
     weights, output = str(tmp_path / "best.safetensors"), str(tmp_path / "cool.safetensors")
-    settings = sweep.Config(weights, output, problems=(TOY,), gains=(0, 3), cooldowns=(0.3, 1), seeds=1, steps=10)
+    settings = sweep.Config(
+        weights, output, problems=(TOY,), gains=(0, 3), cooldowns=(0.3, 1), seeds=1, steps=10
+    )
     found = sweep.search(settings)
     assert list(found.means) == [(0, 0.3), (3, 0.3), (0, 1), (3, 1)]
     best = max(found.means, key=lambda scale: found.means[scale].accuracy)
@@ -245,13 +286,19 @@ def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, 
 
 class TestErrors:
     def test_names(self, tmp_path):
-        with pytest.raises(ValueError, match="metanet 'adam': expected one of ff, lstm, nfn, ng-gnn, ng-t"):
+        with pytest.raises(
+            ValueError, match="metanet 'adam': expected one of ff, lstm, nfn, ng-gnn, ng-t"
+        ):
             MetaTrainer(config(tmp_path, metanet="adam"))
-        with pytest.raises(ValueError, match="problem 'fm-17': expected one of fm-16, fm-8, mlp-fm28"):
+        with pytest.raises(
+            ValueError, match="problem 'fm-17': expected one of fm-16, fm-8, mlp-fm28"
+        ):
             MetaTrainer(config(tmp_path, problems=("fm-17",)))
         with pytest.raises(ValueError, match=r"problem 'no.module:make'.*no"):
             load_problem("no.module:make")
-        with pytest.raises(ValueError, match="estimator 'rl': expected one of tbptt, tbptt-2, pes, es, imitation"):
+        with pytest.raises(
+            ValueError, match="estimator 'rl': expected one of tbptt, tbptt-2, pes, es, imitation"
+        ):
             MetaTrainer(config(tmp_path, estimator="rl"))
 
     def test_weights_of_another_metanet(self, tmp_path):
@@ -282,7 +329,11 @@ def test_overrides_reach_the_metanet(tmp_path):
     assert isinstance(trainer.metanet, FeedForward)
     assert trainer.metanet.head.output_scale == 0.5
     assert trainer.metanet.config.hidden == (8, 8)
-    wide = MetaTrainer(config(tmp_path, metanet="ng-t", init_from="ff", metanet_config={"width": 16, "layers": 1}))
+    wide = MetaTrainer(
+        config(tmp_path, metanet="ng-t", init_from="ff", metanet_config={"width": 16, "layers": 1})
+    )
     assert (wide.metanet.config.width, len(wide.metanet.transformer.layers)) == (16, 1)
-    with pytest.raises(ValueError, match="metanet_config: expected some of hidden, output_scale.*; got 'heads'"):
+    with pytest.raises(
+        ValueError, match="metanet_config: expected some of hidden, output_scale.*; got 'heads'"
+    ):
         MetaTrainer(config(tmp_path, metanet_config={"heads": 2}))

@@ -22,7 +22,9 @@ STEPS = 4
 def meta_gradient(task, metanet, steps=STEPS):
     rule = MetanetRule(metanet, task.graph)
     _, losses = unroll(task, task.start(rule), rule, steps, task.hyper(), create_graph=True)
-    return losses, torch.autograd.grad(losses.sum(), list(metanet.parameters()), materialize_grads=True)
+    return losses, torch.autograd.grad(
+        losses.sum(), list(metanet.parameters()), materialize_grads=True
+    )
 
 
 def test_second_order_unroll_equals_higher():
@@ -32,7 +34,10 @@ def test_second_order_unroll_equals_higher():
     lr = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     model = task.problem.init(3)
     inner = torch.optim.SGD(model.parameters(), lr=0.3)
-    with higher.innerloop_ctx(model, inner, override={"lr": [lr]}, copy_initial_weights=True) as (fmodel, optimizer):
+    with higher.innerloop_ctx(model, inner, override={"lr": [lr]}, copy_initial_weights=True) as (
+        fmodel,
+        optimizer,
+    ):
         expected = []
         for step in range(STEPS):
             loss = task.problem.loss(fmodel, task.problem.batch(3, step))
@@ -146,9 +151,14 @@ def test_a_scaled_task_is_the_same_network_in_other_units():
     plain, scaled = (Task(Regression(), seed=3, scaling=scaling) for scaling in (1.0, 1e3))
     learned = LearnedOptimizer(metanet=RecoveredGradient())
     starts = [task.start(learned.bind(task.graph)) for task in (plain, scaled)]
-    losses = [task.loss(start.params, start.buffers, 0)[0] for task, start in zip((plain, scaled), starts, strict=True)]
+    losses = [
+        task.loss(start.params, start.buffers, 0)[0]
+        for task, start in zip((plain, scaled), starts, strict=True)
+    ]
     torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
-    factors = [(p / q).median().item() for p, q in zip(starts[0].params, starts[1].params, strict=True)]
+    factors = [
+        (p / q).median().item() for p, q in zip(starts[0].params, starts[1].params, strict=True)
+    ]
     assert len({round(factor, 9) for factor in factors}) == len(factors)
     assert all(1e-3 <= factor <= 1e3 for factor in factors)
     # gradients are in these units too, and so is what is evaluated

@@ -16,8 +16,11 @@ from ngopt.models.layers import STD_EPSILON, PNALayer
 KERNEL = 3
 
 
-def cut(features: Tensor, slot_shape: tuple[int, ...]) -> list[tuple[Tensor, list[tuple[int, int]]]]:
-    """Pads an edge's features (slots, d) into 3x3 planes: [(plane (9, d), [(slot, position), ...])]."""
+def cut(
+    features: Tensor, slot_shape: tuple[int, ...]
+) -> list[tuple[Tensor, list[tuple[int, int]]]]:
+    """Pads an edge's features (slots, d) into 3x3 planes: [(plane (9, d), [(slot,
+    position), ...])]."""
     if len(slot_shape) < 2:  # a run of at most nine slots, centred
         runs = list(range(features.shape[0]))
         pieces = [runs[i : i + 9] for i in range(0, len(runs), 9)]
@@ -30,7 +33,11 @@ def cut(features: Tensor, slot_shape: tuple[int, ...]) -> list[tuple[Tensor, lis
                 h, w = min(KERNEL, height - top), min(KERNEL, width - left)
                 y0, x0 = (KERNEL - h) // 2, (KERNEL - w) // 2
                 places.append(
-                    [((top + y) * width + left + x, (y0 + y) * KERNEL + x0 + x) for y in range(h) for x in range(w)]
+                    [
+                        ((top + y) * width + left + x, (y0 + y) * KERNEL + x0 + x)
+                        for y in range(h)
+                        for x in range(w)
+                    ]
                 )
     planes = []
     for place in places:
@@ -63,10 +70,20 @@ def run(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph) -> GraphValu
             for plane, place in cut(value[g, i, j], block.slot_shape):
                 scale, shift = gnn.edge_encoder.film(block.kind)
                 state = scale * (weight @ plane.flatten() + gnn.edge_encoder.bias) + shift
-                edges.append((starts[block.source] + source, starts[block.target] + target, state, (b, g, i, j, place)))
+                edges.append(
+                    (
+                        starts[block.source] + source,
+                        starts[block.target] + target,
+                        state,
+                        (b, g, i, j, place),
+                    )
+                )
     for block in graph.constants:
         state = gnn.edge_encoder.film.shifts[EDGE_KINDS.index(block.kind)]
-        edges += [(starts[block.source] + s, starts[block.target] + t, state, None) for _, s, t in ends(graph, block)]
+        edges += [
+            (starts[block.source] + s, starts[block.target] + t, state, None)
+            for _, s, t in ends(graph, block)
+        ]
     for layer in gnn.layers:
         nodes, edges = step(layer, nodes, edges)
     return decode(gnn, values, graph, nodes, edges, starts)
@@ -98,7 +115,9 @@ def step(layer: PNALayer, nodes: list[Tensor], edges: list) -> tuple[list[Tensor
         new_edges.append((source, target, e + layer.edge_out(hidden * hidden.sigmoid()), where))
     new_nodes = []
     for v, there, back in zip(nodes, incoming, outgoing, strict=True):
-        h = layer.norm(layer.update(torch.cat([v, aggregate(layer, v, there), aggregate(layer, v, back)])))
+        h = layer.norm(
+            layer.update(torch.cat([v, aggregate(layer, v, there), aggregate(layer, v, back)]))
+        )
         new_nodes.append(v + h * h.sigmoid())
     return new_nodes, new_edges
 
@@ -113,7 +132,9 @@ def aggregate(layer: PNALayer, node: Tensor, messages: list[Tensor]) -> Tensor:
     return torch.cat([four, four * (log(len(messages) + 1) / layer.log_degree)])
 
 
-def decode(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph, nodes, edges, starts) -> GraphValues:
+def decode(
+    gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph, nodes, edges, starts
+) -> GraphValues:
     d_out = gnn.edge_decoder.d_out
 
     def decoded(decoder, kind, state):
@@ -126,11 +147,15 @@ def decode(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph, nodes, ed
         if where is not None:
             b, g, i, j, place = where
             for slot, position in place:
-                out[b][g, i, j, slot] = decoded(gnn.edge_decoder, graph.weights[b].kind, e)[position]
+                out[b][g, i, j, slot] = decoded(gnn.edge_decoder, graph.weights[b].kind, e)[
+                    position
+                ]
     biases = [b.new_zeros(*b.shape[:2], d_out) for b in values.biases]
     for bias, value, result in zip(graph.biases, values.biases, biases, strict=True):
         for k, n in enumerate(bias.index or range(len(value))):
             for _, place in cut(value[k], bias.slot_shape):
                 for slot, position in place:
-                    result[k, slot] = decoded(gnn.node_decoder, bias.kind, nodes[starts[bias.group] + n])[position]
+                    result[k, slot] = decoded(
+                        gnn.node_decoder, bias.kind, nodes[starts[bias.group] + n]
+                    )[position]
     return GraphValues(tuple(biases), tuple(out))

@@ -1,4 +1,5 @@
-"""The canonical form computes the same function, and is the same for all networks that differ by symmetries."""
+"""The canonical form computes the same function,
+and is the same for all networks that differ by symmetries."""
 
 from itertools import pairwise
 
@@ -70,7 +71,8 @@ def test_what_all_functions_of_a_neuron_allow_together(function, expected):
 
 def test_of_several_biases_of_a_sine_neuron_one_is_moved():
     torch.manual_seed(0)
-    model, inputs = Between(lambda x: torch.sin(FREQUENCY * x)).double(), torch.randn(4, 3, dtype=torch.float64)
+    model = Between(lambda x: torch.sin(FREQUENCY * x)).double()
+    inputs = torch.randn(4, 3, dtype=torch.float64)
     graph = build_graph(model, inputs)
     params = [p.detach() for p in model.parameters()]
     found, _ = canonical(graph, params, FREQUENCY)
@@ -96,13 +98,16 @@ def outputs(model, params, inputs):
 
 
 def changed(graph, model, generator):
-    """Parameters of another network with the same function, changed layer by layer as symmetries allow."""
+    """Parameters of another network with the same function,
+    changed layer by layer as symmetries allow."""
     values = {name: p.detach().clone() for name, p in model.named_parameters()}
     names = [name.removesuffix(".weight") for name in values if name.endswith("weight")]
     layers = dict(model.named_modules())
     for own, following in pairwise(names):
         n = len(values[f"{own}.weight"])
-        kind = graph.groups[next(g for g, group in enumerate(graph.groups) if group.name.startswith(own))].activation
+        kind = graph.groups[
+            next(g for g, group in enumerate(graph.groups) if group.name.startswith(own))
+        ].activation
         signs = 2.0 * torch.randint(2, (n,), generator=generator) - 1
         inward = outward = signs.double()
         if kind in ("relu", "leaky_relu"):
@@ -118,7 +123,9 @@ def changed(graph, model, generator):
         repeats = weight[0].numel() * getattr(layers[following], "groups", 1) // n
         if isinstance(layers[following], nn.Conv2d):
             parts = outward.view(layers[following].groups, 1, -1, 1, 1)
-            weight.copy_((weight.unflatten(0, (layers[following].groups, -1)) * parts).flatten(0, 1))
+            weight.copy_(
+                (weight.unflatten(0, (layers[following].groups, -1)) * parts).flatten(0, 1)
+            )
         else:
             weight *= outward.repeat_interleave(repeats)
     return list(values.values())
@@ -142,7 +149,11 @@ def test_networks_of_the_same_function_have_one_form(case):
     params = [p.detach() for p in model.parameters()]
     other = changed(graph, model, torch.Generator().manual_seed(1))
     torch.testing.assert_close(outputs(model, other, inputs), model(inputs), rtol=1e-9, atol=1e-11)
-    for a, b in zip(canonical(graph, params, FREQUENCY).params, canonical(graph, other, FREQUENCY).params, strict=True):
+    for a, b in zip(
+        canonical(graph, params, FREQUENCY).params,
+        canonical(graph, other, FREQUENCY).params,
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 

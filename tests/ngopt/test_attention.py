@@ -35,7 +35,9 @@ def test_nodes_equal_a_softmax_over_a_list_of_edges(name, complete):
     edges = [torch.randn(*own.block.shape, own.tiles, WIDTH).double() for own in parts.blocks]
     layer = RelationalLayer(WIDTH, HEADS, complete_up_to=1000 if complete else 0).double()
     network = GraphNetwork(3, 2, WIDTH, [layer], (9, 9)).double()
-    states = EdgeStates(parts.blocks, lambda _, block, part: part.of(edges[block.number]), keep=True)
+    states = EdgeStates(
+        parts.blocks, lambda _, block, part: part.of(edges[block.number]), keep=True
+    )
     found = network._round(layer, nodes, states, graph)
     expected = by_hand(layer, graph, nodes, edges, complete)
     torch.testing.assert_close(torch.cat(found), torch.stack(expected), rtol=1e-10, atol=1e-10)
@@ -49,7 +51,8 @@ def by_hand(layer, graph, nodes, edges, complete):
     for block, state in zip((*graph.weights, *graph.constants), edges, strict=True):
         for place, source, target in ends(graph, block):
             i, j = starts[block.target] + target, starts[block.source] + source
-            of_target, of_source = layer.target(states[i]).chunk(4), layer.source(states[j]).chunk(4)
+            of_target = layer.target(states[i]).chunk(4)
+            of_source = layer.source(states[j]).chunk(4)
             for edge in state[place]:
                 terms = layer.edge_terms(edge).chunk(8)
                 query, key, value = of_target[0], of_source[0], of_source[1]
@@ -86,7 +89,10 @@ def test_what_was_seen_in_pieces_is_what_was_seen_at_once():
     logits = 30 * torch.randn(1, 3, 8, 1, 2, dtype=torch.float64)
     values = torch.randn(1, 3, 8, 1, 6, dtype=torch.float64)
     whole = Attended.of(logits, values, (-3, -2))
-    pieces = [Attended.of(a, b, (-3, -2)) for a, b in zip(logits.split(3, 2), values.split(3, 2), strict=True)]
+    pieces = [
+        Attended.of(a, b, (-3, -2))
+        for a, b in zip(logits.split(3, 2), values.split(3, 2), strict=True)
+    ]
     found = pieces[0].joined(pieces[1]).joined(pieces[2])
     torch.testing.assert_close(found.mean(), whole.mean(), rtol=1e-12, atol=1e-12)
 

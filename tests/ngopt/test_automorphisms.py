@@ -1,4 +1,5 @@
-"""All symmetries of graphs: each is one of the network and of metanets, and there are as many as counted by hand."""
+"""All symmetries of graphs: each is one of the network and of metanets,
+and there are as many as counted by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ from torch import Tensor, nn
 
 from ngopt import build_graph
 from tests.automorphisms import automorphisms, count_automorphisms
-from tests.equivariance import assert_function_respects, assert_metanet_respects, permute, randomised
+from tests.equivariance import (
+    assert_function_respects,
+    assert_metanet_respects,
+    permute,
+    randomised,
+)
 from tests.networks import mlp
 from tests.zoo import (
     GPT,
@@ -76,10 +82,14 @@ def test_elements_go_with_their_neurons(name):
     params = randomised(model)
     for symmetry in automorphisms(graph)[:10]:
         permuted = permute(graph, params, symmetry.permutations(graph))
-        assert all(torch.equal(a, b) for a, b in zip(permuted, symmetry.move(graph, params), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(permuted, symmetry.move(graph, params), strict=True)
+        )
 
 
-@pytest.mark.parametrize(("name", "kind"), [("attention", "head"), ("gpt", "head"), ("group norm", "group")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("attention", "head"), ("gpt", "head"), ("group norm", "group")]
+)
 def test_heads_and_groups_are_exchanged_as_wholes(name, kind):
     graph = zoo_graph(name)
     numbers = {i for i, group in enumerate(graph.groups) if group.kind == kind}
@@ -96,7 +106,8 @@ class Chain(nn.Module):
         super().__init__()
         self.stem, self.out = nn.Linear(2, width), nn.Linear(width, 1)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)) for _ in range(2)
+            nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+            for _ in range(2)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,14 +118,20 @@ class Chain(nn.Module):
 
 
 class FewKeys(nn.Module):
-    """Four heads of queries share two of keys and values, each of two neurons (Ainslie et al. 2023)."""
+    """Four heads of queries share two of keys and values,
+    each of two neurons (Ainslie et al. 2023)."""
 
     def __init__(self):
         super().__init__()
-        self.q, self.k, self.v, self.out = nn.Linear(2, 8), nn.Linear(2, 4), nn.Linear(2, 4), nn.Linear(8, 1)
+        self.q = nn.Linear(2, 8)
+        self.k = nn.Linear(2, 4)
+        self.v = nn.Linear(2, 4)
+        self.out = nn.Linear(8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (-1, 2)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (
+            layer(x).unflatten(-1, (-1, 2)).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
         k, v = (y.repeat_interleave(2, 1) for y in (k, v))
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
@@ -124,7 +141,9 @@ class Cosine(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.rows, self.last = nn.Linear(2, 4), nn.Parameter(torch.randn(3, 4)), nn.Linear(3, 1)
+        self.first = nn.Linear(2, 4)
+        self.rows = nn.Parameter(torch.randn(3, 4))
+        self.last = nn.Linear(3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.linear(F.normalize(self.first(x), dim=-1), F.normalize(self.rows, dim=-1))
@@ -148,9 +167,15 @@ BATCH_NORM = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.
 GROUP_NORM = nn.Sequential(nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, 1))
 GROUPED = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 1, 1))
 SEPARABLE = nn.Sequential(
-    nn.Conv2d(2, 3, 1), nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1)
+    nn.Conv2d(2, 3, 1),
+    nn.Conv2d(3, 3, 3, groups=3),
+    nn.Conv2d(3, 4, 1),
+    nn.ReLU(),
+    nn.Conv2d(4, 1, 1),
 )
-FLATTENED = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4), nn.Tanh(), nn.Linear(4, 1))
+FLATTENED = nn.Sequential(
+    nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4), nn.Tanh(), nn.Linear(4, 1)
+)
 HEADS = nn.Sequential(nn.Linear(3, 4), Attention(4, 2, fused=False))
 SHARED_KEYS = nn.Sequential(nn.Linear(3, 2), FewKeys())
 PAIR = (torch.randint(5, (2, 4)), torch.randint(5, (2, 3)))
@@ -183,7 +208,8 @@ COUNTS = {
     "repeated": (Repeated(), torch.randn(2, 3), 24 * 120),
     # stem; queries with keys, and values, in each head; the heads
     "heads": (HEADS, SEQUENCE, 24 * (2 * 2) ** 2 * 2),
-    # stem; for each head of keys: queries and keys, values, its two heads of queries; the heads of keys
+    # stem; for each head of keys: queries and keys, values, its two heads of queries;
+    # the heads of keys
     "few keys": (SHARED_KEYS, SEQUENCE, 2 * (2 * 2 * 2) ** 2 * 2),
     # the stream, tied from the embedding to the output; heads as above; the hidden layer
     "gpt": (GPT(3, 4, 2, 3, 1), TOKENS, 24 * (2 * 2) ** 2 * 2 * factorial(16)),
@@ -191,7 +217,8 @@ COUNTS = {
     "windows": (Windows(), IMAGES, 24 * (2 * 2) ** 2 * 2 * 720),
     # one stream by the embedding; three attentions of two heads of three; two hidden layers
     "translation": (Translation(), PAIR, 720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2),
-    # the stream of the latents, that of the inputs; two attentions of two heads of three; what is hidden
+    # the stream of the latents, that of the inputs; two attentions of two heads of three;
+    # what is hidden
     "perceiver": (Perceiver(), SEQUENCE, 720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120),
     # cells, whose gates are slots
     "gru": (Recurrent(nn.GRU), SEQUENCE, 24),
@@ -208,7 +235,8 @@ COUNTS = {
     "sinusoidal": (Sinusoidal(), torch.randn(2, 5, 3), (2 * 2) ** 2),
     # values in each head, the heads; queries and keys turn in different pairs
     "rotary": (Rotary(), SEQUENCE, 24**2 * 2),
-    # the two neurons behind one activation, the four behind the other; a mask tells all others apart
+    # the two neurons behind one activation, the four behind the other;
+    # a mask tells all others apart
     "parts": (Parts(), torch.randn(2, 3), 2 * 24),
     # rows, maps, the computed weight
     "normalised": (Normalised(), SEQUENCE, 120 * 24 * 24),

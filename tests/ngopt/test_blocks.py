@@ -29,7 +29,10 @@ def found_blocks(sources, targets, shape, slot_shape=(), constant=False):
     g, t, s = shape
     full = (*shape, *slot_shape)
     layout = torch.empty(OFFSET + prod(full), device="meta")[OFFSET:].view(full)
-    sources, targets = 1 + torch.tensor(sources).reshape(g, 1, s), 1 + torch.tensor(targets).reshape(g, t, 1)
+    sources, targets = (
+        1 + torch.tensor(sources).reshape(g, 1, s),
+        1 + torch.tensor(targets).reshape(g, t, 1),
+    )
     edges = Edges(None if constant else Elements(0, layout), sources, targets, "weight", ())
     return list(blocks_of(edges, nodes_of_one_group()))
 
@@ -66,8 +69,20 @@ BLOCKS = {
     "whole groups": ([0, 1, 2, 3] * 2, [4, 5] * 2, (4, 1, 2), (2,), [((2, 1, 2), (2, 2))]),
     "one to several": ([0, 1, 0, 1], [3, 4, 5, 6], (4, 1, 1), (2,), [((2, 2, 1), (2,))]),
     "several to one": ([0, 1, 2, 3], [4, 4, 5, 5], (4, 1, 1), (), [((2, 1, 2), ())]),
-    "irregular rows": ([0, 1], [3, 4, 3, 3], (1, 4, 2), (), [((1, 2, 2), ()), ((1, 1, 2), ()), ((1, 1, 2), ())]),
-    "irregular groups": ([0, 1, 1, 2], [3, 3, 4, 5], (2, 2, 2), (), [((1, 1, 2), (2,)), ((1, 2, 2), ())]),
+    "irregular rows": (
+        [0, 1],
+        [3, 4, 3, 3],
+        (1, 4, 2),
+        (),
+        [((1, 2, 2), ()), ((1, 1, 2), ()), ((1, 1, 2), ())],
+    ),
+    "irregular groups": (
+        [0, 1, 1, 2],
+        [3, 3, 4, 5],
+        (2, 2, 2),
+        (),
+        [((1, 1, 2), (2,)), ((1, 2, 2), ())],
+    ),
     "to itself": ([0, 1, 0, 1], [0, 1, 0, 1], (4, 1, 1), (), [((2, 1, 1), (2,))]),
 }
 
@@ -88,7 +103,9 @@ def test_edges_keep_their_ends_and_elements(name):
 def test_edges_of_value_1_stay_once(name):
     block = one_block(*BLOCKS[name][:3], constant=True)
     found = found_blocks(*BLOCKS[name][:3], constant=True)
-    assert sorted(edge for piece in found for edge in edges_of(piece)) == sorted(set(edges_of(block)))
+    assert sorted(edge for piece in found for edge in edges_of(piece)) == sorted(
+        set(edges_of(block))
+    )
     for piece in found:
         assert all(nodes.unique().numel() == len(nodes) for nodes in (piece.sources, piece.targets))
 
@@ -113,11 +130,15 @@ def test_elements_of_a_bias_keep_their_nodes(nodes, pieces):
         (node, element)
         for piece in found
         for node, row in zip(
-            piece.targets.tolist(), piece.view.read(numbers).reshape(len(piece.targets), -1), strict=True
+            piece.targets.tolist(),
+            piece.view.read(numbers).reshape(len(piece.targets), -1),
+            strict=True,
         )
         for element in row.tolist()
     }
-    assert placed == {(node, element) for k, node in enumerate(nodes) for element in (float(k), float(k + n))}
+    assert placed == {
+        (node, element) for k, node in enumerate(nodes) for element in (float(k), float(k + n))
+    }
 
 
 def test_learned_queries_are_slots_of_their_features():
@@ -125,4 +146,7 @@ def test_learned_queries_are_slots_of_their_features():
     (seeds,) = (b for b in graph.biases if b.kind == "value")
     assert (seeds.view.shape, seeds.view.strides, seeds.index) == ((4, 2), (1, 4), None)
     (places,) = (b for b in graph.weights if b.kind == "scale")
-    assert (places.shape, places.slot_shape) == ((3, 1, 5), ())  # every entry of the input is a node
+    assert (places.shape, places.slot_shape) == (
+        (3, 1, 5),
+        (),
+    )  # every entry of the input is a node

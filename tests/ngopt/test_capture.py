@@ -1,4 +1,5 @@
-"""How a module becomes a list of functions: what it takes, what decides on it, what it gives back."""
+"""How a module becomes a list of functions: what it takes, what decides on it,
+what it gives back."""
 
 from dataclasses import dataclass, replace
 
@@ -39,7 +40,8 @@ def test_parameters_decide_where_a_module_cannot_be_traced():
 
 
 class Halting(nn.Module):
-    """Applies a layer as often as its own output says; counts, in a buffer, how often it was called."""
+    """Applies a layer as often as its own output says; counts, in a buffer,
+    how often it was called."""
 
     def __init__(self):
         super().__init__()
@@ -90,7 +92,9 @@ def test_lazy_buffers():
     graph = build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)})
     assert isinstance(lazy[1].running_mean, nn.parameter.UninitializedBuffer)
     lazy(torch.randn(2, 3, 5, 5))
-    assert replace(graph, groups=()) == replace(build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)}), groups=())
+    assert replace(graph, groups=()) == replace(
+        build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)}), groups=()
+    )
 
 
 def test_a_large_example_is_cut_down():

@@ -66,7 +66,9 @@ def test_a_compiled_step_is_one_graph_and_is_not_compiled_again(weights, total_s
     pair = Pair(weights=weights, total_steps=total_steps)
     pair.compile()
     counts = pair.train(26)
-    if weights == "default":  # the host looks at the first gradients; then bases are renewed in turn
+    if (
+        weights == "default"
+    ):  # the host looks at the first gradients; then bases are renewed in turn
         assert counts == [0] * (EARLY + 2) + [1] * (24 - EARLY)
     else:  # the first step makes the state; every eighth looks at the neural graph
         assert counts == [1] + [2] * 25
@@ -86,7 +88,9 @@ def test_a_compiled_step_has_no_break(weights):
 @pytest.mark.parametrize("weights", DECIDED_ON_THE_HOST)
 def test_a_scheduler_is_followed(weights):
     pair = Pair(weights=weights)
-    schedulers = [torch.optim.lr_scheduler.ExponentialLR(o, 0.8) for o in (pair.compiled, pair.eager)]
+    schedulers = [
+        torch.optim.lr_scheduler.ExponentialLR(o, 0.8) for o in (pair.compiled, pair.eager)
+    ]
     pair.compile()
     counts = []
     for _ in range(14):

@@ -18,7 +18,17 @@ from ngopt.graph.layout import BOX_HEIGHT, BOX_WIDTH, COLUMNS, arrange, condense
 from tests.networks import mlp
 from tests.zoo import GPT, zoo_graph
 
-NAMES = ("gpt", "encoder layer", "residual", "grouped", "lstm", "projected lstm", "gated", "triplane", "deep sets")
+NAMES = (
+    "gpt",
+    "encoder layer",
+    "residual",
+    "grouped",
+    "lstm",
+    "projected lstm",
+    "gated",
+    "triplane",
+    "deep sets",
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +60,16 @@ def test_the_suffix_decides_the_format(tmp_path, suffix, start):
     assert content.startswith(start)
     assert len(content) > 5000
     assert matplotlib.get_backend() == backend
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert (
+        "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    )
 
 
 @pytest.mark.parametrize("name", ["net.pdf", "net", "net.svg.txt"])
 def test_another_suffix_is_an_error(tmp_path, name):
-    with pytest.raises(ValueError, match=rf"expected a file ending in .png or .svg; got '.*{name}'"):
+    with pytest.raises(
+        ValueError, match=rf"expected a file ending in .png or .svg; got '.*{name}'"
+    ):
         draw(build_graph(mlp(3, 4, 2)), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
@@ -80,10 +94,16 @@ def test_svg_names_every_group(graphs, name, tmp_path):
 def test_every_block_is_an_arrow(graphs, name):
     graph = graphs[name]
     layout = arrange(graph)
-    assert sorted(block for wire in layout.wires for block in wire.blocks) == list(range(len(graph.blocks)))
+    assert sorted(block for wire in layout.wires for block in wire.blocks) == list(
+        range(len(graph.blocks))
+    )
     for wire in layout.wires:
-        assert all((graph.blocks[b].source, graph.blocks[b].target) == wire[:2] for b in wire.blocks)
-    assert arrows(graph_figure(graph)).keys() == {f"{w.source}>{w.target} {w.style}" for w in layout.wires}
+        assert all(
+            (graph.blocks[b].source, graph.blocks[b].target) == wire[:2] for b in wire.blocks
+        )
+    assert arrows(graph_figure(graph)).keys() == {
+        f"{w.source}>{w.target} {w.style}" for w in layout.wires
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,7 +131,10 @@ def test_wires_in_lanes_cross_no_box(graphs, name):
                 continue  # a curve between neighbouring columns
             for (x0, y0), (x1, y1) in pairwise(points):
                 for x, y in layout.centers:
-                    inside_x = min(x0, x1) < x + BOX_WIDTH / 2 - 1e-6 and max(x0, x1) > x - BOX_WIDTH / 2 + 1e-6
+                    inside_x = (
+                        min(x0, x1) < x + BOX_WIDTH / 2 - 1e-6
+                        and max(x0, x1) > x - BOX_WIDTH / 2 + 1e-6
+                    )
                     inside_y = min(y0, y1) < y + BOX_HEIGHT / 2 and max(y0, y1) > y - BOX_HEIGHT / 2
                     assert not (inside_x and inside_y)
 
@@ -153,10 +176,14 @@ def test_of_parallel_paths_the_one_with_a_long_edge_is_above():
 
         def forward(self, x):
             x = self.stem(x).relu()
-            return self.last(self.third(self.second(self.first(x).relu()).relu()) + self.norm(self.short(x)))
+            return self.last(
+                self.third(self.second(self.first(x).relu()).relu()) + self.norm(self.short(x))
+            )
 
     graph = build_graph(Shortcut(), torch.randn(2, 4))
-    height = {group.name: y for group, (_, y) in zip(graph.groups, arrange(graph).centers, strict=True)}
+    height = {
+        group.name: y for group, (_, y) in zip(graph.groups, arrange(graph).centers, strict=True)
+    }
     assert height["short"] > height["first"]
 
 
@@ -180,7 +207,9 @@ def test_thickness_follows_the_norm():
     values = [torch.zeros(spec.shape) for spec in graph.parameters]
     values[0] += 1.0
     values[2] += 0.5
-    widths = {gid: lines[0].get_linewidth() for gid, lines in arrows(graph_figure(graph, values)).items()}
+    widths = {
+        gid: lines[0].get_linewidth() for gid, lines in arrows(graph_figure(graph, values)).items()
+    }
     assert widths.keys() == {"0>1 weight", "1>2 weight"}
     least = graph_figure(graph, [torch.zeros_like(v) for v in values])
     thin = arrows(least)["0>1 weight"][0].get_linewidth()
@@ -210,10 +239,19 @@ def test_edges_of_value_one_are_thin_and_dashed(graphs):
 def test_boxes_tell_size_activation_and_biases(graphs):
     figure = graph_figure(graphs["residual"])
     found = words(figure)
-    assert {"4 neurons · relu", "6 neurons · sigmoid", "6 products", f"2 {TIMES} beta", "bias"} <= set(found)
+    assert {
+        "4 neurons · relu",
+        "6 neurons · sigmoid",
+        "6 products",
+        f"2 {TIMES} beta",
+        "bias",
+    } <= set(found)
     assert f"4 → 6 · 3{TIMES}3" in found
     boxes = {p.get_gid(): p for p in figure.axes[0].patches if isinstance(p, FancyBboxPatch)}
-    colours = {graphs["residual"].groups[int(gid.split()[1])].kind: p.get_facecolor() for gid, p in boxes.items()}
+    colours = {
+        graphs["residual"].groups[int(gid.split()[1])].kind: p.get_facecolor()
+        for gid, p in boxes.items()
+    }
     assert colours["neuron"] != colours["product"]
     assert boxes["group 0"].get_linewidth() > boxes["group 1"].get_linewidth()
 
@@ -223,7 +261,9 @@ def test_the_legend_explains_what_occurs(graphs):
         return {text.get_text() for text in graph_figure(graph).axes[0].get_legend().get_texts()}
 
     assert "sum (residual)" not in entries(graphs["lstm"])
-    assert {"sum (residual)", "weights, neuron to neuron", "products", "neurons"} <= entries(graphs["residual"])
+    assert {"sum (residual)", "weights, neuron to neuron", "products", "neurons"} <= entries(
+        graphs["residual"]
+    )
     assert {"tokens", "heads"} <= entries(graphs["gpt"])
 
 
@@ -246,27 +286,42 @@ def test_pieces_of_a_norm_are_one_box():
 
 
 @pytest.mark.parametrize(
-    "shapes", [[(5,)], [(), (3,), (4, 7), (2, 9), (6,), (8,), (10,), (12,)]], ids=["one", "unconnected"]
+    "shapes",
+    [[(5,)], [(), (3,), (4, 7), (2, 9), (6,), (8,), (10,), (12,)]],
+    ids=["one", "unconnected"],
 )
 def test_graphs_without_edges_are_drawn(shapes, tmp_path):
     graph = build_graph([torch.zeros(shape) for shape in shapes])
     draw(graph, tmp_path / "net.svg", [torch.zeros(shape) for shape in shapes])
-    assert len(re.findall('id="group [0-9]+"', (tmp_path / "net.svg").read_text())) == len(graph.groups)
+    assert len(re.findall('id="group [0-9]+"', (tmp_path / "net.svg").read_text())) == len(
+        graph.groups
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt", "encoder layer", "residual", "grouped", "cnn"])
 def test_words_fit_and_do_not_overlap(graphs, name):
-    figure = graph_figure(graphs[name] if name in graphs else build_graph(paper_cnn(1, (16, 32, 32))))
+    figure = graph_figure(
+        graphs[name] if name in graphs else build_graph(paper_cnn(1, (16, 32, 32)))
+    )
     FigureCanvasAgg(figure).draw()
     extents = [(text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts]
     for i, (label, extent) in enumerate(extents):
-        assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width and extent.y0 >= 0 and extent.y1 <= figure.bbox.height
+        assert (
+            extent.x0 >= 0
+            and extent.x1 <= figure.bbox.width
+            and extent.y0 >= 0
+            and extent.y1 <= figure.bbox.height
+        )
         for other, other_extent in extents[:i]:
             assert not extent.overlaps(other_extent), (label, other)
     legend = figure.axes[0].get_legend().get_window_extent()
     assert not any(legend.overlaps(extent) for _, extent in extents)
     assert legend.x1 <= figure.bbox.width
-    boxes = [patch.get_window_extent() for patch in figure.axes[0].patches if isinstance(patch, FancyBboxPatch)]
+    boxes = [
+        patch.get_window_extent()
+        for patch in figure.axes[0].patches
+        if isinstance(patch, FancyBboxPatch)
+    ]
     for label, extent in extents:
         for box in boxes:
             if box.contains((extent.x0 + extent.x1) / 2, (extent.y0 + extent.y1) / 2):

@@ -16,14 +16,24 @@ def test_momenta_in_closed_form():
 
 
 def test_preprocessing_by_hand():
-    x = torch.tensor([[1.0, -exp(-3.0)], [exp(-10.0), 0.0], [-0.5 * exp(-10.0), exp(2.0)]], dtype=torch.float64)
-    expected = torch.tensor([[0, -0.3, 1, -1], [-1, -1, 1, 0], [-1, 0.2, -0.5, 1]], dtype=torch.float64)
+    x = torch.tensor(
+        [[1.0, -exp(-3.0)], [exp(-10.0), 0.0], [-0.5 * exp(-10.0), exp(2.0)]], dtype=torch.float64
+    )
+    expected = torch.tensor(
+        [[0, -0.3, 1, -1], [-1, -1, 1, 0], [-1, 0.2, -0.5, 1]], dtype=torch.float64
+    )
     torch.testing.assert_close(preprocess(x.unbind(-1)), expected)
-    assert preprocess([torch.tensor([2.0])], cutoff=5)[0, 0].item() == torch.tensor(log(2) / 5).item()
+    assert (
+        preprocess([torch.tensor([2.0])], cutoff=5)[0, 0].item() == torch.tensor(log(2) / 5).item()
+    )
 
 
 def test_preprocessing_has_finite_derivatives_everywhere():
-    x = torch.tensor([0.0, 1e-30, -1e-5, 1.0, -1e10, exp(-10.0)], dtype=torch.float64).unsqueeze(-1).requires_grad_()
+    x = (
+        torch.tensor([0.0, 1e-30, -1e-5, 1.0, -1e10, exp(-10.0)], dtype=torch.float64)
+        .unsqueeze(-1)
+        .requires_grad_()
+    )
     (first,) = torch.autograd.grad(preprocess(x.unbind(-1)).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     assert first.isfinite().all()

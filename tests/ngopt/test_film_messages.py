@@ -11,7 +11,12 @@ GROUPS, TARGETS, SOURCES, TILES, BATCH, WIDTH = 2, 3, 4, 2, 2, 2
 def inputs(seed=0):
     generator = torch.Generator().manual_seed(seed)
     full = (GROUPS, TARGETS, SOURCES, TILES, BATCH, WIDTH)
-    shapes = [full, full, (GROUPS, TARGETS, 1, 1, BATCH, WIDTH), (GROUPS, 1, SOURCES, 1, BATCH, WIDTH)]
+    shapes = [
+        full,
+        full,
+        (GROUPS, TARGETS, 1, 1, BATCH, WIDTH),
+        (GROUPS, 1, SOURCES, 1, BATCH, WIDTH),
+    ]
     some = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
     return [x.requires_grad_() for x in some]
 
@@ -29,7 +34,9 @@ def by_steps(scale, shift, target, source, axes):
 
 def weighted(found):
     """One number that depends on all statistics."""
-    return sum((k + 1) * (x * torch.arange(x.numel()).view_as(x).cos()).sum() for k, x in enumerate(found))
+    return sum(
+        (k + 1) * (x * torch.arange(x.numel()).view_as(x).cos()).sum() for k, x in enumerate(found)
+    )
 
 
 @pytest.mark.parametrize("axes", [TO_TARGETS, TO_SOURCES])
@@ -58,7 +65,9 @@ def test_messages_that_are_equal_share_the_gradient_of_an_extremum():
     shift[0, 0, :, 0, 0] = torch.tensor([3.0, 3.0, 1.0, 2.0])
     shift.requires_grad_()
     nothing = torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64)
-    _, _, low, high = FiLMStatistics.apply(torch.zeros_like(shift), shift, nothing, nothing, TO_TARGETS)
+    _, _, low, high = FiLMStatistics.apply(
+        torch.zeros_like(shift), shift, nothing, nothing, TO_TARGETS
+    )
     (gradient,) = torch.autograd.grad(2 * high.sum() + 5 * low.sum(), shift)
     assert gradient.flatten().tolist() == [1.0, 1.0, 5.0, 0.0]
 

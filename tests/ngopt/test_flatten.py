@@ -22,7 +22,9 @@ class ChannelsLast(nn.Module):
 
 
 def channels_first():
-    return nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2)
+    )
 
 
 NETWORKS = {"channels first": channels_first, "channels last": ChannelsLast}
@@ -39,12 +41,15 @@ def test_parameters_keep_their_places(graph, view):
     other = view(graph)
     assert all(b.slot_shape == () or len(b.slot_shape) == 2 for b in other.weights)
     values = [torch.randn(s.shape) for s in other.parameters]
-    assert all(torch.equal(a, b) for a, b in zip(values, other.scatter(other.gather(values)), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(values, other.scatter(other.gather(values)), strict=True)
+    )
     assert other.parameters == graph.parameters
 
 
 def columns(graph, name):
-    """Flat element of the first row of a weight -> the node that it comes from, by group and place."""
+    """Flat element of the first row of a weight -> the node that it comes from,
+    by group and place."""
     numbers = graph.gather([torch.arange(s.numel).reshape(s.shape) for s in graph.parameters])
     for block, edges in zip(graph.weights, numbers.edges, strict=True):
         if graph.parameters[block.view.parameter].name == name:
@@ -53,10 +58,14 @@ def columns(graph, name):
     raise AssertionError(name)
 
 
-@pytest.mark.parametrize(("network", "name"), [("channels first", "3.weight"), ("channels last", "fc.weight")])
+@pytest.mark.parametrize(
+    ("network", "name"), [("channels first", "3.weight"), ("channels last", "fc.weight")]
+)
 def test_every_column_comes_from_its_channel_and_position(network, name):
     graph = build_graph(NETWORKS[network](), torch.randn(2, 2, 3, 3))
-    channel_of = [c for c in range(3) for _ in range(4)] if network == "channels first" else [0, 1, 2] * 4
+    channel_of = (
+        [c for c in range(3) for _ in range(4)] if network == "channels first" else [0, 1, 2] * 4
+    )
 
     virtual = with_virtual_layer(graph)
     nodes, group = columns(virtual, name)
@@ -74,7 +83,11 @@ def test_every_column_comes_from_its_channel_and_position(network, name):
     assert len(copies) == 4
     assert len({b.view for b in copies}) == 1
     assert sorted(n for b in copies for n in b.target_index) == list(range(12))
-    assert not any(b.group != group for b in repeated.biases if "conv" in repeated.parameters[b.view.parameter].name)
+    assert not any(
+        b.group != group
+        for b in repeated.biases
+        if "conv" in repeated.parameters[b.view.parameter].name
+    )
 
 
 @pytest.mark.parametrize("view", [with_virtual_layer, with_repeated_nodes])
@@ -82,10 +95,14 @@ def test_metanets_run_on_them(graph, view):
     other = view(graph)
     torch.manual_seed(0)
     metanet = NeuralGraphGNN(GNNConfig(width=5, d_out=2, hidden=(4,))).double()
-    values = other.gather([torch.randn(*s.shape, 14, dtype=torch.float64) for s in other.parameters])
+    values = other.gather(
+        [torch.randn(*s.shape, 14, dtype=torch.float64) for s in other.parameters]
+    )
     with torch.no_grad():
         found, expected = metanet.gnn(values, other), oracle.run(metanet.gnn, values, other)
-    for f, e in zip((*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True):
+    for f, e in zip(
+        (*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True
+    ):
         torch.testing.assert_close(f, e, rtol=1e-11, atol=1e-11)
 
 

@@ -78,7 +78,11 @@ def test_keys_and_shapes_are_known_without_memory(case):
 
 @torch.no_grad()
 def test_state_is_at_least_float32():
-    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
+    for dtype, expected in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64,) * 2,
+    ):
         params = [p.detach().to(dtype) for p in mlp(2, 3, 1).parameters()]
         graph = build_graph(params)
         metanet = FeedForward().to(expected)

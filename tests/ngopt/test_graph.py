@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,14 +16,20 @@ from tests.zoo import zoo_graph
 
 def test_hand_written_graph():
     graph = build_graph(mlp(2, 3, 1))
-    assert [(g.size, g.role, g.depth) for g in graph.groups] == [(2, "input", 0), (3, "hidden", 0.5), (1, "output", 1)]
+    assert [(g.size, g.role, g.depth) for g in graph.groups] == [
+        (2, "input", 0),
+        (3, "hidden", 0.5),
+        (1, "output", 1),
+    ]
     edges = to_edge_list(graph)
     # Nodes 0, 1 | 2, 3, 4 | 5. Parameters: weight (3, 2), bias (3,), weight (1, 3), bias (1,).
     expected = [
         (0, 2, 0, 0), (1, 2, 0, 1), (0, 3, 0, 2), (1, 3, 0, 3), (0, 4, 0, 4), (1, 4, 0, 5),
         (2, 5, 2, 0), (3, 5, 2, 1), (4, 5, 2, 2),
     ]  # fmt: skip
-    found = zip(edges.sources, edges.targets, edges.parameter[:, 0], edges.element[:, 0], strict=True)
+    found = zip(
+        edges.sources, edges.targets, edges.parameter[:, 0], edges.element[:, 0], strict=True
+    )
     assert [tuple(int(x) for x in edge) for edge in found] == expected
     assert edges.block.tolist() == [0] * 6 + [1] * 3
     assert edges.node.tolist() == [2, 3, 4, 5]
@@ -29,13 +37,17 @@ def test_hand_written_graph():
     assert edges.node_element.tolist() == [[0], [1], [2], [0]]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.int64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.int64]
+)
 @pytest.mark.parametrize("features", [(), (3,), (2, 2)])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
 def test_gather_scatter_identity(dtype, features, batch):
     graph = build_graph(cnn())
     values = [
-        (1000 * torch.randn(*batch, *s.shape, *features, dtype=torch.complex128)).to(torch.complex64)
+        (1000 * torch.randn(*batch, *s.shape, *features, dtype=torch.complex128)).to(
+            torch.complex64
+        )
         for s in graph.parameters
     ]
     values = [v if dtype.is_complex else v.real.to(dtype) for v in values]
@@ -43,7 +55,9 @@ def test_gather_scatter_identity(dtype, features, batch):
     assert all(b.dtype == dtype and torch.equal(a, b) for a, b in zip(values, back, strict=True))
     flat = graph.flatten(values, len(batch))
     assert flat.shape == (*batch, graph.numel, *features)
-    assert all(torch.equal(a, b) for a, b in zip(values, graph.unflatten(flat, len(batch)), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(values, graph.unflatten(flat, len(batch)), strict=True)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16, torch.float64])
@@ -51,16 +65,26 @@ def test_pairs_of_a_complex_parameter_without_complex_numbers_stay_pairs(dtype):
     graph = build_graph([torch.randn(3, 2, dtype=torch.complex64)])
     (found,) = graph.scatter(graph.gather([torch.arange(12).reshape(3, 2, 2).to(dtype)]))
     expected = torch.arange(12).reshape(3, 2, 2).to(dtype)
-    assert torch.equal(found, torch.view_as_complex(expected) if dtype == torch.float64 else expected)
+    assert torch.equal(
+        found, torch.view_as_complex(expected) if dtype == torch.float64 else expected
+    )
 
 
 def uses_of(graph, features=2):
-    """Parameter, elements (n,) and values (n, features) of every place, and all of them as values on the graph."""
-    places = graph.gather([torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters])
-    values = GraphValues(*(tuple(torch.randn(*e.shape, features).double() for e in part) for part in places))
+    """Parameter, elements (n,) and values (n, features) of every place,
+    and all of them as values on the graph."""
+    places = graph.gather(
+        [torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters]
+    )
+    values = GraphValues(
+        *(tuple(torch.randn(*e.shape, features).double() for e in part) for part in places)
+    )
     views = [place.view for place in (*graph.biases, *graph.weights)]
     flat = zip((*places.biases, *places.edges), (*values.biases, *values.edges), strict=True)
-    uses = [(view.parameter, e.flatten(), v.reshape(-1, features)) for view, (e, v) in zip(views, flat, strict=True)]
+    uses = [
+        (view.parameter, e.flatten(), v.reshape(-1, features))
+        for view, (e, v) in zip(views, flat, strict=True)
+    ]
     return uses, values
 
 
@@ -74,7 +98,8 @@ def test_uses_that_overlap_are_averaged_element_by_element():
             several = torch.cat(rows)
             count += len(several) > 1
             torch.testing.assert_close(found.reshape(spec.numel, 2)[element], several.mean(0))
-    # of the weight (5, 6) the columns before 4 and the corner behind (3, 3), which meet in one; of the bias, two
+    # of the weight (5, 6) the columns before 4 and the corner behind (3, 3), which meet in one;
+    # of the bias, two
     assert count == 5 * 4 + 2 * 3 - 2 + 2
 
 
@@ -107,9 +132,13 @@ def test_means_of_uses_that_overlap_have_derivatives():
 def test_every_element_has_one_place():
     graph = build_graph(cnn())
     edges = to_edge_list(graph)
-    numbers = [(int(p), int(e)) for p, e in zip(edges.parameter.flatten(), edges.element.flatten(), strict=True)]
+    numbers = [
+        (int(p), int(e))
+        for p, e in zip(edges.parameter.flatten(), edges.element.flatten(), strict=True)
+    ]
     numbers += [
-        (int(p), int(e)) for p, e in zip(edges.node_parameter.flatten(), edges.node_element.flatten(), strict=True)
+        (int(p), int(e))
+        for p, e in zip(edges.node_parameter.flatten(), edges.node_element.flatten(), strict=True)
     ]
     placed = sorted(n for n in numbers if n[0] >= 0)
     assert placed == [(i, e) for i, s in enumerate(graph.parameters) for e in range(s.numel)]
@@ -239,9 +268,14 @@ def test_parameters_that_do_not_fit_are_components():
     shapes = [(5, 3), (5,), (6,), (4, 7), (), (2, 4, 3), (9,)]
     graph = build_graph([torch.zeros(s) for s in shapes])
     values = [torch.randn(s) for s in shapes]
-    assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
-    connected = [(b.view.parameter, graph.blocks[i - 1].view.parameter) for i, b in enumerate(graph.blocks)
-                 if i and b.source == graph.blocks[i - 1].target]  # fmt: skip
+    assert all(
+        torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
+    )
+    connected = [
+        (b.view.parameter, before.view.parameter)
+        for before, b in itertools.pairwise(graph.blocks)
+        if b.source == before.target
+    ]
     assert connected == [(5, 3)]
     assert [g.role for g in graph.groups].count("isolated") == 3
     assert "unconnected" in graph.summary()

@@ -9,13 +9,16 @@ from tests.zoo import GPT, Attention, Residual
 
 
 def topology(graph):
-    """What is connected to what, whatever groups are called and in whatever order they are listed."""
+    """What is connected to what, whatever groups are called and in whatever order they are
+    listed."""
     behind = {b.target: b.view for b in graph.weights}
 
     def group(i):
         return graph.groups[i].size, graph.groups[i].role, behind.get(i)
 
-    blocks = {(b.view, b.shape, b.slot_shape, group(b.source), group(b.target)) for b in graph.weights}
+    blocks = {
+        (b.view, b.shape, b.slot_shape, group(b.source), group(b.target)) for b in graph.weights
+    }
     return blocks, {(b.view, group(b.group)) for b in graph.biases}
 
 
@@ -35,14 +38,17 @@ SEQUENTIAL = {
     "cnn": (cnn(), torch.randn(2, 2, 16, 17)),
     "normed": (
         nn.Sequential(
-            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4), nn.LayerNorm(4), nn.Linear(4, 2),
+            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4), nn.LayerNorm(4),
+            nn.Linear(4, 2),
         ),
         torch.randn(2, 3, 9, 9),
     ),
     "depthwise": (
         nn.Sequential(
-            nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1),
+            nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.BatchNorm2d(6),
+            nn.Conv2d(6, 4, 1),
             nn.Flatten(), nn.Linear(4 * 49, 3),
         ),
         torch.randn(2, 3, 9, 9),
@@ -64,7 +70,8 @@ def test_parameters_alone_give_the_traced_topology(name, named):
 
 
 def wrong_edges(inferred, traced):
-    """Weights that the inferred graph joins though no path of the traced one leads from one to the other."""
+    """Weights that the inferred graph joins though no path of the traced one leads from one to the
+    other."""
     ways = {}
     for block in traced.blocks:
         ways.setdefault(block.source, set()).add(block.target)
@@ -97,31 +104,44 @@ def big(name):
     if name == "vit":
         model = models.VisionTransformer(32, 8, 2, 4, 24, 48)
     else:
-        model = models.resnet18(weights=None) if name == "resnet18" else models.resnet50(weights=None)
+        model = (
+            models.resnet18(weights=None) if name == "resnet18" else models.resnet50(weights=None)
+        )
     return model, torch.randn(2, 3, 32, 32)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "named"),
-    [(name, named) for name in ("gpt", "vit", "resnet18", "resnet50", "residual") for named in (False, True)]
+    [
+        (name, named)
+        for name in ("gpt", "vit", "resnet18", "resnet50", "residual")
+        for named in (False, True)
+    ]
     # without names this is the parameter list of an MLP
     + [("attention", True)],
 )
 def test_no_edge_is_wrong(name, named):
     model, example = {
         "gpt": lambda: (GPT(tokens=50, width=24), torch.randint(50, (2, 6))),
-        "attention": lambda: (nn.Sequential(nn.Linear(5, 8), Attention(8, 2, fused=False)), torch.randn(2, 4, 5)),
+        "attention": lambda: (
+            nn.Sequential(nn.Linear(5, 8), Attention(8, 2, fused=False)),
+            torch.randn(2, 4, 5),
+        ),
         "residual": lambda: (Residual(), torch.randn(2, 2, 8, 8)),
     }.get(name, lambda: big(name))()
     inferred = build_graph(model.named_parameters() if named else model.parameters())
     assert wrong_edges(inferred, build_graph(model, example)) == []
     values = [torch.randn_like(p) for p in model.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(values, inferred.scatter(inferred.gather(values)), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(values, inferred.scatter(inferred.gather(values)), strict=True)
+    )
 
 
 def test_large_networks_hang_together_in_stages():
-    """What is certain is connected: of a ResNet's 62 parameters no component is a single one but the stem's input."""
+    """What is certain is connected: of a ResNet's 62 parameters no component is a single one but
+    the stem's input."""
     model, _ = big("resnet18")
     graph = build_graph(model.named_parameters())
     sources, targets = {b.source for b in graph.blocks}, {b.target for b in graph.blocks}
@@ -131,8 +151,14 @@ def test_large_networks_hang_together_in_stages():
 
 
 def test_names_decide_where_order_cannot():
-    """Without names, two vectors behind a bias-free weight are a norm; names tell a bias from a lone scale."""
-    specs = [("fc.weight", (4, 3)), ("fc.bias", (4,)), ("scale.weight", (4,)), ("out.weight", (2, 4))]
+    """Without names, two vectors behind a bias-free weight are a norm;
+    names tell a bias from a lone scale."""
+    specs = [
+        ("fc.weight", (4, 3)),
+        ("fc.bias", (4,)),
+        ("scale.weight", (4,)),
+        ("out.weight", (2, 4)),
+    ]
     tensors = [(name, torch.zeros(shape)) for name, shape in specs]
     named = build_graph(tensors)
     assert [b.view.parameter for b in named.biases] == [1]

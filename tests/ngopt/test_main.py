@@ -54,7 +54,16 @@ def test_prints_the_summary_and_the_seconds(capsys):
 
 
 def test_a_factory_an_example_and_a_drawing(capsys, tmp_path):
-    arguments = [f"{HERE}:Tied", "--example-shape", "2", "6", "--dtype", "int64", "--draw", "tied.svg"]
+    arguments = [
+        f"{HERE}:Tied",
+        "--example-shape",
+        "2",
+        "6",
+        "--dtype",
+        "int64",
+        "--draw",
+        "tied.svg",
+    ]
     assert main(arguments) == 0
     assert "embedding.tokens" in capsys.readouterr().out
     assert "<!-- tokens -->" in (tmp_path / "tied.svg").read_text()
@@ -77,7 +86,10 @@ def test_models_are_instances_classes_functions_and_inside_of_others():
     ("arguments", "message"),
     [
         ([], "the following arguments are required: module:name"),
-        (["no_such_module:net"], "cannot import 'no_such_module': No module named 'no_such_module'"),
+        (
+            ["no_such_module:net"],
+            "cannot import 'no_such_module': No module named 'no_such_module'",
+        ),
         (["not_python:net"], "cannot import 'not_python': invalid syntax"),
         ([HERE], f"expected a model as module:name; got '{HERE}'"),
         ([f"{HERE}:"], "expected a model as module:name; got "),
@@ -86,10 +98,19 @@ def test_models_are_instances_classes_functions_and_inside_of_others():
         ([f"{HERE}:text"], "expected a torch.nn.Module or a function that makes one; got str"),
         ([f"{HERE}:broken"], "fails without arguments: RuntimeError: no weights anywhere"),
         ([f"{HERE}:needs"], "fails without arguments: TypeError"),
-        ([f"{HERE}:net", "--draw", "net.pdf"], "expected a file ending in .png or .svg; got 'net.pdf'"),
+        (
+            [f"{HERE}:net", "--draw", "net.pdf"],
+            "expected a file ending in .png or .svg; got 'net.pdf'",
+        ),
         ([f"{HERE}:net", "--draw", "nowhere/net.png"], "No such file or directory"),
-        ([f"{HERE}:net", "--example-shape", "0", "3"], "--example-shape: expected positive numbers; got 0 3"),
-        ([f"{HERE}:net", "--example-shape", "a"], "argument --example-shape: invalid int value: 'a'"),
+        (
+            [f"{HERE}:net", "--example-shape", "0", "3"],
+            "--example-shape: expected positive numbers; got 0 3",
+        ),
+        (
+            [f"{HERE}:net", "--example-shape", "a"],
+            "argument --example-shape: invalid int value: 'a'",
+        ),
         ([f"{HERE}:net", "--dtype", "bool"], "argument --dtype: invalid choice: 'bool'"),
         ([f"{HERE}:net", "--wide"], "unrecognized arguments: --wide"),
     ],

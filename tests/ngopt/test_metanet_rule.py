@@ -48,7 +48,9 @@ def hyper(graph):
 def test_parts_hold_every_edge_once(shape, limit):
     cuts = list(edge_cuts(shape, limit))
     ranges = [[range(piece.start, piece.stop) for piece in cut] for cut in cuts]
-    assert sorted(edge for some in ranges for edge in product(*some)) == list(product(*map(range, shape)))
+    assert sorted(edge for some in ranges for edge in product(*some)) == list(
+        product(*map(range, shape))
+    )
     assert all(len(list(product(*some))) <= limit for some in ranges)
 
 
@@ -56,7 +58,9 @@ def test_messages_of_two_sets_are_those_of_all():
     messages = 5 + torch.randn(2, 3, 7, 1, 4, dtype=torch.float64)
     whole = Messages.of(7, Statistics.of(messages, TO_TARGETS))
     pieces = messages.split([2, 5], dim=2)
-    found = Messages.joined(*(Messages.of(x.shape[2], Statistics.of(x, TO_TARGETS)) for x in pieces))
+    found = Messages.joined(
+        *(Messages.of(x.shape[2], Statistics.of(x, TO_TARGETS)) for x in pieces)
+    )
     assert found.degree == whole.degree == 7
     for a, b in zip(found[1:], whole[1:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -67,7 +71,8 @@ def test_messages_of_two_sets_are_those_of_all():
 @pytest.mark.parametrize("limit", [1, 7])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
-    """With everything that it may have, and with states of edges that are kept or computed again."""
+    """With everything that it may have, and with states of edges that are kept or computed
+    again."""
     monkeypatch.setattr(edge_states, "BUDGET", 1e9 if keeps else 0)
     graph = zoo_graph(name)
     layers = [PNALayer(6, log_degree=1.5) for _ in range(2)]
@@ -102,7 +107,9 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     """With a parameter that is absent, and a gradient that is not finite."""
     graph = build_graph(cnn()) if name == "cnn" else zoo_graph(name)
     if metanet == "nfn" and chain_of(graph) is None:
-        with pytest.raises(ValueError, match=r"nfn: expected a plain chain of layers; got a graph with \d+ weights"):
+        with pytest.raises(
+            ValueError, match=r"nfn: expected a plain chain of layers; got a graph with \d+ weights"
+        ):
             MetanetRule(NeuralFunctional().double(), graph)
         return
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +127,9 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     monkeypatch.setitem(at_once.ROWS, "cpu", 5)
     monkeypatch.setattr(at_once, "MOVED", 20)
     for in_place in (False, True):
-        assert_same_steps(steps(MetanetRule(rule.metanet, graph), params, grads, in_place), expected)
+        assert_same_steps(
+            steps(MetanetRule(rule.metanet, graph), params, grads, in_place), expected
+        )
 
 
 def assert_same_steps(found, expected):
@@ -158,7 +167,8 @@ def test_parameters_without_elements_change_nothing_for_others(metanet):
 
 
 class TestCooldown:
-    """Where the number of steps is known, updates rise by the gain and fall over the last share of them."""
+    """Where the number of steps is known, updates rise by the gain and fall over the last share of
+    them."""
 
     def trained(self, scheduler=None, **changes):
         model = mlp(3, 4, 2).float()
@@ -184,7 +194,9 @@ class TestCooldown:
         plain, cooled = self.trained(total_steps=4), {"cooldown": Cooldown(1.5, 0.5)}
         assert torch.equal(self.trained(learned=cooled), plain)  # the length is unknown
         found = self.trained(learned=cooled, total_steps=4)
-        torch.testing.assert_close(found, plain * torch.tensor([1.5, 1.5, 1.2, 0.6]), rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            found, plain * torch.tensor([1.5, 1.5, 1.2, 0.6]), rtol=1e-4, atol=0
+        )
         assert plain.min() > 1e-4
 
     def test_a_scheduler_replaces_it(self):
@@ -250,7 +262,9 @@ class TestGraphEvery:
                 opt.step()
 
         def optimizer(model):
-            return NGOptimizer(model.parameters(), weights=LearnedOptimizer(metanet=self.metanet(3)))
+            return NGOptimizer(
+                model.parameters(), weights=LearnedOptimizer(metanet=self.metanet(3))
+            )
 
         whole, half = mlp(3, 4, 2).float(), mlp(3, 4, 2).float()
         half.load_state_dict(whole.state_dict())

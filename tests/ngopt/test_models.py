@@ -24,14 +24,18 @@ def network() -> GraphNetwork:
     return GraphNetwork(5, 3, width=6, layers=layers, kernel=(3, 3)).double()
 
 
-@pytest.mark.parametrize("make", [lambda: mlp(2, 3, 1), cnn, lambda: mlp(4, 3)], ids=["2-3-1", "cnn", "one layer"])
+@pytest.mark.parametrize(
+    "make", [lambda: mlp(2, 3, 1), cnn, lambda: mlp(4, 3)], ids=["2-3-1", "cnn", "one layer"]
+)
 def test_blocks_equal_an_edge_list_loop(make):
     graph = build_graph(make())
     gnn = network()
     values = graph.gather([torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters])
     with torch.no_grad():
         found, expected = gnn(values, graph), oracle.run(gnn, values, graph)
-    for f, e in zip((*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True):
+    for f, e in zip(
+        (*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True
+    ):
         torch.testing.assert_close(f, e, rtol=1e-12, atol=1e-12)
 
 
@@ -42,7 +46,9 @@ def test_components_without_edges_and_isolated_biases():
     values = graph.gather([torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters])
     with torch.no_grad():
         found, expected = gnn(values, graph), oracle.run(gnn, values, graph)
-    for f, e in zip((*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True):
+    for f, e in zip(
+        (*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True
+    ):
         torch.testing.assert_close(f, e, rtol=1e-12, atol=1e-12)
     lone = build_graph([torch.zeros(3)])
     assert NeuralGraphGNN()(torch.zeros(3, NUM_FEATURES), lone).shape == (3,)
@@ -104,7 +110,8 @@ def test_stacked_graphs_equal_a_loop(name):
 
 
 @pytest.mark.parametrize(
-    "shape", [(), (1,), (4,), (9,), (49,), (3, 3), (1, 3), (2, 2), (5, 5), (7, 4), (3, 3, 3), (2, 5, 4)]
+    "shape",
+    [(), (1,), (4,), (9,), (49,), (3, 3), (1, 3), (2, 2), (5, 5), (7, 4), (3, 3, 3), (2, 5, 4)],
 )
 def test_tiles_hold_every_slot_once(shape):
     tiles = kernel_tiles(shape, (3, 3))

@@ -72,7 +72,9 @@ def orbits_of_pairs(graph, sizes):
     """Kinds of pairs of elements that permutations of neurons cannot turn into each other."""
     elements = []
     for number, (rows, columns) in enumerate(zip(sizes[1:], sizes, strict=False)):
-        elements += [(2 * number, (number + 1, i), (number, j)) for i in range(rows) for j in range(columns)]
+        elements += [
+            (2 * number, (number + 1, i), (number, j)) for i in range(rows) for j in range(columns)
+        ]
         elements += [(2 * number + 1, (number + 1, i)) for i in range(rows)]
     kinds = set()
     for first, *own in elements:
@@ -86,7 +88,10 @@ def orbits_of_pairs(graph, sizes):
     ("model", "message"),
     [
         (mlp(3, 4, 2), "nfn: expected kernels 3x3, 3x3, 3x3, 1; got 1, 1"),
-        (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)), "nfn: expected a plain chain of layers"),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)),
+            "nfn: expected a plain chain of layers",
+        ),
     ],
 )
 def test_other_networks_are_refused_before_anything_changes(model, message):
@@ -108,7 +113,8 @@ def test_chains():
 @torch.no_grad()
 @pytest.mark.parametrize("pool", ["mean", "max"])
 def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
-    """With features of the first nodes and of the whole network, which the metanet does not have."""
+    """With features of the first nodes and of the whole network,
+    which the metanet does not have."""
     d_in, d_out = Channels([2, 3], [1, 2, 3], 2), Channels([4, 1], [2, 1, 3], 2)
     layer = NPLayer(d_in, d_out, pool).double()
     graph, sizes = build_graph(mlp(3, 4, 2)), (3, 4, 2)

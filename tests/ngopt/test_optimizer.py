@@ -48,7 +48,9 @@ def test_model_graph_and_parameters_give_the_same_training(metanet):
         extra = {"model": {"model": model}, "graph": {"graph": build_graph(model)}}.get(how, {})
         train(model, NGOptimizer(source, weights=metanet, **extra), range(3))
         results.append(snapshot(model))
-    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+    assert all(
+        torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True)
+    )
 
 
 def test_named_parameters_are_found_in_a_graph_by_name(metanet):
@@ -179,7 +181,9 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
 
 
 @pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+    "duplicate",
+    [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+    ids=["deepcopy", "pickle"],
 )
 def test_copies_go_on_alike(metanet, duplicate):
     model = network()
@@ -211,7 +215,9 @@ def test_one_nan_gradient_element_spoils_one_parameter_element(metanet):
 
 
 def test_scalar_and_odd_parameters_train(metanet):
-    params = [nn.Parameter(torch.randn(s)) for s in [(), (3,), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1,)]]
+    params = [
+        nn.Parameter(torch.randn(s)) for s in [(), (3,), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1,)]
+    ]
     before = [p.detach().clone() for p in params]
     opt = NGOptimizer(params, weights=metanet)
     sum((p**2).sum() for p in params).backward()
@@ -229,7 +235,10 @@ def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
     assert [b.slot_shape for b in graph.blocks] == [(2,), (2,)]
     back = graph.scatter(graph.gather([p.detach() for p in complex_params]))
     assert all(torch.equal(a, b) for a, b in zip(complex_params, back, strict=True))
-    opts = NGOptimizer(complex_params, weights=metanet), NGOptimizer(real_params, graph=graph, weights=metanet)
+    opts = (
+        NGOptimizer(complex_params, weights=metanet),
+        NGOptimizer(real_params, graph=graph, weights=metanet),
+    )
     for _ in range(3):
         for params in (complex_params, [torch.view_as_complex(p) for p in real_params]):
             (params[2] @ (params[0].sum(1) * params[1])).abs().square().sum().backward()

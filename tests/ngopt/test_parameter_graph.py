@@ -1,4 +1,5 @@
-"""The parameter graph: hand-written graphs, every element on an edge, and no symmetry that the network has not."""
+"""The parameter graph: hand-written graphs, every element on an edge,
+and no symmetry that the network has not."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +22,12 @@ from ngopt.graph.parameter_graph import (
     parameter_graph,
 )
 from tests.automorphisms import automorphisms, count_automorphisms
-from tests.equivariance import assert_function_respects, assert_metanet_respects, permute, randomised
+from tests.equivariance import (
+    assert_function_respects,
+    assert_metanet_respects,
+    permute,
+    randomised,
+)
 from tests.networks import mlp
 from tests.zoo import ZOO, Attention, HeadNorms, zoo_graph, zoo_network
 
@@ -29,9 +35,12 @@ from tests.zoo import ZOO, Attention, HeadNorms, zoo_graph, zoo_network
 def edges_of(graph):
     """(source, target, kind, position, parameter, element) of every edge."""
     edges = to_edge_list(graph)
-    rows = zip(edges.sources, edges.targets, edges.block, edges.parameter, edges.element, strict=True)
+    rows = zip(
+        edges.sources, edges.targets, edges.block, edges.parameter, edges.element, strict=True
+    )
     return [
-        (int(s), int(t), graph.blocks[b].kind, graph.blocks[b].position, int(p[0]), int(e[0])) for s, t, b, p, e in rows
+        (int(s), int(t), graph.blocks[b].kind, graph.blocks[b].position, int(p[0]), int(e[0]))
+        for s, t, b, p, e in rows
     ]
 
 
@@ -47,7 +56,8 @@ def kinds_of(graph):
 
 def test_mlp_by_hand():
     graph = parameter_graph(build_graph(mlp(2, 3, 1)))
-    # Nodes 0, 1 | 2, 3, 4 | 5 | 6, bias | 7, bias. Parameters: weight (3, 2), bias (3,), weight (1, 3), bias (1,).
+    # Nodes 0, 1 | 2, 3, 4 | 5 | 6, bias | 7, bias. Parameters: weight (3, 2), bias (3,),
+    # weight (1, 3), bias (1,).
     assert [(g.size, g.kind, g.role, g.depth) for g in graph.groups] == [
         (2, "neuron", "input", 0), (3, "neuron", "hidden", 0.5), (1, "neuron", "output", 1),
         (1, "bias", "input", 0.5), (1, "bias", "input", 1),
@@ -56,7 +66,8 @@ def test_mlp_by_hand():
         (0, 2, "weight", (), 0, 0), (1, 2, "weight", (), 0, 1), (0, 3, "weight", (), 0, 2),
         (1, 3, "weight", (), 0, 3), (0, 4, "weight", (), 0, 4), (1, 4, "weight", (), 0, 5),
         (2, 5, "weight", (), 2, 0), (3, 5, "weight", (), 2, 1), (4, 5, "weight", (), 2, 2),
-        (6, 2, "bias", (), 1, 0), (6, 3, "bias", (), 1, 1), (6, 4, "bias", (), 1, 2), (7, 5, "bias", (), 3, 0),
+        (6, 2, "bias", (), 1, 0), (6, 3, "bias", (), 1, 1), (6, 4, "bias", (), 1, 2),
+        (7, 5, "bias", (), 3, 0),
     ]  # fmt: skip
     assert [NODE_KINDS[k] for k in node_types(graph)] == ["neuron"] * 3 + ["bias"] * 2
     assert [EDGE_KINDS[k] for k in edge_types(graph)] == ["weight"] * 2 + ["bias"] * 2
@@ -68,18 +79,24 @@ def test_mlp_by_hand():
 
 
 def test_convolution_with_norm_by_hand():
-    model = nn.Sequential(nn.Conv2d(2, 3, (1, 2)), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 1, 1, bias=False))
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, (1, 2)), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 1, 1, bias=False)
+    )
     graph = parameter_graph(build_graph(model, torch.randn(2, 2, 4, 4)))
     # Nodes 0, 1 | 2, 3, 4, which the norm acts on | 5 | 6, gamma | 7, bias | 8, beta.
     assert [(g.name, g.size, g.kind, g.role) for g in graph.groups] == [
         ("input", 2, "neuron", "input"), ("0", 3, "neuron", "hidden"), ("3", 1, "neuron", "output"),
-        ("1.weight", 1, "gamma", "input"), ("0.bias", 1, "bias", "input"), ("1.bias", 1, "beta", "input"),
+        ("1.weight", 1, "gamma", "input"), ("0.bias", 1, "bias", "input"),
+        ("1.bias", 1, "beta", "input"),
     ]  # fmt: skip
     assert graph.groups[1].activation == "relu"
     edges = edges_of(graph)
     # the kernel (3, 2, 1, 2): two parallel edges from every input to every channel
     assert sorted(e for e in edges if e[4] == 0) == sorted(
-        (i, 2 + o, "weight", (0, k), 0, 4 * o + 2 * i + k) for o in range(3) for i in range(2) for k in range(2)
+        (i, 2 + o, "weight", (0, k), 0, 4 * o + 2 * i + k)
+        for o in range(3)
+        for i in range(2)
+        for k in range(2)
     )
     assert [e for e in edges if e[0] in (6, 7, 8)] == [
         *((6, 2 + c, "gamma", (), 2, c) for c in range(3)),
@@ -104,13 +121,24 @@ def test_every_element_is_an_edge(name):
     assert all(block.slot_shape == () for block in found.blocks)
     for dtype in (torch.float64, torch.bfloat16):
         values = [torch.randn(*s.shape, 3).to(dtype) for s in found.parameters]
-        assert all(torch.equal(a, b) for a, b in zip(values, found.scatter(found.gather(values)), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(values, found.scatter(found.gather(values)), strict=True)
+        )
     before, after = to_edge_list(graph), to_edge_list(found)
-    elements = Counter(zip(before.parameter.flatten().tolist(), before.element.flatten().tolist(), strict=True))
-    elements += Counter(
-        zip(before.node_parameter.flatten().tolist(), before.node_element.flatten().tolist(), strict=True)
+    elements = Counter(
+        zip(before.parameter.flatten().tolist(), before.element.flatten().tolist(), strict=True)
     )
-    placed = Counter(zip(after.parameter.flatten().tolist(), after.element.flatten().tolist(), strict=True))
+    elements += Counter(
+        zip(
+            before.node_parameter.flatten().tolist(),
+            before.node_element.flatten().tolist(),
+            strict=True,
+        )
+    )
+    placed = Counter(
+        zip(after.parameter.flatten().tolist(), after.element.flatten().tolist(), strict=True)
+    )
     del elements[-1, -1], placed[-1, -1]
     assert placed == elements
     again = parameter_graph(found)
@@ -119,9 +147,13 @@ def test_every_element_is_an_edge(name):
 
 def test_several_uses_are_averaged_edge_by_edge():
     conv, linear = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(2, 2)
-    model = nn.Sequential(conv, nn.ReLU(), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear, nn.ReLU(), linear)
+    model = nn.Sequential(
+        conv, nn.ReLU(), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear, nn.ReLU(), linear
+    )
     graph = parameter_graph(build_graph(model, torch.randn(2, 2, 5, 5)))
-    assert [g.kind for g in graph.groups].count("bias") == 2, "a layer that is used twice has one bias node"
+    assert [g.kind for g in graph.groups].count("bias") == 2, (
+        "a layer that is used twice has one bias node"
+    )
     values = [torch.randn(s.shape) for s in graph.parameters]
     biases, edges = graph.gather(values)
     seen, changed = set(), []
@@ -136,11 +168,16 @@ def test_several_uses_are_averaged_edge_by_edge():
 
 
 class Norms(nn.Module):
-    """tanh(stem), some layers "a", "b", "c" with norms in between, then relu and out; all of two neurons."""
+    """tanh(stem), some layers "a", "b", "c" with norms in between, then relu and out;
+    all of two neurons."""
 
     def __init__(self, names: str, function: Callable[..., Tensor]):
         super().__init__()
-        made = {"norm": nn.BatchNorm1d(2), "group": nn.GroupNorm(1, 2), "shift": nn.Parameter(torch.randn(2))}
+        made = {
+            "norm": nn.BatchNorm1d(2),
+            "group": nn.GroupNorm(1, 2),
+            "shift": nn.Parameter(torch.randn(2)),
+        }
         for name in ["stem", *names.split()]:
             setattr(self, name, deepcopy(made.get(name.partition("_")[0], nn.Linear(2, 2))))
         self.out, self.function = nn.Linear(2, 1), function
@@ -153,17 +190,39 @@ def two_sums(m, a, b, x):
     return m.norm_a(m.c(x) + a) + b
 
 
-# Layers and what they do; number of automorphisms, counted by hand; neurons between input and output, edges from
-# gamma nodes, from neurons, and of residual connections.
+# Layers and what they do; number of automorphisms, counted by hand; neurons between input and
+# output, edges from gamma nodes, from neurons, and of residual connections.
 NORMS = {
-    # two that are summed: the sum has nodes of its own. Neurons of stem, of the sum, the branches, betas of the sum
-    "summed": ("a b norm_a norm_b", lambda m, x: m.norm_a(m.a(x)) + m.norm_b(m.b(x)), 2 * 2 * 2 * 2, (8, 4, 0, 4)),
-    # of the same neurons: each has nodes of its own. Neurons of stem, of the sum, the branches, biases of the sum
-    "parallel": ("a b norm_a norm_b", lambda m, x: m.a(m.norm_a(x)) + m.b(m.norm_b(x)), 2 * 2 * 2 * 2, (8, 4, 0, 4)),
+    # two that are summed: the sum has nodes of its own. Neurons of stem, of the sum,
+    # the branches, betas of the sum
+    "summed": (
+        "a b norm_a norm_b",
+        lambda m, x: m.norm_a(m.a(x)) + m.norm_b(m.b(x)),
+        2 * 2 * 2 * 2,
+        (8, 4, 0, 4),
+    ),
+    # of the same neurons: each has nodes of its own. Neurons of stem, of the sum,
+    # the branches, biases of the sum
+    "parallel": (
+        "a b norm_a norm_b",
+        lambda m, x: m.a(m.norm_a(x)) + m.b(m.norm_b(x)),
+        2 * 2 * 2 * 2,
+        (8, 4, 0, 4),
+    ),
     # one after the other: the second has nodes of its own. Neurons of stem, a, b
-    "chain": ("a b norm_a norm_b", lambda m, x: m.b(m.norm_b(m.norm_a(m.a(x)))), 2 * 2 * 2, (8, 4, 0, 2)),
+    "chain": (
+        "a b norm_a norm_b",
+        lambda m, x: m.b(m.norm_b(m.norm_a(m.a(x)))),
+        2 * 2 * 2,
+        (8, 4, 0, 2),
+    ),
     # pre-norm, and a norm behind the sum: none has. Neurons of stem and of b, tied, and a
-    "skip": ("a b norm_a norm_b", lambda m, x: m.norm_b(x + m.b(F.relu(m.a(m.norm_a(x))))), 2 * 2, (6, 4, 0, 2)),
+    "skip": (
+        "a b norm_a norm_b",
+        lambda m, x: m.norm_b(x + m.b(F.relu(m.a(m.norm_a(x))))),
+        2 * 2,
+        (6, 4, 0, 2),
+    ),
     # its input added to its output, which are the same nodes. Neurons of stem
     "own skip": ("norm_a", lambda m, x: x + m.norm_a(x), 2, (2, 2, 0, 0)),
     # added to another layer. Neurons of stem, of the sum
@@ -171,15 +230,36 @@ NORMS = {
     # added to a layer of the same neurons: the scale is on edges. Neurons of stem, tied to the sum
     "past a layer": ("a norm_a", lambda m, x: m.norm_a(x) + m.a(x), 2, (4, 0, 2, 0)),
     # the same with a function in between, and another norm
-    "past a function": ("a norm_a norm_b", lambda m, x: m.norm_b(torch.tanh(m.a(x)) + m.norm_a(x)), 2, (8, 2, 2, 4)),
+    "past a function": (
+        "a norm_a norm_b",
+        lambda m, x: m.norm_b(torch.tanh(m.a(x)) + m.norm_a(x)),
+        2,
+        (8, 2, 2, 4),
+    ),
     # over groups, summed. As "summed"
-    "group norms": ("a b group_a group_b", lambda m, x: m.group_a(m.a(x)) + m.group_b(m.b(x)), 16, (8, 4, 0, 4)),
+    "group norms": (
+        "a b group_a group_b",
+        lambda m, x: m.group_a(m.a(x)) + m.group_b(m.b(x)),
+        16,
+        (8, 4, 0, 4),
+    ),
     # a layer that is used with and without it. Neurons of stem, of the sum, biases of the sum
     "raw as well": ("a b norm_a", lambda m, x: m.a(m.norm_a(x)) + m.b(x), 2 * 2 * 2, (6, 2, 0, 2)),
-    # residual connections before and behind it. Neurons of stem, of the sum with all that is tied to it
-    "two sums": ("a b c norm_a", lambda m, x: two_sums(m, torch.tanh(m.a(x)), torch.tanh(m.b(x)), x), 4, (10, 2, 0, 6)),
+    # residual connections before and behind it. Neurons of stem,
+    # of the sum with all that is tied to it
+    "two sums": (
+        "a b c norm_a",
+        lambda m, x: two_sums(m, torch.tanh(m.a(x)), torch.tanh(m.b(x)), x),
+        4,
+        (10, 2, 0, 6),
+    ),
     # a shift before and another behind it. Neurons of stem, a
-    "shifts": ("a norm_a shift_a shift_b", lambda m, x: m.norm_a(m.a(x) + m.shift_a) + m.shift_b, 4, (6, 2, 0, 2)),
+    "shifts": (
+        "a norm_a shift_a shift_b",
+        lambda m, x: m.norm_a(m.a(x) + m.shift_a) + m.shift_b,
+        4,
+        (6, 2, 0, 2),
+    ),
     # a shift behind it, which the bias before it is told from. Neurons of stem, a
     "a shift": ("a norm_a shift_a", lambda m, x: m.norm_a(m.a(x)) + m.shift_a, 2 * 2, (4, 2, 0, 0)),
 }
@@ -214,13 +294,17 @@ class Seen(nn.Module):
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.a, self.b, self.function = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), function
+        self.a = nn.Linear(2, 2, bias=False)
+        self.b = nn.Linear(2, 2, bias=False)
+        self.function = function
 
     def forward(self, x):
         return self.a(x) + self.b(self.function(x))
 
 
-GROUP_NORM = nn.Sequential(nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, (2, 1)))
+GROUP_NORM = nn.Sequential(
+    nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, (2, 1))
+)
 ATTENTION = Attention(4, 2, fused=False)
 BATCH, MAPS, SEQUENCE = torch.randn(5, 2), torch.randn(3, 1, 3, 2), torch.randn(2, 3, 4)
 
@@ -228,7 +312,11 @@ BATCH, MAPS, SEQUENCE = torch.randn(5, 2), torch.randn(3, 1, 3, 2), torch.randn(
 SYMMETRIC = {
     "mlp": (mlp(2, 3, 1), BATCH, 6),
     # the hidden neurons
-    "convolution": (nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)), MAPS, 2),
+    "convolution": (
+        nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)),
+        MAPS,
+        2,
+    ),
     **{name: (Norms(*parts[:2]), BATCH, parts[2]) for name, parts in NORMS.items()},
     # stem, tied to all that follows
     "rolled": (Rolled(), BATCH, 6),
@@ -242,7 +330,8 @@ SYMMETRIC = {
     "recurrent": (nn.RNN(2, 2, batch_first=True), torch.randn(2, 3, 2), 2),
     # the states, but not the two biases
     "gated": (Last(nn.GRU(2, 2, batch_first=True)), torch.randn(2, 3, 2), 2),
-    # none: a weight of every element and one of their mean are told apart, and so are those of x and sin x
+    # none: a weight of every element and one of their mean are told apart,
+    # and so are those of x and sin x
     "two weights": (Seen(lambda x: x.mean(1, keepdim=True)), torch.randn(2, 3, 2), 1),
     "two functions": (Seen(torch.sin), torch.randn(2, 3, 2), 1),
 }
@@ -263,8 +352,11 @@ def test_norms_act_on_existing_neurons_where_sides_can_be_told_apart(name):
     graph = parameter_graph(build_graph(Norms(names, function), BATCH))
     nodes, edges = kinds_of(graph)
     own = {i for i, g in enumerate(graph.groups) if g.kind == "gamma"}
-    gammas = [sum(b.shape[0] * b.shape[1] for b in graph.blocks if b.kind == "gamma" and (b.source in own) == from_node)
-              for from_node in (True, False)]  # fmt: skip
+    scales = [b for b in graph.blocks if b.kind == "gamma"]
+    gammas = [
+        sum(b.shape[0] * b.shape[1] for b in scales if (b.source in own) == from_node)
+        for from_node in (True, False)
+    ]
     assert (nodes["neuron"] - 3, *gammas, edges.get("residual", 0)) == counts
     assert edges["beta"] == 2 * (names.count("norm") + names.count("group"))
 
@@ -272,9 +364,13 @@ def test_norms_act_on_existing_neurons_where_sides_can_be_told_apart(name):
 def test_what_goes_in_and_comes_out_stays_apart():
     graph = parameter_graph(build_graph(nn.LayerNorm(3), torch.randn(2, 3)))
     assert [(g.size, g.kind, g.role) for g in graph.groups] == [
-        (3, "neuron", "input"), (3, "neuron", "output"), (1, "gamma", "input"), (1, "beta", "input"),
+        (3, "neuron", "input"), (3, "neuron", "output"), (1, "gamma", "input"),
+        (1, "beta", "input"),
     ]  # fmt: skip
-    for model in (nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))):
+    for model in (
+        nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 3)),
+        nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)),
+    ):
         graph = parameter_graph(build_graph(model, torch.randn(2, 3)))
         assert [g.role for g in graph.groups if g.kind == "neuron"] == ["input", "output"]
 
@@ -294,12 +390,15 @@ def test_layer_norm_of_a_map_has_parallel_edges():
     model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.LayerNorm([2, 3]), nn.Conv1d(2, 1, 1))
     edges = edges_of(parameter_graph(build_graph(model, torch.randn(2, 1, 3))))
     gammas = [edge for edge in edges if edge[2] == "gamma"]
-    assert sorted(edge[3:] for edge in gammas) == sorted(((k,), 2, 3 * c + k) for c in range(2) for k in range(3))
+    assert sorted(edge[3:] for edge in gammas) == sorted(
+        ((k,), 2, 3 * c + k) for c in range(2) for k in range(3)
+    )
     assert {edge[:2] for edge in gammas} == {(4, 1), (4, 2)}
 
 
 class Dense(nn.Module):
-    """As in a DenseNet: a norm over the outputs of two layers, of which the first has one of its own as well."""
+    """As in a DenseNet: a norm over the outputs of two layers,
+    of which the first has one of its own as well."""
 
     def __init__(self):
         super().__init__()
@@ -314,9 +413,15 @@ class Dense(nn.Module):
 def test_norm_over_two_layers_has_one_node():
     graph = parameter_graph(build_graph(Dense(), BATCH))
     edges = edges_of(graph)
-    (gamma,) = [e[0] for e in edges if e[2] == "gamma" and graph.parameters[e[4]].name == "joint.weight" and e[5] == 0]
+    (gamma,) = [
+        e[0]
+        for e in edges
+        if e[2] == "gamma" and graph.parameters[e[4]].name == "joint.weight" and e[5] == 0
+    ]
     assert [(e[2], e[5]) for e in edges if e[0] == gamma] == [("gamma", k) for k in range(5)]
-    (beta,) = {e[0] for e in edges if e[2] == "beta" and graph.parameters[e[4]].name == "joint.bias"}
+    (beta,) = {
+        e[0] for e in edges if e[2] == "beta" and graph.parameters[e[4]].name == "joint.bias"
+    }
     shifts = [e[1] for e in edges if e[0] == beta]
     scaled = [e[1] for e in edges if e[0] == gamma]
     assert shifts[:3] == scaled[:3], "nodes of the norm's own, as the first layer has another norm"
@@ -339,12 +444,16 @@ def test_weights_from_one_to_one_are_no_norms(model, example):
 
 
 def test_other_parameters_are_nodes_by_their_kind():
-    grouped, tokens, gated = (parameter_graph(zoo_graph(name)) for name in ("grouped", "tokens", "gated"))
+    grouped, tokens, gated = (
+        parameter_graph(zoo_graph(name)) for name in ("grouped", "tokens", "gated")
+    )
     assert kinds_of(grouped)[0]["slope"] == 1
     assert kinds_of(grouped)[1]["slope"] == 6
     (pos,) = [i for i, g in enumerate(tokens.groups) if g.name == "pos"]
     positions = [(b.position, b.shape) for b in tokens.blocks if b.source == pos]
-    assert positions == [((k,), (1, 8, 1)) for k in range(5)], "positions are parallel edges from one node"
+    assert positions == [((k,), (1, 8, 1)) for k in range(5)], (
+        "positions are parallel edges from one node"
+    )
     assert kinds_of(gated)[1]["scale"] == 1, "a scalar leads to the node that stands for it"
 
 
@@ -368,7 +477,11 @@ def test_metanets_respect_them(name):
 
 @pytest.mark.parametrize(
     ("model", "example", "group", "across"),
-    [(GROUP_NORM, MAPS, "0", (1, 2)), (ATTENTION, SEQUENCE, "q", (1, 2)), (ATTENTION, SEQUENCE, "v", (1, 2))],
+    [
+        (GROUP_NORM, MAPS, "0", (1, 2)),
+        (ATTENTION, SEQUENCE, "q", (1, 2)),
+        (ATTENTION, SEQUENCE, "v", (1, 2)),
+    ],
     ids=["group norm", "queries", "values"],
 )
 def test_neurons_of_different_groups_and_heads_are_no_twins(model, example, group, across):

@@ -12,7 +12,8 @@ ROOM, USED = 7, 5
 
 @torch.no_grad()
 def differences(metanet: Metanet, predictor: Predictor) -> torch.Tensor:
-    """Between what a predictor says of some elements and `updates`, as shares of the largest update."""
+    """Between what a predictor says of some elements and `updates`,
+    as shares of the largest update."""
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(USED, 14 + metanet.d_context, dtype=torch.float64, generator=generator)
     features, context = random.split([14, metanet.d_context], dim=1)

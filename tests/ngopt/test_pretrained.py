@@ -64,10 +64,15 @@ def test_save_and_load_a_cooldown(file):
     cooled = replace(learned, cooldown=Cooldown(1.5, 0.2))
     save_pretrained(cooled, path)
     assert load_pretrained(path).cooldown == Cooldown(1.5, 0.2)
-    hashes = {weights_hash(one) for one in (learned, cooled, replace(learned, cooldown=Cooldown(1.5, 0.3)))}
+    hashes = {
+        weights_hash(one)
+        for one in (learned, cooled, replace(learned, cooldown=Cooldown(1.5, 0.3)))
+    }
     assert len(hashes) == 3
     rule = load_pretrained(path).bind(build_graph(mlp(2, 3, 1)), 10)
-    assert [rule.height(now) for now in (0, 7, 8, 9)] == pytest.approx([1.5, 1.5, 1.5 / 1.1, 0.75 / 1.1])
+    assert [rule.height(now) for now in (0, 7, 8, 9)] == pytest.approx(
+        [1.5, 1.5, 1.5 / 1.1, 0.75 / 1.1]
+    )
 
 
 @pytest.mark.parametrize("with_metanet", [False, True])
@@ -110,7 +115,9 @@ def test_bundled_weights(name):
 
 def test_default_is_bundled():
     model = mlp(2, 3, 1)
-    assert NGOptimizer(model.parameters()).defaults["weights"] == weights_hash(load_pretrained("default"))
+    assert NGOptimizer(model.parameters()).defaults["weights"] == weights_hash(
+        load_pretrained("default")
+    )
 
 
 def test_hash_sees_values_config_and_not_dtype(file):

@@ -64,11 +64,17 @@ def convolutional(draw) -> tuple[nn.Module, Tensor]:
     channels = draw(st.sampled_from([1, 2, 3]))
     layers, width = [nn.Conv2d(channels, 4, 3, padding=1, bias=draw(st.booleans()))], 4
     for _ in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(["conv", "depthwise", "grouped", "norm", "act", "branch", "skip", "shuffle", "up"]))
+        kind = draw(
+            st.sampled_from(
+                ["conv", "depthwise", "grouped", "norm", "act", "branch", "skip", "shuffle", "up"]
+            )
+        )
         if kind == "conv":
             new = draw(st.sampled_from([2, 4, 6]))
             kernel = draw(st.sampled_from([1, 3, 5]))
-            layers.append(nn.Conv2d(width, new, kernel, padding=kernel // 2, bias=draw(st.booleans())))
+            layers.append(
+                nn.Conv2d(width, new, kernel, padding=kernel // 2, bias=draw(st.booleans()))
+            )
             width = new
         elif kind == "depthwise":
             layers.append(nn.Conv2d(width, width, 3, padding=1, groups=width))
@@ -76,7 +82,11 @@ def convolutional(draw) -> tuple[nn.Module, Tensor]:
             layers.append(nn.Conv2d(width, 4, 3, padding=1, groups=2))
             width = 4
         elif kind == "norm":
-            norms = [nn.BatchNorm2d(width), nn.GroupNorm(2, width), nn.InstanceNorm2d(width, affine=True)]
+            norms = [
+                nn.BatchNorm2d(width),
+                nn.GroupNorm(2, width),
+                nn.InstanceNorm2d(width, affine=True),
+            ]
             layers.append(draw(st.sampled_from(norms)))
         elif kind == "act":
             layers.append(draw(st.sampled_from(ACTIVATIONS))())
@@ -107,12 +117,18 @@ def sequential_tokens(draw) -> tuple[nn.Module, Tensor]:
     if draw(st.booleans()):
         layers.append(Positional(5, width))
     for _ in range(draw(st.integers(1, 3))):
-        kind = draw(st.sampled_from(["attention", "mlp", "norm", "rms", "gate", "recurrent", "encoder"]))
+        kind = draw(
+            st.sampled_from(["attention", "mlp", "norm", "rms", "gate", "recurrent", "encoder"])
+        )
         if kind == "attention":
-            inner = nn.Sequential(nn.LayerNorm(width), Attention(width, 2, fused=draw(st.booleans())))
+            inner = nn.Sequential(
+                nn.LayerNorm(width), Attention(width, 2, fused=draw(st.booleans()))
+            )
             layers.append(Branches(nn.Identity(), inner, "add"))
         elif kind == "mlp":
-            inner = nn.Sequential(nn.Linear(width, 8), draw(st.sampled_from(ACTIVATIONS[:5]))(), nn.Linear(8, width))
+            inner = nn.Sequential(
+                nn.Linear(width, 8), draw(st.sampled_from(ACTIVATIONS[:5]))(), nn.Linear(8, width)
+            )
             layers.append(Branches(nn.Identity(), inner, "add") if draw(st.booleans()) else inner)
         elif kind == "norm":
             layers.append(nn.LayerNorm(width, bias=draw(st.booleans())))
@@ -123,9 +139,17 @@ def sequential_tokens(draw) -> tuple[nn.Module, Tensor]:
             layers += [Branches(gate, nn.Linear(width, 6), "mul"), nn.Linear(6, width)]
         elif kind == "encoder":
             first = draw(st.booleans())
-            layers.append(nn.TransformerEncoderLayer(width, 2, 8, dropout=0.0, batch_first=True, norm_first=first))
+            layers.append(
+                nn.TransformerEncoderLayer(
+                    width, 2, 8, dropout=0.0, batch_first=True, norm_first=first
+                )
+            )
         else:
-            layers.append(First(draw(st.sampled_from([nn.LSTM, nn.GRU, nn.RNN]))(width, width, batch_first=True)))
+            layers.append(
+                First(
+                    draw(st.sampled_from([nn.LSTM, nn.GRU, nn.RNN]))(width, width, batch_first=True)
+                )
+            )
     layers.append(nn.Linear(width, 2))
     example = torch.randint(7, (2, 5)) if embedded else torch.randn(2, 5, 3)
     return nn.Sequential(*layers), example
@@ -152,7 +176,9 @@ def check(network: tuple[nn.Module, Tensor]) -> None:
     graph = build_graph(model, example)
     assert graph.unplaced == ()
     params = randomised(model)
-    assert all(torch.equal(a, b) for a, b in zip(params, graph.scatter(graph.gather(params)), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(params, graph.scatter(graph.gather(params)), strict=True)
+    )
     check_symmetries(network, graph)
 
 

@@ -25,12 +25,20 @@ def test_states_of_recurrent_layers_by_hand():
     assert (given.shape, given.source_index) == ((4, 1, 1), (4, 5, 6, 7))
     assert (reverse.shape, graph.groups[reverse.source].kind) == ((1, 4, 1), "constant")
     learned = [
-        (b.kind, graph.groups[b.group].name) for b in graph.biases if graph.parameters[b.view.parameter].name == "begin"
+        (b.kind, graph.groups[b.group].name)
+        for b in graph.biases
+        if graph.parameters[b.view.parameter].name == "begin"
     ]
-    assert learned == [("recurrent", f"rnn.{name}") for name in ("l0", "l0_reverse", "l1", "l1_reverse")]
+    assert learned == [
+        ("recurrent", f"rnn.{name}") for name in ("l0", "l0_reverse", "l1", "l1_reverse")
+    ]
     # the last hidden states and the last cells are the same neurons, seen in two ways
     assert sorted(kind for kind, _ in edges_of(graph, "head")) == ["weight"] * 4
-    assert {source.split(".")[-1] for _, source in edges_of(graph, "head")} == {"copy", "l1", "l1_reverse"}
+    assert {source.split(".")[-1] for _, source in edges_of(graph, "head")} == {
+        "copy",
+        "l1",
+        "l1_reverse",
+    }
 
 
 class Projected(nn.Module):
@@ -38,11 +46,15 @@ class Projected(nn.Module):
 
     def __init__(self, begin):
         super().__init__()
-        self.rnn, self.hidden, self.cells = nn.LSTM(3, 4, proj_size=2), nn.Linear(2, 2), nn.Linear(4, 2)
+        self.rnn = nn.LSTM(3, 4, proj_size=2)
+        self.hidden = nn.Linear(2, 2)
+        self.cells = nn.Linear(4, 2)
         self.register_buffer("begin", begin)
 
     def forward(self, x):
-        hidden, cells = self.rnn(x, (x.new_zeros(1, x.shape[1], 2), self.begin.expand(1, x.shape[1], 4)))[1]
+        hidden, cells = self.rnn(
+            x, (x.new_zeros(1, x.shape[1], 2), self.begin.expand(1, x.shape[1], 4))
+        )[1]
         return self.hidden(hidden[-1]), self.cells(cells[-1])
 
 
@@ -63,9 +75,14 @@ class Packed(nn.Module):
         self.rnn, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
 
     def forward(self, x):
-        packed = pack_padded_sequence(x, torch.tensor([3, 5]), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            x, torch.tensor([3, 5]), batch_first=True, enforce_sorted=False
+        )
         packed, last = self.rnn(packed)
-        return self.head(pad_packed_sequence(packed, batch_first=True)[0]) + self.head(last[-1])[:, None]
+        return (
+            self.head(pad_packed_sequence(packed, batch_first=True)[0])
+            + self.head(last[-1])[:, None]
+        )
 
 
 def test_packed_sequences():
@@ -75,7 +92,8 @@ def test_packed_sequences():
 
 
 class Steps(nn.Module):
-    """A cell in a loop, or the layer that does the same; `begins` sequences one after the other, or at once."""
+    """A cell in a loop, or the layer that does the same; `begins` sequences one after the other,
+    or at once."""
 
     def __init__(self, recurrent, begins=1):
         super().__init__()
@@ -93,7 +111,9 @@ class Steps(nn.Module):
         return self.head(sum(last))
 
 
-@pytest.mark.parametrize(("cell", "layer"), [(nn.LSTMCell, nn.LSTM), (nn.GRUCell, nn.GRU), (nn.RNNCell, nn.RNN)])
+@pytest.mark.parametrize(
+    ("cell", "layer"), [(nn.LSTMCell, nn.LSTM), (nn.GRUCell, nn.GRU), (nn.RNNCell, nn.RNN)]
+)
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_cell_in_a_loop_is_a_recurrent_layer(cell, layer, bias):
     graphs = []

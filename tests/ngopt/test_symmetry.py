@@ -17,7 +17,8 @@ from tests.zoo import ZOO, zoo_graph, zoo_network
 
 
 def pair(name, group, a, b):
-    """Permutes two neurons of a group of a zoo network alone, with the edges that they have: (graph, permutations)."""
+    """Permutes two neurons of a group of a zoo network alone,
+    with the edges that they have: (graph, permutations)."""
     graph = zoo_graph(name)
     number = next(i for i, g in enumerate(graph.groups) if g.name == group)
     order = torch.arange(graph.groups[number].size)
@@ -26,7 +27,8 @@ def pair(name, group, a, b):
 
 
 def dense_permute(graph, values, permutations):
-    """Permutes the ends of dense blocks and biases and leaves edges of cells and diagonals where they are."""
+    """Permutes the ends of dense blocks and biases and leaves edges of cells and diagonals where
+    they are."""
     biases, edges = graph.gather(values)
 
     def order(group, index):
@@ -34,11 +36,15 @@ def dense_permute(graph, values, permutations):
         to = permutations.get(group, torch.arange(graph.groups[group].size)).tolist()
         return [places[to[n]] for n in places]
 
-    moved = [b[order(place.group, place.index)] for place, b in zip(graph.biases, biases, strict=True)]
+    moved = [
+        b[order(place.group, place.index)] for place, b in zip(graph.biases, biases, strict=True)
+    ]
     shuffled = []
     for block, e in zip(graph.weights, edges, strict=True):
         if block.shape[0] == 1:
-            e = e[:, order(block.target, block.target_index)][:, :, order(block.source, block.source_index)]
+            e = e[:, order(block.target, block.target_index)][
+                :, :, order(block.source, block.source_index)
+            ]
         shuffled.append(e)
     return graph.scatter(GraphValues(tuple(moved), tuple(shuffled)))
 
@@ -109,7 +115,8 @@ def test_parameters_are_interchangeable_where_the_network_says_so(name, first, s
 
 
 def exchanged(graph, values, places):
-    """Values with rows, or columns (dimension 1), exchanged: {parameter: (dimension, ones, others)}."""
+    """Values with rows, or columns (dimension 1), exchanged: {parameter: (dimension,
+    ones, others)}."""
     names = [spec.name for spec in graph.parameters]
     moved = [v.clone() for v in values]
     for name, (dim, ones, others) in places.items():
@@ -150,14 +157,19 @@ def test_a_norm_that_heads_share_ties_their_neurons(case):
     model, example = zoo_network("head norms")
     graph = build_graph(model, example)
     params = randomised(model)
-    before, after = run(model, params, example), run(model, exchanged(graph, params, places), example)
-    assert (before - after).abs().max() < 1e-12 if symmetric else (before - after).abs().max() > 1e-6
+    before = run(model, params, example)
+    after = run(model, exchanged(graph, params, places), example)
+    assert (
+        (before - after).abs().max() < 1e-12 if symmetric else (before - after).abs().max() > 1e-6
+    )
     torch.manual_seed(0)
     metanet = small_metanet()
     generator = torch.Generator().manual_seed(0)
     params, grads = random_values(graph, generator), random_values(graph, generator)
     expected = exchanged(graph, updates(metanet, graph, params, [grads]), places)
-    found = updates(metanet, graph, exchanged(graph, params, places), [exchanged(graph, grads, places)])
+    found = updates(
+        metanet, graph, exchanged(graph, params, places), [exchanged(graph, grads, places)]
+    )
     difference = max((e - f).abs().max() for e, f in zip(expected, found, strict=True))
     assert difference < 1e-10 if symmetric else difference > 1e-8, difference
 
@@ -205,7 +217,9 @@ def test_activations_and_a_global_feature():
     far = GraphNetwork(3, 2, layers=pna(1), **{**options, "activations": False}).double()
     changed = [v.clone() for v in values[0]]
     changed[-1] += 1.0
-    before, after = (graphs[0].scatter(far(graphs[0].gather(v), graphs[0])) for v in (values[0], changed))
+    before, after = (
+        graphs[0].scatter(far(graphs[0].gather(v), graphs[0])) for v in (values[0], changed)
+    )
     assert (before[0] - after[0]).abs().max() > 1e-9
     other = replace(graphs[0], groups=tuple(replace(g, activation=None) for g in graphs[0].groups))
     assert (outputs(other, values[0])[0] - alone[0][0]).abs().max() > 1e-6
@@ -217,10 +231,15 @@ def test_every_element_is_placed_and_no_state_changes(name):
     before = copy.deepcopy(model.state_dict())
     graph = build_graph(model, example)
     assert graph.unplaced == ()
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True)
+    )
     for dtype in (torch.float64, torch.bfloat16):
         values = [torch.randn(*s.shape, 3).to(dtype) for s in graph.parameters]
-        assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
+        )
 
 
 @pytest.mark.parametrize("name", ZOO)

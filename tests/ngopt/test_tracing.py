@@ -15,8 +15,8 @@ from ngopt.models import FeedForward
 from tests.networks import edges_of
 from tests.zoo import GPT, Attention, Residual, zoo_graph, zoo_network
 
-FAMILIES = """resnet18 resnet50 vgg11_bn mobilenet_v3_small efficientnet_b0 convnext_tiny vit_b_16 swin_t densenet121
-shufflenet_v2_x1_0 googlenet regnet_y_400mf""".split()
+FAMILIES = """resnet18 resnet50 vgg11_bn mobilenet_v3_small efficientnet_b0 convnext_tiny vit_b_16
+swin_t densenet121 shufflenet_v2_x1_0 googlenet regnet_y_400mf""".split()
 
 
 @pytest.mark.slow
@@ -40,13 +40,18 @@ def test_residual_network_by_hand():
     graph = build_graph(model, example)
     assert edges_of(graph, "conv1") == [("weight", "stem")]
     assert edges_of(graph, "bn1") == [("gamma", "conv1"), ("residual", "stem")]
-    # the projected skip and the block are only summed: one group, reached by the scales of both norms
+    # the projected skip and the block are only summed: one group,
+    # reached by the scales of both norms
     assert edges_of(graph, "bn2") == [("gamma", "conv2"), ("gamma", "down")]
     assert edges_of(graph, "squeeze") == [("weight", "bn2")]
     assert edges_of(graph, "fc") == [("weight", "mul")]
     assert edges_of(graph, "mul") == [("left", "bn2"), ("right", "excite")]
     activation = {g.name: g.activation for g in graph.groups}
-    assert (activation["stem"], activation["excite"], activation["conv1"]) == ("relu", "sigmoid", None)
+    assert (activation["stem"], activation["excite"], activation["conv1"]) == (
+        "relu",
+        "sigmoid",
+        None,
+    )
 
 
 def test_attention_by_hand():
@@ -74,7 +79,9 @@ def test_tied_parameters_have_a_place_for_each_use():
     uses = [b for b in graph.weights if graph.parameters[b.view.parameter].name == "wte.weight"]
     assert [b.shape for b in uses] == [(1, 12, 11), (1, 11, 12)]
     values = graph.gather([torch.randn(s.shape, dtype=torch.float64) for s in graph.parameters])
-    edges = [e + (1 if b is uses[1] else 0) for b, e in zip(graph.weights, values.edges, strict=True)]
+    edges = [
+        e + (1 if b is uses[1] else 0) for b, e in zip(graph.weights, values.edges, strict=True)
+    ]
     moved = graph.scatter(values._replace(edges=tuple(edges)))
     whole = graph.scatter(values)
     number = uses[0].view.parameter
@@ -93,7 +100,9 @@ def test_a_failing_rule_leaves_the_rest():
         raise KeyError("odd")
 
     try:
-        with pytest.warns(UserWarning, match="the rule 'swish' failed at '.*' in Sequential: KeyError"):
+        with pytest.warns(
+            UserWarning, match="the rule 'swish' failed at '.*' in Sequential: KeyError"
+        ):
             graph = build_graph(model, torch.randn(5, 2))
     finally:
         del RULES[Swish]
@@ -106,10 +115,16 @@ def test_elements_that_do_not_fit_their_labels_are_named():
 
     @register_rule(Swish)
     def swish(tracer, call, module, x):
-        tracer.edges(tracer.elements(module.weight), tracer.unify_places(x.labels, -1), tracer.nodes.new("swish", 4))
+        tracer.edges(
+            tracer.elements(module.weight),
+            tracer.unify_places(x.labels, -1),
+            tracer.nodes.new("swish", 4),
+        )
 
     try:
-        with pytest.warns(UserWarning, match=r"edges of '1.weight': .* of \(4, 3\); got \(3,\) and \(4,\)"):
+        with pytest.warns(
+            UserWarning, match=r"edges of '1.weight': .* of \(4, 3\); got \(3,\) and \(4,\)"
+        ):
             build_graph(model, torch.randn(2, 2))
     finally:
         del RULES[Swish]
@@ -127,7 +142,9 @@ class Normalised(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.odd, self.last = nn.Linear(3, 4), nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 2)
+        self.first = nn.Linear(3, 4)
+        self.odd = nn.Parameter(torch.randn(4, 4))
+        self.last = nn.Linear(4, 2)
 
     def forward(self, x):
         return self.last(F.linear(torch.relu(self.first(x)), torch.matrix_exp(self.odd)))
@@ -138,7 +155,9 @@ def test_a_parameter_without_a_rule_is_a_component_and_reported():
     assert graph.unplaced == ()
     assert [group.name for group in graph.groups if group.is_pinned] == ["first", "odd"]
     values = [torch.randn(s.shape) for s in graph.parameters]
-    assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
+    )
     fft = Residual()
     fft.spectrum = nn.Parameter(torch.randn(5))
     graph = build_graph(fft, torch.randn(2, 2, 8, 8))
@@ -165,7 +184,9 @@ def test_rules_for_modules_and_functions_of_ones_own():
     def swish(tracer, node, module, x):
         seen.append(type(module))
         targets = tracer.nodes.new("swish", 4)
-        tracer.edges(tracer.elements(module.weight), tracer.unify_places(x.labels, -1), targets[:, None])
+        tracer.edges(
+            tracer.elements(module.weight), tracer.unify_places(x.labels, -1), targets[:, None]
+        )
         tracer.edges(tracer.elements(module.beta), None, targets, "slope")
         return Neurons(targets.expand(tracer.shape_of(node)))
 
@@ -195,7 +216,9 @@ def test_the_rule_that_is_shown_to_contributors():
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     exec(example, {"Factored": Factored})
     try:
-        graph = build_graph(nn.Sequential(nn.Linear(2, 3), Factored(), nn.Linear(4, 2)), torch.randn(5, 2))
+        graph = build_graph(
+            nn.Sequential(nn.Linear(2, 3), Factored(), nn.Linear(4, 2)), torch.randn(5, 2)
+        )
     finally:
         del RULES[Factored]
     assert edges_of(graph, "middle") == [("weight", "0")]
@@ -214,7 +237,9 @@ def test_the_optimizer_says_what_it_could_not_connect(caplog):
     assert f"{len(apart)} tensors apart" in record.getMessage()
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="ngopt"):
-        assert not unconnected(NGOptimizer(nn.Linear(3, 2).parameters(), weights=FeedForward()).graph)
+        assert not unconnected(
+            NGOptimizer(nn.Linear(3, 2).parameters(), weights=FeedForward()).graph
+        )
     assert not caplog.records
 
 
@@ -227,9 +252,18 @@ def ends_of(graph, parameter):
 def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
     graph = zoo_graph("head norms")
     size = {g.name: g.size for g in graph.groups}
-    assert [size[f"1.{name}"] for name in ("q", "q_norm", "q_norm.weight", "q_norm.groups")] == [6, 6, 3, 2]
+    assert [size[f"1.{name}"] for name in ("q", "q_norm", "q_norm.weight", "q_norm.groups")] == [
+        6,
+        6,
+        3,
+        2,
+    ]
     spread = next(b for b in graph.blocks if graph.groups[b.source].name == "1.q_norm.weight")
-    assert (spread.kind, spread.shape, spread.target_index) == ("spread", (3, 2, 1), (0, 3, 1, 4, 2, 5))
+    assert (spread.kind, spread.shape, spread.target_index) == (
+        "spread",
+        (3, 2, 1),
+        (0, 3, 1, 4, 2, 5),
+    )
     assert edges_of(graph, "1.q_norm") == [
         ("residual", "1.q"),
         ("spread", "1.q_norm.groups"),
@@ -253,7 +287,9 @@ def test_places_that_a_norm_shares_are_slots():
         "x": 1, "stem": 3, "up": 4, "batch": 4, "group": 4, "out": 2,
     }  # fmt: skip
     up = next(b for b in graph.weights if graph.parameters[b.view.parameter].name == "up.weight")
-    assert (up.shape, up.slot_shape) == ((1, 4, 3), (4, 3, 3)), "a kernel for each of the four places of a channel"
+    assert (up.shape, up.slot_shape) == ((1, 4, 3), (4, 3, 3)), (
+        "a kernel for each of the four places of a channel"
+    )
     assert [b.slot_shape for b in graph.biases if graph.groups[b.group].name == "up"] == [(4,)]
     assert ends_of(graph, "out.weight")[0][:2] == ("group", None)
 
@@ -279,8 +315,13 @@ def test_matrix_products_by_hand():
     assert edges_of(graph, "einsum_1") == [("pool", "einsum_1.products")]
     (pool,) = (b for b in graph.blocks if graph.groups[b.target].name == "einsum_1")
     assert pool.shape == (5, 1, 3)
-    # the neurons are those of every place, so that a weight is used once, that of each of the experts
-    assert [len(ends_of(graph, name)) for name in ("first.weight", "experts", "last.weight")] == [1, 3, 1]
+    # the neurons are those of every place, so that a weight is used once,
+    # that of each of the experts
+    assert [len(ends_of(graph, name)) for name in ("first.weight", "experts", "last.weight")] == [
+        1,
+        3,
+        1,
+    ]
     graph = zoo_graph("prefixed")
     keys = next(b for b in graph.biases if graph.parameters[b.view.parameter].name == "keys")
     assert (graph.groups[keys.group].name, keys.view.shape) == ("k", (4, 2))
@@ -307,7 +348,10 @@ class Mixer(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.mix, self.norm, self.last = nn.Linear(3, 4), nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(4, 2)
+        self.first = nn.Linear(3, 4)
+        self.mix = nn.Linear(5, 5)
+        self.norm = nn.LayerNorm(5)
+        self.last = nn.Linear(4, 2)
 
     def forward(self, x):
         x = self.mix(self.first(x).transpose(1, 2))
@@ -327,7 +371,9 @@ class Weighted(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.score, self.table, self.out = nn.Linear(3, 1), nn.EmbeddingBag(9, 5, mode="sum"), nn.Linear(5, 2)
+        self.score = nn.Linear(3, 1)
+        self.table = nn.EmbeddingBag(9, 5, mode="sum")
+        self.out = nn.Linear(5, 2)
 
     def forward(self, index, x):
         return self.out(self.table(index, per_sample_weights=self.score(x)[..., 0]))
@@ -351,12 +397,15 @@ class OneHot(nn.Module):
 
 
 class Windowed(nn.Module):
-    """Uses every other row of a table, part of a matrix, and rows of another table one after the other."""
+    """Uses every other row of a table, part of a matrix,
+    and rows of another table one after the other."""
 
     def __init__(self):
         super().__init__()
         self.table, self.rows = nn.Parameter(torch.randn(1, 8, 4)), nn.Parameter(torch.randn(3, 4))
-        self.first, self.wide, self.last = nn.Linear(3, 4), nn.Parameter(torch.randn(6, 5)), nn.Linear(4, 2)
+        self.first = nn.Linear(3, 4)
+        self.wide = nn.Parameter(torch.randn(6, 5))
+        self.last = nn.Linear(4, 2)
 
     def forward(self, x):
         x = self.first(x) + self.table[:, 1:6:2]
@@ -371,6 +420,10 @@ def test_elements_that_the_network_does_not_use_have_a_place():
     unused = {g.name: g.size for g in graph.groups if g.role == "isolated"}
     assert unused == {"table.unused": 5 * 4, "wide.unused": 30 - 16}
     values = [torch.randn_like(p) for p in model.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
+    )
     rows = [b for b in graph.biases if graph.parameters[b.view.parameter].name == "rows"]
-    assert [(b.kind, b.slot_shape) for b in rows] == [("shift", (3,))]  # one after the other, not all alike
+    assert [(b.kind, b.slot_shape) for b in rows] == [
+        ("shift", (3,))
+    ]  # one after the other, not all alike

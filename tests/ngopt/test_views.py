@@ -28,7 +28,9 @@ def numbered(graph, features=()):
     values, start = [], 1
     for spec in graph.parameters:
         value = torch.arange(start, start + spec.numel, dtype=torch.float64).reshape(spec.shape)
-        values.append(torch.stack([value * 10**k for k in range(features[0])], -1) if features else value)
+        values.append(
+            torch.stack([value * 10**k for k in range(features[0])], -1) if features else value
+        )
         start += spec.numel
     return values
 
@@ -37,7 +39,14 @@ def oracle(graph, values):
     """Every edge of the edge list: source, target, block, the values of its slots."""
     edges = to_edge_list(graph)
     flat = [value.flatten().tolist() for value in values]
-    rows = zip(edges.sources, edges.targets, edges.block, edges.parameter.tolist(), edges.element.tolist(), strict=True)
+    rows = zip(
+        edges.sources,
+        edges.targets,
+        edges.block,
+        edges.parameter.tolist(),
+        edges.element.tolist(),
+        strict=True,
+    )
     return Counter(
         (int(s), int(t), int(b), tuple(flat[p][e] for p, e in zip(ps, es, strict=True) if e >= 0))
         for s, t, b, ps, es in rows
@@ -46,11 +55,14 @@ def oracle(graph, values):
 
 def node_oracle(graph, values):
     """For every node the values of its biases."""
-    edges, found = to_edge_list(graph), [[] for _ in range(sum(group.size for group in graph.groups))]
+    edges = to_edge_list(graph)
+    found = [[] for _ in range(sum(group.size for group in graph.groups))]
     for node, ps, es in zip(
         edges.node.tolist(), edges.node_parameter.tolist(), edges.node_element.tolist(), strict=True
     ):
-        found[node] += [float(values[p].flatten()[e]) for p, e in zip(ps, es, strict=True) if e >= 0]
+        found[node] += [
+            float(values[p].flatten()[e]) for p, e in zip(ps, es, strict=True) if e >= 0
+        ]
     return found
 
 
@@ -59,13 +71,21 @@ def test_networkx_has_the_edges_of_the_edge_list(networks, name):
     graph = networks[name][1]
     values = numbered(graph)
     found = to_networkx(graph, values)
-    edges = Counter((s, t, data["block"], tuple(data["values"])) for s, t, data in found.edges(data=True))
+    edges = Counter(
+        (s, t, data["block"], tuple(data["values"])) for s, t, data in found.edges(data=True)
+    )
     assert edges == oracle(graph, values)
     assert [found.nodes[n]["values"] for n in range(len(found))] == node_oracle(graph, values)
-    by_name = {spec.name: value.flatten() for spec, value in zip(graph.parameters, values, strict=True)}
+    by_name = {
+        spec.name: value.flatten() for spec, value in zip(graph.parameters, values, strict=True)
+    }
     for *_, data in [*found.edges(data=True), *found.nodes(data=True)]:
-        assert [float(by_name[parameter][element]) for parameter, element in data["slots"]] == data["values"]
-    assert all(data["kind"] == graph.blocks[data["block"]].kind for *_, data in found.edges(data=True))
+        assert [float(by_name[parameter][element]) for parameter, element in data["slots"]] == data[
+            "values"
+        ]
+    assert all(
+        data["kind"] == graph.blocks[data["block"]].kind for *_, data in found.edges(data=True)
+    )
 
 
 def test_networkx_nodes_know_their_group(networks):
@@ -89,8 +109,16 @@ def test_pyg_has_the_edges_of_the_edge_list(networks, name):
     values = numbered(graph)
     data = to_pyg(graph, values)
     data.validate()
-    rows = zip(data.edge_index.T.tolist(), data.edge_block.tolist(), data.edge_attr, data.edge_mask, strict=True)
-    assert Counter((s, t, b, tuple(attr[mask].tolist())) for (s, t), b, attr, mask in rows) == oracle(graph, values)
+    rows = zip(
+        data.edge_index.T.tolist(),
+        data.edge_block.tolist(),
+        data.edge_attr,
+        data.edge_mask,
+        strict=True,
+    )
+    assert Counter(
+        (s, t, b, tuple(attr[mask].tolist())) for (s, t), b, attr, mask in rows
+    ) == oracle(graph, values)
     biases = [x[mask].tolist() for x, mask in zip(data.x, data.node_mask, strict=True)]
     assert biases == node_oracle(graph, values)
     assert not data.edge_attr[~data.edge_mask].any()
@@ -109,13 +137,17 @@ def test_features_come_behind_slots(networks):
     torch.testing.assert_close(data.edge_attr, torch.stack([one.edge_attr, 10 * one.edge_attr], -1))
     torch.testing.assert_close(data.x, torch.stack([one.x, 10 * one.x], -1))
     found = to_networkx(graph, numbered(graph, (2,)))
-    assert all(pair[1] == 10 * pair[0] for *_, edge in found.edges(data=True) for pair in edge["values"])
+    assert all(
+        pair[1] == 10 * pair[0] for *_, edge in found.edges(data=True) for pair in edge["values"]
+    )
 
 
 def test_complex_values_are_pairs_of_slots():
     values = [torch.randn(3, 2, dtype=torch.complex128), torch.randn(3, dtype=torch.complex128)]
     data = to_pyg(build_graph(values), values)
-    torch.testing.assert_close(data.edge_attr, torch.view_as_real(values[0]).reshape(6, 2), rtol=0, atol=0)
+    torch.testing.assert_close(
+        data.edge_attr, torch.view_as_real(values[0]).reshape(6, 2), rtol=0, atol=0
+    )
     torch.testing.assert_close(data.x[2:], torch.view_as_real(values[1]), rtol=0, atol=0)
 
 
@@ -147,14 +179,20 @@ def test_too_few_slots_and_values_that_do_not_fit_are_errors(networks):
     with pytest.raises(ValueError, match="slots=8 are too few; the graph needs 9"):
         to_pyg(graph, slots=8)
     for function in (to_pyg, to_networkx):
-        with pytest.raises(ValueError, match=f"graph has {len(graph.parameters)} parameters; got 1 values"):
+        with pytest.raises(
+            ValueError, match=f"graph has {len(graph.parameters)} parameters; got 1 values"
+        ):
             function(graph, [torch.zeros(3)])
 
 
-@pytest.mark.parametrize(("function", "library"), [(to_networkx, "networkx"), (to_pyg, "torch_geometric")])
+@pytest.mark.parametrize(
+    ("function", "library"), [(to_networkx, "networkx"), (to_pyg, "torch_geometric")]
+)
 def test_a_missing_library_is_named(function, library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=rf"{function.__name__} needs {library}; .*pip install 'ngopt\[graph\]'"):
+    with pytest.raises(
+        ImportError, match=rf"{function.__name__} needs {library}; .*pip install 'ngopt\[graph\]'"
+    ):
         function(build_graph(mlp(2, 3, 1)))
 
 
@@ -162,7 +200,8 @@ def test_importing_the_views_imports_no_other_library():
     code = """
 import sys
 import ngopt, ngopt.graph.interop, ngopt.graph.draw, ngopt.graph.__main__
-print(sorted({"networkx", "matplotlib", "torch_geometric"} & {name.split(".")[0] for name in sys.modules}))
+imported = {name.split(".")[0] for name in sys.modules}
+print(sorted({"networkx", "matplotlib", "torch_geometric"} & imported))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
@@ -184,7 +223,9 @@ def test_summary_is_a_table_of_groups(networks):
     ]
     row = next(line for line in lines if " bn2 " in line)
     assert row.split() == "5 bn2 6 4, 6 2 x one to one + 2 x beta 1 24 relu hidden".split()
-    assert lines[-1].startswith("52 nodes in 11 groups, 572 parameter elements in 10 blocks and 7 biases; 1 component")
+    assert lines[-1].startswith(
+        "52 nodes in 11 groups, 572 parameter elements in 10 blocks and 7 biases; 1 component"
+    )
 
 
 class Dense(nn.Module):
@@ -193,7 +234,9 @@ class Dense(nn.Module):
     def __init__(self, layers: int = 5):
         super().__init__()
         self.norms = nn.ModuleList(nn.BatchNorm1d(4 + 3 * k) for k in range(layers))
-        self.layers = nn.ModuleList(nn.Linear(4 + 3 * k, 3 + (k == layers - 1)) for k in range(layers))
+        self.layers = nn.ModuleList(
+            nn.Linear(4 + 3 * k, 3 + (k == layers - 1)) for k in range(layers)
+        )
 
     def forward(self, x):
         for norm, layer in zip(self.norms, self.layers, strict=True):
@@ -234,4 +277,6 @@ def test_names_are_shortened_from_the_front():
     assert shorten("encoder.layer1.conv", 16) == "...layer1.conv"
     assert shorten("encoder." + "x" * 40, 20) == "..." + "x" * 17
     for width in range(8, 40):
-        assert len(shorten("encoder.layers.encoder_layer_11.self_attention.out_proj", width)) <= width
+        assert (
+            len(shorten("encoder.layers.encoder_layer_11.self_attention.out_proj", width)) <= width
+        )

@@ -204,7 +204,9 @@ def test_when_tracing_fails_the_parameters_decide(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+    "duplicate",
+    [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+    ids=["deepcopy", "pickle"],
 )
 @pytest.mark.parametrize("traced", [False, True])
 def test_copies_that_grow_keep_the_graph(duplicate, traced):

@@ -43,7 +43,10 @@ SILENT = ("group", "product")
 def stacked(count):
     models = [Siren(SIREN["widths"]) for _ in range(count)]
     names = [name for name, _ in models[0].named_parameters()]
-    params = {name: torch.stack([m.get_parameter(name).detach() for m in models]) for name in reversed(names)}
+    params = {
+        name: torch.stack([m.get_parameter(name).detach() for m in models])
+        for name in reversed(names)
+    }
     return models, Networks(SIREN, params, {"label": torch.arange(count)})
 
 
@@ -60,10 +63,14 @@ def test_neurons_of_a_siren_are_those_of_each_network_by_hand_one_entry_for_each
     stack = Stack.of(networks)
     points = torch.rand(7, 2)
     found = stack.architecture.neurons(stack.params, points)
-    assert [x.shape for x in found] == [(3, 7, group.size) for group in stack.architecture.graph.groups]
+    assert [x.shape for x in found] == [
+        (3, 7, group.size) for group in stack.architecture.graph.groups
+    ]
     first = torch.sin(FREQUENCY * models[1].layers[0](points))
     assert torch.allclose(found[1][1], first, atol=1e-5)
-    assert torch.allclose(stack.architecture.outputs(stack.params, points)[1], models[1](points), atol=1e-5)
+    assert torch.allclose(
+        stack.architecture.outputs(stack.params, points)[1], models[1](points), atol=1e-5
+    )
 
 
 def inputs_of(module, count):
@@ -156,5 +163,7 @@ def test_an_unknown_kind_is_named():
 
 
 def test_an_argument_that_a_kind_does_not_have_is_named():
-    with pytest.raises(ValueError, match="architecture: siren: .*unexpected keyword argument 'depth'"):
+    with pytest.raises(
+        ValueError, match="architecture: siren: .*unexpected keyword argument 'depth'"
+    ):
         architecture_of({"kind": "siren", "widths": [2, 3, 1], "depth": 3})

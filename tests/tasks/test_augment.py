@@ -26,7 +26,9 @@ def test_what_is_moved_is_the_image_and_nothing_else():
         one = Stack(stack.architecture, [p[k : k + 1] for p in stack.params])
         there = points @ maps[k].mT + shifts[k].squeeze(-1)
         expected = stack.architecture.outputs(one.params, there)
-        torch.testing.assert_close(stack.architecture.outputs(found.select([k]).params, points), expected)
+        torch.testing.assert_close(
+            stack.architecture.outputs(found.select([k]).params, points), expected
+        )
 
 
 def test_a_canonical_form_is_the_same_function_and_forgets_signs_and_phases():
@@ -40,5 +42,7 @@ def test_a_canonical_form_is_the_same_function_and_forgets_signs_and_phases():
         value.neg_()
     params[3][:, 2] += torch.pi / stack.architecture.module.frequency
     params[4][:, :, 2].neg_()
-    for own, other in zip(found.params, in_canonical_form(stack._replace(params=params)).params, strict=True):
+    for own, other in zip(
+        found.params, in_canonical_form(stack._replace(params=params)).params, strict=True
+    ):
         torch.testing.assert_close(own, other)

@@ -74,7 +74,9 @@ def test_compiled_steps_are_the_same(config, compiled_eagerly):
 def test_unknown_models_and_sizes_are_named(config):
     with pytest.raises(ValueError, match="model: expected one of ng-gnn, .*; got 'mamba'"):
         Classification(replace(config, model="mamba"))
-    with pytest.raises(ValueError, match="GraphModelConfig: expected sizes among width, .*; got depth"):
+    with pytest.raises(
+        ValueError, match="GraphModelConfig: expected sizes among width, .*; got depth"
+    ):
         Classification(replace(config, sizes={"depth": 3}))
 
 

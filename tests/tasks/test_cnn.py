@@ -22,7 +22,9 @@ def module_of(description):
 
 def test_the_small_cnn_is_a_sequence_of_torch_layers_with_4970_parameters():
     torch.manual_seed(0)
-    model = module_of(describe([1, 16, 16, 16], [3, 3, 3], [2, 2, 2], ["relu"] * 3, paddings=[0, 0, 0]))
+    model = module_of(
+        describe([1, 16, 16, 16], [3, 3, 3], [2, 2, 2], ["relu"] * 3, paddings=[0, 0, 0])
+    )
     assert sum(p.numel() for p in model.parameters()) == 4970
     one, two, three = model.layers
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.fc]

@@ -50,7 +50,9 @@ def random_bytes(seed: int, *shape: int) -> np.ndarray:
 
 TRAIN_IMAGES, TEST_IMAGES = random_bytes(0, 6, 28, 28), random_bytes(1, 2, 28, 28)
 TRAIN_LABELS, TEST_LABELS = np.arange(6, dtype=np.uint8), np.array([9, 200], dtype=np.uint8)
-IDX_CONTENTS = dict(zip(IDX_FILES, map(idx, (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)), strict=True))
+IDX_CONTENTS = dict(
+    zip(IDX_FILES, map(idx, (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)), strict=True)
+)
 
 
 def assert_is_the_idx_data(arrays) -> None:
@@ -199,7 +201,9 @@ def test_torchvision_cifar10(server, tmp_path, monkeypatch):
     members["batches.meta"] = pickle.dumps({"label_names": list("abcdefghij")})
     for name, content in members.items():
         md5[name] = hashlib.md5(content).hexdigest()
-    archive = tar(folder / "cifar.tar.gz", {f"cifar-10-batches-py/{k}": v for k, v in members.items()})
+    archive = tar(
+        folder / "cifar.tar.gz", {f"cifar-10-batches-py/{k}": v for k, v in members.items()}
+    )
     kind = torchvision.datasets.CIFAR10
     monkeypatch.setattr(kind, "url", f"{address}cifar.tar.gz")
     monkeypatch.setattr(kind, "filename", "cifar.tar.gz")

@@ -75,7 +75,9 @@ def test_batch_agrees_with_torchvision_bit_for_bit(fetched, tmp_path):
     split = load_dataset("tiny", tmp_path).train
     indices = torch.tensor([3, 0, 21, 3])
     images, labels = split.batch(indices)
-    oracle = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))])
+    oracle = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))]
+    )
     expected = [oracle(split.images[i].permute(1, 2, 0).numpy()) for i in indices]
     assert torch.equal(images, torch.stack(expected))
     assert torch.equal(labels, indices)
@@ -246,7 +248,10 @@ def test_two_fetches_at_once_both_succeed(monkeypatch, tmp_path):
 
     install(monkeypatch, good=fetch)
     loaded = []
-    threads = [threading.Thread(target=lambda: loaded.append(load_dataset("tiny", tmp_path))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: loaded.append(load_dataset("tiny", tmp_path)))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

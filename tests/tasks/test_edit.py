@@ -14,11 +14,18 @@ def config(data, tmp_path, clock, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (48, 1, 28, 28), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.zeros(48, dtype=torch.int64), (0.0,), (1.0,))
-    monkeypatch.setattr(edit, "load_dataset", lambda name: ImageDataset(name, 10, split, split, split))
+    monkeypatch.setattr(
+        edit, "load_dataset", lambda name: ImageDataset(name, 10, split, split, split)
+    )
 
     def make(**changes):
         training = TrainingConfig(minutes=0.1, batch=16, validations=2)
-        options = {"sizes": {"width": 8, "layers": 2}, "model": "nfn-np", "training": training, **changes}
+        options = {
+            "sizes": {"width": 8, "layers": 2},
+            "model": "nfn-np",
+            "training": training,
+            **changes,
+        }
         return Config(str(data / "inr-mnist"), str(tmp_path), **options)
 
     return make

@@ -24,9 +24,13 @@ def smooth_images(count, side=6):
 def config(tmp_path, monkeypatch):
     images = smooth_images(7)
     split = Split(images, torch.arange(7) % 3, (0.0,), (1.0,))
-    monkeypatch.setattr(signals, "load_dataset", lambda name: ImageDataset(name, 3, split, split, split))
+    monkeypatch.setattr(
+        signals, "load_dataset", lambda name: ImageDataset(name, 3, split, split, split)
+    )
     monkeypatch.setattr(inr, "AT_ONCE", 2)
-    return FitConfig(str(tmp_path / "inr"), train=5, validation=2, test=2, views=2, width=8, steps=30, shard=3)
+    return FitConfig(
+        str(tmp_path / "inr"), train=5, validation=2, test=2, views=2, width=8, steps=30, shard=3
+    )
 
 
 def test_networks_say_what_the_images_show():
@@ -58,7 +62,11 @@ def test_every_image_has_its_views(config, capsys):
         "validation-00000.safetensors",
     ]
     groups = list(read_split(inr.Path(config.folder), "train"))
-    pairs = [p for g in groups for p in zip(g.columns["index"].tolist(), g.columns["view"].tolist(), strict=True)]
+    pairs = [
+        p
+        for g in groups
+        for p in zip(g.columns["index"].tolist(), g.columns["view"].tolist(), strict=True)
+    ]
     assert pairs == [(image, view) for view in range(2) for image in range(5)]
     assert [label for g in groups for label in g.columns["label"].tolist()] == [0, 1, 2, 0, 1] * 2
     first, again = groups[0].params["layers.0.weight"][0], groups[1].params["layers.0.weight"][2]

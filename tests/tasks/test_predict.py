@@ -27,7 +27,12 @@ def test_rank_correlation_and_explained_variance_by_hand():
 
 @pytest.mark.parametrize(
     ("zoo", "model", "probes"),
-    [("wild-park", "ng-gnn", 2), ("diverse", "gmn", 0), ("small", "ng-t", 2), ("diverse", "dmc", 0)],
+    [
+        ("wild-park", "ng-gnn", 2),
+        ("diverse", "gmn", 0),
+        ("small", "ng-t", 2),
+        ("diverse", "dmc", 0),
+    ],
 )
 def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, probes):
     sizes = {"width": 8, "layers": 1} if model != "dmc" else {}
@@ -56,10 +61,14 @@ def test_fewer_networks_are_trained_with(config):
 
 
 def test_there_must_be_networks_of_both_widths(config):
-    with pytest.raises(ValueError, match="widest: split 'train': expected networks on their side of 1; got none"):
+    with pytest.raises(
+        ValueError, match="widest: split 'train': expected networks on their side of 1; got none"
+    ):
         Prediction(replace(config, widest=1))
 
 
 def test_networks_whose_accuracies_are_not_known_are_refused(config, data):
-    with pytest.raises(ValueError, match="inr-mnist': expected networks with a column 'accuracy'; got none"):
+    with pytest.raises(
+        ValueError, match="inr-mnist': expected networks with a column 'accuracy'; got none"
+    ):
         Prediction(replace(config, data=str(data / "inr-mnist")))

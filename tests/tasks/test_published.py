@@ -1,4 +1,5 @@
-"""On small files of the published formats that are made here, as their authors' programs write them."""
+"""On small files of the published formats that are made here,
+as their authors' programs write them."""
 
 import csv
 import gzip
@@ -48,7 +49,9 @@ class TestDwsnets:
             paths = [f"inrs/{split}_{number}/model_final.pth" for number in range(len(labels))]
             for number, path in enumerate(paths):
                 (tmp_path / path).parent.mkdir(parents=True)
-                torch.save(state(linears(number, 2, 5, 4, 1), lambda k: f"seq.{k}"), tmp_path / path)
+                torch.save(
+                    state(linears(number, 2, 5, 4, 1), lambda k: f"seq.{k}"), tmp_path / path
+                )
             splits[split] = {"path": paths, "label": labels}
         (tmp_path / "splits.json").write_text(json.dumps(splits))
         return tmp_path / "splits.json"
@@ -70,20 +73,28 @@ class TestDwsnets:
         source.write_text(json.dumps({"test": [path], "train": splits["train"]["path"]}))
         (found,) = read_dwsnets(source, "test")
         assert found.columns["label"].tolist() == [4]
-        with pytest.raises(ValueError, match=r"train_0/model_final.pth': label: expected a value; got none"):
+        with pytest.raises(
+            ValueError, match=r"train_0/model_final.pth': label: expected a value; got none"
+        ):
             next(read_dwsnets(source, "train"))
 
     def test_bad_files(self, source):
         path = source.parent / "inrs/test_0/model_final.pth"
         values = torch.load(path, weights_only=True)
         torch.save({**values, "seq.1.bias": torch.zeros(3)}, path)
-        with pytest.raises(ValueError, match=r"final.pth': layers.1.bias: expected shape \(4,\); got \(3,\)"):
+        with pytest.raises(
+            ValueError, match=r"final.pth': layers.1.bias: expected shape \(4,\); got \(3,\)"
+        ):
             next(read_dwsnets(source, "test"))
         torch.save({**values, "seq.1.bias": torch.full((4,), torch.nan)}, path)
-        with pytest.raises(ValueError, match=r"final.pth': layers.1.bias: expected finite numbers; got others"):
+        with pytest.raises(
+            ValueError, match=r"final.pth': layers.1.bias: expected finite numbers; got others"
+        ):
             next(read_dwsnets(source, "test"))
         source.write_text(json.dumps({"train": {"path": []}}))
-        with pytest.raises(ValueError, match=r"splits.json': test: expected a split of this name; got none"):
+        with pytest.raises(
+            ValueError, match=r"splits.json': test: expected a split of this name; got none"
+        ):
             next(read_dwsnets(source, "test"))
         source.write_text("{")
         with pytest.raises(ValueError, match=r"splits.json': expected JSON; got: Expecting"):
@@ -104,7 +115,9 @@ class TestNfn:
 
     def test_splits_are_of_indices_in_their_order(self, source):
         found = {split: list(read_nfn(source, split)) for split in ("train", "validation", "test")}
-        indices = {split: [some.columns["index"].item() for some in own] for split, own in found.items()}
+        indices = {
+            split: [some.columns["index"].item() for some in own] for split, own in found.items()
+        }
         assert indices == {"train": list(range(9)), "validation": [9], "test": [10, 11]}
         assert [some.columns["label"].item() for some in found["test"]] == [0, 1]
 
@@ -114,17 +127,23 @@ class TestNfn:
         one, two, three = linears(11, 2, 5, 4, 3)
         image = three(torch.sin(30 * two(torch.sin(30 * one(points)))))  # in [-1, 1]
         expected = (image + 1) / 2
-        torch.testing.assert_close(outputs_of(last, points)[0] + 0.5, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            outputs_of(last, points)[0] + 0.5, expected, atol=1e-4, rtol=1e-4
+        )
 
     def test_bad_files(self, source):
         (source / "other").mkdir()
         odd = source / "other" / "net3.pth"
         torch.save({}, odd)
-        with pytest.raises(ValueError, match=r"other/net3.pth': name: expected NAME_<label>s/net<index>.pth"):
+        with pytest.raises(
+            ValueError, match=r"other/net3.pth': name: expected NAME_<label>s/net<index>.pth"
+        ):
             next(read_nfn(source, "train"))
         odd.unlink()
         torch.save({"net.0.weight": torch.zeros(3)}, source / "randinit_test_0s" / "net0.pth")
-        with pytest.raises(ValueError, match=r"net0.pth': expected weights of linear layers; got layers.0.weight"):
+        with pytest.raises(
+            ValueError, match=r"net0.pth': expected weights of linear layers; got layers.0.weight"
+        ):
             next(read_nfn(source, "train"))
         with pytest.raises(ValueError, match="expected 4 networks or more; got 0"):
             next(read_nfn(source / "nothing", "train"))
@@ -201,7 +220,9 @@ class TestCnnZoo:
             writer.writerows(rows)
 
     def test_networks_say_what_theirs_do(self, source):
-        networks = {some.architecture["activations"][0]: some for some in read_cnn_zoo(source, "test")}
+        networks = {
+            some.architecture["activations"][0]: some for some in read_cnn_zoo(source, "test")
+        }
         tanh = networks["tanh"]
         place = 2
         flat = np.load(source / "weights.npy")[tanh.columns["run"][place]]
@@ -213,11 +234,9 @@ class TestCnnZoo:
         image = np.random.default_rng(1).standard_normal((32, 32, 1))
         x = image
         for name in ("conv2d", "conv2d_1"):
-            kernel, bias, side = (
-                parts[f"{name}/kernel:0"],
-                parts[f"{name}/bias:0"],
-                (len(x) - 3) // 2 + 1,
-            )
+            kernel = parts[f"{name}/kernel:0"]
+            bias = parts[f"{name}/bias:0"]
+            side = (len(x) - 3) // 2 + 1
             y = np.zeros((side, side, len(bias)))
             for row in range(side):
                 for column in range(side):
@@ -243,31 +262,47 @@ class TestCnnZoo:
     def test_bad_files(self, source):
         weights = np.load(source / "weights.npy")
         np.save(source / "weights.npy", weights[:39])
-        with pytest.raises(ValueError, match=r"metrics.csv.gz': expected 39 rows, as of weights; got 40"):
+        with pytest.raises(
+            ValueError, match=r"metrics.csv.gz': expected 39 rows, as of weights; got 40"
+        ):
             next(read_cnn_zoo(source, "test"))
         weights[39, 7] = np.inf
         np.save(source / "weights.npy", weights)
-        with pytest.raises(ValueError, match=r"weights.npy': layers.0.weight: expected finite numbers"):
+        with pytest.raises(
+            ValueError, match=r"weights.npy': layers.0.weight: expected finite numbers"
+        ):
             list(read_cnn_zoo(source, "test"))
         row = {"varname": "a/bias:0", "start_idx": 0, "end_idx": 4, "shape": "(5,)"}
         self.write(source / "layout.csv", [row], open)
-        with pytest.raises(ValueError, match=r"layout.csv': expected numbers that agree; got .* shape '\(5,\)'"):
+        with pytest.raises(
+            ValueError, match=r"layout.csv': expected numbers that agree; got .* shape '\(5,\)'"
+        ):
             next(read_cnn_zoo(source, "test"))
         self.write(source / "layout.csv", [{**row, "shape": "(4,)"}], open)
-        with pytest.raises(ValueError, match=r"layout.csv': varname: expected as many kernels as biases, 1; got 0"):
+        with pytest.raises(
+            ValueError, match=r"layout.csv': varname: expected as many kernels as biases, 1; got 0"
+        ):
             next(read_cnn_zoo(source, "test"))
         self.write(source / "layout.csv", [{**row, "varname": "a/gamma:0"}], open)
-        with pytest.raises(ValueError, match=r"layout.csv': varname: expected kernel:0 or bias:0; got 'a/gamma:0'"):
+        with pytest.raises(
+            ValueError, match=r"layout.csv': varname: expected kernel:0 or bias:0; got 'a/gamma:0'"
+        ):
             next(read_cnn_zoo(source, "test"))
         self.write(source / "layout.csv", [{"varname": "x", "start_idx": 0, "end_idx": 1}], open)
-        with pytest.raises(ValueError, match=r"layout.csv': shape: expected a column of this name; got none"):
+        with pytest.raises(
+            ValueError, match=r"layout.csv': shape: expected a column of this name; got none"
+        ):
             next(read_cnn_zoo(source, "test"))
         metrics = [{"step": "last", "test_accuracy": 0.1, "config.activation": "relu"}] * 40
         self.write(source / "metrics.csv.gz", metrics, gzip.open)
-        with pytest.raises(ValueError, match=r"metrics.csv.gz': step: expected numbers; got: .*'last'"):
+        with pytest.raises(
+            ValueError, match=r"metrics.csv.gz': step: expected numbers; got: .*'last'"
+        ):
             next(read_cnn_zoo(source, "test"))
         (source / "metrics.csv.gz").write_bytes(b"step")
-        with pytest.raises(ValueError, match=r"metrics.csv.gz': expected a table; got: Not a gzipped file"):
+        with pytest.raises(
+            ValueError, match=r"metrics.csv.gz': expected a table; got: Not a gzipped file"
+        ):
             next(read_cnn_zoo(source, "test"))
 
 
@@ -324,25 +359,39 @@ class TestWildPark:
         path = Path(source.parent, "zoo/run_2/checkpoint_0/checkpoint.pt")
         values = torch.load(path, weights_only=True)
         torch.save({**values, "config": {**WILD_CONFIG, "residual": [-1, -1, 2]}}, path)
-        with pytest.raises(ValueError, match=r"checkpoint.pt': architecture: skips: expected layer 2 .* got 2"):
+        with pytest.raises(
+            ValueError, match=r"checkpoint.pt': architecture: skips: expected layer 2 .* got 2"
+        ):
             next(read_wild_park(source, "test"))
         torch.save({"model": {}, "config": {"channels": [1]}}, path)
-        with pytest.raises(ValueError, match=r"checkpoint.pt': config.kernel_size: expected a value; got none"):
+        with pytest.raises(
+            ValueError, match=r"checkpoint.pt': config.kernel_size: expected a value; got none"
+        ):
             next(read_wild_park(source, "test"))
         torch.save({**values, "model": {"fc.weight": torch.zeros(10, 5)}}, path)
-        with pytest.raises(ValueError, match=r"checkpoint.pt': fc.bias: expected shape \(10,\); got none"):
+        with pytest.raises(
+            ValueError, match=r"checkpoint.pt': fc.bias: expected shape \(10,\); got none"
+        ):
             next(read_wild_park(source, "test"))
         splits = json.loads(source.read_text())
         del splits["test"]["score"][0]
         source.write_text(json.dumps(splits))
-        with pytest.raises(ValueError, match=r"splits.json': score: expected 3 values, as of path; got 2"):
+        with pytest.raises(
+            ValueError, match=r"splits.json': score: expected 3 values, as of path; got 2"
+        ):
             next(read_wild_park(source, "test"))
 
     def test_shards_of_all_splits_are_written(self, source, tmp_path, capsys):
         bring(PublishedConfig("wild-park", str(source), str(tmp_path / "shards"), shard=2))
         folder = tmp_path / "shards"
-        assert [path.name for path in shard_paths(folder, "train")] == [f"train-0000{k}.safetensors" for k in range(2)]
-        steps = [step for group in read_split(folder, "validation") for step in group.columns["step"].tolist()]
+        assert [path.name for path in shard_paths(folder, "train")] == [
+            f"train-0000{k}.safetensors" for k in range(2)
+        ]
+        steps = [
+            step
+            for group in read_split(folder, "validation")
+            for step in group.columns["step"].tolist()
+        ]
         assert steps == [0, 1, 2]
         assert read_manifest(folder)["settings"]["format"] == "wild-park"
         assert "9 networks in" in capsys.readouterr().out

@@ -53,5 +53,7 @@ def test_the_linear_map_is_the_one_that_made_the_targets():
 
 
 def test_networks_of_which_nothing_is_known_are_refused():
-    with pytest.raises(ValueError, match="expected columns amplitude, frequency, or label; got psnr"):
+    with pytest.raises(
+        ValueError, match="expected columns amplitude, frequency, or label; got psnr"
+    ):
         targets_of({"psnr": torch.ones(2)})

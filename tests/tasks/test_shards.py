@@ -19,7 +19,11 @@ from tasks.shards import (
 def networks(count=3, width=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     params = {"weight": torch.randn(count, width, 4, generator=generator)}
-    return Networks({"kind": "toy", "width": width}, params, {"label": torch.arange(count), "psnr": torch.ones(count)})
+    return Networks(
+        {"kind": "toy", "width": width},
+        params,
+        {"label": torch.arange(count), "psnr": torch.ones(count)},
+    )
 
 
 def assert_same(found, expected):
@@ -33,7 +37,9 @@ def assert_same(found, expected):
 def test_a_shard_holds_networks_of_several_architectures(tmp_path):
     groups = [networks(), networks(2, width=5, seed=1)]
     write_shard(tmp_path / "train-00000.safetensors", groups)
-    for found, expected in zip(read_shard(tmp_path / "train-00000.safetensors"), groups, strict=True):
+    for found, expected in zip(
+        read_shard(tmp_path / "train-00000.safetensors"), groups, strict=True
+    ):
         assert_same(found, expected)
     assert [path.name for path in tmp_path.iterdir()] == ["train-00000.safetensors"]
 
@@ -84,7 +90,9 @@ class TestDamage:
 
     def test_of_the_end(self, path, capsys):
         path.write_bytes(path.read_bytes()[:-5])
-        with pytest.raises(ValueError, match=r"train-00000.safetensors': expected a complete safetensors file"):
+        with pytest.raises(
+            ValueError, match=r"train-00000.safetensors': expected a complete safetensors file"
+        ):
             list(read_split(path.parent, "train"))
         (found,) = read_split(path.parent, "train", skip_damaged=True)
         assert_same(found, networks(seed=1))

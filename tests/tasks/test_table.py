@@ -25,7 +25,9 @@ def config(data, tmp_path, clock, monkeypatch):
     rows = (Row("statnn", {"model": "statnn"}), Row("ng-gnn", {"sizes": sizes}, True))
     small = Table(whole.settings, whole.lesson, whole.figures, rows, whole.published)
     monkeypatch.setitem(TABLES, "predict-small", small)
-    return Config("predict-small", str(data / "zoo-small"), str(tmp_path), minutes=0.05, batch=8, seeds=2)
+    return Config(
+        "predict-small", str(data / "zoo-small"), str(tmp_path), minutes=0.05, batch=8, seeds=2
+    )
 
 
 def test_a_table_has_ours_with_all_seeds_and_others_once(config, tmp_path, capsys):

@@ -77,7 +77,9 @@ def test_a_training_goes_on_where_it_was_stopped(tmp_path):
 def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path):
     trained(tmp_path, data="a")
     path = tmp_path / CHECKPOINT
-    with pytest.raises(ValueError, match=f"checkpoint '{path}': made with other settings: data 'a', got 'b'"):
+    with pytest.raises(
+        ValueError, match=f"checkpoint '{path}': made with other settings: data 'a', got 'b'"
+    ):
         trained(tmp_path, data="b")
 
 

@@ -9,9 +9,13 @@ def test_a_block_is_torchs_pre_norm_encoder_layer():
     torch.manual_seed(0)
     model = VisionTransformer(3, width=8, depth=1, heads=2, patch=8, activation="gelu").double()
     (block,) = model.blocks
-    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0, F.gelu, batch_first=True, norm_first=True).double()
+    layer = torch.nn.TransformerEncoderLayer(
+        8, 2, 16, 0.0, F.gelu, batch_first=True, norm_first=True
+    ).double()
     own = {
-        "self_attn.in_proj_weight": torch.cat([part.weight for part in (block.q, block.k, block.v)]),
+        "self_attn.in_proj_weight": torch.cat(
+            [part.weight for part in (block.q, block.k, block.v)]
+        ),
         "self_attn.in_proj_bias": torch.cat([part.bias for part in (block.q, block.k, block.v)]),
     }
     parts = {"self_attn.out_proj": block.out, "linear1": block.up, "linear2": block.down}

@@ -38,7 +38,12 @@ def test_the_wild_park_is_of_every_shape():
     assert {width for a in found for width in a["channels"][1:]} == {4, 8, 16, 32}
     assert {kernel for a in found for kernel in a["kernels"]} == {3, 5, 7}
     assert {name for a in found for name in a["activations"]} == set(WILD_ACTIVATIONS)
-    ends = {(source, layer) for a in found for layer, source in enumerate(a["skips"]) if source is not None}
+    ends = {
+        (source, layer)
+        for a in found
+        for layer, source in enumerate(a["skips"])
+        if source is not None
+    }
     assert ends == {(0, 2), (0, 3), (1, 3), (0, 4), (1, 4), (2, 4)}
 
 

@@ -39,7 +39,9 @@ def test_training_is_sgd_with_momentum_by_hand(images):
     for step in range(3):
         # half of the images
         pixels, labels = images.batch(batch_indices(30, 8, seed=5, step=step))
-        grads = torch.autograd.grad(F.cross_entropy(model(pixels), labels), tuple(model.parameters()))
+        grads = torch.autograd.grad(
+            F.cross_entropy(model(pixels), labels), tuple(model.parameters())
+        )
         with torch.no_grad():
             for p, grad, buffer in zip(model.parameters(), grads, buffers, strict=True):
                 buffer.mul_(0.9).add_(grad + 0.01 * p)
@@ -55,7 +57,10 @@ def test_accuracy_is_the_share_of_right_labels(images):
     model = make_module(RUN.architecture, dropout=0.4)
     pixels, labels = images.batch(torch.arange(60))
     model.eval()
-    right = sum(int(model(pixel[None]).argmax() == label) for pixel, label in zip(pixels, labels, strict=True))
+    right = sum(
+        int(model(pixel[None]).argmax() == label)
+        for pixel, label in zip(pixels, labels, strict=True)
+    )
     model.train()
     assert accuracy(model, images) == right / 60
     assert model.training
@@ -77,7 +82,9 @@ def test_other_optimizers_lower_the_loss_of_what_they_see(images, optimizer):
 def test_weights_have_the_spread_of_their_init_and_biases_are_zero(init):
     torch.manual_seed(0)
     # 5 x 5 kernels: a fan of 25 in, and 25 n out
-    run = replace(RUN, architecture=describe([1, 1999], [5], [4], ["relu"]), init=init, init_std=0.3)
+    run = replace(
+        RUN, architecture=describe([1, 1999], [5], [4], ["relu"]), init=init, init_std=0.3
+    )
     model = make_module(run.architecture)
     initialise(model, run)
     expected = {"he": (2 / 25) ** 0.5, "glorot": (2 / (25 + 25 * 1999)) ** 0.5, "normal": 0.3}[init]

@@ -12,7 +12,16 @@ from torch.utils._pytree import tree_map_only
 
 from ngopt import build_graph
 from ngopt.graph import NeuralGraph
-from tests.zoo.algebra import Dueling, Generator, Mirrored, Mixture, Regions, RepeatedChannels, Selective, Standardised
+from tests.zoo.algebra import (
+    Dueling,
+    Generator,
+    Mirrored,
+    Mixture,
+    Regions,
+    RepeatedChannels,
+    Selective,
+    Standardised,
+)
 from tests.zoo.attention import (
     GPT,
     Attention,
@@ -80,11 +89,17 @@ def bags() -> nn.Module:
 # Networks and example inputs.
 ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "gpt": lambda: (GPT(), torch.randint(11, (2, 6))),
-    "attention": lambda: (nn.Sequential(nn.Linear(12, 12), Attention(12, 3, fused=False)), features()),
+    "attention": lambda: (
+        nn.Sequential(nn.Linear(12, 12), Attention(12, 3, fused=False)),
+        features(),
+    ),
     "encoder layer": lambda: (encoder_layer(), features()),
     "transformer": lambda: (encoder(), features()),
     "tokens": lambda: (Tokens(), torch.randn(2, 3, 8, 8)),
-    "head norms": lambda: (nn.Sequential(nn.Linear(3, 6), HeadNorms(6), nn.Linear(6, 2)), torch.randn(2, 5, 3)),
+    "head norms": lambda: (
+        nn.Sequential(nn.Linear(3, 6), HeadNorms(6), nn.Linear(6, 2)),
+        torch.randn(2, 5, 3),
+    ),
     "einsum": lambda: (HeadsInEinsum(), torch.randn(2, 5, 6)),
     "relative bias": lambda: (RelativeBias(), torch.randn(2, 6, 3)),
     "windows": lambda: (Windows(), torch.randn(2, 1, 8, 8)),
@@ -96,7 +111,10 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "grouped": lambda: (Grouped(), torch.randn(2, 4, 8, 8)),
     "shuffled": lambda: (Shuffled(), torch.randn(2, 1, 4, 4)),
     "group norm": lambda: (group_normed(), torch.randn(2, 2, 5, 5)),
-    "conv1d": lambda: (nn.Sequential(nn.Conv1d(2, 3, 5), nn.ReLU(), nn.Conv1d(3, 2, 3)), torch.randn(2, 2, 16)),
+    "conv1d": lambda: (
+        nn.Sequential(nn.Conv1d(2, 3, 5), nn.ReLU(), nn.Conv1d(3, 2, 3)),
+        torch.randn(2, 2, 16),
+    ),
     "conv3d": lambda: (
         nn.Sequential(nn.Conv3d(2, 3, 3), nn.BatchNorm3d(3), nn.Conv3d(3, 2, 1)),
         torch.randn(2, 2, 4, 4, 4),
@@ -121,7 +139,10 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "lora": lambda: (LowRank(), torch.randn(2, 3)),
     "repeated": lambda: (Repeated(), torch.randn(2, 3)),
     "experts": lambda: (Experts(), torch.randn(4, 2)),
-    "dynamic": lambda: (Dynamic(), ({"features": torch.randn(4, 3), "class": torch.randint(4, (4,))},)),
+    "dynamic": lambda: (
+        Dynamic(),
+        ({"features": torch.randn(4, 3), "class": torch.randint(4, (4,))},),
+    ),
     "complex": lambda: (Complex(), torch.randn(2, 3)),
     "lstm": lambda: (Recurrent(nn.LSTM, num_layers=2, bidirectional=True), torch.randn(2, 4, 3)),
     "projected lstm": lambda: (Recurrent(nn.LSTM, proj_size=2), torch.randn(2, 4, 3)),

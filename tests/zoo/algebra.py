@@ -24,11 +24,14 @@ class Standardised(nn.Module):
 
 
 class Regions(nn.Module):
-    """Parts that run in another mode: without gradients, in another precision, with a checkpoint."""
+    """Parts that run in another mode: without gradients, in another precision,
+    with a checkpoint."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.frozen, self.exact, self.last = (nn.Linear(n, m) for n, m in ((3, 4), (4, 5), (5, 6), (6, 2)))
+        self.first, self.frozen, self.exact, self.last = (
+            nn.Linear(n, m) for n, m in ((3, 4), (4, 5), (5, 6), (6, 2))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = checkpoint(self.first, x, use_reentrant=False)
@@ -40,11 +43,13 @@ class Regions(nn.Module):
 
 
 class Dueling(nn.Module):
-    """Channels less their mean, one layer less another, a sum with the neurons reversed, a dueling head."""
+    """Channels less their mean, one layer less another, a sum with the neurons reversed,
+    a dueling head."""
 
     def __init__(self):
         super().__init__()
-        self.stem, self.depthwise = nn.Conv1d(2, 4, 3, padding=1), nn.Conv1d(4, 4, 3, groups=4, padding=1)
+        self.stem = nn.Conv1d(2, 4, 3, padding=1)
+        self.depthwise = nn.Conv1d(4, 4, 3, groups=4, padding=1)
         self.up, self.down = nn.Linear(4, 6), nn.Linear(4, 6)
         self.advantage, self.value = nn.Linear(6, 3), nn.Linear(6, 1)
 
@@ -58,7 +63,8 @@ class Dueling(nn.Module):
 
 
 class Selective(nn.Module):
-    """One step of a selective state space, whose states are pairs of a channel and a direction, then two shifts."""
+    """One step of a selective state space, whose states are pairs of a channel and a direction,
+    then two shifts."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +80,8 @@ class Selective(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Experts, all of them weighted by a gate, between two graph convolutions, whose adjacency is an input."""
+    """Experts, all of them weighted by a gate, between two graph convolutions,
+    whose adjacency is an input."""
 
     def __init__(self):
         super().__init__()
@@ -90,12 +97,16 @@ class Mixture(nn.Module):
 
 
 class Generator(nn.Module):
-    """A learned constant map that a style scales, and a last layer whose weights and biases another layer makes."""
+    """A learned constant map that a style scales,
+    and a last layer whose weights and biases another layer makes."""
 
     def __init__(self):
         super().__init__()
-        self.constant, self.code = nn.Parameter(torch.randn(1, 3, 2, 2)), nn.Parameter(torch.randn(2))
-        self.style, self.conv, self.make = nn.Linear(5, 3), nn.Conv2d(3, 4, 2, padding=1), nn.Linear(2, 10)
+        self.constant = nn.Parameter(torch.randn(1, 3, 2, 2))
+        self.code = nn.Parameter(torch.randn(2))
+        self.style = nn.Linear(5, 3)
+        self.conv = nn.Conv2d(3, 4, 2, padding=1)
+        self.make = nn.Linear(2, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.constant.expand(len(x), -1, -1, -1) * torch.tanh(self.style(x))[:, :, None, None]
@@ -104,7 +115,8 @@ class Generator(nn.Module):
 
 
 class RepeatedChannels(nn.Module):
-    """Channels that come twice, all in turn in front of a convolution, one by one in front of a depthwise one."""
+    """Channels that come twice, all in turn in front of a convolution,
+    one by one in front of a depthwise one."""
 
     def __init__(self):
         super().__init__()
@@ -122,7 +134,9 @@ class Mirrored(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.both, self.mixed, self.out = (nn.Linear(n, m) for n, m in ((3, 4), (8, 4), (8, 3), (3, 2)))
+        self.stem, self.both, self.mixed, self.out = (
+            nn.Linear(n, m) for n, m in ((3, 4), (8, 4), (8, 3), (3, 2))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.stem(x))

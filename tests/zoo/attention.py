@@ -33,7 +33,9 @@ class Attention(nn.Module):
 class GPT(nn.Module):
     """In the style of nanoGPT, the output layer tied to the embedding."""
 
-    def __init__(self, tokens: int = 11, width: int = 12, heads: int = 3, length: int = 8, layers: int = 2):
+    def __init__(
+        self, tokens: int = 11, width: int = 12, heads: int = 3, length: int = 8, layers: int = 2
+    ):
         super().__init__()
         self.length = length
         self.wte, self.wpe = nn.Embedding(tokens, width), nn.Embedding(length, width)
@@ -43,7 +45,9 @@ class GPT(nn.Module):
                     "ln_1": nn.LayerNorm(width),
                     "attn": Attention(width, heads, length),
                     "ln_2": nn.LayerNorm(width),
-                    "mlp": nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)),
+                    "mlp": nn.Sequential(
+                        nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+                    ),
                 }
             )
             for _ in range(layers)
@@ -62,13 +66,16 @@ class GPT(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A small vision transformer: patches, class token, positional parameter, layer scale, pre-norm block."""
+    """A small vision transformer: patches, class token, positional parameter, layer scale,
+    pre-norm block."""
 
     def __init__(self, width: int = 8):
         super().__init__()
         self.patches = nn.Conv2d(3, width, 4, stride=4)
-        self.cls, self.pos = nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(1, 5, width))
-        self.norm, self.attn = nn.LayerNorm(width), nn.MultiheadAttention(width, 2, batch_first=True)
+        self.cls = nn.Parameter(torch.randn(1, 1, width))
+        self.pos = nn.Parameter(torch.randn(1, 5, width))
+        self.norm = nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, 2, batch_first=True)
         self.scale = nn.Parameter(torch.randn(width))
         self.rms, self.head = nn.RMSNorm(width), nn.Linear(width, 3)
 
@@ -81,12 +88,14 @@ class Tokens(nn.Module):
 
 
 class HeadsInEinsum(nn.Module):
-    """Attention whose projections have an axis for heads, a learned query, an adapter from the left, a GLU."""
+    """Attention whose projections have an axis for heads, a learned query,
+    an adapter from the left, a GLU."""
 
     def __init__(self, width: int = 6, heads: int = 2):
         super().__init__()
         self.q, self.k, self.v = (nn.Parameter(torch.randn(heads, width, 3)) for _ in range(3))
-        self.out, self.left = nn.Parameter(torch.randn(heads, 3, width)), nn.Parameter(torch.randn(4, width))
+        self.out = nn.Parameter(torch.randn(heads, 3, width))
+        self.left = nn.Parameter(torch.randn(4, width))
         self.glu = nn.Linear(4, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,18 +116,24 @@ class HeadNorms(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
-        q, k = self.q_norm(q).transpose(1, 2), self.k_norm(k.transpose(1, 2))  # before and behind the transposition
+        q, k = (
+            self.q_norm(q).transpose(1, 2),
+            self.k_norm(k.transpose(1, 2)),
+        )  # before and behind the transposition
         x = F.scaled_dot_product_attention(q, k, v.transpose(1, 2))
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
 class RelativeBias(nn.Module):
-    """T5: a table has a bias for every distance and head, added to the scores (Raffel et al. 2020)."""
+    """T5: a table has a bias for every distance and head,
+    added to the scores (Raffel et al. 2020)."""
 
     def __init__(self, width: int = 8, heads: int = 2):
         super().__init__()
         self.heads, self.table = heads, nn.Embedding(6, heads)
-        self.stem, self.qkv, self.proj = nn.Linear(3, width), nn.Linear(width, 3 * width), nn.Linear(width, 2)
+        self.stem = nn.Linear(3, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, _ = x.shape
@@ -130,28 +145,39 @@ class RelativeBias(nn.Module):
 
 
 class Windows(nn.Module):
-    """Swin: attention in shifted windows with a table of position biases, then merged patches (Liu et al. 2021)."""
+    """Swin: attention in shifted windows with a table of position biases,
+    then merged patches (Liu et al. 2021)."""
 
     def __init__(self):
         super().__init__()
         self.patches, self.norm = nn.Conv2d(1, 4, 2, stride=2), nn.LayerNorm(4)
-        self.qkv, self.proj, self.table = nn.Linear(4, 12), nn.Linear(4, 4), nn.Parameter(torch.randn(9, 2))
-        self.merged, self.reduce, self.head = nn.LayerNorm(16), nn.Linear(16, 6, bias=False), nn.Linear(6, 2)
-        place = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(2), indexing="ij")).flatten(1)
+        self.qkv = nn.Linear(4, 12)
+        self.proj = nn.Linear(4, 4)
+        self.table = nn.Parameter(torch.randn(9, 2))
+        self.merged = nn.LayerNorm(16)
+        self.reduce = nn.Linear(16, 6, bias=False)
+        self.head = nn.Linear(6, 2)
+        place = torch.stack(
+            torch.meshgrid(torch.arange(2), torch.arange(2), indexing="ij")
+        ).flatten(1)
         step = (place[:, :, None] - place[:, None]).permute(1, 2, 0) + 1
         self.register_buffer("index", step[..., 0] * 3 + step[..., 1])
 
     def attend(self, x: Tensor) -> Tensor:
         """Of windows of four tokens: (windows, 4, 4)."""
         q, k, v = self.qkv(x).reshape(-1, 4, 3, 2, 2).permute(2, 0, 3, 1, 4)
-        scores = q @ k.transpose(-2, -1) + self.table[self.index.view(-1)].view(4, 4, 2).permute(2, 0, 1)
+        scores = q @ k.transpose(-2, -1) + self.table[self.index.view(-1)].view(4, 4, 2).permute(
+            2, 0, 1
+        )
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).permute(0, 2, 3, 1)
         b, h, w, c = x.shape
         y = torch.roll(self.norm(x), (-1, -1), (1, 2)).view(b, h // 2, 2, w // 2, 2, c)
-        y = self.attend(y.permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)).view(b, h // 2, w // 2, 2, 2, c)
+        y = self.attend(y.permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)).view(
+            b, h // 2, w // 2, 2, 2, c
+        )
         x = x + torch.roll(y.permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c), (1, 1), (1, 2))
         x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)
         return self.head(self.reduce(self.merged(x)).mean((1, 2)))
@@ -184,16 +210,23 @@ class Translation(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=torch.float64)
-        return self.head(self.transformer(self.embedding(source), self.embedding(target), tgt_mask=mask))
+        return self.head(
+            self.transformer(self.embedding(source), self.embedding(target), tgt_mask=mask)
+        )
 
 
 class Seeds(nn.Module):
-    """Learned queries that attend to a set, whose features have a scale at every place (Lee et al. 2019)."""
+    """Learned queries that attend to a set,
+    whose features have a scale at every place (Lee et al. 2019)."""
 
     def __init__(self):
         super().__init__()
-        self.places, self.seeds = nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(1, 2, 4))
-        self.q, self.k, self.v, self.out = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+        self.places = nn.Parameter(torch.randn(5, 3))
+        self.seeds = nn.Parameter(torch.randn(1, 2, 4))
+        self.q = nn.Linear(4, 6)
+        self.k = nn.Linear(3, 6)
+        self.v = nn.Linear(3, 6)
+        self.out = nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * self.places
@@ -202,18 +235,26 @@ class Seeds(nn.Module):
 
 
 class Prefixed(nn.Module):
-    """Attention with learned keys and values in front of those of the tokens, and an attention without a softmax."""
+    """Attention with learned keys and values in front of those of the tokens,
+    and an attention without a softmax."""
 
     def __init__(self):
         super().__init__()
-        self.q, self.k, self.v, self.out = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
-        self.keys, self.values = nn.Parameter(torch.randn(1, 2, 4)), nn.Parameter(torch.randn(1, 2, 4))
+        self.q = nn.Linear(3, 4)
+        self.k = nn.Linear(3, 4)
+        self.v = nn.Linear(3, 4)
+        self.out = nn.Linear(4, 2)
+        self.keys = nn.Parameter(torch.randn(1, 2, 4))
+        self.values = nn.Parameter(torch.randn(1, 2, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q(x), self.k(x), self.v(x)
         features = torch.einsum("btd,bde->bte", F.elu(q), torch.einsum("btd,bte->bde", F.elu(k), v))
         k, v = (
-            torch.cat([prefix.expand(len(x), -1, -1), y], dim=1) for prefix, y in ((self.keys, k), (self.values, v))
+            torch.cat([prefix.expand(len(x), -1, -1), y], dim=1)
+            for prefix, y in ((self.keys, k), (self.values, v))
         )
         q, k, v = (y.unflatten(-1, (2, 2)).transpose(1, 2) for y in (q, k, v))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) * features)
+        return self.out(
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) * features
+        )

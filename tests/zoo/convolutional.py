@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """Two convolutional blocks, one with a skip as it is, one with a projected skip; squeeze and excitation."""
+    """Two convolutional blocks, one with a skip as it is, one with a projected skip;
+    squeeze and excitation."""
 
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(2, 4, 3, padding=1)
         self.conv1, self.bn1 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
-        self.conv2, self.bn2 = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(6)
         self.down, self.bn3 = nn.Conv2d(4, 6, 1, stride=2, bias=False), nn.BatchNorm2d(6)
         self.squeeze, self.excite = nn.Conv2d(6, 3, 1), nn.Conv2d(3, 6, 1)
         self.fc = nn.Linear(6, 5)
@@ -28,11 +30,13 @@ class Residual(nn.Module):
 
 
 class Grouped(nn.Module):
-    """Depthwise and grouped convolutions, GroupNorm, channel shuffle, concatenation, PReLU, flattening."""
+    """Depthwise and grouped convolutions, GroupNorm, channel shuffle, concatenation,
+    PReLU, flattening."""
 
     def __init__(self):
         super().__init__()
-        self.depthwise, self.grouped = nn.Conv2d(4, 4, 3, groups=4, padding=1), nn.Conv2d(4, 6, 3, groups=2, padding=1)
+        self.depthwise = nn.Conv2d(4, 4, 3, groups=4, padding=1)
+        self.grouped = nn.Conv2d(4, 6, 3, groups=2, padding=1)
         self.norm, self.act = nn.GroupNorm(2, 6), nn.PReLU(6)
         self.point = nn.Conv2d(10, 4, 1)
         self.instance = nn.InstanceNorm2d(4, affine=True)
@@ -47,7 +51,8 @@ class Grouped(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """A pixel shuffle, behind which a channel is another neuron in every place, then norms and a convolution."""
+    """A pixel shuffle, behind which a channel is another neuron in every place,
+    then norms and a convolution."""
 
     def __init__(self):
         super().__init__()
@@ -76,14 +81,18 @@ class UNet(nn.Module):
 
 
 class Aggregated(nn.Module):
-    """ResNeXt: a bottleneck with a grouped convolution, squeezed and excited by linear layers (Xie et al. 2017)."""
+    """ResNeXt: a bottleneck with a grouped convolution,
+    squeezed and excited by linear layers (Xie et al. 2017)."""
 
     def __init__(self, width: int = 4):
         super().__init__()
         self.stem, self.narrow = nn.Conv2d(2, width, 3), nn.Conv2d(width, 6, 1, bias=False)
-        self.grouped, self.wide = nn.Conv2d(6, 6, 3, padding=1, groups=2, bias=False), nn.Conv2d(6, width, 1)
+        self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=2, bias=False)
+        self.wide = nn.Conv2d(6, width, 1)
         self.norm1, self.norm2 = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
-        self.squeeze, self.excite, self.head = nn.Linear(width, 2), nn.Linear(2, width), nn.Linear(width, 2)
+        self.squeeze = nn.Linear(width, 2)
+        self.excite = nn.Linear(2, width)
+        self.head = nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
@@ -94,13 +103,16 @@ class Aggregated(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """MBConv: expansion, depthwise convolution, squeeze and excitation, projection, depth dropped at random."""
+    """MBConv: expansion, depthwise convolution, squeeze and excitation, projection,
+    depth dropped at random."""
 
     def __init__(self):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(2, 3, 3, 2, 1), nn.BatchNorm2d(3)
         self.expand = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5), nn.SiLU())
-        self.depthwise = nn.Sequential(nn.Conv2d(5, 5, 3, 1, 1, groups=5, bias=False), nn.BatchNorm2d(5), nn.SiLU())
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(5, 5, 3, 1, 1, groups=5, bias=False), nn.BatchNorm2d(5), nn.SiLU()
+        )
         self.squeeze, self.excite = nn.Conv2d(5, 2, 1), nn.Conv2d(2, 5, 1)
         self.project, self.head = nn.Conv2d(5, 3, 1, bias=False), nn.Linear(3, 2)
 
@@ -115,13 +127,15 @@ class InvertedBottleneck(nn.Module):
 
 
 class ConformerConvolution(nn.Module):
-    """The convolution module of a Conformer: GLU, depthwise, norm, on channels that come last (Gulati et al. 2020)."""
+    """The convolution module of a Conformer: GLU, depthwise, norm,
+    on channels that come last (Gulati et al. 2020)."""
 
     def __init__(self, width: int = 4):
         super().__init__()
         self.stem, self.norm1 = nn.Linear(3, width), nn.LayerNorm(width)
         self.point1, self.point2 = nn.Conv1d(width, 2 * width, 1), nn.Conv1d(width, width, 1)
-        self.depthwise, self.norm2 = nn.Conv1d(width, width, 3, padding=1, groups=width), nn.BatchNorm1d(width)
+        self.depthwise = nn.Conv1d(width, width, 3, padding=1, groups=width)
+        self.norm2 = nn.BatchNorm1d(width)
         self.head = nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,7 +152,9 @@ class DenseBlock(nn.Module):
         super().__init__()
         self.stem, self.head = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(7, 2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(3 + 2 * k) for k in range(3))
-        self.layers = nn.ModuleList(nn.Conv2d(3 + 2 * k, 2, 3, padding=1, bias=False) for k in range(2))
+        self.layers = nn.ModuleList(
+            nn.Conv2d(3 + 2 * k, 2, 3, padding=1, bias=False) for k in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         found = [self.stem(x)]
@@ -148,11 +164,15 @@ class DenseBlock(nn.Module):
 
 
 class Modulated(nn.Module):
-    """A second input scales and shifts channels: FiLM, or with a norm before it AdaIN (Huang & Belongie 2017)."""
+    """A second input scales and shifts channels: FiLM,
+    or with a norm before it AdaIN (Huang & Belongie 2017)."""
 
     def __init__(self, norm: nn.Module):
         super().__init__()
-        self.conv, self.norm, self.style, self.out = nn.Conv2d(2, 4, 3), norm, nn.Linear(3, 8), nn.Conv2d(4, 2, 1)
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.norm = norm
+        self.style = nn.Linear(3, 8)
+        self.out = nn.Conv2d(4, 2, 1)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         scale, shift = self.style(style)[:, :, None, None].chunk(2, 1)

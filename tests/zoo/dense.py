@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 
 class DeepSets(nn.Module):
-    """Equivariant linear layers on sets: every element on its own, and their mean (Zaheer et al. 2017)."""
+    """Equivariant linear layers on sets: every element on its own,
+    and their mean (Zaheer et al. 2017)."""
 
     def __init__(self):
         super().__init__()
@@ -22,7 +23,8 @@ class DeepSets(nn.Module):
 
 
 class Triplane(nn.Module):
-    """Three feature planes that are sampled at projected coordinates, then an MLP (Chan et al. 2022)."""
+    """Three feature planes that are sampled at projected coordinates,
+    then an MLP (Chan et al. 2022)."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +38,8 @@ class Triplane(nn.Module):
 
 
 class Gated(nn.Module):
-    """SwiGLU, a bilinear layer, a weight used twice, raw weights handed to functions, a learned temperature."""
+    """SwiGLU, a bilinear layer, a weight used twice, raw weights handed to functions,
+    a learned temperature."""
 
     def __init__(self):
         super().__init__()
@@ -52,11 +55,14 @@ class Gated(nn.Module):
 
 
 class Shared(nn.Module):
-    """Layers that two halves of the neurons share: a linear one, and a convolution with the halves in the batch."""
+    """Layers that two halves of the neurons share: a linear one,
+    and a convolution with the halves in the batch."""
 
     def __init__(self):
         super().__init__()
-        self.stem, self.linear, self.conv = nn.Linear(3, 6), nn.Linear(3, 4), nn.Conv1d(4, 2, 3, padding=1)
+        self.stem = nn.Linear(3, 6)
+        self.linear = nn.Linear(3, 4)
+        self.conv = nn.Conv1d(4, 2, 3, padding=1)
         self.hidden, self.out = nn.Linear(4, 3), nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +73,8 @@ class Shared(nn.Module):
 
 
 class Overlapping(nn.Module):
-    """Slices of one weight and of its bias, some of whose elements are in several of them, others in one."""
+    """Slices of one weight and of its bias, some of whose elements are in several of them,
+    others in one."""
 
     def __init__(self):
         super().__init__()
@@ -76,7 +83,8 @@ class Overlapping(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.stem(x))
-        whole, narrow = F.linear(x, self.weight, self.bias), F.linear(x[..., :4], self.weight[:, :4])
+        whole = F.linear(x, self.weight, self.bias)
+        narrow = F.linear(x[..., :4], self.weight[:, :4])
         corner = F.linear(x[..., 3:], self.weight[3:, 3:], self.bias[3:])
         return self.out(torch.tanh(torch.cat([whole, narrow, corner], -1)))
 
@@ -93,7 +101,8 @@ class Siren(nn.Module):
 
 
 class VariationalAutoencoder(nn.Module):
-    """Mean and variance of the latents from two layers; without noise, which would differ between neurons."""
+    """Mean and variance of the latents from two layers; without noise,
+    which would differ between neurons."""
 
     def __init__(self):
         super().__init__()
@@ -112,25 +121,35 @@ class TiedAutoencoder(nn.Module):
 
     def __init__(self, inputs: int = 5, hidden: int = 4):
         super().__init__()
-        self.weight, self.before = nn.Parameter(torch.randn(hidden, inputs)), nn.Parameter(torch.randn(hidden))
+        self.weight = nn.Parameter(torch.randn(hidden, inputs))
+        self.before = nn.Parameter(torch.randn(hidden))
         self.behind = nn.Parameter(torch.randn(inputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(torch.sigmoid(F.linear(x, self.weight, self.before)), self.weight.t(), self.behind)
+        return F.linear(
+            torch.sigmoid(F.linear(x, self.weight, self.before)), self.weight.t(), self.behind
+        )
 
 
 class Coupling(nn.Module):
-    """RealNVP: a masked half of the inputs scales and shifts the other, twice (Dinh et al. 2017)."""
+    """RealNVP: a masked half of the inputs scales and shifts the other,
+    twice (Dinh et al. 2017)."""
 
     def __init__(self):
         super().__init__()
         self.register_buffer("mask", torch.tensor([1.0, 0.0, 1.0, 0.0]))
-        self.scale = nn.ModuleList(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4)) for _ in range(2))
-        self.shift = nn.ModuleList(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 4)) for _ in range(2))
+        self.scale = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4)) for _ in range(2)
+        )
+        self.shift = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 4)) for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         volume = torch.zeros_like(x[:, 0])
-        for mask, scale, shift in zip((self.mask, 1 - self.mask), self.scale, self.shift, strict=True):
+        for mask, scale, shift in zip(
+            (self.mask, 1 - self.mask), self.scale, self.shift, strict=True
+        ):
             kept = x * mask
             log_scale = scale(kept) * (1 - mask)
             x = kept + (1 - mask) * (x * torch.exp(log_scale) + shift(kept))
@@ -139,7 +158,8 @@ class Coupling(nn.Module):
 
 
 class Splines(nn.Module):
-    """A layer of a Kolmogorov-Arnold network: a learned function on every edge (Liu et al. 2024)."""
+    """A layer of a Kolmogorov-Arnold network:
+    a learned function on every edge (Liu et al. 2024)."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -149,7 +169,9 @@ class Splines(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         basis = torch.exp(-((x.unsqueeze(-1) - self.grid) ** 2))
-        return F.linear(F.silu(x), self.base) + torch.einsum("bif,oif->bo", basis, self.coefficients)
+        return F.linear(F.silu(x), self.base) + torch.einsum(
+            "bif,oif->bo", basis, self.coefficients
+        )
 
 
 class LowRank(nn.Module):
@@ -157,7 +179,9 @@ class LowRank(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.frozen, self.out = nn.Linear(3, 5), nn.Linear(5, 4).requires_grad_(False), nn.Linear(4, 2)
+        self.stem = nn.Linear(3, 5)
+        self.frozen = nn.Linear(5, 4).requires_grad_(False)
+        self.out = nn.Linear(4, 2)
         self.a, self.b = nn.Parameter(torch.randn(2, 5)), nn.Parameter(torch.randn(4, 2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,7 +195,9 @@ class Repeated(nn.Module):
     def __init__(self, times: int = 3, width: int = 4):
         super().__init__()
         self.stem, self.out, self.times = nn.Linear(3, width), nn.Linear(width, 2), times
-        self.block = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 5), nn.GELU(), nn.Linear(5, width))
+        self.block = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 5), nn.GELU(), nn.Linear(5, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -181,11 +207,14 @@ class Repeated(nn.Module):
 
 
 class Experts(nn.Module):
-    """A mixture of experts whose outputs are stacked and weighed by a softmax (Shazeer et al. 2017)."""
+    """A mixture of experts whose outputs are stacked and weighed by a softmax (Shazeer et al.
+    2017)."""
 
     def __init__(self, width: int = 3):
         super().__init__()
-        self.stem, self.gate, self.out = nn.Linear(2, width), nn.Linear(width, 3), nn.Linear(width, 2)
+        self.stem = nn.Linear(2, width)
+        self.gate = nn.Linear(width, 3)
+        self.out = nn.Linear(width, 2)
         self.experts = nn.ModuleList(
             nn.Sequential(nn.Linear(width, 4), nn.GELU(), nn.Linear(4, width)) for _ in range(3)
         )
@@ -193,7 +222,9 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         weights = self.gate(x).softmax(-1)
-        return self.out((weights.unsqueeze(-1) * torch.stack([expert(x) for expert in self.experts], 1)).sum(1))
+        return self.out(
+            (weights.unsqueeze(-1) * torch.stack([expert(x) for expert in self.experts], 1)).sum(1)
+        )
 
 
 class Sign(torch.autograd.Function):

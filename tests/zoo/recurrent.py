@@ -18,7 +18,8 @@ class Recurrent(nn.Module):
 
 
 class States(nn.Module):
-    """A stack of recurrent layers whose states begin as they are learned or made of the input, read at the end."""
+    """A stack of recurrent layers whose states begin as they are learned or made of the input,
+    read at the end."""
 
     def __init__(self):
         super().__init__()
@@ -26,13 +27,17 @@ class States(nn.Module):
         self.begin, self.head = nn.Parameter(torch.randn(4, 1, 4)), nn.Linear(16, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        begin = self.begin.expand(-1, len(x), -1), self.cells(x[:, 0]).view(len(x), 4, 4).transpose(0, 1)
+        begin = (
+            self.begin.expand(-1, len(x), -1),
+            self.cells(x[:, 0]).view(len(x), 4, 4).transpose(0, 1),
+        )
         hidden, cells = self.rnn(x.transpose(0, 1), begin)[1]
         return self.head(torch.cat([hidden[2], hidden[3], cells[2], cells[3]], -1))
 
 
 class EncoderDecoder(nn.Module):
-    """Two recurrent layers, the second of which begins with the last state of the first; without a batch."""
+    """Two recurrent layers, the second of which begins with the last state of the first;
+    without a batch."""
 
     def __init__(self):
         super().__init__()
@@ -41,11 +46,14 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         state = self.encoder(x)[1]
-        return self.head(torch.cat([self.decoder(x.flip(0), state)[0], state.expand(len(x), -1)], -1))
+        return self.head(
+            torch.cat([self.decoder(x.flip(0), state)[0], state.expand(len(x), -1)], -1)
+        )
 
 
 class Cells(nn.Module):
-    """Cells that take steps: one reads the input, its state behind a norm, one writes and sees what it wrote."""
+    """Cells that take steps: one reads the input, its state behind a norm,
+    one writes and sees what it wrote."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,5 @@
-"""Networks in which something other than a weight tells neurons apart: constants, functions, places."""
+"""Networks in which something other than a weight tells neurons apart: constants,
+functions, places."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ class Sinusoidal(nn.Module):
 
     def __init__(self, width: int = 4, length: int = 5):
         super().__init__()
-        self.first, self.qkv, self.out = nn.Linear(3, width), nn.Linear(width, 3 * width), nn.Linear(width, 2)
+        self.first = nn.Linear(3, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, 2)
         angles = torch.arange(length)[:, None] / 10.0 ** torch.arange(0, 1, 2 / width)
         self.register_buffer("table", torch.stack([angles.sin(), angles.cos()], -1).flatten(1))
         self.register_buffer("slopes", torch.tensor([0.5, 0.25]).reshape(2, 1, 1))
@@ -27,7 +30,8 @@ class Sinusoidal(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary positions of two heads (Su et al. 2021): halves of the queries, pairs of the keys as complex numbers."""
+    """Rotary positions of two heads (Su et al. 2021): halves of the queries,
+    pairs of the keys as complex numbers."""
 
     def __init__(self, heads: int = 2, size: int = 4):
         super().__init__()
@@ -37,22 +41,31 @@ class Rotary(nn.Module):
         self.frequencies = [1.0 / 10 ** (2 * i / size) for i in range(size // 2)]
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (y(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.q, self.k, self.v))
-        angles = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * torch.tensor(self.frequencies, dtype=x.dtype)
+        q, k, v = (
+            y(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.q, self.k, self.v)
+        )
+        angles = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * torch.tensor(
+            self.frequencies, dtype=x.dtype
+        )
         a, b = q.chunk(2, -1)
         wide = angles.repeat(1, 2)
         q = q * wide.cos() + torch.cat([-b, a], -1) * wide.sin()
-        turned = torch.view_as_complex(k.unflatten(-1, (-1, 2)).contiguous()) * torch.polar(angles * 0 + 1, angles)
+        turned = torch.view_as_complex(k.unflatten(-1, (-1, 2)).contiguous()) * torch.polar(
+            angles * 0 + 1, angles
+        )
         k = torch.view_as_real(turned).flatten(-2)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Parts(nn.Module):
-    """Functions of parts of a layer: other activations, a softmax over blocks, a running sum, a mask of weights."""
+    """Functions of parts of a layer: other activations, a softmax over blocks, a running sum,
+    a mask of weights."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.third, self.out = (nn.Linear(n, m) for n, m in ((3, 6), (6, 6), (6, 5), (5, 2)))
+        self.first, self.second, self.third, self.out = (
+            nn.Linear(n, m) for n, m in ((3, 6), (6, 6), (6, 5), (5, 2))
+        )
         self.register_buffer("mask", (torch.arange(6) <= torch.arange(5)[:, None]).double())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +77,8 @@ class Parts(nn.Module):
 
 
 class Normalised(nn.Module):
-    """Weights under a norm: for every row (Salimans and Kingma 2016), standardised by hand, with noise of their own."""
+    """Weights under a norm: for every row (Salimans and Kingma 2016), standardised by hand,
+    with noise of their own."""
 
     def __init__(self):
         super().__init__()
@@ -75,12 +89,15 @@ class Normalised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.maps(torch.tanh(self.rows(x)).mT)).mT
-        weight = (self.weight - self.weight.mean(1, keepdim=True)) / self.weight.std(1, keepdim=True)
+        weight = (self.weight - self.weight.mean(1, keepdim=True)) / self.weight.std(
+            1, keepdim=True
+        )
         return self.out(torch.tanh(F.linear(x, weight + 0.1 * self.noise)))
 
 
 class Mixer(nn.Module):
-    """Layers over places as well as over channels (Tolstikhin et al. 2021), and a spectrum over places."""
+    """Layers over places as well as over channels (Tolstikhin et al. 2021),
+    and a spectrum over places."""
 
     def __init__(self, width: int = 4, places: int = 5):
         super().__init__()
@@ -97,7 +114,8 @@ class Mixer(nn.Module):
 
 
 class Equilibrium(nn.Module):
-    """A layer that is applied to its own result from zero on, behind random Fourier features; another leads nowhere."""
+    """A layer that is applied to its own result from zero on,
+    behind random Fourier features; another leads nowhere."""
 
     def __init__(self):
         super().__init__()

@@ -12,7 +12,9 @@ def small(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (8, 2, 4, 4), dtype=torch.uint8, generator=generator)
     split = Split(pixels, torch.arange(8), (0.2, 0.4), (0.5, 0.3))
-    monkeypatch.setattr(module, "load_dataset", lambda name: ImageDataset("s", 8, split, split, split))
+    monkeypatch.setattr(
+        module, "load_dataset", lambda name: ImageDataset("s", 8, split, split, split)
+    )
     caches = (module.images, module.pixels, module.noisy_images, module.brightest_pixels)
     for cached in caches:
         cached.cache_clear()
@@ -65,11 +67,15 @@ def test_slopes_are_differences_of_neighbours(monkeypatch):
     rows = torch.arange(32, dtype=torch.uint8)[:, None]
     image = (2 * rows + torch.arange(32, dtype=torch.uint8)).expand(1, 3, 32, 32)
     split = Split(image, torch.zeros(1), (0.0,) * 3, (1.0,) * 3)
-    monkeypatch.setattr(module, "load_dataset", lambda name: ImageDataset("s", 1, split, split, split))
+    monkeypatch.setattr(
+        module, "load_dataset", lambda name: ImageDataset("s", 1, split, split, split)
+    )
     for cached in (module.picture, module.picture_slopes):
         cached.cache_clear()
     slopes = module.picture_slopes(0).train.batch(torch.arange(1024))[1].view(32, 32, 2)
     for cached in (module.picture, module.picture_slopes):
         cached.cache_clear()
     inside = slopes[1:-1, 1:-1] * 127.5
-    torch.testing.assert_close(inside, torch.tensor([4.0, 2.0]).expand_as(inside), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        inside, torch.tensor([4.0, 2.0]).expand_as(inside), atol=1e-4, rtol=0
+    )

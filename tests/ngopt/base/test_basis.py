@@ -18,7 +18,9 @@ def test_the_first_basis_is_one_qr_step_from_the_axes():
             f = factor()[k].numpy()
             order = np.argsort(-np.diag(f))
             expected, _ = np.linalg.qr((f + LIFT * np.diag(f).max() * np.eye(5))[:, order])
-            np.testing.assert_allclose(np.abs(found[k].numpy()), np.abs(expected), rtol=1e-8, atol=1e-11)
+            np.testing.assert_allclose(
+                np.abs(found[k].numpy()), np.abs(expected), rtol=1e-8, atol=1e-11
+            )
 
 
 def test_the_first_basis_of_nothing_is_orthogonal():
@@ -48,7 +50,9 @@ def test_renewal_is_a_qr_step_in_the_order_of_rayleigh_quotients():
         assert order[k].tolist() == expected_order.tolist()
         lifted = f + LIFT * quotients.max() * np.eye(5)
         expected, _ = np.linalg.qr((lifted @ q)[:, expected_order])
-        np.testing.assert_allclose(np.abs(found[k].numpy()), np.abs(expected), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            np.abs(found[k].numpy()), np.abs(expected), rtol=1e-9, atol=1e-12
+        )
 
 
 def test_renewals_converge_to_the_eigenvectors():

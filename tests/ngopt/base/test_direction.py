@@ -38,7 +38,9 @@ def test_a_bias_is_adam_by_hand(total_steps, nesterov):
     scale = 2.0 ** round(float((gradients(4, 8)[0].square().mean().sqrt()).log2()))
     for t, grad in enumerate(gradients(4, 8), start=1):
         grads = [torch.zeros(4, 3, dtype=torch.float64), grad]
-        deltas, state = update_all(rule, grads, state, [linear.weight.detach(), p], Hyper([2.0] * 2, [0.0] * 2))
+        deltas, state = update_all(
+            rule, grads, state, [linear.weight.detach(), p], Hyper([2.0] * 2, [0.0] * 2)
+        )
         p = p + deltas[1]
 
         g = grad.numpy() / scale
@@ -58,7 +60,9 @@ def test_a_bias_is_adam_by_hand(total_steps, nesterov):
         share = 11 / (t + 10)
         average = (1 - share) * average + share * x
         if total_steps is None:
-            torch.testing.assert_close(state[1]["average"], torch.from_numpy(average), rtol=1e-6, atol=2e-8)
+            torch.testing.assert_close(
+                state[1]["average"], torch.from_numpy(average), rtol=1e-6, atol=2e-8
+            )
         else:
             assert "average" not in state[1]
 
@@ -96,7 +100,12 @@ KINDS = {
 
 def numbers_of(config, rms, scale, size, early, kept, shrink, damping):
     measured = measure(rms, scale, size, early, kept, clip=10.0)
-    return measured.scale, measured.size, measured.active, *step_numbers(measured, shrink, damping, config)
+    return (
+        measured.scale,
+        measured.size,
+        measured.active,
+        *step_numbers(measured, shrink, damping, config),
+    )
 
 
 @pytest.fixture(params=["on the host", "followed by autograd"])
@@ -113,7 +122,8 @@ def test_many_at_once_are_what_each_is_alone(kind):
         shapes = [(sum(prod(one.shape) for one in some),) for some in layouts]
     config = DirectionConfig()
     records = [
-        init_direction(torch.zeros(shape), some, torch.float32) for shape, some in zip(shapes, layouts, strict=True)
+        init_direction(torch.zeros(shape), some, torch.float32)
+        for shape, some in zip(shapes, layouts, strict=True)
     ]
     shapes = list(map(torch.Size, shapes))
     batch = Batch(shapes, layouts, torch.device("cpu"))
@@ -125,7 +135,9 @@ def test_many_at_once_are_what_each_is_alone(kind):
         if step == 2:
             grads[-1].view(-1)[0] = torch.nan
         rms = root_mean_squares(grads)
-        given = [column([x] * len(grads), rms) for x in (*sizes_at(step), *corrections(step, config))]
+        given = [
+            column([x] * len(grads), rms) for x in (*sizes_at(step), *corrections(step, config))
+        ]
         sizes = sizes or [column([0.0] * len(grads), rms)] * 2
         scale, size, active, *found = of_all(partial(numbers_of, config), rms, *sizes, *given)
         sizes = scale, size

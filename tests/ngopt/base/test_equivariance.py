@@ -32,7 +32,8 @@ class Transformer(nn.Module):
 def wide_cnn():
     """The second convolution has 36 * 9 columns, so that kernel and channels are apart."""
     return nn.Sequential(
-        nn.Conv2d(2, 36, 3), nn.ReLU(), nn.Conv2d(36, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 2, groups=1),
+        nn.Conv2d(2, 36, 3), nn.ReLU(), nn.Conv2d(36, 5, 3), nn.Tanh(),
+        nn.Conv2d(5, 4, 2, groups=1),
         nn.Flatten(), nn.Linear(4 * 9, 3),
     )  # fmt: skip
 
@@ -70,7 +71,10 @@ def training(model, inputs, params, rule, steps):
 def assert_moves_with(model, inputs, graph, moves, config, steps=12):
     rule = Soap(config).bind(graph)
     generator = torch.Generator().manual_seed(0)
-    start = [p.detach() + 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in model.parameters()]
+    start = [
+        p.detach() + 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        for p in model.parameters()
+    ]
     plain = training(model, inputs, start, rule, steps)
     for move in moves:
         expected = move(plain)
@@ -96,7 +100,9 @@ def the_case(name):
 
 IN_PIECES = pytest.param(
     SoapConfig(longest=6, renew_every=3),
-    marks=pytest.mark.xfail(reason="rows too long for a factor are cut, of hidden neurons too", strict=True),
+    marks=pytest.mark.xfail(
+        reason="rows too long for a factor are cut, of hidden neurons too", strict=True
+    ),
     id="in pieces",
 )
 
@@ -118,7 +124,11 @@ def test_heads_are_exchanged():
     assert exchanges
     assert_moves_with(model, inputs, graph, [partial(exchanges[0].move, graph)], SoapConfig())
     rule = Soap().bind(graph)
-    (packed,) = next(rows for rows, role in zip(rule.layouts, rule.roles, strict=True) if "in_proj_w" in role.name)
+    (packed,) = next(
+        rows
+        for rows, role in zip(rule.layouts, rule.roles, strict=True)
+        if "in_proj_w" in role.name
+    )
     assert Rows(6, 4) in packed.modes
 
 
@@ -147,4 +157,6 @@ def test_a_dead_unit_moves_with_its_place():
     with torch.no_grad():
         model[0].bias[[1, 4]] = -100
     permutations = random_permutations(graph, torch.Generator().manual_seed(0))
-    assert_moves_with(model, inputs, graph, [partial(permute, graph, permutations=permutations)], SoapConfig())
+    assert_moves_with(
+        model, inputs, graph, [partial(permute, graph, permutations=permutations)], SoapConfig()
+    )

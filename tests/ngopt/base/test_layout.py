@@ -115,7 +115,10 @@ class TestModes:
 
     def test_of_nothing_and_of_single_numbers(self):
         found = found_layouts([torch.zeros(3), torch.zeros(())])
-        assert [the_one(layouts).shape for layouts in found.values()] == [(1, 1, 1, 3), (1, 1, 1, 1)]
+        assert [the_one(layouts).shape for layouts in found.values()] == [
+            (1, 1, 1, 3),
+            (1, 1, 1, 1),
+        ]
         empty = ParameterRole("empty", "other")
         assert the_one(layouts_of(empty, (0, 3), 1024, 8.0)).shape == (1, 1, 1, 0)
 
@@ -127,7 +130,9 @@ class TestValues:
         assert torch.equal(table.read(p.flatten())[0, :, 0], p)  # rows of it are tokens
         found = found_layouts(convolutions(), torch.randn(1, 3, 16, 16))
         p = torch.randn(6, 2, 3, 3)
-        assert torch.equal(the_one(found["1.weight"]).read(p.flatten()), p.reshape(2, 3, 18).unsqueeze(2))
+        assert torch.equal(
+            the_one(found["1.weight"]).read(p.flatten()), p.reshape(2, 3, 18).unsqueeze(2)
+        )
 
     def test_kernel_positions_come_before_channels(self):
         layout = MatrixLayout((1, 2, 9, 4))
@@ -191,4 +196,6 @@ class TestValues:
     def test_reading_takes_other_memory_orders(self):
         layout = the_one(found_layouts(convolutions(), torch.randn(1, 3, 16, 16))["3.weight"])
         p = torch.randn(6, 5, 3, 3)
-        assert torch.equal(layout.read(p.to(memory_format=torch.channels_last).flatten()), layout.read(p.flatten()))
+        assert torch.equal(
+            layout.read(p.to(memory_format=torch.channels_last).flatten()), layout.read(p.flatten())
+        )

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from ngopt.base.arrays import column, columns, of_all
-from ngopt.base.measure import CHUNK, EARLY, SIZE_DECAY, Measured, measure, root_mean_squares, sizes_at
+from ngopt.base.measure import (
+    CHUNK,
+    EARLY,
+    SIZE_DECAY,
+    Measured,
+    measure,
+    root_mean_squares,
+    sizes_at,
+)
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["torch", "numpy"])
@@ -67,7 +75,9 @@ def test_a_gradient_out_of_proportion_is_cut_to_so_many_times_the_running_size(f
     usual = torch.full((5,), 1.0)
     found = follow([usual, usual, usual * factor], clip=10.0)[-1]
     assert found.multiplier * factor == pytest.approx(10, rel=1e-5)
-    assert found.mean_square == pytest.approx((0.95 * (1 - 0.95**2) + 0.05 * 100) / (1 - 0.95**3), rel=1e-5)
+    assert found.mean_square == pytest.approx(
+        (0.95 * (1 - 0.95**2) + 0.05 * 100) / (1 - 0.95**3), rel=1e-5
+    )
 
 
 def test_what_is_in_proportion_is_not_cut():
@@ -106,7 +116,9 @@ def test_the_smallest_numbers_of_float32():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_long_gradients_are_measured_in_their_own_precision(dtype):
-    values = torch.randn(2 * CHUNK + 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values = torch.randn(
+        2 * CHUNK + 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).to(dtype)
     expected = values.double().square().mean().sqrt().item()
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     assert float(root_mean_squares([values])[0]) == pytest.approx(expected, rel=tolerance)

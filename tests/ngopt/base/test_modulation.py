@@ -88,7 +88,9 @@ def test_what_a_modulation_is_given():
     rule = Soap().bind(graph)
     assert [progress for _, _, progress in seen] == [0, 0.1, 0.2]
     for signals, _, _ in seen:
-        assert [s.shape for s in signals] == [(count_rows(rows), len(SIGNALS)) for rows in rule.layouts]
+        assert [s.shape for s in signals] == [
+            (count_rows(rows), len(SIGNALS)) for rows in rule.layouts
+        ]
     assert not any(s.any() for s in seen[0][0])
     assert all(s.isfinite().all() for s in seen[2][0])
     deltas_of(lambda *args: seen.append(args) or [torch.ones(())] * len(args[0]), 1)
@@ -112,8 +114,12 @@ def test_signals_by_hand():
         agreement, size, movement, weights = state[0]["signals"][row].tolist()
         p, d = params[0][row], deltas[0][row]
         u = -(d + p * 0.05 * rate)
-        assert agreement == pytest.approx((u @ grads[0][row] / u.norm() / grads[0][row].norm()).item(), abs=1e-4)
-        assert size == pytest.approx((u.square().mean().sqrt() / (rate * size_of_weights)).item(), rel=1e-3)
+        assert agreement == pytest.approx(
+            (u @ grads[0][row] / u.norm() / grads[0][row].norm()).item(), abs=1e-4
+        )
+        assert size == pytest.approx(
+            (u.square().mean().sqrt() / (rate * size_of_weights)).item(), rel=1e-3
+        )
         assert movement == pytest.approx((d.norm() / p.norm()).item(), rel=1e-4)
         assert weights == pytest.approx(p.square().mean().sqrt().log().item(), rel=1e-4)
 

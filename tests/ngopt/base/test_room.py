@@ -33,7 +33,8 @@ def steps(layouts, in_place, count=5):
     torch.manual_seed(0)
     shapes = [torch.Size(layout.shape) for layout in layouts]
     records = [
-        init_direction(torch.zeros(shape), [own], torch.float32) for shape, own in zip(shapes, layouts, strict=True)
+        init_direction(torch.zeros(shape), [own], torch.float32)
+        for shape, own in zip(shapes, layouts, strict=True)
     ]
     batch, found = Batch(shapes, [[own] for own in layouts], torch.device("cpu")), []
     with torch.no_grad():
@@ -68,7 +69,9 @@ def test_state_that_was_replaced_is_read_anew():
 
     def direction(record, step, some):
         tasks = [Task(record, step == 0)]
-        return some.directions([torch.ones(shape)], tasks, [record], numbers(1), CONFIG, True).clone()
+        return some.directions(
+            [torch.ones(shape)], tasks, [record], numbers(1), CONFIG, True
+        ).clone()
 
     with torch.no_grad():
         for step in range(3):

@@ -1,4 +1,5 @@
-"""The rule as a whole: against an independent reference in numpy, pure, and as `NGOptimizer` runs it."""
+"""The rule as a whole: against an independent reference in numpy, pure,
+and as `NGOptimizer` runs it."""
 
 import copy
 import warnings
@@ -87,7 +88,9 @@ def test_a_matrix_is_the_reference(shape):
         np.testing.assert_allclose(p.numpy(), x, rtol=1e-6, atol=1e-7)
     assert state[0]["step"] == 30
     np.testing.assert_allclose(state[0]["rows_0"][0].numpy(), reference.factors[0], rtol=1e-9)
-    np.testing.assert_allclose(state[0]["exp_avg_sq_0"][0, :, 0].numpy(), reference.v, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        state[0]["exp_avg_sq_0"][0, :, 0].numpy(), reference.v, rtol=1e-6, atol=1e-9
+    )
 
 
 def case(dtype=torch.float64):
@@ -98,7 +101,9 @@ def case(dtype=torch.float64):
 
 def noise(params, seed):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype) for p in params]
+    return [
+        torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype) for p in params
+    ]
 
 
 class TestPureCore:
@@ -126,7 +131,9 @@ class TestPureCore:
         deltas, new = update_all(rule, noise(params, 0), state, params, constant(9))
         written, seen = [dict(record) for record in state], 0
         values = [p.clone() for p in params]
-        for position, delta, record, _ in rule.update(noise(params, 0), written, values, constant(9)):
+        for position, delta, record, _ in rule.update(
+            noise(params, 0), written, values, constant(9)
+        ):
             values[position].fill_(torch.nan)  # nobody reads it any more
             for key in record:
                 written[position][key] = torch.full_like(record[key], torch.nan)
@@ -149,7 +156,9 @@ class TestPureCore:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
     def test_the_optimizers_step_is_the_functional_update(self, dtype):
         model, graph, params = case(dtype)
-        opt = NGOptimizer(model.parameters(), lr=0.5, weight_decay=2.0, weights=LearnedOptimizer(Soap()))
+        opt = NGOptimizer(
+            model.parameters(), lr=0.5, weight_decay=2.0, weights=LearnedOptimizer(Soap())
+        )
         rule = Soap().bind(graph)
         state = rule.init(params)
         for step in range(12):
@@ -194,12 +203,16 @@ class TestPureCore:
 
         def train(model, opt, steps):
             for step in steps:
-                for p, g in zip(model.parameters(), noise(list(model.parameters()), step), strict=True):
+                for p, g in zip(
+                    model.parameters(), noise(list(model.parameters()), step), strict=True
+                ):
                     p.grad = g
                 opt.step()
 
         train(model, opt, range(5))
-        torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, tmp_path / "checkpoint.pt")
+        torch.save(
+            {"model": model.state_dict(), "opt": opt.state_dict()}, tmp_path / "checkpoint.pt"
+        )
         saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
         resumed, _, _ = case(torch.float32)
         resumed.load_state_dict(saved["model"])
@@ -208,7 +221,9 @@ class TestPureCore:
         twin, third = copy.deepcopy((model, opt))
         for m, o in ((model, opt), (resumed, other), (twin, third)):
             train(m, o, range(5, 12))
-        for p, q, r in zip(model.parameters(), resumed.parameters(), twin.parameters(), strict=True):
+        for p, q, r in zip(
+            model.parameters(), resumed.parameters(), twin.parameters(), strict=True
+        ):
             assert torch.equal(p, q)
             assert torch.equal(p, r)
             assert all(torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items())
@@ -219,8 +234,8 @@ class TestOddParameters:
         before = [p.detach().clone() for p in params]
         opt = NGOptimizer(params)
         for step in range(steps):
-            for p, g in zip(params, noise([torch.view_as_real(p) if p.is_complex() else p for p in params], step),
-                            strict=True):  # fmt: skip
+            pairs = [torch.view_as_real(p) if p.is_complex() else p for p in params]
+            for p, g in zip(params, noise(pairs, step), strict=True):
                 p.grad = torch.view_as_complex(g) if p.is_complex() else g
             opt.step()
         for p, b in zip(params, before, strict=True):
@@ -228,14 +243,21 @@ class TestOddParameters:
             assert p.numel() == 0 or not torch.equal(p, b)
         return opt
 
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.complex128])
+    @pytest.mark.parametrize(
+        "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.complex128]
+    )
     def test_of_every_shape_and_dtype(self, dtype):
         shapes = [(), (1,), (3,), (0, 3), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1, 1)]
-        params = [nn.Parameter(torch.randn(s, dtype=dtype)) for s in shapes if dtype.is_floating_point or 0 not in s]
+        params = [
+            nn.Parameter(torch.randn(s, dtype=dtype))
+            for s in shapes
+            if dtype.is_floating_point or 0 not in s
+        ]
         opt = self.step(params)
         wide = dtype in (torch.float64, torch.complex128)
         assert all(
-            record["exp_avg"].dtype == (torch.float64 if wide else torch.float32) for record in opt.state.values()
+            record["exp_avg"].dtype == (torch.float64 if wide else torch.float32)
+            for record in opt.state.values()
         )
 
     @pytest.mark.parametrize("make", [lambda: nn.Conv1d(3, 4, 5), lambda: nn.Conv3d(2, 3, 2)])
@@ -281,7 +303,9 @@ class TestHorizon:
         with pytest.warns(UserWarning, match="step 21 of total_steps=20") as caught:
             found = self.slope(60, 20)
         assert len(caught) == 1
-        expected = [0.5 * 0.02 * min(1, (t + 1) / 1.6) * (1 - min(t + 1, 20) / 21) for t in range(60)]
+        expected = [
+            0.5 * 0.02 * min(1, (t + 1) / 1.6) * (1 - min(t + 1, 20) / 21) for t in range(60)
+        ]
         np.testing.assert_allclose([step for step, _ in found], expected, rtol=1e-5)
 
     def test_exactly_to_it_warns_of_nothing(self):
@@ -295,7 +319,9 @@ class TestHorizon:
             lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1 / (1 + step)),
             lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10),
             lambda opt: torch.optim.lr_scheduler.CyclicLR(opt, 0.1, 0.7, 3, cycle_momentum=False),
-            lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, 1.0, total_steps=12, cycle_momentum=False),
+            lambda opt: torch.optim.lr_scheduler.OneCycleLR(
+                opt, 1.0, total_steps=12, cycle_momentum=False
+            ),
         ],
         ids=["lambda", "cosine", "cyclic", "one cycle"],
     )
@@ -305,7 +331,9 @@ class TestHorizon:
             warnings.simplefilter("error")
             found = self.slope(10, total_steps, scheduler)
         assert len({rate for _, rate in found}) > 3
-        np.testing.assert_allclose([step for step, _ in found], [0.02 * rate for _, rate in found], rtol=1e-5)
+        np.testing.assert_allclose(
+            [step for step, _ in found], [0.02 * rate for _, rate in found], rtol=1e-5
+        )
 
 
 class TestAverages:

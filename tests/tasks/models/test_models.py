@@ -199,7 +199,9 @@ def a_step(model, loss):
     before = drawn()
     parameters = list(model.parameters())
     found = torch.autograd.grad(before, parameters, allow_unused=model.name == "gmn")
-    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    grads = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
+    ]
     norm = torch.stack([grad.norm() for grad in grads]).norm()
     with torch.no_grad():
         for parameter, grad in zip(parameters, grads, strict=True):
