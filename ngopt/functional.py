@@ -75,7 +75,8 @@ class UpdateRule(Protocol):
         The parameter's next value is p + delta; the delta has the dtype of the state. A parameter
         whose gradient is None is absent: its value is not read. Lazy, so that new
         state need not exist for all parameters at once: who runs it may write what was yielded, a
-        parameter and its record, before the next item, so neither may be read after that. in_place,
+        parameter and its record, before the next item, so neither may be read after that. A delta
+        stays as it is until the next update. in_place,
         which takes less memory: new state may be written where the old one is, and a parameter may
         change a few rows at a time.
         """

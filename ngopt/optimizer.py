@@ -14,7 +14,11 @@ from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import (
+    Tensor,
+    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
+    nn,
+)
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
@@ -57,6 +61,7 @@ from ngopt.wiring import (
 logger = logging.getLogger("ngopt")
 
 HABITUAL_LR = 0.01  # a smaller lr is likely meant as a step size
+SMALL = 1 << 14  # parameters of fewer elements are moved by one call for all
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 SOME = (
     "ZeroRedundancyOptimizer gives every process some of the parameters, and the graph shows these "
@@ -216,13 +221,19 @@ class NGOptimizer(Optimizer):
         """Moves the parameters, `owners` by their positions in the graph, and their state."""
         state = collect_records(self.state, owners, rule, graph, grads)
         params = collect_params(owners, graph)
+        few: list[tuple[Tensor, Tensor]] = []
         for position, delta, record, rows in rule.update(
             grads, state, params, hyper, in_place=True
         ):
             changed = params[position] if rows is None else params[position][rows]
-            changed.add_(delta)
+            if delta.numel() <= SMALL:
+                few.append((changed, delta))
+            else:
+                changed.add_(delta)
             if state[position] is not record:
                 self.state[owners[position]].update(record)
+        if few:
+            _foreach_add_(*map(list, zip(*few, strict=True)))
 
     _apply_on_host = uncompiled(_apply)
 
