@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngopt.base.arrays import Column, as_tensor, at_most, column, on
+from ngopt.base.arrays import Column, at_most, column, on
 from ngopt.base.measure import EARLY
 from ngopt.base.schedule import steps_so_far
 from ngopt.base.step import Task
@@ -30,7 +30,6 @@ class HostClock:
     """
 
     def __init__(self, counts: Tensor, absent: Sequence[Tensor], total_steps: int | None):
-        self._counts = counts
         self.steps = [int(count) for count in counts[0].tolist()]
         self.now = steps_so_far([*self.steps, *absent], total_steps)
         self.is_settled = min(self.steps) > EARLY
@@ -51,10 +50,6 @@ class HostClock:
             for record, step, phase in rows
         ]
 
-    def after(self) -> Tensor:
-        """The counts after this step."""
-        return as_tensor([[step + 1 for step in self.steps]], self._counts)
-
 
 class TracedClock:
     """Tensors, for a step in which nothing is the first."""
@@ -62,7 +57,6 @@ class TracedClock:
     is_settled = True
 
     def __init__(self, counts: Tensor, absent: Sequence[Tensor], total_steps: int | None):
-        self._counts = counts
         self.steps = counts[0].to(torch.float64, copy=True)  # counts are written in place
         self.now = steps_so_far([*counts[0].unbind(), *absent], total_steps)
 
@@ -78,9 +72,6 @@ class TracedClock:
         own = self.steps.new_tensor([phase or 0 for phase in phases])
         is_due = _is_due(self.steps, own, every).unbind()
         return [Task(record, False, due) for record, due in zip(records, is_due, strict=True)]
-
-    def after(self) -> Tensor:
-        return self._counts + 1
 
 
 def _is_due(step: Any, phase: Any, every: int) -> Any:

@@ -238,7 +238,7 @@ class SoapRule:
         ]
 
         plan.is_settled = clock.is_settled
-        plan.counts.close(new, clock.after(), in_place)
+        plan.counts.close(new, counts + 1, in_place)
         plan.sizes.close(new, as_tensor(kept, sizes), in_place)
         return Step(
             positions=positions,
