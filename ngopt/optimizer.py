@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, overload
 
@@ -19,7 +19,6 @@ from torch import (
     _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
     nn,
 )
-from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from ngopt.checks import (
@@ -30,12 +29,12 @@ from ngopt.checks import (
     check_settings,
     named_members,
 )
-from ngopt.collect import collect_grads, collect_params, collect_records, real, stand_ins
-from ngopt.functional import AVERAGE, Hyper, Record, UpdateRule, state_dtype, uncompiled
+from ngopt.functional import AVERAGE, Hyper, Record, UpdateRule, uncompiled
 from ngopt.graph import NeuralGraph
 from ngopt.graph.sharding import are_pieces
 from ngopt.graph.topology import unconnected
 from ngopt.learned import LearnedOptimizer
+from ngopt.members import Members, is_lazy, real, stand_ins
 from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained, weights_hash
 from ngopt.state_dicts import (
@@ -51,7 +50,6 @@ from ngopt.wiring import (
     Inferred,
     Source,
     Traced,
-    Wiring,
     describe,
     group_names,
     group_tensors,
@@ -61,6 +59,7 @@ from ngopt.wiring import (
 logger = logging.getLogger("ngopt")
 
 HABITUAL_LR = 0.01  # a smaller lr is likely meant as a step size
+DOUBLE = torch.float64, torch.complex128
 SMALL = 1 << 14  # parameters of fewer elements are moved by one call for all
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 SOME = (
@@ -129,8 +128,7 @@ class NGOptimizer(Optimizer):
         check_compute_dtype(compute_dtype)
         self.learned, self.compute_dtype = _learned(weights), compute_dtype
         self._rule: tuple[Any, UpdateRule] | None = None  # the latest, and what it was bound for
-        self._wiring: Wiring | None = None
-        self._wired: list[tuple[Tensor, torch.Size | None]] = []  # what the wiring was made for
+        self._members: Members | None = None
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -191,36 +189,35 @@ class NGOptimizer(Optimizer):
         if all(p.grad is None for p in params):
             return loss
         check_groups(self.param_groups)
-        wiring = self._connected()
+        members = self._connected()
         self._source.settle()
-        rule = self._bound(wiring.graph, self._total_steps)
+        rule = self._bound(members.graph, self._total_steps, params)
         with without_autocast({p.device for p in params}):
-            self._update(rule, wiring)
+            self._update(rule, members)
         return loss
 
-    def _update(self, rule: UpdateRule, wiring: Wiring) -> None:
-        owners = dict(zip(wiring.positions, group_tensors(self.param_groups), strict=True))
-        grads, hyper = collect_grads(self.param_groups, wiring)
+    def _update(self, rule: UpdateRule, members: Members) -> None:
+        grads, hyper = members.gradients(self.param_groups)
         apply = self._apply
         if torch.compiler.is_compiling():
+            owners = members.owners
             state = [
                 self.state.get(owners[i], {}) if i in owners else {} for i in range(len(grads))
             ]
             if not rule.may_be_traced(grads, state):
                 apply = self._apply_on_host
-        apply(rule, wiring.graph, owners, grads, hyper)
+        apply(rule, members, grads, hyper)
 
     def _apply(
         self,
         rule: UpdateRule,
-        graph: NeuralGraph,
-        owners: Mapping[int, Tensor],
+        members: Members,
         grads: Sequence[Tensor | None],
         hyper: Hyper,
     ) -> None:
-        """Moves the parameters, `owners` by their positions in the graph, and their state."""
-        state = collect_records(self.state, owners, rule, graph, grads)
-        params = collect_params(owners, graph)
+        """Moves the parameters and their state."""
+        state = members.records(self.state, rule, grads)
+        params = members.values()
         few: list[tuple[Tensor, Tensor]] = []
         for position, delta, record, rows in rule.update(
             grads, state, params, hyper, in_place=True
@@ -231,7 +228,7 @@ class NGOptimizer(Optimizer):
             else:
                 changed.add_(delta)
             if state[position] is not record:
-                self.state[owners[position]].update(record)
+                self.state[members.owners[position]].update(record)
         if few:
             _foreach_add_(*map(list, zip(*few, strict=True)))
 
@@ -298,33 +295,30 @@ class NGOptimizer(Optimizer):
             after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("learned", "compute_dtype", "_source", "_sees_parts", "_wiring", "_wired")
+        derived = ("learned", "compute_dtype", "_source", "_sees_parts", "_members")
         own = {key: self.__dict__[key] for key in derived}
         return {**super().__getstate__(), **own, "_rule": None}
 
     def _is_early(self) -> bool:
         """Whether the first forward pass is still to show inputs, or shapes of a lazy module."""
-        return self._source.awaits_forward or any(map(_is_lazy, group_tensors(self.param_groups)))
+        return self._source.awaits_forward or any(map(is_lazy, group_tensors(self.param_groups)))
 
-    def _connected(self) -> Wiring:
-        """The wiring of the present parameters; made anew when a group or a shape has changed."""
-        params = group_tensors(self.param_groups)
-        if self._wiring is None or self._source.has_news or not _same(params, self._wired):
-            self._wire()
-            self._wired = [(p, _shape(p)) for p in params]
-        assert self._wiring is not None
-        return self._wiring
+    def _connected(self) -> Members:
+        """The present parameters in their graph; made anew when a group or a shape has changed."""
+        params, members = group_tensors(self.param_groups), self._members
+        if members is None or self._source.has_news or not members.are(params):
+            members = self._members = self._wired(params)
+        return members
 
     @uncompiled
-    def _wire(self) -> None:
-        params = group_tensors(self.param_groups)
+    def _wired(self, params: Sequence[Tensor]) -> Members:
         check_distinct(zip(group_names(self.param_groups), params, strict=True))
-        wiring = self._source.wire(self.param_groups)
+        members = Members(self._source.wire(self.param_groups), params)
         records = [self.state.get(p, {}) for p in params]
-        self._check_records(wiring, records, self._total_steps)
-        self._wiring = wiring
+        self._check_records(members, records, self._total_steps)
         if not self._sees_parts:
-            self._log_what_stays_apart(wiring.graph)
+            self._log_what_stays_apart(members.graph)
+        return members
 
     def _log_what_stays_apart(self, graph: NeuralGraph) -> None:
         if unconnected(graph):
@@ -338,12 +332,13 @@ class NGOptimizer(Optimizer):
     def _total_steps(self) -> int | None:
         return self.param_groups[0]["total_steps"]
 
-    def _bound(self, graph: NeuralGraph, total_steps: int | None) -> UpdateRule:
+    def _bound(
+        self, graph: NeuralGraph, total_steps: int | None, params: Sequence[Tensor]
+    ) -> UpdateRule:
         """The rule on a graph, in the precision and on the device of the parameters."""
-        params = group_tensors(self.param_groups)
-        widest = max((state_dtype(real(p)) for p in params), key=lambda d: d.itemsize)
-        dtype, device = self.compute_dtype or widest, params[0].device
-        wanted = graph, total_steps, device, dtype
+        is_double = any(p.dtype in DOUBLE for p in params)
+        dtype = self.compute_dtype or (torch.float64 if is_double else torch.float32)
+        wanted = graph, total_steps, params[0].device, dtype
         if self._rule is None or self._rule[0] != wanted:
             self._rule = wanted, self._bind(*wanted)
         return self._rule[1]
@@ -378,47 +373,32 @@ class NGOptimizer(Optimizer):
             return
         groups = state_dict["param_groups"]
         total_steps = groups[0]["total_steps"] if groups else None
-        self._check_records(self._connected(), records_in_order(state_dict), total_steps)
+        members = self._connected()
+        self._check_records(members, records_in_order(state_dict), total_steps)
 
     def _check_records(
         self,
-        wiring: Wiring,
+        members: Members,
         records: Sequence[Record],
         total_steps: int | None,
     ) -> None:
         """Raises ValueError if a parameter's state is not what the rule has for it."""
         if not any(records):
             return
-        rule = self._bound(wiring.graph, total_steps)
-        expected = rule.init(stand_ins(wiring.graph, {}))
+        graph = members.graph
+        rule = self._bound(graph, total_steps, list(members.owners.values()))
+        expected = rule.init(stand_ins(graph, {}))
         # torch says where there are more records than parameters
-        for position, record in zip(wiring.positions, records, strict=False):
+        for position, record in zip(members.positions, records, strict=False):
             if record:
-                name = wiring.graph.parameters[position].name
+                name = graph.parameters[position].name
                 check_record(name, record, expected[position])
-
-
-def _is_lazy(p: Tensor) -> bool:
-    """As torch's own function, which `torch.compile` cannot follow."""
-    return isinstance(p, UninitializedParameter)
 
 
 def _is_called_by_zero() -> bool:
     """Whether `NGOptimizer` is made by a ZeroRedundancyOptimizer of several processes."""
     maker = sys._getframe(2).f_globals.get("__name__")  # the caller's caller
     return maker == ZERO and torch.distributed.get_world_size() > 1
-
-
-def _shape(p: Tensor) -> torch.Size | None:
-    return None if _is_lazy(p) else p.shape
-
-
-def _same(params: Sequence[Tensor], known: Sequence[tuple[Tensor, torch.Size | None]]) -> bool:
-    """Whether these are the same tensors in the same shapes."""
-    if len(params) != len(known):
-        return False
-    rows = zip(params, known, strict=True)
-    return all(p is q and _shape(p) == shape for p, (q, shape) in rows)
 
 
 def _names_weights(weights: Any, expected: str) -> bool:

@@ -43,9 +43,9 @@ class Batch:
         self.stacks = _stacks(layouts[: len(layouts) - len(plain)], device)
         self.lengths = [Size(stack.shape).numel() for stack in self.stacks]
 
-        # matrices as they follow each other in the eigenbases
-        members = [(i, n, stack.layout) for stack in self.stacks for i, n in stack.members]
-        members += [(i, 0, layouts[i][0]) for i in plain]
+        # as they follow each other in the eigenbases: the plain ones first, then matrices
+        members = [(i, 0, layouts[i][0]) for i in plain]
+        members += [(i, n, stack.layout) for stack in self.stacks for i, n in stack.members]
         owners, numbers, own = zip(*members, strict=True)
         self.matrices = Flat([layout.shape for layout in own], owners, device)
 
@@ -113,11 +113,9 @@ class Batch:
         """The room on what records hold; the one before, if they still do."""
         if self._room is None or self._room[0] is not opened:
             momentum, _, *kept = opened
-            steps = iter(self._split(kept))
-            plain: tuple[list[Tensor], list[Tensor]] = [], []
-            held = [next(steps) if some[0].modes else plain for some in self.layouts]
-            layouts = [some[0] for some in self.layouts]
-            self._room = opened, Room(self.flat, layouts, held, momentum)
+            layouts = [some[0] for some in self.layouts if some[0].modes]
+            room = Room(layouts, self._split(kept), self.flat, self.matrices, momentum)
+            self._room = opened, room
         return self._room[1]
 
     def _split(self, kept: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
@@ -171,22 +169,20 @@ class Batch:
         if not steps:
             return pair
         own = pair.split_with_sizes(self.flat.sizes, 1)
-        found = []
+        found = [pair[:, -self.rest :]] if self.rest else []
         for step in steps:
             values = step.stack.read(own)
             step.observe([values[: step.stack.shape[0]]], config.beta_factor)
             found.append(step.rotated(values).view(2, -1))
-        if self.rest:
-            found.append(pair[:, -self.rest :])
         return concatenated(found, 1)
 
     def _rotated_back(self, values: Tensor, steps: Sequence[StackStep]) -> Tensor:
         """Values of the matrices in their eigenbases -> those of the parameters, (total,)."""
         if not steps:
             return values
-        pieces = values.split_with_sizes([*self.lengths, self.rest])
+        plain, *pieces = values.split_with_sizes([self.rest, *self.lengths])
         found: dict[int, Tensor] = {}
-        for step, piece in zip(steps, pieces, strict=False):
+        for step, piece in zip(steps, pieces, strict=True):
             stack = step.stack
             own = step.rotated_back(piece.view(stack.shape))
             for i, part in zip(stack.owners, stack.split(own), strict=True):
@@ -195,7 +191,7 @@ class Batch:
                 found[i] = stack.layout.write(found.get(i), part)
         ordered = [found[i] for i in range(len(found))]
         if self.rest:
-            ordered.append(pieces[-1])
+            ordered.append(plain)
         return concatenated(ordered)
 
     def _long_direction(

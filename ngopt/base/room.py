@@ -32,43 +32,44 @@ def fits_a_room(layout: MatrixLayout) -> bool:
 class Room:
     """Buffers for parameters of one matrix each, and the products of which a step consists.
 
-    flat, layouts: of the parameters, the plain ones last. held: of each parameter the factors and
-    bases of its modes; factors are written where they are. like: has the dtype and the device.
+    A row of them holds the matrices, the plain parameters, and the matrices in their eigenbases:
+    plain ones have none, and are the same place whether rotated or not.
+
+    layouts, held: of the matrices, with the factors and bases of their modes; factors are written
+    where they are. flat: of matrices and plain parameters, in this order. rotated: of plain
+    parameters and matrices in their eigenbases. like: has the dtype and the device.
     """
 
     def __init__(
         self,
-        flat: Flat,
         layouts: Sequence[MatrixLayout],
         held: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
+        flat: Flat,
+        rotated: Flat,
         like: Tensor,
     ):
-        self.flat = flat
-        whole = like.new_empty(3, 2, sum(flat.sizes))
-        self.pair, between, self.rotated = whole.unbind()
-        self.grad, self.ahead = self.pair.unbind()
-        self.rotated_pair = self.rotated.unbind()
+        self.flat, self.rotated = flat, rotated
+        sizes, total = flat.sizes[: len(layouts)], sum(flat.sizes)
+        count = sum(sizes)
+        whole, between = like.new_empty(2, count + total), like.new_empty(2, count)
+        matrices, eigen = whole[:, :count], whole[:, total:]
+        self.grad, self.ahead = whole[:, :total].unbind()
+        self.value, self.leading = whole[:, count:].unbind()
+        self.sign = like.new_empty(total)
         self.parts = flat.split(self.grad)
-        self.value, unfinished = between.unbind()
         self._observed: list[Product] = []
         self._rotated: list[Product] = []
         self._rotated_back: list[Product] = []
-        places = [x.split(flat.sizes, 1) for x in (self.pair, between, self.rotated)]
-        back = [x.split(flat.sizes) for x in (self.value, unfinished, self.grad)]
+        places = [x.split(sizes, 1) for x in (matrices, between, eigen)]
+        back = [x[0].split(sizes) for x in (eigen, between, matrices)]
         rows = zip(layouts, held, *places, *back, strict=True)
         for layout, (factors, bases), *own_places in rows:
-            if not layout.modes:
-                continue
             shape = layout.shape[1], layout.shape[3]
             forth = [x.unflatten(-1, shape) for x in own_places[:3]]
             home = [x.view(1, *shape) for x in own_places[3:]]
             self._observed += _squares(layout.modes, factors, home[-1])
             self._rotated += _chain(layout.modes, bases, forth)
             self._rotated_back += _chain(layout.modes, [x.mT for x in bases], home)
-        matrices = [size for size, layout in zip(flat.sizes, layouts, strict=True) if layout.modes]
-        start = sum(matrices)
-        self._rest = self.rotated[:, start:], self.pair[:, start:]
-        self._rest_back = self.grad[start:], self.value[start:]
 
     def direction(
         self,
@@ -82,23 +83,22 @@ class Room:
 
         momentum, second: written where they are. numbers: of a step that is left out nowhere.
         """
-        spread = self.flat.spread
-        rotated, leading = self.rotated_pair
-        grad, value = self.flat.join(grads, self.grad), self.value
-        grad.mul_(spread(numbers.multiplier))
+        value, spread = self.value, self.rotated.spread
+        grad = self.flat.join(grads, self.grad)
+        grad.mul_(self.flat.spread(numbers.multiplier))
         momentum.lerp_(grad, numbers.momentum)
         torch.lerp(momentum, grad, config.ahead, out=self.ahead)
         for factor, x, y in self._observed:
             factor.baddbmm_(x, y, beta=config.beta_factor, alpha=1 - config.beta_factor)
 
+        # few different operations, as each is some time in coming from memory
         _multiply(self._rotated)
-        _copy(*self._rest)
-        second.lerp_(rotated.square_(), numbers.second)
+        second.lerp_(value.mul_(value), numbers.second)
         torch.mul(second, spread(numbers.shrink), out=value)
-        value.add_(spread(numbers.damping)).rsqrt_().mul_(leading)
+        value.add_(spread(numbers.damping)).rsqrt_().mul_(self.leading)
         _multiply(self._rotated_back)
-        _copy(*self._rest_back)
-        return grad.mul_(torch.sign(momentum, out=value).abs_())
+        sign = torch.sign(momentum, out=self.sign)
+        return grad.mul_(sign).mul_(sign)
 
 
 def _squares(modes: Sequence[Mode], factors: Sequence[Tensor], x: Tensor) -> list[Product]:
@@ -119,11 +119,6 @@ def _chain(
         is_left = isinstance(mode, Rows)
         found.append((out, basis.mT, x) if is_left else (out, x, basis))
     return found
-
-
-def _copy(out: Tensor, x: Tensor) -> None:
-    if len(x):
-        out.copy_(x)
 
 
 def _multiply(products: Sequence[Product]) -> None:

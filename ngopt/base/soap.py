@@ -51,13 +51,21 @@ class _Plan:
     """Which parameters are updated together.
 
     made_for: their positions, and the dtypes and devices of their states. positions: one batch
-    after the other, each a slice of them. is_settled: none is at a step that the host must look at,
-    so that a compiled step may do without it.
+    after the other, each a slice of them. absent: positions without a gradient. matrices: positions
+    whose sizes are looked at. gains, decays, usual, phases: of the parameters, in the order of
+    `positions`. is_settled: none is at a step that the host must look at, so that a compiled step
+    may do without it.
     """
 
     made_for: Any
     positions: Sequence[int]
     batches: Sequence[tuple[slice, Batch]]
+    absent: Sequence[int]
+    matrices: Sequence[int]
+    gains: Sequence[float]
+    decays: Sequence[float]
+    usual: Sequence[float | None]
+    phases: Sequence[int | None]
     counts: Scalars
     sizes: Scalars
     is_settled: bool = False
@@ -111,6 +119,7 @@ class SoapRule:
         ]
         self._gains = [gain(role, config) for role in self.roles]
         self._usual = [usual_size(role) for role in self.roles]
+        self._decays = [config.weight_decay if role.blocks else 0.0 for role in self.roles]
         self._plan: _Plan | None = None
         phases = _in_turn([_renewal_cost(some) for some in self.layouts], config.renew_every)
         has_bases = [any(layout.modes for layout in some) for some in self.layouts]
@@ -188,7 +197,23 @@ class SoapRule:
                 Scalars(keys, [state[i][keys[0]].device for i in positions])
                 for keys in (("step",), SIZE_KEYS)
             )
-            self._plan = _Plan(made_for, positions, slices, counts, sizes)
+
+            def own(values: Sequence[Any]) -> list[Any]:
+                return [values[i] for i in positions]
+
+            self._plan = _Plan(
+                made_for=made_for,
+                positions=positions,
+                batches=slices,
+                absent=[i for i in range(len(state)) if i not in positions],
+                matrices=[i for i in positions if self._usual[i]],
+                gains=own(self._gains),
+                decays=own(self._decays),
+                usual=own(self._usual),
+                phases=own(self._phases),
+                counts=counts,
+                sizes=sizes,
+            )
         return self._plan
 
     def _made_for(self, present: Sequence[int], state: Sequence[Record]) -> Any:
@@ -210,22 +235,17 @@ class SoapRule:
         old: list[Record] = [state[i] for i in positions]
         new: list[Record] = old if in_place else [{} for _ in old]
         found = [grad for grad in (grads[i] for i in positions) if grad is not None]
-        matrices = [params[i] for i in positions if self._usual[i]]
-        rms = root_mean_squares([*found, *matrices])
+        rms = root_mean_squares([*found, *(params[i] for i in plan.matrices)])
         rms, weights = rms[: len(found)], rms[len(found) :]
 
         counts, sizes = plan.counts.open(old, in_place), plan.sizes.open(old, in_place)
-        absent = [
-            record["step"]
-            for record, grad in zip(state, grads, strict=True)
-            if record and grad is None
-        ]
+        absent = [state[i]["step"] for i in plan.absent if state[i]]
         is_traced = torch.compiler.is_compiling() and self.may_be_traced(grads, state)
         clock = (TracedClock if is_traced else HostClock)(counts, absent, self.total_steps)
         at_step = clock.at(partial(self._at, scheduled=hyper.scheduled), rms)
-        relative = relative_sizes(weights, [self._usual[i] for i in positions])
-        decays = [self._decay(i, hyper.weight_decay[i]) for i in positions]
-        settings = [self._gains[i] for i in positions], [hyper.lr[i] for i in positions], decays
+        relative = relative_sizes(weights, plan.usual)
+        decays = self._decayed(plan, hyper.weight_decay)
+        settings = plan.gains, [hyper.lr[i] for i in positions], decays
         given = [column(values, rms) for values in settings]
         numbers = of_all(self._numbers, rms, relative, *columns(sizes, rms), *at_step, *given)
         kept, (active, *numbers) = numbers[: len(SIZE_KEYS)], numbers[len(SIZE_KEYS) :]
@@ -244,7 +264,7 @@ class SoapRule:
             positions=positions,
             grads=found,
             params=[params[i] for i in positions],
-            tasks=clock.tasks(old, [self._phases[i] for i in positions], self.config.renew_every),
+            tasks=clock.tasks(old, plan.phases, self.config.renew_every),
             records=new,
             active=active,
             numbers=rows,
@@ -287,10 +307,13 @@ class SoapRule:
         direction = step_numbers(measured, shrink, damping, config)
         return *sizes, active, *direction, step_size, rate * decay, newest * active
 
-    def _decay(self, i: int, weight_decay: float) -> float:
-        """Weight decay of a parameter in units of the step size."""
-        own = self.config.weight_decay if self.roles[i].blocks else 0.0
-        return own + weight_decay * NOMINAL_STEP / self.config.step_size
+    def _decayed(self, plan: _Plan, weight_decay: Sequence[float]) -> Sequence[float]:
+        """Weight decays of the plan's parameters in units of the step size."""
+        if not any(weight_decay):
+            return plan.decays
+        unit = NOMINAL_STEP / self.config.step_size
+        rows = zip(plan.decays, plan.positions, strict=True)
+        return [own + unit * weight_decay[i] for own, i in rows]
 
     def _modulate(self, state: Sequence[Record], now: int | Tensor) -> Sequence[Tensor] | None:
         """The factors of all rows, from what these said after the step before."""

@@ -174,10 +174,10 @@ class TestPureCore:
                     if d is not None:
                         p += d
             opt.step()
-            assert all(torch.equal(p, q) for p, q in zip(model.parameters(), params, strict=True))
+            torch.testing.assert_close(list(model.parameters()), params)
         for p, record in zip(model.parameters(), state, strict=True):
-            assert record.keys() == opt.state[p].keys()
-            assert all(torch.equal(v, opt.state[p][k]) for k, v in record.items())
+            # products of matrices that lie elsewhere in memory may be rounded otherwise
+            torch.testing.assert_close(opt.state[p], record)
             assert all(v.dtype in (torch.float32, torch.float64) for v in record.values())
 
     def test_a_late_parameter_alone_in_a_step_knows_how_late_it_is(self):

@@ -1,0 +1,131 @@
+"""What an optimizer's groups give to a rule, for every parameter in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
+
+from ngopt.functional import Hyper, Record, UpdateRule, state_dtype
+from ngopt.graph import NeuralGraph
+from ngopt.wiring import Wiring
+
+Group = dict[str, Any]
+
+
+class Members:
+    """An optimizer's parameters, with the graph that was made for them.
+
+    positions: theirs in the graph. owners: the parameters by these.
+    """
+
+    def __init__(self, wiring: Wiring, params: Sequence[Tensor]):
+        self.graph, self.positions = wiring
+        self.owners = dict(zip(self.positions, params, strict=True))
+        self._params, self._shapes = params, list(map(_shape, params))
+
+    def are(self, params: Sequence[Tensor]) -> bool:
+        """Whether these are the same tensors in the same shapes."""
+        if len(params) != len(self._params) or not all(map(is_, params, self._params)):
+            return False
+        return list(map(_shape, params)) == self._shapes
+
+    def values(self) -> list[Tensor]:
+        """Real values of all parameters in the graph.
+
+        Zeros, which take no memory, of those that are not optimized.
+        """
+        owners, specs = self.owners, self.graph.parameters
+        if len(owners) == len(specs):
+            return [real(owners[i]) for i in range(len(specs))]
+        some = next(iter(owners.values()))
+        zero = torch.zeros((), dtype=state_dtype(real(some)), device=some.device)
+        found = []
+        for i, spec in enumerate(specs):
+            found.append(real(owners[i]) if i in owners else zero.expand(spec.shape))
+        return found
+
+    def gradients(self, groups: Sequence[Group]) -> tuple[list[Tensor | None], Hyper]:
+        """Gradients, None of parameters that are absent from the step, and settings.
+
+        Raises ValueError if a gradient is sparse.
+        """
+        count = len(self.graph.parameters)
+        grads: list[Tensor | None] = [None] * count
+        lr: list[float | Tensor] = [0.0] * count
+        weight_decay = [0.0] * count
+        positions = iter(self.positions)
+        for group in groups:
+            own_lr, own_decay = _scalar(group["lr"]), group["weight_decay"]
+            for p in group["params"]:
+                i, grad = next(positions), p.grad
+                if grad is not None and p.numel():
+                    grads[i] = self._gradient(i, grad, group["maximize"])
+                    lr[i], weight_decay[i] = own_lr, own_decay
+        # torch's schedulers leave this mark
+        scheduled = any("initial_lr" in group for group in groups)
+        return grads, Hyper(lr, weight_decay, scheduled)
+
+    def _gradient(self, position: int, grad: Tensor, maximize: bool) -> Tensor:
+        """A parameter's gradient as the rule takes it."""
+        if grad.is_sparse:
+            name = self.graph.parameters[position].name
+            raise ValueError(
+                f"NGOptimizer: '{name}': expected a dense gradient; got a sparse gradient: make "
+                "the layer without sparse=True, or give this parameter to torch.optim.SparseAdam"
+            )
+        return -real(grad) if maximize else real(grad)
+
+    def records(
+        self,
+        state: MutableMapping[Tensor, Record],
+        rule: UpdateRule,
+        grads: Sequence[Tensor | None],
+    ) -> list[Record]:
+        """The state of all parameters, begun where there is a gradient and none yet.
+
+        state: of the optimizer.
+        """
+        records: list[Record] = [{}] * len(grads)
+        new: dict[int, Tensor] = {}
+        for i, p in self.owners.items():
+            records[i] = state.get(p) or {}
+            if grads[i] is not None and not records[i]:
+                new[i] = real(p)
+        if new:
+            first = rule.init(stand_ins(self.graph, new))
+            for i in new:
+                state[self.owners[i]].update(first[i])
+                records[i] = state[self.owners[i]]  # so that nothing keeps the first tensors alive
+        return records
+
+
+def real(x: Tensor) -> Tensor:
+    """A view of complex numbers as real pairs on a last axis; other tensors as they are."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def is_lazy(p: Tensor) -> bool:
+    """As torch's own function, which `torch.compile` cannot follow."""
+    return isinstance(p, UninitializedParameter)
+
+
+def stand_ins(graph: NeuralGraph, real_ones: Mapping[int, Tensor]) -> list[Tensor]:
+    """For every parameter in the graph a tensor without memory, but for some at their positions."""
+    found = []
+    for i, spec in enumerate(graph.parameters):
+        found.append(real_ones[i] if i in real_ones else torch.empty(spec.shape, device="meta"))
+    return found
+
+
+def _shape(p: Tensor) -> torch.Size | None:
+    return None if is_lazy(p) else p.shape
+
+
+def _scalar(lr: float | Tensor) -> float | Tensor:
+    """A tensor of one number without axes, which would broadcast."""
+    return lr.reshape(()) if isinstance(lr, Tensor) else lr
