@@ -3,8 +3,10 @@
 #   make test   run the tests
 #   make lint   check style and types
 # Another interpreter: make test PYTHON=python3.12
+# The tests run in two processes of one thread each; in more: make test PROCESSES=4
 
 PYTHON ?= python3
+PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -15,7 +17,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python -m meta_train.demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
