@@ -26,10 +26,10 @@ from torch_geometric.utils import degree
 from tqdm import tqdm
 
 from ngopt.graph import NeuralGraph, to_edge_list
-from tasks.architectures import Architecture, Stack, architecture_of
-from tasks.memory import keep_freed_memory
+from tasks.common.memory import keep_freed_memory
+from tasks.common.random import seeded
 from tasks.models.graph_models import GraphModelConfig, NeuralGraphGNN
-from tasks.random import seeded
+from tasks.networks.architectures import Architecture, Stack, architecture_of
 
 SIREN = {"kind": "siren", "widths": [2, 32, 32, 1]}
 AGGREGATORS = ["mean", "min", "max", "std"]

@@ -15,9 +15,9 @@ from typing import Any
 from meta_train.candidates import Setting, gains
 from meta_train.problems import problem_names
 from meta_train.runs import Record
-from tasks import cli
-from tasks.files import write_json
-from tasks.text_tables import align, markdown
+from tasks.common import cli
+from tasks.common.files import write_json
+from tasks.common.text_tables import align, markdown
 
 FIRST_SEED = 3_000_000
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from meta_train.optimizers import load_optimizer
 from meta_train.plots import plot_curves
 from meta_train.runs import Record, Run, train
-from tasks import cli
-from tasks.files import write_json
-from tasks.text_tables import align
+from tasks.common import cli
+from tasks.common.files import write_json
+from tasks.common.text_tables import align
 
 PROBLEM = "fm-16"
 # The best of each grid on this problem: python -m meta_train.leaderboard --problems fm-16

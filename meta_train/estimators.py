@@ -35,7 +35,7 @@ from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import MetanetRule
 from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained
-from tasks.random import derive_seed
+from tasks.common.random import derive_seed
 
 # Elements of parameters whose updates autograd follows at once: some 500 bytes each, and LOOK times
 # as much where the metanet looks at the neural graph.

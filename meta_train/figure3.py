@@ -13,8 +13,8 @@ from statistics import fmean
 from meta_train.leaderboard import OURS
 from meta_train.paper import Config, comparison
 from meta_train.plots import plot_curves, training_curves
-from tasks import cli
-from tasks.text_tables import align
+from tasks.common import cli
+from tasks.common.text_tables import align
 
 PROBLEM = "c10-32"
 HEADER = ["optimizer", "last training loss", "last test accuracy %"]

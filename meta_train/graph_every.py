@@ -26,9 +26,9 @@ from meta_train.report import deviation, spread, summarize
 from meta_train.runs import Record, Run, execute
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import load_pretrained, save_pretrained, weights_hash
-from tasks import cli
-from tasks.files import write_json
-from tasks.text_tables import align, markdown
+from tasks.common import cli
+from tasks.common.files import write_json
+from tasks.common.text_tables import align, markdown
 
 HEADER = ["problem", "k", "validation accuracy %", "test accuracy %"]
 

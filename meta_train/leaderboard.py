@@ -24,9 +24,9 @@ from meta_train.problems import LISTS, load_problem, problem_names
 from meta_train.report import Row, mean_validation_losses, notes, summarize
 from meta_train.runs import Record, Run, execute, file_name
 from meta_train.standings import REFERENCE, Standing, matrix, steps_to_reference
-from tasks import cli
-from tasks.files import write_json
-from tasks.text_tables import align, markdown
+from tasks.common import cli
+from tasks.common.files import write_json
+from tasks.common.text_tables import align, markdown
 
 FIRST_TUNING_SEED = 1_000_000  # evaluation counts from 0, so the two never meet
 CURVE_POINTS = 20

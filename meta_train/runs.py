@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from meta_train.optimizers import OptimizerSpec, load_optimizer
 from meta_train.problems import Metrics, Problem, load_problem
-from tasks.random import seeded
+from tasks.common.random import seeded
 
 CURVE_EXAMPLES = 1000  # for one point of a curve
 TRAIN_LOSS_STEPS = 50  # batches at the end of a run whose mean loss is its final train loss

@@ -24,8 +24,8 @@ from optuna.trial import TrialState
 from meta_train import sweep, train
 from meta_train.trials import open_study, write_trials
 from ngopt.models import METANETS
-from tasks import cli
-from tasks.text_tables import align
+from tasks.common import cli
+from tasks.common.text_tables import align
 
 # What may be chosen, of what each metanet has; the outer steps are those of the last stage.
 WIDTHS, LAYERS, OUTPUTS = (16, 24, 32, 48, 64), (1, 2, 3, 4), (4, 8, 16)

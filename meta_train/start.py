@@ -9,7 +9,7 @@ from typing import Any
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import METANETS, FeedForward, GraphMetanet, Metanet
 from ngopt.pretrained import load_pretrained
-from tasks.random import seeded
+from tasks.common.random import seeded
 
 
 def make_learned(

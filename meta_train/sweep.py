@@ -23,9 +23,9 @@ from meta_train.unroll import Task, whole_run
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
 from ngopt.pretrained import load_pretrained, save_pretrained
-from tasks import cli
-from tasks.random import derive_seed
-from tasks.text_tables import align
+from tasks.common import cli
+from tasks.common.random import derive_seed
+from tasks.common.text_tables import align
 
 HEADER = ["gain", "cooldown", "validation loss", "accuracy %"]
 

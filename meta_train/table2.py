@@ -16,8 +16,8 @@ from meta_train.optimizers import OPEN
 from meta_train.paper import PUBLISHED, Config, comparison
 from meta_train.problems import PAPER
 from meta_train.report import Row, spread
-from tasks import cli
-from tasks.text_tables import align, markdown
+from tasks.common import cli
+from tasks.common.text_tables import align, markdown
 
 HEADER = [
     "optimizer",

@@ -33,9 +33,9 @@ from meta_train.unroll import Task, unroll, whole_run
 from meta_train.worker import Job, Result, UnrollConfig, Worker
 from ngopt.files import replaced
 from ngopt.pretrained import save_pretrained
-from tasks import cli
-from tasks.distributed import RankLost, Ranks, joined, launch
-from tasks.random import derive_seed, seeded
+from tasks.common import cli
+from tasks.common.distributed import RankLost, Ranks, joined, launch
+from tasks.common.random import derive_seed, seeded
 
 # Settings that change no number.
 NO_MATTER = ("folder", "processes")

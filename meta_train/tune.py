@@ -25,8 +25,8 @@ from ngopt.base.config import SoapConfig
 from ngopt.base.soap import Soap
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import save_pretrained
-from tasks import cli
-from tasks.text_tables import align
+from tasks.common import cli
+from tasks.common.text_tables import align
 
 FIRST_SEED = 2_000_000  # apart from the seeds of evaluation and of baselines' tuning
 

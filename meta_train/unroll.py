@@ -15,7 +15,7 @@ from meta_train.problems import Metrics, Problem
 from ngopt import build_graph
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.learned import LearnedOptimizer
-from tasks.random import seeded
+from tasks.common.random import seeded
 
 
 class Inner(NamedTuple):

@@ -1,4 +1,5 @@
 """Tasks of neural graphs beside optimisation, and the image data sets that all programs share.
 
-Each task is a module of its own (`tasks.datasets`, ...); nothing is imported here.
+Tasks: `classify`, `edit`, `predict`, `represent`, and `table` for all models of one. Networks that
+are data come from `inr`, `zoo` and `published`; `shards` keeps them. Nothing is imported here.
 """

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tasks import cli
-from tasks.augment import moved
-from tasks.distributed import Ranks
-from tasks.image_networks import read_image_networks
-from tasks.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.common import cli
+from tasks.common.distributed import Ranks
+from tasks.learning.image_networks import read_image_networks
+from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.networks.augment import moved
 
 CLASSES = 10
 

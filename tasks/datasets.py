@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from tasks import dataset_sources as sources
+from tasks.common.errors import PlainError
 from tasks.dataset_sources import Arrays
 
 VALIDATION_SHARE = 12  # one in 12 training images: 5,000 of 60,000
 
 
-class DatasetUnavailable(RuntimeError):
+class DatasetUnavailable(PlainError):
     """No source gave a copy of the data set that passes verification; says which, and why."""
 
 

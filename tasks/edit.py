@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from tasks import cli
-from tasks.architectures import Stack
+from tasks.common import cli
+from tasks.common.distributed import Ranks
+from tasks.common.pictures import draw_rows
 from tasks.datasets import load_dataset
-from tasks.distributed import Ranks
-from tasks.image_networks import read_image_networks
-from tasks.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.learning.image_networks import read_image_networks
+from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel
-from tasks.pictures import draw_rows
+from tasks.networks.architectures import Stack
+from tasks.networks.siren import grid
 from tasks.shards import read_manifest
-from tasks.signals import MIDDLE
-from tasks.siren import grid
+from tasks.sources.signals import MIDDLE
 
 # How far an untrained model moves parameters, in deviations (Kofinas et al. 2024, public code).
 FIRST_SCALE = 0.01

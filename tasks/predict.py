@@ -20,11 +20,11 @@ from scipy.stats import kendalltau
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from tasks import cli
-from tasks.architectures import Stack
-from tasks.collection import Collection, read_collection
-from tasks.distributed import Ranks
-from tasks.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.common import cli
+from tasks.common.distributed import Ranks
+from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.networks.architectures import Stack
+from tasks.networks.collection import Collection, read_collection
 from tasks.shards import SPLITS
 
 

@@ -19,11 +19,11 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from tasks import cli
-from tasks.generation import summary
-from tasks.published_cnns import read_cnn_zoo, read_wild_park
-from tasks.published_inrs import read_dwsnets, read_nfn
+from tasks.common import cli
 from tasks.shards import SPLITS, Folder, Networks, merged, write_shard
+from tasks.sources.generation import summary
+from tasks.sources.published_cnns import read_cnn_zoo, read_wild_park
+from tasks.sources.published_inrs import read_dwsnets, read_nfn
 
 Reader = Callable[[Path, str], Iterator[Networks]]
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
-from tasks import cli
-from tasks.architectures import Stack
-from tasks.distributed import Ranks
-from tasks.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.common import cli
+from tasks.common.distributed import Ranks
+from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.networks.architectures import Stack
 from tasks.shards import SPLITS, merged, read_split
 
 # Networks from which the linear map is found at a validation; at the end it is all.

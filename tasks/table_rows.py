@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks import classify, edit, predict
-from tasks.lesson import LessonConfig, NetworkLesson
+from tasks.learning.lesson import LessonConfig, NetworkLesson
 
 
 @dataclass(frozen=True)

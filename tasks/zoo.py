@@ -19,14 +19,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tasks import cli
+from tasks.common import cli
+from tasks.common.pictures import draw_histograms
+from tasks.common.random import derive_seed, seeded
 from tasks.datasets import ImageDataset, Split, load_dataset
-from tasks.generation import Job, jobs, make_shards, on_ranks
-from tasks.pictures import draw_histograms
-from tasks.random import derive_seed, seeded
 from tasks.shards import SPLITS, Folder, Networks, merged, read_manifest, read_split
-from tasks.zoo_recipes import INITS, OPTIMIZERS, ZOOS, Run
-from tasks.zoo_training import Checkpoint, train
+from tasks.sources.generation import Job, jobs, make_shards, on_ranks
+from tasks.sources.zoo_recipes import INITS, OPTIMIZERS, ZOOS, Run
+from tasks.sources.zoo_training import Checkpoint, train
 
 QUALITY = ("accuracy",)
 # Settings that change no network.

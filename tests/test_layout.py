@@ -141,3 +141,31 @@ def test_files_of_the_graph_are_imported_where_a_file_begins():
         if not first
     }
     assert deferred == {("draw.py", "figure")}, "which needs matplotlib"
+
+
+TASKS = """
+common dataset_sources datasets shards networks models baselines sources learning
+inr zoo published classify edit predict represent table_rows table
+""".split()
+"""What `tasks` consists of: each imports from itself and those before it."""
+
+
+def test_every_part_of_the_tasks_imports_from_those_before_it_alone():
+    root = ROOT / "tasks"
+    parts = {path.stem: path for path in root.iterdir() if not path.stem.startswith("__")}
+    assert sorted(parts) == sorted(TASKS)
+    for name, path in parts.items():
+        known = TASKS[: TASKS.index(name) + 1]
+        for file in path.rglob("*.py") if path.is_dir() else [path]:
+            late = imported_parts(file) - {*known}
+            assert not late, f"{file.relative_to(ROOT)} imports {late}, which come after it"
+
+
+def imported_parts(file: Path) -> set[str]:
+    """Parts of `tasks` that a file imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tasks":
+            deeper = (node.module or "").split(".")[1:2]
+            found |= set(deeper) or {alias.name for alias in node.names}
+    return found

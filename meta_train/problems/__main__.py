@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from meta_train.problems import LISTS, load_problem
-from tasks import cli
-from tasks.text_tables import markdown
+from tasks.common import cli
+from tasks.common.text_tables import markdown
 
 HEADER = ["list", "problem", "parameters", "batch", "steps", "ms/step", "run s"]
 

@@ -14,7 +14,7 @@ from meta_train.problems.images import images
 from meta_train.problems.networks.convolutional import plain_cnn
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.supervised import CLASSIFY, SupervisedProblem
-from tasks.random import seeded
+from tasks.common.random import seeded
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meta_train.problems.protocol import Metrics
+from tasks.common.random import derive_seed, seeded
 from tasks.datasets import batch_indices
-from tasks.random import derive_seed, seeded
 
 EVALUATION_BATCH = 500  # examples at a time
 

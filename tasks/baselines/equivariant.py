@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ngopt.graph import NeuralGraph
 from ngopt.models.nfn import NPLayer, Pool, pooled, summary
-from tasks.architectures import Architecture, Stack
 from tasks.baselines.chains import Chain, ChainValues
 from tasks.models.base import ParameterModel
 from tasks.models.perceptron import pooled_head
+from tasks.networks.architectures import Architecture, Stack
 
 
 @dataclass(frozen=True)

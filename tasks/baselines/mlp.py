@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tasks.architectures import Architecture, Stack
 from tasks.models.base import ParameterModel
 from tasks.models.perceptron import perceptron
+from tasks.networks.architectures import Architecture, Stack
 
 
 @dataclass(frozen=True)

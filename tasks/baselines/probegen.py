@@ -9,9 +9,9 @@ from math import ceil, log2
 import torch
 from torch import Tensor, nn
 
-from tasks.architectures import Architecture, Stack
 from tasks.models.base import NetworkModel
 from tasks.models.perceptron import perceptron
+from tasks.networks.architectures import Architecture, Stack
 
 SMALLEST = 4  # Pixels of the sides of the first map of a generator of images.
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tasks.architectures import Architecture, Stack
 from tasks.models.base import ParameterModel
 from tasks.models.perceptron import pooled_head
+from tasks.networks.architectures import Architecture, Stack
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tasks.architectures import Architecture, Stack
 from tasks.models.base import ParameterModel
 from tasks.models.perceptron import pooled_head
+from tasks.networks.architectures import Architecture, Stack
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STATISTICS = 2 + len(QUANTILES)

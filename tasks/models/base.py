@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ngopt.graph import ParameterSpec
-from tasks.architectures import Architecture, Stack
 from tasks.models.standardise import Standardise
+from tasks.networks.architectures import Architecture, Stack
 
 
 class NetworkModel(nn.Module):

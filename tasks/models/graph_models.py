@@ -18,12 +18,12 @@ from ngopt.models.graph_network import GraphNetwork
 from ngopt.models.layers import GraphLayer, PNALayer
 from ngopt.models.parts import GraphParts, parts_of
 from ngopt.models.sources import WholeValues
-from tasks.architectures import Architecture, Stack
 from tasks.models.base import ParameterModel
 from tasks.models.fourier import Fourier
 from tasks.models.perceptron import perceptron
 from tasks.models.pooling import Pooling
 from tasks.models.probes import Probes
+from tasks.networks.architectures import Architecture, Stack
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tasks.architectures import Stack
+from tasks.networks.architectures import Stack
 
 ROLES = ("input", "hidden", "output")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.graph.core import EDGE_KINDS, Bias, EdgeBlock, NeuralGraph, kind_code
-from tasks.architectures import Architecture, Stack
+from tasks.networks.architectures import Architecture, Stack
 
 
 class Standardise(nn.Module):

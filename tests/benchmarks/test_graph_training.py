@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("torch_geometric")
 
 from benchmarks import graph_training
-from tasks.architectures import architecture_of
+from tasks.networks.architectures import architecture_of
 
 
 def test_both_are_measured_on_the_same_graphs(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from meta_train.problems import Metrics
 from ngopt.models import Metanet
 from ngopt.models.feedforward import FeedForwardConfig
-from tasks.random import seeded
+from tasks.common.random import seeded
 
 
 class Regression:

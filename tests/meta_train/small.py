@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from meta_train.problems import Metrics
-from tasks.random import seeded
+from tasks.common.random import seeded
 
 TOY = f"{__name__}:Toy"
 CONTRARY = f"{__name__}:Contrary"

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from meta_train.report import HEADER, cells, notes, summarize
-from tasks.text_tables import align, markdown
+from tasks.common.text_tables import align, markdown
 
 
 def record(accuracy=None, lr=None, loss=0.5, validation=0.25):

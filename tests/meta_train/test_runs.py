@@ -13,7 +13,7 @@ from meta_train.unroll import Task, unroll
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained, weights_hash
-from tasks.random import seeded
+from tasks.common.random import seeded
 from tests.meta_train.small import SILENT, TOY, Toy
 
 ADAM = Run(TOY, "adam", 0.01, None, seed=0, steps=12, phase="evaluation", curve_every=5)

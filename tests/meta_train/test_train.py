@@ -17,9 +17,9 @@ from meta_train.worker import ESTIMATORS
 from ngopt import load_pretrained
 from ngopt.metanet_rule import Cooldown
 from ngopt.models import FeedForward
-from tasks import cli
-from tasks.distributed import RankLost
-from tasks.random import derive_seed
+from tasks.common import cli
+from tasks.common.distributed import RankLost
+from tasks.common.random import derive_seed
 
 TOY = "tests.meta_train.by_hand:Regression32"
 

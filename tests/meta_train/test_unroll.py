@@ -12,7 +12,7 @@ from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import MetanetRule
 from ngopt.models import METANETS, NeuralGraphGNN
 from ngopt.models.gnn import GNNConfig
-from tasks.random import seeded
+from tasks.common.random import seeded
 from tests.meta_train.by_hand import RecoveredGradient, Regression
 from tests.metanets import metanet_for
 

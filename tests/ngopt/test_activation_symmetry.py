@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from ngopt import build_graph
 from ngopt.graph import canonical, symmetries
-from tasks.siren import FREQUENCY, Siren
+from tasks.networks.siren import FREQUENCY, Siren
 
 
 def tanh_mlp():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo import lookup_backend
 
-from tasks import training
+from tasks.learning import training
 
 DATA = Path(__file__).parent / "data"
 

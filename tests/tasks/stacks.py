@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ngopt import build_graph
-from tasks.architectures import Architecture, Stack, architecture_of
-from tasks.subject import Subject
+from tasks.networks.architectures import Architecture, Stack, architecture_of
+from tasks.networks.subject import Subject
 from tests.equivariance import permute, random_permutations
 
 

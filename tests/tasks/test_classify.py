@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tasks.canonical import in_canonical_form
 from tasks.classify import Classification, Config, run
-from tasks.training import TrainingConfig
+from tasks.learning.training import TrainingConfig
+from tasks.networks.canonical import in_canonical_form
 
 
 @pytest.fixture

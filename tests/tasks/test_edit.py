@@ -6,7 +6,7 @@ import torch
 from tasks import edit
 from tasks.datasets import ImageDataset, Split
 from tasks.edit import Config, Editing, contrasted, dilated, run
-from tasks.training import TrainingConfig
+from tasks.learning.training import TrainingConfig
 
 
 @pytest.fixture

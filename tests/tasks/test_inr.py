@@ -4,13 +4,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tasks import inr, signals
+from tasks import inr
+from tasks.common.distributed import Ranks
 from tasks.datasets import ImageDataset, Split
-from tasks.distributed import Ranks
-from tasks.generation import jobs, missing
 from tasks.inr import FitConfig, ShowConfig, fit, fit_all, layers_of, show
+from tasks.networks.siren import grid, render
 from tasks.shards import read_manifest, read_shard, read_split, shard_paths, write_shard
-from tasks.siren import grid, render
+from tasks.sources import signals
+from tasks.sources.generation import jobs, missing
 
 
 def smooth_images(count, side=6):

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from tasks import predict
-from tasks.collection import read_collection
+from tasks.learning.training import TrainingConfig
+from tasks.networks.collection import read_collection
 from tasks.predict import Config, Prediction, is_narrow, r2, run, tau
-from tasks.training import TrainingConfig
 
 
 @pytest.fixture

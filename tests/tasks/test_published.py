@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from tasks import published_inrs
-from tasks.architectures import Stack
+from tasks.networks.architectures import Stack
 from tasks.published import PublishedConfig, bring
-from tasks.published_cnns import read_cnn_zoo, read_wild_park
-from tasks.published_inrs import read_dwsnets, read_nfn
 from tasks.shards import read_manifest, read_split, shard_paths
+from tasks.sources import published_inrs
+from tasks.sources.published_cnns import read_cnn_zoo, read_wild_park
+from tasks.sources.published_inrs import read_dwsnets, read_nfn
 
 
 def outputs_of(networks, inputs):

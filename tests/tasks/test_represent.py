@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tasks.inr import FitConfig, fit_all
+from tasks.learning.training import TrainingConfig
 from tasks.represent import Config, Representation, contrast, linear_map, run, targets_of
-from tasks.training import TrainingConfig
 
 
 @pytest.fixture

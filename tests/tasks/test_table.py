@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.distributed import Ranks
+from tasks.common.distributed import Ranks
 from tasks.table import Config, run, trainings
 from tasks.table_rows import TABLES, Row, Table
 

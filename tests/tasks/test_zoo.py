@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from tasks import zoo
-from tasks.architectures import Stack
+from tasks.common.distributed import Ranks
 from tasks.datasets import ImageDataset, Split
-from tasks.distributed import Ranks
-from tasks.generation import jobs, missing
+from tasks.networks.architectures import Stack
 from tasks.shards import SPLITS, read_manifest, read_shard, read_split, shard_paths, write_shard
+from tasks.sources.generation import jobs, missing
 from tasks.zoo import ShowConfig, TrainConfig, checkpoint_steps, counts, gray, show, train_all
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.siren import FREQUENCY, Siren
+from tasks.networks.siren import FREQUENCY, Siren
 
 Layer = Callable[[], nn.Module]
 

@@ -11,8 +11,8 @@ from meta_train.problems.supervised import (
     fraction_correct,
     mapped,
 )
+from tasks.common.random import derive_seed
 from tasks.datasets import batch_indices
-from tasks.random import derive_seed
 
 SIZE = 1203  # three evaluation batches, the last of them short
 

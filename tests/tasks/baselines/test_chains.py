@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from tasks.architectures import Stack
 from tasks.baselines.chains import chain_with_fixed_ends, chain_with_moving_ends
 from tasks.baselines.equivariant import EquivariantConfig
 from tasks.baselines.nfn import NFNHNP, NFNNP
+from tasks.networks.architectures import Stack
 from tests.equivariance import permute
 from tests.tasks.stacks import cnn_architecture, random_stack, siren_architecture
 

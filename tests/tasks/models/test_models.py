@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from tasks.models.catalogue import MODELS
-from tasks.siren import Siren
+from tasks.learning.catalogue import MODELS
+from tasks.networks.siren import Siren
 from tests.tasks.stacks import (
     architecture_of_module,
     cnn_architecture,

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tasks.architectures import Stack, architecture_of
 from tasks.models.standardise import Standardise
+from tasks.networks.architectures import Stack, architecture_of
 
 
 def stack(*widths, count=4, scale=1.0):

@@ -1,0 +1,1 @@
+"""How models learn a task: settings, budget, validation, checkpoints."""

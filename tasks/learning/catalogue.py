@@ -1,0 +1,53 @@
+"""All models of the tasks by name, ours and those they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from tasks.baselines import BASELINES
+from tasks.models.base import NetworkModel
+from tasks.models.graph_models import (
+    GraphMetanetwork,
+    GraphModelConfig,
+    NeuralGraphGNN,
+    NeuralGraphTransformer,
+)
+from tasks.networks.architectures import Architecture
+
+OURS = {
+    model.name: (GraphModelConfig, model)
+    for model in (NeuralGraphGNN, NeuralGraphTransformer, GraphMetanetwork)
+}
+MODELS: dict[str, tuple[Any, Any]] = {**OURS, **BASELINES}
+"""Configurations and models, by the models' names."""
+
+
+def make_model(
+    name: str,
+    architectures: Sequence[Architecture],
+    d_out: int,
+    sizes: Mapping[str, float],
+    edits: bool = False,
+) -> NetworkModel:
+    """A reader or an editor, see `NetworkModel`.
+
+    sizes: numbers of its config. Raises ValueError for an unknown model or size.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model: expected one of {', '.join(MODELS)}; got '{name}'")
+    config_class, model = MODELS[name]
+    config = configured(config_class(), sizes)
+    return model(architectures, d_out, config, edits=edits)
+
+
+def configured(config: Any, sizes: Mapping[str, float]) -> Any:
+    """A config with some numbers changed. Raises ValueError for one that it does not have."""
+    known = {one.name: type(getattr(config, one.name)) for one in fields(config)}
+    odd = sorted(set(sizes) - set(known))
+    if odd:
+        name = type(config).__name__
+        raise ValueError(f"{name}: expected sizes among {', '.join(known)}; got {', '.join(odd)}")
+    changes = {key: known[key](value) for key, value in sizes.items()}
+    return replace(config, **changes)

@@ -1,0 +1,156 @@
+"""What the tasks have in common: settings, how networks are prepared, and what a program writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from tasks.common.distributed import Ranks, joined
+from tasks.common.files import write_json
+from tasks.common.random import seeded
+from tasks.datasets import batch_indices
+from tasks.learning.catalogue import make_model
+from tasks.learning.training import Progress, Trainer, TrainingConfig
+from tasks.models.base import NetworkModel
+from tasks.networks.architectures import Stack
+from tasks.networks.canonical import in_canonical_form
+
+# Networks that are judged in one call.
+AT_ONCE = 256
+# Settings that change no number.
+NO_MATTER = ("folder", "training", "compiled")
+
+
+@dataclass(frozen=True)
+class LessonConfig:
+    """Settings of all tasks."""
+
+    data: str
+    """Folder of networks."""
+    folder: str
+    """Where checkpoint, logs and result go."""
+    model: str = "ng-gnn"
+    """Name of a model."""
+    probes: int = 0
+    """Learned inputs of a graph network."""
+    symmetry: bool = True
+    """Put networks into canonical form, so that what changes no function says nothing."""
+    skip_damaged: bool = False
+    """Leave out shards that cannot be read, and say which, instead of ending."""
+    limit: int | None = None
+    """Networks to train with, from the first; None for all."""
+    sizes: dict[str, float] = field(default_factory=dict)
+    """Numbers of the model's config, such as width 64 layers 4."""
+    compiled: bool = False
+    """Compile training steps: one to two minutes at first, then nearly twice as fast. For networks
+    of one architecture."""
+    training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=TrainingConfig
+    )
+
+
+Config = TypeVar("Config", bound=LessonConfig)
+
+
+class NetworkLesson(Generic[Config]):
+    """Base class of what is learned about networks.
+    A subclass makes its `model` and has what `Lesson` asks for.
+
+    Data and batches are the same for all models and follow from the seed.
+    """
+
+    model: nn.Module
+
+    def __init__(self, config: Config, ranks: Ranks):
+        self.config, self.ranks = config, ranks
+
+    def results(self) -> Mapping[str, float]:
+        """What the model is worth on test data, by name."""
+        raise NotImplementedError
+
+    def loss(self, step: int) -> Tensor:
+        raise NotImplementedError
+
+    def score(self) -> float:
+        raise NotImplementedError
+
+    def batch(self, count: int, step: int) -> Tensor:
+        """Numbers of this rank's share of a step's networks, of so many that there are."""
+        training = self.config.training
+        return self.share(batch_indices(count, training.batch, seed=training.seed, step=step))
+
+    def share(self, index: Tensor) -> Tensor:
+        """This rank's share of a batch."""
+        return index[self.ranks.number :: self.ranks.count]
+
+    def prepared(self, stack: Stack) -> Stack:
+        """Networks as the model gets them."""
+        return in_canonical_form(stack) if self.config.symmetry else stack
+
+    def make_model(self, stacks: list[Stack], d_out: int, edits: bool = False) -> NetworkModel:
+        """The model that the settings name, with what it takes from training data."""
+        config = self.config
+        sizes = {**config.sizes, **({"probes": config.probes} if config.probes else {})}
+        architectures = list(dict.fromkeys(stack.architecture for stack in stacks))
+        with seeded(config.training.seed, 0):
+            model = make_model(config.model, architectures, d_out, sizes, edits)
+        model.fit(self.prepared(stack) for stack in stacks)
+        if config.compiled and not edits:
+            model.compile(dynamic=False)
+        return model
+
+    def judged(self, stack: Stack) -> Any:
+        """What the model makes of networks outside of training; never compiled,
+        as batches differ there."""
+        return self.model.forward(self.prepared(stack))
+
+
+def learn(config: Config, make: Callable[[Config, Ranks], NetworkLesson[Config]]) -> None:
+    """Trains, on the ranks that this process was started with, and says what was found."""
+    with joined() as ranks:
+        learn_on(ranks, config, make)
+
+
+def learn_on(
+    ranks: Ranks,
+    config: Config,
+    make: Callable[[Config, Ranks], NetworkLesson[Config]],
+) -> None:
+    """The same on given ranks."""
+    lesson = make(config, ranks)
+    settings = {key: value for key, value in asdict(config).items() if key not in NO_MATTER}
+    trainer = Trainer(lesson, config.training, Path(config.folder), settings, ranks)
+    progress = trainer.run()
+    lesson.model.eval()
+    with torch.no_grad():
+        results = lesson.results()
+    if ranks.is_first:
+        report(config, lesson.model, progress, results)
+
+
+def report(
+    config: LessonConfig, model: nn.Module, progress: Progress, results: Mapping[str, float]
+) -> None:
+    """Writes `result.json` and prints the figures."""
+    speed = progress.counted * config.training.batch / progress.seconds
+    found: dict[str, Any] = {
+        "config": asdict(config),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": progress.steps,
+        "networks_per_second": speed,
+        "validation": progress.scores,
+        "test": dict(results),
+    }
+    write_json(Path(config.folder, "result.json"), found)
+    told = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
+    print(f"{config.model}: {told} on test data; {found['parameters']} parameters")
+    print(
+        f"{progress.steps} steps, {speed:.0f} networks a second and process; all is in "
+        f"{config.folder}"
+    )

@@ -1,0 +1,235 @@
+"""How models of the tasks are trained: a budget of minutes,
+validation with early stopping, resuming."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from math import cos, inf, pi
+from pathlib import Path
+from time import process_time
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ngopt import NGOptimizer
+from ngopt.files import replaced
+from tasks.common.distributed import Ranks
+from tasks.common.files import differences
+from tasks.common.random import seeded
+
+TRAINERS = ("adamw", "ngopt")
+CHECKPOINT = "checkpoint.pt"
+# Share of the budget in which the learning rate rises.
+WARMUP = 0.05
+# Steps whose time does not count: in the first ones what is compiled is compiled.
+UNCOUNTED = 2
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a training."""
+
+    minutes: float = 15.0
+    """Budget: minutes of a core for training steps; compiling and validation are not counted."""
+    batch: int = 32
+    """Networks of a step, of all ranks together."""
+    trainer: str = "adamw"
+    """adamw, or ngopt: the default learned optimizer, which has no learning rate."""
+    lr: float = 2e-3
+    """Of AdamW, decayed along half a cosine to zero."""
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """Largest norm of a gradient."""
+    validations: int = 10
+    """In equal distances; the best model is kept."""
+    patience: int = 5
+    """Validations without a better one after which training ends."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.trainer not in TRAINERS:
+            raise ValueError(
+                f"trainer: expected one of {', '.join(TRAINERS)}; got '{self.trainer}'"
+            )
+        for key in ("minutes", "batch", "lr", "clip", "validations", "patience"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"{key}: expected more than 0; got {getattr(self, key)}")
+
+
+class Lesson(Protocol):
+    """What is learned: a model, and how good it is."""
+
+    model: nn.Module
+
+    def loss(self, step: int) -> Tensor:
+        """Of this rank's share of a step's batch."""
+        ...
+
+    def score(self) -> float:
+        """On validation data; higher is better, and the same on all ranks."""
+        ...
+
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    seconds: of a core, for `counted` of the steps, mean over ranks. scores: of all validations.
+    best: the model with the highest.
+    """
+
+    steps: int = 0
+    counted: int = 0
+    seconds: float = 0.0
+    scores: list[float] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def top(self) -> float:
+        return max(self.scores, default=-inf)
+
+    @property
+    def since_top(self) -> int:
+        """Validations after the best."""
+        return len(self.scores) - 1 - self.scores.index(self.top) if self.scores else 0
+
+
+class Trainer:
+    """Trains the model of a lesson in a folder, from where its checkpoint stands.
+
+    Ranks take their shares of every batch; gradients are averaged over them,
+    so all have the same model.
+
+    settings: of what is trained; a folder that was begun with others is a ValueError.
+    """
+
+    def __init__(
+        self,
+        lesson: Lesson,
+        config: TrainingConfig,
+        folder: Path,
+        settings: dict[str, Any],
+        ranks: Ranks = Ranks(),  # noqa: B008
+    ):
+        self.model, self.lesson, self.config = lesson.model, lesson, config
+        self.folder, self.ranks = folder, ranks
+        self.settings = {**settings, **asdict(config)}
+        self.optimizer = _optimizer(lesson.model, config)
+        self.progress = Progress()
+
+    def run(self) -> Progress:
+        """Trains to the end and leaves the best model in place."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        writer = SummaryWriter(str(self.folder)) if self.ranks.is_first else None
+        with tqdm(total=100, unit="%", disable=writer is None) as bar:
+            while not self._is_over():
+                loss = self.step()
+                bar.update(min(100, int(100 * self.share)) - bar.n)
+                if writer:
+                    writer.add_scalar("loss", loss, self.progress.steps)
+                if self.share * self.config.validations >= len(self.progress.scores) + 1:
+                    self._validate(writer)
+                    bar.set_postfix(loss=f"{loss:.3f}", score=f"{self.progress.scores[-1]:.4f}")
+        if writer:
+            writer.close()
+        self.model.load_state_dict(self.progress.best)
+        return self.progress
+
+    @property
+    def share(self) -> float:
+        """Of the budget, that has been used."""
+        return self.progress.seconds / (60 * self.config.minutes)
+
+    def step(self) -> float:
+        """One step; returns the loss of this rank's share of the batch."""
+        progress, start = self.progress, process_time()
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = _rate(self.config) * rate_factor(self.share)
+        self.optimizer.zero_grad()
+        with seeded(self.config.seed, 1, progress.steps, self.ranks.number):
+            loss = self.lesson.loss(progress.steps)
+            loss.backward()
+        self._average_gradients()
+        clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        progress.steps += 1
+        own = torch.tensor(process_time() - start, dtype=torch.float64)
+        seconds = self.ranks.summed(own).item() / self.ranks.count
+        if progress.steps > UNCOUNTED:
+            progress.counted += 1
+            progress.seconds += seconds
+        return loss.item()
+
+    def _average_gradients(self) -> None:
+        if self.ranks.count == 1:
+            return
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                self.ranks.summed(parameter.grad).div_(self.ranks.count)
+
+    def _is_over(self) -> bool:
+        progress = self.progress
+        is_used_up = len(progress.scores) >= self.config.validations
+        return is_used_up or progress.since_top >= self.config.patience
+
+    def _validate(self, writer: SummaryWriter | None) -> None:
+        progress = self.progress
+        self.model.eval()
+        with torch.no_grad():
+            score = self.lesson.score()
+        if score > progress.top or not progress.scores:
+            state = self.model.state_dict()
+            progress.best = {name: value.detach().clone() for name, value in state.items()}
+        progress.scores.append(score)
+        if writer:
+            writer.add_scalar("validation", score, progress.steps)
+            self._save()
+
+    def _save(self) -> None:
+        state = {
+            "settings": self.settings,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": vars(self.progress),
+        }
+        with replaced(self.folder / CHECKPOINT) as part:
+            torch.save(state, part)
+
+    def _resume(self) -> None:
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        told = differences(state["settings"], self.settings)
+        if told:
+            raise ValueError(f"checkpoint '{path}': made with other settings: {told}")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+
+def rate_factor(share: float) -> float:
+    """Of the learning rate: a linear rise, then half a cosine to zero. share: of the budget,
+    from 0."""
+    if share < WARMUP:
+        return max(share, 1e-3) / WARMUP
+    fall = min(1.0, (share - WARMUP) / (1 - WARMUP))
+    return 0.5 * (1 + cos(pi * fall))
+
+
+def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    if config.trainer == "ngopt":
+        return NGOptimizer(model.named_parameters(), weight_decay=config.weight_decay)
+    decay = config.weight_decay
+    return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=decay, fused=True)
+
+
+def _rate(config: TrainingConfig) -> float:
+    """Peak learning rate; NGOptimizer's multiplies its own."""
+    return config.lr if config.trainer == "adamw" else 1.0

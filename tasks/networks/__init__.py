@@ -1,0 +1,1 @@
+"""Networks that are data: their architectures, symmetries and changes, one at a time or stacked."""

@@ -1,0 +1,69 @@
+"""SIRENs: networks of sines that stand for images (Sitzmann et al. 2020),
+one at a time or stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from tasks.networks.subject import Subject
+
+FREQUENCY = 30.0
+
+
+class Siren(Subject):
+    """Sines of linear maps of coordinates, initialised as by Sitzmann et al. 2020, section 3.2.
+
+    widths: (2, ..., channels).
+    """
+
+    frequency = FREQUENCY
+
+    def __init__(self, widths: Sequence[int]):
+        super().__init__()
+        self.inputs = widths[0]
+        linears = [nn.Linear(*fans) for fans in pairwise(widths)]
+        for number, layer in enumerate(linears):
+            fan_in = layer.in_features
+            bound = sqrt(6 / fan_in) / FREQUENCY if number else 1 / fan_in
+            nn.init.uniform_(layer.weight, -bound, bound)
+        self.layers = nn.ModuleList(linears)
+
+    def example(self) -> Tensor:
+        return torch.zeros(1, self.inputs)
+
+    def probes(self, count: int) -> Tensor:
+        return 2 * torch.rand(count, self.inputs) - 1
+
+    def neurons(self, x: Tensor) -> list[Tensor | None]:
+        """x: (m, 2), points."""
+        *hidden, last = self.layers
+        found: list[Tensor | None] = [x]
+        for layer in hidden:
+            x = torch.sin(FREQUENCY * layer(x))
+            found.append(x)
+        return [*found, last(x)]
+
+
+def render(weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor) -> Tensor:
+    """What stacked SIRENs say of the same points.
+
+    Shapes: weights (b, n_out, n_in), biases (b, n_out), points (n, 2) -> (b, channels, n).
+    """
+    x = points.mT.expand(len(weights[0]), -1, -1)
+    for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        x = torch.baddbmm(bias.unsqueeze(-1), weight, x)
+        if number < len(weights) - 1:
+            x = torch.sin(FREQUENCY * x)
+    return x
+
+
+def grid(height: int, width: int) -> Tensor:
+    """The pixels' coordinates (height * width, 2), rows first,
+    from -1 to 1 (between the middles of the outermost)."""
+    rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+    return torch.cartesian_prod(rows, columns)

@@ -1,0 +1,125 @@
+"""Files that others made: nothing in them is run, and what they hold is checked."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.networks.architectures import make_module
+from tasks.shards import Networks
+
+SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
+"""How split files call ours."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A dictionary that torch.save wrote, of tensors and plain values alone.
+
+    Raises ValueError, which names the file, if there is none or if it holds anything else.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        expected = "tensors and plain values of torch.save"
+        raise ValueError(f"file '{path}': expected {expected}; got: {reason}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"file '{path}': expected a dictionary; got {type(found).__name__}")
+    return found
+
+
+def read_split_file(path: Path, split: str) -> Any:
+    """The entry of a split in a JSON file.
+
+    Raises ValueError, which names file and field, for what is no JSON and for a missing split.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"split file '{path}': expected JSON; got: {error}") from None
+    name = SPLIT_NAMES[split]
+    if not isinstance(found, dict) or name not in found:
+        raise ValueError(f"split file '{path}': {name}: expected a split of this name; got none")
+    return found[name]
+
+
+def rows_of(path: Path, entry: Mapping[str, Any], keys: Sequence[str]) -> list[tuple]:
+    """What a split file says of each of its networks: lists under several keys, side by side.
+
+    Raises ValueError, which names file and field, if one is missing or of another length.
+    """
+    lists = [field(path, entry, key) for key in keys]
+    for key, values in zip(keys, lists, strict=True):
+        if len(values) != len(lists[0]):
+            expected = f"{len(lists[0])} values, as of {keys[0]}"
+            raise ValueError(f"file '{path}': {key}: expected {expected}; got {len(values)}")
+    return list(zip(*lists, strict=True))
+
+
+def field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:
+    """A value inside nested dictionaries of a file.
+
+    Raises ValueError, which names file and field, if there is none.
+    """
+    found: Any = values
+    for place, key in enumerate(keys):
+        if not isinstance(found, Mapping) or key not in found:
+            told = ".".join(keys[: place + 1])
+            raise ValueError(f"file '{path}': {told}: expected a value; got none")
+        found = found[key]
+    return found
+
+
+def single(
+    path: Path,
+    architecture: Mapping[str, Any],
+    params: Mapping[str, Tensor],
+    **columns: float,
+) -> Networks:
+    """One network of a file.
+
+    columns: what is known of it.
+
+    Raises ValueError, which names file and parameter, for parameters that are not those of the
+    architecture or not finite.
+    """
+    stacked = {name: value[None] for name, value in params.items()}
+    known = {key: torch.tensor([value]) for key, value in columns.items()}
+    return checked(path, architecture, stacked, known)
+
+
+def checked(
+    path: Path,
+    architecture: Mapping[str, Any],
+    params: Mapping[str, Tensor],
+    columns: Mapping[str, Tensor],
+) -> Networks:
+    """Networks of a file, their parameters in the architecture's order.
+
+    Raises ValueError as `single` does.
+    """
+    expected = shapes(path, architecture)
+    for name in sorted({*expected, *params}):
+        wanted = expected.get(name, "no such parameter")
+        got = tuple(params[name].shape[1:]) if name in params else "none"
+        if wanted != got:
+            raise ValueError(f"file '{path}': {name}: expected shape {wanted}; got {got}")
+        if not params[name].isfinite().all():
+            raise ValueError(f"file '{path}': {name}: expected finite numbers; got others")
+    return Networks(architecture, {name: params[name].float() for name in expected}, columns)
+
+
+def shapes(path: Path, architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of an architecture's parameters by name, in its order."""
+    try:
+        with torch.device("meta"):
+            module = make_module(architecture)
+    except ValueError as error:
+        raise ValueError(f"file '{path}': {error}") from None
+    return {name: tuple(p.shape) for name, p in module.named_parameters()}

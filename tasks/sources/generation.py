@@ -1,0 +1,97 @@
+"""How folders of shards are made: which shards, by which rank, what is there at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from time import perf_counter
+from typing import NamedTuple, TypeVar
+
+from tqdm import tqdm
+
+from tasks.common.distributed import Ranks, joined, launch
+from tasks.shards import Folder, Networks, write_shard
+
+Config = TypeVar("Config")
+
+
+class Job(NamedTuple):
+    """One shard: items number start to stop of a split."""
+
+    split: str
+    number: int
+    start: int
+    stop: int
+
+
+def jobs(counts: Mapping[str, int], shard: int) -> Iterator[Job]:
+    """All shards of a folder.
+
+    counts: items of every split. shard: items of one shard.
+    """
+    for split, count in counts.items():
+        for number, start in enumerate(range(0, count, shard)):
+            yield Job(split, number, start, min(start + shard, count))
+
+
+def missing(wanted: Iterable[Job], folder: Folder, ranks: Ranks) -> list[Job]:
+    """What a rank is to make of what is not there.
+
+    Which job is whose does not depend on what is there: others may have begun already.
+    """
+    own = [job for place, job in enumerate(wanted) if ranks.owns(place)]
+    return [job for job in own if not folder.shard(job.split, job.number).exists()]
+
+
+def on_ranks(
+    processes: int,
+    work: Callable[[Config], None],
+    config: Config,
+    check: Callable[[Config], object],
+) -> None:
+    """Runs work(config) in so many processes; in this one alone if it is a rank already.
+
+    check: what raises ValueError for a config that cannot be, said before processes start.
+    """
+    if processes > 1 and "RANK" not in os.environ:
+        check(config)
+        launch(processes, work, config)
+    else:
+        work(config)
+
+
+def make_shards(
+    folder: Folder,
+    wanted: Iterable[Job],
+    make: Callable[[Job], Sequence[Networks]],
+    quality: Sequence[str],
+) -> None:
+    """Makes the shards that are missing, each rank its own; the first says what there is.
+
+    make: the groups of a shard. quality: columns whose means are in the manifest.
+
+    Raises ValueError if the folder was begun with other settings.
+    """
+    folder.begin()
+    with joined() as ranks:
+        start, made = perf_counter(), 0
+        for job in tqdm(missing(wanted, folder, ranks), unit="shard", disable=not ranks.is_first):
+            groups = make(job)
+            write_shard(folder.shard(job.split, job.number), groups)
+            made += sum(map(len, groups))
+        speed = made / (perf_counter() - start)
+        ranks.gathered({ranks.number: made})  # all are done
+        if ranks.is_first:
+            told = f", {speed:.1f} a second on each of {ranks.count} processes" if made else ""
+            print(f"{summary(folder, quality)}{told}")
+
+
+def summary(folder: Folder, quality: Sequence[str]) -> str:
+    """Writes the manifest; how many networks there are, and their mean quality."""
+    rows = folder.finish(quality)
+    total = sum(row["networks"] for row in rows)
+    told = f"{total} networks in {folder.path}"
+    for key in quality:
+        mean = sum(row["networks"] * row[key] for row in rows) / total
+        told += f", mean {key} {mean:.3g}"
+    return told

@@ -1,0 +1,119 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.common.distributed import Ranks
+from tasks.learning.training import CHECKPOINT, Trainer, TrainingConfig, rate_factor
+
+
+class Line:
+    """A line is fitted to a line; scores are given, or negative distances."""
+
+    def __init__(self, scores=None):
+        torch.manual_seed(0)
+        self.model = nn.Linear(2, 1)
+        self.scores = scores
+        self.steps = []
+
+    def loss(self, step):
+        self.steps.append(step)
+        x = torch.randn(8, 2)
+        return (self.model(x) - x.sum(1, keepdim=True)).square().mean()
+
+    def score(self):
+        if self.scores:
+            return self.scores.pop(0)
+        return -(self.model.weight - 1).abs().max().item()
+
+
+pytestmark = pytest.mark.usefixtures("clock")
+CONFIG = TrainingConfig(minutes=1, validations=6, lr=0.05)
+
+
+def trained(folder, lesson=None, config=CONFIG, **settings):
+    lesson = lesson or Line()
+    return lesson, Trainer(lesson, config, folder, settings).run()
+
+
+def test_a_budget_is_used_up_in_equal_distances(tmp_path):
+    lesson, progress = trained(tmp_path)
+    assert lesson.steps == list(range(62))  # the first two are not counted
+    assert progress.seconds == progress.counted == 60
+    assert len(progress.scores) == 6
+    assert progress.scores[-1] > -0.1
+
+
+def test_the_best_model_stays(tmp_path):
+    lesson, progress = trained(tmp_path, Line([0.1, 0.9, 0.3, 0.2, 0.4, 0.5]))
+    assert progress.top == 0.9
+    assert torch.equal(lesson.model.weight, progress.best["weight"])
+    assert (lesson.model.weight - 1).abs().max() > 0.05  # it was not the last
+
+
+def test_without_a_better_model_training_ends(tmp_path):
+    config = replace(CONFIG, patience=2)
+    _, progress = trained(tmp_path, Line([0.5, 0.4, 0.3, 0.2, 0.9]), config)
+    assert progress.scores == [0.5, 0.4, 0.3]
+
+
+def test_a_training_goes_on_where_it_was_stopped(tmp_path):
+    class Stopped(Line):
+        def loss(self, step):
+            if step == 35:
+                raise KeyboardInterrupt
+            return super().loss(step)
+
+    whole, _ = trained(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts", Stopped())
+    rest, progress = trained(tmp_path / "parts")
+    assert 20 < rest.steps[0] <= 35
+    assert torch.equal(rest.model.weight, whole.model.weight)
+    assert len(progress.scores) == 6
+
+
+def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path):
+    trained(tmp_path, data="a")
+    path = tmp_path / CHECKPOINT
+    with pytest.raises(
+        ValueError, match=f"checkpoint '{path}': made with other settings: data 'a', got 'b'"
+    ):
+        trained(tmp_path, data="b")
+
+
+def test_the_default_optimizer_trains_without_a_learning_rate(tmp_path):
+    _, progress = trained(tmp_path, config=replace(CONFIG, trainer="ngopt"))
+    assert progress.scores[-1] > progress.scores[0]
+
+
+def test_ranks_use_the_mean_of_their_gradients(tmp_path):
+    class Two(Ranks):
+        """A second rank whose gradients are zero."""
+
+        def summed(self, values):
+            return values
+
+    halves = Trainer(Line(), replace(CONFIG, clip=1e9), tmp_path, {}, Two(0, 2))
+    whole = Trainer(Line(), replace(CONFIG, clip=1e9), tmp_path, {})
+    halves.step()
+    whole.step()
+    torch.testing.assert_close(2 * halves.model.weight.grad, whole.model.weight.grad)
+
+
+def test_the_learning_rate_rises_and_falls():
+    shares = [0, 0.025, 0.05, 0.525, 1]
+    assert [round(rate_factor(share), 6) for share in shares] == [0.02, 0.5, 1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainer": "sgd"}, "trainer: expected one of adamw, ngopt; got 'sgd'"),
+        ({"minutes": 0}, "minutes: expected more than 0; got 0"),
+    ],
+)
+def test_settings_that_make_no_sense(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **change)

@@ -1,0 +1,169 @@
+from math import factorial
+
+import pytest
+import torch
+
+from tasks.networks.architectures import Stack, architecture_of, make_module
+from tasks.networks.classifier import ACTIVATIONS
+from tasks.networks.cnn import describe
+from tasks.networks.siren import FREQUENCY, Siren
+from tasks.shards import Networks
+from tests.automorphisms import automorphisms, count_automorphisms
+from tests.equivariance import assert_function_respects
+
+SIREN = {"kind": "siren", "widths": [2, 5, 4, 1]}
+
+
+def wild(norm=None, dimensions=2):
+    """Layers that differ in width, a skip between strides."""
+    return describe(
+        channels=[3, 4, 6, 8],
+        kernels=[3, 5, 3],
+        strides=[2, 2, 1],
+        activations=["gelu", "silu", "sigmoid"],
+        skips=[None, 0, 1],
+        norm=norm,
+        dimensions=dimensions,
+    )
+
+
+ARCHITECTURES = {
+    "siren": SIREN,
+    "cnn": wild(),
+    "batch norm": wild("batch"),
+    "group norm": wild("group"),
+    "one dimension": wild("group", 1),
+    "deep sets": {"kind": "deep-sets", "channels": 3, "widths": [8, 6, 5, 7], "activation": "relu"},
+    "vit": {"kind": "vit", "channels": 3, "width": 8, "depth": 2, "heads": 2, "patch": 4},
+}
+# kinds of groups that say nothing of their own
+SILENT = ("group", "product")
+
+
+def stacked(count):
+    models = [Siren(SIREN["widths"]) for _ in range(count)]
+    names = [name for name, _ in models[0].named_parameters()]
+    params = {
+        name: torch.stack([m.get_parameter(name).detach() for m in models])
+        for name in reversed(names)
+    }
+    return models, Networks(SIREN, params, {"label": torch.arange(count)})
+
+
+def test_a_stack_has_the_parameters_in_the_order_of_the_graph_whatever_that_of_the_file_is():
+    models, networks = stacked(3)
+    stack = Stack.of(networks)
+    assert [p.shape[1:] for p in stack.params] == [p.shape for p in models[0].parameters()]
+    assert stack.count == 3
+    assert torch.equal(stack.select([2]).params[1][0], models[2].layers[0].bias)
+
+
+def test_neurons_of_a_siren_are_those_of_each_network_by_hand_one_entry_for_each_group():
+    models, networks = stacked(3)
+    stack = Stack.of(networks)
+    points = torch.rand(7, 2)
+    found = stack.architecture.neurons(stack.params, points)
+    assert [x.shape for x in found] == [
+        (3, 7, group.size) for group in stack.architecture.graph.groups
+    ]
+    first = torch.sin(FREQUENCY * models[1].layers[0](points))
+    assert torch.allclose(found[1][1], first, atol=1e-5)
+    assert torch.allclose(
+        stack.architecture.outputs(stack.params, points)[1], models[1](points), atol=1e-5
+    )
+
+
+def inputs_of(module, count):
+    return torch.rand(count, *module.example().shape[1:])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_group_of_neurons_says_something_but_those_that_stand_for_others(name):
+    architecture = architecture_of(ARCHITECTURES[name])
+    graph, module = architecture.graph, architecture.module
+    assert not graph.unplaced
+    params = [torch.stack([p.detach(), 1.1 * p.detach()]) for p in module.parameters()]
+    found = architecture.neurons(params, inputs_of(module, 3))
+    for group, said in zip(graph.groups, found, strict=True):
+        if said is None:
+            assert group.kind in SILENT
+        else:
+            assert said.shape[:3] == (2, 3, group.size), group.name
+
+
+@pytest.mark.parametrize("name", ["cnn", "batch norm", "group norm", "one dimension", "vit"])
+def test_neurons_of_a_layer_say_what_it_gives_or_that_activated(name):
+    architecture = architecture_of(ARCHITECTURES[name])
+    graph, module = architecture.graph, architecture.module
+    given = {}
+
+    def keep(name):
+        return lambda module, inputs, output: given.update({name: output})
+
+    handles = [part.register_forward_hook(keep(name)) for name, part in module.named_modules()]
+    found = module.neurons(inputs_of(module, 3))
+    for handle in handles:
+        handle.remove()
+    compared = []
+    for number, (group, said) in enumerate(zip(graph.groups, found, strict=True)):
+        is_sum = "residual" in {block.kind for block in graph.blocks_into(number)}
+        if group.name not in given or is_sum or group.name == "patch":
+            continue
+        output = ACTIVATIONS[group.activation or "none"](given[group.name])
+        of_tokens = output.shape != said.shape
+        torch.testing.assert_close(output.mT if of_tokens else output, said)
+        compared.append(group.name)
+    assert len(compared) >= len(graph.groups) / 3, compared
+
+
+# neurons that a skip joins move together
+SYMMETRIES = {
+    "cnn": factorial(4) * factorial(2) * factorial(2),
+    "batch norm": factorial(4) * factorial(2) * factorial(2),
+    # within halves of 4, 6 and 8 neurons: 0 and 1, 4 and 5, 6 and 7
+    "group norm": 2 * 2 * 2,
+    "one dimension": 2 * 2 * 2,
+    "deep sets": factorial(8) * factorial(6) * factorial(5) * factorial(7),
+    # the residual stream; in each block heads, neurons of queries with keys and of values, the MLP
+    "vit": factorial(8) * (2 * factorial(4) ** 2 * factorial(4) ** 2 * factorial(16)) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_the_symmetries_of_the_graph_are_those_of_the_network(name):
+    description = dict(ARCHITECTURES[name])
+    torch.manual_seed(0)
+    module = make_module(description).double()
+    example = torch.randn(2, *module.example().shape[1:], dtype=torch.float64)
+    graph = architecture_of(description).graph
+    assert count_automorphisms(graph) == SYMMETRIES[name]
+    assert_function_respects(module, example, graph, automorphisms(graph))
+
+
+def test_what_a_network_returns_is_found_among_its_neurons():
+    for description in ARCHITECTURES.values():
+        architecture = architecture_of(description)
+        module = architecture.module
+        inputs = inputs_of(module, 3)
+        params = [p.detach()[None] for p in module.parameters()]
+        torch.testing.assert_close(architecture.outputs(params, inputs)[0], module(inputs))
+        assert architecture.graph.groups[module.output].role == "output"
+
+
+def test_of_one_description_there_is_one_architecture_and_making_it_draws_no_random_numbers():
+    state = torch.random.get_rng_state()
+    architecture = architecture_of({"kind": "siren", "widths": [2, 3, 1]})
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert architecture_of({"widths": [2, 3, 1], "kind": "siren"}) is architecture
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(ValueError, match="kind: expected one of siren.*got 'nerf'"):
+        architecture_of({"kind": "nerf"})
+
+
+def test_an_argument_that_a_kind_does_not_have_is_named():
+    with pytest.raises(
+        ValueError, match="architecture: siren: .*unexpected keyword argument 'depth'"
+    ):
+        architecture_of({"kind": "siren", "widths": [2, 3, 1], "depth": 3})

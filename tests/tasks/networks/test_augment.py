@@ -1,0 +1,48 @@
+import torch
+
+from tasks.networks.architectures import Stack
+from tasks.networks.augment import moved
+from tasks.networks.canonical import in_canonical_form
+from tests.tasks.stacks import random_stack, siren_architecture
+
+
+def test_what_is_moved_is_the_image_and_nothing_else():
+    """Of every network there is one map of points that explains what it says anywhere."""
+    stack = random_stack(siren_architecture(2, 5, 3, 1), count=3)
+    torch.manual_seed(0)
+    found = moved(stack, degrees=20, scale=0.2, shift=0.3)
+    weight, bias = stack.params[:2]
+    maps = torch.linalg.lstsq(weight, found.params[0]).solution  # W A = W'
+    shifts = torch.linalg.lstsq(weight, (found.params[1] - bias).unsqueeze(-1)).solution
+    scales = torch.linalg.det(maps).sqrt()
+    rotations = maps / scales[:, None, None]
+    torch.testing.assert_close(rotations @ rotations.mT, torch.eye(2).double().expand(3, 2, 2))
+    assert ((scales > 1 / 1.2) & (scales < 1.2)).all()
+    assert (scales - 1).abs().min() > 1e-3
+    assert rotations[:, 0, 0].min() >= torch.tensor(20.0).deg2rad().cos()
+    assert shifts.abs().max() <= 0.3
+    points = torch.rand(7, 2).double()
+    for k in range(3):
+        one = Stack(stack.architecture, [p[k : k + 1] for p in stack.params])
+        there = points @ maps[k].mT + shifts[k].squeeze(-1)
+        expected = stack.architecture.outputs(one.params, there)
+        torch.testing.assert_close(
+            stack.architecture.outputs(found.select([k]).params, points), expected
+        )
+
+
+def test_a_canonical_form_is_the_same_function_and_forgets_signs_and_phases():
+    stack = random_stack(siren_architecture(2, 5, 4, 1))
+    found = in_canonical_form(stack)
+    points = torch.rand(7, 2).double()
+    outputs = stack.architecture.outputs(stack.params, points)
+    torch.testing.assert_close(stack.architecture.outputs(found.params, points), outputs)
+    params = [p.clone() for p in stack.params]
+    for value in (params[0][:, 1], params[1][:, 1], params[2][:, :, 1]):
+        value.neg_()
+    params[3][:, 2] += torch.pi / stack.architecture.module.frequency
+    params[4][:, :, 2].neg_()
+    for own, other in zip(
+        found.params, in_canonical_form(stack._replace(params=params)).params, strict=True
+    ):
+        torch.testing.assert_close(own, other)

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from tasks.networks.collection import Collection
+from tasks.networks.siren import Siren
+from tasks.shards import Networks
+
+
+def networks(*widths, count, first):
+    """Networks with numbers from `first` on."""
+    models = [Siren(widths) for _ in range(count)]
+    names = [name for name, _ in models[0].named_parameters()]
+    params = {name: torch.stack([m.get_parameter(name).detach() for m in models]) for name in names}
+    return Networks(
+        {"kind": "siren", "widths": list(widths)}, params, {"number": first + torch.arange(count)}
+    )
+
+
+@pytest.fixture
+def collection():
+    """Three of one architecture, of which one comes late, and two of another."""
+    groups = [networks(2, 3, 1, count=2, first=0), networks(2, 4, 1, count=2, first=3)]
+    return Collection.of([*groups, networks(2, 3, 1, count=1, first=2)])
+
+
+def test_networks_of_one_architecture_come_together(collection):
+    assert [stack.count for stack in collection.stacks] == [3, 2]
+    assert collection.columns["number"].tolist() == [0, 1, 2, 3, 4]
+    assert len(collection) == 5
+
+
+def test_what_a_model_says_is_in_the_order_that_was_asked_for(collection):
+    index = torch.tensor([4, 0, 3, 2])
+
+    def model(stack):
+        return stack.params[0].flatten(1).sum(1)
+
+    each = [model(stack) for stack in collection.stacks]
+    assert torch.equal(collection.said(model, index), torch.cat(each)[index])
+
+
+def test_an_epoch_has_every_network_once_and_the_next_another_order():
+    collection = Collection.of([networks(2, n, 1, count=4, first=0) for n in range(1, 7)])
+    epochs = [
+        [collection.batch(8, seed=3, step=step) for step in range(3 * k, 3 * k + 3)]
+        for k in range(2)
+    ]
+    first, second = (torch.cat(batches) for batches in epochs)
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(24))
+    assert not torch.equal(first, second)
+    assert all(
+        len(collection.stack_of[batch].unique()) == 2 for batches in epochs for batch in batches
+    )
+    assert torch.equal(collection.batch(8, seed=3, step=1), epochs[0][1])
+    with pytest.raises(ValueError, match="batch: expected 1 to 24 networks; got 25"):
+        collection.batch(25, seed=0, step=0)
+
+
+def test_those_of_some_architectures(collection):
+    found = collection.where(lambda stack: stack.count == 2)
+    assert found.columns["number"].tolist() == [3, 4]
+    assert len(found) == 2
+
+
+def test_the_first():
+    groups = [networks(2, n, 1, count=2, first=10 * n) for n in (3, 4, 5)]
+    collection = Collection.of(groups)
+    found = collection.first(3)
+    assert [stack.count for stack in found.stacks] == [2, 1]
+    assert found.columns["number"].tolist() == [30, 31, 40]
+    assert torch.equal(found.stacks[1].params[0], collection.stacks[1].params[0][:1])
+    assert collection.first(None) is collection

@@ -1,0 +1,50 @@
+import torch
+import torch.nn.functional as F
+
+from tasks.networks.deep_sets import DeepSets
+from tasks.networks.siren import grid
+
+
+def model_of(activation="relu", **more):
+    torch.manual_seed(0)
+    return DeepSets(3, [5, 7, 4], activation, side=8, **more).double()
+
+
+def test_a_layer_adds_what_it_makes_of_a_pixel_and_of_the_mean_of_all():
+    model = model_of()
+    images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    pooled = F.avg_pool2d(images, 4)[0]
+    places = grid(8, 8).double()
+    pixels = [torch.cat([pooled[:, k // 8, k % 8], places[k]]) for k in range(64)]
+    x = torch.stack([F.relu(model.embed(pixel)) for pixel in pixels])
+    for own, mean in zip(model.own, model.mean, strict=True):
+        weight, shared = own.weight, mean.weight @ x.mean(0)
+        x = torch.stack([F.relu(weight @ row + own.bias + shared) for row in x])
+    torch.testing.assert_close(model(images)[0], model.fc(x.mean(0)))
+
+
+def test_the_order_of_pixels_does_not_matter_where_their_places_do_not():
+    model = model_of()
+    with torch.no_grad():
+        model.embed.weight[:, 3:] = 0
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    turned = images.rot90(1, (2, 3))
+    torch.testing.assert_close(model(turned), model(images))
+    assert not torch.allclose(model_of()(turned), model_of()(images))
+
+
+def test_neurons_are_those_of_pixels_and_of_their_means():
+    model = model_of("tanh")
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    said = dict(
+        zip(
+            ("x", "first", "places", "second", "third", "output", "mean"),
+            model.neurons(images),
+            strict=False,
+        )
+    )
+    torch.testing.assert_close(said["places"][1], grid(8, 8).mT.double())
+    pixels = torch.cat([F.avg_pool2d(images, 4).flatten(2), said["places"]], 1)
+    torch.testing.assert_close(said["first"], model.embed(pixels.mT).tanh().mT)
+    torch.testing.assert_close(said["mean"], said["first"].mean(2, keepdim=True))
+    torch.testing.assert_close(said["output"], model.fc(said["third"].mean(2)))

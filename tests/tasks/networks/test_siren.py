@@ -1,0 +1,21 @@
+import torch
+from torch.func import stack_module_state
+
+from tasks.inr import layers_of
+from tasks.networks.siren import Siren, grid, render
+
+
+def test_stacked_sirens_say_what_each_says():
+    torch.manual_seed(0)
+    models = [Siren((2, 5, 4, 3)).double() for _ in range(3)]
+    stacked, _ = stack_module_state(models)
+    points = torch.rand(7, 2, dtype=torch.float64)
+    found = render(*layers_of(stacked), points)
+    assert found.shape == (3, 3, 7)
+    for own, model in zip(found, models, strict=True):
+        torch.testing.assert_close(own, model(points).mT)
+
+
+def test_grid():
+    points = grid(2, 3)
+    assert points.tolist() == [[-1, -1], [-1, 0], [-1, 1], [1, -1], [1, 0], [1, 1]]

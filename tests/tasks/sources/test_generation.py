@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from tasks.common.distributed import Ranks
+from tasks.shards import Folder, Networks, read_manifest, read_split
+from tasks.sources.generation import Job, jobs, make_shards, missing, on_ranks
+
+
+def networks(job):
+    """As many as the job has items; the number of each is its quality."""
+    items = torch.arange(job.start, job.stop)
+    weights = torch.zeros(len(items), 2)
+    return [Networks({"kind": "toy"}, {"weight": weights}, {"number": items.float()})]
+
+
+def test_jobs_cut_every_split_into_shards():
+    assert list(jobs({"train": 5, "test": 2}, 2)) == [
+        Job("train", 0, 0, 2),
+        Job("train", 1, 2, 4),
+        Job("train", 2, 4, 5),
+        Job("test", 0, 0, 2),
+    ]
+
+
+def test_ranks_take_turns_whatever_is_there(tmp_path):
+    folder = Folder(tmp_path, {})
+    folder.begin()
+    wanted = list(jobs({"train": 5}, 1))
+    folder.shard("train", 1).touch()
+    assert [job.number for job in missing(wanted, folder, Ranks(0, 2))] == [0, 2, 4]
+    assert [job.number for job in missing(wanted, folder, Ranks(1, 2))] == [3]
+
+
+def test_shards_and_manifest_are_made_and_what_is_there_is_left(tmp_path, capsys):
+    folder = Folder(tmp_path, {"steps": 3})
+    wanted = list(jobs({"train": 5, "test": 1}, 2))
+    asked = []
+
+    def make(job):
+        asked.append(job)
+        return networks(job)
+
+    make_shards(folder, wanted, make, ["number"])
+    assert asked == wanted
+    # the mean of 0 to 4 and 0
+    assert "6 networks in" in (told := capsys.readouterr().out)
+    assert "mean number 1.67" in told
+    assert [row["networks"] for row in read_manifest(tmp_path)["shards"]] == [1, 2, 2, 1]
+    numbers = [group.columns["number"].tolist() for group in read_split(tmp_path, "train")]
+    assert numbers == [[0, 1], [2, 3], [4]]
+    make_shards(folder, wanted, make, ["number"])
+    assert asked == wanted
+    assert "a second" not in capsys.readouterr().out
+
+
+def test_a_rank_works_where_it_is(monkeypatch):
+    found = []
+
+    def check(config):
+        raise ValueError("checked")
+
+    on_ranks(1, found.append, "config", check)
+    monkeypatch.setenv("RANK", "1")
+    on_ranks(2, found.append, "config", check)
+    assert found == ["config", "config"]
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ValueError, match="checked"):
+        on_ranks(2, found.append, "config", check)
