@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import cos, isnan, nan, pi
 from pathlib import Path
@@ -35,6 +34,7 @@ from ngopt.files import replaced
 from ngopt.pretrained import save_pretrained
 from tasks.common import cli
 from tasks.common.distributed import RankLost, Ranks, joined, launch
+from tasks.common.files import differences
 from tasks.common.random import derive_seed, seeded
 
 # Settings that change no number.
@@ -388,20 +388,13 @@ def assign_gradient(module: nn.Module, gradient: torch.Tensor) -> None:
 def check_same_config(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
     """Raises ValueError when a checkpoint was made with other settings (more outer steps or
     processes are fine)."""
-    odd = [
-        k
-        for k in given
-        if k not in ("outer_steps", *NO_MATTER) and list_of(saved.get(k)) != list_of(given[k])
-    ]
+    known, asked = (
+        {key: value for key, value in config.items() if key not in ("outer_steps", *NO_MATTER)}
+        for config in (saved, given)
+    )
+    odd = differences(known, asked)
     if odd:
-        raise ValueError(
-            f"checkpoint '{path}': made with other settings: "
-            + ", ".join(f"{k} = {saved.get(k)!r}, got {given[k]!r}" for k in odd)
-        )
-
-
-def list_of(value: Any) -> Any:
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        raise ValueError(f"checkpoint '{path}': made with other settings: {odd}")
 
 
 def run(config: Config) -> None:

@@ -127,7 +127,7 @@ class TestRanks:
         settings = config(tmp_path, outer_steps=2)
         train.run(settings)
         with pytest.raises(
-            RankLost, match=r"rank \d ended with ValueError: checkpoint .* lr = 0.001, got 0.5"
+            RankLost, match=r"rank \d ended with ValueError: checkpoint .* lr 0.001, got 0.5"
         ):
             train.run(replace(settings, lr=0.5, processes=2))
 
@@ -308,7 +308,7 @@ class TestErrors:
 
     def test_checkpoint_of_other_settings(self, tmp_path):
         MetaTrainer(config(tmp_path)).run()
-        with pytest.raises(ValueError, match=r"checkpoint .* lr = 0.001, got 0.5"):
+        with pytest.raises(ValueError, match=r"checkpoint .* lr 0.001, got 0.5"):
             MetaTrainer(config(tmp_path, lr=0.5)).run()
 
     @pytest.mark.parametrize(
