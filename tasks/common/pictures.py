@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 HISTOGRAM_BINS = 40
+IN_A_ROW = 8
 
 
 def draw_rows(path: Path, rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> None:
@@ -64,3 +66,32 @@ def draw_curves(
         own.set_title(title, fontsize="small")
     axes[0].legend(fontsize="x-small")
     figure.savefig(path, dpi=150)
+
+
+def draw_points(path: Path, points: Tensor) -> None:
+    """Draws points of an image as a PNG.
+
+    points: (n, 2), row and column from -1 to 1, where the outermost pixels are.
+    """
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    axes = figure.subplots()
+    rows, columns = points.unbind(1)
+    axes.scatter(columns, rows, s=12)
+    axes.add_patch(Rectangle((-1, -1), 2, 2, fill=False, color="0.6"))
+    axes.set(xlabel="column", ylabel="row", aspect="equal")
+    axes.invert_yaxis()
+    figure.savefig(path, dpi=150)
+
+
+def draw_images(path: Path, images: Tensor) -> None:
+    """Draws images as a PNG, each from its least value to its largest.
+
+    images: (n, channels, height, width), of 1 or 3 channels.
+    """
+    low = images.amin((1, 2, 3), keepdim=True)
+    high = images.amax((1, 2, 3), keepdim=True)
+    shown = (images - low) / (high - low).clamp(min=1e-12)
+    spare = -len(shown) % IN_A_ROW
+    whole = torch.cat([shown, shown.new_ones(spare, *shown.shape[1:])])
+    rows = enumerate(whole.split(IN_A_ROW))
+    draw_rows(path, {str(IN_A_ROW * number): some for number, some in rows})

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from tasks.common.distributed import Ranks, joined
 from tasks.common.files import write_json
+from tasks.common.pictures import draw_images, draw_points
 from tasks.common.random import seeded
 from tasks.datasets import batch_indices
 from tasks.learning.catalogue import make_model
 from tasks.learning.training import Progress, Trainer, TrainingConfig
 from tasks.models.base import NetworkModel
+from tasks.models.probes import Probes
 from tasks.networks.architectures import Stack
 from tasks.networks.canonical import in_canonical_form
 
@@ -131,7 +133,19 @@ def learn_on(
     with torch.no_grad():
         results = lesson.results()
     if ranks.is_first:
+        draw_probes(Path(config.folder, "probes.png"), lesson.model)
         report(config, lesson.model, progress, results)
+
+
+def draw_probes(path: Path, model: nn.Module) -> None:
+    """Draws the inputs that a model has learned, if it has any: points of images, or images."""
+    for module in model.modules():
+        if isinstance(module, Probes):
+            inputs = module.inputs.detach()
+            if inputs.dim() == 4:
+                draw_images(path, inputs)
+            elif inputs.shape[1] == 2:
+                draw_points(path, inputs)
 
 
 def report(

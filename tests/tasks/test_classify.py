@@ -22,6 +22,7 @@ def test_a_training_says_and_writes_what_it_found(config, tmp_path, capsys):
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["test"]["accuracy"] * 16 == round(found["test"]["accuracy"] * 16)
     assert found["config"]["probes"] == 4
+    assert (tmp_path / "probes.png").stat().st_size > 1000
     assert len(found["validation"]) == 2
     assert found["steps"] == 8  # six seconds, and two that are not counted
     said = capsys.readouterr().out

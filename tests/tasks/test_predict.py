@@ -40,6 +40,7 @@ def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, prob
     found = json.loads((tmp_path / "result.json").read_text())["test"]
     assert -1 <= found["tau"] <= 1 and found["r2"] <= 1
     assert (tmp_path / "predicted.png").stat().st_size > 1000
+    assert (tmp_path / "probes.png").exists() == (probes > 0)
 
 
 def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch):
