@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import optuna
-from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 
-def open_study(folder: Path, name: str, sampler: BaseSampler | None = None) -> optuna.Study:
+def open_study(folder: Path, name: str) -> optuna.Study:
     """The study in a folder's journal, begun if there is none; higher values are better."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
@@ -19,7 +18,6 @@ def open_study(folder: Path, name: str, sampler: BaseSampler | None = None) -> o
     return optuna.create_study(
         storage=storage,
         study_name=name,
-        sampler=sampler,
         direction="maximize",
         load_if_exists=True,
     )

@@ -109,7 +109,9 @@ def search(config: Config) -> optuna.Study:
 
 def _study(config: Config, folder: Path) -> optuna.Study:
     first = {name: getattr(SoapConfig(), name) for name in space()}
-    study = open_study(folder, "base", CmaEsSampler(seed=config.seed))
+    study = open_study(folder, "base")
+    # one that goes on draws other numbers than it began with
+    study.sampler = CmaEsSampler(seed=config.seed + len(study.trials))
     if not study.trials:
         study.enqueue_trial(first)
     return study
