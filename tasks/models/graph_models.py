@@ -25,6 +25,9 @@ from tasks.models.pooling import Pooling
 from tasks.models.probes import Probes
 from tasks.networks.architectures import Architecture, Stack
 
+# Of a tensor in a network, beside its deviation over all networks.
+LEAST = 1e-4
+
 
 @dataclass(frozen=True)
 class GraphModelConfig:
@@ -44,6 +47,9 @@ class GraphModelConfig:
     """Of the random Fourier features of values."""
     bandwidth: float = 0.5
     """Standard deviation of these frequencies, in periods for one deviation of the values."""
+    scales: bool = True
+    """Whether values are in units of their own tensor's size in their network, and its logarithm a
+    feature: sizes differ by orders of magnitude, of ReLU networks in canonical form above all."""
     activations: bool = True
     """Whether neurons know their activation function."""
     positions: bool = True
@@ -83,8 +89,9 @@ class GraphModel(ParameterModel):
         self.architectures = architectures
         last = config.layers - 1  # where only nodes are read, it needs no new edges
         self.fourier = Fourier(config.frequencies, config.bandwidth)
+        self.scales = config.scales
         self.network = GraphNetwork(
-            self.fourier.size,
+            self.fourier.size + config.scales,
             d_out if edits else None,
             config.width,
             [self.layer(config, edges=edits or k < last) for k in range(config.layers)],
@@ -135,8 +142,15 @@ class GraphModel(ParameterModel):
 
     def _source(self, stack: Stack) -> WholeValues:
         graph = self.parts(stack.architecture).graph
-        features = [self.fourier(values) for values in self.read(stack)]
+        features = [self._features(values) for values in self.read(stack)]
         return WholeValues(graph.gather(features, batch_dims=1), torch.Size([stack.count]))
+
+    def _features(self, values: Tensor) -> Tensor:
+        """Of a parameter of b networks, (b, *shape) -> (b, *shape, features)."""
+        if not self.scales:
+            return self.fourier(values)
+        relative, logarithms = in_own_units(values)
+        return torch.cat([self.fourier(relative), logarithms.unsqueeze(-1)], -1)
 
     def _extra(self, stack: Stack) -> Sequence[Tensor | None]:
         return self.probes(stack) if self.probes else ()
@@ -145,6 +159,16 @@ class GraphModel(ParameterModel):
         if not config.probes:
             return None
         return Probes(self.first.module.probes(config.probes), config.width)
+
+
+def in_own_units(values: Tensor) -> tuple[Tensor, Tensor]:
+    """A parameter of b networks in units of its size in each, and the logarithms of these sizes.
+
+    Shapes: (b, *shape) all.
+    """
+    means = values.square().flatten(1).mean(1)
+    sizes = means.sqrt().clamp_min(LEAST).view(-1, *[1] * (values.dim() - 1))
+    return values / sizes, sizes.log().expand_as(values)
 
 
 class NeuralGraphGNN(GraphModel):

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import mse_loss
 
 from tasks.learning.catalogue import MODELS
+from tasks.models.graph_models import in_own_units
 from tasks.networks.siren import Siren
 from tests.tasks.stacks import (
     architecture_of_module,
@@ -288,3 +289,14 @@ def test_what_is_tied_refuses_other_connections_of_the_same_parameters(name):
 def test_without_hidden_neurons_nothing_may_change_places(name):
     with pytest.raises(ValueError, match=f"{name}: expected networks with hidden neurons"):
         fitted(name, siren_stack(2, 1))
+
+
+def test_sizes_of_values_are_a_feature_of_their_own():
+    values = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    factors = torch.tensor([1.0, 1e3, 1e-2]).view(3, 1, 1)
+    relative, logarithms = in_own_units(values)
+    scaled, larger = in_own_units(factors * values)
+    torch.testing.assert_close(scaled, relative)
+    torch.testing.assert_close(larger - logarithms, factors.log().expand_as(values))
+    torch.testing.assert_close(relative.square().mean((1, 2)), torch.ones(3))
+    assert all(x.isfinite().all() for x in in_own_units(torch.zeros(2, 3)))
