@@ -43,9 +43,10 @@ class Table:
         return self.settings(**{**common, **row.changes})
 
 
-def _probed(model: str, *counts: int) -> tuple[Row, ...]:
-    """Ours, with so many probes."""
-    return tuple(Row(_label(model, n), {"model": model, "probes": n}, True) for n in counts)
+def _probed(model: str, *counts: int, **sizes: Any) -> tuple[Row, ...]:
+    """Ours, with so many probes. sizes: of the model's config."""
+    changes = {"model": model, "sizes": sizes}
+    return tuple(Row(_label(model, n), {**changes, "probes": n}, True) for n in counts)
 
 
 def _label(model: str, probes: int) -> str:
@@ -140,8 +141,8 @@ SMALL = Table(
     {"tau": 1, "r2": 1},
     (
         *_others("statnn", "nfn-np", "nfn-hnp", "dmc", "probegen"),
-        *_probed("ng-gnn", 0, 16),
-        *_probed("ng-t", 0),
+        *_probed("ng-gnn", 0, 16, scales=True),
+        *_probed("ng-t", 0, scales=True),
     ),
     {
         "small": {
@@ -159,9 +160,9 @@ WILD = Table(
     {"tau": 1, "r2": 1},
     (
         *_others("statnn", "dmc", "probegen"),
-        *_probed("ng-gnn", 0, 16),
-        *_probed("ng-t", 0),
-        Row("ng-gnn, no activations", {"sizes": {"activations": False}}, True),
+        *_probed("ng-gnn", 0, 16, scales=True),
+        *_probed("ng-t", 0, scales=True),
+        Row("ng-gnn, no activations", {"sizes": {"activations": False, "scales": True}}, True),
     ),
     {
         "wild-park": {
@@ -177,7 +178,7 @@ DIVERSE = Table(
     predict.Config,
     predict.Prediction,
     {"r2": 1, "tau": 1},
-    (*_others("set", "dmc", "statnn"), Row("gmn", {"model": "gmn"}, True)),
+    (*_others("set", "dmc", "statnn"), *_probed("gmn", 0, scales=True)),
     {"diverse": {"set": 0.562, "dmc": 0.957, "gmn": 0.975}},
 )
 TABLES: dict[str, Table] = {

@@ -47,9 +47,10 @@ class GraphModelConfig:
     """Of the random Fourier features of values."""
     bandwidth: float = 0.5
     """Standard deviation of these frequencies, in periods for one deviation of the values."""
-    scales: bool = True
+    scales: bool = False
     """Whether values are in units of their own tensor's size in their network, and its logarithm a
-    feature: sizes differ by orders of magnitude, of ReLU networks in canonical form above all."""
+    feature: for zoos, whose networks differ by orders of magnitude, those of ReLUs in canonical
+    form above all. Where they do not, as INRs, values alone are learned from faster."""
     activations: bool = True
     """Whether neurons know their activation function."""
     positions: bool = True

@@ -35,7 +35,7 @@ def test_rank_correlation_and_explained_variance_by_hand():
     ],
 )
 def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, probes):
-    sizes = {"width": 8, "layers": 1} if model != "dmc" else {}
+    sizes = {"width": 8, "layers": 1, "scales": 1} if model != "dmc" else {}
     run(replace(config, data=str(data / f"zoo-{zoo}"), model=model, probes=probes, sizes=sizes))
     found = json.loads((tmp_path / "result.json").read_text())["test"]
     assert -1 <= found["tau"] <= 1 and found["r2"] <= 1
