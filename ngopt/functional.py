@@ -16,6 +16,8 @@ Record = dict[str, Tensor]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+DOUBLE = torch.float64, torch.complex128
+
 AVERAGE = "average"
 """Key of a record under which a rule may keep weights that are better than the parameters
 themselves."""
@@ -73,12 +75,11 @@ class UpdateRule(Protocol):
         """One step: the changes of all parameters whose gradient is not None.
 
         The parameter's next value is p + delta; the delta has the dtype of the state. A parameter
-        whose gradient is None is absent: its value is not read. Lazy, so that new
-        state need not exist for all parameters at once: who runs it may write what was yielded, a
-        parameter and its record, before the next item, so neither may be read after that. A delta
-        stays as it is until the next update. in_place,
-        which takes less memory: new state may be written where the old one is, and a parameter may
-        change a few rows at a time.
+        whose gradient is None is absent: its value is not read. Lazy, so that new state need not
+        exist for all parameters at once: who runs it may write what was yielded, a parameter and
+        its record, before the next item, so neither may be read after that. A delta stays as it is
+        until the next update. in_place, which takes less memory: new state may be written where the
+        old one is, and a parameter may change a few rows at a time.
         """
         ...
 
@@ -109,5 +110,5 @@ def uncompiled(function: Function) -> Function:
 
 
 def state_dtype(param: Tensor) -> torch.dtype:
-    """float64 for float64 parameters, else float32."""
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
+    """float64 for float64 parameters, and pairs of it, else float32."""
+    return torch.float64 if param.dtype in DOUBLE else torch.float32

@@ -39,14 +39,10 @@ class Members:
 
         Zeros, which take no memory, of those that are not optimized.
         """
-        owners, specs = self.owners, self.graph.parameters
-        if len(owners) == len(specs):
-            return [real(owners[i]) for i in range(len(specs))]
-        some = next(iter(owners.values()))
-        zero = torch.zeros((), dtype=state_dtype(real(some)), device=some.device)
-        found = []
-        for i, spec in enumerate(specs):
-            found.append(real(owners[i]) if i in owners else zero.expand(spec.shape))
+        owners, found = self.owners, []
+        like = next(iter(owners.values()))
+        for i, spec in enumerate(self.graph.parameters):
+            found.append(real(owners[i]) if i in owners else _zeros(spec.shape, like))
         return found
 
     def gradients(self, groups: Sequence[Group]) -> tuple[list[Tensor | None], Hyper]:
@@ -120,6 +116,10 @@ def stand_ins(graph: NeuralGraph, real_ones: Mapping[int, Tensor]) -> list[Tenso
     for i, spec in enumerate(graph.parameters):
         found.append(real_ones[i] if i in real_ones else torch.empty(spec.shape, device="meta"))
     return found
+
+
+def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
+    return torch.zeros((), dtype=state_dtype(like), device=like.device).expand(shape)
 
 
 def _shape(p: Tensor) -> torch.Size | None:

@@ -29,7 +29,7 @@ from ngopt.checks import (
     check_settings,
     named_members,
 )
-from ngopt.functional import AVERAGE, Hyper, Record, UpdateRule, uncompiled
+from ngopt.functional import AVERAGE, Hyper, Record, UpdateRule, state_dtype, uncompiled
 from ngopt.graph import NeuralGraph
 from ngopt.graph.sharding import are_pieces
 from ngopt.graph.topology import unconnected
@@ -59,7 +59,6 @@ from ngopt.wiring import (
 logger = logging.getLogger("ngopt")
 
 HABITUAL_LR = 0.01  # a smaller lr is likely meant as a step size
-DOUBLE = torch.float64, torch.complex128
 SMALL = 1 << 14  # parameters of fewer elements are moved by one call for all
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 SOME = (
@@ -336,8 +335,8 @@ class NGOptimizer(Optimizer):
         self, graph: NeuralGraph, total_steps: int | None, params: Sequence[Tensor]
     ) -> UpdateRule:
         """The rule on a graph, in the precision and on the device of the parameters."""
-        is_double = any(p.dtype in DOUBLE for p in params)
-        dtype = self.compute_dtype or (torch.float64 if is_double else torch.float32)
+        widest = max(map(state_dtype, params), key=lambda dtype: dtype.itemsize)
+        dtype = self.compute_dtype or widest
         wanted = graph, total_steps, params[0].device, dtype
         if self._rule is None or self._rule[0] != wanted:
             self._rule = wanted, self._bind(*wanted)
