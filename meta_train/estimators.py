@@ -2,8 +2,8 @@
 weights.
 
 The metanet of a learned optimizer is what is trained; a base rule stays as it is. All estimators
-work on one optimizee at a time, in truncations of an inner training, behind one interface: `start`
-begins an inner training, `estimate` unrolls it further and returns what it learned.
+work in truncations of an inner training, behind one interface: `start` begins an inner training,
+`estimate` unrolls it further, or a stack of several, and returns what was learned from each.
 
 Their biases, and what T steps of an optimizee cost:
 
@@ -22,20 +22,27 @@ Imitation           another goal: what a strong rule does, not the loss. T gradi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
-from meta_train.unroll import Inner, Task, apply_update, moved, unroll
+from meta_train.unroll import Inner, Optimizees, Task, apply_update, moved, unroll
+from meta_train.weighted import (
+    WeightedRule,
+    along,
+    as_vector,
+    as_weights,
+    asks_for_step,
+    trained_metanet,
+)
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
-from ngopt.graph import NeuralGraph
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import MetanetRule
 from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained
-from tasks.common.random import derive_seed
 
 # Elements of parameters whose updates autograd follows at once: some 500 bytes each, and LOOK times
 # as much where the metanet looks at the neural graph.
@@ -43,23 +50,24 @@ FOLLOWED, LOOK = 1 << 22, 16
 
 
 class Estimate(NamedTuple):
-    """meta_gradient: (meta-parameters,). meta_loss: what it is the gradient of.
+    """What a truncation says; `count` is that of the optimizees.
 
-    inner_loss: the optimizee's training loss, a mean over the truncation.
+    meta_gradient: (*count, meta-parameters). meta_loss: what it is the gradient of, (*count).
+    inner_loss: the optimizee's training loss, a mean over the truncation, (*count).
     """
 
     meta_gradient: Tensor
-    meta_loss: float
-    inner_loss: float
+    meta_loss: Tensor
+    inner_loss: Tensor
 
 
 class Estimator(Protocol):
     def start(self, task: Task, learned: LearnedOptimizer) -> Any:
-        """The state of an inner training before its first step: a pytree of tensors and numbers."""
+        """The state of an inner training before its first step: a pytree of tensors."""
         ...
 
     def estimate(
-        self, task: Task, learned: LearnedOptimizer, state: Any, steps: int
+        self, task: Optimizees, learned: LearnedOptimizer, state: Any, steps: int
     ) -> tuple[Estimate, Any]:
         """Unrolls by a number of steps: meta-gradient and meta-loss, and the state after them."""
         ...
@@ -86,13 +94,15 @@ class TBPTT:
     T updates and the autograd graphs of the last few (`followed_updates`, one for a large network);
     the others are computed again. total_steps: the horizon of the inner training.
 
+    loss_limit: of all, or of each, (*count).
+
     Raises ValueError for a base rule with weight decay, whose contraction is not known here.
     """
 
     def __init__(
         self,
         weight_decay: float = 0.0,
-        loss_limit: float = float("inf"),
+        loss_limit: float | Tensor = float("inf"),
         tail: float = 1.0,
         total_steps: int | None = None,
     ):
@@ -103,18 +113,19 @@ class TBPTT:
         return task.start(learned.bind(task.graph, self.total_steps))
 
     def estimate(
-        self, task: Task, learned: LearnedOptimizer, state: Inner, steps: int
+        self, task: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
     ) -> tuple[Estimate, Inner]:
         self._check(learned)
-        rule = learned.bind(task.graph, self.total_steps)
-        weights = list(trained_metanet(learned).parameters())
+        weights = _leaves(task, learned)
+        bound = learned.bind(task.graph, self.total_steps)
+        rule = _weighted(bound, task, learned, weights)
         hyper = task.hyper(self.weight_decay)
         updates, losses, share, contractions = [], [], [], []
         counted = tail_length(steps, self.tail)
-        followed = followed_updates(trained_metanet(learned), task.graph)
+        followed = followed_updates(trained_metanet(learned), task)
         loss, grads, buffers = task.gradient(state)
         for t in range(steps):
-            contractions.append(self._contraction(rule, state.step))
+            contractions.append(self._contraction(bound, state.step))
             is_followed = t >= steps - followed
             with torch.set_grad_enabled(is_followed):
                 deltas, records = update_all(rule, grads, state.state, state.params, hyper)
@@ -125,11 +136,12 @@ class TBPTT:
             loss, grads, buffers = task.gradient(state)
             losses.append(loss.clamp(max=self.loss_limit))
             # the derivative of the meta-loss by this loss
-            share.append(float(loss <= self.loss_limit and t >= steps - counted) / counted)
+            part = 1 / counted if t >= steps - counted else 0.0
+            share.append(part * (loss <= self.loss_limit).to(loss.dtype))
         after = [*(update.grads for update in updates[1:]), grads]
-        meta = self._backward(rule, weights, updates, after, share, hyper, contractions)
-        mean = torch.stack(losses[-counted:]).mean().item()
-        return Estimate(meta, mean, mean), state
+        found = self._backward(rule, weights, updates, after, share, hyper, contractions)
+        mean = torch.stack(losses[-counted:]).mean(0)
+        return Estimate(as_vector(found, task.count), mean, mean), state
 
     def _check(self, learned: LearnedOptimizer) -> None:
         if self.weight_decay and learned.base is not None:
@@ -138,12 +150,14 @@ class TBPTT:
                 f"{self.weight_decay}"
             )
 
-    def _contraction(self, rule: UpdateRule, step: int) -> float:
+    def _contraction(self, rule: UpdateRule, step: Tensor) -> Tensor | float:
         """1 - c_t."""
         if self.weight_decay == 0:
             return 1.0
         assert isinstance(rule, MetanetRule)
-        return 1 - rule.height(step) * rule.metanet.config.nominal_step * self.weight_decay
+        heights = torch.as_tensor(rule.height(step.double()), dtype=torch.float64)
+        decay = rule.metanet.config.nominal_step * self.weight_decay
+        return 1 - decay * heights.expand(step.shape)
 
     def _backward(
         self,
@@ -151,10 +165,10 @@ class TBPTT:
         weights: Sequence[Tensor],
         updates: Sequence[_Update],
         after: Sequence[Sequence[Tensor | None]],
-        share: list[float],
+        share: Sequence[Tensor],
         hyper: Hyper,
-        contractions: Sequence[float],
-    ) -> Tensor:
+        contractions: Sequence[Tensor | float],
+    ) -> list[Tensor]:
         """The meta-gradient.
 
         after: the gradients after each update. share: their weights in the meta-loss. contractions:
@@ -164,9 +178,9 @@ class TBPTT:
         adjoint = [torch.zeros_like(p) for p in updates[-1].params]
         rows = list(zip(updates, after, share, [*contractions[1:], 1.0], strict=True))
         for update, ahead, part, contraction in reversed(rows):
+            adjoint = [_times(contraction, a) for a in adjoint]
             adjoint = [
-                contraction * a if g is None else part * g + contraction * a
-                for a, g in zip(adjoint, ahead, strict=True)
+                a if g is None else a + _times(part, g) for a, g in zip(adjoint, ahead, strict=True)
             ]
             deltas = update.deltas
             if deltas is None:
@@ -175,7 +189,7 @@ class TBPTT:
             outputs, cotangents = zip(*pairs, strict=True)
             found = torch.autograd.grad(outputs, weights, cotangents, allow_unused=True)
             total = [t if f is None else t + f for t, f in zip(total, found, strict=True)]
-        return parameters_to_vector(total)
+        return total
 
 
 class SecondOrderTBPTT(TBPTT):
@@ -186,21 +200,21 @@ class SecondOrderTBPTT(TBPTT):
     """
 
     def estimate(
-        self, task: Task, learned: LearnedOptimizer, state: Inner, steps: int
+        self, task: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
     ) -> tuple[Estimate, Inner]:
-        rule = learned.bind(task.graph, self.total_steps)
-        weights = list(trained_metanet(learned).parameters())
+        weights = _leaves(task, learned)
+        bound = learned.bind(task.graph, self.total_steps)
+        rule = _weighted(bound, task, learned, weights)
         inner, losses = unroll(
             task, state, rule, steps, task.hyper(self.weight_decay), create_graph=True
         )
         with torch.enable_grad():
             last, _ = task.loss(inner.params, inner.buffers, inner.step)
             counted = [*losses[1:], last][-tail_length(steps, self.tail) :]
-            mean = torch.stack([loss.clamp(max=self.loss_limit) for loss in counted]).mean()
-        found = torch.autograd.grad(mean, weights, allow_unused=True)
-        rows = zip(found, weights, strict=True)
-        meta = parameters_to_vector([torch.zeros_like(w) if f is None else f for f, w in rows])
-        return Estimate(meta, mean.item(), mean.item()), detached(inner)
+            mean = torch.stack([loss.clamp(max=self.loss_limit) for loss in counted]).mean(0)
+        found = torch.autograd.grad(mean.sum(), weights, materialize_grads=True)
+        mean = mean.detach()
+        return Estimate(as_vector(found, task.count), mean, mean), detached(inner)
 
 
 class PESState(NamedTuple):
@@ -226,7 +240,7 @@ class PES:
         self,
         sigma: float = 0.01,
         weight_decay: float = 0.0,
-        loss_limit: float = float("inf"),
+        loss_limit: float | Tensor = float("inf"),
         tail: float = 1.0,
         persistent: bool = True,
         total_steps: int | None = None,
@@ -240,27 +254,28 @@ class PES:
         return PESState(inner, inner, torch.zeros_like(theta.detach()))
 
     def estimate(
-        self, task: Task, learned: LearnedOptimizer, state: PESState, steps: int
+        self, task: Optimizees, learned: LearnedOptimizer, state: PESState, steps: int
     ) -> tuple[Estimate, PESState]:
-        rule = learned.bind(task.graph, self.total_steps)
-        metanet = trained_metanet(learned)
-        theta = parameters_to_vector(metanet.parameters()).detach().clone()
-        generator = torch.Generator().manual_seed(derive_seed(task.seed, 3, state.positive.step))
-        noise = self.sigma * torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
+        metanet, bound = trained_metanet(learned), learned.bind(task.graph, self.total_steps)
+        theta = parameters_to_vector(metanet.parameters()).detach()
+        drawn = task.normal(state.positive.step, len(theta), theta.dtype)
+        noise = self.sigma * drawn.to(theta.device)
         total = state.perturbation + noise if self.persistent else noise
-        try:
-            vector_to_parameters(theta + noise, metanet.parameters())
-            plus, positive = self._run(task, rule, state.positive, steps)
-            vector_to_parameters(theta - noise, metanet.parameters())
-            minus, negative = self._run(task, rule, state.negative, steps)
-        finally:
-            vector_to_parameters(theta, metanet.parameters())
-        meta = total * ((plus - minus) / (2 * self.sigma**2))
+        rules = [
+            _weighted(bound, task, learned, as_weights(theta + side, metanet))
+            for side in (noise, -noise)
+        ]
+        plus, positive = self._run(task, rules[0], state.positive, steps)
+        minus, negative = self._run(task, rules[1], state.negative, steps)
+        slope = (plus - minus) / (2 * self.sigma**2)
         mean = 0.5 * (plus + minus)
-        return Estimate(meta, mean, mean), PESState(positive, negative, total)
+        estimate = Estimate(_times(slope, total), mean, mean)
+        return estimate, PESState(positive, negative, total)
 
     @torch.no_grad()
-    def _run(self, task: Task, rule: UpdateRule, inner: Inner, steps: int) -> tuple[float, Inner]:
+    def _run(
+        self, task: Optimizees, rule: UpdateRule, inner: Inner, steps: int
+    ) -> tuple[Tensor, Inner]:
         """Mean of the clamped losses after each update of the tail."""
         hyper, losses = task.hyper(self.weight_decay), []
         loss, grads, buffers = task.gradient(inner)
@@ -268,7 +283,7 @@ class PES:
             inner = apply_update(inner, grads, buffers, rule, hyper)
             loss, grads, buffers = task.gradient(inner)
             losses.append(loss.clamp(max=self.loss_limit))
-        return torch.stack(losses[-tail_length(steps, self.tail) :]).mean().item(), inner
+        return torch.stack(losses[-tail_length(steps, self.tail) :]).mean(0), inner
 
 
 class Imitated(NamedTuple):
@@ -287,6 +302,8 @@ class Imitation:
     The meta-loss is the mean over steps and tensors of |u - u*|^2 / |u*|^2, where u* is the update
     of the bundled default and u that of the metanet, from the same weights and gradients. Its
     gradient is exact. total_steps: the horizon of the inner training.
+
+    Raises ValueError for a stack, which the default cannot step.
     """
 
     def __init__(self, total_steps: int | None = None):
@@ -298,8 +315,12 @@ class Imitation:
         return Imitated(inner, self.teacher.bind(task.graph, self.total_steps).init(inner.params))
 
     def estimate(
-        self, task: Task, learned: LearnedOptimizer, state: Imitated, steps: int
+        self, task: Optimizees, learned: LearnedOptimizer, state: Imitated, steps: int
     ) -> tuple[Estimate, Imitated]:
+        if task.count:
+            raise ValueError(
+                f"imitation: expected one optimizee at a time; got a stack of {task.count[0]}"
+            )
         student = learned.bind(task.graph, self.total_steps)
         teacher = self.teacher.bind(task.graph, self.total_steps)
         weights = list(trained_metanet(learned).parameters())
@@ -319,7 +340,7 @@ class Imitation:
             losses.append(loss.detach())
             params = [p if u is None else p + u for p, u in zip(inner.params, wanted, strict=True)]
             inner = detached(Inner(params, buffers, own, inner.step + 1))
-        means = (torch.stack(some).mean().item() for some in (losses, inner_losses))
+        means = (torch.stack(some).mean() for some in (losses, inner_losses))
         return Estimate(parameters_to_vector(total), *means), Imitated(inner, records)
 
 
@@ -330,11 +351,11 @@ def _distance(found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -
     return torch.stack([(u - v).square().sum() / v.square().sum() for u, v in pairs]).mean()
 
 
-def followed_updates(metanet: Metanet, graph: NeuralGraph) -> int:
+def followed_updates(metanet: Metanet, task: Optimizees) -> int:
     """Updates whose autograd graphs are kept, of at most `FOLLOWED` elements of parameters; a look
     at the neural graph counts as `LOOK` more."""
     looks = LOOK / metanet.graph_every if metanet.d_context else 0
-    return int(FOLLOWED / (graph.numel * (1 + looks)))
+    return int(FOLLOWED / (prod(task.count) * task.graph.numel * (1 + looks)))
 
 
 def detached(inner: Inner) -> Inner:
@@ -346,11 +367,31 @@ def detached(inner: Inner) -> Inner:
     )
 
 
-def trained_metanet(learned: LearnedOptimizer) -> Metanet:
-    """What is trained. Raises ValueError if there is no metanet."""
-    if learned.metanet is None:
-        raise ValueError("meta-training: expected a metanet; got a base rule alone")
-    return learned.metanet
+def _leaves(task: Optimizees, learned: LearnedOptimizer) -> list[Tensor]:
+    """The weights of the metanet, for each optimizee its own, (*count, *shape), to differentiate
+    by."""
+    parameters = trained_metanet(learned).parameters()
+    found = [p.detach().expand((*task.count, *p.shape)).clone() for p in parameters]
+    return [weight.requires_grad_() for weight in found]
+
+
+def _weighted(
+    bound: UpdateRule,
+    task: Optimizees,
+    learned: LearnedOptimizer,
+    weights: Sequence[Tensor],
+) -> WeightedRule:
+    """A rule with the weights of each optimizee."""
+    return WeightedRule(
+        bound, trained_metanet(learned), weights, task.count, asks_for_step(learned)
+    )
+
+
+def _times(number: Tensor | float, value: Tensor) -> Tensor:
+    """Values (*count, *shape) times a number, or one of each optimizee (*count)."""
+    if not isinstance(number, Tensor):
+        return value if number == 1 else number * value
+    return along(number, value).to(value) * value
 
 
 def tail_length(steps: int, tail: float) -> int:

@@ -20,10 +20,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from meta_train.estimators import trained_metanet
 from meta_train.problems import load_problem
 from meta_train.report import deviation, spread, summarize
 from meta_train.runs import Record, Run, execute
+from meta_train.weighted import trained_metanet
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import load_pretrained, save_pretrained, weights_hash
 from tasks.common import cli

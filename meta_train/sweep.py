@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from meta_train.estimators import trained_metanet
 from meta_train.problems import Metrics, load_problem, mean_metrics
 from meta_train.unroll import Task, whole_run
+from meta_train.weighted import trained_metanet
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
 from ngopt.pretrained import load_pretrained, save_pretrained

@@ -19,16 +19,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from meta_train.estimators import Estimate, trained_metanet
+from meta_train.estimators import Estimate
 from meta_train.problems import Metrics, mean_metrics
 from meta_train.start import make_learned
 from meta_train.unroll import Task, unroll, whole_run
+from meta_train.weighted import trained_metanet
 from meta_train.worker import Job, Result, UnrollConfig, Worker
 from ngopt.files import replaced
 from ngopt.pretrained import save_pretrained
@@ -95,6 +95,11 @@ class Config:
     autocast: bool = False
     """Compute optimizees' losses in bfloat16: faster where the CPU has AMX,
     three times slower elsewhere."""
+    device: str = "cpu"
+    """Where optimizees and metanet are: cpu or cuda; of several GPUs each process takes its own."""
+    stacked: bool = False
+    """Unroll optimizees of one network as one (vmap), which keeps a GPU busy;
+    the same numbers to rounding."""
     processes: int = 1
     """Processes, of one thread each; their number changes no result."""
     seed: int = 0
@@ -148,8 +153,10 @@ class MetaTrainer:
         self.learned = make_learned(
             config.metanet, config.init_from, config.metanet_config, config.seed
         )
-        self.metanet = trained_metanet(self.learned)
+        self.device = device_of(config.device)
+        self.metanet = trained_metanet(self.learned).to(self.device)
         settings = {one.name: getattr(config, one.name) for one in fields(UnrollConfig)}
+        settings["device"] = self.device
         self.worker = Worker(UnrollConfig(**settings), self.learned)
         self.optimizer = torch.optim.AdamW(
             self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay
@@ -211,7 +218,7 @@ class MetaTrainer:
 
     def relative_updates(self) -> dict[str, float]:
         """Size of the latest update of each tensor of the first problem, to the tensor's own."""
-        task = Task(self.worker.problems[0], derive_seed(self.config.seed, 11, 0))
+        task = self._validation_task(0)
         rule = self.learned.bind(task.graph)
         with torch.no_grad():
             before, _ = unroll(task, task.start(rule), rule, UPDATES_SHOWN, task.hyper())
@@ -242,7 +249,12 @@ class MetaTrainer:
 
     def _job(self, slot: Slot) -> Job:
         return Job(
-            self.seed_of(slot), self.steps_of(slot), slot.horizon, slot.state, slot.first_loss
+            seed=self.seed_of(slot),
+            steps=self.steps_of(slot),
+            age=slot.age,
+            horizon=slot.horizon,
+            state=slot.state,
+            first_loss=slot.first_loss,
         )
 
     def _shared(self, own: dict[int, Result]) -> list[Outcome]:
@@ -252,7 +264,7 @@ class MetaTrainer:
         rows = torch.zeros(len(self.slots), head + count, dtype=torch.float64)
         for number, (estimate, _, first_loss) in own.items():
             gradient, is_usable = estimate.meta_gradient, usable(estimate)
-            losses = estimate.meta_loss, estimate.inner_loss, first_loss
+            losses = estimate.meta_loss.item(), estimate.inner_loss.item(), first_loss
             numbers = [float(is_usable), *losses, gradient.norm().item()]
             rows[number, :head] = torch.tensor(numbers, dtype=torch.float64)
             if is_usable:
@@ -300,9 +312,7 @@ class MetaTrainer:
         rows = torch.zeros(config.validation_seeds, 2, dtype=torch.float64)
         for k in range(config.validation_seeds):
             if self.ranks.owns(k):
-                task = Task(
-                    self.worker.problems[0], derive_seed(config.seed, 11, k), config.autocast
-                )
+                task = self._validation_task(k)
                 found = whole_run(task, self.learned, config.horizon, config.inner_weight_decay)
                 accuracy = nan if found.accuracy is None else found.accuracy
                 rows[k] = torch.tensor([found.loss, accuracy], dtype=torch.float64)
@@ -322,6 +332,11 @@ class MetaTrainer:
             if self.ranks.is_first:
                 save_pretrained(best, self.folder / "best.safetensors")
         return metrics
+
+    def _validation_task(self, number: int) -> Task:
+        seed = derive_seed(self.config.seed, 11, number)
+        problem = self.worker.problems[0]
+        return Task(problem, seed, self.config.autocast, device=self.device)
 
     def recipe(self) -> dict[str, Any]:
         """The steps that made the weights, the last one ours."""
@@ -361,6 +376,21 @@ class MetaTrainer:
         self.outer_step, self.best, self.log = state["outer_step"], state["best"], state["log"]
 
 
+def device_of(name: str) -> torch.device:
+    """The device that a process computes on; of several GPUs on a machine the one of its turn.
+
+    Raises ValueError for a name that torch does not know, and where there is no GPU.
+    """
+    if name == "cpu":
+        return torch.device(name)
+    if name != "cuda":
+        raise ValueError(f"device: expected cpu or cuda; got '{name}'")
+    if not torch.cuda.is_available():
+        raise ValueError("device: expected cpu where torch finds no GPU; got 'cuda'")
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device(name, number % torch.cuda.device_count())
+
+
 def learning_rate_factor(step: int, config: Config) -> float:
     """Linear warm-up, then half a cosine from 1 to 0.01."""
     if step <= config.warmup:
@@ -370,8 +400,7 @@ def learning_rate_factor(step: int, config: Config) -> float:
 
 
 def usable(estimate: Estimate) -> bool:
-    losses = estimate.meta_loss, estimate.inner_loss
-    return bool(np.isfinite(losses).all()) and bool(estimate.meta_gradient.isfinite().all())
+    return all(bool(values.isfinite().all()) for values in estimate)
 
 
 def clip(gradient: torch.Tensor, norm: float) -> torch.Tensor:

@@ -4,7 +4,9 @@ buffers and optimizer state."""
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,66 +14,52 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from meta_train.problems import Metrics, Problem
+from meta_train.problems.supervised import on_device
 from ngopt import build_graph
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
+from ngopt.graph import NeuralGraph
 from ngopt.learned import LearnedOptimizer
-from tasks.common.random import seeded
+from tasks.common.random import derive_seed, seeded
+
+Buffers = dict[str, Tensor]
 
 
 class Inner(NamedTuple):
-    """Where an inner training stands: parameters, buffers, optimizer state, and steps done."""
+    """Where an inner training stands: parameters, buffers, optimizer state, and steps done.
 
-    params: list[Tensor]
-    buffers: dict[str, Tensor]
-    state: list[Record]
-    step: int
-
-
-class Task:
-    """A problem with a seed: fixes initial weights, batches and dropout of one inner training.
-
-    autocast: compute the optimizee's loss in bfloat16 where torch deems it safe. scaling: each
-    tensor is optimized as a multiple of what the network uses, by a factor log-uniform between its
-    inverse and it (Moudgil et al. 2025, Celo2); the network starts the same.
+    step: (), int64, on the host. In a stack all have an axis of optimizees in front.
     """
 
-    def __init__(self, problem: Problem, seed: int, autocast: bool = False, scaling: float = 1.0):
-        self.problem, self.seed, self.autocast = problem, seed, autocast
-        self.model = problem.init(seed)
-        self.graph = build_graph(self.model)
-        self.names = [name for name, _ in self.model.named_parameters()]
-        self._objective = _Objective(problem, self.model)
-        with seeded(seed, 6):
-            exponents = 2 * torch.rand(len(self.names), dtype=torch.float64) - 1
-        self._scales = [scaling**e for e in exponents.tolist()]
+    params: list[Tensor]
+    buffers: Buffers
+    state: list[Record]
+    step: Tensor
 
-    def start(self, rule: UpdateRule) -> Inner:
-        """The inner training before its first step."""
-        params = [
-            p.detach() / s for p, s in zip(self.model.parameters(), self._scales, strict=True)
-        ]
-        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
-        return Inner(params, buffers, rule.init(params), 0)
 
+class Optimizees(ABC):
+    """What is unrolled: one optimizee, or several with an axis of them in front of every value.
+
+    count: () for one; (n,) in a stack. graph: the neural graph of each. names: of its parameters.
+    """
+
+    count: tuple[int, ...]
+    graph: NeuralGraph
+    names: list[str]
+
+    @abstractmethod
     def loss(
-        self, params: list[Tensor], buffers: dict[str, Tensor], step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training loss at an inner step, (), and the buffers after it;
+        self, params: list[Tensor], buffers: Buffers, step: int | Tensor
+    ) -> tuple[Tensor, Buffers]:
+        """Training loss at an inner step, (*count), and the buffers after it;
         nothing is changed in place."""
-        buffers = {name: b.clone() for name, b in buffers.items()}
-        used = zip(self.names, self._used(params), strict=True)
-        tensors = {f"model.{n}": t for n, t in [*used, *buffers.items()]}
-        batch = self.problem.batch(self.seed, step)
-        with (
-            seeded(self.seed, 2, step),
-            torch.autocast("cpu", torch.bfloat16, enabled=self.autocast),
-        ):
-            loss = functional_call(self._objective, tensors, (batch,))
-        return loss.float() if self.autocast else loss, buffers
+
+    @abstractmethod
+    def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+        """Standard normal numbers of an inner step, (*count, size)."""
 
     def gradient(
         self, inner: Inner, create_graph: bool = False
-    ) -> tuple[Tensor, list[Tensor | None], dict[str, Tensor]]:
+    ) -> tuple[Tensor, list[Tensor | None], Buffers]:
         """Loss, gradients (None for a parameter without one)
         and new buffers at the current step."""
         params = [
@@ -80,28 +68,97 @@ class Task:
         ]
         with torch.enable_grad():
             loss, buffers = self.loss(params, inner.buffers, inner.step)
-            grads = torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True)
+            # optimizees of a stack do not meet, so the gradient of the sum is that of each
+            grads = torch.autograd.grad(
+                loss.sum(), params, create_graph=create_graph, allow_unused=True
+            )
         return loss if create_graph else loss.detach(), list(grads), buffers
 
     def hyper(self, weight_decay: float = 0.0) -> Hyper:
         return Hyper([1.0] * len(self.names), [weight_decay] * len(self.names))
 
+
+class Task(Optimizees):
+    """A problem with a seed: fixes initial weights, batches and dropout of one inner training.
+
+    autocast: compute the optimizee's loss in bfloat16 where torch deems it safe. scaling: each
+    tensor is optimized as a multiple of what the network uses, by a factor log-uniform between its
+    inverse and it (Moudgil et al. 2025, Celo2); the network starts the same. device: of the
+    optimizee.
+    """
+
+    count = ()
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int,
+        autocast: bool = False,
+        scaling: float = 1.0,
+        device: torch.device | str = "cpu",
+    ):
+        self.problem, self.seed, self.autocast = problem, seed, autocast
+        self.device = torch.device(device)
+        self.model = problem.init(seed).to(self.device)
+        self.graph = build_graph(self.model)
+        self.names = [name for name, _ in self.model.named_parameters()]
+        self._objective = _Objective(problem, self.model)
+        with seeded(seed, 6):
+            exponents = 2 * torch.rand(len(self.names), dtype=torch.float64) - 1
+        self.scales = [scaling**e for e in exponents.tolist()]
+
+    def start(self, rule: UpdateRule) -> Inner:
+        """The inner training before its first step."""
+        rows = zip(self.model.parameters(), self.scales, strict=True)
+        params = [p.detach() / s for p, s in rows]
+        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
+        return Inner(params, buffers, rule.init(params), torch.zeros((), dtype=torch.int64))
+
+    def loss(
+        self, params: list[Tensor], buffers: Buffers, step: int | Tensor
+    ) -> tuple[Tensor, Buffers]:
+        with self.randomness(step):
+            return self.loss_of(params, buffers, self.scales, self.batch(step))
+
+    def loss_of(
+        self,
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        scales: Sequence[float | Tensor],
+        batch: Any,
+    ) -> tuple[Tensor, Buffers]:
+        """`loss` as a function of all that differs between tasks on one network."""
+        buffers = {name: b.clone() for name, b in buffers.items()}
+        used = zip(self.names, _used(params, scales), strict=True)
+        tensors = {f"model.{n}": t for n, t in [*used, *buffers.items()]}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = functional_call(self._objective, tensors, (batch,))
+        return loss.float() if self.autocast else loss, buffers
+
+    def batch(self, step: int | Tensor) -> Any:
+        """The training batch of an inner step, where the optimizee is."""
+        return on_device(self.problem.batch(self.seed, int(step)), self.device)
+
+    def randomness(self, step: int | Tensor) -> AbstractContextManager[None]:
+        """In which dropout draws what it draws at an inner step."""
+        return seeded(self.seed, 2, int(step))
+
+    def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, 3, int(step)))
+        return torch.randn(size, generator=generator, dtype=dtype).to(self.device)
+
     def model_at(self, inner: Inner) -> nn.Module:
         """The task's module with an inner training's parameters and buffers, in evaluation mode."""
         model = copy.deepcopy(self.model)
-        used = dict(zip(self.names, self._used(inner.params), strict=True))
+        used = dict(zip(self.names, _used(inner.params, self.scales), strict=True))
         model.load_state_dict({**used, **inner.buffers}, strict=False)
         return model.eval()
-
-    def _used(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """What the network uses."""
-        return [p if s == 1 else s * p for p, s in zip(params, self._scales, strict=True)]
 
 
 def apply_update(
     inner: Inner,
     grads: list[Tensor | None],
-    buffers: dict[str, Tensor],
+    buffers: Buffers,
     rule: UpdateRule,
     hyper: Hyper,
 ) -> Inner:
@@ -111,7 +168,7 @@ def apply_update(
 
 
 def moved(
-    inner: Inner, deltas: Sequence[Tensor | None], state: list[Record], buffers: dict[str, Tensor]
+    inner: Inner, deltas: Sequence[Tensor | None], state: list[Record], buffers: Buffers
 ) -> Inner:
     """The inner training after an update."""
     params = [p if d is None else p + d for p, d in zip(inner.params, deltas, strict=True)]
@@ -119,14 +176,15 @@ def moved(
 
 
 def unroll(
-    task: Task,
+    task: Optimizees,
     inner: Inner,
     rule: UpdateRule,
     steps: int,
     hyper: Hyper,
     create_graph: bool = False,
 ) -> tuple[Inner, Tensor]:
-    """Trains for some steps; returns where it stands and the losses before each update, (steps,).
+    """Trains for some steps; returns where it stands and the losses before each update,
+    (steps, *count).
 
     With `create_graph` everything stays differentiable in the rule's metanet, through the
     optimizee's gradients too (second order).
@@ -147,6 +205,12 @@ def whole_run(
     rule = learned.bind(task.graph, steps)
     inner, _ = unroll(task, task.start(rule), rule, steps, task.hyper(weight_decay))
     return task.problem.evaluate(task.model_at(inner), "validation")
+
+
+def _used(params: Sequence[Tensor], scales: Sequence[float | Tensor]) -> list[Tensor]:
+    """What the network uses."""
+    rows = zip(params, scales, strict=True)
+    return [p if isinstance(s, float) and s == 1 else s * p for p, s in rows]
 
 
 class _Objective(nn.Module):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from meta_train.estimators import PES, TBPTT, Estimate, Estimator, Imitation, SecondOrderTBPTT
 from meta_train.problems import load_problem
+from meta_train.stack import Stack, stacked, unstacked
 from meta_train.unroll import Task
+from meta_train.weighted import asks_for_step
 from ngopt.learned import LearnedOptimizer
 
 
@@ -28,43 +32,51 @@ class UnrollConfig:
     tail: float
     scaling: float
     autocast: bool
+    device: torch.device
+    stacked: bool
 
 
 @dataclass(frozen=True)
 class Job:
     """One truncation of one optimizee.
 
-    steps: its length. horizon: of the whole inner training. `state` and `first_loss` are None
-    before its first.
+    steps: its length. age: steps of the inner training before it. horizon: of the whole inner
+    training. `state` and `first_loss` are None before its first.
     """
 
     seed: int
     steps: int
+    age: int
     horizon: int
     state: Any
     first_loss: float | None
 
 
 class Result(NamedTuple):
+    """What is known of an optimizee after a truncation. estimate: of this one alone."""
+
     estimate: Estimate
     state: Any
     first_loss: float
 
 
-def _tbptt(kind: type[TBPTT], config: UnrollConfig, loss_limit: float, horizon: int) -> Estimator:
-    return kind(config.inner_weight_decay, loss_limit, config.tail, horizon)
+Limit = float | Tensor
 
 
-def _pes(persistent: bool, config: UnrollConfig, loss_limit: float, horizon: int) -> Estimator:
+def _tbptt(kind: type[TBPTT], config: UnrollConfig, limit: Limit, horizon: int) -> Estimator:
+    return kind(config.inner_weight_decay, limit, config.tail, horizon)
+
+
+def _pes(persistent: bool, config: UnrollConfig, limit: Limit, horizon: int) -> Estimator:
     decay = config.inner_weight_decay
-    return PES(config.sigma, decay, loss_limit, config.tail, persistent, horizon)
+    return PES(config.sigma, decay, limit, config.tail, persistent, horizon)
 
 
-def _imitation(config: UnrollConfig, loss_limit: float, horizon: int) -> Estimator:
+def _imitation(config: UnrollConfig, limit: Limit, horizon: int) -> Estimator:
     return Imitation(horizon)
 
 
-ESTIMATORS: dict[str, Callable[[UnrollConfig, float, int], Estimator]] = {
+ESTIMATORS: dict[str, Callable[[UnrollConfig, Limit, int], Estimator]] = {
     "tbptt": partial(_tbptt, TBPTT),
     "tbptt-2": partial(_tbptt, SecondOrderTBPTT),
     "pes": partial(_pes, True),
@@ -75,12 +87,22 @@ ESTIMATORS: dict[str, Callable[[UnrollConfig, float, int], Estimator]] = {
 
 
 class Worker:
-    """Unrolls optimizees in this process."""
+    """Unrolls optimizees in this process, those that are alike as one where `stacked` says so.
+
+    Raises ValueError for an unknown estimator, and for what cannot be stacked.
+    """
 
     def __init__(self, config: UnrollConfig, learned: LearnedOptimizer):
         if config.estimator not in ESTIMATORS:
             raise ValueError(
                 f"estimator '{config.estimator}': expected one of {', '.join(ESTIMATORS)}"
+            )
+        if config.stacked and config.estimator == "imitation":
+            raise ValueError("stacked: expected another estimator than imitation, which is of one")
+        if config.stacked and learned.base is not None:
+            raise ValueError(
+                f"stacked: expected a metanet without a base rule, which asks the host; got "
+                f"'{learned.base.name}'"
             )
         self.config, self.learned = config, learned
         self.problems = [load_problem(name) for name in config.problems]
@@ -88,21 +110,58 @@ class Worker:
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
         self._tasks = {job.seed: self._tasks.get(job.seed) or self.task(job.seed) for job in jobs}
-        return [self.unroll(job, self._tasks[job.seed]) for job in jobs]
+        groups = defaultdict(list)
+        for i, job in enumerate(jobs):
+            groups[self._likeness(job, i)].append(i)
+        found: dict[int, Result] = {}
+        for some in groups.values():
+            results = self.unroll([jobs[i] for i in some])
+            found.update(zip(some, results, strict=True))
+        return [found[i] for i in range(len(jobs))]
 
     def task(self, seed: int) -> Task:
-        problem = self.problems[seed % len(self.problems)]
-        return Task(problem, seed, self.config.autocast, self.config.scaling)
+        problem, config = self.problems[self._problem(seed)], self.config
+        return Task(problem, seed, config.autocast, config.scaling, config.device)
 
-    def unroll(self, job: Job, task: Task) -> Result:
-        first_loss = job.first_loss if job.first_loss is not None else self.first_loss(task)
-        limit = self.config.loss_limit * first_loss
-        estimator = ESTIMATORS[self.config.estimator](self.config, limit, job.horizon)
-        state = job.state if job.state is not None else estimator.start(task, self.learned)
-        estimate, state = estimator.estimate(task, self.learned, state, job.steps)
-        return Result(estimate, state, first_loss)
+    def unroll(self, jobs: Sequence[Job]) -> list[Result]:
+        """One truncation of optimizees that are alike."""
+        tasks = [self._tasks[job.seed] for job in jobs]
+        rows = list(zip(jobs, tasks, strict=True))
+        first_losses = [
+            self.first_loss(task) if job.first_loss is None else job.first_loss
+            for job, task in rows
+        ]
+        limits = [self.config.loss_limit * loss for loss in first_losses]
+        make, job = ESTIMATORS[self.config.estimator], jobs[0]
+        if len(jobs) == 1:
+            estimator = make(self.config, limits[0], job.horizon)
+            estimate, state = estimator.estimate(
+                tasks[0], self.learned, self._state(estimator, *rows[0]), job.steps
+            )
+            return [Result(estimate, state, first_losses[0])]
+        estimator = make(self.config, torch.tensor(limits, device=self.config.device), job.horizon)
+        states = stacked([self._state(estimator, *row) for row in rows])
+        found = estimator.estimate(Stack(tasks), self.learned, states, job.steps)
+        return [
+            Result(*own, loss)
+            for own, loss in zip(unstacked(found, len(jobs)), first_losses, strict=True)
+        ]
 
     def first_loss(self, task: Task) -> float:
         inner = task.start(self.learned.bind(task.graph))
         with torch.no_grad():
             return task.loss(inner.params, inner.buffers, 0)[0].item()
+
+    def _problem(self, seed: int) -> int:
+        return seed % len(self.problems)
+
+    def _likeness(self, job: Job, number: int) -> Hashable:
+        """Optimizees with the same are unrolled as one."""
+        if not self.config.stacked:
+            return number
+        shapes = tuple(p.shape for p in self._tasks[job.seed].model.parameters())
+        place = (job.age, job.horizon) if asks_for_step(self.learned) else ()
+        return self._problem(job.seed), shapes, job.steps, place
+
+    def _state(self, estimator: Estimator, job: Job, task: Task) -> Any:
+        return estimator.start(task, self.learned) if job.state is None else job.state

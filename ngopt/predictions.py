@@ -31,7 +31,7 @@ class Predictions:
 
     def __init__(self, metanet: Metanet, graph: NeuralGraph):
         self.metanet, self.graph = metanet, graph
-        self._kept_predictor: tuple[tuple, Predictor] | None = None
+        self._kept_predictor: tuple[Tensor, tuple, Predictor] | None = None
 
     def features(
         self,
@@ -137,12 +137,13 @@ class Predictions:
         return update
 
     def predictor(self, room: int) -> Predictor:
-        """The metanet's, kept from step to step."""
+        """The metanet's, kept from step to step while it has the same weights."""
         like = self._like()
         wanted = room, like.device, like.dtype
-        if self._kept_predictor is None or self._kept_predictor[0] != wanted:
-            self._kept_predictor = wanted, self.metanet.predictor(room)
-        predictor = self._kept_predictor[1]
+        kept = self._kept_predictor
+        if kept is None or kept[0] is not like or kept[1] != wanted:
+            kept = self._kept_predictor = like, wanted, self.metanet.predictor(room)
+        predictor = kept[2]
         predictor.refresh()
         return predictor
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from meta_train.problems.protocol import Metrics
 from tasks.common.random import derive_seed, seeded
@@ -78,6 +79,11 @@ class Objective:
     accuracy: Callable[[Any, Any], Tensor] | None = None
 
 
+def on_device(batch: Any, device: torch.device) -> Any:
+    """The tensors of a batch on a device."""
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
+
+
 def fraction_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """logits: (b, classes) or (b, classes, positions); labels: (b,) or (b, positions)."""
     return (logits.argmax(1) == labels).float().mean()
@@ -125,10 +131,11 @@ class SupervisedProblem:
     def evaluate(self, model: nn.Module, split: str, limit: int | None = None) -> Metrics:
         examples = getattr(self.data(), split)
         size = len(examples) if limit is None else min(limit, len(examples))
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         loss = correct = 0.0
         with seeded(0, 4):  # every evaluation sees the same noise
             for indices in torch.arange(size).split(EVALUATION_BATCH):
-                inputs, targets = examples.batch(indices)
+                inputs, targets = on_device(examples.batch(indices), device)
                 outputs = model(inputs)
                 loss += len(indices) * self.objective.loss(outputs, targets).item()
                 if self.objective.accuracy is not None:

@@ -29,7 +29,7 @@ def by_autograd(task, learned, steps, weight_decay, limit=float("inf"), horizon=
         after = apply_update(inner._replace(params=seen), grads, buffers, rule, hyper)
         # the update as a function of what was seen,
         # applied to parameters that carry the autograd graph
-        contraction = 1 - rule.height(inner.step) * metanet.config.nominal_step * weight_decay
+        contraction = 1 - rule.height(int(inner.step)) * metanet.config.nominal_step * weight_decay
         learned = [a - contraction * s for a, s in zip(after.params, seen, strict=True)]
         params = [contraction * p + u for p, u in zip(inner.params, learned, strict=True)]
         inner = Inner(params, buffers, after.state, inner.step + 1)
@@ -186,7 +186,7 @@ class TestImitation:
             )
         expected = (values[0] - values[1]) / 2e-5
         assert abs(expected) > 1e-6
-        assert (found.meta_gradient @ direction).item() == pytest.approx(expected, rel=1e-4)
+        assert (found.meta_gradient @ direction).item() == pytest.approx(expected.item(), rel=1e-4)
         assert after.inner.step == 3
 
     def test_the_trajectory_is_the_teachers(self):

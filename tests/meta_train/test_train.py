@@ -236,11 +236,15 @@ def test_optimizees_have_different_ages(tmp_path):
     assert len({trainer.seed_of(slot) for slot in trainer.slots}) == 4
 
 
+def estimate(gradient, meta_loss=1.0, inner_loss=1.0):
+    return Estimate(*map(torch.tensor, (gradient, meta_loss, inner_loss)))
+
+
 def test_unusable_estimates_and_clipping():
-    assert usable(Estimate(torch.ones(2), 1.0, 1.0))
-    assert not usable(Estimate(torch.ones(2), float("nan"), 1.0))
-    assert not usable(Estimate(torch.ones(2), 1.0, float("inf")))
-    assert not usable(Estimate(torch.tensor([1.0, float("inf")]), 1.0, 1.0))
+    assert usable(estimate([1.0, 1.0]))
+    assert not usable(estimate([1.0, 1.0], meta_loss=float("nan")))
+    assert not usable(estimate([1.0, 1.0], inner_loss=float("inf")))
+    assert not usable(estimate([1.0, float("inf")]))
     torch.testing.assert_close(clip(torch.tensor([3.0, 4.0]), 1.0), torch.tensor([0.6, 0.8]))
     assert torch.equal(clip(torch.tensor([0.3, 0.4]), 1.0), torch.tensor([0.3, 0.4]))
 

@@ -1,0 +1,65 @@
+"""Several inner trainings on one network as one, so that small networks keep a GPU busy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from meta_train.unroll import Buffers, Optimizees, Task
+
+State = TypeVar("State")
+
+
+class Stack(Optimizees):
+    """Tasks of one problem as one task: every value has an axis of tasks in front.
+
+    Losses and gradients are those of the tasks to rounding, but for networks with dropout: one
+    generator draws for all.
+
+    Raises ValueError if the tasks have different networks.
+    """
+
+    def __init__(self, tasks: Sequence[Task]):
+        first = tasks[0]
+        shapes = [[p.shape for p in task.model.parameters()] for task in tasks]
+        odd = next((i for i, own in enumerate(shapes) if own != shapes[0]), None)
+        if odd is not None:
+            raise ValueError(
+                f"Stack: task {odd}: expected parameters like those of the first, {shapes[0]}; got "
+                f"{shapes[odd]}"
+            )
+        self.tasks, self.count = tasks, (len(tasks),)
+        self.graph, self.names, self._first = first.graph, first.names, first
+        like = next(first.model.parameters())
+        rows = zip(*(task.scales for task in tasks), strict=True)
+        # a factor of 1 for all stays what nothing is multiplied by
+        self._scales = [1.0 if set(row) == {1.0} else like.new_tensor(row) for row in rows]
+
+    def loss(
+        self, params: list[Tensor], buffers: Buffers, step: int | Tensor
+    ) -> tuple[Tensor, Buffers]:
+        steps = torch.as_tensor(step).expand(self.count).tolist()
+        batches = [task.batch(own) for task, own in zip(self.tasks, steps, strict=True)]
+        batch = stacked(batches)
+        axes = [None if isinstance(scale, float) else 0 for scale in self._scales]
+        function = torch.vmap(self._first.loss_of, (0, 0, axes, 0), randomness="different")
+        with self._first.randomness(steps[0]):
+            return function(list(params), buffers, self._scales, batch)
+
+    def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+        rows = zip(self.tasks, step, strict=True)
+        return torch.stack([task.normal(own, size, dtype) for task, own in rows])
+
+
+def stacked(states: Sequence[State]) -> State:
+    """Pytrees of tensors as one, with an axis of them in front."""
+    return tree_map(lambda *values: torch.stack(values), *states)
+
+
+def unstacked(state: State, count: int) -> list[State]:
+    """The inverse of `stacked`."""
+    return [tree_map(lambda values, i=i: values[i], state) for i in range(count)]

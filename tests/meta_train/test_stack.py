@@ -1,0 +1,213 @@
+"""Several optimizees as one: what each learns is what it would learn alone."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from meta_train import train
+from meta_train.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
+from meta_train.stack import Stack, stacked, unstacked
+from meta_train.train import Config, MetaTrainer
+from meta_train.unroll import Task
+from ngopt.learned import LearnedOptimizer
+from ngopt.metanet_rule import Cooldown
+from ngopt.models import METANETS, FeedForward
+from tests.meta_train.by_hand import Regression
+from tests.metanets import metanet_for
+
+ESTIMATORS = {
+    "tbptt": TBPTT(3.0, tail=0.5),
+    "second order": SecondOrderTBPTT(3.0),
+    "pes": PES(0.01, 3.0),
+}
+
+
+def normalised():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+
+
+class Unused(nn.Module):
+    """Has a parameter without a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def check_alone_and_stacked(tasks, learned, estimator, truncations=(3, 2), rtol=1e-9):
+    """The estimates of all truncations, alone."""
+    states = [estimator.start(task, learned) for task in tasks]
+    whole, found = stacked(states), []
+    for steps in truncations:
+        rows = zip(tasks, states, strict=True)
+        alone = [estimator.estimate(task, learned, state, steps) for task, state in rows]
+        together, whole = estimator.estimate(Stack(tasks), learned, whole, steps)
+        states = [state for _, state in alone]
+        own = unstacked((together, whole), len(tasks))
+        for one, other in zip(alone, own, strict=True):
+            assert type(one[1]) is type(other[1])
+            torch.testing.assert_close(list(one), list(other), rtol=rtol, atol=rtol)
+        found += [estimate for estimate, _ in alone]
+    return found
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("name", sorted(METANETS))
+def test_each_has_its_own_meta_gradient(name, estimator):
+    torch.manual_seed(0)
+    tasks = [Task(Regression(), seed=seed, scaling=10.0) for seed in (1, 2, 3)]
+    learned = LearnedOptimizer(metanet=metanet_for(name, tasks[0].graph))
+    found = check_alone_and_stacked(tasks, learned, ESTIMATORS[estimator])
+    gradients = torch.stack([estimate.meta_gradient for estimate in found])
+    assert torch.pdist(gradients).min() > 1e-4
+
+
+@pytest.mark.parametrize("layers", [normalised, Unused])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_buffers_and_absent_gradients(layers, estimator):
+    torch.manual_seed(0)
+    tasks = [Task(Regression(layers), seed=seed) for seed in (1, 2)]
+    learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", tasks[0].graph))
+    check_alone_and_stacked(tasks, learned, ESTIMATORS[estimator])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_metanet_that_asks_for_the_step(estimator):
+    """It looks at the graph every second step, and its updates cool down."""
+    torch.manual_seed(0)
+    tasks = [Task(Regression(), seed=seed) for seed in (1, 2)]
+    metanet = metanet_for("ng-gnn", tasks[0].graph).reconfigured(graph_every=2)
+    learned = LearnedOptimizer(metanet=metanet, cooldown=Cooldown(1.5, 0.6))
+    own = ESTIMATORS[estimator]
+    made = type(own)(weight_decay=3.0, total_steps=5)
+    # what the graph says is kept in bfloat16, where a rounding may fall otherwise
+    check_alone_and_stacked(tasks, learned, made, rtol=1e-3)
+
+
+def test_features_made_when_read(monkeypatch):
+    """As those of a network of many parameters are, where nothing is differentiated."""
+    monkeypatch.setattr("ngopt.metanet_rule.FEW", 0)
+    torch.manual_seed(0)
+    tasks = [Task(Regression(), seed=seed) for seed in (1, 2)]
+    learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", tasks[0].graph))
+    check_alone_and_stacked(tasks, learned, ESTIMATORS["pes"])
+
+
+def test_limits_of_each():
+    torch.manual_seed(0)
+    tasks = [Task(Regression(), seed=seed) for seed in (1, 2)]
+    learned = LearnedOptimizer(metanet=FeedForward().double())
+    states = [TBPTT().start(task, learned) for task in tasks]
+    limits = torch.tensor([1e-3, 1e3], dtype=torch.float64)
+    found, _ = TBPTT(loss_limit=limits).estimate(Stack(tasks), learned, stacked(states), 3)
+    assert found.meta_loss[0] == 1e-3
+    assert found.meta_loss[1] < 1e3
+    assert found.meta_gradient[0].abs().max() == 0
+    assert found.meta_gradient[1].abs().max() > 0
+
+
+def test_dropout_differs_between_optimizees():
+    def layers():
+        return nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5), nn.Linear(64, 2))
+
+    stack = Stack([Task(Regression(layers), seed=1), Task(Regression(layers), seed=1)])
+    learned = LearnedOptimizer(metanet=FeedForward().double())
+    start = stacked([TBPTT().start(task, learned) for task in stack.tasks])
+    losses, _ = stack.loss(start.params, start.buffers, start.step)
+    again, _ = stack.loss(start.params, start.buffers, start.step)
+    assert losses[0] != losses[1]
+    assert torch.equal(losses, again)
+
+
+def test_different_networks():
+    tasks = [Task(Regression(layers), seed=1) for layers in (None, lambda: nn.Linear(3, 2))]
+    with pytest.raises(ValueError, match=r"Stack: task 1: expected .*\[4, 3\].*; got .*\[2, 3\]"):
+        Stack(tasks)
+
+
+def test_imitation_is_of_one():
+    stack = Stack([Task(Regression(), seed=1)] * 2)
+    learned = LearnedOptimizer(metanet=FeedForward().double())
+    with pytest.raises(ValueError, match="imitation: expected one optimizee.*a stack of 2"):
+        Imitation().estimate(stack, learned, None, 1)
+
+
+TOY = "tests.meta_train.by_hand:Regression32"
+
+
+def config(folder, **changes):
+    settings = Config(
+        folder=str(folder), problems=(TOY,), outer_steps=4, optimizees=5, horizon=12, truncation=3,
+        warmup=2, validate_every=2, metanet="ng-gnn",
+    )  # fmt: skip
+    return replace(settings, **changes)
+
+
+class TestMetaTraining:
+    @pytest.mark.parametrize("estimator", ["tbptt", "pes"])
+    def test_the_same_numbers(self, tmp_path, estimator, monkeypatch):
+        alone, together = (
+            MetaTrainer(
+                config(tmp_path / str(stacked), estimator=estimator, stacked=stacked),
+            )
+            for stacked in (False, True)
+        )
+        sizes, real = [], together.worker.unroll
+
+        def unroll(jobs):
+            sizes.append(len(jobs))
+            return real(jobs)
+
+        monkeypatch.setattr(together.worker, "unroll", unroll)
+        alone.run()
+        together.run()
+        assert max(sizes) >= 3  # some, at the end of their lives, have shorter truncations
+        for one, other in zip(alone.log, together.log, strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+        assert len(alone.log) == 2
+
+    def test_what_asks_for_the_step_is_stacked_with_its_like(self, tmp_path, monkeypatch):
+        numbers = {"graph_every": 2}
+        settings = config(tmp_path, stacked=True, metanet_config=numbers, optimizees=3)
+        trainer, sizes = MetaTrainer(settings), []
+        real = trainer.worker.unroll
+
+        def unroll(jobs):
+            assert len({(job.age, job.horizon, job.steps) for job in jobs}) == 1
+            sizes.append(len(jobs))
+            return real(jobs)
+
+        monkeypatch.setattr(trainer.worker, "unroll", unroll)
+        trainer.run()
+        assert set(sizes) == {1, 2}
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"estimator": "imitation"}, "stacked: expected another estimator than imitation"),
+            ({"device": "tpu"}, "device: expected cpu or cuda; got 'tpu'"),
+        ],
+    )
+    def test_what_cannot_be(self, tmp_path, changes, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            train.run(config(tmp_path, stacked=True, **changes))
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_without_a_gpu(self, tmp_path):
+        with pytest.raises(ValueError, match="device: expected cpu where torch finds no GPU"):
+            train.run(config(tmp_path, device="cuda"))
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+    def test_on_a_gpu(self, tmp_path):
+        alone = MetaTrainer(config(tmp_path / "cpu"))
+        gpu = MetaTrainer(config(tmp_path / "gpu", device="cuda", stacked=True))
+        alone.run()
+        gpu.run()
+        for one, other in zip(alone.log, gpu.log, strict=True):
+            assert one == pytest.approx(other, rel=1e-2)
