@@ -5,6 +5,7 @@ import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from meta_train.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
+from meta_train.stack import Stack, stacked
 from meta_train.unroll import Inner, Task, apply_update, unroll
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
@@ -113,12 +114,14 @@ def test_truncations_continue_the_inner_training(estimator):
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
 
 
-def total_estimate(estimator, seed, truncations=3, steps=2):
-    task, learned = Task(Slope(), seed=seed), learned_from(Drift())
-    state, total = estimator.start(task, learned), 0.0
+def total_estimates(estimator, seeds, truncations=3, steps=2):
+    """Of whole inner trainings, one for each seed; all at once."""
+    tasks, learned = [Task(Slope(), seed) for seed in seeds], learned_from(Drift())
+    state = stacked([estimator.start(task, learned) for task in tasks])
+    total = torch.zeros(len(tasks))
     for _ in range(truncations):
-        estimate, state = estimator.estimate(task, learned, state, steps)
-        total += estimate.meta_gradient.item()
+        estimate, state = estimator.estimate(Stack(tasks), learned, state, steps)
+        total += estimate.meta_gradient.squeeze(1)
     return total
 
 
@@ -127,7 +130,7 @@ def test_pes_is_unbiased_over_truncations_and_truncated_es_is_not():
     truth, greedy = 3 * (1.5 + 3.5 + 5.5), 3 * 3 * 1.5
     samples = 400
     for estimator, expected in ((PES(0.1), truth), (PES(0.1, persistent=False), greedy)):
-        values = torch.tensor([total_estimate(estimator, seed) for seed in range(samples)])
+        values = total_estimates(estimator, range(samples))
         error = values.std() / samples**0.5
         assert abs(values.mean() - expected) < 4 * error
         assert error < 0.1 * (truth - greedy)

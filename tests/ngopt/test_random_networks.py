@@ -197,14 +197,14 @@ COMMON = {
 
 
 @pytest.mark.slow
-@settings(max_examples=500, **COMMON)
+@settings(max_examples=250, **COMMON)
 @given(networks())
 def test_random_networks(network):
     check(network)
 
 
 @pytest.mark.thorough
-@settings(max_examples=5000, **{**COMMON, "derandomize": False})
+@settings(max_examples=2500, **{**COMMON, "derandomize": False})
 @given(networks())
 def test_many_random_networks(network):
     check(network)

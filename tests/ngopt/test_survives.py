@@ -316,7 +316,7 @@ class TestLongTrainings:
     def assert_stable(self, steps):
         losses, norm = self.run(NGOptimizer, steps)
         assert losses.max() < 3
-        _, usual = self.run(lambda params: torch.optim.AdamW(params, 1e-3), steps)
+        _, usual = self.run(lambda params: torch.optim.AdamW(params, 1e-3, fused=True), steps)
         assert norm < 2 * usual
 
     def test_twenty_layers_batches_of_one(self):
