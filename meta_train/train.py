@@ -14,10 +14,10 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import cos, isnan, nan, pi
+from math import cos, inf, isnan, nan, pi
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +26,19 @@ from tqdm import tqdm
 
 from meta_train.estimators import Estimate
 from meta_train.problems import Metrics, mean_metrics
+from meta_train.slots import LifeConfig, Lives, Slot
 from meta_train.start import make_learned
 from meta_train.unroll import Task, unroll, whole_run
 from meta_train.weighted import trained_metanet
-from meta_train.worker import Job, Result, UnrollConfig, Worker
+from meta_train.worker import Result, UnrollConfig, Worker
 from ngopt.files import replaced
 from ngopt.pretrained import save_pretrained
 from tasks.common import cli
 from tasks.common.distributed import RankLost, Ranks, joined, launch
 from tasks.common.files import differences
-from tasks.common.random import derive_seed, seeded
+from tasks.common.random import derive_seed
+
+Settings = TypeVar("Settings")
 
 # Settings that change no number.
 NO_MATTER = ("folder", "processes")
@@ -105,21 +108,6 @@ class Config:
     seed: int = 0
 
 
-@dataclass
-class Slot:
-    """One of the optimizees that train at the same time; `life` counts how often it was begun anew.
-
-    horizon: steps of this life. state: None before its first, and in ranks that do not own it.
-    """
-
-    number: int
-    horizon: int
-    life: int = 0
-    age: int = 0
-    state: Any = None
-    first_loss: float | None = None
-
-
 class Outcome(NamedTuple):
     """What all ranks know of one optimizee's truncation.
 
@@ -155,15 +143,13 @@ class MetaTrainer:
         )
         self.device = device_of(config.device)
         self.metanet = trained_metanet(self.learned).to(self.device)
-        settings = {one.name: getattr(config, one.name) for one in fields(UnrollConfig)}
-        settings["device"] = self.device
-        self.worker = Worker(UnrollConfig(**settings), self.learned)
+        unroll_config = settings_of(config, UnrollConfig, device=self.device)
+        self.worker = Worker(unroll_config, self.learned)
         self.optimizer = torch.optim.AdamW(
             self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
-        # The first lives have different lengths, so that ages differ from then on.
-        firsts = [config.horizon * (i + 1) // config.optimizees for i in range(config.optimizees)]
-        self.slots = [Slot(i, horizon) for i, horizon in enumerate(firsts)]
+        self.lives = Lives(settings_of(config, LifeConfig))
+        self.slots = self.lives.first()
         self.outer_step, self.best = 0, float("inf")
         self.log: list[dict[str, Any]] = []  # one record a validation
 
@@ -230,7 +216,7 @@ class MetaTrainer:
         """One outer step of all optimizees."""
         config = self.config
         own = [slot for slot in self.slots if self.ranks.owns(slot.number)]
-        results = self.worker.run([self._job(slot) for slot in own])
+        results = self.worker.run([self.lives.job(slot) for slot in own])
         outcomes = self._shared(
             {slot.number: result for slot, result in zip(own, results, strict=True)}
         )
@@ -244,18 +230,9 @@ class MetaTrainer:
         for slot, result in zip(own, results, strict=True):
             slot.state = result.state
         for slot, outcome in zip(self.slots, outcomes, strict=True):
-            self.advance(slot, outcome)
+            inner_loss = outcome.inner_loss if outcome.is_usable else inf
+            self.lives.advance(slot, outcome.first_loss, inner_loss, self.outer_step)
         return outcomes
-
-    def _job(self, slot: Slot) -> Job:
-        return Job(
-            seed=self.seed_of(slot),
-            steps=self.steps_of(slot),
-            age=slot.age,
-            horizon=slot.horizon,
-            state=slot.state,
-            first_loss=slot.first_loss,
-        )
 
     def _shared(self, own: dict[int, Result]) -> list[Outcome]:
         """What happened to all optimizees, from what each rank knows of its own."""
@@ -277,33 +254,6 @@ class MetaTrainer:
             outcome = Outcome(bool(is_usable), meta_loss, inner_loss, first_loss, norm, gradient)
             found.append(outcome)
         return found
-
-    def steps_of(self, slot: Slot) -> int:
-        """Inner steps of the next truncation."""
-        rest = slot.horizon - slot.age
-        return rest if self.config.estimator == "es" else min(self.config.truncation, rest)
-
-    def advance(self, slot: Slot, outcome: Outcome) -> None:
-        """Keeps where an optimizee stands; begins it anew when its time is over or it diverged."""
-        slot.age, slot.first_loss = slot.age + self.steps_of(slot), outcome.first_loss
-        limit = 0.5 * (1 + self.config.loss_limit) * slot.first_loss
-        diverged = not outcome.is_usable or outcome.inner_loss > limit
-        if diverged or slot.age >= slot.horizon:
-            slot.life, slot.age, slot.state, slot.first_loss = slot.life + 1, 0, None, None
-            slot.horizon = self.next_horizon(slot)
-
-    def next_horizon(self, slot: Slot) -> int:
-        """Steps of the life that begins."""
-        config = self.config
-        if config.shortest is None:
-            return config.horizon
-        progress = min(1.0, 2 * self.outer_step / config.outer_steps)
-        with seeded(config.seed, 13, slot.number, slot.life):
-            exponent = progress * torch.rand((), dtype=torch.float64).item()
-        return round(config.shortest * (config.horizon / config.shortest) ** exponent)
-
-    def seed_of(self, slot: Slot) -> int:
-        return derive_seed(self.config.seed, 10, slot.number, slot.life)
 
     def validate(self) -> Metrics:
         """Whole inner trainings on the first problem;
@@ -374,6 +324,12 @@ class MetaTrainer:
         for slot in self.slots:
             slot.state = slot.state if self.ranks.owns(slot.number) else None
         self.outer_step, self.best, self.log = state["outer_step"], state["best"], state["log"]
+
+
+def settings_of(config: Config, kind: type[Settings], **others: Any) -> Settings:
+    """The fields of some settings that have the same names; others: those that have not."""
+    names = [one.name for one in fields(kind) if one.name not in others]  # pyright: ignore
+    return kind(**{name: getattr(config, name) for name in names}, **others)
 
 
 def device_of(name: str) -> torch.device:

@@ -141,10 +141,9 @@ def test_horizons_grow_and_are_log_uniform(tmp_path):
     trainer = MetaTrainer(config(tmp_path, shortest=10, horizon=1000, outer_steps=100))
     slot = trainer.slots[0]
     for step, top in ((0, 10), (25, 100), (50, 1000), (100, 1000)):
-        trainer.outer_step = step
         found = []
         for slot.life in range(200):
-            found.append(trainer.next_horizon(slot))
+            found.append(trainer.lives.next_horizon(slot, step))
         assert 10 <= min(found) <= max(found) <= top
         assert np.median(found) == pytest.approx(sqrt(10 * top), rel=0.4)
 
@@ -157,7 +156,7 @@ def test_a_life_ends_at_its_horizon_and_es_takes_it_whole(tmp_path):
         ages.append(trainer.slots[0].age)
     assert ages == [5, 10, 0, 5]
     trainer = MetaTrainer(config(tmp_path, estimator="es", optimizees=1, horizon=12))
-    assert trainer.steps_of(trainer.slots[0]) == 12
+    assert trainer.lives.steps(trainer.slots[0]) == 12
     trainer.step()
     assert (trainer.slots[0].life, trainer.slots[0].age) == (1, 0)
     with pytest.raises(ValueError, match="shortest: expected none with es"):
@@ -233,7 +232,7 @@ def test_optimizees_have_different_ages(tmp_path):
     for _ in range(6):
         trainer.step()
     assert len({slot.age for slot in trainer.slots}) == 4
-    assert len({trainer.seed_of(slot) for slot in trainer.slots}) == 4
+    assert len({trainer.lives.seed(slot) for slot in trainer.slots}) == 4
 
 
 def estimate(gradient, meta_loss=1.0, inner_loss=1.0):
