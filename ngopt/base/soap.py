@@ -15,60 +15,30 @@ not move; the step size follows fans, the present size of the weights, role and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ngopt.base.arrays import as_tensor, column, columns, of_all, on
-from ngopt.base.batch import Batch, batches
+from ngopt.base.batch import Batch
 from ngopt.base.clock import HostClock, TracedClock
 from ngopt.base.config import SoapConfig
 from ngopt.base.direction import corrections, init_direction, step_numbers
 from ngopt.base.joined import towards
-from ngopt.base.layout import MatrixLayout, layouts_of
+from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import is_recalled, measure, root_mean_squares, sizes_at
-from ngopt.base.modes import factor_shape
 from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
-from ngopt.base.scale import gain, relative_sizes, usual_size, weight_sizes
+from ngopt.base.plan import SIZE_KEYS, Plan, Planner, made_for
+from ngopt.base.scale import relative_sizes, weight_sizes
 from ngopt.base.schedule import average_weight, with_horizon, without_horizon
-from ngopt.base.step import Scalars, Shared, Step, shared
+from ngopt.base.step import Shared, Step, shared
 from ngopt.functional import AVERAGE, Change, Hyper, Record, state_dtype
 from ngopt.graph.core import NeuralGraph
-from ngopt.roles import roles_of
 
 # Steps of unit size in which `weight_decay` of the optimizer is given: that of AdamW's default.
 NOMINAL_STEP = 1e-3
-# Keys of what is known of a parameter's gradients; see `Measured`.
-SIZE_KEYS = "scale", "size", "skipped"
-
-
-@dataclass
-class _Plan:
-    """Which parameters are updated together.
-
-    made_for: their positions, and the dtypes and devices of their states. positions: one batch
-    after the other, each a slice of them. absent: positions without a gradient. matrices: positions
-    whose sizes are looked at. gains, decays, usual, phases: of the parameters, in the order of
-    `positions`. is_settled: none is at a step that the host must look at, so that a compiled step
-    may do without it.
-    """
-
-    made_for: Any
-    positions: Sequence[int]
-    batches: Sequence[tuple[slice, Batch]]
-    absent: Sequence[int]
-    matrices: Sequence[int]
-    gains: Sequence[float]
-    decays: Sequence[float]
-    usual: Sequence[float | None]
-    phases: Sequence[int | None]
-    counts: Scalars
-    sizes: Scalars
-    is_settled: bool = False
 
 
 class Soap:
@@ -112,20 +82,8 @@ class SoapRule:
     ):
         self.config, self.total_steps = config, total_steps
         self.graph, self.modulation = graph, modulation
-        self.roles = roles_of(graph)
-        self.layouts = [
-            layouts_of(role, spec.shape, config.longest, config.budget)
-            for role, spec in zip(self.roles, graph.parameters, strict=True)
-        ]
-        self._gains = [gain(role, config) for role in self.roles]
-        self._usual = [usual_size(role) for role in self.roles]
-        self._decays = [config.weight_decay if role.blocks else 0.0 for role in self.roles]
-        self._plan: _Plan | None = None
-        phases = _in_turn([_renewal_cost(some) for some in self.layouts], config.renew_every)
-        has_bases = [any(layout.modes for layout in some) for some in self.layouts]
-        self._phases = [
-            phase if has else None for phase, has in zip(phases, has_bases, strict=True)
-        ]
+        self._planner = Planner(config, graph)
+        self.layouts = self._planner.layouts
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         rows = zip(params, self.layouts, strict=True)
@@ -142,7 +100,7 @@ class SoapRule:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return
-        plan = self._planned(present, state)
+        plan = self._planner.plan(present, state)
         step = self._begin(plan, grads, state, params, hyper, in_place)
         factors = self._modulate(state, step.now)
         for (some, batch), numbers in zip(plan.batches, step.numbers, strict=True):
@@ -151,10 +109,10 @@ class SoapRule:
     def may_be_traced(self, grads: Sequence[Tensor | None], state: Sequence[Record]) -> bool:
         """After the first steps, unless another state was loaded since the last."""
         present = [i for i, grad in enumerate(grads) if grad is not None]
-        plan = self._plan
+        plan = self._planner.latest
         if plan is None or not plan.is_settled or not all(state[i] for i in present):
             return False
-        is_same = plan.made_for == self._made_for(present, state)
+        is_same = plan.made_for == made_for(present, state)
         return is_same and plan.counts.are_open([state[i] for i in plan.positions])
 
     def _first_record(self, p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
@@ -182,48 +140,9 @@ class SoapRule:
         factor = without_horizon(step, now, config.open_warmup, config.open_constant)
         return config.open_step_size * factor
 
-    def _planned(self, present: Sequence[int], state: Sequence[Record]) -> _Plan:
-        """The plan for the parameters that have a gradient; the one before, if it fits."""
-        made_for = self._made_for(present, state)
-        if self._plan is None or self._plan.made_for != made_for:
-            shapes = [state[i]["exp_avg"].shape for i in present]
-            layouts = [self.layouts[i] for i in present]
-            found = batches(shapes, layouts, made_for[1])
-            positions, slices = [], []
-            for places, batch in found:
-                slices.append((slice(len(positions), len(positions) + len(places)), batch))
-                positions += [present[j] for j in places]
-            counts, sizes = (
-                Scalars(keys, [state[i][keys[0]].device for i in positions])
-                for keys in (("step",), SIZE_KEYS)
-            )
-
-            def own(values: Sequence[Any]) -> list[Any]:
-                return [values[i] for i in positions]
-
-            self._plan = _Plan(
-                made_for=made_for,
-                positions=positions,
-                batches=slices,
-                absent=[i for i in range(len(state)) if i not in positions],
-                matrices=[i for i in positions if self._usual[i]],
-                gains=own(self._gains),
-                decays=own(self._decays),
-                usual=own(self._usual),
-                phases=own(self._phases),
-                counts=counts,
-                sizes=sizes,
-            )
-        return self._plan
-
-    def _made_for(self, present: Sequence[int], state: Sequence[Record]) -> Any:
-        """What a plan depends on."""
-        likes = [state[i]["exp_avg"] for i in present]
-        return present, [(like.dtype, like.device) for like in likes]
-
     def _begin(
         self,
-        plan: _Plan,
+        plan: Plan,
         grads: Sequence[Tensor | None],
         state: Sequence[Record],
         params: Sequence[Tensor],
@@ -307,7 +226,7 @@ class SoapRule:
         direction = step_numbers(measured, shrink, damping, config)
         return *sizes, active, *direction, step_size, rate * decay, newest * active
 
-    def _decayed(self, plan: _Plan, weight_decay: Sequence[float]) -> Sequence[float]:
+    def _decayed(self, plan: Plan, weight_decay: Sequence[float]) -> Sequence[float]:
         """Weight decays of the plan's parameters in units of the step size."""
         if not any(weight_decay):
             return plan.decays
@@ -389,23 +308,3 @@ class SoapRule:
             rows = row_signals(layouts, step.grads[j], value, delta, step.params[j]).float()
             is_active = on(torch.as_tensor(step.active[j] > 0), rows.device)
             step.records[j]["signals"] = torch.where(is_active, rows, before)
-
-
-def _renewal_cost(layouts: Sequence[MatrixLayout]) -> float:
-    """Of all bases of a parameter, in multiplications, up to a factor."""
-    shapes = [factor_shape(mode, layout.shape[0]) for layout in layouts for mode in layout.modes]
-    return float(sum(prod(shape) * shape[-1] for shape in shapes))
-
-
-def _in_turn(costs: Sequence[float], steps: int) -> list[int]:
-    """In which of some steps each is done, so that none costs much more than it must.
-
-    As few steps as that allows: each has its own beginning.
-    """
-    totals, found = [0.0] * steps, [0] * len(costs)
-    most = max([*costs, sum(costs) / steps])
-    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        free = [step for step in range(steps) if totals[step] + costs[i] <= most]
-        found[i] = free[0] if free else totals.index(min(totals))
-        totals[found[i]] += costs[i]
-    return found

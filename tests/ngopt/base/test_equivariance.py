@@ -13,6 +13,7 @@ from ngopt.base.config import SoapConfig
 from ngopt.base.modes import Channels, Kernel, Rows
 from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
+from ngopt.roles import roles_of
 from tests.automorphisms import automorphisms, subproducts
 from tests.equivariance import permute, random_permutations
 from tests.networks import mlp
@@ -126,7 +127,7 @@ def test_heads_are_exchanged():
     rule = Soap().bind(graph)
     (packed,) = next(
         rows
-        for rows, role in zip(rule.layouts, rule.roles, strict=True)
+        for rows, role in zip(rule.layouts, roles_of(rule.graph), strict=True)
         if "in_proj_w" in role.name
     )
     assert Rows(6, 4) in packed.modes
