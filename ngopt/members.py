@@ -20,17 +20,18 @@ Group = dict[str, Any]
 class Members:
     """An optimizer's parameters, with the graph that was made for them.
 
-    positions: theirs in the graph. owners: the parameters by these.
+    params: in the order of the groups. positions: theirs in the graph. owners: the parameters by
+    these.
     """
 
     def __init__(self, wiring: Wiring, params: Sequence[Tensor]):
         self.graph, self.positions = wiring
         self.owners = dict(zip(self.positions, params, strict=True))
-        self._params, self._shapes = params, list(map(_shape, params))
+        self.params, self._shapes = params, list(map(_shape, params))
 
     def are(self, params: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors in the same shapes."""
-        if len(params) != len(self._params) or not all(map(is_, params, self._params)):
+        if len(params) != len(self.params) or not all(map(is_, params, self.params)):
             return False
         return list(map(_shape, params)) == self._shapes
 

@@ -36,7 +36,7 @@ from ngopt.graph.topology import unconnected
 from ngopt.learned import LearnedOptimizer
 from ngopt.members import Members, is_lazy, real, stand_ins
 from ngopt.models import Metanet
-from ngopt.pretrained import load_pretrained, weights_hash
+from ngopt.pretrained import are_named, as_learned, weights_hash
 from ngopt.state_dicts import (
     as_dict,
     check_record,
@@ -125,7 +125,7 @@ class NGOptimizer(Optimizer):
         if model is not None and graph is not None:
             raise ValueError("NGOptimizer: expected model or graph; got both")
         check_compute_dtype(compute_dtype)
-        self.learned, self.compute_dtype = _learned(weights), compute_dtype
+        self.learned, self.compute_dtype = as_learned(weights), compute_dtype
         self._rule: tuple[Any, UpdateRule] | None = None  # the latest, and what it was bound for
         self._members: Members | None = None
         defaults = {
@@ -190,7 +190,7 @@ class NGOptimizer(Optimizer):
         check_groups(self.param_groups)
         members = self._connected()
         self._source.settle()
-        rule = self._bound(members.graph, self._total_steps, params)
+        rule = self._bound(members, self._total_steps)
         with without_autocast({p.device for p in params}):
             self._update(rule, members)
         return loss
@@ -331,13 +331,12 @@ class NGOptimizer(Optimizer):
     def _total_steps(self) -> int | None:
         return self.param_groups[0]["total_steps"]
 
-    def _bound(
-        self, graph: NeuralGraph, total_steps: int | None, params: Sequence[Tensor]
-    ) -> UpdateRule:
-        """The rule on a graph, in the precision and on the device of the parameters."""
+    def _bound(self, members: Members, total_steps: int | None) -> UpdateRule:
+        """The rule on the graph, in the precision and on the device of the parameters."""
+        params = members.params
         widest = max(map(state_dtype, params), key=lambda dtype: dtype.itemsize)
         dtype = self.compute_dtype or widest
-        wanted = graph, total_steps, params[0].device, dtype
+        wanted = members.graph, total_steps, params[0].device, dtype
         if self._rule is None or self._rule[0] != wanted:
             self._rule = wanted, self._bind(*wanted)
         return self._rule[1]
@@ -357,7 +356,7 @@ class NGOptimizer(Optimizer):
         common = dict(self.defaults)
         if self.param_groups:
             common["total_steps"] = self.param_groups[0]["total_steps"]
-        if _names_weights(group.get("weights"), common["weights"]):
+        if are_named(group.get("weights"), common["weights"]):
             group["weights"] = common["weights"]
         check_keys(group, common)
         check_settings({**common, **group})
@@ -385,8 +384,7 @@ class NGOptimizer(Optimizer):
         if not any(records):
             return
         graph = members.graph
-        rule = self._bound(graph, total_steps, list(members.owners.values()))
-        expected = rule.init(stand_ins(graph, {}))
+        expected = self._bound(members, total_steps).init(stand_ins(graph, {}))
         # torch says where there are more records than parameters
         for position, record in zip(members.positions, records, strict=False):
             if record:
@@ -398,26 +396,3 @@ def _is_called_by_zero() -> bool:
     """Whether `NGOptimizer` is made by a ZeroRedundancyOptimizer of several processes."""
     maker = sys._getframe(2).f_globals.get("__name__")  # the caller's caller
     return maker == ZERO and torch.distributed.get_world_size() > 1
-
-
-def _names_weights(weights: Any, expected: str) -> bool:
-    """Whether weights, however they are given, are those of a hash."""
-    if weights is None or weights == expected:
-        return False
-    try:
-        return weights_hash(_learned(weights)) == expected
-    except ValueError:
-        return False
-
-
-def _learned(weights: Any) -> LearnedOptimizer:
-    if isinstance(weights, LearnedOptimizer):
-        return weights
-    if isinstance(weights, Metanet):
-        return LearnedOptimizer(metanet=weights)
-    if not isinstance(weights, str | os.PathLike):
-        raise ValueError(
-            "NGOptimizer: weights: expected a name, a path, a LearnedOptimizer or a metanet; got "
-            f"{type(weights).__name__}"
-        )
-    return load_pretrained(weights)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ngopt.files import digest, is_intact, read_tensors, write_tensors
 from ngopt.learned import BASES, LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
-from ngopt.models import METANETS
+from ngopt.models import METANETS, Metanet
 
 FORMAT = "ngopt-2"
 FOLDER = Path(__file__).parent
@@ -61,6 +61,33 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
     cooldown = Cooldown(**json.loads(metadata["cooldown"])) if "cooldown" in metadata else None
     recipe, table = json.loads(metadata["recipe"]), json.loads(metadata["table"])
     return LearnedOptimizer(base, metanet, cooldown, recipe, table)
+
+
+def as_learned(weights: Any) -> LearnedOptimizer:
+    """The learned optimizer that is meant by one, by a metanet, or by a name or a path.
+
+    Raises ValueError for anything else, and as `load_pretrained` does.
+    """
+    if isinstance(weights, LearnedOptimizer):
+        return weights
+    if isinstance(weights, Metanet):
+        return LearnedOptimizer(metanet=weights)
+    if not isinstance(weights, str | os.PathLike):
+        raise ValueError(
+            "NGOptimizer: weights: expected a name, a path, a LearnedOptimizer or a metanet; got "
+            f"{type(weights).__name__}"
+        )
+    return load_pretrained(weights)
+
+
+def are_named(weights: Any, expected: str) -> bool:
+    """Whether weights, given as `as_learned` takes them and not as a hash, have this hash."""
+    if weights is None or weights == expected:
+        return False
+    try:
+        return weights_hash(as_learned(weights)) == expected
+    except ValueError:
+        return False
 
 
 def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
