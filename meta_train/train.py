@@ -34,7 +34,7 @@ from meta_train.worker import Result, UnrollConfig, Worker
 from ngopt.files import replaced
 from ngopt.pretrained import save_pretrained
 from tasks.common import cli
-from tasks.common.distributed import RankLost, Ranks, joined, launch
+from tasks.common.distributed import RankLost, Ranks, device_of, joined, launch
 from tasks.common.files import differences
 from tasks.common.random import derive_seed
 
@@ -330,21 +330,6 @@ def settings_of(config: Config, kind: type[Settings], **others: Any) -> Settings
     """The fields of some settings that have the same names; others: those that have not."""
     names = [one.name for one in fields(kind) if one.name not in others]  # pyright: ignore
     return kind(**{name: getattr(config, name) for name in names}, **others)
-
-
-def device_of(name: str) -> torch.device:
-    """The device that a process computes on; of several GPUs on a machine the one of its turn.
-
-    Raises ValueError for a name that torch does not know, and where there is no GPU.
-    """
-    if name == "cpu":
-        return torch.device(name)
-    if name != "cuda":
-        raise ValueError(f"device: expected cpu or cuda; got '{name}'")
-    if not torch.cuda.is_available():
-        raise ValueError("device: expected cpu where torch finds no GPU; got 'cuda'")
-    number = int(os.environ.get("LOCAL_RANK", "0"))
-    return torch.device(name, number % torch.cuda.device_count())
 
 
 def learning_rate_factor(step: int, config: Config) -> float:

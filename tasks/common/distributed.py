@@ -75,6 +75,21 @@ def joined() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def device_of(name: str) -> torch.device:
+    """The device that a process computes on; of several GPUs on a machine the one of its turn.
+
+    Raises ValueError for a name that torch does not know, and where there is no GPU.
+    """
+    if name == "cpu":
+        return torch.device(name)
+    if name != "cuda":
+        raise ValueError(f"device: expected cpu or cuda; got '{name}'")
+    if not torch.cuda.is_available():
+        raise ValueError("device: expected cpu where torch finds no GPU; got 'cuda'")
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device(name, number % torch.cuda.device_count())
+
+
 def launch(count: int, function: Callable[..., None], *args: Any) -> None:
     """Runs function(*args) in so many processes on this machine, as torchrun would.
 
