@@ -246,11 +246,11 @@ class MetaTrainer:
             rows[number, :head] = torch.tensor(numbers, dtype=torch.float64)
             if is_usable:
                 rows[number, head:] = clip(gradient, self.config.clip_norm)
-        dtype = next(self.metanet.parameters()).dtype
+        like = next(self.metanet.parameters())
         found = []
         for row in self.ranks.summed(rows):
             is_usable, meta_loss, inner_loss, first_loss, norm = row[:head].tolist()
-            gradient = row[head:].to(dtype)
+            gradient = row[head:].to(like)
             outcome = Outcome(bool(is_usable), meta_loss, inner_loss, first_loss, norm, gradient)
             found.append(outcome)
         return found
