@@ -11,7 +11,6 @@ process unrolls its share of the optimizees; their number changes no result, and
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import cos, inf, isnan, nan, pi
@@ -34,7 +33,7 @@ from meta_train.worker import Result, UnrollConfig, Worker
 from ngopt.files import replaced
 from ngopt.pretrained import save_pretrained
 from tasks.common import cli
-from tasks.common.distributed import RankLost, Ranks, device_of, joined, launch
+from tasks.common.distributed import RankLost, Ranks, device_of, joined, on_ranks
 from tasks.common.files import differences
 from tasks.common.random import derive_seed
 
@@ -368,12 +367,8 @@ def check_same_config(path: Path, saved: dict[str, Any], given: dict[str, Any]) 
 
 
 def run(config: Config) -> None:
-    if config.processes == 1 or "RANK" in os.environ:
-        run_rank(config)
-        return
-    MetaTrainer(config)  # what the user got wrong is said before processes start
     try:
-        launch(config.processes, run_rank, config)
+        on_ranks(config.processes, run_rank, config, check=MetaTrainer)
     except RankLost as error:
         path = Path(config.folder, "checkpoint.pt")
         stands = (

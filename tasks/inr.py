@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.func import stack_module_state
 
 from tasks.common import cli
+from tasks.common.distributed import on_ranks
 from tasks.common.pictures import draw_curves, draw_rows
 from tasks.common.random import seeded
 from tasks.networks.siren import Siren, render
 from tasks.shards import SPLITS, Folder, Networks, merged, read_manifest, read_shard, shard_paths
-from tasks.sources.generation import Job, jobs, make_shards, on_ranks
+from tasks.sources.generation import Job, jobs, make_shards
 from tasks.sources.signals import MIDDLE, SINES, Signals, load_signals
 
 # SIRENs that are fit in one call: their activations stay in the caches of a core.

@@ -16,13 +16,12 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from tasks.common import cli
-from tasks.common.distributed import Ranks, joined
+from tasks.common.distributed import Ranks, joined, on_ranks
 from tasks.common.files import write_json
 from tasks.common.text_tables import align, markdown
 from tasks.learning.lesson import LessonConfig, learn_on
 from tasks.learning.training import TrainingConfig
 from tasks.shards import read_manifest
-from tasks.sources.generation import on_ranks
 from tasks.table_rows import TABLES, Row, Table
 
 

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from tasks.common import cli
+from tasks.common.distributed import on_ranks
 from tasks.common.pictures import draw_histograms
 from tasks.common.random import derive_seed, seeded
 from tasks.datasets import ImageDataset, Split, load_dataset
 from tasks.shards import SPLITS, Folder, Networks, merged, read_manifest, read_split
-from tasks.sources.generation import Job, jobs, make_shards, on_ranks
+from tasks.sources.generation import Job, jobs, make_shards
 from tasks.sources.zoo_recipes import INITS, OPTIMIZERS, ZOOS, Run
 from tasks.sources.zoo_training import Checkpoint, train
 

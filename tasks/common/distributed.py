@@ -1,6 +1,6 @@
 """Ranks: the processes of one job, on one machine or on several.
 
-torchrun starts them, or `launch` through the same elastic launcher; without either there is one.
+torchrun starts them, or `on_ranks` through the same elastic launcher; without either there is one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tasks.common.errors import PlainError
+
+Settings = TypeVar("Settings")
 
 
 class RankLost(PlainError):
@@ -90,7 +92,24 @@ def device_of(name: str) -> torch.device:
     return torch.device(name, number % torch.cuda.device_count())
 
 
-def launch(count: int, function: Callable[..., None], *args: Any) -> None:
+def on_ranks(
+    processes: int,
+    work: Callable[[Settings], None],
+    config: Settings,
+    check: Callable[[Settings], object],
+) -> None:
+    """Runs work(config) in so many processes; in this one alone if it is a rank already.
+
+    check: what raises ValueError for a config that cannot be, said before processes start.
+    """
+    if processes > 1 and "RANK" not in os.environ:
+        check(config)
+        _launch(processes, work, config)
+    else:
+        work(config)
+
+
+def _launch(count: int, function: Callable[..., None], *args: Any) -> None:
     """Runs function(*args) in so many processes on this machine, as torchrun would.
 
     Raises RankLost if one of them fails.

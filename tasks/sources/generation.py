@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from tasks.common.distributed import Ranks, joined, launch
+from tasks.common.distributed import Ranks, joined
 from tasks.shards import Folder, Networks, write_shard
-
-Config = TypeVar("Config")
 
 
 class Job(NamedTuple):
@@ -41,23 +38,6 @@ def missing(wanted: Iterable[Job], folder: Folder, ranks: Ranks) -> list[Job]:
     """
     own = [job for place, job in enumerate(wanted) if ranks.owns(place)]
     return [job for job in own if not folder.shard(job.split, job.number).exists()]
-
-
-def on_ranks(
-    processes: int,
-    work: Callable[[Config], None],
-    config: Config,
-    check: Callable[[Config], object],
-) -> None:
-    """Runs work(config) in so many processes; in this one alone if it is a rank already.
-
-    check: what raises ValueError for a config that cannot be, said before processes start.
-    """
-    if processes > 1 and "RANK" not in os.environ:
-        check(config)
-        launch(processes, work, config)
-    else:
-        work(config)
 
 
 def make_shards(

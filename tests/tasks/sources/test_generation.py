@@ -1,9 +1,8 @@
-import pytest
 import torch
 
 from tasks.common.distributed import Ranks
 from tasks.shards import Folder, Networks, read_manifest, read_split
-from tasks.sources.generation import Job, jobs, make_shards, missing, on_ranks
+from tasks.sources.generation import Job, jobs, make_shards, missing
 
 
 def networks(job):
@@ -51,18 +50,3 @@ def test_shards_and_manifest_are_made_and_what_is_there_is_left(tmp_path, capsys
     make_shards(folder, wanted, make, ["number"])
     assert asked == wanted
     assert "a second" not in capsys.readouterr().out
-
-
-def test_a_rank_works_where_it_is(monkeypatch):
-    found = []
-
-    def check(config):
-        raise ValueError("checked")
-
-    on_ranks(1, found.append, "config", check)
-    monkeypatch.setenv("RANK", "1")
-    on_ranks(2, found.append, "config", check)
-    assert found == ["config", "config"]
-    monkeypatch.delenv("RANK")
-    with pytest.raises(ValueError, match="checked"):
-        on_ranks(2, found.append, "config", check)
