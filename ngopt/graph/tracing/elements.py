@@ -27,7 +27,8 @@ class Elements:
 
     @classmethod
     def whole(cls, parameter: int, shape: tuple[int, ...]) -> Elements:
-        return cls(parameter, torch.empty(shape, device="meta"))
+        layout = torch.empty(shape, device="meta")
+        return cls(parameter, layout)
 
     @property
     def shape(self) -> torch.Size:
@@ -36,58 +37,72 @@ class Elements:
     @property
     def numbers(self) -> Tensor:
         """Flat number of the element at every place."""
-        if not self.layout.is_meta:
-            return self.layout
-        offset = int(self.layout.storage_offset())
-        return _numbers(self.shape, self.layout.stride(), offset)
+        layout = self.layout
+        if not layout.is_meta:
+            return layout
+        offset = int(layout.storage_offset())
+        return _numbers(layout.shape, layout.stride(), offset)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Elements:
         """The elements after a function that only moves entries."""
+        layout = function(self.layout)
+        if self.layout.is_meta and not _share_storage(layout, self.layout):
+            layout = function(self.numbers)
         also = tuple(other.apply(function) for other in self.also)
-        if self.layout.is_meta:
-            storage = self.layout.untyped_storage()
-            result = function(self.layout)
-            if result.untyped_storage()._cdata == storage._cdata:
-                return Elements(self.parameter, result, also)
-        return Elements(self.parameter, function(self.numbers), also)
+        return Elements(self.parameter, layout, also)
 
     def accompanied(self, others: Iterable[Elements]) -> Elements:
         """The same with other parameters at its side; see `also`."""
-        return replace(self, also=(*self.also, *others))
+        also = (*self.also, *others)
+        return replace(self, also=also)
 
     def view(self) -> View | None:
         """The strided view that the tensor is, None if it is none or has an element twice."""
-        if self.layout.is_meta:
-            strides, offset = self.layout.stride(), int(self.layout.storage_offset())
-        else:
-            found = affine(self.layout)
-            if found is None:
-                return None
-            strides, offset = found
-        if any(n > 1 and s == 0 for n, s in zip(self.shape, strides, strict=True)):
+        found = _strides_and_offset(self.layout)
+        if found is None:
             return None
-        return View(self.parameter, tuple(self.shape), tuple(strides), offset)
+        strides, offset = found
+        for size, stride in zip(self.shape, strides, strict=True):
+            if size > 1 and stride == 0:
+                return None
+        return View(self.parameter, tuple(self.shape), strides, offset)
 
 
-def affine(numbers: Tensor) -> tuple[tuple[int, ...], int] | None:
-    """Strides and offset of which the numbers are made, None if they are not."""
-    if not numbers.numel():
+def _share_storage(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+
+
+def _strides_and_offset(layout: Tensor) -> tuple[tuple[int, ...], int] | None:
+    """Those of a tensor without data, or of which numbers are made; None if they are not."""
+    if layout.is_meta:
+        offset = int(layout.storage_offset())
+        return layout.stride(), offset
+    if not layout.numel():
         return None
-    first = numbers[(0,) * numbers.dim()]
+    offset = _first(layout)
     strides = []
-    for d, size in enumerate(numbers.shape):
-        second = numbers.select(d, min(1, size - 1))
-        strides.append(int(second[(0,) * second.dim()] - first))
+    for d, size in enumerate(layout.shape):
+        place = min(1, size - 1)
+        second = layout.select(d, place)
+        strides.append(_first(second) - offset)
     if min(strides, default=0) < 0:
         return None
-    expected = _numbers(numbers.shape, strides, int(first))
-    return (tuple(strides), int(first)) if torch.equal(expected, numbers) else None
+    expected = _numbers(layout.shape, strides, offset)
+    if not torch.equal(expected, layout):
+        return None
+    return tuple(strides), offset
+
+
+def _first(numbers: Tensor) -> int:
+    """The number at the first place along all dimensions."""
+    corner = (0,) * numbers.dim()
+    return int(numbers[corner])
 
 
 def _numbers(shape: Sequence[int], strides: Sequence[int], offset: int) -> Tensor:
     """offset + sum of strides[d] * i[d], for every place i of a shape."""
     numbers = torch.tensor(offset)
-    for d, (size, stride) in enumerate(zip(shape, strides, strict=True)):
-        behind = [1] * (len(shape) - 1 - d)
-        numbers = numbers + (torch.arange(size) * stride).reshape(-1, *behind)
-    return numbers.expand(tuple(shape))
+    for size, stride in zip(shape, strides, strict=True):
+        steps = torch.arange(size) * stride
+        numbers = numbers[..., None] + steps
+    return numbers

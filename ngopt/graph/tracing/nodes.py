@@ -7,7 +7,7 @@ from enum import IntFlag
 import torch
 from torch import Tensor
 
-from ngopt.graph.tracing.values import nodes_among, without_repeats
+from ngopt.graph.tracing.values import looked_up, nodes_among, without_repeats
 
 
 class Mark(IntFlag):
@@ -61,51 +61,63 @@ class Nodes:
             nodes that may be unified may be as well, and so may all that is made of none (k = 0).
             By default nodes are the targets of a weight, which keeps each apart from the others.
         """
-        numbers = torch.arange(self.count, self.count + size)
-        identity = numbers if made_of is None else self._identities(numbers, made_of)
-        capacity = self._facts.shape[1]
-        if self.count + size > capacity:
-            more = torch.empty(len(self._facts), max(size, capacity), dtype=torch.long)
-            self._facts = torch.cat([self._facts, more], dim=1)
-        new = self._facts[:, self.count : self.count + size]
-        for row, values in zip(
-            new, (numbers, len(self.names), self.step, identity, int(mark)), strict=True
-        ):
-            row[:] = values
+        start, stop = self.count, self.count + size
+        numbers = torch.arange(start, stop)
+        identity = numbers
+        if made_of is not None:
+            identity = self._identities(numbers, made_of)
+        self._make_room(size)
+        self._alias[start:] = numbers
+        self._group[start:] = len(self.names)
+        self._step[start:] = self.step
+        self._identity[start:] = identity
+        self._marks[start:] = int(mark)
         self.names.append(name)
         self.kinds.append(kind)
-        self.starts.append(self.count + size)
-        facts = self._facts[:, : self.count]
-        self._alias, self._group, self._step, self._identity, self._marks = facts
+        self.starts.append(stop)
         return numbers
+
+    def _make_room(self, size: int) -> None:
+        """Makes what is known of nodes longer by so many."""
+        capacity = self._facts.shape[1]
+        length = self.count + size
+        if length > capacity:
+            more = torch.empty(5, max(size, capacity), dtype=torch.long)
+            self._facts = torch.cat([self._facts, more], dim=1)
+        facts = self._facts[:, :length]
+        self._alias, self._group, self._step, self._identity, self._marks = facts
 
     def _identities(self, numbers: Tensor, made_of: Tensor) -> Tensor:
         """One of the new numbers for all that are made of the same, -1 where that is free."""
         if not made_of.numel():
             return torch.full_like(numbers, -1)
         parts = self._identity_of(made_of)
-        which = parts.unique(dim=1, return_inverse=True)[1]
-        first = torch.full_like(numbers, torch.iinfo(torch.long).max)
-        first = first.scatter_reduce(0, which, numbers, "amin")[which]
-        return torch.where((parts < 0).all(0), -1, first)
+        is_free = (parts < 0).all(0)
+        _, which = parts.unique(dim=1, return_inverse=True)
+        behind = torch.full_like(numbers, self.count + len(numbers))
+        first = behind.scatter_reduce(0, which, numbers, "amin")
+        return torch.where(is_free, -1, first[which])
 
     def _identity_of(self, labels: Tensor) -> Tensor:
         """The identities of the nodes that these stand for, -1 where nothing keeps them apart."""
-        found = self.find(torch.arange(self.count))
-        identity = self._identity.scatter_reduce(0, found, self._identity, "amax")
+        own = self._identity
+        identity = own.scatter_reduce(0, self.find_each(), own, "amax")
         return identity[self.find(labels)]
 
     def are_free(self, labels: Tensor) -> bool:
         """Whether no weight keeps nodes apart: the network's inputs, and what is made of such."""
-        return bool((self._identity_of(labels) < 0).all())
+        identity = self._identity_of(labels)
+        return bool((identity < 0).all())
 
     def mark(self, labels: Tensor, mark: Mark) -> None:
         """Marks all nodes among labels."""
-        self._marks[nodes_among(labels)] |= int(mark)
+        nodes = nodes_among(labels)
+        self._marks[nodes] |= int(mark)
 
     def marked(self, mark: Mark) -> Tensor:
         """The nodes that have a mark, or any of several, sorted."""
-        numbers = (self._marks & int(mark)).nonzero().flatten()
+        marks = self._marks & int(mark)
+        numbers = marks.nonzero().flatten()
         return self.find(numbers).unique()
 
     def find(self, labels: Tensor) -> Tensor:
@@ -114,6 +126,10 @@ class Nodes:
         May be the same tensor, and repeats (stride 0) as it does.
         """
         return _found(labels, self._alias)
+
+    def find_each(self) -> Tensor:
+        """For every number the one that now stands for its node, (count,)."""
+        return self.find(torch.arange(self.count))
 
     def find_all(self, *labels: Tensor) -> list[Tensor]:
         """Present labels of tensors of one shape, of length 1 where all of them only repeat."""
@@ -127,7 +143,8 @@ class Nodes:
             differ = a != b
             if not differ.any():
                 return
-            low, high = torch.minimum(a, b)[differ], torch.maximum(a, b)[differ]
+            a, b = a[differ], b[differ]
+            low, high = torch.minimum(a, b), torch.maximum(a, b)
             self._alias.scatter_reduce_(0, high, low, "amin")
 
     def try_unify(self, rows: Tensor) -> bool:
@@ -137,21 +154,26 @@ class Nodes:
         weight: the neurons of different heads, say, are different neurons, even if a norm has the
         same scale for all heads.
         """
-        before = self._alias.clone()
-        count = self.find(rows[0]).unique().numel()
-        self.unify(rows[:1].expand_as(rows), rows)
-        now = self.find(rows[0])
-        if now.unique().numel() == count and not self._clash(now):
+        first = rows[0]
+        aliases = self._alias.clone()
+        before = self.find(first).unique()
+        self.unify(first.expand_as(rows), rows)
+        now = self.find(first).unique()
+        if len(now) == len(before) and not self._clash(now):
             return True
-        self._alias.copy_(before)
+        self._alias.copy_(aliases)
         return False
 
     def _clash(self, labels: Tensor) -> bool:
         """Whether a node now stands for several of one step that are to be kept apart."""
-        found = self.find(torch.arange(self.count))
-        members = torch.isin(found, labels) & (self._identity >= 0)
-        places = torch.stack([found, self._step, self._identity])[:, members]
-        return places.unique(dim=1).shape[1] > places[:2].unique(dim=1).shape[1]
+        found = self.find_each()
+        is_among = torch.isin(found, labels)
+        kept_apart = is_among & (self._identity >= 0)
+        facts = torch.stack([found, self._step, self._identity])
+        facts = facts[:, kept_apart]
+        different = facts.unique(dim=1)
+        steps = facts[:2].unique(dim=1)
+        return different.shape[1] > steps.shape[1]
 
     def group_of(self, labels: Tensor) -> Tensor:
         """The group in which each node was made."""
@@ -159,14 +181,15 @@ class Nodes:
 
     def places(self) -> tuple[list[int], Tensor, Tensor]:
         """When all is known: sizes of groups, and for every number its group and place there."""
-        numbers = torch.arange(self.count)
-        found = self.find(numbers)
-        stands = (found == numbers).long()
+        found = self.find_each()
+        stands = (found == torch.arange(self.count)).long()
         before = stands.cumsum(0) - stands
         # of an empty group at the end the start is no number
         starts = torch.tensor(self.starts[:-1]).clamp(max=self.count - 1)
-        place = before - before[starts][self._group]
-        sizes = torch.zeros(len(self.names), dtype=torch.long).index_add(0, self._group, stands)
+        before_group = before[starts]
+        place = before - before_group[self._group]
+        empty = torch.zeros(len(self.names), dtype=torch.long)
+        sizes = empty.index_add(0, self._group, stands)
         return sizes.tolist(), self._group[found], place[found]
 
 
@@ -175,7 +198,7 @@ def _found(labels: Tensor, alias: Tensor) -> Tensor:
     shape = labels.shape
     (labels,) = without_repeats([labels])
     while True:
-        further = torch.where(labels > 0, alias[labels.clamp(min=0)], labels)
+        further = looked_up(labels, alias)
         if torch.equal(further, labels):
             return labels.expand(shape)
         labels = further

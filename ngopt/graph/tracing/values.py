@@ -51,33 +51,41 @@ Value = Neurons | Elements | Unknown | Tensor | Any
 
 def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list[Tensor]:
     """Tensors of one shape, of length 1 along dimensions in which all repeat (stride 0)."""
-    for d in range(tensors[0].dim()):
-        if d not in keep and all(t.stride(d) == 0 for t in tensors):
-            tensors = [t.narrow(d, 0, min(1, t.shape[d])) for t in tensors]
-    return list(tensors)
+    found = list(tensors)
+    for d, size in enumerate(found[0].shape):
+        strides = {t.stride(d) for t in found}
+        if strides == {0} and d not in keep:
+            length = min(1, size)
+            found = [t.narrow(d, 0, length) for t in found]
+    return found
 
 
 def compact(labels: Tensor) -> Tensor:
     """The same labels, of length 1 along every dimension in which they only repeat."""
     (labels,) = without_repeats([labels])
-    for d in range(labels.dim()):
-        if labels.shape[d] > 1:
-            first, second = labels.narrow(d, 0, 1), labels.narrow(d, 1, 1)
-            # the first test is cheap, and mostly enough
-            if torch.equal(first, second) and (labels == first).all():
-                labels = first
+    for d, size in enumerate(labels.shape):
+        if size > 1 and same_along(labels, d):
+            labels = labels.narrow(d, 0, 1)
     return labels
 
 
 def folded(labels: Tensor) -> Tensor:
     """The same labels, with stride 0 along every dimension in which they only repeat."""
-    return compact(labels).expand(labels.shape)
+    own = compact(labels)
+    return own.expand(labels.shape)
 
 
 def nodes_among(labels: Tensor) -> Tensor:
     """The different nodes among labels, sorted."""
-    nodes = without_repeats([labels])[0].unique()
+    (labels,) = without_repeats([labels])
+    nodes = labels.unique()
     return nodes[nodes > 0]
+
+
+def looked_up(labels: Tensor, table: Tensor) -> Tensor:
+    """table[label] for labels of nodes; those of no neuron stay as they are."""
+    found = table[labels.clamp(min=0)]
+    return torch.where(labels > 0, found, labels)
 
 
 def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,35 +94,48 @@ def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     Pairs are sorted, (2, pairs).
     """
     if _are_increasing(a):
-        return torch.stack([a, b]), torch.arange(len(a))
+        which = torch.arange(len(a))
+        return torch.stack([a, b]), which
     base = int(b.max()) + 1
-    keys, which = (a * base + b).unique(return_inverse=True)
-    return torch.stack([keys // base, keys % base]), which
+    keys = a * base + b
+    keys, which = keys.unique(return_inverse=True)
+    pairs = torch.stack([keys // base, keys % base])
+    return pairs, which
 
 
 def same_along(labels: Tensor, dim: int) -> bool:
     """Whether labels are the same at all places along a dimension."""
-    return bool((labels == labels.narrow(dim, 0, 1)).all())
+    first = labels.narrow(dim, 0, 1)
+    last = labels.narrow(dim, -1, 1)
+    if not torch.equal(first, last):  # cheap, and mostly enough
+        return False
+    return bool((labels == first).all())
 
 
 def repeats_any(nodes: Tensor) -> bool:
     """Whether one of the nodes comes several times."""
     nodes = nodes.flatten()
-    return not _are_increasing(nodes) and nodes.unique().numel() < len(nodes)
+    if _are_increasing(nodes):
+        return False
+    return nodes.unique().numel() < len(nodes)
 
 
 def _are_increasing(nodes: Tensor) -> bool:
     """Whether each node is greater than the one before: cheap, and so with most layers."""
-    return bool((nodes[1:] > nodes[:-1]).all())
+    steps = nodes.diff()
+    return bool((steps > 0).all())
 
 
 def in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
     """The different nodes, in the order in which they first come, and which of them is where."""
+    n = len(nodes)
     found, which = nodes.unique(return_inverse=True)
-    places = torch.arange(len(nodes))
-    first = torch.full_like(found, len(nodes)).scatter_reduce(0, which, places, "amin")
+    places = torch.arange(n)
+    behind = torch.full_like(found, n)
+    first = behind.scatter_reduce(0, which, places, "amin")
     order = first.argsort()
-    return found[order], order.argsort()[which]
+    rank = order.argsort()
+    return found[order], rank[which]
 
 
 class Repeats(NamedTuple):
@@ -130,32 +151,40 @@ class Repeats(NamedTuple):
 
     def places(self) -> Tensor:
         """Where each node comes, (count, times)."""
-        first = torch.arange(self.count) * self.step
-        return first[:, None] + torch.arange(self.times) * self.time_step
+        nodes = torch.arange(self.count)
+        times = torch.arange(self.times)
+        return nodes[:, None] * self.step + times * self.time_step
 
 
 def regular_repeats(nodes: Tensor) -> Repeats | None:
     """How nodes (count * times,) repeat, one by one or all in turn; None if in another way."""
+    length = len(nodes)
     count = nodes.unique().numel()
-    times = len(nodes) // max(count, 1)
-    if count * times != len(nodes):
+    times = length // max(count, 1)
+    if count * times != length:
         return None
-    if torch.equal(nodes, nodes[::times].repeat_interleave(times)):
-        return Repeats(count, times, times, 1)
-    if torch.equal(nodes, nodes[:count].repeat(times)):
-        return Repeats(count, times, 1, count)
+    one_by_one = nodes[::times].repeat_interleave(times)
+    if torch.equal(nodes, one_by_one):
+        return Repeats(count, times, step=times, time_step=1)
+    in_turn = nodes[:count].repeat(times)
+    if torch.equal(nodes, in_turn):
+        return Repeats(count, times, step=1, time_step=count)
     return None
 
 
 def distinct_rows(rows: Tensor) -> Tensor:
     """The rows (r, n) that differ, the first one first; a view of it where none does."""
-    if not (rows != rows[:1]).any():
-        return rows[:1]
-    return torch.cat([rows[:1], rows.unique(dim=0)])
+    first = rows[:1]
+    if (rows == first).all():
+        return first
+    different = rows.unique(dim=0)
+    return torch.cat([first, different])
 
 
 def exchanged(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """Labels with new[i] where old[i] was."""
-    table = torch.arange(int(torch.cat([labels.flatten(), old]).max()) + 1)
+    highest = torch.cat([labels.flatten(), old]).max()
+    size = int(highest) + 1
+    table = torch.arange(size)
     table[old] = new
-    return torch.where(labels > 0, table[labels.clamp(min=0)], labels)
+    return looked_up(labels, table)
