@@ -7,7 +7,12 @@ from enum import IntFlag
 import torch
 from torch import Tensor
 
-from ngopt.graph.tracing.values import looked_up, nodes_among, without_repeats
+from ngopt.graph.tracing.values import (
+    first_places,
+    looked_up,
+    nodes_among,
+    without_repeats,
+)
 
 
 class Mark(IntFlag):
@@ -38,8 +43,7 @@ class Nodes:
         self.starts = [0]
         self.step = 0
         self._facts = torch.empty(5, 1024, dtype=torch.long)  # grows by doubling
-        # views of it; nodes of one step whose identities differ stay apart, -1: free
-        self._alias, self._group, self._step, self._identity, self._marks = self._facts[:, :0]
+        self._make_room(0)
         self.new("none", 1)
 
     @property
@@ -61,7 +65,8 @@ class Nodes:
             nodes that may be unified may be as well, and so may all that is made of none (k = 0).
             By default nodes are the targets of a weight, which keeps each apart from the others.
         """
-        start, stop = self.count, self.count + size
+        start = self.count
+        stop = start + size
         numbers = torch.arange(start, stop)
         identity = numbers
         if made_of is not None:
@@ -82,9 +87,11 @@ class Nodes:
         capacity = self._facts.shape[1]
         length = self.count + size
         if length > capacity:
-            more = torch.empty(5, max(size, capacity), dtype=torch.long)
+            wider = max(size, capacity)
+            more = torch.empty(5, wider, dtype=torch.long)
             self._facts = torch.cat([self._facts, more], dim=1)
         facts = self._facts[:, :length]
+        # nodes of one step whose identities differ stay apart, -1: free
         self._alias, self._group, self._step, self._identity, self._marks = facts
 
     def _identities(self, numbers: Tensor, made_of: Tensor) -> Tensor:
@@ -93,15 +100,16 @@ class Nodes:
             return torch.full_like(numbers, -1)
         parts = self._identity_of(made_of)
         is_free = (parts < 0).all(0)
-        _, which = parts.unique(dim=1, return_inverse=True)
-        behind = torch.full_like(numbers, self.count + len(numbers))
-        first = behind.scatter_reduce(0, which, numbers, "amin")
-        return torch.where(is_free, -1, first[which])
+        different, which = parts.unique(dim=1, return_inverse=True)
+        first = first_places(which, different.shape[1])
+        own = numbers[first[which]]
+        return torch.where(is_free, -1, own)
 
     def _identity_of(self, labels: Tensor) -> Tensor:
         """The identities of the nodes that these stand for, -1 where nothing keeps them apart."""
         own = self._identity
-        identity = own.scatter_reduce(0, self.find_each(), own, "amax")
+        found = self.find_each()
+        identity = own.scatter_reduce(0, found, own, "amax")
         return identity[self.find(labels)]
 
     def are_free(self, labels: Tensor) -> bool:
@@ -129,7 +137,8 @@ class Nodes:
 
     def find_each(self) -> Tensor:
         """For every number the one that now stands for its node, (count,)."""
-        return self.find(torch.arange(self.count))
+        numbers = torch.arange(self.count)
+        return self.find(numbers)
 
     def find_all(self, *labels: Tensor) -> list[Tensor]:
         """Present labels of tensors of one shape, of length 1 where all of them only repeat."""
@@ -139,12 +148,14 @@ class Nodes:
         """Makes a[i] and b[i] the same node, for all i; the older number stands for both."""
         a, b = a.flatten(), b.flatten()
         while True:
-            a, b = self.find(a), self.find(b)
+            a = self.find(a)
+            b = self.find(b)
             differ = a != b
             if not differ.any():
                 return
             a, b = a[differ], b[differ]
-            low, high = torch.minimum(a, b), torch.maximum(a, b)
+            low = torch.minimum(a, b)
+            high = torch.maximum(a, b)
             self._alias.scatter_reduce_(0, high, low, "amin")
 
     def try_unify(self, rows: Tensor) -> bool:
@@ -154,8 +165,8 @@ class Nodes:
         weight: the neurons of different heads, say, are different neurons, even if a norm has the
         same scale for all heads.
         """
-        first = rows[0]
         aliases = self._alias.clone()
+        first = rows[0]
         before = self.find(first).unique()
         self.unify(first.expand_as(rows), rows)
         now = self.find(first).unique()
@@ -167,12 +178,12 @@ class Nodes:
     def _clash(self, labels: Tensor) -> bool:
         """Whether a node now stands for several of one step that are to be kept apart."""
         found = self.find_each()
-        is_among = torch.isin(found, labels)
-        kept_apart = is_among & (self._identity >= 0)
-        facts = torch.stack([found, self._step, self._identity])
-        facts = facts[:, kept_apart]
-        different = facts.unique(dim=1)
-        steps = facts[:2].unique(dim=1)
+        identity = self._identity
+        is_member = torch.isin(found, labels)
+        kept_apart = is_member & (identity >= 0)
+        facts = torch.stack([found, self._step, identity])
+        different = facts[:, kept_apart].unique(dim=1)
+        steps = different[:2].unique(dim=1)
         return different.shape[1] > steps.shape[1]
 
     def group_of(self, labels: Tensor) -> Tensor:
@@ -182,14 +193,15 @@ class Nodes:
     def places(self) -> tuple[list[int], Tensor, Tensor]:
         """When all is known: sizes of groups, and for every number its group and place there."""
         found = self.find_each()
-        stands = (found == torch.arange(self.count)).long()
-        before = stands.cumsum(0) - stands
+        stands = found == torch.arange(self.count)
+        before = stands.cumsum(0) - stands.long()
         # of an empty group at the end the start is no number
-        starts = torch.tensor(self.starts[:-1]).clamp(max=self.count - 1)
+        last = self.count - 1
+        starts = torch.tensor(self.starts[:-1]).clamp(max=last)
         before_group = before[starts]
         place = before - before_group[self._group]
-        empty = torch.zeros(len(self.names), dtype=torch.long)
-        sizes = empty.index_add(0, self._group, stands)
+        groups = self._group[stands]
+        sizes = groups.bincount(minlength=len(self.names))
         return sizes.tolist(), self._group[found], place[found]
 
 

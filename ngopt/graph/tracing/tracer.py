@@ -49,9 +49,11 @@ class Tracer:
     """
 
     def __init__(self, model: nn.Module):
-        named = list(model.named_parameters())
-        self.parameters = [ParameterSpec.of(name, p) for name, p in named]
-        self._position = {id(p): i for i, (_, p) in enumerate(named)}
+        self.parameters: list[ParameterSpec] = []
+        self._position: dict[int, int] = {}
+        for name, parameter in model.named_parameters():
+            self._position[id(parameter)] = len(self.parameters)
+            self.parameters.append(ParameterSpec.of(name, parameter))
         self._constants: dict[tuple, Tensor] = {}
         self.nodes = Nodes()
         self.found: list[Edges] = []
@@ -76,11 +78,13 @@ class Tracer:
     def elements(self, parameter: Tensor) -> Elements:
         """A parameter of the model, as rules see it."""
         position = self._position[id(parameter)]
-        return Elements.whole(position, self.parameters[position].shape)
+        shape = self.parameters[position].shape
+        return Elements.whole(position, shape)
 
     def name_of(self, elements: Elements) -> str:
         """The name of the layer that a parameter belongs to."""
-        return self.parameters[elements.parameter].name.removesuffix(".weight")
+        name = self.parameters[elements.parameter].name
+        return name.removesuffix(".weight")
 
     def new_layer(self, weight: Elements, size: int) -> Tensor:
         """New neurons, (size,), that a weight makes."""
@@ -106,18 +110,27 @@ class Tracer:
 
         Raises ValueError if the elements have another shape than the labels.
         """
-        if elements is not None:
-            self._check(elements, sources, targets)
-            if sources is not None:
-                sources = self.source_nodes(sources, self.name_of(elements))
         path = () if call is None else self._path(call)
+        if elements is None:
+            self.found.append(Edges(None, sources, targets, kind, path))
+            return
+        self._check(elements, sources, targets)
+        if sources is not None:
+            name = self.name_of(elements)
+            sources = self.source_nodes(sources, name)
         self.found.append(Edges(elements, sources, targets, kind, path))
-        if elements is not None:
-            for factor in elements.also:
-                self._add_factor(factor, elements.parameter, sources, targets)
+        for factor in elements.also:
+            if not self._add_factor(factor, sources, targets):
+                self.fixed.add(elements.parameter)
 
-    def _check(self, elements: Elements, sources: Tensor | None, targets: Tensor) -> None:
-        labels = [tuple(end.shape) for end in (sources, targets) if end is not None]
+    def _check(
+        self,
+        elements: Elements,
+        sources: Tensor | None,
+        targets: Tensor,
+    ) -> None:
+        ends = [targets] if sources is None else [sources, targets]
+        labels = [tuple(end.shape) for end in ends]
         try:
             shape = torch.broadcast_shapes(*labels)
             fits = elements.shape[: len(shape)] == shape
@@ -125,43 +138,44 @@ class Tracer:
             fits = False
         if not fits:
             name = self.parameters[elements.parameter].name
+            got = " and ".join(map(str, labels))
             raise ValueError(
                 f"edges of '{name}': expected labels that broadcast to the first dimensions of "
-                f"{tuple(elements.shape)}; got {' and '.join(map(str, labels))}"
+                f"{tuple(elements.shape)}; got {got}"
             )
 
     def _add_factor(
-        self, factor: Elements, weight: int, sources: Tensor | None, targets: Tensor
-    ) -> None:
+        self,
+        factor: Elements,
+        sources: Tensor | None,
+        targets: Tensor,
+    ) -> bool:
         """Another parameter that is a factor or summand of a weight, in the shape of it.
 
         A matrix is edges of its own. What is the same for all sources, as the norms of weight
         normalisation, is a feature of the targets, or the other way round. Of anything else the
-        graph shows nothing.
+        graph shows nothing; returns whether it shows the factor.
         """
-        shape, strides = factor.shape, factor.layout.stride()
-        changing = [d for d, n in enumerate(shape) if n > 1 and strides[d] != 0]
         ends = [targets] if sources is None else [targets, sources]
         axes = max(end.dim() for end in ends)
-        if sources is not None and len(changing) == axes == len(shape) == 2:
+        changing = _changing(factor)
+        if sources is not None and len(changing) == axes == len(factor.shape) == 2:
             self.edges(factor, sources, targets, "scale")
-            return
-        own = [d for d in changing if d < axes]
+            return True
+        own = [d - axes for d in changing if d < axes]
         for end in ends:
-            missing = axes - end.dim()
-            along = [missing + d for d, n in enumerate(end.shape) if n > 1]
-            if len(own) == 1 and own == along:
-                index = [slice(None) if d in changing else 0 for d in range(len(shape))]
-                feature = factor.apply(lambda f, index=index: f[tuple(index)])
+            if len(own) == 1 and own == _long_axes(end):
+                feature = factor.apply(_without_others(changing))
                 self.edges(feature, None, end.flatten(), "scale")
-                return
-        self.fixed.add(weight)
+                return True
+        return False
 
     def _path(self, call: Node) -> tuple:
         """What a function is applied to, and how."""
         seen = []
         for source in call.all_input_nodes:
-            if not isinstance(self.values.get(source), (Elements, Tensor)):
+            value = self.values.get(source)
+            if not isinstance(value, (Elements, Tensor)):
                 seen.append(source.name)
         options = [a for a in call.args if not isinstance(a, Node)]
         return (*seen, str(call.target), str(options))
@@ -179,22 +193,25 @@ class Tracer:
 
     def constant_nodes(self, rows: Tensor) -> Tensor:
         """Nodes (n,) for different constants (n, k), the same ones for the same constants."""
-        key = (tuple(rows.shape), rows.double().numpy().tobytes())
-        if key not in self._constants:
-            name = f"constant {len(self._constants)}"
-            self._constants[key] = self.nodes.new(name, len(rows), "constant", mark=Mark.INPUT)
-        return self._constants[key]
+        known = self._constants
+        content = rows.double().numpy().tobytes()
+        key = (tuple(rows.shape), content)
+        if key not in known:
+            name = f"constant {len(known)}"
+            known[key] = self.nodes.new(name, len(rows), "constant", mark=Mark.INPUT)
+        return known[key]
 
     def source_nodes(self, labels: Tensor, name: str) -> Tensor:
         """Labels without gaps: entries that are no neuron become new, constant nodes."""
         if (labels > 0).all():
             return labels
         labels = labels.clone()
+        name = f"{name}.constant"
         for label, mark in ((NO_NEURON, Mark.NONE), (SAME_CONSTANT, Mark.LEARNED)):
             missing = labels == label
             count = int(missing.sum())
             if count:
-                labels[missing] = self.nodes.new(f"{name}.constant", count, "constant", mark=mark)
+                labels[missing] = self.nodes.new(name, count, "constant", mark=mark)
         return labels
 
     def unify_places(self, labels: Tensor, dims: int | Sequence[int]) -> Tensor | None:
@@ -204,19 +221,20 @@ class Tracer:
         nodes become one; None if that would join nodes which one place or a weight keeps apart, or
         if nothing along these dimensions is a neuron.
         """
-        dims = [d % labels.dim() for d in ([dims] if isinstance(dims, int) else dims)]
-        (labels,) = without_repeats([labels], keep=dims)
-        n = prod(labels.shape[d] for d in dims)
-        last = list(range(-len(dims), 0))
-        rows = self.nodes.find(distinct_rows(labels.movedim(dims, last).reshape(-1, n)))
-        if n > 1 and len(rows) > 1 and (rows == rows[:, :1]).all():
+        if isinstance(dims, int):
+            dims = [dims]
+        rows = self.nodes.find(_rows_along(labels, dims))
+        if min(rows.shape) > 1 and same_along(rows, 1):
             return None  # each place has one neuron, at many positions
-        best = rows[(rows > 0).sum(1).argmax()]
+        counts = (rows > 0).sum(1)
+        best = rows[counts.argmax()]
         if not (best > 0).any():
             return None
         rows = torch.where(rows > 0, rows, best)
-        if (rows != best).any() and not self.nodes.try_unify(torch.cat([best[None], rows])):
-            return None
+        if (rows != best).any():
+            all_rows = torch.cat([best[None], rows])
+            if not self.nodes.try_unify(all_rows):
+                return None
         return self.nodes.find(best)
 
     def unify_rows(self, labels: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -227,8 +245,21 @@ class Tracer:
         """
         one = self.unify_places(labels, dim)
         if one is not None:
-            return one[None], torch.zeros([1] * (labels.dim() - 1), dtype=torch.long)
-        (labels,) = without_repeats([folded(self.nodes.find(labels))], keep=[dim % labels.dim()])
-        labels = labels.movedim(dim, -1)
-        rows, which = labels.reshape(-1, labels.shape[-1]).unique(dim=0, return_inverse=True)
-        return rows, which.reshape(labels.shape[:-1])
+            others = [1] * (labels.dim() - 1)
+            return one[None], torch.zeros(others, dtype=torch.long)
+        labels = folded(self.nodes.find(labels))
+        (labels,) = without_repeats([labels], keep=[dim % labels.dim()])
+        *others, n = labels.movedim(dim, -1).shape
+        rows = labels.movedim(dim, -1).reshape(-1, n)
+        rows, which = rows.unique(dim=0, return_inverse=True)
+        return rows, which.reshape(others)
+
+
+def _rows_along(labels: Tensor, dims: Sequence[int]) -> Tensor:
+    """The different rows of labels along some dimensions, (r, n)."""
+    dims = [d % labels.dim() for d in dims]
+    (labels,) = without_repeats([labels], keep=dims)
+    n = prod(labels.shape[d] for d in dims)
+    last = list(range(-len(dims), 0))
+    rows = labels.movedim(dims, last).reshape(-1, n)
+    return distinct_rows(rows)

@@ -128,14 +128,18 @@ def _are_increasing(nodes: Tensor) -> bool:
 
 def in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
     """The different nodes, in the order in which they first come, and which of them is where."""
-    n = len(nodes)
     found, which = nodes.unique(return_inverse=True)
-    places = torch.arange(n)
-    behind = torch.full_like(found, n)
-    first = behind.scatter_reduce(0, which, places, "amin")
-    order = first.argsort()
+    order = first_places(which, len(found)).argsort()
     rank = order.argsort()
     return found[order], rank[which]
+
+
+def first_places(which: Tensor, count: int) -> Tensor:
+    """Where each of 0 ... count - 1 first comes, (count,)."""
+    length = len(which)
+    places = torch.arange(length)
+    behind = which.new_full((count,), length)
+    return behind.scatter_reduce(0, which, places, "amin")
 
 
 class Repeats(NamedTuple):
