@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from ngopt.graph.core import ParameterSpec
 from ngopt.graph.tracing.edges import Edges
@@ -22,6 +22,8 @@ from ngopt.graph.tracing.values import (
     Value,
     distinct_rows,
     folded,
+    present,
+    same_along,
     without_repeats,
 )
 
@@ -52,8 +54,9 @@ class Tracer:
         self.parameters: list[ParameterSpec] = []
         self._position: dict[int, int] = {}
         for name, parameter in model.named_parameters():
+            spec = ParameterSpec.of(name, parameter)
             self._position[id(parameter)] = len(self.parameters)
-            self.parameters.append(ParameterSpec.of(name, parameter))
+            self.parameters.append(spec)
         self._constants: dict[tuple, Tensor] = {}
         self.nodes = Nodes()
         self.found: list[Edges] = []
@@ -70,7 +73,7 @@ class Tracer:
     def unknown(self, call: Node) -> Value:
         """The result of a function that nothing is known of."""
         value = call.meta.get("val")
-        return tree_map(lambda v: Unknown(v.shape) if isinstance(v, Tensor) else v, value)
+        return tree_map_only(Tensor, lambda tensor: Unknown(tensor.shape), value)
 
     def is_parameter(self, tensor: Tensor) -> bool:
         return id(tensor) in self._position
@@ -88,7 +91,8 @@ class Tracer:
 
     def new_layer(self, weight: Elements, size: int) -> Tensor:
         """New neurons, (size,), that a weight makes."""
-        return self.nodes.new(self.name_of(weight), size)
+        name = self.name_of(weight)
+        return self.nodes.new(name, size)
 
     def edges(
         self,
@@ -120,7 +124,8 @@ class Tracer:
             sources = self.source_nodes(sources, name)
         self.found.append(Edges(elements, sources, targets, kind, path))
         for factor in elements.also:
-            if not self._add_factor(factor, sources, targets):
+            is_shown = self._add_factor(factor, sources, targets)
+            if not is_shown:
                 self.fixed.add(elements.parameter)
 
     def _check(
@@ -129,7 +134,7 @@ class Tracer:
         sources: Tensor | None,
         targets: Tensor,
     ) -> None:
-        ends = [targets] if sources is None else [sources, targets]
+        ends = present(sources, targets)
         labels = [tuple(end.shape) for end in ends]
         try:
             shape = torch.broadcast_shapes(*labels)
@@ -156,16 +161,17 @@ class Tracer:
         normalisation, is a feature of the targets, or the other way round. Of anything else the
         graph shows nothing; returns whether it shows the factor.
         """
-        ends = [targets] if sources is None else [targets, sources]
+        ends = present(targets, sources)
         axes = max(end.dim() for end in ends)
         changing = _changing(factor)
-        if sources is not None and len(changing) == axes == len(factor.shape) == 2:
+        is_matrix = len(changing) == axes == len(factor.shape) == 2
+        if is_matrix and sources is not None:
             self.edges(factor, sources, targets, "scale")
             return True
         own = [d - axes for d in changing if d < axes]
         for end in ends:
             if len(own) == 1 and own == _long_axes(end):
-                feature = factor.apply(_without_others(changing))
+                feature = _along(factor, changing)
                 self.edges(feature, None, end.flatten(), "scale")
                 return True
         return False
@@ -177,8 +183,9 @@ class Tracer:
             value = self.values.get(source)
             if not isinstance(value, (Elements, Tensor)):
                 seen.append(source.name)
+        function = str(call.target)
         options = [a for a in call.args if not isinstance(a, Node)]
-        return (*seen, str(call.target), str(options))
+        return (*seen, function, str(options))
 
     def pin(self, *labels: Tensor) -> None:
         """Marks neurons that cannot be exchanged with others, for a reason outside the graph."""
@@ -198,7 +205,8 @@ class Tracer:
         key = (tuple(rows.shape), content)
         if key not in known:
             name = f"constant {len(known)}"
-            known[key] = self.nodes.new(name, len(rows), "constant", mark=Mark.INPUT)
+            n = len(rows)
+            known[key] = self.nodes.new(name, n, "constant", mark=Mark.INPUT)
         return known[key]
 
     def source_nodes(self, labels: Tensor, name: str) -> Tensor:
@@ -207,11 +215,13 @@ class Tracer:
             return labels
         labels = labels.clone()
         name = f"{name}.constant"
-        for label, mark in ((NO_NEURON, Mark.NONE), (SAME_CONSTANT, Mark.LEARNED)):
+        marks = {NO_NEURON: Mark.NONE, SAME_CONSTANT: Mark.LEARNED}
+        for label, mark in marks.items():
             missing = labels == label
             count = int(missing.sum())
             if count:
-                labels[missing] = self.nodes.new(name, count, "constant", mark=mark)
+                new = self.nodes.new(name, count, "constant", mark=mark)
+                labels[missing] = new
         return labels
 
     def unify_places(self, labels: Tensor, dims: int | Sequence[int]) -> Tensor | None:
@@ -223,7 +233,8 @@ class Tracer:
         """
         if isinstance(dims, int):
             dims = [dims]
-        rows = self.nodes.find(_rows_along(labels, dims))
+        rows = _rows_along(labels, dims)
+        rows = self.nodes.find(rows)
         if min(rows.shape) > 1 and same_along(rows, 1):
             return None  # each place has one neuron, at many positions
         counts = (rows > 0).sum(1)
@@ -248,11 +259,37 @@ class Tracer:
             others = [1] * (labels.dim() - 1)
             return one[None], torch.zeros(others, dtype=torch.long)
         labels = folded(self.nodes.find(labels))
-        (labels,) = without_repeats([labels], keep=[dim % labels.dim()])
-        *others, n = labels.movedim(dim, -1).shape
-        rows = labels.movedim(dim, -1).reshape(-1, n)
+        own = dim % labels.dim()
+        (labels,) = without_repeats([labels], keep=[own])
+        labels = labels.movedim(own, -1)
+        *others, n = labels.shape
+        rows = labels.reshape(-1, n)
         rows, which = rows.unique(dim=0, return_inverse=True)
         return rows, which.reshape(others)
+
+
+def _changing(factor: Elements) -> list[int]:
+    """The dimensions along which a factor is not the same everywhere."""
+    found = []
+    for d, stride in enumerate(factor.layout.stride()):
+        if stride != 0 and factor.shape[d] > 1:
+            found.append(d)
+    return found
+
+
+def _along(factor: Elements, dims: Sequence[int]) -> Elements:
+    """A factor at the first place of all dimensions but some."""
+    places: list[Any] = [0] * len(factor.shape)
+    for d in dims:
+        places[d] = slice(None)
+    index = tuple(places)
+    return factor.apply(lambda x: x[index])
+
+
+def _long_axes(labels: Tensor) -> list[int]:
+    """The axes of more than one place, counted from the end: -2, -1."""
+    axes = labels.dim()
+    return [d - axes for d, n in enumerate(labels.shape) if n > 1]
 
 
 def _rows_along(labels: Tensor, dims: Sequence[int]) -> Tensor:
@@ -261,5 +298,6 @@ def _rows_along(labels: Tensor, dims: Sequence[int]) -> Tensor:
     (labels,) = without_repeats([labels], keep=dims)
     n = prod(labels.shape[d] for d in dims)
     last = list(range(-len(dims), 0))
-    rows = labels.movedim(dims, last).reshape(-1, n)
+    labels = labels.movedim(dims, last)
+    rows = labels.reshape(-1, n)
     return distinct_rows(rows)

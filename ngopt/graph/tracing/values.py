@@ -49,6 +49,11 @@ class Unknown:
 Value = Neurons | Elements | Unknown | Tensor | Any
 
 
+def present(*tensors: Tensor | None) -> list[Tensor]:
+    """Those that there are."""
+    return [x for x in tensors if x is not None]
+
+
 def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list[Tensor]:
     """Tensors of one shape, of length 1 along dimensions in which all repeat (stride 0)."""
     found = list(tensors)
