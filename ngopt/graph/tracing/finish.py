@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,49 +16,72 @@ from ngopt.graph.tracing.blocks import blocks_of
 from ngopt.graph.tracing.edges import Block
 from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.values import present, same_along
 
 
 def finish(tracer: Tracer) -> NeuralGraph:
     """The graph of all that was found, now that it is known which nodes are the same."""
     tell_functions_apart(tracer)
-    nodes = tracer.nodes
-    found = [block for edges in tracer.found for block in blocks_of(edges, nodes)]
-    blocks = with_copies(tracer, [block for block in found if block.sources is not None])
-    biases = _one_for_each_parameter(tracer, [block for block in found if block.sources is None])
+    blocks, biases = _blocks_and_biases(tracer)
+    whole = [*blocks, *biases]
+    _pin_fixed(tracer, whole)
     builder = GraphBuilder(tracer.parameters)
-    groups = _Groups(nodes, builder, [*blocks, *biases])
-    for block in blocks:
-        builder.blocks.append(groups.edge_block(block))
-    for bias in biases:
-        builder.biases.append(groups.bias(bias))
+    groups = _Groups(tracer.nodes, builder, whole)
+    builder.blocks += map(groups.edge_block, blocks)
+    builder.biases += map(groups.bias, biases)
     _note_functions(tracer, groups, builder)
-    fixed = [end for block in (*blocks, *biases) for end in _fixed_ends(block, tracer.fixed)]
-    inputs = groups.of([nodes.marked(Mark.INPUT)])
-    for number in groups.of([nodes.marked(Mark.PINNED), *fixed]):
-        builder.groups[number] = replace(builder.groups[number], is_pinned=True)
-    outputs = groups.of([nodes.marked(Mark.OUTPUT)])
-    inner = {block.target for block in builder.blocks} | groups.of([nodes.marked(Mark.LEARNED)])
-    # a position that leads nowhere is still one among others; a neuron that does so is not needed
-    inner = {number for number in inner if builder.groups[number].kind != "position"}
-    return builder.build(inputs, outputs, inner - outputs - inputs)
+    for number in groups.marked(Mark.PINNED):
+        pinned = replace(builder.groups[number], is_pinned=True)
+        builder.groups[number] = pinned
+    inputs = groups.marked(Mark.INPUT)
+    outputs = groups.marked(Mark.OUTPUT)
+    hidden = _inner(builder, groups) - outputs - inputs
+    return builder.build(inputs, outputs, hidden)
+
+
+def _blocks_and_biases(tracer: Tracer) -> tuple[list[Block], list[Block]]:
+    """The blocks of edges, and those of features."""
+    blocks = []
+    biases = []
+    for edges in tracer.found:
+        found = biases if edges.sources is None else blocks
+        found += blocks_of(edges, tracer.nodes)
+    blocks = with_copies(tracer, blocks)
+    biases = _one_for_each_parameter(tracer, biases)
+    return blocks, biases
+
+
+def _pin_fixed(tracer: Tracer, blocks: Sequence[Block]) -> None:
+    """Pins the ends of the parameters that are fixed."""
+    for block in blocks:
+        view = block.view
+        if view is not None and view.parameter in tracer.fixed:
+            tracer.pin(*_ends(block))
 
 
 def _note_functions(tracer: Tracer, groups: _Groups, builder: GraphBuilder) -> None:
-    applied: dict[int, list[str]] = {}
+    applied = defaultdict(list)
     for labels, name, _ in tracer.applied:
         if name is None:
             continue
-        for number in groups.of([labels]):
-            applied.setdefault(number, []).append(name)
+        for number in groups.of(labels):
+            applied[number].append(name)
     for number, names in applied.items():
         builder.note_functions(number, names)
 
 
-def _fixed_ends(block: Block, parameters: Collection[int]) -> list[Tensor]:
-    """The ends of a block, if it is of one of these parameters."""
-    if block.view is None or block.view.parameter not in parameters:
-        return []
-    return [end for end in (block.sources, block.targets) if end is not None]
+def _inner(builder: GraphBuilder, groups: _Groups) -> set[int]:
+    """The groups that edges lead to, and those that are learned.
+
+    A position that leads nowhere is still one among others; a neuron that does so is not needed.
+    """
+    targets = {block.target for block in builder.blocks}
+    found = set()
+    for number in targets | groups.marked(Mark.LEARNED):
+        group = builder.groups[number]
+        if group.kind != "position":
+            found.add(number)
+    return found
 
 
 def tell_functions_apart(tracer: Tracer) -> None:
@@ -67,26 +91,45 @@ def tell_functions_apart(tracer: Tracer) -> None:
     """
     nodes = tracer.nodes
     everything = torch.arange(nodes.count)
+    is_left = nodes.find_each() == everything
+    inputs = nodes.marked(Mark.INPUT)
+    is_left[inputs] = False
+    left = everything[is_left]
+    groups = nodes.group_of(left)
+    histories = _histories(tracer)[left]
+    _, histories = histories.unique(return_inverse=True)
+    for group in _mixed(groups, histories):
+        members = groups == group
+        own = histories[members]
+        which, place = own.unique(return_inverse=True)
+        tags = torch.full_like(which, -1)
+        constants = torch.stack([tags, which], dim=1)
+        functions = tracer.constant_nodes(constants)
+        targets = left[members]
+        tracer.edges(None, functions[place], targets, "spread")
+
+
+def _histories(tracer: Tracer) -> Tensor:
+    """(nodes,), a number for the functions that each went through, one after the other."""
+    nodes = tracer.nodes
     numbers: dict[str, int] = {}
-    history = torch.zeros_like(everything)
+    histories = torch.zeros(nodes.count, dtype=torch.long)
     for labels, _, function in tracer.applied:
         if function is None:
             continue
         number = numbers.setdefault(function, len(numbers) + 1)
         found = nodes.find(labels)
-        history[found] = history[found] * 1_000_003 + number
-    is_input = torch.isin(everything, nodes.marked(Mark.INPUT))
-    present = everything[(nodes.find(everything) == everything) & ~is_input]
-    groups = nodes.group_of(present)
-    histories = history[present].unique(return_inverse=True)[1]
-    pairs = torch.stack([groups, histories]).unique(dim=1)
-    mixed, counts = pairs[0].unique_consecutive(return_counts=True)
-    for group in mixed[counts > 1]:
-        members = groups == group
-        which, place = histories[members].unique(return_inverse=True)
-        constants = torch.stack([torch.full_like(which, -1), which], dim=1)
-        functions = tracer.constant_nodes(constants)
-        tracer.edges(None, functions[place], present[members], "spread")
+        before = histories[found]
+        histories[found] = before * 1_000_003 + number
+    return histories
+
+
+def _mixed(groups: Tensor, histories: Tensor) -> Tensor:
+    """The groups whose nodes differ in their histories."""
+    pairs = torch.stack([groups, histories])
+    groups, _ = pairs.unique(dim=1)
+    groups, counts = groups.unique_consecutive(return_counts=True)
+    return groups[counts > 1]
 
 
 def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
@@ -95,93 +138,161 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
     A x + B mean(x) has two weights from and to the same neurons, as A x + B sin(x) has. Exchanging
     them changes the function, and only nodes between x and B, the copies, say so.
     """
-    found: list[Block] = []
-    before: dict[tuple, list[Block]] = {}
-    copies: dict[tuple, Tensor] = {}
+    found = []
+    before = defaultdict(list)
+    copies = {}
     for block in blocks:
         if block.view is None:
             found.append(block)
             continue
-        sources, targets = block.sources, block.targets
-        assert sources is not None, "edges have sources"
-        groups = [int(tracer.nodes.group_of(end[0])) for end in (sources, targets)]
-        others = before.setdefault((*groups, block.kind, block.slot_shape), [])
-        if any(other.path != block.path and _share_an_edge(other, block) for other in others):
-            key = (block.path, *sources.tolist())
-            if key not in copies:
-                n = len(sources)
-                copies[key] = tracer.nodes.new(f"{block.path[0]}.copy", n, "copy")
-                shape = (n, 1, 1)
-                found.append(Block(None, sources, copies[key], shape, (), "copy", block.path))
-            block = replace(block, sources=copies[key])
-        else:
+        others = before[_between(tracer.nodes, block)]
+        if not any(_is_seen_otherwise(block, other) for other in others):
             others.append(block)
-        found.append(block)
+            found.append(block)
+            continue
+        sources = _sources(block).tolist()
+        key = (block.path, *sources)
+        if key not in copies:
+            copy = _copy_of_sources(tracer, block)
+            found.append(copy)
+            copies[key] = copy.targets
+        apart = replace(block, sources=copies[key])
+        found.append(apart)
     return found
 
 
-def _share_an_edge(a: Block, b: Block) -> bool:
-    """Whether an edge of one has the ends of an edge of the other."""
-    assert a.sources is not None and b.sources is not None, "edges have sources"
-    shares_source = torch.isin(a.sources, b.sources).any()
-    return bool(shares_source and torch.isin(a.targets, b.targets).any())
+def _between(nodes: Nodes, block: Block) -> tuple:
+    """Groups, kind and slots of edges; where these differ, nothing exchanges them."""
+    sources = _sources(block)
+    ends = torch.stack([sources[0], block.targets[0]])
+    groups = nodes.group_of(ends).tolist()
+    return (*groups, block.kind, block.slot_shape)
+
+
+def _is_seen_otherwise(a: Block, b: Block) -> bool:
+    """Whether the paths of two differ, but an edge of one has the ends of an edge of the other."""
+    if a.path == b.path:
+        return False
+    sources = torch.isin(_sources(a), _sources(b))
+    targets = torch.isin(a.targets, b.targets)
+    return bool(sources.any() and targets.any())
+
+
+def _copy_of_sources(tracer: Tracer, block: Block) -> Block:
+    """Edges from the sources of a block to new nodes, one for each."""
+    sources = _sources(block)
+    n = len(sources)
+    name = f"{block.path[0]}.copy"
+    copies = tracer.nodes.new(name, n, "copy")
+    shape = (n, 1, 1)
+    return Block(None, sources, copies, shape, (), "copy", block.path)
 
 
 def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Block]:
-    """Pieces of a parameter that do the same to the same nodes, as rows of a table, are slots.
-
-    Where they lie at no even distances the nodes are pinned: nothing says which piece comes first.
-    """
-    alike: dict[tuple, list[Block]] = {}
+    """Pieces of a parameter that do the same to the same nodes, as rows of a table, are slots."""
+    alike = defaultdict(list)
     for bias in biases:
-        assert bias.view is not None, "features are elements of parameters"
-        view = bias.view
-        key = (view.parameter, bias.kind, *bias.targets.tolist(), view.shape, view.strides)
-        alike.setdefault(key, []).append(bias)
+        view = _view(bias)
+        layout = replace(view, offset=0)
+        targets = bias.targets.tolist()
+        key = (layout, bias.kind, *targets)
+        alike[key].append(bias)
     found = []
-    for first, *others in alike.values():
-        views = [bias.view for bias in (first, *others) if bias.view is not None]
-        offsets = sorted({view.offset for view in views})
-        steps = {b - a for a, b in pairwise(offsets)}
-        view = _stacked(views[0], offsets) if len(steps) == 1 else None
-        if view is not None and _has_all_once(view, tracer.parameters[view.parameter].numel):
-            found.append(replace(first, view=view, slot_shape=view.shape[1:]))
-        else:
-            found += [first, *others]
-            tracer.pin(*([first.targets] if steps else []))
+    for pieces in alike.values():
+        found += _joined(tracer, pieces)
     return found
 
 
-def _stacked(view: View, offsets: Sequence[int]) -> View:
-    """A view (n, ...) and others like it at even distances, as (n, views, ...)."""
-    (n, *shape), (stride, *strides) = view.shape, view.strides
-    step = offsets[1] - offsets[0]
-    return View(view.parameter, (n, len(offsets), *shape), (stride, step, *strides), offsets[0])
+def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
+    """One block for pieces that differ in their offsets.
+
+    Where they lie at no even distances the nodes are pinned: nothing says which piece comes first.
+    """
+    first = pieces[0]
+    offsets = {_view(piece).offset for piece in pieces}
+    if len(offsets) == 1:
+        return pieces
+    part = _view(first)
+    view = _stacked(part, sorted(offsets))
+    if view is None or not _has_all_once(tracer, view):
+        tracer.pin(first.targets)
+        return pieces
+    slot_shape = view.shape[1:]
+    whole = replace(first, view=view, slot_shape=slot_shape)
+    return [whole]
 
 
-def _has_all_once(view: View, numel: int) -> bool:
+def _stacked(view: View, offsets: Sequence[int]) -> View | None:
+    """A view (n, ...) and others like it, as (n, views, ...); None if at no even distances."""
+    steps = {b - a for a, b in pairwise(offsets)}
+    if len(steps) > 1:
+        return None
+    (step,) = steps
+    n, *shape = view.shape
+    stride, *strides = view.strides
+    return View(
+        view.parameter,
+        shape=(n, len(offsets), *shape),
+        strides=(stride, step, *strides),
+        offset=offsets[0],
+    )
+
+
+def _has_all_once(tracer: Tracer, view: View) -> bool:
     """Whether no element of a parameter is in a view twice."""
-    numbers = torch.arange(numel)[None, :, None]
-    return view.read(numbers).unique().numel() == view.numel
+    spec = tracer.parameters[view.parameter]
+    numbers = torch.arange(spec.numel)
+    flat = numbers[None, :, None]
+    different = view.read(flat).unique()
+    return len(different) == view.numel
+
+
+def _sources(block: Block) -> Tensor:
+    assert block.sources is not None, "edges have sources"
+    return block.sources
+
+
+def _view(block: Block) -> View:
+    assert block.view is not None, "features are elements of parameters"
+    return block.view
+
+
+def _ends(block: Block) -> list[Tensor]:
+    return present(block.sources, block.targets)
 
 
 class _Groups:
     """The groups of a graph, and which nodes are where in them."""
 
-    def __init__(self, nodes: Nodes, builder: GraphBuilder, blocks: Sequence[Block]):
+    def __init__(
+        self,
+        nodes: Nodes,
+        builder: GraphBuilder,
+        blocks: Sequence[Block],
+    ):
         """Adds the groups that any end of the blocks is in."""
+        self.nodes = nodes
         self.sizes, self.group_of, self.place_of = nodes.places()
-        ends = [end for block in blocks for end in (block.sources, block.targets)]
-        used = torch.cat([torch.arange(0), *(end for end in ends if end is not None)])
         self.number: dict[int, int] = {}
-        for old in self.group_of[used].unique().tolist():
-            name, kind = nodes.names[old], nodes.kinds[old]
-            self.number[old] = builder.add_group(name, self.sizes[old], kind)
+        used = set()
+        for block in blocks:
+            for end in _ends(block):
+                used.add(self._group(end))
+        for old in sorted(used):
+            name = nodes.names[old]
+            kind = nodes.kinds[old]
+            size = self.sizes[old]
+            self.number[old] = builder.add_group(name, size, kind)
+
+    def _group(self, end: Tensor) -> int:
+        """The group in which all nodes at the end of a block were made."""
+        groups = self.group_of[end]
+        assert same_along(groups, 0), "an end of a block lies in one group"
+        return int(groups[0])
 
     def edge_block(self, block: Block) -> EdgeBlock:
-        assert block.sources is not None, "edges have sources"
         groups, rows, columns = block.shape
-        source, source_index = self.locate(block.sources)
+        source, source_index = self.locate(_sources(block))
         target, target_index = self.locate(block.targets)
         return EdgeBlock(
             block.view,
@@ -195,20 +306,26 @@ class _Groups:
         )
 
     def bias(self, block: Block) -> Bias:
-        assert block.view is not None, "features are elements of parameters"
+        view = _view(block)
         group, index = self.locate(block.targets)
-        return Bias(block.view, group, block.slot_shape, block.kind, index)
+        return Bias(view, group, block.slot_shape, block.kind, index)
 
-    def locate(self, nodes: Tensor) -> tuple[int, Index]:
+    def locate(self, end: Tensor) -> tuple[int, Index]:
         """The group of nodes and their places in it, None if these are all in their order."""
-        old = int(self.group_of[nodes[0]])
-        assert (self.group_of[nodes] == old).all(), "an end of a block lies in one group"
-        index = tuple(self.place_of[nodes].tolist())
-        return self.number[old], None if index == tuple(range(self.sizes[old])) else index
+        old = self._group(end)
+        places = self.place_of[end].tolist()
+        everything = list(range(self.sizes[old]))
+        index = None if places == everything else tuple(places)
+        return self.number[old], index
 
-    def of(self, labels: Iterable[Tensor]) -> set[int]:
+    def marked(self, mark: Mark) -> set[int]:
+        """The groups of all nodes that have a mark."""
+        return self.of(self.nodes.marked(mark))
+
+    def of(self, labels: Tensor) -> set[int]:
         """The groups of all nodes among labels, as far as they are in the graph."""
-        found = {
-            old for nodes in labels for old in self.group_of[nodes[nodes > 0]].unique().tolist()
-        }
-        return {self.number[old] for old in found if old in self.number}
+        nodes = labels[labels > 0]
+        groups = self.group_of[nodes].unique()
+        found = set(groups.tolist())
+        known = self.number.keys() & found
+        return {self.number[old] for old in known}
