@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +46,9 @@ class Elements:
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Elements:
         """The elements after a function that only moves entries."""
-        layout = function(self.layout)
-        if self.layout.is_meta and not _share_storage(layout, self.layout):
+        old = self.layout
+        layout = function(old)
+        if old.is_meta and not _share_storage(layout, old):
             layout = function(self.numbers)
         also = tuple(other.apply(function) for other in self.also)
         return Elements(self.parameter, layout, also)
@@ -79,12 +81,12 @@ def _strides_and_offset(layout: Tensor) -> tuple[tuple[int, ...], int] | None:
         return layout.stride(), offset
     if not layout.numel():
         return None
-    offset = _first(layout)
+    offset = int(along(layout))
     strides = []
-    for d, size in enumerate(layout.shape):
-        place = min(1, size - 1)
-        second = layout.select(d, place)
-        strides.append(_first(second) - offset)
+    for d in range(layout.dim()):
+        line = along(layout, d)
+        second = int(line[:2][-1])
+        strides.append(second - offset)
     if min(strides, default=0) < 0:
         return None
     expected = _numbers(layout.shape, strides, offset)
@@ -93,10 +95,12 @@ def _strides_and_offset(layout: Tensor) -> tuple[tuple[int, ...], int] | None:
     return tuple(strides), offset
 
 
-def _first(numbers: Tensor) -> int:
-    """The number at the first place along all dimensions."""
-    corner = (0,) * numbers.dim()
-    return int(numbers[corner])
+def along(numbers: Tensor, *dims: int) -> Tensor:
+    """Numbers along some dimensions, at the first place of all others."""
+    index: list[Any] = [0] * numbers.dim()
+    for d in dims:
+        index[d] = slice(None)
+    return numbers[tuple(index)]
 
 
 def _numbers(shape: Sequence[int], strides: Sequence[int], offset: int) -> Tensor:

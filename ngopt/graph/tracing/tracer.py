@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from ngopt.graph.core import ParameterSpec
 from ngopt.graph.tracing.edges import Edges
-from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.elements import Elements, along
 from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -171,7 +171,7 @@ class Tracer:
         own = [d - axes for d in changing if d < axes]
         for end in ends:
             if len(own) == 1 and own == _long_axes(end):
-                feature = _along(factor, changing)
+                feature = factor.apply(lambda x: along(x, *changing))
                 self.edges(feature, None, end.flatten(), "scale")
                 return True
         return False
@@ -275,15 +275,6 @@ def _changing(factor: Elements) -> list[int]:
         if stride != 0 and factor.shape[d] > 1:
             found.append(d)
     return found
-
-
-def _along(factor: Elements, dims: Sequence[int]) -> Elements:
-    """A factor at the first place of all dimensions but some."""
-    places: list[Any] = [0] * len(factor.shape)
-    for d in dims:
-        places[d] = slice(None)
-    index = tuple(places)
-    return factor.apply(lambda x: x[index])
 
 
 def _long_axes(labels: Tensor) -> list[int]:
