@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
 from io import StringIO
+from itertools import product
 from typing import Any
 
 import torch
@@ -57,20 +58,22 @@ def capture(model: nn.Module, example_input: Any, cut: bool = True) -> Program:
     state nothing changes. Raises whatever the module raises, or NotCaptured.
     """
     whole = arguments(example_input)
-    few = tree_map(_few_rows, whole)
-    same = not cut or all(a is b for a, b in zip(tree_leaves(few), tree_leaves(whole), strict=True))
+    inputs = [whole]
+    is_long = any(_is_long(leaf) for leaf in tree_leaves(whole))
+    if cut and is_long:
+        few = tree_map(_few_rows, whole)
+        inputs = [few, whole]
     reason = None
     with _quiet(), torch.random.fork_rng(devices=[]):
-        for function in (_export, _record):
-            for args, kwargs in (whole,) if same else (few, whole):
-                try:
-                    return replace(
-                        function(model, args, kwargs), is_cut=not same and args is few[0]
-                    )
-                except Exception as error:
-                    reason = error
+        for function, given in product((_export, _record), inputs):
+            try:
+                program = function(model, *given)
+                return replace(program, is_cut=given is not whole)
+            except Exception as error:
+                reason = error
         args, kwargs = whole
-        copy.deepcopy(model)(*args, **kwargs)
+        other = copy.deepcopy(model)
+        other(*args, **kwargs)
     raise NotCaptured(str(reason))
 
 
@@ -96,15 +99,20 @@ def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
         return example_input.args, example_input.kwargs
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
-    return (example_input if isinstance(example_input, tuple) else (example_input,)), {}
+    if isinstance(example_input, tuple):
+        return example_input, {}
+    return (example_input,), {}
+
+
+def _is_long(value: Any) -> bool:
+    """Whether it has more rows than are used."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return False
+    return len(value) > BATCH
 
 
 def _few_rows(value: Any) -> Any:
-    return (
-        value[:BATCH]
-        if isinstance(value, Tensor) and value.dim() > 0 and len(value) > BATCH
-        else value
-    )
+    return value[:BATCH] if _is_long(value) else value
 
 
 def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
@@ -115,37 +123,41 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
         hook.remove()
     state = {}
     for spec in program.graph_signature.input_specs:
-        name, target = getattr(spec.arg, "name", ""), spec.target or ""
-        if spec.kind == InputKind.PARAMETER:
+        name = getattr(spec.arg, "name", "")
+        target = spec.target or ""
+        kind = spec.kind
+        if kind == InputKind.PARAMETER:
             state[name] = model.get_parameter(target)
-        elif spec.kind == InputKind.BUFFER:
+        elif kind == InputKind.BUFFER:
             state[name] = model.get_buffer(target)
-        elif spec.kind in (InputKind.CONSTANT_TENSOR, InputKind.CUSTOM_OBJ):
+        elif kind in (InputKind.CONSTANT_TENSOR, InputKind.CUSTOM_OBJ):
             state[name] = program.constants[target]
-    return Program(inlined(program.graph_module), state)
+    graph = inlined(program.graph_module)
+    return Program(graph, state)
 
 
 def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     """Runs the module once; of the functions that it calls, torch.fx keeps a list."""
-    parameters = dict(model.named_parameters())
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    own = {**parameters, **buffers}
+    own: dict[str, Tensor] = dict(model.named_parameters())
+    for name, buffer in model.named_buffers():
+        own[name] = buffer.clone()
 
-    def run(state: dict[str, Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
-        return _tensors(functional_call(model, state, args, kwargs))
+    def run(state: dict[str, Tensor], *given: Any) -> list[Tensor]:
+        output = functional_call(model, state, *given)
+        return _tensors(output)
 
-    traced = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)(own, args, kwargs)
+    trace = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)
+    traced = trace(own, args, kwargs)
     graph = inlined(traced)
     graph.eliminate_dead_code()  # such as what a condition was made of
-    placeholders = [node.name for node in graph.nodes if node.op == "placeholder"]
-    state = dict(zip(placeholders, own.values(), strict=False))
-    attributes = {
-        node.name: getattr(traced, node.target) for node in graph.nodes if node.op == "get_attr"
-    }
-    return Program(
-        graph,
-        state | {name: value for name, value in attributes.items() if isinstance(value, Tensor)},
-    )
+    placeholders = graph.find_nodes(op="placeholder")
+    names = [node.name for node in placeholders]
+    state = dict(zip(names, own.values(), strict=False))
+    for node in graph.find_nodes(op="get_attr"):
+        value = getattr(traced, str(node.target))
+        if isinstance(value, Tensor):
+            state[node.name] = value
+    return Program(graph, state)
 
 
 def inlined(module: GraphModule) -> Graph:
@@ -156,18 +168,27 @@ def inlined(module: GraphModule) -> Graph:
         if region is None:
             continue
         inner = inlined(region)
-        placeholders = [n for n in inner.nodes if n.op == "placeholder"]
+        placeholders = inner.find_nodes(op="placeholder")
+        given = zip(placeholders, operands, strict=True)
         with graph.inserting_before(node):
-            result = graph.graph_copy(inner, dict(zip(placeholders, operands, strict=True)))
-        if isinstance(result, Node):
-            node.replace_all_uses_with(result)
-        for user in list(node.users):
-            if user.target is operator.getitem and isinstance(result, (tuple, list)):
-                user.replace_all_uses_with(result[user.args[1]])  # type: ignore[arg-type, index]
-                graph.erase_node(user)
-        if not node.users:
-            graph.erase_node(node)
+            result = graph.graph_copy(inner, dict(given))
+        _put_in_place(node, result)
     return graph
+
+
+def _put_in_place(node: Node, result: Any) -> None:
+    """Uses the result of a region where that of a function was used."""
+    graph = node.graph
+    is_many = isinstance(result, (tuple, list))
+    if isinstance(result, Node):
+        node.replace_all_uses_with(result)
+    for user in list(node.users):
+        if is_many and user.target is operator.getitem:
+            place = user.args[1]
+            user.replace_all_uses_with(result[place])  # type: ignore[arg-type, index]
+            graph.erase_node(user)
+    if not node.users:
+        graph.erase_node(node)
 
 
 def _region(module: GraphModule, node: Node) -> tuple[GraphModule | None, list[Any]]:
@@ -175,19 +196,32 @@ def _region(module: GraphModule, node: Node) -> tuple[GraphModule | None, list[A
 
     None if it is no such function.
     """
-    graphs = []
-    for place, argument in enumerate(node.args if node.op == "call_function" else ()):
-        if isinstance(argument, Node) and argument.op == "get_attr":
-            graphs.append((place, getattr(module, str(argument.target), None)))
-    place, region = graphs[0] if len(graphs) == 1 else (0, None)
-    if isinstance(region, GraphModule):
-        behind = node.args[place + 1 :]
-        operands = [a for a in behind if not isinstance(a, str)]  # a name may stand among them
-        count = sum(n.op == "placeholder" for n in region.graph.nodes)
-        is_loop = any(isinstance(a, (list, tuple)) for a in operands)
-        if count == len(operands) and not is_loop:
-            return region, operands
-    return None, []
+    attributes = _attributes(node)
+    if node.op != "call_function" or len(attributes) != 1:
+        return None, []
+    attribute = attributes[0]
+    name = str(attribute.target)
+    region = getattr(module, name, None)
+    if not isinstance(region, GraphModule):
+        return None, []
+    place = node.args.index(attribute)
+    behind = node.args[place + 1 :]
+    operands = [a for a in behind if not isinstance(a, str)]  # a name may stand among them
+    if not _takes(region, operands):
+        return None, []
+    return region, operands
+
+
+def _attributes(node: Node) -> list[Node]:
+    """What a function is applied to that the module has, such as regions."""
+    return [a for a in node.args if isinstance(a, Node) and a.op == "get_attr"]
+
+
+def _takes(region: GraphModule, operands: list[Any]) -> bool:
+    """Whether a region has a place for each operand; those of loops come as lists."""
+    is_loop = any(isinstance(a, (list, tuple)) for a in operands)
+    placeholders = region.graph.find_nodes(op="placeholder")
+    return not is_loop and len(placeholders) == len(operands)
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -200,8 +234,9 @@ def _tensors(output: Any) -> list[Tensor]:
         if isinstance(leaf, Tensor):
             found.append(leaf)
         elif is_dataclass(leaf) and not isinstance(leaf, type):
-            values = [getattr(leaf, field.name) for field in fields(leaf)]
-            found += _tensors(values)
+            for field in fields(leaf):
+                value = getattr(leaf, field.name)
+                found += _tensors(value)
     return found
 
 
@@ -210,19 +245,25 @@ def guess_inputs(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             yield torch.zeros(BATCH, 8, dtype=torch.long)
-        elif isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
-            yield from (torch.randn(BATCH, module.in_channels, n) for n in (64, 1024))
-        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            yield from (torch.randn(BATCH, module.in_channels, n, n) for n in (224, 32, 28))
-        elif isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-            yield torch.randn(BATCH, module.in_channels, 16, 32, 32)
-        elif isinstance(module, nn.Linear):
-            yield torch.randn(BATCH, module.in_features)
-            yield torch.randn(BATCH, 8, module.in_features)
-        elif isinstance(module, nn.RNNBase):
-            yield torch.randn(BATCH, 8, module.input_size)
-        elif isinstance(module, nn.MultiheadAttention):
-            yield torch.randn(BATCH, 8, module.embed_dim)
-        else:
-            continue
-        return
+            return
+        shapes = _guessed_shapes(module)
+        for shape in shapes:
+            yield torch.randn(BATCH, *shape)
+        if shapes:
+            return
+
+
+def _guessed_shapes(module: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of one row of what a layer might take, none if it has no weights."""
+    match module:
+        case nn.Conv1d(in_channels=n) | nn.ConvTranspose1d(in_channels=n):
+            return [(n, 64), (n, 1024)]
+        case nn.Conv2d(in_channels=n) | nn.ConvTranspose2d(in_channels=n):
+            return [(n, 224, 224), (n, 32, 32), (n, 28, 28)]
+        case nn.Conv3d(in_channels=n) | nn.ConvTranspose3d(in_channels=n):
+            return [(n, 16, 32, 32)]
+        case nn.Linear(in_features=n):
+            return [(n,), (8, n)]
+        case nn.RNNBase(input_size=n) | nn.MultiheadAttention(embed_dim=n):
+            return [(8, n)]
+    return []
