@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from re import fullmatch
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.entries import transposed
@@ -34,44 +36,70 @@ def einsum(
     The others are kept.
     """
     unknown = Unknown(tracer.shape_of(call))
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    names = inputs.split(",")
-    is_plain = arrow and "." not in equation and len(names) == 2
-    if not is_plain or any(len(set(name)) < len(name) for name in names):
+    indices = _indices(equation)
+    if indices is None:
         return unknown
-    if isinstance(operands[0], Elements) and not isinstance(operands[1], Elements):
-        names, operands = names[::-1], operands[::-1]
-    a, b = names
-    batch = [n for n in output if n in a and n in b]
-    left = [n for n in output if n in a and n not in b]
-    right = [n for n in output if n in b and n not in a]
-    summed = [n for n in a if n in b and n not in output]
-    if {*batch, *left, *summed} != set(a) or {*batch, *right, *summed} != set(b):
-        return unknown
-    x = _arranged(operands[0], a, batch, left, summed)
-    y = _arranged(operands[1], b, batch, right, summed)
+    a, b, output = indices
+    x, y = operands
+    if isinstance(x, Elements) and not isinstance(y, Elements):
+        a, b = b, a
+        x, y = y, x
+    left = _without(output, b)
+    right = _without(output, a)
+    batch = _without(output, left + right)
+    summed = _without(a, output)
+    x = _arranged(x, a, batch, left, summed)
+    y = _arranged(y, b, batch, right, summed)
     shape = torch.Size((*x.shape[:-1], y.shape[-2]))
     product = matmul(tracer, call, x, transposed(y), shape)
     if not isinstance(product, Neurons):
         return unknown
-    order = [*batch, *left, *right]
-    sizes = dict(zip(a, operands[0].shape, strict=True))
-    sizes |= dict(zip(b, operands[1].shape, strict=True))
+    order = batch + left + right
+    sizes = dict(zip(output, unknown.shape, strict=True))
     apart = product.labels.reshape([sizes[n] for n in order])
     labels = apart.permute([order.index(n) for n in output])
     return replace(product, labels=labels)
 
 
-def _arranged(value: Value, names: str, *parts: list[str]) -> Value:
-    """A tensor of which each part of the indices is one dimension, but those of the first."""
-    dims = [names.index(n) for part in parts for n in part]
-    sizes = [[value.shape[names.index(n)] for n in part] for part in parts]
-    batch, *others = sizes
-    shape = torch.Size((*batch, *map(prod, others)))
+def _indices(equation: str) -> tuple[str, str, str] | None:
+    """Those of two tensors and of their result; None for what is no matrix product."""
+    plain = fullmatch(r"(\w*),(\w*)->(\w*)", equation.replace(" ", ""))
+    if plain is None:
+        return None
+    a, b, output = plain.groups()
+    is_diagonal = len(set(a)) < len(a) or len(set(b)) < len(b)
+    summed_alone = (set(a) ^ set(b)) - set(output)
+    if is_diagonal or summed_alone:
+        return None
+    return a, b, output
+
+
+def _without(names: str, others: str) -> str:
+    return "".join(n for n in names if n not in others)
+
+
+def _arranged(
+    value: Value,
+    names: str,
+    batch: str,
+    kept: str,
+    summed: str,
+) -> Value:
+    """A tensor (*batch, rows, columns): all indices that are kept, and all that are summed."""
+    sizes = dict(zip(names, value.shape, strict=True))
+    lead = [sizes[n] for n in batch]
+    rows = prod(sizes[n] for n in kept)
+    columns = prod(sizes[n] for n in summed)
+    shape = torch.Size((*lead, rows, columns))
+    order = [names.index(n) for n in batch + kept + summed]
+
+    def arranged(x: Tensor) -> Tensor:
+        return x.permute(order).reshape(shape)
+
     if isinstance(value, Neurons):
-        return Neurons(value.labels.permute(dims).reshape(shape))
+        return Neurons(arranged(value.labels))
     if isinstance(value, Elements):
-        return value.apply(lambda x: x.permute(dims).reshape(shape))
-    if isinstance(value, torch.Tensor):
-        return value.permute(dims).reshape(shape)
+        return value.apply(arranged)
+    if isinstance(value, Tensor):
+        return arranged(value)
     return Unknown(shape)

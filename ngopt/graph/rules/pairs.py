@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.tracing.tracer import Applied, Tracer
-from ngopt.graph.tracing.values import Neurons, in_order, repeats_any, unique_pairs
+from ngopt.graph.tracing.values import Neurons, repeats_any, unique_pairs
 
 
 class Meeting(NamedTuple):
@@ -28,15 +28,23 @@ class Meeting(NamedTuple):
     shape: torch.Size
 
     @classmethod
-    def of(cls, tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Meeting:
+    def of(
+        cls,
+        tracer: Tracer,
+        call: Node,
+        a: Neurons,
+        b: Neurons,
+    ) -> Meeting:
         shape = torch.broadcast_shapes(a.shape, b.shape)
-        whole = (x.labels.expand(shape) for x in (a, b))
+        whole = [x.labels.expand(shape) for x in (a, b)]
         left, right = tracer.nodes.find_all(*whole)
         is_pair = (left > 0) & (right > 0)
-        itself = left[is_pair & (left == right)].unique()
+        is_same = left == right
+        itself = left[is_pair & is_same].unique()
         if len(itself):  # a neuron may meet a function of itself
-            tracer.applied.append(Applied(itself, f"{call.name} of several", None))
-        both = is_pair & (left != right)
+            name = f"{call.name} of several"
+            tracer.applied.append(Applied(itself, name, None))
+        both = is_pair & ~is_same
         pairs, which = unique_pairs(left[both], right[both])
         return cls(left, right, both, pairs, which, shape)
 
@@ -47,7 +55,12 @@ class Meeting(NamedTuple):
         return Neurons(labels.expand(self.shape), is_pristine)
 
 
-def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
+def sum_of(
+    tracer: Tracer,
+    call: Node,
+    a: Neurons,
+    b: Neurons,
+) -> Neurons:
     """A sum has the nodes of the newer layer, with edges of value 1 from those of the older one.
 
     Two layers that are only summed share their nodes. Where these meet several of the older layer,
@@ -59,45 +72,78 @@ def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
         older, newer = newer, older
     is_mixed = (older > newer).any() or torch.isin(older, newer).any()
     if is_mixed or repeats_any(newer):
-        return _of_pairs(tracer, call, met, "neuron")
-    users = [len(operand.users) for operand in call.all_input_nodes]
-    are_only_summed = users == [1, 1] and a.is_pristine and b.is_pristine
-    if are_only_summed and len(older) and not repeats_any(older):
+        nodes = nodes_of_pairs(tracer, call.name, met.pairs, "neuron")
+        return met.result(nodes)
+    if _are_only_summed(call, a, b) and len(older) and not repeats_any(older):
         tracer.nodes.unify(older, newer)
-        return met.result(tracer.nodes.find(newer), is_pristine=True)
+        nodes = tracer.nodes.find(newer)
+        return met.result(nodes, is_pristine=True)
     tracer.edges(None, older, newer, "residual")
     return met.result(newer)
 
 
-def difference_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
+def _are_only_summed(call: Node, a: Neurons, b: Neurons) -> bool:
+    """Whether two layers that weights make go nowhere but into their sum."""
+    users = [len(operand.users) for operand in call.all_input_nodes]
+    return users == [1, 1] and a.is_pristine and b.is_pristine
+
+
+def difference_of(
+    tracer: Tracer,
+    call: Node,
+    a: Neurons,
+    b: Neurons,
+) -> Neurons:
     """Differences are nodes that know which side is subtracted."""
-    return _of_pairs(tracer, call, Meeting.of(tracer, call, a, b), "neuron")
-
-
-def product_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
-    return _of_pairs(tracer, call, Meeting.of(tracer, call, a, b), "product")
-
-
-def _of_pairs(tracer: Tracer, call: Node, met: Meeting, kind: str) -> Neurons:
-    """New nodes with edges of value 1 from the two sides, which are told apart."""
-    left, right = met.pairs
-    nodes = tracer.nodes.new(call.name, len(left), kind, met.pairs)
-    tracer.edges(None, left, nodes, "left")
-    tracer.edges(None, right, nodes, "right")
+    met = Meeting.of(tracer, call, a, b)
+    nodes = nodes_of_pairs(tracer, call.name, met.pairs, "neuron")
     return met.result(nodes)
 
 
-def used_by(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
+def product_of(
+    tracer: Tracer,
+    call: Node,
+    a: Neurons,
+    b: Neurons,
+) -> Neurons:
+    met = Meeting.of(tracer, call, a, b)
+    nodes = nodes_of_pairs(tracer, call.name, met.pairs, "product")
+    return met.result(nodes)
+
+
+def nodes_of_pairs(
+    tracer: Tracer,
+    name: str,
+    pairs: Tensor,
+    kind: str,
+) -> Tensor:
+    """New nodes (n,) for pairs (2, n).
+
+    Edges of value 1 from the two sides, which are told apart.
+    """
+    left, right = pairs
+    nodes = tracer.nodes.new(name, len(left), kind, pairs)
+    tracer.edges(None, left, nodes, "left")
+    tracer.edges(None, right, nodes, "right")
+    return nodes
+
+
+def used_by(
+    tracer: Tracer,
+    sources: Tensor,
+    targets: Tensor,
+    kind: str,
+) -> None:
     """Edges of value 1 from sources[i] to targets[i], apart for each time a source comes.
 
     A neuron is used by one target after the other so, as keys are by several heads of queries.
     """
-    _, which = in_order(sources)
-    order = which.argsort(stable=True)
-    counts = which.bincount()
+    order = sources.argsort(stable=True)
+    _, counts = sources[order].unique_consecutive(return_counts=True)
     first = counts.cumsum(0) - counts
-    time = torch.empty_like(which)
-    time[order] = torch.arange(len(which)) - first[which[order]]
+    place = torch.arange(len(sources))
+    time = torch.empty_like(sources)
+    time[order] = place - first.repeat_interleave(counts)
     for number in time.unique():
         part = time == number
         tracer.edges(None, sources[part], targets[part], kind)

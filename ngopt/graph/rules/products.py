@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.entrywise import elementwise, meet_constant
-from ngopt.graph.rules.pairs import difference_of, product_of, sum_of, used_by
+from ngopt.graph.rules.pairs import (
+    difference_of,
+    nodes_of_pairs,
+    product_of,
+    sum_of,
+    used_by,
+)
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import Rule, register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -47,18 +53,33 @@ def attention(
     """softmax(q k^T + mask) v with heads kept apart; grouped-query heads are repeated."""
     if not isinstance(q, Neurons) or not isinstance(k, Neurons) or not isinstance(v, Neurons):
         return tracer.unknown(call)
-    if len(q.shape) > 2 and q.shape[-3] > k.shape[-3]:
-        ratio = q.shape[-3] // k.shape[-3]
-        k, v = (Neurons(x.labels.repeat_interleave(ratio, -3)) for x in (k, v))
-    shape = torch.Size((*q.shape[:-1], k.shape[-2]))
-    scores = product_sum(tracer, call.name, q, Neurons(k.labels.mT), shape)
+    k = _repeated(k, q)
+    v = _repeated(v, q)
+    keys = Neurons(k.labels.mT)
+    shape = torch.Size((*q.shape[:-1], keys.shape[-1]))
+    scores = product_sum(tracer, call.name, q, keys, shape)
     if isinstance(scores, Neurons):
         scores = _masked(tracer, call, scores, mask)
-        tracer.applied.append(Applied(nodes_among(scores.labels), "softmax", None))
-    return product_sum(tracer, f"{call.name}.values", scores, v, tracer.shape_of(call))
+        heads = nodes_among(scores.labels)
+        tracer.applied.append(Applied(heads, "softmax", None))
+    name = f"{call.name}.values"
+    return product_sum(tracer, name, scores, v, tracer.shape_of(call))
 
 
-def _masked(tracer: Tracer, call: Node, scores: Neurons, mask: Value) -> Neurons:
+def _repeated(x: Neurons, q: Neurons) -> Neurons:
+    """Keys or values (..., heads, n, d), a head for each of the queries."""
+    if len(q.shape) < 3 or q.shape[-3] <= x.shape[-3]:
+        return x
+    ratio = q.shape[-3] // x.shape[-3]
+    return Neurons(x.labels.repeat_interleave(ratio, -3))
+
+
+def _masked(
+    tracer: Tracer,
+    call: Node,
+    scores: Neurons,
+    mask: Value,
+) -> Neurons:
     if isinstance(mask, Elements):
         return with_parameter(tracer, call, scores, mask, "shift")
     if isinstance(mask, Neurons):
@@ -84,44 +105,80 @@ def product_sum(
     of tokens.
     """
     if isinstance(a, Neurons) and isinstance(b, Neurons):
-        result = _of_activations(tracer, name, a.labels, b.labels)
-        return Unknown(shape) if result is None else Neurons(result.reshape(shape))
-    # what is no neurons mixes positions
+        return _of_activations(tracer, name, a.labels, b.labels, shape)
+    if isinstance(a, Neurons) and isinstance(b, (Tensor, Unknown)):
+        return _mixed(a, -1, shape)
     if isinstance(b, Neurons) and isinstance(a, (Tensor, Unknown)):
-        labels, dim = b.labels, -2
-    elif isinstance(a, Neurons) and isinstance(b, (Tensor, Unknown)):
-        labels, dim = a.labels, -1
-    else:
-        return Unknown(shape)
-    if not same_along(labels, dim):
-        return Unknown(shape)
-    return Neurons(labels.narrow(dim, 0, 1).expand(shape))
+        return _mixed(b, -2, shape)
+    return Unknown(shape)
 
 
-def _of_activations(tracer: Tracer, name: str, a: Tensor, b: Tensor) -> Tensor | None:
-    """The product of labels (..., t, n) and (..., n, m); None where it is too large."""
+def _mixed(
+    x: Neurons,
+    dim: int,
+    shape: torch.Size,
+) -> Value:
+    """What is no neurons mixes positions along a dimension, where they are the same neurons."""
+    if not same_along(x.labels, dim):
+        return Unknown(shape)
+    first = x.labels.narrow(dim, 0, 1)
+    return Neurons(first.expand(shape))
+
+
+def _of_activations(
+    tracer: Tracer,
+    name: str,
+    a: Tensor,
+    b: Tensor,
+    shape: torch.Size,
+) -> Value:
+    """The product of labels (..., t, n) and (..., n, m); unknown where it is too large."""
+    left, right = _matrices(tracer, a, b)
+    r, t, _ = left.shape
+    m = right.shape[2]
+    labels = _products(tracer, name, left, right)
+    if labels is None:
+        return Unknown(shape)
+    whole = labels.expand(r, t, m)
+    return Neurons(whole.reshape(shape))
+
+
+def _matrices(tracer: Tracer, a: Tensor, b: Tensor) -> list[Tensor]:
+    """Present labels of two tensors that are multiplied, (r, t, n) and (r, n, m)."""
     a = a[None] if a.dim() == 1 else a
     b = b[:, None] if b.dim() == 1 else b
-    *lead_a, t, n = a.shape
-    *lead_b, _, m = b.shape
-    lead = torch.broadcast_shapes(tuple(lead_a), tuple(lead_b))
-    left = tracer.nodes.find(a.expand(*lead, t, n)).reshape(-1, t, n)
-    right = tracer.nodes.find(b.expand(*lead, n, m)).reshape(-1, n, m)
-    shape = torch.Size((*lead, t, m))
+    lead = torch.broadcast_shapes((1,), a.shape[:-2], b.shape[:-2])
+    whole = [x.expand(*lead, -1, -1) for x in (a, b)]
+    return [tracer.nodes.find(x).flatten(0, -3) for x in whole]
+
+
+def _products(
+    tracer: Tracer,
+    name: str,
+    left: Tensor,
+    right: Tensor,
+) -> Tensor | None:
+    """Labels that broadcast to (r, t, m), of labels (r, t, n) and (r, n, m)."""
     is_one_score = same_along(left, 1) and same_along(left, 2)
     weighs = is_one_score and not same_along(right, 2)
     right = _unify_positions(tracer, right, 2 if weighs else 1)
     if weighs and same_along(right, 1):
-        return _weighted(tracer, name, left[:, 0, 0], right[:, 0], shape)
+        heads = left[:, 0, 0]
+        return _weighted(tracer, name, heads, right[:, 0])
     if same_along(right, 2):
         left = _unify_positions(tracer, left, 2)
+        right = tracer.nodes.find(right)
         if same_along(left, 1):
-            keys = tracer.nodes.find(right[:, :, 0])
-            return _scores(tracer, name, left[:, 0], keys, shape)
-    return _pooled_products(tracer, name, left, tracer.nodes.find(right), shape)
+            keys = right[:, :, 0]
+            return _scores(tracer, name, left[:, 0], keys)
+    return _pooled_products(tracer, name, left, right)
 
 
-def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
+def _unify_positions(
+    tracer: Tracer,
+    labels: Tensor,
+    dim: int,
+) -> Tensor:
     """Labels (r, n, m), the same at all positions of each (n, m) where nothing keeps them apart.
 
     dim: that of the neurons; positions are along the other.
@@ -143,9 +200,8 @@ def _scores(
     name: str,
     left: Tensor,
     right: Tensor,
-    shape: torch.Size,
 ) -> Tensor | None:
-    """left, right: (heads that repeat, n) -> one node a head, behind n products."""
+    """left, right: (r, n), heads that repeat -> (r, 1, 1), one node a head behind n products."""
     both = torch.cat([left, right], dim=1)
     if (both <= 0).any():
         return None
@@ -155,8 +211,9 @@ def _scores(
     used_by(tracer, left.flatten(), products, "left")
     used_by(tracer, right.flatten(), products, "right")
     nodes = tracer.nodes.new(f"{name}.heads", len(heads), "head", heads.T)
-    tracer.edges(None, products.reshape(left.shape), nodes[:, None], "pool")
-    return nodes[which].reshape(*shape[:-2], 1, 1).expand(shape)
+    summed = products.reshape(left.shape)
+    tracer.edges(None, summed, nodes[:, None], "pool")
+    return nodes[which][:, None, None]
 
 
 def _weighted(
@@ -164,20 +221,20 @@ def _weighted(
     name: str,
     heads: Tensor,
     values: Tensor,
-    shape: torch.Size,
 ) -> Tensor | None:
-    """heads: (r,), values: (r, m) -> the products of each head with its values."""
+    """heads: (r,), values: (r, m) -> (r, 1, m), the products of each head with its values."""
     both = torch.cat([heads[:, None], values], dim=1)
     if (both <= 0).any():
         return None
     rows, which = both.unique(dim=0, return_inverse=True)
-    heads, values = rows[:, :1].expand(-1, values.shape[1]), rows[:, 1:]
+    values = rows[:, 1:]
+    heads = rows[:, :1].expand_as(values)
     factors = torch.stack([heads.flatten(), values.flatten()])
     products = tracer.nodes.new(name, values.numel(), "product", factors)
     tracer.edges(None, factors[0], products, "left")
     used_by(tracer, factors[1], products, "right")
     labels = products.reshape(values.shape)[which]
-    return labels.reshape(*shape[:-2], 1, -1).expand(shape)
+    return labels[:, None]
 
 
 def _pooled_products(
@@ -185,7 +242,6 @@ def _pooled_products(
     name: str,
     left: Tensor,
     right: Tensor,
-    shape: torch.Size,
 ) -> Tensor | None:
     """(r, t, n) and (r, n, m): a node for every product, and one for each set that is summed."""
     r, t, n = left.shape
@@ -198,17 +254,20 @@ def _pooled_products(
     pairs, which = unique_pairs(left.flatten(), right.flatten())
     if pairs.shape[1] > PRODUCTS:
         return None
-    products = tracer.nodes.new(f"{name}.products", pairs.shape[1], "product", pairs)
-    tracer.edges(None, pairs[0], products, "left")
-    tracer.edges(None, pairs[1], products, "right")
+    products = nodes_of_pairs(tracer, f"{name}.products", pairs, "product")
     labels = products[which].reshape(left.shape)
-    if labels.shape[3] > 1:
-        rows = labels.flatten(0, 2).sort(dim=1).values
-        sets, which = rows.unique(dim=0, return_inverse=True)
-        nodes = tracer.nodes.new(name, len(sets), "pool", sets.T)
-        tracer.edges(None, sets, nodes[:, None], "pool")
-        labels = nodes[which].reshape(labels.shape[:3])
-    return labels.reshape(labels.shape[:3]).expand(r, t, m).reshape(shape)
+    return _pooled(tracer, name, labels)
+
+
+def _pooled(tracer: Tracer, name: str, labels: Tensor) -> Tensor:
+    """A node for each set of products (r, t, m, n) that is summed over n, (r, t, m)."""
+    if labels.shape[3] == 1:
+        return labels[..., 0]
+    rows, _ = labels.flatten(0, 2).sort(dim=1)
+    sets, which = rows.unique(dim=0, return_inverse=True)
+    nodes = tracer.nodes.new(name, len(sets), "pool", sets.T)
+    tracer.edges(None, sets, nodes[:, None], "pool")
+    return nodes[which].reshape(labels.shape[:3])
 
 
 @register_rule(aten.add, aten.add_)
@@ -221,7 +280,8 @@ def addition(
     alpha: Any = 1,
 ) -> Value:
     """A residual connection, a positional parameter, or a shift by a constant."""
-    return with_other(tracer, call, a, b, sum_of if alpha == 1 else difference_of, "shift")
+    rule = sum_of if alpha == 1 else difference_of
+    return with_other(tracer, call, a, b, rule, "shift")
 
 
 @register_rule(aten.sub, aten.sub_)
@@ -246,7 +306,8 @@ def multiplication(
 ) -> Value:
     """A gate (a product of neurons), a scale (edges from one to one), or a constant factor."""
     is_norm = any(isinstance(x, Neurons) and x.is_normalised for x in (a, b))
-    return with_other(tracer, call, a, b, product_of, "gamma" if is_norm else "scale")
+    kind = "gamma" if is_norm else "scale"
+    return with_other(tracer, call, a, b, product_of, kind)
 
 
 @register_rule(aten.glu)
