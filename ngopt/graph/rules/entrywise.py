@@ -6,6 +6,7 @@ neurons apart must be in it: several neurons, a parameter, a constant that diffe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,13 +32,26 @@ from ngopt.graph.tracing.values import (
 
 aten = torch.ops.aten
 
+TRACED = (Neurons, Elements, Unknown)
+"""What a tensor stands for that is no constant."""
 
-def constant(tracer: Tracer, call: Node, *args: Any, **kwargs: Any) -> Value:
+
+def constant(
+    tracer: Tracer,
+    call: Node,
+    *args: Any,
+    **kwargs: Any,
+) -> Value:
     """A function of constants is computed."""
     return call.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def elementwise(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
+def elementwise(
+    tracer: Tracer,
+    call: Node,
+    args: tuple,
+    kwargs: dict,
+) -> Value:
     """A function without a rule of its own.
 
     What it is applied to keeps its meaning if it works entry by entry.
@@ -45,20 +59,25 @@ def elementwise(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
     value = call.meta.get("val")
     if not isinstance(value, Tensor):
         return tracer.unknown(call)
+    shape = value.shape
     leaves = tree_leaves((args, kwargs))
-    operands = [a for a in leaves if isinstance(a, (Neurons, Elements, Unknown, Tensor))]
-    fitting = [a for a in operands if _broadcasts(a.shape, value.shape)]
-    neurons = [a for a in operands if isinstance(a, Neurons)]
-    elements = [a for a in fitting if isinstance(a, Elements)]
+    tensors = _those((*TRACED, Tensor), leaves)
+    fitting = [a for a in tensors if _broadcasts(a.shape, shape)]
+    neurons = _those(Neurons, tensors)
+    elements = _those(Elements, fitting)
     if neurons:
-        all_fit = all(_broadcasts(a.shape, value.shape) for a in neurons)
-        if all_fit and _is_entrywise(tracer, call, neurons[0]):
-            return _of_neurons(tracer, call, neurons, fitting)
-    elif elements:
+        return _of_neurons(tracer, call, neurons, fitting)
+    if elements:
         return _of_elements(tracer, call, elements, fitting)
-    elif fitting:
-        return Unknown(value.shape, all(_is_uniform(a) for a in fitting))
+    if fitting:
+        is_equivariant = all(_is_uniform(a) for a in fitting)
+        return Unknown(shape, is_equivariant)
     return tracer.unknown(call)
+
+
+def _those(kind: type | tuple, values: list) -> list:
+    """Those of one kind among values."""
+    return [value for value in values if isinstance(value, kind)]
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
@@ -68,81 +87,142 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
         return False
 
 
-def _of_neurons(tracer: Tracer, call: Node, neurons: list[Neurons], operands: list) -> Value:
+def _of_neurons(
+    tracer: Tracer,
+    call: Node,
+    neurons: list[Neurons],
+    operands: list,
+) -> Value:
     """Several neurons are factors; parameters and constants meet the result, one by one."""
     shape = tracer.shape_of(call)
+    all_fit = all(_broadcasts(x.shape, shape) for x in neurons)
+    if not all_fit or not _is_entrywise(tracer, call, neurons[0]):
+        return tracer.unknown(call)
     result = neurons[0]
     for factor in neurons[1:]:
         result = product_of(tracer, call, result, factor)
+    result = Neurons(result.labels.expand(shape))
     for other in operands:
-        result = Neurons(result.labels.expand(shape))
-        if isinstance(other, Elements):
-            result = with_parameter(tracer, call, result, other, "slope")
-        elif isinstance(other, Tensor):
-            meet_constant(tracer, result, other)
-        elif isinstance(other, Unknown) and _differ(result.labels, torch.empty(other.shape)):
-            tracer.pin(result.labels)
+        result = _meet(tracer, call, result, other)
     applied(tracer, call, result.labels)
-    return Neurons(result.labels.expand(shape))
+    return result
+
+
+def _meet(
+    tracer: Tracer,
+    call: Node,
+    x: Neurons,
+    other: Value,
+) -> Neurons:
+    """Neurons behind what meets them entry by entry: a parameter, a constant, something unknown."""
+    if isinstance(other, Elements):
+        return with_parameter(tracer, call, x, other, "slope")
+    if isinstance(other, Tensor):
+        meet_constant(tracer, x, other)
+    if isinstance(other, Unknown):
+        dense = torch.empty(other.shape)
+        if _differ(x.labels, dense):
+            tracer.pin(x.labels)
+    return x
 
 
 def applied(tracer: Tracer, call: Node, labels: Tensor) -> None:
     """Notes down that a function was applied to neurons."""
     values = [tracer.values[a] if isinstance(a, Node) else a for a in call.args]
-    is_alone = sum(map(_is_traced, values)) == 1 and _is_traced(values[0])
-    name = str(packet_of(call)).rsplit(".", 1)[-1].rstrip("_")
-    function = None
-    if torch.Tag.nondeterministic_seeded not in getattr(call.target, "tags", ()):
-        numbers = [value for value in values if not _is_traced(value)]
-        constants = [float(x.flatten()[0]) if isinstance(x, Tensor) else x for x in numbers]
-        function = str((call.target, constants, call.kwargs))
-    whole = name if is_alone else f"{name} of several"
-    tracer.applied.append(Applied(nodes_among(labels), whole, function))
+    traced = [k for k, value in enumerate(values) if _is_traced(value)]
+    path = str(packet_of(call))
+    name = path.rsplit(".", 1)[-1].rstrip("_")
+    if traced != [0]:
+        name = f"{name} of several"
+    nodes = nodes_among(labels)
+    function = _function(call, values)
+    tracer.applied.append(Applied(nodes, name, function))
+
+
+def _function(call: Node, values: list[Value]) -> str | None:
+    """What tells a function from others, with its numbers and options; None for a random one."""
+    if torch.Tag.nondeterministic_seeded in _tags(call):
+        return None
+    numbers = [_number(value) for value in values if not _is_traced(value)]
+    return str((call.target, numbers, call.kwargs))
+
+
+def _number(value: Value) -> Any:
+    """An argument that is the same for all neurons, a tensor's one number."""
+    if isinstance(value, Tensor):
+        return float(value.flatten()[0])
+    return value
+
+
+def _tags(call: Node) -> Sequence[torch.Tag]:
+    """What torch says of a function."""
+    return getattr(call.target, "tags", ())
 
 
 def _is_traced(value: Value) -> bool:
     """Whether a value is more than a number that is the same for all neurons."""
     if isinstance(value, Tensor):
         return not _is_uniform(value)
-    return isinstance(value, (Neurons, Elements, Unknown))
+    return isinstance(value, TRACED)
 
 
-def _of_elements(tracer: Tracer, call: Node, elements: list[Elements], operands: list) -> Elements:
+def _of_elements(
+    tracer: Tracer,
+    call: Node,
+    elements: list[Elements],
+    operands: list,
+) -> Elements:
     """A parameter times or plus others, constants, and what was computed of it."""
     shape = tracer.shape_of(call)
     largest_first = sorted(elements, key=lambda a: -a.shape.numel())
-    first, *others = (a.apply(lambda x: x.broadcast_to(shape)) for a in largest_first)
-    if not _treats_alike(tracer, call, [first, *others], operands):
+    whole = [a.apply(lambda x: x.broadcast_to(shape)) for a in largest_first]
+    first = whole[0]
+    own = [a for a in whole if a.parameter == first.parameter]
+    others = [a for a in whole if a.parameter != first.parameter]
+    if not _treats_alike(tracer, call, own, operands):
         tracer.fixed.add(first.parameter)
-    return first.accompanied(other for other in others if other.parameter != first.parameter)
+    return first.accompanied(others)
 
 
-def _treats_alike(tracer: Tracer, call: Node, elements: list[Elements], operands: list) -> bool:
-    """Whether a function treats all elements of a parameter alike: rows may be exchanged."""
-    first, *others = elements
-    if first.shape.numel() < tracer.parameters[first.parameter].numel:
+def _treats_alike(
+    tracer: Tracer,
+    call: Node,
+    own: list[Elements],
+    operands: list,
+) -> bool:
+    """Whether a function treats all elements of a parameter alike: rows may be exchanged.
+
+    own: the operands that are this parameter.
+    """
+    first, *again = own
+    size = tracer.parameters[first.parameter].numel
+    if first.shape.numel() < size:
         return False  # the rest may go through other functions
-    if torch.Tag.pointwise not in getattr(call.target, "tags", ()):
+    if torch.Tag.pointwise not in _tags(call):
         return False
-    if not all(isinstance(a, Elements) or _is_uniform(a) for a in operands):
-        return False
-    again = [other for other in others if other.parameter == first.parameter]
-    return all(torch.equal(other.numbers, first.numbers) for other in again)
+    rest = [a for a in operands if not isinstance(a, Elements)]
+    is_same = all(torch.equal(a.numbers, first.numbers) for a in again)
+    return is_same and all(_is_uniform(a) for a in rest)
 
 
-def _is_uniform(other: Value) -> bool:
+def _is_uniform(other: Tensor | Unknown) -> bool:
     """Whether what meets a parameter moves along when rows of the parameter are exchanged."""
+    if other.shape.numel() <= 1:
+        return True
     if isinstance(other, Tensor):
-        return other.numel() <= 1 or same_along(other.flatten(), 0)
-    return isinstance(other, Unknown) and (other.equivariant or other.shape.numel() <= 1)
+        return same_along(other.flatten(), 0)
+    return other.equivariant
 
 
 def _differ(labels: Tensor, other: Tensor) -> bool:
     """Whether a dimension is one of different neurons for which another tensor may differ."""
     labels = folded(labels)
     other = other.expand(labels.shape)
-    changing = zip(labels.shape, labels.stride(), other.stride(), strict=True)
-    return any(n > 1 and first != 0 and second != 0 for n, first, second in changing)
+    for d, n in enumerate(labels.shape):
+        both_change = labels.stride(d) and other.stride(d)
+        if n > 1 and both_change:
+            return True
+    return False
 
 
 def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
@@ -157,19 +237,23 @@ def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
     if not _differ(x.labels, whole):
         return
     labels, values = without_repeats([folded(x.labels), whole])
-    labels = tracer.nodes.find(labels).flatten()
-    values = values.to(torch.complex128).flatten()
+    labels = tracer.nodes.find(labels)
     inputs = tracer.nodes.marked(Mark.INPUT)
-    order = labels.argsort(stable=True)
-    found = labels[order]
-    order = order[(found > 0) & ~torch.isin(found, inputs)]  # inputs are told apart as they are
-    nodes, counts = labels[order].unique_consecutive(return_counts=True)
-    if not len(nodes):
-        return
+    is_input = torch.isin(labels, inputs)
+    met = (labels > 0) & ~is_input  # inputs are told apart as they are
+    if met.any():
+        _tell_apart(tracer, labels[met], values[met])
+
+
+def _tell_apart(tracer: Tracer, labels: Tensor, values: Tensor) -> None:
+    """Edges to nodes from the values that each meets: values[i] is met by labels[i]."""
+    labels, order = labels.sort(stable=True)
+    nodes, counts = labels.unique_consecutive(return_counts=True)
     if not same_along(counts, 0):
         tracer.pin(nodes)
         return
-    numbers = torch.view_as_real(values[order]).reshape(len(nodes), -1)
+    values = values[order].to(torch.complex128)
+    numbers = torch.view_as_real(values).reshape(len(nodes), -1)
     rows, owner = numbers.unique(dim=0, return_inverse=True)
     if len(rows) > 1:
         constants = tracer.constant_nodes(rows)
@@ -178,7 +262,7 @@ def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
 
 def is_declared_entrywise(call: Node) -> bool:
     """Whether torch says that a function works entry by entry, or at random."""
-    tags = getattr(call.target, "tags", ())
+    tags = _tags(call)
     return torch.Tag.pointwise in tags or torch.Tag.nondeterministic_seeded in tags
 
 
@@ -190,35 +274,53 @@ def _is_entrywise(tracer: Tracer, call: Node, x: Neurons) -> bool:
     if is_declared_entrywise(call):
         return True
     labels = tracer.nodes.find(x.labels)
-    tried = {int(labels.min()), int(labels.max())}
-    return all(_changes_only(tracer, call, x, labels == one) for one in tried)
+    tried = [labels == one for one in labels.aminmax()]
+    return all(_changes_only(tracer, call, x, chosen) for chosen in tried)
 
 
-def _changes_only(tracer: Tracer, call: Node, x: Neurons, chosen: Tensor) -> bool:
+def _changes_only(
+    tracer: Tracer,
+    call: Node,
+    x: Neurons,
+    chosen: Tensor,
+) -> bool:
     """Whether other numbers for some neurons change the result of a function at these alone."""
     if chosen.all():
         return True
-    numbers: dict[Node, Tensor] = {}
-
-    def sample(argument: Any, changed: bool) -> Any:
-        """Copies, as the function may work in place."""
-        known = tracer.values[argument] if isinstance(argument, Node) else argument
-        if isinstance(known, Tensor):
-            return known.clone()
-        if not isinstance(known, (Neurons, Elements, Unknown)):
-            return known
-        value = numbers.setdefault(argument, _random(argument.meta["val"])).clone()
-        return torch.where(chosen, _random(value), value) if changed and known is x else value
-
-    def result(changed: bool) -> Tensor:
-        args, kwargs = tree_map(lambda a: sample(a, changed), (call.args, call.kwargs))
-        return call.target(*args, **kwargs)  # type: ignore[operator]
-
     try:
-        is_same = result(changed=False) == result(changed=True)
-        return bool(is_same[~chosen.expand(is_same.shape)].all())
+        before = _samples(tracer, call)
+        after = dict(before)
+        for argument, numbers in before.items():
+            if tracer.values[argument] is x:
+                other = _random(numbers)
+                after[argument] = torch.where(chosen, other, numbers)
+        is_same = _result(call, before) == _result(call, after)
+        rest = ~chosen.expand(is_same.shape)
+        return bool(is_same[rest].all())
     except Exception:
         return False
+
+
+def _samples(tracer: Tracer, call: Node) -> dict[Node, Any]:
+    """The arguments of a function, random numbers for those that are no constants."""
+    samples = {}
+    for argument in call.all_input_nodes:
+        value = tracer.values[argument]
+        if isinstance(value, TRACED):
+            value = _random(argument.meta["val"])
+        samples[argument] = value
+    return samples
+
+
+def _result(call: Node, values: dict[Node, Any]) -> Tensor:
+    """What a function gives of values, copied as it may work in place."""
+
+    def copied(argument: Any) -> Any:
+        value = values[argument] if isinstance(argument, Node) else argument
+        return value.clone() if isinstance(value, Tensor) else value
+
+    args, kwargs = tree_map(copied, (call.args, call.kwargs))
+    return call.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _random(like: Tensor) -> Tensor:
@@ -247,9 +349,11 @@ def creation(
     """
     tracer.data.discard(call)
     (source,) = call.all_input_nodes[:1]
-    zeros = torch.zeros(tuple(like.shape), dtype=source.meta["val"].dtype)
+    dtype = source.meta["val"].dtype
+    zeros = torch.zeros(tuple(like.shape), dtype=dtype)
     value = call.target(zeros, *args, **kwargs)  # type: ignore[operator]
-    return value if packet_of(call) in KNOWN_CREATIONS else torch.zeros_like(value)
+    is_known = packet_of(call) in KNOWN_CREATIONS
+    return value if is_known else torch.zeros_like(value)
 
 
 @register_rule(aten.view_as_complex)
@@ -258,13 +362,15 @@ def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
     (labels,) = tracer.nodes.find_all(x.labels)
-    pairs = labels.reshape(-1, 2)
-    pairs, which = pairs.unique(dim=0, return_inverse=True)
-    if (pairs <= 0).any():
+    rows = labels.reshape(-1, 2)
+    rows, which = rows.unique(dim=0, return_inverse=True)
+    if (rows <= 0).any():
         return tracer.unknown(call)
-    nodes = tracer.nodes.new(call.name, len(pairs), "product", pairs.T)
-    used_by(tracer, pairs[:, 0], nodes, "left")
-    used_by(tracer, pairs[:, 1], nodes, "right")
+    pairs = rows.T
+    left, right = pairs
+    nodes = tracer.nodes.new(call.name, len(rows), "product", pairs)
+    used_by(tracer, left, nodes, "left")
+    used_by(tracer, right, nodes, "right")
     labels = nodes[which].reshape(labels.shape[:-1])
     return Neurons(labels.expand(tracer.shape_of(call)))
 
@@ -280,7 +386,8 @@ def view_as_real(tracer: Tracer, call: Node, x: Value) -> Value:
         return tracer.unknown(call)
     parts = []
     for kind in ("left", "right"):
-        nodes = tracer.nodes.new(f"{call.name}.{kind}", len(numbers), "product", numbers[None])
+        name = f"{call.name}.{kind}"
+        nodes = tracer.nodes.new(name, len(numbers), "product", numbers[None])
         tracer.edges(None, numbers, nodes, kind)
         parts.append(nodes)
     labels = torch.stack(parts, -1)[which]
@@ -288,7 +395,12 @@ def view_as_real(tracer: Tracer, call: Node, x: Value) -> Value:
 
 
 @register_rule(aten.prelu)
-def prelu(tracer: Tracer, call: Node, x: Value, weight: Value) -> Value:
+def prelu(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    weight: Value,
+) -> Value:
     """A parametric activation: its slope is a feature of the neurons it is applied to."""
     if not (isinstance(x, Neurons) and isinstance(weight, Elements)):
         return elementwise(tracer, call, (x, weight), {})
