@@ -26,37 +26,68 @@ They are no twins of the others.
 
 
 @register_rule(aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
-def recurrent(tracer: Tracer, call: Node, x: Value, *args: Any) -> Value:
+def recurrent(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    *args: Any,
+) -> Value:
     """W_ih (gates * n, n_in), W_hh (gates * n, n), and two biases, layer by layer and way by way.
 
     Gates are slots. Gives the outputs of the last layer and the last states (layers * ways, b, n),
     an LSTM's also of its cells.
     """
     is_packed = getattr(call.target, "_overloadname", "") == "data"  # then batch sizes follow x
-    states, weights, has_biases, layers, _, _, both_ways = args[is_packed : is_packed + 7]
+    states, weights, _, layers, _, _, both_ways = args[is_packed : is_packed + 7]
     current = _features(tracer, call, x)
-    if current is None or not all(isinstance(w, Elements) for w in weights):
+    if current is None or not _are_elements(weights):
         return tracer.unknown(call)
-    states = states if isinstance(states, (list, tuple)) else [states]
-    ways = 2 if both_ways else 1
-    per_way = len(weights) // (layers * ways)
+    states = _listed(states)
+    ways = 1 + bool(both_ways)
+    size = len(weights) // (layers * ways)
     last = []
     for layer in range(layers):
         ends = []
-        for k in range(layer * ways, (layer + 1) * ways):
-            own = weights[k * per_way : (k + 1) * per_way]
-            nodes = _recurrent_layer(tracer, call, current, own, has_biases)
-            holders = _holders(nodes, len(states))
-            for (held_by, kind), state in zip(holders, states, strict=True):
-                _enter(tracer, _state_of(state, k), held_by, kind)
-            if k % ways:
-                tracer.edges(None, tracer.constant_nodes(REVERSE), nodes[0], "spread")
+        for way in range(ways):
+            k = layer * ways + way
+            own = weights[k * size : (k + 1) * size]
+            given = [_state_of(state, k) for state in states]
+            nodes = _one_way(tracer, call, current, own, given)
+            if way == 1:
+                reverse = tracer.constant_nodes(REVERSE)
+                tracer.edges(None, reverse, nodes[0], "spread")
             ends.append(nodes[0])
             last.append(nodes)
         current = torch.cat(ends)
-    hidden, cells = (torch.stack(nodes)[:, None] for nodes in zip(*last, strict=True))
-    results = zip((current, hidden, cells), call.meta["val"], strict=False)
+    hidden, cells = map(torch.stack, zip(*last, strict=True))
+    found = (current, hidden[:, None], cells[:, None])
+    results = zip(found, call.meta["val"], strict=False)
     return tuple(Neurons(nodes.expand(value.shape)) for nodes, value in results)
+
+
+def _listed(states: Any) -> Sequence[Value]:
+    """The two states of an LSTM, or the only one of others."""
+    are_several = isinstance(states, (list, tuple))
+    return states if are_several else [states]
+
+
+def _are_elements(weights: Sequence[Value]) -> bool:
+    return all(isinstance(w, Elements) for w in weights)
+
+
+def _one_way(
+    tracer: Tracer,
+    call: Node,
+    sources: Tensor,
+    weights: Sequence[Elements],
+    states: Sequence[Value],
+) -> tuple[Tensor, Tensor]:
+    """Adds a layer that begins with given states (b, n)."""
+    nodes = _recurrent_layer(tracer, call, sources, weights)
+    holders = _holders(nodes, len(states))
+    for state, (held_by, kind) in zip(states, holders, strict=True):
+        _enter(tracer, state, held_by, kind)
+    return nodes
 
 
 def _features(tracer: Tracer, call: Node, x: Value) -> Tensor | None:
@@ -66,10 +97,22 @@ def _features(tracer: Tracer, call: Node, x: Value) -> Tensor | None:
     """
     if isinstance(x, Elements):
         x = as_neurons(tracer, call, x)
-    is_constant = isinstance(x, Neurons) and bool((x.labels <= 0).all())
-    if isinstance(x, Tensor) or is_constant:
+    if isinstance(x, Tensor) or _has_no_neuron(x):
         return torch.full(x.shape[-1:], NO_NEURON)
-    return tracer.unify_places(x.labels, -1) if isinstance(x, Neurons) else None
+    return _nodes_of(tracer, x)
+
+
+def _has_no_neuron(x: Value) -> bool:
+    if not isinstance(x, Neurons):
+        return False
+    return bool((x.labels <= 0).all())
+
+
+def _nodes_of(tracer: Tracer, x: Value) -> Tensor | None:
+    """The neurons (n,) of activations (..., n), None where they cannot be followed."""
+    if not isinstance(x, Neurons):
+        return None
+    return tracer.unify_places(x.labels, -1)
 
 
 def _recurrent_layer(
@@ -77,32 +120,57 @@ def _recurrent_layer(
     call: Node,
     sources: Tensor,
     weights: Sequence[Elements],
-    has_biases: bool,
 ) -> tuple[Tensor, Tensor]:
     """Adds a layer; the nodes of its hidden state and of its cells.
 
     These are the same without a projection.
     """
-    w_ih, w_hh = weights[:2]
-    biases = weights[2:4] if has_biases else ()
-    projection = weights[2 + len(biases) :]
-    hidden, name = w_hh.shape[1], _name(tracer, w_ih)
-    if projection:
-        cells = tracer.nodes.new(name, projection[0].shape[1])
+    w_ih, w_hh, *further = weights
+    biases = [w for w in further if len(w.shape) == 1]
+    projections = [w for w in further if len(w.shape) == 2]
+    name = _name(tracer, w_ih)
+    hidden = w_hh.shape[1]
+    if projections:
+        cells = tracer.nodes.new(name, projections[0].shape[1])
         fed_back = tracer.nodes.new(f"{name}.projection", hidden)
     else:
         cells = fed_back = tracer.nodes.new(name, hidden)
-    sources = tracer.source_nodes(sources, name)
-    tracer.edges(_gated(w_ih, cells), sources, cells[:, None], "weight", call)
-    tracer.edges(_gated(w_hh, cells), fed_back, cells[:, None], "recurrent", call)
-    # a GRU gates what its state adds, with its bias; elsewhere the two are only summed
-    is_gru = w_ih.shape[0] == 3 * len(cells)
-    kinds = ("bias", "recurrent" if is_gru else "bias")
-    for bias, kind in zip(biases, kinds, strict=False):
-        tracer.edges(_gated(bias, cells), None, cells, kind)
-    if projection:
-        tracer.edges(projection[0], cells, fed_back[:, None], call=call)
+    _see(tracer, call, w_ih, sources, cells)
+    gates = _gated(w_hh, cells)
+    tracer.edges(gates, fed_back, cells[:, None], "recurrent", call)
+    _add_biases(tracer, biases, cells)
+    for projection in projections:
+        tracer.edges(projection, cells, fed_back[:, None], call=call)
     return fed_back, cells
+
+
+def _see(
+    tracer: Tracer,
+    call: Node,
+    w_ih: Elements,
+    features: Tensor,
+    cells: Tensor,
+) -> None:
+    """Edges from what a step sees, (n_in,), to all gates of the cells."""
+    name = _name(tracer, w_ih)
+    sources = tracer.source_nodes(features, name)
+    gates = _gated(w_ih, cells)
+    tracer.edges(gates, sources, cells[:, None], "weight", call)
+
+
+def _add_biases(
+    tracer: Tracer,
+    biases: Sequence[Elements],
+    cells: Tensor,
+) -> None:
+    """Biases (gates * n,) of what a step sees and of its state.
+
+    A GRU gates what its state adds, with its bias; elsewhere the two are only summed.
+    """
+    for bias, kind in zip(biases, ("bias", "recurrent"), strict=False):
+        gates = _gated(bias, cells)
+        is_gru = gates.shape[1] == 3
+        tracer.edges(gates, None, cells, kind if is_gru else "bias")
 
 
 def _name(tracer: Tracer, w_ih: Elements) -> str:
@@ -112,10 +180,15 @@ def _name(tracer: Tracer, w_ih: Elements) -> str:
 
 def _gated(parameter: Elements, cells: Tensor) -> Elements:
     """(gates * n, *rest) -> (n, *rest, gates)."""
-    return parameter.apply(lambda p: p.unflatten(0, (-1, len(cells))).movedim(0, -1))
+    shape = (-1, len(cells))
+    gates = parameter.apply(lambda p: p.unflatten(0, shape))
+    return gates.apply(lambda p: p.movedim(0, -1))
 
 
-def _holders(nodes: tuple[Tensor, Tensor], states: int) -> list[tuple[Tensor, str]]:
+def _holders(
+    nodes: tuple[Tensor, Tensor],
+    states: int,
+) -> list[tuple[Tensor, str]]:
     """The nodes that hold each of a layer's states, and the kind of the edges by which one enters.
 
     The hidden state of an LSTM reaches its cells only through W_hh; other states are added to.
@@ -132,10 +205,17 @@ def _state_of(state: Value, k: int) -> Value:
         return Neurons(state.labels[k])
     if isinstance(state, Elements):
         return Elements(state.parameter, state.numbers[k])
-    return Unknown(state.shape[1:]) if isinstance(state, Unknown) else state[k]
+    if isinstance(state, Unknown):
+        return Unknown(state.shape[1:])
+    return state[k]
 
 
-def _enter(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
+def _enter(
+    tracer: Tracer,
+    state: Value,
+    nodes: Tensor,
+    kind: str,
+) -> None:
     """Edges of value 1 from a given state (b, n) to the nodes that hold it.
 
     A learned one is a feature of these. Constants that treat all neurons alike, such as zeros, are
@@ -143,19 +223,18 @@ def _enter(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
     """
     if isinstance(state, Elements):
         rows = state.numbers
-        own = rows[0] if same_along(rows, 0) else rows.T
+        numbers = rows[0] if same_along(rows, 0) else rows.T
+        own = Elements(state.parameter, numbers)
         meaning = "value" if kind == "residual" else kind
-        tracer.edges(Elements(state.parameter, own), None, nodes, meaning)
+        tracer.edges(own, None, nodes, meaning)
         return
-    if isinstance(state, Tensor) and same_along(state, -1):
+    is_alike = isinstance(state, Tensor) and same_along(state, -1)
+    if is_alike or _has_no_neuron(state):
         return
-    sources = None
-    if isinstance(state, Neurons):
-        if (state.labels <= 0).all():
-            return
-        sources = tracer.unify_places(state.labels, -1)
+    sources = _nodes_of(tracer, state)
     if sources is None:
-        sources = tracer.source_nodes(torch.full_like(nodes, NO_NEURON), "state")
+        missing = torch.full_like(nodes, NO_NEURON)
+        sources = tracer.source_nodes(missing, "state")
     present = sources > 0
     tracer.edges(None, sources[present], nodes[present], kind)
 
@@ -164,13 +243,13 @@ def _enter(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
 class Cell:
     """A cell that takes step after step: the nodes of all its states, and what reaches them.
 
-    inputs: what W_ih sees in the steps, (n_in,) each. states: nodes from elsewhere and the kind of
-    their edges.
+    inputs: what W_ih sees in the steps, (n_in,) each. entered: for each kind of edges, the nodes
+    that hold a state and those that it came from.
     """
 
     nodes: tuple[Tensor, Tensor]
-    inputs: list[Tensor] = field(default_factory=list)
-    states: list[tuple[str, Tensor]] = field(default_factory=list)
+    inputs: list[Tensor]
+    entered: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 @register_rule(aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
@@ -179,32 +258,41 @@ def recurrent_cell(
     call: Node,
     x: Value,
     states: Any,
-    *parameters: Value,
+    *parameters: Any,
 ) -> Value:
     """A step of a recurrent layer.
 
     It has the same nodes as the step before where it takes up the state of that. Where no state is
     one of the same weights, a new recurrence begins.
     """
-    given_weights = [w for w in parameters if w is not None]
-    weights = [w for w in given_weights if isinstance(w, Elements)]
+    weights = [w for w in parameters if w is not None]
     features = _features(tracer, call, x)
-    if features is None or len(weights) < len(given_weights):
+    if features is None or not _are_elements(weights):
         return tracer.unknown(call)
-    states = states if isinstance(states, (list, tuple)) else [states]
-    given = [_state_nodes(tracer, state) for state in states]
+    states = _listed(states)
+    given = [_nodes_of(tracer, state) for state in states]
     cell = _cell_of(tracer, call, weights, features, given)
-    holders = _holders(cell.nodes, len(states))
-    for (held_by, kind), state, nodes in zip(holders, states, given, strict=True):
-        entered = [held_by, *(old for other, old in cell.states if other == kind)]
-        if any(_same(tracer, old, nodes) for old in entered):
-            continue
-        _enter(tracer, state, held_by, kind)
-        if nodes is not None:
-            cell.states.append((kind, nodes))
+    _take_up(tracer, cell, states, given)
     results = zip(cell.nodes, states, strict=False)
     new = [Neurons(nodes.expand(state.shape)) for nodes, state in results]
     return tuple(new) if len(new) > 1 else new[0]
+
+
+def _take_up(
+    tracer: Tracer,
+    cell: Cell,
+    states: Sequence[Value],
+    given: Sequence[Tensor | None],
+) -> None:
+    """Edges from the states that a step is given to the nodes that hold them, if there are none."""
+    holders = _holders(cell.nodes, len(states))
+    for state, nodes, (held_by, kind) in zip(states, given, holders, strict=True):
+        known = cell.entered.setdefault(kind, [held_by])
+        if any(_same(tracer, old, nodes) for old in known):
+            continue
+        _enter(tracer, state, held_by, kind)
+        if nodes is not None:
+            known.append(nodes)
 
 
 def _cell_of(
@@ -215,29 +303,38 @@ def _cell_of(
     given: Sequence[Tensor | None],
 ) -> Cell:
     """The cell whose step this is, or a new one, with edges from what the step sees."""
-    known = tracer.cells.setdefault(tuple(w.view() for w in weights), [])
-    for cell in known:
-        if any(_same(tracer, cell.nodes[0], nodes) for nodes in given):
-            break
-    else:
-        nodes = _recurrent_layer(tracer, call, features, weights, len(weights) > 2)
-        known.append(Cell(nodes, [features]))
-        return known[-1]
-    if not any(_unify_inputs(tracer, old, features) for old in cell.inputs):
-        w_ih, cells = weights[0], cell.nodes[1]
-        sources = tracer.source_nodes(features, _name(tracer, w_ih))
-        tracer.edges(_gated(w_ih, cells), sources, cells[:, None], "weight", call)
+    views = tuple(w.view() for w in weights)
+    known = tracer.cells.setdefault(views, [])
+    cell = _continued(tracer, known, given)
+    if cell is None:
+        nodes = _recurrent_layer(tracer, call, features, weights)
+        cell = Cell(nodes, [features])
+        known.append(cell)
+    elif not any(_unify_inputs(tracer, old, features) for old in cell.inputs):
+        _, cells = cell.nodes
+        _see(tracer, call, weights[0], features, cells)
         cell.inputs.append(features)
     return cell
 
 
-def _state_nodes(tracer: Tracer, state: Value) -> Tensor | None:
-    return tracer.unify_places(state.labels, -1) if isinstance(state, Neurons) else None
+def _continued(
+    tracer: Tracer,
+    known: Sequence[Cell],
+    given: Sequence[Tensor | None],
+) -> Cell | None:
+    """The cell of whose states one is given to a step."""
+    for cell in known:
+        hidden, _ = cell.nodes
+        if any(_same(tracer, hidden, nodes) for nodes in given):
+            return cell
+    return None
 
 
 def _same(tracer: Tracer, a: Tensor, b: Tensor | None) -> bool:
+    if b is None:
+        return False
     find = tracer.nodes.find
-    return b is not None and torch.equal(find(a), find(b))
+    return torch.equal(find(a), find(b))
 
 
 def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
@@ -245,7 +342,8 @@ def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
 
     Returns whether they are the same now.
     """
-    old, new = tracer.nodes.find(old), tracer.nodes.find(new)
+    old = tracer.nodes.find(old)
+    new = tracer.nodes.find(new)
     differ = old != new
     if not differ.any():
         return True
@@ -256,12 +354,19 @@ def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
 
 
 @register_rule(aten._pack_padded_sequence, aten._pad_packed_sequence)
-def packing(tracer: Tracer, call: Node, x: Value, *_: Any) -> Value:
+def packing(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    *_: Any,
+) -> Value:
     """Sequences (b, t, n) become entries (entries, n), and these sequences.
 
     Neurons stay, lengths are not followed.
     """
-    features, (sequences, lengths) = _features(tracer, call, x), call.meta["val"]
+    features = _features(tracer, call, x)
     if features is None:
         return tracer.unknown(call)
-    return Neurons(features.expand(sequences.shape)), Unknown(lengths.shape)
+    sequences, lengths = call.meta["val"]
+    neurons = Neurons(features.expand(sequences.shape))
+    return neurons, Unknown(lengths.shape)
