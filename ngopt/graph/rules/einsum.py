@@ -44,6 +44,7 @@ def einsum(
     if isinstance(x, Elements) and not isinstance(y, Elements):
         a, b = b, a
         x, y = y, x
+    sizes = dict(zip(a + b, (*x.shape, *y.shape), strict=True))
     left = _without(output, b)
     right = _without(output, a)
     batch = _without(output, left + right)
@@ -55,7 +56,6 @@ def einsum(
     if not isinstance(product, Neurons):
         return unknown
     order = batch + left + right
-    sizes = dict(zip(output, unknown.shape, strict=True))
     apart = product.labels.reshape([sizes[n] for n in order])
     labels = apart.permute([order.index(n) for n in output])
     return replace(product, labels=labels)
