@@ -1,6 +1,7 @@
 """One rule for every kind of function with weights: what it adds to the neural graph."""
 
 from ngopt.graph.rules import (
+    convolutions,
     einsum,
     entries,
     entrywise,
@@ -14,6 +15,7 @@ from ngopt.graph.rules.registry import RULES, register_rule
 
 __all__ = [
     "RULES",
+    "convolutions",
     "einsum",
     "entries",
     "entrywise",

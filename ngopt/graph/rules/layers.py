@@ -1,9 +1,8 @@
-"""Layers with weights: linear, convolutional, embedding."""
+"""Layers with weights: linear ones, embeddings and learned grids."""
 
 from __future__ import annotations
 
 from itertools import product
-from math import prod
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch.fx import Node
 
 from ngopt.graph.rules.entries import as_neurons, transposed
 from ngopt.graph.rules.entrywise import elementwise
-from ngopt.graph.rules.places import join_places
 from ngopt.graph.rules.products import addition, product_sum
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -42,17 +40,34 @@ def linear(
         return first_layer(tracer, call, x, weight, bias, shape)
     x = as_neurons(tracer, call, x)
     rows, which = tracer.unify_rows(x.labels, -1)
-    present = (rows > 0).any(1)
-    is_mixing = x.shape[-1] > 1 and len(rows) > 1 and same_along(rows, 1)
-    if is_mixing or not present.any() or len(rows) > USES:
+    if _are_positions(rows) or len(rows) > USES:
         return position_mixing(tracer, call, x, weight, bias, shape)
-    out = torch.full((len(rows), weight.shape[0]), NO_NEURON)
-    for k in present.nonzero().flatten().tolist():
-        targets = tracer.new_layer(weight, weight.shape[0])
-        tracer.edges(weight, rows[k], targets[:, None], call=call)
-        add_bias(tracer, bias, targets)
-        out[k] = targets
-    return Neurons(out[which].expand(shape), is_pristine=True)
+    results = torch.full((len(rows), weight.shape[0]), NO_NEURON)
+    for row, result in zip(rows, results, strict=True):
+        if (row > 0).any():
+            result[:] = dense(tracer, call, row, weight, bias)
+    return Neurons(results[which].expand(shape), is_pristine=True)
+
+
+def _are_positions(rows: Tensor) -> bool:
+    """Whether rows (r, n_in) are of positions: each is one neuron throughout, or none is one."""
+    if not (rows > 0).any():
+        return True
+    return min(rows.shape) > 1 and same_along(rows, 1)
+
+
+def dense(
+    tracer: Tracer,
+    call: Node,
+    sources: Tensor,
+    weight: Elements,
+    bias: Value = None,
+) -> Tensor:
+    """New neurons (n_out,) with edges from all sources (n_in,); W (n_out, n_in)."""
+    targets = tracer.new_layer(weight, weight.shape[0])
+    tracer.edges(weight, sources, targets[:, None], call=call)
+    add_bias(tracer, bias, targets)
+    return targets
 
 
 def add_bias(tracer: Tracer, bias: Value, targets: Tensor) -> None:
@@ -147,16 +162,28 @@ def matmul(
 ) -> Value:
     """x @ other, either of which may be a parameter; two activations multiply (attention)."""
     shape = tracer.shape_of(call) if shape is None else shape
-    if isinstance(other, Elements) and isinstance(x, Neurons):
+    if isinstance(x, Neurons) and isinstance(other, Elements):
         if len(other.shape) == 2:
             return linear(tracer, call, x, transposed(other), shape=shape)
         return batched_weight(tracer, call, x, other, shape)
-    is_first = isinstance(x, Elements) and len(x.shape) == 2
-    if is_first and isinstance(other, Neurons) and len(shape) > 1:
-        *lead, rows, columns = shape
-        flipped = torch.Size((*lead, columns, rows))
-        return transposed(linear(tracer, call, transposed(other), x, shape=flipped))
+    is_weight = isinstance(x, Elements) and len(x.shape) == 2
+    if is_weight and isinstance(other, Neurons) and len(shape) > 1:
+        return _weight_first(tracer, call, x, other, shape)
     return unknown_weight(tracer, call, x, other, None, shape)
+
+
+def _weight_first(
+    tracer: Tracer,
+    call: Node,
+    weight: Value,
+    x: Neurons,
+    shape: torch.Size,
+) -> Value:
+    """W x = (x^T W^T)^T."""
+    *lead, rows, columns = shape
+    flipped = torch.Size((*lead, columns, rows))
+    result = linear(tracer, call, transposed(x), weight, shape=flipped)
+    return transposed(result)
 
 
 def batched_weight(
@@ -167,20 +194,18 @@ def batched_weight(
     shape: torch.Size,
 ) -> Value:
     """(..., t, n_in) @ (..., n_in, n_out): a weight for each index of the leading dimensions."""
-    *lead, _, n_out = weight.shape
-    both = torch.broadcast_shapes(x.shape[:-2], tuple(lead))
+    lead = weight.shape[:-2]
+    both = torch.broadcast_shapes(x.shape[:-2], lead)
     labels = x.labels.expand(*both, *x.shape[-2:])
-    out = torch.full(shape, NO_NEURON)
+    results = torch.full(shape, NO_NEURON)
     for place in product(*map(range, lead)):
         index = (..., *place, slice(None), slice(None))
         sources = tracer.unify_places(labels[index], -1)
         if sources is None:
             return Unknown(shape)
-        targets = tracer.new_layer(weight, n_out)
         matrix = weight.apply(lambda w, place=place: w[place].mT)
-        tracer.edges(matrix, sources, targets[:, None], call=call)
-        out[index] = targets.expand(out[index].shape)
-    return Neurons(out)
+        results[index] = dense(tracer, call, sources, matrix)
+    return Neurons(results)
 
 
 @register_rule(aten.bilinear)
@@ -204,118 +229,14 @@ def bilinear(
         return tracer.unknown(call)
     left = tracer.source_nodes(left, name)
     right = tracer.source_nodes(right, name)
-    n, m = len(left), len(right)
-    pairs = tracer.nodes.new(f"{name}.products", n * m, "product")
-    products = pairs.reshape(n, m)
+    count = len(left) * len(right)
+    pairs = tracer.nodes.new(f"{name}.products", count, "product")
+    products = pairs.reshape(len(left), len(right))
     tracer.edges(None, left[:, None], products, "left")
     tracer.edges(None, right, products, "right")
-    targets = tracer.new_layer(weight, weight.shape[0])
     matrix = weight.apply(lambda w: w.flatten(1))
-    tracer.edges(matrix, pairs, targets[:, None], call=call)
-    add_bias(tracer, bias, targets)
+    targets = dense(tracer, call, pairs, matrix, bias)
     return Neurons(targets.expand(tracer.shape_of(call)))
-
-
-@register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
-def convolution(
-    tracer: Tracer, call: Node, x: Value, weight: Value, bias: Value = None,
-    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-) -> Value:  # fmt: skip
-    """Channels are neurons, kernel positions slots (Kofinas et al. 2024, section 2.2).
-
-    W (n_out, n_in / g, *k).
-    """
-    if not isinstance(weight, Elements):
-        return tracer.unknown(call)
-    is_pointwise = prod(weight.shape[2:]) == groups == 1
-    x = as_neurons(tracer, call, x)
-    channel = _channel(weight)
-    if is_pointwise and _is_one_neuron(tracer, x.labels, channel):
-        matrix = weight.apply(lambda w: w.flatten(1))
-        shape = tracer.shape_of(call)
-        return position_mixing(tracer, call, x, matrix, bias, shape, channel)
-    cells = weight.apply(lambda w: w.unflatten(0, (groups, -1)))
-    return _convolution(tracer, call, x, cells, bias)
-
-
-@register_rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
-def transposed_convolution(
-    tracer: Tracer, call: Node, x: Value, weight: Value, bias: Value = None,
-    stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
-) -> Value:  # fmt: skip
-    """As a convolution, with W (n_in, n_out / g, *k)."""
-    if not isinstance(weight, Elements):
-        return tracer.unknown(call)
-    x = as_neurons(tracer, call, x)
-    cells = weight.apply(lambda w: w.unflatten(0, (groups, -1)).transpose(1, 2))
-    return _convolution(tracer, call, x, cells, bias)
-
-
-def _convolution(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons,
-    cells: Elements,
-    bias: Value,
-) -> Value:
-    """cells: (g, n_out / g, n_in / g, *k)."""
-    shape = tracer.shape_of(call)
-    groups, n_target, n_source, *kernel = cells.shape
-    places, which = _channels(tracer, x.labels, -len(kernel) - 1)
-    counts = [len(rows) for rows in places]
-    if sum(counts) > USES or 0 in counts:
-        return Unknown(shape)
-    layers = []
-    for rows in places:
-        channels = tracer.new_layer(cells, groups * n_target)
-        targets = channels.reshape(groups, n_target, 1)
-        for row in rows:
-            row = tracer.source_nodes(row, tracer.name_of(cells))
-            sources = row.reshape(groups, 1, n_source)
-            tracer.edges(cells, sources, targets, call=call)
-            if len(rows) > 1:
-                tracer.pin(row)  # which of them is where matters
-        add_bias(tracer, bias, channels)
-        layers.append(channels)
-    space = [1] * len(kernel)
-    labels = torch.stack(layers)[which].reshape(*which.shape, -1, *space)
-    return Neurons(labels.expand(shape), is_pristine=True)
-
-
-def _channel(weight: Elements) -> int:
-    """The dimension of a map in which its channels are, for a weight (n, m, *k)."""
-    return 1 - len(weight.shape)
-
-
-def _is_one_neuron(tracer: Tracer, labels: Tensor, channel: int) -> bool:
-    """Whether the channels of each place are one neuron, and those of another place another.
-
-    Then they are positions.
-    """
-    (cut,) = tracer.nodes.find_all(labels)
-    if labels.shape[channel] == 1 or not same_along(cut, channel):
-        return False
-    return cut.unique().numel() > 1
-
-
-def _channels(tracer: Tracer, labels: Tensor, channel: int) -> tuple[list[Tensor], Tensor]:
-    """The different rows of channels in space, (r, n) for each different batch entry.
-
-    Also which one is where, (*batch). Channels are other neurons in other places behind a pixel
-    shuffle, say.
-    """
-    join_places(tracer, labels, channel)
-    rows, which = tracer.unify_rows(labels, channel)
-    batch = which.shape[: labels.dim() + channel]
-    maps = which.reshape(batch.numel(), -1)
-    found = [tuple(places.unique().tolist()) for places in maps]
-    different = list(dict.fromkeys(found))
-    present = []
-    for places in different:
-        own = rows[list(places)]
-        present.append(own[(own > 0).any(1)])
-    numbers = [different.index(places) for places in found]
-    return present, torch.tensor(numbers).reshape(batch)
 
 
 @register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
@@ -328,25 +249,29 @@ def grid_sample(
 ) -> Value:
     """A learned grid (planes, features, *space): its places have edges to its features."""
     shape = tracer.shape_of(call)
-    space = [1] * (len(shape) - 2)
+    labels = None
     if isinstance(planes, Neurons):
-        channels = tracer.unify_places(planes.labels, 1)
-        if channels is None:
-            return Unknown(shape)
-        return Neurons(channels.reshape(-1, *space).expand(shape))
-    if not isinstance(planes, Elements):
+        labels = tracer.unify_places(planes.labels, 1)
+    elif isinstance(planes, Elements):
+        count = planes.shape[0]
+        features = [_features_of_plane(tracer, call, planes, k) for k in range(count)]
+        labels = torch.stack(features)
+    if labels is None:
         return Unknown(shape)
-    found = []
-    for k in range(planes.shape[0]):
-        name = f"{tracer.name_of(planes)}.{k}"
-        plane = planes.apply(lambda p, k=k: p[k].flatten(1))
-        features, size = plane.shape
-        places = tracer.nodes.new(f"{name}.places", size, "position")
-        targets = tracer.nodes.new(name, features)
-        tracer.edges(plane, places, targets[:, None], call=call)
-        found.append(targets)
-    labels = torch.stack(found)
-    return Neurons(labels.reshape(*labels.shape, *space).expand(shape))
+    space = [1] * (len(shape) - 2)
+    labels = labels.reshape(*labels.shape, *space)
+    return Neurons(labels.expand(shape))
+
+
+def _features_of_plane(tracer: Tracer, call: Node, planes: Elements, k: int) -> Tensor:
+    """New neurons (features,) of one of several planes (planes, features, *space)."""
+    name = f"{tracer.name_of(planes)}.{k}"
+    plane = planes.apply(lambda p: p[k].flatten(1))
+    features, size = plane.shape
+    places = tracer.nodes.new(f"{name}.places", size, "position")
+    targets = tracer.nodes.new(name, features)
+    tracer.edges(plane, places, targets[:, None], call=call)
+    return targets
 
 
 @register_rule(aten.embedding)
@@ -381,9 +306,17 @@ BAGS = [
 
 @register_rule(*BAGS)
 def embedding_bag(
-    tracer: Tracer, call: Node, weight: Value, index: Value, offsets: Value = None,
-    by_frequency: bool = False, mode: int = 0, sparse: bool = False, factors: Value = None, *_: Any,
-) -> Value:  # fmt: skip
+    tracer: Tracer,
+    call: Node,
+    weight: Value,
+    index: Value,
+    offsets: Value = None,
+    by_frequency: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    factors: Value = None,
+    *_: Any,
+) -> Value:
     """Rows of a table, as in `embedding`, summed or averaged over bags.
 
     factors: one for each index, (indices,).
@@ -392,16 +325,27 @@ def embedding_bag(
     others = [Unknown(v.shape) for v in rest]
     if not isinstance(weight, Elements):
         return (Unknown(bags.shape), *others)
-    targets = _table(tracer, call, weight)
-    found: Value = Neurons(targets.expand(bags.shape))
+    labels = _table(tracer, call, weight)
     if isinstance(factors, Neurons):
-        # the product of a row, of all indices, and a matrix, of rows of the table
-        weights = Neurons(factors.labels[None])
-        rows = Neurons(targets.expand(len(factors.labels), -1))
-        shape = torch.Size((1, bags.shape[1]))
-        found = product_sum(tracer, call.name, weights, rows, shape)
-        if isinstance(found, Neurons):
-            found = Neurons(found.labels.expand(bags.shape))
-        else:
-            found = Unknown(bags.shape)
-    return (found, *others)
+        labels = _weighted_rows(tracer, call, factors.labels, labels)
+    if labels is None:
+        return (Unknown(bags.shape), *others)
+    return (Neurons(labels.expand(bags.shape)), *others)
+
+
+def _weighted_rows(
+    tracer: Tracer,
+    call: Node,
+    factors: Tensor,
+    row: Tensor,
+) -> Tensor | None:
+    """The neurons (1, n) of a sum of rows with a factor each; None if these are too many.
+
+    factors: (indices,). row: the neurons of every row, (n,).
+    """
+    # the product of a row, of all indices, and a matrix, of rows of the table
+    left = Neurons(factors[None])
+    right = Neurons(row.expand(len(factors), -1))
+    shape = torch.Size((1, len(row)))
+    result = product_sum(tracer, call.name, left, right, shape)
+    return result.labels if isinstance(result, Neurons) else None

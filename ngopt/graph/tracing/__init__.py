@@ -8,8 +8,8 @@ ResNet-18 becomes on the way, for an example input of (2, 3, 224, 224):
 over the batch. A parameter is `Elements`: its position in the list, and the strides that say
 which element lies where.
 
-`conv2d(x, conv1.weight)`, rule `layers.convolution`. A convolution works alike on all places, so
-that the entries of a channel become one node (`places.join_places`): 1, 50177 and 100353. There
+`conv2d(x, conv1.weight)`, rule `convolutions.convolution`. A convolution works alike on all places,
+so that the entries of a channel become one node (`places.join_places`): 1, 50177 and 100353. There
 are 64 new nodes, 150529 ... 150592, and
 
     tracer.edges(elements, sources, targets, call=call)
