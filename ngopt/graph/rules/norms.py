@@ -41,9 +41,21 @@ def channel_norm(
     bias: Value = None,
     *_: Any,
 ) -> Value:
-    if isinstance(x, Neurons) and len(x.shape) > 2:
-        join_places(tracer, x.labels, 1)
+    if not isinstance(x, Neurons):
+        return _no_neurons(tracer, call, x)
+    _join_channels(tracer, x)
     return scale_and_shift(tracer, call, x, [1], weight, bias)
+
+
+def _no_neurons(tracer: Tracer, call: Node, x: Value) -> Value:
+    """The norm of what is no neurons stands for the same."""
+    return tracer.unknown(call) if x is None else x
+
+
+def _join_channels(tracer: Tracer, x: Neurons) -> None:
+    """Channels of a map, of which each is one neuron."""
+    if len(x.shape) > 2:
+        join_places(tracer, x.labels, 1)
 
 
 @register_rule(aten.layer_norm)
@@ -80,14 +92,19 @@ def _norm_of_rows(
     bias: Value,
 ) -> Value:
     """A norm over the last `count` dimensions."""
-    if isinstance(weight, Elements) or isinstance(bias, Elements):
-        x = as_neurons(tracer, call, x) if isinstance(x, Elements) else x
-    rows = None
-    if isinstance(x, Neurons):
-        (labels,) = tracer.nodes.find_all(x.labels)
-        rows = labels.flatten(-count)
+    if isinstance(x, Elements) and _is_learned(weight, bias):
+        x = as_neurons(tracer, call, x)
+    if not isinstance(x, Neurons):
+        return _no_neurons(tracer, call, x)
+    (labels,) = tracer.nodes.find_all(x.labels)
+    rows = labels.flatten(-count)
     dims = list(range(-count, 0))
     return scale_and_shift(tracer, call, x, dims, weight, bias, rows)
+
+
+def _is_learned(weight: Value, bias: Value) -> bool:
+    """Whether a norm has a scale or shift."""
+    return isinstance(weight, Elements) or isinstance(bias, Elements)
 
 
 @register_rule(aten.group_norm)
@@ -105,9 +122,8 @@ def group_norm(
     Channels of different groups are no twins.
     """
     if not isinstance(x, Neurons):
-        return x if x is not None else tracer.unknown(call)
-    if len(x.shape) > 2:
-        join_places(tracer, x.labels, 1)
+        return _no_neurons(tracer, call, x)
+    _join_channels(tracer, x)
     (labels,) = without_repeats([x.labels], keep=[1])
     rows = labels.unflatten(1, (groups, -1)).flatten(2)
     result = scale_and_shift(tracer, call, x, [1], weight, bias, rows, fresh=True)
@@ -116,8 +132,8 @@ def group_norm(
         return result
     after = tracer.unify_places(result.labels, 1)
     assert after is not None
-    before, after = before.reshape(groups, -1), after.reshape(groups, -1)
-    _add_groups(tracer, _label(tracer, call, weight), before, after)
+    name = _label(tracer, call, weight)
+    _add_groups(tracer, name, before.reshape(groups, -1), after.reshape(groups, -1))
     return result
 
 
@@ -136,7 +152,7 @@ def _add_groups(tracer: Tracer, name: str, before: Tensor, after: Tensor | None 
 def scale_and_shift(
     tracer: Tracer,
     call: Node,
-    x: Value,
+    x: Neurons,
     dims: list[int],
     weight: Value,
     bias: Value,
@@ -150,12 +166,8 @@ def scale_and_shift(
     repeats; None where each channel is on its own. Without a scale or shift the nodes stay as they
     are, unless `fresh` ones are asked for.
     """
-    if not isinstance(x, Neurons):
-        return x if x is not None else tracer.unknown(call)
-    if not isinstance(weight, Elements) and not isinstance(bias, Elements) and not fresh:
-        if rows is not None and not _add_row_nodes(tracer, call, rows):
-            return Unknown(x.shape)
-        return Neurons(x.labels, is_normalised=True)
+    if not _is_learned(weight, bias) and not fresh:
+        return _without_parameters(tracer, call, x, rows)
     labels = tracer.unify_places(x.labels, dims)
     if labels is None:
         return _shared_scale_and_shift(tracer, call, x, dims, weight, bias, rows)
@@ -170,6 +182,17 @@ def scale_and_shift(
         tracer.edges(_flat(bias), None, targets, "beta")
     shape = _shape_along(x, dims)
     return Neurons(targets.reshape(shape).expand(x.shape), is_pristine=True)
+
+
+def _without_parameters(
+    tracer: Tracer,
+    call: Node,
+    x: Neurons,
+    rows: Tensor | None,
+) -> Value:
+    if rows is not None and not _add_row_nodes(tracer, call, rows):
+        return Unknown(x.shape)
+    return Neurons(x.labels, is_normalised=True)
 
 
 def _new_nodes(tracer: Tracer, name: str, sources: Tensor) -> Tensor:
@@ -299,7 +322,9 @@ def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
     if len({len(members) for members in found}) != 1:
         return None
     sets = torch.tensor(found)
-    return None if (sets <= 0).any() or repeats_any(sets) else sets
+    if (sets <= 0).any() or repeats_any(sets):
+        return None
+    return sets
 
 
 def _label(tracer: Tracer, call: Node, *parameters: Value) -> str:
