@@ -8,6 +8,7 @@ from ngopt.graph.rules import (
     layers,
     norms,
     parameters,
+    pools,
     products,
     recurrent,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "layers",
     "norms",
     "parameters",
+    "pools",
     "products",
     "recurrent",
     "register_rule",

@@ -1,19 +1,15 @@
-"""Functions without weights: those that move entries, pool or reduce."""
+"""Functions without weights that move entries, and forms in which other rules take values."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from ngopt.graph.rules.entrywise import applied
-from ngopt.graph.rules.places import join_places
 from ngopt.graph.rules.registry import functions, packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.nodes import Mark
@@ -46,32 +42,52 @@ PADS = functions("pad constant_pad_nd")
 POSITIONS = (*SELECTIONS, *PADS, *functions("index roll flip"))
 
 
-def move(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
+def move(
+    tracer: Tracer,
+    call: Node,
+    args: tuple,
+    kwargs: dict,
+) -> Value:
     """Applies a function that moves entries to labels or elements."""
-    packet, first = packet_of(call), args[0]
-    if packet in DTYPES:
-        if not isinstance(first, Neurons):
-            return first
-        return Neurons(first.labels, is_normalised=first.is_normalised)
+    first, *options = args
+    if packet_of(call) in DTYPES:
+        return _converted(first)
     leaves = tree_leaves((args, kwargs))
     if any(isinstance(leaf, Unknown) for leaf in leaves):
         return _moved_unknown(tracer, call, first)
     if isinstance(first, (list, tuple)):
-        _tell_parts_apart(tracer, call)
-        parts = [_labels_of_part(tracer, call, value) for value in first]
-        return _neurons(call.target(parts, *args[1:], **kwargs))  # type: ignore[operator]
-    # labels may repeat (stride 0) where the network's own tensor does not: no view has the shape
-    function: Any = torch.reshape if packet in VIEWS else call.target
-    is_alone = not any(isinstance(leaf, (Neurons, Elements)) for leaf in leaves[1:])
-    if isinstance(first, Elements) and is_alone:
-        result = _moved_elements(call, first, lambda x: function(x, *args[1:], **kwargs))
+        return _put_together(tracer, call, first, options, kwargs)
+    if isinstance(first, Elements):
+        result = _moved_elements(call, first, options, kwargs)
         if result is not None:
             return result
     labels = as_neurons(tracer, call, first).labels
-    if packet in PADS:  # with 0, which is no neuron
-        return _neurons(function(labels, args[1]))
-    rest = [a.labels if isinstance(a, Neurons) else a for a in args[1:]]
-    return _neurons(function(labels, *rest, **kwargs))
+    return _moved_labels(call, labels, options, kwargs)
+
+
+def _converted(x: Value) -> Value:
+    """A tensor of another type."""
+    if isinstance(x, Neurons):
+        return Neurons(x.labels, is_normalised=x.is_normalised)
+    return x
+
+
+def _moved_labels(
+    call: Node,
+    labels: Tensor,
+    options: list,
+    kwargs: dict,
+) -> Value:
+    function = _function_on_labels(call)
+    if packet_of(call) in PADS:  # with 0, which is no neuron
+        return _neurons(function(labels, options[0]))
+    others = [x.labels if isinstance(x, Neurons) else x for x in options]
+    return _neurons(function(labels, *others, **kwargs))
+
+
+def _function_on_labels(call: Node) -> Any:
+    # labels may repeat (stride 0) where the network's own tensor does not: no view has the shape
+    return torch.reshape if packet_of(call) in VIEWS else call.target
 
 
 def _neurons(labels: Any) -> Value:
@@ -87,26 +103,53 @@ def _moved_unknown(tracer: Tracer, call: Node, first: Value) -> Value:
     return tracer.unknown(call)
 
 
+def _put_together(
+    tracer: Tracer,
+    call: Node,
+    values: list | tuple,
+    options: list,
+    kwargs: dict,
+) -> Value:
+    """What cat and stack make of several tensors."""
+    _tell_parts_apart(tracer, call)
+    function: Any = call.target
+    parts = [_labels_of_part(tracer, call, value) for value in values]
+    return _neurons(function(parts, *options, **kwargs))
+
+
 def _labels_of_part(tracer: Tracer, call: Node, value: Value) -> Tensor:
-    """The labels of one of several tensors that are put together."""
     if not isinstance(value, Tensor):
         return as_neurons(tracer, call, value).labels
     is_same = value.numel() and same_along(value.flatten(), 0)
-    return torch.full(value.shape, SAME_CONSTANT if is_same else NO_NEURON)
+    label = SAME_CONSTANT if is_same else NO_NEURON
+    return torch.full(value.shape, label)
+
+
+class _Part(NamedTuple):
+    """One of several tensors that are put together.
+
+    groups: in which its nodes were made. path: what these went through since.
+    """
+
+    nodes: Tensor
+    groups: set[int]
+    path: str
 
 
 def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
     """Notes down what parts of one layer went through that are put together, if it differs."""
     parts = []
-    for part in dict.fromkeys(tree_leaves(call.args[0])):
-        value = tracer.values.get(part) if isinstance(part, Node) else None
+    for source in call.all_input_nodes:
+        value = tracer.values.get(source)
         if isinstance(value, Neurons):
             nodes = tracer.nodes.find(nodes_among(value.labels))
-            groups = set(tracer.nodes.group_of(nodes).tolist())
-            parts.append((nodes, groups, _path(tracer, part)))
-    for nodes, groups, path in parts:
-        if any(other != path and groups & shared for _, shared, other in parts):
-            tracer.applied.append(Applied(nodes, None, path))
+            groups = tracer.nodes.group_of(nodes).tolist()
+            path = _path(tracer, source)
+            parts.append(_Part(nodes, set(groups), path))
+    for part in parts:
+        of_one_layer = [other for other in parts if other.groups & part.groups]
+        if any(other.path != part.path for other in of_one_layer):
+            tracer.applied.append(Applied(part.nodes, None, part.path))
 
 
 def _path(tracer: Tracer, call: Node) -> str:
@@ -114,15 +157,17 @@ def _path(tracer: Tracer, call: Node) -> str:
 
     None that only takes some of these is among them.
     """
-    functions = []
+    path = []
     while True:
-        inputs = [tracer.values.get(a) for a in call.all_input_nodes]
-        if len(inputs) != 1 or not isinstance(inputs[0], (Neurons, list, tuple)):
-            return " ".join([*functions, call.name])
-        only_takes = packet_of(call) in MOVES or call.target is operator.getitem
-        if not only_takes or _moves_positions(call, inputs[0]):
-            functions.append(str((call.target, call.args[1:], call.kwargs)))
-        (call,) = call.all_input_nodes
+        sources = call.all_input_nodes
+        value = tracer.values.get(sources[0]) if len(sources) == 1 else None
+        if not isinstance(value, (Neurons, list, tuple)):
+            return " ".join([*path, call.name])
+        only_takes = call.target is operator.getitem or packet_of(call) in MOVES
+        if not only_takes or _moves_positions(call, value):
+            step = (call.target, call.args[1:], call.kwargs)
+            path.append(str(step))
+        (call,) = sources
 
 
 def _moves_positions(call: Node, first: Value) -> bool:
@@ -137,28 +182,51 @@ def _moves_positions(call: Node, first: Value) -> bool:
 def _changed_dims(call: Node, first: Neurons) -> list[int]:
     """The dimensions in which a function selects or moves entries, as its arguments say."""
     packet = packet_of(call)
-    arguments: Any = call.args[1:]
+    options: Any = call.args[1:]
     if packet in SELECTIONS:
-        is_cut = tuple(call.meta["val"].shape) != tuple(first.shape)
-        return [arguments[0] if arguments else 0] if is_cut else []
+        return _selected_dims(call, first)
     if packet is aten.index:
-        return [d for d, index in enumerate(arguments[0]) if index is not None]
+        return [d for d, index in enumerate(options[0]) if index is not None]
     if packet is aten.roll:
-        return arguments[1] if len(arguments) > 1 else []
+        return options[1] if len(options) > 1 else []
     if packet is aten.flip:
-        return arguments[0]
-    # a padding, of the last dimensions
-    return [-1 - k // 2 for k, n in enumerate(arguments[0]) if n]
+        return options[0]
+    return _padded_dims(options[0])
+
+
+def _selected_dims(call: Node, first: Neurons) -> list[int]:
+    if call.meta["val"].shape == first.shape:
+        return []
+    dims: Any = call.args[1:2]
+    return list(dims) or [0]
+
+
+def _padded_dims(amounts: list[int]) -> list[int]:
+    """amounts: two for each of the last dimensions, the last one first."""
+    return [-1 - k // 2 for k, amount in enumerate(amounts) if amount]
 
 
 def _moved_elements(
-    call: Node, elements: Elements, function: Callable[[Tensor], Any]
+    call: Node,
+    elements: Elements,
+    options: list,
+    kwargs: dict,
 ) -> Value | None:
+    """None where the result is not of these elements alone, or the function has no views."""
+    operands = tree_leaves((options, kwargs))
+    if any(isinstance(x, (Neurons, Elements)) for x in operands):
+        return None
+    function = _function_on_labels(call)
+
+    def moved(x: Tensor) -> Any:
+        return function(x, *options, **kwargs)
+
     value = call.meta["val"]
     if isinstance(value, (list, tuple)):  # chunk, split and unbind give several tensors
-        return [elements.apply(lambda x, k=k: function(x)[k]) for k in range(len(value))]
+        count = len(value)
+        return [elements.apply(lambda x, k=k: moved(x)[k]) for k in range(count)]
     try:
-        return elements.apply(function)
+        return elements.apply(moved)
     except (RuntimeError, TypeError, AttributeError):
         return None
 
@@ -171,12 +239,15 @@ def as_neurons(tracer: Tracer, call: Node, value: Value) -> Neurons:
     if isinstance(value, Neurons):
         return value
     if not isinstance(value, Elements):
-        return Neurons(torch.full(tuple(value.shape), NO_NEURON))
+        labels = torch.full(tuple(value.shape), NO_NEURON)
+        return Neurons(labels)
     numbers, which = value.numbers.unique(return_inverse=True)
     name = tracer.parameters[value.parameter].name
-    free = numbers.new_empty(0, len(numbers))
-    nodes = tracer.nodes.new(name, len(numbers), made_of=free, mark=Mark.LEARNED)
-    tracer.edges(Elements(value.parameter, numbers), None, nodes, "value")
+    count = len(numbers)
+    free = numbers.new_empty(0, count)
+    nodes = tracer.nodes.new(name, count, made_of=free, mark=Mark.LEARNED)
+    different = Elements(value.parameter, numbers)
+    tracer.edges(different, None, nodes, "value")
     return Neurons(nodes[which])
 
 
@@ -187,135 +258,33 @@ def transposed(value: Value) -> Value:
         return Neurons(value.labels.mT, is_pristine=value.is_pristine)
     if isinstance(value, Tensor):
         return value.mT
-    *lead, rows, columns = value.shape
-    return Unknown(torch.Size((*lead, columns, rows)))
+    return Unknown(flipped(value.shape))
 
 
-POOLS = functions("""
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
-max_pool2d_with_indices upsample_nearest1d upsample_nearest2d upsample_nearest3d
-upsample_bilinear2d upsample_bicubic2d lp_pool2d _adaptive_avg_pool2d upsample_linear1d
-upsample_trilinear3d _upsample_bilinear2d_aa
-""")
-
-
-@register_rule(aten.im2col)
-def im2col(tracer: Tracer, call: Node, x: Value, *args: Any) -> Value:
-    """Patches (b, c * k, places) of a map (b, c, h, w)."""
-    if not isinstance(x, Neurons):
-        return tracer.unknown(call)
-    moved = call.target(x.labels.double(), *args)  # type: ignore[operator]
-    return Neurons(folded(moved.round().long()))
-
-
-@register_rule(*POOLS)
-def pool(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    *_: Any,
-    **__: Any,
-) -> Value:
-    """Pooling and resampling keep the channels."""
-    values = call.meta["val"]
-    shape = values.shape if isinstance(values, Tensor) else values[0].shape
-    if not isinstance(x, Neurons):
-        return Unknown(shape)
-    channel = 1 if x.labels.dim() > 2 else 0
-    join_places(tracer, x.labels, channel)
-    channels = tracer.unify_places(x.labels, channel)
-    if channels is None:
-        return Unknown(shape)
-    applied(tracer, call, channels)
-    space = [1] * (len(shape) - channel - 1)
-    result = Neurons(channels.reshape(-1, *space).expand(shape))
-    if isinstance(values, Tensor):
-        return result
-    return (result, *(Unknown(v.shape) for v in values[1:]))
-
-
-REDUCTIONS = functions("""
-mean sum nansum amax amin aminmax max min median var std var_mean std_mean norm linalg_norm
-linalg_vector_norm logsumexp special_logsumexp prod
-""")
-ROWS = 4096
-"""At most so many different sets of neurons in one reduction, each a node."""
+def flipped(shape: torch.Size) -> torch.Size:
+    """The shape of a transposed matrix."""
+    *lead, rows, columns = shape
+    return torch.Size((*lead, columns, rows))
 
 
 def is_whole(tracer: Tracer, x: Value) -> bool:
     """Whether a value is a parameter in its own shape, no dimension of which was cut into parts."""
-    return isinstance(x, Elements) and tuple(x.shape) == tracer.parameters[x.parameter].shape
+    if not isinstance(x, Elements):
+        return False
+    return tuple(x.shape) == tracer.parameters[x.parameter].shape
 
 
-@register_rule(*REDUCTIONS)
-def reduction(
+@register_rule(aten.im2col)
+def im2col(
     tracer: Tracer,
     call: Node,
     x: Value,
-    *args: Any,
-    **kwargs: Any,
+    *options: Any,
 ) -> Value:
-    values = call.meta["val"]
-    if isinstance(values, Tensor):
-        return _reduced(tracer, call, x, values.shape, args, kwargs)
-    result = _reduced(tracer, call, x, values[0].shape, args, kwargs)
-    # of the places of a maximum nothing is known
-    return tuple(result if v.is_floating_point() else Unknown(v.shape) for v in values)
-
-
-def _reduced(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    shape: torch.Size,
-    args: tuple,
-    kwargs: dict,
-) -> Value:
-    """Over positions of the same neurons these stay; different neurons meet in a new node."""
+    """Patches (b, c * k, places) of a map (b, c, h, w)."""
     if not isinstance(x, Neurons):
-        if isinstance(x, Elements) and shape.numel() > 1:
-            tracer.rowwise.add(x.parameter)
-        return Unknown(shape, equivariant=is_whole(tracer, x))
-    dims = _reduced_dims(call, x.shape, shape, args, kwargs)
-    if dims is None:
-        return Unknown(shape)
-    labels = tracer.nodes.find(x.labels)
-    kept = [d for d in range(labels.dim()) if d not in dims]
-    count = prod(labels.shape[d] for d in kept)
-    rows = labels.permute(*kept, *dims).reshape(count, -1)
-    if same_along(rows, 1):
-        applied(tracer, call, rows[:, 0])
-        return Neurons(rows[:, 0].reshape(shape))
-    rows = rows.sort(dim=1).values
-    sets, which = rows.unique(dim=0, return_inverse=True)
-    if len(sets) > ROWS or (sets <= 0).any():
-        return Unknown(shape)
-    nodes = tracer.nodes.new(call.name, len(sets), "pool", sets.T)
-    tracer.edges(None, sets, nodes[:, None], "pool")
-    for row in sets:
-        members, counts = row.unique(return_counts=True)
-        if (counts != counts[0]).any():
-            tracer.pin(members)
-    return Neurons(nodes[which].reshape(shape))
-
-
-def _reduced_dims(
-    call: Node,
-    before: torch.Size,
-    after: torch.Size,
-    args: tuple,
-    kwargs: dict,
-) -> list[int] | None:
-    """The dimensions that a function reduces, as its signature names them.
-
-    args: those behind the tensor.
-    """
-    signature = call.target._schema.arguments[1:]  # type: ignore[union-attr]
-    names = [argument.name for argument in signature]
-    given = dict(zip(names, args, strict=False)) | kwargs
-    dims = given.get("dim")
-    if dims is None or dims == []:
-        return list(range(len(before))) if prod(after) == 1 else None
-    dims = [dims] if isinstance(dims, int) else list(dims)
-    return sorted(d % len(before) for d in dims)
+        return tracer.unknown(call)
+    function: Any = call.target
+    patches = function(x.labels.double(), *options)
+    labels = patches.round().long()
+    return Neurons(folded(labels))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import as_neurons, transposed
+from ngopt.graph.rules.entries import as_neurons, flipped, transposed
 from ngopt.graph.rules.entrywise import elementwise
 from ngopt.graph.rules.products import addition, product_sum
 from ngopt.graph.rules.registry import register_rule
@@ -180,9 +180,7 @@ def _weight_first(
     shape: torch.Size,
 ) -> Value:
     """W x = (x^T W^T)^T."""
-    *lead, rows, columns = shape
-    flipped = torch.Size((*lead, columns, rows))
-    result = linear(tracer, call, transposed(x), weight, shape=flipped)
+    result = linear(tracer, call, transposed(x), weight, shape=flipped(shape))
     return transposed(result)
 
 

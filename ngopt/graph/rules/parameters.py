@@ -42,33 +42,53 @@ def with_parameter(
     place = _places_on_new_axes(x.shape, elements, shape)
     if place.numel() > 1:
         return _along_new_axes(tracer, call, x, elements, kind, place)
-    labels, pairs = _meeting(tracer, x.labels.expand(shape), elements.numbers.expand(shape))
-    result = Neurons(labels.expand(shape))
-    if not pairs.numel() or _uneven(pairs):
+    numbers = elements.numbers.expand(shape)
+    labels, pairs = _meeting(tracer, x.labels.expand(shape), numbers)
+    if pairs.numel() and not _uneven(pairs):
+        labels = _entry_by_entry(tracer, labels, pairs, elements.parameter, kind)
+    else:
         tracer.pin(labels)
-        return result
+    return Neurons(labels.expand(shape))
+
+
+def _entry_by_entry(
+    tracer: Tracer,
+    labels: Tensor,
+    pairs: Tensor,
+    parameter: int,
+    kind: str,
+) -> Tensor:
+    """What labels become by a parameter of which every neuron meets equally many elements.
+
+    pairs: which neurons meet which elements, (2, pairs).
+    """
     nodes = pairs[0].unique_consecutive()
-    table = pairs[1].reshape(len(nodes), -1)  # (neurons, elements of each)
-    sets, owner = table.unique(dim=0, return_inverse=True)
-    own = Elements(elements.parameter, sets[:, 0] if sets.shape[1] == 1 else sets)
+    met = pairs[1].reshape(len(nodes), -1)  # (neurons, elements of each)
+    sets, owner = met.unique(dim=0, return_inverse=True)
+    own = Elements(parameter, sets.squeeze(1))
     if own.view() is None or repeats_any(sets):
         tracer.pin(nodes)
-        return result
+        return labels
+    name = tracer.parameters[parameter].name
     if len(sets) < len(nodes):
-        shared = tracer.nodes.new(spec.name, len(sets), "parameter")
+        shared = tracer.nodes.new(name, len(sets), "parameter")
         tracer.edges(own, None, shared, kind)
         tracer.edges(None, shared[owner], nodes, "spread")
-        return result
-    nodes = nodes[owner.argsort()]
+        return labels
+    nodes = nodes[owner.argsort()]  # in the order of their elements
     if kind not in SCALES:
         tracer.edges(own, None, nodes, kind)
-        return result
-    targets = tracer.nodes.new(spec.name, len(nodes), made_of=nodes[None])
+        return labels
+    targets = tracer.nodes.new(name, len(nodes), made_of=nodes[None])
     tracer.edges(own, nodes, targets, kind)
-    return Neurons(exchanged(labels, nodes, targets).expand(shape))
+    return exchanged(labels, nodes, targets)
 
 
-def _meeting(tracer: Tracer, labels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+def _meeting(
+    tracer: Tracer,
+    labels: Tensor,
+    numbers: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Labels, cut where all repeats, and which neurons meet which elements, (2, pairs)."""
     whole, numbers = without_repeats([labels, numbers])
     labels = tracer.nodes.find(whole)
@@ -79,18 +99,24 @@ def _meeting(tracer: Tracer, labels: Tensor, numbers: Tensor) -> tuple[Tensor, T
     return labels, pairs
 
 
-def _places_on_new_axes(before: torch.Size, elements: Elements, shape: torch.Size) -> Tensor:
+def _places_on_new_axes(
+    before: torch.Size,
+    elements: Elements,
+    shape: torch.Size,
+) -> Tensor:
     """Numbers of the places along the axes that a tensor gets from a parameter.
 
     Along an axis that it had before, the places are positions of the same neurons.
     """
     numbers = elements.numbers.expand(shape)
-    sizes = (1,) * (len(shape) - len(before)) + tuple(before)
+    missing = len(shape) - len(before)
+    sizes = (1,) * missing + tuple(before)
     place = torch.zeros([1] * len(shape), dtype=torch.long)
     for d, (old, new) in enumerate(zip(sizes, shape, strict=True)):
         if old == 1 < new and not same_along(numbers, d):
             behind = [1] * (len(shape) - 1 - d)
-            place = place * new + torch.arange(new).reshape(-1, *behind)
+            along = torch.arange(new).reshape(-1, *behind)
+            place = place * new + along
     return place
 
 
@@ -109,23 +135,47 @@ def _along_new_axes(
     labels = tracer.nodes.find(labels).clone()  # what was found may be a view of what was asked for
     neuron = labels > 0
     pairs, which = unique_pairs(labels[neuron], place[neuron])
-    sources, count = pairs[0], pairs.shape[1]
     met, _ = unique_pairs(which, numbers[neuron])
     own = None
-    if kind in SCALES and met.shape[1] == count and not _uneven(pairs):
-        rows = sources.unique_consecutive()
-        own = Elements(elements.parameter, met[1].reshape(len(rows), -1))
-    if own is None or own.view() is None:
+    if kind in SCALES and met.shape == pairs.shape:
+        own = _table(elements.parameter, pairs[0], met[1])
+    nodes = _nodes_at_places(tracer, call, pairs[0], own, kind)
+    labels[neuron] = nodes[which]
+    result = Neurons(labels.expand(shape))
+    if own is not None:
+        return result
+    return with_parameter(tracer, call, result, elements, kind)
+
+
+def _table(parameter: int, sources: Tensor, numbers: Tensor) -> Elements | None:
+    """The elements that each neuron meets, one at each of its places, (neurons, places).
+
+    None where they are no view of the parameter.
+    """
+    neurons, places = sources.unique_consecutive(return_counts=True)
+    if not same_along(places, 0):
+        return None
+    own = Elements(parameter, numbers.reshape(len(neurons), -1))
+    return None if own.view() is None else own
+
+
+def _nodes_at_places(
+    tracer: Tracer,
+    call: Node,
+    sources: Tensor,
+    own: Elements | None,
+    kind: str,
+) -> Tensor:
+    """New nodes behind a scale from one to one, or behind copies of the sources without one."""
+    count = len(sources)
+    if own is None:
         nodes = tracer.nodes.new(call.name, count, "copy", sources[None])
         tracer.edges(None, sources, nodes, "copy")
-        labels[neuron] = nodes[which]
-        result = Neurons(labels.expand(shape))
-        return with_parameter(tracer, call, result, elements, kind)
-    name = tracer.parameters[elements.parameter].name
+        return nodes
+    name = tracer.parameters[own.parameter].name
     nodes = tracer.nodes.new(name, count, made_of=sources[None])
     tracer.edges(own, sources.reshape(own.shape), nodes.reshape(own.shape), kind)
-    labels[neuron] = nodes[which]
-    return Neurons(labels.expand(shape))
+    return nodes
 
 
 def _pairs(labels: Tensor, numbers: Tensor) -> Tensor:

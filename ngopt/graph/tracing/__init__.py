@@ -26,7 +26,7 @@ The result is `Neurons` with labels (2, 64, 112, 112), the same in all places.
     tracer.edges(bn1.bias, None, targets, "beta")            a feature of the targets
 
 `relu(...)` has no rule. `entrywise.elementwise` sees that torch calls it pointwise: labels stay,
-and the name is noted down as their activation. `max_pool2d`, rule `entries.pool`, keeps the
+and the name is noted down as their activation. `max_pool2d`, rule `pools.pool`, keeps the
 channels too. The next convolution has sources 150593 ... 150656, and so on to layer1.0.bn2 with
 150849 ... 150912.
 
