@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise, zip_longest
 
 from ngopt.graph.core import EdgeBlock, NeuralGraph, ParameterSpec, View
 from ngopt.graph.topology import GraphBuilder, layer_name, whole
@@ -44,15 +45,12 @@ def infer_graph(parameters: Sequence[ParameterSpec], named: bool = False) -> Neu
     """
     layers = _layers_by_name(parameters) if named else _layers_by_order(parameters)
     uncertain = _uncertain(parameters, layers)
+    tables = _tables(parameters, layers)
     builder = GraphBuilder(parameters)
     last: int | None = None
-    for k, layer in enumerate(layers):
-        last = _add_layer(
-            builder,
-            layer,
-            None if layer.weight in uncertain else last,
-            _is_table(parameters, layers, k),
-        )
+    for layer in layers:
+        before = None if layer.weight in uncertain else last
+        last = _add_layer(builder, layer, before, layer.weight in tables)
     return replace(builder.build(), inferred=(True,) * len(parameters))
 
 
@@ -72,26 +70,40 @@ def _add_layer(builder: GraphBuilder, layer: Layer, last: int | None, table: boo
 
 
 def _add_weight(builder: GraphBuilder, i: int, last: int | None, table: bool) -> int:
-    spec = builder.parameters[i]
     if table:
-        rows, columns = spec.shape
-        source = builder.add_group(f"{layer_name(spec)}.tokens", rows, "token")
-        target = builder.add_group(layer_name(spec), columns)
-        view = View(i, (1, columns, rows), (0, 1, columns))
-        builder.blocks.append(EdgeBlock(view, source, target, (1, columns, rows)))
-        return target
-    size = None if last is None else builder.groups[last].size
-    if last is not None and spec.shape[:2] == (size, 1) and len(spec.shape) > 2:
-        target = builder.add_group(layer_name(spec), spec.shape[0])
-        shape = (spec.shape[0], 1, 1)
-        builder.blocks.append(
-            EdgeBlock(whole(i, (*shape, *spec.shape[2:])), last, target, shape, spec.shape[2:])
-        )
-        return target
-    slot_shape = None if last is None or size is None else _slots(spec.shape, size)
-    if last is None or slot_shape is None:
+        return _add_table(builder, i)
+    if last is None:
+        return builder.add_component(i)
+    shape, size = builder.parameters[i].shape, builder.groups[last].size
+    if len(shape) > 2 and shape[:2] == (size, 1):
+        return _add_depthwise(builder, i, last)
+    slot_shape = _slots(shape, size)
+    if slot_shape is None:
         return builder.add_component(i)
     return builder.add_weight(i, last, slot_shape)
+
+
+def _add_table(builder: GraphBuilder, i: int) -> int:
+    """Adds an embedding (tokens, n) and what it leads from and to."""
+    spec = builder.parameters[i]
+    rows, columns = spec.shape
+    source = builder.add_group(f"{layer_name(spec)}.tokens", rows, "token")
+    target = builder.add_group(layer_name(spec), columns)
+    shape = (1, columns, rows)
+    view = View(i, shape, (0, 1, columns))
+    builder.blocks.append(EdgeBlock(view, source, target, shape))
+    return target
+
+
+def _add_depthwise(builder: GraphBuilder, i: int, last: int) -> int:
+    """Adds a kernel (n, 1, *kernel) behind n neurons."""
+    spec = builder.parameters[i]
+    n, _, *kernel = spec.shape
+    target = builder.add_group(layer_name(spec), n)
+    view = whole(i, (n, 1, 1, *kernel))
+    block = EdgeBlock(view, last, target, (n, 1, 1), tuple(kernel))
+    builder.blocks.append(block)
+    return target
 
 
 def _add_norm(builder: GraphBuilder, scale: int, shift: int | None, last: int | None) -> int:
@@ -100,9 +112,10 @@ def _add_norm(builder: GraphBuilder, scale: int, shift: int | None, last: int | 
     if last is None or builder.groups[last].size != n:
         last = builder.add_group(f"{layer_name(spec)}.in", n)
     target = builder.add_group(layer_name(spec), n)
-    builder.blocks.append(
-        EdgeBlock(View(scale, (n, 1, 1), (1, 0, 0)), last, target, (n, 1, 1), kind="gamma")
-    )
+    shape = (n, 1, 1)
+    view = View(scale, shape, (1, 0, 0))
+    block = EdgeBlock(view, last, target, shape, kind="gamma")
+    builder.blocks.append(block)
     if shift is not None:
         builder.add_bias(whole(shift, (n,)), target, "beta")
     return target
@@ -121,30 +134,28 @@ def _slots(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
 def _layers_by_order(parameters: Sequence[ParameterSpec]) -> list[Layer]:
     """A weight starts a layer; an odd number of vectors of its size behind it begins with a bias,
     pairs are norms."""
-    layers: list[Layer] = []
-    vectors: list[int] = []
-
-    def close() -> None:
-        """Deals out the vectors collected behind the last weight."""
-        layer = layers[-1] if layers else Layer(None)
-        if not layers and vectors:
-            layers.append(layer)
-        rows = None if layer.weight is None else parameters[layer.weight].shape[0]
-        own = [i for i in vectors if parameters[i].shape == (rows,)] if rows is not None else []
-        if own and len(own) % 2:
-            layer.bias = own[0]
-        behind = [i for i in vectors if i != layer.bias]
-        layer.norms, layer.rest = _pairs(parameters, behind)
-        vectors.clear()
-
+    layers = [Layer(None)]
     for i, spec in enumerate(parameters):
         if len(spec.shape) < 2:
-            vectors.append(i)
+            layers[-1].rest.append(i)
         else:
-            close()
             layers.append(Layer(i))
-    close()
+    if not layers[0].rest:
+        del layers[0]
+    for layer in layers:
+        _deal_out(parameters, layer)
     return layers
+
+
+def _deal_out(parameters: Sequence[ParameterSpec], layer: Layer) -> None:
+    """Finds the bias and the norms among the rest of a layer, the vectors behind its weight."""
+    if layer.weight is not None:
+        rows = parameters[layer.weight].shape[0]
+        own = [i for i in layer.rest if parameters[i].shape == (rows,)]
+        if len(own) % 2:
+            layer.bias = own[0]
+    behind = [i for i in layer.rest if i != layer.bias]
+    layer.norms, layer.rest = _pairs(parameters, behind)
 
 
 def _pairs(
@@ -152,18 +163,15 @@ def _pairs(
 ) -> tuple[list[tuple[int, int | None]], list[int]]:
     """Consecutive vectors of one size are a scale and a shift; what is left over stays alone."""
     pairs: list[tuple[int, int | None]] = []
-    rest, k = [], 0
+    rest = []
+    k = 0
     while k < len(vectors):
-        i = vectors[k]
-        if (
-            len(parameters[i].shape) == 1
-            and k + 1 < len(vectors)
-            and parameters[i].shape == parameters[vectors[k + 1]].shape
-        ):
-            pairs.append((i, vectors[k + 1]))
+        shapes = [parameters[i].shape for i in vectors[k : k + 2]]
+        if len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) == 1:
+            pairs.append((vectors[k], vectors[k + 1]))
             k += 2
         else:
-            rest.append(i)
+            rest.append(vectors[k])
             k += 1
     return pairs, rest
 
@@ -173,74 +181,84 @@ def _layers_by_name(parameters: Sequence[ParameterSpec]) -> list[Layer]:
     modules: dict[str, dict[str, int]] = {}
     for i, spec in enumerate(parameters):
         module, _, name = spec.name.rpartition(".")
-        key = module if name in ("weight", "bias") else f"{spec.name}"
+        key = module if name in ("weight", "bias") else spec.name
         modules.setdefault(key, {})[name] = i
-    layers = []
-    for members in modules.values():
-        weight, bias = members.get("weight"), members.get("bias")
-        first = next(iter(members.values())) if weight is None else weight
-        dims = len(parameters[first].shape)
-        if dims >= 2:
-            fits = bias is not None and parameters[bias].shape == parameters[first].shape[:1]
-            rest = [bias] if bias is not None and not fits else []
-            layers.append(Layer(first, bias if fits else None, rest=rest))
-        elif dims == 1 and weight is not None:
-            fits = bias is not None and parameters[bias].shape == parameters[weight].shape
-            rest = [bias] if bias is not None and not fits else []
-            layers.append(Layer(None, norms=[(weight, bias if fits else None)], rest=rest))
-        else:
-            layers.append(Layer(None, rest=list(members.values())))
+    layers = [_layer_of_module(parameters, members) for members in modules.values()]
     return _with_loose_biases(parameters, layers)
+
+
+def _layer_of_module(parameters: Sequence[ParameterSpec], members: dict[str, int]) -> Layer:
+    """members: parameters of a module by their names, a weight and a bias or a single one."""
+    weight, bias = members.get("weight"), members.get("bias")
+    first = next(iter(members.values())) if weight is None else weight
+    shape = parameters[first].shape
+    if not shape or (len(shape) == 1 and weight is None):
+        return Layer(None, rest=list(members.values()))
+    rest = []
+    if bias is not None and parameters[bias].shape != shape[:1]:
+        bias, rest = None, [bias]
+    if len(shape) == 1:
+        return Layer(None, norms=[(first, bias)], rest=rest)
+    return Layer(first, bias, rest=rest)
 
 
 def _with_loose_biases(parameters: Sequence[ParameterSpec], layers: list[Layer]) -> list[Layer]:
     """Names like in_proj_weight and in_proj_bias belong together too."""
-    by_stem = {
-        parameters[layer.weight].name.removesuffix("weight"): layer
-        for layer in layers
-        if layer.weight is not None
-    }
+    owners = {}
+    for layer in layers:
+        if layer.weight is not None:
+            stem = parameters[layer.weight].name.removesuffix("weight")
+            owners[f"{stem}bias"] = layer
     kept = []
     for layer in layers:
-        if layer.weight is None and len(layer.rest) == 1 and not layer.norms:
-            spec = parameters[layer.rest[0]]
-            owner = (
-                by_stem.get(spec.name.removesuffix("bias")) if spec.name.endswith("_bias") else None
-            )
-            if (
-                owner
-                and owner.weight is not None
-                and owner.bias is None
-                and spec.shape == parameters[owner.weight].shape[:1]
-            ):
-                owner.bias = layer.rest[0]
-                continue
-        kept.append(layer)
+        owner = _owner(parameters, layer, owners)
+        if owner is None:
+            kept.append(layer)
+        else:
+            owner.bias = layer.rest[0]
     return kept
 
 
-def _is_table(parameters: Sequence[ParameterSpec], layers: Sequence[Layer], k: int) -> bool:
-    """Whether the layer is an embedding: a matrix at the beginning whose columns, not rows,
+def _owner(
+    parameters: Sequence[ParameterSpec],
+    layer: Layer,
+    owners: dict[str, Layer],
+) -> Layer | None:
+    """The layer whose bias is all that another layer has, if it has none yet and that fits."""
+    if layer.weight is not None or layer.norms or len(layer.rest) != 1:
+        return None
+    bias = parameters[layer.rest[0]]
+    owner = owners.get(bias.name) if bias.name.endswith("_bias") else None
+    if owner is None or owner.weight is None or owner.bias is not None:
+        return None
+    rows = parameters[owner.weight].shape[:1]
+    return owner if bias.shape == rows else None
+
+
+def _tables(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> set[int]:
+    """Weights that are embeddings: matrices at the beginning whose columns, not rows,
     are what follows."""
-    layer = layers[k]
-    if layer.weight is None or layer.bias is not None or len(parameters[layer.weight].shape) != 2:
-        return False
-    if any(
-        other.weight is not None and not _is_table(parameters, layers, i)
-        for i, other in enumerate(layers[:k])
-    ):
-        return False
-    rows, columns = parameters[layer.weight].shape
-    if rows == columns:
-        return False
+    tables: set[int] = set()
+    for layer, following in zip_longest(layers, layers[1:]):
+        if layer.weight is None:
+            continue
+        behind = replace(layer, weight=None) if layer.norms else following
+        rows, *columns = parameters[layer.weight].shape
+        reads_columns = behind is not None and [_inputs(parameters, behind)] == columns
+        if layer.bias is not None or columns == [rows] or not reads_columns:
+            break
+        tables.add(layer.weight)
+    return tables
+
+
+def _inputs(parameters: Sequence[ParameterSpec], layer: Layer) -> int | None:
+    """How many neurons a layer reads, None if nothing says so."""
+    if layer.weight is not None:
+        return parameters[layer.weight].shape[1]
     if layer.norms:
-        return parameters[layer.norms[0][0]].shape == (columns,)
-    following = layers[k + 1] if k + 1 < len(layers) else None
-    if following is None:
-        return False
-    if following.weight is not None:
-        return parameters[following.weight].shape[1] == columns
-    return bool(following.norms) and parameters[following.norms[0][0]].shape == (columns,)
+        scale, _ = layer.norms[0]
+        return parameters[scale].shape[0]
+    return None
 
 
 def _uncertain(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> set[int]:
@@ -251,37 +269,29 @@ def _uncertain(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> 
     layers, unless names speak of attention. Anywhere else two or more in a row could be query, key,
     value and output projections.
     """
-    weights = [
-        (layer.weight, parameters[layer.weight].shape)
-        for layer in layers
-        if layer.weight is not None
-    ]
-    if _is_plain_chain(parameters, layers) and not any(
-        PROJECTION.search(spec.name) for spec in parameters
-    ):
+    speaks_of_attention = any(PROJECTION.search(spec.name) for spec in parameters)
+    if not speaks_of_attention and _is_plain_chain(parameters, layers):
         return set()
-    square = [len(shape) == 2 and shape[0] == shape[1] for _, shape in weights]
-    return {
-        i
-        for k, (i, shape) in enumerate(weights)
-        if square[k]
-        and (
-            (k > 0 and weights[k - 1][1] == shape)
-            or (k + 1 < len(weights) and weights[k + 1][1] == shape)
-        )
-    }
+    uncertain: set[int] = set()
+    for first, second in pairwise(_weights(layers)):
+        shape = parameters[first].shape
+        is_square = len(shape) == 2 and shape[0] == shape[1]
+        if is_square and parameters[second].shape == shape:
+            uncertain |= {first, second}
+    return uncertain
+
+
+def _weights(layers: Sequence[Layer]) -> list[int]:
+    return [layer.weight for layer in layers if layer.weight is not None]
 
 
 def _is_plain_chain(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> bool:
     """Whether every layer has a weight that fits the one before, and nothing is left over."""
-    size: int | None = None
-    for layer in layers:
-        if layer.weight is None or layer.rest or layer.norms:
-            return False
-        shape = parameters[layer.weight].shape
-        if (size is None and shape[0] == shape[1]) or (
-            size is not None and _slots(shape, size) is None
-        ):
-            return False
-        size = shape[0]
-    return True
+    weights = _weights(layers)
+    has_more = any(layer.rest or layer.norms for layer in layers)
+    if has_more or len(weights) < len(layers):
+        return False
+    shapes = [parameters[i].shape for i in weights]
+    if shapes and shapes[0][0] == shapes[0][1]:
+        return False
+    return all(_slots(shape, before[0]) is not None for before, shape in pairwise(shapes))

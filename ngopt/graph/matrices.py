@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -73,11 +74,12 @@ def matrices(
     spec = graph.parameters[view.parameter]
     if not spec.numel:
         return (by_shape(view.parameter, spec.shape),)
-    uses = list(_first_uses(blocks, spec.numel))
-    pieces = [piece for block in uses for piece in _pieces(graph, block)]
+    pieces: list[Piece] = []
+    for block in _first_uses(blocks, spec.numel):
+        pieces += _pieces(graph, block)
     parts = _joined_rows(_joined_columns(pieces, spec.shape))
     if usage is not None:
-        parts = [part for piece in parts for part in _by_usage(piece, usage)]
+        parts = list(chain.from_iterable(_by_usage(piece, usage) for piece in parts))
     if sum(part.view.numel for part in parts) != spec.numel:
         return (by_shape(view.parameter, spec.shape),)
     return merged(parts)
@@ -109,27 +111,30 @@ def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
     """The matrices of a block: one for each group of neurons, or for each gate."""
     view, (groups, n_target, n_source) = block.view, block.shape
     assert view is not None
-    step, row, *columns = view.strides
     targets = NeuronSet(block.target, block.target_index)
     sources = NeuronSet(block.source, block.source_index)
-    whole = Piece(view, (targets,), (sources,))
+    first = replace(view, shape=view.shape[1:], strides=view.strides[1:])
     gates = _gates(graph, block)
+    step, row, *_ = view.strides
     if gates:
-        gate = view.strides[-1]
-        shape = view.shape[1:-1]
-        for k in range(gates):
-            offset = view.offset + k * gate
-            part = replace(view, shape=shape, strides=view.strides[1:-1], offset=offset)
-            yield replace(whole, view=part)
+        for part in _parts_of_gates(first, gates):
+            yield Piece(part, (targets,), (sources,))
     elif groups == 1:
-        yield replace(whole, view=replace(view, shape=view.shape[1:], strides=(row, *columns)))
+        yield Piece(first, (targets,), (sources,))
     elif n_source == 1 and (n_target == 1 or step == n_target * row):
-        shape = (groups * n_target, *view.shape[2:])
-        strides = (step if n_target == 1 else row, *columns)
+        shape = (groups * n_target, *first.shape[1:])
+        strides = (step if n_target == 1 else row, *first.strides[1:])
         rows = replace(view, shape=shape, strides=strides)
-        yield replace(whole, view=rows, is_depthwise=True)
+        yield Piece(rows, (targets,), (sources,), is_depthwise=True)
     else:
         yield from _groups(graph, block)
+
+
+def _parts_of_gates(view: View, gates: int) -> Iterator[View]:
+    """Views (rows, columns) of each gate of (rows, columns, gates)."""
+    first = replace(view, shape=view.shape[:-1], strides=view.strides[:-1])
+    for k in range(gates):
+        yield replace(first, offset=view.offset + k * view.strides[-1])
 
 
 def _gates(graph: NeuralGraph, block: EdgeBlock) -> int:
@@ -183,33 +188,52 @@ def _joined_rows(pieces: Sequence[Piece]) -> list[Piece]:
     """Makes one matrix of the pieces of a depthwise convolution that reads several groups."""
     if not any(piece.is_depthwise for piece in pieces):
         return list(pieces)
-    single = [piece.is_depthwise or piece.view.shape[:2] == (1, 1) for piece in pieces]
-    depthwise = [piece for piece, is_single in zip(pieces, single, strict=True) if is_single]
-    rest = [piece for piece, is_single in zip(pieces, single, strict=True) if not is_single]
+    depthwise, rest = [], []
+    for piece in pieces:
+        if piece.is_depthwise or piece.view.shape[:2] == (1, 1):
+            depthwise.append(piece)
+        else:
+            rest.append(piece)
     return rest + _joined(depthwise, 0)
 
 
 def _joined(pieces: Sequence[Piece], axis: int) -> list[Piece]:
     """One piece of several that lie behind each other along an axis, if at even distances."""
-    first = min(pieces, key=lambda piece: piece.view.offset)
-    others = {(*p.view.shape[:axis], *p.view.shape[axis + 1 :]) for p in pieces}
-    others |= {(*p.view.strides[:axis], *p.view.strides[axis + 1 :]) for p in pieces}
-    places = [p.view.offset + p.view.strides[axis] * np.arange(p.view.shape[axis]) for p in pieces]
-    offsets = np.sort(np.concatenate(places))
-    steps = np.unique(np.diff(offsets))
-    if len(pieces) == 1 or len(others) > 2 or len(steps) != 1 or not steps[0]:
+    in_order = sorted(pieces, key=lambda piece: piece.view.offset)
+    places = np.concatenate([_along(piece.view, axis) for piece in in_order])
+    offsets = np.sort(places)
+    step = _even_step(pieces, offsets, axis)
+    if not step:
         return list(pieces)
+    first = in_order[0]
     shape, strides = list(first.view.shape), list(first.view.strides)
-    shape[axis], strides[axis] = len(offsets), int(steps[0])
+    shape[axis], strides[axis] = len(offsets), step
     view = replace(first.view, shape=tuple(shape), strides=tuple(strides))
     is_depthwise = any(piece.is_depthwise for piece in pieces)
-    order = sorted(range(len(pieces)), key=lambda k: int(places[k][0]))
-    in_order = np.array_equal(offsets, np.concatenate([places[k] for k in order]))
-    ends = [pieces[k].sources if axis else pieces[k].targets for k in order]
-    joined = tuple(end for part in ends for end in part) if in_order else ()
+    ends = [piece.sources if axis else piece.targets for piece in in_order]
+    is_mixed = not np.array_equal(places, offsets)
+    joined = () if is_mixed else tuple(chain.from_iterable(ends))
     if axis:
         return [Piece(view, first.targets, joined, is_depthwise)]
     return [Piece(view, joined, (), is_depthwise)]
+
+
+def _along(view: View, axis: int) -> np.ndarray:
+    """Where in the parameter each place along an axis of a view begins."""
+    return view.offset + view.strides[axis] * np.arange(view.shape[axis])
+
+
+def _even_step(pieces: Sequence[Piece], offsets: np.ndarray, axis: int) -> int:
+    """The distance between all places along an axis, sorted; 0 if pieces do not make one."""
+    shapes = {_without(piece.view.shape, axis) for piece in pieces}
+    strides = {_without(piece.view.strides, axis) for piece in pieces}
+    steps = np.unique(np.diff(offsets))
+    fits = len(pieces) > 1 and len(shapes | strides) <= 2 and len(steps) == 1
+    return int(steps[0]) if fits else 0
+
+
+def _without(sizes: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*sizes[:axis], *sizes[axis + 1 :])
 
 
 def _place(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from torch import Tensor
 from ngopt.graph.core import (
     EDGE_KINDS,
     NODE_KINDS,
+    Bias,
     EdgeBlock,
     Index,
     NeuralGraph,
@@ -49,13 +50,12 @@ def parameter_graph(graph: NeuralGraph) -> NeuralGraph:
     inputs and are as deep as the neurons that they work on.
     """
     scales = _place_scales(graph)
-    builder = _Builder(graph, scales)
+    merged = [graph.blocks[i] for i, how in scales.items() if how is Scale.MERGED]
+    builder = _Builder(graph, merged)
     for i, block in enumerate(graph.blocks):
         if i in scales:
             builder.add_scale(block, scales[i])
-        elif not any(
-            how is Scale.MERGED and _is_skip(block, graph.blocks[k]) for k, how in scales.items()
-        ):
+        elif not any(_is_skip(block, scale) for scale in merged):
             builder.add(block)
     for bias in graph.biases:
         builder.add_parameter(bias.view, bias.group, bias.index, bias.kind)
@@ -88,29 +88,36 @@ def _place_scales(graph: NeuralGraph) -> dict[int, Scale]:
     placed: dict[int, Scale] = {}
     # groups with a gamma node; at first those of a graph that is a parameter graph already
     scaled = {
-        b.target for b in graph.blocks if b.kind in SCALES and graph.groups[b.source].kind in SCALES
+        block.target
+        for block in graph.blocks
+        if block.kind in SCALES and graph.groups[block.source].kind in SCALES
     }
     for i, block in enumerate(graph.blocks):
         if not _is_scale(graph, block):
             continue
-        leaving = [
-            b
-            for b in graph.blocks
-            if b.source == block.source and graph.groups[b.target].kind != "group"
-        ]
-        coming = [b for b in graph.blocks if b.target == block.target]
-        if block.source not in scaled and _can_merge(graph, block, layer):
-            placed[i] = Scale.MERGED
-            scaled |= {block.source, block.target}
-        elif block.source not in scaled and leaving == [block]:
-            placed[i] = Scale.BEFORE
+        placed[i] = how = _place_of(graph, block, layer, scaled)
+        if how in (Scale.MERGED, Scale.BEFORE):
             scaled.add(block.source)
-        elif coming == [block]:
-            placed[i] = Scale.BEHIND
+        if how in (Scale.MERGED, Scale.BEHIND):
             scaled.add(block.target)
-        else:
-            placed[i] = Scale.DIAGONAL
     return placed
+
+
+def _place_of(
+    graph: NeuralGraph,
+    scale: EdgeBlock,
+    layer: Sequence[int],
+    scaled: set[int],
+) -> Scale:
+    """scaled: groups that have a node of a scale."""
+    if scale.source not in scaled:
+        if _can_merge(graph, scale, layer):
+            return Scale.MERGED
+        leaving = [block for block in graph.blocks if block.source == scale.source]
+        if [b for b in leaving if graph.groups[b.target].kind != "group"] == [scale]:
+            return Scale.BEFORE
+    is_alone = graph.blocks_into(scale.target) == (scale,)
+    return Scale.BEHIND if is_alone else Scale.DIAGONAL
 
 
 def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
@@ -123,74 +130,92 @@ def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
     )
 
 
-def _can_merge(graph: NeuralGraph, block: EdgeBlock, layer: Sequence[int]) -> bool:
+def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bool:
     """Whether the kinds of edges tell what lies before a norm from what lies behind it when its
     ends are merged."""
-    before, behind = graph.groups[block.source], graph.groups[block.target]
-    if not block.shape[0] == before.size == behind.size:
+    if not _can_be_one_group(graph, scale):
         return False
-    if "input" in (before.role, behind.role) and any(
-        g.role == "output" or g.is_pinned for g in (before, behind)
-    ):
-        return False
-    blocks = [b for b in graph.blocks if b is not block and not _is_skip(b, block)]
-    own = {  # the nodes of a GroupNorm's groups
-        b.source
-        for b in blocks
-        if b.target == block.target and graph.groups[b.source].kind == "group"
-    } & {b.target for b in blocks if b.source == block.source}
-    coming = [b for b in blocks if b.target == block.target and b.source not in own]
-    if any(layer[b.source] >= layer[block.source] for b in coming):
+    others = _beside(graph, scale)
+    coming = [block for block in others if block.target == scale.target]
+    if any(layer[block.source] >= layer[scale.source] for block in coming):
         return False  # merging might make a cycle
-    leaving = {b.kind for b in blocks if b.source == block.source}
-    if not leaving.isdisjoint(SCALES):
+    before = _kinds_at(scale.source, others, graph.biases)
+    if any(("out", kind) in before for kind in SCALES):
         return False  # another norm of the same neurons
-    return (
-        leaving.isdisjoint(b.kind for b in blocks if b.source == block.target)
-        and {b.kind for b in coming}.isdisjoint(b.kind for b in blocks if b.target == block.source)
-        and {b.kind for b in graph.biases if b.group == block.source}.isdisjoint(
-            b.kind for b in graph.biases if b.group == block.target
-        )
-    )
+    return before.isdisjoint(_kinds_at(scale.target, others, graph.biases))
+
+
+def _can_be_one_group(graph: NeuralGraph, scale: EdgeBlock) -> bool:
+    """Whether all neurons of two groups meet, and not inputs with outputs."""
+    ends = (graph.groups[scale.source], graph.groups[scale.target])
+    is_input = any(group.role == "input" for group in ends)
+    is_output = any(group.role == "output" or group.is_pinned for group in ends)
+    are_whole = all(group.size == scale.shape[0] for group in ends)
+    return are_whole and not (is_input and is_output)
+
+
+def _beside(graph: NeuralGraph, scale: EdgeBlock) -> list[EdgeBlock]:
+    """The blocks that are no part of a norm, as its scale, edges past it, and those from the nodes
+    of a GroupNorm's groups are."""
+    others = [b for b in graph.blocks if b is not scale and not _is_skip(b, scale)]
+    own = _group_nodes(graph, others, scale.source)
+    return [b for b in others if b.target != scale.target or b.source not in own]
+
+
+def _group_nodes(graph: NeuralGraph, blocks: Sequence[EdgeBlock], source: int) -> set[int]:
+    """The nodes of a GroupNorm's groups that neurons lead to."""
+    reached = {block.target for block in blocks if block.source == source}
+    return {group for group in reached if graph.groups[group].kind == "group"}
+
+
+def _kinds_at(
+    group: int,
+    blocks: Sequence[EdgeBlock],
+    biases: Sequence[Bias],
+) -> set[tuple[str, str]]:
+    """The kinds of edges out of a group and into it, and of its features."""
+    out = {("out", block.kind) for block in blocks if block.source == group}
+    into = {("into", block.kind) for block in blocks if block.target == group}
+    features = {("feature", bias.kind) for bias in biases if bias.group == group}
+    return out | into | features
 
 
 def _is_skip(block: EdgeBlock, scale: EdgeBlock) -> bool:
     """Whether a block is edges of value 1 past a norm,
     from the neurons before it to the same ones behind it."""
-    if block.view is not None or (block.source, block.target, block.shape) != (
-        scale.source,
-        scale.target,
-        scale.shape,
-    ):
+    ends = (scale.source, scale.target, scale.shape)
+    if block.view is not None or (block.source, block.target, block.shape) != ends:
         return False
-    n = scale.shape[0]
-    pairs, own = (
-        set(zip(b.source_index or range(n), b.target_index or range(n), strict=True))
-        for b in (block, scale)
-    )
-    return pairs == own
+    return set(_pairs(block)) == set(_pairs(scale))
+
+
+def _pairs(block: EdgeBlock) -> Iterator[tuple[int, int]]:
+    """Source and target of every edge from one to one."""
+    every = range(block.shape[0])
+    return zip(block.source_index or every, block.target_index or every, strict=True)
 
 
 # Construction
+
+
+def _merged_places(scales: Sequence[EdgeBlock]) -> dict[int, tuple[int, tuple[int, ...]]]:
+    """For each group that is merged: the one before it, and which of its neurons each is."""
+    found = {}
+    for scale in scales:
+        place = {target: source for source, target in _pairs(scale)}
+        neurons = tuple(place[k] for k in range(scale.shape[0]))
+        found[scale.target] = (scale.source, neurons)
+    return found
 
 
 class _Builder:
     """Collects the blocks of a parameter graph, with the ends of the neural graph's,
     and its groups."""
 
-    def __init__(self, graph: NeuralGraph, scales: dict[int, Scale]):
+    def __init__(self, graph: NeuralGraph, merged: Sequence[EdgeBlock]):
         self.graph = graph
         self.blocks: list[EdgeBlock] = []
-        self.merged: dict[
-            int, tuple[int, tuple[int, ...]]
-        ] = {}  # to which group, and which neuron each one is
-        for i in (i for i, how in scales.items() if how is Scale.MERGED):
-            block = graph.blocks[i]
-            n = block.shape[0]
-            place = dict(
-                zip(block.target_index or range(n), block.source_index or range(n), strict=True)
-            )
-            self.merged[block.target] = (block.source, tuple(place[k] for k in range(n)))
+        self.merged = _merged_places(merged)
         kept = [i for i in range(len(graph.groups)) if i not in self.merged]
         self.number = {old: new for new, old in enumerate(kept)}
         self.groups = [graph.groups[i] for i in kept]
@@ -225,16 +250,13 @@ class _Builder:
             self.add(block)
             return
         assert block.view is not None
-        shape, strides = (
-            (*x[:1], *x[3:]) for x in (block.view.shape, block.view.strides)
-        )  # (n, *slot_shape)
-        view = replace(block.view, shape=shape, strides=strides)
-        end = (
-            (block.target, block.target_index)
-            if how is Scale.BEHIND
-            else (block.source, block.source_index)
-        )
-        self.add_parameter(view, *end, block.kind)
+        n, _, _, *slots = block.view.shape
+        stride, _, _, *rest = block.view.strides
+        view = replace(block.view, shape=(n, *slots), strides=(stride, *rest))
+        if how is Scale.BEHIND:
+            self.add_parameter(view, block.target, block.target_index, block.kind)
+        else:
+            self.add_parameter(view, block.source, block.source_index, block.kind)
         if how is not Scale.MERGED:
             self.add(replace(block, view=None, slot_shape=(), kind="residual"))
 
@@ -243,34 +265,28 @@ class _Builder:
         key = (view.parameter, kind)
         if key not in self.nodes:
             self.nodes[key] = len(self.groups)
-            self.groups.append(
-                NeuronGroup(self.graph.parameters[view.parameter].name, 1, kind, "input")
-            )
+            name = self.graph.parameters[view.parameter].name
+            self.groups.append(NeuronGroup(name, 1, kind, "input"))
         target, target_index = self.end(group, index)
-        n, *slot_shape = view.shape
+        n, *slots = view.shape
         stride, *rest = view.strides
-        wide = replace(view, shape=(1, n, 1, *slot_shape), strides=(0, stride, 0, *rest))
-        self.blocks += _single_slots(
-            EdgeBlock(
-                wide,
-                self.nodes[key],
-                target,
-                (1, n, 1),
-                tuple(slot_shape),
-                kind,
-                None,
-                target_index,
-            )
+        block = EdgeBlock(
+            replace(view, shape=(1, n, 1, *slots), strides=(0, stride, 0, *rest)),
+            self.nodes[key],
+            target,
+            shape=(1, n, 1),
+            slot_shape=tuple(slots),
+            kind=kind,
+            target_index=target_index,
         )
+        self.blocks += _single_slots(block)
 
     def build(self) -> NeuralGraph:
-        blocks = tuple(self.blocks)
-        graph = NeuralGraph(
-            self.graph.parameters, tuple(self.groups), blocks, (), self.graph.unplaced
-        )
+        old, groups, blocks = self.graph, tuple(self.groups), tuple(self.blocks)
+        graph = NeuralGraph(old.parameters, groups, blocks, (), old.unplaced)
         depths = relative_depths(layers(graph).tolist(), components(graph))
-        groups = [replace(group, depth=d) for group, d in zip(graph.groups, depths, strict=True)]
-        return replace(graph, groups=tuple(groups))
+        placed = [replace(group, depth=d) for group, d in zip(groups, depths, strict=True)]
+        return replace(graph, groups=tuple(placed))
 
 
 def _joined(before: NeuronGroup, behind: NeuronGroup) -> NeuronGroup:
@@ -305,17 +321,15 @@ def _single_slots(block: EdgeBlock) -> Iterator[EdgeBlock]:
 def node_types(graph: NeuralGraph) -> Tensor:
     """What the nodes of every group are: (groups,) places in `NODE_KINDS` (Lim et al. 2024,
     node type)."""
-    return torch.tensor(
-        [kind_code(group.kind, NODE_KINDS) for group in graph.groups], dtype=torch.long
-    )
+    kinds = [kind_code(group.kind, NODE_KINDS) for group in graph.groups]
+    return torch.tensor(kinds, dtype=torch.long)
 
 
 def edge_types(graph: NeuralGraph) -> Tensor:
     """What the edges of every block are: (blocks,) places in `EDGE_KINDS` (Lim et al. 2024,
     edge type)."""
-    return torch.tensor(
-        [kind_code(block.kind, EDGE_KINDS) for block in graph.blocks], dtype=torch.long
-    )
+    kinds = [kind_code(block.kind, EDGE_KINDS) for block in graph.blocks]
+    return torch.tensor(kinds, dtype=torch.long)
 
 
 def layers(graph: NeuralGraph) -> Tensor:
@@ -325,17 +339,21 @@ def layers(graph: NeuralGraph) -> Tensor:
     The node of a parameter is of the layer that it works on.
     """
     pooled = {(block.target, block.source) for block in graph.constants}
-
-    def leads_back(block: EdgeBlock) -> bool:
-        is_spread = block.kind == "spread" and (block.source, block.target) in pooled
-        return is_spread or block.target == block.source
-
-    forward = [b for b in graph.blocks if not leads_back(b) and not _is_parameter_edge(graph, b)]
+    forward = []
+    for block in graph.blocks:
+        if not _leads_back(block, pooled) and not _is_parameter_edge(graph, block):
+            forward.append(block)
     layer = longest_paths(len(graph.groups), forward)
     for block in reversed(graph.blocks):
         if _is_parameter_edge(graph, block):
             layer[block.source] = layer[block.target]
     return torch.tensor(layer, dtype=torch.long)
+
+
+def _leads_back(block: EdgeBlock, pooled: set[tuple[int, int]]) -> bool:
+    """pooled: targets and sources of edges of value 1."""
+    is_spread = block.kind == "spread" and (block.source, block.target) in pooled
+    return is_spread or block.target == block.source
 
 
 def input_output_index(graph: NeuralGraph) -> tuple[Tensor, Tensor]:
@@ -346,22 +364,26 @@ def input_output_index(graph: NeuralGraph) -> tuple[Tensor, Tensor]:
     the nodes in the order of `to_edge_list`.
     """
     parameters = {b.source for b in graph.blocks if _is_parameter_edge(graph, b)}
-    indices = []
-    inputs = [group.role == "input" for group in graph.groups]
-    outputs = [group.is_fixed and group.role in ("hidden", "output") for group in graph.groups]
-    for are_numbered in (inputs, outputs):
-        sizes = [
-            group.size if is_numbered and group.kind != "parameter" and i not in parameters else 0
-            for i, (group, is_numbered) in enumerate(zip(graph.groups, are_numbered, strict=True))
-        ]
-        pieces = [
-            torch.arange(sum(sizes[:i]), sum(sizes[: i + 1]))
-            if size
-            else torch.full((group.size,), -1)
-            for i, (size, group) in enumerate(zip(sizes, graph.groups, strict=True))
-        ]
-        indices.append(torch.cat(pieces))
-    return indices[0], indices[1]
+    inputs, outputs = [], []
+    for i, group in enumerate(graph.groups):
+        is_neuron = group.kind != "parameter" and i not in parameters
+        is_output = group.is_fixed and group.role in ("hidden", "output")
+        inputs.append(is_neuron and group.role == "input")
+        outputs.append(is_neuron and is_output)
+    return _numbered(graph, inputs), _numbered(graph, outputs)
+
+
+def _numbered(graph: NeuralGraph, are_numbered: Sequence[bool]) -> Tensor:
+    """Numbers of the nodes of some groups, counted through all of these; -1 for the others."""
+    pieces = []
+    count = 0
+    for group, is_numbered in zip(graph.groups, are_numbered, strict=True):
+        if is_numbered:
+            pieces.append(torch.arange(count, count + group.size))
+            count += group.size
+        else:
+            pieces.append(torch.full((group.size,), -1))
+    return torch.cat(pieces)
 
 
 def kernel_positions(graph: NeuralGraph) -> Tensor:

@@ -134,23 +134,29 @@ class GraphBuilder:
         self, inputs: Collection[int], outputs: Collection[int], hidden: Collection[int]
     ) -> list[str]:
         sources = {block.source for block in self.blocks}
-        targets = {block.target for block in self.blocks if block.target != block.source} - set(
-            inputs
-        )
-
-        def role(i: int) -> str:
+        fed = {block.target for block in self.blocks if block.target != block.source}
+        targets = fed.difference(inputs)
+        roles = []
+        for i in range(len(self.groups)):
             if i in hidden:
-                return "hidden"
-            if i not in targets:
-                return "input" if i in sources else "output" if i in outputs else "isolated"
-            return "output" if i in outputs or i not in sources else "hidden"
-
-        return [role(i) for i in range(len(self.groups))]
+                roles.append("hidden")
+            else:
+                roles.append(_role(i in sources, i in targets, i in outputs))
+        return roles
 
     def _depths(self) -> list[float]:
         count = len(self.groups)
         forward = [block for block in self.blocks if block.target != block.source]
         return relative_depths(longest_paths(count, forward), connected(count, self.blocks))
+
+
+def _role(is_source: bool, is_target: bool, is_output: bool) -> str:
+    """What a group is for the network: whether edges lead from it and to it decides."""
+    if is_target:
+        return "output" if is_output or not is_source else "hidden"
+    if is_source:
+        return "input"
+    return "output" if is_output else "isolated"
 
 
 def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:

@@ -67,15 +67,21 @@ def module_regions(program: Program, model: nn.Module) -> dict[Node, Region]:
                 inside.setdefault(name, []).append(call)
                 modules[name] = module
                 break  # the outermost module with a rule decides
-    found = {}
+    found: dict[Node, Region] = {}
     for name, calls in inside.items():
-        members = set(calls)
-        sources = [source for call in calls for source in call.all_input_nodes]
-        outside = [source for source in dict.fromkeys(sources) if source not in members]
-        inputs = [source for source in outside if source.name not in program.state]
-        output = next(call for call in reversed(calls) if not members.issuperset(call.users))
-        found |= dict.fromkeys(calls, Region(modules[name], calls, inputs, output))
+        region = _region(program, modules[name], calls)
+        found |= dict.fromkeys(calls, region)
     return found
+
+
+def _region(program: Program, module: nn.Module, calls: list[Node]) -> Region:
+    members = set(calls)
+    inputs: dict[Node, None] = {}  # in their order
+    for call in calls:
+        outside = [source for source in call.all_input_nodes if source not in members]
+        inputs |= dict.fromkeys(source for source in outside if source.name not in program.state)
+    output = next(call for call in reversed(calls) if not members.issuperset(call.users))
+    return Region(module, calls, list(inputs), output)
 
 
 def _modules_around(call: Node, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -157,10 +163,7 @@ class Walk:
 
     def _pin_before_unknown(self, call: Node) -> None:
         """Pins the neurons that a function was applied to of whose result nothing is known."""
-        tensors = (Neurons, Elements, Unknown, Tensor)
-        results = [leaf for leaf in tree_leaves(self.values[call]) if isinstance(leaf, tensors)]
-        is_lost = bool(results) and all(isinstance(leaf, Unknown) for leaf in results)
-        if not call.users or not is_lost:
+        if not call.users or not _is_lost(self.values[call]):
             return
         for value in tree_leaves([self.values[source] for source in call.all_input_nodes]):
             if isinstance(value, Neurons):
@@ -174,10 +177,11 @@ class Walk:
             is_several = isinstance(args[0], (list, tuple))
             return args[0][args[1]] if is_several else self.tracer.unknown(call)
         traced = (Neurons, Elements, Unknown)
-        if not any(isinstance(leaf, traced) for leaf in tree_leaves((args, kwargs))):
+        leaves = tree_leaves((args, kwargs))
+        if not any(isinstance(leaf, traced) for leaf in leaves):
             return self._apply(entrywise.constant, call, *args, **kwargs)
         packet = packet_of(call)
-        rule: Callable | None = RULES.get(call.target) or RULES.get(packet)
+        rule = RULES.get(call.target) or RULES.get(packet)
         if rule is not None:
             return self._apply(rule, call, *args, **kwargs)
         if packet in entries.MOVES:
@@ -200,3 +204,10 @@ class Walk:
                 stacklevel=2,
             )
             return self.tracer.unknown(call)
+
+
+def _is_lost(value: Value) -> bool:
+    """Whether nothing is known of all tensors of a value."""
+    leaves = tree_leaves(value)
+    is_known = any(isinstance(leaf, (Neurons, Elements, Tensor)) for leaf in leaves)
+    return not is_known and any(isinstance(leaf, Unknown) for leaf in leaves)
