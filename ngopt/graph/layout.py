@@ -16,7 +16,7 @@ from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
-from ngopt.graph.core import NeuralGraph
+from ngopt.graph.core import NeuralGraph, NeuronGroup
 from ngopt.graph.pieces import is_diagonal
 from ngopt.graph.summary import runs
 from ngopt.graph.topology import components
@@ -75,17 +75,23 @@ def arrange(graph: NeuralGraph) -> Layout:
     column, starts = columns(graph, wires)
     grid = _Grid(wires, column, starts, _heights(graph, wires, column))
     pieces = [grid.route(i) for i in range(len(wires))]
+    notes = _notes(grid, pieces)
+    width = max(map(grid.right, range(len(starts)))) + MARGIN
+    if notes:
+        width += NOTE_WIDTH
+    centers = [grid.center(group) for group in range(len(graph.groups))]
+    return Layout(centers, wires, pieces, notes, width, grid.height)
+
+
+def _notes(grid: _Grid, pieces: Sequence[Sequence[Sequence[Point]]]) -> list[Note]:
+    """pieces: of every wire; where it goes on in another row, a note at both ends."""
     cuts: dict[tuple[Point, bool, bool], list[int]] = defaultdict(list)
     for i, lines in enumerate(pieces):
         forward = grid.side(i) >= 0
         for before, after in pairwise(lines):
             cuts[before[-1], True, forward].append(i)
             cuts[after[0], False, not forward].append(i)
-    notes = [Note(*cut, tuple(members)) for cut, members in cuts.items()]
-    width = max(grid.right(r) for r in range(len(starts))) + MARGIN + (NOTE_WIDTH if notes else 0)
-    return Layout(
-        [grid.center(g) for g in range(len(graph.groups))], wires, pieces, notes, width, grid.height
-    )
+    return [Note(*cut, tuple(members)) for cut, members in cuts.items()]
 
 
 def condense(graph: NeuralGraph) -> NeuralGraph:
@@ -99,11 +105,16 @@ def condense(graph: NeuralGraph) -> NeuralGraph:
     groups = []
     for part in parts:
         members = [graph.groups[i] for i in part]
-        size, depth = sum(group.size for group in members), max(group.depth for group in members)
-        groups.append(replace(members[0], size=size, depth=depth))
+        groups.append(_one_group(members))
     blocks = (replace(b, source=number[b.source], target=number[b.target]) for b in graph.blocks)
     biases = (replace(b, group=number[b.group]) for b in graph.biases)
     return replace(graph, groups=tuple(groups), blocks=tuple(blocks), biases=tuple(biases))
+
+
+def _one_group(members: Sequence[NeuronGroup]) -> NeuronGroup:
+    size = sum(group.size for group in members)
+    depth = max(group.depth for group in members)
+    return replace(members[0], size=size, depth=depth)
 
 
 def wires_of(graph: NeuralGraph) -> list[Wire]:
@@ -116,15 +127,17 @@ def wires_of(graph: NeuralGraph) -> list[Wire]:
 
 def columns(graph: NeuralGraph, wires: Sequence[Wire]) -> tuple[list[int], list[int]]:
     """The column of every group, counted through all rows, and the first column of every row."""
-    parts: dict[int, list[int]] = defaultdict(list)
-    for group, part in enumerate(components(graph)):
-        parts[part].append(group)
     touched = {group for wire in wires for group in wire[:2]}
+    parts: dict[int, list[int]] = defaultdict(list)
+    alone = []
+    for group, part in enumerate(components(graph)):
+        if group in touched:
+            parts[part].append(group)
+        else:
+            alone.append(group)
     column, starts, used = [0] * len(graph.groups), [0], 0
     for members in parts.values():
-        if not touched.isdisjoint(members):
-            used = _add_part(_levels(graph, wires, members), column, starts, used)
-    alone = [group for group in range(len(graph.groups)) if group not in touched]
+        used = _add_part(_levels(graph, wires, members), column, starts, used)
     if alone:
         _add_part({group: k // STACK for k, group in enumerate(alone)}, column, starts, used)
     return column, starts
@@ -161,25 +174,32 @@ def _heights(graph: NeuralGraph, wires: Sequence[Wire], column: Sequence[int]) -
     stacks: dict[int, list[int]] = defaultdict(list)
     for group in range(len(graph.groups)):
         stacks[column[group]].append(group)
-    near: dict[int, list[int]] = defaultdict(list)
-    for wire in wires:
-        if column[wire.source] != column[wire.target]:
-            near[wire.source].append(wire.target)
-            near[wire.target].append(wire.source)
-    reach = [max((column[n] for n in near[group]), default=0) for group in range(len(graph.groups))]
+    near = _neighbours(wires, column)
     height = [0.0] * len(graph.groups)
 
     def key(group: int) -> tuple[float, float]:
         """From top to bottom; of equals those with long edges come first,
         whose lanes are over the boxes."""
-        return -sum(height[n] for n in near[group]) / max(len(near[group]), 1), -reach[group]
+        heights = [height[n] for n in near[group]]
+        reach = max((column[n] for n in near[group]), default=0)
+        return -sum(heights) / max(len(heights), 1), -reach
 
     for order in (sorted(stacks), sorted(stacks), sorted(stacks, reverse=True)):
-        for c in order:
-            stacks[c].sort(key=key)
-            for k, group in enumerate(stacks[c]):
-                height[group] = (len(stacks[c]) - 1) / 2 - k
+        for stack in (stacks[c] for c in order):
+            stack.sort(key=key)
+            for k, group in enumerate(stack):
+                height[group] = (len(stack) - 1) / 2 - k
     return height
+
+
+def _neighbours(wires: Sequence[Wire], column: Sequence[int]) -> dict[int, list[int]]:
+    """The groups in other columns that each has wires with, one for each wire."""
+    near: dict[int, list[int]] = defaultdict(list)
+    for wire in wires:
+        if column[wire.source] != column[wire.target]:
+            near[wire.source].append(wire.target)
+            near[wire.target].append(wire.source)
+    return near
 
 
 def _lanes(wires: Sequence[Wire], column: Sequence[int]) -> dict[int, int]:
@@ -189,23 +209,21 @@ def _lanes(wires: Sequence[Wire], column: Sequence[int]) -> dict[int, int]:
     Wires of one style from one group share a lane.
     """
     nets: dict[tuple[int, str, int], list[int]] = defaultdict(list)
-    spans = {
-        i: (column[wire.source], column[wire.target] - 1) for i, wire in enumerate(wires)
-    }  # first and last gap
+    gaps: dict[tuple[int, str, int], set[int]] = {}
     for i, wire in enumerate(wires):
-        start, end = spans[i]
-        if start != end and wire.source != wire.target:
-            nets[wire.source, wire.style, 1 if end > start else -1].append(i)
-    gaps = {}
-    for net, members in nets.items():
-        ends = [gap for i in members for gap in spans[i]]
+        start, end = column[wire.source], column[wire.target] - 1  # first and last gap
+        if start == end or wire.source == wire.target:
+            continue
+        net = (wire.source, wire.style, 1 if end > start else -1)
+        nets[net].append(i)
+        ends = {start, end} | gaps.get(net, set())
         gaps[net] = set(range(min(ends), max(ends) + 1))
     taken: dict[int, set[int]] = defaultdict(set)
     found = {}
     for net in sorted(nets, key=lambda net: len(gaps[net])):
-        lane = net[2]
+        lane = side = net[2]
         while taken[lane] & gaps[net]:
-            lane += net[2]
+            lane += side
         taken[lane] |= gaps[net]
         found |= dict.fromkeys(nets[net], lane)
     return found
@@ -227,26 +245,23 @@ class _Grid:
         self.lane = _lanes(wires, column)
         self.out: dict[int, list[int]] = defaultdict(list)
         self.into: dict[int, list[int]] = defaultdict(list)
-        self.turns: dict[tuple[int, bool], list] = defaultdict(
-            list
-        )  # (gap, whether behind a source) -> lines
+        # (gap, whether behind a source) -> lines
+        self.turns: dict[tuple[int, bool], list] = defaultdict(list)
         for i, wire in enumerate(wires):
             self.out[wire.source].append(i)
             self.into[wire.target].append(i)
-        for i in sorted(
-            self.lane, key=lambda i: -abs(self.lane[i])
-        ):  # the farthest lanes turn next to the box
-            for gap, leaves in (
-                (column[wires[i].source], True),
-                (column[wires[i].target] - 1, False),
-            ):
-                if self.line(i, leaves) not in self.turns[gap, leaves]:
-                    self.turns[gap, leaves].append(self.line(i, leaves))
+        # the farthest lanes turn next to the box
+        for i in sorted(self.lane, key=lambda i: -abs(self.lane[i])):
+            for leaves in (True, False):
+                lines = self.turns[self.gap(i, leaves), leaves]
+                if self.line(i, leaves) not in lines:
+                    lines.append(self.line(i, leaves))
         self._place_rows()
 
     def _place_rows(self) -> None:
         """y of the middle of every row and of its lanes, and the height of all."""
-        boxes, lanes = defaultdict(float), defaultdict(set)
+        boxes: dict[int, float] = defaultdict(float)
+        lanes: dict[int, set[int]] = defaultdict(set)
         for group, offset in enumerate(self.offset):
             row = self.row(self.column[group])
             boxes[row] = max(boxes[row], offset)
@@ -258,24 +273,26 @@ class _Grid:
         y = -GAP_HEIGHT / 2
         for row in range(len(self.starts)):
             half = boxes[row] * (BOX_HEIGHT + GAP_HEIGHT) + BOX_HEIGHT / 2
-            over = sorted(lane for lane in lanes[row] if lane > 0)
-            under = sorted((lane for lane in lanes[row] if lane < 0), reverse=True)
-            for lane in reversed(over):
-                self.lane_y[row, lane] = y = y - LANE
+            y = self._place_lanes(row, [lane for lane in lanes[row] if lane > 0], y)
             y -= CLEARANCE + half
             self.middle.append(y)
             y -= CLEARANCE + half
-            for lane in under:
-                self.lane_y[row, lane] = y = y - LANE
+            y = self._place_lanes(row, [lane for lane in lanes[row] if lane < 0], y)
         self.height = -y
+
+    def _place_lanes(self, row: int, lanes: Sequence[int], y: float) -> float:
+        """Puts lanes below y, from the highest to the lowest; returns where they end."""
+        for lane in sorted(lanes, reverse=True):
+            y -= LANE
+            self.lane_y[row, lane] = y
+        return y
 
     def row(self, column: int) -> int:
         return bisect_right(self.starts, column) - 1
 
     def rows_of(self, wire: int) -> range:
         """The rows that a wire goes through, in its direction."""
-        start = self.row(self.column[self.wires[wire].source])
-        end = self.row(self.column[self.wires[wire].target])
+        start, end = (self.row(self.column[group]) for group in self.wires[wire][:2])
         return range(start, end + 1) if end >= start else range(start, end - 1, -1)
 
     def left(self) -> float:
@@ -296,13 +313,18 @@ class _Grid:
         """1 if a wire goes over boxes (its own if it leads back to it), -1 if below,
         0 if it is direct."""
         lane = self.lane.get(wire, 0)
-        return (
-            1
-            if lane > 0 or self.wires[wire].source == self.wires[wire].target
-            else -1
-            if lane < 0
-            else 0
-        )
+        if lane > 0 or self.wires[wire].source == self.wires[wire].target:
+            return 1
+        return -1 if lane < 0 else 0
+
+    def box(self, wire: int, leaves: bool) -> int:
+        """The group that a wire leaves, or leads to."""
+        return self.wires[wire].source if leaves else self.wires[wire].target
+
+    def gap(self, wire: int, leaves: bool) -> int:
+        """The gap between columns that a wire leaves its source through, or comes to its target."""
+        column = self.column[self.box(wire, leaves)]
+        return column if leaves else column - 1
 
     def line(self, wire: int, leaves: bool) -> tuple:
         """Equal for wires that are one line where they leave their source: those in one lane."""
@@ -312,60 +334,64 @@ class _Grid:
     def port(self, wire: int, leaves: bool) -> Point:
         """Where a wire touches the box of its source or target: lanes far from the middle,
         direct ones near it."""
-        group = self.wires[wire].source if leaves else self.wires[wire].target
-        wires, side = self.out[group] if leaves else self.into[group], self.side(wire)
+        group, side = self.box(wire, leaves), self.side(wire)
+        wires = self.out[group] if leaves else self.into[group]
         beside = [i for i in wires if self.side(i) == side]
         if side:
             beside.sort(key=lambda i: abs(self.lane.get(i, 0)))
-        else:
-            ends = {i: self.wires[i].target if leaves else self.wires[i].source for i in beside}
-            beside.sort(key=lambda i: (-self.offset[ends[i]], i))
+        else:  # in the order of the boxes at their other ends
+            beside.sort(key=lambda i: (-self.offset[self.box(i, not leaves)], i))
         lines = list(dict.fromkeys(self.line(i, leaves) for i in beside))
         part = (lines.index(self.line(wire, leaves)) + 1) / (len(lines) + 1)
-        reach = 0.4 if len(beside) == len(wires) else 0.22
+        if side:
+            height = side * (0.25 + 0.2 * part)
+        else:
+            reach = 0.4 if len(beside) == len(wires) else 0.22
+            height = reach * (1 - 2 * part)
         x, y = self.center(group)
-        y += BOX_HEIGHT * (side * (0.25 + 0.2 * part) if side else reach * (1 - 2 * part))
-        return x + (BOX_WIDTH / 2 if leaves else -BOX_WIDTH / 2), y
+        half = BOX_WIDTH / 2
+        return x + (half if leaves else -half), y + BOX_HEIGHT * height
 
     def turn(self, wire: int, leaves: bool) -> float:
         """x of the vertical line between a wire's lane and the box of its source or target."""
-        gap = (
-            self.column[self.wires[wire].source]
-            if leaves
-            else self.column[self.wires[wire].target] - 1
-        )
+        gap = self.gap(wire, leaves)
         lines = len(self.turns[gap, False]) + len(self.turns[gap, True])
-        distance = (
-            GAP_WIDTH * (self.turns[gap, leaves].index(self.line(wire, leaves)) + 1) / (lines + 1)
-        )
-        return self.port(wire, leaves)[0] + (distance if leaves else -distance)
+        place = self.turns[gap, leaves].index(self.line(wire, leaves)) + 1
+        distance = GAP_WIDTH * place / (lines + 1)
+        x, _ = self.port(wire, leaves)
+        return x + (distance if leaves else -distance)
 
     def route(self, wire: int) -> list[list[Point]]:
         """The lines of a wire, one for each row that it goes through."""
-        start, end, rows = self.port(wire, True), self.port(wire, False), self.rows_of(wire)
-        if self.wires[wire].source == self.wires[wire].target:
-            return [
-                _loop(start, end, self.center(self.wires[wire].source)[1] + BOX_HEIGHT / 2 + LOOP)
-            ]
-        lane = self.lane.get(wire)
-        forward = self.side(wire) >= 0
+        group = self.wires[wire].source
+        if group == self.wires[wire].target:
+            _, y = self.center(group)
+            top = y + BOX_HEIGHT / 2 + LOOP
+            return [_loop(self.port(wire, True), self.port(wire, False), top)]
+        rows = self.rows_of(wire)
         found = []
         for row in rows:
-            y_in, y_out = (end[1], start[1]) if lane is None else 2 * (self.lane_y[row, lane],)
-            if row == rows[0]:
-                points = [start]
-                if lane is not None:
-                    points += [(self.turn(wire, True), y) for y in (start[1], y_out)]
-            else:
-                points = [(self.left() if forward else self.right(row), y_in)]
-            if row == rows[-1]:
-                if lane is not None:
-                    points += [(self.turn(wire, False), y) for y in (y_in, end[1])]
-                points.append(end)
-            else:
-                points.append((self.right(row) if forward else self.left(), y_out))
-            found.append(points)
+            first = self._at_box if row == rows[0] else self._at_margin
+            last = self._at_box if row == rows[-1] else self._at_margin
+            found.append(first(wire, row, False) + last(wire, row, True)[::-1])
         return found
+
+    def _at_box(self, wire: int, row: int, ends: bool) -> list[Point]:
+        """From the box where a wire begins, or ends, to its lane in a row, if it has one."""
+        x, y = self.port(wire, not ends)
+        if wire not in self.lane:
+            return [(x, y)]
+        turn = self.turn(wire, not ends)
+        return [(x, y), (turn, y), (turn, self.lane_y[row, self.lane[wire]])]
+
+    def _at_margin(self, wire: int, row: int, ends: bool) -> list[Point]:
+        """Where a wire comes from another row, or goes on there as a row ends."""
+        forward = self.side(wire) >= 0
+        x = self.right(row) if forward == ends else self.left()
+        if wire in self.lane:
+            return [(x, self.lane_y[row, self.lane[wire]])]
+        _, y = self.port(wire, ends)
+        return [(x, y)]
 
 
 def _loop(start: Point, end: Point, y: float) -> list[Point]:
