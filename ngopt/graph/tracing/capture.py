@@ -116,7 +116,10 @@ def _few_rows(value: Any) -> Any:
 
 
 def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
-    hook = model.register_forward_hook(lambda _module, _args, output: _tensors(output))
+    def only_tensors(_module: nn.Module, _args: tuple, output: Any) -> list[Tensor]:
+        return _tensors(output)
+
+    hook = model.register_forward_hook(only_tensors)
     try:
         program = torch.export.export(model, args, kwargs)
     finally:
@@ -142,8 +145,9 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     for name, buffer in model.named_buffers():
         own[name] = buffer.clone()
 
-    def run(state: dict[str, Tensor], *given: Any) -> list[Tensor]:
-        output = functional_call(model, state, *given)
+    # the inputs are named after its arguments
+    def run(state: dict[str, Tensor], args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+        output = functional_call(model, state, args, kwargs)
         return _tensors(output)
 
     trace = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)
@@ -221,7 +225,8 @@ def _takes(region: GraphModule, operands: list[Any]) -> bool:
     """Whether a region has a place for each operand; those of loops come as lists."""
     is_loop = any(isinstance(a, (list, tuple)) for a in operands)
     placeholders = region.graph.find_nodes(op="placeholder")
-    return not is_loop and len(placeholders) == len(operands)
+    has_places = len(placeholders) == len(operands)
+    return has_places and not is_loop
 
 
 def _tensors(output: Any) -> list[Tensor]:

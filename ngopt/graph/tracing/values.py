@@ -89,8 +89,8 @@ def nodes_among(labels: Tensor) -> Tensor:
 
 def looked_up(labels: Tensor, table: Tensor) -> Tensor:
     """table[label] for labels of nodes; those of no neuron stay as they are."""
-    found = table[labels.clamp(min=0)]
-    return torch.where(labels > 0, found, labels)
+    places = labels.clamp(min=0)
+    return torch.where(labels > 0, table[places], labels)
 
 
 def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,8 +104,9 @@ def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     base = int(b.max()) + 1
     keys = a * base + b
     keys, which = keys.unique(return_inverse=True)
-    pairs = torch.stack([keys // base, keys % base])
-    return pairs, which
+    first = keys // base
+    second = keys % base
+    return torch.stack([first, second]), which
 
 
 def same_along(labels: Tensor, dim: int) -> bool:
@@ -122,7 +123,8 @@ def repeats_any(nodes: Tensor) -> bool:
     nodes = nodes.flatten()
     if _are_increasing(nodes):
         return False
-    return nodes.unique().numel() < len(nodes)
+    different = nodes.unique()
+    return len(different) < len(nodes)
 
 
 def _are_increasing(nodes: Tensor) -> bool:
@@ -134,7 +136,8 @@ def _are_increasing(nodes: Tensor) -> bool:
 def in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
     """The different nodes, in the order in which they first come, and which of them is where."""
     found, which = nodes.unique(return_inverse=True)
-    order = first_places(which, len(found)).argsort()
+    first = first_places(which, len(found))
+    order = first.argsort()
     rank = order.argsort()
     return found[order], rank[which]
 
@@ -192,8 +195,9 @@ def distinct_rows(rows: Tensor) -> Tensor:
 
 def exchanged(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """Labels with new[i] where old[i] was."""
-    highest = torch.cat([labels.flatten(), old]).max()
-    size = int(highest) + 1
+    flat = labels.flatten()
+    known = torch.cat([flat, old])
+    size = int(known.max()) + 1
     table = torch.arange(size)
     table[old] = new
     return looked_up(labels, table)
