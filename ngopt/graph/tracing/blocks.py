@@ -43,7 +43,7 @@ def blocks_of(edges: Edges, nodes: Nodes) -> Iterator[Block]:
         return
     for piece in _regular_pieces(edges, edges.elements, nodes):
         for part in _within_groups(piece, nodes):
-            for distinct in _without_repeats(part):
+            for distinct in _distinct_parts(part):
                 yield from _arranged(distinct)
 
 
@@ -235,7 +235,7 @@ def _as_range(run: Tensor) -> range:
     return range(first, others[-1] + 1, step)
 
 
-def _without_repeats(piece: Piece) -> Iterator[Piece]:
+def _distinct_parts(piece: Piece) -> Iterator[Piece]:
     """Pieces that have no node twice at an end: what repeats regularly is on axes of its own."""
     if _is_distinct(piece):
         yield piece
@@ -254,7 +254,7 @@ def _without_repeats(piece: Piece) -> Iterator[Piece]:
         if len(stretches) > 1:
             for places in stretches:
                 part = piece.cut(axis, places)
-                yield from _without_repeats(part)
+                yield from _distinct_parts(part)
             return
 
 
