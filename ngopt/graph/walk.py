@@ -64,6 +64,7 @@ def module_regions(program: Program, model: nn.Module) -> dict[Node, Region]:
     for call in program.graph.nodes:
         for name, module in _modules_around(call, model):
             if type(module) in RULES:
+                # a second call has another name (layer@1), and so a region of its own
                 inside.setdefault(name, []).append(call)
                 modules[name] = module
                 break  # the outermost module with a rule decides
@@ -106,6 +107,7 @@ class Walk:
             if call.op in ("placeholder", "get_attr"):
                 self.values[call] = self._input(call)
         for call in self.program.graph.nodes:
+            # targets of a weight are of one step, which keeps them apart; two layers may be one
             self.tracer.nodes.step += 1
             if not self.tracer.data.isdisjoint(call.all_input_nodes):
                 self.tracer.data.add(call)
@@ -122,17 +124,21 @@ class Walk:
         state = self.program.state.get(call.name)
         if state is not None:
             is_parameter = self.tracer.is_parameter(state)
+            # functions that work in place, as add_ on a counter, are computed with it
             return self.tracer.elements(state) if is_parameter else state.detach().clone()
         self.tracer.data.add(call)
         value = call.meta.get("val")
         if not isinstance(value, Tensor):
             return value
         if not value.is_floating_point():
+            # tokens: 0 is a row of every table
             return torch.zeros(value.shape, dtype=value.dtype)
         rest = value.shape[1:]
         size = max(rest.numel(), 1)
+        # made of nothing, so free: a linear layer unifies the places of a sequence
         free = torch.empty(0, size)
         nodes = self.tracer.nodes.new(call.name, size, made_of=free, mark=Mark.INPUT)
+        # rows of a batch have the same nodes
         return Neurons(nodes.reshape(rest).expand(value.shape))
 
     def _mark_outputs(self, call: Node) -> None:
@@ -149,6 +155,7 @@ class Walk:
         result = self._apply(rule, region.output, region.module, *inputs)
         for inner in region.calls:
             self.values[inner] = self.tracer.unknown(inner)
+        # last, as the output is one of these calls
         self.values[region.output] = result
 
     def _with_positions(self, call: Node, result: Value) -> Value:
@@ -197,6 +204,7 @@ class Walk:
         except Exception as error:
             if self.program.is_cut:  # the whole example may fit where a few rows of it do not
                 raise
+            # half of a rule's edges would be a false graph; nodes without edges are in none
             del found[count:]
             warnings.warn(
                 f"build_graph: the rule '{rule.__name__}' failed at '{call.name}' in "

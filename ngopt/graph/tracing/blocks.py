@@ -31,7 +31,7 @@ from ngopt.graph.tracing.values import (
     unique_pairs,
 )
 
-TARGETS, SOURCES = 0, 1
+TARGETS, SOURCES = 0, 1  # places in Piece.ends, where features have targets alone
 ENDS = ((TARGETS, SOURCES), (TARGETS,), (SOURCES,))
 """The ends that an axis of groups changes, one of rows, and one of columns."""
 
@@ -100,9 +100,11 @@ class Piece:
         changing = self.changing(axis)
         for k in changing:
             left = ends[k].index_select(axis, index)
+            # of one place, or of equal ones, the axis changes this end no more
             ends[k] = compact(left)
         path = self.path
         if SOURCES in changing:
+            # pieces that share neurons, as in mirrored, see them in different ways
             path = (*path, places.start)
         return Piece(view, tuple(ends), self.kind, path)
 
@@ -122,6 +124,7 @@ class Piece:
         for k in self.changing(axis):
             ordered = self.ends[k].index_select(axis, index)
             wide = ordered.unflatten(axis, places.shape)
+            # where an end repeats, it has length 1 along the times: that axis does not change it
             ends[k] = compact(wide)
         return replace(self, view=view, ends=tuple(ends))
 
@@ -139,8 +142,10 @@ def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[
         yield Piece(view, ends, edges.kind, edges.path)
         return
     numbers = elements.numbers
+    # (b, elements, features), as View.read takes it
     flat = numbers.flatten()[None, :, None]
     shape = tuple(numbers.shape)
+    # elements at no even distances have no view; their places in `numbers` do, and can be cut
     places = whole(elements.parameter, shape)
     uneven = Piece(places, ends, edges.kind, edges.path)
     for piece in _at_even_distances(uneven, numbers, 0):
@@ -168,6 +173,7 @@ def _at_even_distances(piece: Piece, numbers: Tensor, axis: int) -> Iterator[Pie
     if axis not in piece.axes:
         yield piece
         return
+    # of all numbers, not the piece's: cuts along other axes leave places along this one as they are
     line = along(numbers, axis)
     runs = even_runs(line)
     start = 0
@@ -186,6 +192,7 @@ def even_runs(numbers: Tensor) -> list[Tensor]:
     runs = []
     while len(numbers):
         steps = numbers.diff()
+        # steps[i] lies behind numbers[i], so that a run ends at the first i of another step
         changes = (steps != steps[:1]).nonzero()
         length = len(numbers)
         if len(changes):
@@ -197,6 +204,7 @@ def even_runs(numbers: Tensor) -> list[Tensor]:
 
 def _within_groups(piece: Piece, nodes: Nodes, first: int = 0) -> Iterator[Piece]:
     """Pieces whose ends lie in one group each; along axes before the first they do already."""
+    # groups in the place of nodes, so that `rows` tells which places have the same
     ends = tuple(nodes.group_of(end) for end in piece.ends)
     groups = replace(piece, ends=ends)
     for axis in piece.axes[first:]:
@@ -250,6 +258,7 @@ def _distinct_parts(piece: Piece) -> Iterator[Piece]:
         if not changing:
             continue
         rows = piece.rows(axis, changing)
+        # a node that repeats is at two places of some axis, so that there one cut at least is found
         stretches = list(_stretches(rows))
         if len(stretches) > 1:
             for places in stretches:
@@ -264,6 +273,7 @@ def _is_distinct(piece: Piece) -> bool:
 
 def _repeats_split(piece: Piece, ends: Sequence[int]) -> Piece:
     """A piece with two axes for each along which those of the ends that it changes repeat."""
+    # from the last on: a split moves the axes behind it
     for axis in reversed(piece.axes):
         changing = [k for k in piece.changing(axis) if k in ends]
         if not changing:
@@ -294,6 +304,7 @@ def _arranged(piece: Piece) -> Iterator[Block]:
     for ends in ENDS:
         axes = piece.changing_just(*ends)
         if not _can_merge(piece.view, axes):
+            # one place at a time: an axis of length 1 is left out, and those within may merge
             outer = axes[0]
             for place in range(piece.view.shape[outer]):
                 only = range(place, place + 1)
@@ -307,6 +318,7 @@ def _can_merge(view: View, axes: Sequence[int]) -> bool:
     """Whether elements along several axes lie at even distances."""
     for outer, inner in pairwise(axes):
         length = view.shape[inner] * view.strides[inner]
+        # as where view() flattens: one step outside passes all of the inside
         if view.strides[outer] != length:
             return False
     return True
@@ -369,6 +381,7 @@ def _stars(edges: Edges, nodes: Nodes) -> Iterator[Block]:
         own = pairs[:, which == number]
         for sources, targets in _stars_of_two_groups(own):
             n_sources, n_targets = len(sources), len(targets)
+            # of centers; these are at one end, so that one of the quotients is 1
             n = min(n_sources, n_targets)
             shape = (n, n_targets // n, n_sources // n)
             yield Block(None, sources, targets, shape, (), edges.kind, edges.path)
@@ -392,9 +405,11 @@ def _stars_around(centers: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Ten
     if repeats_any(others):  # they are shared: each center has a block of its own
         parts = torch.eye(len(nodes), dtype=torch.bool)
     else:
+        # (parts, centers): a block is regular, so those in one have equally many edges
         parts = degrees == degrees.unique()[:, None]
     for part in parts:
         members = part[owner]
+        # stable: those of a center stay in their order
         order = owner[members].argsort(stable=True)
         own = others[members]
         yield nodes[part], own[order]

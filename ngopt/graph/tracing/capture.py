@@ -64,6 +64,7 @@ def capture(model: nn.Module, example_input: Any, cut: bool = True) -> Program:
         few = tree_map(_few_rows, whole)
         inputs = [few, whole]
     reason = None
+    # dropout draws random numbers: the caller's generator does not notice
     with _quiet(), torch.random.fork_rng(devices=[]):
         for function, given in product((_export, _record), inputs):
             try:
@@ -71,6 +72,7 @@ def capture(model: nn.Module, example_input: Any, cut: bool = True) -> Program:
                 return replace(program, is_cut=given is not whole)
             except Exception as error:
                 reason = error
+        # the module's own error, if it does not run; on a copy, as a run may change buffers
         args, kwargs = whole
         other = copy.deepcopy(model)
         other(*args, **kwargs)
@@ -119,6 +121,7 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     def only_tensors(_module: nn.Module, _args: tuple, output: Any) -> list[Tensor]:
         return _tensors(output)
 
+    # export refuses outputs that pytree does not know, as a dataclass
     hook = model.register_forward_hook(only_tensors)
     try:
         program = torch.export.export(model, args, kwargs)
@@ -141,6 +144,7 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
 
 def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     """Runs the module once; of the functions that it calls, torch.fx keeps a list."""
+    # the walk knows parameters by identity; buffers may change in the run, so it has copies
     own: dict[str, Tensor] = dict(model.named_parameters())
     for name, buffer in model.named_buffers():
         own[name] = buffer.clone()
@@ -150,11 +154,13 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
         output = functional_call(model, state, args, kwargs)
         return _tensors(output)
 
+    # before dispatch functions are those of an export: linear, not t and addmm
     trace = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)
     traced = trace(own, args, kwargs)
     graph = inlined(traced)
     graph.eliminate_dead_code()  # such as what a condition was made of
     placeholders = graph.find_nodes(op="placeholder")
+    # no placeholder is dead code: those of the state come first, then those of the inputs
     names = [node.name for node in placeholders]
     state = dict(zip(names, own.values(), strict=False))
     for node in graph.find_nodes(op="get_attr"):
@@ -167,6 +173,7 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
 def inlined(module: GraphModule) -> Graph:
     """The functions of a module, those of its regions (autocast, no_grad) in their places."""
     graph = module.graph
+    # a list, as nodes are erased on the way
     for node in list(graph.nodes):
         region, operands = _region(module, node)
         if region is None:
@@ -201,6 +208,7 @@ def _region(module: GraphModule, node: Node) -> tuple[GraphModule | None, list[A
     None if it is no such function.
     """
     attributes = _attributes(node)
+    # torch.cond has two regions, of which it applies one
     if node.op != "call_function" or len(attributes) != 1:
         return None, []
     attribute = attributes[0]
@@ -249,7 +257,7 @@ def guess_inputs(model: nn.Module) -> Iterator[Tensor]:
     """Inputs that a module might take, judging by the first of its layers that has weights."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            yield torch.zeros(BATCH, 8, dtype=torch.long)
+            yield torch.zeros(BATCH, 8, dtype=torch.long)  # row 0 is in every table
             return
         shapes = _guessed_shapes(module)
         for shape in shapes:
@@ -264,7 +272,7 @@ def _guessed_shapes(module: nn.Module) -> list[tuple[int, ...]]:
         case nn.Conv1d(in_channels=n) | nn.ConvTranspose1d(in_channels=n):
             return [(n, 64), (n, 1024)]
         case nn.Conv2d(in_channels=n) | nn.ConvTranspose2d(in_channels=n):
-            return [(n, 224, 224), (n, 32, 32), (n, 28, 28)]
+            return [(n, 224, 224), (n, 32, 32), (n, 28, 28)]  # of ImageNet, CIFAR and MNIST
         case nn.Conv3d(in_channels=n) | nn.ConvTranspose3d(in_channels=n):
             return [(n, 16, 32, 32)]
         case nn.Linear(in_features=n):

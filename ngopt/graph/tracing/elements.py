@@ -28,7 +28,7 @@ class Elements:
 
     @classmethod
     def whole(cls, parameter: int, shape: tuple[int, ...]) -> Elements:
-        layout = torch.empty(shape, device="meta")
+        layout = torch.empty(shape, device="meta")  # strides and a storage, but no memory
         return cls(parameter, layout)
 
     @property
@@ -48,6 +48,7 @@ class Elements:
         """The elements after a function that only moves entries."""
         old = self.layout
         layout = function(old)
+        # a copy, as of a reshaped transpose, has strides of its own, not in the parameter
         if old.is_meta and not _share_storage(layout, old):
             layout = function(self.numbers)
         also = tuple(other.apply(function) for other in self.also)
@@ -65,12 +66,13 @@ class Elements:
             return None
         strides, offset = found
         for size, stride in zip(self.shape, strides, strict=True):
-            if size > 1 and stride == 0:
+            if size > 1 and stride == 0:  # expanded
                 return None
         return View(self.parameter, tuple(self.shape), strides, offset)
 
 
 def _share_storage(a: Tensor, b: Tensor) -> bool:
+    # data_ptr is 0 for every tensor without data
     return a.untyped_storage()._cdata == b.untyped_storage()._cdata
 
 
@@ -85,10 +87,13 @@ def _strides_and_offset(layout: Tensor) -> tuple[tuple[int, ...], int] | None:
     strides = []
     for d in range(layout.dim()):
         line = along(layout, d)
+        # the first one itself where there is no other: stride 0
         second = int(line[:2][-1])
         strides.append(second - offset)
+    # flipped: torch has no negative strides
     if min(strides, default=0) < 0:
         return None
+    # the edges of a tensor may be even where its inside is not
     expected = _numbers(layout.shape, strides, offset)
     if not torch.equal(expected, layout):
         return None

@@ -21,11 +21,14 @@ from ngopt.graph.tracing.values import present, same_along
 
 def finish(tracer: Tracer) -> NeuralGraph:
     """The graph of all that was found, now that it is known which nodes are the same."""
+    # before blocks are found, as it adds edges
     tell_functions_apart(tracer)
     blocks, biases = _blocks_and_biases(tracer)
     whole = [*blocks, *biases]
+    # behind the copies, which are ends too, and before pinned groups are asked for
     _pin_fixed(tracer, whole)
     builder = GraphBuilder(tracer.parameters)
+    # numbers of groups are final now: with_copies was the last to make nodes
     groups = _Groups(tracer.nodes, builder, whole)
     builder.blocks += map(groups.edge_block, blocks)
     builder.biases += map(groups.bias, biases)
@@ -35,6 +38,7 @@ def finish(tracer: Tracer) -> NeuralGraph:
         builder.groups[number] = pinned
     inputs = groups.marked(Mark.INPUT)
     outputs = groups.marked(Mark.OUTPUT)
+    # edges lead to outputs too, and build would call them hidden
     hidden = _inner(builder, groups) - outputs - inputs
     return builder.build(inputs, outputs, hidden)
 
@@ -55,6 +59,7 @@ def _pin_fixed(tracer: Tracer, blocks: Sequence[Block]) -> None:
     """Pins the ends of the parameters that are fixed."""
     for block in blocks:
         view = block.view
+        # such as the masked weight of parts, whose rows differ by more than their elements
         if view is not None and view.parameter in tracer.fixed:
             tracer.pin(*_ends(block))
 
@@ -79,6 +84,7 @@ def _inner(builder: GraphBuilder, groups: _Groups) -> set[int]:
     found = set()
     for number in targets | groups.marked(Mark.LEARNED):
         group = builder.groups[number]
+        # of those that lead nowhere build makes outputs, as in mixer
         if group.kind != "position":
             found.add(number)
     return found
@@ -93,6 +99,7 @@ def tell_functions_apart(tracer: Tracer) -> None:
     everything = torch.arange(nodes.count)
     is_left = nodes.find_each() == everything
     inputs = nodes.marked(Mark.INPUT)
+    # inputs are told apart as they are, as those of triplane
     is_left[inputs] = False
     left = everything[is_left]
     groups = nodes.group_of(left)
@@ -102,6 +109,7 @@ def tell_functions_apart(tracer: Tracer) -> None:
         members = groups == group
         own = histories[members]
         which, place = own.unique(return_inverse=True)
+        # rows (-1, number); other constants come as real and imaginary parts
         tags = torch.full_like(which, -1)
         constants = torch.stack([tags, which], dim=1)
         functions = tracer.constant_nodes(constants)
@@ -118,8 +126,10 @@ def _histories(tracer: Tracer) -> Tensor:
         if function is None:
             continue
         number = numbers.setdefault(function, len(numbers) + 1)
+        # numbers may come twice where nodes were unified: they write the same, once
         found = nodes.find(labels)
         before = histories[found]
+        # a base above the number of functions: histories differ until int64 wraps around
         histories[found] = before * 1_000_003 + number
     return histories
 
@@ -127,6 +137,7 @@ def _histories(tracer: Tracer) -> Tensor:
 def _mixed(groups: Tensor, histories: Tensor) -> Tensor:
     """The groups whose nodes differ in their histories."""
     pairs = torch.stack([groups, histories])
+    # sorted by groups first, so that equal ones are consecutive
     groups, _ = pairs.unique(dim=1)
     groups, counts = groups.unique_consecutive(return_counts=True)
     return groups[counts > 1]
@@ -151,6 +162,7 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
             found.append(block)
             continue
         sources = _sources(block).tolist()
+        # weights that see neurons alike share their copies
         key = (block.path, *sources)
         if key not in copies:
             copy = _copy_of_sources(tracer, block)
@@ -164,6 +176,7 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
 def _between(nodes: Nodes, block: Block) -> tuple:
     """Groups, kind and slots of edges; where these differ, nothing exchanges them."""
     sources = _sources(block)
+    # each end lies in one group, so that its first node says which
     ends = torch.stack([sources[0], block.targets[0]])
     groups = nodes.group_of(ends).tolist()
     return (*groups, block.kind, block.slot_shape)
@@ -193,6 +206,7 @@ def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Blo
     alike = defaultdict(list)
     for bias in biases:
         view = _view(bias)
+        # without the offset, which is all that rows of a table differ in
         layout = replace(view, offset=0)
         targets = bias.targets.tolist()
         key = (layout, bias.kind, *targets)
@@ -227,6 +241,7 @@ def _stacked(view: View, offsets: Sequence[int]) -> View | None:
     steps = {b - a for a, b in pairwise(offsets)}
     if len(steps) > 1:
         return None
+    # two offsets at least, so that there is a step
     (step,) = steps
     n, *shape = view.shape
     stride, *strides = view.strides
@@ -244,6 +259,7 @@ def _has_all_once(tracer: Tracer, view: View) -> bool:
     numbers = torch.arange(spec.numel)
     flat = numbers[None, :, None]
     different = view.read(flat).unique()
+    # steps shorter than a piece make pieces overlap
     return len(different) == view.numel
 
 
@@ -327,5 +343,6 @@ class _Groups:
         nodes = labels[labels > 0]
         groups = self.group_of[nodes].unique()
         found = set(groups.tolist())
+        # nodes that no block has at an end are in no group of the graph
         known = self.number.keys() & found
         return {self.number[old] for old in known}

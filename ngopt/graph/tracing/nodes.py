@@ -44,7 +44,7 @@ class Nodes:
         self.step = 0
         self._facts = torch.empty(5, 1024, dtype=torch.long)  # grows by doubling
         self._make_room(0)
-        self.new("none", 1)
+        self.new("none", 1)  # label 0 is no neuron, so numbers of neurons begin with 1
 
     @property
     def count(self) -> int:
@@ -99,6 +99,7 @@ class Nodes:
         if not made_of.numel():
             return torch.full_like(numbers, -1)
         parts = self._identity_of(made_of)
+        # one part that is kept apart is enough: a product with a free factor is not free
         is_free = (parts < 0).all(0)
         different, which = parts.unique(dim=1, return_inverse=True)
         first = first_places(which, different.shape[1])
@@ -109,6 +110,7 @@ class Nodes:
         """The identities of the nodes that these stand for, -1 where nothing keeps them apart."""
         own = self._identity
         found = self.find_each()
+        # of nodes that were unified one that is kept apart decides, as free ones have -1
         identity = own.scatter_reduce(0, found, own, "amax")
         return identity[self.find(labels)]
 
@@ -154,8 +156,10 @@ class Nodes:
             if not differ.any():
                 return
             a, b = a[differ], b[differ]
+            # lower numbers are older, and no alias is higher than its node: chains end
             low = torch.minimum(a, b)
             high = torch.maximum(a, b)
+            # a node in several pairs takes the lowest; the next round unifies the others with that
             self._alias.scatter_reduce_(0, high, low, "amin")
 
     def try_unify(self, rows: Tensor) -> bool:
@@ -170,6 +174,7 @@ class Nodes:
         before = self.find(first).unique()
         self.unify(first.expand_as(rows), rows)
         now = self.find(first).unique()
+        # fewer: nodes of one row have become one, as a row and the same row rolled would do
         if len(now) == len(before) and not self._clash(now):
             return True
         self._alias.copy_(aliases)
@@ -183,6 +188,7 @@ class Nodes:
         kept_apart = is_member & (identity >= 0)
         facts = torch.stack([found, self._step, identity])
         different = facts[:, kept_apart].unique(dim=1)
+        # one node, one step, but two identities
         steps = different[:2].unique(dim=1)
         return different.shape[1] > steps.shape[1]
 
@@ -194,6 +200,7 @@ class Nodes:
         """When all is known: sizes of groups, and for every number its group and place there."""
         found = self.find_each()
         stands = found == torch.arange(self.count)
+        # how many nodes that stand for themselves have lower numbers
         before = stands.cumsum(0) - stands.long()
         # of an empty group at the end the start is no number
         last = self.count - 1
@@ -208,6 +215,7 @@ class Nodes:
 def _found(labels: Tensor, alias: Tensor) -> Tensor:
     """The numbers at the ends of the chains of aliases that begin at these labels."""
     shape = labels.shape
+    # labels of a batch repeat (stride 0): each is looked up once
     (labels,) = without_repeats([labels])
     while True:
         further = looked_up(labels, alias)

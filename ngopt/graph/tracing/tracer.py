@@ -55,6 +55,7 @@ class Tracer:
         self._position: dict[int, int] = {}
         for name, parameter in model.named_parameters():
             spec = ParameterSpec.of(name, parameter)
+            # named_parameters gives a tied parameter once: each of its uses has this one position
             self._position[id(parameter)] = len(self.parameters)
             self.parameters.append(spec)
         self._constants: dict[tuple, Tensor] = {}
@@ -106,7 +107,7 @@ class Tracer:
 
         sources, targets: labels of nodes that broadcast to one shape (*axes); an edge for each
             place of it. Without sources, elements are features of the targets, such as biases.
-            Sources that are no neuron become constant nodes.
+            With elements, sources that are no neuron become constant nodes.
         elements: (*axes, *slots), the values of the edges; None for edges of value 1.
         kind: one of `EDGE_KINDS` or `BIAS_KINDS`.
         call: the function that the edges are of. Weights that see their sources through other
@@ -121,6 +122,7 @@ class Tracer:
         self._check(elements, sources, targets)
         if sources is not None:
             name = self.name_of(elements)
+            # before the factors, which so come from the same constant nodes
             sources = self.source_nodes(sources, name)
         self.found.append(Edges(elements, sources, targets, kind, path))
         for factor in elements.also:
@@ -163,11 +165,14 @@ class Tracer:
         """
         ends = present(targets, sources)
         axes = max(end.dim() for end in ends)
+        # a factor has the weight's shape: along axes that are not its own it repeats (stride 0)
         changing = _changing(factor)
+        # edges without slots, such as the noise in normalised
         is_matrix = len(changing) == axes == len(factor.shape) == 2
         if is_matrix and sources is not None:
             self.edges(factor, sources, targets, "scale")
             return True
+        # from the last axis of labels on, as an end may lack the first ones; slots lie behind
         own = [d - axes for d in changing if d < axes]
         for end in ends:
             if len(own) == 1 and own == _long_axes(end):
@@ -181,9 +186,11 @@ class Tracer:
         seen = []
         for source in call.all_input_nodes:
             value = self.values.get(source)
+            # weights and constants do not say how the sources are seen
             if not isinstance(value, (Elements, Tensor)):
                 seen.append(source.name)
         function = str(call.target)
+        # a convolution with another dilation sees its sources otherwise
         options = [a for a in call.args if not isinstance(a, Node)]
         return (*seen, function, str(options))
 
@@ -196,6 +203,7 @@ class Tracer:
         """Whether an argument of a function is a constant 0, whatever the network's input is."""
         if not isinstance(value, Tensor) or value.any():
             return False
+        # integer inputs are traced as zeros, so that what is made of them may be 0 by chance
         return self.data.isdisjoint(call.all_input_nodes)
 
     def constant_nodes(self, rows: Tensor) -> Tensor:
@@ -206,6 +214,7 @@ class Tracer:
         if key not in known:
             name = f"constant {len(known)}"
             n = len(rows)
+            # inputs are never exchanged, and nor may different constants be
             known[key] = self.nodes.new(name, n, "constant", mark=Mark.INPUT)
         return known[key]
 
@@ -213,8 +222,10 @@ class Tracer:
         """Labels without gaps: entries that are no neuron become new, constant nodes."""
         if (labels > 0).all():
             return labels
+        # labels may repeat (stride 0), where nothing can be written, and are the caller's
         labels = labels.clone()
         name = f"{name}.constant"
+        # learned ones are hidden and can be exchanged; without a mark they are inputs and cannot
         marks = {NO_NEURON: Mark.NONE, SAME_CONSTANT: Mark.LEARNED}
         for label, mark in marks.items():
             missing = labels == label
@@ -238,6 +249,7 @@ class Tracer:
         if min(rows.shape) > 1 and same_along(rows, 1):
             return None  # each place has one neuron, at many positions
         counts = (rows > 0).sum(1)
+        # padding leaves gaps in some rows: the row with fewest stands for all
         best = rows[counts.argmax()]
         if not (best > 0).any():
             return None
@@ -260,6 +272,7 @@ class Tracer:
             return one[None], torch.zeros(others, dtype=torch.long)
         labels = folded(self.nodes.find(labels))
         own = dim % labels.dim()
+        # a batch repeats with stride 0 once folded, and is sorted only once
         (labels,) = without_repeats([labels], keep=[own])
         labels = labels.movedim(own, -1)
         *others, n = labels.shape

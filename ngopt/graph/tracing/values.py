@@ -58,6 +58,7 @@ def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list
     """Tensors of one shape, of length 1 along dimensions in which all repeat (stride 0)."""
     found = list(tensors)
     for d, size in enumerate(found[0].shape):
+        # all must repeat, as they keep one shape
         strides = {t.stride(d) for t in found}
         if strides == {0} and d not in keep:
             length = min(1, size)
@@ -89,6 +90,7 @@ def nodes_among(labels: Tensor) -> Tensor:
 
 def looked_up(labels: Tensor, table: Tensor) -> Tensor:
     """table[label] for labels of nodes; those of no neuron stay as they are."""
+    # -1 would read the last entry
     places = labels.clamp(min=0)
     return torch.where(labels > 0, table[places], labels)
 
@@ -101,6 +103,7 @@ def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if _are_increasing(a):
         which = torch.arange(len(a))
         return torch.stack([a, b]), which
+    # one number for each pair: unique is much slower on rows
     base = int(b.max()) + 1
     keys = a * base + b
     keys, which = keys.unique(return_inverse=True)
@@ -136,9 +139,10 @@ def _are_increasing(nodes: Tensor) -> bool:
 def in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
     """The different nodes, in the order in which they first come, and which of them is where."""
     found, which = nodes.unique(return_inverse=True)
+    # unique sorts, and torch's does not say where an entry first comes
     first = first_places(which, len(found))
     order = first.argsort()
-    rank = order.argsort()
+    rank = order.argsort()  # the inverse permutation
     return found[order], rank[which]
 
 
@@ -175,9 +179,11 @@ def regular_repeats(nodes: Tensor) -> Repeats | None:
     times = length // max(count, 1)
     if count * times != length:
         return None
+    # 5, 5, 6, 6
     one_by_one = nodes[::times].repeat_interleave(times)
     if torch.equal(nodes, one_by_one):
         return Repeats(count, times, step=times, time_step=1)
+    # 5, 6, 5, 6
     in_turn = nodes[:count].repeat(times)
     if torch.equal(nodes, in_turn):
         return Repeats(count, times, step=1, time_step=count)
@@ -189,6 +195,7 @@ def distinct_rows(rows: Tensor) -> Tensor:
     first = rows[:1]
     if (rows == first).all():
         return first
+    # unique sorts: the first row is put ahead, and comes twice
     different = rows.unique(dim=0)
     return torch.cat([first, different])
 
