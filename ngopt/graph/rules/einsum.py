@@ -41,6 +41,7 @@ def einsum(
         return unknown
     a, b, output = indices
     x, y = operands
+    # matmul takes a weight with a batch of its own on the right alone
     if isinstance(x, Elements) and not isinstance(y, Elements):
         a, b = b, a
         x, y = y, x
@@ -51,6 +52,7 @@ def einsum(
     summed = _without(a, output)
     x = _arranged(x, a, batch, left, summed)
     y = _arranged(y, b, batch, right, summed)
+    # call's own shape has these axes apart, in the order of the output
     shape = torch.Size((*x.shape[:-1], y.shape[-2]))
     product = matmul(tracer, call, x, transposed(y), shape)
     if not isinstance(product, Neurons):
@@ -63,11 +65,13 @@ def einsum(
 
 def _indices(equation: str) -> tuple[str, str, str] | None:
     """Those of two tensors and of their result; None for what is no matrix product."""
+    # other numbers of operands, '...' and an output left out do not match
     plain = fullmatch(r"(\w*),(\w*)->(\w*)", equation.replace(" ", ""))
     if plain is None:
         return None
     a, b, output = plain.groups()
     is_diagonal = len(set(a)) < len(a) or len(set(b)) < len(b)
+    # sums of one operand would have to come first; matmul has none
     summed_alone = (set(a) ^ set(b)) - set(output)
     if is_diagonal or summed_alone:
         return None

@@ -63,6 +63,7 @@ def elementwise(
     leaves = tree_leaves((args, kwargs))
     tensors = _those((*TRACED, Tensor), leaves)
     fitting = [a for a in tensors if _broadcasts(a.shape, shape)]
+    # of any shape: where one does not fit, nothing is known and all are pinned
     neurons = _those(Neurons, tensors)
     elements = _those(Elements, fitting)
     if neurons:
@@ -120,6 +121,7 @@ def _meet(
     if isinstance(other, Tensor):
         meet_constant(tracer, x, other)
     if isinstance(other, Unknown):
+        # dense, as it may differ everywhere: stride 0 would say that it repeats
         dense = torch.empty(other.shape)
         if _differ(x.labels, dense):
             tracer.pin(x.labels)
@@ -131,6 +133,7 @@ def applied(tracer: Tracer, call: Node, labels: Tensor) -> None:
     values = [tracer.values[a] if isinstance(a, Node) else a for a in call.args]
     traced = [k for k, value in enumerate(values) if _is_traced(value)]
     path = str(packet_of(call))
+    # relu_ is relu
     name = path.rsplit(".", 1)[-1].rstrip("_")
     if traced != [0]:
         name = f"{name} of several"
@@ -141,6 +144,7 @@ def applied(tracer: Tracer, call: Node, labels: Tensor) -> None:
 
 def _function(call: Node, values: list[Value]) -> str | None:
     """What tells a function from others, with its numbers and options; None for a random one."""
+    # noise is new at every call, and singles out no neuron
     if torch.Tag.nondeterministic_seeded in _tags(call):
         return None
     numbers = [_number(value) for value in values if not _is_traced(value)]
@@ -150,6 +154,7 @@ def _function(call: Node, values: list[Value]) -> str | None:
 def _number(value: Value) -> Any:
     """An argument that is the same for all neurons, a tensor's one number."""
     if isinstance(value, Tensor):
+        # only uniform tensors come here: any entry does
         return float(value.flatten()[0])
     return value
 
@@ -201,6 +206,7 @@ def _treats_alike(
     if torch.Tag.pointwise not in _tags(call):
         return False
     rest = [a for a in operands if not isinstance(a, Elements)]
+    # in W + W.T an element meets another one of its own parameter
     is_same = all(torch.equal(a.numbers, first.numbers) for a in again)
     return is_same and all(_is_uniform(a) for a in rest)
 
@@ -219,6 +225,7 @@ def _differ(labels: Tensor, other: Tensor) -> bool:
     labels = folded(labels)
     other = other.expand(labels.shape)
     for d, n in enumerate(labels.shape):
+        # stride 0: the same all along
         both_change = labels.stride(d) and other.stride(d)
         if n > 1 and both_change:
             return True
@@ -246,15 +253,22 @@ def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
 
 
 def _tell_apart(tracer: Tracer, labels: Tensor, values: Tensor) -> None:
-    """Edges to nodes from the values that each meets: values[i] is met by labels[i]."""
+    """Edges to nodes from the values that each meets: values[i] is met by labels[i].
+
+    Pins the nodes where some meet more values than others.
+    """
+    # stable: the values of each neuron stay in the order of places, to be compared
     labels, order = labels.sort(stable=True)
     nodes, counts = labels.unique_consecutive(return_counts=True)
+    # values are rows to compare only if all neurons meet equally many
     if not same_along(counts, 0):
         tracer.pin(nodes)
         return
+    # a type that holds all others; as pairs of reals, as unique takes no complex numbers
     values = values[order].to(torch.complex128)
     numbers = torch.view_as_real(values).reshape(len(nodes), -1)
     rows, owner = numbers.unique(dim=0, return_inverse=True)
+    # the same values for all neurons tell none apart
     if len(rows) > 1:
         constants = tracer.constant_nodes(rows)
         tracer.edges(None, constants[owner], nodes, "spread")
@@ -274,6 +288,7 @@ def _is_entrywise(tracer: Tracer, call: Node, x: Neurons) -> bool:
     if is_declared_entrywise(call):
         return True
     labels = tracer.nodes.find(x.labels)
+    # a running sum shows only by its first neuron, which a flip makes the last one
     tried = [labels == one for one in labels.aminmax()]
     return all(_changes_only(tracer, call, x, chosen) for chosen in tried)
 
@@ -285,6 +300,7 @@ def _changes_only(
     chosen: Tensor,
 ) -> bool:
     """Whether other numbers for some neurons change the result of a function at these alone."""
+    # one neuron at all places: there are no others
     if chosen.all():
         return True
     try:
@@ -328,6 +344,7 @@ def _random(like: Tensor) -> Tensor:
     shape = tuple(like.shape)
     if like.dtype.is_floating_point or like.dtype.is_complex:
         return torch.randn(shape, dtype=like.dtype)
+    # 0 and 1, so that a bool takes both values
     return torch.randint(0, 2, shape).to(like.dtype)
 
 
@@ -347,6 +364,7 @@ def creation(
 
     Random numbers are the same for all neurons, as none is singled out.
     """
+    # of the input it takes the shape alone: zeros stay 0, as in equilibrium
     tracer.data.discard(call)
     (source,) = call.all_input_nodes[:1]
     dtype = source.meta["val"].dtype
@@ -362,6 +380,7 @@ def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
     (labels,) = tracer.nodes.find_all(x.labels)
+    # real and imaginary parts are along the last axis
     rows = labels.reshape(-1, 2)
     rows, which = rows.unique(dim=0, return_inverse=True)
     if (rows <= 0).any():
@@ -405,6 +424,7 @@ def prelu(
     if not (isinstance(x, Neurons) and isinstance(weight, Elements)):
         return elementwise(tracer, call, (x, weight), {})
     shape = [1] * x.labels.dim()
+    # torch has channels along axis 1; a vector takes a single slope
     if x.labels.dim() > 1:
         shape[1] = weight.shape[0]
     slopes = weight.apply(lambda w: w.reshape(shape))

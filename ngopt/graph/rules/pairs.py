@@ -50,6 +50,7 @@ class Meeting(NamedTuple):
 
     def result(self, nodes: Tensor, is_pristine: bool = False) -> Neurons:
         """A node for each pair; where a node meets itself or a constant it stays."""
+        # no neuron is 0 or -1: the greater label is the neuron, where there is one
         labels = torch.maximum(self.left, self.right)
         labels[self.both] = nodes[self.which]
         return Neurons(labels.expand(self.shape), is_pristine)
@@ -68,9 +69,12 @@ def sum_of(
     """
     met = Meeting.of(tracer, call, a, b)
     older, newer = met.pairs
+    # numbers grow with each layer, and nodes that are unified have their lowest
     if (older >= newer).any():
         older, newer = newer, older
+    # a layer plus itself reversed, as in dueling: no side is the older one
     is_mixed = (older > newer).any() or torch.isin(older, newer).any()
+    # the value of dueling meets three advantages, and cannot be all three sums
     if is_mixed or repeats_any(newer):
         nodes = nodes_of_pairs(tracer, call.name, met.pairs, "neuron")
         return met.result(nodes)
@@ -84,6 +88,7 @@ def sum_of(
 
 def _are_only_summed(call: Node, a: Neurons, b: Neurons) -> bool:
     """Whether two layers that weights make go nowhere but into their sum."""
+    # what goes elsewhere, too, is not the sum there, as x in equilibrium
     users = [len(operand.users) for operand in call.all_input_nodes]
     return users == [1, 1] and a.is_pristine and b.is_pristine
 
@@ -122,6 +127,7 @@ def nodes_of_pairs(
     Edges of value 1 from the two sides, which are told apart.
     """
     left, right = pairs
+    # products of a neuron with several entries of the input may become one, as in mixture
     nodes = tracer.nodes.new(name, len(left), kind, pairs)
     tracer.edges(None, left, nodes, "left")
     tracer.edges(None, right, nodes, "right")
@@ -140,9 +146,11 @@ def used_by(
     """
     order = sources.argsort(stable=True)
     _, counts = sources[order].unique_consecutive(return_counts=True)
+    # where in the order each source first comes
     first = counts.cumsum(0) - counts
     place = torch.arange(len(sources))
     time = torch.empty_like(sources)
+    # how often the same source came before
     time[order] = place - first.repeat_interleave(counts)
     for number in time.unique():
         part = time == number

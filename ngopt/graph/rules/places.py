@@ -28,17 +28,21 @@ def join_places(
     n = labels.shape[channel]
     rows = tracer.nodes.find(labels).movedim(channel, -1)
     maps = rows.reshape(batch, -1, n)
+    # batch entries may be maps of different neurons
     for places in maps.unique(dim=0):
         rows = places.unique(dim=0)
         are_neurons = len(rows) > 1 and (rows > 0).all()
+        # a neuron in two channels would make these one
         if are_neurons and not repeats_any(rows):
             first = rows[:1].expand_as(rows)
             tracer.nodes.unify(first, rows)
+            # a norm between a linear layer and its map: that layer has channels, too
             _join_partners(tracer)
 
 
 def _join_partners(tracer: Tracer) -> None:
     """Joins what edges lead to one by one from joined neurons, and what they come from."""
+    # finding partners adds no edges, so that one list does
     ways = list(_one_to_one(tracer.found))
     changed = True
     while changed:
@@ -65,6 +69,7 @@ def _join(tracer: Tracer, here: Tensor, there: Tensor) -> bool:
     here = tracer.nodes.find(here)
     there = tracer.nodes.find(there)
     nodes, which = here.unique(return_inverse=True)
+    # the minimum counts these in: as the greatest they change nothing
     oldest = torch.full_like(nodes, int(there.max()))
     oldest.scatter_reduce_(0, which, there, "amin")
     joined = oldest[which]

@@ -53,6 +53,7 @@ def attention(
     """softmax(q k^T + mask) v with heads kept apart; grouped-query heads are repeated."""
     if not isinstance(q, Neurons) or not isinstance(k, Neurons) or not isinstance(v, Neurons):
         return tracer.unknown(call)
+    # dropout, is_causal and scale are passed over: they tell no neurons apart
     k = _repeated(k, q)
     v = _repeated(v, q)
     keys = Neurons(k.labels.mT)
@@ -61,6 +62,7 @@ def attention(
     if isinstance(scores, Neurons):
         scores = _masked(tracer, call, scores, mask)
         heads = nodes_among(scores.labels)
+        # no function (None): all heads go through it, so that it tells none apart
         tracer.applied.append(Applied(heads, "softmax", None))
     name = f"{call.name}.values"
     return product_sum(tracer, name, scores, v, tracer.shape_of(call))
@@ -70,6 +72,7 @@ def _repeated(x: Neurons, q: Neurons) -> Neurons:
     """Keys or values (..., heads, n, d), a head for each of the queries."""
     if len(q.shape) < 3 or q.shape[-3] <= x.shape[-3]:
         return x
+    # as in torch, heads of queries that follow one another share one of keys
     ratio = q.shape[-3] // x.shape[-3]
     return Neurons(x.labels.repeat_interleave(ratio, -3))
 
@@ -132,7 +135,7 @@ def _of_activations(
     b: Tensor,
     shape: torch.Size,
 ) -> Value:
-    """The product of labels (..., t, n) and (..., n, m); unknown where it is too large."""
+    """The product of labels (..., t, n) and (..., n, m); unknown where `_products` finds none."""
     left, right = _matrices(tracer, a, b)
     r, t, _ = left.shape
     m = right.shape[2]
@@ -145,8 +148,10 @@ def _of_activations(
 
 def _matrices(tracer: Tracer, a: Tensor, b: Tensor) -> list[Tensor]:
     """Present labels of two tensors that are multiplied, (r, t, n) and (r, n, m)."""
+    # as in torch, a vector is a row on the left and a column on the right
     a = a[None] if a.dim() == 1 else a
     b = b[:, None] if b.dim() == 1 else b
+    # (1,): two plain matrices get an axis that can be flattened, too
     lead = torch.broadcast_shapes((1,), a.shape[:-2], b.shape[:-2])
     whole = [x.expand(*lead, -1, -1) for x in (a, b)]
     return [tracer.nodes.find(x).flatten(0, -3) for x in whole]
@@ -158,9 +163,14 @@ def _products(
     left: Tensor,
     right: Tensor,
 ) -> Tensor | None:
-    """Labels that broadcast to (r, t, m), of labels (r, t, n) and (r, n, m)."""
+    """Labels that broadcast to (r, t, m), of labels (r, t, n) and (r, n, m).
+
+    None where there are too many products, or any entry is no neuron.
+    """
+    # scores of an attention: a head is one node at all positions
     is_one_score = same_along(left, 1) and same_along(left, 2)
     weighs = is_one_score and not same_along(right, 2)
+    # neurons of values are along m, those of keys along n
     right = _unify_positions(tracer, right, 2 if weighs else 1)
     if weighs and same_along(right, 1):
         heads = left[:, 0, 0]
@@ -183,14 +193,17 @@ def _unify_positions(
 
     dim: that of the neurons; positions are along the other.
     """
+    # the matrix has axes 1 and 2
     other = 3 - dim
     if same_along(labels, other):
         return labels
+    # heads come again for every entry of the batch
     matrices, which = labels.unique(dim=0, return_inverse=True)
     rows = [tracer.unify_places(matrix, dim - 1) for matrix in matrices]
     found = [row for row in rows if row is not None]
     if len(found) < len(rows):
         return tracer.nodes.find(labels)
+    # later matrices may have joined nodes of earlier ones
     unified = tracer.nodes.find(torch.stack(found))[which]
     return unified.unsqueeze(other).expand_as(labels)
 
@@ -201,7 +214,10 @@ def _scores(
     left: Tensor,
     right: Tensor,
 ) -> Tensor | None:
-    """left, right: (r, n), heads that repeat -> (r, 1, 1), one node a head behind n products."""
+    """left, right: (r, n), heads that repeat -> (r, 1, 1), one node a head behind n products.
+
+    None where any entry is no neuron.
+    """
     both = torch.cat([left, right], dim=1)
     if (both <= 0).any():
         return None
@@ -222,7 +238,10 @@ def _weighted(
     heads: Tensor,
     values: Tensor,
 ) -> Tensor | None:
-    """heads: (r,), values: (r, m) -> (r, 1, m), the products of each head with its values."""
+    """heads: (r,), values: (r, m) -> (r, 1, m), the products of each head with its values.
+
+    None where any entry is no neuron.
+    """
     both = torch.cat([heads[:, None], values], dim=1)
     if (both <= 0).any():
         return None
@@ -243,9 +262,13 @@ def _pooled_products(
     left: Tensor,
     right: Tensor,
 ) -> Tensor | None:
-    """(r, t, n) and (r, n, m): a node for every product, and one for each set that is summed."""
+    """(r, t, n) and (r, n, m): a node for every product, and one for each set that is summed.
+
+    None where these are too many, or any entry is no neuron.
+    """
     r, t, n = left.shape
     m = right.shape[2]
+    # both factors of all products, (r, t, m, n); what only repeats is cut
     left = folded(left)[:, :, None].expand(r, t, m, n)
     right = folded(right).mT[:, None].expand(r, t, m, n)
     left, right = without_repeats([left, right])
@@ -261,8 +284,10 @@ def _pooled_products(
 
 def _pooled(tracer: Tracer, name: str, labels: Tensor) -> Tensor:
     """A node for each set of products (r, t, m, n) that is summed over n, (r, t, m)."""
+    # nothing is summed, or one product n times
     if labels.shape[3] == 1:
         return labels[..., 0]
+    # a sum has no order: equal sets are one node
     rows, _ = labels.flatten(0, 2).sort(dim=1)
     sets, which = rows.unique(dim=0, return_inverse=True)
     nodes = tracer.nodes.new(name, len(sets), "pool", sets.T)
@@ -280,6 +305,7 @@ def addition(
     alpha: Any = 1,
 ) -> Value:
     """A residual connection, a positional parameter, or a shift by a constant."""
+    # b is scaled by alpha, so that the sides are no twins
     rule = sum_of if alpha == 1 else difference_of
     return with_other(tracer, call, a, b, rule, "shift")
 

@@ -38,6 +38,7 @@ def recurrent(
     an LSTM's also of its cells.
     """
     is_packed = getattr(call.target, "_overloadname", "") == "data"  # then batch sizes follow x
+    # passed over: has_biases, dropout and train
     states, weights, _, layers, _, _, both_ways = args[is_packed : is_packed + 7]
     current = _features(tracer, call, x)
     if current is None or not _are_elements(weights):
@@ -50,6 +51,7 @@ def recurrent(
         ends = []
         for way in range(ways):
             k = layer * ways + way
+            # torch lists them layer by layer, forward before reverse
             own = weights[k * size : (k + 1) * size]
             given = [_state_of(state, k) for state in states]
             nodes = _one_way(tracer, call, current, own, given)
@@ -60,6 +62,7 @@ def recurrent(
             last.append(nodes)
         current = torch.cat(ends)
     hidden, cells = map(torch.stack, zip(*last, strict=True))
+    # the axis of length 1 is the batch's; without cells torch gives two values, and zip ends early
     found = (current, hidden[:, None], cells[:, None])
     results = zip(found, call.meta["val"], strict=False)
     return tuple(Neurons(nodes.expand(value.shape)) for nodes, value in results)
@@ -97,6 +100,7 @@ def _features(tracer: Tracer, call: Node, x: Value) -> Tensor | None:
     """
     if isinstance(x, Elements):
         x = as_neurons(tracer, call, x)
+    # unify_places gives None for no neurons, too, which would mean unknown
     if isinstance(x, Tensor) or _has_no_neuron(x):
         return torch.full(x.shape[-1:], NO_NEURON)
     return _nodes_of(tracer, x)
@@ -129,6 +133,7 @@ def _recurrent_layer(
     biases = [w for w in further if len(w.shape) == 1]
     projections = [w for w in further if len(w.shape) == 2]
     name = _name(tracer, w_ih)
+    # w_hh is (gates * n, hidden): fewer than the n cells where these are projected
     hidden = w_hh.shape[1]
     if projections:
         cells = tracer.nodes.new(name, projections[0].shape[1])
@@ -169,6 +174,7 @@ def _add_biases(
     """
     for bias, kind in zip(biases, ("bias", "recurrent"), strict=False):
         gates = _gated(bias, cells)
+        # (n, gates): 3 in a GRU, 4 in an LSTM, 1 in others
         is_gru = gates.shape[1] == 3
         tracer.edges(gates, None, cells, kind if is_gru else "bias")
 
@@ -223,8 +229,10 @@ def _enter(
     """
     if isinstance(state, Elements):
         rows = state.numbers
+        # rows (b, n) that differ over the batch are slots of each neuron
         numbers = rows[0] if same_along(rows, 0) else rows.T
         own = Elements(state.parameter, numbers)
+        # features have no kind "residual"
         meaning = "value" if kind == "residual" else kind
         tracer.edges(own, None, nodes, meaning)
         return
@@ -233,6 +241,7 @@ def _enter(
         return
     sources = _nodes_of(tracer, state)
     if sources is None:
+        # source_nodes makes a node for each label of no neuron
         missing = torch.full_like(nodes, NO_NEURON)
         sources = tracer.source_nodes(missing, "state")
     present = sources > 0
@@ -265,6 +274,7 @@ def recurrent_cell(
     It has the same nodes as the step before where it takes up the state of that. Where no state is
     one of the same weights, a new recurrence begins.
     """
+    # without biases these are None
     weights = [w for w in parameters if w is not None]
     features = _features(tracer, call, x)
     if features is None or not _are_elements(weights):
@@ -287,6 +297,7 @@ def _take_up(
     """Edges from the states that a step is given to the nodes that hold them, if there are none."""
     holders = _holders(cell.nodes, len(states))
     for state, nodes, (held_by, kind) in zip(states, given, holders, strict=True):
+        # states of the step before are these nodes, and need no edges
         known = cell.entered.setdefault(kind, [held_by])
         if any(_same(tracer, old, nodes) for old in known):
             continue
@@ -325,6 +336,7 @@ def _continued(
     """The cell of whose states one is given to a step."""
     for cell in known:
         hidden, _ = cell.nodes
+        # any: one of them may have gone through a norm, as in cells
         if any(_same(tracer, hidden, nodes) for nodes in given):
             return cell
     return None
@@ -348,6 +360,7 @@ def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
     if not differ.any():
         return True
     ends = torch.cat([old[differ], new[differ]])
+    # what a weight makes is an input of its own, as out in cells
     if (ends <= 0).any() or not tracer.nodes.are_free(ends):
         return False
     return tracer.nodes.try_unify(torch.stack([old, new]))
