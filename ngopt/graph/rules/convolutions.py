@@ -41,6 +41,7 @@ def convolution(
     x = as_neurons(tracer, call, x)
     kernel = weight.shape[2:]
     channel = -len(kernel) - 1
+    # along places it is a layer between these, and channels stay, as the gate in mixer
     is_pointwise = prod(kernel) == groups == 1
     if is_pointwise and _is_one_neuron(tracer, x.labels, channel):
         matrix = weight.apply(lambda w: w.flatten(1))
@@ -67,6 +68,7 @@ def transposed_convolution(
     if not isinstance(weight, Elements):
         return tracer.unknown(call)
     x = as_neurons(tracer, call, x)
+    # (g, n_in / g, n_out / g, *k) before axes are exchanged
     cells = weight.apply(lambda w: w.unflatten(0, (groups, -1)).transpose(1, 2))
     return _convolution(tracer, call, x, cells, bias)
 
@@ -83,9 +85,11 @@ def _convolution(
     kernel = cells.shape[3:]
     maps, which = _different_maps(tracer, x.labels, -len(kernel) - 1)
     counts = [len(rows) for rows in maps]
+    # each row is a use of the whole weight; a map of constants alone has none
     if sum(counts) > USES or 0 in counts:
         return Unknown(shape)
     channels = [_new_channels(tracer, call, rows, cells, bias) for rows in maps]
+    # as in shared, where halves of the neurons are in the batch
     labels = torch.stack(channels)[which]  # (*batch, n_out)
     space = [1] * len(kernel)
     labels = labels.reshape(*labels.shape, *space)
@@ -122,6 +126,7 @@ def _is_one_neuron(tracer: Tracer, labels: Tensor, channel: int) -> bool:
     Then they are positions.
     """
     (cut,) = tracer.nodes.find_all(labels)
+    # a single channel is one neuron in any case
     if labels.shape[channel] == 1 or not same_along(cut, channel):
         return False
     return cut.unique().numel() > 1
@@ -137,8 +142,10 @@ def _different_maps(
     Also which one is where, (*batch). Channels are other neurons in other places behind a pixel
     shuffle, say.
     """
+    # first: behind a linear layer that makes a map each place has another row until then
     join_places(tracer, labels, channel)
     rows, which = tracer.unify_rows(labels, channel)
+    # channel is negative; along dimensions in which rows only repeat `which` may have length 1
     batch = which.shape[: labels.dim() + channel]
     maps = which.reshape(batch.numel(), -1)
     found = [tuple(places.unique().tolist()) for places in maps]

@@ -51,6 +51,7 @@ def move(
     """Applies a function that moves entries to labels or elements."""
     first, *options = args
     if packet_of(call) in DTYPES:
+        # on labels it would give floating-point numbers, or complex ones as in complex
         return _converted(first)
     leaves = tree_leaves((args, kwargs))
     if any(isinstance(leaf, Unknown) for leaf in leaves):
@@ -58,6 +59,7 @@ def move(
     if isinstance(first, (list, tuple)):
         return _put_together(tracer, call, first, options, kwargs)
     if isinstance(first, Elements):
+        # what is no view of a parameter, or is indexed by neurons, becomes nodes below
         result = _moved_elements(call, first, options, kwargs)
         if result is not None:
             return result
@@ -91,6 +93,7 @@ def _function_on_labels(call: Node) -> Any:
 
 
 def _neurons(labels: Any) -> Value:
+    # stride 0 is how others know repeats; functions that copy labels lose it
     if isinstance(labels, (list, tuple)):
         return [Neurons(folded(part)) for part in labels]
     return Neurons(folded(labels))
@@ -120,6 +123,7 @@ def _put_together(
 def _labels_of_part(tracer: Tracer, call: Node, value: Value) -> Tensor:
     if not isinstance(value, Tensor):
         return as_neurons(tracer, call, value).labels
+    # columns of one constant are twins of each other, those of different ones are not
     is_same = value.numel() and same_along(value.flatten(), 0)
     label = SAME_CONSTANT if is_same else NO_NEURON
     return torch.full(value.shape, label)
@@ -147,6 +151,7 @@ def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
             path = _path(tracer, source)
             parts.append(_Part(nodes, set(groups), path))
     for part in parts:
+        # `tell_functions_apart` compares nodes of one group alone
         of_one_layer = [other for other in parts if other.groups & part.groups]
         if any(other.path != part.path for other in of_one_layer):
             tracer.applied.append(Applied(part.nodes, None, part.path))
@@ -160,6 +165,7 @@ def _path(tracer: Tracer, call: Node) -> str:
     path = []
     while True:
         sources = call.all_input_nodes
+        # weights, as sums and products, have several inputs: there the path ends
         value = tracer.values.get(sources[0]) if len(sources) == 1 else None
         if not isinstance(value, (Neurons, list, tuple)):
             return " ".join([*path, call.name])
@@ -176,6 +182,7 @@ def _moves_positions(call: Node, first: Value) -> bool:
         return False
     dims = _changed_dims(call, first)
     strides = folded(first.labels).stride()
+    # `folded` gives stride 0 where labels repeat: positions of the same neurons
     return bool(dims) and all(strides[d] == 0 for d in dims)
 
 
@@ -188,6 +195,7 @@ def _changed_dims(call: Node, first: Neurons) -> list[int]:
     if packet is aten.index:
         return [d for d, index in enumerate(options[0]) if index is not None]
     if packet is aten.roll:
+        # without dims torch rolls the flattened tensor, neurons among it
         return options[1] if len(options) > 1 else []
     if packet is aten.flip:
         return options[0]
@@ -195,9 +203,11 @@ def _changed_dims(call: Node, first: Neurons) -> list[int]:
 
 
 def _selected_dims(call: Node, first: Neurons) -> list[int]:
+    # x[:] takes everything
     if call.meta["val"].shape == first.shape:
         return []
     dims: Any = call.args[1:2]
+    # a slice that names no dimension is of the first one
     return list(dims) or [0]
 
 
@@ -241,9 +251,11 @@ def as_neurons(tracer: Tracer, call: Node, value: Value) -> Neurons:
     if not isinstance(value, Elements):
         labels = torch.full(tuple(value.shape), NO_NEURON)
         return Neurons(labels)
+    # an element that is expanded over a batch or over tokens is one node
     numbers, which = value.numbers.unique(return_inverse=True)
     name = tracer.parameters[value.parameter].name
     count = len(numbers)
+    # free: as latents, learned entries of several positions may be one neuron, as in perceiver
     free = numbers.new_empty(0, count)
     nodes = tracer.nodes.new(name, count, made_of=free, mark=Mark.LEARNED)
     different = Elements(value.parameter, numbers)
@@ -255,6 +267,7 @@ def transposed(value: Value) -> Value:
     if isinstance(value, Elements):
         return value.apply(lambda x: x.mT)
     if isinstance(value, Neurons):
+        # W x is a transposed x^T W^T, and sums of such are one layer too
         return Neurons(value.labels.mT, is_pristine=value.is_pristine)
     if isinstance(value, Tensor):
         return value.mT
@@ -285,6 +298,7 @@ def im2col(
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
     function: Any = call.target
+    # im2col takes no integers, and double holds numbers below 2^53; it pads with 0, no neuron
     patches = function(x.labels.double(), *options)
     labels = patches.round().long()
     return Neurons(folded(labels))

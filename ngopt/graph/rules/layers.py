@@ -35,17 +35,20 @@ def linear(
     """y = x W^T + b; W (n_out, n_in). shape: of y, where it is not the node's own."""
     shape = tracer.shape_of(call) if shape is None else shape
     if not isinstance(weight, Elements):
+        # a layer made it, as in generator, or it is constant; (n_out, n_in)
         return unknown_weight(tracer, call, x, transposed(weight), bias, shape)
     if isinstance(x, (Tensor, Unknown)):
         return first_layer(tracer, call, x, weight, bias, shape)
     x = as_neurons(tracer, call, x)
     rows, which = tracer.unify_rows(x.labels, -1)
+    # too many rows differ along n_in, of which position_mixing says that nothing is known
     if _are_positions(rows) or len(rows) > USES:
         return position_mixing(tracer, call, x, weight, bias, shape)
     results = torch.full((len(rows), weight.shape[0]), NO_NEURON)
     for row, result in zip(rows, results, strict=True):
         if (row > 0).any():
             result[:] = dense(tracer, call, row, weight, bias)
+    # pristine, so that layers which are only summed are one, as in deep sets
     return Neurons(results[which].expand(shape), is_pristine=True)
 
 
@@ -53,6 +56,7 @@ def _are_positions(rows: Tensor) -> bool:
     """Whether rows (r, n_in) are of positions: each is one neuron throughout, or none is one."""
     if not (rows > 0).any():
         return True
+    # one row has no other to differ from, and rows of one entry are always of one neuron
     return min(rows.shape) > 1 and same_along(rows, 1)
 
 
@@ -105,6 +109,7 @@ def unknown_weight(
     """x @ weight + bias with a weight (..., n_in, n_out) that is another activation, or unknown."""
     result = product_sum(tracer, call.name, x, weight, shape)
     is_lost = isinstance(result, Unknown) and isinstance(weight, (Tensor, Unknown))
+    # a fixed matrix mixes neurons, as the random features in equilibrium
     if is_lost and isinstance(x, Neurons):
         targets = tracer.nodes.new(call.name, shape[-1])
         tracer.pin(x.labels, targets)  # no edges say which are twins
@@ -129,6 +134,7 @@ def position_mixing(
     """
     name = tracer.name_of(weight)
     sources = x.positions
+    # behind another layer over places its targets are the sources, as in mixer
     if sources is None or len(sources) != weight.shape[1]:
         sources = tracer.nodes.new(f"{name}.positions", weight.shape[1], "position")
     targets = tracer.nodes.new(name, weight.shape[0], "position")
@@ -167,6 +173,7 @@ def matmul(
             return linear(tracer, call, x, transposed(other), shape=shape)
         return batched_weight(tracer, call, x, other, shape)
     is_weight = isinstance(x, Elements) and len(x.shape) == 2
+    # W times a vector is not transposed: its shape has one dimension
     if is_weight and isinstance(other, Neurons) and len(shape) > 1:
         return _weight_first(tracer, call, x, other, shape)
     return unknown_weight(tracer, call, x, other, None, shape)
@@ -202,6 +209,7 @@ def batched_weight(
         if sources is None:
             return Unknown(shape)
         matrix = weight.apply(lambda w, place=place: w[place].mT)
+        # (n_out,), the same for all t
         results[index] = dense(tracer, call, sources, matrix)
     return Neurons(results)
 
@@ -225,6 +233,7 @@ def bilinear(
     right = tracer.unify_places(b.labels, -1)
     if left is None or right is None:
         return tracer.unknown(call)
+    # edges of value 1 need nodes at both ends; for elements alone `Tracer.edges` makes them
     left = tracer.source_nodes(left, name)
     right = tracer.source_nodes(right, name)
     count = len(left) * len(right)
@@ -232,6 +241,7 @@ def bilinear(
     products = pairs.reshape(len(left), len(right))
     tracer.edges(None, left[:, None], products, "left")
     tracer.edges(None, right, products, "right")
+    # (n_out, left * right), in the order of the pairs
     matrix = weight.apply(lambda w: w.flatten(1))
     targets = dense(tracer, call, pairs, matrix, bias)
     return Neurons(targets.expand(tracer.shape_of(call)))
@@ -256,6 +266,7 @@ def grid_sample(
         labels = torch.stack(features)
     if labels is None:
         return Unknown(shape)
+    # (features,) of activations, (planes, features) of a parameter
     space = [1] * (len(shape) - 2)
     labels = labels.reshape(*labels.shape, *space)
     return Neurons(labels.expand(shape))
@@ -264,6 +275,7 @@ def grid_sample(
 def _features_of_plane(tracer: Tracer, call: Node, planes: Elements, k: int) -> Tensor:
     """New neurons (features,) of one of several planes (planes, features, *space)."""
     name = f"{tracer.name_of(planes)}.{k}"
+    # each plane is read at coordinates of its own, as in triplane: places are not shared
     plane = planes.apply(lambda p: p[k].flatten(1))
     features, size = plane.shape
     places = tracer.nodes.new(f"{name}.places", size, "position")
@@ -283,6 +295,7 @@ def embedding(
     """Rows of a table are input nodes; W (tokens, n)."""
     if not isinstance(weight, Elements):
         return elementwise(tracer, call, (weight,), {})
+    # which row an index takes is data: all places have the same neurons
     labels = _table(tracer, call, weight).expand(tracer.shape_of(call))
     return Neurons(labels, is_pristine=True)
 
@@ -319,6 +332,7 @@ def embedding_bag(
 
     factors: one for each index, (indices,).
     """
+    # torch gives places beside the bags: offsets, sizes, and those of maxima
     bags, *rest = call.meta["val"]
     others = [Unknown(v.shape) for v in rest]
     if not isinstance(weight, Elements):

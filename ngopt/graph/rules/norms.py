@@ -92,6 +92,7 @@ def _norm_of_rows(
     bias: Value,
 ) -> Value:
     """A norm over the last `count` dimensions."""
+    # a scale is edges, which need nodes; without one the result stands for the parameter itself
     if isinstance(x, Elements) and _is_learned(weight, bias):
         x = as_neurons(tracer, call, x)
     if not isinstance(x, Neurons):
@@ -124,8 +125,10 @@ def group_norm(
     if not isinstance(x, Neurons):
         return _no_neurons(tracer, call, x)
     _join_channels(tracer, x)
+    # channels stay, even of one neuron, as they are cut into groups next
     (labels,) = without_repeats([x.labels], keep=[1])
     rows = labels.unflatten(1, (groups, -1)).flatten(2)
+    # fresh also without a scale, as nodes of groups lie between two layers
     result = scale_and_shift(tracer, call, x, [1], weight, bias, rows, fresh=True)
     before = tracer.unify_places(x.labels, 1)
     if before is None or not isinstance(result, Neurons) or (before <= 0).any():
@@ -181,6 +184,7 @@ def scale_and_shift(
     if isinstance(bias, Elements):
         tracer.edges(_flat(bias), None, targets, "beta")
     shape = _shape_along(x, dims)
+    # pristine, so that norms which are only summed are one layer, as in residual
     return Neurons(targets.reshape(shape).expand(x.shape), is_pristine=True)
 
 
@@ -199,8 +203,10 @@ def _new_nodes(tracer: Tracer, name: str, sources: Tensor) -> Tensor:
     """A new node for each different source, in groups as those are."""
     targets = torch.empty_like(sources)
     groups = tracer.nodes.group_of(sources)
+    # layers that are concatenated stay apart behind a norm, as in densenet
     for group in groups.unique():
         members = groups == group
+        # in the order of channels, not of numbers: these differ behind a channel shuffle
         different, which = in_order(sources[members])
         targets[members] = tracer.nodes.new(name, len(different))[which]
     return targets
@@ -237,6 +243,7 @@ def _shared_scale_and_shift(
     """
     (labels,) = tracer.nodes.find_all(x.labels)
     nodes = nodes_among(labels)
+    # a width of 1 stands for no groups: each channel is normalised on its own
     groups = torch.empty(0, 1) if rows is None else _disjoint_rows(tracer, rows)
     if not len(nodes) or groups is None:
         return Unknown(x.shape)
@@ -263,6 +270,7 @@ def _add_row_nodes(tracer: Tracer, call: Node, labels: Tensor) -> bool:
     if same_along(labels, -1):
         return True  # each row is one neuron, at several positions
     groups = _disjoint_rows(tracer, labels)
+    # a single row has no other to be told from, as the gates in experts
     if groups is not None and len(groups) > 1:
         _add_groups(tracer, call.name, groups)
     return groups is not None
@@ -278,6 +286,7 @@ def softmax(
 ) -> Value:
     """Over positions neurons stay as they are; each of several rows of neurons has a node."""
     if isinstance(x, Elements):
+        # neurons that such rows meet are pinned, see `with_parameter`
         tracer.rowwise.add(x.parameter)
         if not is_whole(tracer, x):
             tracer.fixed.add(x.parameter)  # rows of another shape may be parts of its own
@@ -289,6 +298,7 @@ def softmax(
     if not _add_row_nodes(tracer, call, labels):
         return tracer.unknown(call)
     applied(tracer, call, labels)
+    # not pristine: two softmaxes that are summed are not one layer
     return Neurons(x.labels)
 
 
@@ -303,11 +313,13 @@ def weight_norm(
     """w = g v / |v|, with a norm for every row."""
     if not (isinstance(v, Elements) and isinstance(g, Elements)):
         return tracer.unknown(call)
+    # with stride 0 along a row, by which `Tracer.edges` sees a feature of the targets
     norms = g.apply(lambda g: g.broadcast_to(v.shape))
     weight = v.accompanied([norms])
     values = call.meta["val"]
     if isinstance(values, Tensor):
         return weight
+    # the interface gives norms of rows too, which are exchanged with these
     return (weight, *(Unknown(value.shape, True) for value in values[1:]))
 
 
@@ -318,7 +330,9 @@ def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
     """
     rows = tracer.nodes.find(labels).reshape(-1, labels.shape[-1])
     present = [row.unique() for row in distinct_rows(rows) if (row > 0).any()]
+    # a set, as distinct_rows may give the first row twice
     found = sorted({tuple(row.tolist()) for row in present})
+    # also without any: then rows have no neurons
     if len({len(members) for members in found}) != 1:
         return None
     sets = torch.tensor(found)

@@ -40,10 +40,12 @@ def with_parameter(
         tracer.pin(x.labels)  # its rows may be parts of them
     shape = torch.broadcast_shapes(x.shape, elements.shape)
     place = _places_on_new_axes(x.shape, elements, shape)
+    # a neuron is another one at each place of a new axis, as in selective
     if place.numel() > 1:
         return _along_new_axes(tracer, call, x, elements, kind, place)
     numbers = elements.numbers.expand(shape)
     labels, pairs = _meeting(tracer, x.labels.expand(shape), numbers)
+    # only then are the elements a table, with a row for each neuron
     if pairs.numel() and not _uneven(pairs):
         labels = _entry_by_entry(tracer, labels, pairs, elements.parameter, kind)
     else:
@@ -63,13 +65,16 @@ def _entry_by_entry(
     pairs: which neurons meet which elements, (2, pairs).
     """
     nodes = pairs[0].unique_consecutive()
+    # pairs are sorted, those of one neuron side by side
     met = pairs[1].reshape(len(nodes), -1)  # (neurons, elements of each)
     sets, owner = met.unique(dim=0, return_inverse=True)
     own = Elements(parameter, sets.squeeze(1))
+    # blocks of a graph are strided views, and an element lies in one set alone to be a slot there
     if own.view() is None or repeats_any(sets):
         tracer.pin(nodes)
         return labels
     name = tracer.parameters[parameter].name
+    # as a scale that heads share, in head norms
     if len(sets) < len(nodes):
         shared = tracer.nodes.new(name, len(sets), "parameter")
         tracer.edges(own, None, shared, kind)
@@ -93,6 +98,7 @@ def _meeting(
     whole, numbers = without_repeats([labels, numbers])
     labels = tracer.nodes.find(whole)
     pairs = _pairs(labels, numbers)
+    # a class token is other nodes than the patches until they are unified, as in tokens
     if _uneven(pairs) and tracer.unify_places(whole, -1) is not None:
         labels = tracer.nodes.find(whole)  # tokens that are the same neurons after all
         pairs = _pairs(labels, numbers)
@@ -104,9 +110,10 @@ def _places_on_new_axes(
     elements: Elements,
     shape: torch.Size,
 ) -> Tensor:
-    """Numbers of the places along the axes that a tensor gets from a parameter.
+    """Numbers of the places along the axes that a tensor gets from a parameter, from 0.
 
-    Along an axis that it had before, the places are positions of the same neurons.
+    They broadcast to the shape. Along an axis that the tensor had before, the places are positions
+    of the same neurons.
     """
     numbers = elements.numbers.expand(shape)
     missing = len(shape) - len(before)
@@ -116,6 +123,7 @@ def _places_on_new_axes(
         if old == 1 < new and not same_along(numbers, d):
             behind = [1] * (len(shape) - 1 - d)
             along = torch.arange(new).reshape(-1, *behind)
+            # mixed radix: numbers of places run fastest along the last new axis
             place = place * new + along
     return place
 
@@ -134,9 +142,11 @@ def _along_new_axes(
     labels, numbers, place = without_repeats(whole)
     labels = tracer.nodes.find(labels).clone()  # what was found may be a view of what was asked for
     neuron = labels > 0
+    # a pair of neuron and place is a new node; met: which of these meets which element
     pairs, which = unique_pairs(labels[neuron], place[neuron])
     met, _ = unique_pairs(which, numbers[neuron])
     own = None
+    # equally many pairs: every new node meets one element
     if kind in SCALES and met.shape == pairs.shape:
         own = _table(elements.parameter, pairs[0], met[1])
     nodes = _nodes_at_places(tracer, call, pairs[0], own, kind)
@@ -173,6 +183,7 @@ def _nodes_at_places(
         tracer.edges(None, sources, nodes, "copy")
         return nodes
     name = tracer.parameters[own.parameter].name
+    # free if the sources are: scaled entries of an input are joined as the entries would be
     nodes = tracer.nodes.new(name, count, made_of=sources[None])
     tracer.edges(own, sources.reshape(own.shape), nodes.reshape(own.shape), kind)
     return nodes

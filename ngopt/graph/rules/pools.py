@@ -50,11 +50,14 @@ def _pooled(
 ) -> Value:
     if not isinstance(x, Neurons):
         return Unknown(shape)
+    # (channels, length) has no batch
     channel = 1 if x.labels.dim() > 2 else 0
+    # a window lies over several neurons of a channel behind a pixel shuffle
     join_places(tracer, x.labels, channel)
     channels = tracer.unify_places(x.labels, channel)
     if channels is None:
         return Unknown(shape)
+    # channels that are pooled otherwise are no twins of these, nor those that are not
     applied(tracer, call, channels)
     space = [1] * (len(shape) - channel - 1)
     labels = channels.reshape(-1, *space)
@@ -93,8 +96,10 @@ def _reduced(
 ) -> Value:
     """Over positions of the same neurons these stay; different neurons meet in a new node."""
     if not isinstance(x, Neurons):
+        # one number of all elements says nothing of rows
         if isinstance(x, Elements) and shape.numel() > 1:
             tracer.rowwise.add(x.parameter)
+        # statistics of rows are exchanged with them, as in normalised, unless rows were cut
         return Unknown(shape, equivariant=is_whole(tracer, x))
     dims = _reduced_dims(call, x.shape, shape)
     if dims is None:
@@ -114,15 +119,18 @@ def _reduced(
 
 def _pool_nodes(tracer: Tracer, call: Node, rows: Tensor) -> Tensor | None:
     """A node for each set of neurons (n,) among rows (r, n), as (r,); None if they are too many."""
+    # no reduction sees an order, so that rows of the same neurons have one node
     rows = rows.sort(dim=1).values
     sets, which = rows.unique(dim=0, return_inverse=True)
     if len(sets) > ROWS or (sets <= 0).any():
         return None
     count = len(sets)
+    # (n, sets): pools of the inputs at several places may become one, as those are free
     nodes = tracer.nodes.new(call.name, count, "pool", sets.T)
     tracer.edges(None, sets, nodes[:, None], "pool")
     for row in sets:
         members, counts = row.unique(return_counts=True)
+        # an edge of value 1 does not say how often a neuron is in the sum
         if (counts != counts[0]).any():
             tracer.pin(members)
     return nodes[which]
@@ -136,9 +144,11 @@ def _reduced_dims(
     """The dimensions that a function reduces, as its signature names them."""
     signature = call.target._schema.arguments  # type: ignore[union-attr]
     names = [argument.name for argument in signature]
+    # torch.fx leaves out arguments that have their defaults
     given = dict(zip(names, call.args, strict=False)) | call.kwargs
     dims: Any = given.get("dim")
     count = len(before)
+    # for torch an empty list means all dimensions; other results without dims are not known
     if dims is None or dims == []:
         return list(range(count)) if prod(after) == 1 else None
     dims = [dims] if isinstance(dims, int) else dims

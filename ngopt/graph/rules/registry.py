@@ -26,6 +26,7 @@ RULES: dict[Any, Rule] = {}
 
 def packet_of(call: Node) -> Any:
     """The function that is called, the same for all types of its arguments."""
+    # functions of Python, such as operator.getitem, have no overloads
     return getattr(call.target, "overloadpacket", call.target)
 
 
@@ -37,6 +38,7 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
 
     def register(rule: Rule) -> Rule:
         for target in targets:
+            # overloads and their packets are keys; `Walk._value` looks for the overload first
             RULES[target] = rule
         return rule
 
