@@ -130,7 +130,7 @@ class Walk:
         value = call.meta.get("val")
         if not isinstance(value, Tensor):
             return value
-        if not value.is_floating_point():
+        if not value.is_floating_point() and not value.is_complex():
             # tokens: 0 is a row of every table
             return torch.zeros(value.shape, dtype=value.dtype)
         rest = value.shape[1:]

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ngopt import build_graph
-from ngopt.graph import NeuralGraph
 from ngopt.graph.parameter_graph import parameter_graph
-from tests.automorphisms import automorphisms, subproducts
-from tests.equivariance import assert_function_respects, assert_metanet_respects, randomised
+from tests.whole import check, check_symmetries
 from tests.zoo import Attention
 
 ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Identity, nn.PReLU)
@@ -171,23 +169,6 @@ def networks(draw) -> tuple[nn.Module, Tensor]:
     return model.double(), example.double() if example.is_floating_point() else example
 
 
-def check(network: tuple[nn.Module, Tensor]) -> None:
-    model, example = network
-    graph = build_graph(model, example)
-    assert graph.unplaced == ()
-    params = randomised(model)
-    assert all(
-        torch.equal(a, b) for a, b in zip(params, graph.scatter(graph.gather(params)), strict=True)
-    )
-    check_symmetries(network, graph)
-
-
-def check_symmetries(network: tuple[nn.Module, Tensor], graph: NeuralGraph) -> None:
-    found = automorphisms(graph)
-    assert_function_respects(*network, graph, subproducts(found, 4))
-    assert_metanet_respects(graph, found, products=1)
-
-
 COMMON = {
     "deadline": None,
     "derandomize": True,
@@ -204,7 +185,7 @@ def test_random_networks(network):
 
 
 @pytest.mark.thorough
-@settings(max_examples=2500, **{**COMMON, "derandomize": False})
+@settings(max_examples=5000, **{**COMMON, "derandomize": False})
 @given(networks())
 def test_many_random_networks(network):
     check(network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -203,15 +204,30 @@ def batched_weight(
     both = torch.broadcast_shapes(x.shape[:-2], lead)
     labels = x.labels.expand(*both, *x.shape[-2:])
     results = torch.full(shape, NO_NEURON)
-    for place in product(*map(range, lead)):
+    for place in _places(labels, lead):
         index = (..., *place, slice(None), slice(None))
         sources = tracer.unify_places(labels[index], -1)
         if sources is None:
             return Unknown(shape)
-        matrix = weight.apply(lambda w, place=place: w[place].mT)
+        # a weight that is broadcast is the same at all places
+        own = tuple(0 if size == 1 else p for p, size in zip(place, lead, strict=True))
+        matrix = weight.apply(lambda w, own=own: w[own].mT)
         # (n_out,), the same for all t
         results[index] = dense(tracer, call, sources, matrix)
     return Neurons(results)
+
+
+def _places(labels: Tensor, lead: Sequence[int]) -> Iterator[tuple[int | slice, ...]]:
+    """Where in the leading dimensions of labels (*, *lead, t, n_in) weights (*lead) are used.
+
+    Along a dimension in which the weight is broadcast: all at once where neurons are the same, as
+    in a batch, else one place after the other, as with heads.
+    """
+    axes = []
+    for d, size in enumerate(lead, start=-2 - len(lead)):
+        is_shared = size == 1 and same_along(labels, d)
+        axes.append([slice(None)] if is_shared else range(labels.shape[d]))
+    return product(*axes)
 
 
 @register_rule(aten.bilinear)

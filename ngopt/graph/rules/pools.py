@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from re import search
 from typing import Any
 
 import torch
@@ -50,8 +51,8 @@ def _pooled(
 ) -> Value:
     if not isinstance(x, Neurons):
         return Unknown(shape)
-    # (channels, length) has no batch
-    channel = 1 if x.labels.dim() > 2 else 0
+    # a single map (channels, *space) has no batch, and comes to the function that its space has
+    channel = x.labels.dim() - _spatial_dims(call) - 1
     # a window lies over several neurons of a channel behind a pixel shuffle
     join_places(tracer, x.labels, channel)
     channels = tracer.unify_places(x.labels, channel)
@@ -62,6 +63,13 @@ def _pooled(
     space = [1] * (len(shape) - channel - 1)
     labels = channels.reshape(-1, *space)
     return Neurons(labels.expand(shape))
+
+
+def _spatial_dims(call: Node) -> int:
+    """2 of `max_pool2d`, as its name says."""
+    found = search(r"(\d)d", str(call.target))
+    assert found is not None
+    return int(found[1])
 
 
 REDUCTIONS = functions("""

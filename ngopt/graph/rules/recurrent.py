@@ -314,8 +314,8 @@ def _cell_of(
     given: Sequence[Tensor | None],
 ) -> Cell:
     """The cell whose step this is, or a new one, with edges from what the step sees."""
-    views = tuple(w.view() for w in weights)
-    known = tracer.cells.setdefault(views, [])
+    key = tuple(w.view() or (w.parameter, *w.numbers.flatten().tolist()) for w in weights)
+    known = tracer.cells.setdefault(key, [])
     cell = _continued(tracer, known, given)
     if cell is None:
         nodes = _recurrent_layer(tracer, call, features, weights)

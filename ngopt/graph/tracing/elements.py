@@ -65,15 +65,26 @@ class Elements:
         if found is None:
             return None
         strides, offset = found
-        for size, stride in zip(self.shape, strides, strict=True):
-            if size > 1 and stride == 0:  # expanded
-                return None
+        if _has_repeats(self.shape, strides):
+            return None
         return View(self.parameter, tuple(self.shape), strides, offset)
 
 
 def _share_storage(a: Tensor, b: Tensor) -> bool:
     # data_ptr is 0 for every tensor without data
     return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+
+
+def _has_repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether a strided tensor has an element twice, as expanded ones and windows that overlap."""
+    axes = sorted((stride, size) for size, stride in zip(shape, strides, strict=True) if size > 1)
+    reach = 0
+    for stride, size in axes:
+        if stride <= reach:
+            numbers = _numbers(shape, strides, 0)
+            return len(numbers.unique()) < numbers.numel()
+        reach += stride * (size - 1)
+    return False
 
 
 def _strides_and_offset(layout: Tensor) -> tuple[tuple[int, ...], int] | None:

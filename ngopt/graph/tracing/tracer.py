@@ -251,7 +251,8 @@ class Tracer:
         counts = (rows > 0).sum(1)
         # padding leaves gaps in some rows: the row with fewest stands for all
         best = rows[counts.argmax()]
-        if not (best > 0).any():
+        # each row has gaps where another has neurons, as behind two ways of padding
+        if ((rows > 0) & (best <= 0)).any() or not (best > 0).any():
             return None
         rows = torch.where(rows > 0, rows, best)
         if (rows != best).any():

@@ -1,0 +1,122 @@
+"""Networks that few people build, each with what a graph may get wrong about it."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ngopt import build_graph
+from ngopt.graph.topology import unconnected
+from tests.equivariance import randomised
+from tests.whole import check
+
+
+def double(model, *example):
+    return model.double(), tuple(x.double() for x in example)
+
+
+def sizes(graph):
+    return [group.size for group in graph.groups]
+
+
+def used(graph, name):
+    """How many edges the elements of a parameter are."""
+    views = [block.view for block in graph.weights if block.view]
+    own = [view for view in views if graph.parameters[view.parameter].name == name]
+    return sum(view.numel for view in own)
+
+
+def test_a_single_map_is_pooled_along_its_space():
+    """(channels, height, width), without a batch."""
+    layers = nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Conv2d(3, 2, 3)
+    graph = check(double(nn.Sequential(*layers), torch.randn(1, 8, 8)))
+    assert sizes(graph) == [1, 3, 2]
+    assert not unconnected(graph)
+
+
+class SharedByHeads(nn.Module):
+    """One weight, (1, 4, 5), for each of two heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(10, 2)
+        self.weight = nn.Parameter(torch.randn(1, 4, 5))
+
+    def forward(self, x):
+        heads = self.first(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        return self.last(torch.matmul(heads.tanh(), self.weight).transpose(1, 2).flatten(2))
+
+
+def test_a_weight_that_is_broadcast_over_heads_is_used_by_each():
+    graph = check(double(SharedByHeads(), torch.randn(2, 6, 3)))
+    assert used(graph, "weight") == 2 * 20
+
+
+class PaddedTwoWays(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.last(torch.stack([F.pad(self.a(x), (0, 1)), F.pad(self.b(x), (1, 0))], 1))
+
+
+def test_neurons_do_not_become_one_with_what_padding_added():
+    graph = check(double(PaddedTwoWays(), torch.randn(2, 3)))
+    assert all(group.name != "none" for group in graph.groups)
+    # each of the rows has three neurons and a constant
+    assert used(graph, "last.weight") == 2 * 20
+    assert [group.size for group in graph.groups if group.kind == "constant"] == [1, 1]
+
+
+class Windows(nn.Module):
+    """Rows of a matrix that share elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.weight = nn.Linear(2, 3), nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        return F.linear(self.first(x).tanh(), self.weight.unfold(0, 3, 1))
+
+
+def test_windows_that_overlap_have_no_place_and_that_is_said():
+    model, example = double(Windows(), torch.randn(4, 2))
+    graph = build_graph(model, example)
+    assert graph.unplaced == ("weight",)
+    params = randomised(model)
+    for a, b in zip(params, graph.scatter(graph.gather(params)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_complex_inputs_are_neurons():
+    model = nn.Linear(3, 2, dtype=torch.complex128)
+    graph = build_graph(model, torch.randn(4, 3, dtype=torch.complex128))
+    assert [(group.kind, group.role) for group in graph.groups] == [
+        ("neuron", "input"),
+        ("neuron", "output"),
+    ]
+
+
+class PickedCells(nn.Module):
+    """Two cells whose weights are rows of one parameter, in an order that no strides give."""
+
+    def __init__(self):
+        super().__init__()
+        self.w_in, self.w = nn.Parameter(torch.randn(18, 4)), nn.Parameter(torch.randn(18, 3))
+        self.last = nn.Linear(6, 2)
+
+    def forward(self, x):
+        order, states = [0, 1, 3, 2, 4, 5, 6, 7, 8], []
+        for start in (0, 9):
+            rows = [start + row for row in order]
+            state = x.new_zeros(len(x), 3)
+            states.append(torch.gru_cell(x, state, self.w_in[rows], self.w[rows]))
+        return self.last(torch.cat(states, -1))
+
+
+def test_cells_with_picked_weights_are_not_the_same():
+    model, example = double(PickedCells(), torch.randn(2, 4))
+    graph = build_graph(model, example)
+    (last,) = {block.target for block in graph.blocks if graph.groups[block.target].size == 2}
+    cells = {block.source for block in graph.blocks if block.target == last}
+    assert [graph.groups[cell].size for cell in sorted(cells)] == [3, 3]
