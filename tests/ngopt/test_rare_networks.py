@@ -98,7 +98,8 @@ def test_complex_inputs_are_neurons():
 
 
 class PickedCells(nn.Module):
-    """Two cells whose weights are rows of one parameter, in an order that no strides give."""
+    """Two cells, one behind the other, whose weights are rows of one parameter in an order that
+    no strides give."""
 
     def __init__(self):
         super().__init__()
@@ -107,10 +108,11 @@ class PickedCells(nn.Module):
 
     def forward(self, x):
         order, states = [0, 1, 3, 2, 4, 5, 6, 7, 8], []
+        state = x.new_zeros(len(x), 3)
         for start in (0, 9):
             rows = [start + row for row in order]
-            state = x.new_zeros(len(x), 3)
-            states.append(torch.gru_cell(x, state, self.w_in[rows], self.w[rows]))
+            state = torch.gru_cell(x, state, self.w_in[rows], self.w[rows])
+            states.append(state)
         return self.last(torch.cat(states, -1))
 
 
