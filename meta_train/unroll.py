@@ -117,8 +117,9 @@ class Task(Optimizees):
     def loss(
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
     ) -> tuple[Tensor, Buffers]:
+        batch = self.batch(step)
         with self.randomness(step):
-            return self.loss_of(params, buffers, self.scales, self.batch(step))
+            return self.loss_of(params, buffers, self.scales, batch)
 
     def loss_of(
         self,
