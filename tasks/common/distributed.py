@@ -80,7 +80,7 @@ def joined() -> Iterator[Ranks]:
 def device_of(name: str) -> torch.device:
     """The device that a process computes on; of several GPUs on a machine the one of its turn.
 
-    Raises ValueError for a name that torch does not know, and where there is no GPU.
+    Raises ValueError for another name than cpu and cuda, and for cuda where there is no GPU.
     """
     if name == "cpu":
         return torch.device(name)

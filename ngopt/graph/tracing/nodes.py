@@ -88,7 +88,7 @@ class Nodes:
         length = self.count + size
         if length > capacity:
             wider = max(size, capacity)
-            more = torch.empty(5, wider, dtype=torch.long)
+            more = torch.empty(len(self._facts), wider, dtype=torch.long)
             self._facts = torch.cat([self._facts, more], dim=1)
         facts = self._facts[:, :length]
         # nodes of one step whose identities differ stay apart, -1: free
