@@ -195,7 +195,9 @@ def _layer_of_module(parameters: Sequence[ParameterSpec], members: dict[str, int
     if not shape or (len(shape) == 1 and weight is None):
         return Layer(None, rest=list(members.values()))
     rest = []
-    if bias is not None and parameters[bias].shape != shape[:1]:
+    if bias == first:  # a matrix of that name, alone in its module
+        bias = None
+    elif bias is not None and parameters[bias].shape != shape[:1]:
         bias, rest = None, [bias]
     if len(shape) == 1:
         return Layer(None, norms=[(first, bias)], rest=rest)

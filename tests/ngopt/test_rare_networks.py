@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ngopt import build_graph
 from ngopt.graph.topology import unconnected
 from tests.equivariance import randomised
-from tests.whole import check
+from tests.whole import check, check_symmetries
 
 
 def double(model, *example):
@@ -122,3 +122,79 @@ def test_cells_with_picked_weights_are_not_the_same():
     (last,) = {block.target for block in graph.blocks if graph.groups[block.target].size == 2}
     cells = {block.source for block in graph.blocks if block.target == last}
     assert [graph.groups[cell].size for cell in sorted(cells)] == [3, 3]
+
+
+class HeadsOfOneNeuron(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.last = nn.Linear(4, 9), nn.Linear(3, 2)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 3, 1)).permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(q, k, v)
+        return self.last(heads.transpose(1, 2).flatten(2))
+
+
+def test_a_head_of_one_neuron_weighs_one_value_and_not_one_for_each_token():
+    """Whatever the number of tokens: 4 inputs, 9 of q, k and v, and 3 products, heads, values."""
+    for tokens in (2, 5):
+        graph = check(double(HeadsOfOneNeuron(), torch.randn(2, tokens, 4)))
+        assert sizes(graph) == [4, 9, 3, 3, 3, 2]
+
+
+class GatedByTheFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(torch.einsum("bi,bi->bi", self.a(x), self.b(x)[:1]))
+
+
+def test_an_index_of_length_one_is_broadcast_in_an_einsum():
+    graph = check(double(GatedByTheFirst(), torch.randn(2, 4)))
+    assert not unconnected(graph)
+
+
+class MixedByAConstant(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(6, 3)
+        self.register_buffer("matrix", torch.randn(6, 5))
+
+    def forward(self, x):
+        return self.last(self.matrix @ self.first(x))
+
+
+def test_a_constant_matrix_may_mix_the_neurons_of_a_vector(recwarn):
+    check(double(MixedByAConstant(), torch.randn(4)))
+    assert not [w for w in recwarn if "failed" in str(w.message)]
+
+
+class HeadsOfWhichOneIsTurned(nn.Module):
+    """The second head sees its neurons in another order at each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(10, 2)
+        self.weight = nn.Parameter(torch.randn(2, 4, 5))
+
+    def forward(self, x):
+        plain, other = self.first(x).tanh().chunk(2, -1)
+        turned = torch.cat([other[:, :1], other[:, 1:].flip(-1)], 1)
+        heads = torch.stack([plain, turned], 1)
+        return self.last((heads @ self.weight).transpose(1, 2).flatten(2))
+
+
+def test_a_weight_that_one_head_cannot_place_has_no_edges_of_the_others():
+    network = double(HeadsOfWhichOneIsTurned(), torch.randn(2, 2, 3))
+    graph = build_graph(*network)
+    assert graph.unplaced == ("weight",)
+    assert used(graph, "weight") == 40
+    check_symmetries(network, graph)
+
+
+def test_a_matrix_called_bias_is_one_layer():
+    parameters = [("first.weight", torch.ones(5, 4)), ("prompt.bias", torch.ones(3, 5))]
+    graph = build_graph(parameters)
+    assert used(graph, "prompt.bias") == 15

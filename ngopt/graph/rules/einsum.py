@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from re import fullmatch
@@ -45,13 +45,13 @@ def einsum(
     if isinstance(x, Elements) and not isinstance(y, Elements):
         a, b = b, a
         x, y = y, x
-    sizes = dict(zip(a + b, (*x.shape, *y.shape), strict=True))
+    sizes = _sizes(a + b, (*x.shape, *y.shape))
     left = _without(output, b)
     right = _without(output, a)
     batch = _without(output, left + right)
     summed = _without(a, output)
-    x = _arranged(x, a, batch, left, summed)
-    y = _arranged(y, b, batch, right, summed)
+    x = _arranged(x, a, sizes, (batch, left, summed))
+    y = _arranged(y, b, sizes, (batch, right, summed))
     # call's own shape has these axes apart, in the order of the output
     shape = torch.Size((*x.shape[:-1], y.shape[-2]))
     product = matmul(tracer, call, x, transposed(y), shape)
@@ -78,6 +78,15 @@ def _indices(equation: str) -> tuple[str, str, str] | None:
     return a, b, output
 
 
+def _sizes(names: str, lengths: Sequence[int]) -> dict[str, int]:
+    """Of every index; a length of 1 is broadcast."""
+    sizes = dict.fromkeys(names, 1)
+    for name, length in zip(names, lengths, strict=True):
+        if length != 1:
+            sizes[name] = length
+    return sizes
+
+
 def _without(names: str, others: str) -> str:
     return "".join(n for n in names if n not in others)
 
@@ -85,12 +94,14 @@ def _without(names: str, others: str) -> str:
 def _arranged(
     value: Value,
     names: str,
-    batch: str,
-    kept: str,
-    summed: str,
+    sizes: Mapping[str, int],
+    parts: tuple[str, str, str],
 ) -> Value:
-    """A tensor (*batch, rows, columns): all indices that are kept, and all that are summed."""
-    sizes = dict(zip(names, value.shape, strict=True))
+    """A tensor (*batch, rows, columns).
+
+    parts: the indices of the batch, those that are kept, and those that are summed.
+    """
+    batch, kept, summed = parts
     lead = [sizes[n] for n in batch]
     rows = prod(sizes[n] for n in kept)
     columns = prod(sizes[n] for n in summed)
@@ -98,7 +109,8 @@ def _arranged(
     order = [names.index(n) for n in batch + kept + summed]
 
     def arranged(x: Tensor) -> Tensor:
-        return x.permute(order).reshape(shape)
+        whole = x.expand([sizes[n] for n in names])
+        return whole.permute(order).reshape(shape)
 
     if isinstance(value, Neurons):
         return Neurons(arranged(value.labels))

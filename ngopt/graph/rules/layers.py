@@ -203,17 +203,20 @@ def batched_weight(
     lead = weight.shape[:-2]
     both = torch.broadcast_shapes(x.shape[:-2], lead)
     labels = x.labels.expand(*both, *x.shape[-2:])
-    results = torch.full(shape, NO_NEURON)
+    rows = slice(None), slice(None)
+    found = []
     for place in _places(labels, lead):
-        index = (..., *place, slice(None), slice(None))
-        sources = tracer.unify_places(labels[index], -1)
+        sources = tracer.unify_places(labels[..., *place, *rows], -1)
         if sources is None:
             return Unknown(shape)
+        found.append((place, sources))
+    results = torch.full(shape, NO_NEURON)
+    for place, sources in found:
         # a weight that is broadcast is the same at all places
         own = tuple(0 if size == 1 else p for p, size in zip(place, lead, strict=True))
         matrix = weight.apply(lambda w, own=own: w[own].mT)
         # (n_out,), the same for all t
-        results[index] = dense(tracer, call, sources, matrix)
+        results[..., *place, *rows] = dense(tracer, call, sources, matrix)
     return Neurons(results)
 
 

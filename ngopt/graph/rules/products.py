@@ -112,7 +112,8 @@ def product_sum(
     if isinstance(a, Neurons) and isinstance(b, (Tensor, Unknown)):
         return _mixed(a, -1, shape)
     if isinstance(b, Neurons) and isinstance(a, (Tensor, Unknown)):
-        return _mixed(b, -2, shape)
+        rows = max(-2, -len(b.shape))  # a vector is a column
+        return _mixed(b, rows, shape)
     return Unknown(shape)
 
 
@@ -169,7 +170,9 @@ def _products(
     """
     # scores of an attention: a head is one node at all positions
     is_one_score = same_along(left, 1) and same_along(left, 2)
-    weighs = is_one_score and not same_along(right, 2)
+    # heads of one neuron each have one value at all positions
+    are_values = not same_along(right, 2) or (right.shape[1] > 1 and same_along(right, 1))
+    weighs = is_one_score and are_values
     # neurons of values are along m, those of keys along n
     right = _unify_positions(tracer, right, 2 if weighs else 1)
     if weighs and same_along(right, 1):
