@@ -29,6 +29,7 @@ from ngopt.graph.tracing.finish import finish
 from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Neurons, Unknown, Value
+from ngopt.graph.tracing.writes import Memory
 
 
 def trace(program: Program, model: nn.Module) -> NeuralGraph:
@@ -100,6 +101,7 @@ class Walk:
         self.program, self.model = program, model
         self.tracer = Tracer(model)
         self.values = self.tracer.values
+        self.memory = Memory(self.values)
 
     def run(self) -> None:
         regions = module_regions(self.program, self.model)
@@ -118,6 +120,8 @@ class Walk:
                 self._pin_before_unknown(call)
             elif call.op == "output":
                 self._mark_outputs(call)
+                break
+            self.memory.add(call)
 
     def _input(self, call: Node) -> Value:
         """An input of the network, a parameter or a constant."""
@@ -178,6 +182,8 @@ class Walk:
 
     def _value(self, call: Node) -> Value:
         """What the result of a function stands for."""
+        if isinstance(call.meta.get("val"), (bool, int, float)):  # a size
+            return call.meta["val"]
         operands = (call.args, call.kwargs)
         args, kwargs = tree_map(lambda a: self.values[a] if isinstance(a, Node) else a, operands)
         if call.target is operator.getitem:
@@ -188,7 +194,7 @@ class Walk:
         if not any(isinstance(leaf, traced) for leaf in leaves):
             return self._apply(entrywise.constant, call, *args, **kwargs)
         packet = packet_of(call)
-        rule = RULES.get(call.target) or RULES.get(packet)
+        rule = RULES.get(call.target) or RULES.get(packet) or RULES.get(str(packet))
         if rule is not None:
             return self._apply(rule, call, *args, **kwargs)
         if packet in entries.MOVES:

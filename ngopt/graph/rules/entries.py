@@ -16,10 +16,10 @@ from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Applied, Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
-    SAME_CONSTANT,
     Neurons,
     Unknown,
     Value,
+    constant_labels,
     folded,
     nodes_among,
     same_along,
@@ -116,17 +116,14 @@ def _put_together(
     """What cat and stack make of several tensors."""
     _tell_parts_apart(tracer, call)
     function: Any = call.target
-    parts = [_labels_of_part(tracer, call, value) for value in values]
+    parts = [labels_of(tracer, call, value) for value in values]
     return _neurons(function(parts, *options, **kwargs))
 
 
-def _labels_of_part(tracer: Tracer, call: Node, value: Value) -> Tensor:
-    if not isinstance(value, Tensor):
-        return as_neurons(tracer, call, value).labels
-    # columns of one constant are twins of each other, those of different ones are not
-    is_same = value.numel() and same_along(value.flatten(), 0)
-    label = SAME_CONSTANT if is_same else NO_NEURON
-    return torch.full(value.shape, label)
+def labels_of(tracer: Tracer, call: Node, value: Value) -> Tensor:
+    if isinstance(value, Tensor):
+        return constant_labels(value)
+    return as_neurons(tracer, call, value).labels
 
 
 class _Part(NamedTuple):

@@ -30,7 +30,8 @@ def join_places(
     maps = rows.reshape(batch, -1, n)
     # batch entries may be maps of different neurons
     for places in maps.unique(dim=0):
-        rows = places.unique(dim=0)
+        # those before may have joined neurons of these
+        rows = tracer.nodes.find(places).unique(dim=0)
         are_neurons = len(rows) > 1 and (rows > 0).all()
         # a neuron in two channels would make these one
         if are_neurons and not repeats_any(rows):

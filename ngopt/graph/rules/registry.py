@@ -33,6 +33,7 @@ def packet_of(call: Node) -> Any:
 def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
     """Registers a rule for functions of `torch.ops` (all overloads, or one) or for module classes.
 
+    "library.name" is a function of a library that may not be imported yet.
     A later rule for the same target takes the place of the earlier one.
     """
 

@@ -139,7 +139,25 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
         elif kind in (InputKind.CONSTANT_TENSOR, InputKind.CUSTOM_OBJ):
             state[name] = program.constants[target]
     graph = inlined(program.graph_module)
+    for node in graph.nodes:
+        node.meta["val"] = tree_map(_with_sizes, node.meta.get("val"))
     return Program(graph, state)
+
+
+def _with_sizes(value: Any) -> Any:
+    """A value of a program; the input's values may decide on sizes, as of what an expert is given.
+
+    As with rows of an example, two of such do.
+    """
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        expression = value.node.expr
+        sizes = dict.fromkeys(expression.free_symbols, BATCH)
+        kind = value.node.pytype
+        return kind(expression.xreplace(sizes))
+    if isinstance(value, Tensor) and any(isinstance(n, torch.SymInt) for n in value.shape):
+        shape = [_with_sizes(n) for n in value.shape]
+        return torch.empty(shape, dtype=value.dtype, device="meta")
+    return value
 
 
 def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:

@@ -42,7 +42,7 @@ class Elements:
         if not layout.is_meta:
             return layout
         offset = int(layout.storage_offset())
-        return _numbers(layout.shape, layout.stride(), offset)
+        return strided_numbers(layout.shape, layout.stride(), offset)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Elements:
         """The elements after a function that only moves entries."""
@@ -81,7 +81,7 @@ def _has_repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
     reach = 0
     for stride, size in axes:
         if stride <= reach:
-            numbers = _numbers(shape, strides, 0)
+            numbers = strided_numbers(shape, strides, 0)
             return len(numbers.unique()) < numbers.numel()
         reach += stride * (size - 1)
     return False
@@ -105,7 +105,7 @@ def _strides_and_offset(layout: Tensor) -> tuple[tuple[int, ...], int] | None:
     if min(strides, default=0) < 0:
         return None
     # the edges of a tensor may be even where its inside is not
-    expected = _numbers(layout.shape, strides, offset)
+    expected = strided_numbers(layout.shape, strides, offset)
     if not torch.equal(expected, layout):
         return None
     return tuple(strides), offset
@@ -119,7 +119,7 @@ def along(numbers: Tensor, *dims: int) -> Tensor:
     return numbers[tuple(index)]
 
 
-def _numbers(shape: Sequence[int], strides: Sequence[int], offset: int) -> Tensor:
+def strided_numbers(shape: Sequence[int], strides: Sequence[int], offset: int) -> Tensor:
     """offset + sum of strides[d] * i[d], for every place i of a shape."""
     numbers = torch.tensor(offset)
     for size, stride in zip(shape, strides, strict=True):

@@ -66,6 +66,14 @@ def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list
     return found
 
 
+def constant_labels(constant: Tensor) -> Tensor:
+    """Labels of a tensor that is no neurons."""
+    # columns of one constant are twins of each other, those of different ones are not
+    is_same = constant.numel() and same_along(constant.flatten(), 0)
+    label = SAME_CONSTANT if is_same else NO_NEURON
+    return torch.full(constant.shape, label)
+
+
 def compact(labels: Tensor) -> Tensor:
     """The same labels, of length 1 along every dimension in which they only repeat."""
     (labels,) = without_repeats([labels])

@@ -1,0 +1,115 @@
+"""What functions write in place, as everything that shares memory with their operand shows it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ngopt.graph.tracing.elements import strided_numbers
+from ngopt.graph.tracing.values import Neurons, Unknown, Value, constant_labels, folded
+
+
+class Memory:
+    """Which tensors share memory, so that what is written to one is written to others.
+
+    values: what each tensor stands for. Constants are tensors whose own memory is written.
+    """
+
+    def __init__(self, values: dict[Node, Value]):
+        self.values = values
+        self._sharing: dict[int, list[Node]] = defaultdict(list)
+
+    def add(self, node: Node) -> None:
+        """Notes down where the result of a function lies, and what the function writes."""
+        tensor = node.meta.get("val")
+        if not isinstance(tensor, Tensor):
+            return
+        if _writes(node):
+            self._write(node)
+        sharing = self._sharing[_storage(tensor)]
+        sharing.append(node)
+
+    def _write(self, call: Node) -> None:
+        operand: Any = call.args[0]
+        result = self.values[call]
+        if not isinstance(result, (Neurons, Unknown)):
+            return
+        tensor = operand.meta["val"]
+        old = self.values[operand]
+        self.values[operand] = result
+        others = [node for node in self._sharing[_storage(tensor)] if node is not operand]
+        if not others or _are_same(old, result):
+            return
+        written = _Written.of(tensor, result)
+        for node in others:
+            own = node.meta["val"]
+            self.values[node] = written.seen_in(own, self.values[node])
+
+
+@dataclass(frozen=True)
+class _Written:
+    """labels: of what was written, 0 or less for no neuron; None where nothing is known of it.
+
+    places: for every place in memory which of the labels is there, -1 for none.
+    """
+
+    labels: Tensor | None
+    places: Tensor
+
+    @classmethod
+    def of(cls, tensor: Tensor, result: Neurons | Unknown) -> _Written:
+        numbers = _numbers(tensor)
+        last = int(numbers.max()) if numbers.numel() else -1
+        places = torch.full((last + 1,), -1)
+        places[numbers] = torch.arange(numbers.numel()).reshape(numbers.shape)
+        labels = result.labels.flatten() if isinstance(result, Neurons) else None
+        return cls(labels, places)
+
+    def seen_in(self, tensor: Tensor, value: Value) -> Value:
+        """What a tensor of the same memory stands for after this was written."""
+        numbers = _numbers(tensor)
+        beyond = numbers >= len(self.places)
+        which = torch.where(beyond, -1, self.places[numbers.masked_fill(beyond, 0)])
+        is_new = which >= 0
+        if not is_new.any():
+            return value
+        old = _labels(value)
+        if self.labels is None or (old is None and not is_new.all()):
+            return Unknown(numbers.shape)
+        new = self.labels[which.clamp(min=0)]
+        return Neurons(folded(new if old is None else torch.where(is_new, new, old)))
+
+
+def _are_same(old: Value, new: Value) -> bool:
+    """Whether neurons are what they were, as behind an activation."""
+    both = isinstance(old, Neurons) and isinstance(new, Neurons)
+    return both and torch.equal(old.labels, new.labels)
+
+
+def _labels(value: Value) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return constant_labels(value)
+    return value.labels if isinstance(value, Neurons) else None
+
+
+def _writes(call: Node) -> bool:
+    """Whether a function writes its first operand."""
+    schema = getattr(call.target, "_schema", None)
+    if schema is None or not schema.arguments or not isinstance(call.args[0], Node):
+        return False
+    alias = schema.arguments[0].alias_info
+    return alias is not None and alias.is_write
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """Where in memory every entry of a tensor lies."""
+    return strided_numbers(tensor.shape, tensor.stride(), int(tensor.storage_offset()))
