@@ -13,7 +13,7 @@ from tests.equivariance import assert_function_respects, assert_metanet_respects
 Network = tuple[nn.Module, Any]
 
 
-def check(network: Network) -> NeuralGraph:
+def check(network: Network, tolerance: float = 1e-11) -> NeuralGraph:
     """The graph, all of which was checked."""
     model, example = network
     graph = build_graph(model, example)
@@ -22,11 +22,11 @@ def check(network: Network) -> NeuralGraph:
     assert all(
         torch.equal(a, b) for a, b in zip(params, graph.scatter(graph.gather(params)), strict=True)
     )
-    check_symmetries(network, graph)
+    check_symmetries(network, graph, tolerance)
     return graph
 
 
-def check_symmetries(network: Network, graph: NeuralGraph) -> None:
+def check_symmetries(network: Network, graph: NeuralGraph, tolerance: float = 1e-11) -> None:
     found = automorphisms(graph)
-    assert_function_respects(*network, graph, subproducts(found, 4))
+    assert_function_respects(*network, graph, subproducts(found, 4), tolerance)
     assert_metanet_respects(graph, found, products=1)

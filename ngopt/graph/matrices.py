@@ -76,7 +76,8 @@ def matrices(
         return (by_shape(view.parameter, spec.shape),)
     pieces: list[Piece] = []
     for block in _first_uses(blocks, spec.numel):
-        pieces += _pieces(graph, block)
+        for piece in _pieces(graph, block):
+            pieces += _unstacked(graph, piece, spec.shape)
     parts = _joined_rows(_joined_columns(pieces, spec.shape))
     if usage is not None:
         parts = list(chain.from_iterable(_by_usage(piece, usage) for piece in parts))
@@ -128,6 +129,25 @@ def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
         yield Piece(rows, (targets,), (sources,), is_depthwise=True)
     else:
         yield from _groups(graph, block)
+
+
+def _unstacked(graph: NeuralGraph, piece: Piece, shape: tuple[int, ...]) -> Iterator[Piece]:
+    """The matrices of a stack (k, rows, columns) that read the same neurons, as experts do."""
+    view = piece.view
+    rows = replace(view, shape=view.shape[:1], strides=view.strides[:1])
+    axes = _axes(rows, shape)
+    first, last = (_place(n, shape)[0] for n in (view.offset, _last(rows)))
+    count = last - first + 1
+    if piece.is_depthwise or not {0} < axes or view.shape[0] % count:
+        yield piece
+        return
+    (targets,) = piece.targets
+    numbers = neurons(targets.index, graph.groups[targets.group].size)
+    for k, own in enumerate(numbers.reshape(count, -1)):
+        offset = view.offset + k * len(own) * view.strides[0]
+        part = replace(view, shape=(len(own), *view.shape[1:]), offset=offset)
+        ends = NeuronSet(targets.group, tuple(own.tolist()))
+        yield Piece(part, (ends,), piece.sources)
 
 
 def _parts_of_gates(view: View, gates: int) -> Iterator[View]:
@@ -252,11 +272,15 @@ def _column_axes(pieces: Sequence[Piece], shape: tuple[int, ...]) -> set[int]:
     return {0, 1} - rows if rows else {1}
 
 
+def _last(view: View) -> int:
+    """The last element of a view."""
+    steps = zip(view.shape, view.strides, strict=True)
+    return view.offset + sum((n - 1) * stride for n, stride in steps)
+
+
 def _axes(view: View, shape: tuple[int, ...]) -> set[int]:
     """The dimensions of a parameter along which a view goes."""
-    steps = zip(view.shape, view.strides, strict=True)
-    last = view.offset + sum((n - 1) * stride for n, stride in steps)
-    ends = zip(_place(view.offset, shape), _place(last, shape), strict=True)
+    ends = zip(_place(view.offset, shape), _place(_last(view), shape), strict=True)
     return {d for d, (a, b) in enumerate(ends) if a != b}
 
 

@@ -12,6 +12,7 @@ from ngopt.graph.rules import (
     pools,
     products,
     recurrent,
+    writes,
 )
 from ngopt.graph.rules.registry import RULES, register_rule
 
@@ -29,4 +30,5 @@ __all__ = [
     "products",
     "recurrent",
     "register_rule",
+    "writes",
 ]

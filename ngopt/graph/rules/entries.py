@@ -22,7 +22,6 @@ from ngopt.graph.tracing.values import (
     constant_labels,
     folded,
     nodes_among,
-    same_along,
 )
 
 aten = torch.ops.aten

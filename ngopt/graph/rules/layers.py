@@ -169,9 +169,9 @@ def matmul(
 ) -> Value:
     """x @ other, either of which may be a parameter; two activations multiply (attention)."""
     shape = tracer.shape_of(call) if shape is None else shape
+    if isinstance(other, Elements) and len(other.shape) == 2 and not isinstance(x, Elements):
+        return linear(tracer, call, x, transposed(other), shape=shape)
     if isinstance(x, Neurons) and isinstance(other, Elements):
-        if len(other.shape) == 2:
-            return linear(tracer, call, x, transposed(other), shape=shape)
         return batched_weight(tracer, call, x, other, shape)
     is_weight = isinstance(x, Elements) and len(x.shape) == 2
     # W times a vector is not transposed: its shape has one dimension

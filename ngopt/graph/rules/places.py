@@ -55,7 +55,7 @@ def _one_to_one(found: Sequence[Edges]) -> Iterator[tuple[Tensor, Tensor]]:
     """Sources and targets of edges from one to one, either way round."""
     for edges in found:
         sources, targets = edges.sources, edges.targets
-        if sources is None or sources.shape != targets.shape:
+        if sources is None or sources.shape != targets.shape or not sources.numel():
             continue
         if repeats_any(sources) or repeats_any(targets):
             continue

@@ -1,7 +1,8 @@
-"""Functions without weights that pool or reduce: of several entries they make one."""
+"""Functions without weights that pool, reduce or mix what lies along dimensions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from re import search
 from typing import Any
@@ -13,7 +14,7 @@ from torch.fx import Node
 from ngopt.graph.rules.entries import is_whole
 from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.places import join_places
-from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.registry import functions, packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Neurons, Unknown, Value, same_along
@@ -73,8 +74,14 @@ def _spatial_dims(call: Node) -> int:
 
 
 REDUCTIONS = functions("""
-mean sum nansum amax amin aminmax max min median var std var_mean std_mean norm linalg_norm
-linalg_vector_norm logsumexp special_logsumexp prod
+mean nanmean sum nansum amax amin aminmax max min median nanmedian mode kthvalue quantile
+nanquantile var std var_mean std_mean norm linalg_norm linalg_vector_norm logsumexp
+special_logsumexp prod
+""")
+RANKINGS = functions("sort topk")
+ALONG = functions("""
+cummax cummin diff fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2
+fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn
 """)
 ROWS = 4096
 """At most so many different sets of neurons in one reduction, each a node."""
@@ -88,12 +95,63 @@ def reduction(
     *_: Any,
     **__: Any,
 ) -> Value:
+    return _with_places(call, lambda shape: _reduced(tracer, call, x, shape))
+
+
+@register_rule(*RANKINGS, *ALONG)
+def along(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    *_: Any,
+    **__: Any,
+) -> Value:
+    """What moves along dimensions or mixes their places, and may change their number."""
+    return _with_places(call, lambda shape: _along(tracer, call, x, shape))
+
+
+def _with_places(call: Node, rule: Callable[[torch.Size], Value]) -> Value:
+    """What a rule says of the first result, and so of all but places."""
     values = call.meta["val"]
     if isinstance(values, Tensor):
-        return _reduced(tracer, call, x, values.shape)
-    result = _reduced(tracer, call, x, values[0].shape)
+        return rule(values.shape)
+    result = rule(values[0].shape)
     # of the places of a maximum nothing is known
-    return tuple(result if v.is_floating_point() else Unknown(v.shape) for v in values)
+    return tuple(Unknown(v.shape) if v.dtype == torch.long else result for v in values)
+
+
+def _along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
+    """Neurons that are the same at all places stay; of different ones any may rank anywhere."""
+    dims = _named_dims(call, len(x.shape))
+    if not isinstance(x, Neurons):
+        return Unknown(shape)
+    labels = tracer.nodes.find(x.labels)
+    if all(same_along(labels, d) for d in dims):
+        applied(tracer, call, labels)
+    elif packet_of(call) in RANKINGS:
+        # which of them ranks where may be used, too
+        tracer.pin(labels)
+        found = _pooled_along(tracer, call, labels, dims)
+        if found is None:
+            return Unknown(shape)
+        labels = found
+    else:
+        return Unknown(shape)
+    for d in dims:
+        labels = labels.narrow(d, 0, 1)
+    return Neurons(labels.expand(shape))
+
+
+def _pooled_along(tracer: Tracer, call: Node, labels: Tensor, dims: list[int]) -> Tensor | None:
+    """A node for each set of neurons along some dimensions, in whose places there is one."""
+    last = list(range(-len(dims), 0))
+    moved = labels.movedim(dims, last)
+    lead = moved.shape[: -len(dims)]
+    nodes = _pool_nodes(tracer, call, moved.reshape(lead.numel(), -1))
+    if nodes is None:
+        return None
+    ones = [1] * len(dims)
+    return nodes.reshape(*lead, *ones).movedim(last, dims)
 
 
 def _reduced(
@@ -113,6 +171,9 @@ def _reduced(
     if dims is None:
         return Unknown(shape)
     labels = tracer.nodes.find(x.labels)
+    # several quantiles are several results
+    if prod(x.shape) != shape.numel() * prod(x.shape[d] for d in dims):
+        return Unknown(shape)
     last = list(range(-len(dims), 0))
     rows = labels.movedim(dims, last).reshape(shape.numel(), -1)
     if same_along(rows, 1):
@@ -150,14 +211,21 @@ def _reduced_dims(
     after: torch.Size,
 ) -> list[int] | None:
     """The dimensions that a function reduces, as its signature names them."""
-    signature = call.target._schema.arguments  # type: ignore[union-attr]
-    names = [argument.name for argument in signature]
-    # torch.fx leaves out arguments that have their defaults
-    given = dict(zip(names, call.args, strict=False)) | call.kwargs
-    dims: Any = given.get("dim")
     count = len(before)
-    # for torch an empty list means all dimensions; other results without dims are not known
+    dims = _named_dims(call, count)
+    # without dims all are reduced; other results are not known
+    return None if len(dims) == count and prod(after) != 1 else dims
+
+
+def _named_dims(call: Node, count: int) -> list[int]:
+    """The dimensions along which a function works, of `count`."""
+    signature = call.target._schema.arguments  # type: ignore[union-attr]
+    defaults = {argument.name: argument.default_value for argument in signature}
+    # torch.fx leaves out arguments that have their defaults
+    given = dict(zip(defaults, call.args, strict=False)) | call.kwargs
+    dims: Any = given.get("dim", defaults.get("dim"))
+    # for torch an empty list means all dimensions
     if dims is None or dims == []:
-        return list(range(count)) if prod(after) == 1 else None
+        return list(range(count))
     dims = [dims] if isinstance(dims, int) else dims
     return sorted(d % count for d in dims)

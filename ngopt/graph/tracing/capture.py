@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.func import functional_call
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 BATCH = 2  # rows of an example that are used: norms in training mode need more than one
 
@@ -175,6 +175,8 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     # before dispatch functions are those of an export: linear, not t and addmm
     trace = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)
     traced = trace(own, args, kwargs)
+    copies = tree_map_only(Tensor, lambda x: x.detach().clone(), (own, args, kwargs))
+    _Located(traced, garbage_collect_values=False).run(*copies)
     graph = inlined(traced)
     graph.eliminate_dead_code()  # such as what a condition was made of
     placeholders = graph.find_nodes(op="placeholder")
@@ -186,6 +188,15 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
         if isinstance(value, Tensor):
             state[node.name] = value
     return Program(graph, state)
+
+
+class _Located(Interpreter):
+    """Runs a list of functions once more, so that results which share memory do so in the list."""
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        n.meta["val"] = tree_map_only(Tensor, Tensor.detach, result)
+        return result
 
 
 def inlined(module: GraphModule) -> Graph:

@@ -87,8 +87,9 @@ class _Written:
 
 def _are_same(old: Value, new: Value) -> bool:
     """Whether neurons are what they were, as behind an activation."""
-    both = isinstance(old, Neurons) and isinstance(new, Neurons)
-    return both and torch.equal(old.labels, new.labels)
+    if not isinstance(old, Neurons) or not isinstance(new, Neurons):
+        return False
+    return torch.equal(old.labels, new.labels)
 
 
 def _labels(value: Value) -> Tensor | None:

@@ -1,0 +1,139 @@
+"""What is written to tensors, or added to places of them.
+
+Whether in place or not: `ngopt.graph.tracing.writes` shows it where memory is shared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ngopt.graph.rules.entries import as_neurons, labels_of
+from ngopt.graph.rules.entrywise import applied
+from ngopt.graph.rules.pairs import product_of
+from ngopt.graph.rules.picked import Index, indexed_dims, is_unknown
+from ngopt.graph.rules.products import addition
+from ngopt.graph.rules.registry import functions, packet_of, register_rule
+from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.values import SAME_CONSTANT, Neurons, Unknown, Value, folded, same_along
+
+aten = torch.ops.aten
+
+SUMS = (aten.add, aten.add_)
+FILLS = functions("fill fill_ zero_")
+
+
+@register_rule(aten.copy, aten.copy_)
+def copy(tracer: Tracer, call: Node, x: Value, new: Value, *_: Any) -> Value:
+    """All entries of x become those of another tensor."""
+    if isinstance(new, Unknown):
+        return tracer.unknown(call)
+    labels = labels_of(tracer, call, new)
+    return Neurons(labels.expand(x.shape))
+
+
+@register_rule(*FILLS)
+def fill(tracer: Tracer, call: Node, x: Value, *_: Any) -> Value:
+    """All entries of x become one number."""
+    return Neurons(torch.tensor(SAME_CONSTANT).expand(x.shape))
+
+
+@register_rule(aten.index_put, aten.index_put_)
+def index_put(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    places: Index,
+    new: Value,
+    is_added: bool = False,
+) -> Value:
+    """x with new entries at some places."""
+    if isinstance(x, (Unknown, Elements)) or isinstance(new, Unknown):
+        return tracer.unknown(call)
+    # integer inputs are traced as zeros, and a mask of them as whatever that gives
+    is_data = not tracer.data.isdisjoint(call.all_input_nodes[1:])
+    if is_unknown(places) or is_data:
+        return _put_somewhere(tracer, call, x, new, is_added)
+    if is_added:
+        return tracer.unknown(call)
+    labels = labels_of(tracer, call, x).clone()
+    where: Any = tuple(slice(None) if place is None else place for place in places)
+    labels[where] = labels_of(tracer, call, new)
+    return Neurons(folded(labels))
+
+
+def _put_somewhere(
+    tracer: Tracer,
+    call: Node,
+    x: Neurons | Tensor,
+    new: Value,
+    is_added: bool,
+) -> Value:
+    """x with new entries where data say, the same ones at all places; nobody knows at which."""
+    dims = indexed_dims(call)
+    if isinstance(new, Tensor):
+        if not isinstance(x, Neurons):
+            return tracer.unknown(call)
+        applied(tracer, call, x.labels)
+        return x
+    are_together = dims == list(range(dims[0], dims[-1] + 1))
+    written = _at_all_places(as_neurons(tracer, call, new), dims, x.shape)
+    if written is None or not are_together:
+        return tracer.unknown(call)
+    if is_added:
+        return addition(tracer, call, x, written)
+    # places to which something was added stand for those to which nothing was
+    if isinstance(x, Tensor) or _is_sum_with_old(call):
+        return written
+    return product_of(tracer, call, x, written)
+
+
+def _is_sum_with_old(call: Node) -> bool:
+    """Whether x[places] + something is written to x[places]."""
+    new: Any = call.args[2]
+    if not isinstance(new, Node) or packet_of(new) not in SUMS:
+        return False
+    terms = [term for term in new.args if isinstance(term, Node)]
+    old = [term for term in terms if packet_of(term) is aten.index]
+    return any(term.args[:2] == call.args[:2] for term in old)
+
+
+def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons | None:
+    """The neurons of some places as those of all; None where they differ from place to place.
+
+    dims: of the places, side by side, in the shape of all; one in that of the new entries.
+    """
+    before, behind = shape[: dims[0]], shape[dims[-1] + 1 :]
+    axis = -1 - len(behind)
+    some = new.shape[axis] if len(new.shape) >= -axis else 1
+    rows = new.labels.expand(*before, some, *behind)
+    if not same_along(rows, dims[0]):
+        return None
+    row = rows.narrow(dims[0], 0, 1)
+    ones = [1] * len(dims)
+    return replace(new, labels=row.reshape(*before, *ones, *behind).expand(shape))
+
+
+@register_rule(aten.index_add, aten.index_add_, aten.scatter_add, aten.scatter_add_)
+def index_add(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    dim: int,
+    places: Value,
+    source: Value,
+    **_: Any,
+) -> Value:
+    """x plus rows of a source (..., rows, ...) at some places along a dimension."""
+    dim = dim % len(x.shape)
+    if isinstance(x, Unknown) or not isinstance(source, Neurons):
+        return tracer.unknown(call)
+    if not same_along(source.labels, dim):
+        return tracer.unknown(call)
+    row = source.labels.narrow(dim, 0, 1)
+    return addition(tracer, call, x, Neurons(row.expand(x.shape)))
