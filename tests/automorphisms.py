@@ -42,7 +42,7 @@ class Automorphism:
         real = [torch.view_as_real(v) if v.is_complex() else v for v in values]
         moved = graph.unflatten(graph.flatten(real)[self.elements])
         return [
-            torch.view_as_complex(m) if v.is_complex() else m
+            torch.view_as_complex(m.clone()) if v.is_complex() else m
             for m, v in zip(moved, values, strict=True)
         ]
 

@@ -1,0 +1,102 @@
+"""Functions that rank, pick or mix the places of the same neurons."""
+
+import pytest
+import torch
+from torch import nn
+
+from ngopt.graph.topology import unconnected
+from tests.whole import check
+
+PLACES = {
+    "sort": lambda y: y.sort(1).values,
+    "topk": lambda y: y.topk(2, 1).values,
+    "kthvalue": lambda y: y.kthvalue(2, 1).values,
+    "mode": lambda y: y.mode(1).values,
+    "quantile": lambda y: y.quantile(0.5, 1),
+    "nanmean": lambda y: y.nanmean(1),
+    "cummax": lambda y: y.cummax(1).values,
+    "diff": lambda y: y.diff(dim=1),
+    "rfft": lambda y: torch.fft.rfft(y, dim=1).abs(),
+}
+NEURONS = {
+    "topk": lambda y: y * y.topk(2, -1).values.sum(-1, keepdim=True),
+    "sort": lambda y: y * y.sort(-1).values[..., :1],
+    "argmax": lambda y: y[:, y.sum((0, 2)).argmax()],
+    "picked": lambda y: y + y.flatten(0, 1)[:, y.sum((0, 1)).argmax()].sum(),
+}
+
+
+class Network(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.function = function
+        self.double()
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_neurons_that_are_the_same_at_all_places_stay_so(name, recwarn):
+    graph = check((Network(PLACES[name]), torch.randn(2, 5, 3, dtype=torch.double)))
+    assert [group.size for group in graph.groups] == [3, 4, 2]
+    assert not [w for w in recwarn if "failed" in str(w.message)]
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_neurons_that_are_ranked_are_not_exchanged_falsely(name, recwarn):
+    graph = check((Network(NEURONS[name]), torch.randn(2, 5, 3, dtype=torch.double)))
+    assert not unconnected(graph)
+    assert not [w for w in recwarn if "failed" in str(w.message)]
+
+
+class FourierLayer(nn.Module):
+    """Frequencies, each with a complex matrix of its own, as in Fourier neural operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 3, dtype=torch.cdouble))
+        self.beside = nn.Conv1d(4, 4, 1)
+
+    def forward(self, x):
+        spectrum = torch.fft.rfft(x)
+        mixed = torch.zeros_like(spectrum)
+        mixed[..., :3] = torch.einsum("bix,iox->box", spectrum[..., :3], self.weight)
+        return torch.fft.irfft(mixed, n=x.shape[-1]) + self.beside(x)
+
+
+class FourierOperator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 4), nn.Linear(4, 1)
+        self.layers = nn.Sequential(FourierLayer(), nn.GELU(), FourierLayer())
+        self.double()
+
+    def forward(self, x):
+        return self.last(self.layers(self.first(x).mT).mT)
+
+
+def test_a_fourier_neural_operator_is_whole(recwarn):
+    graph = check((FourierOperator(), torch.randn(2, 10, 2, dtype=torch.double)))
+    assert not unconnected(graph)
+    assert not [w for w in recwarn if "failed" in str(w.message)]
+
+
+@pytest.mark.parametrize("name", ["GCNConv", "GATConv", "SAGEConv", "TransformerConv"])
+def test_graph_networks_whose_edges_are_data_are_whole(name, recwarn):
+    layer = getattr(pytest.importorskip("torch_geometric.nn"), name)
+
+    class Messages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = layer(3, 4), layer(4, 2)
+            self.double()
+
+        def forward(self, x, edges):
+            return self.last(self.first(x, edges).relu(), edges)
+
+    edges = torch.tensor([[0, 1, 2, 3, 3, 4], [1, 2, 3, 0, 4, 2]])
+    graph = check((Messages(), (torch.randn(5, 3, dtype=torch.double), edges)))
+    assert not unconnected(graph)
+    assert not [w for w in recwarn if "failed" in str(w.message)]
