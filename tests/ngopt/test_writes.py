@@ -85,6 +85,15 @@ class PickedByScore(Layers):
         return self.c(y)
 
 
+class PartOfABias(Layers):
+    """As Swin V2 erases what keys would add."""
+
+    def forward(self, x):
+        bias = self.a.bias.clone()
+        bias[2:].zero_()
+        return self.c(nn.functional.linear(x, self.a.weight, bias).tanh() + self.b(x))
+
+
 class OnlyRecorded(ToAView):
     """Values decide what it does, so that it cannot be exported."""
 
@@ -101,6 +110,7 @@ NETWORKS = [
     Masked,
     AddedByIndex,
     PickedByScore,
+    PartOfABias,
     OnlyRecorded,
 ]
 

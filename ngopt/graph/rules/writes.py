@@ -40,6 +40,10 @@ def copy(tracer: Tracer, call: Node, x: Value, new: Value, *_: Any) -> Value:
 @register_rule(*FILLS)
 def fill(tracer: Tracer, call: Node, x: Value, *_: Any) -> Value:
     """All entries of x become one number."""
+    if isinstance(x, Elements):
+        # of no use where they were erased, they stay with the others: Swin V2 has no bias of keys
+        tracer.fixed.add(x.parameter)
+        return x
     return Neurons(torch.tensor(SAME_CONSTANT).expand(x.shape))
 
 
