@@ -93,7 +93,8 @@ functions pieces summary core sharding topology edge_list order flattened_maps i
 matrices activation_symmetry parameter_graph infer sequential layout figure draw
 tracing tracing.capture tracing.elements tracing.values tracing.nodes tracing.edges tracing.blocks
 tracing.writes tracing.tracer tracing.finish
-rules.registry rules.places rules.pairs rules.parameters rules.entrywise rules.entries rules.pools
+rules.registry rules.places rules.pairs rules.complex_numbers rules.parameters rules.entrywise
+rules.entries rules.pools
 rules.norms rules.products rules.layers rules.picked rules.writes rules.convolutions rules.einsum
 rules.recurrent rules
 walk build __init__ __main__

@@ -1,6 +1,7 @@
 """One rule for every kind of function with weights: what it adds to the neural graph."""
 
 from ngopt.graph.rules import (
+    complex_numbers,
     convolutions,
     einsum,
     entries,
@@ -18,6 +19,7 @@ from ngopt.graph.rules.registry import RULES, register_rule
 
 __all__ = [
     "RULES",
+    "complex_numbers",
     "convolutions",
     "einsum",
     "entries",

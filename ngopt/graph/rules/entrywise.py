@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ngopt.graph.rules.pairs import product_of, used_by
+from ngopt.graph.rules.pairs import product_of
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import functions, packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -377,45 +377,6 @@ def creation(
     value = call.target(zeros, *args, **kwargs)  # type: ignore[operator]
     is_known = packet_of(call) in KNOWN_CREATIONS
     return value if is_known else torch.zeros_like(value)
-
-
-@register_rule(aten.view_as_complex)
-def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
-    """A node for each pair of real neurons."""
-    if not isinstance(x, Neurons):
-        return tracer.unknown(call)
-    (labels,) = tracer.nodes.find_all(x.labels)
-    # real and imaginary parts are along the last axis
-    rows = labels.reshape(-1, 2)
-    rows, which = rows.unique(dim=0, return_inverse=True)
-    if (rows <= 0).any():
-        return tracer.unknown(call)
-    pairs = rows.T
-    left, right = pairs
-    nodes = tracer.nodes.new(call.name, len(rows), "product", pairs)
-    used_by(tracer, left, nodes, "left")
-    used_by(tracer, right, nodes, "right")
-    labels = nodes[which].reshape(labels.shape[:-1])
-    return Neurons(labels.expand(tracer.shape_of(call)))
-
-
-@register_rule(aten.view_as_real)
-def view_as_real(tracer: Tracer, call: Node, x: Value) -> Value:
-    """Two nodes for each complex neuron."""
-    if not isinstance(x, Neurons):
-        return tracer.unknown(call)
-    (labels,) = tracer.nodes.find_all(x.labels)
-    numbers, which = labels.unique(return_inverse=True)
-    if (numbers <= 0).any():
-        return tracer.unknown(call)
-    parts = []
-    for kind in ("left", "right"):
-        name = f"{call.name}.{kind}"
-        nodes = tracer.nodes.new(name, len(numbers), "product", numbers[None])
-        tracer.edges(None, numbers, nodes, kind)
-        parts.append(nodes)
-    labels = torch.stack(parts, -1)[which]
-    return Neurons(labels.expand(tracer.shape_of(call)))
 
 
 @register_rule(aten.prelu)

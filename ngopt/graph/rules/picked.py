@@ -24,18 +24,32 @@ Index = Sequence[Value | None]
 
 
 @register_rule(aten.index)
-def index(tracer: Tracer, call: Node, x: Value, places: Index) -> Value:
+def index(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    places: Index,
+) -> Value:
     """x[places]."""
     if not is_unknown(places):
         return move(tracer, call, (x, places), {})
-    return _picked(tracer, call, x, indexed_dims(call))
+    dims = indexed_dims(call)
+    return _picked(tracer, call, x, dims)
 
 
 @register_rule(aten.index_select)
-def index_select(tracer: Tracer, call: Node, x: Value, dim: int, places: Value) -> Value:
+def index_select(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    dim: int,
+    places: Value,
+) -> Value:
+    """Rows of x along one dimension."""
     if not is_unknown([places]):
         return move(tracer, call, (x, dim, places), {})
-    return _picked(tracer, call, x, [dim % len(x.shape)])
+    dim = dim % len(x.shape)
+    return _picked(tracer, call, x, [dim])
 
 
 def is_unknown(places: Index) -> bool:
@@ -49,10 +63,12 @@ def indexed_dims(call: Node) -> list[int]:
     dims: list[int] = []
     first = 0
     for place in places:
-        count = 1 if place is None else _indexed(place.meta["val"])
-        if place is not None:
-            dims += range(first, first + count)
-        first += count
+        if place is None:
+            first += 1
+            continue
+        behind = first + _indexed(place.meta["val"])
+        dims += range(first, behind)
+        first = behind
     return dims
 
 
@@ -61,14 +77,26 @@ def _indexed(place: Tensor) -> int:
     return place.dim() if place.dtype == torch.bool else 1
 
 
-def _picked(tracer: Tracer, call: Node, x: Value, dims: list[int]) -> Value:
+def are_together(dims: list[int]) -> bool:
+    """Whether dimensions lie side by side."""
+    first = dims[0]
+    behind = first + len(dims)
+    return dims == list(range(first, behind))
+
+
+def _picked(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    dims: list[int],
+) -> Value:
     """Places of x along some dimensions; which, nobody knows.
 
     Neurons that are the same at all places are so here. Where they differ, as those of several
     experts, any may come: then each is a node behind all that it may be.
     """
     shape = tracer.shape_of(call)
-    if isinstance(x, Tensor) and x.numel() and same_along(x.flatten(), 0):
+    if isinstance(x, Tensor) and _is_one_number(x):
         # of the input it takes the shape alone: zeros stay 0
         tracer.data.discard(call)
         return x.flatten()[0].expand(shape).clone()
@@ -83,27 +111,36 @@ def _picked(tracer: Tracer, call: Node, x: Value, dims: list[int]) -> Value:
     if nodes is None:
         return tracer.unknown(call)
     # as in torch, indices that are not side by side come first
-    are_together = dims == list(range(dims[0], dims[-1] + 1))
-    first = dims[0] if are_together else 0
+    first = dims[0] if are_together(dims) else 0
     sizes = [x.shape[d] for d in others]
     new = [1] * (len(shape) - len(others))
     labels = nodes.reshape(*sizes[:first], *new, *sizes[first:])
     return Neurons(labels.expand(shape))
 
 
-def _any_of(tracer: Tracer, call: Node, labels: Tensor, dims: list[int]) -> Tensor | None:
+def _is_one_number(constant: Tensor) -> bool:
+    return constant.numel() > 0 and same_along(constant.flatten(), 0)
+
+
+def _any_of(
+    tracer: Tracer,
+    call: Node,
+    labels: Tensor,
+    dims: list[int],
+) -> Tensor | None:
     """Nodes (n,) behind the neurons of all places along some dimensions.
 
     None where these are too many, or any entry is no neuron.
     """
-    first = list(range(len(dims)))
-    moved = tracer.nodes.find(labels).movedim(dims, first)
-    places = moved.shape[: len(dims)].numel()
+    count = len(dims)
+    labels = tracer.nodes.find(labels)
+    moved = labels.movedim(dims, list(range(count)))
+    places = moved.shape[:count].numel()
     rows = moved.reshape(places, -1).unique(dim=0)
+    if len(rows) == 1 and (rows > 0).all():
+        return rows[0]
     if (rows <= 0).any() or rows.numel() > ENTRIES:
         return None
-    if len(rows) == 1:
-        return rows[0]
     # which place is taken is not in the graph
     tracer.pin(rows)
     nodes = tracer.nodes.new(call.name, rows.shape[1], "pool", rows)
@@ -126,18 +163,35 @@ def grouped_matmul(
     """
     if not isinstance(x, Neurons) or not isinstance(weight, Elements):
         return tracer.unknown(call)
-    groups = weight.shape[0]
+    # of other shapes groups are in the summed dimension, or in the result
+    if (len(x.shape), len(weight.shape)) != (2, 3):
+        return tracer.unknown(call)
     rows = len(x.labels)
-    # of two other shapes groups are in the summed dimension or in the result
-    has_both = (len(x.shape), len(weight.shape)) == (2, 3)
-    if not has_both or rows < groups:
-        return tracer.unknown(call)
-    group = torch.arange(rows) * groups // rows
-    found = [tracer.unify_places(x.labels[group == k], -1) for k in range(groups)]
-    sources = present(*found)
-    if len(sources) < groups:
-        return tracer.unknown(call)
+    groups = weight.shape[0]
     n_out = weight.shape[2]
-    targets = tracer.new_layer(weight, groups * n_out).reshape(groups, n_out)
-    tracer.edges(weight, torch.stack(sources)[:, :, None], targets[:, None], call=call)
+    group = torch.arange(rows) * groups // rows
+    sources = _of_groups(tracer, x.labels, group, groups)
+    if sources is None:
+        return tracer.unknown(call)
+    targets = tracer.new_layer(weight, groups * n_out)
+    targets = targets.reshape(groups, n_out)
+    tracer.edges(weight, sources[:, :, None], targets[:, None], call=call)
     return Neurons(targets[group])
+
+
+def _of_groups(
+    tracer: Tracer,
+    labels: Tensor,
+    group: Tensor,
+    groups: int,
+) -> Tensor | None:
+    """The neurons (groups, n) that the rows (rows, n) of each group have; None where one has none.
+
+    group: of every row, (rows,).
+    """
+    found = []
+    for k in range(groups):
+        own = labels[group == k]
+        nodes = tracer.unify_places(own, -1) if len(own) else None
+        found += present(nodes)
+    return torch.stack(found) if len(found) == groups else None

@@ -15,7 +15,7 @@ from torch.fx import Node
 from ngopt.graph.rules.entries import as_neurons, labels_of
 from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.pairs import product_of
-from ngopt.graph.rules.picked import Index, indexed_dims, is_unknown
+from ngopt.graph.rules.picked import Index, are_together, indexed_dims, is_unknown
 from ngopt.graph.rules.products import addition
 from ngopt.graph.rules.registry import functions, packet_of, register_rule
 from ngopt.graph.tracing.elements import Elements
@@ -29,7 +29,13 @@ FILLS = functions("fill fill_ zero_")
 
 
 @register_rule(aten.copy, aten.copy_)
-def copy(tracer: Tracer, call: Node, x: Value, new: Value, *_: Any) -> Value:
+def copy(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    new: Value,
+    *_: Any,
+) -> Value:
     """All entries of x become those of another tensor."""
     if isinstance(new, Unknown):
         return tracer.unknown(call)
@@ -38,13 +44,19 @@ def copy(tracer: Tracer, call: Node, x: Value, new: Value, *_: Any) -> Value:
 
 
 @register_rule(*FILLS)
-def fill(tracer: Tracer, call: Node, x: Value, *_: Any) -> Value:
+def fill(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    *_: Any,
+) -> Value:
     """All entries of x become one number."""
     if isinstance(x, Elements):
         # of no use where they were erased, they stay with the others: Swin V2 has no bias of keys
         tracer.fixed.add(x.parameter)
         return x
-    return Neurons(torch.tensor(SAME_CONSTANT).expand(x.shape))
+    label = torch.tensor(SAME_CONSTANT)
+    return Neurons(label.expand(x.shape))
 
 
 @register_rule(aten.index_put, aten.index_put_)
@@ -65,8 +77,9 @@ def index_put(
         return _put_somewhere(tracer, call, x, new, is_added)
     if is_added:
         return tracer.unknown(call)
+    everything = slice(None)
+    where: Any = tuple(everything if place is None else place for place in places)
     labels = labels_of(tracer, call, x).clone()
-    where: Any = tuple(slice(None) if place is None else place for place in places)
     labels[where] = labels_of(tracer, call, new)
     return Neurons(folded(labels))
 
@@ -85,9 +98,9 @@ def _put_somewhere(
             return tracer.unknown(call)
         applied(tracer, call, x.labels)
         return x
-    are_together = dims == list(range(dims[0], dims[-1] + 1))
-    written = _at_all_places(as_neurons(tracer, call, new), dims, x.shape)
-    if written is None or not are_together:
+    neurons = as_neurons(tracer, call, new)
+    written = _at_all_places(neurons, dims, x.shape) if are_together(dims) else None
+    if written is None:
         return tracer.unknown(call)
     if is_added:
         return addition(tracer, call, x, written)
@@ -107,20 +120,26 @@ def _is_sum_with_old(call: Node) -> bool:
     return any(term.args[:2] == call.args[:2] for term in old)
 
 
-def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons | None:
+def _at_all_places(
+    new: Neurons,
+    dims: list[int],
+    shape: torch.Size,
+) -> Neurons | None:
     """The neurons of some places as those of all; None where they differ from place to place.
 
     dims: of the places, side by side, in the shape of all; one in that of the new entries.
     """
-    before, behind = shape[: dims[0]], shape[dims[-1] + 1 :]
+    first, last = dims[0], dims[-1]
+    before, behind = shape[:first], shape[last + 1 :]
+    # new entries may lack dimensions
     axis = -1 - len(behind)
     some = new.shape[axis] if len(new.shape) >= -axis else 1
     rows = new.labels.expand(*before, some, *behind)
-    if not same_along(rows, dims[0]):
+    if not same_along(rows, first):
         return None
-    row = rows.narrow(dims[0], 0, 1)
     ones = [1] * len(dims)
-    return replace(new, labels=row.reshape(*before, *ones, *behind).expand(shape))
+    row = rows.narrow(first, 0, 1).reshape(*before, *ones, *behind)
+    return replace(new, labels=row.expand(shape))
 
 
 @register_rule(aten.index_add, aten.index_add_, aten.scatter_add, aten.scatter_add_)
@@ -140,4 +159,5 @@ def index_add(
     if not same_along(source.labels, dim):
         return tracer.unknown(call)
     row = source.labels.narrow(dim, 0, 1)
-    return addition(tracer, call, x, Neurons(row.expand(x.shape)))
+    rows = Neurons(row.expand(x.shape))
+    return addition(tracer, call, x, rows)

@@ -42,7 +42,8 @@ class Memory:
         tensor = operand.meta["val"]
         old = self.values[operand]
         self.values[operand] = result
-        others = [node for node in self._sharing[_storage(tensor)] if node is not operand]
+        sharing = self._sharing[_storage(tensor)]
+        others = [node for node in sharing if node is not operand]
         if not others or _are_same(old, result):
             return
         written = _Written.of(tensor, result)
@@ -64,25 +65,36 @@ class _Written:
     @classmethod
     def of(cls, tensor: Tensor, result: Neurons | Unknown) -> _Written:
         numbers = _numbers(tensor)
-        last = int(numbers.max()) if numbers.numel() else -1
-        places = torch.full((last + 1,), -1)
-        places[numbers] = torch.arange(numbers.numel()).reshape(numbers.shape)
+        count = numbers.numel()
+        size = int(numbers.max()) + 1 if count else 0
+        places = torch.full((size,), -1)
+        places[numbers] = torch.arange(count).reshape(numbers.shape)
         labels = result.labels.flatten() if isinstance(result, Neurons) else None
         return cls(labels, places)
 
     def seen_in(self, tensor: Tensor, value: Value) -> Value:
         """What a tensor of the same memory stands for after this was written."""
-        numbers = _numbers(tensor)
-        beyond = numbers >= len(self.places)
-        which = torch.where(beyond, -1, self.places[numbers.masked_fill(beyond, 0)])
+        which = self._seen(_numbers(tensor))
         is_new = which >= 0
         if not is_new.any():
             return value
         old = _labels(value)
-        if self.labels is None or (old is None and not is_new.all()):
-            return Unknown(numbers.shape)
+        is_lost = old is None and not is_new.all()
+        if self.labels is None or is_lost:
+            return Unknown(which.shape)
+        # -1 would read the last one
         new = self.labels[which.clamp(min=0)]
-        return Neurons(folded(new if old is None else torch.where(is_new, new, old)))
+        if old is not None:
+            new = torch.where(is_new, new, old)
+        return Neurons(folded(new))
+
+    def _seen(self, numbers: Tensor) -> Tensor:
+        """Which of the labels is at each place in memory, -1 for none."""
+        if not len(self.places):
+            return torch.full_like(numbers, -1)
+        is_behind = numbers >= len(self.places)
+        inside = numbers.masked_fill(is_behind, 0)
+        return self.places[inside].masked_fill(is_behind, -1)
 
 
 def _are_same(old: Value, new: Value) -> bool:
@@ -113,4 +125,5 @@ def _storage(tensor: Tensor) -> int:
 
 def _numbers(tensor: Tensor) -> Tensor:
     """Where in memory every entry of a tensor lies."""
-    return strided_numbers(tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+    offset = int(tensor.storage_offset())
+    return strided_numbers(tensor.shape, tensor.stride(), offset)
