@@ -25,6 +25,7 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     folded,
+    is_one_number,
     nodes_among,
     same_along,
     without_repeats,
@@ -221,7 +222,7 @@ def _is_uniform(other: Tensor | Unknown) -> bool:
     if other.shape.numel() <= 1:
         return True
     if isinstance(other, Tensor):
-        return same_along(other.flatten(), 0)
+        return is_one_number(other)
     return other.equivariant
 
 

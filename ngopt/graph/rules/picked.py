@@ -15,7 +15,7 @@ from ngopt.graph.rules.products import ENTRIES
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Neurons, Unknown, Value, present, same_along
+from ngopt.graph.tracing.values import Neurons, Unknown, Value, is_one_number, present
 
 aten = torch.ops.aten
 
@@ -96,7 +96,7 @@ def _picked(
     experts, any may come: then each is a node behind all that it may be.
     """
     shape = tracer.shape_of(call)
-    if isinstance(x, Tensor) and _is_one_number(x):
+    if isinstance(x, Tensor) and is_one_number(x):
         # of the input it takes the shape alone: zeros stay 0
         tracer.data.discard(call)
         return x.flatten()[0].expand(shape).clone()
@@ -116,10 +116,6 @@ def _picked(
     new = [1] * (len(shape) - len(others))
     labels = nodes.reshape(*sizes[:first], *new, *sizes[first:])
     return Neurons(labels.expand(shape))
-
-
-def _is_one_number(constant: Tensor) -> bool:
-    return constant.numel() > 0 and same_along(constant.flatten(), 0)
 
 
 def _any_of(

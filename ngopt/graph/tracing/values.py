@@ -66,11 +66,15 @@ def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list
     return found
 
 
+def is_one_number(constant: Tensor) -> bool:
+    """Whether all entries of a tensor are the same; an empty one has none."""
+    return constant.numel() > 0 and same_along(constant.flatten(), 0)
+
+
 def constant_labels(constant: Tensor) -> Tensor:
     """Labels of a tensor that is no neurons."""
     # columns of one constant are twins of each other, those of different ones are not
-    is_same = constant.numel() and same_along(constant.flatten(), 0)
-    label = SAME_CONSTANT if is_same else NO_NEURON
+    label = SAME_CONSTANT if is_one_number(constant) else NO_NEURON
     return torch.full(constant.shape, label)
 
 
