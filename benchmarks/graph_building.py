@@ -61,7 +61,10 @@ def measure(family: str, repeats: int) -> dict[str, Any]:
         "unconnected": len(unconnected(graph)),
         "identity": all(torch.equal(p, q) for p, q in zip(values, back, strict=True)),
         "roundtrip_ms": 1000
-        * min(_seconds(lambda: graph.scatter(graph.gather(values))) for _ in range(repeats)),
+        * min(
+            _seconds(lambda: graph.scatter(graph.gather(values)))
+            for _ in range(repeats)
+        ),
     }
 
 
@@ -98,7 +101,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     records = [
-        measure(family, options.repeats) for family in tqdm(options.families, unit="network")
+        measure(family, options.repeats)
+        for family in tqdm(options.families, unit="network")
     ]
     print(table(records))
     if options.output:

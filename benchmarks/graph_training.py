@@ -55,7 +55,8 @@ class EdgeListPNA(nn.Module):
         histogram = torch.bincount(degree(both[1], count).long())
         options = {"deg": histogram, "edge_dim": width}
         self.rounds = nn.ModuleList(
-            PNAConv(width, width, AGGREGATORS, SCALERS, **options) for _ in range(rounds)
+            PNAConv(width, width, AGGREGATORS, SCALERS, **options)
+            for _ in range(rounds)
         )
 
     def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
@@ -112,7 +113,13 @@ def measure(
                 step()
                 times[name].append(process_time() - start)
     speeds = {name: copies / median(some[WARM_UP:]) for name, some in times.items()}
-    found = {"copies": copies, "width": width, "rounds": rounds, "compiled": compiled, **speeds}
+    found = {
+        "copies": copies,
+        "width": width,
+        "rounds": rounds,
+        "compiled": compiled,
+        **speeds,
+    }
     return {**found, "ratio": speeds["ng-gnn"] / speeds["PNAConv"]}
 
 
@@ -137,7 +144,9 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     records = []
     for copies in tqdm(options.copies, unit="size"):
-        record = measure(copies, options.width, options.rounds, options.repeats, options.compiled)
+        record = measure(
+            copies, options.width, options.rounds, options.repeats, options.compiled
+        )
         ours, theirs, ratio = record["ng-gnn"], record["PNAConv"], record["ratio"]
         tqdm.write(
             f"{copies:4} networks: ng-gnn {ours:.0f} a second, PNAConv {theirs:.0f}, {ratio:.1f}x"

@@ -78,7 +78,10 @@ def t5() -> tuple[nn.Module, dict[str, Any]]:
     """Encoder and decoder, whose tokens and whose output have one table."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    return T5ForConditionalGeneration(T5Config.from_dict(T5)), {**call(), "labels": tokens(5)}
+    return T5ForConditionalGeneration(T5Config.from_dict(T5)), {
+        **call(),
+        "labels": tokens(5),
+    }
 
 
 class Foo(nn.Module):
@@ -86,7 +89,10 @@ class Foo(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.s, self.t = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.s, self.t = (
+            nn.Parameter(torch.ones(width)),
+            nn.Parameter(torch.zeros(width)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -106,7 +112,9 @@ class Bar(nn.Module):
         self.g = nn.Parameter(torch.ones(width))  # a layer scale
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.b(self.a(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.b(self.a(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.c(mixed.transpose(1, 2).flatten(2))
         left, right = self.e(self.d(x)).chunk(2, -1)

@@ -67,7 +67,10 @@ LABELS: dict[str, Labels] = {
     "convnext_tiny": (
         (r"classifier\.2\.weight", "output"),
         (r".*\.layer_scale", "other"),
-        (r"features\.(0\.1|[246]\.0|\d\.\d\.block\.2)\.(weight|bias)|classifier\.0\..*", "norm"),
+        (
+            r"features\.(0\.1|[246]\.0|\d\.\d\.block\.2)\.(weight|bias)|classifier\.0\..*",
+            "norm",
+        ),
         (r"features\.(0\.0|[246]\.1|\d\.\d\.block\.[035])\.weight", "matrix"),
         (r".*\.bias", "bias"),
     ),
@@ -75,14 +78,20 @@ LABELS: dict[str, Labels] = {
         (r"heads\.head\.weight", "output"),
         (r"class_token|encoder\.pos_embedding", "other"),
         (r".*\.(ln|ln_1|ln_2)\.(weight|bias)", "norm"),
-        (r".*\.(in_proj_weight|out_proj\.weight|mlp\.[03]\.weight)|conv_proj\.weight", "matrix"),
+        (
+            r".*\.(in_proj_weight|out_proj\.weight|mlp\.[03]\.weight)|conv_proj\.weight",
+            "matrix",
+        ),
         (r".*bias", "bias"),
     ),
     "swin_t": (
         (r"head\.weight", "output"),
         (r".*\.relative_position_bias_table", "other"),
         (r"(.*\.)?norm[12]?\.(weight|bias)|features\.0\.2\.(weight|bias)", "norm"),
-        (r".*\.(qkv|proj|mlp\.[03]|reduction)\.weight|features\.0\.0\.weight", "matrix"),
+        (
+            r".*\.(qkv|proj|mlp\.[03]|reduction)\.weight|features\.0\.0\.weight",
+            "matrix",
+        ),
         (r".*bias", "bias"),
     ),
     "densenet121": (
@@ -94,7 +103,10 @@ LABELS: dict[str, Labels] = {
     "shufflenet_v2_x1_0": (
         (r"fc\.weight", "output"),
         (r"fc\.bias", "bias"),
-        (r"conv[15]\.0\.weight|.*\.branch1\.[02]\.weight|.*\.branch2\.[035]\.weight", "matrix"),
+        (
+            r"conv[15]\.0\.weight|.*\.branch1\.[02]\.weight|.*\.branch2\.[035]\.weight",
+            "matrix",
+        ),
         (r"conv[15]\.1\..*|.*\.branch1\.[13]\..*|.*\.branch2\.[146]\..*", "norm"),
     ),
     "googlenet": (
@@ -155,18 +167,24 @@ def network(name: str) -> tuple[nn.Module, Any]:
     if name in TRANSFORMERS:
         return TRANSFORMERS[name]()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of GoogLeNet, that its weights will begin otherwise
+        warnings.simplefilter(
+            "ignore"
+        )  # of GoogLeNet, that its weights will begin otherwise
         model = torchvision.models.get_model(name, weights=None)
     return model, torch.randn(2, 3, 224, 224)
 
 
 def label(network: str, parameter: str) -> str:
     """The role of a parameter by hand."""
-    return next(role for pattern, role in LABELS[network] if re.fullmatch(pattern, parameter))
+    return next(
+        role for pattern, role in LABELS[network] if re.fullmatch(pattern, parameter)
+    )
 
 
 def right(labels: Iterable[str], roles: Iterable[ParameterRole]) -> int:
-    return sum(by_hand == role.role for by_hand, role in zip(labels, roles, strict=True))
+    return sum(
+        by_hand == role.role for by_hand, role in zip(labels, roles, strict=True)
+    )
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -193,7 +211,9 @@ def table(records: list[dict[str, Any]]) -> str:
     for record in records:
         cells = [record[name] for name in COLUMNS]
         texts = [f"{c:.1f}" if isinstance(c, float) else str(c) for c in cells]
-        lines.append(f"{record['network']:20}" + "".join(f"{text:>12}" for text in texts))
+        lines.append(
+            f"{record['network']:20}" + "".join(f"{text:>12}" for text in texts)
+        )
     return "\n".join(lines)
 
 

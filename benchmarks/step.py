@@ -91,7 +91,9 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
         model.parameters(), model=model, total_steps=HORIZON
     ),
     "ff": lambda model: NGOptimizer(model.parameters(), model=model, weights="ff"),
-    "ng-gnn": lambda model: NGOptimizer(model.parameters(), model=model, weights="ng-gnn"),
+    "ng-gnn": lambda model: NGOptimizer(
+        model.parameters(), model=model, weights="ng-gnn"
+    ),
 }
 
 
@@ -133,7 +135,9 @@ def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
     return records
 
 
-def _record(problem: str, model: nn.Module, key: str, times: list[tuple[float, float]]) -> Record:
+def _record(
+    problem: str, model: nn.Module, key: str, times: list[tuple[float, float]]
+) -> Record:
     whole, optimizer = zip(*times, strict=True)
     return {
         "problem": problem,
@@ -169,14 +173,18 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model, graph = traced(name)
-    optimizer = NGOptimizer(model.parameters(), graph=graph, weights=weights, total_steps=HORIZON)
+    optimizer = NGOptimizer(
+        model.parameters(), graph=graph, weights=weights, total_steps=HORIZON
+    )
     params = list(model.parameters())
     first, first_bytes = _step(optimizer, params)
     second, second_bytes = _step(optimizer, params)
     for p in params:
         optimizer.state[p]["step"].fill_(LATE)
     count = cycle(optimizer.learned)
-    later, later_bytes = zip(*(_step(optimizer, params) for _ in range(count)), strict=True)
+    later, later_bytes = zip(
+        *(_step(optimizer, params) for _ in range(count)), strict=True
+    )
     n = numel(model)
     kept = state_size(graph, True, weights)
     first_bytes -= int(4 * n * kept)
@@ -189,7 +197,9 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
         "later_ms": 1e3 * mean(later),
         "later_ns": 1e9 * mean(later) / n,
         "worst_ns": 1e9 * max(later) / n,
-        "floor_ns": _floor(optimizer, n, kept) if optimizer.learned.base is None else None,
+        "floor_ns": _floor(optimizer, n, kept)
+        if optimizer.learned.base is None
+        else None,
         "state": state_size(graph, False, weights),
         "state_horizon": kept,
         "extra_mib": max(first_bytes, second_bytes, *later_bytes) / 2**20,
@@ -232,17 +242,24 @@ def numel(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def state_size(graph: NeuralGraph, has_horizon: bool, weights: str = "default") -> float:
+def state_size(
+    graph: NeuralGraph, has_horizon: bool, weights: str = "default"
+) -> float:
     """What an optimizer keeps, in float32 numbers per parameter."""
     rule = load_pretrained(weights).bind(graph, HORIZON if has_horizon else None)
     params = [torch.empty(spec.shape, device="meta") for spec in graph.parameters]
     kept: list[Tensor] = [x for record in rule.init(params) for x in record.values()]
-    return sum(x.numel() * x.itemsize for x in kept) / torch.float32.itemsize / graph.numel
+    return (
+        sum(x.numel() * x.itemsize for x in kept) / torch.float32.itemsize / graph.numel
+    )
 
 
 def table(records: list[Record]) -> str:
     """One line for each record; the first's keys are the header."""
-    rows = [list(records[0]), *([_cell(x) for x in record.values()] for record in records)]
+    rows = [
+        list(records[0]),
+        *([_cell(x) for x in record.values()] for record in records),
+    ]
     widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -265,21 +282,31 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--problems", nargs="*", default=PROBLEMS)
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=LARGE)
     parser.add_argument("--widths", nargs="*", type=int, default=[], help="of an MLP")
-    parser.add_argument("--weights", nargs="*", default=["default"], help="of networks and widths")
+    parser.add_argument(
+        "--weights", nargs="*", default=["default"], help="of networks and widths"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=200, help="that count")
-    parser.add_argument("--skip", type=int, default=100, help="steps before those that count")
+    parser.add_argument(
+        "--skip", type=int, default=100, help="steps before those that count"
+    )
     parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     machine = platform.processor() or platform.machine()
-    about = {"processor": machine, "threads": options.threads, "torch": torch.__version__}
+    about = {
+        "processor": machine,
+        "threads": options.threads,
+        "torch": torch.__version__,
+    }
     found: dict[str, list[Record]] = {"problems": [], "networks": [], "widths": []}
     for kind, records in _all_records(options):
         found[kind] += records
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps({"machine": about, **found}, indent=1) + "\n")
+            options.output.write_text(
+                json.dumps({"machine": about, **found}, indent=1) + "\n"
+            )
     print("\n\n".join(table(records) for records in found.values() if records))
     if options.output and found["widths"]:
         draw(found["widths"], options.output.with_suffix(".png"))
@@ -289,12 +316,17 @@ def _all_records(options: argparse.Namespace) -> Iterator[tuple[str, list[Record
     """Kinds and records, as soon as they are there."""
     for name in options.problems:
         yield "problems", whole_steps(name, options.steps, options.skip)
-    for kind, networks in (("networks", options.networks), ("widths", map(str, options.widths))):
+    for kind, networks in (
+        ("networks", options.networks),
+        ("widths", map(str, options.widths)),
+    ):
         for record in measured(networks, options.weights, options.threads):
             yield kind, [record]
 
 
-def measured(networks: Iterable[str], weights: Sequence[str], threads: int) -> Iterator[Record]:
+def measured(
+    networks: Iterable[str], weights: Sequence[str], threads: int
+) -> Iterator[Record]:
     """Records of all pairs, each from a process of its own."""
     pairs = [(network, some, threads) for network in networks for some in weights]
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -312,10 +344,14 @@ def draw(records: list[Record], path: Path) -> None:
     for name in dict.fromkeys(record["weights"] for record in records):
         own = [record for record in records if record["weights"] == name]
         sizes = [record["parameters"] for record in own]
-        (line,) = axes.loglog(sizes, [record["later_ns"] for record in own], "o-", label=name)
+        (line,) = axes.loglog(
+            sizes, [record["later_ns"] for record in own], "o-", label=name
+        )
         if own[0]["floor_ns"] is not None:
             floors = [record["floor_ns"] for record in own]
-            axes.loglog(sizes, floors, ":", color=line.get_color(), label=f"{name}, floor")
+            axes.loglog(
+                sizes, floors, ":", color=line.get_color(), label=f"{name}, floor"
+            )
     axes.set_xlabel("parameters")
     axes.set_ylabel("ns per parameter and step")
     axes.legend()

@@ -21,7 +21,15 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from benchmarks import floor
-from benchmarks.step import HORIZON, cycle, moved_bytes, numel, state_size, table, traced
+from benchmarks.step import (
+    HORIZON,
+    cycle,
+    moved_bytes,
+    numel,
+    state_size,
+    table,
+    traced,
+)
 from ngopt import NGOptimizer
 
 WARM_UP = 2
@@ -40,7 +48,9 @@ Record = dict[str, Any]
 def records_of(network: str, weights: str) -> Iterator[Record]:
     """One for each kind of operation, and one for the whole step."""
     model, graph = traced(network)
-    optimizer = NGOptimizer(model.parameters(), graph=graph, weights=weights, total_steps=HORIZON)
+    optimizer = NGOptimizer(
+        model.parameters(), graph=graph, weights=weights, total_steps=HORIZON
+    )
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     for _ in range(WARM_UP):
@@ -83,7 +93,11 @@ def _by_kind(call: Callable[[], object]) -> dict[str, float]:
 
 
 def _kind(operation: str) -> str:
-    fitting = (kind for kind, names in KINDS.items() if any(name in operation for name in names))
+    fitting = (
+        kind
+        for kind, names in KINDS.items()
+        if any(name in operation for name in names)
+    )
     return next(fitting)
 
 
@@ -91,15 +105,24 @@ def main(arguments: list[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument(
-        "--networks", nargs="*", default=["c10-32", "resnet18"], help="or widths of an MLP"
+        "--networks",
+        nargs="*",
+        default=["c10-32", "resnet18"],
+        help="or widths of an MLP",
     )
     parser.add_argument("--weights", nargs="*", default=["ff", "ng-gnn"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    pairs = [(network, weights) for network in options.networks for weights in options.weights]
-    records = [record for pair in tqdm(pairs, unit="network") for record in records_of(*pair)]
+    pairs = [
+        (network, weights)
+        for network in options.networks
+        for weights in options.weights
+    ]
+    records = [
+        record for pair in tqdm(pairs, unit="network") for record in records_of(*pair)
+    ]
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         found = {"threads": options.threads, "records": records}

@@ -53,9 +53,14 @@ def run(config: Config) -> None:
     problems = problem_names(config.problems)
     setting = Setting(problems, seeds, folder, config.processes)
     names = {part: f"without-{i}" for i, part in enumerate(PARTS)}
-    candidates = {"whole": {}} | {names[part]: changes for part, changes in PARTS.items()}
+    candidates = {"whole": {}} | {
+        names[part]: changes for part, changes in PARTS.items()
+    }
     records = setting.measure(candidates)
-    worth = {part: losses_without(records[name], records["whole"]) for part, name in names.items()}
+    worth = {
+        part: losses_without(records[name], records["whole"])
+        for part, name in names.items()
+    }
     header = ["part", "mean", "standard error", *problems]
     body = [
         [
@@ -69,7 +74,9 @@ def run(config: Config) -> None:
     write_json(folder / "ablation.json", {"config": asdict(config), "worth": worth})
     (folder / "ablation.md").write_text("\n".join(markdown(header, body)) + "\n")
     print("\n".join(align(header, body)))
-    print("Rise of the log of the validation loss without the part; more is better for the part.")
+    print(
+        "Rise of the log of the validation loss without the part; more is better for the part."
+    )
 
 
 def losses_without(without: list[Record], whole: list[Record]) -> dict[str, float]:

@@ -44,12 +44,22 @@ class Setting:
         save_pretrained(learned, path)
         digest = weights_hash(learned)
         return [
-            Run(problem, str(path), None, digest, seed, load_problem(problem).steps, "tuning")
+            Run(
+                problem,
+                str(path),
+                None,
+                digest,
+                seed,
+                load_problem(problem).steps,
+                "tuning",
+            )
             for problem in self.problems
             for seed in self.seeds
         ]
 
-    def measure(self, candidates: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Record]]:
+    def measure(
+        self, candidates: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, list[Record]]:
         """The records of candidates, by name; each is a set of changes of `SoapConfig()`."""
         runs = {name: self.runs(name, changes) for name, changes in candidates.items()}
         flat = [run for some in runs.values() for run in some]
@@ -66,7 +76,9 @@ def gains(records: Sequence[Record], references: Sequence[Record]) -> dict[str, 
     found: dict[str, list[float]] = {}
     for record, reference in zip(records, references, strict=True):
         gain = _log_loss(reference) - _log_loss(record)
-        found.setdefault(record["run"]["problem"], []).append(min(max(gain, -MOST), MOST))
+        found.setdefault(record["run"]["problem"], []).append(
+            min(max(gain, -MOST), MOST)
+        )
     return {problem: fmean(values) for problem, values in found.items()}
 
 

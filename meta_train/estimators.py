@@ -128,9 +128,13 @@ class TBPTT:
             contractions.append(self._contraction(bound, state.step))
             is_followed = t >= steps - followed
             with torch.set_grad_enabled(is_followed):
-                deltas, records = update_all(rule, grads, state.state, state.params, hyper)
+                deltas, records = update_all(
+                    rule, grads, state.state, state.params, hyper
+                )
             updates.append(
-                _Update(grads, state.state, state.params, deltas if is_followed else None)
+                _Update(
+                    grads, state.state, state.params, deltas if is_followed else None
+                )
             )
             state = detached(moved(state, deltas, records, buffers))
             loss, grads, buffers = task.gradient(state)
@@ -139,7 +143,9 @@ class TBPTT:
             part = 1 / counted if t >= steps - counted else 0.0
             share.append(part * (loss <= self.loss_limit).to(loss.dtype))
         after = [*(update.grads for update in updates[1:]), grads]
-        found = self._backward(rule, weights, updates, after, share, hyper, contractions)
+        found = self._backward(
+            rule, weights, updates, after, share, hyper, contractions
+        )
         mean = torch.stack(losses[-counted:]).mean(0)
         return Estimate(as_vector(found, task.count), mean, mean), state
 
@@ -180,15 +186,22 @@ class TBPTT:
         for update, ahead, part, contraction in reversed(rows):
             adjoint = [_times(contraction, a) for a in adjoint]
             adjoint = [
-                a if g is None else a + _times(part, g) for a, g in zip(adjoint, ahead, strict=True)
+                a if g is None else a + _times(part, g)
+                for a, g in zip(adjoint, ahead, strict=True)
             ]
             deltas = update.deltas
             if deltas is None:
-                deltas, _ = update_all(rule, update.grads, update.state, update.params, hyper)
-            pairs = [(d, a) for d, a in zip(deltas, adjoint, strict=True) if d is not None]
+                deltas, _ = update_all(
+                    rule, update.grads, update.state, update.params, hyper
+                )
+            pairs = [
+                (d, a) for d, a in zip(deltas, adjoint, strict=True) if d is not None
+            ]
             outputs, cotangents = zip(*pairs, strict=True)
             found = torch.autograd.grad(outputs, weights, cotangents, allow_unused=True)
-            total = [t if f is None else t + f for t, f in zip(total, found, strict=True)]
+            total = [
+                t if f is None else t + f for t, f in zip(total, found, strict=True)
+            ]
         return total
 
 
@@ -211,7 +224,9 @@ class SecondOrderTBPTT(TBPTT):
         with torch.enable_grad():
             last, _ = task.loss(inner.params, inner.buffers, inner.step)
             counted = [*losses[1:], last][-tail_length(steps, self.tail) :]
-            mean = torch.stack([loss.clamp(max=self.loss_limit) for loss in counted]).mean(0)
+            mean = torch.stack(
+                [loss.clamp(max=self.loss_limit) for loss in counted]
+            ).mean(0)
         found = torch.autograd.grad(mean.sum(), weights, materialize_grads=True)
         mean = mean.detach()
         return Estimate(as_vector(found, task.count), mean, mean), detached(inner)
@@ -256,7 +271,10 @@ class PES:
     def estimate(
         self, task: Optimizees, learned: LearnedOptimizer, state: PESState, steps: int
     ) -> tuple[Estimate, PESState]:
-        metanet, bound = trained_metanet(learned), learned.bind(task.graph, self.total_steps)
+        metanet, bound = (
+            trained_metanet(learned),
+            learned.bind(task.graph, self.total_steps),
+        )
         theta = parameters_to_vector(metanet.parameters()).detach()
         drawn = task.normal(state.positive.step, len(theta), theta.dtype)
         noise = self.sigma * drawn.to(theta.device)
@@ -312,7 +330,9 @@ class Imitation:
 
     def start(self, task: Task, learned: LearnedOptimizer) -> Imitated:
         inner = task.start(learned.bind(task.graph, self.total_steps))
-        return Imitated(inner, self.teacher.bind(task.graph, self.total_steps).init(inner.params))
+        return Imitated(
+            inner, self.teacher.bind(task.graph, self.total_steps).init(inner.params)
+        )
 
     def estimate(
         self, task: Optimizees, learned: LearnedOptimizer, state: Imitated, steps: int
@@ -331,24 +351,40 @@ class Imitation:
             inner_loss, grads, buffers = task.gradient(inner)
             inner_losses.append(inner_loss)
             with torch.no_grad():
-                wanted, records = update_all(teacher, grads, records, inner.params, hyper)
+                wanted, records = update_all(
+                    teacher, grads, records, inner.params, hyper
+                )
             with torch.enable_grad():
-                found, own = update_all(student, grads, inner.state, inner.params, hyper)
+                found, own = update_all(
+                    student, grads, inner.state, inner.params, hyper
+                )
                 loss = _distance(found, wanted)
             some = torch.autograd.grad(loss, weights, allow_unused=True)
-            total = [t if g is None else t + g / steps for t, g in zip(total, some, strict=True)]
+            total = [
+                t if g is None else t + g / steps
+                for t, g in zip(total, some, strict=True)
+            ]
             losses.append(loss.detach())
-            params = [p if u is None else p + u for p, u in zip(inner.params, wanted, strict=True)]
+            params = [
+                p if u is None else p + u
+                for p, u in zip(inner.params, wanted, strict=True)
+            ]
             inner = detached(Inner(params, buffers, own, inner.step + 1))
         means = (torch.stack(some).mean() for some in (losses, inner_losses))
         return Estimate(parameters_to_vector(total), *means), Imitated(inner, records)
 
 
-def _distance(found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -> Tensor:
+def _distance(
+    found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]
+) -> Tensor:
     """Mean over tensors of the relative squared difference; of those that are to move."""
     rows = zip(found, wanted, strict=True)
-    pairs = [(u, v) for u, v in rows if u is not None and v is not None and bool(v.any())]
-    return torch.stack([(u - v).square().sum() / v.square().sum() for u, v in pairs]).mean()
+    pairs = [
+        (u, v) for u, v in rows if u is not None and v is not None and bool(v.any())
+    ]
+    return torch.stack(
+        [(u - v).square().sum() / v.square().sum() for u, v in pairs]
+    ).mean()
 
 
 def followed_updates(metanet: Metanet, task: Optimizees) -> int:
@@ -361,9 +397,14 @@ def followed_updates(metanet: Metanet, task: Optimizees) -> int:
 def detached(inner: Inner) -> Inner:
     """The same without what autograd knows of it."""
     params, buffers, state, step = inner
-    records = [{key: value.detach() for key, value in record.items()} for record in state]
+    records = [
+        {key: value.detach() for key, value in record.items()} for record in state
+    ]
     return Inner(
-        [p.detach() for p in params], {k: b.detach() for k, b in buffers.items()}, records, step
+        [p.detach() for p in params],
+        {k: b.detach() for k, b in buffers.items()},
+        records,
+        step,
     )
 
 

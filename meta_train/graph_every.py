@@ -65,7 +65,10 @@ def run(config: Config) -> None:
     best = chosen(found[config.problems[0]])
     stage = {"program": "meta_train.graph_every", **asdict(config), "chosen": best}
     recipe = {"stages": [*learned.recipe["stages"], stage]}
-    table = {**learned.table, **{problem: _measured(by_k[best]) for problem, by_k in found.items()}}
+    table = {
+        **learned.table,
+        **{problem: _measured(by_k[best]) for problem, by_k in found.items()},
+    }
     new = replace(looking_every(learned, best), recipe=recipe, table=table)
     save_pretrained(new, folder / "chosen.safetensors")
     body = [
@@ -87,7 +90,9 @@ def run(config: Config) -> None:
 
 def looking_every(learned: LearnedOptimizer, k: int) -> LearnedOptimizer:
     """The same with a metanet that looks at the graph every k steps."""
-    return replace(learned, metanet=trained_metanet(learned).reconfigured(graph_every=k))
+    return replace(
+        learned, metanet=trained_metanet(learned).reconfigured(graph_every=k)
+    )
 
 
 def measure(config: Config, learned: LearnedOptimizer, folder: Path) -> Found:
@@ -98,7 +103,15 @@ def measure(config: Config, learned: LearnedOptimizer, folder: Path) -> Found:
         save_pretrained(own, path)
         digest = weights_hash(own)
         runs += [
-            Run(problem, str(path), None, digest, seed, load_problem(problem).steps, "evaluation")
+            Run(
+                problem,
+                str(path),
+                None,
+                digest,
+                seed,
+                load_problem(problem).steps,
+                "evaluation",
+            )
             for problem in config.problems
             for seed in range(config.seeds)
         ]
@@ -115,7 +128,9 @@ def chosen(by_k: Mapping[int, Sequence[Record]]) -> int:
     """The largest k that costs no more than one standard error of validation accuracy."""
     values = {k: accuracies(records, "validation") for k, records in by_k.items()}
     error = stdev(values[1]) / sqrt(len(values[1])) if len(values[1]) > 1 else 0.0
-    return max(k for k, some in values.items() if fmean(some) >= fmean(values[1]) - error)
+    return max(
+        k for k, some in values.items() if fmean(some) >= fmean(values[1]) - error
+    )
 
 
 def accuracies(records: Sequence[Record], split: str) -> list[float]:
@@ -152,7 +167,9 @@ def draw(path: Path, found: Found) -> None:
         values = {k: accuracies(records, "test") for k, records in by_k.items()}
         for k, some in values.items():
             axes.plot([k] * len(some), some, "o", color="tab:blue", alpha=0.35)
-        axes.plot(list(values), [fmean(some) for some in values.values()], "-", color="black")
+        axes.plot(
+            list(values), [fmean(some) for some in values.values()], "-", color="black"
+        )
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(values), [str(k) for k in values])
         axes.set_title(problem)

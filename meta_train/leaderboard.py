@@ -65,7 +65,9 @@ class Config:
             if value is not None and value < 1:
                 raise ValueError(f"{key}: expected 1 or more; got {value}")
         if self.seeds > FIRST_TUNING_SEED:
-            raise ValueError(f"seeds: expected at most {FIRST_TUNING_SEED}; got {self.seeds}")
+            raise ValueError(
+                f"seeds: expected at most {FIRST_TUNING_SEED}; got {self.seeds}"
+            )
         if self.curve_split not in SPLITS:
             raise ValueError(
                 f"curve_split: expected one of {', '.join(SPLITS)}; got '{self.curve_split}'"
@@ -73,11 +75,15 @@ class Config:
         for key in ("problems", "optimizers"):
             values = getattr(self, key)
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"{key}: expected at least one name, each once; got {values}")
+                raise ValueError(
+                    f"{key}: expected at least one name, each once; got {values}"
+                )
 
     def groups(self) -> dict[str, list[str]]:
         """Over what optimizers are ranked: each list that was asked for, and all problems."""
-        groups = {given: list(LISTS[given]) for given in self.problems if given in LISTS}
+        groups = {
+            given: list(LISTS[given]) for given in self.problems if given in LISTS
+        }
         names = list(problem_names(self.problems))
         return groups if names in groups.values() else {**groups, "all problems": names}
 
@@ -100,7 +106,9 @@ class Leaderboard:
 
     def lines(self, row: Row) -> list[str]:
         """A row as text, with its rank."""
-        field = {r.optimizer: r.test_loss for r in self.rows if r.problem == row.problem}
+        field = {
+            r.optimizer: r.test_loss for r in self.rows if r.problem == row.problem
+        }
         rank = standings.ranks(field)[row.optimizer]
         return report.cells(row, rank, self.reached[row.problem, row.optimizer])
 
@@ -113,7 +121,9 @@ class Leaderboard:
         for group, found in self.standings.items():
             count = max(standing.problems for standing in found)
             tables.append([f"Standings over {group} ({count}):"])
-            tables.append(draw(standings.HEADER, [standings.cells(one) for one in found]))
+            tables.append(
+                draw(standings.HEADER, [standings.cells(one) for one in found])
+            )
         return tables
 
 
@@ -132,11 +142,15 @@ def compare(config: Config) -> Leaderboard:
     refusals: list[str] = []
     total = sum(len(spec.lrs) * config.tuning_seeds + config.seeds for spec in specs)
     with tqdm(total=len(problems) * total, unit="run") as bar:
-        run_all = partial(execute, folder=folder / "records", processes=config.processes, bar=bar)
+        run_all = partial(
+            execute, folder=folder / "records", processes=config.processes, bar=bar
+        )
         for problem in problems:
             model = load_problem(problem).init(0)
             refused = {spec.name: spec.refusal(model) for spec in specs}
-            refusals += [f"{name} on {problem}: {why}." for name, why in refused.items() if why]
+            refusals += [
+                f"{name} on {problem}: {why}." for name, why in refused.items() if why
+            ]
             able = [spec for spec in specs if not refused[spec.name]]
             bar.update(config.seeds * (len(specs) - len(able)))
             plans = [run for spec in able for run in plan_tuning(problem, spec, config)]
@@ -156,7 +170,9 @@ def plan_tuning(problem: str, spec: OptimizerSpec, config: Config) -> list[Run]:
     seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + config.tuning_seeds)
     steps = _steps(problem, config)
     choices = product(spec.lrs, seeds)
-    return [Run(problem, spec.name, lr, None, seed, steps, "tuning") for lr, seed in choices]
+    return [
+        Run(problem, spec.name, lr, None, seed, steps, "tuning") for lr, seed in choices
+    ]
 
 
 def plan_evaluation(
@@ -178,7 +194,9 @@ def choose_lr(tuning: Sequence[Record]) -> float | None:
     return min(losses, key=losses.__getitem__, default=None)
 
 
-def judge(records: Grouped, tuning: Grouped, groups: Mapping[str, Sequence[str]]) -> Leaderboard:
+def judge(
+    records: Grouped, tuning: Grouped, groups: Mapping[str, Sequence[str]]
+) -> Leaderboard:
     """Rows of evaluation and tuning records, and standings over groups of problems."""
     rows = [summarize(found, tuning.get(key, [])) for key, found in records.items()]
     reached = {}
@@ -213,7 +231,9 @@ def write_report(
         markdown(report.HEADER, [board.lines(row) for row in board.rows]),
         [f"- {line}" for line in remarks],
     ]
-    (folder / "table.md").write_text("\n\n".join("\n".join(table) for table in tables) + "\n")
+    (folder / "table.md").write_text(
+        "\n\n".join("\n".join(table) for table in tables) + "\n"
+    )
     for problem in dict.fromkeys(row.problem for row in board.rows):
         rows = [row for row in board.rows if row.problem == problem]
         groups = {_label(row): board.records[problem, row.optimizer] for row in rows}
@@ -251,7 +271,9 @@ def _finite(value: Any) -> Any:
 
 def run(config: Config) -> None:
     board = compare(config)
-    print("\n".join(["", *align(report.HEADER, [board.lines(row) for row in board.rows])]))
+    print(
+        "\n".join(["", *align(report.HEADER, [board.lines(row) for row in board.rows])])
+    )
     for table in board.standings_tables(align):
         print("\n".join(["", *table]))
     print(f"\nCurves, tables, notes and all records are in {config.folder}.")

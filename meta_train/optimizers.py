@@ -91,7 +91,9 @@ class MuonWithAdam(Optimizer):
     Raises ValueError if a kernel is not contiguous, since then it has no such view.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, with_adam: Iterable[Tensor] = ()):
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, with_adam: Iterable[Tensor] = ()
+    ):
         super().__init__(params, {"lr": lr})
         members = self.param_groups[0]["params"]
         excepted = set(with_adam)
@@ -118,7 +120,9 @@ class MuonWithAdam(Optimizer):
             part.step()
 
 
-def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup: float = 0.0) -> LambdaLR:
+def cosine_schedule(
+    optimizer: Optimizer, total_steps: int, warmup: float = 0.0
+) -> LambdaLR:
     """Linear warm-up over a share of the steps,
     then half a cosine from the full learning rate to 0."""
     first = round(warmup * total_steps)
@@ -208,10 +212,14 @@ def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Bu
 
     Not compiled: on small networks and a CPU, compiling takes longer than the whole run.
     """
-    heavyball = importlib.import_module("heavyball")  # two seconds, which only these two need
+    heavyball = importlib.import_module(
+        "heavyball"
+    )  # two seconds, which only these two need
     heavyball.utils.compile_mode = None
     # Said of every scheduler; the rate is read from the group at each step.
-    warnings.filterwarnings("ignore", "Learning rate changed between steps", UserWarning)
+    warnings.filterwarnings(
+        "ignore", "Learning rate changed between steps", UserWarning
+    )
     optimizer = getattr(heavyball, kind)(model.parameters(), lr=lr)
     return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
 

@@ -44,4 +44,6 @@ def comparison(config: Config) -> Leaderboard:
 
     Raises ValueError if an optimizer is unknown, before anything runs.
     """
-    return compare(leaderboard.Config(problems=("paper",), curve_split="test", **vars(config)))
+    return compare(
+        leaderboard.Config(problems=("paper",), curve_split="test", **vars(config))
+    )

@@ -24,7 +24,9 @@ Groups = Mapping[str, Sequence[Record]]
 Style = Mapping[str, Any]
 
 
-def plot_curves(path: Path, title: str, groups: Groups, emphasis: str | None = None) -> None:
+def plot_curves(
+    path: Path, title: str, groups: Groups, emphasis: str | None = None
+) -> None:
     """Draws training loss and accuracy on the runs' split over steps:
     mean and range over a group's runs.
 
@@ -45,7 +47,9 @@ def plot_curves(path: Path, title: str, groups: Groups, emphasis: str | None = N
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
     columns = min(len(groups), 4)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    figure.legend(
+        *right.get_legend_handles_labels(), loc="outside lower center", ncols=columns
+    )
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
 
@@ -68,7 +72,9 @@ def _curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """Steps (n,), and accuracies in per cent, or else losses, (runs, n)."""
     steps = np.array(records[0]["curve"]["steps"])
     if _has_accuracy(records):
-        return steps, 100 * np.array([record["curve"]["accuracy"] for record in records])
+        return steps, 100 * np.array(
+            [record["curve"]["accuracy"] for record in records]
+        )
     losses = [_floats(record["curve"]["loss"]) for record in records]
     return steps, np.array(losses)
 
@@ -90,7 +96,9 @@ def _label_curves(axes: Axes, groups: Groups) -> None:
         axes.set_ylabel(f"{split} accuracy, %")
         return
     axes.set_ylabel(f"{split} loss")
-    first = [record["curve"]["loss"][0] for records in groups.values() for record in records]
+    first = [
+        record["curve"]["loss"][0] for records in groups.values() for record in records
+    ]
     _scale_loss(axes, first)
 
 
@@ -107,12 +115,16 @@ def _scale_loss(axes: Axes, first: Sequence[float | None]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, style: Style) -> None:
+def _draw(
+    axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, style: Style
+) -> None:
     """values: (runs, steps). The line ends where a run stops being finite."""
     axes.plot(steps, values.mean(0), label=label, **style)
     if len(values) > 1:
         low, high = values.min(0), values.max(0)
-        axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(
+            steps, low, high, color=style["color"], alpha=0.15, linewidth=0
+        )
 
 
 def _colors(count: int) -> list:

@@ -80,7 +80,11 @@ def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
     """The row of one optimizer's evaluation records on one problem, and of its tuning records."""
     run = records[0]["run"]
     test_losses = [_number(record["test"]["loss"]) for record in records]
-    accuracies = [100 * r["test"]["accuracy"] for r in records if r["test"]["accuracy"] is not None]
+    accuracies = [
+        100 * r["test"]["accuracy"]
+        for r in records
+        if r["test"]["accuracy"] is not None
+    ]
     return Row(
         problem=run["problem"],
         optimizer=run["optimizer"],
@@ -91,10 +95,14 @@ def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
         test_loss_std=deviation(test_losses),
         accuracy_mean=fmean(accuracies) if accuracies else None,
         accuracy_std=deviation(accuracies) if accuracies else None,
-        validation_loss=fmean(_number(record["validation"]["loss"]) for record in records),
+        validation_loss=fmean(
+            _number(record["validation"]["loss"]) for record in records
+        ),
         train_loss=fmean(_number(record["train_loss"]) for record in records),
         ms_per_step=fmean(record["ms_per_step"] for record in records),
-        optimizer_ms_per_step=fmean(record["optimizer_ms_per_step"] for record in records),
+        optimizer_ms_per_step=fmean(
+            record["optimizer_ms_per_step"] for record in records
+        ),
         seconds=fmean(record["seconds"] for record in records),
         lr=run["lr"],
         tuning_runs=len(tuning),
@@ -115,7 +123,9 @@ def mean_validation_losses(records: Sequence[Record]) -> dict[float, float]:
     return {lr: fmean(values) for lr, values in losses.items()}
 
 
-def cells(row: Row, rank: float | None = None, reached: float | None = None) -> list[str]:
+def cells(
+    row: Row, rank: float | None = None, reached: float | None = None
+) -> list[str]:
     """A row as text, under `HEADER`.
 
     reached: the step at which the row got where the reference ends.
@@ -124,7 +134,9 @@ def cells(row: Row, rank: float | None = None, reached: float | None = None) -> 
     lr = "-" if row.lr is None else f"{row.lr:g}" + " *" * row.at_edge
     accuracy = "-"
     if row.accuracy_mean is not None and row.accuracy_std is not None:
-        accuracy = spread(f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}", row.runs)
+        accuracy = spread(
+            f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}", row.runs
+        )
     return [
         row.problem,
         row.optimizer,
@@ -164,7 +176,9 @@ def notes(rows: Sequence[Row], reference: str) -> list[str]:
             " tuned on its validation split."
         )
     if any(row.at_edge for row in rows):
-        lines.append("An asterisk: the best lr is the smallest or the largest that was tried.")
+        lines.append(
+            "An asterisk: the best lr is the smallest or the largest that was tried."
+        )
     return lines + [line for row in rows for line in _remarks(row)]
 
 

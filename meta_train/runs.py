@@ -27,8 +27,12 @@ from meta_train.problems import Metrics, Problem, load_problem
 from tasks.common.random import seeded
 
 CURVE_EXAMPLES = 1000  # for one point of a curve
-TRAIN_LOSS_STEPS = 50  # batches at the end of a run whose mean loss is its final train loss
-LOSS_POINTS = 50  # of the training curve that a record holds; a run has at most twice as many
+TRAIN_LOSS_STEPS = (
+    50  # batches at the end of a run whose mean loss is its final train loss
+)
+LOSS_POINTS = (
+    50  # of the training curve that a record holds; a run has at most twice as many
+)
 STATISTICS_BATCHES = 50  # that renew the running statistics of averaged weights
 
 Record = dict[str, Any]
@@ -113,7 +117,9 @@ def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
     return _record(training, steps, curve)
 
 
-def execute(runs: Sequence[Run], folder: Path, processes: int, bar: tqdm) -> list[Record]:
+def execute(
+    runs: Sequence[Run], folder: Path, processes: int, bar: tqdm
+) -> list[Record]:
     """The records of all runs, in their order; those that `folder` holds are read, the others made.
 
     folder: of one file for each problem, a record a line.
@@ -138,8 +144,17 @@ def execute(runs: Sequence[Run], folder: Path, processes: int, bar: tqdm) -> lis
 def read_records(folder: Path, runs: Iterable[Run]) -> dict[Run, Record]:
     """What is stored of the problems of these runs, by run."""
     paths = dict.fromkeys(record_path(folder, run) for run in runs)
-    lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
-    found = {Run(**record["run"]): record for record in map(_parse, lines) if record is not None}
+    lines = [
+        line
+        for path in paths
+        if path.exists()
+        for line in path.read_text().splitlines()
+    ]
+    found = {
+        Run(**record["run"]): record
+        for record in map(_parse, lines)
+        if record is not None
+    }
     # records from before a field was there have its default
     return {run: {**record, "run": asdict(run)} for run, record in found.items()}
 
@@ -225,7 +240,10 @@ def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> R
     metrics = {split: training.measure(split) for split in splits}
     return {
         "run": asdict(training.run),
-        **{split: m._asdict() | {"loss": finite(m.loss)} for split, m in metrics.items()},
+        **{
+            split: m._asdict() | {"loss": finite(m.loss)}
+            for split, m in metrics.items()
+        },
         "train_loss": finite(fmean(last)),
         "diverged": not all(map(math.isfinite, losses)),
         "ms_per_step": median(step.ms for step in steps),
@@ -270,9 +288,13 @@ def _break(handle: int) -> str:
     return "\n" if size and os.pread(handle, 1, size - 1) != b"\n" else ""
 
 
-def _execute_in_processes(pending: Sequence[Run], folder: Path, processes: int, bar: tqdm) -> None:
+def _execute_in_processes(
+    pending: Sequence[Run], folder: Path, processes: int, bar: tqdm
+) -> None:
     for name in dict.fromkeys(run.problem for run in pending):
-        load_problem(name).batch(0, 0)  # missing data is fetched once, not by every process
+        load_problem(name).batch(
+            0, 0
+        )  # missing data is fetched once, not by every process
     pool = ProcessPoolExecutor(
         processes,
         multiprocessing.get_context("spawn"),
@@ -286,7 +308,9 @@ def _execute_in_processes(pending: Sequence[Run], folder: Path, processes: int, 
             future.result()
             bar.update()
             # The pool also calls the next in line running, hence the cut.
-            running = [str(run) for f, run in futures.items() if f.running()][:processes]
+            running = [str(run) for f, run in futures.items() if f.running()][
+                :processes
+            ]
             bar.set_description(", ".join(running))
     finally:
         pool.shutdown(cancel_futures=True)

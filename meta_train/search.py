@@ -85,7 +85,9 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
         estimator=config.estimator,
         truncation=config.truncation,
         optimizees=config.optimizees,
-        outer_steps=trial.suggest_int("outer_steps", 10, config.most_outer_steps, log=True),
+        outer_steps=trial.suggest_int(
+            "outer_steps", 10, config.most_outer_steps, log=True
+        ),
         lr=trial.suggest_float("lr", *LRS, log=True),
         weight_decay=trial.suggest_float("weight_decay", *WEIGHT_DECAYS, log=True),
         warmup=5,
@@ -139,7 +141,9 @@ def write_best(config: Config, study: optuna.Study) -> Path:
     folder = Path(config.folder)
     write_trials(folder, study)
     path = folder / "best.safetensors"
-    shutil.copyfile(folder / f"trial-{study.best_trial.number}" / "gain.safetensors", path)
+    shutil.copyfile(
+        folder / f"trial-{study.best_trial.number}" / "gain.safetensors", path
+    )
     return path
 
 

@@ -70,7 +70,9 @@ class Lives:
             first_loss=slot.first_loss,
         )
 
-    def advance(self, slot: Slot, first_loss: float, inner_loss: float, outer_step: int) -> None:
+    def advance(
+        self, slot: Slot, first_loss: float, inner_loss: float, outer_step: int
+    ) -> None:
         """Keeps where an optimizee stands; begins it anew when its time is over or it diverged.
 
         inner_loss: of the truncation; infinite where that was of no use.
@@ -79,7 +81,12 @@ class Lives:
         limit = 0.5 * (1 + self.config.loss_limit) * first_loss
         has_diverged = not inner_loss <= limit  # also where the first loss is no number
         if has_diverged or slot.age >= slot.horizon:
-            slot.life, slot.age, slot.state, slot.first_loss = slot.life + 1, 0, None, None
+            slot.life, slot.age, slot.state, slot.first_loss = (
+                slot.life + 1,
+                0,
+                None,
+                None,
+            )
             slot.horizon = self.next_horizon(slot, outer_step)
 
     def next_horizon(self, slot: Slot, outer_step: int) -> int:

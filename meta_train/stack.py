@@ -37,7 +37,9 @@ class Stack(Optimizees):
         like = next(first.model.parameters())
         rows = zip(*(task.scales for task in tasks), strict=True)
         # a factor of 1 for all stays what nothing is multiplied by
-        self._scales = [1.0 if set(row) == {1.0} else like.new_tensor(row) for row in rows]
+        self._scales = [
+            1.0 if set(row) == {1.0} else like.new_tensor(row) for row in rows
+        ]
 
     def loss(
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
@@ -46,7 +48,9 @@ class Stack(Optimizees):
         batches = [task.batch(own) for task, own in zip(self.tasks, steps, strict=True)]
         batch = stacked(batches)
         axes = [None if isinstance(scale, float) else 0 for scale in self._scales]
-        function = torch.vmap(self._first.loss_of, (0, 0, axes, 0), randomness="different")
+        function = torch.vmap(
+            self._first.loss_of, (0, 0, axes, 0), randomness="different"
+        )
         with self._first.randomness(steps[0]):
             return function(list(params), buffers, self._scales, batch)
 

@@ -68,7 +68,9 @@ def standings(
         `steps_to_reference`.
     """
     problems = list(dict.fromkeys(row.problem for row in rows))
-    fields = [_Field([row for row in rows if row.problem == problem]) for problem in problems]
+    fields = [
+        _Field([row for row in rows if row.problem == problem]) for problem in problems
+    ]
     names = dict.fromkeys(row.optimizer for row in rows)
     found = [_standing(name, fields, reached) for name in names]
     return sorted(found, key=lambda standing: standing.mean_rank)
@@ -85,15 +87,21 @@ def ranks(losses: Mapping[str, float]) -> dict[str, float]:
     return places
 
 
-def steps_to_reference(records: Sequence[Record], references: Sequence[Record]) -> float | None:
+def steps_to_reference(
+    records: Sequence[Record], references: Sequence[Record]
+) -> float | None:
     """Steps until the validation loss is as low as the reference's at its end.
 
     By the curves, whose losses are those of averaged weights where an optimizer has them. Runs are
     compared with the reference's of the same seed; the median over seeds, None if half of them
     never get there.
     """
-    targets = {record["run"]["seed"]: record["curve"]["loss"][-1] for record in references}
-    steps = median(_steps_to(record, targets.get(record["run"]["seed"])) for record in records)
+    targets = {
+        record["run"]["seed"]: record["curve"]["loss"][-1] for record in references
+    }
+    steps = median(
+        _steps_to(record, targets.get(record["run"]["seed"])) for record in records
+    )
     return None if steps == inf else steps
 
 
@@ -109,7 +117,9 @@ def cells(standing: Standing) -> list[str]:
         _optional(standing.median_excess, "{:+.1%}"),
         _optional(standing.reference_wins, "{}" + f" of {standing.problems}"),
         _optional(standing.rival_wins, "{}" + f" of {standing.problems}"),
-        "never" if standing.steps_share == inf else _optional(standing.steps_share, "{:.0%}"),
+        "never"
+        if standing.steps_share == inf
+        else _optional(standing.steps_share, "{:.0%}"),
         _optional(standing.step_time, "{:.2f}x"),
         str(standing.diverged),
     ]
@@ -132,8 +142,12 @@ class _Field:
         self.rows = {row.optimizer: row for row in rows}
         self.losses = {row.optimizer: row.test_loss for row in rows}
         self.ranks = ranks(self.losses)
-        self.untuned_ranks = ranks({row.optimizer: row.test_loss for row in rows if not row.tuned})
-        tuned = [row.test_loss for row in rows if row.tuned and not isnan(row.test_loss)]
+        self.untuned_ranks = ranks(
+            {row.optimizer: row.test_loss for row in rows if not row.tuned}
+        )
+        tuned = [
+            row.test_loss for row in rows if row.tuned and not isnan(row.test_loss)
+        ]
         self.best_tuned = min(tuned, default=None)
         self.reference = self.rows.get(REFERENCE)
 
@@ -163,7 +177,9 @@ def _standing(
         tuning_runs=sum(row.tuning_runs for row in rows),
         tuning_seconds=sum(row.tuning_seconds for row in rows),
         mean_rank=fmean(field.ranks[name] for field in fields),
-        mean_untuned_rank=None if tuned else fmean(field.untuned_ranks[name] for field in fields),
+        mean_untuned_rank=None
+        if tuned
+        else fmean(field.untuned_ranks[name] for field in fields),
         mean_excess=fmean(excesses) if excesses else None,
         median_excess=median(excesses) if excesses else None,
         reference_wins=_wins(name, fields, (REFERENCE,)),
@@ -176,11 +192,15 @@ def _standing(
 
 def _wins(name: str, fields: Sequence[_Field], rivals: Sequence[str]) -> int | None:
     """On how many problems the loss is below those of all rivals; a rival's nan is beaten."""
-    if name in rivals or not all(rival in field.losses for field in fields for rival in rivals):
+    if name in rivals or not all(
+        rival in field.losses for field in fields for rival in rivals
+    ):
         return None
     wins = 0
     for field in fields:
-        theirs = [field.losses[rival] for rival in rivals if not isnan(field.losses[rival])]
+        theirs = [
+            field.losses[rival] for rival in rivals if not isnan(field.losses[rival])
+        ]
         wins += field.losses[name] < min(theirs, default=inf)
     return wins
 

@@ -38,7 +38,9 @@ def make_learned(
             return replace(learned, metanet=cls.from_feedforward(start, **changes))
     if start is None or type(start) is not cls:
         got = "none" if start is None else start.name
-        raise ValueError(f"weights '{init_from}': expected metanet '{name}'; got '{got}'")
+        raise ValueError(
+            f"weights '{init_from}': expected metanet '{name}'; got '{got}'"
+        )
     return replace(learned, metanet=start.reconfigured(**changes))
 
 
@@ -46,11 +48,15 @@ def _config_changes(cls: type[Metanet], numbers: Mapping[str, float]) -> dict[st
     """Numbers of a metanet's config as its fields have them."""
     defaults, found = asdict(cls.Config()), {}
     known = [
-        key for key, value in defaults.items() if isinstance(value, int | float) or key == "hidden"
+        key
+        for key, value in defaults.items()
+        if isinstance(value, int | float) or key == "hidden"
     ]
     for key, number in numbers.items():
         if key not in known:
-            raise ValueError(f"metanet_config: expected some of {', '.join(known)}; got '{key}'")
+            raise ValueError(
+                f"metanet_config: expected some of {', '.join(known)}; got '{key}'"
+            )
         is_hidden = key == "hidden"
         found[key] = (int(number),) * 2 if is_hidden else type(defaults[key])(number)
     return found

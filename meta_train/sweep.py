@@ -77,9 +77,13 @@ def search(config: Config) -> Found:
     found: dict[Scale, list[Metrics]] = {}
     bar = tqdm(list(product(scales(config), problems, range(config.seeds))), unit="run")
     for scale, name, number in bar:
-        task = Task(problems[name], derive_seed(config.seed, 20, number), config.autocast)
+        task = Task(
+            problems[name], derive_seed(config.seed, 20, number), config.autocast
+        )
         metrics = whole_run(task, scaled(learned, scale), config.steps)
-        rows.append({**scale._asdict(), "problem": name, "seed": number, **metrics._asdict()})
+        rows.append(
+            {**scale._asdict(), "problem": name, "seed": number, **metrics._asdict()}
+        )
         found.setdefault(scale, []).append(metrics)
         bar.set_postfix(gain=scale.gain, loss=f"{metrics.loss:.4f}")
     means = {scale: mean_metrics(some) for scale, some in found.items()}
@@ -111,7 +115,12 @@ def run(config: Config) -> None:
     for (gain, cooldown), (loss, accuracy) in found.means.items():
         shown = "-" if accuracy is None else f"{100 * accuracy:.2f}"
         body.append(
-            [f"{gain:g}", "-" if cooldown is None else f"{cooldown:g}", f"{loss:.4f}", shown]
+            [
+                f"{gain:g}",
+                "-" if cooldown is None else f"{cooldown:g}",
+                f"{loss:.4f}",
+                shown,
+            ]
         )
     print("\n".join(align(HEADER, body)))
     print(f"gain {found.chosen.gain:g} -> {config.output}")

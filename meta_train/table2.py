@@ -37,7 +37,9 @@ def cells(rows: Sequence[Row]) -> list[str]:
     for row, published in zip(
         rows, PUBLISHED.get(name.removesuffix(OPEN), (None, None)), strict=True
     ):
-        own.append(spread(f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}", row.runs))
+        own.append(
+            spread(f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}", row.runs)
+        )
         own.append("" if published is None else "{:.2f} ± {:.2f}".format(*published))
     lrs = ["-" if row.lr is None else f"{row.lr:g}" for row in rows]
     times = [f"{row.optimizer_ms_per_step:.1f}" for row in rows]
@@ -53,7 +55,9 @@ def run(config: Config) -> None:
     path = Path(config.folder, "table2.md")
     path.write_text("\n".join(markdown(HEADER, body)) + "\n")
     print("\n".join(["", *align(HEADER, body)]))
-    print(f"\nTest accuracy in %, {config.seeds} seeds. All records are in {config.folder}.")
+    print(
+        f"\nTest accuracy in %, {config.seeds} seeds. All records are in {config.folder}."
+    )
 
 
 if __name__ == "__main__":

@@ -158,7 +158,9 @@ class MetaTrainer:
         self.load_checkpoint()
         writer = None
         if self.ranks.is_first:
-            (self.folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2))
+            (self.folder / "config.json").write_text(
+                json.dumps(asdict(self.config), indent=2)
+            )
             writer = SummaryWriter(str(self.folder), purge_step=self.outer_step)
         start, steps = time.perf_counter(), self.config.outer_steps
         with tqdm(
@@ -171,18 +173,27 @@ class MetaTrainer:
             while self.outer_step < steps:
                 outcomes = self.step()
                 meta_loss, norm = (
-                    fmean(x) for x in ((o.meta_loss for o in outcomes), (o.norm for o in outcomes))
+                    fmean(x)
+                    for x in (
+                        (o.meta_loss for o in outcomes),
+                        (o.norm for o in outcomes),
+                    )
                 )
                 bar.set_postfix(meta_loss=f"{meta_loss:.3f}", norm=f"{norm:.2g}")
                 bar.update()
                 if writer:
                     writer.add_scalar("meta_loss", meta_loss, self.outer_step)
                     writer.add_scalar("meta_gradient_norm", norm, self.outer_step)
-                if self.outer_step % self.config.validate_every == 0 or self.outer_step == steps:
+                if (
+                    self.outer_step % self.config.validate_every == 0
+                    or self.outer_step == steps
+                ):
                     metrics = self.validate()
                     self.save_checkpoint()
                     if writer:
-                        tqdm.write(self._report(writer, metrics, time.perf_counter() - start))
+                        tqdm.write(
+                            self._report(writer, metrics, time.perf_counter() - start)
+                        )
         if writer:
             writer.close()
 
@@ -195,7 +206,9 @@ class MetaTrainer:
             accuracy = f"accuracy {100 * metrics.accuracy:.2f} %, "
         for name, parameter in self.metanet.named_parameters():
             if parameter.grad is not None:
-                writer.add_scalar(f"meta_gradient/{name}", parameter.grad.norm(), self.outer_step)
+                writer.add_scalar(
+                    f"meta_gradient/{name}", parameter.grad.norm(), self.outer_step
+                )
         for name, share in self.relative_updates().items():
             writer.add_scalar(f"update_to_weight/{name}", share, self.outer_step)
         loss = f"validation loss {metrics.loss:.4f}"
@@ -206,10 +219,15 @@ class MetaTrainer:
         task = self._validation_task(0)
         rule = self.learned.bind(task.graph)
         with torch.no_grad():
-            before, _ = unroll(task, task.start(rule), rule, UPDATES_SHOWN, task.hyper())
+            before, _ = unroll(
+                task, task.start(rule), rule, UPDATES_SHOWN, task.hyper()
+            )
             after, _ = unroll(task, before, rule, 1, task.hyper())
         rows = zip(task.names, before.params, after.params, strict=True)
-        return {name: ((q - p).norm() / p.norm().clamp(min=1e-12)).item() for name, p, q in rows}
+        return {
+            name: ((q - p).norm() / p.norm().clamp(min=1e-12)).item()
+            for name, p, q in rows
+        }
 
     def step(self) -> list[Outcome]:
         """One outer step of all optimizees."""
@@ -250,7 +268,9 @@ class MetaTrainer:
         for row in self.ranks.summed(rows):
             is_usable, meta_loss, inner_loss, first_loss, norm = row[:head].tolist()
             gradient = row[head:].to(like)
-            outcome = Outcome(bool(is_usable), meta_loss, inner_loss, first_loss, norm, gradient)
+            outcome = Outcome(
+                bool(is_usable), meta_loss, inner_loss, first_loss, norm, gradient
+            )
             found.append(outcome)
         return found
 
@@ -262,11 +282,14 @@ class MetaTrainer:
         for k in range(config.validation_seeds):
             if self.ranks.owns(k):
                 task = self._validation_task(k)
-                found = whole_run(task, self.learned, config.horizon, config.inner_weight_decay)
+                found = whole_run(
+                    task, self.learned, config.horizon, config.inner_weight_decay
+                )
                 accuracy = nan if found.accuracy is None else found.accuracy
                 rows[k] = torch.tensor([found.loss, accuracy], dtype=torch.float64)
         results = [
-            Metrics(loss, None if isnan(a) else a) for loss, a in self.ranks.summed(rows).tolist()
+            Metrics(loss, None if isnan(a) else a)
+            for loss, a in self.ranks.summed(rows).tolist()
         ]
         metrics = mean_metrics(results)
         record = {"outer_step": self.outer_step, **metrics._asdict()}
@@ -277,7 +300,9 @@ class MetaTrainer:
             )
         if metrics.loss < self.best:
             self.best = metrics.loss
-            best = replace(self.learned, recipe=self.recipe(), table={"validation": record})
+            best = replace(
+                self.learned, recipe=self.recipe(), table={"validation": record}
+            )
             if self.ranks.is_first:
                 save_pretrained(best, self.folder / "best.safetensors")
         return metrics
@@ -294,7 +319,11 @@ class MetaTrainer:
         return {"stages": [*self.learned.recipe["stages"], stage]}
 
     def save_checkpoint(self) -> None:
-        own = {slot.number: slot.state for slot in self.slots if self.ranks.owns(slot.number)}
+        own = {
+            slot.number: slot.state
+            for slot in self.slots
+            if self.ranks.owns(slot.number)
+        }
         states = self.ranks.gathered(own)
         if not self.ranks.is_first:
             return
@@ -322,7 +351,11 @@ class MetaTrainer:
         self.slots = [Slot(**slot) for slot in state["slots"]]
         for slot in self.slots:
             slot.state = slot.state if self.ranks.owns(slot.number) else None
-        self.outer_step, self.best, self.log = state["outer_step"], state["best"], state["log"]
+        self.outer_step, self.best, self.log = (
+            state["outer_step"],
+            state["best"],
+            state["log"],
+        )
 
 
 def settings_of(config: Config, kind: type[Settings], **others: Any) -> Settings:
@@ -358,7 +391,11 @@ def check_same_config(path: Path, saved: dict[str, Any], given: dict[str, Any]) 
     """Raises ValueError when a checkpoint was made with other settings (more outer steps or
     processes are fine)."""
     known, asked = (
-        {key: value for key, value in config.items() if key not in ("outer_steps", *NO_MATTER)}
+        {
+            key: value
+            for key, value in config.items()
+            if key not in ("outer_steps", *NO_MATTER)
+        }
         for config in (saved, given)
     )
     odd = differences(known, asked)

@@ -55,11 +55,15 @@ def space() -> dict[str, FloatDistribution]:
     """What is searched: present values are in the middle, where CMA-ES begins."""
     present = asdict(SoapConfig())
     found = {
-        name: FloatDistribution(present[name] / factor, present[name] * factor, log=True)
+        name: FloatDistribution(
+            present[name] / factor, present[name] * factor, log=True
+        )
         for name, factor in FACTORS.items()
     }
     for name, distance in DISTANCES.items():
-        found[name] = FloatDistribution(present[name] - distance, present[name] + distance)
+        found[name] = FloatDistribution(
+            present[name] - distance, present[name] + distance
+        )
     return found
 
 
@@ -94,7 +98,8 @@ def search(config: Config) -> optuna.Study:
 
     def objective(trial: optuna.Trial) -> float:
         changes = {
-            name: trial.suggest_float(name, d.low, d.high, log=d.log) for name, d in space().items()
+            name: trial.suggest_float(name, d.low, d.high, log=d.log)
+            for name, d in space().items()
         }
         name = f"trial-{trial.number}"
         found = gains(setting.measure({name: changes})[name], references)
@@ -138,7 +143,8 @@ def run(config: Config) -> None:
     path = write_best(config, study)
     best = study.best_trial
     body = [
-        [name, f"{getattr(SoapConfig(), name):.4g}", f"{best.params[name]:.4g}"] for name in space()
+        [name, f"{getattr(SoapConfig(), name):.4g}", f"{best.params[name]:.4g}"]
+        for name in space()
     ]
     print("\n".join(align(["number", "start", "best"], body)))
     print(

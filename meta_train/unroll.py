@@ -112,7 +112,9 @@ class Task(Optimizees):
         rows = zip(self.model.parameters(), self.scales, strict=True)
         params = [p.detach() / s for p, s in rows]
         buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
-        return Inner(params, buffers, rule.init(params), torch.zeros((), dtype=torch.int64))
+        return Inner(
+            params, buffers, rule.init(params), torch.zeros((), dtype=torch.int64)
+        )
 
     def loss(
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
@@ -172,7 +174,9 @@ def moved(
     inner: Inner, deltas: Sequence[Tensor | None], state: list[Record], buffers: Buffers
 ) -> Inner:
     """The inner training after an update."""
-    params = [p if d is None else p + d for p, d in zip(inner.params, deltas, strict=True)]
+    params = [
+        p if d is None else p + d for p, d in zip(inner.params, deltas, strict=True)
+    ]
     return Inner(params, buffers, state, inner.step + 1)
 
 

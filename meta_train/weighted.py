@@ -57,9 +57,13 @@ class WeightedRule:
         else:
             deltas, new = self._updated_stack(grads, state, params, hyper)
         rows = enumerate(zip(deltas, new, strict=True))
-        return (Change(i, delta, record) for i, (delta, record) in rows if delta is not None)
+        return (
+            Change(i, delta, record) for i, (delta, record) in rows if delta is not None
+        )
 
-    def may_be_traced(self, grads: Sequence[Tensor | None], state: Sequence[Record]) -> bool:
+    def may_be_traced(
+        self, grads: Sequence[Tensor | None], state: Sequence[Record]
+    ) -> bool:
         return False
 
     def _updated(
@@ -103,7 +107,10 @@ class WeightedRule:
         return deltas, new
 
     def _as_given(self, record: Record) -> Record:
-        return {key: value if self._axis(key) == 0 else value[0] for key, value in record.items()}
+        return {
+            key: value if self._axis(key) == 0 else value[0]
+            for key, value in record.items()
+        }
 
     def _axis(self, key: str) -> int | None:
         """Of optimizees, in the values of a record."""
@@ -144,7 +151,10 @@ def as_weights(vector: Tensor, metanet: Metanet) -> list[Tensor]:
     parameters = list(metanet.parameters())
     pieces = vector.split([p.numel() for p in parameters], -1)
     count = vector.shape[:-1]
-    return [piece.view((*count, *p.shape)) for piece, p in zip(pieces, parameters, strict=True)]
+    return [
+        piece.view((*count, *p.shape))
+        for piece, p in zip(pieces, parameters, strict=True)
+    ]
 
 
 def as_vector(weights: Sequence[Tensor], count: tuple[int, ...]) -> Tensor:

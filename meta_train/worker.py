@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from meta_train.estimators import PES, TBPTT, Estimate, Estimator, Imitation, SecondOrderTBPTT
+from meta_train.estimators import (
+    PES,
+    TBPTT,
+    Estimate,
+    Estimator,
+    Imitation,
+    SecondOrderTBPTT,
+)
 from meta_train.problems import load_problem
 from meta_train.stack import Stack, stacked, unstacked
 from meta_train.unroll import Task
@@ -63,11 +70,15 @@ class Result(NamedTuple):
 Limit = float | Tensor
 
 
-def _tbptt(kind: type[TBPTT], config: UnrollConfig, limit: Limit, horizon: int) -> Estimator:
+def _tbptt(
+    kind: type[TBPTT], config: UnrollConfig, limit: Limit, horizon: int
+) -> Estimator:
     return kind(config.inner_weight_decay, limit, config.tail, horizon)
 
 
-def _pes(persistent: bool, config: UnrollConfig, limit: Limit, horizon: int) -> Estimator:
+def _pes(
+    persistent: bool, config: UnrollConfig, limit: Limit, horizon: int
+) -> Estimator:
     decay = config.inner_weight_decay
     return PES(config.sigma, decay, limit, config.tail, persistent, horizon)
 
@@ -98,7 +109,9 @@ class Worker:
                 f"estimator '{config.estimator}': expected one of {', '.join(ESTIMATORS)}"
             )
         if config.stacked and config.estimator == "imitation":
-            raise ValueError("stacked: expected another estimator than imitation, which is of one")
+            raise ValueError(
+                "stacked: expected another estimator than imitation, which is of one"
+            )
         if config.stacked and learned.base is not None:
             raise ValueError(
                 f"stacked: expected a metanet without a base rule, which asks the host; got "
@@ -109,7 +122,9 @@ class Worker:
         self._tasks: dict[int, Task] = {}
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
-        self._tasks = {job.seed: self._tasks.get(job.seed) or self.task(job.seed) for job in jobs}
+        self._tasks = {
+            job.seed: self._tasks.get(job.seed) or self.task(job.seed) for job in jobs
+        }
         groups = defaultdict(list)
         for i, job in enumerate(jobs):
             groups[self._likeness(job, i)].append(i)
@@ -139,7 +154,9 @@ class Worker:
                 tasks[0], self.learned, self._state(estimator, *rows[0]), job.steps
             )
             return [Result(estimate, state, first_losses[0])]
-        estimator = make(self.config, torch.tensor(limits, device=self.config.device), job.horizon)
+        estimator = make(
+            self.config, torch.tensor(limits, device=self.config.device), job.horizon
+        )
         states = stacked([self._state(estimator, *row) for row in rows])
         found = estimator.estimate(Stack(tasks), self.learned, states, job.steps)
         return [

@@ -22,7 +22,9 @@ def check_compute_dtype(dtype: Any) -> None:
     is_dtype = isinstance(dtype, torch.dtype)
     if dtype is not None and not (is_dtype and dtype.is_floating_point):
         expected = "a floating point dtype or None"
-        raise ValueError(f"NGOptimizer: compute_dtype: expected {expected}; got {dtype!r}")
+        raise ValueError(
+            f"NGOptimizer: compute_dtype: expected {expected}; got {dtype!r}"
+        )
 
 
 def check_settings(group: Mapping[str, Any]) -> None:
@@ -34,10 +36,14 @@ def check_settings(group: Mapping[str, Any]) -> None:
         check_number("lr", lr)
     check_number("weight_decay", weight_decay)
     if not isinstance(maximize, bool):
-        raise ValueError(f"NGOptimizer: maximize: expected True or False; got {maximize!r}")
+        raise ValueError(
+            f"NGOptimizer: maximize: expected True or False; got {maximize!r}"
+        )
     steps = group["total_steps"]
     if steps is not None and not (isinstance(steps, Real) and 0 < float(steps) < inf):
-        raise ValueError(f"NGOptimizer: total_steps: expected a number > 0 or None; got {steps!r}")
+        raise ValueError(
+            f"NGOptimizer: total_steps: expected a number > 0 or None; got {steps!r}"
+        )
 
 
 def check_number(key: str, value: Any) -> None:
@@ -48,7 +54,9 @@ def check_number(key: str, value: Any) -> None:
 def check_lr_tensor(lr: Tensor) -> None:
     if lr.numel() != 1:
         shape = tuple(lr.shape)
-        raise ValueError(f"NGOptimizer: lr: expected one number; got a tensor of shape {shape}")
+        raise ValueError(
+            f"NGOptimizer: lr: expected one number; got a tensor of shape {shape}"
+        )
     # reading a value on a device would wait for it at every step
     if lr.device.type == "cpu":
         check_number("lr", lr.item())
@@ -71,9 +79,13 @@ def check_keys(group: Mapping[str, Any], common: Mapping[str, Any]) -> None:
             check_in_common(key, value, common[key])
         elif key not in (*PER_GROUP, *OTHER_KEYS):
             known = ", ".join(PER_GROUP)
-            raise ValueError(f"NGOptimizer: parameter group: expected {known}; got '{key}'")
+            raise ValueError(
+                f"NGOptimizer: parameter group: expected {known}; got '{key}'"
+            )
     if "params" not in group:
-        raise ValueError(f"NGOptimizer: parameter group: expected 'params'; got {sorted(group)}")
+        raise ValueError(
+            f"NGOptimizer: parameter group: expected 'params'; got {sorted(group)}"
+        )
 
 
 def check_in_common(key: str, value: Any, common: Any) -> None:
@@ -88,7 +100,9 @@ def check_distinct(named: Iterable[tuple[str, Any]]) -> None:
     for name, p in named:
         if id(p) in seen:
             first = seen[id(p)]
-            raise ValueError(f"NGOptimizer: '{name}': expected once; got it first as '{first}'")
+            raise ValueError(
+                f"NGOptimizer: '{name}': expected once; got it first as '{first}'"
+            )
         seen[id(p)] = name
 
 
@@ -96,5 +110,7 @@ def named_members(members: Iterable[Any]) -> list[tuple[str, Any]]:
     """Parameters with their names, or with numbers where they have none."""
     found = []
     for i, member in enumerate(members):
-        found.append(member if isinstance(member, tuple) else (f"parameter {i}", member))
+        found.append(
+            member if isinstance(member, tuple) else (f"parameter {i}", member)
+        )
     return found

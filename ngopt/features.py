@@ -31,17 +31,25 @@ def update_momenta(
     """Exponential moving averages of the gradient, without bias correction:
     m <- decay * m + (1 - decay) * g."""
     gradient = gradient.to(momenta[0].dtype).clamp(-LARGEST, LARGEST)
-    return [m.lerp(gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)]
+    return [
+        m.lerp(gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)
+    ]
 
 
-def move_momenta(momenta: Sequence[Sequence[Tensor]], gradients: Sequence[Tensor]) -> None:
+def move_momenta(
+    momenta: Sequence[Sequence[Tensor]], gradients: Sequence[Tensor]
+) -> None:
     """`update_momenta` of several gradients at once, in place."""
     every = [m for some in momenta for m in some]
-    converted = [g.to(some[0].dtype) for some, g in zip(momenta, gradients, strict=True)]
+    converted = [
+        g.to(some[0].dtype) for some, g in zip(momenta, gradients, strict=True)
+    ]
     cut = _foreach_clamp_min(converted, -LARGEST)
     _foreach_clamp_max_(cut, LARGEST)
     repeated = [g for some, g in zip(momenta, cut, strict=True) for _ in some]
-    weights = [1 - decay for some in momenta for _, decay in zip(some, DECAYS, strict=True)]
+    weights = [
+        1 - decay for some in momenta for _, decay in zip(some, DECAYS, strict=True)
+    ]
     _foreach_lerp_(every, repeated, weights)
 
 

@@ -32,7 +32,9 @@ def replaced(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_tensors(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> None:
     """Writes a safetensors file that records the SHA-256 of its contents, all of it or nothing."""
     described = {**metadata, "sha256": digest(metadata, tensors)}
     with replaced(path) as part:

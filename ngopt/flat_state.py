@@ -23,17 +23,23 @@ class FlatState:
     context: key of what the graph said of every element, (*shape, d) each, None if it says nothing.
     """
 
-    def __init__(self, shapes: Sequence[Size], like: Tensor, context: str | None, d_context: int):
+    def __init__(
+        self, shapes: Sequence[Size], like: Tensor, context: str | None, d_context: int
+    ):
         self.flat, numbers = Flat(shapes), range(len(shapes))
         momenta = [(i, key) for key in MOMENTA for i in numbers]
         shape = len(MOMENTA), -1
         self._momenta = Held([Joined(momenta, Flat([*shapes] * len(MOMENTA)), shape)])
-        self._steps = Held([Joined([(i, "step") for i in numbers], Flat([()] * len(shapes)))])
+        self._steps = Held(
+            [Joined([(i, "step") for i in numbers], Flat([()] * len(shapes)))]
+        )
         self._weights = like.new_tensor([[1 - decay] for decay in DECAYS])
         self._context: Held | None = None
         if context is not None:
             own = Flat([(*shape, d_context) for shape in shapes])
-            self._context = Held([Joined([(i, context) for i in numbers], own, (-1, d_context))])
+            self._context = Held(
+                [Joined([(i, context) for i in numbers], own, (-1, d_context))]
+            )
         self._cut = like.new_empty(sum(self.flat.sizes))
 
     def move(
@@ -56,4 +62,8 @@ class FlatState:
 
     def context(self, records: Sequence[Record]) -> Tensor | None:
         """What the graph said of all elements, (n, d); written to, it is written to the records."""
-        return None if self._context is None else self._context.open(records, in_place=True)[0]
+        return (
+            None
+            if self._context is None
+            else self._context.open(records, in_place=True)[0]
+        )

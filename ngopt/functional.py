@@ -83,7 +83,9 @@ class UpdateRule(Protocol):
         """
         ...
 
-    def may_be_traced(self, grads: Sequence[Tensor | None], state: Sequence[Record]) -> bool:
+    def may_be_traced(
+        self, grads: Sequence[Tensor | None], state: Sequence[Record]
+    ) -> bool:
         """Whether `torch.compile` may follow this update in place;
         else the host must look at it."""
         ...

@@ -60,7 +60,9 @@ class LearnedOptimizer:
 
     def __post_init__(self) -> None:
         if self.base is None and self.metanet is None:
-            raise ValueError("LearnedOptimizer: expected a base rule or a metanet; got neither")
+            raise ValueError(
+                "LearnedOptimizer: expected a base rule or a metanet; got neither"
+            )
         if self.base is not None and self.cooldown is not None:
             raise ValueError(
                 f"LearnedOptimizer: expected no cooldown beside a base rule; got {self.cooldown}"

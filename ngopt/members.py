@@ -97,7 +97,9 @@ class Members:
             first = rule.init(stand_ins(self.graph, new))
             for i in new:
                 state[self.owners[i]].update(first[i])
-                records[i] = state[self.owners[i]]  # so that nothing keeps the first tensors alive
+                records[i] = state[
+                    self.owners[i]
+                ]  # so that nothing keeps the first tensors alive
         return records
 
 
@@ -115,7 +117,9 @@ def stand_ins(graph: NeuralGraph, real_ones: Mapping[int, Tensor]) -> list[Tenso
     """For every parameter in the graph a tensor without memory, but for some at their positions."""
     found = []
     for i, spec in enumerate(graph.parameters):
-        found.append(real_ones[i] if i in real_ones else torch.empty(spec.shape, device="meta"))
+        found.append(
+            real_ones[i] if i in real_ones else torch.empty(spec.shape, device="meta")
+        )
     return found
 
 

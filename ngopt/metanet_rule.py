@@ -113,9 +113,15 @@ class MetanetRule:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return iter(())
-        if self.cooldown is not None and self.total_steps is not None and not hyper.scheduled:
+        if (
+            self.cooldown is not None
+            and self.total_steps is not None
+            and not hyper.scheduled
+        ):
             height = self.height(
-                steps_so_far([record["step"] for record in state if record], self.total_steps)
+                steps_so_far(
+                    [record["step"] for record in state if record], self.total_steps
+                )
             )
             hyper = hyper._replace(lr=[lr * height for lr in hyper.lr])
         is_traced = torch.compiler.is_compiling() and in_place
@@ -130,7 +136,8 @@ class MetanetRule:
             self._move_momenta(grads, state)
         rows = zip(grads, state, strict=True)
         records = [
-            None if grad is None else _next_record(old, grad, in_place) for grad, old in rows
+            None if grad is None else _next_record(old, grad, in_place)
+            for grad, old in rows
         ]
         columns = [
             [] if g is None or r is None else [p, g, *(r[key] for key in MOMENTA)]
@@ -144,12 +151,17 @@ class MetanetRule:
 
     def _is_flat(self, look: _Look, state: Sequence[Record]) -> bool:
         """Whether all parameters are there, few, and kept as the metanet computes."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not look.is_small:
+        if (
+            torch.compiler.is_compiling()
+            or torch.is_grad_enabled()
+            or not look.is_small
+        ):
             return False
         like = self._like()
         is_whole = len(look.present) == len(state)
         return is_whole and all(
-            record[MOMENTA[0]].dtype == like.dtype and record[MOMENTA[0]].device == like.device
+            record[MOMENTA[0]].dtype == like.dtype
+            and record[MOMENTA[0]].device == like.device
             for record in state
         )
 
@@ -169,7 +181,9 @@ class MetanetRule:
         n = self.graph.numel
         predictor = self._predictions.predictor(n)
         features = predictor.features(n)
-        self._flat.move(params, [grad for grad in grads if grad is not None], state, features)
+        self._flat.move(
+            params, [grad for grad in grads if grad is not None], state, features
+        )
         context = None
         if self.metanet.d_context:
             finite = partial(FlatFeatures.finite, features.mT, self.graph)
@@ -180,7 +194,9 @@ class MetanetRule:
         # what the graph said is where it stays already
         rates = [lr for lr in hyper.lr if isinstance(lr, float)]
         if any(hyper.weight_decay) or len(rates) < len(values):
-            return self._changes(map(Update, look.present, values), None, state, params, hyper)
+            return self._changes(
+                map(Update, look.present, values), None, state, params, hyper
+            )
         if any(rate != 1 for rate in rates):
             _foreach_mul_(values, rates)
         return map(Change, look.present, values, state)
@@ -194,7 +210,12 @@ class MetanetRule:
         hyper: Hyper,
     ) -> Iterator[Change]:
         for i, u, rows in updates:
-            p, record, lr, decay = params[i], records[i], hyper.lr[i], hyper.weight_decay[i]
+            p, record, lr, decay = (
+                params[i],
+                records[i],
+                hyper.lr[i],
+                hyper.weight_decay[i],
+            )
             assert record is not None
             if said is not None and self._is_amortized:
                 record[CONTEXT] = said[i].view(*p.shape, -1)
@@ -217,11 +238,15 @@ class MetanetRule:
         """What the graph says of every parameter; updates of those present."""
         if look.is_small:
             keeps_memory = in_place and not torch.compiler.is_compiling()
-            predictor = self._predictions.predictor(self.graph.numel) if keeps_memory else None
+            predictor = (
+                self._predictions.predictor(self.graph.numel) if keeps_memory else None
+            )
             features = self._predictions.features(columns, predictor)
             finite = partial(FlatFeatures.finite, features, self.graph)
             said = self._context(look, finite, state, in_place, columns)
-            return said, self._predictions.all_at_once(features, predictor, said, look.present)
+            return said, self._predictions.all_at_once(
+                features, predictor, said, look.present
+            )
         raw = RawFeatures(columns, self.graph, self._like())
         said = self._context(look, lambda: raw, state, in_place, columns)
         return said, self._predictions.piece_by_piece(raw, said, look.present, in_place)
@@ -247,14 +272,18 @@ class MetanetRule:
             return self._kept(look.present, state)
         return self._said(source(), parts, look.present, state, in_place)
 
-    def may_be_traced(self, grads: Sequence[Tensor | None], state: Sequence[Record]) -> bool:
+    def may_be_traced(
+        self, grads: Sequence[Tensor | None], state: Sequence[Record]
+    ) -> bool:
         return True
 
     def height(self, now: Any) -> Any:
         """What multiplies the update after `now` steps of a training."""
         if self.cooldown is None or self.total_steps is None:
             return 1.0
-        falling = with_horizon(now, now, self.total_steps, warmup=0.0, cooldown=self.cooldown.share)
+        falling = with_horizon(
+            now, now, self.total_steps, warmup=0.0, cooldown=self.cooldown.share
+        )
         return self.cooldown.gain * falling
 
     @property
@@ -268,10 +297,14 @@ class MetanetRule:
             record[key] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
         if self._is_amortized:
             shape = (*param.shape, self.metanet.d_context)
-            record[CONTEXT] = torch.zeros(shape, dtype=torch.bfloat16, device=param.device)
+            record[CONTEXT] = torch.zeros(
+                shape, dtype=torch.bfloat16, device=param.device
+            )
         return record
 
-    def _move_momenta(self, grads: Sequence[Tensor | None], state: Sequence[Record]) -> None:
+    def _move_momenta(
+        self, grads: Sequence[Tensor | None], state: Sequence[Record]
+    ) -> None:
         """In place, of as many elements at once as need little memory for copies of gradients."""
         found = {i: grad for i, grad in enumerate(grads) if grad is not None}
         sizes = {i: grad.numel() for i, grad in found.items()}
@@ -283,7 +316,10 @@ class MetanetRule:
             gradients = [found[i] for i in some]
             pieces = [at_once.in_rows(x, count) for x in (*momenta, *gradients)]
             for piece in zip(*pieces, strict=True):
-                moved = [piece[j : j + len(MOMENTA)] for j in range(0, len(momenta), len(MOMENTA))]
+                moved = [
+                    piece[j : j + len(MOMENTA)]
+                    for j in range(0, len(momenta), len(MOMENTA))
+                ]
                 move_momenta(moved, piece[len(momenta) :])
 
     def _is_due(self, counts: Sequence[Tensor]) -> bool:
@@ -306,7 +342,13 @@ class MetanetRule:
         else:
             said = [like.new_empty(spec.numel, d) for spec in self.graph.parameters]
         given = [x for some in columns for x in some]
-        look_at_graph(said, given, list(present), [state[i]["step"] for i in present], self._number)
+        look_at_graph(
+            said,
+            given,
+            list(present),
+            [state[i]["step"] for i in present],
+            self._number,
+        )
         return said
 
     def look_if_due(
@@ -332,7 +374,9 @@ class MetanetRule:
         d, like = self.metanet.d_context, self._like()
         nothing = {"dtype": torch.bfloat16, "device": like.device}
         return [
-            state[i][CONTEXT].view(-1, d) if i in present else torch.zeros(spec.numel, d, **nothing)
+            state[i][CONTEXT].view(-1, d)
+            if i in present
+            else torch.zeros(spec.numel, d, **nothing)
             for i, spec in enumerate(self.graph.parameters)
         ]
 

@@ -111,7 +111,9 @@ class NGOptimizer(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]],
+        params: Iterable[Tensor]
+        | Iterable[tuple[str, Tensor]]
+        | Iterable[dict[str, Any]],
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         *,
@@ -126,7 +128,9 @@ class NGOptimizer(Optimizer):
             raise ValueError("NGOptimizer: expected model or graph; got both")
         check_compute_dtype(compute_dtype)
         self.learned, self.compute_dtype = as_learned(weights), compute_dtype
-        self._rule: tuple[Any, UpdateRule] | None = None  # the latest, and what it was bound for
+        self._rule: tuple[Any, UpdateRule] | None = (
+            None  # the latest, and what it was bound for
+        )
         self._members: Members | None = None
         defaults = {
             "lr": lr,
@@ -149,9 +153,13 @@ class NGOptimizer(Optimizer):
             self._source = Traced(model, self.param_groups)
         elif graph is not None:
             self._source = Given(graph, self.param_groups)
-        self._sees_parts = params_are_pieces or (not self._source.exact and _is_called_by_zero())
+        self._sees_parts = params_are_pieces or (
+            not self._source.exact and _is_called_by_zero()
+        )
         if self._sees_parts:
-            warnings.warn(f"NGOptimizer: {PIECES if params_are_pieces else SOME}", stacklevel=2)
+            warnings.warn(
+                f"NGOptimizer: {PIECES if params_are_pieces else SOME}", stacklevel=2
+            )
 
     @property
     def graph(self) -> NeuralGraph:
@@ -201,7 +209,8 @@ class NGOptimizer(Optimizer):
         if torch.compiler.is_compiling():
             owners = members.owners
             state = [
-                self.state.get(owners[i], {}) if i in owners else {} for i in range(len(grads))
+                self.state.get(owners[i], {}) if i in owners else {}
+                for i in range(len(grads))
             ]
             if not rule.may_be_traced(grads, state):
                 apply = self._apply_on_host
@@ -254,7 +263,9 @@ class NGOptimizer(Optimizer):
         ...     accuracy = evaluate(model)
         """
         params = group_tensors(self.param_groups)
-        kept = [(p, p.detach().clone()) for p in params if AVERAGE in self.state.get(p, {})]
+        kept = [
+            (p, p.detach().clone()) for p in params if AVERAGE in self.state.get(p, {})
+        ]
         self.load_average()
         try:
             yield
@@ -300,7 +311,9 @@ class NGOptimizer(Optimizer):
 
     def _is_early(self) -> bool:
         """Whether the first forward pass is still to show inputs, or shapes of a lazy module."""
-        return self._source.awaits_forward or any(map(is_lazy, group_tensors(self.param_groups)))
+        return self._source.awaits_forward or any(
+            map(is_lazy, group_tensors(self.param_groups))
+        )
 
     def _connected(self) -> Members:
         """The present parameters in their graph; made anew when a group or a shape has changed."""
@@ -324,7 +337,9 @@ class NGOptimizer(Optimizer):
             logger.warning(
                 "NGOptimizer: %s. They are optimized all the same%s.",
                 describe(graph),
-                "" if self._source.exact else "; with model= their connections are seen",
+                ""
+                if self._source.exact
+                else "; with model= their connections are seen",
             )
 
     @property

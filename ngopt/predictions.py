@@ -45,7 +45,9 @@ class Predictions:
         like, specs = self._like(), self.graph.parameters
         rows = zip(columns, specs, strict=True)
         nothing = [like.new_zeros(())] * (2 + len(MOMENTA))
-        whole = [some or [zero.expand(spec.shape) for zero in nothing] for some, spec in rows]
+        whole = [
+            some or [zero.expand(spec.shape) for zero in nothing] for some, spec in rows
+        ]
         flat = [
             self.graph.flatten([x.to(like.device) for x in column])
             for column in zip(*whole, strict=True)

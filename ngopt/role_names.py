@@ -11,11 +11,20 @@ from ngopt.graph.matrices import MatrixBlock
 NAMES = (
     ("other", r"(^|[._])(cls|class|dist\w*|mask|register)_?(tokens?|emb\w*)$"),
     ("other", r"pos(ition(al)?)?_?(emb(ed(ding)?s?)?|enc(oding)?)$"),
-    ("other", r"(layer_?scale|bias_table|slopes?|temperature|logit_scale|lambda_?\d*)$"),
+    (
+        "other",
+        r"(layer_?scale|bias_table|slopes?|temperature|logit_scale|lambda_?\d*)$",
+    ),
     ("other", r"(^|[._])(p?relu|act(ivation)?)\d*[._]weight$"),
     ("embedding", r"emb(ed(ding)?s?)?(_\w+)?[._]weight$"),
-    ("embedding", r"(^|[._])(w[tps]e|tok|tokens?|vocab|lookup|shared|relative_\w*bias)[._]weight$"),
-    ("norm", r"(norm\w*|(^|[._])(ln|bn|rms)\w*)([._]\d+)?[._](weight|bias|scale|offset)$"),
+    (
+        "embedding",
+        r"(^|[._])(w[tps]e|tok|tokens?|vocab|lookup|shared|relative_\w*bias)[._]weight$",
+    ),
+    (
+        "norm",
+        r"(norm\w*|(^|[._])(ln|bn|rms)\w*)([._]\d+)?[._](weight|bias|scale|offset)$",
+    ),
     ("norm", r"(^|[._])(gamma|beta)$"),
     ("bias", r"(bias(_[ih]h)?(_l\d+(_reverse)?)?|(^|[._])b\d*)$"),
 )
@@ -31,7 +40,12 @@ UNNAMED = re.compile(r"parameter \d+$")
 """What `build_graph` and optimizers call parameters without a name."""
 
 FUSED = (
-    (3, re.compile(r"(^|[._])(w?qkv(_\w+)?|to_qkv|c_attn|in_proj|query_key_value)[._]?weight$")),
+    (
+        3,
+        re.compile(
+            r"(^|[._])(w?qkv(_\w+)?|to_qkv|c_attn|in_proj|query_key_value)[._]?weight$"
+        ),
+    ),
     (2, re.compile(r"(^|[._])(w?kv|to_kv|kv_proj|key_value|gate_up_proj)[._]weight$")),
 )
 """How many matrices of one size a weight of such a name holds, one after the other."""
@@ -45,7 +59,9 @@ EXPERTS = re.compile(r"(^|[._])experts?([._]|$)")
 class Names:
     """What the names and shapes of all parameters together say about each."""
 
-    def __init__(self, specs: Sequence[ParameterSpec], guesses: Sequence[tuple[str, str]]):
+    def __init__(
+        self, specs: Sequence[ParameterSpec], guesses: Sequence[tuple[str, str]]
+    ):
         """guesses: roles for parameters whose names say nothing.
 
         Two for each: one that fits the other parameters of its module, and one that fits the order
@@ -56,7 +72,9 @@ class Names:
         named = [i for i, spec in enumerate(specs) if IN_OUT.search(spec.name)]
         self.transposed = any(self._by_bias(i) for i in named)
         usual = [bool(re.search(r"(weight|bias)[^.]*$", spec.name)) for spec in specs]
-        own = [pair[0] if u else pair[1] for pair, u in zip(guesses, usual, strict=True)]
+        own = [
+            pair[0] if u else pair[1] for pair, u in zip(guesses, usual, strict=True)
+        ]
         self.roles = [self._role(i, guess) for i, guess in enumerate(own)]
         self._find_outputs()
 
@@ -102,7 +120,9 @@ class Names:
             return True
         if role == "bias" and guess == "norm":  # in a module of two vectors
             return False
-        return _dims(spec) == 1 or (sum(n > 1 for n in spec.shape) <= 1 and role == "norm")
+        return _dims(spec) == 1 or (
+            sum(n > 1 for n in spec.shape) <= 1 and role == "norm"
+        )
 
     def _find_outputs(self) -> None:
         """By name, else the last matrix, unless it leads back to the neurons of the first table."""

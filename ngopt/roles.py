@@ -43,7 +43,8 @@ class ParameterRole:
 
 
 def parameter_roles(
-    model: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]], example_input: Any = None
+    model: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+    example_input: Any = None,
 ) -> dict[str, ParameterRole]:
     """Name -> role of every parameter, in the order of the parameters.
 
@@ -60,10 +61,14 @@ def parameter_roles(
 def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     """The role of every parameter of a graph, in the order of `graph.parameters`."""
     roles = _stated(graph)
-    inferred = [number for number, is_inferred in enumerate(graph.inferred) if is_inferred]
+    inferred = [
+        number for number, is_inferred in enumerate(graph.inferred) if is_inferred
+    ]
     if inferred:
         in_order = _stated(infer_graph([spec.unpaired for spec in graph.parameters]))
-        guesses = [(role.role, other.role) for role, other in zip(roles, in_order, strict=True)]
+        guesses = [
+            (role.role, other.role) for role, other in zip(roles, in_order, strict=True)
+        ]
         names = Names(graph.parameters, guesses)
         for i in inferred:
             roles[i] = replace(roles[i], role=names.roles[i], blocks=names.blocks(i))
@@ -106,7 +111,9 @@ class _Facts:
             return self._of_matrix(spec.name, "embedding", tables, None)
         if dense:
             is_last = all(self.last[block.target] for block in dense)
-            return self._of_matrix(spec.name, "output" if is_last else "matrix", dense, self.usage)
+            return self._of_matrix(
+                spec.name, "output" if is_last else "matrix", dense, self.usage
+            )
         kinds = {self._of_block(block) for block in blocks}
         kinds |= {self._of_bias(bias) for bias in biases}
         role = next(role for role in ROLES if role in kinds)
@@ -123,7 +130,11 @@ class _Facts:
         return not self.blocks[number] and set(ends) <= {f"{name}.unused"}
 
     def _of_matrix(
-        self, name: str, role: str, blocks: Sequence[EdgeBlock], usage: list[np.ndarray] | None
+        self,
+        name: str,
+        role: str,
+        blocks: Sequence[EdgeBlock],
+        usage: list[np.ndarray] | None,
     ) -> ParameterRole:
         groups = self.graph.groups
         sources = [groups[block.source] for block in blocks]
@@ -141,9 +152,15 @@ class _Facts:
         if block.kind != "scale" or not is_diagonal(block):
             return False
         if block.source in self.normalised:
-            return self.graph.groups[block.source].activation is None  # else it comes later
-        pooled = self.normalised.get(block.target, set())  # for w x / |x|, where w x comes first
-        before = {b.source for b in self.graph.blocks_into(block.source) if b.view is None}
+            return (
+                self.graph.groups[block.source].activation is None
+            )  # else it comes later
+        pooled = self.normalised.get(
+            block.target, set()
+        )  # for w x / |x|, where w x comes first
+        before = {
+            b.source for b in self.graph.blocks_into(block.source) if b.view is None
+        }
         return not pooled.isdisjoint({block.source} | before)
 
     def _of_bias(self, bias: Bias) -> str:
@@ -153,8 +170,14 @@ class _Facts:
         if bias.kind == "bias":
             return "bias"
         if bias.kind == "recurrent":  # of a GRU, or a state that a layer begins with
-            gated = [b for b in incoming if b.kind == "recurrent" and b.view is not None]
-            return "bias" if any(b.slot_shape == bias.slot_shape for b in gated) else "other"
+            gated = [
+                b for b in incoming if b.kind == "recurrent" and b.view is not None
+            ]
+            return (
+                "bias"
+                if any(b.slot_shape == bias.slot_shape for b in gated)
+                else "other"
+            )
         if bias.kind == "shift" and not bias.slot_shape:
             if bias.group in self.normalised:
                 return "norm"
@@ -177,7 +200,10 @@ def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
     ]
     reaches, mixed = list(outputs), [False] * count
     before: tuple[list[bool], list[bool]] | None = None
-    while before != (reaches, mixed):  # once more for each way back against the order of blocks
+    while before != (
+        reaches,
+        mixed,
+    ):  # once more for each way back against the order of blocks
         before = list(reaches), list(mixed)
         for block in reversed(graph.blocks):
             source, target = block.source, block.target
@@ -199,7 +225,9 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
             pooled[number] = sources
     found: dict[int, set[int]] = {}
     for number, group in enumerate(graph.groups):
-        factors = {b.source for b in graph.blocks_into(number) if b.kind in ("left", "right")}
+        factors = {
+            b.source for b in graph.blocks_into(number) if b.kind in ("left", "right")
+        }
         statistics = factors & pooled.keys()
         if group.kind != "product" or not statistics:
             continue

@@ -24,10 +24,14 @@ def checked(state_dict: Any, weights: str) -> dict[str, Any]:
     whole = as_dict(state_dict)
     missing = sorted({"state", "param_groups"} - whole.keys())
     if missing:
-        raise ValueError(f"state_dict: expected 'state' and 'param_groups'; got no {missing}")
+        raise ValueError(
+            f"state_dict: expected 'state' and 'param_groups'; got no {missing}"
+        )
     groups = whole["param_groups"]
     if not isinstance(groups, list):
-        raise ValueError(f"state_dict: param_groups: expected a list; got {type(groups).__name__}")
+        raise ValueError(
+            f"state_dict: param_groups: expected a list; got {type(groups).__name__}"
+        )
     for i, group in enumerate(groups):
         _check_group(group, f"param_groups[{i}]", weights)
     check_groups(groups)
@@ -38,7 +42,9 @@ def checked(state_dict: Any, weights: str) -> dict[str, Any]:
 
 def as_dict(value: Any, what: str = "all of it") -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"state_dict: {what}: expected a dict; got {type(value).__name__}")
+        raise ValueError(
+            f"state_dict: {what}: expected a dict; got {type(value).__name__}"
+        )
     return value
 
 
@@ -51,7 +57,9 @@ def _check_group(group: Any, what: str, weights: str) -> None:
         )
     for key in ("params", *PER_GROUP, *IN_COMMON):
         if key not in group:
-            raise ValueError(f"state_dict: {what}: expected '{key}'; got {sorted(group)}")
+            raise ValueError(
+                f"state_dict: {what}: expected '{key}'; got {sorted(group)}"
+            )
 
 
 def in_order(saved: Sequence[Group], own: Sequence[Group]) -> list[Group]:
@@ -70,7 +78,9 @@ def in_order(saved: Sequence[Group], own: Sequence[Group]) -> list[Group]:
 
 def records_in_order(state_dict: Mapping[str, Any]) -> list[Record]:
     """The state of each parameter, empty where there is none."""
-    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    numbers = [
+        number for group in state_dict["param_groups"] for number in group["params"]
+    ]
     return [state_dict["state"].get(number, {}) for number in numbers]
 
 
@@ -96,7 +106,11 @@ def check_record(name: str, record: Mapping[str, Any], expected: Record) -> None
         value = record.get(key)
         if not isinstance(value, Tensor):
             got = "nothing" if value is None else type(value).__name__
-            raise ValueError(f"state_dict: '{key}' of '{name}': expected a tensor; got {got}")
+            raise ValueError(
+                f"state_dict: '{key}' of '{name}': expected a tensor; got {got}"
+            )
         if value.shape != like.shape:
             shape, got = tuple(like.shape), tuple(value.shape)
-            raise ValueError(f"state_dict: '{key}' of '{name}': expected shape {shape}; got {got}")
+            raise ValueError(
+                f"state_dict: '{key}' of '{name}': expected shape {shape}; got {got}"
+            )

@@ -144,7 +144,11 @@ class Traced:
     def wire(self, groups: Sequence[dict[str, Any]]) -> Wiring:
         if self.model is not None:
             self.owners = list(self.model.parameters())
-            if self.graph is None or self.has_news or not _fits(self.graph, self.owners):
+            if (
+                self.graph is None
+                or self.has_news
+                or not _fits(self.graph, self.owners)
+            ):
                 self.graph = self._trace(self.model)
         assert self.graph is not None
         return _with_components(self.graph, self.owners, groups)
@@ -215,7 +219,11 @@ def describe(graph: NeuralGraph) -> str:
         return line + "all connected"
     names = ", ".join(loose[:NAMED_APART])
     more = len(loose) - NAMED_APART
-    return line + f"{len(loose)} tensors apart: {names}" + (f" and {more} more" if more > 0 else "")
+    return (
+        line
+        + f"{len(loose)} tensors apart: {names}"
+        + (f" and {more} more" if more > 0 else "")
+    )
 
 
 def group_tensors(groups: Iterable[dict[str, Any]]) -> list[Tensor]:
@@ -284,7 +292,9 @@ def _check_shape(spec: ParameterSpec, given: ParameterSpec) -> None:
 
 
 def _with_components(
-    graph: NeuralGraph, owners: Sequence[Tensor | None], groups: Sequence[dict[str, Any]]
+    graph: NeuralGraph,
+    owners: Sequence[Tensor | None],
+    groups: Sequence[dict[str, Any]],
 ) -> Wiring:
     """The graph with the parameters that it lacks as components; owners: whose place each is."""
     places = {id(p): i for i, p in enumerate(owners) if p is not None}

@@ -44,7 +44,9 @@ PNG_FILES = (
     "test_lables.json",
 )
 
-CONNECT_SECONDS = 5.0  # a host of torchvision's that has not answered by then is passed over
+CONNECT_SECONDS = (
+    5.0  # a host of torchvision's that has not answered by then is passed over
+)
 STALL_SECONDS = 20.0  # a download in which nothing arrives for this long is given up
 CLIENT_SECONDS = 900.0  # upper bound on one run of a package client
 
@@ -65,9 +67,13 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
         raise ConnectionError(f"{address} does not answer")
 
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALL_SECONDS)  # torchvision sets none and would wait for ever
+    socket.setdefaulttimeout(
+        STALL_SECONDS
+    )  # torchvision sets none and would wait for ever
     try:
-        train, test = (dataset_class(place, train=train, download=True) for train in (True, False))
+        train, test = (
+            dataset_class(place, train=train, download=True) for train in (True, False)
+        )
     finally:
         socket.setdefaulttimeout(timeout)
     return {
@@ -80,7 +86,9 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
 
 def from_gzipped_idx(place: Path, *, folder: Path) -> Arrays:
     """Gzipped IDX files that lie in a folder already; `place` is not used."""
-    return arrays_from_idx({name: (folder / f"{name}.gz").read_bytes() for name in IDX_FILES})
+    return arrays_from_idx(
+        {name: (folder / f"{name}.gz").read_bytes() for name in IDX_FILES}
+    )
 
 
 def from_debian(place: Path, *, package: str, folder: Path, size: int) -> Arrays:
@@ -90,10 +98,22 @@ def from_debian(place: Path, *, package: str, folder: Path, size: int) -> Arrays
     size: of the package, in bytes (for the progress bar)
     """
     # With lists and caches in private folders any user may do this, and the system stays as it is.
-    options = [f"Dir::State={place}/state", f"Dir::Cache={place}/cache", "Acquire::Retries=1"]
-    options += [f"Acquire::{way}::Timeout={STALL_SECONDS:.0f}" for way in ("http", "https")]
-    options += ["APT::Sandbox::User="]  # apt's own user could not write into a private folder
-    apt = ["apt-get", "--quiet", *(word for option in options for word in ("-o", option))]
+    options = [
+        f"Dir::State={place}/state",
+        f"Dir::Cache={place}/cache",
+        "Acquire::Retries=1",
+    ]
+    options += [
+        f"Acquire::{way}::Timeout={STALL_SECONDS:.0f}" for way in ("http", "https")
+    ]
+    options += [
+        "APT::Sandbox::User="
+    ]  # apt's own user could not write into a private folder
+    apt = [
+        "apt-get",
+        "--quiet",
+        *(word for option in options for word in ("-o", option)),
+    ]
     for name in ("state/lists/partial", "cache/archives/partial", "deb"):
         (place / name).mkdir(parents=True)
     _run([*apt, "update"], place)
@@ -137,10 +157,16 @@ def read_members(archive: Path, folder: str, files: Sequence[str]) -> dict[str, 
     with tarfile.open(archive) as members:
         for member in members:
             parent, _, name = member.name.rpartition("/")
-            if parent == folder and name in files and (file := members.extractfile(member)):
+            if (
+                parent == folder
+                and name in files
+                and (file := members.extractfile(member))
+            ):
                 contents[name] = file.read()
     if missing := sorted(set(files) - contents.keys()):
-        raise ValueError(f"archive {archive.name!r}: expected files {missing} in {folder!r}")
+        raise ValueError(
+            f"archive {archive.name!r}: expected files {missing} in {folder!r}"
+        )
     return contents
 
 
@@ -159,9 +185,13 @@ def arrays_from_idx(files: dict[str, bytes]) -> Arrays:
 
 def arrays_from_image_rows(files: dict[str, bytes]) -> Arrays:
     """The arrays of CIFAR-10 from the contents of `PNG_FILES`."""
-    *train_images, test_images, train_labels, test_labels = (files[name] for name in PNG_FILES)
+    *train_images, test_images, train_labels, test_labels = (
+        files[name] for name in PNG_FILES
+    )
     return {
-        "train_images": torch.cat([parse_image_rows(content, 32, 32) for content in train_images]),
+        "train_images": torch.cat(
+            [parse_image_rows(content, 32, 32) for content in train_images]
+        ),
         "train_labels": torch.tensor(json.loads(train_labels)),
         "test_images": parse_image_rows(test_images, 32, 32),
         "test_labels": torch.tensor(json.loads(test_labels)),
@@ -179,7 +209,9 @@ def parse_idx(content: bytes) -> Tensor:
     # Header: two zeros, the type (8: unsigned byte), the number of dimensions, each dimension
     # as big-endian uint32.
     if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError(f"IDX file: expected to begin with 00 00 08; got '{content[:3].hex(' ')}'")
+        raise ValueError(
+            f"IDX file: expected to begin with 00 00 08; got '{content[:3].hex(' ')}'"
+        )
     dimensions = content[3]
     start = 4 + 4 * dimensions
     shape = tuple(np.frombuffer(content[4:start], dtype=">u4").tolist())
@@ -188,7 +220,9 @@ def parse_idx(content: bytes) -> Tensor:
         raise ValueError(
             f"IDX file of shape {shape}: expected {math.prod(shape)} bytes of values; got {length}"
         )
-    return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).reshape(shape)
+    return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).reshape(
+        shape
+    )
 
 
 def parse_image_rows(content: bytes, height: int, width: int) -> Tensor:
@@ -212,7 +246,9 @@ def parse_image_rows(content: bytes, height: int, width: int) -> Tensor:
 def _channels_first(images: Tensor | np.ndarray) -> Tensor:
     """(n, h, w, c), or (n, h, w) if there is one channel, -> (n, c, h, w)."""
     images = torch.as_tensor(images)
-    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    return (
+        images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    )
 
 
 # --- Hosts and clients ---
@@ -237,7 +273,9 @@ def _answers(address: str) -> bool:
     return answered.is_set()
 
 
-def _run(command: list[str], folder: Path, progress: tuple[str, int] | None = None) -> None:
+def _run(
+    command: list[str], folder: Path, progress: tuple[str, int] | None = None
+) -> None:
     """Run a package client in `folder`; progress (label, bytes) shows a bar as the folder grows.
 
     Raises:
@@ -251,7 +289,9 @@ def _run(command: list[str], folder: Path, progress: tuple[str, int] | None = No
     end = time.monotonic() + CLIENT_SECONDS
     with (
         open(log, "wb") as output,
-        tqdm(desc=label, total=size, unit="B", unit_scale=True, disable=not progress) as bar,
+        tqdm(
+            desc=label, total=size, unit="B", unit_scale=True, disable=not progress
+        ) as bar,
         subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         ) as process,
@@ -259,12 +299,16 @@ def _run(command: list[str], folder: Path, progress: tuple[str, int] | None = No
         while process.poll() is None:
             if time.monotonic() > end:
                 process.kill()
-                raise RuntimeError(f"{command[0]} took longer than {CLIENT_SECONDS:.0f} s")
+                raise RuntimeError(
+                    f"{command[0]} took longer than {CLIENT_SECONDS:.0f} s"
+                )
             time.sleep(0.1)
             bar.update(min(size, _size_of(folder)) - bar.n)
     if process.returncode != 0:
         printed = " ".join(log.read_text(errors="replace").split())[-300:]
-        raise RuntimeError(f"{command[0]} ended with status {process.returncode}: {printed}")
+        raise RuntimeError(
+            f"{command[0]} ended with status {process.returncode}: {printed}"
+        )
 
 
 def _size_of(folder: Path) -> int:

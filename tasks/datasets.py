@@ -70,7 +70,9 @@ class Split:
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split with both tensors on `device`."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        return replace(
+            self, images=self.images.to(device), labels=self.labels.to(device)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,9 @@ def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Tensor
         ValueError: if batch_size is not in 1..size, or if step is negative.
     """
     if not 1 <= batch_size <= size:
-        raise ValueError(f"batch_size: expected 1 to {size} (size of the split); got {batch_size}")
+        raise ValueError(
+            f"batch_size: expected 1 to {size} (size of the split); got {batch_size}"
+        )
     if step < 0:
         raise ValueError(f"step: expected 0 or more; got {step}")
     epoch, position = divmod(step, size // batch_size)
@@ -127,7 +131,9 @@ def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDat
         DatasetUnavailable: if no source gives a copy that passes verification.
     """
     if name not in DATASETS:
-        raise ValueError(f"data set {name!r}: expected one of {', '.join(map(repr, DATASETS))}")
+        raise ValueError(
+            f"data set {name!r}: expected one of {', '.join(map(repr, DATASETS))}"
+        )
     recipe = DATASETS[name]
     if folder is None:
         folder = os.environ.get("NGOPT_DATA") or "data"
@@ -167,7 +173,9 @@ def _load_verified(file: Path, expected: dict[str, str]) -> Arrays | None:
         arrays = safetensors.torch.load_file(file)
         _verify(arrays, expected)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        warnings.warn(f"data file '{file}' is damaged, fetching it again: {error}", stacklevel=3)
+        warnings.warn(
+            f"data file '{file}' is damaged, fetching it again: {error}", stacklevel=3
+        )
         return None
     return arrays
 
@@ -191,12 +199,16 @@ def _fetch(name: str, recipe: "Recipe", file: Path) -> Arrays:
             try:
                 arrays = fetch(place)
                 _verify(arrays, recipe.sha256)
-            except Exception as error:  # whatever is wrong with one source, the next gets its turn
+            except (
+                Exception
+            ) as error:  # whatever is wrong with one source, the next gets its turn
                 failures.append(f"\n  {source}: {error or type(error).__name__}")
                 continue
             _store(arrays, file, Path(scratch))
             return arrays
-    raise DatasetUnavailable(f"data set {name!r}: no source has a good copy:{''.join(failures)}")
+    raise DatasetUnavailable(
+        f"data set {name!r}: no source has a good copy:{''.join(failures)}"
+    )
 
 
 def _scratch_folder(folder: Path) -> tempfile.TemporaryDirectory:
@@ -256,7 +268,9 @@ DATASETS = {
         },
         sources={
             "torchvision": partial(sources.from_torchvision, class_name="FashionMNIST"),
-            "Debian, installed": partial(sources.from_gzipped_idx, folder=FASHION_MNIST_FOLDER),
+            "Debian, installed": partial(
+                sources.from_gzipped_idx, folder=FASHION_MNIST_FOLDER
+            ),
             "Debian": partial(
                 sources.from_debian,
                 package="dataset-fashion-mnist",

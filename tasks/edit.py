@@ -48,7 +48,9 @@ class Config(LessonConfig):
 
     def __post_init__(self) -> None:
         if self.edit not in EDITS:
-            raise ValueError(f"edit: expected one of {', '.join(EDITS)}; got '{self.edit}'")
+            raise ValueError(
+                f"edit: expected one of {', '.join(EDITS)}; got '{self.edit}'"
+            )
         for key in ("outputs", "points"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: expected 1 or more; got {getattr(self, key)}")
@@ -83,12 +85,16 @@ class Editor(nn.Module):
         super().__init__()
         self.model = model
         self.scales = nn.Parameter(torch.full((len(example.params),), FIRST_SCALE))
-        self.register_buffer("deviations", torch.stack([p.std() for p in example.params]))
+        self.register_buffer(
+            "deviations", torch.stack([p.std() for p in example.params])
+        )
 
     def forward(self, stack: Stack) -> list[Tensor]:
         factors = (self.scales * self.deviations).unbind()
         triples = zip(stack.params, self.model.updates(stack), factors, strict=True)
-        return [value.unsqueeze(1) + factor * update for value, update, factor in triples]
+        return [
+            value.unsqueeze(1) + factor * update for value, update, factor in triples
+        ]
 
 
 class Editing(NetworkLesson[Config]):
@@ -115,14 +121,20 @@ class Editing(NetworkLesson[Config]):
         some = torch.randperm(len(self.points))[: self.config.points]
         targets = self.targets["train"][own].flatten(2)[..., some]
         stack = train.stack.select(own)
-        rendered = self.rendered(stack, self.model(self.prepared(stack)), self.points[some])
+        rendered = self.rendered(
+            stack, self.model(self.prepared(stack)), self.points[some]
+        )
         return (rendered - targets).square().mean()
 
-    def rendered(self, stack: Stack, edited: Sequence[Tensor], points: Tensor) -> Tensor:
+    def rendered(
+        self, stack: Stack, edited: Sequence[Tensor], points: Tensor
+    ) -> Tensor:
         """What edited networks of a stack say of points, mean over the outputs, (b,
         channels, points)."""
         params = [value.flatten(0, 1) for value in edited]
-        said = stack.architecture.outputs(params, points)  # (b * outputs, points, channels)
+        said = stack.architecture.outputs(
+            params, points
+        )  # (b * outputs, points, channels)
         mean = said.unflatten(0, (stack.count, -1)).mean(1)
         return mean.mT + MIDDLE
 
@@ -155,7 +167,10 @@ class Editing(NetworkLesson[Config]):
         return said.mT.unflatten(-1, self.targets["test"].shape[-2:]) + MIDDLE
 
     def draw(self) -> None:
-        stack, targets = self.data["test"].stack.select(slice(SHOWN)), self.targets["test"][:SHOWN]
+        stack, targets = (
+            self.data["test"].stack.select(slice(SHOWN)),
+            self.targets["test"][:SHOWN],
+        )
         edited = self.all_rendered(stack).view_as(targets)
         rows = {"network": self.unedited(stack), "edited": edited, "target": targets}
         shown = {name: images.clamp(0, 1) for name, images in rows.items()}

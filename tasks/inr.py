@@ -23,7 +23,15 @@ from tasks.common.distributed import on_ranks
 from tasks.common.pictures import draw_curves, draw_rows
 from tasks.common.random import seeded
 from tasks.networks.siren import Siren, render
-from tasks.shards import SPLITS, Folder, Networks, merged, read_manifest, read_shard, shard_paths
+from tasks.shards import (
+    SPLITS,
+    Folder,
+    Networks,
+    merged,
+    read_manifest,
+    read_shard,
+    shard_paths,
+)
 from tasks.sources.generation import Job, jobs, make_shards
 from tasks.sources.signals import MIDDLE, SINES, Signals, load_signals
 
@@ -90,7 +98,9 @@ def fit(
     params = {name: value.detach().requires_grad_() for name, value in stacked.items()}
     weights, biases = layers_of(params)
     optimizer = torch.optim.Adam(params.values(), lr, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 1 - step / steps
+    )
     for _ in range(steps):
         optimizer.zero_grad()
         # a sum over networks, so that each has the gradient of its own loss
@@ -113,7 +123,8 @@ def layers_of(params: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]
     """Weights and biases of stacked SIRENs, layer by layer."""
     count = len(params) // 2
     weights, biases = (
-        [params[f"layers.{k}.{kind}"] for k in range(count)] for kind in ("weight", "bias")
+        [params[f"layers.{k}.{kind}"] for k in range(count)]
+        for kind in ("weight", "bias")
     )
     return weights, biases
 
@@ -137,12 +148,16 @@ def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
             widths = (points.shape[1], *[config.width] * config.hidden, values.shape[1])
             params, psnr = fit(points, values, widths, config.steps, config.lr)
             columns = {**signals.columns(index), "view": view, "psnr": psnr}
-            found.append(Networks({"kind": "siren", "widths": list(widths)}, params, columns))
+            found.append(
+                Networks({"kind": "siren", "widths": list(widths)}, params, columns)
+            )
     return merged(found)
 
 
 def folder_of(config: FitConfig) -> Folder:
-    settings = {key: value for key, value in asdict(config).items() if key not in NO_MATTER}
+    settings = {
+        key: value for key, value in asdict(config).items() if key not in NO_MATTER
+    }
     return Folder(Path(config.folder), {"program": "tasks.inr fit", **settings})
 
 
@@ -179,13 +194,16 @@ def show(config: ShowConfig) -> None:
         {name: value[: config.count] for name, value in networks.params.items()}
     )
     rows = {"signal": values, "network": render(weights, biases, signals.points)}
-    titles = [f"{psnr:.1f} dB" for psnr in networks.columns["psnr"][: config.count].tolist()]
+    titles = [
+        f"{psnr:.1f} dB" for psnr in networks.columns["psnr"][: config.count].tolist()
+    ]
     if settings["data"] == SINES:
         draw_curves(Path(config.output), signals.points.squeeze(1), rows, titles)
     else:
         side = isqrt(values.shape[-1])
         images = {
-            name: (x + MIDDLE).clamp(0, 1).unflatten(-1, (side, side)) for name, x in rows.items()
+            name: (x + MIDDLE).clamp(0, 1).unflatten(-1, (side, side))
+            for name, x in rows.items()
         }
         draw_rows(Path(config.output), images, titles)
     print(f"{len(values)} signals and their networks are in {config.output}.")

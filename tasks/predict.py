@@ -47,8 +47,12 @@ class Prediction(NetworkLesson[Config]):
     def loss(self, step: int) -> Tensor:
         training, train = self.config.training, self.data["train"]
         own = self.share(train.batch(training.batch, seed=training.seed, step=step))
-        logits = train.said(lambda stack: self.model(self.prepared(stack)), own).squeeze(-1)
-        return binary_cross_entropy_with_logits(logits, train.columns["accuracy"][own].float())
+        logits = train.said(
+            lambda stack: self.model(self.prepared(stack)), own
+        ).squeeze(-1)
+        return binary_cross_entropy_with_logits(
+            logits, train.columns["accuracy"][own].float()
+        )
 
     def score(self) -> float:
         data = self.data["validation"]

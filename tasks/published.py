@@ -50,7 +50,11 @@ class PublishedConfig:
 def bring(config: PublishedConfig) -> None:
     """Writes all splits as shards. Raises ValueError for a bad file, which it names."""
     source, read = Path(config.source), READERS[config.format]
-    settings = {"program": "tasks.published", "format": config.format, "source": source.name}
+    settings = {
+        "program": "tasks.published",
+        "format": config.format,
+        "source": source.name,
+    }
     folder = Folder(Path(config.folder), settings)
     folder.begin()
     quality = set()
@@ -58,7 +62,9 @@ def bring(config: PublishedConfig) -> None:
         networks = tqdm(read(source, split), desc=split)
         for number, groups in enumerate(shards(networks, config.shard)):
             write_shard(folder.shard(split, number), groups)
-            quality.update("accuracy" for group in groups if "accuracy" in group.columns)
+            quality.update(
+                "accuracy" for group in groups if "accuracy" in group.columns
+            )
     print(summary(folder, sorted(quality)))
 
 

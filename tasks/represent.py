@@ -52,7 +52,9 @@ class Representation(NetworkLesson[Config]):
         self.stacks: dict[str, Stack] = {}
         self.targets: dict[str, Tensor] = {}
         for split in SPLITS:
-            networks = merged(list(read_split(Path(config.data), split, config.skip_damaged)))
+            networks = merged(
+                list(read_split(Path(config.data), split, config.skip_damaged))
+            )
             some = slice(config.limit if split == "train" else None)
             self.stacks[split] = Stack.of(networks).select(some)
             self.targets[split] = targets_of(networks.columns)[some]
@@ -71,7 +73,9 @@ class Representation(NetworkLesson[Config]):
     def damaged(self, stack: Stack) -> Stack:
         """A copy with noise, and some parameters at their means."""
         config, params = self.config, []
-        for value, mean, deviation in zip(stack.params, self.means, self.deviations, strict=True):
+        for value, mean, deviation in zip(
+            stack.params, self.means, self.deviations, strict=True
+        ):
             noisy = value + config.noise * deviation * torch.randn_like(value)
             is_masked = torch.rand_like(value) < config.masked
             params.append(torch.where(is_masked, mean, noisy))

@@ -42,7 +42,9 @@ class Networks:
     columns: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        lengths = {len(value) for value in (*self.params.values(), *self.columns.values())}
+        lengths = {
+            len(value) for value in (*self.params.values(), *self.columns.values())
+        }
         if len(lengths) != 1:
             raise ValueError(
                 f"networks: expected tensors of one length; got lengths {sorted(lengths)}"
@@ -78,7 +80,9 @@ def read_shard(path: Path) -> list[Networks]:
         )
     groups = []
     for number, architecture in enumerate(json.loads(metadata["architectures"])):
-        params, columns = (_part(tensors, f"{number}.{part}.") for part in ("params", "columns"))
+        params, columns = (
+            _part(tensors, f"{number}.{part}.") for part in ("params", "columns")
+        )
         groups.append(Networks(architecture, params, columns))
     return groups
 
@@ -99,7 +103,9 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / MANIFEST
         if not file.exists():
-            write_json(file, {"format": FORMAT, "settings": dict(self.settings), "shards": []})
+            write_json(
+                file, {"format": FORMAT, "settings": dict(self.settings), "shards": []}
+            )
             return
         told = differences(read_manifest(self.path)["settings"], self.settings)
         if told:
@@ -114,9 +120,14 @@ class Folder:
         rows = []
         for path in shard_paths(self.path):
             groups = read_shard(path)
-            found: dict[str, Any] = {"file": path.name, "networks": sum(map(len, groups))}
+            found: dict[str, Any] = {
+                "file": path.name,
+                "networks": sum(map(len, groups)),
+            }
             for key in quality:
-                found[key] = fmean(torch.cat([group.columns[key] for group in groups]).tolist())
+                found[key] = fmean(
+                    torch.cat([group.columns[key] for group in groups]).tolist()
+                )
             rows.append(found)
         write_json(
             self.path / MANIFEST,
@@ -131,7 +142,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"manifest '{path}': expected a JSON file; got: {error}") from None
+        raise ValueError(
+            f"manifest '{path}': expected a JSON file; got: {error}"
+        ) from None
     if found.get("format") != FORMAT:
         raise ValueError(
             f"manifest '{path}': format: expected '{FORMAT}'; got {found.get('format')!r}"
@@ -143,7 +156,9 @@ def shard_paths(folder: Path, split: str = "*") -> list[Path]:
     return sorted(folder.glob(f"{split}-*.safetensors"))
 
 
-def read_split(folder: Path, split: str, skip_damaged: bool = False) -> Iterator[Networks]:
+def read_split(
+    folder: Path, split: str, skip_damaged: bool = False
+) -> Iterator[Networks]:
     """All groups of a split, shard by shard.
 
     skip_damaged: leave out shards that cannot be read, and say so, instead of raising ValueError.
@@ -152,7 +167,9 @@ def read_split(folder: Path, split: str, skip_damaged: bool = False) -> Iterator
     """
     paths = shard_paths(folder, split)
     if not paths:
-        raise ValueError(f"folder '{folder}': expected shards of split '{split}'; got none")
+        raise ValueError(
+            f"folder '{folder}': expected shards of split '{split}'; got none"
+        )
     for path in paths:
         try:
             groups = read_shard(path)
@@ -172,8 +189,13 @@ def merged(groups: Sequence[Networks]) -> Networks:
             raise ValueError(
                 f"networks: expected architecture {first.architecture}; got {group.architecture}"
             )
-    params = {key: torch.cat([group.params[key] for group in groups]) for key in first.params}
-    columns = {key: torch.cat([group.columns[key] for group in groups]) for key in first.columns}
+    params = {
+        key: torch.cat([group.params[key] for group in groups]) for key in first.params
+    }
+    columns = {
+        key: torch.cat([group.columns[key] for group in groups])
+        for key in first.columns
+    }
     return Networks(first.architecture, params, columns)
 
 
@@ -186,5 +208,7 @@ def _named(groups: Sequence[Networks]) -> Iterator[tuple[str, Tensor]]:
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
-        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+        key.removeprefix(prefix): value
+        for key, value in tensors.items()
+        if key.startswith(prefix)
     }

@@ -50,11 +50,15 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.table not in TABLES:
-            raise ValueError(f"table: expected one of {', '.join(TABLES)}; got '{self.table}'")
+            raise ValueError(
+                f"table: expected one of {', '.join(TABLES)}; got '{self.table}'"
+            )
         labels = [row.label for row in TABLES[self.table].rows]
         odd = [label for label in self.rows if label not in labels]
         if odd:
-            raise ValueError(f"rows: expected some of {'; '.join(labels)}; got {'; '.join(odd)}")
+            raise ValueError(
+                f"rows: expected some of {'; '.join(labels)}; got {'; '.join(odd)}"
+            )
 
 
 class Training(NamedTuple):
@@ -74,7 +78,10 @@ def trainings(config: Config) -> Iterator[Training]:
             is_wanted = not config.rows or row.label in config.rows
             if not is_wanted or (seed and not row.is_ours):
                 continue
-            folder = Path(config.folder, f"{row.label.replace(', ', '-').replace(' ', '-')}-{seed}")
+            folder = Path(
+                config.folder,
+                f"{row.label.replace(', ', '-').replace(' ', '-')}-{seed}",
+            )
             training = TrainingConfig(config.minutes, config.batch, seed=seed)
             common = {
                 "data": config.data,
@@ -118,7 +125,9 @@ def results(config: Config) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for training in trainings(config):
         if training.result.exists():
-            found.setdefault(training.row.label, []).append(json.loads(training.result.read_text()))
+            found.setdefault(training.row.label, []).append(
+                json.loads(training.result.read_text())
+            )
     return found
 
 

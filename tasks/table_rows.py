@@ -111,7 +111,8 @@ SIZES = Table(
     classify.Classification,
     {"accuracy": 100},
     tuple(
-        Row(f"{n} networks", {"probes": 64, "limit": n}, True) for n in (1000, 2500, 5000, 10_000)
+        Row(f"{n} networks", {"probes": 64, "limit": n}, True)
+        for n in (1000, 2500, 5000, 10_000)
     ),
 )
 EDIT = Table(
@@ -162,7 +163,11 @@ WILD = Table(
         *_others("statnn", "dmc", "probegen"),
         *_probed("ng-gnn", 0, 16, scales=True),
         *_probed("ng-t", 0, scales=True),
-        Row("ng-gnn, no activations", {"sizes": {"activations": False, "scales": True}}, True),
+        Row(
+            "ng-gnn, no activations",
+            {"sizes": {"activations": False, "scales": True}},
+            True,
+        ),
     ),
     {
         "wild-park": {

@@ -68,7 +68,9 @@ class TrainConfig:
             "processes": 1,
         }.items():
             if getattr(self, key) < least:
-                raise ValueError(f"{key}: expected {least} or more; got {getattr(self, key)}")
+                raise ValueError(
+                    f"{key}: expected {least} or more; got {getattr(self, key)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -136,17 +138,25 @@ def networks_of(run: Run, number: int, checkpoints: Sequence[Checkpoint]) -> Net
         "dropout": run.dropout,
         "fraction": run.fraction,
     }
-    columns = {key: torch.tensor([value] * len(checkpoints)) for key, value in known.items()}
+    columns = {
+        key: torch.tensor([value] * len(checkpoints)) for key, value in known.items()
+    }
     columns["step"] = torch.tensor([checkpoint.step for checkpoint in checkpoints])
-    columns["accuracy"] = torch.tensor([checkpoint.accuracy for checkpoint in checkpoints])
+    columns["accuracy"] = torch.tensor(
+        [checkpoint.accuracy for checkpoint in checkpoints]
+    )
     params = {}
     for name in checkpoints[0].params:
-        params[name] = torch.stack([checkpoint.params[name] for checkpoint in checkpoints])
+        params[name] = torch.stack(
+            [checkpoint.params[name] for checkpoint in checkpoints]
+        )
     return Networks(run.architecture, params, columns)
 
 
 def folder_of(config: TrainConfig) -> Folder:
-    settings = {key: value for key, value in asdict(config).items() if key not in NO_MATTER}
+    settings = {
+        key: value for key, value in asdict(config).items() if key not in NO_MATTER
+    }
     return Folder(Path(config.folder), {"program": "tasks.zoo train", **settings})
 
 
@@ -161,7 +171,9 @@ def train_rank(config: TrainConfig) -> None:
     def groups(job: Job) -> list[Networks]:
         return make(job, config, data)
 
-    make_shards(folder_of(config), jobs(counts(config.runs), config.shard), groups, QUALITY)
+    make_shards(
+        folder_of(config), jobs(counts(config.runs), config.shard), groups, QUALITY
+    )
 
 
 def load_images(config: TrainConfig) -> ImageDataset:
@@ -175,7 +187,9 @@ def load_images(config: TrainConfig) -> ImageDataset:
 
 def gray(split: Split) -> Split:
     """Images of one channel, the mean of the colours."""
-    means = [some.float().mean(1, keepdim=True).round() for some in split.images.split(1000)]
+    means = [
+        some.float().mean(1, keepdim=True).round() for some in split.images.split(1000)
+    ]
     return Split(torch.cat(means).byte(), split.labels, *GRAY_MOMENTS)
 
 
@@ -184,7 +198,9 @@ def show(config: ShowConfig) -> None:
     folder = Path(config.folder)
     settings = read_manifest(folder)["settings"]
     steps, accuracies = column(folder, "step"), column(folder, "accuracy")
-    groups = {f"step {step}": accuracies[steps == step] for step in steps.unique().tolist()}
+    groups = {
+        f"step {step}": accuracies[steps == step] for step in steps.unique().tolist()
+    }
     draw_histograms(Path(config.output), groups, "accuracy on test images")
     low, high = (bound.item() for bound in accuracies.aminmax())
     told = f"{len(steps)} networks of zoo {settings['zoo']}, accuracies {low:.3f} to {high:.3f}"
@@ -200,4 +216,6 @@ def column(folder: Path, name: str) -> Tensor:
 
 
 if __name__ == "__main__":
-    cli.commands({"train": (TrainConfig, train_all), "show": (ShowConfig, show)}, __doc__)
+    cli.commands(
+        {"train": (TrainConfig, train_all), "show": (ShowConfig, show)}, __doc__
+    )

@@ -51,7 +51,8 @@ class Automorphism:
         as `permute` takes it."""
         starts = _starts(graph)
         orders = {
-            i: self.nodes[starts[i] : starts[i + 1]] - starts[i] for i in range(len(graph.groups))
+            i: self.nodes[starts[i] : starts[i + 1]] - starts[i]
+            for i in range(len(graph.groups))
         }
         return {
             i: order
@@ -64,9 +65,15 @@ class Automorphism:
         moved = (self.nodes != torch.arange(len(self.nodes))).split(
             [group.size for group in graph.groups]
         )
-        neurons = {i: m.nonzero().flatten().tolist() for i, m in enumerate(moved) if m.any()}
+        neurons = {
+            i: m.nonzero().flatten().tolist() for i, m in enumerate(moved) if m.any()
+        }
         changed = graph.unflatten(self.elements != torch.arange(len(self.elements)))
-        names = [spec.name for spec, c in zip(graph.parameters, changed, strict=True) if c.any()]
+        names = [
+            spec.name
+            for spec, c in zip(graph.parameters, changed, strict=True)
+            if c.any()
+        ]
         named = {f"{i} {graph.groups[i].name}": found for i, found in neurons.items()}
         return f"neurons {named}, parameters {names}"
 
@@ -99,7 +106,9 @@ def subproducts(
     """
     rng, found = random.Random(seed), []
     for _ in range(count if generators else 0):
-        chosen = [g for g in generators if rng.random() < 0.5] or [rng.choice(generators)]
+        chosen = [g for g in generators if rng.random() < 0.5] or [
+            rng.choice(generators)
+        ]
         nodes, elements = chosen[0].nodes, chosen[0].elements
         for other in chosen[1:]:
             nodes, elements = nodes[other.nodes], elements[other.elements]
@@ -121,11 +130,20 @@ class _Coloured:
         self.names: dict[tuple, int] = {}
         self.colours: list[int] = [self._colour(*c) for c in self._nodes()]
         self.arcs: list[np.ndarray] = []
-        self.places: list[tuple[np.ndarray, np.ndarray]] = []  # vertices, (n, slots) elements
+        self.places: list[
+            tuple[np.ndarray, np.ndarray]
+        ] = []  # vertices, (n, slots) elements
         values = graph.gather(graph.unflatten(torch.arange(graph.numel)))
         for bias, elements in zip(graph.biases, values.biases, strict=True):
-            neurons = self.starts[bias.group] + _index(bias.index, graph.groups[bias.group].size)
-            key = ("bias", None if by_type else bias.view.parameter, bias.kind, bias.slot_shape)
+            neurons = self.starts[bias.group] + _index(
+                bias.index, graph.groups[bias.group].size
+            )
+            key = (
+                "bias",
+                None if by_type else bias.view.parameter,
+                bias.kind,
+                bias.slot_shape,
+            )
             self._add_places(key, elements.numpy(), None, neurons)
         for block, elements in zip(graph.weights, values.edges, strict=True):
             key = (
@@ -140,7 +158,9 @@ class _Coloured:
         self._tie()
         self._add_constants()
         if len(self.colours) > MOST_VERTICES:
-            pytest.skip(f"{len(self.colours)} vertices are too many to look for all automorphisms")
+            pytest.skip(
+                f"{len(self.colours)} vertices are too many to look for all automorphisms"
+            )
         self.graph = igraph.Graph(
             len(self.colours), np.concatenate(self.arcs).tolist(), directed=True
         )
@@ -158,7 +178,9 @@ class _Coloured:
                 .tolist()
             )
             yield from zip(
-                types, *(x.tolist() for x in input_output_index(self.neural)), strict=True
+                types,
+                *(x.tolist() for x in input_output_index(self.neural)),
+                strict=True,
             )
             return
         for i, group in enumerate(groups):
@@ -169,8 +191,12 @@ class _Coloured:
         """Sources and targets of all edges."""
         g, t, s = block.shape
         groups = self.neural.groups
-        sources = self.starts[block.source] + _index(block.source_index, groups[block.source].size)
-        targets = self.starts[block.target] + _index(block.target_index, groups[block.target].size)
+        sources = self.starts[block.source] + _index(
+            block.source_index, groups[block.source].size
+        )
+        targets = self.starts[block.target] + _index(
+            block.target_index, groups[block.target].size
+        )
         ends = np.broadcast_arrays(sources.reshape(g, 1, s), targets.reshape(g, t, 1))
         return ends[0].reshape(-1), ends[1].reshape(-1)
 
@@ -184,7 +210,11 @@ class _Coloured:
         self.arcs.append(np.stack([a, b], axis=1))
 
     def _add_places(
-        self, key: tuple, elements: np.ndarray, sources: np.ndarray | None, targets: np.ndarray
+        self,
+        key: tuple,
+        elements: np.ndarray,
+        sources: np.ndarray | None,
+        targets: np.ndarray,
     ) -> None:
         vertices = self._add(len(targets), *key)
         if sources is not None:
@@ -221,7 +251,9 @@ class _Coloured:
 
     def _locate(self) -> None:
         """Lists the elements of all places, and where those of a vertex begin."""
-        self.elements = np.concatenate([elements.reshape(-1) for _, elements in self.places])
+        self.elements = np.concatenate(
+            [elements.reshape(-1) for _, elements in self.places]
+        )
         self.first = np.zeros(len(self.colours), int)
         begin = 0
         for vertices, elements in self.places:
@@ -234,7 +266,9 @@ class _Coloured:
         nodes[image[: self.starts[-1]]] = np.arange(self.starts[-1])
         for vertices, elements in self.places:
             order[
-                self.elements[self.first[image[vertices]][:, None] + np.arange(elements.shape[1])]
+                self.elements[
+                    self.first[image[vertices]][:, None] + np.arange(elements.shape[1])
+                ]
             ] = elements
         return Automorphism(torch.from_numpy(nodes), torch.from_numpy(order))
 

@@ -70,7 +70,9 @@ def permute(
     again = graph.gather(permuted)
     if not all(
         torch.equal(a, b)
-        for a, b in zip((*moved_biases, *moved), (*again.biases, *again.edges), strict=True)
+        for a, b in zip(
+            (*moved_biases, *moved), (*again.biases, *again.edges), strict=True
+        )
     ):
         raise NoSymmetry("two uses of one parameter would differ")
     return permuted
@@ -96,13 +98,19 @@ def random_values(graph: NeuralGraph, generator: torch.Generator) -> list[Tensor
     """Float64 values for every parameter, some of them below the cut-off of the preprocessing."""
     return [
         torch.randn(s.shape, generator=generator, dtype=torch.float64)
-        * 10.0 ** torch.empty(s.shape, dtype=torch.float64).uniform_(-6, 0, generator=generator)
+        * 10.0
+        ** torch.empty(s.shape, dtype=torch.float64).uniform_(
+            -6, 0, generator=generator
+        )
         for s in graph.parameters
     ]
 
 
 def updates(
-    metanet: nn.Module, graph: NeuralGraph, params: list[Tensor], grads: list[list[Tensor]]
+    metanet: nn.Module,
+    graph: NeuralGraph,
+    params: list[Tensor],
+    grads: list[list[Tensor]],
 ) -> list[Tensor]:
     """Deltas of the last of several steps with given gradients; parameters stand still."""
     rule = MetanetRule(metanet, graph)
@@ -130,7 +138,9 @@ def assert_commutes(
     plain = updates(metanet, graph, params, grads)
     for move in moves:
         expected = move(plain)
-        assert any((e - p).abs().max() > 1e-6 for e, p in zip(expected, plain, strict=True))
+        assert any(
+            (e - p).abs().max() > 1e-6 for e, p in zip(expected, plain, strict=True)
+        )
         found = updates(metanet, graph, move(params), [move(g) for g in grads])
         for e, f in zip(expected, found, strict=True):
             torch.testing.assert_close(f, e, rtol=0, atol=tolerance)
@@ -180,7 +190,9 @@ def run(model: nn.Module, params: Sequence[Tensor], example: Any) -> Any:
     names = [name for name, _ in model.named_parameters()]
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     inputs = example if isinstance(example, tuple) else (example,)
-    return functional_call(model, {**dict(zip(names, params, strict=True)), **buffers}, inputs)
+    return functional_call(
+        model, {**dict(zip(names, params, strict=True)), **buffers}, inputs
+    )
 
 
 def assert_function_respects(

@@ -34,4 +34,8 @@ CNN_INPUT = (2, 16, 17)
 def edges_of(graph, target):
     """(kind, source) of all blocks into a group, by the groups' names."""
     number = next(i for i, g in enumerate(graph.groups) if g.name == target)
-    return sorted((b.kind, graph.groups[b.source].name) for b in graph.blocks if b.target == number)
+    return sorted(
+        (b.kind, graph.groups[b.source].name)
+        for b in graph.blocks
+        if b.target == number
+    )

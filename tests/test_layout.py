@@ -31,9 +31,17 @@ def imported(file: Path) -> set[str]:
 
 def named(file: Path) -> set[str]:
     """What `import_module("name")` imports."""
-    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    calls = [
+        node
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call)
+    ]
     arguments = [argument for call in calls for argument in call.args]
-    return {a.value for a in arguments if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+    return {
+        a.value
+        for a in arguments
+        if isinstance(a, ast.Constant) and isinstance(a.value, str)
+    }
 
 
 @pytest.mark.parametrize("package", sorted(MAY_IMPORT))
@@ -51,7 +59,11 @@ def test_what_the_demo_installs_is_imported_somewhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = project["optional-dependencies"]["train"]
     names = {re.split("[<>=]", requirement)[0] for requirement in requirements}
-    files = [file for folder in ("meta_train", "tasks") for file in (ROOT / folder).rglob("*.py")]
+    files = [
+        file
+        for folder in ("meta_train", "tasks")
+        for file in (ROOT / folder).rglob("*.py")
+    ]
     found = set().union(*map(imported, files), *map(named, files))
     assert {IMPORTED_AS.get(name, name) for name in names} <= found
 
@@ -81,7 +93,11 @@ import ngopt
 print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matplotlib"))
 """
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == ["NGOptimizer", "None", "None"]
@@ -116,7 +132,9 @@ def imported_files(file: Path) -> dict[str, bool]:
             continue
         for module in modules:
             if f"{module}.".startswith("ngopt.graph."):
-                path = module.removeprefix("ngopt.graph").removeprefix(".") or "__init__"
+                path = (
+                    module.removeprefix("ngopt.graph").removeprefix(".") or "__init__"
+                )
                 name = path if path in LAYERS else path.rpartition(".")[0] or "__init__"
                 found[name] = found.get(name, True) and node in tree.body
     return found
@@ -154,20 +172,27 @@ inr zoo published classify edit predict represent table_rows table
 
 def test_every_part_of_the_tasks_imports_from_those_before_it_alone():
     root = ROOT / "tasks"
-    parts = {path.stem: path for path in root.iterdir() if not path.stem.startswith("__")}
+    parts = {
+        path.stem: path for path in root.iterdir() if not path.stem.startswith("__")
+    }
     assert sorted(parts) == sorted(TASKS)
     for name, path in parts.items():
         known = TASKS[: TASKS.index(name) + 1]
         for file in path.rglob("*.py") if path.is_dir() else [path]:
             late = imported_parts(file) - {*known}
-            assert not late, f"{file.relative_to(ROOT)} imports {late}, which come after it"
+            assert not late, (
+                f"{file.relative_to(ROOT)} imports {late}, which come after it"
+            )
 
 
 def imported_parts(file: Path) -> set[str]:
     """Parts of `tasks` that a file imports from."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tasks":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").split(".")[0] == "tasks"
+        ):
             deeper = (node.module or "").split(".")[1:2]
             found |= set(deeper) or {alias.name for alias in node.names}
     return found

@@ -8,7 +8,11 @@ from torch import nn
 from ngopt import build_graph
 from ngopt.graph import NeuralGraph
 from tests.automorphisms import automorphisms, subproducts
-from tests.equivariance import assert_function_respects, assert_metanet_respects, randomised
+from tests.equivariance import (
+    assert_function_respects,
+    assert_metanet_respects,
+    randomised,
+)
 
 Network = tuple[nn.Module, Any]
 
@@ -20,13 +24,16 @@ def check(network: Network, tolerance: float = 1e-11) -> NeuralGraph:
     assert graph.unplaced == ()
     params = randomised(model)
     assert all(
-        torch.equal(a, b) for a, b in zip(params, graph.scatter(graph.gather(params)), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(params, graph.scatter(graph.gather(params)), strict=True)
     )
     check_symmetries(network, graph, tolerance)
     return graph
 
 
-def check_symmetries(network: Network, graph: NeuralGraph, tolerance: float = 1e-11) -> None:
+def check_symmetries(
+    network: Network, graph: NeuralGraph, tolerance: float = 1e-11
+) -> None:
     found = automorphisms(graph)
     assert_function_respects(*network, graph, subproducts(found, 4), tolerance)
     assert_metanet_respects(graph, found, products=1)

@@ -57,4 +57,6 @@ def load_problem(name: str) -> Problem:
             return getattr(importlib.import_module(module), factory)()
     except (ImportError, AttributeError) as error:
         raise ValueError(f"problem '{name}': {error}") from error
-    raise ValueError(f"problem '{name}': expected one of {', '.join(known)}, or 'module:factory'")
+    raise ValueError(
+        f"problem '{name}': expected one of {', '.join(known)}, or 'module:factory'"
+    )

@@ -31,7 +31,9 @@ class Config:
     def __post_init__(self) -> None:
         unknown = set(self.lists) - LISTS.keys()
         if unknown:
-            raise ValueError(f"lists: expected names of {', '.join(LISTS)}; got {unknown}")
+            raise ValueError(
+                f"lists: expected names of {', '.join(LISTS)}; got {unknown}"
+            )
 
 
 def cells(list_name: str, name: str, measured_steps: int) -> list[str]:

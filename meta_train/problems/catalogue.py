@@ -53,14 +53,24 @@ from meta_train.problems.networks.sequential import (
     RowReader,
     VisionTransformer,
 )
-from meta_train.problems.objectives import CONTRAST, PREDICT_QUANTILES, RECONSTRUCT, VARIATIONAL
+from meta_train.problems.objectives import (
+    CONTRAST,
+    PREDICT_QUANTILES,
+    RECONSTRUCT,
+    VARIATIONAL,
+)
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
     Splits,
     SupervisedProblem,
 )
-from meta_train.problems.text import FILES, VOCABULARY, files_of_windows, next_characters
+from meta_train.problems.text import (
+    FILES,
+    VOCABULARY,
+    files_of_windows,
+    next_characters,
+)
 
 Data = Callable[[], Splits]
 Build = Callable[[], nn.Module]
@@ -103,17 +113,27 @@ _DEVELOPMENT = (
     _classify("fm-16", FASHION, partial(paper_cnn, 1, (16, 32, 32)), 128, 1000),
     _classify("fm-8", FASHION, partial(paper_cnn, 1, (8, 16, 16)), 128, 1000),
     _classify("mlp-fm28", FASHION, partial(mlp, (784, 128, 64, 10)), 64, 1000),
-    _classify("mlp-deep-m14", MNIST_14, partial(mlp, (196, *[48] * 8, 10), nn.Tanh), 128, 1500),
+    _classify(
+        "mlp-deep-m14", MNIST_14, partial(mlp, (196, *[48] * 8, 10), nn.Tanh), 128, 1500
+    ),
     _classify("mlp-small-m7", MNIST_7, partial(mlp, (49, 32, 10)), 32, 3000),
-    _classify("mlp-wide-fm14", FASHION_14, partial(mlp, (196, 256, 10), nn.GELU), 8, 2000),
+    _classify(
+        "mlp-wide-fm14", FASHION_14, partial(mlp, (196, 256, 10), nn.GELU), 8, 2000
+    ),
     _classify("cnn-m14", MNIST_14, partial(pooled_cnn, (1, 8, 16), 3), 512, 200),
     _classify("cnn-gn-c16", CIFAR_16, partial(group_normed, (3, 16, 32, 64)), 64, 800),
-    _classify("depthwise-fm14", FASHION_14, partial(depthwise_cnn, (1, 16, 32, 64)), 64, 600),
+    _classify(
+        "depthwise-fm14", FASHION_14, partial(depthwise_cnn, (1, 16, 32, 64)), 64, 600
+    ),
     _classify("resnet-c16", CIFAR_16, partial(residual_cnn, 3, (12, 24, 32)), 64, 400),
-    _classify("vit-fm28", FASHION, partial(VisionTransformer, 1, 28, 7, 32, 4, 2), 64, 600),
+    _classify(
+        "vit-fm28", FASHION, partial(VisionTransformer, 1, 28, 7, 32, 4, 2), 64, 600
+    ),
     _language("gpt-text", 64, partial(Gpt, VOCABULARY, 64, 48, 4, 2), 16, 600),
     _classify("gru-fm28", FASHION, partial(RowReader, nn.GRU, 28, 48), 64, 500),
-    _language("lstm-text", 48, partial(CharacterReader, nn.LSTM, VOCABULARY, 24, 64), 16, 600),
+    _language(
+        "lstm-text", 48, partial(CharacterReader, nn.LSTM, VOCABULARY, 24, 64), 16, 600
+    ),
     SupervisedProblem(
         "autoencoder-m28",
         partial(pixels, "mnist"),
@@ -149,9 +169,15 @@ _META_VALIDATION = (
         64,
         300,
     ),
-    _classify("vit-c16", CIFAR_16, partial(VisionTransformer, 3, 16, 4, 48, 6, 3), 32, 600),
-    _language("gpt-tied-text", 32, partial(Gpt, VOCABULARY, 32, 64, 2, 1, tied=True), 64, 500),
-    _language("gru-text", 64, partial(CharacterReader, nn.GRU, VOCABULARY, 32, 48, 2), 8, 600),
+    _classify(
+        "vit-c16", CIFAR_16, partial(VisionTransformer, 3, 16, 4, 48, 6, 3), 32, 600
+    ),
+    _language(
+        "gpt-tied-text", 32, partial(Gpt, VOCABULARY, 32, 64, 2, 1, tied=True), 64, 500
+    ),
+    _language(
+        "gru-text", 64, partial(CharacterReader, nn.GRU, VOCABULARY, 32, 48, 2), 8, 600
+    ),
     SupervisedProblem(
         "autoencoder-conv-fm28",
         partial(pixels, "fashion-mnist"),
@@ -196,7 +222,9 @@ _META_TEST = (
         64,
         1000,
     ),
-    _classify("experts-c16", GRAY_16, partial(MixtureOfExperts, 256, 4, 64, 10), 64, 800),
+    _classify(
+        "experts-c16", GRAY_16, partial(MixtureOfExperts, 256, 4, 64, 10), 64, 800
+    ),
     _classify(
         "trigrams-text",
         partial(files_of_windows, 128),
@@ -241,7 +269,9 @@ _META_TEST = (
     _classify("lstm-m28", MNIST, partial(RowReader, nn.LSTM, 28, 64), 100, 500),
 )
 
-_ONLY_OF_THE_PAPER = (_classify("c10-32", CIFAR, partial(paper_cnn, 3, (32, 64, 64)), 128, 1000),)
+_ONLY_OF_THE_PAPER = (
+    _classify("c10-32", CIFAR, partial(paper_cnn, 3, (32, 64, 64)), 128, 1000),
+)
 
 
 def _beyond(
@@ -279,7 +309,9 @@ PROBLEMS = {
 # on few pixels, which is as fast as fm-16 and shows what becomes of step sizes in wider networks.
 META_TRAINING = {
     "fm-cnns": family_of_cnns("fm-cnns", PROBLEMS["fm-16"]),
-    "fm14-32": _classify("fm14-32", FASHION_14, partial(paper_cnn, 1, (32, 64, 64)), 128, 1000),
+    "fm14-32": _classify(
+        "fm14-32", FASHION_14, partial(paper_cnn, 1, (32, 64, 64)), 128, 1000
+    ),
 }
 
 # On these, numbers and weights of learned optimizers are chosen.

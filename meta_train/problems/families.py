@@ -42,7 +42,9 @@ class Family:
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return self.base.loss(model, batch)
 
-    def evaluate(self, model: nn.Module, split: str, limit: int | None = None) -> Metrics:
+    def evaluate(
+        self, model: nn.Module, split: str, limit: int | None = None
+    ) -> Metrics:
         return self.base.evaluate(model, split, limit)
 
 

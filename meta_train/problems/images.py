@@ -13,7 +13,9 @@ from torch import Tensor
 from meta_train.problems.supervised import Batch, Listed, Splits, mapped
 from tasks.datasets import Split, load_dataset
 
-NOISE = 0.5  # standard deviation that the denoiser has to remove, in those of the pixels
+NOISE = (
+    0.5  # standard deviation that the denoiser has to remove, in those of the pixels
+)
 
 
 @cache
@@ -24,14 +26,18 @@ def images(name: str, pool: int = 1, gray: bool = False) -> Splits:
     gray: whether to average the channels.
     """
     data = load_dataset(name)
-    return Splits(*(_smaller(s, pool, gray) for s in (data.train, data.validation, data.test)))
+    return Splits(
+        *(_smaller(s, pool, gray) for s in (data.train, data.validation, data.test))
+    )
 
 
 @cache
 def pixels(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images as in `images`, but with pixels in [0, 1]; the targets are the images themselves."""
     splits = images(name, pool, gray)
-    plain = [replace(s, mean=(0.0,), std=(1.0,)) for s in splits if isinstance(s, Split)]
+    plain = [
+        replace(s, mean=(0.0,), std=(1.0,)) for s in splits if isinstance(s, Split)
+    ]
     return mapped(lambda: Splits(*plain), _reconstruct)
 
 
@@ -72,7 +78,9 @@ def picture(index: int, gray: bool) -> Splits:
     It is one training image of CIFAR-10, alike for all seeds. What counts is how well it is
     fitted, so all three splits are the same points.
     """
-    image = load_dataset("cifar10").train.images[index].float() / 127.5 - 1  # (3, 32, 32)
+    image = (
+        load_dataset("cifar10").train.images[index].float() / 127.5 - 1
+    )  # (3, 32, 32)
     if gray:
         image = image.mean(0, keepdim=True)
     points = Listed(grid(32), image.flatten(1).mT.contiguous())
@@ -84,7 +92,10 @@ def picture_slopes(index: int) -> Splits:
     """Coordinates as in `picture` to the central differences of a gray image, (1024, 2)."""
     values = picture(index, gray=True).train.batch(torch.arange(1024))[1]
     image = values.view(1, 1, 32, 32)
-    tall, wide = F.pad(image, (0, 0, 1, 1), "replicate"), F.pad(image, (1, 1, 0, 0), "replicate")
+    tall, wide = (
+        F.pad(image, (0, 0, 1, 1), "replicate"),
+        F.pad(image, (1, 1, 0, 0), "replicate"),
+    )
     rows = (tall[:, :, 2:] - tall[:, :, :-2]).flatten()
     columns = (wide[..., 2:] - wide[..., :-2]).flatten()
     points = Listed(grid(32), torch.stack([rows, columns], 1))
@@ -100,7 +111,9 @@ def grid(side: int) -> Tensor:
 def _smaller(split: Split, pool: int, gray: bool) -> Split:
     """Pixels stay uint8, so means are rounded."""
     parts = []
-    for part in split.images.split(5000):  # as floats a whole data set would take gigabytes
+    for part in split.images.split(
+        5000
+    ):  # as floats a whole data set would take gigabytes
         values = part.float()
         if gray:
             values = values.mean(1, keepdim=True)

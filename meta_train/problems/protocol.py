@@ -49,7 +49,9 @@ class Problem(Protocol):
         """
         ...
 
-    def evaluate(self, model: nn.Module, split: str, limit: int | None = None) -> Metrics:
+    def evaluate(
+        self, model: nn.Module, split: str, limit: int | None = None
+    ) -> Metrics:
         """Metrics of a model in evaluation mode on "validation" or "test".
 
         limit: only that many examples, the first of the split.

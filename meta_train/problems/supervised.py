@@ -66,7 +66,9 @@ class Listed:
         return self.inputs[indices], self.targets[indices]
 
 
-def mapped(splits: Callable[[], Splits], function: Callable[[Any, Any], Batch]) -> Splits:
+def mapped(
+    splits: Callable[[], Splits], function: Callable[[Any, Any], Batch]
+) -> Splits:
     """The same splits with every batch put through a function."""
     return Splits(*(Mapped(examples, function) for examples in splits()))
 
@@ -128,7 +130,9 @@ class SupervisedProblem:
         return self.objective.loss(model(inputs), targets)
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: str, limit: int | None = None) -> Metrics:
+    def evaluate(
+        self, model: nn.Module, split: str, limit: int | None = None
+    ) -> Metrics:
         examples = getattr(self.data(), split)
         size = len(examples) if limit is None else min(limit, len(examples))
         device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -38,27 +38,35 @@ class Batch:
         self.layouts, self.flat = layouts, Flat(shapes, device=device)
         every = [layout for some in layouts for layout in some]
         self.is_long = len(every) == 1 and every[0].is_long(CHUNK)
-        plain = [i for i, some in enumerate(layouts) if is_plain(some) and not self.is_long]
+        plain = [
+            i for i, some in enumerate(layouts) if is_plain(some) and not self.is_long
+        ]
         self.rest = sum(self.flat.sizes[i] for i in plain)
         self.stacks = _stacks(layouts[: len(layouts) - len(plain)], device)
         self.lengths = [Size(stack.shape).numel() for stack in self.stacks]
 
         # as they follow each other in the eigenbases: the plain ones first, then matrices
         members = [(i, 0, layouts[i][0]) for i in plain]
-        members += [(i, n, stack.layout) for stack in self.stacks for i, n in stack.members]
+        members += [
+            (i, n, stack.layout) for stack in self.stacks for i, n in stack.members
+        ]
         owners, numbers, own = zip(*members, strict=True)
         self.matrices = Flat([layout.shape for layout in own], owners, device)
 
         keys = [f"exp_avg_sq_{number}" for number in numbers]
         second = Joined(list(zip(owners, keys, strict=True)), self.matrices)
         momentum = Joined([(i, "exp_avg") for i in range(len(shapes))], self.flat)
-        kept = [joined for stack in self.stacks for joined in (*stack.factors, *stack.bases)]
+        kept = [
+            joined for stack in self.stacks for joined in (*stack.factors, *stack.bases)
+        ]
         self.held = Held([momentum, second, *kept])
         is_each_alone = all(len(stack.members) == 1 for stack in self.stacks)
         is_small = sum(self.flat.sizes) <= IN_CACHE
         self._is_roomy = is_each_alone and is_small and all(map(fits_a_room, every))
         self._room: tuple[list[Tensor], Room] | None = None  # and what it was made for
-        self.average = Held([Joined([(i, AVERAGE) for i in range(len(shapes))], self.flat)])
+        self.average = Held(
+            [Joined([(i, AVERAGE) for i in range(len(shapes))], self.flat)]
+        )
 
     def directions(
         self,
@@ -78,16 +86,22 @@ class Batch:
         opened = self.held.open(old, in_place)
         momentum, second, *kept = opened
         if in_place and self._has_room(tasks, numbers):
-            value = self._room_with(opened).direction(grads, momentum, second, numbers, config)
+            value = self._room_with(opened).direction(
+                grads, momentum, second, numbers, config
+            )
             if any(task.is_due for task in tasks):
                 _renew(self._begun(kept, tasks, numbers, in_place), records)
             return value
         if numbers.recall is not None:
             momentum = times(momentum, self.flat.spread(numbers.recall), in_place)
             second = times(second, self.matrices.spread(numbers.recall) ** 2, in_place)
-        steps = self._begun([cast(x, second.dtype) for x in kept], tasks, numbers, in_place)
+        steps = self._begun(
+            [cast(x, second.dtype) for x in kept], tasks, numbers, in_place
+        )
         find = self._long_direction if self.is_long else self._all_directions
-        value, momentum, second = find(grads, momentum, second, steps, numbers, config, in_place)
+        value, momentum, second = find(
+            grads, momentum, second, steps, numbers, config, in_place
+        )
         new = [x for step in steps for x in (*step.factors, *step.bases)]
         new = [cast(x, before.dtype) for x, before in zip(new, kept, strict=True)]
         self.held.close(records, [momentum, second, *new], in_place)
@@ -97,7 +111,11 @@ class Batch:
     def split(self, delta: Tensor) -> Sequence[Tensor]:
         """What belongs to all parameters, in their shapes."""
         room = None if self._room is None else self._room[1]
-        return room.parts if room is not None and delta is room.grad else self.flat.split(delta)
+        return (
+            room.parts
+            if room is not None and delta is room.grad
+            else self.flat.split(delta)
+        )
 
     def _has_room(self, tasks: Sequence[Task], numbers: Shared) -> bool:
         """Whether a step in place is like most: nothing is left out, corrected or compiled."""
@@ -150,18 +168,25 @@ class Batch:
         """Direction, momentum and second moments, flat."""
         flat = self.flat
         grad = _scaled(
-            flat.join(grads), flat.spread(numbers.multiplier), numbers.is_finite, momentum.dtype
+            flat.join(grads),
+            flat.spread(numbers.multiplier),
+            numbers.is_finite,
+            momentum.dtype,
         )
         momentum = towards(momentum, grad, flat.spread(numbers.momentum), in_place)
         pair = torch.stack((grad, momentum.lerp(grad, config.ahead)))
         grad, leading = self._rotated(pair, steps, config).unbind()
-        second = towards(second, grad.square(), self.matrices.spread(numbers.second), in_place)
+        second = towards(
+            second, grad.square(), self.matrices.spread(numbers.second), in_place
+        )
         shrink = self.matrices.spread(numbers.shrink)
         damping = self.matrices.spread(numbers.damping)
         value = self._rotated_back(normalised(leading, second, shrink, damping), steps)
         return moved(value, momentum), momentum, second
 
-    def _rotated(self, pair: Tensor, steps: Sequence[StackStep], config: DirectionConfig) -> Tensor:
+    def _rotated(
+        self, pair: Tensor, steps: Sequence[StackStep], config: DirectionConfig
+    ) -> Tensor:
         """Two values of the parameters (2, total) -> those of the matrices in their eigenbases.
 
         The first are gradients, which the factors see before.
@@ -216,14 +241,23 @@ class Batch:
 
         step.observe(scaled(), config.beta_factor)
         value = momentum.new_empty(momentum.shape)
-        results = [value, *(x if in_place else torch.empty_like(x) for x in (momentum, second))]
+        results = [
+            value,
+            *(x if in_place else torch.empty_like(x) for x in (momentum, second)),
+        ]
         pieces = [layout.pieces(x, CHUNK) for x in (momentum, second, *results)]
         for piece, old, older, *outs in zip(scaled(), *pieces, strict=True):
             new = towards(old, piece, numbers.momentum, in_place)
             leading = step.rotated(new.lerp(piece, config.ahead).contiguous())
-            newer = towards(older, step.rotated(piece).square(), numbers.second, in_place)
-            found = step.rotated_back(normalised(leading, newer, numbers.shrink, numbers.damping))
-            found = (moved(found, new),) if in_place else (moved(found, new), new, newer)
+            newer = towards(
+                older, step.rotated(piece).square(), numbers.second, in_place
+            )
+            found = step.rotated_back(
+                normalised(leading, newer, numbers.shrink, numbers.damping)
+            )
+            found = (
+                (moved(found, new),) if in_place else (moved(found, new), new, newer)
+            )
             for out, result in zip(outs, found, strict=False):
                 out.copy_(result)
         value, momentum, second = results
@@ -251,7 +285,12 @@ def batches(
         latest[kind].append(i)
         room[kind] -= size
     return [
-        (some, Batch([shapes[i] for i in some], [layouts[i] for i in some], kinds[some[0]][1]))
+        (
+            some,
+            Batch(
+                [shapes[i] for i in some], [layouts[i] for i in some], kinds[some[0]][1]
+            ),
+        )
         for some in found
     ]
 
@@ -278,7 +317,9 @@ def _renew(steps: Sequence[StackStep], records: Sequence[Record]) -> None:
         step.renew(records)
 
 
-def _scaled(grad: Tensor, multiplier: Number, is_finite: bool, dtype: torch.dtype) -> Tensor:
+def _scaled(
+    grad: Tensor, multiplier: Number, is_finite: bool, dtype: torch.dtype
+) -> Tensor:
     """A gradient in the scale of its parameter; zeros where the step is left out."""
     grad = grad.to(dtype)
     return (grad if is_finite else grad.nan_to_num(0.0, 0.0, 0.0)) * multiplier

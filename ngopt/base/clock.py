@@ -29,7 +29,9 @@ class HostClock:
     horizon, past which the clock warns once.
     """
 
-    def __init__(self, counts: Tensor, absent: Sequence[Tensor], total_steps: int | None):
+    def __init__(
+        self, counts: Tensor, absent: Sequence[Tensor], total_steps: int | None
+    ):
         self.steps = [int(count) for count in counts[0].tolist()]
         self.now = steps_so_far([*self.steps, *absent], total_steps)
         self.is_settled = min(self.steps) > EARLY
@@ -56,13 +58,18 @@ class TracedClock:
 
     is_settled = True
 
-    def __init__(self, counts: Tensor, absent: Sequence[Tensor], total_steps: int | None):
-        self.steps = counts[0].to(torch.float64, copy=True)  # counts are written in place
+    def __init__(
+        self, counts: Tensor, absent: Sequence[Tensor], total_steps: int | None
+    ):
+        self.steps = counts[0].to(
+            torch.float64, copy=True
+        )  # counts are written in place
         self.now = steps_so_far([*counts[0].unbind(), *absent], total_steps)
 
     def at(self, numbers: Numbers, like: Any) -> list[Tensor]:
         found = [
-            torch.as_tensor(values, dtype=like.dtype) for values in numbers(self.steps, self.now)
+            torch.as_tensor(values, dtype=like.dtype)
+            for values in numbers(self.steps, self.now)
         ]
         return [on(values, like.device).expand(len(self.steps)) for values in found]
 
@@ -71,7 +78,10 @@ class TracedClock:
     ) -> list[Task]:
         own = self.steps.new_tensor([phase or 0 for phase in phases])
         is_due = _is_due(self.steps, own, every).unbind()
-        return [Task(record, False, due) for record, due in zip(records, is_due, strict=True)]
+        return [
+            Task(record, False, due)
+            for record, due in zip(records, is_due, strict=True)
+        ]
 
 
 def _is_due(step: Any, phase: Any, every: int) -> Any:

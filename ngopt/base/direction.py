@@ -21,7 +21,9 @@ TINY = torch.finfo(torch.float32).tiny
 EXACT = 512
 
 
-def init_direction(param: Tensor, layouts: Sequence[MatrixLayout], dtype: torch.dtype) -> Record:
+def init_direction(
+    param: Tensor, layouts: Sequence[MatrixLayout], dtype: torch.dtype
+) -> Record:
     """The state before the first gradient.
 
     `exp_avg`: momentum, of the parameter's shape. For the matrices number i: `exp_avg_sq_i`, second
@@ -31,7 +33,9 @@ def init_direction(param: Tensor, layouts: Sequence[MatrixLayout], dtype: torch.
     device = param.device
     record = {"exp_avg": torch.zeros_like(param, dtype=dtype, requires_grad=False)}
     for i, layout in enumerate(layouts):
-        record[f"exp_avg_sq_{i}"] = torch.zeros(layout.shape, dtype=dtype, device=device)
+        record[f"exp_avg_sq_{i}"] = torch.zeros(
+            layout.shape, dtype=dtype, device=device
+        )
         for mode in layout.modes:
             like = {"dtype": kept_dtype(mode, dtype), "device": device}
             shape = factor_shape(mode, layout.shape[0])
@@ -77,7 +81,9 @@ def corrections(step: Any, config: DirectionConfig) -> tuple[Any, Any]:
     return first**2 / second, (config.epsilon * first) ** 2
 
 
-def normalised(ahead: Tensor, second: Tensor, shrink: Number, damping: Number) -> Tensor:
+def normalised(
+    ahead: Tensor, second: Tensor, shrink: Number, damping: Number
+) -> Tensor:
     """Momentum by the root of the second moments; for the numbers see `Shared`."""
     return ahead * (second * shrink).add_(damping).rsqrt_()
 

@@ -30,7 +30,9 @@ class Flat:
     ):
         self.shapes = [Size(shape) for shape in shapes]
         self.sizes = [shape.numel() for shape in self.shapes]
-        self._owners = np.array(range(len(shapes)) if owners is None else owners, dtype=int)
+        self._owners = np.array(
+            range(len(shapes)) if owners is None else owners, dtype=int
+        )
         self._counts = np.array(self.sizes, dtype=int)
         if device is not None and len(shapes) > 1:
             elements = torch.from_numpy(self._owners.repeat(self._counts))
@@ -44,7 +46,9 @@ class Flat:
     def split(self, flat: Tensor) -> list[Tensor]:
         """What `join` was given, in these shapes."""
         pieces = torch.split_with_sizes(flat, self.sizes)
-        return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+        return [
+            piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)
+        ]
 
     def spread(self, number: Number | None) -> Any:
         """Numbers of the parameters -> of the elements, (total,); one for all as it is."""

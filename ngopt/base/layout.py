@@ -60,7 +60,11 @@ class MatrixLayout:
 
     def is_long(self, limit: int) -> bool:
         """Whether it has more numbers than a limit, and `pieces` can cut it."""
-        return self.view is None and prod(self.shape) > limit and self._free_axis() is not None
+        return (
+            self.view is None
+            and prod(self.shape) > limit
+            and self._free_axis() is not None
+        )
 
     def pieces(self, values: Tensor, limit: int) -> Iterator[Tensor]:
         """Values of the parameter's or the layout's shape, cut along an axis without a mode."""
@@ -85,8 +89,13 @@ class MatrixLayout:
 def _place(view: View, flat: Tensor) -> Tensor:
     """The elements of a view, of flat values (*n, numel): (*n, *view.shape)."""
     several = flat.shape[:-1]
-    strides = *flat.stride()[:-1], *(flat.stride(-1) * stride for stride in view.strides)
-    return flat.as_strided((*several, *view.shape), strides, flat.storage_offset() + view.offset)
+    strides = (
+        *flat.stride()[:-1],
+        *(flat.stride(-1) * stride for stride in view.strides),
+    )
+    return flat.as_strided(
+        (*several, *view.shape), strides, flat.storage_offset() + view.offset
+    )
 
 
 def layouts_of(
@@ -103,7 +112,9 @@ def layouts_of(
     if role.role == "embedding":
         return tuple(_table(block, numel, longest) for block in role.blocks)
     limits = _Limits(longest, budget)
-    return tuple(_matrices(block, numel, limits, role.reads_input) for block in role.blocks)
+    return tuple(
+        _matrices(block, numel, limits, role.reads_input) for block in role.blocks
+    )
 
 
 @dataclass(frozen=True)
@@ -121,12 +132,21 @@ def _table(block: MatrixBlock, numel: int, longest: int) -> MatrixLayout:
     """A table as its tokens have it, (1, tokens, 1, dimension), with factors of its dimension."""
     _, dimension, *tokens = block.view.shape
     _, first, *rest = block.view.strides
-    view = View(block.view.parameter, (1, *tokens, dimension), (0, *rest, first), block.view.offset)
+    view = View(
+        block.view.parameter,
+        (1, *tokens, dimension),
+        (0, *rest, first),
+        block.view.offset,
+    )
     modes = (Channels(1, dimension),) if 1 < dimension <= longest else ()
-    return MatrixLayout((1, prod(tokens), 1, dimension), modes, _unless_whole(view, numel))
+    return MatrixLayout(
+        (1, prod(tokens), 1, dimension), modes, _unless_whole(view, numel)
+    )
 
 
-def _matrices(block: MatrixBlock, numel: int, limits: _Limits, reads_input: bool) -> MatrixLayout:
+def _matrices(
+    block: MatrixBlock, numel: int, limits: _Limits, reads_input: bool
+) -> MatrixLayout:
     k, rows, *columns = block.view.shape
     share_inputs = k > 1 and len(set(block.columns)) == 1
     groups, parts = (1, k) if share_inputs else (k, 1)
@@ -144,7 +164,9 @@ def _matrices(block: MatrixBlock, numel: int, limits: _Limits, reads_input: bool
     if limits.allow(channels // cuts, groups * cuts, size):
         modes.append(Channels(cuts, channels // cuts))
     if not modes:  # better in pieces than not at all
-        pieces = next(n for n in range(-(-rows // limits.longest), rows + 1) if rows % n == 0)
+        pieces = next(
+            n for n in range(-(-rows // limits.longest), rows + 1) if rows % n == 0
+        )
         modes += [Rows(parts * pieces, rows // pieces)] * (rows > pieces)
     shape = (groups, parts * rows, kernel, channels)
     return MatrixLayout(shape, tuple(modes), _unless_whole(block.view, numel))
@@ -155,7 +177,9 @@ def _cuts(length: int, groups: int, numel: int, limits: _Limits) -> int:
     where one factor for all of it is not affordable."""
     if limits.allow(length, groups, numel):
         return 1
-    return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= SMALL)
+    return next(
+        n for n in range(1, length + 1) if length % n == 0 and length // n <= SMALL
+    )
 
 
 def _unless_whole(view: View, numel: int) -> View | None:

@@ -47,7 +47,9 @@ class Measured(NamedTuple):
     mean_square: Any
 
 
-def measure(rms: Any, scale: Any, size: Any, early: Any, kept: Any, clip: float) -> Measured:
+def measure(
+    rms: Any, scale: Any, size: Any, early: Any, kept: Any, clip: float
+) -> Measured:
     """Measures a gradient, or all together, without a word to the host.
 
     rms: root mean square of the gradient. scale, size: from before; 0 at first. early, kept: see
@@ -103,12 +105,16 @@ def root_mean_squares(values: Sequence[Tensor]) -> Column:
     """Of each tensor; all of them on the device of the first."""
     sizes = [max(x.numel(), 1) for x in values]
     if all(map(is_on_host, values)):
-        return [sqrt(_square_sum(x, size) / size) for x, size in zip(values, sizes, strict=True)]
+        return [
+            sqrt(_square_sum(x, size) / size)
+            for x, size in zip(values, sizes, strict=True)
+        ]
     device = values[0].device
     # squares of float32 end at 1e38; float64 holds those of all float32
     dtype = torch.float32 if device.type == "mps" else torch.float64
     whole = [
-        x if size <= CHUNK else _norms(x, dtype) for x, size in zip(values, sizes, strict=True)
+        x if size <= CHUNK else _norms(x, dtype)
+        for x, size in zip(values, sizes, strict=True)
     ]
     norms = torch.stack([on(norm, device) for norm in _foreach_norm(whole, 2, dtype)])
     return norms / norms.new_tensor(sizes).sqrt()

@@ -24,7 +24,10 @@ class Modulation(Protocol):
     """Factors of all rows; those of 1 give the base rule, bit for bit."""
 
     def __call__(
-        self, signals: Sequence[Tensor], graph: NeuralGraph, progress: float | Tensor | None
+        self,
+        signals: Sequence[Tensor],
+        graph: NeuralGraph,
+        progress: float | Tensor | None,
     ) -> Sequence[Tensor]:
         """signals: (rows, 4) of every parameter; zeros before its first step, (0, 4)
         if it has none.
@@ -41,7 +44,11 @@ def count_rows(layouts: Sequence[MatrixLayout]) -> int:
 
 
 def row_signals(
-    layouts: Sequence[MatrixLayout], grad: Tensor, value: Tensor, delta: Tensor, param: Tensor
+    layouts: Sequence[MatrixLayout],
+    grad: Tensor,
+    value: Tensor,
+    delta: Tensor,
+    param: Tensor,
 ) -> Tensor:
     """What the rows of one parameter say after a step, (rows, 4).
 
@@ -49,7 +56,9 @@ def row_signals(
     direction, near 1 without noise; "movement": size of the step in that of the weights;
     "weights": logarithm of the root mean square of the weights.
     """
-    g, v, d, p = (_rows(layouts, x.to(value.dtype)) for x in (grad, value, delta, param))
+    g, v, d, p = (
+        _rows(layouts, x.to(value.dtype)) for x in (grad, value, delta, param)
+    )
     agreement = (g * v).sum(-1) / (g.norm(dim=-1) * v.norm(dim=-1) + TINY)
     direction = v.square().mean(-1).sqrt()
     weights = p.square().mean(-1).sqrt()
@@ -58,14 +67,18 @@ def row_signals(
     return torch.stack(columns, -1).nan_to_num()
 
 
-def modulated(value: Tensor, factors: Tensor, layouts: Sequence[MatrixLayout]) -> Tensor:
+def modulated(
+    value: Tensor, factors: Tensor, layouts: Sequence[MatrixLayout]
+) -> Tensor:
     """A direction whose rows are multiplied by factors (rows,) or ()."""
     if not factors.dim():
         return value * factors.to(value.dtype)
     counts = [count_rows([layout]) for layout in layouts]
     flat = value.reshape(-1)
     out = torch.empty_like(flat)
-    for layout, some in zip(layouts, factors.to(value.dtype).split(counts), strict=True):
+    for layout, some in zip(
+        layouts, factors.to(value.dtype).split(counts), strict=True
+    ):
         rows = some.view(*layout.shape[:2], 1, 1)
         out = layout.write(out, layout.read(flat) * rows)
     return out.view(value.shape)

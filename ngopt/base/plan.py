@@ -64,7 +64,9 @@ class Planner:
         self._gains = [gain(role, config) for role in roles]
         self._usual = [usual_size(role) for role in roles]
         self._decays = [config.weight_decay if role.blocks else 0.0 for role in roles]
-        phases = _in_turn([_renewal_cost(some) for some in self.layouts], config.renew_every)
+        phases = _in_turn(
+            [_renewal_cost(some) for some in self.layouts], config.renew_every
+        )
         has_bases = [any(layout.modes for layout in some) for some in self.layouts]
         self._phases = [
             phase if has else None for phase, has in zip(phases, has_bases, strict=True)
@@ -116,7 +118,11 @@ def made_for(present: Sequence[int], state: Sequence[Record]) -> Any:
 
 def _renewal_cost(layouts: Sequence[MatrixLayout]) -> float:
     """Of all bases of a parameter, in multiplications, up to a factor."""
-    shapes = [factor_shape(mode, layout.shape[0]) for layout in layouts for mode in layout.modes]
+    shapes = [
+        factor_shape(mode, layout.shape[0])
+        for layout in layouts
+        for mode in layout.modes
+    ]
     return float(sum(prod(shape) * shape[-1] for shape in shapes))
 
 

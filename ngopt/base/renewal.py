@@ -26,7 +26,9 @@ def renewed(
     new, order = renewed_basis(factor, old)
     new = torch.where(by_part(is_active, mode), new, old)
     permuted = mode.permute(second, order)
-    return cast(new, basis.dtype), torch.where(is_active.view(-1, 1, 1, 1), permuted, second)
+    return cast(new, basis.dtype), torch.where(
+        is_active.view(-1, 1, 1, 1), permuted, second
+    )
 
 
 def renew(
@@ -40,7 +42,9 @@ def renew(
     """`renewed` in place, where it is due: in a compiled step the host learns that when it is
     made."""
     if isinstance(is_due, Tensor):
-        renew_basis(basis, second, factor, is_active, is_due, mode.name, mode.parts, mode.size)
+        renew_basis(
+            basis, second, factor, is_active, is_due, mode.name, mode.parts, mode.size
+        )
     elif is_due:
         new = renewed(mode, factor, basis, second, is_active)
         for old, value in zip((basis, second), new, strict=True):
@@ -59,7 +63,14 @@ def renew_basis(
     size: int,
 ) -> None:
     """`renew` as one operator, which a graph holds whole. name, parts, size: of the mode."""
-    renew(MODES[name](parts=parts, size=size), factor, basis, second, is_active, bool(is_due))
+    renew(
+        MODES[name](parts=parts, size=size),
+        factor,
+        basis,
+        second,
+        is_active,
+        bool(is_due),
+    )
 
 
 def by_part(groups: Tensor, mode: Mode) -> Tensor:

@@ -26,7 +26,9 @@ def fits_a_room(layout: MatrixLayout) -> bool:
     """Whether it is one matrix, as its parameter has it, with one factor for each mode."""
     groups, _, kernel, _ = layout.shape
     is_whole = layout.view is None and groups == kernel == 1
-    return is_whole and all(mode.parts == 1 and mode.size <= EXACT for mode in layout.modes)
+    return is_whole and all(
+        mode.parts == 1 and mode.size <= EXACT for mode in layout.modes
+    )
 
 
 class Room:
@@ -101,10 +103,14 @@ class Room:
         return grad.mul_(sign).mul_(sign)
 
 
-def _squares(modes: Sequence[Mode], factors: Sequence[Tensor], x: Tensor) -> list[Product]:
+def _squares(
+    modes: Sequence[Mode], factors: Sequence[Tensor], x: Tensor
+) -> list[Product]:
     """What is added to each mode's factor: X X^T of the unfolded values."""
     unfolded = [mode.unfolded(x) for mode in modes]
-    return [(factor, own, own.mT) for factor, own in zip(factors, unfolded, strict=True)]
+    return [
+        (factor, own, own.mT) for factor, own in zip(factors, unfolded, strict=True)
+    ]
 
 
 def _chain(

@@ -29,7 +29,13 @@ from ngopt.base.direction import corrections, init_direction, step_numbers
 from ngopt.base.joined import towards
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import is_recalled, measure, root_mean_squares, sizes_at
-from ngopt.base.modulation import SIGNALS, Modulation, count_rows, modulated, row_signals
+from ngopt.base.modulation import (
+    SIGNALS,
+    Modulation,
+    count_rows,
+    modulated,
+    row_signals,
+)
 from ngopt.base.plan import SIZE_KEYS, Plan, Planner, made_for
 from ngopt.base.scale import relative_sizes, weight_sizes
 from ngopt.base.schedule import average_weight, with_horizon, without_horizon
@@ -106,7 +112,9 @@ class SoapRule:
         for (some, batch), numbers in zip(plan.batches, step.numbers, strict=True):
             yield from self._updated(step, some, batch, numbers, factors)
 
-    def may_be_traced(self, grads: Sequence[Tensor | None], state: Sequence[Record]) -> bool:
+    def may_be_traced(
+        self, grads: Sequence[Tensor | None], state: Sequence[Record]
+    ) -> bool:
         """After the first steps, unless another state was loaded since the last."""
         present = [i for i, grad in enumerate(grads) if grad is not None]
         plan = self._planner.latest
@@ -127,7 +135,9 @@ class SoapRule:
         if self.total_steps is None:
             record[AVERAGE] = p.detach().to(state_dtype(p), copy=True)
         if self.modulation is not None:
-            record["signals"] = torch.zeros(count_rows(layouts), len(SIGNALS), device=p.device)
+            record["signals"] = torch.zeros(
+                count_rows(layouts), len(SIGNALS), device=p.device
+            )
         return record
 
     def _schedule(self, step: Any, now: Any, scheduled: bool) -> Any:
@@ -136,7 +146,9 @@ class SoapRule:
         if scheduled:
             return config.step_size
         if self.total_steps is not None:
-            return config.step_size * with_horizon(step, now, self.total_steps, config.warmup)
+            return config.step_size * with_horizon(
+                step, now, self.total_steps, config.warmup
+            )
         factor = without_horizon(step, now, config.open_warmup, config.open_constant)
         return config.open_step_size * factor
 
@@ -160,13 +172,17 @@ class SoapRule:
         counts, sizes = plan.counts.open(old, in_place), plan.sizes.open(old, in_place)
         absent = [state[i]["step"] for i in plan.absent if state[i]]
         is_traced = torch.compiler.is_compiling() and self.may_be_traced(grads, state)
-        clock = (TracedClock if is_traced else HostClock)(counts, absent, self.total_steps)
+        clock = (TracedClock if is_traced else HostClock)(
+            counts, absent, self.total_steps
+        )
         at_step = clock.at(partial(self._at, scheduled=hyper.scheduled), rms)
         relative = relative_sizes(weights, plan.usual)
         decays = self._decayed(plan, hyper.weight_decay)
         settings = plan.gains, [hyper.lr[i] for i in positions], decays
         given = [column(values, rms) for values in settings]
-        numbers = of_all(self._numbers, rms, relative, *columns(sizes, rms), *at_step, *given)
+        numbers = of_all(
+            self._numbers, rms, relative, *columns(sizes, rms), *at_step, *given
+        )
         kept, (active, *numbers) = numbers[: len(SIZE_KEYS)], numbers[len(SIZE_KEYS) :]
         if self.total_steps is not None:  # there is no average
             numbers.pop()
@@ -234,7 +250,9 @@ class SoapRule:
         rows = zip(plan.decays, plan.positions, strict=True)
         return [own + unit * weight_decay[i] for own, i in rows]
 
-    def _modulate(self, state: Sequence[Record], now: int | Tensor) -> Sequence[Tensor] | None:
+    def _modulate(
+        self, state: Sequence[Record], now: int | Tensor
+    ) -> Sequence[Tensor] | None:
         """The factors of all rows, from what these said after the step before."""
         if self.modulation is None:
             return None
@@ -252,13 +270,19 @@ class SoapRule:
         factors: Sequence[Tensor] | None,
     ) -> Iterable[Change]:
         """The changes of a batch."""
-        positions, tasks, records = step.positions[some], step.tasks[some], step.records[some]
+        positions, tasks, records = (
+            step.positions[some],
+            step.tasks[some],
+            step.records[some],
+        )
         value = batch.directions(
             step.grads[some], tasks, records, numbers, self.config, step.in_place
         )
         if factors is not None:
             rows = zip(positions, batch.flat.split(value), strict=True)
-            value = batch.flat.join([modulated(v, factors[i], self.layouts[i]) for i, v in rows])
+            value = batch.flat.join(
+                [modulated(v, factors[i], self.layouts[i]) for i, v in rows]
+            )
         delta = self._delta(step, some, batch, numbers, value)
         deltas = batch.split(delta)
         if self.modulation is not None:
@@ -290,7 +314,9 @@ class SoapRule:
             (average,) = batch.average.open(
                 [task.record for task in step.tasks[some]], step.in_place
             )
-            average = towards(average, params + delta, flat.spread(numbers.newest), step.in_place)
+            average = towards(
+                average, params + delta, flat.spread(numbers.newest), step.in_place
+            )
             batch.average.close(step.records[some], [average], step.in_place)
         return delta
 
@@ -304,7 +330,12 @@ class SoapRule:
         """What the rows of each parameter say after the step."""
         members = range(*some.indices(len(step.positions)))
         for j, value, delta in zip(members, values, deltas, strict=True):
-            layouts, before = self.layouts[step.positions[j]], step.tasks[j].record["signals"]
-            rows = row_signals(layouts, step.grads[j], value, delta, step.params[j]).float()
+            layouts, before = (
+                self.layouts[step.positions[j]],
+                step.tasks[j].record["signals"],
+            )
+            rows = row_signals(
+                layouts, step.grads[j], value, delta, step.params[j]
+            ).float()
             is_active = on(torch.as_tensor(step.active[j] > 0), rows.device)
             step.records[j]["signals"] = torch.where(is_active, rows, before)

@@ -42,7 +42,9 @@ class Stack:
 
     def _joined(self, mode: Mode, key: str) -> Joined:
         """Factors or bases of all members: (members * groups * parts, size, size)."""
-        places = [(owner, key.format(mode.name, number)) for owner, number in self.members]
+        places = [
+            (owner, key.format(mode.name, number)) for owner, number in self.members
+        ]
         shape = factor_shape(mode, self.groups)
         return Joined(places, Flat([shape] * len(places)), (-1, *shape[1:]))
 
@@ -82,7 +84,12 @@ class StackStep:
         numbers: Shared,
         in_place: bool,
     ):
-        self.stack, self.factors, self.bases, self.in_place = stack, factors, bases, in_place
+        self.stack, self.factors, self.bases, self.in_place = (
+            stack,
+            factors,
+            bases,
+            in_place,
+        )
         self.tasks = [tasks[owner] for owner in stack.owners]
         self.active = stack.of_groups(numbers.active)
         if numbers.recall is not None:
@@ -98,12 +105,16 @@ class StackStep:
         modes, kept = self.stack.modes, decay
         for grad in grads:
             rows = zip(self.factors, modes, strict=True)
-            self.factors = [self._squared(old, mode, grad, kept, 1 - decay) for old, mode in rows]
+            self.factors = [
+                self._squared(old, mode, grad, kept, 1 - decay) for old, mode in rows
+            ]
             kept = 1.0
         if any(task.is_first for task in self.tasks):
             self._begin()
 
-    def _squared(self, old: Tensor, mode: Mode, grad: Tensor, kept: float, weight: float) -> Tensor:
+    def _squared(
+        self, old: Tensor, mode: Mode, grad: Tensor, kept: float, weight: float
+    ) -> Tensor:
         """kept * old + weight * X X^T of the unfolded gradient;
         as it is where the step is left out."""
         x, active = mode.unfolded(grad), _of_parts(self.active, mode)
@@ -148,7 +159,9 @@ class StackStep:
         """Makes first bases: constants to autograd,
         as eigenvectors may have infinite derivatives."""
         is_active = self._is_active()
-        is_first = [task.is_first for task in self.tasks for _ in range(self.stack.groups)]
+        is_first = [
+            task.is_first for task in self.tasks for _ in range(self.stack.groups)
+        ]
         due = is_active & torch.tensor(is_first, device=is_active.device)
         rows = zip(self.stack.modes, self.factors, self.bases, strict=True)
         self.bases = [
@@ -160,17 +173,23 @@ class StackStep:
             for mode, factor, basis in rows
         ]
 
-    def _renew(self, record: Record, number: int, is_active: Tensor, is_due: bool | Tensor) -> None:
+    def _renew(
+        self, record: Record, number: int, is_active: Tensor, is_due: bool | Tensor
+    ) -> None:
         """Replaces a member's bases unless its step is left out;
         its second moments in their order."""
         second_key = f"exp_avg_sq_{number}"
         for mode in self.stack.modes:
             key = f"{mode.name}_basis_{number}"
-            factor, basis, second = (record[k] for k in (f"{mode.name}_{number}", key, second_key))
+            factor, basis, second = (
+                record[k] for k in (f"{mode.name}_{number}", key, second_key)
+            )
             if self.in_place:
                 renew(mode, factor, basis, second, is_active, is_due)
             else:
-                record[key], record[second_key] = renewed(mode, factor, basis, second, is_active)
+                record[key], record[second_key] = renewed(
+                    mode, factor, basis, second, is_active
+                )
 
 
 def _of_parts(number: Number, mode: Mode) -> Number:

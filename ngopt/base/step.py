@@ -55,7 +55,9 @@ class Task(NamedTuple):
     is_due: bool | Tensor = False
 
 
-def shared(found: Sequence[Column], some: slice, like: Tensor, has_recall: bool) -> Shared:
+def shared(
+    found: Sequence[Column], some: slice, like: Tensor, has_recall: bool
+) -> Shared:
     """The numbers of some parameters, of columns of all, in the dtype and on the device of a state.
 
     found: the fields of `Shared` but for the last; without `newest` where nothing is averaged.
@@ -76,7 +78,8 @@ def _compact(found: Sequence[Column], like: Tensor) -> list[Number]:
     varied = list(compress(found, is_varied))
     rows = iter(as_tensor(varied, like).unbind() if varied else ())
     return [
-        next(rows) if varies else values[0] for values, varies in zip(found, is_varied, strict=True)
+        next(rows) if varies else values[0]
+        for values, varies in zip(found, is_varied, strict=True)
     ]
 
 
@@ -102,7 +105,9 @@ class Scalars:
         if len(found) == 1:
             return found[0]
         device = found[0].device
-        return torch.cat([some.to(device) for some in found], 1)[:, self._order.to(device)]
+        return torch.cat([some.to(device) for some in found], 1)[
+            :, self._order.to(device)
+        ]
 
     def are_open(self, records: Sequence[Record]) -> bool:
         """See `Held.are_open`."""

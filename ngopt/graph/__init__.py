@@ -2,7 +2,14 @@
 
 from ngopt.graph.activation_symmetry import Canonical, canonical, symmetries
 from ngopt.graph.build import build_graph
-from ngopt.graph.core import Bias, EdgeBlock, GraphValues, NeuralGraph, NeuronGroup, ParameterSpec
+from ngopt.graph.core import (
+    Bias,
+    EdgeBlock,
+    GraphValues,
+    NeuralGraph,
+    NeuronGroup,
+    ParameterSpec,
+)
 from ngopt.graph.draw import draw
 from ngopt.graph.edge_list import EdgeList, to_edge_list
 from ngopt.graph.flattened_maps import with_repeated_nodes, with_virtual_layer

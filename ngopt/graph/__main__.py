@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
         default="float32",
         help="of the input: random numbers, or zeros for int64",
     )
-    found.add_argument("--draw", metavar="FILE", help="draws the graph into a .png or .svg file")
+    found.add_argument(
+        "--draw", metavar="FILE", help="draws the graph into a .png or .svg file"
+    )
     return found
 
 
@@ -93,7 +95,11 @@ def example_of(shape: Sequence[int] | None, dtype: torch.dtype) -> Tensor | None
         raise ValueError(
             f"--example-shape: expected positive numbers; got {' '.join(map(str, shape))}"
         )
-    return torch.randn(*shape) if dtype.is_floating_point else torch.zeros(*shape, dtype=dtype)
+    return (
+        torch.randn(*shape)
+        if dtype.is_floating_point
+        else torch.zeros(*shape, dtype=dtype)
+    )
 
 
 def run(argv: Sequence[str] | None) -> None:
@@ -108,7 +114,11 @@ def run(argv: Sequence[str] | None) -> None:
     print(graph.summary())
     print(f"built in {seconds:.2f} s")
     if arguments.draw is not None:
-        draw(graph, arguments.draw, [parameter.detach() for parameter in model.parameters()])
+        draw(
+            graph,
+            arguments.draw,
+            [parameter.detach() for parameter in model.parameters()],
+        )
         print(f"drawn into {arguments.draw}")
 
 

@@ -46,13 +46,18 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
     for number, group in enumerate(graph.groups):
         is_plain = group.kind == "neuron" and not group.is_fixed
         own = [bias for bias in graph.biases if bias.group == number]
-        around = [block for block in graph.blocks if number in (block.source, block.target)]
+        around = [
+            block for block in graph.blocks if number in (block.source, block.target)
+        ]
         is_plain &= all(bias.kind == "bias" and not bias.slot_shape for bias in own)
         is_plain &= all(
-            block.kind in ("weight", "flatten") and block.source != block.target for block in around
+            block.kind in ("weight", "flatten") and block.source != block.target
+            for block in around
         )
         views = [place.view for place in (*own, *around)]
-        is_plain &= all(view is not None and free[view.parameter] == 0 for view in views)
+        is_plain &= all(
+            view is not None and free[view.parameter] == 0 for view in views
+        )
         found.append(cast(Symmetry | None, group.symmetry) if is_plain else None)
     return found
 
@@ -71,14 +76,18 @@ def canonical(
     """
     values = graph.gather(params, batch_dims)
     ones = graph.gather([torch.ones_like(p) for p in params], batch_dims)
-    order = sorted(range(len(graph.groups)), key=lambda number: graph.groups[number].depth)
+    order = sorted(
+        range(len(graph.groups)), key=lambda number: graph.groups[number].depth
+    )
     known = symmetries(graph)
     for number in order:
         kind = known[number]
         if kind is None:
             continue
         if kind == "phase":
-            values, inward, outward = _shifted(graph, values, number, frequency, batch_dims)
+            values, inward, outward = _shifted(
+                graph, values, number, frequency, batch_dims
+            )
         elif kind == "sign":
             inward = outward = _positive(_bias_of(graph, values, number, batch_dims))
         else:
@@ -117,7 +126,9 @@ def _positive(bias: Tensor) -> Tensor:
     return torch.where(bias < 0, -1.0, 1.0).to(bias)
 
 
-def _bias_of(graph: NeuralGraph, values: GraphValues, number: int, batch_dims: int) -> Tensor:
+def _bias_of(
+    graph: NeuralGraph, values: GraphValues, number: int, batch_dims: int
+) -> Tensor:
     """The biases of a group, (*batch, n), all together; zeros without any."""
     like = (*values.biases, *values.edges)[0]
     total = like.new_zeros(*like.shape[:batch_dims], graph.groups[number].size)
@@ -127,7 +138,9 @@ def _bias_of(graph: NeuralGraph, values: GraphValues, number: int, batch_dims: i
     return total
 
 
-def _norms(graph: NeuralGraph, values: GraphValues, number: int, batch_dims: int) -> Tensor:
+def _norms(
+    graph: NeuralGraph, values: GraphValues, number: int, batch_dims: int
+) -> Tensor:
     """Norms of all that reaches each neuron of a group, (*batch, n); 1 where nothing does."""
     total = _bias_of(graph, values, number, batch_dims).square()
     for block, edges in zip(graph.weights, values.edges, strict=True):
@@ -153,10 +166,14 @@ def _multiplied(
     for place, block in enumerate(graph.weights):
         groups, targets, sources = block.shape
         if block.target == number:
-            factor = _picked(inward, block.target_index).unflatten(-1, (groups, targets, 1, 1))
+            factor = _picked(inward, block.target_index).unflatten(
+                -1, (groups, targets, 1, 1)
+            )
             edges[place] = edges[place] * factor
         if block.source == number:
-            factor = _picked(outward, block.source_index).unflatten(-1, (groups, 1, sources, 1))
+            factor = _picked(outward, block.source_index).unflatten(
+                -1, (groups, 1, sources, 1)
+            )
             edges[place] = edges[place] * factor
     return GraphValues(tuple(biases), tuple(edges))
 

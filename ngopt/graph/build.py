@@ -20,7 +20,8 @@ from ngopt.graph.walk import trace
 
 
 def build_graph(
-    source: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]], example_input: Any = None
+    source: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+    example_input: Any = None,
 ) -> NeuralGraph:
     """The neural graph of a module, or of its parameters alone.
 
@@ -38,11 +39,15 @@ def build_graph(
     """
     if not isinstance(source, nn.Module):
         if example_input is not None:
-            raise ValueError("build_graph: example_input goes with a module; got parameters")
+            raise ValueError(
+                "build_graph: example_input goes with a module; got parameters"
+            )
         return infer_graph(*_specs(source))
     if is_sharded(source):
         reason = f"{type(source).__name__} is sharded"
-        return _from_parameters(source, f"{reason}; build the graph of the whole module before")
+        return _from_parameters(
+            source, f"{reason}; build the graph of the whole module before"
+        )
     if any(is_lazy(t) for t in (*source.parameters(), *source.buffers())):
         source = _materialized(source, example_input)
     if not any(True for _ in source.parameters()):
@@ -98,7 +103,9 @@ def _guess(model: nn.Module) -> NeuralGraph:
         except Exception:
             continue
     reason = f"no input for {type(model).__name__} could be guessed"
-    return _from_parameters(model, f"{reason}; give example_input for an exact graph", stacklevel=4)
+    return _from_parameters(
+        model, f"{reason}; give example_input for an exact graph", stacklevel=4
+    )
 
 
 def _from_parameters(model: nn.Module, reason: str, stacklevel: int = 3) -> NeuralGraph:

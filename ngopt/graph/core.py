@@ -114,11 +114,15 @@ class NeuralGraph(Topology):
                 view = place.view
                 assert view is not None
                 features = tensor.shape[batch_dims + lead + 1 :]
-                value = tensor.reshape((*tensor.shape[:batch_dims], *view.shape, *features))
+                value = tensor.reshape(
+                    (*tensor.shape[:batch_dims], *view.shape, *features)
+                )
                 found[view.parameter].append((view, value))
         return [
             _assemble(spec, uses, numbers, batch_dims)
-            for spec, uses, numbers in zip(self.parameters, found, self._use_numbers, strict=True)
+            for spec, uses, numbers in zip(
+                self.parameters, found, self._use_numbers, strict=True
+            )
         ]
 
     def flatten(self, values: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
@@ -154,9 +158,14 @@ class NeuralGraph(Topology):
         for place in (*self.biases, *self.weights):
             assert place.view is not None
             views[place.view.parameter].append(place.view)
-        return tuple(_number_uses(spec, v) for spec, v in zip(self.parameters, views, strict=True))
+        return tuple(
+            _number_uses(spec, v)
+            for spec, v in zip(self.parameters, views, strict=True)
+        )
 
-    def _read(self, values: Sequence[Tensor], view: View, lead: int, batch_dims: int) -> Tensor:
+    def _read(
+        self, values: Sequence[Tensor], view: View, lead: int, batch_dims: int
+    ) -> Tensor:
         """A parameter's values in the order of a view,
         its trailing dimensions flattened to slots."""
         value, spec = values[view.parameter], self.parameters[view.parameter]
@@ -165,7 +174,9 @@ class NeuralGraph(Topology):
         shape = (*batch, *view.shape[:lead], prod(view.shape[lead:]), *features)
         if view.is_whole(spec):
             return value.reshape(shape)
-        return view.read(value.reshape(prod(batch), spec.numel, prod(features))).reshape(shape)
+        return view.read(
+            value.reshape(prod(batch), spec.numel, prod(features))
+        ).reshape(shape)
 
     def _check(self, values: Sequence[Tensor], batch_dims: int) -> None:
         for value, spec in zip(values, self.parameters, strict=True):
@@ -192,7 +203,9 @@ def _number_uses(spec: ParameterSpec, views: Sequence[View]) -> UseNumbers:
     found = []
     for view in views:
         strides = [s * times.itemsize for s in view.strides]
-        places = np.lib.stride_tricks.as_strided(times[view.offset :], view.shape, strides)
+        places = np.lib.stride_tricks.as_strided(
+            times[view.offset :], view.shape, strides
+        )
         places += 1
         numbers = np.unique(places)
         found.append(int(numbers[0]) if len(numbers) == 1 else places[..., None].copy())
@@ -200,11 +213,17 @@ def _number_uses(spec: ParameterSpec, views: Sequence[View]) -> UseNumbers:
 
 
 def _assemble(
-    spec: ParameterSpec, uses: Sequence[tuple[View, Tensor]], numbers: UseNumbers, batch_dims: int
+    spec: ParameterSpec,
+    uses: Sequence[tuple[View, Tensor]],
+    numbers: UseNumbers,
+    batch_dims: int,
 ) -> Tensor:
     """A parameter's values from those of its places, (*batch, *view.shape, *features) each."""
     view, value = uses[0]
-    batch, features = value.shape[:batch_dims], value.shape[batch_dims + len(view.shape) :]
+    batch, features = (
+        value.shape[:batch_dims],
+        value.shape[batch_dims + len(view.shape) :],
+    )
     shape = (*batch, *spec.shape, *features)
     if len(uses) == 1 and view.is_whole(spec):
         return _as_declared(spec, value.reshape(shape), bool(features))
@@ -221,7 +240,11 @@ def _assemble(
 def _running_mean(old: Tensor, value: Tensor, number: int | np.ndarray) -> Tensor:
     """The mean of `number` values from that of the first `number` - 1 and the last;
     equal ones give themselves."""
-    k = number if isinstance(number, int) else torch.as_tensor(number, device=value.device)
+    k = (
+        number
+        if isinstance(number, int)
+        else torch.as_tensor(number, device=value.device)
+    )
     exact = value.is_floating_point() or value.is_complex()
     mean = old + ((value - old) / k if exact else (value - old) // k)
     return mean if isinstance(k, int) else torch.where(k == 1, value, mean)

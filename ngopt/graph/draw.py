@@ -16,7 +16,9 @@ RESOLUTION = 150  # dots per inch of a PNG file
 
 
 def draw(
-    graph: NeuralGraph, path: str | os.PathLike[str], values: Sequence[Tensor] | None = None
+    graph: NeuralGraph,
+    path: str | os.PathLike[str],
+    values: Sequence[Tensor] | None = None,
 ) -> None:
     """Draws a graph into a PNG or SVG file: groups as boxes from left to right by depth,
     blocks as arrows.
@@ -40,5 +42,7 @@ def format_of(path: str | os.PathLike[str]) -> str:
     """ "png" or "svg" by the suffix; raises ValueError if it is another."""
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
-        raise ValueError(f"draw: expected a file ending in {' or '.join(FORMATS)}; got '{path}'")
+        raise ValueError(
+            f"draw: expected a file ending in {' or '.join(FORMATS)}; got '{path}'"
+        )
     return suffix[1:]

@@ -42,8 +42,12 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
     columns: list[list[Tensor]] = [[], [], [], [], []]
     for number, block in enumerate(graph.blocks):
         g, t, s = block.shape
-        targets = _neurons(block.target_index, graph.groups[block.target].size).reshape(g, t, 1)
-        sources = _neurons(block.source_index, graph.groups[block.source].size).reshape(g, 1, s)
+        targets = _neurons(block.target_index, graph.groups[block.target].size).reshape(
+            g, t, 1
+        )
+        sources = _neurons(block.source_index, graph.groups[block.source].size).reshape(
+            g, 1, s
+        )
         element = torch.full((g * t * s, width), -1)
         parameter = element.clone()
         if block.view is not None:
@@ -60,7 +64,8 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
             column.append(value)
     none = torch.empty(0, dtype=torch.long)
     edges = [
-        torch.cat([none if k < 3 else none.reshape(0, width), *c]) for k, c in enumerate(columns)
+        torch.cat([none if k < 3 else none.reshape(0, width), *c])
+        for k, c in enumerate(columns)
     ]
     return EdgeList._make([*edges, *_node_features(graph, starts, places)])
 
@@ -70,10 +75,16 @@ def _node_features(
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = max((bias_slots(bias) for bias in graph.biases), default=0)
     none = torch.empty(0, dtype=torch.long)
-    nodes, parameters, elements = [none], [none.reshape(0, width)], [none.reshape(0, width)]
+    nodes, parameters, elements = (
+        [none],
+        [none.reshape(0, width)],
+        [none.reshape(0, width)],
+    )
     for bias, index in zip(graph.biases, places.biases, strict=True):
         n, slots = index.shape
-        nodes.append(starts[bias.group] + _neurons(bias.index, graph.groups[bias.group].size))
+        nodes.append(
+            starts[bias.group] + _neurons(bias.index, graph.groups[bias.group].size)
+        )
         element = torch.full((n, width), -1)
         element[:, :slots] = index
         elements.append(element)

@@ -16,7 +16,15 @@ from matplotlib.path import Path
 from torch import Tensor
 
 from ngopt.graph.core import EdgeBlock, NeuralGraph
-from ngopt.graph.layout import BOX_HEIGHT, BOX_WIDTH, Note, Point, Wire, arrange, condense
+from ngopt.graph.layout import (
+    BOX_HEIGHT,
+    BOX_WIDTH,
+    Note,
+    Point,
+    Wire,
+    arrange,
+    condense,
+)
 from ngopt.graph.summary import counted, incoming, shorten, slot_text
 
 FILLS = {  # kind of group -> colour inside and of the border
@@ -76,7 +84,9 @@ def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> 
     for i in sorted(range(len(widths)), key=lambda i: -widths[i]):
         for points in layout.pieces[i]:
             part = (layout.wires[i].style, *points)
-            if part not in drawn:  # in a lane some wires are one line; the thickest shows
+            if (
+                part not in drawn
+            ):  # in a lane some wires are one line; the thickest shows
                 drawn.add(part)
                 _draw_line(axes, layout.wires[i], points, widths[i])
     for note in layout.notes:
@@ -125,12 +135,16 @@ def _widths(
     greatest = max(strength, default=0) or 1
     least, most = THICKNESS
     return [
-        least + (most - least) * s / greatest if graph.blocks[w.blocks[0]].view else THIN
+        least + (most - least) * s / greatest
+        if graph.blocks[w.blocks[0]].view
+        else THIN
         for s, w in zip(strength, wires, strict=True)
     ]
 
 
-def _draw_line(axes: Axes, wire: Wire, points: Sequence[Point], linewidth: float) -> None:
+def _draw_line(
+    axes: Axes, wire: Wire, points: Sequence[Point], linewidth: float
+) -> None:
     color, dashes, _ = LINES.get(wire.style, OTHER_LINE)
     axes.add_patch(
         FancyArrowPatch(
@@ -156,7 +170,8 @@ def _path(points: Sequence[Point]) -> Path:
         (x0, y0), (x1, y1) = points
         middle = (x0 + x1) / 2
         return Path(
-            [(x0, y0), (middle, y0), (middle, y1), (x1, y1)], [Path.MOVETO] + 3 * [Path.CURVE4]
+            [(x0, y0), (middle, y0), (middle, y1), (x1, y1)],
+            [Path.MOVETO] + 3 * [Path.CURVE4],
         )
     vertices, codes = [points[0]], [Path.MOVETO]
     for before, corner, after in zip(points, points[1:], points[2:], strict=False):
@@ -169,10 +184,14 @@ def _towards(start: Point, end: Point) -> Point:
     """The point behind a corner where its rounding ends."""
     length = hypot(end[0] - start[0], end[1] - start[1])
     share = min(CORNER, length / 2) / length if length else 0.0
-    return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
+    return start[0] + share * (end[0] - start[0]), start[1] + share * (
+        end[1] - start[1]
+    )
 
 
-def _draw_note(axes: Axes, graph: NeuralGraph, wires: Sequence[Wire], note: Note) -> None:
+def _draw_note(
+    axes: Axes, graph: NeuralGraph, wires: Sequence[Wire], note: Note
+) -> None:
     """Says at a margin where wires go on, or one comes from."""
     wire = wires[note.wires[0]]
     words = f"{'to' if note.leaves else 'from'} "
@@ -216,18 +235,28 @@ def _draw_group(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> N
     lines = [
         (shorten(path, PATH_WIDTH), 6, "normal", "#606060"),
         (shorten(name, NAME_WIDTH), 8.5, "bold", "#101010"),
-        (f"{what} · {group.activation}" if group.activation else what, 6.8, "normal", "#101010"),
+        (
+            f"{what} · {group.activation}" if group.activation else what,
+            6.8,
+            "normal",
+            "#101010",
+        ),
         (_incoming(graph, number), 6.8, "normal", "#404040"),
     ]
     _draw_words(axes, center, [line for line in lines if line[0]])
     tags = counted([bias.kind for bias in graph.biases if bias.group == number])
     if tags:
         _draw_tag(
-            axes, ", ".join(tags).replace(" x ", f" {TIMES} "), (x, y - BOX_HEIGHT / 2), border
+            axes,
+            ", ".join(tags).replace(" x ", f" {TIMES} "),
+            (x, y - BOX_HEIGHT / 2),
+            border,
         )
 
 
-def _draw_words(axes: Axes, center: Point, lines: Sequence[tuple[str, float, str, str]]) -> None:
+def _draw_words(
+    axes: Axes, center: Point, lines: Sequence[tuple[str, float, str, str]]
+) -> None:
     """Lines (text, points, weight, colour) in the middle of a box."""
     leading = [size * 1.45 / 72 for _, size, _, _ in lines]
     y = center[1] + sum(leading) / 2
@@ -248,13 +277,19 @@ def _incoming(graph: NeuralGraph, group: int) -> str:
     """The weights into a group and their slots, as short as a box demands."""
     blocks: list[EdgeBlock] = [b for b in graph.blocks if b.target == group and b.view]
     shapes = dict.fromkeys(
-        f"{slot_text(b)}{' slots' if len(b.slot_shape) == 1 else ''}" for b in blocks if b.slots > 1
+        f"{slot_text(b)}{' slots' if len(b.slot_shape) == 1 else ''}"
+        for b in blocks
+        if b.slots > 1
     )
     slots = "/".join(shapes)
     words = " + ".join(incoming(blocks))
     if len(words) + len(slots) > DETAIL_WIDTH:
         words = f"{len(blocks)} blocks"
-    found = f"{words} · {slots}" if slots and len(slots) <= DETAIL_WIDTH - len(words) else words
+    found = (
+        f"{words} · {slots}"
+        if slots and len(slots) <= DETAIL_WIDTH - len(words)
+        else words
+    )
     return found.replace("->", "→").replace("x", TIMES)
 
 
@@ -267,7 +302,14 @@ def _draw_tag(axes: Axes, words: str, place: Point, color: str) -> None:
         "linewidth": 0.7,
     }
     axes.text(
-        *place, words, fontsize=5.8, ha="center", va="center", color="#303030", bbox=look, zorder=4
+        *place,
+        words,
+        fontsize=5.8,
+        ha="center",
+        va="center",
+        color="#303030",
+        bbox=look,
+        zorder=4,
     )
 
 
@@ -275,7 +317,9 @@ def _plural(kind: str) -> str:
     return PLURALS.get(kind, f"{kind}s")
 
 
-def _legend(graph: NeuralGraph, wires: Sequence[Wire], with_values: bool) -> list[Artist]:
+def _legend(
+    graph: NeuralGraph, wires: Sequence[Wire], with_values: bool
+) -> list[Artist]:
     """Handles for what occurs in the drawing."""
     handles: list[Artist] = []
     for kind in dict.fromkeys(group.kind for group in graph.groups):
@@ -283,7 +327,9 @@ def _legend(graph: NeuralGraph, wires: Sequence[Wire], with_values: bool) -> lis
         handles.append(Patch(facecolor=fill, edgecolor=border, label=_plural(kind)))
     if any(group.role in ENDS or group.is_pinned for group in graph.groups):
         label = "input, output or pinned"
-        handles.append(Patch(facecolor="white", edgecolor="#404040", linewidth=2.2, label=label))
+        handles.append(
+            Patch(facecolor="white", edgecolor="#404040", linewidth=2.2, label=label)
+        )
     if graph.biases:
         handles.append(
             Patch(
@@ -297,9 +343,20 @@ def _legend(graph: NeuralGraph, wires: Sequence[Wire], with_values: bool) -> lis
     for style in (*(s for s in LINES if s in styles), *sorted(styles - LINES.keys())):
         color, dashes, words = LINES.get(style, OTHER_LINE)
         handles.append(
-            Line2D([], [], color=color, linestyle=dashes, linewidth=1.6, label=words or style)
+            Line2D(
+                [],
+                [],
+                color=color,
+                linestyle=dashes,
+                linewidth=1.6,
+                label=words or style,
+            )
         )
     if graph.weights:
-        measure = "norm of the values" if with_values else "log of the number of elements"
-        handles.append(Line2D([], [], color="#33475b", linewidth=4, label=f"thickness: {measure}"))
+        measure = (
+            "norm of the values" if with_values else "log of the number of elements"
+        )
+        handles.append(
+            Line2D([], [], color="#33475b", linewidth=4, label=f"thickness: {measure}")
+        )
     return handles

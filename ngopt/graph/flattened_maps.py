@@ -55,7 +55,11 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
         )
         for k in range(block.slots):
             builder.blocks += [
-                replace(b, target=group, target_index=_copies(b.target_index, size, block.slots, k))
+                replace(
+                    b,
+                    target=group,
+                    target_index=_copies(b.target_index, size, block.slots, k),
+                )
                 for b in graph.blocks
                 if b.target == block.source
             ]
@@ -69,12 +73,15 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
         places = _places(block, step=block.slots, of=list(chosen))
         builder.blocks.append(replace(_unrolled(block, group), source_index=places))
     return replace(
-        _without_dead_ends(builder, graph).build(*_ends(graph)), parameters=graph.parameters
+        _without_dead_ends(builder, graph).build(*_ends(graph)),
+        parameters=graph.parameters,
     )
 
 
 def _copy(graph: NeuralGraph) -> GraphBuilder:
-    builder = GraphBuilder([replace(spec, is_complex=False) for spec in graph.parameters])
+    builder = GraphBuilder(
+        [replace(spec, is_complex=False) for spec in graph.parameters]
+    )
     builder.groups, builder.blocks = list(graph.groups), list(graph.blocks)
     builder.biases, builder.unplaced = list(graph.biases), list(graph.unplaced)
     return builder
@@ -100,7 +107,9 @@ def _unrolled(block: EdgeBlock, source: int) -> EdgeBlock:
     )
 
 
-def _places(block: EdgeBlock, step: int | None = None, of: list[int] | None = None) -> Index:
+def _places(
+    block: EdgeBlock, step: int | None = None, of: list[int] | None = None
+) -> Index:
     """Nodes in the order of `_unrolled` or, for a layer that has them position after position,
     of the channels."""
     assert block.view is not None

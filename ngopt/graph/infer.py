@@ -29,7 +29,9 @@ class Layer:
     rest: list[int] = field(default_factory=list)
 
 
-def infer_graph(parameters: Sequence[ParameterSpec], named: bool = False) -> NeuralGraph:
+def infer_graph(
+    parameters: Sequence[ParameterSpec], named: bool = False
+) -> NeuralGraph:
     """Chains layers whose input size fits the layer before;
     whatever does not fit stays a component.
 
@@ -54,13 +56,17 @@ def infer_graph(parameters: Sequence[ParameterSpec], named: bool = False) -> Neu
     return replace(builder.build(), inferred=(True,) * len(parameters))
 
 
-def _add_layer(builder: GraphBuilder, layer: Layer, last: int | None, table: bool) -> int | None:
+def _add_layer(
+    builder: GraphBuilder, layer: Layer, last: int | None, table: bool
+) -> int | None:
     """Adds a layer behind the group `last`, or as a component of its own;
     returns its last group."""
     if layer.weight is not None:
         last = _add_weight(builder, layer.weight, last, table)
         if layer.bias is not None:
-            builder.add_bias(whole(layer.bias, builder.parameters[layer.bias].shape), last)
+            builder.add_bias(
+                whole(layer.bias, builder.parameters[layer.bias].shape), last
+            )
     for scale, shift in layer.norms:
         last = _add_norm(builder, scale, shift, last)
     for i in layer.rest:
@@ -106,7 +112,9 @@ def _add_depthwise(builder: GraphBuilder, i: int, last: int) -> int:
     return target
 
 
-def _add_norm(builder: GraphBuilder, scale: int, shift: int | None, last: int | None) -> int:
+def _add_norm(
+    builder: GraphBuilder, scale: int, shift: int | None, last: int | None
+) -> int:
     spec = builder.parameters[scale]
     (n,) = spec.shape
     if last is None or builder.groups[last].size != n:
@@ -187,7 +195,9 @@ def _layers_by_name(parameters: Sequence[ParameterSpec]) -> list[Layer]:
     return _with_loose_biases(parameters, layers)
 
 
-def _layer_of_module(parameters: Sequence[ParameterSpec], members: dict[str, int]) -> Layer:
+def _layer_of_module(
+    parameters: Sequence[ParameterSpec], members: dict[str, int]
+) -> Layer:
     """members: parameters of a module by their names, a weight and a bias or a single one."""
     weight, bias = members.get("weight"), members.get("bias")
     first = next(iter(members.values())) if weight is None else weight
@@ -204,7 +214,9 @@ def _layer_of_module(parameters: Sequence[ParameterSpec], members: dict[str, int
     return Layer(first, bias, rest=rest)
 
 
-def _with_loose_biases(parameters: Sequence[ParameterSpec], layers: list[Layer]) -> list[Layer]:
+def _with_loose_biases(
+    parameters: Sequence[ParameterSpec], layers: list[Layer]
+) -> list[Layer]:
     """Names like in_proj_weight and in_proj_bias belong together too."""
     owners = {}
     for layer in layers:
@@ -263,7 +275,9 @@ def _inputs(parameters: Sequence[ParameterSpec], layer: Layer) -> int | None:
     return None
 
 
-def _uncertain(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> set[int]:
+def _uncertain(
+    parameters: Sequence[ParameterSpec], layers: Sequence[Layer]
+) -> set[int]:
     """Square matrices that may be parallel projections:
     positions of those not to connect to what is before them.
 
@@ -287,7 +301,9 @@ def _weights(layers: Sequence[Layer]) -> list[int]:
     return [layer.weight for layer in layers if layer.weight is not None]
 
 
-def _is_plain_chain(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> bool:
+def _is_plain_chain(
+    parameters: Sequence[ParameterSpec], layers: Sequence[Layer]
+) -> bool:
     """Whether every layer has a weight that fits the one before, and nothing is left over."""
     weights = _weights(layers)
     has_more = any(layer.rest or layer.norms for layer in layers)
@@ -296,4 +312,6 @@ def _is_plain_chain(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]
     shapes = [parameters[i].shape for i in weights]
     if shapes and shapes[0][0] == shapes[0][1]:
         return False
-    return all(_slots(shape, before[0]) is not None for before, shape in pairwise(shapes))
+    return all(
+        _slots(shape, before[0]) is not None for before, shape in pairwise(shapes)
+    )

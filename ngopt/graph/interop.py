@@ -31,7 +31,9 @@ def require(library: str, user: str) -> None:
 OF_GROUP = ("name", "kind", "role", "depth", "activation", "is_pinned")
 
 
-def to_networkx(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> MultiDiGraph:
+def to_networkx(
+    graph: NeuralGraph, values: Sequence[Tensor] | None = None
+) -> MultiDiGraph:
     """A networkx graph with a node for every neuron and an edge for every edge,
     numbered as in `to_edge_list`.
 
@@ -50,7 +52,9 @@ def to_networkx(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> M
     from networkx import MultiDiGraph
 
     edges = to_edge_list(graph)
-    node_values, edge_values = (None, None) if values is None else _values(graph, edges, values)
+    node_values, edge_values = (
+        (None, None) if values is None else _values(graph, edges, values)
+    )
     node_slots = _attributes(graph, *_node_slots(graph, edges), node_values)
     edge_slots = _attributes(graph, edges.parameter, edges.element, edge_values)
     result = MultiDiGraph()
@@ -58,9 +62,16 @@ def to_networkx(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> M
     for node, ((g, i), attributes) in enumerate(zip(places, node_slots, strict=True)):
         of_group = {key: getattr(graph.groups[g], key) for key in OF_GROUP}
         result.add_node(node, group=g, index=i, **of_group, **attributes)
-    ends = zip(edges.sources.tolist(), edges.targets.tolist(), edges.block.tolist(), strict=True)
+    ends = zip(
+        edges.sources.tolist(),
+        edges.targets.tolist(),
+        edges.block.tolist(),
+        strict=True,
+    )
     for (source, target, block), attributes in zip(ends, edge_slots, strict=True):
-        result.add_edge(source, target, block=block, kind=graph.blocks[block].kind, **attributes)
+        result.add_edge(
+            source, target, block=block, kind=graph.blocks[block].kind, **attributes
+        )
     return result
 
 
@@ -70,7 +81,9 @@ def _attributes(
     """What networkx shall know of the slots of every row of (n, slots)."""
     names = [spec.name for spec in graph.parameters]
     numbers = None if values is None else values.tolist()
-    for row, places in enumerate(zip(parameter.tolist(), element.tolist(), strict=True)):
+    for row, places in enumerate(
+        zip(parameter.tolist(), element.tolist(), strict=True)
+    ):
         found: dict[str, Any] = {
             "slots": [(names[p], e) for p, e in zip(*places, strict=True) if e >= 0]
         }
@@ -115,21 +128,29 @@ def to_pyg(
     node_group = torch.arange(len(sizes)).repeat_interleave(sizes)
     data = Data(
         edge_index=torch.stack([edges.sources, edges.targets]),
-        edge_kind=torch.tensor([kind_code(b.kind, EDGE_KINDS) for b in graph.blocks])[edges.block],
+        edge_kind=torch.tensor([kind_code(b.kind, EDGE_KINDS) for b in graph.blocks])[
+            edges.block
+        ],
         edge_block=edges.block,
         edge_mask=_padded(edge_mask, slots),
         node_group=node_group,
-        node_kind=torch.tensor([kind_code(g.kind, NODE_KINDS) for g in graph.groups])[node_group],
+        node_kind=torch.tensor([kind_code(g.kind, NODE_KINDS) for g in graph.groups])[
+            node_group
+        ],
         node_depth=torch.tensor([group.depth for group in graph.groups])[node_group],
         node_mask=_padded(node_mask, slots),
         num_nodes=len(node_group),
     )
     if values is not None:
-        data.x, data.edge_attr = (_padded(v, slots) for v in _values(graph, edges, values))
+        data.x, data.edge_attr = (
+            _padded(v, slots) for v in _values(graph, edges, values)
+        )
     return data
 
 
-def _values(graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _values(
+    graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
     """Values of nodes (nodes, node slots, *features) and edges (edges, slots, *features),
     0 where there is no slot."""
     gathered = graph.gather(values)
@@ -140,7 +161,9 @@ def _values(graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor]) -> tu
     masks = _node_slots(graph, edges)[1] >= 0, edges.element >= 0
     found = []
     for mask, flat in zip(
-        masks, (torch.cat([empty, *biases])[order], torch.cat([empty, *weights])), strict=True
+        masks,
+        (torch.cat([empty, *biases])[order], torch.cat([empty, *weights])),
+        strict=True,
     ):
         value = flat.new_zeros((*mask.shape, *flat.shape[1:]))
         value[mask.to(flat.device)] = flat
@@ -174,5 +197,9 @@ def _padded(value: Tensor, slots: int | None) -> Tensor:
     """(n, width, ...) -> (n, slots, ...), with zeros."""
     more = 0 if slots is None else slots - value.shape[1]
     if more < 0:
-        raise ValueError(f"to_pyg: slots={slots} are too few; the graph needs {value.shape[1]}")
-    return torch.cat([value, value.new_zeros((len(value), more, *value.shape[2:]))], dim=1)
+        raise ValueError(
+            f"to_pyg: slots={slots} are too few; the graph needs {value.shape[1]}"
+        )
+    return torch.cat(
+        [value, value.new_zeros((len(value), more, *value.shape[2:]))], dim=1
+    )

@@ -106,9 +106,14 @@ def condense(graph: NeuralGraph) -> NeuralGraph:
     for part in parts:
         members = [graph.groups[i] for i in part]
         groups.append(_one_group(members))
-    blocks = (replace(b, source=number[b.source], target=number[b.target]) for b in graph.blocks)
+    blocks = (
+        replace(b, source=number[b.source], target=number[b.target])
+        for b in graph.blocks
+    )
     biases = (replace(b, group=number[b.group]) for b in graph.biases)
-    return replace(graph, groups=tuple(groups), blocks=tuple(blocks), biases=tuple(biases))
+    return replace(
+        graph, groups=tuple(groups), blocks=tuple(blocks), biases=tuple(biases)
+    )
 
 
 def _one_group(members: Sequence[NeuronGroup]) -> NeuronGroup:
@@ -139,11 +144,15 @@ def columns(graph: NeuralGraph, wires: Sequence[Wire]) -> tuple[list[int], list[
     for members in parts.values():
         used = _add_part(_levels(graph, wires, members), column, starts, used)
     if alone:
-        _add_part({group: k // STACK for k, group in enumerate(alone)}, column, starts, used)
+        _add_part(
+            {group: k // STACK for k, group in enumerate(alone)}, column, starts, used
+        )
     return column, starts
 
 
-def _levels(graph: NeuralGraph, wires: Sequence[Wire], members: Sequence[int]) -> dict[int, int]:
+def _levels(
+    graph: NeuralGraph, wires: Sequence[Wire], members: Sequence[int]
+) -> dict[int, int]:
     """How many edges the longest path to a group has;
     inputs stand directly before what they lead to."""
     depths = sorted({graph.groups[group].depth for group in members})
@@ -151,11 +160,17 @@ def _levels(graph: NeuralGraph, wires: Sequence[Wire], members: Sequence[int]) -
     first: dict[int, int] = {}
     for wire in wires:
         if wire.source in level:
-            first[wire.source] = min(first.get(wire.source, len(depths)), level[wire.target])
-    return level | {g: max(first[g] - 1, 0) for g in members if level[g] == 0 and g in first}
+            first[wire.source] = min(
+                first.get(wire.source, len(depths)), level[wire.target]
+            )
+    return level | {
+        g: max(first[g] - 1, 0) for g in members if level[g] == 0 and g in first
+    }
 
 
-def _add_part(level: dict[int, int], column: list[int], starts: list[int], used: int) -> int:
+def _add_part(
+    level: dict[int, int], column: list[int], starts: list[int], used: int
+) -> int:
     """Puts a component behind the columns that are used, in the same row if it fits;
     returns how many are used then."""
     size = max(level.values()) + 1
@@ -168,7 +183,9 @@ def _add_part(level: dict[int, int], column: list[int], starts: list[int], used:
     return used + size
 
 
-def _heights(graph: NeuralGraph, wires: Sequence[Wire], column: Sequence[int]) -> list[float]:
+def _heights(
+    graph: NeuralGraph, wires: Sequence[Wire], column: Sequence[int]
+) -> list[float]:
     """For every group its height over the middle of its column, in boxes:
     near the groups it is connected to."""
     stacks: dict[int, list[int]] = defaultdict(list)
@@ -241,7 +258,12 @@ class _Grid:
     ):
         """column, offset: of every group, the latter over the middle of its row, in boxes.
         starts: see `columns`."""
-        self.wires, self.column, self.starts, self.offset = wires, column, starts, offset
+        self.wires, self.column, self.starts, self.offset = (
+            wires,
+            column,
+            starts,
+            offset,
+        )
         self.lane = _lanes(wires, column)
         self.out: dict[int, list[int]] = defaultdict(list)
         self.into: dict[int, list[int]] = defaultdict(list)
@@ -306,8 +328,12 @@ class _Grid:
 
     def center(self, group: int) -> Point:
         row = self.row(self.column[group])
-        x = (self.column[group] - self.starts[row] + 1) * (BOX_WIDTH + GAP_WIDTH) - BOX_WIDTH / 2
-        return self.left() + x, self.middle[row] + self.offset[group] * (BOX_HEIGHT + GAP_HEIGHT)
+        x = (self.column[group] - self.starts[row] + 1) * (
+            BOX_WIDTH + GAP_WIDTH
+        ) - BOX_WIDTH / 2
+        return self.left() + x, self.middle[row] + self.offset[group] * (
+            BOX_HEIGHT + GAP_HEIGHT
+        )
 
     def side(self, wire: int) -> int:
         """1 if a wire goes over boxes (its own if it leads back to it), -1 if below,
@@ -329,7 +355,9 @@ class _Grid:
     def line(self, wire: int, leaves: bool) -> tuple:
         """Equal for wires that are one line where they leave their source: those in one lane."""
         lane = self.lane.get(wire)
-        return (wire,) if lane is None or not leaves else (self.wires[wire].source, lane)
+        return (
+            (wire,) if lane is None or not leaves else (self.wires[wire].source, lane)
+        )
 
     def port(self, wire: int, leaves: bool) -> Point:
         """Where a wire touches the box of its source or target: lanes far from the middle,

@@ -102,7 +102,9 @@ def _first_uses(blocks: Sequence[EdgeBlock], numel: int) -> Iterator[EdgeBlock]:
     for block in blocks:
         view = block.view
         assert view is not None
-        places = np.lib.stride_tricks.as_strided(taken[view.offset :], view.shape, view.strides)
+        places = np.lib.stride_tricks.as_strided(
+            taken[view.offset :], view.shape, view.strides
+        )
         if not places.any():
             places[...] = True
             yield block
@@ -131,7 +133,9 @@ def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
         yield from _groups(graph, block)
 
 
-def _unstacked(graph: NeuralGraph, piece: Piece, shape: tuple[int, ...]) -> Iterator[Piece]:
+def _unstacked(
+    graph: NeuralGraph, piece: Piece, shape: tuple[int, ...]
+) -> Iterator[Piece]:
     """The matrices of a stack (k, rows, columns) that read the same neurons, as experts do."""
     view = piece.view
     rows = replace(view, shape=view.shape[:1], strides=view.strides[:1])
@@ -162,7 +166,9 @@ def _gates(graph: NeuralGraph, block: EdgeBlock) -> int:
     if block.kind not in ("weight", "recurrent") or len(block.slot_shape) != 1:
         return 0
     incoming = graph.blocks_into(block.target)
-    fed_back = {b.slot_shape for b in incoming if b.kind == "recurrent" and b.view is not None}
+    fed_back = {
+        b.slot_shape for b in incoming if b.kind == "recurrent" and b.view is not None
+    }
     return block.slots if block.slot_shape in fed_back else 0
 
 
@@ -170,8 +176,12 @@ def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
     """The matrices of a grouped convolution, and the like."""
     view, (groups, n_target, n_source) = block.view, block.shape
     assert view is not None
-    targets = neurons(block.target_index, graph.groups[block.target].size).reshape(groups, n_target)
-    sources = neurons(block.source_index, graph.groups[block.source].size).reshape(groups, n_source)
+    targets = neurons(block.target_index, graph.groups[block.target].size).reshape(
+        groups, n_target
+    )
+    sources = neurons(block.source_index, graph.groups[block.source].size).reshape(
+        groups, n_source
+    )
     for k in range(groups):
         part = replace(
             view,
@@ -264,7 +274,9 @@ def _column_axes(pieces: Sequence[Piece], shape: tuple[int, ...]) -> set[int]:
     """The dimensions of a parameter along which columns of pieces (rows, *columns) lie."""
     axes: set[int] = set()
     for view in (piece.view for piece in pieces):
-        axes |= _axes(replace(view, shape=view.shape[1:], strides=view.strides[1:]), shape)
+        axes |= _axes(
+            replace(view, shape=view.shape[1:], strides=view.strides[1:]), shape
+        )
     if axes or len(shape) != 2:
         return axes
     view = pieces[0].view
@@ -339,6 +351,8 @@ def _even_runs(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
 def _stacked(pieces: Sequence[Piece]) -> MatrixBlock:
     first = pieces[0].view
     step = pieces[1].view.offset - first.offset if len(pieces) > 1 else 0
-    view = replace(first, shape=(len(pieces), *first.shape), strides=(step, *first.strides))
+    view = replace(
+        first, shape=(len(pieces), *first.shape), strides=(step, *first.strides)
+    )
     rows = tuple(piece.targets for piece in pieces)
     return MatrixBlock(view, rows, tuple(piece.sources for piece in pieces))

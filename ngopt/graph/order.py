@@ -49,7 +49,9 @@ def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
             before.setdefault(label, set()).update(labels[max(i - 1, 0) : i])
     order: list[str] = []
     while before:
-        ready = [label for label, others in before.items() if not others] or list(before)
+        ready = [label for label, others in before.items() if not others] or list(
+            before
+        )
         label = min(ready, key=keys.__getitem__)
         del before[label]
         for others in before.values():

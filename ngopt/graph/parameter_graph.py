@@ -162,7 +162,9 @@ def _beside(graph: NeuralGraph, scale: EdgeBlock) -> list[EdgeBlock]:
     return [b for b in others if b.target != scale.target or b.source not in own]
 
 
-def _group_nodes(graph: NeuralGraph, blocks: Sequence[EdgeBlock], source: int) -> set[int]:
+def _group_nodes(
+    graph: NeuralGraph, blocks: Sequence[EdgeBlock], source: int
+) -> set[int]:
     """The nodes of a GroupNorm's groups that neurons lead to."""
     reached = {block.target for block in blocks if block.source == source}
     return {group for group in reached if graph.groups[group].kind == "group"}
@@ -198,7 +200,9 @@ def _pairs(block: EdgeBlock) -> Iterator[tuple[int, int]]:
 # Construction
 
 
-def _merged_places(scales: Sequence[EdgeBlock]) -> dict[int, tuple[int, tuple[int, ...]]]:
+def _merged_places(
+    scales: Sequence[EdgeBlock],
+) -> dict[int, tuple[int, tuple[int, ...]]]:
     """For each group that is merged: the one before it, and which of its neurons each is."""
     found = {}
     for scale in scales:
@@ -285,7 +289,9 @@ class _Builder:
         old, groups, blocks = self.graph, tuple(self.groups), tuple(self.blocks)
         graph = NeuralGraph(old.parameters, groups, blocks, (), old.unplaced)
         depths = relative_depths(layers(graph).tolist(), components(graph))
-        placed = [replace(group, depth=d) for group, d in zip(groups, depths, strict=True)]
+        placed = [
+            replace(group, depth=d) for group, d in zip(groups, depths, strict=True)
+        ]
         return replace(graph, groups=tuple(placed))
 
 
@@ -390,7 +396,10 @@ def kernel_positions(graph: NeuralGraph) -> Tensor:
     """Kernel position of every block, (blocks, 3), aligned to the right;
     -1 where a kernel has no such dimension."""
     width = max([KERNEL_DIMS, *(len(block.position) for block in graph.blocks)])
-    rows = [[-1] * (width - len(block.position)) + list(block.position) for block in graph.blocks]
+    rows = [
+        [-1] * (width - len(block.position)) + list(block.position)
+        for block in graph.blocks
+    ]
     return torch.tensor(rows, dtype=torch.long).reshape(-1, width)
 
 

@@ -10,7 +10,17 @@ from math import prod
 
 from torch import Tensor
 
-BIAS_KINDS = ("bias", "recurrent", "gamma", "beta", "slope", "scale", "shift", "value", "other")
+BIAS_KINDS = (
+    "bias",
+    "recurrent",
+    "gamma",
+    "beta",
+    "slope",
+    "scale",
+    "shift",
+    "value",
+    "other",
+)
 """What a parameter does to neurons, one by one.
 
     bias        is added by the layer that makes them
@@ -79,12 +89,18 @@ class ParameterSpec:
     @property
     def paired(self) -> ParameterSpec:
         """The same with complex numbers counted as two."""
-        return ParameterSpec(self.name, (*self.shape, 2), True) if self.is_complex else self
+        return (
+            ParameterSpec(self.name, (*self.shape, 2), True)
+            if self.is_complex
+            else self
+        )
 
     @property
     def unpaired(self) -> ParameterSpec:
         """The inverse of `paired`."""
-        return ParameterSpec(self.name, self.shape[:-1], True) if self.is_complex else self
+        return (
+            ParameterSpec(self.name, self.shape[:-1], True) if self.is_complex else self
+        )
 
     @property
     def numel(self) -> int:
@@ -104,7 +120,9 @@ class View:
     def __post_init__(self) -> None:
         # the stride of a dimension of length 1 says nothing; with 0,
         # views of the same elements are equal
-        strides = tuple(s if n > 1 else 0 for s, n in zip(self.strides, self.shape, strict=True))
+        strides = tuple(
+            s if n > 1 else 0 for s, n in zip(self.strides, self.shape, strict=True)
+        )
         object.__setattr__(self, "strides", strides)
 
     @property

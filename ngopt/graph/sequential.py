@@ -66,7 +66,9 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     builder = GraphBuilder([ParameterSpec.of(name, p) for name, p in named])
     position = {id(p): i for i, (_, p) in enumerate(named)}
     last: int | None = None
-    spatial = True  # whether neurons are channels of a map, which a flatten turns into slots
+    spatial = (
+        True  # whether neurons are channels of a map, which a flatten turns into slots
+    )
     functions: list[str] = []  # applied to the last neurons, or to the network's input
     for module in leaves:
         if not isinstance(module, nn.Linear | nn.Conv2d):
@@ -82,7 +84,9 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
             return None
         last = builder.add_weight(position[id(module.weight)], last, slot_shape)
         if module.bias is not None:
-            builder.add_bias(whole(position[id(module.bias)], tuple(module.bias.shape)), last)
+            builder.add_bias(
+                whole(position[id(module.bias)], tuple(module.bias.shape)), last
+            )
         spatial = isinstance(module, nn.Conv2d)
     if last is not None:
         builder.note_functions(last, functions)
@@ -118,4 +122,8 @@ def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
 def _is_known(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros"
-    return isinstance(module, nn.Linear) or type(module) in ACTIVATIONS or type(module) in ALIKE
+    return (
+        isinstance(module, nn.Linear)
+        or type(module) in ACTIVATIONS
+        or type(module) in ALIKE
+    )

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from ngopt.graph.pieces import Bias, EdgeBlock, NeuronGroup, Topology, connected, is_diagonal
+from ngopt.graph.pieces import (
+    Bias,
+    EdgeBlock,
+    NeuronGroup,
+    Topology,
+    connected,
+    is_diagonal,
+)
 
 NAME_WIDTH = 50  # characters of a group's name in the table
 LISTED = 3  # as many blocks or sources of a group are listed, of more only their number is given
@@ -70,7 +77,9 @@ def runs(graph: Topology) -> list[list[int]]:
         group = entry.group
         return group.name, _role(group), group.activation, kinds, pieces or entry.number
 
-    return [[entry.number for entry in run] for _, run in groupby(_entries(graph), key=same)]
+    return [
+        [entry.number for entry in run] for _, run in groupby(_entries(graph), key=same)
+    ]
 
 
 def _row(graph: Topology, entries: list[Entry]) -> tuple[str, ...]:
@@ -83,7 +92,9 @@ def _row(graph: Topology, entries: list[Entry]) -> tuple[str, ...]:
         f"{number}-{entries[-1].number}" if len(entries) > 1 else f"{number}",
         shorten(group.name, NAME_WIDTH),
         f"{sum(entry.group.size for entry in entries):,}",
-        ", ".join(map(str, sources)) if len(sources) <= LISTED else f"{len(sources)} groups",
+        ", ".join(map(str, sources))
+        if len(sources) <= LISTED
+        else f"{len(sources)} groups",
         " + ".join([*incoming(blocks), *counted([bias.kind for bias in biases])]),
         ", ".join(slots) if len(slots) <= LISTED else f"{len(slots)} shapes",
         f"{sum(place.view.numel for place in (*blocks, *biases) if place.view):,}",
@@ -112,7 +123,9 @@ def _sizes(block: EdgeBlock) -> str:
     if is_diagonal(block):
         return "one to one"
     return (
-        f"{sources} -> {targets}" if groups == 1 else f"{groups} groups of {sources} -> {targets}"
+        f"{sources} -> {targets}"
+        if groups == 1
+        else f"{groups} groups of {sources} -> {targets}"
     )
 
 

@@ -39,7 +39,9 @@ class GraphBuilder:
         self.groups.append(NeuronGroup(name, size, kind))
         return len(self.groups) - 1
 
-    def add_weight(self, parameter: int, source: int, slot_shape: tuple[int, ...] = ()) -> int:
+    def add_weight(
+        self, parameter: int, source: int, slot_shape: tuple[int, ...] = ()
+    ) -> int:
         """Adds the edges of a whole weight (n_target, n_source * slots or n_source,
         *slot_shape) and its target."""
         spec = self.parameters[parameter]
@@ -50,7 +52,9 @@ class GraphBuilder:
         self.blocks.append(EdgeBlock(view, source, target, shape, slot_shape, kind))
         return target
 
-    def add_bias(self, view: View, group: int, kind: str = "bias", index: Index = None) -> None:
+    def add_bias(
+        self, view: View, group: int, kind: str = "bias", index: Index = None
+    ) -> None:
         self.biases.append(Bias(view, group, view.shape[1:], kind, index))
 
     def add_component(self, parameter: int) -> int:
@@ -73,7 +77,9 @@ class GraphBuilder:
     @property
     def placed(self) -> set[int]:
         return {
-            place.view.parameter for place in (*self.blocks, *self.biases) if place.view is not None
+            place.view.parameter
+            for place in (*self.blocks, *self.biases)
+            if place.view is not None
         }
 
     def build(
@@ -96,12 +102,19 @@ class GraphBuilder:
         groups = [
             replace(group, role=role, depth=depth)
             for group, role, depth in zip(
-                self.groups, self._roles(inputs, outputs, hidden), self._depths(), strict=True
+                self.groups,
+                self._roles(inputs, outputs, hidden),
+                self._depths(),
+                strict=True,
             )
         ]
         parameters = tuple(spec.paired for spec in self.parameters)
         return NeuralGraph(
-            parameters, tuple(groups), tuple(blocks), tuple(biases), tuple(self.unplaced)
+            parameters,
+            tuple(groups),
+            tuple(blocks),
+            tuple(biases),
+            tuple(self.unplaced),
         )
 
     def _add_unused(self) -> None:
@@ -115,7 +128,9 @@ class GraphBuilder:
             if not len(rest):
                 continue
             group = self.add_group(f"{spec.name}.unused", len(rest))
-            breaks = np.flatnonzero(np.diff(rest, 2)) + 2  # where the distance to the next changes
+            breaks = (
+                np.flatnonzero(np.diff(rest, 2)) + 2
+            )  # where the distance to the next changes
             for part in np.split(np.arange(len(rest)), breaks):
                 step = int(rest[part[1]] - rest[part[0]]) if len(part) > 1 else 0
                 view = View(i, (len(part),), (step,), int(rest[part[0]]))
@@ -147,7 +162,9 @@ class GraphBuilder:
     def _depths(self) -> list[float]:
         count = len(self.groups)
         forward = [block for block in self.blocks if block.target != block.source]
-        return relative_depths(longest_paths(count, forward), connected(count, self.blocks))
+        return relative_depths(
+            longest_paths(count, forward), connected(count, self.blocks)
+        )
 
 
 def _role(is_source: bool, is_target: bool, is_output: bool) -> str:
@@ -165,7 +182,9 @@ def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
         return np.empty(0, np.int64)
     free = np.ones(spec.numel, bool)
     for view in views:
-        np.lib.stride_tricks.as_strided(free[view.offset :], view.shape, view.strides)[...] = False
+        np.lib.stride_tricks.as_strided(free[view.offset :], view.shape, view.strides)[
+            ...
+        ] = False
     return np.flatnonzero(free)
 
 
@@ -226,7 +245,9 @@ def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
 def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
     p, g = len(first.parameters), len(first.groups)
     old = first.membership
-    inferred = [part.inferred or (False,) * len(part.parameters) for part in (first, second)]
+    inferred = [
+        part.inferred or (False,) * len(part.parameters) for part in (first, second)
+    ]
 
     def moved(view: View | None) -> View | None:
         return None if view is None else replace(view, parameter=view.parameter + p)

@@ -40,7 +40,10 @@ def usage(graph: NeuralGraph) -> list[np.ndarray]:
     for block in reversed(graph.blocks):  # they are in the order of the forward pass
         if block.source == block.target or block.shape[1:] != (1, 1):
             continue
-        if graph.groups[block.target].kind == "product" and block.kind in ("left", "right"):
+        if graph.groups[block.target].kind == "product" and block.kind in (
+            "left",
+            "right",
+        ):
             labels.add(block, labels.of_factors(block))
         elif block.target not in made_by_weights:
             labels.add(block, labels.of_targets(block))
@@ -55,7 +58,9 @@ class _Labels:
         self.found = [np.zeros(group.size, np.int64) for group in graph.groups]
         self.numbers: dict[tuple, int] = {}
         self.scores = _scores(graph)
-        products = [n for n, group in enumerate(graph.groups) if group.kind == "product"]
+        products = [
+            n for n, group in enumerate(graph.groups) if group.kind == "product"
+        ]
         self.heads = {n: np.full(graph.groups[n].size, -1) for n in products}
         for block in graph.blocks:
             self._find_heads(block)
@@ -63,18 +68,31 @@ class _Labels:
     def _find_heads(self, block: EdgeBlock) -> None:
         """Notes down the head that products are summed for, or that weighs them."""
         _, n_target, n_source = block.shape
-        source, target = self.graph.groups[block.source], self.graph.groups[block.target]
-        if block.kind == "pool" and target.kind == "head" and block.source in self.heads:
+        source, target = (
+            self.graph.groups[block.source],
+            self.graph.groups[block.target],
+        )
+        if (
+            block.kind == "pool"
+            and target.kind == "head"
+            and block.source in self.heads
+        ):
             head = np.repeat(neurons(block.target_index, target.size), n_source)
             self.heads[block.source][neurons(block.source_index, source.size)] = head
-        elif block.kind == "left" and block.source in self.scores and block.target in self.heads:
+        elif (
+            block.kind == "left"
+            and block.source in self.scores
+            and block.target in self.heads
+        ):
             head = np.repeat(neurons(block.source_index, source.size), n_target)
             self.heads[block.target][neurons(block.target_index, target.size)] = head
 
     def of_factors(self, block: EdgeBlock) -> np.ndarray:
         """How the targets of a block, products, use its sources."""
         products = neurons(block.target_index, self.graph.groups[block.target].size)
-        heads, which = np.unique(self.heads[block.target][products], return_inverse=True)
+        heads, which = np.unique(
+            self.heads[block.target][products], return_inverse=True
+        )
         keys = [(block.target, block.kind, head) for head in heads.tolist()]
         return self._numbers(keys)[which]
 
@@ -88,7 +106,9 @@ class _Labels:
         places = neurons(block.source_index, len(known))
         before = known[places]
         pairs, which = np.unique(np.stack([before, used]), axis=1, return_inverse=True)
-        known[places] = self._numbers(list(zip(*pairs.tolist(), strict=True)))[which.ravel()]
+        known[places] = self._numbers(list(zip(*pairs.tolist(), strict=True)))[
+            which.ravel()
+        ]
 
     def _numbers(self, keys: list[tuple]) -> np.ndarray:
         """A number for each use (products, side, head), or pair of numbers that are combined."""
@@ -104,9 +124,13 @@ class _Labels:
 
 def _scores(graph: NeuralGraph) -> set[int]:
     """Groups of heads, and what is made of them one by one: biases added, factors applied."""
-    found = {number for number, group in enumerate(graph.groups) if group.kind == "head"}
+    found = {
+        number for number, group in enumerate(graph.groups) if group.kind == "head"
+    }
     for block in graph.blocks:
-        one_to_one = block.shape[1:] == (1, 1) and graph.groups[block.target].kind != "product"
+        one_to_one = (
+            block.shape[1:] == (1, 1) and graph.groups[block.target].kind != "product"
+        )
         if block.source in found and one_to_one and not is_dense(block):
             found.add(block.target)
     return found

@@ -81,8 +81,12 @@ def _region(program: Program, module: nn.Module, calls: list[Node]) -> Region:
     inputs: dict[Node, None] = {}  # in their order
     for call in calls:
         outside = [source for source in call.all_input_nodes if source not in members]
-        inputs |= dict.fromkeys(source for source in outside if source.name not in program.state)
-    output = next(call for call in reversed(calls) if not members.issuperset(call.users))
+        inputs |= dict.fromkeys(
+            source for source in outside if source.name not in program.state
+        )
+    output = next(
+        call for call in reversed(calls) if not members.issuperset(call.users)
+    )
     return Region(module, calls, list(inputs), output)
 
 
@@ -129,7 +133,9 @@ class Walk:
         if state is not None:
             is_parameter = self.tracer.is_parameter(state)
             # functions that work in place, as add_ on a counter, are computed with it
-            return self.tracer.elements(state) if is_parameter else state.detach().clone()
+            return (
+                self.tracer.elements(state) if is_parameter else state.detach().clone()
+            )
         self.tracer.data.add(call)
         value = call.meta.get("val")
         if not isinstance(value, Tensor):
@@ -146,7 +152,9 @@ class Walk:
         return Neurons(nodes.reshape(rest).expand(value.shape))
 
     def _mark_outputs(self, call: Node) -> None:
-        for leaf in tree_leaves([self.values.get(source) for source in call.all_input_nodes]):
+        for leaf in tree_leaves(
+            [self.values.get(source) for source in call.all_input_nodes]
+        ):
             if isinstance(leaf, Neurons):
                 self.tracer.nodes.mark(leaf.labels, Mark.OUTPUT)
 
@@ -166,7 +174,11 @@ class Walk:
         """Positions that a weight has made are those of what is done entry by entry behind it."""
         inputs = [self.values[source] for source in call.all_input_nodes]
         neurons = [value for value in inputs if isinstance(value, Neurons)]
-        if not isinstance(result, Neurons) or result.positions is not None or len(neurons) != 1:
+        if (
+            not isinstance(result, Neurons)
+            or result.positions is not None
+            or len(neurons) != 1
+        ):
             return result
         if not entrywise.is_declared_entrywise(call):
             return result
@@ -176,7 +188,9 @@ class Walk:
         """Pins the neurons that a function was applied to of whose result nothing is known."""
         if not call.users or not _is_lost(self.values[call]):
             return
-        for value in tree_leaves([self.values[source] for source in call.all_input_nodes]):
+        for value in tree_leaves(
+            [self.values[source] for source in call.all_input_nodes]
+        ):
             if isinstance(value, Neurons):
                 self.tracer.pin(value.labels)
 
@@ -185,7 +199,9 @@ class Walk:
         if isinstance(call.meta.get("val"), (bool, int, float)):  # a size
             return call.meta["val"]
         operands = (call.args, call.kwargs)
-        args, kwargs = tree_map(lambda a: self.values[a] if isinstance(a, Node) else a, operands)
+        args, kwargs = tree_map(
+            lambda a: self.values[a] if isinstance(a, Node) else a, operands
+        )
         if call.target is operator.getitem:
             is_several = isinstance(args[0], (list, tuple))
             return args[0][args[1]] if is_several else self.tracer.unknown(call)
@@ -208,7 +224,9 @@ class Walk:
         try:
             return rule(self.tracer, call, *args, **kwargs)
         except Exception as error:
-            if self.program.is_cut:  # the whole example may fit where a few rows of it do not
+            if (
+                self.program.is_cut
+            ):  # the whole example may fit where a few rows of it do not
                 raise
             # half of a rule's edges would be a false graph; nodes without edges are in none
             del found[count:]

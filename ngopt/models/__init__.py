@@ -10,7 +10,13 @@ from ngopt.models.transformer import NeuralGraphTransformer
 
 METANETS: dict[str, type[Metanet]] = {
     cls.name: cls
-    for cls in (FeedForward, LayerLSTM, NeuralFunctional, NeuralGraphGNN, NeuralGraphTransformer)
+    for cls in (
+        FeedForward,
+        LayerLSTM,
+        NeuralFunctional,
+        NeuralGraphGNN,
+        NeuralGraphTransformer,
+    )
 }
 
 __all__ = [

@@ -37,7 +37,9 @@ class Attended(NamedTuple):
         high = logits.detach().amax(axes, keepdim=True)
         weight = (logits - high).exp()
         heads = logits.shape[-1]
-        weighted = (weight.unsqueeze(-1) * values.unflatten(-1, (heads, -1))).flatten(-2)
+        weighted = (weight.unsqueeze(-1) * values.unflatten(-1, (heads, -1))).flatten(
+            -2
+        )
         found = high, weight.sum(axes, keepdim=True), weighted.sum(axes, keepdim=True)
         return cls(*map(by_neuron, found))
 
@@ -52,7 +54,9 @@ class Attended(NamedTuple):
     def beside(self, others: Sequence[Attended]) -> Attended:
         """Of neurons that follow each other."""
         columns = zip(self, *others, strict=True)
-        return Attended(*(torch.cat(column, -2) for column in columns)) if others else self
+        return (
+            Attended(*(torch.cat(column, -2) for column in columns)) if others else self
+        )
 
     def mean(self) -> Tensor:
         """The values, weighted by the softmax, (*batch, n, width); 0 where nothing was seen."""
@@ -81,14 +85,18 @@ class RelationalLayer(GraphLayer):
     Raises ValueError if heads do not divide the width.
     """
 
-    def __init__(self, width: int, heads: int, complete_up_to: int = 0, edges: bool = True):
+    def __init__(
+        self, width: int, heads: int, complete_up_to: int = 0, edges: bool = True
+    ):
         super().__init__()
         if width % heads:
             raise ValueError(
                 f"RelationalLayer: heads: expected a divisor of width {width}; got {heads}"
             )
         self.width, self.heads, self.complete_up_to = width, heads, complete_up_to
-        self.edge_terms = nn.Linear(width, 8 * width)  # query, key, scale and shift, there and back
+        self.edge_terms = nn.Linear(
+            width, 8 * width
+        )  # query, key, scale and shift, there and back
         self.target = nn.Linear(
             width, 4 * width
         )  # query there; key and value back; the edge update
@@ -103,10 +111,18 @@ class RelationalLayer(GraphLayer):
             self.edge, self.edge_out = nn.Linear(width, width), nn.Linear(width, width)
             self.edge_norm, self.edge_mlp = nn.LayerNorm(width), Residual(width)
 
-    def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Attended, Attended]:
-        there, back = self.edge_terms(edges).unflatten(-1, (2, 4, self.width)).unbind(-3)
-        query, key_back, value_back = (ends.of_target(part, self._columns(k)) for k in range(3))
-        key, value, query_back = (ends.of_source(part, self._columns(k)) for k in range(3))
+    def messages(
+        self, edges: Tensor, ends: Ends, part: Part
+    ) -> tuple[Attended, Attended]:
+        there, back = (
+            self.edge_terms(edges).unflatten(-1, (2, 4, self.width)).unbind(-3)
+        )
+        query, key_back, value_back = (
+            ends.of_target(part, self._columns(k)) for k in range(3)
+        )
+        key, value, query_back = (
+            ends.of_source(part, self._columns(k)) for k in range(3)
+        )
         return (
             self._attended(there, query, key, value, TO_TARGETS),
             self._attended(back, query_back, key_back, value_back, TO_SOURCES),
@@ -130,9 +146,13 @@ class RelationalLayer(GraphLayer):
         for member in set(members):
             some = [i for i, own in enumerate(members) if own == member]
             if sum(nodes[i].shape[-2] for i in some) <= self.complete_up_to:
-                for i, attended in zip(some, self._complete([nodes[i] for i in some]), strict=True):
+                for i, attended in zip(
+                    some, self._complete([nodes[i] for i in some]), strict=True
+                ):
                     seen[i].append(attended)
-        return [self._next_node(node, own) for node, own in zip(nodes, seen, strict=True)]
+        return [
+            self._next_node(node, own) for node, own in zip(nodes, seen, strict=True)
+        ]
 
     def _next_node(self, node: Tensor, seen: Sequence[Attended]) -> Tensor:
         mean = reduce(Attended.joined, seen).mean() if seen else torch.zeros_like(node)
@@ -158,8 +178,12 @@ class RelationalLayer(GraphLayer):
 
     def _complete(self, nodes: Sequence[Tensor]) -> list[Attended]:
         """What the neurons of every group see of all neurons."""
-        terms = self.everywhere(torch.cat(list(nodes), -2)).unflatten(-1, (3, self.heads, -1))
-        query, key, value = (x.transpose(-3, -2) for x in terms.unbind(-3))  # (*batch, heads, n, d)
+        terms = self.everywhere(torch.cat(list(nodes), -2)).unflatten(
+            -1, (3, self.heads, -1)
+        )
+        query, key, value = (
+            x.transpose(-3, -2) for x in terms.unbind(-3)
+        )  # (*batch, heads, n, d)
         logits = query @ key.mT / sqrt(query.shape[-1])
         high = logits.detach().amax(-1, keepdim=True)
         weight = (logits - high).exp()
@@ -167,7 +191,8 @@ class RelationalLayer(GraphLayer):
         columns = [x.transpose(-3, -2).flatten(-2) for x in found]
         sizes = [node.shape[-2] for node in nodes]
         return [
-            Attended(*some) for some in zip(*(x.split(sizes, -2) for x in columns), strict=True)
+            Attended(*some)
+            for some in zip(*(x.split(sizes, -2) for x in columns), strict=True)
         ]
 
     def _columns(self, number: int) -> slice:
@@ -179,7 +204,10 @@ class Residual(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.inner, self.outer = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.inner, self.outer = (
+            nn.Linear(width, 2 * width),
+            nn.Linear(2 * width, width),
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:

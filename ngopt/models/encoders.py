@@ -44,7 +44,9 @@ class Tile(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def kernel_tiles(slot_shape: tuple[int, ...], kernel: tuple[int, int]) -> tuple[Tile, ...]:
+def kernel_tiles(
+    slot_shape: tuple[int, ...], kernel: tuple[int, int]
+) -> tuple[Tile, ...]:
     """Cuts the slots of an edge into tiles, from the first corner on;
     each becomes an edge of its own.
 
@@ -59,8 +61,13 @@ def kernel_tiles(slot_shape: tuple[int, ...], kernel: tuple[int, int]) -> tuple[
     space = (prod(kernel),) if len(slot_shape) == 1 else kernel
     strides = [prod(slot_shape[i + 1 :]) for i in range(len(slot_shape))]
     tiles = []
-    for corner in product(*(range(0, n, size) for n, size in zip(slot_shape, sizes, strict=True))):
-        extent = [min(size, n - c) for n, size, c in zip(slot_shape, sizes, corner, strict=True)]
+    for corner in product(
+        *(range(0, n, size) for n, size in zip(slot_shape, sizes, strict=True))
+    ):
+        extent = [
+            min(size, n - c)
+            for n, size, c in zip(slot_shape, sizes, corner, strict=True)
+        ]
         offsets = list(product(*(range(n) for n in extent)))
         slots = tuple(
             sum((c + o) * s for c, o, s in zip(corner, offset, strides, strict=True))
@@ -75,7 +82,9 @@ def _centred(
 ) -> tuple[int, ...]:
     """Flat positions of a tile's offsets when the tile lies in the centre of `space`."""
     extent = (
-        [1] * (len(space) - len(extent)) + extent[-len(space) :] if extent else [1] * len(space)
+        [1] * (len(space) - len(extent)) + extent[-len(space) :]
+        if extent
+        else [1] * len(space)
     )
     start = [(n - e) // 2 for n, e in zip(space, extent, strict=True)]
     positions = []
@@ -125,7 +134,9 @@ class SlotEncoder(nn.Module):
     Shapes: (*, slots, d_in) -> (*, tiles, width).
     """
 
-    def __init__(self, d_in: int, width: int, kernel: tuple[int, int], kinds: Sequence[str]):
+    def __init__(
+        self, d_in: int, width: int, kernel: tuple[int, int], kinds: Sequence[str]
+    ):
         super().__init__()
         self.kernel, self.film = kernel, KindFiLM(kinds, width)
         linear = nn.Linear(d_in * prod(kernel), width)
@@ -143,7 +154,9 @@ class SlotEncoder(nn.Module):
         found = []
         for tile in tiles:
             live = (
-                weight[:, list(tile.positions)] if len(tile.positions) < weight.shape[1] else weight
+                weight[:, list(tile.positions)]
+                if len(tile.positions) < weight.shape[1]
+                else weight
             )
             found.append(SlotMap(_slots(tile, tiles), live.flatten(1), bias))
         return found
@@ -153,7 +166,11 @@ class SlotEncoder(nn.Module):
         for slots, weight, bias in maps:
             own = values if slots is None else values[..., slots, :]
             encoded.append(nn.functional.linear(own.flatten(-2), weight, bias))
-        return encoded[0].unsqueeze(-2) if len(encoded) == 1 else torch.stack(encoded, dim=-2)
+        return (
+            encoded[0].unsqueeze(-2)
+            if len(encoded) == 1
+            else torch.stack(encoded, dim=-2)
+        )
 
 
 class SlotDecoder(nn.Module):
@@ -164,14 +181,18 @@ class SlotDecoder(nn.Module):
     Shapes: (*, tiles, width) -> (*, slots, d_out).
     """
 
-    def __init__(self, width: int, d_out: int, kernel: tuple[int, int], kinds: Sequence[str]):
+    def __init__(
+        self, width: int, d_out: int, kernel: tuple[int, int], kinds: Sequence[str]
+    ):
         super().__init__()
         self.kernel, self.d_out, self.film = kernel, d_out, KindFiLM(kinds, width)
         linear = nn.Linear(width, d_out * prod(kernel))
         self.weight = nn.Parameter(
             linear.weight.detach().reshape(prod(kernel), d_out, width).clone()
         )
-        self.bias = nn.Parameter(linear.bias.detach().reshape(prod(kernel), d_out).clone())
+        self.bias = nn.Parameter(
+            linear.bias.detach().reshape(prod(kernel), d_out).clone()
+        )
 
     def maps(self, slot_shape: tuple[int, ...], kind: str) -> list[SlotMap]:
         """One for every tile."""
@@ -220,7 +241,9 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
         depth = _waves(like.new_tensor([group.depth]))
         place = torch.zeros_like(depth) if places is None else _waves(places)
         n = len(place)
-        found.append(torch.cat([role.expand(n, -1), depth.expand(n, -1), place], dim=-1))
+        found.append(
+            torch.cat([role.expand(n, -1), depth.expand(n, -1), place], dim=-1)
+        )
     return found
 
 
@@ -229,7 +252,9 @@ def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
     or None."""
     members = graph.membership
     keys = list(zip(members, (group.role for group in graph.groups), strict=True))
-    has_place = [g.is_fixed and g.kind not in ("parameter", *BIAS_KINDS) for g in graph.groups]
+    has_place = [
+        g.is_fixed and g.kind not in ("parameter", *BIAS_KINDS) for g in graph.groups
+    ]
     sizes: Counter = Counter()
     for key, group, fixed in zip(keys, graph.groups, has_place, strict=True):
         sizes[key] += group.size if fixed else 0
@@ -249,11 +274,17 @@ def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
 def activation_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
     """The activation of every group, (groups,) int64,
     as its place in `ACTIVATIONS` (Kofinas et al. 2024, sec. 2.3)."""
-    codes = [kind_code(group.activation or "none", ACTIVATIONS) for group in graph.groups]
+    codes = [
+        kind_code(group.activation or "none", ACTIVATIONS) for group in graph.groups
+    ]
     return torch.tensor(codes, device=device)
 
 
 def _waves(x: Tensor) -> Tensor:
     """(n,) in [0, 1] -> (n, 2 * FREQUENCIES)."""
-    angles = x.unsqueeze(-1) * pi * 2.0 ** torch.arange(FREQUENCIES, dtype=x.dtype, device=x.device)
+    angles = (
+        x.unsqueeze(-1)
+        * pi
+        * 2.0 ** torch.arange(FREQUENCIES, dtype=x.dtype, device=x.device)
+    )
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -48,7 +48,9 @@ class UpdateMLP(nn.Module):
         layers: list[nn.Module] = []
         for a, b in pairwise((d_in + d_context, *hidden)):
             layers += [nn.Linear(a, b), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers, nn.Linear((d_in + d_context, *hidden)[-1], 2))
+        self.layers = nn.Sequential(
+            *layers, nn.Linear((d_in + d_context, *hidden)[-1], 2)
+        )
         self.output_scale = output_scale
         self.magnitude_scale = magnitude_scale
 
@@ -58,7 +60,9 @@ class UpdateMLP(nn.Module):
         for layer in self.layers:
             x = _applied(layer, x)
         direction, magnitude = x.unbind(-2)
-        return self.output_scale * direction * torch.exp(self.magnitude_scale * magnitude)
+        return (
+            self.output_scale * direction * torch.exp(self.magnitude_scale * magnitude)
+        )
 
     def predictor(self, room: int) -> MLPPredictor:
         """See `Metanet.predictor`."""

@@ -29,7 +29,12 @@ class Statistics(NamedTuple):
         mean = messages.mean(axes, keepdim=True)
         # several times as fast as torch.var_mean over inner axes
         var = (messages - mean).square().mean(axes, keepdim=True)
-        return cls(mean, var, messages.amin(axes, keepdim=True), messages.amax(axes, keepdim=True))
+        return cls(
+            mean,
+            var,
+            messages.amin(axes, keepdim=True),
+            messages.amax(axes, keepdim=True),
+        )
 
     def pulled_back(self, messages: Tensor, axes: Axes, gradient: Statistics) -> Tensor:
         """The gradient of the messages; of an extremum it is shared by all messages that reach
@@ -67,7 +72,9 @@ class FiLMStatistics(torch.autograd.Function):
         return tuple(Statistics.of(messages, axes))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
+    ) -> None:
         *tensors, ctx.axes = inputs
         ctx.save_for_backward(*tensors, *output)
 
@@ -76,7 +83,9 @@ class FiLMStatistics(torch.autograd.Function):
         scale, shift, target, source, *found = ctx.saved_tensors
         sums = target + source
         messages = torch.addcmul(shift, scale, sums)
-        gradient = Statistics(*found).pulled_back(messages, ctx.axes, Statistics(*gradients))
+        gradient = Statistics(*found).pulled_back(
+            messages, ctx.axes, Statistics(*gradients)
+        )
         to_sums = gradient * scale
         to_target = to_sums.sum(TO_TARGETS, keepdim=True)
         to_source = to_sums.sum(TO_SOURCES, keepdim=True)

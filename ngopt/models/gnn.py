@@ -50,8 +50,14 @@ class NeuralGraphGNN(GraphMetanet):
     def __init__(self, config: GNNConfig | None = None):
         config = config or GNNConfig()
         super().__init__(config)
-        layers = [PNALayer(config.width, config.log_degree) for _ in range(config.layers)]
-        self.gnn = GraphNetwork(NUM_FEATURES, config.d_out, config.width, layers, config.kernel)
+        layers = [
+            PNALayer(config.width, config.log_degree) for _ in range(config.layers)
+        ]
+        self.gnn = GraphNetwork(
+            NUM_FEATURES, config.d_out, config.width, layers, config.kernel
+        )
 
-    def pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
+    def pieces(
+        self, source: Source, parts: GraphParts
+    ) -> Iterator[tuple[Place, Tensor]]:
         return self.gnn.pieces(source, parts)

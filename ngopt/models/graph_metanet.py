@@ -43,7 +43,9 @@ class GraphMetanet(Metanet):
     def __init__(self, config: GraphMetanetConfig):
         super().__init__(config)
         scales = config.output_scale, config.magnitude_scale
-        self.head = UpdateMLP(NUM_FEATURES, config.hidden, *scales, d_context=config.d_out)
+        self.head = UpdateMLP(
+            NUM_FEATURES, config.hidden, *scales, d_context=config.d_out
+        )
 
     @classmethod
     def from_feedforward(cls, feedforward: FeedForward, **changes: Any) -> Self:
@@ -68,10 +70,14 @@ class GraphMetanet(Metanet):
     def d_context(self) -> int:
         return self.config.d_out
 
-    def parts(self, graph: NeuralGraph, like: Tensor, limit: int | None = None) -> GraphParts:
+    def parts(
+        self, graph: NeuralGraph, like: Tensor, limit: int | None = None
+    ) -> GraphParts:
         return parts_of(graph, self.config.kernel, like, limit)
 
-    def pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
+    def pieces(
+        self, source: Source, parts: GraphParts
+    ) -> Iterator[tuple[Place, Tensor]]:
         """Places and what is said of them, (*batch, *shape of the view, d_out) but for slots,
         which are one axis."""
         raise NotImplementedError

@@ -74,9 +74,13 @@ class GraphNetwork(nn.Module):
     ):
         super().__init__()
         self.width, self.kernel, self.has_positions = width, kernel, positions
-        self.activations = nn.Embedding(len(ACTIVATIONS), width) if activations else None
+        self.activations = (
+            nn.Embedding(len(ACTIVATIONS), width) if activations else None
+        )
         self.globals = (
-            nn.ModuleList(GlobalFeature(width) for _ in layers) if global_feature else None
+            nn.ModuleList(GlobalFeature(width) for _ in layers)
+            if global_feature
+            else None
         )
         self.edge_encoder = SlotEncoder(d_in, width, kernel, EDGE_KINDS)
         self.node_encoder = SlotEncoder(d_in, width, kernel, BIAS_KINDS)
@@ -88,9 +92,15 @@ class GraphNetwork(nn.Module):
             self.node_decoder = SlotDecoder(width, d_out, kernel, BIAS_KINDS)
 
     def forward(self, values: GraphValues, graph: NeuralGraph) -> GraphValues:
-        like = (*values.edges, *values.biases)[0] if graph.parameters else self.position.weight
+        like = (
+            (*values.edges, *values.biases)[0]
+            if graph.parameters
+            else self.position.weight
+        )
         batch = like.shape[:-5] if values.edges else like.shape[:-3]
-        return self.decoded(WholeValues(values, batch), parts_of(graph, self.kernel, like))
+        return self.decoded(
+            WholeValues(values, batch), parts_of(graph, self.kernel, like)
+        )
 
     def decoded(
         self,
@@ -123,7 +133,10 @@ class GraphNetwork(nn.Module):
         """
         nodes, edges = self.states(source, parts, extra)
         for number, bias in enumerate(parts.graph.biases):
-            yield number, self._decode_node(nodes[bias.group], bias, parts.bias_index[number])
+            yield (
+                number,
+                self._decode_node(nodes[bias.group], bias, parts.bias_index[number]),
+            )
         for block in parts.weights:
             decoder = self.edge_decoder.maps(block.block.slot_shape, block.block.kind)
             for i, part in enumerate(block.parts):
@@ -172,7 +185,9 @@ class GraphNetwork(nn.Module):
         is_large = not edges.keep
         arena = Arena() if is_large and nodes[0].device.type == "cpu" else None
         incoming, outgoing = Inbox(len(nodes), arena), Inbox(len(nodes), arena)
-        ends = _EndsOfBlocks(partial(layer.ends_of_messages, nodes), edges.blocks, is_large)
+        ends = _EndsOfBlocks(
+            partial(layer.ends_of_messages, nodes), edges.blocks, is_large
+        )
         for block in edges.blocks:
             if not prod(block.block.shape):
                 continue
@@ -180,7 +195,9 @@ class GraphNetwork(nn.Module):
             there, back = _messages(layer, edges, block, ends.of(block), own)
             incoming.add(block.block.target, there, block.target)
             outgoing.add(block.block.source, back, block.source)
-        kept = _EndsOfBlocks(partial(layer.ends_of_edges, nodes), edges.blocks, is_large)
+        kept = _EndsOfBlocks(
+            partial(layer.ends_of_edges, nodes), edges.blocks, is_large
+        )
 
         def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
             return layer.next_edges(cast(Tensor, state), kept.of(block), part)
@@ -199,7 +216,9 @@ class GraphNetwork(nn.Module):
         """The vectors of the graphs after a layer, and nodes that saw them;
         edges see them in a step."""
         members = graph.membership
-        of_nodes = [(m, v.sum(-2), v.shape[-2]) for v, m in zip(nodes, members, strict=True)]
+        of_nodes = [
+            (m, v.sum(-2), v.shape[-2]) for v, m in zip(nodes, members, strict=True)
+        ]
         of_edges = []
         for block in edges.blocks:
             for i in range(len(block.parts)):
@@ -213,7 +232,9 @@ class GraphNetwork(nn.Module):
             return cast(Tensor, state) + to_edges[..., member, :]
 
         edges.then(seen)
-        return u, [v + to_nodes[..., m, None, :] for v, m in zip(nodes, members, strict=True)]
+        return u, [
+            v + to_nodes[..., m, None, :] for v, m in zip(nodes, members, strict=True)
+        ]
 
     def _encode_nodes(self, source: Source, parts: GraphParts) -> list[Tensor]:
         graph = parts.graph
@@ -222,7 +243,9 @@ class GraphNetwork(nn.Module):
             if self.has_positions
             else [torch.zeros_like(p) for p in parts.positions]
         )
-        kinds = [self.node_kinds.weight[kind_code(g.kind, NODE_KINDS)] for g in graph.groups]
+        kinds = [
+            self.node_kinds.weight[kind_code(g.kind, NODE_KINDS)] for g in graph.groups
+        ]
         nodes = [
             (self.position(p) + kind).expand(*source.batch, group.size, self.width)
             for p, kind, group in zip(places, kinds, graph.groups, strict=True)
@@ -230,17 +253,23 @@ class GraphNetwork(nn.Module):
         if self.activations is not None:
             codes = self.activations(parts.activations)
             nodes = [v + code for v, code in zip(nodes, codes, strict=True)]
-        for number, (bias, index) in enumerate(zip(graph.biases, parts.bias_index, strict=True)):
+        for number, (bias, index) in enumerate(
+            zip(graph.biases, parts.bias_index, strict=True)
+        ):
             maps = self.node_encoder.maps(bias.slot_shape, bias.kind)
             code = self.node_encoder(source.bias(number), maps).sum(-2)
             node = nodes[bias.group]
-            nodes[bias.group] = node + code if index is None else node.index_add(-2, index, code)
+            nodes[bias.group] = (
+                node + code if index is None else node.index_add(-2, index, code)
+            )
         return nodes
 
     def _edge_maps(self, parts: GraphParts) -> list[list[SlotMap]]:
         """How the edges of every weight are encoded."""
         blocks = [parts.block for parts in parts.weights]
-        return [self.edge_encoder.maps(block.slot_shape, block.kind) for block in blocks]
+        return [
+            self.edge_encoder.maps(block.slot_shape, block.kind) for block in blocks
+        ]
 
     def _encode_edges(
         self,
@@ -303,7 +332,10 @@ def _messages(
     back: dict[tuple[int, int], Reduced] = {}
     for i, part in enumerate(block.parts):
         found = layer.messages(edges.of(block, i), ends, part)
-        places = (part.groups.start, part.targets.start), (part.groups.start, part.sources.start)
+        places = (
+            (part.groups.start, part.targets.start),
+            (part.groups.start, part.sources.start),
+        )
         for side, place, messages in zip((there, back), places, found, strict=True):
             before = side.get(place)
             both = messages if before is None else before.joined(messages)

@@ -13,7 +13,14 @@ from torch.nn.functional import linear, silu
 
 from ngopt.base.flat import concatenated
 from ngopt.models.film_messages import FiLMStatistics
-from ngopt.models.messages import TO_SOURCES, TO_TARGETS, Incoming, Messages, Reduced, gathered
+from ngopt.models.messages import (
+    TO_SOURCES,
+    TO_TARGETS,
+    Incoming,
+    Messages,
+    Reduced,
+    gathered,
+)
 from ngopt.models.parts import BlockParts, Part, even_slices
 
 # Inside the root of the standard deviation, so that its derivative is bounded where messages tie.
@@ -54,7 +61,9 @@ def batch_inside(values: Tensor, axes: int) -> Tensor:
     batch = values.dim() - axes - 1
     if not batch:
         return values
-    return values.movedim(list(range(batch)), list(range(axes, axes + batch))).contiguous()
+    return values.movedim(
+        list(range(batch)), list(range(axes, axes + batch))
+    ).contiguous()
 
 
 class GraphLayer(nn.Module):
@@ -71,11 +80,15 @@ class GraphLayer(nn.Module):
     target: nn.Linear
     source: nn.Linear
 
-    def ends_of_messages(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]) -> list[Ends]:
+    def ends_of_messages(
+        self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]
+    ) -> list[Ends]:
         """What the nodes bring to the messages of every block."""
         return self._ends(nodes, blocks, slice(0, -self.width))
 
-    def ends_of_edges(self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]) -> list[Ends]:
+    def ends_of_edges(
+        self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]
+    ) -> list[Ends]:
         """What the nodes bring to the new edges of every block."""
         return self._ends(nodes, blocks, slice(-self.width, None))
 
@@ -83,7 +96,10 @@ class GraphLayer(nn.Module):
         self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts], columns: slice
     ) -> list[Ends]:
         found = []
-        ends = {parts.block.target for parts in blocks}, {parts.block.source for parts in blocks}
+        ends = (
+            {parts.block.target for parts in blocks},
+            {parts.block.source for parts in blocks},
+        )
         targets, sources = (
             {group: _some_columns(layer, nodes[group], columns) for group in own}
             for layer, own in zip((self.target, self.source), ends, strict=True)
@@ -96,7 +112,9 @@ class GraphLayer(nn.Module):
             found.append(Ends(*(batch_inside(x, axes=2) for x in pairs)))
         return found
 
-    def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Reduced, Reduced]:
+    def messages(
+        self, edges: Tensor, ends: Ends, part: Part
+    ) -> tuple[Reduced, Reduced]:
         """What the messages of a part bring to its targets and to its sources."""
         raise NotImplementedError
 
@@ -135,20 +153,29 @@ class PNALayer(GraphLayer):
         super().__init__()
         self.width, self.log_degree = width, log_degree
         self.film = nn.Linear(width, 4 * width)  # scale and shift, forward and backward
-        self.target = nn.Linear(width, 3 * width)  # to both messages and the edge update
+        self.target = nn.Linear(
+            width, 3 * width
+        )  # to both messages and the edge update
         self.source = nn.Linear(width, 3 * width, bias=False)
-        self.update = nn.Linear((1 + 2 * len(AGGREGATORS) * len(SCALERS)) * width, width)
+        self.update = nn.Linear(
+            (1 + 2 * len(AGGREGATORS) * len(SCALERS)) * width, width
+        )
         self.norm = nn.LayerNorm(width)
         if edges:
             self.edge = nn.Linear(width, width)
             self.edge_out = nn.Linear(width, width)
 
-    def messages(self, edges: Tensor, ends: Ends, part: Part) -> tuple[Messages, Messages]:
+    def messages(
+        self, edges: Tensor, ends: Ends, part: Part
+    ) -> tuple[Messages, Messages]:
         width, terms = self.width, self._terms(edges)
         found = []
         for number, axes in enumerate((TO_TARGETS, TO_SOURCES)):
             columns = slice(number * width, (number + 1) * width)
-            target, source = ends.of_target(part, columns), ends.of_source(part, columns)
+            target, source = (
+                ends.of_target(part, columns),
+                ends.of_source(part, columns),
+            )
             scale, shift = terms[2 * number : 2 * number + 2]
             statistics = FiLMStatistics.apply(scale, shift, target, source, axes)
             degree = edges.shape[axes[0]] * edges.shape[axes[1]]
@@ -160,7 +187,10 @@ class PNALayer(GraphLayer):
         if edges.dim() == 5:
             return self.film(edges).split(self.width, -1)
         # of a batch runs of memory are only long if each is a tensor of its own
-        weights, biases = self.film.weight.split(self.width), self.film.bias.split(self.width)
+        weights, biases = (
+            self.film.weight.split(self.width),
+            self.film.bias.split(self.width),
+        )
         return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
 
     def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
@@ -179,7 +209,10 @@ class PNALayer(GraphLayer):
             totals = [gathered(parts, node) if parts else None for parts in sides]
             pieces = []
             for some in even_slices(node.shape[-2], AT_ONCE):
-                own = [total if total is None else total.of_neurons(some) for total in totals]
+                own = [
+                    total if total is None else total.of_neurons(some)
+                    for total in totals
+                ]
                 pieces.append(self._next(node[..., some, :], own))
             found.append(concatenated(pieces, -2) if pieces else node)
         return found
@@ -187,7 +220,9 @@ class PNALayer(GraphLayer):
     def _next(self, node: Tensor, totals: Sequence[Messages | None]) -> Tensor:
         """Some nodes after this layer, from what reaches them from both sides."""
         update = self.update(
-            torch.cat([node, *(self._aggregate(node, total) for total in totals)], dim=-1)
+            torch.cat(
+                [node, *(self._aggregate(node, total) for total in totals)], dim=-1
+            )
         )
         return node + silu(self.norm(update))
 
@@ -246,5 +281,7 @@ def means_by_graph(sums: Sequence[tuple[int, Tensor, int]], u: Tensor) -> Tensor
     for k in range(u.shape[-2]):
         own = [(total, count) for graph, total, count in sums if graph == k]
         count = max(1, sum(count for _, count in own))
-        found.append(sum((total for total, _ in own), torch.zeros_like(u[..., k, :])) / count)
+        found.append(
+            sum((total for total, _ in own), torch.zeros_like(u[..., k, :])) / count
+        )
     return torch.stack(found, dim=-2)

@@ -47,7 +47,9 @@ class LayerLSTM(GraphMetanet):
         self.cell = Cell(NUM_FEATURES, config.width)
         self.out = nn.Linear(config.width, config.d_out)
 
-    def pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
+    def pieces(
+        self, source: Source, parts: GraphParts
+    ) -> Iterator[tuple[Place, Tensor]]:
         said = self._along_depth(_layer_means(source, parts), parts.graph)
         # of each place what is said of its layer, without memory of its own
         for number, bias in enumerate(parts.graph.biases):
@@ -55,9 +57,14 @@ class LayerLSTM(GraphMetanet):
         for block in parts.weights:
             for part in block.parts:
                 assert part.view is not None
-                yield (block, part), _expanded(said[block.block.target], part.view.shape)
+                yield (
+                    (block, part),
+                    _expanded(said[block.block.target], part.view.shape),
+                )
 
-    def _along_depth(self, means: dict[int, Tensor], graph: NeuralGraph) -> dict[int, Tensor]:
+    def _along_depth(
+        self, means: dict[int, Tensor], graph: NeuralGraph
+    ) -> dict[int, Tensor]:
         """Mean features of layers (*batch, 14),
         by their group -> what the LSTM says (*batch, d_out).
 

@@ -84,7 +84,9 @@ def batch_outside(edges: Tensor) -> Tensor:
     """(groups, a, b, tiles, *batch, width) -> (*batch, groups, a, b, tiles, width),
     without a copy."""
     batch = edges.dim() - 5
-    return edges.movedim(list(range(4, 4 + batch)), list(range(batch))) if batch else edges
+    return (
+        edges.movedim(list(range(4, 4 + batch)), list(range(batch))) if batch else edges
+    )
 
 
 Kept = TypeVar("Kept", bound=Reduced)
@@ -116,7 +118,8 @@ def gathered(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
         return reduce(Messages.joined, [part.messages for part in parts])
     n, one = node.shape[-2], node.new_ones(1, 1)
     counts = [
-        part.degree * spread(one.expand(part.mean.shape[-2], 1), index, n) for part, index in parts
+        part.degree * spread(one.expand(part.mean.shape[-2], 1), index, n)
+        for part, index in parts
     ]
     degree = torch.stack(counts).sum(0)
     shares = [count / degree.clamp(min=1) for count in counts]
@@ -128,7 +131,9 @@ def gathered(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
 
     def extreme(values: Sequence[Tensor], nothing: float) -> Tensor:
         rows = zip(counts, values, parts, strict=True)
-        some = [torch.where(c > 0, spread(v, part.index, n), nothing) for c, v, part in rows]
+        some = [
+            torch.where(c > 0, spread(v, part.index, n), nothing) for c, v, part in rows
+        ]
         stacked = torch.stack(some)
         best = stacked.amin(0) if nothing > 0 else stacked.amax(0)
         return torch.where(reached, best, 0.0)

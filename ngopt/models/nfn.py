@@ -62,7 +62,9 @@ class NeuralFunctional(GraphMetanet):
         self.kernels = tuple(tuple(kernel) for kernel in config.kernels)
         slots = [prod(kernel) for kernel in self.kernels]
         first, last = (Channels.of(slots, d) for d in (NUM_FEATURES, config.d_out))
-        between = Channels([config.width] * len(slots), [0, *[config.width] * len(slots)])
+        between = Channels(
+            [config.width] * len(slots), [0, *[config.width] * len(slots)]
+        )
         channels = [first, *[between] * (config.layers - 1), last]
         pairs = pairwise(channels)
         self.layers = nn.ModuleList(NPLayer(*pair) for pair in pairs)
@@ -76,9 +78,13 @@ class NeuralFunctional(GraphMetanet):
                 f"{len(graph.groups)} groups of neurons that is none"
             )
         if kernels != self.kernels:
-            raise ValueError(f"nfn: expected kernels {_said(self.kernels)}; got {_said(kernels)}")
+            raise ValueError(
+                f"nfn: expected kernels {_said(self.kernels)}; got {_said(kernels)}"
+            )
 
-    def pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
+    def pieces(
+        self, source: Source, parts: GraphParts
+    ) -> Iterator[tuple[Place, Tensor]]:
         graph = parts.graph
         chain = layers_of(graph)
         order = [parts.weights[layer.weight] for layer in chain]
@@ -187,7 +193,11 @@ class NPLayer(nn.Module):
         first = self.first_rows(own) + self.first_whole(everything).unsqueeze(-2)
         steps, found = {}, [first]
         for i, block in enumerate(order):
-            rows = [pools[i][0], nodes[i + 1], *(columns for _, columns in pools[i + 1 : i + 2])]
+            rows = [
+                pools[i][0],
+                nodes[i + 1],
+                *(columns for _, columns in pools[i + 1 : i + 2]),
+            ]
             columns = [pools[i][1]]
             if i:
                 columns.append(pools[i - 1][0])
@@ -195,7 +205,10 @@ class NPLayer(nn.Module):
             own_rows = torch.cat(rows, -1)
             to_rows = self.rows[i](own_rows) + self.whole[i](everything).unsqueeze(-2)
             steps[block.number] = i, to_rows, self.columns[i](torch.cat(columns, -1))
-            found.append(self.bias_rows[i](own_rows) + self.bias_whole[i](everything).unsqueeze(-2))
+            found.append(
+                self.bias_rows[i](own_rows)
+                + self.bias_whole[i](everything).unsqueeze(-2)
+            )
 
         def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
             i, to_rows, to_columns = steps[block.number]
@@ -229,7 +242,9 @@ def layers_of(graph: NeuralGraph) -> list[Layer]:
     """The layers of a chain, from inputs to outputs."""
     biases = {bias.group: number for number, bias in enumerate(graph.biases)}
     targets = [block.target for block in graph.weights]
-    order = sorted(range(len(targets)), key=lambda number: graph.groups[targets[number]].depth)
+    order = sorted(
+        range(len(targets)), key=lambda number: graph.groups[targets[number]].depth
+    )
     return [Layer(number, biases.get(targets[number])) for number in order]
 
 
@@ -256,7 +271,9 @@ def _is_plain(bias: Bias) -> bool:
     return bias.index is None and bias.slot_shape == ()
 
 
-def _first_state(source: Source, _: Tensor | None, block: BlockParts, part: Part) -> Tensor:
+def _first_state(
+    source: Source, _: Tensor | None, block: BlockParts, part: Part
+) -> Tensor:
     """Features of a part, kernel positions as channels: (*batch, 1, n_target,
     n_source, channels)."""
     return source.edges(block, part).flatten(-2)
@@ -276,7 +293,9 @@ def pooled(weights: EdgeStates, block: BlockParts, pool: Pool) -> tuple[Tensor, 
             own = state.sum(axis) if pool == "mean" else state.amax(axis)
             kept[start] = _joined(kept[start], own, pool) if start in kept else own
     _, targets, sources = block.block.shape
-    over_sources, over_targets = (torch.cat(list(kept.values()), -2) for kept in (rows, columns))
+    over_sources, over_targets = (
+        torch.cat(list(kept.values()), -2) for kept in (rows, columns)
+    )
     if pool == "max":
         return over_sources, over_targets
     return over_sources / sources, over_targets / targets
@@ -298,7 +317,9 @@ def summary(
     return torch.cat([*means, whole], -1)
 
 
-def _linears(d_in: Sequence[int], d_out: Sequence[int], bias: bool = False) -> nn.ModuleList:
+def _linears(
+    d_in: Sequence[int], d_out: Sequence[int], bias: bool = False
+) -> nn.ModuleList:
     pairs = zip(d_in, d_out, strict=True)
     return nn.ModuleList(_linear(*pair, bias=bias) for pair in pairs)
 

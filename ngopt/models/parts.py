@@ -94,7 +94,10 @@ def parts_of(
     device = like.device
     return GraphParts(
         graph,
-        tuple(_block_parts(graph, b, i, kernel, device, limit) for i, b in enumerate(blocks)),
+        tuple(
+            _block_parts(graph, b, i, kernel, device, limit)
+            for i, b in enumerate(blocks)
+        ),
         tuple(_index(bias.index, device) for bias in graph.biases),
         tuple(node_positions(graph, like)),
         activation_codes(graph, device),
@@ -114,7 +117,10 @@ def _block_parts(
     cuts = edge_cuts(block.shape, None if limit is None else max(1, limit // tiles))
     views = [(cut, _narrowed(block.view, cut)) for cut in cuts]
     parts = tuple(Part(*cut, view, _is_whole(view, graph)) for cut, view in views)
-    target, source = _index(block.target_index, device), _index(block.source_index, device)
+    target, source = (
+        _index(block.target_index, device),
+        _index(block.source_index, device),
+    )
     return BlockParts(block, number, tiles, parts, target, source)
 
 

@@ -53,7 +53,9 @@ class Predictor:
 
     def _computed(self, inputs: Tensor) -> Tensor:
         context = inputs[NUM_FEATURES:-1].mT
-        return self._updates(inputs[:NUM_FEATURES].mT, context if context.shape[-1] else None)
+        return self._updates(
+            inputs[:NUM_FEATURES].mT, context if context.shape[-1] else None
+        )
 
 
 class MLPPredictor(Predictor):
@@ -73,12 +75,17 @@ class MLPPredictor(Predictor):
         like = linears[0].weight.detach()
         self._given = [p for layer in linears for p in (layer.weight, layer.bias)]
         self._scales = like.new_tensor(scales).unsqueeze(-1)
-        self.inputs, *self._hidden = [_rows(like, layer.in_features + 1, room) for layer in linears]
+        self.inputs, *self._hidden = [
+            _rows(like, layer.in_features + 1, room) for layer in linears
+        ]
         self._out = _rows(like, 2, room)
         self._weights = [
-            like.new_empty(layer.out_features, layer.in_features + 1) for layer in linears
+            like.new_empty(layer.out_features, layer.in_features + 1)
+            for layer in linears
         ]
-        self._copies = [x for weight in self._weights for x in (weight[:, :-1], weight[:, -1])]
+        self._copies = [
+            x for weight in self._weights for x in (weight[:, :-1], weight[:, -1])
+        ]
         self.refresh()
 
     def refresh(self) -> None:

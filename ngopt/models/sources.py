@@ -71,7 +71,12 @@ class FlatFeatures:
 
     def _read(self, view: View, lead: int, is_whole: bool) -> Tensor:
         value = self.values[view.parameter]
-        shape = (*self.batch, *view.shape[:lead], prod(view.shape[lead:]), value.shape[-1])
+        shape = (
+            *self.batch,
+            *view.shape[:lead],
+            prod(view.shape[lead:]),
+            value.shape[-1],
+        )
         if not is_whole:
             value = view.read(value.reshape(-1, *value.shape[-2:]))
         return value.reshape(shape)
@@ -118,4 +123,6 @@ class RawFeatures:
 
 
 def _strided(flat: Tensor, view: View) -> Tensor:
-    return flat.as_strided(view.shape, view.strides, flat.storage_offset() + view.offset)
+    return flat.as_strided(
+        view.shape, view.strides, flat.storage_offset() + view.offset
+    )

@@ -58,5 +58,7 @@ class NeuralGraphTransformer(GraphMetanet):
             NUM_FEATURES, config.d_out, config.width, layers, config.kernel
         )
 
-    def pieces(self, source: Source, parts: GraphParts) -> Iterator[tuple[Place, Tensor]]:
+    def pieces(
+        self, source: Source, parts: GraphParts
+    ) -> Iterator[tuple[Place, Tensor]]:
         return self.transformer.pieces(source, parts)

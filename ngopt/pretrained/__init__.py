@@ -43,7 +43,9 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
     metadata, tensors = read_tensors(path, "weights file")
     if metadata.get("format") != FORMAT:
         got = metadata.get("format")
-        raise ValueError(f"weights file '{path}': expected format '{FORMAT}'; got {got!r}")
+        raise ValueError(
+            f"weights file '{path}': expected format '{FORMAT}'; got {got!r}"
+        )
     if not is_intact(metadata, tensors):
         raise ValueError(
             f"weights file '{path}': its contents do not have the SHA-256 that it records"
@@ -58,7 +60,9 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
                 f"weights file '{path}': tensors do not fit its config: {error}"
             ) from None
         metanet.requires_grad_(False)
-    cooldown = Cooldown(**json.loads(metadata["cooldown"])) if "cooldown" in metadata else None
+    cooldown = (
+        Cooldown(**json.loads(metadata["cooldown"])) if "cooldown" in metadata else None
+    )
     recipe, table = json.loads(metadata["recipe"]), json.loads(metadata["table"])
     return LearnedOptimizer(base, metanet, cooldown, recipe, table)
 
@@ -122,14 +126,17 @@ def _description(learned: LearnedOptimizer) -> dict[str, str]:
         "config": json.dumps({} if metanet is None else asdict(metanet.config)),
     }
     return (
-        described if cooldown is None else {**described, "cooldown": json.dumps(asdict(cooldown))}
+        described
+        if cooldown is None
+        else {**described, "cooldown": json.dumps(asdict(cooldown))}
     )
 
 
 def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
     state = {} if learned.metanet is None else learned.metanet.state_dict()
     return {
-        key: value.detach().to("cpu", torch.float32).contiguous() for key, value in state.items()
+        key: value.detach().to("cpu", torch.float32).contiguous()
+        for key, value in state.items()
     }
 
 
@@ -146,15 +153,21 @@ def _resolve(weights: str | os.PathLike) -> Path:
     )
 
 
-def _build(path: Path, what: str, known: Mapping[str, type], name: str, config: str) -> Any:
+def _build(
+    path: Path, what: str, known: Mapping[str, type], name: str, config: str
+) -> Any:
     """A base rule or a metanet from its name and config; None for "none"."""
     if name == NONE:
         return None
     if name not in known:
         names = ", ".join([*known, NONE])
-        raise ValueError(f"weights file '{path}': expected a {what} out of {names}; got {name!r}")
+        raise ValueError(
+            f"weights file '{path}': expected a {what} out of {names}; got {name!r}"
+        )
     cls: Any = known[name]
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(config).items()}
+    values = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(config).items()
+    }
     odd = sorted(values.keys() ^ {field.name for field in fields(cls.Config)})
     if odd:
         raise ValueError(

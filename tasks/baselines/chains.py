@@ -73,7 +73,9 @@ class Chain:
     def channels(self, d: int, of_slots: bool = False) -> Channels:
         """Those of d features for every edge and bias, or for every slot of them."""
         weights = [d * parts.block.slots if of_slots else d for parts in self.order]
-        nodes = [sum(d * _width(piece, of_slots) for piece in some) for some in self.nodes]
+        nodes = [
+            sum(d * _width(piece, of_slots) for piece in some) for some in self.nodes
+        ]
         return Channels(weights, nodes, sum(d * count for _, count in self.whole))
 
     def read(self, params: Sequence[Tensor]) -> ChainValues:
@@ -87,7 +89,9 @@ class Chain:
         nodes = []
         for size, some in zip(self.sizes, self.nodes, strict=True):
             nothing = params[0].new_zeros(batch, size, 0)
-            nodes.append(torch.cat([nothing, *(piece.read(values) for piece in some)], -1))
+            nodes.append(
+                torch.cat([nothing, *(piece.read(values) for piece in some)], -1)
+            )
         nothing = params[0].new_zeros(batch, 0)
         outside = [piece.read(values).flatten(1) for piece, _ in self.whole]
         weights = EdgeStates(self.order, first, keep=True)
@@ -103,7 +107,9 @@ class Chain:
             kept = biases if piece.kind == "bias" else edges
             kept[piece.number] = piece.write(own, d)
         values = GraphValues(_in_order(biases), _in_order(edges))
-        return [value.movedim(-1, 1) for value in self.graph.scatter(values, batch_dims=1)]
+        return [
+            value.movedim(-1, 1) for value in self.graph.scatter(values, batch_dims=1)
+        ]
 
     def _split(self, found: ChainValues, d: int) -> Iterator[tuple[Piece, Tensor]]:
         """Every piece with its features, (b, n, others * slots * d)."""
@@ -153,7 +159,9 @@ def chain_with_fixed_ends(graph: NeuralGraph) -> Chain:
 
 def _layers(graph: NeuralGraph) -> list[Layer]:
     if chain_of(graph) is None:
-        raise ValueError("expected networks that are plain chains of layers; got another graph")
+        raise ValueError(
+            "expected networks that are plain chains of layers; got another graph"
+        )
     return layers_of(graph)
 
 

@@ -46,7 +46,9 @@ class DMC(ParameterModel):
         super().__init__(architectures, edits)
         layers: list[nn.Module] = []
         for fans in pairwise((1, *config.widths)):
-            conv = nn.Conv1d(*fans, config.kernel, config.stride, padding=config.kernel // 2)
+            conv = nn.Conv1d(
+                *fans, config.kernel, config.stride, padding=config.kernel // 2
+            )
             layers += [conv, nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.head = pooled_head(config.widths[-1], config.head, d_out, config.dropout)

@@ -52,7 +52,9 @@ class ProbeGen(NetworkModel):
         self.codes = nn.Parameter(torch.randn(config.probes, config.latent))
         inputs, outputs = self.ends
         self.generator = generator(inputs, config.latent, config.channels)
-        self.head = perceptron(config.probes * outputs, config.hidden, d_out, config.dropout)
+        self.head = perceptron(
+            config.probes * outputs, config.hidden, d_out, config.dropout
+        )
 
     def probes(self) -> Tensor:
         """(probes, *input)."""
@@ -85,7 +87,9 @@ def generator(shape: Sequence[int], latent: int, channels: int) -> nn.Module:
         return nn.Sequential(nn.Linear(latent, latent), nn.Linear(latent, shape[0]))
     if len(shape) == 3:
         return ImageGenerator(shape, latent, channels)
-    raise ValueError(f"probegen: expected networks of points or images; got inputs {tuple(shape)}")
+    raise ValueError(
+        f"probegen: expected networks of points or images; got inputs {tuple(shape)}"
+    )
 
 
 class ImageGenerator(nn.Module):

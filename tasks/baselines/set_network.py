@@ -50,7 +50,9 @@ class SetNetwork(ParameterModel):
 
     def forward(self, stack: Stack) -> Tensor:
         total, numel = 0, 0
-        for row, value in zip(self.standardise.rows(stack), self.read(stack), strict=True):
+        for row, value in zip(
+            self.standardise.rows(stack), self.read(stack), strict=True
+        ):
             flat = value.flatten(1).unsqueeze(-1)
             first = torch.addcmul(self.offset[row], flat, self.slope[row]).relu()
             total = total + self.inner(first).relu().sum(1)

@@ -43,7 +43,9 @@ class StatNN(ParameterModel):
     ):
         super().__init__(architectures, edits)
         self.tensors = max(len(architecture.names) for architecture in architectures)
-        self.layers = pooled_head(self.tensors * STATISTICS, config.hidden, d_out, config.dropout)
+        self.layers = pooled_head(
+            self.tensors * STATISTICS, config.hidden, d_out, config.dropout
+        )
 
     def forward(self, stack: Stack) -> Tensor:
         missing = self.tensors - len(stack.params)

@@ -16,7 +16,9 @@ from tasks.common.memory import keep_freed_memory
 Config = TypeVar("Config")
 
 
-def main(config: type[Config], run: Callable[[Config], None], description: str | None) -> None:
+def main(
+    config: type[Config], run: Callable[[Config], None], description: str | None
+) -> None:
     """Parses the command line and runs the program;
     what the user got wrong ends it with a message and status 2.
 

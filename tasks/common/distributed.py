@@ -128,7 +128,11 @@ def _launch(count: int, function: Callable[..., None], *args: Any) -> None:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         said: Any = failure.message  # of an exception it is a dictionary
-        why = said["message"] if isinstance(said, dict) else f"exit code {failure.exitcode}"
+        why = (
+            said["message"]
+            if isinstance(said, dict)
+            else f"exit code {failure.exitcode}"
+        )
         raise RankLost(f"rank {rank} ended with {why}") from None
 
 

@@ -14,7 +14,9 @@ HISTOGRAM_BINS = 40
 IN_A_ROW = 8
 
 
-def draw_rows(path: Path, rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> None:
+def draw_rows(
+    path: Path, rows: Mapping[str, Tensor], titles: Sequence[str] = ()
+) -> None:
     """Draws images as a PNG, a row for each name.
 
     rows: (n, channels, height, width) in [0, 1], of 1 or 3 channels. titles: above the columns.

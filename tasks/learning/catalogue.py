@@ -48,6 +48,8 @@ def configured(config: Any, sizes: Mapping[str, float]) -> Any:
     odd = sorted(set(sizes) - set(known))
     if odd:
         name = type(config).__name__
-        raise ValueError(f"{name}: expected sizes among {', '.join(known)}; got {', '.join(odd)}")
+        raise ValueError(
+            f"{name}: expected sizes among {', '.join(known)}; got {', '.join(odd)}"
+        )
     changes = {key: known[key](value) for key, value in sizes.items()}
     return replace(config, **changes)

@@ -27,7 +27,9 @@ def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
     """
     found = {}
     for split in SPLITS:
-        networks = merged(list(read_split(Path(config.data), split, config.skip_damaged)))
+        networks = merged(
+            list(read_split(Path(config.data), split, config.skip_damaged))
+        )
         for key in ("label", "index"):
             if key not in networks.columns:
                 raise ValueError(

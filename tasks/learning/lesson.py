@@ -85,7 +85,9 @@ class NetworkLesson(Generic[Config]):
     def batch(self, count: int, step: int) -> Tensor:
         """Numbers of this rank's share of a step's networks, of so many that there are."""
         training = self.config.training
-        return self.share(batch_indices(count, training.batch, seed=training.seed, step=step))
+        return self.share(
+            batch_indices(count, training.batch, seed=training.seed, step=step)
+        )
 
     def share(self, index: Tensor) -> Tensor:
         """This rank's share of a batch."""
@@ -95,7 +97,9 @@ class NetworkLesson(Generic[Config]):
         """Networks as the model gets them."""
         return in_canonical_form(stack) if self.config.symmetry else stack
 
-    def make_model(self, stacks: list[Stack], d_out: int, edits: bool = False) -> NetworkModel:
+    def make_model(
+        self, stacks: list[Stack], d_out: int, edits: bool = False
+    ) -> NetworkModel:
         """The model that the settings name, with what it takes from training data."""
         config = self.config
         sizes = {**config.sizes, **({"probes": config.probes} if config.probes else {})}
@@ -113,7 +117,9 @@ class NetworkLesson(Generic[Config]):
         return self.model.forward(self.prepared(stack))
 
 
-def learn(config: Config, make: Callable[[Config, Ranks], NetworkLesson[Config]]) -> None:
+def learn(
+    config: Config, make: Callable[[Config, Ranks], NetworkLesson[Config]]
+) -> None:
     """Trains, on the ranks that this process was started with, and says what was found."""
     with joined() as ranks:
         learn_on(ranks, config, make)
@@ -126,7 +132,9 @@ def learn_on(
 ) -> None:
     """The same on given ranks."""
     lesson = make(config, ranks)
-    settings = {key: value for key, value in asdict(config).items() if key not in NO_MATTER}
+    settings = {
+        key: value for key, value in asdict(config).items() if key not in NO_MATTER
+    }
     trainer = Trainer(lesson, config.training, Path(config.folder), settings, ranks)
     progress = trainer.run()
     lesson.model.eval()
@@ -149,7 +157,10 @@ def draw_probes(path: Path, model: nn.Module) -> None:
 
 
 def report(
-    config: LessonConfig, model: nn.Module, progress: Progress, results: Mapping[str, float]
+    config: LessonConfig,
+    model: nn.Module,
+    progress: Progress,
+    results: Mapping[str, float],
 ) -> None:
     """Writes `result.json` and prints the figures."""
     speed = progress.counted * config.training.batch / progress.seconds

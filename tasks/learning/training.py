@@ -57,7 +57,9 @@ class TrainingConfig:
             )
         for key in ("minutes", "batch", "lr", "clip", "validations", "patience"):
             if getattr(self, key) <= 0:
-                raise ValueError(f"{key}: expected more than 0; got {getattr(self, key)}")
+                raise ValueError(
+                    f"{key}: expected more than 0; got {getattr(self, key)}"
+                )
 
 
 class Lesson(Protocol):
@@ -132,9 +134,14 @@ class Trainer:
                 bar.update(min(100, int(100 * self.share)) - bar.n)
                 if writer:
                     writer.add_scalar("loss", loss, self.progress.steps)
-                if self.share * self.config.validations >= len(self.progress.scores) + 1:
+                if (
+                    self.share * self.config.validations
+                    >= len(self.progress.scores) + 1
+                ):
                     self._validate(writer)
-                    bar.set_postfix(loss=f"{loss:.3f}", score=f"{self.progress.scores[-1]:.4f}")
+                    bar.set_postfix(
+                        loss=f"{loss:.3f}", score=f"{self.progress.scores[-1]:.4f}"
+                    )
         if writer:
             writer.close()
         self.model.load_state_dict(self.progress.best)
@@ -185,7 +192,9 @@ class Trainer:
             score = self.lesson.score()
         if score > progress.top or not progress.scores:
             state = self.model.state_dict()
-            progress.best = {name: value.detach().clone() for name, value in state.items()}
+            progress.best = {
+                name: value.detach().clone() for name, value in state.items()
+            }
         progress.scores.append(score)
         if writer:
             writer.add_scalar("validation", score, progress.steps)
@@ -227,7 +236,9 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
     if config.trainer == "ngopt":
         return NGOptimizer(model.named_parameters(), weight_decay=config.weight_decay)
     decay = config.weight_decay
-    return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(
+        model.parameters(), lr=config.lr, weight_decay=decay, fused=True
+    )
 
 
 def _rate(config: TrainingConfig) -> float:

@@ -30,7 +30,9 @@ class NetworkModel(nn.Module):
         if edits and not self.can_edit:
             raise ValueError(f"{self.name}: reads networks, but cannot edit them")
         if not architectures:
-            raise ValueError(f"{self.name}: expected the architectures of its networks; got none")
+            raise ValueError(
+                f"{self.name}: expected the architectures of its networks; got none"
+            )
         self.edits = edits
 
     def fit(self, stacks: Iterable[Stack]) -> None:

@@ -135,16 +135,22 @@ class GraphModel(ParameterModel):
         return [value.movedim(-1, 1) for value in values]
 
     def parts(self, architecture: Architecture) -> GraphParts:
-        key = id(architecture)  # there is one object for each, as long as the process lives
+        key = id(
+            architecture
+        )  # there is one object for each, as long as the process lives
         if key not in self._parts:
             like = self.network.position.weight
-            self._parts[key] = parts_of(self.graph(architecture), self.network.kernel, like)
+            self._parts[key] = parts_of(
+                self.graph(architecture), self.network.kernel, like
+            )
         return self._parts[key]
 
     def _source(self, stack: Stack) -> WholeValues:
         graph = self.parts(stack.architecture).graph
         features = [self._features(values) for values in self.read(stack)]
-        return WholeValues(graph.gather(features, batch_dims=1), torch.Size([stack.count]))
+        return WholeValues(
+            graph.gather(features, batch_dims=1), torch.Size([stack.count])
+        )
 
     def _features(self, values: Tensor) -> Tensor:
         """Of a parameter of b networks, (b, *shape) -> (b, *shape, features)."""

@@ -30,5 +30,7 @@ class Pooling(nn.Module):
         weights = (self.queries(nodes) / sqrt(nodes.shape[-1])).softmax(-2)
         seen = weights.mT @ nodes  # (*batch, queries, width)
         rows = zip(states, graph.groups, strict=True)
-        outputs = torch.cat([state for state, group in rows if group.role == "output"], -2)
+        outputs = torch.cat(
+            [state for state, group in rows if group.role == "output"], -2
+        )
         return torch.cat([seen.flatten(-2), outputs.mean(-2)], -1)

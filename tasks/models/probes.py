@@ -28,7 +28,9 @@ class Probes(nn.Module):
         super().__init__()
         self.inputs = nn.Parameter(inputs.clone())
         numbers = 2 * len(inputs)
-        self.codes = nn.ModuleDict({role: _mlp(numbers, hidden, width) for role in ROLES})
+        self.codes = nn.ModuleDict(
+            {role: _mlp(numbers, hidden, width) for role in ROLES}
+        )
 
     def forward(self, stack: Stack) -> list[Tensor | None]:
         groups = stack.architecture.graph.groups
@@ -50,5 +52,8 @@ def statistics(values: Tensor) -> Tensor:
 
 def _mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(d_in, hidden), nn.SiLU(), nn.Linear(hidden, d_out), nn.LayerNorm(d_out)
+        nn.Linear(d_in, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, d_out),
+        nn.LayerNorm(d_out),
     )

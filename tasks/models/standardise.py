@@ -45,7 +45,9 @@ class Standardise(nn.Module):
             for row, value in zip(self.rows(stack), stack.params, strict=True):
                 moments[row] += _moments(value).cpu()
         if not moments.any():
-            raise ValueError("standardise: expected networks to take statistics from; got none")
+            raise ValueError(
+                "standardise: expected networks to take statistics from; got none"
+            )
         is_there = moments[:, :1] > 0
         count, first, second = torch.where(is_there, moments, moments.sum(0)).unbind(1)
         mean = first / count

@@ -51,7 +51,9 @@ class Architecture:
     def speaks(self) -> tuple[bool, ...]:
         """Of every group of the graph, whether `neurons` knows what it says."""
         with torch.no_grad():
-            return tuple(said is not None for said in self.module.neurons(self.module.example()))
+            return tuple(
+                said is not None for said in self.module.neurons(self.module.example())
+            )
 
     def neurons(self, params: Sequence[Tensor], inputs: Tensor) -> list[Tensor | None]:
         """What the neurons of stacked networks say of the same inputs.
@@ -111,7 +113,9 @@ def make_module(description: Mapping[str, Any], **more: Any) -> Subject:
     rest = {**description, **more}
     kind = rest.pop("kind", None)
     if kind not in KINDS:
-        raise ValueError(f"architecture: kind: expected one of {', '.join(KINDS)}; got {kind!r}")
+        raise ValueError(
+            f"architecture: kind: expected one of {', '.join(KINDS)}; got {kind!r}"
+        )
     try:
         return KINDS[kind](**rest)
     except TypeError as error:

@@ -43,7 +43,9 @@ class Classifier(Subject):
         Amplitudes fall with the inverse of the frequency, as natural images' do (Field 1987).
         """
         spectrum = torch.fft.rfft2(torch.randn(count, self.channels, SIDE, SIDE))
-        frequencies = torch.hypot(torch.fft.fftfreq(SIDE)[:, None], torch.fft.rfftfreq(SIDE))
+        frequencies = torch.hypot(
+            torch.fft.fftfreq(SIDE)[:, None], torch.fft.rfftfreq(SIDE)
+        )
         images = torch.fft.irfft2(spectrum / frequencies.clamp(min=1 / SIDE))
         mean = images.mean((-2, -1), keepdim=True)
         return (images - mean) / images.std((-2, -1), keepdim=True)
@@ -53,7 +55,9 @@ def activation_of(name: str) -> Callable[[Tensor], Tensor]:
     """Raises ValueError for an unknown one."""
     if name not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise ValueError(f"architecture: activation: expected one of {known}; got {name!r}")
+        raise ValueError(
+            f"architecture: activation: expected one of {known}; got {name!r}"
+        )
     return ACTIVATIONS[name]
 
 

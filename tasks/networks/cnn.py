@@ -59,16 +59,22 @@ class Cnn(Classifier):
         }
         for name, length in lengths.items():
             if length != count:
-                raise ValueError(f"architecture: {name}: expected {count} entries; got {length}")
+                raise ValueError(
+                    f"architecture: {name}: expected {count} entries; got {length}"
+                )
         _check_skips(skips)
         self.dimensions = dimensions
         self.strides, self.skips = strides, skips
         self.activations = [activation_of(name) for name in activations]
         convolution = {1: nn.Conv1d, 2: nn.Conv2d}[dimensions]
-        sizes = zip(channels[:-1], channels[1:], kernels, strides, paddings, strict=True)
+        sizes = zip(
+            channels[:-1], channels[1:], kernels, strides, paddings, strict=True
+        )
         self.layers = nn.ModuleList(convolution(*size) for size in sizes)
         if norm is not None:
-            self.norms = nn.ModuleList(_norm(norm, width, dimensions) for width in channels[1:])
+            self.norms = nn.ModuleList(
+                _norm(norm, width, dimensions) for width in channels[1:]
+            )
         self.fc = nn.Linear(channels[-1], classes)
         self.norm = norm
         self.drop = DropNeurons(dropout, axis=1)
@@ -123,7 +129,9 @@ def describe(
         "channels": list(channels),
         "kernels": list(kernels),
         "strides": list(strides),
-        "paddings": [kernel // 2 for kernel in kernels] if paddings is None else list(paddings),
+        "paddings": [kernel // 2 for kernel in kernels]
+        if paddings is None
+        else list(paddings),
         "activations": list(activations),
         "skips": [None] * len(kernels) if skips is None else list(skips),
         "norm": norm,
@@ -145,7 +153,9 @@ def _norm(kind: str, width: int, dimensions: int) -> nn.Module:
         batch_norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}[dimensions]
         return batch_norm(width, track_running_stats=False)
     known = ", ".join(NORMS)
-    raise ValueError(f"architecture: norm: expected one of {known}, or none; got {kind!r}")
+    raise ValueError(
+        f"architecture: norm: expected one of {known}, or none; got {kind!r}"
+    )
 
 
 def _check_skips(skips: Sequence[int | None]) -> None:

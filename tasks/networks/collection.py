@@ -33,7 +33,10 @@ class Collection:
             found.setdefault(str(group.architecture), []).append(group)
         whole = [merged(some) for some in found.values()]
         keys = set.intersection(*(set(group.columns) for group in whole))
-        columns = {key: torch.cat([group.columns[key] for group in whole]) for key in sorted(keys)}
+        columns = {
+            key: torch.cat([group.columns[key] for group in whole])
+            for key in sorted(keys)
+        }
         return cls([Stack.of(group) for group in whole], columns)
 
     @cached_property
@@ -63,8 +66,14 @@ class Collection:
         if count is None:
             return self
         pairs = zip(self.stacks, self.starts.tolist(), strict=False)
-        stacks = [stack.select(slice(count - start)) for stack, start in pairs if start < count]
-        return Collection(stacks, {key: value[:count] for key, value in self.columns.items()})
+        stacks = [
+            stack.select(slice(count - start))
+            for stack, start in pairs
+            if start < count
+        ]
+        return Collection(
+            stacks, {key: value[:count] for key, value in self.columns.items()}
+        )
 
     def said(self, model: Callable[[Stack], Tensor], index: Tensor) -> Tensor:
         """What a model says of some networks, by their numbers (k,) -> (k, *)."""

@@ -42,7 +42,9 @@ class DeepSets(Classifier):
         self.register_buffer("places", grid(side, side).mT, persistent=False)  # (2, n)
         self.embed = nn.Linear(channels + 2, widths[0])
         self.own = nn.ModuleList(nn.Linear(*fans) for fans in pairwise(widths))
-        self.mean = nn.ModuleList(nn.Linear(*fans, bias=False) for fans in pairwise(widths))
+        self.mean = nn.ModuleList(
+            nn.Linear(*fans, bias=False) for fans in pairwise(widths)
+        )
         self.fc = nn.Linear(widths[-1], classes)
         self.drop = DropNeurons(dropout, axis=-1)
         self.output = 2 + len(widths)
@@ -51,7 +53,9 @@ class DeepSets(Classifier):
         """x: (m, channels, height, width), images."""
         places = self.places.expand(len(x), -1, -1)
         pixels = F.avg_pool2d(x, self.pooled).flatten(2)
-        y = self.activation(self.embed(torch.cat([pixels, places], 1).mT))  # (m, n, width)
+        y = self.activation(
+            self.embed(torch.cat([pixels, places], 1).mT)
+        )  # (m, n, width)
         layers, means = [y.mT], []
         for own, mean in zip(self.own, self.mean, strict=True):
             means.append(y.mean(1, keepdim=True))

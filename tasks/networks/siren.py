@@ -49,7 +49,9 @@ class Siren(Subject):
         return [*found, last(x)]
 
 
-def render(weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor) -> Tensor:
+def render(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor
+) -> Tensor:
     """What stacked SIRENs say of the same points.
 
     Shapes: weights (b, n_out, n_in), biases (b, n_out), points (n, 2) -> (b, channels, n).

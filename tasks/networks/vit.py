@@ -62,7 +62,9 @@ class VisionTransformer(Classifier):
             raise ValueError(f"architecture: width: expected {expected}; got {width}")
         self.patch = nn.Conv2d(channels, width, patch, patch)
         self.places = nn.Parameter(0.02 * torch.randn((SIDE // patch) ** 2, width))
-        self.blocks = nn.ModuleList(Block(width, heads, activation) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, activation) for _ in range(depth)
+        )
         self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, classes)
         self.drop = DropNeurons(dropout, axis=-1)
 

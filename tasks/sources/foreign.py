@@ -30,7 +30,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         expected = "tensors and plain values of torch.save"
         raise ValueError(f"file '{path}': expected {expected}; got: {reason}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"file '{path}': expected a dictionary; got {type(found).__name__}")
+        raise ValueError(
+            f"file '{path}': expected a dictionary; got {type(found).__name__}"
+        )
     return found
 
 
@@ -45,7 +47,9 @@ def read_split_file(path: Path, split: str) -> Any:
         raise ValueError(f"split file '{path}': expected JSON; got: {error}") from None
     name = SPLIT_NAMES[split]
     if not isinstance(found, dict) or name not in found:
-        raise ValueError(f"split file '{path}': {name}: expected a split of this name; got none")
+        raise ValueError(
+            f"split file '{path}': {name}: expected a split of this name; got none"
+        )
     return found[name]
 
 
@@ -58,7 +62,9 @@ def rows_of(path: Path, entry: Mapping[str, Any], keys: Sequence[str]) -> list[t
     for key, values in zip(keys, lists, strict=True):
         if len(values) != len(lists[0]):
             expected = f"{len(lists[0])} values, as of {keys[0]}"
-            raise ValueError(f"file '{path}': {key}: expected {expected}; got {len(values)}")
+            raise ValueError(
+                f"file '{path}': {key}: expected {expected}; got {len(values)}"
+            )
     return list(zip(*lists, strict=True))
 
 
@@ -109,10 +115,16 @@ def checked(
         wanted = expected.get(name, "no such parameter")
         got = tuple(params[name].shape[1:]) if name in params else "none"
         if wanted != got:
-            raise ValueError(f"file '{path}': {name}: expected shape {wanted}; got {got}")
+            raise ValueError(
+                f"file '{path}': {name}: expected shape {wanted}; got {got}"
+            )
         if not params[name].isfinite().all():
-            raise ValueError(f"file '{path}': {name}: expected finite numbers; got others")
-    return Networks(architecture, {name: params[name].float() for name in expected}, columns)
+            raise ValueError(
+                f"file '{path}': {name}: expected finite numbers; got others"
+            )
+    return Networks(
+        architecture, {name: params[name].float() for name in expected}, columns
+    )
 
 
 def shapes(path: Path, architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

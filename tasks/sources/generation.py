@@ -55,14 +55,20 @@ def make_shards(
     folder.begin()
     with joined() as ranks:
         start, made = perf_counter(), 0
-        for job in tqdm(missing(wanted, folder, ranks), unit="shard", disable=not ranks.is_first):
+        for job in tqdm(
+            missing(wanted, folder, ranks), unit="shard", disable=not ranks.is_first
+        ):
             groups = make(job)
             write_shard(folder.shard(job.split, job.number), groups)
             made += sum(map(len, groups))
         speed = made / (perf_counter() - start)
         ranks.gathered({ranks.number: made})  # all are done
         if ranks.is_first:
-            told = f", {speed:.1f} a second on each of {ranks.count} processes" if made else ""
+            told = (
+                f", {speed:.1f} a second on each of {ranks.count} processes"
+                if made
+                else ""
+            )
             print(f"{summary(folder, quality)}{told}")
 
 

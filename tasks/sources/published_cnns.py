@@ -16,7 +16,14 @@ from torch import Tensor
 
 from tasks.networks.cnn import describe
 from tasks.shards import Networks
-from tasks.sources.foreign import checked, field, read_checkpoint, read_split_file, rows_of, single
+from tasks.sources.foreign import (
+    checked,
+    field,
+    read_checkpoint,
+    read_split_file,
+    rows_of,
+    single,
+)
 
 FINAL_STEP = 86
 """Epochs after which trainings of the small CNN zoo ended."""
@@ -49,7 +56,11 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
     steps, accuracies = (numbers_of(metrics, rows, key) for key in METRICS[:2])
     chosen = of_split(split, np.flatnonzero(np.array(steps) == FINAL_STEP).tolist())
     for activation in sorted({rows[number]["config.activation"] for number in chosen}):
-        own = [number for number in chosen if rows[number]["config.activation"] == activation]
+        own = [
+            number
+            for number in chosen
+            if rows[number]["config.activation"] == activation
+        ]
         values = torch.from_numpy(np.array(weights[own], np.float32))
         params = unpacked(layout, read_table(layout, LAYOUT), values)
         columns = {
@@ -75,7 +86,9 @@ def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
         values = read_checkpoint(path)
         config = {key: field(path, values, "config", key) for key in WILD_FIELDS}
         params = field(path, values, "model")
-        yield single(path, wild_cnn(config), params, accuracy=float(score), step=int(step))
+        yield single(
+            path, wild_cnn(config), params, accuracy=float(score), step=int(step)
+        )
 
 
 def wild_cnn(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,12 +103,16 @@ def wild_cnn(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def small_cnn(path: Path, params: Mapping[str, Tensor], activation: str) -> dict[str, Any]:
+def small_cnn(
+    path: Path, params: Mapping[str, Tensor], activation: str
+) -> dict[str, Any]:
     """The description of stacked convolutions with these kernels, of stride 2 and not padded."""
     # (n, out, in, height, width)
     kernels = [value for value in params.values() if value.dim() == 5]
     if not kernels:
-        raise ValueError(f"file '{path}': shape: expected kernels of four dimensions; got none")
+        raise ValueError(
+            f"file '{path}': shape: expected kernels of four dimensions; got none"
+        )
     layers = len(kernels)
     return describe(
         channels=[kernels[0].shape[2], *(kernel.shape[1] for kernel in kernels)],
@@ -112,23 +129,31 @@ def of_split(split: str, rows: Sequence[int]) -> list[int]:
     rest = list(rows[:middle])
     Random(0).shuffle(rest)
     cut = int(TRAIN_SHARE * len(rest))
-    return {"train": rest[:cut], "validation": rest[cut:], "test": list(rows[middle:])}[split]
+    return {"train": rest[:cut], "validation": rest[cut:], "test": list(rows[middle:])}[
+        split
+    ]
 
 
-def unpacked(path: Path, layout: Sequence[Mapping[str, str]], values: Tensor) -> dict[str, Tensor]:
+def unpacked(
+    path: Path, layout: Sequence[Mapping[str, str]], values: Tensor
+) -> dict[str, Tensor]:
     """(n, parameters) -> by our names, (n, *shape); the last kernel is of the linear layer."""
     found: dict[str, list[Tensor]] = {"kernel:0": [], "bias:0": []}
     for row in layout:
         kind = row["varname"].rpartition("/")[2]
         if kind not in found:
             name = row["varname"]
-            raise ValueError(f"file '{path}': varname: expected kernel:0 or bias:0; got {name!r}")
+            raise ValueError(
+                f"file '{path}': varname: expected kernel:0 or bias:0; got {name!r}"
+            )
         part = place(path, row, values)
         found[kind].append(channels_first(part) if kind == "kernel:0" else part)
     kernels, biases = found.values()
     if len(kernels) != len(biases):
         expected = f"as many kernels as biases, {len(biases)}"
-        raise ValueError(f"file '{path}': varname: expected {expected}; got {len(kernels)}")
+        raise ValueError(
+            f"file '{path}': varname: expected {expected}; got {len(kernels)}"
+        )
     names = [*(f"layers.{number}" for number in range(len(kernels) - 1)), "fc"]
     params = {}
     for name, kernel, bias in zip(names, kernels, biases, strict=True):
@@ -143,7 +168,9 @@ def place(path: Path, row: Mapping[str, str], values: Tensor) -> Tensor:
         return values[:, start:end].unflatten(1, shape)
     except (ValueError, SyntaxError, TypeError, RuntimeError):
         told = ", ".join(f"{key} {row[key]!r}" for key in LAYOUT[1:])
-        raise ValueError(f"file '{path}': expected numbers that agree; got {told}") from None
+        raise ValueError(
+            f"file '{path}': expected numbers that agree; got {told}"
+        ) from None
 
 
 def channels_first(kernels: Tensor) -> Tensor:
@@ -159,9 +186,13 @@ def read_matrix(path: Path) -> np.ndarray:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"file '{path}': expected an array of numbers; got: {error}") from None
+        raise ValueError(
+            f"file '{path}': expected an array of numbers; got: {error}"
+        ) from None
     if found.ndim != 2:
-        raise ValueError(f"file '{path}': expected (networks, parameters); got shape {found.shape}")
+        raise ValueError(
+            f"file '{path}': expected (networks, parameters); got shape {found.shape}"
+        )
     return found
 
 
@@ -178,11 +209,15 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         raise ValueError(f"file '{path}': expected a table; got: {error}") from None
     for column in columns:
         if not rows or rows[0].get(column) is None:
-            raise ValueError(f"file '{path}': {column}: expected a column of this name; got none")
+            raise ValueError(
+                f"file '{path}': {column}: expected a column of this name; got none"
+            )
     return rows
 
 
-def numbers_of(path: Path, rows: Sequence[Mapping[str, str]], column: str) -> list[float]:
+def numbers_of(
+    path: Path, rows: Sequence[Mapping[str, str]], column: str
+) -> list[float]:
     """A column of a table.
 
     Raises ValueError, which names file and column, for what is no number.
@@ -190,4 +225,6 @@ def numbers_of(path: Path, rows: Sequence[Mapping[str, str]], column: str) -> li
     try:
         return [float(row[column]) for row in rows]
     except ValueError as error:
-        raise ValueError(f"file '{path}': {column}: expected numbers; got: {error}") from None
+        raise ValueError(
+            f"file '{path}': {column}: expected numbers; got: {error}"
+        ) from None

@@ -10,7 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from tasks.shards import Networks
-from tasks.sources.foreign import field, read_checkpoint, read_split_file, rows_of, single
+from tasks.sources.foreign import (
+    field,
+    read_checkpoint,
+    read_split_file,
+    rows_of,
+    single,
+)
 
 NFN_HELD_OUT = {"validation": 5000, "test": 10_000}
 """Images of NFN's splits, the last ones: the test images are numbered after those for training."""
@@ -27,14 +33,18 @@ def read_dwsnets(source: Path, split: str) -> Iterator[Networks]:
     """
     entry = read_split_file(source, split)
     bare = [(name, None) for name in entry]
-    rows = bare if isinstance(entry, list) else rows_of(source, entry, ("path", "label"))
+    rows = (
+        bare if isinstance(entry, list) else rows_of(source, entry, ("path", "label"))
+    )
     for number, (name, known) in enumerate(rows):
         path = source.parent / name
         values = read_checkpoint(path)
         label = field(path, values, "label") if known is None else known
         names = [key for key in values if key.startswith("seq.")]
         params = {key.replace("seq", "layers", 1): values[key] for key in names}
-        yield single(path, siren_of(path, params), params, label=int(label), index=number)
+        yield single(
+            path, siren_of(path, params), params, label=int(label), index=number
+        )
 
 
 def read_nfn(source: Path, split: str) -> Iterator[Networks]:
@@ -50,7 +60,10 @@ def read_nfn(source: Path, split: str) -> Iterator[Networks]:
     for number in held_by(source, split, sorted(found)):
         path, label = found[number]
         values = read_checkpoint(path)
-        names = {key: re.sub(r"^net\.(\d+)\.(linear\.)?", r"layers.\1.", key) for key in values}
+        names = {
+            key: re.sub(r"^net\.(\d+)\.(linear\.)?", r"layers.\1.", key)
+            for key in values
+        }
         params = {names[key]: value for key, value in values.items()}
         architecture = siren_of(path, params)
         last = f"layers.{len(architecture['widths']) - 2}."

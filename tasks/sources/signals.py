@@ -92,9 +92,14 @@ def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, S
     counts: signals of every split. Raises ValueError if a data set has fewer.
     """
     if name == SINES:
-        return {split: _sines(counts[split], seed, place) for place, split in enumerate(SPLITS)}
+        return {
+            split: _sines(counts[split], seed, place)
+            for place, split in enumerate(SPLITS)
+        }
     data = load_dataset(name)
-    found: dict[str, Signals] = {split: Images(getattr(data, split)) for split in SPLITS}
+    found: dict[str, Signals] = {
+        split: Images(getattr(data, split)) for split in SPLITS
+    }
     for split, signals in found.items():
         if counts[split] > len(signals):
             raise ValueError(

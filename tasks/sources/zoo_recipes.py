@@ -145,7 +145,12 @@ def deep_sets(random: Random) -> dict[str, Any]:
     layers = random.randint(2, 4)
     widths = random.choices((16, 24, 32), k=layers)
     activation = random.choice(("relu", "gelu", "silu"))
-    return {"kind": "deep-sets", "channels": 3, "widths": widths, "activation": activation}
+    return {
+        "kind": "deep-sets",
+        "channels": 3,
+        "widths": widths,
+        "activation": activation,
+    }
 
 
 def vit(random: Random) -> dict[str, Any]:

@@ -38,7 +38,12 @@ class Checkpoint(NamedTuple):
 
 
 def train(
-    run: Run, images: Split, test: Split, steps: Sequence[int], batch_size: int, seed: int
+    run: Run,
+    images: Split,
+    test: Split,
+    steps: Sequence[int],
+    batch_size: int,
+    seed: int,
 ) -> list[Checkpoint] | None:
     """The network after each of so many steps; None if it diverged.
 
@@ -47,11 +52,15 @@ def train(
     model = make_module(run.architecture, dropout=run.dropout)
     initialise(model, run)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = OPTIMIZERS[run.optimizer](model.parameters(), lr=run.lr, weight_decay=run.l2)
+    optimizer = OPTIMIZERS[run.optimizer](
+        model.parameters(), lr=run.lr, weight_decay=run.l2
+    )
     used = int(run.fraction * len(images))
     found = []
     for step in range(steps[-1]):
-        pixels, labels = images.batch(batch_indices(used, batch_size, seed=seed, step=step))
+        pixels, labels = images.batch(
+            batch_indices(used, batch_size, seed=seed, step=step)
+        )
         optimizer.zero_grad()
         F.cross_entropy(model(pixels), labels).backward()
         optimizer.step()

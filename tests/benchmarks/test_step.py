@@ -37,7 +37,17 @@ def line():
 def test_whole_steps(tmp_path, capsys):
     output = tmp_path / "new" / "records.json"
     problem = "tests.benchmarks.test_step:line"
-    main = ["--problems", problem, "--networks", "--threads", "1", "--steps", "3", "--skip", "1"]
+    main = [
+        "--problems",
+        problem,
+        "--networks",
+        "--threads",
+        "1",
+        "--steps",
+        "3",
+        "--skip",
+        "1",
+    ]
     step.main([*main, "--output", str(output)])
     lines = capsys.readouterr().out.splitlines()
     assert len({len(line) for line in lines}) == 1
@@ -46,7 +56,11 @@ def test_whole_steps(tmp_path, capsys):
     assert records[0]["ratio"] == records[0]["fastest_ratio"] == 1
     assert [record["parameters"] for record in records] == [19] * len(step.OPTIMIZERS)
     for record in records:
-        assert record["optimizer_fastest_ms"] <= record["optimizer_ms"] <= record["step_ms"]
+        assert (
+            record["optimizer_fastest_ms"]
+            <= record["optimizer_ms"]
+            <= record["step_ms"]
+        )
         assert record["optimizer_ms"] <= record["optimizer_worst_ms"]
         assert record["ratio"] == record["step_ms"] / records[0]["step_ms"]
 
@@ -69,11 +83,19 @@ def test_kinds_of_operations(tmp_path, capsys):
     output = tmp_path / "profile.json"
     arguments = ["--networks", "8", "--weights", "ff", "--threads", "1"]
     step_profile.main([*arguments, "--output", str(output)])
-    records = {record["kind"]: record for record in json.loads(output.read_text())["records"]}
+    records = {
+        record["kind"]: record for record in json.loads(output.read_text())["records"]
+    }
     assert [*records] == [*step_profile.KINDS, "reading and writing once", "whole step"]
-    least = [records[kind]["floor_ns"] for kind in ("matrix products", "reading and writing once")]
+    least = [
+        records[kind]["floor_ns"]
+        for kind in ("matrix products", "reading and writing once")
+    ]
     assert 0 < sum(least) == records["whole step"]["floor_ns"]
-    assert all(records[kind]["ns"] > 0 for kind in ("matrix products", "elementwise", "whole step"))
+    assert all(
+        records[kind]["ns"] > 0
+        for kind in ("matrix products", "elementwise", "whole step")
+    )
     assert "the rest" in capsys.readouterr().out
     names = {
         "aten::addmm": "matrix products",
@@ -93,7 +115,16 @@ def test_the_floor_of_a_machine():
 
 def test_widths_are_drawn(tmp_path, capsys):
     output = tmp_path / "widths.json"
-    arguments = ["--problems", "--networks", "--widths", "8", "--weights", "ff", "--threads", "1"]
+    arguments = [
+        "--problems",
+        "--networks",
+        "--widths",
+        "8",
+        "--weights",
+        "ff",
+        "--threads",
+        "1",
+    ]
     step.main([*arguments, "--output", str(output)])
     (record,) = json.loads(output.read_text())["widths"]
     assert record["parameters"] == 3 * (8 * 8 + 8)
@@ -106,7 +137,9 @@ def test_state_is_what_the_optimizer_keeps():
     optimizer = step.OPTIMIZERS["default, horizon"](model)
     Line().loss(model, Line().batch(0, 1)).backward()
     optimizer.step()
-    kept = sum(x.numel() for record in optimizer.state.values() for x in record.values())
+    kept = sum(
+        x.numel() for record in optimizer.state.values() for x in record.values()
+    )
     assert step.state_size(optimizer.graph, True) == kept / 19
 
 

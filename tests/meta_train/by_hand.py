@@ -21,7 +21,9 @@ class Regression:
     name = "regression"
 
     def __init__(self, layers=None):
-        self.layers = layers or (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        self.layers = layers or (
+            lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        )
 
     def init(self, seed: int) -> nn.Module:
         with seeded(seed, 0):
@@ -35,8 +37,12 @@ class Regression:
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.mse_loss(model(batch[0]), batch[1])
 
-    def evaluate(self, model: nn.Module, split: str, limit: int | None = None) -> Metrics:
-        loss = self.loss(model, self.batch({"validation": -1, "test": -2}[split], 0)).item()
+    def evaluate(
+        self, model: nn.Module, split: str, limit: int | None = None
+    ) -> Metrics:
+        loss = self.loss(
+            model, self.batch({"validation": -1, "test": -2}[split], 0)
+        ).item()
         return Metrics(loss, 1 / (1 + loss))
 
 

@@ -23,7 +23,11 @@ class Toy:
     def init(self, seed):
         with seeded(seed, 0):
             return nn.Sequential(
-                nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
+                nn.Linear(6, 8),
+                nn.BatchNorm1d(8),
+                nn.ReLU(),
+                nn.Dropout(0.5),
+                nn.Linear(8, 3),
             )
 
     def batch(self, seed, step):
@@ -36,10 +40,14 @@ class Toy:
     @torch.no_grad()
     def evaluate(self, model, split, limit=None):
         assert not model.training
-        x, y = (part[:limit] for part in self._examples(200, {"validation": 7, "test": 8}[split]))
+        x, y = (
+            part[:limit]
+            for part in self._examples(200, {"validation": 7, "test": 8}[split])
+        )
         logits = model(x)
         return Metrics(
-            F.cross_entropy(logits, y).item(), (logits.argmax(-1) == y).float().mean().item()
+            F.cross_entropy(logits, y).item(),
+            (logits.argmax(-1) == y).float().mean().item(),
         )
 
     def _examples(self, size, *key):

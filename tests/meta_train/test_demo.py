@@ -11,7 +11,9 @@ from ngopt.pretrained import save_pretrained
 from tests.meta_train.small import TOY
 
 
-def test_the_demonstration_writes_a_table_a_picture_and_results(tmp_path, monkeypatch, capsys):
+def test_the_demonstration_writes_a_table_a_picture_and_results(
+    tmp_path, monkeypatch, capsys
+):
     torch.manual_seed(1)
     weights, folder = tmp_path / "ff.safetensors", tmp_path / "demo"
     save_pretrained(LearnedOptimizer(metanet=FeedForward()), weights)
@@ -24,7 +26,10 @@ def test_the_demonstration_writes_a_table_a_picture_and_results(tmp_path, monkey
         "Muon (tuned: lr 0.05, cosine)",
         f"NGOptimizer ({weights})",
     ]
-    for record, optimizer, lr in ((adam, "adam-cosine", 0.02), (muon, "muon-cosine", 0.05)):
+    for record, optimizer, lr in (
+        (adam, "adam-cosine", 0.02),
+        (muon, "muon-cosine", 0.05),
+    ):
         run = record["run"]
         assert (run["optimizer"], run["lr"], run["steps"]) == (optimizer, lr, 40)
     assert learned["run"]["weights"] is not None

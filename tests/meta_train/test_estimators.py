@@ -30,11 +30,18 @@ def by_autograd(task, learned, steps, weight_decay, limit=float("inf"), horizon=
         after = apply_update(inner._replace(params=seen), grads, buffers, rule, hyper)
         # the update as a function of what was seen,
         # applied to parameters that carry the autograd graph
-        contraction = 1 - rule.height(int(inner.step)) * metanet.config.nominal_step * weight_decay
+        contraction = (
+            1
+            - rule.height(int(inner.step)) * metanet.config.nominal_step * weight_decay
+        )
         learned = [a - contraction * s for a, s in zip(after.params, seen, strict=True)]
-        params = [contraction * p + u for p, u in zip(inner.params, learned, strict=True)]
+        params = [
+            contraction * p + u for p, u in zip(inner.params, learned, strict=True)
+        ]
         inner = Inner(params, buffers, after.state, inner.step + 1)
-        losses.append(task.loss(inner.params, inner.buffers, inner.step)[0].clamp(max=limit))
+        losses.append(
+            task.loss(inner.params, inner.buffers, inner.step)[0].clamp(max=limit)
+        )
     mean = torch.stack(losses).mean()
     gradient = torch.autograd.grad(mean, list(metanet.parameters()), allow_unused=True)
     weights = metanet.parameters()
@@ -48,9 +55,13 @@ def by_autograd(task, learned, steps, weight_decay, limit=float("inf"), horizon=
 
 @pytest.mark.parametrize("name", sorted(METANETS))
 @pytest.mark.parametrize(("weight_decay", "followed"), [(0.0, 5), (30.0, 2)])
-def test_adjoint_equals_autograd_with_detached_features(name, weight_decay, followed, monkeypatch):
+def test_adjoint_equals_autograd_with_detached_features(
+    name, weight_decay, followed, monkeypatch
+):
     torch.manual_seed(0)
-    monkeypatch.setattr("meta_train.estimators.followed_updates", lambda metanet, graph: followed)
+    monkeypatch.setattr(
+        "meta_train.estimators.followed_updates", lambda metanet, graph: followed
+    )
     task = Task(Regression(), seed=1)
     learned = learned_from(metanet_for(name, task.graph))
     estimator = TBPTT(weight_decay)
@@ -65,7 +76,9 @@ def test_adjoint_equals_autograd_with_detached_features(name, weight_decay, foll
 def test_adjoint_of_a_training_that_cools_down():
     torch.manual_seed(0)
     task = Task(Regression(), seed=1)
-    learned = LearnedOptimizer(metanet=FeedForward().double(), cooldown=Cooldown(1.5, 0.6))
+    learned = LearnedOptimizer(
+        metanet=FeedForward().double(), cooldown=Cooldown(1.5, 0.6)
+    )
     estimator = TBPTT(30.0, total_steps=5)
     found, _ = estimator.estimate(task, learned, estimator.start(task, learned), 5)
     _, expected = by_autograd(task, learned, 5, 30.0, horizon=5)
@@ -85,7 +98,9 @@ def test_clamped_losses_have_no_gradient():
     single = [losses[0], *(b - a for a, b in pairwise(losses))]
     limit = sum(single) / 4  # some losses above, some below
     assert min(single) < limit < max(single)
-    found, _ = TBPTT(loss_limit=limit).estimate(task, learned, free.start(task, learned), 4)
+    found, _ = TBPTT(loss_limit=limit).estimate(
+        task, learned, free.start(task, learned), 4
+    )
     loss, expected = by_autograd(task, learned, 4, 0.0, limit)
     assert found.meta_loss == pytest.approx(loss.item(), abs=1e-14)
     torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
@@ -100,7 +115,9 @@ def test_the_last_update_learns_too():
 
 
 @pytest.mark.parametrize(
-    "estimator", [TBPTT(), SecondOrderTBPTT(), PES()], ids=["tbptt", "second order", "pes"]
+    "estimator",
+    [TBPTT(), SecondOrderTBPTT(), PES()],
+    ids=["tbptt", "second order", "pes"],
 )
 def test_truncations_continue_the_inner_training(estimator):
     task, learned = Task(Regression(), seed=1), learned_from(RecoveredGradient())
@@ -129,7 +146,10 @@ def test_pes_is_unbiased_over_truncations_and_truncated_es_is_not():
     # p_t = 1 + t theta and L = 3 p; the truncations' mean losses have slopes 3 * (1.5, 3.5, 5.5).
     truth, greedy = 3 * (1.5 + 3.5 + 5.5), 3 * 3 * 1.5
     samples = 400
-    for estimator, expected in ((PES(0.1), truth), (PES(0.1, persistent=False), greedy)):
+    for estimator, expected in (
+        (PES(0.1), truth),
+        (PES(0.1, persistent=False), greedy),
+    ):
         values = total_estimates(estimator, range(samples))
         error = values.std() / samples**0.5
         assert abs(values.mean() - expected) < 4 * error
@@ -139,7 +159,9 @@ def test_pes_is_unbiased_over_truncations_and_truncated_es_is_not():
 def test_pes_matches_the_gradient_of_a_smooth_meta_loss():
     """One truncation with a small sigma: the pair's difference is the directional derivative."""
     task, learned = Task(Regression(), seed=1), learned_from(RecoveredGradient())
-    estimate, state = PES(sigma=1e-5).estimate(task, learned, PES().start(task, learned), 1)
+    estimate, state = PES(sigma=1e-5).estimate(
+        task, learned, PES().start(task, learned), 1
+    )
     noise = state.perturbation
     _, gradient = by_autograd(
         task, learned, 1, 0.0
@@ -169,7 +191,9 @@ def test_second_order_is_the_derivative_of_the_mean_loss():
         values.append((losses[3] + last) / 2)
     expected = (values[0] - values[1]) / 2e-6
     assert expected.abs() > 1e-6
-    torch.testing.assert_close(found.meta_gradient @ direction, expected, rtol=1e-5, atol=1e-10)
+    torch.testing.assert_close(
+        found.meta_gradient @ direction, expected, rtol=1e-5, atol=1e-10
+    )
 
 
 class TestImitation:
@@ -178,18 +202,24 @@ class TestImitation:
         task = Task(Regression(), seed=1)
         metanet = metanet_for("ng-gnn", task.graph)
         learned, estimator = learned_from(metanet), Imitation(20)
-        found, after = estimator.estimate(task, learned, estimator.start(task, learned), 3)
+        found, after = estimator.estimate(
+            task, learned, estimator.start(task, learned), 3
+        )
         theta = parameters_to_vector(metanet.parameters()).detach()
         direction = torch.randn_like(theta) / len(theta) ** 0.5
         values = []
         for sign in (1, -1):
             vector_to_parameters(theta + sign * 1e-5 * direction, metanet.parameters())
             values.append(
-                estimator.estimate(task, learned, estimator.start(task, learned), 3)[0].meta_loss
+                estimator.estimate(task, learned, estimator.start(task, learned), 3)[
+                    0
+                ].meta_loss
             )
         expected = (values[0] - values[1]) / 2e-5
         assert abs(expected) > 1e-6
-        assert (found.meta_gradient @ direction).item() == pytest.approx(expected.item(), rel=1e-4)
+        assert (found.meta_gradient @ direction).item() == pytest.approx(
+            expected.item(), rel=1e-4
+        )
         assert after.inner.step == 3
 
     def test_the_trajectory_is_the_teachers(self):
@@ -207,9 +237,13 @@ class TestImitation:
         learned, estimator = learned_from(metanet), Imitation(40)
         optimizer, losses = torch.optim.Adam(metanet.parameters(), 0.01), []
         for _ in range(40):
-            estimate, _ = estimator.estimate(task, learned, estimator.start(task, learned), 10)
+            estimate, _ = estimator.estimate(
+                task, learned, estimator.start(task, learned), 10
+            )
             losses.append(estimate.meta_loss)
-            pieces = estimate.meta_gradient.split([p.numel() for p in metanet.parameters()])
+            pieces = estimate.meta_gradient.split(
+                [p.numel() for p in metanet.parameters()]
+            )
             for p, piece in zip(metanet.parameters(), pieces, strict=True):
                 p.grad = piece.view_as(p)
             optimizer.step()

@@ -31,7 +31,8 @@ def test_writes_table_picture_and_weights_and_resumes(tmp_path, capsys):
     torch.manual_seed(0)
     metanet = NeuralGraphGNN(GNNConfig(width=4, hidden=(4,)))
     save_pretrained(
-        LearnedOptimizer(metanet=metanet, recipe={"stages": []}), tmp_path / "start.safetensors"
+        LearnedOptimizer(metanet=metanet, recipe={"stages": []}),
+        tmp_path / "start.safetensors",
     )
     folder = tmp_path / "every"
     config = graph_every.Config(
@@ -49,16 +50,23 @@ def test_writes_table_picture_and_weights_and_resumes(tmp_path, capsys):
     assert [row["k"] for row in results["rows"]] == ["1", "4"]
     assert (folder / "graph_every.png").stat().st_size > 0
     first = capsys.readouterr().out
-    before = sum(len(path.read_text().splitlines()) for path in (folder / "records").iterdir())
+    before = sum(
+        len(path.read_text().splitlines()) for path in (folder / "records").iterdir()
+    )
     graph_every.run(config)
     assert capsys.readouterr().out == first
     assert (
-        sum(len(path.read_text().splitlines()) for path in (folder / "records").iterdir())
+        sum(
+            len(path.read_text().splitlines())
+            for path in (folder / "records").iterdir()
+        )
         == before
         == 4
     )
 
 
 def test_one_must_be_among_the_values():
-    with pytest.raises(ValueError, match=r"every: expected 1 among the values.*got \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"every: expected 1 among the values.*got \(2, 4\)"
+    ):
         graph_every.Config(every=(2, 4))

@@ -30,7 +30,9 @@ def short_grids(monkeypatch):
 def config(tmp_path):
     """Adam and a learned optimizer with random weights, on the toy problem."""
     torch.manual_seed(1)
-    save_pretrained(LearnedOptimizer(metanet=FeedForward()), tmp_path / "ff.safetensors")
+    save_pretrained(
+        LearnedOptimizer(metanet=FeedForward()), tmp_path / "ff.safetensors"
+    )
     return Config(
         problems=(TOY,),
         optimizers=("adam", str(tmp_path / "ff.safetensors")),
@@ -46,7 +48,9 @@ def results_of(config):
 
 
 def runs_of(config):
-    runs = [Run(problem, "adam", None, None, 0, 1, "tuning") for problem in config.problems]
+    runs = [
+        Run(problem, "adam", None, None, 0, 1, "tuning") for problem in config.problems
+    ]
     return read_records(Path(config.folder, "records"), runs)
 
 
@@ -101,7 +105,9 @@ def test_a_second_call_runs_nothing_and_says_the_same(config, monkeypatch):
     monkeypatch.setattr(runs, "train", lambda run: pytest.fail(f"made again: {run}"))
     assert compare(config) == board
     assert {name: (folder / name).read_bytes() for name in before} == before
-    assert (folder / "tests.meta_train.small_Toy.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        (folder / "tests.meta_train.small_Toy.png").read_bytes().startswith(b"\x89PNG")
+    )
 
 
 def test_more_seeds_make_only_the_new_runs(config, monkeypatch):
@@ -119,12 +125,19 @@ def test_runs_have_the_horizon_of_their_problem(config):
 
 
 def test_problems_without_accuracy_are_compared_by_loss(config):
-    board = compare(replace(config, problems=(TOY, SILENT), optimizers=("adam", "adam-default")))
+    board = compare(
+        replace(config, problems=(TOY, SILENT), optimizers=("adam", "adam-default"))
+    )
     silent = [row for row in board.rows if row.problem == SILENT]
     assert [row.accuracy_mean for row in silent] == [None, None]
-    assert [row.test_loss for row in silent] == [row.test_loss for row in board.rows[:2]]
+    assert [row.test_loss for row in silent] == [
+        row.test_loss for row in board.rows[:2]
+    ]
     table = Path(config.folder, "table.md").read_text()
-    assert len([line for line in table.splitlines() if SILENT in line and "| - " in line]) == 2
+    assert (
+        len([line for line in table.splitlines() if SILENT in line and "| - " in line])
+        == 2
+    )
     picture = Path(config.folder, f"{runs.file_name(SILENT)}.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -161,7 +174,9 @@ def test_each_list_is_ranked_apart_and_all_together():
 
 
 def test_standings_of_a_group_are_over_its_problems(config):
-    config = replace(config, problems=(TOY, SILENT), optimizers=("adam", "adam-default"))
+    config = replace(
+        config, problems=(TOY, SILENT), optimizers=("adam", "adam-default")
+    )
     compare(config)
     records, tuning = {}, {}
     for run, record in runs_of(config).items():
@@ -178,7 +193,10 @@ def test_standings_of_a_group_are_over_its_problems(config):
     ("change", "message"),
     [
         ({"problems": ("fm-17",)}, "problem 'fm-17': expected one of fm-16"),
-        ({"optimizers": ("adam", "adamm")}, "'adamm': expected one of adam, adam-cosine"),
+        (
+            {"optimizers": ("adam", "adamm")},
+            "'adamm': expected one of adam, adam-cosine",
+        ),
     ],
 )
 def test_unknown_names_are_refused_before_anything_runs(config, change, message):
@@ -193,7 +211,10 @@ def test_unknown_names_are_refused_before_anything_runs(config, change, message)
         ({"seeds": 0}, "seeds: expected 1 or more; got 0"),
         ({"steps": 0}, "steps: expected 1 or more; got 0"),
         ({"seeds": 1_000_001}, "seeds: expected at most 1000000"),
-        ({"optimizers": ("adam", "adam")}, "optimizers: expected at least one name, each once"),
+        (
+            {"optimizers": ("adam", "adam")},
+            "optimizers: expected at least one name, each once",
+        ),
         ({"problems": ()}, "problems: expected at least one name"),
     ],
 )
@@ -219,7 +240,11 @@ def test_the_least_mean_validation_loss_wins_and_of_equals_the_first():
 
 
 def test_a_rate_that_diverged_once_is_not_chosen():
-    records = [tuning_record(0.1, 0.5), tuning_record(0.2, 0.1), tuning_record(0.2, None)]
+    records = [
+        tuning_record(0.1, 0.5),
+        tuning_record(0.2, 0.1),
+        tuning_record(0.2, None),
+    ]
     assert choose_lr(records) == 0.1
 
 

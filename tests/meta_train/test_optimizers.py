@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from meta_train.optimizers import OPTIMIZERS, MuonWithAdam, cosine_schedule, load_optimizer
+from meta_train.optimizers import (
+    OPTIMIZERS,
+    MuonWithAdam,
+    cosine_schedule,
+    load_optimizer,
+)
 from meta_train.runs import Averaging
 from ngopt import NGOptimizer, load_pretrained
 from ngopt.learned import LearnedOptimizer
@@ -71,7 +76,9 @@ def test_muon_leaves_parameters_without_gradient_alone():
     optimizer.zero_grad()
     optimizer.step()
     assert all(p.grad is None for p in model.parameters())
-    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert all(
+        torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)
+    )
 
 
 def test_muon_refuses_kernels_that_have_no_matrix_view():
@@ -120,7 +127,8 @@ def test_a_learned_optimizer_may_not_know_how_long_a_training_is(weights):
     assert both.compute_dtype == torch.bfloat16
     assert both.param_groups[0]["total_steps"] is None
     with pytest.raises(
-        ValueError, match="'default:open': expected weights without a base rule; got 'soap'"
+        ValueError,
+        match="'default:open': expected weights without a base rule; got 'soap'",
     ):
         load_optimizer("default:open")
 
@@ -155,9 +163,13 @@ def test_grids_have_at_least_five_rates_in_order():
     ]
 
 
-@pytest.mark.parametrize(("name", "lr"), [("adam-default", 0.001), ("muon-default", 0.02 / 5)])
+@pytest.mark.parametrize(
+    ("name", "lr"), [("adam-default", 0.001), ("muon-default", 0.02 / 5)]
+)
 def test_what_is_not_tuned_has_its_default_rate(name, lr):
-    optimizer, _ = load_optimizer(name).build(small_cnn(), None, 100)  # Muon's warm-up: 5 steps
+    optimizer, _ = load_optimizer(name).build(
+        small_cnn(), None, 100
+    )  # Muon's warm-up: 5 steps
     assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
 
 
@@ -212,14 +224,16 @@ def test_learned_optimizers_are_found_by_path(weights):
 
 def test_an_unknown_name_is_told_what_is_known():
     with pytest.raises(
-        ValueError, match="optimizer 'adm': expected one of adam, adam-cosine, .*, default, ff"
+        ValueError,
+        match="optimizer 'adm': expected one of adam, adam-cosine, .*, default, ff",
     ):
         load_optimizer("adm")
 
 
 def test_a_baseline_needs_a_learning_rate():
     with pytest.raises(
-        ValueError, match=r"optimizer 'adam': expected a learning rate, such as 0\.001, 0\.003"
+        ValueError,
+        match=r"optimizer 'adam': expected a learning rate, such as 0\.001, 0\.003",
     ):
         load_optimizer("adam").build(small_cnn(), None, 10)
 

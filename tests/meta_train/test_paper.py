@@ -20,7 +20,9 @@ def config(tmp_path, monkeypatch):
     monkeypatch.setattr(figure3, "PROBLEM", CONTRARY)
     spec = replace(optimizers.OPTIMIZERS["adam"], lrs=(0.003, 0.03))
     monkeypatch.setitem(optimizers.OPTIMIZERS, "adam", spec)
-    return Config(optimizers=("adam", "ff"), seeds=2, steps=4, folder=str(tmp_path / "out"))
+    return Config(
+        optimizers=("adam", "ff"), seeds=2, steps=4, folder=str(tmp_path / "out")
+    )
 
 
 def test_ours_stand_beside_the_published(config, capsys):
@@ -29,9 +31,16 @@ def test_ours_stand_beside_the_published(config, capsys):
     lines = Path(config.folder, "table2.md").read_text().splitlines()
     assert len(lines) == 4
     cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
-    assert [cells[0], cells[2], cells[4], cells[5]] == ["ff", "85.08 ± 0.14", "57.55 ± 1.06", "0"]
+    assert [cells[0], cells[2], cells[4], cells[5]] == [
+        "ff",
+        "85.08 ± 0.14",
+        "57.55 ± 1.06",
+        "0",
+    ]
     for cell, problem in ((cells[1], TOY), (cells[3], CONTRARY)):
-        found = mean(100 * record["test"]["accuracy"] for record in records[problem, "ff"])
+        found = mean(
+            100 * record["test"]["accuracy"] for record in records[problem, "ff"]
+        )
         assert cell.startswith(f"{found:.2f} ± ")
     assert "ff         " in capsys.readouterr().out
 

@@ -23,9 +23,14 @@ def test_a_training_curve_has_a_gap_where_a_loss_is_not_finite():
 
 @pytest.mark.parametrize("accuracies", [[0.1, 0.5], [None, None]])
 @pytest.mark.parametrize("count", [2, 12])
-def test_curves_are_drawn_whether_runs_diverge_or_have_no_accuracy(tmp_path, accuracies, count):
+def test_curves_are_drawn_whether_runs_diverge_or_have_no_accuracy(
+    tmp_path, accuracies, count
+):
     groups = {
-        str(number): [record([2.0, 1.0, 0.5], accuracies), record([2.0, None, None], accuracies)]
+        str(number): [
+            record([2.0, 1.0, 0.5], accuracies),
+            record([2.0, None, None], accuracies),
+        ]
         for number in range(count)
     }
     plot_curves(tmp_path / "a.png", "title", groups)

@@ -22,7 +22,9 @@ def record(accuracy=None, lr=None, loss=0.5, validation=0.25):
 def test_a_row_by_hand():
     tuning = [record(lr=lr, validation=lr) for lr in (0.01, 0.1)]
     accuracies = (0.5, 0.6, 0.8)
-    row = summarize([record(accuracy, 0.1, loss=accuracy) for accuracy in accuracies], tuning)
+    row = summarize(
+        [record(accuracy, 0.1, loss=accuracy) for accuracy in accuracies], tuning
+    )
     assert cells(row, 1.5, 50) == [
         *("p", "o", "0.1 *", "1.5", "0.6333 ± 0.15", "63.33 ± 15.28", "0.25", "0.6333"),
         *("50", "2.0", "4.0", "2.0", "0.25", "2", "8"),

@@ -33,7 +33,9 @@ def learned(tmp_path):
     learned = LearnedOptimizer(metanet=FeedForward())
     path = tmp_path / "ff.safetensors"
     save_pretrained(learned, path)
-    return replace(ADAM, optimizer=str(path), lr=None, weights=weights_hash(learned)), learned
+    return replace(
+        ADAM, optimizer=str(path), lr=None, weights=weights_hash(learned)
+    ), learned
 
 
 def without_times(record):
@@ -44,7 +46,8 @@ def test_initial_weights_batches_and_dropout_depend_on_the_seed_alone(learned):
     # At learning rate 0 the weights stay, so every loss shows the batch and the dropout of its
     # step.
     still = [
-        replace(run, lr=0.0) for run in (ADAM, replace(ADAM, optimizer="muon-cosine"), learned[0])
+        replace(run, lr=0.0)
+        for run in (ADAM, replace(ADAM, optimizer="muon-cosine"), learned[0])
     ]
     first, *others = [train(run)["losses"] for run in still]
     assert len(set(first)) == ADAM.steps
@@ -59,7 +62,10 @@ def test_a_learned_run_is_the_unroll_that_meta_training_sees(learned):
     inner, losses = unroll(task, task.start(rule), rule, run.steps, task.hyper())
     record = train(run)
     torch.testing.assert_close(torch.tensor(record["losses"]), losses)
-    assert record["test"]["accuracy"] == Toy().evaluate(task.model_at(inner), "test").accuracy
+    assert (
+        record["test"]["accuracy"]
+        == Toy().evaluate(task.model_at(inner), "test").accuracy
+    )
 
 
 def test_a_record_holds_what_a_plain_training_loop_gives():
@@ -115,13 +121,16 @@ def test_averaged_weights_are_judged_and_the_others_trained():
 def test_looking_at_averaged_weights_does_not_change_the_training():
     run = replace(ADAM, optimizer="schedule-free", steps=30)
     watched = train(replace(run, curve_every=3))["losses"]
-    assert watched == pytest.approx(train(replace(run, curve_every=0))["losses"], rel=1e-4)
+    assert watched == pytest.approx(
+        train(replace(run, curve_every=0))["losses"], rel=1e-4
+    )
 
 
 def test_the_scheduler_acts_after_each_step():
     # twelve steps have one of warm-up; the first two rates are whole, the third is the first less
     constant, cosine = (
-        train(replace(ADAM, optimizer=name))["losses"] for name in ("adam", "adam-cosine")
+        train(replace(ADAM, optimizer=name))["losses"]
+        for name in ("adam", "adam-cosine")
     )
     assert cosine[:3] == constant[:3]
     assert cosine[3] != constant[3]

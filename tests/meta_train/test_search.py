@@ -32,7 +32,8 @@ def test_trials_are_kept_and_the_best_is_written(config, capsys):
     more = search.Config(**{**vars(config), "trials": 3})
     search.run(more)
     lines = [
-        json.loads(line) for line in Path(config.folder, "trials.json").read_text().splitlines()
+        json.loads(line)
+        for line in Path(config.folder, "trials.json").read_text().splitlines()
     ]
     assert [line["trial"] for line in lines] == [0, 1, 2]
     assert len({line["numbers"]["lr"] for line in lines}) == 3

@@ -46,7 +46,9 @@ def check_alone_and_stacked(tasks, learned, estimator, truncations=(3, 2), rtol=
     whole, found = stacked(states), []
     for steps in truncations:
         rows = zip(tasks, states, strict=True)
-        alone = [estimator.estimate(task, learned, state, steps) for task, state in rows]
+        alone = [
+            estimator.estimate(task, learned, state, steps) for task, state in rows
+        ]
         together, whole = estimator.estimate(Stack(tasks), learned, whole, steps)
         states = [state for _, state in alone]
         own = unstacked((together, whole), len(tasks))
@@ -105,7 +107,9 @@ def test_limits_of_each():
     learned = LearnedOptimizer(metanet=FeedForward().double())
     states = [TBPTT().start(task, learned) for task in tasks]
     limits = torch.tensor([1e-3, 1e3], dtype=torch.float64)
-    found, _ = TBPTT(loss_limit=limits).estimate(Stack(tasks), learned, stacked(states), 3)
+    found, _ = TBPTT(loss_limit=limits).estimate(
+        Stack(tasks), learned, stacked(states), 3
+    )
     assert found.meta_loss[0] == 1e-3
     assert found.meta_loss[1] < 1e3
     assert found.meta_gradient[0].abs().max() == 0
@@ -126,15 +130,21 @@ def test_dropout_differs_between_optimizees():
 
 
 def test_different_networks():
-    tasks = [Task(Regression(layers), seed=1) for layers in (None, lambda: nn.Linear(3, 2))]
-    with pytest.raises(ValueError, match=r"Stack: task 1: expected .*\[4, 3\].*; got .*\[2, 3\]"):
+    tasks = [
+        Task(Regression(layers), seed=1) for layers in (None, lambda: nn.Linear(3, 2))
+    ]
+    with pytest.raises(
+        ValueError, match=r"Stack: task 1: expected .*\[4, 3\].*; got .*\[2, 3\]"
+    ):
         Stack(tasks)
 
 
 def test_imitation_is_of_one():
     stack = Stack([Task(Regression(), seed=1)] * 2)
     learned = LearnedOptimizer(metanet=FeedForward().double())
-    with pytest.raises(ValueError, match="imitation: expected one optimizee.*a stack of 2"):
+    with pytest.raises(
+        ValueError, match="imitation: expected one optimizee.*a stack of 2"
+    ):
         Imitation().estimate(stack, learned, None, 1)
 
 
@@ -167,12 +177,16 @@ class TestMetaTraining:
         monkeypatch.setattr(together.worker, "unroll", unroll)
         alone.run()
         together.run()
-        assert max(sizes) >= 3  # some, at the end of their lives, have shorter truncations
+        assert (
+            max(sizes) >= 3
+        )  # some, at the end of their lives, have shorter truncations
         for one, other in zip(alone.log, together.log, strict=True):
             assert one == pytest.approx(other, rel=1e-4)
         assert len(alone.log) == 2
 
-    def test_what_asks_for_the_step_is_stacked_with_its_like(self, tmp_path, monkeypatch):
+    def test_what_asks_for_the_step_is_stacked_with_its_like(
+        self, tmp_path, monkeypatch
+    ):
         numbers = {"graph_every": 2}
         settings = config(tmp_path, stacked=True, metanet_config=numbers, optimizees=3)
         trainer, sizes = MetaTrainer(settings), []
@@ -190,7 +204,10 @@ class TestMetaTraining:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"estimator": "imitation"}, "stacked: expected another estimator than imitation"),
+            (
+                {"estimator": "imitation"},
+                "stacked: expected another estimator than imitation",
+            ),
             ({"device": "tpu"}, "device: expected cpu or cuda; got 'tpu'"),
         ],
     )
@@ -200,7 +217,9 @@ class TestMetaTraining:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_without_a_gpu(self, tmp_path):
-        with pytest.raises(ValueError, match="device: expected cpu where torch finds no GPU"):
+        with pytest.raises(
+            ValueError, match="device: expected cpu where torch finds no GPU"
+        ):
             train.run(config(tmp_path, device="cuda"))
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -3,7 +3,14 @@ from math import inf, nan
 import pytest
 
 from meta_train.report import Row
-from meta_train.standings import HEADER, cells, matrix, ranks, standings, steps_to_reference
+from meta_train.standings import (
+    HEADER,
+    cells,
+    matrix,
+    ranks,
+    standings,
+    steps_to_reference,
+)
 
 
 def row(problem, optimizer, loss, tuning_runs=5, ms=2.0):
@@ -96,7 +103,9 @@ def test_the_best_mean_rank_comes_first():
 
 
 def test_without_the_reference_nothing_is_compared_with_it():
-    (standing,) = standings([row("a", "ours", 1.0, tuning_runs=0)], {("a", "ours"): None})
+    (standing,) = standings(
+        [row("a", "ours", 1.0, tuning_runs=0)], {("a", "ours"): None}
+    )
     assert standing.reference_wins is None
     assert standing.steps_share is None
     assert standing.mean_excess is None
@@ -126,7 +135,9 @@ def test_steps_to_the_reference_by_hand():
 def test_a_reference_that_is_not_reached_is_none():
     references = [curve(seed, [9.0, 5.0, 3.0]) for seed in range(3)]
     never, diverged = curve(0, [9.0, 5.0, 4.0]), curve(1, [9.0, None, None])
-    assert steps_to_reference([never, diverged, curve(2, [9.0, 1.0])], references) is None
+    assert (
+        steps_to_reference([never, diverged, curve(2, [9.0, 1.0])], references) is None
+    )
     assert steps_to_reference([curve(2, [9.0, None, 3.0])], references) == 20
     assert steps_to_reference([curve(7, [1.0])], references) is None
     assert steps_to_reference([never], [curve(0, [9.0, None])]) is None

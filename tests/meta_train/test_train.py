@@ -59,10 +59,15 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     resumed = MetaTrainer(config(tmp_path / "broken", **settings))
     resumed.run()
     assert resumed.outer_step == 6
-    for a, b in zip(whole.metanet.parameters(), resumed.metanet.parameters(), strict=True):
+    for a, b in zip(
+        whole.metanet.parameters(), resumed.metanet.parameters(), strict=True
+    ):
         assert torch.equal(a, b)
     logs = [
-        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        [
+            json.loads(line)
+            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+        ]
         for name in ("whole", "broken")
     ]
     assert logs[0] == logs[1]
@@ -73,7 +78,9 @@ class TestRanks:
     """Meta-training in two processes."""
 
     @pytest.mark.parametrize("estimator", ["tbptt", "pes"])
-    def test_their_number_changes_nothing_and_any_number_resumes(self, tmp_path, estimator):
+    def test_their_number_changes_nothing_and_any_number_resumes(
+        self, tmp_path, estimator
+    ):
         settings = {
             "estimator": estimator,
             "optimizees": 3,
@@ -85,12 +92,16 @@ class TestRanks:
             for steps, processes in zip((2, 4), some, strict=True):
                 train.run(
                     config(
-                        tmp_path / name, **{**settings, "outer_steps": steps}, processes=processes
+                        tmp_path / name,
+                        **{**settings, "outer_steps": steps},
+                        processes=processes,
                     )
                 )
         found = {name: weights_of(tmp_path / name) for name in names}
         for name, weights in found.items():
-            assert all(torch.equal(a, b) for a, b in zip(weights, found["one"], strict=True)), name
+            assert all(
+                torch.equal(a, b) for a, b in zip(weights, found["one"], strict=True)
+            ), name
         logs = {(tmp_path / name / "log.jsonl").read_text() for name in found}
         assert len(logs) == 1
 
@@ -106,28 +117,45 @@ class TestRanks:
             "12",
         ]
         arguments += ["--truncation", "3", "--warmup", "2", "--validate-every", "2"]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "-m",
+        ]
         folder = ["--folder", str(tmp_path / "two")]
         subprocess.run([*torchrun, "meta_train.train", *folder, *arguments], check=True)
         train.run(config(tmp_path / "one", outer_steps=2))
-        rows = zip(weights_of(tmp_path / "one"), weights_of(tmp_path / "two"), strict=True)
+        rows = zip(
+            weights_of(tmp_path / "one"), weights_of(tmp_path / "two"), strict=True
+        )
         assert all(torch.equal(a, b) for a, b in rows)
 
     def test_a_rank_that_dies_ends_the_run_with_a_message(self, tmp_path):
         settings = config(
-            tmp_path, problems=("tests.meta_train.by_hand:Deadly",), processes=2, outer_steps=50
+            tmp_path,
+            problems=("tests.meta_train.by_hand:Deadly",),
+            processes=2,
+            outer_steps=50,
         )
         with pytest.raises(
-            RankLost, match=r"rank \d ended with exit code .* stands at outer step 12, and the same"
+            RankLost,
+            match=r"rank \d ended with exit code .* stands at outer step 12, and the same",
         ):
             train.run(settings)
-        assert torch.load(tmp_path / "checkpoint.pt", weights_only=False)["outer_step"] == 12
+        assert (
+            torch.load(tmp_path / "checkpoint.pt", weights_only=False)["outer_step"]
+            == 12
+        )
 
     def test_what_a_rank_raises_is_told(self, tmp_path):
         settings = config(tmp_path, outer_steps=2)
         train.run(settings)
         with pytest.raises(
-            RankLost, match=r"rank \d ended with ValueError: checkpoint .* lr 0.001, got 0.5"
+            RankLost,
+            match=r"rank \d ended with ValueError: checkpoint .* lr 0.001, got 0.5",
         ):
             train.run(replace(settings, lr=0.5, processes=2))
 
@@ -149,7 +177,9 @@ def test_horizons_grow_and_are_log_uniform(tmp_path):
 
 
 def test_a_life_ends_at_its_horizon_and_es_takes_it_whole(tmp_path):
-    trainer = MetaTrainer(config(tmp_path, truncation=5, optimizees=1, horizon=12, loss_limit=1e6))
+    trainer = MetaTrainer(
+        config(tmp_path, truncation=5, optimizees=1, horizon=12, loss_limit=1e6)
+    )
     ages = []
     for _ in range(4):
         trainer.step()
@@ -165,11 +195,14 @@ def test_a_life_ends_at_its_horizon_and_es_takes_it_whole(tmp_path):
 
 @pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
 def test_every_estimator_trains(tmp_path, estimator):
-    trainer = MetaTrainer(config(tmp_path, estimator=estimator, outer_steps=2, scaling=10.0))
+    trainer = MetaTrainer(
+        config(tmp_path, estimator=estimator, outer_steps=2, scaling=10.0)
+    )
     before = [p.detach().clone() for p in trainer.metanet.parameters()]
     trainer.run()
     assert any(
-        not torch.equal(p, q) for p, q in zip(before, trainer.metanet.parameters(), strict=True)
+        not torch.equal(p, q)
+        for p, q in zip(before, trainer.metanet.parameters(), strict=True)
     )
     assert all(p.isfinite().all() for p in trainer.metanet.parameters())
 
@@ -190,7 +223,8 @@ def test_meta_training_learns(tmp_path):
     trainer.best = float("inf")
     trainer.run()
     losses = [
-        json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()
+        json.loads(line)["loss"]
+        for line in (tmp_path / "log.jsonl").read_text().splitlines()
     ]
     assert min(losses[1:]) < 0.7 * untrained.loss
 
@@ -199,7 +233,9 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
     trainer = MetaTrainer(config(tmp_path))
     trainer.run()
     best = load_pretrained(tmp_path / "best.safetensors")
-    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()
+    ]
     assert best.table["validation"] == min(records, key=lambda r: r["loss"])
     (stage,) = best.recipe["stages"]
     assert stage["problems"] == [TOY]
@@ -208,13 +244,19 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
     assert any(path.name.startswith("events.") for path in tmp_path.iterdir())
     # weights go into the next stage, those of an FF as the head of an NG-GNN that predicts the same
     second = MetaTrainer(
-        config(tmp_path / "2", metanet="ng-gnn", init_from=str(tmp_path / "best.safetensors"))
+        config(
+            tmp_path / "2",
+            metanet="ng-gnn",
+            init_from=str(tmp_path / "best.safetensors"),
+        )
     )
     assert len(second.recipe()["stages"]) == 2
     torch.manual_seed(0)
     features = torch.randn(26, 14)
     graph = trainer.worker.task(0).graph
-    torch.testing.assert_close(second.metanet(features, graph), best.metanet(features, graph))
+    torch.testing.assert_close(
+        second.metanet(features, graph), best.metanet(features, graph)
+    )
 
 
 def test_diverged_optimizees_are_begun_anew_and_skipped(tmp_path):
@@ -244,7 +286,9 @@ def test_unusable_estimates_and_clipping():
     assert not usable(estimate([1.0, 1.0], meta_loss=float("nan")))
     assert not usable(estimate([1.0, 1.0], inner_loss=float("inf")))
     assert not usable(estimate([1.0, float("inf")]))
-    torch.testing.assert_close(clip(torch.tensor([3.0, 4.0]), 1.0), torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(
+        clip(torch.tensor([3.0, 4.0]), 1.0), torch.tensor([0.6, 0.8])
+    )
     assert torch.equal(clip(torch.tensor([0.3, 0.4]), 1.0), torch.tensor([0.3, 0.4]))
 
 
@@ -257,11 +301,20 @@ def test_learning_rate_schedule(tmp_path):
 def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
     trainer = MetaTrainer(config(tmp_path))
     trainer.run()
-    weights, output = str(tmp_path / "best.safetensors"), str(tmp_path / "gain.safetensors")
-    sweep.run(sweep.Config(weights, output, problems=(TOY,), gains=(0, 1, 3), seeds=2, steps=10))
+    weights, output = (
+        str(tmp_path / "best.safetensors"),
+        str(tmp_path / "gain.safetensors"),
+    )
+    sweep.run(
+        sweep.Config(
+            weights, output, problems=(TOY,), gains=(0, 1, 3), seeds=2, steps=10
+        )
+    )
     runs = json.loads((tmp_path / "gain.json").read_text())["runs"]
     assert len(runs) == 6
-    accuracy = {g: sum(r["accuracy"] for r in runs if r["gain"] == g) for g in (0.0, 1.0, 3.0)}
+    accuracy = {
+        g: sum(r["accuracy"] for r in runs if r["gain"] == g) for g in (0.0, 1.0, 3.0)
+    }
     best = max(accuracy, key=accuracy.get)
     old, new = load_pretrained(weights), load_pretrained(output)
     assert new.metanet.config.output_scale == best * old.metanet.config.output_scale
@@ -272,9 +325,18 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
 
 def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, capsys):
     MetaTrainer(config(tmp_path)).run()
-    weights, output = str(tmp_path / "best.safetensors"), str(tmp_path / "cool.safetensors")
+    weights, output = (
+        str(tmp_path / "best.safetensors"),
+        str(tmp_path / "cool.safetensors"),
+    )
     settings = sweep.Config(
-        weights, output, problems=(TOY,), gains=(0, 3), cooldowns=(0.3, 1), seeds=1, steps=10
+        weights,
+        output,
+        problems=(TOY,),
+        gains=(0, 3),
+        cooldowns=(0.3, 1),
+        seeds=1,
+        steps=10,
     )
     found = sweep.search(settings)
     assert list(found.means) == [(0, 0.3), (3, 0.3), (0, 1), (3, 1)]
@@ -290,7 +352,8 @@ def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, 
 class TestErrors:
     def test_names(self, tmp_path):
         with pytest.raises(
-            ValueError, match="metanet 'adam': expected one of ff, lstm, nfn, ng-gnn, ng-t"
+            ValueError,
+            match="metanet 'adam': expected one of ff, lstm, nfn, ng-gnn, ng-t",
         ):
             MetaTrainer(config(tmp_path, metanet="adam"))
         with pytest.raises(
@@ -300,14 +363,17 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"problem 'no.module:make'.*no"):
             load_problem("no.module:make")
         with pytest.raises(
-            ValueError, match="estimator 'rl': expected one of tbptt, tbptt-2, pes, es, imitation"
+            ValueError,
+            match="estimator 'rl': expected one of tbptt, tbptt-2, pes, es, imitation",
         ):
             MetaTrainer(config(tmp_path, estimator="rl"))
 
     def test_weights_of_another_metanet(self, tmp_path):
         MetaTrainer(config(tmp_path, metanet="ng-gnn")).run()
         with pytest.raises(ValueError, match="expected metanet 'ff'; got 'ng-gnn'"):
-            MetaTrainer(config(tmp_path / "2", init_from=str(tmp_path / "best.safetensors")))
+            MetaTrainer(
+                config(tmp_path / "2", init_from=str(tmp_path / "best.safetensors"))
+            )
 
     def test_checkpoint_of_other_settings(self, tmp_path):
         MetaTrainer(config(tmp_path)).run()
@@ -316,10 +382,17 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
-        [(["--learning-rate", "1"], "learning-rate"), (["--metanet", "adam"], "metanet 'adam'")],
+        [
+            (["--learning-rate", "1"], "learning-rate"),
+            (["--metanet", "adam"], "metanet 'adam'"),
+        ],
     )
-    def test_mistakes_on_the_command_line(self, tmp_path, monkeypatch, capsys, arguments, message):
-        monkeypatch.setattr("sys.argv", ["train", "--folder", str(tmp_path / "new"), *arguments])
+    def test_mistakes_on_the_command_line(
+        self, tmp_path, monkeypatch, capsys, arguments, message
+    ):
+        monkeypatch.setattr(
+            "sys.argv", ["train", "--folder", str(tmp_path / "new"), *arguments]
+        )
         with pytest.raises(SystemExit) as caught:
             cli.main(Config, train.run, None)
         assert caught.value.code == 2
@@ -328,15 +401,23 @@ class TestErrors:
 
 
 def test_overrides_reach_the_metanet(tmp_path):
-    trainer = MetaTrainer(config(tmp_path, metanet_config={"output_scale": 0.5, "hidden": 8}))
+    trainer = MetaTrainer(
+        config(tmp_path, metanet_config={"output_scale": 0.5, "hidden": 8})
+    )
     assert isinstance(trainer.metanet, FeedForward)
     assert trainer.metanet.head.output_scale == 0.5
     assert trainer.metanet.config.hidden == (8, 8)
     wide = MetaTrainer(
-        config(tmp_path, metanet="ng-t", init_from="ff", metanet_config={"width": 16, "layers": 1})
+        config(
+            tmp_path,
+            metanet="ng-t",
+            init_from="ff",
+            metanet_config={"width": 16, "layers": 1},
+        )
     )
     assert (wide.metanet.config.width, len(wide.metanet.transformer.layers)) == (16, 1)
     with pytest.raises(
-        ValueError, match="metanet_config: expected some of hidden, output_scale.*; got 'heads'"
+        ValueError,
+        match="metanet_config: expected some of hidden, output_scale.*; got 'heads'",
     ):
         MetaTrainer(config(tmp_path, metanet_config={"heads": 2}))

@@ -33,11 +33,16 @@ def test_begins_with_the_present_numbers_and_resumes(config, tmp_path):
 def test_writes_the_best_numbers_and_every_trial(config):
     study = tune.search(config)
     path = tune.write_best(config, study)
-    lines = [json.loads(line) for line in (path.parent / "trials.json").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (path.parent / "trials.json").read_text().splitlines()
+    ]
     assert [line["trial"] for line in lines] == [0, 1, 2]
     best = max(lines, key=lambda line: line["score"])
     found = load_pretrained(path)
-    assert {name: getattr(found.base.config, name) for name in tune.space()} == best["numbers"]
+    assert {name: getattr(found.base.config, name) for name in tune.space()} == best[
+        "numbers"
+    ]
     assert found.recipe["stages"][-1]["trial"] == best["trial"]
 
 

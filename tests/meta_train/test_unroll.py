@@ -21,7 +21,9 @@ STEPS = 4
 
 def meta_gradient(task, metanet, steps=STEPS):
     rule = MetanetRule(metanet, task.graph)
-    _, losses = unroll(task, task.start(rule), rule, steps, task.hyper(), create_graph=True)
+    _, losses = unroll(
+        task, task.start(rule), rule, steps, task.hyper(), create_graph=True
+    )
     return losses, torch.autograd.grad(
         losses.sum(), list(metanet.parameters()), materialize_grads=True
     )
@@ -34,7 +36,9 @@ def test_second_order_unroll_equals_higher():
     lr = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     model = task.problem.init(3)
     inner = torch.optim.SGD(model.parameters(), lr=0.3)
-    with higher.innerloop_ctx(model, inner, override={"lr": [lr]}, copy_initial_weights=True) as (
+    with higher.innerloop_ctx(
+        model, inner, override={"lr": [lr]}, copy_initial_weights=True
+    ) as (
         fmodel,
         optimizer,
     ):
@@ -54,7 +58,9 @@ def test_second_order_unroll_equals_finite_differences(name):
     torch.manual_seed(0)
     task = Task(Regression(), seed=1)
     metanet = metanet_for(name, task.graph)
-    direction = torch.randn(sum(p.numel() for p in metanet.parameters()), dtype=torch.float64)
+    direction = torch.randn(
+        sum(p.numel() for p in metanet.parameters()), dtype=torch.float64
+    )
     direction /= direction.norm()
     _, gradient = meta_gradient(task, metanet)
     found = torch.cat([g.flatten() for g in gradient]) @ direction
@@ -88,7 +94,9 @@ def test_meta_gradients_are_finite_at_zero_gradients():
 
 def test_buffers_and_dropout():
     def layers():
-        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+        return nn.Sequential(
+            nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)
+        )
 
     torch.manual_seed(0)
     metanet = NeuralGraphGNN(GNNConfig(width=4, layers=1)).double()
@@ -98,7 +106,9 @@ def test_buffers_and_dropout():
     inner, losses = unroll(task, start, rule, 3, task.hyper())
     assert start.buffers["1.num_batches_tracked"] == 0
     assert inner.buffers["1.num_batches_tracked"] == 3
-    assert not torch.equal(inner.buffers["1.running_mean"], start.buffers["1.running_mean"])
+    assert not torch.equal(
+        inner.buffers["1.running_mean"], start.buffers["1.running_mean"]
+    )
     # the network as torch trains it, with the same dropout masks
     network = Regression(layers).init(2)
     inputs, targets = task.problem.batch(2, 0)
@@ -109,7 +119,10 @@ def test_buffers_and_dropout():
     torch.testing.assert_close(buffers["1.running_mean"], network[1].running_mean)
     again, repeated = unroll(task, task.start(rule), rule, 3, task.hyper())
     assert torch.equal(losses, repeated)
-    _, other = task.loss(start.params, start.buffers, 0), task.loss(start.params, start.buffers, 1)
+    _, other = (
+        task.loss(start.params, start.buffers, 0),
+        task.loss(start.params, start.buffers, 1),
+    )
     assert not torch.equal(other[0], losses[0])
     model = task.model_at(inner)
     assert not model.training
@@ -126,7 +139,9 @@ def test_unrolling_in_pieces_is_unrolling_at_once():
     half, first = unroll(task, task.start(rule), rule, 2, task.hyper(1.0))
     rest, second = unroll(task, half, rule, 3, task.hyper(1.0))
     assert torch.equal(losses, torch.cat([first, second]))
-    assert all(torch.equal(a, b) for a, b in zip(whole.params, rest.params, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.params, rest.params, strict=True)
+    )
     assert rest.step == 5
 
 
@@ -148,7 +163,9 @@ def test_another_seed_is_another_start():
 
 
 def test_a_scaled_task_is_the_same_network_in_other_units():
-    plain, scaled = (Task(Regression(), seed=3, scaling=scaling) for scaling in (1.0, 1e3))
+    plain, scaled = (
+        Task(Regression(), seed=3, scaling=scaling) for scaling in (1.0, 1e3)
+    )
     learned = LearnedOptimizer(metanet=RecoveredGradient())
     starts = [task.start(learned.bind(task.graph)) for task in (plain, scaled)]
     losses = [
@@ -157,13 +174,19 @@ def test_a_scaled_task_is_the_same_network_in_other_units():
     ]
     torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
     factors = [
-        (p / q).median().item() for p, q in zip(starts[0].params, starts[1].params, strict=True)
+        (p / q).median().item()
+        for p, q in zip(starts[0].params, starts[1].params, strict=True)
     ]
     assert len({round(factor, 9) for factor in factors}) == len(factors)
     assert all(1e-3 <= factor <= 1e3 for factor in factors)
     # gradients are in these units too, and so is what is evaluated
-    grads = [task.gradient(start)[1] for task, start in zip((plain, scaled), starts, strict=True)]
+    grads = [
+        task.gradient(start)[1]
+        for task, start in zip((plain, scaled), starts, strict=True)
+    ]
     for g, h, factor in zip(*grads, factors, strict=True):
         torch.testing.assert_close(h, factor * g, rtol=1e-9, atol=1e-12)
-    for a, b in zip(plain.model.parameters(), scaled.model_at(starts[1]).parameters(), strict=True):
+    for a, b in zip(
+        plain.model.parameters(), scaled.model_at(starts[1]).parameters(), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)

@@ -40,8 +40,16 @@ class MomentumRule:
         return [
             {
                 "count": torch.zeros((), dtype=torch.int64),
-                "average": torch.zeros_like(p, dtype=state_dtype(p), requires_grad=False),
-                "size": p.detach().to(state_dtype(p)).square().mean().sqrt().expand(2).clone(),
+                "average": torch.zeros_like(
+                    p, dtype=state_dtype(p), requires_grad=False
+                ),
+                "size": p.detach()
+                .to(state_dtype(p))
+                .square()
+                .mean()
+                .sqrt()
+                .expand(2)
+                .clone(),
             }
             for p in params
         ]
@@ -51,7 +59,13 @@ class MomentumRule:
             if g is None:
                 continue
             old = state[i]
-            average = old["average"].lerp(g.to(old["average"].dtype), 1 - self.config.decays[0])
-            left = 1.0 if self.total_steps is None else 1 - old["count"] / self.total_steps
+            average = old["average"].lerp(
+                g.to(old["average"].dtype), 1 - self.config.decays[0]
+            )
+            left = (
+                1.0 if self.total_steps is None else 1 - old["count"] / self.total_steps
+            )
             delta = -hyper.lr[i] * self.config.size * left * average
-            yield Change(i, delta, {**old, "count": old["count"] + 1, "average": average})
+            yield Change(
+                i, delta, {**old, "count": old["count"] + 1, "average": average}
+            )

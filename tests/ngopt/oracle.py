@@ -24,7 +24,9 @@ def cut(
     if len(slot_shape) < 2:  # a run of at most nine slots, centred
         runs = list(range(features.shape[0]))
         pieces = [runs[i : i + 9] for i in range(0, len(runs), 9)]
-        places = [[(slot, (9 - len(p)) // 2 + k) for k, slot in enumerate(p)] for p in pieces]
+        places = [
+            [(slot, (9 - len(p)) // 2 + k) for k, slot in enumerate(p)] for p in pieces
+        ]
     else:
         height, width = slot_shape
         places = []
@@ -49,10 +51,13 @@ def cut(
 
 
 def run(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph) -> GraphValues:
-    starts = [sum(g.size for g in graph.groups[:i]) for i in range(len(graph.groups) + 1)]
+    starts = [
+        sum(g.size for g in graph.groups[:i]) for i in range(len(graph.groups) + 1)
+    ]
     positions = node_positions(graph, gnn.position.weight)
     nodes = [
-        gnn.position(p[k if len(p) > 1 else 0]) + gnn.node_kinds.weight[NODE_KINDS.index(g.kind)]
+        gnn.position(p[k if len(p) > 1 else 0])
+        + gnn.node_kinds.weight[NODE_KINDS.index(g.kind)]
         for p, g in zip(positions, graph.groups, strict=True)
         for k in range(g.size)
     ]
@@ -61,7 +66,10 @@ def run(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph) -> GraphValu
         for k, row in zip(bias.index or range(len(value)), value, strict=True):
             for plane, _ in cut(row, bias.slot_shape):
                 scale, shift = gnn.node_encoder.film(bias.kind)
-                code = scale * (node_weight @ plane.flatten() + gnn.node_encoder.bias) + shift
+                code = (
+                    scale * (node_weight @ plane.flatten() + gnn.node_encoder.bias)
+                    + shift
+                )
                 nodes[starts[bias.group] + k] = nodes[starts[bias.group] + k] + code
     edges = []  # (source, target, state, where its outputs go)
     weight = gnn.edge_encoder.weight.flatten(1)
@@ -69,7 +77,9 @@ def run(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph) -> GraphValu
         for (g, i, j), source, target in ends(graph, block):
             for plane, place in cut(value[g, i, j], block.slot_shape):
                 scale, shift = gnn.edge_encoder.film(block.kind)
-                state = scale * (weight @ plane.flatten() + gnn.edge_encoder.bias) + shift
+                state = (
+                    scale * (weight @ plane.flatten() + gnn.edge_encoder.bias) + shift
+                )
                 edges.append(
                     (
                         starts[block.source] + source,
@@ -100,7 +110,9 @@ def ends(graph: NeuralGraph, block: EdgeBlock):
                 yield (g, i, j), source_of[g * sources + j], target_of[g * targets + i]
 
 
-def step(layer: PNALayer, nodes: list[Tensor], edges: list) -> tuple[list[Tensor], list]:
+def step(
+    layer: PNALayer, nodes: list[Tensor], edges: list
+) -> tuple[list[Tensor], list]:
     width = nodes[0].shape[0]
     incoming: list[list[Tensor]] = [[] for _ in nodes]
     outgoing: list[list[Tensor]] = [[] for _ in nodes]
@@ -108,15 +120,21 @@ def step(layer: PNALayer, nodes: list[Tensor], edges: list) -> tuple[list[Tensor
     for source, target, e, where in edges:
         both = layer.target(nodes[target]) + layer.source(nodes[source])
         film = layer.film(e)
-        scale_f, shift_f, scale_b, shift_b = (film[k * width : (k + 1) * width] for k in range(4))
+        scale_f, shift_f, scale_b, shift_b = (
+            film[k * width : (k + 1) * width] for k in range(4)
+        )
         incoming[target].append(scale_f * both[:width] + shift_f)
         outgoing[source].append(scale_b * both[width : 2 * width] + shift_b)
         hidden = layer.edge(e) + both[2 * width :]
-        new_edges.append((source, target, e + layer.edge_out(hidden * hidden.sigmoid()), where))
+        new_edges.append(
+            (source, target, e + layer.edge_out(hidden * hidden.sigmoid()), where)
+        )
     new_nodes = []
     for v, there, back in zip(nodes, incoming, outgoing, strict=True):
         h = layer.norm(
-            layer.update(torch.cat([v, aggregate(layer, v, there), aggregate(layer, v, back)]))
+            layer.update(
+                torch.cat([v, aggregate(layer, v, there), aggregate(layer, v, back)])
+            )
         )
         new_nodes.append(v + h * h.sigmoid())
     return new_nodes, new_edges
@@ -140,16 +158,18 @@ def decode(
     def decoded(decoder, kind, state):
         scale, shift = decoder.film(kind)
         state = scale * state + shift
-        return (decoder.weight.flatten(0, 1) @ state + decoder.bias.flatten()).reshape(9, d_out)
+        return (decoder.weight.flatten(0, 1) @ state + decoder.bias.flatten()).reshape(
+            9, d_out
+        )
 
     out = [e.new_zeros(*e.shape[:4], d_out) for e in values.edges]
     for _, _, e, where in edges:
         if where is not None:
             b, g, i, j, place = where
             for slot, position in place:
-                out[b][g, i, j, slot] = decoded(gnn.edge_decoder, graph.weights[b].kind, e)[
-                    position
-                ]
+                out[b][g, i, j, slot] = decoded(
+                    gnn.edge_decoder, graph.weights[b].kind, e
+                )[position]
     biases = [b.new_zeros(*b.shape[:2], d_out) for b in values.biases]
     for bias, value, result in zip(graph.biases, values.biases, biases, strict=True):
         for k, n in enumerate(bias.index or range(len(value))):

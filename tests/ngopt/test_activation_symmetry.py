@@ -14,7 +14,9 @@ from tasks.networks.siren import FREQUENCY, Siren
 
 
 def tanh_mlp():
-    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)
+    )
 
 
 def relu_cnn():
@@ -66,7 +68,9 @@ class Between(nn.Module):
 )
 def test_what_all_functions_of_a_neuron_allow_together(function, expected):
     graph = build_graph(Between(function), torch.randn(4, 3))
-    assert [kind for kind in symmetries(graph) if kind] == ([expected] if expected else [])
+    assert [kind for kind in symmetries(graph) if kind] == (
+        [expected] if expected else []
+    )
 
 
 def test_of_several_biases_of_a_sine_neuron_one_is_moved():
@@ -76,7 +80,9 @@ def test_of_several_biases_of_a_sine_neuron_one_is_moved():
     graph = build_graph(model, inputs)
     params = [p.detach() for p in model.parameters()]
     found, _ = canonical(graph, params, FREQUENCY)
-    torch.testing.assert_close(outputs(model, found, inputs), model(inputs), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        outputs(model, found, inputs), model(inputs), rtol=1e-9, atol=1e-11
+    )
     bias = found[1] + found[3]
     assert ((bias >= 0) & (bias <= torch.pi / 2 / FREQUENCY + 1e-12)).all()
 
@@ -106,14 +112,18 @@ def changed(graph, model, generator):
     for own, following in pairwise(names):
         n = len(values[f"{own}.weight"])
         kind = graph.groups[
-            next(g for g, group in enumerate(graph.groups) if group.name.startswith(own))
+            next(
+                g for g, group in enumerate(graph.groups) if group.name.startswith(own)
+            )
         ].activation
         signs = 2.0 * torch.randint(2, (n,), generator=generator) - 1
         inward = outward = signs.double()
         if kind in ("relu", "leaky_relu"):
             inward = torch.rand(n, generator=generator, dtype=torch.float64) + 0.5
             outward = 1 / inward
-        values[f"{own}.weight"] *= inward.view(-1, *[1] * (values[f"{own}.weight"].ndim - 1))
+        values[f"{own}.weight"] *= inward.view(
+            -1, *[1] * (values[f"{own}.weight"].ndim - 1)
+        )
         values[f"{own}.bias"] *= inward
         if kind == "sin":
             periods = torch.randint(-2, 3, (n,), generator=generator).double()
@@ -124,7 +134,9 @@ def changed(graph, model, generator):
         if isinstance(layers[following], nn.Conv2d):
             parts = outward.view(layers[following].groups, 1, -1, 1, 1)
             weight.copy_(
-                (weight.unflatten(0, (layers[following].groups, -1)) * parts).flatten(0, 1)
+                (weight.unflatten(0, (layers[following].groups, -1)) * parts).flatten(
+                    0, 1
+                )
             )
         else:
             weight *= outward.repeat_interleave(repeats)
@@ -140,7 +152,9 @@ def test_the_function_stays(case):
     model, inputs, graph, _ = case
     params = [p.detach() for p in model.parameters()]
     found, _ = canonical(graph, params, FREQUENCY)
-    torch.testing.assert_close(outputs(model, found, inputs), model(inputs), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        outputs(model, found, inputs), model(inputs), rtol=1e-9, atol=1e-11
+    )
     assert any(not torch.allclose(a, b) for a, b in zip(found, params, strict=True))
 
 
@@ -148,7 +162,9 @@ def test_networks_of_the_same_function_have_one_form(case):
     model, inputs, graph, _ = case
     params = [p.detach() for p in model.parameters()]
     other = changed(graph, model, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(outputs(model, other, inputs), model(inputs), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        outputs(model, other, inputs), model(inputs), rtol=1e-9, atol=1e-11
+    )
     for a, b in zip(
         canonical(graph, params, FREQUENCY).params,
         canonical(graph, other, FREQUENCY).params,
@@ -176,19 +192,26 @@ def test_updates_of_one_form_are_those_of_the_other_times_factors(case):
     updates = [1e-3 * torch.randn_like(p) for p in params]
     ours = outputs(model, [p + u for p, u in zip(params, updates, strict=True)], inputs)
     theirs = [p + f * u for p, f, u in zip(found, factors, updates, strict=True)]
-    torch.testing.assert_close(outputs(model, theirs, inputs), ours, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        outputs(model, theirs, inputs), ours, rtol=1e-9, atol=1e-11
+    )
 
 
 def test_stacked_networks(case):
     model, _, graph, _ = case
     generator = torch.Generator().manual_seed(3)
-    several = [[p.detach() for p in model.parameters()], changed(graph, model, generator)]
+    several = [
+        [p.detach() for p in model.parameters()],
+        changed(graph, model, generator),
+    ]
     several.append([p + 0.1 for p in several[0]])
     stacked = [torch.stack(some) for some in zip(*several, strict=True)]
     found = canonical(graph, stacked, FREQUENCY, batch_dims=1)
     for number, params in enumerate(several):
         own = canonical(graph, params, FREQUENCY)
-        for a, b in zip((*found.params, *found.factors), (*own.params, *own.factors), strict=True):
+        for a, b in zip(
+            (*found.params, *found.factors), (*own.params, *own.factors), strict=True
+        ):
             torch.testing.assert_close(a[number], b, rtol=1e-12, atol=1e-13)
 
 
@@ -197,7 +220,11 @@ def test_what_has_no_such_symmetry(what):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+            self.first, self.second, self.last = (
+                nn.Linear(4, 4),
+                nn.Linear(4, 4),
+                nn.Linear(4, 2),
+            )
             self.norm = nn.LayerNorm(4)
 
         def forward(self, x):

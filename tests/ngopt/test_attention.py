@@ -32,15 +32,21 @@ def test_nodes_equal_a_softmax_over_a_list_of_edges(name, complete):
     graph = zoo_graph(name)
     nodes = [torch.randn(group.size, WIDTH).double() for group in graph.groups]
     parts = parts_of(graph, (9, 9), nodes[0])
-    edges = [torch.randn(*own.block.shape, own.tiles, WIDTH).double() for own in parts.blocks]
-    layer = RelationalLayer(WIDTH, HEADS, complete_up_to=1000 if complete else 0).double()
+    edges = [
+        torch.randn(*own.block.shape, own.tiles, WIDTH).double() for own in parts.blocks
+    ]
+    layer = RelationalLayer(
+        WIDTH, HEADS, complete_up_to=1000 if complete else 0
+    ).double()
     network = GraphNetwork(3, 2, WIDTH, [layer], (9, 9)).double()
     states = EdgeStates(
         parts.blocks, lambda _, block, part: part.of(edges[block.number]), keep=True
     )
     found = network._round(layer, nodes, states, graph)
     expected = by_hand(layer, graph, nodes, edges, complete)
-    torch.testing.assert_close(torch.cat(found), torch.stack(expected), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        torch.cat(found), torch.stack(expected), rtol=1e-10, atol=1e-10
+    )
 
 
 def by_hand(layer, graph, nodes, edges, complete):
@@ -65,7 +71,9 @@ def by_hand(layer, graph, nodes, edges, complete):
             for other in states:
                 _, key, value = layer.everywhere(other).chunk(3)
                 seen[i].append((logits_of(query, key), value))
-    return [next_state(layer, state, own) for state, own in zip(states, seen, strict=True)]
+    return [
+        next_state(layer, state, own) for state, own in zip(states, seen, strict=True)
+    ]
 
 
 def one_edge(query, key, value, to_query, to_key, scale, shift):

@@ -75,7 +75,9 @@ def test_metanets_respect_them(name):
     assert_metanet_respects(graph, automorphisms(graph, by_type=True))
 
 
-@pytest.mark.parametrize("name", ["gpt", "head norms", "residual", "lstm", "shared", "overlapping"])
+@pytest.mark.parametrize(
+    "name", ["gpt", "head norms", "residual", "lstm", "shared", "overlapping"]
+)
 def test_elements_go_with_their_neurons(name):
     model, _ = zoo_network(name)
     graph = zoo_graph(name)
@@ -83,7 +85,8 @@ def test_elements_go_with_their_neurons(name):
     for symmetry in automorphisms(graph)[:10]:
         permuted = permute(graph, params, symmetry.permutations(graph))
         assert all(
-            torch.equal(a, b) for a, b in zip(permuted, symmetry.move(graph, params), strict=True)
+            torch.equal(a, b)
+            for a, b in zip(permuted, symmetry.move(graph, params), strict=True)
         )
 
 
@@ -93,7 +96,10 @@ def test_elements_go_with_their_neurons(name):
 def test_heads_and_groups_are_exchanged_as_wholes(name, kind):
     graph = zoo_graph(name)
     numbers = {i for i, group in enumerate(graph.groups) if group.kind == kind}
-    assert any(numbers & symmetry.permutations(graph).keys() for symmetry in automorphisms(graph))
+    assert any(
+        numbers & symmetry.permutations(graph).keys()
+        for symmetry in automorphisms(graph)
+    )
 
 
 # Numbers of symmetries
@@ -130,10 +136,13 @@ class FewKeys(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
-            layer(x).unflatten(-1, (-1, 2)).transpose(1, 2) for layer in (self.q, self.k, self.v)
+            layer(x).unflatten(-1, (-1, 2)).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
         )
         k, v = (y.repeat_interleave(2, 1) for y in (k, v))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        )
 
 
 class Cosine(nn.Module):
@@ -155,17 +164,31 @@ class Gate(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.gate, self.up, self.down = nn.Linear(2, 4), nn.Linear(2, 4), nn.Linear(4, 1)
+        self.gate, self.up, self.down = (
+            nn.Linear(2, 4),
+            nn.Linear(2, 4),
+            nn.Linear(4, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-BATCH, SEQUENCE, TOKENS = torch.randn(3, 2), torch.randn(2, 3, 3), torch.randint(3, (2, 3))
+BATCH, SEQUENCE, TOKENS = (
+    torch.randn(3, 2),
+    torch.randn(2, 3, 3),
+    torch.randint(3, (2, 3)),
+)
 IMAGES, MAPS = torch.randn(2, 1, 8, 8), torch.randn(2, 2, 6, 6)
-BATCH_NORM = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1))
-GROUP_NORM = nn.Sequential(nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, 1))
-GROUPED = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 1, 1))
+BATCH_NORM = nn.Sequential(
+    nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1)
+)
+GROUP_NORM = nn.Sequential(
+    nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, 1)
+)
+GROUPED = nn.Sequential(
+    nn.Conv2d(1, 4, 1), nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 1, 1)
+)
 SEPARABLE = nn.Sequential(
     nn.Conv2d(2, 3, 1),
     nn.Conv2d(3, 3, 3, groups=3),
@@ -174,7 +197,12 @@ SEPARABLE = nn.Sequential(
     nn.Conv2d(4, 1, 1),
 )
 FLATTENED = nn.Sequential(
-    nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4), nn.Tanh(), nn.Linear(4, 1)
+    nn.Conv2d(2, 3, 3),
+    nn.ReLU(),
+    nn.Flatten(),
+    nn.Linear(48, 4),
+    nn.Tanh(),
+    nn.Linear(4, 1),
 )
 HEADS = nn.Sequential(nn.Linear(3, 4), Attention(4, 2, fused=False))
 SHARED_KEYS = nn.Sequential(nn.Linear(3, 2), FewKeys())
@@ -228,7 +256,11 @@ COUNTS = {
     # cells that read, cells that write
     "cells": (Cells(), torch.randn(2, 3, 3), 24 * 120),
     # in two layers and both directions
-    "deep lstm": (Recurrent(nn.LSTM, num_layers=2, bidirectional=True), SEQUENCE, 24**4),
+    "deep lstm": (
+        Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
+        SEQUENCE,
+        24**4,
+    ),
     # cells, and what they are projected to
     "projected lstm": (Recurrent(nn.LSTM, proj_size=2), SEQUENCE, 24 * 2),
     # queries with keys, and values, in each head; the table fixes the stream, slopes the heads

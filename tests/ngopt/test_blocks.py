@@ -20,7 +20,10 @@ def one_block(sources, targets, shape, slot_shape=(), constant=False):
     """All edges as a block, whose nodes may repeat."""
     full = (*shape, *slot_shape)
     view = None if constant else View(0, full, contiguous_strides(full), OFFSET)
-    sources, targets = 1 + torch.tensor(sources), 1 + torch.tensor(targets)  # 0 is no neuron
+    sources, targets = (
+        1 + torch.tensor(sources),
+        1 + torch.tensor(targets),
+    )  # 0 is no neuron
     return Block(view, sources, targets, shape, slot_shape, "weight", ())
 
 
@@ -33,7 +36,9 @@ def found_blocks(sources, targets, shape, slot_shape=(), constant=False):
         1 + torch.tensor(sources).reshape(g, 1, s),
         1 + torch.tensor(targets).reshape(g, t, 1),
     )
-    edges = Edges(None if constant else Elements(0, layout), sources, targets, "weight", ())
+    edges = Edges(
+        None if constant else Elements(0, layout), sources, targets, "weight", ()
+    )
     return list(blocks_of(edges, nodes_of_one_group()))
 
 
@@ -56,18 +61,46 @@ def edges_of(block):
         return ends
     numbers = torch.arange(1000.0)[None, :, None]
     elements = block.view.read(numbers).reshape(len(ends), -1).tolist()
-    return [(*end, element) for end, row in zip(ends, elements, strict=True) for element in row]
+    return [
+        (*end, element)
+        for end, row in zip(ends, elements, strict=True)
+        for element in row
+    ]
 
 
 # sources, targets, shape, slot shape; the shapes and slot shapes of the blocks that these become
 BLOCKS = {
     "no repeats": ([0, 1, 2], [3, 4], (1, 2, 3), (2, 2), [((1, 2, 3), (2, 2))]),
     "rows one by one": ([0, 1], [3, 3, 3, 4, 4, 4], (1, 6, 2), (), [((1, 2, 2), (3,))]),
-    "rows in turn": ([0, 1], [3, 4, 3, 4, 3, 4], (1, 6, 2), (5,), [((1, 2, 2), (3, 5))]),
+    "rows in turn": (
+        [0, 1],
+        [3, 4, 3, 4, 3, 4],
+        (1, 6, 2),
+        (5,),
+        [((1, 2, 2), (3, 5))],
+    ),
     "rows and columns": ([0, 1, 0, 1], [3, 3], (1, 2, 4), (), [((1, 1, 2), (2, 2))]),
-    "groups": ([0, 1, 2, 0, 1, 2], [3, 4, 5, 3, 4, 5], (6, 1, 1), (), [((3, 1, 1), (2,))]),
-    "whole groups": ([0, 1, 2, 3] * 2, [4, 5] * 2, (4, 1, 2), (2,), [((2, 1, 2), (2, 2))]),
-    "one to several": ([0, 1, 0, 1], [3, 4, 5, 6], (4, 1, 1), (2,), [((2, 2, 1), (2,))]),
+    "groups": (
+        [0, 1, 2, 0, 1, 2],
+        [3, 4, 5, 3, 4, 5],
+        (6, 1, 1),
+        (),
+        [((3, 1, 1), (2,))],
+    ),
+    "whole groups": (
+        [0, 1, 2, 3] * 2,
+        [4, 5] * 2,
+        (4, 1, 2),
+        (2,),
+        [((2, 1, 2), (2, 2))],
+    ),
+    "one to several": (
+        [0, 1, 0, 1],
+        [3, 4, 5, 6],
+        (4, 1, 1),
+        (2,),
+        [((2, 2, 1), (2,))],
+    ),
     "several to one": ([0, 1, 2, 3], [4, 4, 5, 5], (4, 1, 1), (), [((2, 1, 2), ())]),
     "irregular rows": (
         [0, 1],
@@ -92,10 +125,15 @@ def test_edges_keep_their_ends_and_elements(name):
     sources, targets, shape, slot_shape, expected = BLOCKS[name]
     block = one_block(sources, targets, shape, slot_shape)
     found = found_blocks(sources, targets, shape, slot_shape)
-    assert Counter(edge for piece in found for edge in edges_of(piece)) == Counter(edges_of(block))
+    assert Counter(edge for piece in found for edge in edges_of(piece)) == Counter(
+        edges_of(block)
+    )
     for piece in found:
         assert piece.view.shape == (*piece.shape, *piece.slot_shape)
-        assert all(nodes.unique().numel() == len(nodes) for nodes in (piece.sources, piece.targets))
+        assert all(
+            nodes.unique().numel() == len(nodes)
+            for nodes in (piece.sources, piece.targets)
+        )
     assert [(piece.shape, piece.slot_shape) for piece in found] == expected
 
 
@@ -107,7 +145,10 @@ def test_edges_of_value_1_stay_once(name):
         set(edges_of(block))
     )
     for piece in found:
-        assert all(nodes.unique().numel() == len(nodes) for nodes in (piece.sources, piece.targets))
+        assert all(
+            nodes.unique().numel() == len(nodes)
+            for nodes in (piece.sources, piece.targets)
+        )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +178,9 @@ def test_elements_of_a_bias_keep_their_nodes(nodes, pieces):
         for element in row.tolist()
     }
     assert placed == {
-        (node, element) for k, node in enumerate(nodes) for element in (float(k), float(k + n))
+        (node, element)
+        for k, node in enumerate(nodes)
+        for element in (float(k), float(k + n))
     }
 
 

@@ -45,7 +45,11 @@ class Halting(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.again, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.first, self.again, self.last = (
+            nn.Linear(3, 4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 2),
+        )
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x, *, scale=1.0):
@@ -71,7 +75,9 @@ def test_control_flow_that_depends_on_values(capfd):
 def test_bad_examples_and_lazy_modules():
     with pytest.raises(ValueError, match="Linear does not run on the example input"):
         build_graph(nn.Linear(3, 2), torch.zeros(2, 5))
-    with pytest.raises(ValueError, match=r"'1.weight' of a lazy module has no shape yet"):
+    with pytest.raises(
+        ValueError, match=r"'1.weight' of a lazy module has no shape yet"
+    ):
         build_graph(nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2)))
     with pytest.raises(ValueError, match="example_input goes with a module"):
         build_graph(nn.Linear(3, 2).parameters(), torch.zeros(2, 3))
@@ -86,8 +92,12 @@ def test_bad_examples_and_lazy_modules():
 
 
 def test_lazy_buffers():
-    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
-    with pytest.raises(ValueError, match=r"'1.running_mean' of a lazy module has no shape yet"):
+    lazy = nn.Sequential(
+        nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2)
+    )
+    with pytest.raises(
+        ValueError, match=r"'1.running_mean' of a lazy module has no shape yet"
+    ):
         build_graph(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d(affine=False)))
     graph = build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)})
     assert isinstance(lazy[1].running_mean, nn.parameter.UninitializedBuffer)
@@ -99,7 +109,9 @@ def test_lazy_buffers():
 
 def test_a_large_example_is_cut_down():
     model, example = zoo_network("residual")
-    assert build_graph(model, example.repeat(2000, 1, 1, 1)) == build_graph(model, example)
+    assert build_graph(model, example.repeat(2000, 1, 1, 1)) == build_graph(
+        model, example
+    )
 
 
 def test_regions_are_followed_whether_exported_or_recorded():

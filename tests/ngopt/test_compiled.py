@@ -29,7 +29,9 @@ class Pair:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(7, 12), nn.Tanh(), nn.Linear(12, 3))
         self.models = model, copy.deepcopy(model)
-        self.compiled, self.eager = (NGOptimizer(m.parameters(), **settings) for m in self.models)
+        self.compiled, self.eager = (
+            NGOptimizer(m.parameters(), **settings) for m in self.models
+        )
         self.graphs = []
         self._seeds = itertools.count()
 
@@ -47,7 +49,9 @@ class Pair:
             seed = next(self._seeds)
             for model in self.models:
                 model.zero_grad()
-                inputs = torch.randn(6, 7, generator=torch.Generator().manual_seed(seed))
+                inputs = torch.randn(
+                    6, 7, generator=torch.Generator().manual_seed(seed)
+                )
                 F.cross_entropy(model(inputs), torch.arange(6) % 3).backward()
             self.step()
             self.eager.step()
@@ -89,7 +93,8 @@ def test_a_compiled_step_has_no_break(weights):
 def test_a_scheduler_is_followed(weights):
     pair = Pair(weights=weights)
     schedulers = [
-        torch.optim.lr_scheduler.ExponentialLR(o, 0.8) for o in (pair.compiled, pair.eager)
+        torch.optim.lr_scheduler.ExponentialLR(o, 0.8)
+        for o in (pair.compiled, pair.eager)
     ]
     pair.compile()
     counts = []

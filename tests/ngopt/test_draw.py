@@ -50,7 +50,8 @@ def words(figure):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "start"), [(".png", b"\x89PNG\r\n\x1a\n"), (".svg", b"<?xml"), (".PNG", b"\x89PNG")]
+    ("suffix", "start"),
+    [(".png", b"\x89PNG\r\n\x1a\n"), (".svg", b"<?xml"), (".PNG", b"\x89PNG")],
 )
 def test_the_suffix_decides_the_format(tmp_path, suffix, start):
     backend = matplotlib.get_backend()
@@ -61,7 +62,8 @@ def test_the_suffix_decides_the_format(tmp_path, suffix, start):
     assert len(content) > 5000
     assert matplotlib.get_backend() == backend
     assert (
-        "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+        "matplotlib.pyplot" not in sys.modules
+        or not sys.modules["matplotlib.pyplot"].get_fignums()
     )
 
 
@@ -76,7 +78,9 @@ def test_another_suffix_is_an_error(tmp_path, name):
 
 def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"draw needs matplotlib; .*pip install 'ngopt\[graph\]'"):
+    with pytest.raises(
+        ImportError, match=r"draw needs matplotlib; .*pip install 'ngopt\[graph\]'"
+    ):
         draw(build_graph(mlp(3, 4, 2)), tmp_path / "net.png")
 
 
@@ -99,7 +103,8 @@ def test_every_block_is_an_arrow(graphs, name):
     )
     for wire in layout.wires:
         assert all(
-            (graph.blocks[b].source, graph.blocks[b].target) == wire[:2] for b in wire.blocks
+            (graph.blocks[b].source, graph.blocks[b].target) == wire[:2]
+            for b in wire.blocks
         )
     assert arrows(graph_figure(graph)).keys() == {
         f"{w.source}>{w.target} {w.style}" for w in layout.wires
@@ -135,7 +140,10 @@ def test_wires_in_lanes_cross_no_box(graphs, name):
                         min(x0, x1) < x + BOX_WIDTH / 2 - 1e-6
                         and max(x0, x1) > x - BOX_WIDTH / 2 + 1e-6
                     )
-                    inside_y = min(y0, y1) < y + BOX_HEIGHT / 2 and max(y0, y1) > y - BOX_HEIGHT / 2
+                    inside_y = (
+                        min(y0, y1) < y + BOX_HEIGHT / 2
+                        and max(y0, y1) > y - BOX_HEIGHT / 2
+                    )
                     assert not (inside_x and inside_y)
 
 
@@ -157,7 +165,9 @@ def test_lines_of_different_sources_do_not_run_into_each_other(layers):
     layout = arrange(build_graph(Skips(layers), torch.randn(2, 3)))
     taken = {}
     for wire, pieces in zip(layout.wires, layout.pieces, strict=True):
-        for (x0, y0), (x1, y1) in (line for points in pieces for line in pairwise(points)):
+        for (x0, y0), (x1, y1) in (
+            line for points in pieces for line in pairwise(points)
+        ):
             if y0 == y1:
                 taken.setdefault(y0, []).append((min(x0, x1), max(x0, x1), wire.source))
     assert any(len(lines) > 1 for lines in taken.values())
@@ -171,18 +181,26 @@ def test_of_parallel_paths_the_one_with_a_long_edge_is_above():
     class Shortcut(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stem, self.first, self.second, self.third = (nn.Linear(4, 4) for _ in range(4))
-            self.short, self.norm, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+            self.stem, self.first, self.second, self.third = (
+                nn.Linear(4, 4) for _ in range(4)
+            )
+            self.short, self.norm, self.last = (
+                nn.Linear(4, 4),
+                nn.BatchNorm1d(4),
+                nn.Linear(4, 2),
+            )
 
         def forward(self, x):
             x = self.stem(x).relu()
             return self.last(
-                self.third(self.second(self.first(x).relu()).relu()) + self.norm(self.short(x))
+                self.third(self.second(self.first(x).relu()).relu())
+                + self.norm(self.short(x))
             )
 
     graph = build_graph(Shortcut(), torch.randn(2, 4))
     height = {
-        group.name: y for group, (_, y) in zip(graph.groups, arrange(graph).centers, strict=True)
+        group.name: y
+        for group, (_, y) in zip(graph.groups, arrange(graph).centers, strict=True)
     }
     assert height["short"] > height["first"]
 
@@ -208,20 +226,27 @@ def test_thickness_follows_the_norm():
     values[0] += 1.0
     values[2] += 0.5
     widths = {
-        gid: lines[0].get_linewidth() for gid, lines in arrows(graph_figure(graph, values)).items()
+        gid: lines[0].get_linewidth()
+        for gid, lines in arrows(graph_figure(graph, values)).items()
     }
     assert widths.keys() == {"0>1 weight", "1>2 weight"}
     least = graph_figure(graph, [torch.zeros_like(v) for v in values])
     thin = arrows(least)["0>1 weight"][0].get_linewidth()
-    assert widths["1>2 weight"] - thin == pytest.approx((widths["0>1 weight"] - thin) / 2)
+    assert widths["1>2 weight"] - thin == pytest.approx(
+        (widths["0>1 weight"] - thin) / 2
+    )
     doubled = arrows(graph_figure(graph, [*values[:2], 4 * values[2], values[3]]))
     assert doubled["1>2 weight"][0].get_linewidth() == widths["0>1 weight"]
     assert doubled["0>1 weight"][0].get_linewidth() == widths["1>2 weight"]
 
 
 def test_without_values_thickness_follows_the_number_of_elements():
-    found = arrows(graph_figure(build_graph(mlp(2, 50, 100, 2))))  # 100, 5000 and 200 weights
-    first, second, third = (found[f"{i}>{i + 1} weight"][0].get_linewidth() for i in range(3))
+    found = arrows(
+        graph_figure(build_graph(mlp(2, 50, 100, 2)))
+    )  # 100, 5000 and 200 weights
+    first, second, third = (
+        found[f"{i}>{i + 1} weight"][0].get_linewidth() for i in range(3)
+    )
     least, most = THICKNESS
     assert second == most
     assert (first - least) / (most - least) == pytest.approx(log(101) / log(5001))
@@ -247,7 +272,9 @@ def test_boxes_tell_size_activation_and_biases(graphs):
         "bias",
     } <= set(found)
     assert f"4 → 6 · 3{TIMES}3" in found
-    boxes = {p.get_gid(): p for p in figure.axes[0].patches if isinstance(p, FancyBboxPatch)}
+    boxes = {
+        p.get_gid(): p for p in figure.axes[0].patches if isinstance(p, FancyBboxPatch)
+    }
     colours = {
         graphs["residual"].groups[int(gid.split()[1])].kind: p.get_facecolor()
         for gid, p in boxes.items()
@@ -258,12 +285,18 @@ def test_boxes_tell_size_activation_and_biases(graphs):
 
 def test_the_legend_explains_what_occurs(graphs):
     def entries(graph):
-        return {text.get_text() for text in graph_figure(graph).axes[0].get_legend().get_texts()}
+        return {
+            text.get_text()
+            for text in graph_figure(graph).axes[0].get_legend().get_texts()
+        }
 
     assert "sum (residual)" not in entries(graphs["lstm"])
-    assert {"sum (residual)", "weights, neuron to neuron", "products", "neurons"} <= entries(
-        graphs["residual"]
-    )
+    assert {
+        "sum (residual)",
+        "weights, neuron to neuron",
+        "products",
+        "neurons",
+    } <= entries(graphs["residual"])
     assert {"tokens", "heads"} <= entries(graphs["gpt"])
 
 
@@ -271,11 +304,17 @@ def test_pieces_of_a_norm_are_one_box():
     class Concatenated(nn.Module):
         def __init__(self):
             super().__init__()
-            self.one, self.two, self.norm = nn.Linear(3, 4), nn.Linear(3, 5), nn.BatchNorm1d(9)
+            self.one, self.two, self.norm = (
+                nn.Linear(3, 4),
+                nn.Linear(3, 5),
+                nn.BatchNorm1d(9),
+            )
             self.last = nn.Linear(9, 2)
 
         def forward(self, x):
-            return self.last(self.norm(torch.cat([self.one(x), self.two(x)], dim=1)).relu())
+            return self.last(
+                self.norm(torch.cat([self.one(x), self.two(x)], dim=1)).relu()
+            )
 
     graph = build_graph(Concatenated(), torch.randn(2, 3))
     drawn = condense(graph)
@@ -293,9 +332,9 @@ def test_pieces_of_a_norm_are_one_box():
 def test_graphs_without_edges_are_drawn(shapes, tmp_path):
     graph = build_graph([torch.zeros(shape) for shape in shapes])
     draw(graph, tmp_path / "net.svg", [torch.zeros(shape) for shape in shapes])
-    assert len(re.findall('id="group [0-9]+"', (tmp_path / "net.svg").read_text())) == len(
-        graph.groups
-    )
+    assert len(
+        re.findall('id="group [0-9]+"', (tmp_path / "net.svg").read_text())
+    ) == len(graph.groups)
 
 
 @pytest.mark.parametrize("name", ["gpt", "encoder layer", "residual", "grouped", "cnn"])
@@ -304,7 +343,9 @@ def test_words_fit_and_do_not_overlap(graphs, name):
         graphs[name] if name in graphs else build_graph(paper_cnn(1, (16, 32, 32)))
     )
     FigureCanvasAgg(figure).draw()
-    extents = [(text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts]
+    extents = [
+        (text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts
+    ]
     for i, (label, extent) in enumerate(extents):
         assert (
             extent.x0 >= 0

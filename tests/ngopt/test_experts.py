@@ -19,7 +19,9 @@ class Experts(nn.Module):
     def __init__(self):
         super().__init__()
         self.gate = nn.Linear(WIDTH, EXPERTS, bias=False)
-        layers = [(nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)) for _ in range(EXPERTS)]
+        layers = [
+            (nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)) for _ in range(EXPERTS)
+        ]
         self.experts = nn.ModuleList(nn.Sequential(a, nn.GELU(), b) for a, b in layers)
 
     def forward(self, x):
@@ -109,5 +111,11 @@ def test_stacked_experts_are_matrices_of_their_own(implementation):
     stacks = "model.layers.0.mlp.experts."
     both = roles[f"{stacks}gate_up_proj"]
     down = roles[f"{stacks}down_proj"]
-    assert (both.role, [block.view.shape for block in both.blocks]) == ("matrix", [(6, 12, 8)])
-    assert (down.role, [block.view.shape for block in down.blocks]) == ("matrix", [(3, 8, 12)])
+    assert (both.role, [block.view.shape for block in both.blocks]) == (
+        "matrix",
+        [(6, 12, 8)],
+    )
+    assert (down.role, [block.view.shape for block in down.blocks]) == (
+        "matrix",
+        [(3, 8, 12)],
+    )

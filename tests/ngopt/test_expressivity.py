@@ -47,7 +47,9 @@ def simulator():
         encoder.film.scales.fill_(1)
         encoder.weight[feature, 0, 0] = 1
     for k, layer in enumerate(found.layers):
-        layer.film.weight[k, 0] = 1  # the message there is the weight times feature k of the source
+        layer.film.weight[k, 0] = (
+            1  # the message there is the weight times feature k of the source
+        )
         layer.source.weight[k, k] = 1
         # pre-activation: the sum of messages, whose means follow the node's own features,
         # and the bias
@@ -65,7 +67,9 @@ def test_a_graph_network_computes_the_forward_pass_of_the_network_that_it_sees()
     model, found = network(), simulator()
     inputs = torch.randn(5, SIZE, dtype=torch.float64)
     graph = build_graph(model, inputs)
-    params = [p.unsqueeze(-1).expand(len(inputs), *p.shape, 1) for p in model.parameters()]
+    params = [
+        p.unsqueeze(-1).expand(len(inputs), *p.shape, 1) for p in model.parameters()
+    ]
     source = WholeValues(graph.gather(params, batch_dims=1), torch.Size([len(inputs)]))
     first = torch.zeros(len(inputs), SIZE, WIDTH, dtype=torch.float64)
     first[..., 0] = inputs
@@ -73,4 +77,6 @@ def test_a_graph_network_computes_the_forward_pass_of_the_network_that_it_sees()
     states, _ = found.states(source, parts_of(graph, (1, 1), first), [first, *others])
     hidden = model[1](model[0](inputs))
     torch.testing.assert_close(states[1][..., 1], hidden, rtol=0, atol=1e-6)
-    torch.testing.assert_close(states[-1][..., ROUNDS] - AWAY, model(inputs), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        states[-1][..., ROUNDS] - AWAY, model(inputs), rtol=0, atol=1e-6
+    )

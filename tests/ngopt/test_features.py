@@ -11,20 +11,24 @@ def test_momenta_in_closed_form():
     for g in gradients:
         momenta = update_momenta(momenta, g)
     for decay, m in zip(DECAYS, momenta, strict=True):
-        expected = sum((1 - decay) * decay ** (6 - t) * g for t, g in enumerate(gradients))
+        expected = sum(
+            (1 - decay) * decay ** (6 - t) * g for t, g in enumerate(gradients)
+        )
         torch.testing.assert_close(m, expected)
 
 
 def test_preprocessing_by_hand():
     x = torch.tensor(
-        [[1.0, -exp(-3.0)], [exp(-10.0), 0.0], [-0.5 * exp(-10.0), exp(2.0)]], dtype=torch.float64
+        [[1.0, -exp(-3.0)], [exp(-10.0), 0.0], [-0.5 * exp(-10.0), exp(2.0)]],
+        dtype=torch.float64,
     )
     expected = torch.tensor(
         [[0, -0.3, 1, -1], [-1, -1, 1, 0], [-1, 0.2, -0.5, 1]], dtype=torch.float64
     )
     torch.testing.assert_close(preprocess(x.unbind(-1)), expected)
     assert (
-        preprocess([torch.tensor([2.0])], cutoff=5)[0, 0].item() == torch.tensor(log(2) / 5).item()
+        preprocess([torch.tensor([2.0])], cutoff=5)[0, 0].item()
+        == torch.tensor(log(2) / 5).item()
     )
 
 

@@ -17,7 +17,9 @@ def inputs(seed=0):
         (GROUPS, TARGETS, 1, 1, BATCH, WIDTH),
         (GROUPS, 1, SOURCES, 1, BATCH, WIDTH),
     ]
-    some = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    some = [
+        torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes
+    ]
     return [x.requires_grad_() for x in some]
 
 
@@ -35,7 +37,8 @@ def by_steps(scale, shift, target, source, axes):
 def weighted(found):
     """One number that depends on all statistics."""
     return sum(
-        (k + 1) * (x * torch.arange(x.numel()).view_as(x).cos()).sum() for k, x in enumerate(found)
+        (k + 1) * (x * torch.arange(x.numel()).view_as(x).cos()).sum()
+        for k, x in enumerate(found)
     )
 
 
@@ -76,7 +79,9 @@ def test_mapped_over_a_stack_they_are_those_of_each():
     stack = [torch.stack(pair) for pair in zip(inputs(1), inputs(2), strict=True)]
 
     def gradient(*tensors):
-        return torch.func.grad(lambda *x: weighted(FiLMStatistics.apply(*x, TO_TARGETS)))(*tensors)
+        return torch.func.grad(
+            lambda *x: weighted(FiLMStatistics.apply(*x, TO_TARGETS))
+        )(*tensors)
 
     mapped = torch.vmap(gradient)(*(x.detach() for x in stack))
     for k, seed in enumerate((1, 2)):

@@ -23,7 +23,12 @@ class ChannelsLast(nn.Module):
 
 def channels_first():
     return nn.Sequential(
-        nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2)
+        nn.Conv2d(2, 3, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12, 4),
+        nn.ReLU(),
+        nn.Linear(4, 2),
     )
 
 
@@ -42,7 +47,8 @@ def test_parameters_keep_their_places(graph, view):
     assert all(b.slot_shape == () or len(b.slot_shape) == 2 for b in other.weights)
     values = [torch.randn(s.shape) for s in other.parameters]
     assert all(
-        torch.equal(a, b) for a, b in zip(values, other.scatter(other.gather(values)), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(values, other.scatter(other.gather(values)), strict=True)
     )
     assert other.parameters == graph.parameters
 
@@ -50,21 +56,28 @@ def test_parameters_keep_their_places(graph, view):
 def columns(graph, name):
     """Flat element of the first row of a weight -> the node that it comes from,
     by group and place."""
-    numbers = graph.gather([torch.arange(s.numel).reshape(s.shape) for s in graph.parameters])
+    numbers = graph.gather(
+        [torch.arange(s.numel).reshape(s.shape) for s in graph.parameters]
+    )
     for block, edges in zip(graph.weights, numbers.edges, strict=True):
         if graph.parameters[block.view.parameter].name == name:
             places = block.source_index or range(graph.groups[block.source].size)
-            return {int(e): p for e, p in zip(edges[0, 0, :, 0], places, strict=True)}, block.source
+            return {
+                int(e): p for e, p in zip(edges[0, 0, :, 0], places, strict=True)
+            }, block.source
     raise AssertionError(name)
 
 
 @pytest.mark.parametrize(
-    ("network", "name"), [("channels first", "3.weight"), ("channels last", "fc.weight")]
+    ("network", "name"),
+    [("channels first", "3.weight"), ("channels last", "fc.weight")],
 )
 def test_every_column_comes_from_its_channel_and_position(network, name):
     graph = build_graph(NETWORKS[network](), torch.randn(2, 2, 3, 3))
     channel_of = (
-        [c for c in range(3) for _ in range(4)] if network == "channels first" else [0, 1, 2] * 4
+        [c for c in range(3) for _ in range(4)]
+        if network == "channels first"
+        else [0, 1, 2] * 4
     )
 
     virtual = with_virtual_layer(graph)
@@ -99,7 +112,10 @@ def test_metanets_run_on_them(graph, view):
         [torch.randn(*s.shape, 14, dtype=torch.float64) for s in other.parameters]
     )
     with torch.no_grad():
-        found, expected = metanet.gnn(values, other), oracle.run(metanet.gnn, values, other)
+        found, expected = (
+            metanet.gnn(values, other),
+            oracle.run(metanet.gnn, values, other),
+        )
     for f, e in zip(
         (*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True
     ):
@@ -110,4 +126,6 @@ def test_without_a_flatten_nothing_changes():
     graph = build_graph(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
     assert with_virtual_layer(graph) == graph
     assert with_repeated_nodes(graph) == graph
-    assert_equivariant(NeuralGraphGNN(GNNConfig(width=4)).double(), with_virtual_layer(graph))
+    assert_equivariant(
+        NeuralGraphGNN(GNNConfig(width=4)).double(), with_virtual_layer(graph)
+    )

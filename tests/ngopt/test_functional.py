@@ -31,7 +31,9 @@ def test_lr_and_weight_decay_by_hand(case):
     rule = MetanetRule(metanet, graph)
     state = rule.init(params)
     plain, _ = update_all(rule, grads, state, params, constant(graph))
-    found, _ = update_all(rule, grads, state, params, constant(graph, lr=0.3, weight_decay=5.0))
+    found, _ = update_all(
+        rule, grads, state, params, constant(graph, lr=0.3, weight_decay=5.0)
+    )
     for p, u, d in zip(params, plain, found, strict=True):
         torch.testing.assert_close(p + d, p * (1 - 0.3 * 1e-3 * 5.0) + 0.3 * u)
 
@@ -51,7 +53,9 @@ def test_absent_parameters_stand_still_and_are_not_seen(case):
     assert all(torch.equal(after[2][key], value) for key, value in state[2].items())
     other = [p + 1 if i == 2 else p for i, p in enumerate(params)]
     unseen, _ = update_all(rule, partial, state, other, constant(graph))
-    assert all(torch.equal(a, b) for a, b in zip(deltas, unseen, strict=True) if a is not None)
+    assert all(
+        torch.equal(a, b) for a, b in zip(deltas, unseen, strict=True) if a is not None
+    )
 
 
 @torch.no_grad()
@@ -72,7 +76,9 @@ def test_keys_and_shapes_are_known_without_memory(case):
     rule = MetanetRule(FeedForward(), graph)
     found = rule.init([torch.empty(p.shape, device="meta") for p in params])
     for record, like in zip(found, rule.init(params), strict=True):
-        assert {k: v.shape for k, v in record.items()} == {k: v.shape for k, v in like.items()}
+        assert {k: v.shape for k, v in record.items()} == {
+            k: v.shape for k, v in like.items()
+        }
         assert all(record[key].is_meta for key in MOMENTA)
 
 
@@ -100,7 +106,10 @@ def test_stacked_optimizees_under_vmap(name, case):
     graph, params, grads = case
     metanet = metanet_for(name, graph)
     rule = MetanetRule(metanet, graph)
-    stack = [torch.stack([p, 2 * p]) for p in params], [torch.stack([g, -g]) for g in grads]
+    stack = (
+        [torch.stack([p, 2 * p]) for p in params],
+        [torch.stack([g, -g]) for g in grads],
+    )
 
     def first_step(params, grads):
         return update_all(rule, grads, rule.init(params), params, constant(graph))[0]

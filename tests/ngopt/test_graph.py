@@ -28,7 +28,11 @@ def test_hand_written_graph():
         (2, 5, 2, 0), (3, 5, 2, 1), (4, 5, 2, 2),
     ]  # fmt: skip
     found = zip(
-        edges.sources, edges.targets, edges.parameter[:, 0], edges.element[:, 0], strict=True
+        edges.sources,
+        edges.targets,
+        edges.parameter[:, 0],
+        edges.element[:, 0],
+        strict=True,
     )
     assert [tuple(int(x) for x in edge) for edge in found] == expected
     assert edges.block.tolist() == [0] * 6 + [1] * 3
@@ -38,7 +42,8 @@ def test_hand_written_graph():
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.int64]
+    "dtype",
+    [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.int64],
 )
 @pytest.mark.parametrize("features", [(), (3,), (2, 2)])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
@@ -52,18 +57,24 @@ def test_gather_scatter_identity(dtype, features, batch):
     ]
     values = [v if dtype.is_complex else v.real.to(dtype) for v in values]
     back = graph.scatter(graph.gather(values, len(batch)), len(batch))
-    assert all(b.dtype == dtype and torch.equal(a, b) for a, b in zip(values, back, strict=True))
+    assert all(
+        b.dtype == dtype and torch.equal(a, b)
+        for a, b in zip(values, back, strict=True)
+    )
     flat = graph.flatten(values, len(batch))
     assert flat.shape == (*batch, graph.numel, *features)
     assert all(
-        torch.equal(a, b) for a, b in zip(values, graph.unflatten(flat, len(batch)), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(values, graph.unflatten(flat, len(batch)), strict=True)
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16, torch.float64])
 def test_pairs_of_a_complex_parameter_without_complex_numbers_stay_pairs(dtype):
     graph = build_graph([torch.randn(3, 2, dtype=torch.complex64)])
-    (found,) = graph.scatter(graph.gather([torch.arange(12).reshape(3, 2, 2).to(dtype)]))
+    (found,) = graph.scatter(
+        graph.gather([torch.arange(12).reshape(3, 2, 2).to(dtype)])
+    )
     expected = torch.arange(12).reshape(3, 2, 2).to(dtype)
     assert torch.equal(
         found, torch.view_as_complex(expected) if dtype == torch.float64 else expected
@@ -77,10 +88,15 @@ def uses_of(graph, features=2):
         [torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters]
     )
     values = GraphValues(
-        *(tuple(torch.randn(*e.shape, features).double() for e in part) for part in places)
+        *(
+            tuple(torch.randn(*e.shape, features).double() for e in part)
+            for part in places
+        )
     )
     views = [place.view for place in (*graph.biases, *graph.weights)]
-    flat = zip((*places.biases, *places.edges), (*values.biases, *values.edges), strict=True)
+    flat = zip(
+        (*places.biases, *places.edges), (*values.biases, *values.edges), strict=True
+    )
     uses = [
         (view.parameter, e.flatten(), v.reshape(-1, features))
         for view, (e, v) in zip(views, flat, strict=True)
@@ -92,23 +108,32 @@ def test_uses_that_overlap_are_averaged_element_by_element():
     graph = zoo_graph("overlapping")
     uses, values = uses_of(graph)
     count = 0
-    for i, (spec, found) in enumerate(zip(graph.parameters, graph.scatter(values), strict=True)):
+    for i, (spec, found) in enumerate(
+        zip(graph.parameters, graph.scatter(values), strict=True)
+    ):
         for element in range(spec.numel):
             rows = [v[e == element] for parameter, e, v in uses if parameter == i]
             several = torch.cat(rows)
             count += len(several) > 1
-            torch.testing.assert_close(found.reshape(spec.numel, 2)[element], several.mean(0))
+            torch.testing.assert_close(
+                found.reshape(spec.numel, 2)[element], several.mean(0)
+            )
     # of the weight (5, 6) the columns before 4 and the corner behind (3, 3), which meet in one;
     # of the bias, two
     assert count == 5 * 4 + 2 * 3 - 2 + 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64, torch.int64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.bfloat16, torch.complex64, torch.int64]
+)
 def test_equal_values_of_uses_that_overlap_give_themselves(dtype):
     graph = zoo_graph("overlapping")
     values = [(1000 * torch.randn(2, *s.shape, 3)).to(dtype) for s in graph.parameters]
     back = graph.scatter(graph.gather(values, 1), 1)
-    assert all(b.dtype == dtype and torch.equal(a, b) for a, b in zip(values, back, strict=True))
+    assert all(
+        b.dtype == dtype and torch.equal(a, b)
+        for a, b in zip(values, back, strict=True)
+    )
 
 
 def test_means_of_uses_that_overlap_have_derivatives():
@@ -125,7 +150,9 @@ def test_means_of_uses_that_overlap_have_derivatives():
     expected = means(*tangents)  # it is linear
     for e, f in zip(expected, torch.func.jvp(means, flat, tangents)[1], strict=True):
         torch.testing.assert_close(e, f)
-    for e, f in zip(expected, torch.func.vmap(means)(*(t[None] for t in tangents)), strict=True):
+    for e, f in zip(
+        expected, torch.func.vmap(means)(*(t[None] for t in tangents)), strict=True
+    ):
         torch.testing.assert_close(e, f[0])
 
 
@@ -138,10 +165,14 @@ def test_every_element_has_one_place():
     ]
     numbers += [
         (int(p), int(e))
-        for p, e in zip(edges.node_parameter.flatten(), edges.node_element.flatten(), strict=True)
+        for p, e in zip(
+            edges.node_parameter.flatten(), edges.node_element.flatten(), strict=True
+        )
     ]
     placed = sorted(n for n in numbers if n[0] >= 0)
-    assert placed == [(i, e) for i, s in enumerate(graph.parameters) for e in range(s.numel)]
+    assert placed == [
+        (i, e) for i, s in enumerate(graph.parameters) for e in range(s.numel)
+    ]
 
 
 def topology(graph):
@@ -183,7 +214,11 @@ def run_graph(graph, values, model, inputs):
         if isinstance(module, nn.Linear | nn.Conv2d):
             block, edges = next(blocks)
             assert block.source == last
-            last, bias, weight = block.target, biases.get(block.target), edges.squeeze(0)
+            last, bias, weight = (
+                block.target,
+                biases.get(block.target),
+                edges.squeeze(0),
+            )
             if isinstance(module, nn.Linear):
                 states = F.linear(states, weight.flatten(1), bias)
             else:
@@ -215,7 +250,9 @@ def test_running_the_graph_is_running_the_network(model, shape):
     generator = torch.Generator().manual_seed(0)
     hidden = permute(graph, params, random_permutations(graph, generator))
     torch.testing.assert_close(run(hidden), expected, rtol=0, atol=1e-12)
-    output = permute(graph, params, random_permutations(graph, generator, roles=("output",)))
+    output = permute(
+        graph, params, random_permutations(graph, generator, roles=("output",))
+    )
     assert (run(output) - expected).abs().max() > 1e-3
 
 
@@ -225,17 +262,25 @@ def test_a_sequential_network_is_read_as_it_is_traced(kind):
     is_softmax = kind in (nn.Softmax, nn.Softmin, nn.LogSoftmax)
     arguments = {nn.Threshold: (0.1, 20.0), nn.ZeroPad2d: (0,)}
     module = kind(*arguments.get(kind, (1,) * (is_pool or is_softmax)))
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), module, nn.Tanh(), nn.Flatten(), nn.Linear(4, 2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), module, nn.Tanh(), nn.Flatten(), nn.Linear(4, 2)
+    )
     read = sequential_graph(model)
     traced = build_graph(model, torch.randn(2, 3, 1, 1))
     assert topology(read) == topology(traced)
     assert [g.activation for g in read.groups] == [g.activation for g in traced.groups]
-    assert [g.activation for g in read.groups] == [None, ACTIVATIONS.get(kind, "tanh"), None]
+    assert [g.activation for g in read.groups] == [
+        None,
+        ACTIVATIONS.get(kind, "tanh"),
+        None,
+    ]
     assert [g.symmetry for g in read.groups] == [g.symmetry for g in traced.groups]
 
 
 def test_activations_of_inputs_and_outputs():
-    model = nn.Sequential(nn.Dropout(), nn.Tanh(), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(-1))
+    model = nn.Sequential(
+        nn.Dropout(), nn.Tanh(), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(-1)
+    )
     for graph in (sequential_graph(model), build_graph(model, torch.randn(2, 4))):
         assert [group.activation for group in graph.groups] == ["tanh", "softmax"]
 
@@ -269,7 +314,8 @@ def test_parameters_that_do_not_fit_are_components():
     graph = build_graph([torch.zeros(s) for s in shapes])
     values = [torch.randn(s) for s in shapes]
     assert all(
-        torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
     )
     connected = [
         (b.view.parameter, before.view.parameter)
@@ -283,7 +329,10 @@ def test_parameters_that_do_not_fit_are_components():
 
 def test_sequential_networks_with_shared_or_other_layers_are_traced():
     shared, norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
-    for model in (nn.Sequential(shared, nn.ReLU(), shared), nn.Sequential(nn.Linear(4, 4), norm)):
+    for model in (
+        nn.Sequential(shared, nn.ReLU(), shared),
+        nn.Sequential(nn.Linear(4, 4), norm),
+    ):
         assert sequential_graph(model) is None
         assert build_graph(model) == build_graph(model, torch.randn(2, 4))
 
@@ -305,4 +354,6 @@ def test_errors_name_the_offender():
     with pytest.raises(ValueError, match="4 parameters; got 1"):
         graph.gather([torch.zeros(3, 2)])
     with pytest.raises(ValueError, match=r"'0.bias': expected shape \(3,\)"):
-        graph.gather([torch.zeros(3, 2), torch.zeros(4), torch.zeros(1, 3), torch.zeros(1)])
+        graph.gather(
+            [torch.zeros(3, 2), torch.zeros(4), torch.zeros(1, 3), torch.zeros(1)]
+        )

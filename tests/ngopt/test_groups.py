@@ -10,7 +10,15 @@ from torch import nn
 
 from ngopt import NGOptimizer, build_graph
 from tests.networks import mlp
-from tests.ngopt.training import MOMENTUM_KEYS, WEIGHTS, batch, network, same, snapshot, train
+from tests.ngopt.training import (
+    MOMENTUM_KEYS,
+    WEIGHTS,
+    batch,
+    network,
+    same,
+    snapshot,
+    train,
+)
 
 
 def test_arguments(metanet):
@@ -24,12 +32,18 @@ def test_arguments(metanet):
     with pytest.raises(ValueError, match="total_steps.*got 0"):
         NGOptimizer(model.parameters(), total_steps=0, weights=metanet)
     with pytest.raises(ValueError, match="got both"):
-        NGOptimizer(model.parameters(), model=model, graph=build_graph(model), weights=metanet)
+        NGOptimizer(
+            model.parameters(), model=model, graph=build_graph(model), weights=metanet
+        )
     for dtype in (torch.int8, "bfloat16", float):
-        with pytest.raises(ValueError, match="compute_dtype: expected a floating point dtype"):
+        with pytest.raises(
+            ValueError, match="compute_dtype: expected a floating point dtype"
+        ):
             NGOptimizer(model.parameters(), weights=metanet, compute_dtype=dtype)
     for steps in (float("inf"), float("nan"), -1, "9", torch.tensor(9)):
-        with pytest.raises(ValueError, match="total_steps: expected a number > 0 or None"):
+        with pytest.raises(
+            ValueError, match="total_steps: expected a number > 0 or None"
+        ):
             NGOptimizer(model.parameters(), total_steps=steps, weights=metanet)
     for decay in (float("inf"), -0.1, None, torch.tensor(0.1)):
         with pytest.raises(ValueError, match="weight_decay: expected a number >= 0"):
@@ -37,7 +51,9 @@ def test_arguments(metanet):
     for maximize in (None, 1, "yes"):
         with pytest.raises(ValueError, match="maximize: expected True or False"):
             NGOptimizer(model.parameters(), maximize=maximize, weights=metanet)
-    with pytest.raises(ValueError, match="parameter group: expected 'params'; got \\['lr'\\]"):
+    with pytest.raises(
+        ValueError, match="parameter group: expected 'params'; got \\['lr'\\]"
+    ):
         NGOptimizer([{"lr": 1.0}], weights=metanet)
 
 
@@ -61,7 +77,9 @@ def test_groups_have_their_own_lr(metanet):
         opt = NGOptimizer(groups, weights=metanet)
         before = snapshot(model)
         train(model, opt, range(1))
-        steps[lr] = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
+        steps[lr] = [
+            p.detach() - b for p, b in zip(model.parameters(), before, strict=True)
+        ]
     for i, (a, b) in enumerate(zip(steps[1.0], steps[0.25], strict=True)):
         torch.testing.assert_close(b, a if i < 2 else 0.25 * a, rtol=1e-3, atol=1e-6)
 
@@ -69,7 +87,9 @@ def test_groups_have_their_own_lr(metanet):
 def test_schedulers_scale_the_update(metanet):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 0.0 if step else 1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        opt, lambda step: 0.0 if step else 1.0
+    )
     train(model, opt, range(1))
     scheduler.step()
     before = snapshot(model)
@@ -82,11 +102,15 @@ def test_add_param_group_extends_the_graph_and_keeps_state(metanet):
     opt = NGOptimizer(body.parameters(), weights=metanet)
     body(torch.randn(2, 4)).sum().backward()
     opt.step()
-    kept = {p: {k: v.clone() for k, v in opt.state[p].items()} for p in body.parameters()}
+    kept = {
+        p: {k: v.clone() for k, v in opt.state[p].items()} for p in body.parameters()
+    }
     opt.add_param_group({"params": head.parameters(), "lr": 0.5})
     whole = build_graph([*body.parameters(), *head.parameters()])
     assert opt.graph.blocks == whole.blocks
-    assert all(torch.equal(opt.state[p][k], v) for p, s in kept.items() for k, v in s.items())
+    assert all(
+        torch.equal(opt.state[p][k], v) for p, s in kept.items() for k, v in s.items()
+    )
     before = snapshot(head)
     head(body(torch.randn(2, 4))).sum().backward()
     opt.step()
@@ -125,7 +149,9 @@ def test_maximize_is_the_negated_loss(weights):
 def test_settings_of_other_optimizers_are_refused(metanet, name):
     model = network()
     groups = [{"params": model.parameters(), name: 0.9}]
-    with pytest.raises(ValueError, match=f"expected lr, weight_decay, maximize; got '{name}'"):
+    with pytest.raises(
+        ValueError, match=f"expected lr, weight_decay, maximize; got '{name}'"
+    ):
         NGOptimizer(groups, weights=metanet)
 
 
@@ -133,7 +159,9 @@ def test_what_is_one_for_all_groups(metanet):
     params = list(network().parameters())
     for key, value in (("weights", "ff"), ("total_steps", 10)):
         groups = [{"params": params[:2]}, {"params": params[2:], key: value}]
-        with pytest.raises(ValueError, match=f"'{key}' is one for all groups.*got {value}"):
+        with pytest.raises(
+            ValueError, match=f"'{key}' is one for all groups.*got {value}"
+        ):
             NGOptimizer(groups, weights=metanet)
     opt = NGOptimizer(params[:2], weights=metanet, total_steps=5)
     again = {**opt.param_groups[0], "params": params[2:], "initial_lr": 1.0}
@@ -141,7 +169,9 @@ def test_what_is_one_for_all_groups(metanet):
     assert len(opt.param_groups) == 2
 
 
-@pytest.mark.parametrize("lr", [inf, nan, -1.0, "1", None, torch.tensor(-1.0), torch.ones(2)])
+@pytest.mark.parametrize(
+    "lr", [inf, nan, -1.0, "1", None, torch.tensor(-1.0), torch.ones(2)]
+)
 def test_learning_rates_out_of_range(metanet, lr):
     model = network()
     with pytest.raises(ValueError, match="NGOptimizer: lr: expected"):
@@ -169,7 +199,9 @@ def test_learning_rates_as_tensors(metanet):
 
 
 def test_betas_by_position(metanet):
-    with pytest.raises(ValueError, match=r"weight_decay: expected a number >= 0; got \(0.9"):
+    with pytest.raises(
+        ValueError, match=r"weight_decay: expected a number >= 0; got \(0.9"
+    ):
         NGOptimizer(network().parameters(), 1.0, (0.9, 0.999), weights=metanet)
 
 
@@ -220,7 +252,9 @@ def test_parameters_appended_and_removed_in_a_group(weights):
     assert len(opt.graph.parameters) == 9
     named = NGOptimizer(model.named_parameters(), weights=weights)
     named.param_groups[0]["params"].append(extra)
-    with pytest.raises(ValueError, match=r"param_groups\[0\]: expected a name.* 10 .*got 9"):
+    with pytest.raises(
+        ValueError, match=r"param_groups\[0\]: expected a name.* 10 .*got 9"
+    ):
         named.step()
 
 
@@ -232,7 +266,9 @@ def test_a_parameter_that_grows_in_place(weights, key):
     opt.step()
     p.data = torch.ones(5, 2)
     p.grad = torch.ones(5, 2)
-    with pytest.raises(ValueError, match=rf"'{key}' of .*expected shape \(5, 2\); got \(3"):
+    with pytest.raises(
+        ValueError, match=rf"'{key}' of .*expected shape \(5, 2\); got \(3"
+    ):
         opt.step()
     del opt.state[p]
     opt.step()
@@ -252,7 +288,9 @@ def test_a_parameter_that_is_appended_twice(metanet):
     train(model, opt, range(1))
     opt.param_groups[0]["params"].append(model[0].weight)
     before = snapshot(model)
-    with pytest.raises(ValueError, match="'parameter 9': expected once.*as 'parameter 0'"):
+    with pytest.raises(
+        ValueError, match="'parameter 9': expected once.*as 'parameter 0'"
+    ):
         train(model, opt, range(1))
     assert same(model, before)
 
@@ -263,7 +301,9 @@ def test_horizons_that_differ_later_are_refused(metanet):
     opt.param_groups[1]["total_steps"] = 7
     for p in params:
         p.grad = torch.ones_like(p)
-    with pytest.raises(ValueError, match="'total_steps' is one for all groups, None; got 7"):
+    with pytest.raises(
+        ValueError, match="'total_steps' is one for all groups, None; got 7"
+    ):
         opt.step()
     assert not opt.state
     opt.param_groups[0]["total_steps"] = 7

@@ -17,7 +17,8 @@ def topology(graph):
         return graph.groups[i].size, graph.groups[i].role, behind.get(i)
 
     blocks = {
-        (b.view, b.shape, b.slot_shape, group(b.source), group(b.target)) for b in graph.weights
+        (b.view, b.shape, b.slot_shape, group(b.source), group(b.target))
+        for b in graph.weights
     }
     return blocks, {(b.view, group(b.group)) for b in graph.biases}
 
@@ -94,8 +95,12 @@ def wrong_edges(inferred, traced):
     for block in inferred.weights:
         for before in into.get(block.source, []):
             after = block.view.parameter
-            if not any(s in reachable(t) for _, t in ends[before] for s, _ in ends[after]):
-                found.append((inferred.parameters[before].name, inferred.parameters[after].name))
+            if not any(
+                s in reachable(t) for _, t in ends[before] for s, _ in ends[after]
+            ):
+                found.append(
+                    (inferred.parameters[before].name, inferred.parameters[after].name)
+                )
     return found
 
 
@@ -105,7 +110,9 @@ def big(name):
         model = models.VisionTransformer(32, 8, 2, 4, 24, 48)
     else:
         model = (
-            models.resnet18(weights=None) if name == "resnet18" else models.resnet50(weights=None)
+            models.resnet18(weights=None)
+            if name == "resnet18"
+            else models.resnet50(weights=None)
         )
     return model, torch.randn(2, 3, 32, 32)
 
@@ -144,7 +151,10 @@ def test_large_networks_hang_together_in_stages():
     the stem's input."""
     model, _ = big("resnet18")
     graph = build_graph(model.named_parameters())
-    sources, targets = {b.source for b in graph.blocks}, {b.target for b in graph.blocks}
+    sources, targets = (
+        {b.source for b in graph.blocks},
+        {b.target for b in graph.blocks},
+    )
     joined = [b for b in graph.weights if b.source in targets or b.target in sources]
     assert len(joined) == len(graph.weights)
     assert len(graph.weights) == 41

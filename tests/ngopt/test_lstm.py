@@ -26,7 +26,9 @@ def test_a_step_is_that_of_torch():
     theirs.bias_hh.zero_()
     inputs, state = torch.randn(5, 3), (torch.randn(5, 4), torch.randn(5, 4))
     for before in (None, state):
-        for ours, other in zip(cell(inputs, before), theirs(inputs, before), strict=True):
+        for ours, other in zip(
+            cell(inputs, before), theirs(inputs, before), strict=True
+        ):
             torch.testing.assert_close(ours, other)
 
 
@@ -38,7 +40,9 @@ def test_layers_hear_of_those_before_them():
     changed = features.clone()
     changed[12 + 4 + 2] += 1.0  # of the second layer's weight
     before, after = (said(metanet, graph, x) for x in (features, changed))
-    moved = [(a - b).abs().max().item() > 1e-9 for a, b in zip(before, after, strict=True)]
+    moved = [
+        (a - b).abs().max().item() > 1e-9 for a, b in zip(before, after, strict=True)
+    ]
     assert moved == [False, False, True, True, True, True]
     for weight, bias in zip(before[::2], before[1::2], strict=True):
         # all of a layer hear the same

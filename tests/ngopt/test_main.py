@@ -94,9 +94,18 @@ def test_models_are_instances_classes_functions_and_inside_of_others():
         ([HERE], f"expected a model as module:name; got '{HERE}'"),
         ([f"{HERE}:"], "expected a model as module:name; got "),
         ([f"{HERE}:nothing"], f"module '{HERE}' has no 'nothing'"),
-        ([f"{HERE}:number"], "expected a torch.nn.Module or a function that makes one; got int"),
-        ([f"{HERE}:text"], "expected a torch.nn.Module or a function that makes one; got str"),
-        ([f"{HERE}:broken"], "fails without arguments: RuntimeError: no weights anywhere"),
+        (
+            [f"{HERE}:number"],
+            "expected a torch.nn.Module or a function that makes one; got int",
+        ),
+        (
+            [f"{HERE}:text"],
+            "expected a torch.nn.Module or a function that makes one; got str",
+        ),
+        (
+            [f"{HERE}:broken"],
+            "fails without arguments: RuntimeError: no weights anywhere",
+        ),
         ([f"{HERE}:needs"], "fails without arguments: TypeError"),
         (
             [f"{HERE}:net", "--draw", "net.pdf"],
@@ -111,7 +120,10 @@ def test_models_are_instances_classes_functions_and_inside_of_others():
             [f"{HERE}:net", "--example-shape", "a"],
             "argument --example-shape: invalid int value: 'a'",
         ),
-        ([f"{HERE}:net", "--dtype", "bool"], "argument --dtype: invalid choice: 'bool'"),
+        (
+            [f"{HERE}:net", "--dtype", "bool"],
+            "argument --dtype: invalid choice: 'bool'",
+        ),
         ([f"{HERE}:net", "--wide"], "unrecognized arguments: --wide"),
     ],
 )

@@ -108,7 +108,8 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     graph = build_graph(cnn()) if name == "cnn" else zoo_graph(name)
     if metanet == "nfn" and chain_of(graph) is None:
         with pytest.raises(
-            ValueError, match=r"nfn: expected a plain chain of layers; got a graph with \d+ weights"
+            ValueError,
+            match=r"nfn: expected a plain chain of layers; got a graph with \d+ weights",
         ):
             MetanetRule(NeuralFunctional().double(), graph)
         return
@@ -143,7 +144,9 @@ def steps(rule, params, grads, in_place=False):
     state, all_deltas = rule.init(params), []
     for some in grads:
         deltas: list = [torch.zeros_like(p) for p in params]
-        for i, delta, record, rows in rule.update(some, state, params, hyper(rule.graph), in_place):
+        for i, delta, record, rows in rule.update(
+            some, state, params, hyper(rule.graph), in_place
+        ):
             deltas[i][... if rows is None else rows] = delta
             state[i] = record
         all_deltas.append(deltas)
@@ -154,8 +157,12 @@ def steps(rule, params, grads, in_place=False):
 @pytest.mark.parametrize("metanet", ["ff", "lstm", "ng-gnn", "ng-t"])
 def test_parameters_without_elements_change_nothing_for_others(metanet):
     """A layer may have no neurons, as an adapter of rank 0."""
-    params = [nn.Parameter(torch.ones(shape)) for shape in ((4, 3), (0, 4), (0,), (2, 4))]
-    opt = NGOptimizer(params, weights=metanet_for(metanet, build_graph(nn.Linear(3, 4))))
+    params = [
+        nn.Parameter(torch.ones(shape)) for shape in ((4, 3), (0, 4), (0,), (2, 4))
+    ]
+    opt = NGOptimizer(
+        params, weights=metanet_for(metanet, build_graph(nn.Linear(3, 4)))
+    )
     before = [p.clone() for p in params]
     for _ in range(2):
         for p in params:
@@ -175,8 +182,12 @@ class TestCooldown:
         with torch.no_grad():
             for p in model.parameters():
                 p.fill_(0.3)
-        learned = replace(load_pretrained("ff"), **{"cooldown": None, **changes.pop("learned", {})})
-        opt = NGOptimizer(model.parameters(), weight_decay=2.0, weights=learned, **changes)
+        learned = replace(
+            load_pretrained("ff"), **{"cooldown": None, **changes.pop("learned", {})}
+        )
+        opt = NGOptimizer(
+            model.parameters(), weight_decay=2.0, weights=learned, **changes
+        )
         if scheduler:
             scheduler(opt)
         moved = []
@@ -248,7 +259,9 @@ class TestGraphEvery:
         with torch.no_grad():
             expected = steps(MetanetRule(self.metanet(2), graph), params, grads)
             monkeypatch.setattr(metanet_rule, "FEW", 0)
-            found = steps(MetanetRule(self.metanet(2), graph), params, grads, in_place=True)
+            found = steps(
+                MetanetRule(self.metanet(2), graph), params, grads, in_place=True
+            )
         for one, other in zip(found, expected, strict=True):
             for a, b in zip(one, other, strict=True):
                 # rounding to bfloat16 may go either way

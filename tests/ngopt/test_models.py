@@ -25,12 +25,16 @@ def network() -> GraphNetwork:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: mlp(2, 3, 1), cnn, lambda: mlp(4, 3)], ids=["2-3-1", "cnn", "one layer"]
+    "make",
+    [lambda: mlp(2, 3, 1), cnn, lambda: mlp(4, 3)],
+    ids=["2-3-1", "cnn", "one layer"],
 )
 def test_blocks_equal_an_edge_list_loop(make):
     graph = build_graph(make())
     gnn = network()
-    values = graph.gather([torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters])
+    values = graph.gather(
+        [torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters]
+    )
     with torch.no_grad():
         found, expected = gnn(values, graph), oracle.run(gnn, values, graph)
     for f, e in zip(
@@ -43,7 +47,9 @@ def test_components_without_edges_and_isolated_biases():
     shapes = [(3,), (), (4, 2), (7,)]
     graph = build_graph([torch.zeros(s) for s in shapes])
     gnn = network()
-    values = graph.gather([torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters])
+    values = graph.gather(
+        [torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters]
+    )
     with torch.no_grad():
         found, expected = gnn(values, graph), oracle.run(gnn, values, graph)
     for f, e in zip(
@@ -65,7 +71,9 @@ def test_ties_do_not_break_equivariance():
     """Neurons with the same messages have std 0, where a root without epsilon has no derivative."""
     graph = build_graph(mlp(3, 4, 2))
     metanet = NeuralGraphGNN().double()
-    features = torch.zeros(graph.numel, NUM_FEATURES, dtype=torch.float64, requires_grad=True)
+    features = torch.zeros(
+        graph.numel, NUM_FEATURES, dtype=torch.float64, requires_grad=True
+    )
     (gradient,) = torch.autograd.grad(metanet(features, graph).sum(), features)
     assert gradient.isfinite().all()
 
@@ -80,7 +88,10 @@ def test_a_gradient_moves_the_updates_of_other_layers():
     for name in METANETS:
         metanet, moves = metanet_for(name, graph), name != "ff"
         before, after = (updates(metanet, graph, params, [g]) for g in (grads, changed))
-        moved = [(b - a).abs().max().item() > 1e-12 for b, a in zip(before, after, strict=True)]
+        moved = [
+            (b - a).abs().max().item() > 1e-12
+            for b, a in zip(before, after, strict=True)
+        ]
         assert moved[0]
         assert moved[1:3] == [moves, moves]  # its bias and the next layer
 
@@ -103,7 +114,9 @@ def test_stacked_graphs_equal_a_loop(name):
     features = torch.randn(2, 3, graph.numel, NUM_FEATURES, dtype=torch.float64)
     with torch.no_grad():
         stacked = metanet(features, graph)
-        loop = torch.stack([torch.stack([metanet(f, graph) for f in row]) for row in features])
+        loop = torch.stack(
+            [torch.stack([metanet(f, graph) for f in row]) for row in features]
+        )
         mapped = torch.vmap(torch.vmap(lambda f: metanet(f, graph)))(features)
     torch.testing.assert_close(stacked, loop, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(mapped, loop, rtol=1e-12, atol=1e-14)
@@ -111,7 +124,20 @@ def test_stacked_graphs_equal_a_loop(name):
 
 @pytest.mark.parametrize(
     "shape",
-    [(), (1,), (4,), (9,), (49,), (3, 3), (1, 3), (2, 2), (5, 5), (7, 4), (3, 3, 3), (2, 5, 4)],
+    [
+        (),
+        (1,),
+        (4,),
+        (9,),
+        (49,),
+        (3, 3),
+        (1, 3),
+        (2, 2),
+        (5, 5),
+        (7, 4),
+        (3, 3, 3),
+        (2, 5, 4),
+    ],
 )
 def test_tiles_hold_every_slot_once(shape):
     tiles = kernel_tiles(shape, (3, 3))
@@ -128,12 +154,26 @@ def test_small_kernels_lie_in_the_centre():
     assert kernel_tiles((1, 1), (3, 3))[0].positions == (4,)
     assert kernel_tiles((3,), (3, 3))[0].positions == (3, 4, 5)
     assert kernel_tiles((1, 3), (3, 3))[0].positions == (3, 4, 5)
-    assert kernel_tiles((3, 3), (5, 5))[0].positions == (6, 7, 8, 11, 12, 13, 16, 17, 18)
+    assert kernel_tiles((3, 3), (5, 5))[0].positions == (
+        6,
+        7,
+        8,
+        11,
+        12,
+        13,
+        16,
+        17,
+        18,
+    )
 
 
 def test_config_reaches_the_network():
-    metanet = NeuralGraphGNN(GNNConfig(width=8, layers=3, d_out=2, kernel=(1, 1), hidden=(4,)))
+    metanet = NeuralGraphGNN(
+        GNNConfig(width=8, layers=3, d_out=2, kernel=(1, 1), hidden=(4,))
+    )
     assert len(metanet.gnn.layers) == 3
     assert metanet.head.layers[0].in_features == NUM_FEATURES + 2
     graph = build_graph(cnn())
-    assert metanet(torch.randn(graph.numel, NUM_FEATURES), graph).shape == (graph.numel,)
+    assert metanet(torch.randn(graph.numel, NUM_FEATURES), graph).shape == (
+        graph.numel,
+    )

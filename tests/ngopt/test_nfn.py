@@ -6,7 +6,14 @@ from torch import Tensor, nn
 
 from ngopt import NGOptimizer, build_graph
 from ngopt.models.edge_states import EdgeStates
-from ngopt.models.nfn import Channels, NeuralFunctional, NFNConfig, NPLayer, chain_of, pooled
+from ngopt.models.nfn import (
+    Channels,
+    NeuralFunctional,
+    NFNConfig,
+    NPLayer,
+    chain_of,
+    pooled,
+)
 from ngopt.models.parts import parts_of
 from ngopt.models.sources import FlatFeatures
 from tests.equivariance import permute, random_permutations, random_values, updates
@@ -27,7 +34,9 @@ def test_inputs_and_outputs_may_be_permuted_too(make):
     order = random_permutations(graph, generator, roles=("input", "hidden", "output"))
     params, grads = random_values(graph, generator), random_values(graph, generator)
     expected = permute(graph, updates(metanet, graph, params, [grads]), order)
-    found = updates(metanet, graph, permute(graph, params, order), [permute(graph, grads, order)])
+    found = updates(
+        metanet, graph, permute(graph, params, order), [permute(graph, grads, order)]
+    )
     for e, f in zip(expected, found, strict=True):
         torch.testing.assert_close(f, e, rtol=0, atol=1e-12)
 
@@ -73,7 +82,9 @@ def orbits_of_pairs(graph, sizes):
     elements = []
     for number, (rows, columns) in enumerate(zip(sizes[1:], sizes, strict=False)):
         elements += [
-            (2 * number, (number + 1, i), (number, j)) for i in range(rows) for j in range(columns)
+            (2 * number, (number + 1, i), (number, j))
+            for i in range(rows)
+            for j in range(columns)
         ]
         elements += [(2 * number + 1, (number + 1, i)) for i in range(rows)]
     kinds = set()
@@ -101,7 +112,9 @@ def test_other_networks_are_refused_before_anything_changes(model, message):
     with pytest.raises(ValueError, match=message):
         opt.step()
     assert not opt.state
-    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True)
+    )
 
 
 def test_chains():
@@ -120,16 +133,26 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
     graph, sizes = build_graph(mlp(3, 4, 2)), (3, 4, 2)
     shapes = zip(sizes[1:], sizes, d_in.weights, strict=False)
     first, second = (torch.randn(1, t, s, d, dtype=torch.float64) for t, s, d in shapes)
-    nodes = [torch.randn(n, d, dtype=torch.float64) for n, d in zip(sizes, d_in.nodes, strict=True)]
+    nodes = [
+        torch.randn(n, d, dtype=torch.float64)
+        for n, d in zip(sizes, d_in.nodes, strict=True)
+    ]
     whole = torch.randn(2, dtype=torch.float64)
     order = parts_of(graph, (1, 1), whole).weights
-    weights = EdgeStates(order, lambda _, block, part: (first, second)[block.number], keep=True)
+    weights = EdgeStates(
+        order, lambda _, block, part: (first, second)[block.number], keep=True
+    )
     found_nodes, found_whole = layer(weights, order, nodes, whole, is_last=True)
 
     def over(x, *axes):
         return x.mean(axes) if pool == "mean" else x.amax(axes)
 
-    totals = [over(first[0], 0, 1), over(second[0], 0, 1), *(over(v, 0) for v in nodes), whole]
+    totals = [
+        over(first[0], 0, 1),
+        over(second[0], 0, 1),
+        *(over(v, 0) for v in nodes),
+        whole,
+    ]
     everything = torch.cat(totals)
 
     def close(found, linear, pieces, other):
@@ -143,8 +166,14 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
         rows = [over(first[0, j], 0), nodes[1][j], over(second[0, :, j], 0)]
         close(found_nodes[1][j], layer.bias_rows[0], rows, layer.bias_whole[0])
         for k in range(3):
-            columns = layer.columns[0](torch.cat([over(first[0, :, k], 0), nodes[0][k]]))
-            found = weights.of(order[0], 0)[0, j, k] - columns - layer.elements[0](first[0, j, k])
+            columns = layer.columns[0](
+                torch.cat([over(first[0, :, k], 0), nodes[0][k]])
+            )
+            found = (
+                weights.of(order[0], 0)[0, j, k]
+                - columns
+                - layer.elements[0](first[0, j, k])
+            )
             close(found, layer.rows[0], rows, layer.whole[0])
     for j in range(2):
         rows = [over(second[0, j], 0), nodes[2][j]]
@@ -152,7 +181,11 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
         for k in range(4):
             pieces = [over(second[0, :, k], 0), over(first[0, k], 0), nodes[1][k]]
             columns = layer.columns[1](torch.cat(pieces))
-            found = weights.of(order[1], 0)[0, j, k] - columns - layer.elements[1](second[0, j, k])
+            found = (
+                weights.of(order[1], 0)[0, j, k]
+                - columns
+                - layer.elements[1](second[0, j, k])
+            )
             close(found, layer.rows[1], rows, layer.whole[1])
     torch.testing.assert_close(found_whole, layer.to_whole(everything))
 
@@ -166,7 +199,9 @@ def test_what_stands_for_a_weight_does_not_depend_on_the_parts_it_is_in(pool):
     expected = [reduced(values.squeeze((0, 3)), axis) for axis in (1, 0)]
     for limit in (None, 6):
         (block,) = parts_of(graph, (1, 1), values, limit).weights
-        weights = EdgeStates([block], lambda _, __, part: part.of(values).squeeze(-2), keep=True)
+        weights = EdgeStates(
+            [block], lambda _, __, part: part.of(values).squeeze(-2), keep=True
+        )
         for found, own in zip(pooled(weights, block, pool), expected, strict=True):
             torch.testing.assert_close(found, own)
     assert len(block.parts) > 4

@@ -30,14 +30,21 @@ def test_step_is_the_functional_update(metanet, dtype):
         F.cross_entropy(model(inputs).float(), labels).backward()
         grads = [p.grad.clone() for p in model.parameters()]
         with torch.no_grad():
-            deltas, state = update_all(rule, grads, state, params, Hyper([0.5] * 9, [2.0] * 9))
+            deltas, state = update_all(
+                rule, grads, state, params, Hyper([0.5] * 9, [2.0] * 9)
+            )
             for p, d in zip(params, deltas, strict=True):
                 p += d
         opt.step()
-        eps = 100 * torch.finfo(dtype).eps  # what is written in place is computed in other products
+        eps = (
+            100 * torch.finfo(dtype).eps
+        )  # what is written in place is computed in other products
         for p, expected in zip(model.parameters(), params, strict=True):
             torch.testing.assert_close(p, expected, rtol=eps, atol=eps)
-    assert opt.state[next(model.parameters())]["exp_avg_0"].dtype == state[0]["exp_avg_0"].dtype
+    assert (
+        opt.state[next(model.parameters())]["exp_avg_0"].dtype
+        == state[0]["exp_avg_0"].dtype
+    )
 
 
 def test_model_graph_and_parameters_give_the_same_training(metanet):
@@ -45,11 +52,15 @@ def test_model_graph_and_parameters_give_the_same_training(metanet):
     for how in ("parameters", "named", "model", "graph"):
         model = network()
         source = model.named_parameters() if how == "named" else model.parameters()
-        extra = {"model": {"model": model}, "graph": {"graph": build_graph(model)}}.get(how, {})
+        extra = {"model": {"model": model}, "graph": {"graph": build_graph(model)}}.get(
+            how, {}
+        )
         train(model, NGOptimizer(source, weights=metanet, **extra), range(3))
         results.append(snapshot(model))
     assert all(
-        torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True)
+        torch.equal(a, b)
+        for other in results[1:]
+        for a, b in zip(results[0], other, strict=True)
     )
 
 
@@ -57,7 +68,11 @@ def test_named_parameters_are_found_in_a_graph_by_name(metanet):
     expected, model = network(), network()
     train(expected, NGOptimizer(expected.parameters(), weights=metanet), range(2))
     backwards = list(model.named_parameters())[::-1]
-    train(model, NGOptimizer(backwards, graph=build_graph(model), weights=metanet), range(2))
+    train(
+        model,
+        NGOptimizer(backwards, graph=build_graph(model), weights=metanet),
+        range(2),
+    )
     assert same(model, snapshot(expected))
 
 
@@ -76,7 +91,9 @@ def test_a_metanet_may_compute_in_bfloat16(weights, few, monkeypatch):
         q.grad = p.grad.clone()
     exact.step()
     rounded.step()
-    for p, q, before in zip(*(model.parameters() for model in models), start, strict=True):
+    for p, q, before in zip(
+        *(model.parameters() for model in models), start, strict=True
+    ):
         assert 0 < (p - q).norm() < 0.05 * (p - before).norm()
         for key in ("exp_avg_0", "exp_avg_4"):
             assert torch.equal(exact.state[p][key], rounded.state[q][key])
@@ -146,7 +163,10 @@ def test_a_base_rule_by_hand_and_resumed():
     opt.step()
     resumed.step()
     copied.step()
-    assert p.tolist() == [-0.5625, -2.0]  # m = 3/4, three quarters of the horizon are left
+    assert p.tolist() == [
+        -0.5625,
+        -2.0,
+    ]  # m = 3/4, three quarters of the horizon are left
     for other in (resumed, copied):
         q = other.param_groups[0]["params"][0]
         assert torch.equal(q, p)
@@ -167,7 +187,9 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
 
             def watched(grads, state, params, hyper, in_place):
                 for item in update(grads, state, params, hyper, in_place):
-                    seen.append([int(opt.state[p]["count"]) for p in model.parameters()])
+                    seen.append(
+                        [int(opt.state[p]["count"]) for p in model.parameters()]
+                    )
                     yield item
 
             rule.update = watched
@@ -195,7 +217,9 @@ def test_copies_go_on_alike(metanet, duplicate):
     assert same(twin, snapshot(model))
 
 
-def test_bfloat16_parameters_move_by_less_than_they_resolve_through_float32_state(metanet):
+def test_bfloat16_parameters_move_by_less_than_they_resolve_through_float32_state(
+    metanet,
+):
     model = network(torch.bfloat16)
     opt = NGOptimizer(model.parameters(), weights=metanet)
     train(model, opt, range(1), torch.bfloat16)
@@ -216,7 +240,8 @@ def test_one_nan_gradient_element_spoils_one_parameter_element(metanet):
 
 def test_scalar_and_odd_parameters_train(metanet):
     params = [
-        nn.Parameter(torch.randn(s)) for s in [(), (3,), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1,)]
+        nn.Parameter(torch.randn(s))
+        for s in [(), (3,), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1,)]
     ]
     before = [p.detach().clone() for p in params]
     opt = NGOptimizer(params, weights=metanet)
@@ -228,8 +253,12 @@ def test_scalar_and_odd_parameters_train(metanet):
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
     torch.manual_seed(2)
-    complex_params = [nn.Parameter(torch.randn(s, dtype=dtype)) for s in [(3, 2), (3,), (1, 3)]]
-    real_params = [nn.Parameter(torch.view_as_real(p.detach()).clone()) for p in complex_params]
+    complex_params = [
+        nn.Parameter(torch.randn(s, dtype=dtype)) for s in [(3, 2), (3,), (1, 3)]
+    ]
+    real_params = [
+        nn.Parameter(torch.view_as_real(p.detach()).clone()) for p in complex_params
+    ]
     graph = build_graph(complex_params)
     assert [s.shape for s in graph.parameters] == [(3, 2, 2), (3, 2), (1, 3, 2)]
     assert [b.slot_shape for b in graph.blocks] == [(2,), (2,)]
@@ -249,10 +278,14 @@ def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
         assert torch.equal(torch.view_as_real(p.detach()), q)
         assert opts[0].state[p]["exp_avg_0"].dtype == dtype.to_real()
         assert opts[0].state[p]["exp_avg_0"].shape == (*p.shape, 2)
-    other = NGOptimizer([nn.Parameter(p.detach().clone()) for p in complex_params], weights=metanet)
+    other = NGOptimizer(
+        [nn.Parameter(p.detach().clone()) for p in complex_params], weights=metanet
+    )
     other.load_state_dict(opts[0].state_dict())
     first = next(iter(other.state.values()))
-    assert torch.equal(first["exp_avg_4"], opts[0].state[complex_params[0]]["exp_avg_4"])
+    assert torch.equal(
+        first["exp_avg_4"], opts[0].state[complex_params[0]]["exp_avg_4"]
+    )
 
 
 def test_summary_of_what_it_sees(metanet):
@@ -263,9 +296,13 @@ def test_summary_of_what_it_sees(metanet):
 def test_graph_of_another_network(metanet):
     model = network()
     with pytest.raises(ValueError, match="graph has 4 parameters; got 9"):
-        NGOptimizer(model.parameters(), graph=build_graph(mlp(2, 3, 1)), weights=metanet)
+        NGOptimizer(
+            model.parameters(), graph=build_graph(mlp(2, 3, 1)), weights=metanet
+        )
     with pytest.raises(ValueError, match=r"graph expects shape \(4, 2\); got \(3, 2\)"):
-        NGOptimizer(mlp(2, 3, 1).parameters(), graph=build_graph(mlp(2, 4, 1)), weights=metanet)
+        NGOptimizer(
+            mlp(2, 3, 1).parameters(), graph=build_graph(mlp(2, 4, 1)), weights=metanet
+        )
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -274,7 +311,9 @@ def test_sparse_gradients(weights):
     opt = NGOptimizer(embedding.parameters(), weights=weights)
     embedding(torch.tensor([1])).sum().backward()
     before = snapshot(embedding)
-    with pytest.raises(ValueError, match="'parameter 0': expected a dense gradient.*SparseAdam"):
+    with pytest.raises(
+        ValueError, match="'parameter 0': expected a dense gradient.*SparseAdam"
+    ):
         opt.step()
     assert same(embedding, before)
     assert not opt.state

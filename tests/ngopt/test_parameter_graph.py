@@ -36,10 +36,22 @@ def edges_of(graph):
     """(source, target, kind, position, parameter, element) of every edge."""
     edges = to_edge_list(graph)
     rows = zip(
-        edges.sources, edges.targets, edges.block, edges.parameter, edges.element, strict=True
+        edges.sources,
+        edges.targets,
+        edges.block,
+        edges.parameter,
+        edges.element,
+        strict=True,
     )
     return [
-        (int(s), int(t), graph.blocks[b].kind, graph.blocks[b].position, int(p[0]), int(e[0]))
+        (
+            int(s),
+            int(t),
+            graph.blocks[b].kind,
+            graph.blocks[b].position,
+            int(p[0]),
+            int(e[0]),
+        )
         for s, t, b, p, e in rows
     ]
 
@@ -80,7 +92,10 @@ def test_mlp_by_hand():
 
 def test_convolution_with_norm_by_hand():
     model = nn.Sequential(
-        nn.Conv2d(2, 3, (1, 2)), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 1, 1, bias=False)
+        nn.Conv2d(2, 3, (1, 2)),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Conv2d(3, 1, 1, bias=False),
     )
     graph = parameter_graph(build_graph(model, torch.randn(2, 2, 4, 4)))
     # Nodes 0, 1 | 2, 3, 4, which the norm acts on | 5 | 6, gamma | 7, bias | 8, beta.
@@ -103,7 +118,9 @@ def test_convolution_with_norm_by_hand():
         *((7, 2 + c, "bias", (), 1, c) for c in range(3)),
         *((8, 2 + c, "beta", (), 3, c) for c in range(3)),
     ]
-    assert [e for e in edges if e[1] == 5] == [(2 + c, 5, "weight", (0, 0), 4, c) for c in range(3)]
+    assert [e for e in edges if e[1] == 5] == [
+        (2 + c, 5, "weight", (0, 0), 4, c) for c in range(3)
+    ]
     assert len(edges) == 12 + 9 + 3
     assert kernel_positions(graph).tolist()[:2] == [[-1, 0, 0], [-1, 0, 1]]
     assert layers(graph).tolist() == [0, 1, 2, 1, 1, 1]
@@ -127,7 +144,11 @@ def test_every_element_is_an_edge(name):
         )
     before, after = to_edge_list(graph), to_edge_list(found)
     elements = Counter(
-        zip(before.parameter.flatten().tolist(), before.element.flatten().tolist(), strict=True)
+        zip(
+            before.parameter.flatten().tolist(),
+            before.element.flatten().tolist(),
+            strict=True,
+        )
     )
     elements += Counter(
         zip(
@@ -137,7 +158,11 @@ def test_every_element_is_an_edge(name):
         )
     )
     placed = Counter(
-        zip(after.parameter.flatten().tolist(), after.element.flatten().tolist(), strict=True)
+        zip(
+            after.parameter.flatten().tolist(),
+            after.element.flatten().tolist(),
+            strict=True,
+        )
     )
     del elements[-1, -1], placed[-1, -1]
     assert placed == elements
@@ -148,7 +173,14 @@ def test_every_element_is_an_edge(name):
 def test_several_uses_are_averaged_edge_by_edge():
     conv, linear = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(2, 2)
     model = nn.Sequential(
-        conv, nn.ReLU(), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear, nn.ReLU(), linear
+        conv,
+        nn.ReLU(),
+        conv,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        linear,
+        nn.ReLU(),
+        linear,
     )
     graph = parameter_graph(build_graph(model, torch.randn(2, 2, 5, 5)))
     assert [g.kind for g in graph.groups].count("bias") == 2, (
@@ -160,7 +192,9 @@ def test_several_uses_are_averaged_edge_by_edge():
     for block, value in zip(graph.weights, edges, strict=True):
         changed.append(value + 2 if (block.view, block.position) in seen else value)
         seen.add((block.view, block.position))
-    for value, mean in zip(values, graph.scatter(GraphValues(biases, tuple(changed))), strict=True):
+    for value, mean in zip(
+        values, graph.scatter(GraphValues(biases, tuple(changed))), strict=True
+    ):
         torch.testing.assert_close(mean, value + 1)
 
 
@@ -179,7 +213,9 @@ class Norms(nn.Module):
             "shift": nn.Parameter(torch.randn(2)),
         }
         for name in ["stem", *names.split()]:
-            setattr(self, name, deepcopy(made.get(name.partition("_")[0], nn.Linear(2, 2))))
+            setattr(
+                self, name, deepcopy(made.get(name.partition("_")[0], nn.Linear(2, 2)))
+            )
         self.out, self.function = nn.Linear(2, 1), function
 
     def forward(self, x):
@@ -226,7 +262,12 @@ NORMS = {
     # its input added to its output, which are the same nodes. Neurons of stem
     "own skip": ("norm_a", lambda m, x: x + m.norm_a(x), 2, (2, 2, 0, 0)),
     # added to another layer. Neurons of stem, of the sum
-    "and a layer": ("a b norm_a", lambda m, x: m.norm_a(m.a(x)) + m.b(x), 2 * 2, (6, 2, 0, 2)),
+    "and a layer": (
+        "a b norm_a",
+        lambda m, x: m.norm_a(m.a(x)) + m.b(x),
+        2 * 2,
+        (6, 2, 0, 2),
+    ),
     # added to a layer of the same neurons: the scale is on edges. Neurons of stem, tied to the sum
     "past a layer": ("a norm_a", lambda m, x: m.norm_a(x) + m.a(x), 2, (4, 0, 2, 0)),
     # the same with a function in between, and another norm
@@ -244,7 +285,12 @@ NORMS = {
         (8, 4, 0, 4),
     ),
     # a layer that is used with and without it. Neurons of stem, of the sum, biases of the sum
-    "raw as well": ("a b norm_a", lambda m, x: m.a(m.norm_a(x)) + m.b(x), 2 * 2 * 2, (6, 2, 0, 2)),
+    "raw as well": (
+        "a b norm_a",
+        lambda m, x: m.a(m.norm_a(x)) + m.b(x),
+        2 * 2 * 2,
+        (6, 2, 0, 2),
+    ),
     # residual connections before and behind it. Neurons of stem,
     # of the sum with all that is tied to it
     "two sums": (
@@ -261,7 +307,12 @@ NORMS = {
         (6, 2, 0, 2),
     ),
     # a shift behind it, which the bias before it is told from. Neurons of stem, a
-    "a shift": ("a norm_a shift_a", lambda m, x: m.norm_a(m.a(x)) + m.shift_a, 2 * 2, (4, 2, 0, 0)),
+    "a shift": (
+        "a norm_a shift_a",
+        lambda m, x: m.norm_a(m.a(x)) + m.shift_a,
+        2 * 2,
+        (4, 2, 0, 0),
+    ),
 }
 
 
@@ -270,7 +321,11 @@ class Rolled(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.layer, self.norm = nn.Linear(2, 3), nn.Linear(3, 3), nn.LayerNorm(3)
+        self.stem, self.layer, self.norm = (
+            nn.Linear(2, 3),
+            nn.Linear(3, 3),
+            nn.LayerNorm(3),
+        )
         self.out = nn.Linear(3, 1)
 
     def forward(self, x):
@@ -313,7 +368,9 @@ SYMMETRIC = {
     "mlp": (mlp(2, 3, 1), BATCH, 6),
     # the hidden neurons
     "convolution": (
-        nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)),
+        nn.Sequential(
+            nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)
+        ),
         MAPS,
         2,
     ),
@@ -372,14 +429,24 @@ def test_what_goes_in_and_comes_out_stays_apart():
         nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)),
     ):
         graph = parameter_graph(build_graph(model, torch.randn(2, 3)))
-        assert [g.role for g in graph.groups if g.kind == "neuron"] == ["input", "output"]
+        assert [g.role for g in graph.groups if g.kind == "neuron"] == [
+            "input",
+            "output",
+        ]
 
 
 def test_groups_of_a_group_norm_stay():
     graph = parameter_graph(build_graph(GROUP_NORM.double(), MAPS.double()))
     nodes, edges = kinds_of(graph)
     assert nodes == {"neuron": 1 + 4 + 1, "group": 2, "gamma": 1, "bias": 2, "beta": 1}
-    assert edges == {"weight": 4 + 8, "gamma": 4, "beta": 4, "bias": 4 + 1, "pool": 4, "spread": 4}
+    assert edges == {
+        "weight": 4 + 8,
+        "gamma": 4,
+        "beta": 4,
+        "bias": 4 + 1,
+        "pool": 4,
+        "spread": 4,
+    }
     (pool,) = [b for b in graph.blocks if b.kind == "pool"]
     (spread,) = [b for b in graph.blocks if b.kind == "spread"]
     assert (pool.source, pool.target) == (spread.target, spread.source)
@@ -402,7 +469,11 @@ class Dense(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.last = nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(5, 1)
+        self.first, self.second, self.last = (
+            nn.Linear(2, 3),
+            nn.Linear(3, 2),
+            nn.Linear(5, 1),
+        )
         self.norm, self.joint = nn.BatchNorm1d(3), nn.BatchNorm1d(5)
 
     def forward(self, x):
@@ -416,23 +487,41 @@ def test_norm_over_two_layers_has_one_node():
     (gamma,) = [
         e[0]
         for e in edges
-        if e[2] == "gamma" and graph.parameters[e[4]].name == "joint.weight" and e[5] == 0
+        if e[2] == "gamma"
+        and graph.parameters[e[4]].name == "joint.weight"
+        and e[5] == 0
     ]
-    assert [(e[2], e[5]) for e in edges if e[0] == gamma] == [("gamma", k) for k in range(5)]
+    assert [(e[2], e[5]) for e in edges if e[0] == gamma] == [
+        ("gamma", k) for k in range(5)
+    ]
     (beta,) = {
-        e[0] for e in edges if e[2] == "beta" and graph.parameters[e[4]].name == "joint.bias"
+        e[0]
+        for e in edges
+        if e[2] == "beta" and graph.parameters[e[4]].name == "joint.bias"
     }
     shifts = [e[1] for e in edges if e[0] == beta]
     scaled = [e[1] for e in edges if e[0] == gamma]
-    assert shifts[:3] == scaled[:3], "nodes of the norm's own, as the first layer has another norm"
-    assert scaled[3:] == shifts[3:] == [e[1] for e in edges if e[2] == "bias" and e[1] in scaled]
+    assert shifts[:3] == scaled[:3], (
+        "nodes of the norm's own, as the first layer has another norm"
+    )
+    assert (
+        scaled[3:]
+        == shifts[3:]
+        == [e[1] for e in edges if e[2] == "bias" and e[1] in scaled]
+    )
 
 
 @pytest.mark.parametrize(
     ("model", "example"),
     [
-        (nn.Sequential(nn.Conv1d(1, 3, 1), nn.Conv1d(3, 3, 2, groups=3)), torch.randn(2, 1, 4)),
-        (nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 3, 1, groups=3)), torch.randn(2, 1, 4, 4)),
+        (
+            nn.Sequential(nn.Conv1d(1, 3, 1), nn.Conv1d(3, 3, 2, groups=3)),
+            torch.randn(2, 1, 4),
+        ),
+        (
+            nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 3, 1, groups=3)),
+            torch.randn(2, 1, 4, 4),
+        ),
         (mlp(1, 1, 1), torch.randn(2, 1)),
         (nn.GRU(1, 1), torch.randn(2, 1)),
     ],
@@ -454,7 +543,9 @@ def test_other_parameters_are_nodes_by_their_kind():
     assert positions == [((k,), (1, 8, 1)) for k in range(5)], (
         "positions are parallel edges from one node"
     )
-    assert kinds_of(gated)[1]["scale"] == 1, "a scalar leads to the node that stands for it"
+    assert kinds_of(gated)[1]["scale"] == 1, (
+        "a scalar leads to the node that stands for it"
+    )
 
 
 # Symmetries
@@ -484,7 +575,9 @@ def test_metanets_respect_them(name):
     ],
     ids=["group norm", "queries", "values"],
 )
-def test_neurons_of_different_groups_and_heads_are_no_twins(model, example, group, across):
+def test_neurons_of_different_groups_and_heads_are_no_twins(
+    model, example, group, across
+):
     graph = parameter_graph(build_graph(model.double(), example.double()))
     (number,) = [i for i, g in enumerate(graph.groups) if g.name == group]
     params = randomised(model)

@@ -15,7 +15,9 @@ def differences(metanet: Metanet, predictor: Predictor) -> torch.Tensor:
     """Between what a predictor says of some elements and `updates`,
     as shares of the largest update."""
     generator = torch.Generator().manual_seed(0)
-    random = torch.randn(USED, 14 + metanet.d_context, dtype=torch.float64, generator=generator)
+    random = torch.randn(
+        USED, 14 + metanet.d_context, dtype=torch.float64, generator=generator
+    )
     features, context = random.split([14, metanet.d_context], dim=1)
     predictor.features(USED).copy_(features.mT)
     expected = metanet.updates(features, context if metanet.d_context else None)

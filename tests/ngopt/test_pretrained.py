@@ -20,7 +20,9 @@ from tests.ngopt.fake_base import Momentum, MomentumConfig
 def file(tmp_path):
     torch.manual_seed(0)
     metanet = FeedForward(FeedForwardConfig(hidden=(4,), output_scale=0.5))
-    learned = LearnedOptimizer(metanet=metanet, recipe={"stages": ["one"]}, table={"fm-16": 0.5})
+    learned = LearnedOptimizer(
+        metanet=metanet, recipe={"stages": ["one"]}, table={"fm-16": 0.5}
+    )
     path = tmp_path / "mine.safetensors"
     save_pretrained(learned, path)
     return path, learned
@@ -44,7 +46,9 @@ def rewrite(path, tensors=None, rehash=False, **changes):
 
 
 def assert_same_tensors(found, expected):
-    pairs = zip(found.state_dict().values(), expected.state_dict().values(), strict=True)
+    pairs = zip(
+        found.state_dict().values(), expected.state_dict().values(), strict=True
+    )
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -78,7 +82,9 @@ def test_save_and_load_a_cooldown(file):
 @pytest.mark.parametrize("with_metanet", [False, True])
 def test_save_and_load_a_base_rule(file, momentum, with_metanet):
     path, learned = file
-    learned = replace(learned, base=momentum, metanet=learned.metanet if with_metanet else None)
+    learned = replace(
+        learned, base=momentum, metanet=learned.metanet if with_metanet else None
+    )
     save_pretrained(learned, path)
     loaded = load_pretrained(path)
     assert isinstance(loaded.base, Momentum)
@@ -139,7 +145,12 @@ def damage_truncate(path):
 
 
 def damage_value(path):
-    rewrite(path, tensors={k: v + 1 for k, v in load_pretrained(path).metanet.state_dict().items()})
+    rewrite(
+        path,
+        tensors={
+            k: v + 1 for k, v in load_pretrained(path).metanet.state_dict().items()
+        },
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,13 +160,25 @@ def damage_value(path):
         (lambda p: p.write_bytes(b""), "expected a complete safetensors file"),
         (damage_value, "do not have the SHA-256"),
         (lambda p: rewrite(p, sha256="0"), "do not have the SHA-256"),
-        (lambda p: rewrite(p, format="ngopt-0"), "expected format 'ngopt-2'; got 'ngopt-0'"),
+        (
+            lambda p: rewrite(p, format="ngopt-0"),
+            "expected format 'ngopt-2'; got 'ngopt-0'",
+        ),
         (lambda p: rewrite(p, recipe='{"stages": ["two"]}'), "do not have the SHA-256"),
         (lambda p: rewrite(p, table='{"fm-16": 0.9}'), "do not have the SHA-256"),
         (lambda p: rewrite(p, extra="1"), "do not have the SHA-256"),
-        (lambda p: rewrite(p, rehash=True, metanet="nfn2"), "metanet out of ff, .*got 'nfn2'"),
-        (lambda p: rewrite(p, rehash=True, base="sgd"), "base rule out of .*none; got 'sgd'"),
-        (lambda p: rewrite(p, rehash=True, config='{"hidden": [4], "dropout": 0}'), "dropout"),
+        (
+            lambda p: rewrite(p, rehash=True, metanet="nfn2"),
+            "metanet out of ff, .*got 'nfn2'",
+        ),
+        (
+            lambda p: rewrite(p, rehash=True, base="sgd"),
+            "base rule out of .*none; got 'sgd'",
+        ),
+        (
+            lambda p: rewrite(p, rehash=True, config='{"hidden": [4], "dropout": 0}'),
+            "dropout",
+        ),
     ],
 )
 def test_damaged_files_name_the_file(file, damage, message):
@@ -166,11 +189,15 @@ def test_damaged_files_name_the_file(file, damage, message):
     with pytest.raises(ValueError, match=message) as caught:
         NGOptimizer(model.parameters(), weights=path)
     assert str(path) in str(caught.value)
-    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert all(
+        torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)
+    )
 
 
 def test_unknown_names_list_what_there_is():
-    with pytest.raises(ValueError, match=r"weights 'adam': expected one of default.*got neither"):
+    with pytest.raises(
+        ValueError, match=r"weights 'adam': expected one of default.*got neither"
+    ):
         NGOptimizer(mlp(2, 3, 1).parameters(), weights="adam")
     with pytest.raises(ValueError, match="weights 'no/such/file"):
         load_pretrained("no/such/file.safetensors")

@@ -64,14 +64,26 @@ def convolutional(draw) -> tuple[nn.Module, Tensor]:
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(
             st.sampled_from(
-                ["conv", "depthwise", "grouped", "norm", "act", "branch", "skip", "shuffle", "up"]
+                [
+                    "conv",
+                    "depthwise",
+                    "grouped",
+                    "norm",
+                    "act",
+                    "branch",
+                    "skip",
+                    "shuffle",
+                    "up",
+                ]
             )
         )
         if kind == "conv":
             new = draw(st.sampled_from([2, 4, 6]))
             kernel = draw(st.sampled_from([1, 3, 5]))
             layers.append(
-                nn.Conv2d(width, new, kernel, padding=kernel // 2, bias=draw(st.booleans()))
+                nn.Conv2d(
+                    width, new, kernel, padding=kernel // 2, bias=draw(st.booleans())
+                )
             )
             width = new
         elif kind == "depthwise":
@@ -90,11 +102,15 @@ def convolutional(draw) -> tuple[nn.Module, Tensor]:
             layers.append(draw(st.sampled_from(ACTIVATIONS))())
         elif kind == "branch":
             how = draw(st.sampled_from(["add", "mul", "cat"]))
-            layers.append(Branches(nn.Conv2d(width, 4, 3, padding=1), nn.Conv2d(width, 4, 1), how))
+            layers.append(
+                Branches(nn.Conv2d(width, 4, 3, padding=1), nn.Conv2d(width, 4, 1), how)
+            )
             width = 8 if how == "cat" else 4
         elif kind == "skip":
             inner = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.Tanh())
-            layers.append(Branches(nn.Identity(), inner, draw(st.sampled_from(["add", "cat"]))))
+            layers.append(
+                Branches(nn.Identity(), inner, draw(st.sampled_from(["add", "cat"])))
+            )
             width *= 2 if layers[-1].how == "cat" else 1
         elif kind == "shuffle":
             layers.append(Shuffle())
@@ -111,12 +127,16 @@ def sequential_tokens(draw) -> tuple[nn.Module, Tensor]:
     """A network on sequences (2, 5, 4) or token numbers."""
     width = draw(st.sampled_from([4, 6]))
     embedded = draw(st.booleans())
-    layers: list[nn.Module] = [nn.Embedding(7, width) if embedded else nn.Linear(3, width)]
+    layers: list[nn.Module] = [
+        nn.Embedding(7, width) if embedded else nn.Linear(3, width)
+    ]
     if draw(st.booleans()):
         layers.append(Positional(5, width))
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(
-            st.sampled_from(["attention", "mlp", "norm", "rms", "gate", "recurrent", "encoder"])
+            st.sampled_from(
+                ["attention", "mlp", "norm", "rms", "gate", "recurrent", "encoder"]
+            )
         )
         if kind == "attention":
             inner = nn.Sequential(
@@ -125,9 +145,13 @@ def sequential_tokens(draw) -> tuple[nn.Module, Tensor]:
             layers.append(Branches(nn.Identity(), inner, "add"))
         elif kind == "mlp":
             inner = nn.Sequential(
-                nn.Linear(width, 8), draw(st.sampled_from(ACTIVATIONS[:5]))(), nn.Linear(8, width)
+                nn.Linear(width, 8),
+                draw(st.sampled_from(ACTIVATIONS[:5]))(),
+                nn.Linear(8, width),
             )
-            layers.append(Branches(nn.Identity(), inner, "add") if draw(st.booleans()) else inner)
+            layers.append(
+                Branches(nn.Identity(), inner, "add") if draw(st.booleans()) else inner
+            )
         elif kind == "norm":
             layers.append(nn.LayerNorm(width, bias=draw(st.booleans())))
         elif kind == "rms":
@@ -145,7 +169,9 @@ def sequential_tokens(draw) -> tuple[nn.Module, Tensor]:
         else:
             layers.append(
                 First(
-                    draw(st.sampled_from([nn.LSTM, nn.GRU, nn.RNN]))(width, width, batch_first=True)
+                    draw(st.sampled_from([nn.LSTM, nn.GRU, nn.RNN]))(
+                        width, width, batch_first=True
+                    )
                 )
             )
     layers.append(nn.Linear(width, 2))

@@ -43,7 +43,9 @@ class SharedByHeads(nn.Module):
 
     def forward(self, x):
         heads = self.first(x).unflatten(-1, (2, 4)).transpose(1, 2)
-        return self.last(torch.matmul(heads.tanh(), self.weight).transpose(1, 2).flatten(2))
+        return self.last(
+            torch.matmul(heads.tanh(), self.weight).transpose(1, 2).flatten(2)
+        )
 
 
 def test_a_weight_that_is_broadcast_over_heads_is_used_by_each():
@@ -57,7 +59,9 @@ class PaddedTwoWays(nn.Module):
         self.a, self.b, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(4, 5)
 
     def forward(self, x):
-        return self.last(torch.stack([F.pad(self.a(x), (0, 1)), F.pad(self.b(x), (1, 0))], 1))
+        return self.last(
+            torch.stack([F.pad(self.a(x), (0, 1)), F.pad(self.b(x), (1, 0))], 1)
+        )
 
 
 def test_neurons_do_not_become_one_with_what_padding_added():
@@ -103,7 +107,10 @@ class PickedCells(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.w_in, self.w = nn.Parameter(torch.randn(18, 4)), nn.Parameter(torch.randn(18, 3))
+        self.w_in, self.w = (
+            nn.Parameter(torch.randn(18, 4)),
+            nn.Parameter(torch.randn(18, 3)),
+        )
         self.last = nn.Linear(6, 2)
 
     def forward(self, x):
@@ -119,7 +126,9 @@ class PickedCells(nn.Module):
 def test_cells_with_picked_weights_are_not_the_same():
     model, example = double(PickedCells(), torch.randn(2, 4))
     graph = build_graph(model, example)
-    (last,) = {block.target for block in graph.blocks if graph.groups[block.target].size == 2}
+    (last,) = {
+        block.target for block in graph.blocks if graph.groups[block.target].size == 2
+    }
     cells = {block.source for block in graph.blocks if block.target == last}
     assert [graph.groups[cell].size for cell in sorted(cells)] == [3, 3]
 

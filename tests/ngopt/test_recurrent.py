@@ -21,7 +21,9 @@ def test_states_of_recurrent_layers_by_hand():
         ("weight", "rnn.l0"),
         ("weight", "rnn.l0_reverse"),
     ]
-    given, reverse = (b for b in graph.constants if graph.groups[b.target].name == "rnn.l0_reverse")
+    given, reverse = (
+        b for b in graph.constants if graph.groups[b.target].name == "rnn.l0_reverse"
+    )
     assert (given.shape, given.source_index) == ((4, 1, 1), (4, 5, 6, 7))
     assert (reverse.shape, graph.groups[reverse.source].kind) == ((1, 4, 1), "constant")
     learned = [
@@ -30,7 +32,8 @@ def test_states_of_recurrent_layers_by_hand():
         if graph.parameters[b.view.parameter].name == "begin"
     ]
     assert learned == [
-        ("recurrent", f"rnn.{name}") for name in ("l0", "l0_reverse", "l1", "l1_reverse")
+        ("recurrent", f"rnn.{name}")
+        for name in ("l0", "l0_reverse", "l1", "l1_reverse")
     ]
     # the last hidden states and the last cells are the same neurons, seen in two ways
     assert sorted(kind for kind, _ in edges_of(graph, "head")) == ["weight"] * 4
@@ -112,7 +115,8 @@ class Steps(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("cell", "layer"), [(nn.LSTMCell, nn.LSTM), (nn.GRUCell, nn.GRU), (nn.RNNCell, nn.RNN)]
+    ("cell", "layer"),
+    [(nn.LSTMCell, nn.LSTM), (nn.GRUCell, nn.GRU), (nn.RNNCell, nn.RNN)],
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_cell_in_a_loop_is_a_recurrent_layer(cell, layer, bias):

@@ -32,7 +32,9 @@ def assert_total(graph: NeuralGraph, roles: tuple[ParameterRole, ...]) -> None:
         for block in role.blocks:
             view = block.view
             assert len(view.shape) >= 3
-            assert not block.rows or len(block.rows) == len(block.columns) == view.shape[0]
+            assert (
+                not block.rows or len(block.rows) == len(block.columns) == view.shape[0]
+            )
             elements = taken.as_strided(view.shape, view.strides, view.offset)
             assert not elements.any(), role
             elements.fill_(True)
@@ -63,7 +65,9 @@ def test_roles_of_large_networks_are_those_that_a_person_gives(name):
 
 def _assert_as_by_hand(name: str) -> None:
     model, example = network(name)
-    by_hand = {parameter: label(name, parameter) for parameter, _ in model.named_parameters()}
+    by_hand = {
+        parameter: label(name, parameter) for parameter, _ in model.named_parameters()
+    }
     graph = build_graph(model, example)
     roles = roles_of(graph)
     assert_total(graph, roles)
@@ -86,7 +90,9 @@ def test_heads_are_apart_and_rows_are_outputs():
     role = roles["transformer.h.0.attn.c_attn.weight"]
     weight = dict(model.named_parameters())[role.name].detach()
     (block,) = role.blocks
-    read = weight.flatten().as_strided(block.view.shape, block.view.strides, block.view.offset)
+    read = weight.flatten().as_strided(
+        block.view.shape, block.view.strides, block.view.offset
+    )
     q, k, v = weight.T.chunk(3)
     expected = [head for part in (q, k, v) for head in part.split(8)]
     assert torch.equal(read, torch.stack(expected))
@@ -103,7 +109,9 @@ def test_grouped_queries_have_fewer_keys():
 def test_matrices_that_read_the_same_neurons_say_so():
     roles = parameter_roles(*network("bert"))
     layer = "bert.encoder.layer.0.attention.self"
-    q, k, v = (roles[f"{layer}.{part}.weight"].blocks[0] for part in ("query", "key", "value"))
+    q, k, v = (
+        roles[f"{layer}.{part}.weight"].blocks[0] for part in ("query", "key", "value")
+    )
     assert set(q.columns) == set(k.columns) == set(v.columns)
     assert len(set(q.columns)) == 1
     assert len({*q.rows, *k.rows, *v.rows}) == 9
@@ -137,7 +145,10 @@ def test_halves_of_a_gated_unit_are_apart():
     roles = parameter_roles(GatedUnit(), torch.randint(7, (2, 3)))
     assert shapes(roles["both.weight"]) == [(2, 6, 4)]
     assert shapes(roles["back.weight"]) == [(1, 4, 6)]
-    assert [roles[f"{name}.weight"].role for name in ("table", "head")] == ["embedding", "output"]
+    assert [roles[f"{name}.weight"].role for name in ("table", "head")] == [
+        "embedding",
+        "output",
+    ]
 
 
 def test_a_step_by_step_lstm_has_gates_too():
@@ -156,7 +167,9 @@ def test_convolutions():
     roles = {role.name: role for role in roles_of(zoo_graph("grouped"))}
     assert shapes(roles["depthwise.weight"]) == [(1, 4, 1, 3, 3)]
     assert shapes(roles["grouped.weight"]) == [(2, 3, 2, 3, 3)]
-    assert shapes(roles["up.weight"]) == [(1, 3, 4, 2, 2)]  # transposed: 4 to 3 channels
+    assert shapes(roles["up.weight"]) == [
+        (1, 3, 4, 2, 2)
+    ]  # transposed: 4 to 3 channels
     assert roles["act.weight"].role == "other"
 
 
@@ -173,7 +186,10 @@ class Normed(nn.Module):
     def __init__(self, norm):
         super().__init__()
         self.norm, self.stem, self.head = norm, nn.Linear(3, 6), nn.Linear(6, 2)
-        self.scale, self.shift = nn.Parameter(torch.ones(6)), nn.Parameter(torch.zeros(6))
+        self.scale, self.shift = (
+            nn.Parameter(torch.ones(6)),
+            nn.Parameter(torch.zeros(6)),
+        )
         self.factor = nn.Parameter(torch.ones(6))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,9 +205,13 @@ def _mean(x: Tensor) -> Tensor:
     "norm",
     [
         lambda x, scale, shift: scale * x * torch.rsqrt(_mean(x**2) + 1e-6) + shift,
-        lambda x, scale, shift: scale * (x - _mean(x)) / x.std(-1, keepdim=True) + shift,
+        lambda x, scale, shift: (
+            scale * (x - _mean(x)) / x.std(-1, keepdim=True) + shift
+        ),
         lambda x, scale, shift: F.normalize(x, dim=-1) * scale + shift,
-        lambda x, scale, shift: F.rms_norm(x, (6,)).double().float() * (1 + scale) + shift,
+        lambda x, scale, shift: (
+            F.rms_norm(x, (6,)).double().float() * (1 + scale) + shift
+        ),
         lambda x, scale, shift: F.layer_norm(x, (6,), scale, shift),
     ],
     ids=["rms", "layer", "length", "weightless", "function"],
@@ -232,7 +252,10 @@ def test_unused_parameters_have_a_role_by_shape():
 def test_names_say_what_is_fused_and_transposed():
     sizes = {"c_attn.weight": (4, 12), "c_attn.bias": (12,), "c_proj.weight": (4, 4)}
     roles = parameter_roles([(name, torch.zeros(size)) for name, size in sizes.items()])
-    attention, projection = roles["c_attn.weight"].blocks[0], roles["c_proj.weight"].blocks[0]
+    attention, projection = (
+        roles["c_attn.weight"].blocks[0],
+        roles["c_proj.weight"].blocks[0],
+    )
     assert (attention.view.shape, attention.view.strides) == ((3, 4, 4), (4, 1, 12))
     assert projection.view.strides == (0, 1, 4)
 

@@ -41,7 +41,9 @@ def train(model, opt, steps=2):
 def test_zero_warns_that_the_graph_shows_some_parameters(weights, caplog):
     model = network()
     with pytest.warns(UserWarning, match="some of the parameters.*partial") as caught:
-        opt = ZeroRedundancyOptimizer(model.parameters(), NGOptimizer, weights=weights, lr=0.5)
+        opt = ZeroRedundancyOptimizer(
+            model.parameters(), NGOptimizer, weights=weights, lr=0.5
+        )
     assert len(caught) == 1
     before = [p.detach().clone() for p in model.parameters()]
     with caplog.at_level(logging.WARNING, logger="ngopt"):
@@ -64,9 +66,13 @@ def test_zero_with_a_model_shows_the_whole_network():
 @pytest.mark.parametrize("use_orig_params", [False, True])
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("with_model", [False, True])
-def test_flat_pieces_warn_once_and_are_optimized(use_orig_params, weights, with_model, caplog):
+def test_flat_pieces_warn_once_and_are_optimized(
+    use_orig_params, weights, with_model, caplog
+):
     cpu = torch.device("cpu")
-    model = FullyShardedDataParallel(network(), device_id=cpu, use_orig_params=use_orig_params)
+    model = FullyShardedDataParallel(
+        network(), device_id=cpu, use_orig_params=use_orig_params
+    )
     extra = {"model": model} if with_model else {}
     with pytest.warns(UserWarning, match="flat pieces of the parameters") as caught:
         opt = NGOptimizer(model.parameters(), weights=weights, **extra)
@@ -80,7 +86,9 @@ def test_flat_pieces_warn_once_and_are_optimized(use_orig_params, weights, with_
     assert opt.graph.numel == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("example", [None, torch.randn(3, 6)], ids=["no example", "example"])
+@pytest.mark.parametrize(
+    "example", [None, torch.randn(3, 6)], ids=["no example", "example"]
+)
 def test_building_a_graph_does_not_break_a_sharded_module(example):
     model = network()
     mesh = init_device_mesh("cpu", (2,))

@@ -15,7 +15,10 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
     model = network(dtype)
     opt = NGOptimizer(model.parameters(), weight_decay=1.0, weights=metanet)
     train(model, opt, range(3), dtype)
-    torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, tmp_path / "checkpoint.pt")
+    torch.save(
+        {"model": model.state_dict(), "opt": opt.state_dict()},
+        tmp_path / "checkpoint.pt",
+    )
     train(model, opt, range(3, 6), dtype)
 
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -30,7 +33,9 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
         assert all(torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items())
         assert all(v.dtype == other.state[q][k].dtype for k, v in opt.state[p].items())
     for number, state in untouched["state"].items():  # the caller's dict is its own
-        assert all(torch.equal(v, saved["opt"]["state"][number][k]) for k, v in state.items())
+        assert all(
+            torch.equal(v, saved["opt"]["state"][number][k]) for k, v in state.items()
+        )
 
 
 @pytest.mark.parametrize(("weights", "key"), MOMENTUM_KEYS.items())
@@ -42,7 +47,9 @@ def test_hooks_of_load_state_dict_are_heard(weights, key):
     seen = []
 
     def double(_, state_dict):
-        state = {n: {k: 2 * v for k, v in r.items()} for n, r in state_dict["state"].items()}
+        state = {
+            n: {k: 2 * v for k, v in r.items()} for n, r in state_dict["state"].items()
+        }
         return {**state_dict, "state": state}
 
     def halve(optimizer):
@@ -53,7 +60,9 @@ def test_hooks_of_load_state_dict_are_heard(weights, key):
     other.register_load_state_dict_pre_hook(double)
     other.register_load_state_dict_post_hook(halve)
     other.load_state_dict(opt.state_dict())
-    for given, found, at_hook in zip(opt.state.values(), other.state.values(), seen, strict=True):
+    for given, found, at_hook in zip(
+        opt.state.values(), other.state.values(), seen, strict=True
+    ):
         assert torch.equal(found[key], 2 * given[key])
         assert torch.equal(at_hook, found[key])
         assert found["step"] == 0
@@ -100,7 +109,10 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         return {**before, "param_groups": [rest]}
 
     for bad, message in (
-        (wrong, r"'exp_avg_1' of 'parameter 2': expected shape \(5, 4, 2, 1\); got \(3, 3\)"),
+        (
+            wrong,
+            r"'exp_avg_1' of 'parameter 2': expected shape \(5, 4, 2, 1\); got \(3, 3\)",
+        ),
         (other, "made with weights 000000000000"),
         (lacking, "'step' of 'parameter 1': expected a tensor; got nothing"),
         (empty, "'exp_avg_4' of 'parameter 3': expected a tensor; got nothing"),
@@ -108,8 +120,14 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         ({}, "expected 'state' and 'param_groups'"),
         (None, "state_dict: all of it: expected a dict; got NoneType"),
         (short, "doesn't match the size"),
-        ({**before, "param_groups": None}, "param_groups: expected a list; got NoneType"),
-        ({**before, "param_groups": [None]}, r"param_groups\[0\]: expected a dict; got NoneType"),
+        (
+            {**before, "param_groups": None},
+            "param_groups: expected a list; got NoneType",
+        ),
+        (
+            {**before, "param_groups": [None]},
+            r"param_groups\[0\]: expected a dict; got NoneType",
+        ),
         (without("params"), r"param_groups\[0\]: expected 'params'"),
         (without("maximize"), r"param_groups\[0\]: expected 'maximize'"),
         (with_group(lr=-1.0), "lr: expected a number >= 0; got -1.0"),
@@ -120,7 +138,9 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         after = opt.state_dict()
         assert after["param_groups"] == before["param_groups"]
         for number, state in before["state"].items():
-            assert all(torch.equal(v, after["state"][number][k]) for k, v in state.items())
+            assert all(
+                torch.equal(v, after["state"][number][k]) for k, v in state.items()
+            )
         assert same(model, weights)
 
 

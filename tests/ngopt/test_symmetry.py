@@ -37,7 +37,8 @@ def dense_permute(graph, values, permutations):
         return [places[to[n]] for n in places]
 
     moved = [
-        b[order(place.group, place.index)] for place, b in zip(graph.biases, biases, strict=True)
+        b[order(place.group, place.index)]
+        for place, b in zip(graph.biases, biases, strict=True)
     ]
     shuffled = []
     for block, e in zip(graph.weights, edges, strict=True):
@@ -68,7 +69,9 @@ def test_what_is_no_symmetry_is_told_apart(case):
     metanet = small_metanet()
     generator = torch.Generator().manual_seed(0)
     params, grads = random_values(graph, generator), random_values(graph, generator)
-    expected = dense_permute(graph, updates(metanet, graph, params, [grads]), permutations)
+    expected = dense_permute(
+        graph, updates(metanet, graph, params, [grads]), permutations
+    )
     moved = [dense_permute(graph, v, permutations) for v in (params, grads)]
     found = updates(metanet, graph, moved[0], [moved[1]])
     assert max((e - f).abs().max() for e, f in zip(expected, found, strict=True)) > 1e-8
@@ -93,7 +96,9 @@ def test_what_is_no_symmetry_is_told_apart(case):
     ],
 )
 @torch.no_grad()
-def test_parameters_are_interchangeable_where_the_network_says_so(name, first, second, alike):
+def test_parameters_are_interchangeable_where_the_network_says_so(
+    name, first, second, alike
+):
     model, example = zoo_network(name)
     graph = build_graph(model, example)
     names = [spec.name for spec in graph.parameters]
@@ -108,7 +113,9 @@ def test_parameters_are_interchangeable_where_the_network_says_so(name, first, s
     params, grads = random_values(graph, generator), random_values(graph, generator)
     expected = exchanged(updates(metanet, graph, params, [grads]))
     found = updates(metanet, graph, exchanged(params), [exchanged(grads)])
-    assert (max((e - f).abs().max() for e, f in zip(expected, found, strict=True)) < 1e-10) == alike
+    assert (
+        max((e - f).abs().max() for e, f in zip(expected, found, strict=True)) < 1e-10
+    ) == alike
     params = randomised(model)
     before, after = run(model, params, example), run(model, exchanged(params), example)
     assert ((before - after).abs().max() < 1e-10) == alike
@@ -130,19 +137,30 @@ QUERIES = ("1.q.weight", "1.q.bias", "1.k.weight", "1.k.bias")
 SCALES = ("1.q_norm.weight", "1.k_norm.weight", "1.k_norm.bias")
 EXCHANGES = {  # of the network "head norms", which has two heads of three neurons
     "in one head": (dict.fromkeys(QUERIES, (0, [0], [1])), False),
-    "in both heads, not the scales": (dict.fromkeys(QUERIES, (0, [0, 3], [1, 4])), False),
+    "in both heads, not the scales": (
+        dict.fromkeys(QUERIES, (0, [0, 3], [1, 4])),
+        False,
+    ),
     "in one head, with the scales": (
-        {**dict.fromkeys(QUERIES, (0, [0], [1])), **dict.fromkeys(SCALES, (0, [0], [1]))},
+        {
+            **dict.fromkeys(QUERIES, (0, [0], [1])),
+            **dict.fromkeys(SCALES, (0, [0], [1])),
+        },
         False,
     ),
     "in both heads, with the scales": (
-        {**dict.fromkeys(QUERIES, (0, [0, 3], [1, 4])), **dict.fromkeys(SCALES, (0, [0], [1]))},
+        {
+            **dict.fromkeys(QUERIES, (0, [0, 3], [1, 4])),
+            **dict.fromkeys(SCALES, (0, [0], [1])),
+        },
         True,
     ),
     "one neuron of each head": (dict.fromkeys(QUERIES, (0, [0], [3])), False),
     "heads": (
         {
-            **dict.fromkeys((*QUERIES, "1.v.weight", "1.v.bias"), (0, [0, 1, 2], [3, 4, 5])),
+            **dict.fromkeys(
+                (*QUERIES, "1.v.weight", "1.v.bias"), (0, [0, 1, 2], [3, 4, 5])
+            ),
             "1.proj.weight": (1, [0, 1, 2], [3, 4, 5]),
         },
         True,
@@ -160,7 +178,9 @@ def test_a_norm_that_heads_share_ties_their_neurons(case):
     before = run(model, params, example)
     after = run(model, exchanged(graph, params, places), example)
     assert (
-        (before - after).abs().max() < 1e-12 if symmetric else (before - after).abs().max() > 1e-6
+        (before - after).abs().max() < 1e-12
+        if symmetric
+        else (before - after).abs().max() > 1e-6
     )
     torch.manual_seed(0)
     metanet = small_metanet()
@@ -168,7 +188,10 @@ def test_a_norm_that_heads_share_ties_their_neurons(case):
     params, grads = random_values(graph, generator), random_values(graph, generator)
     expected = exchanged(graph, updates(metanet, graph, params, [grads]), places)
     found = updates(
-        metanet, graph, exchanged(graph, params, places), [exchanged(graph, grads, places)]
+        metanet,
+        graph,
+        exchanged(graph, params, places),
+        [exchanged(graph, grads, places)],
     )
     difference = max((e - f).abs().max() for e, f in zip(expected, found, strict=True))
     assert difference < 1e-10 if symmetric else difference > 1e-8, difference
@@ -181,7 +204,10 @@ def test_a_prediction_does_not_depend_on_its_batch_mates(name):
     torch.manual_seed(0)
     metanet = small_metanet(name)
     graphs = [zoo_graph(name) for name in ("residual", "attention", "lstm")]
-    features = [torch.randn(g.numel, 14, generator=generator, dtype=torch.float64) for g in graphs]
+    features = [
+        torch.randn(g.numel, 14, generator=generator, dtype=torch.float64)
+        for g in graphs
+    ]
     joined = metanet(torch.cat(features), join_graphs(*graphs))
     alone = torch.cat([metanet(f, g) for f, g in zip(features, graphs, strict=True)])
     torch.testing.assert_close(joined, alone, rtol=0, atol=1e-12)
@@ -195,11 +221,19 @@ def pna(count):
 def test_activations_and_a_global_feature():
     """Both are seen, respect symmetries, and stay within their graph."""
     torch.manual_seed(0)
-    options = {"width": 6, "kernel": (3, 3), "activations": True, "global_feature": True}
+    options = {
+        "width": 6,
+        "kernel": (3, 3),
+        "activations": True,
+        "global_feature": True,
+    }
     network = GraphNetwork(3, 2, layers=pna(2), **options).double()
     names = ("residual", "attention")
     graphs = [zoo_graph(name) for name in names]
-    values = [[torch.randn(*s.shape, 3, dtype=torch.float64) for s in g.parameters] for g in graphs]
+    values = [
+        [torch.randn(*s.shape, 3, dtype=torch.float64) for s in g.parameters]
+        for g in graphs
+    ]
 
     def outputs(graph, values):
         return graph.scatter(network(graph.gather(values), graph))
@@ -214,14 +248,19 @@ def test_activations_and_a_global_feature():
     for e, f in zip([*alone[0], *alone[1]], joined, strict=True):
         torch.testing.assert_close(f, e, rtol=0, atol=1e-12)
     # with one layer of messages only the global feature brings news from the far end
-    far = GraphNetwork(3, 2, layers=pna(1), **{**options, "activations": False}).double()
+    far = GraphNetwork(
+        3, 2, layers=pna(1), **{**options, "activations": False}
+    ).double()
     changed = [v.clone() for v in values[0]]
     changed[-1] += 1.0
     before, after = (
-        graphs[0].scatter(far(graphs[0].gather(v), graphs[0])) for v in (values[0], changed)
+        graphs[0].scatter(far(graphs[0].gather(v), graphs[0]))
+        for v in (values[0], changed)
     )
     assert (before[0] - after[0]).abs().max() > 1e-9
-    other = replace(graphs[0], groups=tuple(replace(g, activation=None) for g in graphs[0].groups))
+    other = replace(
+        graphs[0], groups=tuple(replace(g, activation=None) for g in graphs[0].groups)
+    )
     assert (outputs(other, values[0])[0] - alone[0][0]).abs().max() > 1e-6
 
 
@@ -232,7 +271,8 @@ def test_every_element_is_placed_and_no_state_changes(name):
     graph = build_graph(model, example)
     assert graph.unplaced == ()
     assert all(
-        torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(before.values(), model.state_dict().values(), strict=True)
     )
     for dtype in (torch.float64, torch.bfloat16):
         values = [torch.randn(*s.shape, 3).to(dtype) for s in graph.parameters]
@@ -245,6 +285,8 @@ def test_every_element_is_placed_and_no_state_changes(name):
 @pytest.mark.parametrize("name", ZOO)
 def test_no_node_comes_twice_at_an_end_of_a_block(name):
     graph = zoo_graph(name)
-    indices = [index for b in graph.blocks for index in (b.source_index, b.target_index)]
+    indices = [
+        index for b in graph.blocks for index in (b.source_index, b.target_index)
+    ]
     for index in (*indices, *(b.index for b in graph.biases)):
         assert index is None or len(set(index)) == len(index)

@@ -56,18 +56,24 @@ def test_residual_network_by_hand():
 
 def test_attention_by_hand():
     graph = build_graph(Attention(6, 2, fused=False), torch.randn(2, 4, 6))
-    q, k, v = (next(i for i, g in enumerate(graph.groups) if g.name == n) for n in "qkv")
+    q, k, v = (
+        next(i for i, g in enumerate(graph.groups) if g.name == n) for n in "qkv"
+    )
     heads = next(i for i, g in enumerate(graph.groups) if g.kind == "head")
     assert graph.groups[heads].size == 2
     (pool,) = (b for b in graph.blocks if b.target == heads)
     assert (pool.kind, pool.shape) == ("pool", (2, 1, 3))
     products = pool.source
-    assert {(b.kind, b.source, b.shape) for b in graph.blocks if b.target == products} == {
+    assert {
+        (b.kind, b.source, b.shape) for b in graph.blocks if b.target == products
+    } == {
         ("left", q, (6, 1, 1)),
         ("right", k, (6, 1, 1)),
     }
     (weighted,) = (b.target for b in graph.blocks if b.source == heads)
-    assert {(b.kind, b.source, b.shape) for b in graph.blocks if b.target == weighted} == {
+    assert {
+        (b.kind, b.source, b.shape) for b in graph.blocks if b.target == weighted
+    } == {
         ("left", heads, (2, 3, 1)),
         ("right", v, (6, 1, 1)),
     }
@@ -76,19 +82,30 @@ def test_attention_by_hand():
 def test_tied_parameters_have_a_place_for_each_use():
     graph = build_graph(GPT(), torch.randint(11, (2, 6)))
     assert len(graph.parameters) == len(list(GPT().parameters()))
-    uses = [b for b in graph.weights if graph.parameters[b.view.parameter].name == "wte.weight"]
+    uses = [
+        b
+        for b in graph.weights
+        if graph.parameters[b.view.parameter].name == "wte.weight"
+    ]
     assert [b.shape for b in uses] == [(1, 12, 11), (1, 11, 12)]
-    values = graph.gather([torch.randn(s.shape, dtype=torch.float64) for s in graph.parameters])
+    values = graph.gather(
+        [torch.randn(s.shape, dtype=torch.float64) for s in graph.parameters]
+    )
     edges = [
-        e + (1 if b is uses[1] else 0) for b, e in zip(graph.weights, values.edges, strict=True)
+        e + (1 if b is uses[1] else 0)
+        for b, e in zip(graph.weights, values.edges, strict=True)
     ]
     moved = graph.scatter(values._replace(edges=tuple(edges)))
     whole = graph.scatter(values)
     number = uses[0].view.parameter
-    torch.testing.assert_close(moved[number], whole[number] + 0.5)  # the mean of both uses
+    torch.testing.assert_close(
+        moved[number], whole[number] + 0.5
+    )  # the mean of both uses
     gradient_path = [v.clone().requires_grad_() for v in whole]
     sum(v.sum() for v in graph.scatter(graph.gather(gradient_path))).backward()
-    torch.testing.assert_close(gradient_path[number].grad, torch.ones_like(whole[number]))
+    torch.testing.assert_close(
+        gradient_path[number].grad, torch.ones_like(whole[number])
+    )
 
 
 def test_a_failing_rule_leaves_the_rest():
@@ -96,7 +113,9 @@ def test_a_failing_rule_leaves_the_rest():
 
     @register_rule(Swish)
     def swish(tracer, node, module, x):
-        tracer.edges(tracer.elements(module.beta), None, tracer.nodes.new("swish", 4), "bias")
+        tracer.edges(
+            tracer.elements(module.beta), None, tracer.nodes.new("swish", 4), "bias"
+        )
         raise KeyError("odd")
 
     try:
@@ -123,7 +142,8 @@ def test_elements_that_do_not_fit_their_labels_are_named():
 
     try:
         with pytest.warns(
-            UserWarning, match=r"edges of '1.weight': .* of \(4, 3\); got \(3,\) and \(4,\)"
+            UserWarning,
+            match=r"edges of '1.weight': .* of \(4, 3\); got \(3,\) and \(4,\)",
         ):
             build_graph(model, torch.randn(2, 2))
     finally:
@@ -134,7 +154,9 @@ def test_frozen_parameters_stay_in_the_graph():
     model, example = zoo_network("residual")
     for p in model.stem.parameters():
         p.requires_grad_(False)
-    assert build_graph(model, example).numel == sum(p.numel() for p in model.parameters())
+    assert build_graph(model, example).numel == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 class Normalised(nn.Module):
@@ -147,7 +169,9 @@ class Normalised(nn.Module):
         self.last = nn.Linear(4, 2)
 
     def forward(self, x):
-        return self.last(F.linear(torch.relu(self.first(x)), torch.matrix_exp(self.odd)))
+        return self.last(
+            F.linear(torch.relu(self.first(x)), torch.matrix_exp(self.odd))
+        )
 
 
 def test_a_parameter_without_a_rule_is_a_component_and_reported():
@@ -156,7 +180,8 @@ def test_a_parameter_without_a_rule_is_a_component_and_reported():
     assert [group.name for group in graph.groups if group.is_pinned] == ["first", "odd"]
     values = [torch.randn(s.shape) for s in graph.parameters]
     assert all(
-        torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
     )
     fft = Residual()
     fft.spectrum = nn.Parameter(torch.randn(5))
@@ -185,7 +210,9 @@ def test_rules_for_modules_and_functions_of_ones_own():
         seen.append(type(module))
         targets = tracer.nodes.new("swish", 4)
         tracer.edges(
-            tracer.elements(module.weight), tracer.unify_places(x.labels, -1), targets[:, None]
+            tracer.elements(module.weight),
+            tracer.unify_places(x.labels, -1),
+            targets[:, None],
         )
         tracer.edges(tracer.elements(module.beta), None, targets, "slope")
         return Neurons(targets.expand(tracer.shape_of(node)))
@@ -204,7 +231,10 @@ def test_rules_for_modules_and_functions_of_ones_own():
 class Factored(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.randn(4, 2))
+        self.a, self.b = (
+            nn.Parameter(torch.randn(2, 3)),
+            nn.Parameter(torch.randn(4, 2)),
+        )
         self.bias = nn.Parameter(torch.randn(4))
 
     def forward(self, x):
@@ -217,7 +247,8 @@ def test_the_rule_that_is_shown_to_contributors():
     exec(example, {"Factored": Factored})
     try:
         graph = build_graph(
-            nn.Sequential(nn.Linear(2, 3), Factored(), nn.Linear(4, 2)), torch.randn(5, 2)
+            nn.Sequential(nn.Linear(2, 3), Factored(), nn.Linear(4, 2)),
+            torch.randn(5, 2),
         )
     finally:
         del RULES[Factored]
@@ -230,7 +261,9 @@ def test_the_rule_that_is_shown_to_contributors():
 def test_the_optimizer_says_what_it_could_not_connect(caplog):
     model = Residual()
     with caplog.at_level(logging.INFO, logger="ngopt"):
-        apart = unconnected(NGOptimizer(model.parameters(), weights=FeedForward()).graph)
+        apart = unconnected(
+            NGOptimizer(model.parameters(), weights=FeedForward()).graph
+        )
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert apart
@@ -245,20 +278,26 @@ def test_the_optimizer_says_what_it_could_not_connect(caplog):
 
 def ends_of(graph, parameter):
     """Source group, source neurons and target group of all uses of a weight."""
-    uses = [b for b in graph.weights if graph.parameters[b.view.parameter].name == parameter]
+    uses = [
+        b for b in graph.weights if graph.parameters[b.view.parameter].name == parameter
+    ]
     return [(graph.groups[b.source].name, b.source_index, b.target) for b in uses]
 
 
 def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
     graph = zoo_graph("head norms")
     size = {g.name: g.size for g in graph.groups}
-    assert [size[f"1.{name}"] for name in ("q", "q_norm", "q_norm.weight", "q_norm.groups")] == [
+    assert [
+        size[f"1.{name}"] for name in ("q", "q_norm", "q_norm.weight", "q_norm.groups")
+    ] == [
         6,
         6,
         3,
         2,
     ]
-    spread = next(b for b in graph.blocks if graph.groups[b.source].name == "1.q_norm.weight")
+    spread = next(
+        b for b in graph.blocks if graph.groups[b.source].name == "1.q_norm.weight"
+    )
     assert (spread.kind, spread.shape, spread.target_index) == (
         "spread",
         (3, 2, 1),
@@ -278,7 +317,11 @@ def test_a_weight_has_a_use_for_every_row_of_neurons():
     linear, conv = ends_of(graph, "linear.weight"), ends_of(graph, "conv.weight")
     assert [use[:2] for use in linear] == [("stem", (0, 1, 2)), ("stem", (3, 4, 5))]
     assert [use[:2] for use in conv] == [("linear", None)] * 2
-    assert len({target for *_, target in linear}) == len({target for *_, target in conv}) == 2
+    assert (
+        len({target for *_, target in linear})
+        == len({target for *_, target in conv})
+        == 2
+    )
 
 
 def test_places_that_a_norm_shares_are_slots():
@@ -286,11 +329,17 @@ def test_places_that_a_norm_shares_are_slots():
     assert {g.name: g.size for g in graph.groups if g.kind == "neuron"} == {
         "x": 1, "stem": 3, "up": 4, "batch": 4, "group": 4, "out": 2,
     }  # fmt: skip
-    up = next(b for b in graph.weights if graph.parameters[b.view.parameter].name == "up.weight")
+    up = next(
+        b
+        for b in graph.weights
+        if graph.parameters[b.view.parameter].name == "up.weight"
+    )
     assert (up.shape, up.slot_shape) == ((1, 4, 3), (4, 3, 3)), (
         "a kernel for each of the four places of a channel"
     )
-    assert [b.slot_shape for b in graph.biases if graph.groups[b.group].name == "up"] == [(4,)]
+    assert [
+        b.slot_shape for b in graph.biases if graph.groups[b.group].name == "up"
+    ] == [(4,)]
     assert ends_of(graph, "out.weight")[0][:2] == ("group", None)
 
 
@@ -311,19 +360,26 @@ def test_sums_and_differences_by_hand():
 
 def test_matrix_products_by_hand():
     graph = zoo_graph("mixture")
-    assert edges_of(graph, "einsum_1.products") == [("left", "gate"), ("right", "experts")]
+    assert edges_of(graph, "einsum_1.products") == [
+        ("left", "gate"),
+        ("right", "experts"),
+    ]
     assert edges_of(graph, "einsum_1") == [("pool", "einsum_1.products")]
     (pool,) = (b for b in graph.blocks if graph.groups[b.target].name == "einsum_1")
     assert pool.shape == (5, 1, 3)
     # the neurons are those of every place, so that a weight is used once,
     # that of each of the experts
-    assert [len(ends_of(graph, name)) for name in ("first.weight", "experts", "last.weight")] == [
+    assert [
+        len(ends_of(graph, name)) for name in ("first.weight", "experts", "last.weight")
+    ] == [
         1,
         3,
         1,
     ]
     graph = zoo_graph("prefixed")
-    keys = next(b for b in graph.biases if graph.parameters[b.view.parameter].name == "keys")
+    keys = next(
+        b for b in graph.biases if graph.parameters[b.view.parameter].name == "keys"
+    )
     assert (graph.groups[keys.group].name, keys.view.shape) == ("k", (4, 2))
     # too many products
     x = torch.randn(2, 70, 5)
@@ -387,7 +443,9 @@ def test_bags_of_rows_with_weights():
 
 
 def test_constants_before_there_are_neurons():
-    graph = build_graph(nn.Sequential(OneHot(), nn.Linear(5, 3)), torch.randint(5, (4,)))
+    graph = build_graph(
+        nn.Sequential(OneHot(), nn.Linear(5, 3)), torch.randint(5, (4,))
+    )
     assert graph.unplaced == () and graph.numel == 18
 
 
@@ -402,7 +460,10 @@ class Windowed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.table, self.rows = nn.Parameter(torch.randn(1, 8, 4)), nn.Parameter(torch.randn(3, 4))
+        self.table, self.rows = (
+            nn.Parameter(torch.randn(1, 8, 4)),
+            nn.Parameter(torch.randn(3, 4)),
+        )
         self.first = nn.Linear(3, 4)
         self.wide = nn.Parameter(torch.randn(6, 5))
         self.last = nn.Linear(4, 2)
@@ -421,9 +482,12 @@ def test_elements_that_the_network_does_not_use_have_a_place():
     assert unused == {"table.unused": 5 * 4, "wide.unused": 30 - 16}
     values = [torch.randn_like(p) for p in model.parameters()]
     assert all(
-        torch.equal(a, b) for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
     )
-    rows = [b for b in graph.biases if graph.parameters[b.view.parameter].name == "rows"]
+    rows = [
+        b for b in graph.biases if graph.parameters[b.view.parameter].name == "rows"
+    ]
     assert [(b.kind, b.slot_shape) for b in rows] == [
         ("shift", (3,))
     ]  # one after the other, not all alike

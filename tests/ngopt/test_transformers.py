@@ -21,7 +21,11 @@ def test_transformers_are_traced_whole(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         graph = build_graph(model, example)
-    assert (graph.unplaced, unconnected(graph), len(set(components(graph)))) == ((), [], 1)
+    assert (graph.unplaced, unconnected(graph), len(set(components(graph)))) == (
+        (),
+        [],
+        1,
+    )
     values = [p.detach() for p in model.parameters()]
     back = graph.scatter(graph.gather(values))
     assert all(torch.equal(p, q) for p, q in zip(values, back, strict=True))
@@ -32,7 +36,9 @@ def test_transformers_are_traced_whole(name):
 
 def test_keys_and_values_of_a_cache_are_no_outputs():
     graph = build_graph(*network("gpt2"))
-    assert [group.name for group in graph.groups if group.role == "output"] == ["transformer.wte"]
+    assert [group.name for group in graph.groups if group.role == "output"] == [
+        "transformer.wte"
+    ]
 
 
 class Cache:

@@ -90,7 +90,9 @@ def test_tracing_disturbs_nothing():
             opt.step()
         assert model.training
         models.append(model)
-    for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
+    for a, b in zip(
+        models[0].state_dict().values(), models[1].state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b)
 
 
@@ -145,7 +147,9 @@ def test_forwards_under_torch_func_do_not_count():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     opt = optimizer(model.parameters(), model=model)
     params = dict(model.named_parameters())
-    single = torch.func.grad(lambda q, x: torch.func.functional_call(model, q, (x,)).sum())
+    single = torch.func.grad(
+        lambda q, x: torch.func.functional_call(model, q, (x,)).sum()
+    )
     grads = torch.vmap(single, in_dims=(None, 0))(params, torch.randn(5, 3))
     for name, p in params.items():
         p.grad = grads[name].sum(0)
@@ -162,7 +166,9 @@ def test_lazy_modules(how):
     opt.step()
     assert repr(opt).endswith("26 parameters in 4 tensors, all connected")
     early = optimizer(nn.LazyLinear(4).parameters())
-    with pytest.raises(ValueError, match="'parameter 0' of a lazy module has no shape yet"):
+    with pytest.raises(
+        ValueError, match="'parameter 0' of a lazy module has no shape yet"
+    ):
         early.graph  # noqa: B018
 
 
@@ -250,7 +256,9 @@ def test_resuming_before_the_first_forward():
         other.load_state_dict(saved)
         forward_backward(again)
         if wrong:
-            with pytest.raises(ValueError, match="'step' of 'left.weight': expected a tensor"):
+            with pytest.raises(
+                ValueError, match="'step' of 'left.weight': expected a tensor"
+            ):
                 other.step()
         else:
             other.step()
@@ -293,13 +301,28 @@ class TestGroups:
 
     def test_order_by_hand(self):
         weights = ["conv1.weight", "fc.0.weight", "out.weight"]
-        others = ["conv1.bias", "bn1.weight", "bn1.bias", "scale", "fc.1.weight", "out.bias"]
+        others = [
+            "conv1.bias",
+            "bn1.weight",
+            "bn1.bias",
+            "scale",
+            "fc.1.weight",
+            "out.bias",
+        ]
         assert merged_order([weights, others]) == [
             "scale", "conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias", "fc.0.weight",
             "fc.1.weight", "out.weight", "out.bias",
         ]  # fmt: skip
-        lists = [["b.weight", "a.weight"], ["a.bias", "b.bias"]]  # they contradict each other
-        assert sorted(merged_order(lists)) == ["a.bias", "a.weight", "b.bias", "b.weight"]
+        lists = [
+            ["b.weight", "a.weight"],
+            ["a.bias", "b.bias"],
+        ]  # they contradict each other
+        assert sorted(merged_order(lists)) == [
+            "a.bias",
+            "a.weight",
+            "b.bias",
+            "b.weight",
+        ]
 
 
 def test_what_stays_apart_is_logged_once(caplog):
@@ -322,7 +345,9 @@ def test_what_stays_apart_is_logged_once(caplog):
 class TestErrors:
     def test_another_instance(self):
         model = Parallel()
-        with pytest.raises(ValueError, match=r"model: .*'parameter 0', of shape \(4, 4\), is none"):
+        with pytest.raises(
+            ValueError, match=r"model: .*'parameter 0', of shape \(4, 4\), is none"
+        ):
             optimizer(model.parameters(), model=Parallel())
         mixed = [("ours", model.left.weight), ("theirs", Parallel().left.weight)]
         with pytest.raises(ValueError, match=r"model: .*'theirs'"):
@@ -330,11 +355,19 @@ class TestErrors:
 
     def test_arguments_of_other_types(self):
         params = list(Parallel().parameters())
-        with pytest.raises(ValueError, match="model: expected a .*Module; got the class Parallel"):
+        with pytest.raises(
+            ValueError, match="model: expected a .*Module; got the class Parallel"
+        ):
             optimizer(params, model=Parallel)
-        with pytest.raises(ValueError, match="graph: expected a NeuralGraph; got Parallel"):
+        with pytest.raises(
+            ValueError, match="graph: expected a NeuralGraph; got Parallel"
+        ):
             optimizer(params, graph=Parallel())
-        for weights, got in ((None, "NoneType"), (3, "int"), (nn.Linear(2, 2), "Linear")):
+        for weights, got in (
+            (None, "NoneType"),
+            (3, "int"),
+            (nn.Linear(2, 2), "Linear"),
+        ):
             with pytest.raises(ValueError, match=f"weights: expected .*; got {got}"):
                 NGOptimizer(params, weights=weights)
 

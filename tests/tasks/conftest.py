@@ -35,7 +35,9 @@ def compiled_eagerly(monkeypatch):
             counts[place] += 1
             return lookup_backend("aot_eager")(module, inputs)
 
-        self._compiled_call_impl = torch.compile(self._call_impl, backend=backend, **options)
+        self._compiled_call_impl = torch.compile(
+            self._call_impl, backend=backend, **options
+        )
 
     torch.compiler.reset()
     monkeypatch.setattr(torch.nn.Module, "compile", compiled)

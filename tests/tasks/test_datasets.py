@@ -38,7 +38,9 @@ def tiny_arrays(seed: int = 0):
 def install(monkeypatch, **fetchers):
     """Register a data set 'tiny' that expects `tiny_arrays()` and has the given sources."""
     digests = sha256_of(tiny_arrays())
-    recipe = Recipe(24, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), sha256=digests, sources=fetchers)
+    recipe = Recipe(
+        24, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), sha256=digests, sources=fetchers
+    )
     monkeypatch.setitem(DATASETS, "tiny", recipe)
 
 
@@ -99,7 +101,9 @@ def test_batch_leaves_the_resident_images_alone(fetched, tmp_path):
 
 
 def test_to_moves_both_tensors():
-    split = Split(torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.arange(2), (0.5,), (0.5,))
+    split = Split(
+        torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.arange(2), (0.5,), (0.5,)
+    )
     moved = split.to("meta")
     assert moved.images.device.type == moved.labels.device.type == "meta"
     assert (moved.mean, moved.std) == (split.mean, split.std)
@@ -109,9 +113,13 @@ def test_to_moves_both_tensors():
 # --- Indices ---
 
 
-def epoch_of(seed: int, epoch: int, size: int = 1000, batch_size: int = 100) -> torch.Tensor:
+def epoch_of(
+    seed: int, epoch: int, size: int = 1000, batch_size: int = 100
+) -> torch.Tensor:
     steps = range(epoch * (size // batch_size), (epoch + 1) * (size // batch_size))
-    return torch.cat([batch_indices(size, batch_size, seed=seed, step=step) for step in steps])
+    return torch.cat(
+        [batch_indices(size, batch_size, seed=seed, step=step) for step in steps]
+    )
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
@@ -128,7 +136,9 @@ def test_incomplete_batch_is_dropped():
 
 
 def test_indices_depend_on_nothing_but_the_arguments():
-    arguments = [(55_000, 128, seed, step) for seed in (0, 5) for step in (0, 1, 428, 429, 3000)]
+    arguments = [
+        (55_000, 128, seed, step) for seed in (0, 5) for step in (0, 1, 428, 429, 3000)
+    ]
 
     def draw(size, batch_size, seed, step):
         return batch_indices(size, batch_size, seed=seed, step=step)
@@ -148,7 +158,9 @@ def test_writing_into_indices_leaves_later_calls_alone():
 
 
 def test_near_seeds_and_epochs_are_unrelated():
-    orders = torch.stack([epoch_of(seed, epoch) for seed in range(10) for epoch in range(10)])
+    orders = torch.stack(
+        [epoch_of(seed, epoch) for seed in range(10) for epoch in range(10)]
+    )
     correlations = torch.corrcoef(orders.double()).fill_diagonal_(0)
     # Independent permutations of 1,000: standard deviation .032, largest of 4,950 about .13.
     assert correlations.abs().max() < 0.2
@@ -157,7 +169,9 @@ def test_near_seeds_and_epochs_are_unrelated():
 
 def test_every_int64_is_a_seed_of_its_own():
     seeds = [0, 1, -1, 2**32, 2**32 + 1, -(2**32), 2**63 - 1, -(2**63)]
-    orders = {tuple(epoch_of(seed, epoch).tolist()) for seed in seeds for epoch in (0, 1)}
+    orders = {
+        tuple(epoch_of(seed, epoch).tolist()) for seed in seeds for epoch in (0, 1)
+    }
     assert len(orders) == 2 * len(seeds)
 
 
@@ -185,7 +199,9 @@ def test_folder_is_made_and_may_be_relative(fetched, tmp_path, monkeypatch):
     assert fetched[0].is_absolute()  # clients are run in folders of their own
 
 
-def test_folder_comes_from_the_environment_and_else_is_data(fetched, tmp_path, monkeypatch):
+def test_folder_comes_from_the_environment_and_else_is_data(
+    fetched, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NGOPT_DATA", str(tmp_path / "elsewhere"))
     load_dataset("tiny")
@@ -311,7 +327,9 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_fetch(fetched, tmp_
 
 
 def test_unknown_name_lists_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match=r"'imagenet'.*'fashion-mnist', 'mnist', 'cifar10'"):
+    with pytest.raises(
+        ValueError, match=r"'imagenet'.*'fashion-mnist', 'mnist', 'cifar10'"
+    ):
         load_dataset("imagenet", tmp_path)
 
 

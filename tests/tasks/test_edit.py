@@ -32,7 +32,9 @@ def config(data, tmp_path, clock, monkeypatch):
 
 
 def test_edits_by_hand():
-    image = torch.tensor([[[[0.0, 0.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]])
+    image = torch.tensor(
+        [[[[0.0, 0.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]]
+    )
     expected = [[1.0, 1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 0.0]]
     assert dilated(image)[0, 0].tolist() == expected
     flat = torch.tensor([[[[0.4, 0.6, 0.1, 0.9]]]])
@@ -51,7 +53,10 @@ def test_outputs_are_networks_whose_images_are_averaged(config):
     lesson = Editing(config(outputs=3))
     stack = lesson.data["test"].stack
     params = lesson.model(stack)
-    each = [stack.architecture.outputs([p[:, k] for p in params], lesson.points) for k in range(3)]
+    each = [
+        stack.architecture.outputs([p[:, k] for p in params], lesson.points)
+        for k in range(3)
+    ]
     expected = torch.stack(each).mean(0).mT + 0.5
     torch.testing.assert_close(lesson.rendered(stack, params, lesson.points), expected)
 
@@ -82,7 +87,9 @@ def seeded_loss(lesson, step):
 
 
 def test_settings_that_make_no_sense(config):
-    with pytest.raises(ValueError, match="edit: expected one of dilate, contrast; got 'erode'"):
+    with pytest.raises(
+        ValueError, match="edit: expected one of dilate, contrast; got 'erode'"
+    ):
         config(edit="erode")
     with pytest.raises(ValueError, match="outputs: expected 1 or more; got 0"):
         config(outputs=0)

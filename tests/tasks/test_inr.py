@@ -30,7 +30,14 @@ def config(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(inr, "AT_ONCE", 2)
     return FitConfig(
-        str(tmp_path / "inr"), train=5, validation=2, test=2, views=2, width=8, steps=30, shard=3
+        str(tmp_path / "inr"),
+        train=5,
+        validation=2,
+        test=2,
+        views=2,
+        width=8,
+        steps=30,
+        shard=3,
     )
 
 
@@ -66,11 +73,22 @@ def test_every_image_has_its_views(config, capsys):
     pairs = [
         p
         for g in groups
-        for p in zip(g.columns["index"].tolist(), g.columns["view"].tolist(), strict=True)
+        for p in zip(
+            g.columns["index"].tolist(), g.columns["view"].tolist(), strict=True
+        )
     ]
     assert pairs == [(image, view) for view in range(2) for image in range(5)]
-    assert [label for g in groups for label in g.columns["label"].tolist()] == [0, 1, 2, 0, 1] * 2
-    first, again = groups[0].params["layers.0.weight"][0], groups[1].params["layers.0.weight"][2]
+    assert [label for g in groups for label in g.columns["label"].tolist()] == [
+        0,
+        1,
+        2,
+        0,
+        1,
+    ] * 2
+    first, again = (
+        groups[0].params["layers.0.weight"][0],
+        groups[1].params["layers.0.weight"][2],
+    )
     assert not torch.allclose(first, again, atol=0.01)  # views of one image
     assert groups[0].architecture == {"kind": "siren", "widths": [2, 8, 8, 1]}
     assert "14 networks in" in capsys.readouterr().out
@@ -111,7 +129,9 @@ def test_ranks_make_the_same(config, tmp_path, capsys):
         # the second begins when the first has ended
         for job in missing(wanted, folder, Ranks(number, 2)):
             data = inr.load(config)[job.split]
-            write_shard(folder.shard(job.split, job.number), [inr.make(job, other, data)])
+            write_shard(
+                folder.shard(job.split, job.number), [inr.make(job, other, data)]
+            )
     assert contents(other.folder) == contents(config.folder)
 
 
@@ -124,13 +144,17 @@ def test_pictures(config, tmp_path, monkeypatch, capsys):
 
 
 def test_errors(config, capsys, monkeypatch):
-    with pytest.raises(ValueError, match="validation: expected at most 7 images; got 8"):
+    with pytest.raises(
+        ValueError, match="validation: expected at most 7 images; got 8"
+    ):
         fit_all(replace(config, validation=8))
     with pytest.raises(ValueError, match="steps: expected 1 or more; got 0"):
         replace(config, steps=0)
     monkeypatch.setattr(sys, "argv", ["inr", "show", "--folder", config.folder])
     with pytest.raises(SystemExit) as ended:
-        inr.cli.commands({"fit": (FitConfig, fit_all), "show": (ShowConfig, show)}, None)
+        inr.cli.commands(
+            {"fit": (FitConfig, fit_all), "show": (ShowConfig, show)}, None
+        )
     assert ended.value.code == 2
     assert "error: manifest" in capsys.readouterr().err
 
@@ -141,16 +165,24 @@ def test_a_shard_is_read_back(config, capsys):
     images = smooth_images(7)[:2].float() / 255
     rendered = render(*layers_of(networks.params), grid(6, 6)).view_as(images) + 0.5
     mse = (rendered - images).square().mean((1, 2, 3))
-    torch.testing.assert_close(networks.columns["psnr"], -10 * mse.log10(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        networks.columns["psnr"], -10 * mse.log10(), rtol=1e-4, atol=1e-3
+    )
 
 
-def test_sine_waves_have_the_amplitudes_and_frequencies_that_their_columns_say(tmp_path):
-    config = FitConfig(str(tmp_path), data="sines", train=3, validation=1, test=1, width=8, steps=2)
+def test_sine_waves_have_the_amplitudes_and_frequencies_that_their_columns_say(
+    tmp_path,
+):
+    config = FitConfig(
+        str(tmp_path), data="sines", train=3, validation=1, test=1, width=8, steps=2
+    )
     data = inr.load(config)["train"]
     index = torch.tensor([2, 0])
     columns = data.columns(index)
     t = data.points.squeeze(1)[100]
-    expected = columns["amplitude"] / 10 * torch.sin(columns["frequency"] * torch.pi * t)
+    expected = (
+        columns["amplitude"] / 10 * torch.sin(columns["frequency"] * torch.pi * t)
+    )
     torch.testing.assert_close(data.values(index)[:, 0, 100], expected)
     fit_all(config)
     (networks,) = read_split(inr.Path(config.folder), "train")

@@ -13,7 +13,9 @@ from tasks.predict import Config, Prediction, is_narrow, r2, run, tau
 @pytest.fixture
 def config(data, tmp_path, clock):
     training = TrainingConfig(minutes=0.05, batch=6, validations=1)
-    return Config(str(data / "zoo-wild-park"), str(tmp_path), model="statnn", training=training)
+    return Config(
+        str(data / "zoo-wild-park"), str(tmp_path), model="statnn", training=training
+    )
 
 
 def test_rank_correlation_and_explained_variance_by_hand():
@@ -36,7 +38,15 @@ def test_rank_correlation_and_explained_variance_by_hand():
 )
 def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, probes):
     sizes = {"width": 8, "layers": 1, "scales": 1} if model != "dmc" else {}
-    run(replace(config, data=str(data / f"zoo-{zoo}"), model=model, probes=probes, sizes=sizes))
+    run(
+        replace(
+            config,
+            data=str(data / f"zoo-{zoo}"),
+            model=model,
+            probes=probes,
+            sizes=sizes,
+        )
+    )
     found = json.loads((tmp_path / "result.json").read_text())["test"]
     assert -1 <= found["tau"] <= 1 and found["r2"] <= 1
     assert (tmp_path / "predicted.png").stat().st_size > 1000
@@ -63,13 +73,15 @@ def test_fewer_networks_are_trained_with(config):
 
 def test_there_must_be_networks_of_both_widths(config):
     with pytest.raises(
-        ValueError, match="widest: split 'train': expected networks on their side of 1; got none"
+        ValueError,
+        match="widest: split 'train': expected networks on their side of 1; got none",
     ):
         Prediction(replace(config, widest=1))
 
 
 def test_networks_whose_accuracies_are_not_known_are_refused(config, data):
     with pytest.raises(
-        ValueError, match="inr-mnist': expected networks with a column 'accuracy'; got none"
+        ValueError,
+        match="inr-mnist': expected networks with a column 'accuracy'; got none",
     ):
         Prediction(replace(config, data=str(data / "inr-mnist")))

@@ -7,23 +7,38 @@ import torch
 
 from tasks.inr import FitConfig, fit_all
 from tasks.learning.training import TrainingConfig
-from tasks.represent import Config, Representation, contrast, linear_map, run, targets_of
+from tasks.represent import (
+    Config,
+    Representation,
+    contrast,
+    linear_map,
+    run,
+    targets_of,
+)
 
 
 @pytest.fixture
 def config(tmp_path, clock):
     data = tmp_path / "sines"
-    fit_all(FitConfig(str(data), data="sines", train=24, validation=8, test=8, width=8, steps=20))
+    fit_all(
+        FitConfig(
+            str(data), data="sines", train=24, validation=8, test=8, width=8, steps=20
+        )
+    )
     training = TrainingConfig(minutes=0.1, batch=8, validations=2)
     sizes = {"width": 8, "layers": 1}
-    return Config(str(data), str(tmp_path / "run"), sizes=sizes, training=training, dimension=6)
+    return Config(
+        str(data), str(tmp_path / "run"), sizes=sizes, training=training, dimension=6
+    )
 
 
 def test_a_training_says_what_a_linear_map_knows(config, tmp_path, data):
     run(config)
     found = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
     assert 0 < found["mse"] < 100
-    images = replace(config, data=str(data / "inr-mnist"), folder=str(tmp_path / "images"))
+    images = replace(
+        config, data=str(data / "inr-mnist"), folder=str(tmp_path / "images")
+    )
     run(images)
     found = json.loads((tmp_path / "images" / "result.json").read_text())["test"]
     assert 0 <= found["accuracy"] <= 1
@@ -31,7 +46,9 @@ def test_a_training_says_what_a_linear_map_knows(config, tmp_path, data):
 
 def test_partners_that_agree_cost_nothing_and_those_that_are_all_alike_a_guess():
     corners = torch.eye(4)
-    assert contrast(corners, corners, temperature=0.01).item() == pytest.approx(0, abs=1e-6)
+    assert contrast(corners, corners, temperature=0.01).item() == pytest.approx(
+        0, abs=1e-6
+    )
     same = torch.ones(4, 1)
     assert contrast(same, same, temperature=0.5).item() == pytest.approx(log(7))
 
@@ -49,7 +66,9 @@ def test_a_copy_keeps_most_and_has_the_rest_at_its_mean(config):
 def test_the_linear_map_is_the_one_that_made_the_targets():
     known = torch.randn(50, 4, dtype=torch.float64)
     true = torch.randn(4, 2, dtype=torch.float64)
-    torch.testing.assert_close(linear_map(known, known @ true), true, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        linear_map(known, known @ true), true, rtol=1e-2, atol=1e-2
+    )
 
 
 def test_networks_of_which_nothing_is_known_are_refused():

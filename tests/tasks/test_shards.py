@@ -56,13 +56,17 @@ def test_a_folder_is_made_with_one_set_of_settings(tmp_path):
         {"file": "train-00000.safetensors", "networks": 3, "psnr": 1.0},
     ]
     assert read_manifest(folder.path)["shards"] == rows
-    with pytest.raises(ValueError, match=r"some': made with other settings: steps 3, got 4"):
+    with pytest.raises(
+        ValueError, match=r"some': made with other settings: steps 3, got 4"
+    ):
         Folder(folder.path, {"steps": 4}).begin()
 
 
 def test_splits(tmp_path):
     for number in range(2):
-        write_shard(tmp_path / f"train-0000{number}.safetensors", [networks(seed=number)])
+        write_shard(
+            tmp_path / f"train-0000{number}.safetensors", [networks(seed=number)]
+        )
     found = list(read_split(tmp_path, "train"))
     assert len(found) == 2
     together = merged(found)
@@ -70,7 +74,9 @@ def test_splits(tmp_path):
     assert torch.equal(together.params["weight"][3:], found[1].params["weight"])
     with pytest.raises(ValueError, match="expected shards of split 'test'; got none"):
         list(read_split(tmp_path, "test"))
-    with pytest.raises(ValueError, match="expected architecture .*'width': 2.*; got .*'width': 5"):
+    with pytest.raises(
+        ValueError, match="expected architecture .*'width': 2.*; got .*'width': 5"
+    ):
         merged([networks(), networks(width=5)])
 
 
@@ -85,13 +91,16 @@ class TestDamage:
         content = bytearray(path.read_bytes())
         content[-3] ^= 1
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"train-00000.safetensors': sha256: its contents"):
+        with pytest.raises(
+            ValueError, match=r"train-00000.safetensors': sha256: its contents"
+        ):
             read_shard(path)
 
     def test_of_the_end(self, path, capsys):
         path.write_bytes(path.read_bytes()[:-5])
         with pytest.raises(
-            ValueError, match=r"train-00000.safetensors': expected a complete safetensors file"
+            ValueError,
+            match=r"train-00000.safetensors': expected a complete safetensors file",
         ):
             list(read_split(path.parent, "train"))
         (found,) = read_split(path.parent, "train", skip_damaged=True)
@@ -100,16 +109,22 @@ class TestDamage:
 
     def test_of_the_format(self, path):
         save_file({"x": torch.ones(1)}, path, {"format": "other"})
-        with pytest.raises(ValueError, match="format: expected 'ngopt-shard-1'; got 'other'"):
+        with pytest.raises(
+            ValueError, match="format: expected 'ngopt-shard-1'; got 'other'"
+        ):
             read_shard(path)
 
     def test_of_the_manifest(self, tmp_path):
         with pytest.raises(ValueError, match="expected a JSON file"):
             read_manifest(tmp_path)
         (tmp_path / MANIFEST).write_text(json.dumps({"format": "x"}))
-        with pytest.raises(ValueError, match="format: expected 'ngopt-shard-1'; got 'x'"):
+        with pytest.raises(
+            ValueError, match="format: expected 'ngopt-shard-1'; got 'x'"
+        ):
             read_manifest(tmp_path)
 
     def test_of_lengths(self):
-        with pytest.raises(ValueError, match=r"tensors of one length; got lengths \[2, 3\]"):
+        with pytest.raises(
+            ValueError, match=r"tensors of one length; got lengths \[2, 3\]"
+        ):
             Networks({}, {"weight": torch.ones(2)}, {"label": torch.ones(3)})

@@ -26,14 +26,22 @@ def config(data, tmp_path, clock, monkeypatch):
     small = Table(whole.settings, whole.lesson, whole.figures, rows, whole.published)
     monkeypatch.setitem(TABLES, "predict-small", small)
     return Config(
-        "predict-small", str(data / "zoo-small"), str(tmp_path), minutes=0.05, batch=8, seeds=2
+        "predict-small",
+        str(data / "zoo-small"),
+        str(tmp_path),
+        minutes=0.05,
+        batch=8,
+        seeds=2,
     )
 
 
 def test_a_table_has_ours_with_all_seeds_and_others_once(config, tmp_path, capsys):
     run(config)
     found = json.loads((tmp_path / "table.json").read_text())
-    assert {label: len(some) for label, some in found.items()} == {"statnn": 1, "ng-gnn": 2}
+    assert {label: len(some) for label, some in found.items()} == {
+        "statnn": 1,
+        "ng-gnn": 2,
+    }
     taus = [one["test"]["tau"] for one in found["ng-gnn"]]
     said = capsys.readouterr().out
     assert f"{sum(taus) / 2:.4g} ± " in said
@@ -56,7 +64,9 @@ def test_every_row_is_a_model_that_reads_the_data(name, data, tmp_path):
     for training in trainings(config):
         lesson = TABLES[name].lesson(training.config, Ranks())
         assert sum(p.numel() for p in lesson.model.parameters()) > 1000
-    folders = [training.config.folder for training in trainings(replace(config, seeds=2))]
+    folders = [
+        training.config.folder for training in trainings(replace(config, seeds=2))
+    ]
     assert len(set(folders)) == len(folders)
 
 
@@ -67,7 +77,11 @@ def test_published_rows_are_rows():
 
 
 def test_unknown_tables_and_rows_are_named(config):
-    with pytest.raises(ValueError, match="table: expected one of classify, .*; got 'all'"):
+    with pytest.raises(
+        ValueError, match="table: expected one of classify, .*; got 'all'"
+    ):
         replace(config, table="all")
-    with pytest.raises(ValueError, match="rows: expected some of statnn; ng-gnn; got gru"):
+    with pytest.raises(
+        ValueError, match="rows: expected some of statnn; ng-gnn; got gru"
+    ):
         replace(config, rows=("statnn", "gru"))

@@ -8,9 +8,24 @@ from tasks import zoo
 from tasks.common.distributed import Ranks
 from tasks.datasets import ImageDataset, Split
 from tasks.networks.architectures import Stack
-from tasks.shards import SPLITS, read_manifest, read_shard, read_split, shard_paths, write_shard
+from tasks.shards import (
+    SPLITS,
+    read_manifest,
+    read_shard,
+    read_split,
+    shard_paths,
+    write_shard,
+)
 from tasks.sources.generation import jobs, missing
-from tasks.zoo import ShowConfig, TrainConfig, checkpoint_steps, counts, gray, show, train_all
+from tasks.zoo import (
+    ShowConfig,
+    TrainConfig,
+    checkpoint_steps,
+    counts,
+    gray,
+    show,
+    train_all,
+)
 
 
 def striped_images(count):
@@ -19,7 +34,10 @@ def striped_images(count):
     labels = torch.arange(count) % 10
     angles = labels * torch.pi / 10
     rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
-    waves = torch.cos(angles)[:, None, None] * rows + torch.sin(angles)[:, None, None] * columns
+    waves = (
+        torch.cos(angles)[:, None, None] * rows
+        + torch.sin(angles)[:, None, None] * columns
+    )
     noise = torch.randn(count, 3, 32, 32, generator=generator)
     pixels = 127 + 80 * waves.sin()[:, None] + 20 * noise
     return Split(pixels.clamp(0, 255).byte(), labels, (0.5,) * 3, (0.25,) * 3)
@@ -42,7 +60,9 @@ def contents(folder):
     for path in shard_paths(zoo.Path(folder)):
         for number, networks in enumerate(read_shard(path)):
             tensors = {**networks.params, **networks.columns}
-            found[path.name, number] = {key: value.tolist() for key, value in tensors.items()}
+            found[path.name, number] = {
+                key: value.tolist() for key, value in tensors.items()
+            }
     return found
 
 
@@ -93,7 +113,9 @@ def test_accuracies_are_those_of_the_networks_in_the_shard(config):
             stack = Stack.of(networks)
             outputs = stack.architecture.outputs(stack.params, images)
             found = (outputs.argmax(2) == labels).float().mean(1)
-            torch.testing.assert_close(found, networks.columns["accuracy"], rtol=0, atol=0.01)
+            torch.testing.assert_close(
+                found, networks.columns["accuracy"], rtol=0, atol=0.01
+            )
             best = max(best, found.max().item())
     assert best > 0.3
 
@@ -153,7 +175,9 @@ def test_errors(config, capsys, monkeypatch):
         replace(config, runs=2)
     monkeypatch.setattr(sys, "argv", ["zoo", "show", "--folder", config.folder])
     with pytest.raises(SystemExit) as ended:
-        zoo.cli.commands({"train": (TrainConfig, train_all), "show": (ShowConfig, show)}, None)
+        zoo.cli.commands(
+            {"train": (TrainConfig, train_all), "show": (ShowConfig, show)}, None
+        )
     assert ended.value.code == 2
     assert "error: manifest" in capsys.readouterr().err
 
@@ -174,5 +198,7 @@ def test_the_small_sets_of_the_tests_have_what_their_manifests_say(name):
         assert sum(map(len, groups)) == row["networks"] == 2 * len(runs)
         for group in groups:
             stack = Stack.of(group)
-            assert stack.architecture.graph.numel == sum(p[0].numel() for p in stack.params)
+            assert stack.architecture.graph.numel == sum(
+                p[0].numel() for p in stack.params
+            )
     assert not wanted

@@ -64,10 +64,19 @@ from tests.zoo.dense import (
     VariationalAutoencoder,
 )
 from tests.zoo.recurrent import Cells, EncoderDecoder, Recurrent, States
-from tests.zoo.told_apart import Equilibrium, Mixer, Normalised, Parts, Rotary, Sinusoidal
+from tests.zoo.told_apart import (
+    Equilibrium,
+    Mixer,
+    Normalised,
+    Parts,
+    Rotary,
+    Sinusoidal,
+)
 
 features = partial(torch.randn, 2, 5, 12)
-encoder_layer = partial(nn.TransformerEncoderLayer, 12, 3, 16, dropout=0.0, batch_first=True)
+encoder_layer = partial(
+    nn.TransformerEncoderLayer, 12, 3, 16, dropout=0.0, batch_first=True
+)
 
 
 def two_inputs() -> tuple[Tensor, Tensor]:
@@ -79,11 +88,15 @@ def encoder() -> nn.Module:
 
 
 def group_normed() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1))
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 3, 1)
+    )
 
 
 def bags() -> nn.Module:
-    return nn.Sequential(nn.EmbeddingBag(9, 5, padding_idx=0), nn.ReLU(), nn.Linear(5, 2))
+    return nn.Sequential(
+        nn.EmbeddingBag(9, 5, padding_idx=0), nn.ReLU(), nn.Linear(5, 2)
+    )
 
 
 # Networks and example inputs.
@@ -106,7 +119,10 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "perceiver": lambda: (Perceiver(), torch.randn(2, 4, 3)),
     "seeds": lambda: (Seeds(), torch.randn(2, 5, 3)),
     "prefixed": lambda: (Prefixed(), torch.randn(2, 5, 3)),
-    "translation": lambda: (Translation(), (torch.randint(5, (2, 4)), torch.randint(5, (2, 3)))),
+    "translation": lambda: (
+        Translation(),
+        (torch.randint(5, (2, 4)), torch.randint(5, (2, 3))),
+    ),
     "residual": lambda: (Residual(), torch.randn(2, 2, 8, 8)),
     "grouped": lambda: (Grouped(), torch.randn(2, 4, 8, 8)),
     "shuffled": lambda: (Shuffled(), torch.randn(2, 1, 4, 4)),
@@ -144,7 +160,10 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         ({"features": torch.randn(4, 3), "class": torch.randint(4, (4,))},),
     ),
     "complex": lambda: (Complex(), torch.randn(2, 3)),
-    "lstm": lambda: (Recurrent(nn.LSTM, num_layers=2, bidirectional=True), torch.randn(2, 4, 3)),
+    "lstm": lambda: (
+        Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
+        torch.randn(2, 4, 3),
+    ),
     "projected lstm": lambda: (Recurrent(nn.LSTM, proj_size=2), torch.randn(2, 4, 3)),
     "gru": lambda: (Recurrent(nn.GRU), torch.randn(2, 4, 3)),
     "rnn": lambda: (Recurrent(nn.RNN, nonlinearity="relu"), torch.randn(2, 4, 3)),

@@ -13,14 +13,20 @@ class Standardised(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.wide, self.out = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(6, 2)
+        self.stem, self.wide, self.out = (
+            nn.Linear(3, 6),
+            nn.Linear(6, 5),
+            nn.Linear(6, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         x = self.wide(x / x.norm(p=1, dim=-1, keepdim=True))
         deviation, mean = torch.std_mean(x, dim=-1, correction=0, keepdim=True)
         bound = torch.linalg.norm(x, dim=2).logsumexp(1)[:, None, None]
-        return self.out(torch.cat([x / deviation * bound, mean * x.amax(2, keepdim=True)], -1))
+        return self.out(
+            torch.cat([x / deviation * bound, mean * x.amax(2, keepdim=True)], -1)
+        )
 
 
 class Regions(nn.Module):
@@ -68,13 +74,22 @@ class Selective(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.step, self.write, self.read = nn.Linear(4, 3), nn.Linear(4, 2), nn.Linear(4, 2)
-        self.rate, self.table = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2, 3))
+        self.step, self.write, self.read = (
+            nn.Linear(4, 3),
+            nn.Linear(4, 2),
+            nn.Linear(4, 2),
+        )
+        self.rate, self.table = (
+            nn.Parameter(torch.randn(3, 2)),
+            nn.Parameter(torch.randn(2, 3)),
+        )
         self.out = nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         decay = torch.exp(-F.softplus(self.step(x))[..., None] * self.rate)
-        x = ((decay * self.write(x)[..., None, :]).cumsum(1) * self.read(x)[..., None, :]).sum(-1)
+        x = (
+            (decay * self.write(x)[..., None, :]).cumsum(1) * self.read(x)[..., None, :]
+        ).sum(-1)
         scale, shift = (self.table + x.mean(1, keepdim=True)).chunk(2, dim=1)
         return self.out(torch.tanh(x * scale + shift))
 
@@ -109,9 +124,14 @@ class Generator(nn.Module):
         self.make = nn.Linear(2, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.constant.expand(len(x), -1, -1, -1) * torch.tanh(self.style(x))[:, :, None, None]
+        x = (
+            self.constant.expand(len(x), -1, -1, -1)
+            * torch.tanh(self.style(x))[:, :, None, None]
+        )
         made = self.make(self.code)
-        return F.linear(torch.tanh(self.conv(x)).mean((2, 3)), made[:8].view(2, 4), made[8:])
+        return F.linear(
+            torch.tanh(self.conv(x)).mean((2, 3)), made[:8].view(2, 4), made[8:]
+        )
 
 
 class RepeatedChannels(nn.Module):
@@ -120,8 +140,14 @@ class RepeatedChannels(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.conv = nn.Conv1d(2, 3, 3, padding=1), nn.Conv1d(6, 4, 3, padding=1)
-        self.depthwise, self.out = nn.Conv1d(8, 8, 3, padding=1, groups=8), nn.Conv1d(8, 2, 1)
+        self.stem, self.conv = (
+            nn.Conv1d(2, 3, 3, padding=1),
+            nn.Conv1d(6, 4, 3, padding=1),
+        )
+        self.depthwise, self.out = (
+            nn.Conv1d(8, 8, 3, padding=1, groups=8),
+            nn.Conv1d(8, 2, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.stem(x))

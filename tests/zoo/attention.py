@@ -22,8 +22,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, t, c = x.shape
         assert t <= self.length, f"cannot take {t} tokens"
-        parts = self.qkv(x).split(c, dim=2) if self.fused else (self.q(x), self.k(x), self.v(x))
-        q, k, v = (p.view(b, t, self.heads, c // self.heads).transpose(1, 2) for p in parts)
+        parts = (
+            self.qkv(x).split(c, dim=2)
+            if self.fused
+            else (self.q(x), self.k(x), self.v(x))
+        )
+        q, k, v = (
+            p.view(b, t, self.heads, c // self.heads).transpose(1, 2) for p in parts
+        )
         scores = q @ k.transpose(-2, -1) / (c // self.heads) ** 0.5
         mask = torch.tril(torch.ones(t, t, device=x.device)) == 0
         weights = F.softmax(scores.masked_fill(mask, float("-inf")), dim=-1)
@@ -34,7 +40,12 @@ class GPT(nn.Module):
     """In the style of nanoGPT, the output layer tied to the embedding."""
 
     def __init__(
-        self, tokens: int = 11, width: int = 12, heads: int = 3, length: int = 8, layers: int = 2
+        self,
+        tokens: int = 11,
+        width: int = 12,
+        heads: int = 3,
+        length: int = 8,
+        layers: int = 2,
     ):
         super().__init__()
         self.length = length
@@ -46,7 +57,9 @@ class GPT(nn.Module):
                     "attn": Attention(width, heads, length),
                     "ln_2": nn.LayerNorm(width),
                     "mlp": nn.Sequential(
-                        nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+                        nn.Linear(width, 4 * width),
+                        nn.GELU(),
+                        nn.Linear(4 * width, width),
                     ),
                 }
             )
@@ -58,7 +71,9 @@ class GPT(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         assert index.shape[1] <= self.length
-        x = self.wte(index) + self.wpe(torch.arange(index.shape[1], device=index.device))
+        x = self.wte(index) + self.wpe(
+            torch.arange(index.shape[1], device=index.device)
+        )
         for block in self.blocks:
             x = x + block["attn"](block["ln_1"](x))
             x = x + block["mlp"](block["ln_2"](x))
@@ -93,16 +108,24 @@ class HeadsInEinsum(nn.Module):
 
     def __init__(self, width: int = 6, heads: int = 2):
         super().__init__()
-        self.q, self.k, self.v = (nn.Parameter(torch.randn(heads, width, 3)) for _ in range(3))
+        self.q, self.k, self.v = (
+            nn.Parameter(torch.randn(heads, width, 3)) for _ in range(3)
+        )
         self.out = nn.Parameter(torch.randn(heads, 3, width))
         self.left = nn.Parameter(torch.randn(4, width))
         self.glu = nn.Linear(4, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (torch.einsum("btc,hcd->bhtd", x, w) for w in (self.q, self.k, self.v))
+        q, k, v = (
+            torch.einsum("btc,hcd->bhtd", x, w) for w in (self.q, self.k, self.v)
+        )
         weights = torch.einsum("bhtd,bhsd->bhts", q, k).softmax(-1)
-        x = x + torch.einsum("bhtd,hdc->btc", torch.einsum("bhts,bhsd->bhtd", weights, v), self.out)
-        return F.glu(self.glu(torch.matmul(self.left, x.transpose(1, 2)).transpose(1, 2)))
+        x = x + torch.einsum(
+            "bhtd,hdc->btc", torch.einsum("bhts,bhsd->bhtd", weights, v), self.out
+        )
+        return F.glu(
+            self.glu(torch.matmul(self.left, x.transpose(1, 2)).transpose(1, 2))
+        )
 
 
 class HeadNorms(nn.Module):
@@ -112,10 +135,16 @@ class HeadNorms(nn.Module):
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
-        self.q_norm, self.k_norm = nn.RMSNorm(width // heads), nn.LayerNorm(width // heads)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(width // heads),
+            nn.LayerNorm(width // heads),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1))
+            for layer in (self.q, self.k, self.v)
+        )
         q, k = (
             self.q_norm(q).transpose(1, 2),
             self.k_norm(k.transpose(1, 2)),
@@ -137,7 +166,11 @@ class RelativeBias(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, _ = x.shape
-        q, k, v = self.qkv(self.stem(x)).reshape(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.stem(x))
+            .reshape(b, t, 3, self.heads, -1)
+            .permute(2, 0, 3, 1, 4)
+        )
         steps = torch.arange(t)
         distance = (steps[:, None] - steps).clamp(-2, 3) + 2
         scores = q @ k.transpose(-1, -2) + self.table(distance).permute(2, 0, 1)
@@ -166,9 +199,9 @@ class Windows(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """Of windows of four tokens: (windows, 4, 4)."""
         q, k, v = self.qkv(x).reshape(-1, 4, 3, 2, 2).permute(2, 0, 3, 1, 4)
-        scores = q @ k.transpose(-2, -1) + self.table[self.index.view(-1)].view(4, 4, 2).permute(
-            2, 0, 1
-        )
+        scores = q @ k.transpose(-2, -1) + self.table[self.index.view(-1)].view(
+            4, 4, 2
+        ).permute(2, 0, 1)
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, 4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +211,9 @@ class Windows(nn.Module):
         y = self.attend(y.permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)).view(
             b, h // 2, w // 2, 2, 2, c
         )
-        x = x + torch.roll(y.permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c), (1, 1), (1, 2))
+        x = x + torch.roll(
+            y.permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c), (1, 1), (1, 2)
+        )
         x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)
         return self.head(self.reduce(self.merged(x)).mean((1, 2)))
 
@@ -205,13 +240,19 @@ class Translation(nn.Module):
     def __init__(self, width: int = 6):
         super().__init__()
         self.embedding = nn.Embedding(5, width)
-        self.transformer = nn.Transformer(width, 2, 1, 1, 5, dropout=0.0, batch_first=True)
+        self.transformer = nn.Transformer(
+            width, 2, 1, 1, 5, dropout=0.0, batch_first=True
+        )
         self.head = nn.Linear(width, 5)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=torch.float64)
+        mask = nn.Transformer.generate_square_subsequent_mask(
+            target.shape[1], dtype=torch.float64
+        )
         return self.head(
-            self.transformer(self.embedding(source), self.embedding(target), tgt_mask=mask)
+            self.transformer(
+                self.embedding(source), self.embedding(target), tgt_mask=mask
+            )
         )
 
 
@@ -249,12 +290,15 @@ class Prefixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q(x), self.k(x), self.v(x)
-        features = torch.einsum("btd,bde->bte", F.elu(q), torch.einsum("btd,bte->bde", F.elu(k), v))
+        features = torch.einsum(
+            "btd,bde->bte", F.elu(q), torch.einsum("btd,bte->bde", F.elu(k), v)
+        )
         k, v = (
             torch.cat([prefix.expand(len(x), -1, -1), y], dim=1)
             for prefix, y in ((self.keys, k), (self.values, v))
         )
         q, k, v = (y.unflatten(-1, (2, 2)).transpose(1, 2) for y in (q, k, v))
         return self.out(
-            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) * features
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            * features
         )

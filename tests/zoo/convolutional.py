@@ -14,10 +14,16 @@ class Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(2, 4, 3, padding=1)
-        self.conv1, self.bn1 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv1, self.bn1 = (
+            nn.Conv2d(4, 4, 3, padding=1, bias=False),
+            nn.BatchNorm2d(4),
+        )
         self.conv2 = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(6)
-        self.down, self.bn3 = nn.Conv2d(4, 6, 1, stride=2, bias=False), nn.BatchNorm2d(6)
+        self.down, self.bn3 = (
+            nn.Conv2d(4, 6, 1, stride=2, bias=False),
+            nn.BatchNorm2d(6),
+        )
         self.squeeze, self.excite = nn.Conv2d(6, 3, 1), nn.Conv2d(3, 6, 1)
         self.fc = nn.Linear(6, 5)
 
@@ -25,7 +31,9 @@ class Residual(nn.Module):
         x = F.relu(self.stem(x))
         x = F.relu(x + self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)) + self.bn3(self.down(x)))
-        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        gate = torch.sigmoid(
+            self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1))))
+        )
         return self.fc((x * gate).mean((2, 3)))
 
 
@@ -56,7 +64,10 @@ class Shuffled(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.up = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 16, 3, padding=1)
+        self.stem, self.up = (
+            nn.Conv2d(1, 3, 3, padding=1),
+            nn.Conv2d(3, 16, 3, padding=1),
+        )
         self.batch, self.group = nn.BatchNorm2d(4), nn.GroupNorm(2, 4)
         self.out = nn.Conv2d(4, 2, 3)
 
@@ -71,7 +82,10 @@ class UNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.down, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
-        self.bottom, self.up = nn.Conv2d(3, 4, 3, padding=1), nn.ConvTranspose2d(4, 3, 2, stride=2)
+        self.bottom, self.up = (
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.ConvTranspose2d(4, 3, 2, stride=2),
+        )
         self.joint, self.out = nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +100,10 @@ class Aggregated(nn.Module):
 
     def __init__(self, width: int = 4):
         super().__init__()
-        self.stem, self.narrow = nn.Conv2d(2, width, 3), nn.Conv2d(width, 6, 1, bias=False)
+        self.stem, self.narrow = (
+            nn.Conv2d(2, width, 3),
+            nn.Conv2d(width, 6, 1, bias=False),
+        )
         self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=2, bias=False)
         self.wide = nn.Conv2d(6, width, 1)
         self.norm1, self.norm2 = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
@@ -96,9 +113,13 @@ class Aggregated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        y = self.wide(F.relu(self.norm2(self.grouped(F.relu(self.norm1(self.narrow(x)))))))
+        y = self.wide(
+            F.relu(self.norm2(self.grouped(F.relu(self.norm1(self.narrow(x))))))
+        )
         pooled = F.adaptive_avg_pool2d(y, 1).view(y.shape[0], y.shape[1])
-        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(pooled)))).view(*pooled.shape, 1, 1)
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(pooled)))).view(
+            *pooled.shape, 1, 1
+        )
         return self.head((x + y * gate).mean((2, 3)))
 
 
@@ -109,7 +130,9 @@ class InvertedBottleneck(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(2, 3, 3, 2, 1), nn.BatchNorm2d(3)
-        self.expand = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5), nn.SiLU())
+        self.expand = nn.Sequential(
+            nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5), nn.SiLU()
+        )
         self.depthwise = nn.Sequential(
             nn.Conv2d(5, 5, 3, 1, 1, groups=5, bias=False), nn.BatchNorm2d(5), nn.SiLU()
         )
@@ -119,7 +142,9 @@ class InvertedBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         y = self.depthwise(self.expand(x))
-        y = y * torch.sigmoid(self.excite(F.silu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        y = y * torch.sigmoid(
+            self.excite(F.silu(self.squeeze(y.mean((2, 3), keepdim=True))))
+        )
         y = self.norm(self.project(y))
         if self.training:
             y = y / 0.8 * torch.floor(0.8 + torch.rand(len(y), 1, 1, 1, dtype=y.dtype))
@@ -133,7 +158,10 @@ class ConformerConvolution(nn.Module):
     def __init__(self, width: int = 4):
         super().__init__()
         self.stem, self.norm1 = nn.Linear(3, width), nn.LayerNorm(width)
-        self.point1, self.point2 = nn.Conv1d(width, 2 * width, 1), nn.Conv1d(width, width, 1)
+        self.point1, self.point2 = (
+            nn.Conv1d(width, 2 * width, 1),
+            nn.Conv1d(width, width, 1),
+        )
         self.depthwise = nn.Conv1d(width, width, 3, padding=1, groups=width)
         self.norm2 = nn.BatchNorm1d(width)
         self.head = nn.Linear(width, 2)
@@ -176,4 +204,6 @@ class Modulated(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         scale, shift = self.style(style)[:, :, None, None].chunk(2, 1)
-        return self.out(F.relu((1 + scale) * self.norm(self.conv(x)) + shift)).mean((2, 3))
+        return self.out(F.relu((1 + scale) * self.norm(self.conv(x)) + shift)).mean(
+            (2, 3)
+        )

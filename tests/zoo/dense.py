@@ -32,8 +32,12 @@ class Triplane(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        coordinates = torch.stack([x[:, [0, 1]], x[:, [0, 2]], x[:, [1, 2]]]).unsqueeze(1)
-        features = F.grid_sample(self.planes, coordinates, align_corners=True)  # (3, 4, 1, n)
+        coordinates = torch.stack([x[:, [0, 1]], x[:, [0, 2]], x[:, [1, 2]]]).unsqueeze(
+            1
+        )
+        features = F.grid_sample(
+            self.planes, coordinates, align_corners=True
+        )  # (3, 4, 1, n)
         return self.mlp(features.sum(0).squeeze(1).T)
 
 
@@ -43,9 +47,16 @@ class Gated(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.up, self.gate, self.down = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4)
+        self.up, self.gate, self.down = (
+            nn.Linear(4, 6),
+            nn.Linear(4, 6),
+            nn.Linear(6, 4),
+        )
         self.bilinear = nn.Bilinear(4, 4, 3)
-        self.raw, self.temperature = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.ones(()))
+        self.raw, self.temperature = (
+            nn.Parameter(torch.randn(4, 4)),
+            nn.Parameter(torch.ones(())),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(F.silu(self.gate(x)) * self.up(x))
@@ -79,7 +90,10 @@ class Overlapping(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.out = nn.Linear(3, 6), nn.Linear(12, 2)
-        self.weight, self.bias = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(5))
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(5, 6)),
+            nn.Parameter(torch.randn(5)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.stem(x))
@@ -94,7 +108,11 @@ class Siren(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.last = nn.Linear(2, 5), nn.Linear(5, 4), nn.Linear(4, 1)
+        self.first, self.second, self.last = (
+            nn.Linear(2, 5),
+            nn.Linear(5, 4),
+            nn.Linear(4, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(torch.sin(3 * self.second(torch.sin(3 * self.first(x)))))
@@ -106,13 +124,19 @@ class VariationalAutoencoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder, self.mean, self.variance = nn.Linear(5, 4), nn.Linear(4, 3), nn.Linear(4, 3)
+        self.encoder, self.mean, self.variance = (
+            nn.Linear(5, 4),
+            nn.Linear(4, 3),
+            nn.Linear(4, 3),
+        )
         self.decoder = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = F.relu(self.encoder(x))
         mean, log_variance = self.mean(x), self.variance(x)
-        divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(-1)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(
+            -1
+        )
         return self.decoder(mean + 0.3 * torch.exp(0.5 * log_variance)), divergence
 
 
@@ -127,7 +151,9 @@ class TiedAutoencoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(
-            torch.sigmoid(F.linear(x, self.weight, self.before)), self.weight.t(), self.behind
+            torch.sigmoid(F.linear(x, self.weight, self.before)),
+            self.weight.t(),
+            self.behind,
         )
 
 
@@ -182,11 +208,16 @@ class LowRank(nn.Module):
         self.stem = nn.Linear(3, 5)
         self.frozen = nn.Linear(5, 4).requires_grad_(False)
         self.out = nn.Linear(4, 2)
-        self.a, self.b = nn.Parameter(torch.randn(2, 5)), nn.Parameter(torch.randn(4, 2))
+        self.a, self.b = (
+            nn.Parameter(torch.randn(2, 5)),
+            nn.Parameter(torch.randn(4, 2)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        return self.out(F.relu(self.frozen(x) + 0.5 * F.linear(F.linear(x, self.a), self.b)))
+        return self.out(
+            F.relu(self.frozen(x) + 0.5 * F.linear(F.linear(x, self.a), self.b))
+        )
 
 
 class Repeated(nn.Module):
@@ -194,7 +225,11 @@ class Repeated(nn.Module):
 
     def __init__(self, times: int = 3, width: int = 4):
         super().__init__()
-        self.stem, self.out, self.times = nn.Linear(3, width), nn.Linear(width, 2), times
+        self.stem, self.out, self.times = (
+            nn.Linear(3, width),
+            nn.Linear(width, 2),
+            times,
+        )
         self.block = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 5), nn.GELU(), nn.Linear(5, width)
         )
@@ -216,14 +251,18 @@ class Experts(nn.Module):
         self.gate = nn.Linear(width, 3)
         self.out = nn.Linear(width, 2)
         self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, 4), nn.GELU(), nn.Linear(4, width)) for _ in range(3)
+            nn.Sequential(nn.Linear(width, 4), nn.GELU(), nn.Linear(4, width))
+            for _ in range(3)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         weights = self.gate(x).softmax(-1)
         return self.out(
-            (weights.unsqueeze(-1) * torch.stack([expert(x) for expert in self.experts], 1)).sum(1)
+            (
+                weights.unsqueeze(-1)
+                * torch.stack([expert(x) for expert in self.experts], 1)
+            ).sum(1)
         )
 
 
@@ -244,7 +283,11 @@ class Dynamic(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.features, self.classes, self.out = nn.Linear(3, 5), nn.Embedding(4, 5), nn.Linear(5, 2)
+        self.features, self.classes, self.out = (
+            nn.Linear(3, 5),
+            nn.Embedding(4, 5),
+            nn.Linear(5, 2),
+        )
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         x = self.features(inputs["features"]) + self.classes(inputs["class"])

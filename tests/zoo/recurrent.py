@@ -10,7 +10,9 @@ class Recurrent(nn.Module):
     def __init__(self, cell: type[nn.RNNBase], **options):
         super().__init__()
         self.rnn = cell(3, 4, batch_first=True, **options)
-        width = (options.get("proj_size") or 4) * (2 if options.get("bidirectional") else 1)
+        width = (options.get("proj_size") or 4) * (
+            2 if options.get("bidirectional") else 1
+        )
         self.head = nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -23,7 +25,10 @@ class States(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.rnn, self.cells = nn.LSTM(3, 4, num_layers=2, bidirectional=True), nn.Linear(3, 16)
+        self.rnn, self.cells = (
+            nn.LSTM(3, 4, num_layers=2, bidirectional=True),
+            nn.Linear(3, 16),
+        )
         self.begin, self.head = nn.Parameter(torch.randn(4, 1, 4)), nn.Linear(16, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +63,11 @@ class Cells(nn.Module):
     def __init__(self):
         super().__init__()
         self.reader, self.norm = nn.LSTMCell(3, 4), nn.LayerNorm(4)
-        self.begin, self.writer, self.out = nn.Linear(4, 5), nn.GRUCell(2, 5), nn.Linear(5, 2)
+        self.begin, self.writer, self.out = (
+            nn.Linear(4, 5),
+            nn.GRUCell(2, 5),
+            nn.Linear(5, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = cells = torch.zeros(len(x), 4, dtype=x.dtype)

@@ -17,12 +17,16 @@ class Sinusoidal(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, 2)
         angles = torch.arange(length)[:, None] / 10.0 ** torch.arange(0, 1, 2 / width)
-        self.register_buffer("table", torch.stack([angles.sin(), angles.cos()], -1).flatten(1))
+        self.register_buffer(
+            "table", torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
+        )
         self.register_buffer("slopes", torch.tensor([0.5, 0.25]).reshape(2, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.first(x) + self.table)
-        q, k, v = (y.unflatten(-1, (2, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        q, k, v = (
+            y.unflatten(-1, (2, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1)
+        )
         places = torch.arange(x.shape[1])
         distance = -(places[:, None] - places).abs()
         weights = (q @ k.mT + self.slopes * distance).softmax(-1)
@@ -42,7 +46,8 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
-            y(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.q, self.k, self.v)
+            y(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for y in (self.q, self.k, self.v)
         )
         angles = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * torch.tensor(
             self.frequencies, dtype=x.dtype
@@ -50,11 +55,13 @@ class Rotary(nn.Module):
         a, b = q.chunk(2, -1)
         wide = angles.repeat(1, 2)
         q = q * wide.cos() + torch.cat([-b, a], -1) * wide.sin()
-        turned = torch.view_as_complex(k.unflatten(-1, (-1, 2)).contiguous()) * torch.polar(
-            angles * 0 + 1, angles
-        )
+        turned = torch.view_as_complex(
+            k.unflatten(-1, (-1, 2)).contiguous()
+        ) * torch.polar(angles * 0 + 1, angles)
         k = torch.view_as_real(turned).flatten(-2)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        )
 
 
 class Parts(nn.Module):
@@ -66,7 +73,9 @@ class Parts(nn.Module):
         self.first, self.second, self.third, self.out = (
             nn.Linear(n, m) for n, m in ((3, 6), (6, 6), (6, 5), (5, 2))
         )
-        self.register_buffer("mask", (torch.arange(6) <= torch.arange(5)[:, None]).double())
+        self.register_buffer(
+            "mask", (torch.arange(6) <= torch.arange(5)[:, None]).double()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -102,8 +111,12 @@ class Mixer(nn.Module):
     def __init__(self, width: int = 4, places: int = 5):
         super().__init__()
         self.first, self.norm = nn.Linear(3, width), nn.LayerNorm(width)
-        self.tokens = nn.Sequential(nn.Linear(places, 6), nn.GELU(), nn.Linear(6, places))
-        self.channels = nn.Sequential(nn.Linear(width, 6), nn.GELU(), nn.Linear(6, width))
+        self.tokens = nn.Sequential(
+            nn.Linear(places, 6), nn.GELU(), nn.Linear(6, places)
+        )
+        self.channels = nn.Sequential(
+            nn.Linear(width, 6), nn.GELU(), nn.Linear(6, width)
+        )
         self.gate, self.out = nn.Conv1d(places, places, 1), nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +133,11 @@ class Equilibrium(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("features", torch.randn(2, 3))
-        self.first, self.again, self.out = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+        self.first, self.again, self.out = (
+            nn.Linear(6, 5),
+            nn.Linear(5, 5),
+            nn.Linear(5, 2),
+        )
         self.unused = nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -25,7 +25,9 @@ def paper_cnn(in_channels: int, channels: tuple[int, int, int]) -> nn.Module:
 def plain_cnn(channels: Sequence[int], kernels: Sequence[int]) -> nn.Module:
     """The paper's CNN with other widths, depths and kernels."""
     layers: list[nn.Module] = []
-    for number, (ends, kernel) in enumerate(zip(pairwise(channels), kernels, strict=True)):
+    for number, (ends, kernel) in enumerate(
+        zip(pairwise(channels), kernels, strict=True)
+    ):
         stride, padding = (1, kernel // 2) if number else (2, 0)
         layers += [nn.Conv2d(*ends, kernel, stride, padding), nn.ReLU()]
     return nn.Sequential(*layers, *_classifier(channels[-1]))
@@ -60,7 +62,9 @@ def depthwise_cnn(channels: Sequence[int]) -> nn.Module:
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(channels):
         layers += [
-            nn.Conv2d(fan_in, fan_in, 3, stride=2, padding=1, groups=fan_in, bias=False),
+            nn.Conv2d(
+                fan_in, fan_in, 3, stride=2, padding=1, groups=fan_in, bias=False
+            ),
             nn.BatchNorm2d(fan_in),
             nn.Conv2d(fan_in, fan_out, 1, bias=False),
             nn.BatchNorm2d(fan_out),
@@ -101,7 +105,9 @@ def residual_cnn(
         nn.ReLU(),
     ]
     strides = [1] + [2] * (len(channels) - 1)
-    for (fan_in, fan_out), stride in zip(pairwise([first, *channels]), strides, strict=True):
+    for (fan_in, fan_out), stride in zip(
+        pairwise([first, *channels]), strides, strict=True
+    ):
         layers.append(ResidualBlock(fan_in, fan_out, stride, norm))
     return nn.Sequential(*layers, *_classifier(channels[-1]))
 

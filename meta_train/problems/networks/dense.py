@@ -33,7 +33,9 @@ def mlp(
 
 def autoencoder(widths: Sequence[int], image: tuple[int, ...]) -> nn.Sequential:
     """An MLP down these widths and up again, with logits of the pixels' shape."""
-    return nn.Sequential(*mlp([*widths, *reversed(widths[:-1])]), nn.Unflatten(1, image))
+    return nn.Sequential(
+        *mlp([*widths, *reversed(widths[:-1])]), nn.Unflatten(1, image)
+    )
 
 
 class SirenSlopes(Siren):
@@ -41,7 +43,9 @@ class SirenSlopes(Siren):
 
     def __init__(self, widths: Sequence[int]):
         super().__init__(widths)
-        self.layers[-1].register_parameter("bias", None)  # on which no derivative depends
+        self.layers[-1].register_parameter(
+            "bias", None
+        )  # on which no derivative depends
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (n, 2); returns (n, 2)"""
@@ -105,7 +109,9 @@ class ResidualDenoiser(nn.Module):
 
     def __init__(self, pixels: int, width: int, blocks: int, frequencies: int = 8):
         super().__init__()
-        self.register_buffer("frequencies", pi * 2.0 ** torch.arange(frequencies), False)
+        self.register_buffer(
+            "frequencies", pi * 2.0 ** torch.arange(frequencies), False
+        )
         self.level = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU())
         self.first = nn.Linear(pixels, width)
         self.blocks = nn.ModuleList(LeveledBlock(width) for _ in range(blocks))
@@ -129,7 +135,9 @@ class LeveledBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.film = nn.Linear(width, 2 * width)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
+        )
 
     def forward(self, hidden: Tensor, level: Tensor) -> Tensor:
         """hidden, level: (b, width); returns (b, width)"""

@@ -24,10 +24,14 @@ class Patches(nn.Module):
 class VisionTransformer(nn.Module):
     """Torch's transformer layers on patches with learned positions; their mean is classified."""
 
-    def __init__(self, channels: int, side: int, patch: int, width: int, heads: int, depth: int):
+    def __init__(
+        self, channels: int, side: int, patch: int, width: int, heads: int, depth: int
+    ):
         super().__init__()
         self.patches = Patches(channels, side, patch, width)
-        self.positions = nn.Parameter(EMBEDDING_STD * torch.randn(self.patches.count, width))
+        self.positions = nn.Parameter(
+            EMBEDDING_STD * torch.randn(self.patches.count, width)
+        )
         self.layers = nn.ModuleList(_encoder_layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 10)
@@ -149,10 +153,14 @@ class Gpt(nn.Module):
 class LinearTransformer(nn.Module):
     """Blocks of linear attention on patches; the mean is classified."""
 
-    def __init__(self, channels: int, side: int, patch: int, width: int, heads: int, depth: int):
+    def __init__(
+        self, channels: int, side: int, patch: int, width: int, heads: int, depth: int
+    ):
         super().__init__()
         self.patches = Patches(channels, side, patch, width)
-        self.positions = nn.Parameter(EMBEDDING_STD * torch.randn(self.patches.count, width))
+        self.positions = nn.Parameter(
+            EMBEDDING_STD * torch.randn(self.patches.count, width)
+        )
         blocks = (Block(width, LinearAttention(width, heads)) for _ in range(depth))
         self.blocks = nn.ModuleList(blocks)
         self.head = nn.Linear(width, 10)

@@ -72,7 +72,9 @@ def test_evaluation_repeats_and_changes_nothing(problem):
 
 
 def test_a_problem_has_the_name_it_is_found_by():
-    assert {name: load_problem(name).name for name in PROBLEMS} == {name: name for name in PROBLEMS}
+    assert {name: load_problem(name).name for name in PROBLEMS} == {
+        name: name for name in PROBLEMS
+    }
 
 
 def test_lists_have_no_problem_in_common():
@@ -106,7 +108,11 @@ def test_horizons_and_batch_sizes_span_what_they_should():
 
 
 def test_an_unknown_problem_is_told_what_is_known():
-    with pytest.raises(ValueError, match="problem 'fm-17': expected one of fm-16, fm-8"):
+    with pytest.raises(
+        ValueError, match="problem 'fm-17': expected one of fm-16, fm-8"
+    ):
         load_problem("fm-17")
-    with pytest.raises(ValueError, match="problem 'nowhere:factory': No module named 'nowhere'"):
+    with pytest.raises(
+        ValueError, match="problem 'nowhere:factory': No module named 'nowhere'"
+    ):
         load_problem("nowhere:factory")

@@ -9,7 +9,9 @@ from meta_train.problems.families import Family
 from tasks.datasets import DatasetUnavailable
 
 
-@pytest.fixture(params=[name for name, one in META_TRAINING.items() if isinstance(one, Family)])
+@pytest.fixture(
+    params=[name for name, one in META_TRAINING.items() if isinstance(one, Family)]
+)
 def family(request):
     found = load_problem(request.param)
     try:

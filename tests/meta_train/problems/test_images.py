@@ -15,7 +15,12 @@ def small(monkeypatch):
     monkeypatch.setattr(
         module, "load_dataset", lambda name: ImageDataset("s", 8, split, split, split)
     )
-    caches = (module.images, module.pixels, module.noisy_images, module.brightest_pixels)
+    caches = (
+        module.images,
+        module.pixels,
+        module.noisy_images,
+        module.brightest_pixels,
+    )
     for cached in caches:
         cached.cache_clear()
     yield split
@@ -28,7 +33,9 @@ def test_pooled_gray_images_by_hand(small):
     square = small.images[3, :, 2:, :2].float()  # lower left, both channels
     expected = (square.mean().round() / 255 - 0.3) / 0.4
     assert images.shape == (1, 1, 2, 2)
-    assert images[0, 0, 1, 0] == pytest.approx(expected.item(), abs=0.5 / 255 / 0.4 + 1e-6)
+    assert images[0, 0, 1, 0] == pytest.approx(
+        expected.item(), abs=0.5 / 255 / 0.4 + 1e-6
+    )
     assert labels.tolist() == [3]
 
 

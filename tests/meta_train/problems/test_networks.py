@@ -1,7 +1,11 @@
 import torch
 
 from meta_train.problems.networks.dense import MixtureOfExperts, Siren, SirenSlopes
-from meta_train.problems.networks.sequential import CausalAttention, Gpt, LinearAttention
+from meta_train.problems.networks.sequential import (
+    CausalAttention,
+    Gpt,
+    LinearAttention,
+)
 
 
 def test_slopes_are_what_autograd_gives():
@@ -23,7 +27,9 @@ def test_linear_attention_is_attention_with_its_kernel():
     layer, x = LinearAttention(6, 2), torch.randn(1, 4, 6)
     mixed = torch.zeros(4, 6)
     for head in (slice(0, 3), slice(3, 6)):
-        q, k, v = (part(x)[0, :, head] for part in (layer.query, layer.key, layer.value))
+        q, k, v = (
+            part(x)[0, :, head] for part in (layer.query, layer.key, layer.value)
+        )
         weights = (torch.nn.functional.elu(q) + 1) @ (torch.nn.functional.elu(k) + 1).T
         mixed[:, head] = weights / weights.sum(1, keepdim=True) @ v
     torch.testing.assert_close(layer(x)[0], layer.out(mixed))
@@ -56,5 +62,8 @@ def test_an_input_is_seen_by_two_experts():
     torch.manual_seed(0)
     model = MixtureOfExperts(4, 5, 6, 3)
     model(torch.randn(1, 1, 2, 2)).sum().backward()
-    used = [any(p.grad.abs().sum() > 0 for p in expert.parameters()) for expert in model.experts]
+    used = [
+        any(p.grad.abs().sum() > 0 for p in expert.parameters())
+        for expert in model.experts
+    ]
     assert sum(used) == 2

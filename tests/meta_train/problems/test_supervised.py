@@ -26,12 +26,18 @@ def splits():
 
 
 def test_evaluation_is_the_mean_over_all_examples(splits):
-    problem = SupervisedProblem("p", lambda: splits, lambda: nn.Linear(4, 4), CLASSIFY, 8, 10)
+    problem = SupervisedProblem(
+        "p", lambda: splits, lambda: nn.Linear(4, 4), CLASSIFY, 8, 10
+    )
     model = problem.init(0).eval()
     inputs, labels = splits.test.batch(torch.arange(SIZE))
     loss, accuracy = problem.evaluate(model, "test")
-    assert loss == pytest.approx(nn.functional.cross_entropy(model(inputs), labels).item())
-    assert accuracy == pytest.approx((model(inputs).argmax(1) == labels).double().mean().item())
+    assert loss == pytest.approx(
+        nn.functional.cross_entropy(model(inputs), labels).item()
+    )
+    assert accuracy == pytest.approx(
+        (model(inputs).argmax(1) == labels).double().mean().item()
+    )
     first = problem.evaluate(model, "test", 7)
     expected = nn.functional.cross_entropy(model(inputs[:7]), labels[:7]).item()
     assert first.loss == pytest.approx(expected)
@@ -39,7 +45,9 @@ def test_evaluation_is_the_mean_over_all_examples(splits):
 
 def test_regression_has_no_accuracy(splits):
     doubled = mapped(lambda: splits, lambda inputs, labels: (inputs, 2 * inputs))
-    problem = SupervisedProblem("p", lambda: doubled, lambda: nn.Identity(), REGRESS, 8, 10)
+    problem = SupervisedProblem(
+        "p", lambda: doubled, lambda: nn.Identity(), REGRESS, 8, 10
+    )
     inputs = splits.test.batch(torch.arange(SIZE))[0]
     metrics = problem.evaluate(problem.init(0), "validation")
     assert metrics.accuracy is None
@@ -47,22 +55,33 @@ def test_regression_has_no_accuracy(splits):
 
 
 def test_batches_are_those_of_the_data_sets_order(splits):
-    problem = SupervisedProblem("p", lambda: splits, lambda: nn.Linear(4, 4), CLASSIFY, 8, 10)
+    problem = SupervisedProblem(
+        "p", lambda: splits, lambda: nn.Linear(4, 4), CLASSIFY, 8, 10
+    )
     indices = batch_indices(SIZE, 8, seed=derive_seed(5, 1), step=3)
     assert torch.equal(problem.batch(5, 3)[0], splits.train.batch(indices)[0])
 
 
 def test_a_full_batch_is_everything_in_order(splits):
-    problem = SupervisedProblem("p", lambda: splits, lambda: nn.Linear(4, 4), CLASSIFY, None, 10)
+    problem = SupervisedProblem(
+        "p", lambda: splits, lambda: nn.Linear(4, 4), CLASSIFY, None, 10
+    )
     everything = splits.train.batch(torch.arange(SIZE))[0]
     for seed, step in ((0, 0), (1, 7)):
         assert torch.equal(problem.batch(seed, step)[0], everything)
 
 
 def test_noise_in_examples_is_keyed_by_seed_and_step(splits):
-    noisy = mapped(lambda: splits, lambda inputs, labels: (torch.randn(len(inputs)), labels))
-    problem = SupervisedProblem("p", lambda: noisy, lambda: nn.Linear(4, 4), CLASSIFY, 8, 10)
-    drawn = [tuple(problem.batch(*key)[0].tolist()) for key in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    noisy = mapped(
+        lambda: splits, lambda inputs, labels: (torch.randn(len(inputs)), labels)
+    )
+    problem = SupervisedProblem(
+        "p", lambda: noisy, lambda: nn.Linear(4, 4), CLASSIFY, 8, 10
+    )
+    drawn = [
+        tuple(problem.batch(*key)[0].tolist())
+        for key in ((0, 0), (0, 1), (1, 0), (0, 0))
+    ]
     assert drawn[0] == drawn[3]
     assert len(set(drawn)) == 3
 

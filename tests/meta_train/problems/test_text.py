@@ -51,7 +51,9 @@ def test_no_split_sees_a_character_of_another():
 def test_every_file_is_in_training_and_a_change_moves_no_other():
     _, ends = library_text()
     starts = window_starts(ends, 65)[0]
-    assert set(torch.searchsorted(ends, starts, right=True).tolist()) == set(range(len(FILES)))
+    assert set(torch.searchsorted(ends, starts, right=True).tolist()) == set(
+        range(len(FILES))
+    )
     longer = ends.clone()
     longer[3:] += 5000
     later = window_starts(longer, 65)[0]
@@ -68,13 +70,17 @@ def test_targets_are_the_next_characters():
 def test_a_window_is_of_the_file_that_it_begins_in():
     codes, files = files_of_windows(40).test.batch(torch.arange(30))
     for window, file in zip(codes, files.tolist(), strict=True):
-        beginning = "".join(CHARACTERS[code] for code in window[:10] if code < len(CHARACTERS))
+        beginning = "".join(
+            CHARACTERS[code] for code in window[:10] if code < len(CHARACTERS)
+        )
         assert beginning in source(FILES[file]) or len(beginning) < 10
 
 
 def test_a_python_without_its_sources_is_told_so(monkeypatch, tmp_path):
     monkeypatch.setattr(text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     library_text.cache_clear()
-    with pytest.raises(ValueError, match="_pydecimal.py': expected for problems on text"):
+    with pytest.raises(
+        ValueError, match="_pydecimal.py': expected for problems on text"
+    ):
         library_text()
     library_text.cache_clear()

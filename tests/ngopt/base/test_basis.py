@@ -17,7 +17,9 @@ def test_the_first_basis_is_one_qr_step_from_the_axes():
         for k in range(2):
             f = factor()[k].numpy()
             order = np.argsort(-np.diag(f))
-            expected, _ = np.linalg.qr((f + LIFT * np.diag(f).max() * np.eye(5))[:, order])
+            expected, _ = np.linalg.qr(
+                (f + LIFT * np.diag(f).max() * np.eye(5))[:, order]
+            )
             np.testing.assert_allclose(
                 np.abs(found[k].numpy()), np.abs(expected), rtol=1e-8, atol=1e-11
             )
@@ -35,7 +37,9 @@ def test_a_basis_moves_with_the_neurons_and_rounding_does_not_choose_it(rank):
     noise = 1e-12 * factor(6, seed=3)
     basis, moved = first_basis(f), first_basis((f + noise)[:, order][:, :, order])
     for _ in range(4):
-        torch.testing.assert_close(moved.abs(), basis[:, order].abs(), rtol=0, atol=1e-7)
+        torch.testing.assert_close(
+            moved.abs(), basis[:, order].abs(), rtol=0, atol=1e-7
+        )
         basis, _ = renewed_basis(f, basis)
         moved, _ = renewed_basis((f + noise)[:, order][:, :, order], moved)
 

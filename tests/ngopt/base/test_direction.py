@@ -52,7 +52,9 @@ def test_a_bias_is_adam_by_hand(total_steps, nesterov):
         weights = nesterov * (1 - 0.9 ** (t + 1)) + (1 - nesterov) * (1 - 0.9**t)
         u = ahead / weights / (v / (1 - 0.95**t) + 1e-6 * mean_square) ** 0.5
         if total_steps is None:
-            step_size = SoapConfig().open_step_size * min(1, t / 30) / (1 + (t - 1) / 50) ** 0.5
+            step_size = (
+                SoapConfig().open_step_size * min(1, t / 30) / (1 + (t - 1) / 50) ** 0.5
+            )
         else:
             step_size = SoapConfig().step_size * min(1, t / 1) * (1 - t / 11)
         x = x - 2.0 * 0.7 * step_size * u
@@ -70,7 +72,10 @@ def test_a_bias_is_adam_by_hand(total_steps, nesterov):
 SHAPES = [(3,), (), (0,), (2, 2)]
 KINDS = {
     "vectors": [(MatrixLayout((1, 1, 1, prod(shape))),) for shape in SHAPES],
-    "matrices of one layout": [(MatrixLayout((2, 3, 1, 4), (Rows(1, 3), Channels(2, 2))),)] * 3,
+    "matrices of one layout": [
+        (MatrixLayout((2, 3, 1, 4), (Rows(1, 3), Channels(2, 2))),)
+    ]
+    * 3,
     "matrices of several": [
         (MatrixLayout((1, 4, 3, 5), (Rows(2, 2), Kernel(3))),),
         (MatrixLayout((1, 2, 1, 6), (Channels(1, 6),)),),
@@ -136,13 +141,19 @@ def test_many_at_once_are_what_each_is_alone(kind):
             grads[-1].view(-1)[0] = torch.nan
         rms = root_mean_squares(grads)
         given = [
-            column([x] * len(grads), rms) for x in (*sizes_at(step), *corrections(step, config))
+            column([x] * len(grads), rms)
+            for x in (*sizes_at(step), *corrections(step, config))
         ]
         sizes = sizes or [column([0.0] * len(grads), rms)] * 2
-        scale, size, active, *found = of_all(partial(numbers_of, config), rms, *sizes, *given)
+        scale, size, active, *found = of_all(
+            partial(numbers_of, config), rms, *sizes, *given
+        )
         sizes = scale, size
         numbers = [*found, active, active, active]
-        tasks = [Task(record, step == 0, step > 0 and i != 1) for i, record in enumerate(records)]
+        tasks = [
+            Task(record, step == 0, step > 0 and i != 1)
+            for i, record in enumerate(records)
+        ]
         new = [{} for _ in records]
         together = shared(numbers, slice(None), grads[0], True)
         values = batch.directions(grads, tasks, new, together, config)
@@ -150,7 +161,9 @@ def test_many_at_once_are_what_each_is_alone(kind):
             own, alone = Batch([value.shape], [layouts[i]], value.device), {}
             single = shared(numbers, slice(i, i + 1), grads[0], True)
             expected = own.directions([grads[i]], [tasks[i]], [alone], single, config)
-            torch.testing.assert_close(value, expected.view(value.shape), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                value, expected.view(value.shape), rtol=1e-5, atol=1e-6
+            )
             assert new[i].keys() == alone.keys() == records[i].keys()
             for key, expected in alone.items():
                 torch.testing.assert_close(new[i][key], expected, rtol=1e-5, atol=1e-6)

@@ -79,7 +79,9 @@ def assert_moves_with(model, inputs, graph, moves, config, steps=12):
     plain = training(model, inputs, start, rule, steps)
     for move in moves:
         expected = move(plain)
-        assert any((e - p).abs().max() > 1e-3 for e, p in zip(expected, plain, strict=True))
+        assert any(
+            (e - p).abs().max() > 1e-3 for e, p in zip(expected, plain, strict=True)
+        )
         found = training(model, inputs, move(start), rule, steps)
         for e, f in zip(expected, found, strict=True):
             torch.testing.assert_close(f, e, rtol=0, atol=1e-7)
@@ -109,7 +111,9 @@ IN_PIECES = pytest.param(
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("config", [SoapConfig(), SoapConfig(renew_every=3, budget=1.0), IN_PIECES])
+@pytest.mark.parametrize(
+    "config", [SoapConfig(), SoapConfig(renew_every=3, budget=1.0), IN_PIECES]
+)
 def test_training_moves_with_the_neurons(name, config):
     model, inputs, graph = the_case(name)
     found = automorphisms(graph)
@@ -123,7 +127,9 @@ def test_heads_are_exchanged():
     model, inputs, graph = the_case("transformer")
     exchanges = [a for a in automorphisms(graph) if self_moves_heads(a, graph)]
     assert exchanges
-    assert_moves_with(model, inputs, graph, [partial(exchanges[0].move, graph)], SoapConfig())
+    assert_moves_with(
+        model, inputs, graph, [partial(exchanges[0].move, graph)], SoapConfig()
+    )
     rule = Soap().bind(graph)
     (packed,) = next(
         rows
@@ -159,5 +165,9 @@ def test_a_dead_unit_moves_with_its_place():
         model[0].bias[[1, 4]] = -100
     permutations = random_permutations(graph, torch.Generator().manual_seed(0))
     assert_moves_with(
-        model, inputs, graph, [partial(permute, graph, permutations=permutations)], SoapConfig()
+        model,
+        inputs,
+        graph,
+        [partial(permute, graph, permutations=permutations)],
+        SoapConfig(),
     )

@@ -38,7 +38,9 @@ def found_layouts(model, example=None, longest=1024, budget=8.0):
     graph = build_graph(model, example)
     roles = roles_of(graph)
     pairs = zip(roles, graph.parameters, strict=True)
-    return {role.name: layouts_of(role, spec.shape, longest, budget) for role, spec in pairs}
+    return {
+        role.name: layouts_of(role, spec.shape, longest, budget) for role, spec in pairs
+    }
 
 
 def the_one(layouts):
@@ -55,8 +57,14 @@ class TestModes:
         found = found_layouts(Attention(), tokens())
         packed = the_one(found["layer.self_attn.in_proj_weight"])
         assert packed.shape == (1, 24, 1, 8)
-        assert packed.modes == (Rows(6, 4), Channels(1, 8))  # q, k, v of two heads; one input
-        assert the_one(found["layer.linear2.weight"]).modes == (Rows(1, 8), Channels(1, 12))
+        assert packed.modes == (
+            Rows(6, 4),
+            Channels(1, 8),
+        )  # q, k, v of two heads; one input
+        assert the_one(found["layer.linear2.weight"]).modes == (
+            Rows(1, 8),
+            Channels(1, 12),
+        )
         assert the_one(found["out.weight"]).modes == (Rows(1, 11), Channels(1, 8))
         table = the_one(found["tokens.weight"])
         assert (table.shape, table.modes) == ((1, 11, 1, 8), (Channels(1, 8),))
@@ -68,9 +76,15 @@ class TestModes:
         found = found_layouts(convolutions(), torch.randn(1, 3, 16, 16))
         assert the_one(found["0.weight"]).shape == (1, 4, 1, 75)
         grouped = the_one(found["1.weight"])
-        assert (grouped.shape, grouped.modes) == ((2, 3, 1, 18), (Rows(1, 3), Channels(1, 18)))
+        assert (grouped.shape, grouped.modes) == (
+            (2, 3, 1, 18),
+            (Rows(1, 3), Channels(1, 18)),
+        )
         depthwise = the_one(found["2.weight"])
-        assert (depthwise.shape, depthwise.modes) == ((1, 6, 1, 9), (Rows(1, 6), Channels(1, 9)))
+        assert (depthwise.shape, depthwise.modes) == (
+            (1, 6, 1, 9),
+            (Rows(1, 6), Channels(1, 9)),
+        )
         transposed = the_one(found["3.weight"])
         assert transposed.shape == (1, 5, 1, 54)
 
@@ -79,10 +93,15 @@ class TestModes:
         assert the_one(found["weight_hh_l0"]).modes == (Rows(3, 4), Channels(1, 4))
 
     def test_kernel_and_channels_are_apart_beyond_300_columns(self):
-        model = nn.Sequential(nn.Conv2d(3, 33, 3), nn.Conv2d(33, 34, 3), nn.Conv2d(34, 5, 3)).eval()
+        model = nn.Sequential(
+            nn.Conv2d(3, 33, 3), nn.Conv2d(33, 34, 3), nn.Conv2d(34, 5, 3)
+        ).eval()
         found = found_layouts(model, torch.randn(1, 3, 9, 9))
         within = the_one(found["1.weight"])
-        assert (within.shape, within.modes[1:]) == ((1, 34, 1, 297), (Channels(1, 297),))
+        assert (within.shape, within.modes[1:]) == (
+            (1, 34, 1, 297),
+            (Channels(1, 297),),
+        )
         beyond = the_one(found["2.weight"])
         assert beyond.shape == (1, 5, 9, 34)
         assert beyond.modes == (Rows(1, 5), Kernel(9), Channels(1, 34))
@@ -131,7 +150,8 @@ class TestValues:
         found = found_layouts(convolutions(), torch.randn(1, 3, 16, 16))
         p = torch.randn(6, 2, 3, 3)
         assert torch.equal(
-            the_one(found["1.weight"]).read(p.flatten()), p.reshape(2, 3, 18).unsqueeze(2)
+            the_one(found["1.weight"]).read(p.flatten()),
+            p.reshape(2, 3, 18).unsqueeze(2),
         )
 
     def test_kernel_positions_come_before_channels(self):
@@ -141,13 +161,19 @@ class TestValues:
         np.testing.assert_array_equal(layout.read(p.flatten())[0].numpy(), expected)
 
     def test_of_a_transposed_convolution(self):
-        layout = the_one(found_layouts(convolutions(), torch.randn(1, 3, 16, 16))["3.weight"])
+        layout = the_one(
+            found_layouts(convolutions(), torch.randn(1, 3, 16, 16))["3.weight"]
+        )
         p = torch.randn(6, 5, 3, 3)
-        assert torch.equal(layout.read(p.flatten())[0, :, 0], p.transpose(0, 1).reshape(5, 54))
+        assert torch.equal(
+            layout.read(p.flatten())[0, :, 0], p.transpose(0, 1).reshape(5, 54)
+        )
 
     def test_of_packed_heads(self):
         """Each head's rows, wherever they are in the parameter."""
-        packed = the_one(found_layouts(Attention(), tokens())["layer.self_attn.in_proj_weight"])
+        packed = the_one(
+            found_layouts(Attention(), tokens())["layer.self_attn.in_proj_weight"]
+        )
         p = torch.randn(24, 8)
         parts = packed.read(p.flatten()).reshape(6, 4, 8)
         assert {tuple(part.flatten().tolist()) for part in parts} == {
@@ -178,7 +204,9 @@ class TestValues:
         for model, example in cases:
             graph = build_graph(model, example)
             for role, spec in zip(roles_of(graph), graph.parameters, strict=True):
-                self.assert_inverse(layouts_of(role, spec.shape, longest, 8.0), spec.shape)
+                self.assert_inverse(
+                    layouts_of(role, spec.shape, longest, 8.0), spec.shape
+                )
 
     def assert_inverse(self, layouts, shape):
         p = torch.randn(shape, dtype=torch.float64)
@@ -194,8 +222,11 @@ class TestValues:
             assert torch.equal(layout.read(pair), torch.stack((v, 2 * v)))
 
     def test_reading_takes_other_memory_orders(self):
-        layout = the_one(found_layouts(convolutions(), torch.randn(1, 3, 16, 16))["3.weight"])
+        layout = the_one(
+            found_layouts(convolutions(), torch.randn(1, 3, 16, 16))["3.weight"]
+        )
         p = torch.randn(6, 5, 3, 3)
         assert torch.equal(
-            layout.read(p.to(memory_format=torch.channels_last).flatten()), layout.read(p.flatten())
+            layout.read(p.to(memory_format=torch.channels_last).flatten()),
+            layout.read(p.flatten()),
         )

@@ -34,7 +34,9 @@ def follow(gradients, clip=10.0):
         before = found[-1] if found else Measured(*torch.zeros(len(Measured._fields)))
         old = torch.stack([before.scale, before.size]).double().view(2, 1)
         measured = measured_at(step, rms, *columns(old, rms), clip=clip)
-        found.append(Measured(*(torch.as_tensor(column[0]).float() for column in measured)))
+        found.append(
+            Measured(*(torch.as_tensor(column[0]).float() for column in measured))
+        )
     return found
 
 
@@ -43,7 +45,9 @@ def follow(gradients, clip=10.0):
 def test_the_scale_is_the_power_of_two_nearest_to_the_first_gradient(dtype, power):
     grad = torch.tensor([[3.0, -3.0], [3.0, 3.0]], dtype=dtype) * 2.0**power
     (found,) = follow([grad])
-    assert found.scale == 2.0 ** (power + 2)  # 3 is nearer to 4 on the logarithmic scale
+    assert found.scale == 2.0 ** (
+        power + 2
+    )  # 3 is nearer to 4 on the logarithmic scale
     assert found.multiplier == 2.0 ** -(power + 2)
     assert found.size == pytest.approx((1 - SIZE_DECAY) * 9 / 16)
     assert found.mean_square == pytest.approx(9 / 16)
@@ -95,7 +99,9 @@ def test_what_is_not_finite_is_not_active_and_changes_nothing(odd, before):
     assert [m.active.item() for m in found] == [1] * before + [0, 1]
     bad_one = found[before]
     assert bad_one.scale == (4 if before else 0)
-    assert torch.equal(bad_one.size, found[before - 1].size if before else torch.zeros(()))
+    assert torch.equal(
+        bad_one.size, found[before - 1].size if before else torch.zeros(())
+    )
     assert bad_one.multiplier.isfinite()
     assert found[-1].scale == 4
 
@@ -121,7 +127,9 @@ def test_long_gradients_are_measured_in_their_own_precision(dtype):
     ).to(dtype)
     expected = values.double().square().mean().sqrt().item()
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-    assert float(root_mean_squares([values])[0]) == pytest.approx(expected, rel=tolerance)
+    assert float(root_mean_squares([values])[0]) == pytest.approx(
+        expected, rel=tolerance
+    )
 
 
 def test_several_gradients_and_dtypes_are_measured_together_as_alone():
@@ -129,11 +137,15 @@ def test_several_gradients_and_dtypes_are_measured_together_as_alone():
     shapes = [(3, 4), (), (0,), (2, 1, 5)]
     dtypes = [torch.float32, torch.float64, torch.float32, torch.bfloat16]
     pairs = list(zip(shapes, dtypes, strict=True))
-    grads = [torch.randn(s, generator=generator, dtype=torch.float64).to(d) for s, d in pairs]
+    grads = [
+        torch.randn(s, generator=generator, dtype=torch.float64).to(d) for s, d in pairs
+    ]
     rms = root_mean_squares(grads)
     zero = column([0.0] * 4, rms)
     together = measured_at(0, rms, zero, zero)
-    singles = [measured_at(0, root_mean_squares([g]), zero[:1], zero[:1]) for g in grads]
+    singles = [
+        measured_at(0, root_mean_squares([g]), zero[:1], zero[:1]) for g in grads
+    ]
     for found, *single in zip(together, *singles, strict=True):
         assert list(found) == [value for values in single for value in values]
     assert together.active[2] == 1  # the empty one
@@ -152,6 +164,8 @@ def test_first_gradients_out_of_proportion_to_the_next_are_taken_back():
 
 def test_what_was_in_proportion_or_is_long_ago_is_not_taken_back():
     usual = torch.full((5,), 1.0)
-    assert all(found.recall == 1 for found in follow([9 * usual, usual, 0 * usual, usual]))
+    assert all(
+        found.recall == 1 for found in follow([9 * usual, usual, 0 * usual, usual])
+    )
     found = follow([usual] * (EARLY + 1) + [1e-6 * usual])
     assert found[-1].recall == 1

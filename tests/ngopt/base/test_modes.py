@@ -42,7 +42,9 @@ def folded(mode, x):
 def some_bases(mode):
     generator = torch.Generator().manual_seed(1)
     shape = factor_shape(mode, G)
-    return torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64))[0]
+    return torch.linalg.qr(
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+    )[0]
 
 
 def per_part(mode, basis):

@@ -31,13 +31,17 @@ def network():
 @torch.no_grad()
 def deltas_of(modulation, steps=12, total_steps=None, weight_decay=0.05):
     graph, params = network()
-    rule = Soap(SoapConfig(weight_decay=weight_decay)).bind(graph, modulation, total_steps)
+    rule = Soap(SoapConfig(weight_decay=weight_decay)).bind(
+        graph, modulation, total_steps
+    )
     state, found = rule.init(params), []
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
         grads = [torch.randn(p.shape, generator=generator) for p in params]
         n = len(params)
-        deltas, state = update_all(rule, grads, state, params, Hyper([1.0] * n, [0.0] * n))
+        deltas, state = update_all(
+            rule, grads, state, params, Hyper([1.0] * n, [0.0] * n)
+        )
         params = [p + d for p, d in zip(params, deltas, strict=True)]
         found.append(deltas)
     return found, state
@@ -70,7 +74,9 @@ def test_each_row_has_its_own_factor():
         rows = count_rows(layouts)
         found = modulated(torch.ones_like(p), torch.arange(1.0, rows + 1), layouts)
         whole = found.flatten().sort().values
-        assert torch.equal(whole, torch.arange(1.0, rows + 1).repeat_interleave(p.numel() // rows))
+        assert torch.equal(
+            whole, torch.arange(1.0, rows + 1).repeat_interleave(p.numel() // rows)
+        )
     linear = rule.layouts[-2]  # of a plain matrix rows are outputs
     found = modulated(torch.ones(3, 6), torch.tensor([1.0, 2.0, 3.0]), linear)
     assert torch.equal(found, torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 6))
@@ -102,12 +108,23 @@ def test_signals_by_hand():
     linear = nn.Linear(3, 2)
     params = [p.detach() for p in linear.parameters()]
     rule = Soap().bind(build_graph(linear), factors(1.0, True))
-    grads = [torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]]), torch.tensor([1.0, -2.0])]
-    deltas, state = update_all(rule, grads, rule.init(params), params, Hyper([1.0] * 2, [0.0] * 2))
-    bias = state[1]["signals"][0]  # the first direction of a vector is its gradient's sign
+    grads = [
+        torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]]),
+        torch.tensor([1.0, -2.0]),
+    ]
+    deltas, state = update_all(
+        rule, grads, rule.init(params), params, Hyper([1.0] * 2, [0.0] * 2)
+    )
+    bias = state[1]["signals"][
+        0
+    ]  # the first direction of a vector is its gradient's sign
     assert bias[0] == pytest.approx(3 / 10**0.5, rel=1e-4)
-    assert bias[2] == pytest.approx((deltas[1].norm() / params[1].norm()).item(), rel=1e-4)
-    assert bias[3] == pytest.approx(params[1].square().mean().sqrt().log().item(), rel=1e-4)
+    assert bias[2] == pytest.approx(
+        (deltas[1].norm() / params[1].norm()).item(), rel=1e-4
+    )
+    assert bias[3] == pytest.approx(
+        params[1].square().mean().sqrt().log().item(), rel=1e-4
+    )
     rate = SoapConfig().open_step_size / 30
     size_of_weights = params[0].square().mean().sqrt() * 3  # in 1 / sqrt(3 fan_in)
     for row in range(2):
@@ -125,7 +142,9 @@ def test_signals_by_hand():
 
 
 def test_weights_files(tmp_path):
-    learned = LearnedOptimizer(Soap(SoapConfig(step_size=0.03)), recipe={"stages": ["one"]})
+    learned = LearnedOptimizer(
+        Soap(SoapConfig(step_size=0.03)), recipe={"stages": ["one"]}
+    )
     path = tmp_path / "mine.safetensors"
     save_pretrained(learned, path)
     loaded = load_pretrained(path)
@@ -140,7 +159,9 @@ def test_weights_files(tmp_path):
     opt = NGOptimizer(model.parameters(), weights=path)
     model(torch.ones(1, 2)).sum().backward()
     opt.step()
-    NGOptimizer(mlp(2, 3, 1).parameters(), weights=learned).load_state_dict(opt.state_dict())
+    NGOptimizer(mlp(2, 3, 1).parameters(), weights=learned).load_state_dict(
+        opt.state_dict()
+    )
     with pytest.raises(ValueError, match="made with weights"):
         NGOptimizer(mlp(2, 3, 1).parameters()).load_state_dict(opt.state_dict())
 

@@ -20,12 +20,18 @@ LAYOUTS = [
     MatrixLayout((1, 4, 1, 6), (Channels(1, 6),)),
     MatrixLayout((1, 2, 1, 7), (Rows(1, 2),)),
 ]
-PLAIN = [MatrixLayout((1, 1, 1, 4)), MatrixLayout((1, 1, 1, 0)), MatrixLayout((1, 1, 1, 1))]
+PLAIN = [
+    MatrixLayout((1, 1, 1, 4)),
+    MatrixLayout((1, 1, 1, 0)),
+    MatrixLayout((1, 1, 1, 1)),
+]
 
 
 def numbers(count):
     several = torch.linspace(0.5, 2.0, count)
-    return Shared(None, several, 0.1, 0.05, 1.5, several * 1e-4, 1.0, -several, 0.0, None, True)
+    return Shared(
+        None, several, 0.1, 0.05, 1.5, several * 1e-4, 1.0, -several, 0.0, None, True
+    )
 
 
 def steps(layouts, in_place, count=5):
@@ -43,14 +49,18 @@ def steps(layouts, in_place, count=5):
             grads[0][0, 0] = 0
             tasks = [Task(record, step == 0, is_due=step == 2) for record in records]
             new = records if in_place else [{} for _ in records]
-            value = batch.directions(grads, tasks, new, numbers(len(layouts)), CONFIG, in_place)
+            value = batch.directions(
+                grads, tasks, new, numbers(len(layouts)), CONFIG, in_place
+            )
             assert (batch._room is not None) == (in_place and step > 0)
             found.append([own.clone() for own in batch.split(value)])
             records = new
     return found, records
 
 
-@pytest.mark.parametrize("layouts", [[*LAYOUTS, *PLAIN], LAYOUTS, PLAIN, LAYOUTS[:1]], ids=len)
+@pytest.mark.parametrize(
+    "layouts", [[*LAYOUTS, *PLAIN], LAYOUTS, PLAIN, LAYOUTS[:1]], ids=len
+)
 def test_directions_and_state_are_those_of_the_pure_update(layouts):
     found, records = steps(layouts, in_place=True)
     expected, pure = steps(layouts, in_place=False)

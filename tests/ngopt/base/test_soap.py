@@ -32,7 +32,11 @@ class Reference:
 
     def __init__(self, config, rows, columns):
         self.config, self.t = config, 0
-        self.m, self.v, self.size = np.zeros((rows, columns)), np.zeros((rows, columns)), 0.0
+        self.m, self.v, self.size = (
+            np.zeros((rows, columns)),
+            np.zeros((rows, columns)),
+            0.0,
+        )
         self.factors = [np.zeros((n, n)) for n in (rows, columns)]
         self.bases = [np.eye(n) for n in (rows, columns)]
 
@@ -44,7 +48,9 @@ class Reference:
         self.size = 0.95 * self.size + 0.05 * (g**2).mean()
         self.m = c.beta1 * self.m + (1 - c.beta1) * g
         for k, product in enumerate((g @ g.T, g.T @ g)):
-            self.factors[k] = c.beta_factor * self.factors[k] + (1 - c.beta_factor) * product
+            self.factors[k] = (
+                c.beta_factor * self.factors[k] + (1 - c.beta_factor) * product
+            )
         if t == 1:
             self.renew()
         left, right = self.bases
@@ -79,7 +85,9 @@ def test_a_matrix_is_the_reference(shape):
     gain = 1.25 * min((shape[1] / 64) ** -0.5, 1)
     state, reference = rule.init([p]), Reference(config, *shape)
     for t, g in enumerate(gradients(30, *shape)):
-        (delta,), state = update_all(rule, [g], state, [p], constant(1, lr=0.5, weight_decay=2.0))
+        (delta,), state = update_all(
+            rule, [g], state, [p], constant(1, lr=0.5, weight_decay=2.0)
+        )
         s = 0.5 * 0.02 * min(1, (t + 1) / 3.2) * (1 - (t + 1) / 41)
         size = np.clip(np.sqrt((x**2).mean()) / usual, 0.25, 10) ** 0.5
         decay = s * (0.05 + 2 * 1e-3 / 0.02) * x
@@ -87,7 +95,9 @@ def test_a_matrix_is_the_reference(shape):
         p = p + delta
         np.testing.assert_allclose(p.numpy(), x, rtol=1e-6, atol=1e-7)
     assert state[0]["step"] == 30
-    np.testing.assert_allclose(state[0]["rows_0"][0].numpy(), reference.factors[0], rtol=1e-9)
+    np.testing.assert_allclose(
+        state[0]["rows_0"][0].numpy(), reference.factors[0], rtol=1e-9
+    )
     np.testing.assert_allclose(
         state[0]["exp_avg_sq_0"][0, :, 0].numpy(), reference.v, rtol=1e-6, atol=1e-9
     )
@@ -102,7 +112,8 @@ def case(dtype=torch.float64):
 def noise(params, seed):
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype) for p in params
+        torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+        for p in params
     ]
 
 
@@ -115,11 +126,19 @@ class TestPureCore:
         state = rule.init(params)
         for step in range(4):
             grads = noise(params, step)
-            tensors = [*params, *grads, *(t for record in state for t in record.values())]
+            tensors = [
+                *params,
+                *grads,
+                *(t for record in state for t in record.values()),
+            ]
             before = [t.clone() for t in tensors]
-            deltas, new = update_all(rule, grads, state, params, constant(9, weight_decay=1.0))
+            deltas, new = update_all(
+                rule, grads, state, params, constant(9, weight_decay=1.0)
+            )
             assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
-            again, _ = update_all(rule, grads, state, params, constant(9, weight_decay=1.0))
+            again, _ = update_all(
+                rule, grads, state, params, constant(9, weight_decay=1.0)
+            )
             assert all(torch.equal(a, b) for a, b in zip(deltas, again, strict=True))
             state = new
 
@@ -149,7 +168,9 @@ class TestPureCore:
         rule = Soap().bind(graph, total_steps=total_steps)
         found = rule.init([torch.empty(p.shape, device="meta") for p in params])
         for record, like in zip(found, rule.init(params), strict=True):
-            assert {k: v.shape for k, v in record.items()} == {k: v.shape for k, v in like.items()}
+            assert {k: v.shape for k, v in record.items()} == {
+                k: v.shape for k, v in like.items()
+            }
             assert all(v.is_meta for k, v in record.items() if k != "step")
             assert ("average" in record) == (total_steps is None)
 
@@ -157,19 +178,30 @@ class TestPureCore:
     def test_the_optimizers_step_is_the_functional_update(self, dtype):
         model, graph, params = case(dtype)
         opt = NGOptimizer(
-            model.parameters(), lr=0.5, weight_decay=2.0, weights=LearnedOptimizer(Soap())
+            model.parameters(),
+            lr=0.5,
+            weight_decay=2.0,
+            weights=LearnedOptimizer(Soap()),
         )
         rule = Soap().bind(graph)
         state = rule.init(params)
         for step in range(12):
-            inputs = torch.randn(6, *CNN_INPUT, generator=torch.Generator().manual_seed(step))
+            inputs = torch.randn(
+                6, *CNN_INPUT, generator=torch.Generator().manual_seed(step)
+            )
             opt.zero_grad()
-            F.cross_entropy(model(inputs.to(dtype)).float(), torch.arange(6) % 3).backward()
+            F.cross_entropy(
+                model(inputs.to(dtype)).float(), torch.arange(6) % 3
+            ).backward()
             if step == 7:
                 model[2].weight.grad = None
-            grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+            grads = [
+                None if p.grad is None else p.grad.clone() for p in model.parameters()
+            ]
             with torch.no_grad():
-                deltas, state = update_all(rule, grads, state, params, constant(9, 0.5, 2.0))
+                deltas, state = update_all(
+                    rule, grads, state, params, constant(9, 0.5, 2.0)
+                )
                 for p, d in zip(params, deltas, strict=True):
                     if d is not None:
                         p += d
@@ -178,7 +210,9 @@ class TestPureCore:
         for p, record in zip(model.parameters(), state, strict=True):
             # products of matrices that lie elsewhere in memory may be rounded otherwise
             torch.testing.assert_close(opt.state[p], record)
-            assert all(v.dtype in (torch.float32, torch.float64) for v in record.values())
+            assert all(
+                v.dtype in (torch.float32, torch.float64) for v in record.values()
+            )
 
     def test_a_late_parameter_alone_in_a_step_knows_how_late_it_is(self):
         """The schedule goes by the training's steps also where the older parameters are absent."""
@@ -204,14 +238,17 @@ class TestPureCore:
         def train(model, opt, steps):
             for step in steps:
                 for p, g in zip(
-                    model.parameters(), noise(list(model.parameters()), step), strict=True
+                    model.parameters(),
+                    noise(list(model.parameters()), step),
+                    strict=True,
                 ):
                     p.grad = g
                 opt.step()
 
         train(model, opt, range(5))
         torch.save(
-            {"model": model.state_dict(), "opt": opt.state_dict()}, tmp_path / "checkpoint.pt"
+            {"model": model.state_dict(), "opt": opt.state_dict()},
+            tmp_path / "checkpoint.pt",
         )
         saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
         resumed, _, _ = case(torch.float32)
@@ -226,7 +263,9 @@ class TestPureCore:
         ):
             assert torch.equal(p, q)
             assert torch.equal(p, r)
-            assert all(torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items())
+            assert all(
+                torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items()
+            )
 
 
 class TestOddParameters:
@@ -244,7 +283,14 @@ class TestOddParameters:
         return opt
 
     @pytest.mark.parametrize(
-        "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.complex128]
+        "dtype",
+        [
+            torch.float64,
+            torch.float32,
+            torch.bfloat16,
+            torch.complex64,
+            torch.complex128,
+        ],
     )
     def test_of_every_shape_and_dtype(self, dtype):
         shapes = [(), (1,), (3,), (0, 3), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1, 1)]
@@ -260,7 +306,9 @@ class TestOddParameters:
             for record in opt.state.values()
         )
 
-    @pytest.mark.parametrize("make", [lambda: nn.Conv1d(3, 4, 5), lambda: nn.Conv3d(2, 3, 2)])
+    @pytest.mark.parametrize(
+        "make", [lambda: nn.Conv1d(3, 4, 5), lambda: nn.Conv3d(2, 3, 2)]
+    )
     def test_convolutions_of_other_dimensions(self, make):
         self.step(list(make().parameters()))
 
@@ -276,7 +324,9 @@ class TestOddParameters:
         opt.zero_grad()
         kept = [p.detach().clone() for p in model.parameters()]
         opt.step()
-        assert all(torch.equal(p, b) for p, b in zip(model.parameters(), kept, strict=True))
+        assert all(
+            torch.equal(p, b) for p, b in zip(model.parameters(), kept, strict=True)
+        )
 
 
 PLAIN = LearnedOptimizer(Soap(SoapConfig(step_size=0.02, epsilon=0.0)))
@@ -304,7 +354,8 @@ class TestHorizon:
             found = self.slope(60, 20)
         assert len(caught) == 1
         expected = [
-            0.5 * 0.02 * min(1, (t + 1) / 1.6) * (1 - min(t + 1, 20) / 21) for t in range(60)
+            0.5 * 0.02 * min(1, (t + 1) / 1.6) * (1 - min(t + 1, 20) / 21)
+            for t in range(60)
         ]
         np.testing.assert_allclose([step for step, _ in found], expected, rtol=1e-5)
 
@@ -316,9 +367,13 @@ class TestHorizon:
     @pytest.mark.parametrize(
         "scheduler",
         [
-            lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1 / (1 + step)),
+            lambda opt: torch.optim.lr_scheduler.LambdaLR(
+                opt, lambda step: 1 / (1 + step)
+            ),
             lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10),
-            lambda opt: torch.optim.lr_scheduler.CyclicLR(opt, 0.1, 0.7, 3, cycle_momentum=False),
+            lambda opt: torch.optim.lr_scheduler.CyclicLR(
+                opt, 0.1, 0.7, 3, cycle_momentum=False
+            ),
             lambda opt: torch.optim.lr_scheduler.OneCycleLR(
                 opt, 1.0, total_steps=12, cycle_momentum=False
             ),
@@ -342,7 +397,9 @@ class TestAverages:
         opt = NGOptimizer([p], **settings)
         average = torch.zeros(2, dtype=torch.float64)
         for step in range(steps):
-            p.grad = torch.randn(2, generator=torch.Generator().manual_seed(step)).double()
+            p.grad = torch.randn(
+                2, generator=torch.Generator().manual_seed(step)
+            ).double()
             opt.step()
             share = 11 / (step + 11)
             average = (1 - share) * average + share * p.detach()
@@ -381,7 +438,10 @@ class TestAverages:
         assert "average" not in opt.state[p]
 
     def test_before_the_first_step_and_of_complex_and_half_ones(self):
-        params = [nn.Parameter(torch.ones(2, dtype=d)) for d in (torch.complex64, torch.bfloat16)]
+        params = [
+            nn.Parameter(torch.ones(2, dtype=d))
+            for d in (torch.complex64, torch.bfloat16)
+        ]
         opt = NGOptimizer(params)
         with opt.averaged():
             assert all(torch.equal(p, torch.ones_like(p)) for p in params)

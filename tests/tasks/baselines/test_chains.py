@@ -28,7 +28,9 @@ MODELS = {NFNNP: ("input", "hidden", "output"), NFNHNP: ("hidden",)}
 def test_what_is_read_and_written_again_is_the_same(make, fold):
     stack = random_stack(make())
     chain = fold(stack.architecture.graph)
-    for found, value in zip(chain.write(chain.read(stack.params), 1), stack.params, strict=True):
+    for found, value in zip(
+        chain.write(chain.read(stack.params), 1), stack.params, strict=True
+    ):
         assert torch.equal(found.squeeze(1), value)
 
 

@@ -2,7 +2,12 @@ import pytest
 import torch
 
 from tasks.baselines.probegen import ImageGenerator, ProbeGen, ProbeGenConfig
-from tests.tasks.stacks import cnn_architecture, random_stack, siren_architecture, siren_stack
+from tests.tasks.stacks import (
+    cnn_architecture,
+    random_stack,
+    siren_architecture,
+    siren_stack,
+)
 
 
 def probegen(*architectures, probes=6):

@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from tasks.baselines.statnn import QUANTILES, StatNN, StatNNConfig, quantiles, statistics
+from tasks.baselines.statnn import (
+    QUANTILES,
+    StatNN,
+    StatNNConfig,
+    quantiles,
+    statistics,
+)
 from tests.tasks.stacks import siren_stack
 
 
@@ -13,7 +19,9 @@ def test_statistics_by_hand():
 
 @pytest.mark.parametrize("n", [1, 2, 5, 10, 33])
 def test_quantiles_are_those_of_torch(n):
-    values = torch.randn(3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    values = torch.randn(
+        3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)
+    )
     expected = torch.quantile(values, torch.tensor(QUANTILES).double(), dim=-1)
     torch.testing.assert_close(torch.stack(quantiles(values, QUANTILES)), expected)
 

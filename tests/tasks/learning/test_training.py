@@ -78,7 +78,8 @@ def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path):
     trained(tmp_path, data="a")
     path = tmp_path / CHECKPOINT
     with pytest.raises(
-        ValueError, match=f"checkpoint '{path}': made with other settings: data 'a', got 'b'"
+        ValueError,
+        match=f"checkpoint '{path}': made with other settings: data 'a', got 'b'",
     ):
         trained(tmp_path, data="b")
 
@@ -104,7 +105,13 @@ def test_ranks_use_the_mean_of_their_gradients(tmp_path):
 
 def test_the_learning_rate_rises_and_falls():
     shares = [0, 0.025, 0.05, 0.525, 1]
-    assert [round(rate_factor(share), 6) for share in shares] == [0.02, 0.5, 1.0, 0.5, 0.0]
+    assert [round(rate_factor(share), 6) for share in shares] == [
+        0.02,
+        0.5,
+        1.0,
+        0.5,
+        0.0,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,9 @@ def stack(request):
 def fitted(name, *stacks, d_out=3, edits=False):
     torch.manual_seed(0)
     Config, model = MODELS[name]
-    built = model([stack.architecture for stack in stacks], d_out, Config(), edits).double()
+    built = model(
+        [stack.architecture for stack in stacks], d_out, Config(), edits
+    ).double()
     built.fit(stacks)
     return built.eval()
 
@@ -58,12 +60,16 @@ def far(a, b):
 def test_names():
     assert set(MODELS) == {*TIED, *UNTIED}
     assert all(model.name == name for name, (_, model) in MODELS.items())
-    assert {name for name, (_, model) in MODELS.items() if model.can_edit} == set(EDITORS)
+    assert {name for name, (_, model) in MODELS.items() if model.can_edit} == set(
+        EDITORS
+    )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", MODELS)
-def test_a_reader_says_as_much_of_each_network_as_asked_whatever_the_others_are(name, stack):
+def test_a_reader_says_as_much_of_each_network_as_asked_whatever_the_others_are(
+    name, stack
+):
     model = fitted(name, stack)
     said = model(stack)
     assert said.shape == (stack.count, 3)
@@ -85,7 +91,9 @@ def test_an_editor_has_updates_of_the_shapes_of_the_parameters(name, d_out, stac
 @pytest.mark.parametrize("name", INVARIANT)
 def test_readers_do_not_see_the_order_of_hidden_neurons(name, stack):
     model = fitted(name, stack)
-    torch.testing.assert_close(model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12
+    )
 
 
 @torch.no_grad()
@@ -109,7 +117,10 @@ def test_updates_move_with_hidden_neurons(name, stack):
 @torch.no_grad()
 def test_updates_of_an_mlp_do_not_move_with_hidden_neurons(stack):
     model = fitted("mlp", stack, edits=True)
-    found, expected = model.updates(moved_stack(stack)), moved(stack, model.updates(stack))
+    found, expected = (
+        model.updates(moved_stack(stack)),
+        moved(stack, model.updates(stack)),
+    )
     assert any(map(far, found, expected))
 
 
@@ -130,7 +141,9 @@ def test_updates_of_np_move_with_inputs_and_outputs_too(stack):
     roles = ("input", "hidden", "output")
     model = fitted("nfn-np", stack, d_out=2, edits=True)
     expected = moved(stack, model.updates(stack), roles)
-    for found, own in zip(model.updates(moved_stack(stack, roles)), expected, strict=True):
+    for found, own in zip(
+        model.updates(moved_stack(stack, roles)), expected, strict=True
+    ):
         torch.testing.assert_close(found, own, rtol=0, atol=1e-12)
 
 
@@ -201,7 +214,8 @@ def a_step(model, loss):
     parameters = list(model.parameters())
     found = torch.autograd.grad(before, parameters, allow_unused=model.name == "gmn")
     grads = [
-        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
+        torch.zeros_like(p) if g is None else g
+        for p, g in zip(parameters, found, strict=True)
     ]
     norm = torch.stack([grad.norm() for grad in grads]).norm()
     with torch.no_grad():
@@ -230,13 +244,17 @@ def test_what_is_tied_says_so(name):
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in EDITORS])
 def test_what_only_reads_cannot_be_an_editor(name):
-    with pytest.raises(ValueError, match=f"{name}: reads networks, but cannot edit them"):
+    with pytest.raises(
+        ValueError, match=f"{name}: reads networks, but cannot edit them"
+    ):
         fitted(name, siren_stack(2, 5, 1), edits=True)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_without_an_architecture_there_is_no_model(name):
-    with pytest.raises(ValueError, match=f"{name}: expected the architectures of its networks"):
+    with pytest.raises(
+        ValueError, match=f"{name}: expected the architectures of its networks"
+    ):
         fitted(name)
 
 
@@ -273,7 +291,9 @@ class Skip(Siren):
 @pytest.mark.parametrize("name", CHAINS)
 def test_other_graphs_than_chains_are_refused(name):
     skip = random_stack(other_architecture(Skip))
-    with pytest.raises(ValueError, match=f"{name}: expected networks that are plain chains"):
+    with pytest.raises(
+        ValueError, match=f"{name}: expected networks that are plain chains"
+    ):
         fitted(name, skip)
 
 
@@ -281,13 +301,17 @@ def test_other_graphs_than_chains_are_refused(name):
 def test_what_is_tied_refuses_other_connections_of_the_same_parameters(name):
     plain = siren_stack(2, 4, 4, 1)
     skip = plain._replace(architecture=other_architecture(Skip))
-    with pytest.raises(ValueError, match=f"{name}: is tied .* expected the same connections"):
+    with pytest.raises(
+        ValueError, match=f"{name}: is tied .* expected the same connections"
+    ):
         fitted(name, plain)(skip)
 
 
 @pytest.mark.parametrize("name", ["nfn-hnp", "dwsnet"])
 def test_without_hidden_neurons_nothing_may_change_places(name):
-    with pytest.raises(ValueError, match=f"{name}: expected networks with hidden neurons"):
+    with pytest.raises(
+        ValueError, match=f"{name}: expected networks with hidden neurons"
+    ):
         fitted(name, siren_stack(2, 1))
 
 

@@ -8,7 +8,10 @@ from tasks.networks.architectures import Stack, architecture_of
 def stack(*widths, count=4, scale=1.0):
     architecture = architecture_of({"kind": "siren", "widths": list(widths)})
     shapes = [spec.shape for spec in architecture.graph.parameters]
-    values = [k + scale * (1 + k) * torch.randn(count, *shape) for k, shape in enumerate(shapes)]
+    values = [
+        k + scale * (1 + k) * torch.randn(count, *shape)
+        for k, shape in enumerate(shapes)
+    ]
     return Stack(architecture, values)
 
 
@@ -57,7 +60,9 @@ def test_other_parameters_are_refused():
 
 
 def test_without_networks_there_is_no_fit():
-    with pytest.raises(ValueError, match="expected networks to take statistics from; got none"):
+    with pytest.raises(
+        ValueError, match="expected networks to take statistics from; got none"
+    ):
         Standardise().fit([])
 
 

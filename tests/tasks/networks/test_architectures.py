@@ -33,8 +33,20 @@ ARCHITECTURES = {
     "batch norm": wild("batch"),
     "group norm": wild("group"),
     "one dimension": wild("group", 1),
-    "deep sets": {"kind": "deep-sets", "channels": 3, "widths": [8, 6, 5, 7], "activation": "relu"},
-    "vit": {"kind": "vit", "channels": 3, "width": 8, "depth": 2, "heads": 2, "patch": 4},
+    "deep sets": {
+        "kind": "deep-sets",
+        "channels": 3,
+        "widths": [8, 6, 5, 7],
+        "activation": "relu",
+    },
+    "vit": {
+        "kind": "vit",
+        "channels": 3,
+        "width": 8,
+        "depth": 2,
+        "heads": 2,
+        "patch": 4,
+    },
 }
 # kinds of groups that say nothing of their own
 SILENT = ("group", "product")
@@ -53,7 +65,9 @@ def stacked(count):
 def test_a_stack_has_the_parameters_in_the_order_of_the_graph_whatever_that_of_the_file_is():
     models, networks = stacked(3)
     stack = Stack.of(networks)
-    assert [p.shape[1:] for p in stack.params] == [p.shape for p in models[0].parameters()]
+    assert [p.shape[1:] for p in stack.params] == [
+        p.shape for p in models[0].parameters()
+    ]
     assert stack.count == 3
     assert torch.equal(stack.select([2]).params[1][0], models[2].layers[0].bias)
 
@@ -69,7 +83,9 @@ def test_neurons_of_a_siren_are_those_of_each_network_by_hand_one_entry_for_each
     first = torch.sin(FREQUENCY * models[1].layers[0](points))
     assert torch.allclose(found[1][1], first, atol=1e-5)
     assert torch.allclose(
-        stack.architecture.outputs(stack.params, points)[1], models[1](points), atol=1e-5
+        stack.architecture.outputs(stack.params, points)[1],
+        models[1](points),
+        atol=1e-5,
     )
 
 
@@ -91,7 +107,9 @@ def test_every_group_of_neurons_says_something_but_those_that_stand_for_others(n
             assert said.shape[:3] == (2, 3, group.size), group.name
 
 
-@pytest.mark.parametrize("name", ["cnn", "batch norm", "group norm", "one dimension", "vit"])
+@pytest.mark.parametrize(
+    "name", ["cnn", "batch norm", "group norm", "one dimension", "vit"]
+)
 def test_neurons_of_a_layer_say_what_it_gives_or_that_activated(name):
     architecture = architecture_of(ARCHITECTURES[name])
     graph, module = architecture.graph, architecture.module
@@ -100,7 +118,9 @@ def test_neurons_of_a_layer_say_what_it_gives_or_that_activated(name):
     def keep(name):
         return lambda module, inputs, output: given.update({name: output})
 
-    handles = [part.register_forward_hook(keep(name)) for name, part in module.named_modules()]
+    handles = [
+        part.register_forward_hook(keep(name)) for name, part in module.named_modules()
+    ]
     found = module.neurons(inputs_of(module, 3))
     for handle in handles:
         handle.remove()
@@ -125,7 +145,8 @@ SYMMETRIES = {
     "one dimension": 2 * 2 * 2,
     "deep sets": factorial(8) * factorial(6) * factorial(5) * factorial(7),
     # the residual stream; in each block heads, neurons of queries with keys and of values, the MLP
-    "vit": factorial(8) * (2 * factorial(4) ** 2 * factorial(4) ** 2 * factorial(16)) ** 2,
+    "vit": factorial(8)
+    * (2 * factorial(4) ** 2 * factorial(4) ** 2 * factorial(16)) ** 2,
 }
 
 
@@ -146,7 +167,9 @@ def test_what_a_network_returns_is_found_among_its_neurons():
         module = architecture.module
         inputs = inputs_of(module, 3)
         params = [p.detach()[None] for p in module.parameters()]
-        torch.testing.assert_close(architecture.outputs(params, inputs)[0], module(inputs))
+        torch.testing.assert_close(
+            architecture.outputs(params, inputs)[0], module(inputs)
+        )
         assert architecture.graph.groups[module.output].role == "output"
 
 

@@ -16,7 +16,9 @@ def test_what_is_moved_is_the_image_and_nothing_else():
     shifts = torch.linalg.lstsq(weight, (found.params[1] - bias).unsqueeze(-1)).solution
     scales = torch.linalg.det(maps).sqrt()
     rotations = maps / scales[:, None, None]
-    torch.testing.assert_close(rotations @ rotations.mT, torch.eye(2).double().expand(3, 2, 2))
+    torch.testing.assert_close(
+        rotations @ rotations.mT, torch.eye(2).double().expand(3, 2, 2)
+    )
     assert ((scales > 1 / 1.2) & (scales < 1.2)).all()
     assert (scales - 1).abs().min() > 1e-3
     assert rotations[:, 0, 0].min() >= torch.tensor(20.0).deg2rad().cos()
@@ -36,13 +38,17 @@ def test_a_canonical_form_is_the_same_function_and_forgets_signs_and_phases():
     found = in_canonical_form(stack)
     points = torch.rand(7, 2).double()
     outputs = stack.architecture.outputs(stack.params, points)
-    torch.testing.assert_close(stack.architecture.outputs(found.params, points), outputs)
+    torch.testing.assert_close(
+        stack.architecture.outputs(found.params, points), outputs
+    )
     params = [p.clone() for p in stack.params]
     for value in (params[0][:, 1], params[1][:, 1], params[2][:, :, 1]):
         value.neg_()
     params[3][:, 2] += torch.pi / stack.architecture.module.frequency
     params[4][:, :, 2].neg_()
     for own, other in zip(
-        found.params, in_canonical_form(stack._replace(params=params)).params, strict=True
+        found.params,
+        in_canonical_form(stack._replace(params=params)).params,
+        strict=True,
     ):
         torch.testing.assert_close(own, other)

@@ -23,7 +23,9 @@ def module_of(description):
 def test_the_small_cnn_is_a_sequence_of_torch_layers_with_4970_parameters():
     torch.manual_seed(0)
     model = module_of(
-        describe([1, 16, 16, 16], [3, 3, 3], [2, 2, 2], ["relu"] * 3, paddings=[0, 0, 0])
+        describe(
+            [1, 16, 16, 16], [3, 3, 3], [2, 2, 2], ["relu"] * 3, paddings=[0, 0, 0]
+        )
     )
     assert sum(p.numel() for p in model.parameters()) == 4970
     one, two, three = model.layers
@@ -49,14 +51,18 @@ def test_skips_add_the_first_channels_before_the_activation():
 def test_a_skip_from_more_channels_leaves_the_others_out():
     x = torch.randn(2, 5, 4, 4)
     assert torch.equal(shortcut(x, 1, 3), x[:, :3])
-    assert torch.equal(shortcut(x, 2, 6), torch.cat([x[..., ::2, ::2], torch.zeros(2, 1, 2, 2)], 1))
+    assert torch.equal(
+        shortcut(x, 2, 6), torch.cat([x[..., ::2, ::2], torch.zeros(2, 1, 2, 2)], 1)
+    )
 
 
 def test_the_graph_has_the_skips_between_as_many_neurons_as_both_have():
     graph = architecture_of(WILD).graph
     names = [group.name for group in graph.groups]
     residual = [block for block in graph.blocks if block.kind == "residual"]
-    ends = {(names[block.source], names[block.target]): block.shape[0] for block in residual}
+    ends = {
+        (names[block.source], names[block.target]): block.shape[0] for block in residual
+    }
     assert ends == {("layers.0", "layers.1"): 3, ("layers.0", "layers.2"): 3}
     assert [group.activation for group in graph.groups] == [
         None,
@@ -73,7 +79,9 @@ def test_one_dimension_reads_the_pixels_row_after_row():
     images = torch.randn(2, 3, 32, 32)
     weight, bias = model.layers[0].weight, model.layers[0].bias
     rows = torch.cat([images[:, :, row] for row in range(32)], 2)
-    expected = model.fc(F.gelu(F.conv1d(rows, weight, bias, stride=4, padding=2)).mean(2))
+    expected = model.fc(
+        F.gelu(F.conv1d(rows, weight, bias, stride=4, padding=2)).mean(2)
+    )
     torch.testing.assert_close(model(images), expected)
 
 

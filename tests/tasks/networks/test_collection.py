@@ -10,9 +10,14 @@ def networks(*widths, count, first):
     """Networks with numbers from `first` on."""
     models = [Siren(widths) for _ in range(count)]
     names = [name for name, _ in models[0].named_parameters()]
-    params = {name: torch.stack([m.get_parameter(name).detach() for m in models]) for name in names}
+    params = {
+        name: torch.stack([m.get_parameter(name).detach() for m in models])
+        for name in names
+    }
     return Networks(
-        {"kind": "siren", "widths": list(widths)}, params, {"number": first + torch.arange(count)}
+        {"kind": "siren", "widths": list(widths)},
+        params,
+        {"number": first + torch.arange(count)},
     )
 
 
@@ -40,7 +45,9 @@ def test_what_a_model_says_is_in_the_order_that_was_asked_for(collection):
 
 
 def test_an_epoch_has_every_network_once_and_the_next_another_order():
-    collection = Collection.of([networks(2, n, 1, count=4, first=0) for n in range(1, 7)])
+    collection = Collection.of(
+        [networks(2, n, 1, count=4, first=0) for n in range(1, 7)]
+    )
     epochs = [
         [collection.batch(8, seed=3, step=step) for step in range(3 * k, 3 * k + 3)]
         for k in range(2)
@@ -49,7 +56,9 @@ def test_an_epoch_has_every_network_once_and_the_next_another_order():
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(24))
     assert not torch.equal(first, second)
     assert all(
-        len(collection.stack_of[batch].unique()) == 2 for batches in epochs for batch in batches
+        len(collection.stack_of[batch].unique()) == 2
+        for batches in epochs
+        for batch in batches
     )
     assert torch.equal(collection.batch(8, seed=3, step=1), epochs[0][1])
     with pytest.raises(ValueError, match="batch: expected 1 to 24 networks; got 25"):

@@ -7,7 +7,9 @@ from tasks.networks.vit import VisionTransformer
 
 def test_a_block_is_torchs_pre_norm_encoder_layer():
     torch.manual_seed(0)
-    model = VisionTransformer(3, width=8, depth=1, heads=2, patch=8, activation="gelu").double()
+    model = VisionTransformer(
+        3, width=8, depth=1, heads=2, patch=8, activation="gelu"
+    ).double()
     (block,) = model.blocks
     layer = torch.nn.TransformerEncoderLayer(
         8, 2, 16, 0.0, F.gelu, batch_first=True, norm_first=True
@@ -16,20 +18,31 @@ def test_a_block_is_torchs_pre_norm_encoder_layer():
         "self_attn.in_proj_weight": torch.cat(
             [part.weight for part in (block.q, block.k, block.v)]
         ),
-        "self_attn.in_proj_bias": torch.cat([part.bias for part in (block.q, block.k, block.v)]),
+        "self_attn.in_proj_bias": torch.cat(
+            [part.bias for part in (block.q, block.k, block.v)]
+        ),
     }
-    parts = {"self_attn.out_proj": block.out, "linear1": block.up, "linear2": block.down}
+    parts = {
+        "self_attn.out_proj": block.out,
+        "linear1": block.up,
+        "linear2": block.down,
+    }
     norms = {"norm1": block.norm1, "norm2": block.norm2}
     for name, part in {**parts, **norms}.items():
         own |= {f"{name}.weight": part.weight, f"{name}.bias": part.bias}
     layer.load_state_dict(own)
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     patches = images.unfold(2, 8, 8).unfold(3, 8, 8).flatten(2, 3)  # (2, 3, 16, 8, 8)
-    tokens = patches.transpose(1, 2).flatten(2) @ model.patch.weight.flatten(1).T + model.patch.bias
+    tokens = (
+        patches.transpose(1, 2).flatten(2) @ model.patch.weight.flatten(1).T
+        + model.patch.bias
+    )
     encoded = model.norm(layer(tokens + model.places))
     torch.testing.assert_close(model(images), model.fc(encoded.mean(1)))
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="width: expected a multiple of 3 heads; got 8"):
+    with pytest.raises(
+        ValueError, match="width: expected a multiple of 3 heads; got 8"
+    ):
         VisionTransformer(3, width=8, depth=1, heads=3, patch=8)

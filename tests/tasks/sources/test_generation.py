@@ -44,8 +44,15 @@ def test_shards_and_manifest_are_made_and_what_is_there_is_left(tmp_path, capsys
     # the mean of 0 to 4 and 0
     assert "6 networks in" in (told := capsys.readouterr().out)
     assert "mean number 1.67" in told
-    assert [row["networks"] for row in read_manifest(tmp_path)["shards"]] == [1, 2, 2, 1]
-    numbers = [group.columns["number"].tolist() for group in read_split(tmp_path, "train")]
+    assert [row["networks"] for row in read_manifest(tmp_path)["shards"]] == [
+        1,
+        2,
+        2,
+        1,
+    ]
+    numbers = [
+        group.columns["number"].tolist() for group in read_split(tmp_path, "train")
+    ]
     assert numbers == [[0, 1], [2, 3], [4]]
     make_shards(folder, wanted, make, ["number"])
     assert asked == wanted

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from tasks.networks.architectures import architecture_of, make_module
-from tasks.sources.zoo_recipes import FRACTIONS, INITS, OPTIMIZERS, WILD_ACTIVATIONS, ZOOS
+from tasks.sources.zoo_recipes import (
+    FRACTIONS,
+    INITS,
+    OPTIMIZERS,
+    WILD_ACTIVATIONS,
+    ZOOS,
+)
 
 
 def runs(name, count):
@@ -28,7 +34,10 @@ def test_the_small_zoo_is_of_one_shape():
     assert {run.init for run in found} == set(INITS)
     activations = {run.architecture["activations"][0] for run in found}
     assert activations == {"relu", "tanh"}
-    sizes = {sum(p.numel() for p in make_module(run.architecture).parameters()) for run in found}
+    sizes = {
+        sum(p.numel() for p in make_module(run.architecture).parameters())
+        for run in found
+    }
     assert sizes == {4970}
 
 

@@ -67,7 +67,9 @@ def test_accuracy_is_the_share_of_right_labels(images):
 
 
 def test_a_run_that_diverges_has_no_networks(images):
-    assert train(replace(RUN, lr=1e30), images, images, [4], batch_size=8, seed=0) is None
+    assert (
+        train(replace(RUN, lr=1e30), images, images, [4], batch_size=8, seed=0) is None
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
@@ -83,11 +85,18 @@ def test_weights_have_the_spread_of_their_init_and_biases_are_zero(init):
     torch.manual_seed(0)
     # 5 x 5 kernels: a fan of 25 in, and 25 n out
     run = replace(
-        RUN, architecture=describe([1, 1999], [5], [4], ["relu"]), init=init, init_std=0.3
+        RUN,
+        architecture=describe([1, 1999], [5], [4], ["relu"]),
+        init=init,
+        init_std=0.3,
     )
     model = make_module(run.architecture)
     initialise(model, run)
-    expected = {"he": (2 / 25) ** 0.5, "glorot": (2 / (25 + 25 * 1999)) ** 0.5, "normal": 0.3}[init]
+    expected = {
+        "he": (2 / 25) ** 0.5,
+        "glorot": (2 / (25 + 25 * 1999)) ** 0.5,
+        "normal": 0.3,
+    }[init]
     weight = model.layers[0].weight
     assert weight.std().item() == pytest.approx(expected, rel=0.02)
     assert not model.layers[0].bias.any()
@@ -95,7 +104,9 @@ def test_weights_have_the_spread_of_their_init_and_biases_are_zero(init):
 
 
 def test_orthogonal_weights_are():
-    run = replace(RUN, architecture=describe([1, 4], [5], [4], ["relu"]), init="orthogonal")
+    run = replace(
+        RUN, architecture=describe([1, 4], [5], [4], ["relu"]), init="orthogonal"
+    )
     model = make_module(run.architecture)
     initialise(model, run)
     rows = model.layers[0].weight.flatten(1)
