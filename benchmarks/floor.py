@@ -29,11 +29,13 @@ def measured() -> Machine:
     """This machine, with as many threads as torch has now."""
     rates = []
     for columns in COLUMNS:
-        weight, values = torch.randn(WIDTH, WIDTH), torch.randn(WIDTH, columns)
+        weight = torch.randn(WIDTH, WIDTH)
+        values = torch.randn(WIDTH, columns)
         out = torch.empty(WIDTH, columns)
         seconds = _fastest(lambda w=weight, x=values, o=out: torch.mm(w, x, out=o))
         rates.append(2 * WIDTH * WIDTH * columns / seconds)
-    source, target = torch.ones(LONG), torch.empty(LONG)
+    source = torch.ones(LONG)
+    target = torch.empty(LONG)
     seconds = _fastest(lambda: target.copy_(source))
     return Machine(max(rates), 2 * source.nbytes / seconds)
 

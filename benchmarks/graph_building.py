@@ -50,6 +50,9 @@ def measure(family: str, repeats: int) -> dict[str, Any]:
     graph = build_graph(model, example)
     values = [p.detach() for p in model.parameters()]
     back = graph.scatter(graph.gather(values))
+    trips = [
+        _seconds(lambda: graph.scatter(graph.gather(values))) for _ in range(repeats)
+    ]
     return {
         "family": family,
         "export_s": min(exports),
@@ -60,11 +63,7 @@ def measure(family: str, repeats: int) -> dict[str, Any]:
         "components": len(set(components(graph))),
         "unconnected": len(unconnected(graph)),
         "identity": all(torch.equal(p, q) for p, q in zip(values, back, strict=True)),
-        "roundtrip_ms": 1000
-        * min(
-            _seconds(lambda: graph.scatter(graph.gather(values)))
-            for _ in range(repeats)
-        ),
+        "roundtrip_ms": 1000 * min(trips),
     }
 
 

@@ -82,7 +82,8 @@ def steps(
     params = [torch.randn(copies, *spec.shape) for spec in graph.parameters]
     stack = Stack(architecture, params)
     theirs = EdgeListPNA(graph, copies, width, rounds)
-    encoder, head = nn.Linear(17, width), nn.Linear(width, 10)
+    encoder = nn.Linear(17, width)
+    head = nn.Linear(width, 10)
     edge_count = theirs.index.shape[1] // 2
     values = torch.randn(edge_count, 17)
     nodes = torch.randn(copies * sum(group.size for group in graph.groups), width)
@@ -147,7 +148,9 @@ def main(arguments: list[str] | None = None) -> None:
         record = measure(
             copies, options.width, options.rounds, options.repeats, options.compiled
         )
-        ours, theirs, ratio = record["ng-gnn"], record["PNAConv"], record["ratio"]
+        ours = record["ng-gnn"]
+        theirs = record["PNAConv"]
+        ratio = record["ratio"]
         tqdm.write(
             f"{copies:4} networks: ng-gnn {ours:.0f} a second, PNAConv {theirs:.0f}, {ratio:.1f}x"
         )

@@ -89,10 +89,8 @@ class Foo(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.s, self.t = (
-            nn.Parameter(torch.ones(width)),
-            nn.Parameter(torch.zeros(width)),
-        )
+        self.s = nn.Parameter(torch.ones(width))
+        self.t = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -105,9 +103,11 @@ class Bar(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.a, self.b = Foo(width), nn.Linear(width, 3 * width)
+        self.a = Foo(width)
+        self.b = nn.Linear(width, 3 * width)
         self.c = nn.Linear(width, width)
-        self.d, self.e = Foo(width), nn.Linear(width, 2 * width)
+        self.d = Foo(width)
+        self.e = nn.Linear(width, 2 * width)
         self.f = nn.Linear(width, width, bias=False)
         self.g = nn.Parameter(torch.ones(width))  # a layer scale
 

@@ -167,9 +167,8 @@ def network(name: str) -> tuple[nn.Module, Any]:
     if name in TRANSFORMERS:
         return TRANSFORMERS[name]()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of GoogLeNet, that its weights will begin otherwise
+        # of GoogLeNet, that its weights will begin otherwise
+        warnings.simplefilter("ignore")
         model = torchvision.models.get_model(name, weights=None)
     return model, torch.randn(2, 3, 224, 224)
 

@@ -216,7 +216,8 @@ def cycle(learned: LearnedOptimizer) -> int:
 
 def _floor(optimizer: NGOptimizer, n: int, kept: float) -> float:
     """Nanoseconds per parameter, of n, that the steps of a cycle take at least, on average."""
-    machine, count = floor.measured(), cycle(optimizer.learned)
+    machine = floor.measured()
+    count = cycle(optimizer.learned)
     flops = sum(floor.flops_of(optimizer.step) for _ in range(count)) / count
     return 1e9 * machine.seconds(flops, moved_bytes(n, kept)) / n
 

@@ -55,7 +55,8 @@ def records_of(network: str, weights: str) -> Iterator[Record]:
         p.grad = torch.randn_like(p)
     for _ in range(WARM_UP):
         optimizer.step()
-    steps, n = cycle(optimizer.learned), numel(model)
+    steps = cycle(optimizer.learned)
+    n = numel(model)
 
     def some() -> None:
         for _ in range(steps):

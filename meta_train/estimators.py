@@ -271,10 +271,8 @@ class PES:
     def estimate(
         self, task: Optimizees, learned: LearnedOptimizer, state: PESState, steps: int
     ) -> tuple[Estimate, PESState]:
-        metanet, bound = (
-            trained_metanet(learned),
-            learned.bind(task.graph, self.total_steps),
-        )
+        metanet = trained_metanet(learned)
+        bound = learned.bind(task.graph, self.total_steps)
         theta = parameters_to_vector(metanet.parameters()).detach()
         drawn = task.normal(state.positive.step, len(theta), theta.dtype)
         noise = self.sigma * drawn.to(theta.device)
@@ -344,7 +342,8 @@ class Imitation:
         student = learned.bind(task.graph, self.total_steps)
         teacher = self.teacher.bind(task.graph, self.total_steps)
         weights = list(trained_metanet(learned).parameters())
-        total, hyper = [torch.zeros_like(w) for w in weights], task.hyper()
+        total = [torch.zeros_like(w) for w in weights]
+        hyper = task.hyper()
         losses, inner_losses = [], []
         inner, records = state
         for _ in range(steps):

@@ -59,7 +59,8 @@ Found = dict[str, dict[int, list[Record]]]
 
 
 def run(config: Config) -> None:
-    folder, learned = Path(config.folder), load_pretrained(config.weights)
+    folder = Path(config.folder)
+    learned = load_pretrained(config.weights)
     folder.mkdir(parents=True, exist_ok=True)
     found = measure(config, learned, folder)
     best = chosen(found[config.problems[0]])
@@ -99,7 +100,8 @@ def measure(config: Config, learned: LearnedOptimizer, folder: Path) -> Found:
     """Records of whole runs."""
     runs: list[Run] = []
     for k in config.every:
-        own, path = looking_every(learned, k), folder / f"every-{k}.safetensors"
+        own = looking_every(learned, k)
+        path = folder / f"every-{k}.safetensors"
         save_pretrained(own, path)
         digest = weights_hash(own)
         runs += [

@@ -212,9 +212,8 @@ def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Bu
 
     Not compiled: on small networks and a CPU, compiling takes longer than the whole run.
     """
-    heavyball = importlib.import_module(
-        "heavyball"
-    )  # two seconds, which only these two need
+    # two seconds, which only these two need
+    heavyball = importlib.import_module("heavyball")
     heavyball.utils.compile_mode = None
     # Said of every scheduler; the rate is read from the group at each step.
     warnings.filterwarnings(

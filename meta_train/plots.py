@@ -72,9 +72,8 @@ def _curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """Steps (n,), and accuracies in per cent, or else losses, (runs, n)."""
     steps = np.array(records[0]["curve"]["steps"])
     if _has_accuracy(records):
-        return steps, 100 * np.array(
-            [record["curve"]["accuracy"] for record in records]
-        )
+        accuracies = [record["curve"]["accuracy"] for record in records]
+        return steps, 100 * np.array(accuracies)
     losses = [_floats(record["curve"]["loss"]) for record in records]
     return steps, np.array(losses)
 

@@ -292,9 +292,8 @@ def _execute_in_processes(
     pending: Sequence[Run], folder: Path, processes: int, bar: tqdm
 ) -> None:
     for name in dict.fromkeys(run.problem for run in pending):
-        load_problem(name).batch(
-            0, 0
-        )  # missing data is fetched once, not by every process
+        # missing data is fetched once, not by every process
+        load_problem(name).batch(0, 0)
     pool = ProcessPoolExecutor(
         processes,
         multiprocessing.get_context("spawn"),

@@ -235,7 +235,8 @@ def _steps_to(record: Record, target: float | None) -> float:
     """
     if target is None:
         return inf
-    steps, losses = record["curve"]["steps"], record["curve"]["loss"]
+    steps = record["curve"]["steps"]
+    losses = record["curve"]["loss"]
     for number, loss in enumerate(losses):
         if loss is None or loss > target:
             continue

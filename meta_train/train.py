@@ -351,11 +351,9 @@ class MetaTrainer:
         self.slots = [Slot(**slot) for slot in state["slots"]]
         for slot in self.slots:
             slot.state = slot.state if self.ranks.owns(slot.number) else None
-        self.outer_step, self.best, self.log = (
-            state["outer_step"],
-            state["best"],
-            state["log"],
-        )
+        self.outer_step = state["outer_step"]
+        self.best = state["best"]
+        self.log = state["log"]
 
 
 def settings_of(config: Config, kind: type[Settings], **others: Any) -> Settings:

@@ -147,7 +147,8 @@ class Worker:
             for job, task in rows
         ]
         limits = [self.config.loss_limit * loss for loss in first_losses]
-        make, job = ESTIMATORS[self.config.estimator], jobs[0]
+        make = ESTIMATORS[self.config.estimator]
+        job = jobs[0]
         if len(jobs) == 1:
             estimator = make(self.config, limits[0], job.horizon)
             estimate, state = estimator.estimate(

@@ -20,9 +20,8 @@ ROWS = {"cpu": 1 << 15, "cuda": 1 << 20}
 def limit(sizes: Mapping[str, int], like: Tensor) -> int:
     """Of `EDGES` or `ROWS`, where a tensor lies."""
     kind = like.device.type
-    return sizes.get(kind, sizes["cuda"]) * (
-        torch.get_num_threads() if kind == "cpu" else 1
-    )
+    workers = torch.get_num_threads() if kind == "cpu" else 1
+    return workers * sizes.get(kind, sizes["cuda"])
 
 
 def together(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:

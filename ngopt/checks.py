@@ -29,7 +29,9 @@ def check_compute_dtype(dtype: Any) -> None:
 
 def check_settings(group: Mapping[str, Any]) -> None:
     """Raises ValueError, naming the setting, if one of a group is out of range."""
-    lr, weight_decay, maximize = group["lr"], group["weight_decay"], group["maximize"]
+    lr = group["lr"]
+    weight_decay = group["weight_decay"]
+    maximize = group["maximize"]
     if isinstance(lr, Tensor):
         check_lr_tensor(lr)
     else:

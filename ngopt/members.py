@@ -57,7 +57,8 @@ class Members:
         weight_decay = [0.0] * count
         positions = iter(self.positions)
         for group in groups:
-            own_lr, own_decay = _scalar(group["lr"]), group["weight_decay"]
+            own_lr = _scalar(group["lr"])
+            own_decay = group["weight_decay"]
             for p in group["params"]:
                 i, grad = next(positions), p.grad
                 if grad is not None and p.numel():
@@ -96,10 +97,9 @@ class Members:
         if new:
             first = rule.init(stand_ins(self.graph, new))
             for i in new:
-                state[self.owners[i]].update(first[i])
-                records[i] = state[
-                    self.owners[i]
-                ]  # so that nothing keeps the first tensors alive
+                record = state[self.owners[i]]
+                record.update(first[i])
+                records[i] = record  # so that nothing keeps the first tensors alive
         return records
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from typing import Any, NamedTuple
 
 import torch
@@ -210,12 +211,10 @@ class MetanetRule:
         hyper: Hyper,
     ) -> Iterator[Change]:
         for i, u, rows in updates:
-            p, record, lr, decay = (
-                params[i],
-                records[i],
-                hyper.lr[i],
-                hyper.weight_decay[i],
-            )
+            p = params[i]
+            record = records[i]
+            lr = hyper.lr[i]
+            decay = hyper.weight_decay[i]
             assert record is not None
             if said is not None and self._is_amortized:
                 record[CONTEXT] = said[i].view(*p.shape, -1)
@@ -310,9 +309,8 @@ class MetanetRule:
         sizes = {i: grad.numel() for i, grad in found.items()}
         for some in at_once.together(sizes, at_once.MOVED):
             momenta = [state[i][key] for i in some for key in MOMENTA]
-            count = -(
-                -sizes[some[-1]] // at_once.MOVED
-            )  # more than 1 of a long one, which is alone
+            # more than 1 of a long one, which is alone
+            count = ceil(sizes[some[-1]] / at_once.MOVED)
             gradients = [found[i] for i in some]
             pieces = [at_once.in_rows(x, count) for x in (*momenta, *gradients)]
             for piece in zip(*pieces, strict=True):

@@ -80,10 +80,12 @@ class Names:
 
     def blocks(self, number: int) -> tuple[MatrixBlock, ...]:
         """The matrices of a parameter; () if it holds none."""
-        role, spec = self.roles[number], self.specs[number]
+        role = self.roles[number]
+        spec = self.specs[number]
         if role not in ("embedding", "output", "matrix"):
             return ()
-        shape, strides = list(spec.shape), list(contiguous_strides(spec.shape))
+        shape = list(spec.shape)
+        strides = list(contiguous_strides(spec.shape))
         if role == "embedding" or self._is_in_out(number):
             shape[:2], strides[:2] = shape[1::-1], strides[1::-1]
         count = self._count(number, shape)
@@ -150,7 +152,8 @@ class Names:
 
     def _by_bias(self, number: int) -> bool:
         """Whether the bias beside a weight has the size of its columns, and not of its rows."""
-        spec, bias = self.specs[number], self._bias(number)
+        spec = self.specs[number]
+        bias = self._bias(number)
         if bias is None or len(spec.shape) < 2 or spec.shape[0] == spec.shape[1]:
             return False
         return bias.shape == spec.shape[1:2]

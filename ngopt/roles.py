@@ -100,7 +100,8 @@ class _Facts:
 
     def role(self, number: int) -> ParameterRole:
         spec, groups = self.graph.parameters[number], self.graph.groups
-        blocks, biases = self.blocks[number], self.biases[number]
+        blocks = self.blocks[number]
+        biases = self.biases[number]
         tables = [block for block in blocks if groups[block.source].kind == "token"]
         dense = [block for block in blocks if is_dense(block)]
         if self._is_unused(number):
@@ -152,12 +153,10 @@ class _Facts:
         if block.kind != "scale" or not is_diagonal(block):
             return False
         if block.source in self.normalised:
-            return (
-                self.graph.groups[block.source].activation is None
-            )  # else it comes later
-        pooled = self.normalised.get(
-            block.target, set()
-        )  # for w x / |x|, where w x comes first
+            # else it comes later
+            return self.graph.groups[block.source].activation is None
+        # for w x / |x|, where w x comes first
+        pooled = self.normalised.get(block.target, set())
         before = {
             b.source for b in self.graph.blocks_into(block.source) if b.view is None
         }
@@ -198,12 +197,11 @@ def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
         is_end and group.kind != "position"
         for is_end, group in zip(ends, graph.groups, strict=True)
     ]
-    reaches, mixed = list(outputs), [False] * count
+    reaches = list(outputs)
+    mixed = [False] * count
     before: tuple[list[bool], list[bool]] | None = None
-    while before != (
-        reaches,
-        mixed,
-    ):  # once more for each way back against the order of blocks
+    # once more for each way back against the order of blocks
+    while before != (reaches, mixed):
         before = list(reaches), list(mixed)
         for block in reversed(graph.blocks):
             source, target = block.source, block.target

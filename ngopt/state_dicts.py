@@ -51,7 +51,8 @@ def as_dict(value: Any, what: str = "all of it") -> dict[Any, Any]:
 def _check_group(group: Any, what: str, weights: str) -> None:
     found = as_dict(group, what).get("weights")
     if found != weights:
-        made_with, expected = str(found)[:12], weights[:12]
+        made_with = str(found)[:12]
+        expected = weights[:12]
         raise ValueError(
             f"state_dict: made with weights {made_with}; this optimizer has {expected} (SHA-256)"
         )
@@ -110,7 +111,8 @@ def check_record(name: str, record: Mapping[str, Any], expected: Record) -> None
                 f"state_dict: '{key}' of '{name}': expected a tensor; got {got}"
             )
         if value.shape != like.shape:
-            shape, got = tuple(like.shape), tuple(value.shape)
+            shape = tuple(like.shape)
+            got = tuple(value.shape)
             raise ValueError(
                 f"state_dict: '{key}' of '{name}': expected shape {shape}; got {got}"
             )

@@ -67,9 +67,8 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
         raise ConnectionError(f"{address} does not answer")
 
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(
-        STALL_SECONDS
-    )  # torchvision sets none and would wait for ever
+    # torchvision sets none and would wait for ever
+    socket.setdefaulttimeout(STALL_SECONDS)
     try:
         train, test = (
             dataset_class(place, train=train, download=True) for train in (True, False)
@@ -106,9 +105,8 @@ def from_debian(place: Path, *, package: str, folder: Path, size: int) -> Arrays
     options += [
         f"Acquire::{way}::Timeout={STALL_SECONDS:.0f}" for way in ("http", "https")
     ]
-    options += [
-        "APT::Sandbox::User="
-    ]  # apt's own user could not write into a private folder
+    # apt's own user could not write into a private folder
+    options += ["APT::Sandbox::User="]
     apt = [
         "apt-get",
         "--quiet",

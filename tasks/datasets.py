@@ -153,7 +153,8 @@ def sha256_of(arrays: Arrays) -> dict[str, str]:
 
 
 def _split(name: str, recipe: "Recipe", arrays: Arrays) -> ImageDataset:
-    images, labels = arrays["train_images"], arrays["train_labels"]
+    images = arrays["train_images"]
+    labels = arrays["train_labels"]
     cut = len(labels) - len(labels) // VALIDATION_SHARE
     moments = recipe.mean, recipe.std
     return ImageDataset(

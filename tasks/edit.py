@@ -132,9 +132,8 @@ class Editing(NetworkLesson[Config]):
         """What edited networks of a stack say of points, mean over the outputs, (b,
         channels, points)."""
         params = [value.flatten(0, 1) for value in edited]
-        said = stack.architecture.outputs(
-            params, points
-        )  # (b * outputs, points, channels)
+        # (b * outputs, points, channels)
+        said = stack.architecture.outputs(params, points)
         mean = said.unflatten(0, (stack.count, -1)).mean(1)
         return mean.mT + MIDDLE
 
@@ -167,10 +166,8 @@ class Editing(NetworkLesson[Config]):
         return said.mT.unflatten(-1, self.targets["test"].shape[-2:]) + MIDDLE
 
     def draw(self) -> None:
-        stack, targets = (
-            self.data["test"].stack.select(slice(SHOWN)),
-            self.targets["test"][:SHOWN],
-        )
+        stack = self.data["test"].stack.select(slice(SHOWN))
+        targets = self.targets["test"][:SHOWN]
         edited = self.all_rendered(stack).view_as(targets)
         rows = {"network": self.unedited(stack), "edited": edited, "target": targets}
         shown = {name: images.clamp(0, 1) for name, images in rows.items()}

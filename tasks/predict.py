@@ -66,7 +66,8 @@ class Prediction(NetworkLesson[Config]):
 
     def results(self) -> Mapping[str, float]:
         data = self.data["test"]
-        predicted, true = self.predicted(data), data.columns["accuracy"]
+        predicted = self.predicted(data)
+        true = data.columns["accuracy"]
         draw(Path(self.config.folder, "predicted.png"), predicted, true)
         return {"tau": tau(predicted, true), "r2": r2(predicted, true)}
 

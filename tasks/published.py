@@ -49,7 +49,8 @@ class PublishedConfig:
 
 def bring(config: PublishedConfig) -> None:
     """Writes all splits as shards. Raises ValueError for a bad file, which it names."""
-    source, read = Path(config.source), READERS[config.format]
+    source = Path(config.source)
+    read = READERS[config.format]
     settings = {
         "program": "tasks.published",
         "format": config.format,

@@ -99,7 +99,8 @@ class Representation(NetworkLesson[Config]):
             self.all_of(self.stacks[name].select(part))
             for name, part in (("train", some), (split, slice(None)))
         )
-        targets, truth = self.targets["train"][some], self.targets[split]
+        targets = self.targets["train"][some]
+        truth = self.targets[split]
         said = asked @ linear_map(known, targets)
         if truth.shape[1] == len(WAVE):
             return {"mse": (said - truth).square().mean().item()}

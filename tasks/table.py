@@ -107,7 +107,8 @@ def run(config: Config) -> None:
 
 def report(config: Config) -> None:
     """Prints the table and writes it, and all results, into the folder."""
-    table, found = TABLES[config.table], results(config)
+    table = TABLES[config.table]
+    found = results(config)
     known = published(config, table)
     header = ["model", *table.figures, "published", "seeds", "parameters", "networks/s"]
     body = [line(table, label, some, known.get(label)) for label, some in found.items()]

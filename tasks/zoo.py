@@ -197,7 +197,8 @@ def show(config: ShowConfig) -> None:
     """Draws a histogram of accuracies for every step at which networks are kept."""
     folder = Path(config.folder)
     settings = read_manifest(folder)["settings"]
-    steps, accuracies = column(folder, "step"), column(folder, "accuracy")
+    steps = column(folder, "step")
+    accuracies = column(folder, "accuracy")
     groups = {
         f"step {step}": accuracies[steps == step] for step in steps.unique().tolist()
     }

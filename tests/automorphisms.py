@@ -111,7 +111,8 @@ def subproducts(
         ]
         nodes, elements = chosen[0].nodes, chosen[0].elements
         for other in chosen[1:]:
-            nodes, elements = nodes[other.nodes], elements[other.elements]
+            nodes = nodes[other.nodes]
+            elements = elements[other.elements]
         found.append(Automorphism(nodes, elements))
     return found
 
@@ -262,7 +263,8 @@ class _Coloured:
 
     def automorphism(self, image: np.ndarray) -> Automorphism:
         """What a permutation of the vertices, old to new, does to neurons and elements."""
-        nodes, order = np.empty(self.starts[-1], int), np.arange(self.neural.numel)
+        nodes = np.empty(self.starts[-1], int)
+        order = np.arange(self.neural.numel)
         nodes[image[: self.starts[-1]]] = np.arange(self.starts[-1])
         for vertices, elements in self.places:
             order[

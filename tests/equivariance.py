@@ -90,7 +90,8 @@ def _moved(block: EdgeBlock, graph: NeuralGraph, order) -> list[int]:
         for k in range(s)
     ]
     place = {end: k for k, end in enumerate(ends)}
-    target_order, source_order = order(block.target), order(block.source)
+    target_order = order(block.target)
+    source_order = order(block.source)
     return [place[target_order[a], source_order[b]] for a, b in ends]
 
 

@@ -78,9 +78,8 @@ def picture(index: int, gray: bool) -> Splits:
     It is one training image of CIFAR-10, alike for all seeds. What counts is how well it is
     fitted, so all three splits are the same points.
     """
-    image = (
-        load_dataset("cifar10").train.images[index].float() / 127.5 - 1
-    )  # (3, 32, 32)
+    # (3, 32, 32)
+    image = load_dataset("cifar10").train.images[index].float() / 127.5 - 1
     if gray:
         image = image.mean(0, keepdim=True)
     points = Listed(grid(32), image.flatten(1).mT.contiguous())
@@ -92,10 +91,8 @@ def picture_slopes(index: int) -> Splits:
     """Coordinates as in `picture` to the central differences of a gray image, (1024, 2)."""
     values = picture(index, gray=True).train.batch(torch.arange(1024))[1]
     image = values.view(1, 1, 32, 32)
-    tall, wide = (
-        F.pad(image, (0, 0, 1, 1), "replicate"),
-        F.pad(image, (1, 1, 0, 0), "replicate"),
-    )
+    tall = F.pad(image, (0, 0, 1, 1), "replicate")
+    wide = F.pad(image, (1, 1, 0, 0), "replicate")
     rows = (tall[:, :, 2:] - tall[:, :, :-2]).flatten()
     columns = (wide[..., 2:] - wide[..., :-2]).flatten()
     points = Listed(grid(32), torch.stack([rows, columns], 1))
@@ -111,9 +108,8 @@ def grid(side: int) -> Tensor:
 def _smaller(split: Split, pool: int, gray: bool) -> Split:
     """Pixels stay uint8, so means are rounded."""
     parts = []
-    for part in split.images.split(
-        5000
-    ):  # as floats a whole data set would take gigabytes
+    # as floats a whole data set would take gigabytes
+    for part in split.images.split(5000):
         values = part.float()
         if gray:
             values = values.mean(1, keepdim=True)

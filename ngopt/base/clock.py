@@ -61,9 +61,8 @@ class TracedClock:
     def __init__(
         self, counts: Tensor, absent: Sequence[Tensor], total_steps: int | None
     ):
-        self.steps = counts[0].to(
-            torch.float64, copy=True
-        )  # counts are written in place
+        # counts are written in place
+        self.steps = counts[0].to(torch.float64, copy=True)
         self.now = steps_so_far([*counts[0].unbind(), *absent], total_steps)
 
     def at(self, numbers: Numbers, like: Any) -> list[Tensor]:

@@ -151,7 +151,8 @@ def _matrices(
     share_inputs = k > 1 and len(set(block.columns)) == 1
     groups, parts = (1, k) if share_inputs else (k, 1)
     size = block.view.numel
-    channels, kernel = (columns[0] if columns else 1), prod(columns[1:])
+    channels = columns[0] if columns else 1
+    kernel = prod(columns[1:])
     if channels * kernel <= SMALL:
         channels, kernel = channels * kernel, 1
     modes: list[Mode] = []

@@ -131,7 +131,8 @@ def _in_turn(costs: Sequence[float], steps: int) -> list[int]:
 
     As few steps as that allows: each has its own beginning.
     """
-    totals, found = [0.0] * steps, [0] * len(costs)
+    totals = [0.0] * steps
+    found = [0] * len(costs)
     most = max([*costs, sum(costs) / steps])
     for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
         free = [step for step in range(steps) if totals[step] + costs[i] <= most]

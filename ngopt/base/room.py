@@ -51,10 +51,13 @@ class Room:
         like: Tensor,
     ):
         self.flat, self.rotated = flat, rotated
-        sizes, total = flat.sizes[: len(layouts)], sum(flat.sizes)
+        sizes = flat.sizes[: len(layouts)]
+        total = sum(flat.sizes)
         count = sum(sizes)
-        whole, between = like.new_empty(2, count + total), like.new_empty(2, count)
-        matrices, eigen = whole[:, :count], whole[:, total:]
+        whole = like.new_empty(2, count + total)
+        between = like.new_empty(2, count)
+        matrices = whole[:, :count]
+        eigen = whole[:, total:]
         self.grad, self.ahead = whole[:, :total].unbind()
         self.value, self.leading = whole[:, count:].unbind()
         self.sign = like.new_empty(total)

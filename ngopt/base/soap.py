@@ -146,9 +146,8 @@ class SoapRule:
         if scheduled:
             return config.step_size
         if self.total_steps is not None:
-            return config.step_size * with_horizon(
-                step, now, self.total_steps, config.warmup
-            )
+            factor = with_horizon(step, now, self.total_steps, config.warmup)
+            return config.step_size * factor
         factor = without_horizon(step, now, config.open_warmup, config.open_constant)
         return config.open_step_size * factor
 
@@ -169,7 +168,8 @@ class SoapRule:
         rms = root_mean_squares([*found, *(params[i] for i in plan.matrices)])
         rms, weights = rms[: len(found)], rms[len(found) :]
 
-        counts, sizes = plan.counts.open(old, in_place), plan.sizes.open(old, in_place)
+        counts = plan.counts.open(old, in_place)
+        sizes = plan.sizes.open(old, in_place)
         absent = [state[i]["step"] for i in plan.absent if state[i]]
         is_traced = torch.compiler.is_compiling() and self.may_be_traced(grads, state)
         clock = (TracedClock if is_traced else HostClock)(
@@ -270,11 +270,9 @@ class SoapRule:
         factors: Sequence[Tensor] | None,
     ) -> Iterable[Change]:
         """The changes of a batch."""
-        positions, tasks, records = (
-            step.positions[some],
-            step.tasks[some],
-            step.records[some],
-        )
+        positions = step.positions[some]
+        tasks = step.tasks[some]
+        records = step.records[some]
         value = batch.directions(
             step.grads[some], tasks, records, numbers, self.config, step.in_place
         )
@@ -299,7 +297,8 @@ class SoapRule:
     ) -> Tensor:
         """What is added to the parameters of a batch, flat; puts averages into the new records."""
         flat = batch.flat
-        size, decay = flat.spread(numbers.size), flat.spread(numbers.decay)
+        size = flat.spread(numbers.size)
+        decay = flat.spread(numbers.decay)
         # in place where nobody asks for directions: all of a long table is much memory
         delta = value.mul_(size) if self.modulation is None else value * size
         has_average = self.total_steps is None
@@ -330,10 +329,8 @@ class SoapRule:
         """What the rows of each parameter say after the step."""
         members = range(*some.indices(len(step.positions)))
         for j, value, delta in zip(members, values, deltas, strict=True):
-            layouts, before = (
-                self.layouts[step.positions[j]],
-                step.tasks[j].record["signals"],
-            )
+            layouts = self.layouts[step.positions[j]]
+            before = step.tasks[j].record["signals"]
             rows = row_signals(
                 layouts, step.grads[j], value, delta, step.params[j]
             ).float()

@@ -84,12 +84,10 @@ class StackStep:
         numbers: Shared,
         in_place: bool,
     ):
-        self.stack, self.factors, self.bases, self.in_place = (
-            stack,
-            factors,
-            bases,
-            in_place,
-        )
+        self.stack = stack
+        self.factors = factors
+        self.bases = bases
+        self.in_place = in_place
         self.tasks = [tasks[owner] for owner in stack.owners]
         self.active = stack.of_groups(numbers.active)
         if numbers.recall is not None:
@@ -117,7 +115,8 @@ class StackStep:
     ) -> Tensor:
         """kept * old + weight * X X^T of the unfolded gradient;
         as it is where the step is left out."""
-        x, active = mode.unfolded(grad), _of_parts(self.active, mode)
+        x = mode.unfolded(grad)
+        active = _of_parts(self.active, mode)
         if isinstance(active, Tensor):
             new = torch.baddbmm(old, x, x.mT, beta=kept, alpha=weight)
             return torch.where(active > 0, new, old)

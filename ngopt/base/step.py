@@ -105,9 +105,8 @@ class Scalars:
         if len(found) == 1:
             return found[0]
         device = found[0].device
-        return torch.cat([some.to(device) for some in found], 1)[
-            :, self._order.to(device)
-        ]
+        joined = torch.cat([some.to(device) for some in found], 1)
+        return joined[:, self._order.to(device)]
 
     def are_open(self, records: Sequence[Record]) -> bool:
         """See `Held.are_open`."""

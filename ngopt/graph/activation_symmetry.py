@@ -159,7 +159,8 @@ def _multiplied(
     batch_dims: int,
 ) -> GraphValues:
     """What reaches the neurons of a group and what leaves them, times factors (*batch, n)."""
-    biases, edges = list(values.biases), list(values.edges)
+    biases = list(values.biases)
+    edges = list(values.edges)
     for place, bias in enumerate(graph.biases):
         if bias.group == number:
             biases[place] = biases[place] * _picked(inward, bias.index).unsqueeze(-1)

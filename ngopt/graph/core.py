@@ -139,7 +139,8 @@ class NeuralGraph(Topology):
     def unflatten(self, flat: Tensor, batch_dims: int = 0) -> list[Tensor]:
         """Views of a flat tensor as per-parameter values: the inverse of `flatten`."""
         pieces = flat.split([spec.numel for spec in self.parameters], dim=batch_dims)
-        batch, features = flat.shape[:batch_dims], flat.shape[batch_dims + 1 :]
+        batch = flat.shape[:batch_dims]
+        features = flat.shape[batch_dims + 1 :]
         return [
             p.reshape((*batch, *s.shape, *features))
             for p, s in zip(pieces, self.parameters, strict=True)
@@ -168,7 +169,8 @@ class NeuralGraph(Topology):
     ) -> Tensor:
         """A parameter's values in the order of a view,
         its trailing dimensions flattened to slots."""
-        value, spec = values[view.parameter], self.parameters[view.parameter]
+        value = values[view.parameter]
+        spec = self.parameters[view.parameter]
         batch = value.shape[:batch_dims]
         features = value.shape[batch_dims + len(spec.shape) :]
         shape = (*batch, *view.shape[:lead], prod(view.shape[lead:]), *features)
@@ -197,9 +199,8 @@ where they have different ones."""
 def _number_uses(spec: ParameterSpec, views: Sequence[View]) -> UseNumbers:
     if len(views) == 1:
         return (1,)
-    times = np.zeros(
-        spec.numel, np.int32
-    )  # no tensor: what is kept must not depend on the mode it was made in
+    # no tensor: what is kept must not depend on the mode it was made in
+    times = np.zeros(spec.numel, np.int32)
     found = []
     for view in views:
         strides = [s * times.itemsize for s in view.strides]
@@ -220,10 +221,8 @@ def _assemble(
 ) -> Tensor:
     """A parameter's values from those of its places, (*batch, *view.shape, *features) each."""
     view, value = uses[0]
-    batch, features = (
-        value.shape[:batch_dims],
-        value.shape[batch_dims + len(view.shape) :],
-    )
+    batch = value.shape[:batch_dims]
+    features = value.shape[batch_dims + len(view.shape) :]
     shape = (*batch, *spec.shape, *features)
     if len(uses) == 1 and view.is_whole(spec):
         return _as_declared(spec, value.reshape(shape), bool(features))

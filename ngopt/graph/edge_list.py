@@ -75,11 +75,9 @@ def _node_features(
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = max((bias_slots(bias) for bias in graph.biases), default=0)
     none = torch.empty(0, dtype=torch.long)
-    nodes, parameters, elements = (
-        [none],
-        [none.reshape(0, width)],
-        [none.reshape(0, width)],
-    )
+    nodes = [none]
+    parameters = [none.reshape(0, width)]
+    elements = [none.reshape(0, width)]
     for bias, index in zip(graph.biases, places.biases, strict=True):
         n, slots = index.shape
         nodes.append(

@@ -67,7 +67,8 @@ LEGEND_COLUMN, LEGEND_ROW, HEADER, LEAST_WIDTH = 2.1, 0.2, 0.3, 4.6  # inches
 def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> Figure:
     """The drawing that `ngopt.graph.draw` saves.
     Every wire is an artist whose gid is "source>target style"."""
-    title, graph = _title(graph), condense(graph)
+    title = _title(graph)
+    graph = condense(graph)
     layout = arrange(graph)
     key = _legend(graph, layout.wires, values is not None)
     width = max(layout.width, LEAST_WIDTH)
@@ -84,9 +85,8 @@ def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> 
     for i in sorted(range(len(widths)), key=lambda i: -widths[i]):
         for points in layout.pieces[i]:
             part = (layout.wires[i].style, *points)
-            if (
-                part not in drawn
-            ):  # in a lane some wires are one line; the thickest shows
+            # in a lane some wires are one line; the thickest shows
+            if part not in drawn:
                 drawn.add(part)
                 _draw_line(axes, layout.wires[i], points, widths[i])
     for note in layout.notes:
@@ -106,7 +106,8 @@ def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> 
 
 
 def _title(graph: NeuralGraph) -> str:
-    nodes, groups = sum(group.size for group in graph.groups), len(graph.groups)
+    nodes = sum(group.size for group in graph.groups)
+    groups = len(graph.groups)
     plural = "s" if groups != 1 else ""
     elements = f"{graph.numel:,} parameter elements"
     return f"neural graph: {nodes:,} nodes in {groups} group{plural}, {elements}"
@@ -182,11 +183,11 @@ def _path(points: Sequence[Point]) -> Path:
 
 def _towards(start: Point, end: Point) -> Point:
     """The point behind a corner where its rounding ends."""
-    length = hypot(end[0] - start[0], end[1] - start[1])
+    across = end[0] - start[0]
+    up = end[1] - start[1]
+    length = hypot(across, up)
     share = min(CORNER, length / 2) / length if length else 0.0
-    return start[0] + share * (end[0] - start[0]), start[1] + share * (
-        end[1] - start[1]
-    )
+    return start[0] + share * across, start[1] + share * up
 
 
 def _draw_note(

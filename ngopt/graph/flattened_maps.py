@@ -115,9 +115,8 @@ def _places(
     assert block.view is not None
     channels, slots = block.shape[2], block.slots
     by_channel = channels == 1 or block.view.strides[2] > block.view.strides[3]
-    if (
-        step is None
-    ):  # the nodes are in the order of the weight's columns: which of them belong to each channel
+    if step is None:
+        # the nodes are in the order of the weight's columns: which of them belong to each channel
         order = [
             c * slots + k if by_channel else k * channels + c
             for c in range(channels)

@@ -199,7 +199,8 @@ def _layer_of_module(
     parameters: Sequence[ParameterSpec], members: dict[str, int]
 ) -> Layer:
     """members: parameters of a module by their names, a weight and a bias or a single one."""
-    weight, bias = members.get("weight"), members.get("bias")
+    weight = members.get("weight")
+    bias = members.get("bias")
     first = next(iter(members.values())) if weight is None else weight
     shape = parameters[first].shape
     if not shape or (len(shape) == 1 and weight is None):

@@ -126,18 +126,17 @@ def to_pyg(
     edge_mask = edges.element >= 0
     sizes = torch.tensor([group.size for group in graph.groups])
     node_group = torch.arange(len(sizes)).repeat_interleave(sizes)
+    edge_kinds = torch.tensor([kind_code(b.kind, EDGE_KINDS) for b in graph.blocks])
+    node_kinds = torch.tensor([kind_code(g.kind, NODE_KINDS) for g in graph.groups])
+    depths = torch.tensor([group.depth for group in graph.groups])
     data = Data(
         edge_index=torch.stack([edges.sources, edges.targets]),
-        edge_kind=torch.tensor([kind_code(b.kind, EDGE_KINDS) for b in graph.blocks])[
-            edges.block
-        ],
+        edge_kind=edge_kinds[edges.block],
         edge_block=edges.block,
         edge_mask=_padded(edge_mask, slots),
         node_group=node_group,
-        node_kind=torch.tensor([kind_code(g.kind, NODE_KINDS) for g in graph.groups])[
-            node_group
-        ],
-        node_depth=torch.tensor([group.depth for group in graph.groups])[node_group],
+        node_kind=node_kinds[node_group],
+        node_depth=depths[node_group],
         node_mask=_padded(node_mask, slots),
         num_nodes=len(node_group),
     )

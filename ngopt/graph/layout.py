@@ -258,12 +258,10 @@ class _Grid:
     ):
         """column, offset: of every group, the latter over the middle of its row, in boxes.
         starts: see `columns`."""
-        self.wires, self.column, self.starts, self.offset = (
-            wires,
-            column,
-            starts,
-            offset,
-        )
+        self.wires = wires
+        self.column = column
+        self.starts = starts
+        self.offset = offset
         self.lane = _lanes(wires, column)
         self.out: dict[int, list[int]] = defaultdict(list)
         self.into: dict[int, list[int]] = defaultdict(list)
@@ -362,7 +360,8 @@ class _Grid:
     def port(self, wire: int, leaves: bool) -> Point:
         """Where a wire touches the box of its source or target: lanes far from the middle,
         direct ones near it."""
-        group, side = self.box(wire, leaves), self.side(wire)
+        group = self.box(wire, leaves)
+        side = self.side(wire)
         wires = self.out[group] if leaves else self.into[group]
         beside = [i for i in wires if self.side(i) == side]
         if side:

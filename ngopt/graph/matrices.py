@@ -236,7 +236,8 @@ def _joined(pieces: Sequence[Piece], axis: int) -> list[Piece]:
     if not step:
         return list(pieces)
     first = in_order[0]
-    shape, strides = list(first.view.shape), list(first.view.strides)
+    shape = list(first.view.shape)
+    strides = list(first.view.strides)
     shape[axis], strides[axis] = len(offsets), step
     view = replace(first.view, shape=tuple(shape), strides=tuple(strides))
     is_depthwise = any(piece.is_depthwise for piece in pieces)

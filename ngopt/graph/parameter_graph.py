@@ -286,7 +286,9 @@ class _Builder:
         self.blocks += _single_slots(block)
 
     def build(self) -> NeuralGraph:
-        old, groups, blocks = self.graph, tuple(self.groups), tuple(self.blocks)
+        old = self.graph
+        groups = tuple(self.groups)
+        blocks = tuple(self.blocks)
         graph = NeuralGraph(old.parameters, groups, blocks, (), old.unplaced)
         depths = relative_depths(layers(graph).tolist(), components(graph))
         placed = [
@@ -314,9 +316,8 @@ def _single_slots(block: EdgeBlock) -> Iterator[EdgeBlock]:
         yield block
         return
     for position in product(*(range(n) for n in block.slot_shape)):
-        offset = view.offset + sum(
-            k * stride for k, stride in zip(position, view.strides[3:], strict=True)
-        )
+        along = zip(position, view.strides[3:], strict=True)
+        offset = view.offset + sum(k * stride for k, stride in along)
         piece = View(view.parameter, view.shape[:3], view.strides[:3], offset)
         yield replace(block, view=piece, slot_shape=(), position=position)
 

@@ -8,6 +8,7 @@ from functools import reduce
 from typing import TypeVar
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from ngopt.graph.core import (
     Bias,
@@ -128,9 +129,8 @@ class GraphBuilder:
             if not len(rest):
                 continue
             group = self.add_group(f"{spec.name}.unused", len(rest))
-            breaks = (
-                np.flatnonzero(np.diff(rest, 2)) + 2
-            )  # where the distance to the next changes
+            # where the distance to the next changes
+            breaks = np.flatnonzero(np.diff(rest, 2)) + 2
             for part in np.split(np.arange(len(rest)), breaks):
                 step = int(rest[part[1]] - rest[part[0]]) if len(part) > 1 else 0
                 view = View(i, (len(part),), (step,), int(rest[part[0]]))
@@ -182,9 +182,8 @@ def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
         return np.empty(0, np.int64)
     free = np.ones(spec.numel, bool)
     for view in views:
-        np.lib.stride_tricks.as_strided(free[view.offset :], view.shape, view.strides)[
-            ...
-        ] = False
+        seen = as_strided(free[view.offset :], view.shape, view.strides)
+        seen[...] = False
     return np.flatnonzero(free)
 
 
@@ -243,7 +242,8 @@ def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
 
 
 def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
-    p, g = len(first.parameters), len(first.groups)
+    p = len(first.parameters)
+    g = len(first.groups)
     old = first.membership
     inferred = [
         part.inferred or (False,) * len(part.parameters) for part in (first, second)

@@ -68,10 +68,8 @@ class _Labels:
     def _find_heads(self, block: EdgeBlock) -> None:
         """Notes down the head that products are summed for, or that weighs them."""
         _, n_target, n_source = block.shape
-        source, target = (
-            self.graph.groups[block.source],
-            self.graph.groups[block.target],
-        )
+        source = self.graph.groups[block.source]
+        target = self.graph.groups[block.target]
         if (
             block.kind == "pool"
             and target.kind == "head"
@@ -106,9 +104,8 @@ class _Labels:
         places = neurons(block.source_index, len(known))
         before = known[places]
         pairs, which = np.unique(np.stack([before, used]), axis=1, return_inverse=True)
-        known[places] = self._numbers(list(zip(*pairs.tolist(), strict=True)))[
-            which.ravel()
-        ]
+        numbers = self._numbers(list(zip(*pairs.tolist(), strict=True)))
+        known[places] = numbers[which.ravel()]
 
     def _numbers(self, keys: list[tuple]) -> np.ndarray:
         """A number for each use (products, side, head), or pair of numbers that are combined."""

@@ -224,9 +224,8 @@ class Walk:
         try:
             return rule(self.tracer, call, *args, **kwargs)
         except Exception as error:
-            if (
-                self.program.is_cut
-            ):  # the whole example may fit where a few rows of it do not
+            # the whole example may fit where a few rows of it do not
+            if self.program.is_cut:
                 raise
             # half of a rule's edges would be a false graph; nodes without edges are in none
             del found[count:]

@@ -46,7 +46,8 @@ class Attended(NamedTuple):
     def joined(self, other: Attended) -> Attended:
         """Of the same neurons, what both have seen."""
         high = torch.maximum(self.high, other.high)
-        ours, theirs = (self.high - high).exp(), (other.high - high).exp()
+        ours = (self.high - high).exp()
+        theirs = (other.high - high).exp()
         total = ours * self.total + theirs * other.total
         value = _by_head(ours, self.value) + _by_head(theirs, other.value)
         return Attended(high, total, value)
@@ -94,22 +95,22 @@ class RelationalLayer(GraphLayer):
                 f"RelationalLayer: heads: expected a divisor of width {width}; got {heads}"
             )
         self.width, self.heads, self.complete_up_to = width, heads, complete_up_to
-        self.edge_terms = nn.Linear(
-            width, 8 * width
-        )  # query, key, scale and shift, there and back
-        self.target = nn.Linear(
-            width, 4 * width
-        )  # query there; key and value back; the edge update
-        self.source = nn.Linear(
-            width, 4 * width, bias=False
-        )  # key and value there; query back; the same
+        # query, key, scale and shift, there and back
+        self.edge_terms = nn.Linear(width, 8 * width)
+        # query there; key and value back; the edge update
+        self.target = nn.Linear(width, 4 * width)
+        # key and value there; query back; the same
+        self.source = nn.Linear(width, 4 * width, bias=False)
         if complete_up_to:
             self.everywhere = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.node_norm, self.node_mlp = nn.LayerNorm(width), Residual(width)
+        self.node_norm = nn.LayerNorm(width)
+        self.node_mlp = Residual(width)
         if edges:
-            self.edge, self.edge_out = nn.Linear(width, width), nn.Linear(width, width)
-            self.edge_norm, self.edge_mlp = nn.LayerNorm(width), Residual(width)
+            self.edge = nn.Linear(width, width)
+            self.edge_out = nn.Linear(width, width)
+            self.edge_norm = nn.LayerNorm(width)
+            self.edge_mlp = Residual(width)
 
     def messages(
         self, edges: Tensor, ends: Ends, part: Part
@@ -181,9 +182,8 @@ class RelationalLayer(GraphLayer):
         terms = self.everywhere(torch.cat(list(nodes), -2)).unflatten(
             -1, (3, self.heads, -1)
         )
-        query, key, value = (
-            x.transpose(-3, -2) for x in terms.unbind(-3)
-        )  # (*batch, heads, n, d)
+        # (*batch, heads, n, d)
+        query, key, value = (x.transpose(-3, -2) for x in terms.unbind(-3))
         logits = query @ key.mT / sqrt(query.shape[-1])
         high = logits.detach().amax(-1, keepdim=True)
         weight = (logits - high).exp()
@@ -204,10 +204,8 @@ class Residual(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.inner, self.outer = (
-            nn.Linear(width, 2 * width),
-            nn.Linear(2 * width, width),
-        )
+        self.inner = nn.Linear(width, 2 * width)
+        self.outer = nn.Linear(2 * width, width)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -150,7 +150,8 @@ class SlotEncoder(nn.Module):
         as they are smaller than what they give."""
         tiles = kernel_tiles(slot_shape, self.kernel)
         scale, shift = self.film(kind)
-        weight, bias = scale[:, None, None] * self.weight, scale * self.bias + shift
+        weight = scale[:, None, None] * self.weight
+        bias = scale * self.bias + shift
         found = []
         for tile in tiles:
             live = (

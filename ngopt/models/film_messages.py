@@ -40,7 +40,8 @@ class Statistics(NamedTuple):
         """The gradient of the messages; of an extremum it is shared by all messages that reach
         it."""
         count = messages.shape[axes[0]] * messages.shape[axes[1]]
-        above, below = (messages - self.low).sign(), (self.high - messages).sign()
+        above = (messages - self.low).sign()
+        below = (self.high - messages).sign()
         low = gradient.low / (count - above.sum(axes, keepdim=True))
         high = gradient.high / (count - below.sum(axes, keepdim=True))
         slope = gradient.var * (2 / count)

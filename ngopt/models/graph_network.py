@@ -184,7 +184,8 @@ class GraphNetwork(nn.Module):
         """The nodes after a layer; the layer becomes a step of the edges."""
         is_large = not edges.keep
         arena = Arena() if is_large and nodes[0].device.type == "cpu" else None
-        incoming, outgoing = Inbox(len(nodes), arena), Inbox(len(nodes), arena)
+        incoming = Inbox(len(nodes), arena)
+        outgoing = Inbox(len(nodes), arena)
         ends = _EndsOfBlocks(
             partial(layer.ends_of_messages, nodes), edges.blocks, is_large
         )
@@ -225,7 +226,8 @@ class GraphNetwork(nn.Module):
                 flat = edges.of(block, i).flatten(0, 3)
                 of_edges.append((members[block.block.target], flat.sum(0), len(flat)))
         u = layer(u, means_by_graph(of_nodes, u), means_by_graph(of_edges, u))
-        to_nodes, to_edges = layer.to_nodes(u), layer.to_edges(u)
+        to_nodes = layer.to_nodes(u)
+        to_edges = layer.to_edges(u)
 
         def seen(state: Tensor | None, block: BlockParts, _: Part) -> Tensor:
             member = members[block.block.target]
@@ -372,7 +374,9 @@ class Scattered:
     def put(self, place: Place, values: Tensor) -> None:
         view, is_whole = self._place(place)
         i, spec = view.parameter, self.parts.graph.parameters[view.parameter]
-        uses, count, d = self.parts.uses[i], prod(self.batch), values.shape[-1]
+        uses = self.parts.uses[i]
+        count = prod(self.batch)
+        d = values.shape[-1]
         if isinstance(uses, int) and is_whole and not self._has_out:
             self._found[i] = values.reshape(count, spec.numel, d)
             return

@@ -39,7 +39,8 @@ class Arena:
         size = value.numel()
         if self._free.numel() < size or self._free.dtype != value.dtype:
             self._free = value.new_empty(max(size, CHUNK // value.itemsize))
-        free, self._free = self._free[:size], self._free[size:]
+        free = self._free[:size]
+        self._free = self._free[size:]
         return free.view(value.shape).copy_(value)
 
 

@@ -153,9 +153,8 @@ class PNALayer(GraphLayer):
         super().__init__()
         self.width, self.log_degree = width, log_degree
         self.film = nn.Linear(width, 4 * width)  # scale and shift, forward and backward
-        self.target = nn.Linear(
-            width, 3 * width
-        )  # to both messages and the edge update
+        # to both messages and the edge update
+        self.target = nn.Linear(width, 3 * width)
         self.source = nn.Linear(width, 3 * width, bias=False)
         self.update = nn.Linear(
             (1 + 2 * len(AGGREGATORS) * len(SCALERS)) * width, width
@@ -172,10 +171,8 @@ class PNALayer(GraphLayer):
         found = []
         for number, axes in enumerate((TO_TARGETS, TO_SOURCES)):
             columns = slice(number * width, (number + 1) * width)
-            target, source = (
-                ends.of_target(part, columns),
-                ends.of_source(part, columns),
-            )
+            target = ends.of_target(part, columns)
+            source = ends.of_source(part, columns)
             scale, shift = terms[2 * number : 2 * number + 2]
             statistics = FiLMStatistics.apply(scale, shift, target, source, axes)
             degree = edges.shape[axes[0]] * edges.shape[axes[1]]
@@ -187,10 +184,8 @@ class PNALayer(GraphLayer):
         if edges.dim() == 5:
             return self.film(edges).split(self.width, -1)
         # of a batch runs of memory are only long if each is a tensor of its own
-        weights, biases = (
-            self.film.weight.split(self.width),
-            self.film.bias.split(self.width),
-        )
+        weights = self.film.weight.split(self.width)
+        biases = self.film.bias.split(self.width)
         return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
 
     def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:

@@ -117,10 +117,8 @@ def _block_parts(
     cuts = edge_cuts(block.shape, None if limit is None else max(1, limit // tiles))
     views = [(cut, _narrowed(block.view, cut)) for cut in cuts]
     parts = tuple(Part(*cut, view, _is_whole(view, graph)) for cut, view in views)
-    target, source = (
-        _index(block.target_index, device),
-        _index(block.source_index, device),
-    )
+    target = _index(block.target_index, device)
+    source = _index(block.source_index, device)
     return BlockParts(block, number, tiles, parts, target, source)
 
 

@@ -63,7 +63,8 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
     cooldown = (
         Cooldown(**json.loads(metadata["cooldown"])) if "cooldown" in metadata else None
     )
-    recipe, table = json.loads(metadata["recipe"]), json.loads(metadata["table"])
+    recipe = json.loads(metadata["recipe"])
+    table = json.loads(metadata["table"])
     return LearnedOptimizer(base, metanet, cooldown, recipe, table)
 
 

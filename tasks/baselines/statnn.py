@@ -58,7 +58,8 @@ class StatNN(ParameterModel):
 
 def statistics(values: Tensor) -> Tensor:
     """Mean, variance and quantiles of each row, (b, n) -> (b, 7)."""
-    mean, variance = values.mean(-1), values.var(-1, correction=0)
+    mean = values.mean(-1)
+    variance = values.var(-1, correction=0)
     return torch.stack([mean, variance, *quantiles(values, QUANTILES)], -1)
 
 

@@ -135,9 +135,8 @@ class GraphModel(ParameterModel):
         return [value.movedim(-1, 1) for value in values]
 
     def parts(self, architecture: Architecture) -> GraphParts:
-        key = id(
-            architecture
-        )  # there is one object for each, as long as the process lives
+        # there is one object for each, as long as the process lives
+        key = id(architecture)
         if key not in self._parts:
             like = self.network.position.weight
             self._parts[key] = parts_of(

@@ -60,7 +60,8 @@ class Standardise(nn.Module):
     def forward(self, stack: Stack) -> list[Tensor]:
         """Standardised parameters, (b, *shape) each. Raises ValueError as `rows` does."""
         rows = self.rows(stack)
-        means, stds = self.mean[rows].unbind(), self.std[rows].unbind()
+        means = self.mean[rows].unbind()
+        stds = self.std[rows].unbind()
         triples = zip(stack.params, means, stds, strict=True)
         return [(value - mean) / std for value, mean, std in triples]
 
@@ -73,7 +74,8 @@ class Standardise(nn.Module):
             return kinds(stack.architecture)
         found = stack.architecture.names
         if found != self.names:
-            expected, got = ", ".join(self.names), ", ".join(found)
+            expected = ", ".join(self.names)
+            got = ", ".join(found)
             told = f"expected networks with parameters {expected}; got {got}"
             raise ValueError(f"standardise: {told}")
         return list(range(len(found)))

@@ -24,7 +24,8 @@ def moved(stack: Stack, degrees: float, scale: float, shift: float) -> Stack:
     count = len(weight)
     angles = _between(count, degrees * pi / 180)
     scales = (_between(count, 1.0) * torch.tensor(1 + scale).log()).exp()
-    cosines, sines = scales * angles.cos(), scales * angles.sin()
+    cosines = scales * angles.cos()
+    sines = scales * angles.sin()
     rows = torch.stack([cosines, -sines], -1), torch.stack([sines, cosines], -1)
     maps = torch.stack(rows, -2).to(weight)  # (b, 2, 2)
     shifts = torch.stack([_between(count, shift), _between(count, shift)], -1).to(

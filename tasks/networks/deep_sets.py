@@ -53,9 +53,8 @@ class DeepSets(Classifier):
         """x: (m, channels, height, width), images."""
         places = self.places.expand(len(x), -1, -1)
         pixels = F.avg_pool2d(x, self.pooled).flatten(2)
-        y = self.activation(
-            self.embed(torch.cat([pixels, places], 1).mT)
-        )  # (m, n, width)
+        # (m, n, width)
+        y = self.activation(self.embed(torch.cat([pixels, places], 1).mT))
         layers, means = [y.mT], []
         for own, mean in zip(self.own, self.mean, strict=True):
             means.append(y.mean(1, keepdim=True))

@@ -67,5 +67,6 @@ def render(
 def grid(height: int, width: int) -> Tensor:
     """The pixels' coordinates (height * width, 2), rows first,
     from -1 to 1 (between the middles of the outermost)."""
-    rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+    rows = torch.linspace(-1, 1, height)
+    columns = torch.linspace(-1, 1, width)
     return torch.cartesian_prod(rows, columns)

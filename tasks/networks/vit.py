@@ -16,14 +16,18 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, activation: str):
         super().__init__()
         self.heads, self.activation = heads, activation_of(activation)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor, drop: nn.Module) -> tuple[Tensor, list[Tensor | None]]:
         """(m, n, width), tokens -> the same, and what the neurons of the block's groups say."""
         normed = self.norm1(x)
-        q, k, v = self.q(normed), self.k(normed), self.v(normed)
+        q = self.q(normed)
+        k = self.k(normed)
+        v = self.v(normed)
         heads = [y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (q, k, v)]
         weights = attention(*heads[:2])  # (m, heads, n, n)
         attended = (weights @ heads[2]).transpose(1, 2).flatten(2)
@@ -65,7 +69,8 @@ class VisionTransformer(Classifier):
         self.blocks = nn.ModuleList(
             Block(width, heads, activation) for _ in range(depth)
         )
-        self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, classes)
+        self.norm = nn.LayerNorm(width)
+        self.fc = nn.Linear(width, classes)
         self.drop = DropNeurons(dropout, axis=-1)
 
     def neurons(self, x: Tensor) -> list[Tensor | None]:

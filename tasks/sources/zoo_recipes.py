@@ -128,7 +128,8 @@ def sequence_cnn(random: Random) -> dict[str, Any]:
 
 def residual(random: Random) -> dict[str, Any]:
     """A first layer, then blocks of two with a skip around each, the second of half the side."""
-    width, blocks = random.choice((8, 12, 16)), random.randint(1, 2)
+    width = random.choice((8, 12, 16))
+    blocks = random.randint(1, 2)
     layers = 1 + 2 * blocks
     skips = [None if layer % 2 or not layer else layer - 2 for layer in range(layers)]
     return describe(

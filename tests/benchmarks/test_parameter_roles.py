@@ -17,6 +17,5 @@ def test_table_and_records(tmp_path, capsys):
     assert record["network"] == row.split()[0] == "bert"
     right = [record[way] for way in ("traced", "named", "unnamed")]
     assert right == [record["parameters"]] * 3 == [41] * 3
-    assert (
-        record["apart"] == 3 + 2 * (9 + 3) + 2
-    )  # tables, two layers with three heads, pooler and output
+    # tables, two layers with three heads, pooler and output
+    assert record["apart"] == 3 + 2 * (9 + 3) + 2

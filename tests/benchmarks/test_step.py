@@ -106,7 +106,8 @@ def test_kinds_of_operations(tmp_path, capsys):
 
 
 def test_the_floor_of_a_machine():
-    layer, values = nn.Linear(14, 32), torch.ones(3, 14)
+    layer = nn.Linear(14, 32)
+    values = torch.ones(3, 14)
     flops = floor.flops_of(lambda: layer(values))
     assert flops == 2 * 3 * 14 * 32
     assert floor.Machine(flops=flops / 4, bytes=10.0).seconds(flops, 5.0) == 4.5

@@ -82,7 +82,8 @@ class RecoveredGradient(Metanet):
         self.lr = nn.Parameter(torch.tensor(lr, dtype=torch.float64))
 
     def updates(self, features: Tensor, context) -> Tensor:
-        log, sign = features[..., 1], features[..., 8]
+        log = features[..., 1]
+        sign = features[..., 8]
         return -self.lr * sign * torch.exp(10 * log)
 
 

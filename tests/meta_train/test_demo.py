@@ -15,7 +15,8 @@ def test_the_demonstration_writes_a_table_a_picture_and_results(
     tmp_path, monkeypatch, capsys
 ):
     torch.manual_seed(1)
-    weights, folder = tmp_path / "ff.safetensors", tmp_path / "demo"
+    weights = tmp_path / "ff.safetensors"
+    folder = tmp_path / "demo"
     save_pretrained(LearnedOptimizer(metanet=FeedForward()), weights)
     monkeypatch.setattr(demo, "PROBLEM", TOY)
     demo.run(demo.Config(steps=40, weights=str(weights), folder=str(folder)))

@@ -89,7 +89,8 @@ def test_adjoint_of_a_training_that_cools_down():
 
 def test_clamped_losses_have_no_gradient():
     torch.manual_seed(0)
-    task, learned = Task(Regression(), seed=1), learned_from(FeedForward().double())
+    task = Task(Regression(), seed=1)
+    learned = learned_from(FeedForward().double())
     free = TBPTT()
     losses = [
         free.estimate(task, learned, free.start(task, learned), k)[0].meta_loss * k
@@ -107,7 +108,8 @@ def test_clamped_losses_have_no_gradient():
 
 
 def test_the_last_update_learns_too():
-    task, learned = Task(Regression(), seed=1), learned_from(RecoveredGradient())
+    task = Task(Regression(), seed=1)
+    learned = learned_from(RecoveredGradient())
     found, _ = TBPTT().estimate(task, learned, TBPTT().start(task, learned), 1)
     _, expected = by_autograd(task, learned, 1, 0.0)
     torch.testing.assert_close(found.meta_gradient, expected)
@@ -120,7 +122,8 @@ def test_the_last_update_learns_too():
     ids=["tbptt", "second order", "pes"],
 )
 def test_truncations_continue_the_inner_training(estimator):
-    task, learned = Task(Regression(), seed=1), learned_from(RecoveredGradient())
+    task = Task(Regression(), seed=1)
+    learned = learned_from(RecoveredGradient())
     state = estimator.start(task, learned)
     before = parameters_to_vector(learned.metanet.parameters()).clone()
     losses = []
@@ -133,7 +136,8 @@ def test_truncations_continue_the_inner_training(estimator):
 
 def total_estimates(estimator, seeds, truncations=3, steps=2):
     """Of whole inner trainings, one for each seed; all at once."""
-    tasks, learned = [Task(Slope(), seed) for seed in seeds], learned_from(Drift())
+    tasks = [Task(Slope(), seed) for seed in seeds]
+    learned = learned_from(Drift())
     state = stacked([estimator.start(task, learned) for task in tasks])
     total = torch.zeros(len(tasks))
     for _ in range(truncations):
@@ -144,7 +148,8 @@ def total_estimates(estimator, seeds, truncations=3, steps=2):
 
 def test_pes_is_unbiased_over_truncations_and_truncated_es_is_not():
     # p_t = 1 + t theta and L = 3 p; the truncations' mean losses have slopes 3 * (1.5, 3.5, 5.5).
-    truth, greedy = 3 * (1.5 + 3.5 + 5.5), 3 * 3 * 1.5
+    truth = 3 * (1.5 + 3.5 + 5.5)
+    greedy = 3 * 3 * 1.5
     samples = 400
     for estimator, expected in (
         (PES(0.1), truth),
@@ -158,14 +163,14 @@ def test_pes_is_unbiased_over_truncations_and_truncated_es_is_not():
 
 def test_pes_matches_the_gradient_of_a_smooth_meta_loss():
     """One truncation with a small sigma: the pair's difference is the directional derivative."""
-    task, learned = Task(Regression(), seed=1), learned_from(RecoveredGradient())
+    task = Task(Regression(), seed=1)
+    learned = learned_from(RecoveredGradient())
     estimate, state = PES(sigma=1e-5).estimate(
         task, learned, PES().start(task, learned), 1
     )
     noise = state.perturbation
-    _, gradient = by_autograd(
-        task, learned, 1, 0.0
-    )  # exact after one step, where nothing is detached
+    # exact after one step, where nothing is detached
+    _, gradient = by_autograd(task, learned, 1, 0.0)
     torch.testing.assert_close(
         estimate.meta_gradient, noise * (noise @ gradient) / 1e-10, rtol=1e-3, atol=1e-9
     )
@@ -201,7 +206,8 @@ class TestImitation:
         torch.manual_seed(0)
         task = Task(Regression(), seed=1)
         metanet = metanet_for("ng-gnn", task.graph)
-        learned, estimator = learned_from(metanet), Imitation(20)
+        learned = learned_from(metanet)
+        estimator = Imitation(20)
         found, after = estimator.estimate(
             task, learned, estimator.start(task, learned), 3
         )
@@ -223,7 +229,8 @@ class TestImitation:
         assert after.inner.step == 3
 
     def test_the_trajectory_is_the_teachers(self):
-        task, learned = Task(Regression(), seed=1), learned_from(FeedForward().double())
+        task = Task(Regression(), seed=1)
+        learned = learned_from(FeedForward().double())
         estimator = Imitation(20)
         _, after = estimator.estimate(task, learned, estimator.start(task, learned), 4)
         rule = estimator.teacher.bind(task.graph, 20)
@@ -233,8 +240,10 @@ class TestImitation:
 
     def test_it_learns(self):
         torch.manual_seed(0)
-        task, metanet = Task(Regression(), seed=1), FeedForward().double()
-        learned, estimator = learned_from(metanet), Imitation(40)
+        task = Task(Regression(), seed=1)
+        metanet = FeedForward().double()
+        learned = learned_from(metanet)
+        estimator = Imitation(40)
         optimizer, losses = torch.optim.Adam(metanet.parameters(), 0.01), []
         for _ in range(40):
             estimate, _ = estimator.estimate(

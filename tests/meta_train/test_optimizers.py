@@ -32,10 +32,12 @@ def small_cnn():
 
 def test_muon_on_kernels_is_torchs_muon_on_matrices():
     torch.manual_seed(0)
-    kernel, bias = nn.Parameter(torch.randn(4, 2, 3, 3)), nn.Parameter(torch.randn(4))
+    kernel = nn.Parameter(torch.randn(4, 2, 3, 3))
+    bias = nn.Parameter(torch.randn(4))
     matrix = nn.Parameter(kernel.detach().flatten(1).clone())
     flat_bias = nn.Parameter(bias.detach().clone())
-    before, storage = kernel.detach().clone(), kernel.data_ptr()
+    before = kernel.detach().clone()
+    storage = kernel.data_ptr()
     ours = MuonWithAdam([kernel, bias], lr=0.1)
     theirs = [
         torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0),
@@ -137,7 +139,8 @@ def test_a_learned_optimizer_may_not_know_how_long_a_training_is(weights):
 def test_every_baseline_learns(name):
     spec = load_optimizer(name)
     torch.manual_seed(1)
-    model, inputs = small_cnn(), torch.randn(32, 2, 3, 3)
+    model = small_cnn()
+    inputs = torch.randn(32, 2, 3, 3)
     labels = inputs.sum((1, 2, 3)).gt(0).long()
     optimizer, scheduler = spec.build(model, spec.lrs[2] if spec.lrs else None, 60)
     losses = []
@@ -167,9 +170,8 @@ def test_grids_have_at_least_five_rates_in_order():
     ("name", "lr"), [("adam-default", 0.001), ("muon-default", 0.02 / 5)]
 )
 def test_what_is_not_tuned_has_its_default_rate(name, lr):
-    optimizer, _ = load_optimizer(name).build(
-        small_cnn(), None, 100
-    )  # Muon's warm-up: 5 steps
+    # Muon's warm-up: 5 steps
+    optimizer, _ = load_optimizer(name).build(small_cnn(), None, 100)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
 
 
@@ -239,7 +241,8 @@ def test_a_baseline_needs_a_learning_rate():
 
 
 def test_a_learned_optimizer_may_follow_the_model(weights):
-    inferred, traced = load_optimizer(weights), load_optimizer(f"{weights}:traced")
+    inferred = load_optimizer(weights)
+    traced = load_optimizer(f"{weights}:traced")
     assert traced.weights == inferred.weights
     assert traced.name == f"{weights}:traced"
     model = small_cnn()

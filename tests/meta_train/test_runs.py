@@ -69,7 +69,9 @@ def test_a_learned_run_is_the_unroll_that_meta_training_sees(learned):
 
 
 def test_a_record_holds_what_a_plain_training_loop_gives():
-    problem, model, losses = Toy(), Toy().init(0), []
+    problem = Toy()
+    model = Toy().init(0)
+    losses = []
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for step in range(60):
         with seeded(0, 2, step):
@@ -90,7 +92,8 @@ def test_a_record_holds_what_a_plain_training_loop_gives():
 
 
 def test_a_problem_without_accuracy_is_recorded_by_its_loss():
-    silent, spoken = train(replace(ADAM, problem=SILENT)), train(ADAM)
+    silent = train(replace(ADAM, problem=SILENT))
+    spoken = train(ADAM)
     assert silent["test"] == {"loss": spoken["test"]["loss"], "accuracy": None}
     assert silent["curve"]["accuracy"] == [None] * 4
     assert silent["curve"]["loss"] == spoken["curve"]["loss"]
@@ -191,7 +194,8 @@ def test_an_interruption_keeps_what_was_finished(tmp_path, bar, monkeypatch):
 
 
 def test_a_line_that_was_cut_is_made_again_and_spoils_no_other(tmp_path, bar):
-    other, third = replace(ADAM, seed=1), replace(ADAM, seed=2)
+    other = replace(ADAM, seed=1)
+    third = replace(ADAM, seed=2)
     expected = execute([ADAM, other], tmp_path, 1, bar)
     path = record_path(tmp_path, ADAM)
     path.write_text(path.read_text()[:-100])

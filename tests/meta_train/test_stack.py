@@ -34,7 +34,8 @@ class Unused(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.used, self.unused = nn.Linear(3, 2), nn.Linear(3, 2)
+        self.used = nn.Linear(3, 2)
+        self.unused = nn.Linear(3, 2)
 
     def forward(self, x):
         return self.used(x)
@@ -177,9 +178,8 @@ class TestMetaTraining:
         monkeypatch.setattr(together.worker, "unroll", unroll)
         alone.run()
         together.run()
-        assert (
-            max(sizes) >= 3
-        )  # some, at the end of their lives, have shorter truncations
+        # some, at the end of their lives, have shorter truncations
+        assert max(sizes) >= 3
         for one, other in zip(alone.log, together.log, strict=True):
             assert one == pytest.approx(other, rel=1e-4)
         assert len(alone.log) == 2

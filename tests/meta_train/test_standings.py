@@ -87,7 +87,8 @@ def test_who_diverges_is_last_and_infinitely_behind():
 
 
 def test_tuned_rows_are_not_ranked_among_the_untuned():
-    adam, muon = by_name()["adam-cosine"], by_name()["muon-cosine"]
+    adam = by_name()["adam-cosine"]
+    muon = by_name()["muon-cosine"]
     assert adam.mean_untuned_rank is None
     assert adam.reference_wins is None
     assert adam.rival_wins == 0
@@ -126,7 +127,8 @@ def curve(seed, losses):
 def test_steps_to_the_reference_by_hand():
     references = [curve(0, [9.0, 5.0, 3.0]), curve(1, [9.0, 4.0, 2.0])]
     assert steps_to_reference(references, references) == 20
-    first, second = curve(0, [9.0, 3.5, 2.5]), curve(1, [9.0, 1.0, 1.0])
+    first = curve(0, [9.0, 3.5, 2.5])
+    second = curve(1, [9.0, 1.0, 1.0])
     assert steps_to_reference([first], references) == 15
     assert steps_to_reference([second], references) == 8.75
     assert steps_to_reference([first, second], references) == (15 + 8.75) / 2
@@ -134,7 +136,8 @@ def test_steps_to_the_reference_by_hand():
 
 def test_a_reference_that_is_not_reached_is_none():
     references = [curve(seed, [9.0, 5.0, 3.0]) for seed in range(3)]
-    never, diverged = curve(0, [9.0, 5.0, 4.0]), curve(1, [9.0, None, None])
+    never = curve(0, [9.0, 5.0, 4.0])
+    diverged = curve(1, [9.0, None, None])
     assert (
         steps_to_reference([never, diverged, curve(2, [9.0, 1.0])], references) is None
     )

@@ -46,9 +46,8 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     real_step, done = broken.step, []
 
     def step():
-        if (
-            len(done) == 5
-        ):  # after the checkpoint of outer step 4, in the middle of an optimizee's life
+        # after the checkpoint of outer step 4, in the middle of an optimizee's life
+        if len(done) == 5:
             raise Interrupted
         done.append(None)
         return real_step()
@@ -301,10 +300,8 @@ def test_learning_rate_schedule(tmp_path):
 def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
     trainer = MetaTrainer(config(tmp_path))
     trainer.run()
-    weights, output = (
-        str(tmp_path / "best.safetensors"),
-        str(tmp_path / "gain.safetensors"),
-    )
+    weights = str(tmp_path / "best.safetensors")
+    output = str(tmp_path / "gain.safetensors")
     sweep.run(
         sweep.Config(
             weights, output, problems=(TOY,), gains=(0, 1, 3), seeds=2, steps=10
@@ -316,7 +313,8 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
         g: sum(r["accuracy"] for r in runs if r["gain"] == g) for g in (0.0, 1.0, 3.0)
     }
     best = max(accuracy, key=accuracy.get)
-    old, new = load_pretrained(weights), load_pretrained(output)
+    old = load_pretrained(weights)
+    new = load_pretrained(output)
     assert new.metanet.config.output_scale == best * old.metanet.config.output_scale
     assert new.recipe["stages"][-1]["chosen"] == {"gain": best, "cooldown": None}
     assert len(set(accuracy.values())) == 3
@@ -325,10 +323,8 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
 
 def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, capsys):
     MetaTrainer(config(tmp_path)).run()
-    weights, output = (
-        str(tmp_path / "best.safetensors"),
-        str(tmp_path / "cool.safetensors"),
-    )
+    weights = str(tmp_path / "best.safetensors")
+    output = str(tmp_path / "cool.safetensors")
     settings = sweep.Config(
         weights,
         output,
@@ -341,7 +337,8 @@ def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, 
     found = sweep.search(settings)
     assert list(found.means) == [(0, 0.3), (3, 0.3), (0, 1), (3, 1)]
     best = max(found.means, key=lambda scale: found.means[scale].accuracy)
-    old, new = load_pretrained(weights), load_pretrained(output)
+    old = load_pretrained(weights)
+    new = load_pretrained(output)
     assert new.cooldown == Cooldown(*best)
     assert new.metanet.config == old.metanet.config
     task = Task(load_problem(TOY), derive_seed(0, 20, 0))

@@ -30,7 +30,8 @@ def meta_gradient(task, metanet, steps=STEPS):
 
 
 def test_second_order_unroll_equals_higher():
-    task, metanet = Task(Regression(), seed=3), RecoveredGradient(lr=0.3)
+    task = Task(Regression(), seed=3)
+    metanet = RecoveredGradient(lr=0.3)
     losses, (found,) = meta_gradient(task, metanet)
 
     lr = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
@@ -119,11 +120,8 @@ def test_buffers_and_dropout():
     torch.testing.assert_close(buffers["1.running_mean"], network[1].running_mean)
     again, repeated = unroll(task, task.start(rule), rule, 3, task.hyper())
     assert torch.equal(losses, repeated)
-    _, other = (
-        task.loss(start.params, start.buffers, 0),
-        task.loss(start.params, start.buffers, 1),
-    )
-    assert not torch.equal(other[0], losses[0])
+    other, _ = task.loss(start.params, start.buffers, 1)
+    assert not torch.equal(other, losses[0])
     model = task.model_at(inner)
     assert not model.training
     assert task.model.training

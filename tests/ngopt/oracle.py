@@ -32,8 +32,10 @@ def cut(
         places = []
         for top in range(0, height, KERNEL):
             for left in range(0, width, KERNEL):
-                h, w = min(KERNEL, height - top), min(KERNEL, width - left)
-                y0, x0 = (KERNEL - h) // 2, (KERNEL - w) // 2
+                h = min(KERNEL, height - top)
+                w = min(KERNEL, width - left)
+                y0 = (KERNEL - h) // 2
+                x0 = (KERNEL - w) // 2
                 places.append(
                     [
                         ((top + y) * width + left + x, (y0 + y) * KERNEL + x0 + x)

@@ -91,7 +91,8 @@ def test_of_several_biases_of_a_sine_neuron_one_is_moved():
 def case(request):
     make, shape, expected = NETWORKS[request.param]
     torch.manual_seed(0)
-    model, inputs = make().double(), torch.randn(shape, dtype=torch.float64)
+    model = make().double()
+    inputs = torch.randn(shape, dtype=torch.float64)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.5)  # so that phases are beyond half a period
@@ -220,11 +221,9 @@ def test_what_has_no_such_symmetry(what):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second, self.last = (
-                nn.Linear(4, 4),
-                nn.Linear(4, 4),
-                nn.Linear(4, 2),
-            )
+            self.first = nn.Linear(4, 4)
+            self.second = nn.Linear(4, 4)
+            self.last = nn.Linear(4, 2)
             self.norm = nn.LayerNorm(4)
 
         def forward(self, x):

@@ -29,7 +29,8 @@ NEURONS = {
 class Network(nn.Module):
     def __init__(self, function):
         super().__init__()
-        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.first = nn.Linear(3, 4)
+        self.last = nn.Linear(4, 2)
         self.function = function
         self.double()
 
@@ -69,7 +70,8 @@ class FourierLayer(nn.Module):
 class FourierOperator(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Linear(2, 4), nn.Linear(4, 1)
+        self.first = nn.Linear(2, 4)
+        self.last = nn.Linear(4, 1)
         self.layers = nn.Sequential(FourierLayer(), nn.GELU(), FourierLayer())
         self.double()
 
@@ -90,7 +92,8 @@ def test_graph_networks_whose_edges_are_data_are_whole(name, recwarn):
     class Messages(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.last = layer(3, 4), layer(4, 2)
+            self.first = layer(3, 4)
+            self.last = layer(4, 2)
             self.double()
 
         def forward(self, x, edges):

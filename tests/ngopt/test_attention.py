@@ -56,14 +56,19 @@ def by_hand(layer, graph, nodes, edges, complete):
     seen: list[list] = [[] for _ in states]  # (logits, value) of each neuron
     for block, state in zip((*graph.weights, *graph.constants), edges, strict=True):
         for place, source, target in ends(graph, block):
-            i, j = starts[block.target] + target, starts[block.source] + source
+            i = starts[block.target] + target
+            j = starts[block.source] + source
             of_target = layer.target(states[i]).chunk(4)
             of_source = layer.source(states[j]).chunk(4)
             for edge in state[place]:
                 terms = layer.edge_terms(edge).chunk(8)
-                query, key, value = of_target[0], of_source[0], of_source[1]
+                query = of_target[0]
+                key = of_source[0]
+                value = of_source[1]
                 seen[i].append(one_edge(query, key, value, *terms[:4]))
-                query, key, value = of_source[2], of_target[1], of_target[2]
+                query = of_source[2]
+                key = of_target[1]
+                value = of_target[2]
                 seen[j].append(one_edge(query, key, value, *terms[4:]))
     if complete:
         for i, state in enumerate(states):

@@ -110,7 +110,8 @@ class Chain(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.stem, self.out = nn.Linear(2, width), nn.Linear(width, 1)
+        self.stem = nn.Linear(2, width)
+        self.out = nn.Linear(width, 1)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
             for _ in range(2)
@@ -164,22 +165,19 @@ class Gate(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.gate, self.up, self.down = (
-            nn.Linear(2, 4),
-            nn.Linear(2, 4),
-            nn.Linear(4, 1),
-        )
+        self.gate = nn.Linear(2, 4)
+        self.up = nn.Linear(2, 4)
+        self.down = nn.Linear(4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-BATCH, SEQUENCE, TOKENS = (
-    torch.randn(3, 2),
-    torch.randn(2, 3, 3),
-    torch.randint(3, (2, 3)),
-)
-IMAGES, MAPS = torch.randn(2, 1, 8, 8), torch.randn(2, 2, 6, 6)
+BATCH = torch.randn(3, 2)
+SEQUENCE = torch.randn(2, 3, 3)
+TOKENS = torch.randint(3, (2, 3))
+IMAGES = torch.randn(2, 1, 8, 8)
+MAPS = torch.randn(2, 2, 6, 6)
 BATCH_NORM = nn.Sequential(
     nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1)
 )

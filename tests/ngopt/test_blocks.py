@@ -20,10 +20,9 @@ def one_block(sources, targets, shape, slot_shape=(), constant=False):
     """All edges as a block, whose nodes may repeat."""
     full = (*shape, *slot_shape)
     view = None if constant else View(0, full, contiguous_strides(full), OFFSET)
-    sources, targets = (
-        1 + torch.tensor(sources),
-        1 + torch.tensor(targets),
-    )  # 0 is no neuron
+    # 0 is no neuron
+    sources = 1 + torch.tensor(sources)
+    targets = 1 + torch.tensor(targets)
     return Block(view, sources, targets, shape, slot_shape, "weight", ())
 
 
@@ -32,10 +31,8 @@ def found_blocks(sources, targets, shape, slot_shape=(), constant=False):
     g, t, s = shape
     full = (*shape, *slot_shape)
     layout = torch.empty(OFFSET + prod(full), device="meta")[OFFSET:].view(full)
-    sources, targets = (
-        1 + torch.tensor(sources).reshape(g, 1, s),
-        1 + torch.tensor(targets).reshape(g, t, 1),
-    )
+    sources = 1 + torch.tensor(sources).reshape(g, 1, s)
+    targets = 1 + torch.tensor(targets).reshape(g, t, 1)
     edges = Edges(
         None if constant else Elements(0, layout), sources, targets, "weight", ()
     )
@@ -189,7 +186,8 @@ def test_learned_queries_are_slots_of_their_features():
     (seeds,) = (b for b in graph.biases if b.kind == "value")
     assert (seeds.view.shape, seeds.view.strides, seeds.index) == ((4, 2), (1, 4), None)
     (places,) = (b for b in graph.weights if b.kind == "scale")
+    # every entry of the input is a node
     assert (places.shape, places.slot_shape) == (
         (3, 1, 5),
         (),
-    )  # every entry of the input is a node
+    )

@@ -27,7 +27,8 @@ class Stubborn(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.a = nn.Linear(3, 4)
+        self.b = nn.Linear(4, 2)
 
     def forward(self, x):
         return self.b(self.a(x["features"]))
@@ -45,11 +46,9 @@ class Halting(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.again, self.last = (
-            nn.Linear(3, 4),
-            nn.Linear(4, 4),
-            nn.Linear(4, 2),
-        )
+        self.first = nn.Linear(3, 4)
+        self.again = nn.Linear(4, 4)
+        self.last = nn.Linear(4, 2)
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x, *, scale=1.0):
@@ -135,7 +134,8 @@ def test_a_buffer_that_needs_the_whole_example():
     class Edges(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.first = nn.Linear(3, 4)
+            self.last = nn.Linear(4, 2)
             self.register_buffer("order", torch.tensor([4, 2, 0, 1, 3]))
 
         def forward(self, x):
@@ -156,7 +156,8 @@ def test_outputs_in_a_dataclass():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.first = nn.Linear(3, 4)
+            self.last = nn.Linear(4, 2)
 
         def forward(self, x):
             return Output(self.last(torch.tanh(self.first(x))))

@@ -70,9 +70,8 @@ def test_a_compiled_step_is_one_graph_and_is_not_compiled_again(weights, total_s
     pair = Pair(weights=weights, total_steps=total_steps)
     pair.compile()
     counts = pair.train(26)
-    if (
-        weights == "default"
-    ):  # the host looks at the first gradients; then bases are renewed in turn
+    if weights == "default":
+        # the host looks at the first gradients; then bases are renewed in turn
         assert counts == [0] * (EARLY + 2) + [1] * (24 - EARLY)
     else:  # the first step makes the state; every eighth looks at the neural graph
         assert counts == [1] + [2] * 25

@@ -184,11 +184,9 @@ def test_of_parallel_paths_the_one_with_a_long_edge_is_above():
             self.stem, self.first, self.second, self.third = (
                 nn.Linear(4, 4) for _ in range(4)
             )
-            self.short, self.norm, self.last = (
-                nn.Linear(4, 4),
-                nn.BatchNorm1d(4),
-                nn.Linear(4, 2),
-            )
+            self.short = nn.Linear(4, 4)
+            self.norm = nn.BatchNorm1d(4)
+            self.last = nn.Linear(4, 2)
 
         def forward(self, x):
             x = self.stem(x).relu()
@@ -241,9 +239,8 @@ def test_thickness_follows_the_norm():
 
 
 def test_without_values_thickness_follows_the_number_of_elements():
-    found = arrows(
-        graph_figure(build_graph(mlp(2, 50, 100, 2)))
-    )  # 100, 5000 and 200 weights
+    # 100, 5000 and 200 weights
+    found = arrows(graph_figure(build_graph(mlp(2, 50, 100, 2))))
     first, second, third = (
         found[f"{i}>{i + 1} weight"][0].get_linewidth() for i in range(3)
     )
@@ -304,11 +301,9 @@ def test_pieces_of_a_norm_are_one_box():
     class Concatenated(nn.Module):
         def __init__(self):
             super().__init__()
-            self.one, self.two, self.norm = (
-                nn.Linear(3, 4),
-                nn.Linear(3, 5),
-                nn.BatchNorm1d(9),
-            )
+            self.one = nn.Linear(3, 4)
+            self.two = nn.Linear(3, 5)
+            self.norm = nn.BatchNorm1d(9)
             self.last = nn.Linear(9, 2)
 
         def forward(self, x):

@@ -50,7 +50,8 @@ class Summed(Experts):
 class Network(nn.Module):
     def __init__(self, experts):
         super().__init__()
-        self.table, self.norm = nn.Embedding(TOKENS, WIDTH), nn.LayerNorm(WIDTH)
+        self.table = nn.Embedding(TOKENS, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
         self.experts, self.last = experts, nn.Linear(WIDTH, TOKENS)
         self.double()
 

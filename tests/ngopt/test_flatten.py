@@ -15,7 +15,8 @@ class ChannelsLast(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.fc = nn.Conv2d(2, 3, 2), nn.Linear(12, 2)
+        self.conv = nn.Conv2d(2, 3, 2)
+        self.fc = nn.Linear(12, 2)
 
     def forward(self, x):
         return self.fc(torch.relu(self.conv(x)).permute(0, 2, 3, 1).flatten(1))
@@ -112,10 +113,8 @@ def test_metanets_run_on_them(graph, view):
         [torch.randn(*s.shape, 14, dtype=torch.float64) for s in other.parameters]
     )
     with torch.no_grad():
-        found, expected = (
-            metanet.gnn(values, other),
-            oracle.run(metanet.gnn, values, other),
-        )
+        found = metanet.gnn(values, other)
+        expected = oracle.run(metanet.gnn, values, other)
     for f, e in zip(
         (*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True
     ):

@@ -214,11 +214,9 @@ def run_graph(graph, values, model, inputs):
         if isinstance(module, nn.Linear | nn.Conv2d):
             block, edges = next(blocks)
             assert block.source == last
-            last, bias, weight = (
-                block.target,
-                biases.get(block.target),
-                edges.squeeze(0),
-            )
+            last = block.target
+            bias = biases.get(block.target)
+            weight = edges.squeeze(0)
             if isinstance(module, nn.Linear):
                 states = F.linear(states, weight.flatten(1), bias)
             else:
@@ -328,7 +326,8 @@ def test_parameters_that_do_not_fit_are_components():
 
 
 def test_sequential_networks_with_shared_or_other_layers_are_traced():
-    shared, norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+    shared = nn.Linear(4, 4)
+    norm = nn.BatchNorm1d(4)
     for model in (
         nn.Sequential(shared, nn.ReLU(), shared),
         nn.Sequential(nn.Linear(4, 4), norm),

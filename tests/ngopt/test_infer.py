@@ -151,10 +151,8 @@ def test_large_networks_hang_together_in_stages():
     the stem's input."""
     model, _ = big("resnet18")
     graph = build_graph(model.named_parameters())
-    sources, targets = (
-        {b.source for b in graph.blocks},
-        {b.target for b in graph.blocks},
-    )
+    sources = {b.source for b in graph.blocks}
+    targets = {b.target for b in graph.blocks}
     joined = [b for b in graph.weights if b.source in targets or b.target in sources]
     assert len(joined) == len(graph.weights)
     assert len(graph.weights) == 41

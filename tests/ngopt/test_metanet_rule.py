@@ -279,9 +279,11 @@ class TestGraphEvery:
                 model.parameters(), weights=LearnedOptimizer(metanet=self.metanet(3))
             )
 
-        whole, half = mlp(3, 4, 2).float(), mlp(3, 4, 2).float()
+        whole = mlp(3, 4, 2).float()
+        half = mlp(3, 4, 2).float()
         half.load_state_dict(whole.state_dict())
-        first, second = optimizer(whole), optimizer(half)
+        first = optimizer(whole)
+        second = optimizer(half)
         trained(whole, first, range(5))
         trained(half, second, range(2))
         again = optimizer(half)

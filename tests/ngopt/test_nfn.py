@@ -30,9 +30,11 @@ def _seeded():
 @pytest.mark.parametrize("make", [lambda: mlp(3, 5, 4, 2), cnn], ids=["mlp", "cnn"])
 def test_inputs_and_outputs_may_be_permuted_too(make):
     graph = build_graph(make())
-    metanet, generator = metanet_for("nfn", graph), torch.Generator().manual_seed(0)
+    metanet = metanet_for("nfn", graph)
+    generator = torch.Generator().manual_seed(0)
     order = random_permutations(graph, generator, roles=("input", "hidden", "output"))
-    params, grads = random_values(graph, generator), random_values(graph, generator)
+    params = random_values(graph, generator)
+    grads = random_values(graph, generator)
     expected = permute(graph, updates(metanet, graph, params, [grads]), order)
     found = updates(
         metanet, graph, permute(graph, params, order), [permute(graph, grads, order)]
@@ -128,7 +130,8 @@ def test_chains():
 def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
     """With features of the first nodes and of the whole network,
     which the metanet does not have."""
-    d_in, d_out = Channels([2, 3], [1, 2, 3], 2), Channels([4, 1], [2, 1, 3], 2)
+    d_in = Channels([2, 3], [1, 2, 3], 2)
+    d_out = Channels([4, 1], [2, 1, 3], 2)
     layer = NPLayer(d_in, d_out, pool).double()
     graph, sizes = build_graph(mlp(3, 4, 2)), (3, 4, 2)
     shapes = zip(sizes[1:], sizes, d_in.weights, strict=False)

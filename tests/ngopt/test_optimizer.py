@@ -36,9 +36,8 @@ def test_step_is_the_functional_update(metanet, dtype):
             for p, d in zip(params, deltas, strict=True):
                 p += d
         opt.step()
-        eps = (
-            100 * torch.finfo(dtype).eps
-        )  # what is written in place is computed in other products
+        # what is written in place is computed in other products
+        eps = 100 * torch.finfo(dtype).eps
         for p, expected in zip(model.parameters(), params, strict=True):
             torch.testing.assert_close(p, expected, rtol=eps, atol=eps)
     assert (
@@ -163,10 +162,11 @@ def test_a_base_rule_by_hand_and_resumed():
     opt.step()
     resumed.step()
     copied.step()
+    # m = 3/4, three quarters of the horizon are left
     assert p.tolist() == [
         -0.5625,
         -2.0,
-    ]  # m = 3/4, three quarters of the horizon are left
+    ]
     for other in (resumed, copied):
         q = other.param_groups[0]["params"][0]
         assert torch.equal(q, p)

@@ -142,7 +142,8 @@ def test_every_element_is_an_edge(name):
             torch.equal(a, b)
             for a, b in zip(values, found.scatter(found.gather(values)), strict=True)
         )
-    before, after = to_edge_list(graph), to_edge_list(found)
+    before = to_edge_list(graph)
+    after = to_edge_list(found)
     elements = Counter(
         zip(
             before.parameter.flatten().tolist(),
@@ -171,7 +172,8 @@ def test_every_element_is_an_edge(name):
 
 
 def test_several_uses_are_averaged_edge_by_edge():
-    conv, linear = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(2, 2)
+    conv = nn.Conv2d(2, 2, 3, padding=1)
+    linear = nn.Linear(2, 2)
     model = nn.Sequential(
         conv,
         nn.ReLU(),
@@ -321,11 +323,9 @@ class Rolled(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.layer, self.norm = (
-            nn.Linear(2, 3),
-            nn.Linear(3, 3),
-            nn.LayerNorm(3),
-        )
+        self.stem = nn.Linear(2, 3)
+        self.layer = nn.Linear(3, 3)
+        self.norm = nn.LayerNorm(3)
         self.out = nn.Linear(3, 1)
 
     def forward(self, x):
@@ -361,7 +361,9 @@ GROUP_NORM = nn.Sequential(
     nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, (2, 1))
 )
 ATTENTION = Attention(4, 2, fused=False)
-BATCH, MAPS, SEQUENCE = torch.randn(5, 2), torch.randn(3, 1, 3, 2), torch.randn(2, 3, 4)
+BATCH = torch.randn(5, 2)
+MAPS = torch.randn(3, 1, 3, 2)
+SEQUENCE = torch.randn(2, 3, 4)
 
 # Number of automorphisms, counted by hand.
 SYMMETRIC = {
@@ -397,7 +399,8 @@ SYMMETRIC = {
 @pytest.mark.parametrize("name", SYMMETRIC)
 def test_all_automorphisms_are_symmetries_of_the_function(name):
     model, example, count = SYMMETRIC[name]
-    model, example = model.double(), example.double()
+    model = model.double()
+    example = example.double()
     graph = parameter_graph(build_graph(model, example))
     assert_function_respects(model, example, graph, automorphisms(graph, by_type=True))
     assert count_automorphisms(graph, by_type=True) == count
@@ -469,12 +472,11 @@ class Dense(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.last = (
-            nn.Linear(2, 3),
-            nn.Linear(3, 2),
-            nn.Linear(5, 1),
-        )
-        self.norm, self.joint = nn.BatchNorm1d(3), nn.BatchNorm1d(5)
+        self.first = nn.Linear(2, 3)
+        self.second = nn.Linear(3, 2)
+        self.last = nn.Linear(5, 1)
+        self.norm = nn.BatchNorm1d(3)
+        self.joint = nn.BatchNorm1d(5)
 
     def forward(self, x):
         x = self.first(x)

@@ -38,7 +38,8 @@ class SharedByHeads(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Linear(3, 8), nn.Linear(10, 2)
+        self.first = nn.Linear(3, 8)
+        self.last = nn.Linear(10, 2)
         self.weight = nn.Parameter(torch.randn(1, 4, 5))
 
     def forward(self, x):
@@ -56,7 +57,9 @@ def test_a_weight_that_is_broadcast_over_heads_is_used_by_each():
 class PaddedTwoWays(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(4, 5)
+        self.a = nn.Linear(3, 3)
+        self.b = nn.Linear(3, 3)
+        self.last = nn.Linear(4, 5)
 
     def forward(self, x):
         return self.last(
@@ -77,7 +80,8 @@ class Windows(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.weight = nn.Linear(2, 3), nn.Parameter(torch.randn(6))
+        self.first = nn.Linear(2, 3)
+        self.weight = nn.Parameter(torch.randn(6))
 
     def forward(self, x):
         return F.linear(self.first(x).tanh(), self.weight.unfold(0, 3, 1))
@@ -107,10 +111,8 @@ class PickedCells(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.w_in, self.w = (
-            nn.Parameter(torch.randn(18, 4)),
-            nn.Parameter(torch.randn(18, 3)),
-        )
+        self.w_in = nn.Parameter(torch.randn(18, 4))
+        self.w = nn.Parameter(torch.randn(18, 3))
         self.last = nn.Linear(6, 2)
 
     def forward(self, x):
@@ -136,7 +138,8 @@ def test_cells_with_picked_weights_are_not_the_same():
 class HeadsOfOneNeuron(nn.Module):
     def __init__(self):
         super().__init__()
-        self.qkv, self.last = nn.Linear(4, 9), nn.Linear(3, 2)
+        self.qkv = nn.Linear(4, 9)
+        self.last = nn.Linear(3, 2)
 
     def forward(self, x):
         q, k, v = self.qkv(x).unflatten(-1, (3, 3, 1)).permute(2, 0, 3, 1, 4)
@@ -154,7 +157,9 @@ def test_a_head_of_one_neuron_weighs_one_value_and_not_one_for_each_token():
 class GatedByTheFirst(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.last = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+        self.a = nn.Linear(4, 5)
+        self.b = nn.Linear(4, 5)
+        self.last = nn.Linear(5, 3)
 
     def forward(self, x):
         return self.last(torch.einsum("bi,bi->bi", self.a(x), self.b(x)[:1]))
@@ -168,7 +173,8 @@ def test_an_index_of_length_one_is_broadcast_in_an_einsum():
 class MixedByAConstant(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Linear(4, 5), nn.Linear(6, 3)
+        self.first = nn.Linear(4, 5)
+        self.last = nn.Linear(6, 3)
         self.register_buffer("matrix", torch.randn(6, 5))
 
     def forward(self, x):
@@ -185,7 +191,8 @@ class HeadsOfWhichOneIsTurned(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Linear(3, 8), nn.Linear(10, 2)
+        self.first = nn.Linear(3, 8)
+        self.last = nn.Linear(10, 2)
         self.weight = nn.Parameter(torch.randn(2, 4, 5))
 
     def forward(self, x):

@@ -75,7 +75,8 @@ def test_the_state_of_a_projection_and_constant_states():
 class Packed(nn.Module):
     def __init__(self):
         super().__init__()
-        self.rnn, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+        self.head = nn.Linear(4, 2)
 
     def forward(self, x):
         packed = pack_padded_sequence(

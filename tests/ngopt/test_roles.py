@@ -132,8 +132,10 @@ class GatedUnit(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.table, self.both = nn.Embedding(7, 4), nn.Linear(4, 12)
-        self.back, self.head = nn.Linear(6, 4), nn.Linear(4, 2)
+        self.table = nn.Embedding(7, 4)
+        self.both = nn.Linear(4, 12)
+        self.back = nn.Linear(6, 4)
+        self.head = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.table(x)
@@ -167,9 +169,8 @@ def test_convolutions():
     roles = {role.name: role for role in roles_of(zoo_graph("grouped"))}
     assert shapes(roles["depthwise.weight"]) == [(1, 4, 1, 3, 3)]
     assert shapes(roles["grouped.weight"]) == [(2, 3, 2, 3, 3)]
-    assert shapes(roles["up.weight"]) == [
-        (1, 3, 4, 2, 2)
-    ]  # transposed: 4 to 3 channels
+    # transposed: 4 to 3 channels
+    assert shapes(roles["up.weight"]) == [(1, 3, 4, 2, 2)]
     assert roles["act.weight"].role == "other"
 
 
@@ -185,11 +186,11 @@ class Normed(nn.Module):
 
     def __init__(self, norm):
         super().__init__()
-        self.norm, self.stem, self.head = norm, nn.Linear(3, 6), nn.Linear(6, 2)
-        self.scale, self.shift = (
-            nn.Parameter(torch.ones(6)),
-            nn.Parameter(torch.zeros(6)),
-        )
+        self.norm = norm
+        self.stem = nn.Linear(3, 6)
+        self.head = nn.Linear(6, 2)
+        self.scale = nn.Parameter(torch.ones(6))
+        self.shift = nn.Parameter(torch.zeros(6))
         self.factor = nn.Parameter(torch.ones(6))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -242,7 +243,8 @@ def test_unused_parameters_have_a_role_by_shape():
     class Partly(nn.Linear):
         def __init__(self):
             super().__init__(3, 4)
-            self.rest, self.lone = nn.Linear(2, 5), nn.Parameter(torch.zeros(()))
+            self.rest = nn.Linear(2, 5)
+            self.lone = nn.Parameter(torch.zeros(()))
 
     roles = parameter_roles(Partly(), torch.randn(2, 3))
     assert shapes(roles["rest.weight"]) == [(1, 5, 2)]
@@ -252,10 +254,8 @@ def test_unused_parameters_have_a_role_by_shape():
 def test_names_say_what_is_fused_and_transposed():
     sizes = {"c_attn.weight": (4, 12), "c_attn.bias": (12,), "c_proj.weight": (4, 4)}
     roles = parameter_roles([(name, torch.zeros(size)) for name, size in sizes.items()])
-    attention, projection = (
-        roles["c_attn.weight"].blocks[0],
-        roles["c_proj.weight"].blocks[0],
-    )
+    attention = roles["c_attn.weight"].blocks[0]
+    projection = roles["c_proj.weight"].blocks[0]
     assert (attention.view.shape, attention.view.strides) == ((3, 4, 4), (4, 1, 12))
     assert projection.view.strides == (0, 1, 4)
 

@@ -150,10 +150,8 @@ class TestWithoutGradient:
         with torch.no_grad():
             model[0].bias[dead] = -1e4
         opt = NGOptimizer(model.parameters(), model=model)
-        into, out_of = (
-            model[0].weight.detach().clone(),
-            model[2].weight.detach().clone(),
-        )
+        into = model[0].weight.detach().clone()
+        out_of = model[2].weight.detach().clone()
         for step in range(60):
             inputs, labels = classes(step, 32)
             F.cross_entropy(model(inputs), labels).backward()
@@ -250,7 +248,8 @@ class TestGradientsThatAreNotFinite:
         self, odd, before, name
     ):
         model, twin = small_mlp(), small_mlp()
-        opt, other = NGOptimizer(model.parameters()), NGOptimizer(twin.parameters())
+        opt = NGOptimizer(model.parameters())
+        other = NGOptimizer(twin.parameters())
         for m, o in ((model, opt), (twin, other)):
             self.steps(m, o, range(before))
         value = model.get_parameter(name).detach().clone()
@@ -440,9 +439,10 @@ class TestBeginnings:
                 opt.step()
                 if step == 0:
                     assert 0 < model.b.abs().max() < 0.1
+                    # decay
                     torch.testing.assert_close(
                         model.a.detach(), start[0], rtol=1e-3, atol=0
-                    )  # decay
+                    )
                 if step == 1:
                     assert (model.a - start[0]).abs().max() > 1e-4
             losses[rule] = loss.item()

@@ -68,7 +68,8 @@ def test_what_is_no_symmetry_is_told_apart(case):
     torch.manual_seed(0)
     metanet = small_metanet()
     generator = torch.Generator().manual_seed(0)
-    params, grads = random_values(graph, generator), random_values(graph, generator)
+    params = random_values(graph, generator)
+    grads = random_values(graph, generator)
     expected = dense_permute(
         graph, updates(metanet, graph, params, [grads]), permutations
     )
@@ -102,7 +103,8 @@ def test_parameters_are_interchangeable_where_the_network_says_so(
     model, example = zoo_network(name)
     graph = build_graph(model, example)
     names = [spec.name for spec in graph.parameters]
-    i, j = names.index(first), names.index(second)
+    i = names.index(first)
+    j = names.index(second)
 
     def exchanged(values):
         return [values[{i: j, j: i}.get(k, k)] for k in range(len(values))]
@@ -110,14 +112,16 @@ def test_parameters_are_interchangeable_where_the_network_says_so(
     torch.manual_seed(0)
     metanet = small_metanet()
     generator = torch.Generator().manual_seed(0)
-    params, grads = random_values(graph, generator), random_values(graph, generator)
+    params = random_values(graph, generator)
+    grads = random_values(graph, generator)
     expected = exchanged(updates(metanet, graph, params, [grads]))
     found = updates(metanet, graph, exchanged(params), [exchanged(grads)])
     assert (
         max((e - f).abs().max() for e, f in zip(expected, found, strict=True)) < 1e-10
     ) == alike
     params = randomised(model)
-    before, after = run(model, params, example), run(model, exchanged(params), example)
+    before = run(model, params, example)
+    after = run(model, exchanged(params), example)
     assert ((before - after).abs().max() < 1e-10) == alike
 
 
@@ -185,7 +189,8 @@ def test_a_norm_that_heads_share_ties_their_neurons(case):
     torch.manual_seed(0)
     metanet = small_metanet()
     generator = torch.Generator().manual_seed(0)
-    params, grads = random_values(graph, generator), random_values(graph, generator)
+    params = random_values(graph, generator)
+    grads = random_values(graph, generator)
     expected = exchanged(graph, updates(metanet, graph, params, [grads]), places)
     found = updates(
         metanet,

@@ -98,9 +98,8 @@ def test_tied_parameters_have_a_place_for_each_use():
     moved = graph.scatter(values._replace(edges=tuple(edges)))
     whole = graph.scatter(values)
     number = uses[0].view.parameter
-    torch.testing.assert_close(
-        moved[number], whole[number] + 0.5
-    )  # the mean of both uses
+    # the mean of both uses
+    torch.testing.assert_close(moved[number], whole[number] + 0.5)
     gradient_path = [v.clone().requires_grad_() for v in whole]
     sum(v.sum() for v in graph.scatter(graph.gather(gradient_path))).backward()
     torch.testing.assert_close(
@@ -231,10 +230,8 @@ def test_rules_for_modules_and_functions_of_ones_own():
 class Factored(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b = (
-            nn.Parameter(torch.randn(2, 3)),
-            nn.Parameter(torch.randn(4, 2)),
-        )
+        self.a = nn.Parameter(torch.randn(2, 3))
+        self.b = nn.Parameter(torch.randn(4, 2))
         self.bias = nn.Parameter(torch.randn(4))
 
     def forward(self, x):
@@ -314,7 +311,8 @@ def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
 
 def test_a_weight_has_a_use_for_every_row_of_neurons():
     graph = zoo_graph("shared")
-    linear, conv = ends_of(graph, "linear.weight"), ends_of(graph, "conv.weight")
+    linear = ends_of(graph, "linear.weight")
+    conv = ends_of(graph, "conv.weight")
     assert [use[:2] for use in linear] == [("stem", (0, 1, 2)), ("stem", (3, 4, 5))]
     assert [use[:2] for use in conv] == [("linear", None)] * 2
     assert (
@@ -392,7 +390,8 @@ class Squared(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Linear(5, 70), nn.Linear(70, 2)
+        self.first = nn.Linear(5, 70)
+        self.last = nn.Linear(70, 2)
 
     def forward(self, x):
         x = self.first(x)
@@ -460,10 +459,8 @@ class Windowed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.table, self.rows = (
-            nn.Parameter(torch.randn(1, 8, 4)),
-            nn.Parameter(torch.randn(3, 4)),
-        )
+        self.table = nn.Parameter(torch.randn(1, 8, 4))
+        self.rows = nn.Parameter(torch.randn(3, 4))
         self.first = nn.Linear(3, 4)
         self.wide = nn.Parameter(torch.randn(6, 5))
         self.last = nn.Linear(4, 2)
@@ -488,6 +485,5 @@ def test_elements_that_the_network_does_not_use_have_a_place():
     rows = [
         b for b in graph.biases if graph.parameters[b.view.parameter].name == "rows"
     ]
-    assert [(b.kind, b.slot_shape) for b in rows] == [
-        ("shift", (3,))
-    ]  # one after the other, not all alike
+    # one after the other, not all alike
+    assert [(b.kind, b.slot_shape) for b in rows] == [("shift", (3,))]

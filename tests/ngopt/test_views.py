@@ -110,7 +110,8 @@ def test_networkx_nodes_know_their_group(networks):
     found = to_networkx(graph)
     places = [(g, i) for g, group in enumerate(graph.groups) for i in range(group.size)]
     for node, (g, i) in enumerate(places):
-        data, group = found.nodes[node], graph.groups[g]
+        data = found.nodes[node]
+        group = graph.groups[g]
         assert (data["group"], data["index"]) == (g, i)
         assert data["name"] == group.name
         assert (data["kind"], data["role"], data["depth"]) == (
@@ -160,7 +161,8 @@ def test_pyg_has_the_edges_of_the_edge_list(networks, name):
 
 def test_features_come_behind_slots(networks):
     graph = networks["residual"][1]
-    data, one = to_pyg(graph, numbered(graph, (2,))), to_pyg(graph, numbered(graph))
+    data = to_pyg(graph, numbered(graph, (2,)))
+    one = to_pyg(graph, numbered(graph))
     torch.testing.assert_close(
         data.edge_attr, torch.stack([one.edge_attr, 10 * one.edge_attr], -1)
     )
@@ -196,7 +198,8 @@ def test_gradients_flow_from_pyg_to_parameters():
 
 
 def test_a_batch_keeps_graphs_apart(networks):
-    graph, other = networks["gated"][1], networks["residual"][1]
+    graph = networks["gated"][1]
+    other = networks["residual"][1]
     values = numbered(graph)
     parts = [to_pyg(graph, values, slots=9), to_pyg(other, numbered(other), slots=9)]
     batch = Batch.from_data_list([parts[0], parts[1], parts[0]])

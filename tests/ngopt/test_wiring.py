@@ -23,8 +23,10 @@ class Parallel(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.left = nn.Linear(4, 4)
+        self.right = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout(0.5)
         self.out = nn.Linear(4, 2)
 
     def forward(self, x, *, scale):
@@ -285,7 +287,8 @@ class TestGroups:
         }[name]()  # fmt: skip
         groups = decay_groups(model)
         assert all(group["params"] for group in groups)
-        split, one = optimizer(groups), optimizer(model.named_parameters())
+        split = optimizer(groups)
+        one = optimizer(model.named_parameters())
         assert split.graph == one.graph
         params = group_tensors(split.param_groups)
         by_position = sorted(zip(split._connected().positions, params, strict=True))
@@ -313,10 +316,11 @@ class TestGroups:
             "scale", "conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias", "fc.0.weight",
             "fc.1.weight", "out.weight", "out.bias",
         ]  # fmt: skip
+        # they contradict each other
         lists = [
             ["b.weight", "a.weight"],
             ["a.bias", "b.bias"],
-        ]  # they contradict each other
+        ]
         assert sorted(merged_order(lists)) == [
             "a.bias",
             "a.weight",

@@ -15,7 +15,9 @@ class Layers(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+        self.a = nn.Linear(3, 4)
+        self.b = nn.Linear(3, 4)
+        self.c = nn.Linear(4, 2)
         self.double()
 
 

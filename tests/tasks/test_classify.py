@@ -58,7 +58,8 @@ def test_with_symmetry_networks_of_the_same_function_are_the_same(config):
 
 
 def test_fewer_networks_are_the_first(config):
-    whole, some = Classification(config), Classification(replace(config, limit=20))
+    whole = Classification(config)
+    some = Classification(replace(config, limit=20))
     assert torch.equal(some.data["train"].labels, whole.data["train"].labels[:20])
     assert len(some.data["test"].labels) == len(whole.data["test"].labels)
 

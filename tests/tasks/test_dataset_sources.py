@@ -52,11 +52,10 @@ def random_bytes(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8)
 
 
-TRAIN_IMAGES, TEST_IMAGES = random_bytes(0, 6, 28, 28), random_bytes(1, 2, 28, 28)
-TRAIN_LABELS, TEST_LABELS = (
-    np.arange(6, dtype=np.uint8),
-    np.array([9, 200], dtype=np.uint8),
-)
+TRAIN_IMAGES = random_bytes(0, 6, 28, 28)
+TEST_IMAGES = random_bytes(1, 2, 28, 28)
+TRAIN_LABELS = np.arange(6, dtype=np.uint8)
+TEST_LABELS = np.array([9, 200], dtype=np.uint8)
 IDX_CONTENTS = dict(
     zip(
         IDX_FILES,
@@ -98,10 +97,8 @@ def test_idx_of_the_four_files_becomes_the_four_arrays():
         (b"", "begin with 00 00 08; got ''"),
         (b"<html>", "got '3c 68 74'"),
         (b"\0\0\x0d\x01" + struct.pack(">If", 1, 0.5), "got '00 00 0d'"),  # floats
-        (
-            b"\0\0\x08\x03" + struct.pack(">II", 1, 1),
-            "expected 1 bytes",
-        ),  # header cut off
+        # header cut off
+        (b"\0\0\x08\x03" + struct.pack(">II", 1, 1), "expected 1 bytes"),
         (
             idx(random_bytes(0, 2, 3))[:-1],
             r"shape \(2, 3\): expected 6 bytes of values; got 5",
@@ -132,9 +129,8 @@ def test_png_of_another_form_is_refused(pixels):
         sources.parse_image_rows(png(pixels), 2, 5)
 
 
-CIFAR10_IMAGES = random_bytes(
-    4, 6, 32, 32, 3
-)  # one for each training batch, and one of test
+# one for each training batch, and one of test
+CIFAR10_IMAGES = random_bytes(4, 6, 32, 32, 3)
 
 
 def assert_is_the_cifar10_data(arrays) -> None:

@@ -44,7 +44,8 @@ def config(tmp_path, monkeypatch):
 def test_networks_say_what_the_images_show():
     images = smooth_images(3).float() / 255
     torch.manual_seed(0)
-    points, values = grid(6, 6), images.flatten(2) - 0.5
+    points = grid(6, 6)
+    values = images.flatten(2) - 0.5
     params, psnr = fit(points, values, (2, 16, 16, 1), steps=200, lr=3e-3)
     rendered = render(*layers_of(params), grid(6, 6)).view_as(images) + 0.5
     mse = (rendered - images).square().mean((1, 2, 3))
@@ -53,7 +54,8 @@ def test_networks_say_what_the_images_show():
 
 
 def test_a_network_does_not_depend_on_those_beside_it():
-    points, values = grid(6, 6), smooth_images(3).float().flatten(2) / 255
+    points = grid(6, 6)
+    values = smooth_images(3).float().flatten(2) / 255
     torch.manual_seed(0)
     together, _ = fit(points, values, (2, 4, 1), 10, 3e-3)
     torch.manual_seed(0)
@@ -85,10 +87,8 @@ def test_every_image_has_its_views(config, capsys):
         0,
         1,
     ] * 2
-    first, again = (
-        groups[0].params["layers.0.weight"][0],
-        groups[1].params["layers.0.weight"][2],
-    )
+    first = groups[0].params["layers.0.weight"][0]
+    again = groups[1].params["layers.0.weight"][2]
     assert not torch.allclose(first, again, atol=0.01)  # views of one image
     assert groups[0].architecture == {"kind": "siren", "widths": [2, 8, 8, 1]}
     assert "14 networks in" in capsys.readouterr().out

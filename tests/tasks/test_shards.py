@@ -29,7 +29,8 @@ def networks(count=3, width=2, seed=0):
 def assert_same(found, expected):
     assert found.architecture == expected.architecture
     for part in ("params", "columns"):
-        a, b = getattr(found, part), getattr(expected, part)
+        a = getattr(found, part)
+        b = getattr(expected, part)
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
 

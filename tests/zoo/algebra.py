@@ -13,11 +13,9 @@ class Standardised(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.wide, self.out = (
-            nn.Linear(3, 6),
-            nn.Linear(6, 5),
-            nn.Linear(6, 2),
-        )
+        self.stem = nn.Linear(3, 6)
+        self.wide = nn.Linear(6, 5)
+        self.out = nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -56,8 +54,10 @@ class Dueling(nn.Module):
         super().__init__()
         self.stem = nn.Conv1d(2, 4, 3, padding=1)
         self.depthwise = nn.Conv1d(4, 4, 3, groups=4, padding=1)
-        self.up, self.down = nn.Linear(4, 6), nn.Linear(4, 6)
-        self.advantage, self.value = nn.Linear(6, 3), nn.Linear(6, 1)
+        self.up = nn.Linear(4, 6)
+        self.down = nn.Linear(4, 6)
+        self.advantage = nn.Linear(6, 3)
+        self.value = nn.Linear(6, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -74,15 +74,11 @@ class Selective(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.step, self.write, self.read = (
-            nn.Linear(4, 3),
-            nn.Linear(4, 2),
-            nn.Linear(4, 2),
-        )
-        self.rate, self.table = (
-            nn.Parameter(torch.randn(3, 2)),
-            nn.Parameter(torch.randn(2, 3)),
-        )
+        self.step = nn.Linear(4, 3)
+        self.write = nn.Linear(4, 2)
+        self.read = nn.Linear(4, 2)
+        self.rate = nn.Parameter(torch.randn(3, 2))
+        self.table = nn.Parameter(torch.randn(2, 3))
         self.out = nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,8 +96,10 @@ class Mixture(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Linear(3, 4), nn.Linear(5, 2)
-        self.gate, self.experts = nn.Linear(4, 3), nn.Parameter(torch.randn(3, 4, 5))
+        self.first = nn.Linear(3, 4)
+        self.last = nn.Linear(5, 2)
+        self.gate = nn.Linear(4, 3)
+        self.experts = nn.Parameter(torch.randn(3, 4, 5))
 
     def forward(self, x: Tensor) -> Tensor:
         x, adjacency = x[..., :3], x[..., 3:]
@@ -140,14 +138,10 @@ class RepeatedChannels(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.conv = (
-            nn.Conv1d(2, 3, 3, padding=1),
-            nn.Conv1d(6, 4, 3, padding=1),
-        )
-        self.depthwise, self.out = (
-            nn.Conv1d(8, 8, 3, padding=1, groups=8),
-            nn.Conv1d(8, 2, 1),
-        )
+        self.stem = nn.Conv1d(2, 3, 3, padding=1)
+        self.conv = nn.Conv1d(6, 4, 3, padding=1)
+        self.depthwise = nn.Conv1d(8, 8, 3, padding=1, groups=8)
+        self.out = nn.Conv1d(8, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.stem(x))

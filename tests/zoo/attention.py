@@ -49,7 +49,8 @@ class GPT(nn.Module):
     ):
         super().__init__()
         self.length = length
-        self.wte, self.wpe = nn.Embedding(tokens, width), nn.Embedding(length, width)
+        self.wte = nn.Embedding(tokens, width)
+        self.wpe = nn.Embedding(length, width)
         self.blocks = nn.ModuleList(
             nn.ModuleDict(
                 {
@@ -92,7 +93,8 @@ class Tokens(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.attn = nn.MultiheadAttention(width, 2, batch_first=True)
         self.scale = nn.Parameter(torch.randn(width))
-        self.rms, self.head = nn.RMSNorm(width), nn.Linear(width, 3)
+        self.rms = nn.RMSNorm(width)
+        self.head = nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
@@ -135,20 +137,17 @@ class HeadNorms(nn.Module):
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
-        self.q_norm, self.k_norm = (
-            nn.RMSNorm(width // heads),
-            nn.LayerNorm(width // heads),
-        )
+        self.q_norm = nn.RMSNorm(width // heads)
+        self.k_norm = nn.LayerNorm(width // heads)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1))
             for layer in (self.q, self.k, self.v)
         )
-        q, k = (
-            self.q_norm(q).transpose(1, 2),
-            self.k_norm(k.transpose(1, 2)),
-        )  # before and behind the transposition
+        # before and behind the transposition
+        q = self.q_norm(q).transpose(1, 2)
+        k = self.k_norm(k.transpose(1, 2))
         x = F.scaled_dot_product_attention(q, k, v.transpose(1, 2))
         return self.proj(x.transpose(1, 2).flatten(2))
 
@@ -183,7 +182,8 @@ class Windows(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.patches, self.norm = nn.Conv2d(1, 4, 2, stride=2), nn.LayerNorm(4)
+        self.patches = nn.Conv2d(1, 4, 2, stride=2)
+        self.norm = nn.LayerNorm(4)
         self.qkv = nn.Linear(4, 12)
         self.proj = nn.Linear(4, 4)
         self.table = nn.Parameter(torch.randn(9, 2))
@@ -223,7 +223,8 @@ class Perceiver(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.latents, self.stem = nn.Parameter(torch.randn(3, 6)), nn.Linear(3, 6)
+        self.latents = nn.Parameter(torch.randn(3, 6))
+        self.stem = nn.Linear(3, 6)
         self.cross = nn.MultiheadAttention(6, 2, batch_first=True)
         self.own = nn.TransformerEncoderLayer(6, 2, 5, dropout=0.0, batch_first=True)
         self.head = nn.Linear(6, 2)

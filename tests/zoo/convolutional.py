@@ -14,17 +14,14 @@ class Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(2, 4, 3, padding=1)
-        self.conv1, self.bn1 = (
-            nn.Conv2d(4, 4, 3, padding=1, bias=False),
-            nn.BatchNorm2d(4),
-        )
+        self.conv1 = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
         self.conv2 = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(6)
-        self.down, self.bn3 = (
-            nn.Conv2d(4, 6, 1, stride=2, bias=False),
-            nn.BatchNorm2d(6),
-        )
-        self.squeeze, self.excite = nn.Conv2d(6, 3, 1), nn.Conv2d(3, 6, 1)
+        self.down = nn.Conv2d(4, 6, 1, stride=2, bias=False)
+        self.bn3 = nn.BatchNorm2d(6)
+        self.squeeze = nn.Conv2d(6, 3, 1)
+        self.excite = nn.Conv2d(3, 6, 1)
         self.fc = nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +42,8 @@ class Grouped(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv2d(4, 4, 3, groups=4, padding=1)
         self.grouped = nn.Conv2d(4, 6, 3, groups=2, padding=1)
-        self.norm, self.act = nn.GroupNorm(2, 6), nn.PReLU(6)
+        self.norm = nn.GroupNorm(2, 6)
+        self.act = nn.PReLU(6)
         self.point = nn.Conv2d(10, 4, 1)
         self.instance = nn.InstanceNorm2d(4, affine=True)
         self.up = nn.ConvTranspose2d(4, 3, 2, stride=2, groups=1)
@@ -64,11 +62,10 @@ class Shuffled(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.up = (
-            nn.Conv2d(1, 3, 3, padding=1),
-            nn.Conv2d(3, 16, 3, padding=1),
-        )
-        self.batch, self.group = nn.BatchNorm2d(4), nn.GroupNorm(2, 4)
+        self.stem = nn.Conv2d(1, 3, 3, padding=1)
+        self.up = nn.Conv2d(3, 16, 3, padding=1)
+        self.batch = nn.BatchNorm2d(4)
+        self.group = nn.GroupNorm(2, 4)
         self.out = nn.Conv2d(4, 2, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,12 +78,12 @@ class UNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.down, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
-        self.bottom, self.up = (
-            nn.Conv2d(3, 4, 3, padding=1),
-            nn.ConvTranspose2d(4, 3, 2, stride=2),
-        )
-        self.joint, self.out = nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.down = nn.Conv2d(1, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.bottom = nn.Conv2d(3, 4, 3, padding=1)
+        self.up = nn.ConvTranspose2d(4, 3, 2, stride=2)
+        self.joint = nn.Conv2d(6, 4, 3, padding=1)
+        self.out = nn.Conv2d(4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.down(x)))
@@ -100,13 +97,12 @@ class Aggregated(nn.Module):
 
     def __init__(self, width: int = 4):
         super().__init__()
-        self.stem, self.narrow = (
-            nn.Conv2d(2, width, 3),
-            nn.Conv2d(width, 6, 1, bias=False),
-        )
+        self.stem = nn.Conv2d(2, width, 3)
+        self.narrow = nn.Conv2d(width, 6, 1, bias=False)
         self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=2, bias=False)
         self.wide = nn.Conv2d(6, width, 1)
-        self.norm1, self.norm2 = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+        self.norm1 = nn.BatchNorm2d(6)
+        self.norm2 = nn.BatchNorm2d(6)
         self.squeeze = nn.Linear(width, 2)
         self.excite = nn.Linear(2, width)
         self.head = nn.Linear(width, 2)
@@ -129,15 +125,18 @@ class InvertedBottleneck(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.norm = nn.Conv2d(2, 3, 3, 2, 1), nn.BatchNorm2d(3)
+        self.stem = nn.Conv2d(2, 3, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(3)
         self.expand = nn.Sequential(
             nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5), nn.SiLU()
         )
         self.depthwise = nn.Sequential(
             nn.Conv2d(5, 5, 3, 1, 1, groups=5, bias=False), nn.BatchNorm2d(5), nn.SiLU()
         )
-        self.squeeze, self.excite = nn.Conv2d(5, 2, 1), nn.Conv2d(2, 5, 1)
-        self.project, self.head = nn.Conv2d(5, 3, 1, bias=False), nn.Linear(3, 2)
+        self.squeeze = nn.Conv2d(5, 2, 1)
+        self.excite = nn.Conv2d(2, 5, 1)
+        self.project = nn.Conv2d(5, 3, 1, bias=False)
+        self.head = nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -157,11 +156,10 @@ class ConformerConvolution(nn.Module):
 
     def __init__(self, width: int = 4):
         super().__init__()
-        self.stem, self.norm1 = nn.Linear(3, width), nn.LayerNorm(width)
-        self.point1, self.point2 = (
-            nn.Conv1d(width, 2 * width, 1),
-            nn.Conv1d(width, width, 1),
-        )
+        self.stem = nn.Linear(3, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.point1 = nn.Conv1d(width, 2 * width, 1)
+        self.point2 = nn.Conv1d(width, width, 1)
         self.depthwise = nn.Conv1d(width, width, 3, padding=1, groups=width)
         self.norm2 = nn.BatchNorm1d(width)
         self.head = nn.Linear(width, 2)
@@ -178,7 +176,8 @@ class DenseBlock(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.head = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(7, 2)
+        self.stem = nn.Conv2d(2, 3, 3, padding=1)
+        self.head = nn.Linear(7, 2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(3 + 2 * k) for k in range(3))
         self.layers = nn.ModuleList(
             nn.Conv2d(3 + 2 * k, 2, 3, padding=1, bias=False) for k in range(2)

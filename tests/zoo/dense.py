@@ -14,8 +14,10 @@ class DeepSets(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.own, self.mean = nn.Linear(3, 5), nn.Linear(3, 5, bias=False)
-        self.own2, self.mean2 = nn.Linear(5, 4), nn.Linear(5, 4, bias=False)
+        self.own = nn.Linear(3, 5)
+        self.mean = nn.Linear(3, 5, bias=False)
+        self.own2 = nn.Linear(5, 4)
+        self.mean2 = nn.Linear(5, 4, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.own(x) + self.mean(x.mean(1, keepdim=True)))
@@ -35,9 +37,8 @@ class Triplane(nn.Module):
         coordinates = torch.stack([x[:, [0, 1]], x[:, [0, 2]], x[:, [1, 2]]]).unsqueeze(
             1
         )
-        features = F.grid_sample(
-            self.planes, coordinates, align_corners=True
-        )  # (3, 4, 1, n)
+        # (3, 4, 1, n)
+        features = F.grid_sample(self.planes, coordinates, align_corners=True)
         return self.mlp(features.sum(0).squeeze(1).T)
 
 
@@ -47,16 +48,12 @@ class Gated(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.up, self.gate, self.down = (
-            nn.Linear(4, 6),
-            nn.Linear(4, 6),
-            nn.Linear(6, 4),
-        )
+        self.up = nn.Linear(4, 6)
+        self.gate = nn.Linear(4, 6)
+        self.down = nn.Linear(6, 4)
         self.bilinear = nn.Bilinear(4, 4, 3)
-        self.raw, self.temperature = (
-            nn.Parameter(torch.randn(4, 4)),
-            nn.Parameter(torch.ones(())),
-        )
+        self.raw = nn.Parameter(torch.randn(4, 4))
+        self.temperature = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(F.silu(self.gate(x)) * self.up(x))
@@ -74,7 +71,8 @@ class Shared(nn.Module):
         self.stem = nn.Linear(3, 6)
         self.linear = nn.Linear(3, 4)
         self.conv = nn.Conv1d(4, 2, 3, padding=1)
-        self.hidden, self.out = nn.Linear(4, 3), nn.Linear(3, 2)
+        self.hidden = nn.Linear(4, 3)
+        self.out = nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, _ = x.shape
@@ -89,11 +87,10 @@ class Overlapping(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.out = nn.Linear(3, 6), nn.Linear(12, 2)
-        self.weight, self.bias = (
-            nn.Parameter(torch.randn(5, 6)),
-            nn.Parameter(torch.randn(5)),
-        )
+        self.stem = nn.Linear(3, 6)
+        self.out = nn.Linear(12, 2)
+        self.weight = nn.Parameter(torch.randn(5, 6))
+        self.bias = nn.Parameter(torch.randn(5))
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.stem(x))
@@ -108,11 +105,9 @@ class Siren(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.last = (
-            nn.Linear(2, 5),
-            nn.Linear(5, 4),
-            nn.Linear(4, 1),
-        )
+        self.first = nn.Linear(2, 5)
+        self.second = nn.Linear(5, 4)
+        self.last = nn.Linear(4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(torch.sin(3 * self.second(torch.sin(3 * self.first(x)))))
@@ -124,16 +119,15 @@ class VariationalAutoencoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder, self.mean, self.variance = (
-            nn.Linear(5, 4),
-            nn.Linear(4, 3),
-            nn.Linear(4, 3),
-        )
+        self.encoder = nn.Linear(5, 4)
+        self.mean = nn.Linear(4, 3)
+        self.variance = nn.Linear(4, 3)
         self.decoder = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = F.relu(self.encoder(x))
-        mean, log_variance = self.mean(x), self.variance(x)
+        mean = self.mean(x)
+        log_variance = self.variance(x)
         divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(
             -1
         )
@@ -208,10 +202,8 @@ class LowRank(nn.Module):
         self.stem = nn.Linear(3, 5)
         self.frozen = nn.Linear(5, 4).requires_grad_(False)
         self.out = nn.Linear(4, 2)
-        self.a, self.b = (
-            nn.Parameter(torch.randn(2, 5)),
-            nn.Parameter(torch.randn(4, 2)),
-        )
+        self.a = nn.Parameter(torch.randn(2, 5))
+        self.b = nn.Parameter(torch.randn(4, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
@@ -225,11 +217,9 @@ class Repeated(nn.Module):
 
     def __init__(self, times: int = 3, width: int = 4):
         super().__init__()
-        self.stem, self.out, self.times = (
-            nn.Linear(3, width),
-            nn.Linear(width, 2),
-            times,
-        )
+        self.stem = nn.Linear(3, width)
+        self.out = nn.Linear(width, 2)
+        self.times = times
         self.block = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 5), nn.GELU(), nn.Linear(5, width)
         )
@@ -283,11 +273,9 @@ class Dynamic(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.features, self.classes, self.out = (
-            nn.Linear(3, 5),
-            nn.Embedding(4, 5),
-            nn.Linear(5, 2),
-        )
+        self.features = nn.Linear(3, 5)
+        self.classes = nn.Embedding(4, 5)
+        self.out = nn.Linear(5, 2)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         x = self.features(inputs["features"]) + self.classes(inputs["class"])
@@ -300,7 +288,8 @@ class Complex(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.out = nn.Linear(3, 4), nn.Linear(5, 2)
+        self.stem = nn.Linear(3, 4)
+        self.out = nn.Linear(5, 2)
         self.weight = nn.Parameter(torch.randn(5, 4, dtype=torch.complex128))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -25,11 +25,10 @@ class States(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.rnn, self.cells = (
-            nn.LSTM(3, 4, num_layers=2, bidirectional=True),
-            nn.Linear(3, 16),
-        )
-        self.begin, self.head = nn.Parameter(torch.randn(4, 1, 4)), nn.Linear(16, 2)
+        self.rnn = nn.LSTM(3, 4, num_layers=2, bidirectional=True)
+        self.cells = nn.Linear(3, 16)
+        self.begin = nn.Parameter(torch.randn(4, 1, 4))
+        self.head = nn.Linear(16, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         begin = (
@@ -46,7 +45,8 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder, self.decoder = nn.GRU(3, 4, bias=False), nn.GRU(3, 4)
+        self.encoder = nn.GRU(3, 4, bias=False)
+        self.decoder = nn.GRU(3, 4)
         self.head = nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,12 +62,11 @@ class Cells(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.reader, self.norm = nn.LSTMCell(3, 4), nn.LayerNorm(4)
-        self.begin, self.writer, self.out = (
-            nn.Linear(4, 5),
-            nn.GRUCell(2, 5),
-            nn.Linear(5, 2),
-        )
+        self.reader = nn.LSTMCell(3, 4)
+        self.norm = nn.LayerNorm(4)
+        self.begin = nn.Linear(4, 5)
+        self.writer = nn.GRUCell(2, 5)
+        self.out = nn.Linear(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = cells = torch.zeros(len(x), 4, dtype=x.dtype)

@@ -110,14 +110,16 @@ class Mixer(nn.Module):
 
     def __init__(self, width: int = 4, places: int = 5):
         super().__init__()
-        self.first, self.norm = nn.Linear(3, width), nn.LayerNorm(width)
+        self.first = nn.Linear(3, width)
+        self.norm = nn.LayerNorm(width)
         self.tokens = nn.Sequential(
             nn.Linear(places, 6), nn.GELU(), nn.Linear(6, places)
         )
         self.channels = nn.Sequential(
             nn.Linear(width, 6), nn.GELU(), nn.Linear(6, width)
         )
-        self.gate, self.out = nn.Conv1d(places, places, 1), nn.Linear(width, 2)
+        self.gate = nn.Conv1d(places, places, 1)
+        self.out = nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -133,11 +135,9 @@ class Equilibrium(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("features", torch.randn(2, 3))
-        self.first, self.again, self.out = (
-            nn.Linear(6, 5),
-            nn.Linear(5, 5),
-            nn.Linear(5, 2),
-        )
+        self.first = nn.Linear(6, 5)
+        self.again = nn.Linear(5, 5)
+        self.out = nn.Linear(5, 2)
         self.unused = nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -43,9 +43,8 @@ class SirenSlopes(Siren):
 
     def __init__(self, widths: Sequence[int]):
         super().__init__(widths)
-        self.layers[-1].register_parameter(
-            "bias", None
-        )  # on which no derivative depends
+        # on which no derivative depends
+        self.layers[-1].register_parameter("bias", None)
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (n, 2); returns (n, 2)"""
@@ -173,6 +172,8 @@ class BagOfTrigrams(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """codes: (b, length) int64; returns (b, classes)"""
-        first, second, third = codes[:, :-2], codes[:, 1:-1], codes[:, 2:]
+        first = codes[:, :-2]
+        second = codes[:, 1:-1]
+        third = codes[:, 2:]
         trigrams = (first * 31 + second) * 31 + third
         return self.head(self.bag(trigrams % self.bag.num_embeddings))

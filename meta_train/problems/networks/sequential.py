@@ -178,7 +178,8 @@ class MixerBlock(nn.Module):
 
     def __init__(self, patches: int, width: int):
         super().__init__()
-        self.first_norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.first_norm = nn.LayerNorm(width)
+        self.second_norm = nn.LayerNorm(width)
         self.across_patches = _mixing(patches, 2 * patches)
         self.across_channels = _mixing(width, 2 * width)
 

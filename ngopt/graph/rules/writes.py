@@ -130,7 +130,8 @@ def _at_all_places(
     dims: of the places, side by side, in the shape of all; one in that of the new entries.
     """
     first, last = dims[0], dims[-1]
-    before, behind = shape[:first], shape[last + 1 :]
+    before = shape[:first]
+    behind = shape[last + 1 :]
     # new entries may lack dimensions
     axis = -1 - len(behind)
     some = new.shape[axis] if len(new.shape) >= -axis else 1

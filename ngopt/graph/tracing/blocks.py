@@ -380,7 +380,8 @@ def _stars(edges: Edges, nodes: Nodes) -> Iterator[Block]:
     for number in which.unique():
         own = pairs[:, which == number]
         for sources, targets in _stars_of_two_groups(own):
-            n_sources, n_targets = len(sources), len(targets)
+            n_sources = len(sources)
+            n_targets = len(targets)
             # of centers; these are at one end, so that one of the quotients is 1
             n = min(n_sources, n_targets)
             shape = (n, n_targets // n, n_sources // n)

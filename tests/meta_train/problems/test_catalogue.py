@@ -39,7 +39,8 @@ def initial_weights(problem, seed):
 
 def test_everything_follows_from_the_seed(problem):
     torch.manual_seed(1)
-    weights, batch = initial_weights(problem, 3), flat(problem.batch(3, 5))
+    weights = initial_weights(problem, 3)
+    batch = flat(problem.batch(3, 5))
     torch.manual_seed(2)
     assert torch.equal(initial_weights(problem, 3), weights)
     assert torch.equal(flat(problem.batch(3, 5)), batch)

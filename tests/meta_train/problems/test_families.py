@@ -25,7 +25,8 @@ def test_members_differ_and_repeat(family):
     shapes, sizes = set(), set()
     for seed in range(30):
         torch.manual_seed(seed)
-        model, again = family.init(seed), family.init(seed)
+        model = family.init(seed)
+        again = family.init(seed)
         for p, q in zip(model.parameters(), again.parameters(), strict=True):
             assert torch.equal(p, q)
         shapes.add(tuple(p.shape for p in model.parameters()))

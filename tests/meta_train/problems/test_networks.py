@@ -10,7 +10,8 @@ from meta_train.problems.networks.sequential import (
 
 def test_slopes_are_what_autograd_gives():
     torch.manual_seed(0)
-    siren, slopes = Siren((2, 8, 8, 1)).double(), SirenSlopes((2, 8, 8, 1)).double()
+    siren = Siren((2, 8, 8, 1)).double()
+    slopes = SirenSlopes((2, 8, 8, 1)).double()
     slopes.load_state_dict(siren.state_dict(), strict=False)
     points = torch.rand(5, 2, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(siren(points).sum(), points)
@@ -24,7 +25,8 @@ def test_slopes_are_what_autograd_gives():
 
 def test_linear_attention_is_attention_with_its_kernel():
     torch.manual_seed(0)
-    layer, x = LinearAttention(6, 2), torch.randn(1, 4, 6)
+    layer = LinearAttention(6, 2)
+    x = torch.randn(1, 4, 6)
     mixed = torch.zeros(4, 6)
     for head in (slice(0, 3), slice(3, 6)):
         q, k, v = (
@@ -48,7 +50,8 @@ def test_characters_see_only_those_before_them():
 
 def test_heads_of_attention_are_mixed_by_the_last_layer_only():
     torch.manual_seed(0)
-    layer, x = CausalAttention(6, 2), torch.randn(1, 4, 6)
+    layer = CausalAttention(6, 2)
+    x = torch.randn(1, 4, 6)
     layer.out = torch.nn.Identity()
     before = layer(x)
     with torch.no_grad():

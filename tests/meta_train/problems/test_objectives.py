@@ -22,8 +22,10 @@ def test_the_quantile_loss_by_hand():
 
 
 def test_the_evidence_bound_by_hand():
-    logits, images = torch.zeros(1, 4), torch.ones(1, 1, 2, 2)
-    mean, log_variance = torch.tensor([[1.0]]), torch.tensor([[0.5]])
+    logits = torch.zeros(1, 4)
+    images = torch.ones(1, 1, 2, 2)
+    mean = torch.tensor([[1.0]])
+    log_variance = torch.tensor([[0.5]])
     divergence = 0.5 * (1 + exp(0.5) - 1 - 0.5)
     loss = vae_loss((logits, mean, log_variance), images)
     assert loss.item() == pytest.approx(log(2) + divergence / 4)
@@ -32,7 +34,8 @@ def test_the_evidence_bound_by_hand():
 def test_the_contrastive_loss_by_hand():
     embeddings = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
     labels = torch.tensor([0, 0, 1])  # the third has nobody alike and does not count
-    alike, other = exp(1 / TEMPERATURE), exp(0.0)
+    alike = exp(1 / TEMPERATURE)
+    other = exp(0.0)
     expected = -log(alike / (alike + other))
     assert contrastive_loss(embeddings, labels).item() == pytest.approx(
         expected, abs=1e-6

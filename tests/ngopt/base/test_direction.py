@@ -32,7 +32,8 @@ def test_a_bias_is_adam_by_hand(total_steps, nesterov):
     config = SoapConfig(nesterov=nesterov, bias=0.7, epsilon=1e-3)
     linear = nn.Linear(3, 4, dtype=torch.float64)
     rule = Soap(config).bind(build_graph(linear), total_steps=total_steps)
-    p, x = linear.bias.detach().clone(), linear.bias.detach().clone().numpy()
+    p = linear.bias.detach().clone()
+    x = linear.bias.detach().clone().numpy()
     state = rule.init([linear.weight.detach(), p])
     m, v, size, average = 0.0, 0.0, 0.0, 0.0
     scale = 2.0 ** round(float((gradients(4, 8)[0].square().mean().sqrt()).log2()))

@@ -56,7 +56,8 @@ def texts(step, size=4):
 def training(model, inputs, params, rule, steps):
     """Parameters after training with gradients of the network itself: few examples, low rank."""
     names = [name for name, _ in model.named_parameters()]
-    state, hyper = rule.init(params), Hyper([1.0] * len(params), [1.0] * len(params))
+    state = rule.init(params)
+    hyper = Hyper([1.0] * len(params), [1.0] * len(params))
     for step in range(steps):
         params = [p.detach().requires_grad_() for p in params]
         x = inputs(step)

@@ -57,10 +57,11 @@ class TestModes:
         found = found_layouts(Attention(), tokens())
         packed = the_one(found["layer.self_attn.in_proj_weight"])
         assert packed.shape == (1, 24, 1, 8)
+        # q, k, v of two heads; one input
         assert packed.modes == (
             Rows(6, 4),
             Channels(1, 8),
-        )  # q, k, v of two heads; one input
+        )
         assert the_one(found["layer.linear2.weight"]).modes == (
             Rows(1, 8),
             Channels(1, 12),

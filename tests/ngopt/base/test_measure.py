@@ -45,9 +45,8 @@ def follow(gradients, clip=10.0):
 def test_the_scale_is_the_power_of_two_nearest_to_the_first_gradient(dtype, power):
     grad = torch.tensor([[3.0, -3.0], [3.0, 3.0]], dtype=dtype) * 2.0**power
     (found,) = follow([grad])
-    assert found.scale == 2.0 ** (
-        power + 2
-    )  # 3 is nearer to 4 on the logarithmic scale
+    # 3 is nearer to 4 on the logarithmic scale
+    assert found.scale == 2.0 ** (power + 2)
     assert found.multiplier == 2.0 ** -(power + 2)
     assert found.size == pytest.approx((1 - SIZE_DECAY) * 9 / 16)
     assert found.mean_square == pytest.approx(9 / 16)

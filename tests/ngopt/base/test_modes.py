@@ -65,7 +65,8 @@ def test_factors(mode):
 
 def test_rotations(mode):
     basis = some_bases(mode)
-    x, q = unfolded(mode, values()), per_part(mode, basis)
+    x = unfolded(mode, values())
+    q = per_part(mode, basis)
     expected = folded(mode, torch.einsum("gpij,gpir->gpjr", q, x))
     torch.testing.assert_close(mode.rotate(values(), basis), expected)
     torch.testing.assert_close(mode.rotate(expected, basis.mT), values())

@@ -115,9 +115,8 @@ def test_signals_by_hand():
     deltas, state = update_all(
         rule, grads, rule.init(params), params, Hyper([1.0] * 2, [0.0] * 2)
     )
-    bias = state[1]["signals"][
-        0
-    ]  # the first direction of a vector is its gradient's sign
+    # the first direction of a vector is its gradient's sign
+    bias = state[1]["signals"][0]
     assert bias[0] == pytest.approx(3 / 10**0.5, rel=1e-4)
     assert bias[2] == pytest.approx(
         (deltas[1].norm() / params[1].norm()).item(), rel=1e-4

@@ -73,7 +73,8 @@ def test_directions_and_state_are_those_of_the_pure_update(layouts):
 
 def test_state_that_was_replaced_is_read_anew():
     torch.manual_seed(0)
-    shape, layout = torch.Size((1, 5, 1, 3)), LAYOUTS[0]
+    shape = torch.Size((1, 5, 1, 3))
+    layout = LAYOUTS[0]
     records = [init_direction(torch.zeros(shape), [layout], torch.float64)]
     batch = Batch([shape], [[layout]], torch.device("cpu"))
 

@@ -32,11 +32,9 @@ class Reference:
 
     def __init__(self, config, rows, columns):
         self.config, self.t = config, 0
-        self.m, self.v, self.size = (
-            np.zeros((rows, columns)),
-            np.zeros((rows, columns)),
-            0.0,
-        )
+        self.m = np.zeros((rows, columns))
+        self.v = np.zeros((rows, columns))
+        self.size = 0.0
         self.factors = [np.zeros((n, n)) for n in (rows, columns)]
         self.bases = [np.eye(n) for n in (rows, columns)]
 
@@ -80,10 +78,12 @@ def test_a_matrix_is_the_reference(shape):
     torch.manual_seed(0)
     linear = nn.Linear(shape[1], shape[0], bias=False, dtype=torch.float64)
     rule = Soap(config).bind(build_graph(linear), total_steps=40)
-    p, x = linear.weight.detach().clone(), linear.weight.detach().numpy().copy()
+    p = linear.weight.detach().clone()
+    x = linear.weight.detach().numpy().copy()
     usual = (3 * shape[1]) ** -0.5
     gain = 1.25 * min((shape[1] / 64) ** -0.5, 1)
-    state, reference = rule.init([p]), Reference(config, *shape)
+    state = rule.init([p])
+    reference = Reference(config, *shape)
     for t, g in enumerate(gradients(30, *shape)):
         (delta,), state = update_all(
             rule, [g], state, [p], constant(1, lr=0.5, weight_decay=2.0)
@@ -218,7 +218,8 @@ class TestPureCore:
         """The schedule goes by the training's steps also where the older parameters are absent."""
         steps = {}
         for absent in (False, True):
-            old, new = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+            old = nn.Parameter(torch.ones(3))
+            new = nn.Parameter(torch.ones(3))
             opt = NGOptimizer([old])
             for _ in range(150):
                 old.grad = torch.ones(3)

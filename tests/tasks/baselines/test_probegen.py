@@ -41,7 +41,8 @@ def test_images_have_the_shape_of_the_inputs(shape):
 
 
 def test_networks_of_other_inputs_or_outputs_are_refused():
-    points, images = siren_stack(2, 5, 1), random_stack(cnn_architecture())
+    points = siren_stack(2, 5, 1)
+    images = random_stack(cnn_architecture())
     with pytest.raises(ValueError, match=r"\(2,\) and 1 outputs; got \(2,\) and 3"):
         probegen(points.architecture)(siren_stack(2, 5, 3))
     message = r"probegen: expected networks of inputs \(2,\) and 1 outputs; got \(1, 5, 6\) and 2"

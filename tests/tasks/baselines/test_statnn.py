@@ -27,7 +27,8 @@ def test_quantiles_are_those_of_torch(n):
 
 
 def test_more_tensors_than_in_training_are_refused():
-    flat, deep = siren_stack(2, 5, 1), siren_stack(2, 5, 4, 1)
+    flat = siren_stack(2, 5, 1)
+    deep = siren_stack(2, 5, 4, 1)
     model = StatNN([flat.architecture], 3, StatNNConfig()).double()
     message = "statnn: expected networks of at most 4 parameters; got 6"
     with pytest.raises(ValueError, match=message):

@@ -117,10 +117,8 @@ def test_updates_move_with_hidden_neurons(name, stack):
 @torch.no_grad()
 def test_updates_of_an_mlp_do_not_move_with_hidden_neurons(stack):
     model = fitted("mlp", stack, edits=True)
-    found, expected = (
-        model.updates(moved_stack(stack)),
-        moved(stack, model.updates(stack)),
-    )
+    found = model.updates(moved_stack(stack))
+    expected = moved(stack, model.updates(stack))
     assert any(map(far, found, expected))
 
 
@@ -234,7 +232,8 @@ def test_what_is_not_tied_reads_networks_of_several_architectures(name):
 
 @pytest.mark.parametrize("name", TIED)
 def test_what_is_tied_says_so(name):
-    stack, other = siren_stack(2, 5, 4, 1), siren_stack(2, 6, 4, 1)
+    stack = siren_stack(2, 5, 4, 1)
+    other = siren_stack(2, 6, 4, 1)
     message = rf"{name}: is tied .* expected parameters layers.0.weight \(5, 2\).*; got .* \(6, 2\)"
     with pytest.raises(ValueError, match=message):
         fitted(name, stack, other)
@@ -274,7 +273,8 @@ class Tanh(Siren):
 
 @pytest.mark.parametrize("name", TIED)
 def test_what_is_tied_reads_networks_with_other_activations(name):
-    sines, other = siren_stack(2, 4, 4, 1), other_architecture(Tanh)
+    sines = siren_stack(2, 4, 4, 1)
+    other = other_architecture(Tanh)
     model = fitted(name, sines, random_stack(other))
     assert torch.equal(model(sines), model(sines._replace(architecture=other)))
 

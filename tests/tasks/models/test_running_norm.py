@@ -5,7 +5,8 @@ from tasks.models.running_norm import EPSILON, MOMENTUM, RunningNorm
 
 def test_at_first_batches_count_alike():
     torch.manual_seed(0)
-    norm, batches = RunningNorm(3).double(), torch.randn(4, 6, 3, dtype=torch.float64)
+    norm = RunningNorm(3).double()
+    batches = torch.randn(4, 6, 3, dtype=torch.float64)
     for batch in batches:
         norm(batch)
     torch.testing.assert_close(norm.mean, batches.mean((0, 1)))
@@ -30,7 +31,8 @@ def test_later_ones_count_for_a_share_and_old_averages_fade():
 
 def test_one_network_may_be_a_batch_and_what_is_said_of_it_depends_on_no_others():
     torch.manual_seed(0)
-    norm, batch = RunningNorm(3), torch.randn(5, 3)
+    norm = RunningNorm(3)
+    batch = torch.randn(5, 3)
     norm(batch)
     assert norm(batch[:1]).isfinite().all()
     norm.eval()

@@ -21,7 +21,8 @@ def _seeded():
 
 
 def test_every_tensor_has_mean_0_and_std_1_over_all_that_it_was_fitted_to():
-    some, others = stack(2, 5, 4, 1), stack(2, 5, 4, 1, count=7)
+    some = stack(2, 5, 4, 1)
+    others = stack(2, 5, 4, 1, count=7)
     standardise = Standardise(some.architecture)
     standardise.fit(iter([some, others]))
     for pair in zip(standardise(some), standardise(others), strict=True):
@@ -34,7 +35,8 @@ def test_one_number_for_a_tensor_so_that_neurons_may_still_change_places():
     some = stack(2, 5, 4, 1)
     standardise = Standardise(some.architecture)
     standardise.fit([some])
-    weight, found = some.params[2], standardise(some)[2]
+    weight = some.params[2]
+    found = standardise(some)[2]
     slope = (found[0, 0, 0] - found[1, 2, 3]) / (weight[0, 0, 0] - weight[1, 2, 3])
     torch.testing.assert_close(found, (weight - weight.mean()) * slope)
 
@@ -53,7 +55,8 @@ def test_what_never_differs_becomes_zero():
 
 
 def test_other_parameters_are_refused():
-    deep, flat = stack(2, 5, 4, 1), stack(2, 5, 1)
+    deep = stack(2, 5, 4, 1)
+    flat = stack(2, 5, 1)
     message = "expected networks with parameters .*layers.2.bias; got .*layers.1.bias$"
     with pytest.raises(ValueError, match=message):
         Standardise(deep.architecture)(flat)
@@ -67,10 +70,12 @@ def test_without_networks_there_is_no_fit():
 
 
 def test_of_several_architectures_parameters_of_a_kind_share_their_statistics():
-    deep, flat = stack(2, 5, 4, 3, 1), stack(2, 7, 1)
+    deep = stack(2, 5, 4, 3, 1)
+    flat = stack(2, 7, 1)
     standardise = Standardise()
     standardise.fit([deep, flat])
-    deeps, flats = standardise(deep), standardise(flat)
+    deeps = standardise(deep)
+    flats = standardise(flat)
     # the two hidden weights, and those that read inputs
     hidden, inputs = [deeps[2], deeps[4]], [deeps[0], flats[0]]
     biases = [deeps[1], deeps[3], deeps[5], flats[1]]
@@ -81,7 +86,8 @@ def test_of_several_architectures_parameters_of_a_kind_share_their_statistics():
 
 
 def test_a_kind_that_was_not_there_takes_the_statistics_of_all():
-    deep, flat = stack(2, 5, 4, 1), stack(2, 5, 1)
+    deep = stack(2, 5, 4, 1)
+    flat = stack(2, 5, 1)
     standardise = Standardise()
     standardise.fit([flat])
     everything = torch.cat([p.flatten() for p in flat.params])

@@ -100,7 +100,8 @@ def test_a_batch_norm_has_no_buffers_and_takes_the_batch_in_training_and_after()
 
 def test_dropout_is_for_training_alone():
     description = {key: value for key, value in WILD.items() if key != "kind"}
-    model, without = Cnn(**description, dropout=0.5), Cnn(**description)
+    model = Cnn(**description, dropout=0.5)
+    without = Cnn(**description)
     without.load_state_dict(model.state_dict())
     images = torch.randn(2, 1, 32, 32)
     assert not torch.allclose(model(images), without(images))
