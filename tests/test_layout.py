@@ -106,7 +106,7 @@ print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matp
 GRAPH = ROOT / "ngopt" / "graph"
 LAYERS = """
 functions pieces summary core sharding topology edge_list order flattened_maps interop usage
-matrices activation_symmetry parameter_graph infer sequential layout figure draw
+matrices activation_symmetry parameter_graph infer sequential grid layout figure draw
 tracing tracing.capture tracing.elements tracing.values tracing.nodes tracing.edges tracing.blocks
 tracing.writes tracing.tracer tracing.finish
 rules.registry rules.places rules.pairs rules.complex_numbers rules.parameters rules.entrywise

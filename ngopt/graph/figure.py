@@ -16,15 +16,8 @@ from matplotlib.path import Path
 from torch import Tensor
 
 from ngopt.graph.core import EdgeBlock, NeuralGraph
-from ngopt.graph.layout import (
-    BOX_HEIGHT,
-    BOX_WIDTH,
-    Note,
-    Point,
-    Wire,
-    arrange,
-    condense,
-)
+from ngopt.graph.grid import BOX_HEIGHT, BOX_WIDTH, Point, Wire
+from ngopt.graph.layout import Note, arrange, condense
 from ngopt.graph.summary import counted, incoming, shorten, slot_text
 
 FILLS = {  # kind of group -> colour inside and of the border
