@@ -39,6 +39,8 @@ class Config:
     """Budget of each training, of a core."""
     batch: int = 32
     """Networks of a step."""
+    trainer: str = "ngopt"
+    """Of all models: ngopt or adamw."""
     compiled: bool = False
     """Compile the training steps of ours."""
     seeds: int = 3
@@ -82,7 +84,9 @@ def trainings(config: Config) -> Iterator[Training]:
                 config.folder,
                 f"{row.label.replace(', ', '-').replace(' ', '-')}-{seed}",
             )
-            training = TrainingConfig(config.minutes, config.batch, seed=seed)
+            training = TrainingConfig(
+                config.minutes, config.batch, config.trainer, seed=seed
+            )
             common = {
                 "data": config.data,
                 "folder": str(folder),
@@ -116,8 +120,8 @@ def report(config: Config) -> None:
     write_json(Path(config.folder, "table.json"), found)
     print("\n".join(align(header, body)))
     print(
-        f"{config.minutes:g} minutes of a core each, on {config.data}; published figures are of "
-        f"other data."
+        f"{config.minutes:g} minutes of a core each with {config.trainer}, on {config.data}; "
+        f"published figures are of other data."
     )
 
 
