@@ -40,7 +40,7 @@ from meta_train.weighted import (
 )
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.learned import LearnedOptimizer
-from ngopt.metanet_rule import MetanetRule
+from ngopt.metanet_rule import CONTEXT, MetanetRule
 from ngopt.models import Metanet
 from ngopt.pretrained import load_pretrained
 
@@ -79,20 +79,34 @@ class _Update(NamedTuple):
     grads: Sequence[Tensor | None]
     state: list[Record]
     params: list[Tensor]
-    deltas: Sequence[Tensor | None] | None
+    followed: _Followed | None
+
+
+class _Followed(NamedTuple):
+    """What autograd knows of an update.
+
+    heard, said: what the neural graph said of the parameters, as it was kept and as it is now.
+    """
+
+    deltas: Sequence[Tensor | None]
+    records: list[Record]
+    heard: dict[int, Tensor]
+    said: dict[int, Tensor]
 
 
 class TBPTT:
     """First-order truncated back-propagation through time.
 
-    Gradients and parameter-valued features count as constants. The meta-loss is the mean over
+    Gradients and parameter-valued features count as constants; what the neural graph said, and is
+    kept for several updates, does not. The meta-loss is the mean over
     t = 1 ... T of min(L_t, loss_limit), where L_t is the loss at params_t on the batch of step t;
     with `tail` < 1 only the last share of the truncation counts. With params_{t+1} =
     (1 - c_t) params_t + u_t and w_t the weight of a loss in the mean, the adjoint is
     lambda_t = w_t g_t + (1 - c_t) lambda_{t+1}, and the meta-gradient the sum of
     <lambda_{t+1}, du_t / dtheta>: one backward pass per update, in memory that holds the inputs of
     T updates and the autograd graphs of the last few (`followed_updates`, one for a large network);
-    the others are computed again. total_steps: the horizon of the inner training.
+    the others are computed again. What was said has an adjoint of its own, back to the update that
+    looked at the graph. total_steps: the horizon of the inner training.
 
     loss_limit: of all, or of each, (*count).
 
@@ -126,16 +140,15 @@ class TBPTT:
         loss, grads, buffers = task.gradient(state)
         for t in range(steps):
             contractions.append(self._contraction(bound, state.step))
-            is_followed = t >= steps - followed
-            with torch.set_grad_enabled(is_followed):
-                deltas, records = update_all(
-                    rule, grads, state.state, state.params, hyper
-                )
-            updates.append(
-                _Update(
-                    grads, state.state, state.params, deltas if is_followed else None
-                )
-            )
+            seen = grads, state.state, state.params
+            if t >= steps - followed:
+                update = _followed(rule, *seen, hyper)
+                deltas, records = update.deltas, update.records
+                updates.append(_Update(*seen, update))
+            else:
+                with torch.no_grad():
+                    deltas, records = update_all(rule, *seen, hyper)
+                updates.append(_Update(*seen, None))
             state = detached(moved(state, deltas, records, buffers))
             loss, grads, buffers = task.gradient(state)
             losses.append(loss.clamp(max=self.loss_limit))
@@ -182,6 +195,7 @@ class TBPTT:
         """
         total = [torch.zeros_like(w) for w in weights]
         adjoint = [torch.zeros_like(p) for p in updates[-1].params]
+        waiting: dict[int, Tensor] = {}  # the adjoint of what was said
         rows = list(zip(updates, after, share, [*contractions[1:], 1.0], strict=True))
         for update, ahead, part, contraction in reversed(rows):
             adjoint = [_times(contraction, a) for a in adjoint]
@@ -189,20 +203,59 @@ class TBPTT:
                 a if g is None else a + _times(part, g)
                 for a, g in zip(adjoint, ahead, strict=True)
             ]
-            deltas = update.deltas
-            if deltas is None:
-                deltas, _ = update_all(
-                    rule, update.grads, update.state, update.params, hyper
-                )
-            pairs = [
-                (d, a) for d, a in zip(deltas, adjoint, strict=True) if d is not None
-            ]
-            outputs, cotangents = zip(*pairs, strict=True)
-            found = torch.autograd.grad(outputs, weights, cotangents, allow_unused=True)
+            *seen, followed = update
+            followed = followed or _followed(rule, *seen, hyper)
+            found, waiting = _pulled_back(followed, weights, adjoint, waiting)
             total = [
                 t if f is None else t + f for t, f in zip(total, found, strict=True)
             ]
         return total
+
+
+def _followed(
+    rule: UpdateRule,
+    grads: Sequence[Tensor | None],
+    state: Sequence[Record],
+    params: Sequence[Tensor],
+    hyper: Hyper,
+) -> _Followed:
+    """An update as a function of the weights and of what is kept of the graph."""
+    heard = {
+        i: record[CONTEXT].detach().requires_grad_()
+        for i, record in enumerate(state)
+        if CONTEXT in record
+    }
+    given = list(state)
+    for i, value in heard.items():
+        given[i] = {**state[i], CONTEXT: value}
+    with torch.enable_grad():
+        deltas, records = update_all(rule, grads, given, params, hyper)
+    said = {i: records[i][CONTEXT] for i in heard}
+    return _Followed(deltas, records, heard, said)
+
+
+def _pulled_back(
+    update: _Followed,
+    weights: Sequence[Tensor],
+    adjoint: Sequence[Tensor],
+    waiting: dict[int, Tensor],
+) -> tuple[Sequence[Tensor | None], dict[int, Tensor]]:
+    """Derivatives by the weights, and by what was heard; None, or left out, where there are none.
+
+    adjoint, waiting: of the parameters, and of what was said, behind the update.
+    """
+    pairs = [
+        (delta, own)
+        for delta, own in zip(update.deltas, adjoint, strict=True)
+        if delta is not None
+    ]
+    pairs += [(update.said[i], own) for i, own in waiting.items()]
+    outputs, cotangents = zip(*pairs, strict=True)
+    inputs = [*weights, *update.heard.values()]
+    found = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
+    of_heard = zip(update.heard, found[len(weights) :], strict=True)
+    known = {i: value for i, value in of_heard if value is not None}
+    return found[: len(weights)], known
 
 
 class SecondOrderTBPTT(TBPTT):
@@ -345,6 +398,9 @@ class Imitation:
         total = [torch.zeros_like(w) for w in weights]
         hyper = task.hyper()
         losses, inner_losses = [], []
+        # what the graph said is kept for several updates, which are differentiated together
+        window: list[Tensor] = []
+        every = trained_metanet(learned).graph_every
         inner, records = state
         for _ in range(steps):
             inner_loss, grads, buffers = task.gradient(inner)
@@ -358,17 +414,17 @@ class Imitation:
                     student, grads, inner.state, inner.params, hyper
                 )
                 loss = _distance(found, wanted)
-            some = torch.autograd.grad(loss, weights, allow_unused=True)
-            total = [
-                t if g is None else t + g / steps
-                for t, g in zip(total, some, strict=True)
-            ]
+            window.append(loss)
             losses.append(loss.detach())
-            params = [
-                p if u is None else p + u
-                for p, u in zip(inner.params, wanted, strict=True)
-            ]
-            inner = detached(Inner(params, buffers, own, inner.step + 1))
+            inner = moved(inner, wanted, own, buffers)
+            if inner.step % every == 0 or len(losses) == steps:
+                some = torch.autograd.grad(sum(window), weights, allow_unused=True)
+                total = [
+                    t if g is None else t + g / steps
+                    for t, g in zip(total, some, strict=True)
+                ]
+                window = []
+                inner = detached(inner)
         means = (torch.stack(some).mean() for some in (losses, inner_losses))
         return Estimate(parameters_to_vector(total), *means), Imitated(inner, records)
 

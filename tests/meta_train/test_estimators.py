@@ -6,7 +6,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from meta_train.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
 from meta_train.stack import Stack, stacked
-from meta_train.unroll import Inner, Task, apply_update, unroll
+from meta_train.unroll import Inner, Task, apply_update, moved, unroll
+from ngopt.functional import update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
 from ngopt.models import METANETS, FeedForward
@@ -71,6 +72,28 @@ def test_adjoint_equals_autograd_with_detached_features(
     torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
     assert expected.norm() > 1e-4
     assert state.step == 5
+
+
+@pytest.mark.parametrize("name", ["lstm", "ng-gnn", "ng-t"])
+@pytest.mark.parametrize("followed", [7, 2])
+def test_what_the_graph_said_has_an_adjoint_over_all_steps_that_use_it(
+    name, followed, monkeypatch
+):
+    torch.manual_seed(0)
+    monkeypatch.setattr(
+        "meta_train.estimators.followed_updates", lambda metanet, graph: followed
+    )
+    task = Task(Regression(), seed=1)
+    metanet = metanet_for(name, task.graph).reconfigured(graph_every=3)
+    learned = learned_from(metanet)
+    estimator = TBPTT()
+    found, _ = estimator.estimate(task, learned, estimator.start(task, learned), 7)
+    _, expected = by_autograd(task, learned, 7, 0.0)
+    error = (found.meta_gradient - expected).norm()
+    # what is said is bfloat16, and so are sums of its derivatives
+    assert error < 0.01 * expected.norm()
+    graph = [p.numel() for n, p in metanet.named_parameters() if "head" not in n]
+    assert expected[: sum(graph)].norm() > 1e-5
 
 
 def test_adjoint_of_a_training_that_cools_down():
@@ -227,6 +250,35 @@ class TestImitation:
             expected.item(), rel=1e-4
         )
         assert after.inner.step == 3
+
+    def test_what_the_graph_said_is_learned_from_in_all_steps_that_use_it(self):
+        torch.manual_seed(0)
+        task = Task(Regression(), seed=1)
+        metanet = metanet_for("ng-gnn", task.graph).reconfigured(graph_every=3)
+        learned = learned_from(metanet)
+        estimator = Imitation(20)
+        start = estimator.start(task, learned)
+        found, _ = estimator.estimate(task, learned, start, 5)
+
+        student = learned.bind(task.graph, 20)
+        teacher = estimator.teacher.bind(task.graph, 20)
+        inner, records = start
+        losses = []
+        for _ in range(5):
+            _, grads, buffers = task.gradient(inner)
+            now = inner.params, task.hyper()
+            wanted, records = update_all(teacher, grads, records, *now)
+            deltas, state = update_all(student, grads, inner.state, *now)
+            pairs = zip(deltas, wanted, strict=True)
+            errors = [(u - v).square().sum() / v.square().sum() for u, v in pairs]
+            losses.append(torch.stack(errors).mean())
+            inner = moved(inner, wanted, state, buffers)
+        mean = torch.stack(losses).mean()
+        weights = list(metanet.parameters())
+        expected = torch.autograd.grad(mean, weights, materialize_grads=True)
+        difference = found.meta_gradient - parameters_to_vector(expected)
+        # what is said is bfloat16, and so are sums of its derivatives
+        assert difference.norm() < 0.01 * parameters_to_vector(expected).norm()
 
     def test_the_trajectory_is_the_teachers(self):
         task = Task(Regression(), seed=1)
