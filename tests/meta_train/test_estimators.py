@@ -61,7 +61,7 @@ def test_adjoint_equals_autograd_with_detached_features(
 ):
     torch.manual_seed(0)
     monkeypatch.setattr(
-        "meta_train.estimators.followed_updates", lambda metanet, graph: followed
+        "meta_train.estimators.tbptt.followed_updates", lambda metanet, graph: followed
     )
     task = Task(Regression(), seed=1)
     learned = learned_from(metanet_for(name, task.graph))
@@ -81,7 +81,7 @@ def test_what_the_graph_said_has_an_adjoint_over_all_steps_that_use_it(
 ):
     torch.manual_seed(0)
     monkeypatch.setattr(
-        "meta_train.estimators.followed_updates", lambda metanet, graph: followed
+        "meta_train.estimators.tbptt.followed_updates", lambda metanet, graph: followed
     )
     task = Task(Regression(), seed=1)
     metanet = metanet_for(name, task.graph).reconfigured(graph_every=3)

@@ -1,0 +1,85 @@
+"""Evolution strategies, persistent or not."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector
+
+from meta_train.estimators.estimate import Estimate, tail_length, times, weighted
+from meta_train.unroll import Inner, Optimizees, Task, apply_update
+from meta_train.weighted import as_weights, trained_metanet
+from ngopt.functional import UpdateRule
+from ngopt.learned import LearnedOptimizer
+
+
+class PESState(NamedTuple):
+    """positive, negative: the antithetic pair of inner trainings. perturbation:
+    their sum so far."""
+
+    positive: Inner
+    negative: Inner
+    perturbation: Tensor
+
+
+class PES:
+    """Persistent evolution strategies with one antithetic pair (Vicol et al. 2021, Eq. 10).
+
+    Every truncation draws a perturbation of the meta-parameters, epsilon ~ N(0, sigma^2); the
+    losses of the pair are weighed with the sum of all perturbations since the inner training began,
+    which makes the estimate unbiased over the whole of it. Without that sum (`persistent=False`) it
+    is truncated ES, which is biased. A truncation as long as the inner training makes it plain
+    antithetic ES. Meta-losses are those of `TBPTT`.
+    """
+
+    def __init__(
+        self,
+        sigma: float = 0.01,
+        weight_decay: float = 0.0,
+        loss_limit: float | Tensor = float("inf"),
+        tail: float = 1.0,
+        persistent: bool = True,
+        total_steps: int | None = None,
+    ):
+        self.sigma, self.weight_decay, self.loss_limit = sigma, weight_decay, loss_limit
+        self.tail, self.persistent, self.total_steps = tail, persistent, total_steps
+
+    def start(self, task: Task, learned: LearnedOptimizer) -> PESState:
+        inner = task.start(learned.bind(task.graph, self.total_steps))
+        theta = parameters_to_vector(trained_metanet(learned).parameters())
+        return PESState(inner, inner, torch.zeros_like(theta.detach()))
+
+    def estimate(
+        self, task: Optimizees, learned: LearnedOptimizer, state: PESState, steps: int
+    ) -> tuple[Estimate, PESState]:
+        metanet = trained_metanet(learned)
+        bound = learned.bind(task.graph, self.total_steps)
+        theta = parameters_to_vector(metanet.parameters()).detach()
+        drawn = task.normal(state.positive.step, len(theta), theta.dtype)
+        noise = self.sigma * drawn.to(theta.device)
+        total = state.perturbation + noise if self.persistent else noise
+        rules = [
+            weighted(bound, task, learned, as_weights(theta + side, metanet))
+            for side in (noise, -noise)
+        ]
+        plus, positive = self._run(task, rules[0], state.positive, steps)
+        minus, negative = self._run(task, rules[1], state.negative, steps)
+        slope = (plus - minus) / (2 * self.sigma**2)
+        mean = 0.5 * (plus + minus)
+        estimate = Estimate(times(slope, total), mean, mean)
+        return estimate, PESState(positive, negative, total)
+
+    @torch.no_grad()
+    def _run(
+        self, task: Optimizees, rule: UpdateRule, inner: Inner, steps: int
+    ) -> tuple[Tensor, Inner]:
+        """Mean of the clamped losses after each update of the tail."""
+        hyper, losses = task.hyper(self.weight_decay), []
+        loss, grads, buffers = task.gradient(inner)
+        for _ in range(steps):
+            inner = apply_update(inner, grads, buffers, rule, hyper)
+            loss, grads, buffers = task.gradient(inner)
+            losses.append(loss.clamp(max=self.loss_limit))
+        return torch.stack(losses[-tail_length(steps, self.tail) :]).mean(0), inner
