@@ -61,6 +61,11 @@ Found = dict[str, dict[int, list[Record]]]
 def run(config: Config) -> None:
     folder = Path(config.folder)
     learned = load_pretrained(config.weights)
+    if not trained_metanet(learned).d_context:
+        raise ValueError(
+            f"weights '{config.weights}': expected a metanet that sees the graph; got "
+            f"'{trained_metanet(learned).name}'"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     found = measure(config, learned, folder)
     best = chosen(found[config.problems[0]])
@@ -136,7 +141,10 @@ def chosen(by_k: Mapping[int, Sequence[Record]]) -> int:
 
 
 def accuracies(records: Sequence[Record], split: str) -> list[float]:
-    """Of each run, per cent."""
+    """Of each run, per cent. Raises ValueError if a problem has none."""
+    odd = [r["run"]["problem"] for r in records if r[split]["accuracy"] is None]
+    if odd:
+        raise ValueError(f"problems: expected an accuracy; '{odd[0]}' has none")
     return [100 * record[split]["accuracy"] for record in records]
 
 

@@ -160,6 +160,8 @@ def compare(config: Config) -> Leaderboard:
                 lr = choose_lr(tuning.get((problem, spec.name), []))
                 plans += plan_evaluation(problem, spec, lr, config)
             records |= _grouped(run_all(plans))
+    if not records:
+        raise ValueError(f"optimizers: expected some that fit: {' '.join(refusals)}")
     board = replace(judge(records, tuning, config.groups()), refusals=refusals)
     write_report(folder, config, board)
     return board

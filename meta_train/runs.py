@@ -3,6 +3,7 @@ so that no finished run is repeated."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import multiprocessing
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from meta_train.optimizers import OptimizerSpec, load_optimizer
@@ -122,12 +125,19 @@ def execute(
 ) -> list[Record]:
     """The records of all runs, in their order; those that `folder` holds are read, the others made.
 
-    folder: of one file for each problem, a record a line.
+    folder: of one file for each problem, a record a line; those of a problem of your own that has
+    changed since are made again.
     processes: with more than one, runs are spread over spawned processes of one thread each.
     """
     folder.mkdir(parents=True, exist_ok=True)
     records = read_records(folder, runs)
-    pending = [run for run in runs if run not in records]
+    digests = {name: problem_digest(name) for name in {run.problem for run in runs}}
+    pending = [
+        run
+        for run in runs
+        if run not in records
+        or records[run].get("problem_digest") != digests[run.problem]
+    ]
     bar.update(len(runs) - len(pending))
     if processes > 1 and pending:
         _execute_in_processes(pending, folder, processes, bar)
@@ -157,6 +167,24 @@ def read_records(folder: Path, runs: Iterable[Run]) -> dict[Run, Record]:
     }
     # records from before a field was there have its default
     return {run: {**record, "run": asdict(run)} for run, record in found.items()}
+
+
+@cache
+def problem_digest(name: str) -> str | None:
+    """By which a problem of your own is known again: its network, its batches and first loss.
+
+    None for those that have a name here.
+    """
+    if ":" not in name:
+        return None
+    problem = load_problem(name)
+    model, batch = problem.init(0), problem.batch(0, 0)
+    shapes = [(key, list(p.shape)) for key, p in model.named_parameters()]
+    sizes = [list(x.shape) for x in tree_leaves(batch) if isinstance(x, torch.Tensor)]
+    with seeded(0), torch.no_grad():
+        loss = problem.loss(model, batch).item()
+    told = json.dumps([shapes, sizes, problem.steps, f"{loss:.3g}"])
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def record_path(folder: Path, run: Run) -> Path:
@@ -240,6 +268,7 @@ def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> R
     metrics = {split: training.measure(split) for split in splits}
     return {
         "run": asdict(training.run),
+        "problem_digest": problem_digest(training.run.problem),
         **{
             split: m._asdict() | {"loss": finite(m.loss)}
             for split, m in metrics.items()

@@ -4,8 +4,9 @@
 A trial (Optuna, TPE) meta-trains with sizes of the metanet, outer learning rate, weight decay and
 number of outer steps of its own, chooses the output gain over whole runs, and scores by validation
 accuracy on FashionMNIST, which alone chooses. Every trial is kept in the folder's journal, with its
-weights in `trial-N/`; the same command goes on, also in several shells at a time. The best weights
-are written to `best.safetensors`, all trials to `trials.json`.
+weights in `trial-N/`; the same command goes on, also in several shells at a time, and gives up a
+trial whose process has ended. The best weights are written to `best.safetensors`, all trials to
+`trials.json`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from meta_train import sweep, train
-from meta_train.trials import open_study, write_trials
+from meta_train.trials import claim, open_study, write_trials
 from ngopt.models import METANETS
 from tasks.common import cli
 from tasks.common.text_tables import align
@@ -31,9 +32,11 @@ from tasks.common.text_tables import align
 WIDTHS, LAYERS, OUTPUTS = (16, 24, 32, 48, 64), (1, 2, 3, 4), (4, 8, 16)
 HIDDEN = (16, 32, 64)
 LRS, WEIGHT_DECAYS = (3e-5, 1e-3), (1e-6, 1e-2)
-# What names of problems have whose data is CIFAR-10: "c" and the side of the images,
-# or of the network.
-CIFAR = re.compile(r"(^|-)c\d+(-|$)")
+# What names of problems have whose data is FashionMNIST, which alone chooses: "fm", and perhaps the
+# side of the images.
+FASHION = re.compile(r"(^|-)fm\d*(-|$)")
+# Settings on which no trial depends.
+NO_MATTER = "trials", "folder"
 HEADER = ["trial", "validation accuracy %", "gain", "numbers"]
 
 
@@ -46,7 +49,7 @@ class Config:
     init_from: str | None = "ff"
     """Weights to start from; the widths of its MLP then stay as they are."""
     problems: tuple[str, ...] = ("fm-16", "fm-8", "fm-8")
-    """What is trained on; the first one, on which validation is, must be of FashionMNIST."""
+    """What is trained on, all of FashionMNIST or your own; validation is on the first."""
     estimator: str = "tbptt"
     truncation: int = 500
     optimizees: int = 2
@@ -62,9 +65,14 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if any(map(CIFAR.search, self.problems)):
+        odd = [
+            name
+            for name in self.problems
+            if ":" not in name and not FASHION.search(name)
+        ]
+        if odd:
             raise ValueError(
-                f"problems: expected none of CIFAR-10, which chooses nothing; got {self.problems}"
+                f"problems: expected those of FashionMNIST, which alone chooses; got {odd}"
             )
 
 
@@ -98,10 +106,12 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
     )
 
 
-def measured(settings: train.Config, config: Config) -> tuple[float, float]:
-    """Validation accuracy of what a trial makes, and its output gain."""
+def measured(settings: train.Config, config: Config) -> tuple[float, float | None]:
+    """Validation accuracy of what a trial makes, and its output gain; 0 if all diverged."""
     train.run(settings)
     folder = Path(settings.folder)
+    if not (folder / "best.safetensors").exists():
+        return 0.0, None
     found = sweep.search(
         sweep.Config(
             weights=str(folder / "best.safetensors"),
@@ -121,18 +131,20 @@ def measured(settings: train.Config, config: Config) -> tuple[float, float]:
 def search(config: Config) -> optuna.Study:
     """Makes the trials that are missing; the study with all of them."""
     folder = Path(config.folder)
-    study = open_study(folder, config.metanet)
+    settings = asdict(config)
+    matter = {key: settings[key] for key in settings if key not in NO_MATTER}
+    study = open_study(folder, config.metanet, matter)
 
-    def objective(trial: optuna.Trial) -> float:
-        value, gain = measured(suggested(trial, config), config)
-        trial.set_user_attr("gain", gain)
-        return value
-
-    while len(_done(study)) < config.trials:
+    def sampler(number: int) -> TPESampler:
         # of its own for every trial, also after resuming
-        seed = config.seed + len(study.trials)
-        study.sampler = TPESampler(seed=seed, constant_liar=True)
-        study.optimize(objective, n_trials=1)
+        return TPESampler(seed=config.seed + number, constant_liar=True)
+
+    while claimed := claim(study, folder, config.trials, sampler):
+        trial, lock = claimed
+        with lock:
+            value, gain = measured(suggested(trial, config), config)
+            trial.set_user_attr("gain", gain)
+            study.tell(trial, value)
     return study
 
 
@@ -147,18 +159,10 @@ def write_best(config: Config, study: optuna.Study) -> Path:
     return path
 
 
-def _done(study: optuna.Study) -> list[Any]:
-    """Trials that are finished or under way somewhere."""
-    return study.get_trials(states=(TrialState.COMPLETE, TrialState.RUNNING))
-
-
 def _cells(trial: Any) -> list[str]:
-    return [
-        str(trial.number),
-        f"{100 * trial.value:.2f}",
-        f"{trial.user_attrs['gain']:g}",
-        _text(trial.params),
-    ]
+    gain = trial.user_attrs["gain"]
+    shown = "diverged" if gain is None else f"{gain:g}"
+    return [str(trial.number), f"{100 * trial.value:.2f}", shown, _text(trial.params)]
 
 
 def _text(numbers: Mapping[str, float]) -> str:

@@ -47,9 +47,12 @@ class Lives:
         self.config = config
 
     def first(self) -> list[Slot]:
-        """The first lives have different lengths, so that ages differ from then on."""
+        """The first lives have different lengths, so that ages differ from then on; where horizons
+        grow, they are the shortest."""
         count, horizon = self.config.optimizees, self.config.horizon
-        return [Slot(i, horizon * (i + 1) // count) for i in range(count)]
+        if self.config.shortest is not None:
+            return [Slot(i, self.config.shortest) for i in range(count)]
+        return [Slot(i, max(1, horizon * (i + 1) // count)) for i in range(count)]
 
     def steps(self, slot: Slot) -> int:
         """Inner steps of the next truncation."""
@@ -81,12 +84,9 @@ class Lives:
         limit = 0.5 * (1 + self.config.loss_limit) * first_loss
         has_diverged = not inner_loss <= limit  # also where the first loss is no number
         if has_diverged or slot.age >= slot.horizon:
-            slot.life, slot.age, slot.state, slot.first_loss = (
-                slot.life + 1,
-                0,
-                None,
-                None,
-            )
+            slot.life += 1
+            slot.age = 0
+            slot.state = slot.first_loss = None
             slot.horizon = self.next_horizon(slot, outer_step)
 
     def next_horizon(self, slot: Slot, outer_step: int) -> int:

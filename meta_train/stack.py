@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from meta_train.unroll import Buffers, Optimizees, Task
@@ -20,7 +20,7 @@ class Stack(Optimizees):
     Losses and gradients are those of the tasks to rounding, but for networks with dropout: one
     generator draws for all.
 
-    Raises ValueError if the tasks have different networks.
+    Raises ValueError if the tasks have different networks, or recurrent ones.
     """
 
     def __init__(self, tasks: Sequence[Task]):
@@ -31,6 +31,16 @@ class Stack(Optimizees):
             raise ValueError(
                 f"Stack: task {odd}: expected parameters like those of the first, {shapes[0]}; got "
                 f"{shapes[odd]}"
+            )
+        recurrent = [
+            name
+            for name, module in first.model.named_modules()
+            if isinstance(module, nn.RNNBase)
+        ]
+        if recurrent:
+            raise ValueError(
+                f"Stack: problem '{first.problem.name}': expected a network without recurrent "
+                f"layers, which vmap does not know; got '{recurrent[0]}'"
             )
         self.tasks, self.count = tasks, (len(tasks),)
         self.graph, self.names, self._first = first.graph, first.names, first

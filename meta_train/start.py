@@ -35,13 +35,23 @@ def make_learned(
         learned = load_pretrained(init_from)
         start = learned.metanet
         if isinstance(start, FeedForward) and issubclass(cls, GraphMetanet):
+            hidden = changes.get("hidden", start.config.hidden)
+            if hidden != start.config.hidden:
+                raise ValueError(
+                    f"metanet_config: hidden: expected {start.config.hidden[0]}, as in the weights "
+                    f"'{init_from}'; got {hidden[0]}"
+                )
             return replace(learned, metanet=cls.from_feedforward(start, **changes))
     if start is None or type(start) is not cls:
         got = "none" if start is None else start.name
         raise ValueError(
             f"weights '{init_from}': expected metanet '{name}'; got '{got}'"
         )
-    return replace(learned, metanet=start.reconfigured(**changes))
+    try:
+        return replace(learned, metanet=start.reconfigured(**changes))
+    except RuntimeError as error:  # other shapes
+        told = f"expected numbers that fit the weights '{init_from}'; got {changes}"
+        raise ValueError(f"metanet_config: {told}") from error
 
 
 def _config_changes(cls: type[Metanet], numbers: Mapping[str, float]) -> dict[str, Any]:

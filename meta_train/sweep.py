@@ -9,21 +9,23 @@ these; others stay as they are. Prints a table and writes the weights with the b
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from math import inf, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from meta_train.problems import Metrics, load_problem, mean_metrics
+from meta_train.runs import finite
 from meta_train.unroll import Task, whole_run
 from meta_train.weighted import trained_metanet
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
 from ngopt.pretrained import load_pretrained, save_pretrained
 from tasks.common import cli
+from tasks.common.files import write_json
 from tasks.common.random import derive_seed
 from tasks.common.text_tables import align
 
@@ -72,6 +74,8 @@ class Found(NamedTuple):
 def search(config: Config) -> Found:
     """Runs all scales, and writes the weights with the best one and a record of the runs."""
     learned = load_pretrained(config.weights)
+    output = Path(config.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
     problems = {name: load_problem(name) for name in config.problems}
     rows: list[dict[str, Any]] = []
     found: dict[Scale, list[Metrics]] = {}
@@ -81,9 +85,8 @@ def search(config: Config) -> Found:
             problems[name], derive_seed(config.seed, 20, number), config.autocast
         )
         metrics = whole_run(task, scaled(learned, scale), config.steps)
-        rows.append(
-            {**scale._asdict(), "problem": name, "seed": number, **metrics._asdict()}
-        )
+        shown = {**metrics._asdict(), "loss": finite(metrics.loss)}
+        rows.append({**scale._asdict(), "problem": name, "seed": number, **shown})
         found.setdefault(scale, []).append(metrics)
         bar.set_postfix(gain=scale.gain, loss=f"{metrics.loss:.4f}")
     means = {scale: mean_metrics(some) for scale, some in found.items()}
@@ -91,10 +94,8 @@ def search(config: Config) -> Found:
     stage = {"program": "meta_train.sweep", **asdict(config), "chosen": best._asdict()}
     recipe = {"stages": [*learned.recipe["stages"], stage]}
     chosen = replace(scaled(learned, best), recipe=recipe, table={"validation": rows})
-    save_pretrained(chosen, config.output)
-    Path(config.output).with_suffix(".json").write_text(
-        json.dumps({"config": asdict(config), "runs": rows}, indent=2)
-    )
+    save_pretrained(chosen, output)
+    write_json(output.with_suffix(".json"), {"config": asdict(config), "runs": rows})
     return Found(best, means)
 
 
@@ -105,8 +106,10 @@ def scales(config: Config) -> list[Scale]:
 
 
 def score(metrics: Metrics) -> float:
-    """Accuracy where there is one, else how low the loss is."""
-    return -metrics.loss if metrics.accuracy is None else metrics.accuracy
+    """Accuracy where there is one, else how low the loss is; least where that is no number."""
+    if metrics.accuracy is not None:
+        return metrics.accuracy
+    return -inf if isnan(metrics.loss) else -metrics.loss
 
 
 def run(config: Config) -> None:

@@ -41,6 +41,11 @@ Settings = TypeVar("Settings")
 
 # Settings that change no number.
 NO_MATTER = ("folder", "processes")
+# Settings that count something.
+AT_LEAST_ONE = (
+    "outer_steps", "optimizees", "horizon", "shortest", "truncation", "validate_every",
+    "validation_seeds", "processes",
+)  # fmt: skip
 # Inner steps after which the sizes of updates are shown.
 UPDATES_SHOWN = 100
 
@@ -88,7 +93,8 @@ class Config:
     """Each tensor is optimized in a unit of its own,
     log-uniform between 1 / scaling and scaling."""
     loss_limit: float = 2.0
-    """An optimizee whose loss exceeds this many times its first loss is begun anew."""
+    """Losses count up to this many times the first; an optimizee whose mean over a truncation is
+    more than half way there is begun anew."""
     metanet_config: dict[str, float] = field(default_factory=dict)
     """Numbers of the metanet's config, such as width 48 layers 3; hidden 64 is the width of both
     layers of its MLP."""
@@ -105,6 +111,17 @@ class Config:
     processes: int = 1
     """Processes, of one thread each; their number changes no result."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in AT_LEAST_ONE:
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}: expected 1 or more; got {value}")
+        if self.estimator == "es" and self.shortest is not None:
+            raise ValueError(
+                f"shortest: expected none with es, whose steps are whole trainings; got "
+                f"{self.shortest}"
+            )
 
 
 class Outcome(NamedTuple):
@@ -130,11 +147,6 @@ class MetaTrainer:
     """
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
-        if config.estimator == "es" and config.shortest is not None:
-            raise ValueError(
-                f"shortest: expected none with es, whose steps are whole trainings; got "
-                f"{config.shortest}"
-            )
         self.config, self.ranks = config, ranks
         self.folder = Path(config.folder)
         self.learned = make_learned(

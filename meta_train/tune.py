@@ -30,6 +30,8 @@ from tasks.common.text_tables import align
 
 FIRST_SEED = 2_000_000  # apart from the seeds of evaluation and of baselines' tuning
 
+# Settings on which no trial depends.
+NO_MATTER = "trials", "folder", "processes"
 # How far from its present value a number may be: by a factor, or by a distance.
 FACTORS = {
     "step_size": 2.5,
@@ -114,7 +116,9 @@ def search(config: Config) -> optuna.Study:
 
 def _study(config: Config, folder: Path) -> optuna.Study:
     first = {name: getattr(SoapConfig(), name) for name in space()}
-    study = open_study(folder, "base")
+    settings = asdict(config)
+    matter = {key: settings[key] for key in settings if key not in NO_MATTER}
+    study = open_study(folder, "base", matter)
     # one that goes on draws other numbers than it began with
     study.sampler = CmaEsSampler(seed=config.seed + len(study.trials))
     if not study.trials:

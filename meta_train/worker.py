@@ -100,13 +100,23 @@ ESTIMATORS: dict[str, Callable[[UnrollConfig, Limit, int], Estimator]] = {
 class Worker:
     """Unrolls optimizees in this process, those that are alike as one where `stacked` says so.
 
-    Raises ValueError for an unknown estimator, and for what cannot be stacked.
+    Raises ValueError for an unknown estimator, for settings that an estimator does not have, for
+    what cannot be stacked, and for problems whose losses begin at zero or below.
     """
 
     def __init__(self, config: UnrollConfig, learned: LearnedOptimizer):
         if config.estimator not in ESTIMATORS:
             raise ValueError(
                 f"estimator '{config.estimator}': expected one of {', '.join(ESTIMATORS)}"
+            )
+        odd = [
+            key
+            for key, usual in (("inner_weight_decay", 0.0), ("tail", 1.0))
+            if config.estimator == "imitation" and getattr(config, key) != usual
+        ]
+        if odd:
+            raise ValueError(
+                f"{odd[0]}: expected none with imitation; got {getattr(config, odd[0])}"
             )
         if config.stacked and config.estimator == "imitation":
             raise ValueError(
@@ -168,7 +178,13 @@ class Worker:
     def first_loss(self, task: Task) -> float:
         inner = task.start(self.learned.bind(task.graph))
         with torch.no_grad():
-            return task.loss(inner.params, inner.buffers, 0)[0].item()
+            loss = task.loss(inner.params, inner.buffers, 0)[0].item()
+        if loss <= 0:
+            raise ValueError(
+                f"problem '{task.problem.name}': expected a first loss above 0, of which "
+                f"`loss_limit` is a multiple; got {loss:g}"
+            )
+        return loss
 
     def _problem(self, seed: int) -> int:
         return seed % len(self.problems)

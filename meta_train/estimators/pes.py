@@ -64,22 +64,25 @@ class PES:
             weighted(bound, task, learned, as_weights(theta + side, metanet))
             for side in (noise, -noise)
         ]
-        plus, positive = self._run(task, rules[0], state.positive, steps)
-        minus, negative = self._run(task, rules[1], state.negative, steps)
+        above, positive = self._run(task, rules[0], state.positive, steps)
+        below, negative = self._run(task, rules[1], state.negative, steps)
+        counted = tail_length(steps, self.tail)
+        plus = above[-counted:].mean(0)
+        minus = below[-counted:].mean(0)
         slope = (plus - minus) / (2 * self.sigma**2)
-        mean = 0.5 * (plus + minus)
-        estimate = Estimate(times(slope, total), mean, mean)
+        inner_loss = 0.5 * (above + below).mean(0)
+        estimate = Estimate(times(slope, total), 0.5 * (plus + minus), inner_loss)
         return estimate, PESState(positive, negative, total)
 
     @torch.no_grad()
     def _run(
         self, task: Optimizees, rule: UpdateRule, inner: Inner, steps: int
     ) -> tuple[Tensor, Inner]:
-        """Mean of the clamped losses after each update of the tail."""
+        """The clamped losses after each update, (steps, *count)."""
         hyper, losses = task.hyper(self.weight_decay), []
         loss, grads, buffers = task.gradient(inner)
         for _ in range(steps):
             inner = apply_update(inner, grads, buffers, rule, hyper)
             loss, grads, buffers = task.gradient(inner)
             losses.append(loss.clamp(max=self.loss_limit))
-        return torch.stack(losses[-tail_length(steps, self.tail) :]).mean(0), inner
+        return torch.stack(losses), inner

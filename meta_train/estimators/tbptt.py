@@ -116,7 +116,8 @@ class TBPTT:
             rule, weights, updates, after, share, hyper, contractions
         )
         mean = torch.stack(losses[-counted:]).mean(0)
-        return Estimate(as_vector(found, task.count), mean, mean), state
+        inner_loss = torch.stack(losses).mean(0)
+        return Estimate(as_vector(found, task.count), mean, inner_loss), state
 
     def _check(self, learned: LearnedOptimizer) -> None:
         if self.weight_decay and learned.base is not None:
@@ -233,13 +234,12 @@ class SecondOrderTBPTT(TBPTT):
         )
         with torch.enable_grad():
             last, _ = task.loss(inner.params, inner.buffers, inner.step)
-            counted = [*losses[1:], last][-tail_length(steps, self.tail) :]
-            mean = torch.stack(
-                [loss.clamp(max=self.loss_limit) for loss in counted]
-            ).mean(0)
+            behind = torch.stack([*losses[1:], last]).clamp(max=self.loss_limit)
+            mean = behind[-tail_length(steps, self.tail) :].mean(0)
         found = torch.autograd.grad(mean.sum(), weights, materialize_grads=True)
-        mean = mean.detach()
-        return Estimate(as_vector(found, task.count), mean, mean), detached(inner)
+        gradient = as_vector(found, task.count)
+        inner_loss = behind.detach().mean(0)
+        return Estimate(gradient, mean.detach(), inner_loss), detached(inner)
 
 
 def followed_updates(metanet: Metanet, task: Optimizees) -> int:

@@ -44,7 +44,7 @@ def pinball_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
     predicted: (b, 3), one column for each of `QUANTILES`; target: (b, 1)
     """
-    quantiles = torch.tensor(QUANTILES)
+    quantiles = predicted.new_tensor(QUANTILES)
     error = target - predicted
     return torch.maximum(quantiles * error, (quantiles - 1) * error).mean()
 
@@ -56,7 +56,7 @@ def _cosines(embeddings: Tensor) -> Tensor:
 
 
 def _diagonal(rows: Tensor) -> Tensor:
-    return torch.eye(len(rows), dtype=torch.bool)
+    return torch.eye(len(rows), dtype=torch.bool, device=rows.device)
 
 
 VARIATIONAL = Objective(vae_loss)

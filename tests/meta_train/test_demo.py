@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,12 +24,12 @@ def test_the_demonstration_writes_a_table_a_picture_and_results(
     records = json.loads((folder / "results.json").read_text())["records"]
     adam, muon, learned = records.values()
     assert list(records) == [
-        "Adam (tuned: lr 0.02, cosine)",
+        "Adam (tuned: lr 0.04, cosine)",
         "Muon (tuned: lr 0.05, cosine)",
         f"NGOptimizer ({weights})",
     ]
     for record, optimizer, lr in (
-        (adam, "adam-cosine", 0.02),
+        (adam, "adam-cosine", 0.04),
         (muon, "muon-cosine", 0.05),
     ):
         run = record["run"]
@@ -43,8 +44,12 @@ def test_the_demonstration_writes_a_table_a_picture_and_results(
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_tuned_rates_are_of_the_grids():
+def test_the_tuned_rates_are_the_best_of_the_grids():
+    results = Path(__file__).parents[2] / "results" / "paper_tasks" / "results.json"
+    rows = json.loads(results.read_text())["table"]
+    best = {r["optimizer"]: r["lr"] for r in rows if r["problem"] == demo.PROBLEM}
     for optimizer, lr in demo.TUNED.values():
+        assert lr == best[optimizer]
         assert lr in OPTIMIZERS[optimizer].lrs[1:-1]
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -47,11 +48,38 @@ def test_trials_are_kept_and_the_best_is_written(config, capsys):
     assert "Best: trial" in capsys.readouterr().out
 
 
-def test_cifar_chooses_nothing():
-    with pytest.raises(ValueError, match="problems: expected none of CIFAR-10"):
-        search.Config(problems=("fm-16", "c10-32"))
-    with pytest.raises(ValueError, match="problems: expected none of CIFAR-10"):
-        search.Config(problems=("fm-16", "cnn-gn-c16"))
+@pytest.mark.parametrize("other", ["c10-32", "cnn-gn-c16", "siren-rgb", "mlp-small-m7"])
+def test_fashion_mnist_alone_chooses(other):
+    search.Config(problems=("fm-16", "fm14-32", "fm-cnns", "vit-fm28"))
+    told = f"problems: expected those of FashionMNIST.*got \\['{other}'\\]"
+    with pytest.raises(ValueError, match=told):
+        search.Config(problems=("fm-16", other))
+
+
+def test_a_folder_of_other_settings_is_an_error(config):
+    search.run(config)
+    with pytest.raises(ValueError, match="other settings: truncation 4, got 8"):
+        search.run(replace(config, truncation=8, trials=3))
+
+
+def test_trials_whose_process_has_ended_are_given_up(config, monkeypatch, capsys):
+    def killed(settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search.train, "run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            search.run(config)
+    study = search.search(config)
+    assert [t.state.name for t in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_a_trial_that_diverges_has_the_lowest_score(config, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(search.train, "run", lambda settings: None)
+        search.search(replace(config, trials=1))
+    search.run(config)
+    assert "diverged" in capsys.readouterr().out
 
 
 def test_a_loss_is_the_score_where_there_is_no_accuracy():

@@ -49,7 +49,8 @@ class SirenSlopes(Siren):
     def forward(self, points: Tensor) -> Tensor:
         """points: (n, 2); returns (n, 2)"""
         *hidden, last = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        slopes = torch.eye(2).expand(len(points), 2, 2)  # (n, coordinates, units)
+        units = torch.eye(2, device=points.device)
+        slopes = units.expand(len(points), 2, 2)  # (n, coordinates, units)
         for layer in hidden:
             angles = FREQUENCY * layer(points)
             points = angles.sin()
@@ -74,8 +75,8 @@ class MixtureOfExperts(nn.Module):
         hidden = self.embed(images.flatten(1)).relu()
         best, chosen = self.gate(hidden).topk(2)
         # All experts see all inputs: at this size that is faster than sorting inputs by expert.
-        share = torch.zeros(len(images), len(self.experts), dtype=best.dtype)
-        share = share.scatter(1, chosen, best.softmax(1))
+        nothing = best.new_zeros(len(images), len(self.experts))
+        share = nothing.scatter(1, chosen, best.softmax(1))
         outputs = torch.stack([expert(hidden) for expert in self.experts], 1)
         mixed = (share[..., None] * outputs).sum(1)
         return self.head(self.norm(hidden + mixed))
