@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from numbers import Real
@@ -20,8 +21,10 @@ OTHER_KEYS = (*NAMES, "initial_lr", "max_lr", "min_lr", "swa_lr", "differentiabl
 
 def check_compute_dtype(dtype: Any) -> None:
     is_dtype = isinstance(dtype, torch.dtype)
-    if dtype is not None and not (is_dtype and dtype.is_floating_point):
-        expected = "a floating point dtype or None"
+    # those of a byte are for storage alone
+    computes = is_dtype and dtype.is_floating_point and dtype.itemsize > 1
+    if dtype is not None and not computes:
+        expected = "a floating point dtype of 16 bits or more, or None"
         raise ValueError(
             f"NGOptimizer: compute_dtype: expected {expected}; got {dtype!r}"
         )
@@ -46,6 +49,28 @@ def check_settings(group: Mapping[str, Any]) -> None:
         raise ValueError(
             f"NGOptimizer: total_steps: expected a number > 0 or None; got {steps!r}"
         )
+
+
+def plain(steps: Any) -> Any:
+    """A number of steps as Python's, which checkpoints may hold; others as they are."""
+    if not isinstance(steps, Real) or not float(steps).is_integer():
+        return steps
+    return int(float(steps))
+
+
+def check_whole(named: Iterable[tuple[str, Any]]) -> None:
+    """Raises ValueError for a parameter that `fully_shard` has divided among processes."""
+    distributed = sys.modules.get(
+        "torch.distributed.tensor"
+    )  # who divides has imported it
+    if distributed is None:
+        return
+    for name, p in named:
+        if isinstance(p, distributed.DTensor):
+            raise ValueError(
+                f"NGOptimizer: '{name}': expected a whole tensor, or a piece that "
+                "FullyShardedDataParallel made; got a DTensor"
+            )
 
 
 def check_number(key: str, value: Any) -> None:

@@ -24,7 +24,7 @@ class BaseRule(Protocol):
     config: Any
 
     def bind(
-        self, graph: NeuralGraph, modulation: Metanet | None, total_steps: int | None
+        self, graph: NeuralGraph, modulation: Any, total_steps: int | None
     ) -> UpdateRule:
         """The rule on a graph; a modulation of None is the identity.
 
@@ -48,8 +48,8 @@ class LearnedOptimizer:
     recipe, table: how the weights were made (`stages`, the last one the newest) and what was
         measured with them, JSON.
 
-    Raises ValueError if there is neither a base nor a metanet, or a cooldown beside a base, which
-    has a schedule of its own.
+    Raises ValueError if there is neither a base nor a metanet, or beside a base a cooldown, as it
+    has a schedule of its own, or a metanet that predicts updates where the base takes factors.
     """
 
     base: BaseRule | None = None
@@ -62,6 +62,11 @@ class LearnedOptimizer:
         if self.base is None and self.metanet is None:
             raise ValueError(
                 "LearnedOptimizer: expected a base rule or a metanet; got neither"
+            )
+        if isinstance(self.base, Soap) and isinstance(self.metanet, Metanet):
+            expected = "a modulation beside 'soap' (ngopt.base.modulation) or nothing"
+            raise ValueError(
+                f"LearnedOptimizer: expected {expected}; got metanet '{self.metanet.name}'"
             )
         if self.base is not None and self.cooldown is not None:
             raise ValueError(

@@ -291,7 +291,7 @@ class MetanetRule:
 
     def _first_record(self, param: Tensor) -> Record:
         dtype = state_dtype(param)
-        record = {"step": torch.zeros((), dtype=torch.float32)}
+        record = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
         for key in MOMENTA:
             record[key] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
         if self._is_amortized:
@@ -370,10 +370,11 @@ class MetanetRule:
         """What the graph said of every parameter when it was last looked at, (numel,
         d), bfloat16."""
         d, like = self.metanet.d_context, self._like()
+        known = set(present)
         nothing = {"dtype": torch.bfloat16, "device": like.device}
         return [
             state[i][CONTEXT].view(-1, d)
-            if i in present
+            if i in known
             else torch.zeros(spec.numel, d, **nothing)
             for i, spec in enumerate(self.graph.parameters)
         ]

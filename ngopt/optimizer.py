@@ -27,7 +27,9 @@ from ngopt.checks import (
     check_groups,
     check_keys,
     check_settings,
+    check_whole,
     named_members,
+    plain,
 )
 from ngopt.functional import AVERAGE, Hyper, Record, UpdateRule, state_dtype, uncompiled
 from ngopt.graph import NeuralGraph
@@ -77,9 +79,12 @@ class NGOptimizer(Optimizer):
     Args:
         params: tensors, (name, tensor) pairs or parameter groups, as for every torch optimizer.
         lr: multiplies the update. A scheduler of torch that is attached replaces the schedule of
-            the weights; those that cycle momentum need cycle_momentum=False. Per group.
+            the weights; those that cycle momentum need cycle_momentum=False. ReduceLROnPlateau,
+            which is no schedule, multiplies it. Per group.
         weight_decay: decoupled, in AdamW's units: each step multiplies the weights by
-            1 - lr * s * weight_decay, where s = 1e-3 is the nominal step of the weights. Per group.
+            1 - lr * s * weight_decay, where s is the nominal step of the weights, 1e-3, times their
+            schedule, if they have one. The default has a decay of its own beside it, which shrinks
+            rows of matrices and tables that have no gradient by a fifth in 1,000 steps. Per group.
         model: the module that the parameters belong to. Its first training forward shows the
             inputs, from which the graph is traced before the first step. Parameters of it that are
             not optimized stay in the graph, as edges without features and update.
@@ -131,11 +136,12 @@ class NGOptimizer(Optimizer):
         self._rule: tuple[Any, UpdateRule] | None = (
             None  # the latest, and what it was bound for
         )
+        self._latest: UpdateRule | None = None  # that of the latest step
         self._members: Members | None = None
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
-            "total_steps": total_steps,
+            "total_steps": plain(total_steps),
             "maximize": maximize,
             "weights": weights_hash(self.learned),
         }
@@ -199,9 +205,23 @@ class NGOptimizer(Optimizer):
         members = self._connected()
         self._source.settle()
         rule = self._bound(members, self._total_steps)
+        if rule is not self._latest:
+            self._take_up(rule, members)
         with without_autocast({p.device for p in params}):
             self._update(rule, members)
         return loss
+
+    @uncompiled
+    def _take_up(self, rule: UpdateRule, members: Members) -> None:
+        """Averages of weights begin, or are dropped, where the horizon was set otherwise since."""
+        expected = rule.init(stand_ins(members.graph, {}))
+        for i, p in members.owners.items():
+            record = self.state.get(p)
+            if record and AVERAGE not in expected[i]:
+                record.pop(AVERAGE, None)
+            elif record and AVERAGE not in record:
+                record[AVERAGE] = real(p).detach().to(state_dtype(p), copy=True)
+        self._latest = rule
 
     def _update(self, rule: UpdateRule, members: Members) -> None:
         grads, hyper = members.gradients(self.param_groups)
@@ -250,10 +270,8 @@ class NGOptimizer(Optimizer):
         to rest by themselves, and nothing is changed. Weights that keep no average (those of the
         paper) change nothing either.
         """
-        for p in group_tensors(self.param_groups):
-            average = self.state.get(p, {}).get(AVERAGE)
-            if average is not None:
-                real(p).copy_(average)
+        for p in self._with_averages():
+            real(p).copy_(self.state[p][AVERAGE])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -262,10 +280,7 @@ class NGOptimizer(Optimizer):
         >>> with opt.averaged():
         ...     accuracy = evaluate(model)
         """
-        params = group_tensors(self.param_groups)
-        kept = [
-            (p, p.detach().clone()) for p in params if AVERAGE in self.state.get(p, {})
-        ]
+        kept = [(p, p.detach().clone()) for p in self._with_averages()]
         self.load_average()
         try:
             yield
@@ -273,6 +288,14 @@ class NGOptimizer(Optimizer):
             with torch.no_grad():
                 for p, value in kept:
                     p.copy_(value)
+
+    def _with_averages(self) -> list[Tensor]:
+        """Parameters that have an average of their weights, which only those without a horizon
+        need."""
+        if self._total_steps is not None:
+            return []
+        params = group_tensors(self.param_groups)
+        return [p for p in params if AVERAGE in self.state.get(p, {})]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned; state keeps its dtypes whatever the parameters' dtype.
@@ -307,7 +330,7 @@ class NGOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         derived = ("learned", "compute_dtype", "_source", "_sees_parts", "_members")
         own = {key: self.__dict__[key] for key in derived}
-        return {**super().__getstate__(), **own, "_rule": None}
+        return {**super().__getstate__(), **own, "_rule": None, "_latest": None}
 
     def _is_early(self) -> bool:
         """Whether the first forward pass is still to show inputs, or shapes of a lazy module."""
@@ -326,11 +349,34 @@ class NGOptimizer(Optimizer):
     def _wired(self, params: Sequence[Tensor]) -> Members:
         check_distinct(zip(group_names(self.param_groups), params, strict=True))
         members = Members(self._source.wire(self.param_groups), params)
+        if self._members is not None:
+            self._begin_anew(members)
         records = [self.state.get(p, {}) for p in params]
         self._check_records(members, records, self._total_steps)
         if not self._sees_parts:
             self._log_what_stays_apart(members.graph)
         return members
+
+    def _begin_anew(self, members: Members) -> None:
+        """Drops the state of parameters that the present graph divides into other matrices.
+
+        Parameters that have another shape themselves are left, to be told of.
+        """
+        rule = self._bound(members, self._total_steps)
+        expected = rule.init(stand_ins(members.graph, {}))
+        dropped = []
+        for i, p in members.owners.items():
+            record = self.state.get(p)
+            if record and _is_of_other_matrices(record, expected[i], real(p).shape):
+                del self.state[p]
+                dropped.append(members.graph.parameters[i].name)
+        if dropped:
+            names = ", ".join(dropped)
+            warnings.warn(
+                "NGOptimizer: parameters were added or removed, so that the graph shows others "
+                f"differently; their state begins anew: {names}",
+                stacklevel=2,
+            )
 
     def _log_what_stays_apart(self, graph: NeuralGraph) -> None:
         if unconnected(graph):
@@ -375,10 +421,13 @@ class NGOptimizer(Optimizer):
             group["weights"] = common["weights"]
         check_keys(group, common)
         check_settings({**common, **group})
+        if "total_steps" in group:
+            group["total_steps"] = plain(group["total_steps"])
         group.setdefault("total_steps", common["total_steps"])
         if not isinstance(group["params"], Tensor | set):  # torch has its say on these
             group["params"] = list(group["params"])
             check_distinct(named_members(group["params"]))
+            check_whole(named_members(group["params"]))
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError if a record does not fit."""
@@ -405,6 +454,19 @@ class NGOptimizer(Optimizer):
             if record:
                 name = graph.parameters[position].name
                 check_record(name, record, expected[position])
+
+
+def _is_of_other_matrices(record: Record, expected: Record, shape: torch.Size) -> bool:
+    """Whether a parameter of this shape has the state of other matrices than are expected."""
+    own = {key for key, like in expected.items() if like.shape == shape}
+    if any(key in record and record[key].shape != shape for key in own):
+        return False
+    keys = (record.keys() | expected.keys()) - {AVERAGE}
+    nothing = torch.empty(0, device="meta")
+    return any(
+        record.get(key, nothing).shape != expected.get(key, nothing).shape
+        for key in keys
+    )
 
 
 def _is_called_by_zero() -> bool:

@@ -66,7 +66,8 @@ class Inferred:
     def wire(self, groups: Sequence[dict[str, Any]]) -> Wiring:
         specs = group_specs(groups)
         named = all("param_names" in group for group in groups)
-        if not named or len({spec.name for spec in specs}) < len(specs):
+        named = named and len({spec.name for spec in specs}) == len(specs)
+        if not named:
             return Wiring(infer_graph(specs, named), list(range(len(specs))))
         order = merged_order([group["param_names"] for group in groups])
         places = {name: position for position, name in enumerate(order)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeVar
@@ -72,10 +72,18 @@ class Planner:
             phase if has else None for phase, has in zip(phases, has_bases, strict=True)
         ]
 
-    def plan(self, present: Sequence[int], state: Sequence[Record]) -> Plan:
-        """The plan for the parameters that have a gradient; the one before, if it fits."""
+    def plan(
+        self, present: Sequence[int], state: Sequence[Record], in_place: bool
+    ) -> Plan:
+        """The plan for the parameters that have a gradient; the one before, if it fits.
+
+        in_place: state is, so that what has no gradient any more gets tensors of its own.
+        """
         wanted = made_for(present, state)
         if self.latest is None or self.latest.made_for != wanted:
+            if in_place and self.latest is not None:
+                left = set(self.latest.positions) - set(present)
+                _part(state[i] for i in left)
             self.latest = self._made(wanted, state)
         return self.latest
 
@@ -99,7 +107,7 @@ class Planner:
             made_for=wanted,
             positions=positions,
             batches=slices,
-            absent=[i for i in range(len(state)) if i not in positions],
+            absent=sorted(set(range(len(state))) - set(positions)),
             matrices=[i for i in positions if self._usual[i]],
             gains=own(self._gains),
             decays=own(self._decays),
@@ -108,6 +116,15 @@ class Planner:
             counts=counts,
             sizes=sizes,
         )
+
+
+def _part(records: Iterable[Record]) -> None:
+    """Copies what is a piece of a joined tensor, all of which it would keep alive, and whole in
+    every checkpoint."""
+    for record in records:
+        for key, value in record.items():
+            if value.untyped_storage().nbytes() > value.numel() * value.itemsize:
+                record[key] = value.clone()
 
 
 def made_for(present: Sequence[int], state: Sequence[Record]) -> Any:

@@ -106,7 +106,7 @@ class SoapRule:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return
-        plan = self._planner.plan(present, state)
+        plan = self._planner.plan(present, state, in_place)
         step = self._begin(plan, grads, state, params, hyper, in_place)
         factors = self._modulate(state, step.now)
         for (some, batch), numbers in zip(plan.batches, step.numbers, strict=True):
@@ -124,9 +124,10 @@ class SoapRule:
         return is_same and plan.counts.are_open([state[i] for i in plan.positions])
 
     def _first_record(self, p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
-        zero = torch.zeros((), device=p.device)
+        like = {"dtype": torch.float32, "device": p.device}
+        zero = torch.zeros((), **like)
         record = {
-            "step": torch.zeros(()),
+            "step": torch.zeros((), dtype=torch.float32, device="cpu"),
             "skipped": zero,
             "scale": zero.clone(),
             "size": zero.clone(),
@@ -135,9 +136,7 @@ class SoapRule:
         if self.total_steps is None:
             record[AVERAGE] = p.detach().to(state_dtype(p), copy=True)
         if self.modulation is not None:
-            record["signals"] = torch.zeros(
-                count_rows(layouts), len(SIGNALS), device=p.device
-            )
+            record["signals"] = torch.zeros(count_rows(layouts), len(SIGNALS), **like)
         return record
 
     def _schedule(self, step: Any, now: Any, scheduled: bool) -> Any:
@@ -256,7 +255,7 @@ class SoapRule:
         """The factors of all rows, from what these said after the step before."""
         if self.modulation is None:
             return None
-        nothing = torch.zeros(0, len(SIGNALS))
+        nothing = torch.zeros(0, len(SIGNALS), dtype=torch.float32)
         signals = [record.get("signals", nothing) for record in state]
         progress = None if self.total_steps is None else now / self.total_steps
         return self.modulation(signals, self.graph, progress)

@@ -97,7 +97,7 @@ class Scalars:
             joined = Joined(places, Flat([()] * len(places)), (len(keys), len(some)))
             self._members[device] = some, Held([joined])
         order = [j for some, _ in self._members.values() for j in some]
-        self._order = torch.tensor(order).argsort()
+        self._order = torch.tensor(order, device="cpu").argsort()
 
     def open(self, records: Sequence[Record], in_place: bool) -> Tensor:
         """(keys, n), on the device of the first."""

@@ -53,6 +53,7 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
     base = _build(path, "base rule", BASES, metadata["base"], metadata["base_config"])
     metanet = _build(path, "metanet", METANETS, metadata["metanet"], metadata["config"])
     if metanet is not None:
+        metanet.float()  # whatever torch's default dtype is
         try:
             metanet.load_state_dict(tensors)
         except RuntimeError as error:

@@ -1,0 +1,168 @@
+"""What changes while an optimizer is in use: which parameters have gradients, horizons, groups."""
+
+import io
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from ngopt import NGOptimizer, load_pretrained
+from ngopt.base.soap import Soap
+from ngopt.learned import LearnedOptimizer
+from tests.networks import mlp
+
+
+def step(model, opt, inputs):
+    opt.zero_grad()
+    model(inputs).square().mean().backward()
+    opt.step()
+
+
+def bytes_held(opt):
+    storages = {}
+    for record in opt.state.values():
+        for value in record.values():
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def test_layers_that_are_frozen_one_by_one_keep_no_others_alive():
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(12)))
+    opt = NGOptimizer(model.parameters())
+    inputs = torch.randn(4, 16)
+    step(model, opt, inputs)
+    before = bytes_held(opt)
+    for layer in list(model)[:-1]:
+        layer.requires_grad_(False)
+        step(model, opt, inputs)
+    assert bytes_held(opt) < 1.1 * before
+    file = io.BytesIO()
+    torch.save(opt.state_dict(), file)
+    assert len(file.getvalue()) < 2 * before
+
+
+def test_a_layer_that_is_left_out_of_some_steps_goes_on_as_alone():
+    """Its state leaves what was joined and comes back."""
+    torch.manual_seed(0)
+    inputs = torch.randn(4, 3, 5)
+    found = []
+    for beside in (False, True):
+        torch.manual_seed(1)
+        model, other = nn.Linear(5, 5), nn.Linear(5, 5)
+        params = [*model.parameters(), *(other.parameters() if beside else ())]
+        opt = NGOptimizer(params, total_steps=8)
+        for i, x in enumerate(inputs):
+            opt.zero_grad()
+            other(x).square().mean().backward()
+            if i % 2 == 0:
+                model(x).square().mean().backward()
+            if any(p.grad is not None for p in params):
+                opt.step()
+        found.append(opt.state[model.weight])
+    alone, beside = found
+    assert alone["step"] == beside["step"] == 2
+    for key, value in alone.items():
+        torch.testing.assert_close(value, beside[key], rtol=1e-5, atol=1e-7)
+
+
+class TestHorizons:
+    def test_one_that_becomes_known_needs_no_average(self):
+        model = mlp(4, 5, 3)
+        opt = NGOptimizer(model.parameters())
+        inputs = torch.randn(8, 4)
+        step(model, opt, inputs)
+        opt.param_groups[0]["total_steps"] = 20
+        before = model[0].weight.detach().clone()
+        opt.load_average()
+        with opt.averaged():
+            assert torch.equal(model[0].weight, before)
+        step(model, opt, inputs)
+        assert "average" not in opt.state[model[0].weight]
+
+    def test_one_that_is_taken_back_begins_an_average(self):
+        model = mlp(4, 5, 3)
+        opt = NGOptimizer(model.parameters(), total_steps=20)
+        inputs = torch.randn(8, 4)
+        step(model, opt, inputs)
+        opt.param_groups[0]["total_steps"] = None
+        before = model[0].weight.detach().clone()
+        step(model, opt, inputs)
+        average = opt.state[model[0].weight]["average"]
+        moved = model[0].weight.detach() - before
+        assert (average - before).norm() < moved.norm()
+        assert not torch.equal(average, before)
+
+    def test_numbers_of_other_libraries_are_kept_as_pythons(self):
+        numpy = pytest.importorskip("numpy")
+        opt = NGOptimizer(mlp(2, 2).parameters(), total_steps=numpy.int64(10))
+        assert type(opt.param_groups[0]["total_steps"]) is int
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+
+
+def test_state_of_other_matrices_begins_anew():
+    """A norm behind the last layer shows that a weight has channels, not rows in two parts."""
+    torch.manual_seed(0)
+    ends = pairwise((8, 1200, 1200, 1200, 3))
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in ends))
+    norm = nn.LayerNorm(3)
+    opt = NGOptimizer(model.parameters())
+    inputs = torch.randn(4, 8)
+    step(model, opt, inputs)
+    opt.add_param_group({"params": norm.parameters()})
+    with pytest.warns(UserWarning, match="their state begins anew: parameter"):
+        step(nn.Sequential(model, norm), opt, inputs)
+    steps = {int(opt.state[p]["step"]) for p in model.parameters()}
+    assert steps == {1, 2}
+    step(nn.Sequential(model, norm), opt, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("weights", ["default", "ff", "ng-gnn"])
+def test_the_default_dtype_changes_nothing(weights, dtype):
+    expected = NGOptimizer(mlp(2, 2).parameters(), weights=weights).defaults["weights"]
+    models = [mlp(4, 5, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    inputs = torch.randn(8, 4)
+    step(models[0], NGOptimizer(models[0].parameters(), weights=weights), inputs)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        opt = NGOptimizer(models[1].parameters(), weights=weights)
+        step(models[1], opt, inputs)
+    finally:
+        torch.set_default_dtype(usual)
+    assert opt.defaults["weights"] == expected
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_conjugate_gradients():
+    p = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+    opt = NGOptimizer([p])
+    (torch.randn(3) * p.conj()).abs().square().sum().backward()
+    before = p.detach().clone()
+    opt.step()
+    assert not torch.equal(p, before)
+
+
+def test_alike_networks_in_two_groups_are_both_seen():
+    nets = [mlp(4, 5, 3), mlp(4, 5, 3)]
+    opt = NGOptimizer([{"params": net.named_parameters()} for net in nets])
+    graph = opt.graph
+    assert len(graph.weights) == 4
+    assert not graph.unplaced
+
+
+def test_a_metanet_is_no_modulation():
+    metanet = load_pretrained("ff").metanet
+    with pytest.raises(ValueError, match="expected a modulation.*got metanet 'ff'"):
+        LearnedOptimizer(base=Soap(), metanet=metanet)
+
+
+def test_dtypes_of_a_byte_do_not_compute():
+    with pytest.raises(ValueError, match="compute_dtype: expected .* of 16 bits"):
+        NGOptimizer(
+            mlp(2, 2).parameters(), weights="ff", compute_dtype=torch.float8_e4m3fn
+        )
