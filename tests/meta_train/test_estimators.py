@@ -173,7 +173,7 @@ def test_pes_is_unbiased_over_truncations_and_truncated_es_is_not():
     # p_t = 1 + t theta and L = 3 p; the truncations' mean losses have slopes 3 * (1.5, 3.5, 5.5).
     truth = 3 * (1.5 + 3.5 + 5.5)
     greedy = 3 * 3 * 1.5
-    samples = 400
+    samples = 600
     for estimator, expected in (
         (PES(0.1), truth),
         (PES(0.1, persistent=False), greedy),
