@@ -76,7 +76,8 @@ class Members:
                 f"NGOptimizer: '{name}': expected a dense gradient; got a sparse gradient: make "
                 "the layer without sparse=True, or give this parameter to torch.optim.SparseAdam"
             )
-        grad = real(grad.resolve_conj())
+        if grad.is_complex():
+            grad = real(grad.resolve_conj())
         return -grad if maximize else grad
 
     def records(

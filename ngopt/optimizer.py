@@ -136,7 +136,6 @@ class NGOptimizer(Optimizer):
         self._rule: tuple[Any, UpdateRule] | None = (
             None  # the latest, and what it was bound for
         )
-        self._latest: UpdateRule | None = None  # that of the latest step
         self._members: Members | None = None
         defaults = {
             "lr": lr,
@@ -204,9 +203,7 @@ class NGOptimizer(Optimizer):
         check_groups(self.param_groups)
         members = self._connected()
         self._source.settle()
-        rule = self._bound(members, self._total_steps)
-        if rule is not self._latest:
-            self._take_up(rule, members)
+        rule = self._bound(members, self._total_steps, takes_up=True)
         with without_autocast({p.device for p in params}):
             self._update(rule, members)
         return loss
@@ -221,7 +218,6 @@ class NGOptimizer(Optimizer):
                 record.pop(AVERAGE, None)
             elif record and AVERAGE not in record:
                 record[AVERAGE] = real(p).detach().to(state_dtype(p), copy=True)
-        self._latest = rule
 
     def _update(self, rule: UpdateRule, members: Members) -> None:
         grads, hyper = members.gradients(self.param_groups)
@@ -330,7 +326,7 @@ class NGOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         derived = ("learned", "compute_dtype", "_source", "_sees_parts", "_members")
         own = {key: self.__dict__[key] for key in derived}
-        return {**super().__getstate__(), **own, "_rule": None, "_latest": None}
+        return {**super().__getstate__(), **own, "_rule": None}
 
     def _is_early(self) -> bool:
         """Whether the first forward pass is still to show inputs, or shapes of a lazy module."""
@@ -392,14 +388,21 @@ class NGOptimizer(Optimizer):
     def _total_steps(self) -> int | None:
         return self.param_groups[0]["total_steps"]
 
-    def _bound(self, members: Members, total_steps: int | None) -> UpdateRule:
-        """The rule on the graph, in the precision and on the device of the parameters."""
+    def _bound(
+        self, members: Members, total_steps: int | None, takes_up: bool = False
+    ) -> UpdateRule:
+        """The rule on the graph, in the precision and on the device of the parameters.
+
+        takes_up: whether it is to step with the present state.
+        """
         params = members.params
         widest = max(map(state_dtype, params), key=lambda dtype: dtype.itemsize)
         dtype = self.compute_dtype or widest
         wanted = members.graph, total_steps, params[0].device, dtype
         if self._rule is None or self._rule[0] != wanted:
             self._rule = wanted, self._bind(*wanted)
+            if takes_up:
+                self._take_up(self._rule[1], members)
         return self._rule[1]
 
     @uncompiled
