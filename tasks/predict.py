@@ -84,7 +84,7 @@ class Prediction(NetworkLesson[Config]):
             if not data.stacks:
                 side = f"networks on their side of {widest}"
                 raise ValueError(f"widest: split '{split}': expected {side}; got none")
-        return data.first(self.config.limit) if split == "train" else data
+        return data.thinned(self.config.limit) if split == "train" else data
 
 
 def is_narrow(stack: Stack, widest: int) -> bool:

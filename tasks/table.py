@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from tasks.common import cli
 from tasks.common.distributed import Ranks, joined, on_ranks
-from tasks.common.files import write_json
+from tasks.common.files import differences, write_json
 from tasks.common.text_tables import align, markdown
 from tasks.learning.lesson import LessonConfig, learn_on
 from tasks.learning.training import TrainingConfig
@@ -56,6 +56,8 @@ class Config:
                 f"table: expected one of {', '.join(TABLES)}; got '{self.table}'"
             )
         labels = [row.label for row in TABLES[self.table].rows]
+        if self.seeds < 1:
+            raise ValueError(f"seeds: expected 1 or more; got {self.seeds}")
         odd = [label for label in self.rows if label not in labels]
         if odd:
             raise ValueError(
@@ -67,9 +69,21 @@ class Training(NamedTuple):
     row: Row
     config: LessonConfig
 
-    @property
-    def result(self) -> Path:
-        return Path(self.config.folder, "result.json")
+    def result(self) -> dict[str, Any] | None:
+        """What it wrote; None if it is not done.
+
+        Raises ValueError if that is of other settings.
+        """
+        path = Path(self.config.folder, "result.json")
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text())
+        asked = json.loads(json.dumps(asdict(self.config)))
+        asked["folder"] = found["config"]["folder"]  # it may have been moved
+        told = differences(found["config"], asked)
+        if told:
+            raise ValueError(f"result '{path}': made with other settings: {told}")
+        return found
 
 
 def trainings(config: Config) -> Iterator[Training]:
@@ -100,7 +114,7 @@ def train(config: Config) -> None:
     lesson = TABLES[config.table].lesson
     with joined() as ranks:
         for place, training in enumerate(trainings(config)):
-            if ranks.owns(place) and not training.result.exists():
+            if ranks.owns(place) and training.result() is None:
                 learn_on(Ranks(), training.config, lesson)
 
 
@@ -129,10 +143,9 @@ def results(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Of every row what its trainings wrote, as far as they are done."""
     found: dict[str, list[dict[str, Any]]] = {}
     for training in trainings(config):
-        if training.result.exists():
-            found.setdefault(training.row.label, []).append(
-                json.loads(training.result.read_text())
-            )
+        result = training.result()
+        if result is not None:
+            found.setdefault(training.row.label, []).append(result)
     return found
 
 
@@ -150,7 +163,11 @@ def line(
     """A row as text."""
     cells = [label]
     for figure, factor in table.figures.items():
-        values = [factor * one["test"][figure] for one in found]
+        known_ones = [one["test"][figure] for one in found]
+        if None in known_ones:
+            cells.append("diverged")
+            continue
+        values = [factor * value for value in known_ones]
         spread = f" ± {stdev(values):.3g}" if len(values) > 1 else ""
         cells.append(f"{fmean(values):.4g}{spread}")
     speed = fmean(one["networks_per_second"] for one in found)

@@ -75,7 +75,8 @@ class ProbeGen(NetworkModel):
 def ends(architecture: Architecture) -> tuple[tuple[int, ...], int]:
     """The shape of an input, and how many outputs there are."""
     example = architecture.module.example()
-    return tuple(example.shape[1:]), architecture.graph.groups[-1].size
+    group = architecture.graph.groups[architecture.module.output]
+    return tuple(example.shape[1:]), group.size
 
 
 def generator(shape: Sequence[int], latent: int, channels: int) -> nn.Module:

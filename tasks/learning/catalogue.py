@@ -44,7 +44,12 @@ def make_model(
 
 def configured(config: Any, sizes: Mapping[str, float]) -> Any:
     """A config with some numbers changed. Raises ValueError for one that it does not have."""
-    known = {one.name: type(getattr(config, one.name)) for one in fields(config)}
+    defaults = {one.name: getattr(config, one.name) for one in fields(config)}
+    known = {
+        name: type(value)
+        for name, value in defaults.items()
+        if isinstance(value, int | float)
+    }
     odd = sorted(set(sizes) - set(known))
     if odd:
         name = type(config).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -46,7 +47,8 @@ class LessonConfig:
     skip_damaged: bool = False
     """Leave out shards that cannot be read, and say which, instead of ending."""
     limit: int | None = None
-    """Networks to train with, from the first; None for all."""
+    """Networks to train with: of images the first, of zoos some of every architecture. None for
+    all."""
     sizes: dict[str, float] = field(default_factory=dict)
     """Numbers of the model's config, such as width 64 layers 4."""
     compiled: bool = False
@@ -169,13 +171,17 @@ def report(
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": progress.steps,
         "networks_per_second": speed,
-        "validation": progress.scores,
-        "test": dict(results),
+        "validation": [_finite(score) for score in progress.scores],
+        "test": {name: _finite(value) for name, value in results.items()},
     }
     write_json(Path(config.folder, "result.json"), found)
     told = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
     print(f"{config.model}: {told} on test data; {found['parameters']} parameters")
     print(
-        f"{progress.steps} steps, {speed:.0f} networks a second and process; all is in "
-        f"{config.folder}"
+        f"{progress.steps} steps, {speed:.0f} networks a second; all is in {config.folder}"
     )
+
+
+def _finite(value: float) -> float | None:
+    """None for a model that diverged, as JSON has no such number."""
+    return value if isfinite(value) else None

@@ -4,7 +4,7 @@ validation with early stopping, resuming."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from math import cos, inf, pi
+from math import cos, inf, isnan, pi
 from pathlib import Path
 from time import process_time
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ TRAINERS = ("adamw", "ngopt")
 CHECKPOINT = "checkpoint.pt"
 # Share of the budget in which the learning rate rises.
 WARMUP = 0.05
-# Steps whose time does not count: in the first ones what is compiled is compiled.
+# Steps of a process whose time does not count: in the first ones what is compiled is compiled.
 UNCOUNTED = 2
 
 
@@ -122,6 +122,7 @@ class Trainer:
         self.settings = {**settings, **asdict(config)}
         self.optimizer = _optimizer(lesson.model, config)
         self.progress = Progress()
+        self._steps_here = 0  # in this process, whose first ones may compile
 
     def run(self) -> Progress:
         """Trains to the end and leaves the best model in place."""
@@ -166,9 +167,10 @@ class Trainer:
         clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         progress.steps += 1
+        self._steps_here += 1
         own = torch.tensor(process_time() - start, dtype=torch.float64)
         seconds = self.ranks.summed(own).item() / self.ranks.count
-        if progress.steps > UNCOUNTED:
+        if self._steps_here > UNCOUNTED:
             progress.counted += 1
             progress.seconds += seconds
         return loss.item()
@@ -180,6 +182,14 @@ class Trainer:
             if parameter.grad is not None:
                 self.ranks.summed(parameter.grad).div_(self.ranks.count)
 
+    def _average_buffers(self) -> None:
+        """Of running averages every rank has seen its own share of the data."""
+        if self.ranks.count == 1:
+            return
+        for buffer in self.model.buffers():
+            if buffer.is_floating_point():
+                self.ranks.summed(buffer).div_(self.ranks.count)
+
     def _is_over(self) -> bool:
         progress = self.progress
         is_used_up = len(progress.scores) >= self.config.validations
@@ -187,9 +197,11 @@ class Trainer:
 
     def _validate(self, writer: SummaryWriter | None) -> None:
         progress = self.progress
+        self._average_buffers()
         self.model.eval()
         with torch.no_grad():
             score = self.lesson.score()
+        score = -inf if isnan(score) else score
         if score > progress.top or not progress.scores:
             state = self.model.state_dict()
             progress.best = {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 # Of a batch in the running averages; more at first, when they are plain means of all batches.
-MOMENTUM = 0.05
+MOMENTUM = 0.01
 EPSILON = 1e-5
 
 

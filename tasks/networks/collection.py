@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor
 from tasks.common.random import derive_seed
 from tasks.networks.architectures import Stack
 from tasks.shards import Networks, merged, read_split
+
+# Networks of one architecture that follow each other in an epoch, as they are read together. All of
+# a large zoo of few architectures would be too many: a model forgets the others meanwhile.
+ALIKE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +66,19 @@ class Collection:
         columns = {key: value[mask] for key, value in self.columns.items()}
         return Collection([self.stacks[place] for place in places], columns)
 
-    def first(self, count: int | None) -> Collection:
-        """The first networks; None for all."""
-        if count is None:
+    def thinned(self, count: int | None) -> Collection:
+        """So many networks, in equal distances, so that all architectures have their share; None
+        for all."""
+        if count is None or count >= len(self):
             return self
-        pairs = zip(self.stacks, self.starts.tolist(), strict=False)
-        stacks = [
-            stack.select(slice(count - start))
-            for stack, start in pairs
-            if start < count
-        ]
-        return Collection(
-            stacks, {key: value[:count] for key, value in self.columns.items()}
-        )
+        index = torch.arange(count) * len(self) // count
+        places = self.stack_of[index]
+        stacks = []
+        for place in places.unique().tolist():
+            own = index[places == place] - self.starts[place]
+            stacks.append(self.stacks[place].select(own))
+        columns = {key: value[index] for key, value in self.columns.items()}
+        return Collection(stacks, columns)
 
     def said(self, model: Callable[[Stack], Tensor], index: Tensor) -> Tensor:
         """What a model says of some networks, by their numbers (k,) -> (k, *)."""
@@ -87,8 +92,8 @@ class Collection:
         return torch.cat(found)[torch.cat(rows).argsort()]
 
     def batch(self, size: int, *, seed: int, step: int) -> Tensor:
-        """Numbers of a step's networks, (size,): every epoch another order, in which networks of
-        one architecture follow each other, so that a batch has few of them.
+        """Numbers of a step's networks, (size,): every epoch another order, in which up to `ALIKE`
+        networks of one architecture follow each other, so that a batch has few of them.
 
         Raises ValueError if there are fewer networks than that.
         """
@@ -106,9 +111,11 @@ def read_collection(folder: str, split: str, skip_damaged: bool = False) -> Coll
 
 @lru_cache(maxsize=4)
 def _order(starts: tuple[int, ...], seed: int) -> Tensor:
-    """A random order of stacks, and of the networks within."""
+    """A random order of networks, `ALIKE` of an architecture at a time."""
     generator = torch.Generator().manual_seed(seed)
-    counts = torch.tensor(starts).diff()
-    order = torch.randperm(starts[-1], generator=generator)
-    keys = torch.randperm(len(counts), generator=generator).repeat_interleave(counts)
-    return order[keys[order].argsort(stable=True)]
+    runs: list[Tensor] = []
+    for start, end in pairwise(starts):
+        own = start + torch.randperm(end - start, generator=generator)
+        runs += own.split(ALIKE)
+    order = torch.randperm(len(runs), generator=generator).tolist()
+    return torch.cat([runs[i] for i in order])

@@ -58,6 +58,12 @@ def test_what_is_there_is_not_made_again(config, tmp_path):
     assert all(after[path] == time for path, time in before.items())
 
 
+def test_results_of_other_settings_are_refused(config):
+    run(config)
+    with pytest.raises(ValueError, match="made with other settings: training.*'batch'"):
+        run(replace(config, batch=2))
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_every_row_is_a_model_that_reads_the_data(name, data, tmp_path):
     config = Config(name, str(data / FOLDERS[name]), str(tmp_path), seeds=1)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from math import nan
 
 import pytest
 import torch
@@ -50,6 +51,12 @@ def test_the_best_model_stays(tmp_path):
     assert progress.top == 0.9
     assert torch.equal(lesson.model.weight, progress.best["weight"])
     assert (lesson.model.weight - 1).abs().max() > 0.05  # it was not the last
+
+
+def test_a_score_that_is_no_number_is_the_worst(tmp_path):
+    lesson, progress = trained(tmp_path, Line([nan, 0.1, nan, 0.3, 0.2, 0.2]))
+    assert progress.top == 0.3
+    assert torch.equal(lesson.model.weight, progress.best["weight"])
 
 
 def test_without_a_better_model_training_ends(tmp_path):

@@ -71,11 +71,23 @@ def test_those_of_some_architectures(collection):
     assert len(found) == 2
 
 
-def test_the_first():
-    groups = [networks(2, n, 1, count=2, first=10 * n) for n in (3, 4, 5)]
+def test_fewer_have_all_architectures():
+    groups = [networks(2, n, 1, count=4, first=10 * n) for n in (3, 4)]
     collection = Collection.of(groups)
-    found = collection.first(3)
-    assert [stack.count for stack in found.stacks] == [2, 1]
-    assert found.columns["number"].tolist() == [30, 31, 40]
-    assert torch.equal(found.stacks[1].params[0], collection.stacks[1].params[0][:1])
-    assert collection.first(None) is collection
+    found = collection.thinned(4)
+    assert [stack.count for stack in found.stacks] == [2, 2]
+    assert found.columns["number"].tolist() == [30, 32, 40, 42]
+    expected = collection.stacks[1].params[0][[0, 2]]
+    assert torch.equal(found.stacks[1].params[0], expected)
+    assert collection.thinned(9) is collection
+    assert collection.thinned(None) is collection
+
+
+def test_no_long_stretch_of_an_epoch_is_of_one_architecture():
+    groups = [networks(2, n, 1, count=160, first=0) for n in (3, 4)]
+    collection = Collection.of(groups)
+    batches = [collection.batch(16, seed=0, step=step) for step in range(20)]
+    assert sorted(torch.cat(batches).tolist()) == list(range(320))
+    for k in range(0, 20, 5):
+        stretch = torch.cat(batches[k : k + 5])
+        assert len(collection.stack_of[stretch].unique()) == 2
