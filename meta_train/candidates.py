@@ -11,12 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from meta_train.problems import load_problem
-from meta_train.runs import Record, Run, execute
+from meta_train.runs import Record, Run, execute, runs_of
 from ngopt.base.config import SoapConfig
 from ngopt.base.soap import Soap
 from ngopt.learned import LearnedOptimizer
-from ngopt.pretrained import save_pretrained, weights_hash
 
 # One problem moves the score by at most this, so that none decides alone:
 # a factor e^.5 = 1.65 in loss.
@@ -41,21 +39,7 @@ class Setting:
         learned = LearnedOptimizer(base=Soap(replace(SoapConfig(), **changes)))
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.safetensors"
-        save_pretrained(learned, path)
-        digest = weights_hash(learned)
-        return [
-            Run(
-                problem,
-                str(path),
-                None,
-                digest,
-                seed,
-                load_problem(problem).steps,
-                "tuning",
-            )
-            for problem in self.problems
-            for seed in self.seeds
-        ]
+        return runs_of(learned, path, self.problems, self.seeds, "tuning")
 
     def measure(
         self, candidates: Mapping[str, Mapping[str, Any]]

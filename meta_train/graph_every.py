@@ -20,12 +20,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from meta_train.problems import load_problem
 from meta_train.report import deviation, spread, summarize
-from meta_train.runs import Record, Run, execute
+from meta_train.runs import Record, Run, execute, runs_of
 from meta_train.weighted import trained_metanet
 from ngopt.learned import LearnedOptimizer
-from ngopt.pretrained import load_pretrained, save_pretrained, weights_hash
+from ngopt.pretrained import load_pretrained, save_pretrained
 from tasks.common import cli
 from tasks.common.files import write_json
 from tasks.common.text_tables import align, markdown
@@ -105,23 +104,9 @@ def measure(config: Config, learned: LearnedOptimizer, folder: Path) -> Found:
     """Records of whole runs."""
     runs: list[Run] = []
     for k in config.every:
-        own = looking_every(learned, k)
         path = folder / f"every-{k}.safetensors"
-        save_pretrained(own, path)
-        digest = weights_hash(own)
-        runs += [
-            Run(
-                problem,
-                str(path),
-                None,
-                digest,
-                seed,
-                load_problem(problem).steps,
-                "evaluation",
-            )
-            for problem in config.problems
-            for seed in range(config.seeds)
-        ]
+        own = looking_every(learned, k)
+        runs += runs_of(own, path, config.problems, range(config.seeds), "evaluation")
     with tqdm(total=len(runs), unit="run") as bar:
         records = iter(execute(runs, folder / "records", config.processes, bar))
     found: Found = {problem: {} for problem in config.problems}

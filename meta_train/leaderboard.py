@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from meta_train.report import Row, mean_validation_losses, notes, summarize
 from meta_train.runs import Record, Run, execute, file_name
 from meta_train.standings import REFERENCE, Standing, matrix, steps_to_reference
 from tasks.common import cli
-from tasks.common.files import write_json
+from tasks.common.files import finite, write_json
+from tasks.common.settings import check_counts
 from tasks.common.text_tables import align, markdown
 
 FIRST_TUNING_SEED = 1_000_000  # evaluation counts from 0, so the two never meet
@@ -60,10 +60,7 @@ class Config:
     """Runs at the same time, of one thread each; times mean little with more than free cores."""
 
     def __post_init__(self) -> None:
-        for key in ("seeds", "steps", "tuning_seeds", "processes"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}: expected 1 or more; got {value}")
+        check_counts(self, "seeds", "steps", "tuning_seeds", "processes")
         if self.seeds > FIRST_TUNING_SEED:
             raise ValueError(
                 f"seeds: expected at most {FIRST_TUNING_SEED}; got {self.seeds}"
@@ -225,7 +222,7 @@ def write_report(
         "table": [asdict(row) | {"at_edge": row.at_edge} for row in board.rows],
         "notes": remarks,
     }
-    write_json(folder / "results.json", _finite(results))
+    write_json(folder / "results.json", _json(results))
     tables = [
         *board.standings_tables(markdown),
         ["Test loss and rank:"],
@@ -260,15 +257,15 @@ def _label(row: Row) -> str:
     return row.optimizer if row.lr is None else f"{row.optimizer} (lr {row.lr:g})"
 
 
-def _finite(value: Any) -> Any:
+def _json(value: Any) -> Any:
     """What JSON can hold: standings as dictionaries, None for every inf and nan."""
     if isinstance(value, Standing):
-        return _finite(asdict(value))
+        return _json(asdict(value))
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: _json(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
+        return [_json(part) for part in value]
+    return finite(value) if isinstance(value, float) else value
 
 
 def run(config: Config) -> None:

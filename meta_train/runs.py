@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
@@ -27,15 +28,16 @@ from tqdm import tqdm
 
 from meta_train.optimizers import OptimizerSpec, load_optimizer
 from meta_train.problems import Metrics, Problem, load_problem
+from ngopt.learned import LearnedOptimizer
+from ngopt.pretrained import save_pretrained, weights_hash
+from tasks.common.files import finite
 from tasks.common.random import seeded
 
 CURVE_EXAMPLES = 1000  # for one point of a curve
-TRAIN_LOSS_STEPS = (
-    50  # batches at the end of a run whose mean loss is its final train loss
-)
-LOSS_POINTS = (
-    50  # of the training curve that a record holds; a run has at most twice as many
-)
+# Batches at the end of a run whose mean loss is its final train loss.
+TRAIN_LOSS_STEPS = 50
+# Of the training curve that a record holds; a run has at most twice as many.
+LOSS_POINTS = 50
 STATISTICS_BATCHES = 50  # that renew the running statistics of averaged weights
 
 Record = dict[str, Any]
@@ -66,6 +68,24 @@ class Run:
     def __str__(self) -> str:
         lr = "" if self.lr is None else f" lr {self.lr:g}"
         return f"{self.problem} {self.optimizer}{lr} seed {self.seed}"
+
+
+def runs_of(
+    learned: LearnedOptimizer,
+    path: Path,
+    problems: Iterable[str],
+    seeds: Iterable[int],
+    phase: str,
+) -> list[Run]:
+    """Whole trainings with one learned optimizer, which is written to `path`."""
+    save_pretrained(learned, path)
+    digest = weights_hash(learned)
+    steps = {problem: load_problem(problem).steps for problem in problems}
+    pairs = product(steps, seeds)
+    return [
+        Run(problem, str(path), None, digest, seed, steps[problem], phase)
+        for problem, seed in pairs
+    ]
 
 
 class Step(NamedTuple):
@@ -195,11 +215,6 @@ def record_path(folder: Path, run: Run) -> Path:
 def file_name(name: str) -> str:
     """A name with what does not belong into a file name replaced, cut to its last 40 characters."""
     return re.sub(r"[^\w.-]+", "_", name)[-40:]
-
-
-def finite(value: float) -> float | None:
-    """None in place of inf and nan, which JSON does not have."""
-    return value if math.isfinite(value) else None
 
 
 class _Training:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from meta_train import sweep, train
 from meta_train.trials import claim, open_study, write_trials
 from ngopt.models import METANETS
 from tasks.common import cli
+from tasks.common.settings import named_settings
 from tasks.common.text_tables import align
 
 # What may be chosen, of what each metanet has; the outer steps are those of the last stage.
@@ -131,9 +132,8 @@ def measured(settings: train.Config, config: Config) -> tuple[float, float | Non
 def search(config: Config) -> optuna.Study:
     """Makes the trials that are missing; the study with all of them."""
     folder = Path(config.folder)
-    settings = asdict(config)
-    matter = {key: settings[key] for key in settings if key not in NO_MATTER}
-    study = open_study(folder, config.metanet, matter)
+    settings = named_settings(config, NO_MATTER)
+    study = open_study(folder, config.metanet, settings)
 
     def sampler(number: int) -> TPESampler:
         # of its own for every trial, also after resuming

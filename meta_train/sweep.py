@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from meta_train.problems import Metrics, load_problem, mean_metrics
-from meta_train.runs import finite
 from meta_train.unroll import Task, whole_run
 from meta_train.weighted import trained_metanet
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
 from ngopt.pretrained import load_pretrained, save_pretrained
 from tasks.common import cli
-from tasks.common.files import write_json
+from tasks.common.files import finite, write_json
 from tasks.common.random import derive_seed
 from tasks.common.text_tables import align
 

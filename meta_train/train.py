@@ -34,8 +34,8 @@ from ngopt.files import replaced
 from ngopt.pretrained import save_pretrained
 from tasks.common import cli
 from tasks.common.distributed import RankLost, Ranks, device_of, joined, on_ranks
-from tasks.common.files import differences
 from tasks.common.random import derive_seed
+from tasks.common.settings import check_counts, differences, named_settings
 
 Settings = TypeVar("Settings")
 
@@ -113,10 +113,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in AT_LEAST_ONE:
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}: expected 1 or more; got {value}")
+        check_counts(self, *AT_LEAST_ONE)
         if self.estimator == "es" and self.shortest is not None:
             raise ValueError(
                 f"shortest: expected none with es, whose steps are whole trainings; got "
@@ -326,7 +323,7 @@ class MetaTrainer:
 
     def recipe(self) -> dict[str, Any]:
         """The steps that made the weights, the last one ours."""
-        config = {k: v for k, v in asdict(self.config).items() if k not in NO_MATTER}
+        config = named_settings(self.config, NO_MATTER)
         stage = {"program": "meta_train.train", "outer_step": self.outer_step, **config}
         return {"stages": [*self.learned.recipe["stages"], stage]}
 
@@ -357,7 +354,7 @@ class MetaTrainer:
         if not path.exists():
             return
         state = torch.load(path, weights_only=False)
-        check_same_config(path, state["config"], asdict(self.config))
+        check_same_config(path, state["config"], self.config)
         self.metanet.load_state_dict(state["metanet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.slots = [Slot(**slot) for slot in state["slots"]]
@@ -397,18 +394,12 @@ def assign_gradient(module: nn.Module, gradient: torch.Tensor) -> None:
         parameter.grad = piece.view_as(parameter).clone()
 
 
-def check_same_config(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
+def check_same_config(path: Path, saved: dict[str, Any], config: Config) -> None:
     """Raises ValueError when a checkpoint was made with other settings (more outer steps or
     processes are fine)."""
-    known, asked = (
-        {
-            key: value
-            for key, value in config.items()
-            if key not in ("outer_steps", *NO_MATTER)
-        }
-        for config in (saved, given)
-    )
-    odd = differences(known, asked)
+    asked = named_settings(config)
+    may_change = {key: asked[key] for key in ("outer_steps", *NO_MATTER)}
+    odd = differences({**saved, **may_change}, asked)
     if odd:
         raise ValueError(f"checkpoint '{path}': made with other settings: {odd}")
 

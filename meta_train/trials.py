@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from tasks.common.files import differences
+from tasks.common.settings import differences
 
 
 def open_study(folder: Path, name: str, settings: Mapping[str, Any]) -> optuna.Study:
@@ -31,11 +31,10 @@ def open_study(folder: Path, name: str, settings: Mapping[str, Any]) -> optuna.S
         direction="maximize",
         load_if_exists=True,
     )
-    asked = json.loads(json.dumps(settings))
     known = study.user_attrs.get("settings")
     if known is None:
-        study.set_user_attr("settings", asked)
-    elif told := differences(known, asked):
+        study.set_user_attr("settings", dict(settings))
+    elif told := differences(known, settings):
         raise ValueError(f"folder '{folder}': begun with other settings: {told}")
     return study
 

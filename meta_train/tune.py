@@ -26,6 +26,7 @@ from ngopt.base.soap import Soap
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import save_pretrained
 from tasks.common import cli
+from tasks.common.settings import named_settings
 from tasks.common.text_tables import align
 
 FIRST_SEED = 2_000_000  # apart from the seeds of evaluation and of baselines' tuning
@@ -116,9 +117,7 @@ def search(config: Config) -> optuna.Study:
 
 def _study(config: Config, folder: Path) -> optuna.Study:
     first = {name: getattr(SoapConfig(), name) for name in space()}
-    settings = asdict(config)
-    matter = {key: settings[key] for key in settings if key not in NO_MATTER}
-    study = open_study(folder, "base", matter)
+    study = open_study(folder, "base", named_settings(config, NO_MATTER))
     # one that goes on draws other numbers than it began with
     study.sampler = CmaEsSampler(seed=config.seed + len(study.trials))
     if not study.trials:

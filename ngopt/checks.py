@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from numbers import Real
@@ -56,21 +55,6 @@ def plain(steps: Any) -> Any:
     if not isinstance(steps, Real) or not float(steps).is_integer():
         return steps
     return int(float(steps))
-
-
-def check_whole(named: Iterable[tuple[str, Any]]) -> None:
-    """Raises ValueError for a parameter that `fully_shard` has divided among processes."""
-    distributed = sys.modules.get(
-        "torch.distributed.tensor"
-    )  # who divides has imported it
-    if distributed is None:
-        return
-    for name, p in named:
-        if isinstance(p, distributed.DTensor):
-            raise ValueError(
-                f"NGOptimizer: '{name}': expected a whole tensor, or a piece that "
-                "FullyShardedDataParallel made; got a DTensor"
-            )
 
 
 def check_number(key: str, value: Any) -> None:

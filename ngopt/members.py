@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from ngopt.functional import Hyper, Record, UpdateRule, state_dtype
-from ngopt.graph import NeuralGraph
 from ngopt.wiring import Wiring
 
 Group = dict[str, Any]
@@ -97,12 +96,26 @@ class Members:
             if grads[i] is not None and not records[i]:
                 new[i] = real(p)
         if new:
-            first = rule.init(stand_ins(self.graph, new))
+            first = self.first_records(rule, new)
             for i in new:
                 record = state[self.owners[i]]
                 record.update(first[i])
                 records[i] = record  # so that nothing keeps the first tensors alive
         return records
+
+    def first_records(
+        self, rule: UpdateRule, values: Mapping[int, Tensor] | None = None
+    ) -> list[Record]:
+        """State as a rule begins it, without memory but of parameters whose values are given.
+
+        values: by their positions in the graph.
+        """
+        known = values or {}
+        params = [
+            known[i] if i in known else torch.empty(spec.shape, device="meta")
+            for i, spec in enumerate(self.graph.parameters)
+        ]
+        return rule.init(params)
 
 
 def real(x: Tensor) -> Tensor:
@@ -113,16 +126,6 @@ def real(x: Tensor) -> Tensor:
 def is_lazy(p: Tensor) -> bool:
     """As torch's own function, which `torch.compile` cannot follow."""
     return isinstance(p, UninitializedParameter)
-
-
-def stand_ins(graph: NeuralGraph, real_ones: Mapping[int, Tensor]) -> list[Tensor]:
-    """For every parameter in the graph a tensor without memory, but for some at their positions."""
-    found = []
-    for i, spec in enumerate(graph.parameters):
-        found.append(
-            real_ones[i] if i in real_ones else torch.empty(spec.shape, device="meta")
-        )
-    return found
 
 
 def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:

@@ -27,16 +27,15 @@ from ngopt.checks import (
     check_groups,
     check_keys,
     check_settings,
-    check_whole,
     named_members,
     plain,
 )
 from ngopt.functional import AVERAGE, Hyper, Record, UpdateRule, state_dtype, uncompiled
 from ngopt.graph import NeuralGraph
-from ngopt.graph.sharding import are_pieces
+from ngopt.graph.sharding import are_pieces, check_whole
 from ngopt.graph.topology import unconnected
 from ngopt.learned import LearnedOptimizer
-from ngopt.members import Members, is_lazy, real, stand_ins
+from ngopt.members import Members, is_lazy, real
 from ngopt.models import Metanet
 from ngopt.pretrained import are_named, as_learned, weights_hash
 from ngopt.state_dicts import (
@@ -44,6 +43,7 @@ from ngopt.state_dicts import (
     check_record,
     checked,
     in_order,
+    is_of_other_matrices,
     records_in_order,
     restore_dtypes,
 )
@@ -133,9 +133,8 @@ class NGOptimizer(Optimizer):
             raise ValueError("NGOptimizer: expected model or graph; got both")
         check_compute_dtype(compute_dtype)
         self.learned, self.compute_dtype = as_learned(weights), compute_dtype
-        self._rule: tuple[Any, UpdateRule] | None = (
-            None  # the latest, and what it was bound for
-        )
+        # the latest, and what it was bound for
+        self._rule: tuple[Any, UpdateRule] | None = None
         self._members: Members | None = None
         defaults = {
             "lr": lr,
@@ -211,12 +210,15 @@ class NGOptimizer(Optimizer):
     @uncompiled
     def _take_up(self, rule: UpdateRule, members: Members) -> None:
         """Averages of weights begin, or are dropped, where the horizon was set otherwise since."""
-        expected = rule.init(stand_ins(members.graph, {}))
-        for i, p in members.owners.items():
-            record = self.state.get(p)
-            if record and AVERAGE not in expected[i]:
+        known = {i: p for i, p in members.owners.items() if self.state.get(p)}
+        if not known:
+            return
+        expected = members.first_records(rule)
+        for i, p in known.items():
+            record = self.state[p]
+            if AVERAGE not in expected[i]:
                 record.pop(AVERAGE, None)
-            elif record and AVERAGE not in record:
+            elif AVERAGE not in record:
                 record[AVERAGE] = real(p).detach().to(state_dtype(p), copy=True)
 
     def _update(self, rule: UpdateRule, members: Members) -> None:
@@ -358,12 +360,11 @@ class NGOptimizer(Optimizer):
 
         Parameters that have another shape themselves are left, to be told of.
         """
-        rule = self._bound(members, self._total_steps)
-        expected = rule.init(stand_ins(members.graph, {}))
+        expected = members.first_records(self._bound(members, self._total_steps))
         dropped = []
         for i, p in members.owners.items():
             record = self.state.get(p)
-            if record and _is_of_other_matrices(record, expected[i], real(p).shape):
+            if record and is_of_other_matrices(record, expected[i], real(p).shape):
                 del self.state[p]
                 dropped.append(members.graph.parameters[i].name)
         if dropped:
@@ -450,26 +451,12 @@ class NGOptimizer(Optimizer):
         """Raises ValueError if a parameter's state is not what the rule has for it."""
         if not any(records):
             return
-        graph = members.graph
-        expected = self._bound(members, total_steps).init(stand_ins(graph, {}))
+        expected = members.first_records(self._bound(members, total_steps))
         # torch says where there are more records than parameters
         for position, record in zip(members.positions, records, strict=False):
             if record:
-                name = graph.parameters[position].name
+                name = members.graph.parameters[position].name
                 check_record(name, record, expected[position])
-
-
-def _is_of_other_matrices(record: Record, expected: Record, shape: torch.Size) -> bool:
-    """Whether a parameter of this shape has the state of other matrices than are expected."""
-    own = {key for key, like in expected.items() if like.shape == shape}
-    if any(key in record and record[key].shape != shape for key in own):
-        return False
-    keys = (record.keys() | expected.keys()) - {AVERAGE}
-    nothing = torch.empty(0, device="meta")
-    return any(
-        record.get(key, nothing).shape != expected.get(key, nothing).shape
-        for key in keys
-    )
 
 
 def _is_called_by_zero() -> bool:

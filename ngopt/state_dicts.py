@@ -1,14 +1,15 @@
-"""What `NGOptimizer.load_state_dict` makes sure of before it changes anything."""
+"""What `NGOptimizer` makes sure of before it takes up state that was made elsewhere or before."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ngopt.checks import IN_COMMON, PER_GROUP, check_groups
-from ngopt.functional import Record
+from ngopt.functional import AVERAGE, Record
 
 Group = dict[str, Any]
 
@@ -116,3 +117,16 @@ def check_record(name: str, record: Mapping[str, Any], expected: Record) -> None
             raise ValueError(
                 f"state_dict: '{key}' of '{name}': expected shape {shape}; got {got}"
             )
+
+
+def is_of_other_matrices(record: Record, expected: Record, shape: torch.Size) -> bool:
+    """Whether a parameter of this shape has the state of other matrices than are expected."""
+    own = {key for key, like in expected.items() if like.shape == shape}
+    if any(key in record and record[key].shape != shape for key in own):
+        return False
+    keys = (record.keys() | expected.keys()) - {AVERAGE}
+    nothing = torch.empty(0, device="meta")
+    return any(
+        record.get(key, nothing).shape != expected.get(key, nothing).shape
+        for key in keys
+    )

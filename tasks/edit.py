@@ -20,6 +20,7 @@ from torch.nn.functional import max_pool2d
 from tasks.common import cli
 from tasks.common.distributed import Ranks
 from tasks.common.pictures import draw_rows
+from tasks.common.settings import check_counts
 from tasks.datasets import load_dataset
 from tasks.learning.image_networks import read_image_networks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
@@ -51,9 +52,7 @@ class Config(LessonConfig):
             raise ValueError(
                 f"edit: expected one of {', '.join(EDITS)}; got '{self.edit}'"
             )
-        for key in ("outputs", "points"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}: expected 1 or more; got {getattr(self, key)}")
+        check_counts(self, "outputs", "points")
 
 
 def dilated(images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ shards of a folder (`tasks.shards`); the same command goes on where it was stopp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tasks.common import cli
 from tasks.common.distributed import on_ranks
 from tasks.common.pictures import draw_curves, draw_rows
 from tasks.common.random import seeded
+from tasks.common.settings import check_counts, named_settings
 from tasks.networks.siren import Siren, render
 from tasks.shards import (
     SPLITS,
@@ -69,9 +70,8 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("train", "views", "width", "hidden", "steps", "shard", "processes"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}: expected 1 or more; got {getattr(self, key)}")
+        counts = "train", "views", "width", "hidden", "steps", "shard", "processes"
+        check_counts(self, *counts)
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,7 @@ def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
 
 
 def folder_of(config: FitConfig) -> Folder:
-    settings = {
-        key: value for key, value in asdict(config).items() if key not in NO_MATTER
-    }
+    settings = named_settings(config, NO_MATTER)
     return Folder(Path(config.folder), {"program": "tasks.inr fit", **settings})
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ngopt.files import is_intact, read_tensors, write_tensors
-from tasks.common.files import differences, write_json
+from tasks.common.files import write_json
+from tasks.common.settings import differences
 
 FORMAT = "ngopt-shard-1"
 MANIFEST = "manifest.json"

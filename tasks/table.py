@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from tasks.common import cli
 from tasks.common.distributed import Ranks, joined, on_ranks
-from tasks.common.files import differences, write_json
+from tasks.common.files import write_json
+from tasks.common.settings import check_counts, differences
 from tasks.common.text_tables import align, markdown
 from tasks.learning.lesson import LessonConfig, learn_on
 from tasks.learning.training import TrainingConfig
@@ -55,9 +56,8 @@ class Config:
             raise ValueError(
                 f"table: expected one of {', '.join(TABLES)}; got '{self.table}'"
             )
+        check_counts(self, "seeds", "processes")
         labels = [row.label for row in TABLES[self.table].rows]
-        if self.seeds < 1:
-            raise ValueError(f"seeds: expected 1 or more; got {self.seeds}")
         odd = [label for label in self.rows if label not in labels]
         if odd:
             raise ValueError(
@@ -78,8 +78,8 @@ class Training(NamedTuple):
         if not path.exists():
             return None
         found = json.loads(path.read_text())
-        asked = json.loads(json.dumps(asdict(self.config)))
-        asked["folder"] = found["config"]["folder"]  # it may have been moved
+        # it may have been moved
+        asked = {**asdict(self.config), "folder": found["config"]["folder"]}
         told = differences(found["config"], asked)
         if told:
             raise ValueError(f"result '{path}': made with other settings: {told}")

@@ -10,7 +10,7 @@ ranks. `python -m tasks.zoo show --folder ...` draws the accuracies.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -23,6 +23,7 @@ from tasks.common import cli
 from tasks.common.distributed import on_ranks
 from tasks.common.pictures import draw_histograms
 from tasks.common.random import derive_seed, seeded
+from tasks.common.settings import named_settings
 from tasks.datasets import ImageDataset, Split, load_dataset
 from tasks.shards import SPLITS, Folder, Networks, merged, read_manifest, read_split
 from tasks.sources.generation import Job, jobs, make_shards
@@ -154,9 +155,7 @@ def networks_of(run: Run, number: int, checkpoints: Sequence[Checkpoint]) -> Net
 
 
 def folder_of(config: TrainConfig) -> Folder:
-    settings = {
-        key: value for key, value in asdict(config).items() if key not in NO_MATTER
-    }
+    settings = named_settings(config, NO_MATTER)
     return Folder(Path(config.folder), {"program": "tasks.zoo train", **settings})
 
 

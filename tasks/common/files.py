@@ -1,10 +1,9 @@
-"""JSON files that are there whole or not at all,
-and how settings differ from those that they record."""
+"""JSON files that are there whole or not at all, and the numbers that they can hold."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ def write_json(path: Path, value: Any) -> None:
         json.dump(value, file, allow_nan=False)
 
 
-def differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Settings that are not those known, in words; "" if all are."""
-    odd = sorted(key for key in {*known, *asked} if known.get(key) != asked.get(key))
-    return ", ".join(f"{key} {known.get(key)!r}, got {asked.get(key)!r}" for key in odd)
+def finite(value: float) -> float | None:
+    """None in place of inf and nan, which JSON does not have."""
+    return value if math.isfinite(value) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -13,9 +12,10 @@ import tyro
 from torch import Tensor, nn
 
 from tasks.common.distributed import Ranks, joined
-from tasks.common.files import write_json
+from tasks.common.files import finite, write_json
 from tasks.common.pictures import draw_images, draw_points
 from tasks.common.random import seeded
+from tasks.common.settings import named_settings
 from tasks.datasets import batch_indices
 from tasks.learning.catalogue import make_model
 from tasks.learning.training import Progress, Trainer, TrainingConfig
@@ -134,9 +134,7 @@ def learn_on(
 ) -> None:
     """The same on given ranks."""
     lesson = make(config, ranks)
-    settings = {
-        key: value for key, value in asdict(config).items() if key not in NO_MATTER
-    }
+    settings = named_settings(config, NO_MATTER)
     trainer = Trainer(lesson, config.training, Path(config.folder), settings, ranks)
     progress = trainer.run()
     lesson.model.eval()
@@ -171,8 +169,8 @@ def report(
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": progress.steps,
         "networks_per_second": speed,
-        "validation": [_finite(score) for score in progress.scores],
-        "test": {name: _finite(value) for name, value in results.items()},
+        "validation": [finite(score) for score in progress.scores],
+        "test": {name: finite(value) for name, value in results.items()},
     }
     write_json(Path(config.folder, "result.json"), found)
     told = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
@@ -180,8 +178,3 @@ def report(
     print(
         f"{progress.steps} steps, {speed:.0f} networks a second; all is in {config.folder}"
     )
-
-
-def _finite(value: float) -> float | None:
-    """None for a model that diverged, as JSON has no such number."""
-    return value if isfinite(value) else None

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from ngopt import NGOptimizer
 from ngopt.files import replaced
 from tasks.common.distributed import Ranks
-from tasks.common.files import differences
 from tasks.common.random import seeded
+from tasks.common.settings import differences
 
 TRAINERS = ("adamw", "ngopt")
 CHECKPOINT = "checkpoint.pt"
