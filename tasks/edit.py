@@ -22,12 +22,13 @@ from tasks.common.distributed import Ranks
 from tasks.common.pictures import draw_rows
 from tasks.common.settings import check_counts
 from tasks.datasets import load_dataset
+from tasks.inr import PROGRAM
 from tasks.learning.image_networks import read_image_networks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import Stack
 from tasks.networks.siren import grid
-from tasks.shards import read_manifest
+from tasks.shards import read_settings
 from tasks.sources.signals import MIDDLE
 
 # How far an untrained model moves parameters, in deviations (Kofinas et al. 2024, public code).
@@ -48,6 +49,7 @@ class Config(LessonConfig):
     """Pixels of each image that a training step looks at."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.edit not in EDITS:
             raise ValueError(
                 f"edit: expected one of {', '.join(EDITS)}; got '{self.edit}'"
@@ -102,7 +104,7 @@ class Editing(NetworkLesson[Config]):
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         super().__init__(config, ranks)
         self.data = read_image_networks(config)
-        images = load_dataset(read_manifest(Path(config.data))["settings"]["data"])
+        images = load_dataset(read_settings(Path(config.data), PROGRAM)["data"])
         self.targets: dict[str, Tensor] = {}
         for split, found in self.data.items():
             originals = getattr(images, split).images[found.index].float() / 255
@@ -146,8 +148,9 @@ class Editing(NetworkLesson[Config]):
     def error(self, split: str) -> float:
         """Mean squared error over a split."""
         stack, targets = self.data[split].stack, self.targets[split].flatten(2)
+        at_once = max(1, AT_ONCE // self.config.outputs)
         total = 0.0
-        for piece in torch.arange(stack.count).split(AT_ONCE // self.config.outputs):
+        for piece in torch.arange(stack.count).split(at_once):
             rendered = self.all_rendered(stack.select(piece))
             total += (rendered - targets[piece]).square().mean().item() * len(piece)
         return total / stack.count

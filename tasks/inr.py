@@ -29,13 +29,14 @@ from tasks.shards import (
     Folder,
     Networks,
     merged,
-    read_manifest,
+    read_settings,
     read_shard,
     shard_paths,
 )
 from tasks.sources.generation import Job, jobs, make_shards
 from tasks.sources.signals import MIDDLE, SINES, Signals, load_signals
 
+PROGRAM = "tasks.inr fit"
 # SIRENs that are fit in one call: their activations stay in the caches of a core.
 AT_ONCE = 16
 QUALITY = ("psnr",)
@@ -156,7 +157,7 @@ def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
 
 def folder_of(config: FitConfig) -> Folder:
     settings = named_settings(config, NO_MATTER)
-    return Folder(Path(config.folder), {"program": "tasks.inr fit", **settings})
+    return Folder(Path(config.folder), {"program": PROGRAM, **settings})
 
 
 def fit_all(config: FitConfig) -> None:
@@ -183,7 +184,7 @@ def fit_rank(config: FitConfig) -> None:
 def show(config: ShowConfig) -> None:
     """Draws signals and what their networks say, one above the other."""
     folder = Path(config.folder)
-    settings = read_manifest(folder)["settings"]
+    settings = read_settings(folder, PROGRAM)
     (networks, *_) = read_shard(shard_paths(folder, "train")[0])
     asked = {split: settings[split] for split in SPLITS}
     signals = load_signals(settings["data"], asked, settings["seed"])["train"]

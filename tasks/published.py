@@ -57,11 +57,11 @@ def bring(config: PublishedConfig) -> None:
         "source": source.name,
     }
     folder = Folder(Path(config.folder), settings)
-    folder.begin()
     quality = set()
     for split in SPLITS:
         networks = tqdm(read(source, split), desc=split)
         for number, groups in enumerate(shards(networks, config.shard)):
+            folder.begin()
             write_shard(folder.shard(split, number), groups)
             quality.update(
                 "accuracy" for group in groups if "accuracy" in group.columns

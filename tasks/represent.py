@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from tasks.common import cli
 from tasks.common.distributed import Ranks
+from tasks.common.settings import check_counts
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.networks.architectures import Stack
 from tasks.shards import SPLITS, merged, read_split
@@ -41,6 +42,10 @@ class Config(LessonConfig):
     masked: float = 0.1
     """Share of the parameters that a copy has at their means."""
     temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "dimension")
 
 
 class Representation(NetworkLesson[Config]):

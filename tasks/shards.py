@@ -99,11 +99,11 @@ class Folder:
     settings: Mapping[str, Any]
 
     def begin(self) -> None:
-        """Makes the folder and its manifest. Raises ValueError if it was begun with other
+        """Makes the folder and its manifest. Raises ValueError if it has shards of other
         settings."""
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / MANIFEST
-        if not file.exists():
+        if not file.exists() or not shard_paths(self.path):
             write_json(
                 file, {"format": FORMAT, "settings": dict(self.settings), "shards": []}
             )
@@ -151,6 +151,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"manifest '{path}': format: expected '{FORMAT}'; got {found.get('format')!r}"
         )
     return found
+
+
+def read_settings(folder: Path, program: str) -> dict[str, Any]:
+    """What the networks of a folder were made with.
+
+    Raises ValueError if another program made them.
+    """
+    settings = read_manifest(folder)["settings"]
+    if settings["program"] != program:
+        raise ValueError(
+            f"folder '{folder}': expected networks of {program}; got those of "
+            f"{settings['program']}"
+        )
+    return settings
 
 
 def shard_paths(folder: Path, split: str = "*") -> list[Path]:

@@ -25,11 +25,12 @@ from tasks.common.pictures import draw_histograms
 from tasks.common.random import derive_seed, seeded
 from tasks.common.settings import named_settings
 from tasks.datasets import ImageDataset, Split, load_dataset
-from tasks.shards import SPLITS, Folder, Networks, merged, read_manifest, read_split
+from tasks.shards import SPLITS, Folder, Networks, merged, read_settings, read_split
 from tasks.sources.generation import Job, jobs, make_shards
 from tasks.sources.zoo_recipes import INITS, OPTIMIZERS, ZOOS, Run
 from tasks.sources.zoo_training import Checkpoint, train
 
+PROGRAM = "tasks.zoo train"
 QUALITY = ("accuracy",)
 # Settings that change no network.
 NO_MATTER = ("folder", "processes")
@@ -156,7 +157,7 @@ def networks_of(run: Run, number: int, checkpoints: Sequence[Checkpoint]) -> Net
 
 def folder_of(config: TrainConfig) -> Folder:
     settings = named_settings(config, NO_MATTER)
-    return Folder(Path(config.folder), {"program": "tasks.zoo train", **settings})
+    return Folder(Path(config.folder), {"program": PROGRAM, **settings})
 
 
 def train_all(config: TrainConfig) -> None:
@@ -195,7 +196,7 @@ def gray(split: Split) -> Split:
 def show(config: ShowConfig) -> None:
     """Draws a histogram of accuracies for every step at which networks are kept."""
     folder = Path(config.folder)
-    settings = read_manifest(folder)["settings"]
+    settings = read_settings(folder, PROGRAM)
     steps = column(folder, "step")
     accuracies = column(folder, "accuracy")
     groups = {

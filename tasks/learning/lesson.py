@@ -15,7 +15,7 @@ from tasks.common.distributed import Ranks, joined
 from tasks.common.files import finite, write_json
 from tasks.common.pictures import draw_images, draw_points
 from tasks.common.random import seeded
-from tasks.common.settings import named_settings
+from tasks.common.settings import check_counts, named_settings
 from tasks.datasets import batch_indices
 from tasks.learning.catalogue import make_model
 from tasks.learning.training import Progress, Trainer, TrainingConfig
@@ -57,6 +57,11 @@ class LessonConfig:
     training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=TrainingConfig
     )
+
+    def __post_init__(self) -> None:
+        check_counts(self, "limit")
+        if self.probes < 0:
+            raise ValueError(f"probes: expected 0 or more; got {self.probes}")
 
 
 Config = TypeVar("Config", bound=LessonConfig)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tasks.common.random import seeded
-from tasks.datasets import Split, load_dataset
+from tasks.datasets import DATASETS, Split, load_dataset
 from tasks.networks.siren import grid
 from tasks.shards import SPLITS
 
@@ -89,13 +89,18 @@ class Sines:
 def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, Signals]:
     """The splits of a data set of images, or of "sines", of which as many are made as asked for.
 
-    counts: signals of every split. Raises ValueError if a data set has fewer.
+    counts: signals of every split.
+
+    Raises ValueError for an unknown name, or if a data set has fewer.
     """
     if name == SINES:
         return {
             split: _sines(counts[split], seed, place)
             for place, split in enumerate(SPLITS)
         }
+    if name not in DATASETS:
+        expected = ", ".join(map(repr, (*DATASETS, SINES)))
+        raise ValueError(f"data: expected one of {expected}; got '{name}'")
     data = load_dataset(name)
     found: dict[str, Signals] = {
         split: Images(getattr(data, split)) for split in SPLITS

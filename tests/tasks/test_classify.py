@@ -75,6 +75,13 @@ def test_compiled_steps_are_the_same(config, compiled_eagerly):
     assert compiled_eagerly == [1]
 
 
+def test_settings_that_make_no_sense(config):
+    with pytest.raises(ValueError, match="limit: expected 1 or more; got 0"):
+        replace(config, limit=0)
+    with pytest.raises(ValueError, match="probes: expected 0 or more; got -1"):
+        replace(config, probes=-1)
+
+
 def test_unknown_models_and_sizes_are_named(config):
     with pytest.raises(
         ValueError, match="model: expected one of ng-gnn, .*; got 'mamba'"

@@ -1,4 +1,6 @@
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,3 +95,20 @@ def test_settings_that_make_no_sense(config):
         config(edit="erode")
     with pytest.raises(ValueError, match="outputs: expected 1 or more; got 0"):
         config(outputs=0)
+
+
+def test_more_outputs_than_are_judged_at_once(config, monkeypatch):
+    monkeypatch.setattr(edit, "AT_ONCE", 1)
+    assert Editing(config(outputs=2)).score() < 0
+
+
+def test_networks_whose_images_are_not_known(config, data, tmp_path):
+    folder = tmp_path / "published"
+    shutil.copytree(data / "inr-mnist", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["settings"]["program"] = "tasks.published"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        ValueError, match="expected networks of tasks.inr fit; got those of tasks.publ"
+    ):
+        Editing(replace(config(), data=str(folder)))

@@ -150,6 +150,8 @@ def test_errors(config, capsys, monkeypatch):
         fit_all(replace(config, validation=8))
     with pytest.raises(ValueError, match="steps: expected 1 or more; got 0"):
         replace(config, steps=0)
+    with pytest.raises(ValueError, match="data: expected one of .*'sines'; got 'foo'"):
+        fit_all(replace(config, data="foo"))
     monkeypatch.setattr(sys, "argv", ["inr", "show", "--folder", config.folder])
     with pytest.raises(SystemExit) as ended:
         inr.cli.commands(

@@ -467,3 +467,9 @@ class TestWildPark:
         assert steps == [0, 1, 2]
         assert read_manifest(folder)["settings"]["format"] == "wild-park"
         assert "9 networks in" in capsys.readouterr().out
+
+    def test_a_source_that_is_not_there_leaves_no_folder(self, tmp_path):
+        folder = tmp_path / "shards"
+        with pytest.raises(ValueError, match="mistyped"):
+            bring(PublishedConfig("wild-park", str(tmp_path / "mistyped"), str(folder)))
+        assert not folder.exists()

@@ -10,6 +10,7 @@ from tasks.shards import (
     Networks,
     merged,
     read_manifest,
+    read_settings,
     read_shard,
     read_split,
     write_shard,
@@ -61,6 +62,22 @@ def test_a_folder_is_made_with_one_set_of_settings(tmp_path):
         ValueError, match=r"some': made with other settings: steps 3, got 4"
     ):
         Folder(folder.path, {"steps": 4}).begin()
+
+
+def test_a_folder_without_shards_may_begin_with_other_settings(tmp_path):
+    Folder(tmp_path, {"steps": 3}).begin()
+    Folder(tmp_path, {"steps": 4}).begin()
+    assert read_manifest(tmp_path)["settings"] == {"steps": 4}
+
+
+def test_settings_are_those_of_the_program_that_is_asked_for(tmp_path):
+    settings = {"program": "tasks.some", "steps": 3}
+    Folder(tmp_path, settings).begin()
+    assert read_settings(tmp_path, "tasks.some") == settings
+    with pytest.raises(
+        ValueError, match=r"expected networks of tasks.other; got those of tasks.some"
+    ):
+        read_settings(tmp_path, "tasks.other")
 
 
 def test_splits(tmp_path):
