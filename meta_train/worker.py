@@ -84,7 +84,7 @@ def _pes(
 
 
 def _imitation(config: UnrollConfig, limit: Limit, horizon: int) -> Estimator:
-    return Imitation(horizon)
+    return Imitation()
 
 
 ESTIMATORS: dict[str, Callable[[UnrollConfig, Limit, int], Estimator]] = {

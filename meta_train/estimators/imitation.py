@@ -32,20 +32,18 @@ class Imitation:
 
     The meta-loss is the mean over steps and tensors of |u - u*|^2 / |u*|^2, where u* is the update
     of the bundled default and u that of the metanet, from the same weights and gradients. Its
-    gradient is exact. total_steps: the horizon of the inner training.
+    gradient is exact. Both know no horizon: what a metanet does with one is no matter of its
+    weights, and it could not tell how far the default's schedule is.
 
     Raises ValueError for a stack, which the default cannot step.
     """
 
-    def __init__(self, total_steps: int | None = None):
-        self.total_steps = total_steps
+    def __init__(self) -> None:
         self.teacher = load_pretrained("default")
 
     def start(self, task: Task, learned: LearnedOptimizer) -> Imitated:
-        inner = task.start(learned.bind(task.graph, self.total_steps))
-        return Imitated(
-            inner, self.teacher.bind(task.graph, self.total_steps).init(inner.params)
-        )
+        inner = task.start(learned.bind(task.graph))
+        return Imitated(inner, self.teacher.bind(task.graph).init(inner.params))
 
     def estimate(
         self, task: Optimizees, learned: LearnedOptimizer, state: Imitated, steps: int
@@ -54,8 +52,8 @@ class Imitation:
             raise ValueError(
                 f"imitation: expected one optimizee at a time; got a stack of {task.count[0]}"
             )
-        student = learned.bind(task.graph, self.total_steps)
-        teacher = self.teacher.bind(task.graph, self.total_steps)
+        student = learned.bind(task.graph)
+        teacher = self.teacher.bind(task.graph)
         weights = list(trained_metanet(learned).parameters())
         total = [torch.zeros_like(w) for w in weights]
         hyper = task.hyper()

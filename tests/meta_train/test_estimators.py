@@ -230,7 +230,7 @@ class TestImitation:
         task = Task(Regression(), seed=1)
         metanet = metanet_for("ng-gnn", task.graph)
         learned = learned_from(metanet)
-        estimator = Imitation(20)
+        estimator = Imitation()
         found, after = estimator.estimate(
             task, learned, estimator.start(task, learned), 3
         )
@@ -256,12 +256,12 @@ class TestImitation:
         task = Task(Regression(), seed=1)
         metanet = metanet_for("ng-gnn", task.graph).reconfigured(graph_every=3)
         learned = learned_from(metanet)
-        estimator = Imitation(20)
+        estimator = Imitation()
         start = estimator.start(task, learned)
         found, _ = estimator.estimate(task, learned, start, 5)
 
-        student = learned.bind(task.graph, 20)
-        teacher = estimator.teacher.bind(task.graph, 20)
+        student = learned.bind(task.graph)
+        teacher = estimator.teacher.bind(task.graph)
         inner, records = start
         losses = []
         for _ in range(5):
@@ -283,9 +283,9 @@ class TestImitation:
     def test_the_trajectory_is_the_teachers(self):
         task = Task(Regression(), seed=1)
         learned = learned_from(FeedForward().double())
-        estimator = Imitation(20)
+        estimator = Imitation()
         _, after = estimator.estimate(task, learned, estimator.start(task, learned), 4)
-        rule = estimator.teacher.bind(task.graph, 20)
+        rule = estimator.teacher.bind(task.graph)
         expected, _ = unroll(task, task.start(rule), rule, 4, task.hyper())
         for a, b in zip(after.inner.params, expected.params, strict=True):
             assert torch.equal(a, b)
@@ -295,7 +295,7 @@ class TestImitation:
         task = Task(Regression(), seed=1)
         metanet = FeedForward().double()
         learned = learned_from(metanet)
-        estimator = Imitation(40)
+        estimator = Imitation()
         optimizer, losses = torch.optim.Adam(metanet.parameters(), 0.01), []
         for _ in range(40):
             estimate, _ = estimator.estimate(
