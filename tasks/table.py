@@ -43,7 +43,7 @@ class Config:
     trainer: str = "ngopt"
     """Of all models: ngopt or adamw."""
     compiled: bool = False
-    """Compile the training steps of ours."""
+    """Compile the training steps of ours, where that is faster."""
     seeds: int = 3
     """Of our models; others have one."""
     rows: tuple[str, ...] = ()

@@ -91,3 +91,11 @@ def test_unknown_tables_and_rows_are_named(config):
         ValueError, match="rows: expected some of statnn; ng-gnn; got gru"
     ):
         replace(config, rows=("statnn", "gru"))
+
+
+def test_ours_are_compiled_but_ng_t(data, tmp_path):
+    config = Config(
+        "classify", str(data / "inr-mnist"), str(tmp_path), compiled=True, seeds=1
+    )
+    compiled = {one.row.label for one in trainings(config) if one.config.compiled}
+    assert compiled == {"ng-gnn", "ng-gnn, 64 probes", "ng-gnn, permutations alone"}
