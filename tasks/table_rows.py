@@ -70,7 +70,8 @@ CLASSIFY = Table(
     (
         *_others("mlp", "set", "statnn", "nfn-hnp", "nfn-np", "dwsnet", "probegen"),
         *_probed("ng-gnn", 0, 64),
-        *_probed("ng-t", 0, 64),
+        # with three it makes too few steps in the same time
+        *_probed("ng-t", 0, 64, layers=2),
         Row("ng-gnn, permutations alone", {"model": "ng-gnn", "symmetry": False}, True),
     ),
     {
