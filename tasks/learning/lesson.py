@@ -52,8 +52,8 @@ class LessonConfig:
     sizes: dict[str, float] = field(default_factory=dict)
     """Numbers of the model's config, such as width 64 layers 4."""
     compiled: bool = False
-    """Compile training steps: one to two minutes at first, then nearly twice as fast. For networks
-    of one architecture."""
+    """Compile training steps: one to two minutes at first, then up to twice as fast, but for ng-t,
+    which is slower. For networks of one architecture."""
     training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=TrainingConfig
     )
