@@ -23,7 +23,7 @@ from tasks.common import cli
 from tasks.common.distributed import on_ranks
 from tasks.common.pictures import draw_histograms
 from tasks.common.random import derive_seed, seeded
-from tasks.common.settings import named_settings
+from tasks.common.settings import check_counts, named_settings
 from tasks.datasets import ImageDataset, Split, load_dataset
 from tasks.shards import SPLITS, Folder, Networks, merged, read_settings, read_split
 from tasks.sources.generation import Job, jobs, make_shards
@@ -62,17 +62,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key, least in {
-            "runs": 3,
-            "steps": 1,
-            "checkpoints": 1,
-            "shard": 1,
-            "processes": 1,
-        }.items():
-            if getattr(self, key) < least:
-                raise ValueError(
-                    f"{key}: expected {least} or more; got {getattr(self, key)}"
-                )
+        if self.runs < len(SPLITS):
+            raise ValueError(f"runs: expected {len(SPLITS)} or more; got {self.runs}")
+        check_counts(self, "steps", "checkpoints", "shard", "processes")
 
 
 @dataclass(frozen=True)
