@@ -360,7 +360,8 @@ class NGOptimizer(Optimizer):
 
         Parameters that have another shape themselves are left, to be told of.
         """
-        expected = members.first_records(self._bound(members, self._total_steps))
+        rule = self._bound(members, self._total_steps, takes_up=True)
+        expected = members.first_records(rule)
         dropped = []
         for i, p in members.owners.items():
             record = self.state.get(p)

@@ -94,6 +94,18 @@ class TestHorizons:
         assert (average - before).norm() < moved.norm()
         assert not torch.equal(average, before)
 
+    @pytest.mark.parametrize(("before", "after"), [(None, 20), (20, None)])
+    def test_one_that_changes_as_parameters_are_added(self, before, after):
+        model, late = mlp(4, 5, 3), mlp(3, 2)
+        opt = NGOptimizer(model.parameters(), total_steps=before)
+        inputs = torch.randn(8, 4)
+        step(model, opt, inputs)
+        opt.param_groups[0]["total_steps"] = after
+        opt.add_param_group({"params": late.parameters()})
+        step(nn.Sequential(model, late), opt, inputs)
+        kept = ["average" in record for record in opt.state.values()]
+        assert kept == [after is None] * 6
+
     def test_numbers_of_other_libraries_are_kept_as_pythons(self):
         numpy = pytest.importorskip("numpy")
         opt = NGOptimizer(mlp(2, 2).parameters(), total_steps=numpy.int64(10))
