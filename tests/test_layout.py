@@ -105,13 +105,13 @@ print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matp
 
 GRAPH = ROOT / "ngopt" / "graph"
 LAYERS = """
-functions pieces summary core sharding topology edge_list order flattened_maps interop usage
+pieces summary core sharding topology edge_list order flattened_maps interop usage
 matrices activation_symmetry parameter_graph infer sequential grid layout figure draw
-tracing tracing.capture tracing.elements tracing.values tracing.nodes tracing.edges tracing.blocks
-tracing.writes tracing.tracer tracing.finish
-rules.registry rules.places rules.pairs rules.complex_numbers rules.parameters rules.entrywise
-rules.entries rules.pools
-rules.norms rules.products rules.layers rules.picked rules.writes rules.convolutions rules.einsum
+tracing tracing.capture tracing.values tracing.nodes tracing.edges tracing.blocks
+tracing.tracer tracing.finish
+rules.registry rules.pairs rules.complex_numbers rules.parameters rules.entrywise
+rules.entries rules.reductions
+rules.products rules.layers rules.maps rules.norms rules.picked rules.writes rules.einsum
 rules.recurrent rules
 walk build __init__ __main__
 """.split()

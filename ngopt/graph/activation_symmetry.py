@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ngopt.graph.core import Bias, EdgeBlock, GraphValues, Index, NeuralGraph
-from ngopt.graph.functions import Symmetry
+from ngopt.graph.topology import Symmetry
 
 
 class Canonical(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +15,6 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from ngopt.graph.core import NeuralGraph, ParameterSpec
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.sequential import sequential_graph
-from ngopt.graph.sharding import is_sharded
 from ngopt.graph.tracing.capture import NotCaptured, arguments, capture, guess_inputs
 from ngopt.graph.walk import trace
 
@@ -43,7 +43,7 @@ def build_graph(
                 "build_graph: example_input goes with a module; got parameters"
             )
         return infer_graph(*_specs(source))
-    if is_sharded(source):
+    if _is_sharded(source):
         reason = f"{type(source).__name__} is sharded"
         return _from_parameters(
             source, f"{reason}; build the graph of the whole module before"
@@ -72,6 +72,19 @@ def build_graph(
             return trace(capture(source, example_input, cut=False), source)
     graph = sequential_graph(source)
     return graph if graph is not None else _guess(source)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether a module gathers its parameters when it runs, by `fully_shard` or its forerunner.
+
+    Such a module must see all its forward passes: nothing else may run or trace it.
+    """
+    # looked up, not imported: who divides a network has imported it
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return False
+    kinds = fsdp.FSDPModule, fsdp.FullyShardedDataParallel
+    return any(isinstance(module, kinds) for module in model.modules())
 
 
 def _materialized(model: nn.Module, example_input: Any) -> nn.Module:

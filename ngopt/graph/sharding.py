@@ -1,4 +1,4 @@
-"""Networks that are divided among processes, each of which holds parts of them."""
+"""Parameters of networks that are divided among processes, each of which holds parts of them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,10 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 # What FullyShardedDataParallel sets on the flat pieces that it makes of parameters.
 FLATTENED = "_fsdp_flattened"
-
-# Modules of torch are looked up and not imported: who divides a network has imported them.
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether a module gathers its parameters when it runs, by `fully_shard` or its forerunner.
-
-    Such a module must see all its forward passes: nothing else may run or trace it.
-    """
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None:
-        return False
-    kinds = fsdp.FSDPModule, fsdp.FullyShardedDataParallel
-    return any(isinstance(module, kinds) for module in model.modules())
 
 
 def are_pieces(params: Iterable[Tensor]) -> bool:
@@ -33,6 +19,7 @@ def are_pieces(params: Iterable[Tensor]) -> bool:
 
 def check_whole(named: Iterable[tuple[str, Any]]) -> None:
     """Raises ValueError for a parameter that `fully_shard` has divided among processes."""
+    # looked up, not imported: who divides a network has imported it
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is None:
         return

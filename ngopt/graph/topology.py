@@ -1,11 +1,12 @@
-"""Turns collected groups, blocks and biases into a `NeuralGraph`: roles, depths and coverage."""
+"""Turns collected groups, blocks and biases into a `NeuralGraph`: roles, depths and coverage, and
+what may be done to neurons that go through some function."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -20,10 +21,29 @@ from ngopt.graph.core import (
     View,
     contiguous_strides,
 )
-from ngopt.graph.functions import ACTIVATIONS, allowed
 from ngopt.graph.pieces import connected
 
 Place = TypeVar("Place", Bias, EdgeBlock)
+Symmetry = Literal["phase", "sign", "scale"]
+
+# Functions that networks apply to single neurons, as torch names them.
+ACTIVATIONS = """
+relu relu6 hardtanh gelu silu sigmoid tanh leaky_relu elu selu celu mish softplus hardswish
+hardsigmoid softmax log_softmax sin cos exp softsign glu logsigmoid rrelu prelu
+""".split()
+
+# f(c x) = c f(x) for all c, for c = -1, for all c > 0; what joins positions of a neuron among them.
+LINEAR = """
+mul div neg mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_bilinear2d
+""".split()
+ODD = "sin tanh hardshrink softshrink".split()
+HOMOGENEOUS = """
+relu leaky_relu abs amax amin max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
+adaptive_max_pool2d adaptive_max_pool3d
+""".split()
+# At random, and linear for given random numbers.
+RANDOM = "dropout feature_dropout".split()
 
 
 class GraphBuilder:
@@ -174,6 +194,23 @@ def _role(is_source: bool, is_target: bool, is_output: bool) -> str:
     if is_source:
         return "input"
     return "output" if is_output else "isolated"
+
+
+def allowed(functions: Sequence[str]) -> Symmetry | None:
+    """How neurons may be changed that go through all these functions and are undone by the next
+    weights.
+
+    "phase" and "sign", "sign" alone, or "scale" (see `activation_symmetry`);
+    None where nothing is known.
+    """
+    curved = [name for name in functions if name not in (*LINEAR, *RANDOM)]
+    if curved == ["sin"]:
+        return "phase"
+    if curved and all(name in ODD for name in curved):
+        return "sign"
+    if curved and all(name in HOMOGENEOUS for name in curved):
+        return "scale"
+    return None
 
 
 def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:

@@ -9,8 +9,8 @@ import torch
 from ngopt.graph.core import View, contiguous_strides
 from ngopt.graph.tracing.blocks import blocks_of
 from ngopt.graph.tracing.edges import Block, Edges
-from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.nodes import Nodes
+from ngopt.graph.tracing.values import Elements
 from tests.zoo import zoo_graph
 
 OFFSET = 3  # of a weight's first element in its parameter

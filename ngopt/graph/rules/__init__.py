@@ -2,17 +2,17 @@
 
 from ngopt.graph.rules import (
     complex_numbers,
-    convolutions,
     einsum,
     entries,
     entrywise,
     layers,
+    maps,
     norms,
     parameters,
     picked,
-    pools,
     products,
     recurrent,
+    reductions,
     writes,
 )
 from ngopt.graph.rules.registry import RULES, register_rule
@@ -20,17 +20,17 @@ from ngopt.graph.rules.registry import RULES, register_rule
 __all__ = [
     "RULES",
     "complex_numbers",
-    "convolutions",
     "einsum",
     "entries",
     "entrywise",
     "layers",
+    "maps",
     "norms",
     "parameters",
     "picked",
-    "pools",
     "products",
     "recurrent",
+    "reductions",
     "register_rule",
     "writes",
 ]

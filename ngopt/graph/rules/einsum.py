@@ -15,9 +15,8 @@ from torch.fx import Node
 from ngopt.graph.rules.entries import transposed
 from ngopt.graph.rules.layers import matmul
 from ngopt.graph.rules.registry import register_rule
-from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Neurons, Unknown, Value
+from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value
 
 aten = torch.ops.aten
 

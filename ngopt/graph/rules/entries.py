@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from ngopt.graph.rules.registry import functions, packet_of, register_rule
-from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Applied, Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
+    Elements,
     Neurons,
     Unknown,
     Value,

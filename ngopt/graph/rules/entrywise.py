@@ -16,11 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.rules.pairs import product_of
 from ngopt.graph.rules.parameters import with_parameter
-from ngopt.graph.rules.registry import functions, packet_of, register_rule
-from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Applied, Tracer
 from ngopt.graph.tracing.values import (
+    Elements,
     Neurons,
     Unknown,
     Value,

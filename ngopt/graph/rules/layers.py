@@ -14,9 +14,8 @@ from ngopt.graph.rules.entries import as_neurons, flipped, transposed
 from ngopt.graph.rules.entrywise import elementwise
 from ngopt.graph.rules.products import addition, product_sum
 from ngopt.graph.rules.registry import register_rule
-from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import NO_NEURON, Neurons, Unknown, Value, same_along
+from ngopt.graph.tracing.values import NO_NEURON, Elements, Neurons, Unknown, Value, same_along
 
 aten = torch.ops.aten
 

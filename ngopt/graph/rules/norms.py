@@ -10,12 +10,12 @@ from torch.fx import Node
 
 from ngopt.graph.rules.entries import as_neurons, is_whole
 from ngopt.graph.rules.entrywise import applied
+from ngopt.graph.rules.maps import join_places
 from ngopt.graph.rules.parameters import with_parameter
-from ngopt.graph.rules.places import join_places
 from ngopt.graph.rules.registry import register_rule
-from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
+    Elements,
     Neurons,
     Unknown,
     Value,

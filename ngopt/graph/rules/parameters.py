@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
+    Elements,
     Neurons,
     exchanged,
     repeats_any,

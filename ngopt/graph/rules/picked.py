@@ -13,9 +13,8 @@ from ngopt.graph.rules.entries import move
 from ngopt.graph.rules.layers import embedding
 from ngopt.graph.rules.products import ENTRIES
 from ngopt.graph.rules.registry import register_rule
-from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Neurons, Unknown, Value, is_one_number, present
+from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value, is_one_number, present
 
 aten = torch.ops.aten
 

@@ -18,9 +18,9 @@ from ngopt.graph.rules.pairs import (
 )
 from ngopt.graph.rules.parameters import with_parameter
 from ngopt.graph.rules.registry import Rule, register_rule
-from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Applied, Tracer
 from ngopt.graph.tracing.values import (
+    Elements,
     Neurons,
     Unknown,
     Value,

@@ -12,9 +12,8 @@ from torch.fx import Node
 
 from ngopt.graph.rules.entries import as_neurons
 from ngopt.graph.rules.registry import register_rule
-from ngopt.graph.tracing.elements import Elements
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import NO_NEURON, Neurons, Unknown, Value, same_along
+from ngopt.graph.tracing.values import NO_NEURON, Elements, Neurons, Unknown, Value, same_along
 
 aten = torch.ops.aten
 

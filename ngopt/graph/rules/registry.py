@@ -15,19 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.fx import Node
 
 aten = torch.ops.aten
 
 Rule = Callable[..., Any]
 
 RULES: dict[Any, Rule] = {}
-
-
-def packet_of(call: Node) -> Any:
-    """The function that is called, the same for all types of its arguments."""
-    # functions of Python, such as operator.getitem, have no overloads
-    return getattr(call.target, "overloadpacket", call.target)
 
 
 def register_rule(*targets: Any) -> Callable[[Rule], Rule]:

@@ -1,6 +1,6 @@
 """What is written to tensors, or added to places of them.
 
-Whether in place or not: `ngopt.graph.tracing.writes` shows it where memory is shared.
+Whether in place or not: `Memory` in `ngopt.graph.walk` shows it where memory is shared.
 """
 
 from __future__ import annotations
@@ -17,10 +17,18 @@ from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.pairs import product_of
 from ngopt.graph.rules.picked import Index, are_together, indexed_dims, is_unknown
 from ngopt.graph.rules.products import addition
-from ngopt.graph.rules.registry import functions, packet_of, register_rule
-from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import SAME_CONSTANT, Neurons, Unknown, Value, folded, same_along
+from ngopt.graph.tracing.values import (
+    SAME_CONSTANT,
+    Elements,
+    Neurons,
+    Unknown,
+    Value,
+    folded,
+    same_along,
+)
 
 aten = torch.ops.aten
 

@@ -19,10 +19,11 @@ from torch import Tensor
 from ngopt.graph.core import View
 from ngopt.graph.topology import whole
 from ngopt.graph.tracing.edges import Block, Edges
-from ngopt.graph.tracing.elements import Elements, along
 from ngopt.graph.tracing.nodes import Nodes
 from ngopt.graph.tracing.values import (
+    Elements,
     Repeats,
+    along,
     compact,
     present,
     regular_repeats,

@@ -49,6 +49,12 @@ class Program:
     is_cut: bool = False
 
 
+def packet_of(call: Node) -> Any:
+    """The function that is called, the same for all types of its arguments."""
+    # functions of Python, such as operator.getitem, have no overloads
+    return getattr(call.target, "overloadpacket", call.target)
+
+
 def capture(model: nn.Module, example_input: Any, cut: bool = True) -> Program:
     """The functions that a module applies to an example input (see `arguments`).
 

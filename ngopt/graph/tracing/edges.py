@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ngopt.graph.core import View
-from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.tracing.values import Elements
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from torch.utils._pytree import tree_map_only
 
 from ngopt.graph.core import ParameterSpec
 from ngopt.graph.tracing.edges import Edges
-from ngopt.graph.tracing.elements import Elements, along
 from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.values import (
     NO_NEURON,
     SAME_CONSTANT,
+    Elements,
     Unknown,
     Value,
+    along,
     distinct_rows,
     folded,
     present,

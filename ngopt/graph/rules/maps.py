@@ -1,8 +1,13 @@
-"""Convolutions: channels are neurons, kernel positions slots."""
+"""What works alike on all places of feature maps: convolutions and pools.
+
+Channels are neurons, kernel positions slots.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from math import prod
+from re import search
 from typing import Any
 
 import torch
@@ -10,14 +15,30 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.entries import as_neurons
+from ngopt.graph.rules.entrywise import applied
 from ngopt.graph.rules.layers import USES, add_bias, position_mixing
-from ngopt.graph.rules.places import join_places
-from ngopt.graph.rules.registry import register_rule
-from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.tracing.edges import Edges
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Neurons, Unknown, Value, same_along
+from ngopt.graph.tracing.values import (
+    Elements,
+    Neurons,
+    Unknown,
+    Value,
+    repeats_any,
+    same_along,
+    without_repeats,
+)
 
 aten = torch.ops.aten
+
+POOLS = functions("""
+adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
+max_pool2d_with_indices upsample_nearest1d upsample_nearest2d upsample_nearest3d
+upsample_bilinear2d upsample_bicubic2d lp_pool2d _adaptive_avg_pool2d upsample_linear1d
+upsample_trilinear3d _upsample_bilinear2d_aa
+""")
 
 
 @register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
@@ -157,3 +178,116 @@ def _different_maps(
         present.append(own[is_present])
     numbers = [different.index(places) for places in found]
     return present, torch.tensor(numbers).reshape(batch)
+
+
+@register_rule(*POOLS)
+def pool(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    *_: Any,
+    **__: Any,
+) -> Value:
+    """Pooling and resampling keep the channels."""
+    values = call.meta["val"]
+    if isinstance(values, Tensor):
+        return _pooled(tracer, call, x, values.shape)
+    first, *others = (value.shape for value in values)
+    return (_pooled(tracer, call, x, first), *map(Unknown, others))
+
+
+def _pooled(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    shape: torch.Size,
+) -> Value:
+    if not isinstance(x, Neurons):
+        return Unknown(shape)
+    # a single map (channels, *space) has no batch, and comes to the function that its space has
+    channel = x.labels.dim() - _spatial_dims(call) - 1
+    # a window lies over several neurons of a channel behind a pixel shuffle
+    join_places(tracer, x.labels, channel)
+    channels = tracer.unify_places(x.labels, channel)
+    if channels is None:
+        return Unknown(shape)
+    # channels that are pooled otherwise are no twins of these, nor those that are not
+    applied(tracer, call, channels)
+    space = [1] * (len(shape) - channel - 1)
+    labels = channels.reshape(-1, *space)
+    return Neurons(labels.expand(shape))
+
+
+def _spatial_dims(call: Node) -> int:
+    """2 of `max_pool2d`, as its name says."""
+    found = search(r"(\d)d", str(call.target))
+    assert found is not None
+    return int(found[1])
+
+
+def join_places(
+    tracer: Tracer,
+    labels: Tensor,
+    channel: int,
+) -> None:
+    """Neurons of a map (*batch, channels, *space) become one at all places of a channel.
+
+    A linear layer that makes a map, or a pixel shuffle, has a neuron for every place of a channel.
+    What works alike on all places tells these apart by nothing but where they are: they are slots.
+    """
+    channel = channel % labels.dim()
+    (labels,) = without_repeats([labels], keep=[channel])
+    batch = labels.shape[:channel].numel()
+    n = labels.shape[channel]
+    rows = tracer.nodes.find(labels).movedim(channel, -1)
+    maps = rows.reshape(batch, -1, n)
+    # batch entries may be maps of different neurons
+    for places in maps.unique(dim=0):
+        # those before may have joined neurons of these
+        rows = tracer.nodes.find(places).unique(dim=0)
+        are_neurons = len(rows) > 1 and (rows > 0).all()
+        # a neuron in two channels would make these one
+        if are_neurons and not repeats_any(rows):
+            first = rows[:1].expand_as(rows)
+            tracer.nodes.unify(first, rows)
+            # a norm between a linear layer and its map: that layer has channels, too
+            _join_partners(tracer)
+
+
+def _join_partners(tracer: Tracer) -> None:
+    """Joins what edges lead to one by one from joined neurons, and what they come from."""
+    # finding partners adds no edges, so that one list does
+    ways = list(_one_to_one(tracer.found))
+    changed = True
+    while changed:
+        joined = [_join(tracer, here, there) for here, there in ways]
+        changed = any(joined)
+
+
+def _one_to_one(found: Sequence[Edges]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Sources and targets of edges from one to one, either way round."""
+    for edges in found:
+        sources, targets = edges.sources, edges.targets
+        if sources is None or sources.shape != targets.shape or not sources.numel():
+            continue
+        if repeats_any(sources) or repeats_any(targets):
+            continue
+        sources = sources.flatten()
+        targets = targets.flatten()
+        yield sources, targets
+        yield targets, sources
+
+
+def _join(tracer: Tracer, here: Tensor, there: Tensor) -> bool:
+    """Joins nodes there[i] whose here[i] are one node; whether that changes any."""
+    here = tracer.nodes.find(here)
+    there = tracer.nodes.find(there)
+    nodes, which = here.unique(return_inverse=True)
+    # the minimum counts these in: as the greatest they change nothing
+    oldest = torch.full_like(nodes, int(there.max()))
+    oldest.scatter_reduce_(0, which, there, "amin")
+    joined = oldest[which]
+    if torch.equal(joined, there):
+        return False
+    tracer.nodes.unify(joined, there)
+    return True

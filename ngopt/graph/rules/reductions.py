@@ -1,10 +1,9 @@
-"""Functions without weights that pool, reduce or mix what lies along dimensions."""
+"""Functions without weights that reduce, rank or mix what lies along dimensions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from re import search
 from typing import Any
 
 import torch
@@ -13,65 +12,10 @@ from torch.fx import Node
 
 from ngopt.graph.rules.entries import is_whole
 from ngopt.graph.rules.entrywise import applied
-from ngopt.graph.rules.places import join_places
-from ngopt.graph.rules.registry import functions, packet_of, register_rule
-from ngopt.graph.tracing.elements import Elements
+from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Neurons, Unknown, Value, same_along
-
-POOLS = functions("""
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
-max_pool2d_with_indices upsample_nearest1d upsample_nearest2d upsample_nearest3d
-upsample_bilinear2d upsample_bicubic2d lp_pool2d _adaptive_avg_pool2d upsample_linear1d
-upsample_trilinear3d _upsample_bilinear2d_aa
-""")
-
-
-@register_rule(*POOLS)
-def pool(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    *_: Any,
-    **__: Any,
-) -> Value:
-    """Pooling and resampling keep the channels."""
-    values = call.meta["val"]
-    if isinstance(values, Tensor):
-        return _pooled(tracer, call, x, values.shape)
-    first, *others = (value.shape for value in values)
-    return (_pooled(tracer, call, x, first), *map(Unknown, others))
-
-
-def _pooled(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    shape: torch.Size,
-) -> Value:
-    if not isinstance(x, Neurons):
-        return Unknown(shape)
-    # a single map (channels, *space) has no batch, and comes to the function that its space has
-    channel = x.labels.dim() - _spatial_dims(call) - 1
-    # a window lies over several neurons of a channel behind a pixel shuffle
-    join_places(tracer, x.labels, channel)
-    channels = tracer.unify_places(x.labels, channel)
-    if channels is None:
-        return Unknown(shape)
-    # channels that are pooled otherwise are no twins of these, nor those that are not
-    applied(tracer, call, channels)
-    space = [1] * (len(shape) - channel - 1)
-    labels = channels.reshape(-1, *space)
-    return Neurons(labels.expand(shape))
-
-
-def _spatial_dims(call: Node) -> int:
-    """2 of `max_pool2d`, as its name says."""
-    found = search(r"(\d)d", str(call.target))
-    assert found is not None
-    return int(found[1])
-
+from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value, same_along
 
 REDUCTIONS = functions("""
 mean nanmean sum nansum amax amin aminmax max min median nanmedian mode kthvalue quantile
