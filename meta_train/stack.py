@@ -9,28 +9,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from meta_train.unroll import Buffers, Optimizees, Task
+from meta_train.unroll import Buffers, Optimizee, Optimizees
 
 State = TypeVar("State")
 
 
 class Stack(Optimizees):
-    """Tasks of one problem as one task: every value has an axis of tasks in front.
+    """Optimizees of one problem as one: every value has an axis of optimizees in front.
 
-    Losses and gradients are those of the tasks to rounding, but for networks with dropout: one
+    Losses and gradients are those of the optimizees to rounding, but for networks with dropout: one
     generator draws for all.
 
-    Raises ValueError if the tasks have different networks, or recurrent ones.
+    Raises ValueError if the optimizees have different networks, or recurrent ones.
     """
 
-    def __init__(self, tasks: Sequence[Task]):
-        first = tasks[0]
-        shapes = [[p.shape for p in task.model.parameters()] for task in tasks]
+    def __init__(self, optimizees: Sequence[Optimizee]):
+        first = optimizees[0]
+        shapes = [
+            [p.shape for p in optimizee.model.parameters()] for optimizee in optimizees
+        ]
         odd = next((i for i, own in enumerate(shapes) if own != shapes[0]), None)
         if odd is not None:
             raise ValueError(
-                f"Stack: task {odd}: expected parameters like those of the first, {shapes[0]}; got "
-                f"{shapes[odd]}"
+                f"Stack: optimizee {odd}: expected parameters like those of the first, "
+                f"{shapes[0]}; got {shapes[odd]}"
             )
         recurrent = [
             name
@@ -42,10 +44,10 @@ class Stack(Optimizees):
                 f"Stack: problem '{first.problem.name}': expected a network without recurrent "
                 f"layers, which vmap does not know; got '{recurrent[0]}'"
             )
-        self.tasks, self.count = tasks, (len(tasks),)
+        self.optimizees, self.count = optimizees, (len(optimizees),)
         self.graph, self.names, self._first = first.graph, first.names, first
         like = next(first.model.parameters())
-        rows = zip(*(task.scales for task in tasks), strict=True)
+        rows = zip(*(optimizee.scales for optimizee in optimizees), strict=True)
         # a factor of 1 for all stays what nothing is multiplied by
         self._scales = [
             1.0 if set(row) == {1.0} else like.new_tensor(row) for row in rows
@@ -55,7 +57,10 @@ class Stack(Optimizees):
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
     ) -> tuple[Tensor, Buffers]:
         steps = torch.as_tensor(step).expand(self.count).tolist()
-        batches = [task.batch(own) for task, own in zip(self.tasks, steps, strict=True)]
+        batches = [
+            optimizee.batch(own)
+            for optimizee, own in zip(self.optimizees, steps, strict=True)
+        ]
         batch = stacked(batches)
         axes = [None if isinstance(scale, float) else 0 for scale in self._scales]
         function = torch.vmap(
@@ -65,8 +70,10 @@ class Stack(Optimizees):
             return function(list(params), buffers, self._scales, batch)
 
     def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-        rows = zip(self.tasks, step, strict=True)
-        return torch.stack([task.normal(own, size, dtype) for task, own in rows])
+        rows = zip(self.optimizees, step, strict=True)
+        return torch.stack(
+            [optimizee.normal(own, size, dtype) for optimizee, own in rows]
+        )
 
 
 def stacked(states: Sequence[State]) -> State:

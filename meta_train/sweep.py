@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from meta_train.problems import Metrics, load_problem, mean_metrics
-from meta_train.unroll import Task, whole_run
+from meta_train.unroll import Optimizee, whole_run
 from meta_train.weighted import trained_metanet
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
@@ -80,10 +80,10 @@ def search(config: Config) -> Found:
     found: dict[Scale, list[Metrics]] = {}
     bar = tqdm(list(product(scales(config), problems, range(config.seeds))), unit="run")
     for scale, name, number in bar:
-        task = Task(
+        optimizee = Optimizee(
             problems[name], derive_seed(config.seed, 20, number), config.autocast
         )
-        metrics = whole_run(task, scaled(learned, scale), config.steps)
+        metrics = whole_run(optimizee, scaled(learned, scale), config.steps)
         shown = {**metrics._asdict(), "loss": finite(metrics.loss)}
         rows.append({**scale._asdict(), "problem": name, "seed": number, **shown})
         found.setdefault(scale, []).append(metrics)

@@ -27,7 +27,7 @@ from meta_train.estimators import Estimate
 from meta_train.problems import Metrics, mean_metrics
 from meta_train.slots import LifeConfig, Lives, Slot
 from meta_train.start import make_learned
-from meta_train.unroll import Task, unroll, whole_run
+from meta_train.unroll import Optimizee, unroll, whole_run
 from meta_train.weighted import trained_metanet
 from meta_train.worker import Result, UnrollConfig, Worker
 from ngopt.files import replaced
@@ -225,14 +225,14 @@ class MetaTrainer:
 
     def relative_updates(self) -> dict[str, float]:
         """Size of the latest update of each tensor of the first problem, to the tensor's own."""
-        task = self._validation_task(0)
-        rule = self.learned.bind(task.graph)
+        optimizee = self._validation_optimizee(0)
+        rule = self.learned.bind(optimizee.graph)
         with torch.no_grad():
             before, _ = unroll(
-                task, task.start(rule), rule, UPDATES_SHOWN, task.hyper()
+                optimizee, optimizee.start(rule), rule, UPDATES_SHOWN, optimizee.hyper()
             )
-            after, _ = unroll(task, before, rule, 1, task.hyper())
-        rows = zip(task.names, before.params, after.params, strict=True)
+            after, _ = unroll(optimizee, before, rule, 1, optimizee.hyper())
+        rows = zip(optimizee.names, before.params, after.params, strict=True)
         return {
             name: ((q - p).norm() / p.norm().clamp(min=1e-12)).item()
             for name, p, q in rows
@@ -290,9 +290,9 @@ class MetaTrainer:
         rows = torch.zeros(config.validation_seeds, 2, dtype=torch.float64)
         for k in range(config.validation_seeds):
             if self.ranks.owns(k):
-                task = self._validation_task(k)
+                optimizee = self._validation_optimizee(k)
                 found = whole_run(
-                    task, self.learned, config.horizon, config.inner_weight_decay
+                    optimizee, self.learned, config.horizon, config.inner_weight_decay
                 )
                 accuracy = nan if found.accuracy is None else found.accuracy
                 rows[k] = torch.tensor([found.loss, accuracy], dtype=torch.float64)
@@ -316,10 +316,10 @@ class MetaTrainer:
                 save_pretrained(best, self.folder / "best.safetensors")
         return metrics
 
-    def _validation_task(self, number: int) -> Task:
+    def _validation_optimizee(self, number: int) -> Optimizee:
         seed = derive_seed(self.config.seed, 11, number)
         problem = self.worker.problems[0]
-        return Task(problem, seed, self.config.autocast, device=self.device)
+        return Optimizee(problem, seed, self.config.autocast, device=self.device)
 
     def recipe(self) -> dict[str, Any]:
         """The steps that made the weights, the last one ours."""

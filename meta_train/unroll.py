@@ -81,7 +81,7 @@ class Optimizees(ABC):
         return Hyper([1.0] * len(self.names), [weight_decay] * len(self.names))
 
 
-class Task(Optimizees):
+class Optimizee(Optimizees):
     """A problem with a seed: fixes initial weights, batches and dropout of one inner training.
 
     autocast: compute the optimizee's loss in bfloat16 where torch deems it safe. scaling: each
@@ -133,7 +133,7 @@ class Task(Optimizees):
         scales: Sequence[float | Tensor],
         batch: Any,
     ) -> tuple[Tensor, Buffers]:
-        """`loss` as a function of all that differs between tasks on one network."""
+        """`loss` as a function of all that differs between optimizees on one network."""
         buffers = {name: b.clone() for name, b in buffers.items()}
         used = zip(self.names, _used(params, scales), strict=True)
         tensors = {f"model.{n}": t for n, t in [*used, *buffers.items()]}
@@ -154,7 +154,7 @@ class Task(Optimizees):
         return torch.randn(size, generator=generator, dtype=dtype).to(self.device)
 
     def model_at(self, inner: Inner) -> nn.Module:
-        """The task's module with an inner training's parameters and buffers, in evaluation mode."""
+        """The module with an inner training's parameters and buffers, in evaluation mode."""
         model = copy.deepcopy(self.model)
         used = dict(zip(self.names, _used(inner.params, self.scales), strict=True))
         model.load_state_dict({**used, **inner.buffers}, strict=False)
@@ -184,7 +184,7 @@ def moved(
 
 
 def unroll(
-    task: Optimizees,
+    optimizee: Optimizees,
     inner: Inner,
     rule: UpdateRule,
     steps: int,
@@ -200,19 +200,24 @@ def unroll(
     losses = []
     with torch.set_grad_enabled(create_graph):
         for _ in range(steps):
-            loss, grads, buffers = task.gradient(inner, create_graph)
+            loss, grads, buffers = optimizee.gradient(inner, create_graph)
             inner = apply_update(inner, grads, buffers, rule, hyper)
             losses.append(loss)
     return inner, torch.stack(losses)
 
 
 def whole_run(
-    task: Task, learned: LearnedOptimizer, steps: int, weight_decay: float = 0.0
+    optimizee: Optimizee,
+    learned: LearnedOptimizer,
+    steps: int,
+    weight_decay: float = 0.0,
 ) -> Metrics:
     """Validation metrics after a whole inner training."""
-    rule = learned.bind(task.graph, steps)
-    inner, _ = unroll(task, task.start(rule), rule, steps, task.hyper(weight_decay))
-    return task.problem.evaluate(task.model_at(inner), "validation")
+    rule = learned.bind(optimizee.graph, steps)
+    inner, _ = unroll(
+        optimizee, optimizee.start(rule), rule, steps, optimizee.hyper(weight_decay)
+    )
+    return optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
 
 
 def _used(params: Sequence[Tensor], scales: Sequence[float | Tensor]) -> list[Tensor]:

@@ -21,7 +21,7 @@ from meta_train.estimators import (
 )
 from meta_train.problems import load_problem
 from meta_train.stack import Stack, stacked, unstacked
-from meta_train.unroll import Task
+from meta_train.unroll import Optimizee
 from meta_train.weighted import asks_for_step
 from ngopt.learned import LearnedOptimizer
 
@@ -129,11 +129,12 @@ class Worker:
             )
         self.config, self.learned = config, learned
         self.problems = [load_problem(name) for name in config.problems]
-        self._tasks: dict[int, Task] = {}
+        self._optimizees: dict[int, Optimizee] = {}
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
-        self._tasks = {
-            job.seed: self._tasks.get(job.seed) or self.task(job.seed) for job in jobs
+        self._optimizees = {
+            job.seed: self._optimizees.get(job.seed) or self.optimizee(job.seed)
+            for job in jobs
         }
         groups = defaultdict(list)
         for i, job in enumerate(jobs):
@@ -144,17 +145,17 @@ class Worker:
             found.update(zip(some, results, strict=True))
         return [found[i] for i in range(len(jobs))]
 
-    def task(self, seed: int) -> Task:
+    def optimizee(self, seed: int) -> Optimizee:
         problem, config = self.problems[self._problem(seed)], self.config
-        return Task(problem, seed, config.autocast, config.scaling, config.device)
+        return Optimizee(problem, seed, config.autocast, config.scaling, config.device)
 
     def unroll(self, jobs: Sequence[Job]) -> list[Result]:
         """One truncation of optimizees that are alike."""
-        tasks = [self._tasks[job.seed] for job in jobs]
-        rows = list(zip(jobs, tasks, strict=True))
+        optimizees = [self._optimizees[job.seed] for job in jobs]
+        rows = list(zip(jobs, optimizees, strict=True))
         first_losses = [
-            self.first_loss(task) if job.first_loss is None else job.first_loss
-            for job, task in rows
+            self.first_loss(optimizee) if job.first_loss is None else job.first_loss
+            for job, optimizee in rows
         ]
         limits = [self.config.loss_limit * loss for loss in first_losses]
         make = ESTIMATORS[self.config.estimator]
@@ -162,26 +163,26 @@ class Worker:
         if len(jobs) == 1:
             estimator = make(self.config, limits[0], job.horizon)
             estimate, state = estimator.estimate(
-                tasks[0], self.learned, self._state(estimator, *rows[0]), job.steps
+                optimizees[0], self.learned, self._state(estimator, *rows[0]), job.steps
             )
             return [Result(estimate, state, first_losses[0])]
         estimator = make(
             self.config, torch.tensor(limits, device=self.config.device), job.horizon
         )
         states = stacked([self._state(estimator, *row) for row in rows])
-        found = estimator.estimate(Stack(tasks), self.learned, states, job.steps)
+        found = estimator.estimate(Stack(optimizees), self.learned, states, job.steps)
         return [
             Result(*own, loss)
             for own, loss in zip(unstacked(found, len(jobs)), first_losses, strict=True)
         ]
 
-    def first_loss(self, task: Task) -> float:
-        inner = task.start(self.learned.bind(task.graph))
+    def first_loss(self, optimizee: Optimizee) -> float:
+        inner = optimizee.start(self.learned.bind(optimizee.graph))
         with torch.no_grad():
-            loss = task.loss(inner.params, inner.buffers, 0)[0].item()
+            loss = optimizee.loss(inner.params, inner.buffers, 0)[0].item()
         if loss <= 0:
             raise ValueError(
-                f"problem '{task.problem.name}': expected a first loss above 0, of which "
+                f"problem '{optimizee.problem.name}': expected a first loss above 0, of which "
                 f"`loss_limit` is a multiple; got {loss:g}"
             )
         return loss
@@ -193,9 +194,11 @@ class Worker:
         """Optimizees with the same are unrolled as one."""
         if not self.config.stacked:
             return number
-        shapes = tuple(p.shape for p in self._tasks[job.seed].model.parameters())
+        shapes = tuple(p.shape for p in self._optimizees[job.seed].model.parameters())
         place = (job.age, job.horizon) if asks_for_step(self.learned) else ()
         return self._problem(job.seed), shapes, job.steps, place
 
-    def _state(self, estimator: Estimator, job: Job, task: Task) -> Any:
-        return estimator.start(task, self.learned) if job.state is None else job.state
+    def _state(self, estimator: Estimator, job: Job, optimizee: Optimizee) -> Any:
+        return (
+            estimator.start(optimizee, self.learned) if job.state is None else job.state
+        )

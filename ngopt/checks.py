@@ -88,7 +88,7 @@ def check_keys(group: Mapping[str, Any], common: Mapping[str, Any]) -> None:
     for key, value in group.items():
         if key in IN_COMMON:
             check_in_common(key, value, common[key])
-        elif key not in (*PER_GROUP, *OTHER_KEYS):
+        elif key not in (*PER_GROUP, *OTHER_KEYS) or _is_followed(key, value):
             known = ", ".join(PER_GROUP)
             raise ValueError(
                 f"NGOptimizer: parameter group: expected {known}; got '{key}'"
@@ -97,6 +97,11 @@ def check_keys(group: Mapping[str, Any], common: Mapping[str, Any]) -> None:
         raise ValueError(
             f"NGOptimizer: parameter group: expected 'params'; got {sorted(group)}"
         )
+
+
+def _is_followed(key: str, value: Any) -> bool:
+    """Whether a setting asks for steps that gradients go through; torch sets it to False."""
+    return key == "differentiable" and bool(value)
 
 
 def check_in_common(key: str, value: Any, common: Any) -> None:

@@ -49,7 +49,8 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tenso
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            keys = file.keys()
+            tensors = {key: file.get_tensor(key) for key in keys}
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{what} '{path}': expected a complete safetensors file; got: {error}"

@@ -144,13 +144,14 @@ class NGOptimizer(Optimizer):
             "weights": weights_hash(self.learned),
         }
         check_settings(defaults)
-        if 0 < lr < HABITUAL_LR:
+        super().__init__(params, defaults)
+        largest = float(max(group["lr"] for group in self.param_groups))
+        if 0 < largest < HABITUAL_LR:
             warnings.warn(
-                f"NGOptimizer: lr = {float(lr)} multiplies the learned update, so that training is "
-                f"{1 / float(lr):.0f} times slower; 1.0, the default, needs no tuning",
+                f"NGOptimizer: lr = {largest:g} multiplies the learned update, so that training is "
+                f"{1 / largest:.0f} times slower; 1.0, the default, needs no tuning",
                 stacklevel=2,
             )
-        super().__init__(params, defaults)
         self._source: Source = Inferred()
         params_are_pieces = are_pieces(group_tensors(self.param_groups))
         if model is not None and not params_are_pieces:

@@ -62,12 +62,24 @@ def _check_group(group: Any, what: str, weights: str) -> None:
             raise ValueError(
                 f"state_dict: {what}: expected '{key}'; got {sorted(group)}"
             )
+    params = group["params"]
+    if not isinstance(params, list):
+        raise ValueError(
+            f"state_dict: {what}: params: expected a list; got {type(params).__name__}"
+        )
+    names = group.get("param_names", params)
+    if len(names) != len(params):
+        raise ValueError(
+            f"state_dict: {what}: expected a name for each of {len(params)} params; got "
+            f"{len(names)}"
+        )
 
 
 def in_order(saved: Sequence[Group], own: Sequence[Group]) -> list[Group]:
-    """Saved groups, in which those that have the names of ours in another order have it in ours."""
+    """Saved groups that have the names of ours in another order, of groups or within one, in
+    ours."""
     found = []
-    for i, group in enumerate(saved):
+    for i, group in enumerate(_groups_in_order(saved, own)):
         names = group.get("param_names")
         wanted = own[i].get("param_names") if i < len(own) else None
         if names and wanted and names != wanted and sorted(names) == sorted(wanted):
@@ -76,6 +88,17 @@ def in_order(saved: Sequence[Group], own: Sequence[Group]) -> list[Group]:
             group = {**group, "params": params, "param_names": wanted}
         found.append(group)
     return found
+
+
+def _groups_in_order(saved: Sequence[Group], own: Sequence[Group]) -> Sequence[Group]:
+    """Saved groups in the order of ours, where each has the names of one of these."""
+    if not all("param_names" in group for group in (*saved, *own)):
+        return saved
+    by_names = {frozenset(group["param_names"]): group for group in saved}
+    wanted = [frozenset(group["param_names"]) for group in own]
+    if len(by_names) < len(saved) or by_names.keys() != set(wanted):
+        return saved
+    return [by_names[names] for names in wanted]
 
 
 def records_in_order(state_dict: Mapping[str, Any]) -> list[Record]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from meta_train.unroll import Inner, Optimizees, Task
+from meta_train.unroll import Inner, Optimizee, Optimizees
 from meta_train.weighted import (
     WeightedRule,
     along,
@@ -31,12 +31,12 @@ class Estimate(NamedTuple):
 
 
 class Estimator(Protocol):
-    def start(self, task: Task, learned: LearnedOptimizer) -> Any:
+    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> Any:
         """The state of an inner training before its first step: a pytree of tensors."""
         ...
 
     def estimate(
-        self, task: Optimizees, learned: LearnedOptimizer, state: Any, steps: int
+        self, optimizee: Optimizees, learned: LearnedOptimizer, state: Any, steps: int
     ) -> tuple[Estimate, Any]:
         """Unrolls by a number of steps: meta-gradient and meta-loss, and the state after them."""
         ...
@@ -56,23 +56,29 @@ def detached(inner: Inner) -> Inner:
     )
 
 
-def leaves(task: Optimizees, learned: LearnedOptimizer) -> list[Tensor]:
+def leaves(optimizee: Optimizees, learned: LearnedOptimizer) -> list[Tensor]:
     """The weights of the metanet, for each optimizee its own, (*count, *shape), to differentiate
     by."""
     parameters = trained_metanet(learned).parameters()
-    found = [p.detach().expand((*task.count, *p.shape)).clone() for p in parameters]
+    found = [
+        p.detach().expand((*optimizee.count, *p.shape)).clone() for p in parameters
+    ]
     return [weight.requires_grad_() for weight in found]
 
 
 def weighted(
     bound: UpdateRule,
-    task: Optimizees,
+    optimizee: Optimizees,
     learned: LearnedOptimizer,
     weights: Sequence[Tensor],
 ) -> WeightedRule:
     """A rule with the weights of each optimizee."""
     return WeightedRule(
-        bound, trained_metanet(learned), weights, task.count, asks_for_step(learned)
+        bound,
+        trained_metanet(learned),
+        weights,
+        optimizee.count,
+        asks_for_step(learned),
     )
 
 

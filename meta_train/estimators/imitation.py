@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from meta_train.estimators.estimate import Estimate, detached
-from meta_train.unroll import Inner, Optimizees, Task, moved
+from meta_train.unroll import Inner, Optimizee, Optimizees, moved
 from meta_train.weighted import trained_metanet
 from ngopt.functional import Record, update_all
 from ngopt.learned import LearnedOptimizer
@@ -41,29 +41,33 @@ class Imitation:
     def __init__(self) -> None:
         self.teacher = load_pretrained("default")
 
-    def start(self, task: Task, learned: LearnedOptimizer) -> Imitated:
-        inner = task.start(learned.bind(task.graph))
-        return Imitated(inner, self.teacher.bind(task.graph).init(inner.params))
+    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> Imitated:
+        inner = optimizee.start(learned.bind(optimizee.graph))
+        return Imitated(inner, self.teacher.bind(optimizee.graph).init(inner.params))
 
     def estimate(
-        self, task: Optimizees, learned: LearnedOptimizer, state: Imitated, steps: int
+        self,
+        optimizee: Optimizees,
+        learned: LearnedOptimizer,
+        state: Imitated,
+        steps: int,
     ) -> tuple[Estimate, Imitated]:
-        if task.count:
+        if optimizee.count:
             raise ValueError(
-                f"imitation: expected one optimizee at a time; got a stack of {task.count[0]}"
+                f"imitation: expected one optimizee at a time; got a stack of {optimizee.count[0]}"
             )
-        student = learned.bind(task.graph)
-        teacher = self.teacher.bind(task.graph)
+        student = learned.bind(optimizee.graph)
+        teacher = self.teacher.bind(optimizee.graph)
         weights = list(trained_metanet(learned).parameters())
         total = [torch.zeros_like(w) for w in weights]
-        hyper = task.hyper()
+        hyper = optimizee.hyper()
         losses, inner_losses = [], []
         # what the graph said is kept for several updates, which are differentiated together
         window: list[Tensor] = []
         every = trained_metanet(learned).graph_every
         inner, records = state
         for _ in range(steps):
-            inner_loss, grads, buffers = task.gradient(inner)
+            inner_loss, grads, buffers = optimizee.gradient(inner)
             inner_losses.append(inner_loss)
             with torch.no_grad():
                 wanted, records = update_all(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from meta_train.estimators.estimate import Estimate, tail_length, times, weighted
-from meta_train.unroll import Inner, Optimizees, Task, apply_update
+from meta_train.unroll import Inner, Optimizee, Optimizees, apply_update
 from meta_train.weighted import as_weights, trained_metanet
 from ngopt.functional import UpdateRule
 from ngopt.learned import LearnedOptimizer
@@ -46,26 +46,30 @@ class PES:
         self.sigma, self.weight_decay, self.loss_limit = sigma, weight_decay, loss_limit
         self.tail, self.persistent, self.total_steps = tail, persistent, total_steps
 
-    def start(self, task: Task, learned: LearnedOptimizer) -> PESState:
-        inner = task.start(learned.bind(task.graph, self.total_steps))
+    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> PESState:
+        inner = optimizee.start(learned.bind(optimizee.graph, self.total_steps))
         theta = parameters_to_vector(trained_metanet(learned).parameters())
         return PESState(inner, inner, torch.zeros_like(theta.detach()))
 
     def estimate(
-        self, task: Optimizees, learned: LearnedOptimizer, state: PESState, steps: int
+        self,
+        optimizee: Optimizees,
+        learned: LearnedOptimizer,
+        state: PESState,
+        steps: int,
     ) -> tuple[Estimate, PESState]:
         metanet = trained_metanet(learned)
-        bound = learned.bind(task.graph, self.total_steps)
+        bound = learned.bind(optimizee.graph, self.total_steps)
         theta = parameters_to_vector(metanet.parameters()).detach()
-        drawn = task.normal(state.positive.step, len(theta), theta.dtype)
+        drawn = optimizee.normal(state.positive.step, len(theta), theta.dtype)
         noise = self.sigma * drawn.to(theta.device)
         total = state.perturbation + noise if self.persistent else noise
         rules = [
-            weighted(bound, task, learned, as_weights(theta + side, metanet))
+            weighted(bound, optimizee, learned, as_weights(theta + side, metanet))
             for side in (noise, -noise)
         ]
-        above, positive = self._run(task, rules[0], state.positive, steps)
-        below, negative = self._run(task, rules[1], state.negative, steps)
+        above, positive = self._run(optimizee, rules[0], state.positive, steps)
+        below, negative = self._run(optimizee, rules[1], state.negative, steps)
         counted = tail_length(steps, self.tail)
         plus = above[-counted:].mean(0)
         minus = below[-counted:].mean(0)
@@ -76,13 +80,13 @@ class PES:
 
     @torch.no_grad()
     def _run(
-        self, task: Optimizees, rule: UpdateRule, inner: Inner, steps: int
+        self, optimizee: Optimizees, rule: UpdateRule, inner: Inner, steps: int
     ) -> tuple[Tensor, Inner]:
         """The clamped losses after each update, (steps, *count)."""
-        hyper, losses = task.hyper(self.weight_decay), []
-        loss, grads, buffers = task.gradient(inner)
+        hyper, losses = optimizee.hyper(self.weight_decay), []
+        loss, grads, buffers = optimizee.gradient(inner)
         for _ in range(steps):
             inner = apply_update(inner, grads, buffers, rule, hyper)
-            loss, grads, buffers = task.gradient(inner)
+            loss, grads, buffers = optimizee.gradient(inner)
             losses.append(loss.clamp(max=self.loss_limit))
         return torch.stack(losses), inner

@@ -17,7 +17,7 @@ from meta_train.estimators.estimate import (
     times,
     weighted,
 )
-from meta_train.unroll import Inner, Optimizees, Task, moved, unroll
+from meta_train.unroll import Inner, Optimizee, Optimizees, moved, unroll
 from meta_train.weighted import as_vector, trained_metanet
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.learned import LearnedOptimizer
@@ -79,21 +79,21 @@ class TBPTT:
         self.weight_decay, self.loss_limit, self.tail = weight_decay, loss_limit, tail
         self.total_steps = total_steps
 
-    def start(self, task: Task, learned: LearnedOptimizer) -> Inner:
-        return task.start(learned.bind(task.graph, self.total_steps))
+    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> Inner:
+        return optimizee.start(learned.bind(optimizee.graph, self.total_steps))
 
     def estimate(
-        self, task: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
+        self, optimizee: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
     ) -> tuple[Estimate, Inner]:
         self._check(learned)
-        weights = leaves(task, learned)
-        bound = learned.bind(task.graph, self.total_steps)
-        rule = weighted(bound, task, learned, weights)
-        hyper = task.hyper(self.weight_decay)
+        weights = leaves(optimizee, learned)
+        bound = learned.bind(optimizee.graph, self.total_steps)
+        rule = weighted(bound, optimizee, learned, weights)
+        hyper = optimizee.hyper(self.weight_decay)
         updates, losses, share, contractions = [], [], [], []
         counted = tail_length(steps, self.tail)
-        followed = followed_updates(trained_metanet(learned), task)
-        loss, grads, buffers = task.gradient(state)
+        followed = followed_updates(trained_metanet(learned), optimizee)
+        loss, grads, buffers = optimizee.gradient(state)
         for t in range(steps):
             contractions.append(self._contraction(bound, state.step))
             seen = grads, state.state, state.params
@@ -106,7 +106,7 @@ class TBPTT:
                     deltas, records = update_all(rule, *seen, hyper)
                 updates.append(_Update(*seen, None))
             state = detached(moved(state, deltas, records, buffers))
-            loss, grads, buffers = task.gradient(state)
+            loss, grads, buffers = optimizee.gradient(state)
             losses.append(loss.clamp(max=self.loss_limit))
             # the derivative of the meta-loss by this loss
             part = 1 / counted if t >= steps - counted else 0.0
@@ -117,7 +117,7 @@ class TBPTT:
         )
         mean = torch.stack(losses[-counted:]).mean(0)
         inner_loss = torch.stack(losses).mean(0)
-        return Estimate(as_vector(found, task.count), mean, inner_loss), state
+        return Estimate(as_vector(found, optimizee.count), mean, inner_loss), state
 
     def _check(self, learned: LearnedOptimizer) -> None:
         if self.weight_decay and learned.base is not None:
@@ -224,26 +224,31 @@ class SecondOrderTBPTT(TBPTT):
     """
 
     def estimate(
-        self, task: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
+        self, optimizee: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
     ) -> tuple[Estimate, Inner]:
-        weights = leaves(task, learned)
-        bound = learned.bind(task.graph, self.total_steps)
-        rule = weighted(bound, task, learned, weights)
+        weights = leaves(optimizee, learned)
+        bound = learned.bind(optimizee.graph, self.total_steps)
+        rule = weighted(bound, optimizee, learned, weights)
         inner, losses = unroll(
-            task, state, rule, steps, task.hyper(self.weight_decay), create_graph=True
+            optimizee,
+            state,
+            rule,
+            steps,
+            optimizee.hyper(self.weight_decay),
+            create_graph=True,
         )
         with torch.enable_grad():
-            last, _ = task.loss(inner.params, inner.buffers, inner.step)
+            last, _ = optimizee.loss(inner.params, inner.buffers, inner.step)
             behind = torch.stack([*losses[1:], last]).clamp(max=self.loss_limit)
             mean = behind[-tail_length(steps, self.tail) :].mean(0)
         found = torch.autograd.grad(mean.sum(), weights, materialize_grads=True)
-        gradient = as_vector(found, task.count)
+        gradient = as_vector(found, optimizee.count)
         inner_loss = behind.detach().mean(0)
         return Estimate(gradient, mean.detach(), inner_loss), detached(inner)
 
 
-def followed_updates(metanet: Metanet, task: Optimizees) -> int:
+def followed_updates(metanet: Metanet, optimizee: Optimizees) -> int:
     """Updates whose autograd graphs are kept, of at most `FOLLOWED` elements of parameters; a look
     at the neural graph counts as `LOOK` more."""
     looks = LOOK / metanet.graph_every if metanet.d_context else 0
-    return int(FOLLOWED / (prod(task.count) * task.graph.numel * (1 + looks)))
+    return int(FOLLOWED / (prod(optimizee.count) * optimizee.graph.numel * (1 + looks)))

@@ -14,7 +14,7 @@ from ngopt.base.joined import Held, Joined, cast, times, towards
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.room import Room, fits_a_room
 from ngopt.base.stack import Stack, StackStep
-from ngopt.base.step import Shared, Task
+from ngopt.base.step import Shared, Turn
 from ngopt.functional import AVERAGE, Record
 
 # Parameters of so many numbers are updated together, up to as many as stay in a cache.
@@ -71,7 +71,7 @@ class Batch:
     def directions(
         self,
         grads: Sequence[Tensor],
-        tasks: Sequence[Task],
+        turns: Sequence[Turn],
         records: Sequence[Record],
         numbers: Shared,
         config: DirectionConfig,
@@ -79,24 +79,24 @@ class Batch:
     ) -> Tensor:
         """Directions of all, about 1 in size, in one tensor as `flat` has them.
 
-        records: new ones, where the new state is put; in place, those of the tasks. numbers: of the
+        records: new ones, where the new state is put; in place, those of the turns. numbers: of the
         n parameters, in the dtype of their states. What never had a gradient has direction 0.
         """
-        old = [task.record for task in tasks]
+        old = [turn.record for turn in turns]
         opened = self.held.open(old, in_place)
         momentum, second, *kept = opened
-        if in_place and self._has_room(tasks, numbers):
+        if in_place and self._has_room(turns, numbers):
             value = self._room_with(opened).direction(
                 grads, momentum, second, numbers, config
             )
-            if any(task.is_due for task in tasks):
-                _renew(self._begun(kept, tasks, numbers, in_place), records)
+            if any(turn.is_due for turn in turns):
+                _renew(self._begun(kept, turns, numbers, in_place), records)
             return value
         if numbers.recall is not None:
             momentum = times(momentum, self.flat.spread(numbers.recall), in_place)
             second = times(second, self.matrices.spread(numbers.recall) ** 2, in_place)
         steps = self._begun(
-            [cast(x, second.dtype) for x in kept], tasks, numbers, in_place
+            [cast(x, second.dtype) for x in kept], turns, numbers, in_place
         )
         find = self._long_direction if self.is_long else self._all_directions
         value, momentum, second = find(
@@ -117,14 +117,14 @@ class Batch:
             else self.flat.split(delta)
         )
 
-    def _has_room(self, tasks: Sequence[Task], numbers: Shared) -> bool:
+    def _has_room(self, turns: Sequence[Turn], numbers: Shared) -> bool:
         """Whether a step in place is like most: nothing is left out, corrected or compiled."""
         if torch.compiler.is_compiling() or not self._is_roomy:
             return False
         return (
             numbers.is_finite
             and numbers.recall is None
-            and not any(task.is_first for task in tasks)
+            and not any(turn.is_first for turn in turns)
         )
 
     def _room_with(self, opened: list[Tensor]) -> Room:
@@ -147,13 +147,13 @@ class Batch:
     def _begun(
         self,
         kept: Sequence[Tensor],
-        tasks: Sequence[Task],
+        turns: Sequence[Turn],
         numbers: Shared,
         in_place: bool,
     ) -> list[StackStep]:
         """The steps of all stacks. kept: factors and bases of one stack after the other."""
         rows = zip(self.stacks, self._split(kept), strict=True)
-        return [StackStep(stack, *own, tasks, numbers, in_place) for stack, own in rows]
+        return [StackStep(stack, *own, turns, numbers, in_place) for stack, own in rows]
 
     def _all_directions(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor
 from ngopt.base.arrays import Column, at_most, column, on
 from ngopt.base.measure import EARLY
 from ngopt.base.schedule import steps_so_far
-from ngopt.base.step import Task
+from ngopt.base.step import Turn
 from ngopt.functional import Record
 
 Numbers = Callable[[Any, Any], Sequence[Any]]
@@ -42,13 +42,13 @@ class HostClock:
         rows = [found[step] for step in self.steps]
         return [column(values, like) for values in zip(*rows, strict=True)]
 
-    def tasks(
+    def turns(
         self, records: Sequence[Record], phases: Sequence[int | None], every: int
-    ) -> list[Task]:
+    ) -> list[Turn]:
         """What is to be done with each parameter; for the phases see `_is_due`."""
         rows = zip(records, self.steps, phases, strict=True)
         return [
-            Task(record, step == 0, phase is not None and _is_due(step, phase, every))
+            Turn(record, step == 0, phase is not None and _is_due(step, phase, every))
             for record, step, phase in rows
         ]
 
@@ -72,13 +72,13 @@ class TracedClock:
         ]
         return [on(values, like.device).expand(len(self.steps)) for values in found]
 
-    def tasks(
+    def turns(
         self, records: Sequence[Record], phases: Sequence[int | None], every: int
-    ) -> list[Task]:
+    ) -> list[Turn]:
         own = self.steps.new_tensor([phase or 0 for phase in phases])
         is_due = _is_due(self.steps, own, every).unbind()
         return [
-            Task(record, False, due)
+            Turn(record, False, due)
             for record, due in zip(records, is_due, strict=True)
         ]
 

@@ -198,7 +198,7 @@ class SoapRule:
             positions=positions,
             grads=found,
             params=[params[i] for i in positions],
-            tasks=clock.tasks(old, plan.phases, self.config.renew_every),
+            turns=clock.turns(old, plan.phases, self.config.renew_every),
             records=new,
             active=active,
             numbers=rows,
@@ -270,10 +270,10 @@ class SoapRule:
     ) -> Iterable[Change]:
         """The changes of a batch."""
         positions = step.positions[some]
-        tasks = step.tasks[some]
+        turns = step.turns[some]
         records = step.records[some]
         value = batch.directions(
-            step.grads[some], tasks, records, numbers, self.config, step.in_place
+            step.grads[some], turns, records, numbers, self.config, step.in_place
         )
         if factors is not None:
             rows = zip(positions, batch.flat.split(value), strict=True)
@@ -310,7 +310,7 @@ class SoapRule:
             delta.add_(params, alpha=-decay)
         if has_average:
             (average,) = batch.average.open(
-                [task.record for task in step.tasks[some]], step.in_place
+                [turn.record for turn in step.turns[some]], step.in_place
             )
             average = towards(
                 average, params + delta, flat.spread(numbers.newest), step.in_place
@@ -329,7 +329,7 @@ class SoapRule:
         members = range(*some.indices(len(step.positions)))
         for j, value, delta in zip(members, values, deltas, strict=True):
             layouts = self.layouts[step.positions[j]]
-            before = step.tasks[j].record["signals"]
+            before = step.turns[j].record["signals"]
             rows = row_signals(
                 layouts, step.grads[j], value, delta, step.params[j]
             ).float()

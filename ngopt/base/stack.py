@@ -13,7 +13,7 @@ from ngopt.base.joined import Joined, replaced, times
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.modes import Mode, factor_shape
 from ngopt.base.renewal import by_part, renew, renewed
-from ngopt.base.step import Shared, Task
+from ngopt.base.step import Shared, Turn
 from ngopt.functional import Record
 
 
@@ -71,7 +71,7 @@ class Stack:
 class StackStep:
     """One step of a stack.
 
-    factors, bases: of each mode, all members'. tasks: of all parameters of the batch. numbers:
+    factors, bases: of each mode, all members'. turns: of all parameters of the batch. numbers:
     theirs. in_place: factors and bases are written where they are.
     """
 
@@ -80,7 +80,7 @@ class StackStep:
         stack: Stack,
         factors: Sequence[Tensor],
         bases: Sequence[Tensor],
-        tasks: Sequence[Task],
+        turns: Sequence[Turn],
         numbers: Shared,
         in_place: bool,
     ):
@@ -88,7 +88,7 @@ class StackStep:
         self.factors = factors
         self.bases = bases
         self.in_place = in_place
-        self.tasks = [tasks[owner] for owner in stack.owners]
+        self.turns = [turns[owner] for owner in stack.owners]
         self.active = stack.of_groups(numbers.active)
         if numbers.recall is not None:
             recall = stack.of_groups(numbers.recall)
@@ -107,7 +107,7 @@ class StackStep:
                 self._squared(old, mode, grad, kept, 1 - decay) for old, mode in rows
             ]
             kept = 1.0
-        if any(task.is_first for task in self.tasks):
+        if any(turn.is_first for turn in self.turns):
             self._begin()
 
     def _squared(
@@ -140,13 +140,13 @@ class StackStep:
 
     def renew(self, records: Sequence[Record]) -> None:
         """Takes those bases that are due, in new records, one step nearer to the eigenvectors."""
-        due = [i for i, task in enumerate(self.tasks) if task.is_due is not False]
+        due = [i for i, turn in enumerate(self.turns) if turn.is_due is not False]
         if not due:
             return
         is_active = self.stack.split(self._is_active())
         for i in due:
             owner, number = self.stack.members[i]
-            self._renew(records[owner], number, is_active[i], self.tasks[i].is_due)
+            self._renew(records[owner], number, is_active[i], self.turns[i].is_due)
 
     def _is_active(self) -> Tensor:
         """Of each group whether its step is not left out, (members * groups,)."""
@@ -159,7 +159,7 @@ class StackStep:
         as eigenvectors may have infinite derivatives."""
         is_active = self._is_active()
         is_first = [
-            task.is_first for task in self.tasks for _ in range(self.stack.groups)
+            turn.is_first for turn in self.turns for _ in range(self.stack.groups)
         ]
         due = is_active & torch.tensor(is_first, device=is_active.device)
         rows = zip(self.stack.modes, self.factors, self.bases, strict=True)

@@ -43,7 +43,7 @@ class Shared(NamedTuple):
 NUMBERS = Shared._fields[:-1]
 
 
-class Task(NamedTuple):
+class Turn(NamedTuple):
     """One parameter in one step.
 
     is_first: whether there was no gradient before. is_due: whether its bases are renewed, after
@@ -122,7 +122,7 @@ class Scalars:
 class Step(NamedTuple):
     """What one step knows of the parameters that have a gradient, in the order of its plan.
 
-    tasks: with the old records. records: the new ones. active: 0 where the step is left out.
+    turns: with the old records. records: the new ones. active: 0 where the step is left out.
     numbers: of each batch. decays: whether any weights do. now: steps of the training before this
     one; in a compiled step a tensor ().
     """
@@ -130,7 +130,7 @@ class Step(NamedTuple):
     positions: Sequence[int]
     grads: Sequence[Tensor]
     params: Sequence[Tensor]
-    tasks: Sequence[Task]
+    turns: Sequence[Turn]
     records: Sequence[Record]
     active: Column
     numbers: Sequence[Shared]

@@ -167,7 +167,7 @@ class NeuronGroup:
     "output" or, for nodes without any edge, "isolated". `depth` is the length of the longest path
     to the group over that of the longest path in its component: 0 at inputs, 1 at the deepest
     outputs. `activation` is the name of the function that the network applies to these neurons, the
-    first of several; `symmetry` what all that it applies allows, see `functions.allowed`.
+    first of several; `symmetry` what all that it applies allows, see `topology.allowed`.
     `is_pinned` says that something which no edge shows tells these neurons apart,
     so that they cannot be exchanged.
     """

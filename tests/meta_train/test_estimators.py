@@ -6,7 +6,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from meta_train.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
 from meta_train.stack import Stack, stacked
-from meta_train.unroll import Inner, Task, apply_update, moved, unroll
+from meta_train.unroll import Inner, Optimizee, apply_update, moved, unroll
 from ngopt.functional import update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
@@ -19,14 +19,16 @@ def learned_from(metanet):
     return LearnedOptimizer(metanet=metanet)
 
 
-def by_autograd(task, learned, steps, weight_decay, limit=float("inf"), horizon=None):
+def by_autograd(
+    optimizee, learned, steps, weight_decay, limit=float("inf"), horizon=None
+):
     """The first-order meta-gradient through one autograd graph:
     what the optimizer sees is detached."""
-    metanet, rule = learned.metanet, learned.bind(task.graph, horizon)
-    inner, losses = task.start(rule), []
-    hyper = task.hyper(weight_decay)
+    metanet, rule = learned.metanet, learned.bind(optimizee.graph, horizon)
+    inner, losses = optimizee.start(rule), []
+    hyper = optimizee.hyper(weight_decay)
     for _ in range(steps):
-        _, grads, buffers = task.gradient(inner)
+        _, grads, buffers = optimizee.gradient(inner)
         seen = [p.detach() for p in inner.params]
         after = apply_update(inner._replace(params=seen), grads, buffers, rule, hyper)
         # the update as a function of what was seen,
@@ -41,7 +43,7 @@ def by_autograd(task, learned, steps, weight_decay, limit=float("inf"), horizon=
         ]
         inner = Inner(params, buffers, after.state, inner.step + 1)
         losses.append(
-            task.loss(inner.params, inner.buffers, inner.step)[0].clamp(max=limit)
+            optimizee.loss(inner.params, inner.buffers, inner.step)[0].clamp(max=limit)
         )
     mean = torch.stack(losses).mean()
     gradient = torch.autograd.grad(mean, list(metanet.parameters()), allow_unused=True)
@@ -63,11 +65,13 @@ def test_adjoint_equals_autograd_with_detached_features(
     monkeypatch.setattr(
         "meta_train.estimators.tbptt.followed_updates", lambda metanet, graph: followed
     )
-    task = Task(Regression(), seed=1)
-    learned = learned_from(metanet_for(name, task.graph))
+    optimizee = Optimizee(Regression(), seed=1)
+    learned = learned_from(metanet_for(name, optimizee.graph))
     estimator = TBPTT(weight_decay)
-    found, state = estimator.estimate(task, learned, estimator.start(task, learned), 5)
-    loss, expected = by_autograd(task, learned, 5, weight_decay)
+    found, state = estimator.estimate(
+        optimizee, learned, estimator.start(optimizee, learned), 5
+    )
+    loss, expected = by_autograd(optimizee, learned, 5, weight_decay)
     assert found.meta_loss == pytest.approx(loss.item(), abs=1e-14)
     torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
     assert expected.norm() > 1e-4
@@ -83,12 +87,14 @@ def test_what_the_graph_said_has_an_adjoint_over_all_steps_that_use_it(
     monkeypatch.setattr(
         "meta_train.estimators.tbptt.followed_updates", lambda metanet, graph: followed
     )
-    task = Task(Regression(), seed=1)
-    metanet = metanet_for(name, task.graph).reconfigured(graph_every=3)
+    optimizee = Optimizee(Regression(), seed=1)
+    metanet = metanet_for(name, optimizee.graph).reconfigured(graph_every=3)
     learned = learned_from(metanet)
     estimator = TBPTT()
-    found, _ = estimator.estimate(task, learned, estimator.start(task, learned), 7)
-    _, expected = by_autograd(task, learned, 7, 0.0)
+    found, _ = estimator.estimate(
+        optimizee, learned, estimator.start(optimizee, learned), 7
+    )
+    _, expected = by_autograd(optimizee, learned, 7, 0.0)
     error = (found.meta_gradient - expected).norm()
     # what is said is bfloat16, and so are sums of its derivatives
     assert error < 0.01 * expected.norm()
@@ -98,43 +104,50 @@ def test_what_the_graph_said_has_an_adjoint_over_all_steps_that_use_it(
 
 def test_adjoint_of_a_training_that_cools_down():
     torch.manual_seed(0)
-    task = Task(Regression(), seed=1)
+    optimizee = Optimizee(Regression(), seed=1)
     learned = LearnedOptimizer(
         metanet=FeedForward().double(), cooldown=Cooldown(1.5, 0.6)
     )
     estimator = TBPTT(30.0, total_steps=5)
-    found, _ = estimator.estimate(task, learned, estimator.start(task, learned), 5)
-    _, expected = by_autograd(task, learned, 5, 30.0, horizon=5)
+    found, _ = estimator.estimate(
+        optimizee, learned, estimator.start(optimizee, learned), 5
+    )
+    _, expected = by_autograd(optimizee, learned, 5, 30.0, horizon=5)
     torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
-    _, constant = by_autograd(task, learned, 5, 30.0)
+    _, constant = by_autograd(optimizee, learned, 5, 30.0)
     assert not torch.allclose(expected, constant, rtol=0.1)
 
 
 def test_clamped_losses_have_no_gradient():
     torch.manual_seed(0)
-    task = Task(Regression(), seed=1)
+    optimizee = Optimizee(Regression(), seed=1)
     learned = learned_from(FeedForward().double())
     free = TBPTT()
     losses = [
-        free.estimate(task, learned, free.start(task, learned), k)[0].meta_loss * k
+        free.estimate(optimizee, learned, free.start(optimizee, learned), k)[
+            0
+        ].meta_loss
+        * k
         for k in range(1, 5)
     ]
     single = [losses[0], *(b - a for a, b in pairwise(losses))]
     limit = sum(single) / 4  # some losses above, some below
     assert min(single) < limit < max(single)
     found, _ = TBPTT(loss_limit=limit).estimate(
-        task, learned, free.start(task, learned), 4
+        optimizee, learned, free.start(optimizee, learned), 4
     )
-    loss, expected = by_autograd(task, learned, 4, 0.0, limit)
+    loss, expected = by_autograd(optimizee, learned, 4, 0.0, limit)
     assert found.meta_loss == pytest.approx(loss.item(), abs=1e-14)
     torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_the_last_update_learns_too():
-    task = Task(Regression(), seed=1)
+    optimizee = Optimizee(Regression(), seed=1)
     learned = learned_from(RecoveredGradient())
-    found, _ = TBPTT().estimate(task, learned, TBPTT().start(task, learned), 1)
-    _, expected = by_autograd(task, learned, 1, 0.0)
+    found, _ = TBPTT().estimate(
+        optimizee, learned, TBPTT().start(optimizee, learned), 1
+    )
+    _, expected = by_autograd(optimizee, learned, 1, 0.0)
     torch.testing.assert_close(found.meta_gradient, expected)
     assert found.meta_gradient.abs().max() > 1e-4
 
@@ -145,13 +158,13 @@ def test_the_last_update_learns_too():
     ids=["tbptt", "second order", "pes"],
 )
 def test_truncations_continue_the_inner_training(estimator):
-    task = Task(Regression(), seed=1)
+    optimizee = Optimizee(Regression(), seed=1)
     learned = learned_from(RecoveredGradient())
-    state = estimator.start(task, learned)
+    state = estimator.start(optimizee, learned)
     before = parameters_to_vector(learned.metanet.parameters()).clone()
     losses = []
     for _ in range(60):
-        estimate, state = estimator.estimate(task, learned, state, 4)
+        estimate, state = estimator.estimate(optimizee, learned, state, 4)
         losses.append(estimate.meta_loss)
     assert torch.equal(parameters_to_vector(learned.metanet.parameters()), before)
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
@@ -159,12 +172,12 @@ def test_truncations_continue_the_inner_training(estimator):
 
 def total_estimates(estimator, seeds, truncations=3, steps=2):
     """Of whole inner trainings, one for each seed; all at once."""
-    tasks = [Task(Slope(), seed) for seed in seeds]
+    optimizees = [Optimizee(Slope(), seed) for seed in seeds]
     learned = learned_from(Drift())
-    state = stacked([estimator.start(task, learned) for task in tasks])
-    total = torch.zeros(len(tasks))
+    state = stacked([estimator.start(optimizee, learned) for optimizee in optimizees])
+    total = torch.zeros(len(optimizees))
     for _ in range(truncations):
-        estimate, state = estimator.estimate(Stack(tasks), learned, state, steps)
+        estimate, state = estimator.estimate(Stack(optimizees), learned, state, steps)
         total += estimate.meta_gradient.squeeze(1)
     return total
 
@@ -186,14 +199,14 @@ def test_pes_is_unbiased_over_truncations_and_truncated_es_is_not():
 
 def test_pes_matches_the_gradient_of_a_smooth_meta_loss():
     """One truncation with a small sigma: the pair's difference is the directional derivative."""
-    task = Task(Regression(), seed=1)
+    optimizee = Optimizee(Regression(), seed=1)
     learned = learned_from(RecoveredGradient())
     estimate, state = PES(sigma=1e-5).estimate(
-        task, learned, PES().start(task, learned), 1
+        optimizee, learned, PES().start(optimizee, learned), 1
     )
     noise = state.perturbation
     # exact after one step, where nothing is detached
-    _, gradient = by_autograd(task, learned, 1, 0.0)
+    _, gradient = by_autograd(optimizee, learned, 1, 0.0)
     torch.testing.assert_close(
         estimate.meta_gradient, noise * (noise @ gradient) / 1e-10, rtol=1e-3, atol=1e-9
     )
@@ -202,20 +215,22 @@ def test_pes_matches_the_gradient_of_a_smooth_meta_loss():
 def test_second_order_is_the_derivative_of_the_mean_loss():
     """By finite differences, over a second truncation whose start counts as given."""
     torch.manual_seed(0)
-    task = Task(Regression(), seed=1)
-    metanet = metanet_for("ff", task.graph)
+    optimizee = Optimizee(Regression(), seed=1)
+    metanet = metanet_for("ff", optimizee.graph)
     learned = learned_from(metanet)
     estimator = SecondOrderTBPTT(weight_decay=30.0, tail=0.5)
-    _, start = estimator.estimate(task, learned, estimator.start(task, learned), 3)
-    found, _ = estimator.estimate(task, learned, start, 4)
+    _, start = estimator.estimate(
+        optimizee, learned, estimator.start(optimizee, learned), 3
+    )
+    found, _ = estimator.estimate(optimizee, learned, start, 4)
     theta = parameters_to_vector(metanet.parameters()).detach()
     direction = torch.randn_like(theta) / len(theta) ** 0.5
     values = []
     for sign in (1, -1):
         vector_to_parameters(theta + sign * 1e-6 * direction, metanet.parameters())
-        rule = learned.bind(task.graph)
-        inner, losses = unroll(task, start, rule, 4, task.hyper(30.0))
-        last, _ = task.loss(inner.params, inner.buffers, inner.step)
+        rule = learned.bind(optimizee.graph)
+        inner, losses = unroll(optimizee, start, rule, 4, optimizee.hyper(30.0))
+        last, _ = optimizee.loss(inner.params, inner.buffers, inner.step)
         values.append((losses[3] + last) / 2)
     expected = (values[0] - values[1]) / 2e-6
     assert expected.abs() > 1e-6
@@ -227,12 +242,12 @@ def test_second_order_is_the_derivative_of_the_mean_loss():
 class TestImitation:
     def test_its_gradient_is_that_of_the_distance(self):
         torch.manual_seed(0)
-        task = Task(Regression(), seed=1)
-        metanet = metanet_for("ng-gnn", task.graph)
+        optimizee = Optimizee(Regression(), seed=1)
+        metanet = metanet_for("ng-gnn", optimizee.graph)
         learned = learned_from(metanet)
         estimator = Imitation()
         found, after = estimator.estimate(
-            task, learned, estimator.start(task, learned), 3
+            optimizee, learned, estimator.start(optimizee, learned), 3
         )
         theta = parameters_to_vector(metanet.parameters()).detach()
         direction = torch.randn_like(theta) / len(theta) ** 0.5
@@ -240,9 +255,9 @@ class TestImitation:
         for sign in (1, -1):
             vector_to_parameters(theta + sign * 1e-5 * direction, metanet.parameters())
             values.append(
-                estimator.estimate(task, learned, estimator.start(task, learned), 3)[
-                    0
-                ].meta_loss
+                estimator.estimate(
+                    optimizee, learned, estimator.start(optimizee, learned), 3
+                )[0].meta_loss
             )
         expected = (values[0] - values[1]) / 2e-5
         assert abs(expected) > 1e-6
@@ -253,20 +268,20 @@ class TestImitation:
 
     def test_what_the_graph_said_is_learned_from_in_all_steps_that_use_it(self):
         torch.manual_seed(0)
-        task = Task(Regression(), seed=1)
-        metanet = metanet_for("ng-gnn", task.graph).reconfigured(graph_every=3)
+        optimizee = Optimizee(Regression(), seed=1)
+        metanet = metanet_for("ng-gnn", optimizee.graph).reconfigured(graph_every=3)
         learned = learned_from(metanet)
         estimator = Imitation()
-        start = estimator.start(task, learned)
-        found, _ = estimator.estimate(task, learned, start, 5)
+        start = estimator.start(optimizee, learned)
+        found, _ = estimator.estimate(optimizee, learned, start, 5)
 
-        student = learned.bind(task.graph)
-        teacher = estimator.teacher.bind(task.graph)
+        student = learned.bind(optimizee.graph)
+        teacher = estimator.teacher.bind(optimizee.graph)
         inner, records = start
         losses = []
         for _ in range(5):
-            _, grads, buffers = task.gradient(inner)
-            now = inner.params, task.hyper()
+            _, grads, buffers = optimizee.gradient(inner)
+            now = inner.params, optimizee.hyper()
             wanted, records = update_all(teacher, grads, records, *now)
             deltas, state = update_all(student, grads, inner.state, *now)
             pairs = zip(deltas, wanted, strict=True)
@@ -281,25 +296,29 @@ class TestImitation:
         assert difference.norm() < 0.01 * parameters_to_vector(expected).norm()
 
     def test_the_trajectory_is_the_teachers(self):
-        task = Task(Regression(), seed=1)
+        optimizee = Optimizee(Regression(), seed=1)
         learned = learned_from(FeedForward().double())
         estimator = Imitation()
-        _, after = estimator.estimate(task, learned, estimator.start(task, learned), 4)
-        rule = estimator.teacher.bind(task.graph)
-        expected, _ = unroll(task, task.start(rule), rule, 4, task.hyper())
+        _, after = estimator.estimate(
+            optimizee, learned, estimator.start(optimizee, learned), 4
+        )
+        rule = estimator.teacher.bind(optimizee.graph)
+        expected, _ = unroll(
+            optimizee, optimizee.start(rule), rule, 4, optimizee.hyper()
+        )
         for a, b in zip(after.inner.params, expected.params, strict=True):
             assert torch.equal(a, b)
 
     def test_it_learns(self):
         torch.manual_seed(0)
-        task = Task(Regression(), seed=1)
+        optimizee = Optimizee(Regression(), seed=1)
         metanet = FeedForward().double()
         learned = learned_from(metanet)
         estimator = Imitation()
         optimizer, losses = torch.optim.Adam(metanet.parameters(), 0.01), []
         for _ in range(40):
             estimate, _ = estimator.estimate(
-                task, learned, estimator.start(task, learned), 10
+                optimizee, learned, estimator.start(optimizee, learned), 10
             )
             losses.append(estimate.meta_loss)
             pieces = estimate.meta_gradient.split(

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from meta_train import runs
 from meta_train.optimizers import load_optimizer
 from meta_train.runs import Run, execute, read_records, record_path, train
-from meta_train.unroll import Task, unroll
+from meta_train.unroll import Optimizee, unroll
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained, weights_hash
@@ -57,14 +57,16 @@ def test_initial_weights_batches_and_dropout_depend_on_the_seed_alone(learned):
 
 def test_a_learned_run_is_the_unroll_that_meta_training_sees(learned):
     run, optimizer = learned
-    task = Task(Toy(), run.seed)
-    rule = optimizer.bind(task.graph, run.steps)
-    inner, losses = unroll(task, task.start(rule), rule, run.steps, task.hyper())
+    optimizee = Optimizee(Toy(), run.seed)
+    rule = optimizer.bind(optimizee.graph, run.steps)
+    inner, losses = unroll(
+        optimizee, optimizee.start(rule), rule, run.steps, optimizee.hyper()
+    )
     record = train(run)
     torch.testing.assert_close(torch.tensor(record["losses"]), losses)
     assert (
         record["test"]["accuracy"]
-        == Toy().evaluate(task.model_at(inner), "test").accuracy
+        == Toy().evaluate(optimizee.model_at(inner), "test").accuracy
     )
 
 

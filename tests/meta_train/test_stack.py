@@ -11,7 +11,7 @@ from meta_train import train
 from meta_train.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
 from meta_train.stack import Stack, stacked, unstacked
 from meta_train.train import Config, MetaTrainer
-from meta_train.unroll import Task
+from meta_train.unroll import Optimizee
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import Cooldown
 from ngopt.models import METANETS, FeedForward
@@ -41,18 +41,21 @@ class Unused(nn.Module):
         return self.used(x)
 
 
-def check_alone_and_stacked(tasks, learned, estimator, truncations=(3, 2), rtol=1e-9):
+def check_alone_and_stacked(
+    optimizees, learned, estimator, truncations=(3, 2), rtol=1e-9
+):
     """The estimates of all truncations, alone."""
-    states = [estimator.start(task, learned) for task in tasks]
+    states = [estimator.start(optimizee, learned) for optimizee in optimizees]
     whole, found = stacked(states), []
     for steps in truncations:
-        rows = zip(tasks, states, strict=True)
+        rows = zip(optimizees, states, strict=True)
         alone = [
-            estimator.estimate(task, learned, state, steps) for task, state in rows
+            estimator.estimate(optimizee, learned, state, steps)
+            for optimizee, state in rows
         ]
-        together, whole = estimator.estimate(Stack(tasks), learned, whole, steps)
+        together, whole = estimator.estimate(Stack(optimizees), learned, whole, steps)
         states = [state for _, state in alone]
-        own = unstacked((together, whole), len(tasks))
+        own = unstacked((together, whole), len(optimizees))
         for one, other in zip(alone, own, strict=True):
             assert type(one[1]) is type(other[1])
             torch.testing.assert_close(list(one), list(other), rtol=rtol, atol=rtol)
@@ -64,9 +67,11 @@ def check_alone_and_stacked(tasks, learned, estimator, truncations=(3, 2), rtol=
 @pytest.mark.parametrize("name", sorted(METANETS))
 def test_each_has_its_own_meta_gradient(name, estimator):
     torch.manual_seed(0)
-    tasks = [Task(Regression(), seed=seed, scaling=10.0) for seed in (1, 2, 3)]
-    learned = LearnedOptimizer(metanet=metanet_for(name, tasks[0].graph))
-    found = check_alone_and_stacked(tasks, learned, ESTIMATORS[estimator])
+    optimizees = [
+        Optimizee(Regression(), seed=seed, scaling=10.0) for seed in (1, 2, 3)
+    ]
+    learned = LearnedOptimizer(metanet=metanet_for(name, optimizees[0].graph))
+    found = check_alone_and_stacked(optimizees, learned, ESTIMATORS[estimator])
     gradients = torch.stack([estimate.meta_gradient for estimate in found])
     assert torch.pdist(gradients).min() > 1e-4
 
@@ -75,41 +80,41 @@ def test_each_has_its_own_meta_gradient(name, estimator):
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_buffers_and_absent_gradients(layers, estimator):
     torch.manual_seed(0)
-    tasks = [Task(Regression(layers), seed=seed) for seed in (1, 2)]
-    learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", tasks[0].graph))
-    check_alone_and_stacked(tasks, learned, ESTIMATORS[estimator])
+    optimizees = [Optimizee(Regression(layers), seed=seed) for seed in (1, 2)]
+    learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", optimizees[0].graph))
+    check_alone_and_stacked(optimizees, learned, ESTIMATORS[estimator])
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_metanet_that_asks_for_the_step(estimator):
     """It looks at the graph every second step, and its updates cool down."""
     torch.manual_seed(0)
-    tasks = [Task(Regression(), seed=seed) for seed in (1, 2)]
-    metanet = metanet_for("ng-gnn", tasks[0].graph).reconfigured(graph_every=2)
+    optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
+    metanet = metanet_for("ng-gnn", optimizees[0].graph).reconfigured(graph_every=2)
     learned = LearnedOptimizer(metanet=metanet, cooldown=Cooldown(1.5, 0.6))
     own = ESTIMATORS[estimator]
     made = type(own)(weight_decay=3.0, total_steps=5)
     # what the graph says is kept in bfloat16, where a rounding may fall otherwise
-    check_alone_and_stacked(tasks, learned, made, rtol=1e-3)
+    check_alone_and_stacked(optimizees, learned, made, rtol=1e-3)
 
 
 def test_features_made_when_read(monkeypatch):
     """As those of a network of many parameters are, where nothing is differentiated."""
     monkeypatch.setattr("ngopt.metanet_rule.FEW", 0)
     torch.manual_seed(0)
-    tasks = [Task(Regression(), seed=seed) for seed in (1, 2)]
-    learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", tasks[0].graph))
-    check_alone_and_stacked(tasks, learned, ESTIMATORS["pes"])
+    optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
+    learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", optimizees[0].graph))
+    check_alone_and_stacked(optimizees, learned, ESTIMATORS["pes"])
 
 
 def test_limits_of_each():
     torch.manual_seed(0)
-    tasks = [Task(Regression(), seed=seed) for seed in (1, 2)]
+    optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
     learned = LearnedOptimizer(metanet=FeedForward().double())
-    states = [TBPTT().start(task, learned) for task in tasks]
+    states = [TBPTT().start(optimizee, learned) for optimizee in optimizees]
     limits = torch.tensor([1e-3, 1e3], dtype=torch.float64)
     found, _ = TBPTT(loss_limit=limits).estimate(
-        Stack(tasks), learned, stacked(states), 3
+        Stack(optimizees), learned, stacked(states), 3
     )
     assert found.meta_loss[0] == 1e-3
     assert found.meta_loss[1] < 1e3
@@ -121,9 +126,13 @@ def test_dropout_differs_between_optimizees():
     def layers():
         return nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5), nn.Linear(64, 2))
 
-    stack = Stack([Task(Regression(layers), seed=1), Task(Regression(layers), seed=1)])
+    stack = Stack(
+        [Optimizee(Regression(layers), seed=1), Optimizee(Regression(layers), seed=1)]
+    )
     learned = LearnedOptimizer(metanet=FeedForward().double())
-    start = stacked([TBPTT().start(task, learned) for task in stack.tasks])
+    start = stacked(
+        [TBPTT().start(optimizee, learned) for optimizee in stack.optimizees]
+    )
     losses, _ = stack.loss(start.params, start.buffers, start.step)
     again, _ = stack.loss(start.params, start.buffers, start.step)
     assert losses[0] != losses[1]
@@ -131,17 +140,18 @@ def test_dropout_differs_between_optimizees():
 
 
 def test_different_networks():
-    tasks = [
-        Task(Regression(layers), seed=1) for layers in (None, lambda: nn.Linear(3, 2))
+    optimizees = [
+        Optimizee(Regression(layers), seed=1)
+        for layers in (None, lambda: nn.Linear(3, 2))
     ]
     with pytest.raises(
-        ValueError, match=r"Stack: task 1: expected .*\[4, 3\].*; got .*\[2, 3\]"
+        ValueError, match=r"Stack: optimizee 1: expected .*\[4, 3\].*; got .*\[2, 3\]"
     ):
-        Stack(tasks)
+        Stack(optimizees)
 
 
 def test_imitation_is_of_one():
-    stack = Stack([Task(Regression(), seed=1)] * 2)
+    stack = Stack([Optimizee(Regression(), seed=1)] * 2)
     learned = LearnedOptimizer(metanet=FeedForward().double())
     with pytest.raises(
         ValueError, match="imitation: expected one optimizee.*a stack of 2"

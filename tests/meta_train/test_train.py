@@ -12,7 +12,7 @@ from meta_train import sweep, train
 from meta_train.estimators import Estimate
 from meta_train.problems import load_problem
 from meta_train.train import Config, MetaTrainer, clip, learning_rate_factor, usable
-from meta_train.unroll import Task, whole_run
+from meta_train.unroll import Optimizee, whole_run
 from meta_train.worker import ESTIMATORS
 from ngopt import load_pretrained
 from ngopt.metanet_rule import Cooldown
@@ -252,7 +252,7 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
     assert len(second.recipe()["stages"]) == 2
     torch.manual_seed(0)
     features = torch.randn(26, 14)
-    graph = trainer.worker.task(0).graph
+    graph = trainer.worker.optimizee(0).graph
     torch.testing.assert_close(
         second.metanet(features, graph), best.metanet(features, graph)
     )
@@ -341,9 +341,9 @@ def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, 
     new = load_pretrained(output)
     assert new.cooldown == Cooldown(*best)
     assert new.metanet.config == old.metanet.config
-    task = Task(load_problem(TOY), derive_seed(0, 20, 0))
-    assert whole_run(task, new, 10) == found.best
-    assert whole_run(task, replace(new, cooldown=None), 10) != found.best
+    optimizee = Optimizee(load_problem(TOY), derive_seed(0, 20, 0))
+    assert whole_run(optimizee, new, 10) == found.best
+    assert whole_run(optimizee, replace(new, cooldown=None), 10) != found.best
 
 
 class TestErrors:

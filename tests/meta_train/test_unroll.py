@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from meta_train.unroll import Task, unroll, whole_run
+from meta_train.unroll import Optimizee, unroll, whole_run
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import MetanetRule
 from ngopt.models import METANETS, NeuralGraphGNN
@@ -19,10 +19,15 @@ from tests.metanets import metanet_for
 STEPS = 4
 
 
-def meta_gradient(task, metanet, steps=STEPS):
-    rule = MetanetRule(metanet, task.graph)
+def meta_gradient(optimizee, metanet, steps=STEPS):
+    rule = MetanetRule(metanet, optimizee.graph)
     _, losses = unroll(
-        task, task.start(rule), rule, steps, task.hyper(), create_graph=True
+        optimizee,
+        optimizee.start(rule),
+        rule,
+        steps,
+        optimizee.hyper(),
+        create_graph=True,
     )
     return losses, torch.autograd.grad(
         losses.sum(), list(metanet.parameters()), materialize_grads=True
@@ -30,12 +35,12 @@ def meta_gradient(task, metanet, steps=STEPS):
 
 
 def test_second_order_unroll_equals_higher():
-    task = Task(Regression(), seed=3)
+    optimizee = Optimizee(Regression(), seed=3)
     metanet = RecoveredGradient(lr=0.3)
-    losses, (found,) = meta_gradient(task, metanet)
+    losses, (found,) = meta_gradient(optimizee, metanet)
 
     lr = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    model = task.problem.init(3)
+    model = optimizee.problem.init(3)
     inner = torch.optim.SGD(model.parameters(), lr=0.3)
     with higher.innerloop_ctx(
         model, inner, override={"lr": [lr]}, copy_initial_weights=True
@@ -45,7 +50,7 @@ def test_second_order_unroll_equals_higher():
     ):
         expected = []
         for step in range(STEPS):
-            loss = task.problem.loss(fmodel, task.problem.batch(3, step))
+            loss = optimizee.problem.loss(fmodel, optimizee.problem.batch(3, step))
             expected.append(loss)
             optimizer.step(loss)
     (reference,) = torch.autograd.grad(torch.stack(expected).sum(), lr)
@@ -57,19 +62,21 @@ def test_second_order_unroll_equals_higher():
 @pytest.mark.parametrize("name", sorted(METANETS))
 def test_second_order_unroll_equals_finite_differences(name):
     torch.manual_seed(0)
-    task = Task(Regression(), seed=1)
-    metanet = metanet_for(name, task.graph)
+    optimizee = Optimizee(Regression(), seed=1)
+    metanet = metanet_for(name, optimizee.graph)
     direction = torch.randn(
         sum(p.numel() for p in metanet.parameters()), dtype=torch.float64
     )
     direction /= direction.norm()
-    _, gradient = meta_gradient(task, metanet)
+    _, gradient = meta_gradient(optimizee, metanet)
     found = torch.cat([g.flatten() for g in gradient]) @ direction
     theta, values = parameters_to_vector(metanet.parameters()).detach(), []
     for sign in (1, -1):
         vector_to_parameters(theta + sign * 1e-6 * direction, metanet.parameters())
-        rule = MetanetRule(metanet, task.graph)
-        _, losses = unroll(task, task.start(rule), rule, STEPS, task.hyper())
+        rule = MetanetRule(metanet, optimizee.graph)
+        _, losses = unroll(
+            optimizee, optimizee.start(rule), rule, STEPS, optimizee.hyper()
+        )
         values.append(losses.sum())
     expected = (values[0] - values[1]) / 2e-6
     assert expected.abs() > 1e-6
@@ -84,11 +91,13 @@ def test_meta_gradients_are_finite_at_zero_gradients():
         return model
 
     torch.manual_seed(0)
-    task = Task(Regression(dead), seed=1)
-    _, grads, _ = task.gradient(task.start(MetanetRule(NeuralGraphGNN(), task.graph)))
+    optimizee = Optimizee(Regression(dead), seed=1)
+    _, grads, _ = optimizee.gradient(
+        optimizee.start(MetanetRule(NeuralGraphGNN(), optimizee.graph))
+    )
     assert grads[0].abs().max() == 0
-    for metanet in (metanet_for(name, task.graph) for name in METANETS):
-        _, gradient = meta_gradient(task, metanet)
+    for metanet in (metanet_for(name, optimizee.graph) for name in METANETS):
+        _, gradient = meta_gradient(optimizee, metanet)
         assert all(g.isfinite().all() for g in gradient)
         assert any(g.abs().max() > 0 for g in gradient)
 
@@ -101,10 +110,10 @@ def test_buffers_and_dropout():
 
     torch.manual_seed(0)
     metanet = NeuralGraphGNN(GNNConfig(width=4, layers=1)).double()
-    task = Task(Regression(layers), seed=2)
-    rule = MetanetRule(metanet, task.graph)
-    start = task.start(rule)
-    inner, losses = unroll(task, start, rule, 3, task.hyper())
+    optimizee = Optimizee(Regression(layers), seed=2)
+    rule = MetanetRule(metanet, optimizee.graph)
+    start = optimizee.start(rule)
+    inner, losses = unroll(optimizee, start, rule, 3, optimizee.hyper())
     assert start.buffers["1.num_batches_tracked"] == 0
     assert inner.buffers["1.num_batches_tracked"] == 3
     assert not torch.equal(
@@ -112,30 +121,36 @@ def test_buffers_and_dropout():
     )
     # the network as torch trains it, with the same dropout masks
     network = Regression(layers).init(2)
-    inputs, targets = task.problem.batch(2, 0)
+    inputs, targets = optimizee.problem.batch(2, 0)
     with seeded(2, 2, 0):
         expected = F.mse_loss(network(inputs), targets)
-    _, buffers = task.loss(start.params, start.buffers, 0)
+    _, buffers = optimizee.loss(start.params, start.buffers, 0)
     torch.testing.assert_close(losses[0], expected.detach())
     torch.testing.assert_close(buffers["1.running_mean"], network[1].running_mean)
-    again, repeated = unroll(task, task.start(rule), rule, 3, task.hyper())
+    again, repeated = unroll(
+        optimizee, optimizee.start(rule), rule, 3, optimizee.hyper()
+    )
     assert torch.equal(losses, repeated)
-    other, _ = task.loss(start.params, start.buffers, 1)
+    other, _ = optimizee.loss(start.params, start.buffers, 1)
     assert not torch.equal(other, losses[0])
-    model = task.model_at(inner)
+    model = optimizee.model_at(inner)
     assert not model.training
-    assert task.model.training
+    assert optimizee.model.training
     assert torch.equal(model[1].running_mean, again.buffers["1.running_mean"])
 
 
 def test_unrolling_in_pieces_is_unrolling_at_once():
     torch.manual_seed(0)
     metanet = NeuralGraphGNN().double()
-    task = Task(Regression(), seed=2)
-    rule = MetanetRule(metanet, task.graph)
-    whole, losses = unroll(task, task.start(rule), rule, 5, task.hyper(1.0))
-    half, first = unroll(task, task.start(rule), rule, 2, task.hyper(1.0))
-    rest, second = unroll(task, half, rule, 3, task.hyper(1.0))
+    optimizee = Optimizee(Regression(), seed=2)
+    rule = MetanetRule(metanet, optimizee.graph)
+    whole, losses = unroll(
+        optimizee, optimizee.start(rule), rule, 5, optimizee.hyper(1.0)
+    )
+    half, first = unroll(
+        optimizee, optimizee.start(rule), rule, 2, optimizee.hyper(1.0)
+    )
+    rest, second = unroll(optimizee, half, rule, 3, optimizee.hyper(1.0))
     assert torch.equal(losses, torch.cat([first, second]))
     assert all(
         torch.equal(a, b) for a, b in zip(whole.params, rest.params, strict=True)
@@ -145,16 +160,18 @@ def test_unrolling_in_pieces_is_unrolling_at_once():
 
 def test_whole_run_evaluates_the_trained_network():
     metanet = RecoveredGradient()
-    task = Task(Regression(), seed=2)
-    rule = MetanetRule(metanet, task.graph)
-    inner, _ = unroll(task, task.start(rule), rule, 30, task.hyper())
-    expected = task.problem.evaluate(task.model_at(inner), "validation")
-    assert whole_run(task, LearnedOptimizer(metanet=metanet), 30) == expected
-    assert expected.loss < task.problem.evaluate(task.model, "validation").loss
+    optimizee = Optimizee(Regression(), seed=2)
+    rule = MetanetRule(metanet, optimizee.graph)
+    inner, _ = unroll(optimizee, optimizee.start(rule), rule, 30, optimizee.hyper())
+    expected = optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
+    assert whole_run(optimizee, LearnedOptimizer(metanet=metanet), 30) == expected
+    assert (
+        expected.loss < optimizee.problem.evaluate(optimizee.model, "validation").loss
+    )
 
 
 def test_another_seed_is_another_start():
-    a, b = (Task(Regression(), seed=s) for s in (1, 2))
+    a, b = (Optimizee(Regression(), seed=s) for s in (1, 2))
     rule = MetanetRule(RecoveredGradient(), a.graph)
     assert not torch.equal(a.start(rule).params[0], b.start(rule).params[0])
     assert torch.equal(a.start(rule).params[0], copy.deepcopy(a).start(rule).params[0])
@@ -162,13 +179,15 @@ def test_another_seed_is_another_start():
 
 def test_a_scaled_task_is_the_same_network_in_other_units():
     plain, scaled = (
-        Task(Regression(), seed=3, scaling=scaling) for scaling in (1.0, 1e3)
+        Optimizee(Regression(), seed=3, scaling=scaling) for scaling in (1.0, 1e3)
     )
     learned = LearnedOptimizer(metanet=RecoveredGradient())
-    starts = [task.start(learned.bind(task.graph)) for task in (plain, scaled)]
+    starts = [
+        optimizee.start(learned.bind(optimizee.graph)) for optimizee in (plain, scaled)
+    ]
     losses = [
-        task.loss(start.params, start.buffers, 0)[0]
-        for task, start in zip((plain, scaled), starts, strict=True)
+        optimizee.loss(start.params, start.buffers, 0)[0]
+        for optimizee, start in zip((plain, scaled), starts, strict=True)
     ]
     torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
     factors = [
@@ -179,8 +198,8 @@ def test_a_scaled_task_is_the_same_network_in_other_units():
     assert all(1e-3 <= factor <= 1e3 for factor in factors)
     # gradients are in these units too, and so is what is evaluated
     grads = [
-        task.gradient(start)[1]
-        for task, start in zip((plain, scaled), starts, strict=True)
+        optimizee.gradient(start)[1]
+        for optimizee, start in zip((plain, scaled), starts, strict=True)
     ]
     for g, h, factor in zip(*grads, factors, strict=True):
         torch.testing.assert_close(h, factor * g, rtol=1e-9, atol=1e-12)

@@ -145,7 +145,7 @@ def test_maximize_is_the_negated_loss(weights):
     assert same(up, snapshot(down))
 
 
-@pytest.mark.parametrize("name", ["betas", "momentum", "eps"])
+@pytest.mark.parametrize("name", ["betas", "momentum", "eps", "differentiable"])
 def test_settings_of_other_optimizers_are_refused(metanet, name):
     model = network()
     groups = [{"params": model.parameters(), name: 0.9}]
@@ -209,6 +209,12 @@ def test_a_small_lr_out_of_habit(metanet):
     with pytest.warns(UserWarning, match="lr = 0.001 multiplies .* 1000 times slower"):
         opt = NGOptimizer(network().parameters(), lr=1e-3, weights=metanet)
     opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1e-4})
+    groups = [{"params": [p], "lr": 1e-3} for p in network().parameters()]
+    with pytest.warns(UserWarning, match="lr = 0.001 multiplies"):
+        NGOptimizer(groups, weights=metanet)
+    # slower than others on purpose
+    groups[0]["lr"] = 1.0
+    NGOptimizer(groups, weights=metanet)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

@@ -83,6 +83,34 @@ def test_names_in_another_order_are_matched(weights):
         assert all(torch.equal(other.state[p][key], v) for key, v in record.items())
 
 
+def test_named_groups_in_another_order_are_matched():
+    first, second = network(), network()
+    names = list(nn.ModuleList([first, second]).named_parameters())
+    half = len(names) // 2
+    groups = [{"params": names[:half]}, {"params": names[half:], "lr": 0.5}]
+    opt = NGOptimizer(groups)
+    sum(p.sin().sum() for _, p in names).backward()
+    opt.step()
+    other = NGOptimizer(groups[::-1])
+    other.load_state_dict(opt.state_dict())
+    assert [group["lr"] for group in other.param_groups] == [0.5, 1.0]
+    for p, record in opt.state.items():
+        assert all(torch.equal(other.state[p][key], v) for key, v in record.items())
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [(3, "expected a list; got int"), ([0], "a name for each of 1 params")],
+)
+def test_groups_that_are_not_whole(params, told):
+    model = network()
+    opt = NGOptimizer(model.named_parameters())
+    state = opt.state_dict()
+    state["param_groups"][0]["params"] = params
+    with pytest.raises(ValueError, match=told):
+        opt.load_state_dict(state)
+
+
 def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)

@@ -49,6 +49,6 @@ stand for.
 while both ends of gamma change along its only axis, which is one of groups: (64, 1, 1). Before fc
 nothing is flattened, as the maps are pooled to one place; where they are, as in VGG, labels
 repeat along the columns of a weight, one channel 49 times, and `blocks` finds two axes in that
-one: columns, and slots of kind "flatten". In the end there are 39 groups, 41 blocks and 21
-biases.
+one: columns, and slots of kind "flatten". In the end there are 39 groups, 46 blocks, of
+which 5 are residual and have no parameter, and 21 biases.
 """

@@ -16,7 +16,7 @@ from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import measure, root_mean_squares, sizes_at
 from ngopt.base.modes import Channels, Kernel, Rows
 from ngopt.base.soap import Soap
-from ngopt.base.step import Task, shared
+from ngopt.base.step import Turn, shared
 from ngopt.functional import Hyper, update_all
 from ngopt.graph.core import View
 
@@ -151,17 +151,17 @@ def test_many_at_once_are_what_each_is_alone(kind):
         )
         sizes = scale, size
         numbers = [*found, active, active, active]
-        tasks = [
-            Task(record, step == 0, step > 0 and i != 1)
+        turns = [
+            Turn(record, step == 0, step > 0 and i != 1)
             for i, record in enumerate(records)
         ]
         new = [{} for _ in records]
         together = shared(numbers, slice(None), grads[0], True)
-        values = batch.directions(grads, tasks, new, together, config)
+        values = batch.directions(grads, turns, new, together, config)
         for i, value in enumerate(batch.flat.split(values)):
             own, alone = Batch([value.shape], [layouts[i]], value.device), {}
             single = shared(numbers, slice(i, i + 1), grads[0], True)
-            expected = own.directions([grads[i]], [tasks[i]], [alone], single, config)
+            expected = own.directions([grads[i]], [turns[i]], [alone], single, config)
             torch.testing.assert_close(
                 value, expected.view(value.shape), rtol=1e-5, atol=1e-6
             )

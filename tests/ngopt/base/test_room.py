@@ -11,7 +11,7 @@ from ngopt.base.direction import EXACT, init_direction
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.modes import Channels, Kernel, Rows
 from ngopt.base.room import fits_a_room
-from ngopt.base.step import Shared, Task
+from ngopt.base.step import Shared, Turn
 from ngopt.graph.core import View
 
 CONFIG = DirectionConfig()
@@ -47,10 +47,10 @@ def steps(layouts, in_place, count=5):
         for step in range(count):
             grads = [torch.randn(shape) for shape in shapes]
             grads[0][0, 0] = 0
-            tasks = [Task(record, step == 0, is_due=step == 2) for record in records]
+            turns = [Turn(record, step == 0, is_due=step == 2) for record in records]
             new = records if in_place else [{} for _ in records]
             value = batch.directions(
-                grads, tasks, new, numbers(len(layouts)), CONFIG, in_place
+                grads, turns, new, numbers(len(layouts)), CONFIG, in_place
             )
             assert (batch._room is not None) == (in_place and step > 0)
             found.append([own.clone() for own in batch.split(value)])
@@ -79,9 +79,9 @@ def test_state_that_was_replaced_is_read_anew():
     batch = Batch([shape], [[layout]], torch.device("cpu"))
 
     def direction(record, step, some):
-        tasks = [Task(record, step == 0)]
+        turns = [Turn(record, step == 0)]
         return some.directions(
-            [torch.ones(shape)], tasks, [record], numbers(1), CONFIG, True
+            [torch.ones(shape)], turns, [record], numbers(1), CONFIG, True
         ).clone()
 
     with torch.no_grad():
