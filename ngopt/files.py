@@ -26,6 +26,9 @@ def replaced(path: Path) -> Iterator[Path]:
     try:
         yield Path(part)
         os.chmod(part, 0o644)
+        # on disk before it gets its name, which no half of a file is to have after a crash
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         os.unlink(part)

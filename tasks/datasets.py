@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ngopt.files import replaced
 from tasks import dataset_sources as sources
 from tasks.common.errors import PlainError
 from tasks.dataset_sources import Arrays
@@ -205,7 +206,8 @@ def _fetch(name: str, recipe: "Recipe", file: Path) -> Arrays:
             ) as error:  # whatever is wrong with one source, the next gets its turn
                 failures.append(f"\n  {source}: {error or type(error).__name__}")
                 continue
-            _store(arrays, file, Path(scratch))
+            with replaced(file) as part:
+                safetensors.torch.save_file(arrays, part)
             return arrays
     raise DatasetUnavailable(
         f"data set {name!r}: no source has a good copy:{''.join(failures)}"
@@ -222,18 +224,6 @@ def _scratch_folder(folder: Path) -> tempfile.TemporaryDirectory:
             f"data folder '{folder}': expected a folder that can be written, to fetch data into;"
             f" got '{error.strerror}' (choose another with NGOPT_DATA)"
         ) from error
-
-
-def _store(arrays: Arrays, file: Path, scratch: Path) -> None:
-    """Write `file` by way of `scratch`, a folder on the same file system."""
-    part = scratch / file.name
-    with open(part, "wb") as stream:
-        stream.write(safetensors.torch.save(arrays))
-        # On disk before it gets its name: an interruption leaves no half file under that name,
-        # and of two processes that fetch at once the later replaces a whole file with a whole one.
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
 
 
 # --- The data sets ---
