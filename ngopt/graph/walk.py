@@ -114,15 +114,15 @@ class Memory:
         self.values = values
         self._sharing: dict[int, list[Node]] = defaultdict(list)
 
-    def add(self, node: Node) -> None:
+    def add(self, call: Node) -> None:
         """Notes down where the result of a function lies, and what the function writes."""
-        tensor = node.meta.get("val")
+        tensor = call.meta.get("val")
         if not isinstance(tensor, Tensor):
             return
-        if _writes(node):
-            self._write(node)
+        if _writes(call):
+            self._write(call)
         sharing = self._sharing[_storage(tensor)]
-        sharing.append(node)
+        sharing.append(call)
 
     def _write(self, call: Node) -> None:
         operand: Any = call.args[0]
@@ -133,13 +133,13 @@ class Memory:
         old = self.values[operand]
         self.values[operand] = result
         sharing = self._sharing[_storage(tensor)]
-        others = [node for node in sharing if node is not operand]
+        others = [other for other in sharing if other is not operand]
         if not others or _are_same(old, result):
             return
         written = _Written.of(tensor, result)
-        for node in others:
-            own = node.meta["val"]
-            self.values[node] = written.seen_in(own, self.values[node])
+        for other in others:
+            own = other.meta["val"]
+            self.values[other] = written.seen_in(own, self.values[other])
 
 
 @dataclass(frozen=True)

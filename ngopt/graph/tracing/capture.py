@@ -145,8 +145,8 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
         elif kind in (InputKind.CONSTANT_TENSOR, InputKind.CUSTOM_OBJ):
             state[name] = program.constants[target]
     graph = inlined(program.graph_module)
-    for node in graph.nodes:
-        node.meta["val"] = tree_map(_with_sizes, node.meta.get("val"))
+    for call in graph.nodes:
+        call.meta["val"] = tree_map(_with_sizes, call.meta.get("val"))
     return Program(graph, state)
 
 
@@ -187,12 +187,12 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     graph.eliminate_dead_code()  # such as what a condition was made of
     placeholders = graph.find_nodes(op="placeholder")
     # no placeholder is dead code: those of the state come first, then those of the inputs
-    names = [node.name for node in placeholders]
+    names = [call.name for call in placeholders]
     state = dict(zip(names, own.values(), strict=False))
-    for node in graph.find_nodes(op="get_attr"):
-        value = getattr(traced, str(node.target))
+    for call in graph.find_nodes(op="get_attr"):
+        value = getattr(traced, str(call.target))
         if isinstance(value, Tensor):
-            state[node.name] = value
+            state[call.name] = value
     return Program(graph, state)
 
 
@@ -209,59 +209,59 @@ def inlined(module: GraphModule) -> Graph:
     """The functions of a module, those of its regions (autocast, no_grad) in their places."""
     graph = module.graph
     # a list, as nodes are erased on the way
-    for node in list(graph.nodes):
-        region, operands = _region(module, node)
+    for call in list(graph.nodes):
+        region, operands = _region(module, call)
         if region is None:
             continue
         inner = inlined(region)
         placeholders = inner.find_nodes(op="placeholder")
         given = zip(placeholders, operands, strict=True)
-        with graph.inserting_before(node):
+        with graph.inserting_before(call):
             result = graph.graph_copy(inner, dict(given))
-        _put_in_place(node, result)
+        _put_in_place(call, result)
     return graph
 
 
-def _put_in_place(node: Node, result: Any) -> None:
+def _put_in_place(call: Node, result: Any) -> None:
     """Uses the result of a region where that of a function was used."""
-    graph = node.graph
+    graph = call.graph
     is_many = isinstance(result, (tuple, list))
     if isinstance(result, Node):
-        node.replace_all_uses_with(result)
-    for user in list(node.users):
+        call.replace_all_uses_with(result)
+    for user in list(call.users):
         if is_many and user.target is operator.getitem:
             place = user.args[1]
             user.replace_all_uses_with(result[place])  # type: ignore[arg-type, index]
             graph.erase_node(user)
-    if not node.users:
-        graph.erase_node(node)
+    if not call.users:
+        graph.erase_node(call)
 
 
-def _region(module: GraphModule, node: Node) -> tuple[GraphModule | None, list[Any]]:
+def _region(module: GraphModule, call: Node) -> tuple[GraphModule | None, list[Any]]:
     """The graph that a function applies once to the arguments behind it, and these.
 
     None if it is no such function.
     """
-    attributes = _attributes(node)
+    attributes = _attributes(call)
     # torch.cond has two regions, of which it applies one
-    if node.op != "call_function" or len(attributes) != 1:
+    if call.op != "call_function" or len(attributes) != 1:
         return None, []
     attribute = attributes[0]
     name = str(attribute.target)
     region = getattr(module, name, None)
     if not isinstance(region, GraphModule):
         return None, []
-    place = node.args.index(attribute)
-    behind = node.args[place + 1 :]
+    place = call.args.index(attribute)
+    behind = call.args[place + 1 :]
     operands = [a for a in behind if not isinstance(a, str)]  # a name may stand among them
     if not _takes(region, operands):
         return None, []
     return region, operands
 
 
-def _attributes(node: Node) -> list[Node]:
+def _attributes(call: Node) -> list[Node]:
     """What a function is applied to that the module has, such as regions."""
-    return [a for a in node.args if isinstance(a, Node) and a.op == "get_attr"]
+    return [a for a in call.args if isinstance(a, Node) and a.op == "get_attr"]
 
 
 def _takes(region: GraphModule, operands: list[Any]) -> bool:
