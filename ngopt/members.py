@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from ngopt.functional import Hyper, Record, UpdateRule, state_dtype
+from ngopt.graph.topology import reordered
 from ngopt.wiring import Wiring
 
 Group = dict[str, Any]
@@ -19,13 +20,13 @@ Group = dict[str, Any]
 class Members:
     """An optimizer's parameters, with the graph that was made for them.
 
-    params: in the order of the groups. positions: theirs in the graph. owners: the parameters by
-    these.
+    params: in the order of the groups. network: the graph, its parameters in the network's order.
+    graph: the same with `params` first, as rules take it; others are not optimized.
     """
 
     def __init__(self, wiring: Wiring, params: Sequence[Tensor]):
-        self.graph, self.positions = wiring
-        self.owners = dict(zip(self.positions, params, strict=True))
+        self.network, order = wiring
+        self.graph = reordered(self.network, order)
         self.params, self._shapes = params, list(map(_shape, params))
 
     def are(self, params: Sequence[Tensor]) -> bool:
@@ -39,11 +40,9 @@ class Members:
 
         Zeros, which take no memory, of those that are not optimized.
         """
-        owners, found = self.owners, []
-        like = next(iter(owners.values()))
-        for i, spec in enumerate(self.graph.parameters):
-            found.append(real(owners[i]) if i in owners else _zeros(spec.shape, like))
-        return found
+        others = self.graph.parameters[len(self.params) :]
+        zeros = (_zeros(spec.shape, self.params[0]) for spec in others)
+        return [*map(real, self.params), *zeros]
 
     def gradients(self, groups: Sequence[Group]) -> tuple[list[Tensor | None], Hyper]:
         """Gradients, None of parameters that are absent from the step, and settings.
@@ -54,15 +53,17 @@ class Members:
         grads: list[Tensor | None] = [None] * count
         lr: list[float | Tensor] = [0.0] * count
         weight_decay = [0.0] * count
-        positions = iter(self.positions)
+        position = 0
         for group in groups:
             own_lr = _scalar(group["lr"])
             own_decay = group["weight_decay"]
             for p in group["params"]:
-                i, grad = next(positions), p.grad
-                if grad is not None and p.numel():
-                    grads[i] = self._gradient(i, grad, group["maximize"])
-                    lr[i], weight_decay[i] = own_lr, own_decay
+                if p.grad is not None and p.numel():
+                    grads[position] = self._gradient(
+                        position, p.grad, group["maximize"]
+                    )
+                    lr[position], weight_decay[position] = own_lr, own_decay
+                position += 1
         # torch's schedulers leave this mark
         scheduled = any("initial_lr" in group for group in groups)
         return grads, Hyper(lr, weight_decay, scheduled)
@@ -89,26 +90,30 @@ class Members:
 
         state: of the optimizer.
         """
-        records: list[Record] = [{}] * len(grads)
+        records = self.present_records(state)
         new: dict[int, Tensor] = {}
-        for i, p in self.owners.items():
-            records[i] = state.get(p) or {}
+        for i, p in enumerate(self.params):
             if grads[i] is not None and not records[i]:
                 new[i] = real(p)
         if new:
             first = self.first_records(rule, new)
             for i in new:
-                record = state[self.owners[i]]
+                record = state[self.params[i]]
                 record.update(first[i])
                 records[i] = record  # so that nothing keeps the first tensors alive
         return records
+
+    def present_records(self, state: Mapping[Tensor, Record]) -> list[Record]:
+        """The state of all parameters in the graph, empty where there is none."""
+        others = len(self.graph.parameters) - len(self.params)
+        return [state.get(p) or {} for p in self.params] + [{}] * others
 
     def first_records(
         self, rule: UpdateRule, values: Mapping[int, Tensor] | None = None
     ) -> list[Record]:
         """State as a rule begins it, without memory but of parameters whose values are given.
 
-        values: by their positions in the graph.
+        values: by their positions.
         """
         known = values or {}
         params = [

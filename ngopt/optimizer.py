@@ -173,7 +173,7 @@ class NGOptimizer(Optimizer):
         With `model` it is traced from the inputs of the first training forward, before which it
         shows what can be told without them.
         """
-        return self._connected().graph
+        return self._connected().network
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters and extends the graph by them; what was there keeps its state."""
@@ -211,13 +211,13 @@ class NGOptimizer(Optimizer):
     @uncompiled
     def _take_up(self, rule: UpdateRule, members: Members) -> None:
         """Averages of weights begin, or are dropped, where the horizon was set otherwise since."""
-        known = {i: p for i, p in members.owners.items() if self.state.get(p)}
-        if not known:
+        if not any(map(self.state.get, members.params)):
             return
-        expected = members.first_records(rule)
-        for i, p in known.items():
-            record = self.state[p]
-            if AVERAGE not in expected[i]:
+        for p, first in zip(members.params, members.first_records(rule), strict=False):
+            record = self.state.get(p)
+            if not record:
+                continue
+            if AVERAGE not in first:
                 record.pop(AVERAGE, None)
             elif AVERAGE not in record:
                 record[AVERAGE] = real(p).detach().to(state_dtype(p), copy=True)
@@ -226,11 +226,7 @@ class NGOptimizer(Optimizer):
         grads, hyper = members.gradients(self.param_groups)
         apply = self._apply
         if torch.compiler.is_compiling():
-            owners = members.owners
-            state = [
-                self.state.get(owners[i], {}) if i in owners else {}
-                for i in range(len(grads))
-            ]
+            state = members.present_records(self.state)
             if not rule.may_be_traced(grads, state):
                 apply = self._apply_on_host
         apply(rule, members, grads, hyper)
@@ -255,7 +251,7 @@ class NGOptimizer(Optimizer):
             else:
                 changed.add_(delta)
             if state[position] is not record:
-                self.state[members.owners[position]].update(record)
+                self.state[members.params[position]].update(record)
         if few:
             _foreach_add_(*map(list, zip(*few, strict=True)))
 
@@ -353,7 +349,7 @@ class NGOptimizer(Optimizer):
         records = [self.state.get(p, {}) for p in params]
         self._check_records(members, records, self._total_steps)
         if not self._sees_parts:
-            self._log_what_stays_apart(members.graph)
+            self._log_what_stays_apart(members.network)
         return members
 
     def _begin_anew(self, members: Members) -> None:
@@ -362,13 +358,17 @@ class NGOptimizer(Optimizer):
         Parameters that have another shape themselves are left, to be told of.
         """
         rule = self._bound(members, self._total_steps, takes_up=True)
-        expected = members.first_records(rule)
         dropped = []
-        for i, p in members.owners.items():
+        for p, spec, first in zip(
+            members.params,
+            members.graph.parameters,
+            members.first_records(rule),
+            strict=False,
+        ):
             record = self.state.get(p)
-            if record and is_of_other_matrices(record, expected[i], real(p).shape):
+            if record and is_of_other_matrices(record, first, real(p).shape):
                 del self.state[p]
-                dropped.append(members.graph.parameters[i].name)
+                dropped.append(spec.name)
         if dropped:
             names = ", ".join(dropped)
             warnings.warn(
@@ -455,10 +455,10 @@ class NGOptimizer(Optimizer):
             return
         expected = members.first_records(self._bound(members, total_steps))
         # torch says where there are more records than parameters
-        for position, record in zip(members.positions, records, strict=False):
+        specs = members.graph.parameters[: len(members.params)]
+        for spec, record, first in zip(specs, records, expected, strict=False):
             if record:
-                name = members.graph.parameters[position].name
-                check_record(name, record, expected[position])
+                check_record(spec.name, record, first)
 
 
 def _is_called_by_zero() -> bool:

@@ -1,4 +1,4 @@
-"""Where the graph of an optimizer's parameters comes from, and where each of them is in it."""
+"""Where the graph of an optimizer's parameters comes from."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ NAMED_APART = 5  # as many names as the line about a graph says
 
 
 class Wiring(NamedTuple):
-    """A graph, and the positions of the optimizer's parameters in it, in their order."""
+    """A graph of an optimizer's parameters and others.
+
+    order: the numbers of the graph's parameters, the optimizer's first, in their order.
+    """
 
     graph: NeuralGraph
-    positions: list[int]
+    order: list[int]
 
 
 class Source(Protocol):
@@ -70,10 +73,10 @@ class Inferred:
         if not named:
             return Wiring(infer_graph(specs, named), list(range(len(specs))))
         order = merged_order([group["param_names"] for group in groups])
-        places = {name: position for position, name in enumerate(order)}
-        positions = [places[spec.name] for spec in specs]
         by_name = {spec.name: spec for spec in specs}
-        return Wiring(infer_graph([by_name[name] for name in order], named), positions)
+        graph = infer_graph([by_name[name] for name in order], named)
+        places = {name: position for position, name in enumerate(order)}
+        return Wiring(graph, [places[spec.name] for spec in specs])
 
 
 class Given:
@@ -299,17 +302,20 @@ def _with_components(
 ) -> Wiring:
     """The graph with the parameters that it lacks as components; owners: whose place each is."""
     places = {id(p): i for i, p in enumerate(owners) if p is not None}
-    positions: list[int] = []
+    order: list[int] = []
     extra: list[ParameterSpec] = []
     for spec, p in zip(group_specs(groups), group_tensors(groups), strict=True):
         place = places.get(id(p))
         if place is None:
-            positions.append(len(graph.parameters) + len(extra))
+            order.append(len(graph.parameters) + len(extra))
             extra.append(spec)
         else:
             _check_shape(spec, graph.parameters[place])
-            positions.append(place)
-    return Wiring(join_graphs(graph, infer_graph(extra)) if extra else graph, positions)
+            order.append(place)
+    if extra:
+        graph = join_graphs(graph, infer_graph(extra))
+    others = set(range(len(graph.parameters))).difference(order)
+    return Wiring(graph, [*order, *sorted(others)])
 
 
 def _fits(graph: NeuralGraph, params: Sequence[Tensor]) -> bool:

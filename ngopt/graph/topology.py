@@ -269,6 +269,31 @@ def layer_name(spec: ParameterSpec) -> str:
     return spec.name.removesuffix(".weight")
 
 
+def reordered(graph: NeuralGraph, order: Sequence[int]) -> NeuralGraph:
+    """The same graph with its parameters in another order.
+
+    order: the present position of each.
+    """
+    if list(order) == list(range(len(graph.parameters))):
+        return graph
+    new = {old: position for position, old in enumerate(order)}
+
+    def moved(place: Place) -> Place:
+        if place.view is None:
+            return place
+        view = replace(place.view, parameter=new[place.view.parameter])
+        return replace(place, view=view)
+
+    inferred = graph.inferred and tuple(graph.inferred[i] for i in order)
+    return replace(
+        graph,
+        parameters=tuple(graph.parameters[i] for i in order),
+        blocks=tuple(map(moved, graph.blocks)),
+        biases=tuple(map(moved, graph.biases)),
+        inferred=inferred,
+    )
+
+
 def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
     """The disjoint union: parameters, groups and blocks of each graph after those of the one
     before.

@@ -9,6 +9,7 @@ from meta_train.problems.networks.convolutional import paper_cnn
 from ngopt import build_graph
 from ngopt.graph import GraphValues, to_edge_list
 from ngopt.graph.sequential import ACTIVATIONS, ALIKE, sequential_graph
+from ngopt.graph.topology import reordered
 from tests.equivariance import permute, random_permutations
 from tests.networks import CNN_INPUT, cnn, mlp
 from tests.zoo import zoo_graph
@@ -102,6 +103,21 @@ def uses_of(graph, features=2):
         for view, (e, v) in zip(views, flat, strict=True)
     ]
     return uses, values
+
+
+def test_parameters_in_another_order_have_the_same_places():
+    graph = build_graph([nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(3))])
+    order = [1, 0]
+    values = [torch.randn(spec.shape) for spec in graph.parameters]
+    other = reordered(graph, order)
+    assert [spec.shape for spec in other.parameters] == [(3,), (3, 2)]
+    assert other.inferred == graph.inferred[::-1]
+    found = other.gather([values[i] for i in order])
+    for one, same in zip(graph.gather(values), found, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(one, same, strict=True))
+    back = other.scatter(found)
+    assert all(torch.equal(values[i], y) for i, y in zip(order, back, strict=True))
+    assert reordered(other, order) == graph
 
 
 def test_uses_that_overlap_are_averaged_element_by_element():
