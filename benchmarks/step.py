@@ -355,7 +355,8 @@ def draw(records: list[Record], path: Path) -> None:
             )
     axes.set_xlabel("parameters")
     axes.set_ylabel("ns per parameter and step")
-    axes.legend()
+    axes.set_ylim(bottom=10)
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=150)
 
 
