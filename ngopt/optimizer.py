@@ -346,7 +346,7 @@ class NGOptimizer(Optimizer):
         members = Members(self._source.wire(self.param_groups), params)
         if self._members is not None:
             self._begin_anew(members)
-        records = [self.state.get(p, {}) for p in params]
+        records = members.present_records(self.state)
         self._check_records(members, records, self._total_steps)
         if not self._sees_parts:
             self._log_what_stays_apart(members.network)

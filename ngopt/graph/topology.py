@@ -276,22 +276,21 @@ def reordered(graph: NeuralGraph, order: Sequence[int]) -> NeuralGraph:
     """
     if list(order) == list(range(len(graph.parameters))):
         return graph
-    new = {old: position for position, old in enumerate(order)}
-
-    def moved(place: Place) -> Place:
-        if place.view is None:
-            return place
-        view = replace(place.view, parameter=new[place.view.parameter])
-        return replace(place, view=view)
-
-    inferred = graph.inferred and tuple(graph.inferred[i] for i in order)
+    new = sorted(range(len(order)), key=order.__getitem__)
+    blocks = (replace(b, view=_renumbered(b.view, new)) for b in graph.blocks)
+    biases = (replace(b, view=_renumbered(b.view, new)) for b in graph.biases)
     return replace(
         graph,
         parameters=tuple(graph.parameters[i] for i in order),
-        blocks=tuple(map(moved, graph.blocks)),
-        biases=tuple(map(moved, graph.biases)),
-        inferred=inferred,
+        blocks=tuple(blocks),
+        biases=tuple(biases),
+        inferred=graph.inferred and tuple(graph.inferred[i] for i in order),
     )
+
+
+def _renumbered(view: View | None, new: Sequence[int]) -> View | None:
+    """The same elements of a parameter that has a new number; new: of each old one."""
+    return view and replace(view, parameter=new[view.parameter])
 
 
 def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
@@ -304,21 +303,26 @@ def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
 
 
 def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
-    p = len(first.parameters)
+    count = len(first.parameters)
+    new = range(count, count + len(second.parameters))
     g = len(first.groups)
     old = first.membership
     inferred = [
         part.inferred or (False,) * len(part.parameters) for part in (first, second)
     ]
-
-    def moved(view: View | None) -> View | None:
-        return None if view is None else replace(view, parameter=view.parameter + p)
-
     blocks = (
-        replace(b, view=moved(b.view), source=b.source + g, target=b.target + g)
+        replace(
+            b,
+            view=_renumbered(b.view, new),
+            source=b.source + g,
+            target=b.target + g,
+        )
         for b in second.blocks
     )
-    biases = (replace(b, view=moved(b.view), group=b.group + g) for b in second.biases)
+    biases = (
+        replace(b, view=_renumbered(b.view, new), group=b.group + g)
+        for b in second.biases
+    )
     return NeuralGraph(
         (*first.parameters, *second.parameters),
         (*first.groups, *second.groups),
