@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -84,6 +85,9 @@ class Config:
     """Outer steps of linear warm-up."""
     weight_decay: float = 1e-4
     """Decay of the outer AdamW."""
+    average: float = 0.0
+    """Decay of a running mean of the metanet's weights over outer steps, which is what is validated
+    and kept; with 0 these are the latest."""
     inner_weight_decay: float = 0.0
     clip_norm: float = 1.0
     """Largest norm of one optimizee's meta-gradient."""
@@ -114,6 +118,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_counts(self, *AT_LEAST_ONE)
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average: expected a decay in [0, 1); got {self.average}")
         if self.estimator == "es" and self.shortest is not None:
             raise ValueError(
                 f"shortest: expected none with es, whose steps are whole trainings; got "
@@ -151,6 +157,10 @@ class MetaTrainer:
         )
         self.device = device_of(config.device)
         self.metanet = trained_metanet(self.learned).to(self.device)
+        decayed = get_ema_multi_avg_fn(config.average)
+        self.mean = AveragedModel(self.metanet, multi_avg_fn=decayed)
+        self.mean.update_parameters(self.metanet)  # the first is a copy
+        self.averaged = replace(self.learned, metanet=self.mean.module)
         unroll_config = settings_of(config, UnrollConfig, device=self.device)
         self.worker = Worker(unroll_config, self.learned)
         self.optimizer = torch.optim.AdamW(
@@ -226,7 +236,7 @@ class MetaTrainer:
     def relative_updates(self) -> dict[str, float]:
         """Size of the latest update of each tensor of the first problem, to the tensor's own."""
         optimizee = self._validation_optimizee(0)
-        rule = self.learned.bind(optimizee.graph)
+        rule = self.averaged.bind(optimizee.graph)
         with torch.no_grad():
             before, _ = unroll(
                 optimizee, optimizee.start(rule), rule, UPDATES_SHOWN, optimizee.hyper()
@@ -253,6 +263,7 @@ class MetaTrainer:
                 group["lr"] = config.lr * learning_rate_factor(self.outer_step, config)
             assign_gradient(self.metanet, torch.stack(gradients).mean(0))
             self.optimizer.step()
+            self.mean.update_parameters(self.metanet)
         for slot, result in zip(own, results, strict=True):
             slot.state = result.state
         for slot, outcome in zip(self.slots, outcomes, strict=True):
@@ -292,7 +303,7 @@ class MetaTrainer:
             if self.ranks.owns(k):
                 optimizee = self._validation_optimizee(k)
                 found = whole_run(
-                    optimizee, self.learned, config.horizon, config.inner_weight_decay
+                    optimizee, self.averaged, config.horizon, config.inner_weight_decay
                 )
                 accuracy = nan if found.accuracy is None else found.accuracy
                 rows[k] = torch.tensor([found.loss, accuracy], dtype=torch.float64)
@@ -310,7 +321,7 @@ class MetaTrainer:
         if metrics.loss < self.best:
             self.best = metrics.loss
             best = replace(
-                self.learned, recipe=self.recipe(), table={"validation": record}
+                self.averaged, recipe=self.recipe(), table={"validation": record}
             )
             if self.ranks.is_first:
                 save_pretrained(best, self.folder / "best.safetensors")
@@ -339,6 +350,7 @@ class MetaTrainer:
         slots = [replace(slot, state=states[slot.number]) for slot in self.slots]
         state = {
             "metanet": self.metanet.state_dict(),
+            "mean": self.mean.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "slots": [vars(slot) for slot in slots],
             "outer_step": self.outer_step,
@@ -356,6 +368,7 @@ class MetaTrainer:
         state = torch.load(path, weights_only=False)
         check_same_config(path, state["config"], self.config)
         self.metanet.load_state_dict(state["metanet"])
+        self.mean.load_state_dict(state["mean"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.slots = [Slot(**slot) for slot in state["slots"]]
         for slot in self.slots:

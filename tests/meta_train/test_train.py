@@ -35,7 +35,7 @@ def config(folder, **changes):
 @pytest.mark.parametrize("estimator", ["tbptt", "pes"])
 @pytest.mark.parametrize("metanet", ["ff", "ng-gnn"])
 def test_resume_is_bit_identical(tmp_path, estimator, metanet):
-    settings = {"estimator": estimator, "metanet": metanet}
+    settings = {"estimator": estimator, "metanet": metanet, "average": 0.5}
     whole = MetaTrainer(config(tmp_path / "whole", **settings))
     whole.run()
 
@@ -58,10 +58,9 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     resumed = MetaTrainer(config(tmp_path / "broken", **settings))
     resumed.run()
     assert resumed.outer_step == 6
-    for a, b in zip(
-        whole.metanet.parameters(), resumed.metanet.parameters(), strict=True
-    ):
-        assert torch.equal(a, b)
+    for one, other in ((whole.metanet, resumed.metanet), (whole.mean, resumed.mean)):
+        rows = zip(one.parameters(), other.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in rows)
     logs = [
         [
             json.loads(line)
@@ -256,6 +255,40 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
     torch.testing.assert_close(
         second.metanet(features, graph), best.metanet(features, graph)
     )
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.75])
+def test_a_running_mean_of_weights_is_validated_and_kept(tmp_path, decay):
+    changes = {"average": decay, "outer_steps": 3, "validate_every": 3}
+    trainer = MetaTrainer(config(tmp_path, **changes))
+
+    def weights(module):
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    expected = weights(trainer.metanet)
+    real_step = trainer.step
+
+    def step():
+        nonlocal expected
+        outcomes = real_step()
+        expected = decay * expected + (1 - decay) * weights(trainer.metanet)
+        return outcomes
+
+    trainer.step = step
+    trainer.run()
+    kept = load_pretrained(tmp_path / "best.safetensors").metanet
+    torch.testing.assert_close(weights(kept), expected, rtol=1e-6, atol=1e-9)
+    assert torch.equal(weights(kept), weights(trainer.metanet)) == (decay == 0)
+    optimizee = Optimizee(load_problem(TOY), derive_seed(trainer.config.seed, 11, 0))
+    found = whole_run(optimizee, trainer.averaged, trainer.config.horizon)
+    assert trainer.log[-1]["loss"] == pytest.approx(found.loss, rel=1e-6)
+
+
+def test_a_mean_that_never_moves_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"average: expected a decay in \[0, 1\); got 1"
+    ):
+        config(tmp_path, average=1.0)
 
 
 def test_diverged_optimizees_are_begun_anew_and_skipped(tmp_path):
