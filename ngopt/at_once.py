@@ -12,13 +12,15 @@ from torch import Tensor
 # parameter whose updates are in memory at once.
 MOVED = 1 << 22
 # Edges, and elements of parameters, that are worked on at once, on the CPU by a thread: what the
-# caches of a core hold, of elements more, as a few calls for many cost less than the larger caches.
+# caches of a core hold, of elements more, as a few calls for many cost less than the larger caches;
+# but fewer where each has many hidden values.
 EDGES = {"cpu": 1 << 13, "cuda": 1 << 17}
 ROWS = {"cpu": 1 << 15, "cuda": 1 << 20}
+HIDDEN = {"cpu": 1 << 14, "cuda": 1 << 20}
 
 
 def limit(sizes: Mapping[str, int], like: Tensor) -> int:
-    """Of `EDGES` or `ROWS`, where a tensor lies."""
+    """Of `EDGES`, `ROWS` or `HIDDEN`, where a tensor lies."""
     kind = like.device.type
     workers = torch.get_num_threads() if kind == "cpu" else 1
     return workers * sizes.get(kind, sizes["cuda"])

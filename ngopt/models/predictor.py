@@ -11,7 +11,9 @@ from torch import (
     nn,
 )
 
+from ngopt import at_once
 from ngopt.features import NUM_FEATURES
+from ngopt.models.parts import even_slices
 
 
 class Predictor:
@@ -75,9 +77,10 @@ class MLPPredictor(Predictor):
         like = linears[0].weight.detach()
         self._given = [p for layer in linears for p in (layer.weight, layer.bias)]
         self._scales = like.new_tensor(scales).unsqueeze(-1)
-        self.inputs, *self._hidden = [
-            _rows(like, layer.in_features + 1, room) for layer in linears
-        ]
+        self._piece = min(room, at_once.limit(at_once.HIDDEN, like))
+        first, *others = [layer.in_features + 1 for layer in linears]
+        self.inputs = _rows(like, first, room)
+        self._hidden = [_rows(like, count, self._piece) for count in others]
         self._out = _rows(like, 2, room)
         self._weights = [
             like.new_empty(layer.out_features, layer.in_features + 1)
@@ -94,12 +97,20 @@ class MLPPredictor(Predictor):
         self._weights[-1].mul_(self._scales)
 
     def _computed(self, inputs: Tensor) -> Tensor:
-        x, n, (*weights, last) = inputs, inputs.shape[-1], self._weights
-        for weight, found in zip(weights, self._hidden, strict=True):
-            torch.mm(weight, x, out=found[:-1, :n]).relu_()
-            x = found[:, :n]
-        direction, magnitude = torch.mm(last, x, out=self._out[:, :n])
+        n = inputs.shape[-1]
+        found = self._out[:, :n]
+        for some in even_slices(n, self._piece):
+            self._through_layers(inputs[:, some], found[:, some])
+        direction, magnitude = found
         return direction.mul_(magnitude.exp_())
+
+    def _through_layers(self, x: Tensor, out: Tensor) -> None:
+        *weights, last = self._weights
+        n = x.shape[-1]
+        for weight, hidden in zip(weights, self._hidden, strict=True):
+            torch.mm(weight, x, out=hidden[:-1, :n]).relu_()
+            x = hidden[:, :n]
+        torch.mm(last, x, out=out)
 
 
 def _rows(like: Tensor, count: int, length: int) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ngopt import at_once
 from ngopt.models import METANETS
 from ngopt.models.metanet import Metanet
 from ngopt.models.predictor import Predictor
@@ -38,6 +39,14 @@ def test_every_metanet(name):
     assert differences(metanet, predictor).max() > 1e-3
     predictor.refresh()
     assert differences(metanet, predictor).max() < 1e-13
+
+
+@pytest.mark.parametrize("hidden", [1, 2])
+def test_few_elements_at_a_time(monkeypatch, hidden):
+    monkeypatch.setattr(at_once, "HIDDEN", dict.fromkeys(at_once.HIDDEN, hidden))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    metanet = METANETS["ff"]().double()
+    assert differences(metanet, metanet.predictor(ROOM)).max() < 1e-13
 
 
 def test_a_metanet_of_ones_own_needs_no_other_method():
