@@ -21,7 +21,7 @@ from ngopt.models.sources import WholeValues
 from tasks.models.base import ParameterModel
 from tasks.models.fourier import Fourier
 from tasks.models.perceptron import perceptron
-from tasks.models.pooling import Pooling
+from tasks.models.pooling import Pooling, common_outputs
 from tasks.models.probes import Probes
 from tasks.networks.architectures import Architecture, Stack
 
@@ -104,7 +104,8 @@ class GraphModel(ParameterModel):
         self.probes = self._probes(config)
         self._parts: dict[int, GraphParts] = {}
         if not edits:
-            self.pooling = Pooling(config.width, config.queries)
+            outputs = common_outputs(one.graph for one in architectures)
+            self.pooling = Pooling(config.width, config.queries, outputs)
             hidden = (config.hidden, config.hidden)
             head = perceptron(self.pooling.size, hidden, d_out, config.dropout, nn.SiLU)
             self.head = nn.Sequential(nn.LayerNorm(self.pooling.size), head)
