@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,16 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        odd = [
-            name
-            for name in self.problems
-            if ":" not in name and not FASHION.search(name)
-        ]
-        if odd:
-            raise ValueError(
-                f"problems: expected those of FashionMNIST, which alone chooses; got {odd}"
-            )
+        check_fashion(self.problems)
+
+
+def check_fashion(problems: Sequence[str]) -> None:
+    """Raises ValueError for problems of other data than FashionMNIST, which alone chooses."""
+    odd = [name for name in problems if ":" not in name and not FASHION.search(name)]
+    if odd:
+        raise ValueError(
+            f"problems: expected those of FashionMNIST, which alone chooses; got {odd}"
+        )
 
 
 def suggested(trial: optuna.Trial, config: Config) -> train.Config:

@@ -1,0 +1,108 @@
+import json
+from dataclasses import replace
+from math import exp, inf, log, nan
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+from meta_train import reweigh
+from meta_train.reweigh import FEATURES, GRAPH, UPDATE, centre, gain, reweighed
+from ngopt import load_pretrained
+from ngopt.features import NUM_FEATURES
+from tests.meta_train.test_train import TOY
+
+
+@pytest.fixture
+def config(tmp_path):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return reweigh.Config(
+        weights="ff", problems=(TOY,), trials=3, population=4, checks=2, steps=4,
+        folder=str(tmp_path / "reweigh"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ff", "lstm", "nfn", "ng-gnn", "ng-t"])
+def test_factors_multiply_what_the_head_reads_and_says(name):
+    learned = load_pretrained(name)
+    names = reweigh.names_of(learned)
+    assert len(FEATURES) == NUM_FEATURES
+    assert (GRAPH in names) == (name != "ff")
+    generator = torch.Generator().manual_seed(0)
+    logarithms = dict(
+        zip(names, torch.randn(len(names), generator=generator).tolist(), strict=True)
+    )
+    d = learned.metanet.d_context
+    features, context = torch.randn(9, NUM_FEATURES + d, generator=generator).split(
+        [NUM_FEATURES, d], 1
+    )
+    found = reweighed(learned, logarithms).metanet
+    with torch.no_grad():
+        told = found.updates(features, context if d else None)
+        factors = torch.tensor([exp(logarithms[key]) for key in FEATURES])
+        seen = context * exp(logarithms.get(GRAPH, 0.0))
+        expected = learned.metanet.updates(features * factors, seen if d else None)
+    torch.testing.assert_close(told, expected * exp(logarithms[UPDATE]))
+
+
+def test_factors_of_one_change_nothing():
+    learned = load_pretrained("ng-gnn")
+    found = reweighed(learned, dict.fromkeys(reweigh.names_of(learned), 0.0))
+    rows = zip(learned.metanet.parameters(), found.metanet.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in rows)
+    assert found.metanet.config == learned.metanet.config
+
+
+def test_gain():
+    assert gain([1.0, 2.0], [2.0, 2.0]) == pytest.approx(log(2) / 2)
+    assert gain([nan], [1.0]) == gain([inf], [1.0]) == reweigh.WORST
+
+
+def test_the_centre_is_of_the_better_half_of_the_last_generations():
+    study = optuna.create_study(direction="maximize")
+    spread = {"x": optuna.distributions.FloatDistribution(-10, 10)}
+    for x, value in enumerate([9.0, 1.0, 4.0, 2.0, 3.0]):
+        trial = optuna.create_trial(
+            params={"x": float(x)}, distributions=spread, value=value
+        )
+        study.add_trial(trial)
+    # 4 trials, of which numbers 2 and 4 are better
+    assert centre(study.trials, 2) == {"x": 3.0}
+
+
+def test_trials_are_kept_and_the_end_is_written(config, capsys):
+    reweigh.run(config)
+    reweigh.run(replace(config, trials=5))
+    path = Path(config.folder, "trials.json")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["trial"] for line in lines] == [0, 1, 2, 3, 4]
+    assert set(lines[0]["numbers"].values()) == {0.0}
+    assert lines[0]["score"] == 0
+    assert len({line["numbers"][UPDATE] for line in lines}) == 5
+    found = load_pretrained(Path(config.folder, "best.safetensors"))
+    stage = found.recipe["stages"][-1]
+    expected = reweighed(load_pretrained("ff"), stage["chosen"]).metanet
+    rows = zip(found.metanet.parameters(), expected.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in rows)
+    gains = [row["gain"] for row in found.table["validation"]]
+    assert len(set(gains)) == config.checks
+    for row in found.table["validation"]:
+        assert row["gain"] == pytest.approx(log(row["before"][0] / row["after"][0]))
+    assert "on 2 other seeds: lower by" in capsys.readouterr().out
+
+
+def test_fashion_mnist_alone_chooses(config):
+    with pytest.raises(ValueError, match="FashionMNIST, which alone chooses.*c10-32"):
+        replace(config, problems=("fm-16", "c10-32"))
+
+
+def test_a_generation_needs_several(config):
+    with pytest.raises(ValueError, match="population: expected at least 4; got 3"):
+        replace(config, population=3)
+
+
+def test_a_folder_of_other_settings_is_an_error(config):
+    reweigh.search(config)
+    with pytest.raises(ValueError, match="begun with other settings: steps"):
+        reweigh.search(replace(config, steps=5))
