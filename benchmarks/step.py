@@ -11,13 +11,13 @@ count, and those that do contain every renewal of an eigenbasis and every look a
 Networks: steps on random gradients, each network in a process of its own. "first" is the first
 step, "second" the next (the default renews every eigenbasis in it), "later" the mean over as many
 steps as repeat, late in a training (from one renewal of a basis, or look at the graph, to the
-next), and "worst" the longest of them; medians over as many such rounds as fit in a second. "floor"
-is the least time for the matrix products of these steps, at the rate measured in the
-same process, and for reading and writing parameters, gradients and state once; metanets only. Extra
-memory is how far resident memory rises within a step (VmHWM of /proc/self/status, set back through
-/proc/self/clear_refs) above what it was before, when parameters, gradients and state were there and
-free memory was given back; of the first step, without the state that it leaves. Holes between
-tensors in the allocator's heap are part of it. Widths are those of an MLP of three square layers,
+next), and "worst" the longest of them; medians over so many rounds that they last a second and have
+three steps. "floor" is the least time for the matrix products of these steps, at the rate measured
+in the same process, and for reading and writing parameters, gradients and state once; metanets
+only. Extra memory is how far resident memory rises within a step (VmHWM of /proc/self/status, set
+back through /proc/self/clear_refs) above what it was before, when parameters, gradients and state
+were there and free memory was given back; of the first step, without the state that it leaves.
+Holes between tensors in the allocator's heap are part of it. Widths are those of an MLP of three square layers,
 and are drawn as a PNG beside the output.
 """
 
@@ -50,7 +50,7 @@ from ngopt.learned import LearnedOptimizer
 
 PROBLEMS = ("fm-16", "c10-32")
 HORIZON = 1000
-SECONDS = 1.0  # of cycles, at least one of them
+SECONDS, STEPS = 1.0, 3  # of all cycles, at least
 LATE = 500  # steps behind a parameter when bases are renewed as seldom as they ever are
 
 Record = dict[str, Any]
@@ -213,7 +213,7 @@ def _cycles(
 ) -> list[list[float]]:
     """Seconds of steps, so many in each cycle; several cycles if they are short."""
     found: list[list[float]] = []
-    while sum(map(sum, found)) < SECONDS:
+    while sum(map(len, found)) < STEPS or sum(map(sum, found)) < SECONDS:
         found.append([])
         for _ in range(count):
             _draw_gradients(params)
