@@ -17,8 +17,8 @@ in the same process, and for reading and writing parameters, gradients and state
 only. Extra memory is how far resident memory rises within a step (VmHWM of /proc/self/status, set
 back through /proc/self/clear_refs) above what it was before, when parameters, gradients and state
 were there and free memory was given back; of the first step, without the state that it leaves.
-Holes between tensors in the allocator's heap are part of it. Widths are those of an MLP of three square layers,
-and are drawn as a PNG beside the output.
+Holes between tensors in the allocator's heap are part of it. Widths are those of an MLP of three
+square layers, and are drawn as a PNG beside the output.
 """
 
 from __future__ import annotations
