@@ -168,8 +168,9 @@ def centre(trials: Sequence[FrozenTrial], population: int) -> dict[str, float]:
     return {name: fmean(t.params[name] for t in better) for name in better[0].params}
 
 
-def write_best(config: Config, study: optuna.Study) -> list[float]:
-    """Writes the end's weights, and `trials.json`; gains over the beginning on other seeds."""
+def write_best(config: Config, study: optuna.Study) -> LearnedOptimizer:
+    """Writes `trials.json` and the end, whose table has its gains over the beginning on other
+    seeds."""
     folder, learned = Path(config.folder), load_pretrained(config.weights)
     write_trials(folder, study)
     done = study.get_trials(states=(TrialState.COMPLETE,))
@@ -183,14 +184,15 @@ def write_best(config: Config, study: optuna.Study) -> list[float]:
     recipe = {"stages": [*learned.recipe["stages"], stage]}
     best = replace(found, recipe=recipe, table={"validation": rows})
     save_pretrained(best, folder / "best.safetensors")
-    return [row["gain"] for row in rows]
+    return best
 
 
 def run(config: Config) -> None:
     study = search(config)
-    gains = write_best(config, study)
+    best = write_best(config, study)
     path = Path(config.folder, "best.safetensors")
-    chosen = load_pretrained(path).recipe["stages"][-1]["chosen"]
+    chosen = best.recipe["stages"][-1]["chosen"]
+    gains = [row["gain"] for row in best.table["validation"]]
     body = [[name, f"{exp(value):.3f}"] for name, value in chosen.items()]
     print("\n".join(align(["factor of", "chosen"], body)))
     spread = f" +- {stdev(gains):.4f}" if len(gains) > 1 else ""
