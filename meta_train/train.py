@@ -21,14 +21,14 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from meta_train.estimators import Estimate
+from meta_train.live import LivePicture
 from meta_train.problems import Metrics, mean_metrics
 from meta_train.slots import LifeConfig, Lives, Slot
 from meta_train.start import make_learned
-from meta_train.unroll import Optimizee, unroll, whole_run
+from meta_train.unroll import Optimizee, whole_run
 from meta_train.weighted import trained_metanet
 from meta_train.worker import Result, UnrollConfig, Worker
 from ngopt.files import replaced
@@ -47,8 +47,6 @@ AT_LEAST_ONE = (
     "outer_steps", "optimizees", "horizon", "shortest", "truncation", "validate_every",
     "validation_seeds", "processes",
 )  # fmt: skip
-# Inner steps after which the sizes of updates are shown.
-UPDATES_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -175,78 +173,53 @@ class MetaTrainer:
         """Trains to the end, resuming where the folder's checkpoint stands."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.load_checkpoint()
-        writer = None
+        live = None
         if self.ranks.is_first:
-            (self.folder / "config.json").write_text(
-                json.dumps(asdict(self.config), indent=2)
-            )
-            writer = SummaryWriter(str(self.folder), purge_step=self.outer_step)
+            settings = json.dumps(asdict(self.config), indent=2)
+            (self.folder / "config.json").write_text(settings)
+            live = LivePicture(self.folder, self.outer_step)
         start, steps = time.perf_counter(), self.config.outer_steps
         with tqdm(
             total=steps,
             initial=self.outer_step,
             unit="outer step",
             smoothing=0.05,
-            disable=not self.ranks.is_first,
+            disable=live is None,
         ) as bar:
             while self.outer_step < steps:
                 outcomes = self.step()
-                meta_loss, norm = (
-                    fmean(x)
-                    for x in (
-                        (o.meta_loss for o in outcomes),
-                        (o.norm for o in outcomes),
-                    )
-                )
+                meta_loss = fmean(outcome.meta_loss for outcome in outcomes)
+                norm = fmean(outcome.norm for outcome in outcomes)
                 bar.set_postfix(meta_loss=f"{meta_loss:.3f}", norm=f"{norm:.2g}")
                 bar.update()
-                if writer:
-                    writer.add_scalar("meta_loss", meta_loss, self.outer_step)
-                    writer.add_scalar("meta_gradient_norm", norm, self.outer_step)
-                if (
-                    self.outer_step % self.config.validate_every == 0
-                    or self.outer_step == steps
-                ):
+                if live:
+                    live.show_step(self.outer_step, meta_loss, norm)
+                if self._is_validated():
                     metrics = self.validate()
                     self.save_checkpoint()
-                    if writer:
-                        tqdm.write(
-                            self._report(writer, metrics, time.perf_counter() - start)
-                        )
-        if writer:
-            writer.close()
+                    if live:
+                        self._show(live, metrics)
+                        seconds = time.perf_counter() - start
+                        tqdm.write(f"{self._line(metrics)}, {seconds:.0f} s")
+        if live:
+            live.close()
 
-    def _report(self, writer: SummaryWriter, metrics: Metrics, seconds: float) -> str:
-        """Writes a validation's curves; a line to print."""
-        writer.add_scalar("validation/loss", metrics.loss, self.outer_step)
-        accuracy = ""
-        if metrics.accuracy is not None:
-            writer.add_scalar("validation/accuracy", metrics.accuracy, self.outer_step)
-            accuracy = f"accuracy {100 * metrics.accuracy:.2f} %, "
-        for name, parameter in self.metanet.named_parameters():
-            if parameter.grad is not None:
-                writer.add_scalar(
-                    f"meta_gradient/{name}", parameter.grad.norm(), self.outer_step
-                )
-        for name, share in self.relative_updates().items():
-            writer.add_scalar(f"update_to_weight/{name}", share, self.outer_step)
-        loss = f"validation loss {metrics.loss:.4f}"
-        return f"outer step {self.outer_step}: {loss}, {accuracy}{seconds:.0f} s"
+    def _is_validated(self) -> bool:
+        step, config = self.outer_step, self.config
+        return step % config.validate_every == 0 or step == config.outer_steps
 
-    def relative_updates(self) -> dict[str, float]:
-        """Size of the latest update of each tensor of the first problem, to the tensor's own."""
+    def _show(self, live: LivePicture, metrics: Metrics) -> None:
+        live.show_validation(self.outer_step, metrics)
+        live.show_gradients(self.outer_step, self.metanet)
         optimizee = self._validation_optimizee(0)
-        rule = self.averaged.bind(optimizee.graph)
-        with torch.no_grad():
-            before, _ = unroll(
-                optimizee, optimizee.start(rule), rule, UPDATES_SHOWN, optimizee.hyper()
-            )
-            after, _ = unroll(optimizee, before, rule, 1, optimizee.hyper())
-        rows = zip(optimizee.names, before.params, after.params, strict=True)
-        return {
-            name: ((q - p).norm() / p.norm().clamp(min=1e-12)).item()
-            for name, p, q in rows
-        }
+        live.show_updates(self.outer_step, optimizee, self.averaged)
+
+    def _line(self, metrics: Metrics) -> str:
+        """What is printed of a validation."""
+        found = f"outer step {self.outer_step}: validation loss {metrics.loss:.4f}"
+        if metrics.accuracy is None:
+            return found
+        return f"{found}, accuracy {100 * metrics.accuracy:.2f} %"
 
     def step(self) -> list[Outcome]:
         """One outer step of all optimizees."""

@@ -128,7 +128,11 @@ class Trainer:
         """Trains to the end and leaves the best model in place."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
-        writer = SummaryWriter(str(self.folder)) if self.ranks.is_first else None
+        writer = None
+        if self.ranks.is_first:
+            # drops what an interrupted training showed after its checkpoint
+            first = self.progress.steps + 1
+            writer = SummaryWriter(str(self.folder), purge_step=first)
         with tqdm(total=100, unit="%", disable=writer is None) as bar:
             while not self._is_over():
                 loss = self.step()

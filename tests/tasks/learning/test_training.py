@@ -7,6 +7,7 @@ from torch import nn
 
 from tasks.common.distributed import Ranks
 from tasks.learning.training import CHECKPOINT, Trainer, TrainingConfig, rate_factor
+from tests.curves import curves
 
 
 class Line:
@@ -79,6 +80,9 @@ def test_a_training_goes_on_where_it_was_stopped(tmp_path):
     assert 20 < rest.steps[0] <= 35
     assert torch.equal(rest.model.weight, whole.model.weight)
     assert len(progress.scores) == 6
+    shown = curves(tmp_path / "parts")
+    assert [step for step, _ in shown["loss"]] == list(range(1, progress.steps + 1))
+    assert len(shown["validation"]) == 6
 
 
 def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path):
