@@ -2,27 +2,14 @@
 
 import json
 
-from meta_train.train import Config, MetaTrainer
+from meta_train.train import MetaTrainer
 from tests.curves import curves
+from tests.meta_train.test_train import config
 
 
 def test_curves_are_those_of_the_log_and_go_on_when_resumed(tmp_path):
-    def trainer(outer_steps):
-        problems = ("tests.meta_train.by_hand:Regression32",)
-        return MetaTrainer(
-            Config(
-                folder=str(tmp_path),
-                problems=problems,
-                outer_steps=outer_steps,
-                horizon=12,
-                truncation=3,
-                warmup=1,
-                validate_every=2,
-            )
-        )
-
-    trainer(2).run()
-    last = trainer(4)
+    MetaTrainer(config(tmp_path, outer_steps=2)).run()
+    last = MetaTrainer(config(tmp_path, outer_steps=4))
     last.run()
     found = curves(tmp_path)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
