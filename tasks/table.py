@@ -128,8 +128,11 @@ def report(config: Config) -> None:
     table = TABLES[config.table]
     found = results(config)
     known = published(config, table)
-    header = ["model", *table.figures, "published", "seeds", "parameters", "networks/s"]
-    body = [line(table, label, some, known.get(label)) for label, some in found.items()]
+    figures = shown(table, found)
+    header = ["model", *figures, "published", "seeds", "parameters", "networks/s"]
+    body = [
+        line(figures, label, some, known.get(label)) for label, some in found.items()
+    ]
     Path(config.folder, "table.md").write_text("\n".join(markdown(header, body)) + "\n")
     write_json(Path(config.folder, "table.json"), found)
     print("\n".join(align(header, body)))
@@ -154,15 +157,23 @@ def published(config: Config, table: Table) -> Mapping[str, float]:
     return table.published.get(settings.get("zoo", settings.get("data")), {})
 
 
+def shown(
+    table: Table, found: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Mapping[str, float]:
+    """The table's figures that results on such data have."""
+    told = {name for some in found.values() for name in some[0]["test"]}
+    return {name: factor for name, factor in table.figures.items() if name in told}
+
+
 def line(
-    table: Table,
+    figures: Mapping[str, float],
     label: str,
     found: Sequence[Mapping[str, Any]],
     known: float | None,
 ) -> list[str]:
     """A row as text."""
     cells = [label]
-    for figure, factor in table.figures.items():
+    for figure, factor in figures.items():
         known_ones = [one["test"][figure] for one in found]
         if None in known_ones:
             cells.append("diverged")

@@ -6,10 +6,10 @@ The published figures came from other data, and are not to be compared number by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tasks import classify, edit, predict
+from tasks import classify, edit, predict, represent
 from tasks.learning.lesson import LessonConfig, NetworkLesson
 
 # Of ours, what compiling slows down: ng-t makes 67 networks a second, and 92 without, on one core.
@@ -32,8 +32,8 @@ class Row:
 class Table:
     """What one command makes.
 
-    settings, lesson: the task. figures: those of a result that are shown, with a factor. published:
-    of every data set or zoo the first figure of rows, by their labels.
+    settings, lesson: the task. figures: those of a result that are shown where it has them, with a
+    factor. published: of every data set or zoo the first figure of rows, by their labels.
     """
 
     settings: type[LessonConfig]
@@ -61,6 +61,12 @@ def _label(model: str, probes: int) -> str:
 def _others(*models: str, **changes: Any) -> tuple[Row, ...]:
     """Baselines. changes: of the task's config."""
     return tuple(Row(model, {"model": model, **changes}) for model in models)
+
+
+def _changed(table: Table, **changes: Any) -> Table:
+    """Another task with the same models. changes: of its config."""
+    rows = (replace(row, changes={**row.changes, **changes}) for row in table.rows)
+    return replace(table, rows=tuple(rows), published={})
 
 
 CLASSIFY = Table(
@@ -143,6 +149,7 @@ EDIT = Table(
         }
     },
 )
+CONTRAST = _changed(EDIT, edit="contrast")
 SMALL = Table(
     predict.Config,
     predict.Prediction,
@@ -186,6 +193,8 @@ WILD = Table(
         }
     },
 )
+# Half of Wild Park's layers have 4 or 8 neurons, the others 16 or 32.
+NARROW = _changed(WILD, widest=16)
 DIVERSE = Table(
     predict.Config,
     predict.Prediction,
@@ -196,12 +205,26 @@ DIVERSE = Table(
     ),
     {"diverse": {"set": 0.562, "dmc": 0.957, "gmn": 0.975}},
 )
+REPRESENT = Table(
+    represent.Config,
+    represent.Representation,
+    {"mse": 1, "accuracy": 100},
+    (
+        *_others("mlp", "set", "nfn-np", "dwsnet"),
+        *_probed("ng-gnn", 0),
+        *_probed("gmn", 0),
+    ),
+    {"sines": {"dwsnet": 1.37, "gmn": 1.13}},
+)
 TABLES: dict[str, Table] = {
     "classify": CLASSIFY,
     "probes": PROBES,
     "sizes": SIZES,
     "edit": EDIT,
+    "edit-contrast": CONTRAST,
     "predict-small": SMALL,
     "predict-wild": WILD,
+    "predict-narrow": NARROW,
     "predict-diverse": DIVERSE,
+    "represent": REPRESENT,
 }

@@ -14,6 +14,7 @@ FOLDERS = {
     "predict-small": "zoo-small",
     "predict-wild": "zoo-wild-park",
     "predict-diverse": "zoo-diverse",
+    "represent": "inr-mnist",
 }
 
 
@@ -74,6 +75,27 @@ def test_every_row_is_a_model_that_reads_the_data(name, data, tmp_path):
         training.config.folder for training in trainings(replace(config, seeds=2))
     ]
     assert len(set(folders)) == len(folders)
+
+
+def test_contrast_and_narrow_networks_have_the_models_of_their_kind(tmp_path):
+    for name, like, setting in (
+        ("edit-contrast", "edit", {"edit": "contrast"}),
+        ("predict-narrow", "predict-wild", {"widest": 16}),
+    ):
+        made = [
+            [one.config for one in trainings(Config(table, "data", str(tmp_path)))]
+            for table in (name, like)
+        ]
+        assert made[0] == [replace(one, **setting) for one in made[1]] != made[1]
+
+
+def test_figures_are_those_that_results_have(config, monkeypatch, tmp_path):
+    whole = TABLES["predict-small"]
+    figures = {"mse": 1, **whole.figures}
+    monkeypatch.setitem(TABLES, "predict-small", replace(whole, figures=figures))
+    run(replace(config, seeds=1))
+    header = (tmp_path / "table.md").read_text().splitlines()[0]
+    assert header.split()[3:8:2] == ["tau", "r2", "published"]
 
 
 def test_published_rows_are_rows():
