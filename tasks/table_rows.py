@@ -193,7 +193,7 @@ WILD = Table(
         }
     },
 )
-# Half of Wild Park's layers have 4 or 8 neurons, the others 16 or 32.
+# Layers of Wild Park have 4, 8, 16 or 32 channels: the widest are kept for the test.
 NARROW = _changed(WILD, widest=16)
 DIVERSE = Table(
     predict.Config,
