@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 WIDTH, COLUMNS = 32, (2048, 8192)  # of a metanet, and elements that stay in a cache
 LONG = 1 << 26  # numbers of a tensor that is in no cache
@@ -42,9 +43,26 @@ def measured() -> Machine:
 
 def flops_of(call: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products in a call."""
-    with FlopCounterMode(display=False) as counter:
+    with _Counter() as counter:
         call()
-    return counter.get_total_flops()
+    return counter.flops
+
+
+class _Counter(TorchDispatchMode):
+    """Torch's own counter follows modules too, for which it hooks into gradients of what they read;
+    leaves that are read by a module cannot be hooked into."""
+
+    flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        counted = flop_registry.get(func.overloadpacket)
+        if counted is not None:
+            self.flops += counted(*args, **kwargs, out_val=out)
+        return out
 
 
 def _fastest(call: Callable[[], object]) -> float:

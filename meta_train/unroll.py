@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 from meta_train.problems import Metrics, Problem
 from meta_train.problems.supervised import on_device
@@ -75,7 +76,9 @@ class Optimizees(ABC):
             grads = torch.autograd.grad(
                 loss.sum(), params, create_graph=create_graph, allow_unused=True
             )
-        return loss if create_graph else loss.detach(), list(grads), buffers
+        # as the state lies, whatever the loss made of its parameters
+        grads = [None if grad is None else grad.contiguous() for grad in grads]
+        return loss if create_graph else loss.detach(), grads, buffers
 
     def hyper(self, weight_decay: float = 0.0) -> Hyper:
         return Hyper([1.0] * len(self.names), [weight_decay] * len(self.names))
@@ -106,6 +109,9 @@ class Optimizee(Optimizees):
         self.graph = build_graph(self.model)
         self.names = [name for name, _ in self.model.named_parameters()]
         self._objective = _Objective(problem, self.model)
+        self._is_convolutional = self.device.type == "cpu" and any(
+            p.dim() == 4 for p in self.model.parameters()
+        )
         with seeded(seed, 6):
             exponents = 2 * torch.rand(len(self.names), dtype=torch.float64) - 1
         self.scales = [scaling**e for e in exponents.tolist()]
@@ -123,6 +129,8 @@ class Optimizee(Optimizees):
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
     ) -> tuple[Tensor, Buffers]:
         batch = self.batch(step)
+        if self._is_convolutional:
+            params, batch = tree_map(_channels_last, (params, batch))
         with self.randomness(step):
             return self.loss_of(params, buffers, self.scales, batch)
 
@@ -218,6 +226,13 @@ def whole_run(
         optimizee, optimizee.start(rule), rule, steps, optimizee.hyper(weight_decay)
     )
     return optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
+
+
+def _channels_last(x: Any) -> Any:
+    """A CPU takes .6 to .9 of the time for convolutions over what lies so."""
+    if isinstance(x, Tensor) and x.dim() == 4:
+        return x.to(memory_format=torch.channels_last)
+    return x
 
 
 def _used(params: Sequence[Tensor], scales: Sequence[float | Tensor]) -> list[Tensor]:

@@ -69,7 +69,7 @@ class Predictions:
         present: Sequence[int],
     ) -> Iterator[Update]:
         """From all features, which a predictor has already; without one autograd may follow."""
-        context = None if said is None else torch.cat([x.to(features) for x in said])
+        context = None if said is None else torch.cat(list(said)).to(features)
         if predictor is None:
             values = self.metanet.updates(features, context)
         else:

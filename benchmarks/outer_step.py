@@ -1,0 +1,105 @@
+"""Where an outer step of meta-training spends its time: `python -m benchmarks.outer_step`.
+
+Milliseconds an inner step, of first-order TBPTT with the bundled weights, on one thread: the
+optimizee's own gradient, and all that the metanet does (updates, and derivatives by its weights).
+Beside them the least time for their matrix products and convolutions, at the rate measured in the
+same run (see `benchmarks.step`). The median of several outer steps of one inner training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import floor
+from benchmarks.step import HORIZON, table
+from meta_train.estimators import TBPTT
+from meta_train.problems import load_problem
+from meta_train.unroll import Optimizee
+from ngopt.pretrained import load_pretrained
+from tasks.common.memory import keep_freed_memory
+
+Record = dict[str, Any]
+
+
+def record_of(problem: str, weights: str, truncation: int, repeats: int) -> Record:
+    """Times and floors of one problem and one metanet."""
+    learned = load_pretrained(weights)
+    if learned.metanet is None:
+        raise ValueError(f"weights '{weights}': expected a metanet; got a base rule")
+    learned.metanet.requires_grad_(True)
+    optimizee = Optimizee(load_problem(problem), seed=0)
+    estimator = TBPTT(total_steps=HORIZON)
+    inner = estimator.start(optimizee, learned)
+
+    def outer() -> None:
+        nonlocal inner
+        inner = estimator.estimate(optimizee, learned, inner, truncation)[1]
+
+    def gradients() -> None:
+        # one more than updates: the meta-loss looks behind the last
+        for _ in range(truncation + 1):
+            optimizee.gradient(inner)
+
+    outer()  # makes what is made once
+    scale = 1e3 / truncation
+    times = [(_seconds(outer), _seconds(gradients)) for _ in range(repeats)]
+    whole, gradient = (scale * median(own) for own in zip(*times, strict=True))
+    machine = floor.measured()
+    least, least_gradient = (
+        scale * machine.seconds(floor.flops_of(call), 0) for call in (outer, gradients)
+    )
+    return {
+        "problem": problem,
+        "weights": weights,
+        "truncation": truncation,
+        "ms": whole,
+        "gradient_ms": gradient,
+        "gradient_floor_ms": least_gradient,
+        "metanet_ms": whole - gradient,
+        "metanet_floor_ms": least - least_gradient,
+    }
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
+def main(arguments: list[str] | None = None) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--problems", nargs="*", default=["fm-16"])
+    parser.add_argument("--weights", nargs="*", default=["ff", "ng-gnn"])
+    parser.add_argument("--truncation", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=5, help="outer steps")
+    parser.add_argument("--output", type=Path, help="a JSON file for the records")
+    options = parser.parse_args(arguments)
+    keep_freed_memory()  # as meta-training does
+    torch.set_num_threads(1)
+    pairs = [
+        (problem, weights)
+        for problem in options.problems
+        for weights in options.weights
+    ]
+    records = [
+        record_of(*pair, options.truncation, options.repeats)
+        for pair in tqdm(pairs, unit="metanet")
+    ]
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps({"records": records}, indent=1) + "\n")
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
