@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise, zip_longest
+from itertools import groupby, pairwise
 
 from ngopt.graph.core import EdgeBlock, NeuralGraph, ParameterSpec, View
 from ngopt.graph.topology import GraphBuilder, layer_name, whole
@@ -252,18 +252,35 @@ def _owner(
 
 def _tables(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> set[int]:
     """Weights that are embeddings: matrices at the beginning whose columns, not rows,
-    are what follows."""
-    tables: set[int] = set()
-    for layer, following in zip_longest(layers, layers[1:]):
-        if layer.weight is None:
-            continue
-        behind = replace(layer, weight=None) if layer.norms else following
-        rows, *columns = parameters[layer.weight].shape
-        reads_columns = behind is not None and [_inputs(parameters, behind)] == columns
-        if layer.bias is not None or columns == [rows] or not reads_columns:
-            break
-        tables.add(layer.weight)
-    return tables
+    are what follows.
+
+    A head may be listed before them, and what it shares with an embedding with it; they are several
+    then, of different lengths, and nothing reads what rows they have.
+    """
+    weighty = [k for k, layer in enumerate(layers) if layer.weight is not None]
+    runs = groupby(weighty, lambda k: _may_be_table(parameters, layers[k : k + 2]))
+    found = [(may_be, [layers[k].weight for k in run]) for may_be, run in runs]
+    if found and found[0][0]:
+        return {i for i in found[0][1] if i is not None}
+    read = {_inputs(parameters, layer) for layer in layers}
+    for may_be, weights in found:
+        rows = [parameters[i].shape[0] for i in weights if i is not None]
+        if may_be and len(set(rows)) > 1 and read.isdisjoint(rows):
+            return {i for i in weights if i is not None}
+    return set()
+
+
+def _may_be_table(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> bool:
+    """Whether the columns of the first layer's weight, not its rows, are what follows.
+
+    layers: it and the following, if there is one.
+    """
+    layer, *following = layers
+    assert layer.weight is not None
+    behind = [replace(layer, weight=None)] if layer.norms else following
+    rows, *columns = parameters[layer.weight].shape
+    reads_columns = [_inputs(parameters, one) for one in behind] == [*columns]
+    return layer.bias is None and columns != [rows] and reads_columns
 
 
 def _inputs(parameters: Sequence[ParameterSpec], layer: Layer) -> int | None:

@@ -260,6 +260,50 @@ def test_names_say_what_is_fused_and_transposed():
     assert projection.view.strides == (0, 1, 4)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_embeddings_behind_a_head_that_shares_one(named):
+    """As XLM-R of transformers lists them: the head first, whose weights are those of the words."""
+    sizes = {
+        "head.bias": (50,),
+        "head.dense.weight": (8, 8),
+        "head.dense.bias": (8,),
+        "head.norm.weight": (8,),
+        "head.norm.bias": (8,),
+        "head.words.weight": (50, 8),
+        "kinds.weight": (2, 8),
+        "norm.weight": (8,),
+        "norm.bias": (8,),
+        "places.weight": (20, 8),
+        "query.weight": (8, 8),
+        "query.bias": (8,),
+        "up.weight": (12, 8),
+        "up.bias": (12,),
+        "down.weight": (8, 12),
+        "down.bias": (8,),
+    }
+    given = [(name, torch.zeros(size)) for name, size in sizes.items()]
+    roles = parameter_roles(given if named else [p for _, p in given])
+    found = dict(zip(sizes, (role.role for role in roles.values()), strict=True))
+    tables = {name for name, role in found.items() if role == "embedding"}
+    assert tables == {"head.words.weight", "kinds.weight", "places.weight"}
+    assert "output" not in found.values()
+
+
+def test_few_keys_and_gates_are_no_embeddings():
+    """Matrices without biases in a row, whose columns are what the next one reads."""
+    sizes = [
+        (8, 3, 2, 2),
+        (8,),
+        (8, 8),
+        (2, 8),
+        (2, 8),
+        (8, 8),
+    ]  # keys and values of one head
+    sizes += [(4, 8), (12, 8), (12, 8), (8, 12), (5, 8)]  # routes, and a gated unit
+    roles = parameter_roles([torch.zeros(size) for size in sizes])
+    assert "embedding" not in {role.role for role in roles.values()}
+
+
 def test_graphs_that_are_joined_keep_where_they_are_from():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     traced = build_graph(model, torch.randn(2, 3))
