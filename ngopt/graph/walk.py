@@ -318,11 +318,13 @@ class Walk:
                 raise
             # half of a rule's edges would be a false graph; nodes without edges are in none
             del found[count:]
-            warnings.warn(
-                f"build_graph: the rule '{rule.__name__}' failed at '{call.name}' in "
-                f"{type(self.model).__name__}: {error!r}; neurons are not followed through it",
-                stacklevel=2,
-            )
+            # integer inputs are traced as zeros, among which an index may not find what is elsewhere
+            if rule is not entrywise.constant:
+                warnings.warn(
+                    f"build_graph: the rule '{rule.__name__}' failed at '{call.name}' in "
+                    f"{type(self.model).__name__}: {error!r}; neurons are not followed through it",
+                    stacklevel=2,
+                )
             return self.tracer.unknown(call)
 
 

@@ -71,6 +71,27 @@ def test_control_flow_that_depends_on_values(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+class Wrapped(nn.Module):
+    """Moves the last of its tokens that is not 0 to the front, as MBart of transformers does."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 3)
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, tokens):
+        place = (tokens != 0).sum(1, keepdim=True) - 1
+        first = tokens.gather(1, place)
+        return self.last(self.table(torch.cat([first, tokens[:, :-1]], 1)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_index_of_which_tokens_decide():
+    graph = build_graph(Wrapped(), torch.tensor([[3, 1, 0], [2, 0, 0]]))
+    assert graph.unplaced == () and unconnected(graph) == []
+    assert [block.kind for block in graph.weights] == ["weight", "weight"]
+
+
 def test_bad_examples_and_lazy_modules():
     with pytest.raises(ValueError, match="Linear does not run on the example input"):
         build_graph(nn.Linear(3, 2), torch.zeros(2, 5))
