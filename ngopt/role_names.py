@@ -13,7 +13,8 @@ NAMES = (
     ("other", r"pos(ition(al)?)?_?(emb(ed(ding)?s?)?|enc(oding)?)$"),
     (
         "other",
-        r"(layer_?scale|bias_table|slopes?|temperature|logit_scale|lambda_?\d*)$",
+        r"(layer_?scale(_parameter|_?\d+)?|bias_table|slopes?|temperature|logit_scale|lambda_?\d*"
+        r"|(^|[._])a_logs?)$",
     ),
     ("other", r"(^|[._])(p?relu|act(ivation)?)\d*[._]weight$"),
     ("embedding", r"emb(ed(ding)?s?)?(_\w+)?[._]weight$"),
@@ -108,10 +109,16 @@ class Names:
             is_scalar = spec.numel <= 1 and guess == "norm"
             return "other" if is_scalar or guess not in ("norm", "bias") else guess
         sides = sum(n > 1 for n in spec.shape[:dims])
-        is_weight = name.endswith("weight")
+        is_channels = tuple(spec.shape[:3]) == (
+            1,
+            1,
+            1,
+        )  # a factor of maps, channels last
+        is_weight = name.endswith("weight") and not is_channels
         if not is_weight and (sides < 2 or (dims == 3 and spec.shape[0] == 1)):
             return "other"
-        return "embedding" if guess == "embedding" else "matrix"
+        is_fused = any(pattern.search(name) for _, pattern in FUSED)
+        return "embedding" if guess == "embedding" and not is_fused else "matrix"
 
     def _allows(self, number: int, role: str, guess: str) -> bool:
         """Whether a role fits a parameter's shape, and the module that its name says it is in."""

@@ -90,6 +90,12 @@ class _Facts:
         self.last = _leads_only_to_outputs(graph)
         self.normalised = _normalised(graph)
         self.made_by_weights = {b.target for b in graph.blocks if mixes_neurons(b)}
+        self.spread: dict[
+            int, set[int]
+        ] = {}  # targets of groups that are met as they are
+        for block in graph.blocks:
+            if block.kind == "spread":
+                self.spread.setdefault(block.source, set()).add(block.target)
         self.blocks: list[list[EdgeBlock]] = [[] for _ in graph.parameters]
         self.biases: list[list[Bias]] = [[] for _ in graph.parameters]
         for block in graph.weights:
@@ -165,6 +171,9 @@ class _Facts:
     def _of_bias(self, bias: Bias) -> str:
         if bias.kind in ("gamma", "beta"):
             return "norm"
+        met = self.spread.get(bias.group, set())
+        if bias.kind == "scale" and met and met <= self.normalised.keys():
+            return "norm"  # of several heads
         incoming = self.graph.blocks_into(bias.group)
         if bias.kind == "bias":
             return "bias"
@@ -219,7 +228,8 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
     pooled = {}
     for number, group in enumerate(graph.groups):
         sources = {b.source for b in graph.blocks_into(number) if b.kind == "pool"}
-        if group.size == 1 and sources:
+        is_each = group.kind == "pool"  # of each head
+        if sources and (group.size == 1 or is_each):
             pooled[number] = sources
     found: dict[int, set[int]] = {}
     for number, group in enumerate(graph.groups):

@@ -258,7 +258,11 @@ def _tables(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> set
     then, of different lengths, and nothing reads what rows they have.
     """
     weighty = [k for k, layer in enumerate(layers) if layer.weight is not None]
-    runs = groupby(weighty, lambda k: _may_be_table(parameters, layers[k : k + 2]))
+
+    def may_be_table(k: int) -> bool:
+        return _may_be_table(parameters, layers[k : k + 2], layers[weighty[0]])
+
+    runs = groupby(weighty, may_be_table)
     found = [(may_be, [layers[k].weight for k in run]) for may_be, run in runs]
     if found and found[0][0]:
         return {i for i in found[0][1] if i is not None}
@@ -270,23 +274,48 @@ def _tables(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> set
     return set()
 
 
-def _may_be_table(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> bool:
-    """Whether the columns of the first layer's weight, not its rows, are what follows.
+def _may_be_table(
+    parameters: Sequence[ParameterSpec], layers: Sequence[Layer], first: Layer
+) -> bool:
+    """Whether the columns of a layer's weight, not its rows, are what follows.
 
-    layers: it and the following, if there is one.
+    layers: it and the following, if there is one. first: of all layers with a weight. Behind it,
+    what has as many rows as it has columns reads it, and what is three times as long as it is wide
+    makes queries, keys and values.
     """
     layer, *following = layers
-    assert layer.weight is not None
-    behind = [replace(layer, weight=None)] if layer.norms else following
+    assert layer.weight is not None and first.weight is not None
+    is_first = layer is first
     rows, *columns = parameters[layer.weight].shape
-    reads_columns = [_inputs(parameters, one) for one in behind] == [*columns]
-    return layer.bias is None and columns != [rows] and reads_columns
+    width = parameters[first.weight].shape[1]
+    if layer.bias is not None or columns == [rows]:
+        return False
+    if not is_first and (rows == width or [3 * n for n in columns] == [rows]):
+        return False
+    vector = _beside_columns(parameters, layer)
+    if is_first and vector is not None and not vector.name.endswith("bias"):
+        return True  # before the scale of a norm
+    behind = [replace(layer, weight=None)] if layer.norms else following
+    return [_inputs(parameters, one) for one in behind] == [*columns]
+
+
+def _beside_columns(
+    parameters: Sequence[ParameterSpec], layer: Layer
+) -> ParameterSpec | None:
+    """The first vector behind a weight, where it is as long as its rows and not as its columns."""
+    if layer.weight is None or layer.bias is not None or not layer.rest:
+        return None
+    rows, *columns = parameters[layer.weight].shape
+    vector = parameters[layer.rest[0]]
+    return vector if [*vector.shape] == columns != [rows] else None
 
 
 def _inputs(parameters: Sequence[ParameterSpec], layer: Layer) -> int | None:
     """How many neurons a layer reads, None if nothing says so."""
     if layer.weight is not None:
-        return parameters[layer.weight].shape[1]
+        shape = parameters[layer.weight].shape
+        is_in_out = _beside_columns(parameters, layer) is not None
+        return shape[0] if is_in_out else shape[1]
     if layer.norms:
         scale, _ = layer.norms[0]
         return parameters[scale].shape[0]

@@ -318,7 +318,7 @@ class Walk:
                 raise
             # half of a rule's edges would be a false graph; nodes without edges are in none
             del found[count:]
-            # integer inputs are traced as zeros, among which an index may not find what is elsewhere
+            # among integer inputs, traced as zeros, an index may not find what it looks for
             if rule is not entrywise.constant:
                 warnings.warn(
                     f"build_graph: the rule '{rule.__name__}' failed at '{call.name}' in "

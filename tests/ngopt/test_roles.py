@@ -223,6 +223,45 @@ def test_norms_by_hand_are_known_by_what_they_do(norm):
     assert found == ["norm", "norm", "other"]
 
 
+def test_a_norm_of_each_head():
+    """As that of queries and keys in Qwen3: one scale for all heads."""
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Linear(3, 6)
+            self.head = nn.Linear(6, 2)
+            self.scale = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            heads = self.stem(x).unflatten(-1, (3, 2))
+            heads = self.scale * (heads * torch.rsqrt(_mean(heads**2) + 1e-6))
+            return self.head(heads.flatten(-2))
+
+    assert parameter_roles(Heads(), torch.randn(2, 5, 3))["scale"].role == "norm"
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose weights have mean 0 and variance 1 (Qiao et al. 2019),
+    as in BiT of transformers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        rows = F.batch_norm(rows, None, None, training=True)
+        return F.conv2d(x, rows.reshape_as(self.weight), self.bias)
+
+
+def test_weights_that_are_standardized_are_weights():
+    def network(layer):
+        return nn.Sequential(layer(2, 5, 3), nn.ReLU(), layer(5, 4, 3))
+
+    example = torch.randn(2, 2, 9, 9)
+    found = [
+        parameter_roles(network(layer), example) for layer in (nn.Conv2d, Standardized)
+    ]
+    assert found[0] == found[1]
+
+
 def test_a_scale_alone_is_no_norm():
     model = Normed(lambda x, scale, shift: x * scale)
     assert parameter_roles(model, torch.randn(2, 3))["scale"].role == "other"
@@ -302,6 +341,50 @@ def test_few_keys_and_gates_are_no_embeddings():
     sizes += [(4, 8), (12, 8), (12, 8), (8, 12), (5, 8)]  # routes, and a gated unit
     roles = parameter_roles([torch.zeros(size) for size in sizes])
     assert "embedding" not in {role.role for role in roles.values()}
+
+
+def test_what_is_first_behind_a_table():
+    """Fused projections, the scale of a norm, and layers that are (in, out)."""
+    fused = [
+        ("words.weight", (50, 8)),
+        ("attention.weight", (24, 8)),
+        ("out.weight", (8, 8)),
+    ]
+    scaled = [
+        ("words.weight", (50, 8)),
+        ("norm.weight", (8,)),
+        ("decay", (6, 4)),
+        ("up", (12, 8)),
+    ]
+    in_out = [
+        ("words.weight", (50, 8)),
+        ("places.weight", (9, 8)),
+        ("up.weight", (8, 24)),
+    ]
+    in_out += [("up.bias", (24,)), ("down.weight", (24, 8)), ("down.bias", (8,))]
+    for sizes, tables in ((fused, 1), (scaled, 1), (in_out, 2)):
+        for given in (
+            [(name, torch.zeros(size)) for name, size in sizes],
+            [torch.zeros(size) for _, size in sizes],
+        ):
+            found = [role.role for role in parameter_roles(given).values()]
+            assert [role == "embedding" for role in found] == [
+                i < tables for i in range(len(sizes))
+            ]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("layer.layer_scale_parameter", (6,)),
+        ("block.layer_scale_1", (6,)),
+        ("mixer.A_log", (6, 4)),
+        ("grn.weight", (1, 1, 1, 6)),
+    ],
+)
+def test_names_of_factors(name, shape):
+    given = [("in.weight", torch.zeros(6, 3)), (name, torch.zeros(shape))]
+    assert parameter_roles(given)[name].role == "other"
 
 
 def test_graphs_that_are_joined_keep_where_they_are_from():

@@ -36,6 +36,7 @@ channel_shuffle lift_fresh_copy lift_fresh hsplit vsplit view_as reshape_as type
 rot90 diagonal tensor_split squeeze_ unsqueeze_ ravel float double half
 """)
 VIEWS = functions("view _unsafe_view")
+SHAPED_LIKE = functions("view_as reshape_as expand_as")
 DTYPES = functions("to _to_copy float double half type_as")
 SELECTIONS = functions("slice narrow select index_select")
 PADS = functions("pad constant_pad_nd")
@@ -53,7 +54,9 @@ def move(
     if packet_of(call) in DTYPES:
         # on labels it would give floating-point numbers, or complex ones as in complex
         return _converted(first)
-    leaves = tree_leaves((args, kwargs))
+    if packet_of(call) in SHAPED_LIKE:  # whatever has that shape
+        options = [torch.empty(tracer.shape_of(call))]
+    leaves = tree_leaves((first, options, kwargs))
     if any(isinstance(leaf, Unknown) for leaf in leaves):
         return _moved_unknown(tracer, call, first)
     if isinstance(first, (list, tuple)):
