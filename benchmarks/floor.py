@@ -65,11 +65,13 @@ class _Counter(TorchDispatchMode):
         return out
 
 
+def seconds_of(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
 def _fastest(call: Callable[[], object]) -> float:
     call()
-    times = []
-    for _ in range(REPETITIONS):
-        start = perf_counter()
-        call()
-        times.append(perf_counter() - start)
-    return min(times)
+    return min(seconds_of(call) for _ in range(REPETITIONS))

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -51,7 +49,9 @@ def record_of(problem: str, weights: str, truncation: int, repeats: int) -> Reco
 
     outer()  # makes what is made once
     scale = 1e3 / truncation
-    times = [(_seconds(outer), _seconds(gradients)) for _ in range(repeats)]
+    times = [
+        (floor.seconds_of(outer), floor.seconds_of(gradients)) for _ in range(repeats)
+    ]
     whole, gradient = (scale * median(own) for own in zip(*times, strict=True))
     machine = floor.measured()
     least, least_gradient = (
@@ -67,12 +67,6 @@ def record_of(problem: str, weights: str, truncation: int, repeats: int) -> Reco
         "metanet_ms": whole - gradient,
         "metanet_floor_ms": least - least_gradient,
     }
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = perf_counter()
-    call()
-    return perf_counter() - start
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,6 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ def records_of(network: str, weights: str) -> Iterator[Record]:
             optimizer.step()
 
     scale = 1e9 / (steps * n)
-    whole = scale * _seconds(some)
+    whole = scale * floor.seconds_of(some)
     spent = {kind: scale * seconds for kind, seconds in _by_kind(some).items()}
     machine = floor.measured()
     products = scale * machine.seconds(floor.flops_of(some), 0)
@@ -75,12 +74,6 @@ def records_of(network: str, weights: str) -> Iterator[Record]:
         yield {**about, "kind": kind, "ns": ns, "floor_ns": least}
     yield {**about, "kind": "reading and writing once", "ns": None, "floor_ns": traffic}
     yield {**about, "kind": "whole step", "ns": whole, "floor_ns": products + traffic}
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = perf_counter()
-    call()
-    return perf_counter() - start
 
 
 def _by_kind(call: Callable[[], object]) -> dict[str, float]:

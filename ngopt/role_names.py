@@ -109,12 +109,9 @@ class Names:
             is_scalar = spec.numel <= 1 and guess == "norm"
             return "other" if is_scalar or guess not in ("norm", "bias") else guess
         sides = sum(n > 1 for n in spec.shape[:dims])
-        is_channels = tuple(spec.shape[:3]) == (
-            1,
-            1,
-            1,
-        )  # a factor of maps, channels last
-        is_weight = name.endswith("weight") and not is_channels
+        # of maps whose channels are last
+        is_factor = tuple(spec.shape[:3]) == (1, 1, 1)
+        is_weight = name.endswith("weight") and not is_factor
         if not is_weight and (sides < 2 or (dims == 3 and spec.shape[0] == 1)):
             return "other"
         is_fused = any(pattern.search(name) for _, pattern in FUSED)

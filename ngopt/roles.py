@@ -90,9 +90,8 @@ class _Facts:
         self.last = _leads_only_to_outputs(graph)
         self.normalised = _normalised(graph)
         self.made_by_weights = {b.target for b in graph.blocks if mixes_neurons(b)}
-        self.spread: dict[
-            int, set[int]
-        ] = {}  # targets of groups that are met as they are
+        # what the nodes of each group meet as they are
+        self.spread: dict[int, set[int]] = {}
         for block in graph.blocks:
             if block.kind == "spread":
                 self.spread.setdefault(block.source, set()).add(block.target)
@@ -228,8 +227,8 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
     pooled = {}
     for number, group in enumerate(graph.groups):
         sources = {b.source for b in graph.blocks_into(number) if b.kind == "pool"}
-        is_each = group.kind == "pool"  # of each head
-        if sources and (group.size == 1 or is_each):
+        # one of all neurons, or one of each head
+        if sources and (group.size == 1 or group.kind == "pool"):
             pooled[number] = sources
     found: dict[int, set[int]] = {}
     for number, group in enumerate(graph.groups):

@@ -257,20 +257,23 @@ def _tables(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> set
     A head may be listed before them, and what it shares with an embedding with it; they are several
     then, of different lengths, and nothing reads what rows they have.
     """
-    weighty = [k for k, layer in enumerate(layers) if layer.weight is not None]
+    weights = {
+        k: layer.weight for k, layer in enumerate(layers) if layer.weight is not None
+    }
 
     def may_be_table(k: int) -> bool:
-        return _may_be_table(parameters, layers[k : k + 2], layers[weighty[0]])
+        first = next(iter(weights))
+        return _may_be_table(parameters, layers[k : k + 2], layers[first])
 
-    runs = groupby(weighty, may_be_table)
-    found = [(may_be, [layers[k].weight for k in run]) for may_be, run in runs]
-    if found and found[0][0]:
-        return {i for i in found[0][1] if i is not None}
+    runs = groupby(weights, may_be_table)
+    found = [{weights[k] for k in run} if may_be else set() for may_be, run in runs]
+    if found and found[0]:
+        return found[0]
     read = {_inputs(parameters, layer) for layer in layers}
-    for may_be, weights in found:
-        rows = [parameters[i].shape[0] for i in weights if i is not None]
-        if may_be and len(set(rows)) > 1 and read.isdisjoint(rows):
-            return {i for i in weights if i is not None}
+    for some in found:
+        rows = {parameters[i].shape[0] for i in some}
+        if len(rows) > 1 and read.isdisjoint(rows):
+            return some
     return set()
 
 

@@ -330,15 +330,10 @@ def test_embeddings_behind_a_head_that_shares_one(named):
 
 def test_few_keys_and_gates_are_no_embeddings():
     """Matrices without biases in a row, whose columns are what the next one reads."""
-    sizes = [
-        (8, 3, 2, 2),
-        (8,),
-        (8, 8),
-        (2, 8),
-        (2, 8),
-        (8, 8),
-    ]  # keys and values of one head
-    sizes += [(4, 8), (12, 8), (12, 8), (8, 12), (5, 8)]  # routes, and a gated unit
+    stem = [(8, 3, 2, 2), (8,)]
+    one_head = [(8, 8), (2, 8), (2, 8), (8, 8)]  # queries, keys, values, output
+    routed = [(4, 8), (12, 8), (12, 8), (8, 12)]  # routes, and a gated unit
+    sizes = [*stem, *one_head, *routed, (5, 8)]
     roles = parameter_roles([torch.zeros(size) for size in sizes])
     assert "embedding" not in {role.role for role in roles.values()}
 
