@@ -20,10 +20,10 @@ Column = Sequence[Any] | Tensor
 """A number of each parameter: n numbers, or a tensor (n,)."""
 
 
-def is_on_host(values: Tensor) -> bool:
-    """Whether its numbers may be looked at: they cost no wait, and nobody follows them."""
+def are_on_host(values: Sequence[Tensor]) -> bool:
+    """Whether their numbers may be looked at: they cost no wait, and nobody follows them."""
     is_followed = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return values.device.type == "cpu" and not is_followed
+    return not is_followed and all(x.is_cpu for x in values)
 
 
 def on(x: Tensor, device: torch.device) -> Tensor:

@@ -108,14 +108,46 @@ class Batch:
         _renew(steps, records)
         return value
 
+    def delta(
+        self,
+        value: Tensor,
+        params: Sequence[Tensor],
+        turns: Sequence[Turn],
+        records: Sequence[Record],
+        numbers: Shared,
+        in_place: bool = False,
+    ) -> Tensor:
+        """What is added to the parameters, written over their directions;
+        puts averages of weights into new records."""
+        flat, newest, average = self.flat, numbers.newest, None
+        if newest is not None:
+            (average,) = self.average.open([turn.record for turn in turns], in_place)
+        room = self._room_of(value)
+        if room is not None:
+            return room.delta(params, numbers, average)
+        delta = value.mul_(flat.spread(numbers.size))
+        has_decay = isinstance(numbers.decay, Tensor) or numbers.decay != 0
+        if average is None and not has_decay:
+            return delta
+        weights = flat.join(params).to(delta.dtype)
+        if isinstance(numbers.decay, Tensor):
+            delta.addcmul_(weights, flat.spread(numbers.decay), value=-1)
+        else:
+            delta.add_(weights, alpha=-numbers.decay)
+        if average is not None:
+            new = towards(average, weights + delta, flat.spread(newest), in_place)
+            self.average.close(records, [new], in_place)
+        return delta
+
     def split(self, delta: Tensor) -> Sequence[Tensor]:
         """What belongs to all parameters, in their shapes."""
+        room = self._room_of(delta)
+        return self.flat.split(delta) if room is None else room.parts
+
+    def _room_of(self, value: Tensor) -> Room | None:
+        """The room where a direction was found."""
         room = None if self._room is None else self._room[1]
-        return (
-            room.parts
-            if room is not None and delta is room.grad
-            else self.flat.split(delta)
-        )
+        return room if room is not None and value is room.grad else None
 
     def _has_room(self, turns: Sequence[Turn], numbers: Shared) -> bool:
         """Whether a step in place is like most: nothing is left out, corrected or compiled."""

@@ -36,6 +36,10 @@ class HostClock:
         self.now = steps_so_far([*self.steps, *absent], total_steps)
         self.is_settled = min(self.steps) > EARLY
 
+    def steps_after(self) -> Column:
+        """Steps of the parameters when this one is made."""
+        return [step + 1 for step in self.steps]
+
     def at(self, numbers: Numbers, like: Column) -> list[Column]:
         """Columns of numbers that are given by steps; most parameters are at the same."""
         found = {step: numbers(step, self.now) for step in set(self.steps)}
@@ -64,6 +68,9 @@ class TracedClock:
         # counts are written in place
         self.steps = counts[0].to(torch.float64, copy=True)
         self.now = steps_so_far([*counts[0].unbind(), *absent], total_steps)
+
+    def steps_after(self) -> Column:
+        return self.steps + 1
 
     def at(self, numbers: Numbers, like: Any) -> list[Tensor]:
         found = [

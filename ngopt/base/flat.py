@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Size, Tensor
 
-from ngopt.base.arrays import is_on_host
+from ngopt.base.arrays import are_on_host
 
 Number = float | Tensor
 """One number for all of some parameters, or one for each, (n,)."""
@@ -30,9 +30,8 @@ class Flat:
     ):
         self.shapes = [Size(shape) for shape in shapes]
         self.sizes = [shape.numel() for shape in self.shapes]
-        self._owners = np.array(
-            range(len(shapes)) if owners is None else owners, dtype=int
-        )
+        self.owners = list(range(len(shapes)) if owners is None else owners)
+        self._owners = np.array(self.owners, dtype=int)
         self._counts = np.array(self.sizes, dtype=int)
         if device is not None and len(shapes) > 1:
             elements = torch.from_numpy(self._owners.repeat(self._counts))
@@ -54,7 +53,7 @@ class Flat:
         """Numbers of the parameters -> of the elements, (total,); one for all as it is."""
         if not isinstance(number, Tensor) or not number.dim():
             return number
-        if is_on_host(number):  # several times as fast
+        if are_on_host([number]):  # several times as fast
             return torch.from_numpy(number.numpy()[self._owners].repeat(self._counts))
         return number.index_select(0, self._elements)
 

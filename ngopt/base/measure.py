@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 
-from ngopt.base.arrays import Column, at_least, at_most, is_on_host, on, where
+from ngopt.base.arrays import Column, are_on_host, at_least, at_most, on, where
 
 # Decay of the running size of a gradient.
 SIZE_DECAY = 0.95
@@ -104,7 +104,7 @@ def _first_size(scale: Any, rms: Any) -> Any:
 def root_mean_squares(values: Sequence[Tensor]) -> Column:
     """Of each tensor; all of them on the device of the first."""
     sizes = [max(x.numel(), 1) for x in values]
-    if all(map(is_on_host, values)):
+    if are_on_host(values):
         return [
             sqrt(_square_sum(x, size) / size)
             for x, size in zip(values, sizes, strict=True)

@@ -7,13 +7,19 @@ every view is made once, and nothing is allocated.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import torch
-from torch import Tensor
+from torch import (
+    Tensor,
+    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_copy_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_mul_,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from ngopt.base.config import DirectionConfig
 from ngopt.base.direction import EXACT
-from ngopt.base.flat import Flat
+from ngopt.base.flat import Flat, Number
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.modes import Mode, Rows
 from ngopt.base.step import Shared
@@ -35,7 +41,9 @@ class Room:
     """Buffers for parameters of one matrix each, and the products of which a step consists.
 
     A row of them holds the matrices, the plain parameters, and the matrices in their eigenbases:
-    plain ones have none, and are the same place whether rotated or not.
+    plain ones have none, and are the same place whether rotated or not. What the parameters share
+    multiplies each part for itself: a call for all parts is sooner in the cache than one that
+    spreads numbers over elements.
 
     layouts, held: of the matrices, with the factors and bases of their modes; factors are written
     where they are. flat: of matrices and plain parameters, in this order. rotated: of plain
@@ -60,8 +68,10 @@ class Room:
         eigen = whole[:, total:]
         self.grad, self.ahead = whole[:, :total].unbind()
         self.value, self.leading = whole[:, count:].unbind()
-        self.sign = like.new_empty(total)
-        self.parts = flat.split(self.grad)
+        self.other = like.new_empty(total)
+        self.parts, self._other_parts = map(flat.split, (self.grad, self.other))
+        rows = zip(rotated.owners, rotated.split(self.value), strict=True)
+        self._value_parts = [x for _, x in sorted(rows, key=itemgetter(0))]
         self._observed: list[Product] = []
         self._rotated: list[Product] = []
         self._rotated_back: list[Product] = []
@@ -88,9 +98,9 @@ class Room:
 
         momentum, second: written where they are. numbers: of a step that is left out nowhere.
         """
-        value, spread = self.value, self.rotated.spread
-        grad = self.flat.join(grads, self.grad)
-        grad.mul_(self.flat.spread(numbers.multiplier))
+        value, grad = self.value, self.grad
+        _foreach_copy_(self.parts, list(grads))
+        _scale(grad, self.parts, numbers.multiplier)
         momentum.lerp_(grad, numbers.momentum)
         torch.lerp(momentum, grad, config.ahead, out=self.ahead)
         for factor, x, y in self._observed:
@@ -99,11 +109,36 @@ class Room:
         # few different operations, as each is some time in coming from memory
         _multiply(self._rotated)
         second.lerp_(value.mul_(value), numbers.second)
-        torch.mul(second, spread(numbers.shrink), out=value)
-        value.add_(spread(numbers.damping)).rsqrt_().mul_(self.leading)
+        torch.mul(second, self.rotated.spread(numbers.shrink), out=value)
+        if isinstance(numbers.damping, Tensor):
+            _foreach_add_(self._value_parts, numbers.damping.unbind())
+        else:
+            value.add_(numbers.damping)
+        value.rsqrt_().mul_(self.leading)
         _multiply(self._rotated_back)
-        sign = torch.sign(momentum, out=self.sign)
+        sign = torch.sign(momentum, out=self.other)
         return grad.mul_(sign).mul_(sign)
+
+    def delta(
+        self, params: Sequence[Tensor], numbers: Shared, average: Tensor | None
+    ) -> Tensor:
+        """As `Batch.delta`, where the direction of this step is; valid until the next.
+
+        average: of the weights, written where it is.
+        """
+        delta, weights = self.grad, self.other
+        _scale(delta, self.parts, numbers.size)
+        _foreach_copy_(self._other_parts, list(params))
+        if isinstance(numbers.decay, Tensor):
+            decays = numbers.decay.tolist()
+            rows = zip(self.parts, self._other_parts, decays, strict=True)
+            for part, weight, decay in rows:
+                part.add_(weight, alpha=-decay)
+        else:
+            delta.add_(weights, alpha=-numbers.decay)
+        if average is not None:
+            average.lerp_(weights.add_(delta), self.flat.spread(numbers.newest))
+        return delta
 
 
 def _squares(
@@ -128,6 +163,14 @@ def _chain(
         is_left = isinstance(mode, Rows)
         found.append((out, basis.mT, x) if is_left else (out, x, basis))
     return found
+
+
+def _scale(whole: Tensor, parts: list[Tensor], factor: Number) -> None:
+    """Multiplies a whole, or each of its parts by its own number."""
+    if isinstance(factor, Tensor):
+        _foreach_mul_(parts, factor.unbind())
+    else:
+        whole.mul_(factor)
 
 
 def _multiply(products: Sequence[Product]) -> None:

@@ -26,7 +26,6 @@ from ngopt.base.batch import Batch
 from ngopt.base.clock import HostClock, TracedClock
 from ngopt.base.config import SoapConfig
 from ngopt.base.direction import corrections, init_direction, step_numbers
-from ngopt.base.joined import towards
 from ngopt.base.layout import MatrixLayout
 from ngopt.base.measure import is_recalled, measure, root_mean_squares, sizes_at
 from ngopt.base.modulation import (
@@ -192,7 +191,7 @@ class SoapRule:
         ]
 
         plan.is_settled = clock.is_settled
-        plan.counts.close(new, counts + 1, in_place)
+        plan.counts.close(new, as_tensor([clock.steps_after()], counts), in_place)
         plan.sizes.close(new, as_tensor(kept, sizes), in_place)
         return Step(
             positions=positions,
@@ -202,7 +201,6 @@ class SoapRule:
             records=new,
             active=active,
             numbers=rows,
-            decays=any(decays),
             now=clock.now,
             in_place=in_place,
         )
@@ -280,43 +278,14 @@ class SoapRule:
             value = batch.flat.join(
                 [modulated(v, factors[i], self.layouts[i]) for i, v in rows]
             )
-        delta = self._delta(step, some, batch, numbers, value)
+        params = step.params[some]
+        # written over where nobody asks for directions: all of a long table is much memory
+        own = value if self.modulation is None else value.clone()
+        delta = batch.delta(own, params, turns, records, numbers, step.in_place)
         deltas = batch.split(delta)
         if self.modulation is not None:
             self._put_signals(step, some, batch.flat.split(value), deltas)
         return map(Change, positions, deltas, records)
-
-    def _delta(
-        self,
-        step: Step,
-        some: slice,
-        batch: Batch,
-        numbers: Shared,
-        value: Tensor,
-    ) -> Tensor:
-        """What is added to the parameters of a batch, flat; puts averages into the new records."""
-        flat = batch.flat
-        size = flat.spread(numbers.size)
-        decay = flat.spread(numbers.decay)
-        # in place where nobody asks for directions: all of a long table is much memory
-        delta = value.mul_(size) if self.modulation is None else value * size
-        has_average = self.total_steps is None
-        if not (step.decays or has_average):
-            return delta
-        params = flat.join(step.params[some]).to(delta.dtype)
-        if isinstance(decay, Tensor):
-            delta.addcmul_(params, decay, value=-1)
-        else:
-            delta.add_(params, alpha=-decay)
-        if has_average:
-            (average,) = batch.average.open(
-                [turn.record for turn in step.turns[some]], step.in_place
-            )
-            average = towards(
-                average, params + delta, flat.spread(numbers.newest), step.in_place
-            )
-            batch.average.close(step.records[some], [average], step.in_place)
-        return delta
 
     def _put_signals(
         self,

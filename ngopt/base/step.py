@@ -123,8 +123,8 @@ class Step(NamedTuple):
     """What one step knows of the parameters that have a gradient, in the order of its plan.
 
     turns: with the old records. records: the new ones. active: 0 where the step is left out.
-    numbers: of each batch. decays: whether any weights do. now: steps of the training before this
-    one; in a compiled step a tensor ().
+    numbers: of each batch. now: steps of the training before this one; in a compiled step a tensor
+    ().
     """
 
     positions: Sequence[int]
@@ -134,6 +134,5 @@ class Step(NamedTuple):
     records: Sequence[Record]
     active: Column
     numbers: Sequence[Shared]
-    decays: bool
     now: int | Tensor
     in_place: bool

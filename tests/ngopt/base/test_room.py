@@ -12,6 +12,7 @@ from ngopt.base.layout import MatrixLayout
 from ngopt.base.modes import Channels, Kernel, Rows
 from ngopt.base.room import fits_a_room
 from ngopt.base.step import Shared, Turn
+from ngopt.functional import AVERAGE
 from ngopt.graph.core import View
 
 CONFIG = DirectionConfig()
@@ -27,21 +28,37 @@ PLAIN = [
 ]
 
 
-def numbers(count):
+def numbers(count, is_varied=True):
     several = torch.linspace(0.5, 2.0, count)
+    if not is_varied:
+        several = 0.75
     return Shared(
-        None, several, 0.1, 0.05, 1.5, several * 1e-4, 1.0, -several, 0.0, None, True
+        recall=None,
+        multiplier=several,
+        momentum=0.1,
+        second=0.05,
+        shrink=1.5,
+        damping=several * 1e-4,
+        active=1.0,
+        size=-several,
+        decay=several * 1e-2,
+        newest=0.2,
+        is_finite=True,
     )
 
 
-def steps(layouts, in_place, count=5):
-    """Directions of several steps, and the records after them."""
+def steps(layouts, in_place, is_varied, count=5):
+    """Directions and changes of several steps, and the records after them."""
     torch.manual_seed(0)
     shapes = [torch.Size(layout.shape) for layout in layouts]
     records = [
         init_direction(torch.zeros(shape), [own], torch.float64)
         for shape, own in zip(shapes, layouts, strict=True)
     ]
+    params = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    for record, p in zip(records, params, strict=True):
+        record[AVERAGE] = p.clone()
+    own = numbers(len(layouts), is_varied)
     batch, found = Batch(shapes, [[own] for own in layouts], torch.device("cpu")), []
     with torch.no_grad():
         for step in range(count):
@@ -49,11 +66,11 @@ def steps(layouts, in_place, count=5):
             grads[0][0, 0] = 0
             turns = [Turn(record, step == 0, is_due=step == 2) for record in records]
             new = records if in_place else [{} for _ in records]
-            value = batch.directions(
-                grads, turns, new, numbers(len(layouts)), CONFIG, in_place
-            )
+            value = batch.directions(grads, turns, new, own, CONFIG, in_place)
             assert (batch._room is not None) == (in_place and step > 0)
-            found.append([own.clone() for own in batch.split(value)])
+            found.append([x.clone() for x in batch.split(value)])
+            delta = batch.delta(value, params, turns, new, own, in_place)
+            found.append([x.clone() for x in batch.split(delta)])
             records = new
     return found, records
 
@@ -61,9 +78,10 @@ def steps(layouts, in_place, count=5):
 @pytest.mark.parametrize(
     "layouts", [[*LAYOUTS, *PLAIN], LAYOUTS, PLAIN, LAYOUTS[:1]], ids=len
 )
-def test_directions_and_state_are_those_of_the_pure_update(layouts):
-    found, records = steps(layouts, in_place=True)
-    expected, pure = steps(layouts, in_place=False)
+@pytest.mark.parametrize("is_varied", [True, False], ids=["varied", "alike"])
+def test_changes_and_state_are_those_of_the_pure_update(layouts, is_varied):
+    found, records = steps(layouts, True, is_varied)
+    expected, pure = steps(layouts, False, is_varied)
     for own, others in zip(found, expected, strict=True):
         torch.testing.assert_close(own, others)
     for record, other in zip(records, pure, strict=True):
