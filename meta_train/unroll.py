@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
 
+from meta_train.channels_last import ChannelsLast, channels_last
 from meta_train.problems import Metrics, Problem
 from meta_train.problems.supervised import on_device
 from ngopt import build_graph
@@ -129,9 +129,10 @@ class Optimizee(Optimizees):
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
     ) -> tuple[Tensor, Buffers]:
         batch = self.batch(step)
+        layout = nullcontext()
         if self._is_convolutional:
-            params, batch = tree_map(_channels_last, (params, batch))
-        with self.randomness(step):
+            (params, batch), layout = channels_last((params, batch)), ChannelsLast()
+        with self.randomness(step), layout:
             return self.loss_of(params, buffers, self.scales, batch)
 
     def loss_of(
@@ -226,13 +227,6 @@ def whole_run(
         optimizee, optimizee.start(rule), rule, steps, optimizee.hyper(weight_decay)
     )
     return optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
-
-
-def _channels_last(x: Any) -> Any:
-    """Over what lies so, convolutions of most problems take a CPU .65 to .95 of the time."""
-    if isinstance(x, Tensor) and x.dim() == 4:
-        return x.to(memory_format=torch.channels_last)
-    return x
 
 
 def _used(params: Sequence[Tensor], scales: Sequence[float | Tensor]) -> list[Tensor]:

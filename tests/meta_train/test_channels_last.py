@@ -1,0 +1,38 @@
+"""Networks with their channels last compute what they do otherwise."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from meta_train.channels_last import ChannelsLast, channels_last
+
+LAST = torch.channels_last
+
+
+def test_maps_and_kernels_are_laid_out_wherever_they_are():
+    maps, vector = torch.randn(2, 3, 4, 4), torch.randn(3)
+    (kernel,), found = channels_last(([maps], {"bias": vector, "name": "conv"}))
+    assert kernel.is_contiguous(memory_format=LAST) and torch.equal(kernel, maps)
+    assert found == {"bias": vector, "name": "conv"}
+
+
+@pytest.mark.parametrize("size", [1, (1, 1), 2, (2, 1)])
+def test_pools_and_their_derivatives_are_torchs(size):
+    maps = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    expected = nn.AdaptiveAvgPool2d(size)(maps)
+    with ChannelsLast():
+        found = nn.AdaptiveAvgPool2d(size)(maps)
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found.square().sum(), maps, create_graph=True)
+    (other,) = torch.autograd.grad(expected.square().sum(), maps, create_graph=True)
+    torch.testing.assert_close(gradient, other)
+    (second,) = torch.autograd.grad(gradient.pow(3).sum(), maps)
+    torch.testing.assert_close(second, torch.autograd.grad(other.pow(3).sum(), maps)[0])
+
+
+def test_gradients_lie_as_the_maps_do():
+    maps = channels_last(torch.randn(2, 3, 4, 4)).requires_grad_()
+    with ChannelsLast():
+        F.adaptive_avg_pool2d(F.relu(maps), 1).square().sum().backward()
+    assert maps.grad.is_contiguous(memory_format=LAST)
