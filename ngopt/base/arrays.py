@@ -9,12 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-
-# Of states.
-NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 Column = Sequence[Any] | Tensor
 """A number of each parameter: n numbers, or a tensor (n,)."""
@@ -54,9 +50,7 @@ def as_tensor(found: Sequence[Column], like: Tensor) -> Tensor:
     """k columns -> (k, n) in the dtype and on the device of a tensor."""
     if isinstance(found[0], Tensor):
         return torch.stack([torch.as_tensor(some) for some in found]).to(like)
-    # by numpy, which takes half of torch's time to read lists
-    whole = torch.from_numpy(np.array(found, dtype=NUMPY[like.dtype]))
-    return on(whole, like.device)
+    return torch.tensor(found, dtype=like.dtype, device=like.device)
 
 
 def of_all(function: Callable[..., Any], *given: Column) -> Sequence[Column]:

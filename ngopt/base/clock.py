@@ -32,7 +32,7 @@ class HostClock:
     def __init__(
         self, counts: Tensor, absent: Sequence[Tensor], total_steps: int | None
     ):
-        self.steps = [int(count) for count in counts[0].tolist()]
+        self.steps = list(map(int, counts.tolist()[0]))
         self.now = steps_so_far([*self.steps, *absent], total_steps)
         self.is_settled = min(self.steps) > EARLY
 

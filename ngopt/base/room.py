@@ -133,7 +133,8 @@ class Room:
             decays = numbers.decay.tolist()
             rows = zip(self.parts, self._other_parts, decays, strict=True)
             for part, weight, decay in rows:
-                part.add_(weight, alpha=-decay)
+                if decay:
+                    part.add_(weight, alpha=-decay)
         else:
             delta.add_(weights, alpha=-numbers.decay)
         if average is not None:
