@@ -36,7 +36,7 @@ class ChannelsLast(TorchFunctionMode):
     ) -> Any:
         if func is F.adaptive_avg_pool2d and args[1] in (1, (1, 1)):
             maps = args[0]
-            return maps.sum((-2, -1), keepdim=True) / maps[0, 0].numel()
+            return maps.sum((-2, -1), keepdim=True) / maps.shape[-2:].numel()
         return func(*args, **(kwargs or {}))
 
 

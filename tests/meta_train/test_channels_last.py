@@ -18,8 +18,9 @@ def test_maps_and_kernels_are_laid_out_wherever_they_are():
 
 
 @pytest.mark.parametrize("size", [1, (1, 1), 2, (2, 1)])
-def test_pools_and_their_derivatives_are_torchs(size):
-    maps = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("several", [(), (2,)], ids=["one", "a batch"])
+def test_pools_and_their_derivatives_are_torchs(several, size):
+    maps = torch.randn(*several, 3, 4, 6, dtype=torch.float64, requires_grad=True)
     expected = nn.AdaptiveAvgPool2d(size)(maps)
     with ChannelsLast():
         found = nn.AdaptiveAvgPool2d(size)(maps)
