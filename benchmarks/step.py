@@ -217,7 +217,7 @@ def _cycles(
         found.append([])
         for _ in range(count):
             _draw_gradients(params)
-            found[-1].append(_step(optimizer))
+            found[-1].append(floor.seconds_of(optimizer.step))
     return found
 
 
@@ -248,15 +248,8 @@ def _first_step(optimizer: Optimizer, params: list[nn.Parameter]) -> tuple[float
     too."""
     _draw_gradients(params)
     peak = Peak()
-    seconds = _step(optimizer)
+    seconds = floor.seconds_of(optimizer.step)
     return seconds, peak.bytes()
-
-
-def _step(optimizer: Optimizer) -> float:
-    """Seconds of a step."""
-    start = perf_counter()
-    optimizer.step()
-    return perf_counter() - start
 
 
 def _draw_gradients(params: list[nn.Parameter]) -> None:
