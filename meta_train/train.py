@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from meta_train import checkpoint
 from meta_train.estimators import Estimate
 from meta_train.live import LivePicture
 from meta_train.problems import Metrics, mean_metrics
@@ -31,17 +32,14 @@ from meta_train.start import make_learned
 from meta_train.unroll import Optimizee, whole_run
 from meta_train.weighted import trained_metanet
 from meta_train.worker import Result, UnrollConfig, Worker
-from ngopt.files import replaced
 from ngopt.pretrained import save_pretrained
 from tasks.common import cli
 from tasks.common.distributed import RankLost, Ranks, device_of, joined, on_ranks
 from tasks.common.random import derive_seed
-from tasks.common.settings import check_counts, differences, named_settings
+from tasks.common.settings import check_counts, named_settings
 
 Settings = TypeVar("Settings")
 
-# Settings that change no number.
-NO_MATTER = ("folder", "processes")
 # Settings that count something.
 AT_LEAST_ONE = (
     "outer_steps", "optimizees", "horizon", "shortest", "truncation", "validate_every",
@@ -307,7 +305,7 @@ class MetaTrainer:
 
     def recipe(self) -> dict[str, Any]:
         """The steps that made the weights, the last one ours."""
-        config = named_settings(self.config, NO_MATTER)
+        config = named_settings(self.config, checkpoint.NO_MATTER)
         stage = {"program": "meta_train.train", "outer_step": self.outer_step, **config}
         return {"stages": [*self.learned.recipe["stages"], stage]}
 
@@ -329,17 +327,13 @@ class MetaTrainer:
             "outer_step": self.outer_step,
             "best": self.best,
             "log": self.log,
-            "config": asdict(self.config),
         }
-        with replaced(self.folder / "checkpoint.pt") as part:
-            torch.save(state, part)
+        checkpoint.write(self.folder, state, asdict(self.config))
 
     def load_checkpoint(self) -> None:
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        state = checkpoint.read(self.folder, named_settings(self.config))
+        if state is None:
             return
-        state = torch.load(path, weights_only=False)
-        check_same_config(path, state["config"], self.config)
         self.metanet.load_state_dict(state["metanet"])
         self.mean.load_state_dict(state["mean"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -380,28 +374,13 @@ def assign_gradient(module: nn.Module, gradient: torch.Tensor) -> None:
         parameter.grad = piece.view_as(parameter).clone()
 
 
-def check_same_config(path: Path, saved: dict[str, Any], config: Config) -> None:
-    """Raises ValueError when a checkpoint was made with other settings (more outer steps or
-    processes are fine)."""
-    asked = named_settings(config)
-    may_change = {key: asked[key] for key in ("outer_steps", *NO_MATTER)}
-    odd = differences({**saved, **may_change}, asked)
-    if odd:
-        raise ValueError(f"checkpoint '{path}': made with other settings: {odd}")
-
-
 def run(config: Config) -> None:
     try:
         on_ranks(config.processes, run_rank, config, check=MetaTrainer)
     except RankLost as error:
-        path = Path(config.folder, "checkpoint.pt")
-        stands = (
-            f"stands at outer step {outer_step_of(path)}"
-            if path.exists()
-            else "was not written yet"
-        )
+        stands = checkpoint.whereabouts(config.folder)
         raise RankLost(
-            f"{error}; the checkpoint '{path}' {stands}, and the same command goes on from there"
+            f"{error}; {stands}, and the same command goes on from there"
         ) from None
 
 
@@ -409,10 +388,6 @@ def run_rank(config: Config) -> None:
     """One rank of those that this process was started with."""
     with joined() as ranks:
         MetaTrainer(config, ranks).run()
-
-
-def outer_step_of(checkpoint: Path) -> int:
-    return torch.load(checkpoint, weights_only=False)["outer_step"]
 
 
 if __name__ == "__main__":
