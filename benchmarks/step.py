@@ -216,7 +216,7 @@ def _cycles(
     while sum(map(len, found)) < STEPS or sum(map(sum, found)) < SECONDS:
         found.append([])
         for _ in range(count):
-            _draw_gradients(params)
+            draw_gradients(params)
             found[-1].append(floor.seconds_of(optimizer.step))
     return found
 
@@ -246,13 +246,13 @@ def moved_bytes(n: int, kept: float) -> float:
 def _first_step(optimizer: Optimizer, params: list[nn.Parameter]) -> tuple[float, int]:
     """Seconds and extra bytes of a step; that all free memory was given back before takes time,
     too."""
-    _draw_gradients(params)
+    draw_gradients(params)
     peak = Peak()
     seconds = floor.seconds_of(optimizer.step)
     return seconds, peak.bytes()
 
 
-def _draw_gradients(params: list[nn.Parameter]) -> None:
+def draw_gradients(params: list[nn.Parameter]) -> None:
     for p in params:
         p.grad = torch.empty_like(p) if p.grad is None else p.grad
         p.grad.normal_()

@@ -9,24 +9,19 @@ profiler itself makes steps of small networks longer; the whole step is timed wi
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from tqdm import tqdm
 
-from benchmarks import floor
+from benchmarks import floor, pairs
+from benchmarks.pairs import Record
 from benchmarks.step import (
     HORIZON,
     cycle,
     moved_bytes,
     numel,
     state_size,
-    table,
     traced,
 )
 from ngopt import NGOptimizer
@@ -40,8 +35,6 @@ KINDS = {
     "elementwise": ("aten::",),
     "the rest": ("",),
 }
-
-Record = dict[str, Any]
 
 
 def records_of(network: str, weights: str) -> Iterator[Record]:
@@ -95,33 +88,9 @@ def _kind(operation: str) -> str:
     return next(fitting)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument(
-        "--networks",
-        nargs="*",
-        default=["c10-32", "resnet18"],
-        help="or widths of an MLP",
-    )
-    parser.add_argument("--weights", nargs="*", default=["ff", "ng-gnn"])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="a JSON file for the records")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    pairs = [
-        (network, weights)
-        for network in options.networks
-        for weights in options.weights
-    ]
-    records = [
-        record for pair in tqdm(pairs, unit="network") for record in records_of(*pair)
-    ]
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        found = {"threads": options.threads, "records": records}
-        options.output.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(records))
+def main(arguments: Sequence[str] | None = None) -> None:
+    networks, weights = ["c10-32", "resnet18"], ["ff", "ng-gnn"]
+    pairs.main(__doc__, records_of, networks, weights, arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+"""What compiling an optimizer's step gains:
+`python -m benchmarks.compiled_step --networks resnet50 --weights default`.
+
+Two optimizers step the same network on random gradients, one eagerly, one through `torch.compile`,
+in turns of one cycle (from one renewal of an eigenbasis, or look at the graph, to the next), late
+in a training. Milliseconds are medians over cycles of the mean step; compiling is what the first
+steps took beyond those of the eager one. Needs a C++ compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+
+import torch
+from torch import nn
+
+from benchmarks import floor, pairs
+from benchmarks.pairs import Record
+from benchmarks.step import (
+    HORIZON,
+    LATE,
+    cycle,
+    draw_gradients,
+    numel,
+    traced,
+)
+from ngopt import NGOptimizer
+from ngopt.graph import NeuralGraph
+
+FIRST = 8  # steps in which all is compiled that a training's beginning needs
+SECONDS = 4.0  # of all cycles, at least
+
+
+class Stepped:
+    """An optimizer in training; compiled: whether its step is."""
+
+    def __init__(
+        self, model: nn.Module, graph: NeuralGraph, weights: str, compiled: bool
+    ):
+        self.params = list(model.parameters())
+        self.optimizer = NGOptimizer(
+            self.params, graph=graph, weights=weights, total_steps=HORIZON
+        )
+        step = self.optimizer.step
+        self.step: Callable[[], object] = torch.compile(step) if compiled else step
+        self.count = cycle(self.optimizer.learned)
+
+    def seconds(self, steps: int) -> float:
+        total = 0.0
+        for _ in range(steps):
+            draw_gradients(self.params)
+            total += floor.seconds_of(self.step)
+        return total
+
+    def warmed(self) -> float:
+        """Seconds of the steps until it is late in a training and nothing is new."""
+        first = self.seconds(FIRST)
+        for p in self.params:
+            self.optimizer.state[p]["step"].fill_(LATE - LATE % self.count)
+        return first + self.seconds(self.count)
+
+
+def records_of(network: str, weights: str) -> Iterator[Record]:
+    """The record of a network with some weights."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model, graph = traced(network)
+    eager, compiled = (Stepped(model, graph, weights, kind) for kind in (False, True))
+    compiling = -eager.warmed() + compiled.warmed()
+    times: list[tuple[float, float]] = []
+    while sum(map(sum, times)) < SECONDS:
+        times.append((eager.seconds(eager.count), compiled.seconds(eager.count)))
+    eager_ms, compiled_ms = (
+        1e3 * median(one) / eager.count for one in zip(*times, strict=True)
+    )
+    yield {
+        "network": network,
+        "weights": weights,
+        "parameters": numel(model),
+        "eager_ms": eager_ms,
+        "compiled_ms": compiled_ms,
+        "ratio": compiled_ms / eager_ms,
+        "compiling_s": compiling,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    networks = ["fm-16", "c10-32", "resnet18"]
+    weights = ["default", "ff", "ng-gnn"]
+    pairs.main(__doc__, records_of, networks, weights, arguments)
+
+
+if __name__ == "__main__":
+    main()
