@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks import floor, pairs
-from benchmarks.pairs import Record
+from benchmarks.records import Record
 from benchmarks.step import (
     HORIZON,
     LATE,

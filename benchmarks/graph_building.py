@@ -11,8 +11,6 @@ and whether gather and scatter give every parameter back.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ import torch
 import torchvision
 from tqdm import tqdm
 
+from benchmarks.records import Record, table, write
 from ngopt import build_graph
 from ngopt.graph.topology import components, unconnected
 
@@ -31,13 +30,9 @@ FAMILIES = (
     "vit_b_16", "swin_t",
     "densenet121", "shufflenet_v2_x1_0", "googlenet", "regnet_y_400mf",
 )  # fmt: skip
-COLUMNS = (
-    ("export_s", 9), ("graph_s", 8), ("ratio", 6), ("elements", 12), ("unplaced", 9),
-    ("components", 11), ("unconnected", 12), ("identity", 9), ("roundtrip_ms", 13),
-)  # fmt: skip
 
 
-def measure(family: str, repeats: int) -> dict[str, Any]:
+def measure(family: str, repeats: int) -> Record:
     """The record of one family. Takes the shortest of `repeats` times, as noise only adds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -73,23 +68,6 @@ def _seconds(function: Callable[[], Any]) -> float:
     return perf_counter() - start
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.2f}"
-    return f"{value:,}" if type(value) is int else str(value).lower()
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    lines = [f"{'family':20}" + "".join(f"{name:>{width}}" for name, width in COLUMNS)]
-    for record in records:
-        cells = [_cell(record[name]) for name, _ in COLUMNS]
-        lines.append(
-            f"{record['family']:20}"
-            + "".join(f"{c:>{w}}" for c, (_, w) in zip(cells, COLUMNS, strict=True))
-        )
-    return "\n".join(lines)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -104,16 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         for family in tqdm(options.families, unit="network")
     ]
     print(table(records))
-    if options.output:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "threads": 1,
-            "torch": torch.__version__,
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(
-            json.dumps({"machine": machine, "records": records}, indent=1) + "\n"
-        )
+    write(options.output, records=records)
 
 
 if __name__ == "__main__":

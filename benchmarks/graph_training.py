@@ -11,8 +11,6 @@ PNAConv has its messages from one linear map. Taken in turns.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -25,6 +23,7 @@ from torch_geometric.nn import PNAConv
 from torch_geometric.utils import degree
 from tqdm import tqdm
 
+from benchmarks.records import write
 from ngopt.graph import NeuralGraph, to_edge_list
 from tasks.common.memory import keep_freed_memory
 from tasks.common.random import seeded
@@ -155,15 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{copies:4} networks: ng-gnn {ours:.0f} a second, PNAConv {theirs:.0f}, {ratio:.1f}x"
         )
         records.append(record)
-    if options.output:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "threads": 1,
-            "torch": torch.__version__,
-        }
-        options.output.write_text(
-            json.dumps({"machine": machine, "records": records}, indent=1) + "\n"
-        )
+    write(options.output, records=records)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,21 @@ same run (see `benchmarks.step`). The median of several outer steps of one inner
 from __future__ import annotations
 
 import argparse
-import json
+from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from benchmarks import floor
-from benchmarks.step import HORIZON, table
+from benchmarks.records import Record, table, write
+from benchmarks.step import HORIZON
 from meta_train.estimators import TBPTT
 from meta_train.problems import load_problem
 from meta_train.unroll import Optimizee
 from ngopt.pretrained import load_pretrained
 from tasks.common.memory import keep_freed_memory
-
-Record = dict[str, Any]
 
 
 def record_of(problem: str, weights: str, truncation: int, repeats: int) -> Record:
@@ -80,18 +78,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     keep_freed_memory()  # as meta-training does
     torch.set_num_threads(1)
-    pairs = [
-        (problem, weights)
-        for problem in options.problems
-        for weights in options.weights
-    ]
+    pairs = list(product(options.problems, options.weights))
     records = [
         record_of(*pair, options.truncation, options.repeats)
         for pair in tqdm(pairs, unit="metanet")
     ]
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps({"records": records}, indent=1) + "\n")
+    write(options.output, records=records)
     print(table(records))
 
 

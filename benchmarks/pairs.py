@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.step import table
-
-Record = dict[str, Any]
+from benchmarks.records import Record, table, write
 
 
 def main(
@@ -42,8 +38,5 @@ def main(
     pairs = list(product(options.networks, options.weights))
     for pair in tqdm(pairs, unit="network"):
         records += records_of(*pair)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        found = {"threads": options.threads, "records": records}
-        options.output.write_text(json.dumps(found, indent=1) + "\n")
+    write(options.output, records=records)
     print(table(records))

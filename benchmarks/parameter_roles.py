@@ -9,7 +9,6 @@ and on transformers, tiny ones. `LABELS` are the roles by hand.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from benchmarks import networks
 from benchmarks.graph_building import FAMILIES
+from benchmarks.records import Record, table, write
 from ngopt import build_graph
 from ngopt.roles import ParameterRole, parameter_roles, roles_of
 
@@ -159,7 +159,6 @@ TRANSFORMERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "t5": networks.t5,
     "oddly named": networks.oddly_named,
 }
-COLUMNS = ("parameters", "traced", "named", "unnamed", "apart", "roles_ms")
 
 
 def network(name: str) -> tuple[nn.Module, Any]:
@@ -186,7 +185,7 @@ def right(labels: Iterable[str], roles: Iterable[ParameterRole]) -> int:
     )
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str) -> Record:
     """The record of one network; `apart` is how many matrices the trace keeps apart."""
     model, example = network(name)
     labels = [label(name, parameter) for parameter, _ in model.named_parameters()]
@@ -205,17 +204,6 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    lines = [f"{'network':20}" + "".join(f"{name:>12}" for name in COLUMNS)]
-    for record in records:
-        cells = [record[name] for name in COLUMNS]
-        texts = [f"{c:.1f}" if isinstance(c, float) else str(c) for c in cells]
-        lines.append(
-            f"{record['network']:20}" + "".join(f"{text:>12}" for text in texts)
-        )
-    return "\n".join(lines)
-
-
 def main(arguments: list[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
@@ -226,10 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     records = [measure(name) for name in tqdm(options.networks, unit="network")]
     print(table(records))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        content = {"torch": torch.__version__, "records": records}
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
+    write(options.output, records=records)
 
 
 if __name__ == "__main__":

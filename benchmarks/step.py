@@ -24,8 +24,6 @@ square layers, and are drawn as a PNG beside the output.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -43,6 +41,7 @@ from tqdm import tqdm
 from benchmarks import floor
 from benchmarks.graph_building import FAMILIES
 from benchmarks.memory import Peak
+from benchmarks.records import Record, table, write
 from meta_train.problems import Problem, load_problem
 from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.graph import NeuralGraph
@@ -52,8 +51,6 @@ PROBLEMS = ("fm-16", "c10-32")
 HORIZON = 1000
 SECONDS, STEPS = 1.0, 3  # of all cycles, at least
 LATE = 500  # steps behind a parameter when bases are renewed as seldom as they ever are
-
-Record = dict[str, Any]
 
 
 def _torchvision(name: str) -> tuple[nn.Module, Any]:
@@ -274,28 +271,6 @@ def state_size(
     )
 
 
-def table(records: list[Record]) -> str:
-    """One line for each record; the first's keys are the header."""
-    rows = [
-        list(records[0]),
-        *([_cell(x) for x in record.values()] for record in records),
-    ]
-    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        lines.append("".join(f"{cell:>{width}}" for cell, width in cells))
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.2f}" if value < 100 else f"{value:.0f}"
-    return f"{value:,}" if isinstance(value, int) else value
-
-
 def main(arguments: list[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
@@ -313,20 +288,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    machine = platform.processor() or platform.machine()
-    about = {
-        "processor": machine,
-        "threads": options.threads,
-        "torch": torch.__version__,
-    }
     found: dict[str, list[Record]] = {"problems": [], "networks": [], "widths": []}
     for kind, records in _all_records(options):
         found[kind] += records
-        if options.output:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(
-                json.dumps({"machine": about, **found}, indent=1) + "\n"
-            )
+        write(options.output, **found)
     print("\n\n".join(table(records) for records in found.values() if records))
     if options.output and found["widths"]:
         draw(found["widths"], options.output.with_suffix(".png"))

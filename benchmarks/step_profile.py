@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import floor, pairs
-from benchmarks.pairs import Record
+from benchmarks.records import Record
 from benchmarks.step import (
     HORIZON,
     cycle,

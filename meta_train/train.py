@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import cos, inf, isnan, nan, pi
 from pathlib import Path
 from statistics import fmean
@@ -173,7 +173,7 @@ class MetaTrainer:
         self.load_checkpoint()
         live = None
         if self.ranks.is_first:
-            settings = json.dumps(asdict(self.config), indent=2)
+            settings = json.dumps(named_settings(self.config), indent=2)
             (self.folder / "config.json").write_text(settings)
             live = LivePicture(self.folder, self.outer_step)
         start, steps = time.perf_counter(), self.config.outer_steps
@@ -328,7 +328,7 @@ class MetaTrainer:
             "best": self.best,
             "log": self.log,
         }
-        checkpoint.write(self.folder, state, asdict(self.config))
+        checkpoint.write(self.folder, state, named_settings(self.config))
 
     def load_checkpoint(self) -> None:
         state = checkpoint.read(self.folder, named_settings(self.config))
