@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,16 @@ class Config:
     """What is trained on, all of FashionMNIST or your own; validation is on the first."""
     estimator: str = "tbptt"
     truncation: int = 500
+    tail: float = 1.0
+    """As in `meta_train.train`."""
     optimizees: int = 2
     most_outer_steps: int = 80
     gains: tuple[float, ...] = (0.7, 1.0, 1.4, 2.0)
     gain_seeds: int = 3
     cooldowns: tuple[float, ...] = ()
     """As in `meta_train.sweep`."""
+    metanet_config: dict[str, float] = field(default_factory=dict)
+    """Numbers of the metanet's config that no trial chooses, such as graph_every 8."""
     trials: int = 20
     """Trials in all, those of earlier and other calls included."""
     folder: str = "runs/search"
@@ -81,11 +85,11 @@ def check_fashion(problems: Sequence[str]) -> None:
 def suggested(trial: optuna.Trial, config: Config) -> train.Config:
     """How a trial meta-trains."""
     known = vars(METANETS[config.metanet].Config())
-    sizes: dict[str, float] = {}
+    sizes = dict(config.metanet_config)
     for key, choices in (("width", WIDTHS), ("layers", LAYERS), ("d_out", OUTPUTS)):
-        if key in known:
+        if key in known and key not in sizes:
             sizes[key] = trial.suggest_categorical(key, choices)
-    if config.init_from is None:
+    if config.init_from is None and "hidden" not in sizes:
         sizes["hidden"] = trial.suggest_categorical("hidden", HIDDEN)
     return train.Config(
         folder=str(Path(config.folder, f"trial-{trial.number}")),
@@ -94,6 +98,7 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
         problems=config.problems,
         estimator=config.estimator,
         truncation=config.truncation,
+        tail=config.tail,
         optimizees=config.optimizees,
         outer_steps=trial.suggest_int(
             "outer_steps", 10, config.most_outer_steps, log=True

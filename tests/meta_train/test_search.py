@@ -48,6 +48,27 @@ def test_trials_are_kept_and_the_best_is_written(config, capsys):
     assert "Best: trial" in capsys.readouterr().out
 
 
+def test_given_numbers_are_not_chosen():
+    config = search.Config(tail=0.5, metanet_config={"width": 24, "graph_every": 8})
+    chosen = {
+        "layers": 2,
+        "d_out": 8,
+        "outer_steps": 10,
+        "lr": 1e-4,
+        "weight_decay": 1e-4,
+    }
+    trial = optuna.trial.FixedTrial(chosen)
+    settings = search.suggested(trial, config)
+    assert set(trial.distributions) == set(chosen)
+    assert settings.tail == 0.5
+    assert settings.metanet_config == {
+        "width": 24,
+        "graph_every": 8,
+        "layers": 2,
+        "d_out": 8,
+    }
+
+
 @pytest.mark.parametrize("other", ["c10-32", "cnn-gn-c16", "siren-rgb", "mlp-small-m7"])
 def test_fashion_mnist_alone_chooses(other):
     search.Config(problems=("fm-16", "fm14-32", "fm-cnns", "vit-fm28"))
