@@ -43,7 +43,9 @@ class Stepped:
             self.params, graph=graph, weights=weights, total_steps=HORIZON
         )
         step = self.optimizer.step
-        self.step: Callable[[], object] = torch.compile(step) if compiled else step
+        self.step: Callable[[], object] = (
+            torch.compile(step) if compiled else step
+        )
         self.count = cycle(self.optimizer.learned)
 
     def seconds(self, steps: int) -> float:
@@ -66,11 +68,15 @@ def records_of(network: str, weights: str) -> Iterator[Record]:
     torch.compiler.reset()
     torch.manual_seed(0)
     model, graph = traced(network)
-    eager, compiled = (Stepped(model, graph, weights, kind) for kind in (False, True))
+    eager, compiled = (
+        Stepped(model, graph, weights, kind) for kind in (False, True)
+    )
     compiling = -eager.warmed() + compiled.warmed()
     times: list[tuple[float, float]] = []
     while sum(map(sum, times)) < SECONDS:
-        times.append((eager.seconds(eager.count), compiled.seconds(eager.count)))
+        times.append(
+            (eager.seconds(eager.count), compiled.seconds(eager.count))
+        )
     eager_ms, compiled_ms = (
         1e3 * median(one) / eager.count for one in zip(*times, strict=True)
     )

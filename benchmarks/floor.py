@@ -10,7 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-WIDTH, COLUMNS = 32, (2048, 8192)  # of a metanet, and elements that stay in a cache
+WIDTH, COLUMNS = (
+    32,
+    (2048, 8192),
+)  # of a metanet, and elements that stay in a cache
 LONG = 1 << 26  # numbers of a tensor that is in no cache
 REPETITIONS = 20
 
@@ -33,7 +36,9 @@ def measured() -> Machine:
         weight = torch.randn(WIDTH, WIDTH)
         values = torch.randn(WIDTH, columns)
         out = torch.empty(WIDTH, columns)
-        seconds = _fastest(lambda w=weight, x=values, o=out: torch.mm(w, x, out=o))
+        seconds = _fastest(
+            lambda w=weight, x=values, o=out: torch.mm(w, x, out=o)
+        )
         rates.append(2 * WIDTH * WIDTH * columns / seconds)
     source = torch.ones(LONG)
     target = torch.empty(LONG)

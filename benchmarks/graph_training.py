@@ -43,7 +43,9 @@ class EdgeListPNA(nn.Module):
     Shapes: nodes (b * n, width), edges (b * e, width) -> (b * n, width).
     """
 
-    def __init__(self, graph: NeuralGraph, copies: int, width: int, rounds: int):
+    def __init__(
+        self, graph: NeuralGraph, copies: int, width: int, rounds: int
+    ):
         super().__init__()
         edges = to_edge_list(graph)
         count = sum(group.size for group in graph.groups)
@@ -85,7 +87,9 @@ def steps(
     head = nn.Linear(width, 10)
     edge_count = theirs.index.shape[1] // 2
     values = torch.randn(edge_count, 17)
-    nodes = torch.randn(copies * sum(group.size for group in graph.groups), width)
+    nodes = torch.randn(
+        copies * sum(group.size for group in graph.groups), width
+    )
 
     def our_step() -> None:
         ours(stack).square().mean().backward()
@@ -112,7 +116,9 @@ def measure(
                 start = process_time()
                 step()
                 times[name].append(process_time() - start)
-    speeds = {name: copies / median(some[WARM_UP:]) for name, some in times.items()}
+    speeds = {
+        name: copies / median(some[WARM_UP:]) for name, some in times.items()
+    }
     found = {
         "copies": copies,
         "width": width,
@@ -125,10 +131,15 @@ def measure(
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--copies", nargs="+", type=int, default=[16, 32, 64], help="networks of a step"
+        "--copies",
+        nargs="+",
+        type=int,
+        default=[16, 32, 64],
+        help="networks of a step",
     )
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
@@ -138,14 +149,20 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="ng-gnn's step, which takes a minute or two at first",
     )
-    parser.add_argument("--output", type=Path, help="a JSON file for the records")
+    parser.add_argument(
+        "--output", type=Path, help="a JSON file for the records"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     keep_freed_memory()
     records = []
     for copies in tqdm(options.copies, unit="size"):
         record = measure(
-            copies, options.width, options.rounds, options.repeats, options.compiled
+            copies,
+            options.width,
+            options.rounds,
+            options.repeats,
+            options.compiled,
         )
         ours = record["ng-gnn"]
         theirs = record["PNAConv"]

@@ -61,7 +61,10 @@ LABELS: dict[str, Labels] = {
     "efficientnet_b0": (
         (r"classifier\.1\.weight", "output"),
         (r"classifier\.1\.bias|.*\.fc[12]\.bias", "bias"),
-        (r".*\.fc[12]\.weight|features\.\d(\.\d\.block\.\d)?\.0\.weight", "matrix"),
+        (
+            r".*\.fc[12]\.weight|features\.\d(\.\d\.block\.\d)?\.0\.weight",
+            "matrix",
+        ),
         (r"features\.\d(\.\d\.block\.\d)?\.1\.(weight|bias)", "norm"),
     ),
     "convnext_tiny": (
@@ -87,7 +90,10 @@ LABELS: dict[str, Labels] = {
     "swin_t": (
         (r"head\.weight", "output"),
         (r".*\.relative_position_bias_table", "other"),
-        (r"(.*\.)?norm[12]?\.(weight|bias)|features\.0\.2\.(weight|bias)", "norm"),
+        (
+            r"(.*\.)?norm[12]?\.(weight|bias)|features\.0\.2\.(weight|bias)",
+            "norm",
+        ),
         (
             r".*\.(qkv|proj|mlp\.[03]|reduction)\.weight|features\.0\.0\.weight",
             "matrix",
@@ -107,7 +113,10 @@ LABELS: dict[str, Labels] = {
             r"conv[15]\.0\.weight|.*\.branch1\.[02]\.weight|.*\.branch2\.[035]\.weight",
             "matrix",
         ),
-        (r"conv[15]\.1\..*|.*\.branch1\.[13]\..*|.*\.branch2\.[146]\..*", "norm"),
+        (
+            r"conv[15]\.1\..*|.*\.branch1\.[13]\..*|.*\.branch2\.[146]\..*",
+            "norm",
+        ),
     ),
     "googlenet": (
         (r"fc\.weight|aux[12]\.fc2\.weight", "output"),
@@ -175,20 +184,25 @@ def network(name: str) -> tuple[nn.Module, Any]:
 def label(network: str, parameter: str) -> str:
     """The role of a parameter by hand."""
     return next(
-        role for pattern, role in LABELS[network] if re.fullmatch(pattern, parameter)
+        role
+        for pattern, role in LABELS[network]
+        if re.fullmatch(pattern, parameter)
     )
 
 
 def right(labels: Iterable[str], roles: Iterable[ParameterRole]) -> int:
     return sum(
-        by_hand == role.role for by_hand, role in zip(labels, roles, strict=True)
+        by_hand == role.role
+        for by_hand, role in zip(labels, roles, strict=True)
     )
 
 
 def measure(name: str) -> Record:
     """The record of one network; `apart` is how many matrices the trace keeps apart."""
     model, example = network(name)
-    labels = [label(name, parameter) for parameter, _ in model.named_parameters()]
+    labels = [
+        label(name, parameter) for parameter, _ in model.named_parameters()
+    ]
     graph = build_graph(model, example)
     start = perf_counter()
     traced = roles_of(graph)
@@ -197,9 +211,13 @@ def measure(name: str) -> Record:
         "network": name,
         "parameters": len(labels),
         "traced": right(labels, traced),
-        "named": right(labels, parameter_roles(model.named_parameters()).values()),
+        "named": right(
+            labels, parameter_roles(model.named_parameters()).values()
+        ),
         "unnamed": right(labels, parameter_roles(model.parameters()).values()),
-        "apart": sum(block.view.shape[0] for role in traced for block in role.blocks),
+        "apart": sum(
+            block.view.shape[0] for role in traced for block in role.blocks
+        ),
         "roles_ms": 1000 * seconds,
     }
 
@@ -209,7 +227,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     names = (*FAMILIES, *TRANSFORMERS)
     parser.add_argument("--networks", nargs="+", choices=names, default=names)
-    parser.add_argument("--output", type=Path, help="a JSON file for the records")
+    parser.add_argument(
+        "--output", type=Path, help="a JSON file for the records"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     records = [measure(name) for name in tqdm(options.networks, unit="network")]

@@ -56,7 +56,8 @@ LATE = 500  # steps behind a parameter when bases are renewed as seldom as they 
 def _torchvision(name: str) -> tuple[nn.Module, Any]:
     import torchvision
 
-    return torchvision.models.get_model(name, weights=None), torch.randn(2, 3, 224, 224)
+    model = torchvision.models.get_model(name, weights=None)
+    return model, torch.randn(2, 3, 224, 224)
 
 
 def _problem(name: str) -> tuple[nn.Module, Any]:
@@ -64,7 +65,11 @@ def _problem(name: str) -> tuple[nn.Module, Any]:
 
 
 def mlp(width: int) -> tuple[nn.Module, Any]:
-    layers = [layer for _ in range(3) for layer in (nn.Linear(width, width), nn.ReLU())]
+    layers = [
+        layer
+        for _ in range(3)
+        for layer in (nn.Linear(width, width), nn.ReLU())
+    ]
     return nn.Sequential(*layers), torch.randn(2, width)
 
 
@@ -89,7 +94,9 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "default, horizon": lambda model: NGOptimizer(
         model.parameters(), model=model, total_steps=HORIZON
     ),
-    "ff": lambda model: NGOptimizer(model.parameters(), model=model, weights="ff"),
+    "ff": lambda model: NGOptimizer(
+        model.parameters(), model=model, weights="ff"
+    ),
     "ng-gnn": lambda model: NGOptimizer(
         model.parameters(), model=model, weights="ng-gnn"
     ),
@@ -99,7 +106,9 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 class Training:
     """One model in training, step by step."""
 
-    def __init__(self, problem: Problem, make: Callable[[nn.Module], Optimizer]):
+    def __init__(
+        self, problem: Problem, make: Callable[[nn.Module], Optimizer]
+    ):
         self.problem = problem
         self.model = problem.init(0)
         self.optimizer = make(self.model)
@@ -119,7 +128,9 @@ class Training:
 def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
     """Records of all optimizers on a problem; `ratio` is that of medians to fused AdamW's."""
     problem = load_problem(name)
-    trainings = {key: Training(problem, make) for key, make in OPTIMIZERS.items()}
+    trainings = {
+        key: Training(problem, make) for key, make in OPTIMIZERS.items()
+    }
     times: dict[str, list[tuple[float, float]]] = {key: [] for key in trainings}
     order = list(trainings)
     for number in tqdm(range(skip + steps), desc=name, unit="step"):
@@ -127,10 +138,14 @@ def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
             times[key].append(trainings[key].step(number))
         order = [*order[1:], order[0]]
     model = trainings["adamw"].model
-    records = [_record(name, model, key, times[key][skip:]) for key in trainings]
+    records = [
+        _record(name, model, key, times[key][skip:]) for key in trainings
+    ]
     for record in records:
         record["ratio"] = record["step_ms"] / records[0]["step_ms"]
-        record["fastest_ratio"] = record["fastest_ms"] / records[0]["fastest_ms"]
+        record["fastest_ratio"] = (
+            record["fastest_ms"] / records[0]["fastest_ms"]
+        )
     return records
 
 
@@ -240,7 +255,9 @@ def moved_bytes(n: int, kept: float) -> float:
     return 4 * n * (1 + 2 + 2 * kept)
 
 
-def _first_step(optimizer: Optimizer, params: list[nn.Parameter]) -> tuple[float, int]:
+def _first_step(
+    optimizer: Optimizer, params: list[nn.Parameter]
+) -> tuple[float, int]:
     """Seconds and extra bytes of a step; that all free memory was given back before takes time,
     too."""
     draw_gradients(params)
@@ -263,11 +280,19 @@ def state_size(
     graph: NeuralGraph, has_horizon: bool, weights: str = "default"
 ) -> float:
     """What an optimizer keeps, in float32 numbers per parameter."""
-    rule = load_pretrained(weights).bind(graph, HORIZON if has_horizon else None)
-    params = [torch.empty(spec.shape, device="meta") for spec in graph.parameters]
-    kept: list[Tensor] = [x for record in rule.init(params) for x in record.values()]
+    rule = load_pretrained(weights).bind(
+        graph, HORIZON if has_horizon else None
+    )
+    params = [
+        torch.empty(spec.shape, device="meta") for spec in graph.parameters
+    ]
+    kept: list[Tensor] = [
+        x for record in rule.init(params) for x in record.values()
+    ]
     return (
-        sum(x.numel() * x.itemsize for x in kept) / torch.float32.itemsize / graph.numel
+        sum(x.numel() * x.itemsize for x in kept)
+        / torch.float32.itemsize
+        / graph.numel
     )
 
 
@@ -275,20 +300,33 @@ def main(arguments: list[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--problems", nargs="*", default=PROBLEMS)
-    parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=LARGE)
-    parser.add_argument("--widths", nargs="*", type=int, default=[], help="of an MLP")
     parser.add_argument(
-        "--weights", nargs="*", default=["default"], help="of networks and widths"
+        "--networks", nargs="*", choices=NETWORKS, default=LARGE
+    )
+    parser.add_argument(
+        "--widths", nargs="*", type=int, default=[], help="of an MLP"
+    )
+    parser.add_argument(
+        "--weights",
+        nargs="*",
+        default=["default"],
+        help="of networks and widths",
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=200, help="that count")
     parser.add_argument(
         "--skip", type=int, default=100, help="steps before those that count"
     )
-    parser.add_argument("--output", type=Path, help="a JSON file for the records")
+    parser.add_argument(
+        "--output", type=Path, help="a JSON file for the records"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    found: dict[str, list[Record]] = {"problems": [], "networks": [], "widths": []}
+    found: dict[str, list[Record]] = {
+        "problems": [],
+        "networks": [],
+        "widths": [],
+    }
     for kind, records in _all_records(options):
         found[kind] += records
         write(options.output, **found)
@@ -297,7 +335,9 @@ def main(arguments: list[str] | None = None) -> None:
         draw(found["widths"], options.output.with_suffix(".png"))
 
 
-def _all_records(options: argparse.Namespace) -> Iterator[tuple[str, list[Record]]]:
+def _all_records(
+    options: argparse.Namespace,
+) -> Iterator[tuple[str, list[Record]]]:
     """Kinds and records, as soon as they are there."""
     for name in options.problems:
         yield "problems", whole_steps(name, options.steps, options.skip)
@@ -313,7 +353,9 @@ def measured(
     networks: Iterable[str], weights: Sequence[str], threads: int
 ) -> Iterator[Record]:
     """Records of all pairs, each from a process of its own."""
-    pairs = [(network, some, threads) for network in networks for some in weights]
+    pairs = [
+        (network, some, threads) for network in networks for some in weights
+    ]
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         tasks = [pool.apply_async(network_steps, pair) for pair in pairs]
         for task in tqdm(tasks, unit="network", disable=not tasks):
@@ -335,7 +377,11 @@ def draw(records: list[Record], path: Path) -> None:
         if own[0]["floor_ns"] is not None:
             floors = [record["floor_ns"] for record in own]
             axes.loglog(
-                sizes, floors, ":", color=line.get_color(), label=f"{name}, floor"
+                sizes,
+                floors,
+                ":",
+                color=line.get_color(),
+                label=f"{name}, floor",
             )
     axes.set_xlabel("parameters")
     axes.set_ylabel("ns per parameter and step")

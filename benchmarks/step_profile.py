@@ -65,8 +65,18 @@ def records_of(network: str, weights: str) -> Iterator[Record]:
     for kind, ns in spent.items():
         least = products if kind == "matrix products" else None
         yield {**about, "kind": kind, "ns": ns, "floor_ns": least}
-    yield {**about, "kind": "reading and writing once", "ns": None, "floor_ns": traffic}
-    yield {**about, "kind": "whole step", "ns": whole, "floor_ns": products + traffic}
+    yield {
+        **about,
+        "kind": "reading and writing once",
+        "ns": None,
+        "floor_ns": traffic,
+    }
+    yield {
+        **about,
+        "kind": "whole step",
+        "ns": whole,
+        "floor_ns": products + traffic,
+    }
 
 
 def _by_kind(call: Callable[[], object]) -> dict[str, float]:

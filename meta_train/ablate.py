@@ -28,7 +28,10 @@ PARTS: dict[str, Mapping[str, Any]] = {
     "renewal every 10 (against 50)": {"renew_every": 50},
     "Nesterov's momentum": {"nesterov": 0.0},
     "scale by fan": {"fan_exponent": 0.0},
-    "steps as shares of the weights": {"weight_exponent": 0.0, "step_size": 0.02},
+    "steps as shares of the weights": {
+        "weight_exponent": 0.0,
+        "step_size": 0.02,
+    },
     "weight decay": {"weight_decay": 0.0},
     "warm-up": {"warmup": 0.001},
     "damping (against 1e-8)": {"epsilon": 1e-8},
@@ -71,15 +74,21 @@ def run(config: Config) -> None:
         ]
         for part, found in worth.items()
     ]
-    write_json(folder / "ablation.json", {"config": asdict(config), "worth": worth})
-    (folder / "ablation.md").write_text("\n".join(markdown(header, body)) + "\n")
+    write_json(
+        folder / "ablation.json", {"config": asdict(config), "worth": worth}
+    )
+    (folder / "ablation.md").write_text(
+        "\n".join(markdown(header, body)) + "\n"
+    )
     print("\n".join(align(header, body)))
     print(
         "Rise of the log of the validation loss without the part; more is better for the part."
     )
 
 
-def losses_without(without: list[Record], whole: list[Record]) -> dict[str, float]:
+def losses_without(
+    without: list[Record], whole: list[Record]
+) -> dict[str, float]:
     """By problem, how much the log of the validation loss rises without a part."""
     return gains(whole, without)
 

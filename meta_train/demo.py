@@ -22,7 +22,13 @@ from tasks.common.text_tables import align
 PROBLEM = "fm-16"
 # The best of each grid on this problem: python -m meta_train.leaderboard --problems fm-16
 TUNED = {"Adam": ("adam-cosine", 0.04), "Muon": ("muon-cosine", 0.05)}
-HEADER = ["optimizer", "test accuracy %", "train loss", "seconds", "optimizer ms/step"]
+HEADER = [
+    "optimizer",
+    "test accuracy %",
+    "train loss",
+    "seconds",
+    "optimizer ms/step",
+]
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,9 @@ def demo(config: Config) -> dict[str, Record]:
     learned = load_optimizer(config.weights)
     size = (config.seed, config.steps, "evaluation", max(config.steps // 20, 1))
     runs = {
-        f"{name} (tuned: lr {lr:g}, cosine)": Run(PROBLEM, optimizer, lr, None, *size)
+        f"{name} (tuned: lr {lr:g}, cosine)": Run(
+            PROBLEM, optimizer, lr, None, *size
+        )
         for name, (optimizer, lr) in TUNED.items()
     }
     label = "NGOptimizer (untuned)"
@@ -81,12 +89,18 @@ def run(config: Config) -> None:
     records = demo(config)
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results.json", {"config": asdict(config), "records": records})
+    write_json(
+        folder / "results.json", {"config": asdict(config), "records": records}
+    )
     picture = folder / "curves.png"
     groups = {label: [record] for label, record in records.items()}
     *_, ours = groups
     plot_curves(picture, f"{PROBLEM}, seed {config.seed}", groups, ours)
-    print("\n".join(["", *align(HEADER, [cells(*item) for item in records.items()])]))
+    print(
+        "\n".join(
+            ["", *align(HEADER, [cells(*item) for item in records.items()])]
+        )
+    )
     print(f"\nThe loss and accuracy curves are in {picture}.")
 
 

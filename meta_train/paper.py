@@ -9,7 +9,13 @@ from meta_train import leaderboard
 from meta_train.leaderboard import OURS, Leaderboard, compare
 from meta_train.optimizers import OPEN
 
-BASELINES = ("adam", "adam-cosine", "schedule-free", "muon-cosine", "soap-cosine")
+BASELINES = (
+    "adam",
+    "adam-cosine",
+    "schedule-free",
+    "muon-cosine",
+    "soap-cosine",
+)
 FIVE = ("ff", "lstm", "nfn", "ng-gnn", "ng-t")
 # as in the paper, where they do not know how long a training is
 FIVE_OPEN = tuple(name + OPEN for name in FIVE)
@@ -45,5 +51,7 @@ def comparison(config: Config) -> Leaderboard:
     Raises ValueError if an optimizer is unknown, before anything runs.
     """
     return compare(
-        leaderboard.Config(problems=("paper",), curve_split="test", **vars(config))
+        leaderboard.Config(
+            problems=("paper",), curve_split="test", **vars(config)
+        )
     )

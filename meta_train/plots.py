@@ -48,7 +48,9 @@ def plot_curves(
         axes.set_axisbelow(True)
     columns = min(len(groups), 4)
     figure.legend(
-        *right.get_legend_handles_labels(), loc="outside lower center", ncols=columns
+        *right.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
     )
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
@@ -85,7 +87,9 @@ def _has_accuracy(records: Sequence[Record]) -> bool:
 def _label_training(axes: Axes, groups: Groups) -> None:
     record = next(iter(groups.values()))[0]
     axes.set_ylabel(f"training loss, mean of {record['losses_every']} steps")
-    first = [record["losses"][0] for records in groups.values() for record in records]
+    first = [
+        record["losses"][0] for records in groups.values() for record in records
+    ]
     _scale_loss(axes, first)
 
 
@@ -96,7 +100,9 @@ def _label_curves(axes: Axes, groups: Groups) -> None:
         return
     axes.set_ylabel(f"{split} loss")
     first = [
-        record["curve"]["loss"][0] for records in groups.values() for record in records
+        record["curve"]["loss"][0]
+        for records in groups.values()
+        for record in records
     ]
     _scale_loss(axes, first)
 

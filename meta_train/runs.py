@@ -123,7 +123,9 @@ def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
     """
     spec = load_optimizer(run.optimizer)
     if spec.weights != run.weights:
-        expected = f"expected weights {run.weights}; got {spec.weights} (SHA-256)"
+        expected = (
+            f"expected weights {run.weights}; got {spec.weights} (SHA-256)"
+        )
         message = f"optimizer '{run.optimizer}': {expected}"
         raise ValueError(message)
     training = _Training(run, load_problem(run.problem), spec)
@@ -151,7 +153,9 @@ def execute(
     """
     folder.mkdir(parents=True, exist_ok=True)
     records = read_records(folder, runs)
-    digests = {name: problem_digest(name) for name in {run.problem for run in runs}}
+    digests = {
+        name: problem_digest(name) for name in {run.problem for run in runs}
+    }
     pending = [
         run
         for run in runs
@@ -186,7 +190,9 @@ def read_records(folder: Path, runs: Iterable[Run]) -> dict[Run, Record]:
         if record is not None
     }
     # records from before a field was there have its default
-    return {run: {**record, "run": asdict(run)} for run, record in found.items()}
+    return {
+        run: {**record, "run": asdict(run)} for run, record in found.items()
+    }
 
 
 @cache
@@ -200,7 +206,9 @@ def problem_digest(name: str) -> str | None:
     problem = load_problem(name)
     model, batch = problem.init(0), problem.batch(0, 0)
     shapes = [(key, list(p.shape)) for key, p in model.named_parameters()]
-    sizes = [list(x.shape) for x in tree_leaves(batch) if isinstance(x, torch.Tensor)]
+    sizes = [
+        list(x.shape) for x in tree_leaves(batch) if isinstance(x, torch.Tensor)
+    ]
     with seeded(0), torch.no_grad():
         loss = problem.loss(model, batch).item()
     told = json.dumps([shapes, sizes, problem.steps, f"{loss:.3g}"])
@@ -223,13 +231,17 @@ class _Training:
     def __init__(self, run: Run, problem: Problem, spec: OptimizerSpec):
         self.run, self.problem = run, problem
         self.model = problem.init(run.seed)
-        self.optimizer, self.scheduler = spec.build(self.model, run.lr, run.steps)
+        self.optimizer, self.scheduler = spec.build(
+            self.model, run.lr, run.steps
+        )
 
     def step(self, number: int) -> Step:
         start = perf_counter()
         batch = self.problem.batch(self.run.seed, number)
         self.optimizer.zero_grad()
-        with seeded(self.run.seed, 2, number):  # dropout, as in meta_train.unroll
+        with seeded(
+            self.run.seed, 2, number
+        ):  # dropout, as in meta_train.unroll
             loss = self.problem.loss(self.model, batch)
         loss.backward()
         middle = perf_counter()
@@ -259,11 +271,15 @@ class _Training:
     @torch.no_grad()
     def _renew_statistics(self) -> None:
         """Lets BatchNorm see the averaged weights, as schedule-free's authors ask for."""
-        if not any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+        if not any(
+            isinstance(module, _BatchNorm) for module in self.model.modules()
+        ):
             return
         with seeded(self.run.seed, 5):
             for number in range(STATISTICS_BATCHES):
-                self.problem.loss(self.model, self.problem.batch(self.run.seed, number))
+                self.problem.loss(
+                    self.model, self.problem.batch(self.run.seed, number)
+                )
 
 
 def _add_point(curve: dict[str, list], step: int, training: _Training) -> None:
@@ -273,7 +289,9 @@ def _add_point(curve: dict[str, list], step: int, training: _Training) -> None:
     curve["accuracy"].append(metrics.accuracy)
 
 
-def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> Record:
+def _record(
+    training: _Training, steps: list[Step], curve: dict[str, list]
+) -> Record:
     losses = [step.loss for step in steps]
     last = losses[-TRAIN_LOSS_STEPS:]
     every = max(1, len(losses) // LOSS_POINTS)
@@ -304,7 +322,10 @@ def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> R
 
 def _stretches(values: list[float], length: int) -> Iterator[list[float]]:
     """Consecutive parts of a list; the last may be shorter."""
-    return (values[start : start + length] for start in range(0, len(values), length))
+    return (
+        values[start : start + length]
+        for start in range(0, len(values), length)
+    )
 
 
 def _parse(line: str) -> Record | None:
@@ -346,14 +367,14 @@ def _execute_in_processes(
     )
     bar.set_description(", ".join(map(str, pending[:processes])))
     try:
-        futures = {pool.submit(_train_and_append, run, folder): run for run in pending}
+        futures = {
+            pool.submit(_train_and_append, run, folder): run for run in pending
+        }
         for future in as_completed(futures):
             future.result()
             bar.update()
             # The pool also calls the next in line running, hence the cut.
-            running = [str(run) for f, run in futures.items() if f.running()][
-                :processes
-            ]
-            bar.set_description(", ".join(running))
+            running = [str(run) for f, run in futures.items() if f.running()]
+            bar.set_description(", ".join(running[:processes]))
     finally:
         pool.shutdown(cancel_futures=True)

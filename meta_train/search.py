@@ -75,7 +75,11 @@ class Config:
 
 def check_fashion(problems: Sequence[str]) -> None:
     """Raises ValueError for problems of other data than FashionMNIST, which alone chooses."""
-    odd = [name for name in problems if ":" not in name and not FASHION.search(name)]
+    odd = [
+        name
+        for name in problems
+        if ":" not in name and not FASHION.search(name)
+    ]
     if odd:
         raise ValueError(
             f"problems: expected those of FashionMNIST, which alone chooses; got {odd}"
@@ -86,7 +90,11 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
     """How a trial meta-trains."""
     known = vars(METANETS[config.metanet].Config())
     sizes = dict(config.metanet_config)
-    for key, choices in (("width", WIDTHS), ("layers", LAYERS), ("d_out", OUTPUTS)):
+    for key, choices in (
+        ("width", WIDTHS),
+        ("layers", LAYERS),
+        ("d_out", OUTPUTS),
+    ):
         if key in known and key not in sizes:
             sizes[key] = trial.suggest_categorical(key, choices)
     if config.init_from is None and "hidden" not in sizes:
@@ -104,7 +112,9 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
             "outer_steps", 10, config.most_outer_steps, log=True
         ),
         lr=trial.suggest_float("lr", *LRS, log=True),
-        weight_decay=trial.suggest_float("weight_decay", *WEIGHT_DECAYS, log=True),
+        weight_decay=trial.suggest_float(
+            "weight_decay", *WEIGHT_DECAYS, log=True
+        ),
         warmup=5,
         validate_every=10,
         metanet_config=sizes,
@@ -113,7 +123,9 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
     )
 
 
-def measured(settings: train.Config, config: Config) -> tuple[float, float | None]:
+def measured(
+    settings: train.Config, config: Config
+) -> tuple[float, float | None]:
     """Validation accuracy of what a trial makes, and its output gain; 0 if all diverged."""
     train.run(settings)
     folder = Path(settings.folder)
@@ -168,7 +180,12 @@ def write_best(config: Config, study: optuna.Study) -> Path:
 def _cells(trial: Any) -> list[str]:
     gain = trial.user_attrs["gain"]
     shown = "diverged" if gain is None else f"{gain:g}"
-    return [str(trial.number), f"{100 * trial.value:.2f}", shown, _text(trial.params)]
+    return [
+        str(trial.number),
+        f"{100 * trial.value:.2f}",
+        shown,
+        _text(trial.params),
+    ]
 
 
 def _text(numbers: Mapping[str, float]) -> str:
@@ -178,7 +195,10 @@ def _text(numbers: Mapping[str, float]) -> str:
 def run(config: Config) -> None:
     study = search(config)
     path = write_best(config, study)
-    body = [_cells(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    body = [
+        _cells(trial)
+        for trial in study.get_trials(states=(TrialState.COMPLETE,))
+    ]
     print("\n".join(align(HEADER, body)))
     print(
         f"\nBest: trial {study.best_trial.number}, {100 * study.best_value:.2f} %. Written to "

@@ -26,9 +26,12 @@ class Stack(Optimizees):
     def __init__(self, optimizees: Sequence[Optimizee]):
         first = optimizees[0]
         shapes = [
-            [p.shape for p in optimizee.model.parameters()] for optimizee in optimizees
+            [p.shape for p in optimizee.model.parameters()]
+            for optimizee in optimizees
         ]
-        odd = next((i for i, own in enumerate(shapes) if own != shapes[0]), None)
+        odd = next(
+            (i for i, own in enumerate(shapes) if own != shapes[0]), None
+        )
         if odd is not None:
             raise ValueError(
                 f"Stack: optimizee {odd}: expected parameters like those of the first, "
@@ -62,7 +65,9 @@ class Stack(Optimizees):
             for optimizee, own in zip(self.optimizees, steps, strict=True)
         ]
         batch = stacked(batches)
-        axes = [None if isinstance(scale, float) else 0 for scale in self._scales]
+        axes = [
+            None if isinstance(scale, float) else 0 for scale in self._scales
+        ]
         function = torch.vmap(
             self._first.loss_of, (0, 0, axes, 0), randomness="different"
         )
@@ -83,4 +88,6 @@ def stacked(states: Sequence[State]) -> State:
 
 def unstacked(state: State, count: int) -> list[State]:
     """The inverse of `stacked`."""
-    return [tree_map(lambda values, i=i: values[i], state) for i in range(count)]
+    return [
+        tree_map(lambda values, i=i: values[i], state) for i in range(count)
+    ]

@@ -34,7 +34,13 @@ from meta_train.weighted import trained_metanet
 from meta_train.worker import Result, UnrollConfig, Worker
 from ngopt.pretrained import save_pretrained
 from tasks.common import cli
-from tasks.common.distributed import RankLost, Ranks, device_of, joined, on_ranks
+from tasks.common.distributed import (
+    RankLost,
+    Ranks,
+    device_of,
+    joined,
+    on_ranks,
+)
 from tasks.common.random import derive_seed
 from tasks.common.settings import check_counts, named_settings
 
@@ -115,7 +121,9 @@ class Config:
     def __post_init__(self) -> None:
         check_counts(self, *AT_LEAST_ONE)
         if not 0 <= self.average < 1:
-            raise ValueError(f"average: expected a decay in [0, 1); got {self.average}")
+            raise ValueError(
+                f"average: expected a decay in [0, 1); got {self.average}"
+            )
         if self.estimator == "es" and self.shortest is not None:
             raise ValueError(
                 f"shortest: expected none with es, whose steps are whole trainings; got "
@@ -160,7 +168,9 @@ class MetaTrainer:
         unroll_config = settings_of(config, UnrollConfig, device=self.device)
         self.worker = Worker(unroll_config, self.learned)
         self.optimizer = torch.optim.AdamW(
-            self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay
+            self.metanet.parameters(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
         )
         self.lives = Lives(settings_of(config, LifeConfig))
         self.slots = self.lives.first()
@@ -188,7 +198,9 @@ class MetaTrainer:
                 outcomes = self.step()
                 meta_loss = fmean(outcome.meta_loss for outcome in outcomes)
                 norm = fmean(outcome.norm for outcome in outcomes)
-                bar.set_postfix(meta_loss=f"{meta_loss:.3f}", norm=f"{norm:.2g}")
+                bar.set_postfix(
+                    meta_loss=f"{meta_loss:.3f}", norm=f"{norm:.2g}"
+                )
                 bar.update()
                 if live:
                     live.show_step(self.outer_step, meta_loss, norm)
@@ -214,7 +226,9 @@ class MetaTrainer:
 
     def _line(self, metrics: Metrics) -> str:
         """What is printed of a validation."""
-        found = f"outer step {self.outer_step}: validation loss {metrics.loss:.4f}"
+        found = (
+            f"outer step {self.outer_step}: validation loss {metrics.loss:.4f}"
+        )
         if metrics.accuracy is None:
             return found
         return f"{found}, accuracy {100 * metrics.accuracy:.2f} %"
@@ -225,13 +239,18 @@ class MetaTrainer:
         own = [slot for slot in self.slots if self.ranks.owns(slot.number)]
         results = self.worker.run([self.lives.job(slot) for slot in own])
         outcomes = self._shared(
-            {slot.number: result for slot, result in zip(own, results, strict=True)}
+            {
+                slot.number: result
+                for slot, result in zip(own, results, strict=True)
+            }
         )
         gradients = [o.meta_gradient for o in outcomes if o.is_usable]
         self.outer_step += 1
         if gradients:
             for group in self.optimizer.param_groups:
-                group["lr"] = config.lr * learning_rate_factor(self.outer_step, config)
+                group["lr"] = config.lr * learning_rate_factor(
+                    self.outer_step, config
+                )
             assign_gradient(self.metanet, torch.stack(gradients).mean(0))
             self.optimizer.step()
             self.mean.update_parameters(self.metanet)
@@ -239,7 +258,9 @@ class MetaTrainer:
             slot.state = result.state
         for slot, outcome in zip(self.slots, outcomes, strict=True):
             inner_loss = outcome.inner_loss if outcome.is_usable else inf
-            self.lives.advance(slot, outcome.first_loss, inner_loss, self.outer_step)
+            self.lives.advance(
+                slot, outcome.first_loss, inner_loss, self.outer_step
+            )
         return outcomes
 
     def _shared(self, own: dict[int, Result]) -> list[Outcome]:
@@ -249,7 +270,11 @@ class MetaTrainer:
         rows = torch.zeros(len(self.slots), head + count, dtype=torch.float64)
         for number, (estimate, _, first_loss) in own.items():
             gradient, is_usable = estimate.meta_gradient, usable(estimate)
-            losses = estimate.meta_loss.item(), estimate.inner_loss.item(), first_loss
+            losses = (
+                estimate.meta_loss.item(),
+                estimate.inner_loss.item(),
+                first_loss,
+            )
             numbers = [float(is_usable), *losses, gradient.norm().item()]
             rows[number, :head] = torch.tensor(numbers, dtype=torch.float64)
             if is_usable:
@@ -257,10 +282,17 @@ class MetaTrainer:
         like = next(self.metanet.parameters())
         found = []
         for row in self.ranks.summed(rows):
-            is_usable, meta_loss, inner_loss, first_loss, norm = row[:head].tolist()
+            is_usable, meta_loss, inner_loss, first_loss, norm = row[
+                :head
+            ].tolist()
             gradient = row[head:].to(like)
             outcome = Outcome(
-                bool(is_usable), meta_loss, inner_loss, first_loss, norm, gradient
+                bool(is_usable),
+                meta_loss,
+                inner_loss,
+                first_loss,
+                norm,
+                gradient,
             )
             found.append(outcome)
         return found
@@ -274,10 +306,15 @@ class MetaTrainer:
             if self.ranks.owns(k):
                 optimizee = self._validation_optimizee(k)
                 found = whole_run(
-                    optimizee, self.averaged, config.horizon, config.inner_weight_decay
+                    optimizee,
+                    self.averaged,
+                    config.horizon,
+                    config.inner_weight_decay,
                 )
                 accuracy = nan if found.accuracy is None else found.accuracy
-                rows[k] = torch.tensor([found.loss, accuracy], dtype=torch.float64)
+                rows[k] = torch.tensor(
+                    [found.loss, accuracy], dtype=torch.float64
+                )
         results = [
             Metrics(loss, None if isnan(a) else a)
             for loss, a in self.ranks.summed(rows).tolist()
@@ -292,7 +329,9 @@ class MetaTrainer:
         if metrics.loss < self.best:
             self.best = metrics.loss
             best = replace(
-                self.averaged, recipe=self.recipe(), table={"validation": record}
+                self.averaged,
+                recipe=self.recipe(),
+                table={"validation": record},
             )
             if self.ranks.is_first:
                 save_pretrained(best, self.folder / "best.safetensors")
@@ -301,12 +340,18 @@ class MetaTrainer:
     def _validation_optimizee(self, number: int) -> Optimizee:
         seed = derive_seed(self.config.seed, 11, number)
         problem = self.worker.problems[0]
-        return Optimizee(problem, seed, self.config.autocast, device=self.device)
+        return Optimizee(
+            problem, seed, self.config.autocast, device=self.device
+        )
 
     def recipe(self) -> dict[str, Any]:
         """The steps that made the weights, the last one ours."""
         config = named_settings(self.config, checkpoint.NO_MATTER)
-        stage = {"program": "meta_train.train", "outer_step": self.outer_step, **config}
+        stage = {
+            "program": "meta_train.train",
+            "outer_step": self.outer_step,
+            **config,
+        }
         return {"stages": [*self.learned.recipe["stages"], stage]}
 
     def save_checkpoint(self) -> None:
@@ -318,7 +363,9 @@ class MetaTrainer:
         states = self.ranks.gathered(own)
         if not self.ranks.is_first:
             return
-        slots = [replace(slot, state=states[slot.number]) for slot in self.slots]
+        slots = [
+            replace(slot, state=states[slot.number]) for slot in self.slots
+        ]
         state = {
             "metanet": self.metanet.state_dict(),
             "mean": self.mean.state_dict(),
@@ -345,7 +392,9 @@ class MetaTrainer:
         self.log = state["log"]
 
 
-def settings_of(config: Config, kind: type[Settings], **others: Any) -> Settings:
+def settings_of(
+    config: Config, kind: type[Settings], **others: Any
+) -> Settings:
     """The fields of some settings that have the same names; others: those that have not."""
     names = [one.name for one in fields(kind) if one.name not in others]  # pyright: ignore
     return kind(**{name: getattr(config, name) for name in names}, **others)
@@ -355,7 +404,9 @@ def learning_rate_factor(step: int, config: Config) -> float:
     """Linear warm-up, then half a cosine from 1 to 0.01."""
     if step <= config.warmup:
         return step / config.warmup
-    progress = (step - config.warmup) / max(config.outer_steps - config.warmup, 1)
+    progress = (step - config.warmup) / max(
+        config.outer_steps - config.warmup, 1
+    )
     return 0.01 + 0.99 * 0.5 * (1 + cos(pi * progress))
 
 

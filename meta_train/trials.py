@@ -17,7 +17,9 @@ from optuna.trial import TrialState
 from tasks.common.settings import differences
 
 
-def open_study(folder: Path, name: str, settings: Mapping[str, Any]) -> optuna.Study:
+def open_study(
+    folder: Path, name: str, settings: Mapping[str, Any]
+) -> optuna.Study:
     """The study in a folder's journal, begun if there is none; higher values are better.
 
     settings: all that its values depend on. Raises ValueError if it was begun with others.
@@ -35,7 +37,9 @@ def open_study(folder: Path, name: str, settings: Mapping[str, Any]) -> optuna.S
     if known is None:
         study.set_user_attr("settings", dict(settings))
     elif told := differences(known, settings):
-        raise ValueError(f"folder '{folder}': begun with other settings: {told}")
+        raise ValueError(
+            f"folder '{folder}': begun with other settings: {told}"
+        )
     return study
 
 
@@ -78,7 +82,14 @@ def _lock(folder: Path, number: int) -> FileLock:
 def write_trials(folder: Path, study: optuna.Study) -> None:
     """Writes `trials.json`, a line for every trial."""
     lines = [
-        {"trial": t.number, "score": t.value, "numbers": t.params, **t.user_attrs}
+        {
+            "trial": t.number,
+            "score": t.value,
+            "numbers": t.params,
+            **t.user_attrs,
+        }
         for t in study.trials
     ]
-    (folder / "trials.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (folder / "trials.json").write_text(
+        "\n".join(map(json.dumps, lines)) + "\n"
+    )

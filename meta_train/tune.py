@@ -29,7 +29,9 @@ from tasks.common import cli
 from tasks.common.settings import named_settings
 from tasks.common.text_tables import align
 
-FIRST_SEED = 2_000_000  # apart from the seeds of evaluation and of baselines' tuning
+FIRST_SEED = (
+    2_000_000  # apart from the seeds of evaluation and of baselines' tuning
+)
 
 # Settings on which no trial depends.
 NO_MATTER = "trials", "folder", "processes"
@@ -95,7 +97,9 @@ def search(config: Config) -> optuna.Study:
     """Makes the trials that are missing; the study with all of them."""
     folder = Path(config.folder)
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
-    setting = Setting(problem_names(config.problems), seeds, folder, config.processes)
+    setting = Setting(
+        problem_names(config.problems), seeds, folder, config.processes
+    )
     references = setting.measure({"start": {}})["start"]
     study = _study(config, folder)
 
@@ -137,7 +141,9 @@ def write_best(config: Config, study: optuna.Study) -> Path:
     }
     base = Soap(replace(SoapConfig(), **best.params))
     path = folder / "best.safetensors"
-    save_pretrained(LearnedOptimizer(base=base, recipe={"stages": [stage]}), path)
+    save_pretrained(
+        LearnedOptimizer(base=base, recipe={"stages": [stage]}), path
+    )
     return path
 
 

@@ -65,11 +65,15 @@ class Optimizees(ABC):
         """Loss, gradients (None for a parameter without one)
         and new buffers at the current step."""
         params = [
-            p if create_graph and p.requires_grad else p.detach().requires_grad_()
+            p
+            if create_graph and p.requires_grad
+            else p.detach().requires_grad_()
             for p in inner.params
         ]
         # of the fused kernels of attention there are no second derivatives
-        kernels = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
+        kernels = (
+            sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
+        )
         with torch.enable_grad(), kernels:
             loss, buffers = self.loss(params, inner.buffers, inner.step)
             # optimizees of a stack do not meet, so the gradient of the sum is that of each
@@ -120,9 +124,14 @@ class Optimizee(Optimizees):
         """The inner training before its first step."""
         rows = zip(self.model.parameters(), self.scales, strict=True)
         params = [p.detach() / s for p, s in rows]
-        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
+        buffers = {
+            name: b.detach().clone() for name, b in self.model.named_buffers()
+        }
         return Inner(
-            params, buffers, rule.init(params), torch.zeros((), dtype=torch.int64)
+            params,
+            buffers,
+            rule.init(params),
+            torch.zeros((), dtype=torch.int64),
         )
 
     def loss(
@@ -131,7 +140,10 @@ class Optimizee(Optimizees):
         batch = self.batch(step)
         layout = nullcontext()
         if self._is_convolutional:
-            (params, batch), layout = channels_last((params, batch)), ChannelsLast()
+            (params, batch), layout = (
+                channels_last((params, batch)),
+                ChannelsLast(),
+            )
         with self.randomness(step), layout:
             return self.loss_of(params, buffers, self.scales, batch)
 
@@ -146,7 +158,9 @@ class Optimizee(Optimizees):
         buffers = {name: b.clone() for name, b in buffers.items()}
         used = zip(self.names, _used(params, scales), strict=True)
         tensors = {f"model.{n}": t for n, t in [*used, *buffers.items()]}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.autocast
+        ):
             loss = functional_call(self._objective, tensors, (batch,))
         return loss.float() if self.autocast else loss, buffers
 
@@ -159,13 +173,18 @@ class Optimizee(Optimizees):
         return seeded(self.seed, 2, int(step))
 
     def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, 8, int(step)))
-        return torch.randn(size, generator=generator, dtype=dtype).to(self.device)
+        generator = torch.Generator().manual_seed(
+            derive_seed(self.seed, 8, int(step))
+        )
+        noise = torch.randn(size, generator=generator, dtype=dtype)
+        return noise.to(self.device)
 
     def model_at(self, inner: Inner) -> nn.Module:
         """The module with an inner training's parameters and buffers, in evaluation mode."""
         model = copy.deepcopy(self.model)
-        used = dict(zip(self.names, _used(inner.params, self.scales), strict=True))
+        used = dict(
+            zip(self.names, _used(inner.params, self.scales), strict=True)
+        )
         model.load_state_dict({**used, **inner.buffers}, strict=False)
         return model.eval()
 
@@ -183,11 +202,15 @@ def apply_update(
 
 
 def moved(
-    inner: Inner, deltas: Sequence[Tensor | None], state: list[Record], buffers: Buffers
+    inner: Inner,
+    deltas: Sequence[Tensor | None],
+    state: list[Record],
+    buffers: Buffers,
 ) -> Inner:
     """The inner training after an update."""
     params = [
-        p if d is None else p + d for p, d in zip(inner.params, deltas, strict=True)
+        p if d is None else p + d
+        for p, d in zip(inner.params, deltas, strict=True)
     ]
     return Inner(params, buffers, state, inner.step + 1)
 
@@ -224,12 +247,18 @@ def whole_run(
     """Validation metrics after a whole inner training."""
     rule = learned.bind(optimizee.graph, steps)
     inner, _ = unroll(
-        optimizee, optimizee.start(rule), rule, steps, optimizee.hyper(weight_decay)
+        optimizee,
+        optimizee.start(rule),
+        rule,
+        steps,
+        optimizee.hyper(weight_decay),
     )
     return optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
 
 
-def _used(params: Sequence[Tensor], scales: Sequence[float | Tensor]) -> list[Tensor]:
+def _used(
+    params: Sequence[Tensor], scales: Sequence[float | Tensor]
+) -> list[Tensor]:
     """What the network uses."""
     rows = zip(params, scales, strict=True)
     return [p if isinstance(s, float) and s == 1 else s * p for p, s in rows]

@@ -53,12 +53,16 @@ class WeightedRule:
         in_place: bool = False,
     ) -> Iterator[Change]:
         if not self.count:
-            deltas, new = self._updated(self._weights, grads, state, params, hyper)
+            deltas, new = self._updated(
+                self._weights, grads, state, params, hyper
+            )
         else:
             deltas, new = self._updated_stack(grads, state, params, hyper)
         rows = enumerate(zip(deltas, new, strict=True))
         return (
-            Change(i, delta, record) for i, (delta, record) in rows if delta is not None
+            Change(i, delta, record)
+            for i, (delta, record) in rows
+            if delta is not None
         )
 
     def may_be_traced(
@@ -74,7 +78,9 @@ class WeightedRule:
         params: Sequence[Tensor],
         hyper: Hyper,
     ) -> tuple[Deltas, list[Record]]:
-        return functional_call(self._function, weights, (grads, state, params, hyper))
+        return functional_call(
+            self._function, weights, (grads, state, params, hyper)
+        )
 
     def _updated_stack(
         self,
@@ -86,7 +92,9 @@ class WeightedRule:
         """`_updated` of all optimizees; vmap takes tensors alone, so absent ones stay outside."""
         present = [i for i, grad in enumerate(grads) if grad is not None]
         before = [self._as_given(record) for record in state]
-        in_dims = [{key: self._axis(key) for key in record} for record in before]
+        in_dims = [
+            {key: self._axis(key) for key in record} for record in before
+        ]
 
         def one(weights: Any, given: Any, state: Any, params: Any) -> Any:
             own: Deltas = [None] * len(params)
@@ -95,7 +103,12 @@ class WeightedRule:
             deltas, new = self._updated(weights, own, state, params, hyper)
             return [deltas[i] for i in present], new
 
-        values = self._weights, [grads[i] for i in present], before, list(params)
+        values = (
+            self._weights,
+            [grads[i] for i in present],
+            before,
+            list(params),
+        )
         if not torch.is_grad_enabled():
             values = tree_map(Tensor.detach, values)
         # vmap follows the way that is differentiated, also where nothing asks for derivatives
@@ -137,13 +150,17 @@ class _Function(nn.Module):
 def trained_metanet(learned: LearnedOptimizer) -> Metanet:
     """What is trained. Raises ValueError if there is no metanet."""
     if learned.metanet is None:
-        raise ValueError("meta-training: expected a metanet; got a base rule alone")
+        raise ValueError(
+            "meta-training: expected a metanet; got a base rule alone"
+        )
     return learned.metanet
 
 
 def asks_for_step(learned: LearnedOptimizer) -> bool:
     """Whether an update depends on how many there were before."""
-    return learned.cooldown is not None or trained_metanet(learned).graph_every > 1
+    return (
+        learned.cooldown is not None or trained_metanet(learned).graph_every > 1
+    )
 
 
 def as_weights(vector: Tensor, metanet: Metanet) -> list[Tensor]:

@@ -147,14 +147,18 @@ class Worker:
 
     def optimizee(self, seed: int) -> Optimizee:
         problem, config = self.problems[self._problem(seed)], self.config
-        return Optimizee(problem, seed, config.autocast, config.scaling, config.device)
+        return Optimizee(
+            problem, seed, config.autocast, config.scaling, config.device
+        )
 
     def unroll(self, jobs: Sequence[Job]) -> list[Result]:
         """One truncation of optimizees that are alike."""
         optimizees = [self._optimizees[job.seed] for job in jobs]
         rows = list(zip(jobs, optimizees, strict=True))
         first_losses = [
-            self.first_loss(optimizee) if job.first_loss is None else job.first_loss
+            self.first_loss(optimizee)
+            if job.first_loss is None
+            else job.first_loss
             for job, optimizee in rows
         ]
         limits = [self.config.loss_limit * loss for loss in first_losses]
@@ -163,17 +167,26 @@ class Worker:
         if len(jobs) == 1:
             estimator = make(self.config, limits[0], job.horizon)
             estimate, state = estimator.estimate(
-                optimizees[0], self.learned, self._state(estimator, *rows[0]), job.steps
+                optimizees[0],
+                self.learned,
+                self._state(estimator, *rows[0]),
+                job.steps,
             )
             return [Result(estimate, state, first_losses[0])]
         estimator = make(
-            self.config, torch.tensor(limits, device=self.config.device), job.horizon
+            self.config,
+            torch.tensor(limits, device=self.config.device),
+            job.horizon,
         )
         states = stacked([self._state(estimator, *row) for row in rows])
-        found = estimator.estimate(Stack(optimizees), self.learned, states, job.steps)
+        found = estimator.estimate(
+            Stack(optimizees), self.learned, states, job.steps
+        )
         return [
             Result(*own, loss)
-            for own, loss in zip(unstacked(found, len(jobs)), first_losses, strict=True)
+            for own, loss in zip(
+                unstacked(found, len(jobs)), first_losses, strict=True
+            )
         ]
 
     def first_loss(self, optimizee: Optimizee) -> float:
@@ -194,11 +207,17 @@ class Worker:
         """Optimizees with the same are unrolled as one."""
         if not self.config.stacked:
             return number
-        shapes = tuple(p.shape for p in self._optimizees[job.seed].model.parameters())
+        shapes = tuple(
+            p.shape for p in self._optimizees[job.seed].model.parameters()
+        )
         place = (job.age, job.horizon) if asks_for_step(self.learned) else ()
         return self._problem(job.seed), shapes, job.steps, place
 
-    def _state(self, estimator: Estimator, job: Job, optimizee: Optimizee) -> Any:
+    def _state(
+        self, estimator: Estimator, job: Job, optimizee: Optimizee
+    ) -> Any:
         return (
-            estimator.start(optimizee, self.learned) if job.state is None else job.state
+            estimator.start(optimizee, self.learned)
+            if job.state is None
+            else job.state
         )

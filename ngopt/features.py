@@ -26,13 +26,16 @@ LARGEST = torch.finfo(torch.float32).max / 4
 
 
 def update_momenta(
-    momenta: Sequence[Tensor], gradient: Tensor, decays: Sequence[float] = DECAYS
+    momenta: Sequence[Tensor],
+    gradient: Tensor,
+    decays: Sequence[float] = DECAYS,
 ) -> list[Tensor]:
     """Exponential moving averages of the gradient, without bias correction:
     m <- decay * m + (1 - decay) * g."""
     gradient = gradient.to(momenta[0].dtype).clamp(-LARGEST, LARGEST)
     return [
-        m.lerp(gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)
+        m.lerp(gradient, 1 - decay)
+        for m, decay in zip(momenta, decays, strict=True)
     ]
 
 
@@ -48,7 +51,9 @@ def move_momenta(
     _foreach_clamp_max_(cut, LARGEST)
     repeated = [g for some, g in zip(momenta, cut, strict=True) for _ in some]
     weights = [
-        1 - decay for some in momenta for _, decay in zip(some, DECAYS, strict=True)
+        1 - decay
+        for some in momenta
+        for _, decay in zip(some, DECAYS, strict=True)
     ]
     _foreach_lerp_(every, repeated, weights)
 
@@ -76,7 +81,9 @@ def preprocess(
     if out is not None:
         torch.stack(columns, out=out.chunk(2)[0])
         return preprocess_in_place(out, cutoff).movedim(0, -1)
-    found = torch.stack([*columns, *columns])  # in which way torch.vmap can follow
+    found = torch.stack(
+        [*columns, *columns]
+    )  # in which way torch.vmap can follow
     log, sign = found.chunk(2)
     sign.clamp_min_(-least).clamp_max_(least).mul_(1 / least)
     _to_logarithms(log, cutoff)

@@ -24,13 +24,19 @@ class FlatState:
     """
 
     def __init__(
-        self, shapes: Sequence[Size], like: Tensor, context: str | None, d_context: int
+        self,
+        shapes: Sequence[Size],
+        like: Tensor,
+        context: str | None,
+        d_context: int,
     ):
         self.flat = Flat(shapes)
         numbers = range(len(shapes))
         momenta = [(i, key) for key in MOMENTA for i in numbers]
         shape = len(MOMENTA), -1
-        self._momenta = Held([Joined(momenta, Flat([*shapes] * len(MOMENTA)), shape)])
+        self._momenta = Held(
+            [Joined(momenta, Flat([*shapes] * len(MOMENTA)), shape)]
+        )
         self._steps = Held(
             [Joined([(i, "step") for i in numbers], Flat([()] * len(shapes)))]
         )

@@ -102,7 +102,10 @@ def update_all(
     deltas: list[Tensor | None] = [None] * len(params)
     new = list(state)
     for change in rule.update(grads, state, params, hyper):
-        deltas[change.position], new[change.position] = change.delta, change.record
+        deltas[change.position], new[change.position] = (
+            change.delta,
+            change.record,
+        )
     return deltas, new
 
 

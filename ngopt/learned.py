@@ -64,7 +64,9 @@ class LearnedOptimizer:
                 "LearnedOptimizer: expected a base rule or a metanet; got neither"
             )
         if isinstance(self.base, Soap) and isinstance(self.metanet, Metanet):
-            expected = "a modulation beside 'soap' (ngopt.base.modulation) or nothing"
+            expected = (
+                "a modulation beside 'soap' (ngopt.base.modulation) or nothing"
+            )
             raise ValueError(
                 f"LearnedOptimizer: expected {expected}; got metanet '{self.metanet.name}'"
             )
@@ -88,7 +90,9 @@ class LearnedOptimizer:
         """
         metanet = self.metanet
         if metanet is not None and (device is not None or dtype is not None):
-            metanet = copy.deepcopy(metanet).to(device=device, dtype=dtype).eval()
+            metanet = (
+                copy.deepcopy(metanet).to(device=device, dtype=dtype).eval()
+            )
         if self.base is not None:
             return self.base.bind(graph, metanet, total_steps)
         assert metanet is not None

@@ -31,7 +31,9 @@ class Members:
 
     def are(self, params: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors in the same shapes."""
-        if len(params) != len(self.params) or not all(map(is_, params, self.params)):
+        if len(params) != len(self.params) or not all(
+            map(is_, params, self.params)
+        ):
             return False
         return list(map(_shape, params)) == self._shapes
 
@@ -44,7 +46,9 @@ class Members:
         zeros = (_zeros(spec.shape, self.params[0]) for spec in others)
         return [*map(real, self.params), *zeros]
 
-    def gradients(self, groups: Sequence[Group]) -> tuple[list[Tensor | None], Hyper]:
+    def gradients(
+        self, groups: Sequence[Group]
+    ) -> tuple[list[Tensor | None], Hyper]:
         """Gradients, None of parameters that are absent from the step, and settings.
 
         Raises ValueError if a gradient is sparse.
@@ -100,7 +104,9 @@ class Members:
             for i in new:
                 record = state[self.params[i]]
                 record.update(first[i])
-                records[i] = record  # so that nothing keeps the first tensors alive
+                records[i] = (
+                    record  # so that nothing keeps the first tensors alive
+                )
         return records
 
     def present_records(self, state: Mapping[Tensor, Record]) -> list[Record]:
@@ -134,7 +140,8 @@ def is_lazy(p: Tensor) -> bool:
 
 
 def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
-    return torch.zeros((), dtype=state_dtype(like), device=like.device).expand(shape)
+    zero = torch.zeros((), dtype=state_dtype(like), device=like.device)
+    return zero.expand(shape)
 
 
 def _shape(p: Tensor) -> torch.Size | None:

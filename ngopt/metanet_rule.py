@@ -52,7 +52,9 @@ class Cooldown:
         if self.gain < 0:
             raise ValueError(f"cooldown: expected a gain >= 0; got {self.gain}")
         if not 0 < self.share <= 1:
-            raise ValueError(f"cooldown: expected a share in (0, 1]; got {self.share}")
+            raise ValueError(
+                f"cooldown: expected a share in (0, 1]; got {self.share}"
+            )
 
 
 class _Look(NamedTuple):
@@ -121,7 +123,8 @@ class MetanetRule:
         ):
             height = self.height(
                 steps_so_far(
-                    [record["step"] for record in state if record], self.total_steps
+                    [record["step"] for record in state if record],
+                    self.total_steps,
                 )
             )
             hyper = hyper._replace(lr=[lr * height for lr in hyper.lr])
@@ -129,7 +132,8 @@ class MetanetRule:
         look = _Look(
             present=present,
             is_small=self._is_small(),
-            is_due=is_traced or self._is_due([state[i]["step"] for i in present]),
+            is_due=is_traced
+            or self._is_due([state[i]["step"] for i in present]),
         )
         if in_place and self._is_flat(look, state):
             return self._update_flat(look, grads, state, params, hyper)
@@ -141,7 +145,9 @@ class MetanetRule:
             for grad, old in rows
         ]
         columns = [
-            [] if g is None or r is None else [p, g, *(r[key] for key in MOMENTA)]
+            []
+            if g is None or r is None
+            else [p, g, *(r[key] for key in MOMENTA)]
             for p, g, r in zip(params, grads, records, strict=True)
         ]
         said, updates = self._predicted(look, columns, state, in_place)
@@ -178,12 +184,17 @@ class MetanetRule:
         if self._flat is None:
             shapes = [torch.Size(spec.shape) for spec in self.graph.parameters]
             key = CONTEXT if self._is_amortized else None
-            self._flat = FlatState(shapes, self._like(), key, self.metanet.d_context)
+            self._flat = FlatState(
+                shapes, self._like(), key, self.metanet.d_context
+            )
         n = self.graph.numel
         predictor = self._predictions.predictor(n)
         features = predictor.features(n)
         self._flat.move(
-            params, [grad for grad in grads if grad is not None], state, features
+            params,
+            [grad for grad in grads if grad is not None],
+            state,
+            features,
         )
         context = None
         if self.metanet.d_context:
@@ -224,7 +235,9 @@ class MetanetRule:
             # memory
             delta = lr * value if torch.is_grad_enabled() else _times(value, lr)
             if decay:
-                delta = delta - lr * self.metanet.config.nominal_step * decay * p
+                delta = (
+                    delta - lr * self.metanet.config.nominal_step * decay * p
+                )
             yield Change(i, delta, record, rows)
 
     def _predicted(
@@ -238,7 +251,9 @@ class MetanetRule:
         if look.is_small:
             keeps_memory = in_place and not torch.compiler.is_compiling()
             predictor = (
-                self._predictions.predictor(self.graph.numel) if keeps_memory else None
+                self._predictions.predictor(self.graph.numel)
+                if keeps_memory
+                else None
             )
             features = self._predictions.features(columns, predictor)
             finite = partial(FlatFeatures.finite, features, self.graph)
@@ -248,7 +263,9 @@ class MetanetRule:
             )
         raw = RawFeatures(columns, self.graph, self._like())
         said = self._context(look, lambda: raw, state, in_place, columns)
-        return said, self._predictions.piece_by_piece(raw, said, look.present, in_place)
+        return said, self._predictions.piece_by_piece(
+            raw, said, look.present, in_place
+        )
 
     def _context(
         self,
@@ -262,7 +279,11 @@ class MetanetRule:
 
         columns: of a compiled step, which makes no source of them.
         """
-        if torch.compiler.is_compiling() and in_place and self.metanet.d_context:
+        if (
+            torch.compiler.is_compiling()
+            and in_place
+            and self.metanet.d_context
+        ):
             return self._looked(look.present, columns, state)
         parts = self._parts_now(look.is_small)
         if parts is None:
@@ -293,7 +314,9 @@ class MetanetRule:
         dtype = state_dtype(param)
         record = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
         for key in MOMENTA:
-            record[key] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
+            record[key] = torch.zeros_like(
+                param, dtype=dtype, requires_grad=False
+            )
         if self._is_amortized:
             shape = (*param.shape, self.metanet.d_context)
             record[CONTEXT] = torch.zeros(
@@ -338,7 +361,9 @@ class MetanetRule:
         if self._is_amortized:
             said = self._kept(present, state)
         else:
-            said = [like.new_empty(spec.numel, d) for spec in self.graph.parameters]
+            said = [
+                like.new_empty(spec.numel, d) for spec in self.graph.parameters
+            ]
         given = [x for some in columns for x in some]
         look_at_graph(
             said,
@@ -364,9 +389,13 @@ class MetanetRule:
         found: list[Sequence[Tensor]] = [()] * len(said)
         for n, i in enumerate(present):
             found[i] = columns[n * width : (n + 1) * width]
-        self.metanet.context(RawFeatures(found, self.graph, self._like()), parts, said)
+        self.metanet.context(
+            RawFeatures(found, self.graph, self._like()), parts, said
+        )
 
-    def _kept(self, present: Sequence[int], state: Sequence[Record]) -> list[Tensor]:
+    def _kept(
+        self, present: Sequence[int], state: Sequence[Record]
+    ) -> list[Tensor]:
         """What the graph said of every parameter when it was last looked at, (numel,
         d), bfloat16."""
         d, like = self.metanet.d_context, self._like()
@@ -420,4 +449,8 @@ def _next_record(old: Record, grad: Tensor, is_moved: bool) -> Record:
     """is_moved: the momenta are the new ones already."""
     momenta = [old[key] for key in MOMENTA]
     momenta = momenta if is_moved else update_momenta(momenta, grad)
-    return {**old, "step": old["step"] + 1, **dict(zip(MOMENTA, momenta, strict=True))}
+    return {
+        **old,
+        "step": old["step"] + 1,
+        **dict(zip(MOMENTA, momenta, strict=True)),
+    }

@@ -30,7 +30,14 @@ from ngopt.checks import (
     named_members,
     plain,
 )
-from ngopt.functional import AVERAGE, Hyper, Record, UpdateRule, state_dtype, uncompiled
+from ngopt.functional import (
+    AVERAGE,
+    Hyper,
+    Record,
+    UpdateRule,
+    state_dtype,
+    uncompiled,
+)
 from ngopt.graph import NeuralGraph
 from ngopt.graph.sharding import are_pieces, check_whole
 from ngopt.graph.topology import unconnected
@@ -163,7 +170,8 @@ class NGOptimizer(Optimizer):
         )
         if self._sees_parts:
             warnings.warn(
-                f"NGOptimizer: {PIECES if params_are_pieces else SOME}", stacklevel=2
+                f"NGOptimizer: {PIECES if params_are_pieces else SOME}",
+                stacklevel=2,
             )
 
     @property
@@ -213,7 +221,9 @@ class NGOptimizer(Optimizer):
         """Averages of weights begin, or are dropped, where the horizon was set otherwise since."""
         if not any(map(self.state.get, members.params)):
             return
-        for p, first in zip(members.params, members.first_records(rule), strict=False):
+        for p, first in zip(
+            members.params, members.first_records(rule), strict=False
+        ):
             record = self.state.get(p)
             if not record:
                 continue
@@ -245,7 +255,9 @@ class NGOptimizer(Optimizer):
         for position, delta, record, rows in rule.update(
             grads, state, params, hyper, in_place=True
         ):
-            changed = params[position] if rows is None else params[position][rows]
+            changed = (
+                params[position] if rows is None else params[position][rows]
+            )
             if delta.numel() <= SMALL:
                 few.append((changed, delta))
             else:
@@ -311,7 +323,9 @@ class NGOptimizer(Optimizer):
 
         def restore(_: Optimizer) -> None:
             restore_dtypes(self.state, group_tensors(self.param_groups), loaded)
-            self._rule = None  # a compiled step knows the state that this one has seen
+            self._rule = (
+                None  # a compiled step knows the state that this one has seen
+            )
 
         # between the user's hooks and what they are about
         before = self.register_load_state_dict_pre_hook(check)
@@ -323,7 +337,13 @@ class NGOptimizer(Optimizer):
             after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("learned", "compute_dtype", "_source", "_sees_parts", "_members")
+        derived = (
+            "learned",
+            "compute_dtype",
+            "_source",
+            "_sees_parts",
+            "_members",
+        )
         own = {key: self.__dict__[key] for key in derived}
         return {**super().__getstate__(), **own, "_rule": None}
 
@@ -430,7 +450,9 @@ class NGOptimizer(Optimizer):
         if "total_steps" in group:
             group["total_steps"] = plain(group["total_steps"])
         group.setdefault("total_steps", common["total_steps"])
-        if not isinstance(group["params"], Tensor | set):  # torch has its say on these
+        if not isinstance(
+            group["params"], Tensor | set
+        ):  # torch has its say on these
             group["params"] = list(group["params"])
             check_distinct(named_members(group["params"]))
             check_whole(named_members(group["params"]))

@@ -46,20 +46,27 @@ class Predictions:
         rows = zip(columns, specs, strict=True)
         nothing = [like.new_zeros(())] * (2 + len(MOMENTA))
         whole = [
-            some or [zero.expand(spec.shape) for zero in nothing] for some, spec in rows
+            some or [zero.expand(spec.shape) for zero in nothing]
+            for some, spec in rows
         ]
         flat = [
             self.graph.flatten([x.to(like.device) for x in column])
             for column in zip(*whole, strict=True)
         ]
-        out = None if predictor is None else predictor.features(self.graph.numel)
+        out = (
+            None if predictor is None else predictor.features(self.graph.numel)
+        )
         features = features_of(flat, like, out)
         if all(columns):
             return features
         rows = zip(columns, specs, strict=True)
-        is_present = [like.new_full((spec.numel, 1), bool(some)) for some, spec in rows]
+        is_present = [
+            like.new_full((spec.numel, 1), bool(some)) for some, spec in rows
+        ]
         is_present = torch.cat(is_present)
-        return features * is_present if out is None else features.mul_(is_present)
+        return (
+            features * is_present if out is None else features.mul_(is_present)
+        )
 
     def all_at_once(
         self,
@@ -86,7 +93,10 @@ class Predictions:
     ) -> Iterator[Update]:
         """The same for a large network; where that is wanted,
         some rows of a long parameter at a time."""
-        specs, rows = self.graph.parameters, at_once.limit(at_once.ROWS, self._like())
+        specs, rows = (
+            self.graph.parameters,
+            at_once.limit(at_once.ROWS, self._like()),
+        )
         sizes = {i: specs[i].numel for i in present}
         # small parameters several pieces at a time, so that few pieces are short
         for some in at_once.together(sizes, 4 * rows):
@@ -96,7 +106,9 @@ class Predictions:
             if in_place and sizes[some[0]] > at_once.MOVED:
                 yield from self._row_by_row(rows, some[0], columns)
             else:
-                found = self._updates(rows, columns).split([sizes[i] for i in some])
+                found = self._updates(rows, columns).split(
+                    [sizes[i] for i in some]
+                )
                 yield from map(Update, some, found)
 
     def _row_by_row(
@@ -124,7 +136,9 @@ class Predictions:
         # pieces of equal length: a short one costs as many calls as a long one
         count = max(1, -(-n // room))
         # a compiled step plans its own memory
-        predictor = None if torch.compiler.is_compiling() else self.predictor(room)
+        predictor = (
+            None if torch.compiler.is_compiling() else self.predictor(room)
+        )
         update = like.new_empty(n)
         pieces = [x.tensor_split(count) for x in (update, *columns)]
         for out, *piece in zip(*pieces, strict=True):
@@ -144,7 +158,11 @@ class Predictions:
         wanted = room, like.device, like.dtype
         kept = self._kept_predictor
         if kept is None or kept[0] is not like or kept[1] != wanted:
-            kept = self._kept_predictor = like, wanted, self.metanet.predictor(room)
+            kept = self._kept_predictor = (
+                like,
+                wanted,
+                self.metanet.predictor(room),
+            )
         predictor = kept[2]
         predictor.refresh()
         return predictor

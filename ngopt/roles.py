@@ -16,7 +16,13 @@ from ngopt.graph.pieces import is_diagonal
 from ngopt.graph.usage import is_dense, mixes_neurons, usage
 from ngopt.role_names import Names
 
-__all__ = ["MatrixBlock", "NeuronSet", "ParameterRole", "parameter_roles", "roles_of"]
+__all__ = [
+    "MatrixBlock",
+    "NeuronSet",
+    "ParameterRole",
+    "parameter_roles",
+    "roles_of",
+]
 
 ROLES = ("embedding", "output", "matrix", "norm", "bias", "other")
 
@@ -55,23 +61,32 @@ def parameter_roles(
     >>> roles = parameter_roles(model, example_input)
     >>> decayed = [p for name, p in model.named_parameters() if roles[name].blocks]
     """
-    return {role.name: role for role in roles_of(build_graph(model, example_input))}
+    return {
+        role.name: role for role in roles_of(build_graph(model, example_input))
+    }
 
 
 def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     """The role of every parameter of a graph, in the order of `graph.parameters`."""
     roles = _stated(graph)
     inferred = [
-        number for number, is_inferred in enumerate(graph.inferred) if is_inferred
+        number
+        for number, is_inferred in enumerate(graph.inferred)
+        if is_inferred
     ]
     if inferred:
-        in_order = _stated(infer_graph([spec.unpaired for spec in graph.parameters]))
+        in_order = _stated(
+            infer_graph([spec.unpaired for spec in graph.parameters])
+        )
         guesses = [
-            (role.role, other.role) for role, other in zip(roles, in_order, strict=True)
+            (role.role, other.role)
+            for role, other in zip(roles, in_order, strict=True)
         ]
         names = Names(graph.parameters, guesses)
         for i in inferred:
-            roles[i] = replace(roles[i], role=names.roles[i], blocks=names.blocks(i))
+            roles[i] = replace(
+                roles[i], role=names.roles[i], blocks=names.blocks(i)
+            )
     return tuple(roles)
 
 
@@ -89,7 +104,9 @@ class _Facts:
         self.usage = usage(graph)
         self.last = _leads_only_to_outputs(graph)
         self.normalised = _normalised(graph)
-        self.made_by_weights = {b.target for b in graph.blocks if mixes_neurons(b)}
+        self.made_by_weights = {
+            b.target for b in graph.blocks if mixes_neurons(b)
+        }
         # what the nodes of each group meet as they are
         self.spread: dict[int, set[int]] = {}
         for block in graph.blocks:
@@ -107,12 +124,16 @@ class _Facts:
         spec, groups = self.graph.parameters[number], self.graph.groups
         blocks = self.blocks[number]
         biases = self.biases[number]
-        tables = [block for block in blocks if groups[block.source].kind == "token"]
+        tables = [
+            block for block in blocks if groups[block.source].kind == "token"
+        ]
         dense = [block for block in blocks if is_dense(block)]
         if self._is_unused(number):
             is_matrix = len(spec.shape) > 1
             matrix = (by_shape(number, spec.shape),) if is_matrix else ()
-            return ParameterRole(spec.name, "matrix" if is_matrix else "other", matrix)
+            return ParameterRole(
+                spec.name, "matrix" if is_matrix else "other", matrix
+            )
         if tables:
             return self._of_matrix(spec.name, "embedding", tables, None)
         if dense:
@@ -123,7 +144,9 @@ class _Facts:
         kinds = {self._of_block(block) for block in blocks}
         kinds |= {self._of_bias(bias) for bias in biases}
         role = next(role for role in ROLES if role in kinds)
-        ends = [block.target for block in blocks] + [bias.group for bias in biases]
+        ends = [block.target for block in blocks] + [
+            bias.group for bias in biases
+        ]
         return ParameterRole(spec.name, role, depth=groups[ends[0]].depth)
 
     def _is_unused(self, number: int) -> bool:
@@ -132,7 +155,9 @@ class _Facts:
         is_inferred = bool(self.graph.inferred) and self.graph.inferred[number]
         if name in self.graph.unplaced and not is_inferred:
             return True
-        ends = [self.graph.groups[bias.group].name for bias in self.biases[number]]
+        ends = [
+            self.graph.groups[bias.group].name for bias in self.biases[number]
+        ]
         return not self.blocks[number] and set(ends) <= {f"{name}.unused"}
 
     def _of_matrix(
@@ -144,7 +169,9 @@ class _Facts:
     ) -> ParameterRole:
         groups = self.graph.groups
         sources = [groups[block.source] for block in blocks]
-        reads_input = any(s.role == "input" and s.kind == "neuron" for s in sources)
+        reads_input = any(
+            s.role == "input" and s.kind == "neuron" for s in sources
+        )
         depth = groups[blocks[0].target].depth
         found = matrices(self.graph, blocks, usage)
         return ParameterRole(name, role, found, depth, reads_input)
@@ -163,7 +190,9 @@ class _Facts:
         # for w x / |x|, where w x comes first
         pooled = self.normalised.get(block.target, set())
         before = {
-            b.source for b in self.graph.blocks_into(block.source) if b.view is None
+            b.source
+            for b in self.graph.blocks_into(block.source)
+            if b.view is None
         }
         return not pooled.isdisjoint({block.source} | before)
 
@@ -176,9 +205,13 @@ class _Facts:
         incoming = self.graph.blocks_into(bias.group)
         if bias.kind == "bias":
             return "bias"
-        if bias.kind == "recurrent":  # of a GRU, or a state that a layer begins with
+        if (
+            bias.kind == "recurrent"
+        ):  # of a GRU, or a state that a layer begins with
             gated = [
-                b for b in incoming if b.kind == "recurrent" and b.view is not None
+                b
+                for b in incoming
+                if b.kind == "recurrent" and b.view is not None
             ]
             return (
                 "bias"
@@ -214,8 +247,13 @@ def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
         for block in reversed(graph.blocks):
             source, target = block.source, block.target
             reaches[source] = reaches[source] or reaches[target]
-            mixed[source] = mixed[source] or mixed[target] or mixes_neurons(block)
-    return [reached and not more for reached, more in zip(reaches, mixed, strict=True)]
+            mixed[source] = (
+                mixed[source] or mixed[target] or mixes_neurons(block)
+            )
+    return [
+        reached and not more
+        for reached, more in zip(reaches, mixed, strict=True)
+    ]
 
 
 def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
@@ -226,14 +264,18 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
     """
     pooled = {}
     for number, group in enumerate(graph.groups):
-        sources = {b.source for b in graph.blocks_into(number) if b.kind == "pool"}
+        sources = {
+            b.source for b in graph.blocks_into(number) if b.kind == "pool"
+        }
         # one of all neurons, or one of each head
         if sources and (group.size == 1 or group.kind == "pool"):
             pooled[number] = sources
     found: dict[int, set[int]] = {}
     for number, group in enumerate(graph.groups):
         factors = {
-            b.source for b in graph.blocks_into(number) if b.kind in ("left", "right")
+            b.source
+            for b in graph.blocks_into(number)
+            if b.kind in ("left", "right")
         }
         statistics = factors & pooled.keys()
         if group.kind != "product" or not statistics:

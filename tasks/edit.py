@@ -85,16 +85,21 @@ class Editor(nn.Module):
     def __init__(self, model: NetworkModel, example: Stack):
         super().__init__()
         self.model = model
-        self.scales = nn.Parameter(torch.full((len(example.params),), FIRST_SCALE))
+        self.scales = nn.Parameter(
+            torch.full((len(example.params),), FIRST_SCALE)
+        )
         self.register_buffer(
             "deviations", torch.stack([p.std() for p in example.params])
         )
 
     def forward(self, stack: Stack) -> list[Tensor]:
         factors = (self.scales * self.deviations).unbind()
-        triples = zip(stack.params, self.model.updates(stack), factors, strict=True)
+        triples = zip(
+            stack.params, self.model.updates(stack), factors, strict=True
+        )
         return [
-            value.unsqueeze(1) + factor * update for value, update, factor in triples
+            value.unsqueeze(1) + factor * update
+            for value, update, factor in triples
         ]
 
 
@@ -152,7 +157,8 @@ class Editing(NetworkLesson[Config]):
         total = 0.0
         for piece in torch.arange(stack.count).split(at_once):
             rendered = self.all_rendered(stack.select(piece))
-            total += (rendered - targets[piece]).square().mean().item() * len(piece)
+            error = (rendered - targets[piece]).square().mean()
+            total += error.item() * len(piece)
         return total / stack.count
 
     def results(self) -> Mapping[str, float]:
@@ -171,7 +177,11 @@ class Editing(NetworkLesson[Config]):
         stack = self.data["test"].stack.select(slice(SHOWN))
         targets = self.targets["test"][:SHOWN]
         edited = self.all_rendered(stack).view_as(targets)
-        rows = {"network": self.unedited(stack), "edited": edited, "target": targets}
+        rows = {
+            "network": self.unedited(stack),
+            "edited": edited,
+            "target": targets,
+        }
         shown = {name: images.clamp(0, 1) for name, images in rows.items()}
         draw_rows(Path(self.config.folder, "edited.png"), shown)
 

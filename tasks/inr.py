@@ -71,7 +71,15 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = "train", "views", "width", "hidden", "steps", "shard", "processes"
+        counts = (
+            "train",
+            "views",
+            "width",
+            "hidden",
+            "steps",
+            "shard",
+            "processes",
+        )
         check_counts(self, *counts)
 
 
@@ -96,7 +104,9 @@ def fit(
     """
     models = [Siren(widths) for _ in range(len(values))]
     stacked, _ = stack_module_state(models)  # pyright: ignore[reportArgumentType]
-    params = {name: value.detach().requires_grad_() for name, value in stacked.items()}
+    params = {
+        name: value.detach().requires_grad_() for name, value in stacked.items()
+    }
     weights, biases = layers_of(params)
     optimizer = torch.optim.Adam(params.values(), lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -114,13 +124,18 @@ def fit(
 
 
 def errors(
-    weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor, targets: Tensor
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    points: Tensor,
+    targets: Tensor,
 ) -> Tensor:
     """Mean squared error of each of stacked SIRENs, (n,)."""
     return (render(weights, biases, points) - targets).square().mean((1, 2))
 
 
-def layers_of(params: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def layers_of(
+    params: Mapping[str, Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
     """Weights and biases of stacked SIRENs, layer by layer."""
     count = len(params) // 2
     weights, biases = (
@@ -133,7 +148,9 @@ def layers_of(params: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]
 def counts(config: FitConfig) -> dict[str, int]:
     """Fits of every split: all its signals once, then all again."""
     views = {"train": config.views}
-    return {split: getattr(config, split) * views.get(split, 1) for split in SPLITS}
+    return {
+        split: getattr(config, split) * views.get(split, 1) for split in SPLITS
+    }
 
 
 def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
@@ -146,11 +163,17 @@ def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
         for some in fits.split(AT_ONCE):
             index, view = some % count, some // count
             values = signals.values(index)
-            widths = (points.shape[1], *[config.width] * config.hidden, values.shape[1])
+            widths = (
+                points.shape[1],
+                *[config.width] * config.hidden,
+                values.shape[1],
+            )
             params, psnr = fit(points, values, widths, config.steps, config.lr)
             columns = {**signals.columns(index), "view": view, "psnr": psnr}
             found.append(
-                Networks({"kind": "siren", "widths": list(widths)}, params, columns)
+                Networks(
+                    {"kind": "siren", "widths": list(widths)}, params, columns
+                )
             )
     return merged(found)
 
@@ -168,7 +191,9 @@ def fit_all(config: FitConfig) -> None:
 def load(config: FitConfig) -> dict[str, Signals]:
     """The signals. Raises ValueError if a split has fewer than are asked for."""
     return load_signals(
-        config.data, {split: getattr(config, split) for split in SPLITS}, config.seed
+        config.data,
+        {split: getattr(config, split) for split in SPLITS},
+        config.seed,
     )
 
 
@@ -178,7 +203,9 @@ def fit_rank(config: FitConfig) -> None:
     def groups(job: Job) -> list[Networks]:
         return [make(job, config, signals[job.split])]
 
-    make_shards(folder_of(config), jobs(counts(config), config.shard), groups, QUALITY)
+    make_shards(
+        folder_of(config), jobs(counts(config), config.shard), groups, QUALITY
+    )
 
 
 def show(config: ShowConfig) -> None:
@@ -192,12 +219,18 @@ def show(config: ShowConfig) -> None:
     weights, biases = layers_of(
         {name: value[: config.count] for name, value in networks.params.items()}
     )
-    rows = {"signal": values, "network": render(weights, biases, signals.points)}
+    rows = {
+        "signal": values,
+        "network": render(weights, biases, signals.points),
+    }
     titles = [
-        f"{psnr:.1f} dB" for psnr in networks.columns["psnr"][: config.count].tolist()
+        f"{psnr:.1f} dB"
+        for psnr in networks.columns["psnr"][: config.count].tolist()
     ]
     if settings["data"] == SINES:
-        draw_curves(Path(config.output), signals.points.squeeze(1), rows, titles)
+        draw_curves(
+            Path(config.output), signals.points.squeeze(1), rows, titles
+        )
     else:
         side = isqrt(values.shape[-1])
         images = {
@@ -209,4 +242,6 @@ def show(config: ShowConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.commands({"fit": (FitConfig, fit_all), "show": (ShowConfig, show)}, __doc__)
+    cli.commands(
+        {"fit": (FitConfig, fit_all), "show": (ShowConfig, show)}, __doc__
+    )

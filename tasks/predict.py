@@ -46,7 +46,9 @@ class Prediction(NetworkLesson[Config]):
 
     def loss(self, step: int) -> Tensor:
         training, train = self.config.training, self.data["train"]
-        own = self.share(train.batch(training.batch, seed=training.seed, step=step))
+        own = self.share(
+            train.batch(training.batch, seed=training.seed, step=step)
+        )
         logits = train.said(
             lambda stack: self.model(self.prepared(stack)), own
         ).squeeze(-1)
@@ -73,7 +75,9 @@ class Prediction(NetworkLesson[Config]):
 
     def _read(self, split: str) -> Collection:
         widest = self.config.widest
-        data = read_collection(self.config.data, split, self.config.skip_damaged)
+        data = read_collection(
+            self.config.data, split, self.config.skip_damaged
+        )
         if "accuracy" not in data.columns:
             raise ValueError(
                 f"folder '{self.config.data}': expected networks with a column 'accuracy'; got none"
@@ -83,14 +87,18 @@ class Prediction(NetworkLesson[Config]):
             data = data.where(lambda stack: is_wanted(stack, widest))
             if not data.stacks:
                 side = f"networks on their side of {widest}"
-                raise ValueError(f"widest: split '{split}': expected {side}; got none")
+                raise ValueError(
+                    f"widest: split '{split}': expected {side}; got none"
+                )
         return data.thinned(self.config.limit) if split == "train" else data
 
 
 def is_narrow(stack: Stack, widest: int) -> bool:
     """Whether no hidden layer has more neurons."""
     groups = stack.architecture.graph.groups
-    return all(group.size <= widest for group in groups if group.role == "hidden")
+    return all(
+        group.size <= widest for group in groups if group.role == "hidden"
+    )
 
 
 def is_wide(stack: Stack, widest: int) -> bool:
@@ -105,8 +113,9 @@ def tau(predicted: Tensor, true: Tensor) -> float:
 
 def r2(predicted: Tensor, true: Tensor) -> float:
     """The share of the variance that is explained."""
-    rest = (predicted - true).square().mean() / (true - true.mean()).square().mean()
-    return 1 - rest.item()
+    unexplained = (predicted - true).square().mean()
+    variance = (true - true.mean()).square().mean()
+    return 1 - (unexplained / variance).item()
 
 
 def draw(path: Path, predicted: Tensor, true: Tensor) -> None:
@@ -116,7 +125,12 @@ def draw(path: Path, predicted: Tensor, true: Tensor) -> None:
     axes.plot([0, 100], [0, 100], color="0.8")
     axes.scatter(100 * true, 100 * predicted, s=6, alpha=0.5)
     top = 100 * max(true.max().item(), predicted.max().item()) + 2
-    axes.set(xlabel="accuracy, %", ylabel="predicted, %", xlim=(0, top), ylim=(0, top))
+    axes.set(
+        xlabel="accuracy, %",
+        ylabel="predicted, %",
+        xlim=(0, top),
+        ylim=(0, top),
+    )
     figure.savefig(path, dpi=150)
 
 

@@ -115,7 +115,9 @@ class Representation(NetworkLesson[Config]):
     def all_of(self, stack: Stack) -> Tensor:
         """Representations with a last 1, (n, dimension + 1)."""
         pieces = torch.arange(stack.count).split(AT_ONCE)
-        found = torch.cat([self.represented(stack.select(piece)) for piece in pieces])
+        found = torch.cat(
+            [self.represented(stack.select(piece)) for piece in pieces]
+        )
         return torch.cat([found, torch.ones(len(found), 1)], 1).double()
 
 

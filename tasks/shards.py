@@ -44,7 +44,8 @@ class Networks:
 
     def __post_init__(self) -> None:
         lengths = {
-            len(value) for value in (*self.params.values(), *self.columns.values())
+            len(value)
+            for value in (*self.params.values(), *self.columns.values())
         }
         if len(lengths) != 1:
             raise ValueError(
@@ -60,7 +61,9 @@ def write_shard(path: Path, groups: Sequence[Networks]) -> None:
     tensors = dict(_named(groups))
     metadata = {
         "format": FORMAT,
-        "architectures": json.dumps([dict(group.architecture) for group in groups]),
+        "architectures": json.dumps(
+            [dict(group.architecture) for group in groups]
+        ),
     }
     write_tensors(path, metadata, tensors)
 
@@ -80,9 +83,12 @@ def read_shard(path: Path) -> list[Networks]:
             f"shard '{path}': sha256: its contents do not have the one that it records"
         )
     groups = []
-    for number, architecture in enumerate(json.loads(metadata["architectures"])):
+    for number, architecture in enumerate(
+        json.loads(metadata["architectures"])
+    ):
         params, columns = (
-            _part(tensors, f"{number}.{part}.") for part in ("params", "columns")
+            _part(tensors, f"{number}.{part}.")
+            for part in ("params", "columns")
         )
         groups.append(Networks(architecture, params, columns))
     return groups
@@ -105,12 +111,19 @@ class Folder:
         file = self.path / MANIFEST
         if not file.exists() or not shard_paths(self.path):
             write_json(
-                file, {"format": FORMAT, "settings": dict(self.settings), "shards": []}
+                file,
+                {
+                    "format": FORMAT,
+                    "settings": dict(self.settings),
+                    "shards": [],
+                },
             )
             return
         told = differences(read_manifest(self.path)["settings"], self.settings)
         if told:
-            raise ValueError(f"folder '{self.path}': made with other settings: {told}")
+            raise ValueError(
+                f"folder '{self.path}': made with other settings: {told}"
+            )
 
     def shard(self, split: str, number: int) -> Path:
         return self.path / f"{split}-{number:05d}.safetensors"
@@ -205,7 +218,8 @@ def merged(groups: Sequence[Networks]) -> Networks:
                 f"networks: expected architecture {first.architecture}; got {group.architecture}"
             )
     params = {
-        key: torch.cat([group.params[key] for group in groups]) for key in first.params
+        key: torch.cat([group.params[key] for group in groups])
+        for key in first.params
     }
     columns = {
         key: torch.cat([group.columns[key] for group in groups])
@@ -216,9 +230,15 @@ def merged(groups: Sequence[Networks]) -> Networks:
 
 def _named(groups: Sequence[Networks]) -> Iterator[tuple[str, Tensor]]:
     for number, group in enumerate(groups):
-        for part, values in (("params", group.params), ("columns", group.columns)):
+        for part, values in (
+            ("params", group.params),
+            ("columns", group.columns),
+        ):
             for key, value in values.items():
-                yield f"{number}.{part}.{key}", value.detach().cpu().contiguous()
+                yield (
+                    f"{number}.{part}.{key}",
+                    value.detach().cpu().contiguous(),
+                )
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -82,7 +82,9 @@ class Training(NamedTuple):
         asked = {**asdict(self.config), "folder": found["config"]["folder"]}
         told = differences(found["config"], asked)
         if told:
-            raise ValueError(f"result '{path}': made with other settings: {told}")
+            raise ValueError(
+                f"result '{path}': made with other settings: {told}"
+            )
         return found
 
 
@@ -129,11 +131,21 @@ def report(config: Config) -> None:
     found = results(config)
     known = published(config, table)
     figures = shown(table, found)
-    header = ["model", *figures, "published", "seeds", "parameters", "networks/s"]
-    body = [
-        line(figures, label, some, known.get(label)) for label, some in found.items()
+    header = [
+        "model",
+        *figures,
+        "published",
+        "seeds",
+        "parameters",
+        "networks/s",
     ]
-    Path(config.folder, "table.md").write_text("\n".join(markdown(header, body)) + "\n")
+    body = [
+        line(figures, label, some, known.get(label))
+        for label, some in found.items()
+    ]
+    Path(config.folder, "table.md").write_text(
+        "\n".join(markdown(header, body)) + "\n"
+    )
     write_json(Path(config.folder, "table.json"), found)
     print("\n".join(align(header, body)))
     print(
@@ -162,7 +174,9 @@ def shown(
 ) -> Mapping[str, float]:
     """The table's figures that results on such data have."""
     told = {name for some in found.values() for name in some[0]["test"]}
-    return {name: factor for name, factor in table.figures.items() if name in told}
+    return {
+        name: factor for name, factor in table.figures.items() if name in told
+    }
 
 
 def line(

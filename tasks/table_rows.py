@@ -51,7 +51,9 @@ def _probed(model: str, *counts: int, **sizes: Any) -> tuple[Row, ...]:
     changes: dict[str, Any] = {"model": model, "sizes": sizes}
     if model in UNCOMPILED:
         changes["compiled"] = False
-    return tuple(Row(_label(model, n), {**changes, "probes": n}, True) for n in counts)
+    return tuple(
+        Row(_label(model, n), {**changes, "probes": n}, True) for n in counts
+    )
 
 
 def _label(model: str, probes: int) -> str:
@@ -65,7 +67,9 @@ def _others(*models: str, **changes: Any) -> tuple[Row, ...]:
 
 def _changed(table: Table, **changes: Any) -> Table:
     """Another task with the same models. changes: of its config."""
-    rows = (replace(row, changes={**row.changes, **changes}) for row in table.rows)
+    rows = (
+        replace(row, changes={**row.changes, **changes}) for row in table.rows
+    )
     return replace(table, rows=tuple(rows), published={})
 
 
@@ -74,11 +78,17 @@ CLASSIFY = Table(
     classify.Classification,
     {"accuracy": 100},
     (
-        *_others("mlp", "set", "statnn", "nfn-hnp", "nfn-np", "dwsnet", "probegen"),
+        *_others(
+            "mlp", "set", "statnn", "nfn-hnp", "nfn-np", "dwsnet", "probegen"
+        ),
         *_probed("ng-gnn", 0, 64),
         # with three it makes too few steps in the same time
         *_probed("ng-t", 0, 64, layers=2),
-        Row("ng-gnn, permutations alone", {"model": "ng-gnn", "symmetry": False}, True),
+        Row(
+            "ng-gnn, permutations alone",
+            {"model": "ng-gnn", "symmetry": False},
+            True,
+        ),
     ),
     {
         "mnist": {
@@ -155,7 +165,9 @@ SMALL = Table(
     predict.Prediction,
     {"tau": 1, "r2": 1},
     (
-        *_others("statnn", "nfn-np", "nfn-hnp", "dmc", "probegen", symmetry=False),
+        *_others(
+            "statnn", "nfn-np", "nfn-hnp", "dmc", "probegen", symmetry=False
+        ),
         *_probed("ng-gnn", 0, 16, scales=True),
         *_probed("ng-t", 0, scales=True),
     ),

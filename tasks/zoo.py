@@ -25,7 +25,14 @@ from tasks.common.pictures import draw_histograms
 from tasks.common.random import derive_seed, seeded
 from tasks.common.settings import check_counts, named_settings
 from tasks.datasets import ImageDataset, Split, load_dataset
-from tasks.shards import SPLITS, Folder, Networks, merged, read_settings, read_split
+from tasks.shards import (
+    SPLITS,
+    Folder,
+    Networks,
+    merged,
+    read_settings,
+    read_split,
+)
 from tasks.sources.generation import Job, jobs, make_shards
 from tasks.sources.zoo_recipes import INITS, OPTIMIZERS, ZOOS, Run
 from tasks.sources.zoo_training import Checkpoint, train
@@ -63,7 +70,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.runs < len(SPLITS):
-            raise ValueError(f"runs: expected {len(SPLITS)} or more; got {self.runs}")
+            raise ValueError(
+                f"runs: expected {len(SPLITS)} or more; got {self.runs}"
+            )
         check_counts(self, "steps", "checkpoints", "shard", "processes")
 
 
@@ -75,7 +84,9 @@ class ShowConfig:
 
 def counts(runs: int) -> dict[str, int]:
     """Runs of every split."""
-    held_out = {split: max(1, round(share * runs)) for split, share in SHARES.items()}
+    held_out = {
+        split: max(1, round(share * runs)) for split, share in SHARES.items()
+    }
     return {"train": runs - sum(held_out.values()), **held_out}
 
 
@@ -92,7 +103,9 @@ def make(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networks]:
     """The networks of a shard, in one group for each architecture."""
     groups: dict[str, list[Networks]] = {}
     for number in range(job.start, job.stop):
-        run, checkpoints = trained(config, data, SPLITS.index(job.split), number)
+        run, checkpoints = trained(
+            config, data, SPLITS.index(job.split), number
+        )
         networks = networks_of(run, number, checkpoints)
         groups.setdefault(str(run.architecture), []).append(networks)
     return [merged(group) for group in groups.values()]
@@ -111,13 +124,17 @@ def trained(
         seed = derive_seed(*key)
         run = ZOOS[config.zoo].run(Random(seed))
         with seeded(*key):
-            found = train(run, data.train, data.test, steps, config.batch_size, seed)
+            found = train(
+                run, data.train, data.test, steps, config.batch_size, seed
+            )
         if found is not None:
             return run, found
     raise AssertionError
 
 
-def networks_of(run: Run, number: int, checkpoints: Sequence[Checkpoint]) -> Networks:
+def networks_of(
+    run: Run, number: int, checkpoints: Sequence[Checkpoint]
+) -> Networks:
     """The networks of a run with what is known of them.
 
     Columns: step, accuracy, and the run's number and settings, of which optimizer and init are
@@ -133,9 +150,12 @@ def networks_of(run: Run, number: int, checkpoints: Sequence[Checkpoint]) -> Net
         "fraction": run.fraction,
     }
     columns = {
-        key: torch.tensor([value] * len(checkpoints)) for key, value in known.items()
+        key: torch.tensor([value] * len(checkpoints))
+        for key, value in known.items()
     }
-    columns["step"] = torch.tensor([checkpoint.step for checkpoint in checkpoints])
+    columns["step"] = torch.tensor(
+        [checkpoint.step for checkpoint in checkpoints]
+    )
     columns["accuracy"] = torch.tensor(
         [checkpoint.accuracy for checkpoint in checkpoints]
     )
@@ -164,7 +184,10 @@ def train_rank(config: TrainConfig) -> None:
         return make(job, config, data)
 
     make_shards(
-        folder_of(config), jobs(counts(config.runs), config.shard), groups, QUALITY
+        folder_of(config),
+        jobs(counts(config.runs), config.shard),
+        groups,
+        QUALITY,
     )
 
 
@@ -180,7 +203,8 @@ def load_images(config: TrainConfig) -> ImageDataset:
 def gray(split: Split) -> Split:
     """Images of one channel, the mean of the colours."""
     means = [
-        some.float().mean(1, keepdim=True).round() for some in split.images.split(1000)
+        some.float().mean(1, keepdim=True).round()
+        for some in split.images.split(1000)
     ]
     return Split(torch.cat(means).byte(), split.labels, *GRAY_MOMENTS)
 
@@ -192,7 +216,8 @@ def show(config: ShowConfig) -> None:
     steps = column(folder, "step")
     accuracies = column(folder, "accuracy")
     groups = {
-        f"step {step}": accuracies[steps == step] for step in steps.unique().tolist()
+        f"step {step}": accuracies[steps == step]
+        for step in steps.unique().tolist()
     }
     draw_histograms(Path(config.output), groups, "accuracy on test images")
     low, high = (bound.item() for bound in accuracies.aminmax())
@@ -204,7 +229,9 @@ def column(folder: Path, name: str) -> Tensor:
     """What is known of all networks, split by split."""
     found = []
     for split in SPLITS:
-        found += [networks.columns[name] for networks in read_split(folder, split)]
+        found += [
+            networks.columns[name] for networks in read_split(folder, split)
+        ]
     return torch.cat(found)
 
 

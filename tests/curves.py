@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import (
+    EventAccumulator,
+)
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -24,4 +24,11 @@ from meta_train.estimators.imitation import Imitation
 from meta_train.estimators.pes import PES
 from meta_train.estimators.tbptt import TBPTT, SecondOrderTBPTT
 
-__all__ = ["PES", "TBPTT", "Estimate", "Estimator", "Imitation", "SecondOrderTBPTT"]
+__all__ = [
+    "PES",
+    "TBPTT",
+    "Estimate",
+    "Estimator",
+    "Imitation",
+    "SecondOrderTBPTT",
+]

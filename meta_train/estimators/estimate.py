@@ -36,7 +36,11 @@ class Estimator(Protocol):
         ...
 
     def estimate(
-        self, optimizee: Optimizees, learned: LearnedOptimizer, state: Any, steps: int
+        self,
+        optimizee: Optimizees,
+        learned: LearnedOptimizer,
+        state: Any,
+        steps: int,
     ) -> tuple[Estimate, Any]:
         """Unrolls by a number of steps: meta-gradient and meta-loss, and the state after them."""
         ...
@@ -46,7 +50,8 @@ def detached(inner: Inner) -> Inner:
     """The same without what autograd knows of it."""
     params, buffers, state, step = inner
     records = [
-        {key: value.detach() for key, value in record.items()} for record in state
+        {key: value.detach() for key, value in record.items()}
+        for record in state
     ]
     return Inner(
         [p.detach() for p in params],
@@ -61,7 +66,8 @@ def leaves(optimizee: Optimizees, learned: LearnedOptimizer) -> list[Tensor]:
     by."""
     parameters = trained_metanet(learned).parameters()
     found = [
-        p.detach().expand((*optimizee.count, *p.shape)).clone() for p in parameters
+        p.detach().expand((*optimizee.count, *p.shape)).clone()
+        for p in parameters
     ]
     return [weight.requires_grad_() for weight in found]
 

@@ -41,9 +41,13 @@ class Imitation:
     def __init__(self) -> None:
         self.teacher = load_pretrained("default")
 
-    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> Imitated:
+    def start(
+        self, optimizee: Optimizee, learned: LearnedOptimizer
+    ) -> Imitated:
         inner = optimizee.start(learned.bind(optimizee.graph))
-        return Imitated(inner, self.teacher.bind(optimizee.graph).init(inner.params))
+        return Imitated(
+            inner, self.teacher.bind(optimizee.graph).init(inner.params)
+        )
 
     def estimate(
         self,
@@ -90,7 +94,8 @@ class Imitation:
                 window = []
                 inner = detached(inner)
         means = (torch.stack(some).mean() for some in (losses, inner_losses))
-        return Estimate(parameters_to_vector(total), *means), Imitated(inner, records)
+        estimate = Estimate(parameters_to_vector(total), *means)
+        return estimate, Imitated(inner, records)
 
 
 def _distance(
@@ -99,7 +104,9 @@ def _distance(
     """Mean over tensors of the relative squared difference; of those that are to move."""
     rows = zip(found, wanted, strict=True)
     pairs = [
-        (u, v) for u, v in rows if u is not None and v is not None and bool(v.any())
+        (u, v)
+        for u, v in rows
+        if u is not None and v is not None and bool(v.any())
     ]
     return torch.stack(
         [(u - v).square().sum() / v.square().sum() for u, v in pairs]

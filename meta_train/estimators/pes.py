@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from meta_train.estimators.estimate import Estimate, tail_length, times, weighted
+from meta_train.estimators.estimate import (
+    Estimate,
+    tail_length,
+    times,
+    weighted,
+)
 from meta_train.unroll import Inner, Optimizee, Optimizees, apply_update
 from meta_train.weighted import as_weights, trained_metanet
 from ngopt.functional import UpdateRule
@@ -43,10 +48,20 @@ class PES:
         persistent: bool = True,
         total_steps: int | None = None,
     ):
-        self.sigma, self.weight_decay, self.loss_limit = sigma, weight_decay, loss_limit
-        self.tail, self.persistent, self.total_steps = tail, persistent, total_steps
+        self.sigma, self.weight_decay, self.loss_limit = (
+            sigma,
+            weight_decay,
+            loss_limit,
+        )
+        self.tail, self.persistent, self.total_steps = (
+            tail,
+            persistent,
+            total_steps,
+        )
 
-    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> PESState:
+    def start(
+        self, optimizee: Optimizee, learned: LearnedOptimizer
+    ) -> PESState:
         inner = optimizee.start(learned.bind(optimizee.graph, self.total_steps))
         theta = parameters_to_vector(trained_metanet(learned).parameters())
         return PESState(inner, inner, torch.zeros_like(theta.detach()))
@@ -65,7 +80,9 @@ class PES:
         noise = self.sigma * drawn.to(theta.device)
         total = state.perturbation + noise if self.persistent else noise
         rules = [
-            weighted(bound, optimizee, learned, as_weights(theta + side, metanet))
+            weighted(
+                bound, optimizee, learned, as_weights(theta + side, metanet)
+            )
             for side in (noise, -noise)
         ]
         above, positive = self._run(optimizee, rules[0], state.positive, steps)
@@ -75,7 +92,9 @@ class PES:
         minus = below[-counted:].mean(0)
         slope = (plus - minus) / (2 * self.sigma**2)
         inner_loss = 0.5 * (above + below).mean(0)
-        estimate = Estimate(times(slope, total), 0.5 * (plus + minus), inner_loss)
+        estimate = Estimate(
+            times(slope, total), 0.5 * (plus + minus), inner_loss
+        )
         return estimate, PESState(positive, negative, total)
 
     @torch.no_grad()

@@ -76,14 +76,22 @@ class TBPTT:
         tail: float = 1.0,
         total_steps: int | None = None,
     ):
-        self.weight_decay, self.loss_limit, self.tail = weight_decay, loss_limit, tail
+        self.weight_decay, self.loss_limit, self.tail = (
+            weight_decay,
+            loss_limit,
+            tail,
+        )
         self.total_steps = total_steps
 
     def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> Inner:
         return optimizee.start(learned.bind(optimizee.graph, self.total_steps))
 
     def estimate(
-        self, optimizee: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
+        self,
+        optimizee: Optimizees,
+        learned: LearnedOptimizer,
+        state: Inner,
+        steps: int,
     ) -> tuple[Estimate, Inner]:
         self._check(learned)
         weights = leaves(optimizee, learned)
@@ -117,7 +125,9 @@ class TBPTT:
         )
         mean = torch.stack(losses[-counted:]).mean(0)
         inner_loss = torch.stack(losses).mean(0)
-        return Estimate(as_vector(found, optimizee.count), mean, inner_loss), state
+        return Estimate(
+            as_vector(found, optimizee.count), mean, inner_loss
+        ), state
 
     def _check(self, learned: LearnedOptimizer) -> None:
         if self.weight_decay and learned.base is not None:
@@ -131,7 +141,9 @@ class TBPTT:
         if self.weight_decay == 0:
             return 1.0
         assert isinstance(rule, MetanetRule)
-        heights = torch.as_tensor(rule.height(step.double()), dtype=torch.float64)
+        heights = torch.as_tensor(
+            rule.height(step.double()), dtype=torch.float64
+        )
         decay = rule.metanet.config.nominal_step * self.weight_decay
         return 1 - decay * heights.expand(step.shape)
 
@@ -153,7 +165,9 @@ class TBPTT:
         total = [torch.zeros_like(w) for w in weights]
         adjoint = [torch.zeros_like(p) for p in updates[-1].params]
         waiting: dict[int, Tensor] = {}  # the adjoint of what was said
-        rows = list(zip(updates, after, share, [*contractions[1:], 1.0], strict=True))
+        rows = list(
+            zip(updates, after, share, [*contractions[1:], 1.0], strict=True)
+        )
         for update, ahead, part, contraction in reversed(rows):
             adjoint = [times(contraction, a) for a in adjoint]
             adjoint = [
@@ -165,7 +179,8 @@ class TBPTT:
             )
             found, waiting = _pulled_back(followed, weights, adjoint, waiting)
             total = [
-                t if f is None else t + f for t, f in zip(total, found, strict=True)
+                t if f is None else t + f
+                for t, f in zip(total, found, strict=True)
             ]
         return total
 
@@ -224,7 +239,11 @@ class SecondOrderTBPTT(TBPTT):
     """
 
     def estimate(
-        self, optimizee: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
+        self,
+        optimizee: Optimizees,
+        learned: LearnedOptimizer,
+        state: Inner,
+        steps: int,
     ) -> tuple[Estimate, Inner]:
         weights = leaves(optimizee, learned)
         bound = learned.bind(optimizee.graph, self.total_steps)
@@ -251,4 +270,6 @@ def followed_updates(metanet: Metanet, optimizee: Optimizees) -> int:
     """Updates whose autograd graphs are kept, of at most `FOLLOWED` elements of parameters; a look
     at the neural graph counts as `LOOK` more."""
     looks = LOOK / metanet.graph_every if metanet.d_context else 0
-    return int(FOLLOWED / (prod(optimizee.count) * optimizee.graph.numel * (1 + looks)))
+    return int(
+        FOLLOWED / (prod(optimizee.count) * optimizee.graph.numel * (1 + looks))
+    )

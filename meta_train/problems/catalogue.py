@@ -114,25 +114,51 @@ _DEVELOPMENT = (
     _classify("fm-8", FASHION, partial(paper_cnn, 1, (8, 16, 16)), 128, 1000),
     _classify("mlp-fm28", FASHION, partial(mlp, (784, 128, 64, 10)), 64, 1000),
     _classify(
-        "mlp-deep-m14", MNIST_14, partial(mlp, (196, *[48] * 8, 10), nn.Tanh), 128, 1500
+        "mlp-deep-m14",
+        MNIST_14,
+        partial(mlp, (196, *[48] * 8, 10), nn.Tanh),
+        128,
+        1500,
     ),
     _classify("mlp-small-m7", MNIST_7, partial(mlp, (49, 32, 10)), 32, 3000),
     _classify(
-        "mlp-wide-fm14", FASHION_14, partial(mlp, (196, 256, 10), nn.GELU), 8, 2000
+        "mlp-wide-fm14",
+        FASHION_14,
+        partial(mlp, (196, 256, 10), nn.GELU),
+        8,
+        2000,
     ),
-    _classify("cnn-m14", MNIST_14, partial(pooled_cnn, (1, 8, 16), 3), 512, 200),
-    _classify("cnn-gn-c16", CIFAR_16, partial(group_normed, (3, 16, 32, 64)), 64, 800),
     _classify(
-        "depthwise-fm14", FASHION_14, partial(depthwise_cnn, (1, 16, 32, 64)), 64, 600
+        "cnn-m14", MNIST_14, partial(pooled_cnn, (1, 8, 16), 3), 512, 200
     ),
-    _classify("resnet-c16", CIFAR_16, partial(residual_cnn, 3, (12, 24, 32)), 64, 400),
     _classify(
-        "vit-fm28", FASHION, partial(VisionTransformer, 1, 28, 7, 32, 4, 2), 64, 600
+        "cnn-gn-c16", CIFAR_16, partial(group_normed, (3, 16, 32, 64)), 64, 800
+    ),
+    _classify(
+        "depthwise-fm14",
+        FASHION_14,
+        partial(depthwise_cnn, (1, 16, 32, 64)),
+        64,
+        600,
+    ),
+    _classify(
+        "resnet-c16", CIFAR_16, partial(residual_cnn, 3, (12, 24, 32)), 64, 400
+    ),
+    _classify(
+        "vit-fm28",
+        FASHION,
+        partial(VisionTransformer, 1, 28, 7, 32, 4, 2),
+        64,
+        600,
     ),
     _language("gpt-text", 64, partial(Gpt, VOCABULARY, 64, 48, 4, 2), 16, 600),
     _classify("gru-fm28", FASHION, partial(RowReader, nn.GRU, 28, 48), 64, 500),
     _language(
-        "lstm-text", 48, partial(CharacterReader, nn.LSTM, VOCABULARY, 24, 64), 16, 600
+        "lstm-text",
+        48,
+        partial(CharacterReader, nn.LSTM, VOCABULARY, 24, 64),
+        16,
+        600,
     ),
     SupervisedProblem(
         "autoencoder-m28",
@@ -161,7 +187,9 @@ _META_VALIDATION = (
         256,
         600,
     ),
-    _classify("cnn-bn-fm28", FASHION, partial(batch_normed, (1, 12, 24, 48)), 32, 800),
+    _classify(
+        "cnn-bn-fm28", FASHION, partial(batch_normed, (1, 12, 24, 48)), 32, 800
+    ),
     _classify(
         "resnet-gn-fm14",
         FASHION_14,
@@ -170,13 +198,25 @@ _META_VALIDATION = (
         300,
     ),
     _classify(
-        "vit-c16", CIFAR_16, partial(VisionTransformer, 3, 16, 4, 48, 6, 3), 32, 600
+        "vit-c16",
+        CIFAR_16,
+        partial(VisionTransformer, 3, 16, 4, 48, 6, 3),
+        32,
+        600,
     ),
     _language(
-        "gpt-tied-text", 32, partial(Gpt, VOCABULARY, 32, 64, 2, 1, tied=True), 64, 500
+        "gpt-tied-text",
+        32,
+        partial(Gpt, VOCABULARY, 32, 64, 2, 1, tied=True),
+        64,
+        500,
     ),
     _language(
-        "gru-text", 64, partial(CharacterReader, nn.GRU, VOCABULARY, 32, 48, 2), 8, 600
+        "gru-text",
+        64,
+        partial(CharacterReader, nn.GRU, VOCABULARY, 32, 48, 2),
+        8,
+        600,
     ),
     SupervisedProblem(
         "autoencoder-conv-fm28",
@@ -205,7 +245,9 @@ _META_TEST = (
         64,
         800,
     ),
-    _classify("wave-fm14", FASHION_14, partial(wave_cnn, (1, 16, 24, 32)), 64, 800),
+    _classify(
+        "wave-fm14", FASHION_14, partial(wave_cnn, (1, 16, 24, 32)), 64, 800
+    ),
     SupervisedProblem(
         "unet-c16",
         partial(noisy_images, "cifar10", 2, gray=True),
@@ -223,7 +265,11 @@ _META_TEST = (
         1000,
     ),
     _classify(
-        "experts-c16", GRAY_16, partial(MixtureOfExperts, 256, 4, 64, 10), 64, 800
+        "experts-c16",
+        GRAY_16,
+        partial(MixtureOfExperts, 256, 4, 64, 10),
+        64,
+        800,
     ),
     _classify(
         "trigrams-text",
@@ -264,8 +310,12 @@ _META_TEST = (
         1000,
     ),
     # other sizes and data of known families
-    _language("gpt-long-text", 96, partial(Gpt, VOCABULARY, 96, 48, 4, 3), 8, 500),
-    _classify("resnet-c32", CIFAR, partial(residual_cnn, 3, (8, 16, 32)), 32, 400),
+    _language(
+        "gpt-long-text", 96, partial(Gpt, VOCABULARY, 96, 48, 4, 3), 8, 500
+    ),
+    _classify(
+        "resnet-c32", CIFAR, partial(residual_cnn, 3, (8, 16, 32)), 32, 400
+    ),
     _classify("lstm-m28", MNIST, partial(RowReader, nn.LSTM, 28, 64), 100, 500),
 )
 

@@ -35,7 +35,7 @@ def column(values: Sequence[float | Tensor], like: Column) -> Column:
         # one operation each, which takes a number that changes, such as lr, as it comes
         return torch.stack([like.new_ones(()) * value for value in values])
     if any(isinstance(value, Tensor) for value in values):
-        return torch.stack([torch.as_tensor(value) for value in values]).to(like)
+        return torch.stack(list(map(torch.as_tensor, values))).to(like)
     return like.new_tensor(values)
 
 
@@ -67,8 +67,12 @@ def where(condition: Any, value: Any, other: Any) -> Any:
 
 
 def at_least(value: Any, low: float) -> Any:
-    return value.clamp(min=low) if isinstance(value, Tensor) else max(value, low)
+    return (
+        value.clamp(min=low) if isinstance(value, Tensor) else max(value, low)
+    )
 
 
 def at_most(value: Any, high: float) -> Any:
-    return value.clamp(max=high) if isinstance(value, Tensor) else min(value, high)
+    return (
+        value.clamp(max=high) if isinstance(value, Tensor) else min(value, high)
+    )

@@ -31,7 +31,9 @@ def renewed_basis(factor: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     product = factor @ basis
     values = (basis * product).sum(-2)
     least = LIFT * values.amax(-1, keepdim=True).clamp(min=0)
-    order = torch.maximum(values, least).argsort(dim=-1, descending=True, stable=True)
+    order = torch.maximum(values, least).argsort(
+        dim=-1, descending=True, stable=True
+    )
     lift = least.unsqueeze(-1)
     product = torch.where(lift > 0, product + lift * basis, basis)
     columns = order.unsqueeze(-2).expand_as(product)

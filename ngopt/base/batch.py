@@ -39,7 +39,9 @@ class Batch:
         every = [layout for some in layouts for layout in some]
         self.is_long = len(every) == 1 and every[0].is_long(CHUNK)
         plain = [
-            i for i, some in enumerate(layouts) if is_plain(some) and not self.is_long
+            i
+            for i, some in enumerate(layouts)
+            if is_plain(some) and not self.is_long
         ]
         self.rest = sum(self.flat.sizes[i] for i in plain)
         self.stacks = _stacks(layouts[: len(layouts) - len(plain)], device)
@@ -48,22 +50,32 @@ class Batch:
         # as they follow each other in the eigenbases: the plain ones first, then matrices
         members = [(i, 0, layouts[i][0]) for i in plain]
         members += [
-            (i, n, stack.layout) for stack in self.stacks for i, n in stack.members
+            (i, n, stack.layout)
+            for stack in self.stacks
+            for i, n in stack.members
         ]
         owners, numbers, own = zip(*members, strict=True)
         self.matrices = Flat([layout.shape for layout in own], owners, device)
 
         keys = [f"exp_avg_sq_{number}" for number in numbers]
         second = Joined(list(zip(owners, keys, strict=True)), self.matrices)
-        momentum = Joined([(i, "exp_avg") for i in range(len(shapes))], self.flat)
+        momentum = Joined(
+            [(i, "exp_avg") for i in range(len(shapes))], self.flat
+        )
         kept = [
-            joined for stack in self.stacks for joined in (*stack.factors, *stack.bases)
+            joined
+            for stack in self.stacks
+            for joined in (*stack.factors, *stack.bases)
         ]
         self.held = Held([momentum, second, *kept])
         is_each_alone = all(len(stack.members) == 1 for stack in self.stacks)
         is_small = sum(self.flat.sizes) <= IN_CACHE
-        self._is_roomy = is_each_alone and is_small and all(map(fits_a_room, every))
-        self._room: tuple[list[Tensor], Room] | None = None  # and what it was made for
+        self._is_roomy = (
+            is_each_alone and is_small and all(map(fits_a_room, every))
+        )
+        self._room: tuple[list[Tensor], Room] | None = (
+            None  # and what it was made for
+        )
         self.average = Held(
             [Joined([(i, AVERAGE) for i in range(len(shapes))], self.flat)]
         )
@@ -93,8 +105,12 @@ class Batch:
                 _renew(self._begun(kept, turns, numbers, in_place), records)
             return value
         if numbers.recall is not None:
-            momentum = times(momentum, self.flat.spread(numbers.recall), in_place)
-            second = times(second, self.matrices.spread(numbers.recall) ** 2, in_place)
+            momentum = times(
+                momentum, self.flat.spread(numbers.recall), in_place
+            )
+            second = times(
+                second, self.matrices.spread(numbers.recall) ** 2, in_place
+            )
         steps = self._begun(
             [cast(x, second.dtype) for x in kept], turns, numbers, in_place
         )
@@ -103,7 +119,9 @@ class Batch:
             grads, momentum, second, steps, numbers, config, in_place
         )
         new = [x for step in steps for x in (*step.factors, *step.bases)]
-        new = [cast(x, before.dtype) for x, before in zip(new, kept, strict=True)]
+        new = [
+            cast(x, before.dtype) for x, before in zip(new, kept, strict=True)
+        ]
         self.held.close(records, [momentum, second, *new], in_place)
         _renew(steps, records)
         return value
@@ -121,7 +139,9 @@ class Batch:
         puts averages of weights into new records."""
         flat, newest, average = self.flat, numbers.newest, None
         if newest is not None:
-            (average,) = self.average.open([turn.record for turn in turns], in_place)
+            (average,) = self.average.open(
+                [turn.record for turn in turns], in_place
+            )
         room = self._room_of(value)
         if room is not None:
             return room.delta(params, numbers, average)
@@ -135,7 +155,9 @@ class Batch:
         else:
             delta.add_(weights, alpha=-numbers.decay)
         if average is not None:
-            new = towards(average, weights + delta, flat.spread(newest), in_place)
+            new = towards(
+                average, weights + delta, flat.spread(newest), in_place
+            )
             self.average.close(records, [new], in_place)
         return delta
 
@@ -164,15 +186,22 @@ class Batch:
         if self._room is None or self._room[0] is not opened:
             momentum, _, *kept = opened
             layouts = [some[0] for some in self.layouts if some[0].modes]
-            room = Room(layouts, self._split(kept), self.flat, self.matrices, momentum)
+            room = Room(
+                layouts, self._split(kept), self.flat, self.matrices, momentum
+            )
             self._room = opened, room
         return self._room[1]
 
-    def _split(self, kept: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    def _split(
+        self, kept: Sequence[Tensor]
+    ) -> list[tuple[list[Tensor], list[Tensor]]]:
         """Factors and bases of one stack after the other -> those of each."""
         rest = iter(kept)
         return [
-            ([next(rest) for _ in stack.modes], [next(rest) for _ in stack.modes])
+            (
+                [next(rest) for _ in stack.modes],
+                [next(rest) for _ in stack.modes],
+            )
             for stack in self.stacks
         ]
 
@@ -185,7 +214,10 @@ class Batch:
     ) -> list[StackStep]:
         """The steps of all stacks. kept: factors and bases of one stack after the other."""
         rows = zip(self.stacks, self._split(kept), strict=True)
-        return [StackStep(stack, *own, turns, numbers, in_place) for stack, own in rows]
+        return [
+            StackStep(stack, *own, turns, numbers, in_place)
+            for stack, own in rows
+        ]
 
     def _all_directions(
         self,
@@ -205,15 +237,22 @@ class Batch:
             numbers.is_finite,
             momentum.dtype,
         )
-        momentum = towards(momentum, grad, flat.spread(numbers.momentum), in_place)
+        momentum = towards(
+            momentum, grad, flat.spread(numbers.momentum), in_place
+        )
         pair = torch.stack((grad, momentum.lerp(grad, config.ahead)))
         grad, leading = self._rotated(pair, steps, config).unbind()
         second = towards(
-            second, grad.square(), self.matrices.spread(numbers.second), in_place
+            second,
+            grad.square(),
+            self.matrices.spread(numbers.second),
+            in_place,
         )
         shrink = self.matrices.spread(numbers.shrink)
         damping = self.matrices.spread(numbers.damping)
-        value = self._rotated_back(normalised(leading, second, shrink, damping), steps)
+        value = self._rotated_back(
+            normalised(leading, second, shrink, damping), steps
+        )
         return moved(value, momentum), momentum, second
 
     def _rotated(
@@ -233,7 +272,9 @@ class Batch:
             found.append(step.rotated(values).view(2, -1))
         return concatenated(found, 1)
 
-    def _rotated_back(self, values: Tensor, steps: Sequence[StackStep]) -> Tensor:
+    def _rotated_back(
+        self, values: Tensor, steps: Sequence[StackStep]
+    ) -> Tensor:
         """Values of the matrices in their eigenbases -> those of the parameters, (total,)."""
         if not steps:
             return values
@@ -275,7 +316,10 @@ class Batch:
         value = momentum.new_empty(momentum.shape)
         results = [
             value,
-            *(x if in_place else torch.empty_like(x) for x in (momentum, second)),
+            *(
+                x if in_place else torch.empty_like(x)
+                for x in (momentum, second)
+            ),
         ]
         pieces = [layout.pieces(x, CHUNK) for x in (momentum, second, *results)]
         for piece, old, older, *outs in zip(scaled(), *pieces, strict=True):
@@ -288,7 +332,9 @@ class Batch:
                 normalised(leading, newer, numbers.shrink, numbers.damping)
             )
             found = (
-                (moved(found, new),) if in_place else (moved(found, new), new, newer)
+                (moved(found, new),)
+                if in_place
+                else (moved(found, new), new, newer)
             )
             for out, result in zip(outs, found, strict=False):
                 out.copy_(result)
@@ -320,7 +366,9 @@ def batches(
         (
             some,
             Batch(
-                [shapes[i] for i in some], [layouts[i] for i in some], kinds[some[0]][1]
+                [shapes[i] for i in some],
+                [layouts[i] for i in some],
+                kinds[some[0]][1],
             ),
         )
         for some in found
@@ -329,7 +377,9 @@ def batches(
 
 def is_plain(layouts: Sequence[MatrixLayout]) -> bool:
     """Whether a parameter is one row of numbers, each for itself."""
-    return len(layouts) == 1 and not layouts[0].modes and layouts[0].view is None
+    return (
+        len(layouts) == 1 and not layouts[0].modes and layouts[0].view is None
+    )
 
 
 def _stacks(

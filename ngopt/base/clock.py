@@ -47,12 +47,19 @@ class HostClock:
         return [column(values, like) for values in zip(*rows, strict=True)]
 
     def turns(
-        self, records: Sequence[Record], phases: Sequence[int | None], every: int
+        self,
+        records: Sequence[Record],
+        phases: Sequence[int | None],
+        every: int,
     ) -> list[Turn]:
         """What is to be done with each parameter; for the phases see `_is_due`."""
         rows = zip(records, self.steps, phases, strict=True)
         return [
-            Turn(record, step == 0, phase is not None and _is_due(step, phase, every))
+            Turn(
+                record,
+                step == 0,
+                phase is not None and _is_due(step, phase, every),
+            )
             for record, step, phase in rows
         ]
 
@@ -77,10 +84,15 @@ class TracedClock:
             torch.as_tensor(values, dtype=like.dtype)
             for values in numbers(self.steps, self.now)
         ]
-        return [on(values, like.device).expand(len(self.steps)) for values in found]
+        return [
+            on(values, like.device).expand(len(self.steps)) for values in found
+        ]
 
     def turns(
-        self, records: Sequence[Record], phases: Sequence[int | None], every: int
+        self,
+        records: Sequence[Record],
+        phases: Sequence[int | None],
+        every: int,
     ) -> list[Turn]:
         own = self.steps.new_tensor([phase or 0 for phase in phases])
         is_due = _is_due(self.steps, own, every).unbind()

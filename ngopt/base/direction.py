@@ -31,7 +31,9 @@ def init_direction(
     factors `rows_i` and their eigenvectors `rows_basis_i`, long ones in bfloat16.
     """
     device = param.device
-    record = {"exp_avg": torch.zeros_like(param, dtype=dtype, requires_grad=False)}
+    record = {
+        "exp_avg": torch.zeros_like(param, dtype=dtype, requires_grad=False)
+    }
     for i, layout in enumerate(layouts):
         record[f"exp_avg_sq_{i}"] = torch.zeros(
             layout.shape, dtype=dtype, device=device

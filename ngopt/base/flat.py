@@ -37,7 +37,9 @@ class Flat:
             elements = torch.from_numpy(self._owners.repeat(self._counts))
             self._elements = elements.to(device)
 
-    def join(self, values: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    def join(
+        self, values: Sequence[Tensor], out: Tensor | None = None
+    ) -> Tensor:
         """Tensors of as many elements as the shapes have, one after the other."""
         rows = [value.reshape(-1) for value in values]
         return concatenated(rows) if out is None else torch.cat(rows, out=out)
@@ -46,7 +48,8 @@ class Flat:
         """What `join` was given, in these shapes."""
         pieces = torch.split_with_sizes(flat, self.sizes)
         return [
-            piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)
+            piece.view(shape)
+            for piece, shape in zip(pieces, self.shapes, strict=True)
         ]
 
     def spread(self, number: Number | None) -> Any:
@@ -54,7 +57,9 @@ class Flat:
         if not isinstance(number, Tensor) or not number.dim():
             return number
         if are_on_host([number]):  # several times as fast
-            return torch.from_numpy(number.numpy()[self._owners].repeat(self._counts))
+            return torch.from_numpy(
+                number.numpy()[self._owners].repeat(self._counts)
+            )
         return number.index_select(0, self._elements)
 
 

@@ -51,13 +51,18 @@ class Held:
         self._wholes: list[Tensor] = []
         self._views: list[Tensor] = []
 
-    def open(self, records: Sequence[Record], in_place: bool = False) -> list[Tensor]:
+    def open(
+        self, records: Sequence[Record], in_place: bool = False
+    ) -> list[Tensor]:
         """The wholes; in place, the list that was returned before if it still is what records
         hold."""
         if in_place and self.are_open(records):
             return self._wholes
         values = iter(self._in(records))
-        wholes = [part.join([next(values) for _ in part.places]) for part in self.parts]
+        wholes = [
+            part.join([next(values) for _ in part.places])
+            for part in self.parts
+        ]
         if in_place:
             self._put(records, wholes)
             self._wholes, self._views = wholes, self._in(records)
@@ -66,10 +71,15 @@ class Held:
     def are_open(self, records: Sequence[Record]) -> bool:
         """Whether records still hold what they were given when they were last opened in place."""
         found = self._in(records)
-        return len(found) == len(self._views) and all(map(is_, found, self._views))
+        return len(found) == len(self._views) and all(
+            map(is_, found, self._views)
+        )
 
     def close(
-        self, records: Sequence[Record], new: Sequence[Tensor], in_place: bool = False
+        self,
+        records: Sequence[Record],
+        new: Sequence[Tensor],
+        in_place: bool = False,
     ) -> None:
         """Puts new values into records: those that were opened, where in place."""
         if not in_place:

@@ -113,7 +113,8 @@ def layouts_of(
         return tuple(_table(block, numel, longest) for block in role.blocks)
     limits = _Limits(longest, budget)
     return tuple(
-        _matrices(block, numel, limits, role.reads_input) for block in role.blocks
+        _matrices(block, numel, limits, role.reads_input)
+        for block in role.blocks
     )
 
 
@@ -124,7 +125,9 @@ class _Limits:
 
     def allow(self, length: int, factors: int, numel: int) -> bool:
         """Whether so many factors of a length are affordable for so many elements."""
-        is_small = length <= SMALL or 2 * factors * length**2 <= self.budget * numel
+        is_small = (
+            length <= SMALL or 2 * factors * length**2 <= self.budget * numel
+        )
         return 1 < length <= self.longest and is_small
 
 
@@ -166,7 +169,9 @@ def _matrices(
         modes.append(Channels(cuts, channels // cuts))
     if not modes:  # better in pieces than not at all
         pieces = next(
-            n for n in range(-(-rows // limits.longest), rows + 1) if rows % n == 0
+            n
+            for n in range(-(-rows // limits.longest), rows + 1)
+            if rows % n == 0
         )
         modes += [Rows(parts * pieces, rows // pieces)] * (rows > pieces)
     shape = (groups, parts * rows, kernel, channels)
@@ -179,7 +184,9 @@ def _cuts(length: int, groups: int, numel: int, limits: _Limits) -> int:
     if limits.allow(length, groups, numel):
         return 1
     return next(
-        n for n in range(1, length + 1) if length % n == 0 and length // n <= SMALL
+        n
+        for n in range(1, length + 1)
+        if length % n == 0 and length // n <= SMALL
     )
 
 

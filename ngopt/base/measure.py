@@ -95,7 +95,9 @@ def _first_size(scale: Any, rms: Any) -> Any:
     A constant to autograd, and a number that float32 has.
     """
     if not isinstance(rms, Tensor):
-        return scale or (2.0 ** round(log2(min(max(rms, 1e-37), 1e38))) if rms else 0.0)
+        return scale or (
+            2.0 ** round(log2(min(max(rms, 1e-37), 1e38))) if rms else 0.0
+        )
     rms = rms.detach()
     nearest = rms.clamp(1e-37, 1e38).log2().round().exp2() * rms.sign()
     return torch.where(scale > 0, scale, nearest)
@@ -116,7 +118,9 @@ def root_mean_squares(values: Sequence[Tensor]) -> Column:
         x if size <= CHUNK else _norms(x, dtype)
         for x, size in zip(values, sizes, strict=True)
     ]
-    norms = torch.stack([on(norm, device) for norm in _foreach_norm(whole, 2, dtype)])
+    norms = torch.stack(
+        [on(norm, device) for norm in _foreach_norm(whole, 2, dtype)]
+    )
     return norms / norms.new_tensor(sizes).sqrt()
 
 

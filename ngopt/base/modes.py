@@ -33,7 +33,8 @@ class Rows:
     def permute(self, x: Tensor, order: Tensor) -> Tensor:
         """Values in another order along the axis: (groups * parts, size)."""
         unfolded = x.reshape(len(order), self.size, -1)
-        return unfolded.gather(1, order.unsqueeze(-1).expand_as(unfolded)).view(x.shape)
+        order = order.unsqueeze(-1).expand_as(unfolded)
+        return unfolded.gather(1, order).view(x.shape)
 
 
 @dataclass(frozen=True)

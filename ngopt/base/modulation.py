@@ -90,4 +90,6 @@ def _rows(layouts: Sequence[MatrixLayout], values: Tensor) -> Tensor:
     pieces = [layout.read(flat).flatten(2).flatten(0, 1) for layout in layouts]
     longest = max(piece.shape[1] for piece in pieces)
     pad = torch.nn.functional.pad
-    return torch.cat([pad(piece, (0, longest - piece.shape[1])) for piece in pieces])
+    return torch.cat(
+        [pad(piece, (0, longest - piece.shape[1])) for piece in pieces]
+    )

@@ -63,13 +63,18 @@ class Planner:
         self.latest: Plan | None = None
         self._gains = [gain(role, config) for role in roles]
         self._usual = [usual_size(role) for role in roles]
-        self._decays = [config.weight_decay if role.blocks else 0.0 for role in roles]
+        self._decays = [
+            config.weight_decay if role.blocks else 0.0 for role in roles
+        ]
         phases = _in_turn(
             [_renewal_cost(some) for some in self.layouts], config.renew_every
         )
-        has_bases = [any(layout.modes for layout in some) for some in self.layouts]
+        has_bases = [
+            any(layout.modes for layout in some) for some in self.layouts
+        ]
         self._phases = [
-            phase if has else None for phase, has in zip(phases, has_bases, strict=True)
+            phase if has else None
+            for phase, has in zip(phases, has_bases, strict=True)
         ]
 
     def plan(
@@ -93,7 +98,9 @@ class Planner:
         layouts = [self.layouts[i] for i in present]
         positions, slices = [], []
         for places, batch in batches(shapes, layouts, kinds):
-            slices.append((slice(len(positions), len(positions) + len(places)), batch))
+            slices.append(
+                (slice(len(positions), len(positions) + len(places)), batch)
+            )
             positions += [present[j] for j in places]
         counts, sizes = (
             Scalars(keys, [state[i][keys[0]].device for i in positions])
@@ -123,7 +130,10 @@ def _part(records: Iterable[Record]) -> None:
     every checkpoint."""
     for record in records:
         for key, value in record.items():
-            if value.untyped_storage().nbytes() > value.numel() * value.itemsize:
+            if (
+                value.untyped_storage().nbytes()
+                > value.numel() * value.itemsize
+            ):
                 record[key] = value.clone()
 
 
@@ -152,7 +162,9 @@ def _in_turn(costs: Sequence[float], steps: int) -> list[int]:
     found = [0] * len(costs)
     most = max([*costs, sum(costs) / steps])
     for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        free = [step for step in range(steps) if totals[step] + costs[i] <= most]
+        free = [
+            step for step in range(steps) if totals[step] + costs[i] <= most
+        ]
         found[i] = free[0] if free else totals.index(min(totals))
         totals[found[i]] += costs[i]
     return found

@@ -43,7 +43,14 @@ def renew(
     made."""
     if isinstance(is_due, Tensor):
         renew_basis(
-            basis, second, factor, is_active, is_due, mode.name, mode.parts, mode.size
+            basis,
+            second,
+            factor,
+            is_active,
+            is_due,
+            mode.name,
+            mode.parts,
+            mode.size,
         )
     elif is_due:
         new = renewed(mode, factor, basis, second, is_active)

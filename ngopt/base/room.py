@@ -84,7 +84,9 @@ class Room:
             home = [x.view(1, *shape) for x in own_places[3:]]
             self._observed += _squares(layout.modes, factors, home[-1])
             self._rotated += _chain(layout.modes, bases, forth)
-            self._rotated_back += _chain(layout.modes, [x.mT for x in bases], home)
+            self._rotated_back += _chain(
+                layout.modes, [x.mT for x in bases], home
+            )
 
     def direction(
         self,
@@ -104,7 +106,9 @@ class Room:
         momentum.lerp_(grad, numbers.momentum)
         torch.lerp(momentum, grad, config.ahead, out=self.ahead)
         for factor, x, y in self._observed:
-            factor.baddbmm_(x, y, beta=config.beta_factor, alpha=1 - config.beta_factor)
+            factor.baddbmm_(
+                x, y, beta=config.beta_factor, alpha=1 - config.beta_factor
+            )
 
         # few different operations, as each is some time in coming from memory
         _multiply(self._rotated)
@@ -148,7 +152,8 @@ def _squares(
     """What is added to each mode's factor: X X^T of the unfolded values."""
     unfolded = [mode.unfolded(x) for mode in modes]
     return [
-        (factor, own, own.mT) for factor, own in zip(factors, unfolded, strict=True)
+        (factor, own, own.mT)
+        for factor, own in zip(factors, unfolded, strict=True)
     ]
 
 
@@ -159,7 +164,9 @@ def _chain(
     with each mode multiplied by its basis."""
     way = [*places[: len(modes)], places[-1]]
     found = []
-    for mode, basis, x, out in zip(modes, bases, way[:-1], way[1:], strict=True):
+    for mode, basis, x, out in zip(
+        modes, bases, way[:-1], way[1:], strict=True
+    ):
         basis = basis.expand(len(x), -1, -1)
         is_left = isinstance(mode, Rows)
         found.append((out, basis.mT, x) if is_left else (out, x, basis))

@@ -38,7 +38,9 @@ def warn_past_horizon(now: int, total_steps: int | None) -> None:
         )
 
 
-def steps_so_far(counts: Sequence[Any], total_steps: int | None) -> int | Tensor:
+def steps_so_far(
+    counts: Sequence[Any], total_steps: int | None
+) -> int | Tensor:
     """Of the training: the largest of some counts. Says what `warn_past_horizon` says.
 
     In a compiled step the counts are tensors, and it is a tensor (), float64, on the host.

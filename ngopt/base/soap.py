@@ -108,7 +108,9 @@ class SoapRule:
         plan = self._planner.plan(present, state, in_place)
         step = self._begin(plan, grads, state, params, hyper, in_place)
         factors = self._modulate(state, step.now)
-        for (some, batch), numbers in zip(plan.batches, step.numbers, strict=True):
+        for (some, batch), numbers in zip(
+            plan.batches, step.numbers, strict=True
+        ):
             yield from self._updated(step, some, batch, numbers, factors)
 
     def may_be_traced(
@@ -117,12 +119,20 @@ class SoapRule:
         """After the first steps, unless another state was loaded since the last."""
         present = [i for i, grad in enumerate(grads) if grad is not None]
         plan = self._planner.latest
-        if plan is None or not plan.is_settled or not all(state[i] for i in present):
+        if (
+            plan is None
+            or not plan.is_settled
+            or not all(state[i] for i in present)
+        ):
             return False
         is_same = plan.made_for == made_for(present, state)
-        return is_same and plan.counts.are_open([state[i] for i in plan.positions])
+        return is_same and plan.counts.are_open(
+            [state[i] for i in plan.positions]
+        )
 
-    def _first_record(self, p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
+    def _first_record(
+        self, p: Tensor, layouts: Sequence[MatrixLayout]
+    ) -> Record:
         like = {"dtype": torch.float32, "device": p.device}
         zero = torch.zeros((), **like)
         record = {
@@ -135,7 +145,9 @@ class SoapRule:
         if self.total_steps is None:
             record[AVERAGE] = p.detach().to(state_dtype(p), copy=True)
         if self.modulation is not None:
-            record["signals"] = torch.zeros(count_rows(layouts), len(SIGNALS), **like)
+            record["signals"] = torch.zeros(
+                count_rows(layouts), len(SIGNALS), **like
+            )
         return record
 
     def _schedule(self, step: Any, now: Any, scheduled: bool) -> Any:
@@ -146,7 +158,9 @@ class SoapRule:
         if self.total_steps is not None:
             factor = with_horizon(step, now, self.total_steps, config.warmup)
             return config.step_size * factor
-        factor = without_horizon(step, now, config.open_warmup, config.open_constant)
+        factor = without_horizon(
+            step, now, config.open_warmup, config.open_constant
+        )
         return config.open_step_size * factor
 
     def _begin(
@@ -162,36 +176,41 @@ class SoapRule:
         positions = plan.positions
         old: list[Record] = [state[i] for i in positions]
         new: list[Record] = old if in_place else [{} for _ in old]
-        found = [grad for grad in (grads[i] for i in positions) if grad is not None]
+        given = [grads[i] for i in positions]
+        found = [grad for grad in given if grad is not None]
         rms = root_mean_squares([*found, *(params[i] for i in plan.matrices)])
         rms, weights = rms[: len(found)], rms[len(found) :]
 
         counts = plan.counts.open(old, in_place)
         sizes = plan.sizes.open(old, in_place)
         absent = [state[i]["step"] for i in plan.absent if state[i]]
-        is_traced = torch.compiler.is_compiling() and self.may_be_traced(grads, state)
-        clock = (TracedClock if is_traced else HostClock)(
-            counts, absent, self.total_steps
-        )
+        is_compiling = torch.compiler.is_compiling()
+        is_traced = is_compiling and self.may_be_traced(grads, state)
+        kind = TracedClock if is_traced else HostClock
+        clock = kind(counts, absent, self.total_steps)
         at_step = clock.at(partial(self._at, scheduled=hyper.scheduled), rms)
         relative = relative_sizes(weights, plan.usual)
         decays = self._decayed(plan, hyper.weight_decay)
-        settings = plan.gains, [hyper.lr[i] for i in positions], decays
-        given = [column(values, rms) for values in settings]
-        numbers = of_all(
-            self._numbers, rms, relative, *columns(sizes, rms), *at_step, *given
-        )
-        kept, (active, *numbers) = numbers[: len(SIZE_KEYS)], numbers[len(SIZE_KEYS) :]
+        rates = [hyper.lr[i] for i in positions]
+        settings = [column(x, rms) for x in (plan.gains, rates, decays)]
+        known = *columns(sizes, rms), *at_step, *settings
+        numbers = of_all(self._numbers, rms, relative, *known)
+        kept = numbers[: len(SIZE_KEYS)]
+        active, *numbers = numbers[len(SIZE_KEYS) :]
         if self.total_steps is not None:  # there is no average
             numbers.pop()
-        has_recall = not clock.is_settled and is_recalled(numbers[0], clock.steps)
+        has_recall = not clock.is_settled and is_recalled(
+            numbers[0], clock.steps
+        )
         rows = [
             shared(numbers, some, old[some.start]["exp_avg"], has_recall)
             for some, _ in plan.batches
         ]
 
         plan.is_settled = clock.is_settled
-        plan.counts.close(new, as_tensor([clock.steps_after()], counts), in_place)
+        plan.counts.close(
+            new, as_tensor([clock.steps_after()], counts), in_place
+        )
         plan.sizes.close(new, as_tensor(kept, sizes), in_place)
         return Step(
             positions=positions,
@@ -234,12 +253,23 @@ class SoapRule:
         measured = measure(rms, scale, size, early, kept, config.clip)
         active = measured.active
         rate = lr * height * active
-        step_size = -rate * gain * weight_sizes(relative, config.weight_exponent)
+        step_size = (
+            -rate * gain * weight_sizes(relative, config.weight_exponent)
+        )
         sizes = measured.scale, measured.size, skipped + (1 - active)
         direction = step_numbers(measured, shrink, damping, config)
-        return *sizes, active, *direction, step_size, rate * decay, newest * active
+        return (
+            *sizes,
+            active,
+            *direction,
+            step_size,
+            rate * decay,
+            newest * active,
+        )
 
-    def _decayed(self, plan: Plan, weight_decay: Sequence[float]) -> Sequence[float]:
+    def _decayed(
+        self, plan: Plan, weight_decay: Sequence[float]
+    ) -> Sequence[float]:
         """Weight decays of the plan's parameters in units of the step size."""
         if not any(weight_decay):
             return plan.decays
@@ -271,7 +301,12 @@ class SoapRule:
         turns = step.turns[some]
         records = step.records[some]
         value = batch.directions(
-            step.grads[some], turns, records, numbers, self.config, step.in_place
+            step.grads[some],
+            turns,
+            records,
+            numbers,
+            self.config,
+            step.in_place,
         )
         if factors is not None:
             rows = zip(positions, batch.flat.split(value), strict=True)

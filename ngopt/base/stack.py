@@ -36,14 +36,18 @@ class Stack:
         self.shape = (len(members) * self.groups, *rest)
         self.owners = [owner for owner, _ in members]
         owners = [owner for owner in self.owners for _ in range(self.groups)]
-        self.device, self._group_owners = device, torch.tensor(owners, device=device)
+        self.device, self._group_owners = (
+            device,
+            torch.tensor(owners, device=device),
+        )
         self.factors = [self._joined(mode, "{}_{}") for mode in self.modes]
         self.bases = [self._joined(mode, "{}_basis_{}") for mode in self.modes]
 
     def _joined(self, mode: Mode, key: str) -> Joined:
         """Factors or bases of all members: (members * groups * parts, size, size)."""
         places = [
-            (owner, key.format(mode.name, number)) for owner, number in self.members
+            (owner, key.format(mode.name, number))
+            for owner, number in self.members
         ]
         shape = factor_shape(mode, self.groups)
         return Joined(places, Flat([shape] * len(places)), (-1, *shape[1:]))
@@ -65,7 +69,11 @@ class Stack:
 
     def split(self, joined: Tensor) -> Sequence[Tensor]:
         """What all members have -> what each has."""
-        return (joined,) if len(self.owners) == 1 else joined.chunk(len(self.owners))
+        return (
+            (joined,)
+            if len(self.owners) == 1
+            else joined.chunk(len(self.owners))
+        )
 
 
 class StackStep:
@@ -94,7 +102,8 @@ class StackStep:
             recall = stack.of_groups(numbers.recall)
             rows = zip(stack.modes, factors, strict=True)
             self.factors = [
-                times(old, _of_parts(recall, mode) ** 2, in_place) for mode, old in rows
+                times(old, _of_parts(recall, mode) ** 2, in_place)
+                for mode, old in rows
             ]
 
     def observe(self, grads: Iterable[Tensor], decay: float) -> None:
@@ -104,7 +113,8 @@ class StackStep:
         for grad in grads:
             rows = zip(self.factors, modes, strict=True)
             self.factors = [
-                self._squared(old, mode, grad, kept, 1 - decay) for old, mode in rows
+                self._squared(old, mode, grad, kept, 1 - decay)
+                for old, mode in rows
             ]
             kept = 1.0
         if any(turn.is_first for turn in self.turns):
@@ -140,40 +150,52 @@ class StackStep:
 
     def renew(self, records: Sequence[Record]) -> None:
         """Takes those bases that are due, in new records, one step nearer to the eigenvectors."""
-        due = [i for i, turn in enumerate(self.turns) if turn.is_due is not False]
+        due = [
+            i for i, turn in enumerate(self.turns) if turn.is_due is not False
+        ]
         if not due:
             return
         is_active = self.stack.split(self._is_active())
         for i in due:
             owner, number = self.stack.members[i]
-            self._renew(records[owner], number, is_active[i], self.turns[i].is_due)
+            self._renew(
+                records[owner], number, is_active[i], self.turns[i].is_due
+            )
 
     def _is_active(self) -> Tensor:
         """Of each group whether its step is not left out, (members * groups,)."""
-        return torch.as_tensor(self.active > 0, device=self.stack.device).expand(
-            self.stack.shape[0]
-        )
+        return torch.as_tensor(
+            self.active > 0, device=self.stack.device
+        ).expand(self.stack.shape[0])
 
     def _begin(self) -> None:
         """Makes first bases: constants to autograd,
         as eigenvectors may have infinite derivatives."""
         is_active = self._is_active()
         is_first = [
-            turn.is_first for turn in self.turns for _ in range(self.stack.groups)
+            turn.is_first
+            for turn in self.turns
+            for _ in range(self.stack.groups)
         ]
         due = is_active & torch.tensor(is_first, device=is_active.device)
         rows = zip(self.stack.modes, self.factors, self.bases, strict=True)
         self.bases = [
             replaced(
                 basis,
-                torch.where(by_part(due, mode), first_basis(factor.detach()), basis),
+                torch.where(
+                    by_part(due, mode), first_basis(factor.detach()), basis
+                ),
                 self.in_place,
             )
             for mode, factor, basis in rows
         ]
 
     def _renew(
-        self, record: Record, number: int, is_active: Tensor, is_due: bool | Tensor
+        self,
+        record: Record,
+        number: int,
+        is_active: Tensor,
+        is_due: bool | Tensor,
     ) -> None:
         """Replaces a member's bases unless its step is left out;
         its second moments in their order."""

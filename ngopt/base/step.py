@@ -67,7 +67,9 @@ def shared(
     is_finite = not isinstance(active, Tensor) and all(active)
     recall, *numbers = _compact(own, like)
     newest = numbers.pop() if len(found) == len(NUMBERS) else None
-    return Shared._make([recall if has_recall else None, *numbers, newest, is_finite])
+    return Shared._make(
+        [recall if has_recall else None, *numbers, newest, is_finite]
+    )
 
 
 def _compact(found: Sequence[Column], like: Tensor) -> list[Number]:
@@ -94,14 +96,19 @@ class Scalars:
         for device in dict.fromkeys(devices):
             some = [j for j, own in enumerate(devices) if own == device]
             places = [(j, key) for key in keys for j in some]
-            joined = Joined(places, Flat([()] * len(places)), (len(keys), len(some)))
+            joined = Joined(
+                places, Flat([()] * len(places)), (len(keys), len(some))
+            )
             self._members[device] = some, Held([joined])
         order = [j for some, _ in self._members.values() for j in some]
         self._order = torch.tensor(order, device="cpu").argsort()
 
     def open(self, records: Sequence[Record], in_place: bool) -> Tensor:
         """(keys, n), on the device of the first."""
-        found = [held.open(records, in_place)[0] for _, held in self._members.values()]
+        found = [
+            held.open(records, in_place)[0]
+            for _, held in self._members.values()
+        ]
         if len(found) == 1:
             return found[0]
         device = found[0].device
@@ -112,7 +119,9 @@ class Scalars:
         """See `Held.are_open`."""
         return all(held.are_open(records) for _, held in self._members.values())
 
-    def close(self, records: Sequence[Record], rows: Tensor, in_place: bool) -> None:
+    def close(
+        self, records: Sequence[Record], rows: Tensor, in_place: bool
+    ) -> None:
         """Puts new values (keys, n) into records."""
         for device, (some, held) in self._members.items():
             own = rows if len(self._members) == 1 else rows[:, some]

@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
         help="of the input: random numbers, or zeros for int64",
     )
     found.add_argument(
-        "--draw", metavar="FILE", help="draws the graph into a .png or .svg file"
+        "--draw",
+        metavar="FILE",
+        help="draws the graph into a .png or .svg file",
     )
     return found
 
@@ -87,7 +89,9 @@ def load_model(path: str) -> nn.Module:
     return found
 
 
-def example_of(shape: Sequence[int] | None, dtype: torch.dtype) -> Tensor | None:
+def example_of(
+    shape: Sequence[int] | None, dtype: torch.dtype
+) -> Tensor | None:
     """An input of a shape: random numbers, or zeros where they are indices."""
     if shape is None:
         return None
@@ -127,7 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(argv)
     except (ValueError, ImportError, OSError) as error:
-        print(f"error: {shorten(str(error), 300, placeholder=' ...')}", file=sys.stderr)
+        print(
+            f"error: {shorten(str(error), 300, placeholder=' ...')}",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

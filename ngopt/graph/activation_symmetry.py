@@ -47,9 +47,13 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
         is_plain = group.kind == "neuron" and not group.is_fixed
         own = [bias for bias in graph.biases if bias.group == number]
         around = [
-            block for block in graph.blocks if number in (block.source, block.target)
+            block
+            for block in graph.blocks
+            if number in (block.source, block.target)
         ]
-        is_plain &= all(bias.kind == "bias" and not bias.slot_shape for bias in own)
+        is_plain &= all(
+            bias.kind == "bias" and not bias.slot_shape for bias in own
+        )
         is_plain &= all(
             block.kind in ("weight", "flatten") and block.source != block.target
             for block in around
@@ -58,7 +62,9 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
         is_plain &= all(
             view is not None and free[view.parameter] == 0 for view in views
         )
-        found.append(cast(Symmetry | None, group.symmetry) if is_plain else None)
+        found.append(
+            cast(Symmetry | None, group.symmetry) if is_plain else None
+        )
     return found
 
 
@@ -89,13 +95,17 @@ def canonical(
                 graph, values, number, frequency, batch_dims
             )
         elif kind == "sign":
-            inward = outward = _positive(_bias_of(graph, values, number, batch_dims))
+            inward = outward = _positive(
+                _bias_of(graph, values, number, batch_dims)
+            )
         else:
             outward = _norms(graph, values, number, batch_dims)
             inward = 1 / outward
         values = _multiplied(graph, values, number, inward, outward, batch_dims)
         ones = _multiplied(graph, ones, number, inward, outward, batch_dims)
-    return Canonical(graph.scatter(values, batch_dims), graph.scatter(ones, batch_dims))
+    return Canonical(
+        graph.scatter(values, batch_dims), graph.scatter(ones, batch_dims)
+    )
 
 
 def _shifted(
@@ -111,7 +121,9 @@ def _shifted(
     periods = (bias.detach() * frequency / pi).round()
     left = shift = periods * (pi / frequency)
     for place, own in enumerate(graph.biases):
-        if own.group == number:  # of several biases of a neuron the first is moved
+        if (
+            own.group == number
+        ):  # of several biases of a neuron the first is moved
             part = _picked(left, own.index)
             moved = values.biases[place] - part.unsqueeze(-1)
             values = values._replace(biases=_with(values.biases, place, moved))
@@ -134,7 +146,9 @@ def _bias_of(
     total = like.new_zeros(*like.shape[:batch_dims], graph.groups[number].size)
     for bias, value in zip(graph.biases, values.biases, strict=True):
         if bias.group == number:
-            total = total + _placed(value.squeeze(-1), bias.index, total.shape[-1])
+            total = total + _placed(
+                value.squeeze(-1), bias.index, total.shape[-1]
+            )
     return total
 
 
@@ -163,7 +177,8 @@ def _multiplied(
     edges = list(values.edges)
     for place, bias in enumerate(graph.biases):
         if bias.group == number:
-            biases[place] = biases[place] * _picked(inward, bias.index).unsqueeze(-1)
+            factor = _picked(inward, bias.index).unsqueeze(-1)
+            biases[place] = biases[place] * factor
     for place, block in enumerate(graph.weights):
         groups, targets, sources = block.shape
         if block.target == number:
@@ -187,8 +202,12 @@ def _placed(values: Tensor, index: Index, size: int) -> Tensor:
     if index is None:
         return values
     empty = values.new_zeros(*values.shape[:-1], size)
-    return empty.index_add(-1, torch.tensor(index, device=values.device), values)
+    return empty.index_add(
+        -1, torch.tensor(index, device=values.device), values
+    )
 
 
-def _with(values: tuple[Tensor, ...], place: int, value: Tensor) -> tuple[Tensor, ...]:
+def _with(
+    values: tuple[Tensor, ...], place: int, value: Tensor
+) -> tuple[Tensor, ...]:
     return (*values[:place], value, *values[place + 1 :])

@@ -15,7 +15,12 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from ngopt.graph.core import NeuralGraph, ParameterSpec
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.sequential import sequential_graph
-from ngopt.graph.tracing.capture import NotCaptured, arguments, capture, guess_inputs
+from ngopt.graph.tracing.capture import (
+    NotCaptured,
+    arguments,
+    capture,
+    guess_inputs,
+)
 from ngopt.graph.walk import trace
 
 
@@ -51,7 +56,9 @@ def build_graph(
     if any(is_lazy(t) for t in (*source.parameters(), *source.buffers())):
         source = _materialized(source, example_input)
     if not any(True for _ in source.parameters()):
-        raise ValueError("build_graph: expected at least one parameter; got none")
+        raise ValueError(
+            "build_graph: expected at least one parameter; got none"
+        )
     if example_input is not None:
         try:
             program = capture(source, example_input)
@@ -121,7 +128,9 @@ def _guess(model: nn.Module) -> NeuralGraph:
     )
 
 
-def _from_parameters(model: nn.Module, reason: str, stacklevel: int = 3) -> NeuralGraph:
+def _from_parameters(
+    model: nn.Module, reason: str, stacklevel: int = 3
+) -> NeuralGraph:
     warnings.warn(
         f"build_graph: names and shapes of the parameters decide, as {reason}",
         stacklevel=stacklevel,
@@ -136,7 +145,9 @@ def _specs(
     specs, named = [], True
     for i, item in enumerate(source):
         named = named and isinstance(item, tuple)
-        name, tensor = item if isinstance(item, tuple) else (f"parameter {i}", item)
+        name, tensor = (
+            item if isinstance(item, tuple) else (f"parameter {i}", item)
+        )
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(
                 f"build_graph: expected tensors or (name, tensor) pairs; got "
@@ -144,5 +155,7 @@ def _specs(
             )
         specs.append(ParameterSpec.of(name, tensor))
     if not specs:
-        raise ValueError("build_graph: expected at least one parameter; got none")
+        raise ValueError(
+            "build_graph: expected at least one parameter; got none"
+        )
     return specs, named

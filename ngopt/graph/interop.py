@@ -58,8 +58,14 @@ def to_networkx(
     node_slots = _attributes(graph, *_node_slots(graph, edges), node_values)
     edge_slots = _attributes(graph, edges.parameter, edges.element, edge_values)
     result = MultiDiGraph()
-    places = ((g, i) for g, group in enumerate(graph.groups) for i in range(group.size))
-    for node, ((g, i), attributes) in enumerate(zip(places, node_slots, strict=True)):
+    places = (
+        (g, i)
+        for g, group in enumerate(graph.groups)
+        for i in range(group.size)
+    )
+    for node, ((g, i), attributes) in enumerate(
+        zip(places, node_slots, strict=True)
+    ):
         of_group = {key: getattr(graph.groups[g], key) for key in OF_GROUP}
         result.add_node(node, group=g, index=i, **of_group, **attributes)
     ends = zip(
@@ -68,15 +74,24 @@ def to_networkx(
         edges.block.tolist(),
         strict=True,
     )
-    for (source, target, block), attributes in zip(ends, edge_slots, strict=True):
+    for (source, target, block), attributes in zip(
+        ends, edge_slots, strict=True
+    ):
         result.add_edge(
-            source, target, block=block, kind=graph.blocks[block].kind, **attributes
+            source,
+            target,
+            block=block,
+            kind=graph.blocks[block].kind,
+            **attributes,
         )
     return result
 
 
 def _attributes(
-    graph: NeuralGraph, parameter: Tensor, element: Tensor, values: Tensor | None
+    graph: NeuralGraph,
+    parameter: Tensor,
+    element: Tensor,
+    values: Tensor | None,
 ) -> Iterator[dict[str, Any]]:
     """What networkx shall know of the slots of every row of (n, slots)."""
     names = [spec.name for spec in graph.parameters]
@@ -85,7 +100,9 @@ def _attributes(
         zip(parameter.tolist(), element.tolist(), strict=True)
     ):
         found: dict[str, Any] = {
-            "slots": [(names[p], e) for p, e in zip(*places, strict=True) if e >= 0]
+            "slots": [
+                (names[p], e) for p, e in zip(*places, strict=True) if e >= 0
+            ]
         }
         if numbers is not None:
             found["values"] = numbers[row][: len(found["slots"])]
@@ -93,7 +110,9 @@ def _attributes(
 
 
 def to_pyg(
-    graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: int | None = None
+    graph: NeuralGraph,
+    values: Sequence[Tensor] | None = None,
+    slots: int | None = None,
 ) -> Data:
     """A PyTorch Geometric graph with a node for every neuron,
     nodes and edges in the order of `to_edge_list`.
@@ -126,8 +145,12 @@ def to_pyg(
     edge_mask = edges.element >= 0
     sizes = torch.tensor([group.size for group in graph.groups])
     node_group = torch.arange(len(sizes)).repeat_interleave(sizes)
-    edge_kinds = torch.tensor([kind_code(b.kind, EDGE_KINDS) for b in graph.blocks])
-    node_kinds = torch.tensor([kind_code(g.kind, NODE_KINDS) for g in graph.groups])
+    edge_kinds = torch.tensor(
+        [kind_code(b.kind, EDGE_KINDS) for b in graph.blocks]
+    )
+    node_kinds = torch.tensor(
+        [kind_code(g.kind, NODE_KINDS) for g in graph.groups]
+    )
     depths = torch.tensor([group.depth for group in graph.groups])
     data = Data(
         edge_index=torch.stack([edges.sources, edges.targets]),

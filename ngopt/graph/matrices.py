@@ -14,7 +14,13 @@ from itertools import chain
 
 import numpy as np
 
-from ngopt.graph.core import EdgeBlock, Index, NeuralGraph, View, contiguous_strides
+from ngopt.graph.core import (
+    EdgeBlock,
+    Index,
+    NeuralGraph,
+    View,
+    contiguous_strides,
+)
 from ngopt.graph.usage import neurons
 
 
@@ -62,7 +68,9 @@ class Piece:
 
 
 def matrices(
-    graph: NeuralGraph, blocks: Sequence[EdgeBlock], usage: Sequence[np.ndarray] | None
+    graph: NeuralGraph,
+    blocks: Sequence[EdgeBlock],
+    usage: Sequence[np.ndarray] | None,
 ) -> tuple[MatrixBlock, ...]:
     """The matrices of one parameter from its edge blocks, not empty; all elements once.
 
@@ -80,7 +88,9 @@ def matrices(
             pieces += _unstacked(graph, piece, spec.shape)
     parts = _joined_rows(_joined_columns(pieces, spec.shape))
     if usage is not None:
-        parts = list(chain.from_iterable(_by_usage(piece, usage) for piece in parts))
+        parts = list(
+            chain.from_iterable(_by_usage(piece, usage) for piece in parts)
+        )
     if sum(part.view.numel for part in parts) != spec.numel:
         return (by_shape(view.parameter, spec.shape),)
     return merged(parts)
@@ -167,7 +177,9 @@ def _gates(graph: NeuralGraph, block: EdgeBlock) -> int:
         return 0
     incoming = graph.blocks_into(block.target)
     fed_back = {
-        b.slot_shape for b in incoming if b.kind == "recurrent" and b.view is not None
+        b.slot_shape
+        for b in incoming
+        if b.kind == "recurrent" and b.view is not None
     }
     return block.slots if block.slot_shape in fed_back else 0
 
@@ -176,12 +188,12 @@ def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
     """The matrices of a grouped convolution, and the like."""
     view, (groups, n_target, n_source) = block.view, block.shape
     assert view is not None
-    targets = neurons(block.target_index, graph.groups[block.target].size).reshape(
-        groups, n_target
-    )
-    sources = neurons(block.source_index, graph.groups[block.source].size).reshape(
-        groups, n_source
-    )
+    targets = neurons(
+        block.target_index, graph.groups[block.target].size
+    ).reshape(groups, n_target)
+    sources = neurons(
+        block.source_index, graph.groups[block.source].size
+    ).reshape(groups, n_source)
     for k in range(groups):
         part = replace(
             view,
@@ -194,7 +206,9 @@ def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
         yield Piece(part, (rows,), (columns,))
 
 
-def _joined_columns(pieces: Sequence[Piece], shape: tuple[int, ...]) -> list[Piece]:
+def _joined_columns(
+    pieces: Sequence[Piece], shape: tuple[int, ...]
+) -> list[Piece]:
     """Makes one matrix of pieces with the same rows, as of a layer that reads several groups."""
     same_rows: dict[tuple, list[Piece]] = defaultdict(list)
     for piece in pieces:
@@ -281,7 +295,9 @@ def _column_axes(pieces: Sequence[Piece], shape: tuple[int, ...]) -> set[int]:
     if axes or len(shape) != 2:
         return axes
     view = pieces[0].view
-    rows = _axes(replace(view, shape=view.shape[:1], strides=view.strides[:1]), shape)
+    rows = _axes(
+        replace(view, shape=view.shape[:1], strides=view.strides[:1]), shape
+    )
     return {0, 1} - rows if rows else {1}
 
 
@@ -293,7 +309,9 @@ def _last(view: View) -> int:
 
 def _axes(view: View, shape: tuple[int, ...]) -> set[int]:
     """The dimensions of a parameter along which a view goes."""
-    ends = zip(_place(view.offset, shape), _place(_last(view), shape), strict=True)
+    ends = zip(
+        _place(view.offset, shape), _place(_last(view), shape), strict=True
+    )
     return {d for d, (a, b) in enumerate(ends) if a != b}
 
 
@@ -342,7 +360,10 @@ def _even_runs(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
         end = start + 1
         while end < len(pieces):
             step = pieces[end].view.offset - pieces[end - 1].view.offset
-            if step != pieces[start + 1].view.offset - pieces[start].view.offset:
+            if (
+                step
+                != pieces[start + 1].view.offset - pieces[start].view.offset
+            ):
                 break
             end += 1
         yield pieces[start:end]

@@ -50,7 +50,9 @@ def parameter_graph(graph: NeuralGraph) -> NeuralGraph:
     inputs and are as deep as the neurons that they work on.
     """
     scales = _place_scales(graph)
-    merged = [graph.blocks[i] for i, how in scales.items() if how is Scale.MERGED]
+    merged = [
+        graph.blocks[i] for i, how in scales.items() if how is Scale.MERGED
+    ]
     builder = _Builder(graph, merged)
     for i, block in enumerate(graph.blocks):
         if i in scales:
@@ -113,8 +115,11 @@ def _place_of(
     if scale.source not in scaled:
         if _can_merge(graph, scale, layer):
             return Scale.MERGED
-        leaving = [block for block in graph.blocks if block.source == scale.source]
-        if [b for b in leaving if graph.groups[b.target].kind != "group"] == [scale]:
+        leaving = [
+            block for block in graph.blocks if block.source == scale.source
+        ]
+        onward = [b for b in leaving if graph.groups[b.target].kind != "group"]
+        if onward == [scale]:
             return Scale.BEFORE
     is_alone = graph.blocks_into(scale.target) == (scale,)
     return Scale.BEHIND if is_alone else Scale.DIAGONAL
@@ -130,7 +135,9 @@ def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
     )
 
 
-def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bool:
+def _can_merge(
+    graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]
+) -> bool:
     """Whether the kinds of edges tell what lies before a norm from what lies behind it when its
     ends are merged."""
     if not _can_be_one_group(graph, scale):
@@ -157,9 +164,13 @@ def _can_be_one_group(graph: NeuralGraph, scale: EdgeBlock) -> bool:
 def _beside(graph: NeuralGraph, scale: EdgeBlock) -> list[EdgeBlock]:
     """The blocks that are no part of a norm, as its scale, edges past it, and those from the nodes
     of a GroupNorm's groups are."""
-    others = [b for b in graph.blocks if b is not scale and not _is_skip(b, scale)]
+    others = [
+        b for b in graph.blocks if b is not scale and not _is_skip(b, scale)
+    ]
     own = _group_nodes(graph, others, scale.source)
-    return [b for b in others if b.target != scale.target or b.source not in own]
+    return [
+        b for b in others if b.target != scale.target or b.source not in own
+    ]
 
 
 def _group_nodes(
@@ -178,7 +189,9 @@ def _kinds_at(
     """The kinds of edges out of a group and into it, and of its features."""
     out = {("out", block.kind) for block in blocks if block.source == group}
     into = {("into", block.kind) for block in blocks if block.target == group}
-    features = {("feature", bias.kind) for bias in biases if bias.group == group}
+    features = {
+        ("feature", bias.kind) for bias in biases if bias.group == group
+    }
     return out | into | features
 
 
@@ -186,7 +199,10 @@ def _is_skip(block: EdgeBlock, scale: EdgeBlock) -> bool:
     """Whether a block is edges of value 1 past a norm,
     from the neurons before it to the same ones behind it."""
     ends = (scale.source, scale.target, scale.shape)
-    if block.view is not None or (block.source, block.target, block.shape) != ends:
+    if (
+        block.view is not None
+        or (block.source, block.target, block.shape) != ends
+    ):
         return False
     return set(_pairs(block)) == set(_pairs(scale))
 
@@ -194,7 +210,9 @@ def _is_skip(block: EdgeBlock, scale: EdgeBlock) -> bool:
 def _pairs(block: EdgeBlock) -> Iterator[tuple[int, int]]:
     """Source and target of every edge from one to one."""
     every = range(block.shape[0])
-    return zip(block.source_index or every, block.target_index or every, strict=True)
+    return zip(
+        block.source_index or every, block.target_index or every, strict=True
+    )
 
 
 # Construction
@@ -258,13 +276,19 @@ class _Builder:
         stride, _, _, *rest = block.view.strides
         view = replace(block.view, shape=(n, *slots), strides=(stride, *rest))
         if how is Scale.BEHIND:
-            self.add_parameter(view, block.target, block.target_index, block.kind)
+            self.add_parameter(
+                view, block.target, block.target_index, block.kind
+            )
         else:
-            self.add_parameter(view, block.source, block.source_index, block.kind)
+            self.add_parameter(
+                view, block.source, block.source_index, block.kind
+            )
         if how is not Scale.MERGED:
             self.add(replace(block, view=None, slot_shape=(), kind="residual"))
 
-    def add_parameter(self, view: View, group: int, index: Index, kind: str) -> None:
+    def add_parameter(
+        self, view: View, group: int, index: Index, kind: str
+    ) -> None:
         """Edges to neurons from the node that stands for a parameter; view: (n, *slot_shape)."""
         key = (view.parameter, kind)
         if key not in self.nodes:
@@ -275,7 +299,9 @@ class _Builder:
         n, *slots = view.shape
         stride, *rest = view.strides
         block = EdgeBlock(
-            replace(view, shape=(1, n, 1, *slots), strides=(0, stride, 0, *rest)),
+            replace(
+                view, shape=(1, n, 1, *slots), strides=(0, stride, 0, *rest)
+            ),
             self.nodes[key],
             target,
             shape=(1, n, 1),
@@ -292,7 +318,8 @@ class _Builder:
         graph = NeuralGraph(old.parameters, groups, blocks, (), old.unplaced)
         depths = relative_depths(layers(graph).tolist(), components(graph))
         placed = [
-            replace(group, depth=d) for group, d in zip(groups, depths, strict=True)
+            replace(group, depth=d)
+            for group, d in zip(groups, depths, strict=True)
         ]
         return replace(graph, groups=tuple(placed))
 
@@ -348,7 +375,8 @@ def layers(graph: NeuralGraph) -> Tensor:
     pooled = {(block.target, block.source) for block in graph.constants}
     forward = []
     for block in graph.blocks:
-        if not _leads_back(block, pooled) and not _is_parameter_edge(graph, block):
+        leads_on = not _leads_back(block, pooled)
+        if leads_on and not _is_parameter_edge(graph, block):
             forward.append(block)
     layer = longest_paths(len(graph.groups), forward)
     for block in reversed(graph.blocks):
@@ -359,7 +387,9 @@ def layers(graph: NeuralGraph) -> Tensor:
 
 def _leads_back(block: EdgeBlock, pooled: set[tuple[int, int]]) -> bool:
     """pooled: targets and sources of edges of value 1."""
-    is_spread = block.kind == "spread" and (block.source, block.target) in pooled
+    is_spread = (
+        block.kind == "spread" and (block.source, block.target) in pooled
+    )
     return is_spread or block.target == block.source
 
 
@@ -370,7 +400,9 @@ def input_output_index(graph: NeuralGraph) -> tuple[Tensor, Tensor]:
     Pinned neurons are numbered among the outputs. Returns two (nodes,),
     the nodes in the order of `to_edge_list`.
     """
-    parameters = {b.source for b in graph.blocks if _is_parameter_edge(graph, b)}
+    parameters = {
+        b.source for b in graph.blocks if _is_parameter_edge(graph, b)
+    }
     inputs, outputs = [], []
     for i, group in enumerate(graph.groups):
         is_neuron = group.kind != "parameter" and i not in parameters
@@ -406,4 +438,6 @@ def kernel_positions(graph: NeuralGraph) -> Tensor:
 
 def _is_parameter_edge(graph: NeuralGraph, block: EdgeBlock) -> bool:
     """Whether a block comes from the node of a parameter: its edges are of the node's kind."""
-    return block.view is not None and block.kind == graph.groups[block.source].kind
+    return (
+        block.view is not None and block.kind == graph.groups[block.source].kind
+    )

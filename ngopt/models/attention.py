@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.models.layers import Ends, GraphLayer
-from ngopt.models.messages import TO_SOURCES, TO_TARGETS, Incoming, by_neuron, spread
+from ngopt.models.messages import (
+    TO_SOURCES,
+    TO_TARGETS,
+    Incoming,
+    by_neuron,
+    spread,
+)
 from ngopt.models.parts import Part
 
 # Logit of what a neuron does not see; finite, so that differences are numbers.
@@ -31,16 +37,22 @@ class Attended(NamedTuple):
     value: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, values: Tensor, axes: tuple[int, int]) -> Attended:
+    def of(
+        cls, logits: Tensor, values: Tensor, axes: tuple[int, int]
+    ) -> Attended:
         """Over two axes. logits: (groups, a, b, tiles, *batch, heads). values:
         the same with width."""
         high = logits.detach().amax(axes, keepdim=True)
         weight = (logits - high).exp()
         heads = logits.shape[-1]
-        weighted = (weight.unsqueeze(-1) * values.unflatten(-1, (heads, -1))).flatten(
-            -2
+        weighted = (
+            weight.unsqueeze(-1) * values.unflatten(-1, (heads, -1))
+        ).flatten(-2)
+        found = (
+            high,
+            weight.sum(axes, keepdim=True),
+            weighted.sum(axes, keepdim=True),
         )
-        found = high, weight.sum(axes, keepdim=True), weighted.sum(axes, keepdim=True)
         return cls(*map(by_neuron, found))
 
     def joined(self, other: Attended) -> Attended:
@@ -56,7 +68,9 @@ class Attended(NamedTuple):
         """Of neurons that follow each other."""
         columns = zip(self, *others, strict=True)
         return (
-            Attended(*(torch.cat(column, -2) for column in columns)) if others else self
+            Attended(*(torch.cat(column, -2) for column in columns))
+            if others
+            else self
         )
 
     def mean(self) -> Tensor:
@@ -87,14 +101,22 @@ class RelationalLayer(GraphLayer):
     """
 
     def __init__(
-        self, width: int, heads: int, complete_up_to: int = 0, edges: bool = True
+        self,
+        width: int,
+        heads: int,
+        complete_up_to: int = 0,
+        edges: bool = True,
     ):
         super().__init__()
         if width % heads:
             raise ValueError(
                 f"RelationalLayer: heads: expected a divisor of width {width}; got {heads}"
             )
-        self.width, self.heads, self.complete_up_to = width, heads, complete_up_to
+        self.width, self.heads, self.complete_up_to = (
+            width,
+            heads,
+            complete_up_to,
+        )
         # query, key, scale and shift, there and back
         self.edge_terms = nn.Linear(width, 8 * width)
         # query there; key and value back; the edge update
@@ -152,11 +174,16 @@ class RelationalLayer(GraphLayer):
                 ):
                     seen[i].append(attended)
         return [
-            self._next_node(node, own) for node, own in zip(nodes, seen, strict=True)
+            self._next_node(node, own)
+            for node, own in zip(nodes, seen, strict=True)
         ]
 
     def _next_node(self, node: Tensor, seen: Sequence[Attended]) -> Tensor:
-        mean = reduce(Attended.joined, seen).mean() if seen else torch.zeros_like(node)
+        mean = (
+            reduce(Attended.joined, seen).mean()
+            if seen
+            else torch.zeros_like(node)
+        )
         return self.node_mlp(self.node_norm(node + self.out(mean)))
 
     def _attended(

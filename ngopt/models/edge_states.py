@@ -23,7 +23,9 @@ class EdgeStates:
     for, so that only those of one part are in memory.
     """
 
-    def __init__(self, blocks: Sequence[BlockParts], first: EdgeStep, keep: bool):
+    def __init__(
+        self, blocks: Sequence[BlockParts], first: EdgeStep, keep: bool
+    ):
         self.blocks, self.keep = blocks, keep
         self._steps: list[EdgeStep] = [first]
         self._kept: dict[tuple[int, int], tuple[int, Tensor]] = {}
@@ -47,4 +49,6 @@ class EdgeStates:
 def are_kept(parts: GraphParts, width: int, like: Tensor) -> bool:
     """Whether states of so many features of `like`'s dtype may be kept;
     autograd keeps them anyway."""
-    return like.itemsize * width * parts.edges <= BUDGET or torch.is_grad_enabled()
+    return (
+        like.itemsize * width * parts.edges <= BUDGET or torch.is_grad_enabled()
+    )

@@ -70,7 +70,10 @@ def kernel_tiles(
         ]
         offsets = list(product(*(range(n) for n in extent)))
         slots = tuple(
-            sum((c + o) * s for c, o, s in zip(corner, offset, strides, strict=True))
+            sum(
+                (c + o) * s
+                for c, o, s in zip(corner, offset, strides, strict=True)
+            )
             for offset in offsets
         )
         tiles.append(Tile(slots, _centred(extent, offsets, space)))
@@ -135,7 +138,11 @@ class SlotEncoder(nn.Module):
     """
 
     def __init__(
-        self, d_in: int, width: int, kernel: tuple[int, int], kinds: Sequence[str]
+        self,
+        d_in: int,
+        width: int,
+        kernel: tuple[int, int],
+        kinds: Sequence[str],
     ):
         super().__init__()
         self.kernel, self.film = kernel, KindFiLM(kinds, width)
@@ -183,10 +190,18 @@ class SlotDecoder(nn.Module):
     """
 
     def __init__(
-        self, width: int, d_out: int, kernel: tuple[int, int], kinds: Sequence[str]
+        self,
+        width: int,
+        d_out: int,
+        kernel: tuple[int, int],
+        kinds: Sequence[str],
     ):
         super().__init__()
-        self.kernel, self.d_out, self.film = kernel, d_out, KindFiLM(kinds, width)
+        self.kernel, self.d_out, self.film = (
+            kernel,
+            d_out,
+            KindFiLM(kinds, width),
+        )
         linear = nn.Linear(width, d_out * prod(kernel))
         self.weight = nn.Parameter(
             linear.weight.detach().reshape(prod(kernel), d_out, width).clone()
@@ -252,9 +267,12 @@ def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
     """Where the nodes of every group are among all of its role in its network, (n,) from 0 to 1,
     or None."""
     members = graph.membership
-    keys = list(zip(members, (group.role for group in graph.groups), strict=True))
+    keys = list(
+        zip(members, (group.role for group in graph.groups), strict=True)
+    )
     has_place = [
-        g.is_fixed and g.kind not in ("parameter", *BIAS_KINDS) for g in graph.groups
+        g.is_fixed and g.kind not in ("parameter", *BIAS_KINDS)
+        for g in graph.groups
     ]
     sizes: Counter = Counter()
     for key, group, fixed in zip(keys, graph.groups, has_place, strict=True):
@@ -276,7 +294,8 @@ def activation_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
     """The activation of every group, (groups,) int64,
     as its place in `ACTIVATIONS` (Kofinas et al. 2024, sec. 2.3)."""
     codes = [
-        kind_code(group.activation or "none", ACTIVATIONS) for group in graph.groups
+        kind_code(group.activation or "none", ACTIVATIONS)
+        for group in graph.groups
     ]
     return torch.tensor(codes, device=device)
 

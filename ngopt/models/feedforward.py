@@ -54,20 +54,32 @@ class UpdateMLP(nn.Module):
         self.output_scale = output_scale
         self.magnitude_scale = magnitude_scale
 
-    def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, features: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         # features before elements: so they come, and so matrices of few features are fastest
-        x = features.mT if context is None else torch.cat([features.mT, context.mT], -2)
+        x = (
+            features.mT
+            if context is None
+            else torch.cat([features.mT, context.mT], -2)
+        )
         for layer in self.layers:
             x = _applied(layer, x)
         direction, magnitude = x.unbind(-2)
         return (
-            self.output_scale * direction * torch.exp(self.magnitude_scale * magnitude)
+            self.output_scale
+            * direction
+            * torch.exp(self.magnitude_scale * magnitude)
         )
 
     def predictor(self, room: int) -> MLPPredictor:
         """See `Metanet.predictor`."""
-        linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        return MLPPredictor(linears, (self.output_scale, self.magnitude_scale), room)
+        linears = [
+            layer for layer in self.layers if isinstance(layer, nn.Linear)
+        ]
+        return MLPPredictor(
+            linears, (self.output_scale, self.magnitude_scale), room
+        )
 
 
 def _applied(layer: nn.Module, x: Tensor) -> Tensor:
@@ -90,7 +102,10 @@ class FeedForward(Metanet):
         config = config or FeedForwardConfig()
         super().__init__(config)
         self.head = UpdateMLP(
-            NUM_FEATURES, config.hidden, config.output_scale, config.magnitude_scale
+            NUM_FEATURES,
+            config.hidden,
+            config.output_scale,
+            config.magnitude_scale,
         )
 
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:

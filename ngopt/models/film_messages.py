@@ -36,7 +36,9 @@ class Statistics(NamedTuple):
             messages.amax(axes, keepdim=True),
         )
 
-    def pulled_back(self, messages: Tensor, axes: Axes, gradient: Statistics) -> Tensor:
+    def pulled_back(
+        self, messages: Tensor, axes: Axes, gradient: Statistics
+    ) -> Tensor:
         """The gradient of the messages; of an extremum it is shared by all messages that reach
         it."""
         count = messages.shape[axes[0]] * messages.shape[axes[1]]

@@ -135,10 +135,14 @@ class GraphNetwork(nn.Module):
         for number, bias in enumerate(parts.graph.biases):
             yield (
                 number,
-                self._decode_node(nodes[bias.group], bias, parts.bias_index[number]),
+                self._decode_node(
+                    nodes[bias.group], bias, parts.bias_index[number]
+                ),
             )
         for block in parts.weights:
-            decoder = self.edge_decoder.maps(block.block.slot_shape, block.block.kind)
+            decoder = self.edge_decoder.maps(
+                block.block.slot_shape, block.block.kind
+            )
             for i, part in enumerate(block.parts):
                 states = batch_outside(edges.of(block, i))
                 yield (block, part), self.edge_decoder(states, decoder)
@@ -163,7 +167,9 @@ class GraphNetwork(nn.Module):
             nodes[group] = nodes[group] if more is None else nodes[group] + more
         first = partial(self._encode_edges, source, maps)
         edges = EdgeStates(
-            parts.blocks, first, keep=are_kept(parts, self.width, self.position.weight)
+            parts.blocks,
+            first,
+            keep=are_kept(parts, self.width, self.position.weight),
         )
         count = 1 + max(graph.members, default=0)
         u = self.position.weight.new_zeros(*source.batch, count, self.width)
@@ -200,11 +206,15 @@ class GraphNetwork(nn.Module):
             partial(layer.ends_of_edges, nodes), edges.blocks, is_large
         )
 
-        def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
+        def after(
+            state: Tensor | None, block: BlockParts, part: Part
+        ) -> Tensor:
             return layer.next_edges(cast(Tensor, state), kept.of(block), part)
 
         edges.then(after)
-        return layer.next_nodes(nodes, incoming.parts, outgoing.parts, graph.membership)
+        return layer.next_nodes(
+            nodes, incoming.parts, outgoing.parts, graph.membership
+        )
 
     def _with_globals(
         self,
@@ -218,13 +228,16 @@ class GraphNetwork(nn.Module):
         edges see them in a step."""
         members = graph.membership
         of_nodes = [
-            (m, v.sum(-2), v.shape[-2]) for v, m in zip(nodes, members, strict=True)
+            (m, v.sum(-2), v.shape[-2])
+            for v, m in zip(nodes, members, strict=True)
         ]
         of_edges = []
         for block in edges.blocks:
             for i in range(len(block.parts)):
                 flat = edges.of(block, i).flatten(0, 3)
-                of_edges.append((members[block.block.target], flat.sum(0), len(flat)))
+                of_edges.append(
+                    (members[block.block.target], flat.sum(0), len(flat))
+                )
         u = layer(u, means_by_graph(of_nodes, u), means_by_graph(of_edges, u))
         to_nodes = layer.to_nodes(u)
         to_edges = layer.to_edges(u)
@@ -235,7 +248,8 @@ class GraphNetwork(nn.Module):
 
         edges.then(seen)
         return u, [
-            v + to_nodes[..., m, None, :] for v, m in zip(nodes, members, strict=True)
+            v + to_nodes[..., m, None, :]
+            for v, m in zip(nodes, members, strict=True)
         ]
 
     def _encode_nodes(self, source: Source, parts: GraphParts) -> list[Tensor]:
@@ -246,10 +260,13 @@ class GraphNetwork(nn.Module):
             else [torch.zeros_like(p) for p in parts.positions]
         )
         kinds = [
-            self.node_kinds.weight[kind_code(g.kind, NODE_KINDS)] for g in graph.groups
+            self.node_kinds.weight[kind_code(g.kind, NODE_KINDS)]
+            for g in graph.groups
         ]
         nodes = [
-            (self.position(p) + kind).expand(*source.batch, group.size, self.width)
+            (self.position(p) + kind).expand(
+                *source.batch, group.size, self.width
+            )
             for p, kind, group in zip(places, kinds, graph.groups, strict=True)
         ]
         if self.activations is not None:
@@ -262,7 +279,9 @@ class GraphNetwork(nn.Module):
             code = self.node_encoder(source.bias(number), maps).sum(-2)
             node = nodes[bias.group]
             nodes[bias.group] = (
-                node + code if index is None else node.index_add(-2, index, code)
+                node + code
+                if index is None
+                else node.index_add(-2, index, code)
             )
         return nodes
 
@@ -270,7 +289,8 @@ class GraphNetwork(nn.Module):
         """How the edges of every weight are encoded."""
         blocks = [parts.block for parts in parts.weights]
         return [
-            self.edge_encoder.maps(block.slot_shape, block.kind) for block in blocks
+            self.edge_encoder.maps(block.slot_shape, block.kind)
+            for block in blocks
         ]
 
     def _encode_edges(
@@ -283,14 +303,18 @@ class GraphNetwork(nn.Module):
     ) -> Tensor:
         """First states of a part, (groups, n_target, n_source, tiles, *batch, width)."""
         if part.view is not None:
-            encoded = self.edge_encoder(source.edges(block, part), maps[block.number])
+            encoded = self.edge_encoder(
+                source.edges(block, part), maps[block.number]
+            )
             return batch_inside(encoded, axes=4)
         _, kind = self.edge_encoder.film(block.block.kind)
         cuts = (part.groups, part.targets, part.sources)
         shape = [piece.stop - piece.start for piece in cuts]
         return kind.expand(*shape, 1, *source.batch, self.width)
 
-    def _decode_node(self, node: Tensor, bias: Bias, index: Tensor | None) -> Tensor:
+    def _decode_node(
+        self, node: Tensor, bias: Bias, index: Tensor | None
+    ) -> Tensor:
         state = select_neurons(node, index).unsqueeze(-2)
         maps = self.node_decoder.maps(bias.slot_shape, bias.kind)
         tiles = state.expand(*state.shape[:-2], len(maps), self.width)
@@ -338,7 +362,9 @@ def _messages(
             (part.groups.start, part.targets.start),
             (part.groups.start, part.sources.start),
         )
-        for side, place, messages in zip((there, back), places, found, strict=True):
+        for side, place, messages in zip(
+            (there, back), places, found, strict=True
+        ):
             before = side.get(place)
             both = messages if before is None else before.joined(messages)
             side[place] = both if arena is None else arena.kept(both, before)
@@ -385,7 +411,8 @@ class Scattered:
         if old is None:
             old = values.new_zeros(count, spec.numel, d)
         if not isinstance(uses, int):
-            values = view.read(old) + values / view.read(uses.unsqueeze(0)).to(values)
+            own_uses = view.read(uses.unsqueeze(0)).to(values)
+            values = view.read(old) + values / own_uses
         view.write(old, values)
         self._found[i] = old
 
@@ -402,4 +429,6 @@ class Scattered:
     def all(self) -> list[Tensor]:
         """Of every parameter, (*batch, numel, d)."""
         found = [values for values in self._found if values is not None]
-        return [values.reshape(*self.batch, *values.shape[1:]) for values in found]
+        return [
+            values.reshape(*self.batch, *values.shape[1:]) for values in found
+        ]

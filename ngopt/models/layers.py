@@ -50,7 +50,9 @@ class Ends(NamedTuple):
 
     def sums(self, part: Part) -> Tensor:
         """Of both ends, (groups, n_target, n_source, 1, *batch, columns)."""
-        return self.of_target(part, slice(None)) + self.of_source(part, slice(None))
+        everything = slice(None)
+        of_target = self.of_target(part, everything)
+        return of_target + self.of_source(part, everything)
 
 
 def batch_inside(values: Tensor, axes: int) -> Tensor:
@@ -93,7 +95,10 @@ class GraphLayer(nn.Module):
         return self._ends(nodes, blocks, slice(-self.width, None))
 
     def _ends(
-        self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts], columns: slice
+        self,
+        nodes: Sequence[Tensor],
+        blocks: Sequence[BlockParts],
+        columns: slice,
     ) -> list[Ends]:
         found = []
         ends = (
@@ -101,7 +106,10 @@ class GraphLayer(nn.Module):
             {parts.block.source for parts in blocks},
         )
         targets, sources = (
-            {group: _some_columns(layer, nodes[group], columns) for group in own}
+            {
+                group: _some_columns(layer, nodes[group], columns)
+                for group in own
+            }
             for layer, own in zip((self.target, self.source), ends, strict=True)
         )
         for parts in blocks:
@@ -152,7 +160,9 @@ class PNALayer(GraphLayer):
     def __init__(self, width: int, log_degree: float, edges: bool = True):
         super().__init__()
         self.width, self.log_degree = width, log_degree
-        self.film = nn.Linear(width, 4 * width)  # scale and shift, forward and backward
+        self.film = nn.Linear(
+            width, 4 * width
+        )  # scale and shift, forward and backward
         # to both messages and the edge update
         self.target = nn.Linear(width, 3 * width)
         self.source = nn.Linear(width, 3 * width, bias=False)
@@ -174,7 +184,9 @@ class PNALayer(GraphLayer):
             target = ends.of_target(part, columns)
             source = ends.of_source(part, columns)
             scale, shift = terms[2 * number : 2 * number + 2]
-            statistics = FiLMStatistics.apply(scale, shift, target, source, axes)
+            statistics = FiLMStatistics.apply(
+                scale, shift, target, source, axes
+            )
             degree = edges.shape[axes[0]] * edges.shape[axes[1]]
             found.append(Messages.of(degree, statistics))
         return found[0], found[1]
@@ -186,7 +198,9 @@ class PNALayer(GraphLayer):
         # of a batch runs of memory are only long if each is a tensor of its own
         weights = self.film.weight.split(self.width)
         biases = self.film.bias.split(self.width)
-        return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
+        return [
+            linear(edges, *pair) for pair in zip(weights, biases, strict=True)
+        ]
 
     def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
         hidden = silu(self.edge(edges).add_(ends.sums(part)))
@@ -201,7 +215,9 @@ class PNALayer(GraphLayer):
     ) -> list[Tensor]:
         found = []
         for node, *sides in zip(nodes, incoming, outgoing, strict=True):
-            totals = [gathered(parts, node) if parts else None for parts in sides]
+            totals = [
+                gathered(parts, node) if parts else None for parts in sides
+            ]
             pieces = []
             for some in even_slices(node.shape[-2], AT_ONCE):
                 own = [
@@ -216,7 +232,8 @@ class PNALayer(GraphLayer):
         """Some nodes after this layer, from what reaches them from both sides."""
         update = self.update(
             torch.cat(
-                [node, *(self._aggregate(node, total) for total in totals)], dim=-1
+                [node, *(self._aggregate(node, total) for total in totals)],
+                dim=-1,
             )
         )
         return node + silu(self.norm(update))
@@ -266,10 +283,14 @@ class GlobalFeature(nn.Module):
         self.to_edges = nn.Linear(width, width, bias=False)
 
     def forward(self, u: Tensor, nodes: Tensor, edges: Tensor) -> Tensor:
-        return u + self.outer(silu(self.inner(torch.cat([u, nodes, edges], dim=-1))))
+        return u + self.outer(
+            silu(self.inner(torch.cat([u, nodes, edges], dim=-1)))
+        )
 
 
-def means_by_graph(sums: Sequence[tuple[int, Tensor, int]], u: Tensor) -> Tensor:
+def means_by_graph(
+    sums: Sequence[tuple[int, Tensor, int]], u: Tensor
+) -> Tensor:
     """Means by graph, (*batch, graphs, width), of (graph, sum, count);
     0 where nothing is counted."""
     found = []
@@ -277,6 +298,7 @@ def means_by_graph(sums: Sequence[tuple[int, Tensor, int]], u: Tensor) -> Tensor
         own = [(total, count) for graph, total, count in sums if graph == k]
         count = max(1, sum(count for _, count in own))
         found.append(
-            sum((total for total, _ in own), torch.zeros_like(u[..., k, :])) / count
+            sum((total for total, _ in own), torch.zeros_like(u[..., k, :]))
+            / count
         )
     return torch.stack(found, dim=-2)

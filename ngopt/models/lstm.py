@@ -83,7 +83,10 @@ class LayerLSTM(GraphMetanet):
             for group, (hidden, _) in after.items():
                 found[group] = self.out(hidden)
             hidden, cell = zip(*after.values(), strict=True)
-            states[member] = torch.stack(hidden).mean(0), torch.stack(cell).mean(0)
+            states[member] = (
+                torch.stack(hidden).mean(0),
+                torch.stack(cell).mean(0),
+            )
         return found
 
 
@@ -128,7 +131,9 @@ def _layer_means(source: Source, parts: GraphParts) -> dict[int, Tensor]:
             add(block.block.target, source.edges(block, part), 4)
     for number, bias in enumerate(parts.graph.biases):
         add(bias.group, source.bias(number), 2)
-    return {group: total / max(1, counts[group]) for group, total in sums.items()}
+    return {
+        group: total / max(1, counts[group]) for group, total in sums.items()
+    }
 
 
 def _expanded(said: Tensor, shape: Sequence[int]) -> Tensor:

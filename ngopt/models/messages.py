@@ -63,7 +63,11 @@ class Messages(NamedTuple):
 
     def of_neurons(self, some: slice) -> Messages:
         """Those of some of the neurons."""
-        degree = self.degree[some] if isinstance(self.degree, Tensor) else self.degree
+        degree = (
+            self.degree[some]
+            if isinstance(self.degree, Tensor)
+            else self.degree
+        )
         return Messages(degree, *(column[..., some, :] for column in self[1:]))
 
     def beside(self, others: Sequence[Messages]) -> Messages:
@@ -71,7 +75,9 @@ class Messages(NamedTuple):
         if not others:
             return self
         columns = zip(self[1:], *(other[1:] for other in others), strict=True)
-        return Messages(self.degree, *(torch.cat(column, -2) for column in columns))
+        return Messages(
+            self.degree, *(torch.cat(column, -2) for column in columns)
+        )
 
 
 def by_neuron(reduced: Tensor) -> Tensor:
@@ -85,7 +91,9 @@ def batch_outside(edges: Tensor) -> Tensor:
     without a copy."""
     batch = edges.dim() - 5
     return (
-        edges.movedim(list(range(4, 4 + batch)), list(range(batch))) if batch else edges
+        edges.movedim(list(range(4, 4 + batch)), list(range(batch)))
+        if batch
+        else edges
     )
 
 
@@ -99,7 +107,9 @@ class Incoming(NamedTuple, Generic[Kept]):
     index: Tensor | None
 
 
-def spread(value: Tensor, index: Tensor | None, n: int, nothing: float = 0.0) -> Tensor:
+def spread(
+    value: Tensor, index: Tensor | None, n: int, nothing: float = 0.0
+) -> Tensor:
     """(*batch, neurons that the index names, width) -> (*batch, n, width)."""
     if index is None:
         return value
@@ -124,15 +134,19 @@ def gathered(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
     degree = torch.stack(counts).sum(0)
     shares = [count / degree.clamp(min=1) for count in counts]
     means = [spread(part.mean, index, n) for part, index in parts]
-    mean = torch.stack([s * m for s, m in zip(shares, means, strict=True)]).sum(0)
+    weighted = [s * m for s, m in zip(shares, means, strict=True)]
+    mean = torch.stack(weighted).sum(0)
     rows = zip(parts, shares, means, strict=True)
-    within = [s * (spread(p.var, i, n) + (m - mean).square()) for (p, i), s, m in rows]
+    within = [
+        s * (spread(p.var, i, n) + (m - mean).square()) for (p, i), s, m in rows
+    ]
     reached = degree > 0
 
     def extreme(values: Sequence[Tensor], nothing: float) -> Tensor:
         rows = zip(counts, values, parts, strict=True)
         some = [
-            torch.where(c > 0, spread(v, part.index, n), nothing) for c, v, part in rows
+            torch.where(c > 0, spread(v, part.index, n), nothing)
+            for c, v, part in rows
         ]
         stacked = torch.stack(some)
         best = stacked.amin(0) if nothing > 0 else stacked.amax(0)

@@ -61,7 +61,9 @@ class NeuralFunctional(GraphMetanet):
         super().__init__(config)
         self.kernels = tuple(tuple(kernel) for kernel in config.kernels)
         slots = [prod(kernel) for kernel in self.kernels]
-        first, last = (Channels.of(slots, d) for d in (NUM_FEATURES, config.d_out))
+        first, last = (
+            Channels.of(slots, d) for d in (NUM_FEATURES, config.d_out)
+        )
         between = Channels(
             [config.width] * len(slots), [0, *[config.width] * len(slots)]
         )
@@ -88,9 +90,13 @@ class NeuralFunctional(GraphMetanet):
         graph = parts.graph
         chain = layers_of(graph)
         order = [parts.weights[layer.weight] for layer in chain]
-        inputs = self._absent(source, graph.groups[order[0].block.source].size, 0)
+        inputs = self._absent(
+            source, graph.groups[order[0].block.source].size, 0
+        )
         nodes = [inputs, *(self._bias(source, graph, layer) for layer in chain)]
-        weights = EdgeStates(order, partial(_first_state, source), self._keeps(parts))
+        weights = EdgeStates(
+            order, partial(_first_state, source), self._keeps(parts)
+        )
         whole = self._absent(source, 1, 0).squeeze(-2)
         for k, layer in enumerate(self.layers):
             is_last = k == len(self.layers) - 1
@@ -101,7 +107,10 @@ class NeuralFunctional(GraphMetanet):
         for block in order:
             for i, part in enumerate(block.parts):
                 state = weights.of(block, i)
-                yield (block, part), state.unflatten(-1, (-1, self.config.d_out))
+                yield (
+                    (block, part),
+                    state.unflatten(-1, (-1, self.config.d_out)),
+                )
 
     def _bias(self, source: Source, graph: NeuralGraph, layer: Layer) -> Tensor:
         if layer.bias is not None:
@@ -114,7 +123,9 @@ class NeuralFunctional(GraphMetanet):
         return like.new_zeros(*source.batch, n, d)
 
     def _keeps(self, parts: GraphParts) -> bool:
-        channels = max(self.config.width, NUM_FEATURES * max(map(prod, self.kernels)))
+        channels = max(
+            self.config.width, NUM_FEATURES * max(map(prod, self.kernels))
+        )
         return are_kept(parts, channels, next(self.parameters()))
 
 
@@ -190,7 +201,8 @@ class NPLayer(nn.Module):
         pools = [pooled(weights, block, self.pool) for block in order]
         everything = summary(pools, nodes, whole, self.pool)
         own = torch.cat([nodes[0], *(columns for _, columns in pools[:1])], -1)
-        first = self.first_rows(own) + self.first_whole(everything).unsqueeze(-2)
+        of_whole = self.first_whole(everything).unsqueeze(-2)
+        first = self.first_rows(own) + of_whole
         steps, found = {}, [first]
         for i, block in enumerate(order):
             rows = [
@@ -203,14 +215,16 @@ class NPLayer(nn.Module):
                 columns.append(pools[i - 1][0])
             columns.append(nodes[i])
             own_rows = torch.cat(rows, -1)
-            to_rows = self.rows[i](own_rows) + self.whole[i](everything).unsqueeze(-2)
-            steps[block.number] = i, to_rows, self.columns[i](torch.cat(columns, -1))
-            found.append(
-                self.bias_rows[i](own_rows)
-                + self.bias_whole[i](everything).unsqueeze(-2)
-            )
+            of_whole = self.whole[i](everything).unsqueeze(-2)
+            to_rows = self.rows[i](own_rows) + of_whole
+            to_columns = self.columns[i](torch.cat(columns, -1))
+            steps[block.number] = i, to_rows, to_columns
+            of_whole = self.bias_whole[i](everything).unsqueeze(-2)
+            found.append(self.bias_rows[i](own_rows) + of_whole)
 
-        def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
+        def after(
+            state: Tensor | None, block: BlockParts, part: Part
+        ) -> Tensor:
             i, to_rows, to_columns = steps[block.number]
             to_rows = to_rows[..., None, part.targets, None, :]
             to_columns = to_columns[..., None, None, part.sources, :]
@@ -243,22 +257,35 @@ def layers_of(graph: NeuralGraph) -> list[Layer]:
     biases = {bias.group: number for number, bias in enumerate(graph.biases)}
     targets = [block.target for block in graph.weights]
     order = sorted(
-        range(len(targets)), key=lambda number: graph.groups[targets[number]].depth
+        range(len(targets)),
+        key=lambda number: graph.groups[targets[number]].depth,
     )
     return [Layer(number, biases.get(targets[number])) for number in order]
 
 
 def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:
     """The kernels of a plain chain of layers, from inputs to outputs; None if the graph is none."""
-    order = sorted(graph.weights, key=lambda block: graph.groups[block.target].depth)
+    order = sorted(
+        graph.weights, key=lambda block: graph.groups[block.target].depth
+    )
     follow = all(a.target == b.source for a, b in pairwise(order))
-    alone = len(graph.groups) == len(order) + 1 and len(graph.blocks) == len(order)
-    targets = [block.target for block in order]
-    is_chain = bool(order) and follow and alone and len(set(targets)) == len(targets)
-    own = [bias.group for bias in graph.biases]
-    is_chain = is_chain and len(set(own)) == len(own) and set(own) <= set(targets)
-    is_plain = all(map(_is_dense, order)) and all(map(_is_plain, graph.biases))
-    return tuple(block.slot_shape for block in order) if is_chain and is_plain else None
+    n = len(order)
+    alone = len(graph.groups) == n + 1 and len(graph.blocks) == n
+    targets = {block.target for block in order}
+    own = {bias.group for bias in graph.biases}
+    conditions = (
+        bool(order),
+        follow,
+        alone,
+        len(targets) == n,
+        len(own) == len(graph.biases),
+        own <= targets,
+        all(map(_is_dense, order)),
+        all(map(_is_plain, graph.biases)),
+    )
+    return (
+        tuple(block.slot_shape for block in order) if all(conditions) else None
+    )
 
 
 def _is_dense(block: EdgeBlock) -> bool:
@@ -279,7 +306,9 @@ def _first_state(
     return source.edges(block, part).flatten(-2)
 
 
-def pooled(weights: EdgeStates, block: BlockParts, pool: Pool) -> tuple[Tensor, Tensor]:
+def pooled(
+    weights: EdgeStates, block: BlockParts, pool: Pool
+) -> tuple[Tensor, Tensor]:
     """Of a weight over its sources, (*batch, n_target, d), and over its targets, (*batch,
     n_source, d)."""
     rows: dict[int, Tensor] = {}
@@ -291,7 +320,9 @@ def pooled(weights: EdgeStates, block: BlockParts, pool: Pool) -> tuple[Tensor, 
             (columns, part.sources.start, -3),
         ):
             own = state.sum(axis) if pool == "mean" else state.amax(axis)
-            kept[start] = _joined(kept[start], own, pool) if start in kept else own
+            kept[start] = (
+                _joined(kept[start], own, pool) if start in kept else own
+            )
     _, targets, sources = block.block.shape
     over_sources, over_targets = (
         torch.cat(list(kept.values()), -2) for kept in (rows, columns)

@@ -76,7 +76,9 @@ class GraphParts:
     @property
     def edges(self) -> int:
         """Their number, each of several tiles as many."""
-        return sum(prod(parts.block.shape) * parts.tiles for parts in self.blocks)
+        return sum(
+            prod(parts.block.shape) * parts.tiles for parts in self.blocks
+        )
 
 
 def parts_of(
@@ -114,9 +116,13 @@ def _block_parts(
     limit: int | None,
 ) -> BlockParts:
     tiles = len(kernel_tiles(block.slot_shape, kernel))
-    cuts = edge_cuts(block.shape, None if limit is None else max(1, limit // tiles))
+    cuts = edge_cuts(
+        block.shape, None if limit is None else max(1, limit // tiles)
+    )
     views = [(cut, _narrowed(block.view, cut)) for cut in cuts]
-    parts = tuple(Part(*cut, view, _is_whole(view, graph)) for cut, view in views)
+    parts = tuple(
+        Part(*cut, view, _is_whole(view, graph)) for cut, view in views
+    )
     target = _index(block.target_index, device)
     source = _index(block.source_index, device)
     return BlockParts(block, number, tiles, parts, target, source)
@@ -154,7 +160,9 @@ def _narrowed(view: View | None, cut: Sequence[slice]) -> View | None:
     if view is None:
         return None
     lengths = [piece.stop - piece.start for piece in cut]
-    starts = (s * piece.start for s, piece in zip(view.strides, cut, strict=False))
+    starts = (
+        s * piece.start for s, piece in zip(view.strides, cut, strict=False)
+    )
     shape = (*lengths, *view.shape[3:])
     return View(view.parameter, shape, view.strides, view.offset + sum(starts))
 
@@ -167,14 +175,17 @@ def _index(index: Index, device: torch.device) -> Tensor | None:
     return None if index is None else torch.tensor(index, device=device)
 
 
-def _uses(graph: NeuralGraph, device: torch.device) -> Iterator[Literal[1] | Tensor]:
+def _uses(
+    graph: NeuralGraph, device: torch.device
+) -> Iterator[Literal[1] | Tensor]:
     views: list[list[View]] = [[] for _ in graph.parameters]
     places: tuple[Bias | EdgeBlock, ...] = (*graph.biases, *graph.weights)
     for place in places:
         assert place.view is not None
         views[place.view.parameter].append(place.view)
     for spec, some in zip(graph.parameters, views, strict=True):
-        if len(some) == 1 or sum(view.numel for view in some) == prod(spec.shape):
+        used = sum(view.numel for view in some)
+        if len(some) == 1 or used == prod(spec.shape):
             yield 1  # every element has a place
             continue
         counts = torch.zeros(1, spec.numel, 1, dtype=torch.int16, device=device)

@@ -75,7 +75,9 @@ class MLPPredictor(Predictor):
         room: int,
     ):
         like = linears[0].weight.detach()
-        self._given = [p for layer in linears for p in (layer.weight, layer.bias)]
+        self._given = [
+            p for layer in linears for p in (layer.weight, layer.bias)
+        ]
         self._scales = like.new_tensor(scales).unsqueeze(-1)
         self._piece = min(room, at_once.limit(at_once.HIDDEN, like))
         first, *others = [layer.in_features + 1 for layer in linears]
@@ -87,7 +89,9 @@ class MLPPredictor(Predictor):
             for layer in linears
         ]
         self._copies = [
-            x for weight in self._weights for x in (weight[:, :-1], weight[:, -1])
+            x
+            for weight in self._weights
+            for x in (weight[:, :-1], weight[:, -1])
         ]
         self.refresh()
 

@@ -67,7 +67,9 @@ class FlatFeatures:
 
     def bias(self, number: int) -> Tensor:
         view = self.graph.biases[number].view
-        return self._read(view, 1, view.is_whole(self.graph.parameters[view.parameter]))
+        return self._read(
+            view, 1, view.is_whole(self.graph.parameters[view.parameter])
+        )
 
     def _read(self, view: View, lead: int, is_whole: bool) -> Tensor:
         value = self.values[view.parameter]
@@ -119,7 +121,11 @@ class RawFeatures:
         if not columns:
             return self.like.new_zeros(shape)
         raw = [_strided(x, view) for x in columns]
-        return features_of(raw, self.like).nan_to_num_(0.0, 0.0, 0.0).reshape(shape)
+        return (
+            features_of(raw, self.like)
+            .nan_to_num_(0.0, 0.0, 0.0)
+            .reshape(shape)
+        )
 
 
 def _strided(flat: Tensor, view: View) -> Tensor:

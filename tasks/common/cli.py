@@ -30,7 +30,8 @@ def main(
 
 
 def commands(
-    known: Mapping[str, tuple[type, Callable[[Any], None]]], description: str | None
+    known: Mapping[str, tuple[type, Callable[[Any], None]]],
+    description: str | None,
 ) -> None:
     """The same for a program whose first word says what to do.
 
@@ -39,8 +40,12 @@ def commands(
 
     def run() -> None:
         configs = {name: config for name, (config, _) in known.items()}
-        found = tyro.extras.subcommand_cli_from_dict(configs, description=description)
-        (chosen,) = (run for config, run in known.values() if type(found) is config)
+        found = tyro.extras.subcommand_cli_from_dict(
+            configs, description=description
+        )
+        (chosen,) = (
+            run for config, run in known.values() if type(found) is config
+        )
         chosen(found)
 
     _started(run)

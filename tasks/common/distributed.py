@@ -14,7 +14,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    record,
+)
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tasks.common.errors import PlainError
@@ -59,7 +62,9 @@ class Ranks:
         found: list[Any] = [None] * self.count
         with _noticing():
             dist.gather_object(own, found if self.is_first else None)
-        return {key: value for some in found if some for key, value in some.items()}
+        return {
+            key: value for some in found if some for key, value in some.items()
+        }
 
 
 @contextmanager
@@ -87,7 +92,9 @@ def device_of(name: str) -> torch.device:
     if name != "cuda":
         raise ValueError(f"device: expected cpu or cuda; got '{name}'")
     if not torch.cuda.is_available():
-        raise ValueError("device: expected cpu where torch finds no GPU; got 'cuda'")
+        raise ValueError(
+            "device: expected cpu where torch finds no GPU; got 'cuda'"
+        )
     number = int(os.environ.get("LOCAL_RANK", "0"))
     return torch.device(name, number % torch.cuda.device_count())
 

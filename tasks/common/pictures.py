@@ -22,7 +22,9 @@ def draw_rows(
     rows: (n, channels, height, width) in [0, 1], of 1 or 3 channels. titles: above the columns.
     """
     count = len(next(iter(rows.values())))
-    figure = Figure(figsize=(1.3 * count, 1.4 * len(rows)), layout="constrained")
+    figure = Figure(
+        figsize=(1.3 * count, 1.4 * len(rows)), layout="constrained"
+    )
     axes = figure.subplots(len(rows), count, squeeze=False)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name)
@@ -35,7 +37,9 @@ def draw_rows(
     figure.savefig(path, dpi=150)
 
 
-def draw_histograms(path: Path, groups: Mapping[str, Tensor], label: str) -> None:
+def draw_histograms(
+    path: Path, groups: Mapping[str, Tensor], label: str
+) -> None:
     """Draws how values are spread as a PNG, one line for each name.
 
     groups: (n,) each. label: of the values.
@@ -52,7 +56,10 @@ def draw_histograms(path: Path, groups: Mapping[str, Tensor], label: str) -> Non
 
 
 def draw_curves(
-    path: Path, points: Tensor, rows: Mapping[str, Tensor], titles: Sequence[str] = ()
+    path: Path,
+    points: Tensor,
+    rows: Mapping[str, Tensor],
+    titles: Sequence[str] = (),
 ) -> None:
     """Draws curves as a PNG, those with the same number over each other.
 
@@ -63,7 +70,12 @@ def draw_curves(
     axes = figure.subplots(1, count, squeeze=False)[0]
     for name, curves in rows.items():
         for own, curve in zip(axes, curves, strict=True):
-            own.plot(points.numpy(), curve.detach().mT.numpy(), label=name, linewidth=1)
+            own.plot(
+                points.numpy(),
+                curve.detach().mT.numpy(),
+                label=name,
+                linewidth=1,
+            )
     for own, title in zip(axes, titles, strict=False):
         own.set_title(title, fontsize="small")
     axes[0].legend(fontsize="x-small")

@@ -12,9 +12,8 @@ import torch
 def derive_seed(*key: int) -> int:
     """A seed in [0, 2^63) that depends on every integer of the key;
     nearby keys give unrelated seeds."""
-    words = np.random.SeedSequence([k % 2**64 for k in key]).generate_state(
-        2, np.uint64
-    )
+    sequence = np.random.SeedSequence([k % 2**64 for k in key])
+    words = sequence.generate_state(2, np.uint64)
     return int(words[0] >> np.uint64(1))
 
 

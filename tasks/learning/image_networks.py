@@ -36,6 +36,10 @@ def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
                     f"folder '{config.data}': expected networks with a column '{key}'; got none"
                 )
         some = slice(config.limit if split == "train" else None)
-        labels, index = (networks.columns[key][some] for key in ("label", "index"))
-        found[split] = ImageNetworks(Stack.of(networks).select(some), labels, index)
+        labels, index = (
+            networks.columns[key][some] for key in ("label", "index")
+        )
+        found[split] = ImageNetworks(
+            Stack.of(networks).select(some), labels, index
+        )
     return found

@@ -109,8 +109,13 @@ class NetworkLesson(Generic[Config]):
     ) -> NetworkModel:
         """The model that the settings name, with what it takes from training data."""
         config = self.config
-        sizes = {**config.sizes, **({"probes": config.probes} if config.probes else {})}
-        architectures = list(dict.fromkeys(stack.architecture for stack in stacks))
+        sizes = {
+            **config.sizes,
+            **({"probes": config.probes} if config.probes else {}),
+        }
+        architectures = list(
+            dict.fromkeys(stack.architecture for stack in stacks)
+        )
         with seeded(config.training.seed, 0):
             model = make_model(config.model, architectures, d_out, sizes, edits)
         model.fit(self.prepared(stack) for stack in stacks)
@@ -140,7 +145,9 @@ def learn_on(
     """The same on given ranks."""
     lesson = make(config, ranks)
     settings = named_settings(config, NO_MATTER)
-    trainer = Trainer(lesson, config.training, Path(config.folder), settings, ranks)
+    trainer = Trainer(
+        lesson, config.training, Path(config.folder), settings, ranks
+    )
     progress = trainer.run()
     lesson.model.eval()
     with torch.no_grad():
@@ -179,7 +186,9 @@ def report(
     }
     write_json(Path(config.folder, "result.json"), found)
     told = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
-    print(f"{config.model}: {told} on test data; {found['parameters']} parameters")
+    print(
+        f"{config.model}: {told} on test data; {found['parameters']} parameters"
+    )
     print(
         f"{progress.steps} steps, {speed:.0f} networks a second; all is in {config.folder}"
     )

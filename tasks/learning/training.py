@@ -55,7 +55,14 @@ class TrainingConfig:
             raise ValueError(
                 f"trainer: expected one of {', '.join(TRAINERS)}; got '{self.trainer}'"
             )
-        for key in ("minutes", "batch", "lr", "clip", "validations", "patience"):
+        for key in (
+            "minutes",
+            "batch",
+            "lr",
+            "clip",
+            "validations",
+            "patience",
+        ):
             if getattr(self, key) <= 0:
                 raise ValueError(
                     f"{key}: expected more than 0; got {getattr(self, key)}"
@@ -97,7 +104,11 @@ class Progress:
     @property
     def since_top(self) -> int:
         """Validations after the best."""
-        return len(self.scores) - 1 - self.scores.index(self.top) if self.scores else 0
+        return (
+            len(self.scores) - 1 - self.scores.index(self.top)
+            if self.scores
+            else 0
+        )
 
 
 class Trainer:
@@ -145,7 +156,8 @@ class Trainer:
                 ):
                     self._validate(writer)
                     bar.set_postfix(
-                        loss=f"{loss:.3f}", score=f"{self.progress.scores[-1]:.4f}"
+                        loss=f"{loss:.3f}",
+                        score=f"{self.progress.scores[-1]:.4f}",
                     )
         if writer:
             writer.close()
@@ -233,7 +245,9 @@ class Trainer:
         state = torch.load(path, weights_only=True)
         told = differences(state["settings"], self.settings)
         if told:
-            raise ValueError(f"checkpoint '{path}': made with other settings: {told}")
+            raise ValueError(
+                f"checkpoint '{path}': made with other settings: {told}"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
@@ -248,9 +262,13 @@ def rate_factor(share: float) -> float:
     return 0.5 * (1 + cos(pi * fall))
 
 
-def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+def _optimizer(
+    model: nn.Module, config: TrainingConfig
+) -> torch.optim.Optimizer:
     if config.trainer == "ngopt":
-        return NGOptimizer(model.named_parameters(), weight_decay=config.weight_decay)
+        return NGOptimizer(
+            model.named_parameters(), weight_decay=config.weight_decay
+        )
     decay = config.weight_decay
     return torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=decay, fused=True

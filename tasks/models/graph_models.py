@@ -88,14 +88,19 @@ class GraphModel(ParameterModel):
     ):
         super().__init__(architectures, edits)
         self.architectures = architectures
-        last = config.layers - 1  # where only nodes are read, it needs no new edges
+        last = (
+            config.layers - 1
+        )  # where only nodes are read, it needs no new edges
         self.fourier = Fourier(config.frequencies, config.bandwidth)
         self.scales = config.scales
         self.network = GraphNetwork(
             self.fourier.size + config.scales,
             d_out if edits else None,
             config.width,
-            [self.layer(config, edges=edits or k < last) for k in range(config.layers)],
+            [
+                self.layer(config, edges=edits or k < last)
+                for k in range(config.layers)
+            ],
             config.kernel,
             activations=config.activations,
             global_feature=self.has_global,
@@ -107,7 +112,9 @@ class GraphModel(ParameterModel):
             outputs = common_outputs(one.graph for one in architectures)
             self.pooling = Pooling(config.width, config.queries, outputs)
             hidden = (config.hidden, config.hidden)
-            head = perceptron(self.pooling.size, hidden, d_out, config.dropout, nn.SiLU)
+            head = perceptron(
+                self.pooling.size, hidden, d_out, config.dropout, nn.SiLU
+            )
             self.head = nn.Sequential(nn.LayerNorm(self.pooling.size), head)
 
     def layer(self, config: GraphModelConfig, edges: bool) -> GraphLayer:
@@ -121,17 +128,25 @@ class GraphModel(ParameterModel):
     def fit(self, stacks: Iterable[Stack]) -> None:
         super().fit(stacks)
         for architecture in self.architectures:
-            self.parts(architecture)  # made later, they would have steps compiled again
+            self.parts(
+                architecture
+            )  # made later, they would have steps compiled again
 
     def forward(self, stack: Stack) -> Tensor:
         states, _ = self.network.states(
-            self._source(stack), self.parts(stack.architecture), self._extra(stack)
+            self._source(stack),
+            self.parts(stack.architecture),
+            self._extra(stack),
         )
-        return self.head(self.pooling(states, self.parts(stack.architecture).graph))
+        return self.head(
+            self.pooling(states, self.parts(stack.architecture).graph)
+        )
 
     def updates(self, stack: Stack) -> list[Tensor]:
         parts = self.parts(stack.architecture)
-        found = self.network.decoded(self._source(stack), parts, self._extra(stack))
+        found = self.network.decoded(
+            self._source(stack), parts, self._extra(stack)
+        )
         values = parts.graph.scatter(found, batch_dims=1)  # (b, *shape, d_out)
         return [value.movedim(-1, 1) for value in values]
 
@@ -193,7 +208,9 @@ class NeuralGraphTransformer(GraphModel):
     name = "ng-t"
 
     def layer(self, config: GraphModelConfig, edges: bool) -> GraphLayer:
-        return RelationalLayer(config.width, config.heads, config.complete_up_to, edges)
+        return RelationalLayer(
+            config.width, config.heads, config.complete_up_to, edges
+        )
 
 
 class GraphMetanetwork(GraphModel):

@@ -38,7 +38,9 @@ class Probes(nn.Module):
         found = []
         for group, own in zip(groups, values, strict=True):
             role = group.role if group.role in ROLES else "hidden"
-            found.append(None if own is None else self.codes[role](statistics(own)))
+            found.append(
+                None if own is None else self.codes[role](statistics(own))
+            )
         return found
 
 
@@ -46,7 +48,9 @@ def statistics(values: Tensor) -> Tensor:
     """(b, m, size, *space) -> (b, size, 2 m): means over space, and deviations, 0 without space."""
     space = list(range(3, values.dim()))
     means = values.mean(space) if space else values
-    deviations = values.std(space, correction=0) if space else torch.zeros_like(values)
+    deviations = (
+        values.std(space, correction=0) if space else torch.zeros_like(values)
+    )
     return torch.cat([means, deviations], 1).mT
 
 

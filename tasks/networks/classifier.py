@@ -42,7 +42,9 @@ class Classifier(Subject):
 
         Amplitudes fall with the inverse of the frequency, as natural images' do (Field 1987).
         """
-        spectrum = torch.fft.rfft2(torch.randn(count, self.channels, SIDE, SIDE))
+        spectrum = torch.fft.rfft2(
+            torch.randn(count, self.channels, SIDE, SIDE)
+        )
         frequencies = torch.hypot(
             torch.fft.fftfreq(SIDE)[:, None], torch.fft.rfftfreq(SIDE)
         )

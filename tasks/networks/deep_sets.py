@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.networks.classifier import SIDE, Classifier, DropNeurons, activation_of
+from tasks.networks.classifier import (
+    SIDE,
+    Classifier,
+    DropNeurons,
+    activation_of,
+)
 from tasks.networks.siren import grid
 
 
@@ -39,7 +44,9 @@ class DeepSets(Classifier):
         super().__init__(channels)
         self.pooled = SIDE // side
         self.activation = activation_of(activation)
-        self.register_buffer("places", grid(side, side).mT, persistent=False)  # (2, n)
+        self.register_buffer(
+            "places", grid(side, side).mT, persistent=False
+        )  # (2, n)
         self.embed = nn.Linear(channels + 2, widths[0])
         self.own = nn.ModuleList(nn.Linear(*fans) for fans in pairwise(widths))
         self.mean = nn.ModuleList(
@@ -62,4 +69,11 @@ class DeepSets(Classifier):
             layers.append(y.mT)
         first, *others = layers
         output = self.fc(y.mean(1))
-        return [x, first, places, *others, output, *(value.mT for value in means)]
+        return [
+            x,
+            first,
+            places,
+            *others,
+            output,
+            *(value.mT for value in means),
+        ]

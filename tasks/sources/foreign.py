@@ -28,7 +28,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         expected = "tensors and plain values of torch.save"
-        raise ValueError(f"file '{path}': expected {expected}; got: {reason}") from None
+        raise ValueError(
+            f"file '{path}': expected {expected}; got: {reason}"
+        ) from None
     if not isinstance(found, dict):
         raise ValueError(
             f"file '{path}': expected a dictionary; got {type(found).__name__}"
@@ -44,7 +46,9 @@ def read_split_file(path: Path, split: str) -> Any:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"split file '{path}': expected JSON; got: {error}") from None
+        raise ValueError(
+            f"split file '{path}': expected JSON; got: {error}"
+        ) from None
     name = SPLIT_NAMES[split]
     if not isinstance(found, dict) or name not in found:
         raise ValueError(
@@ -53,7 +57,9 @@ def read_split_file(path: Path, split: str) -> Any:
     return found[name]
 
 
-def rows_of(path: Path, entry: Mapping[str, Any], keys: Sequence[str]) -> list[tuple]:
+def rows_of(
+    path: Path, entry: Mapping[str, Any], keys: Sequence[str]
+) -> list[tuple]:
     """What a split file says of each of its networks: lists under several keys, side by side.
 
     Raises ValueError, which names file and field, if one is missing or of another length.
@@ -77,7 +83,9 @@ def field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:
     for place, key in enumerate(keys):
         if not isinstance(found, Mapping) or key not in found:
             told = ".".join(keys[: place + 1])
-            raise ValueError(f"file '{path}': {told}: expected a value; got none")
+            raise ValueError(
+                f"file '{path}': {told}: expected a value; got none"
+            )
         found = found[key]
     return found
 
@@ -127,7 +135,9 @@ def checked(
     )
 
 
-def shapes(path: Path, architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def shapes(
+    path: Path, architecture: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
     """Shapes of an architecture's parameters by name, in its order."""
     try:
         with torch.device("meta"):

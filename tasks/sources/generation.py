@@ -37,7 +37,9 @@ def missing(wanted: Iterable[Job], folder: Folder, ranks: Ranks) -> list[Job]:
     Which job is whose does not depend on what is there: others may have begun already.
     """
     own = [job for place, job in enumerate(wanted) if ranks.owns(place)]
-    return [job for job in own if not folder.shard(job.split, job.number).exists()]
+    return [
+        job for job in own if not folder.shard(job.split, job.number).exists()
+    ]
 
 
 def make_shards(
@@ -56,7 +58,9 @@ def make_shards(
     with joined() as ranks:
         start, made = perf_counter(), 0
         for job in tqdm(
-            missing(wanted, folder, ranks), unit="shard", disable=not ranks.is_first
+            missing(wanted, folder, ranks),
+            unit="shard",
+            disable=not ranks.is_first,
         ):
             groups = make(job)
             write_shard(folder.shard(job.split, job.number), groups)

@@ -34,7 +34,14 @@ STRIDE = 2
 ZOO_FILES = ("weights.npy", "metrics.csv.gz", "layout.csv")
 METRICS = ("step", "test_accuracy", "config.activation")
 LAYOUT = ("varname", "start_idx", "end_idx", "shape")
-WILD_FIELDS = ("channels", "kernel_size", "stride", "padding", "residual", "activation")
+WILD_FIELDS = (
+    "channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "residual",
+    "activation",
+)
 
 
 def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
@@ -52,10 +59,16 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
     rows = read_table(metrics, METRICS)
     if len(rows) != len(weights):
         expected = f"{len(weights)} rows, as of weights"
-        raise ValueError(f"file '{metrics}': expected {expected}; got {len(rows)}")
+        raise ValueError(
+            f"file '{metrics}': expected {expected}; got {len(rows)}"
+        )
     steps, accuracies = (numbers_of(metrics, rows, key) for key in METRICS[:2])
-    chosen = of_split(split, np.flatnonzero(np.array(steps) == FINAL_STEP).tolist())
-    for activation in sorted({rows[number]["config.activation"] for number in chosen}):
+    chosen = of_split(
+        split, np.flatnonzero(np.array(steps) == FINAL_STEP).tolist()
+    )
+    for activation in sorted(
+        {rows[number]["config.activation"] for number in chosen}
+    ):
         own = [
             number
             for number in chosen
@@ -68,7 +81,9 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
             "step": torch.full((len(own),), FINAL_STEP),
             "accuracy": torch.tensor(accuracies)[own],
         }
-        yield checked(path, small_cnn(layout, params, activation), params, columns)
+        yield checked(
+            path, small_cnn(layout, params, activation), params, columns
+        )
 
 
 def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
@@ -84,10 +99,16 @@ def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
     for name, score, step in rows_of(source, entry, ("path", "score", "step")):
         path = source.parent / name
         values = read_checkpoint(path)
-        config = {key: field(path, values, "config", key) for key in WILD_FIELDS}
+        config = {
+            key: field(path, values, "config", key) for key in WILD_FIELDS
+        }
         params = field(path, values, "model")
         yield single(
-            path, wild_cnn(config), params, accuracy=float(score), step=int(step)
+            path,
+            wild_cnn(config),
+            params,
+            accuracy=float(score),
+            step=int(step),
         )
 
 
@@ -115,7 +136,10 @@ def small_cnn(
         )
     layers = len(kernels)
     return describe(
-        channels=[kernels[0].shape[2], *(kernel.shape[1] for kernel in kernels)],
+        channels=[
+            kernels[0].shape[2],
+            *(kernel.shape[1] for kernel in kernels),
+        ],
         kernels=[kernel.shape[-1] for kernel in kernels],
         strides=[STRIDE] * layers,
         activations=[activation] * layers,
@@ -129,9 +153,11 @@ def of_split(split: str, rows: Sequence[int]) -> list[int]:
     rest = list(rows[:middle])
     Random(0).shuffle(rest)
     cut = int(TRAIN_SHARE * len(rest))
-    return {"train": rest[:cut], "validation": rest[cut:], "test": list(rows[middle:])}[
-        split
-    ]
+    return {
+        "train": rest[:cut],
+        "validation": rest[cut:],
+        "test": list(rows[middle:]),
+    }[split]
 
 
 def unpacked(
@@ -206,7 +232,9 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         with opened(path, "rt", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"file '{path}': expected a table; got: {error}") from None
+        raise ValueError(
+            f"file '{path}': expected a table; got: {error}"
+        ) from None
     for column in columns:
         if not rows or rows[0].get(column) is None:
             raise ValueError(

@@ -93,13 +93,16 @@ def wild_park(random: Random) -> dict[str, Any]:
         strides=[2, 2, 1, 1, 1][:layers],
         activations=random.choices(WILD_ACTIVATIONS, k=layers),
         # from any layer but the one before, which is there anyway
-        skips=[random.choice((None, *range(layer - 1))) for layer in range(layers)],
+        skips=[
+            random.choice((None, *range(layer - 1))) for layer in range(layers)
+        ],
     )
 
 
 def diverse(random: Random) -> dict[str, Any]:
     """Networks of five families (Lim et al. 2024, section 4.1)."""
-    return random.choice((normed_cnn, sequence_cnn, residual, deep_sets, vit))(random)
+    families = normed_cnn, sequence_cnn, residual, deep_sets, vit
+    return random.choice(families)(random)
 
 
 def normed_cnn(random: Random) -> dict[str, Any]:
@@ -131,7 +134,9 @@ def residual(random: Random) -> dict[str, Any]:
     width = random.choice((8, 12, 16))
     blocks = random.randint(1, 2)
     layers = 1 + 2 * blocks
-    skips = [None if layer % 2 or not layer else layer - 2 for layer in range(layers)]
+    skips = [
+        None if layer % 2 or not layer else layer - 2 for layer in range(layers)
+    ]
     return describe(
         channels=[3, width, width, width, 2 * width, 2 * width][: 1 + layers],
         kernels=[3] * layers,
@@ -155,7 +160,10 @@ def deep_sets(random: Random) -> dict[str, Any]:
 
 
 def vit(random: Random) -> dict[str, Any]:
-    sizes = {"width": random.choice((16, 24, 32)), "depth": random.randint(1, 3)}
+    sizes = {
+        "width": random.choice((16, 24, 32)),
+        "depth": random.randint(1, 3),
+    }
     parts = {"heads": random.choice((2, 4)), "patch": random.choice((4, 8))}
     return {"kind": "vit", "channels": 3, **sizes, **parts}
 

@@ -13,8 +13,18 @@ def record(problem, loss):
 
 
 def test_gains_by_hand():
-    old = [record("a", 2.0), record("a", 1.0), record("b", 1.0), record("c", 1.0)]
-    new = [record("a", 1.8), record("a", 1.0), record("b", exp(3)), record("c", None)]
+    old = [
+        record("a", 2.0),
+        record("a", 1.0),
+        record("b", 1.0),
+        record("c", 1.0),
+    ]
+    new = [
+        record("a", 1.8),
+        record("a", 1.0),
+        record("b", exp(3)),
+        record("c", None),
+    ]
     found = gains(new, old)
     assert found["a"] == pytest.approx(log(2 / 1.8) / 2)
     assert found["b"] == found["c"] == -MOST
@@ -26,9 +36,9 @@ def test_runs_are_kept_and_told_apart_by_their_numbers(tmp_path):
     first = setting.measure({"start": {}, "other": changes})
     assert [r["run"]["seed"] for r in first["start"]] == [0, 1]
     assert first["start"][0]["validation"] != first["other"][0]["validation"]
-    assert load_pretrained(tmp_path / "other.safetensors").base.config == SoapConfig(
-        step_size=0.03
-    )
+    assert load_pretrained(
+        tmp_path / "other.safetensors"
+    ).base.config == SoapConfig(step_size=0.03)
     (file,) = (tmp_path / "records").iterdir()
     kept = file.read_text()
     assert kept.count("\n") == 4

@@ -33,7 +33,11 @@ def test_the_demonstration_writes_a_table_a_picture_and_results(
         (muon, "muon-cosine", 0.05),
     ):
         run = record["run"]
-        assert (run["optimizer"], run["lr"], run["steps"]) == (optimizer, lr, 40)
+        assert (run["optimizer"], run["lr"], run["steps"]) == (
+            optimizer,
+            lr,
+            40,
+        )
     assert learned["run"]["weights"] is not None
     assert adam["losses"][0] == muon["losses"][0] == learned["losses"][0]
     assert adam["losses"][1:] != learned["losses"][1:] != muon["losses"][1:]
@@ -45,9 +49,13 @@ def test_the_demonstration_writes_a_table_a_picture_and_results(
 
 
 def test_the_tuned_rates_are_the_best_of_the_grids():
-    results = Path(__file__).parents[2] / "results" / "paper_tasks" / "results.json"
+    results = (
+        Path(__file__).parents[2] / "results" / "paper_tasks" / "results.json"
+    )
     rows = json.loads(results.read_text())["table"]
-    best = {r["optimizer"]: r["lr"] for r in rows if r["problem"] == demo.PROBLEM}
+    best = {
+        r["optimizer"]: r["lr"] for r in rows if r["problem"] == demo.PROBLEM
+    }
     for optimizer, lr in demo.TUNED.values():
         assert lr == best[optimizer]
         assert lr in OPTIMIZERS[optimizer].lrs[1:-1]

@@ -49,7 +49,8 @@ def results_of(config):
 
 def runs_of(config):
     runs = [
-        Run(problem, "adam", None, None, 0, 1, "tuning") for problem in config.problems
+        Run(problem, "adam", None, None, 0, 1, "tuning")
+        for problem in config.problems
     ]
     return read_records(Path(config.folder, "records"), runs)
 
@@ -70,7 +71,14 @@ def test_tuning_uses_every_rate_on_seeds_of_its_own(config):
     compare(config)
     made = runs_of(config)
     tuning = [run for run in made if run.phase == "tuning"]
-    assert [run.lr for run in tuning] == [0.0001, 0.0001, 0.003, 0.003, 0.03, 0.03]
+    assert [run.lr for run in tuning] == [
+        0.0001,
+        0.0001,
+        0.003,
+        0.003,
+        0.03,
+        0.03,
+    ]
     assert {run.optimizer for run in tuning} == {"adam"}
     evaluated = {run.seed for run in made if run.phase == "evaluation"}
     assert evaluated == {0, 1, 2}
@@ -93,7 +101,9 @@ def test_the_table_is_the_mean_and_deviation_of_the_records(config):
         assert row.accuracy_std == pytest.approx(stdev(accuracies))
         assert row.test_loss == pytest.approx(mean(losses))
         assert row.test_loss_std == pytest.approx(stdev(losses))
-        assert row.train_loss == pytest.approx(mean(r["train_loss"] for r in records))
+        assert row.train_loss == pytest.approx(
+            mean(r["train_loss"] for r in records)
+        )
     run = Run(TOY, "adam", board.rows[0].lr, None, 2, 12, "evaluation", 1)
     assert made[run]["losses"] == train(run)["losses"]
 
@@ -102,18 +112,24 @@ def test_a_second_call_runs_nothing_and_says_the_same(config, monkeypatch):
     board = compare(config)
     folder = Path(config.folder)
     before = {name: (folder / name).read_bytes() for name in REPORT}
-    monkeypatch.setattr(runs, "train", lambda run: pytest.fail(f"made again: {run}"))
+    monkeypatch.setattr(
+        runs, "train", lambda run: pytest.fail(f"made again: {run}")
+    )
     assert compare(config) == board
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert (
-        (folder / "tests.meta_train.small_Toy.png").read_bytes().startswith(b"\x89PNG")
+        (folder / "tests.meta_train.small_Toy.png")
+        .read_bytes()
+        .startswith(b"\x89PNG")
     )
 
 
 def test_more_seeds_make_only_the_new_runs(config, monkeypatch):
     compare(config)
     made = []
-    monkeypatch.setattr(runs, "train", lambda run: (made.append(run), train(run))[1])
+    monkeypatch.setattr(
+        runs, "train", lambda run: (made.append(run), train(run))[1]
+    )
     compare(replace(config, seeds=4))
     assert [(run.seed, run.phase) for run in made] == [(3, "evaluation")] * 2
 
@@ -126,7 +142,9 @@ def test_runs_have_the_horizon_of_their_problem(config):
 
 def test_problems_without_accuracy_are_compared_by_loss(config):
     board = compare(
-        replace(config, problems=(TOY, SILENT), optimizers=("adam", "adam-default"))
+        replace(
+            config, problems=(TOY, SILENT), optimizers=("adam", "adam-default")
+        )
     )
     silent = [row for row in board.rows if row.problem == SILENT]
     assert [row.accuracy_mean for row in silent] == [None, None]
@@ -135,7 +153,13 @@ def test_problems_without_accuracy_are_compared_by_loss(config):
     ]
     table = Path(config.folder, "table.md").read_text()
     assert (
-        len([line for line in table.splitlines() if SILENT in line and "| - " in line])
+        len(
+            [
+                line
+                for line in table.splitlines()
+                if SILENT in line and "| - " in line
+            ]
+        )
         == 2
     )
     picture = Path(config.folder, f"{runs.file_name(SILENT)}.png")
@@ -147,13 +171,18 @@ def test_the_reference_reaches_its_own_loss_by_its_end(config):
     assert 0 < board.reached[TOY, "adam-cosine"] <= 12
     (found,) = board.standings.values()
     assert [standing.problems for standing in found] == [1, 1]
-    assert {standing.optimizer for standing in found} == {"adam-cosine", "adam-default"}
+    assert {standing.optimizer for standing in found} == {
+        "adam-cosine",
+        "adam-default",
+    }
 
 
 def test_a_diverged_run_is_written_as_null(config, monkeypatch):
     explosive = replace(optimizers.OPTIMIZERS["adam-default"], lr=1e37)
     monkeypatch.setitem(optimizers.OPTIMIZERS, "adam-default", explosive)
-    compare(replace(config, problems=(SILENT,), optimizers=("adam", "adam-default")))
+    compare(
+        replace(config, problems=(SILENT,), optimizers=("adam", "adam-default"))
+    )
     adam, exploded = results_of(config)["table"]
     assert exploded["diverged"] == 3
     assert exploded["test_loss"] is None
@@ -170,7 +199,11 @@ def test_each_list_is_ranked_apart_and_all_together():
     assert list(Config(problems=("fm-16", "fm-8")).groups()) == ["all problems"]
     groups = Config(problems=("paper", "meta-test", "fm-8")).groups()
     assert list(groups) == ["paper", "meta-test", "all problems"]
-    assert groups["all problems"] == [*groups["paper"], *groups["meta-test"], "fm-8"]
+    assert groups["all problems"] == [
+        *groups["paper"],
+        *groups["meta-test"],
+        "fm-8",
+    ]
 
 
 def test_standings_of_a_group_are_over_its_problems(config):
@@ -182,7 +215,9 @@ def test_standings_of_a_group_are_over_its_problems(config):
     for run, record in runs_of(config).items():
         found = tuning if run.phase == "tuning" else records
         found.setdefault((run.problem, run.optimizer), []).append(record)
-    board = leaderboard.judge(records, tuning, {"one": [TOY], "both": [TOY, SILENT]})
+    board = leaderboard.judge(
+        records, tuning, {"one": [TOY], "both": [TOY, SILENT]}
+    )
     assert {standing.problems for standing in board.standings["one"]} == {1}
     assert {standing.problems for standing in board.standings["both"]} == {2}
     tuned = {s.optimizer: s.tuning_runs for s in board.standings["one"]}
@@ -199,7 +234,9 @@ def test_standings_of_a_group_are_over_its_problems(config):
         ),
     ],
 )
-def test_unknown_names_are_refused_before_anything_runs(config, change, message):
+def test_unknown_names_are_refused_before_anything_runs(
+    config, change, message
+):
     with pytest.raises(ValueError, match=message):
         compare(replace(config, **change))
     assert not Path(config.folder).exists()
@@ -224,7 +261,9 @@ def test_settings_out_of_range_are_refused(change, message):
 
 
 def test_names_on_the_command_line_are_separated_by_spaces():
-    args = "--problems fm-16 c10-32 --optimizers adam ff --tuning-seeds 2".split()
+    args = (
+        "--problems fm-16 c10-32 --optimizers adam ff --tuning-seeds 2".split()
+    )
     config = tyro.cli(Config, args=args)
     assert config.problems == ("fm-16", "c10-32")
     assert config.optimizers == ("adam", "ff")
@@ -232,7 +271,14 @@ def test_names_on_the_command_line_are_separated_by_spaces():
 
 
 def test_the_least_mean_validation_loss_wins_and_of_equals_the_first():
-    tried = [(0.1, 0.5), (0.1, 0.1), (0.2, 0.2), (0.2, 0.4), (0.3, 0.9), (0.3, 0.05)]
+    tried = [
+        (0.1, 0.5),
+        (0.1, 0.1),
+        (0.2, 0.2),
+        (0.2, 0.4),
+        (0.3, 0.9),
+        (0.3, 0.05),
+    ]
     records = [tuning_record(lr, loss) for lr, loss in tried]
     assert choose_lr(records) == 0.1
     assert choose_lr([*records, tuning_record(0.4, 0.29)]) == 0.4
@@ -258,10 +304,14 @@ def test_the_default_compares_what_people_tune_with_what_needs_no_tuning():
 
 
 def test_execute_keeps_the_order_of_runs(config, tmp_path):
-    planned = leaderboard.plan_tuning(TOY, optimizers.load_optimizer("adam"), config)
+    planned = leaderboard.plan_tuning(
+        TOY, optimizers.load_optimizer("adam"), config
+    )
     with runs.tqdm(disable=True) as bar:
         records = execute(planned[::-1], tmp_path, 1, bar)
-    assert [r["run"]["lr"] for r in records] == [run.lr for run in planned[::-1]]
+    assert [r["run"]["lr"] for r in records] == [
+        run.lr for run in planned[::-1]
+    ]
 
 
 def test_what_cannot_train_a_network_is_left_out_and_said_so(config, tmp_path):

@@ -23,10 +23,20 @@ def test_a_row_by_hand():
     tuning = [record(lr=lr, validation=lr) for lr in (0.01, 0.1)]
     accuracies = (0.5, 0.6, 0.8)
     row = summarize(
-        [record(accuracy, 0.1, loss=accuracy) for accuracy in accuracies], tuning
+        [record(accuracy, 0.1, loss=accuracy) for accuracy in accuracies],
+        tuning,
     )
     assert cells(row, 1.5, 50) == [
-        *("p", "o", "0.1 *", "1.5", "0.6333 ± 0.15", "63.33 ± 15.28", "0.25", "0.6333"),
+        *(
+            "p",
+            "o",
+            "0.1 *",
+            "1.5",
+            "0.6333 ± 0.15",
+            "63.33 ± 15.28",
+            "0.25",
+            "0.6333",
+        ),
         *("50", "2.0", "4.0", "2.0", "0.25", "2", "8"),
     ]
     assert row.tuning == {0.01: 0.01, 0.1: 0.1}
@@ -70,7 +80,9 @@ def test_the_tried_rates_are_listed_with_their_losses():
     tuning = [record(lr=0.01, validation=0.5), record(lr=0.1, validation=None)]
     row = summarize([record(lr=0.01)], tuning)
     assert row.tuning[0.1] == pytest.approx(float("inf"))
-    assert "Validation loss by lr, o on p: 0.01: 0.5, 0.1: inf." in notes([row], "adam")
+    assert "Validation loss by lr, o on p: 0.01: 0.5, 0.1: inf." in notes(
+        [row], "adam"
+    )
 
 
 def test_tables_are_aligned_and_escaped():

@@ -26,7 +26,9 @@ ESTIMATORS = {
 
 
 def normalised():
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)
+    )
 
 
 class Unused(nn.Module):
@@ -53,12 +55,16 @@ def check_alone_and_stacked(
             estimator.estimate(optimizee, learned, state, steps)
             for optimizee, state in rows
         ]
-        together, whole = estimator.estimate(Stack(optimizees), learned, whole, steps)
+        together, whole = estimator.estimate(
+            Stack(optimizees), learned, whole, steps
+        )
         states = [state for _, state in alone]
         own = unstacked((together, whole), len(optimizees))
         for one, other in zip(alone, own, strict=True):
             assert type(one[1]) is type(other[1])
-            torch.testing.assert_close(list(one), list(other), rtol=rtol, atol=rtol)
+            torch.testing.assert_close(
+                list(one), list(other), rtol=rtol, atol=rtol
+            )
         found += [estimate for estimate, _ in alone]
     return found
 
@@ -81,7 +87,9 @@ def test_each_has_its_own_meta_gradient(name, estimator):
 def test_buffers_and_absent_gradients(layers, estimator):
     torch.manual_seed(0)
     optimizees = [Optimizee(Regression(layers), seed=seed) for seed in (1, 2)]
-    learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", optimizees[0].graph))
+    learned = LearnedOptimizer(
+        metanet=metanet_for("ng-gnn", optimizees[0].graph)
+    )
     check_alone_and_stacked(optimizees, learned, ESTIMATORS[estimator])
 
 
@@ -90,7 +98,9 @@ def test_a_metanet_that_asks_for_the_step(estimator):
     """It looks at the graph every second step, and its updates cool down."""
     torch.manual_seed(0)
     optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
-    metanet = metanet_for("ng-gnn", optimizees[0].graph).reconfigured(graph_every=2)
+    metanet = metanet_for("ng-gnn", optimizees[0].graph).reconfigured(
+        graph_every=2
+    )
     learned = LearnedOptimizer(metanet=metanet, cooldown=Cooldown(1.5, 0.6))
     own = ESTIMATORS[estimator]
     made = type(own)(weight_decay=3.0, total_steps=5)
@@ -103,7 +113,9 @@ def test_features_made_when_read(monkeypatch):
     monkeypatch.setattr("ngopt.metanet_rule.FEW", 0)
     torch.manual_seed(0)
     optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
-    learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", optimizees[0].graph))
+    learned = LearnedOptimizer(
+        metanet=metanet_for("ng-gnn", optimizees[0].graph)
+    )
     check_alone_and_stacked(optimizees, learned, ESTIMATORS["pes"])
 
 
@@ -124,10 +136,15 @@ def test_limits_of_each():
 
 def test_dropout_differs_between_optimizees():
     def layers():
-        return nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5), nn.Linear(64, 2))
+        return nn.Sequential(
+            nn.Linear(3, 64), nn.Dropout(0.5), nn.Linear(64, 2)
+        )
 
     stack = Stack(
-        [Optimizee(Regression(layers), seed=1), Optimizee(Regression(layers), seed=1)]
+        [
+            Optimizee(Regression(layers), seed=1),
+            Optimizee(Regression(layers), seed=1),
+        ]
     )
     learned = LearnedOptimizer(metanet=FeedForward().double())
     start = stacked(
@@ -145,7 +162,8 @@ def test_different_networks():
         for layers in (None, lambda: nn.Linear(3, 2))
     ]
     with pytest.raises(
-        ValueError, match=r"Stack: optimizee 1: expected .*\[4, 3\].*; got .*\[2, 3\]"
+        ValueError,
+        match=r"Stack: optimizee 1: expected .*\[4, 3\].*; got .*\[2, 3\]",
     ):
         Stack(optimizees)
 
@@ -175,7 +193,11 @@ class TestMetaTraining:
     def test_the_same_numbers(self, tmp_path, estimator, monkeypatch):
         alone, together = (
             MetaTrainer(
-                config(tmp_path / str(stacked), estimator=estimator, stacked=stacked),
+                config(
+                    tmp_path / str(stacked),
+                    estimator=estimator,
+                    stacked=stacked,
+                ),
             )
             for stacked in (False, True)
         )
@@ -198,7 +220,9 @@ class TestMetaTraining:
         self, tmp_path, monkeypatch
     ):
         numbers = {"graph_every": 2}
-        settings = config(tmp_path, stacked=True, metanet_config=numbers, optimizees=3)
+        settings = config(
+            tmp_path, stacked=True, metanet_config=numbers, optimizees=3
+        )
         trainer, sizes = MetaTrainer(settings), []
         real = trainer.worker.unroll
 

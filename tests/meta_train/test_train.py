@@ -11,7 +11,13 @@ import torch
 from meta_train import sweep, train
 from meta_train.estimators import Estimate
 from meta_train.problems import load_problem
-from meta_train.train import Config, MetaTrainer, clip, learning_rate_factor, usable
+from meta_train.train import (
+    Config,
+    MetaTrainer,
+    clip,
+    learning_rate_factor,
+    usable,
+)
 from meta_train.unroll import Optimizee, whole_run
 from meta_train.worker import ESTIMATORS
 from ngopt import load_pretrained
@@ -58,7 +64,10 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     resumed = MetaTrainer(config(tmp_path / "broken", **settings))
     resumed.run()
     assert resumed.outer_step == 6
-    for one, other in ((whole.metanet, resumed.metanet), (whole.mean, resumed.mean)):
+    for one, other in (
+        (whole.metanet, resumed.metanet),
+        (whole.mean, resumed.mean),
+    ):
         rows = zip(one.parameters(), other.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in rows)
     logs = [
@@ -98,7 +107,8 @@ class TestRanks:
         found = {name: weights_of(tmp_path / name) for name in names}
         for name, weights in found.items():
             assert all(
-                torch.equal(a, b) for a, b in zip(weights, found["one"], strict=True)
+                torch.equal(a, b)
+                for a, b in zip(weights, found["one"], strict=True)
             ), name
         logs = {(tmp_path / name / "log.jsonl").read_text() for name in found}
         assert len(logs) == 1
@@ -114,7 +124,14 @@ class TestRanks:
             "--horizon",
             "12",
         ]
-        arguments += ["--truncation", "3", "--warmup", "2", "--validate-every", "2"]
+        arguments += [
+            "--truncation",
+            "3",
+            "--warmup",
+            "2",
+            "--validate-every",
+            "2",
+        ]
         torchrun = [
             sys.executable,
             "-m",
@@ -124,10 +141,14 @@ class TestRanks:
             "-m",
         ]
         folder = ["--folder", str(tmp_path / "two")]
-        subprocess.run([*torchrun, "meta_train.train", *folder, *arguments], check=True)
+        subprocess.run(
+            [*torchrun, "meta_train.train", *folder, *arguments], check=True
+        )
         train.run(config(tmp_path / "one", outer_steps=2))
         rows = zip(
-            weights_of(tmp_path / "one"), weights_of(tmp_path / "two"), strict=True
+            weights_of(tmp_path / "one"),
+            weights_of(tmp_path / "two"),
+            strict=True,
         )
         assert all(torch.equal(a, b) for a, b in rows)
 
@@ -144,7 +165,9 @@ class TestRanks:
         ):
             train.run(settings)
         assert (
-            torch.load(tmp_path / "checkpoint.pt", weights_only=False)["outer_step"]
+            torch.load(tmp_path / "checkpoint.pt", weights_only=False)[
+                "outer_step"
+            ]
             == 12
         )
 
@@ -164,7 +187,9 @@ def weights_of(folder):
 
 
 def test_horizons_grow_and_are_log_uniform(tmp_path):
-    trainer = MetaTrainer(config(tmp_path, shortest=10, horizon=1000, outer_steps=100))
+    trainer = MetaTrainer(
+        config(tmp_path, shortest=10, horizon=1000, outer_steps=100)
+    )
     slot = trainer.slots[0]
     for step, top in ((0, 10), (25, 100), (50, 1000), (100, 1000)):
         found = []
@@ -183,7 +208,9 @@ def test_a_life_ends_at_its_horizon_and_es_takes_it_whole(tmp_path):
         trainer.step()
         ages.append(trainer.slots[0].age)
     assert ages == [5, 10, 0, 5]
-    trainer = MetaTrainer(config(tmp_path, estimator="es", optimizees=1, horizon=12))
+    trainer = MetaTrainer(
+        config(tmp_path, estimator="es", optimizees=1, horizon=12)
+    )
     assert trainer.lives.steps(trainer.slots[0]) == 12
     trainer.step()
     assert (trainer.slots[0].life, trainer.slots[0].age) == (1, 0)
@@ -232,7 +259,8 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
     trainer.run()
     best = load_pretrained(tmp_path / "best.safetensors")
     records = [
-        json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (tmp_path / "log.jsonl").read_text().splitlines()
     ]
     assert best.table["validation"] == min(records, key=lambda r: r["loss"])
     (stage,) = best.recipe["stages"]
@@ -279,7 +307,9 @@ def test_a_running_mean_of_weights_is_validated_and_kept(tmp_path, decay):
     kept = load_pretrained(tmp_path / "best.safetensors").metanet
     torch.testing.assert_close(weights(kept), expected, rtol=1e-6, atol=1e-9)
     assert torch.equal(weights(kept), weights(trainer.metanet)) == (decay == 0)
-    optimizee = Optimizee(load_problem(TOY), derive_seed(trainer.config.seed, 11, 0))
+    optimizee = Optimizee(
+        load_problem(TOY), derive_seed(trainer.config.seed, 11, 0)
+    )
     found = whole_run(optimizee, trainer.averaged, trainer.config.horizon)
     assert trainer.log[-1]["loss"] == pytest.approx(found.loss, rel=1e-6)
 
@@ -321,7 +351,9 @@ def test_unusable_estimates_and_clipping():
     torch.testing.assert_close(
         clip(torch.tensor([3.0, 4.0]), 1.0), torch.tensor([0.6, 0.8])
     )
-    assert torch.equal(clip(torch.tensor([0.3, 0.4]), 1.0), torch.tensor([0.3, 0.4]))
+    assert torch.equal(
+        clip(torch.tensor([0.3, 0.4]), 1.0), torch.tensor([0.3, 0.4])
+    )
 
 
 def test_learning_rate_schedule(tmp_path):
@@ -343,18 +375,27 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
     runs = json.loads((tmp_path / "gain.json").read_text())["runs"]
     assert len(runs) == 6
     accuracy = {
-        g: sum(r["accuracy"] for r in runs if r["gain"] == g) for g in (0.0, 1.0, 3.0)
+        g: sum(r["accuracy"] for r in runs if r["gain"] == g)
+        for g in (0.0, 1.0, 3.0)
     }
     best = max(accuracy, key=accuracy.get)
     old = load_pretrained(weights)
     new = load_pretrained(output)
-    assert new.metanet.config.output_scale == best * old.metanet.config.output_scale
-    assert new.recipe["stages"][-1]["chosen"] == {"gain": best, "cooldown": None}
+    assert (
+        new.metanet.config.output_scale
+        == best * old.metanet.config.output_scale
+    )
+    assert new.recipe["stages"][-1]["chosen"] == {
+        "gain": best,
+        "cooldown": None,
+    }
     assert len(set(accuracy.values())) == 3
     assert "accuracy" in capsys.readouterr().out
 
 
-def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, capsys):
+def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(
+    tmp_path, capsys
+):
     MetaTrainer(config(tmp_path)).run()
     weights = str(tmp_path / "best.safetensors")
     output = str(tmp_path / "cool.safetensors")
@@ -387,7 +428,8 @@ class TestErrors:
         ):
             MetaTrainer(config(tmp_path, metanet="adam"))
         with pytest.raises(
-            ValueError, match="problem 'fm-17': expected one of fm-16, fm-8, mlp-fm28"
+            ValueError,
+            match="problem 'fm-17': expected one of fm-16, fm-8, mlp-fm28",
         ):
             MetaTrainer(config(tmp_path, problems=("fm-17",)))
         with pytest.raises(ValueError, match=r"problem 'no.module:make'.*no"):
@@ -400,14 +442,20 @@ class TestErrors:
 
     def test_weights_of_another_metanet(self, tmp_path):
         MetaTrainer(config(tmp_path, metanet="ng-gnn")).run()
-        with pytest.raises(ValueError, match="expected metanet 'ff'; got 'ng-gnn'"):
+        with pytest.raises(
+            ValueError, match="expected metanet 'ff'; got 'ng-gnn'"
+        ):
             MetaTrainer(
-                config(tmp_path / "2", init_from=str(tmp_path / "best.safetensors"))
+                config(
+                    tmp_path / "2", init_from=str(tmp_path / "best.safetensors")
+                )
             )
 
     def test_checkpoint_of_other_settings(self, tmp_path):
         MetaTrainer(config(tmp_path)).run()
-        with pytest.raises(ValueError, match=r"checkpoint .* lr 0.001, got 0.5"):
+        with pytest.raises(
+            ValueError, match=r"checkpoint .* lr 0.001, got 0.5"
+        ):
             MetaTrainer(config(tmp_path, lr=0.5)).run()
 
     @pytest.mark.parametrize(
@@ -445,7 +493,10 @@ def test_overrides_reach_the_metanet(tmp_path):
             metanet_config={"width": 16, "layers": 1},
         )
     )
-    assert (wide.metanet.config.width, len(wide.metanet.transformer.layers)) == (16, 1)
+    assert (
+        wide.metanet.config.width,
+        len(wide.metanet.transformer.layers),
+    ) == (16, 1)
     with pytest.raises(
         ValueError,
         match="metanet_config: expected some of hidden, output_scale.*; got 'heads'",

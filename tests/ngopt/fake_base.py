@@ -63,7 +63,9 @@ class MomentumRule:
                 g.to(old["average"].dtype), 1 - self.config.decays[0]
             )
             left = (
-                1.0 if self.total_steps is None else 1 - old["count"] / self.total_steps
+                1.0
+                if self.total_steps is None
+                else 1 - old["count"] / self.total_steps
             )
             delta = -hyper.lr[i] * self.config.size * left * average
             yield Change(

@@ -66,7 +66,9 @@ def test_symmetries_are_symmetries_of_the_function(name):
 def test_symmetries_by_type_are_symmetries_of_the_function(name):
     model, example = zoo_network(name)
     graph = zoo_graph(name)
-    assert_function_respects(model, example, graph, automorphisms(graph, by_type=True))
+    assert_function_respects(
+        model, example, graph, automorphisms(graph, by_type=True)
+    )
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -91,7 +93,8 @@ def test_elements_go_with_their_neurons(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("attention", "head"), ("gpt", "head"), ("group norm", "group")]
+    ("name", "kind"),
+    [("attention", "head"), ("gpt", "head"), ("group norm", "group")],
 )
 def test_heads_and_groups_are_exchanged_as_wholes(name, kind):
     graph = zoo_graph(name)
@@ -113,7 +116,9 @@ class Chain(nn.Module):
         self.stem = nn.Linear(2, width)
         self.out = nn.Linear(width, 1)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+            nn.Sequential(
+                nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)
+            )
             for _ in range(2)
         )
 
@@ -156,7 +161,9 @@ class Cosine(nn.Module):
         self.last = nn.Linear(3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.linear(F.normalize(self.first(x), dim=-1), F.normalize(self.rows, dim=-1))
+        x = F.linear(
+            F.normalize(self.first(x), dim=-1), F.normalize(self.rows, dim=-1)
+        )
         return self.last(torch.relu(x))
 
 
@@ -242,10 +249,18 @@ COUNTS = {
     # the stream; heads with their columns of the table; merged patches
     "windows": (Windows(), IMAGES, 24 * (2 * 2) ** 2 * 2 * 720),
     # one stream by the embedding; three attentions of two heads of three; two hidden layers
-    "translation": (Translation(), PAIR, 720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2),
+    "translation": (
+        Translation(),
+        PAIR,
+        720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2,
+    ),
     # the stream of the latents, that of the inputs; two attentions of two heads of three;
     # what is hidden
-    "perceiver": (Perceiver(), SEQUENCE, 720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120),
+    "perceiver": (
+        Perceiver(),
+        SEQUENCE,
+        720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120,
+    ),
     # cells, whose gates are slots
     "gru": (Recurrent(nn.GRU), SEQUENCE, 24),
     "lstm": (Recurrent(nn.LSTM), SEQUENCE, 24),
@@ -318,4 +333,6 @@ def test_no_symmetry_is_missing(name):
 
 @pytest.mark.parametrize("name", COUNTS_BY_TYPE)
 def test_no_symmetry_across_groups_is_missing(name):
-    assert count_automorphisms(counted(name), by_type=True) == COUNTS_BY_TYPE[name]
+    assert (
+        count_automorphisms(counted(name), by_type=True) == COUNTS_BY_TYPE[name]
+    )

@@ -34,7 +34,11 @@ def found_blocks(sources, targets, shape, slot_shape=(), constant=False):
     sources = 1 + torch.tensor(sources).reshape(g, 1, s)
     targets = 1 + torch.tensor(targets).reshape(g, t, 1)
     edges = Edges(
-        None if constant else Elements(0, layout), sources, targets, "weight", ()
+        None if constant else Elements(0, layout),
+        sources,
+        targets,
+        "weight",
+        (),
     )
     return list(blocks_of(edges, nodes_of_one_group()))
 
@@ -49,7 +53,10 @@ def edges_of(block):
     """(source, target) of every edge, with its elements where it has some."""
     g, t, s = block.shape
     ends = [
-        (int(block.sources.reshape(g, s)[i, k]), int(block.targets.reshape(g, t)[i, j]))
+        (
+            int(block.sources.reshape(g, s)[i, k]),
+            int(block.targets.reshape(g, t)[i, j]),
+        )
         for i in range(g)
         for j in range(t)
         for k in range(s)
@@ -68,7 +75,13 @@ def edges_of(block):
 # sources, targets, shape, slot shape; the shapes and slot shapes of the blocks that these become
 BLOCKS = {
     "no repeats": ([0, 1, 2], [3, 4], (1, 2, 3), (2, 2), [((1, 2, 3), (2, 2))]),
-    "rows one by one": ([0, 1], [3, 3, 3, 4, 4, 4], (1, 6, 2), (), [((1, 2, 2), (3,))]),
+    "rows one by one": (
+        [0, 1],
+        [3, 3, 3, 4, 4, 4],
+        (1, 6, 2),
+        (),
+        [((1, 2, 2), (3,))],
+    ),
     "rows in turn": (
         [0, 1],
         [3, 4, 3, 4, 3, 4],
@@ -76,7 +89,13 @@ BLOCKS = {
         (5,),
         [((1, 2, 2), (3, 5))],
     ),
-    "rows and columns": ([0, 1, 0, 1], [3, 3], (1, 2, 4), (), [((1, 1, 2), (2, 2))]),
+    "rows and columns": (
+        [0, 1, 0, 1],
+        [3, 3],
+        (1, 2, 4),
+        (),
+        [((1, 1, 2), (2, 2))],
+    ),
     "groups": (
         [0, 1, 2, 0, 1, 2],
         [3, 4, 5, 3, 4, 5],
@@ -98,7 +117,13 @@ BLOCKS = {
         (2,),
         [((2, 2, 1), (2,))],
     ),
-    "several to one": ([0, 1, 2, 3], [4, 4, 5, 5], (4, 1, 1), (), [((2, 1, 2), ())]),
+    "several to one": (
+        [0, 1, 2, 3],
+        [4, 4, 5, 5],
+        (4, 1, 1),
+        (),
+        [((2, 1, 2), ())],
+    ),
     "irregular rows": (
         [0, 1],
         [3, 4, 3, 3],
@@ -113,7 +138,13 @@ BLOCKS = {
         (),
         [((1, 1, 2), (2,)), ((1, 2, 2), ())],
     ),
-    "to itself": ([0, 1, 0, 1], [0, 1, 0, 1], (4, 1, 1), (), [((2, 1, 1), (2,))]),
+    "to itself": (
+        [0, 1, 0, 1],
+        [0, 1, 0, 1],
+        (4, 1, 1),
+        (),
+        [((2, 1, 1), (2,))],
+    ),
 }
 
 
@@ -122,9 +153,9 @@ def test_edges_keep_their_ends_and_elements(name):
     sources, targets, shape, slot_shape, expected = BLOCKS[name]
     block = one_block(sources, targets, shape, slot_shape)
     found = found_blocks(sources, targets, shape, slot_shape)
-    assert Counter(edge for piece in found for edge in edges_of(piece)) == Counter(
-        edges_of(block)
-    )
+    assert Counter(
+        edge for piece in found for edge in edges_of(piece)
+    ) == Counter(edges_of(block))
     for piece in found:
         assert piece.view.shape == (*piece.shape, *piece.slot_shape)
         assert all(
@@ -138,9 +169,9 @@ def test_edges_keep_their_ends_and_elements(name):
 def test_edges_of_value_1_stay_once(name):
     block = one_block(*BLOCKS[name][:3], constant=True)
     found = found_blocks(*BLOCKS[name][:3], constant=True)
-    assert sorted(edge for piece in found for edge in edges_of(piece)) == sorted(
-        set(edges_of(block))
-    )
+    assert sorted(
+        edge for piece in found for edge in edges_of(piece)
+    ) == sorted(set(edges_of(block)))
     for piece in found:
         assert all(
             nodes.unique().numel() == len(nodes)
@@ -162,7 +193,9 @@ def test_elements_of_a_bias_keep_their_nodes(nodes, pieces):
     layout = torch.empty(2, n, device="meta").T
     edges = Edges(Elements(0, layout), None, torch.tensor(nodes), "bias", ())
     found = list(blocks_of(edges, nodes_of_one_group()))
-    assert [(piece.targets.tolist(), piece.slot_shape) for piece in found] == pieces
+    assert [
+        (piece.targets.tolist(), piece.slot_shape) for piece in found
+    ] == pieces
     numbers = torch.arange(2.0 * n)[None, :, None]
     placed = {
         (node, element)
@@ -184,7 +217,11 @@ def test_elements_of_a_bias_keep_their_nodes(nodes, pieces):
 def test_learned_queries_are_slots_of_their_features():
     graph = zoo_graph("seeds")
     (seeds,) = (b for b in graph.biases if b.kind == "value")
-    assert (seeds.view.shape, seeds.view.strides, seeds.index) == ((4, 2), (1, 4), None)
+    assert (seeds.view.shape, seeds.view.strides, seeds.index) == (
+        (4, 2),
+        (1, 4),
+        None,
+    )
     (places,) = (b for b in graph.weights if b.kind == "scale")
     # every entry of the input is a node
     assert (places.shape, places.slot_shape) == (

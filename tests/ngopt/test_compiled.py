@@ -40,7 +40,9 @@ class Pair:
             self.graphs.append(module)
             return lookup_backend("aot_eager")(module, inputs)
 
-        self.step = torch.compile(self.compiled.step, backend=backend, **options)
+        self.step = torch.compile(
+            self.compiled.step, backend=backend, **options
+        )
 
     def train(self, steps):
         """How many graphs there are after each step."""
@@ -66,7 +68,9 @@ class Pair:
 @pytest.mark.parametrize("total_steps", [None, HORIZON])
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.filterwarnings("ignore:NGOptimizer. step 21:UserWarning")
-def test_a_compiled_step_is_one_graph_and_is_not_compiled_again(weights, total_steps):
+def test_a_compiled_step_is_one_graph_and_is_not_compiled_again(
+    weights, total_steps
+):
     pair = Pair(weights=weights, total_steps=total_steps)
     pair.compile()
     counts = pair.train(26)
@@ -112,7 +116,9 @@ def test_a_state_that_was_loaded_is_followed(weights):
     pair.train(2)
     young = [copy.deepcopy(o.state_dict()) for o in (pair.compiled, pair.eager)]
     pair.train(10)
-    for optimizer, state in zip((pair.compiled, pair.eager), young, strict=True):
+    for optimizer, state in zip(
+        (pair.compiled, pair.eager), young, strict=True
+    ):
         optimizer.load_state_dict(state)
     pair.train(10)
     steps = {float(state["step"]) for state in pair.compiled.state.values()}

@@ -23,7 +23,8 @@ def test_preprocessing_by_hand():
         dtype=torch.float64,
     )
     expected = torch.tensor(
-        [[0, -0.3, 1, -1], [-1, -1, 1, 0], [-1, 0.2, -0.5, 1]], dtype=torch.float64
+        [[0, -0.3, 1, -1], [-1, -1, 1, 0], [-1, 0.2, -0.5, 1]],
+        dtype=torch.float64,
     )
     torch.testing.assert_close(preprocess(x.unbind(-1)), expected)
     assert (
@@ -34,11 +35,15 @@ def test_preprocessing_by_hand():
 
 def test_preprocessing_has_finite_derivatives_everywhere():
     x = (
-        torch.tensor([0.0, 1e-30, -1e-5, 1.0, -1e10, exp(-10.0)], dtype=torch.float64)
+        torch.tensor(
+            [0.0, 1e-30, -1e-5, 1.0, -1e10, exp(-10.0)], dtype=torch.float64
+        )
         .unsqueeze(-1)
         .requires_grad_()
     )
-    (first,) = torch.autograd.grad(preprocess(x.unbind(-1)).sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(
+        preprocess(x.unbind(-1)).sum(), x, create_graph=True
+    )
     (second,) = torch.autograd.grad(first.sum(), x)
     assert first.isfinite().all()
     assert second.isfinite().all()

@@ -45,11 +45,15 @@ def graph(request):
 @pytest.mark.parametrize("view", [with_virtual_layer, with_repeated_nodes])
 def test_parameters_keep_their_places(graph, view):
     other = view(graph)
-    assert all(b.slot_shape == () or len(b.slot_shape) == 2 for b in other.weights)
+    assert all(
+        b.slot_shape == () or len(b.slot_shape) == 2 for b in other.weights
+    )
     values = [torch.randn(s.shape) for s in other.parameters]
     assert all(
         torch.equal(a, b)
-        for a, b in zip(values, other.scatter(other.gather(values)), strict=True)
+        for a, b in zip(
+            values, other.scatter(other.gather(values)), strict=True
+        )
     )
     assert other.parameters == graph.parameters
 
@@ -62,9 +66,12 @@ def columns(graph, name):
     )
     for block, edges in zip(graph.weights, numbers.edges, strict=True):
         if graph.parameters[block.view.parameter].name == name:
-            places = block.source_index or range(graph.groups[block.source].size)
+            places = block.source_index or range(
+                graph.groups[block.source].size
+            )
             return {
-                int(e): p for e, p in zip(edges[0, 0, :, 0], places, strict=True)
+                int(e): p
+                for e, p in zip(edges[0, 0, :, 0], places, strict=True)
             }, block.source
     raise AssertionError(name)
 
@@ -84,7 +91,11 @@ def test_every_column_comes_from_its_channel_and_position(network, name):
     virtual = with_virtual_layer(graph)
     nodes, group = columns(virtual, name)
     (spread,) = (b for b in virtual.blocks if b.target == group)
-    assert (spread.kind, spread.shape, spread.view) == ("spread", (3, 4, 1), None)
+    assert (spread.kind, spread.shape, spread.view) == (
+        "spread",
+        (3, 4, 1),
+        None,
+    )
     targets = spread.target_index or range(12)
     channel = {node: k // 4 for k, node in enumerate(targets)}
     assert [channel[nodes[e]] for e in range(12)] == channel_of
@@ -110,19 +121,26 @@ def test_metanets_run_on_them(graph, view):
     torch.manual_seed(0)
     metanet = NeuralGraphGNN(GNNConfig(width=5, d_out=2, hidden=(4,))).double()
     values = other.gather(
-        [torch.randn(*s.shape, 14, dtype=torch.float64) for s in other.parameters]
+        [
+            torch.randn(*s.shape, 14, dtype=torch.float64)
+            for s in other.parameters
+        ]
     )
     with torch.no_grad():
         found = metanet.gnn(values, other)
         expected = oracle.run(metanet.gnn, values, other)
     for f, e in zip(
-        (*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True
+        (*found.biases, *found.edges),
+        (*expected.biases, *expected.edges),
+        strict=True,
     ):
         torch.testing.assert_close(f, e, rtol=1e-11, atol=1e-11)
 
 
 def test_without_a_flatten_nothing_changes():
-    graph = build_graph(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
+    graph = build_graph(
+        nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    )
     assert with_virtual_layer(graph) == graph
     assert with_repeated_nodes(graph) == graph
     assert_equivariant(

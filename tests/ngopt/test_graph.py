@@ -44,16 +44,23 @@ def test_hand_written_graph():
 
 @pytest.mark.parametrize(
     "dtype",
-    [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.int64],
+    [
+        torch.float64,
+        torch.float32,
+        torch.bfloat16,
+        torch.complex64,
+        torch.int64,
+    ],
 )
 @pytest.mark.parametrize("features", [(), (3,), (2, 2)])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
 def test_gather_scatter_identity(dtype, features, batch):
     graph = build_graph(cnn())
     values = [
-        (1000 * torch.randn(*batch, *s.shape, *features, dtype=torch.complex128)).to(
-            torch.complex64
-        )
+        (
+            1000
+            * torch.randn(*batch, *s.shape, *features, dtype=torch.complex128)
+        ).to(torch.complex64)
         for s in graph.parameters
     ]
     values = [v if dtype.is_complex else v.real.to(dtype) for v in values]
@@ -78,7 +85,8 @@ def test_pairs_of_a_complex_parameter_without_complex_numbers_stay_pairs(dtype):
     )
     expected = torch.arange(12).reshape(3, 2, 2).to(dtype)
     assert torch.equal(
-        found, torch.view_as_complex(expected) if dtype == torch.float64 else expected
+        found,
+        torch.view_as_complex(expected) if dtype == torch.float64 else expected,
     )
 
 
@@ -86,7 +94,10 @@ def uses_of(graph, features=2):
     """Parameter, elements (n,) and values (n, features) of every place,
     and all of them as values on the graph."""
     places = graph.gather(
-        [torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters]
+        [
+            torch.arange(spec.numel).reshape(spec.shape)
+            for spec in graph.parameters
+        ]
     )
     values = GraphValues(
         *(
@@ -96,7 +107,9 @@ def uses_of(graph, features=2):
     )
     views = [place.view for place in (*graph.biases, *graph.weights)]
     flat = zip(
-        (*places.biases, *places.edges), (*values.biases, *values.edges), strict=True
+        (*places.biases, *places.edges),
+        (*values.biases, *values.edges),
+        strict=True,
     )
     uses = [
         (view.parameter, e.flatten(), v.reshape(-1, features))
@@ -106,7 +119,9 @@ def uses_of(graph, features=2):
 
 
 def test_parameters_in_another_order_have_the_same_places():
-    graph = build_graph([nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(3))])
+    graph = build_graph(
+        [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(3))]
+    )
     order = [1, 0]
     values = [torch.randn(spec.shape) for spec in graph.parameters]
     other = reordered(graph, order)
@@ -116,7 +131,9 @@ def test_parameters_in_another_order_have_the_same_places():
     for one, same in zip(graph.gather(values), found, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(one, same, strict=True))
     back = other.scatter(found)
-    assert all(torch.equal(values[i], y) for i, y in zip(order, back, strict=True))
+    assert all(
+        torch.equal(values[i], y) for i, y in zip(order, back, strict=True)
+    )
     assert reordered(other, order) == graph
 
 
@@ -128,7 +145,9 @@ def test_uses_that_overlap_are_averaged_element_by_element():
         zip(graph.parameters, graph.scatter(values), strict=True)
     ):
         for element in range(spec.numel):
-            rows = [v[e == element] for parameter, e, v in uses if parameter == i]
+            rows = [
+                v[e == element] for parameter, e, v in uses if parameter == i
+            ]
             several = torch.cat(rows)
             count += len(several) > 1
             torch.testing.assert_close(
@@ -144,7 +163,9 @@ def test_uses_that_overlap_are_averaged_element_by_element():
 )
 def test_equal_values_of_uses_that_overlap_give_themselves(dtype):
     graph = zoo_graph("overlapping")
-    values = [(1000 * torch.randn(2, *s.shape, 3)).to(dtype) for s in graph.parameters]
+    values = [
+        (1000 * torch.randn(2, *s.shape, 3)).to(dtype) for s in graph.parameters
+    ]
     back = graph.scatter(graph.gather(values, 1), 1)
     assert all(
         b.dtype == dtype and torch.equal(a, b)
@@ -164,10 +185,14 @@ def test_means_of_uses_that_overlap_have_derivatives():
     assert torch.autograd.gradcheck(means, [t.requires_grad_() for t in flat])
     tangents = tuple(torch.randn_like(t) for t in flat)
     expected = means(*tangents)  # it is linear
-    for e, f in zip(expected, torch.func.jvp(means, flat, tangents)[1], strict=True):
+    for e, f in zip(
+        expected, torch.func.jvp(means, flat, tangents)[1], strict=True
+    ):
         torch.testing.assert_close(e, f)
     for e, f in zip(
-        expected, torch.func.vmap(means)(*(t[None] for t in tangents)), strict=True
+        expected,
+        torch.func.vmap(means)(*(t[None] for t in tangents)),
+        strict=True,
     ):
         torch.testing.assert_close(e, f[0])
 
@@ -177,12 +202,16 @@ def test_every_element_has_one_place():
     edges = to_edge_list(graph)
     numbers = [
         (int(p), int(e))
-        for p, e in zip(edges.parameter.flatten(), edges.element.flatten(), strict=True)
+        for p, e in zip(
+            edges.parameter.flatten(), edges.element.flatten(), strict=True
+        )
     ]
     numbers += [
         (int(p), int(e))
         for p, e in zip(
-            edges.node_parameter.flatten(), edges.node_element.flatten(), strict=True
+            edges.node_parameter.flatten(),
+            edges.node_element.flatten(),
+            strict=True,
         )
     ]
     placed = sorted(n for n in numbers if n[0] >= 0)
@@ -247,7 +276,11 @@ def run_graph(graph, values, model, inputs):
 
 @pytest.mark.parametrize(
     ("model", "shape"),
-    [(mlp(5, 7, 4), (5,)), (cnn(), CNN_INPUT), (paper_cnn(1, (4, 5, 6)), (1, 28, 28))],
+    [
+        (mlp(5, 7, 4), (5,)),
+        (cnn(), CNN_INPUT),
+        (paper_cnn(1, (4, 5, 6)), (1, 28, 28)),
+    ],
     ids=["mlp", "cnn", "paper"],
 )
 def test_running_the_graph_is_running_the_network(model, shape):
@@ -270,7 +303,9 @@ def test_running_the_graph_is_running_the_network(model, shape):
     assert (run(output) - expected).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", [*ACTIVATIONS, *ALIKE], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [*ACTIVATIONS, *ALIKE], ids=lambda kind: kind.__name__
+)
 def test_a_sequential_network_is_read_as_it_is_traced(kind):
     is_pool = "Pool" in kind.__name__
     is_softmax = kind in (nn.Softmax, nn.Softmin, nn.LogSoftmax)
@@ -282,21 +317,31 @@ def test_a_sequential_network_is_read_as_it_is_traced(kind):
     read = sequential_graph(model)
     traced = build_graph(model, torch.randn(2, 3, 1, 1))
     assert topology(read) == topology(traced)
-    assert [g.activation for g in read.groups] == [g.activation for g in traced.groups]
+    assert [g.activation for g in read.groups] == [
+        g.activation for g in traced.groups
+    ]
     assert [g.activation for g in read.groups] == [
         None,
         ACTIVATIONS.get(kind, "tanh"),
         None,
     ]
-    assert [g.symmetry for g in read.groups] == [g.symmetry for g in traced.groups]
+    assert [g.symmetry for g in read.groups] == [
+        g.symmetry for g in traced.groups
+    ]
 
 
 def test_activations_of_inputs_and_outputs():
     model = nn.Sequential(
         nn.Dropout(), nn.Tanh(), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(-1)
     )
-    for graph in (sequential_graph(model), build_graph(model, torch.randn(2, 4))):
-        assert [group.activation for group in graph.groups] == ["tanh", "softmax"]
+    for graph in (
+        sequential_graph(model),
+        build_graph(model, torch.randn(2, 4)),
+    ):
+        assert [group.activation for group in graph.groups] == [
+            "tanh",
+            "softmax",
+        ]
 
 
 class Mirrored(nn.Module):
@@ -319,8 +364,12 @@ def test_what_may_mix_neurons_is_not_read_but_traced(module):
 
 def test_attention_projections_are_not_chained():
     projections = [nn.Linear(8, 8) for _ in range(4)]
-    graph = build_graph([p for layer in projections for p in layer.parameters()])
-    assert {b.source for b in graph.blocks}.isdisjoint({b.target for b in graph.blocks})
+    graph = build_graph(
+        [p for layer in projections for p in layer.parameters()]
+    )
+    assert {b.source for b in graph.blocks}.isdisjoint(
+        {b.target for b in graph.blocks}
+    )
 
 
 def test_parameters_that_do_not_fit_are_components():
@@ -329,7 +378,9 @@ def test_parameters_that_do_not_fit_are_components():
     values = [torch.randn(s) for s in shapes]
     assert all(
         torch.equal(a, b)
-        for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
+        for a, b in zip(
+            values, graph.scatter(graph.gather(values)), strict=True
+        )
     )
     connected = [
         (b.view.parameter, before.view.parameter)
@@ -370,5 +421,10 @@ def test_errors_name_the_offender():
         graph.gather([torch.zeros(3, 2)])
     with pytest.raises(ValueError, match=r"'0.bias': expected shape \(3,\)"):
         graph.gather(
-            [torch.zeros(3, 2), torch.zeros(4), torch.zeros(1, 3), torch.zeros(1)]
+            [
+                torch.zeros(3, 2),
+                torch.zeros(4),
+                torch.zeros(1, 3),
+                torch.zeros(1),
+            ]
         )

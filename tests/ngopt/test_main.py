@@ -73,7 +73,10 @@ def test_the_example_is_used(capsys):
     assert main([f"{HERE}:net", "--example-shape", "2", "3"]) == 0
     assert "1 component" in capsys.readouterr().out
     assert main([f"{HERE}:net", "--example-shape", "2", "5"]) == 2
-    assert "Sequential does not run on the example input" in capsys.readouterr().err
+    assert (
+        "Sequential does not run on the example input"
+        in capsys.readouterr().err
+    )
 
 
 def test_models_are_instances_classes_functions_and_inside_of_others():
@@ -111,7 +114,10 @@ def test_models_are_instances_classes_functions_and_inside_of_others():
             [f"{HERE}:net", "--draw", "net.pdf"],
             "expected a file ending in .png or .svg; got 'net.pdf'",
         ),
-        ([f"{HERE}:net", "--draw", "nowhere/net.png"], "No such file or directory"),
+        (
+            [f"{HERE}:net", "--draw", "nowhere/net.png"],
+            "No such file or directory",
+        ),
         (
             [f"{HERE}:net", "--example-shape", "0", "3"],
             "--example-shape: expected positive numbers; got 0 3",

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ngopt import NGOptimizer, at_once, build_graph, load_pretrained, metanet_rule
+from ngopt import (
+    NGOptimizer,
+    at_once,
+    build_graph,
+    load_pretrained,
+    metanet_rule,
+)
 from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
@@ -78,7 +84,9 @@ def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
     layers = [PNALayer(6, log_degree=1.5) for _ in range(2)]
     options = {"kernel": (3, 3), "activations": True, "global_feature": True}
     network = GraphNetwork(3, 2, width=6, layers=layers, **options).double()
-    values = [torch.randn(*s.shape, 3, dtype=torch.float64) for s in graph.parameters]
+    values = [
+        torch.randn(*s.shape, 3, dtype=torch.float64) for s in graph.parameters
+    ]
     expected = graph.scatter(network(graph.gather(values), graph))
     found = graph.scatter(in_parts(network, graph, values, limit))
     for f, e in zip(found, expected, strict=True):
@@ -91,7 +99,9 @@ def in_parts(network, graph, values, limit):
     parts = parts_of(graph, network.kernel, values[0], limit)
     assert sum(len(block.parts) for block in parts.blocks) > len(parts.blocks)
     out = [[x.new_zeros(*x.shape[:-1], 2) for x in some] for some in gathered]
-    for place, piece in network.pieces(WholeValues(gathered, torch.Size()), parts):
+    for place, piece in network.pieces(
+        WholeValues(gathered, torch.Size()), parts
+    ):
         if isinstance(place, int):
             out[0][place] = piece
         else:
@@ -120,7 +130,9 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     grads[2][0].view(-1)[1] = torch.nan
     rule = MetanetRule(metanet_for(metanet, graph), graph)
     expected = steps(rule, params, grads)
-    in_place = steps(MetanetRule(rule.metanet, graph), params, grads, in_place=True)
+    in_place = steps(
+        MetanetRule(rule.metanet, graph), params, grads, in_place=True
+    )
     assert_same_steps(in_place, expected)
     monkeypatch.setattr(metanet_rule, "FEW", 0)
     monkeypatch.setattr(edge_states, "BUDGET", 0)
@@ -129,14 +141,17 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     monkeypatch.setattr(at_once, "MOVED", 20)
     for in_place in (False, True):
         assert_same_steps(
-            steps(MetanetRule(rule.metanet, graph), params, grads, in_place), expected
+            steps(MetanetRule(rule.metanet, graph), params, grads, in_place),
+            expected,
         )
 
 
 def assert_same_steps(found, expected):
     for one, other in zip(found, expected, strict=True):
         for a, b in zip(one, other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-14, equal_nan=True)
+            torch.testing.assert_close(
+                a, b, rtol=1e-9, atol=1e-14, equal_nan=True
+            )
 
 
 def steps(rule, params, grads, in_place=False):
@@ -158,7 +173,8 @@ def steps(rule, params, grads, in_place=False):
 def test_parameters_without_elements_change_nothing_for_others(metanet):
     """A layer may have no neurons, as an adapter of rank 0."""
     params = [
-        nn.Parameter(torch.ones(shape)) for shape in ((4, 3), (0, 4), (0,), (2, 4))
+        nn.Parameter(torch.ones(shape))
+        for shape in ((4, 3), (0, 4), (0,), (2, 4))
     ]
     opt = NGOptimizer(
         params, weights=metanet_for(metanet, build_graph(nn.Linear(3, 4)))
@@ -183,7 +199,8 @@ class TestCooldown:
             for p in model.parameters():
                 p.fill_(0.3)
         learned = replace(
-            load_pretrained("ff"), **{"cooldown": None, **changes.pop("learned", {})}
+            load_pretrained("ff"),
+            **{"cooldown": None, **changes.pop("learned", {})},
         )
         opt = NGOptimizer(
             model.parameters(), weight_decay=2.0, weights=learned, **changes
@@ -202,8 +219,13 @@ class TestCooldown:
         return torch.tensor(moved)
 
     def test_of_updates_and_decay(self):
-        plain, cooled = self.trained(total_steps=4), {"cooldown": Cooldown(1.5, 0.5)}
-        assert torch.equal(self.trained(learned=cooled), plain)  # the length is unknown
+        plain, cooled = (
+            self.trained(total_steps=4),
+            {"cooldown": Cooldown(1.5, 0.5)},
+        )
+        assert torch.equal(
+            self.trained(learned=cooled), plain
+        )  # the length is unknown
         found = self.trained(learned=cooled, total_steps=4)
         torch.testing.assert_close(
             found, plain * torch.tensor([1.5, 1.5, 1.2, 0.6]), rtol=1e-4, atol=0
@@ -220,15 +242,21 @@ class TestCooldown:
 
     def test_going_on_is_said(self):
         with pytest.warns(UserWarning, match="step 4 of total_steps=3"):
-            self.trained(learned={"cooldown": Cooldown(1.0, 1.0)}, total_steps=3)
+            self.trained(
+                learned={"cooldown": Cooldown(1.0, 1.0)}, total_steps=3
+            )
 
     def test_errors(self):
         with pytest.raises(ValueError, match="expected a gain >= 0; got -1"):
             Cooldown(-1.0, 0.5)
         for share in (0.0, 1.5):
-            with pytest.raises(ValueError, match=r"expected a share in \(0, 1\]; got"):
+            with pytest.raises(
+                ValueError, match=r"expected a share in \(0, 1\]; got"
+            ):
                 Cooldown(1.0, share)
-        with pytest.raises(ValueError, match="expected no cooldown beside a base rule"):
+        with pytest.raises(
+            ValueError, match="expected no cooldown beside a base rule"
+        ):
             LearnedOptimizer(base=Soap(), cooldown=Cooldown(1.0, 0.5))
 
 
@@ -260,7 +288,10 @@ class TestGraphEvery:
             expected = steps(MetanetRule(self.metanet(2), graph), params, grads)
             monkeypatch.setattr(metanet_rule, "FEW", 0)
             found = steps(
-                MetanetRule(self.metanet(2), graph), params, grads, in_place=True
+                MetanetRule(self.metanet(2), graph),
+                params,
+                grads,
+                in_place=True,
             )
         for one, other in zip(found, expected, strict=True):
             for a, b in zip(one, other, strict=True):
@@ -276,7 +307,8 @@ class TestGraphEvery:
 
         def optimizer(model):
             return NGOptimizer(
-                model.parameters(), weights=LearnedOptimizer(metanet=self.metanet(3))
+                model.parameters(),
+                weights=LearnedOptimizer(metanet=self.metanet(3)),
             )
 
         whole = mlp(3, 4, 2).float()
@@ -294,4 +326,6 @@ class TestGraphEvery:
 
     def metanet(self, every):
         torch.manual_seed(0)
-        return NeuralGraphGNN(GNNConfig(width=8, d_out=4, graph_every=every)).double()
+        return NeuralGraphGNN(
+            GNNConfig(width=8, d_out=4, graph_every=every)
+        ).double()

@@ -37,7 +37,9 @@ class Norms(nn.Module):
         }
         for name in ["stem", *names.split()]:
             setattr(
-                self, name, deepcopy(made.get(name.partition("_")[0], nn.Linear(2, 2)))
+                self,
+                name,
+                deepcopy(made.get(name.partition("_")[0], nn.Linear(2, 2))),
             )
         self.out, self.function = nn.Linear(2, 1), function
 
@@ -92,7 +94,12 @@ NORMS = {
         (6, 2, 0, 2),
     ),
     # added to a layer of the same neurons: the scale is on edges. Neurons of stem, tied to the sum
-    "past a layer": ("a norm_a", lambda m, x: m.norm_a(x) + m.a(x), 2, (4, 0, 2, 0)),
+    "past a layer": (
+        "a norm_a",
+        lambda m, x: m.norm_a(x) + m.a(x),
+        2,
+        (4, 0, 2, 0),
+    ),
     # the same with a function in between, and another norm
     "past a function": (
         "a norm_a norm_b",
@@ -192,12 +199,18 @@ SYMMETRIC = {
     # the hidden neurons
     "convolution": (
         nn.Sequential(
-            nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)
+            nn.Conv2d(1, 2, 2),
+            nn.BatchNorm2d(2),
+            nn.PReLU(2),
+            nn.Conv2d(2, 1, 1),
         ),
         MAPS,
         2,
     ),
-    **{name: (Norms(*parts[:2]), BATCH, parts[2]) for name, parts in NORMS.items()},
+    **{
+        name: (Norms(*parts[:2]), BATCH, parts[2])
+        for name, parts in NORMS.items()
+    },
     # stem, tied to all that follows
     "rolled": (Rolled(), BATCH, 6),
     # in each group, and the two groups
@@ -212,7 +225,11 @@ SYMMETRIC = {
     "gated": (Last(nn.GRU(2, 2, batch_first=True)), torch.randn(2, 3, 2), 2),
     # none: a weight of every element and one of their mean are told apart,
     # and so are those of x and sin x
-    "two weights": (Seen(lambda x: x.mean(1, keepdim=True)), torch.randn(2, 3, 2), 1),
+    "two weights": (
+        Seen(lambda x: x.mean(1, keepdim=True)),
+        torch.randn(2, 3, 2),
+        1,
+    ),
     "two functions": (Seen(torch.sin), torch.randn(2, 3, 2), 1),
 }
 
@@ -223,7 +240,9 @@ def test_all_automorphisms_are_symmetries_of_the_function(name):
     model = model.double()
     example = example.double()
     graph = parameter_graph(build_graph(model, example))
-    assert_function_respects(model, example, graph, automorphisms(graph, by_type=True))
+    assert_function_respects(
+        model, example, graph, automorphisms(graph, by_type=True)
+    )
     assert count_automorphisms(graph, by_type=True) == count
 
 
@@ -235,7 +254,11 @@ def test_norms_act_on_existing_neurons_where_sides_can_be_told_apart(name):
     own = {i for i, g in enumerate(graph.groups) if g.kind == "gamma"}
     scales = [b for b in graph.blocks if b.kind == "gamma"]
     gammas = [
-        sum(b.shape[0] * b.shape[1] for b in scales if (b.source in own) == from_node)
+        sum(
+            b.shape[0] * b.shape[1]
+            for b in scales
+            if (b.source in own) == from_node
+        )
         for from_node in (True, False)
     ]
     assert (nodes["neuron"] - 3, *gammas, edges.get("residual", 0)) == counts
@@ -262,7 +285,13 @@ def test_what_goes_in_and_comes_out_stays_apart():
 def test_groups_of_a_group_norm_stay():
     graph = parameter_graph(build_graph(GROUP_NORM.double(), MAPS.double()))
     nodes, edges = kinds_of(graph)
-    assert nodes == {"neuron": 1 + 4 + 1, "group": 2, "gamma": 1, "bias": 2, "beta": 1}
+    assert nodes == {
+        "neuron": 1 + 4 + 1,
+        "group": 2,
+        "gamma": 1,
+        "bias": 2,
+        "beta": 1,
+    }
     assert edges == {
         "weight": 4 + 8,
         "gamma": 4,
@@ -278,7 +307,9 @@ def test_groups_of_a_group_norm_stay():
 
 
 def test_layer_norm_of_a_map_has_parallel_edges():
-    model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.LayerNorm([2, 3]), nn.Conv1d(2, 1, 1))
+    model = nn.Sequential(
+        nn.Conv1d(1, 2, 1), nn.LayerNorm([2, 3]), nn.Conv1d(2, 1, 1)
+    )
     edges = edges_of(parameter_graph(build_graph(model, torch.randn(2, 1, 3))))
     gammas = [edge for edge in edges if edge[2] == "gamma"]
     assert sorted(edge[3:] for edge in gammas) == sorted(
@@ -301,7 +332,9 @@ class Dense(nn.Module):
 
     def forward(self, x):
         x = self.first(x)
-        return self.last(self.joint(torch.cat([x, self.second(self.norm(x))], -1)))
+        return self.last(
+            self.joint(torch.cat([x, self.second(self.norm(x))], -1))
+        )
 
 
 def test_norm_over_two_layers_has_one_node():

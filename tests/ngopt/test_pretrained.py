@@ -59,7 +59,10 @@ def test_save_and_load(file):
     assert loaded.metanet.config == learned.metanet.config
     assert weights_hash(loaded) == weights_hash(learned)
     assert_same_tensors(loaded.metanet, learned.metanet)
-    assert (loaded.recipe, loaded.table) == ({"stages": ["one"]}, {"fm-16": 0.5})
+    assert (loaded.recipe, loaded.table) == (
+        {"stages": ["one"]},
+        {"fm-16": 0.5},
+    )
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -70,7 +73,11 @@ def test_save_and_load_a_cooldown(file):
     assert load_pretrained(path).cooldown == Cooldown(1.5, 0.2)
     hashes = {
         weights_hash(one)
-        for one in (learned, cooled, replace(learned, cooldown=Cooldown(1.5, 0.3)))
+        for one in (
+            learned,
+            cooled,
+            replace(learned, cooldown=Cooldown(1.5, 0.3)),
+        )
     }
     assert len(hashes) == 3
     rule = load_pretrained(path).bind(build_graph(mlp(2, 3, 1)), 10)
@@ -83,14 +90,19 @@ def test_save_and_load_a_cooldown(file):
 def test_save_and_load_a_base_rule(file, momentum, with_metanet):
     path, learned = file
     learned = replace(
-        learned, base=momentum, metanet=learned.metanet if with_metanet else None
+        learned,
+        base=momentum,
+        metanet=learned.metanet if with_metanet else None,
     )
     save_pretrained(learned, path)
     loaded = load_pretrained(path)
     assert isinstance(loaded.base, Momentum)
     assert loaded.base.config == momentum.config
     assert weights_hash(loaded) == weights_hash(learned)
-    assert (loaded.recipe, loaded.table) == ({"stages": ["one"]}, {"fm-16": 0.5})
+    assert (loaded.recipe, loaded.table) == (
+        {"stages": ["one"]},
+        {"fm-16": 0.5},
+    )
     assert (loaded.metanet is not None) == with_metanet
     if with_metanet:
         assert_same_tensors(loaded.metanet, learned.metanet)
@@ -134,7 +146,10 @@ def test_hash_sees_values_config_and_not_dtype(file):
     metanet.float()
     other = replace(learned, metanet=metanet.reconfigured(output_scale=0.6))
     assert weights_hash(other) != digest
-    assert weights_hash(replace(learned, recipe={"stages": []}, table={})) == digest
+    assert (
+        weights_hash(replace(learned, recipe={"stages": []}, table={}))
+        == digest
+    )
     with torch.no_grad():
         next(metanet.parameters()).view(-1)[0] += 1e-3
     assert weights_hash(learned) != digest
@@ -148,7 +163,8 @@ def damage_value(path):
     rewrite(
         path,
         tensors={
-            k: v + 1 for k, v in load_pretrained(path).metanet.state_dict().items()
+            k: v + 1
+            for k, v in load_pretrained(path).metanet.state_dict().items()
         },
     )
 
@@ -164,8 +180,14 @@ def damage_value(path):
             lambda p: rewrite(p, format="ngopt-0"),
             "expected format 'ngopt-2'; got 'ngopt-0'",
         ),
-        (lambda p: rewrite(p, recipe='{"stages": ["two"]}'), "do not have the SHA-256"),
-        (lambda p: rewrite(p, table='{"fm-16": 0.9}'), "do not have the SHA-256"),
+        (
+            lambda p: rewrite(p, recipe='{"stages": ["two"]}'),
+            "do not have the SHA-256",
+        ),
+        (
+            lambda p: rewrite(p, table='{"fm-16": 0.9}'),
+            "do not have the SHA-256",
+        ),
         (lambda p: rewrite(p, extra="1"), "do not have the SHA-256"),
         (
             lambda p: rewrite(p, rehash=True, metanet="nfn2"),
@@ -176,7 +198,9 @@ def damage_value(path):
             "base rule out of .*none; got 'sgd'",
         ),
         (
-            lambda p: rewrite(p, rehash=True, config='{"hidden": [4], "dropout": 0}'),
+            lambda p: rewrite(
+                p, rehash=True, config='{"hidden": [4], "dropout": 0}'
+            ),
             "dropout",
         ),
     ],
@@ -190,13 +214,15 @@ def test_damaged_files_name_the_file(file, damage, message):
         NGOptimizer(model.parameters(), weights=path)
     assert str(path) in str(caught.value)
     assert all(
-        torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)
+        torch.equal(p, b)
+        for p, b in zip(model.parameters(), before, strict=True)
     )
 
 
 def test_unknown_names_list_what_there_is():
     with pytest.raises(
-        ValueError, match=r"weights 'adam': expected one of default.*got neither"
+        ValueError,
+        match=r"weights 'adam': expected one of default.*got neither",
     ):
         NGOptimizer(mlp(2, 3, 1).parameters(), weights="adam")
     with pytest.raises(ValueError, match="weights 'no/such/file"):

@@ -60,7 +60,10 @@ class Head(nn.Module):
 def convolutional(draw) -> tuple[nn.Module, Tensor]:
     """A network on images (2, c, 6, 6), whose size in space never changes."""
     channels = draw(st.sampled_from([1, 2, 3]))
-    layers, width = [nn.Conv2d(channels, 4, 3, padding=1, bias=draw(st.booleans()))], 4
+    layers, width = (
+        [nn.Conv2d(channels, 4, 3, padding=1, bias=draw(st.booleans()))],
+        4,
+    )
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(
             st.sampled_from(
@@ -82,7 +85,11 @@ def convolutional(draw) -> tuple[nn.Module, Tensor]:
             kernel = draw(st.sampled_from([1, 3, 5]))
             layers.append(
                 nn.Conv2d(
-                    width, new, kernel, padding=kernel // 2, bias=draw(st.booleans())
+                    width,
+                    new,
+                    kernel,
+                    padding=kernel // 2,
+                    bias=draw(st.booleans()),
                 )
             )
             width = new
@@ -103,13 +110,21 @@ def convolutional(draw) -> tuple[nn.Module, Tensor]:
         elif kind == "branch":
             how = draw(st.sampled_from(["add", "mul", "cat"]))
             layers.append(
-                Branches(nn.Conv2d(width, 4, 3, padding=1), nn.Conv2d(width, 4, 1), how)
+                Branches(
+                    nn.Conv2d(width, 4, 3, padding=1),
+                    nn.Conv2d(width, 4, 1),
+                    how,
+                )
             )
             width = 8 if how == "cat" else 4
         elif kind == "skip":
-            inner = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.Tanh())
+            inner = nn.Sequential(
+                nn.Conv2d(width, width, 3, padding=1), nn.Tanh()
+            )
             layers.append(
-                Branches(nn.Identity(), inner, draw(st.sampled_from(["add", "cat"])))
+                Branches(
+                    nn.Identity(), inner, draw(st.sampled_from(["add", "cat"]))
+                )
             )
             width *= 2 if layers[-1].how == "cat" else 1
         elif kind == "shuffle":
@@ -135,12 +150,21 @@ def sequential_tokens(draw) -> tuple[nn.Module, Tensor]:
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(
             st.sampled_from(
-                ["attention", "mlp", "norm", "rms", "gate", "recurrent", "encoder"]
+                [
+                    "attention",
+                    "mlp",
+                    "norm",
+                    "rms",
+                    "gate",
+                    "recurrent",
+                    "encoder",
+                ]
             )
         )
         if kind == "attention":
             inner = nn.Sequential(
-                nn.LayerNorm(width), Attention(width, 2, fused=draw(st.booleans()))
+                nn.LayerNorm(width),
+                Attention(width, 2, fused=draw(st.booleans())),
             )
             layers.append(Branches(nn.Identity(), inner, "add"))
         elif kind == "mlp":
@@ -150,7 +174,9 @@ def sequential_tokens(draw) -> tuple[nn.Module, Tensor]:
                 nn.Linear(8, width),
             )
             layers.append(
-                Branches(nn.Identity(), inner, "add") if draw(st.booleans()) else inner
+                Branches(nn.Identity(), inner, "add")
+                if draw(st.booleans())
+                else inner
             )
         elif kind == "norm":
             layers.append(nn.LayerNorm(width, bias=draw(st.booleans())))
@@ -158,7 +184,10 @@ def sequential_tokens(draw) -> tuple[nn.Module, Tensor]:
             layers.append(nn.RMSNorm(width))
         elif kind == "gate":
             gate = nn.Sequential(nn.Linear(width, 6), nn.SiLU())
-            layers += [Branches(gate, nn.Linear(width, 6), "mul"), nn.Linear(6, width)]
+            layers += [
+                Branches(gate, nn.Linear(width, 6), "mul"),
+                nn.Linear(6, width),
+            ]
         elif kind == "encoder":
             first = draw(st.booleans())
             layers.append(
@@ -192,7 +221,10 @@ class First(nn.Module):
 def networks(draw) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(draw(st.integers(0, 9)))
     model, example = draw(st.one_of(convolutional(), sequential_tokens()))
-    return model.double(), example.double() if example.is_floating_point() else example
+    return (
+        model.double(),
+        example.double() if example.is_floating_point() else example,
+    )
 
 
 COMMON = {

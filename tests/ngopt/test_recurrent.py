@@ -22,10 +22,15 @@ def test_states_of_recurrent_layers_by_hand():
         ("weight", "rnn.l0_reverse"),
     ]
     given, reverse = (
-        b for b in graph.constants if graph.groups[b.target].name == "rnn.l0_reverse"
+        b
+        for b in graph.constants
+        if graph.groups[b.target].name == "rnn.l0_reverse"
     )
     assert (given.shape, given.source_index) == ((4, 1, 1), (4, 5, 6, 7))
-    assert (reverse.shape, graph.groups[reverse.source].kind) == ((1, 4, 1), "constant")
+    assert (reverse.shape, graph.groups[reverse.source].kind) == (
+        (1, 4, 1),
+        "constant",
+    )
     learned = [
         (b.kind, graph.groups[b.group].name)
         for b in graph.biases
@@ -56,7 +61,11 @@ class Projected(nn.Module):
 
     def forward(self, x):
         hidden, cells = self.rnn(
-            x, (x.new_zeros(1, x.shape[1], 2), self.begin.expand(1, x.shape[1], 4))
+            x,
+            (
+                x.new_zeros(1, x.shape[1], 2),
+                self.begin.expand(1, x.shape[1], 4),
+            ),
         )[1]
         return self.hidden(hidden[-1]), self.cells(cells[-1])
 
@@ -68,7 +77,9 @@ def test_the_state_of_a_projection_and_constant_states():
     alike = edges_of(graph, "rnn.l0")
     assert alike == [("recurrent", "rnn.l0.projection"), ("weight", "x")]
     graph = build_graph(Projected(torch.arange(4.0)), torch.randn(5, 2, 3))
-    assert edges_of(graph, "rnn.l0") == sorted([*alike, ("residual", "state.constant")])
+    assert edges_of(graph, "rnn.l0") == sorted(
+        [*alike, ("residual", "state.constant")]
+    )
     assert {g.name: g.role for g in graph.groups}["state.constant"] == "input"
 
 
@@ -91,7 +102,10 @@ class Packed(nn.Module):
 
 def test_packed_sequences():
     graph = build_graph(Packed(), torch.randn(2, 5, 3))
-    assert [kind for kind, _ in edges_of(graph, "rnn.l0")] == ["recurrent", "weight"]
+    assert [kind for kind, _ in edges_of(graph, "rnn.l0")] == [
+        "recurrent",
+        "weight",
+    ]
     assert graph.unplaced == () and unconnected(graph) == []
 
 

@@ -7,10 +7,19 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer
-from tests.ngopt.training import MOMENTUM_KEYS, WEIGHTS, network, same, snapshot, train
+from tests.ngopt.training import (
+    MOMENTUM_KEYS,
+    WEIGHTS,
+    network,
+    same,
+    snapshot,
+    train,
+)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16]
+)
 def test_resume_is_bit_identical(metanet, dtype, tmp_path):
     model = network(dtype)
     opt = NGOptimizer(model.parameters(), weight_decay=1.0, weights=metanet)
@@ -30,11 +39,18 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
     train(resumed, other, range(3, 6), dtype)
     assert same(resumed, snapshot(model))
     for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
-        assert all(torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items())
-        assert all(v.dtype == other.state[q][k].dtype for k, v in opt.state[p].items())
-    for number, state in untouched["state"].items():  # the caller's dict is its own
         assert all(
-            torch.equal(v, saved["opt"]["state"][number][k]) for k, v in state.items()
+            torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items()
+        )
+        assert all(
+            v.dtype == other.state[q][k].dtype for k, v in opt.state[p].items()
+        )
+    for number, state in untouched[
+        "state"
+    ].items():  # the caller's dict is its own
+        assert all(
+            torch.equal(v, saved["opt"]["state"][number][k])
+            for k, v in state.items()
         )
 
 
@@ -48,7 +64,8 @@ def test_hooks_of_load_state_dict_are_heard(weights, key):
 
     def double(_, state_dict):
         state = {
-            n: {k: 2 * v for k, v in r.items()} for n, r in state_dict["state"].items()
+            n: {k: 2 * v for k, v in r.items()}
+            for n, r in state_dict["state"].items()
         }
         return {**state_dict, "state": state}
 
@@ -78,9 +95,13 @@ def test_names_in_another_order_are_matched(weights):
     backwards = list(model.named_parameters())[::-1]
     other = NGOptimizer(backwards, weights=weights)
     other.load_state_dict(opt.state_dict())
-    assert other.param_groups[0]["param_names"] == [name for name, _ in backwards]
+    assert other.param_groups[0]["param_names"] == [
+        name for name, _ in backwards
+    ]
     for p, record in opt.state.items():
-        assert all(torch.equal(other.state[p][key], v) for key, v in record.items())
+        assert all(
+            torch.equal(other.state[p][key], v) for key, v in record.items()
+        )
 
 
 def test_named_groups_in_another_order_are_matched():
@@ -95,7 +116,9 @@ def test_named_groups_in_another_order_are_matched():
     other.load_state_dict(opt.state_dict())
     assert [group["lr"] for group in other.param_groups] == [0.5, 1.0]
     for p, record in opt.state.items():
-        assert all(torch.equal(other.state[p][key], v) for key, v in record.items())
+        assert all(
+            torch.equal(other.state[p][key], v) for key, v in record.items()
+        )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +168,10 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         (other, "made with weights 000000000000"),
         (lacking, "'step' of 'parameter 1': expected a tensor; got nothing"),
         (empty, "'exp_avg_4' of 'parameter 3': expected a tensor; got nothing"),
-        ({**before, "state": {0: None}}, "state of 0: expected a dict; got NoneType"),
+        (
+            {**before, "state": {0: None}},
+            "state of 0: expected a dict; got NoneType",
+        ),
         ({}, "expected 'state' and 'param_groups'"),
         (None, "state_dict: all of it: expected a dict; got NoneType"),
         (short, "doesn't match the size"),
@@ -160,7 +186,10 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         (without("params"), r"param_groups\[0\]: expected 'params'"),
         (without("maximize"), r"param_groups\[0\]: expected 'maximize'"),
         (with_group(lr=-1.0), "lr: expected a number >= 0; got -1.0"),
-        (with_group({**own, "total_steps": 5}), "one for all groups, None; got 5"),
+        (
+            with_group({**own, "total_steps": 5}),
+            "one for all groups, None; got 5",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             opt.load_state_dict(bad)
@@ -168,7 +197,8 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         assert after["param_groups"] == before["param_groups"]
         for number, state in before["state"].items():
             assert all(
-                torch.equal(v, after["state"][number][k]) for k, v in state.items()
+                torch.equal(v, after["state"][number][k])
+                for k, v in state.items()
             )
         assert same(model, weights)
 

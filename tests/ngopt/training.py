@@ -34,5 +34,6 @@ def snapshot(model):
 
 def same(model, values):
     return all(
-        torch.equal(p, v) for p, v in zip(model.parameters(), values, strict=True)
+        torch.equal(p, v)
+        for p, v in zip(model.parameters(), values, strict=True)
     )

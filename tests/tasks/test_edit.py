@@ -14,10 +14,14 @@ from tasks.learning.training import TrainingConfig
 @pytest.fixture
 def config(data, tmp_path, clock, monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (48, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        256, (48, 1, 28, 28), dtype=torch.uint8, generator=generator
+    )
     split = Split(images, torch.zeros(48, dtype=torch.int64), (0.0,), (1.0,))
     monkeypatch.setattr(
-        edit, "load_dataset", lambda name: ImageDataset(name, 10, split, split, split)
+        edit,
+        "load_dataset",
+        lambda name: ImageDataset(name, 10, split, split, split),
     )
 
     def make(**changes):
@@ -37,10 +41,16 @@ def test_edits_by_hand():
     image = torch.tensor(
         [[[[0.0, 0.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]]
     )
-    expected = [[1.0, 1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 0.0]]
+    expected = [
+        [1.0, 1.0, 1.0, 0.5],
+        [1.0, 1.0, 1.0, 0.5],
+        [1.0, 1.0, 1.0, 0.0],
+    ]
     assert dilated(image)[0, 0].tolist() == expected
     flat = torch.tensor([[[[0.4, 0.6, 0.1, 0.9]]]])
-    assert torch.allclose(contrasted(flat), torch.tensor([[[[0.35, 0.65, 0.0, 1.0]]]]))
+    assert torch.allclose(
+        contrasted(flat), torch.tensor([[[[0.35, 0.65, 0.0, 1.0]]]])
+    )
 
 
 def test_a_training_writes_errors_and_a_picture(config, tmp_path):
@@ -60,14 +70,19 @@ def test_outputs_are_networks_whose_images_are_averaged(config):
         for k in range(3)
     ]
     expected = torch.stack(each).mean(0).mT + 0.5
-    torch.testing.assert_close(lesson.rendered(stack, params, lesson.points), expected)
+    torch.testing.assert_close(
+        lesson.rendered(stack, params, lesson.points), expected
+    )
 
 
 @torch.no_grad()
 def test_what_moves_nothing_renders_what_was_there(config):
     lesson = Editing(config())
     lesson.model.scales.zero_()
-    stack, targets = lesson.data["validation"].stack, lesson.targets["validation"]
+    stack, targets = (
+        lesson.data["validation"].stack,
+        lesson.targets["validation"],
+    )
     expected = (lesson.unedited(stack) - targets).square().mean().item()
     assert lesson.score() == pytest.approx(-expected, rel=1e-4)
 
@@ -109,6 +124,7 @@ def test_networks_whose_images_are_not_known(config, data, tmp_path):
     manifest["settings"]["program"] = "tasks.published"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(
-        ValueError, match="expected networks of tasks.inr fit; got those of tasks.publ"
+        ValueError,
+        match="expected networks of tasks.inr fit; got those of tasks.publ",
     ):
         Editing(replace(config(), data=str(folder)))

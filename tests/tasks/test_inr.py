@@ -9,7 +9,13 @@ from tasks.common.distributed import Ranks
 from tasks.datasets import ImageDataset, Split
 from tasks.inr import FitConfig, ShowConfig, fit, fit_all, layers_of, show
 from tasks.networks.siren import grid, render
-from tasks.shards import read_manifest, read_shard, read_split, shard_paths, write_shard
+from tasks.shards import (
+    read_manifest,
+    read_shard,
+    read_split,
+    shard_paths,
+    write_shard,
+)
 from tasks.sources import signals
 from tasks.sources.generation import jobs, missing
 
@@ -26,7 +32,9 @@ def config(tmp_path, monkeypatch):
     images = smooth_images(7)
     split = Split(images, torch.arange(7) % 3, (0.0,), (1.0,))
     monkeypatch.setattr(
-        signals, "load_dataset", lambda name: ImageDataset(name, 3, split, split, split)
+        signals,
+        "load_dataset",
+        lambda name: ImageDataset(name, 3, split, split, split),
     )
     monkeypatch.setattr(inr, "AT_ONCE", 2)
     return FitConfig(
@@ -101,7 +109,9 @@ def contents(folder):
     for path in shard_paths(inr.Path(folder)):
         (networks,) = read_shard(path)
         tensors = {**networks.params, **networks.columns}
-        found[path.name] = {key: value.tolist() for key, value in tensors.items()}
+        found[path.name] = {
+            key: value.tolist() for key, value in tensors.items()
+        }
     return found
 
 
@@ -115,7 +125,9 @@ def test_missing_shards_are_made_as_they_would_have_been(config, capsys):
     fit_all(config)
     assert contents(folder) == before
     assert kept.stat().st_mtime_ns == times
-    with pytest.raises(ValueError, match="made with other settings: steps 30, got 31"):
+    with pytest.raises(
+        ValueError, match="made with other settings: steps 30, got 31"
+    ):
         fit_all(replace(config, steps=31))
 
 
@@ -130,7 +142,8 @@ def test_ranks_make_the_same(config, tmp_path, capsys):
         for job in missing(wanted, folder, Ranks(number, 2)):
             data = inr.load(config)[job.split]
             write_shard(
-                folder.shard(job.split, job.number), [inr.make(job, other, data)]
+                folder.shard(job.split, job.number),
+                [inr.make(job, other, data)],
             )
     assert contents(other.folder) == contents(config.folder)
 
@@ -150,7 +163,9 @@ def test_errors(config, capsys, monkeypatch):
         fit_all(replace(config, validation=8))
     with pytest.raises(ValueError, match="steps: expected 1 or more; got 0"):
         replace(config, steps=0)
-    with pytest.raises(ValueError, match="data: expected one of .*'sines'; got 'foo'"):
+    with pytest.raises(
+        ValueError, match="data: expected one of .*'sines'; got 'foo'"
+    ):
         fit_all(replace(config, data="foo"))
     monkeypatch.setattr(sys, "argv", ["inr", "show", "--folder", config.folder])
     with pytest.raises(SystemExit) as ended:
@@ -165,7 +180,9 @@ def test_a_shard_is_read_back(config, capsys):
     fit_all(config)
     (networks,) = read_shard(inr.Path(config.folder) / "test-00000.safetensors")
     images = smooth_images(7)[:2].float() / 255
-    rendered = render(*layers_of(networks.params), grid(6, 6)).view_as(images) + 0.5
+    rendered = (
+        render(*layers_of(networks.params), grid(6, 6)).view_as(images) + 0.5
+    )
     mse = (rendered - images).square().mean((1, 2, 3))
     torch.testing.assert_close(
         networks.columns["psnr"], -10 * mse.log10(), rtol=1e-4, atol=1e-3
@@ -176,19 +193,29 @@ def test_sine_waves_have_the_amplitudes_and_frequencies_that_their_columns_say(
     tmp_path,
 ):
     config = FitConfig(
-        str(tmp_path), data="sines", train=3, validation=1, test=1, width=8, steps=2
+        str(tmp_path),
+        data="sines",
+        train=3,
+        validation=1,
+        test=1,
+        width=8,
+        steps=2,
     )
     data = inr.load(config)["train"]
     index = torch.tensor([2, 0])
     columns = data.columns(index)
     t = data.points.squeeze(1)[100]
     expected = (
-        columns["amplitude"] / 10 * torch.sin(columns["frequency"] * torch.pi * t)
+        columns["amplitude"]
+        / 10
+        * torch.sin(columns["frequency"] * torch.pi * t)
     )
     torch.testing.assert_close(data.values(index)[:, 0, 100], expected)
     fit_all(config)
     (networks,) = read_split(inr.Path(config.folder), "train")
     assert networks.architecture["widths"] == [1, 8, 8, 1]
-    assert torch.equal(networks.columns["frequency"][index], columns["frequency"])
+    assert torch.equal(
+        networks.columns["frequency"][index], columns["frequency"]
+    )
     show(ShowConfig(config.folder, str(tmp_path / "waves.png"), count=2))
     assert (tmp_path / "waves.png").stat().st_size > 3000

@@ -14,13 +14,18 @@ from tasks.predict import Config, Prediction, is_narrow, r2, run, tau
 def config(data, tmp_path, clock):
     training = TrainingConfig(minutes=0.05, batch=6, validations=1)
     return Config(
-        str(data / "zoo-wild-park"), str(tmp_path), model="statnn", training=training
+        str(data / "zoo-wild-park"),
+        str(tmp_path),
+        model="statnn",
+        training=training,
     )
 
 
 def test_rank_correlation_and_explained_variance_by_hand():
     true = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    assert tau(torch.tensor([1.0, 3.0, 2.0, 4.0]), true) == pytest.approx((5 - 1) / 6)
+    assert tau(torch.tensor([1.0, 3.0, 2.0, 4.0]), true) == pytest.approx(
+        (5 - 1) / 6
+    )
     assert tau(torch.zeros(4), true) == 0.0
     assert r2(true, true) == 1.0
     assert r2(torch.full((4,), 0.25), true) == pytest.approx(0.0, abs=1e-6)
@@ -36,7 +41,9 @@ def test_rank_correlation_and_explained_variance_by_hand():
         ("diverse", "dmc", 0),
     ],
 )
-def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, probes):
+def test_networks_of_every_zoo_are_read(
+    config, data, tmp_path, zoo, model, probes
+):
     sizes = {"width": 8, "layers": 1, "scales": 1} if model != "dmc" else {}
     run(
         replace(
@@ -53,7 +60,9 @@ def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, prob
     assert (tmp_path / "probes.png").exists() == (probes > 0)
 
 
-def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch):
+def test_trained_on_narrow_networks_and_tested_on_wide_ones(
+    config, monkeypatch
+):
     whole = read_collection(config.data, "train")
     monkeypatch.setattr(predict, "read_collection", lambda *_: whole)
     lesson = Prediction(replace(config, widest=16))

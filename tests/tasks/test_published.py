@@ -45,7 +45,11 @@ class TestDwsnets:
     @pytest.fixture
     def source(self, tmp_path):
         splits = {}
-        for split, labels in {"train": ["7", "1"], "val": ["3"], "test": ["0"]}.items():
+        for split, labels in {
+            "train": ["7", "1"],
+            "val": ["3"],
+            "test": ["0"],
+        }.items():
             paths = [
                 f"inrs/{split}_{number}/model_final.pth"
                 for number in range(len(labels))
@@ -68,7 +72,10 @@ class TestDwsnets:
         torch.testing.assert_close(
             outputs_of(second, points)[0], expected, atol=1e-4, rtol=1e-4
         )
-        assert [first.columns["label"].item(), second.columns["label"].item()] == [7, 1]
+        assert [
+            first.columns["label"].item(),
+            second.columns["label"].item(),
+        ] == [7, 1]
         assert first.architecture == {"kind": "siren", "widths": [2, 5, 4, 1]}
 
     def test_labels_may_be_in_the_files(self, source):
@@ -123,7 +130,9 @@ class TestNfn:
         )
         for number in range(12):
             layers = linears(number, 2, 5, 4, 3)
-            values = state(layers, lambda k: "net.2" if k == 2 else f"net.{k}.linear")
+            values = state(
+                layers, lambda k: "net.2" if k == 2 else f"net.{k}.linear"
+            )
             folder = tmp_path / f"randinit_test_{number % 10}s"
             folder.mkdir(exist_ok=True)
             torch.save(values, folder / f"net{number}.pth")
@@ -138,14 +147,23 @@ class TestNfn:
             split: [some.columns["index"].item() for some in own]
             for split, own in found.items()
         }
-        assert indices == {"train": list(range(9)), "validation": [9], "test": [10, 11]}
-        assert [some.columns["label"].item() for some in found["test"]] == [0, 1]
+        assert indices == {
+            "train": list(range(9)),
+            "validation": [9],
+            "test": [10, 11],
+        }
+        assert [some.columns["label"].item() for some in found["test"]] == [
+            0,
+            1,
+        ]
 
     def test_an_image_is_the_output_plus_a_half(self, source):
         (*_, last) = read_nfn(source, "test")
         points = torch.rand(6, 2)
         one, two, three = linears(11, 2, 5, 4, 3)
-        image = three(torch.sin(30 * two(torch.sin(30 * one(points)))))  # in [-1, 1]
+        image = three(
+            torch.sin(30 * two(torch.sin(30 * one(points))))
+        )  # in [-1, 1]
         expected = (image + 1) / 2
         torch.testing.assert_close(
             outputs_of(last, points)[0] + 0.5, expected, atol=1e-4, rtol=1e-4
@@ -162,14 +180,17 @@ class TestNfn:
             next(read_nfn(source, "train"))
         odd.unlink()
         torch.save(
-            {"net.0.weight": torch.zeros(3)}, source / "randinit_test_0s" / "net0.pth"
+            {"net.0.weight": torch.zeros(3)},
+            source / "randinit_test_0s" / "net0.pth",
         )
         with pytest.raises(
             ValueError,
             match=r"net0.pth': expected weights of linear layers; got layers.0.weight",
         ):
             next(read_nfn(source, "train"))
-        with pytest.raises(ValueError, match="expected 4 networks or more; got 0"):
+        with pytest.raises(
+            ValueError, match="expected 4 networks or more; got 0"
+        ):
             next(read_nfn(source / "nothing", "train"))
 
 
@@ -276,10 +297,14 @@ class TestCnnZoo:
             y = np.zeros((side, side, len(bias)))
             for row in range(side):
                 for column in range(side):
-                    patch = x[2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+                    patch = x[
+                        2 * row : 2 * row + 3, 2 * column : 2 * column + 3
+                    ]
                     y[row, column] = np.tensordot(patch, kernel, 3) + bias
             x = np.tanh(y)
-        expected = x.mean((0, 1)) @ parts["dense/kernel:0"] + parts["dense/bias:0"]
+        expected = (
+            x.mean((0, 1)) @ parts["dense/kernel:0"] + parts["dense/bias:0"]
+        )
         found = outputs_of(
             tanh, torch.from_numpy(image).float().permute(2, 0, 1)[None]
         )[place, 0]
@@ -300,7 +325,9 @@ class TestCnnZoo:
                 )
                 assert set(some.columns["step"].tolist()) == {86}
         assert runs["test"] == list(range(21, 40, 2))
-        assert sorted(runs["train"] + runs["validation"]) == list(range(1, 20, 2))
+        assert sorted(runs["train"] + runs["validation"]) == list(
+            range(1, 20, 2)
+        )
         assert len(runs["train"]) == 8
 
     def test_bad_files(self, source):
@@ -314,10 +341,16 @@ class TestCnnZoo:
         weights[39, 7] = np.inf
         np.save(source / "weights.npy", weights)
         with pytest.raises(
-            ValueError, match=r"weights.npy': layers.0.weight: expected finite numbers"
+            ValueError,
+            match=r"weights.npy': layers.0.weight: expected finite numbers",
         ):
             list(read_cnn_zoo(source, "test"))
-        row = {"varname": "a/bias:0", "start_idx": 0, "end_idx": 4, "shape": "(5,)"}
+        row = {
+            "varname": "a/bias:0",
+            "start_idx": 0,
+            "end_idx": 4,
+            "shape": "(5,)",
+        }
         self.write(source / "layout.csv", [row], open)
         with pytest.raises(
             ValueError,
@@ -330,7 +363,9 @@ class TestCnnZoo:
             match=r"layout.csv': varname: expected as many kernels as biases, 1; got 0",
         ):
             next(read_cnn_zoo(source, "test"))
-        self.write(source / "layout.csv", [{**row, "varname": "a/gamma:0"}], open)
+        self.write(
+            source / "layout.csv", [{**row, "varname": "a/gamma:0"}], open
+        )
         with pytest.raises(
             ValueError,
             match=r"layout.csv': varname: expected kernel:0 or bias:0; got 'a/gamma:0'",
@@ -351,7 +386,8 @@ class TestCnnZoo:
         ] * 40
         self.write(source / "metrics.csv.gz", metrics, gzip.open)
         with pytest.raises(
-            ValueError, match=r"metrics.csv.gz': step: expected numbers; got: .*'last'"
+            ValueError,
+            match=r"metrics.csv.gz': step: expected numbers; got: .*'last'",
         ):
             next(read_cnn_zoo(source, "test"))
         (source / "metrics.csv.gz").write_bytes(b"step")
@@ -384,7 +420,9 @@ class TestWildPark:
             config["kernel_size"],
             strict=False,
         )
-        layers = nn.ModuleList(nn.Conv2d(a, b, k, padding=k // 2) for a, b, k in sizes)
+        layers = nn.ModuleList(
+            nn.Conv2d(a, b, k, padding=k // 2) for a, b, k in sizes
+        )
         return nn.ModuleDict({"layers": layers, "fc": nn.Linear(5, 10)})
 
     @pytest.fixture
@@ -403,7 +441,11 @@ class TestWildPark:
                     "iteration": number,
                 }
                 torch.save(values, tmp_path / path)
-            splits[split] = {"path": paths, "score": [0.1, 0.2, 0.3], "step": [0, 1, 2]}
+            splits[split] = {
+                "path": paths,
+                "score": [0.1, 0.2, 0.3],
+                "step": [0, 1, 2],
+            }
         (tmp_path / "splits.json").write_text(json.dumps(splits))
         return tmp_path / "splits.json"
 
@@ -424,7 +466,9 @@ class TestWildPark:
     def test_bad_files(self, source):
         path = Path(source.parent, "zoo/run_2/checkpoint_0/checkpoint.pt")
         values = torch.load(path, weights_only=True)
-        torch.save({**values, "config": {**WILD_CONFIG, "residual": [-1, -1, 2]}}, path)
+        torch.save(
+            {**values, "config": {**WILD_CONFIG, "residual": [-1, -1, 2]}}, path
+        )
         with pytest.raises(
             ValueError,
             match=r"checkpoint.pt': architecture: skips: expected layer 2 .* got 2",
@@ -453,7 +497,9 @@ class TestWildPark:
 
     def test_shards_of_all_splits_are_written(self, source, tmp_path, capsys):
         bring(
-            PublishedConfig("wild-park", str(source), str(tmp_path / "shards"), shard=2)
+            PublishedConfig(
+                "wild-park", str(source), str(tmp_path / "shards"), shard=2
+            )
         )
         folder = tmp_path / "shards"
         assert [path.name for path in shard_paths(folder, "train")] == [
@@ -471,5 +517,9 @@ class TestWildPark:
     def test_a_source_that_is_not_there_leaves_no_folder(self, tmp_path):
         folder = tmp_path / "shards"
         with pytest.raises(ValueError, match="mistyped"):
-            bring(PublishedConfig("wild-park", str(tmp_path / "mistyped"), str(folder)))
+            bring(
+                PublishedConfig(
+                    "wild-park", str(tmp_path / "mistyped"), str(folder)
+                )
+            )
         assert not folder.exists()

@@ -22,13 +22,23 @@ def config(tmp_path, clock):
     data = tmp_path / "sines"
     fit_all(
         FitConfig(
-            str(data), data="sines", train=24, validation=8, test=8, width=8, steps=20
+            str(data),
+            data="sines",
+            train=24,
+            validation=8,
+            test=8,
+            width=8,
+            steps=20,
         )
     )
     training = TrainingConfig(minutes=0.1, batch=8, validations=2)
     sizes = {"width": 8, "layers": 1}
     return Config(
-        str(data), str(tmp_path / "run"), sizes=sizes, training=training, dimension=6
+        str(data),
+        str(tmp_path / "run"),
+        sizes=sizes,
+        training=training,
+        dimension=6,
     )
 
 
@@ -40,7 +50,9 @@ def test_a_training_says_what_a_linear_map_knows(config, tmp_path, data):
         config, data=str(data / "inr-mnist"), folder=str(tmp_path / "images")
     )
     run(images)
-    found = json.loads((tmp_path / "images" / "result.json").read_text())["test"]
+    found = json.loads((tmp_path / "images" / "result.json").read_text())[
+        "test"
+    ]
     assert 0 <= found["accuracy"] <= 1
 
 
@@ -73,6 +85,7 @@ def test_the_linear_map_is_the_one_that_made_the_targets():
 
 def test_networks_of_which_nothing_is_known_are_refused():
     with pytest.raises(
-        ValueError, match="expected columns amplitude, frequency, or label; got psnr"
+        ValueError,
+        match="expected columns amplitude, frequency, or label; got psnr",
     ):
         targets_of({"psnr": torch.ones(2)})

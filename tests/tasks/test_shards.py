@@ -43,7 +43,9 @@ def test_a_shard_holds_networks_of_several_architectures(tmp_path):
         read_shard(tmp_path / "train-00000.safetensors"), groups, strict=True
     ):
         assert_same(found, expected)
-    assert [path.name for path in tmp_path.iterdir()] == ["train-00000.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "train-00000.safetensors"
+    ]
 
 
 def test_a_folder_is_made_with_one_set_of_settings(tmp_path):
@@ -75,7 +77,8 @@ def test_settings_are_those_of_the_program_that_is_asked_for(tmp_path):
     Folder(tmp_path, settings).begin()
     assert read_settings(tmp_path, "tasks.some") == settings
     with pytest.raises(
-        ValueError, match=r"expected networks of tasks.other; got those of tasks.some"
+        ValueError,
+        match=r"expected networks of tasks.other; got those of tasks.some",
     ):
         read_settings(tmp_path, "tasks.other")
 
@@ -83,17 +86,21 @@ def test_settings_are_those_of_the_program_that_is_asked_for(tmp_path):
 def test_splits(tmp_path):
     for number in range(2):
         write_shard(
-            tmp_path / f"train-0000{number}.safetensors", [networks(seed=number)]
+            tmp_path / f"train-0000{number}.safetensors",
+            [networks(seed=number)],
         )
     found = list(read_split(tmp_path, "train"))
     assert len(found) == 2
     together = merged(found)
     assert len(together) == 6
     assert torch.equal(together.params["weight"][3:], found[1].params["weight"])
-    with pytest.raises(ValueError, match="expected shards of split 'test'; got none"):
+    with pytest.raises(
+        ValueError, match="expected shards of split 'test'; got none"
+    ):
         list(read_split(tmp_path, "test"))
     with pytest.raises(
-        ValueError, match="expected architecture .*'width': 2.*; got .*'width': 5"
+        ValueError,
+        match="expected architecture .*'width': 2.*; got .*'width': 5",
     ):
         merged([networks(), networks(width=5)])
 

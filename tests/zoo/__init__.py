@@ -132,7 +132,9 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         torch.randn(2, 2, 16),
     ),
     "conv3d": lambda: (
-        nn.Sequential(nn.Conv3d(2, 3, 3), nn.BatchNorm3d(3), nn.Conv3d(3, 2, 1)),
+        nn.Sequential(
+            nn.Conv3d(2, 3, 3), nn.BatchNorm3d(3), nn.Conv3d(3, 2, 1)
+        ),
         torch.randn(2, 2, 4, 4, 4),
     ),
     "unet": lambda: (UNet(), torch.randn(2, 1, 8, 8)),
@@ -151,7 +153,10 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "vae": lambda: (VariationalAutoencoder(), torch.randn(2, 5)),
     "tied autoencoder": lambda: (TiedAutoencoder(), torch.randn(2, 5)),
     "realnvp": lambda: (Coupling(), torch.randn(2, 4)),
-    "kan": lambda: (nn.Sequential(Splines(3, 4), Splines(4, 2)), torch.randn(2, 3)),
+    "kan": lambda: (
+        nn.Sequential(Splines(3, 4), Splines(4, 2)),
+        torch.randn(2, 3),
+    ),
     "lora": lambda: (LowRank(), torch.randn(2, 3)),
     "repeated": lambda: (Repeated(), torch.randn(2, 3)),
     "experts": lambda: (Experts(), torch.randn(4, 2)),
@@ -164,9 +169,15 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
         torch.randn(2, 4, 3),
     ),
-    "projected lstm": lambda: (Recurrent(nn.LSTM, proj_size=2), torch.randn(2, 4, 3)),
+    "projected lstm": lambda: (
+        Recurrent(nn.LSTM, proj_size=2),
+        torch.randn(2, 4, 3),
+    ),
     "gru": lambda: (Recurrent(nn.GRU), torch.randn(2, 4, 3)),
-    "rnn": lambda: (Recurrent(nn.RNN, nonlinearity="relu"), torch.randn(2, 4, 3)),
+    "rnn": lambda: (
+        Recurrent(nn.RNN, nonlinearity="relu"),
+        torch.randn(2, 4, 3),
+    ),
     "states": lambda: (States(), torch.randn(2, 5, 3)),
     "encoder decoder": lambda: (EncoderDecoder(), torch.randn(5, 3)),
     "cells": lambda: (Cells(), torch.randn(2, 3, 3)),

@@ -52,7 +52,9 @@ class Grouped(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.depthwise(x))
         y = self.act(self.norm(self.grouped(x)))
-        x = self.instance(self.point(F.channel_shuffle(torch.cat([x, y], 1), 2)))
+        x = self.instance(
+            self.point(F.channel_shuffle(torch.cat([x, y], 1), 2))
+        )
         return self.fc(F.max_pool2d(self.up(F.gelu(x)), 2).flatten(1))
 
 
@@ -131,7 +133,9 @@ class InvertedBottleneck(nn.Module):
             nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5), nn.SiLU()
         )
         self.depthwise = nn.Sequential(
-            nn.Conv2d(5, 5, 3, 1, 1, groups=5, bias=False), nn.BatchNorm2d(5), nn.SiLU()
+            nn.Conv2d(5, 5, 3, 1, 1, groups=5, bias=False),
+            nn.BatchNorm2d(5),
+            nn.SiLU(),
         )
         self.squeeze = nn.Conv2d(5, 2, 1)
         self.excite = nn.Conv2d(2, 5, 1)
@@ -146,7 +150,11 @@ class InvertedBottleneck(nn.Module):
         )
         y = self.norm(self.project(y))
         if self.training:
-            y = y / 0.8 * torch.floor(0.8 + torch.rand(len(y), 1, 1, 1, dtype=y.dtype))
+            y = (
+                y
+                / 0.8
+                * torch.floor(0.8 + torch.rand(len(y), 1, 1, 1, dtype=y.dtype))
+            )
         return self.head((x + y).mean((2, 3)))
 
 
@@ -187,7 +195,9 @@ class DenseBlock(nn.Module):
         found = [self.stem(x)]
         for norm, layer in zip(self.norms, self.layers, strict=False):
             found.append(layer(F.relu(norm(torch.cat(found, 1)))))
-        return self.head(F.relu(self.norms[-1](torch.cat(found, 1))).mean((2, 3)))
+        return self.head(
+            F.relu(self.norms[-1](torch.cat(found, 1))).mean((2, 3))
+        )
 
 
 class Modulated(nn.Module):
@@ -203,6 +213,6 @@ class Modulated(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         scale, shift = self.style(style)[:, :, None, None].chunk(2, 1)
-        return self.out(F.relu((1 + scale) * self.norm(self.conv(x)) + shift)).mean(
-            (2, 3)
-        )
+        return self.out(
+            F.relu((1 + scale) * self.norm(self.conv(x)) + shift)
+        ).mean((2, 3))

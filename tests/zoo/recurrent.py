@@ -36,7 +36,9 @@ class States(nn.Module):
             self.cells(x[:, 0]).view(len(x), 4, 4).transpose(0, 1),
         )
         hidden, cells = self.rnn(x.transpose(0, 1), begin)[1]
-        return self.head(torch.cat([hidden[2], hidden[3], cells[2], cells[3]], -1))
+        return self.head(
+            torch.cat([hidden[2], hidden[3], cells[2], cells[3]], -1)
+        )
 
 
 class EncoderDecoder(nn.Module):
@@ -52,7 +54,10 @@ class EncoderDecoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         state = self.encoder(x)[1]
         return self.head(
-            torch.cat([self.decoder(x.flip(0), state)[0], state.expand(len(x), -1)], -1)
+            torch.cat(
+                [self.decoder(x.flip(0), state)[0], state.expand(len(x), -1)],
+                -1,
+            )
         )
 
 

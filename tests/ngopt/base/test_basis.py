@@ -7,7 +7,9 @@ from ngopt.base.basis import LIFT, first_basis, renewed_basis
 
 def factor(n=5, rank=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(2, n, rank or 2 * n, generator=generator, dtype=torch.float64)
+    x = torch.randn(
+        2, n, rank or 2 * n, generator=generator, dtype=torch.float64
+    )
     return x @ x.mT
 
 
@@ -21,7 +23,10 @@ def test_the_first_basis_is_one_qr_step_from_the_axes():
                 (f + LIFT * np.diag(f).max() * np.eye(5))[:, order]
             )
             np.testing.assert_allclose(
-                np.abs(found[k].numpy()), np.abs(expected), rtol=1e-8, atol=1e-11
+                np.abs(found[k].numpy()),
+                np.abs(expected),
+                rtol=1e-8,
+                atol=1e-11,
             )
 
 
@@ -67,7 +72,9 @@ def test_renewals_converge_to_the_eigenvectors():
         basis, _ = renewed_basis(factor(), basis)
     found = basis.mT @ factor() @ basis
     values = torch.linalg.eigvalsh(factor()).flip(-1)
-    torch.testing.assert_close(found, torch.diag_embed(values), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        found, torch.diag_embed(values), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_what_has_no_gradient_leaves_a_basis_where_it_is():

@@ -36,11 +36,17 @@ def test_a_bias_is_adam_by_hand(total_steps, nesterov):
     x = linear.bias.detach().clone().numpy()
     state = rule.init([linear.weight.detach(), p])
     m, v, size, average = 0.0, 0.0, 0.0, 0.0
-    scale = 2.0 ** round(float((gradients(4, 8)[0].square().mean().sqrt()).log2()))
+    scale = 2.0 ** round(
+        float((gradients(4, 8)[0].square().mean().sqrt()).log2())
+    )
     for t, grad in enumerate(gradients(4, 8), start=1):
         grads = [torch.zeros(4, 3, dtype=torch.float64), grad]
         deltas, state = update_all(
-            rule, grads, state, [linear.weight.detach(), p], Hyper([2.0] * 2, [0.0] * 2)
+            rule,
+            grads,
+            state,
+            [linear.weight.detach(), p],
+            Hyper([2.0] * 2, [0.0] * 2),
         )
         p = p + deltas[1]
 
@@ -50,11 +56,15 @@ def test_a_bias_is_adam_by_hand(total_steps, nesterov):
         size = 0.95 * size + 0.05 * (g**2).mean()
         ahead = nesterov * (0.9 * m + 0.1 * g) + (1 - nesterov) * m
         mean_square = size / (1 - 0.95**t)
-        weights = nesterov * (1 - 0.9 ** (t + 1)) + (1 - nesterov) * (1 - 0.9**t)
+        weights = nesterov * (1 - 0.9 ** (t + 1)) + (1 - nesterov) * (
+            1 - 0.9**t
+        )
         u = ahead / weights / (v / (1 - 0.95**t) + 1e-6 * mean_square) ** 0.5
         if total_steps is None:
             step_size = (
-                SoapConfig().open_step_size * min(1, t / 30) / (1 + (t - 1) / 50) ** 0.5
+                SoapConfig().open_step_size
+                * min(1, t / 30)
+                / (1 + (t - 1) / 50) ** 0.5
             )
         else:
             step_size = SoapConfig().step_size * min(1, t / 1) * (1 - t / 11)
@@ -64,7 +74,10 @@ def test_a_bias_is_adam_by_hand(total_steps, nesterov):
         average = (1 - share) * average + share * x
         if total_steps is None:
             torch.testing.assert_close(
-                state[1]["average"], torch.from_numpy(average), rtol=1e-6, atol=2e-8
+                state[1]["average"],
+                torch.from_numpy(average),
+                rtol=1e-6,
+                atol=2e-8,
             )
         else:
             assert "average" not in state[1]
@@ -89,8 +102,12 @@ KINDS = {
     ],
     "two layouts in a parameter": [
         (
-            MatrixLayout((1, 2, 1, 3), (Rows(1, 2),), View(0, (1, 2, 3), (0, 6, 1), 0)),
-            MatrixLayout((1, 2, 1, 3), (Rows(1, 2),), View(0, (1, 2, 3), (0, 6, 1), 3)),
+            MatrixLayout(
+                (1, 2, 1, 3), (Rows(1, 2),), View(0, (1, 2, 3), (0, 6, 1), 0)
+            ),
+            MatrixLayout(
+                (1, 2, 1, 3), (Rows(1, 2),), View(0, (1, 2, 3), (0, 6, 1), 3)
+            ),
         ),
         (MatrixLayout((1, 2, 1, 6), (Rows(1, 2),)),),
     ],
@@ -161,12 +178,16 @@ def test_many_at_once_are_what_each_is_alone(kind):
         for i, value in enumerate(batch.flat.split(values)):
             own, alone = Batch([value.shape], [layouts[i]], value.device), {}
             single = shared(numbers, slice(i, i + 1), grads[0], True)
-            expected = own.directions([grads[i]], [turns[i]], [alone], single, config)
+            expected = own.directions(
+                [grads[i]], [turns[i]], [alone], single, config
+            )
             torch.testing.assert_close(
                 value, expected.view(value.shape), rtol=1e-5, atol=1e-6
             )
             assert new[i].keys() == alone.keys() == records[i].keys()
             for key, expected in alone.items():
-                torch.testing.assert_close(new[i][key], expected, rtol=1e-5, atol=1e-6)
+                torch.testing.assert_close(
+                    new[i][key], expected, rtol=1e-5, atol=1e-6
+                )
         assert values[1] == 0, step
         records = new

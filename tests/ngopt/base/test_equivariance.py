@@ -23,7 +23,9 @@ class Transformer(nn.Module):
     def __init__(self):
         super().__init__()
         self.tokens = nn.Embedding(7, 8)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 6, batch_first=True, dropout=0.0)
+        self.layer = nn.TransformerEncoderLayer(
+            8, 2, 6, batch_first=True, dropout=0.0
+        )
         self.out = nn.Linear(8, 7)
 
     def forward(self, x):
@@ -50,7 +52,9 @@ def vectors(step, size=4):
 
 
 def texts(step, size=4):
-    return torch.randint(7, (size, 5), generator=torch.Generator().manual_seed(step))
+    return torch.randint(
+        7, (size, 5), generator=torch.Generator().manual_seed(step)
+    )
 
 
 def training(model, inputs, params, rule, steps):
@@ -61,7 +65,9 @@ def training(model, inputs, params, rule, steps):
     for step in range(steps):
         params = [p.detach().requires_grad_() for p in params]
         x = inputs(step)
-        out = functional_call(model, dict(zip(names, params, strict=True)), (x,))
+        out = functional_call(
+            model, dict(zip(names, params, strict=True)), (x,)
+        )
         loss = F.cross_entropy(out, torch.arange(len(x)) % out.shape[1])
         grads = torch.autograd.grad(loss, params)
         with torch.no_grad():
@@ -74,14 +80,16 @@ def assert_moves_with(model, inputs, graph, moves, config, steps=12):
     rule = Soap(config).bind(graph)
     generator = torch.Generator().manual_seed(0)
     start = [
-        p.detach() + 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        p.detach()
+        + 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
         for p in model.parameters()
     ]
     plain = training(model, inputs, start, rule, steps)
     for move in moves:
         expected = move(plain)
         assert any(
-            (e - p).abs().max() > 1e-3 for e, p in zip(expected, plain, strict=True)
+            (e - p).abs().max() > 1e-3
+            for e, p in zip(expected, plain, strict=True)
         )
         found = training(model, inputs, move(start), rule, steps)
         for e, f in zip(expected, found, strict=True):
@@ -105,7 +113,8 @@ def the_case(name):
 IN_PIECES = pytest.param(
     SoapConfig(longest=6, renew_every=3),
     marks=pytest.mark.xfail(
-        reason="rows too long for a factor are cut, of hidden neurons too", strict=True
+        reason="rows too long for a factor are cut, of hidden neurons too",
+        strict=True,
     ),
     id="in pieces",
 )
@@ -146,7 +155,9 @@ def self_moves_heads(symmetry, graph):
     values = [torch.zeros(spec.shape) for spec in graph.parameters]
     weight = values[names.index("layer.self_attn.in_proj_weight")]
     weight[:4] = 1
-    moved = symmetry.move(graph, values)[names.index("layer.self_attn.in_proj_weight")]
+    moved = symmetry.move(graph, values)[
+        names.index("layer.self_attn.in_proj_weight")
+    ]
     return not torch.equal(moved, weight)
 
 

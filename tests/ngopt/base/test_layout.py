@@ -18,7 +18,9 @@ class Attention(nn.Module):
     def __init__(self):
         super().__init__()
         self.tokens = nn.Embedding(11, 8)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, dropout=0.0)
+        self.layer = nn.TransformerEncoderLayer(
+            8, 2, 12, batch_first=True, dropout=0.0
+        )
         self.out = nn.Linear(8, 11)
 
     def forward(self, x):
@@ -39,7 +41,8 @@ def found_layouts(model, example=None, longest=1024, budget=8.0):
     roles = roles_of(graph)
     pairs = zip(roles, graph.parameters, strict=True)
     return {
-        role.name: layouts_of(role, spec.shape, longest, budget) for role, spec in pairs
+        role.name: layouts_of(role, spec.shape, longest, budget)
+        for role, spec in pairs
     }
 
 
@@ -66,7 +69,10 @@ class TestModes:
             Rows(1, 8),
             Channels(1, 12),
         )
-        assert the_one(found["out.weight"]).modes == (Rows(1, 11), Channels(1, 8))
+        assert the_one(found["out.weight"]).modes == (
+            Rows(1, 11),
+            Channels(1, 8),
+        )
         table = the_one(found["tokens.weight"])
         assert (table.shape, table.modes) == ((1, 11, 1, 8), (Channels(1, 8),))
         for name in ("layer.norm1.weight", "layer.linear1.bias"):
@@ -91,7 +97,10 @@ class TestModes:
 
     def test_of_gates(self):
         found = found_layouts(nn.GRU(3, 4), torch.randn(2, 1, 3))
-        assert the_one(found["weight_hh_l0"]).modes == (Rows(3, 4), Channels(1, 4))
+        assert the_one(found["weight_hh_l0"]).modes == (
+            Rows(3, 4),
+            Channels(1, 4),
+        )
 
     def test_kernel_and_channels_are_apart_beyond_300_columns(self):
         model = nn.Sequential(
@@ -108,13 +117,22 @@ class TestModes:
         assert beyond.modes == (Rows(1, 5), Kernel(9), Channels(1, 34))
 
     def test_inputs_are_cut_and_hidden_neurons_are_not(self):
-        found = found_layouts(nn.Sequential(nn.Linear(784, 32), nn.Linear(32, 5)))
-        assert the_one(found["0.weight"]).modes == (Rows(1, 32), Channels(4, 196))
-        found = found_layouts(nn.Sequential(nn.Linear(5, 784), nn.Linear(784, 32)))
+        found = found_layouts(
+            nn.Sequential(nn.Linear(784, 32), nn.Linear(32, 5))
+        )
+        assert the_one(found["0.weight"]).modes == (
+            Rows(1, 32),
+            Channels(4, 196),
+        )
+        found = found_layouts(
+            nn.Sequential(nn.Linear(5, 784), nn.Linear(784, 32))
+        )
         assert the_one(found["1.weight"]).modes == (Rows(1, 32),)
 
     def test_budget_and_length(self):
-        model = nn.Sequential(nn.Linear(5, 400), nn.Linear(400, 500), nn.Linear(500, 3))
+        model = nn.Sequential(
+            nn.Linear(5, 400), nn.Linear(400, 500), nn.Linear(500, 3)
+        )
         # 2 * 400^2 numbers for 200,000 elements are 1.6 for each, 2 * 500^2 are 2.5
         modes = {
             8.0: (Rows(1, 500), Channels(1, 400)),
@@ -122,7 +140,9 @@ class TestModes:
             1.0: (),
         }
         for budget, expected in modes.items():
-            found = the_one(found_layouts(model, budget=budget)["1.weight"]).modes
+            found = the_one(
+                found_layouts(model, budget=budget)["1.weight"]
+            ).modes
             if expected:
                 assert found == expected
         found = the_one(found_layouts(model, longest=450)["1.weight"])
@@ -140,14 +160,21 @@ class TestModes:
             (1, 1, 1, 1),
         ]
         empty = ParameterRole("empty", "other")
-        assert the_one(layouts_of(empty, (0, 3), 1024, 8.0)).shape == (1, 1, 1, 0)
+        assert the_one(layouts_of(empty, (0, 3), 1024, 8.0)).shape == (
+            1,
+            1,
+            1,
+            0,
+        )
 
 
 class TestValues:
     def test_of_a_table_and_of_a_whole_matrix(self):
         table = the_one(found_layouts(Attention(), tokens())["tokens.weight"])
         p = torch.randn(11, 8)
-        assert torch.equal(table.read(p.flatten())[0, :, 0], p)  # rows of it are tokens
+        assert torch.equal(
+            table.read(p.flatten())[0, :, 0], p
+        )  # rows of it are tokens
         found = found_layouts(convolutions(), torch.randn(1, 3, 16, 16))
         p = torch.randn(6, 2, 3, 3)
         assert torch.equal(
@@ -159,7 +186,9 @@ class TestValues:
         layout = MatrixLayout((1, 2, 9, 4))
         p = torch.randn(2, 4, 3, 3)
         expected = np.einsum("oixy->oxyi", p.numpy()).reshape(2, 9, 4)
-        np.testing.assert_array_equal(layout.read(p.flatten())[0].numpy(), expected)
+        np.testing.assert_array_equal(
+            layout.read(p.flatten())[0].numpy(), expected
+        )
 
     def test_of_a_transposed_convolution(self):
         layout = the_one(
@@ -173,7 +202,9 @@ class TestValues:
     def test_of_packed_heads(self):
         """Each head's rows, wherever they are in the parameter."""
         packed = the_one(
-            found_layouts(Attention(), tokens())["layer.self_attn.in_proj_weight"]
+            found_layouts(Attention(), tokens())[
+                "layer.self_attn.in_proj_weight"
+            ]
         )
         p = torch.randn(24, 8)
         parts = packed.read(p.flatten()).reshape(6, 4, 8)
@@ -183,8 +214,12 @@ class TestValues:
 
     def test_of_heads_at_even_distances(self):
         """A parameter in which q, k and v of a head follow each other, of different use."""
-        first = MatrixLayout((2, 3, 1, 4), (), View(0, (2, 3, 4), (24, 4, 1), 0))
-        second = MatrixLayout((2, 3, 1, 4), (), View(0, (2, 3, 4), (24, 4, 1), 12))
+        first = MatrixLayout(
+            (2, 3, 1, 4), (), View(0, (2, 3, 4), (24, 4, 1), 0)
+        )
+        second = MatrixLayout(
+            (2, 3, 1, 4), (), View(0, (2, 3, 4), (24, 4, 1), 12)
+        )
         p = torch.arange(48.0).view(12, 4)
         assert torch.equal(first.read(p.flatten())[1, :, 0], p[6:9])
         assert torch.equal(second.read(p.flatten())[0, :, 0], p[3:6])
@@ -199,12 +234,27 @@ class TestValues:
             (Attention(), tokens()),
             (convolutions(), torch.randn(1, 3, 16, 16)),
             (nn.GRU(3, 4), torch.randn(2, 1, 3)),
-            ([torch.zeros(6, 40, 3, 3), torch.zeros(6), torch.zeros(2, 6, 1)], None),
-            ([torch.zeros(3, 2, dtype=torch.complex64), torch.zeros(2, 3, 4)], None),
+            (
+                [
+                    torch.zeros(6, 40, 3, 3),
+                    torch.zeros(6),
+                    torch.zeros(2, 6, 1),
+                ],
+                None,
+            ),
+            (
+                [
+                    torch.zeros(3, 2, dtype=torch.complex64),
+                    torch.zeros(2, 3, 4),
+                ],
+                None,
+            ),
         ]
         for model, example in cases:
             graph = build_graph(model, example)
-            for role, spec in zip(roles_of(graph), graph.parameters, strict=True):
+            for role, spec in zip(
+                roles_of(graph), graph.parameters, strict=True
+            ):
                 self.assert_inverse(
                     layouts_of(role, spec.shape, longest, 8.0), spec.shape
                 )

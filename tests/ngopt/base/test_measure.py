@@ -22,8 +22,12 @@ def differentiates(request):
 
 
 def measured_at(step, rms, scale, size, clip=10.0):
-    early, kept = (column([number] * len(rms), rms) for number in sizes_at(step))
-    return Measured(*of_all(partial(measure, clip=clip), rms, scale, size, early, kept))
+    early, kept = (
+        column([number] * len(rms), rms) for number in sizes_at(step)
+    )
+    return Measured(
+        *of_all(partial(measure, clip=clip), rms, scale, size, early, kept)
+    )
 
 
 def follow(gradients, clip=10.0):
@@ -31,18 +35,28 @@ def follow(gradients, clip=10.0):
     found = []
     for step, grad in enumerate(gradients):
         rms = root_mean_squares([grad])
-        before = found[-1] if found else Measured(*torch.zeros(len(Measured._fields)))
+        before = (
+            found[-1]
+            if found
+            else Measured(*torch.zeros(len(Measured._fields)))
+        )
         old = torch.stack([before.scale, before.size]).double().view(2, 1)
         measured = measured_at(step, rms, *columns(old, rms), clip=clip)
         found.append(
-            Measured(*(torch.as_tensor(column[0]).float() for column in measured))
+            Measured(
+                *(torch.as_tensor(column[0]).float() for column in measured)
+            )
         )
     return found
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16]
+)
 @pytest.mark.parametrize("power", [-100, -20, 0, 3, 100])
-def test_the_scale_is_the_power_of_two_nearest_to_the_first_gradient(dtype, power):
+def test_the_scale_is_the_power_of_two_nearest_to_the_first_gradient(
+    dtype, power
+):
     grad = torch.tensor([[3.0, -3.0], [3.0, 3.0]], dtype=dtype) * 2.0**power
     (found,) = follow([grad])
     # 3 is nearer to 4 on the logarithmic scale
@@ -69,12 +83,16 @@ def test_running_size_by_hand():
     for step, (m, square) in enumerate(zip(found, (1, 4, 0.25), strict=True)):
         size = 0.95 * size + 0.05 * square
         assert m.size == pytest.approx(size, rel=1e-6)
-        assert m.mean_square == pytest.approx(size / (1 - 0.95 ** (step + 1)), rel=1e-6)
+        assert m.mean_square == pytest.approx(
+            size / (1 - 0.95 ** (step + 1)), rel=1e-6
+        )
         assert m.multiplier == 1
 
 
 @pytest.mark.parametrize("factor", [1e2, 1e6, 1e30])
-def test_a_gradient_out_of_proportion_is_cut_to_so_many_times_the_running_size(factor):
+def test_a_gradient_out_of_proportion_is_cut_to_so_many_times_the_running_size(
+    factor,
+):
     usual = torch.full((5,), 1.0)
     found = follow([usual, usual, usual * factor], clip=10.0)[-1]
     assert found.multiplier * factor == pytest.approx(10, rel=1e-5)
@@ -119,10 +137,14 @@ def test_the_smallest_numbers_of_float32():
         assert torch.stack(m).isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16]
+)
 def test_long_gradients_are_measured_in_their_own_precision(dtype):
     values = torch.randn(
-        2 * CHUNK + 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        2 * CHUNK + 3,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(0),
     ).to(dtype)
     expected = values.double().square().mean().sqrt().item()
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
@@ -137,13 +159,15 @@ def test_several_gradients_and_dtypes_are_measured_together_as_alone():
     dtypes = [torch.float32, torch.float64, torch.float32, torch.bfloat16]
     pairs = list(zip(shapes, dtypes, strict=True))
     grads = [
-        torch.randn(s, generator=generator, dtype=torch.float64).to(d) for s, d in pairs
+        torch.randn(s, generator=generator, dtype=torch.float64).to(d)
+        for s, d in pairs
     ]
     rms = root_mean_squares(grads)
     zero = column([0.0] * 4, rms)
     together = measured_at(0, rms, zero, zero)
     singles = [
-        measured_at(0, root_mean_squares([g]), zero[:1], zero[:1]) for g in grads
+        measured_at(0, root_mean_squares([g]), zero[:1], zero[:1])
+        for g in grads
     ]
     for found, *single in zip(together, *singles, strict=True):
         assert list(found) == [value for values in single for value in values]
@@ -155,16 +179,21 @@ def test_first_gradients_out_of_proportion_to_the_next_are_taken_back():
     usual = torch.full((5,), 1.0)
     first, second, third = follow([1e6 * usual, usual, usual], clip=10.0)
     assert first.recall == 1
-    assert second.recall == pytest.approx(1e-5)  # so that it counts as ten of the next
+    assert second.recall == pytest.approx(
+        1e-5
+    )  # so that it counts as ten of the next
     square = (0.95 * 0.05 * 10**2 + 0.05) / (1 - 0.95**2)
-    assert second.mean_square * first.scale**2 == pytest.approx(square, rel=1e-5)
+    assert second.mean_square * first.scale**2 == pytest.approx(
+        square, rel=1e-5
+    )
     assert third.recall == 1
 
 
 def test_what_was_in_proportion_or_is_long_ago_is_not_taken_back():
     usual = torch.full((5,), 1.0)
     assert all(
-        found.recall == 1 for found in follow([9 * usual, usual, 0 * usual, usual])
+        found.recall == 1
+        for found in follow([9 * usual, usual, 0 * usual, usual])
     )
     found = follow([usual] * (EARLY + 1) + [1e-6 * usual])
     assert found[-1].recall == 1

@@ -58,7 +58,9 @@ def mode(request):
 
 def test_factors(mode):
     x = unfolded(mode, values())
-    expected = torch.einsum("gpir,gpjr->gpij", x, x).reshape(factor_shape(mode, G))
+    expected = torch.einsum("gpir,gpjr->gpij", x, x).reshape(
+        factor_shape(mode, G)
+    )
     x = mode.unfolded(values())
     torch.testing.assert_close(x @ x.mT, expected)
 

@@ -24,8 +24,12 @@ def factors(value, per_row):
 
 def network():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(5, 4), nn.MultiheadAttention(4, 2), cnn())
-    return build_graph([*model.parameters()]), [p.detach() for p in model.parameters()]
+    model = nn.Sequential(
+        nn.Embedding(5, 4), nn.MultiheadAttention(4, 2), cnn()
+    )
+    return build_graph([*model.parameters()]), [
+        p.detach() for p in model.parameters()
+    ]
 
 
 @torch.no_grad()
@@ -72,14 +76,19 @@ def test_each_row_has_its_own_factor():
     rule = Soap().bind(graph)
     for p, layouts in zip(params, rule.layouts, strict=True):
         rows = count_rows(layouts)
-        found = modulated(torch.ones_like(p), torch.arange(1.0, rows + 1), layouts)
+        found = modulated(
+            torch.ones_like(p), torch.arange(1.0, rows + 1), layouts
+        )
         whole = found.flatten().sort().values
         assert torch.equal(
-            whole, torch.arange(1.0, rows + 1).repeat_interleave(p.numel() // rows)
+            whole,
+            torch.arange(1.0, rows + 1).repeat_interleave(p.numel() // rows),
         )
     linear = rule.layouts[-2]  # of a plain matrix rows are outputs
     found = modulated(torch.ones(3, 6), torch.tensor([1.0, 2.0, 3.0]), linear)
-    assert torch.equal(found, torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 6))
+    assert torch.equal(
+        found, torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 6)
+    )
 
 
 def test_what_a_modulation_is_given():
@@ -99,7 +108,9 @@ def test_what_a_modulation_is_given():
         ]
     assert not any(s.any() for s in seen[0][0])
     assert all(s.isfinite().all() for s in seen[2][0])
-    deltas_of(lambda *args: seen.append(args) or [torch.ones(())] * len(args[0]), 1)
+    deltas_of(
+        lambda *args: seen.append(args) or [torch.ones(())] * len(args[0]), 1
+    )
     assert seen[-1][2] is None
 
 
@@ -125,19 +136,25 @@ def test_signals_by_hand():
         params[1].square().mean().sqrt().log().item(), rel=1e-4
     )
     rate = SoapConfig().open_step_size / 30
-    size_of_weights = params[0].square().mean().sqrt() * 3  # in 1 / sqrt(3 fan_in)
+    size_of_weights = (
+        params[0].square().mean().sqrt() * 3
+    )  # in 1 / sqrt(3 fan_in)
     for row in range(2):
         agreement, size, movement, weights = state[0]["signals"][row].tolist()
         p, d = params[0][row], deltas[0][row]
         u = -(d + p * 0.05 * rate)
         assert agreement == pytest.approx(
-            (u @ grads[0][row] / u.norm() / grads[0][row].norm()).item(), abs=1e-4
+            (u @ grads[0][row] / u.norm() / grads[0][row].norm()).item(),
+            abs=1e-4,
         )
         assert size == pytest.approx(
-            (u.square().mean().sqrt() / (rate * size_of_weights)).item(), rel=1e-3
+            (u.square().mean().sqrt() / (rate * size_of_weights)).item(),
+            rel=1e-3,
         )
         assert movement == pytest.approx((d.norm() / p.norm()).item(), rel=1e-4)
-        assert weights == pytest.approx(p.square().mean().sqrt().log().item(), rel=1e-4)
+        assert weights == pytest.approx(
+            p.square().mean().sqrt().log().item(), rel=1e-4
+        )
 
 
 def test_weights_files(tmp_path):
@@ -151,9 +168,15 @@ def test_weights_files(tmp_path):
     assert loaded.base.config == learned.base.config
     assert loaded.metanet is None
     assert weights_hash(loaded) == weights_hash(learned)
-    for field, value in (("step_size", 0.031), ("renew_every", 11), ("beta1", 0.8)):
+    for field, value in (
+        ("step_size", 0.031),
+        ("renew_every", 11),
+        ("beta1", 0.8),
+    ):
         other = Soap(replace(learned.base.config, **{field: value}))
-        assert weights_hash(replace(learned, base=other)) != weights_hash(learned)
+        assert weights_hash(replace(learned, base=other)) != weights_hash(
+            learned
+        )
     model = mlp(2, 3, 1)
     opt = NGOptimizer(model.parameters(), weights=path)
     model(torch.ones(1, 2)).sum().backward()

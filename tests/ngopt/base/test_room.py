@@ -59,12 +59,17 @@ def steps(layouts, in_place, is_varied, count=5):
     for record, p in zip(records, params, strict=True):
         record[AVERAGE] = p.clone()
     own = numbers(len(layouts), is_varied)
-    batch, found = Batch(shapes, [[own] for own in layouts], torch.device("cpu")), []
+    batch, found = (
+        Batch(shapes, [[own] for own in layouts], torch.device("cpu")),
+        [],
+    )
     with torch.no_grad():
         for step in range(count):
             grads = [torch.randn(shape) for shape in shapes]
             grads[0][0, 0] = 0
-            turns = [Turn(record, step == 0, is_due=step == 2) for record in records]
+            turns = [
+                Turn(record, step == 0, is_due=step == 2) for record in records
+            ]
             new = records if in_place else [{} for _ in records]
             value = batch.directions(grads, turns, new, own, CONFIG, in_place)
             assert (batch._room is not None) == (in_place and step > 0)
@@ -117,7 +122,9 @@ def test_state_that_was_replaced_is_read_anew():
         MatrixLayout((2, 5, 1, 3), (Rows(1, 5),)),
         MatrixLayout((1, 5, 4, 3), (Rows(1, 5), Kernel(4))),
         MatrixLayout((1, 6, 1, 3), (Rows(2, 3),)),
-        MatrixLayout((1, 2, 1, 3), (Rows(1, 2),), View(0, (1, 2, 3), (0, 6, 1), 0)),
+        MatrixLayout(
+            (1, 2, 1, 3), (Rows(1, 2),), View(0, (1, 2, 3), (0, 6, 1), 0)
+        ),
         MatrixLayout((1, EXACT + 1, 1, 3), (Rows(1, EXACT + 1),)),
     ],
     ids=["groups", "kernel", "parts", "view", "bfloat16"],

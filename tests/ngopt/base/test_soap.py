@@ -20,7 +20,9 @@ from tests.networks import CNN_INPUT, cnn, mlp
 
 def gradients(steps, *shape):
     generator = torch.Generator().manual_seed(1)
-    return 3 * torch.randn(steps, *shape, generator=generator, dtype=torch.float64)
+    return 3 * torch.randn(
+        steps, *shape, generator=generator, dtype=torch.float64
+    )
 
 
 def constant(count, lr=1.0, weight_decay=0.0):
@@ -56,14 +58,20 @@ class Reference:
         damping = c.epsilon**2 * self.size / (1 - 0.95**t)
         ahead = c.beta1 * self.m + (1 - c.beta1) * g
         rotated = left.T @ ahead @ right / (1 - c.beta1 ** (t + 1))
-        u = left @ (rotated / np.sqrt(self.v / (1 - c.beta2**t) + damping)) @ right.T
+        u = (
+            left
+            @ (rotated / np.sqrt(self.v / (1 - c.beta2**t) + damping))
+            @ right.T
+        )
         if t > 1 and self.t % min(c.renew_every, 1 + self.t // 8) == 0:
             self.renew()
         self.t = t
         return u
 
     def renew(self):
-        for k, (factor, basis) in enumerate(zip(self.factors, self.bases, strict=True)):
+        for k, (factor, basis) in enumerate(
+            zip(self.factors, self.bases, strict=True)
+        ):
             quotients = np.diag(basis.T @ factor @ basis)
             order = np.argsort(-quotients)
             lifted = factor + 1e-3 * quotients.max() * np.eye(len(factor))
@@ -74,7 +82,9 @@ class Reference:
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
 def test_a_matrix_is_the_reference(shape):
-    config = SoapConfig(step_size=0.02, weight_exponent=0.5, output=1.25, epsilon=1e-3)
+    config = SoapConfig(
+        step_size=0.02, weight_exponent=0.5, output=1.25, epsilon=1e-3
+    )
     torch.manual_seed(0)
     linear = nn.Linear(shape[1], shape[0], bias=False, dtype=torch.float64)
     rule = Soap(config).bind(build_graph(linear), total_steps=40)
@@ -99,20 +109,29 @@ def test_a_matrix_is_the_reference(shape):
         state[0]["rows_0"][0].numpy(), reference.factors[0], rtol=1e-9
     )
     np.testing.assert_allclose(
-        state[0]["exp_avg_sq_0"][0, :, 0].numpy(), reference.v, rtol=1e-6, atol=1e-9
+        state[0]["exp_avg_sq_0"][0, :, 0].numpy(),
+        reference.v,
+        rtol=1e-6,
+        atol=1e-9,
     )
 
 
 def case(dtype=torch.float64):
     torch.manual_seed(0)
     model = cnn().to(dtype)
-    return model, build_graph(model), [p.detach().clone() for p in model.parameters()]
+    return (
+        model,
+        build_graph(model),
+        [p.detach().clone() for p in model.parameters()],
+    )
 
 
 def noise(params, seed):
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+        torch.randn(p.shape, generator=generator, dtype=torch.float64).to(
+            p.dtype
+        )
         for p in params
     ]
 
@@ -135,11 +154,15 @@ class TestPureCore:
             deltas, new = update_all(
                 rule, grads, state, params, constant(9, weight_decay=1.0)
             )
-            assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
+            assert all(
+                torch.equal(a, b) for a, b in zip(before, tensors, strict=True)
+            )
             again, _ = update_all(
                 rule, grads, state, params, constant(9, weight_decay=1.0)
             )
-            assert all(torch.equal(a, b) for a, b in zip(deltas, again, strict=True))
+            assert all(
+                torch.equal(a, b) for a, b in zip(deltas, again, strict=True)
+            )
             state = new
 
     @torch.no_grad()
@@ -147,7 +170,9 @@ class TestPureCore:
         _, graph, params = case()
         rule = Soap().bind(graph)
         state = rule.init(params)
-        deltas, new = update_all(rule, noise(params, 0), state, params, constant(9))
+        deltas, new = update_all(
+            rule, noise(params, 0), state, params, constant(9)
+        )
         written, seen = [dict(record) for record in state], 0
         values = [p.clone() for p in params]
         for position, delta, record, _ in rule.update(
@@ -157,7 +182,9 @@ class TestPureCore:
             for key in record:
                 written[position][key] = torch.full_like(record[key], torch.nan)
             assert torch.equal(delta, deltas[position])
-            assert all(torch.equal(v, new[position][key]) for key, v in record.items())
+            assert all(
+                torch.equal(v, new[position][key]) for key, v in record.items()
+            )
             seen += 1
         assert seen == 9
 
@@ -174,7 +201,9 @@ class TestPureCore:
             assert all(v.is_meta for k, v in record.items() if k != "step")
             assert ("average" in record) == (total_steps is None)
 
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize(
+        "dtype", [torch.float64, torch.float32, torch.bfloat16]
+    )
     def test_the_optimizers_step_is_the_functional_update(self, dtype):
         model, graph, params = case(dtype)
         opt = NGOptimizer(
@@ -196,7 +225,8 @@ class TestPureCore:
             if step == 7:
                 model[2].weight.grad = None
             grads = [
-                None if p.grad is None else p.grad.clone() for p in model.parameters()
+                None if p.grad is None else p.grad.clone()
+                for p in model.parameters()
             ]
             with torch.no_grad():
                 deltas, state = update_all(
@@ -211,7 +241,8 @@ class TestPureCore:
             # products of matrices that lie elsewhere in memory may be rounded otherwise
             torch.testing.assert_close(opt.state[p], record)
             assert all(
-                v.dtype in (torch.float32, torch.float64) for v in record.values()
+                v.dtype in (torch.float32, torch.float64)
+                for v in record.values()
             )
 
     def test_a_late_parameter_alone_in_a_step_knows_how_late_it_is(self):
@@ -260,12 +291,16 @@ class TestPureCore:
         for m, o in ((model, opt), (resumed, other), (twin, third)):
             train(m, o, range(5, 12))
         for p, q, r in zip(
-            model.parameters(), resumed.parameters(), twin.parameters(), strict=True
+            model.parameters(),
+            resumed.parameters(),
+            twin.parameters(),
+            strict=True,
         ):
             assert torch.equal(p, q)
             assert torch.equal(p, r)
             assert all(
-                torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items()
+                torch.equal(v, other.state[q][k])
+                for k, v in opt.state[p].items()
             )
 
 
@@ -274,7 +309,9 @@ class TestOddParameters:
         before = [p.detach().clone() for p in params]
         opt = NGOptimizer(params)
         for step in range(steps):
-            pairs = [torch.view_as_real(p) if p.is_complex() else p for p in params]
+            pairs = [
+                torch.view_as_real(p) if p.is_complex() else p for p in params
+            ]
             for p, g in zip(params, noise(pairs, step), strict=True):
                 p.grad = torch.view_as_complex(g) if p.is_complex() else g
             opt.step()
@@ -294,7 +331,16 @@ class TestOddParameters:
         ],
     )
     def test_of_every_shape_and_dtype(self, dtype):
-        shapes = [(), (1,), (3,), (0, 3), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1, 1)]
+        shapes = [
+            (),
+            (1,),
+            (3,),
+            (0, 3),
+            (2, 3, 4),
+            (2, 1, 2, 2, 2),
+            (5, 4),
+            (1, 1),
+        ]
         params = [
             nn.Parameter(torch.randn(s, dtype=dtype))
             for s in shapes
@@ -303,7 +349,8 @@ class TestOddParameters:
         opt = self.step(params)
         wide = dtype in (torch.float64, torch.complex128)
         assert all(
-            record["exp_avg"].dtype == (torch.float64 if wide else torch.float32)
+            record["exp_avg"].dtype
+            == (torch.float64 if wide else torch.float32)
             for record in opt.state.values()
         )
 
@@ -326,7 +373,8 @@ class TestOddParameters:
         kept = [p.detach().clone() for p in model.parameters()]
         opt.step()
         assert all(
-            torch.equal(p, b) for p, b in zip(model.parameters(), kept, strict=True)
+            torch.equal(p, b)
+            for p, b in zip(model.parameters(), kept, strict=True)
         )
 
 
@@ -351,14 +399,18 @@ class TestHorizon:
         return found
 
     def test_with_one_and_past_it(self):
-        with pytest.warns(UserWarning, match="step 21 of total_steps=20") as caught:
+        with pytest.warns(
+            UserWarning, match="step 21 of total_steps=20"
+        ) as caught:
             found = self.slope(60, 20)
         assert len(caught) == 1
         expected = [
             0.5 * 0.02 * min(1, (t + 1) / 1.6) * (1 - min(t + 1, 20) / 21)
             for t in range(60)
         ]
-        np.testing.assert_allclose([step for step, _ in found], expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            [step for step, _ in found], expected, rtol=1e-5
+        )
 
     def test_exactly_to_it_warns_of_nothing(self):
         with warnings.catch_warnings():
@@ -388,7 +440,9 @@ class TestHorizon:
             found = self.slope(10, total_steps, scheduler)
         assert len({rate for _, rate in found}) > 3
         np.testing.assert_allclose(
-            [step for step, _ in found], [0.02 * rate for _, rate in found], rtol=1e-5
+            [step for step, _ in found],
+            [0.02 * rate for _, rate in found],
+            rtol=1e-5,
         )
 
 
@@ -453,6 +507,10 @@ class TestAverages:
         last = [p.detach().clone() for p in params]
         with opt.averaged():
             for p in params:
-                real = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
+                real = (
+                    torch.view_as_real(p.detach())
+                    if p.is_complex()
+                    else p.detach()
+                )
                 assert torch.equal(real, opt.state[p]["average"].to(real.dtype))
         assert all(torch.equal(p, b) for p, b in zip(params, last, strict=True))

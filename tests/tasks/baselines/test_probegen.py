@@ -33,7 +33,9 @@ def test_points_are_a_linear_map_of_the_codes():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 5, 6), (2, 3, 40)])
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 28), (3, 32, 32), (1, 5, 6), (2, 3, 40)]
+)
 def test_images_have_the_shape_of_the_inputs(shape):
     images = ImageGenerator(shape, latent=8, channels=4)(torch.randn(2, 8))
     assert images.shape == (2, *shape)
@@ -43,7 +45,9 @@ def test_images_have_the_shape_of_the_inputs(shape):
 def test_networks_of_other_inputs_or_outputs_are_refused():
     points = siren_stack(2, 5, 1)
     images = random_stack(cnn_architecture())
-    with pytest.raises(ValueError, match=r"\(2,\) and 1 outputs; got \(2,\) and 3"):
+    with pytest.raises(
+        ValueError, match=r"\(2,\) and 1 outputs; got \(2,\) and 3"
+    ):
         probegen(points.architecture)(siren_stack(2, 5, 3))
     message = r"probegen: expected networks of inputs \(2,\) and 1 outputs; got \(1, 5, 6\) and 2"
     with pytest.raises(ValueError, match=message):

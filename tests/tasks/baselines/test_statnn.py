@@ -13,7 +13,15 @@ from tests.tasks.stacks import siren_stack
 
 def test_statistics_by_hand():
     values = torch.tensor([[4.0, 0.0, 2.0, 1.0, 3.0]])
-    expected = [2.0, 2.0, 0.0, 1.0, 2.0, 3.0, 4.0]  # mean, variance, five quantiles
+    expected = [
+        2.0,
+        2.0,
+        0.0,
+        1.0,
+        2.0,
+        3.0,
+        4.0,
+    ]  # mean, variance, five quantiles
     assert statistics(values).tolist() == [expected]
 
 
@@ -23,7 +31,9 @@ def test_quantiles_are_those_of_torch(n):
         3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)
     )
     expected = torch.quantile(values, torch.tensor(QUANTILES).double(), dim=-1)
-    torch.testing.assert_close(torch.stack(quantiles(values, QUANTILES)), expected)
+    torch.testing.assert_close(
+        torch.stack(quantiles(values, QUANTILES)), expected
+    )
 
 
 def test_more_tensors_than_in_training_are_refused():

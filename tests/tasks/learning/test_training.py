@@ -6,7 +6,12 @@ import torch
 from torch import nn
 
 from tasks.common.distributed import Ranks
-from tasks.learning.training import CHECKPOINT, Trainer, TrainingConfig, rate_factor
+from tasks.learning.training import (
+    CHECKPOINT,
+    Trainer,
+    TrainingConfig,
+    rate_factor,
+)
 from tests.curves import curves
 
 
@@ -81,7 +86,9 @@ def test_a_training_goes_on_where_it_was_stopped(tmp_path):
     assert torch.equal(rest.model.weight, whole.model.weight)
     assert len(progress.scores) == 6
     shown = curves(tmp_path / "parts")
-    assert [step for step, _ in shown["loss"]] == list(range(1, progress.steps + 1))
+    assert [step for step, _ in shown["loss"]] == list(
+        range(1, progress.steps + 1)
+    )
     assert len(shown["validation"]) == 6
 
 
@@ -111,7 +118,9 @@ def test_ranks_use_the_mean_of_their_gradients(tmp_path):
     whole = Trainer(Line(), replace(CONFIG, clip=1e9), tmp_path, {})
     halves.step()
     whole.step()
-    torch.testing.assert_close(2 * halves.model.weight.grad, whole.model.weight.grad)
+    torch.testing.assert_close(
+        2 * halves.model.weight.grad, whole.model.weight.grad
+    )
 
 
 def test_the_learning_rate_rises_and_falls():
@@ -128,7 +137,10 @@ def test_the_learning_rate_rises_and_falls():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trainer": "sgd"}, "trainer: expected one of adamw, ngopt; got 'sgd'"),
+        (
+            {"trainer": "sgd"},
+            "trainer: expected one of adamw, ngopt; got 'sgd'",
+        ),
         ({"minutes": 0}, "minutes: expected more than 0; got 0"),
     ],
 )

@@ -60,9 +60,9 @@ def far(a, b):
 def test_names():
     assert set(MODELS) == {*TIED, *UNTIED}
     assert all(model.name == name for name, (_, model) in MODELS.items())
-    assert {name for name, (_, model) in MODELS.items() if model.can_edit} == set(
-        EDITORS
-    )
+    assert {
+        name for name, (_, model) in MODELS.items() if model.can_edit
+    } == set(EDITORS)
 
 
 @torch.no_grad()
@@ -80,9 +80,13 @@ def test_a_reader_says_as_much_of_each_network_as_asked_whatever_the_others_are(
 @torch.no_grad()
 @pytest.mark.parametrize("name", EDITORS)
 @pytest.mark.parametrize("d_out", [1, 2])
-def test_an_editor_has_updates_of_the_shapes_of_the_parameters(name, d_out, stack):
+def test_an_editor_has_updates_of_the_shapes_of_the_parameters(
+    name, d_out, stack
+):
     found = fitted(name, stack, d_out=d_out, edits=True).updates(stack)
-    expected = [(4, d_out, *spec.shape) for spec in stack.architecture.graph.parameters]
+    expected = [
+        (4, d_out, *spec.shape) for spec in stack.architecture.graph.parameters
+    ]
     assert [update.shape for update in found] == expected
     assert all(far(update[0], update[1]) for update in found)
 
@@ -110,7 +114,9 @@ def test_updates_move_with_hidden_neurons(name, stack):
     plain = model.updates(stack)
     expected = moved(stack, plain)
     assert any(map(far, expected, plain))
-    for found, own in zip(model.updates(moved_stack(stack)), expected, strict=True):
+    for found, own in zip(
+        model.updates(moved_stack(stack)), expected, strict=True
+    ):
         torch.testing.assert_close(found, own, rtol=0, atol=1e-12)
 
 
@@ -124,7 +130,9 @@ def test_updates_of_an_mlp_do_not_move_with_hidden_neurons(stack):
 
 @torch.no_grad()
 @pytest.mark.parametrize("role", ["input", "output"])
-def test_only_np_takes_inputs_and_outputs_for_neurons_that_may_change_places(role):
+def test_only_np_takes_inputs_and_outputs_for_neurons_that_may_change_places(
+    role,
+):
     stack = siren_stack(2, 5, 4, 3)
     other = moved_stack(stack, [role])
     same = fitted("nfn-np", stack)
@@ -171,7 +179,9 @@ def test_only_outputs_tell_that_two_networks_are_the_same_function(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "probegen"])
+@pytest.mark.parametrize(
+    "name", [name for name in MODELS if name != "probegen"]
+)
 def test_units_of_parameters_do_not_matter(name, stack):
     expected = fitted(name, stack)(stack)
     other = stack._replace(params=[3 * value - 1 for value in stack.params])
@@ -210,7 +220,9 @@ def a_step(model, loss):
 
     before = drawn()
     parameters = list(model.parameters())
-    found = torch.autograd.grad(before, parameters, allow_unused=model.name == "gmn")
+    found = torch.autograd.grad(
+        before, parameters, allow_unused=model.name == "gmn"
+    )
     grads = [
         torch.zeros_like(p) if g is None else g
         for p, g in zip(parameters, found, strict=True)
@@ -241,7 +253,9 @@ def test_what_is_tied_says_so(name):
         fitted(name, stack)(other)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in EDITORS])
+@pytest.mark.parametrize(
+    "name", [name for name in MODELS if name not in EDITORS]
+)
 def test_what_only_reads_cannot_be_an_editor(name):
     with pytest.raises(
         ValueError, match=f"{name}: reads networks, but cannot edit them"
@@ -321,6 +335,8 @@ def test_sizes_of_values_are_a_feature_of_their_own():
     relative, logarithms = in_own_units(values)
     scaled, larger = in_own_units(factors * values)
     torch.testing.assert_close(scaled, relative)
-    torch.testing.assert_close(larger - logarithms, factors.log().expand_as(values))
+    torch.testing.assert_close(
+        larger - logarithms, factors.log().expand_as(values)
+    )
     torch.testing.assert_close(relative.square().mean((1, 2)), torch.ones(3))
     assert all(x.isfinite().all() for x in in_own_units(torch.zeros(2, 3)))

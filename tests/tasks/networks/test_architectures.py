@@ -94,11 +94,15 @@ def inputs_of(module, count):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_group_of_neurons_says_something_but_those_that_stand_for_others(name):
+def test_every_group_of_neurons_says_something_but_those_that_stand_for_others(
+    name,
+):
     architecture = architecture_of(ARCHITECTURES[name])
     graph, module = architecture.graph, architecture.module
     assert not graph.unplaced
-    params = [torch.stack([p.detach(), 1.1 * p.detach()]) for p in module.parameters()]
+    params = [
+        torch.stack([p.detach(), 1.1 * p.detach()]) for p in module.parameters()
+    ]
     found = architecture.neurons(params, inputs_of(module, 3))
     for group, said in zip(graph.groups, found, strict=True):
         if said is None:
@@ -119,14 +123,19 @@ def test_neurons_of_a_layer_say_what_it_gives_or_that_activated(name):
         return lambda module, inputs, output: given.update({name: output})
 
     handles = [
-        part.register_forward_hook(keep(name)) for name, part in module.named_modules()
+        part.register_forward_hook(keep(name))
+        for name, part in module.named_modules()
     ]
     found = module.neurons(inputs_of(module, 3))
     for handle in handles:
         handle.remove()
     compared = []
-    for number, (group, said) in enumerate(zip(graph.groups, found, strict=True)):
-        is_sum = "residual" in {block.kind for block in graph.blocks_into(number)}
+    for number, (group, said) in enumerate(
+        zip(graph.groups, found, strict=True)
+    ):
+        is_sum = "residual" in {
+            block.kind for block in graph.blocks_into(number)
+        }
         if group.name not in given or is_sum or group.name == "patch":
             continue
         output = ACTIVATIONS[group.activation or "none"](given[group.name])
@@ -177,16 +186,21 @@ def test_of_one_description_there_is_one_architecture_and_making_it_draws_no_ran
     state = torch.random.get_rng_state()
     architecture = architecture_of({"kind": "siren", "widths": [2, 3, 1]})
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert architecture_of({"widths": [2, 3, 1], "kind": "siren"}) is architecture
+    assert (
+        architecture_of({"widths": [2, 3, 1], "kind": "siren"}) is architecture
+    )
 
 
 def test_an_unknown_kind_is_named():
-    with pytest.raises(ValueError, match="kind: expected one of siren.*got 'nerf'"):
+    with pytest.raises(
+        ValueError, match="kind: expected one of siren.*got 'nerf'"
+    ):
         architecture_of({"kind": "nerf"})
 
 
 def test_an_argument_that_a_kind_does_not_have_is_named():
     with pytest.raises(
-        ValueError, match="architecture: siren: .*unexpected keyword argument 'depth'"
+        ValueError,
+        match="architecture: siren: .*unexpected keyword argument 'depth'",
     ):
         architecture_of({"kind": "siren", "widths": [2, 3, 1], "depth": 3})

@@ -13,7 +13,9 @@ def test_what_is_moved_is_the_image_and_nothing_else():
     found = moved(stack, degrees=20, scale=0.2, shift=0.3)
     weight, bias = stack.params[:2]
     maps = torch.linalg.lstsq(weight, found.params[0]).solution  # W A = W'
-    shifts = torch.linalg.lstsq(weight, (found.params[1] - bias).unsqueeze(-1)).solution
+    shifts = torch.linalg.lstsq(
+        weight, (found.params[1] - bias).unsqueeze(-1)
+    ).solution
     scales = torch.linalg.det(maps).sqrt()
     rotations = maps / scales[:, None, None]
     torch.testing.assert_close(
@@ -29,7 +31,8 @@ def test_what_is_moved_is_the_image_and_nothing_else():
         there = points @ maps[k].mT + shifts[k].squeeze(-1)
         expected = stack.architecture.outputs(one.params, there)
         torch.testing.assert_close(
-            stack.architecture.outputs(found.select([k]).params, points), expected
+            stack.architecture.outputs(found.select([k]).params, points),
+            expected,
         )
 
 

@@ -24,7 +24,10 @@ def networks(*widths, count, first):
 @pytest.fixture
 def collection():
     """Three of one architecture, of which one comes late, and two of another."""
-    groups = [networks(2, 3, 1, count=2, first=0), networks(2, 4, 1, count=2, first=3)]
+    groups = [
+        networks(2, 3, 1, count=2, first=0),
+        networks(2, 4, 1, count=2, first=3),
+    ]
     return Collection.of([*groups, networks(2, 3, 1, count=1, first=2)])
 
 
@@ -49,7 +52,10 @@ def test_an_epoch_has_every_network_once_and_the_next_another_order():
         [networks(2, n, 1, count=4, first=0) for n in range(1, 7)]
     )
     epochs = [
-        [collection.batch(8, seed=3, step=step) for step in range(3 * k, 3 * k + 3)]
+        [
+            collection.batch(8, seed=3, step=step)
+            for step in range(3 * k, 3 * k + 3)
+        ]
         for k in range(2)
     ]
     first, second = (torch.cat(batches) for batches in epochs)
@@ -61,7 +67,9 @@ def test_an_epoch_has_every_network_once_and_the_next_another_order():
         for batch in batches
     )
     assert torch.equal(collection.batch(8, seed=3, step=1), epochs[0][1])
-    with pytest.raises(ValueError, match="batch: expected 1 to 24 networks; got 25"):
+    with pytest.raises(
+        ValueError, match="batch: expected 1 to 24 networks; got 25"
+    ):
         collection.batch(25, seed=0, step=0)
 
 

@@ -18,4 +18,11 @@ def test_stacked_sirens_say_what_each_says():
 
 def test_grid():
     points = grid(2, 3)
-    assert points.tolist() == [[-1, -1], [-1, 0], [-1, 1], [1, -1], [1, 0], [1, 1]]
+    assert points.tolist() == [
+        [-1, -1],
+        [-1, 0],
+        [-1, 1],
+        [1, -1],
+        [1, 0],
+        [1, 1],
+    ]

@@ -44,9 +44,16 @@ def test_the_small_zoo_is_of_one_shape():
 def test_the_wild_park_is_of_every_shape():
     found = [run.architecture for run in runs("wild-park", 300)]
     assert {len(a["kernels"]) for a in found} == {2, 3, 4, 5}
-    assert {width for a in found for width in a["channels"][1:]} == {4, 8, 16, 32}
+    assert {width for a in found for width in a["channels"][1:]} == {
+        4,
+        8,
+        16,
+        32,
+    }
     assert {kernel for a in found for kernel in a["kernels"]} == {3, 5, 7}
-    assert {name for a in found for name in a["activations"]} == set(WILD_ACTIVATIONS)
+    assert {name for a in found for name in a["activations"]} == set(
+        WILD_ACTIVATIONS
+    )
     ends = {
         (source, layer)
         for a in found
