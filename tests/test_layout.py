@@ -117,9 +117,9 @@ print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matp
 GRAPH = ROOT / "ngopt" / "graph"
 LAYERS = """
 pieces summary core sharding topology edge_list order flattened_maps interop usage
-matrices activation_symmetry parameter_graph infer sequential grid layout figure draw
-tracing tracing.capture tracing.values tracing.nodes tracing.edges tracing.blocks
-tracing.tracer tracing.finish
+matrices activation_symmetry labels parameter_graph infer sequential grid layout figure draw
+tracing tracing.capture tracing.values tracing.nodes tracing.edges tracing.stars
+tracing.blocks tracing.tracer tracing.finish
 rules.registry rules.pairs rules.complex_numbers rules.parameters rules.entrywise
 rules.entries rules.reductions
 rules.products rules.layers rules.maps rules.norms rules.picked rules.writes rules.einsum

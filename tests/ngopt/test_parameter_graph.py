@@ -10,14 +10,14 @@ from torch import nn
 from ngopt import build_graph
 from ngopt.graph import GraphValues, to_edge_list
 from ngopt.graph.core import EDGE_KINDS, NODE_KINDS
-from ngopt.graph.parameter_graph import (
+from ngopt.graph.labels import (
     edge_types,
     input_output_index,
     kernel_positions,
     layers,
     node_types,
-    parameter_graph,
 )
+from ngopt.graph.parameter_graph import parameter_graph
 from tests.automorphisms import automorphisms
 from tests.equivariance import (
     assert_function_respects,

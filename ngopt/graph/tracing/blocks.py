@@ -20,6 +20,7 @@ from ngopt.graph.core import View
 from ngopt.graph.topology import whole
 from ngopt.graph.tracing.edges import Block, Edges
 from ngopt.graph.tracing.nodes import Nodes
+from ngopt.graph.tracing.stars import stars
 from ngopt.graph.tracing.values import (
     Elements,
     Repeats,
@@ -28,8 +29,8 @@ from ngopt.graph.tracing.values import (
     present,
     regular_repeats,
     repeats_any,
+    row_numbers,
     same_along,
-    unique_pairs,
 )
 
 TARGETS, SOURCES = 0, 1  # places in Piece.ends, where features have targets alone
@@ -40,7 +41,7 @@ ENDS = ((TARGETS, SOURCES), (TARGETS,), (SOURCES,))
 def blocks_of(edges: Edges, nodes: Nodes) -> Iterator[Block]:
     """The blocks that edges consist of."""
     if edges.elements is None:
-        yield from _stars(edges, nodes)
+        yield from stars(edges, nodes)
         return
     for piece in _regular_pieces(edges, edges.elements, nodes):
         for part in _within_groups(piece, nodes):
@@ -222,17 +223,11 @@ def _within_groups(piece: Piece, nodes: Nodes, first: int = 0) -> Iterator[Piece
 
 def _places_of_equals(rows: Tensor) -> Iterator[range]:
     """Places at even distances of rows (n, k) that are the same."""
-    which = _which_of_different(rows)
+    which = row_numbers(rows)
     for number in which.unique():
         places = (which == number).nonzero()
         for run in even_runs(places.flatten()):
             yield _as_range(run)
-
-
-def _which_of_different(rows: Tensor) -> Tensor:
-    """(n,), the same numbers for the same rows (n, k)."""
-    _, which = rows.unique(dim=0, return_inverse=True)
-    return which
 
 
 def _as_range(run: Tensor) -> range:
@@ -280,7 +275,7 @@ def _repeats_split(piece: Piece, ends: Sequence[int]) -> Piece:
         if not changing:
             continue
         rows = piece.rows(axis, changing)
-        which = _which_of_different(rows)
+        which = row_numbers(rows)
         found = regular_repeats(which)
         if found is not None and found.times > 1:
             piece = piece.split(axis, found)
@@ -368,50 +363,3 @@ def _flat(end: Tensor, first: list[int], second: list[int]) -> Tensor:
     axes = [*first, *second]
     front = list(range(len(axes)))
     return end.movedim(axes, front).flatten()
-
-
-def _stars(edges: Edges, nodes: Nodes) -> Iterator[Block]:
-    """Edges of value 1, each once: from one source to several targets, or the other way round."""
-    assert edges.sources is not None, "features of nodes are elements"
-    ends = nodes.find(edges.sources), nodes.find(edges.targets)
-    sources, targets = torch.broadcast_tensors(*ends)
-    pairs, _ = unique_pairs(sources.flatten(), targets.flatten())
-    groups = nodes.group_of(pairs)
-    which = _which_of_different(groups.T)
-    for number in which.unique():
-        own = pairs[:, which == number]
-        for sources, targets in _stars_of_two_groups(own):
-            n_sources = len(sources)
-            n_targets = len(targets)
-            # of centers; these are at one end, so that one of the quotients is 1
-            n = min(n_sources, n_targets)
-            shape = (n, n_targets // n, n_sources // n)
-            yield Block(None, sources, targets, shape, (), edges.kind, edges.path)
-
-
-def _stars_of_two_groups(pairs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sources and targets of blocks in which the centers have equally many edges."""
-    sources, targets = pairs
-    n_sources = len(sources.unique())
-    n_targets = len(targets.unique())
-    if n_sources <= n_targets:
-        yield from _stars_around(sources, targets)
-    else:
-        for centers, others in _stars_around(targets, sources):
-            yield others, centers
-
-
-def _stars_around(centers: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Different centers, and the equally many others of each behind one another."""
-    nodes, owner, degrees = centers.unique(return_inverse=True, return_counts=True)
-    if repeats_any(others):  # they are shared: each center has a block of its own
-        parts = torch.eye(len(nodes), dtype=torch.bool)
-    else:
-        # (parts, centers): a block is regular, so those in one have equally many edges
-        parts = degrees == degrees.unique()[:, None]
-    for part in parts:
-        members = part[owner]
-        # stable: those of a center stay in their order
-        order = owner[members].argsort(stable=True)
-        own = others[members]
-        yield nodes[part], own[order]

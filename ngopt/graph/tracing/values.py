@@ -166,6 +166,12 @@ def looked_up(labels: Tensor, table: Tensor) -> Tensor:
     return torch.where(labels > 0, table[places], labels)
 
 
+def row_numbers(rows: Tensor) -> Tensor:
+    """(n,), the same numbers for the same rows (n, k)."""
+    _, which = rows.unique(dim=0, return_inverse=True)
+    return which
+
+
 def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The different pairs of entries of two flat, non-negative tensors, and which each is.
 
