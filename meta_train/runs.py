@@ -239,9 +239,8 @@ class _Training:
         start = perf_counter()
         batch = self.problem.batch(self.run.seed, number)
         self.optimizer.zero_grad()
-        with seeded(
-            self.run.seed, 2, number
-        ):  # dropout, as in meta_train.unroll
+        # dropout, as in meta_train.unroll
+        with seeded(self.run.seed, 2, number):
             loss = self.problem.loss(self.model, batch)
         loss.backward()
         middle = perf_counter()

@@ -29,9 +29,8 @@ from tasks.common import cli
 from tasks.common.settings import named_settings
 from tasks.common.text_tables import align
 
-FIRST_SEED = (
-    2_000_000  # apart from the seeds of evaluation and of baselines' tuning
-)
+# Apart from the seeds of evaluation and of baselines' tuning.
+FIRST_SEED = 2_000_000
 
 # Settings on which no trial depends.
 NO_MATTER = "trials", "folder", "processes"

@@ -104,9 +104,8 @@ class Members:
             for i in new:
                 record = state[self.params[i]]
                 record.update(first[i])
-                records[i] = (
-                    record  # so that nothing keeps the first tensors alive
-                )
+                # so that nothing keeps the first tensors alive
+                records[i] = record
         return records
 
     def present_records(self, state: Mapping[Tensor, Record]) -> list[Record]:

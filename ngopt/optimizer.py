@@ -323,9 +323,8 @@ class NGOptimizer(Optimizer):
 
         def restore(_: Optimizer) -> None:
             restore_dtypes(self.state, group_tensors(self.param_groups), loaded)
-            self._rule = (
-                None  # a compiled step knows the state that this one has seen
-            )
+            # a compiled step knows the state that this one has seen
+            self._rule = None
 
         # between the user's hooks and what they are about
         before = self.register_load_state_dict_pre_hook(check)
@@ -450,12 +449,11 @@ class NGOptimizer(Optimizer):
         if "total_steps" in group:
             group["total_steps"] = plain(group["total_steps"])
         group.setdefault("total_steps", common["total_steps"])
-        if not isinstance(
-            group["params"], Tensor | set
-        ):  # torch has its say on these
-            group["params"] = list(group["params"])
-            check_distinct(named_members(group["params"]))
-            check_whole(named_members(group["params"]))
+        params = group["params"]
+        if not isinstance(params, Tensor | set):  # torch has its say on these
+            group["params"] = params = list(params)
+            check_distinct(named_members(params))
+            check_whole(named_members(params))
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError if a record does not fit."""

@@ -205,9 +205,8 @@ class _Facts:
         incoming = self.graph.blocks_into(bias.group)
         if bias.kind == "bias":
             return "bias"
-        if (
-            bias.kind == "recurrent"
-        ):  # of a GRU, or a state that a layer begins with
+        # of a GRU, or a state that a layer begins with
+        if bias.kind == "recurrent":
             gated = [
                 b
                 for b in incoming

@@ -217,9 +217,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel):
             model = model.module
-        elif isinstance(
-            model._modules.get("_orig_mod"), nn.Module
-        ):  # of torch.compile
+        # of torch.compile
+        elif isinstance(model._modules.get("_orig_mod"), nn.Module):
             model = model._modules["_orig_mod"]  # type: ignore[assignment]
         else:
             return model

@@ -44,12 +44,10 @@ PNG_FILES = (
     "test_lables.json",
 )
 
-CONNECT_SECONDS = (
-    5.0  # a host of torchvision's that has not answered by then is passed over
-)
-STALL_SECONDS = (
-    20.0  # a download in which nothing arrives for this long is given up
-)
+# A host of torchvision's that has not answered by then is passed over.
+CONNECT_SECONDS = 5.0
+# A download in which nothing arrives for this long is given up.
+STALL_SECONDS = 20.0
 CLIENT_SECONDS = 900.0  # upper bound on one run of a package client
 
 
@@ -335,8 +333,7 @@ def _size_of(folder: Path) -> int:
     size = 0
     for path, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # temporary files come and go
+            # temporary files come and go
+            with contextlib.suppress(FileNotFoundError):
                 size += os.path.getsize(os.path.join(path, name))
     return size

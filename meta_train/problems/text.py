@@ -30,9 +30,7 @@ CHARACTERS = "\t\n" + "".join(map(chr, range(32, 127)))
 VOCABULARY = len(CHARACTERS) + 1
 
 BLOCK = 4096  # characters that go into one split together
-BLOCKS_PER_CYCLE = (
-    10  # of which the ninth is for validation and the tenth for test
-)
+BLOCKS_PER_CYCLE = 10  # the ninth is for validation, the tenth for test
 TRAIN_STRIDE = 16  # characters between the beginnings of training windows
 EVALUATION_WINDOWS = 400  # enough to tell losses .01 apart
 

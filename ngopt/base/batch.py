@@ -73,9 +73,8 @@ class Batch:
         self._is_roomy = (
             is_each_alone and is_small and all(map(fits_a_room, every))
         )
-        self._room: tuple[list[Tensor], Room] | None = (
-            None  # and what it was made for
-        )
+        # and what it was made for
+        self._room: tuple[list[Tensor], Room] | None = None
         self.average = Held(
             [Joined([(i, AVERAGE) for i in range(len(shapes))], self.flat)]
         )

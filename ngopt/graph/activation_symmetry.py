@@ -121,9 +121,8 @@ def _shifted(
     periods = (bias.detach() * frequency / pi).round()
     left = shift = periods * (pi / frequency)
     for place, own in enumerate(graph.biases):
-        if (
-            own.group == number
-        ):  # of several biases of a neuron the first is moved
+        # of several biases of a neuron the first is moved
+        if own.group == number:
             part = _picked(left, own.index)
             moved = values.biases[place] - part.unsqueeze(-1)
             values = values._replace(biases=_with(values.biases, place, moved))

@@ -41,9 +41,8 @@ def usage(graph: NeuralGraph) -> list[np.ndarray]:
         block.target for block in graph.blocks if mixes_neurons(block)
     }
     labels = _Labels(graph)
-    for block in reversed(
-        graph.blocks
-    ):  # they are in the order of the forward pass
+    # they are in the order of the forward pass
+    for block in reversed(graph.blocks):
         if block.source == block.target or block.shape[1:] != (1, 1):
             continue
         if graph.groups[block.target].kind == "product" and block.kind in (
