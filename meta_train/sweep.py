@@ -20,8 +20,8 @@ from tqdm import tqdm
 from meta_train.problems import Metrics, load_problem, mean_metrics
 from meta_train.unroll import Optimizee, whole_run
 from meta_train.weighted import trained_metanet
+from ngopt.cooldown import Cooldown
 from ngopt.learned import LearnedOptimizer
-from ngopt.metanet_rule import Cooldown
 from ngopt.pretrained import load_pretrained, save_pretrained
 from tasks.common import cli
 from tasks.common.files import finite, write_json

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import torch
 
 from ngopt.base.soap import Soap
+from ngopt.cooldown import Cooldown
 from ngopt.functional import UpdateRule
 from ngopt.graph.core import NeuralGraph
-from ngopt.metanet_rule import Cooldown, MetanetRule
+from ngopt.metanet_rule import MetanetRule
 from ngopt.models.metanet import Metanet
 
 

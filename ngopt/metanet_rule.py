@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from typing import Any, NamedTuple
@@ -16,7 +15,8 @@ from torch import (
 
 from ngopt import at_once
 from ngopt.base.flat import concatenated
-from ngopt.base.schedule import steps_so_far, with_horizon
+from ngopt.base.schedule import steps_so_far
+from ngopt.cooldown import Cooldown
 from ngopt.features import MOMENTA, move_momenta, update_momenta
 from ngopt.flat_state import FlatState
 from ngopt.functional import Change, Hyper, Record, state_dtype
@@ -33,28 +33,6 @@ CONTEXT = "context"
 # Features of a network of so many parameters are kept during a step; of a larger one,
 # made when read.
 FEW = 1 << 16
-
-
-@dataclass(frozen=True)
-class Cooldown:
-    """How updates change over a training whose number of steps is known (Hägele et al. 2024).
-
-    gain: multiplies updates until the last `share` of the steps,
-    over which it falls linearly to zero.
-
-    Raises ValueError if the gain is negative or the share not within (0, 1].
-    """
-
-    gain: float
-    share: float
-
-    def __post_init__(self) -> None:
-        if self.gain < 0:
-            raise ValueError(f"cooldown: expected a gain >= 0; got {self.gain}")
-        if not 0 < self.share <= 1:
-            raise ValueError(
-                f"cooldown: expected a share in (0, 1]; got {self.share}"
-            )
 
 
 class _Look(NamedTuple):
@@ -301,10 +279,7 @@ class MetanetRule:
         """What multiplies the update after `now` steps of a training."""
         if self.cooldown is None or self.total_steps is None:
             return 1.0
-        falling = with_horizon(
-            now, now, self.total_steps, warmup=0.0, cooldown=self.cooldown.share
-        )
-        return self.cooldown.gain * falling
+        return self.cooldown.height(now, self.total_steps)
 
     @property
     def _is_amortized(self) -> bool:

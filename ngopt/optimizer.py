@@ -101,7 +101,7 @@ class NGOptimizer(Optimizer):
         total_steps: the number of steps that will be made, where it is known: the step size then
             comes down to zero. Without it, `averaged` and `load_average` have the same effect. The
             paper's metanets do not know it; weights of them may say how their updates cool down
-            (`ngopt.metanet_rule.Cooldown`).
+            (`ngopt.cooldown.Cooldown`).
         maximize: go up instead of down. Per group.
         compute_dtype: what a metanet computes in, such as torch.bfloat16; by default the dtype of
             its state. State and logarithms stay float32, and the default weights, which have no

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ngopt.cooldown import Cooldown
 from ngopt.files import digest, is_intact, read_tensors, write_tensors
 from ngopt.learned import BASES, LearnedOptimizer
-from ngopt.metanet_rule import Cooldown
 from ngopt.models import METANETS, Metanet
 
 FORMAT = "ngopt-2"

@@ -7,9 +7,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from meta_train.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
 from meta_train.stack import Stack, stacked
 from meta_train.unroll import Inner, Optimizee, apply_update, moved, unroll
+from ngopt.cooldown import Cooldown
 from ngopt.functional import update_all
 from ngopt.learned import LearnedOptimizer
-from ngopt.metanet_rule import Cooldown
 from ngopt.models import METANETS, FeedForward
 from tests.meta_train.by_hand import Drift, RecoveredGradient, Regression, Slope
 from tests.metanets import metanet_for

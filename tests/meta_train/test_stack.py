@@ -12,8 +12,8 @@ from meta_train.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
 from meta_train.stack import Stack, stacked, unstacked
 from meta_train.train import Config, MetaTrainer
 from meta_train.unroll import Optimizee
+from ngopt.cooldown import Cooldown
 from ngopt.learned import LearnedOptimizer
-from ngopt.metanet_rule import Cooldown
 from ngopt.models import METANETS, FeedForward
 from tests.meta_train.by_hand import Regression
 from tests.metanets import metanet_for

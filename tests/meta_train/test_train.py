@@ -21,7 +21,7 @@ from meta_train.train import (
 from meta_train.unroll import Optimizee, whole_run
 from meta_train.worker import ESTIMATORS
 from ngopt import load_pretrained
-from ngopt.metanet_rule import Cooldown
+from ngopt.cooldown import Cooldown
 from ngopt.models import FeedForward
 from tasks.common import cli
 from tasks.common.distributed import RankLost

@@ -18,9 +18,10 @@ from ngopt import (
     metanet_rule,
 )
 from ngopt.base.soap import Soap
+from ngopt.cooldown import Cooldown
 from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
-from ngopt.metanet_rule import CONTEXT, Cooldown, MetanetRule
+from ngopt.metanet_rule import CONTEXT, MetanetRule
 from ngopt.models import METANETS, NeuralFunctional, NeuralGraphGNN, edge_states
 from ngopt.models.film_messages import Statistics
 from ngopt.models.gnn import GNNConfig

@@ -6,9 +6,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ngopt import NGOptimizer, build_graph, list_pretrained, load_pretrained
+from ngopt.cooldown import Cooldown
 from ngopt.files import digest
 from ngopt.learned import BASES, LearnedOptimizer
-from ngopt.metanet_rule import Cooldown
 from ngopt.models import FeedForward
 from ngopt.models.feedforward import FeedForwardConfig
 from ngopt.pretrained import save_pretrained, weights_hash

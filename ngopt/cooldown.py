@@ -1,0 +1,37 @@
+"""How the updates of a metanet change over a training of known length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ngopt.base.schedule import with_horizon
+
+
+@dataclass(frozen=True)
+class Cooldown:
+    """How updates change over a training whose number of steps is known (Hägele et al. 2024).
+
+    gain: multiplies updates until the last `share` of the steps,
+    over which it falls linearly to zero.
+
+    Raises ValueError if the gain is negative or the share not within (0, 1].
+    """
+
+    gain: float
+    share: float
+
+    def __post_init__(self) -> None:
+        if self.gain < 0:
+            raise ValueError(f"cooldown: expected a gain >= 0; got {self.gain}")
+        if not 0 < self.share <= 1:
+            raise ValueError(
+                f"cooldown: expected a share in (0, 1]; got {self.share}"
+            )
+
+    def height(self, now: Any, total_steps: int) -> Any:
+        """What multiplies the update after `now` steps of `total_steps`."""
+        falling = with_horizon(
+            now, now, total_steps, warmup=0.0, cooldown=self.share
+        )
+        return self.gain * falling
