@@ -5,7 +5,8 @@ bit), `log.jsonl` (one line a validation), TensorBoard events, and `best.safeten
 with the lowest validation loss.
 
 With `--processes N`, or started as `torchrun --nproc-per-node N -m meta_train.train ...`, each
-process unrolls its share of the optimizees; their number changes no result, and any number resumes.
+process unrolls a share of the optimizees that takes about as long as the others; the number of
+processes changes no result, and any number resumes.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ from dataclasses import dataclass, field, fields, replace
 from math import cos, inf, isnan, nan, pi
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from meta_train import checkpoint
-from meta_train.estimators import Estimate
 from meta_train.live import LivePicture
+from meta_train.outcomes import Outcome, exchanged
 from meta_train.problems import Metrics, mean_metrics
+from meta_train.sharing import Costs, on_device, shared_out
 from meta_train.slots import LifeConfig, Lives, Slot
 from meta_train.start import make_learned
 from meta_train.unroll import Optimizee, whole_run
 from meta_train.weighted import trained_metanet
-from meta_train.worker import Result, UnrollConfig, Worker
+from meta_train.worker import UnrollConfig, Worker
 from ngopt.pretrained import save_pretrained
 from tasks.common import cli
 from tasks.common.distributed import (
@@ -131,26 +134,12 @@ class Config:
             )
 
 
-class Outcome(NamedTuple):
-    """What all ranks know of one optimizee's truncation.
-
-    meta_gradient: clipped; zero where it is not usable. norm: before clipping.
-    Losses as in `Estimate`.
-    """
-
-    is_usable: bool
-    meta_loss: float
-    inner_loss: float
-    first_loss: float
-    norm: float
-    meta_gradient: Tensor
-
-
 class MetaTrainer:
     """The outer loop: unrolls optimizees, averages their meta-gradients, steps AdamW,
     validates, saves.
 
-    Every rank takes the same outer steps; only what `Outcome` says of optimizees travels.
+    Every rank takes the same outer steps; what `Outcome` says of optimizees travels, and the state
+    of one that another rank goes on with.
     """
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
@@ -174,6 +163,8 @@ class MetaTrainer:
         )
         self.lives = Lives(settings_of(config, LifeConfig))
         self.slots = self.lives.first()
+        self.costs = Costs()
+        self.owners = [k % ranks.count for k in range(config.optimizees)]
         self.outer_step, self.best = 0, float("inf")
         self.log: list[dict[str, Any]] = []  # one record a validation
 
@@ -236,13 +227,16 @@ class MetaTrainer:
     def step(self) -> list[Outcome]:
         """One outer step of all optimizees."""
         config = self.config
-        own = [slot for slot in self.slots if self.ranks.owns(slot.number)]
+        self._share_out()
+        own = [slot for slot in self.slots if self._is_own(slot)]
         results = self.worker.run([self.lives.job(slot) for slot in own])
-        outcomes = self._shared(
-            {
-                slot.number: result
-                for slot, result in zip(own, results, strict=True)
-            }
+        numbers = [slot.number for slot in own]
+        outcomes = exchanged(
+            dict(zip(numbers, results, strict=True)),
+            len(self.slots),
+            parameters_to_vector(self.metanet.parameters()).detach(),
+            config.clip_norm,
+            self.ranks,
         )
         gradients = [o.meta_gradient for o in outcomes if o.is_usable]
         self.outer_step += 1
@@ -257,45 +251,45 @@ class MetaTrainer:
         for slot, result in zip(own, results, strict=True):
             slot.state = result.state
         for slot, outcome in zip(self.slots, outcomes, strict=True):
+            steps = self.lives.steps(slot)
+            self.costs.measured(self._problem(slot), steps, outcome.seconds)
             inner_loss = outcome.inner_loss if outcome.is_usable else inf
             self.lives.advance(
                 slot, outcome.first_loss, inner_loss, self.outer_step
             )
         return outcomes
 
-    def _shared(self, own: dict[int, Result]) -> list[Outcome]:
-        """What happened to all optimizees, from what each rank knows of its own."""
-        count = sum(p.numel() for p in self.metanet.parameters())
-        head = len(Outcome._fields) - 1
-        rows = torch.zeros(len(self.slots), head + count, dtype=torch.float64)
-        for number, (estimate, _, first_loss) in own.items():
-            gradient, is_usable = estimate.meta_gradient, usable(estimate)
-            losses = (
-                estimate.meta_loss.item(),
-                estimate.inner_loss.item(),
-                first_loss,
+    def _share_out(self) -> None:
+        """Which rank unrolls which optimizee next; those that change ranks take their states along.
+
+        The same on all ranks, as all know the same times.
+        """
+        costs = [
+            self.costs.of(self._problem(slot), self.lives.steps(slot))
+            for slot in self.slots
+        ]
+        owners = shared_out(costs, self.owners, self.ranks.count)
+        if owners == self.owners:
+            return
+        states = self.ranks.gathered(self._own_states())
+        self.owners = owners
+        for slot in self.slots:
+            is_own = self._is_own(slot)
+            slot.state = (
+                on_device(states[slot.number], self.device) if is_own else None
             )
-            numbers = [float(is_usable), *losses, gradient.norm().item()]
-            rows[number, :head] = torch.tensor(numbers, dtype=torch.float64)
-            if is_usable:
-                rows[number, head:] = clip(gradient, self.config.clip_norm)
-        like = next(self.metanet.parameters())
-        found = []
-        for row in self.ranks.summed(rows):
-            is_usable, meta_loss, inner_loss, first_loss, norm = row[
-                :head
-            ].tolist()
-            gradient = row[head:].to(like)
-            outcome = Outcome(
-                bool(is_usable),
-                meta_loss,
-                inner_loss,
-                first_loss,
-                norm,
-                gradient,
-            )
-            found.append(outcome)
-        return found
+
+    def _is_own(self, slot: Slot) -> bool:
+        """Whether this rank unrolls an optimizee."""
+        return self.owners[slot.number] == self.ranks.number
+
+    def _own_states(self) -> dict[int, Any]:
+        return {
+            slot.number: slot.state for slot in self.slots if self._is_own(slot)
+        }
+
+    def _problem(self, slot: Slot) -> int:
+        return self.worker.problem_of(self.lives.seed(slot))
 
     def validate(self) -> Metrics:
         """Whole inner trainings on the first problem;
@@ -355,12 +349,7 @@ class MetaTrainer:
         return {"stages": [*self.learned.recipe["stages"], stage]}
 
     def save_checkpoint(self) -> None:
-        own = {
-            slot.number: slot.state
-            for slot in self.slots
-            if self.ranks.owns(slot.number)
-        }
-        states = self.ranks.gathered(own)
+        states = self.ranks.gathered(self._own_states())
         if not self.ranks.is_first:
             return
         slots = [
@@ -386,7 +375,7 @@ class MetaTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.slots = [Slot(**slot) for slot in state["slots"]]
         for slot in self.slots:
-            slot.state = slot.state if self.ranks.owns(slot.number) else None
+            slot.state = slot.state if self._is_own(slot) else None
         self.outer_step = state["outer_step"]
         self.best = state["best"]
         self.log = state["log"]
@@ -408,15 +397,6 @@ def learning_rate_factor(step: int, config: Config) -> float:
         config.outer_steps - config.warmup, 1
     )
     return 0.01 + 0.99 * 0.5 * (1 + cos(pi * progress))
-
-
-def usable(estimate: Estimate) -> bool:
-    return all(bool(values.isfinite().all()) for values in estimate)
-
-
-def clip(gradient: torch.Tensor, norm: float) -> torch.Tensor:
-    """Scales a vector down to a norm if it is longer."""
-    return gradient * min(1.0, norm / max(gradient.norm().item(), 1e-12))
 
 
 def assign_gradient(module: nn.Module, gradient: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import process_time
 from typing import Any, NamedTuple
 
 import torch
@@ -60,11 +61,15 @@ class Job:
 
 
 class Result(NamedTuple):
-    """What is known of an optimizee after a truncation. estimate: of this one alone."""
+    """What is known of an optimizee after a truncation.
+
+    estimate: of this one alone. seconds: of a core, that it took.
+    """
 
     estimate: Estimate
     state: Any
     first_loss: float
+    seconds: float = 0.0
 
 
 Limit = float | Tensor
@@ -141,12 +146,15 @@ class Worker:
             groups[self._likeness(job, i)].append(i)
         found: dict[int, Result] = {}
         for some in groups.values():
+            start = process_time()
             results = self.unroll([jobs[i] for i in some])
+            seconds = (process_time() - start) / len(some)
+            results = [one._replace(seconds=seconds) for one in results]
             found.update(zip(some, results, strict=True))
         return [found[i] for i in range(len(jobs))]
 
     def optimizee(self, seed: int) -> Optimizee:
-        problem, config = self.problems[self._problem(seed)], self.config
+        problem, config = self.problems[self.problem_of(seed)], self.config
         return Optimizee(
             problem, seed, config.autocast, config.scaling, config.device
         )
@@ -200,7 +208,8 @@ class Worker:
             )
         return loss
 
-    def _problem(self, seed: int) -> int:
+    def problem_of(self, seed: int) -> int:
+        """The number of the problem of an optimizee."""
         return seed % len(self.problems)
 
     def _likeness(self, job: Job, number: int) -> Hashable:
@@ -211,7 +220,7 @@ class Worker:
             p.shape for p in self._optimizees[job.seed].model.parameters()
         )
         place = (job.age, job.horizon) if asks_for_step(self.learned) else ()
-        return self._problem(job.seed), shapes, job.steps, place
+        return self.problem_of(job.seed), shapes, job.steps, place
 
     def _state(
         self, estimator: Estimator, job: Job, optimizee: Optimizee

@@ -55,16 +55,13 @@ class Ranks:
         return values
 
     def gathered(self, own: dict[int, Any]) -> dict[int, Any]:
-        """What all ranks have, on the first; nothing on others.
-        Raises RankLost if another has ended."""
+        """What all ranks have, on each. Raises RankLost if another has ended."""
         if self.count == 1:
             return own
         found: list[Any] = [None] * self.count
         with _noticing():
-            dist.gather_object(own, found if self.is_first else None)
-        return {
-            key: value for some in found if some for key, value in some.items()
-        }
+            dist.all_gather_object(found, own)
+        return {key: value for some in found for key, value in some.items()}
 
 
 @contextmanager

@@ -10,14 +10,9 @@ import torch
 
 from meta_train import sweep, train
 from meta_train.estimators import Estimate
+from meta_train.outcomes import clip, usable
 from meta_train.problems import load_problem
-from meta_train.train import (
-    Config,
-    MetaTrainer,
-    clip,
-    learning_rate_factor,
-    usable,
-)
+from meta_train.train import Config, MetaTrainer, learning_rate_factor
 from meta_train.unroll import Optimizee, whole_run
 from meta_train.worker import ESTIMATORS
 from ngopt import load_pretrained
