@@ -36,6 +36,7 @@ LRS, WEIGHT_DECAYS = (3e-5, 1e-3), (1e-6, 1e-2)
 # What names of problems have whose data is FashionMNIST, which alone chooses: "fm", and perhaps the
 # side of the images.
 FASHION = re.compile(r"(^|-)fm\d*(-|$)")
+LEAST_OUTER_STEPS = 10
 # Settings on which no trial depends.
 NO_MATTER = "trials", "folder"
 HEADER = ["trial", "validation accuracy %", "gain", "numbers"]
@@ -71,6 +72,11 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fashion(self.problems)
+        if self.most_outer_steps < LEAST_OUTER_STEPS:
+            raise ValueError(
+                f"most_outer_steps: expected {LEAST_OUTER_STEPS} or more; got "
+                f"{self.most_outer_steps}"
+            )
 
 
 def check_fashion(problems: Sequence[str]) -> None:
@@ -109,7 +115,7 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
         tail=config.tail,
         optimizees=config.optimizees,
         outer_steps=trial.suggest_int(
-            "outer_steps", 10, config.most_outer_steps, log=True
+            "outer_steps", LEAST_OUTER_STEPS, config.most_outer_steps, log=True
         ),
         lr=trial.suggest_float("lr", *LRS, log=True),
         weight_decay=trial.suggest_float(

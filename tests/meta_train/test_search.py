@@ -83,6 +83,13 @@ def test_fashion_mnist_alone_chooses(other):
         search.Config(problems=("fm-16", other))
 
 
+def test_too_few_outer_steps():
+    with pytest.raises(
+        ValueError, match="most_outer_steps: expected 10 or more; got 9"
+    ):
+        search.Config(most_outer_steps=9)
+
+
 def test_a_folder_of_other_settings_is_an_error(config):
     search.run(config)
     with pytest.raises(ValueError, match="other settings: truncation 4, got 8"):
