@@ -16,7 +16,8 @@ class Probes(nn.Module):
     neurons get a code of what they say of them.
 
     Neurons with the same role share their code's MLP (a departure from one linear map a layer, so
-    that other depths work). Of values in space, as a convolution's, neurons say mean and deviation.
+    that other depths work). Of values in space, as a convolution's, neurons say mean and deviation;
+    outputs say theirs, and its log-softmax over all of them, in which a classifier answers.
 
     inputs: (m, *), where the probes begin. hidden: width of the MLPs.
 
@@ -38,10 +39,14 @@ class Probes(nn.Module):
         found = []
         for group, own in zip(groups, values, strict=True):
             role = group.role if group.role in ROLES else "hidden"
-            found.append(
-                None if own is None else self.codes[role](statistics(own))
-            )
+            read = answers if role == "output" else statistics
+            found.append(None if own is None else self.codes[role](read(own)))
         return found
+
+
+def answers(values: Tensor) -> Tensor:
+    """Of outputs (b, m, size) -> (b, size, 2 m): themselves and their log-softmax, 0 for one."""
+    return torch.cat([values, values.log_softmax(-1)], 1).mT
 
 
 def statistics(values: Tensor) -> Tensor:
