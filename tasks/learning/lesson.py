@@ -20,7 +20,7 @@ from tasks.datasets import batch_indices
 from tasks.learning.catalogue import make_model
 from tasks.learning.training import Progress, Trainer, TrainingConfig
 from tasks.models.base import NetworkModel
-from tasks.models.probes import Probes
+from tasks.models.learned_inputs import LearnedInputs
 from tasks.networks.architectures import Stack
 from tasks.networks.canonical import in_canonical_form
 
@@ -160,8 +160,8 @@ def learn_on(
 def draw_probes(path: Path, model: nn.Module) -> None:
     """Draws the inputs that a model has learned, if it has any: points of images, or images."""
     for module in model.modules():
-        if isinstance(module, Probes):
-            inputs = module.inputs.detach()
+        if isinstance(module, LearnedInputs):
+            inputs = module().detach()
             if inputs.dim() == 4:
                 draw_images(path, inputs)
             elif inputs.shape[1] == 2:

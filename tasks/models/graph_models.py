@@ -20,6 +20,7 @@ from ngopt.models.parts import GraphParts, parts_of
 from ngopt.models.sources import WholeValues
 from tasks.models.base import ParameterModel
 from tasks.models.fourier import Fourier
+from tasks.models.learned_inputs import FreeInputs, GeneratedInputs
 from tasks.models.perceptron import perceptron
 from tasks.models.pooling import Pooling, common_outputs
 from tasks.models.probes import Probes
@@ -180,7 +181,10 @@ class GraphModel(ParameterModel):
     def _probes(self, config: GraphModelConfig) -> Probes | None:
         if not config.probes:
             return None
-        return Probes(self.first.module.probes(config.probes), config.width)
+        shape = self.first.module.example().shape[1:]
+        # free pixels learn what the training's networks alone have
+        kind = GeneratedInputs if len(shape) == 3 else FreeInputs
+        return Probes(kind(config.probes, shape), config.probes, config.width)
 
 
 def in_own_units(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tasks.models.learned_inputs import LearnedInputs
 from tasks.networks.architectures import Stack
 
 ROLES = ("input", "hidden", "output")
@@ -19,23 +20,25 @@ class Probes(nn.Module):
     that other depths work). Of values in space, as a convolution's, neurons say mean and deviation;
     outputs say theirs, and its log-softmax over all of them, in which a classifier answers.
 
-    inputs: (m, *), where the probes begin. hidden: width of the MLPs.
+    count: of the inputs. hidden: width of the MLPs.
 
     Shapes: a stack of b networks -> for every group of the graph (b, size, width), None where its
     neurons have no value.
     """
 
-    def __init__(self, inputs: Tensor, width: int, hidden: int = 128):
+    def __init__(
+        self, inputs: LearnedInputs, count: int, width: int, hidden: int = 128
+    ):
         super().__init__()
-        self.inputs = nn.Parameter(inputs.clone())
-        numbers = 2 * len(inputs)
+        self.inputs = inputs
+        numbers = 2 * count
         self.codes = nn.ModuleDict(
             {role: _mlp(numbers, hidden, width) for role in ROLES}
         )
 
     def forward(self, stack: Stack) -> list[Tensor | None]:
         groups = stack.architecture.graph.groups
-        values = stack.architecture.neurons(stack.params, self.inputs)
+        values = stack.architecture.neurons(stack.params, self.inputs())
         found = []
         for group, own in zip(groups, values, strict=True):
             role = group.role if group.role in ROLES else "hidden"

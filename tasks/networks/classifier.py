@@ -37,21 +37,6 @@ class Classifier(Subject):
     def example(self) -> Tensor:
         return torch.zeros(1, self.channels, SIDE, SIDE)
 
-    def probes(self, count: int) -> Tensor:
-        """Random images of mean 0 and deviation 1, as smooth as those that networks are trained on.
-
-        Amplitudes fall with the inverse of the frequency, as natural images' do (Field 1987).
-        """
-        spectrum = torch.fft.rfft2(
-            torch.randn(count, self.channels, SIDE, SIDE)
-        )
-        frequencies = torch.hypot(
-            torch.fft.fftfreq(SIDE)[:, None], torch.fft.rfftfreq(SIDE)
-        )
-        images = torch.fft.irfft2(spectrum / frequencies.clamp(min=1 / SIDE))
-        mean = images.mean((-2, -1), keepdim=True)
-        return (images - mean) / images.std((-2, -1), keepdim=True)
-
 
 def activation_of(name: str) -> Callable[[Tensor], Tensor]:
     """Raises ValueError for an unknown one."""

@@ -36,9 +36,6 @@ class Siren(Subject):
     def example(self) -> Tensor:
         return torch.zeros(1, self.inputs)
 
-    def probes(self, count: int) -> Tensor:
-        return 2 * torch.rand(count, self.inputs) - 1
-
     def neurons(self, x: Tensor) -> list[Tensor | None]:
         """x: (m, 2), points."""
         *hidden, last = self.layers

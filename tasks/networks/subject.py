@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 
 class Subject(nn.Module):
-    """Base class. A subclass has `example`, `neurons` and `probes`,
-    and parameters alone decide what it computes.
+    """Base class. A subclass has `example` and `neurons`; parameters alone decide what it computes.
 
     frequency: sine neurons compute sin(frequency * x). output:
     which group of neurons the module returns.
@@ -28,10 +27,6 @@ class Subject(nn.Module):
         of a GroupNorm) or for pairs of neurons (products of queries and keys), so that the graph,
         which is traced through here, is that of the network alone.
         """
-        raise NotImplementedError
-
-    def probes(self, count: int) -> Tensor:
-        """Random inputs with which learned ones may begin, (count, *)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:

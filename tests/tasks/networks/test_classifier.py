@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from tasks.networks.classifier import DropNeurons
-from tasks.networks.cnn import Cnn, describe
 
 
 def test_a_share_of_the_neurons_is_dropped_everywhere_and_the_others_are_scaled():
@@ -16,13 +15,3 @@ def test_a_share_of_the_neurons_is_dropped_everywhere_and_the_others_are_scaled(
     # of every image others
     assert not torch.equal(factors[0], factors[1])
     assert torch.equal(drop.eval()(x), x)
-
-
-def test_probes_are_images_like_those_of_the_training():
-    description = describe([3, 4], [3], [2], ["relu"])
-    del description["kind"]
-    torch.manual_seed(0)
-    probes = Cnn(**description).probes(7)
-    assert probes.shape == (7, 3, 32, 32)
-    assert probes.mean().item() == pytest.approx(0, abs=0.05)
-    assert probes.std().item() == pytest.approx(1, abs=0.05)
