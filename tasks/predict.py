@@ -8,7 +8,7 @@ of runs. Writes what `tasks.classify` writes, and `predicted.png`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tasks.common import cli
 from tasks.common.distributed import Ranks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.models.base import NetworkModel
 from tasks.networks.architectures import Stack
 from tasks.networks.collection import Collection, read_collection
 from tasks.shards import SPLITS
@@ -39,6 +40,8 @@ class Config(LessonConfig):
 class Prediction(NetworkLesson[Config]):
     """Cross-entropy between accuracies; the score is Kendall's tau."""
 
+    model: NetworkModel
+
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         super().__init__(config, ranks)
         self.data = {split: self._read(split) for split in SPLITS}
@@ -49,12 +52,15 @@ class Prediction(NetworkLesson[Config]):
         own = self.share(
             train.batch(training.batch, seed=training.seed, step=step)
         )
-        logits = train.said(
-            lambda stack: self.model(self.prepared(stack)), own
-        ).squeeze(-1)
+        logits = train.said(self.read, own).squeeze(-1)
         return binary_cross_entropy_with_logits(
             logits, train.columns["accuracy"][own].float()
         )
+
+    def read(self, stacks: Sequence[Stack]) -> Tensor:
+        """What the model says of networks, (n, 1)."""
+        stacks = [self.prepared(stack) for stack in stacks]
+        return self.model.forward_mixed(stacks)
 
     def score(self) -> float:
         data = self.data["validation"]
@@ -63,7 +69,7 @@ class Prediction(NetworkLesson[Config]):
     def predicted(self, data: Collection) -> Tensor:
         """Accuracies of all networks, (n,)."""
         pieces = torch.arange(len(data)).split(AT_ONCE)
-        logits = [data.said(self.judged, piece) for piece in pieces]
+        logits = [data.said(self.read, piece) for piece in pieces]
         return torch.cat(logits).squeeze(-1).sigmoid()
 
     def results(self) -> Mapping[str, float]:

@@ -145,7 +145,7 @@ EDIT = Table(
     (
         *_others("nfn-np", "nfn-hnp", "dwsnet"),
         *_probed("ng-gnn", 0, 64),
-        *_probed("ng-t", 0, 64),
+        *_probed("ng-t", 0, 64, layers=2),
         Row("ng-gnn, 64 probes, 8 outputs", {"probes": 64, "outputs": 8}, True),
     ),
     {
@@ -168,7 +168,7 @@ SMALL = Table(
         *_others(
             "statnn", "nfn-np", "nfn-hnp", "dmc", "probegen", symmetry=False
         ),
-        *_probed("ng-gnn", 0, 16, scales=True),
+        *_probed("ng-gnn", 0, 16, 64, scales=True),
         *_probed("ng-t", 0, scales=True),
     ),
     {
@@ -214,7 +214,8 @@ DIVERSE = Table(
     (
         *_others("set", "dmc", "statnn", "probegen", symmetry=False),
         # with three it makes too few steps in the same time
-        *_probed("gmn", 0, layers=2, scales=True),
+        *_probed("gmn", 0, 16, layers=2, scales=True),
+        *_probed("ng-gnn", 0, 16, scales=True),
     ),
     {"diverse": {"set": 0.562, "dmc": 0.957, "gmn": 0.975}},
 )

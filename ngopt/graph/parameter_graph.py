@@ -43,6 +43,20 @@ def parameter_graph(graph: NeuralGraph) -> NeuralGraph:
     them on edges with one slot, none on nodes. Roles stay as they are; nodes of parameters count as
     inputs and are as deep as the neurons that they work on.
     """
+    return _built(graph).build()
+
+
+def neuron_places(graph: NeuralGraph) -> list[tuple[int, Index]]:
+    """Where the neurons of every group of a neural graph are in its parameter graph.
+
+    Returns the group there, and which of its neurons these are. Groups on both sides of a norm may
+    be in one place.
+    """
+    builder = _built(graph)
+    return [builder.end(group, None) for group in range(len(graph.groups))]
+
+
+def _built(graph: NeuralGraph) -> _Builder:
     scales = _place_scales(graph)
     merged = [
         graph.blocks[i] for i, how in scales.items() if how is Scale.MERGED
@@ -55,7 +69,7 @@ def parameter_graph(graph: NeuralGraph) -> NeuralGraph:
             builder.add(block)
     for bias in graph.biases:
         builder.add_parameter(bias.view, bias.group, bias.index, bias.kind)
-    return builder.build()
+    return builder
 
 
 # Scales of norms

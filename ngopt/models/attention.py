@@ -16,10 +16,12 @@ from ngopt.models.messages import (
     TO_SOURCES,
     TO_TARGETS,
     Incoming,
+    added,
     by_neuron,
-    spread,
+    extremes,
+    joined_index,
 )
-from ngopt.models.parts import Part
+from ngopt.models.parts import Members, Part
 
 # Logit of what a neuron does not see; finite, so that differences are numbers.
 UNSEEN = -1e30
@@ -160,30 +162,52 @@ class RelationalLayer(GraphLayer):
         nodes: Sequence[Tensor],
         incoming: Sequence[Sequence[Incoming[Attended]]],
         outgoing: Sequence[Sequence[Incoming[Attended]]],
-        members: Sequence[int],
+        members: Members,
     ) -> list[Tensor]:
-        seen: list[list[Attended]] = [[] for _ in nodes]
-        for i, node in enumerate(nodes):
-            for attended, index in (*incoming[i], *outgoing[i]):
-                seen[i].append(_spread(attended, index, node))
-        for member in set(members):
-            some = [i for i, own in enumerate(members) if own == member]
-            if sum(nodes[i].shape[-2] for i in some) <= self.complete_up_to:
-                for i, attended in zip(
-                    some, self._complete([nodes[i] for i in some]), strict=True
-                ):
-                    seen[i].append(attended)
+        seen = [
+            [*one, *other]
+            for one, other in zip(incoming, outgoing, strict=True)
+        ]
+        if not self.complete_up_to:
+            pass
+        elif isinstance(members, Tensor):
+            seen[0].append(self._complete_by_node(nodes[0], members))
+        else:
+            self._complete_by_group(nodes, members, seen)
         return [
             self._next_node(node, own)
             for node, own in zip(nodes, seen, strict=True)
         ]
 
-    def _next_node(self, node: Tensor, seen: Sequence[Attended]) -> Tensor:
-        mean = (
-            reduce(Attended.joined, seen).mean()
-            if seen
-            else torch.zeros_like(node)
-        )
+    def _complete_by_group(
+        self,
+        nodes: Sequence[Tensor],
+        members: Sequence[int],
+        seen: Sequence[list[Incoming[Attended]]],
+    ) -> None:
+        """Adds what the neurons of small graphs see of all neurons, group by group."""
+        for member in set(members):
+            some = [i for i, own in enumerate(members) if own == member]
+            sizes = [nodes[i].shape[-2] for i in some]
+            if sum(sizes) > self.complete_up_to:
+                continue
+            found = self._all_to_all(torch.cat([nodes[i] for i in some], -2))
+            columns = (x.split(sizes, -2) for x in found)
+            for i, own in zip(some, zip(*columns, strict=True), strict=True):
+                seen[i].append(Incoming(Attended(*own), None))
+
+    def _complete_by_node(
+        self, nodes: Tensor, members: Tensor
+    ) -> Incoming[Attended]:
+        """What the neurons of small graphs see of all of theirs. nodes: (n, width)."""
+        index, is_node = padded(members, self.complete_up_to)
+        found = self._all_to_all(nodes[index], is_node)
+        return Incoming(Attended(*(x[is_node] for x in found)), index[is_node])
+
+    def _next_node(
+        self, node: Tensor, seen: Sequence[Incoming[Attended]]
+    ) -> Tensor:
+        mean = _together(seen, node).mean() if seen else torch.zeros_like(node)
         return self.node_mlp(self.node_norm(node + self.out(mean)))
 
     def _attended(
@@ -204,23 +228,22 @@ class RelationalLayer(GraphLayer):
         products = (query * key).unflatten(-1, (self.heads, -1)).sum(-1)
         return products / sqrt(self.width / self.heads)
 
-    def _complete(self, nodes: Sequence[Tensor]) -> list[Attended]:
-        """What the neurons of every group see of all neurons."""
-        terms = self.everywhere(torch.cat(list(nodes), -2)).unflatten(
-            -1, (3, self.heads, -1)
-        )
+    def _all_to_all(
+        self, nodes: Tensor, is_node: Tensor | None = None
+    ) -> Attended:
+        """What neurons see of all. nodes: (*batch, n, width). is_node: which of them are any,
+        (*batch, n)."""
+        terms = self.everywhere(nodes).unflatten(-1, (3, self.heads, -1))
         # (*batch, heads, n, d)
         query, key, value = (x.transpose(-3, -2) for x in terms.unbind(-3))
         logits = query @ key.mT / sqrt(query.shape[-1])
+        if is_node is not None:
+            is_hidden = ~is_node[..., None, None, :]
+            logits = logits.masked_fill(is_hidden, UNSEEN)
         high = logits.detach().amax(-1, keepdim=True)
         weight = (logits - high).exp()
         found = high, weight.sum(-1, keepdim=True), weight @ value
-        columns = [x.transpose(-3, -2).flatten(-2) for x in found]
-        sizes = [node.shape[-2] for node in nodes]
-        return [
-            Attended(*some)
-            for some in zip(*(x.split(sizes, -2) for x in columns), strict=True)
-        ]
+        return Attended(*(x.transpose(-3, -2).flatten(-2) for x in found))
 
     def _columns(self, number: int) -> slice:
         return slice(number * self.width, (number + 1) * self.width)
@@ -245,10 +268,34 @@ def _by_head(weight: Tensor, value: Tensor) -> Tensor:
     return (weight.unsqueeze(-1) * value.unflatten(-1, (heads, -1))).flatten(-2)
 
 
-def _spread(attended: Attended, index: Tensor | None, node: Tensor) -> Attended:
-    """Of the neurons that a block names -> of all of the group."""
-    if index is None:
-        return attended
+def _together(parts: Sequence[Incoming[Attended]], node: Tensor) -> Attended:
+    """What the neurons of a group see of all that several blocks bring."""
+    if all(part.index is None for part in parts):
+        return reduce(Attended.joined, [part.messages for part in parts])
     n = node.shape[-2]
-    rest = (spread(x, index, n) for x in (attended.total, attended.value))
-    return Attended(spread(attended.high, index, n, UNSEEN), *rest)
+    index = joined_index(parts, n, node.device)
+    columns = zip(*(part.messages for part in parts), strict=True)
+    highs, totals, values = (torch.cat(column, -2) for column in columns)
+    high = extremes(highs, index, n, "amax", UNSEEN)
+    weight = (highs - high.index_select(-2, index)).exp()
+    total = added(weight * totals, index, n)
+    return Attended(high, total, added(_by_head(weight, values), index, n))
+
+
+def padded(members: Tensor, up_to: int) -> tuple[Tensor, Tensor]:
+    """The nodes of the graphs that have no more than so many, a graph a row.
+
+    members: which graph every node is of, (n,).
+
+    Returns numbers of nodes (graphs, most), and which of these are nodes, bool; others are 0.
+    """
+    counts = torch.bincount(members)
+    starts = counts.cumsum(0) - counts
+    is_small = counts <= up_to
+    some = counts[is_small].unsqueeze(1)
+    most = int(some.max()) if len(some) else 0
+    column = torch.arange(most, device=members.device)
+    is_node = column < some
+    order = members.argsort(stable=True)
+    place = torch.where(is_node, starts[is_small].unsqueeze(1) + column, 0)
+    return torch.where(is_node, order[place], 0), is_node

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ngopt.graph.core import BIAS_KINDS, NeuralGraph, kind_code
+from ngopt.graph.core import BIAS_KINDS, EdgeBlock, NeuralGraph, kind_code
 
 # Functions that a network may apply to its neurons; 0 stands for none that is known,
 # the last for any other.
@@ -33,6 +33,11 @@ ACTIVATIONS = (
 ROLES = ("input", "hidden", "output")
 FREQUENCIES = 4
 POSITION_FEATURES = len(ROLES) + 2 * 2 * FREQUENCIES
+# Of kernels, from the last on; earlier ones are not told apart.
+SLOT_AXES = 3
+SLOT_PERIOD = 16
+"""Positions in the longest wave that tells them apart."""
+SLOT_FEATURES = SLOT_AXES * 2 * FREQUENCIES
 
 
 class Tile(NamedTuple):
@@ -300,8 +305,18 @@ def activation_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
     return torch.tensor(codes, device=device)
 
 
+def slot_positions(block: EdgeBlock, like: Tensor) -> Tensor | None:
+    """Sines and cosines of the position in its kernel that all edges of a block have, as those of a
+    parameter graph (Lim et al. 2024, appendix A): (1, SLOT_FEATURES), or None without one."""
+    if not block.position:
+        return None
+    place = (0,) * SLOT_AXES + block.position
+    relative = like.new_tensor(place[-SLOT_AXES:]) * (2 / SLOT_PERIOD)
+    return _waves(relative).flatten().unsqueeze(0)
+
+
 def _waves(x: Tensor) -> Tensor:
-    """(n,) in [0, 1] -> (n, 2 * FREQUENCIES)."""
+    """(n,) -> (n, 2 * FREQUENCIES), with periods of 2, 1, 1/2, ..."""
     angles = (
         x.unsqueeze(-1)
         * pi

@@ -19,12 +19,12 @@ from ngopt.graph.core import (
     GraphValues,
     NeuralGraph,
     View,
-    kind_code,
 )
 from ngopt.models.edge_states import EdgeStates, are_kept
 from ngopt.models.encoders import (
     ACTIVATIONS,
     POSITION_FEATURES,
+    SLOT_FEATURES,
     SlotDecoder,
     SlotEncoder,
     SlotMap,
@@ -35,10 +35,10 @@ from ngopt.models.layers import (
     GlobalFeature,
     GraphLayer,
     batch_inside,
-    means_by_graph,
     select_neurons,
+    sums_by_graph,
 )
-from ngopt.models.messages import Reduced, batch_outside
+from ngopt.models.messages import Reduced, batch_outside, by_neuron
 from ngopt.models.parts import BlockParts, GraphParts, Part, parts_of
 from ngopt.models.sources import Source, WholeValues
 
@@ -52,8 +52,8 @@ class GraphNetwork(nn.Module):
     What nodes and edges are, their kinds, is part of their features; edges without a parameter
     start from a learned vector for their kind alone. With `activations` nodes also get one for the
     function that the network applies to them, with `global_feature` every layer a vector for the
-    whole graph. Without `positions` they do not know where they are (see
-    `encoders.node_positions`).
+    whole graph, with `slot_positions` edges of a parameter graph one for their place in a kernel.
+    Without `positions` nodes do not know where they are (see `encoders.node_positions`).
 
     d_out: None where only `states` is asked for. layers: the rounds. kernel: largest (height,
     width) of a kernel on one edge.
@@ -71,9 +71,15 @@ class GraphNetwork(nn.Module):
         activations: bool = False,
         global_feature: bool = False,
         positions: bool = True,
+        slot_positions: bool = False,
     ):
         super().__init__()
         self.width, self.kernel, self.has_positions = width, kernel, positions
+        self.slot_position = (
+            nn.Linear(SLOT_FEATURES, width, bias=False)
+            if slot_positions
+            else None
+        )
         self.activations = (
             nn.Embedding(len(ACTIVATIONS), width) if activations else None
         )
@@ -161,7 +167,7 @@ class GraphNetwork(nn.Module):
         Returns (*batch, n, width) of every group, and the edges, of which only those are computed
         that are asked for.
         """
-        graph, maps = parts.graph, self._edge_maps(parts)
+        maps = self._edge_maps(parts)
         nodes = self._encode_nodes(source, parts)
         for group, more in enumerate(extra):
             nodes[group] = nodes[group] if more is None else nodes[group] + more
@@ -171,13 +177,12 @@ class GraphNetwork(nn.Module):
             first,
             keep=are_kept(parts, self.width, self.position.weight),
         )
-        count = 1 + max(graph.members, default=0)
-        u = self.position.weight.new_zeros(*source.batch, count, self.width)
+        u = None
         for k, layer in enumerate(self.layers if parts.blocks else ()):
             if self.globals is not None:
                 seer = cast(GlobalFeature, self.globals[k])
-                u, nodes = self._with_globals(seer, u, nodes, edges, graph)
-            nodes = self._round(cast(GraphLayer, layer), nodes, edges, graph)
+                u, nodes = self._with_globals(seer, u, nodes, edges, parts)
+            nodes = self._round(cast(GraphLayer, layer), nodes, edges, parts)
         return nodes, edges
 
     def _round(
@@ -185,7 +190,7 @@ class GraphNetwork(nn.Module):
         layer: GraphLayer,
         nodes: list[Tensor],
         edges: EdgeStates,
-        graph: NeuralGraph,
+        parts: GraphParts,
     ) -> list[Tensor]:
         """The nodes after a layer; the layer becomes a step of the edges."""
         is_large = not edges.keep
@@ -213,43 +218,43 @@ class GraphNetwork(nn.Module):
 
         edges.then(after)
         return layer.next_nodes(
-            nodes, incoming.parts, outgoing.parts, graph.membership
+            nodes, incoming.parts, outgoing.parts, parts.members
         )
 
     def _with_globals(
         self,
         layer: GlobalFeature,
-        u: Tensor,
+        u: Tensor | None,
         nodes: list[Tensor],
         edges: EdgeStates,
-        graph: NeuralGraph,
+        parts: GraphParts,
     ) -> tuple[Tensor, list[Tensor]]:
         """The vectors of the graphs after a layer, and nodes that saw them;
         edges see them in a step."""
-        members = graph.membership
-        of_nodes = [
-            (m, v.sum(-2), v.shape[-2])
-            for v, m in zip(nodes, members, strict=True)
-        ]
-        of_edges = []
-        for block in edges.blocks:
-            for i in range(len(block.parts)):
-                flat = edges.of(block, i).flatten(0, 3)
-                of_edges.append(
-                    (members[block.block.target], flat.sum(0), len(flat))
-                )
-        u = layer(u, means_by_graph(of_nodes, u), means_by_graph(of_edges, u))
+        of_nodes = sums_by_graph(nodes, parts.node_members, parts.node_counts)
+        of_edges = sums_by_graph(
+            _sums_at_targets(edges), parts.target_members, parts.node_counts
+        )
+        before = torch.zeros_like(of_nodes) if u is None else u
+        u = layer.forward(
+            before,
+            of_nodes / parts.node_counts,
+            of_edges / parts.edge_counts.clamp_min(1),
+        )
         to_nodes = layer.to_nodes(u)
         to_edges = layer.to_edges(u)
 
-        def seen(state: Tensor | None, block: BlockParts, _: Part) -> Tensor:
-            member = members[block.block.target]
-            return cast(Tensor, state) + to_edges[..., member, :]
+        def seen(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
+            g, t, _ = block.block.shape
+            own = to_edges.index_select(-2, parts.target_members[block.number])
+            rows = batch_inside(own.unflatten(-2, (g, t)), axes=2)
+            rows = rows[part.groups, part.targets, None, None]
+            return cast(Tensor, state) + rows
 
         edges.then(seen)
         return u, [
-            v + to_nodes[..., m, None, :]
-            for v, m in zip(nodes, members, strict=True)
+            v + to_nodes.index_select(-2, members)
+            for v, members in zip(nodes, parts.node_members, strict=True)
         ]
 
     def _encode_nodes(self, source: Source, parts: GraphParts) -> list[Tensor]:
@@ -259,10 +264,7 @@ class GraphNetwork(nn.Module):
             if self.has_positions
             else [torch.zeros_like(p) for p in parts.positions]
         )
-        kinds = [
-            self.node_kinds.weight[kind_code(g.kind, NODE_KINDS)]
-            for g in graph.groups
-        ]
+        kinds = self.node_kinds(parts.kinds)
         nodes = [
             (self.position(p) + kind).expand(
                 *source.batch, group.size, self.width
@@ -306,11 +308,20 @@ class GraphNetwork(nn.Module):
             encoded = self.edge_encoder(
                 source.edges(block, part), maps[block.number]
             )
-            return batch_inside(encoded, axes=4)
+            found = batch_inside(encoded, axes=4)
+            return self._placed(found, block, part)
         _, kind = self.edge_encoder.film(block.block.kind)
         cuts = (part.groups, part.targets, part.sources)
         shape = [piece.stop - piece.start for piece in cuts]
         return kind.expand(*shape, 1, *source.batch, self.width)
+
+    def _placed(self, edges: Tensor, block: BlockParts, part: Part) -> Tensor:
+        """Edges that know their place in a kernel, if they have one."""
+        if self.slot_position is None or block.positions is None:
+            return edges
+        places = self.slot_position(block.positions)
+        own = places if len(places) == 1 else places[part.groups]
+        return edges + own.view(len(own), *[1] * (edges.dim() - 2), -1)
 
     def _decode_node(
         self, node: Tensor, bias: Bias, index: Tensor | None
@@ -369,6 +380,23 @@ def _messages(
             both = messages if before is None else before.joined(messages)
             side[place] = both if arena is None else arena.kept(both, before)
     return _beside(there.values()), _beside(back.values())
+
+
+def _sums_at_targets(edges: EdgeStates) -> list[Tensor]:
+    """Sums of the edges that reach each target that a block names, (*batch, n, width) of every
+    block."""
+    found = []
+    for block in edges.blocks:
+        shape = block.block.shape
+        sums: dict[tuple[int, int], Tensor] = {}
+        for i, part in enumerate(block.parts):
+            own = edges.of(block, i).sum((2, 3), keepdim=True)
+            key = part.groups.start, part.targets.start
+            sums[key] = sums[key] + own if key in sums else own
+        pieces = [by_neuron(one) for one in sums.values()]
+        assert sum(piece.shape[-2] for piece in pieces) == shape[0] * shape[1]
+        found.append(torch.cat(pieces, -2))
+    return found
 
 
 def _beside(parts: Iterable[Reduced]) -> Reduced:

@@ -21,7 +21,7 @@ from ngopt.models.messages import (
     Reduced,
     gathered,
 )
-from ngopt.models.parts import BlockParts, Part, even_slices
+from ngopt.models.parts import BlockParts, Members, Part, even_slices
 
 # Inside the root of the standard deviation, so that its derivative is bounded where messages tie.
 STD_EPSILON = 1e-5
@@ -135,11 +135,11 @@ class GraphLayer(nn.Module):
         nodes: Sequence[Tensor],
         incoming: Sequence[Sequence[Incoming]],
         outgoing: Sequence[Sequence[Incoming]],
-        members: Sequence[int],
+        members: Members,
     ) -> list[Tensor]:
         """The nodes after this layer, from what reaches each group from both sides.
 
-        members: of each group, which of several joined graphs it is of.
+        members: see `GraphParts`.
         """
         raise NotImplementedError
 
@@ -211,7 +211,7 @@ class PNALayer(GraphLayer):
         nodes: Sequence[Tensor],
         incoming: Sequence[Sequence[Incoming]],
         outgoing: Sequence[Sequence[Incoming]],
-        members: Sequence[int],
+        members: Members,
     ) -> list[Tensor]:
         found = []
         for node, *sides in zip(nodes, incoming, outgoing, strict=True):
@@ -288,17 +288,15 @@ class GlobalFeature(nn.Module):
         )
 
 
-def means_by_graph(
-    sums: Sequence[tuple[int, Tensor, int]], u: Tensor
+def sums_by_graph(
+    rows: Sequence[Tensor], members: Sequence[Tensor], counts: Tensor
 ) -> Tensor:
-    """Means by graph, (*batch, graphs, width), of (graph, sum, count);
-    0 where nothing is counted."""
-    found = []
-    for k in range(u.shape[-2]):
-        own = [(total, count) for graph, total, count in sums if graph == k]
-        count = max(1, sum(count for _, count in own))
-        found.append(
-            sum((total for total, _ in own), torch.zeros_like(u[..., k, :]))
-            / count
-        )
-    return torch.stack(found, dim=-2)
+    """Sums of rows (*batch, n, width) of each graph, (*batch, graphs, width).
+
+    members: which graph each row is of, (n,). counts: (graphs, 1).
+    """
+    like = rows[0]
+    total = like.new_zeros(*like.shape[:-2], len(counts), like.shape[-1])
+    for some, own in zip(rows, members, strict=True):
+        total = total.index_add(-2, own, some)
+    return total

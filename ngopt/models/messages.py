@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -107,16 +107,6 @@ class Incoming(NamedTuple, Generic[Kept]):
     index: Tensor | None
 
 
-def spread(
-    value: Tensor, index: Tensor | None, n: int, nothing: float = 0.0
-) -> Tensor:
-    """(*batch, neurons that the index names, width) -> (*batch, n, width)."""
-    if index is None:
-        return value
-    empty = value.new_full((*value.shape[:-2], n, value.shape[-1]), nothing)
-    return empty.index_copy(-2, index, value)
-
-
 def gathered(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
     """Statistics over the messages of several blocks, for every neuron of a group.
 
@@ -126,32 +116,58 @@ def gathered(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
         return parts[0].messages
     if all(part.index is None for part in parts):
         return reduce(Messages.joined, [part.messages for part in parts])
-    n, one = node.shape[-2], node.new_ones(1, 1)
-    counts = [
-        part.degree * spread(one.expand(part.mean.shape[-2], 1), index, n)
-        for part, index in parts
-    ]
-    degree = torch.stack(counts).sum(0)
-    shares = [count / degree.clamp(min=1) for count in counts]
-    means = [spread(part.mean, index, n) for part, index in parts]
-    weighted = [s * m for s, m in zip(shares, means, strict=True)]
-    mean = torch.stack(weighted).sum(0)
-    rows = zip(parts, shares, means, strict=True)
-    within = [
-        s * (spread(p.var, i, n) + (m - mean).square()) for (p, i), s, m in rows
-    ]
-    reached = degree > 0
+    return _by_index(parts, node)
 
-    def extreme(values: Sequence[Tensor], nothing: float) -> Tensor:
-        rows = zip(counts, values, parts, strict=True)
-        some = [
-            torch.where(c > 0, spread(v, part.index, n), nothing)
-            for c, v, part in rows
-        ]
-        stacked = torch.stack(some)
-        best = stacked.amin(0) if nothing > 0 else stacked.amax(0)
-        return torch.where(reached, best, 0.0)
 
-    low = extreme([part.low for part, _ in parts], torch.inf)
-    high = extreme([part.high for part, _ in parts], -torch.inf)
-    return Messages(degree, mean, torch.stack(within).sum(0), low, high)
+def _by_index(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
+    """The same where blocks name neurons, some of them perhaps more than once."""
+    n = node.shape[-2]
+    degrees, *columns = (
+        torch.cat(column, -2)
+        for column in zip(*map(_columns, parts), strict=True)
+    )
+    index = joined_index(parts, n, node.device)
+    degree = node.new_zeros(n, 1).index_add(0, index, degrees)
+    share = degrees / degree.index_select(0, index)
+    means, variances, lows, highs = columns
+
+    def total(rows: Tensor) -> Tensor:
+        return added(share * rows, index, n)
+
+    mean = total(means)
+    far = means - mean.index_select(-2, index)
+    var = total(variances + far.square())
+    low = extremes(lows, index, n, "amin")
+    return Messages(degree, mean, var, low, extremes(highs, index, n, "amax"))
+
+
+def _columns(part: Incoming[Messages]) -> list[Tensor]:
+    """Degree (n, 1), mean, var, low and high of the neurons that a block names."""
+    messages = part.messages
+    ones = messages.mean.new_ones(messages.mean.shape[-2], 1)
+    return [messages.degree * ones, *messages[1:]]
+
+
+def joined_index(
+    parts: Sequence[Incoming[Any]], n: int, device: torch.device
+) -> Tensor:
+    """Which neurons of a group of n all blocks name, one block after the other, (m,)."""
+    everything = torch.arange(n, device=device)
+    return torch.cat([everything if i is None else i for _, i in parts])
+
+
+def added(rows: Tensor, index: Tensor, n: int) -> Tensor:
+    """Rows (*batch, m, width) that an index names, summed: (*batch, n, width)."""
+    shape = (*rows.shape[:-2], n, rows.shape[-1])
+    return rows.new_zeros(shape).index_add(-2, index, rows)
+
+
+def extremes(
+    rows: Tensor, index: Tensor, n: int, which: str, nothing: float = 0.0
+) -> Tensor:
+    """The same, the least ("amin") or largest ("amax") of them; `nothing` where there are none."""
+    shape = (*rows.shape[:-2], n, rows.shape[-1])
+    wide = index.unsqueeze(1).expand_as(rows)
+    return rows.new_full(shape, nothing).scatter_reduce(
+        -2, wide, rows, which, include_self=False
+    )

@@ -8,14 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isqrt, prod
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import Bias, EdgeBlock, Index, NeuralGraph, View
-from ngopt.models.encoders import activation_codes, kernel_tiles, node_positions
+from ngopt.graph.core import (
+    NODE_KINDS,
+    Bias,
+    EdgeBlock,
+    Index,
+    NeuralGraph,
+    View,
+    kind_code,
+)
+from ngopt.models.encoders import (
+    activation_codes,
+    kernel_tiles,
+    node_positions,
+    slot_positions,
+)
+
+Members = tuple[int, ...] | Tensor
+"""Which of several graphs every group is of, or, where they are one group, every node, (n,)."""
 
 
 class Part(NamedTuple):
@@ -43,6 +60,8 @@ class BlockParts:
     number: among those of the weights, then of the constants. tiles: of an edge,
     see `kernel_tiles`.
     target, source: the neurons that it names, (n,) int64; None for all of the group.
+    positions: in a parameter graph, of the slots in their kernels, see `slot_positions`, (1, d) or
+    one for each group of edges; None elsewhere.
     """
 
     block: EdgeBlock
@@ -51,6 +70,7 @@ class BlockParts:
     parts: tuple[Part, ...]
     target: Tensor | None
     source: Tensor | None
+    positions: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +78,18 @@ class GraphParts:
     """A graph with what metanets derive from it, on one device.
 
     blocks: weights, then constants. bias_index: of every bias the neurons that it names, or None.
-    positions: see `node_positions`. activations: see `activation_codes`. uses: of every parameter
-    how often its elements are placed, 1 or (numel, 1) int16.
+    positions: see `node_positions`. kinds, activations: codes of every group, (groups,); of the one
+    group of a mixture (1, n), of its nodes. uses: of every parameter how often its elements are
+    placed, 1 or (numel, 1) int16.
     """
 
     graph: NeuralGraph
     blocks: tuple[BlockParts, ...]
     bias_index: tuple[Tensor | None, ...]
     positions: tuple[Tensor, ...]
+    kinds: Tensor
     activations: Tensor
+    members: Members
     uses: tuple[Literal[1] | Tensor, ...]
 
     @property
@@ -79,6 +102,41 @@ class GraphParts:
         return sum(
             prod(parts.block.shape) * parts.tiles for parts in self.blocks
         )
+
+    @cached_property
+    def node_members(self) -> tuple[Tensor, ...]:
+        """Of the nodes of every group which graph they are of, (n,) each."""
+        if isinstance(self.members, Tensor):
+            return (self.members,)
+        sizes = [group.size for group in self.graph.groups]
+        return tuple(
+            torch.full((size,), member, device=self.kinds.device)
+            for size, member in zip(sizes, self.members, strict=True)
+        )
+
+    @cached_property
+    def target_members(self) -> tuple[Tensor, ...]:
+        """Of the targets that every block names which graph they are of, (n,) each."""
+        found = []
+        for parts in self.blocks:
+            own = self.node_members[parts.block.target]
+            found.append(own if parts.target is None else own[parts.target])
+        return tuple(found)
+
+    @cached_property
+    def node_counts(self) -> Tensor:
+        """Nodes of every graph, (graphs, 1)."""
+        members = torch.cat(self.node_members)
+        return torch.bincount(members).unsqueeze(1)
+
+    @cached_property
+    def edge_counts(self) -> Tensor:
+        """Edges of every graph, (graphs, 1)."""
+        count = torch.zeros_like(self.node_counts)
+        for parts, own in zip(self.blocks, self.target_members, strict=True):
+            each = parts.block.shape[2] * parts.tiles
+            count.index_add_(0, own, torch.full_like(own, each)[:, None])
+        return count
 
 
 def parts_of(
@@ -97,14 +155,22 @@ def parts_of(
     return GraphParts(
         graph,
         tuple(
-            _block_parts(graph, b, i, kernel, device, limit)
+            _block_parts(graph, b, i, kernel, like, limit)
             for i, b in enumerate(blocks)
         ),
         tuple(_index(bias.index, device) for bias in graph.biases),
         tuple(node_positions(graph, like)),
+        kind_codes(graph, device),
         activation_codes(graph, device),
+        graph.membership,
         tuple(_uses(graph, device)),
     )
+
+
+def kind_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
+    """The kind of every group, (groups,) int64, as its place in `NODE_KINDS`."""
+    codes = [kind_code(group.kind, NODE_KINDS) for group in graph.groups]
+    return torch.tensor(codes, device=device, dtype=torch.int64)
 
 
 def _block_parts(
@@ -112,7 +178,7 @@ def _block_parts(
     block: EdgeBlock,
     number: int,
     kernel: tuple[int, int],
-    device: torch.device,
+    like: Tensor,
     limit: int | None,
 ) -> BlockParts:
     tiles = len(kernel_tiles(block.slot_shape, kernel))
@@ -123,9 +189,10 @@ def _block_parts(
     parts = tuple(
         Part(*cut, view, _is_whole(view, graph)) for cut, view in views
     )
-    target = _index(block.target_index, device)
-    source = _index(block.source_index, device)
-    return BlockParts(block, number, tiles, parts, target, source)
+    target = _index(block.target_index, like.device)
+    source = _index(block.source_index, like.device)
+    positions = slot_positions(block, like)
+    return BlockParts(block, number, tiles, parts, target, source, positions)
 
 
 def edge_cuts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ngopt.graph import ParameterSpec
@@ -45,6 +46,10 @@ class NetworkModel(nn.Module):
     def forward(self, stack: Stack) -> Tensor:
         """What a reader says of b networks, (b, d_out)."""
         raise NotImplementedError
+
+    def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:
+        """What a reader says of networks of several architectures, one stack after the other."""
+        return torch.cat([self(stack) for stack in stacks])
 
     def updates(self, stack: Stack) -> list[Tensor]:
         """What an editor adds to b networks, of every parameter (b, d_out, *shape)."""

@@ -6,17 +6,21 @@ Their layers are those of the learned optimizers; only what goes in and what com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from ngopt.graph import NeuralGraph, parameter_graph
+from ngopt.graph.core import Index
+from ngopt.graph.parameter_graph import neuron_places
 from ngopt.models.attention import RelationalLayer
 from ngopt.models.graph_network import GraphNetwork
 from ngopt.models.layers import GraphLayer, PNALayer
-from ngopt.models.parts import GraphParts, parts_of
+from ngopt.models.mixture import Layout, MixedValues, layout_of, mixture_of
+from ngopt.models.parts import GraphParts, even_slices, parts_of
 from ngopt.models.sources import WholeValues
 from tasks.models.base import ParameterModel
 from tasks.models.fourier import Fourier
@@ -28,6 +32,10 @@ from tasks.networks.architectures import Architecture, Stack
 
 # Of a tensor in a network, beside its deviation over all networks.
 LEAST = 1e-4
+# Kernels on one edge: larger ones are cut into tiles, smaller ones lie in the centre.
+SMALLEST_KERNEL, LARGEST_KERNEL = 3, 7
+# Edges of different networks that are read in one call, so that they stay in the caches.
+AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,6 @@ class GraphModelConfig:
     """Whether neurons know their activation function."""
     positions: bool = True
     """Whether neurons know their layer, and inputs and outputs their place."""
-    kernel: tuple[int, int] = (3, 3)
-    """Largest (height, width) of a kernel on one edge."""
     log_degree: float = 3.0
     """The constant of the amplification scaler (Corso et al. 2020, Eq. 5)."""
     queries: int = 4
@@ -102,13 +108,15 @@ class GraphModel(ParameterModel):
                 self.layer(config, edges=edits or k < last)
                 for k in range(config.layers)
             ],
-            config.kernel,
+            largest_kernel(self.graph(one) for one in architectures),
             activations=config.activations,
             global_feature=self.has_global,
             positions=config.positions,
+            slot_positions=self.has_global,
         )
         self.probes = self._probes(config)
         self._parts: dict[int, GraphParts] = {}
+        self._layouts: dict[int, Layout] = {}
         if not edits:
             outputs = common_outputs(one.graph for one in architectures)
             self.pooling = Pooling(config.width, config.queries, outputs)
@@ -143,6 +151,75 @@ class GraphModel(ParameterModel):
             self.pooling(states, self.parts(stack.architecture).graph)
         )
 
+    def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:
+        if len(stacks) == 1:
+            return self(stacks[0])
+        pieces = self._pieces(stacks)
+        return torch.cat([self._mixed(piece) for piece in pieces])
+
+    def _pieces(self, stacks: Sequence[Stack]) -> Iterator[list[Stack]]:
+        """The same networks, so many at a time that they have up to `AT_ONCE` edges."""
+        piece: list[Stack] = []
+        room = AT_ONCE
+        for stack in stacks:
+            edges = max(1, self.parts(stack.architecture).edges)
+            for some in even_slices(stack.count, max(1, AT_ONCE // edges)):
+                need = edges * (some.stop - some.start)
+                if piece and need > room:
+                    yield piece
+                    piece, room = [], AT_ONCE
+                piece.append(stack.select(some))
+                room -= need
+        yield piece
+
+    def _mixed(self, stacks: Sequence[Stack]) -> Tensor:
+        layouts = [
+            (self.layout(stack.architecture), stack.count) for stack in stacks
+        ]
+        mixture = mixture_of(layouts, self.network.kernel)
+        values = torch.cat([self._flat(stack) for stack in stacks])
+        (states,), _ = self.network.states(
+            MixedValues(values, mixture, self._features),
+            mixture.parts,
+            self._mixed_extra(stacks),
+        )
+        sizes = [count * layout.nodes for layout, count in layouts]
+        pooled = [
+            self._pooled(stack, own)
+            for stack, own in zip(stacks, states.split(sizes), strict=True)
+        ]
+        return self.head(torch.cat(pooled))
+
+    def _flat(self, stack: Stack) -> Tensor:
+        """Of all parameters of all networks, (b * numel, 1 or 2)."""
+        values = [value.flatten(1, -2) for value in self._values(stack)]
+        return torch.cat(values, 1).flatten(0, 1)
+
+    def _mixed_extra(self, stacks: Sequence[Stack]) -> list[Tensor | None]:
+        if not self.probes:
+            return []
+        found = []
+        for stack in stacks:
+            graph = self.parts(stack.architecture).graph
+            none = self.network.position.weight.new_zeros(
+                stack.count, 1, self.network.width
+            )
+            said = [
+                none.expand(-1, group.size, -1) if own is None else own
+                for own, group in zip(
+                    self._extra(stack), graph.groups, strict=True
+                )
+            ]
+            found.append(torch.cat(said, 1).flatten(0, 1))
+        return [torch.cat(found)]
+
+    def _pooled(self, stack: Stack, states: Tensor) -> Tensor:
+        """states: of all nodes of a stack's networks, (b * n, width)."""
+        graph = self.parts(stack.architecture).graph
+        sizes = [group.size for group in graph.groups]
+        nodes = states.unflatten(0, (stack.count, -1))
+        return self.pooling(nodes.split(sizes, 1), graph)
+
     def updates(self, stack: Stack) -> list[Tensor]:
         parts = self.parts(stack.architecture)
         found = self.network.decoded(
@@ -161,19 +238,31 @@ class GraphModel(ParameterModel):
             )
         return self._parts[key]
 
+    def layout(self, architecture: Architecture) -> Layout:
+        key = id(architecture)
+        if key not in self._layouts:
+            like = self.network.position.weight
+            self._layouts[key] = layout_of(self.graph(architecture), like)
+        return self._layouts[key]
+
     def _source(self, stack: Stack) -> WholeValues:
         graph = self.parts(stack.architecture).graph
-        features = [self._features(values) for values in self.read(stack)]
+        features = [self._features(values) for values in self._values(stack)]
         return WholeValues(
             graph.gather(features, batch_dims=1), torch.Size([stack.count])
         )
 
-    def _features(self, values: Tensor) -> Tensor:
-        """Of a parameter of b networks, (b, *shape) -> (b, *shape, features)."""
+    def _values(self, stack: Stack) -> list[Tensor]:
+        """Of every parameter of b networks what features are made of, (b, *shape, 1 or 2)."""
+        values = self.read(stack)
         if not self.scales:
-            return self.fourier(values)
-        relative, logarithms = in_own_units(values)
-        return torch.cat([self.fourier(relative), logarithms.unsqueeze(-1)], -1)
+            return [value.unsqueeze(-1) for value in values]
+        return [torch.stack(in_own_units(value), -1) for value in values]
+
+    def _features(self, values: Tensor) -> Tensor:
+        """(*, 1 or 2) -> (*, features): those of values, and logarithms of sizes as they are."""
+        found = self.fourier(values[..., 0])
+        return torch.cat([found, values[..., 1:]], -1) if self.scales else found
 
     def _extra(self, stack: Stack) -> Sequence[Tensor | None]:
         return self.probes(stack) if self.probes else ()
@@ -185,6 +274,19 @@ class GraphModel(ParameterModel):
         # free pixels learn what the training's networks alone have
         kind = GeneratedInputs if len(shape) == 3 else FreeInputs
         return Probes(kind(config.probes, shape), config.probes, config.width)
+
+
+def largest_kernel(graphs: Iterable[NeuralGraph]) -> tuple[int, int]:
+    """The smallest (height, width) that the kernels of all graphs fit, within bounds."""
+    sides = [
+        side
+        for graph in graphs
+        for block in graph.weights
+        if len(block.slot_shape) > 1
+        for side in block.slot_shape[-2:]
+    ]
+    side = min(max([SMALLEST_KERNEL, *sides]), LARGEST_KERNEL)
+    return side, side
 
 
 def in_own_units(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,10 +320,8 @@ class NeuralGraphTransformer(GraphModel):
 
 
 class GraphMetanetwork(GraphModel):
-    """The model "gmn": on the parameter graph, with a feature of the whole graph (Lim et al. 2024).
-
-    Raises ValueError for probes: not all its nodes are neurons.
-    """
+    """The model "gmn", on the parameter graph, with a feature of the whole graph (Lim et al.
+    2024)."""
 
     name = "gmn"
     has_global = True
@@ -232,8 +332,33 @@ class GraphMetanetwork(GraphModel):
     def graph(self, architecture: Architecture) -> NeuralGraph:
         return parameter_graph(architecture.graph)
 
-    def _probes(self, config: GraphModelConfig) -> None:
-        if config.probes:
-            raise ValueError(
-                f"gmn: probes: expected 0, as not all its nodes are neurons; got {config.probes}"
-            )
+    def _extra(self, stack: Stack) -> Sequence[Tensor | None]:
+        """Where a norm's two sides are one group, the sum of what both say."""
+        said = super()._extra(stack)
+        if not said:
+            return said
+        groups = self.parts(stack.architecture).graph.groups
+        found: list[Tensor | None] = [None] * len(groups)
+        places = places_in(stack.architecture)
+        for own, (group, index) in zip(said, places, strict=True):
+            if own is None:
+                continue
+            rows = spread(own, index, groups[group].size)
+            before = found[group]
+            found[group] = rows if before is None else before + rows
+        return found
+
+
+@lru_cache(maxsize=4096)
+def places_in(architecture: Architecture) -> list[tuple[int, Index]]:
+    """Where the neurons of every group are in the parameter graph, see `neuron_places`."""
+    return neuron_places(architecture.graph)
+
+
+def spread(rows: Tensor, index: Index, size: int) -> Tensor:
+    """Rows (b, n, width) at the places that an index names, (b, size, width), 0 elsewhere."""
+    if index is None:
+        return rows
+    places = torch.tensor(index, device=rows.device)
+    empty = rows.new_zeros(len(rows), size, rows.shape[-1])
+    return empty.index_copy(1, places, rows)

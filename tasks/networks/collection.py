@@ -84,16 +84,18 @@ class Collection:
         columns = {key: value[index] for key, value in self.columns.items()}
         return Collection(stacks, columns)
 
-    def said(self, model: Callable[[Stack], Tensor], index: Tensor) -> Tensor:
+    def said(
+        self, model: Callable[[Sequence[Stack]], Tensor], index: Tensor
+    ) -> Tensor:
         """What a model says of some networks, by their numbers (k,) -> (k, *)."""
         places = self.stack_of[index]
-        rows, found = [], []
+        rows, stacks = [], []
         for place in places.unique().tolist():
             row = (places == place).nonzero().squeeze(1)
             own = index[row] - self.starts[place]
             rows.append(row)
-            found.append(model(self.stacks[place].select(own)))
-        return torch.cat(found)[torch.cat(rows).argsort()]
+            stacks.append(self.stacks[place].select(own))
+        return model(stacks)[torch.cat(rows).argsort()]
 
     def batch(self, size: int, *, seed: int, step: int) -> Tensor:
         """Numbers of a step's networks, (size,): every epoch another order, in which up to `ALIKE`

@@ -45,7 +45,7 @@ def test_nodes_equal_a_softmax_over_a_list_of_edges(name, complete):
         lambda _, block, part: part.of(edges[block.number]),
         keep=True,
     )
-    found = network._round(layer, nodes, states, graph)
+    found = network._round(layer, nodes, states, parts)
     expected = by_hand(layer, graph, nodes, edges, complete)
     torch.testing.assert_close(
         torch.cat(found), torch.stack(expected), rtol=1e-10, atol=1e-10

@@ -15,6 +15,8 @@ from ngopt.base.measure import EARLY
 WEIGHTS = ["default", "ff", "ng-gnn"]
 DECIDED_ON_THE_HOST = ["default", "ng-gnn"]
 HORIZON = 20
+FORGETS_NOT = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
+WHY = "torch 2.14 remembers between frames what was a constant: it compiles for every learning rate"
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +94,15 @@ def test_a_compiled_step_has_no_break(weights):
     pair.check()
 
 
-@pytest.mark.parametrize("weights", DECIDED_ON_THE_HOST)
+@pytest.mark.parametrize(
+    "weights",
+    [
+        pytest.param(
+            "default", marks=pytest.mark.xfail(FORGETS_NOT, reason=WHY)
+        ),
+        "ng-gnn",
+    ],
+)
 def test_a_scheduler_is_followed(weights):
     pair = Pair(weights=weights)
     schedulers = [

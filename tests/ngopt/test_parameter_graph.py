@@ -17,7 +17,7 @@ from ngopt.graph.labels import (
     layers,
     node_types,
 )
-from ngopt.graph.parameter_graph import parameter_graph
+from ngopt.graph.parameter_graph import neuron_places, parameter_graph
 from tests.automorphisms import automorphisms
 from tests.equivariance import (
     assert_function_respects,
@@ -54,6 +54,14 @@ def test_mlp_by_hand():
     assert inputs.tolist() == [0, 1, -1, -1, -1, -1, -1, -1]
     assert outputs.tolist() == [-1, -1, -1, -1, -1, 0, -1, -1]
     assert kernel_positions(graph).tolist() == [[-1, -1, -1]] * 4
+
+
+def test_both_sides_of_a_norm_are_in_one_place():
+    layers = nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 1)
+    graph = build_graph(nn.Sequential(*layers), torch.zeros(2, 2))
+    places = [(0, None), (1, None), (1, None), (2, None)]
+    assert [group.size for group in graph.groups] == [2, 3, 3, 1]
+    assert neuron_places(graph) == places
 
 
 def test_convolution_with_norm_by_hand():

@@ -4,10 +4,13 @@ from functools import cache
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import mse_loss
 
+from ngopt import build_graph
 from tasks.learning.catalogue import MODELS
-from tasks.models.graph_models import in_own_units
+from tasks.models import graph_models
+from tasks.models.graph_models import in_own_units, largest_kernel
 from tasks.networks.siren import Siren
 from tests.tasks.stacks import (
     architecture_of_module,
@@ -43,12 +46,11 @@ def stack(request):
     return random_stack(MAKES[request.param]())
 
 
-def fitted(name, *stacks, d_out=3, edits=False):
+def fitted(name, *stacks, d_out=3, edits=False, **sizes):
     torch.manual_seed(0)
     Config, model = MODELS[name]
-    built = model(
-        [stack.architecture for stack in stacks], d_out, Config(), edits
-    ).double()
+    architectures = [stack.architecture for stack in stacks]
+    built = model(architectures, d_out, Config(**sizes), edits).double()
     built.fit(stacks)
     return built.eval()
 
@@ -98,6 +100,20 @@ def test_readers_do_not_see_the_order_of_hidden_neurons(name, stack):
     torch.testing.assert_close(
         model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", GRAPHS)
+def test_what_networks_say_of_probes_does_not_tell_the_order_of_neurons(
+    name, stack
+):
+    model = fitted(name, stack, probes=3)
+    torch.testing.assert_close(
+        model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12
+    )
+    for parameter in model.probes.inputs.parameters():
+        parameter.add_(torch.randn_like(parameter))
+    assert far(model(stack), fitted(name, stack, probes=3)(stack))
 
 
 @torch.no_grad()
@@ -240,6 +256,49 @@ def test_what_is_not_tied_reads_networks_of_several_architectures(name):
     stacks = siren_stack(2, 5, 4, 1), siren_stack(2, 7, 1), siren_stack(2, 6, 1)
     model = fitted(name, *stacks[:2])
     assert [model(stack).shape for stack in stacks] == [(4, 3)] * 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("at_once", [1, 200, 10**6])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        *((name, {}) for name in UNTIED),
+        ("ng-gnn", {"scales": True, "probes": 3}),
+        ("ng-t", {"probes": 3}),
+        ("gmn", {"probes": 3}),
+    ],
+)
+def test_a_mixture_of_architectures_is_read_as_each_of_them(
+    name, sizes, at_once, monkeypatch
+):
+    """Whether all are read in one call, or one network after the other."""
+    monkeypatch.setattr(graph_models, "AT_ONCE", at_once)
+    stacks = siren_stack(2, 5, 4, 1), siren_stack(2, 7, 1), siren_stack(2, 5, 1)
+    model = fitted(name, *stacks, **sizes)
+    said = torch.cat([model(stack) for stack in stacks])
+    torch.testing.assert_close(model.forward_mixed(stacks), said)
+
+
+@torch.no_grad()
+def test_a_gmn_knows_where_in_a_kernel_a_weight_is():
+    stack = random_stack(cnn_architecture())
+    params = [
+        value.flip(-2, -1) if value.dim() == 5 else value
+        for value in stack.params
+    ]
+    model = fitted("gmn", stack)
+    assert far(model(stack._replace(params=params)), model(stack))
+
+
+def test_kernels_lie_on_one_edge_up_to_a_size():
+    def graph(*kernels):
+        layers = [nn.Conv2d(1, 1, kernel) for kernel in kernels]
+        return build_graph(nn.Sequential(*layers), torch.zeros(1, 1, 32, 32))
+
+    assert largest_kernel([graph(1)]) == (3, 3)
+    assert largest_kernel([graph(3, 1), graph((1, 5))]) == (5, 5)
+    assert largest_kernel([graph(16)]) == (7, 7)
 
 
 @pytest.mark.parametrize("name", TIED)

@@ -40,11 +40,13 @@ def test_networks_of_one_architecture_come_together(collection):
 def test_what_a_model_says_is_in_the_order_that_was_asked_for(collection):
     index = torch.tensor([4, 0, 3, 2])
 
-    def model(stack):
-        return stack.params[0].flatten(1).sum(1)
+    def model(stacks):
+        return torch.cat(
+            [stack.params[0].flatten(1).sum(1) for stack in stacks]
+        )
 
-    each = [model(stack) for stack in collection.stacks]
-    assert torch.equal(collection.said(model, index), torch.cat(each)[index])
+    every = model(collection.stacks)
+    assert torch.equal(collection.said(model, index), every[index])
 
 
 def test_an_epoch_has_every_network_once_and_the_next_another_order():

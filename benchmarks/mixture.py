@@ -1,0 +1,115 @@
+"""Networks a second in a training step on networks of different architectures: all in one call,
+beside one architecture after the other.
+
+    python -m benchmarks.mixture --output results/mixture.json
+
+Networks of the zoos of `tasks.zoo`, with random parameters, five of an architecture as a run has.
+One thread; seconds of the process, medians over steps taken in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from random import Random
+from statistics import median
+from time import process_time
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.records import write
+from tasks.common.memory import keep_freed_memory
+from tasks.common.random import seeded
+from tasks.learning.catalogue import make_model
+from tasks.networks.architectures import Stack, architecture_of
+from tasks.sources.zoo_recipes import ZOOS
+
+# Networks that are kept of a run.
+ALIKE = 5
+# Steps that are not counted.
+WARM_UP = 1
+CASES = (
+    ("wild-park", "ng-gnn", {"layers": 3}),
+    ("wild-park", "ng-gnn", {"layers": 3, "probes": 16}),
+    ("wild-park", "ng-t", {"layers": 3}),
+    ("diverse", "ng-gnn", {"layers": 3}),
+    ("diverse", "gmn", {"layers": 2}),
+)
+
+
+def random_stacks(zoo: str, runs: int) -> list[Stack]:
+    """Networks of so many runs of a zoo."""
+    random, found = Random(0), []
+    for _ in range(runs):
+        architecture = architecture_of(ZOOS[zoo].run(random).architecture)
+        shapes = [spec.shape for spec in architecture.graph.parameters]
+        params = [0.1 * torch.randn(ALIKE, *shape) for shape in shapes]
+        found.append(Stack(architecture, params))
+    return found
+
+
+def measure(
+    zoo: str, name: str, sizes: dict[str, Any], runs: int, repeats: int
+) -> dict[str, Any]:
+    """Networks a second of both ways."""
+    with seeded(0):
+        stacks = random_stacks(zoo, runs)
+        architectures = [stack.architecture for stack in stacks]
+        sizes = {**sizes, "scales": True}
+        model = make_model(name, architectures, 1, sizes, False)
+        model.fit(stacks)
+
+    def together() -> None:
+        model.forward_mixed(stacks).square().mean().backward()
+
+    def apart() -> None:
+        said = torch.cat([model(stack) for stack in stacks])
+        said.square().mean().backward()
+
+    ways = {"together": together, "apart": apart}
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(repeats + WARM_UP):
+        for way, step in ways.items():
+            start = process_time()
+            step()
+            times[way].append(process_time() - start)
+    count = ALIKE * runs
+    speeds = {
+        way: count / median(some[WARM_UP:]) for way, some in times.items()
+    }
+    case = {"zoo": zoo, "model": name, **sizes, "networks": count}
+    return {**case, **speeds, "ratio": speeds["together"] / speeds["apart"]}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--runs", type=int, default=6, help="architectures of a step"
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--output", type=Path, help="a JSON file for the records"
+    )
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    records = []
+    for zoo, name, sizes in tqdm(CASES, unit="case"):
+        record = measure(zoo, name, sizes, options.runs, options.repeats)
+        together, apart = record["together"], record["apart"]
+        probes = f", {sizes['probes']} probes" if "probes" in sizes else ""
+        tqdm.write(
+            f"{zoo}, {name}{probes}: {together:.0f} a second together, "
+            f"{apart:.0f} apart, {record['ratio']:.1f}x"
+        )
+        records.append(record)
+    write(options.output, records=records)
+
+
+if __name__ == "__main__":
+    main()

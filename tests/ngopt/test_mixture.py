@@ -1,0 +1,128 @@
+"""What is said of networks in a mixture is what is said of each alone."""
+
+from math import prod
+
+import pytest
+import torch
+
+from ngopt.graph import parameter_graph
+from ngopt.models.attention import RelationalLayer, padded
+from ngopt.models.graph_network import GraphNetwork
+from ngopt.models.layers import PNALayer
+from ngopt.models.mixture import MixedValues, layout_of, mixture_of
+from ngopt.models.parts import parts_of
+from ngopt.models.sources import WholeValues
+from tests.zoo import zoo_graph
+
+WIDTH, KERNEL = 6, (3, 3)
+NAMES = ("residual", "attention", "grouped", "lstm")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def pna(k):
+    return PNALayer(WIDTH, 1.5, edges=k == 0)
+
+
+def relational(complete_up_to):
+    def layer(k):
+        return RelationalLayer(WIDTH, 2, complete_up_to, edges=k == 0)
+
+    return layer
+
+
+def made(layer, **options):
+    layers = [layer(k) for k in range(2)]
+    network = GraphNetwork(
+        2, None, WIDTH, layers, KERNEL, activations=True, **options
+    )
+    return network.double()
+
+
+CASES = {
+    "ng-gnn": (lambda: made(pna), lambda graph: graph),
+    "ng-t": (lambda: made(relational(0)), lambda graph: graph),
+    # some of the networks have more neurons than that
+    "ng-t, complete": (lambda: made(relational(40)), lambda graph: graph),
+    "gmn": (
+        lambda: made(pna, global_feature=True, slot_positions=True),
+        parameter_graph,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_states_and_gradients_are_those_of_each_network_alone(case):
+    make, graph_of = CASES[case]
+    network = make()
+    like = network.position.weight
+    graphs = [graph_of(zoo_graph(name)) for name in NAMES]
+    values = [
+        torch.randn(count, graph.numel, 2, dtype=torch.float64)
+        for count, graph in enumerate(graphs, start=1)
+    ]
+    alone = [
+        torch.cat(states_alone(network, graph, own), -2).flatten(0, 1)
+        for graph, own in zip(graphs, values, strict=True)
+    ]
+    mixture = mixture_of(
+        [
+            (layout_of(graph, like), len(own))
+            for graph, own in zip(graphs, values, strict=True)
+        ],
+        KERNEL,
+    )
+    flat = torch.cat([own.flatten(0, 1) for own in values])
+    source = MixedValues(flat, mixture, lambda x: x)
+    (found,), _ = network.states(source, mixture.parts)
+    expected = torch.cat(alone)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    weights = torch.randn_like(found)
+    both = (
+        torch.autograd.grad(
+            (weights * states).sum(),
+            list(network.parameters()),
+            allow_unused=True,
+        )
+        for states in (found, expected)
+    )
+    for got, wanted in zip(*both, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
+
+
+def states_alone(network, graph, values):
+    """States of the nodes of copies of one network, group by group."""
+    like = network.position.weight
+    gathered = graph.gather(graph.unflatten(values, 1), batch_dims=1)
+    source = WholeValues(gathered, values.shape[:1])
+    states, _ = network.states(source, parts_of(graph, KERNEL, like))
+    return states
+
+
+def test_what_is_alike_is_one_block():
+    graphs = [zoo_graph("residual"), zoo_graph("attention")]
+    like = torch.zeros(())
+    layouts = [layout_of(graph, like) for graph in graphs]
+    counts = (3, 2)
+    pairs = list(zip(layouts, counts, strict=True))
+    parts = mixture_of(pairs, KERNEL).parts
+    blocks = [block for graph in graphs for block in graph.blocks]
+    assert len(parts.blocks) < len(blocks)
+    found = [own.block.shape for own in parts.blocks]
+    assert {shape[1:] for shape in found} == {b.shape[1:] for b in blocks}
+    expected = sum(
+        count * sum(prod(block.shape) for block in graph.blocks)
+        for graph, count in zip(graphs, counts, strict=True)
+    )
+    assert sum(map(prod, found)) == expected
+
+
+def test_nodes_of_small_graphs_are_padded():
+    index, is_node = padded(torch.tensor([0, 0, 1, 2, 2, 2, 2]), 2)
+    assert index.tolist() == [[0, 1], [2, 0]]
+    assert is_node.tolist() == [[True, True], [True, False]]
+    none, _ = padded(torch.tensor([0, 0]), 1)
+    assert none.numel() == 0
