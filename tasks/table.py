@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from tasks.common import cli
 from tasks.common.distributed import Ranks, joined, on_ranks
 from tasks.common.files import write_json
+from tasks.common.pictures import draw_means
 from tasks.common.settings import check_counts, differences
 from tasks.common.text_tables import align, markdown
 from tasks.learning.lesson import LessonConfig, learn_on
@@ -147,11 +148,34 @@ def report(config: Config) -> None:
         "\n".join(markdown(header, body)) + "\n"
     )
     write_json(Path(config.folder, "table.json"), found)
+    draw_curve(config, table, found)
     print("\n".join(align(header, body)))
     print(
         f"{config.minutes:g} minutes of a core each with {config.trainer}, on {config.data}; "
         f"published figures are of other data."
     )
+
+
+def draw_curve(
+    config: Config,
+    table: Table,
+    found: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
+    """Draws `curve.png` into the folder, of rows that have what the table's curve is over."""
+    if table.curve is None:
+        return
+    setting, label = table.curve
+    name, factor = next(iter(table.figures.items()))
+    points = {
+        row.changes[setting]: [
+            factor * one["test"][name] for one in found[row.label]
+        ]
+        for row in table.rows
+        if setting in row.changes and row.label in found
+    }
+    if points:
+        path = Path(config.folder, "curve.png")
+        draw_means(path, points, label, name)
 
 
 def results(config: Config) -> dict[str, list[dict[str, Any]]]:

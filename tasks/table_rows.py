@@ -33,7 +33,8 @@ class Table:
     """What one command makes.
 
     settings, lesson: the task. figures: those of a result that are shown where it has them, with a
-    factor. published: of every data set or zoo the first figure of rows, by their labels.
+    factor. published: of every data set or zoo the first figure of rows, by their labels. curve: a
+    setting over which the first figure is drawn, with its meaning.
     """
 
     settings: type[LessonConfig]
@@ -41,6 +42,7 @@ class Table:
     figures: Mapping[str, float]
     rows: tuple[Row, ...]
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    curve: tuple[str, str] | None = None
 
     def config(self, row: Row, **common: Any) -> LessonConfig:
         return self.settings(**{**common, **row.changes})
@@ -128,15 +130,17 @@ PROBES = Table(
             "ng-gnn, 64 probes": 94.7,
         }
     },
+    ("probes", "probes"),
 )
 SIZES = Table(
     classify.Config,
     classify.Classification,
     {"accuracy": 100},
     tuple(
-        Row(f"{n} networks", {"probes": 64, "limit": n}, True)
+        Row(f"{n:,} networks", {"probes": 64, "limit": n}, True)
         for n in (1000, 2500, 5000, 10_000)
     ),
+    curve=("limit", "networks for training"),
 )
 EDIT = Table(
     edit.Config,

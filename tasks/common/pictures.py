@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 import torch
 from matplotlib.figure import Figure
@@ -79,6 +80,30 @@ def draw_curves(
     for own, title in zip(axes, titles, strict=False):
         own.set_title(title, fontsize="small")
     axes[0].legend(fontsize="x-small")
+    figure.savefig(path, dpi=150)
+
+
+def draw_means(
+    path: Path, found: Mapping[float, Sequence[float]], x: str, y: str
+) -> None:
+    """Draws means and sample deviations over a number as a PNG.
+
+    found: values at each number. x, y: labels of the axes.
+    """
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    numbers = sorted(found)
+    means = [fmean(found[number]) for number in numbers]
+    spreads = [
+        stdev(some) if len(some := found[number]) > 1 else 0.0
+        for number in numbers
+    ]
+    axes.errorbar(numbers, means, spreads, marker="o", capsize=3)
+    axes.set(xlabel=x, ylabel=y)
+    if numbers[0] > 0:
+        axes.set_xscale("log")
+        axes.set_xticks(numbers, [f"{number:,g}" for number in numbers])
+        axes.minorticks_off()
     figure.savefig(path, dpi=150)
 
 

@@ -95,9 +95,8 @@ class GraphModel(ParameterModel):
     ):
         super().__init__(architectures, edits)
         self.architectures = architectures
-        last = (
-            config.layers - 1
-        )  # where only nodes are read, it needs no new edges
+        # where only nodes are read, the last needs no new edges
+        last = config.layers - 1
         self.fourier = Fourier(config.frequencies, config.bandwidth)
         self.scales = config.scales
         self.network = GraphNetwork(
@@ -137,9 +136,8 @@ class GraphModel(ParameterModel):
     def fit(self, stacks: Iterable[Stack]) -> None:
         super().fit(stacks)
         for architecture in self.architectures:
-            self.parts(
-                architecture
-            )  # made later, they would have steps compiled again
+            # made later, they would have steps compiled again
+            self.parts(architecture)
 
     def forward(self, stack: Stack) -> Tensor:
         states, _ = self.network.states(
@@ -147,9 +145,7 @@ class GraphModel(ParameterModel):
             self.parts(stack.architecture),
             self._extra(stack),
         )
-        return self.head(
-            self.pooling(states, self.parts(stack.architecture).graph)
-        )
+        return self.head(self.pooling(states, self.graph(stack.architecture)))
 
     def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:
         if len(stacks) == 1:
@@ -198,24 +194,20 @@ class GraphModel(ParameterModel):
     def _mixed_extra(self, stacks: Sequence[Stack]) -> list[Tensor | None]:
         if not self.probes:
             return []
-        found = []
+        found, like = [], self.network.position.weight
         for stack in stacks:
-            graph = self.parts(stack.architecture).graph
-            none = self.network.position.weight.new_zeros(
-                stack.count, 1, self.network.width
-            )
+            groups = self.graph(stack.architecture).groups
+            none = like.new_zeros(stack.count, 1, self.network.width)
             said = [
                 none.expand(-1, group.size, -1) if own is None else own
-                for own, group in zip(
-                    self._extra(stack), graph.groups, strict=True
-                )
+                for own, group in zip(self._extra(stack), groups, strict=True)
             ]
             found.append(torch.cat(said, 1).flatten(0, 1))
         return [torch.cat(found)]
 
     def _pooled(self, stack: Stack, states: Tensor) -> Tensor:
         """states: of all nodes of a stack's networks, (b * n, width)."""
-        graph = self.parts(stack.architecture).graph
+        graph = self.graph(stack.architecture)
         sizes = [group.size for group in graph.groups]
         nodes = states.unflatten(0, (stack.count, -1))
         return self.pooling(nodes.split(sizes, 1), graph)
@@ -246,7 +238,7 @@ class GraphModel(ParameterModel):
         return self._layouts[key]
 
     def _source(self, stack: Stack) -> WholeValues:
-        graph = self.parts(stack.architecture).graph
+        graph = self.graph(stack.architecture)
         features = [self._features(values) for values in self._values(stack)]
         return WholeValues(
             graph.gather(features, batch_dims=1), torch.Size([stack.count])
@@ -330,14 +322,14 @@ class GraphMetanetwork(GraphModel):
         return PNALayer(config.width, config.log_degree, edges)
 
     def graph(self, architecture: Architecture) -> NeuralGraph:
-        return parameter_graph(architecture.graph)
+        return parameter_graph_of(architecture)
 
     def _extra(self, stack: Stack) -> Sequence[Tensor | None]:
         """Where a norm's two sides are one group, the sum of what both say."""
         said = super()._extra(stack)
         if not said:
             return said
-        groups = self.parts(stack.architecture).graph.groups
+        groups = self.graph(stack.architecture).groups
         found: list[Tensor | None] = [None] * len(groups)
         places = places_in(stack.architecture)
         for own, (group, index) in zip(said, places, strict=True):
@@ -347,6 +339,11 @@ class GraphMetanetwork(GraphModel):
             before = found[group]
             found[group] = rows if before is None else before + rows
         return found
+
+
+@lru_cache(maxsize=4096)
+def parameter_graph_of(architecture: Architecture) -> NeuralGraph:
+    return parameter_graph(architecture.graph)
 
 
 @lru_cache(maxsize=4096)

@@ -57,6 +57,35 @@ def test_a_table_has_ours_with_all_seeds_and_others_once(
     assert (tmp_path / "table.md").read_text().count("\n") == 4
 
 
+def test_a_curve_is_drawn_over_what_rows_differ_in(
+    config, monkeypatch, tmp_path
+):
+    sizes = {"width": 4, "layers": 1}
+    rows = [
+        Row(f"{n} networks", {"sizes": sizes, "limit": n}, True)
+        for n in (16, 8)
+    ]
+    drawn = {}
+    monkeypatch.setattr(
+        "tasks.table.draw_means",
+        lambda path, found, *labels: drawn.update({path: (found, labels)}),
+    )
+    table = replace(
+        TABLES["predict-small"],
+        rows=(*rows, Row("statnn", {"model": "statnn"})),
+        curve=("limit", "networks for training"),
+    )
+    monkeypatch.setitem(TABLES, "predict-small", table)
+    run(config)
+    results = json.loads((tmp_path / "table.json").read_text())
+    expected = {
+        n: [one["test"]["tau"] for one in results[f"{n} networks"]]
+        for n in (16, 8)
+    }
+    labels = "networks for training", "tau"
+    assert drawn == {tmp_path / "curve.png": (expected, labels)}
+
+
 def test_what_is_there_is_not_made_again(config, tmp_path):
     run(replace(config, seeds=1))
     before = {
