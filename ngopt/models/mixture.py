@@ -111,8 +111,8 @@ class Mixture(NamedTuple):
     """
 
     parts: GraphParts
-    weights: list[Tensor]
-    biases: list[Tensor]
+    weights: Sequence[Tensor | None]
+    biases: Sequence[Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,13 +129,14 @@ class MixedValues:
     batch = torch.Size()
 
     def edges(self, parts: BlockParts, part: Part) -> Tensor:
-        elements = self.mixture.weights[parts.number]
-        return self._read(elements[part.groups, part.targets, part.sources])
+        assert part.is_whole
+        return self._read(self.mixture.weights[parts.number])
 
     def bias(self, number: int) -> Tensor:
         return self._read(self.mixture.biases[number])
 
-    def _read(self, elements: Tensor) -> Tensor:
+    def _read(self, elements: Tensor | None) -> Tensor:
+        assert elements is not None
         found = self.values.index_select(0, elements.flatten())
         return self.features(found.unflatten(0, elements.shape))
 
@@ -219,15 +220,11 @@ def mixture_of(
         _block(number, key, edges[key], kernel)
         for number, key in enumerate(order)
     ]
-    counts = torch.tensor([count for _, count in layouts])
-    sizes = torch.tensor([layout.nodes for layout, _ in layouts])
-    each = sizes.repeat_interleave(counts)
     copies = [one for one, count in layouts for _ in range(count)]
     kinds, activations, positions = (
         torch.cat([getattr(one, name) for one in copies])
         for name in ("kinds", "activations", "positions")
     )
-    members = torch.arange(len(each)).repeat_interleave(each)
     parts = GraphParts(
         _graph(blocks, biases, len(kinds)),
         tuple(blocks),
@@ -235,18 +232,17 @@ def mixture_of(
         (positions,),
         kinds.unsqueeze(0),
         activations.unsqueeze(0),
-        members.to(kinds.device),
+        _members(copies).to(kinds.device),
         (),
     )
-    return Mixture(
-        parts,
-        [
-            own.elements
-            for key in order
-            if (own := edges[key]).elements is not None
-        ],
-        [own.elements for own in biases.values() if own.elements is not None],
-    )
+    weights = [edges[key].elements for key in order if key.has_elements]
+    return Mixture(parts, weights, [own.elements for own in biases.values()])
+
+
+def _members(copies: Sequence[Layout]) -> Tensor:
+    """Which network every node is of, (n,)."""
+    sizes = torch.tensor([one.nodes for one in copies])
+    return torch.arange(len(copies)).repeat_interleave(sizes)
 
 
 def _all_places(
