@@ -168,16 +168,24 @@ class RelationalLayer(GraphLayer):
             [*one, *other]
             for one, other in zip(incoming, outgoing, strict=True)
         ]
-        if not self.complete_up_to:
-            pass
-        elif isinstance(members, Tensor):
-            seen[0].append(self._complete_by_node(nodes[0], members))
-        else:
-            self._complete_by_group(nodes, members, seen)
+        if self.complete_up_to:
+            self._add_complete(nodes, members, seen)
         return [
             self._next_node(node, own)
             for node, own in zip(nodes, seen, strict=True)
         ]
+
+    def _add_complete(
+        self,
+        nodes: Sequence[Tensor],
+        members: Members,
+        seen: Sequence[list[Incoming[Attended]]],
+    ) -> None:
+        """Adds what the neurons of small graphs see of all neurons."""
+        if isinstance(members, Tensor):
+            seen[0].append(self._complete_by_node(nodes[0], members))
+        else:
+            self._complete_by_group(nodes, members, seen)
 
     def _complete_by_group(
         self,
@@ -185,7 +193,7 @@ class RelationalLayer(GraphLayer):
         members: Sequence[int],
         seen: Sequence[list[Incoming[Attended]]],
     ) -> None:
-        """Adds what the neurons of small graphs see of all neurons, group by group."""
+        """The same, group by group."""
         for member in set(members):
             some = [i for i, own in enumerate(members) if own == member]
             sizes = [nodes[i].shape[-2] for i in some]

@@ -18,7 +18,6 @@ from torch import Tensor
 from ngopt.graph.core import (
     Bias,
     EdgeBlock,
-    GraphValues,
     Index,
     NeuralGraph,
     NeuronGroup,
@@ -146,7 +145,12 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> Layout:
     sizes = [group.size for group in graph.groups]
     each = torch.tensor(sizes, device=like.device)
     places: dict[Alike, list[Places]] = {}
-    for key, found in (*_edges(graph, like), *_biases(graph, like.device)):
+    flat = torch.arange(graph.numel, device=like.device)
+    numbers = graph.gather(graph.unflatten(flat))
+    for key, found in (
+        *_edges(graph, numbers.edges, like),
+        *_biases(graph, numbers.biases),
+    ):
         places.setdefault(key, []).append(found)
     positions = zip(node_positions(graph, like), sizes, strict=True)
     return Layout(
@@ -158,9 +162,11 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> Layout:
     )
 
 
-def _edges(graph: NeuralGraph, like: Tensor) -> Iterator[tuple[Alike, Places]]:
-    device = like.device
-    weights = iter(_numbers(graph, device).edges)
+def _edges(
+    graph: NeuralGraph, numbers: Sequence[Tensor], like: Tensor
+) -> Iterator[tuple[Alike, Places]]:
+    """numbers: of the flat parameters, on the weights."""
+    device, weights = like.device, iter(numbers)
     starts = node_starts(graph)
     for block in graph.blocks:
         g, t, s = block.shape
@@ -182,19 +188,14 @@ def _edges(graph: NeuralGraph, like: Tensor) -> Iterator[tuple[Alike, Places]]:
 
 
 def _biases(
-    graph: NeuralGraph, device: torch.device
+    graph: NeuralGraph, numbers: Sequence[Tensor]
 ) -> Iterator[tuple[Alike, Places]]:
-    starts, numbers = node_starts(graph), _numbers(graph, device).biases
+    """numbers: of the flat parameters, on the biases."""
+    starts = node_starts(graph)
     for bias, elements in zip(graph.biases, numbers, strict=True):
         nodes = _nodes(starts[bias.group], bias.index, len(elements))
         key = Alike((), bias.slot_shape, bias.kind)
-        yield key, Places((nodes.to(device),), elements)
-
-
-def _numbers(graph: NeuralGraph, device: torch.device) -> GraphValues:
-    """Numbers of the flat parameters on the biases and on the weights of a graph."""
-    flat = torch.arange(graph.numel, device=device)
-    return graph.gather(graph.unflatten(flat))
+        yield key, Places((nodes.to(elements.device),), elements)
 
 
 def _nodes(start: int, index: Index, *shape: int) -> Tensor:
