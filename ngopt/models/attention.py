@@ -9,6 +9,7 @@ from math import sqrt
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ngopt.models.layers import Ends, GraphLayer
@@ -40,16 +41,17 @@ class Attended(NamedTuple):
 
     @classmethod
     def of(
-        cls, logits: Tensor, values: Tensor, axes: tuple[int, int]
+        cls,
+        logits: Tensor,
+        values: Tensor,
+        axes: tuple[int, int],
+        of_head: Tensor,
     ) -> Attended:
-        """Over two axes. logits: (groups, a, b, tiles, *batch, heads). values:
-        the same with width."""
+        """Over two axes. logits: (groups, a, b, tiles, *batch, heads). values: the same with width.
+        of_head: which columns are of each head, (heads, width)."""
         high = logits.detach().amax(axes, keepdim=True)
         weight = (logits - high).exp()
-        heads = logits.shape[-1]
-        weighted = (
-            weight.unsqueeze(-1) * values.unflatten(-1, (heads, -1))
-        ).flatten(-2)
+        weighted = (weight @ of_head) * values
         found = (
             high,
             weight.sum(axes, keepdim=True),
@@ -102,6 +104,8 @@ class RelationalLayer(GraphLayer):
     Raises ValueError if heads do not divide the width.
     """
 
+    of_head: Tensor
+
     def __init__(
         self,
         width: int,
@@ -119,6 +123,9 @@ class RelationalLayer(GraphLayer):
             heads,
             complete_up_to,
         )
+        # products with it are faster than passes over the few columns of every head
+        of_head = torch.eye(heads).repeat_interleave(width // heads, 1)
+        self.register_buffer("of_head", of_head, persistent=False)
         # query, key, scale and shift, there and back
         self.edge_terms = nn.Linear(width, 8 * width)
         # query there; key and value back; the edge update
@@ -139,9 +146,7 @@ class RelationalLayer(GraphLayer):
     def messages(
         self, edges: Tensor, ends: Ends, part: Part
     ) -> tuple[Attended, Attended]:
-        there, back = (
-            self.edge_terms(edges).unflatten(-1, (2, 4, self.width)).unbind(-3)
-        )
+        there, back = self._edge_terms(edges)
         query, key_back, value_back = (
             ends.of_target(part, self._columns(k)) for k in range(3)
         )
@@ -218,22 +223,35 @@ class RelationalLayer(GraphLayer):
         mean = _together(seen, node).mean() if seen else torch.zeros_like(node)
         return self.node_mlp(self.node_norm(node + self.out(mean)))
 
+    def _edge_terms(self, edges: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """To query, key, scale and shift, there and back, (*, width) each.
+
+        A product each: views of one would have gradients that are copied together, and strides.
+        """
+        weights = self.edge_terms.weight.chunk(8)
+        biases = self.edge_terms.bias.chunk(8)
+        found = [
+            F.linear(edges, *both) for both in zip(weights, biases, strict=True)
+        ]
+        return found[:4], found[4:]
+
     def _attended(
         self,
-        terms: Tensor,
+        terms: Sequence[Tensor],
         query: Tensor,
         key: Tensor,
         value: Tensor,
         axes: tuple[int, int],
     ) -> Attended:
-        """terms: of the edges to query, key and value, (*, 4, width)."""
-        to_query, to_key, scale, shift = terms.unbind(-2)
+        """terms: of the edges to query, key and value."""
+        to_query, to_key, scale, shift = terms
         logits = self._logits(query + to_query, key + to_key)
-        return Attended.of(logits, torch.addcmul(shift, scale, value), axes)
+        values = torch.addcmul(shift, scale, value)
+        return Attended.of(logits, values, axes, self.of_head)
 
     def _logits(self, query: Tensor, key: Tensor) -> Tensor:
         """(*, width) -> (*, heads)."""
-        products = (query * key).unflatten(-1, (self.heads, -1)).sum(-1)
+        products = (query * key) @ self.of_head.T
         return products / sqrt(self.width / self.heads)
 
     def _all_to_all(

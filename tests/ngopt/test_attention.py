@@ -109,9 +109,10 @@ def next_state(layer, state, seen):
 def test_what_was_seen_in_pieces_is_what_was_seen_at_once():
     logits = 30 * torch.randn(1, 3, 8, 1, 2, dtype=torch.float64)
     values = torch.randn(1, 3, 8, 1, 6, dtype=torch.float64)
-    whole = Attended.of(logits, values, (-3, -2))
+    of_head = torch.eye(2, dtype=torch.float64).repeat_interleave(3, 1)
+    whole = Attended.of(logits, values, (-3, -2), of_head)
     pieces = [
-        Attended.of(a, b, (-3, -2))
+        Attended.of(a, b, (-3, -2), of_head)
         for a, b in zip(logits.split(3, 2), values.split(3, 2), strict=True)
     ]
     found = pieces[0].joined(pieces[1]).joined(pieces[2])
