@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from time import process_time
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from torch_geometric.utils import degree
 from tqdm import tqdm
 
 from benchmarks.records import write
+from benchmarks.turns import seconds_in_turns
 from ngopt.graph import NeuralGraph, to_edge_list
 from tasks.common.memory import keep_freed_memory
 from tasks.common.random import seeded
@@ -33,8 +32,6 @@ from tasks.networks.architectures import Architecture, Stack, architecture_of
 SIREN = {"kind": "siren", "widths": [2, 32, 32, 1]}
 AGGREGATORS = ["mean", "min", "max", "std"]
 SCALERS = ["identity", "amplification"]
-# Steps that are not counted: what is compiled is compiled in them.
-WARM_UP = 2
 
 
 class EdgeListPNA(nn.Module):
@@ -110,15 +107,8 @@ def measure(
     """Networks a second of both, medians over steps taken in turns."""
     with seeded(0):
         made = steps(architecture_of(SIREN), copies, width, rounds, compiled)
-        times: dict[str, list[float]] = {name: [] for name in made}
-        for _ in range(repeats + WARM_UP):
-            for name, step in made.items():
-                start = process_time()
-                step()
-                times[name].append(process_time() - start)
-    speeds = {
-        name: copies / median(some[WARM_UP:]) for name, some in times.items()
-    }
+        seconds = seconds_in_turns(made, repeats)
+    speeds = {name: copies / some for name, some in seconds.items()}
     found = {
         "copies": copies,
         "width": width,

@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from random import Random
-from statistics import median
-from time import process_time
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from benchmarks.records import write
+from benchmarks.turns import seconds_in_turns
 from tasks.common.memory import keep_freed_memory
 from tasks.common.random import seeded
 from tasks.learning.catalogue import make_model
@@ -28,8 +27,6 @@ from tasks.sources.zoo_recipes import ZOOS
 
 # Networks that are kept of a run.
 ALIKE = 5
-# Steps that are not counted.
-WARM_UP = 1
 CASES = (
     ("wild-park", "ng-gnn", {"layers": 3}),
     ("wild-park", "ng-gnn", {"layers": 3, "probes": 16}),
@@ -69,16 +66,9 @@ def measure(
         said.square().mean().backward()
 
     ways = {"together": together, "apart": apart}
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(repeats + WARM_UP):
-        for way, step in ways.items():
-            start = process_time()
-            step()
-            times[way].append(process_time() - start)
     count = ALIKE * runs
-    speeds = {
-        way: count / median(some[WARM_UP:]) for way, some in times.items()
-    }
+    seconds = seconds_in_turns(ways, repeats)
+    speeds = {way: count / some for way, some in seconds.items()}
     case = {"zoo": zoo, "model": name, **sizes, "networks": count}
     return {**case, **speeds, "ratio": speeds["together"] / speeds["apart"]}
 
