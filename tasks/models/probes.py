@@ -3,6 +3,8 @@ section 2.4)."""
 
 from __future__ import annotations
 
+from math import sqrt
+
 import torch
 from torch import Tensor, nn
 
@@ -55,11 +57,13 @@ def answers(values: Tensor) -> Tensor:
 def statistics(values: Tensor) -> Tensor:
     """(b, m, size, *space) -> (b, size, 2 m): means over space, and deviations, 0 without space."""
     space = list(range(3, values.dim()))
-    means = values.mean(space) if space else values
-    deviations = (
-        values.std(space, correction=0) if space else torch.zeros_like(values)
-    )
-    return torch.cat([means, deviations], 1).mT
+    if not space:
+        return torch.cat([values, torch.zeros_like(values)], 1).mT
+    means = values.mean(space, keepdim=True)
+    # several times as fast as `std`
+    norms = torch.linalg.vector_norm(values - means, dim=space)
+    deviations = norms / sqrt(values.shape[3:].numel())
+    return torch.cat([means.flatten(2), deviations], 1).mT
 
 
 def _mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
