@@ -58,8 +58,11 @@ class Prediction(NetworkLesson[Config]):
         )
 
     def read(self, stacks: Sequence[Stack]) -> Tensor:
-        """What the model says of networks, (n, 1)."""
+        """What the model says of networks, (n, 1). Of one architecture steps may be compiled, but
+        nothing outside of training, where batches differ."""
         stacks = [self.prepared(stack) for stack in stacks]
+        if self.model.training and len(stacks) == 1:
+            return self.model(stacks[0])
         return self.model.forward_mixed(stacks)
 
     def score(self) -> float:

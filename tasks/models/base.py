@@ -49,7 +49,7 @@ class NetworkModel(nn.Module):
 
     def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:
         """What a reader says of networks of several architectures, one stack after the other."""
-        return torch.cat([self(stack) for stack in stacks])
+        return torch.cat([self.forward(stack) for stack in stacks])
 
     def updates(self, stack: Stack) -> list[Tensor]:
         """What an editor adds to b networks, of every parameter (b, d_out, *shape)."""

@@ -149,7 +149,7 @@ class GraphModel(ParameterModel):
 
     def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:
         if len(stacks) == 1:
-            return self(stacks[0])
+            return self.forward(stacks[0])
         pieces = self._pieces(stacks)
         return torch.cat([self._mixed(piece) for piece in pieces])
 
