@@ -45,7 +45,12 @@ class Prediction(NetworkLesson[Config]):
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         super().__init__(config, ranks)
         self.data = {split: self._read(split) for split in SPLITS}
-        self.model = self.make_model(list(self.data["train"].stacks), d_out=1)
+        stacks = list(self.data["train"].stacks)
+        if config.compiled and len(stacks) > 1:
+            raise ValueError(
+                f"compiled: expected networks of one architecture; got {len(stacks)} architectures"
+            )
+        self.model = self.make_model(stacks, d_out=1)
 
     def loss(self, step: int) -> Tensor:
         training, train = self.config.training, self.data["train"]
@@ -58,11 +63,11 @@ class Prediction(NetworkLesson[Config]):
         )
 
     def read(self, stacks: Sequence[Stack]) -> Tensor:
-        """What the model says of networks, (n, 1). Of one architecture steps may be compiled, but
-        nothing outside of training, where batches differ."""
+        """What the model says of networks, (n, 1); not compiled outside of training, where batches
+        differ."""
         stacks = [self.prepared(stack) for stack in stacks]
-        if self.model.training and len(stacks) == 1:
-            return self.model(stacks[0])
+        if self.config.compiled and self.model.training:
+            return self.model(*stacks)
         return self.model.forward_mixed(stacks)
 
     def score(self) -> float:

@@ -95,3 +95,33 @@ def test_networks_whose_accuracies_are_not_known_are_refused(config, data):
         match="inr-mnist': expected networks with a column 'accuracy'; got none",
     ):
         Prediction(replace(config, data=str(data / "inr-mnist")))
+
+
+def test_only_steps_on_networks_of_one_architecture_are_compiled(
+    config, data, monkeypatch, compiled_eagerly
+):
+    config = replace(
+        config,
+        data=str(data / "zoo-small"),
+        model="ng-gnn",
+        sizes={"width": 4, "layers": 1},
+        training=replace(config.training, batch=2),
+    )
+    with pytest.raises(
+        ValueError,
+        match="compiled: expected networks of one architecture; got 2",
+    ):
+        Prediction(replace(config, compiled=True))
+    whole = read_collection(config.data, "train")
+    one = whole.where(lambda stack: stack is whole.stacks[0])
+    monkeypatch.setattr(predict, "read_collection", lambda *_: one)
+    losses = []
+    for compiled in (False, True):
+        lesson = Prediction(replace(config, compiled=compiled))
+        torch.manual_seed(0)
+        losses.append([lesson.loss(step).item() for step in range(2)])
+        lesson.model.eval()
+        with torch.no_grad():
+            lesson.score()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert compiled_eagerly == [1]
