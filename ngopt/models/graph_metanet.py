@@ -12,9 +12,9 @@ from torch import Tensor
 from ngopt.features import NUM_FEATURES
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.feedforward import FeedForward, FeedForwardConfig, UpdateMLP
-from ngopt.models.graph_network import Place, Scattered
 from ngopt.models.metanet import Metanet
 from ngopt.models.parts import GraphParts, parts_of
+from ngopt.models.places import Place, Scattered
 from ngopt.models.predictor import Predictor
 from ngopt.models.sources import Source
 

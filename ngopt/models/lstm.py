@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ngopt.features import NUM_FEATURES
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.graph_metanet import GraphMetanet, GraphMetanetConfig
-from ngopt.models.graph_network import Place
 from ngopt.models.parts import GraphParts
+from ngopt.models.places import Place
 from ngopt.models.sources import Source
 
 

@@ -22,8 +22,8 @@ from ngopt.features import NUM_FEATURES
 from ngopt.graph.core import Bias, EdgeBlock, NeuralGraph
 from ngopt.models.edge_states import EdgeStates, are_kept
 from ngopt.models.graph_metanet import GraphMetanet, GraphMetanetConfig
-from ngopt.models.graph_network import Place
 from ngopt.models.parts import BlockParts, GraphParts, Part
+from ngopt.models.places import Place
 from ngopt.models.sources import Source
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from ngopt.features import NUM_FEATURES
 from ngopt.models.attention import RelationalLayer
 from ngopt.models.graph_metanet import GraphMetanet, GraphMetanetConfig
-from ngopt.models.graph_network import GraphNetwork, Place
+from ngopt.models.graph_network import GraphNetwork
 from ngopt.models.parts import GraphParts
+from ngopt.models.places import Place
 from ngopt.models.sources import Source
 
 
