@@ -45,12 +45,7 @@ class Prediction(NetworkLesson[Config]):
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         super().__init__(config, ranks)
         self.data = {split: self._read(split) for split in SPLITS}
-        stacks = list(self.data["train"].stacks)
-        if config.compiled and len(stacks) > 1:
-            raise ValueError(
-                f"compiled: expected networks of one architecture; got {len(stacks)} architectures"
-            )
-        self.model = self.make_model(stacks, d_out=1)
+        self.model = self.make_model(list(self.data["train"].stacks), d_out=1)
 
     def loss(self, step: int) -> Tensor:
         training, train = self.config.training, self.data["train"]

@@ -53,7 +53,7 @@ class LessonConfig:
     """Numbers of the model's config, such as width 64 layers 4."""
     compiled: bool = False
     """Compile training steps: one to two minutes at first, then up to twice as fast, but for ng-t,
-    which is slower. For networks of one architecture."""
+    which is no faster. Networks have to be of one architecture."""
     training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=TrainingConfig
     )
@@ -107,7 +107,10 @@ class NetworkLesson(Generic[Config]):
     def make_model(
         self, stacks: list[Stack], d_out: int, edits: bool = False
     ) -> NetworkModel:
-        """The model that the settings name, with what it takes from training data."""
+        """The model that the settings name, with what it takes from training data.
+
+        Raises ValueError for steps that are to be compiled for several architectures.
+        """
         config = self.config
         sizes = {
             **config.sizes,
@@ -116,6 +119,11 @@ class NetworkLesson(Generic[Config]):
         architectures = list(
             dict.fromkeys(stack.architecture for stack in stacks)
         )
+        count = len(architectures)
+        if config.compiled and count > 1:
+            raise ValueError(
+                f"compiled: expected networks of one architecture; got {count} architectures"
+            )
         with seeded(config.training.seed, 0):
             model = make_model(config.model, architectures, d_out, sizes, edits)
         model.fit(self.prepared(stack) for stack in stacks)
