@@ -27,7 +27,7 @@ from tasks.models.fourier import Fourier
 from tasks.models.learned_inputs import FreeInputs, GeneratedInputs
 from tasks.models.perceptron import perceptron
 from tasks.models.pooling import Pooling, common_outputs
-from tasks.models.probes import Probes
+from tasks.models.probes import Probes, Said
 from tasks.networks.architectures import Architecture, Stack
 
 # Of a tensor in a network, beside its deviation over all networks.
@@ -36,6 +36,8 @@ LEAST = 1e-4
 SMALLEST_KERNEL, LARGEST_KERNEL = 3, 7
 # Edges of different networks that are read in one call, so that they stay in the caches.
 AT_ONCE = 1 << 16
+# Of the head that reads answers, ProbeGen's.
+ANSWER_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class GraphModelConfig:
     """Width of the head that reads a pooled network."""
     dropout: float = 0.2
     """Of that head."""
+    answer_layers: int = 0
+    """Hidden layers of a second head, whose result is added: it reads what the outputs answer to
+    all probes, as ProbeGen does (Kahana et al. 2024). None: there is no such head."""
 
 
 class GraphModel(ParameterModel):
@@ -124,6 +129,7 @@ class GraphModel(ParameterModel):
                 self.pooling.size, hidden, d_out, config.dropout, nn.SiLU
             )
             self.head = nn.Sequential(nn.LayerNorm(self.pooling.size), head)
+            self.answer_head = answer_head(config, outputs, d_out)
 
     def layer(self, config: GraphModelConfig, edges: bool) -> GraphLayer:
         """A round of messages. edges: whether edges change, too."""
@@ -140,12 +146,12 @@ class GraphModel(ParameterModel):
             self.parts(architecture)
 
     def forward(self, stack: Stack) -> Tensor:
+        said = self._said(stack)
         states, _ = self.network.states(
-            self._source(stack),
-            self.parts(stack.architecture),
-            self._extra(stack),
+            self._source(stack), self.parts(stack.architecture), said.codes
         )
-        return self.head(self.pooling(states, self.graph(stack.architecture)))
+        pooled = self.pooling(states, self.graph(stack.architecture))
+        return self._judged(pooled, said.answers)
 
     def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:
         if len(stacks) == 1:
@@ -174,35 +180,45 @@ class GraphModel(ParameterModel):
         ]
         mixture = mixture_of(layouts, self.network.kernel)
         values = torch.cat([self._flat(stack) for stack in stacks])
+        said = [self._said(stack) for stack in stacks]
         (states,), _ = self.network.states(
             MixedValues(values, mixture, self._features),
             mixture.parts,
-            self._mixed_extra(stacks),
+            self._mixed_codes(stacks, said),
         )
         sizes = [count * layout.nodes for layout, count in layouts]
         pooled = [
             self._pooled(stack, own)
             for stack, own in zip(stacks, states.split(sizes), strict=True)
         ]
-        return self.head(torch.cat(pooled))
+        answers = torch.cat([one.answers for one in said])
+        return self._judged(torch.cat(pooled), answers)
+
+    def _judged(self, pooled: Tensor, answers: Tensor) -> Tensor:
+        found = self.head(pooled)
+        if self.answer_head is None:
+            return found
+        return found + self.answer_head(answers.flatten(1))
 
     def _flat(self, stack: Stack) -> Tensor:
         """Of all parameters of all networks, (b * numel, 1 or 2)."""
         values = [value.flatten(1, -2) for value in self._values(stack)]
         return torch.cat(values, 1).flatten(0, 1)
 
-    def _mixed_extra(self, stacks: Sequence[Stack]) -> list[Tensor | None]:
+    def _mixed_codes(
+        self, stacks: Sequence[Stack], said: Sequence[Said]
+    ) -> list[Tensor | None]:
         if not self.probes:
             return []
         found, like = [], self.network.position.weight
-        for stack in stacks:
+        for stack, one in zip(stacks, said, strict=True):
             groups = self.graph(stack.architecture).groups
             none = like.new_zeros(stack.count, 1, self.network.width)
-            said = [
+            codes = [
                 none.expand(-1, group.size, -1) if own is None else own
-                for own, group in zip(self._extra(stack), groups, strict=True)
+                for own, group in zip(one.codes, groups, strict=True)
             ]
-            found.append(torch.cat(said, 1).flatten(0, 1))
+            found.append(torch.cat(codes, 1).flatten(0, 1))
         return [torch.cat(found)]
 
     def _pooled(self, stack: Stack, states: Tensor) -> Tensor:
@@ -215,7 +231,7 @@ class GraphModel(ParameterModel):
     def updates(self, stack: Stack) -> list[Tensor]:
         parts = self.parts(stack.architecture)
         found = self.network.decoded(
-            self._source(stack), parts, self._extra(stack)
+            self._source(stack), parts, self._said(stack).codes
         )
         values = parts.graph.scatter(found, batch_dims=1)  # (b, *shape, d_out)
         return [value.movedim(-1, 1) for value in values]
@@ -256,8 +272,10 @@ class GraphModel(ParameterModel):
         found = self.fourier(values[..., 0])
         return torch.cat([found, values[..., 1:]], -1) if self.scales else found
 
-    def _extra(self, stack: Stack) -> Sequence[Tensor | None]:
-        return self.probes(stack) if self.probes else ()
+    def _said(self, stack: Stack) -> Said:
+        if self.probes:
+            return self.probes(stack)
+        return Said((), stack.params[0].new_empty(stack.count, 0))
 
     def _probes(self, config: GraphModelConfig) -> Probes | None:
         if not config.probes:
@@ -266,6 +284,27 @@ class GraphModel(ParameterModel):
         # free pixels learn what the training's networks alone have
         kind = GeneratedInputs if len(shape) == 3 else FreeInputs
         return Probes(kind(config.probes, shape), config.probes, config.width)
+
+
+def answer_head(
+    config: GraphModelConfig, outputs: int | None, d_out: int
+) -> nn.Module | None:
+    """What reads the answers of so many outputs to all probes, (b, 2 m outputs) -> (b, d_out).
+
+    outputs: None where networks differ in them.
+
+    Raises ValueError without probes, or where networks differ.
+    """
+    if not config.answer_layers:
+        return None
+    if not config.probes:
+        raise ValueError("answer_layers: expected probes; got none")
+    if outputs is None:
+        raise ValueError(
+            "answer_layers: expected networks of as many outputs each; got several numbers"
+        )
+    hidden = (ANSWER_WIDTH,) * config.answer_layers
+    return perceptron(2 * config.probes * outputs, hidden, d_out)
 
 
 def largest_kernel(graphs: Iterable[NeuralGraph]) -> tuple[int, int]:
@@ -324,21 +363,21 @@ class GraphMetanetwork(GraphModel):
     def graph(self, architecture: Architecture) -> NeuralGraph:
         return parameter_graph_of(architecture)
 
-    def _extra(self, stack: Stack) -> Sequence[Tensor | None]:
+    def _said(self, stack: Stack) -> Said:
         """Where a norm's two sides are one group, the sum of what both say."""
-        said = super()._extra(stack)
-        if not said:
+        said = super()._said(stack)
+        if not said.codes:
             return said
         groups = self.graph(stack.architecture).groups
         found: list[Tensor | None] = [None] * len(groups)
         places = places_in(stack.architecture)
-        for own, (group, index) in zip(said, places, strict=True):
+        for own, (group, index) in zip(said.codes, places, strict=True):
             if own is None:
                 continue
             rows = spread(own, index, groups[group].size)
             before = found[group]
             found[group] = rows if before is None else before + rows
-        return found
+        return said._replace(codes=found)
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,9 @@ section 2.4)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,17 @@ from tasks.models.learned_inputs import LearnedInputs
 from tasks.networks.architectures import Stack
 
 ROLES = ("input", "hidden", "output")
+
+
+class Said(NamedTuple):
+    """What b networks say of m inputs.
+
+    codes: of neurons, for every group of the graph (b, size, width), None where they have no value.
+    answers: those of outputs, (b, outputs, 2 m), see `answers`.
+    """
+
+    codes: Sequence[Tensor | None]
+    answers: Tensor
 
 
 class Probes(nn.Module):
@@ -23,9 +36,6 @@ class Probes(nn.Module):
     outputs say theirs, and its log-softmax over all of them, in which a classifier answers.
 
     count: of the inputs. hidden: width of the MLPs.
-
-    Shapes: a stack of b networks -> for every group of the graph (b, size, width), None where its
-    neurons have no value.
     """
 
     def __init__(
@@ -38,15 +48,17 @@ class Probes(nn.Module):
             {role: _mlp(numbers, hidden, width) for role in ROLES}
         )
 
-    def forward(self, stack: Stack) -> list[Tensor | None]:
-        groups = stack.architecture.graph.groups
-        values = stack.architecture.neurons(stack.params, self.inputs())
+    def forward(self, stack: Stack) -> Said:
+        architecture = stack.architecture
+        values = architecture.neurons(stack.params, self.inputs())
         found = []
-        for group, own in zip(groups, values, strict=True):
+        for group, own in zip(architecture.graph.groups, values, strict=True):
             role = group.role if group.role in ROLES else "hidden"
             read = answers if role == "output" else statistics
             found.append(None if own is None else self.codes[role](read(own)))
-        return found
+        outputs = values[architecture.module.output]
+        assert outputs is not None
+        return Said(found, answers(outputs))
 
 
 def answers(values: Tensor) -> Tensor:

@@ -117,6 +117,31 @@ def test_what_networks_say_of_probes_does_not_tell_the_order_of_neurons(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_second_head_adds_what_it_reads_in_the_answers_of_all_outputs(
+    name, stack
+):
+    model = fitted(name, stack, probes=3, answer_layers=1)
+    alone = fitted(name, stack, probes=3)
+    alone.load_state_dict(model.state_dict(), strict=False)
+    inputs = model.probes.inputs()
+    outputs = stack.architecture.outputs(stack.params, inputs)
+    both = torch.cat([outputs, outputs.log_softmax(-1)], 1)
+    added = model.answer_head(both.mT.flatten(1))
+    assert far(added[0], added[1])
+    torch.testing.assert_close(model(stack), alone(stack) + added)
+    torch.testing.assert_close(model(moved_stack(stack)), model(stack))
+
+
+def test_a_second_head_needs_answers_of_one_size():
+    stacks = siren_stack(2, 5, 1), siren_stack(2, 5, 2)
+    with pytest.raises(ValueError, match="answer_layers: expected probes"):
+        fitted("ng-gnn", stacks[0], answer_layers=1)
+    with pytest.raises(ValueError, match="as many outputs each; got several"):
+        fitted("ng-gnn", *stacks, probes=3, answer_layers=1)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", BLIND)
 def test_what_knows_no_symmetry_sees_the_order_of_hidden_neurons(name, stack):
     model = fitted(name, stack)
@@ -267,6 +292,7 @@ def test_what_is_not_tied_reads_networks_of_several_architectures(name):
         ("ng-gnn", {"scales": True, "probes": 3}),
         ("ng-t", {"probes": 3}),
         ("gmn", {"probes": 3}),
+        ("gmn", {"probes": 3, "answer_layers": 2}),
     ],
 )
 def test_a_mixture_of_architectures_is_read_as_each_of_them(
