@@ -231,7 +231,6 @@ DIVERSE = Table(
         # with three it makes too few steps in the same time
         *_probed("gmn", 0, layers=2, scales=True),
         _two_headed("gmn", layers=2, scales=True),
-        *_probed("ng-gnn", 0, scales=True),
         _two_headed("ng-gnn", scales=True),
     ),
     {"diverse": {"set": 0.562, "dmc": 0.957, "gmn": 0.975}},
