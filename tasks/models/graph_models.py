@@ -75,8 +75,9 @@ class GraphModelConfig:
     dropout: float = 0.2
     """Of that head."""
     answer_layers: int = 0
-    """Hidden layers of a second head, whose result is added: it reads what the outputs answer to
-    all probes, as ProbeGen does (Kahana et al. 2024). None: there is no such head."""
+    """Hidden layers of a second head, which reads what the outputs answer to all probes, as
+    ProbeGen does (Kahana et al. 2024). Both learn to be right by themselves, and their mean counts
+    (Lee et al. 2015). None: there is no such head."""
 
 
 class GraphModel(ParameterModel):
@@ -84,8 +85,8 @@ class GraphModel(ParameterModel):
 
     A subclass has a `name` and says how one `layer` is made.
 
-    Shapes: a reader gives (b, d_out) of b networks, an editor (b, d_out, *shape)
-    of every parameter.
+    Shapes: a reader gives (b, d_out) of b networks, in training (b, 2, d_out) if it has two heads,
+    an editor (b, d_out, *shape) of every parameter.
     """
 
     can_edit = True
@@ -198,7 +199,9 @@ class GraphModel(ParameterModel):
         found = self.head(pooled)
         if self.answer_head is None:
             return found
-        return found + self.answer_head(answers.flatten(1))
+        opinions = [found, self.answer_head(answers.flatten(1))]
+        both = torch.stack(opinions, 1)
+        return both if self.training else both.mean(1)
 
     def _flat(self, stack: Stack) -> Tensor:
         """Of all parameters of all networks, (b * numel, 1 or 2)."""
