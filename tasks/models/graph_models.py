@@ -76,8 +76,10 @@ class GraphModelConfig:
     """Of that head."""
     answer_layers: int = 0
     """Hidden layers of a second head, which reads what the outputs answer to all probes, as
-    ProbeGen does (Kahana et al. 2024). Both learn to be right by themselves, and their mean counts
-    (Lee et al. 2015). None: there is no such head."""
+    ProbeGen does (Kahana et al. 2024). None: there is no such head."""
+    apart: bool = True
+    """Whether both heads learn to be right by themselves, and their mean counts (Lee et al. 2015);
+    else their sum is to be right, which is better where the graph's has too few steps."""
 
 
 class GraphModel(ParameterModel):
@@ -85,8 +87,8 @@ class GraphModel(ParameterModel):
 
     A subclass has a `name` and says how one `layer` is made.
 
-    Shapes: a reader gives (b, d_out) of b networks, in training (b, 2, d_out) if it has two heads,
-    an editor (b, d_out, *shape) of every parameter.
+    Shapes: a reader gives (b, d_out) of b networks, in training (b, 2, d_out) if it has two heads
+    that learn apart, an editor (b, d_out, *shape) of every parameter.
     """
 
     can_edit = True
@@ -131,6 +133,7 @@ class GraphModel(ParameterModel):
             )
             self.head = nn.Sequential(nn.LayerNorm(self.pooling.size), head)
             self.answer_head = answer_head(config, outputs, d_out)
+            self.apart = config.apart
 
     def layer(self, config: GraphModelConfig, edges: bool) -> GraphLayer:
         """A round of messages. edges: whether edges change, too."""
@@ -199,8 +202,10 @@ class GraphModel(ParameterModel):
         found = self.head(pooled)
         if self.answer_head is None:
             return found
-        opinions = [found, self.answer_head(answers.flatten(1))]
-        both = torch.stack(opinions, 1)
+        second = self.answer_head(answers.flatten(1))
+        if not self.apart:
+            return found + second
+        both = torch.stack([found, second], 1)
         return both if self.training else both.mean(1)
 
     def _flat(self, stack: Stack) -> Tensor:

@@ -134,6 +134,9 @@ def test_a_second_head_reads_the_answers_of_all_outputs(name, stack):
     opinions = apart.train()(stack)
     expected = torch.stack([alone(stack), second], 1)
     torch.testing.assert_close(opinions, expected)
+    together = fitted(name, stack, probes=3, answer_layers=1, apart=False)
+    together.load_state_dict(model.state_dict(), strict=False)
+    torch.testing.assert_close(together(stack), alone(stack) + second)
 
 
 def test_a_second_head_needs_answers_of_one_size():
