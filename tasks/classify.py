@@ -19,13 +19,7 @@ from torch.nn.functional import cross_entropy
 from tasks.common import cli
 from tasks.common.distributed import Ranks
 from tasks.learning.image_networks import read_image_networks
-from tasks.learning.lesson import (
-    AT_ONCE,
-    LessonConfig,
-    NetworkLesson,
-    each_opinion,
-    learn,
-)
+from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.networks.augment import moved
 
 CLASSES = 10
@@ -53,8 +47,9 @@ class Classification(NetworkLesson[Config]):
         stack = train.stack.select(own)
         if self.config.augment:
             stack = moved(stack, degrees=15, scale=0.1, shift=0.1)
-        said = self.model(self.prepared(stack))
-        return cross_entropy(*each_opinion(said, train.labels[own]))
+        return cross_entropy(
+            self.model(self.prepared(stack)), train.labels[own]
+        )
 
     def score(self) -> float:
         return self.accuracy("validation")

@@ -22,13 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tasks.common import cli
 from tasks.common.distributed import Ranks
-from tasks.learning.lesson import (
-    AT_ONCE,
-    LessonConfig,
-    NetworkLesson,
-    each_opinion,
-    learn,
-)
+from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import Stack
 from tasks.networks.collection import Collection, read_collection
@@ -58,14 +52,14 @@ class Prediction(NetworkLesson[Config]):
         own = self.share(
             train.batch(training.batch, seed=training.seed, step=step)
         )
-        logits, accuracies = each_opinion(
-            train.said(self.read, own), train.columns["accuracy"][own].float()
+        logits = train.said(self.read, own).squeeze(-1)
+        return binary_cross_entropy_with_logits(
+            logits, train.columns["accuracy"][own].float()
         )
-        return binary_cross_entropy_with_logits(logits.squeeze(-1), accuracies)
 
     def read(self, stacks: Sequence[Stack]) -> Tensor:
-        """What the model says of networks, (n, 1) or (n, heads, 1); not compiled outside of
-        training, where batches differ."""
+        """What the model says of networks, (n, 1); not compiled outside of training, where batches
+        differ."""
         stacks = [self.prepared(stack) for stack in stacks]
         if self.config.compiled and self.model.training:
             return self.model(*stacks)

@@ -72,14 +72,8 @@ class Representation(NetworkLesson[Config]):
         train = self.stacks["train"]
         stack = train.select(self.batch(train.count, step))
         copies = (self.prepared(self.damaged(stack)) for _ in range(2))
-        first, second = (self.said(copy) for copy in copies)
+        first, second = (normalize(self.model(copy), dim=-1) for copy in copies)
         return contrast(first, second, self.config.temperature)
-
-    def said(self, stack: Stack) -> Tensor:
-        """The same in training as otherwise: two representations cannot be right apart."""
-        found = self.model(stack)
-        opinions = found.view(stack.count, -1, self.config.dimension)
-        return normalize(opinions.mean(1), dim=-1)
 
     def damaged(self, stack: Stack) -> Stack:
         """A copy with noise, and some parameters at their means."""

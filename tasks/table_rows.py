@@ -230,7 +230,7 @@ DIVERSE = Table(
         *_others("set", "dmc", "statnn", "probegen", symmetry=False),
         # with three it makes too few steps in the same time
         *_probed("gmn", 0, layers=2, scales=True),
-        _two_headed("gmn", layers=2, scales=True, apart=False),
+        _two_headed("gmn", layers=2, scales=True),
     ),
     {"diverse": {"set": 0.562, "dmc": 0.957, "gmn": 0.975}},
 )

@@ -165,15 +165,6 @@ def learn_on(
         report(config, lesson.model, progress, results)
 
 
-def each_opinion(said: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """What k heads say of b networks, and what each of them is to say.
-
-    Shapes: (b, k, d_out) or (b, d_out), and (b,) -> (b * k, d_out), (b * k,).
-    """
-    rows = said.flatten(0, -2)
-    return rows, targets.repeat_interleave(len(rows) // len(targets))
-
-
 def draw_probes(path: Path, model: nn.Module) -> None:
     """Draws the inputs that a model has learned, if it has any: points of images, or images."""
     for module in model.modules():

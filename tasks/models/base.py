@@ -44,9 +44,7 @@ class NetworkModel(nn.Module):
         """Takes from training data what no gradient learns: nothing, unless a subclass does."""
 
     def forward(self, stack: Stack) -> Tensor:
-        """What a reader says of b networks, (b, d_out).
-
-        In training one of k heads says (b, k, d_out), of which each is to be right by itself."""
+        """What a reader says of b networks, (b, d_out)."""
         raise NotImplementedError
 
     def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:

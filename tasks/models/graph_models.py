@@ -75,11 +75,8 @@ class GraphModelConfig:
     dropout: float = 0.2
     """Of that head."""
     answer_layers: int = 0
-    """Hidden layers of a second head, which reads what the outputs answer to all probes, as
-    ProbeGen does (Kahana et al. 2024). None: there is no such head."""
-    apart: bool = True
-    """Whether both heads learn to be right by themselves, and their mean counts (Lee et al. 2015);
-    else their sum is to be right, which is better where the graph's has too few steps."""
+    """Hidden layers of a second head, whose result is added: it reads what the outputs answer to
+    all probes, as ProbeGen does (Kahana et al. 2024). None: there is no such head."""
 
 
 class GraphModel(ParameterModel):
@@ -87,8 +84,8 @@ class GraphModel(ParameterModel):
 
     A subclass has a `name` and says how one `layer` is made.
 
-    Shapes: a reader gives (b, d_out) of b networks, in training (b, 2, d_out) if it has two heads
-    that learn apart, an editor (b, d_out, *shape) of every parameter.
+    Shapes: a reader gives (b, d_out) of b networks, an editor (b, d_out, *shape)
+    of every parameter.
     """
 
     can_edit = True
@@ -133,7 +130,6 @@ class GraphModel(ParameterModel):
             )
             self.head = nn.Sequential(nn.LayerNorm(self.pooling.size), head)
             self.answer_head = answer_head(config, outputs, d_out)
-            self.apart = config.apart
 
     def layer(self, config: GraphModelConfig, edges: bool) -> GraphLayer:
         """A round of messages. edges: whether edges change, too."""
@@ -202,11 +198,7 @@ class GraphModel(ParameterModel):
         found = self.head(pooled)
         if self.answer_head is None:
             return found
-        second = self.answer_head(answers.flatten(1))
-        if not self.apart:
-            return found + second
-        both = torch.stack([found, second], 1)
-        return both if self.training else both.mean(1)
+        return found + self.answer_head(answers.flatten(1))
 
     def _flat(self, stack: Stack) -> Tensor:
         """Of all parameters of all networks, (b * numel, 1 or 2)."""

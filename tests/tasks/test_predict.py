@@ -60,20 +60,6 @@ def test_networks_of_every_zoo_are_read(
     assert (tmp_path / "probes.png").exists() == (probes > 0)
 
 
-def test_of_two_heads_each_learns_and_their_mean_counts(config):
-    heads = {"width": 8, "layers": 1, "dropout": 0, "answer_layers": 1}
-    lesson = Prediction(replace(config, model="gmn", probes=2, sizes=heads))
-    lesson.model.train()
-    lesson.loss(0).backward()
-    for head in (lesson.model.head, lesson.model.answer_head):
-        assert all(part.grad.any() for part in head.parameters())
-    own = torch.arange(4)
-    data = lesson.data["train"]
-    opinions = data.said(lesson.read, own)
-    lesson.model.eval()
-    torch.testing.assert_close(data.said(lesson.read, own), opinions.mean(1))
-
-
 def test_trained_on_narrow_networks_and_tested_on_wide_ones(
     config, monkeypatch
 ):

@@ -65,15 +65,6 @@ def test_partners_that_agree_cost_nothing_and_those_that_are_all_alike_a_guess()
     assert contrast(same, same, temperature=0.5).item() == pytest.approx(log(7))
 
 
-def test_the_heads_of_a_model_represent_together(config):
-    sizes = {**config.sizes, "answer_layers": 1, "dropout": 0}
-    lesson = Representation(replace(config, probes=2, sizes=sizes))
-    stack = lesson.stacks["validation"]
-    learned = lesson.said(lesson.prepared(stack))
-    lesson.model.eval()
-    torch.testing.assert_close(learned, lesson.represented(stack))
-
-
 def test_a_copy_keeps_most_and_has_the_rest_at_its_mean(config):
     lesson = Representation(replace(config, noise=0.0, masked=0.3))
     stack = lesson.stacks["train"]
