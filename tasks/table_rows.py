@@ -184,6 +184,11 @@ SMALL = Table(
         # with 16 its score on validation is lower without dropout
         *_probed("ng-gnn", 64, scales=True, dropout=0.0),
         _two_headed("ng-gnn", scales=True),
+        Row(
+            "ng-gnn, no positions",
+            {"sizes": {"positions": False, "scales": True}},
+            True,
+        ),
         *_probed("ng-t", 0, scales=True),
     ),
     {
