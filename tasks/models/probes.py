@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from tasks.models.learned_inputs import LearnedInputs
 from tasks.networks.architectures import Stack
 
-ROLES = ("input", "hidden", "output")
-
 
 class Said(NamedTuple):
     """What b networks say of m inputs.
@@ -45,20 +43,27 @@ class Probes(nn.Module):
         self.inputs = inputs
         numbers = 2 * count
         self.codes = nn.ModuleDict(
-            {role: _mlp(numbers, hidden, width) for role in ROLES}
+            {role: _mlp(numbers, hidden, width) for role in READ}
         )
 
     def forward(self, stack: Stack) -> Said:
         architecture = stack.architecture
         values = architecture.neurons(stack.params, self.inputs())
-        found = []
-        for group, own in zip(architecture.graph.groups, values, strict=True):
-            role = group.role if group.role in ROLES else "hidden"
-            read = answers if role == "output" else statistics
-            found.append(None if own is None else self.codes[role](read(own)))
-        outputs = values[architecture.module.output]
+        groups = architecture.graph.groups
+        roles = [
+            group.role if group.role in READ else "hidden" for group in groups
+        ]
+        numbers = [
+            None if own is None else READ[role](own)
+            for role, own in zip(roles, values, strict=True)
+        ]
+        codes = [
+            None if own is None else self.codes[role](own)
+            for role, own in zip(roles, numbers, strict=True)
+        ]
+        outputs = numbers[architecture.module.output]
         assert outputs is not None
-        return Said(found, answers(outputs))
+        return Said(codes, outputs)
 
 
 def answers(values: Tensor) -> Tensor:
@@ -76,6 +81,10 @@ def statistics(values: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(values - means, dim=space)
     deviations = norms / sqrt(values.shape[3:].numel())
     return torch.cat([means.flatten(2), deviations], 1).mT
+
+
+# How the values of neurons are read, by their role; any other is read as hidden.
+READ = {"input": statistics, "hidden": statistics, "output": answers}
 
 
 def _mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
