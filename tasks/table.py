@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -121,7 +122,18 @@ def train(config: Config) -> None:
                 learn_on(Ranks(), training.config, lesson)
 
 
+def check_compiled(config: Config) -> None:
+    """Makes a model that is to be compiled: data that have none are refused before others train.
+
+    Raises ValueError.
+    """
+    some = (one.config for one in trainings(config) if one.config.compiled)
+    for one in islice(some, 1):
+        TABLES[config.table].lesson(one, Ranks())
+
+
 def run(config: Config) -> None:
+    check_compiled(config)
     on_ranks(config.processes, train, config, trainings)
     report(config)
 

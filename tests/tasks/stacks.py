@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ngopt import build_graph
+from tasks.learning.catalogue import MODELS
+from tasks.models.base import NetworkModel
 from tasks.networks.architectures import Architecture, Stack, architecture_of
 from tasks.networks.subject import Subject
 from tests.equivariance import permute, random_permutations
+
+GRAPHS = ("ng-gnn", "ng-t", "gmn")
 
 
 class SmallCNN(Subject):
@@ -89,3 +94,19 @@ def moved(
 
 def moved_stack(stack: Stack, roles: Sequence[str] = ("hidden",)) -> Stack:
     return stack._replace(params=moved(stack, stack.params, roles))
+
+
+def fitted(
+    name: str, *stacks: Stack, d_out: int = 3, edits: bool = False, **sizes: Any
+) -> NetworkModel:
+    """A model for such networks, float64, from the same random numbers at every call."""
+    torch.manual_seed(0)
+    Config, model = MODELS[name]
+    architectures = [stack.architecture for stack in stacks]
+    built = model(architectures, d_out, Config(**sizes), edits).double()
+    built.fit(stacks)
+    return built.eval()
+
+
+def far(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() > 1e-6)

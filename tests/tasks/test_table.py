@@ -181,3 +181,11 @@ def test_ours_are_compiled_but_ng_t(data, tmp_path):
         "ng-gnn, 64 probes",
         "ng-gnn, permutations alone",
     }
+
+
+def test_what_cannot_be_compiled_is_refused_before_others_are_trained(
+    config, tmp_path
+):
+    with pytest.raises(ValueError, match="compiled: expected networks of one"):
+        run(replace(config, compiled=True))
+    assert not list(tmp_path.iterdir())

@@ -13,50 +13,23 @@ from tasks.models import graph_models
 from tasks.models.graph_models import in_own_units, largest_kernel
 from tasks.networks.siren import Siren
 from tests.tasks.stacks import (
+    GRAPHS,
     architecture_of_module,
     cnn_architecture,
+    far,
+    fitted,
     moved,
     moved_stack,
     random_stack,
-    siren_architecture,
     siren_stack,
 )
 
 CHAINS = ("nfn-np", "nfn-hnp", "dwsnet")
-GRAPHS = ("ng-gnn", "ng-t", "gmn")
 TIED = ("mlp", *CHAINS)
 EDITORS = (*TIED, *GRAPHS)
 UNTIED = ("statnn", "set", "dmc", "probegen", *GRAPHS)
 BLIND = ("mlp", "dmc")  # to permutations
 INVARIANT = tuple(name for name in MODELS if name not in BLIND)
-MAKES = {
-    "siren": lambda: siren_architecture(2, 5, 4, 3, 2),
-    "one hidden layer": lambda: siren_architecture(2, 5, 2),
-    "cnn": cnn_architecture,
-}
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(params=MAKES)
-def stack(request):
-    return random_stack(MAKES[request.param]())
-
-
-def fitted(name, *stacks, d_out=3, edits=False, **sizes):
-    torch.manual_seed(0)
-    Config, model = MODELS[name]
-    architectures = [stack.architecture for stack in stacks]
-    built = model(architectures, d_out, Config(**sizes), edits).double()
-    built.fit(stacks)
-    return built.eval()
-
-
-def far(a, b):
-    return (a - b).abs().max() > 1e-6
 
 
 def test_names():
@@ -100,45 +73,6 @@ def test_readers_do_not_see_the_order_of_hidden_neurons(name, stack):
     torch.testing.assert_close(
         model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12
     )
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", GRAPHS)
-def test_what_networks_say_of_probes_does_not_tell_the_order_of_neurons(
-    name, stack
-):
-    model = fitted(name, stack, probes=3)
-    torch.testing.assert_close(
-        model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12
-    )
-    for parameter in model.probes.inputs.parameters():
-        parameter.add_(torch.randn_like(parameter))
-    assert far(model(stack), fitted(name, stack, probes=3)(stack))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", GRAPHS)
-def test_a_second_head_adds_what_it_reads_in_the_answers_of_all_outputs(
-    name, stack
-):
-    model = fitted(name, stack, probes=3, answer_layers=1)
-    alone = fitted(name, stack, probes=3)
-    alone.load_state_dict(model.state_dict(), strict=False)
-    inputs = model.probes.inputs()
-    outputs = stack.architecture.outputs(stack.params, inputs)
-    both = torch.cat([outputs, outputs.log_softmax(-1)], 1)
-    added = model.answer_head(both.mT.flatten(1))
-    assert far(added[0], added[1])
-    torch.testing.assert_close(model(stack), alone(stack) + added)
-    torch.testing.assert_close(model(moved_stack(stack)), model(stack))
-
-
-def test_a_second_head_needs_answers_of_one_size():
-    stacks = siren_stack(2, 5, 1), siren_stack(2, 5, 2)
-    with pytest.raises(ValueError, match="answer_layers: expected probes"):
-        fitted("ng-gnn", stacks[0], answer_layers=1)
-    with pytest.raises(ValueError, match="as many outputs each; got several"):
-        fitted("ng-gnn", *stacks, probes=3, answer_layers=1)
 
 
 @torch.no_grad()

@@ -1,8 +1,16 @@
 from math import log
 
+import pytest
 import torch
 
 from tasks.models.probes import answers, statistics
+from tests.tasks.stacks import (
+    GRAPHS,
+    far,
+    fitted,
+    moved_stack,
+    siren_stack,
+)
 
 
 def test_outputs_say_themselves_and_what_a_classifier_answers():
@@ -24,3 +32,42 @@ def test_neurons_in_space_say_mean_and_deviation():
     values = torch.tensor([1.0, 3.0, 0.0, 0.0]).view(1, 1, 2, 2)
     expected = [[2.0, 1.0], [0.0, 0.0]]
     assert statistics(values).tolist() == [expected]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", GRAPHS)
+def test_what_networks_say_of_probes_does_not_tell_the_order_of_neurons(
+    name, stack
+):
+    model = fitted(name, stack, probes=3)
+    torch.testing.assert_close(
+        model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12
+    )
+    for parameter in model.probes.inputs.parameters():
+        parameter.add_(torch.randn_like(parameter))
+    assert far(model(stack), fitted(name, stack, probes=3)(stack))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_second_head_adds_what_it_reads_in_the_answers_of_all_outputs(
+    name, stack
+):
+    model = fitted(name, stack, probes=3, answer_layers=1)
+    alone = fitted(name, stack, probes=3)
+    alone.load_state_dict(model.state_dict(), strict=False)
+    inputs = model.probes.inputs()
+    outputs = stack.architecture.outputs(stack.params, inputs)
+    both = torch.cat([outputs, outputs.log_softmax(-1)], 1)
+    added = model.answer_head(both.mT.flatten(1))
+    assert far(added[0], added[1])
+    torch.testing.assert_close(model(stack), alone(stack) + added)
+    torch.testing.assert_close(model(moved_stack(stack)), model(stack))
+
+
+def test_a_second_head_needs_answers_of_one_size():
+    stacks = siren_stack(2, 5, 1), siren_stack(2, 5, 2)
+    with pytest.raises(ValueError, match="answer_layers: expected probes"):
+        fitted("ng-gnn", stacks[0], answer_layers=1)
+    with pytest.raises(ValueError, match="as many outputs each; got several"):
+        fitted("ng-gnn", *stacks, probes=3, answer_layers=1)
