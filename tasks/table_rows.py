@@ -126,7 +126,9 @@ PROBES = Table(
     classify.Classification,
     {"accuracy": 100},
     (
+        *_others("probegen"),
         *_probed("ng-gnn", 0, 4, 16, 64),
+        _two_headed("ng-gnn"),
         Row("ng-gnn, no positions", {"sizes": {"positions": False}}, True),
         Row("ng-gnn, no activations", {"sizes": {"activations": False}}, True),
     ),
