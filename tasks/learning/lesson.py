@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
+from warnings import filterwarnings
 
 import torch
 import tyro
@@ -127,6 +128,9 @@ class NetworkLesson(Generic[Config]):
         with seeded(config.training.seed, 0):
             model = make_model(config.model, architectures, d_out, sizes, edits)
         model.fit(self.prepared(stack) for stack in stacks)
+        if config.compiled:
+            # without their caches functions of shapes are traced just as well
+            filterwarnings("ignore", "Dynamo detected a call to a `functools")
         if config.compiled and not edits:
             model.compile(dynamic=False)
         return model
