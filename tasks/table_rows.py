@@ -50,20 +50,24 @@ class Table:
 
 def _probed(model: str, *counts: int, **sizes: Any) -> tuple[Row, ...]:
     """Ours, with so many probes. sizes: of the model's config."""
-    changes: dict[str, Any] = {"model": model, "sizes": sizes}
-    if model in UNCOMPILED:
-        changes["compiled"] = False
     return tuple(
-        Row(_label(model, n), {**changes, "probes": n}, True) for n in counts
+        _own(_label(model, n), model, probes=n, sizes=sizes) for n in counts
     )
 
 
 def _two_headed(model: str, **sizes: Any) -> Row:
     """Ours, whose second head reads what 64 probes are answered, as ProbeGen's.
     sizes: of the model's config."""
+    label = f"{_label(model, 64)}, two heads"
     heads = {"answer_layers": 5, "dropout": 0.0}
-    changes = {"model": model, "probes": 64, "sizes": {**sizes, **heads}}
-    return Row(f"{_label(model, 64)}, two heads", changes, True)
+    return _own(label, model, probes=64, sizes={**sizes, **heads})
+
+
+def _own(label: str, model: str, **changes: Any) -> Row:
+    """A row of ours. changes: of the task's config."""
+    if model in UNCOMPILED:
+        changes["compiled"] = False
+    return Row(label, {"model": model, **changes}, True)
 
 
 def _label(model: str, probes: int) -> str:
@@ -129,6 +133,8 @@ PROBES = Table(
         *_others("probegen"),
         *_probed("ng-gnn", 0, 4, 16, 64),
         _two_headed("ng-gnn"),
+        *_probed("ng-t", 64, layers=2),
+        _two_headed("ng-t", layers=2),
         Row("ng-gnn, no positions", {"sizes": {"positions": False}}, True),
         Row("ng-gnn, no activations", {"sizes": {"activations": False}}, True),
     ),
