@@ -20,6 +20,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from tasks.common import cli
+from tasks.common.settings import check_counts
 from tasks.shards import SPLITS, Folder, Networks, merged, write_shard
 from tasks.sources.generation import summary
 from tasks.sources.published_cnns import read_cnn_zoo, read_wild_park
@@ -46,6 +47,9 @@ class PublishedConfig:
     shard: int = 256
     """Networks of a shard."""
 
+    def __post_init__(self) -> None:
+        check_counts(self, "shard")
+
 
 def bring(config: PublishedConfig) -> None:
     """Writes all splits as shards. Raises ValueError for a bad file, which it names."""
@@ -55,6 +59,7 @@ def bring(config: PublishedConfig) -> None:
         "program": "tasks.published",
         "format": config.format,
         "source": source.name,
+        "shard": config.shard,
     }
     folder = Folder(Path(config.folder), settings)
     quality = set()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping, Sequence
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        # of bytes that are no such file the unpickler raises whatever it stumbles over
+        reason = str(error).partition(". ")[0].partition("\n")[0]
         expected = "tensors and plain values of torch.save"
         raise ValueError(
-            f"file '{path}': expected {expected}; got: {reason}"
+            f"file '{path}': expected {expected}; got: {reason or type(error).__name__}"
         ) from None
     if not isinstance(found, dict):
         raise ValueError(
             f"file '{path}': expected a dictionary; got {type(found).__name__}"
         )
+    for key in found:
+        if not isinstance(key, str):
+            raise ValueError(f"file '{path}': expected names; got {key!r}")
     return found
 
 
@@ -62,9 +66,9 @@ def rows_of(
 ) -> list[tuple]:
     """What a split file says of each of its networks: lists under several keys, side by side.
 
-    Raises ValueError, which names file and field, if one is missing or of another length.
+    Raises ValueError, which names file and field, if one is missing, no list or of another length.
     """
-    lists = [field(path, entry, key) for key in keys]
+    lists = [listed(path, key, field(path, entry, key)) for key in keys]
     for key, values in zip(keys, lists, strict=True):
         if len(values) != len(lists[0]):
             expected = f"{len(lists[0])} values, as of {keys[0]}"
@@ -88,6 +92,72 @@ def field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:
             )
         found = found[key]
     return found
+
+
+def listed(path: Path, name: str, value: Any) -> list:
+    """A list in a file. Raises ValueError, which names file and field, for anything else."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(
+            f"file '{path}': {name}: expected a list; got {value!r}"
+        )
+    return list(value)
+
+
+def number(
+    path: Path, name: str, value: Any, least: float = -inf, most: float = inf
+) -> float:
+    """A number in a file, or text that says one.
+
+    Raises ValueError, which names file and field, for none and for one out of bounds.
+    """
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = nan
+    if not isfinite(found) or not least <= found <= most:
+        raise ValueError(
+            f"file '{path}': {name}: expected a number from {least:g} to {most:g}; got {value!r}"
+        )
+    return found
+
+
+def whole_numbers(path: Path, name: str, value: Any, least: int) -> list[int]:
+    """A list of whole numbers in a file, each so large.
+
+    Raises ValueError, which names file and field, for anything else.
+    """
+    return [
+        int(number(path, name, one, least)) for one in listed(path, name, value)
+    ]
+
+
+def beside(path: Path, name: Any) -> Path:
+    """A file that a split file names, relative to its folder."""
+    if not isinstance(name, str):
+        raise ValueError(
+            f"file '{path}': path: expected names of files; got {name!r}"
+        )
+    return path.parent / name
+
+
+def tensors(path: Path, values: Any) -> dict[str, Tensor]:
+    """Parameters of a file by name.
+
+    Raises ValueError, which names file and parameter, for what holds anything but real numbers.
+    """
+    if not isinstance(values, Mapping):
+        got = type(values).__name__
+        raise ValueError(
+            f"file '{path}': expected parameters by name; got {got}"
+        )
+    for name, value in values.items():
+        is_tensor = isinstance(value, Tensor)
+        if not is_tensor or value.is_complex() or value.dim() == 0:
+            got = str(value.dtype) if is_tensor else type(value).__name__
+            raise ValueError(
+                f"file '{path}': {name}: expected a tensor of real numbers; got {got}"
+            )
+    return dict(values)
 
 
 def single(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,17 @@ from torch import Tensor
 from tasks.networks.cnn import describe
 from tasks.shards import Networks
 from tasks.sources.foreign import (
+    beside,
     checked,
     field,
+    listed,
+    number,
     read_checkpoint,
     read_split_file,
     rows_of,
     single,
+    tensors,
+    whole_numbers,
 )
 
 FINAL_STEP = 86
@@ -34,14 +40,14 @@ STRIDE = 2
 ZOO_FILES = ("weights.npy", "metrics.csv.gz", "layout.csv")
 METRICS = ("step", "test_accuracy", "config.activation")
 LAYOUT = ("varname", "start_idx", "end_idx", "shape")
-WILD_FIELDS = (
-    "channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "residual",
-    "activation",
-)
+WILD_FIELDS = {
+    "channels": 1,
+    "kernel_size": 1,
+    "stride": 1,
+    "padding": 0,
+    "residual": -1,
+}
+"""Of whole numbers, each so large."""
 
 
 def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
@@ -62,18 +68,18 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
         raise ValueError(
             f"file '{metrics}': expected {expected}; got {len(rows)}"
         )
-    steps, accuracies = (numbers_of(metrics, rows, key) for key in METRICS[:2])
-    chosen = of_split(
-        split, np.flatnonzero(np.array(steps) == FINAL_STEP).tolist()
-    )
-    for activation in sorted(
-        {rows[number]["config.activation"] for number in chosen}
-    ):
-        own = [
-            number
-            for number in chosen
-            if rows[number]["config.activation"] == activation
-        ]
+    steps = [number(metrics, "step", row["step"]) for row in rows]
+    accuracies = [
+        accuracy(metrics, "test_accuracy", row["test_accuracy"]) for row in rows
+    ]
+    ended = np.flatnonzero(np.array(steps) == FINAL_STEP).tolist()
+    if not ended:
+        raise ValueError(
+            f"file '{metrics}': step: expected {FINAL_STEP} in some rows; got none"
+        )
+    chosen = of_split(split, ended)
+    for activation in sorted({rows[k]["config.activation"] for k in chosen}):
+        own = [k for k in chosen if rows[k]["config.activation"] == activation]
         values = torch.from_numpy(np.array(weights[own], np.float32))
         params = unpacked(layout, read_table(layout, LAYOUT), values)
         columns = {
@@ -97,28 +103,36 @@ def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
     """
     entry = read_split_file(source, split)
     for name, score, step in rows_of(source, entry, ("path", "score", "step")):
-        path = source.parent / name
+        path = beside(source, name)
         values = read_checkpoint(path)
-        config = {
-            key: field(path, values, "config", key) for key in WILD_FIELDS
-        }
-        params = field(path, values, "model")
         yield single(
             path,
-            wild_cnn(config),
-            params,
-            accuracy=float(score),
-            step=int(step),
+            wild_cnn(path, values),
+            tensors(path, field(path, values, "model")),
+            accuracy=accuracy(source, "score", score),
+            step=int(number(source, "step", step, least=0)),
         )
 
 
-def wild_cnn(config: Mapping[str, Any]) -> dict[str, Any]:
+def accuracy(path: Path, name: str, value: Any) -> float:
+    """Raises ValueError, which names file and field, for what is no share."""
+    return number(path, name, value, least=0, most=1)
+
+
+def wild_cnn(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """The description of a Wild Park network; a residual of -1 is none."""
+    config = {
+        key: whole_numbers(
+            path, f"config.{key}", field(path, values, "config", key), least
+        )
+        for key, least in WILD_FIELDS.items()
+    }
+    activations = field(path, values, "config", "activation")
     return describe(
         channels=config["channels"],
         kernels=config["kernel_size"],
         strides=config["stride"],
-        activations=config["activation"],
+        activations=listed(path, "config.activation", activations),
         paddings=config["padding"],
         skips=[None if source < 0 else source for source in config["residual"]],
     )
@@ -211,13 +225,15 @@ def read_matrix(path: Path) -> np.ndarray:
     """
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise ValueError(
             f"file '{path}': expected an array of numbers; got: {error}"
         ) from None
-    if found.ndim != 2:
+    is_array = isinstance(found, np.ndarray)
+    if not is_array or found.ndim != 2 or found.dtype.kind != "f":
+        got = f"{found.dtype} {found.shape}" if is_array else "several arrays"
         raise ValueError(
-            f"file '{path}': expected (networks, parameters); got shape {found.shape}"
+            f"file '{path}': expected numbers (networks, parameters); got {got}"
         )
     return found
 
@@ -231,7 +247,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     try:
         with opened(path, "rt", newline="") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(
             f"file '{path}': expected a table; got: {error}"
         ) from None
@@ -241,18 +257,3 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
                 f"file '{path}': {column}: expected a column of this name; got none"
             )
     return rows
-
-
-def numbers_of(
-    path: Path, rows: Sequence[Mapping[str, str]], column: str
-) -> list[float]:
-    """A column of a table.
-
-    Raises ValueError, which names file and column, for what is no number.
-    """
-    try:
-        return [float(row[column]) for row in rows]
-    except ValueError as error:
-        raise ValueError(
-            f"file '{path}': {column}: expected numbers; got: {error}"
-        ) from None

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from tasks.shards import Networks
 from tasks.sources.foreign import (
+    beside,
     field,
+    number,
     read_checkpoint,
     read_split_file,
     rows_of,
     single,
+    tensors,
 )
 
 NFN_HELD_OUT = {"validation": 5000, "test": 10_000}
@@ -38,14 +41,21 @@ def read_dwsnets(source: Path, split: str) -> Iterator[Networks]:
         if isinstance(entry, list)
         else rows_of(source, entry, ("path", "label"))
     )
-    for number, (name, known) in enumerate(rows):
-        path = source.parent / name
+    for index, (name, known) in enumerate(rows):
+        path = beside(source, name)
         values = read_checkpoint(path)
         label = field(path, values, "label") if known is None else known
-        names = [key for key in values if key.startswith("seq.")]
-        params = {key.replace("seq", "layers", 1): values[key] for key in names}
+        found = {key: values[key] for key in values if key.startswith("seq.")}
+        params = {
+            key.replace("seq", "layers", 1): value
+            for key, value in tensors(path, found).items()
+        }
         yield single(
-            path, siren_of(path, params), params, label=int(label), index=number
+            path,
+            siren_of(path, params),
+            params,
+            label=int(number(path, "label", label, least=0)),
+            index=index,
         )
 
 
@@ -58,10 +68,10 @@ def read_nfn(source: Path, split: str) -> Iterator[Networks]:
 
     Raises ValueError, which names file and field, for what is missing or does not match.
     """
-    found = dict(map(nfn_place, source.glob("*/*.pth")))
-    for number in held_by(source, split, sorted(found)):
-        path, label = found[number]
-        values = read_checkpoint(path)
+    found = nfn_files(source)
+    for index in held_by(source, split, sorted(found)):
+        path, label = found[index]
+        values = tensors(path, read_checkpoint(path))
         names = {
             key: re.sub(r"^net\.(\d+)\.(linear\.)?", r"layers.\1.", key)
             for key in values
@@ -70,8 +80,23 @@ def read_nfn(source: Path, split: str) -> Iterator[Networks]:
         architecture = siren_of(path, params)
         last = f"layers.{len(architecture['widths']) - 2}."
         for key in ("weight", "bias"):
-            params[last + key] = params[last + key] / 2
-        yield single(path, architecture, params, label=label, index=number)
+            name = last + key
+            params[name] = field(path, params, name) / 2
+        yield single(path, architecture, params, label=label, index=index)
+
+
+def nfn_files(source: Path) -> dict[int, tuple[Path, int]]:
+    """All files of a folder by their indices, with their labels."""
+    found: dict[int, tuple[Path, int]] = {}
+    for path in sorted(source.glob("*/*.pth")):
+        index, place = nfn_place(path)
+        if index in found:
+            raise ValueError(
+                f"file '{path}': name: expected an index of its own; "
+                f"got {index}, as '{found[index][0]}'"
+            )
+        found[index] = place
+    return found
 
 
 def nfn_place(path: Path) -> tuple[int, tuple[Path, int]]:

@@ -14,6 +14,7 @@ from tasks.learning.catalogue import MODELS
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import Architecture, Stack, architecture_of
 from tasks.networks.subject import Subject
+from tasks.shards import Networks
 from tests.equivariance import permute, random_permutations
 
 GRAPHS = ("ng-gnn", "ng-t", "gmn")
@@ -110,3 +111,8 @@ def fitted(
 
 def far(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() > 1e-6)
+
+
+def outputs_of(networks: Networks, inputs: Tensor) -> Tensor:
+    stack = Stack.of(networks)
+    return stack.architecture.outputs(stack.params, inputs)

@@ -1,0 +1,58 @@
+"""Small files of published formats, as their authors' programs write them."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+WILD_CONFIG = {
+    "n_layers": 3,
+    "n_classes": 10,
+    "channels": [1, 4, 6, 5],
+    "kernel_size": [3, 5, 3],
+    "stride": [1, 1, 1],
+    "padding": [1, 2, 1],
+    "residual": [-1, -1, 0],
+    "activation": ["gelu", "sigmoid", "leaky_relu"],
+}
+
+
+def wild_model(seed: int) -> nn.ModuleDict:
+    torch.manual_seed(seed)
+    config = WILD_CONFIG
+    sizes = zip(
+        config["channels"],
+        config["channels"][1:],
+        config["kernel_size"],
+        strict=False,
+    )
+    layers = nn.ModuleList(
+        nn.Conv2d(a, b, k, padding=k // 2) for a, b, k in sizes
+    )
+    return nn.ModuleDict({"layers": layers, "fc": nn.Linear(5, 10)})
+
+
+def write_wild_park(folder: Path) -> Path:
+    """Three networks in each split; the split file."""
+    splits = {}
+    for place, split in enumerate(("train", "val", "test")):
+        paths = [
+            f"zoo/run_{place}/checkpoint_{number}/checkpoint.pt"
+            for number in range(3)
+        ]
+        for number, path in enumerate(paths):
+            (folder / path).parent.mkdir(parents=True)
+            values = {
+                "model": wild_model(number).state_dict(),
+                "config": WILD_CONFIG,
+                "iteration": number,
+            }
+            torch.save(values, folder / path)
+        splits[split] = {
+            "path": paths,
+            "score": [0.1, 0.2, 0.3],
+            "step": [0, 1, 2],
+        }
+    (folder / "splits.json").write_text(json.dumps(splits))
+    return folder / "splits.json"

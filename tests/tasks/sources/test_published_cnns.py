@@ -1,0 +1,322 @@
+"""On small files that are made here, as their authors' programs write them."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tasks.sources.published_cnns import read_cnn_zoo, read_wild_park
+from tests.tasks.sources.published import (
+    WILD_CONFIG,
+    wild_model,
+    write_wild_park,
+)
+from tests.tasks.stacks import outputs_of
+
+
+def several_arrays(path):
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+
+
+class TestCnnZoo:
+    # as Keras orders them
+    LAYOUT = (
+        ("conv2d/bias:0", (4,)),
+        ("conv2d/kernel:0", (3, 3, 1, 4)),
+        ("conv2d_1/bias:0", (5,)),
+        ("conv2d_1/kernel:0", (3, 3, 4, 5)),
+        ("dense/bias:0", (10,)),
+        ("dense/kernel:0", (5, 10)),
+    )
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        generator = np.random.default_rng(0)
+        rows, start = [], 0
+        for name, shape in self.LAYOUT:
+            end = start + int(np.prod(shape))
+            rows.append(
+                {
+                    "varname": f"sequential/{name}",
+                    "start_idx": start,
+                    "end_idx": end,
+                    "shape": shape,
+                }
+            )
+            start = end
+        self.write(tmp_path / "layout.csv", rows, open)
+        np.save(
+            tmp_path / "weights.npy",
+            generator.standard_normal((40, start)).astype(np.float32),
+        )
+        metrics = []
+        for number in range(40):
+            step = (0, 86)[number % 2]
+            activation = ("relu", "tanh")[number // 2 % 2]
+            row = {
+                "step": step,
+                "test_accuracy": number / 100,
+                "config.activation": activation,
+            }
+            metrics.append({"": number, **row, "modeldir": "somewhere"})
+        self.write(tmp_path / "metrics.csv.gz", metrics, gzip.open)
+        return tmp_path
+
+    @staticmethod
+    def write(path, rows, opened):
+        with opened(path, "wt", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def test_networks_say_what_theirs_do(self, source):
+        networks = {
+            some.architecture["activations"][0]: some
+            for some in read_cnn_zoo(source, "test")
+        }
+        tanh = networks["tanh"]
+        place = 2
+        flat = np.load(source / "weights.npy")[tanh.columns["run"][place]]
+        parts, start = {}, 0
+        for name, shape in self.LAYOUT:
+            end = start + int(np.prod(shape))
+            parts[name] = flat[start:end].reshape(shape)
+            start = end
+        image = np.random.default_rng(1).standard_normal((32, 32, 1))
+        x = image
+        for name in ("conv2d", "conv2d_1"):
+            kernel = parts[f"{name}/kernel:0"]
+            bias = parts[f"{name}/bias:0"]
+            side = (len(x) - 3) // 2 + 1
+            y = np.zeros((side, side, len(bias)))
+            for row in range(side):
+                for column in range(side):
+                    patch = x[
+                        2 * row : 2 * row + 3, 2 * column : 2 * column + 3
+                    ]
+                    y[row, column] = np.tensordot(patch, kernel, 3) + bias
+            x = np.tanh(y)
+        expected = (
+            x.mean((0, 1)) @ parts["dense/kernel:0"] + parts["dense/bias:0"]
+        )
+        found = outputs_of(
+            tanh, torch.from_numpy(image).float().permute(2, 0, 1)[None]
+        )[place, 0]
+        torch.testing.assert_close(
+            found, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4
+        )
+
+    def test_networks_at_the_end_of_training_are_split(self, source):
+        runs = {}
+        for split in ("train", "validation", "test"):
+            found = list(read_cnn_zoo(source, split))
+            runs[split] = sorted(
+                run for some in found for run in some.columns["run"].tolist()
+            )
+            for some in found:
+                torch.testing.assert_close(
+                    some.columns["accuracy"], some.columns["run"] / 100
+                )
+                assert set(some.columns["step"].tolist()) == {86}
+        assert runs["test"] == list(range(21, 40, 2))
+        assert sorted(runs["train"] + runs["validation"]) == list(
+            range(1, 20, 2)
+        )
+        assert len(runs["train"]) == 8
+
+    def test_bad_files(self, source):
+        weights = np.load(source / "weights.npy")
+        np.save(source / "weights.npy", weights[:39])
+        with pytest.raises(
+            ValueError,
+            match=r"metrics.csv.gz': expected 39 rows, as of weights; got 40",
+        ):
+            next(read_cnn_zoo(source, "test"))
+        weights[39, 7] = np.inf
+        np.save(source / "weights.npy", weights)
+        with pytest.raises(
+            ValueError,
+            match=r"weights.npy': layers.0.weight: expected finite numbers",
+        ):
+            list(read_cnn_zoo(source, "test"))
+        row = {
+            "varname": "a/bias:0",
+            "start_idx": 0,
+            "end_idx": 4,
+            "shape": "(5,)",
+        }
+        self.write(source / "layout.csv", [row], open)
+        with pytest.raises(
+            ValueError,
+            match=r"layout.csv': expected numbers that agree; got .* shape '\(5,\)'",
+        ):
+            next(read_cnn_zoo(source, "test"))
+        self.write(source / "layout.csv", [{**row, "shape": "(4,)"}], open)
+        with pytest.raises(
+            ValueError,
+            match=r"layout.csv': varname: expected as many kernels as biases, 1; got 0",
+        ):
+            next(read_cnn_zoo(source, "test"))
+        self.write(
+            source / "layout.csv", [{**row, "varname": "a/gamma:0"}], open
+        )
+        with pytest.raises(
+            ValueError,
+            match=r"layout.csv': varname: expected kernel:0 or bias:0; got 'a/gamma:0'",
+        ):
+            next(read_cnn_zoo(source, "test"))
+        self.write(
+            source / "layout.csv",
+            [{"varname": "x", "start_idx": 0, "end_idx": 1}],
+            open,
+        )
+        with pytest.raises(
+            ValueError,
+            match=r"layout.csv': shape: expected a column of this name; got none",
+        ):
+            next(read_cnn_zoo(source, "test"))
+        metrics = [
+            {"step": "last", "test_accuracy": 0.1, "config.activation": "relu"}
+        ] * 40
+        self.write(source / "metrics.csv.gz", metrics, gzip.open)
+        with pytest.raises(
+            ValueError,
+            match=r"metrics.csv.gz': step: expected a number .*; got 'last'",
+        ):
+            next(read_cnn_zoo(source, "test"))
+        row = {"step": 85, "test_accuracy": 0.1, "config.activation": "relu"}
+        for odd, told in (
+            ({}, "step: expected 86 in some rows; got none"),
+            ({"test_accuracy": 55}, "test_accuracy: .* from 0 to 1; got '55'"),
+            ({"test_accuracy": "nan"}, "test_accuracy: .*; got 'nan'"),
+            ({"test_accuracy": None}, "test_accuracy: .*; got ''"),
+        ):
+            rows = [{**row, **odd}] * 40
+            self.write(source / "metrics.csv.gz", rows, gzip.open)
+            with pytest.raises(ValueError, match=f"metrics.csv.gz': {told}"):
+                next(read_cnn_zoo(source, "test"))
+        packed = bytearray((source / "metrics.csv.gz").read_bytes())
+        packed[30:40] = bytes(10)
+        (source / "metrics.csv.gz").write_bytes(packed)
+        with pytest.raises(ValueError, match="gz': expected a table; got: "):
+            next(read_cnn_zoo(source, "test"))
+        (source / "metrics.csv.gz").write_bytes(b"step")
+        with pytest.raises(
+            ValueError,
+            match=r"metrics.csv.gz': expected a table; got: Not a gzipped file",
+        ):
+            next(read_cnn_zoo(source, "test"))
+
+    @pytest.mark.parametrize(
+        "write, told",
+        [
+            (lambda path: path.write_bytes(b""), "an array of numbers; got: "),
+            (lambda path: np.save(path, np.full((4, 3), "a")), ".*; got <U1"),
+            (
+                lambda path: np.save(path, np.zeros((4, 3), complex)),
+                ".*complex",
+            ),
+            (
+                lambda path: np.save(path, np.zeros(4)),
+                r".*; got float64 \(4,\)",
+            ),
+            (several_arrays, ".*; got several arrays"),
+        ],
+    )
+    def test_what_is_no_matrix(self, source, write, told):
+        write(source / "weights.npy")
+        with pytest.raises(ValueError, match=f"weights.npy': expected {told}"):
+            next(read_cnn_zoo(source, "test"))
+
+
+class TestWildPark:
+    @pytest.fixture
+    def source(self, tmp_path):
+        return write_wild_park(tmp_path)
+
+    def test_networks_say_what_theirs_do(self, source):
+        (*_, last) = read_wild_park(source, "validation")
+        model = wild_model(2)
+        images = torch.randn(3, 1, 32, 32)
+        first = nn.functional.gelu(model["layers"][0](images))
+        third = model["layers"][2](model["layers"][1](first).sigmoid())
+        third[:, :4] += first
+        expected = model["fc"](nn.functional.leaky_relu(third).mean((2, 3)))
+        torch.testing.assert_close(
+            outputs_of(last, images)[0], expected, atol=1e-5, rtol=1e-4
+        )
+        assert last.columns["step"].tolist() == [2]
+        assert last.columns["accuracy"].item() == pytest.approx(0.3)
+
+    def test_bad_files(self, source):
+        path = Path(source.parent, "zoo/run_2/checkpoint_0/checkpoint.pt")
+        values = torch.load(path, weights_only=True)
+        torch.save(
+            {**values, "config": {**WILD_CONFIG, "residual": [-1, -1, 2]}}, path
+        )
+        with pytest.raises(
+            ValueError,
+            match=r"checkpoint.pt': architecture: skips: expected layer 2 .* got 2",
+        ):
+            next(read_wild_park(source, "test"))
+        torch.save({"model": {}, "config": {"channels": [1]}}, path)
+        with pytest.raises(
+            ValueError,
+            match=r"checkpoint.pt': config.kernel_size: expected a value; got none",
+        ):
+            next(read_wild_park(source, "test"))
+        torch.save({**values, "model": {"fc.weight": torch.zeros(10, 5)}}, path)
+        with pytest.raises(
+            ValueError,
+            match=r"checkpoint.pt': fc.bias: expected shape \(10,\); got none",
+        ):
+            next(read_wild_park(source, "test"))
+        for model, told in (
+            ([1], "expected parameters by name; got list"),
+            ({"fc.bias": 1.0}, "fc.bias: expected a tensor .*; got float"),
+        ):
+            torch.save({**values, "model": model}, path)
+            with pytest.raises(ValueError, match=f"checkpoint.pt': {told}"):
+                next(read_wild_park(source, "test"))
+        splits = json.loads(source.read_text())
+        for key, odd in (("score", 55), ("score", None), ("step", None)):
+            torch.save(values, path)
+            test = {**splits["test"], key: [odd] * 3}
+            source.write_text(json.dumps({"test": test}))
+            with pytest.raises(
+                ValueError, match=f"splits.json': {key}: .*; got {odd}"
+            ):
+                next(read_wild_park(source, "test"))
+        del splits["test"]["score"][0]
+        source.write_text(json.dumps(splits))
+        with pytest.raises(
+            ValueError,
+            match=r"splits.json': score: expected 3 values, as of path; got 2",
+        ):
+            next(read_wild_park(source, "test"))
+
+    @pytest.mark.parametrize(
+        "key, value, told",
+        [
+            ("channels", 4, "expected a list; got 4"),
+            ("channels", [1, -4, 6, 5], "a number from 1 to inf; got -4"),
+            ("channels", ["a", 4, 6, 5], "a number from 1 to inf; got 'a'"),
+            ("stride", [0, 1, 1], "a number from 1 to inf; got 0"),
+            ("residual", [None, -1, 0], "a number from -1 to inf; got None"),
+            ("activation", "gelu", "expected a list; got 'gelu'"),
+        ],
+    )
+    def test_bad_configs(self, source, key, value, told):
+        path = Path(source.parent, "zoo/run_2/checkpoint_0/checkpoint.pt")
+        values = torch.load(path, weights_only=True)
+        torch.save({**values, "config": {**WILD_CONFIG, key: value}}, path)
+        with pytest.raises(
+            ValueError, match=f"checkpoint.pt': config.{key}: .*{told}"
+        ):
+            next(read_wild_park(source, "test"))
