@@ -173,21 +173,22 @@ def draw_curve(
     table: Table,
     found: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
-    """Draws `curve.png` into the folder, of rows that have what the table's curve is over."""
+    """Draws `curve.png` into the folder, of rows that differ in the table's curve alone."""
     if table.curve is None:
         return
     setting, label = table.curve
     name, factor = next(iter(table.figures.items()))
-    points = {
-        row.changes[setting]: [
-            factor * one["test"][name] for one in found[row.label]
-        ]
-        for row in table.rows
-        if setting in row.changes and row.label in found
-    }
-    if points:
+    curves: dict[str, dict[float, list[float]]] = {}
+    for row in table.rows:
+        rest = dict(row.changes)
+        place = rest.pop(setting, None)
+        if place is None or row.label not in found:
+            continue
+        points = curves.setdefault(json.dumps(rest, sort_keys=True), {})
+        points[place] = [factor * one["test"][name] for one in found[row.label]]
+    if curves:
         path = Path(config.folder, "curve.png")
-        draw_means(path, points, label, name)
+        draw_means(path, max(curves.values(), key=len), label, name)
 
 
 def results(config: Config) -> dict[str, list[dict[str, Any]]]:

@@ -57,7 +57,7 @@ def test_a_table_has_ours_with_all_seeds_and_others_once(
     assert (tmp_path / "table.md").read_text().count("\n") == 4
 
 
-def test_a_curve_is_drawn_over_what_rows_differ_in(
+def test_a_curve_is_drawn_of_rows_that_differ_in_nothing_else(
     config, monkeypatch, tmp_path
 ):
     sizes = {"width": 4, "layers": 1}
@@ -65,6 +65,7 @@ def test_a_curve_is_drawn_over_what_rows_differ_in(
         Row(f"{n} networks", {"sizes": sizes, "limit": n}, True)
         for n in (16, 8)
     ]
+    wide = {"sizes": {"width": 8, "layers": 1}, "limit": 8}
     drawn = {}
     monkeypatch.setattr(
         "tasks.table.draw_means",
@@ -72,7 +73,11 @@ def test_a_curve_is_drawn_over_what_rows_differ_in(
     )
     table = replace(
         TABLES["predict-small"],
-        rows=(*rows, Row("statnn", {"model": "statnn"})),
+        rows=(
+            *rows,
+            Row("statnn", {"model": "statnn"}),
+            Row("8 networks, wide", wide, True),
+        ),
         curve=("limit", "networks for training"),
     )
     monkeypatch.setitem(TABLES, "predict-small", table)
