@@ -18,11 +18,9 @@ from torch.nn.functional import cross_entropy
 
 from tasks.common import cli
 from tasks.common.distributed import Ranks
-from tasks.learning.image_networks import read_image_networks
+from tasks.learning.image_networks import CLASSES, read_image_networks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.networks.augment import moved
-
-CLASSES = 10
 
 
 @dataclass(frozen=True)

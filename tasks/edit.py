@@ -28,7 +28,7 @@ from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import Stack
 from tasks.networks.siren import grid
-from tasks.shards import read_settings
+from tasks.shards import check_column, read_settings
 from tasks.sources.signals import MIDDLE
 
 # How far an untrained model moves parameters, in deviations (Kofinas et al. 2024, public code).
@@ -112,7 +112,10 @@ class Editing(NetworkLesson[Config]):
         images = load_dataset(read_settings(Path(config.data), PROGRAM)["data"])
         self.targets: dict[str, Tensor] = {}
         for split, found in self.data.items():
-            originals = getattr(images, split).images[found.index].float() / 255
+            known = getattr(images, split).images
+            index = {"index": found.index}
+            check_column(config.data, index, "index", 0, len(known) - 1)
+            originals = known[found.index].float() / 255
             self.targets[split] = EDITS[config.edit](originals)
         train = self.data["train"].stack
         self.points = grid(*self.targets["train"].shape[-2:])

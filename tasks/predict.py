@@ -26,7 +26,7 @@ from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import Stack
 from tasks.networks.collection import Collection, read_collection
-from tasks.shards import SPLITS
+from tasks.shards import SPLITS, check_column
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,7 @@ class Prediction(NetworkLesson[Config]):
         data = read_collection(
             self.config.data, split, self.config.skip_damaged
         )
-        if "accuracy" not in data.columns:
-            raise ValueError(
-                f"folder '{self.config.data}': expected networks with a column 'accuracy'; got none"
-            )
+        check_column(self.config.data, data.columns, "accuracy", 0, 1)
         if widest is not None:
             is_wanted = is_wide if split == "test" else is_narrow
             data = data.where(lambda stack: is_wanted(stack, widest))

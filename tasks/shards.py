@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ngopt.files import is_intact, read_tensors, write_tensors
-from tasks.common.files import write_json
+from tasks.common.files import read_json, write_json
 from tasks.common.settings import differences
 
 FORMAT = "ngopt-shard-1"
@@ -153,12 +153,7 @@ class Folder:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises ValueError if there is none that this version knows."""
     path = folder / MANIFEST
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"manifest '{path}': expected a JSON file; got: {error}"
-        ) from None
+    found = read_json(path, "manifest")
     if found.get("format") != FORMAT:
         raise ValueError(
             f"manifest '{path}': format: expected '{FORMAT}'; got {found.get('format')!r}"
@@ -191,9 +186,11 @@ def read_split(
 
     skip_damaged: leave out shards that cannot be read, and say so, instead of raising ValueError.
 
-    Raises ValueError if there is no shard of this split.
+    Raises ValueError if there is no shard of this split, or not one that the manifest lists.
     """
-    paths = shard_paths(folder, split)
+    listed = [folder / row["file"] for row in read_manifest(folder)["shards"]]
+    own = (path for path in listed if path.match(f"{split}-*"))
+    paths = sorted({*shard_paths(folder, split), *own})
     if not paths:
         raise ValueError(
             f"folder '{folder}': expected shards of split '{split}'; got none"
@@ -207,6 +204,26 @@ def read_split(
             tqdm.write(f"left out: {error}")
             continue
         yield from groups
+
+
+def check_column(
+    folder: str,
+    columns: Mapping[str, Tensor],
+    key: str,
+    least: float,
+    most: float,
+) -> None:
+    """Raises ValueError, which names folder and column, if it is not there or out of bounds."""
+    if key not in columns:
+        raise ValueError(
+            f"folder '{folder}': expected networks with a column '{key}'; got none"
+        )
+    values = columns[key]
+    odd = values[~((values >= least) & (values <= most))]
+    if len(odd):
+        raise ValueError(
+            f"folder '{folder}': {key}: expected {least:g} to {most:g}; got {odd[0].item():g}"
+        )
 
 
 def merged(groups: Sequence[Networks]) -> Networks:

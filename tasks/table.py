@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tasks.common import cli
 from tasks.common.distributed import Ranks, joined, on_ranks
-from tasks.common.files import write_json
+from tasks.common.files import read_json, write_json
 from tasks.common.pictures import draw_means
 from tasks.common.settings import check_counts, differences
 from tasks.common.text_tables import align, markdown
@@ -79,7 +79,7 @@ class Training(NamedTuple):
         path = Path(self.config.folder, "result.json")
         if not path.exists():
             return None
-        found = json.loads(path.read_text())
+        found = read_json(path, "result")
         # it may have been moved
         asked = {**asdict(self.config), "folder": found["config"]["folder"]}
         told = differences(found["config"], asked)

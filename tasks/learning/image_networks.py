@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from tasks.learning.lesson import LessonConfig
 from tasks.networks.architectures import Stack
-from tasks.shards import SPLITS, merged, read_split
+from tasks.shards import SPLITS, check_column, merged, read_split
+
+CLASSES = 10
 
 
 class ImageNetworks(NamedTuple):
@@ -23,18 +26,15 @@ class ImageNetworks(NamedTuple):
 def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
     """All splits of a folder of `tasks.inr fit`; of the training split as many as the settings say.
 
-    Raises ValueError for a damaged shard, or one without labels.
+    Raises ValueError for a damaged shard, and for labels that are not there or of no class.
     """
     found = {}
     for split in SPLITS:
         networks = merged(
             list(read_split(Path(config.data), split, config.skip_damaged))
         )
-        for key in ("label", "index"):
-            if key not in networks.columns:
-                raise ValueError(
-                    f"folder '{config.data}': expected networks with a column '{key}'; got none"
-                )
+        for key, most in (("label", CLASSES - 1), ("index", inf)):
+            check_column(config.data, networks.columns, key, 0, most)
         some = slice(config.limit if split == "train" else None)
         labels, index = (
             networks.columns[key][some] for key in ("label", "index")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ngopt import NGOptimizer
 from ngopt.files import replaced
 from tasks.common.distributed import Ranks
+from tasks.common.files import read_checkpoint
 from tasks.common.random import seeded
 from tasks.common.settings import differences
 
@@ -242,7 +243,7 @@ class Trainer:
         path = self.folder / CHECKPOINT
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        state = read_checkpoint(path)
         told = differences(state["settings"], self.settings)
         if told:
             raise ValueError(

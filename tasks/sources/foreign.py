@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite, nan
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.common.files import read_json
 from tasks.networks.architectures import make_module
 from tasks.shards import Networks
 
@@ -18,41 +18,12 @@ SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
 """How split files call ours."""
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A dictionary that torch.save wrote, of tensors and plain values alone.
-
-    Raises ValueError, which names the file, if there is none or if it holds anything else.
-    """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # of bytes that are no such file the unpickler raises whatever it stumbles over
-        reason = str(error).partition(". ")[0].partition("\n")[0]
-        expected = "tensors and plain values of torch.save"
-        raise ValueError(
-            f"file '{path}': expected {expected}; got: {reason or type(error).__name__}"
-        ) from None
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"file '{path}': expected a dictionary; got {type(found).__name__}"
-        )
-    for key in found:
-        if not isinstance(key, str):
-            raise ValueError(f"file '{path}': expected names; got {key!r}")
-    return found
-
-
 def read_split_file(path: Path, split: str) -> Any:
     """The entry of a split in a JSON file.
 
     Raises ValueError, which names file and field, for what is no JSON and for a missing split.
     """
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"split file '{path}': expected JSON; got: {error}"
-        ) from None
+    found = read_json(path, "split file")
     name = SPLIT_NAMES[split]
     if not isinstance(found, dict) or name not in found:
         raise ValueError(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.common.files import read_checkpoint
 from tasks.networks.cnn import describe
 from tasks.shards import Networks
 from tasks.sources.foreign import (
@@ -23,7 +24,6 @@ from tasks.sources.foreign import (
     field,
     listed,
     number,
-    read_checkpoint,
     read_split_file,
     rows_of,
     single,

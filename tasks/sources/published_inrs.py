@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from tasks.common.files import read_checkpoint
 from tasks.shards import Networks
 from tasks.sources.foreign import (
     beside,
     field,
     number,
-    read_checkpoint,
     read_split_file,
     rows_of,
     single,

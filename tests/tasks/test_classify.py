@@ -8,6 +8,7 @@ import torch
 from tasks.classify import Classification, Config, run
 from tasks.learning.training import TrainingConfig
 from tasks.networks.canonical import in_canonical_form
+from tasks.shards import read_shard, write_shard
 
 
 @pytest.fixture
@@ -121,3 +122,15 @@ def test_a_damaged_shard_is_left_out_only_on_request(config, data, tmp_path):
         )
         == 48
     )
+
+
+def test_labels_of_no_class_are_refused(config, data, tmp_path):
+    folder = tmp_path / "inr"
+    shutil.copytree(data / "inr-mnist", folder)
+    path = folder / "validation-00000.safetensors"
+    (group,) = read_shard(path)
+    labels = group.columns["label"] + 10
+    columns = {**group.columns, "label": labels}
+    write_shard(path, [replace(group, columns=columns)])
+    with pytest.raises(ValueError, match="inr': label: expected 0 to 9; got"):
+        Classification(replace(config, data=str(folder)))

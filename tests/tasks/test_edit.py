@@ -128,3 +128,12 @@ def test_networks_whose_images_are_not_known(config, data, tmp_path):
         match="expected networks of tasks.inr fit; got those of tasks.publ",
     ):
         Editing(replace(config(), data=str(folder)))
+
+
+def test_images_that_the_data_set_does_not_have(config, monkeypatch):
+    known = edit.load_dataset("mnist")
+    few = replace(known.test, images=known.test.images[:5])
+    few_images = replace(known, test=few)
+    monkeypatch.setattr(edit, "load_dataset", lambda name: few_images)
+    with pytest.raises(ValueError, match="index: expected 0 to 4; got 5"):
+        Editing(config())

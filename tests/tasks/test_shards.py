@@ -8,6 +8,7 @@ from tasks.shards import (
     MANIFEST,
     Folder,
     Networks,
+    check_column,
     merged,
     read_manifest,
     read_settings,
@@ -84,6 +85,7 @@ def test_settings_are_those_of_the_program_that_is_asked_for(tmp_path):
 
 
 def test_splits(tmp_path):
+    Folder(tmp_path, {}).begin()
     for number in range(2):
         write_shard(
             tmp_path / f"train-0000{number}.safetensors",
@@ -108,8 +110,11 @@ def test_splits(tmp_path):
 class TestDamage:
     @pytest.fixture
     def path(self, tmp_path):
-        write_shard(tmp_path / "train-00000.safetensors", [networks()])
-        write_shard(tmp_path / "train-00001.safetensors", [networks(seed=1)])
+        folder = Folder(tmp_path, {})
+        folder.begin()
+        write_shard(folder.shard("train", 0), [networks()])
+        write_shard(folder.shard("train", 1), [networks(seed=1)])
+        folder.finish([])
         return tmp_path / "train-00000.safetensors"
 
     def test_of_a_byte(self, path):
@@ -132,6 +137,25 @@ class TestDamage:
         assert_same(found, networks(seed=1))
         assert "left out: shard" in capsys.readouterr().out
 
+    def test_of_a_whole_shard(self, path, capsys):
+        path.unlink()
+        with pytest.raises(ValueError, match="shard '.*train-00000.safe"):
+            list(read_split(path.parent, "train"))
+        (found,) = read_split(path.parent, "train", skip_damaged=True)
+        assert_same(found, networks(seed=1))
+        assert "left out: shard" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("odd", [-1.0, 2.0, float("nan")])
+    def test_of_a_column(self, odd):
+        columns = {"accuracy": torch.tensor([0.0, 1.0, odd])}
+        with pytest.raises(
+            ValueError, match=f"'a': accuracy: expected 0 to 1; got {odd:g}"
+        ):
+            check_column("a", columns, "accuracy", 0, 1)
+        check_column("a", {"accuracy": torch.ones(2)}, "accuracy", 0, 1)
+        with pytest.raises(ValueError, match="a column 'step'; got none"):
+            check_column("a", columns, "step", 0, 1)
+
     def test_of_the_format(self, path):
         save_file({"x": torch.ones(1)}, path, {"format": "other"})
         with pytest.raises(
@@ -140,7 +164,9 @@ class TestDamage:
             read_shard(path)
 
     def test_of_the_manifest(self, tmp_path):
-        with pytest.raises(ValueError, match="expected a JSON file"):
+        with pytest.raises(
+            ValueError, match="manifest.*: expected JSON; got: "
+        ):
             read_manifest(tmp_path)
         (tmp_path / MANIFEST).write_text(json.dumps({"format": "x"}))
         with pytest.raises(

@@ -112,6 +112,14 @@ def test_results_of_other_settings_are_refused(config):
         run(replace(config, batch=2))
 
 
+def test_a_damaged_result_is_named(config, tmp_path):
+    path = tmp_path / "statnn-0" / "result.json"
+    path.parent.mkdir()
+    path.write_text('{"con')
+    with pytest.raises(ValueError, match=f"result '{path}': expected JSON"):
+        run(config)
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_every_row_is_a_model_that_reads_the_data(name, data, tmp_path):
     config = Config(name, str(data / FOLDERS[name]), str(tmp_path), seeds=1)

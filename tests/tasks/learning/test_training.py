@@ -102,6 +102,14 @@ def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path):
         trained(tmp_path, data="b")
 
 
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    trained(tmp_path)
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"file '{path}': expected tensors"):
+        trained(tmp_path)
+
+
 def test_the_default_optimizer_trains_without_a_learning_rate(tmp_path):
     _, progress = trained(tmp_path, config=replace(CONFIG, trainer="ngopt"))
     assert progress.scores[-1] > progress.scores[0]
