@@ -30,8 +30,7 @@ from tasks.shards import (
     Networks,
     merged,
     read_settings,
-    read_shard,
-    shard_paths,
+    read_split,
 )
 from tasks.sources.generation import Job, jobs, make_shards
 from tasks.sources.signals import MIDDLE, SINES, Signals, load_signals
@@ -72,7 +71,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         counts = (
-            "train",
+            *SPLITS,
             "views",
             "width",
             "hidden",
@@ -212,7 +211,7 @@ def show(config: ShowConfig) -> None:
     """Draws signals and what their networks say, one above the other."""
     folder = Path(config.folder)
     settings = read_settings(folder, PROGRAM)
-    (networks, *_) = read_shard(shard_paths(folder, "train")[0])
+    networks = next(read_split(folder, "train"))
     asked = {split: settings[split] for split in SPLITS}
     signals = load_signals(settings["data"], asked, settings["seed"])["train"]
     values = signals.values(networks.columns["index"][: config.count])

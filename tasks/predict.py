@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,9 @@ def is_wide(stack: Stack, widest: int) -> bool:
 
 
 def tau(predicted: Tensor, true: Tensor) -> float:
-    """Kendall's rank correlation; 0 where all predictions are the same."""
+    """Kendall's rank correlation; 0 where all predictions are the same, nan where one is."""
+    if predicted.isnan().any():
+        return nan
     found: Any = kendalltau(predicted.numpy(), true.numpy())
     return 0.0 if isnan(found.statistic) else float(found.statistic)
 
@@ -130,7 +132,7 @@ def draw(path: Path, predicted: Tensor, true: Tensor) -> None:
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="0.8")
     axes.scatter(100 * true, 100 * predicted, s=6, alpha=0.5)
-    top = 100 * max(true.max().item(), predicted.max().item()) + 2
+    top = 100 * max(true.max().item(), predicted.nan_to_num().max().item()) + 2
     axes.set(
         xlabel="accuracy, %",
         ylabel="predicted, %",

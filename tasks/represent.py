@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,9 +19,10 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 from tasks.common import cli
 from tasks.common.distributed import Ranks
 from tasks.common.settings import check_counts
+from tasks.learning.image_networks import read_sirens
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.networks.architectures import Stack
-from tasks.shards import SPLITS, merged, read_split
+from tasks.shards import SPLITS
 
 # Networks from which the linear map is found at a validation; at the end it is all.
 FEW = 1000
@@ -46,6 +46,20 @@ class Config(LessonConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(self, "dimension")
+        if self.temperature <= 0:
+            raise ValueError(
+                f"temperature: expected more than 0; got {self.temperature}"
+            )
+        if self.noise < 0:
+            raise ValueError(f"noise: expected 0 or more; got {self.noise}")
+        if not 0 <= self.masked < 1:
+            raise ValueError(
+                f"masked: expected 0 to less than 1; got {self.masked}"
+            )
+        if self.training.batch < 2:
+            raise ValueError(
+                f"batch: expected 2 networks or more to tell apart; got {self.training.batch}"
+            )
 
 
 class Representation(NetworkLesson[Config]):
@@ -57,9 +71,7 @@ class Representation(NetworkLesson[Config]):
         self.stacks: dict[str, Stack] = {}
         self.targets: dict[str, Tensor] = {}
         for split in SPLITS:
-            networks = merged(
-                list(read_split(Path(config.data), split, config.skip_damaged))
-            )
+            networks = read_sirens(config, split)
             some = slice(config.limit if split == "train" else None)
             self.stacks[split] = Stack.of(networks).select(some)
             self.targets[split] = targets_of(networks.columns)[some]

@@ -105,11 +105,13 @@ class Folder:
     settings: Mapping[str, Any]
 
     def begin(self) -> None:
-        """Makes the folder and its manifest. Raises ValueError if it has shards of other
-        settings."""
+        """Makes the folder and its manifest. Raises ValueError if it has shards of other settings,
+        or of none that are known."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"folder '{self.path}': expected one; got a file")
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / MANIFEST
-        if not file.exists() or not shard_paths(self.path):
+        if not shard_paths(self.path):
             write_json(
                 file,
                 {
@@ -154,10 +156,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises ValueError if there is none that this version knows."""
     path = folder / MANIFEST
     found = read_json(path, "manifest")
-    if found.get("format") != FORMAT:
+    known = found.get("format") if isinstance(found, dict) else None
+    if known != FORMAT:
         raise ValueError(
-            f"manifest '{path}': format: expected '{FORMAT}'; got {found.get('format')!r}"
+            f"manifest '{path}': format: expected '{FORMAT}'; got {known!r}"
         )
+    for key, kind in (("settings", dict), ("shards", list)):
+        if not isinstance(found.get(key), kind):
+            raise ValueError(
+                f"manifest '{path}': {key}: expected a {kind.__name__}; got {found.get(key)!r}"
+            )
     return found
 
 
@@ -167,10 +175,10 @@ def read_settings(folder: Path, program: str) -> dict[str, Any]:
     Raises ValueError if another program made them.
     """
     settings = read_manifest(folder)["settings"]
-    if settings["program"] != program:
+    known = settings.get("program")
+    if known != program:
         raise ValueError(
-            f"folder '{folder}': expected networks of {program}; got those of "
-            f"{settings['program']}"
+            f"folder '{folder}': expected networks of {program}; got those of {known}"
         )
     return settings
 
@@ -186,7 +194,8 @@ def read_split(
 
     skip_damaged: leave out shards that cannot be read, and say so, instead of raising ValueError.
 
-    Raises ValueError if there is no shard of this split, or not one that the manifest lists.
+    Raises ValueError if there is no shard of this split, if none can be read, and for one that the
+    manifest lists and that is not there.
     """
     listed = [folder / row["file"] for row in read_manifest(folder)["shards"]]
     own = (path for path in listed if path.match(f"{split}-*"))
@@ -195,6 +204,7 @@ def read_split(
         raise ValueError(
             f"folder '{folder}': expected shards of split '{split}'; got none"
         )
+    has_read = False
     for path in paths:
         try:
             groups = read_shard(path)
@@ -203,7 +213,12 @@ def read_split(
                 raise
             tqdm.write(f"left out: {error}")
             continue
+        has_read = True
         yield from groups
+    if not has_read:
+        raise ValueError(
+            f"folder '{folder}': expected shards of split '{split}' that can be read; got none"
+        )
 
 
 def check_column(

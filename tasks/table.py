@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -122,18 +121,19 @@ def train(config: Config) -> None:
                 learn_on(Ranks(), training.config, lesson)
 
 
-def check_compiled(config: Config) -> None:
-    """Makes a model that is to be compiled: data that have none are refused before others train.
+def check(config: Config) -> None:
+    """Makes a model of every row: data that one cannot read are refused before others train.
 
     Raises ValueError.
     """
-    some = (one.config for one in trainings(config) if one.config.compiled)
-    for one in islice(some, 1):
-        TABLES[config.table].lesson(one, Ranks())
+    read_manifest(Path(config.data))
+    for training in trainings(replace(config, seeds=1)):
+        if training.result() is None:
+            TABLES[config.table].lesson(training.config, Ranks())
 
 
 def run(config: Config) -> None:
-    check_compiled(config)
+    check(config)
     on_ranks(config.processes, train, config, trainings)
     report(config)
 

@@ -73,7 +73,8 @@ class TrainConfig:
             raise ValueError(
                 f"runs: expected {len(SPLITS)} or more; got {self.runs}"
             )
-        check_counts(self, "steps", "checkpoints", "shard", "processes")
+        counts = ("steps", "batch_size", "checkpoints", "shard", "processes")
+        check_counts(self, *counts)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ def make_model(
 
 
 def configured(config: Any, sizes: Mapping[str, float]) -> Any:
-    """A config with some numbers changed. Raises ValueError for one that it does not have."""
+    """A config with some numbers changed. Raises ValueError for one that it does not have, and for
+    negative ones or parts of a whole."""
     defaults = {one.name: getattr(config, one.name) for one in fields(config)}
     known = {
         name: type(value)
@@ -58,5 +59,11 @@ def configured(config: Any, sizes: Mapping[str, float]) -> Any:
         raise ValueError(
             f"{name}: expected sizes among {', '.join(known)}; got {', '.join(odd)}"
         )
+    for key, value in sizes.items():
+        if value < 0 or known[key](value) != value:
+            whole = "number" if known[key] is float else "whole number"
+            raise ValueError(
+                f"sizes: {key}: expected a {whole} of 0 or more; got {value}"
+            )
     changes = {key: known[key](value) for key, value in sizes.items()}
     return replace(config, **changes)

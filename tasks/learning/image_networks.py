@@ -10,7 +10,13 @@ from torch import Tensor
 
 from tasks.learning.lesson import LessonConfig
 from tasks.networks.architectures import Stack
-from tasks.shards import SPLITS, check_column, merged, read_split
+from tasks.shards import (
+    SPLITS,
+    Networks,
+    check_column,
+    merged,
+    read_split,
+)
 
 CLASSES = 10
 
@@ -26,13 +32,12 @@ class ImageNetworks(NamedTuple):
 def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
     """All splits of a folder of `tasks.inr fit`; of the training split as many as the settings say.
 
-    Raises ValueError for a damaged shard, and for labels that are not there or of no class.
+    Raises ValueError for networks of another kind, a damaged shard, and labels that are not
+    there or of no class.
     """
     found = {}
     for split in SPLITS:
-        networks = merged(
-            list(read_split(Path(config.data), split, config.skip_damaged))
-        )
+        networks = read_sirens(config, split)
         for key, most in (("label", CLASSES - 1), ("index", inf)):
             check_column(config.data, networks.columns, key, 0, most)
         some = slice(config.limit if split == "train" else None)
@@ -43,3 +48,17 @@ def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
             Stack.of(networks).select(some), labels, index
         )
     return found
+
+
+def read_sirens(config: LessonConfig, split: str) -> Networks:
+    """A split of a folder of `tasks.inr fit`, together. Raises ValueError for other networks."""
+    folder = Path(config.data)
+    groups = []
+    for group in read_split(folder, split, config.skip_damaged):
+        kind = group.architecture.get("kind")
+        if kind != "siren":
+            raise ValueError(
+                f"folder '{folder}': expected networks of kind siren; got {kind}"
+            )
+        groups.append(group)
+    return merged(groups)

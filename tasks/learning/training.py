@@ -118,7 +118,8 @@ class Trainer:
     Ranks take their shares of every batch; gradients are averaged over them,
     so all have the same model.
 
-    settings: of what is trained; a folder that was begun with others is a ValueError.
+    settings: of what is trained; a folder that was begun with others is a ValueError, as are fewer
+    networks in a batch than ranks.
     """
 
     def __init__(
@@ -129,6 +130,11 @@ class Trainer:
         settings: dict[str, Any],
         ranks: Ranks = Ranks(),  # noqa: B008
     ):
+        if config.batch < ranks.count:
+            raise ValueError(
+                f"batch: expected one network or more for each of {ranks.count} ranks; "
+                f"got {config.batch}"
+            )
         self.model, self.lesson, self.config = lesson.model, lesson, config
         self.folder, self.ranks = folder, ranks
         self.settings = {**settings, **asdict(config)}

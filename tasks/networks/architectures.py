@@ -90,7 +90,20 @@ class Stack(NamedTuple):
 
     @classmethod
     def of(cls, networks: Networks) -> Stack:
+        """Raises ValueError, which names the parameter, for those that are not the architecture's
+        or not finite."""
         architecture = architecture_of(networks.architecture)
+        for spec in architecture.graph.parameters:
+            value = networks.params.get(spec.name)
+            got = "none" if value is None else tuple(value.shape[1:])
+            if value is None or got != tuple(spec.shape):
+                raise ValueError(
+                    f"networks: {spec.name}: expected shape {tuple(spec.shape)}; got {got}"
+                )
+            if not value.isfinite().all():
+                raise ValueError(
+                    f"networks: {spec.name}: expected finite numbers; got others"
+                )
         return cls(
             architecture, [networks.params[name] for name in architecture.names]
         )

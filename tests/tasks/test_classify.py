@@ -101,6 +101,17 @@ def test_unknown_models_and_sizes_are_named(config):
         match="GraphModelConfig: expected sizes among width, .*; got depth",
     ):
         Classification(replace(config, sizes={"depth": 3}))
+    for odd in (-3, 1.5):
+        with pytest.raises(
+            ValueError, match=f"sizes: layers: .*whole number .*; got {odd}"
+        ):
+            Classification(replace(config, sizes={"layers": odd}))
+
+
+def test_networks_of_another_kind_are_refused(config, data):
+    zoo = str(data / "zoo-small")
+    with pytest.raises(ValueError, match="of kind siren; got cnn"):
+        Classification(replace(config, data=zoo))
 
 
 def test_a_damaged_shard_is_left_out_only_on_request(config, data, tmp_path):

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from math import isnan, nan
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ def test_rank_correlation_and_explained_variance_by_hand():
         (5 - 1) / 6
     )
     assert tau(torch.zeros(4), true) == 0.0
+    assert isnan(tau(torch.full((4,), nan), true))
     assert r2(true, true) == 1.0
     assert r2(torch.full((4,), 0.25), true) == pytest.approx(0.0, abs=1e-6)
     assert r2(true.flip(0), true) == pytest.approx(-3.0, abs=1e-5)

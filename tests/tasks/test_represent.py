@@ -89,3 +89,17 @@ def test_networks_of_which_nothing_is_known_are_refused():
         match="expected columns amplitude, frequency, or label; got psnr",
     ):
         targets_of({"psnr": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"temperature": 0}, "temperature: expected more than 0; got 0"),
+        ({"noise": -1}, "noise: expected 0 or more; got -1"),
+        ({"masked": 1}, "masked: expected 0 to less than 1; got 1"),
+        ({"training": TrainingConfig(batch=1)}, "batch: .*; got 1"),
+    ],
+)
+def test_settings_that_make_no_sense(config, changes, told):
+    with pytest.raises(ValueError, match=told):
+        replace(config, **changes)

@@ -174,6 +174,27 @@ class TestDamage:
         ):
             read_manifest(tmp_path)
 
+    @pytest.mark.parametrize("key", ["settings", "shards"])
+    def test_of_a_field_of_the_manifest(self, path, key):
+        file = path.parent / MANIFEST
+        known = json.loads(file.read_text())
+        file.write_text(json.dumps({**known, key: None}))
+        with pytest.raises(ValueError, match=f"json': {key}: .*; got None"):
+            read_manifest(path.parent)
+
+    def test_of_all_shards(self, path):
+        for file in path.parent.glob("train-*"):
+            file.write_bytes(b"")
+        with pytest.raises(ValueError, match="can be read; got none"):
+            list(read_split(path.parent, "train", skip_damaged=True))
+
+    def test_without_a_manifest_nothing_is_added(self, path):
+        (path.parent / MANIFEST).unlink()
+        with pytest.raises(ValueError, match="manifest .*: expected JSON"):
+            Folder(path.parent, {}).begin()
+        with pytest.raises(ValueError, match="expected one; got a file"):
+            Folder(path, {}).begin()
+
     def test_of_lengths(self):
         with pytest.raises(
             ValueError, match=r"tensors of one length; got lengths \[2, 3\]"

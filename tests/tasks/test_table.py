@@ -196,9 +196,16 @@ def test_ours_are_compiled_but_ng_t(data, tmp_path):
     }
 
 
-def test_what_cannot_be_compiled_is_refused_before_others_are_trained(
-    config, tmp_path
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"compiled": True}, "compiled: expected networks of one"),
+        ({"data": "nowhere"}, "manifest 'nowhere/manifest.json'"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_trained(
+    config, tmp_path, changes, told
 ):
-    with pytest.raises(ValueError, match="compiled: expected networks of one"):
-        run(replace(config, compiled=True))
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=told):
+        run(replace(config, **changes))
+    assert not list(tmp_path.glob("*/checkpoint.pt"))

@@ -8,7 +8,7 @@ from tasks.baselines.statnn import (
     quantiles,
     statistics,
 )
-from tests.tasks.stacks import siren_stack
+from tests.tasks.stacks import far, siren_stack
 
 
 def test_statistics_by_hand():
@@ -36,10 +36,16 @@ def test_quantiles_are_those_of_torch(n):
     )
 
 
-def test_more_tensors_than_in_training_are_refused():
+@torch.no_grad()
+def test_of_more_tensors_than_in_training_the_first_are_read():
     flat = siren_stack(2, 5, 1)
     deep = siren_stack(2, 5, 4, 1)
-    model = StatNN([flat.architecture], 3, StatNNConfig()).double()
-    message = "statnn: expected networks of at most 4 parameters; got 6"
-    with pytest.raises(ValueError, match=message):
-        model(deep)
+    known = [flat.architecture, siren_stack(2, 1).architecture]
+    model = StatNN(known, 3, StatNNConfig()).double()
+    said = model(deep)
+    first, second = deep.params[:2], deep.params[2:4]
+    changed = [*first, *second, *(value + 1 for value in deep.params[4:])]
+    torch.testing.assert_close(model(deep._replace(params=changed)), said)
+    second = [value + 1 for value in second]
+    changed = [*first, *second, *deep.params[4:]]
+    assert far(model(deep._replace(params=changed)), said)

@@ -131,6 +131,11 @@ def test_ranks_use_the_mean_of_their_gradients(tmp_path):
     )
 
 
+def test_every_rank_needs_a_network(tmp_path):
+    with pytest.raises(ValueError, match="batch: .* of 2 ranks; got 1"):
+        Trainer(Line(), replace(CONFIG, batch=1), tmp_path, {}, Ranks(0, 2))
+
+
 def test_the_learning_rate_rises_and_falls():
     shares = [0, 0.025, 0.05, 0.525, 1]
     assert [round(rate_factor(share), 6) for share in shares] == [

@@ -10,6 +10,7 @@ from tasks.networks.siren import FREQUENCY, Siren
 from tasks.shards import Networks
 from tests.automorphisms import automorphisms, count_automorphisms
 from tests.equivariance import assert_function_respects
+from tests.tasks.stacks import siren_stack
 
 SIREN = {"kind": "siren", "widths": [2, 5, 4, 1]}
 
@@ -204,3 +205,22 @@ def test_an_argument_that_a_kind_does_not_have_is_named():
         match="architecture: siren: .*unexpected keyword argument 'depth'",
     ):
         architecture_of({"kind": "siren", "widths": [2, 3, 1], "depth": 3})
+
+
+def test_parameters_that_are_not_the_architecture_s_are_named():
+    stack = siren_stack(2, 3, 1)
+    names = stack.architecture.names
+    params = dict(zip(names, stack.params, strict=True))
+    for odd, told in (
+        ({"layers.0.bias": torch.ones(4, 2)}, r"shape \(3,\); got \(2,\)"),
+        ({"layers.0.bias": torch.full((4, 3), torch.inf)}, "finite numbers"),
+    ):
+        networks = Networks(
+            stack.architecture.description, {**params, **odd}, {}
+        )
+        with pytest.raises(ValueError, match=f"layers.0.bias: .*{told}"):
+            Stack.of(networks)
+    del params["layers.0.bias"]
+    networks = Networks(stack.architecture.description, params, {})
+    with pytest.raises(ValueError, match="layers.0.bias: .*; got none"):
+        Stack.of(networks)
