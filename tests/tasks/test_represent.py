@@ -5,7 +5,6 @@ from math import log
 import pytest
 import torch
 
-from tasks.inr import FitConfig, fit_all
 from tasks.learning.training import TrainingConfig
 from tasks.represent import (
     Config,
@@ -18,23 +17,11 @@ from tasks.represent import (
 
 
 @pytest.fixture
-def config(tmp_path, clock):
-    data = tmp_path / "sines"
-    fit_all(
-        FitConfig(
-            str(data),
-            data="sines",
-            train=24,
-            validation=8,
-            test=8,
-            width=8,
-            steps=20,
-        )
-    )
+def config(data, tmp_path, clock):
     training = TrainingConfig(minutes=0.1, batch=8, validations=2)
     sizes = {"width": 8, "layers": 1}
     return Config(
-        str(data),
+        str(data / "inr-sines"),
         str(tmp_path / "run"),
         sizes=sizes,
         training=training,

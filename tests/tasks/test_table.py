@@ -14,7 +14,7 @@ FOLDERS = {
     "predict-small": "zoo-small",
     "predict-wild": "zoo-wild-park",
     "predict-diverse": "zoo-diverse",
-    "represent": "inr-mnist",
+    "represent": "inr-sines",
 }
 
 
