@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ngopt.files import is_intact, read_tensors, write_tensors
-from tasks.common.files import read_json, write_json
+from tasks.common.files import make_folder, read_json, write_json
 from tasks.common.settings import differences
 
 FORMAT = "ngopt-shard-1"
@@ -107,9 +107,7 @@ class Folder:
     def begin(self) -> None:
         """Makes the folder and its manifest. Raises ValueError if it has shards of other settings,
         or of none that are known."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"folder '{self.path}': expected one; got a file")
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         file = self.path / MANIFEST
         if not shard_paths(self.path):
             write_json(

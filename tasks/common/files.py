@@ -12,6 +12,16 @@ import torch
 from ngopt.files import replaced
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder where there is none. Raises ValueError where there is a file."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(
+            f"folder '{path}': expected a folder; got a file"
+        ) from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file."""
     with replaced(path) as part, part.open("w") as file:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ngopt import NGOptimizer
 from ngopt.files import replaced
 from tasks.common.distributed import Ranks
-from tasks.common.files import read_checkpoint
+from tasks.common.files import make_folder, read_checkpoint
 from tasks.common.random import seeded
 from tasks.common.settings import differences
 
@@ -144,7 +144,7 @@ class Trainer:
 
     def run(self) -> Progress:
         """Trains to the end and leaves the best model in place."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._resume()
         writer = None
         if self.ranks.is_first:
