@@ -219,6 +219,31 @@ def read_split(
         )
 
 
+def check_parameters(
+    what: str,
+    expected: Mapping[str, Sequence[int]],
+    params: Mapping[str, Tensor],
+) -> None:
+    """Compares parameters of several networks, (n, *shape), with the shapes that they should have.
+
+    what: they are of, for messages. Raises ValueError, which names the first that is missing, too
+    much, of another shape or not finite.
+    """
+    for name in sorted({*expected, *params}):
+        wanted = (
+            tuple(expected[name]) if name in expected else "no such parameter"
+        )
+        got = tuple(params[name].shape[1:]) if name in params else "none"
+        if wanted != got:
+            raise ValueError(
+                f"{what}: {name}: expected shape {wanted}; got {got}"
+            )
+        if not params[name].isfinite().all():
+            raise ValueError(
+                f"{what}: {name}: expected finite numbers; got others"
+            )
+
+
 def check_column(
     folder: str,
     columns: Mapping[str, Tensor],

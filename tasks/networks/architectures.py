@@ -19,7 +19,7 @@ from tasks.networks.deep_sets import DeepSets
 from tasks.networks.siren import Siren
 from tasks.networks.subject import Subject
 from tasks.networks.vit import VisionTransformer
-from tasks.shards import Networks
+from tasks.shards import Networks, check_parameters
 
 KINDS: dict[str, Callable[..., Subject]] = {
     "siren": Siren,
@@ -93,17 +93,9 @@ class Stack(NamedTuple):
         """Raises ValueError, which names the parameter, for those that are not the architecture's
         or not finite."""
         architecture = architecture_of(networks.architecture)
-        for spec in architecture.graph.parameters:
-            value = networks.params.get(spec.name)
-            got = "none" if value is None else tuple(value.shape[1:])
-            if value is None or got != tuple(spec.shape):
-                raise ValueError(
-                    f"networks: {spec.name}: expected shape {tuple(spec.shape)}; got {got}"
-                )
-            if not value.isfinite().all():
-                raise ValueError(
-                    f"networks: {spec.name}: expected finite numbers; got others"
-                )
+        specs = architecture.graph.parameters
+        expected = {spec.name: spec.shape for spec in specs}
+        check_parameters("networks", expected, networks.params)
         return cls(
             architecture, [networks.params[name] for name in architecture.names]
         )

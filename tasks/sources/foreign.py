@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tasks.common.files import read_json
 from tasks.networks.architectures import make_module
-from tasks.shards import Networks
+from tasks.shards import Networks, check_parameters
 
 SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
 """How split files call ours."""
@@ -160,17 +160,7 @@ def checked(
     Raises ValueError as `single` does.
     """
     expected = shapes(path, architecture)
-    for name in sorted({*expected, *params}):
-        wanted = expected.get(name, "no such parameter")
-        got = tuple(params[name].shape[1:]) if name in params else "none"
-        if wanted != got:
-            raise ValueError(
-                f"file '{path}': {name}: expected shape {wanted}; got {got}"
-            )
-        if not params[name].isfinite().all():
-            raise ValueError(
-                f"file '{path}': {name}: expected finite numbers; got others"
-            )
+    check_parameters(f"file '{path}'", expected, params)
     return Networks(
         architecture, {name: params[name].float() for name in expected}, columns
     )
