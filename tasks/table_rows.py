@@ -15,6 +15,9 @@ from tasks.learning.lesson import LessonConfig, NetworkLesson
 # Of ours, what compiling makes no faster: ng-t, 125 and 141 networks a second, 147 and 135 without.
 UNCOMPILED = ("ng-t",)
 
+# Share of a training in which the second of two heads that learn in turn is alone.
+ANSWERS_FIRST = 0.6
+
 
 @dataclass(frozen=True)
 class Row:
@@ -55,11 +58,15 @@ def _probed(model: str, *counts: int, **sizes: Any) -> tuple[Row, ...]:
     )
 
 
-def _two_headed(model: str, **sizes: Any) -> Row:
+def _two_headed(model: str, in_turn: bool = False, **sizes: Any) -> Row:
     """Ours, whose second head reads what 64 probes are answered, as ProbeGen's.
-    sizes: of the model's config."""
-    label = f"{_label(model, 64)}, two heads"
+
+    in_turn: it learns alone at first. sizes: of the model's config.
+    """
+    label = f"{_label(model, 64)}, two heads{' in turn' if in_turn else ''}"
     heads = {"answer_layers": 5, "dropout": 0.0}
+    if in_turn:
+        heads["answers_first"] = ANSWERS_FIRST
     return _own(label, model, probes=64, sizes={**sizes, **heads})
 
 
@@ -135,6 +142,8 @@ PROBES = Table(
         _two_headed("ng-gnn"),
         *_probed("ng-t", 64, layers=2),
         _two_headed("ng-t", layers=2),
+        _two_headed("ng-gnn", in_turn=True),
+        _two_headed("ng-t", in_turn=True, layers=2),
         Row("ng-gnn, no positions", {"sizes": {"positions": False}}, True),
         Row("ng-gnn, no activations", {"sizes": {"activations": False}}, True),
     ),
@@ -216,6 +225,7 @@ WILD = Table(
     (
         *_others("statnn", "dmc", "probegen", symmetry=False),
         *_probed("ng-gnn", 0, 16, scales=True),
+        _two_headed("ng-gnn", in_turn=True, scales=True),
         *_probed("ng-t", 0, scales=True),
         Row(
             "ng-gnn, no activations",

@@ -84,6 +84,9 @@ class NetworkLesson(Generic[Config]):
         """What the model is worth on test data, by name."""
         raise NotImplementedError
 
+    def begin(self, share: float) -> bool:
+        return isinstance(self.model, NetworkModel) and self.model.begin(share)
+
     def loss(self, step: int) -> Tensor:
         raise NotImplementedError
 

@@ -26,7 +26,8 @@ TRAINERS = ("adamw", "ngopt")
 CHECKPOINT = "checkpoint.pt"
 # Share of the budget in which the learning rate rises.
 WARMUP = 0.05
-# Steps of a process whose time does not count: in the first ones what is compiled is compiled.
+# Steps whose time does not count, the first of a process and of each kind: in them what is
+# compiled is compiled.
 UNCOUNTED = 2
 
 
@@ -74,6 +75,11 @@ class Lesson(Protocol):
     """What is learned: a model, and how good it is."""
 
     model: nn.Module
+
+    def begin(self, share: float) -> bool:
+        """Before a step, with the share of the budget that has been used. Says whether steps are
+        others from here on, which may compile."""
+        ...
 
     def loss(self, step: int) -> Tensor:
         """Of this rank's share of a step's batch."""
@@ -140,7 +146,7 @@ class Trainer:
         self.settings = {**settings, **asdict(config)}
         self.optimizer = _optimizer(lesson.model, config)
         self.progress = Progress()
-        self._steps_here = 0  # in this process, whose first ones may compile
+        self._steps_alike = 0  # in this process, of the kind of the last one
 
     def run(self) -> Progress:
         """Trains to the end and leaves the best model in place."""
@@ -179,6 +185,8 @@ class Trainer:
     def step(self) -> float:
         """One step; returns the loss of this rank's share of the batch."""
         progress, start = self.progress, process_time()
+        if self.lesson.begin(self.share):
+            self._steps_alike = 0
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = _rate(self.config) * rate_factor(self.share)
@@ -190,10 +198,10 @@ class Trainer:
         clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         progress.steps += 1
-        self._steps_here += 1
+        self._steps_alike += 1
         own = torch.tensor(process_time() - start, dtype=torch.float64)
         seconds = self.ranks.summed(own).item() / self.ranks.count
-        if self._steps_here > UNCOUNTED:
+        if self._steps_alike > UNCOUNTED:
             progress.counted += 1
             progress.seconds += seconds
         return loss.item()

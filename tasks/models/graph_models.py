@@ -77,6 +77,9 @@ class GraphModelConfig:
     answer_layers: int = 0
     """Hidden layers of a second head, whose result is added: it reads what the outputs answer to
     all probes, as ProbeGen does (Kahana et al. 2024). None: there is no such head."""
+    answers_first: float = 0.0
+    """Share of the training in which that head learns alone, in steps that take a fraction of the
+    time; what the graph says is added from then on, and begins at 0."""
 
 
 class GraphModel(ParameterModel):
@@ -104,6 +107,7 @@ class GraphModel(ParameterModel):
         last = config.layers - 1
         self.fourier = Fourier(config.frequencies, config.bandwidth)
         self.scales = config.scales
+        self.answers_first = config.answers_first
         self.network = GraphNetwork(
             self.fourier.size + config.scales,
             d_out if edits else None,
@@ -130,6 +134,10 @@ class GraphModel(ParameterModel):
             )
             self.head = nn.Sequential(nn.LayerNorm(self.pooling.size), head)
             self.answer_head = answer_head(config, outputs, d_out)
+            self._learns_answers = False
+            if config.answers_first:
+                for parameter in head[-1].parameters():
+                    nn.init.zeros_(parameter)
 
     def layer(self, config: GraphModelConfig, edges: bool) -> GraphLayer:
         """A round of messages. edges: whether edges change, too."""
@@ -145,7 +153,14 @@ class GraphModel(ParameterModel):
             # made later, they would have steps compiled again
             self.parts(architecture)
 
+    def begin(self, share: float) -> bool:
+        before = self._learns_answers
+        self._learns_answers = share < self.answers_first
+        return self._learns_answers != before
+
     def forward(self, stack: Stack) -> Tensor:
+        if self.training and self._learns_answers:
+            return self._answered([stack])
         said = self._said(stack)
         states, _ = self.network.states(
             self._source(stack), self.parts(stack.architecture), said.codes
@@ -156,6 +171,8 @@ class GraphModel(ParameterModel):
     def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:
         if len(stacks) == 1:
             return self.forward(stacks[0])
+        if self.training and self._learns_answers:
+            return self._answered(stacks)
         pieces = self._pieces(stacks)
         return torch.cat([self._mixed(piece) for piece in pieces])
 
@@ -193,6 +210,12 @@ class GraphModel(ParameterModel):
         ]
         answers = torch.cat([one.answers for one in said])
         return self._judged(torch.cat(pooled), answers)
+
+    def _answered(self, stacks: Sequence[Stack]) -> Tensor:
+        """What the second head says alone."""
+        assert self.probes is not None and self.answer_head is not None
+        answers = torch.cat([self.probes.answers(stack) for stack in stacks])
+        return self.answer_head(answers.flatten(1))
 
     def _judged(self, pooled: Tensor, answers: Tensor) -> Tensor:
         found = self.head(pooled)
@@ -293,9 +316,15 @@ def answer_head(
 
     outputs: None where networks differ in them.
 
-    Raises ValueError without probes, or where networks differ.
+    Raises ValueError without probes, or where networks differ, and for a share of the training
+    without such a head or that leaves nothing of it to the graph.
     """
+    if not 0 <= config.answers_first < 1:
+        told = "expected a share of 0 or more, below 1"
+        raise ValueError(f"answers_first: {told}; got {config.answers_first}")
     if not config.answer_layers:
+        if config.answers_first:
+            raise ValueError("answers_first: expected answer_layers; got none")
         return None
     if not config.probes:
         raise ValueError("answer_layers: expected probes; got none")

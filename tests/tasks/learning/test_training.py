@@ -24,6 +24,9 @@ class Line:
         self.scores = scores
         self.steps = []
 
+    def begin(self, share):
+        return False
+
     def loss(self, step):
         self.steps.append(step)
         x = torch.randn(8, 2)
@@ -50,6 +53,20 @@ def test_a_budget_is_used_up_in_equal_distances(tmp_path):
     assert progress.seconds == progress.counted == 60
     assert len(progress.scores) == 6
     assert progress.scores[-1] > -0.1
+
+
+def test_the_first_steps_of_another_kind_are_not_counted(tmp_path):
+    class Turning(Line):
+        share = 0.0
+
+        def begin(self, share):
+            before, self.share = self.share, share
+            return before < 0.5 <= share
+
+    lesson, progress = trained(tmp_path, Turning())
+    assert lesson.steps == list(range(64))
+    assert progress.seconds == progress.counted == 60
+    assert lesson.share == pytest.approx(59 / 60)
 
 
 def test_the_best_model_stays(tmp_path):

@@ -65,6 +65,35 @@ def test_a_second_head_adds_what_it_reads_in_the_answers_of_all_outputs(
     torch.testing.assert_close(model(moved_stack(stack)), model(stack))
 
 
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_second_head_may_learn_alone_at_first(name, stack):
+    sizes = {"probes": 3, "answer_layers": 1, "answers_first": 0.5}
+    model = fitted(name, stack, **sizes)
+    answers = model.probes(stack).answers
+    alone = model.answer_head(answers.flatten(1))
+    # the graph's begins at 0
+    torch.testing.assert_close(model(stack), alone)
+    model.train()
+    assert model.begin(0.0) and not model.begin(0.49)
+    for said in (model(stack), model.forward_mixed([stack, stack])[:4]):
+        torch.testing.assert_close(said, alone)
+    said.square().sum().backward()
+    assert all(p.grad is None for p in model.network.parameters())
+    assert all(p.grad.any() for p in model.probes.inputs.parameters())
+    assert model.begin(0.5) and not model.begin(1.0)
+    model(stack).square().sum().backward()
+    assert any(p.grad is not None for p in model.network.parameters())
+    assert all(p.grad.any() for p in model.head[-1][-1].parameters())
+
+
+def test_a_second_head_that_learns_alone_is_checked(stack):
+    with pytest.raises(ValueError, match="first: expected answer_layers; got"):
+        fitted("ng-gnn", stack, probes=3, answers_first=0.5)
+    for share in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"below 1; got {share}"):
+            fitted("ng-gnn", stack, answers_first=share)
+
+
 def test_a_second_head_needs_answers_of_one_size():
     stacks = siren_stack(2, 5, 1), siren_stack(2, 5, 2)
     with pytest.raises(ValueError, match="answer_layers: expected probes"):
