@@ -188,7 +188,7 @@ def shard_paths(folder: Path, split: str = "*") -> list[Path]:
 def read_split(
     folder: Path, split: str, skip_damaged: bool = False
 ) -> Iterator[Networks]:
-    """All groups of a split, shard by shard.
+    """All groups of a split, shard by shard; says so where the folder is not finished.
 
     skip_damaged: leave out shards that cannot be read, and say so, instead of raising ValueError.
 
@@ -196,11 +196,16 @@ def read_split(
     manifest lists and that is not there.
     """
     listed = [folder / row["file"] for row in read_manifest(folder)["shards"]]
-    own = (path for path in listed if path.match(f"{split}-*"))
-    paths = sorted({*shard_paths(folder, split), *own})
+    own = {path for path in listed if path.match(f"{split}-*")}
+    paths = sorted(own.union(shard_paths(folder, split)))
     if not paths:
         raise ValueError(
             f"folder '{folder}': expected shards of split '{split}'; got none"
+        )
+    if len(paths) > len(own):
+        tqdm.write(
+            f"folder '{folder}': not finished: of split '{split}' there are {len(paths)} shards, "
+            f"{len(own)} of them in the manifest"
         )
     has_read = False
     for path in paths:

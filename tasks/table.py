@@ -47,6 +47,8 @@ class Config:
     """Compile the training steps of ours, where that is faster."""
     seeds: int = 3
     """Of our models; others have one."""
+    skip_damaged: bool = False
+    """Leave out shards that cannot be read, and say which, instead of ending."""
     rows: tuple[str, ...] = ()
     """Labels of rows, none for all."""
     processes: int = 1
@@ -107,6 +109,7 @@ def trainings(config: Config) -> Iterator[Training]:
             common = {
                 "data": config.data,
                 "folder": str(folder),
+                "skip_damaged": config.skip_damaged,
                 "compiled": config.compiled and row.is_ours,
             }
             yield Training(row, table.config(row, training=training, **common))

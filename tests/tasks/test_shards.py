@@ -107,6 +107,20 @@ def test_splits(tmp_path):
         merged([networks(), networks(width=5)])
 
 
+def test_an_unfinished_folder_is_read_as_far_as_it_is_and_says_so(
+    tmp_path, capsys
+):
+    folder = Folder(tmp_path, {})
+    folder.begin()
+    write_shard(folder.shard("train", 0), [networks()])
+    assert len(list(read_split(tmp_path, "train"))) == 1
+    said = "not finished: of split 'train' there are 1 shards, 0 of them in the"
+    assert said in capsys.readouterr().out
+    folder.finish([])
+    assert len(list(read_split(tmp_path, "train"))) == 1
+    assert not capsys.readouterr().out
+
+
 class TestDamage:
     @pytest.fixture
     def path(self, tmp_path):

@@ -1,9 +1,11 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from tasks.common.distributed import Ranks
+from tasks.shards import read_shard, write_shard
 from tasks.table import Config, run, trainings
 from tasks.table_rows import TABLES, Row, Table
 
@@ -110,6 +112,21 @@ def test_results_of_other_settings_are_refused(config):
         ValueError, match="made with other settings: training.*'batch'"
     ):
         run(replace(config, batch=2))
+
+
+def test_a_damaged_shard_is_left_out_on_request(config, tmp_path, capsys):
+    data = tmp_path / "damaged"
+    shutil.copytree(config.data, data)
+    groups = read_shard(data / "train-00000.safetensors")
+    write_shard(data / "train-00001.safetensors", groups)
+    whole = (data / "train-00000.safetensors").read_bytes()
+    (data / "train-00000.safetensors").write_bytes(whole[:-9])
+    folder = str(tmp_path / "table")
+    config = replace(config, data=str(data), folder=folder, seeds=1)
+    with pytest.raises(ValueError, match="shard '.*train-00000.safetensors'"):
+        run(config)
+    run(replace(config, skip_damaged=True))
+    assert "left out: shard" in capsys.readouterr().out
 
 
 def test_a_damaged_result_is_named(config, tmp_path):
