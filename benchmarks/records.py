@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from tasks.common.files import make_folder
+
 Record = dict[str, Any]
 
 
@@ -36,7 +38,7 @@ def write(path: Path | None, **found: list[Record]) -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     path.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
 
 

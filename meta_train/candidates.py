@@ -15,6 +15,7 @@ from meta_train.runs import Record, Run, execute, runs_of
 from ngopt.base.config import SoapConfig
 from ngopt.base.soap import Soap
 from ngopt.learned import LearnedOptimizer
+from tasks.common.files import make_folder
 
 # One problem moves the score by at most this, so that none decides alone:
 # a factor e^.5 = 1.65 in loss.
@@ -37,7 +38,7 @@ class Setting:
     def runs(self, name: str, changes: Mapping[str, Any]) -> list[Run]:
         """The runs of a candidate; writes its weights file."""
         learned = LearnedOptimizer(base=Soap(replace(SoapConfig(), **changes)))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         path = self.folder / f"{name}.safetensors"
         return runs_of(learned, path, self.problems, self.seeds, "tuning")
 

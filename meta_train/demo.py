@@ -16,7 +16,7 @@ from meta_train.optimizers import load_optimizer
 from meta_train.plots import plot_curves
 from meta_train.runs import Record, Run, train
 from tasks.common import cli
-from tasks.common.files import write_json
+from tasks.common.files import make_folder, write_json
 from tasks.common.text_tables import align
 
 PROBLEM = "fm-16"
@@ -86,9 +86,9 @@ def cells(label: str, record: Record) -> list[str]:
 
 
 def run(config: Config) -> None:
-    records = demo(config)
     folder = Path(config.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    records = demo(config)
     write_json(
         folder / "results.json", {"config": asdict(config), "records": records}
     )

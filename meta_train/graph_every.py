@@ -26,7 +26,7 @@ from meta_train.weighted import trained_metanet
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import load_pretrained, save_pretrained
 from tasks.common import cli
-from tasks.common.files import write_json
+from tasks.common.files import make_folder, write_json
 from tasks.common.text_tables import align, markdown
 
 HEADER = ["problem", "k", "validation accuracy %", "test accuracy %"]
@@ -65,7 +65,7 @@ def run(config: Config) -> None:
             f"weights '{config.weights}': expected a metanet that sees the graph; got "
             f"'{trained_metanet(learned).name}'"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     found = measure(config, learned, folder)
     best = chosen(found[config.problems[0]])
     stage = {

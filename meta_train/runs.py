@@ -30,7 +30,7 @@ from meta_train.optimizers import OptimizerSpec, load_optimizer
 from meta_train.problems import Metrics, Problem, load_problem
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import save_pretrained, weights_hash
-from tasks.common.files import finite
+from tasks.common.files import finite, make_folder
 from tasks.common.random import seeded
 
 CURVE_EXAMPLES = 1000  # for one point of a curve
@@ -151,7 +151,7 @@ def execute(
     changed since are made again.
     processes: with more than one, runs are spread over spawned processes of one thread each.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     records = read_records(folder, runs)
     digests = {
         name: problem_digest(name) for name in {run.problem for run in runs}

@@ -24,7 +24,7 @@ from ngopt.cooldown import Cooldown
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import load_pretrained, save_pretrained
 from tasks.common import cli
-from tasks.common.files import finite, write_json
+from tasks.common.files import finite, make_folder, write_json
 from tasks.common.random import derive_seed
 from tasks.common.text_tables import align
 
@@ -74,7 +74,7 @@ def search(config: Config) -> Found:
     """Runs all scales, and writes the weights with the best one and a record of the runs."""
     learned = load_pretrained(config.weights)
     output = Path(config.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     problems = {name: load_problem(name) for name in config.problems}
     rows: list[dict[str, Any]] = []
     found: dict[Scale, list[Metrics]] = {}

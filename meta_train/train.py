@@ -44,6 +44,7 @@ from tasks.common.distributed import (
     joined,
     on_ranks,
 )
+from tasks.common.files import make_folder
 from tasks.common.random import derive_seed
 from tasks.common.settings import check_counts, named_settings
 
@@ -170,7 +171,7 @@ class MetaTrainer:
 
     def run(self) -> None:
         """Trains to the end, resuming where the folder's checkpoint stands."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self.load_checkpoint()
         live = None
         if self.ranks.is_first:

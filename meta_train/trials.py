@@ -14,6 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from tasks.common.files import make_folder
 from tasks.common.settings import differences
 
 
@@ -25,7 +26,7 @@ def open_study(
     settings: all that its values depend on. Raises ValueError if it was begun with others.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     study = optuna.create_study(
         storage=storage,

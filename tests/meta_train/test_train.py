@@ -316,6 +316,13 @@ def test_a_mean_that_never_moves_is_refused(tmp_path):
         config(tmp_path, average=1.0)
 
 
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ValueError, match=f"folder '{file}': expected a folder"):
+        MetaTrainer(config(file)).run()
+
+
 def test_diverged_optimizees_are_begun_anew_and_skipped(tmp_path):
     trainer = MetaTrainer(config(tmp_path))
     with torch.no_grad():
