@@ -84,8 +84,9 @@ class NetworkLesson(Generic[Config]):
         """What the model is worth on test data, by name."""
         raise NotImplementedError
 
-    def begin(self, share: float) -> bool:
-        return isinstance(self.model, NetworkModel) and self.model.begin(share)
+    def begin(self, share: float) -> int:
+        model = self.model
+        return model.begin(share) if isinstance(model, NetworkModel) else 0
 
     def loss(self, step: int) -> Tensor:
         raise NotImplementedError

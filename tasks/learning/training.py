@@ -26,7 +26,7 @@ TRAINERS = ("adamw", "ngopt")
 CHECKPOINT = "checkpoint.pt"
 # Share of the budget in which the learning rate rises.
 WARMUP = 0.05
-# Steps whose time does not count, the first of a process and of each kind: in them what is
+# Steps whose time does not count, the first of a process and of each stage: in them what is
 # compiled is compiled.
 UNCOUNTED = 2
 
@@ -76,9 +76,9 @@ class Lesson(Protocol):
 
     model: nn.Module
 
-    def begin(self, share: float) -> bool:
-        """Before a step, with the share of the budget that has been used. Says whether steps are
-        others from here on, which may compile."""
+    def begin(self, share: float) -> int:
+        """Before a step, with the share of the budget that has been used. Says which stage of the
+        training this is: in each other parts of the model may learn."""
         ...
 
     def loss(self, step: int) -> Tensor:
@@ -95,27 +95,27 @@ class Progress:
     """How far a training is.
 
     seconds: of a core, for `counted` of the steps, mean over ranks. scores: of all validations.
-    best: the model with the highest.
+    stage, first: the stage of the last step, and the number of its first validation. best: the
+    model with the highest score of this stage.
     """
 
     steps: int = 0
     counted: int = 0
     seconds: float = 0.0
     scores: list[float] = field(default_factory=list)
+    stage: int | None = None
+    first: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def top(self) -> float:
-        return max(self.scores, default=-inf)
+        return max(self.scores[self.first :], default=-inf)
 
     @property
     def since_top(self) -> int:
         """Validations after the best."""
-        return (
-            len(self.scores) - 1 - self.scores.index(self.top)
-            if self.scores
-            else 0
-        )
+        own = self.scores[self.first :]
+        return len(own) - 1 - own.index(self.top) if own else 0
 
 
 class Trainer:
@@ -146,7 +146,7 @@ class Trainer:
         self.settings = {**settings, **asdict(config)}
         self.optimizer = _optimizer(lesson.model, config)
         self.progress = Progress()
-        self._steps_alike = 0  # in this process, of the kind of the last one
+        self._steps_alike = 0  # in this process and stage
 
     def run(self) -> Progress:
         """Trains to the end and leaves the best model in place."""
@@ -185,7 +185,9 @@ class Trainer:
     def step(self) -> float:
         """One step; returns the loss of this rank's share of the batch."""
         progress, start = self.progress, process_time()
-        if self.lesson.begin(self.share):
+        stage = self.lesson.begin(self.share)
+        if stage != progress.stage:
+            progress.stage, progress.first = stage, len(progress.scores)
             self._steps_alike = 0
         self.model.train()
         for group in self.optimizer.param_groups:
@@ -233,7 +235,7 @@ class Trainer:
         with torch.no_grad():
             score = self.lesson.score()
         score = -inf if isnan(score) else score
-        if score > progress.top or not progress.scores:
+        if score > progress.top or len(progress.scores) == progress.first:
             state = self.model.state_dict()
             progress.best = {
                 name: value.detach().clone() for name, value in state.items()

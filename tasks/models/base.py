@@ -43,10 +43,10 @@ class NetworkModel(nn.Module):
     def fit(self, stacks: Iterable[Stack]) -> None:
         """Takes from training data what no gradient learns: nothing, unless a subclass does."""
 
-    def begin(self, share: float) -> bool:
-        """Before a step of a training, of which a share is over. Says whether steps are others
-        from here on than they were: never, unless a subclass learns its parts in turn."""
-        return False
+    def begin(self, share: float) -> int:
+        """Before a step of a training, of which a share is over. Says which stage this is: there
+        is one alone, unless a subclass learns its parts in turn."""
+        return 0
 
     def forward(self, stack: Stack) -> Tensor:
         """What a reader says of b networks, (b, d_out)."""

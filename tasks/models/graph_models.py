@@ -153,10 +153,9 @@ class GraphModel(ParameterModel):
             # made later, they would have steps compiled again
             self.parts(architecture)
 
-    def begin(self, share: float) -> bool:
-        before = self._learns_answers
+    def begin(self, share: float) -> int:
         self._learns_answers = share < self.answers_first
-        return self._learns_answers != before
+        return int(self._learns_answers)
 
     def forward(self, stack: Stack) -> Tensor:
         if self.training and self._learns_answers:

@@ -25,7 +25,7 @@ class Line:
         self.steps = []
 
     def begin(self, share):
-        return False
+        return 0
 
     def loss(self, step):
         self.steps.append(step)
@@ -55,18 +55,30 @@ def test_a_budget_is_used_up_in_equal_distances(tmp_path):
     assert progress.scores[-1] > -0.1
 
 
-def test_the_first_steps_of_another_kind_are_not_counted(tmp_path):
-    class Turning(Line):
-        share = 0.0
+class Turning(Line):
+    """In two stages."""
 
-        def begin(self, share):
-            before, self.share = self.share, share
-            return before < 0.5 <= share
+    share = 0.0
 
+    def begin(self, share):
+        self.share = share
+        return int(share >= 0.5)
+
+
+def test_the_first_steps_of_another_stage_are_not_counted(tmp_path):
     lesson, progress = trained(tmp_path, Turning())
     assert lesson.steps == list(range(64))
     assert progress.seconds == progress.counted == 60
     assert lesson.share == pytest.approx(59 / 60)
+
+
+def test_the_best_model_is_one_of_the_last_stage(tmp_path):
+    config = replace(CONFIG, patience=2)
+    scores = [0.8, 0.9, 0.7, 0.3, 0.5, 0.4]
+    lesson, progress = trained(tmp_path, Turning(list(scores)), config)
+    assert progress.scores == scores
+    assert progress.top == 0.5
+    assert torch.equal(lesson.model.weight, progress.best["weight"])
 
 
 def test_the_best_model_stays(tmp_path):

@@ -74,13 +74,13 @@ def test_a_second_head_may_learn_alone_at_first(name, stack):
     # the graph's begins at 0
     torch.testing.assert_close(model(stack), alone)
     model.train()
-    assert model.begin(0.0) and not model.begin(0.49)
+    assert model.begin(0.0) == model.begin(0.49)
     for said in (model(stack), model.forward_mixed([stack, stack])[:4]):
         torch.testing.assert_close(said, alone)
     said.square().sum().backward()
     assert all(p.grad is None for p in model.network.parameters())
     assert all(p.grad.any() for p in model.probes.inputs.parameters())
-    assert model.begin(0.5) and not model.begin(1.0)
+    assert model.begin(0.0) != model.begin(0.5) == model.begin(1.0)
     model(stack).square().sum().backward()
     assert any(p.grad is not None for p in model.network.parameters())
     assert all(p.grad.any() for p in model.head[-1][-1].parameters())
