@@ -108,6 +108,7 @@ class GraphModel(ParameterModel):
         self.fourier = Fourier(config.frequencies, config.bandwidth)
         self.scales = config.scales
         self.answers_first = config.answers_first
+        self._learns_answers = False
         self.network = GraphNetwork(
             self.fourier.size + config.scales,
             d_out if edits else None,
@@ -134,7 +135,6 @@ class GraphModel(ParameterModel):
             )
             self.head = nn.Sequential(nn.LayerNorm(self.pooling.size), head)
             self.answer_head = answer_head(config, outputs, d_out)
-            self._learns_answers = False
             if config.answers_first:
                 for parameter in head[-1].parameters():
                     nn.init.zeros_(parameter)
