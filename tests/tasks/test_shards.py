@@ -206,6 +206,8 @@ class TestDamage:
         (path.parent / MANIFEST).unlink()
         with pytest.raises(ValueError, match="manifest .*: expected JSON"):
             Folder(path.parent, {}).begin()
+        with pytest.raises(ValueError, match="expected a folder; got a file"):
+            Folder(path, {}).begin()
 
     def test_of_lengths(self):
         with pytest.raises(
