@@ -45,9 +45,7 @@ class Classification(NetworkLesson[Config]):
         stack = train.stack.select(own)
         if self.config.augment:
             stack = moved(stack, degrees=15, scale=0.1, shift=0.1)
-        return cross_entropy(
-            self.model(self.prepared(stack)), train.labels[own]
-        )
+        return cross_entropy(self.said(self.prepared(stack)), train.labels[own])
 
     def score(self) -> float:
         return self.accuracy("validation")

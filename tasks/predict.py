@@ -62,7 +62,7 @@ class Prediction(NetworkLesson[Config]):
         differ."""
         stacks = [self.prepared(stack) for stack in stacks]
         if self.config.compiled and self.model.training:
-            return self.model(*stacks)
+            return self.said(*stacks)
         return self.model.forward_mixed(stacks)
 
     def score(self) -> float:

@@ -84,7 +84,7 @@ class Representation(NetworkLesson[Config]):
         train = self.stacks["train"]
         stack = train.select(self.batch(train.count, step))
         copies = (self.prepared(self.damaged(stack)) for _ in range(2))
-        first, second = (normalize(self.model(copy), dim=-1) for copy in copies)
+        first, second = (normalize(self.said(copy), dim=-1) for copy in copies)
         return contrast(first, second, self.config.temperature)
 
     def damaged(self, stack: Stack) -> Stack:

@@ -201,6 +201,7 @@ SMALL = Table(
         # with 16 its score on validation is lower without dropout
         *_probed("ng-gnn", 64, scales=True, dropout=0.0),
         _two_headed("ng-gnn", scales=True),
+        _two_headed("ng-gnn", in_turn=True, scales=True),
         Row(
             "ng-gnn, no positions",
             {"sizes": {"positions": False, "scales": True}},

@@ -139,6 +139,13 @@ class NetworkLesson(Generic[Config]):
             model.compile(dynamic=False)
         return model
 
+    def said(self, stack: Stack) -> Tensor:
+        """What the model says of a step's networks, which are prepared."""
+        model = self.model
+        if not self.config.compiled or not isinstance(model, NetworkModel):
+            return model(stack)
+        return torch.cat([model(piece) for piece in model.pieces(stack)])
+
     def judged(self, stack: Stack) -> Any:
         """What the model makes of networks outside of training; never compiled,
         as batches differ there."""

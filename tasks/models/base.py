@@ -48,6 +48,11 @@ class NetworkModel(nn.Module):
         is one alone, unless a subclass learns its parts in turn."""
         return 0
 
+    def pieces(self, stack: Stack) -> list[Stack]:
+        """The same networks as steps that are compiled read them, piece by piece: all together,
+        unless a subclass knows better."""
+        return [stack]
+
     def forward(self, stack: Stack) -> Tensor:
         """What a reader says of b networks, (b, d_out)."""
         raise NotImplementedError

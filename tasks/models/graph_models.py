@@ -36,6 +36,9 @@ LEAST = 1e-4
 SMALLEST_KERNEL, LARGEST_KERNEL = 3, 7
 # Edges of different networks that are read in one call, so that they stay in the caches.
 AT_ONCE = 1 << 16
+# Edges that a compiled step reads in one call. What it takes to start a step is less than
+# what is lost to memory with more than these, eight SIRENs [2, 32, 32, 1].
+COMPILED_AT_ONCE = 9 << 10
 # Of the head that reads answers, ProbeGen's.
 ANSWER_WIDTH = 256
 
@@ -156,6 +159,13 @@ class GraphModel(ParameterModel):
     def begin(self, share: float) -> int:
         self._learns_answers = share < self.answers_first
         return int(self._learns_answers)
+
+    def pieces(self, stack: Stack) -> list[Stack]:
+        if self._learns_answers:
+            return [stack]
+        edges = self.parts(stack.architecture).edges
+        size = max(1, COMPILED_AT_ONCE // max(1, edges))
+        return [stack.select(some) for some in even_slices(stack.count, size)]
 
     def forward(self, stack: Stack) -> Tensor:
         if self.training and self._learns_answers:

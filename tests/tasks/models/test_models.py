@@ -218,6 +218,18 @@ def test_what_is_not_tied_reads_networks_of_several_architectures(name):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", GRAPHS)
+def test_pieces_are_the_same_networks(name, stack, monkeypatch):
+    model = fitted(name, stack)
+    edges = model.parts(stack.architecture).edges
+    monkeypatch.setattr(graph_models, "COMPILED_AT_ONCE", 2 * edges)
+    pieces = model.pieces(stack)
+    assert {piece.count for piece in pieces} <= {1, 2}
+    said = torch.cat([model(piece) for piece in pieces])
+    torch.testing.assert_close(said, model(stack))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("at_once", [1, 200, 10**6])
 @pytest.mark.parametrize(
     ("name", "sizes"),
