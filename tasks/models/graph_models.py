@@ -156,19 +156,24 @@ class GraphModel(ParameterModel):
             # made later, they would have steps compiled again
             self.parts(architecture)
 
+    @property
+    def _answers_alone(self) -> bool:
+        """Whether this is a step in which the second head learns alone."""
+        return self.training and self._learns_answers
+
     def begin(self, share: float) -> int:
         self._learns_answers = share < self.answers_first
         return int(self._learns_answers)
 
     def pieces(self, stack: Stack) -> list[Stack]:
-        if self._learns_answers:
+        if self._answers_alone:
             return [stack]
         edges = self.parts(stack.architecture).edges
         size = max(1, COMPILED_AT_ONCE // max(1, edges))
         return [stack.select(some) for some in even_slices(stack.count, size)]
 
     def forward(self, stack: Stack) -> Tensor:
-        if self.training and self._learns_answers:
+        if self._answers_alone:
             return self._answered([stack])
         said = self._said(stack)
         states, _ = self.network.states(
@@ -180,7 +185,7 @@ class GraphModel(ParameterModel):
     def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:
         if len(stacks) == 1:
             return self.forward(stacks[0])
-        if self.training and self._learns_answers:
+        if self._answers_alone:
             return self._answered(stacks)
         pieces = self._pieces(stacks)
         return torch.cat([self._mixed(piece) for piece in pieces])
