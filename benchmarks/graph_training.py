@@ -15,7 +15,6 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from warnings import filterwarnings
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from benchmarks.turns import seconds_in_turns
 from ngopt.graph import NeuralGraph, to_edge_list
 from tasks.common.memory import keep_freed_memory
 from tasks.common.random import seeded
+from tasks.models.base import compile_steps
 from tasks.models.graph_models import GraphModelConfig, NeuralGraphGNN
 from tasks.networks.architectures import Architecture, Stack, architecture_of
 
@@ -78,7 +78,7 @@ def steps(
     config = GraphModelConfig(width=width, layers=rounds)
     ours = NeuralGraphGNN([architecture], 10, config)
     if compiled:
-        ours.compile(dynamic=False)
+        compile_steps(ours)
     params = [torch.randn(copies, *spec.shape) for spec in graph.parameters]
     stack = Stack(architecture, params)
     theirs = EdgeListPNA(graph, copies, width, rounds)
@@ -150,8 +150,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     keep_freed_memory()
-    # without their caches functions of shapes are traced just as well
-    filterwarnings("ignore", "Dynamo detected a call to a `functools")
     records = []
     for copies in tqdm(options.copies, unit="size"):
         record = measure(

@@ -25,7 +25,7 @@ from tasks.datasets import load_dataset
 from tasks.inr import PROGRAM
 from tasks.learning.image_networks import read_image_networks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
-from tasks.models.base import NetworkModel
+from tasks.models.base import NetworkModel, compile_steps
 from tasks.networks.architectures import Stack
 from tasks.networks.siren import grid
 from tasks.shards import check_column, read_settings
@@ -122,7 +122,7 @@ class Editing(NetworkLesson[Config]):
         model = self.make_model([train], config.outputs, edits=True)
         self.model = Editor(model, self.prepared(train))
         if config.compiled:
-            self.model.compile(dynamic=False)
+            compile_steps(self.model)
 
     def loss(self, step: int) -> Tensor:
         train = self.data["train"]

@@ -22,7 +22,7 @@ def keep_freed_memory() -> None:
 
     Else every training step asks for the pages of its tensors again; on virtual machines, where new
     pages are slow, a step of a graph network took a quarter longer. And of small pages there are
-    more than a processor knows by heart: another 4 to 8 % of a compiled step.
+    more than a processor knows by heart: another 4 % of a compiled step.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
-from warnings import filterwarnings
 
 import torch
 import tyro
@@ -20,7 +19,7 @@ from tasks.common.settings import check_counts, named_settings
 from tasks.datasets import batch_indices
 from tasks.learning.catalogue import make_model
 from tasks.learning.training import Progress, Trainer, TrainingConfig
-from tasks.models.base import NetworkModel
+from tasks.models.base import NetworkModel, compile_steps
 from tasks.models.learned_inputs import LearnedInputs
 from tasks.networks.architectures import Stack
 from tasks.networks.canonical import in_canonical_form
@@ -132,17 +131,15 @@ class NetworkLesson(Generic[Config]):
         with seeded(config.training.seed, 0):
             model = make_model(config.model, architectures, d_out, sizes, edits)
         model.fit(self.prepared(stack) for stack in stacks)
-        if config.compiled:
-            # without their caches functions of shapes are traced just as well
-            filterwarnings("ignore", "Dynamo detected a call to a `functools")
         if config.compiled and not edits:
-            model.compile(dynamic=False)
+            compile_steps(model)
         return model
 
     def said(self, stack: Stack) -> Tensor:
-        """What the model says of a step's networks, which are prepared."""
+        """What a reader says of a step's networks, which are prepared."""
         model = self.model
-        if not self.config.compiled or not isinstance(model, NetworkModel):
+        assert isinstance(model, NetworkModel)
+        if not self.config.compiled:
             return model(stack)
         return torch.cat([model(piece) for piece in model.pieces(stack)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
+from warnings import filterwarnings
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,13 @@ from torch import Tensor, nn
 from ngopt.graph import ParameterSpec
 from tasks.models.standardise import Standardise
 from tasks.networks.architectures import Architecture, Stack
+
+
+def compile_steps(model: nn.Module) -> None:
+    """Has the calls of a model compiled, anew for each shape."""
+    # without their caches functions of shapes are traced just as well
+    filterwarnings("ignore", "Dynamo detected a call to a `functools")
+    model.compile(dynamic=False)
 
 
 class NetworkModel(nn.Module):

@@ -37,8 +37,8 @@ SMALLEST_KERNEL, LARGEST_KERNEL = 3, 7
 # Edges of different networks that are read in one call, so that they stay in the caches.
 AT_ONCE = 1 << 16
 # Edges that a compiled step reads in one call. What it takes to start a step is less than
-# what is lost to memory with more than these, eight SIRENs [2, 32, 32, 1].
-COMPILED_AT_ONCE = 9 << 10
+# what is lost to memory with more than these, 16 SIRENs [2, 32, 32, 1].
+COMPILED_AT_ONCE = 18 << 10
 # Of the head that reads answers, ProbeGen's.
 ANSWER_WIDTH = 256
 
@@ -168,9 +168,7 @@ class GraphModel(ParameterModel):
     def pieces(self, stack: Stack) -> list[Stack]:
         if self._answers_alone:
             return [stack]
-        edges = self.parts(stack.architecture).edges
-        size = max(1, COMPILED_AT_ONCE // max(1, edges))
-        return [stack.select(some) for some in even_slices(stack.count, size)]
+        return list(self._alike(stack, COMPILED_AT_ONCE))
 
     def forward(self, stack: Stack) -> Tensor:
         if self._answers_alone:
@@ -195,15 +193,20 @@ class GraphModel(ParameterModel):
         piece: list[Stack] = []
         room = AT_ONCE
         for stack in stacks:
-            edges = max(1, self.parts(stack.architecture).edges)
-            for some in even_slices(stack.count, max(1, AT_ONCE // edges)):
-                need = edges * (some.stop - some.start)
+            for alike in self._alike(stack, AT_ONCE):
+                need = alike.count * self.parts(stack.architecture).edges
                 if piece and need > room:
                     yield piece
                     piece, room = [], AT_ONCE
-                piece.append(stack.select(some))
+                piece.append(alike)
                 room -= need
         yield piece
+
+    def _alike(self, stack: Stack, room: int) -> Iterator[Stack]:
+        """A stack in pieces of up to so many edges, or of one network."""
+        edges = max(1, self.parts(stack.architecture).edges)
+        for some in even_slices(stack.count, max(1, room // edges)):
+            yield stack.select(some)
 
     def _mixed(self, stacks: Sequence[Stack]) -> Tensor:
         layouts = [
