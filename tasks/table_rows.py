@@ -255,6 +255,7 @@ DIVERSE = Table(
         # with three it makes too few steps in the same time
         *_probed("gmn", 0, layers=2, scales=True),
         _two_headed("gmn", layers=2, scales=True),
+        _two_headed("gmn", in_turn=True, layers=2, scales=True),
     ),
     {"diverse": {"set": 0.562, "dmc": 0.957, "gmn": 0.975}},
 )
