@@ -8,22 +8,36 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-# Elements of parameters whose momenta move in one call, for which their gradients are copied; of a
-# parameter whose updates are in memory at once.
-MOVED = 1 << 22
-# Edges, and elements of parameters, that are worked on at once, on the CPU by a thread: what the
-# caches of a core hold, of elements more, as a few calls for many cost less than the larger caches;
-# but fewer where each has many hidden values.
-EDGES = {"cpu": 1 << 13, "cuda": 1 << 17}
-ROWS = {"cpu": 1 << 15, "cuda": 1 << 20}
-HIDDEN = {"cpu": 1 << 14, "cuda": 1 << 20}
+# By kind of device. On CPUs caches bound what is worked on at once; on accelerators
+# memory does, as every call costs a launch.
+
+# Elements of parameters whose momenta move in one call, for which their gradients are
+# copied; of a parameter whose updates are in memory at once.
+MOVED = {"cpu": 1 << 22, "accelerator": 1 << 26}
+# Neurons whose new states are computed together: what they are made of is 17 times as
+# wide.
+NEURONS = {"cpu": 1 << 13, "accelerator": 1 << 18}
+# Edges, and elements of parameters, that are worked on at once, on the CPU by a thread:
+# what the caches of a core hold, of elements more, as a few calls for many cost less
+# than the larger caches; but fewer where each has many hidden values.
+EDGES = {"cpu": 1 << 13, "accelerator": 1 << 21}
+ROWS = {"cpu": 1 << 15, "accelerator": 1 << 20}
+HIDDEN = {"cpu": 1 << 14, "accelerator": 1 << 20}
+# Elements of small parameters that are concatenated, to be worked on in one call.
+JOINED = {"cpu": 1 << 17, "accelerator": 1 << 20}
+# Bytes of states of edges that are kept between the layers of a graph network.
+KEPT = {"cpu": 1 << 27, "accelerator": 1 << 29}
+
+
+def amount(sizes: Mapping[str, int], device: torch.device) -> int:
+    """Of `MOVED`, `NEURONS` or `KEPT`, on a device."""
+    return sizes["cpu" if device.type == "cpu" else "accelerator"]
 
 
 def limit(sizes: Mapping[str, int], like: Tensor) -> int:
-    """Of `EDGES`, `ROWS` or `HIDDEN`, where a tensor lies."""
-    kind = like.device.type
-    workers = torch.get_num_threads() if kind == "cpu" else 1
-    return workers * sizes.get(kind, sizes["cuda"])
+    """Of `EDGES`, `ROWS`, `HIDDEN` or `JOINED`, where a tensor lies."""
+    workers = torch.get_num_threads() if like.device.type == "cpu" else 1
+    return workers * amount(sizes, like.device)
 
 
 def together(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
@@ -42,3 +56,8 @@ def together(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
 def in_rows(x: Tensor, count: int) -> Sequence[Tensor]:
     """Pieces of a tensor along its first axis."""
     return (x,) if count == 1 else x.tensor_split(count)
+
+
+def concatenated(values: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Along an axis; no copy of a single one."""
+    return values[0] if len(values) == 1 else torch.cat(list(values), axis)

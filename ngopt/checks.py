@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Settings of groups: those that each may have for itself, and those that all have in common.
 PER_GROUP = ("lr", "weight_decay", "maximize")
-IN_COMMON = ("total_steps", "weights")
+IN_COMMON = ("total_steps", "renew_every", "weights")
 # What else a group may have: names, what schedulers keep there, and what torch adds to defaults.
 NAMES = ("params", "param_names", "name")
 OTHER_KEYS = (
@@ -51,11 +51,16 @@ def check_settings(group: Mapping[str, Any]) -> None:
             f"NGOptimizer: maximize: expected True or False; got {maximize!r}"
         )
     steps = group["total_steps"]
-    if steps is not None and not (
-        isinstance(steps, Real) and 0 < float(steps) < inf
-    ):
+    if steps is not None and not (isinstance(steps, Real) and 0 < float(steps) < inf):
         raise ValueError(
             f"NGOptimizer: total_steps: expected a number > 0 or None; got {steps!r}"
+        )
+    renew_every = group["renew_every"]
+    if renew_every is not None and not (
+        isinstance(renew_every, int) and renew_every >= 1
+    ):
+        raise ValueError(
+            f"NGOptimizer: renew_every: expected an integer >= 1 or None; got {renew_every!r}"
         )
 
 
@@ -68,9 +73,7 @@ def plain(steps: Any) -> Any:
 
 def check_number(key: str, value: Any) -> None:
     if not isinstance(value, Real) or not 0 <= float(value) < inf:
-        raise ValueError(
-            f"NGOptimizer: {key}: expected a number >= 0; got {value!r}"
-        )
+        raise ValueError(f"NGOptimizer: {key}: expected a number >= 0; got {value!r}")
 
 
 def check_lr_tensor(lr: Tensor) -> None:
@@ -88,9 +91,8 @@ def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
     """Raises ValueError if a setting is out of range, or the groups have several horizons."""
     for group in groups:
         check_settings(group)
-        check_in_common(
-            "total_steps", group["total_steps"], groups[0]["total_steps"]
-        )
+        for key in ("total_steps", "renew_every"):
+            check_in_common(key, group[key], groups[0][key])
 
 
 def check_keys(group: Mapping[str, Any], common: Mapping[str, Any]) -> None:
@@ -120,9 +122,7 @@ def _is_followed(key: str, value: Any) -> bool:
 def check_in_common(key: str, value: Any, common: Any) -> None:
     if value != common:
         expected = f"'{key}' is one for all groups, {common}"
-        raise ValueError(
-            f"NGOptimizer: parameter group: {expected}; got {value}"
-        )
+        raise ValueError(f"NGOptimizer: parameter group: {expected}; got {value}")
 
 
 def check_distinct(named: Iterable[tuple[str, Any]]) -> None:

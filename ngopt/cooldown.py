@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ngopt.base.schedule import with_horizon
+from ngopt.schedule import with_horizon
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,8 @@ class Cooldown:
         if self.gain < 0:
             raise ValueError(f"cooldown: expected a gain >= 0; got {self.gain}")
         if not 0 < self.share <= 1:
-            raise ValueError(
-                f"cooldown: expected a share in (0, 1]; got {self.share}"
-            )
+            raise ValueError(f"cooldown: expected a share in (0, 1]; got {self.share}")
 
     def height(self, now: Any, total_steps: int) -> Any:
         """What multiplies the update after `now` steps of `total_steps`."""
-        falling = with_horizon(
-            now, now, total_steps, warmup=0.0, cooldown=self.share
-        )
-        return self.gain * falling
+        return self.gain * with_horizon(now, now, total_steps, 0.0, self.share)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp
+from math import ceil, exp
 
 import torch
 from torch import (
@@ -12,6 +12,9 @@ from torch import (
     _foreach_clamp_min,  # pyright: ignore[reportPrivateImportUsage]
     _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]
 )
+
+from ngopt import at_once
+from ngopt.functional import Record
 
 # Metz et al. 2019; Kofinas et al. 2024, section 4.3.
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -34,28 +37,49 @@ def update_momenta(
     m <- decay * m + (1 - decay) * g."""
     gradient = gradient.to(momenta[0].dtype).clamp(-LARGEST, LARGEST)
     return [
-        m.lerp(gradient, 1 - decay)
-        for m, decay in zip(momenta, decays, strict=True)
+        m.lerp(gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)
     ]
+
+
+def next_records(
+    grads: Sequence[Tensor | None], state: Sequence[Record]
+) -> list[Record]:
+    """New records of parameters with a gradient: their momenta and numbers of steps."""
+    found = list(state)
+    for i, (grad, old) in enumerate(zip(grads, state, strict=True)):
+        if grad is not None:
+            momenta = update_momenta([old[key] for key in MOMENTA], grad)
+            new = dict(zip(MOMENTA, momenta, strict=True))
+            found[i] = {**old, **new, "step": old["step"] + 1}
+    return found
 
 
 def move_momenta(
-    momenta: Sequence[Sequence[Tensor]], gradients: Sequence[Tensor]
+    grads: Sequence[Tensor | None], state: Sequence[Record], most: int
 ) -> None:
-    """`update_momenta` of several gradients at once, in place."""
-    every = [m for some in momenta for m in some]
-    converted = [
-        g.to(some[0].dtype) for some, g in zip(momenta, gradients, strict=True)
-    ]
-    cut = _foreach_clamp_min(converted, -LARGEST)
+    """`update_momenta` in place, of at most so many elements at once, for which memory
+    is needed for copies of gradients."""
+    found = {i: grad for i, grad in enumerate(grads) if grad is not None}
+    sizes = {i: grad.numel() for i, grad in found.items()}
+    for some in at_once.together(sizes, most):
+        momenta = [state[i][key] for i in some for key in MOMENTA]
+        # more than 1 of a long one, which is alone
+        count = ceil(sizes[some[-1]] / most)
+        gradients = [found[i] for i in some]
+        pieces = [at_once.in_rows(x, count) for x in (*momenta, *gradients)]
+        for piece in zip(*pieces, strict=True):
+            _move(list(piece[: len(momenta)]), piece[len(momenta) :])
+
+
+def _move(momenta: list[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Those of one parameter after the other."""
+    count = len(DECAYS)
+    rows = zip(momenta[::count], gradients, strict=True)
+    cut = _foreach_clamp_min([g.to(m.dtype) for m, g in rows], -LARGEST)
     _foreach_clamp_max_(cut, LARGEST)
-    repeated = [g for some, g in zip(momenta, cut, strict=True) for _ in some]
-    weights = [
-        1 - decay
-        for some in momenta
-        for _, decay in zip(some, DECAYS, strict=True)
-    ]
-    _foreach_lerp_(every, repeated, weights)
+    repeated = [g for g in cut for _ in DECAYS]
+    weights = [1 - decay for decay in DECAYS] * len(cut)
+    _foreach_lerp_(momenta, repeated, weights)
 
 
 def preprocess(
@@ -81,13 +105,18 @@ def preprocess(
     if out is not None:
         torch.stack(columns, out=out.chunk(2)[0])
         return preprocess_in_place(out, cutoff).movedim(0, -1)
-    found = torch.stack(
-        [*columns, *columns]
-    )  # in which way torch.vmap can follow
+    found = torch.stack([*columns, *columns])  # in which way torch.vmap can follow
     log, sign = found.chunk(2)
     sign.clamp_min_(-least).clamp_max_(least).mul_(1 / least)
     _to_logarithms(log, cutoff)
     return found.movedim(0, -1)
+
+
+def finite_features(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """`preprocess` of columns in float32 at least, in a dtype; 0 where not finite."""
+    precise = torch.promote_types(dtype, torch.float32)
+    found = preprocess([column.to(precise) for column in columns]).to(dtype)
+    return found.nan_to_num_(0.0, 0.0, 0.0)
 
 
 def preprocess_in_place(out: Tensor, cutoff: float = LOG_CUTOFF) -> Tensor:

@@ -44,9 +44,7 @@ def write_tensors(
         save_file(dict(tensors), part, described)
 
 
-def read_tensors(
-    path: Path, what: str
-) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a safetensors file, not compared with their SHA-256 yet.
 
     what: the file is, for messages. Raises ValueError if it is not complete.

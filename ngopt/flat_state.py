@@ -11,10 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Size, Tensor
 
-from ngopt.base.flat import Flat
-from ngopt.base.joined import Held, Joined
 from ngopt.features import DECAYS, LARGEST, MOMENTA, preprocess_in_place
 from ngopt.functional import Record
+from ngopt.packing import PackedState, Packing, scalars
 
 
 class FlatState:
@@ -30,24 +29,20 @@ class FlatState:
         context: str | None,
         d_context: int,
     ):
-        self.flat = Flat(shapes)
         numbers = range(len(shapes))
         momenta = [(i, key) for key in MOMENTA for i in numbers]
-        shape = len(MOMENTA), -1
-        self._momenta = Held(
-            [Joined(momenta, Flat([*shapes] * len(MOMENTA)), shape)]
-        )
-        self._steps = Held(
-            [Joined([(i, "step") for i in numbers], Flat([()] * len(shapes)))]
-        )
-        self._weights = like.new_tensor([[1 - decay] for decay in DECAYS])
-        self._context: Held | None = None
+        packings = [
+            _flat(momenta, [*shapes] * len(MOMENTA), (len(MOMENTA), -1)),
+            scalars(len(shapes), ["step"]),
+        ]
+        self._state = PackedState(packings)
+        self._context: PackedState | None = None
         if context is not None:
-            own = Flat([(*shape, d_context) for shape in shapes])
-            self._context = Held(
-                [Joined([(i, context) for i in numbers], own, (-1, d_context))]
-            )
-        self._cut = like.new_empty(sum(self.flat.sizes))
+            own = [Size((*shape, d_context)) for shape in shapes]
+            places = [(i, context) for i in numbers]
+            self._context = PackedState([_flat(places, own, (-1, d_context))])
+        self._weights = like.new_tensor([[1 - decay] for decay in DECAYS])
+        self._cut = like.new_empty(sum(shape.numel() for shape in shapes))
 
     def move(
         self,
@@ -57,11 +52,11 @@ class FlatState:
         out: Tensor,
     ) -> None:
         """Counts a step and moves momenta, in the records; writes features, (14, n)."""
-        (momenta,) = self._momenta.open(records, in_place=True)
-        self._steps.open(records, in_place=True)[0].add_(1)
+        momenta, steps = self._state.open(records, in_place=True)
+        steps.add_(1)
         columns = out.chunk(2)[0]
-        self.flat.join(params, columns[0])
-        gradient = self.flat.join(grads, columns[1])
+        torch.cat([p.reshape(-1) for p in params], out=columns[0])
+        gradient = torch.cat([g.reshape(-1) for g in grads], out=columns[1])
         torch.clamp(gradient, -LARGEST, LARGEST, out=self._cut)
         momenta.lerp_(self._cut, self._weights)
         columns[2:] = momenta
@@ -69,8 +64,22 @@ class FlatState:
 
     def context(self, records: Sequence[Record]) -> Tensor | None:
         """What the graph said of all elements, (n, d); written to, it is written to the records."""
-        return (
-            None
-            if self._context is None
-            else self._context.open(records, in_place=True)[0]
-        )
+        if self._context is None:
+            return None
+        return self._context.open(records, in_place=True)[0]
+
+
+def _flat(
+    places: Sequence[tuple[int, str]], shapes: Sequence[Size], shape: tuple[int, int]
+) -> Packing:
+    """Tensors of these shapes one after the other, as a tensor of another shape."""
+    sizes = [own.numel() for own in shapes]
+
+    def split(tensor: Tensor) -> list[Tensor]:
+        pieces = tensor.reshape(-1).split(sizes)
+        return [x.view(own) for x, own in zip(pieces, shapes, strict=True)]
+
+    def join(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([x.reshape(-1) for x in values]).view(shape)
+
+    return Packing(places, join, split)

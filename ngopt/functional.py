@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import (
+    Tensor,
+    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 Record = dict[str, Tensor]
 """State of one parameter: plain tensors, which `NGOptimizer` keeps in `state[p]`."""
@@ -35,17 +40,23 @@ class Hyper(NamedTuple):
     scheduled: bool = False
 
 
+def whole(x: Tensor) -> Tensor:
+    """All elements of a parameter."""
+    return x
+
+
 class Change(NamedTuple):
-    """What a step does to a parameter, or to some rows of it.
+    """What a step does to a parameter, or to some elements of it."""
 
-    position: of the parameter. delta: what is added to it. record: its new state. rows: those of
-    its first axis that delta is for; None for all.
-    """
-
-    position: int
-    delta: Tensor
-    record: Record
-    rows: slice | None = None
+    position: int  # of the parameter
+    delta: Tensor  # what is added
+    record: Record  # the new state
+    part: Callable[[Tensor], Tensor] = (
+        whole  # a parameter's elements that are meant: a view
+    )
+    newest: Tensor | None = (
+        None  # weight of the new weights in the record's average, ()
+    )
 
 
 class UpdateRule(Protocol):
@@ -71,15 +82,15 @@ class UpdateRule(Protocol):
         params: Sequence[Tensor],
         hyper: Hyper,
         in_place: bool = False,
-    ) -> Iterator[Change]:
+    ) -> Iterator[list[Change]]:
         """One step: the changes of all parameters whose gradient is not None.
 
         The parameter's next value is p + delta; the delta has the dtype of the state. A parameter
-        whose gradient is None is absent: its value is not read. Lazy, so that new state need not
-        exist for all parameters at once: who runs it may write what was yielded, a parameter and
-        its record, before the next item, so neither may be read after that. A delta stays as it is
-        until the next update. in_place, which takes less memory: new state may be written where the
-        old one is, and a parameter may change a few rows at a time.
+        whose gradient is None is absent: its value is not read. Lazy, some changes at a time, so
+        that those of all parameters need not exist at once: who runs it may write what was yielded,
+        parameters and records, before the next item, so neither may be read after that. A parameter
+        may change a part at a time. in_place, which takes less memory: new state is written where
+        the old one is; averages are left to who runs it (`apply`).
         """
         ...
 
@@ -88,7 +99,11 @@ class UpdateRule(Protocol):
     ) -> bool:
         """Whether `torch.compile` may follow this update in place;
         else the host must look at it."""
-        ...
+        return False
+
+    def renewal_interval(self, device: torch.device) -> int | None:
+        """Steps between renewals of a preconditioner on a device; None where there is none."""
+        return None
 
 
 def update_all(
@@ -101,17 +116,60 @@ def update_all(
     """All deltas of one step, None for absent parameters, and the whole new state."""
     deltas: list[Tensor | None] = [None] * len(params)
     new = list(state)
-    for change in rule.update(grads, state, params, hyper):
-        deltas[change.position], new[change.position] = (
-            change.delta,
-            change.record,
-        )
+    newest: dict[int, Tensor] = {}
+    for c in chain.from_iterable(rule.update(grads, state, params, hyper)):
+        new[c.position] = c.record
+        if c.newest is not None:
+            newest[c.position] = c.newest
+        deltas[c.position] = _joined(deltas[c.position], c, params[c.position])
+    for i, weight in newest.items():
+        average, p, delta = new[i][AVERAGE], params[i], deltas[i]
+        assert delta is not None
+        moved = (p + delta).to(p.dtype)
+        new[i][AVERAGE] = average + (moved - average) * weight
     return deltas, new
+
+
+def apply(changes: Sequence[Change], params: Sequence[Tensor]) -> None:
+    """Adds changes to the parameters, and moves averages, in place."""
+    targets: list[Tensor] = []
+    deltas: list[Tensor] = []
+    for c in changes:
+        p = params[c.position]
+        target, delta = c.part(p), c.delta
+        if target is not p and not p.is_contiguous():  # the part is a copy
+            target, delta = p, _joined(None, c, p)
+        targets.append(target)
+        deltas.append(delta.reshape(target.shape))
+    _foreach_add_(targets, deltas)
+    averaged = [c for c in changes if c.newest is not None]
+    if averaged:
+        averages = [c.part(c.record[AVERAGE]) for c in averaged]
+        new = [c.part(params[c.position]).to(c.delta.dtype) for c in averaged]
+        weights = [c.newest for c in averaged if c.newest is not None]
+        _foreach_lerp_(averages, new, weights)
+
+
+def _joined(delta: Tensor | None, change: Change, p: Tensor) -> Tensor:
+    """The delta of all of a parameter, with that of some elements."""
+    if change.part(p) is p:
+        return change.delta.reshape(p.shape)
+    if delta is None:
+        delta = change.delta.new_zeros(p.shape)
+    place = change.part(delta)
+    place.copy_(change.delta.reshape(place.shape))
+    return delta
 
 
 def uncompiled(function: Function) -> Function:
     """Marks work of the host, which `torch.compile` is to leave as it is."""
     return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
+
+
+def as_average(p: Tensor) -> Tensor:
+    """A contiguous copy of a parameter, in the dtype of its state."""
+    average = p.new_empty(p.shape, dtype=state_dtype(p))
+    return average.copy_(p.detach())
 
 
 def state_dtype(param: Tensor) -> torch.dtype:

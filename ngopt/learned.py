@@ -1,4 +1,4 @@
-"""A learned optimizer as a whole: a hand-designed base rule, a metanet, or both."""
+"""A learned optimizer as a whole: a hand-designed base rule or a metanet."""
 
 from __future__ import annotations
 
@@ -25,11 +25,16 @@ class BaseRule(Protocol):
     config: Any
 
     def bind(
-        self, graph: NeuralGraph, modulation: Any, total_steps: int | None
+        self,
+        graph: NeuralGraph,
+        total_steps: int | None = None,
+        compute_dtype: torch.dtype | None = None,
+        renew_every: int | None = None,
     ) -> UpdateRule:
-        """The rule on a graph; a modulation of None is the identity.
+        """The rule on a graph.
 
-        total_steps: the horizon where it is known.
+        total_steps: the horizon where it is known. compute_dtype: of matrix products. renew_every:
+        steps between renewals of a preconditioner, where the rule has some. None: the rule's own.
         """
         ...
 
@@ -42,15 +47,14 @@ BASES: dict[str, type] = {Soap.name: Soap}
 class LearnedOptimizer:
     """What a weights file holds.
 
-    base: the hand-designed rule. metanet: what modulates it or, without a base (the paper's
-        optimizers), predicts the updates; None beside a base is the identity.
-    cooldown: of the updates of a metanet without a base, which does not know how long a training
-        is; None keeps them as they are.
+    base: the hand-designed rule, or metanet: what predicts the updates (the paper's optimizers).
+    cooldown: of the updates of a metanet, which does not know how long a training is; None keeps
+        them as they are.
     recipe, table: how the weights were made (`stages`, the last one the newest) and what was
         measured with them, JSON.
 
-    Raises ValueError if there is neither a base nor a metanet, or beside a base a cooldown, as it
-    has a schedule of its own, or a metanet that predicts updates where the base takes factors.
+    Raises ValueError if there is neither a base nor a metanet, or both, or beside a base a
+    cooldown, as it has a schedule of its own.
     """
 
     base: BaseRule | None = None
@@ -64,12 +68,10 @@ class LearnedOptimizer:
             raise ValueError(
                 "LearnedOptimizer: expected a base rule or a metanet; got neither"
             )
-        if isinstance(self.base, Soap) and isinstance(self.metanet, Metanet):
-            expected = (
-                "a modulation beside 'soap' (ngopt.base.modulation) or nothing"
-            )
+        if self.base is not None and self.metanet is not None:
+            found = f"base '{self.base.name}' and metanet '{self.metanet.name}'"
             raise ValueError(
-                f"LearnedOptimizer: expected {expected}; got metanet '{self.metanet.name}'"
+                f"LearnedOptimizer: expected a base rule or a metanet; got {found}"
             )
         if self.base is not None and self.cooldown is not None:
             raise ValueError(
@@ -83,18 +85,18 @@ class LearnedOptimizer:
         *,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        renew_every: int | None = None,
     ) -> UpdateRule:
         """The update rule on a graph.
 
-        total_steps: the horizon where it is known. device, dtype: of a copy of the metanet; with
-            neither the rule has the metanet itself, so that an unroll differentiates by it.
+        total_steps: the horizon where it is known. dtype: what it computes in. device: of a copy of
+        the metanet; with neither the rule has the metanet itself, so that an unroll differentiates
+        by it. renew_every: see `BaseRule.bind`.
         """
-        metanet = self.metanet
-        if metanet is not None and (device is not None or dtype is not None):
-            metanet = (
-                copy.deepcopy(metanet).to(device=device, dtype=dtype).eval()
-            )
         if self.base is not None:
-            return self.base.bind(graph, metanet, total_steps)
+            return self.base.bind(graph, total_steps, dtype, renew_every)
+        metanet = self.metanet
         assert metanet is not None
+        if device is not None or dtype is not None:
+            metanet = copy.deepcopy(metanet).to(device=device, dtype=dtype).eval()
         return MetanetRule(metanet, graph, self.cooldown, total_steps)

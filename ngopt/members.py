@@ -31,9 +31,7 @@ class Members:
 
     def are(self, params: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors in the same shapes."""
-        if len(params) != len(self.params) or not all(
-            map(is_, params, self.params)
-        ):
+        if len(params) != len(self.params) or not all(map(is_, params, self.params)):
             return False
         return list(map(_shape, params)) == self._shapes
 
@@ -46,9 +44,7 @@ class Members:
         zeros = (_zeros(spec.shape, self.params[0]) for spec in others)
         return [*map(real, self.params), *zeros]
 
-    def gradients(
-        self, groups: Sequence[Group]
-    ) -> tuple[list[Tensor | None], Hyper]:
+    def gradients(self, groups: Sequence[Group]) -> tuple[list[Tensor | None], Hyper]:
         """Gradients, None of parameters that are absent from the step, and settings.
 
         Raises ValueError if a gradient is sparse.

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from math import ceil
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import (
     Tensor,
+    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
     _foreach_mul_,  # pyright: ignore[reportPrivateImportUsage]
 )
 
 from ngopt import at_once
-from ngopt.base.flat import concatenated
-from ngopt.base.schedule import steps_so_far
+from ngopt.at_once import concatenated
 from ngopt.cooldown import Cooldown
-from ngopt.features import MOMENTA, move_momenta, update_momenta
+from ngopt.features import MOMENTA, move_momenta, next_records
 from ngopt.flat_state import FlatState
-from ngopt.functional import Change, Hyper, Record, state_dtype
+from ngopt.functional import Change, Hyper, Record, state_dtype, whole
 from ngopt.graph.core import NeuralGraph
 from ngopt.looking import look_at_graph, registered
 from ngopt.models.metanet import Metanet
 from ngopt.models.parts import GraphParts
 from ngopt.models.sources import FlatFeatures, RawFeatures, Source
 from ngopt.predictions import Predictions, Update
+from ngopt.schedule import steps_so_far
 
 CONTEXT = "context"
 """Key of what the graph said of a parameter, where that is used for several steps."""
@@ -38,12 +39,14 @@ FEW = 1 << 16
 class _Look(NamedTuple):
     """What a step does, decided on the host.
 
-    present: positions of parameters that have a gradient. is_small: whether all features are kept
-    during the step. is_due: whether the metanet looks at the graph; a compiled step learns that
-    when it is made (`ngopt.looking`).
+    present: positions of parameters that have a gradient. in_place: see
+    `UpdateRule.update`. is_small: whether all features are kept during the step. is_due:
+    whether the metanet looks at the graph; a compiled step learns that when it is made
+    (`ngopt.looking`).
     """
 
     present: Sequence[int]
+    in_place: bool
     is_small: bool
     is_due: bool
 
@@ -90,57 +93,50 @@ class MetanetRule:
         params: Sequence[Tensor],
         hyper: Hyper,
         in_place: bool = False,
-    ) -> Iterator[Change]:
+    ) -> Iterator[list[Change]]:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return iter(())
-        if (
-            self.cooldown is not None
-            and self.total_steps is not None
-            and not hyper.scheduled
-        ):
-            height = self.height(
-                steps_so_far(
-                    [record["step"] for record in state if record],
-                    self.total_steps,
-                )
-            )
+        has_horizon = self.cooldown is not None and self.total_steps is not None
+        if has_horizon and not hyper.scheduled:
+            counts = [record["step"] for record in state if record]
+            height = self.height(steps_so_far(counts, self.total_steps))
             hyper = hyper._replace(lr=[lr * height for lr in hyper.lr])
         is_traced = torch.compiler.is_compiling() and in_place
         look = _Look(
             present=present,
+            in_place=in_place,
             is_small=self._is_small(),
-            is_due=is_traced
-            or self._is_due([state[i]["step"] for i in present]),
+            is_due=is_traced or self._is_due([state[i]["step"] for i in present]),
         )
         if in_place and self._is_flat(look, state):
             return self._update_flat(look, grads, state, params, hyper)
         if in_place:
-            self._move_momenta(grads, state)
-        rows = zip(grads, state, strict=True)
-        records = [
-            None if grad is None else _next_record(old, grad, in_place)
-            for grad, old in rows
-        ]
+            most = at_once.amount(at_once.MOVED, self._like().device)
+            move_momenta(grads, state, most)
+        records = state if in_place else next_records(grads, state)
         columns = [
-            []
-            if g is None or r is None
-            else [p, g, *(r[key] for key in MOMENTA)]
+            [] if g is None else [p, g, *(r[key] for key in MOMENTA)]
             for p, g, r in zip(params, grads, records, strict=True)
         ]
-        said, updates = self._predicted(look, columns, state, in_place)
-        return self._changes(updates, said, records, params, hyper)
+        said, updates = self._predicted(look, columns, state)
+        if in_place:
+            _foreach_add_([state[i]["step"] for i in present], 1)
+        elif said is not None and self._is_amortized:
+            for i in present:
+                shape = (*params[i].shape, self.metanet.d_context)
+                records[i][CONTEXT] = said[i].view(shape)
+        return map(partial(self._changes, look, records, params, hyper), updates)
 
     def _is_small(self) -> bool:
-        return self.graph.numel <= FEW or torch.is_grad_enabled()
+        """Whether all features are in memory: where autograd needs them, and on CPUs those
+        of a small network. On accelerators the kernel that reads them makes them."""
+        is_small = self.graph.numel <= FEW and self._like().is_cpu
+        return is_small or torch.is_grad_enabled()
 
     def _is_flat(self, look: _Look, state: Sequence[Record]) -> bool:
         """Whether all parameters are there, few, and kept as the metanet computes."""
-        if (
-            torch.compiler.is_compiling()
-            or torch.is_grad_enabled()
-            or not look.is_small
-        ):
+        if not (look.is_small and _is_plain()):
             return False
         like = self._like()
         is_whole = len(look.present) == len(state)
@@ -157,92 +153,74 @@ class MetanetRule:
         state: Sequence[Record],
         params: Sequence[Tensor],
         hyper: Hyper,
-    ) -> Iterator[Change]:
+    ) -> Iterator[list[Change]]:
         """`update` of all parameters at once, where their state is."""
         if self._flat is None:
             shapes = [torch.Size(spec.shape) for spec in self.graph.parameters]
             key = CONTEXT if self._is_amortized else None
-            self._flat = FlatState(
-                shapes, self._like(), key, self.metanet.d_context
-            )
+            self._flat = FlatState(shapes, self._like(), key, self.metanet.d_context)
         n = self.graph.numel
         predictor = self._predictions.predictor(n)
         features = predictor.features(n)
-        self._flat.move(
-            params,
-            [grad for grad in grads if grad is not None],
-            state,
-            features,
-        )
+        present = [grad for grad in grads if grad is not None]
+        self._flat.move(params, present, state, features)
         context = None
         if self.metanet.d_context:
             finite = partial(FlatFeatures.finite, features.mT, self.graph)
             kept = self._flat.context(state)
-            said = self._context(look, finite, state, in_place=True)
+            said = self._context(look, finite, state)
             context = concatenated(said or []) if kept is None else kept
         values = self.graph.unflatten(predictor.predicted(n, context))
         # what the graph said is where it stays already
-        rates = [lr for lr in hyper.lr if isinstance(lr, float)]
-        if any(hyper.weight_decay) or len(rates) < len(values):
-            return self._changes(
-                map(Update, look.present, values), None, state, params, hyper
-            )
-        if any(rate != 1 for rate in rates):
-            _foreach_mul_(values, rates)
-        return map(Change, look.present, values, state)
+        updates = list(map(Update, look.present, values))
+        return iter([self._changes(look, state, params, hyper, updates)])
 
     def _changes(
         self,
-        updates: Iterable[Update],
-        said: Sequence[Tensor] | None,
-        records: Sequence[Record | None],
+        look: _Look,
+        records: Sequence[Record],
         params: Sequence[Tensor],
         hyper: Hyper,
-    ) -> Iterator[Change]:
-        for i, u, rows in updates:
-            p = params[i]
-            record = records[i]
-            lr = hyper.lr[i]
-            decay = hyper.weight_decay[i]
-            assert record is not None
-            if said is not None and self._is_amortized:
-                record[CONTEXT] = said[i].view(*p.shape, -1)
-            p = p if rows is None else p[rows]
-            value = u.to(device=p.device, dtype=state_dtype(p)).view(p.shape)
-            # in place where nobody differentiates: another delta of a large parameter is much
-            # memory
-            delta = lr * value if torch.is_grad_enabled() else _times(value, lr)
+        updates: Sequence[Update],
+    ) -> list[Change]:
+        own = [params[u.position] for u in updates]
+        rates = [hyper.lr[u.position] for u in updates]
+        rows = zip(updates, own, strict=True)
+        values = [u.values.to(p.device, state_dtype(p)) for u, p in rows]
+        deltas = _scaled(values, rates, look.in_place)
+        changes = []
+        for u, p, lr, delta in zip(updates, own, rates, deltas, strict=True):
+            part = whole if u.rows is None else itemgetter(u.rows)
+            p, decay = part(p), hyper.weight_decay[u.position]
+            delta = delta.view(p.shape)
             if decay:
-                delta = (
-                    delta - lr * self.metanet.config.nominal_step * decay * p
-                )
-            yield Change(i, delta, record, rows)
+                nominal = self.metanet.config.nominal_step
+                delta = delta - lr * nominal * decay * p
+            changes.append(Change(u.position, delta, records[u.position], part))
+        return changes
 
     def _predicted(
         self,
         look: _Look,
         columns: Sequence[Sequence[Tensor]],
         state: Sequence[Record],
-        in_place: bool,
-    ) -> tuple[Sequence[Tensor] | None, Iterator[Update]]:
+    ) -> tuple[Sequence[Tensor] | None, Iterable[Sequence[Update]]]:
         """What the graph says of every parameter; updates of those present."""
         if look.is_small:
-            keeps_memory = in_place and not torch.compiler.is_compiling()
-            predictor = (
-                self._predictions.predictor(self.graph.numel)
-                if keeps_memory
-                else None
-            )
+            predictor = None
+            if look.in_place and _is_plain():
+                predictor = self._predictions.predictor(self.graph.numel)
             features = self._predictions.features(columns, predictor)
             finite = partial(FlatFeatures.finite, features, self.graph)
-            said = self._context(look, finite, state, in_place, columns)
-            return said, self._predictions.all_at_once(
+            said = self._context(look, finite, state, columns)
+            updates = self._predictions.all_at_once(
                 features, predictor, said, look.present
             )
+            return said, [updates]
         raw = RawFeatures(columns, self.graph, self._like())
-        said = self._context(look, lambda: raw, state, in_place, columns)
+        said = self._context(look, lambda: raw, state, columns)
         return said, self._predictions.piece_by_piece(
-            raw, said, look.present, in_place
+            raw, said, look.present, look.in_place
         )
 
     def _context(
@@ -250,30 +228,29 @@ class MetanetRule:
         look: _Look,
         source: Callable[[], Source],
         state: Sequence[Record],
-        in_place: bool,
         columns: Sequence[Sequence[Tensor]] = (),
     ) -> Sequence[Tensor] | None:
         """What the graph says of every parameter, (numel, d); None if the metanet sees no graph.
 
         columns: of a compiled step, which makes no source of them.
         """
-        if (
-            torch.compiler.is_compiling()
-            and in_place
-            and self.metanet.d_context
-        ):
+        is_traced = torch.compiler.is_compiling() and look.in_place
+        if is_traced and self.metanet.d_context:
             return self._looked(look.present, columns, state)
         parts = self._parts_now(look.is_small)
         if parts is None:
             return None
         if not look.is_due:
             return self._kept(look.present, state)
-        return self._said(source(), parts, look.present, state, in_place)
+        return self._said(source(), parts, look, state)
 
     def may_be_traced(
         self, grads: Sequence[Tensor | None], state: Sequence[Record]
     ) -> bool:
         return True
+
+    def renewal_interval(self, device: torch.device) -> None:
+        return None
 
     def height(self, now: Any) -> Any:
         """What multiplies the update after `now` steps of a training."""
@@ -289,34 +266,13 @@ class MetanetRule:
         dtype = state_dtype(param)
         record = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
         for key in MOMENTA:
-            record[key] = torch.zeros_like(
-                param, dtype=dtype, requires_grad=False
-            )
+            record[key] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
         if self._is_amortized:
             shape = (*param.shape, self.metanet.d_context)
             record[CONTEXT] = torch.zeros(
                 shape, dtype=torch.bfloat16, device=param.device
             )
         return record
-
-    def _move_momenta(
-        self, grads: Sequence[Tensor | None], state: Sequence[Record]
-    ) -> None:
-        """In place, of as many elements at once as need little memory for copies of gradients."""
-        found = {i: grad for i, grad in enumerate(grads) if grad is not None}
-        sizes = {i: grad.numel() for i, grad in found.items()}
-        for some in at_once.together(sizes, at_once.MOVED):
-            momenta = [state[i][key] for i in some for key in MOMENTA]
-            # more than 1 of a long one, which is alone
-            count = ceil(sizes[some[-1]] / at_once.MOVED)
-            gradients = [found[i] for i in some]
-            pieces = [at_once.in_rows(x, count) for x in (*momenta, *gradients)]
-            for piece in zip(*pieces, strict=True):
-                moved = [
-                    piece[j : j + len(MOMENTA)]
-                    for j in range(0, len(momenta), len(MOMENTA))
-                ]
-                move_momenta(moved, piece[len(momenta) :])
 
     def _is_due(self, counts: Sequence[Tensor]) -> bool:
         """Whether the metanet looks at the graph in this step."""
@@ -336,9 +292,7 @@ class MetanetRule:
         if self._is_amortized:
             said = self._kept(present, state)
         else:
-            said = [
-                like.new_empty(spec.numel, d) for spec in self.graph.parameters
-            ]
+            said = [like.new_empty(spec.numel, d) for spec in self.graph.parameters]
         given = [x for some in columns for x in some]
         look_at_graph(
             said,
@@ -364,13 +318,9 @@ class MetanetRule:
         found: list[Sequence[Tensor]] = [()] * len(said)
         for n, i in enumerate(present):
             found[i] = columns[n * width : (n + 1) * width]
-        self.metanet.context(
-            RawFeatures(found, self.graph, self._like()), parts, said
-        )
+        self.metanet.context(RawFeatures(found, self.graph, self._like()), parts, said)
 
-    def _kept(
-        self, present: Sequence[int], state: Sequence[Record]
-    ) -> list[Tensor]:
+    def _kept(self, present: Sequence[int], state: Sequence[Record]) -> list[Tensor]:
         """What the graph said of every parameter when it was last looked at, (numel,
         d), bfloat16."""
         d, like = self.metanet.d_context, self._like()
@@ -387,17 +337,16 @@ class MetanetRule:
         self,
         source: Source,
         parts: GraphParts,
-        present: Sequence[int],
+        look: _Look,
         state: Sequence[Record],
-        in_place: bool,
     ) -> list[Tensor]:
         """What the graph says of every parameter, (numel, d)."""
         if not self._is_amortized:
             return self.metanet.context(source, parts)
         if torch.is_grad_enabled():
             return [x.bfloat16() for x in self.metanet.context(source, parts)]
-        old = self._kept(present, state)
-        out = old if in_place else [torch.empty_like(x) for x in old]
+        old = self._kept(look.present, state)
+        out = old if look.in_place else [torch.empty_like(x) for x in old]
         return self.metanet.context(source, parts, out)
 
     def _like(self) -> Tensor:
@@ -415,17 +364,20 @@ class MetanetRule:
         return self._parts[1]
 
 
-def _times(value: Tensor, lr: float | Tensor) -> Tensor:
-    """In place; nothing where that is all that it would do."""
-    return value if isinstance(lr, float) and lr == 1 else value.mul_(lr)
+def _is_plain() -> bool:
+    """Whether a step is neither compiled nor differentiated."""
+    return not (torch.compiler.is_compiling() or torch.is_grad_enabled())
 
 
-def _next_record(old: Record, grad: Tensor, is_moved: bool) -> Record:
-    """is_moved: the momenta are the new ones already."""
-    momenta = [old[key] for key in MOMENTA]
-    momenta = momenta if is_moved else update_momenta(momenta, grad)
-    return {
-        **old,
-        "step": old["step"] + 1,
-        **dict(zip(MOMENTA, momenta, strict=True)),
-    }
+def _scaled(
+    values: list[Tensor], rates: Sequence[float | Tensor], in_place: bool
+) -> list[Tensor]:
+    """Values times learning rates, in place where a step is, which saves memory."""
+    if not in_place:
+        return [rate * x for x, rate in zip(values, rates, strict=True)]
+    numbers = [rate for rate in rates if isinstance(rate, float)]
+    if len(numbers) < len(rates):
+        return [x.mul_(rate) for x, rate in zip(values, rates, strict=True)]
+    if any(rate != 1 for rate in numbers):
+        _foreach_mul_(values, numbers)
+    return values

@@ -14,11 +14,7 @@ from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
-from torch import (
-    Tensor,
-    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
-    nn,
-)
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ngopt.checks import (
@@ -30,11 +26,14 @@ from ngopt.checks import (
     named_members,
     plain,
 )
+from ngopt.devices import product_dtype
 from ngopt.functional import (
     AVERAGE,
     Hyper,
     Record,
     UpdateRule,
+    apply,
+    as_average,
     state_dtype,
     uncompiled,
 )
@@ -68,7 +67,6 @@ from ngopt.wiring import (
 logger = logging.getLogger("ngopt")
 
 HABITUAL_LR = 0.01  # a smaller lr is likely meant as a step size
-SMALL = 1 << 14  # parameters of fewer elements are moved by one call for all
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 SOME = (
     "ZeroRedundancyOptimizer gives every process some of the parameters, and the graph shows these "
@@ -103,9 +101,12 @@ class NGOptimizer(Optimizer):
             paper's metanets do not know it; weights of them may say how their updates cool down
             (`ngopt.cooldown.Cooldown`).
         maximize: go up instead of down. Per group.
-        compute_dtype: what a metanet computes in, such as torch.bfloat16; by default the dtype of
-            its state. State and logarithms stay float32, and the default weights, which have no
-            metanet, stay as they are.
+        compute_dtype: what is computed in: by a metanet, where it is the dtype of the state unless
+            given, and by the default in rotations, where it is that dtype on CPUs and bfloat16 on
+            accelerators. State stays float32.
+        renew_every: steps in which the default renews every eigenbasis once. By default it depends
+            on the device, and is stored with the state, so that training goes on alike elsewhere
+            (`ngopt.base.eigenbasis.renewal_interval`).
 
     `graph` is what the optimizer sees, and `repr` says in one line how much of it is connected.
 
@@ -135,11 +136,18 @@ class NGOptimizer(Optimizer):
         total_steps: int | None = None,
         maximize: bool = False,
         compute_dtype: torch.dtype | None = None,
+        renew_every: int | None = None,
     ):
         if model is not None and graph is not None:
             raise ValueError("NGOptimizer: expected model or graph; got both")
         check_compute_dtype(compute_dtype)
         self.learned, self.compute_dtype = as_learned(weights), compute_dtype
+        if self.learned.base is not None and compute_dtype == torch.float16:
+            raise ValueError(
+                "NGOptimizer: compute_dtype: expected torch.bfloat16, torch.float32, "
+                "torch.float64 or None; got torch.float16, which cannot hold squares of "
+                "gradients"
+            )
         # the latest, and what it was bound for
         self._rule: tuple[Any, UpdateRule] | None = None
         self._members: Members | None = None
@@ -148,6 +156,7 @@ class NGOptimizer(Optimizer):
             "weight_decay": weight_decay,
             "total_steps": plain(total_steps),
             "maximize": maximize,
+            "renew_every": plain(renew_every),
             "weights": weights_hash(self.learned),
         }
         check_settings(defaults)
@@ -221,16 +230,14 @@ class NGOptimizer(Optimizer):
         """Averages of weights begin, or are dropped, where the horizon was set otherwise since."""
         if not any(map(self.state.get, members.params)):
             return
-        for p, first in zip(
-            members.params, members.first_records(rule), strict=False
-        ):
+        for p, first in zip(members.params, members.first_records(rule), strict=False):
             record = self.state.get(p)
             if not record:
                 continue
             if AVERAGE not in first:
                 record.pop(AVERAGE, None)
             elif AVERAGE not in record:
-                record[AVERAGE] = real(p).detach().to(state_dtype(p), copy=True)
+                record[AVERAGE] = as_average(real(p))
 
     def _update(self, rule: UpdateRule, members: Members) -> None:
         grads, hyper = members.gradients(self.param_groups)
@@ -251,21 +258,12 @@ class NGOptimizer(Optimizer):
         """Moves the parameters and their state."""
         state = members.records(self.state, rule, grads)
         params = members.values()
-        few: list[tuple[Tensor, Tensor]] = []
-        for position, delta, record, rows in rule.update(
-            grads, state, params, hyper, in_place=True
-        ):
-            changed = (
-                params[position] if rows is None else params[position][rows]
-            )
-            if delta.numel() <= SMALL:
-                few.append((changed, delta))
-            else:
-                changed.add_(delta)
-            if state[position] is not record:
-                self.state[members.params[position]].update(record)
-        if few:
-            _foreach_add_(*map(list, zip(*few, strict=True)))
+        for changes in rule.update(grads, state, params, hyper, in_place=True):
+            apply(changes, params)
+            for position, record in [(c.position, c.record) for c in changes]:
+                if state[position] is not record:
+                    self.state[members.params[position]].update(record)
+            changes.clear()  # their memory is free while the next are made
 
     _apply_on_host = uncompiled(_apply)
 
@@ -418,13 +416,20 @@ class NGOptimizer(Optimizer):
         takes_up: whether it is to step with the present state.
         """
         params = members.params
-        widest = max(map(state_dtype, params), key=lambda dtype: dtype.itemsize)
-        dtype = self.compute_dtype or widest
-        wanted = members.graph, total_steps, params[0].device, dtype
+        device, dtype = params[0].device, self.compute_dtype
+        if dtype is None and self.learned.base is None:
+            dtype = max(map(state_dtype, params), key=lambda own: own.itemsize)
+            dtype = product_dtype(device, dtype)
+        renew_every = self.param_groups[0]["renew_every"]
+        wanted = members.graph, total_steps, device, dtype, renew_every
         if self._rule is None or self._rule[0] != wanted:
-            self._rule = wanted, self._bind(*wanted)
+            rule = self._bind(*wanted)
             if takes_up:
-                self._take_up(self._rule[1], members)
+                renew_every = rule.renewal_interval(device)
+                for group in self.param_groups:
+                    group["renew_every"] = renew_every
+                self._take_up(rule, members)
+            self._rule = (*wanted[:-1], renew_every), rule
         return self._rule[1]
 
     @uncompiled
@@ -433,22 +438,31 @@ class NGOptimizer(Optimizer):
         graph: NeuralGraph,
         total_steps: int | None,
         device: torch.device,
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
+        renew_every: int | None,
     ) -> UpdateRule:
-        return self.learned.bind(graph, total_steps, device=device, dtype=dtype)
+        return self.learned.bind(
+            graph,
+            total_steps,
+            device=device,
+            dtype=dtype,
+            renew_every=renew_every,
+        )
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raises ValueError if a new group does not fit; fills in what all have in common."""
         common = dict(self.defaults)
         if self.param_groups:
-            common["total_steps"] = self.param_groups[0]["total_steps"]
+            for key in ("total_steps", "renew_every"):
+                common[key] = self.param_groups[0][key]
         if are_named(group.get("weights"), common["weights"]):
             group["weights"] = common["weights"]
+        if common["renew_every"] is None:  # not decided yet
+            common["renew_every"] = group.get("renew_every")
         check_keys(group, common)
         check_settings({**common, **group})
-        if "total_steps" in group:
-            group["total_steps"] = plain(group["total_steps"])
-        group.setdefault("total_steps", common["total_steps"])
+        for key in ("total_steps", "renew_every"):
+            group[key] = plain(group.get(key, common[key]))
         params = group["params"]
         if not isinstance(params, Tensor | set):  # torch has its say on these
             group["params"] = params = list(params)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ngopt import at_once
-from ngopt.base.flat import concatenated
+from ngopt.at_once import concatenated
 from ngopt.features import MOMENTA, features_of
 from ngopt.graph.core import NeuralGraph
 from ngopt.models.metanet import Metanet
@@ -46,27 +46,20 @@ class Predictions:
         rows = zip(columns, specs, strict=True)
         nothing = [like.new_zeros(())] * (2 + len(MOMENTA))
         whole = [
-            some or [zero.expand(spec.shape) for zero in nothing]
-            for some, spec in rows
+            some or [zero.expand(spec.shape) for zero in nothing] for some, spec in rows
         ]
         flat = [
             self.graph.flatten([x.to(like.device) for x in column])
             for column in zip(*whole, strict=True)
         ]
-        out = (
-            None if predictor is None else predictor.features(self.graph.numel)
-        )
+        out = None if predictor is None else predictor.features(self.graph.numel)
         features = features_of(flat, like, out)
         if all(columns):
             return features
         rows = zip(columns, specs, strict=True)
-        is_present = [
-            like.new_full((spec.numel, 1), bool(some)) for some, spec in rows
-        ]
+        is_present = [like.new_full((spec.numel, 1), bool(some)) for some, spec in rows]
         is_present = torch.cat(is_present)
-        return (
-            features * is_present if out is None else features.mul_(is_present)
-        )
+        return features * is_present if out is None else features.mul_(is_present)
 
     def all_at_once(
         self,
@@ -74,7 +67,7 @@ class Predictions:
         predictor: Predictor | None,
         said: Sequence[Tensor] | None,
         present: Sequence[int],
-    ) -> Iterator[Update]:
+    ) -> list[Update]:
         """From all features, which a predictor has already; without one autograd may follow."""
         context = None if said is None else torch.cat(list(said)).to(features)
         if predictor is None:
@@ -82,7 +75,7 @@ class Predictions:
         else:
             values = predictor.predicted(len(features), context)
         found = self.graph.unflatten(values)
-        return (Update(i, found[i]) for i in present)
+        return [Update(i, found[i]) for i in present]
 
     def piece_by_piece(
         self,
@@ -90,66 +83,49 @@ class Predictions:
         said: Sequence[Tensor] | None,
         present: Sequence[int],
         in_place: bool,
-    ) -> Iterator[Update]:
-        """The same for a large network; where that is wanted,
-        some rows of a long parameter at a time."""
-        specs, rows = (
-            self.graph.parameters,
-            at_once.limit(at_once.ROWS, self._like()),
-        )
+    ) -> Iterator[list[Update]]:
+        """The same for a large network, some parameters at a time; in place, some rows of
+        a long one."""
+        specs, like = self.graph.parameters, self._like()
         sizes = {i: specs[i].numel for i in present}
-        # small parameters several pieces at a time, so that few pieces are short
-        for some in at_once.together(sizes, 4 * rows):
+        most = at_once.amount(at_once.MOVED, like.device)
+        for some in at_once.together(sizes, at_once.limit(at_once.JOINED, like)):
             columns = source.joined(some)
             if said is not None:
                 columns.append(concatenated([said[i] for i in some]))
-            if in_place and sizes[some[0]] > at_once.MOVED:
-                yield from self._row_by_row(rows, some[0], columns)
+            if in_place and sizes[some[0]] > most:
+                yield from self._row_by_row(most, some[0], columns)
             else:
-                found = self._updates(rows, columns).split(
-                    [sizes[i] for i in some]
-                )
-                yield from map(Update, some, found)
+                found = self._updates(columns).split([sizes[i] for i in some])
+                yield list(map(Update, some, found))
 
     def _row_by_row(
-        self,
-        room: int,
-        position: int,
-        columns: Sequence[Tensor],
-    ) -> Iterator[Update]:
-        """Updates of a long parameter, of as many rows at a time as have `MOVED` elements or so."""
+        self, most: int, position: int, columns: Sequence[Tensor]
+    ) -> Iterator[list[Update]]:
+        """Updates of a long parameter, of about `most` elements at a time."""
         spec = self.graph.parameters[position]
         row = spec.numel // spec.shape[0]
-        for rows in even_slices(spec.shape[0], max(1, at_once.MOVED // row)):
+        for rows in even_slices(spec.shape[0], max(1, most // row)):
             elements = slice(rows.start * row, rows.stop * row)
-            values = self._updates(room, [x[elements] for x in columns])
-            yield Update(position, values, rows)
+            values = self._updates([x[elements] for x in columns])
+            yield [Update(position, values, rows)]
 
-    def _updates(self, room: int, columns: Sequence[Tensor]) -> Tensor:
+    def _updates(self, columns: Sequence[Tensor]) -> Tensor:
         """Updates (n,) of some elements, from weight, gradient, momenta, (n,), and context, (n,
-        d), if any.
-
-        room: how many at a time.
-        """
+        d), if any."""
         like, raw = self._like(), 2 + len(MOMENTA)
-        n = len(columns[0])
-        # pieces of equal length: a short one costs as many calls as a long one
-        count = max(1, -(-n // room))
+        room = at_once.limit(at_once.ROWS, like)
+        if not torch.compiler.is_compiling():
+            context = columns[raw] if len(columns) > raw else None
+            return self.predictor(room).of_columns(columns[:raw], context)
         # a compiled step plans its own memory
-        predictor = (
-            None if torch.compiler.is_compiling() else self.predictor(room)
-        )
-        update = like.new_empty(n)
+        update = like.new_empty(len(columns[0]))
+        count = max(1, -(-len(update) // room))
         pieces = [x.tensor_split(count) for x in (update, *columns)]
         for out, *piece in zip(*pieces, strict=True):
-            context = piece[raw] if len(piece) > raw else None
-            if predictor is None:
-                features = features_of(piece[:raw], like)
-                context = None if context is None else context.to(features)
-                out.copy_(self.metanet.updates(features, context))
-            else:
-                features_of(piece[:raw], like, predictor.features(len(out)))
-                out.copy_(predictor.predicted(len(out), context))
+            features = features_of(piece[:raw], like)
+            context = piece[raw].to(features) if len(piece) > raw else None
+            out.copy_(self.metanet.updates(features, context))
         return update
 
     def predictor(self, room: int) -> Predictor:

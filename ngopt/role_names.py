@@ -49,9 +49,7 @@ FUSED = (
     ),
     (
         2,
-        re.compile(
-            r"(^|[._])(w?kv|to_kv|kv_proj|key_value|gate_up_proj)[._]weight$"
-        ),
+        re.compile(r"(^|[._])(w?kv|to_kv|kv_proj|key_value|gate_up_proj)[._]weight$"),
     ),
 )
 """How many matrices of one size a weight of such a name holds, one after the other."""
@@ -77,12 +75,9 @@ class Names:
         self.places = {spec.name: i for i, spec in enumerate(specs)}
         named = [i for i, spec in enumerate(specs) if IN_OUT.search(spec.name)]
         self.transposed = any(self._by_bias(i) for i in named)
-        usual = [
-            bool(re.search(r"(weight|bias)[^.]*$", spec.name)) for spec in specs
-        ]
+        usual = [bool(re.search(r"(weight|bias)[^.]*$", spec.name)) for spec in specs]
         own = [
-            pair[0] if u else pair[1]
-            for pair, u in zip(guesses, usual, strict=True)
+            pair[0] if u else pair[1] for pair, u in zip(guesses, usual, strict=True)
         ]
         self.roles = [self._role(i, guess) for i, guess in enumerate(own)]
         self._find_outputs()
@@ -115,9 +110,7 @@ class Names:
                 return role
         if dims < 2:
             is_scalar = spec.numel <= 1 and guess == "norm"
-            return (
-                "other" if is_scalar or guess not in ("norm", "bias") else guess
-            )
+            return "other" if is_scalar or guess not in ("norm", "bias") else guess
         sides = sum(n > 1 for n in spec.shape[:dims])
         # of maps whose channels are last
         is_factor = tuple(spec.shape[:3]) == (1, 1, 1)
@@ -125,9 +118,7 @@ class Names:
         if not is_weight and (sides < 2 or (dims == 3 and spec.shape[0] == 1)):
             return "other"
         is_fused = any(pattern.search(name) for _, pattern in FUSED)
-        return (
-            "embedding" if guess == "embedding" and not is_fused else "matrix"
-        )
+        return "embedding" if guess == "embedding" and not is_fused else "matrix"
 
     def _allows(self, number: int, role: str, guess: str) -> bool:
         """Whether a role fits a parameter's shape, and the module that its name says it is in."""
@@ -146,9 +137,7 @@ class Names:
         """By name, else the last matrix, unless it leads back to the neurons of the first table."""
         matrices = [i for i, role in enumerate(self.roles) if role == "matrix"]
         tables = [i for i, role in enumerate(self.roles) if role == "embedding"]
-        found = [
-            i for i in matrices if OUTPUT.search(self.specs[i].name.lower())
-        ]
+        found = [i for i in matrices if OUTPUT.search(self.specs[i].name.lower())]
         if matrices and not found:
             last = matrices[-1]
             rows = self.specs[last].shape[int(self._is_in_out(last))]
@@ -162,9 +151,7 @@ class Names:
         name = self.specs[number].name
         if UNNAMED.match(name):
             following = self.specs[number + 1 : number + 2]
-            return (
-                following[0] if following and _dims(following[0]) == 1 else None
-            )
+            return following[0] if following and _dims(following[0]) == 1 else None
         if not name.endswith("weight"):
             return None
         place = self.places.get(name.removesuffix("weight") + "bias")
@@ -174,11 +161,7 @@ class Names:
         """Whether the bias beside a weight has the size of its columns, and not of its rows."""
         spec = self.specs[number]
         bias = self._bias(number)
-        if (
-            bias is None
-            or len(spec.shape) < 2
-            or spec.shape[0] == spec.shape[1]
-        ):
+        if bias is None or len(spec.shape) < 2 or spec.shape[0] == spec.shape[1]:
             return False
         return bias.shape == spec.shape[1:2]
 
@@ -188,9 +171,7 @@ class Names:
             return False
         is_square = spec.shape[0] == spec.shape[1]
         is_named = bool(IN_OUT.search(spec.name))
-        return self._by_bias(number) or (
-            is_square and is_named and self.transposed
-        )
+        return self._by_bias(number) or (is_square and is_named and self.transposed)
 
     def _count(self, number: int, shape: Sequence[int]) -> int:
         """How many matrices are one behind the other in the rows of a weight."""
@@ -210,11 +191,7 @@ class Names:
             return 4
         own = self.specs[self.places[re.sub("weight_[ih]h", "weight_hh", name)]]
         ratio = own.shape[0] // own.shape[1]
-        return (
-            ratio
-            if ratio in (3, 4) and own.shape[0] == ratio * own.shape[1]
-            else 1
-        )
+        return ratio if ratio in (3, 4) and own.shape[0] == ratio * own.shape[1] else 1
 
 
 def _dims(spec: ParameterSpec) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,13 @@ class ParameterRole:
     depth: float = 0.0
     reads_input: bool = False
 
+    @property
+    def fan_in(self) -> int | None:
+        """Inputs times kernel positions of a neuron; None for tables and what is no matrix."""
+        if not self.blocks or self.role == "embedding":
+            return None
+        return max(prod(block.view.shape[2:]) for block in self.blocks)
+
 
 def parameter_roles(
     model: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
@@ -61,32 +69,23 @@ def parameter_roles(
     >>> roles = parameter_roles(model, example_input)
     >>> decayed = [p for name, p in model.named_parameters() if roles[name].blocks]
     """
-    return {
-        role.name: role for role in roles_of(build_graph(model, example_input))
-    }
+    return {role.name: role for role in roles_of(build_graph(model, example_input))}
 
 
 def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     """The role of every parameter of a graph, in the order of `graph.parameters`."""
     roles = _stated(graph)
     inferred = [
-        number
-        for number, is_inferred in enumerate(graph.inferred)
-        if is_inferred
+        number for number, is_inferred in enumerate(graph.inferred) if is_inferred
     ]
     if inferred:
-        in_order = _stated(
-            infer_graph([spec.unpaired for spec in graph.parameters])
-        )
+        in_order = _stated(infer_graph([spec.unpaired for spec in graph.parameters]))
         guesses = [
-            (role.role, other.role)
-            for role, other in zip(roles, in_order, strict=True)
+            (role.role, other.role) for role, other in zip(roles, in_order, strict=True)
         ]
         names = Names(graph.parameters, guesses)
         for i in inferred:
-            roles[i] = replace(
-                roles[i], role=names.roles[i], blocks=names.blocks(i)
-            )
+            roles[i] = replace(roles[i], role=names.roles[i], blocks=names.blocks(i))
     return tuple(roles)
 
 
@@ -104,9 +103,7 @@ class _Facts:
         self.usage = usage(graph)
         self.last = _leads_only_to_outputs(graph)
         self.normalised = _normalised(graph)
-        self.made_by_weights = {
-            b.target for b in graph.blocks if mixes_neurons(b)
-        }
+        self.made_by_weights = {b.target for b in graph.blocks if mixes_neurons(b)}
         # what the nodes of each group meet as they are
         self.spread: dict[int, set[int]] = {}
         for block in graph.blocks:
@@ -124,16 +121,12 @@ class _Facts:
         spec, groups = self.graph.parameters[number], self.graph.groups
         blocks = self.blocks[number]
         biases = self.biases[number]
-        tables = [
-            block for block in blocks if groups[block.source].kind == "token"
-        ]
+        tables = [block for block in blocks if groups[block.source].kind == "token"]
         dense = [block for block in blocks if is_dense(block)]
         if self._is_unused(number):
             is_matrix = len(spec.shape) > 1
             matrix = (by_shape(number, spec.shape),) if is_matrix else ()
-            return ParameterRole(
-                spec.name, "matrix" if is_matrix else "other", matrix
-            )
+            return ParameterRole(spec.name, "matrix" if is_matrix else "other", matrix)
         if tables:
             return self._of_matrix(spec.name, "embedding", tables, None)
         if dense:
@@ -144,9 +137,7 @@ class _Facts:
         kinds = {self._of_block(block) for block in blocks}
         kinds |= {self._of_bias(bias) for bias in biases}
         role = next(role for role in ROLES if role in kinds)
-        ends = [block.target for block in blocks] + [
-            bias.group for bias in biases
-        ]
+        ends = [block.target for block in blocks] + [bias.group for bias in biases]
         return ParameterRole(spec.name, role, depth=groups[ends[0]].depth)
 
     def _is_unused(self, number: int) -> bool:
@@ -155,9 +146,7 @@ class _Facts:
         is_inferred = bool(self.graph.inferred) and self.graph.inferred[number]
         if name in self.graph.unplaced and not is_inferred:
             return True
-        ends = [
-            self.graph.groups[bias.group].name for bias in self.biases[number]
-        ]
+        ends = [self.graph.groups[bias.group].name for bias in self.biases[number]]
         return not self.blocks[number] and set(ends) <= {f"{name}.unused"}
 
     def _of_matrix(
@@ -169,9 +158,7 @@ class _Facts:
     ) -> ParameterRole:
         groups = self.graph.groups
         sources = [groups[block.source] for block in blocks]
-        reads_input = any(
-            s.role == "input" and s.kind == "neuron" for s in sources
-        )
+        reads_input = any(s.role == "input" and s.kind == "neuron" for s in sources)
         depth = groups[blocks[0].target].depth
         found = matrices(self.graph, blocks, usage)
         return ParameterRole(name, role, found, depth, reads_input)
@@ -190,9 +177,7 @@ class _Facts:
         # for w x / |x|, where w x comes first
         pooled = self.normalised.get(block.target, set())
         before = {
-            b.source
-            for b in self.graph.blocks_into(block.source)
-            if b.view is None
+            b.source for b in self.graph.blocks_into(block.source) if b.view is None
         }
         return not pooled.isdisjoint({block.source} | before)
 
@@ -208,9 +193,7 @@ class _Facts:
         # of a GRU, or a state that a layer begins with
         if bias.kind == "recurrent":
             gated = [
-                b
-                for b in incoming
-                if b.kind == "recurrent" and b.view is not None
+                b for b in incoming if b.kind == "recurrent" and b.view is not None
             ]
             return (
                 "bias"
@@ -246,13 +229,8 @@ def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
         for block in reversed(graph.blocks):
             source, target = block.source, block.target
             reaches[source] = reaches[source] or reaches[target]
-            mixed[source] = (
-                mixed[source] or mixed[target] or mixes_neurons(block)
-            )
-    return [
-        reached and not more
-        for reached, more in zip(reaches, mixed, strict=True)
-    ]
+            mixed[source] = mixed[source] or mixed[target] or mixes_neurons(block)
+    return [reached and not more for reached, more in zip(reaches, mixed, strict=True)]
 
 
 def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
@@ -263,18 +241,14 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
     """
     pooled = {}
     for number, group in enumerate(graph.groups):
-        sources = {
-            b.source for b in graph.blocks_into(number) if b.kind == "pool"
-        }
+        sources = {b.source for b in graph.blocks_into(number) if b.kind == "pool"}
         # one of all neurons, or one of each head
         if sources and (group.size == 1 or group.kind == "pool"):
             pooled[number] = sources
     found: dict[int, set[int]] = {}
     for number, group in enumerate(graph.groups):
         factors = {
-            b.source
-            for b in graph.blocks_into(number)
-            if b.kind in ("left", "right")
+            b.source for b in graph.blocks_into(number) if b.kind in ("left", "right")
         }
         statistics = factors & pooled.keys()
         if group.kind != "product" or not statistics:

@@ -82,12 +82,7 @@ def in_order(saved: Sequence[Group], own: Sequence[Group]) -> list[Group]:
     for i, group in enumerate(_groups_in_order(saved, own)):
         names = group.get("param_names")
         wanted = own[i].get("param_names") if i < len(own) else None
-        if (
-            names
-            and wanted
-            and names != wanted
-            and sorted(names) == sorted(wanted)
-        ):
+        if names and wanted and names != wanted and sorted(names) == sorted(wanted):
             numbers = dict(zip(names, group["params"], strict=True))
             params = [numbers[name] for name in wanted]
             group = {**group, "params": params, "param_names": wanted}
@@ -95,9 +90,7 @@ def in_order(saved: Sequence[Group], own: Sequence[Group]) -> list[Group]:
     return found
 
 
-def _groups_in_order(
-    saved: Sequence[Group], own: Sequence[Group]
-) -> Sequence[Group]:
+def _groups_in_order(saved: Sequence[Group], own: Sequence[Group]) -> Sequence[Group]:
     """Saved groups in the order of ours, where each has the names of one of these."""
     if not all("param_names" in group for group in (*saved, *own)):
         return saved
@@ -111,9 +104,7 @@ def _groups_in_order(
 def records_in_order(state_dict: Mapping[str, Any]) -> list[Record]:
     """The state of each parameter, empty where there is none."""
     numbers = [
-        number
-        for group in state_dict["param_groups"]
-        for number in group["params"]
+        number for group in state_dict["param_groups"] for number in group["params"]
     ]
     return [state_dict["state"].get(number, {}) for number in numbers]
 
@@ -134,9 +125,7 @@ def restore_dtypes(
                 state[p][key] = value.detach().to(device, copy=True)
 
 
-def check_record(
-    name: str, record: Mapping[str, Any], expected: Record
-) -> None:
+def check_record(name: str, record: Mapping[str, Any], expected: Record) -> None:
     """Raises ValueError if the state of a parameter lacks a tensor or one has another shape."""
     for key, like in expected.items():
         value = record.get(key)
@@ -153,9 +142,7 @@ def check_record(
             )
 
 
-def is_of_other_matrices(
-    record: Record, expected: Record, shape: torch.Size
-) -> bool:
+def is_of_other_matrices(record: Record, expected: Record, shape: torch.Size) -> bool:
     """Whether a parameter of this shape has the state of other matrices than are expected."""
     own = {key for key, like in expected.items() if like.shape == shape}
     if any(key in record and record[key].shape != shape for key in own):

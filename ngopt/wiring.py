@@ -121,9 +121,7 @@ class Traced:
                 f"NGOptimizer: model: expected a torch.nn.Module; got {_described(model)}"
             )
         own = {id(p) for p in model.parameters()}
-        for name, p in zip(
-            group_names(groups), group_tensors(groups), strict=True
-        ):
+        for name, p in zip(group_names(groups), group_tensors(groups), strict=True):
             if id(p) not in own:
                 raise ValueError(
                     f"NGOptimizer: model: expected the module that the parameters belong to; "
@@ -140,11 +138,7 @@ class Traced:
 
     @property
     def awaits_forward(self) -> bool:
-        return (
-            self.recorder is not None
-            and self.graph is None
-            and not self.has_news
-        )
+        return self.recorder is not None and self.graph is None and not self.has_news
 
     def settle(self) -> None:
         if self.recorder is not None:
@@ -197,9 +191,7 @@ class Recorder:
         self.inputs: Inputs | None = None
         self._handle = model.register_forward_pre_hook(self, with_kwargs=True)
 
-    def __call__(
-        self, module: nn.Module, args: tuple, kwargs: dict[str, Any]
-    ) -> None:
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling() or get_proxy_mode() is not None:
             return
         if not torch.is_grad_enabled() or peek_interpreter_stack() is not None:
@@ -279,9 +271,7 @@ def group_specs(groups: Sequence[dict[str, Any]]) -> list[ParameterSpec]:
     return specs
 
 
-def _find(
-    given: Sequence[ParameterSpec], specs: Sequence[ParameterSpec]
-) -> list[int]:
+def _find(given: Sequence[ParameterSpec], specs: Sequence[ParameterSpec]) -> list[int]:
     """Positions of parameters in a graph."""
     by_name = {spec.name: i for i, spec in enumerate(given)}
     if all(spec.name in by_name for spec in specs):

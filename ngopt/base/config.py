@@ -1,4 +1,4 @@
-"""All numbers of the base rule."""
+"""All numbers of the rule."""
 
 from __future__ import annotations
 
@@ -6,59 +6,35 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class DirectionConfig:
-    """Numbers of the direction.
+class SoapConfig:
+    """Numbers of SOAP: one setting for every network."""
 
-    beta1, beta2, beta_factor: decays of momentum, second moments and Kronecker factors.
-    nesterov: how far to go from momentum, 0, to Nesterov's, 1.
-    epsilon: damping, in root mean squares of the parameter's gradients.
-    """
+    beta1: float = 0.9  # decay of momentum,
+    beta2: float = 0.95  # of second moments,
+    beta_factor: float = 0.95  # of Kronecker factors
+    nesterov: float = 1.0  # how far to go from momentum, 0, to Nesterov's, 1
+    epsilon: float = 1e-4  # beside the root of second moments, in RMS of the gradient
+    clip: float = 10.0  # a gradient's RMS is clipped to so many times its running RMS
 
-    beta1: float = 0.9
-    beta2: float = 0.95
-    beta_factor: float = 0.95
-    nesterov: float = 1.0
-    epsilon: float = 1e-4
-
-    @property
-    def ahead(self) -> float:
-        """Weight of the gradient in Nesterov's momentum."""
-        return (1 - self.beta1) * self.nesterov
-
-
-@dataclass(frozen=True)
-class SoapConfig(DirectionConfig):
-    """All numbers of the rule, beside those of the direction.
-
-    step_size: of a matrix with 64 inputs and weights of PyTorch's initial size, at the schedule's
-        height; the root mean square of an update is about a quarter of it.
-    fan_exponent, fan_cap: the step size goes with fan_in ** -fan_exponent, up to `fan_cap` times.
-    weight_exponent: and with the size of the weights, in that of PyTorch's initial ones, to this
-        power: at 1, steps are shares of the weights, however these have grown.
-    embedding, output, norm, bias, other: factors of parameters of these roles.
-    weight_decay: of matrices, decoupled, in units of the step size.
-    warmup: share of the horizon. clip: see `measure`. renew_every: steps between renewals of a
-        basis, fewer in the beginning. longest, budget: see `layouts_of`.
-    open_step_size, open_warmup, open_constant, average_power: without a horizon; see
-        `without_horizon` and `average_weight`.
-    """
-
+    # Of a matrix with 64 inputs and weights of PyTorch's initial size, at the height of
+    # the schedule; the RMS of an update is about a quarter of it.
     step_size: float = 0.009
-    fan_exponent: float = 0.5
-    fan_cap: float = 1.0
-    weight_exponent: float = 1.0
-    embedding: float = 2.5
+    fan_exponent: float = 0.5  # it goes with (fan_in / 64) ** -fan_exponent,
+    fan_cap: float = 1.0  # at most so many times,
+    weight_exponent: float = 1.0  # and with RMS(weights) / RMS(initial weights) to this
+    embedding: float = 2.5  # factors for parameters of these roles
     output: float = 1.0
     norm: float = 1.0
     bias: float = 1.0
     other: float = 1.0
-    weight_decay: float = 0.05
-    warmup: float = 0.08
-    clip: float = 10.0
-    renew_every: int = 10
-    longest: int = 1024
-    budget: float = 8.0
-    open_step_size: float = 0.01
+    weight_decay: float = 0.05  # of matrices, decoupled, in units of the step size
+
+    warmup: float = 0.08  # share of total_steps
+    open_step_size: float = 0.01  # without total_steps: see `ngopt.schedule`
     open_warmup: int = 30
     open_constant: int = 50
     average_power: float = 10.0
+
+    longest: int = 1024  # limits of Kronecker factors: see `layouts_of`
+    budget: float = 8.0
+    renew_every: int | None = None  # steps; None: see `renewal_interval`

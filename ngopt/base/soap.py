@@ -1,98 +1,100 @@
-"""The base rule of the default: SOAP (Vyas et al. 2024) with one setting for every network.
+"""The default: SOAP (Vyas et al. 2024) with one setting for every network.
 
-For a matrix G of gradients, L and R are running means of G G^T and G^T G with eigenvectors Q_L and
-Q_R. Adam's second moment v is that of Q_L^T G Q_R, and the direction is
+For every matrix G of gradients (`ngopt.base.partition`: which these are):
 
-    u = Q_L [Q_L^T n Q_R / sqrt(v)] Q_R^T,   n: Nesterov's momentum.
+    L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G    Kronecker factors
+    m <- b1 m + (1 - b1) G,    n: Nesterov's momentum
+    v <- b2 v + (1 - b2) (Q_L^T G Q_R)^2                   second moments
+    u = Q_L [Q_L^T n Q_R / sqrt(v)] Q_R^T                  direction
+    W <- W - step_size u - decay W
+    Q_L, Q_R <- nearer to the eigenvectors of L and R      (`ngopt.base.eigenbasis`)
 
-What differs from SOAP: a basis is renewed after the update, so that it never contains the gradient
-that it is applied to; factors belong to neurons, so that heads, gates and experts have their own;
-gradients are divided by the size of the first, so that the scale of the loss changes nothing; one
-far out of its running size is cut, one that is not finite left out; what never had a gradient does
-not move; the step size follows fans, the present size of the weights, role and horizon.
+Vectors have no factors: that is Adam with Nesterov's momentum. What differs from SOAP:
+bases are renewed after they were used, so that they do not contain the gradient that
+they are applied to (but for the first); heads, gates and experts have their own factors;
+gradients are divided by about the RMS of the first, so that the loss' scale changes
+nothing, clipped where they are out of proportion to their running RMS, and skipped where
+they are not finite; weights that never receive a gradient only decay; the step size
+follows fan, role, RMS of the weights, and horizon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ngopt.base.arrays import as_tensor, column, columns, of_all, on
-from ngopt.base.batch import Batch
-from ngopt.base.clock import HostClock, TracedClock
+from ngopt import devices
+from ngopt.base.buckets import Bucket, Member
 from ngopt.base.config import SoapConfig
-from ngopt.base.direction import corrections, init_direction, step_numbers
-from ngopt.base.layout import MatrixLayout
-from ngopt.base.measure import is_recalled, measure, root_mean_squares, sizes_at
-from ngopt.base.modulation import (
-    SIGNALS,
-    Modulation,
-    count_rows,
-    modulated,
-    row_signals,
-)
-from ngopt.base.plan import SIZE_KEYS, Plan, Planner, made_for
-from ngopt.base.scale import relative_sizes, weight_sizes
-from ngopt.base.schedule import average_weight, with_horizon, without_horizon
-from ngopt.base.step import Shared, Step, shared
-from ngopt.functional import AVERAGE, Change, Hyper, Record, state_dtype
+from ngopt.base.eigenbasis import RenewalSchedule, renewal_interval, renewed
+from ngopt.base.gradient_scale import EARLY, gradient_scale
+from ngopt.base.partition import layouts_of
+from ngopt.base.state import ParameterStack, first_record
+from ngopt.base.step_size import FOLLOWED, Known, StepTable
+from ngopt.functional import AVERAGE, Change, Hyper, Record, UpdateRule, as_average
 from ngopt.graph.core import NeuralGraph
+from ngopt.packing import unshare
+from ngopt.roles import roles_of
+from ngopt.schedule import steps_so_far
 
-# Steps of unit size in which `weight_decay` of the optimizer is given: that of AdamW's default.
-NOMINAL_STEP = 1e-3
+MOST, IN_CACHE = 192 << 20, 4 << 20  # bytes of bases renewed at once, and on CPUs
+TINY = torch.finfo(torch.float32).tiny  # beside second moments: nothing is divided by 0
 
 
+@dataclass(eq=False)
 class Soap:
     """The base rule "soap" with its numbers; `bind` gives the rule on a graph."""
 
-    name = "soap"
-    Config = SoapConfig
-
-    def __init__(self, config: SoapConfig | None = None):
-        self.config = config or SoapConfig()
+    config: SoapConfig = field(default_factory=SoapConfig)
+    name, Config = "soap", SoapConfig
 
     def bind(
         self,
         graph: NeuralGraph,
-        modulation: Modulation | None = None,
         total_steps: int | None = None,
+        compute_dtype: torch.dtype | None = None,
+        renew_every: int | None = None,
     ) -> SoapRule:
         """The rule for the parameters of a graph.
 
-        modulation: multiplies directions; None is the identity. total_steps: the horizon, where it
-        is known.
+        total_steps: the horizon, where it is known. compute_dtype: of rotations and of
+        what factors are made of; None: see `product_dtype`. renew_every: replaces the
+        configured one.
         """
-        return SoapRule(self.config, graph, modulation, total_steps)
+        every = renew_every or self.config.renew_every
+        return SoapRule(self.config, graph, total_steps, compute_dtype, every)
 
 
-class SoapRule:
-    """An `UpdateRule`: p <- p - s (lr * u + lr * decay * p),
-    with the direction u and the schedule s.
+@dataclass(eq=False)
+class SoapRule(UpdateRule):
+    """SOAP on a graph; for a record see `first_record`, for arguments `Soap.bind`."""
 
-    A record is `step`, the number of gradients so far; `skipped`, how many of them were not finite;
-    `scale` and `size` (see `Measured`); what `init_direction` describes; and, without a horizon,
-    the `average` of the weights.
-    """
+    config: SoapConfig
+    graph: NeuralGraph
+    total_steps: int | None = None
+    compute_dtype: torch.dtype | None = None
+    renew_every: int | None = None
 
-    def __init__(
-        self,
-        config: SoapConfig,
-        graph: NeuralGraph,
-        modulation: Modulation | None,
-        total_steps: int | None,
-    ):
-        self.config, self.total_steps = config, total_steps
-        self.graph, self.modulation = graph, modulation
-        self._planner = Planner(config, graph)
-        self.layouts = self._planner.layouts
+    def __post_init__(self) -> None:
+        self.roles = roles_of(self.graph)
+        limits = self.config.longest, self.config.budget
+        pairs = zip(self.roles, self.graph.parameters, strict=True)
+        self.layouts = [layouts_of(role, spec, *limits) for role, spec in pairs]
+        self._groups: tuple[Any, list[Group]] = None, []
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
-        rows = zip(params, self.layouts, strict=True)
-        return [self._first_record(p, layouts) for p, layouts in rows]
+        records = list(map(first_record, params, self.layouts))
+        if self.total_steps is None:
+            for p, record in zip(params, records, strict=True):
+                record[AVERAGE] = as_average(p)
+        return records
 
     def update(
         self,
@@ -101,241 +103,280 @@ class SoapRule:
         params: Sequence[Tensor],
         hyper: Hyper,
         in_place: bool = False,
-    ) -> Iterator[Change]:
+    ) -> Iterator[list[Change]]:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return
-        plan = self._planner.plan(present, state, in_place)
-        step = self._begin(plan, grads, state, params, hyper, in_place)
-        factors = self._modulate(state, step.now)
-        for (some, batch), numbers in zip(
-            plan.batches, step.numbers, strict=True
-        ):
-            yield from self._updated(step, some, batch, numbers, factors)
+        groups = self._grouped(present, state, in_place)
+        given = grads, state, params, hyper, in_place
+        steps = [Step(group, *given) for group in groups]
+        is_captured, now = devices.is_capturing(steps[0].device), 0.0
+        if not is_captured:
+            absent = set(range(len(state))) - set(present)
+            counts = [state[i]["step"] for i in absent if state[i]]
+            counts += [step.state.step.max() for step in steps]
+            now = float(steps_so_far(counts, self.total_steps))
+        for group, step in zip(groups, steps, strict=True):
+            changes = group.captured(step) if is_captured else group.changes(step, now)
+            if in_place:
+                yield from changes
+                continue
+            found = list(chain.from_iterable(changes))
+            group.stack.packed.close(step.records, step.state.tensors)
+            yield found
 
-    def may_be_traced(
-        self, grads: Sequence[Tensor | None], state: Sequence[Record]
-    ) -> bool:
-        """After the first steps, unless another state was loaded since the last."""
-        present = [i for i, grad in enumerate(grads) if grad is not None]
-        plan = self._planner.latest
-        if (
-            plan is None
-            or not plan.is_settled
-            or not all(state[i] for i in present)
-        ):
-            return False
-        is_same = plan.made_for == made_for(present, state)
-        return is_same and plan.counts.are_open(
-            [state[i] for i in plan.positions]
-        )
+    def renewal_interval(self, device: torch.device) -> int:
+        layouts = chain.from_iterable(self.layouts)
+        return self.renew_every or renewal_interval(layouts, device)
 
-    def _first_record(
-        self, p: Tensor, layouts: Sequence[MatrixLayout]
-    ) -> Record:
-        like = {"dtype": torch.float32, "device": p.device}
-        zero = torch.zeros((), **like)
-        record = {
-            "step": torch.zeros((), dtype=torch.float32, device="cpu"),
-            "skipped": zero,
-            "scale": zero.clone(),
-            "size": zero.clone(),
-            **init_direction(p, layouts, state_dtype(p)),
-        }
-        if self.total_steps is None:
-            record[AVERAGE] = p.detach().to(state_dtype(p), copy=True)
-        if self.modulation is not None:
-            record["signals"] = torch.zeros(
-                count_rows(layouts), len(SIGNALS), **like
-            )
-        return record
+    def _grouped(
+        self, present: Sequence[int], state: Sequence[Record], in_place: bool
+    ) -> list[Group]:
+        """The parameters that have a gradient, by dtype and device."""
+        likes = [state[i]["exp_avg_0"] for i in present]
+        wanted = present, [(like.dtype, like.device) for like in likes]
+        known, groups = self._groups
+        if known != wanted:
+            if in_place and known:
+                unshare(state[i] for i in set(known[0]) - set(present))
+            same: dict[Any, list[int]] = {}
+            for i, kind in zip(*wanted, strict=True):
+                same.setdefault(kind, []).append(i)
+            like = [state[own[0]]["exp_avg_0"] for own in same.values()]
+            groups = list(map(partial(Group, self), same.values(), like))
+            self._groups = wanted, groups
+        return groups
 
-    def _schedule(self, step: Any, now: Any, scheduled: bool) -> Any:
-        """What the step size is at a parameter's own step, `now` steps into the training."""
-        config = self.config
-        if scheduled:
-            return config.step_size
-        if self.total_steps is not None:
-            factor = with_horizon(step, now, self.total_steps, config.warmup)
-            return config.step_size * factor
-        factor = without_horizon(
-            step, now, config.open_warmup, config.open_constant
-        )
-        return config.open_step_size * factor
 
-    def _begin(
+class Step:
+    """What one step of a group is given, in its order, and the state."""
+
+    def __init__(
         self,
-        plan: Plan,
-        grads: Sequence[Tensor | None],
+        group: Group,
+        grads: Sequence[Any],
         state: Sequence[Record],
         params: Sequence[Tensor],
         hyper: Hyper,
         in_place: bool,
-    ) -> Step:
-        """The numbers of this step, found for all parameters at once."""
-        positions = plan.positions
-        old: list[Record] = [state[i] for i in positions]
-        new: list[Record] = old if in_place else [{} for _ in old]
-        given = [grads[i] for i in positions]
-        found = [grad for grad in given if grad is not None]
-        rms = root_mean_squares([*found, *(params[i] for i in plan.matrices)])
-        rms, weights = rms[: len(found)], rms[len(found) :]
+    ):
+        """in_place: state moves where it is; neither autograd nor vmap follows."""
+        positions, self.in_place = group.positions, in_place
+        self.device = group.stack.device
+        self.grads: list[Tensor] = [grads[i] for i in positions]
+        self.params = [params[i] for i in positions]
+        self.records = [state[i] if in_place else dict(state[i]) for i in positions]
+        self.state = group.stack.open(self.records, in_place)
+        lr = [hyper.lr[i] for i in positions]
+        decay = [hyper.weight_decay[i] for i in positions]
+        self.hyper = Hyper(lr, decay, hyper.scheduled)
+        self.bases: dict[int, Tensor] = {}  # of every size, for products
+        self.youngest = torch.inf  # least number of gradients before, where it is known
+        self.of_factors: dict[int, FactorNumbers] = {}  # by size
+        self.newest: Sequence[Tensor | None] = [None] * len(positions)  # see `Known`
 
-        counts = plan.counts.open(old, in_place)
-        sizes = plan.sizes.open(old, in_place)
-        absent = [state[i]["step"] for i in plan.absent if state[i]]
-        is_compiling = torch.compiler.is_compiling()
-        is_traced = is_compiling and self.may_be_traced(grads, state)
-        kind = TracedClock if is_traced else HostClock
-        clock = kind(counts, absent, self.total_steps)
-        at_step = clock.at(partial(self._at, scheduled=hyper.scheduled), rms)
-        relative = relative_sizes(weights, plan.usual)
-        decays = self._decayed(plan, hyper.weight_decay)
-        rates = [hyper.lr[i] for i in positions]
-        settings = [column(x, rms) for x in (plan.gains, rates, decays)]
-        known = *columns(sizes, rms), *at_step, *settings
-        numbers = of_all(self._numbers, rms, relative, *known)
-        kept = numbers[: len(SIZE_KEYS)]
-        active, *numbers = numbers[len(SIZE_KEYS) :]
-        if self.total_steps is not None:  # there is no average
-            numbers.pop()
-        has_recall = not clock.is_settled and is_recalled(
-            numbers[0], clock.steps
+    def fuse(self, function: Callable) -> Callable:
+        return devices.fused(function, self.device) if self.in_place else function
+
+
+class RowNumbers(NamedTuple):
+    """Numbers of a step, of parameters (n,) or of rows of a bucket (rows, 1)."""
+
+    multiplier: Tensor  # of the gradient
+    momentum: Tensor  # of the old one
+    second: Tensor  # of the old second moments
+    correction: Tensor  # of the new ones
+    damping: Tensor  # beside them
+    rate: Tensor  # of the direction, below 0
+    decay: Tensor  # of the weights, below 0
+
+
+class FactorNumbers(NamedTuple):
+    """Numbers of a step, of parameters (n,) or of factors (count, 1, 1)."""
+
+    kept: Tensor  # of the old factor
+    active: Tensor  # 1 where the step is made, else 0
+    count: Tensor  # gradients so far, this one included
+
+
+class Group:
+    """Parameters of one dtype and device, and what updates them."""
+
+    def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
+        """positions: among all parameters. like: of the state's dtype and device."""
+        self.config, self.positions, device = rule.config, positions, like.device
+        self.stack = ParameterStack([rule.layouts[i] for i in positions], like)
+        roles = [rule.roles[i] for i in positions]
+        self._table = StepTable(rule.config, roles, rule.total_steps, device)
+        every = rule.renewal_interval(device)
+        self._schedule = RenewalSchedule(self.stack.counts, every, device)
+        numels = [max(rule.graph.parameters[i].numel, 1) for i in positions] * 2
+        dtype = devices.precise_dtype(device)
+        self._roots = torch.tensor(numels, dtype=dtype, device=device).sqrt()
+        self._dtype = rule.compute_dtype or devices.product_dtype(device, like.dtype)
+
+    def changes(self, step: Step, now: float) -> Iterator[list[Change]]:
+        """Those of one bucket after the other; the state moves with them.
+
+        now: steps of the training before this one.
+        """
+        ages = step.state.step.tolist()
+        step.youngest = min(ages)
+        known = self._table.fill(np.array(ages), now, step.hyper)
+        yield from self._changes(step, known)
+        for size, some in self._schedule.due(int(step.youngest)):
+            self._renew(step, size, some, step.of_factors[size].active[some])
+        step.state.step.add_(1)
+
+    def captured(self, step: Step) -> Iterator[list[Change]]:
+        """The same for a CUDA graph: all that varies is on the device."""
+        known = self._table.advance(step.hyper)
+        self.stack.count_on_device(step.records, known.count)
+        yield from self._changes(step, known)
+        for size, is_due in self._schedule.are_due(known.count.min() - 1).items():
+            is_due = is_due.view(-1, 1, 1) * step.of_factors[size].active
+            self._renew(step, size, slice(None), is_due)
+
+    def _changes(self, step: Step, known: Known) -> Iterator[list[Change]]:
+        of_rows, of_factors = self._numbers(step, known)
+        if AVERAGE in step.records[0]:
+            newest = known.newest.to(of_factors) * FactorNumbers(*of_factors).active
+            step.newest = newest.unbind()
+        for size, some in self.stack.of_factors(of_factors).items():
+            own = step.of_factors[size] = FactorNumbers(*some)
+            step.state.factors[size].mul_(own.kept)
+        moments = zip(step.state.momentum, step.state.second, strict=True)
+        for bucket, own in zip(self.stack.buckets, moments, strict=True):
+            rows = RowNumbers(*bucket.spread(of_rows))
+            delta = self._direction(step, bucket, own, rows)
+            old = bucket.gather(step.params).to(self.stack.dtype)
+            delta = step.fuse(change)(delta, own[0], old, rows)
+            del old
+            pieces = bucket.pieces.split(delta)
+            yield list(map(partial(self._change, step), bucket.members, pieces))
+            del delta, pieces  # memory for the next bucket
+
+    def _change(self, step: Step, m: Member, delta: Tensor) -> Change:
+        i, record = m.parameter, step.records[m.parameter]
+        return Change(self.positions[i], delta, record, m.layout.of, step.newest[i])
+
+    def _numbers(self, step: Step, known: Known) -> Sequence[Tensor]:
+        """`RowNumbers` and `FactorNumbers` of all parameters, (fields, n)."""
+        c, n = self.config, len(self.positions)
+        values = [*step.grads, *step.params]
+        rms = devices.root_mean_squares(values, self._roots, step.in_place)
+        scale, running, skipped = step.state.scales.to(rms.dtype)
+        is_early = None
+        if step.youngest <= EARLY:
+            is_early = (known.count > 1) & (known.count <= EARLY + 1)
+        corrections = known.before, known.after
+        g = gradient_scale(rms[:n], scale, running, corrections, c.clip, is_early)
+        scales = g.scale, g.rms, skipped + 1 - g.active
+        step.state.scales.copy_(torch.stack(scales))
+
+        square = g.rescale * g.rescale
+        size = torch.addcmul(known.offset, rms[n:], known.per_rms).clip(*FOLLOWED)
+        height = known.height * known.lr * -g.active
+        of_rows = RowNumbers(
+            multiplier=g.multiplier,
+            momentum=c.beta1**g.active * g.rescale,
+            second=c.beta2**g.active * square,
+            correction=known.correction,
+            damping=g.relative**2 * known.damping + TINY,
+            rate=known.gain * height * size**c.weight_exponent,
+            decay=known.decay * height,
         )
-        rows = [
-            shared(numbers, some, old[some.start]["exp_avg"], has_recall)
-            for some, _ in plan.batches
-        ]
+        of_factors = c.beta_factor**g.active * square, g.active, known.count
+        numbers = torch.stack((*of_rows, *of_factors)).to(self.stack.dtype)
+        return numbers.split(len(of_rows))
 
-        plan.is_settled = clock.is_settled
-        plan.counts.close(
-            new, as_tensor([clock.steps_after()], counts), in_place
-        )
-        plan.sizes.close(new, as_tensor(kept, sizes), in_place)
-        return Step(
-            positions=positions,
-            grads=found,
-            params=[params[i] for i in positions],
-            turns=clock.turns(old, plan.phases, self.config.renew_every),
-            records=new,
-            active=active,
-            numbers=rows,
-            now=clock.now,
-            in_place=in_place,
-        )
-
-    def _at(self, step: Any, now: Any, scheduled: bool) -> Sequence[Any]:
-        """The numbers of a parameter that are given by its step."""
-        height = self._schedule(step, now, scheduled)
-        newest = average_weight(step, self.config.average_power)
-        return *sizes_at(step), *corrections(step, self.config), height, newest
-
-    def _numbers(
-        self,
-        rms: Any,
-        relative: Any,
-        scale: Any,
-        size: Any,
-        skipped: Any,
-        early: Any,
-        kept: Any,
-        shrink: Any,
-        damping: Any,
-        height: Any,
-        newest: Any,
-        gain: Any,
-        lr: Any,
-        decay: Any,
-    ) -> Sequence[Any]:
-        """Of one parameter, or of all (n,): new `SIZE_KEYS`,
-        whether the step is made, `NUMBERS`."""
-        config = self.config
-        measured = measure(rms, scale, size, early, kept, config.clip)
-        active = measured.active
-        rate = lr * height * active
-        step_size = (
-            -rate * gain * weight_sizes(relative, config.weight_exponent)
-        )
-        sizes = measured.scale, measured.size, skipped + (1 - active)
-        direction = step_numbers(measured, shrink, damping, config)
-        return (
-            *sizes,
-            active,
-            *direction,
-            step_size,
-            rate * decay,
-            newest * active,
-        )
-
-    def _decayed(
-        self, plan: Plan, weight_decay: Sequence[float]
-    ) -> Sequence[float]:
-        """Weight decays of the plan's parameters in units of the step size."""
-        if not any(weight_decay):
-            return plan.decays
-        unit = NOMINAL_STEP / self.config.step_size
-        rows = zip(plan.decays, plan.positions, strict=True)
-        return [own + unit * weight_decay[i] for own, i in rows]
-
-    def _modulate(
-        self, state: Sequence[Record], now: int | Tensor
-    ) -> Sequence[Tensor] | None:
-        """The factors of all rows, from what these said after the step before."""
-        if self.modulation is None:
-            return None
-        nothing = torch.zeros(0, len(SIGNALS), dtype=torch.float32)
-        signals = [record.get("signals", nothing) for record in state]
-        progress = None if self.total_steps is None else now / self.total_steps
-        return self.modulation(signals, self.graph, progress)
-
-    def _updated(
-        self,
-        step: Step,
-        some: slice,
-        batch: Batch,
-        numbers: Shared,
-        factors: Sequence[Tensor] | None,
-    ) -> Iterable[Change]:
-        """The changes of a batch."""
-        positions = step.positions[some]
-        turns = step.turns[some]
-        records = step.records[some]
-        value = batch.directions(
-            step.grads[some],
-            turns,
-            records,
-            numbers,
-            self.config,
-            step.in_place,
-        )
-        if factors is not None:
-            rows = zip(positions, batch.flat.split(value), strict=True)
-            value = batch.flat.join(
-                [modulated(v, factors[i], self.layouts[i]) for i, v in rows]
-            )
-        params = step.params[some]
-        # written over where nobody asks for directions: all of a long table is much memory
-        own = value if self.modulation is None else value.clone()
-        delta = batch.delta(own, params, turns, records, numbers, step.in_place)
-        deltas = batch.split(delta)
-        if self.modulation is not None:
-            self._put_signals(step, some, batch.flat.split(value), deltas)
-        return map(Change, positions, deltas, records)
-
-    def _put_signals(
+    def _direction(
         self,
         step: Step,
-        some: slice,
-        values: Sequence[Tensor],
-        deltas: Sequence[Tensor],
-    ) -> None:
-        """What the rows of each parameter say after the step."""
-        members = range(*some.indices(len(step.positions)))
-        for j, value, delta in zip(members, values, deltas, strict=True):
-            layouts = self.layouts[step.positions[j]]
-            before = step.turns[j].record["signals"]
-            rows = row_signals(
-                layouts, step.grads[j], value, delta, step.params[j]
-            ).float()
-            is_active = on(torch.as_tensor(step.active[j] > 0), rows.device)
-            step.records[j]["signals"] = torch.where(is_active, rows, before)
+        bucket: Bucket,
+        moments: tuple[Tensor, Tensor],
+        rows: RowNumbers,
+    ) -> Tensor:
+        """u of the equations, (rows, lanes)."""
+        c, dtype, (momentum, second) = self.config, self._dtype, moments
+        grad, ahead = step.fuse(accumulate)(
+            bucket.gather(step.grads).to(momentum.dtype), momentum, rows, c, dtype
+        )
+        if not bucket.factors:
+            return step.fuse(precondition)(grad, ahead, second, rows, c.beta2)
+        stacks = bucket.stacked.split(grad)
+        self._observe(step, bucket, [x.detach() for x in stacks])
+        bases = [self._basis(step, axis.size)[some] for _, axis, some in bucket.factors]
+        grad = bucket.rotate(stacks, bases, back=False)
+        ahead = bucket.rotate(bucket.stacked.split(ahead), bases, back=False)
+        u = step.fuse(precondition)(grad, ahead, second, rows, c.beta2)
+        return bucket.rotate(bucket.stacked.split(u), bases, back=True)
+
+    def _observe(self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]) -> None:
+        """factor <- factor + (1 - b) X X^T, summed up in float32 at least."""
+        alpha = 1 - self.config.beta_factor
+        with devices.full_precision(step.device):
+            for i, axis, some in bucket.factors:
+                x, factor = axis.unfold(stacks[i]), step.state.factors[axis.size][some]
+                if step.in_place and x.dtype == factor.dtype:
+                    factor.baddbmm_(x, x.mT, alpha=alpha)
+                else:
+                    square = devices.precise_bmm(x, x.mT, step.in_place)
+                    factor.add_(square, alpha=alpha)
+        if step.youngest == 0:
+            for _, axis, some in bucket.factors:
+                _, active, count = step.of_factors[axis.size]
+                self._renew(step, axis.size, some, (active * (count == 1))[some])
+
+    def _basis(self, step: Step, size: int) -> Tensor:
+        """Bases of a size for products; of a functional step a copy, as they move."""
+        if size not in step.bases:
+            basis, copy = step.state.bases[size], not step.in_place
+            step.bases[size] = basis.to(self._dtype, copy=copy)
+        return step.bases[size]
+
+    @torch.no_grad()
+    def _renew(self, step: Step, size: int, some: slice, is_due: Tensor) -> None:
+        """Renews bases where is_due, (count, 1, 1), is 1: constants to autograd."""
+        step.bases.pop(size, None)
+        basis, factor = (x[size][some] for x in (step.state.bases, step.state.factors))
+        dtype = self.stack.dtype if basis.is_cpu else basis.dtype
+        most = IN_CACHE if basis.is_cpu else MOST
+        count = max(1, most // (size**2 * dtype.itemsize))
+        values = factor.detach(), basis, is_due
+        for factor, basis, due in zip(*(x.split(count) for x in values), strict=True):
+            with devices.full_precision(basis.device):
+                new = renewed(factor.to(dtype), basis.to(dtype))
+            basis.copy_(torch.where(due > 0, new.to(basis.dtype), basis))
+
+
+# --- Element by element: values (rows, lanes), and numbers (rows, 1) ---
+
+
+def accumulate(
+    grad: Tensor,
+    momentum: Tensor,
+    numbers: RowNumbers,
+    config: SoapConfig,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The gradient in units of its scale, and Nesterov's momentum, for products."""
+    ahead = (1 - config.beta1) * config.nesterov
+    grad = grad.nan_to_num(0.0, 0.0, 0.0).mul_(numbers.multiplier)
+    momentum.mul_(numbers.momentum).add_(grad, alpha=1 - config.beta1)
+    return grad.to(dtype), momentum.lerp(grad, ahead).to(dtype)
+
+
+def precondition(
+    grad: Tensor, ahead: Tensor, second: Tensor, numbers: RowNumbers, beta2: float
+) -> Tensor:
+    """Nesterov's momentum by the root of the second moments, in the eigenbasis."""
+    second.mul_(numbers.second).add_(grad.square(), alpha=1 - beta2)
+    scale = torch.addcmul(numbers.damping, second, numbers.correction).rsqrt_()
+    return ahead.mul_(scale)
+
+
+def change(u: Tensor, momentum: Tensor, weights: Tensor, numbers: RowNumbers) -> Tensor:
+    """rate * u + decay * weights; what never had a gradient only decays."""
+    u = u.mul_(momentum.sign().abs_())
+    return torch.addcmul(weights * numbers.decay, u, numbers.rate)

@@ -89,9 +89,7 @@ def load_model(path: str) -> nn.Module:
     return found
 
 
-def example_of(
-    shape: Sequence[int] | None, dtype: torch.dtype
-) -> Tensor | None:
+def example_of(shape: Sequence[int] | None, dtype: torch.dtype) -> Tensor | None:
     """An input of a shape: random numbers, or zeros where they are indices."""
     if shape is None:
         return None

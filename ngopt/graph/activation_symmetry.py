@@ -47,13 +47,9 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
         is_plain = group.kind == "neuron" and not group.is_fixed
         own = [bias for bias in graph.biases if bias.group == number]
         around = [
-            block
-            for block in graph.blocks
-            if number in (block.source, block.target)
+            block for block in graph.blocks if number in (block.source, block.target)
         ]
-        is_plain &= all(
-            bias.kind == "bias" and not bias.slot_shape for bias in own
-        )
+        is_plain &= all(bias.kind == "bias" and not bias.slot_shape for bias in own)
         is_plain &= all(
             block.kind in ("weight", "flatten") and block.source != block.target
             for block in around
@@ -62,9 +58,7 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
         is_plain &= all(
             view is not None and free[view.parameter] == 0 for view in views
         )
-        found.append(
-            cast(Symmetry | None, group.symmetry) if is_plain else None
-        )
+        found.append(cast(Symmetry | None, group.symmetry) if is_plain else None)
     return found
 
 
@@ -95,17 +89,13 @@ def canonical(
                 graph, values, number, frequency, batch_dims
             )
         elif kind == "sign":
-            inward = outward = _positive(
-                _bias_of(graph, values, number, batch_dims)
-            )
+            inward = outward = _positive(_bias_of(graph, values, number, batch_dims))
         else:
             outward = _norms(graph, values, number, batch_dims)
             inward = 1 / outward
         values = _multiplied(graph, values, number, inward, outward, batch_dims)
         ones = _multiplied(graph, ones, number, inward, outward, batch_dims)
-    return Canonical(
-        graph.scatter(values, batch_dims), graph.scatter(ones, batch_dims)
-    )
+    return Canonical(graph.scatter(values, batch_dims), graph.scatter(ones, batch_dims))
 
 
 def _shifted(
@@ -145,9 +135,7 @@ def _bias_of(
     total = like.new_zeros(*like.shape[:batch_dims], graph.groups[number].size)
     for bias, value in zip(graph.biases, values.biases, strict=True):
         if bias.group == number:
-            total = total + _placed(
-                value.squeeze(-1), bias.index, total.shape[-1]
-            )
+            total = total + _placed(value.squeeze(-1), bias.index, total.shape[-1])
     return total
 
 
@@ -201,12 +189,8 @@ def _placed(values: Tensor, index: Index, size: int) -> Tensor:
     if index is None:
         return values
     empty = values.new_zeros(*values.shape[:-1], size)
-    return empty.index_add(
-        -1, torch.tensor(index, device=values.device), values
-    )
+    return empty.index_add(-1, torch.tensor(index, device=values.device), values)
 
 
-def _with(
-    values: tuple[Tensor, ...], place: int, value: Tensor
-) -> tuple[Tensor, ...]:
+def _with(values: tuple[Tensor, ...], place: int, value: Tensor) -> tuple[Tensor, ...]:
     return (*values[:place], value, *values[place + 1 :])

@@ -56,9 +56,7 @@ def build_graph(
     if any(is_lazy(t) for t in (*source.parameters(), *source.buffers())):
         source = _materialized(source, example_input)
     if not any(True for _ in source.parameters()):
-        raise ValueError(
-            "build_graph: expected at least one parameter; got none"
-        )
+        raise ValueError("build_graph: expected at least one parameter; got none")
     if example_input is not None:
         try:
             program = capture(source, example_input)
@@ -128,9 +126,7 @@ def _guess(model: nn.Module) -> NeuralGraph:
     )
 
 
-def _from_parameters(
-    model: nn.Module, reason: str, stacklevel: int = 3
-) -> NeuralGraph:
+def _from_parameters(model: nn.Module, reason: str, stacklevel: int = 3) -> NeuralGraph:
     warnings.warn(
         f"build_graph: names and shapes of the parameters decide, as {reason}",
         stacklevel=stacklevel,
@@ -145,9 +141,7 @@ def _specs(
     specs, named = [], True
     for i, item in enumerate(source):
         named = named and isinstance(item, tuple)
-        name, tensor = (
-            item if isinstance(item, tuple) else (f"parameter {i}", item)
-        )
+        name, tensor = item if isinstance(item, tuple) else (f"parameter {i}", item)
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(
                 f"build_graph: expected tensors or (name, tensor) pairs; got "
@@ -155,7 +149,5 @@ def _specs(
             )
         specs.append(ParameterSpec.of(name, tensor))
     if not specs:
-        raise ValueError(
-            "build_graph: expected at least one parameter; got none"
-        )
+        raise ValueError("build_graph: expected at least one parameter; got none")
     return specs, named

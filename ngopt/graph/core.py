@@ -72,9 +72,7 @@ class NeuralGraph(Topology):
     Use `ngopt.build_graph` to make a graph.
     """
 
-    def gather(
-        self, values: Sequence[Tensor], batch_dims: int = 0
-    ) -> GraphValues:
+    def gather(self, values: Sequence[Tensor], batch_dims: int = 0) -> GraphValues:
         """Puts per-parameter values on nodes and edges.
 
         values: one tensor a parameter, (*batch, *shape, *features), with `batch_dims` leading axes
@@ -93,10 +91,7 @@ class NeuralGraph(Topology):
         ]
         self._check(values, batch_dims)
         return GraphValues(
-            tuple(
-                self._read(values, bias.view, 1, batch_dims)
-                for bias in self.biases
-            ),
+            tuple(self._read(values, bias.view, 1, batch_dims) for bias in self.biases),
             tuple(
                 self._read(values, block.view, 3, batch_dims)
                 for block in self.weights
@@ -143,9 +138,7 @@ class NeuralGraph(Topology):
 
     def unflatten(self, flat: Tensor, batch_dims: int = 0) -> list[Tensor]:
         """Views of a flat tensor as per-parameter values: the inverse of `flatten`."""
-        pieces = flat.split(
-            [spec.numel for spec in self.parameters], dim=batch_dims
-        )
+        pieces = flat.split([spec.numel for spec in self.parameters], dim=batch_dims)
         batch = flat.shape[:batch_dims]
         features = flat.shape[batch_dims + 1 :]
         return [
@@ -189,9 +182,7 @@ class NeuralGraph(Topology):
 
     def _check(self, values: Sequence[Tensor], batch_dims: int) -> None:
         for value, spec in zip(values, self.parameters, strict=True):
-            shape = tuple(
-                value.shape[batch_dims : batch_dims + len(spec.shape)]
-            )
+            shape = tuple(value.shape[batch_dims : batch_dims + len(spec.shape)])
             if shape != spec.shape:
                 raise ValueError(
                     f"value of parameter '{spec.name}': expected shape {spec.shape} after "
@@ -218,9 +209,7 @@ def _number_uses(spec: ParameterSpec, views: Sequence[View]) -> UseNumbers:
         )
         places += 1
         numbers = np.unique(places)
-        found.append(
-            int(numbers[0]) if len(numbers) == 1 else places[..., None].copy()
-        )
+        found.append(int(numbers[0]) if len(numbers) == 1 else places[..., None].copy())
     return tuple(found)
 
 
@@ -247,9 +236,7 @@ def _assemble(
     return _as_declared(spec, mean.reshape(shape), bool(features))
 
 
-def _running_mean(
-    old: Tensor, value: Tensor, number: int | np.ndarray
-) -> Tensor:
+def _running_mean(old: Tensor, value: Tensor, number: int | np.ndarray) -> Tensor:
     """The mean of `number` values from that of the first `number` - 1 and the last;
     equal ones give themselves."""
     k = (
@@ -262,9 +249,7 @@ def _running_mean(
     return mean if isinstance(k, int) else torch.where(k == 1, value, mean)
 
 
-def _as_declared(
-    spec: ParameterSpec, value: Tensor, has_features: bool
-) -> Tensor:
+def _as_declared(spec: ParameterSpec, value: Tensor, has_features: bool) -> Tensor:
     """Complex numbers where the parameter's are, unless there are none of such pairs:
     of integers, say."""
     pairs = (

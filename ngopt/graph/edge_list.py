@@ -35,22 +35,19 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
     """Every edge of every block, in the order of blocks, then groups, targets and sources."""
     starts = node_starts(graph)
     places = graph.gather(
-        [
-            torch.arange(spec.numel).reshape(spec.shape)
-            for spec in graph.parameters
-        ]
+        [torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters]
     )
     elements = dict(zip(graph.weights, places.edges, strict=True))
     width = max((block.slots for block in graph.weights), default=0)
     columns: list[list[Tensor]] = [[], [], [], [], []]
     for number, block in enumerate(graph.blocks):
         g, t, s = block.shape
-        targets = _neurons(
-            block.target_index, graph.groups[block.target].size
-        ).reshape(g, t, 1)
-        sources = _neurons(
-            block.source_index, graph.groups[block.source].size
-        ).reshape(g, 1, s)
+        targets = _neurons(block.target_index, graph.groups[block.target].size).reshape(
+            g, t, 1
+        )
+        sources = _neurons(block.source_index, graph.groups[block.source].size).reshape(
+            g, 1, s
+        )
         element = torch.full((g * t * s, width), -1)
         parameter = element.clone()
         if block.view is not None:
@@ -84,8 +81,7 @@ def _node_features(
     for bias, index in zip(graph.biases, places.biases, strict=True):
         n, slots = index.shape
         nodes.append(
-            starts[bias.group]
-            + _neurons(bias.index, graph.groups[bias.group].size)
+            starts[bias.group] + _neurons(bias.index, graph.groups[bias.group].size)
         )
         element = torch.full((n, width), -1)
         element[:, :slots] = index

@@ -61,9 +61,7 @@ NOTE_CHARACTERS = 18
 LEGEND_COLUMN, LEGEND_ROW, HEADER, LEAST_WIDTH = 2.1, 0.2, 0.3, 4.6  # inches
 
 
-def graph_figure(
-    graph: NeuralGraph, values: Sequence[Tensor] | None = None
-) -> Figure:
+def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> Figure:
     """The drawing that `ngopt.graph.draw` saves.
     Every wire is an artist whose gid is "source>target style"."""
     title = _title(graph)
@@ -109,9 +107,7 @@ def _title(graph: NeuralGraph) -> str:
     groups = len(graph.groups)
     plural = "s" if groups != 1 else ""
     elements = f"{graph.numel:,} parameter elements"
-    return (
-        f"neural graph: {nodes:,} nodes in {groups} group{plural}, {elements}"
-    )
+    return f"neural graph: {nodes:,} nodes in {groups} group{plural}, {elements}"
 
 
 def _widths(
@@ -121,13 +117,7 @@ def _widths(
     without them by the log of its elements."""
     if values is None:
         strength = [
-            log1p(
-                sum(
-                    view.numel
-                    for b in w.blocks
-                    if (view := graph.blocks[b].view)
-                )
-            )
+            log1p(sum(view.numel for b in w.blocks if (view := graph.blocks[b].view)))
             for w in wires
         ]
     else:
@@ -135,17 +125,11 @@ def _widths(
         edges = iter(graph.gather(values).edges)
         for i, block in enumerate(graph.blocks):
             norms[i] = (
-                float(
-                    torch.linalg.vector_norm(
-                        next(edges).detach().abs().double()
-                    )
-                )
+                float(torch.linalg.vector_norm(next(edges).detach().abs().double()))
                 if block.view
                 else 0.0
             )
-        strength = [
-            sqrt(sum(norms[b] ** 2 for b in wire.blocks)) for wire in wires
-        ]
+        strength = [sqrt(sum(norms[b] ** 2 for b in wire.blocks)) for wire in wires]
     greatest = max(strength, default=0) or 1
     least, most = THICKNESS
     return [
@@ -188,9 +172,7 @@ def _path(points: Sequence[Point]) -> Path:
             [Path.MOVETO] + 3 * [Path.CURVE4],
         )
     vertices, codes = [points[0]], [Path.MOVETO]
-    for before, corner, after in zip(
-        points, points[1:], points[2:], strict=False
-    ):
+    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
         vertices += [_towards(corner, before), corner, _towards(corner, after)]
         codes += [Path.LINETO, Path.CURVE3, Path.CURVE3]
     return Path([*vertices, points[-1]], [*codes, Path.LINETO])
@@ -230,9 +212,7 @@ def _draw_note(
     )
 
 
-def _draw_group(
-    axes: Axes, graph: NeuralGraph, number: int, center: Point
-) -> None:
+def _draw_group(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> None:
     group = graph.groups[number]
     (x, y), (fill, border) = center, FILLS.get(group.kind, OTHER_FILL)
     corner = (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2)
@@ -279,9 +259,7 @@ def _draw_words(
     """Lines (text, points, weight, colour) in the middle of a box."""
     leading = [size * 1.45 / 72 for _, size, _, _ in lines]
     y = center[1] + sum(leading) / 2
-    for (words, size, weight, color), height in zip(
-        lines, leading, strict=True
-    ):
+    for (words, size, weight, color), height in zip(lines, leading, strict=True):
         look = {
             "fontsize": size,
             "weight": weight,
@@ -296,9 +274,7 @@ def _draw_words(
 
 def _incoming(graph: NeuralGraph, group: int) -> str:
     """The weights into a group and their slots, as short as a box demands."""
-    blocks: list[EdgeBlock] = [
-        b for b in graph.blocks if b.target == group and b.view
-    ]
+    blocks: list[EdgeBlock] = [b for b in graph.blocks if b.target == group and b.view]
     shapes = dict.fromkeys(
         f"{slot_text(b)}{' slots' if len(b.slot_shape) == 1 else ''}"
         for b in blocks
@@ -347,9 +323,7 @@ def _legend(
     handles: list[Artist] = []
     for kind in dict.fromkeys(group.kind for group in graph.groups):
         fill, border = FILLS.get(kind, OTHER_FILL)
-        handles.append(
-            Patch(facecolor=fill, edgecolor=border, label=_plural(kind))
-        )
+        handles.append(Patch(facecolor=fill, edgecolor=border, label=_plural(kind)))
     if any(group.role in ENDS or group.is_pinned for group in graph.groups):
         label = "input, output or pinned"
         handles.append(
@@ -387,9 +361,7 @@ def _legend(
         )
     if graph.weights:
         measure = (
-            "norm of the values"
-            if with_values
-            else "log of the number of elements"
+            "norm of the values" if with_values else "log of the number of elements"
         )
         handles.append(
             Line2D(

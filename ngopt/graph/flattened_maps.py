@@ -26,9 +26,7 @@ def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
     builder = _copy(graph)
     for block in [b for b in builder.blocks if b.kind == FLATTEN]:
         name = f"{graph.groups[block.target].name}.flattened"
-        group = builder.add_group(
-            name, block.shape[2] * block.slots, "position"
-        )
+        group = builder.add_group(name, block.shape[2] * block.slots, "position")
         spread = EdgeBlock(
             None,
             block.source,
@@ -68,18 +66,14 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
                 if b.target == block.source
             ]
             builder.biases += [
-                replace(
-                    b, group=group, index=_copies(b.index, size, block.slots, k)
-                )
+                replace(b, group=group, index=_copies(b.index, size, block.slots, k))
                 for b in graph.biases
                 if b.group == block.source
             ]
         builder.blocks.remove(block)
         chosen = block.source_index or range(size)
         places = _places(block, step=block.slots, of=list(chosen))
-        builder.blocks.append(
-            replace(_unrolled(block, group), source_index=places)
-        )
+        builder.blocks.append(replace(_unrolled(block, group), source_index=places))
     return replace(
         _without_dead_ends(builder, graph).build(*_ends(graph)),
         parameters=graph.parameters,
@@ -139,11 +133,7 @@ def _places(
             else [(c, k) for k in range(slots) for c in of]
         )
         order = [c * step + k for c, k in pairs]
-    return (
-        None
-        if order == list(range(len(order))) and of is None
-        else tuple(order)
-    )
+    return None if order == list(range(len(order))) and of is None else tuple(order)
 
 
 def _copies(index: Index, size: int, slots: int, k: int) -> Index:
@@ -157,14 +147,10 @@ def _ends(graph: NeuralGraph) -> tuple[set[int], set[int]]:
     }
 
 
-def _without_dead_ends(
-    builder: GraphBuilder, graph: NeuralGraph
-) -> GraphBuilder:
+def _without_dead_ends(builder: GraphBuilder, graph: NeuralGraph) -> GraphBuilder:
     """Takes out what led to channels that only their copies use now."""
     flattened = {b.source for b in graph.blocks if b.kind == FLATTEN}
-    dead = {
-        g for g in flattened if not any(b.source == g for b in builder.blocks)
-    }
+    dead = {g for g in flattened if not any(b.source == g for b in builder.blocks)}
     builder.blocks = [b for b in builder.blocks if b.target not in dead]
     builder.biases = [b for b in builder.biases if b.group not in dead]
     # forward order: the copies stand before what uses them

@@ -113,15 +113,11 @@ class Grid:
         y = -GAP_HEIGHT / 2
         for row in range(len(self.starts)):
             half = boxes[row] * (BOX_HEIGHT + GAP_HEIGHT) + BOX_HEIGHT / 2
-            y = self._place_lanes(
-                row, [lane for lane in lanes[row] if lane > 0], y
-            )
+            y = self._place_lanes(row, [lane for lane in lanes[row] if lane > 0], y)
             y -= CLEARANCE + half
             self.middle.append(y)
             y -= CLEARANCE + half
-            y = self._place_lanes(
-                row, [lane for lane in lanes[row] if lane < 0], y
-            )
+            y = self._place_lanes(row, [lane for lane in lanes[row] if lane < 0], y)
         self.height = -y
 
     def _place_lanes(self, row: int, lanes: Sequence[int], y: float) -> float:
@@ -136,12 +132,8 @@ class Grid:
 
     def rows_of(self, wire: int) -> range:
         """The rows that a wire goes through, in its direction."""
-        start, end = (
-            self.row(self.column[group]) for group in self.wires[wire][:2]
-        )
-        return (
-            range(start, end + 1) if end >= start else range(start, end - 1, -1)
-        )
+        start, end = (self.row(self.column[group]) for group in self.wires[wire][:2])
+        return range(start, end + 1) if end >= start else range(start, end - 1, -1)
 
     def left(self) -> float:
         """x where all rows begin."""
@@ -193,9 +185,7 @@ class Grid:
         if side:
             beside.sort(key=lambda i: abs(self.lane.get(i, 0)))
         else:  # in the order of the boxes at their other ends
-            beside.sort(
-                key=lambda i: (-self.offset[self.box(i, not leaves)], i)
-            )
+            beside.sort(key=lambda i: (-self.offset[self.box(i, not leaves)], i))
         lines = list(dict.fromkeys(self.line(i, leaves) for i in beside))
         part = (lines.index(self.line(wire, leaves)) + 1) / (len(lines) + 1)
         if side:

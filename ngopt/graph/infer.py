@@ -45,9 +45,7 @@ def infer_graph(
     named: whether the names are those of the network's modules; then they say which vectors belong
         to which layer.
     """
-    layers = (
-        _layers_by_name(parameters) if named else _layers_by_order(parameters)
-    )
+    layers = _layers_by_name(parameters) if named else _layers_by_order(parameters)
     uncertain = _uncertain(parameters, layers)
     tables = _tables(parameters, layers)
     builder = GraphBuilder(parameters)
@@ -77,9 +75,7 @@ def _add_layer(
     return last
 
 
-def _add_weight(
-    builder: GraphBuilder, i: int, last: int | None, table: bool
-) -> int:
+def _add_weight(builder: GraphBuilder, i: int, last: int | None, table: bool) -> int:
     if table:
         return _add_table(builder, i)
     if last is None:
@@ -195,9 +191,7 @@ def _layers_by_name(parameters: Sequence[ParameterSpec]) -> list[Layer]:
         module, _, name = spec.name.rpartition(".")
         key = module if name in ("weight", "bias") else spec.name
         modules.setdefault(key, {})[name] = i
-    layers = [
-        _layer_of_module(parameters, members) for members in modules.values()
-    ]
+    layers = [_layer_of_module(parameters, members) for members in modules.values()]
     return _with_loose_biases(parameters, layers)
 
 
@@ -256,9 +250,7 @@ def _owner(
     return owner if bias.shape == rows else None
 
 
-def _tables(
-    parameters: Sequence[ParameterSpec], layers: Sequence[Layer]
-) -> set[int]:
+def _tables(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> set[int]:
     """Weights that are embeddings: matrices at the beginning whose columns, not rows,
     are what follows.
 
@@ -266,9 +258,7 @@ def _tables(
     then, of different lengths, and nothing reads what rows they have.
     """
     weights = {
-        k: layer.weight
-        for k, layer in enumerate(layers)
-        if layer.weight is not None
+        k: layer.weight for k, layer in enumerate(layers) if layer.weight is not None
     }
 
     def may_be_table(k: int) -> bool:
@@ -276,9 +266,7 @@ def _tables(
         return _may_be_table(parameters, layers[k : k + 2], layers[first])
 
     runs = groupby(weights, may_be_table)
-    found = [
-        {weights[k] for k in run} if may_be else set() for may_be, run in runs
-    ]
+    found = [{weights[k] for k in run} if may_be else set() for may_be, run in runs]
     if found and found[0]:
         return found[0]
     read = {_inputs(parameters, layer) for layer in layers}
@@ -347,9 +335,7 @@ def _uncertain(
     layers, unless names speak of attention. Anywhere else two or more in a row could be query, key,
     value and output projections.
     """
-    speaks_of_attention = any(
-        PROJECTION.search(spec.name) for spec in parameters
-    )
+    speaks_of_attention = any(PROJECTION.search(spec.name) for spec in parameters)
     if not speaks_of_attention and _is_plain_chain(parameters, layers):
         return set()
     uncertain: set[int] = set()
@@ -377,6 +363,5 @@ def _is_plain_chain(
     if shapes and shapes[0][0] == shapes[0][1]:
         return False
     return all(
-        _slots(shape, before[0]) is not None
-        for before, shape in pairwise(shapes)
+        _slots(shape, before[0]) is not None for before, shape in pairwise(shapes)
     )

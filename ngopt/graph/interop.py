@@ -58,14 +58,8 @@ def to_networkx(
     node_slots = _attributes(graph, *_node_slots(graph, edges), node_values)
     edge_slots = _attributes(graph, edges.parameter, edges.element, edge_values)
     result = MultiDiGraph()
-    places = (
-        (g, i)
-        for g, group in enumerate(graph.groups)
-        for i in range(group.size)
-    )
-    for node, ((g, i), attributes) in enumerate(
-        zip(places, node_slots, strict=True)
-    ):
+    places = ((g, i) for g, group in enumerate(graph.groups) for i in range(group.size))
+    for node, ((g, i), attributes) in enumerate(zip(places, node_slots, strict=True)):
         of_group = {key: getattr(graph.groups[g], key) for key in OF_GROUP}
         result.add_node(node, group=g, index=i, **of_group, **attributes)
     ends = zip(
@@ -74,9 +68,7 @@ def to_networkx(
         edges.block.tolist(),
         strict=True,
     )
-    for (source, target, block), attributes in zip(
-        ends, edge_slots, strict=True
-    ):
+    for (source, target, block), attributes in zip(ends, edge_slots, strict=True):
         result.add_edge(
             source,
             target,
@@ -100,9 +92,7 @@ def _attributes(
         zip(parameter.tolist(), element.tolist(), strict=True)
     ):
         found: dict[str, Any] = {
-            "slots": [
-                (names[p], e) for p, e in zip(*places, strict=True) if e >= 0
-            ]
+            "slots": [(names[p], e) for p, e in zip(*places, strict=True) if e >= 0]
         }
         if numbers is not None:
             found["values"] = numbers[row][: len(found["slots"])]
@@ -145,12 +135,8 @@ def to_pyg(
     edge_mask = edges.element >= 0
     sizes = torch.tensor([group.size for group in graph.groups])
     node_group = torch.arange(len(sizes)).repeat_interleave(sizes)
-    edge_kinds = torch.tensor(
-        [kind_code(b.kind, EDGE_KINDS) for b in graph.blocks]
-    )
-    node_kinds = torch.tensor(
-        [kind_code(g.kind, NODE_KINDS) for g in graph.groups]
-    )
+    edge_kinds = torch.tensor([kind_code(b.kind, EDGE_KINDS) for b in graph.blocks])
+    node_kinds = torch.tensor([kind_code(g.kind, NODE_KINDS) for g in graph.groups])
     depths = torch.tensor([group.depth for group in graph.groups])
     data = Data(
         edge_index=torch.stack([edges.sources, edges.targets]),

@@ -55,9 +55,7 @@ def layers(graph: NeuralGraph) -> Tensor:
 
 def _leads_back(block: EdgeBlock, pooled: set[tuple[int, int]]) -> bool:
     """pooled: targets and sources of edges of value 1."""
-    is_spread = (
-        block.kind == "spread" and (block.source, block.target) in pooled
-    )
+    is_spread = block.kind == "spread" and (block.source, block.target) in pooled
     return is_spread or block.target == block.source
 
 
@@ -68,9 +66,7 @@ def input_output_index(graph: NeuralGraph) -> tuple[Tensor, Tensor]:
     Pinned neurons are numbered among the outputs. Returns two (nodes,),
     the nodes in the order of `to_edge_list`.
     """
-    parameters = {
-        b.source for b in graph.blocks if _is_parameter_edge(graph, b)
-    }
+    parameters = {b.source for b in graph.blocks if _is_parameter_edge(graph, b)}
     inputs, outputs = [], []
     for i, group in enumerate(graph.groups):
         is_neuron = group.kind != "parameter" and i not in parameters
@@ -106,6 +102,4 @@ def kernel_positions(graph: NeuralGraph) -> Tensor:
 
 def _is_parameter_edge(graph: NeuralGraph, block: EdgeBlock) -> bool:
     """Whether a block comes from the node of a parameter: its edges are of the node's kind."""
-    return (
-        block.view is not None and block.kind == graph.groups[block.source].kind
-    )
+    return block.view is not None and block.kind == graph.groups[block.source].kind

@@ -59,9 +59,7 @@ def arrange(graph: NeuralGraph) -> Layout:
     return Layout(centers, wires, pieces, notes, width, grid.height)
 
 
-def _notes(
-    grid: Grid, pieces: Sequence[Sequence[Sequence[Point]]]
-) -> list[Note]:
+def _notes(grid: Grid, pieces: Sequence[Sequence[Sequence[Point]]]) -> list[Note]:
     """pieces: of every wire; where it goes on in another row, a note at both ends."""
     cuts: dict[tuple[Point, bool, bool], list[int]] = defaultdict(list)
     for i, lines in enumerate(pieces):
@@ -103,16 +101,12 @@ def _one_group(members: Sequence[NeuronGroup]) -> NeuronGroup:
 def wires_of(graph: NeuralGraph) -> list[Wire]:
     blocks: dict[tuple[int, int, str], list[int]] = defaultdict(list)
     for i, block in enumerate(graph.blocks):
-        style = (
-            "one to one" if block.view and is_diagonal(block) else block.kind
-        )
+        style = "one to one" if block.view and is_diagonal(block) else block.kind
         blocks[block.source, block.target, style].append(i)
     return [Wire(*ends, tuple(members)) for ends, members in blocks.items()]
 
 
-def columns(
-    graph: NeuralGraph, wires: Sequence[Wire]
-) -> tuple[list[int], list[int]]:
+def columns(graph: NeuralGraph, wires: Sequence[Wire]) -> tuple[list[int], list[int]]:
     """The column of every group, counted through all rows, and the first column of every row."""
     touched = {group for wire in wires for group in wire[:2]}
     parts: dict[int, list[int]] = defaultdict(list)
@@ -141,9 +135,7 @@ def _levels(
     """How many edges the longest path to a group has;
     inputs stand directly before what they lead to."""
     depths = sorted({graph.groups[group].depth for group in members})
-    level = {
-        group: depths.index(graph.groups[group].depth) for group in members
-    }
+    level = {group: depths.index(graph.groups[group].depth) for group in members}
     first: dict[int, int] = {}
     for wire in wires:
         if wire.source in level:
@@ -196,9 +188,7 @@ def _heights(
     return height
 
 
-def _neighbours(
-    wires: Sequence[Wire], column: Sequence[int]
-) -> dict[int, list[int]]:
+def _neighbours(wires: Sequence[Wire], column: Sequence[int]) -> dict[int, list[int]]:
     """The groups in other columns that each has wires with, one for each wire."""
     near: dict[int, list[int]] = defaultdict(list)
     for wire in wires:

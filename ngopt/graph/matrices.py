@@ -88,9 +88,7 @@ def matrices(
             pieces += _unstacked(graph, piece, spec.shape)
     parts = _joined_rows(_joined_columns(pieces, spec.shape))
     if usage is not None:
-        parts = list(
-            chain.from_iterable(_by_usage(piece, usage) for piece in parts)
-        )
+        parts = list(chain.from_iterable(_by_usage(piece, usage) for piece in parts))
     if sum(part.view.numel for part in parts) != spec.numel:
         return (by_shape(view.parameter, spec.shape),)
     return merged(parts)
@@ -177,9 +175,7 @@ def _gates(graph: NeuralGraph, block: EdgeBlock) -> int:
         return 0
     incoming = graph.blocks_into(block.target)
     fed_back = {
-        b.slot_shape
-        for b in incoming
-        if b.kind == "recurrent" and b.view is not None
+        b.slot_shape for b in incoming if b.kind == "recurrent" and b.view is not None
     }
     return block.slots if block.slot_shape in fed_back else 0
 
@@ -188,12 +184,12 @@ def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
     """The matrices of a grouped convolution, and the like."""
     view, (groups, n_target, n_source) = block.view, block.shape
     assert view is not None
-    targets = neurons(
-        block.target_index, graph.groups[block.target].size
-    ).reshape(groups, n_target)
-    sources = neurons(
-        block.source_index, graph.groups[block.source].size
-    ).reshape(groups, n_source)
+    targets = neurons(block.target_index, graph.groups[block.target].size).reshape(
+        groups, n_target
+    )
+    sources = neurons(block.source_index, graph.groups[block.source].size).reshape(
+        groups, n_source
+    )
     for k in range(groups):
         part = replace(
             view,
@@ -206,9 +202,7 @@ def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
         yield Piece(part, (rows,), (columns,))
 
 
-def _joined_columns(
-    pieces: Sequence[Piece], shape: tuple[int, ...]
-) -> list[Piece]:
+def _joined_columns(pieces: Sequence[Piece], shape: tuple[int, ...]) -> list[Piece]:
     """Makes one matrix of pieces with the same rows, as of a layer that reads several groups."""
     same_rows: dict[tuple, list[Piece]] = defaultdict(list)
     for piece in pieces:
@@ -295,9 +289,7 @@ def _column_axes(pieces: Sequence[Piece], shape: tuple[int, ...]) -> set[int]:
     if axes or len(shape) != 2:
         return axes
     view = pieces[0].view
-    rows = _axes(
-        replace(view, shape=view.shape[:1], strides=view.strides[:1]), shape
-    )
+    rows = _axes(replace(view, shape=view.shape[:1], strides=view.strides[:1]), shape)
     return {0, 1} - rows if rows else {1}
 
 
@@ -309,9 +301,7 @@ def _last(view: View) -> int:
 
 def _axes(view: View, shape: tuple[int, ...]) -> set[int]:
     """The dimensions of a parameter along which a view goes."""
-    ends = zip(
-        _place(view.offset, shape), _place(_last(view), shape), strict=True
-    )
+    ends = zip(_place(view.offset, shape), _place(_last(view), shape), strict=True)
     return {d for d, (a, b) in enumerate(ends) if a != b}
 
 
@@ -360,10 +350,7 @@ def _even_runs(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
         end = start + 1
         while end < len(pieces):
             step = pieces[end].view.offset - pieces[end - 1].view.offset
-            if (
-                step
-                != pieces[start + 1].view.offset - pieces[start].view.offset
-            ):
+            if step != pieces[start + 1].view.offset - pieces[start].view.offset:
                 break
             end += 1
         yield pieces[start:end]

@@ -32,9 +32,7 @@ def merged_order(lists: Sequence[Sequence[str]]) -> list[str]:
 
 def _children(names: Sequence[str]) -> list[str]:
     """First parts of dotted names, each once."""
-    return list(
-        dict.fromkeys(name.partition(".")[0] for name in names if "." in name)
-    )
+    return list(dict.fromkeys(name.partition(".")[0] for name in names if "." in name))
 
 
 def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
@@ -51,9 +49,9 @@ def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
             before.setdefault(label, set()).update(labels[max(i - 1, 0) : i])
     order: list[str] = []
     while before:
-        ready = [
-            label for label, others in before.items() if not others
-        ] or list(before)
+        ready = [label for label, others in before.items() if not others] or list(
+            before
+        )
         label = min(ready, key=keys.__getitem__)
         del before[label]
         for others in before.values():

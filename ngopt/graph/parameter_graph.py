@@ -58,9 +58,7 @@ def neuron_places(graph: NeuralGraph) -> list[tuple[int, Index]]:
 
 def _built(graph: NeuralGraph) -> _Builder:
     scales = _place_scales(graph)
-    merged = [
-        graph.blocks[i] for i, how in scales.items() if how is Scale.MERGED
-    ]
+    merged = [graph.blocks[i] for i, how in scales.items() if how is Scale.MERGED]
     builder = _Builder(graph, merged)
     for i, block in enumerate(graph.blocks):
         if i in scales:
@@ -123,9 +121,7 @@ def _place_of(
     if scale.source not in scaled:
         if _can_merge(graph, scale, layer):
             return Scale.MERGED
-        leaving = [
-            block for block in graph.blocks if block.source == scale.source
-        ]
+        leaving = [block for block in graph.blocks if block.source == scale.source]
         onward = [b for b in leaving if graph.groups[b.target].kind != "group"]
         if onward == [scale]:
             return Scale.BEFORE
@@ -143,9 +139,7 @@ def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
     )
 
 
-def _can_merge(
-    graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]
-) -> bool:
+def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bool:
     """Whether the kinds of edges tell what lies before a norm from what lies behind it when its
     ends are merged."""
     if not _can_be_one_group(graph, scale):
@@ -172,13 +166,9 @@ def _can_be_one_group(graph: NeuralGraph, scale: EdgeBlock) -> bool:
 def _beside(graph: NeuralGraph, scale: EdgeBlock) -> list[EdgeBlock]:
     """The blocks that are no part of a norm, as its scale, edges past it, and those from the nodes
     of a GroupNorm's groups are."""
-    others = [
-        b for b in graph.blocks if b is not scale and not _is_skip(b, scale)
-    ]
+    others = [b for b in graph.blocks if b is not scale and not _is_skip(b, scale)]
     own = _group_nodes(graph, others, scale.source)
-    return [
-        b for b in others if b.target != scale.target or b.source not in own
-    ]
+    return [b for b in others if b.target != scale.target or b.source not in own]
 
 
 def _group_nodes(
@@ -197,9 +187,7 @@ def _kinds_at(
     """The kinds of edges out of a group and into it, and of its features."""
     out = {("out", block.kind) for block in blocks if block.source == group}
     into = {("into", block.kind) for block in blocks if block.target == group}
-    features = {
-        ("feature", bias.kind) for bias in biases if bias.group == group
-    }
+    features = {("feature", bias.kind) for bias in biases if bias.group == group}
     return out | into | features
 
 
@@ -207,10 +195,7 @@ def _is_skip(block: EdgeBlock, scale: EdgeBlock) -> bool:
     """Whether a block is edges of value 1 past a norm,
     from the neurons before it to the same ones behind it."""
     ends = (scale.source, scale.target, scale.shape)
-    if (
-        block.view is not None
-        or (block.source, block.target, block.shape) != ends
-    ):
+    if block.view is not None or (block.source, block.target, block.shape) != ends:
         return False
     return set(_pairs(block)) == set(_pairs(scale))
 
@@ -218,9 +203,7 @@ def _is_skip(block: EdgeBlock, scale: EdgeBlock) -> bool:
 def _pairs(block: EdgeBlock) -> Iterator[tuple[int, int]]:
     """Source and target of every edge from one to one."""
     every = range(block.shape[0])
-    return zip(
-        block.source_index or every, block.target_index or every, strict=True
-    )
+    return zip(block.source_index or every, block.target_index or every, strict=True)
 
 
 # Construction
@@ -284,19 +267,13 @@ class _Builder:
         stride, _, _, *rest = block.view.strides
         view = replace(block.view, shape=(n, *slots), strides=(stride, *rest))
         if how is Scale.BEHIND:
-            self.add_parameter(
-                view, block.target, block.target_index, block.kind
-            )
+            self.add_parameter(view, block.target, block.target_index, block.kind)
         else:
-            self.add_parameter(
-                view, block.source, block.source_index, block.kind
-            )
+            self.add_parameter(view, block.source, block.source_index, block.kind)
         if how is not Scale.MERGED:
             self.add(replace(block, view=None, slot_shape=(), kind="residual"))
 
-    def add_parameter(
-        self, view: View, group: int, index: Index, kind: str
-    ) -> None:
+    def add_parameter(self, view: View, group: int, index: Index, kind: str) -> None:
         """Edges to neurons from the node that stands for a parameter; view: (n, *slot_shape)."""
         key = (view.parameter, kind)
         if key not in self.nodes:
@@ -307,9 +284,7 @@ class _Builder:
         n, *slots = view.shape
         stride, *rest = view.strides
         block = EdgeBlock(
-            replace(
-                view, shape=(1, n, 1, *slots), strides=(0, stride, 0, *rest)
-            ),
+            replace(view, shape=(1, n, 1, *slots), strides=(0, stride, 0, *rest)),
             self.nodes[key],
             target,
             shape=(1, n, 1),
@@ -326,8 +301,7 @@ class _Builder:
         graph = NeuralGraph(old.parameters, groups, blocks, (), old.unplaced)
         depths = relative_depths(layers(graph).tolist(), components(graph))
         placed = [
-            replace(group, depth=d)
-            for group, d in zip(groups, depths, strict=True)
+            replace(group, depth=d) for group, d in zip(groups, depths, strict=True)
         ]
         return replace(graph, groups=tuple(placed))
 

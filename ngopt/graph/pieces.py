@@ -99,9 +99,7 @@ class ParameterSpec:
     def unpaired(self) -> ParameterSpec:
         """The inverse of `paired`."""
         return (
-            ParameterSpec(self.name, self.shape[:-1], True)
-            if self.is_complex
-            else self
+            ParameterSpec(self.name, self.shape[:-1], True) if self.is_complex else self
         )
 
     @property
@@ -123,8 +121,7 @@ class View:
         # the stride of a dimension of length 1 says nothing; with 0,
         # views of the same elements are equal
         strides = tuple(
-            s if n > 1 else 0
-            for s, n in zip(self.strides, self.shape, strict=True)
+            s if n > 1 else 0 for s, n in zip(self.strides, self.shape, strict=True)
         )
         object.__setattr__(self, "strides", strides)
 
@@ -135,8 +132,7 @@ class View:
     def is_whole(self, spec: ParameterSpec) -> bool:
         """Whether the view is the parameter in its own order."""
         return (
-            self
-            == View(self.parameter, self.shape, contiguous_strides(self.shape))
+            self == View(self.parameter, self.shape, contiguous_strides(self.shape))
             and self.numel == spec.numel
         )
 
@@ -152,9 +148,7 @@ class View:
         tail = flat[:, self.offset :]
         batch, element, feature = flat.stride()
         strides = (batch, *(s * element for s in self.strides), feature)
-        return tail.as_strided(
-            (len(flat), *self.shape, flat.shape[-1]), strides
-        )
+        return tail.as_strided((len(flat), *self.shape, flat.shape[-1]), strides)
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

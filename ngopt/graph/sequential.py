@@ -66,10 +66,10 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     builder = GraphBuilder([ParameterSpec.of(name, p) for name, p in named])
     position = {id(p): i for i, (_, p) in enumerate(named)}
     last: int | None = None
-    spatial = True  # whether neurons are channels of a map, which a flatten turns into slots
-    functions: list[
-        str
-    ] = []  # applied to the last neurons, or to the network's input
+    spatial = (
+        True  # whether neurons are channels of a map, which a flatten turns into slots
+    )
+    functions: list[str] = []  # applied to the last neurons, or to the network's input
     for module in leaves:
         if not isinstance(module, nn.Linear | nn.Conv2d):
             name = {**ACTIVATIONS, **ALIKE}[type(module)]

@@ -87,8 +87,7 @@ def runs(graph: Topology) -> list[list[int]]:
         )
 
     return [
-        [entry.number for entry in run]
-        for _, run in groupby(_entries(graph), key=same)
+        [entry.number for entry in run] for _, run in groupby(_entries(graph), key=same)
     ]
 
 
@@ -97,9 +96,7 @@ def _row(graph: Topology, entries: list[Entry]) -> tuple[str, ...]:
     blocks = [block for entry in entries for block in entry.blocks]
     biases = [bias for entry in entries for bias in entry.biases]
     sources = sorted({block.source for block in blocks})
-    slots = list(
-        dict.fromkeys(slot_text(block) for block in blocks if block.view)
-    )
+    slots = list(dict.fromkeys(slot_text(block) for block in blocks if block.view))
     return (
         f"{number}-{entries[-1].number}" if len(entries) > 1 else f"{number}",
         shorten(group.name, NAME_WIDTH),
@@ -107,9 +104,7 @@ def _row(graph: Topology, entries: list[Entry]) -> tuple[str, ...]:
         ", ".join(map(str, sources))
         if len(sources) <= LISTED
         else f"{len(sources)} groups",
-        " + ".join(
-            [*incoming(blocks), *counted([bias.kind for bias in biases])]
-        ),
+        " + ".join([*incoming(blocks), *counted([bias.kind for bias in biases])]),
         ", ".join(slots) if len(slots) <= LISTED else f"{len(slots)} shapes",
         f"{sum(place.view.numel for place in (*blocks, *biases) if place.view):,}",
         group.activation or "",
@@ -151,11 +146,7 @@ def slot_text(place: EdgeBlock | Bias) -> str:
 def counted(words: Sequence[str]) -> list[str]:
     """Each word once, in order, with its number where it comes more often."""
     return [
-        word
-        if n == 1
-        else f"{n} x ({word})"
-        if " -> " in word
-        else f"{n} x {word}"
+        word if n == 1 else f"{n} x ({word})" if " -> " in word else f"{n} x {word}"
         for word, n in Counter(words).items()
     ]
 
@@ -171,9 +162,7 @@ def shorten(name: str, width: int) -> str:
 
 
 def _coverage(graph: Topology) -> list[str]:
-    touched = {b.source for b in graph.blocks} | {
-        b.target for b in graph.blocks
-    }
+    touched = {b.source for b in graph.blocks} | {b.target for b in graph.blocks}
     alone = sum(b.view.numel for b in graph.biases if b.group not in touched)
     count = len(set(connected(len(graph.groups), graph.blocks)))
     lines = [

@@ -70,9 +70,7 @@ class GraphBuilder:
         shape = (1, spec.shape[0], self.groups[source].size)
         kind = "flatten" if slot_shape and len(spec.shape) == 2 else "weight"
         view = whole(parameter, (*shape, *slot_shape))
-        self.blocks.append(
-            EdgeBlock(view, source, target, shape, slot_shape, kind)
-        )
+        self.blocks.append(EdgeBlock(view, source, target, shape, slot_shape, kind))
         return target
 
     def add_bias(
@@ -94,9 +92,7 @@ class GraphBuilder:
     def note_functions(self, group: int, names: Sequence[str]) -> None:
         """Notes down what is applied to neurons, in its order."""
         first = next((name for name in names if name in ACTIVATIONS), None)
-        noted = replace(
-            self.groups[group], activation=first, symmetry=allowed(names)
-        )
+        noted = replace(self.groups[group], activation=first, symmetry=allowed(names))
         self.groups[group] = noted
 
     @property
@@ -156,9 +152,7 @@ class GraphBuilder:
             # where the distance to the next changes
             breaks = np.flatnonzero(np.diff(rest, 2)) + 2
             for part in np.split(np.arange(len(rest)), breaks):
-                step = (
-                    int(rest[part[1]] - rest[part[0]]) if len(part) > 1 else 0
-                )
+                step = int(rest[part[1]] - rest[part[0]]) if len(part) > 1 else 0
                 view = View(i, (len(part),), (step,), int(rest[part[0]]))
                 self.add_bias(view, group, "other", tuple(part.tolist()))
 
@@ -178,11 +172,7 @@ class GraphBuilder:
         hidden: Collection[int],
     ) -> list[str]:
         sources = {block.source for block in self.blocks}
-        fed = {
-            block.target
-            for block in self.blocks
-            if block.target != block.source
-        }
+        fed = {block.target for block in self.blocks if block.target != block.source}
         targets = fed.difference(inputs)
         roles = []
         for i in range(len(self.groups)):
@@ -194,9 +184,7 @@ class GraphBuilder:
 
     def _depths(self) -> list[float]:
         count = len(self.groups)
-        forward = [
-            block for block in self.blocks if block.target != block.source
-        ]
+        forward = [block for block in self.blocks if block.target != block.source]
         return relative_depths(
             longest_paths(count, forward), connected(count, self.blocks)
         )
@@ -246,23 +234,16 @@ def longest_paths(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
     """
     length = [0] * count
     for block in blocks:
-        length[block.target] = max(
-            length[block.target], length[block.source] + 1
-        )
+        length[block.target] = max(length[block.target], length[block.source] + 1)
     return length
 
 
-def relative_depths(
-    layers: Sequence[int], component: Sequence[int]
-) -> list[float]:
+def relative_depths(layers: Sequence[int], component: Sequence[int]) -> list[float]:
     """The layer of each group in units of the last one in its component."""
     last: dict[int, int] = {}
     for layer, part in zip(layers, component, strict=True):
         last[part] = max(last.get(part, 1), layer)
-    return [
-        layer / last[part]
-        for layer, part in zip(layers, component, strict=True)
-    ]
+    return [layer / last[part] for layer, part in zip(layers, component, strict=True)]
 
 
 def components(graph: NeuralGraph) -> list[int]:
@@ -273,17 +254,13 @@ def components(graph: NeuralGraph) -> list[int]:
 def unconnected(graph: NeuralGraph) -> list[str]:
     """Names of the parameters outside the part of the graph that has the most elements."""
     component = components(graph)
-    part = {
-        b.view.parameter: component[b.target] for b in graph.weights if b.view
-    }
+    part = {b.view.parameter: component[b.target] for b in graph.weights if b.view}
     part |= {b.view.parameter: component[b.group] for b in graph.biases}
     elements: dict[int, int] = {}
     for i, c in part.items():
         elements[c] = elements.get(c, 0) + graph.parameters[i].numel
     largest = max(elements, key=elements.__getitem__, default=None)
-    return [
-        graph.parameters[i].name for i in sorted(part) if part[i] != largest
-    ]
+    return [graph.parameters[i].name for i in sorted(part) if part[i] != largest]
 
 
 def whole(parameter: int, shape: tuple[int, ...]) -> View:
@@ -334,8 +311,7 @@ def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
     g = len(first.groups)
     old = first.membership
     inferred = [
-        part.inferred or (False,) * len(part.parameters)
-        for part in (first, second)
+        part.inferred or (False,) * len(part.parameters) for part in (first, second)
     ]
     blocks = (
         replace(
@@ -358,10 +334,7 @@ def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
         (*first.unplaced, *second.unplaced),
         (
             *old,
-            *(
-                max(old) + 1 + m
-                for m in second.members or [0] * len(second.groups)
-            ),
+            *(max(old) + 1 + m for m in second.members or [0] * len(second.groups)),
         ),
         (*inferred[0], *inferred[1]),
     )

@@ -20,9 +20,7 @@ def is_dense(block: EdgeBlock) -> bool:
     if block.view is None:
         return False
     groups, n_target, n_source = block.shape
-    factor = (
-        block.kind == "scale" and groups == 1 and min(n_target, n_source) > 1
-    )
+    factor = block.kind == "scale" and groups == 1 and min(n_target, n_source) > 1
     return block.kind in DENSE_KINDS or factor
 
 
@@ -37,9 +35,7 @@ def usage(graph: NeuralGraph) -> list[np.ndarray]:
     Products say how they use their factors. Between them and the weights behind neurons may be
     whatever works on one neuron at a time, or on pairs, as a rotary embedding does.
     """
-    made_by_weights = {
-        block.target for block in graph.blocks if mixes_neurons(block)
-    }
+    made_by_weights = {block.target for block in graph.blocks if mixes_neurons(block)}
     labels = _Labels(graph)
     # they are in the order of the forward pass
     for block in reversed(graph.blocks):
@@ -81,24 +77,18 @@ class _Labels:
             and block.source in self.heads
         ):
             head = np.repeat(neurons(block.target_index, target.size), n_source)
-            self.heads[block.source][
-                neurons(block.source_index, source.size)
-            ] = head
+            self.heads[block.source][neurons(block.source_index, source.size)] = head
         elif (
             block.kind == "left"
             and block.source in self.scores
             and block.target in self.heads
         ):
             head = np.repeat(neurons(block.source_index, source.size), n_target)
-            self.heads[block.target][
-                neurons(block.target_index, target.size)
-            ] = head
+            self.heads[block.target][neurons(block.target_index, target.size)] = head
 
     def of_factors(self, block: EdgeBlock) -> np.ndarray:
         """How the targets of a block, products, use its sources."""
-        products = neurons(
-            block.target_index, self.graph.groups[block.target].size
-        )
+        products = neurons(block.target_index, self.graph.groups[block.target].size)
         heads, which = np.unique(
             self.heads[block.target][products], return_inverse=True
         )
@@ -106,9 +96,7 @@ class _Labels:
         return self._numbers(keys)[which]
 
     def of_targets(self, block: EdgeBlock) -> np.ndarray:
-        targets = neurons(
-            block.target_index, self.graph.groups[block.target].size
-        )
+        targets = neurons(block.target_index, self.graph.groups[block.target].size)
         return self.found[block.target][targets]
 
     def add(self, block: EdgeBlock, used: np.ndarray) -> None:
@@ -116,9 +104,7 @@ class _Labels:
         known = self.found[block.source]
         places = neurons(block.source_index, len(known))
         before = known[places]
-        pairs, which = np.unique(
-            np.stack([before, used]), axis=1, return_inverse=True
-        )
+        pairs, which = np.unique(np.stack([before, used]), axis=1, return_inverse=True)
         numbers = self._numbers(list(zip(*pairs.tolist(), strict=True)))
         known[places] = numbers[which.ravel()]
 
@@ -130,23 +116,18 @@ class _Labels:
             if len(key) == 2 and len(known) < 2:  # nothing old, or nothing new
                 found.append(next(iter(known), 0))
             else:
-                found.append(
-                    self.numbers.setdefault(key, len(self.numbers) + 1)
-                )
+                found.append(self.numbers.setdefault(key, len(self.numbers) + 1))
         return np.array(found, np.int64)
 
 
 def _scores(graph: NeuralGraph) -> set[int]:
     """Groups of heads, and what is made of them one by one: biases added, factors applied."""
     found = {
-        number
-        for number, group in enumerate(graph.groups)
-        if group.kind == "head"
+        number for number, group in enumerate(graph.groups) if group.kind == "head"
     }
     for block in graph.blocks:
         one_to_one = (
-            block.shape[1:] == (1, 1)
-            and graph.groups[block.target].kind != "product"
+            block.shape[1:] == (1, 1) and graph.groups[block.target].kind != "product"
         )
         if block.source in found and one_to_one and not is_dense(block):
             found.add(block.target)

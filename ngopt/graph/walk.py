@@ -86,9 +86,7 @@ def _region(program: Program, module: nn.Module, calls: list[Node]) -> Region:
     members = set(calls)
     inputs: dict[Node, None] = {}  # in their order
     for call in calls:
-        outside = [
-            source for source in call.all_input_nodes if source not in members
-        ]
+        outside = [source for source in call.all_input_nodes if source not in members]
         inputs |= dict.fromkeys(
             source for source in outside if source.name not in program.state
         )
@@ -98,9 +96,7 @@ def _region(program: Program, module: nn.Module, calls: list[Node]) -> Region:
     return Region(module, calls, list(inputs), output)
 
 
-def _modules_around(
-    call: Node, model: nn.Module
-) -> Iterator[tuple[str, nn.Module]]:
+def _modules_around(call: Node, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that a function is called in, from the outermost on, with names for each time."""
     if call.op != "call_function":
         return
@@ -163,9 +159,7 @@ class _Written:
         size = int(numbers.max()) + 1 if count else 0
         places = torch.full((size,), -1)
         places[numbers] = torch.arange(count).reshape(numbers.shape)
-        labels = (
-            result.labels.flatten() if isinstance(result, Neurons) else None
-        )
+        labels = result.labels.flatten() if isinstance(result, Neurons) else None
         return cls(labels, places)
 
     def seen_in(self, tensor: Tensor, value: Value) -> Value:
@@ -215,9 +209,7 @@ class Walk:
             if call in regions:
                 self._apply_module(regions[call], call)
             elif call.op == "call_function":
-                self.values[call] = self._with_positions(
-                    call, self._value(call)
-                )
+                self.values[call] = self._with_positions(call, self._value(call))
                 self._pin_before_unknown(call)
             elif call.op == "output":
                 self._mark_outputs(call)
@@ -231,9 +223,7 @@ class Walk:
             is_parameter = self.tracer.is_parameter(state)
             # functions that work in place, as add_ on a counter, are computed with it
             return (
-                self.tracer.elements(state)
-                if is_parameter
-                else state.detach().clone()
+                self.tracer.elements(state) if is_parameter else state.detach().clone()
             )
         self.tracer.data.add(call)
         value = call.meta.get("val")
@@ -246,9 +236,7 @@ class Walk:
         size = max(rest.numel(), 1)
         # made of nothing, so free: a linear layer unifies the places of a sequence
         free = torch.empty(0, size)
-        nodes = self.tracer.nodes.new(
-            call.name, size, made_of=free, mark=Mark.INPUT
-        )
+        nodes = self.tracer.nodes.new(call.name, size, made_of=free, mark=Mark.INPUT)
         # rows of a batch have the same nodes
         return Neurons(nodes.reshape(rest).expand(value.shape))
 
@@ -311,20 +299,14 @@ class Walk:
         if not any(isinstance(leaf, traced) for leaf in leaves):
             return self._apply(entrywise.constant, call, *args, **kwargs)
         packet = packet_of(call)
-        rule = (
-            RULES.get(call.target)
-            or RULES.get(packet)
-            or RULES.get(str(packet))
-        )
+        rule = RULES.get(call.target) or RULES.get(packet) or RULES.get(str(packet))
         if rule is not None:
             return self._apply(rule, call, *args, **kwargs)
         if packet in entries.MOVES:
             return self._apply(entries.move, call, args, kwargs)
         return self._apply(entrywise.elementwise, call, args, kwargs)
 
-    def _apply(
-        self, rule: Callable, call: Node, *args: Any, **kwargs: Any
-    ) -> Value:
+    def _apply(self, rule: Callable, call: Node, *args: Any, **kwargs: Any) -> Value:
         """What a rule says; where it fails, a warning, and nothing is known of the result."""
         found = self.tracer.found
         count = len(found)
@@ -349,9 +331,7 @@ class Walk:
 def _is_lost(value: Value) -> bool:
     """Whether nothing is known of all tensors of a value."""
     leaves = tree_leaves(value)
-    is_known = any(
-        isinstance(leaf, (Neurons, Elements, Tensor)) for leaf in leaves
-    )
+    is_known = any(isinstance(leaf, (Neurons, Elements, Tensor)) for leaf in leaves)
     return not is_known and any(isinstance(leaf, Unknown) for leaf in leaves)
 
 
@@ -371,11 +351,7 @@ def _labels(value: Value) -> Tensor | None:
 def _writes(call: Node) -> bool:
     """Whether a function writes its first operand."""
     schema = getattr(call.target, "_schema", None)
-    if (
-        schema is None
-        or not schema.arguments
-        or not isinstance(call.args[0], Node)
-    ):
+    if schema is None or not schema.arguments or not isinstance(call.args[0], Node):
         return False
     alias = schema.arguments[0].alias_info
     return alias is not None and alias.is_write

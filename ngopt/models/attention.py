@@ -72,9 +72,7 @@ class Attended(NamedTuple):
         """Of neurons that follow each other."""
         columns = zip(self, *others, strict=True)
         return (
-            Attended(*(torch.cat(column, -2) for column in columns))
-            if others
-            else self
+            Attended(*(torch.cat(column, -2) for column in columns)) if others else self
         )
 
     def mean(self) -> Tensor:
@@ -169,15 +167,11 @@ class RelationalLayer(GraphLayer):
         outgoing: Sequence[Sequence[Incoming[Attended]]],
         members: Members,
     ) -> list[Tensor]:
-        seen = [
-            [*one, *other]
-            for one, other in zip(incoming, outgoing, strict=True)
-        ]
+        seen = [[*one, *other] for one, other in zip(incoming, outgoing, strict=True)]
         if self.complete_up_to:
             self._add_complete(nodes, members, seen)
         return [
-            self._next_node(node, own)
-            for node, own in zip(nodes, seen, strict=True)
+            self._next_node(node, own) for node, own in zip(nodes, seen, strict=True)
         ]
 
     def _add_complete(
@@ -209,17 +203,13 @@ class RelationalLayer(GraphLayer):
             for i, own in zip(some, zip(*columns, strict=True), strict=True):
                 seen[i].append(Incoming(Attended(*own), None))
 
-    def _complete_by_node(
-        self, nodes: Tensor, members: Tensor
-    ) -> Incoming[Attended]:
+    def _complete_by_node(self, nodes: Tensor, members: Tensor) -> Incoming[Attended]:
         """What the neurons of small graphs see of all of theirs. nodes: (n, width)."""
         index, is_node = padded(members, self.complete_up_to)
         found = self._all_to_all(nodes[index], is_node)
         return Incoming(Attended(*(x[is_node] for x in found)), index[is_node])
 
-    def _next_node(
-        self, node: Tensor, seen: Sequence[Incoming[Attended]]
-    ) -> Tensor:
+    def _next_node(self, node: Tensor, seen: Sequence[Incoming[Attended]]) -> Tensor:
         mean = _together(seen, node).mean() if seen else torch.zeros_like(node)
         return self.node_mlp(self.node_norm(node + self.out(mean)))
 
@@ -230,9 +220,7 @@ class RelationalLayer(GraphLayer):
         """
         weights = self.edge_terms.weight.chunk(8)
         biases = self.edge_terms.bias.chunk(8)
-        found = [
-            F.linear(edges, *both) for both in zip(weights, biases, strict=True)
-        ]
+        found = [F.linear(edges, *both) for both in zip(weights, biases, strict=True)]
         return found[:4], found[4:]
 
     def _attended(
@@ -254,9 +242,7 @@ class RelationalLayer(GraphLayer):
         products = (query * key) @ self.of_head.T
         return products / sqrt(self.width / self.heads)
 
-    def _all_to_all(
-        self, nodes: Tensor, is_node: Tensor | None = None
-    ) -> Attended:
+    def _all_to_all(self, nodes: Tensor, is_node: Tensor | None = None) -> Attended:
         """What neurons see of all. nodes: (*batch, n, width). is_node: which of them are any,
         (*batch, n)."""
         terms = self.everywhere(nodes).unflatten(-1, (3, self.heads, -1))

@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ngopt import at_once
 from ngopt.models.parts import BlockParts, GraphParts, Part
-
-# Bytes of states of edges that are kept between layers.
-BUDGET = 1 << 27
 
 EdgeStep = Callable[[Tensor | None, BlockParts, Part], Tensor]
 """The states of a part after a step, from those before; None before the first."""
@@ -23,9 +21,7 @@ class EdgeStates:
     for, so that only those of one part are in memory.
     """
 
-    def __init__(
-        self, blocks: Sequence[BlockParts], first: EdgeStep, keep: bool
-    ):
+    def __init__(self, blocks: Sequence[BlockParts], first: EdgeStep, keep: bool):
         self.blocks, self.keep = blocks, keep
         self._steps: list[EdgeStep] = [first]
         self._kept: dict[tuple[int, int], tuple[int, Tensor]] = {}
@@ -49,6 +45,6 @@ class EdgeStates:
 def are_kept(parts: GraphParts, width: int, like: Tensor) -> bool:
     """Whether states of so many features of `like`'s dtype may be kept;
     autograd keeps them anyway."""
-    return (
-        like.itemsize * width * parts.edges <= BUDGET or torch.is_grad_enabled()
-    )
+    most = at_once.amount(at_once.KEPT, like.device)
+    is_small = like.itemsize * width * parts.edges <= most
+    return is_small or torch.is_grad_enabled()

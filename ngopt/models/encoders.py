@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ngopt.at_once import concatenated
 from ngopt.graph.core import BIAS_KINDS, EdgeBlock, NeuralGraph, kind_code
 
 # Functions that a network may apply to its neurons; 0 stands for none that is known,
@@ -75,10 +76,7 @@ def kernel_tiles(
         ]
         offsets = list(product(*(range(n) for n in extent)))
         slots = tuple(
-            sum(
-                (c + o) * s
-                for c, o, s in zip(corner, offset, strides, strict=True)
-            )
+            sum((c + o) * s for c, o, s in zip(corner, offset, strides, strict=True))
             for offset in offsets
         )
         tiles.append(Tile(slots, _centred(extent, offsets, space)))
@@ -124,6 +122,17 @@ class KindFiLM(nn.Module):
         return self.scales[code], self.shifts[code]
 
 
+def taken(x: Tensor, places: Sequence[int], axis: int) -> Tensor:
+    """Elements at places along an axis; no index is copied to an accelerator."""
+    if x.is_cpu:
+        return x[(*[slice(None)] * (axis % x.dim()), list(places))]
+    starts = [i for i, n in enumerate(places) if not i or n != places[i - 1] + 1]
+    ends = [*starts[1:], len(places)]
+    runs = zip(starts, ends, strict=True)
+    pieces = [x.narrow(axis, places[a], b - a) for a, b in runs]
+    return concatenated(pieces, axis)
+
+
 class SlotMap(NamedTuple):
     """The linear map of one tile: slots that it takes or gives, None for all in order."""
 
@@ -166,19 +175,15 @@ class SlotEncoder(nn.Module):
         bias = scale * self.bias + shift
         found = []
         for tile in tiles:
-            live = (
-                weight[:, list(tile.positions)]
-                if len(tile.positions) < weight.shape[1]
-                else weight
-            )
-            found.append(SlotMap(_slots(tile, tiles), live.flatten(1), bias))
+            live = taken(weight, tile.positions, 1).flatten(1)
+            found.append(SlotMap(_slots(tile, tiles), live, bias))
         return found
 
     def forward(self, values: Tensor, maps: Sequence[SlotMap]) -> Tensor:
         encoded = []
         for slots, weight, bias in maps:
-            own = values if slots is None else values[..., slots, :]
-            encoded.append(nn.functional.linear(own.flatten(-2), weight, bias))
+            own = values if slots is None else taken(values, slots, -2)
+            encoded.append(_linear(own.flatten(-2), weight, bias))
         return (
             encoded[0].unsqueeze(-2)
             if len(encoded) == 1
@@ -221,9 +226,8 @@ class SlotDecoder(nn.Module):
         scale, shift = self.film(kind)
         found = []
         for tile in tiles:
-            live = list(tile.positions)
-            weight = self.weight[live].flatten(0, 1)
-            bias = self.bias[live].flatten() + weight @ shift
+            weight = taken(self.weight, tile.positions, 0).flatten(0, 1)
+            bias = taken(self.bias, tile.positions, 0).flatten() + weight @ shift
             found.append(SlotMap(_slots(tile, tiles), weight * scale, bias))
         return found
 
@@ -235,8 +239,16 @@ class SlotDecoder(nn.Module):
         if len(pieces) == 1:
             return pieces[0]
         order = [slot for one in maps if one.slots for slot in one.slots]
-        back = torch.tensor(order, device=states.device).argsort()
-        return torch.cat(pieces, dim=-2)[..., back, :]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return taken(torch.cat(pieces, dim=-2), back, -2)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear map; on accelerators in one kernel, which adds the bias."""
+    if x.is_cpu:
+        return nn.functional.linear(x, weight, bias)
+    rows = nn.functional.linear(x.flatten(0, -2), weight, bias)
+    return rows.unflatten(0, x.shape[:-1])
 
 
 def _slots(tile: Tile, tiles: Sequence[Tile]) -> list[int] | None:
@@ -254,17 +266,18 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
     neuron, so that other depths and input sizes work.
 
     Returns one (n, POSITION_FEATURES) a group, or (1, POSITION_FEATURES) where all its nodes are
-    alike, in the dtype and on the device of `like`.
+    alike, in the dtype and on the device of `like`; computed in float32 at least.
     """
-    found = []
+    found, dtype = [], like.dtype
+    precise = torch.promote_types(dtype, torch.float32)
+    like = torch.empty((), dtype=precise, device=like.device)
     for group, places in zip(graph.groups, _places(graph, like), strict=True):
         role = like.new_tensor([[float(group.role == role) for role in ROLES]])
         depth = _waves(like.new_tensor([group.depth]))
         place = torch.zeros_like(depth) if places is None else _waves(places)
         n = len(place)
-        found.append(
-            torch.cat([role.expand(n, -1), depth.expand(n, -1), place], dim=-1)
-        )
+        own = torch.cat([role.expand(n, -1), depth.expand(n, -1), place], dim=-1)
+        found.append(own.to(dtype))
     return found
 
 
@@ -272,12 +285,9 @@ def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
     """Where the nodes of every group are among all of its role in its network, (n,) from 0 to 1,
     or None."""
     members = graph.membership
-    keys = list(
-        zip(members, (group.role for group in graph.groups), strict=True)
-    )
+    keys = list(zip(members, (group.role for group in graph.groups), strict=True))
     has_place = [
-        g.is_fixed and g.kind not in ("parameter", *BIAS_KINDS)
-        for g in graph.groups
+        g.is_fixed and g.kind not in ("parameter", *BIAS_KINDS) for g in graph.groups
     ]
     sizes: Counter = Counter()
     for key, group, fixed in zip(keys, graph.groups, has_place, strict=True):
@@ -299,8 +309,7 @@ def activation_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
     """The activation of every group, (groups,) int64,
     as its place in `ACTIVATIONS` (Kofinas et al. 2024, sec. 2.3)."""
     codes = [
-        kind_code(group.activation or "none", ACTIVATIONS)
-        for group in graph.groups
+        kind_code(group.activation or "none", ACTIVATIONS) for group in graph.groups
     ]
     return torch.tensor(codes, device=device)
 
@@ -311,7 +320,8 @@ def slot_positions(block: EdgeBlock, like: Tensor) -> Tensor | None:
     if not block.position:
         return None
     place = (0,) * SLOT_AXES + block.position
-    relative = like.new_tensor(place[-SLOT_AXES:]) * (2 / SLOT_PERIOD)
+    own = torch.tensor(place[-SLOT_AXES:], dtype=like.dtype, device=like.device)
+    relative = own * (2 / SLOT_PERIOD)
     return _waves(relative).flatten().unsqueeze(0)
 
 

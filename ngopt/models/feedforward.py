@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from ngopt.features import NUM_FEATURES
 from ngopt.models.metanet import Metanet
-from ngopt.models.predictor import MLPPredictor, Predictor
+from ngopt.models.predictor import (
+    KernelPredictor,
+    MLPPredictor,
+    Predictor,
+    has_kernel,
+)
 
 
 @dataclass(frozen=True)
@@ -54,32 +59,23 @@ class UpdateMLP(nn.Module):
         self.output_scale = output_scale
         self.magnitude_scale = magnitude_scale
 
-    def forward(
-        self, features: Tensor, context: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
         # features before elements: so they come, and so matrices of few features are fastest
-        x = (
-            features.mT
-            if context is None
-            else torch.cat([features.mT, context.mT], -2)
-        )
+        x = features.mT if context is None else torch.cat([features.mT, context.mT], -2)
         for layer in self.layers:
             x = _applied(layer, x)
         direction, magnitude = x.unbind(-2)
         return (
-            self.output_scale
-            * direction
-            * torch.exp(self.magnitude_scale * magnitude)
+            self.output_scale * direction * torch.exp(self.magnitude_scale * magnitude)
         )
 
-    def predictor(self, room: int) -> MLPPredictor:
+    def predictor(self, room: int) -> Predictor:
         """See `Metanet.predictor`."""
-        linears = [
-            layer for layer in self.layers if isinstance(layer, nn.Linear)
-        ]
-        return MLPPredictor(
-            linears, (self.output_scale, self.magnitude_scale), room
-        )
+        linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        scales = self.output_scale, self.magnitude_scale
+        if has_kernel(linears):
+            return KernelPredictor(linears, scales)
+        return MLPPredictor(linears, scales, room)
 
 
 def _applied(layer: nn.Module, x: Tensor) -> Tensor:

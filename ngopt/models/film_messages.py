@@ -26,9 +26,12 @@ class Statistics(NamedTuple):
 
     @classmethod
     def of(cls, messages: Tensor, axes: Axes) -> Statistics:
-        mean = messages.mean(axes, keepdim=True)
-        # several times as fast as torch.var_mean over inner axes
-        var = (messages - mean).square().mean(axes, keepdim=True)
+        if messages.is_cpu:
+            mean = messages.mean(axes, keepdim=True)
+            # several times as fast as torch.var_mean over inner axes
+            var = (messages - mean).square().mean(axes, keepdim=True)
+        else:
+            var, mean = torch.var_mean(messages, axes, correction=0, keepdim=True)
         return cls(
             mean,
             var,
@@ -36,9 +39,7 @@ class Statistics(NamedTuple):
             messages.amax(axes, keepdim=True),
         )
 
-    def pulled_back(
-        self, messages: Tensor, axes: Axes, gradient: Statistics
-    ) -> Tensor:
+    def pulled_back(self, messages: Tensor, axes: Axes, gradient: Statistics) -> Tensor:
         """The gradient of the messages; of an extremum it is shared by all messages that reach
         it."""
         count = messages.shape[axes[0]] * messages.shape[axes[1]]

@@ -52,8 +52,7 @@ class NeuralGraphGNN(GraphMetanet):
         config = config or GNNConfig()
         super().__init__(config)
         layers = [
-            PNALayer(config.width, config.log_degree)
-            for _ in range(config.layers)
+            PNALayer(config.width, config.log_degree) for _ in range(config.layers)
         ]
         self.gnn = GraphNetwork(
             NUM_FEATURES, config.d_out, config.width, layers, config.kernel

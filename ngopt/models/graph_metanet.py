@@ -54,9 +54,7 @@ class GraphMetanet(Metanet):
         changes: fields of the config, but `hidden`.
         """
         old = feedforward.config
-        metanet = cls(
-            cls.Config(**{**asdict(old), **changes, "hidden": old.hidden})
-        )
+        metanet = cls(cls.Config(**{**asdict(old), **changes, "hidden": old.hidden}))
         state = feedforward.head.state_dict()
         first = state["layers.0.weight"]  # (hidden, 14)
         nothing = first.new_zeros(len(first), metanet.config.d_out)

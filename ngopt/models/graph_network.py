@@ -73,9 +73,7 @@ class GraphNetwork(nn.Module):
         super().__init__()
         self.width, self.kernel, self.has_positions = width, kernel, positions
         self.slot_position = (
-            nn.Linear(SLOT_FEATURES, width, bias=False)
-            if slot_positions
-            else None
+            nn.Linear(SLOT_FEATURES, width, bias=False) if slot_positions else None
         )
         self.activations = (
             nn.Embedding(len(ACTIVATIONS), width) if activations else None
@@ -138,14 +136,10 @@ class GraphNetwork(nn.Module):
         for number, bias in enumerate(parts.graph.biases):
             yield (
                 number,
-                self._decode_node(
-                    nodes[bias.group], bias, parts.bias_index[number]
-                ),
+                self._decode_node(nodes[bias.group], bias, parts.bias_index[number]),
             )
         for block in parts.weights:
-            decoder = self.edge_decoder.maps(
-                block.block.slot_shape, block.block.kind
-            )
+            decoder = self.edge_decoder.maps(block.block.slot_shape, block.block.kind)
             for i, part in enumerate(block.parts):
                 states = batch_outside(edges.of(block, i))
                 yield (block, part), self.edge_decoder(states, decoder)
@@ -208,15 +202,11 @@ class GraphNetwork(nn.Module):
             partial(layer.ends_of_edges, nodes), edges.blocks, is_large
         )
 
-        def after(
-            state: Tensor | None, block: BlockParts, part: Part
-        ) -> Tensor:
+        def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
             return layer.next_edges(cast(Tensor, state), kept.of(block), part)
 
         edges.then(after)
-        return layer.next_nodes(
-            nodes, incoming.parts, outgoing.parts, parts.members
-        )
+        return layer.next_nodes(nodes, incoming.parts, outgoing.parts, parts.members)
 
     def _with_globals(
         self,
@@ -263,9 +253,7 @@ class GraphNetwork(nn.Module):
         )
         kinds = self.node_kinds(parts.kinds)
         nodes = [
-            (self.position(p) + kind).expand(
-                *source.batch, group.size, self.width
-            )
+            (self.position(p) + kind).expand(*source.batch, group.size, self.width)
             for p, kind, group in zip(places, kinds, graph.groups, strict=True)
         ]
         if self.activations is not None:
@@ -278,9 +266,7 @@ class GraphNetwork(nn.Module):
             code = self.node_encoder(source.bias(number), maps).sum(-2)
             node = nodes[bias.group]
             nodes[bias.group] = (
-                node + code
-                if index is None
-                else node.index_add(-2, index, code)
+                node + code if index is None else node.index_add(-2, index, code)
             )
         return nodes
 
@@ -288,8 +274,7 @@ class GraphNetwork(nn.Module):
         """How the edges of every weight are encoded."""
         blocks = [parts.block for parts in parts.weights]
         return [
-            self.edge_encoder.maps(block.slot_shape, block.kind)
-            for block in blocks
+            self.edge_encoder.maps(block.slot_shape, block.kind) for block in blocks
         ]
 
     def _encode_edges(
@@ -302,9 +287,7 @@ class GraphNetwork(nn.Module):
     ) -> Tensor:
         """First states of a part, (groups, n_target, n_source, tiles, *batch, width)."""
         if part.view is not None:
-            encoded = self.edge_encoder(
-                source.edges(block, part), maps[block.number]
-            )
+            encoded = self.edge_encoder(source.edges(block, part), maps[block.number])
             found = batch_inside(encoded, axes=4)
             return self._placed(found, block, part)
         _, kind = self.edge_encoder.film(block.block.kind)
@@ -320,9 +303,7 @@ class GraphNetwork(nn.Module):
         own = places if len(places) == 1 else places[part.groups]
         return edges + own.view(len(own), *[1] * (edges.dim() - 2), -1)
 
-    def _decode_node(
-        self, node: Tensor, bias: Bias, index: Tensor | None
-    ) -> Tensor:
+    def _decode_node(self, node: Tensor, bias: Bias, index: Tensor | None) -> Tensor:
         state = select_neurons(node, index).unsqueeze(-2)
         maps = self.node_decoder.maps(bias.slot_shape, bias.kind)
         tiles = state.expand(*state.shape[:-2], len(maps), self.width)
@@ -370,9 +351,7 @@ def _messages(
             (part.groups.start, part.targets.start),
             (part.groups.start, part.sources.start),
         )
-        for side, place, messages in zip(
-            (there, back), places, found, strict=True
-        ):
+        for side, place, messages in zip((there, back), places, found, strict=True):
             before = side.get(place)
             both = messages if before is None else before.joined(messages)
             side[place] = both if arena is None else arena.kept(both, before)

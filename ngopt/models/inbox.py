@@ -61,18 +61,10 @@ class Inbox:
         parts = self.parts[group]
         if index is None and parts and parts[0].index is None:
             before = parts[0].messages
-            parts[0] = Incoming(
-                self._kept(before.joined(messages), before), None
-            )
+            parts[0] = Incoming(self._kept(before.joined(messages), before), None)
         else:
             place = 0 if index is None else len(parts)
             parts.insert(place, Incoming(self._kept(messages), index))
 
-    def _kept(
-        self, messages: Reduced, before: Reduced | None = None
-    ) -> Reduced:
-        return (
-            messages
-            if self._arena is None
-            else self._arena.kept(messages, before)
-        )
+    def _kept(self, messages: Reduced, before: Reduced | None = None) -> Reduced:
+        return messages if self._arena is None else self._arena.kept(messages, before)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from ngopt.base.flat import concatenated
+from ngopt import at_once
+from ngopt.at_once import concatenated
 from ngopt.models.film_messages import FiLMStatistics
 from ngopt.models.messages import (
     TO_SOURCES,
@@ -25,8 +26,6 @@ from ngopt.models.parts import BlockParts, Members, Part, even_slices
 
 # Inside the root of the standard deviation, so that its derivative is bounded where messages tie.
 STD_EPSILON = 1e-5
-# Neurons whose new states are computed together: what they are made of is 17 times as wide.
-AT_ONCE = 1 << 13
 AGGREGATORS = ("mean", "min", "max", "std")
 SCALERS = ("identity", "amplification")
 
@@ -106,10 +105,7 @@ class GraphLayer(nn.Module):
             {parts.block.source for parts in blocks},
         )
         targets, sources = (
-            {
-                group: _some_columns(layer, nodes[group], columns)
-                for group in own
-            }
+            {group: _some_columns(layer, nodes[group], columns) for group in own}
             for layer, own in zip((self.target, self.source), ends, strict=True)
         )
         for parts in blocks:
@@ -160,9 +156,7 @@ class PNALayer(GraphLayer):
     def __init__(self, width: int, log_degree: float, edges: bool = True):
         super().__init__()
         self.width, self.log_degree = width, log_degree
-        self.film = nn.Linear(
-            width, 4 * width
-        )  # scale and shift, forward and backward
+        self.film = nn.Linear(width, 4 * width)  # scale and shift, forward and backward
         # to both messages and the edge update
         self.target = nn.Linear(width, 3 * width)
         self.source = nn.Linear(width, 3 * width, bias=False)
@@ -184,9 +178,7 @@ class PNALayer(GraphLayer):
             target = ends.of_target(part, columns)
             source = ends.of_source(part, columns)
             scale, shift = terms[2 * number : 2 * number + 2]
-            statistics = FiLMStatistics.apply(
-                scale, shift, target, source, axes
-            )
+            statistics = FiLMStatistics.apply(scale, shift, target, source, axes)
             degree = edges.shape[axes[0]] * edges.shape[axes[1]]
             found.append(Messages.of(degree, statistics))
         return found[0], found[1]
@@ -198,9 +190,7 @@ class PNALayer(GraphLayer):
         # of a batch runs of memory are only long if each is a tensor of its own
         weights = self.film.weight.split(self.width)
         biases = self.film.bias.split(self.width)
-        return [
-            linear(edges, *pair) for pair in zip(weights, biases, strict=True)
-        ]
+        return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
 
     def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
         hidden = silu(self.edge(edges).add_(ends.sums(part)))
@@ -215,11 +205,10 @@ class PNALayer(GraphLayer):
     ) -> list[Tensor]:
         found = []
         for node, *sides in zip(nodes, incoming, outgoing, strict=True):
-            totals = [
-                gathered(parts, node) if parts else None for parts in sides
-            ]
+            totals = [gathered(parts, node) if parts else None for parts in sides]
             pieces = []
-            for some in even_slices(node.shape[-2], AT_ONCE):
+            count = at_once.amount(at_once.NEURONS, node.device)
+            for some in even_slices(node.shape[-2], count):
                 own = [
                     total if total is None else total.of_neurons(some)
                     for total in totals
@@ -283,9 +272,7 @@ class GlobalFeature(nn.Module):
         self.to_edges = nn.Linear(width, width, bias=False)
 
     def forward(self, u: Tensor, nodes: Tensor, edges: Tensor) -> Tensor:
-        return u + self.outer(
-            silu(self.inner(torch.cat([u, nodes, edges], dim=-1)))
-        )
+        return u + self.outer(silu(self.inner(torch.cat([u, nodes, edges], dim=-1))))
 
 
 def sums_by_graph(

@@ -131,9 +131,7 @@ def _layer_means(source: Source, parts: GraphParts) -> dict[int, Tensor]:
             add(block.block.target, source.edges(block, part), 4)
     for number, bias in enumerate(parts.graph.biases):
         add(bias.group, source.bias(number), 2)
-    return {
-        group: total / max(1, counts[group]) for group, total in sums.items()
-    }
+    return {group: total / max(1, counts[group]) for group, total in sums.items()}
 
 
 def _expanded(said: Tensor, shape: Sequence[int]) -> Tensor:

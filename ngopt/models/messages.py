@@ -63,11 +63,7 @@ class Messages(NamedTuple):
 
     def of_neurons(self, some: slice) -> Messages:
         """Those of some of the neurons."""
-        degree = (
-            self.degree[some]
-            if isinstance(self.degree, Tensor)
-            else self.degree
-        )
+        degree = self.degree[some] if isinstance(self.degree, Tensor) else self.degree
         return Messages(degree, *(column[..., some, :] for column in self[1:]))
 
     def beside(self, others: Sequence[Messages]) -> Messages:
@@ -75,9 +71,7 @@ class Messages(NamedTuple):
         if not others:
             return self
         columns = zip(self[1:], *(other[1:] for other in others), strict=True)
-        return Messages(
-            self.degree, *(torch.cat(column, -2) for column in columns)
-        )
+        return Messages(self.degree, *(torch.cat(column, -2) for column in columns))
 
 
 def by_neuron(reduced: Tensor) -> Tensor:
@@ -91,9 +85,7 @@ def batch_outside(edges: Tensor) -> Tensor:
     without a copy."""
     batch = edges.dim() - 5
     return (
-        edges.movedim(list(range(4, 4 + batch)), list(range(batch)))
-        if batch
-        else edges
+        edges.movedim(list(range(4, 4 + batch)), list(range(batch))) if batch else edges
     )
 
 
@@ -123,8 +115,7 @@ def _by_index(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
     """The same where blocks name neurons, some of them perhaps more than once."""
     n = node.shape[-2]
     degrees, *columns = (
-        torch.cat(column, -2)
-        for column in zip(*map(_columns, parts), strict=True)
+        torch.cat(column, -2) for column in zip(*map(_columns, parts), strict=True)
     )
     index = joined_index(parts, n, node.device)
     degree = node.new_zeros(n, 1).index_add(0, index, degrees)

@@ -81,9 +81,7 @@ class Metanet(nn.Module):
         if parts is None:
             return self.updates(features, None)
         source = FlatFeatures.finite(features, graph)
-        return self.updates(
-            features, torch.cat(self.context(source, parts), -2)
-        )
+        return self.updates(features, torch.cat(self.context(source, parts), -2))
 
     def reconfigured(self, **changes: Any) -> Self:
         """A copy with the same weights in which some fields of the config are changed."""

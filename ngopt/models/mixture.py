@@ -218,8 +218,7 @@ def mixture_of(
     # weights come before edges of value 1, as in `GraphParts`
     order = sorted(edges, key=lambda key: not key.has_elements)
     blocks = [
-        _block(number, key, edges[key], kernel)
-        for number, key in enumerate(order)
+        _block(number, key, edges[key], kernel) for number, key in enumerate(order)
     ]
     copies = [one for one, count in layouts for _ in range(count)]
     kinds, activations, positions = (

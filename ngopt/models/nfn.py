@@ -61,9 +61,7 @@ class NeuralFunctional(GraphMetanet):
         super().__init__(config)
         self.kernels = tuple(tuple(kernel) for kernel in config.kernels)
         slots = [prod(kernel) for kernel in self.kernels]
-        first, last = (
-            Channels.of(slots, d) for d in (NUM_FEATURES, config.d_out)
-        )
+        first, last = (Channels.of(slots, d) for d in (NUM_FEATURES, config.d_out))
         between = Channels(
             [config.width] * len(slots), [0, *[config.width] * len(slots)]
         )
@@ -90,13 +88,9 @@ class NeuralFunctional(GraphMetanet):
         graph = parts.graph
         chain = layers_of(graph)
         order = [parts.weights[layer.weight] for layer in chain]
-        inputs = self._absent(
-            source, graph.groups[order[0].block.source].size, 0
-        )
+        inputs = self._absent(source, graph.groups[order[0].block.source].size, 0)
         nodes = [inputs, *(self._bias(source, graph, layer) for layer in chain)]
-        weights = EdgeStates(
-            order, partial(_first_state, source), self._keeps(parts)
-        )
+        weights = EdgeStates(order, partial(_first_state, source), self._keeps(parts))
         whole = self._absent(source, 1, 0).squeeze(-2)
         for k, layer in enumerate(self.layers):
             is_last = k == len(self.layers) - 1
@@ -123,9 +117,7 @@ class NeuralFunctional(GraphMetanet):
         return like.new_zeros(*source.batch, n, d)
 
     def _keeps(self, parts: GraphParts) -> bool:
-        channels = max(
-            self.config.width, NUM_FEATURES * max(map(prod, self.kernels))
-        )
+        channels = max(self.config.width, NUM_FEATURES * max(map(prod, self.kernels)))
         return are_kept(parts, channels, next(self.parameters()))
 
 
@@ -222,9 +214,7 @@ class NPLayer(nn.Module):
             of_whole = self.bias_whole[i](everything).unsqueeze(-2)
             found.append(self.bias_rows[i](own_rows) + of_whole)
 
-        def after(
-            state: Tensor | None, block: BlockParts, part: Part
-        ) -> Tensor:
+        def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
             i, to_rows, to_columns = steps[block.number]
             to_rows = to_rows[..., None, part.targets, None, :]
             to_columns = to_columns[..., None, None, part.sources, :]
@@ -265,9 +255,7 @@ def layers_of(graph: NeuralGraph) -> list[Layer]:
 
 def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:
     """The kernels of a plain chain of layers, from inputs to outputs; None if the graph is none."""
-    order = sorted(
-        graph.weights, key=lambda block: graph.groups[block.target].depth
-    )
+    order = sorted(graph.weights, key=lambda block: graph.groups[block.target].depth)
     follow = all(a.target == b.source for a, b in pairwise(order))
     n = len(order)
     alone = len(graph.groups) == n + 1 and len(graph.blocks) == n
@@ -283,9 +271,7 @@ def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:
         all(map(_is_dense, order)),
         all(map(_is_plain, graph.biases)),
     )
-    return (
-        tuple(block.slot_shape for block in order) if all(conditions) else None
-    )
+    return tuple(block.slot_shape for block in order) if all(conditions) else None
 
 
 def _is_dense(block: EdgeBlock) -> bool:
@@ -306,9 +292,7 @@ def _first_state(
     return source.edges(block, part).flatten(-2)
 
 
-def pooled(
-    weights: EdgeStates, block: BlockParts, pool: Pool
-) -> tuple[Tensor, Tensor]:
+def pooled(weights: EdgeStates, block: BlockParts, pool: Pool) -> tuple[Tensor, Tensor]:
     """Of a weight over its sources, (*batch, n_target, d), and over its targets, (*batch,
     n_source, d)."""
     rows: dict[int, Tensor] = {}
@@ -320,9 +304,7 @@ def pooled(
             (columns, part.sources.start, -3),
         ):
             own = state.sum(axis) if pool == "mean" else state.amax(axis)
-            kept[start] = (
-                _joined(kept[start], own, pool) if start in kept else own
-            )
+            kept[start] = _joined(kept[start], own, pool) if start in kept else own
     _, targets, sources = block.block.shape
     over_sources, over_targets = (
         torch.cat(list(kept.values()), -2) for kept in (rows, columns)

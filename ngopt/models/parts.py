@@ -99,9 +99,7 @@ class GraphParts:
     @property
     def edges(self) -> int:
         """Their number, each of several tiles as many."""
-        return sum(
-            prod(parts.block.shape) * parts.tiles for parts in self.blocks
-        )
+        return sum(prod(parts.block.shape) * parts.tiles for parts in self.blocks)
 
     @cached_property
     def node_members(self) -> tuple[Tensor, ...]:
@@ -155,8 +153,7 @@ def parts_of(
     return GraphParts(
         graph,
         tuple(
-            _block_parts(graph, b, i, kernel, like, limit)
-            for i, b in enumerate(blocks)
+            _block_parts(graph, b, i, kernel, like, limit) for i, b in enumerate(blocks)
         ),
         tuple(_index(bias.index, device) for bias in graph.biases),
         tuple(node_positions(graph, like)),
@@ -182,13 +179,9 @@ def _block_parts(
     limit: int | None,
 ) -> BlockParts:
     tiles = len(kernel_tiles(block.slot_shape, kernel))
-    cuts = edge_cuts(
-        block.shape, None if limit is None else max(1, limit // tiles)
-    )
+    cuts = edge_cuts(block.shape, None if limit is None else max(1, limit // tiles))
     views = [(cut, _narrowed(block.view, cut)) for cut in cuts]
-    parts = tuple(
-        Part(*cut, view, _is_whole(view, graph)) for cut, view in views
-    )
+    parts = tuple(Part(*cut, view, _is_whole(view, graph)) for cut, view in views)
     target = _index(block.target_index, like.device)
     source = _index(block.source_index, like.device)
     positions = slot_positions(block, like)
@@ -227,9 +220,7 @@ def _narrowed(view: View | None, cut: Sequence[slice]) -> View | None:
     if view is None:
         return None
     lengths = [piece.stop - piece.start for piece in cut]
-    starts = (
-        s * piece.start for s, piece in zip(view.strides, cut, strict=False)
-    )
+    starts = (s * piece.start for s, piece in zip(view.strides, cut, strict=False))
     shape = (*lengths, *view.shape[3:])
     return View(view.parameter, shape, view.strides, view.offset + sum(starts))
 
@@ -242,9 +233,7 @@ def _index(index: Index, device: torch.device) -> Tensor | None:
     return None if index is None else torch.tensor(index, device=device)
 
 
-def _uses(
-    graph: NeuralGraph, device: torch.device
-) -> Iterator[Literal[1] | Tensor]:
+def _uses(graph: NeuralGraph, device: torch.device) -> Iterator[Literal[1] | Tensor]:
     views: list[list[View]] = [[] for _ in graph.parameters]
     places: tuple[Bias | EdgeBlock, ...] = (*graph.biases, *graph.weights)
     for place in places:

@@ -68,6 +68,4 @@ class Scattered:
     def all(self) -> list[Tensor]:
         """Of every parameter, (*batch, numel, d)."""
         found = [values for values in self._found if values is not None]
-        return [
-            values.reshape(*self.batch, *values.shape[1:]) for values in found
-        ]
+        return [values.reshape(*self.batch, *values.shape[1:]) for values in found]

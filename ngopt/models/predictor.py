@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import (
@@ -12,8 +13,11 @@ from torch import (
 )
 
 from ngopt import at_once
-from ngopt.features import NUM_FEATURES
+from ngopt.features import NUM_FEATURES, features_of
 from ngopt.models.parts import even_slices
+
+# Of an MLP with a kernel: widths of its two hidden layers, and features of the context.
+WIDTHS, MOST_CONTEXT = (16, 32, 64), 16
 
 
 class Predictor:
@@ -53,6 +57,22 @@ class Predictor:
             self.inputs[NUM_FEATURES:-1, :n].copy_(context.mT)
         return self._computed(self.inputs[:, :n])
 
+    def of_columns(self, columns: Sequence[Tensor], context: Tensor | None) -> Tensor:
+        """Updates (n,) of any number of elements.
+
+        columns: weight, gradient and momenta, (n,) each. context: (n, d), if any.
+        """
+        n = len(columns[0])
+        update = self.inputs.new_empty(n)
+        # pieces of equal length: a short one costs as many calls as a long one
+        count = max(1, -(-n // self.room))
+        given = (update, *columns) if context is None else (update, *columns, context)
+        for out, *piece in zip(*(x.tensor_split(count) for x in given), strict=True):
+            own = None if context is None else piece.pop()
+            features_of(piece, out, self.features(len(out)))
+            out.copy_(self.predicted(len(out), own))
+        return update
+
     def _computed(self, inputs: Tensor) -> Tensor:
         context = inputs[NUM_FEATURES:-1].mT
         return self._updates(
@@ -75,9 +95,7 @@ class MLPPredictor(Predictor):
         room: int,
     ):
         like = linears[0].weight.detach()
-        self._given = [
-            p for layer in linears for p in (layer.weight, layer.bias)
-        ]
+        self._given = [p for layer in linears for p in (layer.weight, layer.bias)]
         self._scales = like.new_tensor(scales).unsqueeze(-1)
         self._piece = min(room, at_once.limit(at_once.HIDDEN, like))
         first, *others = [layer.in_features + 1 for layer in linears]
@@ -89,9 +107,7 @@ class MLPPredictor(Predictor):
             for layer in linears
         ]
         self._copies = [
-            x
-            for weight in self._weights
-            for x in (weight[:, :-1], weight[:, -1])
+            x for weight in self._weights for x in (weight[:, :-1], weight[:, -1])
         ]
         self.refresh()
 
@@ -115,6 +131,62 @@ class MLPPredictor(Predictor):
             torch.mm(weight, x, out=hidden[:-1, :n]).relu_()
             x = hidden[:, :n]
         torch.mm(last, x, out=out)
+
+
+class KernelPredictor(Predictor):
+    """An `MLPPredictor` of two hidden layers as one kernel, from columns to updates.
+
+    It has no `inputs`: features are never in memory.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], scales: tuple[float, float]):
+        self._weights = [
+            p.detach() for layer in linears for p in (layer.weight, layer.bias)
+        ]
+        self._scales = list(scales)
+
+    def refresh(self) -> None:
+        """Nothing is copied from the weights."""
+
+    def of_columns(self, columns: Sequence[Tensor], context: Tensor | None) -> Tensor:
+        """See `Predictor.of_columns`; float32."""
+        return mlp_updates(list(columns), context, self._weights, self._scales)
+
+
+@torch.library.custom_op("ngopt::mlp_updates", mutates_args=(), device_types="cuda")
+def mlp_updates(
+    columns: Sequence[Tensor],
+    context: Tensor | None,
+    weights: Sequence[Tensor],
+    scales: Sequence[float],
+) -> Tensor:
+    """Updates (n,), float32, of elements with columns and context.
+
+    weights: weight and bias of every layer. scales: see `MLPPredictor`.
+    """
+    from ngopt.models.mlp_kernel import launch  # needs Triton
+
+    return launch(columns, context, weights, scales)
+
+
+@mlp_updates.register_fake
+def _(
+    columns: Sequence[Tensor],
+    context: Tensor | None,
+    weights: Sequence[Tensor],
+    scales: Sequence[float],
+) -> Tensor:
+    return torch.empty_like(columns[0], dtype=torch.float32)
+
+
+def has_kernel(linears: Sequence[nn.Linear]) -> bool:
+    """Whether there is a kernel for an MLP on its device. The meta device has all."""
+    like, width = linears[0].weight, linears[0].out_features
+    d_context = linears[0].in_features - NUM_FEATURES
+    fits = [layer.out_features for layer in linears] == [width, width, 2]
+    fits = fits and width in WIDTHS and d_context <= MOST_CONTEXT
+    is_there = like.is_meta or (like.is_cuda and find_spec("triton") is not None)
+    return fits and is_there and like.dtype != torch.float64
 
 
 def _rows(like: Tensor, count: int, length: int) -> Tensor:

@@ -11,8 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ngopt.base.flat import concatenated
-from ngopt.features import NUM_FEATURES, features_of
+from ngopt.at_once import concatenated
+from ngopt.devices import fused
+from ngopt.features import NUM_FEATURES, finite_features
 from ngopt.graph.core import GraphValues, NeuralGraph, View
 from ngopt.models.parts import BlockParts, Part
 
@@ -67,9 +68,7 @@ class FlatFeatures:
 
     def bias(self, number: int) -> Tensor:
         view = self.graph.biases[number].view
-        return self._read(
-            view, 1, view.is_whole(self.graph.parameters[view.parameter])
-        )
+        return self._read(view, 1, view.is_whole(self.graph.parameters[view.parameter]))
 
     def _read(self, view: View, lead: int, is_whole: bool) -> Tensor:
         value = self.values[view.parameter]
@@ -99,7 +98,8 @@ class RawFeatures:
         graph: NeuralGraph,
         like: Tensor,
     ):
-        self.columns = [[x.reshape(-1) for x in some] for some in columns]
+        device = like.device
+        self.columns = [[x.reshape(-1).to(device) for x in some] for some in columns]
         self.graph, self.like = graph, like
 
     def edges(self, parts: BlockParts, part: Part) -> Tensor:
@@ -121,14 +121,13 @@ class RawFeatures:
         if not columns:
             return self.like.new_zeros(shape)
         raw = [_strided(x, view) for x in columns]
-        return (
-            features_of(raw, self.like)
-            .nan_to_num_(0.0, 0.0, 0.0)
-            .reshape(shape)
-        )
+        function = fused(finite_features, self.like.device)
+        return function(raw, self.like.dtype).reshape(shape)
 
 
 def _strided(flat: Tensor, view: View) -> Tensor:
-    return flat.as_strided(
-        view.shape, view.strides, flat.storage_offset() + view.offset
-    )
+    """The elements of a view with as few axes as possible: a fused function is compiled
+    again for another number of axes, and for axes of length 1."""
+    offset = flat.storage_offset() + view.offset
+    found = flat.as_strided(view.shape, view.strides, offset).squeeze()
+    return found.view(-1) if found.is_contiguous() else found

@@ -50,12 +50,8 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
         raise ValueError(
             f"weights file '{path}': its contents do not have the SHA-256 that it records"
         )
-    base = _build(
-        path, "base rule", BASES, metadata["base"], metadata["base_config"]
-    )
-    metanet = _build(
-        path, "metanet", METANETS, metadata["metanet"], metadata["config"]
-    )
+    base = _build(path, "base rule", BASES, metadata["base"], metadata["base_config"])
+    metanet = _build(path, "metanet", METANETS, metadata["metanet"], metadata["config"])
     if metanet is not None:
         metanet.float()  # whatever torch's default dtype is
         try:
@@ -66,9 +62,7 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
             ) from None
         metanet.requires_grad_(False)
     cooldown = (
-        Cooldown(**json.loads(metadata["cooldown"]))
-        if "cooldown" in metadata
-        else None
+        Cooldown(**json.loads(metadata["cooldown"])) if "cooldown" in metadata else None
     )
     recipe = json.loads(metadata["recipe"])
     table = json.loads(metadata["table"])
@@ -174,8 +168,7 @@ def _build(
         )
     cls: Any = known[name]
     values = {
-        k: tuple(v) if isinstance(v, list) else v
-        for k, v in json.loads(config).items()
+        k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(config).items()
     }
     odd = sorted(values.keys() ^ {field.name for field in fields(cls.Config)})
     if odd:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ngopt.functional import Change, state_dtype
+from ngopt.functional import Change, UpdateRule, state_dtype
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class MomentumConfig:
 
 
 class Momentum:
-    """p <- p - lr * size * (1 - t / total_steps) * (modulation's share) * m.
+    """p <- p - lr * size * (1 - t / total_steps) * m.
 
     The record has a tensor of the parameter's shape, one of another shape and a count in int64.
     """
@@ -25,15 +25,14 @@ class Momentum:
     def __init__(self, config=None):
         self.config = config or MomentumConfig()
 
-    def bind(self, graph, modulation, total_steps):
-        return MomentumRule(self.config, graph, modulation, total_steps)
+    def bind(self, graph, total_steps=None, compute_dtype=None, renew_every=None):
+        return MomentumRule(self.config, graph, total_steps)
 
 
 @dataclass
-class MomentumRule:
+class MomentumRule(UpdateRule):
     config: MomentumConfig
     graph: object
-    modulation: object
     total_steps: int | None
 
     def init(self, params):
@@ -63,11 +62,8 @@ class MomentumRule:
                 g.to(old["average"].dtype), 1 - self.config.decays[0]
             )
             left = (
-                1.0
-                if self.total_steps is None
-                else 1 - old["count"] / self.total_steps
+                1.0 if self.total_steps is None else 1 - old["count"] / self.total_steps
             )
             delta = -hyper.lr[i] * self.config.size * left * average
-            yield Change(
-                i, delta, {**old, "count": old["count"] + 1, "average": average}
-            )
+            new = {**old, "count": old["count"] + 1, "average": average}
+            yield [Change(i, delta, new)]

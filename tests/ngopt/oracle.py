@@ -25,8 +25,7 @@ def cut(
         runs = list(range(features.shape[0]))
         pieces = [runs[i : i + 9] for i in range(0, len(runs), 9)]
         places = [
-            [(slot, (9 - len(p)) // 2 + k) for k, slot in enumerate(p)]
-            for p in pieces
+            [(slot, (9 - len(p)) // 2 + k) for k, slot in enumerate(p)] for p in pieces
         ]
     else:
         height, width = slot_shape
@@ -56,12 +55,9 @@ def cut(
     return planes
 
 
-def run(
-    gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph
-) -> GraphValues:
+def run(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph) -> GraphValues:
     starts = [
-        sum(g.size for g in graph.groups[:i])
-        for i in range(len(graph.groups) + 1)
+        sum(g.size for g in graph.groups[:i]) for i in range(len(graph.groups) + 1)
     ]
     positions = node_positions(graph, gnn.position.weight)
     nodes = [
@@ -76,24 +72,18 @@ def run(
             for plane, _ in cut(row, bias.slot_shape):
                 scale, shift = gnn.node_encoder.film(bias.kind)
                 code = (
-                    scale
-                    * (node_weight @ plane.flatten() + gnn.node_encoder.bias)
+                    scale * (node_weight @ plane.flatten() + gnn.node_encoder.bias)
                     + shift
                 )
-                nodes[starts[bias.group] + k] = (
-                    nodes[starts[bias.group] + k] + code
-                )
+                nodes[starts[bias.group] + k] = nodes[starts[bias.group] + k] + code
     edges = []  # (source, target, state, where its outputs go)
     weight = gnn.edge_encoder.weight.flatten(1)
-    for b, (block, value) in enumerate(
-        zip(graph.weights, values.edges, strict=True)
-    ):
+    for b, (block, value) in enumerate(zip(graph.weights, values.edges, strict=True)):
         for (g, i, j), source, target in ends(graph, block):
             for plane, place in cut(value[g, i, j], block.slot_shape):
                 scale, shift = gnn.edge_encoder.film(block.kind)
                 state = (
-                    scale * (weight @ plane.flatten() + gnn.edge_encoder.bias)
-                    + shift
+                    scale * (weight @ plane.flatten() + gnn.edge_encoder.bias) + shift
                 )
                 edges.append(
                     (
@@ -157,9 +147,7 @@ def step(
     for v, there, back in zip(nodes, incoming, outgoing, strict=True):
         h = layer.norm(
             layer.update(
-                torch.cat(
-                    [v, aggregate(layer, v, there), aggregate(layer, v, back)]
-                )
+                torch.cat([v, aggregate(layer, v, there), aggregate(layer, v, back)])
             )
         )
         new_nodes.append(v + h * h.sigmoid())
@@ -189,9 +177,9 @@ def decode(
     def decoded(decoder, kind, state):
         scale, shift = decoder.film(kind)
         state = scale * state + shift
-        return (
-            decoder.weight.flatten(0, 1) @ state + decoder.bias.flatten()
-        ).reshape(9, d_out)
+        return (decoder.weight.flatten(0, 1) @ state + decoder.bias.flatten()).reshape(
+            9, d_out
+        )
 
     out = [e.new_zeros(*e.shape[:4], d_out) for e in values.edges]
     for _, _, e, where in edges:
@@ -202,9 +190,7 @@ def decode(
                     gnn.edge_decoder, graph.weights[b].kind, e
                 )[position]
     biases = [b.new_zeros(*b.shape[:2], d_out) for b in values.biases]
-    for bias, value, result in zip(
-        graph.biases, values.biases, biases, strict=True
-    ):
+    for bias, value, result in zip(graph.biases, values.biases, biases, strict=True):
         for k, n in enumerate(bias.index or range(len(value))):
             for _, place in cut(value[k], bias.slot_shape):
                 for slot, position in place:

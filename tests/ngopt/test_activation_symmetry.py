@@ -101,36 +101,26 @@ def case(request):
 
 def outputs(model, params, inputs):
     names = [name for name, _ in model.named_parameters()]
-    return functional_call(
-        model, dict(zip(names, params, strict=True)), (inputs,)
-    )
+    return functional_call(model, dict(zip(names, params, strict=True)), (inputs,))
 
 
 def changed(graph, model, generator):
     """Parameters of another network with the same function,
     changed layer by layer as symmetries allow."""
     values = {name: p.detach().clone() for name, p in model.named_parameters()}
-    names = [
-        name.removesuffix(".weight")
-        for name in values
-        if name.endswith("weight")
-    ]
+    names = [name.removesuffix(".weight") for name in values if name.endswith("weight")]
     layers = dict(model.named_modules())
     for own, following in pairwise(names):
         n = len(values[f"{own}.weight"])
         kind = graph.groups[
             next(
-                g
-                for g, group in enumerate(graph.groups)
-                if group.name.startswith(own)
+                g for g, group in enumerate(graph.groups) if group.name.startswith(own)
             )
         ].activation
         signs = 2.0 * torch.randint(2, (n,), generator=generator) - 1
         inward = outward = signs.double()
         if kind in ("relu", "leaky_relu"):
-            inward = (
-                torch.rand(n, generator=generator, dtype=torch.float64) + 0.5
-            )
+            inward = torch.rand(n, generator=generator, dtype=torch.float64) + 0.5
             outward = 1 / inward
         values[f"{own}.weight"] *= inward.view(
             -1, *[1] * (values[f"{own}.weight"].ndim - 1)
@@ -141,15 +131,13 @@ def changed(graph, model, generator):
             values[f"{own}.bias"] += periods * torch.pi / FREQUENCY
             outward = outward * (1 - 2.0 * (periods % 2))
         weight = values[f"{following}.weight"]
-        repeats = (
-            weight[0].numel() * getattr(layers[following], "groups", 1) // n
-        )
+        repeats = weight[0].numel() * getattr(layers[following], "groups", 1) // n
         if isinstance(layers[following], nn.Conv2d):
             parts = outward.view(layers[following].groups, 1, -1, 1, 1)
             weight.copy_(
-                (
-                    weight.unflatten(0, (layers[following].groups, -1)) * parts
-                ).flatten(0, 1)
+                (weight.unflatten(0, (layers[following].groups, -1)) * parts).flatten(
+                    0, 1
+                )
             )
         else:
             weight *= outward.repeat_interleave(repeats)
@@ -168,9 +156,7 @@ def test_the_function_stays(case):
     torch.testing.assert_close(
         outputs(model, found, inputs), model(inputs), rtol=1e-9, atol=1e-11
     )
-    assert any(
-        not torch.allclose(a, b) for a, b in zip(found, params, strict=True)
-    )
+    assert any(not torch.allclose(a, b) for a, b in zip(found, params, strict=True))
 
 
 def test_networks_of_the_same_function_have_one_form(case):
@@ -205,12 +191,8 @@ def test_updates_of_one_form_are_those_of_the_other_times_factors(case):
     found, factors = canonical(graph, params, FREQUENCY)
     torch.manual_seed(2)
     updates = [1e-3 * torch.randn_like(p) for p in params]
-    ours = outputs(
-        model, [p + u for p, u in zip(params, updates, strict=True)], inputs
-    )
-    theirs = [
-        p + f * u for p, f, u in zip(found, factors, updates, strict=True)
-    ]
+    ours = outputs(model, [p + u for p, u in zip(params, updates, strict=True)], inputs)
+    theirs = [p + f * u for p, f, u in zip(found, factors, updates, strict=True)]
     torch.testing.assert_close(
         outputs(model, theirs, inputs), ours, rtol=1e-9, atol=1e-11
     )

@@ -40,18 +40,14 @@ class Network(nn.Module):
 
 @pytest.mark.parametrize("name", PLACES)
 def test_neurons_that_are_the_same_at_all_places_stay_so(name, recwarn):
-    graph = check(
-        (Network(PLACES[name]), torch.randn(2, 5, 3, dtype=torch.double))
-    )
+    graph = check((Network(PLACES[name]), torch.randn(2, 5, 3, dtype=torch.double)))
     assert [group.size for group in graph.groups] == [3, 4, 2]
     assert not [w for w in recwarn if "failed" in str(w.message)]
 
 
 @pytest.mark.parametrize("name", NEURONS)
 def test_neurons_that_are_ranked_are_not_exchanged_falsely(name, recwarn):
-    graph = check(
-        (Network(NEURONS[name]), torch.randn(2, 5, 3, dtype=torch.double))
-    )
+    graph = check((Network(NEURONS[name]), torch.randn(2, 5, 3, dtype=torch.double)))
     assert not unconnected(graph)
     assert not [w for w in recwarn if "failed" in str(w.message)]
 
@@ -67,9 +63,7 @@ class FourierLayer(nn.Module):
     def forward(self, x):
         spectrum = torch.fft.rfft(x)
         mixed = torch.zeros_like(spectrum)
-        mixed[..., :3] = torch.einsum(
-            "bix,iox->box", spectrum[..., :3], self.weight
-        )
+        mixed[..., :3] = torch.einsum("bix,iox->box", spectrum[..., :3], self.weight)
         return torch.fft.irfft(mixed, n=x.shape[-1]) + self.beside(x)
 
 
@@ -86,16 +80,12 @@ class FourierOperator(nn.Module):
 
 
 def test_a_fourier_neural_operator_is_whole(recwarn):
-    graph = check(
-        (FourierOperator(), torch.randn(2, 10, 2, dtype=torch.double))
-    )
+    graph = check((FourierOperator(), torch.randn(2, 10, 2, dtype=torch.double)))
     assert not unconnected(graph)
     assert not [w for w in recwarn if "failed" in str(w.message)]
 
 
-@pytest.mark.parametrize(
-    "name", ["GCNConv", "GATConv", "SAGEConv", "TransformerConv"]
-)
+@pytest.mark.parametrize("name", ["GCNConv", "GATConv", "SAGEConv", "TransformerConv"])
 def test_graph_networks_whose_edges_are_data_are_whole(name, recwarn):
     layer = getattr(pytest.importorskip("torch_geometric.nn"), name)
 

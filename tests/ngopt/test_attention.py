@@ -33,8 +33,7 @@ def test_nodes_equal_a_softmax_over_a_list_of_edges(name, complete):
     nodes = [torch.randn(group.size, WIDTH).double() for group in graph.groups]
     parts = parts_of(graph, (9, 9), nodes[0])
     edges = [
-        torch.randn(*own.block.shape, own.tiles, WIDTH).double()
-        for own in parts.blocks
+        torch.randn(*own.block.shape, own.tiles, WIDTH).double() for own in parts.blocks
     ]
     layer = RelationalLayer(
         WIDTH, HEADS, complete_up_to=1000 if complete else 0
@@ -54,14 +53,10 @@ def test_nodes_equal_a_softmax_over_a_list_of_edges(name, complete):
 
 def by_hand(layer, graph, nodes, edges, complete):
     """New states of all neurons."""
-    starts = [
-        sum(g.size for g in graph.groups[:i]) for i in range(len(graph.groups))
-    ]
+    starts = [sum(g.size for g in graph.groups[:i]) for i in range(len(graph.groups))]
     states = list(torch.cat(nodes))
     seen: list[list] = [[] for _ in states]  # (logits, value) of each neuron
-    for block, state in zip(
-        (*graph.weights, *graph.constants), edges, strict=True
-    ):
+    for block, state in zip((*graph.weights, *graph.constants), edges, strict=True):
         for place, source, target in ends(graph, block):
             i = starts[block.target] + target
             j = starts[block.source] + source
@@ -84,8 +79,7 @@ def by_hand(layer, graph, nodes, edges, complete):
                 _, key, value = layer.everywhere(other).chunk(3)
                 seen[i].append((logits_of(query, key), value))
     return [
-        next_state(layer, state, own)
-        for state, own in zip(states, seen, strict=True)
+        next_state(layer, state, own) for state, own in zip(states, seen, strict=True)
     ]
 
 
@@ -116,15 +110,11 @@ def test_what_was_seen_in_pieces_is_what_was_seen_at_once():
         for a, b in zip(logits.split(3, 2), values.split(3, 2), strict=True)
     ]
     found = pieces[0].joined(pieces[1]).joined(pieces[2])
-    torch.testing.assert_close(
-        found.mean(), whole.mean(), rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(found.mean(), whole.mean(), rtol=1e-12, atol=1e-12)
 
 
 def test_heads_divide_the_width():
-    with pytest.raises(
-        ValueError, match="heads: expected a divisor of width 6; got 4"
-    ):
+    with pytest.raises(ValueError, match="heads: expected a divisor of width 6; got 4"):
         RelationalLayer(6, 4)
 
 
@@ -137,9 +127,7 @@ def test_small_networks_are_fully_connected():
     changed[-1] += 1.0
     for size, moves in ((18, True), (17, False)):  # it has 18 neurons
         torch.manual_seed(0)
-        config = TransformerConfig(
-            width=8, heads=2, layers=1, complete_up_to=size
-        )
+        config = TransformerConfig(width=8, heads=2, layers=1, complete_up_to=size)
         metanet = NeuralGraphTransformer(config).double()
         # of the first layer's bias, which follows its twelve weights
         before, after = (metanet(x, graph)[12] for x in (features, changed))

@@ -66,9 +66,7 @@ def test_symmetries_are_symmetries_of_the_function(name):
 def test_symmetries_by_type_are_symmetries_of_the_function(name):
     model, example = zoo_network(name)
     graph = zoo_graph(name)
-    assert_function_respects(
-        model, example, graph, automorphisms(graph, by_type=True)
-    )
+    assert_function_respects(model, example, graph, automorphisms(graph, by_type=True))
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -116,9 +114,7 @@ class Chain(nn.Module):
         self.stem = nn.Linear(2, width)
         self.out = nn.Linear(width, 1)
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)
-            )
+            nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
             for _ in range(2)
         )
 
@@ -161,9 +157,7 @@ class Cosine(nn.Module):
         self.last = nn.Linear(3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.linear(
-            F.normalize(self.first(x), dim=-1), F.normalize(self.rows, dim=-1)
-        )
+        x = F.linear(F.normalize(self.first(x), dim=-1), F.normalize(self.rows, dim=-1))
         return self.last(torch.relu(x))
 
 
@@ -333,6 +327,4 @@ def test_no_symmetry_is_missing(name):
 
 @pytest.mark.parametrize("name", COUNTS_BY_TYPE)
 def test_no_symmetry_across_groups_is_missing(name):
-    assert (
-        count_automorphisms(counted(name), by_type=True) == COUNTS_BY_TYPE[name]
-    )
+    assert count_automorphisms(counted(name), by_type=True) == COUNTS_BY_TYPE[name]

@@ -153,9 +153,9 @@ def test_edges_keep_their_ends_and_elements(name):
     sources, targets, shape, slot_shape, expected = BLOCKS[name]
     block = one_block(sources, targets, shape, slot_shape)
     found = found_blocks(sources, targets, shape, slot_shape)
-    assert Counter(
-        edge for piece in found for edge in edges_of(piece)
-    ) == Counter(edges_of(block))
+    assert Counter(edge for piece in found for edge in edges_of(piece)) == Counter(
+        edges_of(block)
+    )
     for piece in found:
         assert piece.view.shape == (*piece.shape, *piece.slot_shape)
         assert all(
@@ -169,9 +169,9 @@ def test_edges_keep_their_ends_and_elements(name):
 def test_edges_of_value_1_stay_once(name):
     block = one_block(*BLOCKS[name][:3], constant=True)
     found = found_blocks(*BLOCKS[name][:3], constant=True)
-    assert sorted(
-        edge for piece in found for edge in edges_of(piece)
-    ) == sorted(set(edges_of(block)))
+    assert sorted(edge for piece in found for edge in edges_of(piece)) == sorted(
+        set(edges_of(block))
+    )
     for piece in found:
         assert all(
             nodes.unique().numel() == len(nodes)
@@ -193,9 +193,7 @@ def test_elements_of_a_bias_keep_their_nodes(nodes, pieces):
     layout = torch.empty(2, n, device="meta").T
     edges = Edges(Elements(0, layout), None, torch.tensor(nodes), "bias", ())
     found = list(blocks_of(edges, nodes_of_one_group()))
-    assert [
-        (piece.targets.tolist(), piece.slot_shape) for piece in found
-    ] == pieces
+    assert [(piece.targets.tolist(), piece.slot_shape) for piece in found] == pieces
     numbers = torch.arange(2.0 * n)[None, :, None]
     placed = {
         (node, element)

@@ -35,9 +35,7 @@ class Stubborn(nn.Module):
 
 
 def test_parameters_decide_where_a_module_cannot_be_traced():
-    with pytest.warns(
-        UserWarning, match="as no input for Stubborn could be guessed"
-    ):
+    with pytest.warns(UserWarning, match="as no input for Stubborn could be guessed"):
         graph = build_graph(Stubborn())
     assert [(b.source, b.target) for b in graph.blocks] == [(0, 1), (1, 2)]
 
@@ -95,9 +93,7 @@ def test_an_index_of_which_tokens_decide():
 
 
 def test_bad_examples_and_lazy_modules():
-    with pytest.raises(
-        ValueError, match="Linear does not run on the example input"
-    ):
+    with pytest.raises(ValueError, match="Linear does not run on the example input"):
         build_graph(nn.Linear(3, 2), torch.zeros(2, 5))
     with pytest.raises(
         ValueError, match=r"'1.weight' of a lazy module has no shape yet"
@@ -125,9 +121,7 @@ def test_lazy_buffers():
     with pytest.raises(
         ValueError, match=r"'1.running_mean' of a lazy module has no shape yet"
     ):
-        build_graph(
-            nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d(affine=False))
-        )
+        build_graph(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d(affine=False)))
     graph = build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)})
     assert isinstance(lazy[1].running_mean, nn.parameter.UninitializedBuffer)
     lazy(torch.randn(2, 3, 5, 5))

@@ -130,20 +130,14 @@ def test_state_of_other_matrices_begins_anew():
     step(nn.Sequential(model, norm), opt, inputs)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, torch.float16, torch.float64]
-)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("weights", ["default", "ff", "ng-gnn"])
 def test_the_default_dtype_changes_nothing(weights, dtype):
-    expected = NGOptimizer(mlp(2, 2).parameters(), weights=weights).defaults[
-        "weights"
-    ]
+    expected = NGOptimizer(mlp(2, 2).parameters(), weights=weights).defaults["weights"]
     models = [mlp(4, 5, 3) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     inputs = torch.randn(8, 4)
-    step(
-        models[0], NGOptimizer(models[0].parameters(), weights=weights), inputs
-    )
+    step(models[0], NGOptimizer(models[0].parameters(), weights=weights), inputs)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -173,18 +167,16 @@ def test_alike_networks_in_two_groups_are_both_seen():
     assert not graph.unplaced
 
 
-def test_a_metanet_is_no_modulation():
+def test_a_base_rule_and_a_metanet_are_not_combined():
     metanet = load_pretrained("ff").metanet
     with pytest.raises(
-        ValueError, match="expected a modulation.*got metanet 'ff'"
+        ValueError, match="expected a base rule or a metanet; got base 'soap'"
     ):
         LearnedOptimizer(base=Soap(), metanet=metanet)
 
 
 def test_dtypes_of_a_byte_do_not_compute():
-    with pytest.raises(
-        ValueError, match="compute_dtype: expected .* of 16 bits"
-    ):
+    with pytest.raises(ValueError, match="compute_dtype: expected .* of 16 bits"):
         NGOptimizer(
             mlp(2, 2).parameters(),
             weights="ff",

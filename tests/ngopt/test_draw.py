@@ -78,9 +78,7 @@ def test_another_suffix_is_an_error(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_matplotlib_the_error_says_what_to_install(
-    tmp_path, monkeypatch
-):
+def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
         ImportError,
@@ -96,18 +94,16 @@ def test_svg_names_every_group(graphs, name, tmp_path):
     labels = re.findall("<!-- (.*) -->", content)  # of every text that is drawn
     for group in graphs[name].groups:
         assert group.name.rpartition(".")[2] in labels, group.name
-    assert len(re.findall('id="group [0-9]+"', content)) == len(
-        graphs[name].groups
-    )
+    assert len(re.findall('id="group [0-9]+"', content)) == len(graphs[name].groups)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_block_is_an_arrow(graphs, name):
     graph = graphs[name]
     layout = arrange(graph)
-    assert sorted(
-        block for wire in layout.wires for block in wire.blocks
-    ) == list(range(len(graph.blocks)))
+    assert sorted(block for wire in layout.wires for block in wire.blocks) == list(
+        range(len(graph.blocks))
+    )
     for wire in layout.wires:
         assert all(
             (graph.blocks[b].source, graph.blocks[b].target) == wire[:2]
@@ -162,9 +158,7 @@ class Skips(nn.Module):
 
     def __init__(self, layers: int = 6):
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(3 + 2 * k, 2) for k in range(layers)
-        )
+        self.layers = nn.ModuleList(nn.Linear(3 + 2 * k, 2) for k in range(layers))
 
     def forward(self, x):
         for layer in self.layers:
@@ -181,16 +175,12 @@ def test_lines_of_different_sources_do_not_run_into_each_other(layers):
             line for points in pieces for line in pairwise(points)
         ):
             if y0 == y1:
-                taken.setdefault(y0, []).append(
-                    (min(x0, x1), max(x0, x1), wire.source)
-                )
+                taken.setdefault(y0, []).append((min(x0, x1), max(x0, x1), wire.source))
     assert any(len(lines) > 1 for lines in taken.values())
     for lines in taken.values():
         for k, (start, end, source) in enumerate(lines):
             for other_start, other_end, other in lines[:k]:
-                assert (
-                    source == other or end <= other_start or other_end <= start
-                )
+                assert source == other or end <= other_start or other_end <= start
 
 
 def test_of_parallel_paths_the_one_with_a_long_edge_is_above():
@@ -214,9 +204,7 @@ def test_of_parallel_paths_the_one_with_a_long_edge_is_above():
     graph = build_graph(Shortcut(), torch.randn(2, 4))
     height = {
         group.name: y
-        for group, (_, y) in zip(
-            graph.groups, arrange(graph).centers, strict=True
-        )
+        for group, (_, y) in zip(graph.groups, arrange(graph).centers, strict=True)
     }
     assert height["short"] > height["first"]
 
@@ -251,9 +239,7 @@ def test_thickness_follows_the_norm():
     assert widths["1>2 weight"] - thin == pytest.approx(
         (widths["0>1 weight"] - thin) / 2
     )
-    doubled = arrows(
-        graph_figure(graph, [*values[:2], 4 * values[2], values[3]])
-    )
+    doubled = arrows(graph_figure(graph, [*values[:2], 4 * values[2], values[3]]))
     assert doubled["1>2 weight"][0].get_linewidth() == widths["0>1 weight"]
     assert doubled["0>1 weight"][0].get_linewidth() == widths["1>2 weight"]
 
@@ -266,12 +252,8 @@ def test_without_values_thickness_follows_the_number_of_elements():
     )
     least, most = THICKNESS
     assert second == most
-    assert (first - least) / (most - least) == pytest.approx(
-        log(101) / log(5001)
-    )
-    assert (third - least) / (most - least) == pytest.approx(
-        log(201) / log(5001)
-    )
+    assert (first - least) / (most - least) == pytest.approx(log(101) / log(5001))
+    assert (third - least) / (most - least) == pytest.approx(log(201) / log(5001))
 
 
 def test_edges_of_value_one_are_thin_and_dashed(graphs):
@@ -294,9 +276,7 @@ def test_boxes_tell_size_activation_and_biases(graphs):
     } <= set(found)
     assert f"4 → 6 · 3{TIMES}3" in found
     boxes = {
-        p.get_gid(): p
-        for p in figure.axes[0].patches
-        if isinstance(p, FancyBboxPatch)
+        p.get_gid(): p for p in figure.axes[0].patches if isinstance(p, FancyBboxPatch)
     }
     colours = {
         graphs["residual"].groups[int(gid.split()[1])].kind: p.get_facecolor()
@@ -340,9 +320,7 @@ def test_pieces_of_a_norm_are_one_box():
     graph = build_graph(Concatenated(), torch.randn(2, 3))
     drawn = condense(graph)
     assert [g.name for g in graph.groups].count("norm") == 2
-    assert [(g.name, g.size) for g in drawn.groups if g.name == "norm"] == [
-        ("norm", 9)
-    ]
+    assert [(g.name, g.size) for g in drawn.groups if g.name == "norm"] == [("norm", 9)]
     assert "9 neurons · relu" in words(graph_figure(graph))
     assert len(drawn.blocks) == len(graph.blocks)
 
@@ -360,19 +338,14 @@ def test_graphs_without_edges_are_drawn(shapes, tmp_path):
     ) == len(graph.groups)
 
 
-@pytest.mark.parametrize(
-    "name", ["gpt", "encoder layer", "residual", "grouped", "cnn"]
-)
+@pytest.mark.parametrize("name", ["gpt", "encoder layer", "residual", "grouped", "cnn"])
 def test_words_fit_and_do_not_overlap(graphs, name):
     figure = graph_figure(
-        graphs[name]
-        if name in graphs
-        else build_graph(paper_cnn(1, (16, 32, 32)))
+        graphs[name] if name in graphs else build_graph(paper_cnn(1, (16, 32, 32)))
     )
     FigureCanvasAgg(figure).draw()
     extents = [
-        (text.get_text(), text.get_window_extent())
-        for text in figure.axes[0].texts
+        (text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts
     ]
     for i, (label, extent) in enumerate(extents):
         assert (
@@ -393,9 +366,7 @@ def test_words_fit_and_do_not_overlap(graphs, name):
     ]
     for label, extent in extents:
         for box in boxes:
-            if box.contains(
-                (extent.x0 + extent.x1) / 2, (extent.y0 + extent.y1) / 2
-            ):
+            if box.contains((extent.x0 + extent.x1) / 2, (extent.y0 + extent.y1) / 2):
                 assert box.x0 <= extent.x0 and extent.x1 <= box.x1, label
 
 

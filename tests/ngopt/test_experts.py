@@ -20,12 +20,9 @@ class Experts(nn.Module):
         super().__init__()
         self.gate = nn.Linear(WIDTH, EXPERTS, bias=False)
         layers = [
-            (nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH))
-            for _ in range(EXPERTS)
+            (nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)) for _ in range(EXPERTS)
         ]
-        self.experts = nn.ModuleList(
-            nn.Sequential(a, nn.GELU(), b) for a, b in layers
-        )
+        self.experts = nn.ModuleList(nn.Sequential(a, nn.GELU(), b) for a, b in layers)
 
     def forward(self, x):
         weights, chosen = self.gate(x).softmax(-1).topk(2, -1)
@@ -46,9 +43,7 @@ class Summed(Experts):
         result = torch.zeros_like(x)
         for number, expert in enumerate(self.experts):
             token, rank = torch.where(chosen == number)
-            result.index_add_(
-                0, token, weights[token, rank, None] * expert(x[token])
-            )
+            result.index_add_(0, token, weights[token, rank, None] * expert(x[token]))
         return result
 
 

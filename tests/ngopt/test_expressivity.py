@@ -28,9 +28,7 @@ AWAY = 50.0
 def network():
     torch.manual_seed(0)
     layers = [nn.Linear(SIZE, SIZE) for _ in range(ROUNDS)]
-    return nn.Sequential(
-        layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2]
-    ).double()
+    return nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2]).double()
 
 
 @torch.no_grad()
@@ -63,9 +61,7 @@ def simulator():
             layer.update.weight[feature, BIAS] = sign
         layer.update.bias[HIGH], layer.update.bias[LOW] = LARGE, -LARGE
         layer.norm.weight[k + 1] = LARGE * sqrt(2 / WIDTH)
-    found.layers[-1].norm.bias[ROUNDS] = (
-        AWAY  # the last layer has no activation
-    )
+    found.layers[-1].norm.bias[ROUNDS] = AWAY  # the last layer has no activation
     return found
 
 
@@ -75,18 +71,13 @@ def test_a_graph_network_computes_the_forward_pass_of_the_network_that_it_sees()
     inputs = torch.randn(5, SIZE, dtype=torch.float64)
     graph = build_graph(model, inputs)
     params = [
-        p.unsqueeze(-1).expand(len(inputs), *p.shape, 1)
-        for p in model.parameters()
+        p.unsqueeze(-1).expand(len(inputs), *p.shape, 1) for p in model.parameters()
     ]
-    source = WholeValues(
-        graph.gather(params, batch_dims=1), torch.Size([len(inputs)])
-    )
+    source = WholeValues(graph.gather(params, batch_dims=1), torch.Size([len(inputs)]))
     first = torch.zeros(len(inputs), SIZE, WIDTH, dtype=torch.float64)
     first[..., 0] = inputs
     others = [None] * (len(graph.groups) - 1)
-    states, _ = found.states(
-        source, parts_of(graph, (1, 1), first), [first, *others]
-    )
+    states, _ = found.states(source, parts_of(graph, (1, 1), first), [first, *others])
     hidden = model[1](model[0](inputs))
     torch.testing.assert_close(states[1][..., 1], hidden, rtol=0, atol=1e-6)
     torch.testing.assert_close(

@@ -35,15 +35,11 @@ def test_preprocessing_by_hand():
 
 def test_preprocessing_has_finite_derivatives_everywhere():
     x = (
-        torch.tensor(
-            [0.0, 1e-30, -1e-5, 1.0, -1e10, exp(-10.0)], dtype=torch.float64
-        )
+        torch.tensor([0.0, 1e-30, -1e-5, 1.0, -1e10, exp(-10.0)], dtype=torch.float64)
         .unsqueeze(-1)
         .requires_grad_()
     )
-    (first,) = torch.autograd.grad(
-        preprocess(x.unbind(-1)).sum(), x, create_graph=True
-    )
+    (first,) = torch.autograd.grad(preprocess(x.unbind(-1)).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     assert first.isfinite().all()
     assert second.isfinite().all()

@@ -18,8 +18,7 @@ def inputs(seed=0):
         (GROUPS, 1, SOURCES, 1, BATCH, WIDTH),
     ]
     some = [
-        torch.randn(shape, dtype=torch.float64, generator=generator)
-        for shape in shapes
+        torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes
     ]
     return [x.requires_grad_() for x in some]
 
@@ -78,9 +77,7 @@ def test_messages_that_are_equal_share_the_gradient_of_an_extremum():
 
 
 def test_mapped_over_a_stack_they_are_those_of_each():
-    stack = [
-        torch.stack(pair) for pair in zip(inputs(1), inputs(2), strict=True)
-    ]
+    stack = [torch.stack(pair) for pair in zip(inputs(1), inputs(2), strict=True)]
 
     def gradient(*tensors):
         return torch.func.grad(

@@ -45,15 +45,11 @@ def graph(request):
 @pytest.mark.parametrize("view", [with_virtual_layer, with_repeated_nodes])
 def test_parameters_keep_their_places(graph, view):
     other = view(graph)
-    assert all(
-        b.slot_shape == () or len(b.slot_shape) == 2 for b in other.weights
-    )
+    assert all(b.slot_shape == () or len(b.slot_shape) == 2 for b in other.weights)
     values = [torch.randn(s.shape) for s in other.parameters]
     assert all(
         torch.equal(a, b)
-        for a, b in zip(
-            values, other.scatter(other.gather(values)), strict=True
-        )
+        for a, b in zip(values, other.scatter(other.gather(values)), strict=True)
     )
     assert other.parameters == graph.parameters
 
@@ -66,12 +62,9 @@ def columns(graph, name):
     )
     for block, edges in zip(graph.weights, numbers.edges, strict=True):
         if graph.parameters[block.view.parameter].name == name:
-            places = block.source_index or range(
-                graph.groups[block.source].size
-            )
+            places = block.source_index or range(graph.groups[block.source].size)
             return {
-                int(e): p
-                for e, p in zip(edges[0, 0, :, 0], places, strict=True)
+                int(e): p for e, p in zip(edges[0, 0, :, 0], places, strict=True)
             }, block.source
     raise AssertionError(name)
 
@@ -121,10 +114,7 @@ def test_metanets_run_on_them(graph, view):
     torch.manual_seed(0)
     metanet = NeuralGraphGNN(GNNConfig(width=5, d_out=2, hidden=(4,))).double()
     values = other.gather(
-        [
-            torch.randn(*s.shape, 14, dtype=torch.float64)
-            for s in other.parameters
-        ]
+        [torch.randn(*s.shape, 14, dtype=torch.float64) for s in other.parameters]
     )
     with torch.no_grad():
         found = metanet.gnn(values, other)
@@ -138,9 +128,7 @@ def test_metanets_run_on_them(graph, view):
 
 
 def test_without_a_flatten_nothing_changes():
-    graph = build_graph(
-        nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-    )
+    graph = build_graph(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
     assert with_virtual_layer(graph) == graph
     assert with_repeated_nodes(graph) == graph
     assert_equivariant(

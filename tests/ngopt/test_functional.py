@@ -54,15 +54,11 @@ def test_absent_parameters_stand_still_and_are_not_seen(case):
     assert deltas[2] is None
     assert after[2]["step"] == 1
     assert after[0]["step"] == 2
-    assert all(
-        torch.equal(after[2][key], value) for key, value in state[2].items()
-    )
+    assert all(torch.equal(after[2][key], value) for key, value in state[2].items())
     other = [p + 1 if i == 2 else p for i, p in enumerate(params)]
     unseen, _ = update_all(rule, partial, state, other, constant(graph))
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(deltas, unseen, strict=True)
-        if a is not None
+        torch.equal(a, b) for a, b in zip(deltas, unseen, strict=True) if a is not None
     )
 
 
@@ -108,9 +104,7 @@ def test_state_is_at_least_float32():
         state = rule.init(params)
         deltas, state = update_all(rule, params, state, params, constant(graph))
         assert all(record.keys() == {"step", *MOMENTA} for record in state)
-        assert all(
-            record[key].dtype == expected for record in state for key in MOMENTA
-        )
+        assert all(record[key].dtype == expected for record in state for key in MOMENTA)
         assert all(d.dtype == expected for d in deltas)
 
 
@@ -126,9 +120,7 @@ def test_stacked_optimizees_under_vmap(name, case):
     )
 
     def first_step(params, grads):
-        return update_all(
-            rule, grads, rule.init(params), params, constant(graph)
-        )[0]
+        return update_all(rule, grads, rule.init(params), params, constant(graph))[0]
 
     mapped = torch.vmap(first_step)(*stack)
     for k in range(2):

@@ -57,10 +57,9 @@ def test_hand_written_graph():
 def test_gather_scatter_identity(dtype, features, batch):
     graph = build_graph(cnn())
     values = [
-        (
-            1000
-            * torch.randn(*batch, *s.shape, *features, dtype=torch.complex128)
-        ).to(torch.complex64)
+        (1000 * torch.randn(*batch, *s.shape, *features, dtype=torch.complex128)).to(
+            torch.complex64
+        )
         for s in graph.parameters
     ]
     values = [v if dtype.is_complex else v.real.to(dtype) for v in values]
@@ -94,10 +93,7 @@ def uses_of(graph, features=2):
     """Parameter, elements (n,) and values (n, features) of every place,
     and all of them as values on the graph."""
     places = graph.gather(
-        [
-            torch.arange(spec.numel).reshape(spec.shape)
-            for spec in graph.parameters
-        ]
+        [torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters]
     )
     values = GraphValues(
         *(
@@ -119,9 +115,7 @@ def uses_of(graph, features=2):
 
 
 def test_parameters_in_another_order_have_the_same_places():
-    graph = build_graph(
-        [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(3))]
-    )
+    graph = build_graph([nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(3))])
     order = [1, 0]
     values = [torch.randn(spec.shape) for spec in graph.parameters]
     other = reordered(graph, order)
@@ -131,9 +125,7 @@ def test_parameters_in_another_order_have_the_same_places():
     for one, same in zip(graph.gather(values), found, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(one, same, strict=True))
     back = other.scatter(found)
-    assert all(
-        torch.equal(values[i], y) for i, y in zip(order, back, strict=True)
-    )
+    assert all(torch.equal(values[i], y) for i, y in zip(order, back, strict=True))
     assert reordered(other, order) == graph
 
 
@@ -145,9 +137,7 @@ def test_uses_that_overlap_are_averaged_element_by_element():
         zip(graph.parameters, graph.scatter(values), strict=True)
     ):
         for element in range(spec.numel):
-            rows = [
-                v[e == element] for parameter, e, v in uses if parameter == i
-            ]
+            rows = [v[e == element] for parameter, e, v in uses if parameter == i]
             several = torch.cat(rows)
             count += len(several) > 1
             torch.testing.assert_close(
@@ -163,9 +153,7 @@ def test_uses_that_overlap_are_averaged_element_by_element():
 )
 def test_equal_values_of_uses_that_overlap_give_themselves(dtype):
     graph = zoo_graph("overlapping")
-    values = [
-        (1000 * torch.randn(2, *s.shape, 3)).to(dtype) for s in graph.parameters
-    ]
+    values = [(1000 * torch.randn(2, *s.shape, 3)).to(dtype) for s in graph.parameters]
     back = graph.scatter(graph.gather(values, 1), 1)
     assert all(
         b.dtype == dtype and torch.equal(a, b)
@@ -185,9 +173,7 @@ def test_means_of_uses_that_overlap_have_derivatives():
     assert torch.autograd.gradcheck(means, [t.requires_grad_() for t in flat])
     tangents = tuple(torch.randn_like(t) for t in flat)
     expected = means(*tangents)  # it is linear
-    for e, f in zip(
-        expected, torch.func.jvp(means, flat, tangents)[1], strict=True
-    ):
+    for e, f in zip(expected, torch.func.jvp(means, flat, tangents)[1], strict=True):
         torch.testing.assert_close(e, f)
     for e, f in zip(
         expected,
@@ -202,9 +188,7 @@ def test_every_element_has_one_place():
     edges = to_edge_list(graph)
     numbers = [
         (int(p), int(e))
-        for p, e in zip(
-            edges.parameter.flatten(), edges.element.flatten(), strict=True
-        )
+        for p, e in zip(edges.parameter.flatten(), edges.element.flatten(), strict=True)
     ]
     numbers += [
         (int(p), int(e))
@@ -303,9 +287,7 @@ def test_running_the_graph_is_running_the_network(model, shape):
     assert (run(output) - expected).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    "kind", [*ACTIVATIONS, *ALIKE], ids=lambda kind: kind.__name__
-)
+@pytest.mark.parametrize("kind", [*ACTIVATIONS, *ALIKE], ids=lambda kind: kind.__name__)
 def test_a_sequential_network_is_read_as_it_is_traced(kind):
     is_pool = "Pool" in kind.__name__
     is_softmax = kind in (nn.Softmax, nn.Softmin, nn.LogSoftmax)
@@ -317,17 +299,13 @@ def test_a_sequential_network_is_read_as_it_is_traced(kind):
     read = sequential_graph(model)
     traced = build_graph(model, torch.randn(2, 3, 1, 1))
     assert topology(read) == topology(traced)
-    assert [g.activation for g in read.groups] == [
-        g.activation for g in traced.groups
-    ]
+    assert [g.activation for g in read.groups] == [g.activation for g in traced.groups]
     assert [g.activation for g in read.groups] == [
         None,
         ACTIVATIONS.get(kind, "tanh"),
         None,
     ]
-    assert [g.symmetry for g in read.groups] == [
-        g.symmetry for g in traced.groups
-    ]
+    assert [g.symmetry for g in read.groups] == [g.symmetry for g in traced.groups]
 
 
 def test_activations_of_inputs_and_outputs():
@@ -364,12 +342,8 @@ def test_what_may_mix_neurons_is_not_read_but_traced(module):
 
 def test_attention_projections_are_not_chained():
     projections = [nn.Linear(8, 8) for _ in range(4)]
-    graph = build_graph(
-        [p for layer in projections for p in layer.parameters()]
-    )
-    assert {b.source for b in graph.blocks}.isdisjoint(
-        {b.target for b in graph.blocks}
-    )
+    graph = build_graph([p for layer in projections for p in layer.parameters()])
+    assert {b.source for b in graph.blocks}.isdisjoint({b.target for b in graph.blocks})
 
 
 def test_parameters_that_do_not_fit_are_components():
@@ -378,9 +352,7 @@ def test_parameters_that_do_not_fit_are_components():
     values = [torch.randn(s) for s in shapes]
     assert all(
         torch.equal(a, b)
-        for a, b in zip(
-            values, graph.scatter(graph.gather(values)), strict=True
-        )
+        for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
     )
     connected = [
         (b.view.parameter, before.view.parameter)

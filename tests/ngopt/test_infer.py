@@ -65,9 +65,7 @@ SEQUENTIAL = {
 @pytest.mark.parametrize("named", [False, True])
 def test_parameters_alone_give_the_traced_topology(name, named):
     model, example = SEQUENTIAL[name]
-    inferred = build_graph(
-        model.named_parameters() if named else model.parameters()
-    )
+    inferred = build_graph(model.named_parameters() if named else model.parameters())
     assert topology(inferred) == topology(build_graph(model, example))
     assert unconnected(inferred) == []
 
@@ -89,9 +87,7 @@ def wrong_edges(inferred, traced):
 
     ends = {}
     for block in traced.weights:
-        ends.setdefault(block.view.parameter, []).append(
-            (block.source, block.target)
-        )
+        ends.setdefault(block.view.parameter, []).append((block.source, block.target))
     into = {}
     for block in inferred.weights:
         into.setdefault(block.target, []).append(block.view.parameter)
@@ -100,9 +96,7 @@ def wrong_edges(inferred, traced):
         for before in into.get(block.source, []):
             after = block.view.parameter
             if not any(
-                s in reachable(t)
-                for _, t in ends[before]
-                for s, _ in ends[after]
+                s in reachable(t) for _, t in ends[before] for s, _ in ends[after]
             ):
                 found.append(
                     (
@@ -146,16 +140,12 @@ def test_no_edge_is_wrong(name, named):
         ),
         "residual": lambda: (Residual(), torch.randn(2, 2, 8, 8)),
     }.get(name, lambda: big(name))()
-    inferred = build_graph(
-        model.named_parameters() if named else model.parameters()
-    )
+    inferred = build_graph(model.named_parameters() if named else model.parameters())
     assert wrong_edges(inferred, build_graph(model, example)) == []
     values = [torch.randn_like(p) for p in model.parameters()]
     assert all(
         torch.equal(a, b)
-        for a, b in zip(
-            values, inferred.scatter(inferred.gather(values)), strict=True
-        )
+        for a, b in zip(values, inferred.scatter(inferred.gather(values)), strict=True)
     )
 
 
@@ -166,9 +156,7 @@ def test_large_networks_hang_together_in_stages():
     graph = build_graph(model.named_parameters())
     sources = {b.source for b in graph.blocks}
     targets = {b.target for b in graph.blocks}
-    joined = [
-        b for b in graph.weights if b.source in targets or b.target in sources
-    ]
+    joined = [b for b in graph.weights if b.source in targets or b.target in sources]
     assert len(joined) == len(graph.weights)
     assert len(graph.weights) == 41
 

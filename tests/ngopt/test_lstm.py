@@ -41,8 +41,7 @@ def test_layers_hear_of_those_before_them():
     changed[12 + 4 + 2] += 1.0  # of the second layer's weight
     before, after = (said(metanet, graph, x) for x in (features, changed))
     moved = [
-        (a - b).abs().max().item() > 1e-9
-        for a, b in zip(before, after, strict=True)
+        (a - b).abs().max().item() > 1e-9 for a, b in zip(before, after, strict=True)
     ]
     assert moved == [False, False, True, True, True, True]
     for weight, bias in zip(before[::2], before[1::2], strict=True):

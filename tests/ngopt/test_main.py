@@ -73,10 +73,7 @@ def test_the_example_is_used(capsys):
     assert main([f"{HERE}:net", "--example-shape", "2", "3"]) == 0
     assert "1 component" in capsys.readouterr().out
     assert main([f"{HERE}:net", "--example-shape", "2", "5"]) == 2
-    assert (
-        "Sequential does not run on the example input"
-        in capsys.readouterr().err
-    )
+    assert "Sequential does not run on the example input" in capsys.readouterr().err
 
 
 def test_models_are_instances_classes_functions_and_inside_of_others():

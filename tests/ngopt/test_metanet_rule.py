@@ -1,7 +1,7 @@
 """A rule on a network of any size: what is made piece by piece equals what is made at once."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from ngopt.cooldown import Cooldown
 from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.metanet_rule import CONTEXT, MetanetRule
-from ngopt.models import METANETS, NeuralFunctional, NeuralGraphGNN, edge_states
+from ngopt.models import METANETS, NeuralFunctional, NeuralGraphGNN
 from ngopt.models.film_messages import Statistics
 from ngopt.models.gnn import GNNConfig
 from ngopt.models.graph_network import GraphNetwork
@@ -80,14 +80,12 @@ def test_messages_of_two_sets_are_those_of_all():
 def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
     """With everything that it may have, and with states of edges that are kept or computed
     again."""
-    monkeypatch.setattr(edge_states, "BUDGET", 1e9 if keeps else 0)
+    monkeypatch.setitem(at_once.KEPT, "cpu", 1e9 if keeps else 0)
     graph = zoo_graph(name)
     layers = [PNALayer(6, log_degree=1.5) for _ in range(2)]
     options = {"kernel": (3, 3), "activations": True, "global_feature": True}
     network = GraphNetwork(3, 2, width=6, layers=layers, **options).double()
-    values = [
-        torch.randn(*s.shape, 3, dtype=torch.float64) for s in graph.parameters
-    ]
+    values = [torch.randn(*s.shape, 3, dtype=torch.float64) for s in graph.parameters]
     expected = graph.scatter(network(graph.gather(values), graph))
     found = graph.scatter(in_parts(network, graph, values, limit))
     for f, e in zip(found, expected, strict=True):
@@ -100,9 +98,7 @@ def in_parts(network, graph, values, limit):
     parts = parts_of(graph, network.kernel, values[0], limit)
     assert sum(len(block.parts) for block in parts.blocks) > len(parts.blocks)
     out = [[x.new_zeros(*x.shape[:-1], 2) for x in some] for some in gathered]
-    for place, piece in network.pieces(
-        WholeValues(gathered, torch.Size()), parts
-    ):
+    for place, piece in network.pieces(WholeValues(gathered, torch.Size()), parts):
         if isinstance(place, int):
             out[0][place] = piece
         else:
@@ -131,15 +127,12 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     grads[2][0].view(-1)[1] = torch.nan
     rule = MetanetRule(metanet_for(metanet, graph), graph)
     expected = steps(rule, params, grads)
-    in_place = steps(
-        MetanetRule(rule.metanet, graph), params, grads, in_place=True
-    )
+    in_place = steps(MetanetRule(rule.metanet, graph), params, grads, in_place=True)
     assert_same_steps(in_place, expected)
     monkeypatch.setattr(metanet_rule, "FEW", 0)
-    monkeypatch.setattr(edge_states, "BUDGET", 0)
-    monkeypatch.setitem(at_once.EDGES, "cpu", 11)
-    monkeypatch.setitem(at_once.ROWS, "cpu", 5)
-    monkeypatch.setattr(at_once, "MOVED", 20)
+    sizes = {"KEPT": 0, "EDGES": 11, "ROWS": 5, "JOINED": 20, "MOVED": 20}
+    for name, most in sizes.items():
+        monkeypatch.setitem(getattr(at_once, name), "cpu", most)
     for in_place in (False, True):
         assert_same_steps(
             steps(MetanetRule(rule.metanet, graph), params, grads, in_place),
@@ -150,9 +143,7 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
 def assert_same_steps(found, expected):
     for one, other in zip(found, expected, strict=True):
         for a, b in zip(one, other, strict=True):
-            torch.testing.assert_close(
-                a, b, rtol=1e-9, atol=1e-14, equal_nan=True
-            )
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-14, equal_nan=True)
 
 
 def steps(rule, params, grads, in_place=False):
@@ -160,11 +151,10 @@ def steps(rule, params, grads, in_place=False):
     state, all_deltas = rule.init(params), []
     for some in grads:
         deltas: list = [torch.zeros_like(p) for p in params]
-        for i, delta, record, rows in rule.update(
-            some, state, params, hyper(rule.graph), in_place
-        ):
-            deltas[i][... if rows is None else rows] = delta
-            state[i] = record
+        changes = rule.update(some, state, params, hyper(rule.graph), in_place)
+        for c in chain.from_iterable(changes):
+            c.part(deltas[c.position]).copy_(c.delta)
+            state[c.position] = c.record
         all_deltas.append(deltas)
     return all_deltas
 
@@ -174,8 +164,7 @@ def steps(rule, params, grads, in_place=False):
 def test_parameters_without_elements_change_nothing_for_others(metanet):
     """A layer may have no neurons, as an adapter of rank 0."""
     params = [
-        nn.Parameter(torch.ones(shape))
-        for shape in ((4, 3), (0, 4), (0,), (2, 4))
+        nn.Parameter(torch.ones(shape)) for shape in ((4, 3), (0, 4), (0,), (2, 4))
     ]
     opt = NGOptimizer(
         params, weights=metanet_for(metanet, build_graph(nn.Linear(3, 4)))
@@ -224,9 +213,7 @@ class TestCooldown:
             self.trained(total_steps=4),
             {"cooldown": Cooldown(1.5, 0.5)},
         )
-        assert torch.equal(
-            self.trained(learned=cooled), plain
-        )  # the length is unknown
+        assert torch.equal(self.trained(learned=cooled), plain)  # the length is unknown
         found = self.trained(learned=cooled, total_steps=4)
         torch.testing.assert_close(
             found, plain * torch.tensor([1.5, 1.5, 1.2, 0.6]), rtol=1e-4, atol=0
@@ -243,21 +230,15 @@ class TestCooldown:
 
     def test_going_on_is_said(self):
         with pytest.warns(UserWarning, match="step 4 of total_steps=3"):
-            self.trained(
-                learned={"cooldown": Cooldown(1.0, 1.0)}, total_steps=3
-            )
+            self.trained(learned={"cooldown": Cooldown(1.0, 1.0)}, total_steps=3)
 
     def test_errors(self):
         with pytest.raises(ValueError, match="expected a gain >= 0; got -1"):
             Cooldown(-1.0, 0.5)
         for share in (0.0, 1.5):
-            with pytest.raises(
-                ValueError, match=r"expected a share in \(0, 1\]; got"
-            ):
+            with pytest.raises(ValueError, match=r"expected a share in \(0, 1\]; got"):
                 Cooldown(1.0, share)
-        with pytest.raises(
-            ValueError, match="expected no cooldown beside a base rule"
-        ):
+        with pytest.raises(ValueError, match="expected no cooldown beside a base rule"):
             LearnedOptimizer(base=Soap(), cooldown=Cooldown(1.0, 0.5))
 
 
@@ -327,6 +308,4 @@ class TestGraphEvery:
 
     def metanet(self, every):
         torch.manual_seed(0)
-        return NeuralGraphGNN(
-            GNNConfig(width=8, d_out=4, graph_every=every)
-        ).double()
+        return NeuralGraphGNN(GNNConfig(width=8, d_out=4, graph_every=every)).double()

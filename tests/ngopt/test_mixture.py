@@ -36,9 +36,7 @@ def relational(complete_up_to):
 
 def made(layer, **options):
     layers = [layer(k) for k in range(2)]
-    network = GraphNetwork(
-        2, None, WIDTH, layers, KERNEL, activations=True, **options
-    )
+    network = GraphNetwork(2, None, WIDTH, layers, KERNEL, activations=True, **options)
     return network.double()
 
 

@@ -33,10 +33,7 @@ def test_blocks_equal_an_edge_list_loop(make):
     graph = build_graph(make())
     gnn = network()
     values = graph.gather(
-        [
-            torch.randn(*s.shape, 5, dtype=torch.float64)
-            for s in graph.parameters
-        ]
+        [torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters]
     )
     with torch.no_grad():
         found = gnn(values, graph)
@@ -54,10 +51,7 @@ def test_components_without_edges_and_isolated_biases():
     graph = build_graph([torch.zeros(s) for s in shapes])
     gnn = network()
     values = graph.gather(
-        [
-            torch.randn(*s.shape, 5, dtype=torch.float64)
-            for s in graph.parameters
-        ]
+        [torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters]
     )
     with torch.no_grad():
         found = gnn(values, graph)
@@ -73,9 +67,7 @@ def test_components_without_edges_and_isolated_biases():
 
 
 @pytest.mark.parametrize("name", sorted(METANETS))
-@pytest.mark.parametrize(
-    "make", [lambda: mlp(3, 5, 4, 2), cnn], ids=["mlp", "cnn"]
-)
+@pytest.mark.parametrize("make", [lambda: mlp(3, 5, 4, 2), cnn], ids=["mlp", "cnn"])
 def test_updates_are_equivariant(name, make):
     graph = build_graph(make())
     assert_equivariant(metanet_for(name, graph), graph)
@@ -103,9 +95,7 @@ def test_a_gradient_moves_the_updates_of_other_layers():
     for name in METANETS:
         metanet = metanet_for(name, graph)
         moves = name != "ff"
-        before, after = (
-            updates(metanet, graph, params, [g]) for g in (grads, changed)
-        )
+        before, after = (updates(metanet, graph, params, [g]) for g in (grads, changed))
         moved = [
             (b - a).abs().max().item() > 1e-12
             for b, a in zip(before, after, strict=True)

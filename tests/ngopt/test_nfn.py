@@ -32,16 +32,12 @@ def _seeded():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "make", [lambda: mlp(3, 5, 4, 2), cnn], ids=["mlp", "cnn"]
-)
+@pytest.mark.parametrize("make", [lambda: mlp(3, 5, 4, 2), cnn], ids=["mlp", "cnn"])
 def test_inputs_and_outputs_may_be_permuted_too(make):
     graph = build_graph(make())
     metanet = metanet_for("nfn", graph)
     generator = torch.Generator().manual_seed(0)
-    order = random_permutations(
-        graph, generator, roles=("input", "hidden", "output")
-    )
+    order = random_permutations(graph, generator, roles=("input", "hidden", "output"))
     params = random_values(graph, generator)
     grads = random_values(graph, generator)
     expected = permute(graph, updates(metanet, graph, params, [grads]), order)
@@ -59,9 +55,7 @@ def test_one_layer_spans_all_maps_that_commute_with_permutations():
     """Zhou et al. 2023: as many independent maps as orbits of pairs of elements."""
     sizes = (4, 5, 4)
     graph = build_graph(mlp(*sizes))
-    metanet = NeuralFunctional(
-        NFNConfig(kernels=((), ()), layers=1, d_out=1)
-    ).double()
+    metanet = NeuralFunctional(NFNConfig(kernels=((), ()), layers=1, d_out=1)).double()
     layer = metanet.layers[0]
     # one channel in and out: of the 14, the others are zero
     columns = []
@@ -96,9 +90,7 @@ def _context(metanet, graph, features):
 def orbits_of_pairs(graph, sizes):
     """Kinds of pairs of elements that permutations of neurons cannot turn into each other."""
     elements = []
-    for number, (rows, columns) in enumerate(
-        zip(sizes[1:], sizes, strict=False)
-    ):
+    for number, (rows, columns) in enumerate(zip(sizes[1:], sizes, strict=False)):
         elements += [
             (2 * number, (number + 1, i), (number, j))
             for i in range(rows)
@@ -124,17 +116,14 @@ def orbits_of_pairs(graph, sizes):
     ],
 )
 def test_other_networks_are_refused_before_anything_changes(model, message):
-    opt = NGOptimizer(
-        model.parameters(), model=model, weights=NeuralFunctional()
-    )
+    opt = NGOptimizer(model.parameters(), model=model, weights=NeuralFunctional())
     before = [p.detach().clone() for p in model.parameters()]
     model(torch.randn(2, 3)).sum().backward()
     with pytest.raises(ValueError, match=message):
         opt.step()
     assert not opt.state
     assert all(
-        torch.equal(p, q)
-        for p, q in zip(before, model.parameters(), strict=True)
+        torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True)
     )
 
 
@@ -154,9 +143,7 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
     layer = NPLayer(d_in, d_out, pool).double()
     graph, sizes = build_graph(mlp(3, 4, 2)), (3, 4, 2)
     shapes = zip(sizes[1:], sizes, d_in.weights, strict=False)
-    first, second = (
-        torch.randn(1, t, s, d, dtype=torch.float64) for t, s, d in shapes
-    )
+    first, second = (torch.randn(1, t, s, d, dtype=torch.float64) for t, s, d in shapes)
     nodes = [
         torch.randn(n, d, dtype=torch.float64)
         for n, d in zip(sizes, d_in.nodes, strict=True)
@@ -230,8 +217,6 @@ def test_what_stands_for_a_weight_does_not_depend_on_the_parts_it_is_in(pool):
         weights = EdgeStates(
             [block], lambda _, __, part: part.of(values).squeeze(-2), keep=True
         )
-        for found, own in zip(
-            pooled(weights, block, pool), expected, strict=True
-        ):
+        for found, own in zip(pooled(weights, block, pool), expected, strict=True):
             torch.testing.assert_close(found, own)
     assert len(block.parts) > 4

@@ -15,18 +15,12 @@ from tests.ngopt.fake_base import Momentum, MomentumConfig
 from tests.ngopt.training import WEIGHTS, batch, network, same, snapshot, train
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16]
-)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_step_is_the_functional_update(metanet, dtype):
     model = network(dtype)
-    opt = NGOptimizer(
-        model.parameters(), lr=0.5, weight_decay=2.0, weights=metanet
-    )
+    opt = NGOptimizer(model.parameters(), lr=0.5, weight_decay=2.0, weights=metanet)
     graph = build_graph(model)
-    exact = (
-        copy.deepcopy(metanet).double() if dtype == torch.float64 else metanet
-    )
+    exact = copy.deepcopy(metanet).double() if dtype == torch.float64 else metanet
     params = snapshot(model)
     rule = MetanetRule(exact, graph)
     state = rule.init(params)
@@ -56,9 +50,7 @@ def test_model_graph_and_parameters_give_the_same_training(metanet):
     results = []
     for how in ("parameters", "named", "model", "graph"):
         model = network()
-        source = (
-            model.named_parameters() if how == "named" else model.parameters()
-        )
+        source = model.named_parameters() if how == "named" else model.parameters()
         extra = {
             "model": {"model": model},
             "graph": {"graph": build_graph(model)},
@@ -74,9 +66,7 @@ def test_model_graph_and_parameters_give_the_same_training(metanet):
 
 def test_named_parameters_are_found_in_a_graph_by_name(metanet):
     expected, model = network(), network()
-    train(
-        expected, NGOptimizer(expected.parameters(), weights=metanet), range(2)
-    )
+    train(expected, NGOptimizer(expected.parameters(), weights=metanet), range(2))
     backwards = list(model.named_parameters())[::-1]
     train(
         model,
@@ -145,9 +135,7 @@ def test_frozen_parameters_and_missing_gradients(metanet):
 
 def test_parameters_not_given_stay_in_the_graph_without_update(metanet):
     model = network()
-    opt = NGOptimizer(
-        list(model.parameters())[2:], model=model, weights=metanet
-    )
+    opt = NGOptimizer(list(model.parameters())[2:], model=model, weights=metanet)
     assert opt.graph == build_graph(model)
     before = snapshot(model)
     train(model, opt, range(1))
@@ -157,9 +145,7 @@ def test_parameters_not_given_stay_in_the_graph_without_update(metanet):
 
 def test_a_base_rule_by_hand_and_resumed():
     """Keys, dtypes and shapes of the state are the rule's own affair."""
-    weights = LearnedOptimizer(
-        Momentum(MomentumConfig(size=0.5, decays=(0.75,)))
-    )
+    weights = LearnedOptimizer(Momentum(MomentumConfig(size=0.5, decays=(0.75,))))
     p = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.bfloat16))
     idle = nn.Parameter(torch.ones(3))
     opt = NGOptimizer([p, idle], lr=2.0, weights=weights, total_steps=4)
@@ -171,9 +157,7 @@ def test_a_base_rule_by_hand_and_resumed():
     copied = copy.deepcopy(opt)
     copied.param_groups[0]["params"][0].grad = p.grad.clone()
     resumed_p = nn.Parameter(p.detach().clone())
-    resumed = NGOptimizer(
-        [resumed_p, nn.Parameter(torch.ones(3))], weights=weights
-    )
+    resumed = NGOptimizer([resumed_p, nn.Parameter(torch.ones(3))], weights=weights)
     resumed.load_state_dict(opt.state_dict())
     resumed_p.grad = p.grad.clone()
     opt.step()
@@ -190,9 +174,7 @@ def test_a_base_rule_by_hand_and_resumed():
         assert {k: v.dtype for k, v in other.state[q].items()} == {
             "count": torch.int64, "average": torch.float32, "size": torch.float32,
         }  # fmt: skip
-        assert all(
-            torch.equal(other.state[q][k], v) for k, v in opt.state[p].items()
-        )
+        assert all(torch.equal(other.state[q][k], v) for k, v in opt.state[p].items())
     assert idle not in opt.state
 
 
@@ -200,8 +182,8 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
     seen = []
 
     class Watching(Momentum):
-        def bind(self, graph, modulation, total_steps):
-            rule = super().bind(graph, modulation, total_steps)
+        def bind(self, graph, *settings):
+            rule = super().bind(graph, *settings)
             update = rule.update
 
             def watched(grads, state, params, hyper, in_place):
@@ -266,29 +248,23 @@ def test_scalar_and_odd_parameters_train(metanet):
     opt = NGOptimizer(params, weights=metanet)
     sum((p**2).sum() for p in params).backward()
     opt.step()
-    assert not any(
-        torch.equal(p, b) for p, b in zip(params, before, strict=True)
-    )
+    assert not any(torch.equal(p, b) for p, b in zip(params, before, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
     torch.manual_seed(2)
     complex_params = [
-        nn.Parameter(torch.randn(s, dtype=dtype))
-        for s in [(3, 2), (3,), (1, 3)]
+        nn.Parameter(torch.randn(s, dtype=dtype)) for s in [(3, 2), (3,), (1, 3)]
     ]
     real_params = [
-        nn.Parameter(torch.view_as_real(p.detach()).clone())
-        for p in complex_params
+        nn.Parameter(torch.view_as_real(p.detach()).clone()) for p in complex_params
     ]
     graph = build_graph(complex_params)
     assert [s.shape for s in graph.parameters] == [(3, 2, 2), (3, 2), (1, 3, 2)]
     assert [b.slot_shape for b in graph.blocks] == [(2,), (2,)]
     back = graph.scatter(graph.gather([p.detach() for p in complex_params]))
-    assert all(
-        torch.equal(a, b) for a, b in zip(complex_params, back, strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(complex_params, back, strict=True))
     opts = (
         NGOptimizer(complex_params, weights=metanet),
         NGOptimizer(real_params, graph=graph, weights=metanet),
@@ -298,9 +274,7 @@ def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
             complex_params,
             [torch.view_as_complex(p) for p in real_params],
         ):
-            (
-                params[2] @ (params[0].sum(1) * params[1])
-            ).abs().square().sum().backward()
+            (params[2] @ (params[0].sum(1) * params[1])).abs().square().sum().backward()
         for opt in opts:
             opt.step()
             opt.zero_grad()
@@ -330,9 +304,7 @@ def test_graph_of_another_network(metanet):
         NGOptimizer(
             model.parameters(), graph=build_graph(mlp(2, 3, 1)), weights=metanet
         )
-    with pytest.raises(
-        ValueError, match=r"graph expects shape \(4, 2\); got \(3, 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"graph expects shape \(4, 2\); got \(3, 2\)"):
         NGOptimizer(
             mlp(2, 3, 1).parameters(),
             graph=build_graph(mlp(2, 4, 1)),
@@ -370,9 +342,7 @@ def test_a_step_under_autocast_is_one_without(weights):
 
 @pytest.mark.parametrize("few", [0, 1 << 15], ids=["in pieces", "at once"])
 @pytest.mark.parametrize("weights", ["ff", "ng-gnn"])
-def test_the_largest_gradients_in_turn_leave_momenta_finite(
-    weights, few, monkeypatch
-):
+def test_the_largest_gradients_in_turn_leave_momenta_finite(weights, few, monkeypatch):
     """The default: test_survives.py."""
     monkeypatch.setattr(metanet_rule, "FEW", few)
     model = network()

@@ -43,12 +43,8 @@ def test_mlp_by_hand():
         (6, 2, "bias", (), 1, 0), (6, 3, "bias", (), 1, 1), (6, 4, "bias", (), 1, 2),
         (7, 5, "bias", (), 3, 0),
     ]  # fmt: skip
-    assert [NODE_KINDS[k] for k in node_types(graph)] == ["neuron"] * 3 + [
-        "bias"
-    ] * 2
-    assert [EDGE_KINDS[k] for k in edge_types(graph)] == ["weight"] * 2 + [
-        "bias"
-    ] * 2
+    assert [NODE_KINDS[k] for k in node_types(graph)] == ["neuron"] * 3 + ["bias"] * 2
+    assert [EDGE_KINDS[k] for k in edge_types(graph)] == ["weight"] * 2 + ["bias"] * 2
     assert layers(graph).tolist() == [0, 1, 2, 1, 2]
     inputs, outputs = input_output_index(graph)
     assert inputs.tolist() == [0, 1, -1, -1, -1, -1, -1, -1]
@@ -114,9 +110,7 @@ def test_every_element_is_an_edge(name):
         values = [torch.randn(*s.shape, 3).to(dtype) for s in found.parameters]
         assert all(
             torch.equal(a, b)
-            for a, b in zip(
-                values, found.scatter(found.gather(values)), strict=True
-            )
+            for a, b in zip(values, found.scatter(found.gather(values)), strict=True)
         )
     before = to_edge_list(graph)
     after = to_edge_list(found)
@@ -168,9 +162,7 @@ def test_several_uses_are_averaged_edge_by_edge():
     biases, edges = graph.gather(values)
     seen, changed = set(), []
     for block, value in zip(graph.weights, edges, strict=True):
-        changed.append(
-            value + 2 if (block.view, block.position) in seen else value
-        )
+        changed.append(value + 2 if (block.view, block.position) in seen else value)
         seen.add((block.view, block.position))
     for value, mean in zip(
         values, graph.scatter(GraphValues(biases, tuple(changed))), strict=True
@@ -183,15 +175,12 @@ def test_several_uses_are_averaged_edge_by_edge():
 
 def test_other_parameters_are_nodes_by_their_kind():
     grouped, tokens, gated = (
-        parameter_graph(zoo_graph(name))
-        for name in ("grouped", "tokens", "gated")
+        parameter_graph(zoo_graph(name)) for name in ("grouped", "tokens", "gated")
     )
     assert kinds_of(grouped)[0]["slope"] == 1
     assert kinds_of(grouped)[1]["slope"] == 6
     (pos,) = [i for i, g in enumerate(tokens.groups) if g.name == "pos"]
-    positions = [
-        (b.position, b.shape) for b in tokens.blocks if b.source == pos
-    ]
+    positions = [(b.position, b.shape) for b in tokens.blocks if b.source == pos]
     assert positions == [((k,), (1, 8, 1)) for k in range(5)], (
         "positions are parallel edges from one node"
     )

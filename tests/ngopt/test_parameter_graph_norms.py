@@ -205,10 +205,7 @@ SYMMETRIC = {
         MAPS,
         2,
     ),
-    **{
-        name: (Norms(*parts[:2]), BATCH, parts[2])
-        for name, parts in NORMS.items()
-    },
+    **{name: (Norms(*parts[:2]), BATCH, parts[2]) for name, parts in NORMS.items()},
     # stem, tied to all that follows
     "rolled": (Rolled(), BATCH, 6),
     # in each group, and the two groups
@@ -238,9 +235,7 @@ def test_all_automorphisms_are_symmetries_of_the_function(name):
     model = model.double()
     example = example.double()
     graph = parameter_graph(build_graph(model, example))
-    assert_function_respects(
-        model, example, graph, automorphisms(graph, by_type=True)
-    )
+    assert_function_respects(model, example, graph, automorphisms(graph, by_type=True))
     assert count_automorphisms(graph, by_type=True) == count
 
 
@@ -252,11 +247,7 @@ def test_norms_act_on_existing_neurons_where_sides_can_be_told_apart(name):
     own = {i for i, g in enumerate(graph.groups) if g.kind == "gamma"}
     scales = [b for b in graph.blocks if b.kind == "gamma"]
     gammas = [
-        sum(
-            b.shape[0] * b.shape[1]
-            for b in scales
-            if (b.source in own) == from_node
-        )
+        sum(b.shape[0] * b.shape[1] for b in scales if (b.source in own) == from_node)
         for from_node in (True, False)
     ]
     assert (nodes["neuron"] - 3, *gammas, edges.get("residual", 0)) == counts
@@ -305,9 +296,7 @@ def test_groups_of_a_group_norm_stay():
 
 
 def test_layer_norm_of_a_map_has_parallel_edges():
-    model = nn.Sequential(
-        nn.Conv1d(1, 2, 1), nn.LayerNorm([2, 3]), nn.Conv1d(2, 1, 1)
-    )
+    model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.LayerNorm([2, 3]), nn.Conv1d(2, 1, 1))
     edges = edges_of(parameter_graph(build_graph(model, torch.randn(2, 1, 3))))
     gammas = [edge for edge in edges if edge[2] == "gamma"]
     assert sorted(edge[3:] for edge in gammas) == sorted(
@@ -330,9 +319,7 @@ class Dense(nn.Module):
 
     def forward(self, x):
         x = self.first(x)
-        return self.last(
-            self.joint(torch.cat([x, self.second(self.norm(x))], -1))
-        )
+        return self.last(self.joint(torch.cat([x, self.second(self.norm(x))], -1)))
 
 
 def test_norm_over_two_layers_has_one_node():

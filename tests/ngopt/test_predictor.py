@@ -43,9 +43,7 @@ def test_every_metanet(name):
 
 @pytest.mark.parametrize("hidden", [1, 2])
 def test_few_elements_at_a_time(monkeypatch, hidden):
-    monkeypatch.setattr(
-        at_once, "HIDDEN", dict.fromkeys(at_once.HIDDEN, hidden)
-    )
+    monkeypatch.setattr(at_once, "HIDDEN", dict.fromkeys(at_once.HIDDEN, hidden))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     metanet = METANETS["ff"]().double()
     assert differences(metanet, metanet.predictor(ROOM)).max() < 1e-13
@@ -55,9 +53,7 @@ def test_a_metanet_of_ones_own_needs_no_other_method():
     class Sum(Metanet):
         def __init__(self):
             super().__init__(None)
-            self.factor = torch.nn.Parameter(
-                torch.tensor(3.0, dtype=torch.float64)
-            )
+            self.factor = torch.nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
 
         def updates(self, features, context):
             assert context is None

@@ -118,13 +118,9 @@ def convolutional(draw) -> tuple[nn.Module, Tensor]:
             )
             width = 8 if how == "cat" else 4
         elif kind == "skip":
-            inner = nn.Sequential(
-                nn.Conv2d(width, width, 3, padding=1), nn.Tanh()
-            )
+            inner = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.Tanh())
             layers.append(
-                Branches(
-                    nn.Identity(), inner, draw(st.sampled_from(["add", "cat"]))
-                )
+                Branches(nn.Identity(), inner, draw(st.sampled_from(["add", "cat"])))
             )
             width *= 2 if layers[-1].how == "cat" else 1
         elif kind == "shuffle":
@@ -174,9 +170,7 @@ def sequential_tokens(draw) -> tuple[nn.Module, Tensor]:
                 nn.Linear(8, width),
             )
             layers.append(
-                Branches(nn.Identity(), inner, "add")
-                if draw(st.booleans())
-                else inner
+                Branches(nn.Identity(), inner, "add") if draw(st.booleans()) else inner
             )
         elif kind == "norm":
             layers.append(nn.LayerNorm(width, bias=draw(st.booleans())))

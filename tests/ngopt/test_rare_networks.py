@@ -21,9 +21,7 @@ def sizes(graph):
 def used(graph, name):
     """How many edges the elements of a parameter are."""
     views = [block.view for block in graph.weights if block.view]
-    own = [
-        view for view in views if graph.parameters[view.parameter].name == name
-    ]
+    own = [view for view in views if graph.parameters[view.parameter].name == name]
     return sum(view.numel for view in own)
 
 
@@ -74,9 +72,7 @@ def test_neurons_do_not_become_one_with_what_padding_added():
     assert all(group.name != "none" for group in graph.groups)
     # each of the rows has three neurons and a constant
     assert used(graph, "last.weight") == 2 * 20
-    assert [
-        group.size for group in graph.groups if group.kind == "constant"
-    ] == [1, 1]
+    assert [group.size for group in graph.groups if group.kind == "constant"] == [1, 1]
 
 
 class Windows(nn.Module):
@@ -133,9 +129,7 @@ def test_cells_with_picked_weights_are_not_the_same():
     model, example = double(PickedCells(), torch.randn(2, 4))
     graph = build_graph(model, example)
     (last,) = {
-        block.target
-        for block in graph.blocks
-        if graph.groups[block.target].size == 2
+        block.target for block in graph.blocks if graph.groups[block.target].size == 2
     }
     cells = {block.source for block in graph.blocks if block.target == last}
     assert [graph.groups[cell].size for cell in sorted(cells)] == [3, 3]

@@ -22,9 +22,7 @@ def test_states_of_recurrent_layers_by_hand():
         ("weight", "rnn.l0_reverse"),
     ]
     given, reverse = (
-        b
-        for b in graph.constants
-        if graph.groups[b.target].name == "rnn.l0_reverse"
+        b for b in graph.constants if graph.groups[b.target].name == "rnn.l0_reverse"
     )
     assert (given.shape, given.source_index) == ((4, 1, 1), (4, 5, 6, 7))
     assert (reverse.shape, graph.groups[reverse.source].kind) == (
@@ -77,9 +75,7 @@ def test_the_state_of_a_projection_and_constant_states():
     alike = edges_of(graph, "rnn.l0")
     assert alike == [("recurrent", "rnn.l0.projection"), ("weight", "x")]
     graph = build_graph(Projected(torch.arange(4.0)), torch.randn(5, 2, 3))
-    assert edges_of(graph, "rnn.l0") == sorted(
-        [*alike, ("residual", "state.constant")]
-    )
+    assert edges_of(graph, "rnn.l0") == sorted([*alike, ("residual", "state.constant")])
     assert {g.name: g.role for g in graph.groups}["state.constant"] == "input"
 
 

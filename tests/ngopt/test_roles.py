@@ -24,9 +24,7 @@ def assert_total(graph: NeuralGraph, roles: tuple[ParameterRole, ...]) -> None:
 
     All elements taken, as many as there are, none by two blocks: none twice in one either.
     """
-    assert [role.name for role in roles] == [
-        spec.name for spec in graph.parameters
-    ]
+    assert [role.name for role in roles] == [spec.name for spec in graph.parameters]
     for spec, role in zip(graph.parameters, roles, strict=True):
         assert (role.role in MATRICES) == bool(role.blocks), role
         assert 0 <= role.depth <= 1
@@ -35,8 +33,7 @@ def assert_total(graph: NeuralGraph, roles: tuple[ParameterRole, ...]) -> None:
             view = block.view
             assert len(view.shape) >= 3
             assert (
-                not block.rows
-                or len(block.rows) == len(block.columns) == view.shape[0]
+                not block.rows or len(block.rows) == len(block.columns) == view.shape[0]
             )
             elements = taken.as_strided(view.shape, view.strides, view.offset)
             assert not elements.any(), role
@@ -69,8 +66,7 @@ def test_roles_of_large_networks_are_those_that_a_person_gives(name):
 def _assert_as_by_hand(name: str) -> None:
     model, example = network(name)
     by_hand = {
-        parameter: label(name, parameter)
-        for parameter, _ in model.named_parameters()
+        parameter: label(name, parameter) for parameter, _ in model.named_parameters()
     }
     graph = build_graph(model, example)
     roles = roles_of(graph)
@@ -106,10 +102,7 @@ def test_heads_are_apart_and_rows_are_outputs():
 
 def test_grouped_queries_have_fewer_keys():
     roles = parameter_roles(*network("llama"))
-    found = [
-        shapes(roles[f"model.layers.1.self_attn.{p}_proj.weight"])
-        for p in "qkvo"
-    ]
+    found = [shapes(roles[f"model.layers.1.self_attn.{p}_proj.weight"]) for p in "qkvo"]
     assert found == [[(4, 6, 24)], [(2, 6, 24)], [(2, 6, 24)], [(1, 24, 24)]]
 
 
@@ -117,17 +110,14 @@ def test_matrices_that_read_the_same_neurons_say_so():
     roles = parameter_roles(*network("bert"))
     layer = "bert.encoder.layer.0.attention.self"
     q, k, v = (
-        roles[f"{layer}.{part}.weight"].blocks[0]
-        for part in ("query", "key", "value")
+        roles[f"{layer}.{part}.weight"].blocks[0] for part in ("query", "key", "value")
     )
     assert set(q.columns) == set(k.columns) == set(v.columns)
     assert len(set(q.columns)) == 1
     assert len({*q.rows, *k.rows, *v.rows}) == 9
 
 
-@pytest.mark.parametrize(
-    ("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)]
-)
+@pytest.mark.parametrize(("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
 def test_gates_are_apart(layer, gates):
     model = layer(3, 5, num_layers=2)
     traced = parameter_roles(model, torch.randn(4, 2, 3))
@@ -205,9 +195,7 @@ class Normed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        return self.head(
-            x + self.factor * self.norm(x, self.scale, self.shift).relu()
-        )
+        return self.head(x + self.factor * self.norm(x, self.scale, self.shift).relu())
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -217,9 +205,7 @@ def _mean(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "norm",
     [
-        lambda x, scale, shift: (
-            scale * x * torch.rsqrt(_mean(x**2) + 1e-6) + shift
-        ),
+        lambda x, scale, shift: scale * x * torch.rsqrt(_mean(x**2) + 1e-6) + shift,
         lambda x, scale, shift: (
             scale * (x - _mean(x)) / x.std(-1, keepdim=True) + shift
         ),
@@ -252,9 +238,7 @@ def test_a_norm_of_each_head():
             heads = self.scale * (heads * torch.rsqrt(_mean(heads**2) + 1e-6))
             return self.head(heads.flatten(-2))
 
-    assert (
-        parameter_roles(Heads(), torch.randn(2, 5, 3))["scale"].role == "norm"
-    )
+    assert parameter_roles(Heads(), torch.randn(2, 5, 3))["scale"].role == "norm"
 
 
 class Standardized(nn.Conv2d):
@@ -273,8 +257,7 @@ def test_weights_that_are_standardized_are_weights():
 
     example = torch.randn(2, 2, 9, 9)
     found = [
-        parameter_roles(network(layer), example)
-        for layer in (nn.Conv2d, Standardized)
+        parameter_roles(network(layer), example) for layer in (nn.Conv2d, Standardized)
     ]
     assert found[0] == found[1]
 
@@ -313,9 +296,7 @@ def test_names_say_what_is_fused_and_transposed():
         "c_attn.bias": (12,),
         "c_proj.weight": (4, 4),
     }
-    roles = parameter_roles(
-        [(name, torch.zeros(size)) for name, size in sizes.items()]
-    )
+    roles = parameter_roles([(name, torch.zeros(size)) for name, size in sizes.items()])
     attention = roles["c_attn.weight"].blocks[0]
     projection = roles["c_proj.weight"].blocks[0]
     assert (attention.view.shape, attention.view.strides) == (
@@ -348,9 +329,7 @@ def test_embeddings_behind_a_head_that_shares_one(named):
     }
     given = [(name, torch.zeros(size)) for name, size in sizes.items()]
     roles = parameter_roles(given if named else [p for _, p in given])
-    found = dict(
-        zip(sizes, (role.role for role in roles.values()), strict=True)
-    )
+    found = dict(zip(sizes, (role.role for role in roles.values()), strict=True))
     tables = {name for name, role in found.items() if role == "embedding"}
     assert tables == {"head.words.weight", "kinds.weight", "places.weight"}
     assert "output" not in found.values()

@@ -20,9 +20,7 @@ WEIGHTS = ["default", "ff", "ng-gnn"]
 @pytest.fixture(autouse=True)
 def two_processes():
     """Of two processes this is the first; what the other would send is left as it is here."""
-    distributed.init_process_group(
-        "fake", rank=0, world_size=2, store=FakeStore()
-    )
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     yield
     distributed.destroy_process_group()
 
@@ -42,9 +40,7 @@ def train(model, opt, steps=2):
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_zero_warns_that_the_graph_shows_some_parameters(weights, caplog):
     model = network()
-    with pytest.warns(
-        UserWarning, match="some of the parameters.*partial"
-    ) as caught:
+    with pytest.warns(UserWarning, match="some of the parameters.*partial") as caught:
         opt = ZeroRedundancyOptimizer(
             model.parameters(), NGOptimizer, weights=weights, lr=0.5
         )
@@ -78,9 +74,7 @@ def test_flat_pieces_warn_once_and_are_optimized(
         network(), device_id=cpu, use_orig_params=use_orig_params
     )
     extra = {"model": model} if with_model else {}
-    with pytest.warns(
-        UserWarning, match="flat pieces of the parameters"
-    ) as caught:
+    with pytest.warns(UserWarning, match="flat pieces of the parameters") as caught:
         opt = NGOptimizer(model.parameters(), weights=weights, **extra)
     assert len(caught) == 1
     before = [p.detach().clone() for p in model.parameters()]
@@ -103,9 +97,7 @@ def test_building_a_graph_does_not_break_a_sharded_module(example):
     fully_shard(model, mesh=mesh)
     with pytest.warns(UserWarning, match="FSDPSequential is sharded"):
         graph = build_graph(model, example)
-    assert (
-        graph.blocks == build_graph(list(network().named_parameters())).blocks
-    )
+    assert graph.blocks == build_graph(list(network().named_parameters())).blocks
     model(torch.randn(3, 6)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 

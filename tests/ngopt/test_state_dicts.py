@@ -17,9 +17,7 @@ from tests.ngopt.training import (
 )
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16]
-)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_resume_is_bit_identical(metanet, dtype, tmp_path):
     model = network(dtype)
     opt = NGOptimizer(model.parameters(), weight_decay=1.0, weights=metanet)
@@ -39,18 +37,11 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
     train(resumed, other, range(3, 6), dtype)
     assert same(resumed, snapshot(model))
     for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert all(torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items())
+        assert all(v.dtype == other.state[q][k].dtype for k, v in opt.state[p].items())
+    for number, state in untouched["state"].items():  # the caller's dict is its own
         assert all(
-            torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items()
-        )
-        assert all(
-            v.dtype == other.state[q][k].dtype for k, v in opt.state[p].items()
-        )
-    for number, state in untouched[
-        "state"
-    ].items():  # the caller's dict is its own
-        assert all(
-            torch.equal(v, saved["opt"]["state"][number][k])
-            for k, v in state.items()
+            torch.equal(v, saved["opt"]["state"][number][k]) for k, v in state.items()
         )
 
 
@@ -64,8 +55,7 @@ def test_hooks_of_load_state_dict_are_heard(weights, key):
 
     def double(_, state_dict):
         state = {
-            n: {k: 2 * v for k, v in r.items()}
-            for n, r in state_dict["state"].items()
+            n: {k: 2 * v for k, v in r.items()} for n, r in state_dict["state"].items()
         }
         return {**state_dict, "state": state}
 
@@ -95,13 +85,9 @@ def test_names_in_another_order_are_matched(weights):
     backwards = list(model.named_parameters())[::-1]
     other = NGOptimizer(backwards, weights=weights)
     other.load_state_dict(opt.state_dict())
-    assert other.param_groups[0]["param_names"] == [
-        name for name, _ in backwards
-    ]
+    assert other.param_groups[0]["param_names"] == [name for name, _ in backwards]
     for p, record in opt.state.items():
-        assert all(
-            torch.equal(other.state[p][key], v) for key, v in record.items()
-        )
+        assert all(torch.equal(other.state[p][key], v) for key, v in record.items())
 
 
 def test_named_groups_in_another_order_are_matched():
@@ -116,9 +102,7 @@ def test_named_groups_in_another_order_are_matched():
     other.load_state_dict(opt.state_dict())
     assert [group["lr"] for group in other.param_groups] == [0.5, 1.0]
     for p, record in opt.state.items():
-        assert all(
-            torch.equal(other.state[p][key], v) for key, v in record.items()
-        )
+        assert all(torch.equal(other.state[p][key], v) for key, v in record.items())
 
 
 @pytest.mark.parametrize(
@@ -197,8 +181,7 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         assert after["param_groups"] == before["param_groups"]
         for number, state in before["state"].items():
             assert all(
-                torch.equal(v, after["state"][number][k])
-                for k, v in state.items()
+                torch.equal(v, after["state"][number][k]) for k, v in state.items()
             )
         assert same(model, weights)
 

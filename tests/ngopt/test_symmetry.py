@@ -32,12 +32,8 @@ def dense_permute(graph, values, permutations):
     biases, edges = graph.gather(values)
 
     def order(group, index):
-        places = {
-            n: k for k, n in enumerate(index or range(graph.groups[group].size))
-        }
-        to = permutations.get(
-            group, torch.arange(graph.groups[group].size)
-        ).tolist()
+        places = {n: k for k, n in enumerate(index or range(graph.groups[group].size))}
+        to = permutations.get(group, torch.arange(graph.groups[group].size)).tolist()
         return [places[to[n]] for n in places]
 
     moved = [
@@ -79,10 +75,7 @@ def test_what_is_no_symmetry_is_told_apart(case):
     )
     moved = [dense_permute(graph, v, permutations) for v in (params, grads)]
     found = updates(metanet, graph, moved[0], [moved[1]])
-    assert (
-        max((e - f).abs().max() for e, f in zip(expected, found, strict=True))
-        > 1e-8
-    )
+    assert max((e - f).abs().max() for e, f in zip(expected, found, strict=True)) > 1e-8
     model, example = zoo_network(NEGATIVES[case][0])
     parameters = randomised(model)
     before = run(model, parameters, example)
@@ -124,8 +117,7 @@ def test_parameters_are_interchangeable_where_the_network_says_so(
     expected = exchanged(updates(metanet, graph, params, [grads]))
     found = updates(metanet, graph, exchanged(params), [exchanged(grads)])
     assert (
-        max((e - f).abs().max() for e, f in zip(expected, found, strict=True))
-        < 1e-10
+        max((e - f).abs().max() for e, f in zip(expected, found, strict=True)) < 1e-10
     ) == alike
     params = randomised(model)
     before = run(model, params, example)
@@ -141,9 +133,7 @@ def exchanged(graph, values, places):
     for name, (dim, ones, others) in places.items():
         order = torch.arange(graph.parameters[names.index(name)].shape[dim])
         order[[*ones, *others]] = order[[*others, *ones]]
-        moved[names.index(name)] = values[names.index(name)].index_select(
-            dim, order
-        )
+        moved[names.index(name)] = values[names.index(name)].index_select(dim, order)
     return moved
 
 
@@ -201,18 +191,14 @@ def test_a_norm_that_heads_share_ties_their_neurons(case):
     generator = torch.Generator().manual_seed(0)
     params = random_values(graph, generator)
     grads = random_values(graph, generator)
-    expected = exchanged(
-        graph, updates(metanet, graph, params, [grads]), places
-    )
+    expected = exchanged(graph, updates(metanet, graph, params, [grads]), places)
     found = updates(
         metanet,
         graph,
         exchanged(graph, params, places),
         [exchanged(graph, grads, places)],
     )
-    difference = max(
-        (e - f).abs().max() for e, f in zip(expected, found, strict=True)
-    )
+    difference = max((e - f).abs().max() for e, f in zip(expected, found, strict=True))
     assert difference < 1e-10 if symmetric else difference > 1e-8, difference
 
 
@@ -228,9 +214,7 @@ def test_a_prediction_does_not_depend_on_its_batch_mates(name):
         for g in graphs
     ]
     joined = metanet(torch.cat(features), join_graphs(*graphs))
-    alone = torch.cat(
-        [metanet(f, g) for f, g in zip(features, graphs, strict=True)]
-    )
+    alone = torch.cat([metanet(f, g) for f, g in zip(features, graphs, strict=True)])
     torch.testing.assert_close(joined, alone, rtol=0, atol=1e-12)
 
 
@@ -294,17 +278,13 @@ def test_every_element_is_placed_and_no_state_changes(name):
     assert graph.unplaced == ()
     assert all(
         torch.equal(a, b)
-        for a, b in zip(
-            before.values(), model.state_dict().values(), strict=True
-        )
+        for a, b in zip(before.values(), model.state_dict().values(), strict=True)
     )
     for dtype in (torch.float64, torch.bfloat16):
         values = [torch.randn(*s.shape, 3).to(dtype) for s in graph.parameters]
         assert all(
             torch.equal(a, b)
-            for a, b in zip(
-                values, graph.scatter(graph.gather(values)), strict=True
-            )
+            for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
         )
 
 
@@ -312,9 +292,7 @@ def test_every_element_is_placed_and_no_state_changes(name):
 def test_no_node_comes_twice_at_an_end_of_a_block(name):
     graph = zoo_graph(name)
     indices = [
-        index
-        for b in graph.blocks
-        for index in (b.source_index, b.target_index)
+        index for b in graph.blocks for index in (b.source_index, b.target_index)
     ]
     for index in (*indices, *(b.index for b in graph.biases)):
         assert index is None or len(set(index)) == len(index)

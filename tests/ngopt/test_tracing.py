@@ -24,9 +24,7 @@ swin_t densenet121 shufflenet_v2_x1_0 googlenet regnet_y_400mf""".split()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_torchvision_families_are_traced_whole(family):
     models = pytest.importorskip("torchvision.models")
-    extra = (
-        {"init_weights": False} if family in ("googlenet", "vgg11_bn") else {}
-    )
+    extra = {"init_weights": False} if family in ("googlenet", "vgg11_bn") else {}
     model = getattr(models, family)(weights=None, **extra)
     graph = build_graph(model, torch.randn(2, 3, 224, 224))
     assert graph.unplaced == ()
@@ -59,8 +57,7 @@ def test_residual_network_by_hand():
 def test_attention_by_hand():
     graph = build_graph(Attention(6, 2, fused=False), torch.randn(2, 4, 6))
     q, k, v = (
-        next(i for i, g in enumerate(graph.groups) if g.name == n)
-        for n in "qkv"
+        next(i for i, g in enumerate(graph.groups) if g.name == n) for n in "qkv"
     )
     heads = next(i for i, g in enumerate(graph.groups) if g.kind == "head")
     assert graph.groups[heads].size == 2
@@ -68,18 +65,14 @@ def test_attention_by_hand():
     assert (pool.kind, pool.shape) == ("pool", (2, 1, 3))
     products = pool.source
     assert {
-        (b.kind, b.source, b.shape)
-        for b in graph.blocks
-        if b.target == products
+        (b.kind, b.source, b.shape) for b in graph.blocks if b.target == products
     } == {
         ("left", q, (6, 1, 1)),
         ("right", k, (6, 1, 1)),
     }
     (weighted,) = (b.target for b in graph.blocks if b.source == heads)
     assert {
-        (b.kind, b.source, b.shape)
-        for b in graph.blocks
-        if b.target == weighted
+        (b.kind, b.source, b.shape) for b in graph.blocks if b.target == weighted
     } == {
         ("left", heads, (2, 3, 1)),
         ("right", v, (6, 1, 1)),
@@ -194,9 +187,7 @@ def test_a_parameter_without_a_rule_is_a_component_and_reported():
     values = [torch.randn(s.shape) for s in graph.parameters]
     assert all(
         torch.equal(a, b)
-        for a, b in zip(
-            values, graph.scatter(graph.gather(values)), strict=True
-        )
+        for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
     )
     fft = Residual()
     fft.spectrum = nn.Parameter(torch.randn(5))
@@ -240,9 +231,7 @@ def test_rules_for_modules_and_functions_of_ones_own():
     assert edges_of(graph, "swish") == [("weight", "0")]
     assert edges_of(graph, "2") == [("weight", "swish")]
     assert [b.kind for b in graph.biases] == ["bias", "slope", "bias"]
-    assert edges_of(build_graph(model, torch.randn(5, 2)), "2") != [
-        ("weight", "swish")
-    ]
+    assert edges_of(build_graph(model, torch.randn(5, 2)), "2") != [("weight", "swish")]
 
 
 class Factored(nn.Module):
@@ -286,9 +275,7 @@ def test_the_optimizer_says_what_it_could_not_connect(caplog):
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="ngopt"):
         assert not unconnected(
-            NGOptimizer(
-                nn.Linear(3, 2).parameters(), weights=FeedForward()
-            ).graph
+            NGOptimizer(nn.Linear(3, 2).parameters(), weights=FeedForward()).graph
         )
     assert not caplog.records
 
@@ -296,21 +283,16 @@ def test_the_optimizer_says_what_it_could_not_connect(caplog):
 def ends_of(graph, parameter):
     """Source group, source neurons and target group of all uses of a weight."""
     uses = [
-        b
-        for b in graph.weights
-        if graph.parameters[b.view.parameter].name == parameter
+        b for b in graph.weights if graph.parameters[b.view.parameter].name == parameter
     ]
-    return [
-        (graph.groups[b.source].name, b.source_index, b.target) for b in uses
-    ]
+    return [(graph.groups[b.source].name, b.source_index, b.target) for b in uses]
 
 
 def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
     graph = zoo_graph("head norms")
     size = {g.name: g.size for g in graph.groups}
     assert [
-        size[f"1.{name}"]
-        for name in ("q", "q_norm", "q_norm.weight", "q_norm.groups")
+        size[f"1.{name}"] for name in ("q", "q_norm", "q_norm.weight", "q_norm.groups")
     ] == [
         6,
         6,
@@ -318,9 +300,7 @@ def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
         2,
     ]
     spread = next(
-        b
-        for b in graph.blocks
-        if graph.groups[b.source].name == "1.q_norm.weight"
+        b for b in graph.blocks if graph.groups[b.source].name == "1.q_norm.weight"
     )
     assert (spread.kind, spread.shape, spread.target_index) == (
         "spread",
@@ -380,9 +360,7 @@ def test_sums_and_differences_by_hand():
     assert edges_of(graph, "sub") == [("left", "stem"), ("right", "mean")]
     assert edges_of(graph, "sub_1") == [("left", "up"), ("right", "down")]
     assert edges_of(graph, "add") == [("left", "sub_1"), ("right", "sub_1")]
-    left, right = (
-        b for b in graph.blocks if graph.groups[b.target].name == "add"
-    )
+    left, right = (b for b in graph.blocks if graph.groups[b.target].name == "add")
     assert (left.source_index, left.target_index) == (None, None)
     assert (right.source_index, right.target_index) == (
         None,
@@ -404,15 +382,12 @@ def test_matrix_products_by_hand():
         ("right", "experts"),
     ]
     assert edges_of(graph, "einsum_1") == [("pool", "einsum_1.products")]
-    (pool,) = (
-        b for b in graph.blocks if graph.groups[b.target].name == "einsum_1"
-    )
+    (pool,) = (b for b in graph.blocks if graph.groups[b.target].name == "einsum_1")
     assert pool.shape == (5, 1, 3)
     # the neurons are those of every place, so that a weight is used once,
     # that of each of the experts
     assert [
-        len(ends_of(graph, name))
-        for name in ("first.weight", "experts", "last.weight")
+        len(ends_of(graph, name)) for name in ("first.weight", "experts", "last.weight")
     ] == [
         1,
         3,
@@ -420,9 +395,7 @@ def test_matrix_products_by_hand():
     ]
     graph = zoo_graph("prefixed")
     keys = next(
-        b
-        for b in graph.biases
-        if graph.parameters[b.view.parameter].name == "keys"
+        b for b in graph.biases if graph.parameters[b.view.parameter].name == "keys"
     )
     assert (graph.groups[keys.group].name, keys.view.shape) == ("k", (4, 2))
     # too many products
@@ -463,9 +436,7 @@ def test_layers_over_positions_leave_channels_apart():
     graph = build_graph(Mixer(), torch.randn(2, 5, 3))
     assert {g.name: g.size for g in graph.groups}["first"] == 4
     assert [g.size for g in graph.groups if g.kind == "position"] == [5, 5]
-    (last,) = (
-        b for b in graph.weights if graph.groups[b.target].name == "last"
-    )
+    (last,) = (b for b in graph.weights if graph.groups[b.target].name == "last")
     assert last.shape == (1, 2, 4)
 
 
@@ -479,15 +450,11 @@ class Weighted(nn.Module):
         self.out = nn.Linear(5, 2)
 
     def forward(self, index, x):
-        return self.out(
-            self.table(index, per_sample_weights=self.score(x)[..., 0])
-        )
+        return self.out(self.table(index, per_sample_weights=self.score(x)[..., 0]))
 
 
 def test_bags_of_rows_with_weights():
-    graph = build_graph(
-        Weighted(), (torch.randint(9, (2, 4)), torch.randn(2, 4, 3))
-    )
+    graph = build_graph(Weighted(), (torch.randint(9, (2, 4)), torch.randn(2, 4, 3)))
     (factor,) = (g.name for g in graph.groups if g.kind == "product")
     assert edges_of(graph, factor) == [("left", "score"), ("right", "table")]
     assert edges_of(graph, "out") == [("weight", factor)]
@@ -532,14 +499,10 @@ def test_elements_that_the_network_does_not_use_have_a_place():
     values = [torch.randn_like(p) for p in model.parameters()]
     assert all(
         torch.equal(a, b)
-        for a, b in zip(
-            values, graph.scatter(graph.gather(values)), strict=True
-        )
+        for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
     )
     rows = [
-        b
-        for b in graph.biases
-        if graph.parameters[b.view.parameter].name == "rows"
+        b for b in graph.biases if graph.parameters[b.view.parameter].name == "rows"
     ]
     # one after the other, not all alike
     assert [(b.kind, b.slot_shape) for b in rows] == [("shift", (3,))]

@@ -27,9 +27,9 @@ def numbered(graph, features=()):
     """Values that say which element they are: all different."""
     values, start = [], 1
     for spec in graph.parameters:
-        value = torch.arange(
-            start, start + spec.numel, dtype=torch.float64
-        ).reshape(spec.shape)
+        value = torch.arange(start, start + spec.numel, dtype=torch.float64).reshape(
+            spec.shape
+        )
         values.append(
             torch.stack([value * 10**k for k in range(features[0])], -1)
             if features
@@ -73,9 +73,7 @@ def node_oracle(graph, values):
         strict=True,
     ):
         found[node] += [
-            float(values[p].flatten()[e])
-            for p, e in zip(ps, es, strict=True)
-            if e >= 0
+            float(values[p].flatten()[e]) for p, e in zip(ps, es, strict=True) if e >= 0
         ]
     return found
 
@@ -99,8 +97,7 @@ def test_networkx_has_the_edges_of_the_edge_list(networks, name):
     }
     for *_, data in [*found.edges(data=True), *found.nodes(data=True)]:
         assert [
-            float(by_name[parameter][element])
-            for parameter, element in data["slots"]
+            float(by_name[parameter][element]) for parameter, element in data["slots"]
         ] == data["values"]
     assert all(
         data["kind"] == graph.blocks[data["block"]].kind
@@ -111,11 +108,7 @@ def test_networkx_has_the_edges_of_the_edge_list(networks, name):
 def test_networkx_nodes_know_their_group(networks):
     graph = networks["gated"][1]
     found = to_networkx(graph)
-    places = [
-        (g, i)
-        for g, group in enumerate(graph.groups)
-        for i in range(group.size)
-    ]
+    places = [(g, i) for g, group in enumerate(graph.groups) for i in range(group.size)]
     for node, (g, i) in enumerate(places):
         data = found.nodes[node]
         group = graph.groups[g]
@@ -152,9 +145,7 @@ def test_pyg_has_the_edges_of_the_edge_list(networks, name):
     assert Counter(
         (s, t, b, tuple(attr[mask].tolist())) for (s, t), b, attr, mask in rows
     ) == oracle(graph, values)
-    biases = [
-        x[mask].tolist() for x, mask in zip(data.x, data.node_mask, strict=True)
-    ]
+    biases = [x[mask].tolist() for x, mask in zip(data.x, data.node_mask, strict=True)]
     assert biases == node_oracle(graph, values)
     assert not data.edge_attr[~data.edge_mask].any()
     assert not data.x[~data.node_mask].any()
@@ -164,9 +155,7 @@ def test_pyg_has_the_edges_of_the_edge_list(networks, name):
     assert [NODE_KINDS[k] for k in data.node_kind.tolist()] == [
         group.kind for group in groups
     ]
-    assert data.node_depth.tolist() == pytest.approx(
-        [group.depth for group in groups]
-    )
+    assert data.node_depth.tolist() == pytest.approx([group.depth for group in groups])
     assert data.num_nodes == len(groups)
 
 
@@ -223,23 +212,17 @@ def test_a_batch_keeps_graphs_apart(networks):
     assert batch.num_nodes == 2 * parts[0].num_nodes + parts[1].num_nodes
     ends = batch.batch[batch.edge_index]
     assert torch.equal(ends[0], ends[1])
-    assert torch.bincount(ends[0]).tolist() == [
-        parts[k].num_edges for k in (0, 1, 0)
-    ]
+    assert torch.bincount(ends[0]).tolist() == [parts[k].num_edges for k in (0, 1, 0)]
     for k, part in enumerate((parts[0], parts[1], parts[0])):
         back = batch.get_example(k)
         keys = set(part.keys())  # in no fixed order
         assert set(back.keys()) == keys
-        assert all(
-            torch.equal(back[key], part[key]) for key in keys - {"num_nodes"}
-        )
+        assert all(torch.equal(back[key], part[key]) for key in keys - {"num_nodes"})
 
 
 def test_too_few_slots_and_values_that_do_not_fit_are_errors(networks):
     graph = networks["residual"][1]
-    with pytest.raises(
-        ValueError, match="slots=8 are too few; the graph needs 9"
-    ):
+    with pytest.raises(ValueError, match="slots=8 are too few; the graph needs 9"):
         to_pyg(graph, slots=8)
     for function in (to_pyg, to_networkx):
         with pytest.raises(
@@ -291,8 +274,7 @@ def test_summary_is_a_table_of_groups(networks):
     ]
     row = next(line for line in lines if " bn2 " in line)
     assert (
-        row.split()
-        == "5 bn2 6 4, 6 2 x one to one + 2 x beta 1 24 relu hidden".split()
+        row.split() == "5 bn2 6 4, 6 2 x one to one + 2 x beta 1 24 relu hidden".split()
     )
     assert lines[-1].startswith(
         "52 nodes in 11 groups, 572 parameter elements in 10 blocks and 7 biases; 1 component"
@@ -304,9 +286,7 @@ class Dense(nn.Module):
 
     def __init__(self, layers: int = 5):
         super().__init__()
-        self.norms = nn.ModuleList(
-            nn.BatchNorm1d(4 + 3 * k) for k in range(layers)
-        )
+        self.norms = nn.ModuleList(nn.BatchNorm1d(4 + 3 * k) for k in range(layers))
         self.layers = nn.ModuleList(
             nn.Linear(4 + 3 * k, 3 + (k == layers - 1)) for k in range(layers)
         )
@@ -321,21 +301,15 @@ def test_summary_abbreviates_what_is_many():
     graph = build_graph(Dense(), torch.randn(2, 4))
     lines = graph.summary().splitlines()
     (norm,) = [line for line in lines if " norms.4 " in line]
-    assert (
-        "16" in norm.split()
-    )  # 4 + 4 * 3 neurons in five groups, a single row
+    assert "16" in norm.split()  # 4 + 4 * 3 neurons in five groups, a single row
     assert "5 x one to one + 5 x beta" in norm
     (last,) = [line for line in lines if " layers.4 " in line]
     assert "5 groups  4 -> 4 + 4 x (3 -> 4) + bias" in last
     elements = [
-        line[line.index("beta") :].split()[2]
-        for line in lines
-        if " norms." in line
+        line[line.index("beta") :].split()[2] for line in lines if " norms." in line
     ]
     assert [int(e) for e in elements] == [2 * (4 + 3 * k) for k in range(5)]
-    wide = build_graph(
-        [("a" * 30 + "." + "b" * 30 + ".weight", torch.zeros(2, 3))]
-    )
+    wide = build_graph([("a" * 30 + "." + "b" * 30 + ".weight", torch.zeros(2, 3))])
     assert "..." + "b" * 30 in wide.summary()
     assert "a" * 10 not in wide.summary()
 
@@ -348,13 +322,10 @@ def test_blocks_of_many_sizes_are_summed():
             self.last = nn.Linear(15, 3)
 
         def forward(self, x):
-            return self.last(
-                torch.cat([part(x).relu() for part in self.parts], dim=1)
-            )
+            return self.last(torch.cat([part(x).relu() for part in self.parts], dim=1))
 
     assert (
-        "5 blocks: 15 -> 3 + bias"
-        in build_graph(Sizes(), torch.randn(2, 2)).summary()
+        "5 blocks: 15 -> 3 + bias" in build_graph(Sizes(), torch.randn(2, 2)).summary()
     )
 
 

@@ -30,9 +30,7 @@ class Parallel(nn.Module):
         self.out = nn.Linear(4, 2)
 
     def forward(self, x, *, scale):
-        return self.out(
-            self.drop(self.norm(self.left(x) + scale * self.right(x)))
-        )
+        return self.out(self.drop(self.norm(self.left(x) + scale * self.right(x))))
 
 
 METANET = FeedForward()
@@ -132,9 +130,7 @@ def test_passes_without_gradients_do_not_count():
 def test_a_look_before_the_first_forward_is_not_the_last_word():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
-    with pytest.warns(
-        UserWarning, match="no input for Parallel could be guessed"
-    ):
+    with pytest.warns(UserWarning, match="no input for Parallel could be guessed"):
         guess = opt.graph
     forward_backward(model)
     assert opt.graph == expected_graph(model)
@@ -168,9 +164,7 @@ def test_forwards_under_torch_func_do_not_count():
 @pytest.mark.parametrize("how", ["parameters", "model"])
 def test_lazy_modules(how):
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
-    opt = optimizer(
-        model.parameters(), **({"model": model} if how == "model" else {})
-    )
+    opt = optimizer(model.parameters(), **({"model": model} if how == "model" else {}))
     assert repr(opt).endswith("graph: known after the first forward")
     model(torch.randn(5, 3)).sum().backward()
     opt.step()
@@ -195,9 +189,7 @@ def test_wrapped_models_are_unwrapped():
 def test_compiled_models(given):
     inner = cnn()
     model = torch.compile(inner, backend="eager", fullgraph=True)
-    opt = optimizer(
-        inner.parameters(), model=model if given == "compiled" else inner
-    )
+    opt = optimizer(inner.parameters(), model=model if given == "compiled" else inner)
     model(torch.randn(2, *CNN_INPUT)).sum().backward()
     assert opt._source.has_news == (given == "compiled")
     opt.step()
@@ -308,9 +300,7 @@ class TestGroups:
 
     def test_with_model(self):
         model = Parallel()
-        groups = [
-            {"params": [p for _, p in g["params"]]} for g in decay_groups(model)
-        ]
+        groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
         opt = optimizer(groups, model=model)
         forward_backward(model)
         assert opt.graph == expected_graph(model)
@@ -390,13 +380,9 @@ class TestErrors:
             (3, "int"),
             (nn.Linear(2, 2), "Linear"),
         ):
-            with pytest.raises(
-                ValueError, match=f"weights: expected .*; got {got}"
-            ):
+            with pytest.raises(ValueError, match=f"weights: expected .*; got {got}"):
                 NGOptimizer(params, weights=weights)
 
     def test_traced_is_what_model_makes(self):
         model = cnn()
-        assert isinstance(
-            optimizer(model.parameters(), model=model)._source, Traced
-        )
+        assert isinstance(optimizer(model.parameters(), model=model)._source, Traced)

@@ -73,9 +73,7 @@ class AddedByIndex(Layers):
 
     def forward(self, x):
         places = (x[:, 0] > 0).long()
-        y = torch.zeros(2, 4, dtype=x.dtype).index_add_(
-            0, places, self.a(x).tanh()
-        )
+        y = torch.zeros(2, 4, dtype=x.dtype).index_add_(0, places, self.a(x).tanh())
         return self.c(y[places] + self.b(x))
 
 
@@ -95,9 +93,7 @@ class PartOfABias(Layers):
     def forward(self, x):
         bias = self.a.bias.clone()
         bias[2:].zero_()
-        return self.c(
-            nn.functional.linear(x, self.a.weight, bias).tanh() + self.b(x)
-        )
+        return self.c(nn.functional.linear(x, self.a.weight, bias).tanh() + self.b(x))
 
 
 class OnlyRecorded(ToAView):
@@ -137,11 +133,5 @@ def test_what_is_written_to_a_view_is_read_from_the_whole(network):
 
 def test_nothing_comes_of_what_is_erased():
     graph = build_graph(Erased(), torch.randn(6, 3, dtype=torch.double))
-    used = [
-        block
-        for block in graph.blocks
-        if graph.groups[block.target].name == "c"
-    ]
-    assert (
-        sum(block.shape[2] for block in used if block.kind == "weight") == 2 + 2
-    )
+    used = [block for block in graph.blocks if graph.groups[block.target].name == "c"]
+    assert sum(block.shape[2] for block in used if block.kind == "weight") == 2 + 2

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tests.networks import CNN_INPUT, cnn
 
 WEIGHTS = ("default", "ff", "ng-gnn")
-MOMENTUM_KEYS = {"default": "exp_avg", "ff": "exp_avg_0", "ng-gnn": "exp_avg_0"}
+MOMENTUM_KEYS = {"default": "exp_avg_0", "ff": "exp_avg_0", "ng-gnn": "exp_avg_0"}
 
 
 def batch(seed, dtype=torch.float32):
@@ -34,6 +34,5 @@ def snapshot(model):
 
 def same(model, values):
     return all(
-        torch.equal(p, v)
-        for p, v in zip(model.parameters(), values, strict=True)
+        torch.equal(p, v) for p, v in zip(model.parameters(), values, strict=True)
     )

@@ -132,9 +132,7 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         torch.randn(2, 2, 16),
     ),
     "conv3d": lambda: (
-        nn.Sequential(
-            nn.Conv3d(2, 3, 3), nn.BatchNorm3d(3), nn.Conv3d(3, 2, 1)
-        ),
+        nn.Sequential(nn.Conv3d(2, 3, 3), nn.BatchNorm3d(3), nn.Conv3d(3, 2, 1)),
         torch.randn(2, 2, 4, 4, 4),
     ),
     "unet": lambda: (UNet(), torch.randn(2, 1, 8, 8)),

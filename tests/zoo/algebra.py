@@ -23,9 +23,7 @@ class Standardised(nn.Module):
         deviation, mean = torch.std_mean(x, dim=-1, correction=0, keepdim=True)
         bound = torch.linalg.norm(x, dim=2).logsumexp(1)[:, None, None]
         return self.out(
-            torch.cat(
-                [x / deviation * bound, mean * x.amax(2, keepdim=True)], -1
-            )
+            torch.cat([x / deviation * bound, mean * x.amax(2, keepdim=True)], -1)
         )
 
 
@@ -86,8 +84,7 @@ class Selective(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         decay = torch.exp(-F.softplus(self.step(x))[..., None] * self.rate)
         x = (
-            (decay * self.write(x)[..., None, :]).cumsum(1)
-            * self.read(x)[..., None, :]
+            (decay * self.write(x)[..., None, :]).cumsum(1) * self.read(x)[..., None, :]
         ).sum(-1)
         scale, shift = (self.table + x.mean(1, keepdim=True)).chunk(2, dim=1)
         return self.out(torch.tanh(x * scale + shift))
@@ -108,9 +105,7 @@ class Mixture(nn.Module):
         x, adjacency = x[..., :3], x[..., 3:]
         x = torch.tanh(adjacency @ self.first(x))
         outputs = torch.einsum("btd,edf->btef", x, self.experts)
-        x = torch.einsum(
-            "bte,btef->btf", self.gate(x).softmax(-1), torch.tanh(outputs)
-        )
+        x = torch.einsum("bte,btef->btf", self.gate(x).softmax(-1), torch.tanh(outputs))
         return self.last(adjacency @ x)
 
 
@@ -166,6 +161,4 @@ class Mirrored(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.stem(x))
         y = torch.tanh(self.both(torch.cat([x, x.flip(-1)], -1)))
-        return self.out(
-            torch.tanh(self.mixed(torch.stack([x, y], -1).flatten(-2)))
-        )
+        return self.out(torch.tanh(self.mixed(torch.stack([x, y], -1).flatten(-2))))

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 class Attention(nn.Module):
     """Hand-written attention of linear layers, causal, with an assertion on the length."""
 
-    def __init__(
-        self, width: int, heads: int, length: int = 8, fused: bool = True
-    ):
+    def __init__(self, width: int, heads: int, length: int = 8, fused: bool = True):
         super().__init__()
         self.heads, self.length, self.fused = heads, length, fused
         if fused:
@@ -30,15 +28,12 @@ class Attention(nn.Module):
             else (self.q(x), self.k(x), self.v(x))
         )
         q, k, v = (
-            p.view(b, t, self.heads, c // self.heads).transpose(1, 2)
-            for p in parts
+            p.view(b, t, self.heads, c // self.heads).transpose(1, 2) for p in parts
         )
         scores = q @ k.transpose(-2, -1) / (c // self.heads) ** 0.5
         mask = torch.tril(torch.ones(t, t, device=x.device)) == 0
         weights = F.softmax(scores.masked_fill(mask, float("-inf")), dim=-1)
-        return self.proj(
-            (weights @ v).transpose(1, 2).contiguous().view(b, t, c)
-        )
+        return self.proj((weights @ v).transpose(1, 2).contiguous().view(b, t, c))
 
 
 class GPT(nn.Module):
@@ -124,8 +119,7 @@ class HeadsInEinsum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
-            torch.einsum("btc,hcd->bhtd", x, w)
-            for w in (self.q, self.k, self.v)
+            torch.einsum("btc,hcd->bhtd", x, w) for w in (self.q, self.k, self.v)
         )
         weights = torch.einsum("bhtd,bhsd->bhts", q, k).softmax(-1)
         x = x + torch.einsum(
@@ -144,9 +138,7 @@ class HeadNorms(nn.Module):
     def __init__(self, width: int, heads: int = 2):
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v, self.proj = (
-            nn.Linear(width, width) for _ in range(4)
-        )
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
         self.q_norm = nn.RMSNorm(width // heads)
         self.k_norm = nn.LayerNorm(width // heads)
 
@@ -183,9 +175,7 @@ class RelativeBias(nn.Module):
         steps = torch.arange(t)
         distance = (steps[:, None] - steps).clamp(-2, 3) + 2
         scores = q @ k.transpose(-1, -2) + self.table(distance).permute(2, 0, 1)
-        return self.proj(
-            (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, -1)
-        )
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, -1))
 
 
 class Windows(nn.Module):
@@ -214,16 +204,12 @@ class Windows(nn.Module):
         scores = q @ k.transpose(-2, -1) + self.table[self.index.view(-1)].view(
             4, 4, 2
         ).permute(2, 0, 1)
-        return self.proj(
-            (scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, 4)
-        )
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).permute(0, 2, 3, 1)
         b, h, w, c = x.shape
-        y = torch.roll(self.norm(x), (-1, -1), (1, 2)).view(
-            b, h // 2, 2, w // 2, 2, c
-        )
+        y = torch.roll(self.norm(x), (-1, -1), (1, 2)).view(b, h // 2, 2, w // 2, 2, c)
         y = self.attend(y.permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)).view(
             b, h // 2, w // 2, 2, 2, c
         )
@@ -242,9 +228,7 @@ class Perceiver(nn.Module):
         self.latents = nn.Parameter(torch.randn(3, 6))
         self.stem = nn.Linear(3, 6)
         self.cross = nn.MultiheadAttention(6, 2, batch_first=True)
-        self.own = nn.TransformerEncoderLayer(
-            6, 2, 5, dropout=0.0, batch_first=True
-        )
+        self.own = nn.TransformerEncoderLayer(6, 2, 5, dropout=0.0, batch_first=True)
         self.head = nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:

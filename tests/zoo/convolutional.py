@@ -52,9 +52,7 @@ class Grouped(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.depthwise(x))
         y = self.act(self.norm(self.grouped(x)))
-        x = self.instance(
-            self.point(F.channel_shuffle(torch.cat([x, y], 1), 2))
-        )
+        x = self.instance(self.point(F.channel_shuffle(torch.cat([x, y], 1), 2)))
         return self.fc(F.max_pool2d(self.up(F.gelu(x)), 2).flatten(1))
 
 
@@ -150,11 +148,7 @@ class InvertedBottleneck(nn.Module):
         )
         y = self.norm(self.project(y))
         if self.training:
-            y = (
-                y
-                / 0.8
-                * torch.floor(0.8 + torch.rand(len(y), 1, 1, 1, dtype=y.dtype))
-            )
+            y = y / 0.8 * torch.floor(0.8 + torch.rand(len(y), 1, 1, 1, dtype=y.dtype))
         return self.head((x + y).mean((2, 3)))
 
 
@@ -195,9 +189,7 @@ class DenseBlock(nn.Module):
         found = [self.stem(x)]
         for norm, layer in zip(self.norms, self.layers, strict=False):
             found.append(layer(F.relu(norm(torch.cat(found, 1)))))
-        return self.head(
-            F.relu(self.norms[-1](torch.cat(found, 1))).mean((2, 3))
-        )
+        return self.head(F.relu(self.norms[-1](torch.cat(found, 1))).mean((2, 3)))
 
 
 class Modulated(nn.Module):
@@ -213,6 +205,6 @@ class Modulated(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         scale, shift = self.style(style)[:, :, None, None].chunk(2, 1)
-        return self.out(
-            F.relu((1 + scale) * self.norm(self.conv(x)) + shift)
-        ).mean((2, 3))
+        return self.out(F.relu((1 + scale) * self.norm(self.conv(x)) + shift)).mean(
+            (2, 3)
+        )

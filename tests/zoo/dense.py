@@ -34,9 +34,9 @@ class Triplane(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        coordinates = torch.stack(
-            [x[:, [0, 1]], x[:, [0, 2]], x[:, [1, 2]]]
-        ).unsqueeze(1)
+        coordinates = torch.stack([x[:, [0, 1]], x[:, [0, 2]], x[:, [1, 2]]]).unsqueeze(
+            1
+        )
         # (3, 4, 1, n)
         features = F.grid_sample(self.planes, coordinates, align_corners=True)
         return self.mlp(features.sum(0).squeeze(1).T)
@@ -110,9 +110,7 @@ class Siren(nn.Module):
         self.last = nn.Linear(4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(
-            torch.sin(3 * self.second(torch.sin(3 * self.first(x))))
-        )
+        return self.last(torch.sin(3 * self.second(torch.sin(3 * self.first(x)))))
 
 
 class VariationalAutoencoder(nn.Module):
@@ -124,20 +122,16 @@ class VariationalAutoencoder(nn.Module):
         self.encoder = nn.Linear(5, 4)
         self.mean = nn.Linear(4, 3)
         self.variance = nn.Linear(4, 3)
-        self.decoder = nn.Sequential(
-            nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5)
-        )
+        self.decoder = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = F.relu(self.encoder(x))
         mean = self.mean(x)
         log_variance = self.variance(x)
-        divergence = 0.5 * (
-            mean.square() + log_variance.exp() - log_variance - 1
-        ).sum(-1)
-        return self.decoder(
-            mean + 0.3 * torch.exp(0.5 * log_variance)
-        ), divergence
+        divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(
+            -1
+        )
+        return self.decoder(mean + 0.3 * torch.exp(0.5 * log_variance)), divergence
 
 
 class TiedAutoencoder(nn.Module):
@@ -165,12 +159,10 @@ class Coupling(nn.Module):
         super().__init__()
         self.register_buffer("mask", torch.tensor([1.0, 0.0, 1.0, 0.0]))
         self.scale = nn.ModuleList(
-            nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4))
-            for _ in range(2)
+            nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4)) for _ in range(2)
         )
         self.shift = nn.ModuleList(
-            nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 4))
-            for _ in range(2)
+            nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 4)) for _ in range(2)
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,6 +296,4 @@ class Complex(nn.Module):
         self.weight = nn.Parameter(torch.randn(5, 4, dtype=torch.complex128))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(
-            (self.stem(x).to(self.weight.dtype) @ self.weight.t()).abs()
-        )
+        return self.out((self.stem(x).to(self.weight.dtype) @ self.weight.t()).abs())

@@ -36,9 +36,7 @@ class States(nn.Module):
             self.cells(x[:, 0]).view(len(x), 4, 4).transpose(0, 1),
         )
         hidden, cells = self.rnn(x.transpose(0, 1), begin)[1]
-        return self.head(
-            torch.cat([hidden[2], hidden[3], cells[2], cells[3]], -1)
-        )
+        return self.head(torch.cat([hidden[2], hidden[3], cells[2], cells[3]], -1))
 
 
 class EncoderDecoder(nn.Module):

@@ -16,21 +16,16 @@ class Sinusoidal(nn.Module):
         self.first = nn.Linear(3, width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, 2)
-        angles = torch.arange(length)[:, None] / 10.0 ** torch.arange(
-            0, 1, 2 / width
-        )
+        angles = torch.arange(length)[:, None] / 10.0 ** torch.arange(0, 1, 2 / width)
         self.register_buffer(
             "table", torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
         )
-        self.register_buffer(
-            "slopes", torch.tensor([0.5, 0.25]).reshape(2, 1, 1)
-        )
+        self.register_buffer("slopes", torch.tensor([0.5, 0.25]).reshape(2, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.first(x) + self.table)
         q, k, v = (
-            y.unflatten(-1, (2, -1)).transpose(1, 2)
-            for y in self.qkv(x).chunk(3, -1)
+            y.unflatten(-1, (2, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1)
         )
         places = torch.arange(x.shape[1])
         distance = -(places[:, None] - places).abs()
@@ -47,18 +42,16 @@ class Rotary(nn.Module):
         self.heads = heads
         self.q, self.k, self.v = (nn.Linear(3, heads * size) for _ in range(3))
         self.out = nn.Linear(heads * size, 2)
-        self.frequencies = [
-            1.0 / 10 ** (2 * i / size) for i in range(size // 2)
-        ]
+        self.frequencies = [1.0 / 10 ** (2 * i / size) for i in range(size // 2)]
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
             y(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for y in (self.q, self.k, self.v)
         )
-        angles = torch.arange(x.shape[1], dtype=x.dtype)[
-            :, None
-        ] * torch.tensor(self.frequencies, dtype=x.dtype)
+        angles = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * torch.tensor(
+            self.frequencies, dtype=x.dtype
+        )
         a, b = q.chunk(2, -1)
         wide = angles.repeat(1, 2)
         q = q * wide.cos() + torch.cat([-b, a], -1) * wide.sin()
@@ -86,13 +79,9 @@ class Parts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        x = self.second(
-            torch.cat([torch.relu(x[..., :2]), torch.tanh(x[..., 2:])], -1)
-        )
+        x = self.second(torch.cat([torch.relu(x[..., :2]), torch.tanh(x[..., 2:])], -1))
         x = x.unflatten(-1, (2, 3)).softmax(-1).flatten(-2)
-        x = torch.tanh(
-            F.linear(x, self.third.weight * self.mask, self.third.bias)
-        )
+        x = torch.tanh(F.linear(x, self.third.weight * self.mask, self.third.bias))
         return self.out(x + x.cumsum(-1))
 
 
@@ -104,16 +93,14 @@ class Normalised(nn.Module):
         super().__init__()
         self.rows = nn.utils.parametrizations.weight_norm(nn.Linear(3, 5))
         self.maps = nn.utils.parametrizations.weight_norm(nn.Conv1d(5, 4, 2))
-        self.weight, self.noise = (
-            nn.Parameter(torch.randn(4, 4)) for _ in range(2)
-        )
+        self.weight, self.noise = (nn.Parameter(torch.randn(4, 4)) for _ in range(2))
         self.out = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.maps(torch.tanh(self.rows(x)).mT)).mT
-        weight = (
-            self.weight - self.weight.mean(1, keepdim=True)
-        ) / self.weight.std(1, keepdim=True)
+        weight = (self.weight - self.weight.mean(1, keepdim=True)) / self.weight.std(
+            1, keepdim=True
+        )
         return self.out(torch.tanh(F.linear(x, weight + 0.1 * self.noise)))
 
 

@@ -48,7 +48,11 @@ def constant(
     value = call.target(*args, **kwargs)  # type: ignore[operator]
     expected = call.meta.get("val")
     # of integer inputs that are traced as zeros a mask may leave another number than elsewhere
-    if isinstance(value, Tensor) and isinstance(expected, Tensor) and value.shape != expected.shape:
+    if (
+        isinstance(value, Tensor)
+        and isinstance(expected, Tensor)
+        and value.shape != expected.shape
+    ):
         return tracer.unknown(call)
     return value
 
@@ -355,7 +359,9 @@ def _random(like: Tensor) -> Tensor:
     return torch.randint(0, 2, shape).to(like.dtype)
 
 
-KNOWN_CREATIONS = functions("new_zeros new_ones new_full zeros_like ones_like full_like")
+KNOWN_CREATIONS = functions(
+    "new_zeros new_ones new_full zeros_like ones_like full_like"
+)
 RANDOM_CREATIONS = functions("new_empty rand_like randn_like empty_like")
 
 

@@ -15,7 +15,14 @@ from ngopt.graph.rules.entrywise import elementwise
 from ngopt.graph.rules.products import addition, product_sum
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import NO_NEURON, Elements, Neurons, Unknown, Value, same_along
+from ngopt.graph.tracing.values import (
+    NO_NEURON,
+    Elements,
+    Neurons,
+    Unknown,
+    Value,
+    same_along,
+)
 
 aten = torch.ops.aten
 
@@ -89,7 +96,9 @@ def first_layer(
 ) -> Value:
     """A weight that is applied to no neurons but to constants, or to what nothing is known of."""
     targets = tracer.new_layer(weight, weight.shape[0])
-    if not tracer.is_zero(call, x):  # of the first state of a recurrent network nothing comes
+    if not tracer.is_zero(
+        call, x
+    ):  # of the first state of a recurrent network nothing comes
         kind = "constant" if isinstance(x, Tensor) else "neuron"
         name = f"{tracer.name_of(weight)}.in"
         sources = tracer.nodes.new(name, weight.shape[1], kind)
@@ -168,7 +177,11 @@ def matmul(
 ) -> Value:
     """x @ other, either of which may be a parameter; two activations multiply (attention)."""
     shape = tracer.shape_of(call) if shape is None else shape
-    if isinstance(other, Elements) and len(other.shape) == 2 and not isinstance(x, Elements):
+    if (
+        isinstance(other, Elements)
+        and len(other.shape) == 2
+        and not isinstance(x, Elements)
+    ):
         return linear(tracer, call, x, transposed(other), shape=shape)
     if isinstance(x, Neurons) and isinstance(other, Elements):
         return batched_weight(tracer, call, x, other, shape)

@@ -140,7 +140,9 @@ def group_norm(
     return result
 
 
-def _add_groups(tracer: Tracer, name: str, before: Tensor, after: Tensor | None = None) -> None:
+def _add_groups(
+    tracer: Tracer, name: str, before: Tensor, after: Tensor | None = None
+) -> None:
     """A node for each row of neurons that are normalised together, (groups, n).
 
     before, after: the norm. Without other neurons after it the edges to the node are enough to tell
@@ -289,7 +291,9 @@ def softmax(
         # neurons that such rows meet are pinned, see `with_parameter`
         tracer.rowwise.add(x.parameter)
         if not is_whole(tracer, x):
-            tracer.fixed.add(x.parameter)  # rows of another shape may be parts of its own
+            tracer.fixed.add(
+                x.parameter
+            )  # rows of another shape may be parts of its own
         return x
     if not isinstance(x, Neurons):
         return tracer.unknown(call)

@@ -140,7 +140,9 @@ def _along_new_axes(
     shape = torch.broadcast_shapes(x.shape, elements.shape)
     whole = [t.expand(shape) for t in (x.labels, elements.numbers, place)]
     labels, numbers, place = without_repeats(whole)
-    labels = tracer.nodes.find(labels).clone()  # what was found may be a view of what was asked for
+    labels = tracer.nodes.find(
+        labels
+    ).clone()  # what was found may be a view of what was asked for
     neuron = labels > 0
     # a pair of neuron and place is a new node; met: which of these meets which element
     pairs, which = unique_pairs(labels[neuron], place[neuron])

@@ -14,7 +14,14 @@ from ngopt.graph.rules.layers import embedding
 from ngopt.graph.rules.products import ENTRIES
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value, is_one_number, present
+from ngopt.graph.tracing.values import (
+    Elements,
+    Neurons,
+    Unknown,
+    Value,
+    is_one_number,
+    present,
+)
 
 aten = torch.ops.aten
 

@@ -51,7 +51,11 @@ def attention(
     **__: Any,
 ) -> Value:
     """softmax(q k^T + mask) v with heads kept apart; grouped-query heads are repeated."""
-    if not isinstance(q, Neurons) or not isinstance(k, Neurons) or not isinstance(v, Neurons):
+    if (
+        not isinstance(q, Neurons)
+        or not isinstance(k, Neurons)
+        or not isinstance(v, Neurons)
+    ):
         return tracer.unknown(call)
     # dropout, is_causal and scale are passed over: they tell no neurons apart
     k = _repeated(k, q)
@@ -171,7 +175,9 @@ def _products(
     # scores of an attention: a head is one node at all positions
     is_one_score = same_along(left, 1) and same_along(left, 2)
     # heads of one neuron each have one value at all positions
-    are_values = not same_along(right, 2) or (right.shape[1] > 1 and same_along(right, 1))
+    are_values = not same_along(right, 2) or (
+        right.shape[1] > 1 and same_along(right, 1)
+    )
     weighs = is_one_score and are_values
     # neurons of values are along m, those of keys along n
     right = _unify_positions(tracer, right, 2 if weighs else 1)

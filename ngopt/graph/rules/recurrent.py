@@ -13,7 +13,14 @@ from torch.fx import Node
 from ngopt.graph.rules.entries import as_neurons
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import NO_NEURON, Elements, Neurons, Unknown, Value, same_along
+from ngopt.graph.tracing.values import (
+    NO_NEURON,
+    Elements,
+    Neurons,
+    Unknown,
+    Value,
+    same_along,
+)
 
 aten = torch.ops.aten
 
@@ -36,7 +43,9 @@ def recurrent(
     Gates are slots. Gives the outputs of the last layer and the last states (layers * ways, b, n),
     an LSTM's also of its cells.
     """
-    is_packed = getattr(call.target, "_overloadname", "") == "data"  # then batch sizes follow x
+    is_packed = (
+        getattr(call.target, "_overloadname", "") == "data"
+    )  # then batch sizes follow x
     # passed over: has_biases, dropout and train
     states, weights, _, layers, _, _, both_ways = args[is_packed : is_packed + 7]
     current = _features(tracer, call, x)
@@ -313,7 +322,9 @@ def _cell_of(
     given: Sequence[Tensor | None],
 ) -> Cell:
     """The cell whose step this is, or a new one, with edges from what the step sees."""
-    key = tuple(w.view() or (w.parameter, *w.numbers.flatten().tolist()) for w in weights)
+    key = tuple(
+        w.view() or (w.parameter, *w.numbers.flatten().tolist()) for w in weights
+    )
     known = tracer.cells.setdefault(key, [])
     cell = _continued(tracer, known, given)
     if cell is None:

@@ -86,7 +86,9 @@ def _along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     return Neurons(labels.expand(shape))
 
 
-def _pooled_along(tracer: Tracer, call: Node, labels: Tensor, dims: list[int]) -> Tensor | None:
+def _pooled_along(
+    tracer: Tracer, call: Node, labels: Tensor, dims: list[int]
+) -> Tensor | None:
     """A node for each set of neurons along some dimensions, in whose places there is one."""
     last = list(range(-len(dims), 0))
     moved = labels.movedim(dims, last)

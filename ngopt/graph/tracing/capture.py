@@ -160,7 +160,9 @@ def _with_sizes(value: Any) -> Any:
         sizes = dict.fromkeys(expression.free_symbols, BATCH)
         kind = value.node.pytype
         return kind(expression.xreplace(sizes))
-    if isinstance(value, Tensor) and any(isinstance(n, torch.SymInt) for n in value.shape):
+    if isinstance(value, Tensor) and any(
+        isinstance(n, torch.SymInt) for n in value.shape
+    ):
         shape = [_with_sizes(n) for n in value.shape]
         return torch.empty(shape, dtype=value.dtype, device="meta")
     return value
@@ -174,7 +176,9 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
         own[name] = buffer.clone()
 
     # the inputs are named after its arguments
-    def run(state: dict[str, Tensor], args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+    def run(
+        state: dict[str, Tensor], args: tuple, kwargs: dict[str, Any]
+    ) -> list[Tensor]:
         output = functional_call(model, state, args, kwargs)
         return _tensors(output)
 
@@ -253,7 +257,9 @@ def _region(module: GraphModule, call: Node) -> tuple[GraphModule | None, list[A
         return None, []
     place = call.args.index(attribute)
     behind = call.args[place + 1 :]
-    operands = [a for a in behind if not isinstance(a, str)]  # a name may stand among them
+    operands = [
+        a for a in behind if not isinstance(a, str)
+    ]  # a name may stand among them
     if not _takes(region, operands):
         return None, []
     return region, operands
@@ -307,7 +313,11 @@ def _guessed_shapes(module: nn.Module) -> list[tuple[int, ...]]:
         case nn.Conv1d(in_channels=n) | nn.ConvTranspose1d(in_channels=n):
             return [(n, 64), (n, 1024)]
         case nn.Conv2d(in_channels=n) | nn.ConvTranspose2d(in_channels=n):
-            return [(n, 224, 224), (n, 32, 32), (n, 28, 28)]  # of ImageNet, CIFAR and MNIST
+            return [
+                (n, 224, 224),
+                (n, 32, 32),
+                (n, 28, 28),
+            ]  # of ImageNet, CIFAR and MNIST
         case nn.Conv3d(in_channels=n) | nn.ConvTranspose3d(in_channels=n):
             return [(n, 16, 32, 32)]
         case nn.Linear(in_features=n):

@@ -51,7 +51,9 @@ class Elements:
 
     @classmethod
     def whole(cls, parameter: int, shape: tuple[int, ...]) -> Elements:
-        layout = torch.empty(shape, device="meta")  # strides and a storage, but no memory
+        layout = torch.empty(
+            shape, device="meta"
+        )  # strides and a storage, but no memory
         return cls(parameter, layout)
 
     @property
@@ -113,7 +115,9 @@ def present(*tensors: Tensor | None) -> list[Tensor]:
     return [x for x in tensors if x is not None]
 
 
-def without_repeats(tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list[Tensor]:
+def without_repeats(
+    tensors: Sequence[Tensor], keep: Sequence[int] = ()
+) -> list[Tensor]:
     """Tensors of one shape, of length 1 along dimensions in which all repeat (stride 0)."""
     found = list(tensors)
     for d, size in enumerate(found[0].shape):
@@ -294,7 +298,9 @@ def _share_storage(a: Tensor, b: Tensor) -> bool:
 
 def _has_repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether a strided tensor has an element twice, as expanded ones and windows that overlap."""
-    axes = sorted((stride, size) for size, stride in zip(shape, strides, strict=True) if size > 1)
+    axes = sorted(
+        (stride, size) for size, stride in zip(shape, strides, strict=True) if size > 1
+    )
     reach = 0
     for stride, size in axes:
         if stride <= reach:
@@ -336,7 +342,9 @@ def along(numbers: Tensor, *dims: int) -> Tensor:
     return numbers[tuple(index)]
 
 
-def strided_numbers(shape: Sequence[int], strides: Sequence[int], offset: int) -> Tensor:
+def strided_numbers(
+    shape: Sequence[int], strides: Sequence[int], offset: int
+) -> Tensor:
     """offset + sum of strides[d] * i[d], for every place i of a shape."""
     numbers = torch.tensor(offset)
     for size, stride in zip(shape, strides, strict=True):

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
 
 from ngopt import build_graph
 from ngopt.base.config import SoapConfig
-from ngopt.base.modes import Channels, Kernel, Rows
 from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.roles import roles_of
@@ -23,9 +23,7 @@ class Transformer(nn.Module):
     def __init__(self):
         super().__init__()
         self.tokens = nn.Embedding(7, 8)
-        self.layer = nn.TransformerEncoderLayer(
-            8, 2, 6, batch_first=True, dropout=0.0
-        )
+        self.layer = nn.TransformerEncoderLayer(8, 2, 6, batch_first=True, dropout=0.0)
         self.out = nn.Linear(8, 7)
 
     def forward(self, x):
@@ -52,9 +50,7 @@ def vectors(step, size=4):
 
 
 def texts(step, size=4):
-    return torch.randint(
-        7, (size, 5), generator=torch.Generator().manual_seed(step)
-    )
+    return torch.randint(7, (size, 5), generator=torch.Generator().manual_seed(step))
 
 
 def training(model, inputs, params, rule, steps):
@@ -65,9 +61,7 @@ def training(model, inputs, params, rule, steps):
     for step in range(steps):
         params = [p.detach().requires_grad_() for p in params]
         x = inputs(step)
-        out = functional_call(
-            model, dict(zip(names, params, strict=True)), (x,)
-        )
+        out = functional_call(model, dict(zip(names, params, strict=True)), (x,))
         loss = F.cross_entropy(out, torch.arange(len(x)) % out.shape[1])
         grads = torch.autograd.grad(loss, params)
         with torch.no_grad():
@@ -80,16 +74,14 @@ def assert_moves_with(model, inputs, graph, moves, config, steps=12):
     rule = Soap(config).bind(graph)
     generator = torch.Generator().manual_seed(0)
     start = [
-        p.detach()
-        + 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        p.detach() + 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
         for p in model.parameters()
     ]
     plain = training(model, inputs, start, rule, steps)
     for move in moves:
         expected = move(plain)
         assert any(
-            (e - p).abs().max() > 1e-3
-            for e, p in zip(expected, plain, strict=True)
+            (e - p).abs().max() > 1e-3 for e, p in zip(expected, plain, strict=True)
         )
         found = training(model, inputs, move(start), rule, steps)
         for e, f in zip(expected, found, strict=True):
@@ -146,7 +138,7 @@ def test_heads_are_exchanged():
         for rows, role in zip(rule.layouts, roles_of(rule.graph), strict=True)
         if "in_proj_w" in role.name
     )
-    assert Rows(6, 4) in packed.modes
+    assert [(a.name, a.parts, a.size) for a in packed.axes[:1]] == [("rows", 6, 4)]
 
 
 def self_moves_heads(symmetry, graph):
@@ -155,9 +147,7 @@ def self_moves_heads(symmetry, graph):
     values = [torch.zeros(spec.shape) for spec in graph.parameters]
     weight = values[names.index("layer.self_attn.in_proj_weight")]
     weight[:4] = 1
-    moved = symmetry.move(graph, values)[
-        names.index("layer.self_attn.in_proj_weight")
-    ]
+    moved = symmetry.move(graph, values)[names.index("layer.self_attn.in_proj_weight")]
     return not torch.equal(moved, weight)
 
 
@@ -167,7 +157,11 @@ def test_by_the_order_of_neurons_in_groups():
     move = partial(permute, graph, permutations=permutations)
     assert_moves_with(model, inputs, graph, [move], SoapConfig())
     layouts = Soap().bind(graph).layouts[2]
-    assert layouts[0].modes == (Rows(1, 5), Kernel(9), Channels(1, 36))
+    assert [(axis.name, axis.size) for axis in layouts[0].axes] == [
+        ("rows", 5),
+        ("kernel", 9),
+        ("channels", 36),
+    ]
 
 
 def test_a_dead_unit_moves_with_its_place():
@@ -183,3 +177,18 @@ def test_a_dead_unit_moves_with_its_place():
         [partial(permute, graph, permutations=permutations)],
         SoapConfig(),
     )
+
+
+def test_how_a_matrix_lies_in_memory_changes_nothing():
+    """`Conv1D` of transformers holds (inputs, outputs), `Linear` the transposed."""
+    linear = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3)).double()
+    turned = nn.Sequential(Conv1D(9, 6), nn.Tanh(), Conv1D(3, 9)).double()
+    models = linear, turned
+    values = [p.detach().clone() for p in linear.parameters()]
+    values = values, [p.mT.contiguous() if p.dim() == 2 else p for p in values]
+    found = []
+    for model, params in zip(models, values, strict=True):
+        rule = Soap().bind(build_graph(model, vectors(0)), total_steps=40)
+        found.append(training(model, vectors, params, rule, 15))
+    for x, y in zip(*found, strict=True):
+        torch.testing.assert_close(x, y.mT if y.dim() == 2 else y)

@@ -3,6 +3,7 @@ and as `NGOptimizer` runs it."""
 
 import copy
 import warnings
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ngopt import NGOptimizer, build_graph
+from ngopt.base import soap
 from ngopt.base.config import SoapConfig
+from ngopt.base.eigenbasis import RenewalSchedule, renewed
 from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.learned import LearnedOptimizer
@@ -20,9 +23,7 @@ from tests.networks import CNN_INPUT, cnn, mlp
 
 def gradients(steps, *shape):
     generator = torch.Generator().manual_seed(1)
-    return 3 * torch.randn(
-        steps, *shape, generator=generator, dtype=torch.float64
-    )
+    return 3 * torch.randn(steps, *shape, generator=generator, dtype=torch.float64)
 
 
 def constant(count, lr=1.0, weight_decay=0.0):
@@ -40,7 +41,8 @@ class Reference:
         self.factors = [np.zeros((n, n)) for n in (rows, columns)]
         self.bases = [np.eye(n) for n in (rows, columns)]
 
-    def direction(self, g):
+    def direction(self, g, due):
+        """due: which of both bases are renewed after this step."""
         c, t = self.config, self.t + 1
         if t == 1:
             self.scale = 2.0 ** round(np.log2(np.sqrt((g**2).mean())))
@@ -52,38 +54,42 @@ class Reference:
                 c.beta_factor * self.factors[k] + (1 - c.beta_factor) * product
             )
         if t == 1:
-            self.renew()
+            self.renew((0, 1))
         left, right = self.bases
         self.v = c.beta2 * self.v + (1 - c.beta2) * (left.T @ g @ right) ** 2
         damping = c.epsilon**2 * self.size / (1 - 0.95**t)
         ahead = c.beta1 * self.m + (1 - c.beta1) * g
         rotated = left.T @ ahead @ right / (1 - c.beta1 ** (t + 1))
-        u = (
-            left
-            @ (rotated / np.sqrt(self.v / (1 - c.beta2**t) + damping))
-            @ right.T
-        )
-        if t > 1 and self.t % min(c.renew_every, 1 + self.t // 8) == 0:
-            self.renew()
+        scaled = rotated / np.sqrt(self.v / (1 - c.beta2**t) + damping)
+        self.renew(due)
         self.t = t
-        return u
+        return left @ scaled @ right.T
 
-    def renew(self):
-        for k, (factor, basis) in enumerate(
-            zip(self.factors, self.bases, strict=True)
-        ):
-            quotients = np.diag(basis.T @ factor @ basis)
-            order = np.argsort(-quotients)
-            lifted = factor + 1e-3 * quotients.max() * np.eye(len(factor))
-            self.bases[k] = np.linalg.qr((lifted @ basis)[:, order])[0]
-            self.v = self.v[order] if k == 0 else self.v[:, order]
+    def renew(self, due):
+        for k in due:
+            pair = (torch.tensor(x)[None] for x in (self.factors[k], self.bases[k]))
+            self.bases[k] = renewed(*pair)[0].numpy()
+
+
+def due_at(step, shape, every):
+    """Which bases of a matrix are renewed after a step: those of one size in order."""
+    counts = {n: shape.count(n) for n in sorted(shape, reverse=True)}
+    found = []
+    for size, some in RenewalSchedule(counts, every, torch.device("cpu")).due(step):
+        found += [k for k in range(2) if shape[k] == size][some]
+    return found
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("every", [1, 2, 10])
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
-def test_a_matrix_is_the_reference(shape):
+def test_a_matrix_is_the_reference(shape, every):
     config = SoapConfig(
-        step_size=0.02, weight_exponent=0.5, output=1.25, epsilon=1e-3
+        step_size=0.02,
+        weight_exponent=0.5,
+        output=1.25,
+        epsilon=1e-3,
+        renew_every=every,
     )
     torch.manual_seed(0)
     linear = nn.Linear(shape[1], shape[0], bias=False, dtype=torch.float64)
@@ -95,25 +101,65 @@ def test_a_matrix_is_the_reference(shape):
     state = rule.init([p])
     reference = Reference(config, *shape)
     for t, g in enumerate(gradients(30, *shape)):
-        (delta,), state = update_all(
-            rule, [g], state, [p], constant(1, lr=0.5, weight_decay=2.0)
-        )
+        settings = constant(1, lr=0.5, weight_decay=2.0)
+        (delta,), state = update_all(rule, [g], state, [p], settings)
         s = 0.5 * 0.02 * min(1, (t + 1) / 3.2) * (1 - (t + 1) / 41)
         size = np.clip(np.sqrt((x**2).mean()) / usual, 0.25, 10) ** 0.5
         decay = s * (0.05 + 2 * 1e-3 / 0.02) * x
-        x = x - s * gain * size * reference.direction(g.numpy()) - decay
+        u = reference.direction(g.numpy(), due_at(t, shape, every))
+        x = x - s * gain * size * u - decay
         p = p + delta
-        np.testing.assert_allclose(p.numpy(), x, rtol=1e-6, atol=1e-7)
-    assert state[0]["step"] == 30
-    np.testing.assert_allclose(
-        state[0]["rows_0"][0].numpy(), reference.factors[0], rtol=1e-9
-    )
-    np.testing.assert_allclose(
-        state[0]["exp_avg_sq_0"][0, :, 0].numpy(),
-        reference.v,
-        rtol=1e-6,
-        atol=1e-9,
-    )
+        np.testing.assert_allclose(p.numpy(), x, rtol=1e-12, atol=1e-12)
+    (record,) = state
+    assert record["step"] == 30
+    exact = {"rtol": 1e-9, "atol": 1e-12}
+    for k, name in enumerate(("rows", "channels")):
+        factor, basis = record[f"{name}_0"][0], record[f"{name}_basis_0"][0]
+        np.testing.assert_allclose(factor.numpy(), reference.factors[k], **exact)
+        np.testing.assert_allclose(basis.numpy(), reference.bases[k], **exact)
+    second = record["exp_avg_sq_0"][0, ..., 0].numpy()
+    np.testing.assert_allclose(second, reference.v, **exact)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("total_steps", [None, 10])
+@pytest.mark.parametrize("nesterov", [1.0, 0.0, 0.5])
+def test_a_bias_is_adam_by_hand(total_steps, nesterov):
+    config = SoapConfig(nesterov=nesterov, bias=0.7, epsilon=1e-3)
+    linear = nn.Linear(3, 4, dtype=torch.float64)
+    rule = Soap(config).bind(build_graph(linear), total_steps=total_steps)
+    params = [p.detach().clone() for p in linear.parameters()]
+    x = params[1].numpy().copy()
+    state = rule.init(params)
+    m, v, size, average = 0.0, 0.0, 0.0, 0.0
+    scale = 2.0 ** round(float(gradients(8, 4)[0].square().mean().sqrt().log2()))
+    for t, grad in enumerate(gradients(8, 4), start=1):
+        grads = [torch.zeros(4, 3, dtype=torch.float64), grad]
+        deltas, state = update_all(rule, grads, state, params, constant(2, lr=2.0))
+        params = [p + d for p, d in zip(params, deltas, strict=True)]
+
+        g = grad.numpy() / scale
+        m = 0.9 * m + 0.1 * g
+        v = 0.95 * v + 0.05 * g**2
+        size = 0.95 * size + 0.05 * (g**2).mean()
+        ahead = nesterov * (0.9 * m + 0.1 * g) + (1 - nesterov) * m
+        mean_square = size / (1 - 0.95**t)
+        after, before = 1 - 0.9 ** (t + 1), 1 - 0.9**t
+        weights = nesterov * after + (1 - nesterov) * before
+        u = ahead / weights / (v / (1 - 0.95**t) + 1e-6 * mean_square) ** 0.5
+        if total_steps is None:
+            step_size = 0.01 * min(1, t / 30) / (1 + (t - 1) / 50) ** 0.5
+        else:
+            step_size = 0.009 * min(1, t / 1) * (1 - t / 11)
+        x = x - 2.0 * 0.7 * step_size * u
+        np.testing.assert_allclose(params[1].numpy(), x, rtol=1e-10, atol=1e-12)
+        share = 11 / (t + 10)
+        average = (1 - share) * average + share * x
+        if total_steps is None:
+            found = state[1]["average"].numpy()
+            np.testing.assert_allclose(found, average, rtol=1e-10, atol=1e-12)
+        else:
+            assert "average" not in state[1]
 
 
 def case(dtype=torch.float64):
@@ -129,9 +175,7 @@ def case(dtype=torch.float64):
 def noise(params, seed):
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(p.shape, generator=generator, dtype=torch.float64).to(
-            p.dtype
-        )
+        torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
         for p in params
     ]
 
@@ -154,15 +198,11 @@ class TestPureCore:
             deltas, new = update_all(
                 rule, grads, state, params, constant(9, weight_decay=1.0)
             )
-            assert all(
-                torch.equal(a, b) for a, b in zip(before, tensors, strict=True)
-            )
+            assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
             again, _ = update_all(
                 rule, grads, state, params, constant(9, weight_decay=1.0)
             )
-            assert all(
-                torch.equal(a, b) for a, b in zip(deltas, again, strict=True)
-            )
+            assert all(torch.equal(a, b) for a, b in zip(deltas, again, strict=True))
             state = new
 
     @torch.no_grad()
@@ -170,21 +210,19 @@ class TestPureCore:
         _, graph, params = case()
         rule = Soap().bind(graph)
         state = rule.init(params)
-        deltas, new = update_all(
-            rule, noise(params, 0), state, params, constant(9)
-        )
+        deltas, new = update_all(rule, noise(params, 0), state, params, constant(9))
         written, seen = [dict(record) for record in state], 0
         values = [p.clone() for p in params]
-        for position, delta, record, _ in rule.update(
-            noise(params, 0), written, values, constant(9)
-        ):
+        changes = rule.update(noise(params, 0), written, values, constant(9))
+        for change in chain.from_iterable(changes):
+            position, record = change.position, change.record
             values[position].fill_(torch.nan)  # nobody reads it any more
             for key in record:
                 written[position][key] = torch.full_like(record[key], torch.nan)
+            delta = change.delta.reshape(params[position].shape)
             assert torch.equal(delta, deltas[position])
-            assert all(
-                torch.equal(v, new[position][key]) for key, v in record.items()
-            )
+            for key, v in record.items():
+                assert key == "average" or torch.equal(v, new[position][key])
             seen += 1
         assert seen == 9
 
@@ -201,9 +239,7 @@ class TestPureCore:
             assert all(v.is_meta for k, v in record.items() if k != "step")
             assert ("average" in record) == (total_steps is None)
 
-    @pytest.mark.parametrize(
-        "dtype", [torch.float64, torch.float32, torch.bfloat16]
-    )
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
     def test_the_optimizers_step_is_the_functional_update(self, dtype):
         model, graph, params = case(dtype)
         opt = NGOptimizer(
@@ -225,8 +261,7 @@ class TestPureCore:
             if step == 7:
                 model[2].weight.grad = None
             grads = [
-                None if p.grad is None else p.grad.clone()
-                for p in model.parameters()
+                None if p.grad is None else p.grad.clone() for p in model.parameters()
             ]
             with torch.no_grad():
                 deltas, state = update_all(
@@ -241,9 +276,125 @@ class TestPureCore:
             # products of matrices that lie elsewhere in memory may be rounded otherwise
             torch.testing.assert_close(opt.state[p], record)
             assert all(
-                v.dtype in (torch.float32, torch.float64)
-                for v in record.values()
+                v.dtype in (torch.float32, torch.float64) for v in record.values()
             )
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("total_steps", [None, 20])
+    def test_many_at_once_are_what_each_is_alone(self, total_steps):
+        """Parameters do not meet, but for the number of steps of the training."""
+        shapes = [(4, 6), (6, 4), (4, 6), (5,), (3, 4, 3, 3), (), (7, 2)]
+        params = [torch.randn(s, dtype=torch.float64) for s in shapes]
+        rules = [Soap().bind(build_graph([p]), total_steps) for p in params]
+        layouts = [rule.layouts[0] for rule in rules]
+        whole = Soap().bind(build_graph(params), total_steps)
+        whole.layouts = layouts
+        whole.roles = [rule.roles[0] for rule in rules]
+        for rule in (whole, *rules):
+            rule.renew_every = 1
+        state, alone = (
+            whole.init(params),
+            [r.init([p]) for r, p in zip(rules, params, strict=True)],
+        )
+        for step in range(5):
+            grads = noise(params, step)
+            if step == 2:
+                grads[4].view(-1)[0] = torch.nan
+            deltas, state = update_all(whole, grads, state, params, constant(7, 0.5, 1))
+            for i, rule in enumerate(rules):
+                given = [grads[i]], alone[i], [params[i]], constant(1, 0.5, 1)
+                (expected,), alone[i] = update_all(rule, *given)
+                torch.testing.assert_close(deltas[i], expected)
+                torch.testing.assert_close(state[i], alone[i][0])
+
+    def test_any_subset_of_gradients(self):
+        """A step without some gradients leaves their state, and moves the others alike."""
+        _, graph, params = case()
+        rule, state = Soap().bind(graph, 20), None
+        state = rule.init(params)
+        for step in range(6):
+            grads = noise(params, step)
+            grads[step] = grads[-1 - step] = None
+            with torch.no_grad():
+                deltas, new = update_all(rule, grads, state, params, constant(9))
+            for i, grad in enumerate(grads):
+                assert (deltas[i] is None) == (grad is None)
+                assert new[i]["step"] == state[i]["step"] + (grad is not None)
+                if grad is None:
+                    assert new[i] is state[i]
+            state = new
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("total_steps", [None, 20])
+    def test_under_vmap(self, total_steps):
+        _, graph, params = case()
+        rule = Soap().bind(graph, total_steps)
+        stacked = [torch.stack([p, 2 * p, -p]) for p in params]
+        grads = [[torch.randn_like(p) for p in stacked] for _ in range(3)]
+
+        def training(params, *grads):
+            state = rule.init(params)
+            for own in grads:
+                deltas, state = update_all(rule, own, state, params, constant(9, 1, 1))
+                params = [p + d for p, d in zip(params, deltas, strict=True)]
+            return params, [record["exp_avg_sq_0"] for record in state]
+
+        mapped = torch.vmap(training)(stacked, *grads)
+        for k in range(3):
+            single = training(
+                [p[k] for p in stacked], *[[g[k] for g in x] for x in grads]
+            )
+            for found, expected in zip(chain(*mapped), chain(*single), strict=True):
+                torch.testing.assert_close(found[k], expected, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("total_steps", [None, 20])
+    def test_gradients_through_steps(self, total_steps):
+        """Of a loss after three steps by lr and by the first weights, second order.
+
+        Bases and units are constants to autograd, so that differences are taken where
+        there are no bases.
+        """
+        graph = build_graph([torch.zeros(3), torch.zeros(4)])
+        rule = Soap().bind(graph, total_steps)
+        start = torch.linspace(-1, 1, 7, dtype=torch.float64)
+
+        def loss(lr, start):
+            params = list(start.split([3, 4]))
+            state = rule.init(params)
+            for step in range(3):
+                value = sum((p - step).square().square().sum() for p in params)
+                grads = torch.autograd.grad(value, params, create_graph=True)
+                hyper = Hyper([lr] * 2, [1.0] * 2)
+                deltas, state = update_all(rule, grads, state, params, hyper)
+                params = [p + d for p, d in zip(params, deltas, strict=True)]
+            return sum(p.square().sum() for p in params)
+
+        lr = torch.tensor(20.0, dtype=torch.float64, requires_grad=True)
+        start.requires_grad_()
+        assert torch.autograd.gradcheck(loss, (lr, start), eps=1e-6, rtol=1e-4)
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("total_steps", [None, 20])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_step_runs_on_the_meta_device(self, total_steps, dtype):
+        """So nothing is read from the device. Beside it, a parameter on another."""
+        with torch.device("meta"):
+            model = nn.Sequential(cnn(), nn.Embedding(9, 600), nn.LSTM(5, 6))
+        other = nn.Linear(3, 2)
+        params = [p.to(dtype) for p in (*model.parameters(), *other.parameters())]
+        opt = NGOptimizer(params, total_steps=total_steps)
+        before = params[-1].clone()
+        for step in range(14):
+            for p in params:
+                p.grad = torch.ones_like(p)
+            if step % 3:
+                params[0].grad = None
+            opt.step()
+        assert not torch.equal(params[-1], before)
+        assert opt.state[params[0]]["step"] == 5
+        assert opt.state[params[1]]["step"] == 14
+        assert opt.state[params[1]]["exp_avg_0"].is_meta
+        assert opt.param_groups[0]["renew_every"] == 5
 
     def test_a_late_parameter_alone_in_a_step_knows_how_late_it_is(self):
         """The schedule goes by the training's steps also where the older parameters are absent."""
@@ -299,8 +450,7 @@ class TestPureCore:
             assert torch.equal(p, q)
             assert torch.equal(p, r)
             assert all(
-                torch.equal(v, other.state[q][k])
-                for k, v in opt.state[p].items()
+                torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items()
             )
 
 
@@ -309,9 +459,7 @@ class TestOddParameters:
         before = [p.detach().clone() for p in params]
         opt = NGOptimizer(params)
         for step in range(steps):
-            pairs = [
-                torch.view_as_real(p) if p.is_complex() else p for p in params
-            ]
+            pairs = [torch.view_as_real(p) if p.is_complex() else p for p in params]
             for p, g in zip(params, noise(pairs, step), strict=True):
                 p.grad = torch.view_as_complex(g) if p.is_complex() else g
             opt.step()
@@ -349,8 +497,7 @@ class TestOddParameters:
         opt = self.step(params)
         wide = dtype in (torch.float64, torch.complex128)
         assert all(
-            record["exp_avg"].dtype
-            == (torch.float64 if wide else torch.float32)
+            record["exp_avg_0"].dtype == (torch.float64 if wide else torch.float32)
             for record in opt.state.values()
         )
 
@@ -373,8 +520,7 @@ class TestOddParameters:
         kept = [p.detach().clone() for p in model.parameters()]
         opt.step()
         assert all(
-            torch.equal(p, b)
-            for p, b in zip(model.parameters(), kept, strict=True)
+            torch.equal(p, b) for p, b in zip(model.parameters(), kept, strict=True)
         )
 
 
@@ -399,18 +545,14 @@ class TestHorizon:
         return found
 
     def test_with_one_and_past_it(self):
-        with pytest.warns(
-            UserWarning, match="step 21 of total_steps=20"
-        ) as caught:
+        with pytest.warns(UserWarning, match="step 21 of total_steps=20") as caught:
             found = self.slope(60, 20)
         assert len(caught) == 1
         expected = [
             0.5 * 0.02 * min(1, (t + 1) / 1.6) * (1 - min(t + 1, 20) / 21)
             for t in range(60)
         ]
-        np.testing.assert_allclose(
-            [step for step, _ in found], expected, rtol=1e-5
-        )
+        np.testing.assert_allclose([step for step, _ in found], expected, rtol=1e-5)
 
     def test_exactly_to_it_warns_of_nothing(self):
         with warnings.catch_warnings():
@@ -507,10 +649,36 @@ class TestAverages:
         last = [p.detach().clone() for p in params]
         with opt.averaged():
             for p in params:
-                real = (
-                    torch.view_as_real(p.detach())
-                    if p.is_complex()
-                    else p.detach()
-                )
+                real = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
                 assert torch.equal(real, opt.state[p]["average"].to(real.dtype))
         assert all(torch.equal(p, b) for p, b in zip(params, last, strict=True))
+
+
+class TestCudaGraphs:
+    """Capture is emulated: the device computes what the host knows otherwise."""
+
+    def steps(self, captured_from, monkeypatch, total_steps=None, **settings):
+        """Weights and state after steps, those from a number on as in a CUDA graph."""
+        torch.manual_seed(0)
+        model = cnn().double()
+        params = list(model.parameters())
+        opt = NGOptimizer(params, total_steps=total_steps, **settings)
+        for step in range(30):
+            is_captured = step >= captured_from
+            monkeypatch.setattr(
+                soap.devices, "is_capturing", lambda _, x=is_captured: x
+            )
+            for p, g in zip(params, noise(params, step), strict=True):
+                p.grad = g
+            opt.step()
+        return params, opt
+
+    @pytest.mark.parametrize("total_steps", [None, 40])
+    @pytest.mark.parametrize("every", [1, 3])
+    def test_steps_are_those_of_the_host(self, monkeypatch, total_steps, every):
+        settings = {"total_steps": total_steps, "renew_every": every}
+        expected, opt = self.steps(99, monkeypatch, **settings)
+        found, other = self.steps(12, monkeypatch, **settings)
+        for p, q in zip(expected, found, strict=True):
+            torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
+            assert other.state[q]["step"] == opt.state[p]["step"] == 30

@@ -1,6 +1,6 @@
 import pytest
 
-from ngopt.base.schedule import average_weight, with_horizon, without_horizon
+from ngopt.schedule import average_weight, with_horizon, without_horizon
 
 
 @pytest.mark.parametrize(
@@ -16,18 +16,12 @@ from ngopt.base.schedule import average_weight, with_horizon, without_horizon
     ],
 )
 def test_with_horizon_by_hand(step, expected):
-    assert with_horizon(step, step, 100, 0.1) == pytest.approx(
-        expected, rel=1e-12
-    )
+    assert with_horizon(step, step, 100, 0.1) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_parameter_that_comes_late_warms_up_on_the_way_down():
-    assert with_horizon(0, 50, 100, 0.1) == pytest.approx(
-        1 / 10 * 50 / 101, rel=1e-12
-    )
-    assert without_horizon(0, 150, 30, 50) == pytest.approx(
-        1 / 30 / 2, rel=1e-12
-    )
+    assert with_horizon(0, 50, 100, 0.1) == pytest.approx(1 / 10 * 50 / 101, rel=1e-12)
+    assert without_horizon(0, 150, 30, 50) == pytest.approx(1 / 30 / 2, rel=1e-12)
 
 
 def test_horizons_shorter_than_their_warm_up():
@@ -36,9 +30,7 @@ def test_horizons_shorter_than_their_warm_up():
 
 
 def test_a_cooldown_leaves_the_first_steps_as_they_are():
-    factors = [
-        with_horizon(step, step, 9, 0.0, cooldown=0.3) for step in range(11)
-    ]
+    factors = [with_horizon(step, step, 9, 0.0, cooldown=0.3) for step in range(11)]
     assert factors[:7] == [1.0] * 7
     assert factors[7:] == pytest.approx([2 / 3, 1 / 3, 1 / 3, 1 / 3])
 
@@ -54,9 +46,7 @@ def test_a_cooldown_leaves_the_first_steps_as_they_are():
     ],
 )
 def test_without_horizon_by_hand(step, expected):
-    assert without_horizon(step, step, 30, 50) == pytest.approx(
-        expected, rel=1e-12
-    )
+    assert without_horizon(step, step, 30, 50) == pytest.approx(expected, rel=1e-12)
 
 
 def test_average_weights_by_hand():

@@ -1,0 +1,90 @@
+"""What differs between devices: dtypes, norms, fused functions, CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+
+RANGE = 1e-15, 1e15  # norms of which the squares are float32
+
+
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """float64, which holds the squares of all float32, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def root_mean_squares(
+    values: Sequence[Tensor], roots: Tensor, in_place: bool
+) -> Tensor:
+    """Of all tensors, (n,), whatever the range of their values.
+
+    roots: of the numbers of elements, (n,); 1 for empty tensors. in_place: whether
+    neither autograd nor vmap follows, as vmap has no foreach.
+    """
+    if not in_place:
+        norms = [torch.linalg.vector_norm(x, dtype=roots.dtype) for x in values]
+        return torch.stack(norms) / roots
+    if not roots.is_cpu or values[0].dtype == roots.dtype:
+        return torch.stack(_foreach_norm(list(values), 2, roots.dtype)).div_(roots)
+    # float32 is much faster on a CPU; float64 where that has not the range
+    norms = torch.stack(_foreach_norm(list(values), 2, torch.float32)).to(roots)
+    for i, norm in enumerate(norms.tolist()):
+        if not RANGE[0] < norm < RANGE[1]:
+            norms[i] = torch.linalg.vector_norm(values[i], dtype=roots.dtype)
+    return norms.div_(roots)
+
+
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Of the inputs of large products of such values: bfloat16 on accelerators."""
+    is_exact = device.type == "cpu" or dtype == torch.float64
+    return dtype if is_exact else torch.bfloat16
+
+
+def precise_bmm(x: Tensor, y: Tensor, in_place: bool) -> Tensor:
+    """Products of batches of matrices, summed up in float32 at least, and not rounded.
+
+    in_place: whether neither autograd nor vmap follows.
+    """
+    if x.itemsize > 2:
+        return torch.bmm(x, y)
+    is_there = in_place and x.device.type in ("cuda", "meta") and not torch.version.hip
+    if is_there and "dtype" in torch.ops.aten.bmm.overloads():  # from torch 2.8 on
+        return torch.ops.aten.bmm.dtype(x, y, torch.float32)
+    return torch.bmm(x.float(), y.float())
+
+
+def fused(function: Callable, device: torch.device) -> Callable:
+    """An elementwise function as one kernel, where there is Triton to compile it."""
+    return _compiled(function) if device.type == "cuda" else function
+
+
+@cache
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=True) if find_spec("triton") else function
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether calls now become part of a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products of float32 are exact to float32 within, whatever is set: no TF32."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    is_new = hasattr(matmul, "fp32_precision")
+    key, value = ("fp32_precision", "ieee") if is_new else ("allow_tf32", False)
+    before = getattr(matmul, key)
+    setattr(matmul, key, value)
+    try:
+        yield
+    finally:
+        setattr(matmul, key, before)

@@ -1,0 +1,268 @@
+from math import prod
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ngopt import build_graph
+from ngopt.base.partition import Axis, MatrixLayout, layouts_of
+from ngopt.graph.core import ParameterSpec, View
+from ngopt.roles import ParameterRole, roles_of
+
+
+class Attention(nn.Module):
+    """Two heads of four."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(11, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, dropout=0.0)
+        self.out = nn.Linear(8, 11)
+
+    def forward(self, x):
+        return self.out(self.layer(self.tokens(x)))
+
+
+def convolutions():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 5),
+        nn.Conv2d(4, 6, 3, groups=2),
+        nn.Conv2d(6, 6, 3, groups=6),
+        nn.ConvTranspose2d(6, 5, 3),
+    )
+
+
+def found_layouts(model, example=None, longest=1024, budget=8.0):
+    graph = build_graph(model, example)
+    roles = roles_of(graph)
+    pairs = zip(roles, graph.parameters, strict=True)
+    return {role.name: layouts_of(role, spec, longest, budget) for role, spec in pairs}
+
+
+def the_one(layouts):
+    (layout,) = layouts
+    return layout
+
+
+def axes(layouts):
+    """(name, parts, size) of the axes of the only layout."""
+    return [(axis.name, axis.parts, axis.size) for axis in the_one(layouts).axes]
+
+
+def rows(parts, size):
+    return "rows", parts, size
+
+
+def channels(parts, size):
+    return "channels", parts, size
+
+
+def tokens():
+    return torch.zeros(1, 5, dtype=torch.long)
+
+
+class TestLayouts:
+    def test_of_a_transformer(self):
+        found = found_layouts(Attention(), tokens())
+        packed = found["layer.self_attn.in_proj_weight"]
+        assert the_one(packed).shape == (1, 24, 8, 1)
+        assert axes(packed) == [rows(6, 4), channels(1, 8)]  # q, k, v of two heads
+        assert axes(found["layer.linear2.weight"]) == [rows(1, 8), channels(1, 12)]
+        assert axes(found["out.weight"]) == [rows(1, 11), channels(1, 8)]
+        assert the_one(found["tokens.weight"]).shape == (1, 11, 8, 1)
+        assert axes(found["tokens.weight"]) == [channels(1, 8)]
+        for name in ("layer.norm1.weight", "layer.linear1.bias"):
+            assert axes(found[name]) == []
+            assert the_one(found[name]).shape[:2] == (1, 1)
+
+    def test_of_convolutions(self):
+        found = found_layouts(convolutions(), torch.randn(1, 3, 16, 16))
+        assert the_one(found["0.weight"]).shape == (1, 4, 75, 1)
+        grouped = found["1.weight"]
+        assert the_one(grouped).shape == (2, 3, 18, 1)
+        assert axes(grouped) == [rows(1, 3), channels(1, 18)]
+        depthwise = found["2.weight"]
+        assert the_one(depthwise).shape == (1, 6, 9, 1)
+        assert axes(depthwise) == [rows(1, 6), channels(1, 9)]
+        assert the_one(found["3.weight"]).shape == (1, 5, 54, 1)
+
+    def test_of_gates(self):
+        found = found_layouts(nn.GRU(3, 4), torch.randn(2, 1, 3))
+        assert axes(found["weight_hh_l0"]) == [rows(3, 4), channels(1, 4)]
+
+    def test_kernel_and_channels_are_apart_beyond_300_columns(self):
+        model = nn.Sequential(
+            nn.Conv2d(3, 33, 3), nn.Conv2d(33, 34, 3), nn.Conv2d(34, 5, 3)
+        ).eval()
+        found = found_layouts(model, torch.randn(1, 3, 9, 9))
+        assert the_one(found["1.weight"]).shape == (1, 34, 297, 1)
+        assert axes(found["1.weight"])[1:] == [channels(1, 297)]
+        assert the_one(found["2.weight"]).shape == (1, 5, 34, 9)
+        expected = [rows(1, 5), ("kernel", 1, 9), channels(1, 34)]
+        assert axes(found["2.weight"]) == expected
+
+    def test_inputs_are_cut_and_hidden_neurons_are_not(self):
+        model = nn.Sequential(nn.Linear(784, 32), nn.Linear(32, 5))
+        found = found_layouts(model)
+        assert axes(found["0.weight"]) == [rows(1, 32), channels(4, 196)]
+        model = nn.Sequential(nn.Linear(5, 784), nn.Linear(784, 32))
+        assert axes(found_layouts(model)["1.weight"]) == [rows(1, 32)]
+
+    def test_budget_and_length(self):
+        model = nn.Sequential(nn.Linear(5, 400), nn.Linear(400, 500), nn.Linear(500, 3))
+        # 2 * 400^2 numbers for 200,000 elements are 1.6 for each, 2 * 500^2 are 2.5
+        expected = {
+            8.0: [rows(1, 500), channels(1, 400)],
+            2.0: [channels(1, 400)],
+            1.0: [rows(1, 500)],  # better in pieces than not at all: in one
+        }
+        for budget, own in expected.items():
+            assert axes(found_layouts(model, budget=budget)["1.weight"]) == own
+        found = found_layouts(model, longest=450)["1.weight"]
+        assert axes(found) == [channels(1, 400)]
+
+    def test_rows_in_pieces(self):
+        model = nn.Sequential(nn.Linear(5, 1200), nn.Linear(1200, 1200))
+        assert axes(found_layouts(model)["1.weight"]) == [rows(2, 600)]
+
+    def test_sides_of_one_have_no_factor(self):
+        found = found_layouts(nn.Sequential(nn.Linear(1, 3), nn.Linear(3, 1)))
+        assert axes(found["0.weight"]) == [rows(1, 3)]
+        assert axes(found["1.weight"]) == [channels(1, 3)]
+
+    def test_of_nothing_and_of_single_numbers(self):
+        found = found_layouts([torch.zeros(3), torch.zeros(())])
+        shapes = [the_one(layouts).shape for layouts in found.values()]
+        assert shapes == [(1, 1, 3, 1), (1, 1, 1, 1)]
+        empty = ParameterRole("empty", "other"), ParameterSpec("empty", (0, 3))
+        assert the_one(layouts_of(*empty, 1024, 8.0)).shape == (1, 1, 0, 1)
+
+
+class TestValues:
+    def test_of_a_table_and_of_a_whole_matrix(self):
+        p = torch.randn(11, 8)
+        table = the_one(found_layouts(Attention(), tokens())["tokens.weight"])
+        assert table.view is None
+        assert table.of(p) is p  # rows of it are tokens
+
+    def test_of_a_transposed_matrix(self):
+        """As it lies in memory: without a view, and with the names of axes changed."""
+        model = nn.Sequential(Conv1D(5, 7), nn.ReLU(), nn.Linear(5, 2))
+        layout = the_one(found_layouts(model, torch.zeros(1, 7))["0.weight"])
+        assert layout.shape == (1, 7, 5, 1) and layout.view is None
+        assert {(a.name, a.size) for a in layout.axes} == {("rows", 7), ("channels", 5)}
+
+    def test_of_a_transposed_convolution(self):
+        found = found_layouts(convolutions(), torch.randn(1, 3, 16, 16))
+        p = torch.randn(6, 5, 3, 3)
+        values = the_one(found["3.weight"]).of(p)
+        assert torch.equal(values.reshape(5, 54), p.transpose(0, 1).reshape(5, 54))
+        other = p.to(memory_format=torch.channels_last)
+        assert torch.equal(the_one(found["3.weight"]).of(other), values)
+
+    def test_of_packed_heads(self):
+        """Each head's rows, wherever they are in the parameter."""
+        found = found_layouts(Attention(), tokens())
+        packed = the_one(found["layer.self_attn.in_proj_weight"])
+        p = torch.randn(24, 8)
+        parts = packed.of(p).reshape(6, 4, 8)
+        assert {tuple(part.flatten().tolist()) for part in parts} == {
+            tuple(p[4 * k : 4 * k + 4].flatten().tolist()) for k in range(6)
+        }
+
+    def test_of_heads_at_even_distances(self):
+        """A parameter in which q, k and v of a head follow each other, of other uses."""
+        view = View(0, (2, 3, 4), (24, 4, 1))
+        layout = MatrixLayout((2, 3, 4, 1), (), view)
+        p = torch.arange(48.0).view(12, 4)
+        assert torch.equal(layout.of(p)[1], p[6:9])
+        layout.of(p)[1] = 0
+        assert not p[6:9].any()  # it is a view
+
+    @pytest.mark.parametrize("longest", [1024, 3])
+    def test_every_element_is_in_one_matrix(self, longest):
+        tables = [torch.zeros(6, 40, 3, 3), torch.zeros(6), torch.zeros(2, 6, 1)]
+        pairs = [torch.zeros(3, 2, dtype=torch.complex64), torch.zeros(2, 3, 4)]
+        cases = [
+            (Attention(), tokens()),
+            (convolutions(), torch.randn(1, 3, 16, 16)),
+            (nn.GRU(3, 4), torch.randn(2, 1, 3)),
+            (tables, None),
+            (pairs, None),
+        ]
+        for model, example in cases:
+            graph = build_graph(model, example)
+            for role, spec in zip(roles_of(graph), graph.parameters, strict=True):
+                layouts = layouts_of(role, spec, longest, 8.0)
+                count = torch.zeros(spec.shape)
+                for layout in layouts:
+                    assert layout.of(count).numel() == prod(layout.shape)
+                    layout.of(count).add_(1)
+                assert (count == 1).all()
+
+
+G, O, K, I = 2, 6, 3, 4  # noqa: E741
+AXES = {
+    "rows": Axis("rows", 1, O, I * K),
+    "heads": Axis("rows", 3, O // 3, I * K),
+    "kernel": Axis("kernel", 1, K, O * I),
+    "channels": Axis("channels", 1, I, O * K),
+    "cut channels": Axis("channels", 2, I // 2, O * K),
+}
+
+
+class TestAxes:
+    """Against einsum over all indices; values are (groups, rows, channels, kernel)."""
+
+    @pytest.fixture(params=AXES)
+    def axis(self, request):
+        return AXES[request.param]
+
+    def values(self):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(G, O, I, K, generator=generator, dtype=torch.float64)
+
+    def basis(self, axis):
+        generator = torch.Generator().manual_seed(1)
+        shape = G * axis.parts, axis.size, axis.size
+        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.linalg.qr(x)[0]
+
+    def apart(self, axis, x):
+        """(groups, parts, size, rest)."""
+        if axis.name == "rows":
+            return x.reshape(G, axis.parts, axis.size, I * K)
+        if axis.name == "kernel":
+            return x.permute(0, 3, 1, 2).reshape(G, 1, K, O * I)
+        split = x.reshape(G, O, axis.parts, axis.size, K)
+        return split.permute(0, 2, 3, 1, 4).reshape(G, axis.parts, axis.size, O * K)
+
+    def test_factors(self, axis):
+        x = self.apart(axis, self.values())
+        expected = torch.einsum("gpir,gpjr->gpij", x, x).flatten(0, 1)
+        x = axis.unfold(self.values())
+        torch.testing.assert_close(x @ x.mT, expected)
+
+    def test_rotations(self, axis):
+        q = self.basis(axis)
+        x = self.apart(axis, self.values())
+        own = q.view(G, -1, axis.size, axis.size)
+        expected = torch.einsum("gpij,gpir->gpjr", own, x)
+        found = axis.rotate(self.values(), q)
+        assert found.shape == (G, O, I, K)
+        torch.testing.assert_close(self.apart(axis, found), expected)
+        torch.testing.assert_close(axis.rotate(found, q, back=True), self.values())
+
+    @pytest.mark.parametrize("name", ["rows", "channels"])
+    def test_without_kernel_and_parts(self, name):
+        """Values are (groups, rows, channels)."""
+        x = self.values()[..., 0]
+        axis = Axis(name, 1, *((O, I) if name == "rows" else (I, O)))
+        q = self.basis(axis)
+        formula = "gij,gic->gjc" if name == "rows" else "gij,goi->goj"
+        expected = torch.einsum(formula, q, x)
+        torch.testing.assert_close(axis.rotate(x, q), expected)
+        torch.testing.assert_close(axis.rotate(expected, q, back=True), x)
+        y = axis.unfold(x)
+        assert y.shape == (G, axis.size, axis.rest)

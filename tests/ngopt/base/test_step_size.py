@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ngopt import build_graph
+from ngopt.base.config import SoapConfig
+from ngopt.base.step_size import Known, StepTable, role_gain
+from ngopt.functional import Hyper
+from ngopt.roles import roles_of
+
+CPU = torch.device("cpu")
+CONFIG = SoapConfig(step_size=0.02, norm=3.0, weight_decay=0.5, warmup=0.1)
+
+
+def network():
+    return nn.Sequential(
+        nn.Embedding(5, 16), nn.Linear(16, 256), nn.LayerNorm(256), nn.Linear(256, 3)
+    )
+
+
+def roles():
+    return roles_of(build_graph(network()))
+
+
+def table(total_steps=100):
+    return StepTable(CONFIG, roles(), total_steps, CPU)
+
+
+def hyper(lr=1.0, weight_decay=0.0, scheduled=False):
+    return Hyper([lr] * 7, [weight_decay] * 7, scheduled)
+
+
+def test_gains_by_role_and_fan():
+    """In the order of the parameters: table, weight, bias, scale, shift, weight, bias."""
+    found = [role_gain(role, CONFIG) for role in roles()]
+    assert found == pytest.approx([2.5, 1, 1, 3, 3, 0.5, 1])
+
+
+def test_what_is_known_by_hand():
+    ages = np.array([0.0, 1, 2, 30, 30, 30, 30])
+    known = Known(*table().fill(ages, 30, hyper(0.5, 2.0)))
+    assert known.count.tolist() == [1, 2, 3, 31, 31, 31, 31]
+    assert known.before[1:3].tolist() == pytest.approx(
+        [0.05**-0.5, (1 - 0.95**2) ** -0.5]
+    )
+    assert known.after[:2].tolist() == pytest.approx(
+        [0.05**-0.5, (1 - 0.95**2) ** -0.5]
+    )
+    first = 1 - 0.9**2  # Nesterov's momentum of one gradient: .9 * .1 + .1
+    assert known.correction[0] == pytest.approx(first**2 / 0.05)
+    assert known.damping[0] == pytest.approx((1e-4 * first) ** 2)
+    assert known.height[[0, 3]].tolist() == pytest.approx(
+        [0.02 * 0.1 * 70 / 101, 0.02 * 70 / 101]
+    )
+    assert known.newest[[0, 3]].tolist() == pytest.approx([1, 11 / 41])
+    assert known.lr.tolist() == [0.5] * 7
+    user = 2.0 * 1e-3 / 0.02
+    assert known.decay.tolist() == pytest.approx(
+        [0.5 + user, 0.5 + user, user, user, user, 0.5 + user, user]
+    )
+    # the step size of matrices follows their RMS in that of PyTorch's initial weights
+    weights = network()[1].weight
+    assert (known.per_rms[1] * weights.square().mean().sqrt()).item() == pytest.approx(
+        1, rel=0.05
+    )
+    assert known.offset.tolist() == [1, 0, 1, 1, 1, 0, 1]
+
+
+def test_a_scheduler_replaces_the_schedule():
+    own, ages = table(), np.full(7, 30.0)
+    assert own.fill(ages, 30, hyper()).height[0] < 0.02
+    assert (own.fill(ages, 30, hyper(scheduled=True)).height == 0.02).all()
+
+
+@pytest.mark.parametrize("total_steps", [None, 40])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_what_a_cuda_graph_computes_on_the_device_is_what_the_host_knows(
+    total_steps, scheduled
+):
+    ages = np.array([0.0, 1, 2, 7, 30, 31, 36])
+    own, other = table(total_steps), table(total_steps)
+    own.fill(ages, 40, hyper(0.5, 2.0, scheduled))
+    for step in range(1, 8):
+        found = own.advance(hyper(0.5, 2.0, scheduled))
+        expected = other.fill(ages + step, 40 + step, hyper(0.5, 2.0, scheduled))
+        for name, x, y in zip(Known._fields, found, expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15, msg=name)
+
+
+def test_a_cuda_graph_needs_a_step_before():
+    with pytest.raises(
+        RuntimeError, match="expected a step of the same parameters before"
+    ):
+        table().advance(hyper())
+
+
+def test_a_learning_rate_that_is_differentiated_stays_a_tensor():
+    lr = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    own = Hyper([lr] * 3 + [2.0] * 4, [0.0] * 7)
+    known = table().fill(np.zeros(7), 0, own)
+    assert known.lr.tolist() == [0.5] * 3 + [2.0] * 4
+    known.lr.sum().backward()
+    assert lr.grad == 3
