@@ -36,9 +36,7 @@ def measured() -> Machine:
         weight = torch.randn(WIDTH, WIDTH)
         values = torch.randn(WIDTH, columns)
         out = torch.empty(WIDTH, columns)
-        seconds = _fastest(
-            lambda w=weight, x=values, o=out: torch.mm(w, x, out=o)
-        )
+        seconds = _fastest(lambda w=weight, x=values, o=out: torch.mm(w, x, out=o))
         rates.append(2 * WIDTH * WIDTH * columns / seconds)
     source = torch.ones(LONG)
     target = torch.empty(LONG)

@@ -46,8 +46,7 @@ def measure(family: str, repeats: int) -> Record:
     values = [p.detach() for p in model.parameters()]
     back = graph.scatter(graph.gather(values))
     trips = [
-        _seconds(lambda: graph.scatter(graph.gather(values)))
-        for _ in range(repeats)
+        _seconds(lambda: graph.scatter(graph.gather(values))) for _ in range(repeats)
     ]
     return {
         "family": family,
@@ -58,9 +57,7 @@ def measure(family: str, repeats: int) -> Record:
         "unplaced": len(graph.unplaced),
         "components": len(set(components(graph))),
         "unconnected": len(unconnected(graph)),
-        "identity": all(
-            torch.equal(p, q) for p, q in zip(values, back, strict=True)
-        ),
+        "identity": all(torch.equal(p, q) for p, q in zip(values, back, strict=True)),
         "roundtrip_ms": 1000 * min(trips),
     }
 
@@ -76,13 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--families", nargs="+", choices=FAMILIES, default=FAMILIES
-    )
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--output", type=Path, help="a JSON file for the records"
-    )
+    parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     records = [

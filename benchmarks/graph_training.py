@@ -42,9 +42,7 @@ class EdgeListPNA(nn.Module):
     Shapes: nodes (b * n, width), edges (b * e, width) -> (b * n, width).
     """
 
-    def __init__(
-        self, graph: NeuralGraph, copies: int, width: int, rounds: int
-    ):
+    def __init__(self, graph: NeuralGraph, copies: int, width: int, rounds: int):
         super().__init__()
         edges = to_edge_list(graph)
         count = sum(group.size for group in graph.groups)
@@ -86,9 +84,7 @@ def steps(
     head = nn.Linear(width, 10)
     edge_count = theirs.index.shape[1] // 2
     values = torch.randn(edge_count, 17)
-    nodes = torch.randn(
-        copies * sum(group.size for group in graph.groups), width
-    )
+    nodes = torch.randn(copies * sum(group.size for group in graph.groups), width)
 
     pieces = ours.pieces(stack) if compiled else [stack]
 
@@ -144,9 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="ng-gnn's step, which takes a minute or two at first",
     )
-    parser.add_argument(
-        "--output", type=Path, help="a JSON file for the records"
-    )
+    parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -78,13 +78,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--runs", type=int, default=6, help="architectures of a step"
-    )
+    parser.add_argument("--runs", type=int, default=6, help="architectures of a step")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--output", type=Path, help="a JSON file for the records"
-    )
+    parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -94,10 +94,7 @@ class Foo(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
-        return (
-            self.s * centred / centred.pow(2).mean(-1, keepdim=True).sqrt()
-            + self.t
-        )
+        return self.s * centred / centred.pow(2).mean(-1, keepdim=True).sqrt() + self.t
 
 
 class Bar(nn.Module):
@@ -116,9 +113,7 @@ class Bar(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
-            self.b(self.a(x))
-            .unflatten(-1, (3, self.heads, -1))
-            .permute(2, 0, 3, 1, 4)
+            self.b(self.a(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.c(mixed.transpose(1, 2).flatten(2))

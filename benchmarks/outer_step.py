@@ -26,15 +26,11 @@ from ngopt.pretrained import load_pretrained
 from tasks.common.memory import keep_freed_memory
 
 
-def record_of(
-    problem: str, weights: str, truncation: int, repeats: int
-) -> Record:
+def record_of(problem: str, weights: str, truncation: int, repeats: int) -> Record:
     """Times and floors of one problem and one metanet."""
     learned = load_pretrained(weights)
     if learned.metanet is None:
-        raise ValueError(
-            f"weights '{weights}': expected a metanet; got a base rule"
-        )
+        raise ValueError(f"weights '{weights}': expected a metanet; got a base rule")
     learned.metanet.requires_grad_(True)
     optimizee = Optimizee(load_problem(problem), seed=0)
     estimator = TBPTT(total_steps=HORIZON)
@@ -52,14 +48,12 @@ def record_of(
     outer()  # makes what is made once
     scale = 1e3 / truncation
     times = [
-        (floor.seconds_of(outer), floor.seconds_of(gradients))
-        for _ in range(repeats)
+        (floor.seconds_of(outer), floor.seconds_of(gradients)) for _ in range(repeats)
     ]
     whole, gradient = (scale * median(own) for own in zip(*times, strict=True))
     machine = floor.measured()
     least, least_gradient = (
-        scale * machine.seconds(floor.flops_of(call), 0)
-        for call in (outer, gradients)
+        scale * machine.seconds(floor.flops_of(call), 0) for call in (outer, gradients)
     )
     return {
         "problem": problem,
@@ -80,9 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", nargs="*", default=["ff", "ng-gnn"])
     parser.add_argument("--truncation", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=5, help="outer steps")
-    parser.add_argument(
-        "--output", type=Path, help="a JSON file for the records"
-    )
+    parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     keep_freed_memory()  # as meta-training does
     torch.set_num_threads(1)

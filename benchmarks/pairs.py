@@ -31,9 +31,7 @@ def main(
     )
     parser.add_argument("--weights", nargs="*", default=weights)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--output", type=Path, help="a JSON file for the records"
-    )
+    parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     records: list[Record] = []

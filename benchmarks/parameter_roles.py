@@ -184,25 +184,20 @@ def network(name: str) -> tuple[nn.Module, Any]:
 def label(network: str, parameter: str) -> str:
     """The role of a parameter by hand."""
     return next(
-        role
-        for pattern, role in LABELS[network]
-        if re.fullmatch(pattern, parameter)
+        role for pattern, role in LABELS[network] if re.fullmatch(pattern, parameter)
     )
 
 
 def right(labels: Iterable[str], roles: Iterable[ParameterRole]) -> int:
     return sum(
-        by_hand == role.role
-        for by_hand, role in zip(labels, roles, strict=True)
+        by_hand == role.role for by_hand, role in zip(labels, roles, strict=True)
     )
 
 
 def measure(name: str) -> Record:
     """The record of one network; `apart` is how many matrices the trace keeps apart."""
     model, example = network(name)
-    labels = [
-        label(name, parameter) for parameter, _ in model.named_parameters()
-    ]
+    labels = [label(name, parameter) for parameter, _ in model.named_parameters()]
     graph = build_graph(model, example)
     start = perf_counter()
     traced = roles_of(graph)
@@ -211,13 +206,9 @@ def measure(name: str) -> Record:
         "network": name,
         "parameters": len(labels),
         "traced": right(labels, traced),
-        "named": right(
-            labels, parameter_roles(model.named_parameters()).values()
-        ),
+        "named": right(labels, parameter_roles(model.named_parameters()).values()),
         "unnamed": right(labels, parameter_roles(model.parameters()).values()),
-        "apart": sum(
-            block.view.shape[0] for role in traced for block in role.blocks
-        ),
+        "apart": sum(block.view.shape[0] for role in traced for block in role.blocks),
         "roles_ms": 1000 * seconds,
     }
 
@@ -227,9 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     names = (*FAMILIES, *TRANSFORMERS)
     parser.add_argument("--networks", nargs="+", choices=names, default=names)
-    parser.add_argument(
-        "--output", type=Path, help="a JSON file for the records"
-    )
+    parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     records = [measure(name) for name in tqdm(options.networks, unit="network")]

@@ -45,7 +45,6 @@ from benchmarks.records import Record, table, write
 from meta_train.problems import Problem, load_problem
 from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.graph import NeuralGraph
-from ngopt.learned import LearnedOptimizer
 
 PROBLEMS = ("fm-16", "c10-32")
 HORIZON = 1000
@@ -65,11 +64,7 @@ def _problem(name: str) -> tuple[nn.Module, Any]:
 
 
 def mlp(width: int) -> tuple[nn.Module, Any]:
-    layers = [
-        layer
-        for _ in range(3)
-        for layer in (nn.Linear(width, width), nn.ReLU())
-    ]
+    layers = [layer for _ in range(3) for layer in (nn.Linear(width, width), nn.ReLU())]
     return nn.Sequential(*layers), torch.randn(2, width)
 
 
@@ -94,9 +89,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "default, horizon": lambda model: NGOptimizer(
         model.parameters(), model=model, total_steps=HORIZON
     ),
-    "ff": lambda model: NGOptimizer(
-        model.parameters(), model=model, weights="ff"
-    ),
+    "ff": lambda model: NGOptimizer(model.parameters(), model=model, weights="ff"),
     "ng-gnn": lambda model: NGOptimizer(
         model.parameters(), model=model, weights="ng-gnn"
     ),
@@ -106,9 +99,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 class Training:
     """One model in training, step by step."""
 
-    def __init__(
-        self, problem: Problem, make: Callable[[nn.Module], Optimizer]
-    ):
+    def __init__(self, problem: Problem, make: Callable[[nn.Module], Optimizer]):
         self.problem = problem
         self.model = problem.init(0)
         self.optimizer = make(self.model)
@@ -128,9 +119,7 @@ class Training:
 def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
     """Records of all optimizers on a problem; `ratio` is that of medians to fused AdamW's."""
     problem = load_problem(name)
-    trainings = {
-        key: Training(problem, make) for key, make in OPTIMIZERS.items()
-    }
+    trainings = {key: Training(problem, make) for key, make in OPTIMIZERS.items()}
     times: dict[str, list[tuple[float, float]]] = {key: [] for key in trainings}
     order = list(trainings)
     for number in tqdm(range(skip + steps), desc=name, unit="step"):
@@ -138,14 +127,10 @@ def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
             times[key].append(trainings[key].step(number))
         order = [*order[1:], order[0]]
     model = trainings["adamw"].model
-    records = [
-        _record(name, model, key, times[key][skip:]) for key in trainings
-    ]
+    records = [_record(name, model, key, times[key][skip:]) for key in trainings]
     for record in records:
         record["ratio"] = record["step_ms"] / records[0]["step_ms"]
-        record["fastest_ratio"] = (
-            record["fastest_ms"] / records[0]["fastest_ms"]
-        )
+        record["fastest_ratio"] = record["fastest_ms"] / records[0]["fastest_ms"]
     return records
 
 
@@ -193,7 +178,7 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
     params = list(model.parameters())
     first, first_bytes = _first_step(optimizer, params)
     second, second_bytes = _first_step(optimizer, params)
-    count = cycle(optimizer.learned)
+    count = cycle(optimizer)
     for p in params:
         optimizer.state[p]["step"].fill_(LATE - LATE % count)
     _, later_bytes = _first_step(optimizer, params)
@@ -233,18 +218,17 @@ def _cycles(
     return found
 
 
-def cycle(learned: LearnedOptimizer) -> int:
-    """Steps after which the cost of a step repeats."""
-    if learned.base is not None:
-        return learned.base.config.renew_every
-    assert learned.metanet is not None
-    return learned.metanet.graph_every
+def cycle(optimizer: NGOptimizer) -> int:
+    """Steps after which the cost of a step repeats; of the default after its first step."""
+    if optimizer.learned.metanet is not None:
+        return optimizer.learned.metanet.graph_every
+    return optimizer.param_groups[0]["renew_every"]
 
 
 def _floor(optimizer: NGOptimizer, n: int, kept: float) -> float:
     """Nanoseconds per parameter, of n, that the steps of a cycle take at least, on average."""
     machine = floor.measured()
-    count = cycle(optimizer.learned)
+    count = cycle(optimizer)
     flops = sum(floor.flops_of(optimizer.step) for _ in range(count)) / count
     return 1e9 * machine.seconds(flops, moved_bytes(n, kept)) / n
 
@@ -255,9 +239,7 @@ def moved_bytes(n: int, kept: float) -> float:
     return 4 * n * (1 + 2 + 2 * kept)
 
 
-def _first_step(
-    optimizer: Optimizer, params: list[nn.Parameter]
-) -> tuple[float, int]:
+def _first_step(optimizer: Optimizer, params: list[nn.Parameter]) -> tuple[float, int]:
     """Seconds and extra bytes of a step; that all free memory was given back before takes time,
     too."""
     draw_gradients(params)
@@ -280,19 +262,11 @@ def state_size(
     graph: NeuralGraph, has_horizon: bool, weights: str = "default"
 ) -> float:
     """What an optimizer keeps, in float32 numbers per parameter."""
-    rule = load_pretrained(weights).bind(
-        graph, HORIZON if has_horizon else None
-    )
-    params = [
-        torch.empty(spec.shape, device="meta") for spec in graph.parameters
-    ]
-    kept: list[Tensor] = [
-        x for record in rule.init(params) for x in record.values()
-    ]
+    rule = load_pretrained(weights).bind(graph, HORIZON if has_horizon else None)
+    params = [torch.empty(spec.shape, device="meta") for spec in graph.parameters]
+    kept: list[Tensor] = [x for record in rule.init(params) for x in record.values()]
     return (
-        sum(x.numel() * x.itemsize for x in kept)
-        / torch.float32.itemsize
-        / graph.numel
+        sum(x.numel() * x.itemsize for x in kept) / torch.float32.itemsize / graph.numel
     )
 
 
@@ -300,12 +274,8 @@ def main(arguments: list[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--problems", nargs="*", default=PROBLEMS)
-    parser.add_argument(
-        "--networks", nargs="*", choices=NETWORKS, default=LARGE
-    )
-    parser.add_argument(
-        "--widths", nargs="*", type=int, default=[], help="of an MLP"
-    )
+    parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=LARGE)
+    parser.add_argument("--widths", nargs="*", type=int, default=[], help="of an MLP")
     parser.add_argument(
         "--weights",
         nargs="*",
@@ -317,9 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--skip", type=int, default=100, help="steps before those that count"
     )
-    parser.add_argument(
-        "--output", type=Path, help="a JSON file for the records"
-    )
+    parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     found: dict[str, list[Record]] = {
@@ -353,9 +321,7 @@ def measured(
     networks: Iterable[str], weights: Sequence[str], threads: int
 ) -> Iterator[Record]:
     """Records of all pairs, each from a process of its own."""
-    pairs = [
-        (network, some, threads) for network in networks for some in weights
-    ]
+    pairs = [(network, some, threads) for network in networks for some in weights]
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         tasks = [pool.apply_async(network_steps, pair) for pair in pairs]
         for task in tqdm(tasks, unit="network", disable=not tasks):

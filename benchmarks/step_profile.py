@@ -47,7 +47,7 @@ def records_of(network: str, weights: str) -> Iterator[Record]:
         p.grad = torch.randn_like(p)
     for _ in range(WARM_UP):
         optimizer.step()
-    steps = cycle(optimizer.learned)
+    steps = cycle(optimizer)
     n = numel(model)
 
     def some() -> None:

@@ -9,9 +9,7 @@ from tasks.networks.architectures import architecture_of
 
 
 def test_both_are_measured_on_the_same_graphs(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        graph_training, "SIREN", {"kind": "siren", "widths": [2, 3, 1]}
-    )
+    monkeypatch.setattr(graph_training, "SIREN", {"kind": "siren", "widths": [2, 3, 1]})
     path = tmp_path / "speed.json"
     options = [
         "--copies",
@@ -30,9 +28,7 @@ def test_both_are_measured_on_the_same_graphs(tmp_path, monkeypatch):
     records = json.loads(path.read_text())["records"]
     assert [record["copies"] for record in records] == [2, 3]
     for record in records:
-        assert record["ratio"] == pytest.approx(
-            record["ng-gnn"] / record["PNAConv"]
-        )
+        assert record["ratio"] == pytest.approx(record["ng-gnn"] / record["PNAConv"])
 
 
 def test_edges_of_copies_lead_both_ways_within_each_copy():

@@ -13,8 +13,6 @@ def test_both_ways_read_the_same_networks(tmp_path, monkeypatch):
     mixture.main(options)
     (record,) = json.loads(path.read_text())["records"]
     assert record["networks"] == 2 * mixture.ALIKE
-    assert record["ratio"] == pytest.approx(
-        record["together"] / record["apart"]
-    )
+    assert record["ratio"] == pytest.approx(record["together"] / record["apart"])
     first, second = mixture.random_stacks("wild-park", 2)
     assert first.architecture is not second.architecture

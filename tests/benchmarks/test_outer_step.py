@@ -20,9 +20,7 @@ def test_shares(tmp_path, capsys, monkeypatch):
     options = ["--problems", LINE, "--weights", "ff", "--truncation", "4"]
     outer_step.main([*options, "--repeats", "2", "--output", str(output)])
     (record,) = json.loads(output.read_text())["records"]
-    assert record["ms"] == pytest.approx(
-        record["gradient_ms"] + record["metanet_ms"]
-    )
+    assert record["ms"] == pytest.approx(record["gradient_ms"] + record["metanet_ms"])
     # 5 gradients for 4 updates; operations a millisecond are 1
     assert record["gradient_floor_ms"] == pytest.approx(LINE_FLOPS * 5 / 4)
     n = 19

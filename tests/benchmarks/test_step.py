@@ -54,9 +54,7 @@ def test_whole_steps(tmp_path, capsys):
     records = json.loads(output.read_text())["problems"]
     assert [record["optimizer"] for record in records] == list(step.OPTIMIZERS)
     assert records[0]["ratio"] == records[0]["fastest_ratio"] == 1
-    assert [record["parameters"] for record in records] == [19] * len(
-        step.OPTIMIZERS
-    )
+    assert [record["parameters"] for record in records] == [19] * len(step.OPTIMIZERS)
     for record in records:
         assert (
             record["optimizer_fastest_ms"]
@@ -71,9 +69,7 @@ def test_whole_steps(tmp_path, capsys):
 @pytest.mark.parametrize("weights", ["default", "ff", "ng-gnn"])
 def test_networks(weights, monkeypatch):
     network = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20))
-    monkeypatch.setitem(
-        step.NETWORKS, "small", lambda: (network, torch.randn(2, 40))
-    )
+    monkeypatch.setitem(step.NETWORKS, "small", lambda: (network, torch.randn(2, 40)))
     record = step.network_steps("small", weights, torch.get_num_threads())
     assert record["parameters"] == 40 * 30 + 30 + 30 * 20 + 20
     average = 1 if weights == "default" else 0
@@ -88,8 +84,7 @@ def test_kinds_of_operations(tmp_path, capsys):
     arguments = ["--networks", "8", "--weights", "ff", "--threads", "1"]
     step_profile.main([*arguments, "--output", str(output)])
     records = {
-        record["kind"]: record
-        for record in json.loads(output.read_text())["records"]
+        record["kind"]: record for record in json.loads(output.read_text())["records"]
     }
     assert [*records] == [
         *step_profile.KINDS,
@@ -130,13 +125,13 @@ def test_compiled_steps(tmp_path, capsys, monkeypatch):
         "8",
         "--weights",
         "ff",
-        "default",
+        "ng-gnn",
         "--threads",
         "1",
     ]
     compiled_step.main([*arguments, "--output", str(output)])
     records = json.loads(output.read_text())["records"]
-    assert [record["weights"] for record in records] == ["ff", "default"]
+    assert [record["weights"] for record in records] == ["ff", "ng-gnn"]
     assert len(compiled) == len(records)
     for record in records:
         assert record["parameters"] == 3 * (8 * 8 + 8)
@@ -178,9 +173,7 @@ def test_state_is_what_the_optimizer_keeps():
     Line().loss(model, Line().batch(0, 1)).backward()
     optimizer.step()
     kept = sum(
-        x.numel()
-        for record in optimizer.state.values()
-        for x in record.values()
+        x.numel() for record in optimizer.state.values() for x in record.values()
     )
     assert step.state_size(optimizer.graph, True) == kept / 19
 

@@ -1,0 +1,229 @@
+"""Predicts how long a step takes on an H100, from the ops that it dispatches.
+
+A launch costs the host 5 microseconds. On the device a matrix product takes the longer
+of its arithmetic and its memory traffic, and every other op reads its inputs and writes
+its outputs once. Host and device overlap: a step takes the longer of both.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_leaves
+
+import ngopt
+
+LAUNCH = 5e-6  # seconds of host time
+MEMORY = 2.8e12  # bytes a second
+# FLOPs a second of matrix products, by the dtype of the operands; float32 without TF32.
+PRODUCTS = {torch.bfloat16: 700e12, torch.float16: 700e12, torch.float32: 50e12}
+OTHER_PRODUCTS = 50e12  # float64
+SMALL = 1 << 20  # bytes: what moves less is work on scalars
+
+# Which operands of a product are multiplied.
+FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
+
+# Of `torch._foreach_*` on CUDA: elements of a chunk, and chunks of a launch.
+CHUNK, CHUNKS = 1 << 16, 320
+# Tensors of a `torch.cat` that one launch copies.
+CAT = 128
+# Ops of two kernels: one fills or copies, the other writes.
+TWO_KERNELS = "constant_pad_nd", "masked_fill"
+# Ops that write to their first argument without reading it.
+OVERWRITING = "copy_", "fill_", "zero_"
+# Frames between an op and the function of the library that calls it, at most.
+DEPTH = 40
+
+# Seconds an element of the update MLP's kernel, without context and with it: the
+# instructions of its compiled code bind it, not its memory traffic.
+HEAD = 31e-12, 35e-12
+
+PARTS = "rotation", "factors", "renewal", "products", "head", "elementwise", "scalars"
+# Functions of the library, and the part that what is dispatched within belongs to.
+PACKAGE = str(Path(ngopt.__file__).parent)
+PART_OF = {
+    "rotate": "rotation",
+    "_basis": "rotation",
+    "_observe": "factors",
+    "_renew": "renewal",
+}
+# Functions that are one kernel each where they are compiled.
+FUSED = "accumulate", "precondition", "change", "finite_features"
+NAMES = {*PART_OF, *FUSED}
+
+
+class Prediction:
+    """Seconds of a step on an H100, summed up over ops.
+
+    device: of every part, eager. fused: what the elementwise part takes with compiled
+    functions. launches, fused_launches: kernels.
+    """
+
+    def __init__(self) -> None:
+        self.device: dict[str, float] = defaultdict(float)
+        self.fused = 0.0
+        self.launches = self.fused_launches = 0
+        self._region: _Region | None = None
+
+    def add(self, name: str, args: Any, out: Any, writes: bool) -> None:
+        """Adds an op. writes: whether it writes to its first argument, in place."""
+        inputs, outputs = tensors_of(args), tensors_of(out)
+        read = inputs[1:] if name in OVERWRITING else inputs
+        written = tensors_of(args[0]) if writes else outputs
+        moved = sum(map(nbytes, [*read, *written]))
+        seconds = max(moved / MEMORY, arithmetic_seconds(name, args))
+        kernels = kernels_of(name, args)
+        part, function = _where()
+        if part is None:
+            part = _part_of_op(name, moved, function is not None)
+        self.device[part] += seconds
+        self.launches += kernels
+        self._enter(function)
+        if self._region is not None:
+            self._region.add(inputs, outputs, writes)
+            return
+        self.fused_launches += kernels
+        if part == "elementwise":
+            self.fused += seconds
+
+    def close(self) -> None:
+        """Ends the last compiled function."""
+        self._enter(None)
+
+    def _enter(self, function: str | None) -> None:
+        """Notes the compiled function of the next op; another one ends the region."""
+        region = self._region
+        if region is not None and region.function != function:
+            self.fused += region.bytes() / MEMORY
+            self.fused_launches += 1
+            self._region = region = None
+        if function is not None and region is None:
+            self._region = _Region(function)
+
+    def milliseconds(self) -> dict[str, float]:
+        """Of the parts and of the whole."""
+        found = {part: 1e3 * self.device[part] for part in PARTS}
+        found["elementwise_fused"] = 1e3 * self.fused
+        found["host"] = 1e3 * LAUNCH * self.launches
+        found["host_fused"] = 1e3 * LAUNCH * self.fused_launches
+        device = sum(found[part] for part in PARTS)
+        saved = found["elementwise"] - found["elementwise_fused"]
+        found["eager"] = max(found["host"], device)
+        found["fused"] = max(found["host_fused"], device - saved)
+        return found
+
+
+class _Region:
+    """A call of a compiled function: it reads inputs and writes outputs once."""
+
+    def __init__(self, function: str):
+        self.function = function
+        self._read: dict[int, int] = {}
+        self._written: dict[int, int] = {}
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def add(
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], writes: bool
+    ) -> None:
+        known = {key for key, (ref, _) in self._made.items() if not ref.expired()}
+        for x in inputs:
+            key = storage_key(x)
+            if key not in known:
+                self._read[key] = max(nbytes(x), self._read.get(key, 0))
+        if writes:
+            target = inputs[0]
+            if storage_key(target) not in known:
+                self._written[storage_key(target)] = nbytes(target)
+            return
+        for x in outputs:
+            self._made[storage_key(x)] = StorageWeakRef(x.untyped_storage()), nbytes(x)
+
+    def bytes(self) -> int:
+        """Bytes moved, once the call has ended and only its outputs are left."""
+        left = [size for ref, size in self._made.values() if not ref.expired()]
+        return sum(self._read.values()) + sum(self._written.values()) + sum(left)
+
+
+def arithmetic_seconds(name: str, args: Any) -> float:
+    """Of a matrix product or the update MLP; 0 of other ops."""
+    if name == "mlp_updates":
+        columns, context = args[:2]
+        return columns[0].numel() * HEAD[context is not None]
+    if name not in FACTORS:
+        return 0.0
+    a, b = (args[i] for i in FACTORS[name])
+    flops = 2 * a.numel() * b.shape[-1]
+    return flops / PRODUCTS.get(a.dtype, OTHER_PRODUCTS)
+
+
+def _part_of_op(name: str, moved: int, is_fused: bool) -> str:
+    """The part of an op that is in none of the functions of `PART_OF`."""
+    if name == "mlp_updates":
+        return "head"
+    if name in FACTORS:
+        return "products"
+    return "elementwise" if is_fused or moved > SMALL else "scalars"
+
+
+def kernels_of(name: str, args: Any) -> int:
+    """Kernels that CUDA launches for an op."""
+    if name in TWO_KERNELS:
+        return 2
+    if name == "cat":
+        return ceil(len(args[0]) / CAT)
+    if not name.startswith("_foreach"):
+        return 1
+    lists = [x for x in args if isinstance(x, list | tuple) and is_tensors(x)]
+    if not _has_fast_route(lists):
+        return len(lists[0])
+    chunks = sum(ceil(x.numel() / CHUNK) for x in lists[0])
+    return ceil(chunks / CHUNKS) + (name == "_foreach_norm")
+
+
+def _has_fast_route(lists: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether CUDA has one kernel for all tensors: those in one place are alike."""
+    return all(
+        x.shape == same[0].shape
+        and x.stride() == same[0].stride()
+        and x.dtype == same[0].dtype
+        for same in zip(*lists, strict=True)
+        for x in same
+    )
+
+
+def is_tensors(values: Sequence[Any]) -> bool:
+    return len(values) > 0 and all(isinstance(x, Tensor) for x in values)
+
+
+def tensors_of(values: Any) -> list[Tensor]:
+    """All tensors in nested values."""
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+
+
+def storage_key(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def nbytes(x: Tensor) -> int:
+    return x.numel() * x.itemsize
+
+
+def _where() -> tuple[str | None, str | None]:
+    """The part, or the compiled function, that the op at hand belongs to."""
+    frame = sys._getframe(2)
+    for _ in range(DEPTH):
+        if frame is None:
+            break
+        name = frame.f_code.co_name
+        if name in NAMES and frame.f_code.co_filename.startswith(PACKAGE):
+            return (None, name) if name in FUSED else (PART_OF[name], None)
+        frame = frame.f_back
+    return None, None

@@ -1,0 +1,109 @@
+"""Measures on a GPU what other programs predict: correctness, cost, a language model.
+
+    python -m benchmarks.gpu --minutes 8 --folder gpu
+    python -m benchmarks.gpu --minutes 2 --folder gpu             # a quick look
+    python -m benchmarks.gpu --minutes 8 --folder gpu --only cost lm
+    python -m benchmarks.gpu --device cpu --tiny --folder gpu   # all of it, as a test
+
+Parts, in this order: `correctness` (steps on the GPU equal those on the CPU, capture in
+a CUDA graph, no syncs), `cost` (milliseconds, launches and memory of a step, beside
+other optimizers), `lm` (a language model on the Python source of the machine), `meta`
+(some steps of meta-training). Each runs in a process of its own, within its share of
+the minutes and what others left of theirs: the most important cases first, and those
+that do not fit are skipped and listed.
+
+<folder>/<part>.json is written after every case, a PNG of cost and lm after the part.
+gpu.json holds all parts that the folder has, and gpu.txt the table that is printed
+last. No network is needed, nor `tokenizers`. The status is 1 if a case failed, 2 if
+nothing could be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.pictures import draw
+from benchmarks.gpu.process import in_process
+from benchmarks.gpu.session import Session
+from benchmarks.gpu.summary import merged, summary
+from tasks.common.files import make_folder, write_json
+
+# Parts, and their shares of the minutes.
+SHARES = {"correctness": 0.2, "cost": 0.35, "lm": 0.35, "meta": 0.1}
+
+
+def deadlines(parts: Sequence[str], start: float, minutes: float) -> dict[str, float]:
+    """When each part has to end; what one does not use is left to the next."""
+    total = sum(SHARES[part] for part in parts)
+    found: dict[str, float] = {}
+    used = 0.0
+    for part in parts:
+        used += SHARES[part] / total
+        found[part] = start + 60 * minutes * used
+    return found
+
+
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=raw
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all parts")
+    parser.add_argument("--folder", type=Path, default=Path("gpu"), help="for records")
+    parser.add_argument("--only", nargs="+", choices=SHARES, default=[*SHARES])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small shapes, few steps")
+    return parser.parse_args(arguments)
+
+
+def problem_of(options: argparse.Namespace) -> str | None:
+    """Why nothing can be measured, and what to do; None if it can."""
+    if options.device == "cpu" and not options.tiny:
+        return "--device cpu: expected --tiny; got full shapes. Add --tiny."
+    if options.device == "cuda" and not torch.cuda.is_available():
+        return (
+            f"--device cuda: expected a GPU; torch {torch.__version__} finds none. "
+            "Run this where there is one, or add --device cpu --tiny for a test."
+        )
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    start = time.monotonic()
+    options = options_of(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    command = " ".join(["python -m benchmarks.gpu", *given])
+    problem = problem_of(options)
+    if problem is not None:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    make_folder(options.folder)
+    parts = [part for part in SHARES if part in options.only]
+    ended: dict[str, str] = {}
+    for part, deadline in deadlines(parts, start, options.minutes).items():
+        (options.folder / f"{part}.json").unlink(missing_ok=True)
+        own = options.device, options.tiny, options.folder
+        session = Session(*own, deadline, command)
+        reason = in_process(part, session)
+        if reason is not None:
+            ended[part] = reason
+        found = merged(options.folder, list(SHARES), ended)
+        write_json(options.folder / "gpu.json", found)
+        draw(
+            part, found.get(part, {}).get("records", []), options.folder / f"{part}.png"
+        )
+    text, has_failures = summary(found)
+    (options.folder / "gpu.txt").write_text(text + "\n")
+    print(text)
+    if has_failures:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The Python source files of the machine as tokens, for a language model."""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.gpu.session import Session
+from ngopt.files import replaced
+from tasks.common.files import make_folder
+
+VOCABULARY = 8192
+BYTES = 256  # the vocabulary where there is no `tokenizers`
+SAMPLE = 8_000_000  # characters from which the tokenizer learns, at most
+LONGEST = 1_000_000  # bytes of a file; longer ones are data
+HELD_OUT = 50  # one file of so many is for validation
+BLOCK = 256  # files that are encoded together
+
+
+class Corpus(NamedTuple):
+    """train, validation: (n,) uint16 each. tokenizer: "BPE" or "bytes"."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    vocabulary: int
+    tokenizer: str
+
+
+def load_corpus(session: Session, count: int, vocabulary: int = VOCABULARY) -> Corpus:
+    """So many tokens, if the machine has them; cached in the session's folder."""
+    name = "BPE" if _has_tokenizers() else "bytes"
+    size = vocabulary if name == "BPE" else BYTES
+    folder = session.folder / "tokens"
+    make_folder(folder)
+    path = folder / f"{name}-{size}-{count}.npz"
+    if not path.exists():
+        train, validation = _tokens(count, size if name == "BPE" else None)
+        with replaced(path) as part, part.open("wb") as file:
+            np.savez(file, train=train, validation=validation)
+    with np.load(path) as found:
+        return Corpus(found["train"], found["validation"], size, name)
+
+
+def _has_tokenizers() -> bool:
+    try:
+        import tokenizers  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def python_files() -> list[Path]:
+    """All of this Python's library and packages, in an order that mixes them."""
+    paths = sysconfig.get_paths()
+    folders = [Path(paths[key]).resolve() for key in ("stdlib", "purelib")]
+    found: dict[Path, str] = {}
+    for folder in folders:
+        for path in folder.rglob("*.py"):
+            relative = path.relative_to(folder).as_posix()
+            found.setdefault(path, hashlib.sha256(relative.encode()).hexdigest())
+    return sorted(found, key=lambda path: (found[path], path))
+
+
+def _texts() -> Iterator[str]:
+    for path in python_files():
+        try:
+            if path.stat().st_size <= LONGEST:
+                yield path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+
+
+def _tokens(count: int, vocabulary: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens for training and for validation. vocabulary: of BPE; None: bytes."""
+    texts = _texts()
+    if vocabulary is None:
+        encoded = map(_as_bytes, texts)
+    else:
+        encoded = _encoded(texts, vocabulary, min(SAMPLE, 4 * count))
+    train: list[np.ndarray] = []
+    validation: list[np.ndarray] = []
+    total = 0
+    for number, tokens in enumerate(encoded):
+        if number % HELD_OUT == 0:
+            validation.append(tokens)
+            continue
+        train.append(tokens)
+        total += len(tokens)
+        if total >= count:
+            break
+    return np.concatenate(train)[:count], np.concatenate(validation)
+
+
+def _as_bytes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16)
+
+
+def _encoded(
+    texts: Iterator[str], vocabulary: int, sample: int
+) -> Iterator[np.ndarray]:
+    """BPE tokens of each text. sample: characters that the tokenizer learns from."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    first: list[str] = []
+    size = 0
+    for text in texts:
+        first.append(text)
+        size += len(text)
+        if size >= sample:
+            break
+    tokenizer.train_from_iterator(first, trainer)
+    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+    for block in _blocks(first, texts):
+        for encoding in encode(block):
+            yield np.array(encoding.ids, dtype=np.uint16)
+
+
+def _blocks(first: list[str], others: Iterator[str]) -> Iterator[list[str]]:
+    for start in range(0, len(first), BLOCK):
+        yield first[start : start + BLOCK]
+    block: list[str] = []
+    for text in others:
+        block.append(text)
+        if len(block) == BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block

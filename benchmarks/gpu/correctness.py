@@ -1,0 +1,339 @@
+"""Part (a): steps on a GPU do what they do on a CPU, whatever surrounds them.
+
+Each check trains small networks on fixed random gradients for some steps. Its error is
+the distance between the weights and those of a reference, relative to how far the
+reference has moved from the start; the reference is the CPU unless a check says
+otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu.session import Records, Session, Skipped
+from benchmarks.records import Record
+from benchmarks.shapes import TINY_WORKLOADS, loss_of, plain_cnn
+from ngopt import NGOptimizer, list_pretrained
+
+STEPS, RENEW_EVERY, HORIZON = 14, 3, 100
+WARM_UP, REPLAYS = 11, 6  # before capture, torch asks for some steps; early ones differ
+SCALE = 2.0**12  # of a loss in GradScaler; a power of two changes no digit
+
+# Limits of errors. Rounding is 1e-16 and 6e-8; some steps of a preconditioner enlarge
+# it.
+EXACT, ROUNDING = 1e-8, 3e-4
+# A weight in bfloat16 may round to its other neighbour, and so may an operand of a
+# product.
+BFLOAT16 = 0.02
+# Of factors and bases. TF32 rounds to 5e-4.
+FULL_PRECISION = 2e-5
+
+Parameters = list[nn.Parameter]
+
+
+class Twin:
+    """A small network with its optimizer, trained on gradients that its seed gives.
+
+    network: copied. weights: of the optimizer. dtype: of the parameters. compute_dtype:
+    of the optimizer's products; None: its own choice.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        weights: str,
+        device: str,
+        dtype: torch.dtype,
+        compute_dtype: torch.dtype | None,
+    ):
+        self.model = copy.deepcopy(network).to(device=device, dtype=dtype)
+        self.params: Parameters = list(self.model.parameters())
+        for p in self.params:
+            p.grad = torch.zeros_like(p)
+        self.optimizer = NGOptimizer(
+            self.params,
+            weights=weights,
+            total_steps=HORIZON,
+            compute_dtype=compute_dtype,
+            renew_every=RENEW_EVERY if weights == "default" else None,
+        )
+
+    def set_gradients(self, number: int) -> None:
+        """The gradients of a step, the same on every device."""
+        generator = torch.Generator().manual_seed(number)
+        for p in self.params:
+            assert p.grad is not None
+            grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            p.grad.copy_(grad)
+
+    def train(self, steps: int = STEPS, first: int = 0) -> Twin:
+        for number in range(first, first + steps):
+            self.set_gradients(number)
+            self.optimizer.step()
+        return self
+
+    def values(self) -> list[Tensor]:
+        """The weights, on the CPU in float64."""
+        return [p.detach().double().cpu() for p in self.params]
+
+    def factors(self) -> list[Tensor]:
+        """Kronecker factors and their eigenbases, on the CPU in float64."""
+        records = [self.optimizer.state[p] for p in self.params]
+        values = [(key, x) for record in records for key, x in record.items()]
+        wanted = "rows", "channels", "kernel"
+        return [x.double().cpu() for key, x in values if key.startswith(wanted)]
+
+
+def networks_of(weights: str) -> list[nn.Module]:
+    """Networks for the checks; of metanets a chain, which all of them read."""
+    torch.manual_seed(0)
+    if weights != "default":
+        return [plain_cnn()]
+    return [plain_cnn(), *(workload.make() for workload in TINY_WORKLOADS.values())]
+
+
+def distance(
+    found: Sequence[Tensor], reference: Sequence[Tensor], start: Sequence[Tensor]
+) -> float:
+    """|found - reference| / |reference - start|, over all values."""
+    return _length(found, reference) / _length(reference, start)
+
+
+def _length(values: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """Euclidean, of the difference."""
+    pairs = zip(values, others, strict=True)
+    return sum((a - b).square().sum().item() for a, b in pairs) ** 0.5
+
+
+def verdict(error: float, limit: float) -> Record:
+    """A record of an error; nan is above every limit."""
+    status = "ok" if error <= limit else "failed"
+    return {"status": status, "error": error, "limit": limit}
+
+
+def starts_of(network: nn.Module) -> list[Tensor]:
+    return [p.detach().double() for p in network.parameters()]
+
+
+# --- Checks: (session, weights) -> record ---
+
+
+def equals_cpu(
+    dtype: torch.dtype, limit: float, session: Session, weights: str
+) -> Record:
+    """Renewal period and dtype of products are the same on both."""
+    compute_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+    errors = []
+    for network in networks_of(weights):
+        make = partial(Twin, network, weights, dtype=dtype, compute_dtype=compute_dtype)
+        reference = make("cpu").train().values()
+        found = make(session.device).train().values()
+        errors.append(distance(found, reference, starts_of(network)))
+    return verdict(max(errors), limit)
+
+
+def has_no_syncs(session: Session, weights: str) -> Record:
+    """Steps never wait for the device: torch raises an error where one does."""
+    session.need_cuda()
+    for network in networks_of(weights):
+        twin = Twin(network, weights, session.device, torch.float32, None).train()
+        session.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(STEPS):
+                twin.optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return {}
+
+
+def is_capturable(
+    compute_dtype: torch.dtype | None, limit: float, session: Session, weights: str
+) -> Record:
+    """Replays of a captured step equal eager steps with the same gradients."""
+    session.need_cuda()
+    errors = []
+    for network in networks_of(weights):
+        make = partial(
+            Twin, network, weights, session.device, torch.float32, compute_dtype
+        )
+        reference = make().train(WARM_UP + REPLAYS).values()
+        twin = make()
+        replay(twin, capture(twin))
+        session.synchronize()
+        counts = {int(record["step"]) for record in twin.optimizer.state.values()}
+        if counts != {WARM_UP + REPLAYS}:
+            raise AssertionError(f"expected step {WARM_UP + REPLAYS}; got {counts}")
+        errors.append(distance(twin.values(), reference, starts_of(network)))
+    return verdict(max(errors), limit)
+
+
+def capture(twin: Twin) -> torch.cuda.CUDAGraph:
+    """A step in a CUDA graph, after warm-up on a side stream."""
+    with side_stream():
+        twin.train(WARM_UP)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        twin.optimizer.step()
+    return graph
+
+
+def replay(twin: Twin, graph: torch.cuda.CUDAGraph) -> None:
+    for number in range(WARM_UP, WARM_UP + REPLAYS):
+        twin.set_gradients(number)
+        graph.replay()
+
+
+@contextmanager
+def side_stream() -> Iterator[None]:
+    """Within, work is on another stream, in order with what is before and after."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def works_on_a_side_stream(session: Session, weights: str) -> Record:
+    session.need_cuda()
+    errors = []
+    for network in networks_of(weights):
+        make = partial(
+            Twin, network, weights, dtype=torch.float32, compute_dtype=torch.float32
+        )
+        reference = make("cpu").train().values()
+        with side_stream():
+            twin = make(session.device).train()
+        session.synchronize()
+        errors.append(distance(twin.values(), reference, starts_of(network)))
+    return verdict(max(errors), ROUNDING)
+
+
+def keeps_full_precision(
+    allow: Callable[[], None], session: Session, weights: str
+) -> Record:
+    """Factors and renewals are full float32 where the user allows TF32."""
+    session.need_cuda()
+    errors = []
+    for network in networks_of(weights):
+        make = partial(
+            Twin, network, weights, dtype=torch.float32, compute_dtype=torch.float32
+        )
+        reference = make("cpu").train().factors()
+        try:
+            allow()
+            found = make(session.device).train().factors()
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        zeros = [torch.zeros_like(x) for x in reference]
+        errors.append(distance(found, reference, zeros))
+    return verdict(max(errors), FULL_PRECISION)
+
+
+def allow_tf32() -> None:
+    """As most training scripts have it."""
+    torch.set_float32_matmul_precision("high")
+
+
+def allow_tf32_by_the_new_name() -> None:
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        raise Skipped("this torch has no fp32_precision")
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def scales(session: Session, weights: str) -> Record:
+    """GradScaler changes no step, and one with infinite gradients is left out."""
+    workload = TINY_WORKLOADS["tiny CNN"]
+    torch.manual_seed(0)
+    network = workload.make()
+    batch = workload.batch(torch.device(session.device))
+    errors = []
+    for compute_dtype in (torch.float32, None):
+        make = partial(
+            Twin, network, weights, session.device, torch.float32, compute_dtype
+        )
+        plain, scaled = make(), make()
+        scaler = torch.amp.GradScaler(session.device, init_scale=SCALE)
+        for _ in range(STEPS):
+            plain.optimizer.zero_grad()
+            loss_of(plain.model, *batch).backward()
+            plain.optimizer.step()
+            scaled.optimizer.zero_grad()
+            scaler.scale(loss_of(scaled.model, *batch)).backward()
+            scaler.step(scaled.optimizer)
+            scaler.update()
+        errors.append(distance(scaled.values(), plain.values(), starts_of(network)))
+        if not leaves_out_infinite(scaled, scaler, batch):
+            raise AssertionError("a step with infinite gradients moved the weights")
+    return verdict(max(errors), BFLOAT16)
+
+
+def leaves_out_infinite(
+    twin: Twin, scaler: torch.amp.GradScaler, batch: tuple[Tensor, Tensor]
+) -> bool:
+    before = twin.values()
+    twin.optimizer.zero_grad()
+    scaler.scale(loss_of(twin.model, *batch)).backward()
+    assert twin.params[0].grad is not None
+    twin.params[0].grad.fill_(torch.inf)
+    scaler.step(twin.optimizer)
+    scaler.update()
+    return all(torch.equal(a, b) for a, b in zip(before, twin.values(), strict=True))
+
+
+def works_on_two_devices(session: Session, weights: str) -> Record:
+    """One optimizer of parameters on two GPUs."""
+    session.need_cuda()
+    if torch.cuda.device_count() < 2:
+        raise Skipped("needs two GPUs")
+    (network, *_) = networks_of(weights)
+    make = partial(
+        Twin, network, weights, dtype=torch.float32, compute_dtype=torch.float32
+    )
+    reference = make("cpu").train().values()
+    twin = make("cuda:0")
+    for p in twin.params[::2]:
+        p.data = p.data.to("cuda:1")
+        p.grad = torch.zeros_like(p)
+    twin.train()
+    return verdict(distance(twin.values(), reference, starts_of(network)), ROUNDING)
+
+
+Check = Callable[[Session, str], Record]
+
+EVERY_WEIGHTS: dict[str, Check] = {
+    "float64": partial(equals_cpu, torch.float64, EXACT),
+    "float32": partial(equals_cpu, torch.float32, ROUNDING),
+    "no syncs": has_no_syncs,
+}
+"""Checks of every weights file."""
+
+DEFAULT_ONLY: dict[str, Check] = {
+    "capture, float32 products": partial(is_capturable, torch.float32, ROUNDING),
+    "capture": partial(is_capturable, None, BFLOAT16),
+    "side stream": works_on_a_side_stream,
+    "bfloat16 parameters": partial(equals_cpu, torch.bfloat16, BFLOAT16),
+    "GradScaler": scales,
+    "TF32 allowed": partial(keeps_full_precision, allow_tf32),
+    "TF32 allowed, new name": partial(keeps_full_precision, allow_tf32_by_the_new_name),
+    "two devices": works_on_two_devices,
+}
+"""Checks of the default alone."""
+
+
+def run(session: Session) -> None:
+    """All checks, those of the default first."""
+    torch.backends.cudnn.deterministic = True
+    records = Records(session, "correctness")
+    checks = {"default": EVERY_WEIGHTS | DEFAULT_ONLY}
+    checks |= {name: EVERY_WEIGHTS for name in list_pretrained() if name != "default"}
+    for weights, own in checks.items():
+        for name, check in own.items():
+            about = {"weights": weights, "check": name}
+            records.attempt(about, partial(check, session, weights))

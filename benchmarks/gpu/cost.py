@@ -1,0 +1,193 @@
+"""Part (b): what a step costs, beside forward and backward and beside other optimizers.
+
+ms: median of 20 steps after 14, each between two synchronisations; worst_ms: the
+slowest of the 20. kernels, copies and device_ms: of a step, by torch's profiler.
+transient_mib: the peak of memory in later steps, beyond what was there before;
+first_transient_mib: in the first step, without the state that it leaves. state: bytes
+of state for a parameter, divided by 4. first_s: seconds of the first step, which makes
+the graph and compiles. look_ms: of a step in which ng-gnn reads the graph; its ms are
+of steps between.
+
+Forward and backward are in bfloat16 autocast over float32 parameters, not compiled,
+without TF32; steps are made with the gradients of one backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from benchmarks.gpu.optimizers import OPTIMIZERS, Optimizers
+from benchmarks.gpu.session import Records, Session
+from benchmarks.gpu.timing import (
+    mib,
+    profiled,
+    state_bytes,
+    timed,
+    transient_bytes,
+)
+from benchmarks.records import Record
+from benchmarks.shapes import TINY_WORKLOADS, WORKLOADS, Workload, loss_of
+from ngopt import NGOptimizer
+
+TRAINING = "forward + backward"
+# What is measured of all networks first, second and last; other packages may change
+# settings of torch when they are imported.
+FIRST = TRAINING, "AdamW, fused", "default", "default, eager", "Muon + AdamW"
+SECOND = "ff", "ng-gnn", "default, no horizon"
+LAST = "heavyball SOAP", "Emerging-Optimizers SOAP"
+# Of optimizers that renew nothing.
+PROFILED = 2
+FLOAT = 4  # bytes
+
+
+class Trained:
+    """A network on the device, with gradients of one batch."""
+
+    def __init__(self, session: Session, workload: Workload):
+        torch.manual_seed(0)
+        device = torch.device(session.device)
+        with device:
+            self.model: nn.Module = workload.make()
+        self.batch = workload.batch(device)
+        self.numel = sum(p.numel() for p in self.model.parameters())
+        self.train()
+
+    def train(self) -> None:
+        """Forward and backward."""
+        self.model.zero_grad()
+        loss_of(self.model, *self.batch).backward()
+
+
+def training(session: Session, trained: Trained) -> Record:
+    """Forward and backward."""
+    times = timed(session, trained.train)
+    return {
+        "ms": times.ms,
+        "worst_ms": times.worst_ms,
+        "steps": times.steps,
+        "first_s": times.first_s,
+        "transient_mib": mib(transient_bytes(session, trained.train)),
+        **profiled(session, trained.train, 1),
+    }
+
+
+def optimizer_step(session: Session, trained: Trained, name: str) -> Record:
+    """A step of an optimizer of `OPTIMIZERS`."""
+    is_eager = name.endswith("eager")
+    with torch.compiler.set_stance("force_eager") if is_eager else nullcontext():
+        stepper = Stepper(trained, OPTIMIZERS[name](trained.model))
+        return step_record(session, trained, stepper)
+
+
+def step_record(session: Session, trained: Trained, stepper: Stepper) -> Record:
+    start = perf_counter()
+    first = transient_bytes(session, stepper.whole)
+    first_s = perf_counter() - start
+    kept = state_bytes(session, stepper.optimizers)
+    times = timed(session, stepper.step, stepper.prepare)
+    steps = stepper.renew_every or PROFILED
+    peak = transient_bytes(session, partial(stepper.whole, steps))
+    profiled_steps = 1 if stepper.graph_every else steps
+    found = {
+        "ms": times.ms,
+        "worst_ms": times.worst_ms,
+        "steps": times.steps,
+        "first_s": first_s,
+        "transient_mib": mib(peak),
+        "first_transient_mib": mib(None if first is None else first - kept),
+        "state": kept / trained.numel / FLOAT,
+        "renew_every": stepper.renew_every,
+        **profiled(session, stepper.whole, profiled_steps),
+    }
+    if stepper.graph_every:
+        look = timed(session, stepper.step, stepper.prepare_look)
+        found["look_ms"] = look.ms
+    return found
+
+
+class Stepper:
+    """Optimizers that are stepped one after the other, always with the same gradients.
+
+    graph_every: steps between those in which a metanet reads the graph; 0 where it does
+    so in every step, or never. renew_every: steps in which the default renews all
+    eigenbases; None of other optimizers.
+    """
+
+    def __init__(self, trained: Trained, optimizers: Optimizers):
+        self.optimizers = optimizers
+        self._params = list(trained.model.parameters())
+        self._grads = [p.grad for p in self._params]
+        self.graph_every = 0
+        self._own = optimizers[0]
+        if isinstance(self._own, NGOptimizer) and self._own.learned.metanet is not None:
+            every = self._own.learned.metanet.graph_every
+            self.graph_every = every if every > 1 else 0
+
+    @property
+    def renew_every(self) -> int | None:
+        """Known after the first step."""
+        return self._own.param_groups[0].get("renew_every")
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def prepare(self) -> None:
+        """Restores gradients, which heavyball removes; the next step reads no graph."""
+        for p, grad in zip(self._params, self._grads, strict=True):
+            p.grad = grad
+        self._count_as(1)
+
+    def prepare_look(self) -> None:
+        """The next step reads the graph."""
+        self.prepare()
+        self._count_as(self.graph_every)
+
+    def whole(self, count: int = 1) -> None:
+        """Some steps with what comes before each."""
+        for _ in range(count):
+            self.prepare()
+            self.step()
+
+    def _count_as(self, steps: int) -> None:
+        if self.graph_every:
+            for record in self._own.state.values():
+                record["step"].fill_(steps)
+
+
+def run(session: Session) -> None:
+    """All networks with the most important optimizers, then with the others."""
+    records = Records(session, "cost")
+    workloads = TINY_WORKLOADS if session.tiny else WORKLOADS
+    for names in (FIRST, SECOND, LAST):
+        for network, workload in workloads.items():
+            measure(records, network, workload, names)
+            session.free_memory()
+
+
+def measure(
+    records: Records, network: str, workload: Workload, names: Sequence[str]
+) -> None:
+    """Adds a record for each optimizer of a network, which is made once."""
+    session = records.session
+    held: list[Trained] = []
+
+    def case(name: str) -> Record:
+        if not held:
+            held.append(Trained(session, workload))
+        trained = held[0]
+        found = (
+            training(session, trained)
+            if name == TRAINING
+            else optimizer_step(session, trained, name)
+        )
+        return {"parameters": trained.numel, **found}
+
+    for name in names:
+        records.attempt({"network": network, "optimizer": name}, partial(case, name))

@@ -1,0 +1,249 @@
+"""Part (c): a language model on the Python source files of the machine.
+
+A GPT of 34 M parameters (8 layers x 512) on 64 x 512 tokens a step, in bfloat16
+autocast over float32 parameters, not compiled. All runs of one length have the same
+initial weights and batches. The default is untuned: it is given `total_steps` and
+nothing else. AdamW (betas .9 and .95, decay .1) and Muon (match_rms_adamw, decay .1,
+with AdamW at the same rate for tables, output layer and vectors) have 8 % of linear
+warm-up and then half a cosine to 0.
+
+validation: loss on held-out files, in nats a token; train: mean loss of the last tenth
+of the steps. seconds: of training, without evaluation and without compilation.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from benchmarks.gpu.corpus import Corpus, load_corpus
+from benchmarks.gpu.optimizers import Optimizers, adamw, muon
+from benchmarks.gpu.session import Records, Session
+from benchmarks.records import Record
+from benchmarks.shapes import Gpt, loss_of
+from meta_train.optimizers import cosine_schedule
+from ngopt import NGOptimizer
+
+WARM_UP = 0.08  # share of the steps
+EVALUATIONS = 10  # in a run
+
+
+class Run(NamedTuple):
+    """lr: of the baselines; None: there is nothing to tune."""
+
+    optimizer: str
+    lr: float | None
+    steps: int
+
+
+# In this order: the best rate of each, shorter runs, other rates, longer runs.
+RUNS = (
+    Run("default", None, 1000),
+    Run("AdamW", 0.001, 1000),
+    Run("Muon + AdamW", 0.004, 1000),
+    Run("default", None, 300),
+    Run("AdamW", 0.001, 300),
+    Run("Muon + AdamW", 0.004, 300),
+    Run("AdamW", 0.002, 1000),
+    Run("Muon + AdamW", 0.002, 1000),
+    Run("AdamW", 0.0005, 1000),
+    Run("Muon + AdamW", 0.008, 1000),
+    Run("AdamW", 0.004, 1000),
+    Run("Muon + AdamW", 0.001, 1000),
+    Run("default", None, 3000),
+    Run("Muon + AdamW", 0.004, 3000),
+    Run("AdamW", 0.001, 3000),
+)
+TINY_RUNS = (
+    Run("default", None, 20),
+    Run("AdamW", 0.001, 20),
+    Run("Muon + AdamW", 0.004, 20),
+)
+
+
+class Size(NamedTuple):
+    """Of the experiment.
+
+    width, heads, depth: of the GPT. length, batch: of sequences. vocabulary: of BPE.
+    tokens: for training. windows: sequences for validation.
+    """
+
+    width: int
+    heads: int
+    depth: int
+    length: int
+    batch: int
+    vocabulary: int
+    tokens: int
+    windows: int
+
+
+FULL = Size(512, 8, 8, 512, 64, 8192, 31_000_000, 512)
+TINY = Size(16, 2, 1, 16, 4, 300, 20_000, 8)
+# Seconds below which the tokens for a short look are fewer.
+LONG = 100.0
+FEW_TOKENS = 6_000_000
+
+
+class Data:
+    """A corpus on the device, and the places of its batches."""
+
+    def __init__(self, session: Session, size: Size, corpus: Corpus):
+        self.size, self.vocabulary = size, corpus.vocabulary
+        self.device = torch.device(session.device)
+        self._train = self._on_device(corpus.train)
+        validation = self._on_device(corpus.validation)
+        most = len(validation) - size.length - 1
+        self._held_out = validation
+        self._places = torch.linspace(0, most, size.windows).long().to(self.device)
+        self._offsets = torch.arange(size.length + 1, device=self.device)
+
+    def _on_device(self, tokens: np.ndarray) -> Tensor:
+        return torch.from_numpy(tokens.astype(np.int32)).to(self.device)
+
+    def starts(self, steps: int) -> Tensor:
+        """Where the windows of every batch begin: (steps, batch)."""
+        generator = torch.Generator().manual_seed(0)
+        high = len(self._train) - self.size.length
+        shape = steps, self.size.batch
+        return torch.randint(high, shape, generator=generator).to(self.device)
+
+    def batch(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens, and to each the next one: two times (batch, length)."""
+        return self._windows(self._train, starts)
+
+    def validation_batches(self) -> list[tuple[Tensor, Tensor]]:
+        places = self._places.split(self.size.batch)
+        return [self._windows(self._held_out, starts) for starts in places]
+
+    def _windows(self, tokens: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        windows = tokens[starts[:, None] + self._offsets].long()
+        return windows[:, :-1], windows[:, 1:]
+
+
+class Training:
+    """One run, step by step."""
+
+    def __init__(self, session: Session, data: Data, run: Run):
+        self.session, self.data, self.run = session, data, run
+        size = data.size
+        torch.manual_seed(0)
+        with data.device:
+            self.model: nn.Module = Gpt(
+                data.vocabulary, size.length, size.width, size.heads, size.depth
+            )
+        self.optimizers = built(self.model, run)
+        self.schedules = schedules_of(self.optimizers, run)
+        self.starts = data.starts(run.steps)
+        self.losses: list[Tensor] = []
+        self.curve: dict[str, list[float]] = {"steps": [], "seconds": [], "loss": []}
+        self.seconds = 0.0
+
+    def finish(self) -> Record:
+        """All steps. Raises Skipped as soon as they are seen not to fit."""
+        every = max(self.run.steps // EVALUATIONS, 1)
+        for first in range(0, self.run.steps, every):
+            last = min(first + every, self.run.steps)
+            taken = self.train(first, last)
+            self.evaluate(last)
+            if last < self.run.steps:
+                left = (self.run.steps - last) / (last - first)
+                self.session.check_left(left * taken)
+        losses = torch.stack(self.losses).tolist()
+        return {
+            "validation": self.curve["loss"][-1],
+            "train": fmean(losses[-every:]),
+            "ms": 1e3 * self.seconds / self.run.steps,
+            "seconds": self.seconds,
+            "curve": self.curve,
+            "losses": losses[:: max(every // 10, 1)],
+        }
+
+    def train(self, first: int, last: int) -> float:
+        """Makes some steps; returns the seconds that they take."""
+        self.session.synchronize()
+        start = time.perf_counter()
+        for number in range(first, last):
+            loss = loss_of(self.model, *self.data.batch(self.starts[number]))
+            loss.backward()
+            self.losses.append(loss.detach())
+            for optimizer in self.optimizers:
+                optimizer.step()
+            for schedule in self.schedules:
+                schedule.step()
+            self.model.zero_grad()
+        self.session.synchronize()
+        taken = time.perf_counter() - start
+        self.seconds += taken
+        return taken
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> None:
+        """Adds a point to the curve."""
+        batches = self.data.validation_batches()
+        losses = [loss_of(self.model, *batch) for batch in batches]
+        self.curve["steps"].append(step)
+        self.curve["seconds"].append(self.seconds)
+        self.curve["loss"].append(torch.stack(losses).mean().item())
+
+
+def built(model: nn.Module, run: Run) -> Optimizers:
+    if run.lr is None:
+        return [NGOptimizer(model.parameters(), total_steps=run.steps)]
+    make = adamw if run.optimizer == "AdamW" else muon
+    return make(model, run.lr)
+
+
+def schedules_of(optimizers: Optimizers, run: Run) -> list[LRScheduler]:
+    if run.lr is None:
+        return []
+    return [cosine_schedule(own, run.steps, WARM_UP) for own in optimizers]
+
+
+def run(session: Session) -> None:
+    records = Records(session, "lm")
+    size = TINY if session.tiny else FULL
+    if not session.tiny and session.left() < LONG:
+        size = size._replace(tokens=FEW_TOKENS)
+    found: list[Data] = []
+    records.attempt({"what": "tokens"}, partial(prepare, session, size, found))
+    if not found:
+        return
+    (data,) = found
+    records.attempt({"what": "warm-up"}, partial(warm_up, session, data))
+    seconds: dict[str, float] = {}  # a step, by optimizer
+    for own in TINY_RUNS if session.tiny else RUNS:
+
+        def case(own: Run = own) -> Record:
+            session.check_left(seconds.get(own.optimizer, 0) * own.steps)
+            return Training(session, data, own).finish()
+
+        about = {"what": "run", **own._asdict()}
+        record = records.attempt(about, case)
+        if "ms" in record:
+            seconds[own.optimizer] = 1e-3 * record["ms"]
+
+
+def warm_up(session: Session, data: Data) -> Record:
+    """Compiles what the default compiles, so that no run has it in its time."""
+    Training(session, data, TINY_RUNS[0]).train(0, TINY_RUNS[0].steps)
+    return {}
+
+
+def prepare(session: Session, size: Size, found: list[Data]) -> Record:
+    """Adds the data to `found`, and describes it."""
+    corpus = load_corpus(session, size.tokens, size.vocabulary)
+    found.append(Data(session, size, corpus))
+    return {
+        "tokenizer": corpus.tokenizer,
+        "vocabulary": corpus.vocabulary,
+        "train_tokens": len(corpus.train),
+        "validation_tokens": len(corpus.validation),
+    }

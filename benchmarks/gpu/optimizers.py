@@ -1,0 +1,112 @@
+"""Optimizers that are compared: lists of them, stepped one after the other."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from benchmarks.gpu.session import Skipped
+from ngopt import NGOptimizer
+
+HORIZON = 1000
+BETAS, DECAY = (0.9, 0.95), 0.1  # of AdamW on language models
+
+Optimizers = list[Optimizer]
+Make = Callable[[nn.Module], Optimizers]
+
+
+def adamw(model: nn.Module, lr: float = 1e-3) -> Optimizers:
+    """Fused where torch can. Matrices and tables decay, as in nanoGPT."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    return [_adamw(params, lr)]
+
+
+def _adamw(params: Sequence[nn.Parameter], lr: float) -> Optimizer:
+    matrices = [p for p in params if p.ndim >= 2]
+    vectors = [p for p in params if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": DECAY},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr, betas=BETAS, fused=True)
+
+
+def muon(model: nn.Module, lr: float = 1e-3) -> Optimizers:
+    """torch's Muon on hidden matrices; AdamW at the same rate on all else."""
+    if not hasattr(torch.optim, "Muon"):
+        raise Skipped(f"torch {torch.__version__} has no torch.optim.Muon")
+    matrices, others = hidden_matrices(model)
+    own = torch.optim.Muon(
+        matrices, lr, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"
+    )
+    return [own, _adamw(others, lr)]
+
+
+def hidden_matrices(
+    model: nn.Module,
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices that are neither a table nor the output layer; all other parameters."""
+    excluded: set[nn.Parameter] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or name.endswith("lm_head"):
+            excluded.update(module.parameters())
+    params = list(model.parameters())
+    matrices = [p for p in params if p.ndim == 2 and p not in excluded]
+    chosen = set(matrices)
+    return matrices, [p for p in params if p not in chosen]
+
+
+def default(model: nn.Module) -> Optimizers:
+    return [NGOptimizer(model.parameters(), total_steps=HORIZON)]
+
+
+def default_open(model: nn.Module) -> Optimizers:
+    """Without a horizon, which keeps an average of the weights."""
+    return [NGOptimizer(model.parameters())]
+
+
+def feedforward(model: nn.Module) -> Optimizers:
+    return [NGOptimizer(model.parameters(), weights="ff")]
+
+
+def graph_network(model: nn.Module) -> Optimizers:
+    return [NGOptimizer(model.parameters(), weights="ng-gnn")]
+
+
+def heavyball_soap(model: nn.Module) -> Optimizers:
+    """heavyball's SOAP with its defaults, not compiled."""
+    try:
+        heavyball = importlib.import_module("heavyball")
+    except ImportError as error:
+        raise Skipped("heavyball is not installed") from error
+    heavyball.utils.compile_mode = None
+    return [heavyball.SOAP(model.parameters(), lr=1e-3)]
+
+
+def emerging_soap(model: nn.Module) -> Optimizers:
+    """NVIDIA's SOAP with its defaults, of hidden matrices alone; AdamW on all else."""
+    for name in ("emerging_optimizers.soap", "emerging_optimizers.legacy_soap"):
+        try:
+            soap = importlib.import_module(name).SOAP
+        except (ImportError, AttributeError):
+            continue
+        matrices, others = hidden_matrices(model)
+        return [soap(matrices, lr=1e-3), _adamw(others, 1e-3)]
+    raise Skipped("emerging_optimizers is not installed")
+
+
+OPTIMIZERS: dict[str, Make] = {
+    "AdamW, fused": adamw,
+    "default": default,
+    "default, eager": default,
+    "Muon + AdamW": muon,
+    "default, no horizon": default_open,
+    "ff": feedforward,
+    "ng-gnn": graph_network,
+    "heavyball SOAP": heavyball_soap,
+    "Emerging-Optimizers SOAP": emerging_soap,
+}

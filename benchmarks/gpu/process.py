@@ -1,0 +1,46 @@
+"""Parts run in processes of their own, so that what ends one leaves the others."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import multiprocessing
+import warnings
+
+import torch
+
+from benchmarks.gpu.session import Session
+
+GRACE = 30.0  # seconds that a part has to end a case it has begun
+
+
+def run_part(part: str, session: Session) -> None:
+    """The whole of a part, in a process of its own."""
+    if not session.is_cuda:
+        torch.set_num_threads(1)
+    logging.getLogger("ngopt").setLevel(logging.ERROR)
+    warnings.filterwarnings(
+        "ignore", "Learning rate changed between steps", UserWarning
+    )
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    importlib.import_module(f"benchmarks.gpu.{part}").run(session)
+
+
+def in_process(part: str, session: Session) -> str | None:
+    """Runs a part in a new process; returns why it did not come to its end, or None.
+
+    So an error of CUDA, which a process does not survive, ends one part alone.
+    """
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=run_part, args=(part, session))
+    process.start()
+    process.join(max(session.left(), 0) + GRACE)
+    if process.exitcode is None:
+        process.terminate()
+        process.join(GRACE)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        return f"stopped {GRACE:.0f} s after its time was over"
+    return None if process.exitcode == 0 else f"ended with exit code {process.exitcode}"

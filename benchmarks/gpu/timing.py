@@ -1,0 +1,124 @@
+"""Milliseconds, kernels and memory of a step on a device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import (
+    DeviceType,  # pyright: ignore[reportPrivateImportUsage]
+)
+from torch.optim import Optimizer
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.gpu.session import Session
+from benchmarks.records import Record
+
+WARM_UP, REPEATS = 14, 20
+TINY_WARM_UP, TINY_REPEATS = 2, 3
+LONGEST = 16.0  # seconds of steps that are timed together
+SHOWN = 12  # kernels that are listed
+MIB = 1 << 20
+
+Step = Callable[[], object]
+
+
+class Times(NamedTuple):
+    """first_s: seconds of the first step. ms, worst_ms: median, slowest of `steps`."""
+
+    first_s: float
+    ms: float
+    worst_ms: float
+    steps: int
+
+
+def timed(session: Session, step: Step, prepare: Step | None = None) -> Times:
+    """Times of a step, each between two synchronisations, after a warm-up.
+
+    prepare: is called before every step, outside of its time. A step that is slow is
+    warmed up and timed less often.
+    """
+
+    def seconds() -> float:
+        if prepare is not None:
+            prepare()
+        session.synchronize()
+        start = perf_counter()
+        step()
+        session.synchronize()
+        return perf_counter() - start
+
+    counts = (TINY_WARM_UP, TINY_REPEATS) if session.tiny else (WARM_UP, REPEATS)
+    longest = min(LONGEST, max(session.left(), 0))
+    warm_up = _repeated(seconds, counts[0], longest / 2)
+    times = _repeated(seconds, counts[1], longest / 2)
+    return Times(warm_up[0], 1e3 * median(times), 1e3 * max(times), len(times))
+
+
+def _repeated(seconds: Callable[[], float], count: int, longest: float) -> list[float]:
+    """So many times, at least one, until they add up to `longest` seconds."""
+    found = [seconds()]
+    while len(found) < count and sum(found) < longest:
+        found.append(seconds())
+    return found
+
+
+def state_bytes(session: Session, optimizers: Sequence[Optimizer]) -> int:
+    """Bytes of optimizer state on the device; tensors of one storage count once."""
+    storages: dict[int, int] = {}
+    for optimizer in optimizers:
+        for x in tree_leaves([*optimizer.state.values()]):
+            if isinstance(x, Tensor) and x.device.type == session.device:
+                storage = x.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def transient_bytes(session: Session, step: Step) -> int | None:
+    """The peak of memory on a GPU during a step, beyond what was there before."""
+    if not session.is_cuda:
+        step()
+        return None
+    session.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    session.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def mib(count: int | None) -> float | None:
+    return None if count is None else count / MIB
+
+
+def profiled(session: Session, step: Step, steps: int) -> Record:
+    """Kernels, copies and milliseconds of the device in a step: means over some steps.
+
+    kernel_ms: of those that take most time, in a step.
+    """
+    if not session.is_cuda:
+        return {"kernels": None, "copies": None, "device_ms": None}
+    session.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(steps):
+            step()
+        session.synchronize()
+    events = [e for e in found.events() or [] if e.device_type == DeviceType.CUDA]
+    is_copy = [e.name.startswith(("Memcpy", "Memset")) for e in events]
+    spent: Counter[str] = Counter()
+    for event in events:
+        spent[event.name] += event.time_range.elapsed_us()
+    return {
+        "kernels": (len(events) - sum(is_copy)) / steps,
+        "copies": sum(is_copy) / steps,
+        "device_ms": 1e-3 * spent.total() / steps,
+        "kernel_ms": {
+            name[:90]: 1e-3 * us / steps for name, us in spent.most_common(SHOWN)
+        },
+    }

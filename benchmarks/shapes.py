@@ -1,0 +1,276 @@
+"""Networks of the sizes that are trained on a GPU, and batches for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INITIAL_STD = 0.02  # of GPT-2's weights and tables
+ROTARY_BASE = 10_000.0
+IMAGE = 3, 224, 224
+
+
+# --- GPT-2, in the names of nanoGPT ---
+
+
+class GptAttention(nn.Module):
+    """Causal attention with queries, keys and values of one fused layer."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.c_attn = nn.Linear(width, 3 * width)
+        self.c_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fused = self.c_attn(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = fused.permute(2, 0, 3, 1, 4)  # (b, heads, t, width / heads) each
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.c_proj(y.transpose(1, 2).flatten(2))
+
+
+class GptMlp(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class GptBlock(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = GptAttention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = GptMlp(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Gpt(nn.Module):
+    """GPT-2 with an output layer of its own (untied), initialised as GPT-2.
+
+    vocabulary: number of tokens. length: longest sequence.
+    """
+
+    def __init__(
+        self, vocabulary: int, length: int, width: int, heads: int, depth: int
+    ):
+        super().__init__()
+        self.wte = nn.Embedding(vocabulary, width)
+        self.wpe = nn.Embedding(length, width)
+        self.h = nn.ModuleList(GptBlock(width, heads) for _ in range(depth))
+        self.ln_f = nn.LayerNorm(width)
+        self.lm_head = nn.Linear(width, vocabulary, bias=False)
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                scale = (2 * depth) ** -0.5 if "c_proj" in name else 1.0
+                nn.init.normal_(p, std=scale * INITIAL_STD)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: (b, t) int64; returns logits (b, t, vocabulary)"""
+        x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
+        for block in self.h:
+            x = block(x)
+        return self.lm_head(self.ln_f(x))
+
+
+# --- Llama, in the names of transformers ---
+
+
+class LlamaAttention(nn.Module):
+    """Causal attention with rotary positions and separate queries, keys and values."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        projections = self.q_proj, self.k_proj, self.v_proj
+        split = [
+            f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in projections
+        ]
+        q, k, v = split  # (b, heads, t, width / heads) each
+        y = F.scaled_dot_product_attention(rotary(q), rotary(k), v, is_causal=True)
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+
+def rotary(x: Tensor) -> Tensor:
+    """Values (..., t, d) with pairs rotated by angles that grow with the position."""
+    length, size = x.shape[-2:]
+    half = torch.arange(size // 2, device=x.device, dtype=torch.float32)
+    position = torch.arange(length, device=x.device, dtype=torch.float32)
+    angle = position[:, None] * ROTARY_BASE ** (-2 * half / size)  # (t, d / 2)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
+
+
+class LlamaMlp(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class LlamaLayer(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int):
+        super().__init__()
+        self.self_attn = LlamaAttention(width, heads)
+        self.mlp = LlamaMlp(width, hidden)
+        self.input_layernorm = nn.RMSNorm(width)
+        self.post_attention_layernorm = nn.RMSNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nn.Module):
+    """A Llama with an output layer of its own (untied). hidden: width of the MLPs."""
+
+    def __init__(
+        self, vocabulary: int, width: int, heads: int, hidden: int, depth: int
+    ):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocabulary, width)
+        layers = (LlamaLayer(width, heads, hidden) for _ in range(depth))
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.RMSNorm(width)
+        self.lm_head = nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: (b, t) int64; returns logits (b, t, vocabulary)"""
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.lm_head(self.norm(x))
+
+
+# --- Networks by name ---
+
+
+def torchvision_model(name: str) -> nn.Module:
+    import torchvision
+
+    return torchvision.models.get_model(name, weights=None)
+
+
+def transformers_gpt2() -> nn.Module:
+    """GPT-2 small of the `transformers` package: Conv1D layers, and one tied table."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config())
+
+
+def small_cnn() -> nn.Module:
+    """Batch norm, a bias that it makes superfluous left out, and sizes with gaps."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 10),
+    )
+
+
+def plain_cnn() -> nn.Module:
+    """A chain of 3x3 convolutions and a linear layer, which every metanet reads."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 10),
+    )
+
+
+GPT_34M = partial(Gpt, 8192, 512, 512, 8, 8)
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "GPT-2 124M": partial(Gpt, 50304, 1024, 768, 12, 12),
+    "ResNet-50": partial(torchvision_model, "resnet50"),
+    "ViT-B/16": partial(torchvision_model, "vit_b_16"),
+    "Llama 16 x 1,024": partial(Llama, 32000, 1024, 16, 2816, 16),
+    "GPT-2 of transformers": transformers_gpt2,
+    "GPT 34M": GPT_34M,
+}
+"""Networks whose steps are counted (`benchmarks.launches`)."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network, and the shape of the batches that it is trained on.
+
+    make: the network. inputs: shape of a batch: images (b, 3, height, width), or tokens
+    (b, t). classes: of the targets: one for each image, or for each token.
+    """
+
+    make: Callable[[], nn.Module]
+    inputs: tuple[int, ...]
+    classes: int
+
+    def batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Random inputs and targets on a device, the same in every run."""
+        generator = torch.Generator().manual_seed(0)
+        is_images = len(self.inputs) == 4
+        shape = self.inputs[:1] if is_images else self.inputs
+        targets = torch.randint(self.classes, shape, generator=generator)
+        if is_images:
+            inputs = torch.randn(self.inputs, generator=generator)
+        else:
+            inputs = torch.randint(self.classes, shape, generator=generator)
+        return inputs.to(device), targets.to(device)
+
+
+def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy, mean over targets; on a GPU in bfloat16 autocast."""
+    device = inputs.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        logits = model(inputs)  # (..., classes)
+        return F.cross_entropy(logits.view(prod(targets.shape), -1), targets.flatten())
+
+
+WORKLOADS = {
+    "GPT-2 124M": Workload(NETWORKS["GPT-2 124M"], (16, 1024), 50304),
+    "ResNet-50": Workload(NETWORKS["ResNet-50"], (128, *IMAGE), 1000),
+    "ViT-B/16": Workload(NETWORKS["ViT-B/16"], (128, *IMAGE), 1000),
+    "Llama 0.5B": Workload(partial(Llama, 32000, 1024, 16, 2816, 32), (8, 1024), 32000),
+    "GPT 34M": Workload(GPT_34M, (64, 512), 8192),
+}
+"""What is trained on a GPU (`benchmarks.gpu`)."""
+
+TINY_WORKLOADS = {
+    "tiny GPT": Workload(partial(Gpt, 64, 8, 16, 2, 2), (2, 8), 64),
+    "tiny CNN": Workload(small_cnn, (4, 3, 8, 8), 10),
+    "tiny Llama": Workload(partial(Llama, 64, 16, 2, 24, 2), (2, 8), 64),
+}
+"""The same kinds for a test on a CPU."""
