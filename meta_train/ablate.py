@@ -25,7 +25,7 @@ FIRST_SEED = 3_000_000
 PARTS: dict[str, Mapping[str, Any]] = {
     "eigenbases (against Adam)": {"longest": 1},
     "both sides of long matrices": {"budget": 0.5},
-    "renewal every 10 (against 50)": {"renew_every": 50},
+    "frequent renewal (against 50)": {"renew_every": 50},
     "Nesterov's momentum": {"nesterov": 0.0},
     "scale by fan": {"fan_exponent": 0.0},
     "steps as shares of the weights": {
@@ -74,21 +74,15 @@ def run(config: Config) -> None:
         ]
         for part, found in worth.items()
     ]
-    write_json(
-        folder / "ablation.json", {"config": asdict(config), "worth": worth}
-    )
-    (folder / "ablation.md").write_text(
-        "\n".join(markdown(header, body)) + "\n"
-    )
+    write_json(folder / "ablation.json", {"config": asdict(config), "worth": worth})
+    (folder / "ablation.md").write_text("\n".join(markdown(header, body)) + "\n")
     print("\n".join(align(header, body)))
     print(
         "Rise of the log of the validation loss without the part; more is better for the part."
     )
 
 
-def losses_without(
-    without: list[Record], whole: list[Record]
-) -> dict[str, float]:
+def losses_without(without: list[Record], whole: list[Record]) -> dict[str, float]:
     """By problem, how much the log of the validation loss rises without a part."""
     return gains(whole, without)
 

@@ -46,23 +46,14 @@ class Setting:
         self, candidates: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, list[Record]]:
         """The records of candidates, by name; each is a set of changes of `SoapConfig()`."""
-        runs = {
-            name: self.runs(name, changes)
-            for name, changes in candidates.items()
-        }
+        runs = {name: self.runs(name, changes) for name, changes in candidates.items()}
         flat = [run for some in runs.values() for run in some]
         with tqdm(total=len(flat), unit="run") as bar:
-            records = iter(
-                execute(flat, self.folder / "records", self.processes, bar)
-            )
-        return {
-            name: [next(records) for _ in some] for name, some in runs.items()
-        }
+            records = iter(execute(flat, self.folder / "records", self.processes, bar))
+        return {name: [next(records) for _ in some] for name, some in runs.items()}
 
 
-def gains(
-    records: Sequence[Record], references: Sequence[Record]
-) -> dict[str, float]:
+def gains(records: Sequence[Record], references: Sequence[Record]) -> dict[str, float]:
     """By problem: mean over seeds of log(loss of the reference / loss), validation, within +- MOST.
 
     A run that diverged counts -MOST.
@@ -78,8 +69,4 @@ def gains(
 
 def _log_loss(record: Record) -> float:
     loss = record["validation"]["loss"]
-    return (
-        log(loss)
-        if loss is not None and isfinite(loss) and loss > 0
-        else log(1e9)
-    )
+    return log(loss) if loss is not None and isfinite(loss) and loss > 0 else log(1e9)

@@ -27,9 +27,7 @@ def write(
         torch.save({**state, "config": config}, part)
 
 
-def read(
-    folder: str | Path, config: Mapping[str, Any]
-) -> dict[str, Any] | None:
+def read(folder: str | Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The state that `write` kept; None where there is none.
 
     Raises ValueError when it was made with other settings (more outer steps or processes are
@@ -42,9 +40,7 @@ def read(
     may_change = {key: config[key] for key in ("outer_steps", *NO_MATTER)}
     odd = differences({**state.pop("config"), **may_change}, config)
     if odd:
-        raise ValueError(
-            f"checkpoint '{path}': made with other settings: {odd}"
-        )
+        raise ValueError(f"checkpoint '{path}': made with other settings: {odd}")
     return state
 
 

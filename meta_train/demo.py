@@ -51,9 +51,7 @@ def demo(config: Config) -> dict[str, Record]:
     learned = load_optimizer(config.weights)
     size = (config.seed, config.steps, "evaluation", max(config.steps // 20, 1))
     runs = {
-        f"{name} (tuned: lr {lr:g}, cosine)": Run(
-            PROBLEM, optimizer, lr, None, *size
-        )
+        f"{name} (tuned: lr {lr:g}, cosine)": Run(PROBLEM, optimizer, lr, None, *size)
         for name, (optimizer, lr) in TUNED.items()
     }
     label = "NGOptimizer (untuned)"
@@ -89,18 +87,12 @@ def run(config: Config) -> None:
     folder = Path(config.folder)
     make_folder(folder)
     records = demo(config)
-    write_json(
-        folder / "results.json", {"config": asdict(config), "records": records}
-    )
+    write_json(folder / "results.json", {"config": asdict(config), "records": records})
     picture = folder / "curves.png"
     groups = {label: [record] for label, record in records.items()}
     *_, ours = groups
     plot_curves(picture, f"{PROBLEM}, seed {config.seed}", groups, ours)
-    print(
-        "\n".join(
-            ["", *align(HEADER, [cells(*item) for item in records.items()])]
-        )
-    )
+    print("\n".join(["", *align(HEADER, [cells(*item) for item in records.items()])]))
     print(f"\nThe loss and accuracy curves are in {picture}.")
 
 

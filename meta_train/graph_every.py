@@ -110,9 +110,7 @@ def measure(config: Config, learned: LearnedOptimizer, folder: Path) -> Found:
     for k in config.every:
         path = folder / f"every-{k}.safetensors"
         own = looking_every(learned, k)
-        runs += runs_of(
-            own, path, config.problems, range(config.seeds), "evaluation"
-        )
+        runs += runs_of(own, path, config.problems, range(config.seeds), "evaluation")
     with tqdm(total=len(runs), unit="run") as bar:
         records = iter(execute(runs, folder / "records", config.processes, bar))
     found: Found = {problem: {} for problem in config.problems}
@@ -124,16 +122,10 @@ def measure(config: Config, learned: LearnedOptimizer, folder: Path) -> Found:
 
 def chosen(by_k: Mapping[int, Sequence[Record]]) -> int:
     """The largest k that costs no more than one standard error of validation accuracy."""
-    values = {
-        k: accuracies(records, "validation") for k, records in by_k.items()
-    }
-    error = (
-        stdev(values[1]) / sqrt(len(values[1])) if len(values[1]) > 1 else 0.0
-    )
+    values = {k: accuracies(records, "validation") for k, records in by_k.items()}
+    error = stdev(values[1]) / sqrt(len(values[1])) if len(values[1]) > 1 else 0.0
     return max(
-        k
-        for k, some in values.items()
-        if fmean(some) >= fmean(values[1]) - error
+        k for k, some in values.items() if fmean(some) >= fmean(values[1]) - error
     )
 
 
@@ -163,9 +155,7 @@ def _cells(problem: str, k: int, records: Sequence[Record]) -> list[str]:
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
-    return spread(
-        f"{fmean(values):.2f}", f"{deviation(values):.2f}", len(values)
-    )
+    return spread(f"{fmean(values):.2f}", f"{deviation(values):.2f}", len(values))
 
 
 def draw(path: Path, found: Found) -> None:

@@ -79,16 +79,10 @@ class Config:
     def groups(self) -> dict[str, list[str]]:
         """Over what optimizers are ranked: each list that was asked for, and all problems."""
         groups = {
-            given: list(LISTS[given])
-            for given in self.problems
-            if given in LISTS
+            given: list(LISTS[given]) for given in self.problems if given in LISTS
         }
         names = list(problem_names(self.problems))
-        return (
-            groups
-            if names in groups.values()
-            else {**groups, "all problems": names}
-        )
+        return groups if names in groups.values() else {**groups, "all problems": names}
 
 
 @dataclass(frozen=True)
@@ -110,16 +104,12 @@ class Leaderboard:
     def lines(self, row: Row) -> list[str]:
         """A row as text, with its rank."""
         field = {
-            r.optimizer: r.test_loss
-            for r in self.rows
-            if r.problem == row.problem
+            r.optimizer: r.test_loss for r in self.rows if r.problem == row.problem
         }
         rank = standings.ranks(field)[row.optimizer]
         return report.cells(row, rank, self.reached[row.problem, row.optimizer])
 
-    def standings_tables(
-        self, draw: Callable[..., list[str]]
-    ) -> list[list[str]]:
+    def standings_tables(self, draw: Callable[..., list[str]]) -> list[list[str]]:
         """Lines of the tables of standings, each below its title.
 
         draw: makes the lines from header and body.
@@ -147,9 +137,7 @@ def compare(config: Config) -> Leaderboard:
     tuning: Grouped = {}
     records: Grouped = {}
     refusals: list[str] = []
-    total = sum(
-        len(spec.lrs) * config.tuning_seeds + config.seeds for spec in specs
-    )
+    total = sum(len(spec.lrs) * config.tuning_seeds + config.seeds for spec in specs)
     with tqdm(total=len(problems) * total, unit="run") as bar:
         run_all = partial(
             execute,
@@ -161,17 +149,11 @@ def compare(config: Config) -> Leaderboard:
             model = load_problem(problem).init(0)
             refused = {spec.name: spec.refusal(model) for spec in specs}
             refusals += [
-                f"{name} on {problem}: {why}."
-                for name, why in refused.items()
-                if why
+                f"{name} on {problem}: {why}." for name, why in refused.items() if why
             ]
             able = [spec for spec in specs if not refused[spec.name]]
             bar.update(config.seeds * (len(specs) - len(able)))
-            plans = [
-                run
-                for spec in able
-                for run in plan_tuning(problem, spec, config)
-            ]
+            plans = [run for spec in able for run in plan_tuning(problem, spec, config)]
             tuning |= _grouped(run_all(plans))
             plans = []
             for spec in able:
@@ -179,9 +161,7 @@ def compare(config: Config) -> Leaderboard:
                 plans += plan_evaluation(problem, spec, lr, config)
             records |= _grouped(run_all(plans))
     if not records:
-        raise ValueError(
-            f"optimizers: expected some that fit: {' '.join(refusals)}"
-        )
+        raise ValueError(f"optimizers: expected some that fit: {' '.join(refusals)}")
     board = replace(judge(records, tuning, config.groups()), refusals=refusals)
     write_report(folder, config, board)
     return board
@@ -193,8 +173,7 @@ def plan_tuning(problem: str, spec: OptimizerSpec, config: Config) -> list[Run]:
     steps = _steps(problem, config)
     choices = product(spec.lrs, seeds)
     return [
-        Run(problem, spec.name, lr, None, seed, steps, "tuning")
-        for lr, seed in choices
+        Run(problem, spec.name, lr, None, seed, steps, "tuning") for lr, seed in choices
     ]
 
 
@@ -213,9 +192,7 @@ def plan_evaluation(
         config.curve_split,
     )
     seeds = range(config.seeds)
-    return [
-        Run(problem, spec.name, lr, spec.weights, seed, *rest) for seed in seeds
-    ]
+    return [Run(problem, spec.name, lr, spec.weights, seed, *rest) for seed in seeds]
 
 
 def choose_lr(tuning: Sequence[Record]) -> float | None:
@@ -228,9 +205,7 @@ def judge(
     records: Grouped, tuning: Grouped, groups: Mapping[str, Sequence[str]]
 ) -> Leaderboard:
     """Rows of evaluation and tuning records, and standings over groups of problems."""
-    rows = [
-        summarize(found, tuning.get(key, [])) for key, found in records.items()
-    ]
+    rows = [summarize(found, tuning.get(key, [])) for key, found in records.items()]
     reached = {}
     for (problem, optimizer), found in records.items():
         references = records.get((problem, REFERENCE), [])
@@ -268,9 +243,7 @@ def write_report(
     )
     for problem in dict.fromkeys(row.problem for row in board.rows):
         rows = [row for row in board.rows if row.problem == problem]
-        groups = {
-            _label(row): board.records[problem, row.optimizer] for row in rows
-        }
+        groups = {_label(row): board.records[problem, row.optimizer] for row in rows}
         title = f"{problem}: mean and range over {config.seeds} seed(s)"
         plot_curves(folder / f"{file_name(problem)}.png", title, groups, OURS)
 
@@ -289,9 +262,7 @@ def _grouped(records: Sequence[Record]) -> Grouped:
 
 
 def _label(row: Row) -> str:
-    return (
-        row.optimizer if row.lr is None else f"{row.optimizer} (lr {row.lr:g})"
-    )
+    return row.optimizer if row.lr is None else f"{row.optimizer} (lr {row.lr:g})"
 
 
 def _json(value: Any) -> Any:

@@ -33,9 +33,7 @@ class LivePicture:
     def show_validation(self, step: int, metrics: Metrics) -> None:
         self._writer.add_scalar("validation/loss", metrics.loss, step)
         if metrics.accuracy is not None:
-            self._writer.add_scalar(
-                "validation/accuracy", metrics.accuracy, step
-            )
+            self._writer.add_scalar("validation/accuracy", metrics.accuracy, step)
 
     def show_gradients(self, step: int, metanet: nn.Module) -> None:
         """Norms of the metanet's latest meta-gradient, one for each tensor."""
@@ -67,6 +65,5 @@ def relative_updates(
         after, _ = unroll(optimizee, before, rule, 1, hyper)
     rows = zip(optimizee.names, before.params, after.params, strict=True)
     return {
-        name: ((q - p).norm() / p.norm().clamp(min=1e-12)).item()
-        for name, p, q in rows
+        name: ((q - p).norm() / p.norm().clamp(min=1e-12)).item() for name, p, q in rows
     }

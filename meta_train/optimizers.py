@@ -53,9 +53,7 @@ class OptimizerSpec:
     lr: float = 1.0
     weights: str | None = None
 
-    def build(
-        self, model: nn.Module, lr: float | None, total_steps: int
-    ) -> Built:
+    def build(self, model: nn.Module, lr: float | None, total_steps: int) -> Built:
         """The optimizer, and the scheduler (or None) to step after it.
 
         Raises ValueError if one that has to be tuned is given no learning rate.
@@ -102,9 +100,7 @@ class MuonWithAdam(Optimizer):
         super().__init__(params, {"lr": lr})
         members = self.param_groups[0]["params"]
         excepted = set(with_adam)
-        self._kernels = [
-            p for p in members if p.ndim >= 2 and p not in excepted
-        ]
+        self._kernels = [p for p in members if p.ndim >= 2 and p not in excepted]
         for p in self._kernels:
             if not p.is_contiguous():
                 raise ValueError(
@@ -115,17 +111,13 @@ class MuonWithAdam(Optimizer):
         others = [p for p in members if p.ndim < 2 or p in excepted]
         self._parts: list[Optimizer] = []
         if self._matrices:
-            self._parts.append(
-                torch.optim.Muon(self._matrices, lr, weight_decay=0.0)
-            )
+            self._parts.append(torch.optim.Muon(self._matrices, lr, weight_decay=0.0))
         if others:
             self._parts.append(torch.optim.Adam(others, lr))
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
-            matrix.grad = (
-                None if kernel.grad is None else kernel.grad.flatten(1)
-            )
+            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
         for part in self._parts:
             part.param_groups[0]["lr"] = self.param_groups[0]["lr"]
             part.step()
@@ -194,9 +186,7 @@ def _adam_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
 
 
 def _adamw_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr, weight_decay=WEIGHT_DECAY
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=WEIGHT_DECAY)
     return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
 
 
@@ -214,19 +204,13 @@ def _schedule_free(model: nn.Module, lr: float, total_steps: int) -> Built:
 
 
 def _muon_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
-    tables = (
-        module for module in model.modules() if isinstance(module, EMBEDDINGS)
-    )
-    embeddings = [
-        parameter for table in tables for parameter in table.parameters()
-    ]
+    tables = (module for module in model.modules() if isinstance(module, EMBEDDINGS))
+    embeddings = [parameter for table in tables for parameter in table.parameters()]
     optimizer = MuonWithAdam(model.parameters(), lr, embeddings)
     return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
 
 
-def _soap_cosine(
-    kind: str, model: nn.Module, lr: float, total_steps: int
-) -> Built:
+def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Built:
     """heavyball's SOAP or KLSOAP with its defaults: a new basis every second step, decay .01.
 
     Not compiled: on small networks and a CPU, compiling takes longer than the whole run.
@@ -269,9 +253,7 @@ OPTIMIZERS = {
         OptimizerSpec("schedule-free", _schedule_free, SCHEDULE_FREE_LRS),
         OptimizerSpec("muon-cosine", _muon_cosine, MUON_LRS),
         OptimizerSpec("soap-cosine", partial(_soap_cosine, "SOAP"), SOAP_LRS),
-        OptimizerSpec(
-            "kl-soap-cosine", partial(_soap_cosine, "KLSOAP"), SOAP_LRS
-        ),
+        OptimizerSpec("kl-soap-cosine", partial(_soap_cosine, "KLSOAP"), SOAP_LRS),
         OptimizerSpec("adam-default", _adam, lr=0.001),  # torch's
         OptimizerSpec("muon-default", _muon_cosine, lr=0.02),  # its author's
     )

@@ -60,17 +60,13 @@ def _row(result: Result, clip_norm: float) -> Tensor:
         gradient.norm().item(),
         result.seconds,
     ]
-    kept = (
-        clip(gradient, clip_norm) if is_usable else torch.zeros_like(gradient)
-    )
+    kept = clip(gradient, clip_norm) if is_usable else torch.zeros_like(gradient)
     head = torch.tensor(numbers, dtype=torch.float64)
     return torch.cat([head, kept.double().cpu()])
 
 
 def _outcome(row: Tensor, like: Tensor) -> Outcome:
-    is_usable, meta_loss, inner_loss, first_loss, norm, seconds = row[
-        :HEAD
-    ].tolist()
+    is_usable, meta_loss, inner_loss, first_loss, norm, seconds = row[:HEAD].tolist()
     return Outcome(
         bool(is_usable),
         meta_loss,

@@ -51,7 +51,5 @@ def comparison(config: Config) -> Leaderboard:
     Raises ValueError if an optimizer is unknown, before anything runs.
     """
     return compare(
-        leaderboard.Config(
-            problems=("paper",), curve_split="test", **vars(config)
-        )
+        leaderboard.Config(problems=("paper",), curve_split="test", **vars(config))
     )

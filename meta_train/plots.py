@@ -87,9 +87,7 @@ def _has_accuracy(records: Sequence[Record]) -> bool:
 def _label_training(axes: Axes, groups: Groups) -> None:
     record = next(iter(groups.values()))[0]
     axes.set_ylabel(f"training loss, mean of {record['losses_every']} steps")
-    first = [
-        record["losses"][0] for records in groups.values() for record in records
-    ]
+    first = [record["losses"][0] for records in groups.values() for record in records]
     _scale_loss(axes, first)
 
 
@@ -100,9 +98,7 @@ def _label_curves(axes: Axes, groups: Groups) -> None:
         return
     axes.set_ylabel(f"{split} loss")
     first = [
-        record["curve"]["loss"][0]
-        for records in groups.values()
-        for record in records
+        record["curve"]["loss"][0] for records in groups.values() for record in records
     ]
     _scale_loss(axes, first)
 

@@ -122,9 +122,7 @@ def mean_validation_losses(records: Sequence[Record]) -> dict[float, float]:
     losses: dict[float, list[float]] = {}
     for record in records:
         loss = record["validation"]["loss"]
-        losses.setdefault(record["run"]["lr"], []).append(
-            inf if loss is None else loss
-        )
+        losses.setdefault(record["run"]["lr"], []).append(inf if loss is None else loss)
     return {lr: fmean(values) for lr, values in losses.items()}
 
 
@@ -192,14 +190,10 @@ def _remarks(row: Row) -> list[str]:
     lines = []
     name = f"{row.optimizer} on {row.problem}"
     if row.tuning:
-        tried = ", ".join(
-            f"{lr:g}: {digits(loss)}" for lr, loss in row.tuning.items()
-        )
+        tried = ", ".join(f"{lr:g}: {digits(loss)}" for lr, loss in row.tuning.items())
         lines.append(f"Validation loss by lr, {name}: {tried}.")
     if row.diverged:
-        lines.append(
-            f"{name}: the loss of {row.diverged} of {row.runs} runs diverged."
-        )
+        lines.append(f"{name}: the loss of {row.diverged} of {row.runs} runs diverged.")
     return lines
 
 

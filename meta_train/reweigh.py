@@ -92,9 +92,7 @@ def reweighed(
     first = next(copy.head.parameters())
     with torch.no_grad():
         first.mul_(first.new_tensor(factors))
-    return scaled(
-        replace(learned, metanet=copy), Scale(exp(logarithms[UPDATE]))
-    )
+    return scaled(replace(learned, metanet=copy), Scale(exp(logarithms[UPDATE])))
 
 
 def names_of(learned: LearnedOptimizer) -> tuple[str, ...]:
@@ -114,10 +112,7 @@ class Trainings:
         """Validation losses, one a problem. key: of the seed."""
         seed = derive_seed(self.config.seed, 30, *key)
         optimizees = [Optimizee(problem, seed) for problem in self.problems]
-        return [
-            whole_run(one, learned, self.config.steps).loss
-            for one in optimizees
-        ]
+        return [whole_run(one, learned, self.config.steps).loss for one in optimizees]
 
 
 def gain(losses: Sequence[float], references: Sequence[float]) -> float:
@@ -137,16 +132,12 @@ def search(config: Config) -> optuna.Study:
         study.enqueue_trial(dict.fromkeys(names, 0.0))
 
     def sampler(number: int) -> CmaEsSampler:
-        return CmaEsSampler(
-            popsize=config.population, seed=config.seed + number
-        )
+        return CmaEsSampler(popsize=config.population, seed=config.seed + number)
 
     while claimed := claim(study, folder, config.trials, sampler):
         trial, lock = claimed
         with lock:
-            asked = {
-                name: trial.suggest_float(name, -LIMIT, LIMIT) for name in names
-            }
+            asked = {name: trial.suggest_float(name, -LIMIT, LIMIT) for name in names}
             generation = trial.number // config.population
             references = _references(study, trainings, learned, generation)
             losses = trainings.losses(reweighed(learned, asked), 0, generation)
@@ -177,9 +168,7 @@ def centre(trials: Sequence[FrozenTrial], population: int) -> dict[str, float]:
     last = sorted(trials, key=lambda trial: trial.number)[-2 * population :]
     last.sort(key=lambda trial: trial.value or 0.0, reverse=True)
     better = last[: (len(last) + 1) // 2]
-    return {
-        name: fmean(t.params[name] for t in better) for name in better[0].params
-    }
+    return {name: fmean(t.params[name] for t in better) for name in better[0].params}
 
 
 def write_best(config: Config, study: optuna.Study) -> LearnedOptimizer:
@@ -192,12 +181,8 @@ def write_best(config: Config, study: optuna.Study) -> LearnedOptimizer:
     found, trainings = reweighed(learned, logarithms), Trainings(config)
     rows: list[dict[str, Any]] = []
     for number in range(config.checks):
-        before, after = (
-            trainings.losses(one, 1, number) for one in (learned, found)
-        )
-        rows.append(
-            {"before": before, "after": after, "gain": gain(after, before)}
-        )
+        before, after = (trainings.losses(one, 1, number) for one in (learned, found))
+        rows.append({"before": before, "after": after, "gain": gain(after, before)})
     stage = {
         "program": "meta_train.reweigh",
         **asdict(config),

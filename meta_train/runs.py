@@ -123,9 +123,7 @@ def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
     """
     spec = load_optimizer(run.optimizer)
     if spec.weights != run.weights:
-        expected = (
-            f"expected weights {run.weights}; got {spec.weights} (SHA-256)"
-        )
+        expected = f"expected weights {run.weights}; got {spec.weights} (SHA-256)"
         message = f"optimizer '{run.optimizer}': {expected}"
         raise ValueError(message)
     training = _Training(run, load_problem(run.problem), spec)
@@ -153,9 +151,7 @@ def execute(
     """
     make_folder(folder)
     records = read_records(folder, runs)
-    digests = {
-        name: problem_digest(name) for name in {run.problem for run in runs}
-    }
+    digests = {name: problem_digest(name) for name in {run.problem for run in runs}}
     pending = [
         run
         for run in runs
@@ -190,9 +186,7 @@ def read_records(folder: Path, runs: Iterable[Run]) -> dict[Run, Record]:
         if record is not None
     }
     # records from before a field was there have its default
-    return {
-        run: {**record, "run": asdict(run)} for run, record in found.items()
-    }
+    return {run: {**record, "run": asdict(run)} for run, record in found.items()}
 
 
 @cache
@@ -206,9 +200,7 @@ def problem_digest(name: str) -> str | None:
     problem = load_problem(name)
     model, batch = problem.init(0), problem.batch(0, 0)
     shapes = [(key, list(p.shape)) for key, p in model.named_parameters()]
-    sizes = [
-        list(x.shape) for x in tree_leaves(batch) if isinstance(x, torch.Tensor)
-    ]
+    sizes = [list(x.shape) for x in tree_leaves(batch) if isinstance(x, torch.Tensor)]
     with seeded(0), torch.no_grad():
         loss = problem.loss(model, batch).item()
     told = json.dumps([shapes, sizes, problem.steps, f"{loss:.3g}"])
@@ -231,9 +223,7 @@ class _Training:
     def __init__(self, run: Run, problem: Problem, spec: OptimizerSpec):
         self.run, self.problem = run, problem
         self.model = problem.init(run.seed)
-        self.optimizer, self.scheduler = spec.build(
-            self.model, run.lr, run.steps
-        )
+        self.optimizer, self.scheduler = spec.build(self.model, run.lr, run.steps)
 
     def step(self, number: int) -> Step:
         start = perf_counter()
@@ -270,15 +260,11 @@ class _Training:
     @torch.no_grad()
     def _renew_statistics(self) -> None:
         """Lets BatchNorm see the averaged weights, as schedule-free's authors ask for."""
-        if not any(
-            isinstance(module, _BatchNorm) for module in self.model.modules()
-        ):
+        if not any(isinstance(module, _BatchNorm) for module in self.model.modules()):
             return
         with seeded(self.run.seed, 5):
             for number in range(STATISTICS_BATCHES):
-                self.problem.loss(
-                    self.model, self.problem.batch(self.run.seed, number)
-                )
+                self.problem.loss(self.model, self.problem.batch(self.run.seed, number))
 
 
 def _add_point(curve: dict[str, list], step: int, training: _Training) -> None:
@@ -288,9 +274,7 @@ def _add_point(curve: dict[str, list], step: int, training: _Training) -> None:
     curve["accuracy"].append(metrics.accuracy)
 
 
-def _record(
-    training: _Training, steps: list[Step], curve: dict[str, list]
-) -> Record:
+def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> Record:
     losses = [step.loss for step in steps]
     last = losses[-TRAIN_LOSS_STEPS:]
     every = max(1, len(losses) // LOSS_POINTS)
@@ -321,10 +305,7 @@ def _record(
 
 def _stretches(values: list[float], length: int) -> Iterator[list[float]]:
     """Consecutive parts of a list; the last may be shorter."""
-    return (
-        values[start : start + length]
-        for start in range(0, len(values), length)
-    )
+    return (values[start : start + length] for start in range(0, len(values), length))
 
 
 def _parse(line: str) -> Record | None:
@@ -366,9 +347,7 @@ def _execute_in_processes(
     )
     bar.set_description(", ".join(map(str, pending[:processes])))
     try:
-        futures = {
-            pool.submit(_train_and_append, run, folder): run for run in pending
-        }
+        futures = {pool.submit(_train_and_append, run, folder): run for run in pending}
         for future in as_completed(futures):
             future.result()
             bar.update()

@@ -81,11 +81,7 @@ class Config:
 
 def check_fashion(problems: Sequence[str]) -> None:
     """Raises ValueError for problems of other data than FashionMNIST, which alone chooses."""
-    odd = [
-        name
-        for name in problems
-        if ":" not in name and not FASHION.search(name)
-    ]
+    odd = [name for name in problems if ":" not in name and not FASHION.search(name)]
     if odd:
         raise ValueError(
             f"problems: expected those of FashionMNIST, which alone chooses; got {odd}"
@@ -118,9 +114,7 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
             "outer_steps", LEAST_OUTER_STEPS, config.most_outer_steps, log=True
         ),
         lr=trial.suggest_float("lr", *LRS, log=True),
-        weight_decay=trial.suggest_float(
-            "weight_decay", *WEIGHT_DECAYS, log=True
-        ),
+        weight_decay=trial.suggest_float("weight_decay", *WEIGHT_DECAYS, log=True),
         warmup=5,
         validate_every=10,
         metanet_config=sizes,
@@ -129,9 +123,7 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
     )
 
 
-def measured(
-    settings: train.Config, config: Config
-) -> tuple[float, float | None]:
+def measured(settings: train.Config, config: Config) -> tuple[float, float | None]:
     """Validation accuracy of what a trial makes, and its output gain; 0 if all diverged."""
     train.run(settings)
     folder = Path(settings.folder)
@@ -201,10 +193,7 @@ def _text(numbers: Mapping[str, float]) -> str:
 def run(config: Config) -> None:
     study = search(config)
     path = write_best(config, study)
-    body = [
-        _cells(trial)
-        for trial in study.get_trials(states=(TrialState.COMPLETE,))
-    ]
+    body = [_cells(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     print("\n".join(align(HEADER, body)))
     print(
         f"\nBest: trial {study.best_trial.number}, {100 * study.best_value:.2f} %. Written to "

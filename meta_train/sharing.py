@@ -38,9 +38,7 @@ class Costs:
         return self._seconds[problem] / self._steps[problem]
 
 
-def shared_out(
-    costs: Sequence[float], owners: Sequence[int], count: int
-) -> list[int]:
+def shared_out(costs: Sequence[float], owners: Sequence[int], count: int) -> list[int]:
     """The rank, below `count`, that each item is for: as `owners` says where that is good enough.
 
     Else the most expensive item first, each for the rank that has the least to do (Graham 1969).
@@ -54,9 +52,7 @@ def shared_out(
     return list(owners)
 
 
-def _loads(
-    costs: Sequence[float], owners: Sequence[int], count: int
-) -> list[float]:
+def _loads(costs: Sequence[float], owners: Sequence[int], count: int) -> list[float]:
     """What every rank has to do."""
     loads = [0.0] * count
     for cost, owner in zip(costs, owners, strict=True):

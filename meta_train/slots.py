@@ -52,9 +52,7 @@ class Lives:
         count, horizon = self.config.optimizees, self.config.horizon
         if self.config.shortest is not None:
             return [Slot(i, self.config.shortest) for i in range(count)]
-        return [
-            Slot(i, max(1, horizon * (i + 1) // count)) for i in range(count)
-        ]
+        return [Slot(i, max(1, horizon * (i + 1) // count)) for i in range(count)]
 
     def steps(self, slot: Slot) -> int:
         """Inner steps of the next truncation."""
@@ -84,9 +82,7 @@ class Lives:
         """
         slot.age, slot.first_loss = slot.age + self.steps(slot), first_loss
         limit = 0.5 * (1 + self.config.loss_limit) * first_loss
-        has_diverged = (
-            not inner_loss <= limit
-        )  # also where the first loss is no number
+        has_diverged = not inner_loss <= limit  # also where the first loss is no number
         if has_diverged or slot.age >= slot.horizon:
             slot.life += 1
             slot.age = 0
@@ -101,6 +97,4 @@ class Lives:
         progress = min(1.0, 2 * outer_step / config.outer_steps)
         with seeded(config.seed, 13, slot.number, slot.life):
             exponent = progress * torch.rand((), dtype=torch.float64).item()
-        return round(
-            config.shortest * (config.horizon / config.shortest) ** exponent
-        )
+        return round(config.shortest * (config.horizon / config.shortest) ** exponent)

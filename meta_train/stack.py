@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from meta_train.unroll import Buffers, Optimizee, Optimizees
+from meta_train.unroll import Buffers, Optimizee, Optimizees, sent
 
 State = TypeVar("State")
 
@@ -26,12 +26,9 @@ class Stack(Optimizees):
     def __init__(self, optimizees: Sequence[Optimizee]):
         first = optimizees[0]
         shapes = [
-            [p.shape for p in optimizee.model.parameters()]
-            for optimizee in optimizees
+            [p.shape for p in optimizee.model.parameters()] for optimizee in optimizees
         ]
-        odd = next(
-            (i for i, own in enumerate(shapes) if own != shapes[0]), None
-        )
+        odd = next((i for i, own in enumerate(shapes) if own != shapes[0]), None)
         if odd is not None:
             raise ValueError(
                 f"Stack: optimizee {odd}: expected parameters like those of the first, "
@@ -61,13 +58,11 @@ class Stack(Optimizees):
     ) -> tuple[Tensor, Buffers]:
         steps = torch.as_tensor(step).expand(self.count).tolist()
         batches = [
-            optimizee.batch(own)
+            optimizee.host_batch(own)
             for optimizee, own in zip(self.optimizees, steps, strict=True)
         ]
-        batch = stacked(batches)
-        axes = [
-            None if isinstance(scale, float) else 0 for scale in self._scales
-        ]
+        batch = sent(stacked(batches), self._first.device)
+        axes = [None if isinstance(scale, float) else 0 for scale in self._scales]
         function = torch.vmap(
             self._first.loss_of, (0, 0, axes, 0), randomness="different"
         )
@@ -88,6 +83,4 @@ def stacked(states: Sequence[State]) -> State:
 
 def unstacked(state: State, count: int) -> list[State]:
     """The inverse of `stacked`."""
-    return [
-        tree_map(lambda values, i=i: values[i], state) for i in range(count)
-    ]
+    return [tree_map(lambda values, i=i: values[i], state) for i in range(count)]

@@ -69,8 +69,7 @@ def standings(
     """
     problems = list(dict.fromkeys(row.problem for row in rows))
     fields = [
-        _Field([row for row in rows if row.problem == problem])
-        for problem in problems
+        _Field([row for row in rows if row.problem == problem]) for problem in problems
     ]
     names = dict.fromkeys(row.optimizer for row in rows)
     found = [_standing(name, fields, reached) for name in names]
@@ -79,9 +78,7 @@ def standings(
 
 def ranks(losses: Mapping[str, float]) -> dict[str, float]:
     """1 for the smallest loss; equals share the mean of their places, nan comes last."""
-    values = {
-        name: inf if isnan(loss) else loss for name, loss in losses.items()
-    }
+    values = {name: inf if isnan(loss) else loss for name, loss in losses.items()}
     places = {}
     for name, value in values.items():
         below = sum(other < value for other in values.values())
@@ -100,12 +97,10 @@ def steps_to_reference(
     never get there.
     """
     targets = {
-        record["run"]["seed"]: record["curve"]["loss"][-1]
-        for record in references
+        record["run"]["seed"]: record["curve"]["loss"][-1] for record in references
     }
     steps = median(
-        _steps_to(record, targets.get(record["run"]["seed"]))
-        for record in records
+        _steps_to(record, targets.get(record["run"]["seed"])) for record in records
     )
     return None if steps == inf else steps
 
@@ -151,9 +146,7 @@ class _Field:
             {row.optimizer: row.test_loss for row in rows if not row.tuned}
         )
         tuned = [
-            row.test_loss
-            for row in rows
-            if row.tuned and not isnan(row.test_loss)
+            row.test_loss for row in rows if row.tuned and not isnan(row.test_loss)
         ]
         self.best_tuned = min(tuned, default=None)
         self.reference = self.rows.get(REFERENCE)
@@ -197,9 +190,7 @@ def _standing(
     )
 
 
-def _wins(
-    name: str, fields: Sequence[_Field], rivals: Sequence[str]
-) -> int | None:
+def _wins(name: str, fields: Sequence[_Field], rivals: Sequence[str]) -> int | None:
     """On how many problems the loss is below those of all rivals; a rival's nan is beaten."""
     if name in rivals or not all(
         rival in field.losses for field in fields for rival in rivals
@@ -208,9 +199,7 @@ def _wins(
     wins = 0
     for field in fields:
         theirs = [
-            field.losses[rival]
-            for rival in rivals
-            if not isnan(field.losses[rival])
+            field.losses[rival] for rival in rivals if not isnan(field.losses[rival])
         ]
         wins += field.losses[name] < min(theirs, default=inf)
     return wins

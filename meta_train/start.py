@@ -26,9 +26,7 @@ def make_learned(
     Raises ValueError if the metanet, the weights or a number is unknown, or they do not fit.
     """
     if name not in METANETS:
-        raise ValueError(
-            f"metanet '{name}': expected one of {', '.join(METANETS)}"
-        )
+        raise ValueError(f"metanet '{name}': expected one of {', '.join(METANETS)}")
     cls = METANETS[name]
     changes = _config_changes(cls, numbers)
     with seeded(seed, 12):
@@ -43,9 +41,7 @@ def make_learned(
                     f"metanet_config: hidden: expected {start.config.hidden[0]}, as in the weights "
                     f"'{init_from}'; got {hidden[0]}"
                 )
-            return replace(
-                learned, metanet=cls.from_feedforward(start, **changes)
-            )
+            return replace(learned, metanet=cls.from_feedforward(start, **changes))
     if start is None or type(start) is not cls:
         got = "none" if start is None else start.name
         raise ValueError(
@@ -58,9 +54,7 @@ def make_learned(
         raise ValueError(f"metanet_config: {told}") from error
 
 
-def _config_changes(
-    cls: type[Metanet], numbers: Mapping[str, float]
-) -> dict[str, Any]:
+def _config_changes(cls: type[Metanet], numbers: Mapping[str, float]) -> dict[str, Any]:
     """Numbers of a metanet's config as its fields have them."""
     defaults, found = asdict(cls.Config()), {}
     known = [
@@ -74,7 +68,5 @@ def _config_changes(
                 f"metanet_config: expected some of {', '.join(known)}; got '{key}'"
             )
         is_hidden = key == "hidden"
-        found[key] = (
-            (int(number),) * 2 if is_hidden else type(defaults[key])(number)
-        )
+        found[key] = (int(number),) * 2 if is_hidden else type(defaults[key])(number)
     return found

@@ -78,9 +78,7 @@ def search(config: Config) -> Found:
     problems = {name: load_problem(name) for name in config.problems}
     rows: list[dict[str, Any]] = []
     found: dict[Scale, list[Metrics]] = {}
-    bar = tqdm(
-        list(product(scales(config), problems, range(config.seeds))), unit="run"
-    )
+    bar = tqdm(list(product(scales(config), problems, range(config.seeds))), unit="run")
     for scale, name, number in bar:
         optimizee = Optimizee(
             problems[name],
@@ -89,9 +87,7 @@ def search(config: Config) -> Found:
         )
         metrics = whole_run(optimizee, scaled(learned, scale), config.steps)
         shown = {**metrics._asdict(), "loss": finite(metrics.loss)}
-        rows.append(
-            {**scale._asdict(), "problem": name, "seed": number, **shown}
-        )
+        rows.append({**scale._asdict(), "problem": name, "seed": number, **shown})
         found.setdefault(scale, []).append(metrics)
         bar.set_postfix(gain=scale.gain, loss=f"{metrics.loss:.4f}")
     means = {scale: mean_metrics(some) for scale, some in found.items()}
@@ -102,13 +98,9 @@ def search(config: Config) -> Found:
         "chosen": best._asdict(),
     }
     recipe = {"stages": [*learned.recipe["stages"], stage]}
-    chosen = replace(
-        scaled(learned, best), recipe=recipe, table={"validation": rows}
-    )
+    chosen = replace(scaled(learned, best), recipe=recipe, table={"validation": rows})
     save_pretrained(chosen, output)
-    write_json(
-        output.with_suffix(".json"), {"config": asdict(config), "runs": rows}
-    )
+    write_json(output.with_suffix(".json"), {"config": asdict(config), "runs": rows})
     return Found(best, means)
 
 
@@ -149,9 +141,7 @@ def scaled(learned: LearnedOptimizer, scale: Scale) -> LearnedOptimizer:
     if scale.cooldown is not None:
         return replace(learned, cooldown=Cooldown(scale.gain, scale.cooldown))
     output_scale = scale.gain * metanet.config.output_scale
-    return replace(
-        learned, metanet=metanet.reconfigured(output_scale=output_scale)
-    )
+    return replace(learned, metanet=metanet.reconfigured(output_scale=output_scale))
 
 
 if __name__ == "__main__":

@@ -38,13 +38,9 @@ def cells(rows: Sequence[Row]) -> list[str]:
         rows, PUBLISHED.get(name.removesuffix(OPEN), (None, None)), strict=True
     ):
         own.append(
-            spread(
-                f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}", row.runs
-            )
+            spread(f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}", row.runs)
         )
-        own.append(
-            "" if published is None else "{:.2f} ± {:.2f}".format(*published)
-        )
+        own.append("" if published is None else "{:.2f} ± {:.2f}".format(*published))
     lrs = ["-" if row.lr is None else f"{row.lr:g}" for row in rows]
     times = [f"{row.optimizer_ms_per_step:.1f}" for row in rows]
     return [

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from meta_train import checkpoint
@@ -125,9 +126,7 @@ class Config:
     def __post_init__(self) -> None:
         check_counts(self, *AT_LEAST_ONE)
         if not 0 <= self.average < 1:
-            raise ValueError(
-                f"average: expected a decay in [0, 1); got {self.average}"
-            )
+            raise ValueError(f"average: expected a decay in [0, 1); got {self.average}")
         if self.estimator == "es" and self.shortest is not None:
             raise ValueError(
                 f"shortest: expected none with es, whose steps are whole trainings; got "
@@ -190,9 +189,7 @@ class MetaTrainer:
                 outcomes = self.step()
                 meta_loss = fmean(outcome.meta_loss for outcome in outcomes)
                 norm = fmean(outcome.norm for outcome in outcomes)
-                bar.set_postfix(
-                    meta_loss=f"{meta_loss:.3f}", norm=f"{norm:.2g}"
-                )
+                bar.set_postfix(meta_loss=f"{meta_loss:.3f}", norm=f"{norm:.2g}")
                 bar.update()
                 if live:
                     live.show_step(self.outer_step, meta_loss, norm)
@@ -218,9 +215,7 @@ class MetaTrainer:
 
     def _line(self, metrics: Metrics) -> str:
         """What is printed of a validation."""
-        found = (
-            f"outer step {self.outer_step}: validation loss {metrics.loss:.4f}"
-        )
+        found = f"outer step {self.outer_step}: validation loss {metrics.loss:.4f}"
         if metrics.accuracy is None:
             return found
         return f"{found}, accuracy {100 * metrics.accuracy:.2f} %"
@@ -243,9 +238,7 @@ class MetaTrainer:
         self.outer_step += 1
         if gradients:
             for group in self.optimizer.param_groups:
-                group["lr"] = config.lr * learning_rate_factor(
-                    self.outer_step, config
-                )
+                group["lr"] = config.lr * learning_rate_factor(self.outer_step, config)
             assign_gradient(self.metanet, torch.stack(gradients).mean(0))
             self.optimizer.step()
             self.mean.update_parameters(self.metanet)
@@ -255,9 +248,7 @@ class MetaTrainer:
             steps = self.lives.steps(slot)
             self.costs.measured(self._problem(slot), steps, outcome.seconds)
             inner_loss = outcome.inner_loss if outcome.is_usable else inf
-            self.lives.advance(
-                slot, outcome.first_loss, inner_loss, self.outer_step
-            )
+            self.lives.advance(slot, outcome.first_loss, inner_loss, self.outer_step)
         return outcomes
 
     def _share_out(self) -> None:
@@ -276,18 +267,15 @@ class MetaTrainer:
         self.owners = owners
         for slot in self.slots:
             is_own = self._is_own(slot)
-            slot.state = (
-                on_device(states[slot.number], self.device) if is_own else None
-            )
+            state = states[slot.number]
+            slot.state = placed(state, self.device) if is_own else None
 
     def _is_own(self, slot: Slot) -> bool:
         """Whether this rank unrolls an optimizee."""
         return self.owners[slot.number] == self.ranks.number
 
     def _own_states(self) -> dict[int, Any]:
-        return {
-            slot.number: slot.state for slot in self.slots if self._is_own(slot)
-        }
+        return {slot.number: slot.state for slot in self.slots if self._is_own(slot)}
 
     def _problem(self, slot: Slot) -> int:
         return self.worker.problem_of(self.lives.seed(slot))
@@ -307,9 +295,7 @@ class MetaTrainer:
                     config.inner_weight_decay,
                 )
                 accuracy = nan if found.accuracy is None else found.accuracy
-                rows[k] = torch.tensor(
-                    [found.loss, accuracy], dtype=torch.float64
-                )
+                rows[k] = torch.tensor([found.loss, accuracy], dtype=torch.float64)
         results = [
             Metrics(loss, None if isnan(a) else a)
             for loss, a in self.ranks.summed(rows).tolist()
@@ -335,9 +321,7 @@ class MetaTrainer:
     def _validation_optimizee(self, number: int) -> Optimizee:
         seed = derive_seed(self.config.seed, 11, number)
         problem = self.worker.problems[0]
-        return Optimizee(
-            problem, seed, self.config.autocast, device=self.device
-        )
+        return Optimizee(problem, seed, self.config.autocast, device=self.device)
 
     def recipe(self) -> dict[str, Any]:
         """The steps that made the weights, the last one ours."""
@@ -353,9 +337,7 @@ class MetaTrainer:
         states = self.ranks.gathered(self._own_states())
         if not self.ranks.is_first:
             return
-        slots = [
-            replace(slot, state=states[slot.number]) for slot in self.slots
-        ]
+        slots = [replace(slot, state=states[slot.number]) for slot in self.slots]
         state = {
             "metanet": self.metanet.state_dict(),
             "mean": self.mean.state_dict(),
@@ -376,15 +358,14 @@ class MetaTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.slots = [Slot(**slot) for slot in state["slots"]]
         for slot in self.slots:
-            slot.state = slot.state if self._is_own(slot) else None
+            is_own = self._is_own(slot)
+            slot.state = placed(slot.state, self.device) if is_own else None
         self.outer_step = state["outer_step"]
         self.best = state["best"]
         self.log = state["log"]
 
 
-def settings_of(
-    config: Config, kind: type[Settings], **others: Any
-) -> Settings:
+def settings_of(config: Config, kind: type[Settings], **others: Any) -> Settings:
     """The fields of some settings that have the same names; others: those that have not."""
     names = [one.name for one in fields(kind) if one.name not in others]  # pyright: ignore
     return kind(**{name: getattr(config, name) for name in names}, **others)
@@ -394,10 +375,17 @@ def learning_rate_factor(step: int, config: Config) -> float:
     """Linear warm-up, then half a cosine from 1 to 0.01."""
     if step <= config.warmup:
         return step / config.warmup
-    progress = (step - config.warmup) / max(
-        config.outer_steps - config.warmup, 1
-    )
+    progress = (step - config.warmup) / max(config.outer_steps - config.warmup, 1)
     return 0.01 + 0.99 * 0.5 * (1 + cos(pi * progress))
+
+
+def placed(state: Any, device: torch.device) -> Any:
+    """A state of another rank on a GPU of this one; what is on the host stays there."""
+
+    def one(x: torch.Tensor) -> torch.Tensor:
+        return x if x.is_cpu else on_device(x, device)
+
+    return tree_map_only(torch.Tensor, one, state)
 
 
 def assign_gradient(module: nn.Module, gradient: torch.Tensor) -> None:

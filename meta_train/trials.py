@@ -18,9 +18,7 @@ from tasks.common.files import make_folder
 from tasks.common.settings import differences
 
 
-def open_study(
-    folder: Path, name: str, settings: Mapping[str, Any]
-) -> optuna.Study:
+def open_study(folder: Path, name: str, settings: Mapping[str, Any]) -> optuna.Study:
     """The study in a folder's journal, begun if there is none; higher values are better.
 
     settings: all that its values depend on. Raises ValueError if it was begun with others.
@@ -38,9 +36,7 @@ def open_study(
     if known is None:
         study.set_user_attr("settings", dict(settings))
     elif told := differences(known, settings):
-        raise ValueError(
-            f"folder '{folder}': begun with other settings: {told}"
-        )
+        raise ValueError(f"folder '{folder}': begun with other settings: {told}")
     return study
 
 
@@ -91,6 +87,4 @@ def write_trials(folder: Path, study: optuna.Study) -> None:
         }
         for t in study.trials
     ]
-    (folder / "trials.json").write_text(
-        "\n".join(map(json.dumps, lines)) + "\n"
-    )
+    (folder / "trials.json").write_text("\n".join(map(json.dumps, lines)) + "\n")

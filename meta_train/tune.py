@@ -96,9 +96,7 @@ def search(config: Config) -> optuna.Study:
     """Makes the trials that are missing; the study with all of them."""
     folder = Path(config.folder)
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
-    setting = Setting(
-        problem_names(config.problems), seeds, folder, config.processes
-    )
+    setting = Setting(problem_names(config.problems), seeds, folder, config.processes)
     references = setting.measure({"start": {}})["start"]
     study = _study(config, folder)
 
@@ -140,9 +138,7 @@ def write_best(config: Config, study: optuna.Study) -> Path:
     }
     base = Soap(replace(SoapConfig(), **best.params))
     path = folder / "best.safetensors"
-    save_pretrained(
-        LearnedOptimizer(base=base, recipe={"stages": [stage]}), path
-    )
+    save_pretrained(LearnedOptimizer(base=base, recipe={"stages": [stage]}), path)
     return path
 
 

@@ -7,16 +7,16 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 
 from meta_train.channels_last import ChannelsLast, channels_last
 from meta_train.problems import Metrics, Problem
-from meta_train.problems.supervised import on_device
 from ngopt import build_graph
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.graph import NeuralGraph
@@ -24,6 +24,7 @@ from ngopt.learned import LearnedOptimizer
 from tasks.common.random import derive_seed, seeded
 
 Buffers = dict[str, Tensor]
+Tree = TypeVar("Tree")
 
 
 class Inner(NamedTuple):
@@ -65,15 +66,11 @@ class Optimizees(ABC):
         """Loss, gradients (None for a parameter without one)
         and new buffers at the current step."""
         params = [
-            p
-            if create_graph and p.requires_grad
-            else p.detach().requires_grad_()
+            p if create_graph and p.requires_grad else p.detach().requires_grad_()
             for p in inner.params
         ]
         # of the fused kernels of attention there are no second derivatives
-        kernels = (
-            sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
-        )
+        kernels = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
         with torch.enable_grad(), kernels:
             loss, buffers = self.loss(params, inner.buffers, inner.step)
             # optimizees of a stack do not meet, so the gradient of the sum is that of each
@@ -124,9 +121,7 @@ class Optimizee(Optimizees):
         """The inner training before its first step."""
         rows = zip(self.model.parameters(), self.scales, strict=True)
         params = [p.detach() / s for p, s in rows]
-        buffers = {
-            name: b.detach().clone() for name, b in self.model.named_buffers()
-        }
+        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
         return Inner(
             params,
             buffers,
@@ -158,33 +153,34 @@ class Optimizee(Optimizees):
         buffers = {name: b.clone() for name, b in buffers.items()}
         used = zip(self.names, _used(params, scales), strict=True)
         tensors = {f"model.{n}": t for n, t in [*used, *buffers.items()]}
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.autocast
-        ):
+        precision = nullcontext()
+        if self.autocast:
+            precision = torch.autocast(self.device.type, torch.bfloat16)
+        with precision:
             loss = functional_call(self._objective, tensors, (batch,))
         return loss.float() if self.autocast else loss, buffers
 
     def batch(self, step: int | Tensor) -> Any:
         """The training batch of an inner step, where the optimizee is."""
-        return on_device(self.problem.batch(self.seed, int(step)), self.device)
+        return sent(self.host_batch(step), self.device)
+
+    def host_batch(self, step: int | Tensor) -> Any:
+        """The same on the host."""
+        return self.problem.batch(self.seed, int(step))
 
     def randomness(self, step: int | Tensor) -> AbstractContextManager[None]:
         """In which dropout draws what it draws at an inner step."""
         return seeded(self.seed, 2, int(step))
 
     def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-        generator = torch.Generator().manual_seed(
-            derive_seed(self.seed, 8, int(step))
-        )
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, 8, int(step)))
         noise = torch.randn(size, generator=generator, dtype=dtype)
-        return noise.to(self.device)
+        return sent(noise, self.device)
 
     def model_at(self, inner: Inner) -> nn.Module:
         """The module with an inner training's parameters and buffers, in evaluation mode."""
         model = copy.deepcopy(self.model)
-        used = dict(
-            zip(self.names, _used(inner.params, self.scales), strict=True)
-        )
+        used = dict(zip(self.names, _used(inner.params, self.scales), strict=True))
         model.load_state_dict({**used, **inner.buffers}, strict=False)
         return model.eval()
 
@@ -209,8 +205,7 @@ def moved(
 ) -> Inner:
     """The inner training after an update."""
     params = [
-        p if d is None else p + d
-        for p, d in zip(inner.params, deltas, strict=True)
+        p if d is None else p + d for p, d in zip(inner.params, deltas, strict=True)
     ]
     return Inner(params, buffers, state, inner.step + 1)
 
@@ -256,9 +251,17 @@ def whole_run(
     return optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
 
 
-def _used(
-    params: Sequence[Tensor], scales: Sequence[float | Tensor]
-) -> list[Tensor]:
+def sent(values: Tree, device: torch.device) -> Tree:
+    """The tensors of a pytree, copied from the host to a device without a host sync."""
+
+    def one(x: Tensor) -> Tensor:
+        x = x.pin_memory() if device.type == "cuda" else x
+        return x.to(device, non_blocking=True)
+
+    return tree_map_only(Tensor, one, values)
+
+
+def _used(params: Sequence[Tensor], scales: Sequence[float | Tensor]) -> list[Tensor]:
     """What the network uses."""
     rows = zip(params, scales, strict=True)
     return [p if isinstance(s, float) and s == 1 else s * p for p, s in rows]

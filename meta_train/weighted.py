@@ -29,7 +29,7 @@ class WeightedRule:
     def __init__(
         self,
         rule: UpdateRule,
-        metanet: Metanet,
+        metanet: nn.Module,
         weights: Sequence[Tensor],
         count: tuple[int, ...] = (),
         shares_step: bool = False,
@@ -51,24 +51,23 @@ class WeightedRule:
         params: Sequence[Tensor],
         hyper: Hyper,
         in_place: bool = False,
-    ) -> Iterator[Change]:
+    ) -> Iterator[list[Change]]:
         if not self.count:
-            deltas, new = self._updated(
-                self._weights, grads, state, params, hyper
-            )
+            deltas, new = self._updated(self._weights, grads, state, params, hyper)
         else:
             deltas, new = self._updated_stack(grads, state, params, hyper)
         rows = enumerate(zip(deltas, new, strict=True))
-        return (
-            Change(i, delta, record)
-            for i, (delta, record) in rows
-            if delta is not None
-        )
+        yield [
+            Change(i, delta, record) for i, (delta, record) in rows if delta is not None
+        ]
 
     def may_be_traced(
         self, grads: Sequence[Tensor | None], state: Sequence[Record]
     ) -> bool:
         return False
+
+    def renewal_interval(self, device: torch.device) -> None:
+        return None
 
     def _updated(
         self,
@@ -78,9 +77,7 @@ class WeightedRule:
         params: Sequence[Tensor],
         hyper: Hyper,
     ) -> tuple[Deltas, list[Record]]:
-        return functional_call(
-            self._function, weights, (grads, state, params, hyper)
-        )
+        return functional_call(self._function, weights, (grads, state, params, hyper))
 
     def _updated_stack(
         self,
@@ -92,9 +89,7 @@ class WeightedRule:
         """`_updated` of all optimizees; vmap takes tensors alone, so absent ones stay outside."""
         present = [i for i, grad in enumerate(grads) if grad is not None]
         before = [self._as_given(record) for record in state]
-        in_dims = [
-            {key: self._axis(key) for key in record} for record in before
-        ]
+        in_dims = [{key: self._axis(key) for key in record} for record in before]
 
         def one(weights: Any, given: Any, state: Any, params: Any) -> Any:
             own: Deltas = [None] * len(params)
@@ -133,7 +128,7 @@ class WeightedRule:
 class _Function(nn.Module):
     """An update as a module, so that `functional_call` can put other weights under its metanet."""
 
-    def __init__(self, rule: UpdateRule, metanet: Metanet):
+    def __init__(self, rule: UpdateRule, metanet: nn.Module):
         super().__init__()
         self.metanet, self._rule = metanet, rule
 
@@ -150,17 +145,13 @@ class _Function(nn.Module):
 def trained_metanet(learned: LearnedOptimizer) -> Metanet:
     """What is trained. Raises ValueError if there is no metanet."""
     if learned.metanet is None:
-        raise ValueError(
-            "meta-training: expected a metanet; got a base rule alone"
-        )
+        raise ValueError("meta-training: expected a metanet; got a base rule alone")
     return learned.metanet
 
 
 def asks_for_step(learned: LearnedOptimizer) -> bool:
     """Whether an update depends on how many there were before."""
-    return (
-        learned.cooldown is not None or trained_metanet(learned).graph_every > 1
-    )
+    return learned.cooldown is not None or trained_metanet(learned).graph_every > 1
 
 
 def as_weights(vector: Tensor, metanet: Metanet) -> list[Tensor]:

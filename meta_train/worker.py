@@ -123,14 +123,11 @@ class Worker:
             raise ValueError(
                 f"{odd[0]}: expected none with imitation; got {getattr(config, odd[0])}"
             )
-        if config.stacked and config.estimator == "imitation":
-            raise ValueError(
-                "stacked: expected another estimator than imitation, which is of one"
-            )
         if config.stacked and learned.base is not None:
             raise ValueError(
-                f"stacked: expected a metanet without a base rule, which asks the host; got "
-                f"'{learned.base.name}'"
+                "stacked: expected a metanet without a base rule; got the base rule "
+                f"'{learned.base.name}', which reads step counts on the host. Leave out "
+                "--stacked."
             )
         self.config, self.learned = config, learned
         self.problems = [load_problem(name) for name in config.problems]
@@ -155,18 +152,14 @@ class Worker:
 
     def optimizee(self, seed: int) -> Optimizee:
         problem, config = self.problems[self.problem_of(seed)], self.config
-        return Optimizee(
-            problem, seed, config.autocast, config.scaling, config.device
-        )
+        return Optimizee(problem, seed, config.autocast, config.scaling, config.device)
 
     def unroll(self, jobs: Sequence[Job]) -> list[Result]:
         """One truncation of optimizees that are alike."""
         optimizees = [self._optimizees[job.seed] for job in jobs]
         rows = list(zip(jobs, optimizees, strict=True))
         first_losses = [
-            self.first_loss(optimizee)
-            if job.first_loss is None
-            else job.first_loss
+            self.first_loss(optimizee) if job.first_loss is None else job.first_loss
             for job, optimizee in rows
         ]
         limits = [self.config.loss_limit * loss for loss in first_losses]
@@ -187,14 +180,10 @@ class Worker:
             job.horizon,
         )
         states = stacked([self._state(estimator, *row) for row in rows])
-        found = estimator.estimate(
-            Stack(optimizees), self.learned, states, job.steps
-        )
+        found = estimator.estimate(Stack(optimizees), self.learned, states, job.steps)
         return [
             Result(*own, loss)
-            for own, loss in zip(
-                unstacked(found, len(jobs)), first_losses, strict=True
-            )
+            for own, loss in zip(unstacked(found, len(jobs)), first_losses, strict=True)
         ]
 
     def first_loss(self, optimizee: Optimizee) -> float:
@@ -216,17 +205,13 @@ class Worker:
         """Optimizees with the same are unrolled as one."""
         if not self.config.stacked:
             return number
-        shapes = tuple(
-            p.shape for p in self._optimizees[job.seed].model.parameters()
-        )
-        place = (job.age, job.horizon) if asks_for_step(self.learned) else ()
+        shapes = tuple(p.shape for p in self._optimizees[job.seed].model.parameters())
+        of_one_step = self.config.estimator == "imitation"
+        of_one_step = of_one_step or asks_for_step(self.learned)
+        place = (job.age, job.horizon) if of_one_step else ()
         return self.problem_of(job.seed), shapes, job.steps, place
 
-    def _state(
-        self, estimator: Estimator, job: Job, optimizee: Optimizee
-    ) -> Any:
+    def _state(self, estimator: Estimator, job: Job, optimizee: Optimizee) -> Any:
         return (
-            estimator.start(optimizee, self.learned)
-            if job.state is None
-            else job.state
+            estimator.start(optimizee, self.learned) if job.state is None else job.state
         )

@@ -71,8 +71,7 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
     socket.setdefaulttimeout(STALL_SECONDS)
     try:
         train, test = (
-            dataset_class(place, train=train, download=True)
-            for train in (True, False)
+            dataset_class(place, train=train, download=True) for train in (True, False)
         )
     finally:
         socket.setdefaulttimeout(timeout)
@@ -91,9 +90,7 @@ def from_gzipped_idx(place: Path, *, folder: Path) -> Arrays:
     )
 
 
-def from_debian(
-    place: Path, *, package: str, folder: Path, size: int
-) -> Arrays:
+def from_debian(place: Path, *, package: str, folder: Path, size: int) -> Arrays:
     """Gzipped IDX files of a Debian package, downloaded with apt-get and not installed.
 
     folder: where the package has its files
@@ -106,8 +103,7 @@ def from_debian(
         "Acquire::Retries=1",
     ]
     options += [
-        f"Acquire::{way}::Timeout={STALL_SECONDS:.0f}"
-        for way in ("http", "https")
+        f"Acquire::{way}::Timeout={STALL_SECONDS:.0f}" for way in ("http", "https")
     ]
     # apt's own user could not write into a private folder
     options += ["APT::Sandbox::User="]
@@ -155,9 +151,7 @@ def from_npm(
 # --- Formats ---
 
 
-def read_members(
-    archive: Path, folder: str, files: Sequence[str]
-) -> dict[str, bytes]:
+def read_members(archive: Path, folder: str, files: Sequence[str]) -> dict[str, bytes]:
     """Contents of the named files in one folder of a tar archive; ValueError if one is missing."""
     contents = {}
     # Read one by one and never unpacked, so that no name in the archive reaches the file system.
@@ -227,9 +221,9 @@ def parse_idx(content: bytes) -> Tensor:
         raise ValueError(
             f"IDX file of shape {shape}: expected {math.prod(shape)} bytes of values; got {length}"
         )
-    return torch.frombuffer(
-        bytearray(content[start:]), dtype=torch.uint8
-    ).reshape(shape)
+    return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).reshape(
+        shape
+    )
 
 
 def parse_image_rows(content: bytes, height: int, width: int) -> Tensor:
@@ -254,9 +248,7 @@ def _channels_first(images: Tensor | np.ndarray) -> Tensor:
     """(n, h, w, c), or (n, h, w) if there is one channel, -> (n, c, h, w)."""
     images = torch.as_tensor(images)
     return (
-        images[:, None]
-        if images.ndim == 3
-        else images.permute(0, 3, 1, 2).contiguous()
+        images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     )
 
 

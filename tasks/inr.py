@@ -103,9 +103,7 @@ def fit(
     """
     models = [Siren(widths) for _ in range(len(values))]
     stacked, _ = stack_module_state(models)  # pyright: ignore[reportArgumentType]
-    params = {
-        name: value.detach().requires_grad_() for name, value in stacked.items()
-    }
+    params = {name: value.detach().requires_grad_() for name, value in stacked.items()}
     weights, biases = layers_of(params)
     optimizer = torch.optim.Adam(params.values(), lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -147,9 +145,7 @@ def layers_of(
 def counts(config: FitConfig) -> dict[str, int]:
     """Fits of every split: all its signals once, then all again."""
     views = {"train": config.views}
-    return {
-        split: getattr(config, split) * views.get(split, 1) for split in SPLITS
-    }
+    return {split: getattr(config, split) * views.get(split, 1) for split in SPLITS}
 
 
 def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
@@ -170,9 +166,7 @@ def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
             params, psnr = fit(points, values, widths, config.steps, config.lr)
             columns = {**signals.columns(index), "view": view, "psnr": psnr}
             found.append(
-                Networks(
-                    {"kind": "siren", "widths": list(widths)}, params, columns
-                )
+                Networks({"kind": "siren", "widths": list(widths)}, params, columns)
             )
     return merged(found)
 
@@ -202,9 +196,7 @@ def fit_rank(config: FitConfig) -> None:
     def groups(job: Job) -> list[Networks]:
         return [make(job, config, signals[job.split])]
 
-    make_shards(
-        folder_of(config), jobs(counts(config), config.shard), groups, QUALITY
-    )
+    make_shards(folder_of(config), jobs(counts(config), config.shard), groups, QUALITY)
 
 
 def show(config: ShowConfig) -> None:
@@ -223,13 +215,10 @@ def show(config: ShowConfig) -> None:
         "network": render(weights, biases, signals.points),
     }
     titles = [
-        f"{psnr:.1f} dB"
-        for psnr in networks.columns["psnr"][: config.count].tolist()
+        f"{psnr:.1f} dB" for psnr in networks.columns["psnr"][: config.count].tolist()
     ]
     if settings["data"] == SINES:
-        draw_curves(
-            Path(config.output), signals.points.squeeze(1), rows, titles
-        )
+        draw_curves(Path(config.output), signals.points.squeeze(1), rows, titles)
     else:
         side = isqrt(values.shape[-1])
         images = {
@@ -241,6 +230,4 @@ def show(config: ShowConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.commands(
-        {"fit": (FitConfig, fit_all), "show": (ShowConfig, show)}, __doc__
-    )
+    cli.commands({"fit": (FitConfig, fit_all), "show": (ShowConfig, show)}, __doc__)

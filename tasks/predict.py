@@ -49,9 +49,7 @@ class Prediction(NetworkLesson[Config]):
 
     def loss(self, step: int) -> Tensor:
         training, train = self.config.training, self.data["train"]
-        own = self.share(
-            train.batch(training.batch, seed=training.seed, step=step)
-        )
+        own = self.share(train.batch(training.batch, seed=training.seed, step=step))
         logits = train.said(self.read, own).squeeze(-1)
         return binary_cross_entropy_with_logits(
             logits, train.columns["accuracy"][own].float()
@@ -84,27 +82,21 @@ class Prediction(NetworkLesson[Config]):
 
     def _read(self, split: str) -> Collection:
         widest = self.config.widest
-        data = read_collection(
-            self.config.data, split, self.config.skip_damaged
-        )
+        data = read_collection(self.config.data, split, self.config.skip_damaged)
         check_column(self.config.data, data.columns, "accuracy", 0, 1)
         if widest is not None:
             is_wanted = is_wide if split == "test" else is_narrow
             data = data.where(lambda stack: is_wanted(stack, widest))
             if not data.stacks:
                 side = f"networks on their side of {widest}"
-                raise ValueError(
-                    f"widest: split '{split}': expected {side}; got none"
-                )
+                raise ValueError(f"widest: split '{split}': expected {side}; got none")
         return data.thinned(self.config.limit) if split == "train" else data
 
 
 def is_narrow(stack: Stack, widest: int) -> bool:
     """Whether no hidden layer has more neurons."""
     groups = stack.architecture.graph.groups
-    return all(
-        group.size <= widest for group in groups if group.role == "hidden"
-    )
+    return all(group.size <= widest for group in groups if group.role == "hidden")
 
 
 def is_wide(stack: Stack, widest: int) -> bool:

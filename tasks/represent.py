@@ -53,9 +53,7 @@ class Config(LessonConfig):
         if self.noise < 0:
             raise ValueError(f"noise: expected 0 or more; got {self.noise}")
         if not 0 <= self.masked < 1:
-            raise ValueError(
-                f"masked: expected 0 to less than 1; got {self.masked}"
-            )
+            raise ValueError(f"masked: expected 0 to less than 1; got {self.masked}")
         if self.training.batch < 2:
             raise ValueError(
                 f"batch: expected 2 networks or more to tell apart; got {self.training.batch}"
@@ -127,9 +125,7 @@ class Representation(NetworkLesson[Config]):
     def all_of(self, stack: Stack) -> Tensor:
         """Representations with a last 1, (n, dimension + 1)."""
         pieces = torch.arange(stack.count).split(AT_ONCE)
-        found = torch.cat(
-            [self.represented(stack.select(piece)) for piece in pieces]
-        )
+        found = torch.cat([self.represented(stack.select(piece)) for piece in pieces])
         return torch.cat([found, torch.ones(len(found), 1)], 1).double()
 
 

@@ -44,8 +44,7 @@ class Networks:
 
     def __post_init__(self) -> None:
         lengths = {
-            len(value)
-            for value in (*self.params.values(), *self.columns.values())
+            len(value) for value in (*self.params.values(), *self.columns.values())
         }
         if len(lengths) != 1:
             raise ValueError(
@@ -61,9 +60,7 @@ def write_shard(path: Path, groups: Sequence[Networks]) -> None:
     tensors = dict(_named(groups))
     metadata = {
         "format": FORMAT,
-        "architectures": json.dumps(
-            [dict(group.architecture) for group in groups]
-        ),
+        "architectures": json.dumps([dict(group.architecture) for group in groups]),
     }
     write_tensors(path, metadata, tensors)
 
@@ -83,12 +80,9 @@ def read_shard(path: Path) -> list[Networks]:
             f"shard '{path}': sha256: its contents do not have the one that it records"
         )
     groups = []
-    for number, architecture in enumerate(
-        json.loads(metadata["architectures"])
-    ):
+    for number, architecture in enumerate(json.loads(metadata["architectures"])):
         params, columns = (
-            _part(tensors, f"{number}.{part}.")
-            for part in ("params", "columns")
+            _part(tensors, f"{number}.{part}.") for part in ("params", "columns")
         )
         groups.append(Networks(architecture, params, columns))
     return groups
@@ -121,9 +115,7 @@ class Folder:
             return
         told = differences(read_manifest(self.path)["settings"], self.settings)
         if told:
-            raise ValueError(
-                f"folder '{self.path}': made with other settings: {told}"
-            )
+            raise ValueError(f"folder '{self.path}': made with other settings: {told}")
 
     def shard(self, split: str, number: int) -> Path:
         return self.path / f"{split}-{number:05d}.safetensors"
@@ -235,18 +227,12 @@ def check_parameters(
     much, of another shape or not finite.
     """
     for name in sorted({*expected, *params}):
-        wanted = (
-            tuple(expected[name]) if name in expected else "no such parameter"
-        )
+        wanted = tuple(expected[name]) if name in expected else "no such parameter"
         got = tuple(params[name].shape[1:]) if name in params else "none"
         if wanted != got:
-            raise ValueError(
-                f"{what}: {name}: expected shape {wanted}; got {got}"
-            )
+            raise ValueError(f"{what}: {name}: expected shape {wanted}; got {got}")
         if not params[name].isfinite().all():
-            raise ValueError(
-                f"{what}: {name}: expected finite numbers; got others"
-            )
+            raise ValueError(f"{what}: {name}: expected finite numbers; got others")
 
 
 def check_column(
@@ -278,8 +264,7 @@ def merged(groups: Sequence[Networks]) -> Networks:
                 f"networks: expected architecture {first.architecture}; got {group.architecture}"
             )
     params = {
-        key: torch.cat([group.params[key] for group in groups])
-        for key in first.params
+        key: torch.cat([group.params[key] for group in groups]) for key in first.params
     }
     columns = {
         key: torch.cat([group.columns[key] for group in groups])

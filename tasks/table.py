@@ -85,9 +85,7 @@ class Training(NamedTuple):
         asked = {**asdict(self.config), "folder": found["config"]["folder"]}
         told = differences(found["config"], asked)
         if told:
-            raise ValueError(
-                f"result '{path}': made with other settings: {told}"
-            )
+            raise ValueError(f"result '{path}': made with other settings: {told}")
         return found
 
 
@@ -156,12 +154,9 @@ def report(config: Config) -> None:
         "networks/s",
     ]
     body = [
-        line(figures, label, some, known.get(label))
-        for label, some in found.items()
+        line(figures, label, some, known.get(label)) for label, some in found.items()
     ]
-    Path(config.folder, "table.md").write_text(
-        "\n".join(markdown(header, body)) + "\n"
-    )
+    Path(config.folder, "table.md").write_text("\n".join(markdown(header, body)) + "\n")
     write_json(Path(config.folder, "table.json"), found)
     draw_curve(config, table, found)
     print("\n".join(align(header, body)))
@@ -214,9 +209,7 @@ def shown(
 ) -> Mapping[str, float]:
     """The table's figures that results on such data have."""
     told = {name for some in found.values() for name in some[0]["test"]}
-    return {
-        name: factor for name, factor in table.figures.items() if name in told
-    }
+    return {name: factor for name, factor in table.figures.items() if name in told}
 
 
 def line(

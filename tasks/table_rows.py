@@ -53,9 +53,7 @@ class Table:
 
 def _probed(model: str, *counts: int, **sizes: Any) -> tuple[Row, ...]:
     """Ours, with so many probes. sizes: of the model's config."""
-    return tuple(
-        _own(_label(model, n), model, probes=n, sizes=sizes) for n in counts
-    )
+    return tuple(_own(_label(model, n), model, probes=n, sizes=sizes) for n in counts)
 
 
 def _two_headed(model: str, in_turn: bool = False, **sizes: Any) -> Row:
@@ -88,9 +86,7 @@ def _others(*models: str, **changes: Any) -> tuple[Row, ...]:
 
 def _changed(table: Table, **changes: Any) -> Table:
     """Another task with the same models. changes: of its config."""
-    rows = (
-        replace(row, changes={**row.changes, **changes}) for row in table.rows
-    )
+    rows = (replace(row, changes={**row.changes, **changes}) for row in table.rows)
     return replace(table, rows=tuple(rows), published={})
 
 
@@ -99,9 +95,7 @@ CLASSIFY = Table(
     classify.Classification,
     {"accuracy": 100},
     (
-        *_others(
-            "mlp", "set", "statnn", "nfn-hnp", "nfn-np", "dwsnet", "probegen"
-        ),
+        *_others("mlp", "set", "statnn", "nfn-hnp", "nfn-np", "dwsnet", "probegen"),
         *_probed("ng-gnn", 0, 64),
         # with three it makes too few steps in the same time
         *_probed("ng-t", 0, 64, layers=2),
@@ -194,9 +188,7 @@ SMALL = Table(
     predict.Prediction,
     {"tau": 1, "r2": 1},
     (
-        *_others(
-            "statnn", "nfn-np", "nfn-hnp", "dmc", "probegen", symmetry=False
-        ),
+        *_others("statnn", "nfn-np", "nfn-hnp", "dmc", "probegen", symmetry=False),
         *_probed("ng-gnn", 0, 16, scales=True),
         # with 16 its score on validation is lower without dropout
         *_probed("ng-gnn", 64, scales=True, dropout=0.0),

@@ -70,9 +70,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.runs < len(SPLITS):
-            raise ValueError(
-                f"runs: expected {len(SPLITS)} or more; got {self.runs}"
-            )
+            raise ValueError(f"runs: expected {len(SPLITS)} or more; got {self.runs}")
         counts = ("steps", "batch_size", "checkpoints", "shard", "processes")
         check_counts(self, *counts)
 
@@ -85,9 +83,7 @@ class ShowConfig:
 
 def counts(runs: int) -> dict[str, int]:
     """Runs of every split."""
-    held_out = {
-        split: max(1, round(share * runs)) for split, share in SHARES.items()
-    }
+    held_out = {split: max(1, round(share * runs)) for split, share in SHARES.items()}
     return {"train": runs - sum(held_out.values()), **held_out}
 
 
@@ -104,9 +100,7 @@ def make(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networks]:
     """The networks of a shard, in one group for each architecture."""
     groups: dict[str, list[Networks]] = {}
     for number in range(job.start, job.stop):
-        run, checkpoints = trained(
-            config, data, SPLITS.index(job.split), number
-        )
+        run, checkpoints = trained(config, data, SPLITS.index(job.split), number)
         networks = networks_of(run, number, checkpoints)
         groups.setdefault(str(run.architecture), []).append(networks)
     return [merged(group) for group in groups.values()]
@@ -125,17 +119,13 @@ def trained(
         seed = derive_seed(*key)
         run = ZOOS[config.zoo].run(Random(seed))
         with seeded(*key):
-            found = train(
-                run, data.train, data.test, steps, config.batch_size, seed
-            )
+            found = train(run, data.train, data.test, steps, config.batch_size, seed)
         if found is not None:
             return run, found
     raise AssertionError
 
 
-def networks_of(
-    run: Run, number: int, checkpoints: Sequence[Checkpoint]
-) -> Networks:
+def networks_of(run: Run, number: int, checkpoints: Sequence[Checkpoint]) -> Networks:
     """The networks of a run with what is known of them.
 
     Columns: step, accuracy, and the run's number and settings, of which optimizer and init are
@@ -151,12 +141,9 @@ def networks_of(
         "fraction": run.fraction,
     }
     columns = {
-        key: torch.tensor([value] * len(checkpoints))
-        for key, value in known.items()
+        key: torch.tensor([value] * len(checkpoints)) for key, value in known.items()
     }
-    columns["step"] = torch.tensor(
-        [checkpoint.step for checkpoint in checkpoints]
-    )
+    columns["step"] = torch.tensor([checkpoint.step for checkpoint in checkpoints])
     columns["accuracy"] = torch.tensor(
         [checkpoint.accuracy for checkpoint in checkpoints]
     )
@@ -204,8 +191,7 @@ def load_images(config: TrainConfig) -> ImageDataset:
 def gray(split: Split) -> Split:
     """Images of one channel, the mean of the colours."""
     means = [
-        some.float().mean(1, keepdim=True).round()
-        for some in split.images.split(1000)
+        some.float().mean(1, keepdim=True).round() for some in split.images.split(1000)
     ]
     return Split(torch.cat(means).byte(), split.labels, *GRAY_MOMENTS)
 
@@ -217,8 +203,7 @@ def show(config: ShowConfig) -> None:
     steps = column(folder, "step")
     accuracies = column(folder, "accuracy")
     groups = {
-        f"step {step}": accuracies[steps == step]
-        for step in steps.unique().tolist()
+        f"step {step}": accuracies[steps == step] for step in steps.unique().tolist()
     }
     draw_histograms(Path(config.output), groups, "accuracy on test images")
     low, high = (bound.item() for bound in accuracies.aminmax())
@@ -230,9 +215,7 @@ def column(folder: Path, name: str) -> Tensor:
     """What is known of all networks, split by split."""
     found = []
     for split in SPLITS:
-        found += [
-            networks.columns[name] for networks in read_split(folder, split)
-        ]
+        found += [networks.columns[name] for networks in read_split(folder, split)]
     return torch.cat(found)
 
 

@@ -37,9 +37,7 @@ class Automorphism:
     nodes: Tensor
     elements: Tensor
 
-    def move(
-        self, graph: NeuralGraph, values: Sequence[Tensor]
-    ) -> list[Tensor]:
+    def move(self, graph: NeuralGraph, values: Sequence[Tensor]) -> list[Tensor]:
         """Per-parameter values, taken along."""
         real = [torch.view_as_real(v) if v.is_complex() else v for v in values]
         moved = graph.unflatten(graph.flatten(real)[self.elements])
@@ -68,27 +66,19 @@ class Automorphism:
             [group.size for group in graph.groups]
         )
         neurons = {
-            i: m.nonzero().flatten().tolist()
-            for i, m in enumerate(moved)
-            if m.any()
+            i: m.nonzero().flatten().tolist() for i, m in enumerate(moved) if m.any()
         }
-        changed = graph.unflatten(
-            self.elements != torch.arange(len(self.elements))
-        )
+        changed = graph.unflatten(self.elements != torch.arange(len(self.elements)))
         names = [
             spec.name
             for spec, c in zip(graph.parameters, changed, strict=True)
             if c.any()
         ]
-        named = {
-            f"{i} {graph.groups[i].name}": found for i, found in neurons.items()
-        }
+        named = {f"{i} {graph.groups[i].name}": found for i, found in neurons.items()}
         return f"neurons {named}, parameters {names}"
 
 
-def automorphisms(
-    graph: NeuralGraph, by_type: bool = False
-) -> list[Automorphism]:
+def automorphisms(graph: NeuralGraph, by_type: bool = False) -> list[Automorphism]:
     """Generators of the group of automorphisms, those left out that move no parameter.
 
     by_type: neurons and edges go wherever there are others of the same type, not only within groups
@@ -97,11 +87,7 @@ def automorphisms(
     coloured = _Coloured(graph, by_type)
     generators = coloured.graph.automorphism_group(color=coloured.colours)
     found = [coloured.automorphism(np.asarray(image)) for image in generators]
-    return [
-        a
-        for a in found
-        if not torch.equal(a.elements, torch.arange(graph.numel))
-    ]
+    return [a for a in found if not torch.equal(a.elements, torch.arange(graph.numel))]
 
 
 def count_automorphisms(graph: NeuralGraph, by_type: bool = False) -> int:
@@ -168,9 +154,7 @@ class _Coloured:
                 block.slot_shape,
                 block.position,
             )
-            self._add_places(
-                key, elements.flatten(0, 2).numpy(), *self._ends(block)
-            )
+            self._add_places(key, elements.flatten(0, 2).numpy(), *self._ends(block))
         self._locate()
         self._tie()
         self._add_constants()
@@ -202,9 +186,7 @@ class _Coloured:
             return
         for i, group in enumerate(groups):
             fixed = group.is_fixed and group.kind != "parameter"
-            yield from (
-                ("node", i, k if fixed else None) for k in range(group.size)
-            )
+            yield from (("node", i, k if fixed else None) for k in range(group.size))
 
     def _ends(self, block: EdgeBlock) -> tuple[np.ndarray, np.ndarray]:
         """Sources and targets of all edges."""
@@ -216,9 +198,7 @@ class _Coloured:
         targets = self.starts[block.target] + _index(
             block.target_index, groups[block.target].size
         )
-        ends = np.broadcast_arrays(
-            sources.reshape(g, 1, s), targets.reshape(g, t, 1)
-        )
+        ends = np.broadcast_arrays(sources.reshape(g, 1, s), targets.reshape(g, t, 1))
         return ends[0].reshape(-1), ends[1].reshape(-1)
 
     def _add(self, count: int, *key) -> np.ndarray:
@@ -250,9 +230,7 @@ class _Coloured:
         for block in self.neural.constants:
             counts.update(
                 (a, b, block.kind)
-                for a, b in zip(
-                    *(x.tolist() for x in self._ends(block)), strict=True
-                )
+                for a, b in zip(*(x.tolist() for x in self._ends(block)), strict=True)
             )
         for (source, target, kind), number in counts.items():
             vertex = self._add(1, "constant", kind, number)
@@ -280,9 +258,7 @@ class _Coloured:
         self.first = np.zeros(len(self.colours), int)
         begin = 0
         for vertices, elements in self.places:
-            self.first[vertices] = (
-                begin + np.arange(len(vertices)) * elements.shape[1]
-            )
+            self.first[vertices] = begin + np.arange(len(vertices)) * elements.shape[1]
             begin += elements.size
 
     def automorphism(self, image: np.ndarray) -> Automorphism:
@@ -293,8 +269,7 @@ class _Coloured:
         for vertices, elements in self.places:
             order[
                 self.elements[
-                    self.first[image[vertices]][:, None]
-                    + np.arange(elements.shape[1])
+                    self.first[image[vertices]][:, None] + np.arange(elements.shape[1])
                 ]
             ] = elements
         return Automorphism(torch.from_numpy(nodes), torch.from_numpy(order))

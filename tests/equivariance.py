@@ -59,15 +59,11 @@ def permute(
     for bias, value in zip(graph.biases, biases, strict=True):
         neurons = bias.index or range(graph.groups[bias.group].size)
         place = {n: k for k, n in enumerate(neurons)}
-        moved_biases.append(
-            value[[place[order(bias.group)[n]] for n in neurons]]
-        )
+        moved_biases.append(value[[place[order(bias.group)[n]] for n in neurons]])
     for block in graph.constants:
         _moved(block, graph, order)
     moved = [
-        value.flatten(0, 2)[_moved(block, graph, order)].unflatten(
-            0, block.shape
-        )
+        value.flatten(0, 2)[_moved(block, graph, order)].unflatten(0, block.shape)
         for block, value in zip(graph.weights, edges, strict=True)
     ]
     permuted = graph.scatter(GraphValues(tuple(moved_biases), tuple(moved)))
@@ -99,9 +95,7 @@ def _moved(block: EdgeBlock, graph: NeuralGraph, order) -> list[int]:
     return [place[target_order[a], source_order[b]] for a, b in ends]
 
 
-def random_values(
-    graph: NeuralGraph, generator: torch.Generator
-) -> list[Tensor]:
+def random_values(graph: NeuralGraph, generator: torch.Generator) -> list[Tensor]:
     """Float64 values for every parameter, some of them below the cut-off of the preprocessing."""
     return [
         torch.randn(s.shape, generator=generator, dtype=torch.float64)
@@ -146,8 +140,7 @@ def assert_commutes(
     for move in moves:
         expected = move(plain)
         assert any(
-            (e - p).abs().max() > 1e-6
-            for e, p in zip(expected, plain, strict=True)
+            (e - p).abs().max() > 1e-6 for e, p in zip(expected, plain, strict=True)
         )
         found = updates(metanet, graph, move(params), [move(g) for g in grads])
         for e, f in zip(expected, found, strict=True):
@@ -161,14 +154,10 @@ def assert_equivariant(
     seed: int = 0,
 ) -> None:
     """Permuting hidden neurons permutes the updates in the same way (float64)."""
-    permutations = random_permutations(
-        graph, torch.Generator().manual_seed(seed)
-    )
+    permutations = random_permutations(graph, torch.Generator().manual_seed(seed))
     assert permutations, "the graph has hidden neurons to permute"
     move = partial(permute, graph, permutations=permutations)
-    assert_commutes(
-        metanet, graph, [move], steps=3, tolerance=tolerance, seed=seed
-    )
+    assert_commutes(metanet, graph, [move], steps=3, tolerance=tolerance, seed=seed)
 
 
 def assert_metanet_respects(
@@ -193,8 +182,7 @@ def randomised(model: nn.Module) -> list[Tensor]:
     under which everything is symmetric."""
     generator = torch.Generator().manual_seed(1)
     return [
-        p.detach()
-        + 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        p.detach() + 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
         for p in model.parameters()
     ]
 
@@ -229,7 +217,5 @@ def assert_function_respects(
         )
 
 
-def _no_symmetry(
-    symmetry: Automorphism, graph: NeuralGraph, message: str
-) -> str:
+def _no_symmetry(symmetry: Automorphism, graph: NeuralGraph, message: str) -> str:
     return f"no symmetry of the network: {symmetry.describe(graph)}\n{message}"

@@ -137,23 +137,16 @@ def imported_files(file: Path) -> dict[str, bool]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
-        elif isinstance(
-            node, ast.ImportFrom
-        ):  # of a package, files; of a file, names
+        elif isinstance(node, ast.ImportFrom):  # of a package, files; of a file, names
             modules = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
         for module in modules:
             if f"{module}.".startswith("ngopt.graph."):
                 path = (
-                    module.removeprefix("ngopt.graph").removeprefix(".")
-                    or "__init__"
+                    module.removeprefix("ngopt.graph").removeprefix(".") or "__init__"
                 )
-                name = (
-                    path
-                    if path in LAYERS
-                    else path.rpartition(".")[0] or "__init__"
-                )
+                name = path if path in LAYERS else path.rpartition(".")[0] or "__init__"
                 found[name] = found.get(name, True) and node in tree.body
     return found
 
@@ -163,16 +156,12 @@ def test_every_file_of_the_graph_imports_from_those_before_it_alone():
         file: ".".join(file.relative_to(GRAPH).with_suffix("").parts)
         for file in GRAPH.rglob("*.py")
     }
-    names = {
-        file: name.removesuffix(".__init__") for file, name in files.items()
-    }
+    names = {file: name.removesuffix(".__init__") for file, name in files.items()}
     assert sorted(names.values()) == sorted(LAYERS)
     for file, name in names.items():
         before = LAYERS[: LAYERS.index(name)]
         late = [other for other in imported_files(file) if other not in before]
-        assert not late, (
-            f"ngopt.graph.{name} imports {late}, which come after it"
-        )
+        assert not late, f"ngopt.graph.{name} imports {late}, which come after it"
 
 
 def test_files_of_the_graph_are_imported_where_a_file_begins():
@@ -195,9 +184,7 @@ inr zoo published classify edit predict represent table_rows table
 def test_every_part_of_the_tasks_imports_from_those_before_it_alone():
     root = ROOT / "tasks"
     parts = {
-        path.stem: path
-        for path in root.iterdir()
-        if not path.stem.startswith("__")
+        path.stem: path for path in root.iterdir() if not path.stem.startswith("__")
     }
     assert sorted(parts) == sorted(TASKS)
     for name, path in parts.items():

@@ -25,9 +25,7 @@ def check(network: Network, tolerance: float = 1e-11) -> NeuralGraph:
     params = randomised(model)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(
-            params, graph.scatter(graph.gather(params)), strict=True
-        )
+        for a, b in zip(params, graph.scatter(graph.gather(params)), strict=True)
     )
     check_symmetries(network, graph, tolerance)
     return graph

@@ -50,8 +50,7 @@ def detached(inner: Inner) -> Inner:
     """The same without what autograd knows of it."""
     params, buffers, state, step = inner
     records = [
-        {key: value.detach() for key, value in record.items()}
-        for record in state
+        {key: value.detach() for key, value in record.items()} for record in state
     ]
     return Inner(
         [p.detach() for p in params],
@@ -66,8 +65,7 @@ def leaves(optimizee: Optimizees, learned: LearnedOptimizer) -> list[Tensor]:
     by."""
     parameters = trained_metanet(learned).parameters()
     found = [
-        p.detach().expand((*optimizee.count, *p.shape)).clone()
-        for p in parameters
+        p.detach().expand((*optimizee.count, *p.shape)).clone() for p in parameters
     ]
     return [weight.requires_grad_() for weight in found]
 

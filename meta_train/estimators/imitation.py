@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn.utils import parameters_to_vector
+from torch import Tensor, nn
 
-from meta_train.estimators.estimate import Estimate, detached
+from meta_train.estimators.estimate import (
+    Estimate,
+    detached,
+    leaves,
+    weighted,
+)
 from meta_train.unroll import Inner, Optimizee, Optimizees, moved
-from meta_train.weighted import trained_metanet
-from ngopt.functional import Record, update_all
+from meta_train.weighted import WeightedRule, as_vector, trained_metanet
+from ngopt.functional import Record, UpdateRule, update_all
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import load_pretrained
 
@@ -35,19 +39,15 @@ class Imitation:
     gradient is exact. Both know no horizon: what a metanet does with one is no matter of its
     weights, and it could not tell how far the default's schedule is.
 
-    Raises ValueError for a stack, which the default cannot step.
+    Raises ValueError for a stack whose optimizees are not at the same step.
     """
 
     def __init__(self) -> None:
         self.teacher = load_pretrained("default")
 
-    def start(
-        self, optimizee: Optimizee, learned: LearnedOptimizer
-    ) -> Imitated:
+    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> Imitated:
         inner = optimizee.start(learned.bind(optimizee.graph))
-        return Imitated(
-            inner, self.teacher.bind(optimizee.graph).init(inner.params)
-        )
+        return Imitated(inner, self.teacher.bind(optimizee.graph).init(inner.params))
 
     def estimate(
         self,
@@ -56,13 +56,11 @@ class Imitation:
         state: Imitated,
         steps: int,
     ) -> tuple[Estimate, Imitated]:
-        if optimizee.count:
-            raise ValueError(
-                f"imitation: expected one optimizee at a time; got a stack of {optimizee.count[0]}"
-            )
-        student = learned.bind(optimizee.graph)
-        teacher = self.teacher.bind(optimizee.graph)
-        weights = list(trained_metanet(learned).parameters())
+        now = _shared_step(state.inner.step)
+        weights = leaves(optimizee, learned)
+        bound = learned.bind(optimizee.graph)
+        student = weighted(bound, optimizee, learned, weights)
+        teacher = self._teacher(optimizee)
         total = [torch.zeros_like(w) for w in weights]
         hyper = optimizee.hyper()
         losses, inner_losses = [], []
@@ -70,7 +68,7 @@ class Imitation:
         window: list[Tensor] = []
         every = trained_metanet(learned).graph_every
         inner, records = state
-        for _ in range(steps):
+        for k in range(1, steps + 1):
             inner_loss, grads, buffers = optimizee.gradient(inner)
             inner_losses.append(inner_loss)
             with torch.no_grad():
@@ -81,33 +79,50 @@ class Imitation:
                 found, own = update_all(
                     student, grads, inner.state, inner.params, hyper
                 )
-                loss = _distance(found, wanted)
-            window.append(loss)
+                loss = _distance(found, wanted, optimizee.count)
+            window.append(loss.sum())
             losses.append(loss.detach())
             inner = moved(inner, wanted, own, buffers)
-            if inner.step % every == 0 or len(losses) == steps:
+            if (now + k) % every == 0 or k == steps:
                 some = torch.autograd.grad(window, weights, allow_unused=True)
-                total = [
-                    t if g is None else t + g / steps
-                    for t, g in zip(total, some, strict=True)
-                ]
+                pairs = zip(total, some, strict=True)
+                total = [t if g is None else t + g / steps for t, g in pairs]
                 window = []
                 inner = detached(inner)
-        means = (torch.stack(some).mean() for some in (losses, inner_losses))
-        estimate = Estimate(parameters_to_vector(total), *means)
+        means = (torch.stack(some).mean(0) for some in (losses, inner_losses))
+        estimate = Estimate(as_vector(total, optimizee.count), *means)
         return estimate, Imitated(inner, records)
+
+    def _teacher(self, optimizee: Optimizees) -> UpdateRule:
+        """The imitated rule, of one optimizee or of a stack; it has no weights."""
+        rule, nothing = self.teacher.bind(optimizee.graph), nn.Module()
+        return WeightedRule(rule, nothing, (), optimizee.count, shares_step=True)
+
+
+def _shared_step(steps: Tensor) -> int:
+    """That of all optimizees of a stack."""
+    found = set(steps.flatten().tolist())
+    if len(found) > 1:
+        raise ValueError(
+            "imitation: expected optimizees at the same step; got steps "
+            f"{sorted(found)}"
+        )
+    return found.pop()
 
 
 def _distance(
-    found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]
+    found: Sequence[Tensor | None],
+    wanted: Sequence[Tensor | None],
+    count: tuple[int, ...],
 ) -> Tensor:
-    """Mean over tensors of the relative squared difference; of those that are to move."""
+    """Mean over tensors of the relative squared difference; of those that are to move.
+    (*count)"""
     rows = zip(found, wanted, strict=True)
-    pairs = [
-        (u, v)
-        for u, v in rows
-        if u is not None and v is not None and bool(v.any())
-    ]
-    return torch.stack(
-        [(u - v).square().sum() / v.square().sum() for u, v in pairs]
-    ).mean()
+    pairs = [(u, v) for u, v in rows if u is not None and v is not None]
+    flat = [(u.reshape(*count, -1), v.reshape(*count, -1)) for u, v in pairs]
+    is_moved = torch.stack([v.any(-1) for _, v in flat])
+    sizes = torch.stack([v.square().sum(-1) for _, v in flat])
+    errors = torch.stack([(u - v).square().sum(-1) for u, v in flat])
+    # without a value that the host waits for
+    shares = errors / torch.where(is_moved, sizes, 1)
+    return torch.where(is_moved, shares, 0).sum(0) / is_moved.sum(0)

@@ -59,9 +59,7 @@ class PES:
             total_steps,
         )
 
-    def start(
-        self, optimizee: Optimizee, learned: LearnedOptimizer
-    ) -> PESState:
+    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> PESState:
         inner = optimizee.start(learned.bind(optimizee.graph, self.total_steps))
         theta = parameters_to_vector(trained_metanet(learned).parameters())
         return PESState(inner, inner, torch.zeros_like(theta.detach()))
@@ -80,9 +78,7 @@ class PES:
         noise = self.sigma * drawn.to(theta.device)
         total = state.perturbation + noise if self.persistent else noise
         rules = [
-            weighted(
-                bound, optimizee, learned, as_weights(theta + side, metanet)
-            )
+            weighted(bound, optimizee, learned, as_weights(theta + side, metanet))
             for side in (noise, -noise)
         ]
         above, positive = self._run(optimizee, rules[0], state.positive, steps)
@@ -92,9 +88,7 @@ class PES:
         minus = below[-counted:].mean(0)
         slope = (plus - minus) / (2 * self.sigma**2)
         inner_loss = 0.5 * (above + below).mean(0)
-        estimate = Estimate(
-            times(slope, total), 0.5 * (plus + minus), inner_loss
-        )
+        estimate = Estimate(times(slope, total), 0.5 * (plus + minus), inner_loss)
         return estimate, PESState(positive, negative, total)
 
     @torch.no_grad()

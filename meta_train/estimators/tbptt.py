@@ -17,7 +17,7 @@ from meta_train.estimators.estimate import (
     times,
     weighted,
 )
-from meta_train.unroll import Inner, Optimizee, Optimizees, moved, unroll
+from meta_train.unroll import Inner, Optimizee, Optimizees, moved, sent, unroll
 from meta_train.weighted import as_vector, trained_metanet
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.learned import LearnedOptimizer
@@ -103,7 +103,7 @@ class TBPTT:
         followed = followed_updates(trained_metanet(learned), optimizee)
         loss, grads, buffers = optimizee.gradient(state)
         for t in range(steps):
-            contractions.append(self._contraction(bound, state.step))
+            contractions.append(self._contraction(bound, state))
             seen = grads, state.state, state.params
             if t >= steps - followed:
                 update = _followed(rule, *seen, hyper)
@@ -125,9 +125,7 @@ class TBPTT:
         )
         mean = torch.stack(losses[-counted:]).mean(0)
         inner_loss = torch.stack(losses).mean(0)
-        return Estimate(
-            as_vector(found, optimizee.count), mean, inner_loss
-        ), state
+        return Estimate(as_vector(found, optimizee.count), mean, inner_loss), state
 
     def _check(self, learned: LearnedOptimizer) -> None:
         if self.weight_decay and learned.base is not None:
@@ -136,16 +134,15 @@ class TBPTT:
                 f"{self.weight_decay}"
             )
 
-    def _contraction(self, rule: UpdateRule, step: Tensor) -> Tensor | float:
-        """1 - c_t."""
+    def _contraction(self, rule: UpdateRule, inner: Inner) -> Tensor | float:
+        """1 - c_t, where the parameters are."""
         if self.weight_decay == 0:
             return 1.0
         assert isinstance(rule, MetanetRule)
-        heights = torch.as_tensor(
-            rule.height(step.double()), dtype=torch.float64
-        )
+        heights = torch.as_tensor(rule.height(inner.step.double()), dtype=torch.float64)
         decay = rule.metanet.config.nominal_step * self.weight_decay
-        return 1 - decay * heights.expand(step.shape)
+        found = 1 - decay * heights.expand(inner.step.shape)
+        return sent(found, inner.params[0].device)
 
     def _backward(
         self,
@@ -165,9 +162,7 @@ class TBPTT:
         total = [torch.zeros_like(w) for w in weights]
         adjoint = [torch.zeros_like(p) for p in updates[-1].params]
         waiting: dict[int, Tensor] = {}  # the adjoint of what was said
-        rows = list(
-            zip(updates, after, share, [*contractions[1:], 1.0], strict=True)
-        )
+        rows = list(zip(updates, after, share, [*contractions[1:], 1.0], strict=True))
         for update, ahead, part, contraction in reversed(rows):
             adjoint = [times(contraction, a) for a in adjoint]
             adjoint = [
@@ -179,8 +174,7 @@ class TBPTT:
             )
             found, waiting = _pulled_back(followed, weights, adjoint, waiting)
             total = [
-                t if f is None else t + f
-                for t, f in zip(total, found, strict=True)
+                t if f is None else t + f for t, f in zip(total, found, strict=True)
             ]
         return total
 
@@ -270,6 +264,4 @@ def followed_updates(metanet: Metanet, optimizee: Optimizees) -> int:
     """Updates whose autograd graphs are kept, of at most `FOLLOWED` elements of parameters; a look
     at the neural graph counts as `LOOK` more."""
     looks = LOOK / metanet.graph_every if metanet.d_context else 0
-    return int(
-        FOLLOWED / (prod(optimizee.count) * optimizee.graph.numel * (1 + looks))
-    )
+    return int(FOLLOWED / (prod(optimizee.count) * optimizee.graph.numel * (1 + looks)))

@@ -64,10 +64,7 @@ def cells(list_name: str, name: str, measured_steps: int) -> list[str]:
 
 def run(config: Config) -> None:
     names = [(given, name) for given in config.lists for name in LISTS[given]]
-    body = [
-        cells(*pair, config.measured_steps)
-        for pair in tqdm(names, unit="problem")
-    ]
+    body = [cells(*pair, config.measured_steps) for pair in tqdm(names, unit="problem")]
     print("\n".join(["", *markdown(HEADER, body)]))
 
 

@@ -128,12 +128,8 @@ _DEVELOPMENT = (
         8,
         2000,
     ),
-    _classify(
-        "cnn-m14", MNIST_14, partial(pooled_cnn, (1, 8, 16), 3), 512, 200
-    ),
-    _classify(
-        "cnn-gn-c16", CIFAR_16, partial(group_normed, (3, 16, 32, 64)), 64, 800
-    ),
+    _classify("cnn-m14", MNIST_14, partial(pooled_cnn, (1, 8, 16), 3), 512, 200),
+    _classify("cnn-gn-c16", CIFAR_16, partial(group_normed, (3, 16, 32, 64)), 64, 800),
     _classify(
         "depthwise-fm14",
         FASHION_14,
@@ -141,9 +137,7 @@ _DEVELOPMENT = (
         64,
         600,
     ),
-    _classify(
-        "resnet-c16", CIFAR_16, partial(residual_cnn, 3, (12, 24, 32)), 64, 400
-    ),
+    _classify("resnet-c16", CIFAR_16, partial(residual_cnn, 3, (12, 24, 32)), 64, 400),
     _classify(
         "vit-fm28",
         FASHION,
@@ -187,9 +181,7 @@ _META_VALIDATION = (
         256,
         600,
     ),
-    _classify(
-        "cnn-bn-fm28", FASHION, partial(batch_normed, (1, 12, 24, 48)), 32, 800
-    ),
+    _classify("cnn-bn-fm28", FASHION, partial(batch_normed, (1, 12, 24, 48)), 32, 800),
     _classify(
         "resnet-gn-fm14",
         FASHION_14,
@@ -245,9 +237,7 @@ _META_TEST = (
         64,
         800,
     ),
-    _classify(
-        "wave-fm14", FASHION_14, partial(wave_cnn, (1, 16, 24, 32)), 64, 800
-    ),
+    _classify("wave-fm14", FASHION_14, partial(wave_cnn, (1, 16, 24, 32)), 64, 800),
     SupervisedProblem(
         "unet-c16",
         partial(noisy_images, "cifar10", 2, gray=True),
@@ -310,12 +300,8 @@ _META_TEST = (
         1000,
     ),
     # other sizes and data of known families
-    _language(
-        "gpt-long-text", 96, partial(Gpt, VOCABULARY, 96, 48, 4, 3), 8, 500
-    ),
-    _classify(
-        "resnet-c32", CIFAR, partial(residual_cnn, 3, (8, 16, 32)), 32, 400
-    ),
+    _language("gpt-long-text", 96, partial(Gpt, VOCABULARY, 96, 48, 4, 3), 8, 500),
+    _classify("resnet-c32", CIFAR, partial(residual_cnn, 3, (8, 16, 32)), 32, 400),
     _classify("lstm-m28", MNIST, partial(RowReader, nn.LSTM, 28, 64), 100, 500),
 )
 

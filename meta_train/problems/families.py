@@ -56,17 +56,13 @@ def sampled_cnn(seed: int, steps: int) -> SupervisedProblem:
     """
     with seeded(seed, 7):
         depth = 2 + _choice(3)
-        widths = [
-            round(6 * (32 / 6) ** torch.rand(()).item()) for _ in range(depth)
-        ]
+        widths = [round(6 * (32 / 6) ** torch.rand(()).item()) for _ in range(depth)]
         kernels = [(3, 3, 3, 3, 5, 1)[_choice(6)] for _ in range(depth)]
         batch_size = 32 << _choice(4)
         pool = 1 + _choice(2)
     data = partial(images, "fashion-mnist", pool)
     build = partial(plain_cnn, (1, *widths), kernels)
-    return SupervisedProblem(
-        f"cnn-{seed}", data, build, CLASSIFY, batch_size, steps
-    )
+    return SupervisedProblem(f"cnn-{seed}", data, build, CLASSIFY, batch_size, steps)
 
 
 def _choice(count: int) -> int:

@@ -13,7 +13,9 @@ from torch import Tensor
 from meta_train.problems.supervised import Batch, Listed, Splits, mapped
 from tasks.datasets import Split, load_dataset
 
-NOISE = 0.5  # standard deviation that the denoiser has to remove, in those of the pixels
+NOISE = (
+    0.5  # standard deviation that the denoiser has to remove, in those of the pixels
+)
 
 
 @cache
@@ -25,10 +27,7 @@ def images(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """
     data = load_dataset(name)
     return Splits(
-        *(
-            _smaller(s, pool, gray)
-            for s in (data.train, data.validation, data.test)
-        )
+        *(_smaller(s, pool, gray) for s in (data.train, data.validation, data.test))
     )
 
 
@@ -37,9 +36,7 @@ def pixels(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images as in `images`, but with pixels in [0, 1]; the targets are the images themselves."""
     splits = images(name, pool, gray)
     plain = [
-        replace(s, mean=(0.0,), std=(1.0,))
-        for s in splits
-        if isinstance(s, Split)
+        replace(s, mean=(0.0,), std=(1.0,)) for s in splits if isinstance(s, Split)
     ]
     return mapped(lambda: Splits(*plain), _reconstruct)
 
@@ -121,9 +118,7 @@ def _smaller(split: Split, pool: int, gray: bool) -> Split:
         parts.append(values.round().to(torch.uint8))
     moments = {}
     if gray:
-        moments = {
-            key: (_mean(getattr(split, key)),) for key in ("mean", "std")
-        }
+        moments = {key: (_mean(getattr(split, key)),) for key in ("mean", "std")}
     return replace(split, images=torch.cat(parts), **moments)
 
 
@@ -139,9 +134,7 @@ def _with_noise(images: Tensor, labels: Tensor) -> Batch:
     return images + NOISE * torch.randn_like(images), images
 
 
-def _diffuse(
-    images: Tensor, labels: Tensor
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
+def _diffuse(images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Variance is kept, by a cosine schedule (Nichol and Dhariwal 2021)."""
     noise = torch.randn_like(images)
     levels = torch.rand(len(images), 1)

@@ -18,9 +18,7 @@ class Metrics(NamedTuple):
 
 def mean_metrics(found: Sequence[Metrics]) -> Metrics:
     """Means over several runs of one problem."""
-    accuracies = [
-        metrics.accuracy for metrics in found if metrics.accuracy is not None
-    ]
+    accuracies = [metrics.accuracy for metrics in found if metrics.accuracy is not None]
     accuracy = fmean(accuracies) if accuracies else None
     return Metrics(fmean(metrics.loss for metrics in found), accuracy)
 

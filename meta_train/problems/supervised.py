@@ -17,9 +17,7 @@ from tasks.datasets import batch_indices
 
 EVALUATION_BATCH = 500  # examples at a time
 
-Batch = tuple[
-    Any, Any
-]  # inputs of the network, and what its outputs are compared with
+Batch = tuple[Any, Any]  # inputs of the network, and what its outputs are compared with
 
 
 class Examples(Protocol):
@@ -85,9 +83,7 @@ class Objective:
 
 def on_device(batch: Any, device: torch.device) -> Any:
     """The tensors of a batch on a device."""
-    return tree_map(
-        lambda x: x.to(device) if isinstance(x, Tensor) else x, batch
-    )
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
 
 
 def fraction_correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -125,9 +121,7 @@ class SupervisedProblem:
             indices = torch.arange(len(train))
         else:
             key = derive_seed(seed, 1)
-            indices = batch_indices(
-                len(train), self.batch_size, seed=key, step=step
-            )
+            indices = batch_indices(len(train), self.batch_size, seed=key, step=step)
         with seeded(seed, 3, step):  # noise in the examples
             return train.batch(indices)
 
@@ -141,17 +135,13 @@ class SupervisedProblem:
     ) -> Metrics:
         examples = getattr(self.data(), split)
         size = len(examples) if limit is None else min(limit, len(examples))
-        device = next(
-            (p.device for p in model.parameters()), torch.device("cpu")
-        )
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         loss = correct = 0.0
         with seeded(0, 4):  # every evaluation sees the same noise
             for indices in torch.arange(size).split(EVALUATION_BATCH):
                 inputs, targets = on_device(examples.batch(indices), device)
                 outputs = model(inputs)
-                loss += (
-                    len(indices) * self.objective.loss(outputs, targets).item()
-                )
+                loss += len(indices) * self.objective.loss(outputs, targets).item()
                 if self.objective.accuracy is not None:
                     right = self.objective.accuracy(outputs, targets)
                     correct += len(indices) * right.item()

@@ -88,9 +88,7 @@ def files_of_windows(length: int) -> Splits:
     """Windows of text, to tell which of `FILES` each is from."""
     text, ends = library_text()
     parts = window_starts(ends, length)
-    return Splits(
-        *(FileOfWindow(text, starts, length, ends) for starts in parts)
-    )
+    return Splits(*(FileOfWindow(text, starts, length, ends) for starts in parts))
 
 
 @cache
@@ -121,9 +119,7 @@ def window_starts(ends: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     begins = [0, *ends[:-1].tolist()]
     blocks, places = [], []
-    for number, (begin, end) in enumerate(
-        zip(begins, ends.tolist(), strict=True)
-    ):
+    for number, (begin, end) in enumerate(zip(begins, ends.tolist(), strict=True)):
         numbers = torch.arange((end - begin) // BLOCK)
         blocks.append(begin + numbers * BLOCK)
         places.append((number + numbers) % BLOCKS_PER_CYCLE)
@@ -131,22 +127,16 @@ def window_starts(ends: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
     place = torch.cat(places)
     train = _starts(block[place < BLOCKS_PER_CYCLE - 2], length, TRAIN_STRIDE)
     held_out = (block[place == BLOCKS_PER_CYCLE - k] for k in (2, 1))
-    validation, test = (
-        _spread(_starts(part, length, length)) for part in held_out
-    )
+    validation, test = (_spread(_starts(part, length, length)) for part in held_out)
     return train, validation, test
 
 
 def _starts(blocks: Tensor, length: int, stride: int) -> Tensor:
     """blocks: where they begin."""
-    return (
-        blocks[:, None] + torch.arange(0, BLOCK - length + 1, stride)
-    ).flatten()
+    return (blocks[:, None] + torch.arange(0, BLOCK - length + 1, stride)).flatten()
 
 
 def _spread(starts: Tensor) -> Tensor:
     """As many as evaluation takes, from everywhere, in no order: the first are like the others."""
-    order = torch.randperm(
-        len(starts), generator=torch.Generator().manual_seed(0)
-    )
+    order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(0))
     return starts[order[:EVALUATION_WINDOWS]]

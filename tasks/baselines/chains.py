@@ -73,16 +73,11 @@ class Chain:
 
     def channels(self, d: int, of_slots: bool = False) -> Channels:
         """Those of d features for every edge and bias, or for every slot of them."""
-        weights = [
-            d * parts.block.slots if of_slots else d for parts in self.order
-        ]
+        weights = [d * parts.block.slots if of_slots else d for parts in self.order]
         nodes = [
-            sum(d * _width(piece, of_slots) for piece in some)
-            for some in self.nodes
+            sum(d * _width(piece, of_slots) for piece in some) for some in self.nodes
         ]
-        return Channels(
-            weights, nodes, sum(d * count for _, count in self.whole)
-        )
+        return Channels(weights, nodes, sum(d * count for _, count in self.whole))
 
     def read(self, params: Sequence[Tensor]) -> ChainValues:
         """Of parameters, (b, *shape) each."""
@@ -96,9 +91,7 @@ class Chain:
         for size, some in zip(self.sizes, self.nodes, strict=True):
             nothing = params[0].new_zeros(batch, size, 0)
             nodes.append(
-                torch.cat(
-                    [nothing, *(piece.read(values) for piece in some)], -1
-                )
+                torch.cat([nothing, *(piece.read(values) for piece in some)], -1)
             )
         nothing = params[0].new_zeros(batch, 0)
         outside = [piece.read(values).flatten(1) for piece, _ in self.whole]
@@ -116,13 +109,10 @@ class Chain:
             kept[piece.number] = piece.write(own, d)
         values = GraphValues(_in_order(biases), _in_order(edges))
         return [
-            value.movedim(-1, 1)
-            for value in self.graph.scatter(values, batch_dims=1)
+            value.movedim(-1, 1) for value in self.graph.scatter(values, batch_dims=1)
         ]
 
-    def _split(
-        self, found: ChainValues, d: int
-    ) -> Iterator[tuple[Piece, Tensor]]:
+    def _split(self, found: ChainValues, d: int) -> Iterator[tuple[Piece, Tensor]]:
         """Every piece with its features, (b, n, others * slots * d)."""
         for some, features in zip(self.nodes, found.nodes, strict=True):
             widths = [d * _width(piece, of_slots=True) for piece in some]
@@ -152,18 +142,12 @@ def chain_with_fixed_ends(graph: NeuralGraph) -> Chain:
     """
     layers = _layers(graph)
     if len(layers) < 2:
-        raise ValueError(
-            "expected networks with hidden neurons; got a single layer"
-        )
+        raise ValueError("expected networks with hidden neurons; got a single layer")
     (first, *between, last), hidden = layers, layers[:-1]
     nodes = [_bias(layer) for layer in hidden]
     inward, outward = (graph.weights[layer.weight] for layer in (first, last))
-    nodes[0].append(
-        Piece("target", first.weight, inward.shape[2], inward.slots)
-    )
-    nodes[-1].append(
-        Piece("source", last.weight, outward.shape[1], outward.slots)
-    )
+    nodes[0].append(Piece("target", first.weight, inward.shape[2], inward.slots))
+    nodes[-1].append(Piece("source", last.weight, outward.shape[1], outward.slots))
     targets = [graph.weights[layer.weight].target for layer in hidden]
     return Chain(
         graph,

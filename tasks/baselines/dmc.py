@@ -51,9 +51,7 @@ class DMC(ParameterModel):
             )
             layers += [conv, nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.head = pooled_head(
-            config.widths[-1], config.head, d_out, config.dropout
-        )
+        self.head = pooled_head(config.widths[-1], config.head, d_out, config.dropout)
 
     def forward(self, stack: Stack) -> Tensor:
         flat = stack.architecture.graph.flatten(self.read(stack), batch_dims=1)

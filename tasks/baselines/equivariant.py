@@ -61,15 +61,11 @@ class EquivariantModel(ParameterModel):
         self.layers = nn.ModuleList(NPLayer(*pair, self.pool) for pair in pairs)
         if not edits:
             pooled_width = sum(last.weights) + sum(last.nodes) + last.whole
-            self.head = pooled_head(
-                pooled_width, config.head, d_out, config.dropout
-            )
+            self.head = pooled_head(pooled_width, config.head, d_out, config.dropout)
 
     def forward(self, stack: Stack) -> Tensor:
         weights, nodes, whole = self._after_layers(stack)
-        pools = [
-            pooled(weights, block, self.pool) for block in self.chain.order
-        ]
+        pools = [pooled(weights, block, self.pool) for block in self.chain.order]
         return self.head(summary(pools, nodes, whole, self.pool))
 
     def updates(self, stack: Stack) -> list[Tensor]:
@@ -79,9 +75,7 @@ class EquivariantModel(ParameterModel):
         weights, nodes, whole = self.chain.read(self.read(stack))
         for k, layer in enumerate(self.layers):
             is_last = self.edits and k == len(self.layers) - 1
-            nodes, whole = layer(
-                weights, self.chain.order, nodes, whole, is_last
-            )
+            nodes, whole = layer(weights, self.chain.order, nodes, whole, is_last)
         return ChainValues(weights, nodes, whole)
 
     def _chain(self) -> Chain:

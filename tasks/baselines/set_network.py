@@ -46,9 +46,7 @@ class SetNetwork(ParameterModel):
         self.slope = nn.Parameter(torch.randn(rows, config.width))
         self.offset = nn.Parameter(torch.randn(rows, config.width))
         self.inner = nn.Linear(config.width, config.width)
-        self.head = pooled_head(
-            config.width, config.head, d_out, config.dropout
-        )
+        self.head = pooled_head(config.width, config.head, d_out, config.dropout)
 
     def forward(self, stack: Stack) -> Tensor:
         total, numel = 0, 0
@@ -56,9 +54,7 @@ class SetNetwork(ParameterModel):
             self.standardise.rows(stack), self.read(stack), strict=True
         ):
             flat = value.flatten(1).unsqueeze(-1)
-            first = torch.addcmul(
-                self.offset[row], flat, self.slope[row]
-            ).relu()
+            first = torch.addcmul(self.offset[row], flat, self.slope[row]).relu()
             total = total + self.inner(first).relu().sum(1)
             numel += flat.shape[1]
         return self.head(total / numel)

@@ -42,9 +42,7 @@ class StatNN(ParameterModel):
         edits: bool = False,
     ):
         super().__init__(architectures, edits)
-        self.tensors = max(
-            len(architecture.names) for architecture in architectures
-        )
+        self.tensors = max(len(architecture.names) for architecture in architectures)
         self.layers = pooled_head(
             self.tensors * STATISTICS, config.hidden, d_out, config.dropout
         )

@@ -40,12 +40,8 @@ def commands(
 
     def run() -> None:
         configs = {name: config for name, (config, _) in known.items()}
-        found = tyro.extras.subcommand_cli_from_dict(
-            configs, description=description
-        )
-        (chosen,) = (
-            run for config, run in known.values() if type(found) is config
-        )
+        found = tyro.extras.subcommand_cli_from_dict(configs, description=description)
+        (chosen,) = (run for config, run in known.values() if type(found) is config)
         chosen(found)
 
     _started(run)

@@ -89,9 +89,7 @@ def device_of(name: str) -> torch.device:
     if name != "cuda":
         raise ValueError(f"device: expected cpu or cuda; got '{name}'")
     if not torch.cuda.is_available():
-        raise ValueError(
-            "device: expected cpu where torch finds no GPU; got 'cuda'"
-        )
+        raise ValueError("device: expected cpu where torch finds no GPU; got 'cuda'")
     number = int(os.environ.get("LOCAL_RANK", "0"))
     return torch.device(name, number % torch.cuda.device_count())
 

@@ -17,9 +17,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ValueError(
-            f"folder '{path}': expected a folder; got a file"
-        ) from None
+        raise ValueError(f"folder '{path}': expected a folder; got a file") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -36,9 +34,7 @@ def read_json(path: Path, what: str) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{what} '{path}': expected JSON; got: {error}"
-        ) from None
+        raise ValueError(f"{what} '{path}': expected JSON; got: {error}") from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -23,9 +23,7 @@ def draw_rows(
     rows: (n, channels, height, width) in [0, 1], of 1 or 3 channels. titles: above the columns.
     """
     count = len(next(iter(rows.values())))
-    figure = Figure(
-        figsize=(1.3 * count, 1.4 * len(rows)), layout="constrained"
-    )
+    figure = Figure(figsize=(1.3 * count, 1.4 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), count, squeeze=False)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name)
@@ -38,9 +36,7 @@ def draw_rows(
     figure.savefig(path, dpi=150)
 
 
-def draw_histograms(
-    path: Path, groups: Mapping[str, Tensor], label: str
-) -> None:
+def draw_histograms(path: Path, groups: Mapping[str, Tensor], label: str) -> None:
     """Draws how values are spread as a PNG, one line for each name.
 
     groups: (n,) each. label: of the values.
@@ -95,8 +91,7 @@ def draw_means(
     numbers = sorted(found)
     means = [fmean(found[number]) for number in numbers]
     spreads = [
-        stdev(some) if len(some := found[number]) > 1 else 0.0
-        for number in numbers
+        stdev(some) if len(some := found[number]) > 1 else 0.0 for number in numbers
     ]
     axes.errorbar(numbers, means, spreads, marker="o", capsize=3)
     axes.set(xlabel=x, ylabel=y)

@@ -36,9 +36,7 @@ def make_model(
     sizes: numbers of its config. Raises ValueError for an unknown model or size.
     """
     if name not in MODELS:
-        raise ValueError(
-            f"model: expected one of {', '.join(MODELS)}; got '{name}'"
-        )
+        raise ValueError(f"model: expected one of {', '.join(MODELS)}; got '{name}'")
     config_class, model = MODELS[name]
     config = configured(config_class(), sizes)
     return model(architectures, d_out, config, edits=edits)

@@ -41,12 +41,8 @@ def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
         for key, most in (("label", CLASSES - 1), ("index", inf)):
             check_column(config.data, networks.columns, key, 0, most)
         some = slice(config.limit if split == "train" else None)
-        labels, index = (
-            networks.columns[key][some] for key in ("label", "index")
-        )
-        found[split] = ImageNetworks(
-            Stack.of(networks).select(some), labels, index
-        )
+        labels, index = (networks.columns[key][some] for key in ("label", "index"))
+        found[split] = ImageNetworks(Stack.of(networks).select(some), labels, index)
     return found
 
 

@@ -120,9 +120,7 @@ class NetworkLesson(Generic[Config]):
             **config.sizes,
             **({"probes": config.probes} if config.probes else {}),
         }
-        architectures = list(
-            dict.fromkeys(stack.architecture for stack in stacks)
-        )
+        architectures = list(dict.fromkeys(stack.architecture for stack in stacks))
         count = len(architectures)
         if config.compiled and count > 1:
             raise ValueError(
@@ -165,9 +163,7 @@ def learn_on(
     """The same on given ranks."""
     lesson = make(config, ranks)
     settings = named_settings(config, NO_MATTER)
-    trainer = Trainer(
-        lesson, config.training, Path(config.folder), settings, ranks
-    )
+    trainer = Trainer(lesson, config.training, Path(config.folder), settings, ranks)
     progress = trainer.run()
     lesson.model.eval()
     with torch.no_grad():
@@ -206,9 +202,7 @@ def report(
     }
     write_json(Path(config.folder, "result.json"), found)
     told = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
-    print(
-        f"{config.model}: {told} on test data; {found['parameters']} parameters"
-    )
+    print(f"{config.model}: {told} on test data; {found['parameters']} parameters")
     print(
         f"{progress.steps} steps, {speed:.0f} networks a second; all is in {config.folder}"
     )

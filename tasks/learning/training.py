@@ -262,9 +262,7 @@ class Trainer:
         state = read_checkpoint(path)
         told = differences(state["settings"], self.settings)
         if told:
-            raise ValueError(
-                f"checkpoint '{path}': made with other settings: {told}"
-            )
+            raise ValueError(f"checkpoint '{path}': made with other settings: {told}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
@@ -279,13 +277,9 @@ def rate_factor(share: float) -> float:
     return 0.5 * (1 + cos(pi * fall))
 
 
-def _optimizer(
-    model: nn.Module, config: TrainingConfig
-) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     if config.trainer == "ngopt":
-        return NGOptimizer(
-            model.named_parameters(), weight_decay=config.weight_decay
-        )
+        return NGOptimizer(model.named_parameters(), weight_decay=config.weight_decay)
     decay = config.weight_decay
     return torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=decay, fused=True

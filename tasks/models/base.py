@@ -34,14 +34,10 @@ class NetworkModel(nn.Module):
     name: ClassVar[str]
     can_edit: ClassVar[bool] = False
 
-    def __init__(
-        self, architectures: Sequence[Architecture], edits: bool = False
-    ):
+    def __init__(self, architectures: Sequence[Architecture], edits: bool = False):
         super().__init__()
         if edits and not self.can_edit:
-            raise ValueError(
-                f"{self.name}: reads networks, but cannot edit them"
-            )
+            raise ValueError(f"{self.name}: reads networks, but cannot edit them")
         if not architectures:
             raise ValueError(
                 f"{self.name}: expected the architectures of its networks; got none"
@@ -84,17 +80,13 @@ class ParameterModel(NetworkModel):
 
     is_tied: ClassVar[bool] = False
 
-    def __init__(
-        self, architectures: Sequence[Architecture], edits: bool = False
-    ):
+    def __init__(self, architectures: Sequence[Architecture], edits: bool = False):
         super().__init__(architectures, edits)
         self.first = architectures[0]
         if self.is_tied:
             for other in architectures:
                 self._check(other)
-        has_one = all(
-            other.names == self.first.names for other in architectures
-        )
+        has_one = all(other.names == self.first.names for other in architectures)
         self.standardise = Standardise(self.first if has_one else None)
 
     def fit(self, stacks: Iterable[Stack]) -> None:
@@ -114,14 +106,10 @@ class ParameterModel(NetworkModel):
         expected, got = self.first.graph, found.graph
         if expected.parameters != got.parameters:
             told = f"expected parameters {_said(expected.parameters)}; got {_said(got.parameters)}"
-            raise ValueError(
-                f"{self.name}: is tied to one architecture: {told}"
-            )
+            raise ValueError(f"{self.name}: is tied to one architecture: {told}")
         if (expected.blocks, expected.biases) != (got.blocks, got.biases):
             told = "expected the same connections of parameters in all networks; got others"
-            raise ValueError(
-                f"{self.name}: is tied to one architecture: {told}"
-            )
+            raise ValueError(f"{self.name}: is tied to one architecture: {told}")
 
 
 def _said(parameters: Sequence[ParameterSpec]) -> str:

@@ -22,9 +22,7 @@ class Fourier(nn.Module):
     def __init__(self, count: int, bandwidth: float):
         super().__init__()
         self.size = 1 + 2 * count
-        self.register_buffer(
-            "frequencies", 2 * pi * bandwidth * torch.randn(count)
-        )
+        self.register_buffer("frequencies", 2 * pi * bandwidth * torch.randn(count))
 
     def forward(self, values: Tensor) -> Tensor:
         values = values.unsqueeze(-1)

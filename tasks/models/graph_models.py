@@ -116,10 +116,7 @@ class GraphModel(ParameterModel):
             self.fourier.size + config.scales,
             d_out if edits else None,
             config.width,
-            [
-                self.layer(config, edges=edits or k < last)
-                for k in range(config.layers)
-            ],
+            [self.layer(config, edges=edits or k < last) for k in range(config.layers)],
             largest_kernel(self.graph(one) for one in architectures),
             activations=config.activations,
             global_feature=self.has_global,
@@ -133,9 +130,7 @@ class GraphModel(ParameterModel):
             outputs = common_outputs(one.graph for one in architectures)
             self.pooling = Pooling(config.width, config.queries, outputs)
             hidden = (config.hidden, config.hidden)
-            head = perceptron(
-                self.pooling.size, hidden, d_out, config.dropout, nn.SiLU
-            )
+            head = perceptron(self.pooling.size, hidden, d_out, config.dropout, nn.SiLU)
             self.head = nn.Sequential(nn.LayerNorm(self.pooling.size), head)
             self.answer_head = answer_head(config, outputs, d_out)
             if config.answers_first:
@@ -209,9 +204,7 @@ class GraphModel(ParameterModel):
             yield stack.select(some)
 
     def _mixed(self, stacks: Sequence[Stack]) -> Tensor:
-        layouts = [
-            (self.layout(stack.architecture), stack.count) for stack in stacks
-        ]
+        layouts = [(self.layout(stack.architecture), stack.count) for stack in stacks]
         mixture = mixture_of(layouts, self.network.kernel)
         values = torch.cat([self._flat(stack) for stack in stacks])
         said = [self._said(stack) for stack in stacks]
@@ -391,9 +384,7 @@ class NeuralGraphTransformer(GraphModel):
     name = "ng-t"
 
     def layer(self, config: GraphModelConfig, edges: bool) -> GraphLayer:
-        return RelationalLayer(
-            config.width, config.heads, config.complete_up_to, edges
-        )
+        return RelationalLayer(config.width, config.heads, config.complete_up_to, edges)
 
 
 class GraphMetanetwork(GraphModel):

@@ -59,9 +59,7 @@ def generator(shape: Sequence[int], latent: int, channels: int) -> nn.Module:
     Points are two linear maps away, images transposed convolutions. Raises ValueError for others.
     """
     if len(shape) == 1:
-        return nn.Sequential(
-            nn.Linear(latent, latent), nn.Linear(latent, shape[0])
-        )
+        return nn.Sequential(nn.Linear(latent, latent), nn.Linear(latent, shape[0]))
     if len(shape) == 3:
         return ImageGenerator(shape, latent, channels)
     raise ValueError(
@@ -81,13 +79,9 @@ class ImageGenerator(nn.Module):
         self.shape = shape
         doublings = max(1, ceil(log2(max(shape[1:]) / SMALLEST)))
         widths = [channels * 2**k for k in reversed(range(doublings))]
-        layers: list[nn.Module] = [
-            nn.ConvTranspose2d(latent, 2 * widths[0], SMALLEST)
-        ]
+        layers: list[nn.Module] = [nn.ConvTranspose2d(latent, 2 * widths[0], SMALLEST)]
         for wide, width in zip((2 * widths[0], *widths), widths, strict=False):
-            layers.append(
-                nn.ConvTranspose2d(wide, width, 4, stride=2, padding=1)
-            )
+            layers.append(nn.ConvTranspose2d(wide, width, 4, stride=2, padding=1))
         layers += [nn.Conv2d(channels, shape[0], 3, padding=1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 

@@ -34,6 +34,4 @@ def pooled_head(
     dropout: float = 0.0,
 ) -> nn.Sequential:
     """A perceptron of what was pooled, which is normalised first; (b, d_in) -> (b, d_out)."""
-    return nn.Sequential(
-        RunningNorm(d_in), *perceptron(d_in, hidden, d_out, dropout)
-    )
+    return nn.Sequential(RunningNorm(d_in), *perceptron(d_in, hidden, d_out, dropout))

@@ -50,9 +50,7 @@ class Probes(nn.Module):
         architecture = stack.architecture
         values = architecture.neurons(stack.params, self.inputs())
         groups = architecture.graph.groups
-        roles = [
-            group.role if group.role in READ else "hidden" for group in groups
-        ]
+        roles = [group.role if group.role in READ else "hidden" for group in groups]
         numbers = [
             None if own is None else READ[role](own)
             for role, own in zip(roles, values, strict=True)

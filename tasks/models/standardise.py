@@ -49,9 +49,7 @@ class Standardise(nn.Module):
                 "standardise: expected networks to take statistics from; got none"
             )
         is_there = moments[:, :1] > 0
-        count, first, second = torch.where(
-            is_there, moments, moments.sum(0)
-        ).unbind(1)
+        count, first, second = torch.where(is_there, moments, moments.sum(0)).unbind(1)
         mean = first / count
         variance = (second / count - mean.square()).clamp_min(0)
         # of what never differs only the mean can be taken away
@@ -106,9 +104,7 @@ def _kind(graph: NeuralGraph, place: Bias | EdgeBlock) -> int:
     target = place.target if is_edge else place.group
     reads_inputs = is_edge and graph.groups[place.source].role == "input"
     makes_outputs = graph.groups[target].role == "output"
-    return (
-        4 * kind_code(place.kind, EDGE_KINDS) + 2 * reads_inputs + makes_outputs
-    )
+    return 4 * kind_code(place.kind, EDGE_KINDS) + 2 * reads_inputs + makes_outputs
 
 
 def _moments(value: Tensor) -> Tensor:

@@ -52,13 +52,10 @@ class Architecture:
         """Of every group of the graph, whether `neurons` knows what it says."""
         with torch.no_grad():
             return tuple(
-                said is not None
-                for said in self.module.neurons(self.module.example())
+                said is not None for said in self.module.neurons(self.module.example())
             )
 
-    def neurons(
-        self, params: Sequence[Tensor], inputs: Tensor
-    ) -> list[Tensor | None]:
+    def neurons(self, params: Sequence[Tensor], inputs: Tensor) -> list[Tensor | None]:
         """What the neurons of stacked networks say of the same inputs.
 
         Shapes: params (b, *shape) each, inputs (m, *) -> for every group of the graph
@@ -67,9 +64,7 @@ class Architecture:
 
         def one(params: Sequence[Tensor]) -> list[Tensor]:
             own = dict(zip(self.names, params, strict=True))
-            return functional_call(
-                _Neurons(self.module), _within(own), (inputs,)
-            )
+            return functional_call(_Neurons(self.module), _within(own), (inputs,))
 
         found = iter(vmap(one)(list(params)))
         return [next(found) if speaks else None for speaks in self.speaks]
@@ -96,9 +91,7 @@ class Stack(NamedTuple):
         specs = architecture.graph.parameters
         expected = {spec.name: spec.shape for spec in specs}
         check_parameters("networks", expected, networks.params)
-        return cls(
-            architecture, [networks.params[name] for name in architecture.names]
-        )
+        return cls(architecture, [networks.params[name] for name in architecture.names])
 
     @property
     def count(self) -> int:
@@ -139,9 +132,7 @@ def _architecture(text: str) -> Architecture:
     description = json.loads(text)
     with torch.random.fork_rng(devices=[]):
         module = make_module(description)
-    return Architecture(
-        description, module, build_graph(module, module.example())
-    )
+    return Architecture(description, module, build_graph(module, module.example()))
 
 
 class _Neurons(nn.Module):
@@ -152,9 +143,7 @@ class _Neurons(nn.Module):
         self.subject = subject
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
-        return [
-            said for said in self.subject.neurons(inputs) if said is not None
-        ]
+        return [said for said in self.subject.neurons(inputs) if said is not None]
 
 
 def _within(params: Mapping[str, Tensor]) -> dict[str, Tensor]:

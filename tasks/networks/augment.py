@@ -28,9 +28,9 @@ def moved(stack: Stack, degrees: float, scale: float, shift: float) -> Stack:
     sines = scales * angles.sin()
     rows = torch.stack([cosines, -sines], -1), torch.stack([sines, cosines], -1)
     maps = torch.stack(rows, -2).to(weight)  # (b, 2, 2)
-    shifts = torch.stack(
-        [_between(count, shift), _between(count, shift)], -1
-    ).to(weight)
+    shifts = torch.stack([_between(count, shift), _between(count, shift)], -1).to(
+        weight
+    )
     moved_bias = bias + (weight @ shifts.unsqueeze(-1)).squeeze(-1)
     return stack._replace(params=[weight @ maps, moved_bias, *others])
 

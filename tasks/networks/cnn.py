@@ -98,9 +98,7 @@ class Cnn(Classifier):
             outputs.append(x)
         return [*found, self.fc(x.flatten(2).mean(2))]
 
-    def activated(
-        self, x: Tensor, number: int, outputs: Sequence[Tensor]
-    ) -> Tensor:
+    def activated(self, x: Tensor, number: int, outputs: Sequence[Tensor]) -> Tensor:
         """What a layer says: its own sums, those of a layer before, the activation, dropout.
 
         outputs: of the layers before.
@@ -163,9 +161,5 @@ def _norm(kind: str, width: int, dimensions: int) -> nn.Module:
 def _check_skips(skips: Sequence[int | None]) -> None:
     for number, source in enumerate(skips):
         if source is not None and not 0 <= source < number:
-            expected = (
-                f"layer {number} to have one from a layer before, or none"
-            )
-            raise ValueError(
-                f"architecture: skips: expected {expected}; got {source}"
-            )
+            expected = f"layer {number} to have one from a layer before, or none"
+            raise ValueError(f"architecture: skips: expected {expected}; got {source}")

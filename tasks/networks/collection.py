@@ -61,12 +61,8 @@ class Collection:
 
     def where(self, is_kept: Callable[[Stack], bool]) -> Collection:
         """Those of some architectures."""
-        places = [
-            place for place, stack in enumerate(self.stacks) if is_kept(stack)
-        ]
-        mask = torch.isin(
-            self.stack_of, torch.tensor(places, dtype=torch.int64)
-        )
+        places = [place for place, stack in enumerate(self.stacks) if is_kept(stack)]
+        mask = torch.isin(self.stack_of, torch.tensor(places, dtype=torch.int64))
         columns = {key: value[mask] for key, value in self.columns.items()}
         return Collection([self.stacks[place] for place in places], columns)
 
@@ -84,9 +80,7 @@ class Collection:
         columns = {key: value[index] for key, value in self.columns.items()}
         return Collection(stacks, columns)
 
-    def said(
-        self, model: Callable[[Sequence[Stack]], Tensor], index: Tensor
-    ) -> Tensor:
+    def said(self, model: Callable[[Sequence[Stack]], Tensor], index: Tensor) -> Tensor:
         """What a model says of some networks, by their numbers (k,) -> (k, *)."""
         places = self.stack_of[index]
         rows, stacks = [], []
@@ -104,17 +98,13 @@ class Collection:
         Raises ValueError if there are fewer networks than that.
         """
         if not 1 <= size <= len(self):
-            raise ValueError(
-                f"batch: expected 1 to {len(self)} networks; got {size}"
-            )
+            raise ValueError(f"batch: expected 1 to {len(self)} networks; got {size}")
         epoch, position = divmod(step, len(self) // size)
         order = _order(tuple(self.starts.tolist()), derive_seed(seed, epoch))
         return order[position * size : (position + 1) * size]
 
 
-def read_collection(
-    folder: str, split: str, skip_damaged: bool = False
-) -> Collection:
+def read_collection(folder: str, split: str, skip_damaged: bool = False) -> Collection:
     """A split of a folder of shards; see `read_split`. Raises ValueError for a damaged shard."""
     return Collection.of(read_split(Path(folder), split, skip_damaged))
 

@@ -44,9 +44,7 @@ class DeepSets(Classifier):
         super().__init__(channels)
         self.pooled = SIDE // side
         self.activation = activation_of(activation)
-        self.register_buffer(
-            "places", grid(side, side).mT, persistent=False
-        )  # (2, n)
+        self.register_buffer("places", grid(side, side).mT, persistent=False)  # (2, n)
         self.embed = nn.Linear(channels + 2, widths[0])
         self.own = nn.ModuleList(nn.Linear(*fans) for fans in pairwise(widths))
         self.mean = nn.ModuleList(

@@ -23,23 +23,17 @@ class Block(nn.Module):
         self.heads, self.activation = heads, activation_of(activation)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.q, self.k, self.v, self.out = (
-            nn.Linear(width, width) for _ in range(4)
-        )
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
         self.up = nn.Linear(width, 2 * width)
         self.down = nn.Linear(2 * width, width)
 
-    def forward(
-        self, x: Tensor, drop: nn.Module
-    ) -> tuple[Tensor, list[Tensor | None]]:
+    def forward(self, x: Tensor, drop: nn.Module) -> tuple[Tensor, list[Tensor | None]]:
         """(m, n, width), tokens -> the same, and what the neurons of the block's groups say."""
         normed = self.norm1(x)
         q = self.q(normed)
         k = self.k(normed)
         v = self.v(normed)
-        heads = [
-            y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (q, k, v)
-        ]
+        heads = [y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (q, k, v)]
         weights = attention(*heads[:2])  # (m, heads, n, n)
         attended = (weights @ heads[2]).transpose(1, 2).flatten(2)
         between = x + drop(self.out(attended))
@@ -74,13 +68,9 @@ class VisionTransformer(Classifier):
         super().__init__(channels)
         if width % heads:
             expected = f"a multiple of {heads} heads"
-            raise ValueError(
-                f"architecture: width: expected {expected}; got {width}"
-            )
+            raise ValueError(f"architecture: width: expected {expected}; got {width}")
         self.patch = nn.Conv2d(channels, width, patch, patch)
-        self.places = nn.Parameter(
-            0.02 * torch.randn((SIDE // patch) ** 2, width)
-        )
+        self.places = nn.Parameter(0.02 * torch.randn((SIDE // patch) ** 2, width))
         self.blocks = nn.ModuleList(
             Block(width, heads, activation) for _ in range(depth)
         )

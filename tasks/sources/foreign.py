@@ -32,9 +32,7 @@ def read_split_file(path: Path, split: str) -> Any:
     return found[name]
 
 
-def rows_of(
-    path: Path, entry: Mapping[str, Any], keys: Sequence[str]
-) -> list[tuple]:
+def rows_of(path: Path, entry: Mapping[str, Any], keys: Sequence[str]) -> list[tuple]:
     """What a split file says of each of its networks: lists under several keys, side by side.
 
     Raises ValueError, which names file and field, if one is missing, no list or of another length.
@@ -58,9 +56,7 @@ def field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:
     for place, key in enumerate(keys):
         if not isinstance(found, Mapping) or key not in found:
             told = ".".join(keys[: place + 1])
-            raise ValueError(
-                f"file '{path}': {told}: expected a value; got none"
-            )
+            raise ValueError(f"file '{path}': {told}: expected a value; got none")
         found = found[key]
     return found
 
@@ -68,9 +64,7 @@ def field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:
 def listed(path: Path, name: str, value: Any) -> list:
     """A list in a file. Raises ValueError, which names file and field, for anything else."""
     if not isinstance(value, list | tuple):
-        raise ValueError(
-            f"file '{path}': {name}: expected a list; got {value!r}"
-        )
+        raise ValueError(f"file '{path}': {name}: expected a list; got {value!r}")
     return list(value)
 
 
@@ -97,17 +91,13 @@ def whole_numbers(path: Path, name: str, value: Any, least: int) -> list[int]:
 
     Raises ValueError, which names file and field, for anything else.
     """
-    return [
-        int(number(path, name, one, least)) for one in listed(path, name, value)
-    ]
+    return [int(number(path, name, one, least)) for one in listed(path, name, value)]
 
 
 def beside(path: Path, name: Any) -> Path:
     """A file that a split file names, relative to its folder."""
     if not isinstance(name, str):
-        raise ValueError(
-            f"file '{path}': path: expected names of files; got {name!r}"
-        )
+        raise ValueError(f"file '{path}': path: expected names of files; got {name!r}")
     return path.parent / name
 
 
@@ -118,9 +108,7 @@ def tensors(path: Path, values: Any) -> dict[str, Tensor]:
     """
     if not isinstance(values, Mapping):
         got = type(values).__name__
-        raise ValueError(
-            f"file '{path}': expected parameters by name; got {got}"
-        )
+        raise ValueError(f"file '{path}': expected parameters by name; got {got}")
     for name, value in values.items():
         is_tensor = isinstance(value, Tensor)
         if not is_tensor or value.is_complex() or value.dim() == 0:
@@ -166,9 +154,7 @@ def checked(
     )
 
 
-def shapes(
-    path: Path, architecture: Mapping[str, Any]
-) -> dict[str, tuple[int, ...]]:
+def shapes(path: Path, architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of an architecture's parameters by name, in its order."""
     try:
         with torch.device("meta"):

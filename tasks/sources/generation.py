@@ -37,9 +37,7 @@ def missing(wanted: Iterable[Job], folder: Folder, ranks: Ranks) -> list[Job]:
     Which job is whose does not depend on what is there: others may have begun already.
     """
     own = [job for place, job in enumerate(wanted) if ranks.owns(place)]
-    return [
-        job for job in own if not folder.shard(job.split, job.number).exists()
-    ]
+    return [job for job in own if not folder.shard(job.split, job.number).exists()]
 
 
 def make_shards(

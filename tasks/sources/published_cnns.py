@@ -65,9 +65,7 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
     rows = read_table(metrics, METRICS)
     if len(rows) != len(weights):
         expected = f"{len(weights)} rows, as of weights"
-        raise ValueError(
-            f"file '{metrics}': expected {expected}; got {len(rows)}"
-        )
+        raise ValueError(f"file '{metrics}': expected {expected}; got {len(rows)}")
     steps = [number(metrics, "step", row["step"]) for row in rows]
     accuracies = [
         accuracy(metrics, "test_accuracy", row["test_accuracy"]) for row in rows
@@ -87,9 +85,7 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
             "step": torch.full((len(own),), FINAL_STEP),
             "accuracy": torch.tensor(accuracies)[own],
         }
-        yield checked(
-            path, small_cnn(layout, params, activation), params, columns
-        )
+        yield checked(path, small_cnn(layout, params, activation), params, columns)
 
 
 def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
@@ -248,9 +244,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         with opened(path, "rt", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise ValueError(
-            f"file '{path}': expected a table; got: {error}"
-        ) from None
+        raise ValueError(f"file '{path}': expected a table; got: {error}") from None
     for column in columns:
         if not rows or rows[0].get(column) is None:
             raise ValueError(

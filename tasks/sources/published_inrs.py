@@ -37,9 +37,7 @@ def read_dwsnets(source: Path, split: str) -> Iterator[Networks]:
     entry = read_split_file(source, split)
     bare = [(name, None) for name in entry]
     rows = (
-        bare
-        if isinstance(entry, list)
-        else rows_of(source, entry, ("path", "label"))
+        bare if isinstance(entry, list) else rows_of(source, entry, ("path", "label"))
     )
     for index, (name, known) in enumerate(rows):
         path = beside(source, name)
@@ -104,9 +102,7 @@ def nfn_place(path: Path) -> tuple[int, tuple[Path, int]]:
     label = re.search(r"_(\d+)s$", path.parent.name)
     index = re.fullmatch(r"net(\d+)\.pth", path.name)
     if label is None or index is None:
-        raise ValueError(
-            f"file '{path}': name: expected NAME_<label>s/net<index>.pth"
-        )
+        raise ValueError(f"file '{path}': name: expected NAME_<label>s/net<index>.pth")
     return int(index[1]), (path, int(label[1]))
 
 
@@ -116,9 +112,7 @@ def held_by(source: Path, split: str, numbers: Sequence[int]) -> Sequence[int]:
     test = len(numbers) - NFN_HELD_OUT["test"]
     if validation < 1:
         expected = f"{sum(NFN_HELD_OUT.values()) + 1} networks or more"
-        raise ValueError(
-            f"folder '{source}': expected {expected}; got {len(numbers)}"
-        )
+        raise ValueError(f"folder '{source}': expected {expected}; got {len(numbers)}")
     return {
         "train": numbers[:validation],
         "validation": numbers[validation:test],
@@ -128,14 +122,10 @@ def held_by(source: Path, split: str, numbers: Sequence[int]) -> Sequence[int]:
 
 def siren_of(path: Path, params: Mapping[str, Tensor]) -> dict[str, Any]:
     """The SIREN that has parameters layers.{0, 1, ...}.{weight, bias} of these widths."""
-    weights = [
-        value for key, value in params.items() if key.endswith(".weight")
-    ]
+    weights = [value for key, value in params.items() if key.endswith(".weight")]
     if not weights or any(weight.dim() != 2 for weight in weights):
         got = ", ".join(params) or "nothing"
-        raise ValueError(
-            f"file '{path}': expected weights of linear layers; got {got}"
-        )
+        raise ValueError(f"file '{path}': expected weights of linear layers; got {got}")
     return {
         "kind": "siren",
         "widths": [

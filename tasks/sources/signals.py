@@ -76,9 +76,7 @@ class Sines:
 
     def values(self, index: Tensor) -> Tensor:
         angles = self.frequencies[index, None] * pi * self.points.squeeze(1)
-        return (
-            self.amplitudes[index, None] / LARGEST * angles.sin()
-        ).unsqueeze(1)
+        return (self.amplitudes[index, None] / LARGEST * angles.sin()).unsqueeze(1)
 
     def columns(self, index: Tensor) -> dict[str, Tensor]:
         return {
@@ -88,9 +86,7 @@ class Sines:
         }
 
 
-def load_signals(
-    name: str, counts: Mapping[str, int], seed: int
-) -> dict[str, Signals]:
+def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, Signals]:
     """The splits of a data set of images, or of "sines", of which as many are made as asked for.
 
     counts: signals of every split.

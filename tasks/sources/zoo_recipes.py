@@ -93,9 +93,7 @@ def wild_park(random: Random) -> dict[str, Any]:
         strides=[2, 2, 1, 1, 1][:layers],
         activations=random.choices(WILD_ACTIVATIONS, k=layers),
         # from any layer but the one before, which is there anyway
-        skips=[
-            random.choice((None, *range(layer - 1))) for layer in range(layers)
-        ],
+        skips=[random.choice((None, *range(layer - 1))) for layer in range(layers)],
     )
 
 
@@ -134,9 +132,7 @@ def residual(random: Random) -> dict[str, Any]:
     width = random.choice((8, 12, 16))
     blocks = random.randint(1, 2)
     layers = 1 + 2 * blocks
-    skips = [
-        None if layer % 2 or not layer else layer - 2 for layer in range(layers)
-    ]
+    skips = [None if layer % 2 or not layer else layer - 2 for layer in range(layers)]
     return describe(
         channels=[3, width, width, width, 2 * width, 2 * width][: 1 + layers],
         kernels=[3] * layers,

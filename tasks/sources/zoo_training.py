@@ -67,9 +67,7 @@ def train(
         if step + 1 in steps:
             if not is_finite(model):
                 return None
-            found.append(
-                Checkpoint(step + 1, accuracy(model, test), parameters(model))
-            )
+            found.append(Checkpoint(step + 1, accuracy(model, test), parameters(model)))
     return found
 
 

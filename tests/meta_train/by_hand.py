@@ -32,9 +32,7 @@ class Regression:
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         with seeded(seed, 1, step):
             inputs = torch.randn(6, 3, dtype=torch.float64)
-        return inputs, torch.stack(
-            [inputs[:, 0].tanh(), inputs.sum(-1) / 3], dim=-1
-        )
+        return inputs, torch.stack([inputs[:, 0].tanh(), inputs.sum(-1) / 3], dim=-1)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.mse_loss(model(batch[0]), batch[1])
@@ -63,11 +61,7 @@ class Deadly(Regression32):
     """Kills its process in the third life of one optimizee."""
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        if (
-            "RANK" in os.environ
-            and os.environ["RANK"] == "1"
-            and self.seen(seed) > 3
-        ):
+        if "RANK" in os.environ and os.environ["RANK"] == "1" and self.seen(seed) > 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().batch(seed, step)
 

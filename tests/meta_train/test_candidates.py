@@ -36,9 +36,9 @@ def test_runs_are_kept_and_told_apart_by_their_numbers(tmp_path):
     first = setting.measure({"start": {}, "other": changes})
     assert [r["run"]["seed"] for r in first["start"]] == [0, 1]
     assert first["start"][0]["validation"] != first["other"][0]["validation"]
-    assert load_pretrained(
-        tmp_path / "other.safetensors"
-    ).base.config == SoapConfig(step_size=0.03)
+    assert load_pretrained(tmp_path / "other.safetensors").base.config == SoapConfig(
+        step_size=0.03
+    )
     (file,) = (tmp_path / "records").iterdir()
     kept = file.read_text()
     assert kept.count("\n") == 4

@@ -13,33 +13,23 @@ LAST = torch.channels_last
 def test_maps_and_kernels_are_laid_out_wherever_they_are():
     maps, vector = torch.randn(2, 3, 4, 4), torch.randn(3)
     (kernel,), found = channels_last(([maps], {"bias": vector, "name": "conv"}))
-    assert kernel.is_contiguous(memory_format=LAST) and torch.equal(
-        kernel, maps
-    )
+    assert kernel.is_contiguous(memory_format=LAST) and torch.equal(kernel, maps)
     assert found == {"bias": vector, "name": "conv"}
 
 
 @pytest.mark.parametrize("size", [1, (1, 1), 2, (2, 1)])
 @pytest.mark.parametrize("several", [(), (2,)], ids=["one", "a batch"])
 def test_pools_and_their_derivatives_are_torchs(several, size):
-    maps = torch.randn(
-        *several, 3, 4, 6, dtype=torch.float64, requires_grad=True
-    )
+    maps = torch.randn(*several, 3, 4, 6, dtype=torch.float64, requires_grad=True)
     expected = nn.AdaptiveAvgPool2d(size)(maps)
     with ChannelsLast():
         found = nn.AdaptiveAvgPool2d(size)(maps)
     torch.testing.assert_close(found, expected)
-    (gradient,) = torch.autograd.grad(
-        found.square().sum(), maps, create_graph=True
-    )
-    (other,) = torch.autograd.grad(
-        expected.square().sum(), maps, create_graph=True
-    )
+    (gradient,) = torch.autograd.grad(found.square().sum(), maps, create_graph=True)
+    (other,) = torch.autograd.grad(expected.square().sum(), maps, create_graph=True)
     torch.testing.assert_close(gradient, other)
     (second,) = torch.autograd.grad(gradient.pow(3).sum(), maps)
-    torch.testing.assert_close(
-        second, torch.autograd.grad(other.pow(3).sum(), maps)[0]
-    )
+    torch.testing.assert_close(second, torch.autograd.grad(other.pow(3).sum(), maps)[0])
 
 
 def test_gradients_lie_as_the_maps_do():

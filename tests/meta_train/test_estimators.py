@@ -30,34 +30,23 @@ def by_autograd(
     for _ in range(steps):
         _, grads, buffers = optimizee.gradient(inner)
         seen = [p.detach() for p in inner.params]
-        after = apply_update(
-            inner._replace(params=seen), grads, buffers, rule, hyper
-        )
+        after = apply_update(inner._replace(params=seen), grads, buffers, rule, hyper)
         # the update as a function of what was seen,
         # applied to parameters that carry the autograd graph
         contraction = (
             1
-            - rule.height(int(inner.step))
-            * metanet.config.nominal_step
-            * weight_decay
+            - rule.height(int(inner.step)) * metanet.config.nominal_step * weight_decay
         )
-        learned = [
-            a - contraction * s for a, s in zip(after.params, seen, strict=True)
-        ]
+        learned = [a - contraction * s for a, s in zip(after.params, seen, strict=True)]
         params = [
-            contraction * p + u
-            for p, u in zip(inner.params, learned, strict=True)
+            contraction * p + u for p, u in zip(inner.params, learned, strict=True)
         ]
         inner = Inner(params, buffers, after.state, inner.step + 1)
         losses.append(
-            optimizee.loss(inner.params, inner.buffers, inner.step)[0].clamp(
-                max=limit
-            )
+            optimizee.loss(inner.params, inner.buffers, inner.step)[0].clamp(max=limit)
         )
     mean = torch.stack(losses).mean()
-    gradient = torch.autograd.grad(
-        mean, list(metanet.parameters()), allow_unused=True
-    )
+    gradient = torch.autograd.grad(mean, list(metanet.parameters()), allow_unused=True)
     weights = metanet.parameters()
     return mean, torch.cat(
         [
@@ -85,9 +74,7 @@ def test_adjoint_equals_autograd_with_detached_features(
     )
     loss, expected = by_autograd(optimizee, learned, 5, weight_decay)
     assert found.meta_loss == pytest.approx(loss.item(), abs=1e-14)
-    torch.testing.assert_close(
-        found.meta_gradient, expected, rtol=1e-9, atol=1e-12
-    )
+    torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
     assert expected.norm() > 1e-4
     assert state.step == 5
 
@@ -113,9 +100,7 @@ def test_what_the_graph_said_has_an_adjoint_over_all_steps_that_use_it(
     error = (found.meta_gradient - expected).norm()
     # what is said is bfloat16, and so are sums of its derivatives
     assert error < 0.01 * expected.norm()
-    graph = [
-        p.numel() for n, p in metanet.named_parameters() if "head" not in n
-    ]
+    graph = [p.numel() for n, p in metanet.named_parameters() if "head" not in n]
     assert expected[: sum(graph)].norm() > 1e-5
 
 
@@ -130,9 +115,7 @@ def test_adjoint_of_a_training_that_cools_down():
         optimizee, learned, estimator.start(optimizee, learned), 5
     )
     _, expected = by_autograd(optimizee, learned, 5, 30.0, horizon=5)
-    torch.testing.assert_close(
-        found.meta_gradient, expected, rtol=1e-9, atol=1e-12
-    )
+    torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
     _, constant = by_autograd(optimizee, learned, 5, 30.0)
     assert not torch.allclose(expected, constant, rtol=0.1)
 
@@ -157,9 +140,7 @@ def test_clamped_losses_have_no_gradient():
     )
     loss, expected = by_autograd(optimizee, learned, 4, 0.0, limit)
     assert found.meta_loss == pytest.approx(loss.item(), abs=1e-14)
-    torch.testing.assert_close(
-        found.meta_gradient, expected, rtol=1e-9, atol=1e-12
-    )
+    torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_the_last_update_learns_too():
@@ -187,9 +168,7 @@ def test_truncations_continue_the_inner_training(estimator):
     for _ in range(60):
         estimate, state = estimator.estimate(optimizee, learned, state, 4)
         losses.append(estimate.meta_loss)
-    assert torch.equal(
-        parameters_to_vector(learned.metanet.parameters()), before
-    )
+    assert torch.equal(parameters_to_vector(learned.metanet.parameters()), before)
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
 
 
@@ -197,14 +176,10 @@ def total_estimates(estimator, seeds, truncations=3, steps=2):
     """Of whole inner trainings, one for each seed; all at once."""
     optimizees = [Optimizee(Slope(), seed) for seed in seeds]
     learned = learned_from(Drift())
-    state = stacked(
-        [estimator.start(optimizee, learned) for optimizee in optimizees]
-    )
+    state = stacked([estimator.start(optimizee, learned) for optimizee in optimizees])
     total = torch.zeros(len(optimizees))
     for _ in range(truncations):
-        estimate, state = estimator.estimate(
-            Stack(optimizees), learned, state, steps
-        )
+        estimate, state = estimator.estimate(Stack(optimizees), learned, state, steps)
         total += estimate.meta_gradient.squeeze(1)
     return total
 
@@ -257,9 +232,7 @@ def test_second_order_is_the_derivative_of_the_mean_loss():
     direction = torch.randn_like(theta) / len(theta) ** 0.5
     values = []
     for sign in (1, -1):
-        vector_to_parameters(
-            theta + sign * 1e-6 * direction, metanet.parameters()
-        )
+        vector_to_parameters(theta + sign * 1e-6 * direction, metanet.parameters())
         rule = learned.bind(optimizee.graph)
         inner, losses = unroll(optimizee, start, rule, 4, optimizee.hyper(30.0))
         last, _ = optimizee.loss(inner.params, inner.buffers, inner.step)
@@ -285,9 +258,7 @@ class TestImitation:
         direction = torch.randn_like(theta) / len(theta) ** 0.5
         values = []
         for sign in (1, -1):
-            vector_to_parameters(
-                theta + sign * 1e-5 * direction, metanet.parameters()
-            )
+            vector_to_parameters(theta + sign * 1e-5 * direction, metanet.parameters())
             values.append(
                 estimator.estimate(
                     optimizee, learned, estimator.start(optimizee, learned), 3
@@ -303,9 +274,7 @@ class TestImitation:
     def test_what_the_graph_said_is_learned_from_in_all_steps_that_use_it(self):
         torch.manual_seed(0)
         optimizee = Optimizee(Regression(), seed=1)
-        metanet = metanet_for("ng-gnn", optimizee.graph).reconfigured(
-            graph_every=3
-        )
+        metanet = metanet_for("ng-gnn", optimizee.graph).reconfigured(graph_every=3)
         learned = learned_from(metanet)
         estimator = Imitation()
         start = estimator.start(optimizee, learned)
@@ -321,9 +290,7 @@ class TestImitation:
             wanted, records = update_all(teacher, grads, records, *now)
             deltas, state = update_all(student, grads, inner.state, *now)
             pairs = zip(deltas, wanted, strict=True)
-            errors = [
-                (u - v).square().sum() / v.square().sum() for u, v in pairs
-            ]
+            errors = [(u - v).square().sum() / v.square().sum() for u, v in pairs]
             losses.append(torch.stack(errors).mean())
             inner = moved(inner, wanted, state, buffers)
         mean = torch.stack(losses).mean()

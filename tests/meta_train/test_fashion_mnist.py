@@ -20,8 +20,6 @@ def test_ng_gnn_beats_adam_on_fashion_mnist():
     learned = train(
         Run("fm-16", "ng-gnn", None, weights, 7, STEPS, "evaluation", STEPS)
     )
-    adam = train(
-        Run("fm-16", "adam", 0.006, None, 7, STEPS, "evaluation", STEPS)
-    )
+    adam = train(Run("fm-16", "adam", 0.006, None, 7, STEPS, "evaluation", STEPS))
     assert learned["train_loss"] < adam["train_loss"]
     assert learned["test"]["accuracy"] > 0.7

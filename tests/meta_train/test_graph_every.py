@@ -51,8 +51,7 @@ def test_writes_table_picture_and_weights_and_resumes(tmp_path, capsys):
     assert (folder / "graph_every.png").stat().st_size > 0
     first = capsys.readouterr().out
     before = sum(
-        len(path.read_text().splitlines())
-        for path in (folder / "records").iterdir()
+        len(path.read_text().splitlines()) for path in (folder / "records").iterdir()
     )
     graph_every.run(config)
     assert capsys.readouterr().out == first

@@ -49,8 +49,7 @@ def results_of(config):
 
 def runs_of(config):
     runs = [
-        Run(problem, "adam", None, None, 0, 1, "tuning")
-        for problem in config.problems
+        Run(problem, "adam", None, None, 0, 1, "tuning") for problem in config.problems
     ]
     return read_records(Path(config.folder, "records"), runs)
 
@@ -101,9 +100,7 @@ def test_the_table_is_the_mean_and_deviation_of_the_records(config):
         assert row.accuracy_std == pytest.approx(stdev(accuracies))
         assert row.test_loss == pytest.approx(mean(losses))
         assert row.test_loss_std == pytest.approx(stdev(losses))
-        assert row.train_loss == pytest.approx(
-            mean(r["train_loss"] for r in records)
-        )
+        assert row.train_loss == pytest.approx(mean(r["train_loss"] for r in records))
     run = Run(TOY, "adam", board.rows[0].lr, None, 2, 12, "evaluation", 1)
     assert made[run]["losses"] == train(run)["losses"]
 
@@ -112,24 +109,18 @@ def test_a_second_call_runs_nothing_and_says_the_same(config, monkeypatch):
     board = compare(config)
     folder = Path(config.folder)
     before = {name: (folder / name).read_bytes() for name in REPORT}
-    monkeypatch.setattr(
-        runs, "train", lambda run: pytest.fail(f"made again: {run}")
-    )
+    monkeypatch.setattr(runs, "train", lambda run: pytest.fail(f"made again: {run}"))
     assert compare(config) == board
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert (
-        (folder / "tests.meta_train.small_Toy.png")
-        .read_bytes()
-        .startswith(b"\x89PNG")
+        (folder / "tests.meta_train.small_Toy.png").read_bytes().startswith(b"\x89PNG")
     )
 
 
 def test_more_seeds_make_only_the_new_runs(config, monkeypatch):
     compare(config)
     made = []
-    monkeypatch.setattr(
-        runs, "train", lambda run: (made.append(run), train(run))[1]
-    )
+    monkeypatch.setattr(runs, "train", lambda run: (made.append(run), train(run))[1])
     compare(replace(config, seeds=4))
     assert [(run.seed, run.phase) for run in made] == [(3, "evaluation")] * 2
 
@@ -142,9 +133,7 @@ def test_runs_have_the_horizon_of_their_problem(config):
 
 def test_problems_without_accuracy_are_compared_by_loss(config):
     board = compare(
-        replace(
-            config, problems=(TOY, SILENT), optimizers=("adam", "adam-default")
-        )
+        replace(config, problems=(TOY, SILENT), optimizers=("adam", "adam-default"))
     )
     silent = [row for row in board.rows if row.problem == SILENT]
     assert [row.accuracy_mean for row in silent] == [None, None]
@@ -153,13 +142,7 @@ def test_problems_without_accuracy_are_compared_by_loss(config):
     ]
     table = Path(config.folder, "table.md").read_text()
     assert (
-        len(
-            [
-                line
-                for line in table.splitlines()
-                if SILENT in line and "| - " in line
-            ]
-        )
+        len([line for line in table.splitlines() if SILENT in line and "| - " in line])
         == 2
     )
     picture = Path(config.folder, f"{runs.file_name(SILENT)}.png")
@@ -180,9 +163,7 @@ def test_the_reference_reaches_its_own_loss_by_its_end(config):
 def test_a_diverged_run_is_written_as_null(config, monkeypatch):
     explosive = replace(optimizers.OPTIMIZERS["adam-default"], lr=1e37)
     monkeypatch.setitem(optimizers.OPTIMIZERS, "adam-default", explosive)
-    compare(
-        replace(config, problems=(SILENT,), optimizers=("adam", "adam-default"))
-    )
+    compare(replace(config, problems=(SILENT,), optimizers=("adam", "adam-default")))
     adam, exploded = results_of(config)["table"]
     assert exploded["diverged"] == 3
     assert exploded["test_loss"] is None
@@ -215,9 +196,7 @@ def test_standings_of_a_group_are_over_its_problems(config):
     for run, record in runs_of(config).items():
         found = tuning if run.phase == "tuning" else records
         found.setdefault((run.problem, run.optimizer), []).append(record)
-    board = leaderboard.judge(
-        records, tuning, {"one": [TOY], "both": [TOY, SILENT]}
-    )
+    board = leaderboard.judge(records, tuning, {"one": [TOY], "both": [TOY, SILENT]})
     assert {standing.problems for standing in board.standings["one"]} == {1}
     assert {standing.problems for standing in board.standings["both"]} == {2}
     tuned = {s.optimizer: s.tuning_runs for s in board.standings["one"]}
@@ -234,9 +213,7 @@ def test_standings_of_a_group_are_over_its_problems(config):
         ),
     ],
 )
-def test_unknown_names_are_refused_before_anything_runs(
-    config, change, message
-):
+def test_unknown_names_are_refused_before_anything_runs(config, change, message):
     with pytest.raises(ValueError, match=message):
         compare(replace(config, **change))
     assert not Path(config.folder).exists()
@@ -261,9 +238,7 @@ def test_settings_out_of_range_are_refused(change, message):
 
 
 def test_names_on_the_command_line_are_separated_by_spaces():
-    args = (
-        "--problems fm-16 c10-32 --optimizers adam ff --tuning-seeds 2".split()
-    )
+    args = "--problems fm-16 c10-32 --optimizers adam ff --tuning-seeds 2".split()
     config = tyro.cli(Config, args=args)
     assert config.problems == ("fm-16", "c10-32")
     assert config.optimizers == ("adam", "ff")
@@ -304,14 +279,10 @@ def test_the_default_compares_what_people_tune_with_what_needs_no_tuning():
 
 
 def test_execute_keeps_the_order_of_runs(config, tmp_path):
-    planned = leaderboard.plan_tuning(
-        TOY, optimizers.load_optimizer("adam"), config
-    )
+    planned = leaderboard.plan_tuning(TOY, optimizers.load_optimizer("adam"), config)
     with runs.tqdm(disable=True) as bar:
         records = execute(planned[::-1], tmp_path, 1, bar)
-    assert [r["run"]["lr"] for r in records] == [
-        run.lr for run in planned[::-1]
-    ]
+    assert [r["run"]["lr"] for r in records] == [run.lr for run in planned[::-1]]
 
 
 def test_what_cannot_train_a_network_is_left_out_and_said_so(config, tmp_path):

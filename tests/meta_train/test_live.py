@@ -14,19 +14,13 @@ def test_curves_are_those_of_the_log_and_go_on_when_resumed(tmp_path):
     found = curves(tmp_path)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     for step, value in found["validation/loss"]:
-        (record,) = [
-            x for x in map(json.loads, lines) if x["outer_step"] == step
-        ]
+        (record,) = [x for x in map(json.loads, lines) if x["outer_step"] == step]
         assert abs(value - record["loss"]) < 1e-5 * record["loss"]
     assert [step for step, _ in found["validation/loss"]] == [2, 4]
     assert [step for step, _ in found["meta_loss"]] == [1, 2, 3, 4]
     assert all(value > 0 for _, value in found["meta_gradient_norm"])
     names = {name for name, _ in last.metanet.named_parameters()}
     assert {tag.removeprefix("meta_gradient/") for tag in found} >= names
-    shares = [
-        rows
-        for tag, rows in found.items()
-        if tag.startswith("update_to_weight")
-    ]
+    shares = [rows for tag, rows in found.items() if tag.startswith("update_to_weight")]
     assert len(shares) > 1
     assert all(0 < value < 1 for rows in shares for _, value in rows)

@@ -27,9 +27,7 @@ def weights(tmp_path):
 
 def small_cnn():
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3)
-    )
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3))
 
 
 def test_muon_on_kernels_is_torchs_muon_on_matrices():
@@ -87,15 +85,12 @@ def test_muon_leaves_parameters_without_gradient_alone():
     optimizer.step()
     assert all(p.grad is None for p in model.parameters())
     assert all(
-        torch.equal(p, b)
-        for p, b in zip(model.parameters(), before, strict=True)
+        torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)
     )
 
 
 def test_muon_refuses_kernels_that_have_no_matrix_view():
-    kernel = nn.Parameter(
-        torch.randn(4, 2, 3, 3).to(memory_format=torch.channels_last)
-    )
+    kernel = nn.Parameter(torch.randn(4, 2, 3, 3).to(memory_format=torch.channels_last))
     with pytest.raises(ValueError, match="contiguous kernels; got strides"):
         MuonWithAdam([kernel], lr=0.1)
 
@@ -121,9 +116,7 @@ def test_cosine_schedule_by_hand(warmup):
 def test_every_optimizer_moves_every_parameter(name, weights):
     spec = load_optimizer(weights if name == "learned" else name)
     model = small_cnn()
-    optimizer, scheduler = spec.build(
-        model, spec.lrs[0] if spec.lrs else None, 10
-    )
+    optimizer, scheduler = spec.build(model, spec.lrs[0] if spec.lrs else None, 10)
     before = [p.detach().clone() for p in model.parameters()]
     for _ in range(2):  # SOAP's first step finds a basis and moves nothing
         optimizer.zero_grad()
@@ -131,18 +124,14 @@ def test_every_optimizer_moves_every_parameter(name, weights):
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-    assert all(
-        (p != b).any() for p, b in zip(model.parameters(), before, strict=True)
-    )
+    assert all((p != b).any() for p, b in zip(model.parameters(), before, strict=True))
 
 
 def test_a_learned_optimizer_may_not_know_how_long_a_training_is(weights):
     for name, expected in ((weights, 10), (f"{weights}:open", None)):
         optimizer, _ = load_optimizer(name).build(small_cnn(), None, 10)
         assert optimizer.param_groups[0]["total_steps"] == expected
-    both, _ = load_optimizer(f"{weights}:bfloat16:open").build(
-        small_cnn(), None, 10
-    )
+    both, _ = load_optimizer(f"{weights}:bfloat16:open").build(small_cnn(), None, 10)
     assert both.compute_dtype == torch.bfloat16
     assert both.param_groups[0]["total_steps"] is None
     with pytest.raises(
@@ -159,9 +148,7 @@ def test_every_baseline_learns(name):
     model = small_cnn()
     inputs = torch.randn(32, 2, 3, 3)
     labels = inputs.sum((1, 2, 3)).gt(0).long()
-    optimizer, scheduler = spec.build(
-        model, spec.lrs[2] if spec.lrs else None, 60
-    )
+    optimizer, scheduler = spec.build(model, spec.lrs[2] if spec.lrs else None, 60)
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
@@ -197,9 +184,7 @@ def test_what_is_not_tuned_has_its_default_rate(name, lr):
 def test_only_schedule_free_trains_with_other_weights_than_it_is_judged_by():
     for name, spec in OPTIMIZERS.items():
         optimizer, _ = spec.build(small_cnn(), 0.01, 10)
-        assert isinstance(optimizer, Averaging) == (name == "schedule-free"), (
-            name
-        )
+        assert isinstance(optimizer, Averaging) == (name == "schedule-free"), name
 
 
 def test_soap_with_a_schedule_takes_the_rate_of_each_step():
@@ -221,9 +206,7 @@ def test_soap_with_a_schedule_takes_the_rate_of_each_step():
 
 
 def test_the_muon_baseline_warms_up_and_has_the_rate_it_is_given():
-    optimizer, scheduler = load_optimizer("muon-cosine").build(
-        small_cnn(), 0.02, 100
-    )
+    optimizer, scheduler = load_optimizer("muon-cosine").build(small_cnn(), 0.02, 100)
     assert isinstance(optimizer, MuonWithAdam)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02 / 5)
     for _ in range(4):

@@ -42,8 +42,7 @@ def test_ours_stand_beside_the_published(config, capsys):
     ]
     for cell, problem in ((cells[1], TOY), (cells[3], CONTRARY)):
         found = mean(
-            100 * record["test"]["accuracy"]
-            for record in records[problem, "ff"]
+            100 * record["test"]["accuracy"] for record in records[problem, "ff"]
         )
         assert cell.startswith(f"{found:.2f} ± ")
     assert "ff         " in capsys.readouterr().out
@@ -55,9 +54,7 @@ def test_curves_are_of_the_test_split(config, capsys):
     for found in comparison(config).records.values():
         for record in found:
             assert record["run"]["curve_split"] == "test"
-            assert record["curve"]["loss"][-1] == pytest.approx(
-                record["test"]["loss"]
-            )
+            assert record["curve"]["loss"][-1] == pytest.approx(record["test"]["loss"])
     assert capsys.readouterr().out.count("\n") > 3
 
 

@@ -80,9 +80,7 @@ def test_the_tried_rates_are_listed_with_their_losses():
     tuning = [record(lr=0.01, validation=0.5), record(lr=0.1, validation=None)]
     row = summarize([record(lr=0.01)], tuning)
     assert row.tuning[0.1] == pytest.approx(float("inf"))
-    assert "Validation loss by lr, o on p: 0.01: 0.5, 0.1: inf." in notes(
-        [row], "adam"
-    )
+    assert "Validation loss by lr, o on p: 0.01: 0.5, 0.1: inf." in notes([row], "adam")
 
 
 def test_tables_are_aligned_and_escaped():

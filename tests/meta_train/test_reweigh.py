@@ -38,26 +38,22 @@ def test_factors_multiply_what_the_head_reads_and_says(name):
         )
     )
     d = learned.metanet.d_context
-    features, context = torch.randn(
-        9, NUM_FEATURES + d, generator=generator
-    ).split([NUM_FEATURES, d], 1)
+    features, context = torch.randn(9, NUM_FEATURES + d, generator=generator).split(
+        [NUM_FEATURES, d], 1
+    )
     found = reweighed(learned, logarithms).metanet
     with torch.no_grad():
         told = found.updates(features, context if d else None)
         factors = torch.tensor([exp(logarithms[key]) for key in FEATURES])
         seen = context * exp(logarithms.get(GRAPH, 0.0))
-        expected = learned.metanet.updates(
-            features * factors, seen if d else None
-        )
+        expected = learned.metanet.updates(features * factors, seen if d else None)
     torch.testing.assert_close(told, expected * exp(logarithms[UPDATE]))
 
 
 def test_factors_of_one_change_nothing():
     learned = load_pretrained("ng-gnn")
     found = reweighed(learned, dict.fromkeys(reweigh.names_of(learned), 0.0))
-    rows = zip(
-        learned.metanet.parameters(), found.metanet.parameters(), strict=True
-    )
+    rows = zip(learned.metanet.parameters(), found.metanet.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in rows)
     assert found.metanet.config == learned.metanet.config
 
@@ -96,23 +92,17 @@ def test_trials_are_kept_and_the_end_is_written(config, capsys):
     gains = [row["gain"] for row in found.table["validation"]]
     assert len(set(gains)) == config.checks
     for row in found.table["validation"]:
-        assert row["gain"] == pytest.approx(
-            log(row["before"][0] / row["after"][0])
-        )
+        assert row["gain"] == pytest.approx(log(row["before"][0] / row["after"][0]))
     assert "on 2 other seeds: lower by" in capsys.readouterr().out
 
 
 def test_fashion_mnist_alone_chooses(config):
-    with pytest.raises(
-        ValueError, match="FashionMNIST, which alone chooses.*c10-32"
-    ):
+    with pytest.raises(ValueError, match="FashionMNIST, which alone chooses.*c10-32"):
         replace(config, problems=("fm-16", "c10-32"))
 
 
 def test_a_generation_needs_several(config):
-    with pytest.raises(
-        ValueError, match="population: expected at least 4; got 3"
-    ):
+    with pytest.raises(ValueError, match="population: expected at least 4; got 3"):
         replace(config, population=3)
 
 

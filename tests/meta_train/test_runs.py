@@ -16,9 +16,7 @@ from ngopt.pretrained import save_pretrained, weights_hash
 from tasks.common.random import seeded
 from tests.meta_train.small import SILENT, TOY, Toy
 
-ADAM = Run(
-    TOY, "adam", 0.01, None, seed=0, steps=12, phase="evaluation", curve_every=5
-)
+ADAM = Run(TOY, "adam", 0.01, None, seed=0, steps=12, phase="evaluation", curve_every=5)
 TIMES = ("ms_per_step", "optimizer_ms_per_step", "seconds")
 
 
@@ -122,9 +120,7 @@ def test_averaged_weights_are_judged_and_the_others_trained():
         for step in range(runs.STATISTICS_BATCHES):
             problem.loss(model, problem.batch(0, step))
     expected = problem.evaluate(model.eval(), "validation")
-    assert record["validation"]["loss"] == pytest.approx(
-        expected.loss, rel=1e-6
-    )
+    assert record["validation"]["loss"] == pytest.approx(expected.loss, rel=1e-6)
 
 
 def test_looking_at_averaged_weights_does_not_change_the_training():
@@ -178,9 +174,7 @@ def test_finished_runs_are_read_and_the_others_made(tmp_path, bar, monkeypatch):
     other = replace(ADAM, seed=1)
     (first,) = execute([ADAM], tmp_path, 1, bar)
     made = []
-    monkeypatch.setattr(
-        runs, "train", lambda run: (made.append(run), train(run))[1]
-    )
+    monkeypatch.setattr(runs, "train", lambda run: (made.append(run), train(run))[1])
     again, second = execute([ADAM, other], tmp_path, 1, bar)
     assert made == [other]
     assert again == first
@@ -210,9 +204,7 @@ def test_a_line_that_was_cut_is_made_again_and_spoils_no_other(tmp_path, bar):
     assert list(read_records(tmp_path, [ADAM])) == [ADAM]
     execute([third], tmp_path, 1, bar)
     again = execute([ADAM, other, third], tmp_path, 1, bar)
-    assert list(map(without_times, again[:2])) == list(
-        map(without_times, expected)
-    )
+    assert list(map(without_times, again[:2])) == list(map(without_times, expected))
     assert path.read_text().count("\n") == 4
 
 

@@ -9,9 +9,7 @@ from meta_train import search, sweep, train
 from ngopt import load_pretrained
 from tests.meta_train.test_train import TOY
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::optuna.exceptions.ExperimentalWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
 @pytest.fixture
@@ -51,9 +49,7 @@ def test_trials_are_kept_and_the_best_is_written(config, capsys):
 
 
 def test_given_numbers_are_not_chosen():
-    config = search.Config(
-        tail=0.5, metanet_config={"width": 24, "graph_every": 8}
-    )
+    config = search.Config(tail=0.5, metanet_config={"width": 24, "graph_every": 8})
     chosen = {
         "layers": 2,
         "d_out": 8,
@@ -73,9 +69,7 @@ def test_given_numbers_are_not_chosen():
     }
 
 
-@pytest.mark.parametrize(
-    "other", ["c10-32", "cnn-gn-c16", "siren-rgb", "mlp-small-m7"]
-)
+@pytest.mark.parametrize("other", ["c10-32", "cnn-gn-c16", "siren-rgb", "mlp-small-m7"])
 def test_fashion_mnist_alone_chooses(other):
     search.Config(problems=("fm-16", "fm14-32", "fm-cnns", "vit-fm28"))
     told = f"problems: expected those of FashionMNIST.*got \\['{other}'\\]"
@@ -96,9 +90,7 @@ def test_a_folder_of_other_settings_is_an_error(config):
         search.run(replace(config, truncation=8, trials=3))
 
 
-def test_trials_whose_process_has_ended_are_given_up(
-    config, monkeypatch, capsys
-):
+def test_trials_whose_process_has_ended_are_given_up(config, monkeypatch, capsys):
     def killed(settings):
         raise KeyboardInterrupt
 
@@ -114,9 +106,7 @@ def test_trials_whose_process_has_ended_are_given_up(
     ]
 
 
-def test_a_trial_that_diverges_has_the_lowest_score(
-    config, monkeypatch, capsys
-):
+def test_a_trial_that_diverges_has_the_lowest_score(config, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(search.train, "run", lambda settings: None)
         search.search(replace(config, trials=1))

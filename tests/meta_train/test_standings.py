@@ -47,15 +47,11 @@ ROWS = [
     row("b", "ours", 1.2, tuning_runs=0, ms=5.0),
     row("b", "other", 1.2, tuning_runs=0),
 ]
-REACHED = {(r.problem, r.optimizer): 50.0 for r in ROWS} | {
-    ("a", "other"): None
-}
+REACHED = {(r.problem, r.optimizer): 50.0 for r in ROWS} | {("a", "other"): None}
 
 
 def by_name():
-    return {
-        standing.optimizer: standing for standing in standings(ROWS, REACHED)
-    }
+    return {standing.optimizer: standing for standing in standings(ROWS, REACHED)}
 
 
 def test_ranks_by_hand():
@@ -72,13 +68,9 @@ def test_standings_by_hand():
     ours = by_name()["ours"]
     assert ours.mean_rank == (2 + 1.5) / 2
     assert ours.mean_untuned_rank == (1 + 1.5) / 2
-    assert ours.mean_excess == pytest.approx(
-        (0.55 / 0.5 - 1 + 1.2 / 1.5 - 1) / 2
-    )
+    assert ours.mean_excess == pytest.approx((0.55 / 0.5 - 1 + 1.2 / 1.5 - 1) / 2)
     assert ours.reference_wins == 2
-    assert (
-        ours.rival_wins == 1
-    )  # on b, where the rival that diverged counts as beaten
+    assert ours.rival_wins == 1  # on b, where the rival that diverged counts as beaten
     assert ours.steps_share == 0.5
     assert ours.step_time == 2
     assert (ours.tuning_runs, ours.diverged, ours.problems) == (0, 0, 2)
@@ -147,8 +139,7 @@ def test_a_reference_that_is_not_reached_is_none():
     never = curve(0, [9.0, 5.0, 4.0])
     diverged = curve(1, [9.0, None, None])
     assert (
-        steps_to_reference([never, diverged, curve(2, [9.0, 1.0])], references)
-        is None
+        steps_to_reference([never, diverged, curve(2, [9.0, 1.0])], references) is None
     )
     assert steps_to_reference([curve(2, [9.0, None, 3.0])], references) == 20
     assert steps_to_reference([curve(7, [1.0])], references) is None

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -102,8 +103,7 @@ class TestRanks:
         found = {name: weights_of(tmp_path / name) for name in names}
         for name, weights in found.items():
             assert all(
-                torch.equal(a, b)
-                for a, b in zip(weights, found["one"], strict=True)
+                torch.equal(a, b) for a, b in zip(weights, found["one"], strict=True)
             ), name
         logs = {(tmp_path / name / "log.jsonl").read_text() for name in found}
         assert len(logs) == 1
@@ -136,9 +136,7 @@ class TestRanks:
             "-m",
         ]
         folder = ["--folder", str(tmp_path / "two")]
-        subprocess.run(
-            [*torchrun, "meta_train.train", *folder, *arguments], check=True
-        )
+        subprocess.run([*torchrun, "meta_train.train", *folder, *arguments], check=True)
         train.run(config(tmp_path / "one", outer_steps=2))
         rows = zip(
             weights_of(tmp_path / "one"),
@@ -154,17 +152,16 @@ class TestRanks:
             processes=2,
             outer_steps=50,
         )
-        with pytest.raises(
-            RankLost,
-            match=r"rank \d ended with exit code .* stands at outer step 12, and the same",
-        ):
-            train.run(settings)
-        assert (
-            torch.load(tmp_path / "checkpoint.pt", weights_only=False)[
-                "outer_step"
-            ]
-            == 12
+        message = (
+            r"rank \d ended with exit code .* stands at outer step (\d+), and the same"
         )
+        with pytest.raises(RankLost, match=message) as found:
+            train.run(settings)
+        stands = torch.load(tmp_path / "checkpoint.pt", weights_only=False)[
+            "outer_step"
+        ]
+        assert re.search(message, str(found.value))[1] == str(stands)
+        assert 2 <= stands <= 12  # the first rank may have been writing its newest
 
     def test_what_a_rank_raises_is_told(self, tmp_path):
         settings = config(tmp_path, outer_steps=2)
@@ -182,9 +179,7 @@ def weights_of(folder):
 
 
 def test_horizons_grow_and_are_log_uniform(tmp_path):
-    trainer = MetaTrainer(
-        config(tmp_path, shortest=10, horizon=1000, outer_steps=100)
-    )
+    trainer = MetaTrainer(config(tmp_path, shortest=10, horizon=1000, outer_steps=100))
     slot = trainer.slots[0]
     for step, top in ((0, 10), (25, 100), (50, 1000), (100, 1000)):
         found = []
@@ -203,9 +198,7 @@ def test_a_life_ends_at_its_horizon_and_es_takes_it_whole(tmp_path):
         trainer.step()
         ages.append(trainer.slots[0].age)
     assert ages == [5, 10, 0, 5]
-    trainer = MetaTrainer(
-        config(tmp_path, estimator="es", optimizees=1, horizon=12)
-    )
+    trainer = MetaTrainer(config(tmp_path, estimator="es", optimizees=1, horizon=12))
     assert trainer.lives.steps(trainer.slots[0]) == 12
     trainer.step()
     assert (trainer.slots[0].life, trainer.slots[0].age) == (1, 0)
@@ -254,8 +247,7 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
     trainer.run()
     best = load_pretrained(tmp_path / "best.safetensors")
     records = [
-        json.loads(line)
-        for line in (tmp_path / "log.jsonl").read_text().splitlines()
+        json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()
     ]
     assert best.table["validation"] == min(records, key=lambda r: r["loss"])
     (stage,) = best.recipe["stages"]
@@ -302,9 +294,7 @@ def test_a_running_mean_of_weights_is_validated_and_kept(tmp_path, decay):
     kept = load_pretrained(tmp_path / "best.safetensors").metanet
     torch.testing.assert_close(weights(kept), expected, rtol=1e-6, atol=1e-9)
     assert torch.equal(weights(kept), weights(trainer.metanet)) == (decay == 0)
-    optimizee = Optimizee(
-        load_problem(TOY), derive_seed(trainer.config.seed, 11, 0)
-    )
+    optimizee = Optimizee(load_problem(TOY), derive_seed(trainer.config.seed, 11, 0))
     found = whole_run(optimizee, trainer.averaged, trainer.config.horizon)
     assert trainer.log[-1]["loss"] == pytest.approx(found.loss, rel=1e-6)
 
@@ -353,9 +343,7 @@ def test_unusable_estimates_and_clipping():
     torch.testing.assert_close(
         clip(torch.tensor([3.0, 4.0]), 1.0), torch.tensor([0.6, 0.8])
     )
-    assert torch.equal(
-        clip(torch.tensor([0.3, 0.4]), 1.0), torch.tensor([0.3, 0.4])
-    )
+    assert torch.equal(clip(torch.tensor([0.3, 0.4]), 1.0), torch.tensor([0.3, 0.4]))
 
 
 def test_learning_rate_schedule(tmp_path):
@@ -377,16 +365,12 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
     runs = json.loads((tmp_path / "gain.json").read_text())["runs"]
     assert len(runs) == 6
     accuracy = {
-        g: sum(r["accuracy"] for r in runs if r["gain"] == g)
-        for g in (0.0, 1.0, 3.0)
+        g: sum(r["accuracy"] for r in runs if r["gain"] == g) for g in (0.0, 1.0, 3.0)
     }
     best = max(accuracy, key=accuracy.get)
     old = load_pretrained(weights)
     new = load_pretrained(output)
-    assert (
-        new.metanet.config.output_scale
-        == best * old.metanet.config.output_scale
-    )
+    assert new.metanet.config.output_scale == best * old.metanet.config.output_scale
     assert new.recipe["stages"][-1]["chosen"] == {
         "gain": best,
         "cooldown": None,
@@ -395,9 +379,7 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
-def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(
-    tmp_path, capsys
-):
+def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, capsys):
     MetaTrainer(config(tmp_path)).run()
     weights = str(tmp_path / "best.safetensors")
     output = str(tmp_path / "cool.safetensors")
@@ -444,20 +426,14 @@ class TestErrors:
 
     def test_weights_of_another_metanet(self, tmp_path):
         MetaTrainer(config(tmp_path, metanet="ng-gnn")).run()
-        with pytest.raises(
-            ValueError, match="expected metanet 'ff'; got 'ng-gnn'"
-        ):
+        with pytest.raises(ValueError, match="expected metanet 'ff'; got 'ng-gnn'"):
             MetaTrainer(
-                config(
-                    tmp_path / "2", init_from=str(tmp_path / "best.safetensors")
-                )
+                config(tmp_path / "2", init_from=str(tmp_path / "best.safetensors"))
             )
 
     def test_checkpoint_of_other_settings(self, tmp_path):
         MetaTrainer(config(tmp_path)).run()
-        with pytest.raises(
-            ValueError, match=r"checkpoint .* lr 0.001, got 0.5"
-        ):
+        with pytest.raises(ValueError, match=r"checkpoint .* lr 0.001, got 0.5"):
             MetaTrainer(config(tmp_path, lr=0.5)).run()
 
     @pytest.mark.parametrize(

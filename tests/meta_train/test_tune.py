@@ -8,9 +8,7 @@ from ngopt.base.config import SoapConfig
 from ngopt.pretrained import load_pretrained
 from tests.meta_train.small import TOY
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::optuna.exceptions.ExperimentalWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
 @pytest.fixture
@@ -24,14 +22,10 @@ def test_begins_with_the_present_numbers_and_resumes(config, tmp_path):
     study = tune.search(config)
     first, *others = study.trials
     assert first.value == 0
-    assert first.params == {
-        name: getattr(SoapConfig(), name) for name in tune.space()
-    }
+    assert first.params == {name: getattr(SoapConfig(), name) for name in tune.space()}
     assert all(trial.params != first.params for trial in others)
     before = [trial.params for trial in study.trials]
-    again = tune.search(
-        tune.Config(config.problems, trials=5, folder=config.folder)
-    )
+    again = tune.search(tune.Config(config.problems, trials=5, folder=config.folder))
     assert [trial.params for trial in again.trials[:3]] == before
     assert len(again.trials) == 5
 
@@ -46,9 +40,9 @@ def test_writes_the_best_numbers_and_every_trial(config):
     assert [line["trial"] for line in lines] == [0, 1, 2]
     best = max(lines, key=lambda line: line["score"])
     found = load_pretrained(path)
-    assert {
-        name: getattr(found.base.config, name) for name in tune.space()
-    } == best["numbers"]
+    assert {name: getattr(found.base.config, name) for name in tune.space()} == best[
+        "numbers"
+    ]
     assert found.recipe["stages"][-1]["trial"] == best["trial"]
 
 

@@ -50,15 +50,11 @@ def test_second_order_unroll_equals_higher():
     ):
         expected = []
         for step in range(STEPS):
-            loss = optimizee.problem.loss(
-                fmodel, optimizee.problem.batch(3, step)
-            )
+            loss = optimizee.problem.loss(fmodel, optimizee.problem.batch(3, step))
             expected.append(loss)
             optimizer.step(loss)
     (reference,) = torch.autograd.grad(torch.stack(expected).sum(), lr)
-    torch.testing.assert_close(
-        losses, torch.stack(expected), rtol=1e-9, atol=1e-12
-    )
+    torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found, reference, rtol=1e-8, atol=1e-10)
     assert reference.abs() > 1e-3
 
@@ -76,9 +72,7 @@ def test_second_order_unroll_equals_finite_differences(name):
     found = torch.cat([g.flatten() for g in gradient]) @ direction
     theta, values = parameters_to_vector(metanet.parameters()).detach(), []
     for sign in (1, -1):
-        vector_to_parameters(
-            theta + sign * 1e-6 * direction, metanet.parameters()
-        )
+        vector_to_parameters(theta + sign * 1e-6 * direction, metanet.parameters())
         rule = MetanetRule(metanet, optimizee.graph)
         _, losses = unroll(
             optimizee, optimizee.start(rule), rule, STEPS, optimizee.hyper()
@@ -92,9 +86,7 @@ def test_second_order_unroll_equals_finite_differences(name):
 def test_meta_gradients_are_finite_at_zero_gradients():
     def dead():
         model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        nn.init.constant_(
-            model[0].bias, -100.0
-        )  # no unit of the first layer is active
+        nn.init.constant_(model[0].bias, -100.0)  # no unit of the first layer is active
         nn.init.zeros_(model[2].weight)
         return model
 
@@ -134,9 +126,7 @@ def test_buffers_and_dropout():
         expected = F.mse_loss(network(inputs), targets)
     _, buffers = optimizee.loss(start.params, start.buffers, 0)
     torch.testing.assert_close(losses[0], expected.detach())
-    torch.testing.assert_close(
-        buffers["1.running_mean"], network[1].running_mean
-    )
+    torch.testing.assert_close(buffers["1.running_mean"], network[1].running_mean)
     again, repeated = unroll(
         optimizee, optimizee.start(rule), rule, 3, optimizee.hyper()
     )
@@ -163,8 +153,7 @@ def test_unrolling_in_pieces_is_unrolling_at_once():
     rest, second = unroll(optimizee, half, rule, 3, optimizee.hyper(1.0))
     assert torch.equal(losses, torch.cat([first, second]))
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(whole.params, rest.params, strict=True)
+        torch.equal(a, b) for a, b in zip(whole.params, rest.params, strict=True)
     )
     assert rest.step == 5
 
@@ -173,18 +162,11 @@ def test_whole_run_evaluates_the_trained_network():
     metanet = RecoveredGradient()
     optimizee = Optimizee(Regression(), seed=2)
     rule = MetanetRule(metanet, optimizee.graph)
-    inner, _ = unroll(
-        optimizee, optimizee.start(rule), rule, 30, optimizee.hyper()
-    )
-    expected = optimizee.problem.evaluate(
-        optimizee.model_at(inner), "validation"
-    )
+    inner, _ = unroll(optimizee, optimizee.start(rule), rule, 30, optimizee.hyper())
+    expected = optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
+    assert whole_run(optimizee, LearnedOptimizer(metanet=metanet), 30) == expected
     assert (
-        whole_run(optimizee, LearnedOptimizer(metanet=metanet), 30) == expected
-    )
-    assert (
-        expected.loss
-        < optimizee.problem.evaluate(optimizee.model, "validation").loss
+        expected.loss < optimizee.problem.evaluate(optimizee.model, "validation").loss
     )
 
 
@@ -192,20 +174,16 @@ def test_another_seed_is_another_start():
     a, b = (Optimizee(Regression(), seed=s) for s in (1, 2))
     rule = MetanetRule(RecoveredGradient(), a.graph)
     assert not torch.equal(a.start(rule).params[0], b.start(rule).params[0])
-    assert torch.equal(
-        a.start(rule).params[0], copy.deepcopy(a).start(rule).params[0]
-    )
+    assert torch.equal(a.start(rule).params[0], copy.deepcopy(a).start(rule).params[0])
 
 
 def test_a_scaled_task_is_the_same_network_in_other_units():
     plain, scaled = (
-        Optimizee(Regression(), seed=3, scaling=scaling)
-        for scaling in (1.0, 1e3)
+        Optimizee(Regression(), seed=3, scaling=scaling) for scaling in (1.0, 1e3)
     )
     learned = LearnedOptimizer(metanet=RecoveredGradient())
     starts = [
-        optimizee.start(learned.bind(optimizee.graph))
-        for optimizee in (plain, scaled)
+        optimizee.start(learned.bind(optimizee.graph)) for optimizee in (plain, scaled)
     ]
     losses = [
         optimizee.loss(start.params, start.buffers, 0)[0]

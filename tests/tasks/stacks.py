@@ -40,9 +40,7 @@ class SmallCNN(Subject):
 
 def architecture_of_module(module: Subject) -> Architecture:
     """That of a module which no description makes."""
-    return Architecture(
-        {"kind": "test"}, module, build_graph(module, module.example())
-    )
+    return Architecture({"kind": "test"}, module, build_graph(module, module.example()))
 
 
 @cache
@@ -54,9 +52,7 @@ def siren_architecture(*widths: int) -> Architecture:
     return architecture_of({"kind": "siren", "widths": list(widths)})
 
 
-def random_stack(
-    architecture: Architecture, count: int = 4, seed: int = 0
-) -> Stack:
+def random_stack(architecture: Architecture, count: int = 4, seed: int = 0) -> Stack:
     """Networks of random parameters, float64, of another mean and scale in every tensor."""
     generator = torch.Generator().manual_seed(seed)
     values = []
@@ -84,13 +80,8 @@ def moved(
     )
     batch = values[0].shape[: values[0].dim() - len(graph.parameters[0].shape)]
     flat = [v.flatten(0, len(batch) - 1) for v in values]
-    found = [
-        permute(graph, [v[k] for v in flat], order) for k in range(len(flat[0]))
-    ]
-    return [
-        torch.stack(some).unflatten(0, batch)
-        for some in zip(*found, strict=True)
-    ]
+    found = [permute(graph, [v[k] for v in flat], order) for k in range(len(flat[0]))]
+    return [torch.stack(some).unflatten(0, batch) for some in zip(*found, strict=True)]
 
 
 def moved_stack(stack: Stack, roles: Sequence[str] = ("hidden",)) -> Stack:

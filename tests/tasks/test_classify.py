@@ -23,17 +23,13 @@ def config(data, tmp_path, clock):
 def test_a_training_says_and_writes_what_it_found(config, tmp_path, capsys):
     run(replace(config, probes=4))
     found = json.loads((tmp_path / "result.json").read_text())
-    assert found["test"]["accuracy"] * 16 == round(
-        found["test"]["accuracy"] * 16
-    )
+    assert found["test"]["accuracy"] * 16 == round(found["test"]["accuracy"] * 16)
     assert found["config"]["probes"] == 4
     assert (tmp_path / "probes.png").stat().st_size > 1000
     assert len(found["validation"]) == 2
     assert found["steps"] == 8  # six seconds, and two that are not counted
     said = capsys.readouterr().out
-    assert (
-        f"ng-gnn: accuracy {found['test']['accuracy']:.4g} on test data" in said
-    )
+    assert f"ng-gnn: accuracy {found['test']['accuracy']:.4g} on test data" in said
 
 
 def test_accuracy_is_the_share_of_classes_that_are_right(config):
@@ -45,9 +41,7 @@ def test_accuracy_is_the_share_of_classes_that_are_right(config):
 
         def forward(self, stack):
             wrong = torch.arange(len(labels)) >= 4
-            return torch.nn.functional.one_hot(
-                (labels + wrong) % 10, 10
-            ).float()
+            return torch.nn.functional.one_hot((labels + wrong) % 10, 10).float()
 
     lesson.model = Oracle()
     assert lesson.score() == 4 / 16
@@ -67,9 +61,7 @@ def test_with_symmetry_networks_of_the_same_function_are_the_same(config):
 def test_fewer_networks_are_the_first(config):
     whole = Classification(config)
     some = Classification(replace(config, limit=20))
-    assert torch.equal(
-        some.data["train"].labels, whole.data["train"].labels[:20]
-    )
+    assert torch.equal(some.data["train"].labels, whole.data["train"].labels[:20])
     assert len(some.data["test"].labels) == len(whole.data["test"].labels)
 
 
@@ -126,11 +118,7 @@ def test_a_damaged_shard_is_left_out_only_on_request(config, data, tmp_path):
     with pytest.raises(ValueError, match="train-00000.safetensors': sha256"):
         Classification(broken)
     assert (
-        len(
-            Classification(replace(broken, skip_damaged=True))
-            .data["train"]
-            .labels
-        )
+        len(Classification(replace(broken, skip_damaged=True)).data["train"].labels)
         == 48
     )
 

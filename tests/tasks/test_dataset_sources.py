@@ -66,9 +66,7 @@ IDX_CONTENTS = dict(
 
 
 def assert_is_the_idx_data(arrays) -> None:
-    assert {
-        key: (value.shape, value.dtype) for key, value in arrays.items()
-    } == {
+    assert {key: (value.shape, value.dtype) for key, value in arrays.items()} == {
         "train_images": ((6, 1, 28, 28), torch.uint8),
         "train_labels": ((6,), torch.int64),
         "test_images": ((2, 1, 28, 28), torch.uint8),
@@ -126,9 +124,7 @@ def test_rows_of_a_png_become_images():
     assert parsed.is_contiguous()
 
 
-@pytest.mark.parametrize(
-    "pixels", [random_bytes(0, 4, 11, 3), random_bytes(0, 4, 10)]
-)
+@pytest.mark.parametrize("pixels", [random_bytes(0, 4, 11, 3), random_bytes(0, 4, 10)])
 def test_png_of_another_form_is_refused(pixels):
     with pytest.raises(
         ValueError,
@@ -175,9 +171,7 @@ def test_members_come_from_the_named_folder_alone(tmp_path):
         tmp_path / "a.tgz",
         {"package/x": b"right", "other/x": b"wrong", "package/y": b"more"},
     )
-    assert sources.read_members(tmp_path / "a.tgz", "package", ["x"]) == {
-        "x": b"right"
-    }
+    assert sources.read_members(tmp_path / "a.tgz", "package", ["x"]) == {"x": b"right"}
 
 
 def test_missing_members_are_named(tmp_path):
@@ -239,9 +233,7 @@ def test_torchvision_cifar10(server, tmp_path, monkeypatch):
     planes = CIFAR10_IMAGES.transpose(0, 3, 1, 2).reshape(6, 1, 3072)
     members, md5 = {}, {}
     names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
-    for name, plane, label in zip(
-        names, planes, [6, 9, 9, 4, 1, 3], strict=True
-    ):
+    for name, plane, label in zip(names, planes, [6, 9, 9, 4, 1, 3], strict=True):
         members[name] = pickle.dumps({"data": plane, "labels": [label]})
     members["batches.meta"] = pickle.dumps({"label_names": list("abcdefghij")})
     for name, content in members.items():
@@ -254,22 +246,16 @@ def test_torchvision_cifar10(server, tmp_path, monkeypatch):
     monkeypatch.setattr(kind, "url", f"{address}cifar.tar.gz")
     monkeypatch.setattr(kind, "filename", "cifar.tar.gz")
     monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(archive).hexdigest())
-    monkeypatch.setattr(
-        kind, "train_list", [[name, md5[name]] for name in names[:5]]
-    )
+    monkeypatch.setattr(kind, "train_list", [[name, md5[name]] for name in names[:5]])
     monkeypatch.setattr(kind, "test_list", [[names[5], md5[names[5]]]])
     monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5["batches.meta"]})
     arrays = sources.from_torchvision(tmp_path / "place", class_name="CIFAR10")
     assert_is_the_cifar10_data(arrays)
 
 
-def test_hosts_that_do_not_answer_are_passed_over(
-    server, tmp_path, monkeypatch
-):
+def test_hosts_that_do_not_answer_are_passed_over(server, tmp_path, monkeypatch):
     _, address = server
-    monkeypatch.setattr(
-        torchvision.datasets.CIFAR10, "url", f"{address}not-there"
-    )
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"{address}not-there")
     with pytest.raises(ConnectionError, match="not-there does not answer"):
         sources.from_torchvision(tmp_path, class_name="CIFAR10")
 
@@ -305,9 +291,7 @@ def test_a_host_that_is_silent_is_passed_over_in_time(monkeypatch):
     monkeypatch.setattr(sources, "CONNECT_SECONDS", 0.1)
     hung = threading.Event()
 
-    def hang(
-        *_, **__
-    ):  # as the look-up of a name does, which no socket timeout bounds
+    def hang(*_, **__):  # as the look-up of a name does, which no socket timeout bounds
         hung.wait(10)
         raise OSError
 
@@ -403,9 +387,7 @@ def test_debian(client, place, tmp_path):
 
 def test_a_client_that_fails_is_quoted(client, place):
     client("npm", "echo 'no such package' >&2; exit 7")
-    with pytest.raises(
-        RuntimeError, match="npm ended with status 7: no such package"
-    ):
+    with pytest.raises(RuntimeError, match="npm ended with status 7: no such package"):
         sources._run(["npm", "pack"], place)
 
 

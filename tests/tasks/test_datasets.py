@@ -25,9 +25,7 @@ def tiny_arrays(seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
 
     def images(n):
-        return torch.randint(
-            256, (n, 3, 4, 5), generator=generator, dtype=torch.uint8
-        )
+        return torch.randint(256, (n, 3, 4, 5), generator=generator, dtype=torch.uint8)
 
     return {
         "train_images": images(24),
@@ -85,9 +83,7 @@ def test_batch_agrees_with_torchvision_bit_for_bit(fetched, tmp_path):
             transforms.Normalize((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)),
         ]
     )
-    expected = [
-        oracle(split.images[i].permute(1, 2, 0).numpy()) for i in indices
-    ]
+    expected = [oracle(split.images[i].permute(1, 2, 0).numpy()) for i in indices]
     assert torch.equal(images, torch.stack(expected))
     assert torch.equal(labels, indices)
 
@@ -126,14 +122,9 @@ def test_to_moves_both_tensors():
 def epoch_of(
     seed: int, epoch: int, size: int = 1000, batch_size: int = 100
 ) -> torch.Tensor:
-    steps = range(
-        epoch * (size // batch_size), (epoch + 1) * (size // batch_size)
-    )
+    steps = range(epoch * (size // batch_size), (epoch + 1) * (size // batch_size))
     return torch.cat(
-        [
-            batch_indices(size, batch_size, seed=seed, step=step)
-            for step in steps
-        ]
+        [batch_indices(size, batch_size, seed=seed, step=step) for step in steps]
     )
 
 
@@ -144,21 +135,15 @@ def test_an_epoch_visits_every_index_once(epoch):
 
 def test_incomplete_batch_is_dropped():
     # 10 = 2 batches of 4 and 2 left over: step 2 begins a new epoch.
-    first = torch.cat(
-        [batch_indices(10, 4, seed=0, step=step) for step in (0, 1)]
-    )
-    second = torch.cat(
-        [batch_indices(10, 4, seed=0, step=step) for step in (2, 3)]
-    )
+    first = torch.cat([batch_indices(10, 4, seed=0, step=step) for step in (0, 1)])
+    second = torch.cat([batch_indices(10, 4, seed=0, step=step) for step in (2, 3)])
     assert len(set(first.tolist())) == len(set(second.tolist())) == 8
     assert first.tolist() != second.tolist()
 
 
 def test_indices_depend_on_nothing_but_the_arguments():
     arguments = [
-        (55_000, 128, seed, step)
-        for seed in (0, 5)
-        for step in (0, 1, 428, 429, 3000)
+        (55_000, 128, seed, step) for seed in (0, 5) for step in (0, 1, 428, 429, 3000)
     ]
 
     def draw(size, batch_size, seed, step):
@@ -185,24 +170,18 @@ def test_near_seeds_and_epochs_are_unrelated():
     correlations = torch.corrcoef(orders.double()).fill_diagonal_(0)
     # Independent permutations of 1,000: standard deviation .032, largest of 4,950 about .13.
     assert correlations.abs().max() < 0.2
-    assert correlations[correlations != 0].std() == pytest.approx(
-        0.032, abs=0.003
-    )
+    assert correlations[correlations != 0].std() == pytest.approx(0.032, abs=0.003)
 
 
 def test_every_int64_is_a_seed_of_its_own():
     seeds = [0, 1, -1, 2**32, 2**32 + 1, -(2**32), 2**63 - 1, -(2**63)]
     orders = {
-        tuple(epoch_of(seed, epoch).tolist())
-        for seed in seeds
-        for epoch in (0, 1)
+        tuple(epoch_of(seed, epoch).tolist()) for seed in seeds for epoch in (0, 1)
     }
     assert len(orders) == 2 * len(seeds)
 
 
-@pytest.mark.parametrize(
-    "batch_size, step", [(0, 0), (11, 0), (-1, 0), (5, -1)]
-)
+@pytest.mark.parametrize("batch_size, step", [(0, 0), (11, 0), (-1, 0), (5, -1)])
 def test_impossible_batches_are_refused(batch_size, step):
     with pytest.raises(ValueError, match=f"got {min(step, 0) or batch_size}"):
         batch_indices(10, batch_size, seed=0, step=step)
@@ -250,12 +229,8 @@ def test_half_a_file_is_not_believed(fetched, tmp_path, kept):
     assert file.read_bytes() == whole
 
 
-@pytest.mark.parametrize(
-    "change", ["one pixel", "one label", "missing", "extra"]
-)
-def test_a_stored_file_with_other_contents_is_fetched_again(
-    fetched, tmp_path, change
-):
+@pytest.mark.parametrize("change", ["one pixel", "one label", "missing", "extra"])
+def test_a_stored_file_with_other_contents_is_fetched_again(fetched, tmp_path, change):
     arrays = tiny_arrays()
     if change == "one pixel":
         arrays["test_images"][0, 0, 0, 0] ^= 1
@@ -273,9 +248,7 @@ def test_a_stored_file_with_other_contents_is_fetched_again(
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
-def test_an_interrupted_fetch_leaves_nothing(
-    fetched, tmp_path, monkeypatch, moment
-):
+def test_an_interrupted_fetch_leaves_nothing(fetched, tmp_path, monkeypatch, moment):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -298,9 +271,7 @@ def test_two_fetches_at_once_both_succeed(monkeypatch, tmp_path):
     install(monkeypatch, good=fetch)
     loaded = []
     threads = [
-        threading.Thread(
-            target=lambda: loaded.append(load_dataset("tiny", tmp_path))
-        )
+        threading.Thread(target=lambda: loaded.append(load_dataset("tiny", tmp_path)))
         for _ in range(2)
     ]
     for thread in threads:
@@ -309,9 +280,7 @@ def test_two_fetches_at_once_both_succeed(monkeypatch, tmp_path):
         thread.join()
     assert len(loaded) == 2
     assert os.listdir(tmp_path) == ["tiny.safetensors"]
-    load_dataset(
-        "tiny", tmp_path
-    )  # would warn, hence fail, if the file were damaged
+    load_dataset("tiny", tmp_path)  # would warn, hence fail, if the file were damaged
 
 
 # --- Sources ---
@@ -321,9 +290,7 @@ def unreachable(place):
     raise ConnectionError("no route to host")
 
 
-def test_sources_are_tried_in_order_until_one_has_a_good_copy(
-    monkeypatch, tmp_path
-):
+def test_sources_are_tried_in_order_until_one_has_a_good_copy(monkeypatch, tmp_path):
     places = []
 
     def wrong(place):
@@ -335,21 +302,15 @@ def test_sources_are_tried_in_order_until_one_has_a_good_copy(
         assert list(place.iterdir()) == []
         return tiny_arrays()
 
-    install(
-        monkeypatch, unreachable=unreachable, wrong=wrong, good=good, never=None
-    )
+    install(monkeypatch, unreachable=unreachable, wrong=wrong, good=good, never=None)
     data = load_dataset("tiny", tmp_path)
     assert [place.name for place in places] == ["wrong", "good"]
     assert torch.equal(data.test.images, tiny_arrays()["test_images"])
 
 
-def test_when_all_fail_each_source_and_its_reason_are_listed(
-    monkeypatch, tmp_path
-):
+def test_when_all_fail_each_source_and_its_reason_are_listed(monkeypatch, tmp_path):
     def wrong(place):
-        return tiny_arrays() | {
-            "test_labels": torch.zeros(5, dtype=torch.int64)
-        }
+        return tiny_arrays() | {"test_labels": torch.zeros(5, dtype=torch.int64)}
 
     install(monkeypatch, host=unreachable, mirror=wrong)
     with pytest.raises(DatasetUnavailable) as caught:
@@ -362,15 +323,11 @@ def test_when_all_fail_each_source_and_its_reason_are_listed(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_any_fetch(
-    fetched, tmp_path
-):
+def test_a_folder_that_cannot_be_written_is_named_before_any_fetch(fetched, tmp_path):
     # Below a regular file nobody can write, not even root.
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "data"
-    with pytest.raises(
-        ValueError, match=f"data folder '{folder}'.*can be written"
-    ):
+    with pytest.raises(ValueError, match=f"data folder '{folder}'.*can be written"):
         load_dataset("tiny", folder)
     assert fetched == []
 

@@ -14,9 +14,7 @@ from tasks.learning.training import TrainingConfig
 @pytest.fixture
 def config(data, tmp_path, clock, monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(
-        256, (48, 1, 28, 28), dtype=torch.uint8, generator=generator
-    )
+    images = torch.randint(256, (48, 1, 28, 28), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.zeros(48, dtype=torch.int64), (0.0,), (1.0,))
     monkeypatch.setattr(
         edit,
@@ -48,9 +46,7 @@ def test_edits_by_hand():
     ]
     assert dilated(image)[0, 0].tolist() == expected
     flat = torch.tensor([[[[0.4, 0.6, 0.1, 0.9]]]])
-    assert torch.allclose(
-        contrasted(flat), torch.tensor([[[[0.35, 0.65, 0.0, 1.0]]]])
-    )
+    assert torch.allclose(contrasted(flat), torch.tensor([[[[0.35, 0.65, 0.0, 1.0]]]]))
 
 
 def test_a_training_writes_errors_and_a_picture(config, tmp_path):
@@ -70,9 +66,7 @@ def test_outputs_are_networks_whose_images_are_averaged(config):
         for k in range(3)
     ]
     expected = torch.stack(each).mean(0).mT + 0.5
-    torch.testing.assert_close(
-        lesson.rendered(stack, params, lesson.points), expected
-    )
+    torch.testing.assert_close(lesson.rendered(stack, params, lesson.points), expected)
 
 
 @torch.no_grad()

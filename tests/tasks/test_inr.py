@@ -109,9 +109,7 @@ def contents(folder):
     for path in shard_paths(inr.Path(folder)):
         (networks,) = read_shard(path)
         tensors = {**networks.params, **networks.columns}
-        found[path.name] = {
-            key: value.tolist() for key, value in tensors.items()
-        }
+        found[path.name] = {key: value.tolist() for key, value in tensors.items()}
     return found
 
 
@@ -125,9 +123,7 @@ def test_missing_shards_are_made_as_they_would_have_been(config, capsys):
     fit_all(config)
     assert contents(folder) == before
     assert kept.stat().st_mtime_ns == times
-    with pytest.raises(
-        ValueError, match="made with other settings: steps 30, got 31"
-    ):
+    with pytest.raises(ValueError, match="made with other settings: steps 30, got 31"):
         fit_all(replace(config, steps=31))
 
 
@@ -163,9 +159,7 @@ def test_errors(config, capsys, monkeypatch):
         fit_all(replace(config, validation=8))
     with pytest.raises(ValueError, match="steps: expected 1 or more; got 0"):
         replace(config, steps=0)
-    with pytest.raises(
-        ValueError, match="data: expected one of .*'sines'; got 'foo'"
-    ):
+    with pytest.raises(ValueError, match="data: expected one of .*'sines'; got 'foo'"):
         fit_all(replace(config, data="foo"))
     monkeypatch.setattr(sys, "argv", ["inr", "show", "--folder", config.folder])
     with pytest.raises(SystemExit) as ended:
@@ -180,9 +174,7 @@ def test_a_shard_is_read_back(config, capsys):
     fit_all(config)
     (networks,) = read_shard(inr.Path(config.folder) / "test-00000.safetensors")
     images = smooth_images(7)[:2].float() / 255
-    rendered = (
-        render(*layers_of(networks.params), grid(6, 6)).view_as(images) + 0.5
-    )
+    rendered = render(*layers_of(networks.params), grid(6, 6)).view_as(images) + 0.5
     mse = (rendered - images).square().mean((1, 2, 3))
     torch.testing.assert_close(
         networks.columns["psnr"], -10 * mse.log10(), rtol=1e-4, atol=1e-3
@@ -206,16 +198,12 @@ def test_sine_waves_have_the_amplitudes_and_frequencies_that_their_columns_say(
     columns = data.columns(index)
     t = data.points.squeeze(1)[100]
     expected = (
-        columns["amplitude"]
-        / 10
-        * torch.sin(columns["frequency"] * torch.pi * t)
+        columns["amplitude"] / 10 * torch.sin(columns["frequency"] * torch.pi * t)
     )
     torch.testing.assert_close(data.values(index)[:, 0, 100], expected)
     fit_all(config)
     (networks,) = read_split(inr.Path(config.folder), "train")
     assert networks.architecture["widths"] == [1, 8, 8, 1]
-    assert torch.equal(
-        networks.columns["frequency"][index], columns["frequency"]
-    )
+    assert torch.equal(networks.columns["frequency"][index], columns["frequency"])
     show(ShowConfig(config.folder, str(tmp_path / "waves.png"), count=2))
     assert (tmp_path / "waves.png").stat().st_size > 3000

@@ -24,9 +24,7 @@ def config(data, tmp_path, clock):
 
 def test_rank_correlation_and_explained_variance_by_hand():
     true = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    assert tau(torch.tensor([1.0, 3.0, 2.0, 4.0]), true) == pytest.approx(
-        (5 - 1) / 6
-    )
+    assert tau(torch.tensor([1.0, 3.0, 2.0, 4.0]), true) == pytest.approx((5 - 1) / 6)
     assert tau(torch.zeros(4), true) == 0.0
     assert isnan(tau(torch.full((4,), nan), true))
     assert r2(true, true) == 1.0
@@ -43,9 +41,7 @@ def test_rank_correlation_and_explained_variance_by_hand():
         ("diverse", "dmc", 0),
     ],
 )
-def test_networks_of_every_zoo_are_read(
-    config, data, tmp_path, zoo, model, probes
-):
+def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, probes):
     sizes = {"width": 8, "layers": 1, "scales": 1} if model != "dmc" else {}
     run(
         replace(
@@ -62,9 +58,7 @@ def test_networks_of_every_zoo_are_read(
     assert (tmp_path / "probes.png").exists() == (probes > 0)
 
 
-def test_trained_on_narrow_networks_and_tested_on_wide_ones(
-    config, monkeypatch
-):
+def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch):
     whole = read_collection(config.data, "train")
     monkeypatch.setattr(predict, "read_collection", lambda *_: whole)
     lesson = Prediction(replace(config, widest=16))

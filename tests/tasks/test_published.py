@@ -11,11 +11,7 @@ def source(tmp_path):
 
 
 def test_shards_of_all_splits_are_written(source, tmp_path, capsys):
-    bring(
-        PublishedConfig(
-            "wild-park", str(source), str(tmp_path / "shards"), shard=2
-        )
-    )
+    bring(PublishedConfig("wild-park", str(source), str(tmp_path / "shards"), shard=2))
     folder = tmp_path / "shards"
     assert [path.name for path in shard_paths(folder, "train")] == [
         f"train-0000{k}.safetensors" for k in range(2)
@@ -42,9 +38,5 @@ def test_shards_of_another_size_are_not_mixed(source, tmp_path):
 def test_a_source_that_is_not_there_leaves_no_folder(tmp_path):
     folder = tmp_path / "shards"
     with pytest.raises(ValueError, match="mistyped"):
-        bring(
-            PublishedConfig(
-                "wild-park", str(tmp_path / "mistyped"), str(folder)
-            )
-        )
+        bring(PublishedConfig("wild-park", str(tmp_path / "mistyped"), str(folder)))
     assert not folder.exists()

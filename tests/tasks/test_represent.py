@@ -37,9 +37,7 @@ def test_a_training_says_what_a_linear_map_knows(config, tmp_path, data):
         config, data=str(data / "inr-mnist"), folder=str(tmp_path / "images")
     )
     run(images)
-    found = json.loads((tmp_path / "images" / "result.json").read_text())[
-        "test"
-    ]
+    found = json.loads((tmp_path / "images" / "result.json").read_text())["test"]
     assert 0 <= found["accuracy"] <= 1
 
 

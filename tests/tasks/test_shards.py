@@ -44,9 +44,7 @@ def test_a_shard_holds_networks_of_several_architectures(tmp_path):
         read_shard(tmp_path / "train-00000.safetensors"), groups, strict=True
     ):
         assert_same(found, expected)
-    assert [path.name for path in tmp_path.iterdir()] == [
-        "train-00000.safetensors"
-    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["train-00000.safetensors"]
 
 
 def test_a_folder_is_made_with_one_set_of_settings(tmp_path):
@@ -96,9 +94,7 @@ def test_splits(tmp_path):
     together = merged(found)
     assert len(together) == 6
     assert torch.equal(together.params["weight"][3:], found[1].params["weight"])
-    with pytest.raises(
-        ValueError, match="expected shards of split 'test'; got none"
-    ):
+    with pytest.raises(ValueError, match="expected shards of split 'test'; got none"):
         list(read_split(tmp_path, "test"))
     with pytest.raises(
         ValueError,
@@ -107,9 +103,7 @@ def test_splits(tmp_path):
         merged([networks(), networks(width=5)])
 
 
-def test_an_unfinished_folder_is_read_as_far_as_it_is_and_says_so(
-    tmp_path, capsys
-):
+def test_an_unfinished_folder_is_read_as_far_as_it_is_and_says_so(tmp_path, capsys):
     folder = Folder(tmp_path, {})
     folder.begin()
     write_shard(folder.shard("train", 0), [networks()])
@@ -178,9 +172,7 @@ class TestDamage:
             read_shard(path)
 
     def test_of_the_manifest(self, tmp_path):
-        with pytest.raises(
-            ValueError, match="manifest.*: expected JSON; got: "
-        ):
+        with pytest.raises(ValueError, match="manifest.*: expected JSON; got: "):
             read_manifest(tmp_path)
         (tmp_path / MANIFEST).write_text(json.dumps({"format": "x"}))
         with pytest.raises(

@@ -29,9 +29,7 @@ def config(data, tmp_path, clock, monkeypatch):
         Row("statnn", {"model": "statnn"}),
         Row("ng-gnn", {"sizes": sizes}, True),
     )
-    small = Table(
-        whole.settings, whole.lesson, whole.figures, rows, whole.published
-    )
+    small = Table(whole.settings, whole.lesson, whole.figures, rows, whole.published)
     monkeypatch.setitem(TABLES, "predict-small", small)
     return Config(
         "predict-small",
@@ -43,9 +41,7 @@ def config(data, tmp_path, clock, monkeypatch):
     )
 
 
-def test_a_table_has_ours_with_all_seeds_and_others_once(
-    config, tmp_path, capsys
-):
+def test_a_table_has_ours_with_all_seeds_and_others_once(config, tmp_path, capsys):
     run(config)
     found = json.loads((tmp_path / "table.json").read_text())
     assert {label: len(some) for label, some in found.items()} == {
@@ -63,10 +59,7 @@ def test_a_curve_is_drawn_of_rows_that_differ_in_nothing_else(
     config, monkeypatch, tmp_path
 ):
     sizes = {"width": 4, "layers": 1}
-    rows = [
-        Row(f"{n} networks", {"sizes": sizes, "limit": n}, True)
-        for n in (16, 8)
-    ]
+    rows = [Row(f"{n} networks", {"sizes": sizes, "limit": n}, True) for n in (16, 8)]
     wide = {"sizes": {"width": 8, "layers": 1}, "limit": 8}
     drawn = {}
     monkeypatch.setattr(
@@ -86,8 +79,7 @@ def test_a_curve_is_drawn_of_rows_that_differ_in_nothing_else(
     run(config)
     results = json.loads((tmp_path / "table.json").read_text())
     expected = {
-        n: [one["test"]["tau"] for one in results[f"{n} networks"]]
-        for n in (16, 8)
+        n: [one["test"]["tau"] for one in results[f"{n} networks"]] for n in (16, 8)
     }
     labels = "networks for training", "tau"
     assert drawn == {tmp_path / "curve.png": (expected, labels)}
@@ -95,22 +87,16 @@ def test_a_curve_is_drawn_of_rows_that_differ_in_nothing_else(
 
 def test_what_is_there_is_not_made_again(config, tmp_path):
     run(replace(config, seeds=1))
-    before = {
-        path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")
-    }
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
     run(config)
-    after = {
-        path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")
-    }
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
     assert len(before) == 2 and len(after) == 3
     assert all(after[path] == time for path, time in before.items())
 
 
 def test_results_of_other_settings_are_refused(config):
     run(config)
-    with pytest.raises(
-        ValueError, match="made with other settings: training.*'batch'"
-    ):
+    with pytest.raises(ValueError, match="made with other settings: training.*'batch'"):
         run(replace(config, batch=2))
 
 
@@ -144,8 +130,7 @@ def test_every_row_is_a_model_that_reads_the_data(name, data, tmp_path):
         lesson = TABLES[name].lesson(training.config, Ranks())
         assert sum(p.numel() for p in lesson.model.parameters()) > 1000
     folders = [
-        training.config.folder
-        for training in trainings(replace(config, seeds=2))
+        training.config.folder for training in trainings(replace(config, seeds=2))
     ]
     assert len(set(folders)) == len(folders)
 
@@ -156,23 +141,16 @@ def test_contrast_and_narrow_networks_have_the_models_of_their_kind(tmp_path):
         ("predict-narrow", "predict-wild", {"widest": 16}),
     ):
         made = [
-            [
-                one.config
-                for one in trainings(Config(table, "data", str(tmp_path)))
-            ]
+            [one.config for one in trainings(Config(table, "data", str(tmp_path)))]
             for table in (name, like)
         ]
-        assert (
-            made[0] == [replace(one, **setting) for one in made[1]] != made[1]
-        )
+        assert made[0] == [replace(one, **setting) for one in made[1]] != made[1]
 
 
 def test_figures_are_those_that_results_have(config, monkeypatch, tmp_path):
     whole = TABLES["predict-small"]
     figures = {"mse": 1, **whole.figures}
-    monkeypatch.setitem(
-        TABLES, "predict-small", replace(whole, figures=figures)
-    )
+    monkeypatch.setitem(TABLES, "predict-small", replace(whole, figures=figures))
     run(replace(config, seeds=1))
     header = (tmp_path / "table.md").read_text().splitlines()[0]
     assert header.split()[3:8:2] == ["tau", "r2", "published"]
@@ -203,9 +181,7 @@ def test_ours_are_compiled_but_ng_t(data, tmp_path):
         compiled=True,
         seeds=1,
     )
-    compiled = {
-        one.row.label for one in trainings(config) if one.config.compiled
-    }
+    compiled = {one.row.label for one in trainings(config) if one.config.compiled}
     assert compiled == {
         "ng-gnn",
         "ng-gnn, 64 probes",

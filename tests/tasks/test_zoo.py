@@ -33,9 +33,7 @@ def striped_images(count):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % 10
     angles = labels * torch.pi / 10
-    rows, columns = torch.meshgrid(
-        torch.arange(32), torch.arange(32), indexing="ij"
-    )
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
     waves = (
         torch.cos(angles)[:, None, None] * rows
         + torch.sin(angles)[:, None, None] * columns
@@ -105,14 +103,10 @@ def test_every_run_has_its_networks_in_one_split(config, capsys):
     rows = []
     for networks in read_split(folder, "train"):
         columns = networks.columns
-        rows += zip(
-            columns["run"].tolist(), columns["step"].tolist(), strict=True
-        )
+        rows += zip(columns["run"].tolist(), columns["step"].tolist(), strict=True)
     assert sorted(rows) == [(run, step) for run in range(3) for step in (2, 6)]
     assert "10 networks in" in capsys.readouterr().out
-    assert {"accuracy", "file", "networks"} == set(
-        read_manifest(folder)["shards"][0]
-    )
+    assert {"accuracy", "file", "networks"} == set(read_manifest(folder)["shards"][0])
 
 
 def test_accuracies_are_those_of_the_networks_in_the_shard(config):
@@ -145,9 +139,7 @@ def test_missing_shards_are_made_as_they_would_have_been(config, name):
     train_all(config)
     assert contents(folder) == before
     assert kept.stat().st_mtime_ns == times
-    with pytest.raises(
-        ValueError, match="made with other settings: steps 6, got 7"
-    ):
+    with pytest.raises(ValueError, match="made with other settings: steps 6, got 7"):
         train_all(replace(config, steps=7))
 
 
@@ -160,9 +152,7 @@ def test_ranks_make_the_same(config, tmp_path):
     wanted = list(jobs(counts(other.runs), other.shard))
     for number in (1, 0):
         for job in missing(wanted, folder, Ranks(number, 2)):
-            write_shard(
-                folder.shard(job.split, job.number), zoo.make(job, other, data)
-            )
+            write_shard(folder.shard(job.split, job.number), zoo.make(job, other, data))
     assert contents(other.folder) == contents(config.folder)
 
 
@@ -212,9 +202,7 @@ def test_the_small_sets_of_the_tests_have_what_their_manifests_say(name):
     for row in manifest["shards"]:
         job = wanted.pop(row["file"])
         groups = read_shard(folder / row["file"])
-        runs = {
-            run for group in groups for run in group.columns["run"].tolist()
-        }
+        runs = {run for group in groups for run in group.columns["run"].tolist()}
         assert runs == set(range(job.start, job.stop))
         assert sum(map(len, groups)) == row["networks"] == 2 * len(runs)
         for group in groups:

@@ -37,15 +37,11 @@ def group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(4, channels)
 
 
-def strided_cnn(
-    channels: Sequence[int], norm: Norm, activation: Layer
-) -> nn.Module:
+def strided_cnn(channels: Sequence[int], norm: Norm, activation: Layer) -> nn.Module:
     """3x3 convolutions of stride 2 with norms, the mean over the image, a linear layer."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(channels):
-        layers.append(
-            nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False)
-        )
+        layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False))
         layers += [norm(fan_out), activation()]
     return nn.Sequential(*layers, *_classifier(channels[-1]))
 
@@ -62,9 +58,7 @@ def pooled_cnn(channels: Sequence[int], side: int) -> nn.Module:
             nn.ReLU(),
             nn.MaxPool2d(2),
         ]
-    return nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(channels[-1] * side**2, 10)
-    )
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * side**2, 10))
 
 
 def depthwise_cnn(channels: Sequence[int]) -> nn.Module:
@@ -94,9 +88,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, fan_in: int, fan_out: int, stride: int, norm: Norm):
         super().__init__()
-        self.first = nn.Conv2d(
-            fan_in, fan_out, 3, stride, padding=1, bias=False
-        )
+        self.first = nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False)
         self.first_norm = norm(fan_out)
         self.second = nn.Conv2d(fan_out, fan_out, 3, padding=1, bias=False)
         self.second_norm = norm(fan_out)
@@ -130,9 +122,7 @@ def residual_cnn(
     return nn.Sequential(*layers, *_classifier(channels[-1]))
 
 
-def convolutional_autoencoder(
-    channels: tuple[int, int], code: int
-) -> nn.Module:
+def convolutional_autoencoder(channels: tuple[int, int], code: int) -> nn.Module:
     """Convolutions of stride 2 from 28x28 to 7x7 and a code, and transposed ones back."""
     a, b = channels
     return nn.Sequential(
@@ -158,9 +148,7 @@ def wave_cnn(channels: Sequence[int]) -> nn.Module:
         layers.append(nn.Conv1d(fan_in, fan_out, 9, stride=2, padding=4))
         layers += [nn.BatchNorm1d(fan_out), nn.ReLU()]
     pool = nn.AdaptiveAvgPool1d(1)
-    return nn.Sequential(
-        *layers, pool, nn.Flatten(), nn.Linear(channels[-1], 10)
-    )
+    return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(channels[-1], 10))
 
 
 class UNet(nn.Module):
@@ -182,9 +170,7 @@ class UNet(nn.Module):
         first = self.first(images)
         second = self.second(F.max_pool2d(first, 2))
         bottom = self.bottom(F.max_pool2d(second, 2))
-        second = self.down_second(
-            torch.cat([second, self.up_second(bottom)], 1)
-        )
+        second = self.down_second(torch.cat([second, self.up_second(bottom)], 1))
         first = self.down_first(torch.cat([first, self.up_first(second)], 1))
         return self.last(first)
 

@@ -48,9 +48,7 @@ class SirenSlopes(Siren):
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (n, 2); returns (n, 2)"""
-        *hidden, last = [
-            layer for layer in self.layers if isinstance(layer, nn.Linear)
-        ]
+        *hidden, last = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         units = torch.eye(2, device=points.device)
         slopes = units.expand(len(points), 2, 2)  # (n, coordinates, units)
         for layer in hidden:
@@ -68,9 +66,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.embed = nn.Linear(fan_in, width)
         self.gate = nn.Linear(width, experts)
-        self.experts = nn.ModuleList(
-            mlp((width, width, width)) for _ in range(experts)
-        )
+        self.experts = nn.ModuleList(mlp((width, width, width)) for _ in range(experts))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, fan_out)
 
@@ -111,9 +107,7 @@ class ResidualDenoiser(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(
-        self, pixels: int, width: int, blocks: int, frequencies: int = 8
-    ):
+    def __init__(self, pixels: int, width: int, blocks: int, frequencies: int = 8):
         super().__init__()
         self.register_buffer(
             "frequencies", pi * 2.0 ** torch.arange(frequencies), False

@@ -38,9 +38,7 @@ class VisionTransformer(nn.Module):
         self.positions = nn.Parameter(
             EMBEDDING_STD * torch.randn(self.patches.count, width)
         )
-        self.layers = nn.ModuleList(
-            _encoder_layer(width, heads) for _ in range(depth)
-        )
+        self.layers = nn.ModuleList(_encoder_layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 10)
 
@@ -76,9 +74,7 @@ class CausalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, t, _ = x.shape
         parts = self.qkv(x).view(b, t, 3, self.heads, -1)
-        q, k, v = parts.permute(
-            2, 0, 3, 1, 4
-        )  # each (b, heads, t, width / heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4)  # each (b, heads, t, width / heads)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -95,9 +91,7 @@ class LinearAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q = (
-            F.elu(self._by_head(self.query(x))) + 1
-        )  # (b, heads, t, width / heads)
+        q = F.elu(self._by_head(self.query(x))) + 1  # (b, heads, t, width / heads)
         k = F.elu(self._by_head(self.key(x))) + 1
         v = self._by_head(self.value(x))
         mixed = q @ (k.mT @ v)
@@ -145,9 +139,7 @@ class Gpt(nn.Module):
         super().__init__()
         self.characters = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(length, width)
-        blocks = (
-            Block(width, CausalAttention(width, heads)) for _ in range(depth)
-        )
+        blocks = (Block(width, CausalAttention(width, heads)) for _ in range(depth))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
@@ -181,9 +173,7 @@ class LinearTransformer(nn.Module):
         self.positions = nn.Parameter(
             EMBEDDING_STD * torch.randn(self.patches.count, width)
         )
-        blocks = (
-            Block(width, LinearAttention(width, heads)) for _ in range(depth)
-        )
+        blocks = (Block(width, LinearAttention(width, heads)) for _ in range(depth))
         self.blocks = nn.ModuleList(blocks)
         self.head = nn.Linear(width, 10)
 
@@ -211,17 +201,13 @@ class MixerBlock(nn.Module):
 
 
 def _mixing(width: int, hidden: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
-    )
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
 class Mixer(nn.Module):
     """MLP-Mixer: blocks on patches; the mean is classified."""
 
-    def __init__(
-        self, channels: int, side: int, patch: int, width: int, depth: int
-    ):
+    def __init__(self, channels: int, side: int, patch: int, width: int, depth: int):
         super().__init__()
         self.patches = Patches(channels, side, patch, width)
         blocks = (MixerBlock(self.patches.count, width) for _ in range(depth))
@@ -237,9 +223,7 @@ class Mixer(nn.Module):
 class RowReader(nn.Module):
     """Reads an image row by row; what it remembers at the end is classified."""
 
-    def __init__(
-        self, kind: type[nn.GRU] | type[nn.LSTM], side: int, width: int
-    ):
+    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM], side: int, width: int):
         super().__init__()
         self.cells = kind(side, width, batch_first=True)
         self.head = nn.Linear(width, 10)

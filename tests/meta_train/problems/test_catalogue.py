@@ -69,9 +69,7 @@ def test_evaluation_repeats_and_changes_nothing(problem):
         assert problem.evaluate(model, split, 40) == first
         assert first.loss > 0
         assert first.accuracy is None or 0 <= first.accuracy <= 1
-    assert torch.equal(
-        nn.utils.parameters_to_vector(model.parameters()), before
-    )
+    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
 
 
 def test_a_problem_has_the_name_it_is_found_by():
@@ -81,9 +79,7 @@ def test_a_problem_has_the_name_it_is_found_by():
 
 
 def test_lists_have_no_problem_in_common():
-    for first, second in combinations(
-        (DEVELOPMENT, META_VALIDATION, META_TEST), 2
-    ):
+    for first, second in combinations((DEVELOPMENT, META_VALIDATION, META_TEST), 2):
         assert not set(first) & set(second)
     assert set(chain(*LISTS.values())) == set(PROBLEMS)
 

@@ -10,9 +10,7 @@ from tasks.datasets import DatasetUnavailable
 
 
 @pytest.fixture(
-    params=[
-        name for name, one in META_TRAINING.items() if isinstance(one, Family)
-    ]
+    params=[name for name, one in META_TRAINING.items() if isinstance(one, Family)]
 )
 def family(request):
     found = load_problem(request.param)

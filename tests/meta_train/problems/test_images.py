@@ -10,9 +10,7 @@ from tasks.datasets import ImageDataset, Split
 def small(monkeypatch):
     """A data set of eight 4x4 images with two channels, in place of the real ones."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(
-        256, (8, 2, 4, 4), dtype=torch.uint8, generator=generator
-    )
+    pixels = torch.randint(256, (8, 2, 4, 4), dtype=torch.uint8, generator=generator)
     split = Split(pixels, torch.arange(8), (0.2, 0.4), (0.5, 0.3))
     monkeypatch.setattr(
         module,
@@ -33,9 +31,7 @@ def small(monkeypatch):
 
 
 def test_pooled_gray_images_by_hand(small):
-    images, labels = module.images("s", 2, gray=True).train.batch(
-        torch.tensor([3])
-    )
+    images, labels = module.images("s", 2, gray=True).train.batch(torch.tensor([3]))
     square = small.images[3, :, 2:, :2].float()  # lower left, both channels
     expected = (square.mean().round() / 255 - 0.3) / 0.4
     assert images.shape == (1, 1, 2, 2)
@@ -68,9 +64,7 @@ def test_the_denoisers_target_is_the_image_without_noise(small):
 def test_points_are_the_brightest_pixels_and_where_they_are(small):
     small.images[0, 0, 1, 2] = 255
     small.images[:, 1] = 0
-    points, _ = module.brightest_pixels("s", 1, 1).train.batch(
-        torch.tensor([0])
-    )
+    points, _ = module.brightest_pixels("s", 1, 1).train.batch(torch.tensor([0]))
     channel = (255 / 255 - 0.2) / 0.5
     assert points[0, 0].tolist() == pytest.approx([-1 / 3, 1 / 3, channel])
 
@@ -81,9 +75,7 @@ def test_the_grid_goes_row_by_row():
 
 def test_slopes_are_differences_of_neighbours(monkeypatch):
     rows = torch.arange(32, dtype=torch.uint8)[:, None]
-    image = (2 * rows + torch.arange(32, dtype=torch.uint8)).expand(
-        1, 3, 32, 32
-    )
+    image = (2 * rows + torch.arange(32, dtype=torch.uint8)).expand(1, 3, 32, 32)
     split = Split(image, torch.zeros(1), (0.0,) * 3, (1.0,) * 3)
     monkeypatch.setattr(
         module,
@@ -92,11 +84,7 @@ def test_slopes_are_differences_of_neighbours(monkeypatch):
     )
     for cached in (module.picture, module.picture_slopes):
         cached.cache_clear()
-    slopes = (
-        module.picture_slopes(0)
-        .train.batch(torch.arange(1024))[1]
-        .view(32, 32, 2)
-    )
+    slopes = module.picture_slopes(0).train.batch(torch.arange(1024))[1].view(32, 32, 2)
     for cached in (module.picture, module.picture_slopes):
         cached.cache_clear()
     inside = slopes[1:-1, 1:-1] * 127.5

@@ -34,12 +34,9 @@ def test_linear_attention_is_attention_with_its_kernel():
     mixed = torch.zeros(4, 6)
     for head in (slice(0, 3), slice(3, 6)):
         q, k, v = (
-            part(x)[0, :, head]
-            for part in (layer.query, layer.key, layer.value)
+            part(x)[0, :, head] for part in (layer.query, layer.key, layer.value)
         )
-        weights = (torch.nn.functional.elu(q) + 1) @ (
-            torch.nn.functional.elu(k) + 1
-        ).T
+        weights = (torch.nn.functional.elu(q) + 1) @ (torch.nn.functional.elu(k) + 1).T
         mixed[:, head] = weights / weights.sum(1, keepdim=True) @ v
     torch.testing.assert_close(layer(x)[0], layer.out(mixed))
 

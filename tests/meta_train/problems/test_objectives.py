@@ -16,9 +16,9 @@ def test_the_quantile_loss_by_hand():
     predicted = torch.tensor([[0.0, 1.0, 3.0]])
     # target 2: above the .1 quantile by 2, above the median by 1, below the .9 quantile by 1
     expected = (0.1 * 2 + 0.5 * 1 + 0.1 * 1) / 3
-    assert pinball_loss(
-        predicted, torch.tensor([[2.0]])
-    ).item() == pytest.approx(expected)
+    assert pinball_loss(predicted, torch.tensor([[2.0]])).item() == pytest.approx(
+        expected
+    )
 
 
 def test_the_evidence_bound_by_hand():
@@ -33,9 +33,7 @@ def test_the_evidence_bound_by_hand():
 
 def test_the_contrastive_loss_by_hand():
     embeddings = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
-    labels = torch.tensor(
-        [0, 0, 1]
-    )  # the third has nobody alike and does not count
+    labels = torch.tensor([0, 0, 1])  # the third has nobody alike and does not count
     alike = exp(1 / TEMPERATURE)
     other = exp(0.0)
     expected = -log(alike / (alike + other))

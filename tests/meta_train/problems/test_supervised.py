@@ -44,18 +44,14 @@ def test_evaluation_is_the_mean_over_all_examples(splits):
 
 
 def test_regression_has_no_accuracy(splits):
-    doubled = mapped(
-        lambda: splits, lambda inputs, labels: (inputs, 2 * inputs)
-    )
+    doubled = mapped(lambda: splits, lambda inputs, labels: (inputs, 2 * inputs))
     problem = SupervisedProblem(
         "p", lambda: doubled, lambda: nn.Identity(), REGRESS, 8, 10
     )
     inputs = splits.test.batch(torch.arange(SIZE))[0]
     metrics = problem.evaluate(problem.init(0), "validation")
     assert metrics.accuracy is None
-    assert metrics.loss == pytest.approx(
-        inputs.square().mean().item(), rel=1e-5
-    )
+    assert metrics.loss == pytest.approx(inputs.square().mean().item(), rel=1e-5)
 
 
 def test_batches_are_those_of_the_data_sets_order(splits):

@@ -19,9 +19,7 @@ from meta_train.problems.text import (
 
 
 def source(name):
-    return (Path(sysconfig.get_paths()["stdlib"]) / name).read_text(
-        encoding="utf-8"
-    )
+    return (Path(sysconfig.get_paths()["stdlib"]) / name).read_text(encoding="utf-8")
 
 
 def test_files_are_read_in_sorted_order_and_coded_by_character():
@@ -40,9 +38,7 @@ def test_no_split_sees_a_character_of_another():
         assert starts.max() + 65 <= ends[-1]
         places = starts[:, None] + torch.arange(65)
         second = places >= ends[0]
-        blocks = torch.where(
-            second, 100 + (places - ends[0]) // BLOCK, places // BLOCK
-        )
+        blocks = torch.where(second, 100 + (places - ends[0]) // BLOCK, places // BLOCK)
         assert (blocks == blocks[:, :1]).all()
         seen.append(set(blocks.flatten().tolist()))
     for first, second in combinations(seen, 2):
@@ -81,9 +77,7 @@ def test_a_window_is_of_the_file_that_it_begins_in():
 
 
 def test_a_python_without_its_sources_is_told_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)}
-    )
+    monkeypatch.setattr(text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     library_text.cache_clear()
     with pytest.raises(
         ValueError, match="_pydecimal.py': expected for problems on text"

@@ -28,9 +28,7 @@ MODELS = {NFNNP: ("input", "hidden", "output"), NFNHNP: ("hidden",)}
 
 
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
-@pytest.mark.parametrize(
-    "fold", [chain_with_moving_ends, chain_with_fixed_ends]
-)
+@pytest.mark.parametrize("fold", [chain_with_moving_ends, chain_with_fixed_ends])
 def test_what_is_read_and_written_again_is_the_same(make, fold):
     stack = random_stack(make())
     chain = fold(stack.architecture.graph)
@@ -46,33 +44,22 @@ def test_ends_that_stay_are_features_of_the_neurons_beside_them():
     first, first_bias, _, bias, last, last_bias = stack.params
     weights, nodes, whole = chain.read(stack.params)
     assert [parts.number for parts in weights.blocks] == [1]
-    assert torch.equal(
-        nodes[0], torch.cat([first_bias.unsqueeze(-1), first], -1)
-    )
+    assert torch.equal(nodes[0], torch.cat([first_bias.unsqueeze(-1), first], -1))
     assert torch.equal(nodes[1], torch.cat([bias.unsqueeze(-1), last.mT], -1))
     assert torch.equal(whole, last_bias)
 
 
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_one_layer_spans_all_affine_maps_that_commute_with_permutations(
-    model, make
-):
+def test_one_layer_spans_all_affine_maps_that_commute_with_permutations(model, make):
     """A group of permutations commutes with mean(fixed^2) independent maps, and leaves mean(fixed)
     independent vectors as they are; fixed counts what one of them leaves in place (Burnside).
     """
     architecture = make()
-    counts = torch.tensor(
-        list(fixed_elements(architecture.graph, MODELS[model]))
-    )
+    counts = torch.tensor(list(fixed_elements(architecture.graph, MODELS[model])))
     expected = counts.double().square().mean() + counts.double().mean()
-    layer = model(
-        [architecture], 1, EquivariantConfig(layers=1), edits=True
-    ).double()
-    assert (
-        torch.linalg.matrix_rank(maps_of(layer, architecture), atol=1e-9)
-        == expected
-    )
+    layer = model([architecture], 1, EquivariantConfig(layers=1), edits=True).double()
+    assert torch.linalg.matrix_rank(maps_of(layer, architecture), atol=1e-9) == expected
 
 
 def fixed_elements(graph, roles):
@@ -81,9 +68,7 @@ def fixed_elements(graph, roles):
     places = [i for i, group in enumerate(graph.groups) if group.role in roles]
     orders = [permutations(range(graph.groups[i].size)) for i in places]
     for order in product(*orders):
-        chosen = {
-            i: torch.tensor(own) for i, own in zip(places, order, strict=True)
-        }
+        chosen = {i: torch.tensor(own) for i, own in zip(places, order, strict=True)}
         moved = permute(graph, numbers, chosen)
         yield int((graph.flatten(moved) == torch.arange(graph.numel)).sum())
 
@@ -94,22 +79,16 @@ def maps_of(editor, architecture):
     (numel * (numel + 1), numbers).
     """
     graph = architecture.graph
-    basis = torch.cat(
-        [torch.eye(graph.numel), torch.zeros(1, graph.numel)]
-    ).double()
+    basis = torch.cat([torch.eye(graph.numel), torch.zeros(1, graph.numel)]).double()
     stack = Stack(architecture, graph.unflatten(basis, batch_dims=1))
 
     def updates(own):
         found = functional_call(Updates(editor), own, (stack,))
         return graph.flatten(found, batch_dims=2)
 
-    own = {
-        f"editor.{name}": p.detach() for name, p in editor.named_parameters()
-    }
+    own = {f"editor.{name}": p.detach() for name, p in editor.named_parameters()}
     found = jacrev(updates)(own)
-    return torch.cat(
-        [value.flatten(0, 2).flatten(1) for value in found.values()], 1
-    )
+    return torch.cat([value.flatten(0, 2).flatten(1) for value in found.values()], 1)
 
 
 class Updates(nn.Module):

@@ -25,9 +25,7 @@ def test_what_is_said_follows_from_the_outputs_on_the_probes():
 def test_networks_of_other_inputs_or_outputs_are_refused():
     points = siren_stack(2, 5, 1)
     images = random_stack(cnn_architecture())
-    with pytest.raises(
-        ValueError, match=r"\(2,\) and 1 outputs; got \(2,\) and 3"
-    ):
+    with pytest.raises(ValueError, match=r"\(2,\) and 1 outputs; got \(2,\) and 3"):
         probegen(points.architecture)(siren_stack(2, 5, 3))
     message = r"probegen: expected networks of inputs \(2,\) and 1 outputs; got \(1, 5, 6\) and 2"
     with pytest.raises(ValueError, match=message):

@@ -31,9 +31,7 @@ def test_quantiles_are_those_of_torch(n):
         3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)
     )
     expected = torch.quantile(values, torch.tensor(QUANTILES).double(), dim=-1)
-    torch.testing.assert_close(
-        torch.stack(quantiles(values, QUANTILES)), expected
-    )
+    torch.testing.assert_close(torch.stack(quantiles(values, QUANTILES)), expected)
 
 
 @torch.no_grad()

@@ -14,9 +14,7 @@ print(next(line for line in lines if line.startswith("VmFlags")))
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-@pytest.mark.skipif(
-    not SETTING.is_file(), reason="a system without large pages"
-)
+@pytest.mark.skipif(not SETTING.is_file(), reason="a system without large pages")
 def test_the_heap_is_of_large_pages():
     # in a process of its own, as it lasts
     command = [sys.executable, "-c", SAYS]

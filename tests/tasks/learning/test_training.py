@@ -115,9 +115,7 @@ def test_a_training_goes_on_where_it_was_stopped(tmp_path):
     assert torch.equal(rest.model.weight, whole.model.weight)
     assert len(progress.scores) == 6
     shown = curves(tmp_path / "parts")
-    assert [step for step, _ in shown["loss"]] == list(
-        range(1, progress.steps + 1)
-    )
+    assert [step for step, _ in shown["loss"]] == list(range(1, progress.steps + 1))
     assert len(shown["validation"]) == 6
 
 
@@ -155,9 +153,7 @@ def test_ranks_use_the_mean_of_their_gradients(tmp_path):
     whole = Trainer(Line(), replace(CONFIG, clip=1e9), tmp_path, {})
     halves.step()
     whole.step()
-    torch.testing.assert_close(
-        2 * halves.model.weight.grad, whole.model.weight.grad
-    )
+    torch.testing.assert_close(2 * halves.model.weight.grad, whole.model.weight.grad)
 
 
 def test_every_rank_needs_a_network(tmp_path):

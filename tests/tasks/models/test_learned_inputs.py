@@ -18,9 +18,7 @@ def test_generated_points_are_a_linear_map_of_the_codes():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "shape", [(1, 28, 28), (3, 32, 32), (1, 5, 6), (2, 3, 40)]
-)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 5, 6), (2, 3, 40)])
 def test_images_have_the_shape_of_the_inputs(shape):
     images = ImageGenerator(shape, latent=8, channels=4)(torch.randn(2, 8))
     assert images.shape == (2, *shape)

@@ -35,9 +35,9 @@ INVARIANT = tuple(name for name in MODELS if name not in BLIND)
 def test_names():
     assert set(MODELS) == {*TIED, *UNTIED}
     assert all(model.name == name for name, (_, model) in MODELS.items())
-    assert {
-        name for name, (_, model) in MODELS.items() if model.can_edit
-    } == set(EDITORS)
+    assert {name for name, (_, model) in MODELS.items() if model.can_edit} == set(
+        EDITORS
+    )
 
 
 @torch.no_grad()
@@ -55,13 +55,9 @@ def test_a_reader_says_as_much_of_each_network_as_asked_whatever_the_others_are(
 @torch.no_grad()
 @pytest.mark.parametrize("name", EDITORS)
 @pytest.mark.parametrize("d_out", [1, 2])
-def test_an_editor_has_updates_of_the_shapes_of_the_parameters(
-    name, d_out, stack
-):
+def test_an_editor_has_updates_of_the_shapes_of_the_parameters(name, d_out, stack):
     found = fitted(name, stack, d_out=d_out, edits=True).updates(stack)
-    expected = [
-        (4, d_out, *spec.shape) for spec in stack.architecture.graph.parameters
-    ]
+    expected = [(4, d_out, *spec.shape) for spec in stack.architecture.graph.parameters]
     assert [update.shape for update in found] == expected
     assert all(far(update[0], update[1]) for update in found)
 
@@ -89,9 +85,7 @@ def test_updates_move_with_hidden_neurons(name, stack):
     plain = model.updates(stack)
     expected = moved(stack, plain)
     assert any(map(far, expected, plain))
-    for found, own in zip(
-        model.updates(moved_stack(stack)), expected, strict=True
-    ):
+    for found, own in zip(model.updates(moved_stack(stack)), expected, strict=True):
         torch.testing.assert_close(found, own, rtol=0, atol=1e-12)
 
 
@@ -154,9 +148,7 @@ def test_only_outputs_tell_that_two_networks_are_the_same_function(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "name", [name for name in MODELS if name != "probegen"]
-)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "probegen"])
 def test_units_of_parameters_do_not_matter(name, stack):
     expected = fitted(name, stack)(stack)
     other = stack._replace(params=[3 * value - 1 for value in stack.params])
@@ -195,9 +187,7 @@ def a_step(model, loss):
 
     before = drawn()
     parameters = list(model.parameters())
-    found = torch.autograd.grad(
-        before, parameters, allow_unused=model.name == "gmn"
-    )
+    found = torch.autograd.grad(before, parameters, allow_unused=model.name == "gmn")
     grads = [
         torch.zeros_like(p) if g is None else g
         for p, g in zip(parameters, found, strict=True)
@@ -256,8 +246,7 @@ def test_a_mixture_of_architectures_is_read_as_each_of_them(
 def test_a_gmn_knows_where_in_a_kernel_a_weight_is():
     stack = random_stack(cnn_architecture())
     params = [
-        value.flip(-2, -1) if value.dim() == 5 else value
-        for value in stack.params
+        value.flip(-2, -1) if value.dim() == 5 else value for value in stack.params
     ]
     model = fitted("gmn", stack)
     assert far(model(stack._replace(params=params)), model(stack))
@@ -284,9 +273,7 @@ def test_what_is_tied_says_so(name):
         fitted(name, stack)(other)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in MODELS if name not in EDITORS]
-)
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in EDITORS])
 def test_what_only_reads_cannot_be_an_editor(name):
     with pytest.raises(
         ValueError, match=f"{name}: reads networks, but cannot edit them"
@@ -366,8 +353,6 @@ def test_sizes_of_values_are_a_feature_of_their_own():
     relative, logarithms = in_own_units(values)
     scaled, larger = in_own_units(factors * values)
     torch.testing.assert_close(scaled, relative)
-    torch.testing.assert_close(
-        larger - logarithms, factors.log().expand_as(values)
-    )
+    torch.testing.assert_close(larger - logarithms, factors.log().expand_as(values))
     torch.testing.assert_close(relative.square().mean((1, 2)), torch.ones(3))
     assert all(x.isfinite().all() for x in in_own_units(torch.zeros(2, 3)))

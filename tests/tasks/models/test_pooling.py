@@ -31,9 +31,7 @@ def turned(states, graph):
     return [x.flip(-2) if group.role == "output" else x for x, group in rows]
 
 
-@pytest.mark.parametrize(
-    ("outputs", "size"), [(5, (2 + 5) * 4), (None, (2 + 1) * 4)]
-)
+@pytest.mark.parametrize(("outputs", "size"), [(5, (2 + 5) * 4), (None, (2 + 1) * 4)])
 def test_outputs_are_told_apart_where_all_networks_have_as_many(outputs, size):
     graph = graph_of(2, 3)
     pooling, states = Pooling(4, 2, outputs), states_of(graph)

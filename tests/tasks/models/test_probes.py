@@ -37,9 +37,7 @@ def test_neurons_in_space_say_mean_and_deviation():
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", GRAPHS)
-def test_what_networks_say_of_probes_does_not_tell_the_order_of_neurons(
-    name, stack
-):
+def test_what_networks_say_of_probes_does_not_tell_the_order_of_neurons(name, stack):
     model = fitted(name, stack, probes=3)
     torch.testing.assert_close(
         model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12
@@ -51,9 +49,7 @@ def test_what_networks_say_of_probes_does_not_tell_the_order_of_neurons(
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_second_head_adds_what_it_reads_in_the_answers_of_all_outputs(
-    name, stack
-):
+def test_a_second_head_adds_what_it_reads_in_the_answers_of_all_outputs(name, stack):
     model = fitted(name, stack, probes=3, answer_layers=1)
     alone = fitted(name, stack, probes=3)
     alone.load_state_dict(model.state_dict(), strict=False)

@@ -37,17 +37,13 @@ def test_one_number_for_a_tensor_so_that_neurons_may_still_change_places():
     standardise.fit([some])
     weight = some.params[2]
     found = standardise(some)[2]
-    slope = (found[0, 0, 0] - found[1, 2, 3]) / (
-        weight[0, 0, 0] - weight[1, 2, 3]
-    )
+    slope = (found[0, 0, 0] - found[1, 2, 3]) / (weight[0, 0, 0] - weight[1, 2, 3])
     torch.testing.assert_close(found, (weight - weight.mean()) * slope)
 
 
 def test_before_a_fit_nothing_changes():
     some = stack(2, 3, 1)
-    assert all(
-        map(torch.equal, Standardise(some.architecture)(some), some.params)
-    )
+    assert all(map(torch.equal, Standardise(some.architecture)(some), some.params))
 
 
 def test_what_never_differs_becomes_zero():
@@ -95,7 +91,5 @@ def test_a_kind_that_was_not_there_takes_the_statistics_of_all():
     standardise = Standardise()
     standardise.fit([flat])
     everything = torch.cat([p.flatten() for p in flat.params])
-    expected = (deep.params[2] - everything.mean()) / everything.std(
-        correction=0
-    )
+    expected = (deep.params[2] - everything.mean()) / everything.std(correction=0)
     torch.testing.assert_close(standardise(deep)[2], expected)

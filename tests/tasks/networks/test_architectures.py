@@ -101,9 +101,7 @@ def test_every_group_of_neurons_says_something_but_those_that_stand_for_others(
     architecture = architecture_of(ARCHITECTURES[name])
     graph, module = architecture.graph, architecture.module
     assert not graph.unplaced
-    params = [
-        torch.stack([p.detach(), 1.1 * p.detach()]) for p in module.parameters()
-    ]
+    params = [torch.stack([p.detach(), 1.1 * p.detach()]) for p in module.parameters()]
     found = architecture.neurons(params, inputs_of(module, 3))
     for group, said in zip(graph.groups, found, strict=True):
         if said is None:
@@ -124,19 +122,14 @@ def test_neurons_of_a_layer_say_what_it_gives_or_that_activated(name):
         return lambda module, inputs, output: given.update({name: output})
 
     handles = [
-        part.register_forward_hook(keep(name))
-        for name, part in module.named_modules()
+        part.register_forward_hook(keep(name)) for name, part in module.named_modules()
     ]
     found = module.neurons(inputs_of(module, 3))
     for handle in handles:
         handle.remove()
     compared = []
-    for number, (group, said) in enumerate(
-        zip(graph.groups, found, strict=True)
-    ):
-        is_sum = "residual" in {
-            block.kind for block in graph.blocks_into(number)
-        }
+    for number, (group, said) in enumerate(zip(graph.groups, found, strict=True)):
+        is_sum = "residual" in {block.kind for block in graph.blocks_into(number)}
         if group.name not in given or is_sum or group.name == "patch":
             continue
         output = ACTIVATIONS[group.activation or "none"](given[group.name])
@@ -187,15 +180,11 @@ def test_of_one_description_there_is_one_architecture_and_making_it_draws_no_ran
     state = torch.random.get_rng_state()
     architecture = architecture_of({"kind": "siren", "widths": [2, 3, 1]})
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert (
-        architecture_of({"widths": [2, 3, 1], "kind": "siren"}) is architecture
-    )
+    assert architecture_of({"widths": [2, 3, 1], "kind": "siren"}) is architecture
 
 
 def test_an_unknown_kind_is_named():
-    with pytest.raises(
-        ValueError, match="kind: expected one of siren.*got 'nerf'"
-    ):
+    with pytest.raises(ValueError, match="kind: expected one of siren.*got 'nerf'"):
         architecture_of({"kind": "nerf"})
 
 
@@ -215,9 +204,7 @@ def test_parameters_that_are_not_the_architecture_s_are_named():
         ({"layers.0.bias": torch.ones(4, 2)}, r"shape \(3,\); got \(2,\)"),
         ({"layers.0.bias": torch.full((4, 3), torch.inf)}, "finite numbers"),
     ):
-        networks = Networks(
-            stack.architecture.description, {**params, **odd}, {}
-        )
+        networks = Networks(stack.architecture.description, {**params, **odd}, {})
         with pytest.raises(ValueError, match=f"layers.0.bias: .*{told}"):
             Stack.of(networks)
     del params["layers.0.bias"]

@@ -13,9 +13,7 @@ def test_what_is_moved_is_the_image_and_nothing_else():
     found = moved(stack, degrees=20, scale=0.2, shift=0.3)
     weight, bias = stack.params[:2]
     maps = torch.linalg.lstsq(weight, found.params[0]).solution  # W A = W'
-    shifts = torch.linalg.lstsq(
-        weight, (found.params[1] - bias).unsqueeze(-1)
-    ).solution
+    shifts = torch.linalg.lstsq(weight, (found.params[1] - bias).unsqueeze(-1)).solution
     scales = torch.linalg.det(maps).sqrt()
     rotations = maps / scales[:, None, None]
     torch.testing.assert_close(

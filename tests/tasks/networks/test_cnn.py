@@ -34,9 +34,7 @@ def test_the_small_cnn_is_a_sequence_of_torch_layers_with_4970_parameters():
     assert sum(p.numel() for p in model.parameters()) == 4970
     one, two, three = model.layers
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.fc]
-    sequence = nn.Sequential(
-        one, nn.ReLU(), two, nn.ReLU(), three, nn.ReLU(), *pooled
-    )
+    sequence = nn.Sequential(one, nn.ReLU(), two, nn.ReLU(), three, nn.ReLU(), *pooled)
     images = torch.randn(4, 1, 32, 32)
     torch.testing.assert_close(model(images), sequence(images))
 
@@ -68,8 +66,7 @@ def test_the_graph_has_the_skips_between_as_many_neurons_as_both_have():
     names = [group.name for group in graph.groups]
     residual = [block for block in graph.blocks if block.kind == "residual"]
     ends = {
-        (names[block.source], names[block.target]): block.shape[0]
-        for block in residual
+        (names[block.source], names[block.target]): block.shape[0] for block in residual
     }
     assert ends == {("layers.0", "layers.1"): 3, ("layers.0", "layers.2"): 3}
     assert [group.activation for group in graph.groups] == [
@@ -95,9 +92,7 @@ def test_one_dimension_reads_the_pixels_row_after_row():
 
 def test_a_batch_norm_has_no_buffers_and_takes_the_batch_in_training_and_after():
     torch.manual_seed(0)
-    model = module_of(
-        describe([1, 4, 4], [3, 3], [2, 2], ["relu"] * 2, norm="batch")
-    )
+    model = module_of(describe([1, 4, 4], [3, 3], [2, 2], ["relu"] * 2, norm="batch"))
     assert not list(model.buffers())
     images = torch.randn(6, 1, 32, 32)
     found = model(images)
@@ -105,9 +100,7 @@ def test_a_batch_norm_has_no_buffers_and_takes_the_batch_in_training_and_after()
     sums = model.layers[0](images)
     variance, mean = torch.var_mean(sums, (0, 2, 3), keepdim=True, correction=0)
     said = model.neurons(images)[2]
-    torch.testing.assert_close(
-        said, F.relu((sums - mean) / (variance + 1e-5).sqrt())
-    )
+    torch.testing.assert_close(said, F.relu((sums - mean) / (variance + 1e-5).sqrt()))
 
 
 def test_dropout_is_for_training_alone():

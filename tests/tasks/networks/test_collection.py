@@ -41,9 +41,7 @@ def test_what_a_model_says_is_in_the_order_that_was_asked_for(collection):
     index = torch.tensor([4, 0, 3, 2])
 
     def model(stacks):
-        return torch.cat(
-            [stack.params[0].flatten(1).sum(1) for stack in stacks]
-        )
+        return torch.cat([stack.params[0].flatten(1).sum(1) for stack in stacks])
 
     every = model(collection.stacks)
     assert torch.equal(collection.said(model, index), every[index])
@@ -54,10 +52,7 @@ def test_an_epoch_has_every_network_once_and_the_next_another_order():
         [networks(2, n, 1, count=4, first=0) for n in range(1, 7)]
     )
     epochs = [
-        [
-            collection.batch(8, seed=3, step=step)
-            for step in range(3 * k, 3 * k + 3)
-        ]
+        [collection.batch(8, seed=3, step=step) for step in range(3 * k, 3 * k + 3)]
         for k in range(2)
     ]
     first, second = (torch.cat(batches) for batches in epochs)
@@ -69,9 +64,7 @@ def test_an_epoch_has_every_network_once_and_the_next_another_order():
         for batch in batches
     )
     assert torch.equal(collection.batch(8, seed=3, step=1), epochs[0][1])
-    with pytest.raises(
-        ValueError, match="batch: expected 1 to 24 networks; got 25"
-    ):
+    with pytest.raises(ValueError, match="batch: expected 1 to 24 networks; got 25"):
         collection.batch(25, seed=0, step=0)
 
 

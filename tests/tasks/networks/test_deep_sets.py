@@ -15,9 +15,7 @@ def test_a_layer_adds_what_it_makes_of_a_pixel_and_of_the_mean_of_all():
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     pooled = F.avg_pool2d(images, 4)[0]
     places = grid(8, 8).double()
-    pixels = [
-        torch.cat([pooled[:, k // 8, k % 8], places[k]]) for k in range(64)
-    ]
+    pixels = [torch.cat([pooled[:, k // 8, k % 8], places[k]]) for k in range(64)]
     x = torch.stack([F.relu(model.embed(pixel)) for pixel in pixels])
     for own, mean in zip(model.own, model.mean, strict=True):
         weight, shared = own.weight, mean.weight @ x.mean(0)
@@ -48,7 +46,5 @@ def test_neurons_are_those_of_pixels_and_of_their_means():
     torch.testing.assert_close(said["places"][1], grid(8, 8).mT.double())
     pixels = torch.cat([F.avg_pool2d(images, 4).flatten(2), said["places"]], 1)
     torch.testing.assert_close(said["first"], model.embed(pixels.mT).tanh().mT)
-    torch.testing.assert_close(
-        said["mean"], said["first"].mean(2, keepdim=True)
-    )
+    torch.testing.assert_close(said["mean"], said["first"].mean(2, keepdim=True))
     torch.testing.assert_close(said["output"], model.fc(said["third"].mean(2)))

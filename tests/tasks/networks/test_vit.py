@@ -32,9 +32,7 @@ def test_a_block_is_torchs_pre_norm_encoder_layer():
         own |= {f"{name}.weight": part.weight, f"{name}.bias": part.bias}
     layer.load_state_dict(own)
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    patches = (
-        images.unfold(2, 8, 8).unfold(3, 8, 8).flatten(2, 3)
-    )  # (2, 3, 16, 8, 8)
+    patches = images.unfold(2, 8, 8).unfold(3, 8, 8).flatten(2, 3)  # (2, 3, 16, 8, 8)
     tokens = (
         patches.transpose(1, 2).flatten(2) @ model.patch.weight.flatten(1).T
         + model.patch.bias

@@ -27,9 +27,7 @@ def wild_model(seed: int) -> nn.ModuleDict:
         config["kernel_size"],
         strict=False,
     )
-    layers = nn.ModuleList(
-        nn.Conv2d(a, b, k, padding=k // 2) for a, b, k in sizes
-    )
+    layers = nn.ModuleList(nn.Conv2d(a, b, k, padding=k // 2) for a, b, k in sizes)
     return nn.ModuleDict({"layers": layers, "fc": nn.Linear(5, 10)})
 
 
@@ -38,8 +36,7 @@ def write_wild_park(folder: Path) -> Path:
     splits = {}
     for place, split in enumerate(("train", "val", "test")):
         paths = [
-            f"zoo/run_{place}/checkpoint_{number}/checkpoint.pt"
-            for number in range(3)
+            f"zoo/run_{place}/checkpoint_{number}/checkpoint.pt" for number in range(3)
         ]
         for number, path in enumerate(paths):
             (folder / path).parent.mkdir(parents=True)

@@ -9,11 +9,7 @@ def networks(job):
     """As many as the job has items; the number of each is its quality."""
     items = torch.arange(job.start, job.stop)
     weights = torch.zeros(len(items), 2)
-    return [
-        Networks(
-            {"kind": "toy"}, {"weight": weights}, {"number": items.float()}
-        )
-    ]
+    return [Networks({"kind": "toy"}, {"weight": weights}, {"number": items.float()})]
 
 
 def test_jobs_cut_every_split_into_shards():
@@ -38,9 +34,7 @@ def test_ranks_take_turns_whatever_is_there(tmp_path):
     assert [job.number for job in missing(wanted, folder, Ranks(1, 2))] == [3]
 
 
-def test_shards_and_manifest_are_made_and_what_is_there_is_left(
-    tmp_path, capsys
-):
+def test_shards_and_manifest_are_made_and_what_is_there_is_left(tmp_path, capsys):
     folder = Folder(tmp_path, {"steps": 3})
     wanted = list(jobs({"train": 5, "test": 1}, 2))
     asked = []
@@ -61,8 +55,7 @@ def test_shards_and_manifest_are_made_and_what_is_there_is_left(
         1,
     ]
     numbers = [
-        group.columns["number"].tolist()
-        for group in read_split(tmp_path, "train")
+        group.columns["number"].tolist() for group in read_split(tmp_path, "train")
     ]
     assert numbers == [[0, 1], [2, 3], [4]]
     make_shards(folder, wanted, make, ["number"])

@@ -97,14 +97,10 @@ class TestCnnZoo:
             y = np.zeros((side, side, len(bias)))
             for row in range(side):
                 for column in range(side):
-                    patch = x[
-                        2 * row : 2 * row + 3, 2 * column : 2 * column + 3
-                    ]
+                    patch = x[2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
                     y[row, column] = np.tensordot(patch, kernel, 3) + bias
             x = np.tanh(y)
-        expected = (
-            x.mean((0, 1)) @ parts["dense/kernel:0"] + parts["dense/bias:0"]
-        )
+        expected = x.mean((0, 1)) @ parts["dense/kernel:0"] + parts["dense/bias:0"]
         found = outputs_of(
             tanh, torch.from_numpy(image).float().permute(2, 0, 1)[None]
         )[place, 0]
@@ -125,9 +121,7 @@ class TestCnnZoo:
                 )
                 assert set(some.columns["step"].tolist()) == {86}
         assert runs["test"] == list(range(21, 40, 2))
-        assert sorted(runs["train"] + runs["validation"]) == list(
-            range(1, 20, 2)
-        )
+        assert sorted(runs["train"] + runs["validation"]) == list(range(1, 20, 2))
         assert len(runs["train"]) == 8
 
     def test_bad_files(self, source):
@@ -163,9 +157,7 @@ class TestCnnZoo:
             match=r"layout.csv': varname: expected as many kernels as biases, 1; got 0",
         ):
             next(read_cnn_zoo(source, "test"))
-        self.write(
-            source / "layout.csv", [{**row, "varname": "a/gamma:0"}], open
-        )
+        self.write(source / "layout.csv", [{**row, "varname": "a/gamma:0"}], open)
         with pytest.raises(
             ValueError,
             match=r"layout.csv': varname: expected kernel:0 or bias:0; got 'a/gamma:0'",
@@ -257,9 +249,7 @@ class TestWildPark:
     def test_bad_files(self, source):
         path = Path(source.parent, "zoo/run_2/checkpoint_0/checkpoint.pt")
         values = torch.load(path, weights_only=True)
-        torch.save(
-            {**values, "config": {**WILD_CONFIG, "residual": [-1, -1, 2]}}, path
-        )
+        torch.save({**values, "config": {**WILD_CONFIG, "residual": [-1, -1, 2]}}, path)
         with pytest.raises(
             ValueError,
             match=r"checkpoint.pt': architecture: skips: expected layer 2 .* got 2",
@@ -289,9 +279,7 @@ class TestWildPark:
             torch.save(values, path)
             test = {**splits["test"], key: [odd] * 3}
             source.write_text(json.dumps({"test": test}))
-            with pytest.raises(
-                ValueError, match=f"splits.json': {key}: .*; got {odd}"
-            ):
+            with pytest.raises(ValueError, match=f"splits.json': {key}: .*; got {odd}"):
                 next(read_wild_park(source, "test"))
         del splits["test"]["score"][0]
         source.write_text(json.dumps(splits))
@@ -316,7 +304,5 @@ class TestWildPark:
         path = Path(source.parent, "zoo/run_2/checkpoint_0/checkpoint.pt")
         values = torch.load(path, weights_only=True)
         torch.save({**values, "config": {**WILD_CONFIG, key: value}}, path)
-        with pytest.raises(
-            ValueError, match=f"checkpoint.pt': config.{key}: .*{told}"
-        ):
+        with pytest.raises(ValueError, match=f"checkpoint.pt': config.{key}: .*{told}"):
             next(read_wild_park(source, "test"))

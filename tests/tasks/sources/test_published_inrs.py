@@ -174,9 +174,7 @@ class TestNfn:
         )
         for number in range(12):
             layers = linears(number, 2, 5, 4, 3)
-            values = state(
-                layers, lambda k: "net.2" if k == 2 else f"net.{k}.linear"
-            )
+            values = state(layers, lambda k: "net.2" if k == 2 else f"net.{k}.linear")
             folder = tmp_path / f"randinit_test_{number % 10}s"
             folder.mkdir(exist_ok=True)
             torch.save(values, folder / f"net{number}.pth")
@@ -205,9 +203,7 @@ class TestNfn:
         (*_, last) = read_nfn(source, "test")
         points = torch.rand(6, 2)
         one, two, three = linears(11, 2, 5, 4, 3)
-        image = three(
-            torch.sin(30 * two(torch.sin(30 * one(points))))
-        )  # in [-1, 1]
+        image = three(torch.sin(30 * two(torch.sin(30 * one(points)))))  # in [-1, 1]
         expected = (image + 1) / 2
         torch.testing.assert_close(
             outputs_of(last, points)[0] + 0.5, expected, atol=1e-4, rtol=1e-4
@@ -245,9 +241,7 @@ class TestNfn:
             match=r"net0.pth': expected weights of linear layers; got layers.0.weight",
         ):
             next(read_nfn(source, "train"))
-        with pytest.raises(
-            ValueError, match="expected 4 networks or more; got 0"
-        ):
+        with pytest.raises(ValueError, match="expected 4 networks or more; got 0"):
             next(read_nfn(source / "nothing", "train"))
 
 

@@ -51,9 +51,7 @@ def test_the_wild_park_is_of_every_shape():
         32,
     }
     assert {kernel for a in found for kernel in a["kernels"]} == {3, 5, 7}
-    assert {name for a in found for name in a["activations"]} == set(
-        WILD_ACTIVATIONS
-    )
+    assert {name for a in found for name in a["activations"]} == set(WILD_ACTIVATIONS)
     ends = {
         (source, layer)
         for a in found

@@ -26,9 +26,7 @@ RUN = Run(
 def images():
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (60, 1, 32, 32), generator=generator).byte()
-    return Split(
-        pixels, torch.randint(10, (60,), generator=generator), (0.5,), (0.25,)
-    )
+    return Split(pixels, torch.randint(10, (60,), generator=generator), (0.5,), (0.25,))
 
 
 def test_training_is_sgd_with_momentum_by_hand(images):
@@ -45,17 +43,13 @@ def test_training_is_sgd_with_momentum_by_hand(images):
             F.cross_entropy(model(pixels), labels), tuple(model.parameters())
         )
         with torch.no_grad():
-            for p, grad, buffer in zip(
-                model.parameters(), grads, buffers, strict=True
-            ):
+            for p, grad, buffer in zip(model.parameters(), grads, buffers, strict=True):
                 buffer.mul_(0.9).add_(grad + 0.01 * p)
                 p.sub_(0.05 * buffer)
     assert [checkpoint.step for checkpoint in found] == [1, 3]
     for name, p in model.named_parameters():
         torch.testing.assert_close(found[-1].params[name], p.detach())
-    assert not torch.equal(
-        found[0].params["fc.weight"], found[1].params["fc.weight"]
-    )
+    assert not torch.equal(found[0].params["fc.weight"], found[1].params["fc.weight"])
 
 
 def test_accuracy_is_the_share_of_right_labels(images):
@@ -74,8 +68,7 @@ def test_accuracy_is_the_share_of_right_labels(images):
 
 def test_a_run_that_diverges_has_no_networks(images):
     assert (
-        train(replace(RUN, lr=1e30), images, images, [4], batch_size=8, seed=0)
-        is None
+        train(replace(RUN, lr=1e30), images, images, [4], batch_size=8, seed=0) is None
     )
 
 
