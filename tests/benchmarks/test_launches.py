@@ -107,7 +107,11 @@ def test_seconds_of_products():
 
 
 @pytest.mark.parametrize(
-    ("weights", "longest"), [("ff", (5, 25)), ("ng-gnn", (100, 600))]
+    ("weights", "longest"),
+    [
+        ("ff", (5, 25)),
+        pytest.param("ng-gnn", (100, 600), marks=pytest.mark.thorough),
+    ],
 )
 def test_predictions_of_metanets(weights, longest):
     with launches.quiet():
