@@ -230,7 +230,7 @@ COMMON = {
 
 
 @pytest.mark.slow
-@settings(max_examples=250, **COMMON)
+@settings(max_examples=120, **COMMON)
 @given(networks())
 def test_random_networks(network):
     check(network)
