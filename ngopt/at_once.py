@@ -30,7 +30,7 @@ KEPT = {"cpu": 1 << 27, "accelerator": 1 << 29}
 
 
 def amount(sizes: Mapping[str, int], device: torch.device) -> int:
-    """Of `MOVED`, `NEURONS` or `KEPT`, on a device."""
+    """Of sizes by kind of device, such as `MOVED`, that on a device."""
     return sizes["cpu" if device.type == "cpu" else "accelerator"]
 
 

@@ -25,7 +25,9 @@ OTHER_KEYS = (
 )
 
 
-def check_compute_dtype(dtype: Any) -> None:
+def check_compute_dtype(dtype: Any, squares: bool) -> None:
+    """Raises ValueError for a dtype that cannot compute, or, if squares of gradients are
+    computed in it, not hold them."""
     is_dtype = isinstance(dtype, torch.dtype)
     # those of a byte are for storage alone
     computes = is_dtype and dtype.is_floating_point and dtype.itemsize > 1
@@ -33,6 +35,12 @@ def check_compute_dtype(dtype: Any) -> None:
         expected = "a floating point dtype of 16 bits or more, or None"
         raise ValueError(
             f"NGOptimizer: compute_dtype: expected {expected}; got {dtype!r}"
+        )
+    if squares and dtype == torch.float16:
+        raise ValueError(
+            "NGOptimizer: compute_dtype: expected torch.bfloat16, torch.float32, "
+            "torch.float64 or None; got torch.float16, which cannot hold squares of "
+            "gradients"
         )
 
 

@@ -51,12 +51,8 @@ class Change(NamedTuple):
     position: int  # of the parameter
     delta: Tensor  # what is added
     record: Record  # the new state
-    part: Callable[[Tensor], Tensor] = (
-        whole  # a parameter's elements that are meant: a view
-    )
-    newest: Tensor | None = (
-        None  # weight of the new weights in the record's average, ()
-    )
+    part: Callable[[Tensor], Tensor] = whole  # view of the elements that change
+    newest: Tensor | None = None  # weight of the new weights in the average, ()
 
 
 class UpdateRule(Protocol):

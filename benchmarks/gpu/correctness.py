@@ -190,6 +190,12 @@ def replay(twin: Twin, graph: torch.cuda.CUDAGraph) -> None:
         graph.replay()
 
 
+def float32_twins(network: nn.Module, weights: str) -> Callable[..., Twin]:
+    """What makes a twin on a device, which computes in float32 throughout."""
+    float32 = torch.float32
+    return partial(Twin, network, weights, dtype=float32, compute_dtype=float32)
+
+
 @contextmanager
 def side_stream() -> Iterator[None]:
     """Within, work is on another stream, in order with what is before and after."""
@@ -204,9 +210,7 @@ def works_on_a_side_stream(session: Session, weights: str) -> Record:
     session.need_cuda()
     errors = []
     for network in networks_of(weights):
-        make = partial(
-            Twin, network, weights, dtype=torch.float32, compute_dtype=torch.float32
-        )
+        make = float32_twins(network, weights)
         reference = make("cpu").train().values()
         with side_stream():
             twin = make(session.device).train()
@@ -222,9 +226,7 @@ def keeps_full_precision(
     session.need_cuda()
     errors = []
     for network in networks_of(weights):
-        make = partial(
-            Twin, network, weights, dtype=torch.float32, compute_dtype=torch.float32
-        )
+        make = float32_twins(network, weights)
         reference = make("cpu").train().factors()
         try:
             allow()

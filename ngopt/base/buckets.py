@@ -15,11 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ngopt.at_once import amount
 from ngopt.base.partition import Axis, MatrixLayout
 from ngopt.packing import Pieces
 
-# Elements of a bucket, unless a member has more: on accelerators, and in CPUs' caches.
-LARGEST, IN_CACHE = 1 << 25, 1 << 20
+# Elements of a bucket, unless a member has more; on CPUs what fits into caches.
+LARGEST = {"cpu": 1 << 20, "accelerator": 1 << 25}
 LANES, FEW_LANES, FEW = 128, 16, 1 << 18  # of a bucket, and of one with few elements
 
 
@@ -96,7 +97,7 @@ def make_buckets(members: Sequence[Member], device: torch.device) -> list[Bucket
     kinds: dict[tuple, list[Member]] = {}
     for m in members:
         kinds.setdefault(m.kind, []).append(m)
-    largest = IN_CACHE if device.type == "cpu" else LARGEST
+    largest = amount(LARGEST, device)
     found: list[list[Member]] = []
     room = -1
     for same in sorted(kinds.values(), key=lambda same: sum(m.numel for m in same)):

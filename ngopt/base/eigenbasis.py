@@ -20,6 +20,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ngopt.at_once import amount
 from ngopt.base.partition import MatrixLayout
 
 LIFT = 1e-3  # in largest eigenvalues: directions of less are noise
@@ -76,7 +77,7 @@ class RenewalSchedule:
 
     def __init__(self, counts: Mapping[int, int], every: int, device: torch.device):
         self.every = every
-        calls = CALLS["cpu" if device.type == "cpu" else "accelerator"] ** 3
+        calls = amount(CALLS, device) ** 3
         work = [[n**3 + calls / count] * count for n, count in counts.items()]
         ends = list(accumulate(chain(*work), initial=0.0))
         # where in the round each basis is, in (0, 1)

@@ -71,7 +71,7 @@ class Axis:
 class MatrixLayout:
     """Matrices of one shape in a parameter."""
 
-    shape: tuple[int, int, int, int]  # (groups, rows, channels, kernel), as they lie
+    shape: tuple[int, int, int, int]  # (groups, rows, channels, kernel) in memory order
     axes: tuple[Axis, ...] = ()  # with factors
     view: View | None = None  # their elements, in this order; None: all in theirs
 
@@ -99,7 +99,7 @@ def layouts_of(
     for block in role.blocks:
         is_table = role.role == "embedding"
         own = _table(block, limits) if is_table else _matrices(block, limits, role)
-        own = _as_it_lies(own)
+        own = _in_memory_order(own)
         is_whole = own.view is not None and own.view.is_whole(spec)
         layouts.append(replace(own, view=None) if is_whole else own)
     return tuple(layouts)
@@ -150,7 +150,7 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
     return MatrixLayout(shape, tuple(axes), block.view)
 
 
-def _as_it_lies(layout: MatrixLayout) -> MatrixLayout:
+def _in_memory_order(layout: MatrixLayout) -> MatrixLayout:
     """The transposed matrices where inputs come first in memory: no copies."""
     view, (groups, rows, channels, kernel) = layout.view, layout.shape
     is_split = kernel > 1 or any(axis.parts > 1 for axis in layout.axes)

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngopt import devices
+from ngopt import at_once, devices
 from ngopt.base.buckets import Bucket, Member
 from ngopt.base.config import SoapConfig
 from ngopt.base.eigenbasis import RenewalSchedule, renewal_interval, renewed
@@ -44,7 +44,7 @@ from ngopt.packing import unshare
 from ngopt.roles import roles_of
 from ngopt.schedule import steps_so_far
 
-MOST, IN_CACHE = 192 << 20, 4 << 20  # bytes of bases renewed at once, and on CPUs
+MOST = {"cpu": 4 << 20, "accelerator": 192 << 20}  # bytes of bases renewed at once
 TINY = torch.finfo(torch.float32).tiny  # beside second moments: nothing is divided by 0
 
 
@@ -341,8 +341,7 @@ class Group:
         step.bases.pop(size, None)
         basis, factor = (x[size][some] for x in (step.state.bases, step.state.factors))
         dtype = self.stack.dtype if basis.is_cpu else basis.dtype
-        most = IN_CACHE if basis.is_cpu else MOST
-        count = max(1, most // (size**2 * dtype.itemsize))
+        count = max(1, at_once.amount(MOST, basis.device) // (size**2 * dtype.itemsize))
         values = factor.detach(), basis, is_due
         for factor, basis, due in zip(*(x.split(count) for x in values), strict=True):
             with devices.full_precision(basis.device):
