@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 
+Array = Any  # of NumPy or torch
 RANGE = 1e-15, 1e15  # norms of which the squares are float32
 
 
@@ -37,6 +40,32 @@ def root_mean_squares(
         if not RANGE[0] < norm < RANGE[1]:
             norms[i] = torch.linalg.vector_norm(values[i], dtype=roots.dtype)
     return norms.div_(roots)
+
+
+def is_host(device: torch.device) -> bool:
+    """Whether reading a number costs nothing."""
+    return device.type == "cpu"
+
+
+def array_module(x: Array) -> Any:
+    """NumPy or torch: on the host a call costs more than a few numbers, of NumPy less."""
+    return np if isinstance(x, np.ndarray) else torch
+
+
+def hypot(x: Array, y: Array) -> Array:
+    if isinstance(x, np.ndarray):
+        return np.hypot(x, y)
+    return torch.stack((x, y)).norm(dim=0)  # its derivative at 0 is 0
+
+
+def stacked(rows: Sequence[Any], n: int, dtype: torch.dtype) -> Tensor:
+    """Rows (n,), tensors or what NumPy broadcasts to that, as a tensor (rows, n)."""
+    if isinstance(rows[0], Tensor):
+        return torch.stack([x.to(rows[0].dtype) for x in rows]).to(dtype)
+    table = torch.empty(len(rows), n, dtype=dtype, device="cpu")
+    for row, values in zip(table.numpy(), rows, strict=True):
+        row[:] = values
+    return table
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -73,12 +102,13 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """Products of float32 are exact to float32 within, whatever is set: no TF32."""
-    if device.type != "cuda":
-        yield
-        return
+    return _without_tf32() if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
     matmul = torch.backends.cuda.matmul
     is_new = hasattr(matmul, "fp32_precision")
     key, value = ("fp32_precision", "ieee") if is_new else ("allow_tf32", False)

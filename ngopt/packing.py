@@ -91,12 +91,13 @@ class Pieces:
         sizes = [prod(shape[1:]) for shape in shapes]
         counts = [shape[0] if shape else 1 for shape in shapes]
         self.gaps = [-size % lanes for size in sizes]
+        self._has_gaps = any(self.gaps)
         pairs = zip(counts, sizes, strict=True)
         self.rows = [count * -(-size // lanes) for count, size in pairs]
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """Values of all pieces -> (rows, lanes); may be a view."""
-        if any(self.gaps):
+        if self._has_gaps:
             rows = zip(values, self.shapes, self.gaps, strict=True)
             values = [
                 pad(x.reshape(n[0], -1), (0, gap)) if gap else x for x, n, gap in rows
@@ -110,7 +111,7 @@ class Pieces:
     def split(self, bucket: Tensor) -> list[Tensor]:
         """The inverse, as views."""
         pieces = torch.split_with_sizes(bucket, self.rows)
-        if any(self.gaps):
+        if self._has_gaps:
             rows = zip(pieces, self.shapes, self.gaps, strict=True)
             pieces = [x.view(n[0], -1)[:, :-gap] if gap else x for x, n, gap in rows]
         return [x.view(shape) for x, shape in zip(pieces, self.shapes, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -339,7 +340,7 @@ def _undisturbed(model: nn.Module):
 
 @contextmanager
 def without_autocast(devices: Iterable[torch.device]):
-    types = {d.type for d in devices if torch.amp.is_autocast_available(d.type)}
+    types = filter(_has_autocast, {d.type for d in devices})
     enabled = [t for t in types if torch.is_autocast_enabled(t)]
     for t in enabled:
         torch.set_autocast_enabled(t, False)
@@ -348,6 +349,9 @@ def without_autocast(devices: Iterable[torch.device]):
     finally:
         for t in enabled:
             torch.set_autocast_enabled(t, True)
+
+
+_has_autocast = cache(torch.amp.is_autocast_available)
 
 
 def _detached(value: Any) -> Any:

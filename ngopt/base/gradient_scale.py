@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+
+from ngopt.devices import Array, array_module, hypot
 
 DECAY = 0.95  # of the running mean square of a gradient
 EARLY = 3  # first gradients, which are judged by the next: before, there is no other
@@ -14,23 +15,23 @@ LEAST, GREATEST = 2.0**-126, 2.0**126  # units that are float32, as are their in
 
 
 class GradientScale(NamedTuple):
-    """Of every parameter, (n,)."""
+    """Of every parameter, (n,), arrays or tensors."""
 
-    active: Tensor  # 1 where the gradient is finite, so that the step is made, else 0
-    multiplier: Tensor  # of the gradient: into units, clipped; 0 where not active
-    rescale: Tensor  # of the state, into the present unit; takes early outliers back
-    scale: Tensor  # the unit, a power of two near the RMS of the first gradient
-    rms: Tensor  # running, without correction of its beginning
-    relative: Tensor  # the same with it, in units
+    active: Array  # bool: whether the gradient is finite, so that the step is made
+    multiplier: Array  # of the gradient: into units, clipped; 0 where not active
+    rescale: Array  # of the state, into the present unit; takes early outliers back
+    scale: Array  # the unit, a power of two near the RMS of the first gradient
+    rms: Array  # running, without correction of its beginning
+    relative: Array  # the same with it, in units
 
 
 def gradient_scale(
-    rms: Tensor,
-    scale: Tensor,
-    running: Tensor,
-    corrections: tuple[Tensor, Tensor],
+    rms: Array,
+    scale: Array,
+    running: Array,
+    corrections: tuple[Array, Array],
     clip: float,
-    is_early: Tensor | None,
+    is_early: Array | None,
 ) -> GradientScale:
     """The scale of one gradient of every parameter.
 
@@ -39,29 +40,23 @@ def gradient_scale(
     the running RMS a gradient may be, and an early one the next. is_early: of which
     parameters the last gradient was early; None: of none.
     """
+    xp = array_module(rms)
     is_finite = rms < torch.inf
-    rms = rms.nan_to_num(0.0, 0.0, 0.0)
+    rms = xp.where(is_finite, rms, 0.0)
     usual = running * corrections[0]
-    ratio = rms / usual.masked_fill(usual == 0, torch.inf)
+    ratio = rms / xp.where(usual == 0, torch.inf, usual)
     cut = clip / ratio.clip(min=clip)
     rescale = scale
     if is_early is not None:
-        recall = (clip * ratio).clip(max=1.0).where(is_early & (ratio > 0), 1.0)
+        recall = xp.where(is_early & (ratio > 0), (clip * ratio).clip(max=1.0), 1.0)
         running, rescale = running * recall, rescale * recall
-    moved = torch.stack((running * DECAY**0.5, rms * cut * (1 - DECAY) ** 0.5))
-    running = torch.where(is_finite, moved.norm(dim=0), running)  # derivative 0 at 0
+    moved = hypot(running * DECAY**0.5, rms * cut * (1 - DECAY) ** 0.5)
+    running = xp.where(is_finite, moved, running)
 
     corrected = running * corrections[1]
-    level = corrected.detach()
-    drift = level / scale
+    drift = corrected / scale
     is_near = drift == drift.clip(1 / SAFE, SAFE)
-    nearest = level.clip(LEAST, GREATEST).log2().round().exp2()
-    unit = torch.where(is_near, scale, nearest)
-    return GradientScale(
-        active=is_finite.to(rms.dtype),
-        multiplier=cut * is_finite / unit,
-        rescale=rescale / unit,
-        scale=unit,
-        rms=running,
-        relative=corrected / unit,
-    )
+    nearest = xp.exp2(xp.log2(corrected.clip(LEAST, GREATEST)).round())
+    unit = xp.where(is_near, scale, nearest)
+    into, rescale, relative = cut * is_finite / unit, rescale / unit, corrected / unit
+    return GradientScale(is_finite, into, rescale, unit, running, relative)

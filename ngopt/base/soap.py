@@ -37,7 +37,8 @@ from ngopt.base.eigenbasis import RenewalSchedule, renewal_interval, renewed
 from ngopt.base.gradient_scale import EARLY, gradient_scale
 from ngopt.base.partition import layouts_of
 from ngopt.base.state import ParameterStack, first_record
-from ngopt.base.step_size import FOLLOWED, Known, StepTable
+from ngopt.base.step_size import FOLLOWED, Known, StepTable, is_kept
+from ngopt.devices import Array
 from ngopt.functional import AVERAGE, Change, Hyper, Record, UpdateRule, as_average
 from ngopt.graph.core import NeuralGraph
 from ngopt.packing import unshare
@@ -64,9 +65,8 @@ class Soap:
     ) -> SoapRule:
         """The rule for the parameters of a graph.
 
-        total_steps: the horizon, where it is known. compute_dtype: of rotations and of
-        what factors are made of; None: see `product_dtype`. renew_every: replaces the
-        configured one.
+        total_steps: the horizon, if known. compute_dtype: of rotations, and of what
+        factors are made of; None: see `product_dtype`. renew_every: see `SoapConfig`.
         """
         every = renew_every or self.config.renew_every
         return SoapRule(self.config, graph, total_steps, compute_dtype, every)
@@ -113,8 +113,10 @@ class SoapRule(UpdateRule):
         is_captured, now = devices.is_capturing(steps[0].device), 0.0
         if not is_captured:
             absent = set(range(len(state))) - set(present)
-            counts = [state[i]["step"] for i in absent if state[i]]
-            counts += [step.state.step.max() for step in steps]
+            counts: list[Any] = [state[i]["step"] for i in absent if state[i]]
+            for step in steps:
+                step.ages = step.state.step.tolist()
+                counts += step.ages
             now = float(steps_so_far(counts, self.total_steps))
         for group, step in zip(groups, steps, strict=True):
             changes = group.captured(step) if is_captured else group.changes(step, now)
@@ -163,6 +165,8 @@ class Step:
         """in_place: state moves where it is; neither autograd nor vmap follows."""
         positions, self.in_place = group.positions, in_place
         self.device = group.stack.device
+        is_known = in_place and not any(map(is_kept, hyper.lr))
+        self.on_host = is_known and devices.is_host(self.device)
         self.grads: list[Tensor] = [grads[i] for i in positions]
         self.params = [params[i] for i in positions]
         self.records = [state[i] if in_place else dict(state[i]) for i in positions]
@@ -171,9 +175,13 @@ class Step:
         decay = [hyper.weight_decay[i] for i in positions]
         self.hyper = Hyper(lr, decay, hyper.scheduled)
         self.bases: dict[int, Tensor] = {}  # of every size, for products
-        self.youngest = torch.inf  # least number of gradients before, where it is known
-        self.of_factors: dict[int, FactorNumbers] = {}  # by size
+        self.ages: list[float] = []  # gradients before, where the host knows
+        self.youngest = torch.inf  # the least of these
+        self.of_factors: dict[int, Tensor] = {}  # `FactorNumbers`, by size
         self.newest: Sequence[Tensor | None] = [None] * len(positions)  # see `Known`
+
+    def numbers(self, size: int) -> FactorNumbers:
+        return FactorNumbers(*self.of_factors[size])
 
     def fuse(self, function: Callable) -> Callable:
         return devices.fused(function, self.device) if self.in_place else function
@@ -182,21 +190,21 @@ class Step:
 class RowNumbers(NamedTuple):
     """Numbers of a step, of parameters (n,) or of rows of a bucket (rows, 1)."""
 
-    multiplier: Tensor  # of the gradient
-    momentum: Tensor  # of the old one
-    second: Tensor  # of the old second moments
-    correction: Tensor  # of the new ones
-    damping: Tensor  # beside them
-    rate: Tensor  # of the direction, below 0
-    decay: Tensor  # of the weights, below 0
+    multiplier: Array  # of the gradient
+    momentum: Array  # of the old one
+    second: Array  # of the old second moments
+    correction: Array  # of the new ones
+    damping: Array  # beside them
+    rate: Array  # of the direction, below 0
+    decay: Array  # of the weights, below 0
 
 
 class FactorNumbers(NamedTuple):
     """Numbers of a step, of parameters (n,) or of factors (count, 1, 1)."""
 
-    kept: Tensor  # of the old factor
-    active: Tensor  # 1 where the step is made, else 0
-    count: Tensor  # gradients so far, this one included
+    kept: Array  # of the old factor
+    active: Array  # 1 where the step is made, else 0
+    count: Array  # gradients so far, this one included
 
 
 class Group:
@@ -220,12 +228,13 @@ class Group:
 
         now: steps of the training before this one.
         """
-        ages = step.state.step.tolist()
-        step.youngest = min(ages)
-        known = self._table.fill(np.array(ages), now, step.hyper)
+        step.youngest = min(step.ages)
+        known = self._table.known(step.ages, now, step.hyper)
+        if not step.on_host:
+            known = self._table.fill(known, step.hyper)
         yield from self._changes(step, known)
         for size, some in self._schedule.due(int(step.youngest)):
-            self._renew(step, size, some, step.of_factors[size].active[some])
+            self._renew(step, size, some, step.numbers(size).active[some])
         step.state.step.add_(1)
 
     def captured(self, step: Step) -> Iterator[list[Change]]:
@@ -234,17 +243,17 @@ class Group:
         self.stack.count_on_device(step.records, known.count)
         yield from self._changes(step, known)
         for size, is_due in self._schedule.are_due(known.count.min() - 1).items():
-            is_due = is_due.view(-1, 1, 1) * step.of_factors[size].active
+            is_due = is_due.view(-1, 1, 1) * step.numbers(size).active
             self._renew(step, size, slice(None), is_due)
 
     def _changes(self, step: Step, known: Known) -> Iterator[list[Change]]:
         of_rows, of_factors = self._numbers(step, known)
         if AVERAGE in step.records[0]:
-            newest = known.newest.to(of_factors) * FactorNumbers(*of_factors).active
-            step.newest = newest.unbind()
-        for size, some in self.stack.of_factors(of_factors).items():
-            own = step.of_factors[size] = FactorNumbers(*some)
-            step.state.factors[size].mul_(own.kept)
+            active = FactorNumbers(*of_factors).active
+            step.newest = (torch.as_tensor(known.newest).to(active) * active).unbind()
+        step.of_factors = self.stack.of_factors(of_factors)
+        for size, factors in step.state.factors.items():
+            factors.mul_(step.of_factors[size][0])
         moments = zip(step.state.momentum, step.state.second, strict=True)
         for bucket, own in zip(self.stack.buckets, moments, strict=True):
             rows = RowNumbers(*bucket.spread(of_rows))
@@ -260,42 +269,43 @@ class Group:
         i, record = m.parameter, step.records[m.parameter]
         return Change(self.positions[i], delta, record, m.layout.of, step.newest[i])
 
+    @np.errstate(all="ignore")
     def _numbers(self, step: Step, known: Known) -> Sequence[Tensor]:
         """`RowNumbers` and `FactorNumbers` of all parameters, (fields, n)."""
         c, n = self.config, len(self.positions)
         values = [*step.grads, *step.params]
         rms = devices.root_mean_squares(values, self._roots, step.in_place)
-        scale, running, skipped = step.state.scales.to(rms.dtype)
+        scales = step.state.scales.to(rms.dtype)
+        if step.on_host:
+            rms, scales = rms.numpy(), scales.numpy()
+        xp, (scale, running, skipped) = devices.array_module(rms), scales
         is_early = None
         if step.youngest <= EARLY:
             is_early = (known.count > 1) & (known.count <= EARLY + 1)
         corrections = known.before, known.after
         g = gradient_scale(rms[:n], scale, running, corrections, c.clip, is_early)
-        scales = g.scale, g.rms, skipped + 1 - g.active
-        step.state.scales.copy_(torch.stack(scales))
+        scales = g.scale, g.rms, skipped + ~g.active
+        step.state.scales.copy_(devices.stacked(scales, n, self._roots.dtype))
 
         square = g.rescale * g.rescale
-        size = torch.addcmul(known.offset, rms[n:], known.per_rms).clip(*FOLLOWED)
-        height = known.height * known.lr * -g.active
+        size = (known.offset + rms[n:] * known.per_rms).clip(*FOLLOWED)
+        height = known.height * known.lr * g.active
         of_rows = RowNumbers(
             multiplier=g.multiplier,
-            momentum=c.beta1**g.active * g.rescale,
-            second=c.beta2**g.active * square,
+            momentum=xp.where(g.active, c.beta1 * g.rescale, g.rescale),
+            second=xp.where(g.active, c.beta2 * square, square),
             correction=known.correction,
             damping=g.relative**2 * known.damping + TINY,
             rate=known.gain * height * size**c.weight_exponent,
             decay=known.decay * height,
         )
-        of_factors = c.beta_factor**g.active * square, g.active, known.count
-        numbers = torch.stack((*of_rows, *of_factors)).to(self.stack.dtype)
-        return numbers.split(len(of_rows))
+        kept = xp.where(g.active, c.beta_factor * square, square)
+        of_factors = FactorNumbers(kept, g.active, known.count)
+        numbers = devices.stacked(of_rows + of_factors, n, self.stack.dtype)
+        return numbers[: len(of_rows)], numbers[len(of_rows) :]
 
     def _direction(
-        self,
-        step: Step,
-        bucket: Bucket,
-        moments: tuple[Tensor, Tensor],
-        rows: RowNumbers,
+        self, step: Step, bucket: Bucket, moments: Sequence[Tensor], rows: RowNumbers
     ) -> Tensor:
         """u of the equations, (rows, lanes)."""
         c, dtype, (momentum, second) = self.config, self._dtype, moments
@@ -305,7 +315,7 @@ class Group:
         if not bucket.factors:
             return step.fuse(precondition)(grad, ahead, second, rows, c.beta2)
         stacks = bucket.stacked.split(grad)
-        self._observe(step, bucket, [x.detach() for x in stacks])
+        self._observe(step, bucket, stacks)
         bases = [self._basis(step, axis.size)[some] for _, axis, some in bucket.factors]
         grad = bucket.rotate(stacks, bases, back=False)
         ahead = bucket.rotate(bucket.stacked.split(ahead), bases, back=False)
@@ -322,10 +332,10 @@ class Group:
                     factor.baddbmm_(x, x.mT, alpha=alpha)
                 else:
                     square = devices.precise_bmm(x, x.mT, step.in_place)
-                    factor.add_(square, alpha=alpha)
+                    factor.add_(square.detach(), alpha=alpha)
         if step.youngest == 0:
             for _, axis, some in bucket.factors:
-                _, active, count = step.of_factors[axis.size]
+                _, active, count = step.numbers(axis.size)
                 self._renew(step, axis.size, some, (active * (count == 1))[some])
 
     def _basis(self, step: Step, size: int) -> Tensor:

@@ -96,11 +96,11 @@ class ParameterStack:
             tensors=tensors,
         )
 
-    def of_factors(self, numbers: Tensor) -> dict[int, tuple[Tensor, ...]]:
-        """(k, parameters) -> of the factors of every size, k times (count, 1, 1)."""
-        rows = numbers.index_select(1, self._owners).view(len(numbers), -1, 1, 1)
-        pieces = [row.split(list(self.counts.values())) for row in rows.unbind()]
-        return dict(zip(self.counts, zip(*pieces, strict=True), strict=True))
+    def of_factors(self, numbers: Tensor) -> dict[int, Tensor]:
+        """(k, parameters) -> of the factors of every size, (k, count, 1, 1)."""
+        found = numbers.index_select(1, self._owners).view(len(numbers), -1, 1, 1)
+        pieces = found.split(list(self.counts.values()), 1)
+        return dict(zip(self.counts, pieces, strict=True))
 
     def count_on_device(self, records: Sequence[Record], step: Tensor) -> None:
         """Makes records hold views of steps (n,) on the device, not on the host."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ngopt.base.config import SoapConfig
 from ngopt.base.gradient_scale import DECAY
-from ngopt.devices import precise_dtype
+from ngopt.devices import Array, precise_dtype, stacked
 from ngopt.functional import Hyper
 from ngopt.roles import ParameterRole
 from ngopt.schedule import average_weight, with_horizon, without_horizon
@@ -27,20 +27,20 @@ TINY = 1e-30
 
 
 class Known(NamedTuple):
-    """What is known of every parameter before a step, (n,)."""
+    """What is known of every parameter before a step, (n,): numbers, arrays, tensors."""
 
-    count: Tensor  # gradients so far, this one included
-    before: Tensor  # correction of the running RMS of gradients, before this step
-    after: Tensor  # and after it
-    correction: Tensor  # of second moments, with that of momentum, squared
-    damping: Tensor  # of the mean square beside them
-    height: Tensor  # of the schedule
-    newest: Tensor  # weight of the new weights in their average
-    lr: Tensor
-    decay: Tensor  # of weights, in step sizes
-    gain: Tensor  # of role and fan
-    per_rms: Tensor  # the step size goes with per_rms * RMS(weights) + offset
-    offset: Tensor
+    count: Array  # gradients so far, this one included
+    before: Array  # correction of the running RMS of gradients, before this step
+    after: Array  # and after it
+    correction: Array  # of second moments, with that of momentum, squared
+    damping: Array  # of the mean square beside them
+    height: Array  # of the schedule
+    newest: Array  # weight of the new weights in their average
+    lr: Array  # with a minus
+    decay: Array  # of weights, in step sizes
+    gain: Array  # of role and fan
+    per_rms: Array  # the step size goes with per_rms * RMS(weights) + offset
+    offset: Array
 
 
 class StepTable:
@@ -61,26 +61,26 @@ class StepTable:
         self._constant = gains, per_rms, per_rms == 0
         self._table: Tensor | None = None
 
-    def fill(self, age: np.ndarray, now: float, hyper: Hyper) -> Known:
-        """Known to the host, and copied to the device at once.
+    def known(self, ages: Sequence[float], now: float, hyper: Hyper) -> Known:
+        """Of a step, on the host: numbers where all parameters have the same, or arrays.
 
-        age: updates of each parameter before this one. now: steps of the training
-        before this one.
+        ages: updates of each parameter, now: steps of the training, before this one.
         """
-        lr = [0.0 if _is_kept(x) else float(x) for x in hyper.lr]
+        lr = np.array([0.0 if is_kept(x) else -float(x) for x in hyper.lr])
         is_open = self.total_steps is None and not hyper.scheduled
-        c = self.config
+        c, oldest = self.config, max(ages)
         unit = NOMINAL_STEP / (c.open_step_size if is_open else c.step_size)
         decay = self._decays + unit * np.array(hyper.weight_decay)
-        ages = age if age.min() < age.max() else float(age[0])
-        rows = *self._at(ages, now, hyper.scheduled), lr, decay, *self._constant
-        table = np.empty((len(Known._fields), len(age)))
-        for row, values in zip(table, rows, strict=True):
-            row[:] = values
-        found = torch.from_numpy(table)
-        found = found.to(self.device, precise_dtype(self.device), non_blocking=True)
-        self._table, self._behind = found, now - age.max()
-        return _known(found, hyper)
+        self._behind = now - oldest
+        age = np.array(ages) if min(ages) < oldest else oldest
+        rows = [*self._at(age, now, hyper.scheduled), lr, decay, *self._constant]
+        return Known(*rows)
+
+    def fill(self, known: Known, hyper: Hyper) -> Known:
+        """The same on the device, copied at once."""
+        table = stacked(known, len(hyper.lr), precise_dtype(self.device))
+        self._table = table.to(self.device, non_blocking=True)
+        return _known(self._table, hyper)
 
     def advance(self, hyper: Hyper) -> Known:
         """Of the next step, from what the device has: for capture in a CUDA graph."""
@@ -108,26 +108,21 @@ class StepTable:
         else:
             shape = without_horizon(age, now, c.open_warmup, c.open_constant)
             height = c.open_step_size * shape
-        return (
-            age + 1,
-            (1 - past + TINY) ** -0.5,
-            (1 - DECAY * past) ** -0.5,
-            first**2 / (1 - c.beta2 ** (age + 1)),
-            (c.epsilon * first) ** 2,
-            height,
-            average_weight(age, c.average_power),
-        )
+        before, after = (1 - past + TINY) ** -0.5, (1 - DECAY * past) ** -0.5
+        correction, damping = first**2 / (1 - c.beta2 ** (age + 1)), c.epsilon * first
+        newest = average_weight(age, c.average_power)
+        return age + 1, before, after, correction, damping**2, height, newest
 
 
 def _known(table: Tensor, hyper: Hyper) -> Known:
     known = Known(*table.unbind())
-    if any(map(_is_kept, hyper.lr)):
-        lr = [torch.as_tensor(x).to(known.lr) for x in hyper.lr]
-        known = known._replace(lr=torch.stack(lr))
+    if any(map(is_kept, hyper.lr)):
+        lr = torch.stack([torch.as_tensor(x).to(known.lr) for x in hyper.lr])
+        known = known._replace(lr=-lr)
     return known
 
 
-def _is_kept(lr: float | Tensor) -> bool:
+def is_kept(lr: float | Tensor) -> bool:
     """Whether it stays a tensor: reading it is a sync, or autograd follows it."""
     return isinstance(lr, Tensor) and (not lr.is_cpu or lr.requires_grad)
 
