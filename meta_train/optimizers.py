@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from math import cos, pi
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler
 
 from ngopt import NGOptimizer, list_pretrained, load_pretrained
 from ngopt.learned import LearnedOptimizer
@@ -25,7 +25,8 @@ WARMUP = 0.05  # share of the steps; without it Adam is unstable at its best rat
 WEIGHT_DECAY = 0.1  # of AdamW, as most recipes for transformers have it
 
 # Behind the name of weights.
-TRACED, BFLOAT16, OPEN = OPTIONS = ":traced", ":bfloat16", ":open"
+OPTIONS = ":traced", ":bfloat16", ":open", ":scheduled"
+TRACED, BFLOAT16, OPEN, SCHEDULED = OPTIONS
 # Muon's author leaves them to Adam; on gpt-text that is .1 better than Muon on all matrices.
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -35,6 +36,9 @@ ADAM_LRS = (0.001, 0.003, 0.006, 0.01, 0.02, 0.04, 0.08)
 MUON_LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SOAP_LRS = (0.003, 0.01, 0.02, 0.04, 0.08)
 SCHEDULE_FREE_LRS = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1)
+# For what is not trained from scratch for a thousand steps.
+WIDE_LRS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+WIDE_MUON_LRS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 @dataclass(frozen=True)
@@ -139,30 +143,27 @@ def cosine_schedule(
 
 
 def load_optimizer(name: str) -> OptimizerSpec:
-    """A baseline of `OPTIMIZERS`, or the learned optimizer of bundled weights or of a weights file.
+    """A baseline of `OPTIMIZERS` or `WIDE`, or the learned optimizer of weights.
 
-    name: of the weights, or the path of the file. With ":traced" behind it, the optimizer follows
-    the model's first forward; else it infers the graph from names and shapes. With ":bfloat16" its
-    metanet computes in that. With ":open" it is not told how long the training is. Several may
-    follow each other.
+    name: of a baseline or of bundled weights, or the path of a file. Behind those of weights,
+    several of these may follow. ":traced": the optimizer follows the model's first forward; else
+    it infers the graph from names and shapes. ":bfloat16": its metanet computes in that. ":open":
+    it is not told how long the training is. ":scheduled": neither, and a scheduler brings the
+    learning rate to zero, as Hugging Face's Trainer does.
 
-    Raises ValueError if there is none of that name, if the weights cannot be loaded, or for ":open"
-    with a base rule, which then trains other weights than it should be judged by.
+    Raises ValueError if there is none of that name, or if the weights cannot be loaded.
     """
-    if name in OPTIMIZERS:
-        return OPTIMIZERS[name]
+    baselines = {**OPTIMIZERS, **WIDE}
+    if name in baselines:
+        return baselines[name]
     weights, options = _without_options(name)
     bundled = list_pretrained()
     if weights not in ("default", *bundled) and not Path(weights).is_file():
-        known = ", ".join([*OPTIMIZERS, "default", *bundled])
+        known = ", ".join([*baselines, "default", *bundled])
         raise ValueError(
             f"optimizer '{name}': expected one of {known}, or the path of an existing weights file"
         )
     learned = load_pretrained(weights)
-    if OPEN in options and learned.base is not None:
-        raise ValueError(
-            f"optimizer '{name}': expected weights without a base rule; got '{learned.base.name}'"
-        )
     make = partial(_learned, learned, options)
     return OptimizerSpec(name, make, weights=weights_hash(learned))
 
@@ -178,6 +179,11 @@ def _without_options(name: str) -> tuple[str, set[str]]:
 
 def _adam(model: nn.Module, lr: float, total_steps: int) -> Built:
     return torch.optim.Adam(model.parameters(), lr), None
+
+
+def _adam_for_games(model: nn.Module, lr: float, total_steps: int) -> Built:
+    """With the momentum that GANs are trained with (Radford et al. 2016)."""
+    return torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.999)), None
 
 
 def _adam_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
@@ -228,20 +234,36 @@ def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Bu
 
 def _learned(
     learned: LearnedOptimizer,
-    options: Collection[str],
+    options: set[str],
     model: nn.Module,
     lr: float,
     total_steps: int,
 ) -> Built:
-    optimizer = NGOptimizer(
+    is_told = not options & {OPEN, SCHEDULED}
+    is_averaged = OPEN in options and learned.base is not None
+    kind = AveragedNGOptimizer if is_averaged else NGOptimizer
+    optimizer = kind(
         model.parameters(),
         lr,
         weights=learned,
-        total_steps=None if OPEN in options else total_steps,
+        total_steps=total_steps if is_told else None,
         model=model if TRACED in options else None,
         compute_dtype=torch.bfloat16 if BFLOAT16 in options else None,
     )
+    if SCHEDULED in options:
+        return optimizer, LinearLR(optimizer, 1.0, 0.0, total_steps)
     return optimizer, None
+
+
+class AveragedNGOptimizer(NGOptimizer):
+    """One without a horizon, which is judged by its averages: `meta_train.runs.Averaging`."""
+
+    def eval(self) -> None:
+        self._within = self.averaged()
+        self._within.__enter__()
+
+    def train(self) -> None:
+        self._within.__exit__(None, None, None)
 
 
 OPTIMIZERS = {
@@ -256,5 +278,16 @@ OPTIMIZERS = {
         OptimizerSpec("kl-soap-cosine", partial(_soap_cosine, "KLSOAP"), SOAP_LRS),
         OptimizerSpec("adam-default", _adam, lr=0.001),  # torch's
         OptimizerSpec("muon-default", _muon_cosine, lr=0.02),  # its author's
+    )
+}
+
+# With grids for any training, for `meta_train.problems.situations`.
+WIDE = {
+    spec.name: spec
+    for spec in (
+        OptimizerSpec("adam-wide", _adam, WIDE_LRS),
+        OptimizerSpec("adam-games", _adam_for_games, WIDE_LRS),
+        OptimizerSpec("adamw-wide", _adamw_cosine, WIDE_LRS),
+        OptimizerSpec("muon-wide", _muon_cosine, WIDE_MUON_LRS),
     )
 }

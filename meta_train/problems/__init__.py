@@ -19,6 +19,7 @@ from meta_train.problems.catalogue import (
     PROBLEMS,
 )
 from meta_train.problems.protocol import Metrics, Problem, mean_metrics
+from meta_train.problems.situations import SITUATIONS
 
 __all__ = [
     "DEVELOPMENT",
@@ -28,6 +29,7 @@ __all__ = [
     "META_VALIDATION",
     "PAPER",
     "PROBLEMS",
+    "SITUATIONS",
     "Metrics",
     "Problem",
     "load_problem",
@@ -43,12 +45,12 @@ def problem_names(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def load_problem(name: str) -> Problem:
-    """A problem by its name in `PROBLEMS` or `META_TRAINING`,
+    """A problem by its name in `PROBLEMS`, `SITUATIONS` or `META_TRAINING`,
     or made by the factory that `module:factory` names.
 
     Raises ValueError if there is neither.
     """
-    known: dict[str, Problem] = {**PROBLEMS, **META_TRAINING}
+    known: dict[str, Problem] = {**PROBLEMS, **SITUATIONS, **META_TRAINING}
     if name in known:
         return known[name]
     module, separator, factory = name.partition(":")

@@ -11,6 +11,7 @@ from functools import partial
 
 from torch import nn
 
+from meta_train.problems import situations
 from meta_train.problems.families import family_of_cnns
 from meta_train.problems.images import (
     brightest_pixels,
@@ -366,4 +367,7 @@ LISTS = {
     "meta-test": META_TEST,
     "paper": PAPER,
     "beyond": BEYOND_THE_PAPER,
+    "situations": situations.DEVELOPING,
+    "situations-validation": situations.VALIDATING,
+    "situations-test": situations.TESTING,
 }

@@ -134,11 +134,35 @@ def test_a_learned_optimizer_may_not_know_how_long_a_training_is(weights):
     both, _ = load_optimizer(f"{weights}:bfloat16:open").build(small_cnn(), None, 10)
     assert both.compute_dtype == torch.bfloat16
     assert both.param_groups[0]["total_steps"] is None
-    with pytest.raises(
-        ValueError,
-        match="'default:open': expected weights without a base rule; got 'soap'",
-    ):
-        load_optimizer("default:open")
+
+
+def test_an_open_default_is_judged_by_its_averages():
+    model = small_cnn()
+    optimizer, scheduler = load_optimizer("default:open").build(model, None, 10)
+    assert scheduler is None
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(2, 2, 3, 3)).square().sum().backward()
+        optimizer.step()
+    first = next(model.parameters())
+    trained = first.detach().clone()
+    optimizer.eval()
+    assert torch.equal(first, optimizer.state[first]["average"])
+    assert not torch.equal(first, trained)
+    optimizer.train()
+    assert torch.equal(first, trained)
+
+
+def test_a_scheduler_may_stand_in_for_the_horizon():
+    model = small_cnn()
+    optimizer, scheduler = load_optimizer("default:scheduled").build(model, None, 2)
+    assert optimizer.param_groups[0]["total_steps"] is None
+    rates = []
+    for _ in range(3):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == [1, 0.5, 0]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

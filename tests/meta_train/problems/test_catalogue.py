@@ -14,6 +14,7 @@ from meta_train.problems import (
     META_VALIDATION,
     PAPER,
     PROBLEMS,
+    SITUATIONS,
     load_problem,
 )
 from tasks.datasets import DatasetUnavailable
@@ -81,7 +82,7 @@ def test_a_problem_has_the_name_it_is_found_by():
 def test_lists_have_no_problem_in_common():
     for first, second in combinations((DEVELOPMENT, META_VALIDATION, META_TEST), 2):
         assert not set(first) & set(second)
-    assert set(chain(*LISTS.values())) == set(PROBLEMS)
+    assert set(chain(*LISTS.values())) == {*PROBLEMS, *SITUATIONS}
 
 
 def test_the_papers_cifar_problem_and_its_data_choose_nothing():

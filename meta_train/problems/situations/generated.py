@@ -1,0 +1,73 @@
+"""Examples drawn from a distribution, as many as are asked for, and some distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from meta_train.problems.supervised import Batch, Splits
+
+SIZE = 4096  # examples of an epoch, which are drawn anew in the next
+EVALUATED = 2048
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Examples that are drawn when they are asked for, whatever their indices.
+
+    draw: makes a batch of so many from torch's generator.
+    """
+
+    draw: Callable[[int], Batch]
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def batch(self, indices: Tensor) -> Batch:
+        return self.draw(len(indices))
+
+
+def generated(draw: Callable[[int], Batch]) -> Splits:
+    """Splits of one distribution."""
+    train, held_out = Generated(draw, SIZE), Generated(draw, EVALUATED)
+    return Splits(train, held_out, held_out)
+
+
+def fixed(*size: int, seed: int) -> Tensor:
+    """Normal numbers that are the same in every run: what a data set is made of."""
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def sines(count: int) -> Batch:
+    """16 normal numbers, and the sines of the first four."""
+    x = torch.randn(count, 16)
+    return x, x[:, :4].sin()
+
+
+def products(count: int) -> Batch:
+    """8 normal numbers, and the products of neighbours."""
+    x = torch.randn(count, 8)
+    return x, x[:, :-1] * x[:, 1:]
+
+
+TEACHER = fixed(12, 3, seed=1)
+
+
+def directions(count: int) -> Batch:
+    """12 normal numbers, and three steps along fixed directions."""
+    x = torch.randn(count, 12)
+    return x, (x @ TEACHER).tanh()
+
+
+def moons(count: int) -> Batch:
+    """Points of two half circles with noise, and which of them each is of."""
+    labels = torch.arange(count) % 2
+    angle = torch.pi * torch.rand(count)
+    upper = torch.stack([angle.cos(), angle.sin()], 1)
+    lower = torch.tensor([1.0, 0.5]) - upper
+    points = torch.where(labels[:, None] == 0, upper, lower)
+    return points + 0.15 * torch.randn(count, 2), labels
