@@ -32,7 +32,6 @@ LORA_SCALE = 2.0  # alpha / rank, as most recipes have it
 HALF = len(FILES) // 2
 
 MNIST = partial(images, "mnist", 2)
-FASHION = partial(images, "fashion-mnist", 2)
 
 
 @cache

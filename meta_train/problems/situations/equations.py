@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.situations.generated import EVALUATED, SIZE, Generated
+from meta_train.problems.situations.generated import SIZE, Generated, held_out
 from meta_train.problems.situations.kinds import Kind, fit
 from meta_train.problems.supervised import Batch, Splits, SupervisedProblem
 
@@ -64,8 +64,8 @@ def collocation(equation: Equation) -> Splits:
         x = points(count)
         return x, equation.solution(x)
 
-    held_out = Generated(to_evaluate, EVALUATED)
-    return Splits(Generated(to_train, SIZE), held_out, held_out)
+    evaluated = (held_out(to_evaluate, split) for split in (1, 2))
+    return Splits(Generated(to_train, SIZE), *evaluated)
 
 
 def slopes(values: Tensor, points: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def by_fan(weight: Tensor) -> None:
 
 @torch.no_grad()
 def gpt_with_scaled_residuals(build: Callable[[], Gpt]) -> nn.Module:
-    """GPT-2's start: what writes into the residual stream is smaller the deeper it is."""
+    """GPT-2's start: what writes into the residual stream is smaller in deep networks."""
     model = build()
     started(lambda: model, small)
     for block in model.blocks:
@@ -112,7 +112,7 @@ def with_zero_branches(build: Build) -> nn.Module:
     model = build()
     for block in model.modules():
         if isinstance(block, ResidualBlock):
-            nn.init.zeros_(block.second_norm.weight)
+            block.second_norm.get_parameter("weight").zero_()
     return model
 
 
@@ -145,7 +145,7 @@ class Skips(nn.Module):
 
 
 class Gates(nn.Module):
-    """The same with a gate on each layer that begins at zero (Bachlechner et al. 2021)."""
+    """Residual layers with gates that begin at zero (Bachlechner et al. 2021)."""
 
     def __init__(self, fan_in: int, width: int, depth: int, fan_out: int):
         super().__init__()
