@@ -148,8 +148,8 @@ def load_optimizer(name: str) -> OptimizerSpec:
     name: of a baseline or of bundled weights, or the path of a file. Behind those of weights,
     several of these may follow. ":traced": the optimizer follows the model's first forward; else
     it infers the graph from names and shapes. ":bfloat16": its metanet computes in that. ":open":
-    it is not told how long the training is. ":scheduled": nor here, but a scheduler brings
-    the learning rate to zero, as Hugging Face's Trainer does.
+    it is not told how long the training is. ":scheduled": it is not told either, and a
+    scheduler decays the learning rate to zero, as Hugging Face's Trainer does.
 
     Raises ValueError if there is none of that name, or if the weights cannot be loaded.
     """

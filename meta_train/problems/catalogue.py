@@ -6,17 +6,28 @@ A horizon makes a run take some seconds of one core (README: how many).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
 
 from meta_train.problems import situations
+from meta_train.problems.common import (
+    CIFAR,
+    CIFAR_16,
+    FASHION,
+    FASHION_14,
+    GRAY_16,
+    MNIST,
+    MNIST_7,
+    MNIST_14,
+    Build,
+    classify,
+)
 from meta_train.problems.families import family_of_cnns
 from meta_train.problems.images import (
     brightest_pixels,
     diffused_images,
-    images,
     lower_brightness,
     noisy_images,
     picture,
@@ -61,9 +72,7 @@ from meta_train.problems.objectives import (
     VARIATIONAL,
 )
 from meta_train.problems.supervised import (
-    CLASSIFY,
     REGRESS,
-    Splits,
     SupervisedProblem,
 )
 from meta_train.problems.text import (
@@ -73,30 +82,8 @@ from meta_train.problems.text import (
     next_characters,
 )
 
-Data = Callable[[], Splits]
-Build = Callable[[], nn.Module]
-
-MNIST = partial(images, "mnist")
-MNIST_14 = partial(images, "mnist", 2)
-MNIST_7 = partial(images, "mnist", 4)
-FASHION = partial(images, "fashion-mnist")
-FASHION_14 = partial(images, "fashion-mnist", 2)
-CIFAR = partial(images, "cifar10")
-CIFAR_16 = partial(images, "cifar10", 2)
-GRAY_16 = partial(images, "cifar10", 2, gray=True)
-
 group_normed = partial(strided_cnn, norm=group_norm, activation=nn.ReLU)
 batch_normed = partial(strided_cnn, norm=nn.BatchNorm2d, activation=nn.SiLU)
-
-
-def _classify(
-    name: str,
-    data: Data,
-    build: Build,
-    batch_size: int,
-    steps: int,
-) -> SupervisedProblem:
-    return SupervisedProblem(name, data, build, CLASSIFY, batch_size, steps)
 
 
 def _language(
@@ -107,39 +94,39 @@ def _language(
     steps: int,
 ) -> SupervisedProblem:
     data = partial(next_characters, length)
-    return SupervisedProblem(name, data, build, CLASSIFY, batch_size, steps)
+    return classify(name, data, build, batch_size, steps)
 
 
 _DEVELOPMENT = (
-    _classify("fm-16", FASHION, partial(paper_cnn, 1, (16, 32, 32)), 128, 1000),
-    _classify("fm-8", FASHION, partial(paper_cnn, 1, (8, 16, 16)), 128, 1000),
-    _classify("mlp-fm28", FASHION, partial(mlp, (784, 128, 64, 10)), 64, 1000),
-    _classify(
+    classify("fm-16", FASHION, partial(paper_cnn, 1, (16, 32, 32)), 128, 1000),
+    classify("fm-8", FASHION, partial(paper_cnn, 1, (8, 16, 16)), 128, 1000),
+    classify("mlp-fm28", FASHION, partial(mlp, (784, 128, 64, 10)), 64, 1000),
+    classify(
         "mlp-deep-m14",
         MNIST_14,
         partial(mlp, (196, *[48] * 8, 10), nn.Tanh),
         128,
         1500,
     ),
-    _classify("mlp-small-m7", MNIST_7, partial(mlp, (49, 32, 10)), 32, 3000),
-    _classify(
+    classify("mlp-small-m7", MNIST_7, partial(mlp, (49, 32, 10)), 32, 3000),
+    classify(
         "mlp-wide-fm14",
         FASHION_14,
         partial(mlp, (196, 256, 10), nn.GELU),
         8,
         2000,
     ),
-    _classify("cnn-m14", MNIST_14, partial(pooled_cnn, (1, 8, 16), 3), 512, 200),
-    _classify("cnn-gn-c16", CIFAR_16, partial(group_normed, (3, 16, 32, 64)), 64, 800),
-    _classify(
+    classify("cnn-m14", MNIST_14, partial(pooled_cnn, (1, 8, 16), 3), 512, 200),
+    classify("cnn-gn-c16", CIFAR_16, partial(group_normed, (3, 16, 32, 64)), 64, 800),
+    classify(
         "depthwise-fm14",
         FASHION_14,
         partial(depthwise_cnn, (1, 16, 32, 64)),
         64,
         600,
     ),
-    _classify("resnet-c16", CIFAR_16, partial(residual_cnn, 3, (12, 24, 32)), 64, 400),
-    _classify(
+    classify("resnet-c16", CIFAR_16, partial(residual_cnn, 3, (12, 24, 32)), 64, 400),
+    classify(
         "vit-fm28",
         FASHION,
         partial(VisionTransformer, 1, 28, 7, 32, 4, 2),
@@ -147,7 +134,7 @@ _DEVELOPMENT = (
         600,
     ),
     _language("gpt-text", 64, partial(Gpt, VOCABULARY, 64, 48, 4, 2), 16, 600),
-    _classify("gru-fm28", FASHION, partial(RowReader, nn.GRU, 28, 48), 64, 500),
+    classify("gru-fm28", FASHION, partial(RowReader, nn.GRU, 28, 48), 64, 500),
     _language(
         "lstm-text",
         48,
@@ -171,26 +158,26 @@ _DEVELOPMENT = (
         None,
         1000,
     ),
-    _classify("mixer-c16", CIFAR_16, partial(Mixer, 3, 16, 4, 48, 2), 64, 600),
+    classify("mixer-c16", CIFAR_16, partial(Mixer, 3, 16, 4, 48, 2), 64, 600),
 )
 
 _META_VALIDATION = (
-    _classify(
+    classify(
         "mlp-norm-c16",
         GRAY_16,
         partial(mlp, (256, 96, 96, 96, 10), nn.GELU, nn.LayerNorm),
         256,
         600,
     ),
-    _classify("cnn-bn-fm28", FASHION, partial(batch_normed, (1, 12, 24, 48)), 32, 800),
-    _classify(
+    classify("cnn-bn-fm28", FASHION, partial(batch_normed, (1, 12, 24, 48)), 32, 800),
+    classify(
         "resnet-gn-fm14",
         FASHION_14,
         partial(residual_cnn, 1, (16, 32), group_norm),
         64,
         300,
     ),
-    _classify(
+    classify(
         "vit-c16",
         CIFAR_16,
         partial(VisionTransformer, 3, 16, 4, 48, 6, 3),
@@ -231,14 +218,14 @@ _META_VALIDATION = (
 
 _META_TEST = (
     # families that are in neither of the lists above
-    _classify(
+    classify(
         "points-m14",
         partial(brightest_pixels, "mnist", 2, 48),
         partial(PointSet, 3, 48, 10),
         64,
         800,
     ),
-    _classify("wave-fm14", FASHION_14, partial(wave_cnn, (1, 16, 24, 32)), 64, 800),
+    classify("wave-fm14", FASHION_14, partial(wave_cnn, (1, 16, 24, 32)), 64, 800),
     SupervisedProblem(
         "unet-c16",
         partial(noisy_images, "cifar10", 2, gray=True),
@@ -255,21 +242,21 @@ _META_TEST = (
         64,
         1000,
     ),
-    _classify(
+    classify(
         "experts-c16",
         GRAY_16,
         partial(MixtureOfExperts, 256, 4, 64, 10),
         64,
         800,
     ),
-    _classify(
+    classify(
         "trigrams-text",
         partial(files_of_windows, 128),
         partial(BagOfTrigrams, 1024, 32, 64, len(FILES)),
         64,
         800,
     ),
-    _classify(
+    classify(
         "linear-attention-m28",
         MNIST,
         partial(LinearTransformer, 1, 28, 4, 32, 2, 2),
@@ -302,12 +289,12 @@ _META_TEST = (
     ),
     # other sizes and data of known families
     _language("gpt-long-text", 96, partial(Gpt, VOCABULARY, 96, 48, 4, 3), 8, 500),
-    _classify("resnet-c32", CIFAR, partial(residual_cnn, 3, (8, 16, 32)), 32, 400),
-    _classify("lstm-m28", MNIST, partial(RowReader, nn.LSTM, 28, 64), 100, 500),
+    classify("resnet-c32", CIFAR, partial(residual_cnn, 3, (8, 16, 32)), 32, 400),
+    classify("lstm-m28", MNIST, partial(RowReader, nn.LSTM, 28, 64), 100, 500),
 )
 
 _ONLY_OF_THE_PAPER = (
-    _classify("c10-32", CIFAR, partial(paper_cnn, 3, (32, 64, 64)), 128, 1000),
+    classify("c10-32", CIFAR, partial(paper_cnn, 3, (32, 64, 64)), 128, 1000),
 )
 
 
@@ -315,7 +302,7 @@ def _beyond(
     name: str, channels: Sequence[int], kernel: int, batch_size: int, steps: int
 ) -> SupervisedProblem:
     build = partial(plain_cnn, (1, *channels), [kernel] * len(channels))
-    return _classify(f"fm-16-{name}", FASHION, build, batch_size, steps)
+    return classify(f"fm-16-{name}", FASHION, build, batch_size, steps)
 
 
 _BEYOND_THE_PAPER = (
@@ -327,7 +314,7 @@ _BEYOND_THE_PAPER = (
     _beyond("batch-32", (16, 32, 32), 3, 32, 1000),
     _beyond("batch-512", (16, 32, 32), 3, 512, 1000),
     _beyond("kernel-5", (16, 32, 32), 5, 128, 1000),
-    _classify("fm-mlp", FASHION, partial(mlp, (784, 64, 64, 10)), 128, 1000),
+    classify("fm-mlp", FASHION, partial(mlp, (784, 64, 64, 10)), 128, 1000),
 )
 
 PROBLEMS = {
@@ -346,7 +333,7 @@ PROBLEMS = {
 # on few pixels, which is as fast as fm-16 and shows what becomes of step sizes in wider networks.
 META_TRAINING = {
     "fm-cnns": family_of_cnns("fm-cnns", PROBLEMS["fm-16"]),
-    "fm14-32": _classify(
+    "fm14-32": classify(
         "fm14-32", FASHION_14, partial(paper_cnn, 1, (32, 64, 64)), 128, 1000
     ),
 }

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.images import images
+from meta_train.problems.common import FASHION_14, MNIST_14, classify
 from meta_train.problems.networks.convolutional import strided_cnn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.networks.sequential import Block, CharacterReader, Gpt
-from meta_train.problems.situations.kinds import FASHION_14, MNIST_14, Kind, classify
+from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.supervised import CLASSIFY, Splits, SupervisedProblem
 from meta_train.problems.text import (
     FILES,
@@ -24,14 +23,10 @@ from meta_train.problems.text import (
 )
 from tasks.common.random import seeded
 
-Data = Callable[[], Splits]
-
 PRETRAINING_LR = 0.005  # of Adam, linearly to zero
 PRETRAINING = 1.0  # share of the steps
 LORA_SCALE = 2.0  # alpha / rank, as most recipes have it
 HALF = len(FILES) // 2
-
-MNIST = partial(images, "mnist", 2)
 
 
 @cache
@@ -56,9 +51,9 @@ def _cnn() -> nn.Module:
 PRETRAINED = {
     problem.name: problem
     for problem in (
-        SupervisedProblem("cnn", MNIST, _cnn, CLASSIFY, 64, 300),
+        SupervisedProblem("cnn", MNIST_14, _cnn, CLASSIFY, 64, 300),
         SupervisedProblem(
-            "mlp", MNIST, partial(mlp, (196, 96, 96, 10)), CLASSIFY, 64, 400
+            "mlp", MNIST_14, partial(mlp, (196, 96, 96, 10)), CLASSIFY, 64, 400
         ),
         SupervisedProblem(
             "gpt", FIRST_TEXT, partial(Gpt, VOCABULARY, 64, 48, 4, 2), CLASSIFY, 16, 700
@@ -77,7 +72,7 @@ PRETRAINED = {
 
 @cache
 def weights(name: str) -> dict[str, Tensor]:
-    """What some seconds of Adam make of a network of `PRETRAINED`."""
+    """The weights of a network of `PRETRAINED` after some seconds of Adam."""
     problem = PRETRAINED[name]
     model = problem.init(0)
     optimizer = torch.optim.Adam(model.parameters(), PRETRAINING_LR)
@@ -94,9 +89,8 @@ def weights(name: str) -> dict[str, Tensor]:
 
 def pretrained(name: str) -> nn.Module:
     """A network of `PRETRAINED`, trained."""
-    with seeded(
-        0, 6
-    ):  # before the weights are there and after, the same numbers follow
+    # the caller's random numbers do not depend on whether the weights are cached
+    with seeded(0, 6):
         model = PRETRAINED[name].build()
         model.load_state_dict(weights(name))
     return model

@@ -13,13 +13,13 @@ from torch.func import functional_call
 
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
-from meta_train.problems.situations.generated import EVALUATED, fixed
+from meta_train.problems.situations.generated import EVALUATED, at_most, fixed
 from meta_train.problems.situations.kinds import Kind
 from tasks.common.random import seeded
 
 
 class Players(nn.Module):
-    """A generator of points in the plane and who tells them from given ones."""
+    """A generator of points in the plane, and a critic that classifies points."""
 
     def __init__(self, noise: int, width: int):
         super().__init__()
@@ -27,8 +27,8 @@ class Players(nn.Module):
         self.generator = mlp((noise, width, width, 2))
         self.critic = mlp((2, width, width, 1))
 
-    def judged(self, points: Tensor) -> Tensor:
-        """Logits (b,) of a critic that gets no gradient, though the points do."""
+    def critic_logits(self, points: Tensor) -> Tensor:
+        """Logits (b,) with gradients for the points alone, not for the critic."""
         weights = {name: p.detach() for name, p in self.critic.named_parameters()}
         return functional_call(self.critic, weights, points).squeeze(1)
 
@@ -38,7 +38,7 @@ class GanProblem:
     """A GAN on a mixture of narrow normal distributions (Goodfellow et al. 2014).
 
     One optimizer moves both players at once. loss: the energy distance of samples;
-    accuracy: the share of modes that are met, times that of samples near one.
+    accuracy: the share of covered modes times the share of samples near a mode.
     """
 
     name: str
@@ -58,34 +58,34 @@ class GanProblem:
             return self._real(self.batch_size)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        """The critic's loss and, the other way round, the generator's."""
+        """The sum of the critic's loss and the generator's; each moves its own player."""
         assert isinstance(model, Players)
         fake = model.generator(torch.randn(len(batch), model.noise))
         real, own = model.critic(batch), model.critic(fake.detach())
         critic = F.softplus(-real).mean() + F.softplus(own).mean()
-        return critic + F.softplus(-model.judged(fake)).mean()
+        return critic + F.softplus(-model.critic_logits(fake)).mean()
 
     @torch.no_grad()
     def evaluate(
         self, model: nn.Module, split: str, limit: int | None = None
     ) -> Metrics:
         assert isinstance(model, Players)
-        count = EVALUATED if limit is None else min(limit, EVALUATED)
+        count = at_most(EVALUATED, limit)
         with seeded(0, 4, split == "test"):
             real = self._real(count)
             fake = model.generator(torch.randn(count, model.noise))
-        return Metrics(energy_distance(real, fake).item(), self._met(fake))
+        return Metrics(energy_distance(real, fake).item(), self._mode_coverage(fake))
 
     def _real(self, count: int) -> Tensor:
         chosen = self.modes[torch.randint(len(self.modes), (count,))]
         return chosen + self.width * torch.randn(count, 2)
 
-    def _met(self, points: Tensor) -> float:
+    def _mode_coverage(self, points: Tensor) -> float:
         distance, mode = torch.cdist(points, self.modes).min(1)
         is_near = distance < 3 * self.width
         counts = mode[is_near].bincount(minlength=len(self.modes))
-        usual = len(points) / len(self.modes)
-        share = (counts > 0.1 * usual).float().mean() * is_near.float().mean()
+        expected = len(points) / len(self.modes)
+        share = (counts > 0.1 * expected).float().mean() * is_near.float().mean()
         return share.item()
 
 
@@ -121,9 +121,9 @@ class Policy(nn.Module):
 class BanditProblem:
     """REINFORCE on a bandit, with contexts or without (Williams 1992).
 
-    rewards: states (b, d) -> mean rewards (b, actions); those that are seen have noise of
-    standard deviation 1. loss: regret, by the mean rewards; as nobody has less than none,
-    a thousandth is added.
+    rewards: states (b, d) -> mean rewards (b, actions); training
+    adds noise of standard deviation 1. loss: regret by the mean rewards, plus .001, so
+    that its logarithm is finite.
     """
 
     name: str
@@ -145,14 +145,14 @@ class BanditProblem:
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         log_shares = model(batch).log_softmax(1)
         action = torch.multinomial(log_shares.detach().exp(), 1)
-        seen = self.rewards(batch).gather(1, action) + torch.randn(len(batch), 1)
-        return -(seen * log_shares.gather(1, action)).mean()
+        reward = self.rewards(batch).gather(1, action) + torch.randn(len(batch), 1)
+        return -(reward * log_shares.gather(1, action)).mean()
 
     @torch.no_grad()
     def evaluate(
         self, model: nn.Module, split: str, limit: int | None = None
     ) -> Metrics:
-        count = EVALUATED if limit is None else min(limit, EVALUATED)
+        count = at_most(EVALUATED, limit)
         with seeded(0, 4, split == "test"):
             states = torch.randn(count, self.dimensions)
         rewards = self.rewards(states)
@@ -231,7 +231,7 @@ class CartProblem:
     def evaluate(
         self, model: nn.Module, split: str, limit: int | None = None
     ) -> Metrics:
-        count = 512 if limit is None else min(limit, 512)
+        count = at_most(512, limit)
         with seeded(0, 4, split == "test"):
             _, _, costs = self._episode(model, torch.randn(count, 2))
         return Metrics(costs.mean().item(), None)

@@ -43,6 +43,11 @@ def held_out(draw: Callable[[int], Batch], split: int) -> Listed:
         return Listed(*draw(EVALUATED))
 
 
+def at_most(size: int, limit: int | None) -> int:
+    """How many examples to evaluate on: see `Problem.evaluate`."""
+    return size if limit is None else min(limit, size)
+
+
 def fixed(*size: int, seed: int) -> Tensor:
     """Normal numbers that are the same in every run: what a data set is made of."""
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))

@@ -9,6 +9,15 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
+from meta_train.problems.common import (
+    CIFAR_16,
+    FASHION_14,
+    GRAY_8,
+    MNIST_14,
+    Build,
+    classify,
+    fit,
+)
 from meta_train.problems.networks.convolutional import (
     ResidualBlock,
     group_norm,
@@ -22,32 +31,25 @@ from meta_train.problems.networks.sequential import (
     VisionTransformer,
 )
 from meta_train.problems.situations.kinds import (
-    CIFAR_16,
     CNN,
-    FASHION_14,
     GPT,
-    GRAY_8,
     MIXER,
-    MNIST_14,
     RESNET,
     SINES,
     VIT,
     Kind,
-    classify,
-    fit,
     read,
 )
 from meta_train.problems.text import VOCABULARY
 
-Build = Callable[[], nn.Module]
 Fill = Callable[[Tensor], object]
 
 GPT_STD = 0.02  # Radford et al. 2019
 
 
 @torch.no_grad()
-def started(build: Build, fill: Fill, biases: bool = True) -> nn.Module:
-    """The network with its weights filled anew and, where `biases`, biases at zero.
+def started(build: Build, fill: Fill) -> nn.Module:
+    """The network with its weights filled anew and biases at zero.
 
     Weights have two dimensions or more; scales of norms keep their ones.
     """
@@ -55,7 +57,7 @@ def started(build: Build, fill: Fill, biases: bool = True) -> nn.Module:
     for name, p in model.named_parameters():
         if p.dim() > 1:
             fill(p)
-        elif biases and "bias" in name:
+        elif "bias" in name:
             p.zero_()
     return model
 
@@ -88,8 +90,8 @@ def by_fan(weight: Tensor) -> None:
 @torch.no_grad()
 def gpt_with_scaled_residuals(build: Callable[[], Gpt]) -> nn.Module:
     """GPT-2's start: what writes into the residual stream is smaller in deep networks."""
-    model = build()
-    started(lambda: model, small)
+    model = started(build, small)
+    assert isinstance(model, Gpt)
     for block in model.blocks:
         for name, p in block.named_parameters():
             if name in ("attention.out.weight", "mlp.2.weight"):
@@ -119,8 +121,8 @@ def with_zero_branches(build: Build) -> nn.Module:
 @torch.no_grad()
 def mup_mlp(widths: tuple[int, ...]) -> nn.Module:
     """An MLP with muP's start: a readout whose weights go with 1 / fan."""
-    model = mlp(widths)
-    started(lambda: model, by_fan)
+    model = started(partial(mlp, widths), by_fan)
+    assert isinstance(model, nn.Sequential)
     last = model[-1]
     assert isinstance(last, nn.Linear)
     last.weight /= sqrt(last.in_features)

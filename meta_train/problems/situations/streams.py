@@ -1,4 +1,4 @@
-"""Data that is not what it was: wrong labels, targets that move."""
+"""Label noise, and targets that drift."""
 
 from __future__ import annotations
 
@@ -9,18 +9,12 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
+from meta_train.problems.common import FASHION_14, MNIST_7, MNIST_14, classify
 from meta_train.problems.networks.convolutional import paper_cnn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
-from meta_train.problems.situations.generated import EVALUATED, fixed
-from meta_train.problems.situations.kinds import (
-    FASHION_14,
-    MNIST_7,
-    MNIST_14,
-    VIT,
-    Kind,
-    classify,
-)
+from meta_train.problems.situations.generated import EVALUATED, at_most, fixed
+from meta_train.problems.situations.kinds import VIT, Kind
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
@@ -34,9 +28,9 @@ from tasks.common.random import seeded
 
 @dataclass(frozen=True)
 class Mislabelled:
-    """Examples of which a share has a label that says nothing, always the same one.
+    """Examples of which some have a random label, the same one every time.
 
-    labels: (len(examples),) int64, of those; -1 where the label is right.
+    labels: (len(examples),) int64, the random labels; -1 where the label is right.
     """
 
     examples: Examples
@@ -54,11 +48,11 @@ class Mislabelled:
 @cache
 def mislabelled(data: Callable[[], Splits], share: float, limit: int) -> Splits:
     """The first examples with wrong labels in training, and right ones to evaluate."""
-    train, validation, test = data()
+    train, validation, test = first(data, limit)
     generator = torch.Generator().manual_seed(8)
     labels = torch.randint(10, (limit,), generator=generator)
     is_right = torch.rand(limit, generator=generator) >= share
-    wrong = Mislabelled(First(train, limit), labels.masked_fill(is_right, -1))
+    wrong = Mislabelled(train, labels.masked_fill(is_right, -1))
     return Splits(wrong, validation, test)
 
 
@@ -113,8 +107,7 @@ class DriftProblem:
         self, model: nn.Module, split: str, limit: int | None = None
     ) -> Metrics:
         with seeded(0, 4, split == "test"):
-            count = EVALUATED if limit is None else min(limit, EVALUATED)
-            inputs, targets = self.draw(count, 1.0)
+            inputs, targets = self.draw(at_most(EVALUATED, limit), 1.0)
         outputs = model(inputs)
         accuracy = None
         if self.objective.accuracy is not None:
@@ -122,30 +115,31 @@ class DriftProblem:
         return Metrics(self.objective.loss(outputs, targets).item(), accuracy)
 
 
+def turned(pair: Tensor, turns: float) -> Tensor:
+    """A rotation from the first of a pair (2, ...) towards the second, (...)."""
+    angle = torch.tensor(2 * torch.pi * turns)
+    return angle.cos() * pair[0] + angle.sin() * pair[1]
+
+
 def turning(count: int, time: float, turns: float, width: int) -> Batch:
     """Targets (b, 1) of a linear function whose direction turns; inputs (b, width)."""
     x = torch.randn(count, width)
-    angle = torch.tensor(2 * torch.pi * turns * time)
-    a, b = fixed(2, width, seed=9)
-    target = x @ (angle.cos() * a + angle.sin() * b)
+    target = x @ turned(fixed(2, width, seed=9), turns * time)
     return x, target[:, None] + 0.3 * torch.randn(count, 1)
 
 
 def moving_centres(count: int, time: float, turns: float, width: int) -> Batch:
     """Four classes (b,) whose centres go round; inputs (b, width)."""
     labels = torch.randint(4, (count,))
-    angle = torch.tensor(2 * torch.pi * turns * time)
-    a, b = fixed(2, 4, width, seed=10)
-    centres = angle.cos() * a + angle.sin() * b
+    centres = turned(fixed(2, 4, width, seed=10), turns * time)
     return centres[labels] + 1.5 * torch.randn(count, width), labels
 
 
 def changing_teacher(count: int, time: float, turns: float, width: int) -> Batch:
     """Targets (b, 2) of a network whose weights move; inputs (b, width)."""
     x = torch.randn(count, width)
-    angle = torch.tensor(2 * torch.pi * turns * time)
-    a, b = fixed(2, width, 16, seed=11) / width**0.5
-    hidden = (x @ (angle.cos() * a + angle.sin() * b)).relu()
+    first_layer = turned(fixed(2, width, 16, seed=11) / width**0.5, turns * time)
+    hidden = (x @ first_layer).relu()
     return x, hidden @ fixed(16, 2, seed=12) / 4
 
 

@@ -7,9 +7,10 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
+from meta_train.problems.common import classify, fit
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
-from meta_train.problems.situations.kinds import Kind, classify, fit
+from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.supervised import Batch, Splits
 
 
@@ -118,10 +119,15 @@ class TokenReader(nn.Module):
         return self.layers(values if tokens.dim() == 1 else values.mean(1))
 
 
+def _units(columns: int, decades: float) -> Tensor:
+    """Units of columns, (columns,): they span so many powers of ten."""
+    return 10 ** (decades * (torch.linspace(0, 1, columns) - 0.5))
+
+
 @cache
 def unscaled_regression(columns: int, decades: float, seed: int) -> Splits:
     """Columns (b, columns) whose units span decades; target (b, 1): of a small network."""
-    unit = 10 ** (decades * (torch.linspace(0, 1, columns) - 0.5))
+    unit = _units(columns, decades)
     first, last = fixed(columns, 16, seed=seed), fixed(16, 1, seed=seed + 1)
     shift = fixed(columns, seed=seed + 2)
 
@@ -135,8 +141,8 @@ def unscaled_regression(columns: int, decades: float, seed: int) -> Splits:
 
 @cache
 def unscaled_classes(columns: int, decades: float, seed: int) -> Splits:
-    """The same with three classes, (b,): the nearest of three centres."""
-    unit = 10 ** (decades * (torch.linspace(0, 1, columns) - 0.5))
+    """Columns whose units span decades; target: the nearest of three centres, (b,)."""
+    unit = _units(columns, decades)
     centres = fixed(3, columns, seed=seed)
 
     def draw(count: int) -> Batch:

@@ -7,29 +7,31 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from meta_train.problems.common import (
+    CIFAR_16,
+    FASHION_7,
+    FASHION_14,
+    GRAY_8,
+    MNIST_7,
+    MNIST_14,
+    classify,
+    fit,
+)
 from meta_train.problems.images import lower_brightness
 from meta_train.problems.networks.convolutional import plain_cnn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.networks.sequential import CharacterReader, Gpt, RowReader
 from meta_train.problems.situations.kinds import (
-    CIFAR_16,
     CNN,
     DIRECTIONS,
-    FASHION_7,
-    FASHION_14,
     GPT,
-    GRAY_8,
     MIXER,
-    MNIST_7,
-    MNIST_14,
     MOONS,
     PRODUCTS,
     RESNET,
     SINES,
     VIT,
     Kind,
-    classify,
-    fit,
     read,
 )
 from meta_train.problems.situations.streams import first

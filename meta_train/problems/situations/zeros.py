@@ -8,20 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from meta_train.problems.common import (
+    FASHION_14,
+    GRAY_8,
+    MNIST_7,
+    MNIST_14,
+    classify,
+    fit,
+)
 from meta_train.problems.networks.convolutional import group_norm, strided_cnn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.objectives import CONTRAST
 from meta_train.problems.situations import adapted, starts
 from meta_train.problems.situations.generated import fixed, generated
-from meta_train.problems.situations.kinds import (
-    FASHION_14,
-    GRAY_8,
-    MNIST_7,
-    MNIST_14,
-    Kind,
-    classify,
-    fit,
-)
+from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.supervised import Batch, Objective, SupervisedProblem
 
 
@@ -56,7 +56,7 @@ class Scaled(nn.Module):
 class Tempered(nn.Module):
     """Embeddings of two noisy views of a batch, and a temperature that begins at 1.
 
-    Its logarithm is a parameter, as in CLIP (Radford et al. 2021), which has to travel.
+    The logarithm of the temperature is a parameter (CLIP, Radford et al. 2021).
     """
 
     def __init__(self, widths: tuple[int, ...]):
@@ -72,14 +72,13 @@ class Tempered(nn.Module):
         ]
         return views[0] @ views[1].mT * (-self.log_temperature).exp()
 
-    OBJECTIVE: Objective
 
-
-def _own(logits: Tensor, labels: Tensor) -> Tensor:
+def match_views(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of finding the other view of the same image, (); labels: not read."""
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
-Tempered.OBJECTIVE = Objective(_own)
+MATCH_VIEWS = Objective(match_views)
 
 
 _ZEROS: Kind = (
@@ -111,7 +110,7 @@ _ZEROS: Kind = (
             "zeros-temperature-300",
             MNIST_7,
             partial(Tempered, (49, 64, 32)),
-            Tempered.OBJECTIVE,
+            MATCH_VIEWS,
             64,
             300,
         ),

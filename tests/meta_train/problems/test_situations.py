@@ -152,7 +152,7 @@ def test_the_energy_distance_of_points():
 
 def test_a_critic_gets_no_gradient_from_the_generators_loss():
     players = games.Players(2, 8)
-    players.judged(torch.randn(4, 2, requires_grad=True)).sum().backward()
+    players.critic_logits(torch.randn(4, 2, requires_grad=True)).sum().backward()
     assert all(p.grad is None for p in players.parameters())
 
 
@@ -164,9 +164,9 @@ def test_regret_and_met_modes_by_hand():
         model.logits[best] = 50
     assert bandit.evaluate(model, "test").loss == pytest.approx(1e-3, abs=1e-6)
     gan = load_problem("gan-ring-8")
-    assert gan._met(gan.modes) == 1
-    assert gan._met(gan.modes[:2].repeat(4, 1)) == pytest.approx(0.25)
-    assert gan._met(gan.modes + 5) == 0
+    assert gan._mode_coverage(gan.modes) == 1
+    assert gan._mode_coverage(gan.modes[:2].repeat(4, 1)) == pytest.approx(0.25)
+    assert gan._mode_coverage(gan.modes + 5) == 0
 
 
 def test_starts_have_the_sizes_they_are_named_for():

@@ -1,0 +1,44 @@
+"""Data and constructors that several lists of problems share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from meta_train.problems.images import images
+from meta_train.problems.supervised import (
+    CLASSIFY,
+    REGRESS,
+    Splits,
+    SupervisedProblem,
+)
+
+Data = Callable[[], Splits]
+Build = Callable[[], nn.Module]
+
+MNIST = partial(images, "mnist")
+MNIST_14 = partial(images, "mnist", 2)
+MNIST_7 = partial(images, "mnist", 4)
+FASHION = partial(images, "fashion-mnist")
+FASHION_14 = partial(images, "fashion-mnist", 2)
+FASHION_7 = partial(images, "fashion-mnist", 4)
+CIFAR = partial(images, "cifar10")
+CIFAR_16 = partial(images, "cifar10", 2)
+GRAY_16 = partial(images, "cifar10", 2, gray=True)
+GRAY_8 = partial(images, "cifar10", 4, gray=True)
+
+
+def classify(
+    name: str, data: Data, build: Build, batch_size: int | None, steps: int
+) -> SupervisedProblem:
+    """Cross entropy."""
+    return SupervisedProblem(name, data, build, CLASSIFY, batch_size, steps)
+
+
+def fit(
+    name: str, data: Data, build: Build, batch_size: int | None, steps: int
+) -> SupervisedProblem:
+    """Squared errors."""
+    return SupervisedProblem(name, data, build, REGRESS, batch_size, steps)
