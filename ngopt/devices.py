@@ -68,6 +68,16 @@ def stacked(rows: Sequence[Any], n: int, dtype: torch.dtype) -> Tensor:
     return table
 
 
+def separate(values: Any, like: Tensor) -> list[Any]:
+    """n of them, one by one: numbers of the host, or tensors () with the dtype of `like`.
+
+    values: a tensor (n,), or what NumPy broadcasts to that. like: (k, n).
+    """
+    if isinstance(values, Tensor):
+        return list(values.to(like.dtype).unbind())
+    return np.broadcast_to(values, like.shape[1]).tolist()
+
+
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Of the inputs of large products of such values: bfloat16 on accelerators."""
     is_exact = device.type == "cpu" or dtype == torch.float64

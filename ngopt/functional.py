@@ -52,7 +52,7 @@ class Change(NamedTuple):
     delta: Tensor  # what is added
     record: Record  # the new state
     part: Callable[[Tensor], Tensor] = whole  # view of the elements that change
-    newest: Tensor | None = None  # weight of the new weights in the average, ()
+    newest: float | Tensor | None = None  # weight of the new weights in the average
 
 
 class UpdateRule(Protocol):
@@ -112,7 +112,7 @@ def update_all(
     """All deltas of one step, None for absent parameters, and the whole new state."""
     deltas: list[Tensor | None] = [None] * len(params)
     new = list(state)
-    newest: dict[int, Tensor] = {}
+    newest: dict[int, float | Tensor] = {}
     for c in chain.from_iterable(rule.update(grads, state, params, hyper)):
         new[c.position] = c.record
         if c.newest is not None:
@@ -142,7 +142,7 @@ def apply(changes: Sequence[Change], params: Sequence[Tensor]) -> None:
     if averaged:
         averages = [c.part(c.record[AVERAGE]) for c in averaged]
         new = [c.part(params[c.position]).to(c.delta.dtype) for c in averaged]
-        weights = [c.newest for c in averaged if c.newest is not None]
+        weights: list[Any] = [c.newest for c in averaged]
         _foreach_lerp_(averages, new, weights)
 
 

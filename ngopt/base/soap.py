@@ -178,7 +178,7 @@ class Step:
         self.ages: list[float] = []  # gradients before, where the host knows
         self.youngest = torch.inf  # the least of these
         self.of_factors: dict[int, Tensor] = {}  # `FactorNumbers`, by size
-        self.newest: Sequence[Tensor | None] = [None] * len(positions)  # see `Known`
+        self.newest: Sequence[Any] = [None] * len(positions)  # see `Known`
 
     def numbers(self, size: int) -> FactorNumbers:
         return FactorNumbers(*self.of_factors[size])
@@ -249,8 +249,7 @@ class Group:
     def _changes(self, step: Step, known: Known) -> Iterator[list[Change]]:
         of_rows, of_factors = self._numbers(step, known)
         if AVERAGE in step.records[0]:
-            active = FactorNumbers(*of_factors).active
-            step.newest = (torch.as_tensor(known.newest).to(active) * active).unbind()
+            step.newest = devices.separate(known.newest, of_rows)
         step.of_factors = self.stack.of_factors(of_factors)
         for size, factors in step.state.factors.items():
             factors.mul_(step.of_factors[size][0])
@@ -387,5 +386,5 @@ def precondition(
 
 def change(u: Tensor, momentum: Tensor, weights: Tensor, numbers: RowNumbers) -> Tensor:
     """rate * u + decay * weights; what never had a gradient only decays."""
-    u = u.mul_(momentum.sign().abs_())
+    u = u.mul_(momentum != 0)
     return torch.addcmul(weights * numbers.decay, u, numbers.rate)

@@ -77,10 +77,10 @@ class StepTable:
         return Known(*rows)
 
     def fill(self, known: Known, hyper: Hyper) -> Known:
-        """The same on the device, copied at once."""
+        """The same on the device, copied at once; `newest` stays on the host."""
         table = stacked(known, len(hyper.lr), precise_dtype(self.device))
         self._table = table.to(self.device, non_blocking=True)
-        return _known(self._table, hyper)
+        return _known(self._table, hyper)._replace(newest=known.newest)
 
     def advance(self, hyper: Hyper) -> Known:
         """Of the next step, from what the device has: for capture in a CUDA graph."""

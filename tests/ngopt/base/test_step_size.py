@@ -89,6 +89,7 @@ def test_what_a_cuda_graph_computes_on_the_device_is_what_the_host_knows(
         found = own.advance(hyper(0.5, 2.0, scheduled))
         expected = fill(other, ages + step, 40 + step, hyper(0.5, 2.0, scheduled))
         for name, x, y in zip(Known._fields, found, expected, strict=True):
+            y = torch.as_tensor(y)
             torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15, msg=name)
 
 
