@@ -20,9 +20,9 @@ NEURONS = {"cpu": 1 << 13, "accelerator": 1 << 18}
 # Edges, and elements of parameters, that are worked on at once, on the CPU by a thread:
 # what the caches of a core hold, of elements more, as a few calls for many cost less
 # than the larger caches; but fewer where each has many hidden values.
-EDGES = {"cpu": 1 << 13, "accelerator": 1 << 21}
+EDGES = {"cpu": 1 << 13, "accelerator": 1 << 22}
 ROWS = {"cpu": 1 << 15, "accelerator": 1 << 20}
-HIDDEN = {"cpu": 1 << 14, "accelerator": 1 << 20}
+HIDDEN = {"cpu": 1 << 14, "accelerator": 1 << 21}
 # Elements of small parameters that are concatenated, to be worked on in one call.
 JOINED = {"cpu": 1 << 17, "accelerator": 1 << 20}
 # Bytes of states of edges that are kept between the layers of a graph network.

@@ -136,7 +136,8 @@ def apply(changes: Sequence[Change], params: Sequence[Tensor]) -> None:
         if target is not p and not p.is_contiguous():  # the part is a copy
             target, delta = p, _joined(None, c, p)
         targets.append(target)
-        deltas.append(delta.reshape(target.shape))
+        is_alike = delta.shape == target.shape
+        deltas.append(delta if is_alike else delta.reshape(target.shape))
     _foreach_add_(targets, deltas)
     averaged = [c for c in changes if c.newest is not None]
     if averaged:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from math import prod
 from operator import is_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.functional import pad
 
 from ngopt.functional import Record
@@ -85,36 +87,84 @@ class Pieces:
     Each begins with a row; what is left of its last one are zeros.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], lanes: int):
-        """shapes: (matrices, *matrix) each."""
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        lanes: int,
+        views: Sequence[tuple[int, ...]] | None = None,
+    ):
+        """shapes: (matrices, *matrix) each. views: shapes that `split` gives, of as many
+        elements each; None: `shapes`."""
         self.shapes, self.lanes = shapes, lanes
+        self._counts = [shape[0] if shape else 1 for shape in shapes]
         sizes = [prod(shape[1:]) for shape in shapes]
-        counts = [shape[0] if shape else 1 for shape in shapes]
         self.gaps = [-size % lanes for size in sizes]
-        self._has_gaps = any(self.gaps)
-        pairs = zip(counts, sizes, strict=True)
+        pairs = zip(self._counts, sizes, strict=True)
         self.rows = [count * -(-size // lanes) for count, size in pairs]
+        self._gaps: dict[Any, list[Tensor]] = {}
+        self._views = shapes if views is None else views
+        self._cut: list[
+            int
+        ] = []  # pieces with a gap behind each matrix, or no elements
+        parts: list[tuple[int, ...]] = []  # of a bucket, with the gaps
+        self._places: list[int] = []  # of pieces among these
+        for i, view in enumerate(self._views):
+            self._places.append(len(parts))
+            count, gap = self._counts[i], self.gaps[i]
+            if not prod(view) or (gap and count > 1):
+                self._cut.append(i)
+                parts.append((count, sizes[i] + gap))
+            else:
+                parts += [view, (gap,)] if gap else [view]
+        self._parts = [torch.empty((), device="cpu").expand(part) for part in parts]
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """Values of all pieces -> (rows, lanes); may be a view."""
-        if self._has_gaps:
-            rows = zip(values, self.shapes, self.gaps, strict=True)
-            values = [
-                pad(x.reshape(n[0], -1), (0, gap)) if gap else x for x, n, gap in rows
-            ]
+        if any(self.gaps):
+            values = self._with_gaps(values)
         if not all(x.is_contiguous() for x in values):
             values = _contiguous(values)
-        pieces = [x.reshape(-1) for x in values]
-        flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return flat.view(-1, self.lanes)
+        return flatten(values).view(-1, self.lanes)
 
     def split(self, bucket: Tensor) -> list[Tensor]:
         """The inverse, as views."""
-        pieces = torch.split_with_sizes(bucket, self.rows)
-        if self._has_gaps:
-            rows = zip(pieces, self.shapes, self.gaps, strict=True)
-            pieces = [x.view(n[0], -1)[:, :-gap] if gap else x for x, n, gap in rows]
-        return [x.view(shape) for x, shape in zip(pieces, self.shapes, strict=True)]
+        parts = unflatten(bucket.reshape(-1), self._parts)
+        found = [parts[place] for place in self._places]
+        for i in self._cut:
+            size = prod(self.shapes[i][1:])
+            found[i] = found[i].view(self._counts[i], -1)[:, :size].view(self._views[i])
+        return found
+
+    def _with_gaps(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Zeros behind the values that do not fill their rows."""
+        like, found = values[0], []
+        key = like.dtype, like.device
+        if key not in self._gaps:
+            self._gaps[key] = [
+                torch.zeros(gap, dtype=like.dtype, device=like.device)
+                for gap in self.gaps
+            ]
+        for i, x in enumerate(values):
+            if i in self._cut:
+                found.append(pad(x.reshape(self._counts[i], -1), (0, self.gaps[i])))
+            else:
+                found += [x, self._gaps[key][i]] if self.gaps[i] else [x]
+        return found
+
+
+def flatten(values: Sequence[Tensor]) -> Tensor:
+    """All elements one behind the other; may be a view."""
+    if peek_interpreter_stack() is None:  # vmap has no rule for the fast way
+        return _flatten_dense_tensors(values)
+    return torch.cat([x.reshape(-1) for x in values])
+
+
+def unflatten(values: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The inverse: views of (n,) in the shapes of others."""
+    if peek_interpreter_stack() is None:
+        return _unflatten_dense_tensors(values, likes)
+    parts = values.split([like.numel() for like in likes])
+    return [x.view(like.shape) for x, like in zip(parts, likes, strict=True)]
 
 
 def _contiguous(values: Sequence[Tensor]) -> list[Tensor]:

@@ -61,11 +61,13 @@ class Bucket:
         self.stacks = [list(same) for _, same in groupby(members, lambda m: m.kind)]
         self.factors: list[Factors] = []
         lanes = LANES if sum(m.numel for m in members) > FEW else FEW_LANES
-        self.pieces = Pieces([m.layout.shape for m in members], lanes)
+        shapes = [m.layout.shape for m in members]
+        self.pieces = Pieces(shapes, lanes)
+        self.parts = Pieces(shapes, lanes, [m.layout.part for m in members])
         rows = torch.tensor(self.pieces.rows, device="cpu")
         owners = torch.tensor([m.parameter for m in members], device="cpu")
         self._owners = owners.repeat_interleave(rows).to(device)
-        shapes: list[tuple[int, ...]] = []
+        shapes = []
         for stack in self.stacks:
             groups, *matrix = stack[0].layout.shape
             if matrix[-1] == 1 and all(x.parts == 1 for x in stack[0].layout.axes):

@@ -20,14 +20,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ngopt.at_once import amount
 from ngopt.base.partition import MatrixLayout
 
 LIFT = 1e-3  # in largest eigenvalues: directions of less are noise
 LARGEST = 1.25  # singular value of A: angle of a rotation
 TINY = 1e-30
 # Renewals of one size cost at least as much as one of so many rows, for the calls.
-CALLS = {"cpu": 80, "accelerator": 1500}
+CALLS = 80
 EVERY = 2, 5, 10  # steps in which every basis is renewed once: a choice of these
 # Multiplications of renewals on a CPU, in those of all other products, but HEAVY at most.
 LOAD, HEAVY = 1.5, 2e9
@@ -77,7 +76,7 @@ class RenewalSchedule:
 
     def __init__(self, counts: Mapping[int, int], every: int, device: torch.device):
         self.every = every
-        calls = amount(CALLS, device) ** 3
+        calls = CALLS**3
         work = [[n**3 + calls / count] * count for n, count in counts.items()]
         ends = list(accumulate(chain(*work), initial=0.0))
         # where in the round each basis is, in (0, 1)

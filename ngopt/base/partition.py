@@ -41,12 +41,13 @@ class Axis:
         return self._split(x) if self.name == "rows" else self._split(x).mT
 
     def rotate(self, x: Tensor, basis: Tensor, back: bool = False) -> Tensor:
-        """Q^T times the axis or, on the way back, Q times it."""
-        y = self._split(x)
+        """Q^T times the axis or, on the way back, Q times it; in the dtype of Q."""
+        y = self._split(x).to(basis.dtype)
         if self.name == "rows":
             y = torch.bmm(basis if back else basis.mT, y)
         else:
             y = torch.bmm(y, basis.mT if back else basis)
+        y = y.to(x.dtype)
         if x.dim() == 3:
             return y
         if self.name != "channels":
@@ -74,6 +75,12 @@ class MatrixLayout:
     shape: tuple[int, int, int, int]  # (groups, rows, channels, kernel) in memory order
     axes: tuple[Axis, ...] = ()  # with factors
     view: View | None = None  # their elements, in this order; None: all in theirs
+    whole: tuple[int, ...] = ()  # shape of the parameter, where they are all of it
+
+    @property
+    def part(self) -> tuple[int, ...]:
+        """The shape of their elements in a parameter."""
+        return self.whole if self.view is None else self.view.shape
 
     def of(self, x: Tensor) -> Tensor:
         """Their elements of a parameter's values; a view if these are contiguous."""
@@ -93,7 +100,7 @@ def layouts_of(
     at most, in those of the matrices.
     """
     if not role.blocks or spec.numel == 0:
-        return (MatrixLayout((1, 1, spec.numel, 1)),)
+        return (MatrixLayout((1, 1, spec.numel, 1), whole=spec.shape),)
     limits = _Limits(longest, budget)
     layouts = []
     for block in role.blocks:
@@ -101,7 +108,8 @@ def layouts_of(
         own = _table(block, limits) if is_table else _matrices(block, limits, role)
         own = _in_memory_order(own)
         is_whole = own.view is not None and own.view.is_whole(spec)
-        layouts.append(replace(own, view=None) if is_whole else own)
+        whole = replace(own, view=None, whole=spec.shape)
+        layouts.append(whole if is_whole else own)
     return tuple(layouts)
 
 

@@ -46,6 +46,7 @@ from ngopt.roles import roles_of
 from ngopt.schedule import steps_so_far
 
 MOST = {"cpu": 4 << 20, "accelerator": 192 << 20}  # bytes of bases renewed at once
+ALIGNED = 8  # sizes that tensor cores take; products of others are faster in float32
 TINY = torch.finfo(torch.float32).tiny  # beside second moments: nothing is divided by 0
 
 
@@ -260,7 +261,7 @@ class Group:
             old = bucket.gather(step.params).to(self.stack.dtype)
             delta = step.fuse(change)(delta, own[0], old, rows)
             del old
-            pieces = bucket.pieces.split(delta)
+            pieces = bucket.parts.split(delta)
             yield list(map(partial(self._change, step), bucket.members, pieces))
             del delta, pieces  # memory for the next bucket
 
@@ -271,37 +272,21 @@ class Group:
     @np.errstate(all="ignore")
     def _numbers(self, step: Step, known: Known) -> Sequence[Tensor]:
         """`RowNumbers` and `FactorNumbers` of all parameters, (fields, n)."""
-        c, n = self.config, len(self.positions)
-        values = [*step.grads, *step.params]
+        values, is_early = [*step.grads, *step.params], None
         rms = devices.root_mean_squares(values, self._roots, step.in_place)
         scales = step.state.scales.to(rms.dtype)
         if step.on_host:
             rms, scales = rms.numpy(), scales.numpy()
-        xp, (scale, running, skipped) = devices.array_module(rms), scales
-        is_early = None
         if step.youngest <= EARLY:
             is_early = (known.count > 1) & (known.count <= EARLY + 1)
-        corrections = known.before, known.after
-        g = gradient_scale(rms[:n], scale, running, corrections, c.clip, is_early)
-        scales = g.scale, g.rms, skipped + ~g.active
-        step.state.scales.copy_(devices.stacked(scales, n, self._roots.dtype))
-
-        square = g.rescale * g.rescale
-        size = (known.offset + rms[n:] * known.per_rms).clip(*FOLLOWED)
-        height = known.height * known.lr * g.active
-        of_rows = RowNumbers(
-            multiplier=g.multiplier,
-            momentum=xp.where(g.active, c.beta1 * g.rescale, g.rescale),
-            second=xp.where(g.active, c.beta2 * square, square),
-            correction=known.correction,
-            damping=g.relative**2 * known.damping + TINY,
-            rate=known.gain * height * size**c.weight_exponent,
-            decay=known.decay * height,
+        known = known._replace(newest=0.0)  # not read: it would be compiled each step
+        scales, numbers = step.fuse(numbers_of)(
+            rms, scales, known, self.config, is_early
         )
-        kept = xp.where(g.active, c.beta_factor * square, square)
-        of_factors = FactorNumbers(kept, g.active, known.count)
-        numbers = devices.stacked(of_rows + of_factors, n, self.stack.dtype)
-        return numbers[: len(of_rows)], numbers[len(of_rows) :]
+        n, rows = len(self.positions), len(RowNumbers._fields)
+        step.state.scales.copy_(devices.stacked(scales, n, self._roots.dtype))
+        numbers = devices.stacked(numbers, n, self.stack.dtype)
+        return numbers[:rows], numbers[rows:]
 
     def _direction(
         self, step: Step, bucket: Bucket, moments: Sequence[Tensor], rows: RowNumbers
@@ -331,7 +316,9 @@ class Group:
                     factor.baddbmm_(x, x.mT, alpha=alpha)
                 else:
                     square = devices.precise_bmm(x, x.mT, step.in_place)
-                    factor.add_(square.detach(), alpha=alpha)
+                    # constants to autograd
+                    square = square if step.in_place else square.detach()
+                    factor.add_(square, alpha=alpha)
         if step.youngest == 0:
             for _, axis, some in bucket.factors:
                 _, active, count = step.numbers(axis.size)
@@ -341,7 +328,8 @@ class Group:
         """Bases of a size for products; of a functional step a copy, as they move."""
         if size not in step.bases:
             basis, copy = step.state.bases[size], not step.in_place
-            step.bases[size] = basis.to(self._dtype, copy=copy)
+            dtype = self._dtype if size % ALIGNED == 0 else self.stack.dtype
+            step.bases[size] = basis.to(dtype, copy=copy)
         return step.bases[size]
 
     @torch.no_grad()
@@ -356,6 +344,35 @@ class Group:
             with devices.full_precision(basis.device):
                 new = renewed(factor.to(dtype), basis.to(dtype))
             basis.copy_(torch.where(due > 0, new.to(basis.dtype), basis))
+
+
+def numbers_of(
+    rms: Array, scales: Array, known: Known, config: SoapConfig, is_early: Array | None
+) -> tuple[Sequence[Array], Sequence[Array]]:
+    """New scales, and the fields of `RowNumbers` and `FactorNumbers`, (n,) each.
+
+    rms: of gradients, then of weights, (2 n,). scales: see `SCALES`. is_early: see
+    `gradient_scale`.
+    """
+    xp, c, (scale, running, skipped) = devices.array_module(rms), config, scales
+    n = len(scale)
+    corrections = known.before, known.after
+    g = gradient_scale(rms[:n], scale, running, corrections, c.clip, is_early)
+    square = g.rescale * g.rescale
+    size = (known.offset + rms[n:] * known.per_rms).clip(*FOLLOWED)
+    height = known.height * known.lr * g.active
+    of_rows = RowNumbers(
+        multiplier=g.multiplier,
+        momentum=xp.where(g.active, c.beta1 * g.rescale, g.rescale),
+        second=xp.where(g.active, c.beta2 * square, square),
+        correction=known.correction,
+        damping=g.relative**2 * known.damping + TINY,
+        rate=known.gain * height * size**c.weight_exponent,
+        decay=known.decay * height,
+    )
+    kept = xp.where(g.active, c.beta_factor * square, square)
+    of_factors = FactorNumbers(kept, g.active, known.count)
+    return (g.scale, g.rms, skipped + ~g.active), of_rows + of_factors
 
 
 # --- Element by element: values (rows, lanes), and numbers (rows, 1) ---
@@ -386,5 +403,5 @@ def precondition(
 
 def change(u: Tensor, momentum: Tensor, weights: Tensor, numbers: RowNumbers) -> Tensor:
     """rate * u + decay * weights; what never had a gradient only decays."""
-    u = u.mul_(momentum != 0)
+    u = u * (momentum != 0)
     return torch.addcmul(weights * numbers.decay, u, numbers.rate)
