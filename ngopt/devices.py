@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -91,20 +92,53 @@ def precise_bmm(x: Tensor, y: Tensor, in_place: bool) -> Tensor:
     """
     if x.itemsize > 2:
         return torch.bmm(x, y)
-    is_there = in_place and x.device.type in ("cuda", "meta") and not torch.version.hip
-    if is_there and "dtype" in torch.ops.aten.bmm.overloads():  # from torch 2.8 on
-        return torch.ops.aten.bmm.dtype(x, y, torch.float32)
+    if in_place and x.device.type in ("cuda", "meta") and _has_out_dtype():
+        return torch.bmm(x, y, out_dtype=torch.float32)
     return torch.bmm(x.float(), y.float())
+
+
+def add_squares_(total: Tensor, x: Tensor, alpha: float, in_place: bool) -> None:
+    """total <- total + alpha X X^T, summed up in float32 at least.
+
+    total: (b, n, n), changed. x: (b * pieces, n, m), of which pieces are added up.
+    in_place: see `precise_bmm`.
+    """
+    if in_place and len(x) == len(total) and x.dtype == total.dtype:
+        total.baddbmm_(x, x.mT, alpha=alpha)
+        return
+    squares = precise_bmm(x, x.mT, in_place)
+    if len(x) != len(total):
+        squares = squares.view(len(total), -1, *total.shape[1:]).sum(1)
+    total.add_(squares, alpha=alpha)
+
+
+@cache
+def _has_out_dtype() -> bool:
+    """From torch 2.8 on."""
+    return "dtype" in torch.ops.aten.bmm.overloads() and not torch.version.hip
+
+
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Whether kernels of Triton run there."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def kernels(device: torch.device, dtype: torch.dtype) -> Any:
+    """The module with the default's elementwise functions for Triton, or None."""
+    if dtype != torch.float32 or not has_triton(device):
+        return None
+    return import_module("ngopt.soap_kernels")
 
 
 def fused(function: Callable, device: torch.device) -> Callable:
     """An elementwise function as one kernel, where there is Triton to compile it."""
-    return _compiled(function) if device.type == "cuda" else function
+    return _compiled(function) if has_triton(device) else function
 
 
 @cache
 def _compiled(function: Callable) -> Callable:
-    return torch.compile(function, dynamic=True) if find_spec("triton") else function
+    return torch.compile(function, dynamic=True)
 
 
 def is_capturing(device: torch.device) -> bool:

@@ -9,7 +9,7 @@ from operator import is_
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, _foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 from torch._C._functorch import peek_interpreter_stack
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.functional import pad
@@ -154,9 +154,14 @@ class Pieces:
 
 def flatten(values: Sequence[Tensor]) -> Tensor:
     """All elements one behind the other; may be a view."""
-    if peek_interpreter_stack() is None:  # vmap has no rule for the fast way
+    if peek_interpreter_stack() is not None:  # vmap has no rule for the fast ways
+        return torch.cat([x.reshape(-1) for x in values])
+    if len(values) == 1 or not values[0].is_cuda or torch.is_grad_enabled():
         return _flatten_dense_tensors(values)
-    return torch.cat([x.reshape(-1) for x in values])
+    # on GPUs `cat` takes as long for each tensor as for the largest
+    flat = values[0].new_empty(sum(x.numel() for x in values))
+    _foreach_copy_(_unflatten_dense_tensors(flat, values), [*values])
+    return flat
 
 
 def unflatten(values: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -6,7 +6,7 @@ transient_mib: the peak of memory in later steps, beyond what was there before;
 first_transient_mib: in the first step, without the state that it leaves. state: bytes
 of state for a parameter, divided by 4. first_s: seconds of the first step, which makes
 the graph and compiles. look_ms: of a step in which ng-gnn reads the graph; its ms are
-of steps between.
+of steps between. "eager": without kernels of Triton.
 
 Forward and backward are in bfloat16 autocast over float32 parameters, not compiled,
 without TF32; steps are made with the gradients of one backward pass.
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from time import perf_counter
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ from benchmarks.gpu.timing import (
 )
 from benchmarks.records import Record
 from benchmarks.shapes import TINY_WORKLOADS, WORKLOADS, Workload, loss_of
-from ngopt import NGOptimizer
+from ngopt import NGOptimizer, devices
 
 TRAINING = "forward + backward"
 # What is measured of all networks first, second and last; other packages may change
@@ -80,7 +81,8 @@ def training(session: Session, trained: Trained) -> Record:
 def optimizer_step(session: Session, trained: Trained, name: str) -> Record:
     """A step of an optimizer of `OPTIMIZERS`."""
     is_eager = name.endswith("eager")
-    with torch.compiler.set_stance("force_eager") if is_eager else nullcontext():
+    eager = patch.object(devices, "has_triton", lambda device: False)
+    with eager if is_eager else nullcontext():
         stepper = Stepper(trained, OPTIMIZERS[name](trained.model))
         return step_record(session, trained, stepper)
 

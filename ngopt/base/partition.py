@@ -37,17 +37,18 @@ class Axis:
     rest: int  # elements of a matrix that share an index of the axis, in a piece
 
     def unfold(self, x: Tensor) -> Tensor:
-        """X of values: (groups * parts, size, rest)."""
+        """X of values: (groups * parts, size, rest), or pieces of it behind each other."""
+        if self.name == "kernel" and not x.is_cpu:  # short: many small products
+            return x.flatten(0, 1).mT
         return self._split(x) if self.name == "rows" else self._split(x).mT
 
     def rotate(self, x: Tensor, basis: Tensor, back: bool = False) -> Tensor:
-        """Q^T times the axis or, on the way back, Q times it; in the dtype of Q."""
-        y = self._split(x).to(basis.dtype)
+        """Q^T times the axis or, on the way back, Q times it."""
+        y = self._split(x)
         if self.name == "rows":
             y = torch.bmm(basis if back else basis.mT, y)
         else:
             y = torch.bmm(y, basis.mT if back else basis)
-        y = y.to(x.dtype)
         if x.dim() == 3:
             return y
         if self.name != "channels":
@@ -75,12 +76,7 @@ class MatrixLayout:
     shape: tuple[int, int, int, int]  # (groups, rows, channels, kernel) in memory order
     axes: tuple[Axis, ...] = ()  # with factors
     view: View | None = None  # their elements, in this order; None: all in theirs
-    whole: tuple[int, ...] = ()  # shape of the parameter, where they are all of it
-
-    @property
-    def part(self) -> tuple[int, ...]:
-        """The shape of their elements in a parameter."""
-        return self.whole if self.view is None else self.view.shape
+    part: tuple[int, ...] = ()  # shape of their elements of a parameter
 
     def of(self, x: Tensor) -> Tensor:
         """Their elements of a parameter's values; a view if these are contiguous."""
@@ -100,16 +96,17 @@ def layouts_of(
     at most, in those of the matrices.
     """
     if not role.blocks or spec.numel == 0:
-        return (MatrixLayout((1, 1, spec.numel, 1), whole=spec.shape),)
+        return (MatrixLayout((1, 1, spec.numel, 1), part=spec.shape),)
     limits = _Limits(longest, budget)
     layouts = []
     for block in role.blocks:
         is_table = role.role == "embedding"
         own = _table(block, limits) if is_table else _matrices(block, limits, role)
         own = _in_memory_order(own)
-        is_whole = own.view is not None and own.view.is_whole(spec)
-        whole = replace(own, view=None, whole=spec.shape)
-        layouts.append(whole if is_whole else own)
+        assert own.view is not None
+        whole = replace(own, view=None, part=spec.shape)
+        is_whole = own.view.is_whole(spec)
+        layouts.append(whole if is_whole else replace(own, part=own.view.shape))
     return tuple(layouts)
 
 

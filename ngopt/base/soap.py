@@ -46,7 +46,6 @@ from ngopt.roles import roles_of
 from ngopt.schedule import steps_so_far
 
 MOST = {"cpu": 4 << 20, "accelerator": 192 << 20}  # bytes of bases renewed at once
-ALIGNED = 8  # sizes that tensor cores take; products of others are faster in float32
 TINY = torch.finfo(torch.float32).tiny  # beside second moments: nothing is divided by 0
 
 
@@ -166,6 +165,8 @@ class Step:
         """in_place: state moves where it is; neither autograd nor vmap follows."""
         positions, self.in_place = group.positions, in_place
         self.device = group.stack.device
+        dtype = group.stack.dtype
+        self.kernels = devices.kernels(self.device, dtype) if in_place else None
         is_known = in_place and not any(map(is_kept, hyper.lr))
         self.on_host = is_known and devices.is_host(self.device)
         self.grads: list[Tensor] = [grads[i] for i in positions]
@@ -178,14 +179,12 @@ class Step:
         self.bases: dict[int, Tensor] = {}  # of every size, for products
         self.ages: list[float] = []  # gradients before, where the host knows
         self.youngest = torch.inf  # the least of these
-        self.of_factors: dict[int, Tensor] = {}  # `FactorNumbers`, by size
+        self.of_factors: dict[int, FactorNumbers] = {}  # by size
         self.newest: Sequence[Any] = [None] * len(positions)  # see `Known`
 
-    def numbers(self, size: int) -> FactorNumbers:
-        return FactorNumbers(*self.of_factors[size])
-
     def fuse(self, function: Callable) -> Callable:
-        return devices.fused(function, self.device) if self.in_place else function
+        """One of the elementwise functions, as one kernel where that is possible."""
+        return getattr(self.kernels, function.__name__, function)
 
 
 class RowNumbers(NamedTuple):
@@ -235,7 +234,7 @@ class Group:
             known = self._table.fill(known, step.hyper)
         yield from self._changes(step, known)
         for size, some in self._schedule.due(int(step.youngest)):
-            self._renew(step, size, some, step.numbers(size).active[some])
+            self._renew(step, size, some, step.of_factors[size].active[some])
         step.state.step.add_(1)
 
     def captured(self, step: Step) -> Iterator[list[Change]]:
@@ -244,16 +243,17 @@ class Group:
         self.stack.count_on_device(step.records, known.count)
         yield from self._changes(step, known)
         for size, is_due in self._schedule.are_due(known.count.min() - 1).items():
-            is_due = is_due.view(-1, 1, 1) * step.numbers(size).active
+            is_due = is_due.view(-1, 1, 1) * step.of_factors[size].active
             self._renew(step, size, slice(None), is_due)
 
     def _changes(self, step: Step, known: Known) -> Iterator[list[Change]]:
         of_rows, of_factors = self._numbers(step, known)
         if AVERAGE in step.records[0]:
             step.newest = devices.separate(known.newest, of_rows)
-        step.of_factors = self.stack.of_factors(of_factors)
+        pairs = self.stack.of_factors(of_factors).items()
+        step.of_factors = {size: FactorNumbers(*x) for size, x in pairs}
         for size, factors in step.state.factors.items():
-            factors.mul_(step.of_factors[size][0])
+            factors.mul_(step.of_factors[size].kept)
         moments = zip(step.state.momentum, step.state.second, strict=True)
         for bucket, own in zip(self.stack.buckets, moments, strict=True):
             rows = RowNumbers(*bucket.spread(of_rows))
@@ -272,21 +272,37 @@ class Group:
     @np.errstate(all="ignore")
     def _numbers(self, step: Step, known: Known) -> Sequence[Tensor]:
         """`RowNumbers` and `FactorNumbers` of all parameters, (fields, n)."""
-        values, is_early = [*step.grads, *step.params], None
+        c, n = self.config, len(self.positions)
+        values = [*step.grads, *step.params]
         rms = devices.root_mean_squares(values, self._roots, step.in_place)
         scales = step.state.scales.to(rms.dtype)
         if step.on_host:
             rms, scales = rms.numpy(), scales.numpy()
+        xp, (scale, running, skipped) = devices.array_module(rms), scales
+        is_early = None
         if step.youngest <= EARLY:
             is_early = (known.count > 1) & (known.count <= EARLY + 1)
-        known = known._replace(newest=0.0)  # not read: it would be compiled each step
-        scales, numbers = step.fuse(numbers_of)(
-            rms, scales, known, self.config, is_early
-        )
-        n, rows = len(self.positions), len(RowNumbers._fields)
+        corrections = known.before, known.after
+        g = gradient_scale(rms[:n], scale, running, corrections, c.clip, is_early)
+        scales = g.scale, g.rms, skipped + ~g.active
         step.state.scales.copy_(devices.stacked(scales, n, self._roots.dtype))
-        numbers = devices.stacked(numbers, n, self.stack.dtype)
-        return numbers[:rows], numbers[rows:]
+
+        square = g.rescale * g.rescale
+        size = (known.offset + rms[n:] * known.per_rms).clip(*FOLLOWED)
+        height = known.height * known.lr * g.active
+        of_rows = RowNumbers(
+            multiplier=g.multiplier,
+            momentum=xp.where(g.active, c.beta1 * g.rescale, g.rescale),
+            second=xp.where(g.active, c.beta2 * square, square),
+            correction=known.correction,
+            damping=g.relative**2 * known.damping + TINY,
+            rate=known.gain * height * size**c.weight_exponent,
+            decay=known.decay * height,
+        )
+        kept = xp.where(g.active, c.beta_factor * square, square)
+        of_factors = FactorNumbers(kept, g.active, known.count)
+        numbers = devices.stacked(of_rows + of_factors, n, self.stack.dtype)
+        return numbers[: len(of_rows)], numbers[len(of_rows) :]
 
     def _direction(
         self, step: Step, bucket: Bucket, moments: Sequence[Tensor], rows: RowNumbers
@@ -311,25 +327,19 @@ class Group:
         alpha = 1 - self.config.beta_factor
         with devices.full_precision(step.device):
             for i, axis, some in bucket.factors:
-                x, factor = axis.unfold(stacks[i]), step.state.factors[axis.size][some]
-                if step.in_place and x.dtype == factor.dtype:
-                    factor.baddbmm_(x, x.mT, alpha=alpha)
-                else:
-                    square = devices.precise_bmm(x, x.mT, step.in_place)
-                    # constants to autograd
-                    square = square if step.in_place else square.detach()
-                    factor.add_(square, alpha=alpha)
+                x = axis.unfold(stacks[i]).detach()  # constants to autograd
+                factor = step.state.factors[axis.size][some]
+                devices.add_squares_(factor, x, alpha, step.in_place)
         if step.youngest == 0:
             for _, axis, some in bucket.factors:
-                _, active, count = step.numbers(axis.size)
+                _, active, count = step.of_factors[axis.size]
                 self._renew(step, axis.size, some, (active * (count == 1))[some])
 
     def _basis(self, step: Step, size: int) -> Tensor:
         """Bases of a size for products; of a functional step a copy, as they move."""
         if size not in step.bases:
             basis, copy = step.state.bases[size], not step.in_place
-            dtype = self._dtype if size % ALIGNED == 0 else self.stack.dtype
-            step.bases[size] = basis.to(dtype, copy=copy)
+            step.bases[size] = basis.to(self._dtype, copy=copy)
         return step.bases[size]
 
     @torch.no_grad()
@@ -344,35 +354,6 @@ class Group:
             with devices.full_precision(basis.device):
                 new = renewed(factor.to(dtype), basis.to(dtype))
             basis.copy_(torch.where(due > 0, new.to(basis.dtype), basis))
-
-
-def numbers_of(
-    rms: Array, scales: Array, known: Known, config: SoapConfig, is_early: Array | None
-) -> tuple[Sequence[Array], Sequence[Array]]:
-    """New scales, and the fields of `RowNumbers` and `FactorNumbers`, (n,) each.
-
-    rms: of gradients, then of weights, (2 n,). scales: see `SCALES`. is_early: see
-    `gradient_scale`.
-    """
-    xp, c, (scale, running, skipped) = devices.array_module(rms), config, scales
-    n = len(scale)
-    corrections = known.before, known.after
-    g = gradient_scale(rms[:n], scale, running, corrections, c.clip, is_early)
-    square = g.rescale * g.rescale
-    size = (known.offset + rms[n:] * known.per_rms).clip(*FOLLOWED)
-    height = known.height * known.lr * g.active
-    of_rows = RowNumbers(
-        multiplier=g.multiplier,
-        momentum=xp.where(g.active, c.beta1 * g.rescale, g.rescale),
-        second=xp.where(g.active, c.beta2 * square, square),
-        correction=known.correction,
-        damping=g.relative**2 * known.damping + TINY,
-        rate=known.gain * height * size**c.weight_exponent,
-        decay=known.decay * height,
-    )
-    kept = xp.where(g.active, c.beta_factor * square, square)
-    of_factors = FactorNumbers(kept, g.active, known.count)
-    return (g.scale, g.rms, skipped + ~g.active), of_rows + of_factors
 
 
 # --- Element by element: values (rows, lanes), and numbers (rows, 1) ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Protocol
 
@@ -128,6 +129,17 @@ class RawFeatures:
 def _strided(flat: Tensor, view: View) -> Tensor:
     """The elements of a view with as few axes as possible: a fused function is compiled
     again for another number of axes, and for axes of length 1."""
-    offset = flat.storage_offset() + view.offset
-    found = flat.as_strided(view.shape, view.strides, offset).squeeze()
-    return found.view(-1) if found.is_contiguous() else found
+    return flat.as_strided(*_short(view), flat.storage_offset() + view.offset)
+
+
+@cache
+def _short(view: View) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides without axes of length 1, of one axis if all are in one row."""
+    pairs = zip(view.shape, view.strides, strict=True)
+    axes = [(size, stride) for size, stride in pairs if size != 1]
+    dense = 1
+    for size, stride in reversed(axes):
+        if stride != dense:
+            return tuple(size for size, _ in axes), tuple(stride for _, stride in axes)
+        dense *= size
+    return (prod(view.shape),), (1,)
