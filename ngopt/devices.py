@@ -98,24 +98,29 @@ def precise_bmm(x: Tensor, y: Tensor, in_place: bool) -> Tensor:
 
 
 def add_squares_(total: Tensor, x: Tensor, alpha: float, in_place: bool) -> None:
-    """total <- total + alpha X X^T, summed up in float32 at least.
+    """total <- total + alpha X X^T, a constant to autograd, summed up in float32 at least.
 
     total: (b, n, n), changed. x: (b * pieces, n, m), of which pieces are added up.
     in_place: see `precise_bmm`.
     """
-    if in_place and len(x) == len(total) and x.dtype == total.dtype:
+    is_whole = in_place and len(x) == len(total)
+    if is_whole and x.dtype == total.dtype:
         total.baddbmm_(x, x.mT, alpha=alpha)
-        return
-    squares = precise_bmm(x, x.mT, in_place)
-    if len(x) != len(total):
-        squares = squares.view(len(total), -1, *total.shape[1:]).sum(1)
-    total.add_(squares, alpha=alpha)
+    elif is_whole and x.is_cuda and total.dtype == torch.float32 and _has_out_dtype():
+        add = torch.ops.aten.baddbmm.dtype_out
+        add(total, x, x.mT, torch.float32, alpha=alpha, out=total)
+    else:
+        squares = precise_bmm(x, x.mT, in_place).detach()
+        if len(x) != len(total):
+            squares = squares.view(len(total), -1, *total.shape[1:]).sum(1)
+        total.add_(squares, alpha=alpha)
 
 
 @cache
 def _has_out_dtype() -> bool:
-    """From torch 2.8 on."""
-    return "dtype" in torch.ops.aten.bmm.overloads() and not torch.version.hip
+    """Whether products of 16 bits can be float32: from torch 2.8 on."""
+    has = "dtype_out" in torch.ops.aten.baddbmm.overloads()
+    return has and not torch.version.hip
 
 
 @cache

@@ -76,8 +76,7 @@ class RenewalSchedule:
 
     def __init__(self, counts: Mapping[int, int], every: int, device: torch.device):
         self.every = every
-        calls = CALLS**3
-        work = [[n**3 + calls / count] * count for n, count in counts.items()]
+        work = [[n**3 + CALLS**3 / count] * count for n, count in counts.items()]
         ends = list(accumulate(chain(*work), initial=0.0))
         # where in the round each basis is, in (0, 1)
         places = iter([(a + b) / 2 / ends[-1] for a, b in pairwise(ends)])

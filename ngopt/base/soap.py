@@ -108,8 +108,7 @@ class SoapRule(UpdateRule):
         if not present:
             return
         groups = self._grouped(present, state, in_place)
-        given = grads, state, params, hyper, in_place
-        steps = [Step(group, *given) for group in groups]
+        steps = [Step(group, grads, state, params, hyper, in_place) for group in groups]
         is_captured, now = devices.is_capturing(steps[0].device), 0.0
         if not is_captured:
             absent = set(range(len(state))) - set(present)
@@ -327,8 +326,7 @@ class Group:
         alpha = 1 - self.config.beta_factor
         with devices.full_precision(step.device):
             for i, axis, some in bucket.factors:
-                x = axis.unfold(stacks[i]).detach()  # constants to autograd
-                factor = step.state.factors[axis.size][some]
+                x, factor = axis.unfold(stacks[i]), step.state.factors[axis.size][some]
                 devices.add_squares_(factor, x, alpha, step.in_place)
         if step.youngest == 0:
             for _, axis, some in bucket.factors:
