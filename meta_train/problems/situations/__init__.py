@@ -11,8 +11,8 @@ from itertools import chain
 
 from meta_train.problems.protocol import Problem
 from meta_train.problems.situations import (
-    adapted,
     equations,
+    finetuning,
     games,
     starts,
     streams,
@@ -25,7 +25,7 @@ from meta_train.problems.situations.kinds import Kind
 KINDS: dict[str, Kind] = {
     **trainings.KINDS,
     **starts.KINDS,
-    **adapted.KINDS,
+    **finetuning.KINDS,
     **zeros.KINDS,
     **games.KINDS,
     **streams.KINDS,

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.common import fit
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import SIZE, Generated, held_out
 from meta_train.problems.situations.kinds import Kind
+from meta_train.problems.situations.problems import fit
 from meta_train.problems.supervised import Batch, Splits, SupervisedProblem
 
 

@@ -15,8 +15,6 @@ from meta_train.problems.common import (
     GRAY_8,
     MNIST_14,
     Build,
-    classify,
-    fit,
 )
 from meta_train.problems.networks.convolutional import (
     ResidualBlock,
@@ -32,14 +30,18 @@ from meta_train.problems.networks.sequential import (
 )
 from meta_train.problems.situations.kinds import (
     CNN,
+    DIRECTIONS,
+    DISTANCES,
     GPT,
     MIXER,
+    PRODUCTS,
     RESNET,
     SINES,
     VIT,
     Kind,
     read,
 )
+from meta_train.problems.situations.problems import classify, fit
 from meta_train.problems.text import VOCABULARY
 
 Fill = Callable[[Tensor], object]
@@ -164,9 +166,10 @@ class Gates(nn.Module):
 
 _START: Kind = (
     [
-        read("start-gpt-small-40", partial(started, GPT, small), 16, 40),
+        read("start-gpt-small-40", 0, partial(started, GPT, small), 16, 40),
         read(
             "start-gpt-residual-300",
+            0,
             partial(gpt_with_scaled_residuals, GPT),
             16,
             300,
@@ -223,6 +226,7 @@ _START: Kind = (
     [
         read(
             "start-gpt-small-100",
+            2,
             partial(started, partial(Gpt, VOCABULARY, 32, 48, 2, 3), small),
             16,
             100,
@@ -247,47 +251,39 @@ _START: Kind = (
 
 
 def _deep(
-    depth: int, norm: Callable | None = None, activation: type = nn.ReLU
+    fan_in: int,
+    depth: int,
+    fan_out: int,
+    norm: Callable | None = None,
+    activation: type = nn.ReLU,
 ) -> Build:
-    return partial(mlp, (16, *[48] * depth, 4), activation, norm)
+    return partial(mlp, (fan_in, *[48] * depth, fan_out), activation, norm)
 
 
 _DEEP: Kind = (
     [
-        fit(
-            "deep-relu-30",
-            SINES,
-            partial(started, _deep(30), he),
-            64,
-            300,
-        ),
-        fit("deep-norm-12", SINES, _deep(12, nn.LayerNorm), 64, 200),
-        fit("deep-tanh-10", SINES, _deep(10, activation=nn.Tanh), 64, 300),
+        fit("deep-relu-30", SINES, partial(started, _deep(16, 30, 4), he), 64, 300),
+        fit("deep-norm-12", SINES, _deep(16, 12, 4, nn.LayerNorm), 64, 200),
+        fit("deep-tanh-10", SINES, _deep(16, 10, 4, activation=nn.Tanh), 64, 300),
     ],
     [
-        fit(
-            "deep-relu-20",
-            SINES,
-            partial(started, _deep(20), he),
-            64,
-            250,
-        ),
-        fit("deep-skips-50", SINES, partial(Skips, 16, 32, 50, 4), 64, 200),
-        fit("deep-gelu-8", SINES, _deep(8, activation=nn.GELU), 64, 300),
+        fit("deep-relu-20", PRODUCTS, partial(started, _deep(8, 20, 7), he), 64, 250),
+        fit("deep-skips-50", PRODUCTS, partial(Skips, 8, 32, 50, 7), 64, 200),
+        fit("deep-gelu-8", PRODUCTS, _deep(8, 8, 7, activation=nn.GELU), 64, 300),
     ],
     [
+        fit("deep-relu-50", DISTANCES, partial(started, _deep(6, 50, 4), he), 64, 400),
         fit(
-            "deep-relu-50",
-            SINES,
-            partial(started, _deep(50), he),
+            "deep-norm-25",
+            DIRECTIONS,
+            _deep(12, 25, 3, nn.LayerNorm, nn.GELU),
             64,
-            400,
+            200,
         ),
-        fit("deep-norm-25", SINES, _deep(25, nn.LayerNorm, nn.GELU), 64, 200),
         fit(
             "deep-orthogonal-15",
-            SINES,
-            partial(started, _deep(15, activation=nn.Tanh), orthogonal),
+            DIRECTIONS,
+            partial(started, _deep(12, 15, 3, activation=nn.Tanh), orthogonal),
             64,
             300,
         ),

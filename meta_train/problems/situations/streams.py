@@ -9,12 +9,13 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.common import FASHION_14, MNIST_7, MNIST_14, classify
+from meta_train.problems.common import FASHION_14, MNIST_7, MNIST_14
 from meta_train.problems.networks.convolutional import paper_cnn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import EVALUATED, at_most, fixed
 from meta_train.problems.situations.kinds import VIT, Kind
+from meta_train.problems.situations.problems import classify
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,

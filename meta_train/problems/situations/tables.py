@@ -7,10 +7,10 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.common import classify, fit
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
 from meta_train.problems.situations.kinds import Kind
+from meta_train.problems.situations.problems import classify, fit
 from meta_train.problems.supervised import Batch, Splits
 
 

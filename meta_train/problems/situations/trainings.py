@@ -14,8 +14,6 @@ from meta_train.problems.common import (
     GRAY_8,
     MNIST_7,
     MNIST_14,
-    classify,
-    fit,
 )
 from meta_train.problems.images import lower_brightness
 from meta_train.problems.networks.convolutional import plain_cnn
@@ -24,16 +22,17 @@ from meta_train.problems.networks.sequential import CharacterReader, Gpt, RowRea
 from meta_train.problems.situations.kinds import (
     CNN,
     DIRECTIONS,
+    DISTANCES,
     GPT,
     MIXER,
     MOONS,
     PRODUCTS,
     RESNET,
-    SINES,
     VIT,
     Kind,
     read,
 )
+from meta_train.problems.situations.problems import classify, fit
 from meta_train.problems.situations.streams import first
 from meta_train.problems.text import VOCABULARY
 
@@ -53,12 +52,16 @@ _SHORT: Kind = (
     [
         classify("short-mlp-10", FASHION_14, partial(mlp, (196, 64, 10)), 64, 10),
         classify("short-cnn-30", MNIST_14, CNN, 64, 30),
-        read("short-gpt-100", GPT, 16, 100),
+        read("short-gpt-100", 0, GPT, 16, 100),
         classify("short-moons-200", MOONS, partial(mlp, (2, 16, 2)), 64, 200),
     ],
     [
         read(
-            "short-gru-10", partial(CharacterReader, nn.GRU, VOCABULARY, 24, 48), 16, 10
+            "short-gru-10",
+            1,
+            partial(CharacterReader, nn.GRU, VOCABULARY, 24, 48),
+            16,
+            10,
         ),
         classify("short-vit-30", FASHION_14, VIT, 64, 30),
         classify("short-resnet-100", FASHION_14, RESNET, 32, 100),
@@ -72,7 +75,9 @@ _SHORT: Kind = (
     ],
     [
         classify("short-mixer-10", CIFAR_16, MIXER, 64, 10),
-        read("short-gpt-30", partial(Gpt, VOCABULARY, 32, 48, 2, 1, tied=True), 32, 30),
+        read(
+            "short-gpt-30", 2, partial(Gpt, VOCABULARY, 32, 48, 2, 1, tied=True), 32, 30
+        ),
         classify(
             "short-lstm-100", MNIST_14, partial(RowReader, nn.LSTM, 14, 48), 64, 100
         ),
@@ -100,9 +105,9 @@ _LONG: Kind = (
     ],
     [
         fit(
-            "long-sines-10000",
-            SINES,
-            partial(mlp, (16, 48, 48, 4), nn.SiLU),
+            "long-distances-10000",
+            DISTANCES,
+            partial(mlp, (6, 48, 48, 4), nn.SiLU),
             32,
             10_000,
         )

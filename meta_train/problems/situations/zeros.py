@@ -13,16 +13,15 @@ from meta_train.problems.common import (
     GRAY_8,
     MNIST_7,
     MNIST_14,
-    classify,
-    fit,
 )
 from meta_train.problems.networks.convolutional import group_norm, strided_cnn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.objectives import CONTRAST
-from meta_train.problems.situations import adapted, starts
+from meta_train.problems.situations import starts
 from meta_train.problems.situations.generated import fixed, generated
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.supervised import Batch, Objective, SupervisedProblem
+from meta_train.problems.situations.problems import classify, fit, supervised
+from meta_train.problems.supervised import Batch, Objective
 
 
 class Scaled(nn.Module):
@@ -53,6 +52,46 @@ class Scaled(nn.Module):
         return x, stretch * x + shift - 1 + 0.5 * torch.randn_like(x)
 
 
+class LogScales(nn.Module):
+    """Normal distributions of 12 targets; logarithms of their scales begin at zero."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = mlp((8, width, 12))
+        self.log_scales = nn.Parameter(torch.zeros(12))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (b, 8); returns means and logarithms of scales, (b, 12)"""
+        means = self.layers(x)
+        return means, self.log_scales.expand_as(means)
+
+    @staticmethod
+    def examples(count: int) -> Batch:
+        """8 normal numbers, and 12 sines of them."""
+        x = torch.randn(count, 8)
+        return x, (x @ fixed(8, 12, seed=23) / 2).sin()
+
+
+SCALES = 10 ** torch.linspace(-2, 1, 12)  # of the noise in the targets of `LogScales`
+
+
+def negative_log_likelihood(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    """Of normal distributions, mean over the targets (b, 12), ()."""
+    means, log_scales = outputs
+    errors = (targets - means) * (-log_scales).exp()
+    return (log_scales + 0.5 * errors.square()).mean()
+
+
+def divergence(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from the distributions with `SCALES`, ().
+
+    targets: their means, (b, 12)
+    """
+    log_ratio = outputs[1] - SCALES.to(targets.device).log()
+    errors = (targets - outputs[0]).square() * (-2 * outputs[1]).exp()
+    return (log_ratio + 0.5 * ((-2 * log_ratio).exp() + errors - 1)).mean()
+
+
 class Tempered(nn.Module):
     """Embeddings of two noisy views of a batch, and a temperature that begins at 1.
 
@@ -78,6 +117,7 @@ def match_views(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
+LIKELIHOOD = Objective(negative_log_likelihood)
 MATCH_VIEWS = Objective(match_views)
 
 
@@ -99,14 +139,16 @@ _ZEROS: Kind = (
         ),
     ],
     [
-        classify(
-            "zeros-prompt-60",
-            adapted.SECOND_TEXT,
-            partial(adapted.with_prompt, 8),
-            16,
-            60,
+        supervised(
+            "zeros-log-scales-200",
+            partial(generated, LogScales.examples, SCALES),
+            partial(LogScales, 48),
+            LIKELIHOOD,
+            64,
+            200,
+            evaluation=Objective(divergence),
         ),
-        SupervisedProblem(
+        supervised(
             "zeros-temperature-300",
             MNIST_7,
             partial(Tempered, (49, 64, 32)),
@@ -132,12 +174,12 @@ _ZEROS: Kind = (
 
 _CONTRASTS: Kind = (
     [
-        SupervisedProblem(
+        supervised(
             "contrast-gray-8", GRAY_8, partial(mlp, (64, 96, 24)), CONTRAST, 128, 400
         )
     ],
     [
-        SupervisedProblem(
+        supervised(
             "contrast-m7",
             MNIST_7,
             partial(mlp, (49, 64, 64, 16), nn.GELU),
@@ -147,7 +189,7 @@ _CONTRASTS: Kind = (
         )
     ],
     [
-        SupervisedProblem(
+        supervised(
             "contrast-cnn-m14",
             MNIST_14,
             partial(strided_cnn, (1, 12, 24, 32), group_norm, nn.ReLU),

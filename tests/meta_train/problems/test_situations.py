@@ -1,5 +1,7 @@
 """What holds of every situation, and how they are divided."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -12,11 +14,13 @@ from meta_train.problems.situations import (
     SITUATIONS,
     TESTING,
     VALIDATING,
-    adapted,
     equations,
+    finetuning,
     games,
+    pretrained,
     starts,
     tables,
+    texts,
 )
 from tasks.datasets import DatasetUnavailable
 
@@ -25,10 +29,10 @@ from tasks.datasets import DatasetUnavailable
 def little_pretraining():
     """Trained networks need not be good here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapted, "PRETRAINING", 0.02)
-        adapted.weights.cache_clear()
+        patch.setattr(pretrained, "PRETRAINING", 0.02)
+        pretrained.weights.cache_clear()
         yield
-    adapted.weights.cache_clear()
+    pretrained.weights.cache_clear()
 
 
 @pytest.fixture(params=SITUATIONS)
@@ -108,25 +112,47 @@ def test_horizons_span_what_people_train():
         assert {30, 100, 300} <= steps | {60, 200} and len(steps) >= 10
 
 
-def test_adapted_networks_begin_as_what_they_adapt():
-    codes = adapted.SECOND_TEXT().validation.batch(torch.arange(4))[0]
-    expected = adapted.pretrained("gpt")(codes)
-    for build in (
-        lambda: adapted.with_lora("gpt", 4),
-        lambda: adapted.with_adapters(8),
-    ):
-        model = build()
-        torch.testing.assert_close(model(codes), expected)
-        trained = [name for name, p in model.named_parameters() if p.requires_grad]
-        assert trained
-        assert all("up" in name or "down" in name for name in trained)
-    prompted = adapted.with_prompt(8)
-    assert [n for n, p in prompted.named_parameters() if p.requires_grad] == ["prompt"]
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda name: finetuning.with_lora(name, 4),
+        lambda name: finetuning.with_adapters(name, 8),
+    ],
+)
+def test_adapted_networks_begin_as_what_they_adapt(build):
+    codes = torch.arange(32)[None]
+    model = build("gpt-code")
+    torch.testing.assert_close(model(codes), pretrained.pretrained("gpt-code")(codes))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("up" in name or "down" in name for name in trained)
 
 
-def test_texts_of_the_two_halves_have_nothing_in_common():
-    first, second = (adapted.characters(48, half).train for half in (False, True))
-    assert first.starts.max() < second.starts.min()
+def test_thirds_have_other_texts():
+    parts = [texts.code(third).splitlines() for third in range(3)]
+    lines = [{x for x in part if len(x) > 60} for part in parts]
+    for k in range(3):
+        assert len(lines[k]) > 500
+        shared = len(lines[k] & lines[k - 1]) / len(lines[k])
+        assert shared < 0.01
+
+
+def test_fine_tuning_moves_to_another_text():
+    lower, mixed = texts.LOWER_CASE(), texts.MIXED_CASE()
+    assert lower == lower.lower()
+    assert mixed != mixed.lower()
+    assert "def " in texts.STATEMENTS() and '"""' not in texts.STATEMENTS()
+    sentence = "Return the sample arithmetic mean of data."
+    assert sentence in texts.DOCSTRINGS() and sentence not in texts.STATEMENTS()
+    for text in (texts.MIXED_CASE, texts.STATEMENTS, texts.documentation):
+        assert min(map(len, texts.windows(text, 32)[1:])) >= 512
+
+
+def test_equal_data_come_in_another_order_under_another_name():
+    one, other = load_problem("long-mlp-10000"), load_problem("batch-1")
+    assert one.data is other.data
+    kept = dataclasses.replace(other, batch_size=one.batch_size)
+    assert not torch.equal(kept.batch(0, 0)[1], one.batch(0, 0)[1])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""How the problems of this list are made: each has its own stream of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+from torch import nn
+
+from meta_train.problems.common import Build, Data
+from meta_train.problems.supervised import (
+    CLASSIFY,
+    REGRESS,
+    Objective,
+    SupervisedProblem,
+)
+from tasks.common.random import seeded
+
+
+def name_key(name: str) -> int:
+    """An integer that stands for a name in the key of a seed."""
+    return crc32(name.encode())
+
+
+def supervised(
+    name: str,
+    data: Data,
+    build: Build,
+    objective: Objective,
+    batch_size: int | None,
+    steps: int,
+    **options: Any,
+) -> SupervisedProblem:
+    """A problem whose batches depend on its name; options: of `SupervisedProblem`."""
+    options = {"stream": (name_key(name),), **options}
+    return SupervisedProblem(name, data, build, objective, batch_size, steps, **options)
+
+
+def classify(
+    name: str, data: Data, build: Build, batch_size: int | None, steps: int
+) -> SupervisedProblem:
+    """Cross entropy."""
+    return supervised(name, data, build, CLASSIFY, batch_size, steps)
+
+
+def fit(
+    name: str, data: Data, build: Build, batch_size: int | None, steps: int
+) -> SupervisedProblem:
+    """Squared errors."""
+    return supervised(name, data, build, REGRESS, batch_size, steps)
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnProblem:
+    """A problem whose batches are drawn from a distribution, and depend on its name."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    batch_size: int
+    steps: int
+
+    def init(self, seed: int) -> nn.Module:
+        with seeded(seed, 0):
+            return self.build()
+
+    def batch(self, seed: int, step: int) -> Any:
+        with seeded(seed, 1, step, name_key(self.name)):
+            return self.draw_batch(step)
+
+    def draw_batch(self, step: int) -> Any:
+        """The batch of a step, from torch's generator."""
+        raise NotImplementedError
