@@ -11,6 +11,7 @@ from itertools import chain
 
 from meta_train.problems.protocol import Problem
 from meta_train.problems.situations import (
+    contrasts,
     equations,
     finetuning,
     games,
@@ -27,6 +28,7 @@ KINDS: dict[str, Kind] = {
     **starts.KINDS,
     **finetuning.KINDS,
     **zeros.KINDS,
+    **contrasts.KINDS,
     **games.KINDS,
     **streams.KINDS,
     **tables.KINDS,

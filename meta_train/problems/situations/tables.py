@@ -53,19 +53,29 @@ class Symmetric(nn.Module):
 
 @cache
 def entries(rows: int, columns: int, rank: int, noise: float, biased: bool) -> Splits:
-    """Places (b, 2) of a matrix of low rank, and its values there, with noise."""
+    """Places (b, 2) of a matrix of low rank, and its values there."""
     u, v = fixed(rows, rank, seed=2), fixed(columns, rank, seed=3)
-    if rows == columns:
-        v = u
     a, b = fixed(rows, seed=4) * biased, fixed(columns, seed=5) * biased
 
     def draw(count: int) -> Batch:
         i = torch.randint(rows, (count,))
         j = torch.randint(columns, (count,))
         value = (u[i] * v[j]).sum(1) / rank**0.5 + a[i] + b[j]
-        return torch.stack([i, j], 1), value + noise * torch.randn(count)
+        return torch.stack([i, j], 1), value
 
-    return generated(draw)
+    return generated(draw, noise)
+
+
+@cache
+def symmetric_entries(rows: int, rank: int, noise: float) -> Splits:
+    """Places (b, 2) of a symmetric matrix of low rank, and its values there."""
+    u = fixed(rows, rank, seed=2)
+
+    def draw(count: int) -> Batch:
+        places = torch.randint(rows, (count, 2))
+        return places, u[places].prod(1).sum(1) / rank**0.5
+
+    return generated(draw, noise)
 
 
 def zipf(count: int, vocabulary: int) -> Tensor:
@@ -134,9 +144,9 @@ def unscaled_regression(columns: int, decades: float, seed: int) -> Splits:
     def draw(count: int) -> Batch:
         x = torch.randn(count, columns)
         target = (x @ first / columns**0.5).relu() @ last / 4
-        return unit * (x + shift), target + 0.1 * torch.randn(count, 1)
+        return unit * (x + shift), target
 
-    return generated(draw)
+    return generated(draw, 0.1)
 
 
 @cache
@@ -174,7 +184,7 @@ _FACTORS: Kind = (
     [
         fit(
             "factors-symmetric-150",
-            partial(entries, 150, 150, 6, 0.05, False),
+            partial(symmetric_entries, 150, 6, 0.05),
             partial(Symmetric, 150, 8),
             256,
             500,

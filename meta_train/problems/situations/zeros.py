@@ -1,4 +1,4 @@
-"""Parameters that begin at zero and have far to go, and embeddings that are compared."""
+"""Parameters that begin at zero and have far to go."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from torch import Tensor, nn
 
 from meta_train.problems.common import (
     FASHION_14,
-    GRAY_8,
     MNIST_7,
     MNIST_14,
 )
-from meta_train.problems.networks.convolutional import group_norm, strided_cnn
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.objectives import CONTRAST
 from meta_train.problems.situations import starts
 from meta_train.problems.situations.generated import fixed, generated
 from meta_train.problems.situations.kinds import Kind
@@ -42,14 +39,14 @@ class Scaled(nn.Module):
         """24 normal numbers, stretched and shifted by several times their size."""
         x = torch.randn(count, 24)
         stretch, shift = 4 * fixed(2, 24, seed=18)
-        return x, stretch * x + shift + 3 + 0.1 * torch.randn_like(x)
+        return x, stretch * x + shift + 3
 
     @staticmethod
     def other_examples(count: int) -> Batch:
-        """The same with less stretch and more noise."""
+        """The same with less stretch."""
         x = torch.randn(count, 24)
         stretch, shift = fixed(2, 24, seed=19)
-        return x, stretch * x + shift - 1 + 0.5 * torch.randn_like(x)
+        return x, stretch * x + shift - 1
 
 
 class LogScales(nn.Module):
@@ -125,7 +122,7 @@ _ZEROS: Kind = (
     [
         fit(
             "zeros-scales-300",
-            partial(generated, Scaled.examples),
+            partial(generated, Scaled.examples, 0.1),
             partial(Scaled, 24),
             32,
             300,
@@ -155,12 +152,13 @@ _ZEROS: Kind = (
             MATCH_VIEWS,
             64,
             300,
+            evaluation_batch=64,
         ),
     ],
     [
         fit(
             "zeros-scales-100",
-            partial(generated, Scaled.other_examples),
+            partial(generated, Scaled.other_examples, 0.5),
             partial(Scaled, 24),
             64,
             100,
@@ -172,36 +170,6 @@ _ZEROS: Kind = (
 )
 
 
-_CONTRASTS: Kind = (
-    [
-        supervised(
-            "contrast-gray-8", GRAY_8, partial(mlp, (64, 96, 24)), CONTRAST, 128, 400
-        )
-    ],
-    [
-        supervised(
-            "contrast-m7",
-            MNIST_7,
-            partial(mlp, (49, 64, 64, 16), nn.GELU),
-            CONTRAST,
-            96,
-            300,
-        )
-    ],
-    [
-        supervised(
-            "contrast-cnn-m14",
-            MNIST_14,
-            partial(strided_cnn, (1, 12, 24, 32), group_norm, nn.ReLU),
-            CONTRAST,
-            96,
-            200,
-        )
-    ],
-)
-
-
 KINDS: dict[str, Kind] = {
     "zeros at first": _ZEROS,
-    "contrasts": _CONTRASTS,
 }
