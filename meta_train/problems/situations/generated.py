@@ -71,6 +71,15 @@ def products(count: int) -> Batch:
     return x, x[:, :-1] * x[:, 1:]
 
 
+PROJECTIONS = fixed(10, 5, seed=24) / 10**0.5
+
+
+def projections(count: int) -> Batch:
+    """10 normal numbers, and the absolute values of five projections."""
+    x = torch.randn(count, 10)
+    return x, (x @ PROJECTIONS).abs()
+
+
 CENTRES = fixed(4, 6, seed=22)
 
 

@@ -14,6 +14,7 @@ from meta_train.problems.situations.generated import (
     generated,
     moons,
     products,
+    projections,
     sines,
 )
 from meta_train.problems.situations.problems import classify
@@ -27,7 +28,7 @@ Kind = tuple[list[Problem], list[Problem], list[Problem]]
 # Targets of one third alone.
 SINES, PRODUCTS = partial(generated, sines), partial(generated, products)
 DIRECTIONS, DISTANCES = partial(generated, directions), partial(generated, distances)
-MOONS = partial(generated, moons)
+PROJECTIONS, MOONS = partial(generated, projections), partial(generated, moons)
 
 CNN = partial(paper_cnn, 1, (8, 16, 16))
 GPT = partial(Gpt, VOCABULARY, 32, 64, 4, 2)

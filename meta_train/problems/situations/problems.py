@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -66,6 +67,11 @@ def fit(
     return supervised(
         name, data, build, REGRESS, batch_size, steps, evaluation=REGRESS_WITH_FLOOR
     )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters are."""
+    return next(model.parameters()).device
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,7 @@ from meta_train.problems.situations.kinds import (
     DISTANCES,
     GPT,
     MIXER,
-    PRODUCTS,
+    PROJECTIONS,
     RESNET,
     SINES,
     VIT,
@@ -267,9 +267,11 @@ _DEEP: Kind = (
         fit("deep-tanh-10", SINES, _deep(16, 10, 4, activation=nn.Tanh), 64, 300),
     ],
     [
-        fit("deep-relu-20", PRODUCTS, partial(started, _deep(8, 20, 7), he), 64, 250),
-        fit("deep-skips-50", PRODUCTS, partial(Skips, 8, 32, 50, 7), 64, 200),
-        fit("deep-gelu-8", PRODUCTS, _deep(8, 8, 7, activation=nn.GELU), 64, 300),
+        fit(
+            "deep-relu-20", PROJECTIONS, partial(started, _deep(10, 20, 5), he), 64, 250
+        ),
+        fit("deep-skips-50", PROJECTIONS, partial(Skips, 10, 32, 50, 5), 64, 200),
+        fit("deep-gelu-8", PROJECTIONS, _deep(10, 8, 5, activation=nn.GELU), 64, 300),
     ],
     [
         fit("deep-relu-50", DISTANCES, partial(started, _deep(6, 50, 4), he), 64, 400),

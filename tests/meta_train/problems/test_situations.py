@@ -18,6 +18,7 @@ from meta_train.problems.situations import (
     finetuning,
     games,
     pretrained,
+    rewards,
     starts,
     tables,
     texts,
@@ -178,17 +179,23 @@ def test_the_energy_distance_of_points():
 
 def test_a_critic_gets_no_gradient_from_the_generators_loss():
     players = games.Players(2, 8)
-    players.critic_logits(torch.randn(4, 2, requires_grad=True)).sum().backward()
+    players.fixed_critic(torch.randn(4, 2, requires_grad=True)).sum().backward()
     assert all(p.grad is None for p in players.parameters())
 
 
 def test_regret_and_met_modes_by_hand():
-    bandit = load_problem("bandit-10")
+    bandit = load_problem("bandits-10")
     model = bandit.init(0)
-    best = games.TEN_ARMS(torch.zeros(1, 1))[0].argmax()
+    best = rewards.TEN_ARMS(torch.zeros(1, 1))[0].argmax(1)
     with torch.no_grad():
-        model.logits[best] = 50
-    assert bandit.evaluate(model, "test").loss == pytest.approx(1e-3, abs=1e-6)
+        model.logits.scatter_(1, best[:, None], 50)
+    floor = rewards.REGRET_FLOOR
+    assert bandit.evaluate(model, "test").loss == pytest.approx(floor, abs=1e-6)
+    with torch.no_grad():
+        model.logits.zero_()
+    means = rewards.TEN_ARMS(torch.zeros(1, 1))[0]
+    expected = (means.amax(1) - means.mean(1)).mean().item() + floor
+    assert bandit.evaluate(model, "test").loss == pytest.approx(expected, rel=1e-5)
     gan = load_problem("gan-ring-8")
     assert gan._mode_coverage(gan.modes) == 1
     assert gan._mode_coverage(gan.modes[:2].repeat(4, 1)) == pytest.approx(0.25)
