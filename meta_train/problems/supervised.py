@@ -66,6 +66,26 @@ class Listed:
         return self.inputs[indices], self.targets[indices]
 
 
+@dataclass(frozen=True)
+class First:
+    """So many examples, the first."""
+
+    examples: Examples
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: Tensor) -> Batch:
+        return self.examples.batch(indices)
+
+
+def first(data: Callable[[], Splits], count: int) -> Splits:
+    """Splits of which only the first examples are trained on."""
+    train, validation, test = data()
+    return Splits(First(train, count), validation, test)
+
+
 def mapped(
     splits: Callable[[], Splits], function: Callable[[Any, Any], Batch]
 ) -> Splits:

@@ -11,30 +11,34 @@ from itertools import chain
 
 from meta_train.problems.protocol import Problem
 from meta_train.problems.situations import (
+    clipping,
     contrasts,
+    drift,
     equations,
     finetuning,
     games,
+    initialization,
+    label_noise,
     rewards,
-    starts,
-    streams,
     tables,
     trainings,
-    zeros,
+    zero_init,
 )
 from meta_train.problems.situations.kinds import Kind
 
 KINDS: dict[str, Kind] = {
     **trainings.KINDS,
-    **starts.KINDS,
+    **initialization.KINDS,
     **finetuning.KINDS,
-    **zeros.KINDS,
+    **zero_init.KINDS,
     **contrasts.KINDS,
     **games.KINDS,
     **rewards.KINDS,
-    **streams.KINDS,
+    **label_noise.KINDS,
+    **drift.KINDS,
     **tables.KINDS,
     **equations.KINDS,
+    **clipping.KINDS,
 }
 
 _DEVELOPING, _VALIDATING, _TESTING = (

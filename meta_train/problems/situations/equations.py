@@ -32,7 +32,11 @@ class Equation(NamedTuple):
 
 
 class Solver(nn.Module):
-    """In training residuals at points, in evaluation the solution there (Raissi et al. 2019)."""
+    """In training residuals at points, in evaluation the solution there.
+
+    The residuals are trained as by Raissi et al. 2019. Their loss on the boundary is left
+    out: the trial solution has the boundary values (Lagaris et al. 1998).
+    """
 
     def __init__(self, equation: Equation, widths: tuple[int, ...]):
         super().__init__()

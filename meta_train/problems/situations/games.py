@@ -68,22 +68,23 @@ class Players(nn.Module):
 
 
 def logistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
-    """The non-saturating losses of both players with R1 (Mescheder et al. 2018), ().
+    """The non-saturating losses of both players with R1 and R2, ().
 
-    penalty: half of it times the mean squared slope of the critic at real points.
+    penalty: half of it times the mean squared slopes of the critic at real and generated
+    points (Mescheder et al. 2018).
     """
     fake = players.generate(len(real))
     logits, slope = _with_slopes(players.critic, real)
-    other = players.critic(fake.detach()).squeeze(1)
+    other, other_slope = _with_slopes(players.critic, fake)
     critic = F.softplus(-logits).mean() + F.softplus(other).mean()
     generator = F.softplus(-players.fixed_critic(fake)).mean()
-    return critic + 0.5 * penalty * slope + generator
+    return critic + 0.5 * penalty * (slope + other_slope) + generator
 
 
 def relativistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
     """The losses of pairs of a real and a generated point (Huang et al. 2024), ().
 
-    penalty: half of it times the mean squared slopes of the critic at both (R1 and R2).
+    penalty: as in `logistic_game`.
     """
     fake = players.generate(len(real))
     logits, slope = _with_slopes(players.critic, real)
@@ -176,7 +177,7 @@ _GAMES: Kind = (
             800,
             ring(8),
             0.1,
-            partial(logistic_game, penalty=3.0),
+            partial(logistic_game, penalty=10.0),
         )
     ],
     [

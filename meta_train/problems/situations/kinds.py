@@ -5,7 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from meta_train.problems.common import Build
-from meta_train.problems.networks.convolutional import paper_cnn, residual_cnn
+from meta_train.problems.networks.convolutional import (
+    paper_cnn,
+    plain_cnn,
+    residual_cnn,
+)
 from meta_train.problems.networks.sequential import Gpt, Mixer, VisionTransformer
 from meta_train.problems.protocol import Problem
 from meta_train.problems.situations.generated import (
@@ -30,11 +34,16 @@ SINES, PRODUCTS = partial(generated, sines), partial(generated, products)
 DIRECTIONS, DISTANCES = partial(generated, directions), partial(generated, distances)
 PROJECTIONS, MOONS = partial(generated, projections), partial(generated, moons)
 
+# Networks of one third alone.
 CNN = partial(paper_cnn, 1, (8, 16, 16))
+WIDE_CNN = partial(paper_cnn, 1, (12, 16, 24))
+SHALLOW_CNN = partial(plain_cnn, (1, 12, 24), (5, 3))
 GPT = partial(Gpt, VOCABULARY, 32, 64, 4, 2)
 MIXER = partial(Mixer, 3, 16, 4, 32, 2)
+SHALLOW_MIXER = partial(Mixer, 3, 16, 4, 48, 1)
 RESNET = partial(residual_cnn, 1, (8, 16))
 VIT = partial(VisionTransformer, 1, 14, 7, 32, 4, 2)
+SHALLOW_VIT = partial(VisionTransformer, 1, 14, 7, 48, 3, 1)
 
 
 def read(

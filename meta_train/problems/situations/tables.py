@@ -11,6 +11,7 @@ from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
 from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import classify, fit
+from meta_train.problems.situations.real_tables import real_table
 from meta_train.problems.supervised import Batch, Splits
 
 
@@ -232,7 +233,14 @@ _COLUMNS: Kind = (
             partial(mlp, (20, 64, 1)),
             64,
             500,
-        )
+        ),
+        classify(
+            "columns-breast-cancer-300",
+            partial(real_table, "breast_cancer"),
+            partial(mlp, (30, 48, 2)),
+            32,
+            300,
+        ),
     ],
     [
         classify(
@@ -241,7 +249,14 @@ _COLUMNS: Kind = (
             partial(mlp, (30, 64, 64, 3)),
             64,
             400,
-        )
+        ),
+        fit(
+            "columns-diabetes-400",
+            partial(real_table, "diabetes"),
+            partial(mlp, (10, 32, 32, 1), nn.Tanh),
+            32,
+            400,
+        ),
     ],
     [
         fit(
@@ -250,7 +265,14 @@ _COLUMNS: Kind = (
             partial(mlp, (12, 48, 48, 1), nn.SiLU),
             32,
             600,
-        )
+        ),
+        classify(
+            "columns-wine-200",
+            partial(real_table, "wine"),
+            partial(mlp, (13, 32, 3), nn.SiLU),
+            16,
+            200,
+        ),
     ],
 )
 

@@ -24,16 +24,18 @@ from meta_train.problems.situations.kinds import (
     DIRECTIONS,
     DISTANCES,
     GPT,
-    MIXER,
     MOONS,
     PRODUCTS,
     RESNET,
+    SHALLOW_CNN,
+    SHALLOW_MIXER,
     VIT,
+    WIDE_CNN,
     Kind,
     read,
 )
 from meta_train.problems.situations.problems import classify, fit
-from meta_train.problems.situations.streams import first
+from meta_train.problems.supervised import first
 from meta_train.problems.text import VOCABULARY
 
 
@@ -74,7 +76,7 @@ _SHORT: Kind = (
         ),
     ],
     [
-        classify("short-mixer-10", CIFAR_16, MIXER, 64, 10),
+        classify("short-mixer-10", CIFAR_16, SHALLOW_MIXER, 64, 10),
         read(
             "short-gpt-30", 2, partial(Gpt, VOCABULARY, 32, 48, 2, 1, tied=True), 32, 30
         ),
@@ -134,10 +136,12 @@ _BATCHES: Kind = (
             1,
             2000,
         ),
-        classify("batch-full-fm14", partial(first, FASHION_14, 1000), CNN, None, 100),
+        classify(
+            "batch-full-fm14", partial(first, FASHION_14, 1000), WIDE_CNN, None, 100
+        ),
     ],
     [
-        classify("batch-2-cnn", MNIST_14, CNN, 2, 1000),
+        classify("batch-2-cnn", MNIST_14, SHALLOW_CNN, 2, 1000),
         classify(
             "batch-full-gray",
             partial(first, GRAY_8, 3000),
@@ -160,7 +164,7 @@ _ROUNDED: Kind = (
         )
     ],
     [classify("rounded-vit", MNIST_14, partial(Rounded, VIT), 64, 150)],
-    [classify("rounded-cnn", FASHION_14, partial(Rounded, CNN), 64, 200)],
+    [classify("rounded-cnn", FASHION_14, partial(Rounded, SHALLOW_CNN), 64, 200)],
 )
 
 

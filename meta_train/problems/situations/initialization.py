@@ -29,13 +29,13 @@ from meta_train.problems.networks.sequential import (
     VisionTransformer,
 )
 from meta_train.problems.situations.kinds import (
-    CNN,
     DIRECTIONS,
     DISTANCES,
     GPT,
     MIXER,
     PROJECTIONS,
     RESNET,
+    SHALLOW_CNN,
     SINES,
     VIT,
     Kind,
@@ -46,6 +46,8 @@ from meta_train.problems.text import VOCABULARY
 
 Fill = Callable[[Tensor], object]
 
+RELU_GAIN = nn.init.calculate_gain("relu")
+TANH_GAIN = nn.init.calculate_gain("tanh")
 GPT_STD = 0.02  # Radford et al. 2019
 
 
@@ -74,9 +76,9 @@ def xavier(weight: Tensor) -> None:
     nn.init.xavier_uniform_(weight)
 
 
-def orthogonal(weight: Tensor) -> None:
-    """Saxe et al. 2014, with the gain of ReLU."""
-    nn.init.orthogonal_(weight, sqrt(2))
+def orthogonal(weight: Tensor, gain: float) -> None:
+    """Saxe et al. 2014; gain: of the activation."""
+    nn.init.orthogonal_(weight, gain)
 
 
 def small(weight: Tensor) -> None:
@@ -187,7 +189,7 @@ _START: Kind = (
             partial(
                 started,
                 partial(strided_cnn, (3, 12, 24, 48), group_norm, nn.ReLU),
-                orthogonal,
+                partial(orthogonal, gain=RELU_GAIN),
             ),
             64,
             200,
@@ -238,11 +240,17 @@ _START: Kind = (
             64,
             300,
         ),
-        classify("start-cnn-he-60", MNIST_14, partial(started, CNN, he), 64, 60),
+        classify(
+            "start-cnn-he-60", MNIST_14, partial(started, SHALLOW_CNN, he), 64, 60
+        ),
         classify(
             "start-gru-orthogonal-200",
             MNIST_14,
-            partial(started, partial(RowReader, nn.GRU, 14, 48), orthogonal),
+            partial(
+                started,
+                partial(RowReader, nn.GRU, 14, 48),
+                partial(orthogonal, gain=1.0),
+            ),
             64,
             200,
         ),
@@ -285,7 +293,11 @@ _DEEP: Kind = (
         fit(
             "deep-orthogonal-15",
             DIRECTIONS,
-            partial(started, _deep(12, 15, 3, activation=nn.Tanh), orthogonal),
+            partial(
+                started,
+                _deep(12, 15, 3, activation=nn.Tanh),
+                partial(orthogonal, gain=TANH_GAIN),
+            ),
             64,
             300,
         ),

@@ -14,7 +14,7 @@ from meta_train.problems.common import (
     MNIST_14,
 )
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.situations import starts
+from meta_train.problems.situations import initialization
 from meta_train.problems.situations.generated import fixed, generated
 from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import classify, fit, supervised
@@ -130,7 +130,7 @@ _ZEROS: Kind = (
         classify(
             "zeros-gates-200",
             FASHION_14,
-            partial(starts.Gates, 196, 48, 10, 10),
+            partial(initialization.Gates, 196, 48, 10, 10),
             64,
             200,
         ),
@@ -164,7 +164,11 @@ _ZEROS: Kind = (
             100,
         ),
         classify(
-            "zeros-gates-100", MNIST_14, partial(starts.Gates, 196, 32, 20, 10), 64, 100
+            "zeros-gates-100",
+            MNIST_14,
+            partial(initialization.Gates, 196, 32, 20, 10),
+            64,
+            100,
         ),
     ],
 )
