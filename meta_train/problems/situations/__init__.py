@@ -1,8 +1,9 @@
-"""Situations: short problems of every kind that people train in, by what is hard in them.
+"""Situations: short problems of many kinds, by what is hard for the optimizer.
 
 Of each kind a third develops (`DEVELOPING`), a third validates what was chosen
-(`VALIDATING`), and a third is run once, at the end (`TESTING`). They differ in network,
-data and horizon, so that what holds for one of a kind is not read off another.
+(`VALIDATING`), and a third is run once, at the end (`TESTING`). They differ in
+network, data and horizon; texts, trained networks and synthetic targets are of one
+third alone.
 """
 
 from __future__ import annotations

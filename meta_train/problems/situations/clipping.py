@@ -26,8 +26,8 @@ MAX_NORM = 1.0
 class ClippedProblem:
     """A problem whose gradient is clipped to `MAX_NORM`, as `clip_grad_norm_` does.
 
-    `loss` has the value of the problem's loss and the clipped gradient. It has no second
-    derivatives.
+    `loss` has the value of the problem's loss and the clipped gradient. It has no
+    second derivatives.
     """
 
     problem: SupervisedProblem

@@ -60,12 +60,11 @@ class Online(nn.Module):
         return self.network(inputs)
 
     @torch.no_grad()
-    def record(self, loss: Tensor, right: Tensor | None) -> None:
+    def record(self, loss: Tensor, right: Tensor) -> None:
         """Adds the loss and accuracy of a batch, (), to the sums."""
         self.loss_sum.add_(loss)
+        self.right_sum.add_(right)
         self.batches.add_(1)
-        if right is not None:
-            self.right_sum.add_(right)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +72,12 @@ class DriftProblem(DrawnProblem):
     """Targets that move with time; reported is the online loss.
 
     That is the mean loss on each batch before it is trained on, without noise in its
-    targets, over all steps but the first quarter. It is the same for both splits. Before
-    there is one, the loss on other examples of time 0 is reported.
+    targets, over all steps but the first quarter. Both splits have the same. Before
+    that, the loss on other examples of time 0 is reported.
 
-    draw: (examples, time) -> inputs and targets; time goes from 0 to 1 in the problem's
-    steps. evaluation: the objective of the online loss. noise: standard deviation of what
-    is added to the targets to train on.
+    draw: (examples, time) -> inputs and targets; time goes from 0 to 1 in `steps`.
+    evaluation: the objective of the online loss.
+    noise: standard deviation of what is added to the targets to train on.
     """
 
     draw: Callable[[int, float], Batch]
@@ -110,24 +109,23 @@ class DriftProblem(DrawnProblem):
         self, model: nn.Module, split: str, limit: int | None = None
     ) -> Metrics:
         assert isinstance(model, Online)
-        if model.batches:
-            loss, right = (
-                model.loss_sum / model.batches,
-                model.right_sum / model.batches,
-            )
-        else:
+        loss, right, count = model.loss_sum, model.right_sum, model.batches
+        if not count:
             with seeded(0, 4, split == "test"):
                 examples = self.draw(at_most(EVALUATED, limit), 0.0)
             inputs, targets = on_device(examples, device_of(model))
             loss, right = self._score(model(inputs), targets)
-        has_accuracy = self.evaluation.accuracy is not None and right is not None
-        return Metrics(loss.item(), right.item() if has_accuracy else None)
+            count = torch.ones_like(loss)
+        has_accuracy = self.evaluation.accuracy is not None
+        accuracy = (right / count).item() if has_accuracy else None
+        return Metrics((loss / count).item(), accuracy)
 
-    def _score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Loss and, where there is one, accuracy of a batch, ()."""
-        accuracy = self.evaluation.accuracy
-        right = None if accuracy is None else accuracy(outputs, targets)
-        return self.evaluation.loss(outputs, targets), right
+    def _score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy of a batch, (); accuracy 0 where the objective has none."""
+        loss = self.evaluation.loss(outputs, targets)
+        if self.evaluation.accuracy is None:
+            return loss, torch.zeros_like(loss)
+        return loss, self.evaluation.accuracy(outputs, targets)
 
 
 def turned(pair: Tensor, turns: float) -> Tensor:

@@ -20,7 +20,7 @@ from meta_train.problems.supervised import Batch, Splits, SupervisedProblem
 class Equation(NamedTuple):
     """An equation on a cube of which the solution is known.
 
-    residual: (u at points, their coordinates) -> 0 where u solves it, in units of about 1.
+    residual: (u at points, their coordinates) -> 0 where u solves it, of size about 1.
     trial: (points, values of a network) -> u that has the boundary values.
     """
 
@@ -34,8 +34,9 @@ class Equation(NamedTuple):
 class Solver(nn.Module):
     """In training residuals at points, in evaluation the solution there.
 
-    The residuals are trained as by Raissi et al. 2019. Their loss on the boundary is left
-    out: the trial solution has the boundary values (Lagaris et al. 1998).
+    The loss on residuals is that of Raissi et al. 2019. It departs from them at the
+    boundary: it has no term for it, since the trial solution has the boundary values
+    for any weights (Lagaris et al. 1998).
     """
 
     def __init__(self, equation: Equation, widths: tuple[int, ...]):
@@ -57,7 +58,7 @@ class Solver(nn.Module):
 
 @cache
 def collocation(equation: Equation) -> Splits:
-    """Points (b, d) of the cube; targets (b,): no residual, and to evaluate the solution."""
+    """Points (b, d) of the cube; targets (b,): zeros, and to evaluate the solution."""
 
     def points(count: int) -> Tensor:
         return equation.length * torch.rand(count, equation.dimensions)

@@ -1,8 +1,8 @@
 """Networks that are trained already: continued, moved to other data, or adapted.
 
 Continued networks (`same-*`) can hardly be improved. They measure whether an optimizer
-does harm: the best rates are the lowest, and only the size of a loss above the first
-one counts. Networks that move (`new-*`) start far from the other data's best loss.
+does harm: a good one keeps the loss of the beginning, a bad one raises it. Fine-tuned
+networks (`new-*`) move to other data, and can be improved clearly.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _negative(images: Tensor, labels: Tensor) -> Batch:
 
 
 class Lora(nn.Module):
-    """A frozen linear layer and the product of two matrices beside it (Hu et al. 2022)."""
+    """A frozen linear layer plus the product of two matrices (Hu et al. 2022)."""
 
     def __init__(self, layer: nn.Linear, rank: int):
         super().__init__()

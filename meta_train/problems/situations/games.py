@@ -70,8 +70,8 @@ class Players(nn.Module):
 def logistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
     """The non-saturating losses of both players with R1 and R2, ().
 
-    penalty: half of it times the mean squared slopes of the critic at real and generated
-    points (Mescheder et al. 2018).
+    penalty: half of it times the mean squared slopes of the critic at real and at
+    generated points (Mescheder et al. 2018).
     """
     fake = players.generate(len(real))
     logits, slope = _with_slopes(players.critic, real)
@@ -94,7 +94,7 @@ def relativistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
 
 
 def _with_slopes(critic: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (b,) of points (b, 2), and the mean squared norm of their gradients, ()."""
+    """Logits (b,) of points (b, 2), and the mean squared norm of their slopes, ()."""
     points = points.detach().requires_grad_()
     logits = critic(points).squeeze(1)
     slopes = torch.autograd.grad(logits.sum(), points, create_graph=True)[0]
@@ -106,8 +106,8 @@ class GanProblem(DrawnProblem):
     """A GAN on a mixture of narrow normal distributions (Goodfellow et al. 2014).
 
     One optimizer moves both players at once. loss: the energy distance of real points
-    and those of the generator with averaged weights. accuracy: the share of covered modes
-    times the share of points near a mode.
+    and those of the generator with averaged weights. accuracy: the share of covered
+    modes times the share of points near a mode.
 
     modes: (count, 2). width: standard deviation of a mode. game: the sum of the losses
     of both players, each of which moves its own player.
@@ -153,7 +153,7 @@ class GanProblem(DrawnProblem):
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Between the distributions of two samples, 0 where they are one (Szekely 2003), ()."""
+    """Between two samples; 0 in the limit of equal distributions (Szekely 2003), ()."""
     within = torch.cdist(x, x).mean() + torch.cdist(y, y).mean()
     return (2 * torch.cdist(x, y).mean() - within).clamp(min=0)
 

@@ -1,4 +1,4 @@
-"""Examples drawn from a distribution, as many as are asked for, and some distributions."""
+"""Examples that are drawn from a distribution, and some distributions."""
 
 from __future__ import annotations
 

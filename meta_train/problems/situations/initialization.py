@@ -87,13 +87,13 @@ def small(weight: Tensor) -> None:
 
 
 def by_fan(weight: Tensor) -> None:
-    """Normal numbers of variance 1 / fan, as muP has hidden weights (Yang et al. 2022)."""
+    """Normal numbers of variance 1 / fan, muP's hidden weights (Yang et al. 2022)."""
     nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
 
 
 @torch.no_grad()
 def gpt_with_scaled_residuals(build: Callable[[], Gpt]) -> nn.Module:
-    """GPT-2's start: what writes into the residual stream is smaller in deep networks."""
+    """GPT-2's start: output layers of blocks are scaled down by the depth."""
     model = started(build, small)
     assert isinstance(model, Gpt)
     for block in model.blocks:
@@ -114,7 +114,7 @@ def with_zero_head(build: Callable[[], VisionTransformer | Mixer]) -> nn.Module:
 
 @torch.no_grad()
 def with_zero_branches(build: Build) -> nn.Module:
-    """Residual branches begin at zero: the scale of their last norm (Goyal et al. 2017)."""
+    """The scale of the last norm of each branch begins at zero (Goyal et al. 2017)."""
     model = build()
     for block in model.modules():
         if isinstance(block, ResidualBlock):

@@ -26,7 +26,7 @@ FLOOR = 1e-4
 
 
 def squared_errors_with_floor(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error plus `FLOOR` of the mean variance of the targets (b, ...), ()."""
+    """Mean squared error plus `FLOOR` of the variance of the targets (b, ...), ()."""
     variance = targets.var(0, correction=0).mean()
     return F.mse_loss(outputs, targets) + FLOOR * variance
 

@@ -15,7 +15,7 @@ from tasks.datasets import DatasetUnavailable
 def real_table(name: str) -> Splits:
     """Columns (n, d) of "breast_cancer", "diabetes" or "wine", without any scaling.
 
-    Half of the rows train, a quarter validates, a quarter tests. Targets: labels (n,), or
+    Half of the rows train, a quarter validates, a quarter tests. Targets: labels (n,);
     of "diabetes" numbers (n, 1) with mean 0 and variance 1.
 
     Raises DatasetUnavailable if scikit-learn is not installed.

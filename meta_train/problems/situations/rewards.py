@@ -50,12 +50,12 @@ class BanditProblem(DrawnProblem):
         return torch.randn(self.batch_size, self.dimensions)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        log_shares = model(batch).log_softmax(-1)
-        action = sampled(log_shares)
+        log_probabilities = model(batch).log_softmax(-1)
+        action = sampled(log_probabilities)
         reward = self.rewards(batch).gather(-1, action)
         reward = reward + torch.randn(reward.shape).to(reward.device)
         # a sum over bandits, so that each has the gradient that it would have alone
-        gained = (reward * log_shares.gather(-1, action)).squeeze(-1)
+        gained = (reward * log_probabilities.gather(-1, action)).squeeze(-1)
         return -gained.mean(0).sum()
 
     @torch.no_grad()
@@ -71,11 +71,11 @@ class BanditProblem(DrawnProblem):
         return Metrics(regret.item() + REGRET_FLOOR, None)
 
 
-def sampled(log_shares: Tensor) -> Tensor:
-    """Actions (..., 1) drawn with these shares (..., actions), from the CPU's generator."""
-    shares = log_shares.detach().exp().cpu()
-    action = torch.multinomial(shares.flatten(0, -2), 1)
-    return action.view(*shares.shape[:-1], 1).to(log_shares.device)
+def sampled(log_probabilities: Tensor) -> Tensor:
+    """Actions (..., 1) with these probabilities (..., actions), drawn on the host."""
+    probabilities = log_probabilities.detach().exp().cpu()
+    action = torch.multinomial(probabilities.flatten(0, -2), 1)
+    return action.view(*probabilities.shape[:-1], 1).to(log_probabilities.device)
 
 
 def arms(states: Tensor, bandits: int, actions: int, seed: int) -> Tensor:
@@ -108,7 +108,7 @@ class ActorCritic(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class CartProblem(DrawnProblem):
-    """Advantage actor-critic on carts that have to come to rest at 0 (Mnih et al. 2016).
+    """Advantage actor-critic on carts that should come to rest at 0 (Mnih et al. 2016).
 
     Advantages are normalised in each batch, and returns are means over the horizon.
     A cart has a position and a speed; actions push it left, not at all, or right. loss:
@@ -133,11 +133,11 @@ class CartProblem(DrawnProblem):
                 gain = (self.discount - 1) * costs[t]
                 later = returns[t] = gain + self.discount * later
         logits, values = model(states[:-1])
-        log_shares = logits.log_softmax(-1)
-        taken = log_shares.gather(-1, actions).squeeze(-1)
+        log_probabilities = logits.log_softmax(-1)
+        taken = log_probabilities.gather(-1, actions).squeeze(-1)
         advantage = (returns - values).detach()
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-6)
-        entropy = -(log_shares.exp() * log_shares).sum(-1).mean()
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
         values_loss = (returns - values).square().mean()
         return -(taken * advantage).mean() + 0.5 * values_loss - 0.01 * entropy
 
@@ -153,7 +153,7 @@ class CartProblem(DrawnProblem):
     def _episode(
         self, model: nn.Module, state: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """States (length + 1, b, 2), actions (length, b, 1) and costs of the states after."""
+        """States (length + 1, b, 2), actions (length, b, 1), costs of later states."""
         states, actions, costs = [state], [], []
         for _ in range(self.length):
             action = sampled(model(state)[0].log_softmax(-1))

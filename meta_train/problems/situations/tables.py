@@ -137,7 +137,7 @@ def _units(columns: int, decades: float) -> Tensor:
 
 @cache
 def unscaled_regression(columns: int, decades: float, seed: int) -> Splits:
-    """Columns (b, columns) whose units span decades; target (b, 1): of a small network."""
+    """Columns (b, columns) whose units span decades; target (b, 1): a small network."""
     unit = _units(columns, decades)
     first, last = fixed(columns, 16, seed=seed), fixed(16, 1, seed=seed + 1)
     shift = fixed(columns, seed=seed + 2)

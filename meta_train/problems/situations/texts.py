@@ -1,4 +1,4 @@
-"""Texts of the standard library: code, docstrings and documentation, apart by thirds."""
+"""Texts of the standard library: code, docstrings, documentation; each of one third."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class Tempered(nn.Module):
 
 
 def match_views(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of finding the other view of the same image, (); labels: not read."""
+    """Cross entropy of finding the other view of an image, (); labels: not read."""
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
