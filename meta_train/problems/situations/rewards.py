@@ -16,7 +16,7 @@ from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import DrawnProblem, device_of
 from tasks.common.random import seeded
 
-REGRET_FLOOR = 1e-2  # added to the regret, so that regrets far below it count as equal
+REGRET_FLOOR = 2e-2  # added to the regret, so that regrets far below it count as equal
 CARTS = 2048  # that are evaluated
 
 
@@ -167,18 +167,18 @@ class CartProblem(DrawnProblem):
         return torch.stack(states), torch.stack(actions), torch.stack(costs)
 
 
-TEN_ARMS = partial(arms, bandits=16, actions=10, seed=13)
-EIGHT_ARMS = partial(arms, bandits=24, actions=8, seed=14)
+TEN_ARMS = partial(arms, bandits=64, actions=10, seed=13)
+EIGHT_ARMS = partial(arms, bandits=96, actions=8, seed=14)
 BY_STATE = partial(arms_by_state, count=5)
 
 
 _REWARDS: Kind = (
     [
-        BanditProblem("bandits-10", partial(Policies, 16, 10), 1, 1000, TEN_ARMS),
+        BanditProblem("bandits-10", partial(Policies, 64, 10), 4, 600, TEN_ARMS),
         CartProblem("cart-64", partial(ActorCritic, 2, 3, 32), 64, 80),
     ],
     [
-        BanditProblem("bandits-8", partial(Policies, 24, 8), 4, 400, EIGHT_ARMS),
+        BanditProblem("bandits-8", partial(Policies, 96, 8), 4, 400, EIGHT_ARMS),
         CartProblem("cart-32", partial(ActorCritic, 2, 3, 64), 32, 120),
     ],
     [
