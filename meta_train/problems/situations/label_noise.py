@@ -40,7 +40,7 @@ class Mislabelled:
 def mislabelled(data: Callable[[], Splits], share: float, limit: int) -> Splits:
     """The first examples with wrong labels in training, and right ones to evaluate."""
     train, validation, test = first(data, limit)
-    generator = torch.Generator().manual_seed(8)
+    generator = torch.Generator().manual_seed(round(1000 * share) + limit)
     labels = torch.randint(10, (limit,), generator=generator)
     is_right = torch.rand(limit, generator=generator) >= share
     wrong = Mislabelled(train, labels.masked_fill(is_right, -1))

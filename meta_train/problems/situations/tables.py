@@ -55,8 +55,9 @@ class Symmetric(nn.Module):
 @cache
 def entries(rows: int, columns: int, rank: int, noise: float, biased: bool) -> Splits:
     """Places (b, 2) of a matrix of low rank, and its values there."""
-    u, v = fixed(rows, rank, seed=2), fixed(columns, rank, seed=3)
-    a, b = fixed(rows, seed=4) * biased, fixed(columns, seed=5) * biased
+    seeds = range(10 * rows, 10 * rows + 4)  # other ones for every number of rows
+    u, v = fixed(rows, rank, seed=seeds[0]), fixed(columns, rank, seed=seeds[1])
+    a, b = fixed(rows, seed=seeds[2]) * biased, fixed(columns, seed=seeds[3]) * biased
 
     def draw(count: int) -> Batch:
         i = torch.randint(rows, (count,))
@@ -70,7 +71,7 @@ def entries(rows: int, columns: int, rank: int, noise: float, biased: bool) -> S
 @cache
 def symmetric_entries(rows: int, rank: int, noise: float) -> Splits:
     """Places (b, 2) of a symmetric matrix of low rank, and its values there."""
-    u = fixed(rows, rank, seed=2)
+    u = fixed(rows, rank, seed=10 * rows)
 
     def draw(count: int) -> Batch:
         places = torch.randint(rows, (count, 2))
@@ -87,9 +88,8 @@ def zipf(count: int, vocabulary: int) -> Tensor:
 @cache
 def labelled_tokens(vocabulary: int, classes: int, length: int) -> Splits:
     """Tokens (b, length) by Zipf's law; their label: what the rarest votes for."""
-    votes = torch.randint(
-        classes, (vocabulary,), generator=torch.Generator().manual_seed(6)
-    )
+    generator = torch.Generator().manual_seed(vocabulary)
+    votes = torch.randint(classes, (vocabulary,), generator=generator)
 
     def draw(count: int) -> Batch:
         tokens = zipf(count * length, vocabulary).view(count, length)
@@ -139,8 +139,9 @@ def _units(columns: int, decades: float) -> Tensor:
 def unscaled_regression(columns: int, decades: float, seed: int) -> Splits:
     """Columns (b, columns) whose units span decades; target (b, 1): a small network."""
     unit = _units(columns, decades)
-    first, last = fixed(columns, 16, seed=seed), fixed(16, 1, seed=seed + 1)
-    shift = fixed(columns, seed=seed + 2)
+    seeds = range(100 * seed, 100 * seed + 3)
+    first, last = fixed(columns, 16, seed=seeds[0]), fixed(16, 1, seed=seeds[1])
+    shift = fixed(columns, seed=seeds[2])
 
     def draw(count: int) -> Batch:
         x = torch.randn(count, columns)
