@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from meta_train.problems.common import GRAY_8, MNIST_7, MNIST_14, Build, Data
+from meta_train.problems.common import FASHION_7, MNIST_7, MNIST_14, Build, Data
 from meta_train.problems.networks.convolutional import group_norm, strided_cnn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.objectives import contrastive_loss, neighbour_accuracy
@@ -45,7 +45,7 @@ def _contrast(
 
 
 _CONTRASTS: Kind = (
-    [_contrast("contrast-gray-8", GRAY_8, partial(mlp, (64, 96, 24)), 128, 400)],
+    [_contrast("contrast-fm7", FASHION_7, partial(mlp, (49, 96, 24)), 128, 300)],
     [
         _contrast(
             "contrast-m7",

@@ -80,13 +80,13 @@ def slopes(values: Tensor, points: Tensor) -> Tensor:
 
 
 def _wave(x: Tensor) -> Tensor:
-    return (3 * pi * x[:, 0]).sin()
+    return (2 * pi * x[:, 0]).sin()
 
 
 def _poisson(u: Tensor, x: Tensor) -> Tensor:
-    """u'' = -(3 pi)^2 sin(3 pi x)"""
+    """u'' = -(2 pi)^2 sin(2 pi x)"""
     second = slopes(slopes(u, x)[:, 0], x)[:, 0]
-    return second / (3 * pi) ** 2 + _wave(x)
+    return second / (2 * pi) ** 2 + _wave(x)
 
 
 def _mode(x: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def _helmholtz(u: Tensor, x: Tensor) -> Tensor:
     return (second + 4 * u) / (5 * pi**2 - 4) + _mode(x)
 
 
-DAMPING, STIFFNESS = 0.2, 9.0
+DAMPING, STIFFNESS = 0.2, 4.0
 
 
 def _oscillation(t: Tensor) -> Tensor:
@@ -115,7 +115,9 @@ def _oscillator(u: Tensor, t: Tensor) -> Tensor:
     return second + 2 * DAMPING * first + STIFFNESS * u
 
 
-POISSON = Equation(1, 1.0, _poisson, lambda x, u: x[:, 0] * (1 - x[:, 0]) * u, _wave)
+POISSON = Equation(
+    1, 1.0, _poisson, lambda x, u: 4 * x[:, 0] * (1 - x[:, 0]) * u, _wave
+)
 HELMHOLTZ = Equation(2, 1.0, _helmholtz, lambda x, u: (x * (1 - x)).prod(1) * u, _mode)
 OSCILLATOR = Equation(
     1, 3.0, _oscillator, lambda t, u: t[:, 0] + t[:, 0] ** 2 * u, _oscillation
@@ -135,7 +137,7 @@ def _equation(
 
 
 _EQUATIONS: Kind = (
-    [_equation("equation-poisson", POISSON, (32, 32), 600)],
+    [_equation("equation-poisson", POISSON, (32, 32), 200)],
     [_equation("equation-helmholtz", HELMHOLTZ, (48, 48), 500)],
     [_equation("equation-oscillator", OSCILLATOR, (32, 32, 32), 600)],
 )

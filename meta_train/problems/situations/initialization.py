@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from meta_train.problems.common import (
     CIFAR_16,
+    FASHION_7,
     FASHION_14,
-    GRAY_8,
     MNIST_14,
     Build,
 )
@@ -205,8 +205,8 @@ _START: Kind = (
         ),
         classify(
             "start-mlp-xavier-300",
-            GRAY_8,
-            partial(started, partial(mlp, (64, 96, 96, 10), nn.Tanh), xavier),
+            FASHION_7,
+            partial(started, partial(mlp, (49, 96, 96, 10), nn.Tanh), xavier),
             64,
             300,
         ),
@@ -271,7 +271,7 @@ def _deep(
 _DEEP: Kind = (
     [
         fit("deep-relu-30", SINES, partial(started, _deep(16, 30, 4), he), 64, 300),
-        fit("deep-norm-12", SINES, _deep(16, 12, 4, nn.LayerNorm), 64, 200),
+        fit("deep-norm-8", SINES, _deep(16, 8, 4, nn.LayerNorm), 64, 300),
         fit("deep-tanh-10", SINES, _deep(16, 10, 4, activation=nn.Tanh), 64, 300),
     ],
     [
@@ -282,13 +282,13 @@ _DEEP: Kind = (
         fit("deep-gelu-8", PROJECTIONS, _deep(10, 8, 5, activation=nn.GELU), 64, 300),
     ],
     [
-        fit("deep-relu-50", DISTANCES, partial(started, _deep(6, 50, 4), he), 64, 400),
+        fit("deep-relu-25", DISTANCES, partial(started, _deep(6, 25, 4), he), 64, 400),
         fit(
-            "deep-norm-25",
+            "deep-norm-10",
             DIRECTIONS,
-            _deep(12, 25, 3, nn.LayerNorm, nn.GELU),
+            _deep(12, 10, 3, nn.LayerNorm, nn.GELU),
             64,
-            200,
+            300,
         ),
         fit(
             "deep-orthogonal-15",

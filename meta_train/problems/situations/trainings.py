@@ -11,7 +11,6 @@ from meta_train.problems.common import (
     CIFAR_16,
     FASHION_7,
     FASHION_14,
-    GRAY_8,
     MNIST_7,
     MNIST_14,
 )
@@ -143,9 +142,9 @@ _BATCHES: Kind = (
     [
         classify("batch-2-cnn", MNIST_14, SHALLOW_CNN, 2, 1000),
         classify(
-            "batch-full-gray",
-            partial(first, GRAY_8, 3000),
-            partial(mlp, (64, 96, 10)),
+            "batch-full-fm7",
+            partial(first, FASHION_7, 3000),
+            partial(mlp, (49, 96, 10)),
             None,
             120,
         ),
