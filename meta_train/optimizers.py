@@ -23,6 +23,7 @@ Built = tuple[Optimizer, LRScheduler | None]
 
 WARMUP = 0.05  # share of the steps; without it Adam is unstable at its best rates (fm-16 at .04)
 WEIGHT_DECAY = 0.1  # of AdamW, as most recipes for transformers have it
+WIDE_WEIGHT_DECAY = 0.01  # torch's default
 
 # Behind the name of weights.
 OPTIONS = ":traced", ":bfloat16", ":open", ":scheduled"
@@ -36,9 +37,10 @@ ADAM_LRS = (0.001, 0.003, 0.006, 0.01, 0.02, 0.04, 0.08)
 MUON_LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SOAP_LRS = (0.003, 0.01, 0.02, 0.04, 0.08)
 SCHEDULE_FREE_LRS = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1)
-# For what is not trained from scratch for a thousand steps.
-WIDE_LRS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
-WIDE_MUON_LRS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+# For what is not trained from scratch for a thousand steps: trained networks want the
+# lowest rates, vectors that begin at zero the highest.
+WIDE_LRS = (1e-5, 3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+WIDE_MUON_LRS = (3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,8 @@ def _adam(model: nn.Module, lr: float, total_steps: int) -> Built:
 
 def _adam_for_games(model: nn.Module, lr: float, total_steps: int) -> Built:
     """With the momentum that GANs are trained with (Radford et al. 2016)."""
-    return torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.999)), None
+    optimizer = torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.999))
+    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
 
 
 def _adam_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
@@ -191,8 +194,10 @@ def _adam_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
     return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
 
 
-def _adamw_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=WEIGHT_DECAY)
+def _adamw_cosine(
+    weight_decay: float, model: nn.Module, lr: float, total_steps: int
+) -> Built:
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
     return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
 
 
@@ -271,7 +276,7 @@ OPTIMIZERS = {
     for spec in (
         OptimizerSpec("adam", _adam, ADAM_LRS),
         OptimizerSpec("adam-cosine", _adam_cosine, ADAM_LRS),
-        OptimizerSpec("adamw-cosine", _adamw_cosine, ADAM_LRS),
+        OptimizerSpec("adamw-cosine", partial(_adamw_cosine, WEIGHT_DECAY), ADAM_LRS),
         OptimizerSpec("schedule-free", _schedule_free, SCHEDULE_FREE_LRS),
         OptimizerSpec("muon-cosine", _muon_cosine, MUON_LRS),
         OptimizerSpec("soap-cosine", partial(_soap_cosine, "SOAP"), SOAP_LRS),
@@ -287,7 +292,10 @@ WIDE = {
     for spec in (
         OptimizerSpec("adam-wide", _adam, WIDE_LRS),
         OptimizerSpec("adam-games", _adam_for_games, WIDE_LRS),
-        OptimizerSpec("adamw-wide", _adamw_cosine, WIDE_LRS),
+        OptimizerSpec("adam-cosine-wide", _adam_cosine, WIDE_LRS),
+        OptimizerSpec(
+            "adamw-wide", partial(_adamw_cosine, WIDE_WEIGHT_DECAY), WIDE_LRS
+        ),
         OptimizerSpec("muon-wide", _muon_cosine, WIDE_MUON_LRS),
     )
 }

@@ -19,6 +19,7 @@ IMPORTED_AS = {
     "pillow": "PIL",
     "cmaes": "optuna",
     "tensorboard": "torch.utils.tensorboard",
+    "scikit-learn": "sklearn.datasets",
 }
 
 

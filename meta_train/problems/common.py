@@ -10,7 +10,6 @@ from torch import nn
 from meta_train.problems.images import images
 from meta_train.problems.supervised import (
     CLASSIFY,
-    REGRESS,
     Splits,
     SupervisedProblem,
 )
@@ -35,10 +34,3 @@ def classify(
 ) -> SupervisedProblem:
     """Cross entropy."""
     return SupervisedProblem(name, data, build, CLASSIFY, batch_size, steps)
-
-
-def fit(
-    name: str, data: Data, build: Build, batch_size: int | None, steps: int
-) -> SupervisedProblem:
-    """Squared errors."""
-    return SupervisedProblem(name, data, build, REGRESS, batch_size, steps)

@@ -66,6 +66,26 @@ class Listed:
         return self.inputs[indices], self.targets[indices]
 
 
+@dataclass(frozen=True)
+class First:
+    """So many examples, the first."""
+
+    examples: Examples
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: Tensor) -> Batch:
+        return self.examples.batch(indices)
+
+
+def first(data: Callable[[], Splits], count: int) -> Splits:
+    """Splits of which only the first examples are trained on."""
+    train, validation, test = data()
+    return Splits(First(train, count), validation, test)
+
+
 def mapped(
     splits: Callable[[], Splits], function: Callable[[Any, Any], Batch]
 ) -> Splits:
@@ -102,6 +122,10 @@ class SupervisedProblem:
     data: makes or fetches the splits; called often, so it should be cached.
     batch_size: None for all training examples at once, in their order.
     steps: the horizon.
+    stream: joins the seed of the batches, so that problems with other streams and equal
+    data have other batches.
+    evaluation: the objective that `evaluate` reports, if it is not that of training.
+    evaluation_batch: examples that are evaluated at a time.
     """
 
     name: str
@@ -110,6 +134,9 @@ class SupervisedProblem:
     objective: Objective
     batch_size: int | None
     steps: int
+    stream: tuple[int, ...] = ()
+    evaluation: Objective | None = None
+    evaluation_batch: int = EVALUATION_BATCH
 
     def init(self, seed: int) -> nn.Module:
         with seeded(seed, 0):
@@ -120,9 +147,9 @@ class SupervisedProblem:
         if self.batch_size is None:
             indices = torch.arange(len(train))
         else:
-            key = derive_seed(seed, 1)
+            key = derive_seed(seed, 1, *self.stream)
             indices = batch_indices(len(train), self.batch_size, seed=key, step=step)
-        with seeded(seed, 3, step):  # noise in the examples
+        with seeded(seed, 3, step, *self.stream):  # noise in the examples
             return train.batch(indices)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -136,14 +163,15 @@ class SupervisedProblem:
         examples = getattr(self.data(), split)
         size = len(examples) if limit is None else min(limit, len(examples))
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        objective = self.evaluation or self.objective
         loss = correct = 0.0
         with seeded(0, 4):  # every evaluation sees the same noise
-            for indices in torch.arange(size).split(EVALUATION_BATCH):
+            for indices in torch.arange(size).split(self.evaluation_batch):
                 inputs, targets = on_device(examples.batch(indices), device)
                 outputs = model(inputs)
-                loss += len(indices) * self.objective.loss(outputs, targets).item()
-                if self.objective.accuracy is not None:
-                    right = self.objective.accuracy(outputs, targets)
+                loss += len(indices) * objective.loss(outputs, targets).item()
+                if objective.accuracy is not None:
+                    right = objective.accuracy(outputs, targets)
                     correct += len(indices) * right.item()
-        accuracy = None if self.objective.accuracy is None else correct / size
+        accuracy = None if objective.accuracy is None else correct / size
         return Metrics(loss / size, accuracy)

@@ -97,22 +97,42 @@ def library_text() -> tuple[Tensor, Tensor]:
 
     Raises ValueError if this Python comes without one of the files.
     """
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    texts = []
-    for file in FILES:
-        try:
-            texts.append((folder / file).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(
-                f"standard library file '{folder / file}': expected for problems on text; {error}"
-            ) from error
+    texts = [source(file) for file in FILES]
     ends = torch.tensor([len(text) for text in texts]).cumsum(0)
+    return encoded("".join(texts)), ends
+
+
+def source(file: str) -> str:
+    """The text of a file of the standard library.
+
+    Raises ValueError if this Python comes without it.
+    """
+    path = Path(sysconfig.get_paths()["stdlib"]) / file
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        message = (
+            f"standard library file '{path}': expected for problems on text; {error}"
+        )
+        raise ValueError(message) from error
+
+
+def encoded(text: str) -> Tensor:
+    """Codes (characters,): places in `CHARACTERS`, and one for all other characters."""
     code = {character: number for number, character in enumerate(CHARACTERS)}
-    return torch.tensor([code.get(c, len(code)) for c in "".join(texts)]), ends
+    return torch.tensor([code.get(c, len(code)) for c in text])
 
 
-def window_starts(ends: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+def window_starts(
+    ends: Tensor,
+    length: int,
+    cycle: int = BLOCKS_PER_CYCLE,
+    evaluated: int = EVALUATION_WINDOWS,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Where the windows of each split begin, from where each file ends.
+
+    cycle: one block of so many is for validation, one for test.
+    evaluated: the most windows of validation and of test.
 
     None leaves its block or file; none of evaluation overlap. Each file has its own blocks, so
     that a version's change to one file moves no other, and has some of them in training.
@@ -122,12 +142,14 @@ def window_starts(ends: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
     for number, (begin, end) in enumerate(zip(begins, ends.tolist(), strict=True)):
         numbers = torch.arange((end - begin) // BLOCK)
         blocks.append(begin + numbers * BLOCK)
-        places.append((number + numbers) % BLOCKS_PER_CYCLE)
+        places.append((number + numbers) % cycle)
     block = torch.cat(blocks)
     place = torch.cat(places)
-    train = _starts(block[place < BLOCKS_PER_CYCLE - 2], length, TRAIN_STRIDE)
-    held_out = (block[place == BLOCKS_PER_CYCLE - k] for k in (2, 1))
-    validation, test = (_spread(_starts(part, length, length)) for part in held_out)
+    train = _starts(block[place < cycle - 2], length, TRAIN_STRIDE)
+    held_out = (block[place == cycle - k] for k in (2, 1))
+    validation, test = (
+        _spread(_starts(part, length, length), evaluated) for part in held_out
+    )
     return train, validation, test
 
 
@@ -136,7 +158,7 @@ def _starts(blocks: Tensor, length: int, stride: int) -> Tensor:
     return (blocks[:, None] + torch.arange(0, BLOCK - length + 1, stride)).flatten()
 
 
-def _spread(starts: Tensor) -> Tensor:
-    """As many as evaluation takes, from everywhere, in no order: the first are like the others."""
+def _spread(starts: Tensor, count: int) -> Tensor:
+    """At most so many, from everywhere, in no order: the first are like the others."""
     order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(0))
-    return starts[order[:EVALUATION_WINDOWS]]
+    return starts[order[:count]]

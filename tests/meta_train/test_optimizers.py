@@ -1,3 +1,4 @@
+from itertools import pairwise
 from math import cos, pi
 
 import pytest
@@ -6,6 +7,7 @@ from torch import nn
 
 from meta_train.optimizers import (
     OPTIMIZERS,
+    WIDE,
     MuonWithAdam,
     cosine_schedule,
     load_optimizer,
@@ -112,7 +114,7 @@ def test_cosine_schedule_by_hand(warmup):
     assert optimizer.param_groups[0]["lr"] == 0
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS, "learned"])
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *WIDE, "learned"])
 def test_every_optimizer_moves_every_parameter(name, weights):
     spec = load_optimizer(weights if name == "learned" else name)
     model = small_cnn()
@@ -165,14 +167,18 @@ def test_a_scheduler_may_stand_in_for_the_horizon():
     assert rates == [1, 0.5, 0]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *WIDE])
 def test_every_baseline_learns(name):
     spec = load_optimizer(name)
     torch.manual_seed(1)
     model = small_cnn()
     inputs = torch.randn(32, 2, 3, 3)
     labels = inputs.sum((1, 2, 3)).gt(0).long()
-    optimizer, scheduler = spec.build(model, spec.lrs[2] if spec.lrs else None, 60)
+    lr = spec.lrs[2] if spec.lrs else None
+    if name in WIDE:
+        lr = 0.01
+        assert lr in spec.lrs
+    optimizer, scheduler = spec.build(model, lr, 60)
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
@@ -194,6 +200,35 @@ def test_grids_have_at_least_five_rates_in_order():
         "adam-default",
         "muon-default",
     ]
+
+
+def test_wide_grids_span_four_decades_in_half_decades():
+    for spec in WIDE.values():
+        ratios = [b / a for a, b in pairwise(spec.lrs)]
+        assert all(2.9 < ratio < 3.5 for ratio in ratios), spec.name
+        assert spec.lrs[-1] / spec.lrs[0] > 1e4
+
+
+def test_what_wide_baselines_decay_and_schedule():
+    found = {}
+    for name, spec in WIDE.items():
+        model = small_cnn()
+        optimizer, scheduler = spec.build(model, 0.1, 100)
+        optimizer.step()
+        if scheduler is not None:
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 5)
+            for _ in range(100):
+                scheduler.step()
+        group = optimizer.param_groups[0]
+        decay = group.get("weight_decay", 0)
+        found[name] = (decay, pytest.approx(group["lr"], abs=1e-9))
+    assert found == {
+        "adam-wide": (0, 0.1),
+        "adam-games": (0, 0),
+        "adam-cosine-wide": (0, 0),
+        "adamw-wide": (0.01, 0),
+        "muon-wide": (0, 0),
+    }
 
 
 @pytest.mark.parametrize(

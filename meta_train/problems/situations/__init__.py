@@ -1,8 +1,9 @@
-"""Situations: short problems of every kind that people train in, by what is hard in them.
+"""Situations: short problems of many kinds, by what is hard for the optimizer.
 
 Of each kind a third develops (`DEVELOPING`), a third validates what was chosen
-(`VALIDATING`), and a third is run once, at the end (`TESTING`). They differ in network,
-data and horizon, so that what holds for one of a kind is not read off another.
+(`VALIDATING`), and a third is run once, at the end (`TESTING`). They differ in
+network, data and horizon; texts, trained networks and synthetic targets are of one
+third alone.
 """
 
 from __future__ import annotations
@@ -11,26 +12,34 @@ from itertools import chain
 
 from meta_train.problems.protocol import Problem
 from meta_train.problems.situations import (
-    adapted,
+    clipping,
+    contrasts,
+    drift,
     equations,
+    finetuning,
     games,
-    starts,
-    streams,
+    initialization,
+    label_noise,
+    rewards,
     tables,
     trainings,
-    zeros,
+    zero_init,
 )
 from meta_train.problems.situations.kinds import Kind
 
 KINDS: dict[str, Kind] = {
     **trainings.KINDS,
-    **starts.KINDS,
-    **adapted.KINDS,
-    **zeros.KINDS,
+    **initialization.KINDS,
+    **finetuning.KINDS,
+    **zero_init.KINDS,
+    **contrasts.KINDS,
     **games.KINDS,
-    **streams.KINDS,
+    **rewards.KINDS,
+    **label_noise.KINDS,
+    **drift.KINDS,
     **tables.KINDS,
     **equations.KINDS,
+    **clipping.KINDS,
 }
 
 _DEVELOPING, _VALIDATING, _TESTING = (

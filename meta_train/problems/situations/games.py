@@ -1,8 +1,9 @@
-"""Games and rewards: losses of which the gradient is not that of one function."""
+"""Generative adversarial networks on points in the plane."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,57 +14,119 @@ from torch.func import functional_call
 
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
-from meta_train.problems.situations.generated import EVALUATED, at_most, fixed
+from meta_train.problems.situations.generated import at_most
 from meta_train.problems.situations.kinds import Kind
+from meta_train.problems.situations.problems import DrawnProblem, device_of
 from tasks.common.random import seeded
+
+AVERAGE_DECAY = 0.98  # a step
+EVALUATED = (
+    4096  # points; the distance of two samples of one distribution is about .001
+)
 
 
 class Players(nn.Module):
-    """A generator of points in the plane, and a critic that classifies points."""
+    """A generator of points in the plane, and a critic that classifies points.
+
+    Buffers hold the moving average of the generator's weights (Yazici et al. 2019).
+    """
 
     def __init__(self, noise: int, width: int):
         super().__init__()
         self.noise = noise
         self.generator = mlp((noise, width, width, 2))
         self.critic = mlp((2, width, width, 1))
+        # the relativistic losses do not depend on it
+        self.critic[-1].register_parameter("bias", None)
+        self.average = deepcopy(self.generator)
+        for module in self.average.modules():
+            for name, p in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, p.detach().clone())
 
-    def critic_logits(self, points: Tensor) -> Tensor:
+    def generate(self, count: int) -> Tensor:
+        """Points (count, 2)"""
+        return self.generator(self._noise(count))
+
+    def generate_by_average(self, count: int) -> Tensor:
+        """Points (count, 2) of the generator with the averaged weights."""
+        return self.average(self._noise(count))
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        weights = dict(self.generator.named_parameters())
+        for name, mean in self.average.named_buffers():
+            mean.lerp_(weights[name], 1 - AVERAGE_DECAY)
+
+    def _noise(self, count: int) -> Tensor:
+        return torch.randn(count, self.noise).to(device_of(self))
+
+    def fixed_critic(self, points: Tensor) -> Tensor:
         """Logits (b,) with gradients for the points alone, not for the critic."""
         weights = {name: p.detach() for name, p in self.critic.named_parameters()}
         return functional_call(self.critic, weights, points).squeeze(1)
 
 
+def logistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
+    """The non-saturating losses of both players with R1 and R2, ().
+
+    penalty: half of it times the mean squared slopes of the critic at real and at
+    generated points (Mescheder et al. 2018).
+    """
+    fake = players.generate(len(real))
+    logits, slope = _with_slopes(players.critic, real)
+    other, other_slope = _with_slopes(players.critic, fake)
+    critic = F.softplus(-logits).mean() + F.softplus(other).mean()
+    generator = F.softplus(-players.fixed_critic(fake)).mean()
+    return critic + 0.5 * penalty * (slope + other_slope) + generator
+
+
+def relativistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
+    """The losses of pairs of a real and a generated point (Huang et al. 2024), ().
+
+    penalty: as in `logistic_game`.
+    """
+    fake = players.generate(len(real))
+    logits, slope = _with_slopes(players.critic, real)
+    other, other_slope = _with_slopes(players.critic, fake)
+    critic = F.softplus(other - logits).mean() + 0.5 * penalty * (slope + other_slope)
+    return critic + F.softplus(logits.detach() - players.fixed_critic(fake)).mean()
+
+
+def _with_slopes(critic: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (b,) of points (b, 2), and the mean squared norm of their slopes, ()."""
+    points = points.detach().requires_grad_()
+    logits = critic(points).squeeze(1)
+    slopes = torch.autograd.grad(logits.sum(), points, create_graph=True)[0]
+    return logits, slopes.square().sum(1).mean()
+
+
 @dataclass(frozen=True, eq=False)
-class GanProblem:
+class GanProblem(DrawnProblem):
     """A GAN on a mixture of narrow normal distributions (Goodfellow et al. 2014).
 
-    One optimizer moves both players at once. loss: the energy distance of samples;
-    accuracy: the share of covered modes times the share of samples near a mode.
+    One optimizer moves both players at once. loss: the energy distance of real points
+    and those of the generator with averaged weights. accuracy: the share of covered
+    modes times the share of points near a mode.
+
+    modes: (count, 2). width: standard deviation of a mode. game: the sum of the losses
+    of both players, each of which moves its own player.
     """
 
-    name: str
-    modes: Tensor  # (count, 2)
-    width: float  # of a mode, a standard deviation
     build: Callable[[], Players]
-    batch_size: int
-    steps: int
+    modes: Tensor
+    width: float
+    game: Callable[[Players, Tensor], Tensor]
 
-    def init(self, seed: int) -> nn.Module:
-        with seeded(seed, 0):
-            return self.build()
-
-    def batch(self, seed: int, step: int) -> Tensor:
+    def draw_batch(self, step: int) -> Tensor:
         """Points (b, 2)"""
-        with seeded(seed, 1, step):
-            return self._real(self.batch_size)
+        return self._real(self.batch_size)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        """The sum of the critic's loss and the generator's; each moves its own player."""
         assert isinstance(model, Players)
-        fake = model.generator(torch.randn(len(batch), model.noise))
-        real, own = model.critic(batch), model.critic(fake.detach())
-        critic = F.softplus(-real).mean() + F.softplus(own).mean()
-        return critic + F.softplus(-model.critic_logits(fake)).mean()
+        if model.training:
+            model.update_average()
+        return self.game(model, batch)
 
     @torch.no_grad()
     def evaluate(
@@ -73,7 +136,7 @@ class GanProblem:
         count = at_most(EVALUATED, limit)
         with seeded(0, 4, split == "test"):
             real = self._real(count)
-            fake = model.generator(torch.randn(count, model.noise))
+            fake = model.generate_by_average(count).cpu()
         return Metrics(energy_distance(real, fake).item(), self._mode_coverage(fake))
 
     def _real(self, count: int) -> Tensor:
@@ -90,207 +153,58 @@ class GanProblem:
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Between the distributions of two samples, 0 where they are one (Szekely 2003), ()."""
+    """Between two samples; 0 in the limit of equal distributions (Szekely 2003), ()."""
     within = torch.cdist(x, x).mean() + torch.cdist(y, y).mean()
     return (2 * torch.cdist(x, y).mean() - within).clamp(min=0)
 
 
 def ring(count: int) -> Tensor:
     angle = 2 * torch.pi * torch.arange(count) / count
-    return 2 * torch.stack([angle.cos(), angle.sin()], 1)
+    return torch.stack([angle.cos(), angle.sin()], 1)
 
 
 def square(side: int) -> Tensor:
-    axis = torch.linspace(-2, 2, side)
+    axis = torch.linspace(-1, 1, side)
     return torch.cartesian_prod(axis, axis)
 
 
-class Policy(nn.Module):
-    """Logits of actions that depend on nothing, all equal at first."""
-
-    def __init__(self, actions: int):
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(actions))
-
-    def forward(self, states: Tensor) -> Tensor:
-        """states: (b, d); returns (b, actions)"""
-        return self.logits.expand(len(states), -1)
-
-
-@dataclass(frozen=True, eq=False)
-class BanditProblem:
-    """REINFORCE on a bandit, with contexts or without (Williams 1992).
-
-    rewards: states (b, d) -> mean rewards (b, actions); training
-    adds noise of standard deviation 1. loss: regret by the mean rewards, plus .001, so
-    that its logarithm is finite.
-    """
-
-    name: str
-    rewards: Callable[[Tensor], Tensor]
-    dimensions: int
-    build: Callable[[], nn.Module]
-    batch_size: int
-    steps: int
-
-    def init(self, seed: int) -> nn.Module:
-        with seeded(seed, 0):
-            return self.build()
-
-    def batch(self, seed: int, step: int) -> Tensor:
-        """States (b, d)"""
-        with seeded(seed, 1, step):
-            return torch.randn(self.batch_size, self.dimensions)
-
-    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        log_shares = model(batch).log_softmax(1)
-        action = torch.multinomial(log_shares.detach().exp(), 1)
-        reward = self.rewards(batch).gather(1, action) + torch.randn(len(batch), 1)
-        return -(reward * log_shares.gather(1, action)).mean()
-
-    @torch.no_grad()
-    def evaluate(
-        self, model: nn.Module, split: str, limit: int | None = None
-    ) -> Metrics:
-        count = at_most(EVALUATED, limit)
-        with seeded(0, 4, split == "test"):
-            states = torch.randn(count, self.dimensions)
-        rewards = self.rewards(states)
-        got = (model(states).softmax(1) * rewards).sum(1)
-        regret = (rewards.amax(1) - got).mean()
-        return Metrics(regret.item() + 1e-3, None)
-
-
-def arms(states: Tensor, count: int, seed: int) -> Tensor:
-    """Rewards that are the same in every state."""
-    return fixed(count, seed=seed).expand(len(states), -1)
-
-
-def arms_by_state(states: Tensor, count: int) -> Tensor:
-    """Rewards that are linear in the state."""
-    return states @ fixed(states.shape[1], count, seed=15)
-
-
-class ActorCritic(nn.Module):
-    """Logits of actions and the value of a state, from shared layers."""
-
-    def __init__(self, states: int, actions: int, width: int):
-        super().__init__()
-        self.layers = mlp((states, width, width))
-        self.actor = nn.Linear(width, actions)
-        self.critic = nn.Linear(width, 1)
-
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """states: (..., d); returns (..., actions) and (...,)"""
-        hidden = (
-            self.layers(states.flatten(0, -2)).relu().unflatten(0, states.shape[:-1])
-        )
-        return self.actor(hidden), self.critic(hidden).squeeze(-1)
-
-
-@dataclass(frozen=True, eq=False)
-class CartProblem:
-    """Advantage actor-critic on carts that have to come to rest at 0 (Mnih et al. 2016).
-
-    A cart has a place and a speed; actions push it left, not at all, or right. loss: the
-    mean cost of a step, place^2 + .1 speed^2 of at most 4, over episodes.
-    """
-
-    name: str
-    build: Callable[[], nn.Module]
-    batch_size: int  # carts
-    steps: int
-    length: int = 20  # of an episode
-    discount: float = 0.9
-
-    def init(self, seed: int) -> nn.Module:
-        with seeded(seed, 0):
-            return self.build()
-
-    def batch(self, seed: int, step: int) -> Tensor:
-        """First states (b, 2)"""
-        with seeded(seed, 1, step):
-            return torch.randn(self.batch_size, 2)
-
-    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        with torch.no_grad():
-            states, actions, costs = self._episode(model, batch)
-            returns = torch.zeros_like(costs)
-            later = model(states[-1])[1]
-            for t in reversed(range(self.length)):
-                later = returns[t] = -costs[t] + self.discount * later
-        logits, values = model(states[:-1])
-        log_shares = logits.log_softmax(-1)
-        taken = log_shares.gather(-1, actions[..., None]).squeeze(-1)
-        advantage = (returns - values).detach()
-        entropy = -(log_shares.exp() * log_shares).sum(-1).mean()
-        values_loss = (returns - values).square().mean()
-        return -(taken * advantage).mean() + 0.5 * values_loss - 0.01 * entropy
-
-    @torch.no_grad()
-    def evaluate(
-        self, model: nn.Module, split: str, limit: int | None = None
-    ) -> Metrics:
-        count = at_most(512, limit)
-        with seeded(0, 4, split == "test"):
-            _, _, costs = self._episode(model, torch.randn(count, 2))
-        return Metrics(costs.mean().item(), None)
-
-    def _episode(
-        self, model: nn.Module, state: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """States (length + 1, b, 2), actions (length, b) and costs of the states after."""
-        states, actions, costs = [state], [], []
-        for _ in range(self.length):
-            action = torch.multinomial(model(state)[0].softmax(-1), 1).squeeze(1)
-            place, speed = state.unbind(1)
-            speed = 0.95 * speed + 0.3 * (action - 1)
-            place = place + 0.3 * speed
-            state = torch.stack([place, speed], 1).clamp(-5, 5)
-            states.append(state)
-            actions.append(action)
-            costs.append((place.square() + 0.1 * speed.square()).clamp(max=4))
-        return torch.stack(states), torch.stack(actions), torch.stack(costs)
-
-
-TEN_ARMS = partial(arms, count=10, seed=13)
-EIGHT_ARMS = partial(arms, count=8, seed=14)
-BY_STATE = partial(arms_by_state, count=5)
-
-
 _GAMES: Kind = (
-    [GanProblem("gan-ring-8", ring(8), 0.1, partial(Players, 8, 64), 128, 1500)],
+    [
+        GanProblem(
+            "gan-ring-8",
+            partial(Players, 8, 64),
+            128,
+            800,
+            ring(8),
+            0.1,
+            partial(logistic_game, penalty=10.0),
+        )
+    ],
     [
         GanProblem(
             "gan-square-9",
-            square(3),
-            0.15,
             partial(Players, 4, 48),
-            64,
-            2000,
+            192,
+            600,
+            square(3),
+            0.12,
+            partial(relativistic_game, penalty=3.0),
         )
     ],
-    [GanProblem("gan-ring-5", ring(5), 0.2, partial(Players, 2, 96), 256, 1000)],
-)
-
-
-_REWARDS: Kind = (
     [
-        BanditProblem("bandit-10", TEN_ARMS, 1, partial(Policy, 10), 1, 1000),
-        CartProblem("cart-64", partial(ActorCritic, 2, 3, 32), 64, 150),
-    ],
-    [
-        BanditProblem("bandit-8", EIGHT_ARMS, 1, partial(Policy, 8), 4, 400),
-        CartProblem("cart-32", partial(ActorCritic, 2, 3, 64), 32, 250),
-    ],
-    [
-        BanditProblem("bandit-states", BY_STATE, 6, partial(mlp, (6, 32, 5)), 16, 600),
-        CartProblem("cart-128", partial(ActorCritic, 2, 3, 48), 128, 80),
+        GanProblem(
+            "gan-ring-5",
+            partial(Players, 2, 80),
+            256,
+            500,
+            ring(5),
+            0.15,
+            partial(logistic_game, penalty=6.0),
+        )
     ],
 )
 
 
 KINDS: dict[str, Kind] = {
     "games": _GAMES,
-    "rewards": _REWARDS,
 }

@@ -1,4 +1,4 @@
-"""Examples drawn from a distribution, as many as are asked for, and some distributions."""
+"""Examples that are drawn from a distribution, and some distributions."""
 
 from __future__ import annotations
 
@@ -20,21 +20,27 @@ class Generated:
     """Examples that are drawn when they are asked for, whatever their indices.
 
     draw: makes a batch of so many from torch's generator.
+    noise: standard deviation of normal noise that is added to the targets.
     """
 
     draw: Callable[[int], Batch]
     size: int
+    noise: float | Tensor = 0.0
 
     def __len__(self) -> int:
         return self.size
 
     def batch(self, indices: Tensor) -> Batch:
-        return self.draw(len(indices))
+        inputs, targets = self.draw(len(indices))
+        if isinstance(self.noise, Tensor) or self.noise:
+            targets = targets + self.noise * torch.randn_like(targets)
+        return inputs, targets
 
 
-def generated(draw: Callable[[int], Batch]) -> Splits:
-    """Splits of one distribution."""
-    return Splits(Generated(draw, SIZE), *(held_out(draw, split) for split in (1, 2)))
+def generated(draw: Callable[[int], Batch], noise: float | Tensor = 0.0) -> Splits:
+    """Splits of one distribution; only the targets to train on have noise."""
+    evaluated = (held_out(draw, split) for split in (1, 2))
+    return Splits(Generated(draw, SIZE, noise), *evaluated)
 
 
 def held_out(draw: Callable[[int], Batch], split: int) -> Listed:
@@ -63,6 +69,24 @@ def products(count: int) -> Batch:
     """8 normal numbers, and the products of neighbours."""
     x = torch.randn(count, 8)
     return x, x[:, :-1] * x[:, 1:]
+
+
+PROJECTIONS = fixed(10, 5, seed=24) / 10**0.5
+
+
+def projections(count: int) -> Batch:
+    """10 normal numbers, and the absolute values of five projections."""
+    x = torch.randn(count, 10)
+    return x, (x @ PROJECTIONS).abs()
+
+
+CENTRES = fixed(4, 6, seed=22)
+
+
+def distances(count: int) -> Batch:
+    """6 normal numbers, and the distances to four fixed points."""
+    x = torch.randn(count, 6)
+    return x, torch.cdist(x, CENTRES)
 
 
 TEACHER = fixed(12, 3, seed=1)

@@ -7,10 +7,11 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.common import classify, fit
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
 from meta_train.problems.situations.kinds import Kind
+from meta_train.problems.situations.problems import classify, fit
+from meta_train.problems.situations.real_tables import real_table
 from meta_train.problems.supervised import Batch, Splits
 
 
@@ -53,19 +54,30 @@ class Symmetric(nn.Module):
 
 @cache
 def entries(rows: int, columns: int, rank: int, noise: float, biased: bool) -> Splits:
-    """Places (b, 2) of a matrix of low rank, and its values there, with noise."""
-    u, v = fixed(rows, rank, seed=2), fixed(columns, rank, seed=3)
-    if rows == columns:
-        v = u
-    a, b = fixed(rows, seed=4) * biased, fixed(columns, seed=5) * biased
+    """Places (b, 2) of a matrix of low rank, and its values there."""
+    seeds = range(10 * rows, 10 * rows + 4)  # other ones for every number of rows
+    u, v = fixed(rows, rank, seed=seeds[0]), fixed(columns, rank, seed=seeds[1])
+    a, b = fixed(rows, seed=seeds[2]) * biased, fixed(columns, seed=seeds[3]) * biased
 
     def draw(count: int) -> Batch:
         i = torch.randint(rows, (count,))
         j = torch.randint(columns, (count,))
         value = (u[i] * v[j]).sum(1) / rank**0.5 + a[i] + b[j]
-        return torch.stack([i, j], 1), value + noise * torch.randn(count)
+        return torch.stack([i, j], 1), value
 
-    return generated(draw)
+    return generated(draw, noise)
+
+
+@cache
+def symmetric_entries(rows: int, rank: int, noise: float) -> Splits:
+    """Places (b, 2) of a symmetric matrix of low rank, and its values there."""
+    u = fixed(rows, rank, seed=10 * rows)
+
+    def draw(count: int) -> Batch:
+        places = torch.randint(rows, (count, 2))
+        return places, u[places].prod(1).sum(1) / rank**0.5
+
+    return generated(draw, noise)
 
 
 def zipf(count: int, vocabulary: int) -> Tensor:
@@ -76,9 +88,8 @@ def zipf(count: int, vocabulary: int) -> Tensor:
 @cache
 def labelled_tokens(vocabulary: int, classes: int, length: int) -> Splits:
     """Tokens (b, length) by Zipf's law; their label: what the rarest votes for."""
-    votes = torch.randint(
-        classes, (vocabulary,), generator=torch.Generator().manual_seed(6)
-    )
+    generator = torch.Generator().manual_seed(vocabulary)
+    votes = torch.randint(classes, (vocabulary,), generator=generator)
 
     def draw(count: int) -> Batch:
         tokens = zipf(count * length, vocabulary).view(count, length)
@@ -126,17 +137,18 @@ def _units(columns: int, decades: float) -> Tensor:
 
 @cache
 def unscaled_regression(columns: int, decades: float, seed: int) -> Splits:
-    """Columns (b, columns) whose units span decades; target (b, 1): of a small network."""
+    """Columns (b, columns) whose units span decades; target (b, 1): a small network."""
     unit = _units(columns, decades)
-    first, last = fixed(columns, 16, seed=seed), fixed(16, 1, seed=seed + 1)
-    shift = fixed(columns, seed=seed + 2)
+    seeds = range(100 * seed, 100 * seed + 3)
+    first, last = fixed(columns, 16, seed=seeds[0]), fixed(16, 1, seed=seeds[1])
+    shift = fixed(columns, seed=seeds[2])
 
     def draw(count: int) -> Batch:
         x = torch.randn(count, columns)
         target = (x @ first / columns**0.5).relu() @ last / 4
-        return unit * (x + shift), target + 0.1 * torch.randn(count, 1)
+        return unit * (x + shift), target
 
-    return generated(draw)
+    return generated(draw, 0.1)
 
 
 @cache
@@ -174,7 +186,7 @@ _FACTORS: Kind = (
     [
         fit(
             "factors-symmetric-150",
-            partial(entries, 150, 150, 6, 0.05, False),
+            partial(symmetric_entries, 150, 6, 0.05),
             partial(Symmetric, 150, 8),
             256,
             500,
@@ -222,7 +234,14 @@ _COLUMNS: Kind = (
             partial(mlp, (20, 64, 1)),
             64,
             500,
-        )
+        ),
+        classify(
+            "columns-breast-cancer-300",
+            partial(real_table, "breast_cancer"),
+            partial(mlp, (30, 48, 2)),
+            32,
+            300,
+        ),
     ],
     [
         classify(
@@ -231,7 +250,14 @@ _COLUMNS: Kind = (
             partial(mlp, (30, 64, 64, 3)),
             64,
             400,
-        )
+        ),
+        fit(
+            "columns-diabetes-400",
+            partial(real_table, "diabetes"),
+            partial(mlp, (10, 32, 32, 1), nn.Tanh),
+            32,
+            400,
+        ),
     ],
     [
         fit(
@@ -240,7 +266,14 @@ _COLUMNS: Kind = (
             partial(mlp, (12, 48, 48, 1), nn.SiLU),
             32,
             600,
-        )
+        ),
+        classify(
+            "columns-wine-200",
+            partial(real_table, "wine"),
+            partial(mlp, (13, 32, 3), nn.SiLU),
+            16,
+            200,
+        ),
     ],
 )
 

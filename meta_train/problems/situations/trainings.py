@@ -11,11 +11,8 @@ from meta_train.problems.common import (
     CIFAR_16,
     FASHION_7,
     FASHION_14,
-    GRAY_8,
     MNIST_7,
     MNIST_14,
-    classify,
-    fit,
 )
 from meta_train.problems.images import lower_brightness
 from meta_train.problems.networks.convolutional import plain_cnn
@@ -24,17 +21,20 @@ from meta_train.problems.networks.sequential import CharacterReader, Gpt, RowRea
 from meta_train.problems.situations.kinds import (
     CNN,
     DIRECTIONS,
+    DISTANCES,
     GPT,
-    MIXER,
     MOONS,
     PRODUCTS,
     RESNET,
-    SINES,
+    SHALLOW_CNN,
+    SHALLOW_MIXER,
     VIT,
+    WIDE_CNN,
     Kind,
     read,
 )
-from meta_train.problems.situations.streams import first
+from meta_train.problems.situations.problems import classify, fit
+from meta_train.problems.supervised import first
 from meta_train.problems.text import VOCABULARY
 
 
@@ -53,12 +53,16 @@ _SHORT: Kind = (
     [
         classify("short-mlp-10", FASHION_14, partial(mlp, (196, 64, 10)), 64, 10),
         classify("short-cnn-30", MNIST_14, CNN, 64, 30),
-        read("short-gpt-100", GPT, 16, 100),
+        read("short-gpt-100", 0, GPT, 16, 100),
         classify("short-moons-200", MOONS, partial(mlp, (2, 16, 2)), 64, 200),
     ],
     [
         read(
-            "short-gru-10", partial(CharacterReader, nn.GRU, VOCABULARY, 24, 48), 16, 10
+            "short-gru-10",
+            1,
+            partial(CharacterReader, nn.GRU, VOCABULARY, 24, 48),
+            16,
+            10,
         ),
         classify("short-vit-30", FASHION_14, VIT, 64, 30),
         classify("short-resnet-100", FASHION_14, RESNET, 32, 100),
@@ -71,8 +75,10 @@ _SHORT: Kind = (
         ),
     ],
     [
-        classify("short-mixer-10", CIFAR_16, MIXER, 64, 10),
-        read("short-gpt-30", partial(Gpt, VOCABULARY, 32, 48, 2, 1, tied=True), 32, 30),
+        classify("short-mixer-10", CIFAR_16, SHALLOW_MIXER, 64, 10),
+        read(
+            "short-gpt-30", 2, partial(Gpt, VOCABULARY, 32, 48, 2, 1, tied=True), 32, 30
+        ),
         classify(
             "short-lstm-100", MNIST_14, partial(RowReader, nn.LSTM, 14, 48), 64, 100
         ),
@@ -100,9 +106,9 @@ _LONG: Kind = (
     ],
     [
         fit(
-            "long-sines-10000",
-            SINES,
-            partial(mlp, (16, 48, 48, 4), nn.SiLU),
+            "long-distances-10000",
+            DISTANCES,
+            partial(mlp, (6, 48, 48, 4), nn.SiLU),
             32,
             10_000,
         )
@@ -129,14 +135,16 @@ _BATCHES: Kind = (
             1,
             2000,
         ),
-        classify("batch-full-fm14", partial(first, FASHION_14, 1000), CNN, None, 100),
+        classify(
+            "batch-full-fm14", partial(first, FASHION_14, 1000), WIDE_CNN, None, 100
+        ),
     ],
     [
-        classify("batch-2-cnn", MNIST_14, CNN, 2, 1000),
+        classify("batch-2-cnn", MNIST_14, SHALLOW_CNN, 2, 1000),
         classify(
-            "batch-full-gray",
-            partial(first, GRAY_8, 3000),
-            partial(mlp, (64, 96, 10)),
+            "batch-full-fm7",
+            partial(first, FASHION_7, 3000),
+            partial(mlp, (49, 96, 10)),
             None,
             120,
         ),
@@ -155,7 +163,7 @@ _ROUNDED: Kind = (
         )
     ],
     [classify("rounded-vit", MNIST_14, partial(Rounded, VIT), 64, 150)],
-    [classify("rounded-cnn", FASHION_14, partial(Rounded, CNN), 64, 200)],
+    [classify("rounded-cnn", FASHION_14, partial(Rounded, SHALLOW_CNN), 64, 200)],
 )
 
 

@@ -1,23 +1,35 @@
 """What holds of every situation, and how they are divided."""
 
+import dataclasses
+import math
+from itertools import chain
+
 import pytest
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from meta_train.problems import LISTS, load_problem
+from meta_train.problems import load_problem
 from meta_train.problems.situations import (
     DEVELOPING,
     KINDS,
     SITUATIONS,
     TESTING,
     VALIDATING,
-    adapted,
+    clipping,
+    contrasts,
     equations,
+    finetuning,
     games,
-    starts,
+    initialization,
+    pretrained,
+    problems,
+    rewards,
     tables,
+    texts,
+    zero_init,
 )
+from meta_train.problems.supervised import on_device
 from tasks.datasets import DatasetUnavailable
 
 
@@ -25,10 +37,10 @@ from tasks.datasets import DatasetUnavailable
 def little_pretraining():
     """Trained networks need not be good here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapted, "PRETRAINING", 0.02)
-        adapted.weights.cache_clear()
+        patch.setattr(pretrained, "PRETRAINING", 0.02)
+        pretrained.weights.cache_clear()
         yield
-    adapted.weights.cache_clear()
+    pretrained.weights.cache_clear()
 
 
 @pytest.fixture(params=SITUATIONS)
@@ -43,7 +55,8 @@ def problem(request):
 
 
 def flat(batch):
-    return torch.cat([leaf.double().flatten() for leaf in tree_leaves(batch)])
+    leaves = map(torch.as_tensor, tree_leaves(batch))
+    return torch.cat([leaf.double().flatten() for leaf in leaves])
 
 
 def weights(model):
@@ -61,11 +74,11 @@ def test_everything_follows_from_the_seed(problem):
         assert not torch.equal(flat(problem.batch(3, 6)), batch)
 
 
-def test_a_step_changes_all_that_is_trained_and_evaluation_nothing(problem):
+def test_steps_change_all_that_is_trained_and_evaluation_nothing(problem):
     model = problem.init(0)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for step in range(4):  # behind what is zero the gradients come later
+    for step in range(2):  # behind what is zero the gradients come at the second
         optimizer.zero_grad()
         loss = problem.loss(model, problem.batch(0, step))
         loss.backward()
@@ -74,7 +87,7 @@ def test_a_step_changes_all_that_is_trained_and_evaluation_nothing(problem):
     for name, p in model.named_parameters():
         assert p.isfinite().all(), name
         assert torch.equal(p, before[name]) != p.requires_grad, name
-    after = weights(model.eval())
+    after = {k: v.clone() for k, v in model.eval().state_dict().items()}
     losses = set()
     for split in ("validation", "test"):
         found = problem.evaluate(model, split, 40)
@@ -83,21 +96,35 @@ def test_a_step_changes_all_that_is_trained_and_evaluation_nothing(problem):
         assert problem.evaluate(model, split, 40) == found
         assert found.loss > 0
         assert found.accuracy is None or 0 <= found.accuracy <= 1
-    assert torch.equal(weights(model), after)
-    assert len(losses) == 2 or "bandit" in problem.name  # its states change nothing
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, after[name]), name
+    # states change nothing for bandits without them
+    assert len(losses) == 2 or problem.name in ("bandits-8", "bandits-10")
 
 
 def test_a_third_of_every_kind_develops_validates_and_tests():
-    assert (LISTS["situations"], LISTS["situations-validation"]) == (
-        DEVELOPING,
-        VALIDATING,
-    )
-    assert LISTS["situations-test"] == TESTING
-    names = [*DEVELOPING, *VALIDATING, *TESTING]
-    assert len(set(names)) == len(names) == len(SITUATIONS) >= 90
-    for develop, validate, test in KINDS.values():
-        assert len(develop) == len(validate) == len(test) >= 1
-    assert {n: p.name for n, p in SITUATIONS.items()} == {n: n for n in SITUATIONS}
+    assert len(KINDS) == 20
+    assert [len(part) for part in (DEVELOPING, VALIDATING, TESTING)] == [35, 35, 35]
+    assert len(SITUATIONS) == 105
+    for kind, parts in KINDS.items():
+        assert len({len(part) for part in parts}) == 1, kind
+
+
+def test_thirds_share_neither_initial_weights_nor_batches():
+    seen = {}
+    for third, names in enumerate((DEVELOPING, VALIDATING, TESTING)):
+        for name in names:
+            try:
+                problem = load_problem(name)
+                start, batch = weights(problem.init(0)), flat(problem.batch(0, 0))
+            except DatasetUnavailable:
+                continue
+            for key in (start, batch):
+                if not key.any():
+                    continue
+                key = key.numpy().tobytes()
+                other, owner = seen.setdefault(key, (third, name))
+                assert other == third, (owner, name)
 
 
 def test_horizons_span_what_people_train():
@@ -108,25 +135,47 @@ def test_horizons_span_what_people_train():
         assert {30, 100, 300} <= steps | {60, 200} and len(steps) >= 10
 
 
-def test_adapted_networks_begin_as_what_they_adapt():
-    codes = adapted.SECOND_TEXT().validation.batch(torch.arange(4))[0]
-    expected = adapted.pretrained("gpt")(codes)
-    for build in (
-        lambda: adapted.with_lora("gpt", 4),
-        lambda: adapted.with_adapters(8),
-    ):
-        model = build()
-        torch.testing.assert_close(model(codes), expected)
-        trained = [name for name, p in model.named_parameters() if p.requires_grad]
-        assert trained
-        assert all("up" in name or "down" in name for name in trained)
-    prompted = adapted.with_prompt(8)
-    assert [n for n, p in prompted.named_parameters() if p.requires_grad] == ["prompt"]
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda name: finetuning.with_lora(name, 4),
+        lambda name: finetuning.with_adapters(name, 8),
+    ],
+)
+def test_adapted_networks_begin_as_what_they_adapt(build):
+    codes = torch.arange(32)[None]
+    model = build("gpt-code")
+    torch.testing.assert_close(model(codes), pretrained.pretrained("gpt-code")(codes))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("up" in name or "down" in name for name in trained)
 
 
-def test_texts_of_the_two_halves_have_nothing_in_common():
-    first, second = (adapted.characters(48, half).train for half in (False, True))
-    assert first.starts.max() < second.starts.min()
+def test_thirds_have_other_texts():
+    parts = [texts.code(third).splitlines() for third in range(3)]
+    lines = [{x for x in part if len(x) > 60} for part in parts]
+    for k in range(3):
+        assert len(lines[k]) > 500
+        shared = len(lines[k] & lines[k - 1]) / len(lines[k])
+        assert shared < 0.01
+
+
+def test_fine_tuning_moves_to_another_text():
+    lower, mixed = texts.LOWER_CASE(), texts.MIXED_CASE()
+    assert lower == lower.lower()
+    assert mixed != mixed.lower()
+    assert "def " in texts.STATEMENTS() and '"""' not in texts.STATEMENTS()
+    sentence = "Return the sample arithmetic mean of data."
+    assert sentence in texts.DOCSTRINGS() and sentence not in texts.STATEMENTS()
+    for text in (texts.MIXED_CASE, texts.STATEMENTS, texts.documentation):
+        assert min(map(len, texts.windows(text, 32)[1:])) >= 512
+
+
+def test_equal_data_come_in_another_order_under_another_name():
+    one, other = load_problem("long-mlp-10000"), load_problem("batch-1")
+    assert one.data is other.data
+    kept = dataclasses.replace(other, batch_size=one.batch_size)
+    assert not torch.equal(kept.batch(0, 0)[1], one.batch(0, 0)[1])
 
 
 @pytest.mark.parametrize(
@@ -144,6 +193,27 @@ def test_solutions_leave_no_residual(equation):
     )
 
 
+@pytest.mark.parametrize("equation", [equations.POISSON, equations.HELMHOLTZ])
+def test_trials_vanish_on_the_boundary_as_the_solutions_do(equation):
+    x = equation.length * torch.rand(64, equation.dimensions)
+    on_boundary = torch.arange(64) % equation.dimensions
+    x[torch.arange(64), on_boundary] = equation.length * (torch.arange(64) % 4 // 2)
+    trial = equation.trial(x, torch.randn(64))
+    assert trial.abs().max() == 0
+    torch.testing.assert_close(equation.solution(x), trial, atol=1e-5, rtol=0)
+
+
+def test_trials_of_the_oscillator_have_its_initial_values():
+    t = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(1, dtype=torch.float64) + t[:, 0].cos()
+    for u in (
+        equations.OSCILLATOR.trial(t, values),
+        equations.OSCILLATOR.solution(t),
+    ):
+        assert u.item() == 0
+        assert equations.slopes(u, t).item() == pytest.approx(1)
+
+
 def test_the_energy_distance_of_points():
     x = torch.zeros(3, 2)
     assert games.energy_distance(x, x) == 0
@@ -152,17 +222,23 @@ def test_the_energy_distance_of_points():
 
 def test_a_critic_gets_no_gradient_from_the_generators_loss():
     players = games.Players(2, 8)
-    players.critic_logits(torch.randn(4, 2, requires_grad=True)).sum().backward()
+    players.fixed_critic(torch.randn(4, 2, requires_grad=True)).sum().backward()
     assert all(p.grad is None for p in players.parameters())
 
 
 def test_regret_and_met_modes_by_hand():
-    bandit = load_problem("bandit-10")
+    bandit = load_problem("bandits-10")
     model = bandit.init(0)
-    best = games.TEN_ARMS(torch.zeros(1, 1))[0].argmax()
+    best = rewards.TEN_ARMS(torch.zeros(1, 1))[0].argmax(1)
     with torch.no_grad():
-        model.logits[best] = 50
-    assert bandit.evaluate(model, "test").loss == pytest.approx(1e-3, abs=1e-6)
+        model.logits.scatter_(1, best[:, None], 50)
+    floor = rewards.REGRET_FLOOR
+    assert bandit.evaluate(model, "test").loss == pytest.approx(floor, abs=1e-6)
+    with torch.no_grad():
+        model.logits.zero_()
+    means = rewards.TEN_ARMS(torch.zeros(1, 1))[0]
+    expected = (means.amax(1) - means.mean(1)).mean().item() + floor
+    assert bandit.evaluate(model, "test").loss == pytest.approx(expected, rel=1e-5)
     gan = load_problem("gan-ring-8")
     assert gan._mode_coverage(gan.modes) == 1
     assert gan._mode_coverage(gan.modes[:2].repeat(4, 1)) == pytest.approx(0.25)
@@ -171,7 +247,7 @@ def test_regret_and_met_modes_by_hand():
 
 def test_starts_have_the_sizes_they_are_named_for():
     with torch.no_grad():
-        model = starts.started(lambda: nn.Linear(400, 300), starts.he)
+        model = initialization.started(lambda: nn.Linear(400, 300), initialization.he)
         assert model.weight.std() == pytest.approx((2 / 400) ** 0.5, rel=0.05)
         assert not model.bias.any()
         model = load_problem("start-gpt-residual-300").init(0)
@@ -190,3 +266,133 @@ def test_tokens_follow_zipfs_law():
     # token k of V has log((k + 2) / (k + 1)) / log V
     assert share[0].item() == pytest.approx(0.100, abs=0.005)
     assert share[9].item() == pytest.approx(0.0138, abs=0.002)
+
+
+def test_what_is_evaluated_has_no_noise():
+    problem = load_problem("zeros-scales-300")
+    train, validation, _ = problem.data()
+    for examples, noise in ((train, 0.1), (validation, 0.0)):
+        x, y = examples.batch(torch.arange(1000))
+        design = torch.stack([x, torch.ones_like(x)], -1)
+        fitted = torch.linalg.lstsq(design.transpose(0, 1), y.mT[..., None]).solution
+        rest = y.mT - (design.transpose(0, 1) @ fitted).squeeze(-1)
+        assert rest.std().item() == pytest.approx(noise, abs=0.01)
+
+
+def test_the_floor_of_squared_errors():
+    targets = torch.tensor([[0.0, 10.0], [2.0, 14.0]])
+    # variances 1 and 4
+    loss = problems.squared_errors_with_floor(targets, targets)
+    assert loss.item() == pytest.approx(2.5e-4)
+    loss = problems.squared_errors_with_floor(targets + 1, targets)
+    assert loss.item() == pytest.approx(1 + 2.5e-4)
+
+
+def test_contrastive_divergence_is_zero_at_best():
+    labels = torch.arange(12) % 3
+    apart = torch.eye(3)[labels] - 1 / 3
+    assert contrasts.contrastive_divergence(apart, labels).abs() < 1e-4
+    assert contrasts.contrastive_divergence(apart, labels.roll(1) % 2) > 1
+
+
+def test_contrasts_are_evaluated_at_the_batch_size_of_training():
+    for part in KINDS["contrasts"]:
+        assert all(p.evaluation_batch == p.batch_size for p in part)
+
+
+def test_divergence_of_log_scales_by_hand():
+    targets = torch.zeros(2, 12)
+    best = zero_init.SCALES.log().expand(2, 12)
+    assert zero_init.divergence((targets, best), targets).abs() < 1e-6
+    # one scale too large and one scale off
+    loss = zero_init.divergence((targets, best + 1), targets)
+    assert loss.item() == pytest.approx(1 + 0.5 * (math.exp(-2) - 1), rel=1e-4)
+    loss = zero_init.divergence((targets + zero_init.SCALES, best), targets)
+    assert loss.item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_clipping_as_torch_clips():
+    for name in ("clip-gru-200", "clip-columns-300"):
+        clipped = load_problem(name)
+        model, batch = clipped.init(0), clipped.batch(0, 0)
+        plain = clipped.problem.loss(model, batch)
+        params = list(model.parameters())
+        plain.backward()
+        norm = nn.utils.clip_grad_norm_(params, clipping.MAX_NORM)
+        expected = [p.grad.clone() for p in params]
+        model.zero_grad()
+        loss = clipped.loss(model, batch)
+        loss.backward()
+        assert loss.item() == plain.item()
+        torch.testing.assert_close([p.grad for p in params], expected)
+        assert (norm > 1) or name != "clip-columns-300"
+
+
+def test_drift_reports_the_loss_before_each_step():
+    problem = dataclasses.replace(load_problem("drift-line"), steps=8)
+    model = problem.init(0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    losses = []
+    for step in range(8):
+        batch = problem.batch(0, step)
+        with torch.no_grad():
+            outputs = model(batch.inputs)
+        losses.append(problem.evaluation.loss(outputs, batch.clean).item())
+        assert not torch.equal(batch.targets, batch.clean)
+        optimizer.zero_grad()
+        problem.loss(model, batch).backward()
+        optimizer.step()
+    found = problem.evaluate(model.eval(), "validation")
+    assert found.loss == pytest.approx(sum(losses[2:]) / 6, rel=1e-5)
+
+
+def test_generators_are_evaluated_by_their_averages():
+    problem = load_problem("gan-ring-8")
+    model = problem.init(0)
+    first = model.average[1].weight.clone()
+    with torch.no_grad():
+        model.generator[1].weight += 1
+    problem.loss(model, problem.batch(0, 0))
+    moved = model.average[1].weight - first
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.02))
+    before = problem.evaluate(model.eval(), "validation")
+    with torch.no_grad():
+        model.generator[5].weight.zero_()
+    assert problem.evaluate(model, "validation") == before
+
+
+def test_each_player_has_its_own_loss():
+    players, real = games.Players(4, 16), torch.randn(32, 2)
+    for game in (games.logistic_game, games.relativistic_game):
+        found = []
+        for penalty in (0.0, 10.0):
+            torch.manual_seed(0)
+            players.zero_grad()
+            game(players, real, penalty).backward()
+            grads = [p.grad.clone() for p in players.parameters()]
+            found.append(grads)
+        # the penalty is the critic's, and its weights alone decide slopes
+        names = [name for name, _ in players.named_parameters()]
+        for name, plain, penalised in zip(names, *found, strict=True):
+            if name.startswith("generator"):
+                assert torch.equal(plain, penalised), name
+            elif name.endswith("weight"):
+                assert not torch.equal(plain, penalised), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "kind", ["games", "rewards", "drift", "gradient clipping", "zeros at first"]
+)
+def test_problems_train_on_a_gpu(kind):
+    for problem in chain.from_iterable(KINDS[kind]):
+        trains_on(problem, torch.device("cuda"))
+
+
+def trains_on(problem, device):
+    model = problem.init(0).to(device)
+    loss = problem.loss(model, on_device(problem.batch(0, 0), device))
+    loss.backward()
+    assert loss.device.type == device.type
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert problem.evaluate(model.eval(), "validation", 40).loss > 0

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 
 from meta_train.problems.common import (
     CIFAR_16,
+    FASHION_7,
     FASHION_14,
-    GRAY_8,
     MNIST_14,
     Build,
-    classify,
-    fit,
 )
 from meta_train.problems.networks.convolutional import (
     ResidualBlock,
@@ -31,19 +29,25 @@ from meta_train.problems.networks.sequential import (
     VisionTransformer,
 )
 from meta_train.problems.situations.kinds import (
-    CNN,
+    DIRECTIONS,
+    DISTANCES,
     GPT,
     MIXER,
+    PROJECTIONS,
     RESNET,
+    SHALLOW_CNN,
     SINES,
     VIT,
     Kind,
     read,
 )
+from meta_train.problems.situations.problems import classify, fit
 from meta_train.problems.text import VOCABULARY
 
 Fill = Callable[[Tensor], object]
 
+RELU_GAIN = nn.init.calculate_gain("relu")
+TANH_GAIN = nn.init.calculate_gain("tanh")
 GPT_STD = 0.02  # Radford et al. 2019
 
 
@@ -72,9 +76,9 @@ def xavier(weight: Tensor) -> None:
     nn.init.xavier_uniform_(weight)
 
 
-def orthogonal(weight: Tensor) -> None:
-    """Saxe et al. 2014, with the gain of ReLU."""
-    nn.init.orthogonal_(weight, sqrt(2))
+def orthogonal(weight: Tensor, gain: float) -> None:
+    """Saxe et al. 2014; gain: of the activation."""
+    nn.init.orthogonal_(weight, gain)
 
 
 def small(weight: Tensor) -> None:
@@ -83,13 +87,13 @@ def small(weight: Tensor) -> None:
 
 
 def by_fan(weight: Tensor) -> None:
-    """Normal numbers of variance 1 / fan, as muP has hidden weights (Yang et al. 2022)."""
+    """Normal numbers of variance 1 / fan, muP's hidden weights (Yang et al. 2022)."""
     nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
 
 
 @torch.no_grad()
 def gpt_with_scaled_residuals(build: Callable[[], Gpt]) -> nn.Module:
-    """GPT-2's start: what writes into the residual stream is smaller in deep networks."""
+    """GPT-2's start: output layers of blocks are scaled down by the depth."""
     model = started(build, small)
     assert isinstance(model, Gpt)
     for block in model.blocks:
@@ -110,7 +114,7 @@ def with_zero_head(build: Callable[[], VisionTransformer | Mixer]) -> nn.Module:
 
 @torch.no_grad()
 def with_zero_branches(build: Build) -> nn.Module:
-    """Residual branches begin at zero: the scale of their last norm (Goyal et al. 2017)."""
+    """The scale of the last norm of each branch begins at zero (Goyal et al. 2017)."""
     model = build()
     for block in model.modules():
         if isinstance(block, ResidualBlock):
@@ -164,9 +168,10 @@ class Gates(nn.Module):
 
 _START: Kind = (
     [
-        read("start-gpt-small-40", partial(started, GPT, small), 16, 40),
+        read("start-gpt-small-40", 0, partial(started, GPT, small), 16, 40),
         read(
             "start-gpt-residual-300",
+            0,
             partial(gpt_with_scaled_residuals, GPT),
             16,
             300,
@@ -184,7 +189,7 @@ _START: Kind = (
             partial(
                 started,
                 partial(strided_cnn, (3, 12, 24, 48), group_norm, nn.ReLU),
-                orthogonal,
+                partial(orthogonal, gain=RELU_GAIN),
             ),
             64,
             200,
@@ -200,8 +205,8 @@ _START: Kind = (
         ),
         classify(
             "start-mlp-xavier-300",
-            GRAY_8,
-            partial(started, partial(mlp, (64, 96, 96, 10), nn.Tanh), xavier),
+            FASHION_7,
+            partial(started, partial(mlp, (49, 96, 96, 10), nn.Tanh), xavier),
             64,
             300,
         ),
@@ -223,6 +228,7 @@ _START: Kind = (
     [
         read(
             "start-gpt-small-100",
+            2,
             partial(started, partial(Gpt, VOCABULARY, 32, 48, 2, 3), small),
             16,
             100,
@@ -234,11 +240,17 @@ _START: Kind = (
             64,
             300,
         ),
-        classify("start-cnn-he-60", MNIST_14, partial(started, CNN, he), 64, 60),
+        classify(
+            "start-cnn-he-60", MNIST_14, partial(started, SHALLOW_CNN, he), 64, 60
+        ),
         classify(
             "start-gru-orthogonal-200",
             MNIST_14,
-            partial(started, partial(RowReader, nn.GRU, 14, 48), orthogonal),
+            partial(
+                started,
+                partial(RowReader, nn.GRU, 14, 48),
+                partial(orthogonal, gain=1.0),
+            ),
             64,
             200,
         ),
@@ -247,47 +259,45 @@ _START: Kind = (
 
 
 def _deep(
-    depth: int, norm: Callable | None = None, activation: type = nn.ReLU
+    fan_in: int,
+    depth: int,
+    fan_out: int,
+    norm: Callable | None = None,
+    activation: type = nn.ReLU,
 ) -> Build:
-    return partial(mlp, (16, *[48] * depth, 4), activation, norm)
+    return partial(mlp, (fan_in, *[48] * depth, fan_out), activation, norm)
 
 
 _DEEP: Kind = (
     [
+        fit("deep-relu-30", SINES, partial(started, _deep(16, 30, 4), he), 64, 300),
+        fit("deep-norm-8", SINES, _deep(16, 8, 4, nn.LayerNorm), 64, 300),
+        fit("deep-tanh-10", SINES, _deep(16, 10, 4, activation=nn.Tanh), 64, 300),
+    ],
+    [
         fit(
-            "deep-relu-30",
-            SINES,
-            partial(started, _deep(30), he),
+            "deep-relu-20", PROJECTIONS, partial(started, _deep(10, 20, 5), he), 64, 250
+        ),
+        fit("deep-skips-50", PROJECTIONS, partial(Skips, 10, 32, 50, 5), 64, 200),
+        fit("deep-gelu-8", PROJECTIONS, _deep(10, 8, 5, activation=nn.GELU), 64, 300),
+    ],
+    [
+        fit("deep-relu-25", DISTANCES, partial(started, _deep(6, 25, 4), he), 64, 400),
+        fit(
+            "deep-norm-10",
+            DIRECTIONS,
+            _deep(12, 10, 3, nn.LayerNorm, nn.GELU),
             64,
             300,
         ),
-        fit("deep-norm-12", SINES, _deep(12, nn.LayerNorm), 64, 200),
-        fit("deep-tanh-10", SINES, _deep(10, activation=nn.Tanh), 64, 300),
-    ],
-    [
-        fit(
-            "deep-relu-20",
-            SINES,
-            partial(started, _deep(20), he),
-            64,
-            250,
-        ),
-        fit("deep-skips-50", SINES, partial(Skips, 16, 32, 50, 4), 64, 200),
-        fit("deep-gelu-8", SINES, _deep(8, activation=nn.GELU), 64, 300),
-    ],
-    [
-        fit(
-            "deep-relu-50",
-            SINES,
-            partial(started, _deep(50), he),
-            64,
-            400,
-        ),
-        fit("deep-norm-25", SINES, _deep(25, nn.LayerNorm, nn.GELU), 64, 200),
         fit(
             "deep-orthogonal-15",
-            SINES,
-            partial(started, _deep(15, activation=nn.Tanh), orthogonal),
+            DIRECTIONS,
+            partial(
+                started,
+                _deep(12, 15, 3, activation=nn.Tanh),
+                partial(orthogonal, gain=TANH_GAIN),
+            ),
             64,
             300,
         ),
