@@ -52,6 +52,7 @@ PACKAGE = str(Path(ngopt.__file__).parent)
 PART_OF = {
     "rotate": "rotation",
     "_basis": "rotation",
+    "_measure": "scalars",
     "_observe": "factors",
     "_renew": "renewal",
 }

@@ -30,6 +30,7 @@ class Member(NamedTuple):
     parameter: int
     number: int  # of the layout, among the parameter's own
     layout: MatrixLayout
+    is_measured: bool = False  # see `is_measured`
 
     @property
     def numel(self) -> int:
@@ -64,9 +65,12 @@ class Bucket:
         shapes = [m.layout.shape for m in members]
         self.pieces = Pieces(shapes, lanes)
         self.parts = Pieces(shapes, lanes, [m.layout.part for m in members])
+        self.measured = [m for m in members if m.is_measured]  # the last of them
+        self.first = sum(self.pieces.rows[: len(members) - len(self.measured)])
         rows = torch.tensor(self.pieces.rows, device="cpu")
         owners = torch.tensor([m.parameter for m in members], device="cpu")
         self._owners = owners.repeat_interleave(rows).to(device)
+        self.owners = self._owners[self.first :]
         shapes = []
         for stack in self.stacks:
             groups, *matrix = stack[0].layout.shape
@@ -109,4 +113,8 @@ def make_buckets(members: Sequence[Member], device: torch.device) -> list[Bucket
                 room = largest
             found[-1].append(m)
             room -= m.numel
-    return [Bucket(sorted(some, key=lambda m: not m.kind), device) for some in found]
+    return [Bucket(sorted(some, key=_order), device) for some in found]
+
+
+def _order(m: Member) -> tuple[bool, bool]:
+    return m.is_measured, not m.kind

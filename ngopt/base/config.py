@@ -21,7 +21,24 @@ class SoapConfig:
     step_size: float = 0.009
     fan_exponent: float = 0.5  # it goes with (fan_in / 64) ** -fan_exponent,
     fan_cap: float = 1.0  # at most so many times,
-    weight_exponent: float = 1.0  # and with RMS(weights) / RMS(initial weights) to this
+    weight_exponent: float = 1.0  # and with what `ngopt.base.start` says to this
+    # Short trainings make longer steps: (short / total_steps) ** short_exponent times.
+    short: int = 500
+    short_exponent: float = 0.4
+    # Trained matrices begin with shorter ones, exp(-trained_exponent * excess) at least
+    # trained_least; all have this share of the mean excess, from trained_mean on of which
+    # a short training is as any other.
+    trained_exponent: float = 2.0
+    trained_least: float = 0.4
+    trained_shared: float = 0.3
+    trained_mean: float = 0.15
+    # A way is straight from so many roots of the summed squares of steps on, times
+    # (t / (t + straight_steps)) ** .5; beyond, steps grow with its ratio to that, to this
+    # power, and at most so many times.
+    straight: float = 5.5
+    straight_steps: float = 28.0
+    straight_exponent: float = 3.0
+    straight_most: float = 4.0
     embedding: float = 2.5  # factors for parameters of these roles
     output: float = 1.0
     norm: float = 1.0

@@ -7,6 +7,7 @@ rows of a matrix of which no axis is short enough.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from ngopt.graph.core import ParameterSpec, View
 from ngopt.graph.matrices import MatrixBlock
 from ngopt.roles import ParameterRole
 
+# Parameters of fewer elements have their way measured: see `ngopt.base.start`.
+MANY = 1 << 16
 # A factor of this many rows, 0.7 MB with its basis, is affordable in any matrix.
 SMALL = 300
 
@@ -108,6 +111,12 @@ def layouts_of(
         is_whole = own.view.is_whole(spec)
         layouts.append(whole if is_whole else replace(own, part=own.view.shape))
     return tuple(layouts)
+
+
+def is_measured(layouts: Sequence[MatrixLayout]) -> bool:
+    """Whether it is known how far a parameter with these layouts has moved."""
+    own = layouts[0]
+    return len(layouts) == 1 and (not own.axes or prod(own.shape) < MANY)
 
 
 class _Limits(NamedTuple):

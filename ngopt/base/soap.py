@@ -15,7 +15,7 @@ they are applied to (but for the first); heads, gates and experts have their own
 gradients are divided by about the RMS of the first, so that the loss' scale changes
 nothing, clipped where they are out of proportion to their running RMS, and skipped where
 they are not finite; weights that never receive a gradient only decay; the step size
-follows fan, role, RMS of the weights, and horizon.
+follows fan, role, horizon, RMS of the weights, and what `ngopt.base.start` tells.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ngopt.base.config import SoapConfig
 from ngopt.base.eigenbasis import RenewalSchedule, renewal_interval, renewed
 from ngopt.base.gradient_scale import EARLY, gradient_scale
 from ngopt.base.partition import layouts_of
+from ngopt.base.start import followed, trained
 from ngopt.base.state import ParameterStack, first_record
 from ngopt.base.step_size import FOLLOWED, Known, StepTable, is_kept
 from ngopt.devices import Array
@@ -220,6 +221,9 @@ class Group:
         numels = [max(rule.graph.parameters[i].numel, 1) for i in positions] * 2
         dtype = devices.precise_dtype(device)
         self._roots = torch.tensor(numels, dtype=dtype, device=device).sqrt()
+        self._zeros = self._roots.new_zeros(len(positions))
+        c = rule.config
+        self._most = c.straight_most ** (2 / c.straight_exponent)
         self._dtype = rule.compute_dtype or devices.product_dtype(device, like.dtype)
 
     def changes(self, step: Step, now: float) -> Iterator[list[Change]]:
@@ -260,9 +264,19 @@ class Group:
             old = bucket.gather(step.params).to(self.stack.dtype)
             delta = step.fuse(change)(delta, own[0], old, rows)
             del old
+            if bucket.measured:
+                self._measure(step, bucket, delta)
             pieces = bucket.parts.split(delta)
             yield list(map(partial(self._change, step), bucket.members, pieces))
             del delta, pieces  # memory for the next bucket
+
+    def _measure(self, step: Step, bucket: Bucket, delta: Tensor) -> None:
+        """Adds the squares of steps, and measures the way from where they began."""
+        delta = delta[bucket.first :].detach()
+        moved = step.state.moved[bucket].add_(delta)
+        rows = torch.stack((delta, moved)).flatten(0, 1).unsqueeze(1)
+        squares = torch.bmm(rows, rows.mT).view(2, -1).to(torch.float32)
+        step.state.scales[-2:].index_add_(1, bucket.owners, squares)
 
     def _change(self, step: Step, m: Member, delta: Tensor) -> Change:
         i, record = m.parameter, step.records[m.parameter]
@@ -277,31 +291,53 @@ class Group:
         scales = step.state.scales.to(rms.dtype)
         if step.on_host:
             rms, scales = rms.numpy(), scales.numpy()
-        xp, (scale, running, skipped) = devices.array_module(rms), scales
+        scale, running, skipped, *start, path, way = scales
+        xp = devices.array_module(rms)
         is_early = None
         if step.youngest <= EARLY:
             is_early = (known.count > 1) & (known.count <= EARLY + 1)
         corrections = known.before, known.after
         g = gradient_scale(rms[:n], scale, running, corrections, c.clip, is_early)
-        scales = g.scale, g.rms, skipped + ~g.active
+        if step.youngest == 0:
+            start = self._started(step, known, rms[n:], start)
+        zero = 0.0 if step.on_host else self._zeros
+        scales = g.scale, g.rms, skipped + ~g.active, *start, path, zero
         step.state.scales.copy_(devices.stacked(scales, n, self._roots.dtype))
 
         square = g.rescale * g.rescale
-        size = (known.offset + rms[n:] * known.per_rms).clip(*FOLLOWED)
-        height = known.height * known.lr * g.active
+        offset, slope, fresh = start
+        size = (offset + rms[n:] * slope).clip(*FOLLOWED)
+        height = known.height * g.active
+        if self._table.lengthening > 1:
+            height = height * self._table.lengthening**fresh
+        straight = (way / (path * known.usual)).clip(1.0, self._most)
+        size = size**c.weight_exponent * straight ** (c.straight_exponent / 2)
         of_rows = RowNumbers(
             multiplier=g.multiplier,
             momentum=xp.where(g.active, c.beta1 * g.rescale, g.rescale),
             second=xp.where(g.active, c.beta2 * square, square),
             correction=known.correction,
             damping=g.relative**2 * known.damping + TINY,
-            rate=known.gain * height * size**c.weight_exponent,
+            rate=known.gain * height * size,
             decay=known.decay * height,
         )
         kept = xp.where(g.active, c.beta_factor * square, square)
         of_factors = FactorNumbers(kept, g.active, known.count)
         numbers = devices.stacked(of_rows + of_factors, n, self.stack.dtype)
         return numbers[: len(of_rows)], numbers[len(of_rows) :]
+
+    def _started(
+        self, step: Step, known: Known, rms: Array, start: Sequence[Array]
+    ) -> Sequence[Array]:
+        """Offset, slope and fresh, of those that make their first step: see `start`."""
+        xp = devices.array_module(rms)
+        share, fresh = trained(step.params, self.config)
+        if step.on_host:
+            share, fresh = share.numpy(), fresh.numpy()
+        offset, slope = followed(rms, known.per_rms)
+        new = offset * share, slope * share, fresh
+        is_first = xp.ones_like(rms) * known.count == 1
+        return [xp.where(is_first, *x) for x in zip(new, start, strict=True)]
 
     def _direction(
         self, step: Step, bucket: Bucket, moments: Sequence[Tensor], rows: RowNumbers

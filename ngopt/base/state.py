@@ -10,20 +10,23 @@ import torch
 from torch import Tensor
 
 from ngopt.base.buckets import Bucket, Factors, Member, make_buckets
-from ngopt.base.partition import MatrixLayout
+from ngopt.base.partition import MatrixLayout, is_measured
 from ngopt.functional import Record, state_dtype
-from ngopt.packing import PackedState, Packing, scalars
+from ngopt.packing import PackedState, Packing, Pieces, scalars
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 EXACT = 512
-SCALES = "scale", "rms", "skipped"
+TINY = 1e-30
+SCALES = "scale", "rms", "skipped", "offset", "slope", "fresh", "path", "way"
 
 
 def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
     """The state of a parameter before its first gradient.
 
     step: gradients so far, () on the host. scale, rms: see `GradientScale`; skipped:
-    how many gradients were not finite; (). Of the matrices with layout number i:
+    how many gradients were not finite; offset, slope, fresh: see `ngopt.base.start`;
+    path: sum of the squares of steps, way: square of the distance from the start; ().
+    moved: the way itself, of measured parameters. Of the matrices with layout number i:
     exp_avg_i, momentum, and exp_avg_sq_i, second moments in the eigenbases, (groups,
     rows, channels, kernel) both; for each axis, such as "rows", Kronecker factors
     rows_i and their eigenvectors rows_basis_i, (groups * parts, size, size).
@@ -31,6 +34,7 @@ def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
     dtype = state_dtype(p)
     record = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
     record |= {key: p.new_zeros((), dtype=torch.float32) for key in SCALES}
+    record["path"].fill_(TINY)  # which is divided by
     for i, layout in enumerate(layouts):
         for key in ("exp_avg", "exp_avg_sq"):
             record[f"{key}_{i}"] = p.new_zeros(layout.shape, dtype=dtype)
@@ -43,6 +47,8 @@ def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
             eye = torch.eye(n, dtype=zeros.dtype, device=p.device)
             record[f"{axis.name}_{i}"] = zeros
             record[f"{axis.name}_basis_{i}"] = zeros + eye
+    if is_measured(layouts):
+        record["moved"] = p.new_zeros(layouts[0].shape, dtype=dtype)
     return record
 
 
@@ -54,7 +60,8 @@ class StackedState(NamedTuple):
     factors: dict[int, Tensor]  # by size, (count, size, size)
     bases: dict[int, Tensor]
     step: Tensor  # (n,), on the host
-    scales: Tensor  # of `SCALES`, (3, n)
+    scales: Tensor  # of `SCALES`, (8, n)
+    moved: dict[Bucket, Tensor]  # of those with measured members, (rows, lanes)
     tensors: list[Tensor]  # all of these, for `PackedState.close`
 
 
@@ -69,7 +76,8 @@ class ParameterStack:
         self.dtype, self.device = like.dtype, like.device
         members: list[Member] = []
         for i, own in enumerate(layouts):
-            members += [Member(i, number, layout) for number, layout in enumerate(own)]
+            has = is_measured(own)
+            members += [Member(i, number, x, has) for number, x in enumerate(own)]
         self.buckets = make_buckets(members, self.device)
         factors = _place_factors(self.buckets)
         self.counts = {n: sum(f[2] for f in some) for n, some in factors.items()}
@@ -81,6 +89,8 @@ class ParameterStack:
         packings += [_of_factors(some, "") for some in factors.values()]
         packings += [_of_factors(some, "_basis") for some in factors.values()]
         packings += [scalars(len(layouts), keys) for keys in (("step",), SCALES)]
+        self._measured = [bucket for bucket in self.buckets if bucket.measured]
+        packings += map(_of_measured, self._measured)
         self.packed = PackedState(packings)
 
     def open(self, records: Sequence[Record], in_place: bool) -> StackedState:
@@ -93,6 +103,7 @@ class ParameterStack:
             bases={size: next(values) for size in self.counts},
             step=next(values)[0],
             scales=next(values),
+            moved={bucket: next(values) for bucket in self._measured},
             tensors=tensors,
         )
 
@@ -104,7 +115,8 @@ class ParameterStack:
 
     def count_on_device(self, records: Sequence[Record], step: Tensor) -> None:
         """Makes records hold views of steps (n,) on the device, not on the host."""
-        self.packed.replace(records, len(self.packed.packings) - 2, step.view(1, -1))
+        number = 2 * len(self.buckets) + 2 * len(self.counts)
+        self.packed.replace(records, number, step.view(1, -1))
 
 
 Key = tuple[int, str, int]  # of an axis: parameter, format of the keys, number
@@ -129,6 +141,13 @@ def _place_factors(buckets: Sequence[Bucket]) -> dict[int, list[Key]]:
 def _of_bucket(bucket: Bucket, key: str) -> Packing:
     places = [(m.parameter, f"{key}_{m.number}") for m in bucket.members]
     return Packing(places, bucket.pieces.join, bucket.pieces.split)
+
+
+def _of_measured(bucket: Bucket) -> Packing:
+    shapes = [m.layout.shape for m in bucket.measured]
+    pieces = Pieces(shapes, bucket.pieces.lanes)
+    places = [(m.parameter, "moved") for m in bucket.measured]
+    return Packing(places, pieces.join, pieces.split)
 
 
 def _of_factors(some: Sequence[Key], kind: str) -> Packing:

@@ -20,9 +20,8 @@ from ngopt.roles import ParameterRole
 from ngopt.schedule import average_weight, with_horizon, without_horizon
 
 NOMINAL_STEP = 1e-3  # unit of the user's weight decay: the step size of AdamW's default
-# RMS of weights, in that of PyTorch's initial ones, that the step size follows: layers
-# that begin at zero must leave it.
-FOLLOWED = (0.25, 10.0)
+# Sizes that steps may have by the RMS of the weights: see `ngopt.base.start`.
+FOLLOWED = (0.05, 10.0)
 TINY = 1e-30
 
 
@@ -36,11 +35,10 @@ class Known(NamedTuple):
     damping: Array  # of the mean square beside them
     height: Array  # of the schedule
     newest: Array  # weight of the new weights in their average
-    lr: Array  # with a minus
-    decay: Array  # of weights, in step sizes
-    gain: Array  # of role and fan
-    per_rms: Array  # the step size goes with per_rms * RMS(weights) + offset
-    offset: Array
+    usual: Array  # squared way of steps without a direction, in their squares
+    decay: Array  # of weights, in step sizes; times lr, with a minus
+    gain: Array  # of role and fan; times lr, with a minus
+    per_rms: Array  # 1 / RMS of PyTorch's initial weights
 
 
 class StepTable:
@@ -56,24 +54,26 @@ class StepTable:
         self.config, self.total_steps, self.device = config, total_steps, device
         self._decays = np.array([config.weight_decay * bool(r.blocks) for r in roles])
         # PyTorch's initial weights are uniform in +-fan ** -.5: RMS (3 fan) ** -.5
-        per_rms = np.array([3 * (role.fan_in or 0) for role in roles]) ** 0.5
-        gains = np.array([role_gain(role, config) for role in roles])
-        self._constant = gains, per_rms, per_rms == 0
+        self._per_rms = np.array([3 * (role.fan_in or 0) for role in roles]) ** 0.5
+        self._gains = np.array([role_gain(role, config) for role in roles])
         self._table: Tensor | None = None
+        short = config.short / (total_steps or config.short)
+        self.lengthening = max(short, 1.0) ** config.short_exponent
 
     def known(self, ages: Sequence[float], now: float, hyper: Hyper) -> Known:
         """Of a step, on the host: numbers where all parameters have the same, or arrays.
 
         ages: updates of each parameter, now: steps of the training, before this one.
         """
-        lr = np.array([0.0 if is_kept(x) else -float(x) for x in hyper.lr])
+        lr = np.array([-1.0 if is_kept(x) else -float(x) for x in hyper.lr])
         is_open = self.total_steps is None and not hyper.scheduled
         c, oldest = self.config, max(ages)
         unit = NOMINAL_STEP / (c.open_step_size if is_open else c.step_size)
         decay = self._decays + unit * np.array(hyper.weight_decay)
         self._behind = now - oldest
         age = np.array(ages) if min(ages) < oldest else oldest
-        rows = [*self._at(age, now, hyper.scheduled), lr, decay, *self._constant]
+        rows = [*self._at(age, now, hyper.scheduled), lr * decay]
+        rows += [lr * self._gains, self._per_rms]
         return Known(*rows)
 
     def fill(self, known: Known, hyper: Hyper) -> Known:
@@ -111,14 +111,16 @@ class StepTable:
         before, after = (1 - past + TINY) ** -0.5, (1 - DECAY * past) ** -0.5
         correction, damping = first**2 / (1 - c.beta2 ** (age + 1)), c.epsilon * first
         newest = average_weight(age, c.average_power)
-        return age + 1, before, after, correction, damping**2, height, newest
+        usual = c.straight**2 * (age + TINY) / (age + c.straight_steps)
+        return age + 1, before, after, correction, damping**2, height, newest, usual
 
 
 def _known(table: Tensor, hyper: Hyper) -> Known:
     known = Known(*table.unbind())
     if any(map(is_kept, hyper.lr)):
-        lr = torch.stack([torch.as_tensor(x).to(known.lr) for x in hyper.lr])
-        known = known._replace(lr=-lr)
+        kept = [x if is_kept(x) else 1.0 for x in hyper.lr]
+        lr = torch.stack([torch.as_tensor(x).to(known.gain) for x in kept])
+        known = known._replace(decay=lr * known.decay, gain=lr * known.gain)
     return known
 
 

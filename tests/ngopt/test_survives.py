@@ -130,7 +130,7 @@ class TestWithoutGradient:
         assert params[1][4] == before[1][4]
         moved = (params[0] - before[0]).abs()[~idle]
         assert moved.min() > 0
-        assert moved.mean() > 0.1
+        assert moved.mean() > 0.02
 
     def test_padding_and_unseen_rows_of_an_embedding(self):
         torch.manual_seed(0)

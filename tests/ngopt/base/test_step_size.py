@@ -58,17 +58,18 @@ def test_what_is_known_by_hand():
         [0.02 * 0.1 * 70 / 101, 0.02 * 70 / 101]
     )
     assert known.newest[[0, 3]].tolist() == pytest.approx([1, 11 / 41])
-    assert known.lr.tolist() == [-0.5] * 7
+    assert known.gain.tolist() == [-0.5 * role_gain(x, CONFIG) for x in roles()]
     user = 2.0 * 1e-3 / 0.02
-    assert known.decay.tolist() == pytest.approx(
+    assert (known.decay / -0.5).tolist() == pytest.approx(
         [0.5 + user, 0.5 + user, user, user, user, 0.5 + user, user]
     )
+    assert known.usual[3].item() == pytest.approx(CONFIG.straight**2 * 30 / 58)
     # the step size of matrices follows their RMS in that of PyTorch's initial weights
     weights = network()[1].weight
     assert (known.per_rms[1] * weights.square().mean().sqrt()).item() == pytest.approx(
         1, rel=0.05
     )
-    assert known.offset.tolist() == [1, 0, 1, 1, 1, 0, 1]
+    assert (known.per_rms == 0).tolist() == [True, False, True, True, True, False, True]
 
 
 def test_a_scheduler_replaces_the_schedule():
@@ -104,6 +105,7 @@ def test_a_learning_rate_that_is_differentiated_stays_a_tensor():
     lr = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     own = Hyper([lr] * 3 + [2.0] * 4, [0.0] * 7)
     known = fill(table(), np.zeros(7), 0, own)
-    assert known.lr.tolist() == [-0.5] * 3 + [-2.0] * 4
-    known.lr.sum().backward()
-    assert lr.grad == -3
+    gains = np.array([role_gain(role, CONFIG) for role in roles()])
+    assert known.gain.tolist() == [*(-0.5 * gains[:3]), *(-2.0 * gains[3:])]
+    known.gain.sum().backward()
+    assert lr.grad == -gains[:3].sum()

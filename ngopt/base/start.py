@@ -1,0 +1,81 @@
+"""How long steps are by what a training begins with, and by how straight its way is.
+
+Weights. Steps begin with the same size whatever the scale of the initial weights, or
+with a smaller one where these are smaller than PyTorch's, and grow with the weights.
+
+Trained weights. Trained matrices have singular values beyond those of random ones
+(Martin and Mahoney 2021): a random matrix (m, n) has none above RMS (sqrt m + sqrt n).
+Whoever trained the network, and on what, it is near a minimum, and begins with shorter
+steps.
+
+Way. What has far to go, as a scale that begins at zero, is seen by its way: after t
+steps without a direction a parameter is about 4 (t / (t + 28))^.5 roots of the sum of
+their squares from its start, after steps in one direction t^.5. Where the way is
+straighter than usual steps are longer. Only parameters with few elements are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ngopt.base.config import SoapConfig
+from ngopt.devices import Array, array_module, precise_dtype
+
+ITERATIONS = 6  # of a power iteration
+EDGE = 1.02  # of random matrices, a little beyond sqrt(m) + sqrt(n)
+LEAST = 0.25  # size of steps, in those of weights with PyTorch's initial size
+TINY = 1e-30
+
+
+def spectral_excess(weight: Tensor) -> Tensor:
+    """log of the largest singular value, in that of random matrices with its RMS, ().
+
+    weight: (m, ...); an estimate from below, the same if neurons change places.
+    """
+    w = weight.detach().reshape(len(weight), -1)
+    w = w.to(torch.float64 if w.dtype == torch.float64 else torch.float32)
+    w = w / w.abs().amax().clip(min=TINY)
+    v = w.sum(1)
+    for _ in range(ITERATIONS):
+        v = w @ (w.mT @ (v / v.norm().clip(min=TINY)))
+    v = v / v.norm().clip(min=TINY)
+    largest = (w.mT @ v).norm()
+    edge = w.square().mean().sqrt() * sum(size**0.5 for size in w.shape)
+    excess = (largest / (EDGE * edge).clip(min=TINY)).clip(min=1.0).log()
+    return excess.nan_to_num(0.0, 0.0)  # of weights that are not finite
+
+
+def trained(params: Sequence[Tensor], config: SoapConfig) -> tuple[Tensor, Tensor]:
+    """(n,) each: shares of the step size, and how much of the network is fresh, 0 to 1.
+
+    Vectors follow the mean of the matrices, and all matrices a share of it.
+    """
+    c, dtype = config, precise_dtype(params[0].device)
+    matrices = {i: p for i, p in enumerate(params) if p.dim() > 1 and p.numel()}
+    excess = {i: spectral_excess(p).to(dtype) for i, p in matrices.items()}
+    total = sum(p.numel() for p in matrices.values())
+    mean = params[0].new_zeros((), dtype=dtype)
+    for i, p in matrices.items():
+        mean = mean + excess[i] * (p.numel() / total)
+    own = torch.stack([excess.get(i, mean) for i in range(len(params))])
+    own = own.maximum(c.trained_shared * mean)
+    share = (-c.trained_exponent * own).exp().clip(min=c.trained_least)
+    return share, (1 - mean / c.trained_mean).clip(min=0.0).expand(len(params))
+
+
+def followed(rms: Array, per_rms: Array) -> tuple[Array, Array]:
+    """(offset, slope) of step sizes: they go with offset + slope * RMS(weights).
+
+    rms: of the first weights. per_rms: 1 / RMS of PyTorch's initial ones, 0 for vectors.
+    Weights that begin as large as PyTorch's, or larger, have steps of size 1 at first,
+    smaller ones the root of what they are in those; what begins at zero has 1.
+    """
+    xp = array_module(rms)
+    first = per_rms * rms
+    is_zero = first == 0
+    safe = xp.where(is_zero, xp.ones_like(first), first)
+    size = (safe**0.5).clip(LEAST, 1.0)
+    return is_zero + 0.0 * first, per_rms * size / safe

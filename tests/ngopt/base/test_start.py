@@ -1,0 +1,135 @@
+"""How long steps are by the first weights, by the horizon and by the way."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ngopt import NGOptimizer
+from ngopt.base.config import SoapConfig
+from ngopt.base.start import followed, spectral_excess, trained
+
+CONFIG = SoapConfig()
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+FRESH = {
+    "torch": lambda w: nn.init.kaiming_uniform_(w, a=5**0.5),
+    "He": nn.init.kaiming_normal_,
+    "Xavier": nn.init.xavier_uniform_,
+    "GPT-2": lambda w: nn.init.normal_(w, std=0.02),
+    "orthogonal": nn.init.orthogonal_,
+    "zeros": nn.init.zeros_,
+}
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (16, 200), (300, 40), (32, 16, 3, 3)])
+@pytest.mark.parametrize("name", FRESH)
+def test_fresh_matrices_have_little_excess(name, shape):
+    torch.manual_seed(1)
+    assert spectral_excess(FRESH[name](torch.empty(shape))) < 0.03
+
+
+def test_the_excess_of_a_strong_direction_by_hand():
+    left, right = normal(40, 1), normal(1, 60, seed=1)
+    weight = normal(40, 60, seed=2) + 2 * left @ right
+    largest = torch.linalg.matrix_norm(weight, 2)
+    edge = weight.square().mean().sqrt() * (40**0.5 + 60**0.5)
+    expected = (largest / edge / 1.02).log()
+    assert expected > 0.5
+    for scale in (1, 1e-20, 1e20):
+        found = spectral_excess(scale * weight)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    permuted = weight[torch.randperm(40)][:, torch.randperm(60)]
+    torch.testing.assert_close(spectral_excess(permuted), found, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_say_nothing(odd):
+    weight = normal(8, 8)
+    weight[2, 3] = odd
+    assert spectral_excess(weight) == 0
+
+
+def test_shares_of_trained_matrices_and_of_what_is_beside_them():
+    low_rank = 2 * normal(50, 1) @ normal(1, 50, seed=1)
+    params = [normal(50, 50), normal(50, 50, seed=2) + low_rank, torch.zeros(50)]
+    share, fresh = trained([*params, torch.zeros(0, 3)], CONFIG)
+    own = spectral_excess(params[1]).item()
+    mean = own / 2
+    expected = [
+        math.exp(-2 * 0.3 * mean),
+        max(math.exp(-2 * own), 0.4),
+        math.exp(-2 * mean),
+        math.exp(-2 * mean),
+    ]
+    assert share.tolist() == pytest.approx([max(x, 0.4) for x in expected], rel=1e-3)
+    assert fresh.tolist() == [0, 0, 0, 0]
+    share, fresh = trained([params[0], params[2]], CONFIG)
+    assert share.tolist() == pytest.approx([1, 1], abs=0.02)
+    assert fresh.tolist() == pytest.approx([1, 1], abs=0.02)
+
+
+def test_sizes_of_steps_at_the_start():
+    """As large as PyTorch's, three times, a quarter, a hundredth, zero; a vector."""
+    rms = np.array([0.1, 0.3, 0.025, 0.001, 0.0, 0.7])
+    per_rms = np.array([10.0, 10, 10, 10, 10, 0])
+    offset, slope = followed(rms, per_rms)
+    assert (offset + slope * rms).tolist() == pytest.approx([1, 1, 0.5, 0.25, 1, 1])
+    assert (offset + slope * 2 * rms).tolist() == pytest.approx([2, 2, 1, 0.5, 1, 1])
+    assert (offset + slope * 0.05).tolist()[4] == pytest.approx(1 + 0.5)
+
+
+def steps(total_steps, count, start=0.0, shape=(1,), gradient=None):
+    """Lengths of the steps of a parameter; the gradient is one unless it is given."""
+    p = nn.Parameter(torch.full(shape, start))
+    opt = NGOptimizer([p], total_steps=total_steps)
+    found = []
+    for step in range(count):
+        p.grad = torch.ones_like(p) if gradient is None else gradient(step)
+        before = p.detach().clone()
+        opt.step()
+        found.append((p.detach() - before).norm().item())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "factor"), [(100, 5**0.4), (500, 1), (5000, 1)]
+)
+def test_short_trainings_make_longer_steps(total_steps, factor):
+    config, height = SoapConfig(), 1 - 1 / (total_steps + 1)
+    warm_up = min(1 / (config.warmup * total_steps), 1)
+    expected = config.step_size * factor * warm_up * height
+    assert steps(total_steps, 1)[0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_straight_ways_grow_longer_and_others_do_not():
+    straight = steps(None, 400)
+    noise = steps(None, 400, gradient=lambda step: normal(1, seed=step))
+    config = SoapConfig()
+
+    def usual(step):
+        return config.open_step_size / (1 + step / config.open_constant) ** 0.5
+
+    assert straight[30] == pytest.approx(usual(30) * 1.0, rel=0.6)
+    assert straight[399] == pytest.approx(config.straight_most * usual(399), rel=1e-2)
+    assert max(noise[100:]) < 1.5 * usual(100)
+
+
+def test_matrices_with_many_elements_are_not_measured():
+    small, large = nn.Parameter(normal(255, 256)), nn.Parameter(normal(256, 256))
+    opt = NGOptimizer([small, large])
+    for p in (small, large):
+        p.grad = torch.ones_like(p)
+    before = small.detach().clone()
+    opt.step()
+    opt.step()
+    assert "moved" not in opt.state[large]
+    moved = opt.state[small]["moved"].view(255, 256)
+    torch.testing.assert_close(moved, small.detach() - before)
+    assert opt.state[small]["way"] == pytest.approx(moved.square().sum().item())
