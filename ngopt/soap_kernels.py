@@ -1,4 +1,4 @@
-"""The elementwise functions of `ngopt.base.soap` as one Triton kernel each.
+"""The functions of `ngopt.elementwise` as one Triton kernel each.
 
 Each reads and writes every value once, and is launched at the cost of one call: for the
 functions that `torch.compile` makes, checks before the call cost ten times as much.

@@ -39,6 +39,8 @@ class SoapConfig:
     straight_steps: float = 28.0
     straight_exponent: float = 3.0
     straight_most: float = 4.0
+    # Tables of which few rows have a gradient make longer steps: share ** -rare_exponent.
+    rare_exponent: float = 0.5
     embedding: float = 2.5  # factors for parameters of these roles
     output: float = 1.0
     norm: float = 1.0

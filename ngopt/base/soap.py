@@ -36,10 +36,11 @@ from ngopt.base.config import SoapConfig
 from ngopt.base.eigenbasis import RenewalSchedule, renewal_interval, renewed
 from ngopt.base.gradient_scale import EARLY, gradient_scale
 from ngopt.base.partition import layouts_of
-from ngopt.base.start import followed, trained
+from ngopt.base.start import dense_shares, followed, mean_density, trained
 from ngopt.base.state import ParameterStack, first_record
 from ngopt.base.step_size import FOLLOWED, Known, StepTable, is_kept
 from ngopt.devices import Array
+from ngopt.elementwise import RowNumbers, accumulate, change, precondition
 from ngopt.functional import AVERAGE, Change, Hyper, Record, UpdateRule, as_average
 from ngopt.graph.core import NeuralGraph
 from ngopt.packing import unshare
@@ -47,6 +48,7 @@ from ngopt.roles import roles_of
 from ngopt.schedule import steps_so_far
 
 MOST = {"cpu": 4 << 20, "accelerator": 192 << 20}  # bytes of bases renewed at once
+OBSERVED = 8  # first gradients, in which tables are looked at
 TINY = torch.finfo(torch.float32).tiny  # beside second moments: nothing is divided by 0
 
 
@@ -187,18 +189,6 @@ class Step:
         return getattr(self.kernels, function.__name__, function)
 
 
-class RowNumbers(NamedTuple):
-    """Numbers of a step, of parameters (n,) or of rows of a bucket (rows, 1)."""
-
-    multiplier: Array  # of the gradient
-    momentum: Array  # of the old one
-    second: Array  # of the old second moments
-    correction: Array  # of the new ones
-    damping: Array  # beside them
-    rate: Array  # of the direction, below 0
-    decay: Array  # of the weights, below 0
-
-
 class FactorNumbers(NamedTuple):
     """Numbers of a step, of parameters (n,) or of factors (count, 1, 1)."""
 
@@ -215,6 +205,7 @@ class Group:
         self.config, self.positions, device = rule.config, positions, like.device
         self.stack = ParameterStack([rule.layouts[i] for i in positions], like)
         roles = [rule.roles[i] for i in positions]
+        self._tables = [i for i, x in enumerate(roles) if x.role == "embedding"]
         self._table = StepTable(rule.config, roles, rule.total_steps, device)
         every = rule.renewal_interval(device)
         self._schedule = RenewalSchedule(self.stack.counts, every, device)
@@ -298,28 +289,31 @@ class Group:
             is_early = (known.count > 1) & (known.count <= EARLY + 1)
         corrections = known.before, known.after
         g = gradient_scale(rms[:n], scale, running, corrections, c.clip, is_early)
-        if step.youngest == 0:
-            start = self._started(step, known, rms[n:], start)
+        start = self._started(step, known, rms[n:], start)
+        offset, slope, fresh, _ = start
         zero = 0.0 if step.on_host else self._zeros
         scales = g.scale, g.rms, skipped + ~g.active, *start, path, zero
         step.state.scales.copy_(devices.stacked(scales, n, self._roots.dtype))
 
         square = g.rescale * g.rescale
-        offset, slope, fresh = start
         size = (offset + rms[n:] * slope).clip(*FOLLOWED)
-        height = known.height * g.active
+        size = xp.maximum(size, size**0.5)  # of small weights
+        if c.weight_exponent != 1:
+            size = size**c.weight_exponent
+        decay = known.decay * g.active
         if self._table.lengthening > 1:
-            height = height * self._table.lengthening**fresh
+            longer = self._table.lengthening**fresh
+            size, decay = size * longer, decay * longer
         straight = (way / (path * known.usual)).clip(1.0, self._most)
-        size = size**c.weight_exponent * straight ** (c.straight_exponent / 2)
+        size = size * straight ** (c.straight_exponent / 2)
         of_rows = RowNumbers(
             multiplier=g.multiplier,
             momentum=xp.where(g.active, c.beta1 * g.rescale, g.rescale),
             second=xp.where(g.active, c.beta2 * square, square),
             correction=known.correction,
             damping=g.relative**2 * known.damping + TINY,
-            rate=known.gain * height * size,
-            decay=known.decay * height,
+            rate=known.rate * size * g.active,
+            decay=decay,
         )
         kept = xp.where(g.active, c.beta_factor * square, square)
         of_factors = FactorNumbers(kept, g.active, known.count)
@@ -329,15 +323,24 @@ class Group:
     def _started(
         self, step: Step, known: Known, rms: Array, start: Sequence[Array]
     ) -> Sequence[Array]:
-        """Offset, slope and fresh, of those that make their first step: see `start`."""
-        xp = devices.array_module(rms)
-        share, fresh = trained(step.params, self.config)
-        if step.on_host:
-            share, fresh = share.numpy(), fresh.numpy()
-        offset, slope = followed(rms, known.per_rms)
-        new = offset * share, slope * share, fresh
-        is_first = xp.ones_like(rms) * known.count == 1
-        return [xp.where(is_first, *x) for x in zip(new, start, strict=True)]
+        """Offset, slope, fresh and dense, with what first steps tell: see `start`."""
+        xp, (*old, dense) = devices.array_module(rms), start
+        if step.youngest == 0:
+            share, fresh = trained(step.params, self.config)
+            if step.on_host:
+                share, fresh = share.numpy(), fresh.numpy()
+            offset, slope = followed(rms, known.per_rms)
+            new = offset * share**2, slope * share**2, fresh  # of which sizes are roots
+            is_first = xp.ones_like(rms) * known.count == 1
+            old = [xp.where(is_first, *x) for x in zip(new, old, strict=True)]
+        offset, slope, fresh = old
+        if self._tables and step.youngest < OBSERVED:
+            share = dense_shares(step.grads, self._tables)
+            share = share.numpy() if step.on_host else share
+            denser, dense = mean_density(share, dense, known.count)
+            longer = denser**-self.config.rare_exponent
+            offset, slope = offset * longer, slope * longer
+        return offset, slope, fresh, dense
 
     def _direction(
         self, step: Step, bucket: Bucket, moments: Sequence[Tensor], rows: RowNumbers
@@ -388,35 +391,3 @@ class Group:
             with devices.full_precision(basis.device):
                 new = renewed(factor.to(dtype), basis.to(dtype))
             basis.copy_(torch.where(due > 0, new.to(basis.dtype), basis))
-
-
-# --- Element by element: values (rows, lanes), and numbers (rows, 1) ---
-
-
-def accumulate(
-    grad: Tensor,
-    momentum: Tensor,
-    numbers: RowNumbers,
-    config: SoapConfig,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """The gradient in units of its scale, and Nesterov's momentum, for products."""
-    ahead = (1 - config.beta1) * config.nesterov
-    grad = grad.nan_to_num(0.0, 0.0, 0.0).mul_(numbers.multiplier)
-    momentum.mul_(numbers.momentum).add_(grad, alpha=1 - config.beta1)
-    return grad.to(dtype), momentum.lerp(grad, ahead).to(dtype)
-
-
-def precondition(
-    grad: Tensor, ahead: Tensor, second: Tensor, numbers: RowNumbers, beta2: float
-) -> Tensor:
-    """Nesterov's momentum by the root of the second moments, in the eigenbasis."""
-    second.mul_(numbers.second).add_(grad.square(), alpha=1 - beta2)
-    scale = torch.addcmul(numbers.damping, second, numbers.correction).rsqrt_()
-    return ahead.mul_(scale)
-
-
-def change(u: Tensor, momentum: Tensor, weights: Tensor, numbers: RowNumbers) -> Tensor:
-    """rate * u + decay * weights; what never had a gradient only decays."""
-    u = u * (momentum != 0)
-    return torch.addcmul(weights * numbers.decay, u, numbers.rate)

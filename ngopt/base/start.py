@@ -1,12 +1,16 @@
 """How long steps are by what a training begins with, and by how straight its way is.
 
-Weights. Steps begin with the same size whatever the scale of the initial weights, or
-with a smaller one where these are smaller than PyTorch's, and grow with the weights.
+Weights. Steps begin with the same size whatever the scale of the initial weights, where
+these are smaller than PyTorch's with the root of what they are in those, and grow with
+the weights.
 
 Trained weights. Trained matrices have singular values beyond those of random ones
 (Martin and Mahoney 2021): a random matrix (m, n) has none above RMS (sqrt m + sqrt n).
 Whoever trained the network, and on what, it is near a minimum, and begins with shorter
 steps.
+
+Tables. Rows that are rare get few gradients, and each has to move them further. The
+first gradients tell how many rows of a table a batch has.
 
 Way. What has far to go, as a scale that begins at zero, is seen by its way: after t
 steps without a direction a parameter is about 4 (t / (t + 28))^.5 roots of the sum of
@@ -26,7 +30,7 @@ from ngopt.devices import Array, array_module, precise_dtype
 
 ITERATIONS = 6  # of a power iteration
 EDGE = 1.02  # of random matrices, a little beyond sqrt(m) + sqrt(n)
-LEAST = 0.25  # size of steps, in those of weights with PyTorch's initial size
+DENSITY = 1e-3  # the least share of a table's rows that counts
 TINY = 1e-30
 
 
@@ -67,15 +71,33 @@ def trained(params: Sequence[Tensor], config: SoapConfig) -> tuple[Tensor, Tenso
 
 
 def followed(rms: Array, per_rms: Array) -> tuple[Array, Array]:
-    """(offset, slope) of step sizes: they go with offset + slope * RMS(weights).
+    """(offset, slope) of what step sizes follow, offset + slope * RMS(weights).
 
     rms: of the first weights. per_rms: 1 / RMS of PyTorch's initial ones, 0 for vectors.
-    Weights that begin as large as PyTorch's, or larger, have steps of size 1 at first,
-    smaller ones the root of what they are in those; what begins at zero has 1.
+    Weights that begin as large as PyTorch's, or larger, begin with 1, smaller ones with
+    what they are in those; what begins at zero has 1.
     """
-    xp = array_module(rms)
     first = per_rms * rms
-    is_zero = first == 0
-    safe = xp.where(is_zero, xp.ones_like(first), first)
-    size = (safe**0.5).clip(LEAST, 1.0)
-    return is_zero + 0.0 * first, per_rms * size / safe
+    return (first == 0) + 0.0 * first, per_rms / first.clip(1.0)
+
+
+def dense_shares(grads: Sequence[Tensor], tables: Sequence[int]) -> Tensor:
+    """(n,): the share of elements of a table's gradient that are not 0; else 1."""
+    dtype = precise_dtype(grads[0].device)
+    found = [grads[0].new_ones((), dtype=dtype)] * len(grads)
+    for i in tables:
+        found[i] = (grads[i] != 0).to(dtype).mean()
+    return torch.stack(found)
+
+
+def mean_density(share: Array, dense: Array, count: Array) -> tuple[Array, Array]:
+    """How much denser tables are than was thought, and their mean density so far, (n,).
+
+    share: of this gradient. dense: the mean before, 0 at first. count: gradients so far,
+    this one included.
+    """
+    xp = array_module(share)
+    is_first = dense == 0
+    new = xp.where(is_first, share, dense + (share - dense) / count)
+    old = xp.where(is_first, xp.ones_like(dense), dense)
+    return new.clip(DENSITY) / old.clip(DENSITY), new

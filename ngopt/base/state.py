@@ -17,14 +17,14 @@ from ngopt.packing import PackedState, Packing, Pieces, scalars
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 EXACT = 512
 TINY = 1e-30
-SCALES = "scale", "rms", "skipped", "offset", "slope", "fresh", "path", "way"
+SCALES = "scale", "rms", "skipped", "offset", "slope", "fresh", "dense", "path", "way"
 
 
 def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
     """The state of a parameter before its first gradient.
 
     step: gradients so far, () on the host. scale, rms: see `GradientScale`; skipped:
-    how many gradients were not finite; offset, slope, fresh: see `ngopt.base.start`;
+    how many gradients were not finite; offset, slope, fresh, dense: see `ngopt.base.start`;
     path: sum of the squares of steps, way: square of the distance from the start; ().
     moved: the way itself, of measured parameters. Of the matrices with layout number i:
     exp_avg_i, momentum, and exp_avg_sq_i, second moments in the eigenbases, (groups,
@@ -60,7 +60,7 @@ class StackedState(NamedTuple):
     factors: dict[int, Tensor]  # by size, (count, size, size)
     bases: dict[int, Tensor]
     step: Tensor  # (n,), on the host
-    scales: Tensor  # of `SCALES`, (8, n)
+    scales: Tensor  # of `SCALES`, (9, n)
     moved: dict[Bucket, Tensor]  # of those with measured members, (rows, lanes)
     tensors: list[Tensor]  # all of these, for `PackedState.close`
 

@@ -20,8 +20,8 @@ from ngopt.roles import ParameterRole
 from ngopt.schedule import average_weight, with_horizon, without_horizon
 
 NOMINAL_STEP = 1e-3  # unit of the user's weight decay: the step size of AdamW's default
-# Sizes that steps may have by the RMS of the weights: see `ngopt.base.start`.
-FOLLOWED = (0.05, 10.0)
+# What step sizes follow: see `ngopt.base.start`.
+FOLLOWED = (0.0625, 10.0)
 TINY = 1e-30
 
 
@@ -33,11 +33,12 @@ class Known(NamedTuple):
     after: Array  # and after it
     correction: Array  # of second moments, with that of momentum, squared
     damping: Array  # of the mean square beside them
-    height: Array  # of the schedule
     newest: Array  # weight of the new weights in their average
     usual: Array  # squared way of steps without a direction, in their squares
-    decay: Array  # of weights, in step sizes; times lr, with a minus
-    gain: Array  # of role and fan; times lr, with a minus
+    rate: Array  # step size by schedule, role and fan; times lr, with a minus
+    decay: Array  # of weights by schedule; times lr, with a minus
+    gain: Array  # `rate` without the schedule
+    per_height: Array  # `decay` without it
     per_rms: Array  # 1 / RMS of PyTorch's initial weights
 
 
@@ -72,9 +73,9 @@ class StepTable:
         decay = self._decays + unit * np.array(hyper.weight_decay)
         self._behind = now - oldest
         age = np.array(ages) if min(ages) < oldest else oldest
-        rows = [*self._at(age, now, hyper.scheduled), lr * decay]
-        rows += [lr * self._gains, self._per_rms]
-        return Known(*rows)
+        gain, per_height = lr * self._gains, lr * decay
+        found = self._at(age, now, hyper.scheduled, gain, per_height)
+        return Known(*[*found, gain, per_height, self._per_rms])
 
     def fill(self, known: Known, hyper: Hyper) -> Known:
         """The same on the device, copied at once; `newest` stays on the host."""
@@ -92,12 +93,15 @@ class StepTable:
         known = _known(self._table, hyper)
         age = known.count.clone()
         known.count.add_(1)
-        _, *found = self._at(age, age.max() + self._behind, hyper.scheduled)
+        by_lr = known.gain, known.per_height
+        _, *found = self._at(age, age.max() + self._behind, hyper.scheduled, *by_lr)
         found = [x if isinstance(x, Tensor) else torch.full_like(age, x) for x in found]
         return Known(known.count, *found, *known[1 + len(found) :])
 
-    def _at(self, age: Any, now: Any, scheduled: bool) -> Sequence[Any]:
-        """What is given by the steps: `count` to `newest`."""
+    def _at(
+        self, age: Any, now: Any, scheduled: bool, gain: Any, per_height: Any
+    ) -> Sequence[Any]:
+        """What is given by the steps: `count` to `decay`."""
         c, past = self.config, DECAY**age
         ahead = (1 - c.beta1) * c.nesterov
         first = (1 - c.beta1 ** (age + 1)) * (1 - ahead) + ahead
@@ -112,7 +116,8 @@ class StepTable:
         correction, damping = first**2 / (1 - c.beta2 ** (age + 1)), c.epsilon * first
         newest = average_weight(age, c.average_power)
         usual = c.straight**2 * (age + TINY) / (age + c.straight_steps)
-        return age + 1, before, after, correction, damping**2, height, newest, usual
+        by_step = age + 1, before, after, correction, damping**2, newest, usual
+        return *by_step, gain * height, per_height * height
 
 
 def _known(table: Tensor, hyper: Hyper) -> Known:
@@ -120,7 +125,8 @@ def _known(table: Tensor, hyper: Hyper) -> Known:
     if any(map(is_kept, hyper.lr)):
         kept = [x if is_kept(x) else 1.0 for x in hyper.lr]
         lr = torch.stack([torch.as_tensor(x).to(known.gain) for x in kept])
-        known = known._replace(decay=lr * known.decay, gain=lr * known.gain)
+        names = "rate", "decay", "gain", "per_height"
+        known = known._replace(**{name: lr * getattr(known, name) for name in names})
     return known
 
 

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._dynamo import lookup_backend
 
-from ngopt import NGOptimizer
-from ngopt.base import soap
+from ngopt import NGOptimizer, elementwise
 from ngopt.base.config import SoapConfig
 
 WEIGHTS = ["ff", "ng-gnn"]
@@ -147,18 +146,22 @@ class TestDefault:
 
         compiled = {
             function: torch.compile(function, dynamic=True, backend=backend)
-            for function in (soap.accumulate, soap.precondition, soap.change)
+            for function in (
+                elementwise.accumulate,
+                elementwise.precondition,
+                elementwise.change,
+            )
         }
 
         def all_three(fuse, rows, lanes):
             torch.manual_seed(0)
-            numbers = soap.RowNumbers(*torch.rand(7, rows, 1).add(0.1))
+            numbers = elementwise.RowNumbers(*torch.rand(7, rows, 1).add(0.1))
             grad, momentum, second, weights = torch.randn(4, rows, lanes)
             second.square_()
             given = grad, momentum, numbers, config, dtype
-            grad, ahead = fuse(soap.accumulate)(*given)
-            u = fuse(soap.precondition)(grad, ahead, second, numbers, 0.95)
-            delta = fuse(soap.change)(u, momentum, weights, numbers)
+            grad, ahead = fuse(elementwise.accumulate)(*given)
+            u = fuse(elementwise.precondition)(grad, ahead, second, numbers, 0.95)
+            delta = fuse(elementwise.change)(u, momentum, weights, numbers)
             return grad, momentum, second, u, delta
 
         counts = []

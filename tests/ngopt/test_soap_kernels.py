@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ngopt.base import soap
+from ngopt import elementwise
 from ngopt.base.config import SoapConfig
 
 ROOT = Path(__file__).parents[2]
@@ -35,13 +35,13 @@ def check(lanes, dtype):
 
     torch.manual_seed(0)
     rows = ROWS * 128 // lanes + 1
-    numbers = soap.RowNumbers(*torch.rand(7, rows, 1))
+    numbers = elementwise.RowNumbers(*torch.rand(7, rows, 1))
     grad, momentum, weights = torch.randn(3, rows, lanes)
     second = torch.rand(rows, lanes)
     momentum[3], grad[3] = 0, 0
     grad[0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
     found = []
-    for module in (soap, soap_kernels):
+    for module in (elementwise, soap_kernels):
         m, v = momentum.clone(), second.clone()
         own, ahead = module.accumulate(grad, m, numbers, SoapConfig(), dtype)
         kept = own.clone(), ahead.clone()

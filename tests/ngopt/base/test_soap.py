@@ -110,8 +110,8 @@ def test_a_matrix_is_the_reference(shape, every):
         (delta,), state = update_all(rule, [g], state, [p], settings)
         s = 0.5 * 0.02 * min(1, (t + 1) / 3.2) * (1 - (t + 1) / 41)
         size = np.sqrt((x**2).mean()) / usual
-        first = first or max(size, 0.25) ** 0.5 / size
-        size = (first * size) ** 0.5
+        first = first or max(size, 1.0)
+        size = max(size / first, (size / first) ** 0.5) ** 0.5
         decay = s * (0.05 + 2 * 1e-3 / 0.02) * x
         u = reference.direction(g.numpy(), due_at(t, shape, every))
         x = x - s * gain * size * u - decay

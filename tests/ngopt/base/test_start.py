@@ -9,7 +9,13 @@ from torch import nn
 
 from ngopt import NGOptimizer
 from ngopt.base.config import SoapConfig
-from ngopt.base.start import followed, spectral_excess, trained
+from ngopt.base.start import (
+    dense_shares,
+    followed,
+    mean_density,
+    spectral_excess,
+    trained,
+)
 
 CONFIG = SoapConfig()
 
@@ -75,14 +81,57 @@ def test_shares_of_trained_matrices_and_of_what_is_beside_them():
     assert fresh.tolist() == pytest.approx([1, 1], abs=0.02)
 
 
-def test_sizes_of_steps_at_the_start():
-    """As large as PyTorch's, three times, a quarter, a hundredth, zero; a vector."""
-    rms = np.array([0.1, 0.3, 0.025, 0.001, 0.0, 0.7])
-    per_rms = np.array([10.0, 10, 10, 10, 10, 0])
+def test_what_step_sizes_follow():
+    """As large as PyTorch's, three times, a quarter, zero; a vector."""
+    rms = np.array([0.1, 0.3, 0.025, 0.0, 0.7])
+    per_rms = np.array([10.0, 10, 10, 10, 0])
     offset, slope = followed(rms, per_rms)
-    assert (offset + slope * rms).tolist() == pytest.approx([1, 1, 0.5, 0.25, 1, 1])
-    assert (offset + slope * 2 * rms).tolist() == pytest.approx([2, 2, 1, 0.5, 1, 1])
-    assert (offset + slope * 0.05).tolist()[4] == pytest.approx(1 + 0.5)
+    assert (offset + slope * rms).tolist() == pytest.approx([1, 1, 0.25, 1, 1])
+    assert (offset + slope * 2 * rms).tolist() == pytest.approx([2, 2, 0.5, 1, 1])
+    assert (offset + slope * 0.05).tolist()[3] == pytest.approx(1 + 0.5)
+
+
+def test_first_steps_by_initial_size():
+    """In those of PyTorch's initial weights, of which small ones count as their root."""
+    lengths = {}
+    for size in (1, 3, 0.25, 0.01):
+        torch.manual_seed(0)
+        linear = nn.Linear(40, 40, bias=False)
+        linear.weight.data *= size
+        before = linear.weight.detach().clone()
+        opt = NGOptimizer(linear.parameters(), weight_decay=0.0, total_steps=1000)
+        linear.weight.grad = normal(40, 40)
+        opt.step()
+        lengths[size] = (linear.weight.detach() - before).norm().item()
+    found = [lengths[size] / lengths[1] for size in (3, 0.25, 0.01)]
+    assert found == pytest.approx([1, 0.5, 0.25], rel=0.02)
+
+
+def test_the_density_of_tables():
+    grads = [torch.zeros(10, 4), torch.zeros(5)]
+    grads[0][:2] = 1.0
+    assert dense_shares(grads, [0]).tolist() == pytest.approx([0.2, 1])
+    share, count = np.array([0.2, 1.0]), np.array([1.0, 1.0])
+    denser, dense = mean_density(share, np.zeros(2), count)
+    assert denser.tolist() == dense.tolist() == pytest.approx([0.2, 1])
+    denser, dense = mean_density(np.array([0.1, 1.0]), dense, 2 * count)
+    assert dense.tolist() == pytest.approx([0.15, 1])
+    assert denser.tolist() == pytest.approx([0.75, 1])
+    assert mean_density(np.zeros(1), np.zeros(1), count[:1])[0] == 1e-3
+
+
+def test_tables_with_rare_rows_make_longer_steps():
+    lengths = []
+    for rows in (1, 20):  # of 20
+        table = nn.Embedding(20, 4)
+        opt = NGOptimizer(table.parameters(), model=table, total_steps=1000)
+        before = table.weight.detach().clone()
+        table(torch.arange(rows)).sum().backward()
+        opt.step()
+        lengths.append((table.weight.detach() - before)[0].norm().item())
+    assert lengths[0] / lengths[1] == pytest.approx(
+        20 ** SoapConfig().rare_exponent, 0.05
+    )
 
 
 def steps(total_steps, count, start=0.0, shape=(1,), gradient=None):

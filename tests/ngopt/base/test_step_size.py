@@ -54,13 +54,13 @@ def test_what_is_known_by_hand():
     first = 1 - 0.9**2  # Nesterov's momentum of one gradient: .9 * .1 + .1
     assert known.correction[0] == pytest.approx(first**2 / 0.05)
     assert known.damping[0] == pytest.approx((1e-4 * first) ** 2)
-    assert known.height[[0, 3]].tolist() == pytest.approx(
+    assert (known.rate / known.gain)[[0, 3]].tolist() == pytest.approx(
         [0.02 * 0.1 * 70 / 101, 0.02 * 70 / 101]
     )
     assert known.newest[[0, 3]].tolist() == pytest.approx([1, 11 / 41])
     assert known.gain.tolist() == [-0.5 * role_gain(x, CONFIG) for x in roles()]
     user = 2.0 * 1e-3 / 0.02
-    assert (known.decay / -0.5).tolist() == pytest.approx(
+    assert (known.per_height / -0.5).tolist() == pytest.approx(
         [0.5 + user, 0.5 + user, user, user, user, 0.5 + user, user]
     )
     assert known.usual[3].item() == pytest.approx(CONFIG.straight**2 * 30 / 58)
@@ -74,8 +74,9 @@ def test_what_is_known_by_hand():
 
 def test_a_scheduler_replaces_the_schedule():
     own, ages = table(), np.full(7, 30.0)
-    assert own.known(ages, 30, hyper()).height < 0.02
-    assert own.known(ages, 30, hyper(scheduled=True)).height == 0.02
+    rates = [own.known(ages, 30, hyper(scheduled=x)).rate[1] for x in (False, True)]
+    assert -0.02 < rates[0] < 0
+    assert rates[1] == pytest.approx(-0.02)
 
 
 @pytest.mark.parametrize("total_steps", [None, 40])
