@@ -101,18 +101,18 @@ class Pieces:
         self.gaps = [-size % lanes for size in sizes]
         pairs = zip(self._counts, sizes, strict=True)
         self.rows = [count * -(-size // lanes) for count, size in pairs]
-        self._gaps: dict[Any, list[Tensor]] = {}
+        self._has_gaps = any(self.gaps)
+        self._zeros: dict[Any, list[Tensor]] = {}  # gaps, by dtype and device
         self._views = shapes if views is None else views
-        self._cut: list[
-            int
-        ] = []  # pieces with a gap behind each matrix, or no elements
+        # Pieces with a gap behind each of several matrices, or without elements.
+        self._cut: set[int] = set()
         parts: list[tuple[int, ...]] = []  # of a bucket, with the gaps
         self._places: list[int] = []  # of pieces among these
         for i, view in enumerate(self._views):
             self._places.append(len(parts))
             count, gap = self._counts[i], self.gaps[i]
             if not prod(view) or (gap and count > 1):
-                self._cut.append(i)
+                self._cut.add(i)
                 parts.append((count, sizes[i] + gap))
             else:
                 parts += [view, (gap,)] if gap else [view]
@@ -120,7 +120,7 @@ class Pieces:
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """Values of all pieces -> (rows, lanes); may be a view."""
-        if any(self.gaps):
+        if self._has_gaps:
             values = self._with_gaps(values)
         if not all(x.is_contiguous() for x in values):
             values = _contiguous(values)
@@ -139,16 +139,14 @@ class Pieces:
         """Zeros behind the values that do not fill their rows."""
         like, found = values[0], []
         key = like.dtype, like.device
-        if key not in self._gaps:
-            self._gaps[key] = [
-                torch.zeros(gap, dtype=like.dtype, device=like.device)
-                for gap in self.gaps
-            ]
-        for i, x in enumerate(values):
+        if key not in self._zeros:
+            zeros = torch.zeros(self.lanes, dtype=like.dtype, device=like.device)
+            self._zeros[key] = [zeros[:gap] for gap in self.gaps]
+        for i, (x, gap) in enumerate(zip(values, self._zeros[key], strict=True)):
             if i in self._cut:
-                found.append(pad(x.reshape(self._counts[i], -1), (0, self.gaps[i])))
+                found.append(pad(x.reshape(self._counts[i], -1), (0, len(gap))))
             else:
-                found += [x, self._gaps[key][i]] if self.gaps[i] else [x]
+                found += [x, gap] if len(gap) else [x]
         return found
 
 
@@ -156,9 +154,17 @@ def flatten(values: Sequence[Tensor]) -> Tensor:
     """All elements one behind the other; may be a view."""
     if peek_interpreter_stack() is not None:  # vmap has no rule for the fast ways
         return torch.cat([x.reshape(-1) for x in values])
-    if len(values) == 1 or not values[0].is_cuda or torch.is_grad_enabled():
+    is_simple = len(values) == 1 or not values[0].is_cuda or torch.is_grad_enabled()
+    if is_simple or len({x.dtype for x in values}) > 1:
         return _flatten_dense_tensors(values)
-    # on GPUs `cat` takes as long for each tensor as for the largest
+    return _copied(values)
+
+
+def _copied(values: Sequence[Tensor]) -> Tensor:
+    """`flatten` on GPUs, where `cat` takes as long for each tensor as for the largest.
+
+    values: of one dtype; `cat` promotes dtypes.
+    """
     flat = values[0].new_empty(sum(x.numel() for x in values))
     _foreach_copy_(_unflatten_dense_tensors(flat, values), [*values])
     return flat

@@ -22,24 +22,24 @@ class SoapConfig:
     fan_exponent: float = 0.5  # it goes with (fan_in / 64) ** -fan_exponent,
     fan_cap: float = 1.0  # at most so many times,
     weight_exponent: float = 1.0  # and with what `ngopt.base.start` says to this
-    # Short trainings make longer steps: (short / total_steps) ** short_exponent times.
+    # Below `short` steps: (short / total_steps) ** short_exponent times longer ones.
     short: int = 500
     short_exponent: float = 0.4
-    # Trained matrices begin with shorter ones, exp(-trained_exponent * excess) at least
-    # trained_least; all have this share of the mean excess, from trained_mean on of which
-    # a short training is as any other.
+    # Steps of trained matrices: exp(-trained_exponent * excess) times shorter, at least
+    # trained_least. Every matrix has this share of the mean excess. If the mean is
+    # trained_mean or more, `short` has no effect.
     trained_exponent: float = 2.0
     trained_least: float = 0.4
     trained_shared: float = 0.3
     trained_mean: float = 0.15
-    # A way is straight from so many roots of the summed squares of steps on, times
-    # (t / (t + straight_steps)) ** .5; beyond, steps grow with its ratio to that, to this
-    # power, and at most so many times.
+    # A way is straight if the distance moved is `straight` (t / (t + straight_steps)) **
+    # .5 times the root of the summed squares of steps. Beyond that, steps are longer by
+    # this power of the ratio, at most straight_most times.
     straight: float = 5.5
     straight_steps: float = 28.0
     straight_exponent: float = 3.0
     straight_most: float = 4.0
-    # Tables of which few rows have a gradient make longer steps: share ** -rare_exponent.
+    # Steps of tables: density ** -rare_exponent times longer, by nonzero gradients.
     rare_exponent: float = 0.5
     embedding: float = 2.5  # factors for parameters of these roles
     output: float = 1.0

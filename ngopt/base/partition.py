@@ -40,7 +40,7 @@ class Axis:
     rest: int  # elements of a matrix that share an index of the axis, in a piece
 
     def unfold(self, x: Tensor) -> Tensor:
-        """X of values: (groups * parts, size, rest), or pieces of it behind each other."""
+        """X of values: (groups * parts, size, rest), or pieces of it in a longer batch."""
         if self.name == "kernel" and not x.is_cpu:  # short: many small products
             return x.flatten(0, 1).mT
         return self._split(x) if self.name == "rows" else self._split(x).mT

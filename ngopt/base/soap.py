@@ -213,8 +213,7 @@ class Group:
         dtype = devices.precise_dtype(device)
         self._roots = torch.tensor(numels, dtype=dtype, device=device).sqrt()
         self._zeros = self._roots.new_zeros(len(positions))
-        c = rule.config
-        self._most = c.straight_most ** (2 / c.straight_exponent)
+        self._most = self.config.straight_most ** (2 / self.config.straight_exponent)
         self._dtype = rule.compute_dtype or devices.product_dtype(device, like.dtype)
 
     def changes(self, step: Step, now: float) -> Iterator[list[Change]]:
@@ -262,11 +261,12 @@ class Group:
             del delta, pieces  # memory for the next bucket
 
     def _measure(self, step: Step, bucket: Bucket, delta: Tensor) -> None:
-        """Adds the squares of steps, and measures the way from where they began."""
+        """Adds squares of steps, and squares the distance from the initial value."""
         delta = delta[bucket.first :].detach()
         moved = step.state.moved[bucket].add_(delta)
         rows = torch.stack((delta, moved)).flatten(0, 1).unsqueeze(1)
         squares = torch.bmm(rows, rows.mT).view(2, -1).to(torch.float32)
+        # the last two of `SCALES`, path and way
         step.state.scales[-2:].index_add_(1, bucket.owners, squares)
 
     def _change(self, step: Step, m: Member, delta: Tensor) -> Change:
@@ -323,7 +323,7 @@ class Group:
     def _started(
         self, step: Step, known: Known, rms: Array, start: Sequence[Array]
     ) -> Sequence[Array]:
-        """Offset, slope, fresh and dense, with what first steps tell: see `start`."""
+        """Offset, slope, fresh and dense, updated in the first steps: see `start`."""
         xp, (*old, dense) = devices.array_module(rms), start
         if step.youngest == 0:
             share, fresh = trained(step.params, self.config)

@@ -1,21 +1,21 @@
-"""How long steps are by what a training begins with, and by how straight its way is.
+"""The length of steps, from initial weights, first gradients and the distance moved.
 
-Weights. Steps begin with the same size whatever the scale of the initial weights, where
-these are smaller than PyTorch's with the root of what they are in those, and grow with
-the weights.
+Initial weights. The first steps have the same size whatever the scale of the initial
+weights. If these are smaller than PyTorch's, the size is the root of their ratio. Later
+steps grow with the weights.
 
-Trained weights. Trained matrices have singular values beyond those of random ones
-(Martin and Mahoney 2021): a random matrix (m, n) has none above RMS (sqrt m + sqrt n).
-Whoever trained the network, and on what, it is near a minimum, and begins with shorter
-steps.
+Trained weights. No singular value of a random matrix (m, n) is above RMS (sqrt m +
+sqrt n); those of trained matrices are (Martin and Mahoney 2021). A trained network is
+near a minimum, so its steps are shorter.
 
-Tables. Rows that are rare get few gradients, and each has to move them further. The
-first gradients tell how many rows of a table a batch has.
+Tables. Rare rows of an embedding table receive few gradients, so steps are longer. The
+first gradients give the share of rows in a batch.
 
-Way. What has far to go, as a scale that begins at zero, is seen by its way: after t
-steps without a direction a parameter is about 4 (t / (t + 28))^.5 roots of the sum of
-their squares from its start, after steps in one direction t^.5. Where the way is
-straighter than usual steps are longer. Only parameters with few elements are measured.
+Distance. After t steps in random directions, the distance from the initial value is
+about 4 (t / (t + 28))^.5 times the root of the summed squares of the steps; after t
+steps in one direction, t^.5 times. If it is larger than the first, the parameter has
+far to go, as a scale that begins at zero, and steps are longer. Only parameters with
+few elements are measured.
 """
 
 from __future__ import annotations
@@ -73,9 +73,8 @@ def trained(params: Sequence[Tensor], config: SoapConfig) -> tuple[Tensor, Tenso
 def followed(rms: Array, per_rms: Array) -> tuple[Array, Array]:
     """(offset, slope) of what step sizes follow, offset + slope * RMS(weights).
 
-    rms: of the first weights. per_rms: 1 / RMS of PyTorch's initial ones, 0 for vectors.
-    Weights that begin as large as PyTorch's, or larger, begin with 1, smaller ones with
-    what they are in those; what begins at zero has 1.
+    rms: of the initial weights. per_rms: 1 / RMS of PyTorch's, 0 for vectors. The first
+    value is the ratio of the two, at most 1; of zeros and vectors it is 1.
     """
     first = per_rms * rms
     return (first == 0) + 0.0 * first, per_rms / first.clip(1.0)
@@ -91,9 +90,9 @@ def dense_shares(grads: Sequence[Tensor], tables: Sequence[int]) -> Tensor:
 
 
 def mean_density(share: Array, dense: Array, count: Array) -> tuple[Array, Array]:
-    """How much denser tables are than was thought, and their mean density so far, (n,).
+    """The ratio of the new mean density of tables to the old, and the new one, (n,).
 
-    share: of this gradient. dense: the mean before, 0 at first. count: gradients so far,
+    share: of this gradient. dense: the mean before, 0 at first. count: of gradients,
     this one included.
     """
     xp = array_module(share)

@@ -24,12 +24,13 @@ def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
     """The state of a parameter before its first gradient.
 
     step: gradients so far, () on the host. scale, rms: see `GradientScale`; skipped:
-    how many gradients were not finite; offset, slope, fresh, dense: see `ngopt.base.start`;
-    path: sum of the squares of steps, way: square of the distance from the start; ().
-    moved: the way itself, of measured parameters. Of the matrices with layout number i:
-    exp_avg_i, momentum, and exp_avg_sq_i, second moments in the eigenbases, (groups,
-    rows, channels, kernel) both; for each axis, such as "rows", Kronecker factors
-    rows_i and their eigenvectors rows_basis_i, (groups * parts, size, size).
+    how many gradients were not finite; offset, slope, fresh, dense: see
+    `ngopt.base.start`; path: sum of the squares of steps; way: square of the distance
+    from the initial value; (). moved: the difference from the initial value, of
+    measured parameters. Of the matrices with layout number i: exp_avg_i, momentum, and
+    exp_avg_sq_i, second moments in the eigenbases, (groups, rows, channels, kernel)
+    both; for each axis, such as "rows", Kronecker factors rows_i and their eigenvectors
+    rows_basis_i, (groups * parts, size, size).
     """
     dtype = state_dtype(p)
     record = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
@@ -88,6 +89,7 @@ class ParameterStack:
         packings += [_of_bucket(bucket, "exp_avg_sq") for bucket in self.buckets]
         packings += [_of_factors(some, "") for some in factors.values()]
         packings += [_of_factors(some, "_basis") for some in factors.values()]
+        self._step = len(packings)  # number of the packing
         packings += [scalars(len(layouts), keys) for keys in (("step",), SCALES)]
         self._measured = [bucket for bucket in self.buckets if bucket.measured]
         packings += map(_of_measured, self._measured)
@@ -115,8 +117,7 @@ class ParameterStack:
 
     def count_on_device(self, records: Sequence[Record], step: Tensor) -> None:
         """Makes records hold views of steps (n,) on the device, not on the host."""
-        number = 2 * len(self.buckets) + 2 * len(self.counts)
-        self.packed.replace(records, number, step.view(1, -1))
+        self.packed.replace(records, self._step, step.view(1, -1))
 
 
 Key = tuple[int, str, int]  # of an axis: parameter, format of the keys, number

@@ -1,21 +1,14 @@
 """The Triton kernel of the update MLP in Triton's interpreter, which needs no GPU.
 
-What Triton defines is interpreted only where the environment says so before it is
-imported: this file runs itself.
+The file runs itself: see `tests.ngopt.interpreter`.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
 import torch
 
 from ngopt.features import features_of
 from ngopt.models.feedforward import UpdateMLP
+from tests.ngopt import interpreter
 
-ROOT = Path(__file__).parents[2]
 COUNT = 600  # elements: two whole programs and a part
 CASES = [
     (torch.float32, 32, 0),
@@ -26,12 +19,7 @@ CASES = [
 
 
 def test_it_equals_the_layers():
-    pytest.importorskip("triton")
-    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", __file__]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("equal") == len(CASES)
+    assert interpreter.run(__file__).count("equal") == len(CASES)
 
 
 def check(dtype, hidden, d_context):

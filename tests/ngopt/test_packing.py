@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from ngopt.packing import PackedState, Packing, Pieces, scalars, unshare
+from ngopt.packing import (
+    PackedState,
+    Packing,
+    Pieces,
+    _copied,
+    flatten,
+    scalars,
+    unshare,
+)
 
 
 class TestPieces:
@@ -81,3 +89,14 @@ class TestPackedState:
         values.zero_()
         assert (records[0]["a"] == 1).all()
         assert records[0]["a"].untyped_storage().nbytes() == 16
+
+
+def test_flat_values_are_those_of_cat():
+    values = [torch.randn(3, 2), torch.randn(()), torch.randn(4), torch.randn(0, 2)]
+    expected = torch.cat([x.reshape(-1) for x in values])
+    assert torch.equal(flatten(values), expected)
+    assert torch.equal(_copied(values), expected)
+    mixed = [values[0].bfloat16(), values[2]]
+    found = flatten(mixed)
+    assert found.dtype == torch.float32
+    assert torch.equal(found[6:], values[2])

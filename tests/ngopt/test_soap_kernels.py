@@ -1,32 +1,20 @@
 """The Triton kernels of the default in Triton's interpreter, which needs no GPU.
 
-What Triton defines is interpreted only where the environment says so before it is
-imported: this file runs itself.
+The file runs itself: see `tests.ngopt.interpreter`.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
 import torch
 
 from ngopt import elementwise
 from ngopt.base.config import SoapConfig
+from tests.ngopt import interpreter
 
-ROOT = Path(__file__).parents[2]
 ROWS = 19  # one program of 128 lanes and a part
 CASES = [(128, torch.float32), (128, torch.bfloat16), (16, torch.bfloat16)]
 
 
 def test_they_equal_the_functions():
-    pytest.importorskip("triton")
-    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", __file__]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("equal") == len(CASES)
+    assert interpreter.run(__file__).count("equal") == len(CASES)
 
 
 def check(lanes, dtype):

@@ -101,7 +101,7 @@ def test_a_matrix_is_the_reference(shape, every):
     rule = Soap(config).bind(build_graph(linear), total_steps=40)
     p = linear.weight.detach().clone()
     x = linear.weight.detach().numpy().copy()
-    usual, first = (3 * shape[1]) ** -0.5, 0.0
+    usual, slope = (3 * shape[1]) ** -0.5, 0.0
     gain = 1.25 * min((shape[1] / 64) ** -0.5, 1)
     state = rule.init([p])
     reference = Reference(config, *shape)
@@ -109,15 +109,15 @@ def test_a_matrix_is_the_reference(shape, every):
         settings = constant(1, lr=0.5, weight_decay=2.0)
         (delta,), state = update_all(rule, [g], state, [p], settings)
         s = 0.5 * 0.02 * min(1, (t + 1) / 3.2) * (1 - (t + 1) / 41)
-        size = np.sqrt((x**2).mean()) / usual
-        first = first or max(size, 1.0)
-        size = max(size / first, (size / first) ** 0.5) ** 0.5
+        rms = np.sqrt((x**2).mean())
+        # kept in float32 after the first step
+        slope = float(np.float32(slope)) if t else 1 / max(rms, usual)
+        size = max(slope * rms, (slope * rms) ** 0.5) ** 0.5
         decay = s * (0.05 + 2 * 1e-3 / 0.02) * x
         u = reference.direction(g.numpy(), due_at(t, shape, every))
         x = x - s * gain * size * u - decay
         p = p + delta
-        # the first size is kept in float32
-        np.testing.assert_allclose(p.numpy(), x, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(p.numpy(), x, rtol=1e-12, atol=1e-12)
     (record,) = state
     assert record["step"] == 30
     exact = {"rtol": 1e-9, "atol": 1e-12}
