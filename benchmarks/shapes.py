@@ -262,6 +262,7 @@ def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 WORKLOADS = {
     "GPT-2 124M": Workload(NETWORKS["GPT-2 124M"], (16, 1024), 50304),
     "ResNet-50": Workload(NETWORKS["ResNet-50"], (128, *IMAGE), 1000),
+    "ResNet-50, 16 images": Workload(NETWORKS["ResNet-50"], (16, *IMAGE), 1000),
     "ViT-B/16": Workload(NETWORKS["ViT-B/16"], (128, *IMAGE), 1000),
     "Llama 0.5B": Workload(partial(Llama, 32000, 1024, 16, 2816, 32), (8, 1024), 32000),
     "GPT 34M": Workload(GPT_34M, (64, 512), 8192),

@@ -12,6 +12,8 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +22,12 @@ from benchmarks.gpu.session import Records, Session, Skipped
 from benchmarks.records import Record
 from benchmarks.shapes import TINY_WORKLOADS, loss_of, plain_cnn
 from ngopt import NGOptimizer, list_pretrained
+from ngopt.base import soap
+from ngopt.replay import Replays
 
 STEPS, RENEW_EVERY, HORIZON = 14, 3, 100
 WARM_UP, REPLAYS = 11, 6  # before capture, torch asks for some steps; early ones differ
+LONGER = 40  # steps of which most are replayed
 SCALE = 2.0**12  # of a loss in GradScaler; a power of two changes no digit
 
 # Limits of errors. Rounding is 1e-16 and 6e-8; some steps of a preconditioner enlarge
@@ -174,6 +179,35 @@ def is_capturable(
     return verdict(max(errors), limit)
 
 
+def is_replayed(session: Session, weights: str) -> Record:
+    """Steps by the graphs that the optimizer makes itself equal those without."""
+    session.need_cuda()
+    errors = []
+    for network in networks_of(weights):
+        make = partial(Twin, network, weights, session.device, torch.float32, None)
+        with patch.object(soap, "has_graphs", lambda like, count: False):
+            reference = make().train(LONGER).values()
+        with counted_replays() as replayed:
+            found = make().train(LONGER).values()
+        if sum(replayed) < LONGER / 2:
+            raise AssertionError(f"expected replays; got {sum(replayed)}")
+        errors.append(distance(found, reference, starts_of(network)))
+    return verdict(max(errors), BFLOAT16)
+
+
+@contextmanager
+def counted_replays() -> Iterator[list[bool]]:
+    """Whether each step within was replayed."""
+    run, found = Replays.run, []
+
+    def counted(*arguments: Any) -> bool:
+        found.append(run(*arguments))
+        return found[-1]
+
+    with patch.object(Replays, "run", counted):
+        yield found
+
+
 def capture(twin: Twin) -> torch.cuda.CUDAGraph:
     """A step in a CUDA graph, after warm-up on a side stream."""
     with side_stream():
@@ -319,6 +353,7 @@ EVERY_WEIGHTS: dict[str, Check] = {
 DEFAULT_ONLY: dict[str, Check] = {
     "capture, float32 products": partial(is_capturable, torch.float32, ROUNDING),
     "capture": partial(is_capturable, None, BFLOAT16),
+    "replays": is_replayed,
     "side stream": works_on_a_side_stream,
     "bfloat16 parameters": partial(equals_cpu, torch.bfloat16, BFLOAT16),
     "GradScaler": scales,

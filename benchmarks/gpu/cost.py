@@ -1,12 +1,14 @@
 """Part (b): what a step costs, beside forward and backward and beside other optimizers.
 
-ms: median of 20 steps after 14, each between two synchronisations; worst_ms: the
+ms: median of 20 steps after 40, each between two synchronisations; worst_ms: the
 slowest of the 20. kernels, copies and device_ms: of a step, by torch's profiler.
 transient_mib: the peak of memory in later steps, beyond what was there before;
-first_transient_mib: in the first step, without the state that it leaves. state: bytes
-of state for a parameter, divided by 4. first_s: seconds of the first step, which makes
+first_transient_mib: in the first step, without the state that it leaves. graphs_mib:
+what CUDA graphs keep, beside a copy of gradients. state: bytes of state for a
+parameter, divided by 4. first_s: seconds of the first step, which makes
 the graph and compiles. look_ms: of a step in which ng-gnn reads the graph; its ms are
-of steps between. "eager": without kernels of Triton.
+of steps between. training_ms: of forward, backward and step, in a row. "eager": without
+kernels of Triton.
 
 Forward and backward are in bfloat16 autocast over float32 parameters, not compiled,
 without TF32; steps are made with the gradients of one backward pass.
@@ -31,6 +33,7 @@ from benchmarks.gpu.timing import (
     state_bytes,
     timed,
     transient_bytes,
+    unallocated_bytes,
 )
 from benchmarks.records import Record
 from benchmarks.shapes import TINY_WORKLOADS, WORKLOADS, Workload, loss_of
@@ -45,6 +48,7 @@ LAST = "heavyball SOAP", "Emerging-Optimizers SOAP"
 # Of optimizers that renew nothing.
 PROFILED = 2
 FLOAT = 4  # bytes
+TRAINING_STEPS = 20
 
 
 class Trained:
@@ -103,14 +107,28 @@ def step_record(session: Session, trained: Trained, stepper: Stepper) -> Record:
         "first_s": first_s,
         "transient_mib": mib(peak),
         "first_transient_mib": mib(None if first is None else first - kept),
+        "graphs_mib": mib(unallocated_bytes(session)),
         "state": kept / trained.numel / FLOAT,
         "renew_every": stepper.renew_every,
+        "training_ms": training_ms(session, trained, stepper),
         **profiled(session, stepper.whole, profiled_steps),
     }
     if stepper.graph_every:
         look = timed(session, stepper.step, stepper.prepare_look)
         found["look_ms"] = look.ms
     return found
+
+
+def training_ms(session: Session, trained: Trained, stepper: Stepper) -> float:
+    """Mean over steps that do not wait for the device."""
+    steps = TRAINING_STEPS if session.is_cuda else 1
+    session.synchronize()
+    start = perf_counter()
+    for _ in range(steps):
+        trained.train()
+        stepper.step()
+    session.synchronize()
+    return 1e3 * (perf_counter() - start) / steps
 
 
 class Stepper:

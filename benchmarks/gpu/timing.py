@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.gpu.session import Session
 from benchmarks.records import Record
 
-WARM_UP, REPEATS = 14, 20
+WARM_UP, REPEATS = 40, 20
 TINY_WARM_UP, TINY_REPEATS = 2, 3
 LONGEST = 6.0  # seconds of steps that are timed together
 SHOWN, NAME = 16, 120  # kernels that are listed, letters of their names
@@ -91,6 +91,14 @@ def transient_bytes(session: Session, step: Step) -> int | None:
     step()
     session.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def unallocated_bytes(session: Session) -> int | None:
+    """What of a GPU's memory is kept without a tensor: by CUDA graphs."""
+    if not session.is_cuda:
+        return None
+    session.free_memory()
+    return torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def mib(count: int | None) -> float | None:

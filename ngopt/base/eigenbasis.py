@@ -31,6 +31,7 @@ EVERY = 2, 5, 10  # steps in which every basis is renewed once: a choice of thes
 # Multiplications of renewals on a CPU, in those of all other products, but HEAVY at most.
 LOAD, HEAVY = 1.5, 2e9
 FEW = 3  # sizes of bases, with launches of their own, to which one step may come
+ROUNDS = 8  # steps after which the first rounds of renewals become longer
 
 
 def renewed(factor: Tensor, basis: Tensor) -> Tensor:
@@ -84,9 +85,15 @@ class RenewalSchedule:
         pairs = self._places.items()
         self._on_device = {n: torch.tensor(own, device=device) for n, own in pairs}
 
+    def turn(self, step: int) -> tuple[int, int] | None:
+        """What is due, as a key; None if no later step is like this one."""
+        length = min(1 + step // ROUNDS, self.every)
+        is_once = ROUNDS / 2 < length < self.every
+        return None if is_once else (length, step % length)
+
     def due(self, step: int) -> Iterator[tuple[int, slice]]:
         """(size, those of its bases); all at the first steps, then fewer."""
-        length = min(1 + step // 8, self.every)
+        length = min(1 + step // ROUNDS, self.every)
         part = step % length
         for size, places in self._places.items():
             ends = (bisect_left(places, x / length) for x in (part, part + 1))
@@ -96,7 +103,7 @@ class RenewalSchedule:
 
     def are_due(self, step: Tensor) -> dict[int, Tensor]:
         """The same, (count,) of every size, at a step that the host does not know."""
-        length = (1 + step // 8).clamp(max=self.every)
+        length = (1 + step // ROUNDS).clamp(max=self.every)
         ends = step % length, step % length + 1
         turns = {size: x * length for size, x in self._on_device.items()}
         return {size: (x >= ends[0]) & (x < ends[1]) for size, x in turns.items()}

@@ -41,9 +41,18 @@ from ngopt.base.state import ParameterStack, first_record
 from ngopt.base.step_size import FOLLOWED, Known, StepTable, is_kept
 from ngopt.devices import Array
 from ngopt.elementwise import RowNumbers, accumulate, change, precondition
-from ngopt.functional import AVERAGE, Change, Hyper, Record, UpdateRule, as_average
+from ngopt.functional import (
+    AVERAGE,
+    Change,
+    Hyper,
+    Record,
+    UpdateRule,
+    apply,
+    as_average,
+)
 from ngopt.graph.core import NeuralGraph
 from ngopt.packing import unshare
+from ngopt.replay import Replays, has_graphs
 from ngopt.roles import roles_of
 from ngopt.schedule import steps_so_far
 
@@ -169,9 +178,10 @@ class Step:
         self.device = group.stack.device
         dtype = group.stack.dtype
         self.kernels = devices.kernels(self.device, dtype) if in_place else None
-        is_known = in_place and not any(map(is_kept, hyper.lr))
-        self.on_host = is_known and devices.is_host(self.device)
-        self.grads: list[Tensor] = [grads[i] for i in positions]
+        self.is_known = in_place and not any(map(is_kept, hyper.lr))
+        self.on_host = self.is_known and devices.is_host(self.device)
+        self.grads: Sequence[Tensor] = [grads[i] for i in positions]
+        self.all_params = params
         self.params = [params[i] for i in positions]
         self.records = [state[i] if in_place else dict(state[i]) for i in positions]
         self.state = group.stack.open(self.records, in_place)
@@ -215,6 +225,8 @@ class Group:
         self._zeros = self._roots.new_zeros(len(positions))
         self._most = self.config.straight_most ** (2 / self.config.straight_exponent)
         self._dtype = rule.compute_dtype or devices.product_dtype(device, like.dtype)
+        count = sum(numels) // 2
+        self._replays = Replays() if has_graphs(like, count) else None
 
     def changes(self, step: Step, now: float) -> Iterator[list[Change]]:
         """Those of one bucket after the other; the state moves with them.
@@ -223,12 +235,36 @@ class Group:
         """
         step.youngest = min(step.ages)
         known = self._table.known(step.ages, now, step.hyper)
+        newest = known.newest
         if not step.on_host:
-            known = self._table.fill(known, step.hyper)
-        yield from self._changes(step, known)
+            known = self._table.fill(known, step.hyper, step.in_place)
+        if not self._replayed(step, known):
+            yield from self._changes(step, known._replace(newest=newest))
+            self._renew_due(step)
+        step.state.step.add_(1)
+
+    def _replayed(self, step: Step, known: Known) -> bool:
+        """Whether a CUDA graph has made the step, and has changed the parameters."""
+        if self._replays is None or not step.is_known or step.youngest < OBSERVED:
+            return False
+        turn = self._schedule.turn(int(step.youngest))
+        if turn is None:
+            return False
+        grads, others = step.grads, [*step.params, *step.state.tensors]
+        work = partial(self._whole, step, known)
+        is_done = self._replays.run(turn, grads, others, work)
+        step.grads, step.bases = grads, {}  # whatever a capture has left
+        return is_done
+
+    def _whole(self, step: Step, known: Known, grads: Sequence[Tensor]) -> None:
+        step.grads = grads
+        for changes in self._changes(step, known):
+            apply(changes, step.all_params)
+        self._renew_due(step)
+
+    def _renew_due(self, step: Step) -> None:
         for size, some in self._schedule.due(int(step.youngest)):
             self._renew(step, size, some, step.of_factors[size].active[some])
-        step.state.step.add_(1)
 
     def captured(self, step: Step) -> Iterator[list[Change]]:
         """The same for a CUDA graph: all that varies is on the device."""

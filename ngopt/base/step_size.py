@@ -77,11 +77,14 @@ class StepTable:
         found = self._at(age, now, hyper.scheduled, gain, per_height)
         return Known(*[*found, gain, per_height, self._per_rms])
 
-    def fill(self, known: Known, hyper: Hyper) -> Known:
-        """The same on the device, copied at once; `newest` stays on the host."""
+    def fill(self, known: Known, hyper: Hyper, in_place: bool) -> Known:
+        """The same on the device, copied at once; in place: where the last ones were."""
         table = stacked(known, len(hyper.lr), precise_dtype(self.device))
-        self._table = table.to(self.device, non_blocking=True)
-        return _known(self._table, hyper)._replace(newest=known.newest)
+        if self._table is None or not in_place:
+            self._table = table.to(self.device, non_blocking=True)
+        else:
+            self._table.copy_(table, non_blocking=True)
+        return _known(self._table, hyper)
 
     def advance(self, hyper: Hyper) -> Known:
         """Of the next step, from what the device has: for capture in a CUDA graph."""

@@ -1,0 +1,159 @@
+"""CUDA graphs of a step. They are emulated: a graph does its work again as it was at
+the capture, on the tensors and numbers of that step."""
+
+import pytest
+import torch
+
+from ngopt import NGOptimizer
+from ngopt.base import soap
+from ngopt.replay import Replays
+from tests.networks import cnn
+
+
+class Graph:
+    def __init__(self, work):
+        self.work, self.replays = work, 0
+
+    def replay(self):
+        self.replays += 1
+        self.work()
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """All that were captured; steps are computed as on a device."""
+    found = []
+
+    def capture(self, turn, grads, work):
+        self._grads = self._grads or [torch.empty_like(x) for x in grads]
+        copies = self._grads
+
+        def whole():
+            work.args[0].bases.clear()  # made anew in a graph
+            work(copies)
+
+        self._graphs[turn] = Graph(whole)
+        found.append(self._graphs[turn])
+
+    monkeypatch.setattr(Replays, "_capture", capture)
+    monkeypatch.setattr(soap, "has_graphs", lambda like, count: True)
+    monkeypatch.setattr(soap.devices, "is_host", lambda device: False)
+    return found
+
+
+def trained(steps, renewed=3, model=None, **settings):
+    """Parameters and their optimizer after some steps."""
+    torch.manual_seed(0)
+    model = model or cnn().double()
+    params = list(model.parameters())
+    opt = NGOptimizer(params, renew_every=renewed, **settings)
+    step(opt, params, range(steps))
+    return params, opt
+
+
+def step(opt, params, numbers):
+    """Steps with gradients that are elsewhere every time."""
+    kept = []
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(p)
+            kept.append(p.grad)
+        opt.step()
+
+
+@pytest.mark.parametrize("total_steps", [None, 60])
+@pytest.mark.parametrize("every", [1, 3])
+def test_replayed_steps_are_steps(request, total_steps, every):
+    settings = {"renewed": every, "total_steps": total_steps}
+    expected, opt = trained(50, **settings)
+    graphs = request.getfixturevalue("graphs")
+    found, other = trained(50, **settings)
+    assert sum(graph.replays for graph in graphs) == 50 - soap.OBSERVED - 1
+    for p, q in zip(expected, found, strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
+        for key, value in opt.state[p].items():
+            torch.testing.assert_close(other.state[q][key], value, rtol=1e-6, atol=1e-9)
+
+
+def test_each_turn_of_the_renewals_has_a_graph(graphs):
+    trained(60, renewed=3)
+    assert len(graphs) == 2 + 3  # rounds of two steps, and then of three
+
+
+def test_rounds_that_do_not_come_again_have_no_graph(graphs):
+    trained(70, renewed=8)
+    assert len(graphs) == 2 + 3 + 4 + 8  # not of 5, 6 and 7
+
+
+def test_weights_in_other_places_are_no_replay(graphs):
+    params, opt = trained(20)
+    before = sum(graph.replays for graph in graphs)
+    for p in params:
+        p.data = p.data.clone()
+        step(opt, params, range(20, 21))
+    assert sum(graph.replays for graph in graphs) == before
+    step(opt, params, range(30, 33))
+    assert sum(graph.replays for graph in graphs) == before + 3
+
+
+def test_what_cannot_be_captured_is_stepped_all_the_same(request, monkeypatch):
+    expected, _ = trained(20)
+    request.getfixturevalue("graphs")
+
+    def capture(self, turn, grads, work):
+        work.args[0].grads = [torch.zeros_like(x) for x in grads]
+        self._is_refused = True
+
+    monkeypatch.setattr(Replays, "_capture", capture)
+    found, _ = trained(20)
+    for p, q in zip(expected, found, strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
+
+
+def test_settings_may_change_between_replays(request):
+    def run():
+        params, opt = trained(20)
+        opt.param_groups[0]["lr"] = 0.5
+        step(opt, params, range(20, 24))
+        return params
+
+    expected = run()
+    graphs = request.getfixturevalue("graphs")
+    for p, q in zip(expected, run(), strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
+    assert graphs
+
+
+def test_a_loaded_state_is_no_replay(request):
+    def run():
+        params, opt = trained(20)
+        opt.load_state_dict(opt.state_dict())
+        step(opt, params, range(20, 40))
+        return params
+
+    expected = run()
+    graphs = request.getfixturevalue("graphs")
+    for p, q in zip(expected, run(), strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
+    assert graphs
+
+
+def test_a_parameter_without_a_gradient_is_no_replay(request):
+    def run():
+        params, opt = trained(20)
+        params[1].grad = None
+        step(opt, [p for p in params if p.grad is not None], range(20, 40))
+        return params
+
+    expected = run()
+    graphs = request.getfixturevalue("graphs")
+    for p, q in zip(expected, run(), strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
+    assert graphs
+
+
+def test_an_optimizer_with_graphs_can_be_saved(graphs, tmp_path):
+    _, opt = trained(20)
+    torch.save(opt, tmp_path / "opt.pt")
+    torch.load(tmp_path / "opt.pt", weights_only=False)
