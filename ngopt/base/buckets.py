@@ -69,8 +69,7 @@ class Bucket:
         self.first = sum(self.pieces.rows[: len(members) - len(self.measured)])
         rows = torch.tensor(self.pieces.rows, device="cpu")
         owners = torch.tensor([m.parameter for m in members], device="cpu")
-        self._owners = owners.repeat_interleave(rows).to(device)
-        self.owners = self._owners[self.first :]
+        self.owners = owners.repeat_interleave(rows).to(device)  # of rows
         shapes = []
         for stack in self.stacks:
             groups, *matrix = stack[0].layout.shape
@@ -84,7 +83,7 @@ class Bucket:
 
     def spread(self, numbers: Tensor) -> Sequence[Tensor]:
         """(k, parameters) -> k times (rows, 1)."""
-        return numbers.index_select(1, self._owners).unsqueeze(2).unbind()
+        return numbers.index_select(1, self.owners).unsqueeze(2).unbind()
 
     def gather(self, values: Sequence[Tensor]) -> Tensor:
         """Values of all parameters -> (rows, lanes) of the members; may be a view."""

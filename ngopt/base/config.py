@@ -35,10 +35,10 @@ class SoapConfig:
     # A way is straight if the distance moved is `straight` (t / (t + straight_steps)) **
     # .5 times the root of the summed squares of steps. Beyond that, steps are longer by
     # this power of the ratio, at most straight_most times.
-    straight: float = 5.5
-    straight_steps: float = 28.0
-    straight_exponent: float = 3.0
-    straight_most: float = 4.0
+    straight: float = 5.0
+    straight_steps: float = 22.5
+    straight_exponent: float = 4.0
+    straight_most: float = 8.0
     # Steps of tables: density ** -rare_exponent times longer, by nonzero gradients.
     rare_exponent: float = 0.5
     embedding: float = 2.5  # factors for parameters of these roles

@@ -20,11 +20,11 @@ follows fan, role, horizon, RMS of the weights, and what `ngopt.base.start` tell
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +36,10 @@ from ngopt.base.config import SoapConfig
 from ngopt.base.eigenbasis import RenewalSchedule, renewal_interval, renewed
 from ngopt.base.gradient_scale import EARLY, gradient_scale
 from ngopt.base.partition import layouts_of
-from ngopt.base.start import dense_shares, followed, mean_density, trained
+from ngopt.base.start import OBSERVED, FirstSteps, Start
 from ngopt.base.state import ParameterStack, first_record
-from ngopt.base.step_size import FOLLOWED, Known, StepTable, is_kept
-from ngopt.devices import Array
+from ngopt.base.step import FactorNumbers, Step
+from ngopt.base.step_size import FOLLOWED, Known, StepTable
 from ngopt.elementwise import RowNumbers, accumulate, change, precondition
 from ngopt.functional import (
     AVERAGE,
@@ -57,7 +57,6 @@ from ngopt.roles import roles_of
 from ngopt.schedule import steps_so_far
 
 MOST = {"cpu": 4 << 20, "accelerator": 192 << 20}  # bytes of bases renewed at once
-OBSERVED = 8  # first gradients, in which tables are looked at
 TINY = torch.finfo(torch.float32).tiny  # beside second moments: nothing is divided by 0
 
 
@@ -120,7 +119,8 @@ class SoapRule(UpdateRule):
         if not present:
             return
         groups = self._grouped(present, state, in_place)
-        steps = [Step(group, grads, state, params, hyper, in_place) for group in groups]
+        given = grads, state, params, hyper, in_place
+        steps = [Step(g.stack, g.positions, *given) for g in groups]
         is_captured, now = devices.is_capturing(steps[0].device), 0.0
         if not is_captured:
             absent = set(range(len(state))) - set(present)
@@ -161,52 +161,6 @@ class SoapRule(UpdateRule):
         return groups
 
 
-class Step:
-    """What one step of a group is given, in its order, and the state."""
-
-    def __init__(
-        self,
-        group: Group,
-        grads: Sequence[Any],
-        state: Sequence[Record],
-        params: Sequence[Tensor],
-        hyper: Hyper,
-        in_place: bool,
-    ):
-        """in_place: state moves where it is; neither autograd nor vmap follows."""
-        positions, self.in_place = group.positions, in_place
-        self.device = group.stack.device
-        dtype = group.stack.dtype
-        self.kernels = devices.kernels(self.device, dtype) if in_place else None
-        self.is_known = in_place and not any(map(is_kept, hyper.lr))
-        self.on_host = self.is_known and devices.is_host(self.device)
-        self.grads: Sequence[Tensor] = [grads[i] for i in positions]
-        self.all_params = params
-        self.params = [params[i] for i in positions]
-        self.records = [state[i] if in_place else dict(state[i]) for i in positions]
-        self.state = group.stack.open(self.records, in_place)
-        lr = [hyper.lr[i] for i in positions]
-        decay = [hyper.weight_decay[i] for i in positions]
-        self.hyper = Hyper(lr, decay, hyper.scheduled)
-        self.bases: dict[int, Tensor] = {}  # of every size, for products
-        self.ages: list[float] = []  # gradients before, where the host knows
-        self.youngest = torch.inf  # the least of these
-        self.of_factors: dict[int, FactorNumbers] = {}  # by size
-        self.newest: Sequence[Any] = [None] * len(positions)  # see `Known`
-
-    def fuse(self, function: Callable) -> Callable:
-        """One of the elementwise functions, as one kernel where that is possible."""
-        return getattr(self.kernels, function.__name__, function)
-
-
-class FactorNumbers(NamedTuple):
-    """Numbers of a step, of parameters (n,) or of factors (count, 1, 1)."""
-
-    kept: Array  # of the old factor
-    active: Array  # 1 where the step is made, else 0
-    count: Array  # gradients so far, this one included
-
-
 class Group:
     """Parameters of one dtype and device, and what updates them."""
 
@@ -215,13 +169,15 @@ class Group:
         self.config, self.positions, device = rule.config, positions, like.device
         self.stack = ParameterStack([rule.layouts[i] for i in positions], like)
         roles = [rule.roles[i] for i in positions]
-        self._tables = [i for i, x in enumerate(roles) if x.role == "embedding"]
         self._table = StepTable(rule.config, roles, rule.total_steps, device)
         every = rule.renewal_interval(device)
         self._schedule = RenewalSchedule(self.stack.counts, every, device)
         numels = [max(rule.graph.parameters[i].numel, 1) for i in positions] * 2
         dtype = devices.precise_dtype(device)
         self._roots = torch.tensor(numels, dtype=dtype, device=device).sqrt()
+        tables = [i for i, x in enumerate(roles) if x.role == "embedding"]
+        numel = self._roots[: len(positions)].square()
+        self._first = FirstSteps(rule.config, tables, numel)
         self._zeros = self._roots.new_zeros(len(positions))
         self._most = self.config.straight_most ** (2 / self.config.straight_exponent)
         self._dtype = rule.compute_dtype or devices.product_dtype(device, like.dtype)
@@ -303,7 +259,8 @@ class Group:
         rows = torch.stack((delta, moved)).flatten(0, 1).unsqueeze(1)
         squares = torch.bmm(rows, rows.mT).view(2, -1).to(torch.float32)
         # the last two of `SCALES`, path and way
-        step.state.scales[-2:].index_add_(1, bucket.owners, squares)
+        owners = bucket.owners[bucket.first :]
+        step.state.scales[-2:].index_add_(1, owners, squares)
 
     def _change(self, step: Step, m: Member, delta: Tensor) -> Change:
         i, record = m.parameter, step.records[m.parameter]
@@ -319,26 +276,26 @@ class Group:
         if step.on_host:
             rms, scales = rms.numpy(), scales.numpy()
         scale, running, skipped, *start, path, way = scales
+        usual = running * known.before / scale
         xp = devices.array_module(rms)
         is_early = None
         if step.youngest <= EARLY:
             is_early = (known.count > 1) & (known.count <= EARLY + 1)
         corrections = known.before, known.after
         g = gradient_scale(rms[:n], scale, running, corrections, c.clip, is_early)
-        start = self._started(step, known, rms[n:], start)
-        offset, slope, fresh, _ = start
+        start = self._first.told(Start(*start), step, known, rms[n:], usual)
         zero = 0.0 if step.on_host else self._zeros
         scales = g.scale, g.rms, skipped + ~g.active, *start, path, zero
         step.state.scales.copy_(devices.stacked(scales, n, self._roots.dtype))
 
         square = g.rescale * g.rescale
-        size = (offset + rms[n:] * slope).clip(*FOLLOWED)
+        size = (start.offset + rms[n:] * start.slope).clip(*FOLLOWED)
         size = xp.maximum(size, size**0.5)  # of small weights
         if c.weight_exponent != 1:
             size = size**c.weight_exponent
         decay = known.decay * g.active
         if self._table.lengthening > 1:
-            longer = self._table.lengthening**fresh
+            longer = self._table.lengthening**start.fresh
             size, decay = size * longer, decay * longer
         straight = (way / (path * known.usual)).clip(1.0, self._most)
         size = size * straight ** (c.straight_exponent / 2)
@@ -355,28 +312,6 @@ class Group:
         of_factors = FactorNumbers(kept, g.active, known.count)
         numbers = devices.stacked(of_rows + of_factors, n, self.stack.dtype)
         return numbers[: len(of_rows)], numbers[len(of_rows) :]
-
-    def _started(
-        self, step: Step, known: Known, rms: Array, start: Sequence[Array]
-    ) -> Sequence[Array]:
-        """Offset, slope, fresh and dense, updated in the first steps: see `start`."""
-        xp, (*old, dense) = devices.array_module(rms), start
-        if step.youngest == 0:
-            share, fresh = trained(step.params, self.config)
-            if step.on_host:
-                share, fresh = share.numpy(), fresh.numpy()
-            offset, slope = followed(rms, known.per_rms)
-            new = offset * share**2, slope * share**2, fresh  # of which sizes are roots
-            is_first = xp.ones_like(rms) * known.count == 1
-            old = [xp.where(is_first, *x) for x in zip(new, old, strict=True)]
-        offset, slope, fresh = old
-        if self._tables and step.youngest < OBSERVED:
-            share = dense_shares(step.grads, self._tables)
-            share = share.numpy() if step.on_host else share
-            denser, dense = mean_density(share, dense, known.count)
-            longer = denser**-self.config.rare_exponent
-            offset, slope = offset * longer, slope * longer
-        return offset, slope, fresh, dense
 
     def _direction(
         self, step: Step, bucket: Bucket, moments: Sequence[Tensor], rows: RowNumbers

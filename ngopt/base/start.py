@@ -6,7 +6,8 @@ steps grow with the weights.
 
 Trained weights. No singular value of a random matrix (m, n) is above RMS (sqrt m +
 sqrt n); those of trained matrices are (Martin and Mahoney 2021). A trained network is
-near a minimum, so its steps are shorter.
+near a minimum, so its steps are shorter; unless its first gradients agree, as those for
+other data do: near a minimum they are noise.
 
 Tables. Rare rows of an embedding table receive few gradients, so steps are longer. The
 first gradients give the share of rows in a batch.
@@ -21,6 +22,7 @@ few elements are measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,10 +30,91 @@ from torch import Tensor
 from ngopt.base.config import SoapConfig
 from ngopt.devices import Array, array_module, precise_dtype
 
+if TYPE_CHECKING:
+    from ngopt.base.step import Step
+    from ngopt.base.step_size import Known
+
+OBSERVED = 8  # first gradients, in which tables and agreement are looked at
+AGREED = 0.95  # agreement, at most
 ITERATIONS = 6  # of a power iteration
 EDGE = 1.02  # of random matrices, a little beyond sqrt(m) + sqrt(n)
 DENSITY = 1e-3  # the least share of a table's rows that counts
 TINY = 1e-30
+
+
+class Start(NamedTuple):
+    """What step sizes follow, of every parameter, (n,): rows of the state."""
+
+    offset: Array  # of what they follow, `offset + slope * RMS(weights)`
+    slope: Array
+    fresh: Array  # how much of the network is not trained, or far from a minimum
+    share: Array  # of the step size, of trained weights
+    agreement: Array  # of gradients
+    dense: Array  # mean share of elements with a gradient
+
+
+class FirstSteps:
+    """Tells `Start` in the first steps."""
+
+    def __init__(self, config: SoapConfig, tables: Sequence[int], numel: Tensor):
+        """tables: which parameters are. numel: of all parameters, (n,)."""
+        self.config, self._tables, self._numel = config, tables, numel
+
+    def told(
+        self, start: Start, step: Step, known: Known, rms: Array, usual: Array
+    ) -> Start:
+        """rms: of weights; usual: of gradients, in units, before this step; (n,)."""
+        if step.youngest == 0:
+            start = self._begun(start, step, known, rms)
+        if 2 <= step.youngest < OBSERVED:
+            start = self._agreeing(start, step, known, usual)
+        if self._tables and step.youngest < OBSERVED:
+            share = _like(rms, dense_shares(step.grads, self._tables))
+            denser, dense = mean_density(share, start.dense, known.count)
+            longer = denser**-self.config.rare_exponent
+            offset, slope = start.offset * longer, start.slope * longer
+            start = start._replace(offset=offset, slope=slope, dense=dense)
+        return start
+
+    def _begun(self, start: Start, step: Step, known: Known, rms: Array) -> Start:
+        found = trained(step.params, self.config)
+        share, fresh = (_like(rms, x) for x in found)
+        offset, slope = followed(rms, known.per_rms)
+        square = share**2  # step sizes go with the root
+        new = offset * square, slope * square, fresh, share, 0.0 * share, start.dense
+        xp = array_module(rms)
+        is_first = xp.ones_like(rms) * known.count == 1
+        return Start(*[xp.where(is_first, *x) for x in zip(new, start, strict=True)])
+
+    def _agreeing(self, start: Start, step: Step, known: Known, usual: Array) -> Start:
+        squares = _like(usual, step.momentum_squares())
+        expected = _like(usual, self._numel) * usual**2
+        age = array_module(usual).ones_like(usual) * known.count - 1
+        new = agreement(squares, expected, age, self.config.beta1)
+        new = array_module(usual).where(age >= 2, new, start.agreement)
+        released = start.share ** (2 * (start.agreement - new))
+        fresh = 1 - (1 - start.fresh) * (1 - new) / (1 - start.agreement)
+        offset, slope = start.offset * released, start.slope * released
+        return start._replace(offset=offset, slope=slope, fresh=fresh, agreement=new)
+
+
+def _like(array: Array, values: Tensor) -> Array:
+    """NumPy's, if the array is."""
+    return array_module(array).asarray(values)
+
+
+def agreement(squares: Array, expected: Array, age: Array, beta1: float) -> Array:
+    """How much the first gradients of a network agree, 0 to 1: one number.
+
+    squares: of their momentum, (n,). expected: of one gradient. age: how many there
+    were. A momentum sum(w g) has sum(w^2) times the square of one gradient if they are
+    independent, and sum(w)^2 times if they are equal.
+    """
+    total = 1 - beta1**age
+    noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * age))
+    most = ((total**2 - noise) * expected).sum()
+    found = (squares - noise * expected).sum() / most.clip(TINY)
+    return found.clip(0.0, AGREED)
 
 
 def spectral_excess(weight: Tensor) -> Tensor:

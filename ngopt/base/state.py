@@ -11,26 +11,27 @@ from torch import Tensor
 
 from ngopt.base.buckets import Bucket, Factors, Member, make_buckets
 from ngopt.base.partition import MatrixLayout, is_measured
+from ngopt.base.start import Start
 from ngopt.functional import Record, state_dtype
 from ngopt.packing import PackedState, Packing, Pieces, scalars
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 EXACT = 512
 TINY = 1e-30
-SCALES = "scale", "rms", "skipped", "offset", "slope", "fresh", "dense", "path", "way"
+SCALES = ("scale", "rms", "skipped", *Start._fields, "path", "way")
 
 
 def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
     """The state of a parameter before its first gradient.
 
     step: gradients so far, () on the host. scale, rms: see `GradientScale`; skipped:
-    how many gradients were not finite; offset, slope, fresh, dense: see
-    `ngopt.base.start`; path: sum of the squares of steps; way: square of the distance
-    from the initial value; (). moved: the difference from the initial value, of
-    measured parameters. Of the matrices with layout number i: exp_avg_i, momentum, and
-    exp_avg_sq_i, second moments in the eigenbases, (groups, rows, channels, kernel)
-    both; for each axis, such as "rows", Kronecker factors rows_i and their eigenvectors
-    rows_basis_i, (groups * parts, size, size).
+    how many gradients were not finite; offset to dense: see `Start`; path: sum of the
+    squares of steps; way: square of the distance from the initial value; (). moved: the
+    difference from the initial value, of measured parameters. Of the matrices with
+    layout number i: exp_avg_i, momentum, and exp_avg_sq_i, second moments in the
+    eigenbases, (groups, rows, channels, kernel) both; for each axis, such as "rows",
+    Kronecker factors rows_i and their eigenvectors rows_basis_i, (groups * parts, size,
+    size).
     """
     dtype = state_dtype(p)
     record = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
@@ -61,7 +62,7 @@ class StackedState(NamedTuple):
     factors: dict[int, Tensor]  # by size, (count, size, size)
     bases: dict[int, Tensor]
     step: Tensor  # (n,), on the host
-    scales: Tensor  # of `SCALES`, (9, n)
+    scales: Tensor  # of `SCALES`, (fields, n)
     moved: dict[Bucket, Tensor]  # of those with measured members, (rows, lanes)
     tensors: list[Tensor]  # all of these, for `PackedState.close`
 
@@ -75,6 +76,7 @@ class ParameterStack:
     def __init__(self, layouts: Sequence[Sequence[MatrixLayout]], like: Tensor):
         """layouts: of each parameter. like: has the dtype and device of the state."""
         self.dtype, self.device = like.dtype, like.device
+        self._count = len(layouts)
         members: list[Member] = []
         for i, own in enumerate(layouts):
             has = is_measured(own)
@@ -114,6 +116,14 @@ class ParameterStack:
         found = numbers.index_select(1, self._owners).view(len(numbers), -1, 1, 1)
         pieces = found.split(list(self.counts.values()), 1)
         return dict(zip(self.counts, pieces, strict=True))
+
+    def squares(self, values: Sequence[Tensor]) -> Tensor:
+        """Sums of squares of every parameter, (n,), constants; values: of buckets."""
+        found = torch.zeros(self._count, dtype=self.dtype, device=self.device)
+        for bucket, own in zip(self.buckets, values, strict=True):
+            rows = own.detach().square().sum(1)
+            found = found.index_add(0, bucket.owners, rows)
+        return found
 
     def count_on_device(self, records: Sequence[Record], step: Tensor) -> None:
         """Makes records hold views of steps (n,) on the device, not on the host."""

@@ -290,7 +290,8 @@ class TestPureCore:
     @torch.no_grad()
     @pytest.mark.parametrize("total_steps", [None, 20])
     def test_many_at_once_are_what_each_is_alone(self, total_steps):
-        """Parameters do not meet, but for the number of steps of the training."""
+        """Parameters do not meet, but for the number of steps of the training, and for
+        whether gradients agree, which these networks, not trained, do not follow."""
         shapes = [(4, 6), (6, 4), (4, 6), (5,), (3, 4, 3, 3), (), (7, 2)]
         params = [torch.randn(s, dtype=torch.float64) for s in shapes]
         rules = [Soap().bind(build_graph([p]), total_steps) for p in params]
@@ -313,7 +314,8 @@ class TestPureCore:
                 given = [grads[i]], alone[i], [params[i]], constant(1, 0.5, 1)
                 (expected,), alone[i] = update_all(rule, *given)
                 torch.testing.assert_close(deltas[i], expected)
-                torch.testing.assert_close(state[i], alone[i][0])
+                of_all = {"agreement": state[i]["agreement"]}
+                torch.testing.assert_close(state[i], {**alone[i][0], **of_all})
 
     def test_any_subset_of_gradients(self):
         """A step without some gradients leaves their state, and moves the others alike."""

@@ -63,7 +63,7 @@ def test_what_is_known_by_hand():
     assert (known.per_height / -0.5).tolist() == pytest.approx(
         [0.5 + user, 0.5 + user, user, user, user, 0.5 + user, user]
     )
-    assert known.usual[3].item() == pytest.approx(CONFIG.straight**2 * 30 / 58)
+    assert known.usual[3].item() == pytest.approx(CONFIG.straight**2 * 30 / 52.5)
     # the step size of matrices follows their RMS in that of PyTorch's initial weights
     weights = network()[1].weight
     assert (known.per_rms[1] * weights.square().mean().sqrt()).item() == pytest.approx(

@@ -1,0 +1,120 @@
+"""How the default does beside tuned optimizers: `python -m meta_train.situations`.
+
+Reads the `results.json` of comparisons (`meta_train.leaderboard`) of `default` with
+`adamw-wide`, `adam-cosine-wide` and `muon-wide`, prints a table with the worst problem
+first, and writes it as `situations.md`. Losses are means over seeds, on test data; `to
+AdamW` is the default's beside that of the better of AdamW and Adam, both with a cosine
+and the best of eleven learning rates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.common import cli
+from tasks.common.text_tables import align, markdown
+
+OURS, MUON, ADAMS = "default", "muon-wide", ("adamw-wide", "adam-cosine-wide")
+LEVEL, FAR = 0.02, 0.1  # of the loss: as good as the other; much worse
+HEADER = ["problem", "steps", "default", "AdamW or Adam, tuned", "lr", "Muon, tuned"]
+HEADER += ["lr", "to AdamW", "to Muon"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is read, and where the table is written."""
+
+    results: tuple[str, ...] = (
+        "results/situations/development.json",
+        "results/situations/validation.json",
+        "results/situations/test.json",
+    )
+    """`results.json` of comparisons."""
+    output: str = "results/situations/situations.md"
+
+
+class Situation(NamedTuple):
+    """One problem: losses, and the learning rates of those that are tuned."""
+
+    problem: str
+    steps: int
+    ours: float
+    adam: float
+    adam_lr: float
+    muon: float
+    muon_lr: float
+
+    @property
+    def excess(self) -> float:
+        """Of the default's loss over AdamW's; infinite where it is not finite."""
+        return self.ours / self.adam - 1 if isfinite(self.ours) else float("inf")
+
+    def cells(self) -> list[str]:
+        losses = f"{self.ours:.4g}", f"{self.adam:.4g}", f"{self.muon:.4g}"
+        lrs = f"{self.adam_lr:g}", f"{self.muon_lr:g}"
+        beside = (
+            f"{100 * self.excess:+.1f} %",
+            f"{100 * self.ours / self.muon - 100:+.1f} %",
+        )
+        cells = losses[0], losses[1], lrs[0], losses[2], lrs[1], *beside
+        return [self.problem, str(self.steps), *cells]
+
+
+def situations(table: Sequence[dict[str, Any]]) -> list[Situation]:
+    """Of the rows of a comparison.
+
+    Raises ValueError if one of the optimizers is missing for a problem.
+    """
+    found = []
+    for problem in dict.fromkeys(row["problem"] for row in table):
+        own = {row["optimizer"]: row for row in table if row["problem"] == problem}
+        missing = {OURS, MUON, *ADAMS} - own.keys()
+        if missing:
+            raise ValueError(
+                f"{problem}: expected rows of {OURS}, {MUON} and {', '.join(ADAMS)}; got "
+                f"none of {', '.join(sorted(missing))}: run meta_train.leaderboard on them"
+            )
+        adam = min((own[name] for name in ADAMS), key=_loss)
+        ours, muon = own[OURS], own[MUON]
+        losses = _loss(ours), _loss(adam), adam["lr"], _loss(muon), muon["lr"]
+        found.append(Situation(problem, ours["steps"], *losses))
+    return sorted(found, key=lambda one: -one.excess)
+
+
+def _loss(row: dict[str, Any]) -> float:
+    loss = row["test_loss"]
+    return float("inf") if loss is None else loss
+
+
+def summary(found: Sequence[Situation]) -> str:
+    """A sentence of how many there are of each kind."""
+    level = sum(one.excess <= LEVEL for one in found)
+    better = sum(one.excess < 0 for one in found)
+    far = sum(one.excess > FAR for one in found)
+    ahead = sum(one.ours < one.muon for one in found)
+    return (
+        f"{len(found)} problems: {better} better than the tuned AdamW, {level} better or "
+        f"within {100 * LEVEL:.0f} %, {far} more than {100 * FAR:.0f} % worse; {ahead} "
+        "better than the tuned Muon."
+    )
+
+
+def run(config: Config) -> None:
+    lines = []
+    for path in map(Path, config.results):
+        found = situations(json.loads(path.read_text())["table"])
+        body = [one.cells() for one in found]
+        title = f"{path.stem}: {summary(found)}"
+        print("\n".join([title, "", *align(HEADER, body), ""]))
+        lines += [title, "", *markdown(HEADER, body), ""]
+    Path(config.output).write_text("\n".join(lines))
+    print(f"The tables are in {config.output}.")
+
+
+if __name__ == "__main__":
+    cli.main(Config, run, __doc__)
