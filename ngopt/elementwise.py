@@ -19,8 +19,8 @@ class RowNumbers(NamedTuple):
 
     multiplier: Array  # of the gradient
     momentum: Array  # of the old one
-    second: Array  # of the old second moments
-    correction: Array  # of the new ones
+    second: Array  # of the old sum of squares
+    correction: Array  # of the new one
     damping: Array  # beside them
     rate: Array  # of the direction, below 0
     decay: Array  # of the weights, below 0
@@ -41,10 +41,10 @@ def accumulate(
 
 
 def precondition(
-    grad: Tensor, ahead: Tensor, second: Tensor, numbers: RowNumbers, beta2: float
+    grad: Tensor, ahead: Tensor, second: Tensor, numbers: RowNumbers
 ) -> Tensor:
     """Nesterov's momentum by the root of the second moments, in the eigenbasis."""
-    second.mul_(numbers.second).add_(grad.square(), alpha=1 - beta2)
+    second.mul_(numbers.second).add_(grad.square())
     scale = torch.addcmul(numbers.damping, second, numbers.correction).rsqrt_()
     return ahead.mul_(scale)
 

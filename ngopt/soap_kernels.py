@@ -47,12 +47,12 @@ def _accumulate(
 
 @triton.jit
 def _precondition(
-    grad, ahead, second, kept, correction, damping, rows, alpha,
+    grad, ahead, second, kept, correction, damping, rows,
     LANES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row, i, is_there = _places(rows, LANES, ROWS)
     g = _value(grad, i, is_there)
-    v = _value(second, i, is_there) * _value(kept, row, is_there) + alpha * g * g
+    v = _value(second, i, is_there) * _value(kept, row, is_there) + g * g
     tl.store(second + i, v, is_there)
     v = _value(damping, row, is_there) + v * _value(correction, row, is_there)
     u = _value(ahead, i, is_there) * tl.rsqrt(tl.where(is_there, v, 1.0))
@@ -81,11 +81,9 @@ def accumulate(
     return out, ahead
 
 
-def precondition(
-    grad: Tensor, ahead: Tensor, second: Tensor, numbers: Any, beta2: float
-) -> Tensor:
+def precondition(grad: Tensor, ahead: Tensor, second: Tensor, numbers: Any) -> Tensor:
     values = grad, ahead, second, numbers.second, numbers.correction, numbers.damping
-    _launch(_precondition, second, *values, len(grad), 1 - beta2)
+    _launch(_precondition, second, *values, len(grad))
     return ahead
 
 

@@ -11,6 +11,7 @@ class SoapConfig:
 
     beta1: float = 0.9  # decay of momentum,
     beta2: float = 0.95  # of second moments,
+    beta2_table: float = 0.999  # of those of tables, whose rows are rarely in a batch,
     beta_factor: float = 0.95  # of Kronecker factors
     nesterov: float = 1.0  # how far to go from momentum, 0, to Nesterov's, 1
     epsilon: float = 1e-4  # beside the root of second moments, in RMS of the gradient

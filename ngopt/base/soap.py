@@ -4,7 +4,8 @@ For every matrix G of gradients (`ngopt.base.partition`: which these are):
 
     L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G    Kronecker factors
     m <- b1 m + (1 - b1) G,    n: Nesterov's momentum
-    v <- b2 v + (1 - b2) (Q_L^T G Q_R)^2                   second moments
+    v <- b2 v + (1 - b2) (Q_L^T G Q_R)^2                   second moments, of which
+                                                           v / (1 - b2) is stored
     u = Q_L [Q_L^T n Q_R / sqrt(v)] Q_R^T                  direction
     W <- W - step_size u - decay W
     Q_L, Q_R <- nearer to the eigenvectors of L and R      (`ngopt.base.eigenbasis`)
@@ -276,14 +277,13 @@ class Group:
         if step.on_host:
             rms, scales = rms.numpy(), scales.numpy()
         scale, running, skipped, *start, path, way = scales
-        usual = running * known.before / scale
         xp = devices.array_module(rms)
         is_early = None
         if step.youngest <= EARLY:
             is_early = (known.count > 1) & (known.count <= EARLY + 1)
         corrections = known.before, known.after
         g = gradient_scale(rms[:n], scale, running, corrections, c.clip, is_early)
-        start = self._first.told(Start(*start), step, known, rms[n:], usual)
+        start = self._first.told(Start(*start), step, known, rms[n:], (running, scale))
         zero = 0.0 if step.on_host else self._zeros
         scales = g.scale, g.rms, skipped + ~g.active, *start, path, zero
         step.state.scales.copy_(devices.stacked(scales, n, self._roots.dtype))
@@ -302,7 +302,7 @@ class Group:
         of_rows = RowNumbers(
             multiplier=g.multiplier,
             momentum=xp.where(g.active, c.beta1 * g.rescale, g.rescale),
-            second=xp.where(g.active, c.beta2 * square, square),
+            second=xp.where(g.active, known.beta2 * square, square),
             correction=known.correction,
             damping=g.relative**2 * known.damping + TINY,
             rate=known.rate * size * g.active,
@@ -322,13 +322,13 @@ class Group:
             bucket.gather(step.grads).to(momentum.dtype), momentum, rows, c, dtype
         )
         if not bucket.factors:
-            return step.fuse(precondition)(grad, ahead, second, rows, c.beta2)
+            return step.fuse(precondition)(grad, ahead, second, rows)
         stacks = bucket.stacked.split(grad)
         self._observe(step, bucket, stacks)
         bases = [self._basis(step, axis.size)[some] for _, axis, some in bucket.factors]
         grad = bucket.rotate(stacks, bases, back=False)
         ahead = bucket.rotate(bucket.stacked.split(ahead), bases, back=False)
-        u = step.fuse(precondition)(grad, ahead, second, rows, c.beta2)
+        u = step.fuse(precondition)(grad, ahead, second, rows)
         return bucket.rotate(bucket.stacked.split(u), bases, back=True)
 
     def _observe(self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]) -> None:

@@ -61,13 +61,19 @@ class FirstSteps:
         self.config, self._tables, self._numel = config, tables, numel
 
     def told(
-        self, start: Start, step: Step, known: Known, rms: Array, usual: Array
+        self,
+        start: Start,
+        step: Step,
+        known: Known,
+        rms: Array,
+        gradients: tuple[Array, Array],
     ) -> Start:
-        """rms: of weights; usual: of gradients, in units, before this step; (n,)."""
+        """rms: of weights. gradients: their running RMS before this step, and unit."""
         if step.youngest == 0:
             start = self._begun(start, step, known, rms)
         if 2 <= step.youngest < OBSERVED:
-            start = self._agreeing(start, step, known, usual)
+            running, unit = gradients
+            start = self._agreeing(start, step, known, running * known.before / unit)
         if self._tables and step.youngest < OBSERVED:
             share = _like(rms, dense_shares(step.grads, self._tables))
             denser, dense = mean_density(share, start.dense, known.count)

@@ -28,7 +28,7 @@ def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
     how many gradients were not finite; offset to dense: see `Start`; path: sum of the
     squares of steps; way: square of the distance from the initial value; (). moved: the
     difference from the initial value, of measured parameters. Of the matrices with
-    layout number i: exp_avg_i, momentum, and exp_avg_sq_i, second moments in the
+    layout number i: exp_avg_i, momentum, and exp_avg_sq_i, sums of squares in the
     eigenbases, (groups, rows, channels, kernel) both; for each axis, such as "rows",
     Kronecker factors rows_i and their eigenvectors rows_basis_i, (groups * parts, size,
     size).

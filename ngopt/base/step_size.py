@@ -31,12 +31,13 @@ class Known(NamedTuple):
     count: Array  # gradients so far, this one included
     before: Array  # correction of the running RMS of gradients, before this step
     after: Array  # and after it
-    correction: Array  # of second moments, with that of momentum, squared
+    correction: Array  # of sums of squares, with that of momentum, squared
     damping: Array  # of the mean square beside them
     newest: Array  # weight of the new weights in their average
     usual: Array  # squared way of steps without a direction, in their squares
     rate: Array  # step size by schedule, role and fan; times lr, with a minus
     decay: Array  # of weights by schedule; times lr, with a minus
+    beta2: Array  # decay of second moments
     gain: Array  # `rate` without the schedule
     per_height: Array  # `decay` without it
     per_rms: Array  # 1 / RMS of PyTorch's initial weights
@@ -57,6 +58,8 @@ class StepTable:
         # PyTorch's initial weights are uniform in +-fan ** -.5: RMS (3 fan) ** -.5
         self._per_rms = np.array([3 * (role.fan_in or 0) for role in roles]) ** 0.5
         self._gains = np.array([role_gain(role, config) for role in roles])
+        tables = np.array([role.role == "embedding" for role in roles])
+        self._beta2 = np.where(tables, config.beta2_table, config.beta2)
         self._table: Tensor | None = None
         short = config.short / (total_steps or config.short)
         self.lengthening = max(short, 1.0) ** config.short_exponent
@@ -73,9 +76,9 @@ class StepTable:
         decay = self._decays + unit * np.array(hyper.weight_decay)
         self._behind = now - oldest
         age = np.array(ages) if min(ages) < oldest else oldest
-        gain, per_height = lr * self._gains, lr * decay
-        found = self._at(age, now, hyper.scheduled, gain, per_height)
-        return Known(*[*found, gain, per_height, self._per_rms])
+        beta2, gain, per_height = self._beta2, lr * self._gains, lr * decay
+        found = self._at(age, now, hyper.scheduled, beta2, gain, per_height)
+        return Known(*[*found, beta2, gain, per_height, self._per_rms])
 
     def fill(self, known: Known, hyper: Hyper, in_place: bool) -> Known:
         """The same on the device, copied at once; in place: where the last ones were."""
@@ -96,13 +99,22 @@ class StepTable:
         known = _known(self._table, hyper)
         age = known.count.clone()
         known.count.add_(1)
-        by_lr = known.gain, known.per_height
-        _, *found = self._at(age, age.max() + self._behind, hyper.scheduled, *by_lr)
+        now, given = (
+            age.max() + self._behind,
+            (known.beta2, known.gain, known.per_height),
+        )
+        _, *found = self._at(age, now, hyper.scheduled, *given)
         found = [x if isinstance(x, Tensor) else torch.full_like(age, x) for x in found]
         return Known(known.count, *found, *known[1 + len(found) :])
 
     def _at(
-        self, age: Any, now: Any, scheduled: bool, gain: Any, per_height: Any
+        self,
+        age: Any,
+        now: Any,
+        scheduled: bool,
+        beta2: Any,
+        gain: Any,
+        per_height: Any,
     ) -> Sequence[Any]:
         """What is given by the steps: `count` to `decay`."""
         c, past = self.config, DECAY**age
@@ -116,7 +128,10 @@ class StepTable:
             shape = without_horizon(age, now, c.open_warmup, c.open_constant)
             height = c.open_step_size * shape
         before, after = (1 - past + TINY) ** -0.5, (1 - DECAY * past) ** -0.5
-        correction, damping = first**2 / (1 - c.beta2 ** (age + 1)), c.epsilon * first
+        correction, damping = (
+            first**2 * (1 - beta2) / (1 - beta2 ** (age + 1)),
+            c.epsilon * first,
+        )
         newest = average_weight(age, c.average_power)
         usual = c.straight**2 * (age + TINY) / (age + c.straight_steps)
         by_step = age + 1, before, after, correction, damping**2, newest, usual

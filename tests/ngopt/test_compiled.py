@@ -160,7 +160,7 @@ class TestDefault:
             second.square_()
             given = grad, momentum, numbers, config, dtype
             grad, ahead = fuse(elementwise.accumulate)(*given)
-            u = fuse(elementwise.precondition)(grad, ahead, second, numbers, 0.95)
+            u = fuse(elementwise.precondition)(grad, ahead, second, numbers)
             delta = fuse(elementwise.change)(u, momentum, weights, numbers)
             return grad, momentum, second, u, delta
 

@@ -33,7 +33,7 @@ def check(lanes, dtype):
         m, v = momentum.clone(), second.clone()
         own, ahead = module.accumulate(grad, m, numbers, SoapConfig(), dtype)
         kept = own.clone(), ahead.clone()
-        u = module.precondition(own, ahead, v, numbers, 0.95)
+        u = module.precondition(own, ahead, v, numbers)
         delta = module.change(u.clone(), m, weights, numbers)
         found.append([*kept, m, v, u, delta])
     near = 2e-2 if dtype == torch.bfloat16 else 1e-5

@@ -125,7 +125,7 @@ def test_a_matrix_is_the_reference(shape, every):
         factor, basis = record[f"{name}_0"][0], record[f"{name}_basis_0"][0]
         np.testing.assert_allclose(factor.numpy(), reference.factors[k], **exact)
         np.testing.assert_allclose(basis.numpy(), reference.bases[k], **exact)
-    second = record["exp_avg_sq_0"][0, ..., 0].numpy()
+    second = (1 - config.beta2) * record["exp_avg_sq_0"][0, ..., 0].numpy()
     np.testing.assert_allclose(second, reference.v, **exact)
 
 
@@ -282,7 +282,8 @@ class TestPureCore:
             torch.testing.assert_close(list(model.parameters()), params)
         for p, record in zip(model.parameters(), state, strict=True):
             # products of matrices that lie elsewhere in memory may be rounded otherwise
-            torch.testing.assert_close(opt.state[p], record)
+            # and sums of squares are 20 times mean squares
+            torch.testing.assert_close(opt.state[p], record, rtol=1.3e-6, atol=2e-4)
             assert all(
                 v.dtype in (torch.float32, torch.float64) for v in record.values()
             )

@@ -52,7 +52,9 @@ def test_what_is_known_by_hand():
         [0.05**-0.5, (1 - 0.95**2) ** -0.5]
     )
     first = 1 - 0.9**2  # Nesterov's momentum of one gradient: .9 * .1 + .1
-    assert known.correction[0] == pytest.approx(first**2 / 0.05)
+    assert known.correction[0] == pytest.approx(first**2)
+    assert known.beta2.tolist() == pytest.approx([0.999] + [0.95] * 6)
+    assert known.correction[3] == pytest.approx(0.05 / (1 - 0.95**31), rel=0.1)
     assert known.damping[0] == pytest.approx((1e-4 * first) ** 2)
     assert (known.rate / known.gain)[[0, 3]].tolist() == pytest.approx(
         [0.02 * 0.1 * 70 / 101, 0.02 * 70 / 101]
