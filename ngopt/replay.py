@@ -8,8 +8,10 @@ memory for intermediate results, which all graphs share, stay.
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, _foreach_copy_  # pyright: ignore[reportPrivateImportU
 logger = logging.getLogger("ngopt")
 
 SHARE = 1 / 64  # of a device's memory that copies of gradients may take
+STABLE = 8  # steps with tensors in the same places: what moves is not worth a capture
 
 
 def has_graphs(like: Tensor, count: int) -> bool:
@@ -34,6 +37,7 @@ class Replays:
     def __init__(self) -> None:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._places: Any = None
+        self._same = 0  # steps that they have been the same
         self._grads: list[Tensor] = []  # what graphs read
         self._pool: Any = None  # memory of all graphs
         self._stream: Any = None  # of all captures: what is free belongs to a stream
@@ -52,18 +56,25 @@ class Replays:
         gradients; what it does on the host is of no consequence.
         """
         kinds = [(x.stride(), x.dtype) for x in grads]
-        places = kinds, [x.data_ptr() for x in others]
+        places = kinds, [(x.data_ptr(), x.stride()) for x in others]
         if places != self._places:
-            self._graphs.clear()
-            self._places, self._grads = places, []
-            return False  # what moves at every step is not worth a capture
-        if turn not in self._graphs and not self._is_refused:
-            self._capture(turn, grads, work)
-        if self._is_refused:
+            self._clear()
+            self._places, self._same = places, 0
+        self._same += 1
+        if self._is_refused or self._same <= STABLE:
             return False
+        if turn not in self._graphs:
+            self._capture(turn, grads, work)
+            if self._is_refused:
+                return False
         _foreach_copy_(self._grads, list(grads))
         self._graphs[turn].replay()
         return True
+
+    def _clear(self) -> None:
+        """Drops all graphs, and their memory with them."""
+        self._graphs.clear()
+        self._grads, self._pool = [], None
 
     def _capture(
         self,
@@ -77,7 +88,7 @@ class Replays:
         self._stream.wait_stream(torch.cuda.current_stream(device))
         try:
             self._grads = self._grads or [torch.empty_like(x) for x in grads]
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(self._stream), _without_collection():
                 # other threads, as those that load data, go on meanwhile
                 mode = "thread_local"
                 graph.capture_begin(pool=self._pool, capture_error_mode=mode)
@@ -87,8 +98,20 @@ class Replays:
                     graph.capture_end()
         except RuntimeError as error:
             logger.info("NGOptimizer: no CUDA graph of a step: %s", error)
-            self._graphs.clear()
-            self._grads, self._is_refused = [], True
+            self._clear()
+            self._is_refused = True
             return
         self._pool = graph.pool()
         self._graphs[turn] = graph
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """No graph that nobody needs is freed within: that would end a capture."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

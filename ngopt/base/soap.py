@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ngopt import at_once, devices
 from ngopt.base.buckets import Bucket, Member
@@ -207,16 +208,21 @@ class Group:
         turn = self._schedule.turn(int(step.youngest))
         if turn is None:
             return False
-        grads, others = step.grads, [*step.params, *step.state.tensors]
+        grads, averages = step.grads, [x[AVERAGE] for x in step.records if AVERAGE in x]
+        changed = [*step.params, *averages]
         work = partial(self._whole, step, known)
+        others = [*changed, *step.state.tensors]
         is_done = self._replays.run(turn, grads, others, work)
         step.grads, step.bases = grads, {}  # whatever a capture has left
+        if is_done:  # autograd does not see what a graph changes
+            increment_version(changed)
         return is_done
 
     def _whole(self, step: Step, known: Known, grads: Sequence[Tensor]) -> None:
         step.grads = grads
         for changes in self._changes(step, known):
             apply(changes, step.all_params)
+            changes.clear()  # their memory is free while the next are made
         self._renew_due(step)
 
     def _renew_due(self, step: Step) -> None:
@@ -226,7 +232,8 @@ class Group:
     def captured(self, step: Step) -> Iterator[list[Change]]:
         """The same for a CUDA graph: all that varies is on the device."""
         known = self._table.advance(step.hyper)
-        self.stack.count_on_device(step.records, known.count)
+        # a tensor of its own: the next step that is not captured fills the table
+        self.stack.count_on_device(step.records, known.count.clone())
         yield from self._changes(step, known)
         for size, is_due in self._schedule.are_due(known.count.min() - 1).items():
             is_due = is_due.view(-1, 1, 1) * step.of_factors[size].active

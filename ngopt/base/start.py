@@ -72,14 +72,10 @@ class FirstSteps:
         if step.youngest == 0:
             start = self._begun(start, step, known, rms)
         if 2 <= step.youngest < OBSERVED:
-            running, unit = gradients
+            running, unit = map(_constant, gradients)
             start = self._agreeing(start, step, known, running * known.before / unit)
         if self._tables and step.youngest < OBSERVED:
-            share = _like(rms, dense_shares(step.grads, self._tables))
-            denser, dense = mean_density(share, start.dense, known.count)
-            longer = denser**-self.config.rare_exponent
-            offset, slope = start.offset * longer, start.slope * longer
-            start = start._replace(offset=offset, slope=slope, dense=dense)
+            start = self._seen(start, step, known)
         return start
 
     def _begun(self, start: Start, step: Step, known: Known, rms: Array) -> Start:
@@ -93,15 +89,36 @@ class FirstSteps:
         return Start(*[xp.where(is_first, *x) for x in zip(new, start, strict=True)])
 
     def _agreeing(self, start: Start, step: Step, known: Known, usual: Array) -> Start:
+        xp = array_module(usual)
+        age = xp.ones_like(usual) * known.count - 1
+        # of those that are in their first steps, each in its own unit
+        is_seen = (age >= 2) & (age < OBSERVED) & (usual > 0)
         squares = _like(usual, step.momentum_squares())
-        expected = _like(usual, self._numel) * usual**2
-        age = array_module(usual).ones_like(usual) * known.count - 1
-        new = agreement(squares, expected, age, self.config.beta1)
-        new = array_module(usual).where(age >= 2, new, start.agreement)
+        squares = xp.where(is_seen, squares / xp.where(is_seen, usual, 1.0) ** 2, 0.0)
+        numel = is_seen * _like(usual, self._numel)
+        new = agreement(squares, numel, age, self.config.beta1)
+        new = xp.where(is_seen, new, start.agreement)
         released = start.share ** (2 * (start.agreement - new))
         fresh = 1 - (1 - start.fresh) * (1 - new) / (1 - start.agreement)
         offset, slope = start.offset * released, start.slope * released
         return start._replace(offset=offset, slope=slope, fresh=fresh, agreement=new)
+
+    def _seen(self, start: Start, step: Step, known: Known) -> Start:
+        """By the density of tables that are in their first steps."""
+        xp = array_module(start.dense)
+        share = _like(start.dense, dense_shares(step.grads, self._tables))
+        denser, dense = mean_density(share, start.dense, known.count)
+        longer = denser**-self.config.rare_exponent
+        is_early = xp.ones_like(dense) * known.count <= OBSERVED
+        longer = xp.where(is_early, longer, 1.0)
+        dense = xp.where(is_early, dense, start.dense)
+        offset, slope = start.offset * longer, start.slope * longer
+        return start._replace(offset=offset, slope=slope, dense=dense)
+
+
+def _constant(x: Array) -> Array:
+    """The same to autograd."""
+    return x.detach() if isinstance(x, Tensor) else x
 
 
 def _like(array: Array, values: Tensor) -> Array:
@@ -112,8 +129,8 @@ def _like(array: Array, values: Tensor) -> Array:
 def agreement(squares: Array, expected: Array, age: Array, beta1: float) -> Array:
     """How much the first gradients of a network agree, 0 to 1: one number.
 
-    squares: of their momentum, (n,). expected: of one gradient. age: how many there
-    were. A momentum sum(w g) has sum(w^2) times the square of one gradient if they are
+    squares: of their momentum, (n,). expected: the square of one gradient. age: how
+    many there were. A momentum sum(w g) has sum(w^2) times the square of one gradient if they are
     independent, and sum(w)^2 times if they are equal.
     """
     total = 1 - beta1**age

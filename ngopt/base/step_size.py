@@ -84,7 +84,10 @@ class StepTable:
         """The same on the device, copied at once; in place: where the last ones were."""
         table = stacked(known, len(hyper.lr), precise_dtype(self.device))
         if self._table is None or not in_place:
-            self._table = table.to(self.device, non_blocking=True)
+            table = table.to(self.device, non_blocking=True)
+            if not in_place:
+                return _known(table, hyper)
+            self._table = table
         else:
             self._table.copy_(table, non_blocking=True)
         return _known(self._table, hyper)

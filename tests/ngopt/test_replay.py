@@ -6,8 +6,10 @@ import torch
 
 from ngopt import NGOptimizer
 from ngopt.base import soap
-from ngopt.replay import Replays
+from ngopt.replay import STABLE, Replays
 from tests.networks import cnn
+
+FIRST = soap.OBSERVED + STABLE  # step that is replayed
 
 
 class Graph:
@@ -69,7 +71,7 @@ def test_replayed_steps_are_steps(request, total_steps, every):
     expected, opt = trained(50, **settings)
     graphs = request.getfixturevalue("graphs")
     found, other = trained(50, **settings)
-    assert sum(graph.replays for graph in graphs) == 50 - soap.OBSERVED - 1
+    assert sum(graph.replays for graph in graphs) == 50 - FIRST
     for p, q in zip(expected, found, strict=True):
         torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
         for key, value in opt.state[p].items():
@@ -78,23 +80,58 @@ def test_replayed_steps_are_steps(request, total_steps, every):
 
 def test_each_turn_of_the_renewals_has_a_graph(graphs):
     trained(60, renewed=3)
-    assert len(graphs) == 2 + 3  # rounds of two steps, and then of three
+    assert len(graphs) == 3
 
 
 def test_rounds_that_do_not_come_again_have_no_graph(graphs):
     trained(70, renewed=8)
-    assert len(graphs) == 2 + 3 + 4 + 8  # not of 5, 6 and 7
+    assert len(graphs) == 3 + 4 + 8  # rounds of so many steps; not of 5, 6 and 7
 
 
 def test_weights_in_other_places_are_no_replay(graphs):
     params, opt = trained(20)
     before = sum(graph.replays for graph in graphs)
+    assert before == 20 - FIRST
     for p in params:
         p.data = p.data.clone()
         step(opt, params, range(20, 21))
+    step(opt, params, range(30, 29 + STABLE))
     assert sum(graph.replays for graph in graphs) == before
-    step(opt, params, range(30, 33))
+    step(opt, params, range(40, 43))
     assert sum(graph.replays for graph in graphs) == before + 3
+
+
+@pytest.mark.parametrize("every", [2, STABLE])
+def test_gradients_that_come_and_go_are_no_replay(graphs, every):
+    params, opt = trained(20)
+    before = len(graphs)
+    for number in range(20, 60):
+        some = params if number // every % 2 else params[:-1]
+        params[-1].grad = None
+        step(opt, some, range(number, number + 1))
+    assert len(graphs) == before
+
+
+def test_an_average_that_was_replaced_is_followed(request):
+    def run():
+        params, opt = trained(30)
+        for p in params:
+            opt.state[p]["average"] = torch.zeros_like(p)
+        step(opt, params, range(30, 32))
+        return [opt.state[p]["average"] for p in params]
+
+    expected = run()
+    graphs = request.getfixturevalue("graphs")
+    for p, q in zip(expected, run(), strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
+    assert graphs
+
+
+def test_autograd_sees_that_weights_have_changed(graphs):
+    params, opt = trained(30)
+    versions = [p._version for p in params]
+    step(opt, params, range(30, 31))
+    assert all(p._version > v for p, v in zip(params, versions, strict=True))
 
 
 def test_what_cannot_be_captured_is_stepped_all_the_same(request, monkeypatch):

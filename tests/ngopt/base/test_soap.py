@@ -696,3 +696,10 @@ class TestCudaGraphs:
         for p, q in zip(expected, found, strict=True):
             torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
             assert other.state[q]["step"] == opt.state[p]["step"] == 30
+
+    def test_steps_after_a_capture_go_on_counting(self, monkeypatch):
+        params, opt = self.steps(12, monkeypatch, total_steps=60)
+        monkeypatch.setattr(soap.devices, "is_capturing", lambda _: False)
+        for number in range(3):
+            opt.step()
+            assert {float(opt.state[p]["step"]) for p in params} == {31.0 + number}

@@ -121,6 +121,42 @@ def test_trained_weights_far_from_a_minimum_make_full_steps():
     assert far[2] == far[7]
 
 
+@pytest.mark.parametrize("scale", [1e-20, 3.0, 1e20])
+def test_agreement_does_not_depend_on_the_loss_scale(scale):
+    def found(scale):
+        weights = [nn.Parameter(normal(8, 9, seed=i).double()) for i in range(3)]
+        opt = NGOptimizer(weights)
+        for step in range(6):
+            for i, w in enumerate(weights):
+                own = normal(8, 9, seed=10 * step + i) + normal(8, 9, seed=99)
+                w.grad = 10.0**i * scale * own.double()
+            opt.step()
+        return float(opt.state[weights[0]]["agreement"])
+
+    assert found(scale) == pytest.approx(found(1.0), rel=1e-4)
+
+
+def test_parameters_that_begin_late_leave_others_alone():
+    old, table, late = nn.Parameter(first_weight()), nn.Embedding(30, 8), normal(5, 8)
+    late = nn.Parameter(late)
+    opt = NGOptimizer([old, table.weight, late])
+    for step in range(20):
+        old.grad = normal(40, 60, seed=9)
+        table.weight.grad = (
+            torch.ones(30, 8) * (torch.arange(30) % 3 == step % 3)[:, None]
+        )
+        if step >= 10:
+            late.grad = normal(5, 8, seed=step)
+        opt.step()
+        if step == 9:
+            before = {k: float(v) for k, v in opt.state[old].items() if v.dim() == 0}
+            dense = float(opt.state[table.weight]["dense"])
+    for key in ("slope", "fresh", "agreement"):
+        assert float(opt.state[old][key]) == before[key]
+    assert float(opt.state[table.weight]["dense"]) == dense
+    assert float(opt.state[late]["agreement"]) != before["agreement"]
+
+
 def first_weight():
     return normal(40, 60) + 2 * normal(40, 1) @ normal(1, 60, seed=1)
 

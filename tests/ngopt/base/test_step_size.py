@@ -28,7 +28,7 @@ def table(total_steps=100):
 
 
 def fill(table, ages, now, hyper):
-    return table.fill(table.known(ages, now, hyper), hyper, in_place=False)
+    return table.fill(table.known(ages, now, hyper), hyper, in_place=True)
 
 
 def hyper(lr=1.0, weight_decay=0.0, scheduled=False):
