@@ -32,7 +32,7 @@ def has_graphs(like: Tensor, count: int) -> bool:
 
 
 class Replays:
-    """CUDA graphs of a step, one for each turn of what the host does differently."""
+    """CUDA graphs of a step, one for each phase of the renewals."""
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
@@ -45,7 +45,7 @@ class Replays:
 
     def run(
         self,
-        turn: Hashable,
+        phase: Hashable,
         grads: Sequence[Tensor],
         others: Sequence[Tensor],
         work: Callable[[Sequence[Tensor]], None],
@@ -63,12 +63,12 @@ class Replays:
         self._same += 1
         if self._is_refused or self._same <= STABLE:
             return False
-        if turn not in self._graphs:
-            self._capture(turn, grads, work)
+        if phase not in self._graphs:
+            self._capture(phase, grads, work)
             if self._is_refused:
                 return False
         _foreach_copy_(self._grads, list(grads))
-        self._graphs[turn].replay()
+        self._graphs[phase].replay()
         return True
 
     def _clear(self) -> None:
@@ -78,7 +78,7 @@ class Replays:
 
     def _capture(
         self,
-        turn: Hashable,
+        phase: Hashable,
         grads: Sequence[Tensor],
         work: Callable[[Sequence[Tensor]], None],
     ) -> None:
@@ -102,7 +102,7 @@ class Replays:
             self._is_refused = True
             return
         self._pool = graph.pool()
-        self._graphs[turn] = graph
+        self._graphs[phase] = graph
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class SoapConfig:
     trained_least: float = 0.4
     trained_shared: float = 0.3
     trained_mean: float = 0.15
-    # A way is straight if the distance moved is `straight` (t / (t + straight_steps)) **
+    # A path is straight if the distance is `straight` (t / (t + straight_steps)) **
     # .5 times the root of the summed squares of steps. Beyond that, steps are longer by
     # this power of the ratio, at most straight_most times.
     straight: float = 5.0

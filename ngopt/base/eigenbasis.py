@@ -85,7 +85,7 @@ class RenewalSchedule:
         pairs = self._places.items()
         self._on_device = {n: torch.tensor(own, device=device) for n, own in pairs}
 
-    def turn(self, step: int) -> tuple[int, int] | None:
+    def phase(self, step: int) -> tuple[int, int] | None:
         """What is due, as a key; None if no later step is like this one."""
         length = min(1 + step // ROUNDS, self.every)
         is_once = ROUNDS / 2 < length < self.every

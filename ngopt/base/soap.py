@@ -205,14 +205,14 @@ class Group:
         """Whether a CUDA graph has made the step, and has changed the parameters."""
         if self._replays is None or not step.is_known or step.youngest < OBSERVED:
             return False
-        turn = self._schedule.turn(int(step.youngest))
-        if turn is None:
+        phase = self._schedule.phase(int(step.youngest))
+        if phase is None:
             return False
         grads, averages = step.grads, [x[AVERAGE] for x in step.records if AVERAGE in x]
         changed = [*step.params, *averages]
         work = partial(self._whole, step, known)
         others = [*changed, *step.state.tensors]
-        is_done = self._replays.run(turn, grads, others, work)
+        is_done = self._replays.run(phase, grads, others, work)
         step.grads, step.bases = grads, {}  # whatever a capture has left
         if is_done:  # autograd does not see what a graph changes
             increment_version(changed)
@@ -263,10 +263,10 @@ class Group:
     def _measure(self, step: Step, bucket: Bucket, delta: Tensor) -> None:
         """Adds squares of steps, and squares the distance from the initial value."""
         delta = delta[bucket.first :].detach()
-        moved = step.state.moved[bucket].add_(delta)
-        rows = torch.stack((delta, moved)).flatten(0, 1).unsqueeze(1)
+        total = step.state.displacement[bucket].add_(delta)
+        rows = torch.stack((delta, total)).flatten(0, 1).unsqueeze(1)
         squares = torch.bmm(rows, rows.mT).view(2, -1).to(torch.float32)
-        # the last two of `SCALES`, path and way
+        # the last two of `SCALES`, path and distance
         owners = bucket.owners[bucket.first :]
         step.state.scales[-2:].index_add_(1, owners, squares)
 
@@ -283,14 +283,16 @@ class Group:
         scales = step.state.scales.to(rms.dtype)
         if step.on_host:
             rms, scales = rms.numpy(), scales.numpy()
-        scale, running, skipped, *start, path, way = scales
+        scale, running, skipped, *start, path, distance = scales
         xp = devices.array_module(rms)
         is_early = None
         if step.youngest <= EARLY:
             is_early = (known.count > 1) & (known.count <= EARLY + 1)
         corrections = known.before, known.after
         g = gradient_scale(rms[:n], scale, running, corrections, c.clip, is_early)
-        start = self._first.told(Start(*start), step, known, rms[n:], (running, scale))
+        start = self._first.updated(
+            Start(*start), step, known, rms[n:], (running, scale)
+        )
         zero = 0.0 if step.on_host else self._zeros
         scales = g.scale, g.rms, skipped + ~g.active, *start, path, zero
         step.state.scales.copy_(devices.stacked(scales, n, self._roots.dtype))
@@ -302,9 +304,9 @@ class Group:
             size = size**c.weight_exponent
         decay = known.decay * g.active
         if self._table.lengthening > 1:
-            longer = self._table.lengthening**start.fresh
+            longer = self._table.lengthening**start.untrained
             size, decay = size * longer, decay * longer
-        straight = (way / (path * known.usual)).clip(1.0, self._most)
+        straight = (distance / (path * known.usual)).clip(1.0, self._most)
         size = size * straight ** (c.straight_exponent / 2)
         of_rows = RowNumbers(
             multiplier=g.multiplier,

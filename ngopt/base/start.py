@@ -47,20 +47,20 @@ class Start(NamedTuple):
 
     offset: Array  # of what they follow, `offset + slope * RMS(weights)`
     slope: Array
-    fresh: Array  # how much of the network is not trained, or far from a minimum
+    untrained: Array  # how much of the network is not trained, or far from a minimum
     share: Array  # of the step size, of trained weights
     agreement: Array  # of gradients
-    dense: Array  # mean share of elements with a gradient
+    density: Array  # mean share of elements with a gradient
 
 
 class FirstSteps:
-    """Tells `Start` in the first steps."""
+    """Updates `Start` in the first steps."""
 
     def __init__(self, config: SoapConfig, tables: Sequence[int], numel: Tensor):
         """tables: which parameters are. numel: of all parameters, (n,)."""
         self.config, self._tables, self._numel = config, tables, numel
 
-    def told(
+    def updated(
         self,
         start: Start,
         step: Step,
@@ -70,50 +70,65 @@ class FirstSteps:
     ) -> Start:
         """rms: of weights. gradients: their running RMS before this step, and unit."""
         if step.youngest == 0:
-            start = self._begun(start, step, known, rms)
+            start = self._initial(start, step, known, rms)
         if 2 <= step.youngest < OBSERVED:
             running, unit = map(_constant, gradients)
-            start = self._agreeing(start, step, known, running * known.before / unit)
+            start = self._with_agreement(
+                start, step, known, running * known.before / unit
+            )
         if self._tables and step.youngest < OBSERVED:
-            start = self._seen(start, step, known)
+            start = self._with_density(start, step, known)
         return start
 
-    def _begun(self, start: Start, step: Step, known: Known, rms: Array) -> Start:
+    def _initial(self, start: Start, step: Step, known: Known, rms: Array) -> Start:
         found = trained(step.params, self.config)
-        share, fresh = (_like(rms, x) for x in found)
-        offset, slope = followed(rms, known.per_rms)
+        share, untrained = (_like(rms, x) for x in found)
+        offset, slope = initial_size(rms, known.per_rms)
         square = share**2  # step sizes go with the root
-        new = offset * square, slope * square, fresh, share, 0.0 * share, start.dense
+        new = (
+            offset * square,
+            slope * square,
+            untrained,
+            share,
+            0.0 * share,
+            start.density,
+        )
         xp = array_module(rms)
         is_first = xp.ones_like(rms) * known.count == 1
         return Start(*[xp.where(is_first, *x) for x in zip(new, start, strict=True)])
 
-    def _agreeing(self, start: Start, step: Step, known: Known, usual: Array) -> Start:
+    def _with_agreement(
+        self, start: Start, step: Step, known: Known, usual: Array
+    ) -> Start:
         xp = array_module(usual)
         age = xp.ones_like(usual) * known.count - 1
         # of those that are in their first steps, each in its own unit
-        is_seen = (age >= 2) & (age < OBSERVED) & (usual > 0)
+        is_measured = (age >= 2) & (age < OBSERVED) & (usual > 0)
         squares = _like(usual, step.momentum_squares())
-        squares = xp.where(is_seen, squares / xp.where(is_seen, usual, 1.0) ** 2, 0.0)
-        numel = is_seen * _like(usual, self._numel)
+        squares = xp.where(
+            is_measured, squares / xp.where(is_measured, usual, 1.0) ** 2, 0.0
+        )
+        numel = is_measured * _like(usual, self._numel)
         new = agreement(squares, numel, age, self.config.beta1)
-        new = xp.where(is_seen, new, start.agreement)
+        new = xp.where(is_measured, new, start.agreement)
         released = start.share ** (2 * (start.agreement - new))
-        fresh = 1 - (1 - start.fresh) * (1 - new) / (1 - start.agreement)
+        untrained = 1 - (1 - start.untrained) * (1 - new) / (1 - start.agreement)
         offset, slope = start.offset * released, start.slope * released
-        return start._replace(offset=offset, slope=slope, fresh=fresh, agreement=new)
+        return start._replace(
+            offset=offset, slope=slope, untrained=untrained, agreement=new
+        )
 
-    def _seen(self, start: Start, step: Step, known: Known) -> Start:
+    def _with_density(self, start: Start, step: Step, known: Known) -> Start:
         """By the density of tables that are in their first steps."""
-        xp = array_module(start.dense)
-        share = _like(start.dense, dense_shares(step.grads, self._tables))
-        denser, dense = mean_density(share, start.dense, known.count)
-        longer = denser**-self.config.rare_exponent
-        is_early = xp.ones_like(dense) * known.count <= OBSERVED
+        xp = array_module(start.density)
+        share = _like(start.density, dense_shares(step.grads, self._tables))
+        growth, density = mean_density(share, start.density, known.count)
+        longer = growth**-self.config.rare_exponent
+        is_early = xp.ones_like(density) * known.count <= OBSERVED
         longer = xp.where(is_early, longer, 1.0)
-        dense = xp.where(is_early, dense, start.dense)
+        density = xp.where(is_early, density, start.density)
         offset, slope = start.offset * longer, start.slope * longer
-        return start._replace(offset=offset, slope=slope, dense=dense)
+        return start._replace(offset=offset, slope=slope, density=density)
 
 
 def _constant(x: Array) -> Array:
@@ -159,7 +174,7 @@ def spectral_excess(weight: Tensor) -> Tensor:
 
 
 def trained(params: Sequence[Tensor], config: SoapConfig) -> tuple[Tensor, Tensor]:
-    """(n,) each: shares of the step size, and how much of the network is fresh, 0 to 1.
+    """(n,) each: shares of the step size, and how much of the network is untrained, 0 to 1.
 
     Vectors follow the mean of the matrices, and all matrices a share of it.
     """
@@ -176,7 +191,7 @@ def trained(params: Sequence[Tensor], config: SoapConfig) -> tuple[Tensor, Tenso
     return share, (1 - mean / c.trained_mean).clip(min=0.0).expand(len(params))
 
 
-def followed(rms: Array, per_rms: Array) -> tuple[Array, Array]:
+def initial_size(rms: Array, per_rms: Array) -> tuple[Array, Array]:
     """(offset, slope) of what step sizes follow, offset + slope * RMS(weights).
 
     rms: of the initial weights. per_rms: 1 / RMS of PyTorch's, 0 for vectors. The first
@@ -195,14 +210,14 @@ def dense_shares(grads: Sequence[Tensor], tables: Sequence[int]) -> Tensor:
     return torch.stack(found)
 
 
-def mean_density(share: Array, dense: Array, count: Array) -> tuple[Array, Array]:
+def mean_density(share: Array, density: Array, count: Array) -> tuple[Array, Array]:
     """The ratio of the new mean density of tables to the old, and the new one, (n,).
 
-    share: of this gradient. dense: the mean before, 0 at first. count: of gradients,
+    share: of this gradient. density: the mean before, 0 at first. count: of gradients,
     this one included.
     """
     xp = array_module(share)
-    is_first = dense == 0
-    new = xp.where(is_first, share, dense + (share - dense) / count)
-    old = xp.where(is_first, xp.ones_like(dense), dense)
+    is_first = density == 0
+    new = xp.where(is_first, share, density + (share - density) / count)
+    old = xp.where(is_first, xp.ones_like(density), density)
     return new.clip(DENSITY) / old.clip(DENSITY), new

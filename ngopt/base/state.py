@@ -18,15 +18,15 @@ from ngopt.packing import PackedState, Packing, Pieces, scalars
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 EXACT = 512
 TINY = 1e-30
-SCALES = ("scale", "rms", "skipped", *Start._fields, "path", "way")
+SCALES = ("scale", "rms", "skipped", *Start._fields, "path", "distance")
 
 
 def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
     """The state of a parameter before its first gradient.
 
     step: gradients so far, () on the host. scale, rms: see `GradientScale`; skipped:
-    how many gradients were not finite; offset to dense: see `Start`; path: sum of the
-    squares of steps; way: square of the distance from the initial value; (). moved: the
+    how many gradients were not finite; offset to density: see `Start`; path: sum of the
+    squares of steps; distance: its square from the initial value; (). displacement: the
     difference from the initial value, of measured parameters. Of the matrices with
     layout number i: exp_avg_i, momentum, and exp_avg_sq_i, sums of squares in the
     eigenbases, (groups, rows, channels, kernel) both; for each axis, such as "rows",
@@ -50,7 +50,7 @@ def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
             record[f"{axis.name}_{i}"] = zeros
             record[f"{axis.name}_basis_{i}"] = zeros + eye
     if is_measured(layouts):
-        record["moved"] = p.new_zeros(layouts[0].shape, dtype=dtype)
+        record["displacement"] = p.new_zeros(layouts[0].shape, dtype=dtype)
     return record
 
 
@@ -63,7 +63,7 @@ class StackedState(NamedTuple):
     bases: dict[int, Tensor]
     step: Tensor  # (n,), on the host
     scales: Tensor  # of `SCALES`, (fields, n)
-    moved: dict[Bucket, Tensor]  # of those with measured members, (rows, lanes)
+    displacement: dict[Bucket, Tensor]  # of those with measured members, (rows, lanes)
     tensors: list[Tensor]  # all of these, for `PackedState.close`
 
 
@@ -107,7 +107,7 @@ class ParameterStack:
             bases={size: next(values) for size in self.counts},
             step=next(values)[0],
             scales=next(values),
-            moved={bucket: next(values) for bucket in self._measured},
+            displacement={bucket: next(values) for bucket in self._measured},
             tensors=tensors,
         )
 
@@ -157,7 +157,7 @@ def _of_bucket(bucket: Bucket, key: str) -> Packing:
 def _of_measured(bucket: Bucket) -> Packing:
     shapes = [m.layout.shape for m in bucket.measured]
     pieces = Pieces(shapes, bucket.pieces.lanes)
-    places = [(m.parameter, "moved") for m in bucket.measured]
+    places = [(m.parameter, "displacement") for m in bucket.measured]
     return Packing(places, pieces.join, pieces.split)
 
 

@@ -34,7 +34,7 @@ class Known(NamedTuple):
     correction: Array  # of sums of squares, with that of momentum, squared
     damping: Array  # of the mean square beside them
     newest: Array  # weight of the new weights in their average
-    usual: Array  # squared way of steps without a direction, in their squares
+    usual: Array  # squared distance of steps in random directions, over their squares
     rate: Array  # step size by schedule, role and fan; times lr, with a minus
     decay: Array  # of weights by schedule; times lr, with a minus
     beta2: Array  # decay of second moments

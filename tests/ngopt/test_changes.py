@@ -29,9 +29,9 @@ def bytes_held(opt):
 
 
 def test_layers_that_are_frozen_one_by_one_keep_no_others_alive():
-    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(12)))
+    model = nn.Sequential(*(nn.Linear(24, 24) for _ in range(12)))
     opt = NGOptimizer(model.parameters())
-    inputs = torch.randn(4, 16)
+    inputs = torch.randn(4, 24)
     step(model, opt, inputs)
     before = bytes_held(opt)
     for layer in list(model)[:-1]:
@@ -63,8 +63,8 @@ def test_a_layer_that_is_left_out_of_some_steps_goes_on_as_alone():
         found.append(opt.state[model.weight])
     alone, beside = found
     assert alone["step"] == beside["step"] == 2
-    # its way is another, as the other layer's steps count for the schedule
-    for key in alone.keys() - {"path", "way", "moved"}:
+    # its distance is another, as the other layer's steps count for the schedule
+    for key in alone.keys() - {"path", "distance", "displacement"}:
         torch.testing.assert_close(alone[key], beside[key], rtol=1e-5, atol=1e-7)
 
 

@@ -26,7 +26,7 @@ def graphs(monkeypatch):
     """All that were captured; steps are computed as on a device."""
     found = []
 
-    def capture(self, turn, grads, work):
+    def capture(self, phase, grads, work):
         self._grads = self._grads or [torch.empty_like(x) for x in grads]
         copies = self._grads
 
@@ -34,8 +34,8 @@ def graphs(monkeypatch):
             work.args[0].bases.clear()  # made anew in a graph
             work(copies)
 
-        self._graphs[turn] = Graph(whole)
-        found.append(self._graphs[turn])
+        self._graphs[phase] = Graph(whole)
+        found.append(self._graphs[phase])
 
     monkeypatch.setattr(Replays, "_capture", capture)
     monkeypatch.setattr(soap, "has_graphs", lambda like, count: True)
@@ -138,7 +138,7 @@ def test_what_cannot_be_captured_is_stepped_all_the_same(request, monkeypatch):
     expected, _ = trained(20)
     request.getfixturevalue("graphs")
 
-    def capture(self, turn, grads, work):
+    def capture(self, phase, grads, work):
         work.args[0].grads = [torch.zeros_like(x) for x in grads]
         self._is_refused = True
 

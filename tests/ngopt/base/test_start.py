@@ -13,7 +13,7 @@ from ngopt.base.start import (
     AGREED,
     agreement,
     dense_shares,
-    followed,
+    initial_size,
     mean_density,
     spectral_excess,
     trained,
@@ -67,7 +67,7 @@ def test_weights_that_are_not_finite_say_nothing(odd):
 def test_shares_of_trained_matrices_and_of_what_is_beside_them():
     low_rank = 2 * normal(50, 1) @ normal(1, 50, seed=1)
     params = [normal(50, 50), normal(50, 50, seed=2) + low_rank, torch.zeros(50)]
-    share, fresh = trained([*params, torch.zeros(0, 3)], CONFIG)
+    share, untrained = trained([*params, torch.zeros(0, 3)], CONFIG)
     own = spectral_excess(params[1]).item()
     mean = own / 2
     expected = [
@@ -77,10 +77,10 @@ def test_shares_of_trained_matrices_and_of_what_is_beside_them():
         math.exp(-2 * mean),
     ]
     assert share.tolist() == pytest.approx([max(x, 0.4) for x in expected], rel=1e-3)
-    assert fresh.tolist() == [0, 0, 0, 0]
-    share, fresh = trained([params[0], params[2]], CONFIG)
+    assert untrained.tolist() == [0, 0, 0, 0]
+    share, untrained = trained([params[0], params[2]], CONFIG)
     assert share.tolist() == pytest.approx([1, 1], abs=0.02)
-    assert fresh.tolist() == pytest.approx([1, 1], abs=0.02)
+    assert untrained.tolist() == pytest.approx([1, 1], abs=0.02)
 
 
 @pytest.mark.parametrize(("same", "expected"), [(0.0, 0.0), (1.0, AGREED), (0.6, 0.6)])
@@ -104,7 +104,7 @@ def first_steps(agree):
         weight.grad = normal(40, 60, seed=9 if agree else 10 + step)
         opt.step()
         records.append(
-            {key: float(opt.state[weight][key]) for key in ("fresh", "slope")}
+            {key: float(opt.state[weight][key]) for key in ("untrained", "slope")}
         )
     return records
 
@@ -112,8 +112,8 @@ def first_steps(agree):
 def test_trained_weights_far_from_a_minimum_make_full_steps():
     near, far = first_steps(agree=False), first_steps(agree=True)
     assert near[0] == near[11] == far[0] == far[1]
-    assert far[0]["fresh"] == 0
-    assert far[2]["fresh"] == pytest.approx(AGREED, abs=1e-5)
+    assert far[0]["untrained"] == 0
+    assert far[2]["untrained"] == pytest.approx(AGREED, abs=1e-5)
     share = math.exp(-CONFIG.trained_exponent * spectral_excess(first_weight()))
     share = max(share, CONFIG.trained_least)
     wanted = share ** (-2 * AGREED)
@@ -150,10 +150,10 @@ def test_parameters_that_begin_late_leave_others_alone():
         opt.step()
         if step == 9:
             before = {k: float(v) for k, v in opt.state[old].items() if v.dim() == 0}
-            dense = float(opt.state[table.weight]["dense"])
-    for key in ("slope", "fresh", "agreement"):
+            density = float(opt.state[table.weight]["density"])
+    for key in ("slope", "untrained", "agreement"):
         assert float(opt.state[old][key]) == before[key]
-    assert float(opt.state[table.weight]["dense"]) == dense
+    assert float(opt.state[table.weight]["density"]) == density
     assert float(opt.state[late]["agreement"]) != before["agreement"]
 
 
@@ -165,7 +165,7 @@ def test_what_step_sizes_follow():
     """As large as PyTorch's, three times, a quarter, zero; a vector."""
     rms = np.array([0.1, 0.3, 0.025, 0.0, 0.7])
     per_rms = np.array([10.0, 10, 10, 10, 0])
-    offset, slope = followed(rms, per_rms)
+    offset, slope = initial_size(rms, per_rms)
     assert (offset + slope * rms).tolist() == pytest.approx([1, 1, 0.25, 1, 1])
     assert (offset + slope * 2 * rms).tolist() == pytest.approx([2, 2, 0.5, 1, 1])
     assert (offset + slope * 0.05).tolist()[3] == pytest.approx(1 + 0.5)
@@ -192,11 +192,11 @@ def test_the_density_of_tables():
     grads[0][:2] = 1.0
     assert dense_shares(grads, [0]).tolist() == pytest.approx([0.2, 1])
     share, count = np.array([0.2, 1.0]), np.array([1.0, 1.0])
-    denser, dense = mean_density(share, np.zeros(2), count)
-    assert denser.tolist() == dense.tolist() == pytest.approx([0.2, 1])
-    denser, dense = mean_density(np.array([0.1, 1.0]), dense, 2 * count)
-    assert dense.tolist() == pytest.approx([0.15, 1])
-    assert denser.tolist() == pytest.approx([0.75, 1])
+    growth, density = mean_density(share, np.zeros(2), count)
+    assert growth.tolist() == density.tolist() == pytest.approx([0.2, 1])
+    growth, density = mean_density(np.array([0.1, 1.0]), density, 2 * count)
+    assert density.tolist() == pytest.approx([0.15, 1])
+    assert growth.tolist() == pytest.approx([0.75, 1])
     assert mean_density(np.zeros(1), np.zeros(1), count[:1])[0] == 1e-3
 
 
@@ -258,7 +258,7 @@ def test_matrices_with_many_elements_are_not_measured():
     before = small.detach().clone()
     opt.step()
     opt.step()
-    assert "moved" not in opt.state[large]
-    moved = opt.state[small]["moved"].view(255, 256)
+    assert "displacement" not in opt.state[large]
+    moved = opt.state[small]["displacement"].view(255, 256)
     torch.testing.assert_close(moved, small.detach() - before)
-    assert opt.state[small]["way"] == pytest.approx(moved.square().sum().item())
+    assert opt.state[small]["distance"] == pytest.approx(moved.square().sum().item())

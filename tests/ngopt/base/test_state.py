@@ -24,7 +24,7 @@ def test_a_first_record(dtype):
     assert {key: tuple(x.shape) for key, x in record.items()} == {
         "step": (),
         **dict.fromkeys(SCALES, ()),
-        "moved": (2, 4, 6, 1),
+        "displacement": (2, 4, 6, 1),
         "exp_avg_0": (2, 4, 6, 1),
         "exp_avg_sq_0": (2, 4, 6, 1),
         "rows_0": (4, 2, 2),  # two parts of two groups
