@@ -85,15 +85,19 @@ class RenewalSchedule:
         pairs = self._places.items()
         self._on_device = {n: torch.tensor(own, device=device) for n, own in pairs}
 
+    def _length(self, step: int) -> int:
+        """Steps of the round."""
+        return min(1 + step // ROUNDS, self.every)
+
     def phase(self, step: int) -> tuple[int, int] | None:
         """What is due, as a key; None if no later step is like this one."""
-        length = min(1 + step // ROUNDS, self.every)
+        length = self._length(step)
         is_once = ROUNDS / 2 < length < self.every
         return None if is_once else (length, step % length)
 
     def due(self, step: int) -> Iterator[tuple[int, slice]]:
         """(size, those of its bases); all at the first steps, then fewer."""
-        length = min(1 + step // ROUNDS, self.every)
+        length = self._length(step)
         part = step % length
         for size, places in self._places.items():
             ends = (bisect_left(places, x / length) for x in (part, part + 1))

@@ -19,7 +19,7 @@ from ngopt.graph.core import ParameterSpec, View
 from ngopt.graph.matrices import MatrixBlock
 from ngopt.roles import ParameterRole
 
-# Parameters of fewer elements have their way measured: see `ngopt.base.start`.
+# The distance of parameters with fewer elements is measured: see `ngopt.base.start`.
 MANY = 1 << 16
 # A factor of this many rows, 0.7 MB with its basis, is affordable in any matrix.
 SMALL = 300

@@ -43,9 +43,9 @@ TINY = 1e-30
 
 
 class Start(NamedTuple):
-    """What step sizes follow, of every parameter, (n,): rows of the state."""
+    """What step sizes depend on, of every parameter, (n,): rows of the state."""
 
-    offset: Array  # of what they follow, `offset + slope * RMS(weights)`
+    offset: Array  # the step size goes with `offset + slope * RMS(weights)`
     slope: Array
     untrained: Array  # how much of the network is not trained, or far from a minimum
     share: Array  # of the step size, of trained weights
@@ -85,13 +85,13 @@ class FirstSteps:
         share, untrained = (_like(rms, x) for x in found)
         offset, slope = initial_size(rms, known.per_rms)
         square = share**2  # step sizes go with the root
-        new = (
-            offset * square,
-            slope * square,
-            untrained,
-            share,
-            0.0 * share,
-            start.density,
+        new = Start(
+            offset=offset * square,
+            slope=slope * square,
+            untrained=untrained,
+            share=share,
+            agreement=0.0 * share,
+            density=start.density,
         )
         xp = array_module(rms)
         is_first = xp.ones_like(rms) * known.count == 1
@@ -142,11 +142,11 @@ def _like(array: Array, values: Tensor) -> Array:
 
 
 def agreement(squares: Array, expected: Array, age: Array, beta1: float) -> Array:
-    """How much the first gradients of a network agree, 0 to 1: one number.
+    """How much the first gradients of a network agree, 0 to 1, ().
 
     squares: of their momentum, (n,). expected: the square of one gradient. age: how
-    many there were. A momentum sum(w g) has sum(w^2) times the square of one gradient if they are
-    independent, and sum(w)^2 times if they are equal.
+    many there were. The square of a momentum sum(w g) is that of one gradient times
+    sum(w^2) if gradients are independent, and times sum(w)^2 if they are equal.
     """
     total = 1 - beta1**age
     noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * age))
@@ -174,7 +174,7 @@ def spectral_excess(weight: Tensor) -> Tensor:
 
 
 def trained(params: Sequence[Tensor], config: SoapConfig) -> tuple[Tensor, Tensor]:
-    """(n,) each: shares of the step size, and how much of the network is untrained, 0 to 1.
+    """(n,) each: shares of the step size, and how untrained the network is, 0 to 1.
 
     Vectors follow the mean of the matrices, and all matrices a share of it.
     """

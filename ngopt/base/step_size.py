@@ -102,10 +102,8 @@ class StepTable:
         known = _known(self._table, hyper)
         age = known.count.clone()
         known.count.add_(1)
-        now, given = (
-            age.max() + self._behind,
-            (known.beta2, known.gain, known.per_height),
-        )
+        now = age.max() + self._behind
+        given = known.beta2, known.gain, known.per_height
         _, *found = self._at(age, now, hyper.scheduled, *given)
         found = [x if isinstance(x, Tensor) else torch.full_like(age, x) for x in found]
         return Known(known.count, *found, *known[1 + len(found) :])
@@ -131,10 +129,8 @@ class StepTable:
             shape = without_horizon(age, now, c.open_warmup, c.open_constant)
             height = c.open_step_size * shape
         before, after = (1 - past + TINY) ** -0.5, (1 - DECAY * past) ** -0.5
-        correction, damping = (
-            first**2 * (1 - beta2) / (1 - beta2 ** (age + 1)),
-            c.epsilon * first,
-        )
+        correction = first**2 * (1 - beta2) / (1 - beta2 ** (age + 1))
+        damping = c.epsilon * first
         newest = average_weight(age, c.average_power)
         usual = c.straight**2 * (age + TINY) / (age + c.straight_steps)
         by_step = age + 1, before, after, correction, damping**2, newest, usual

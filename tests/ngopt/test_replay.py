@@ -64,6 +64,15 @@ def step(opt, params, numbers):
         opt.step()
 
 
+def check_same_with_graphs(run, request):
+    """That tensors of a training are the same with graphs, some of which are made."""
+    expected = run()
+    graphs = request.getfixturevalue("graphs")
+    for p, q in zip(expected, run(), strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
+    assert graphs
+
+
 @pytest.mark.parametrize("total_steps", [None, 60])
 @pytest.mark.parametrize("every", [1, 3])
 def test_replayed_steps_are_steps(request, total_steps, every):
@@ -78,7 +87,7 @@ def test_replayed_steps_are_steps(request, total_steps, every):
             torch.testing.assert_close(other.state[q][key], value, rtol=1e-6, atol=1e-9)
 
 
-def test_each_turn_of_the_renewals_has_a_graph(graphs):
+def test_each_phase_of_the_renewals_has_a_graph(graphs):
     trained(60, renewed=3)
     assert len(graphs) == 3
 
@@ -120,11 +129,7 @@ def test_an_average_that_was_replaced_is_followed(request):
         step(opt, params, range(30, 32))
         return [opt.state[p]["average"] for p in params]
 
-    expected = run()
-    graphs = request.getfixturevalue("graphs")
-    for p, q in zip(expected, run(), strict=True):
-        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
-    assert graphs
+    check_same_with_graphs(run, request)
 
 
 def test_autograd_sees_that_weights_have_changed(graphs):
@@ -155,11 +160,7 @@ def test_settings_may_change_between_replays(request):
         step(opt, params, range(20, 24))
         return params
 
-    expected = run()
-    graphs = request.getfixturevalue("graphs")
-    for p, q in zip(expected, run(), strict=True):
-        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
-    assert graphs
+    check_same_with_graphs(run, request)
 
 
 def test_a_loaded_state_is_no_replay(request):
@@ -169,11 +170,7 @@ def test_a_loaded_state_is_no_replay(request):
         step(opt, params, range(20, 40))
         return params
 
-    expected = run()
-    graphs = request.getfixturevalue("graphs")
-    for p, q in zip(expected, run(), strict=True):
-        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
-    assert graphs
+    check_same_with_graphs(run, request)
 
 
 def test_a_parameter_without_a_gradient_is_no_replay(request):
@@ -183,11 +180,7 @@ def test_a_parameter_without_a_gradient_is_no_replay(request):
         step(opt, [p for p in params if p.grad is not None], range(20, 40))
         return params
 
-    expected = run()
-    graphs = request.getfixturevalue("graphs")
-    for p, q in zip(expected, run(), strict=True):
-        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
-    assert graphs
+    check_same_with_graphs(run, request)
 
 
 def test_an_optimizer_with_graphs_can_be_saved(graphs, tmp_path):
