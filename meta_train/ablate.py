@@ -1,7 +1,8 @@
 """What each part of the base rule is worth: `python -m meta_train.ablate --processes 2`.
 
-Trains the problems of meta-validation with one part changed at a time and prints, and writes to
-`ablation.json` and `ablation.md`, how much lower the validation loss is with the part than without.
+Trains the problems of meta-validation and the developing situations with one part changed at a
+time and prints, and writes to `ablation.json` and `ablation.md`, how much lower the validation loss
+is with the part than without.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ PARTS: dict[str, Mapping[str, Any]] = {
     "frequent renewal (against 50)": {"renew_every": 50},
     "Nesterov's momentum": {"nesterov": 0.0},
     "scale by fan": {"fan_exponent": 0.0},
-    "steps as shares of the weights": {
-        "weight_exponent": 0.0,
-        "step_size": 0.02,
-    },
+    "step sizes that follow the weights": {"weight_exponent": 0.0, "step_size": 0.02},
     "weight decay": {"weight_decay": 0.0},
     "warm-up": {"warmup": 0.001},
     "damping (against 1e-8)": {"epsilon": 1e-8},
     "cut of large gradients": {"clip": 1e9},
+    "longer steps in short trainings": {"short": 1},
+    "shorter steps of trained weights": {"trained_exponent": 0.0},
+    "longer steps on straight paths": {"straight": 1e9},
+    "tables: rare rows": {"rare_exponent": 0.0, "beta2_table": 0.95},
 }
 
 
@@ -43,7 +45,7 @@ PARTS: dict[str, Mapping[str, Any]] = {
 class Config:
     """Settings of the ablation."""
 
-    problems: tuple[str, ...] = ("meta-validation",)
+    problems: tuple[str, ...] = ("meta-validation", "situations")
     """Names of problems, or of lists of them."""
     seeds: int = 3
     folder: str = "runs/ablate"

@@ -82,7 +82,8 @@ class Optimizees(ABC):
         return loss if create_graph else loss.detach(), grads, buffers
 
     def hyper(self, weight_decay: float = 0.0) -> Hyper:
-        return Hyper([1.0] * len(self.names), [weight_decay] * len(self.names))
+        """weight_decay: 0 for that of the rule."""
+        return Hyper([1.0] * len(self.names), [weight_decay or None] * len(self.names))
 
 
 class Optimizee(Optimizees):

@@ -11,17 +11,26 @@ import torch
 from torch import Tensor
 
 # Settings of groups: those that each may have for itself, and those that all have in common.
-PER_GROUP = ("lr", "weight_decay", "maximize")
+OWN_DECAY = "own_weight_decay"  # whether a weight decay of 0 means that of the weights
+PER_GROUP = ("lr", "weight_decay", OWN_DECAY, "maximize")
 IN_COMMON = ("total_steps", "renew_every", "weights")
-# What else a group may have: names, what schedulers keep there, and what torch adds to defaults.
-NAMES = ("params", "param_names", "name")
-OTHER_KEYS = (
-    *NAMES,
-    "initial_lr",
-    "max_lr",
-    "min_lr",
-    "swa_lr",
-    "differentiable",
+# Hyperparameters of other optimizers, which have no effect here. All other keys are kept and
+# ignored, as torch does: schedulers, wrappers and users store values there.
+OF_OTHERS = (
+    "alpha",
+    "amsgrad",
+    "beta1",
+    "beta2",
+    "betas",
+    "capturable",
+    "centered",
+    "dampening",
+    "eps",
+    "foreach",
+    "fused",
+    "momentum",
+    "momentum_decay",
+    "nesterov",
 )
 
 
@@ -44,47 +53,56 @@ def check_compute_dtype(dtype: Any, squares: bool) -> None:
         )
 
 
-def check_settings(group: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the setting, if one of a group is out of range."""
+def with_own_decay(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group with a weight decay of None stored as 0 and a flag, so that it is a number."""
+    group = dict(group)
+    if "weight_decay" in group:
+        group.setdefault(OWN_DECAY, group["weight_decay"] is None)
+        group["weight_decay"] = group["weight_decay"] or 0.0
+    return group
+
+
+def check_settings(group: Mapping[str, Any], is_new: bool = True) -> None:
+    """Raises ValueError, naming the setting, if one of a group is out of range.
+
+    is_new: whether a user gives them. Later a scheduler may make lr negative, as for AdamW.
+    """
     lr = group["lr"]
     weight_decay = group["weight_decay"]
     maximize = group["maximize"]
+    least = 0 if is_new else -inf
     if isinstance(lr, Tensor):
-        check_lr_tensor(lr)
+        check_lr_tensor(lr, least)
     else:
-        check_number("lr", lr)
+        check_number("lr", lr, least)
     check_number("weight_decay", weight_decay)
     if not isinstance(maximize, bool):
         raise ValueError(
             f"NGOptimizer: maximize: expected True or False; got {maximize!r}"
         )
-    steps = group["total_steps"]
-    if steps is not None and not (isinstance(steps, Real) and 0 < float(steps) < inf):
-        raise ValueError(
-            f"NGOptimizer: total_steps: expected a number > 0 or None; got {steps!r}"
-        )
-    renew_every = group["renew_every"]
-    if renew_every is not None and not (
-        isinstance(renew_every, int) and renew_every >= 1
-    ):
-        raise ValueError(
-            f"NGOptimizer: renew_every: expected an integer >= 1 or None; got {renew_every!r}"
-        )
+    for key in ("total_steps", "renew_every"):
+        steps = group[key]
+        is_count = isinstance(steps, int) and not isinstance(steps, bool)
+        if steps is not None and not (is_count and steps >= 1):
+            raise ValueError(
+                f"NGOptimizer: {key}: expected an integer >= 1 or None; got {steps!r}"
+            )
 
 
 def plain(steps: Any) -> Any:
     """A number of steps as Python's, which checkpoints may hold; others as they are."""
-    if not isinstance(steps, Real) or not float(steps).is_integer():
-        return steps
-    return int(float(steps))
+    is_whole = isinstance(steps, Real) and float(steps).is_integer()
+    return int(float(steps)) if is_whole and not isinstance(steps, bool) else steps
 
 
-def check_number(key: str, value: Any) -> None:
-    if not isinstance(value, Real) or not 0 <= float(value) < inf:
-        raise ValueError(f"NGOptimizer: {key}: expected a number >= 0; got {value!r}")
+def check_number(key: str, value: Any, least: float = 0) -> None:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not least <= float(value) < inf or float(value) == -inf:
+        expected = "a number >= 0" if least == 0 else "a finite number"
+        raise ValueError(f"NGOptimizer: {key}: expected {expected}; got {value!r}")
 
 
-def check_lr_tensor(lr: Tensor) -> None:
+def check_lr_tensor(lr: Tensor, least: float = 0) -> None:
     if lr.numel() != 1:
         shape = tuple(lr.shape)
         raise ValueError(
@@ -92,39 +110,41 @@ def check_lr_tensor(lr: Tensor) -> None:
         )
     # reading a value on a device would wait for it at every step
     if lr.device.type == "cpu":
-        check_number("lr", lr.item())
+        check_number("lr", lr.item(), least)
 
 
 def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
     """Raises ValueError if a setting is out of range, or the groups have several horizons."""
     for group in groups:
-        check_settings(group)
+        check_settings(group, is_new=False)
         for key in ("total_steps", "renew_every"):
             check_in_common(key, group[key], groups[0][key])
 
 
-def check_keys(group: Mapping[str, Any], common: Mapping[str, Any]) -> None:
-    """Raises ValueError for a setting that groups do not have, or have in common with other values.
+def check_keys(group: Mapping[str, Any], common: Mapping[str, Any]) -> list[str]:
+    """The hyperparameters of another optimizer's group, which have no effect.
 
     common: the values that all groups have.
+
+    Raises ValueError for values that differ from these, and for a single hyperparameter of other
+    optimizers: whoever sets one expects an effect, but optimizers that wrap others hand over all.
     """
-    for key, value in group.items():
-        if key in IN_COMMON:
-            check_in_common(key, value, common[key])
-        elif key not in (*PER_GROUP, *OTHER_KEYS) or _is_followed(key, value):
-            known = ", ".join(PER_GROUP)
-            raise ValueError(
-                f"NGOptimizer: parameter group: expected {known}; got '{key}'"
-            )
+    for key in IN_COMMON:
+        if key in group:
+            check_in_common(key, group[key], common[key])
+    ignored = [key for key in OF_OTHERS if key in group]
+    if group.get("differentiable"):  # torch sets it to False
+        ignored = ["differentiable"]
+    if len(ignored) == 1:
+        raise ValueError(
+            "NGOptimizer: parameter group: expected lr, weight_decay, maximize; got "
+            f"'{ignored[0]}', which has no effect. Leave it out."
+        )
     if "params" not in group:
         raise ValueError(
             f"NGOptimizer: parameter group: expected 'params'; got {sorted(group)}"
         )
-
-
-def _is_followed(key: str, value: Any) -> bool:
-    """Whether a setting asks for steps that gradients go through; torch sets it to False."""
-    return key == "differentiable" and bool(value)
+    return ignored
 
 
 def check_in_common(key: str, value: Any, common: Any) -> None:

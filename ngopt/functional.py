@@ -31,12 +31,12 @@ themselves."""
 class Hyper(NamedTuple):
     """Per parameter: `lr` multiplies the update; `weight_decay` is decoupled, in AdamW's units.
 
-    scheduled: whether someone else changes `lr` over time,
+    weight_decay: None for that of the rule. scheduled: whether a scheduler changes `lr` over time,
     so that a rule leaves out its own schedule.
     """
 
     lr: Sequence[float | Tensor]
-    weight_decay: Sequence[float]
+    weight_decay: Sequence[float | None]
     scheduled: bool = False
 
 

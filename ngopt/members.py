@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
+from ngopt.checks import OWN_DECAY
 from ngopt.functional import Hyper, Record, UpdateRule, state_dtype
 from ngopt.graph.topology import reordered
 from ngopt.wiring import Wiring
@@ -35,6 +36,19 @@ class Members:
             return False
         return list(map(_shape, params)) == self._shapes
 
+    def check_shapes(self, before: Members, state: Mapping[Tensor, Record]) -> None:
+        """Raises ValueError if a parameter with a state has another shape than before."""
+        shapes = dict(zip(map(id, before.params), before._shapes, strict=True))
+        rows = zip(self.params, self._shapes, self.graph.parameters, strict=False)
+        for p, shape, spec in rows:
+            old = shapes.get(id(p), shape)
+            if old is not None and old != shape and state.get(p):
+                raise ValueError(
+                    f"NGOptimizer: '{spec.name}': expected shape {tuple(old)}, as in earlier "
+                    f"steps; got {tuple(p.shape)}. Delete its state, `del "
+                    "optimizer.state[parameter]`, or make a new optimizer."
+                )
+
     def values(self) -> list[Tensor]:
         """Real values of all parameters in the graph.
 
@@ -52,11 +66,13 @@ class Members:
         count = len(self.graph.parameters)
         grads: list[Tensor | None] = [None] * count
         lr: list[float | Tensor] = [0.0] * count
-        weight_decay = [0.0] * count
+        weight_decay: list[float | None] = [0.0] * count
         position = 0
         for group in groups:
             own_lr = _scalar(group["lr"])
-            own_decay = group["weight_decay"]
+            own_decay = group["weight_decay"] or None
+            if own_decay is None and not group[OWN_DECAY]:
+                own_decay = 0.0
             for p in group["params"]:
                 if p.grad is not None and p.numel():
                     grads[position] = self._gradient(

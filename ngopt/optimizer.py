@@ -25,6 +25,7 @@ from ngopt.checks import (
     check_settings,
     named_members,
     plain,
+    with_own_decay,
 )
 from ngopt.devices import product_dtype
 from ngopt.functional import (
@@ -43,6 +44,7 @@ from ngopt.graph.topology import unconnected
 from ngopt.learned import LearnedOptimizer
 from ngopt.members import Members, is_lazy, real
 from ngopt.models import Metanet
+from ngopt.notices import Notices
 from ngopt.pretrained import are_named, as_learned, weights_hash
 from ngopt.state_dicts import (
     as_dict,
@@ -66,7 +68,6 @@ from ngopt.wiring import (
 
 logger = logging.getLogger("ngopt")
 
-HABITUAL_LR = 0.01  # a smaller lr is likely meant as a step size
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 SOME = (
     "ZeroRedundancyOptimizer gives every process some of the parameters, and the graph shows these "
@@ -88,8 +89,9 @@ class NGOptimizer(Optimizer):
             which is no schedule, multiplies it. Per group.
         weight_decay: decoupled, in AdamW's units: each step multiplies the weights by
             1 - lr * s * weight_decay, where s is the nominal step of the weights, 1e-3, times their
-            schedule, if they have one. The default has a decay of its own beside it, which shrinks
-            rows of matrices and tables without a gradient by 16 to 19 % in 1,000 steps. Per group.
+            schedule, if they have one. None: the default decays its matrices and tables by .45;
+            rows without a gradient shrink by 16 to 19 % in 1,000 steps. 0: no decay. Per group;
+            groups store None as 0 with `own_weight_decay=True`.
         model: the module that the parameters belong to. Its first training forward shows the
             inputs, from which the graph is traced before the first step. Parameters of it that are
             not optimized stay in the graph, as edges without features and update.
@@ -128,7 +130,7 @@ class NGOptimizer(Optimizer):
         | Iterable[tuple[str, Tensor]]
         | Iterable[dict[str, Any]],
         lr: float | Tensor = 1.0,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
         *,
         model: nn.Module | None = None,
         graph: NeuralGraph | None = None,
@@ -145,6 +147,7 @@ class NGOptimizer(Optimizer):
         # the latest, and what it was bound for
         self._rule: tuple[Any, UpdateRule] | None = None
         self._members: Members | None = None
+        self._notices = Notices()
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -153,15 +156,10 @@ class NGOptimizer(Optimizer):
             "renew_every": plain(renew_every),
             "weights": weights_hash(self.learned),
         }
+        defaults = with_own_decay(defaults)
         check_settings(defaults)
         super().__init__(params, defaults)
-        largest = float(max(group["lr"] for group in self.param_groups))
-        if 0 < largest < HABITUAL_LR:
-            warnings.warn(
-                f"NGOptimizer: lr = {largest:g} multiplies the learned update, so that training is "
-                f"{1 / largest:.0f} times slower; 1.0, the default, needs no tuning",
-                stacklevel=2,
-            )
+        self._notices.of_lr(self.param_groups)
         self._source: Source = Inferred()
         params_are_pieces = are_pieces(group_tensors(self.param_groups))
         if model is not None and not params_are_pieces:
@@ -189,6 +187,7 @@ class NGOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters and extends the graph by them; what was there keeps its state."""
         if isinstance(param_group, dict):
+            param_group = with_own_decay(param_group)
             self._check_group(param_group)
         super().add_param_group(param_group)
 
@@ -214,6 +213,7 @@ class NGOptimizer(Optimizer):
         check_groups(self.param_groups)
         members = self._connected()
         self._source.settle()
+        uncompiled(self._notices.of_step)(self.param_groups)
         rule = self._bound(members, self._total_steps, takes_up=True)
         with without_autocast({p.device for p in params}):
             self._update(rule, members)
@@ -222,8 +222,12 @@ class NGOptimizer(Optimizer):
     @uncompiled
     def _take_up(self, rule: UpdateRule, members: Members) -> None:
         """Averages of weights begin, or are dropped, where the horizon was set otherwise since."""
-        if not any(map(self.state.get, members.params)):
+        records = [record for p in members.params if (record := self.state.get(p))]
+        if not records:
             return
+        if self._total_steps is not None:
+            steps = max(int(record.get("step", 0)) for record in records)
+            self._notices.of_horizon(steps, self._total_steps)
         for p, first in zip(members.params, members.first_records(rule), strict=False):
             record = self.state.get(p)
             if not record:
@@ -299,7 +303,9 @@ class NGOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned; state keeps its dtypes whatever the parameters' dtype.
 
-        A group that has the same parameter names in another order is matched by name.
+        A group that has the same parameter names in another order is matched by name. A
+        `total_steps` of this optimizer is kept, so that a training can be made longer: the schedule
+        goes on with what it is for the new number of steps.
 
         Raises ValueError, and changes nothing, if it was made with other weights, or if a
         parameter's state lacks something or has another shape.
@@ -309,6 +315,7 @@ class NGOptimizer(Optimizer):
         def check(_: Optimizer, given: Any) -> dict[str, Any]:
             found = checked(given, self.defaults["weights"])
             groups = in_order(found["param_groups"], self.param_groups)
+            groups = [self._with_own_horizon(group) for group in groups]
             loaded.update({**found, "param_groups": groups})
             self._check_loaded(loaded)
             return loaded
@@ -334,6 +341,7 @@ class NGOptimizer(Optimizer):
             "_source",
             "_sees_parts",
             "_members",
+            "_notices",
         )
         own = {key: self.__dict__[key] for key in derived}
         return {**super().__getstate__(), **own, "_rule": None}
@@ -356,6 +364,7 @@ class NGOptimizer(Optimizer):
         check_distinct(zip(group_names(self.param_groups), params, strict=True))
         members = Members(self._source.wire(self.param_groups), params)
         if self._members is not None:
+            members.check_shapes(self._members, self.state)
             self._begin_anew(members)
         records = members.present_records(self.state)
         self._check_records(members, records, self._total_steps)
@@ -453,7 +462,7 @@ class NGOptimizer(Optimizer):
             group["weights"] = common["weights"]
         if common["renew_every"] is None:  # not decided yet
             common["renew_every"] = group.get("renew_every")
-        check_keys(group, common)
+        ignored = check_keys(group, common)
         check_settings({**common, **group})
         for key in ("total_steps", "renew_every"):
             group[key] = plain(group.get(key, common[key]))
@@ -462,6 +471,15 @@ class NGOptimizer(Optimizer):
             group["params"] = params = list(params)
             check_distinct(named_members(params))
             check_whole(named_members(params))
+        self._notices.of_ignored(ignored)
+
+    def _with_own_horizon(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A loaded group with `total_steps` of this optimizer, where it has one."""
+        own, loaded = self._total_steps, group["total_steps"]
+        if own is None or own == loaded:
+            return group
+        self._notices.of_loaded("total_steps", loaded, own)
+        return {**group, "total_steps": own}
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError if a record does not fit."""
@@ -486,7 +504,7 @@ class NGOptimizer(Optimizer):
         specs = members.graph.parameters[: len(members.params)]
         for spec, record, first in zip(specs, records, expected, strict=False):
             if record:
-                check_record(spec.name, record, first)
+                check_record(spec.name, record, first, self._source.exact)
 
 
 def _is_called_by_zero() -> bool:

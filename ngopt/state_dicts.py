@@ -51,6 +51,11 @@ def as_dict(value: Any, what: str = "all of it") -> dict[Any, Any]:
 
 def _check_group(group: Any, what: str, weights: str) -> None:
     found = as_dict(group, what).get("weights")
+    if found is None:
+        raise ValueError(
+            "state_dict: expected one of NGOptimizer; got one of another optimizer, whose "
+            f"groups have {sorted(map(str, group.keys() - {'params'}))}"
+        )
     if found != weights:
         made_with = str(found)[:12]
         expected = weights[:12]
@@ -125,20 +130,29 @@ def restore_dtypes(
                 state[p][key] = value.detach().to(device, copy=True)
 
 
-def check_record(name: str, record: Mapping[str, Any], expected: Record) -> None:
-    """Raises ValueError if the state of a parameter lacks a tensor or one has another shape."""
+def check_record(
+    name: str, record: Mapping[str, Any], expected: Record, is_traced: bool
+) -> None:
+    """Raises ValueError if the state of a parameter lacks a tensor or one has another shape.
+
+    is_traced: whether the graph of this optimizer is traced or given.
+    """
+    advice = ". If it was made with a traced graph, pass model=model."
+    if is_traced:
+        advice = ". If it was made without model=, leave it out."
     for key, like in expected.items():
         value = record.get(key)
         if not isinstance(value, Tensor):
             got = "nothing" if value is None else type(value).__name__
             raise ValueError(
-                f"state_dict: '{key}' of '{name}': expected a tensor; got {got}"
+                f"state_dict: '{key}' of '{name}': expected a tensor; got {got}{advice}"
             )
         if value.shape != like.shape:
             shape = tuple(like.shape)
             got = tuple(value.shape)
             raise ValueError(
                 f"state_dict: '{key}' of '{name}': expected shape {shape}; got {got}"
+                f"{advice}"
             )
 
 
@@ -147,7 +161,7 @@ def is_of_other_matrices(record: Record, expected: Record, shape: torch.Size) ->
     own = {key for key, like in expected.items() if like.shape == shape}
     if any(key in record and record[key].shape != shape for key in own):
         return False
-    keys = (record.keys() | expected.keys()) - {AVERAGE}
+    keys = expected.keys() - {AVERAGE}  # others may be a user's
     nothing = torch.empty(0, device="meta")
     return any(
         record.get(key, nothing).shape != expected.get(key, nothing).shape

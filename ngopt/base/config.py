@@ -36,10 +36,10 @@ class SoapConfig:
     # A path is straight if the distance is `straight` (t / (t + straight_steps)) **
     # .5 times the root of the summed squares of steps. Beyond that, steps are longer by
     # this power of the ratio, at most straight_most times.
-    straight: float = 5.0
-    straight_steps: float = 22.5
-    straight_exponent: float = 4.0
-    straight_most: float = 8.0
+    straight: float = 4.6
+    straight_steps: float = 20.0
+    straight_exponent: float = 5.0
+    straight_most: float = 12.0
     # Steps of tables: density ** -rare_exponent times longer, by nonzero gradients.
     rare_exponent: float = 0.5
     embedding: float = 2.5  # factors for parameters of these roles

@@ -23,6 +23,7 @@ from ngopt.roles import ParameterRole
 MANY = 1 << 16
 # A factor of this many rows, 0.7 MB with its basis, is affordable in any matrix.
 SMALL = 300
+LEAST = 16  # rows of the factors of a stretch of inputs
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,12 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
     # The network's inputs are not exchangeable: a stretch may have a factor of its own.
     cuts = 1
     if role.reads_input and not limits.allow(channels, groups, numel):
-        cuts = _divisor(channels, -(-channels // SMALL))
-    if limits.allow(channels // cuts, groups * cuts, numel):
-        axes.append(Axis("channels", cuts, channels // cuts, parts * rows * kernel))
+        # half the budget, so that momentum and second moments fit in the other half
+        longest = int(limits.budget * numel / (4 * groups * channels))
+        cuts = _divisor(channels, -(-channels // max(min(longest, SMALL), 1)))
+    size = channels // cuts
+    if size >= LEAST if cuts > 1 else limits.allow(size, groups, numel):
+        axes.append(Axis("channels", cuts, size, parts * rows * kernel))
     if not axes:  # better in pieces than not at all
         pieces = _divisor(rows, -(-rows // limits.longest))
         own = Axis("rows", parts * pieces, rows // pieces, channels * kernel)

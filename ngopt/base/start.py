@@ -13,7 +13,7 @@ Tables. Rare rows of an embedding table receive few gradients, so steps are long
 first gradients give the share of rows in a batch.
 
 Distance. After t steps in random directions, the distance from the initial value is
-about 4 (t / (t + 28))^.5 times the root of the summed squares of the steps; after t
+about 4.4 (t / (t + 20))^.5 times the root of the summed squares of the steps; after t
 steps in one direction, t^.5 times. If it is larger than the first, the parameter has
 far to go, as a scale that begins at zero, and steps are longer. Only parameters with
 few elements are measured.

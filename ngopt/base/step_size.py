@@ -73,7 +73,8 @@ class StepTable:
         is_open = self.total_steps is None and not hyper.scheduled
         c, oldest = self.config, max(ages)
         unit = NOMINAL_STEP / (c.open_step_size if is_open else c.step_size)
-        decay = self._decays + unit * np.array(hyper.weight_decay)
+        pairs = zip(self._decays, hyper.weight_decay, strict=True)
+        decay = np.array([own if x is None else unit * x for own, x in pairs])
         self._behind = now - oldest
         age = np.array(ages) if min(ages) < oldest else oldest
         beta2, gain, per_height = self._beta2, lr * self._gains, lr * decay

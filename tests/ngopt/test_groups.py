@@ -6,7 +6,7 @@ from math import inf, nan
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ngopt import NGOptimizer, build_graph
 from tests.networks import mlp
@@ -43,12 +43,12 @@ def test_arguments(metanet):
             ValueError, match="compute_dtype: expected a floating point dtype"
         ):
             NGOptimizer(model.parameters(), weights=metanet, compute_dtype=dtype)
-    for steps in (float("inf"), float("nan"), -1, "9", torch.tensor(9)):
+    for steps in (float("inf"), float("nan"), -1, 10.5, True, "9", torch.tensor(9)):
         with pytest.raises(
-            ValueError, match="total_steps: expected a number > 0 or None"
+            ValueError, match="total_steps: expected an integer >= 1 or None"
         ):
             NGOptimizer(model.parameters(), total_steps=steps, weights=metanet)
-    for decay in (float("inf"), -0.1, None, torch.tensor(0.1)):
+    for decay in (float("inf"), -0.1, True, torch.tensor(0.1)):
         with pytest.raises(ValueError, match="weight_decay: expected a number >= 0"):
             NGOptimizer(model.parameters(), weight_decay=decay, weights=metanet)
     for maximize in (None, 1, "yes"):
@@ -182,10 +182,14 @@ def test_learning_rates_out_of_range(metanet, lr):
     opt = NGOptimizer(model.parameters(), weights=metanet)
     before = snapshot(model)
     opt.param_groups[0]["lr"] = lr
+    is_finite = isinstance(lr, Tensor | float) and torch.as_tensor(lr).isfinite().all()
+    if is_finite and torch.as_tensor(lr).numel() == 1:
+        return train(model, opt, range(1))  # schedulers may go below zero
     with pytest.raises(ValueError, match="NGOptimizer: lr: expected"):
         train(model, opt, range(1))
     assert same(model, before)
     assert not opt.state
+    return None
 
 
 def test_learning_rates_as_tensors(metanet):
@@ -276,7 +280,7 @@ def test_a_parameter_that_grows_in_place(weights, key):
     p.data = torch.ones(5, 2)
     p.grad = torch.ones(5, 2)
     with pytest.raises(
-        ValueError, match=rf"'{key}' of .*expected shape \((1, )?5, 2.*; got \((1, )?3"
+        ValueError, match=r"'parameter 0': expected shape \(3, 2\), .*; got \(5, 2\)"
     ):
         opt.step()
     del opt.state[p]

@@ -169,7 +169,7 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         ),
         (without("params"), r"param_groups\[0\]: expected 'params'"),
         (without("maximize"), r"param_groups\[0\]: expected 'maximize'"),
-        (with_group(lr=-1.0), "lr: expected a number >= 0; got -1.0"),
+        (with_group(lr=float("nan")), "lr: expected a finite number; got nan"),
         (
             with_group({**own, "total_steps": 5}),
             "one for all groups, None; got 5",
@@ -203,16 +203,22 @@ def test_a_state_that_lacks_something_is_refused(weights, key):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize(("saved", "own"), [(9, None), (None, 9), (9, 20)])
-def test_the_horizon_comes_with_the_state(weights, saved, own):
-    """What the default keeps depends on whether there is one."""
+def test_a_horizon_of_ones_own_is_kept(weights, saved, own, caplog):
+    """Else that of the state is taken; what is stored depends on whether there is one."""
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights, total_steps=saved)
     train(model, opt, range(3))
     resumed = copy.deepcopy(model)
     other = NGOptimizer(resumed.parameters(), weights=weights, total_steps=own)
-    other.load_state_dict(opt.state_dict())
+    with caplog.at_level("INFO", "ngopt"):
+        other.load_state_dict(opt.state_dict())
+    kept = own or saved
+    assert (f"total_steps={saved}; total_steps={own} is kept" in caplog.text) == (
+        own is not None
+    )
+    opt.param_groups[0]["total_steps"] = kept
     train(model, opt, range(3, 6))
     train(resumed, other, range(3, 6))
     assert same(resumed, snapshot(model))
     other.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
-    assert other.param_groups[1]["total_steps"] == saved
+    assert other.param_groups[1]["total_steps"] == kept

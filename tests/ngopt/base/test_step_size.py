@@ -62,10 +62,10 @@ def test_what_is_known_by_hand():
     assert known.newest[[0, 3]].tolist() == pytest.approx([1, 11 / 41])
     assert known.gain.tolist() == [-0.5 * role_gain(x, CONFIG) for x in roles()]
     user = 2.0 * 1e-3 / 0.02
-    assert (known.per_height / -0.5).tolist() == pytest.approx(
-        [0.5 + user, 0.5 + user, user, user, user, 0.5 + user, user]
-    )
-    assert known.usual[3].item() == pytest.approx(CONFIG.straight**2 * 30 / 52.5)
+    assert (known.per_height / -0.5).tolist() == pytest.approx([user] * 7)
+    own = table().known(ages, 30, hyper(0.5, None))
+    assert (own.per_height / -0.5).tolist() == [0.5, 0.5, 0, 0, 0, 0.5, 0]
+    assert known.usual[3].item() == pytest.approx(CONFIG.straight**2 * 30 / 50)
     # the step size of matrices follows their RMS in that of PyTorch's initial weights
     weights = network()[1].weight
     assert (known.per_rms[1] * weights.square().mean().sqrt()).item() == pytest.approx(

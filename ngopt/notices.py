@@ -1,0 +1,76 @@
+"""What `NGOptimizer` tells about settings, each once."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+logger = logging.getLogger("ngopt")
+
+SMALL_LR = 0.02  # a smaller lr is likely meant as a step size
+EARLY = 10  # first steps, in which settings are read
+
+
+class Notices:
+    """Warnings and log messages of one optimizer."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+        self._steps = 0
+
+    def of_step(self, groups: Sequence[dict[str, Any]]) -> None:
+        """In the first steps: schedulers are attached, and settings changed, by then."""
+        if self._steps >= EARLY:
+            return
+        self._steps += 1
+        self.of_lr(groups)
+        if any("initial_lr" in group for group in groups) and self._is_new("schedule"):
+            logger.info(
+                "NGOptimizer: an attached scheduler replaces the schedule of the weights. "
+                "Without a scheduler, total_steps gives a warm-up and a decay to zero."
+            )
+
+    def of_lr(self, groups: Sequence[dict[str, Any]]) -> None:
+        """If no group has a large lr, nor will have one by what a scheduler stores."""
+        keys = "lr", "initial_lr", "max_lr"
+        found = [group[key] for group in groups for key in keys if key in group]
+        if any(isinstance(lr, Tensor) and not lr.is_cpu for lr in found):
+            return  # reading them would be a host sync
+        largest = max(map(float, found), default=0.0)
+        if 0 < largest < SMALL_LR and self._is_new("lr"):
+            _warn(
+                f"lr = {largest:g} multiplies the update, so that training is "
+                f"{1 / largest:.0f} times slower. Use lr=1.0, the default; a scheduler "
+                "multiplies it by numbers up to 1."
+            )
+
+    def of_ignored(self, keys: Iterable[str]) -> None:
+        if (names := ", ".join(keys)) and self._is_new("ignored"):
+            _warn(f"these keys of parameter groups have no effect: {names}")
+
+    def of_horizon(self, steps: int, total_steps: int) -> None:
+        """steps: made so far."""
+        if steps > total_steps and self._is_new("horizon"):
+            _warn(
+                f"{steps} steps were made of total_steps={total_steps}, so the step size "
+                "stays near zero. Set a larger total_steps in every parameter group."
+            )
+
+    def of_loaded(self, key: str, loaded: Any, own: Any) -> None:
+        logger.info(
+            "NGOptimizer: the loaded state has %s=%s; %s=%s is kept.",
+            *(key, loaded, key, own),
+        )
+
+    def _is_new(self, topic: str) -> bool:
+        is_new = topic not in self._told
+        self._told.add(topic)
+        return is_new
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"NGOptimizer: {text}", stacklevel=5)
