@@ -23,7 +23,7 @@ from ngopt.roles import ParameterRole
 MANY = 1 << 16
 # A factor of this many rows, 0.7 MB with its basis, is affordable in any matrix.
 SMALL = 300
-LEAST = 16  # rows of the factors of a stretch of inputs
+LEAST = 24  # rows of the factors of a stretch of inputs
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,191 @@
+"""What users of torch's optimizers expect: wrappers, schedulers, checkpoints of others."""
+
+import copy
+import logging
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+
+from ngopt import NGOptimizer
+from tests.ngopt.training import WEIGHTS, network, snapshot, train
+
+
+def made(weights="default", **settings):
+    model = network()
+    return model, NGOptimizer(model.parameters(), weights=weights, **settings)
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_an_error():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+class TestGroups:
+    def test_keys_of_users_are_kept(self):
+        first, *others = network().parameters()
+        groups = [
+            {"params": [first], "lr_scale": 0.75, "tag": "stem"},
+            {"params": others, "lr_scale": 1.0},
+        ]
+        opt = NGOptimizer(groups)
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "rho": 0.05})
+        assert [group.get("lr_scale") for group in opt.param_groups] == [
+            0.75,
+            1.0,
+            None,
+        ]
+        assert opt.param_groups[0]["tag"] == "stem"
+        loaded = NGOptimizer([*groups, {"params": [nn.Parameter(torch.ones(2))]}])
+        loaded.load_state_dict(opt.state_dict())
+        assert loaded.param_groups[2]["rho"] == 0.05
+
+    def test_groups_of_another_optimizer_are_taken_with_one_warning(self):
+        params = list(network().parameters())
+        adamw = torch.optim.AdamW([{"params": params[:3]}, {"params": params[3:]}])
+        groups = [{**group, "lr": 1.0} for group in adamw.param_groups]
+        with pytest.warns(UserWarning, match="no effect: amsgrad, betas") as found:
+            NGOptimizer(groups)
+        assert len(found) == 1
+
+
+class TestLearningRates:
+    def with_rate(opt):
+        opt.param_groups[0]["lr"] = 3e-4
+
+    def with_cycle(opt):
+        OneCycleLR(opt, 1e-3, total_steps=10, cycle_momentum=False)
+
+    @pytest.mark.parametrize("change", [with_rate, with_cycle])
+    def test_small_ones_are_told_once_however_they_are_set(self, change):
+        model, opt = made()
+        change(opt)
+        with pytest.warns(UserWarning, match="multiplies the update") as found:
+            train(model, opt, range(3))
+        assert len(found) == 1
+
+    def test_small_ones_at_construction(self):
+        with pytest.warns(
+            UserWarning, match=r"lr = 0.01 .* 100 times slower. Use lr=1"
+        ):
+            made(lr=0.01)
+
+    def test_a_warm_up_and_one_layer_of_little_are_not_small(self):
+        model, opt = made()
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1e-4})
+        scheduler = LambdaLR(opt, lambda step: min(1, step / 1000))
+        for step in range(3):
+            train(model, opt, [step])
+            scheduler.step()
+
+    def test_a_schedule_below_zero_goes_back(self):
+        model, opt = made()
+        LambdaLR(opt, lambda step: -1.0)
+        down = network()
+        train(down, NGOptimizer(down.parameters()), range(1))
+        before = snapshot(model)
+        train(model, opt, range(1))
+        moved = [b - a for a, b in zip(before, snapshot(model), strict=True)]
+        other = [b - a for a, b in zip(before, snapshot(down), strict=True)]
+        for up, down in zip(moved, other, strict=True):
+            assert (up * down).sum() < 0
+
+    def test_a_scheduler_is_told_of(self, caplog):
+        model, opt = made(total_steps=10)
+        LambdaLR(opt, lambda step: 1.0)
+        with caplog.at_level(logging.INFO, "ngopt"):
+            train(model, opt, range(3))
+        assert caplog.text.count("replaces the schedule of the weights") == 1
+
+
+class TestWeightDecay:
+    def test_groups_hold_a_number_and_a_flag(self):
+        groups = [
+            {"params": [p], **given}
+            for p, given in zip(
+                network().parameters(),
+                [{}, {"weight_decay": None}, {"weight_decay": 0}, {"weight_decay": 2}],
+                strict=False,
+            )
+        ]
+        for default, flag in ((None, True), (0.0, False)):
+            opt = NGOptimizer(copy.deepcopy(groups), weight_decay=default)
+            found = [
+                (g["weight_decay"], g["own_weight_decay"]) for g in opt.param_groups
+            ]
+            assert found == [(0, flag), (0, True), (0, False), (2, False)]
+
+    @pytest.mark.parametrize(
+        ("given", "factor"), [(None, 0.81), (0.0, 1.0), (0.45, 0.81), (0.9, 0.81**2)]
+    )
+    def test_rows_without_a_gradient(self, given, factor):
+        """Of a table, after 1,000 steps."""
+        torch.manual_seed(0)
+        table, settings = nn.Embedding(50, 4), {"total_steps": 1000}
+        opt = NGOptimizer(table.parameters(), weight_decay=given, **settings)
+        before = table.weight.detach().clone()
+        for _ in range(1000):
+            table.weight.grad = torch.zeros(50, 4)
+            table.weight.grad[:5] = torch.randn(5, 4)
+            opt.step()
+        left = table.weight[5:].norm() / before[5:].norm()
+        assert left.item() == pytest.approx(factor, abs=0.02)
+
+
+class TestState:
+    @pytest.mark.parametrize("weights", WEIGHTS)
+    def test_keys_of_wrappers_survive_a_new_group(self, weights):
+        """As slow weights of Lookahead."""
+        model, opt = made(weights)
+        train(model, opt, range(2))
+        p = model[0].weight
+        opt.state[p]["slow_buffer"] = slow = p.detach().clone()
+        kept = opt.state[p]["exp_avg_0"].clone()
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+        assert opt.graph.numel == sum(q.numel() for q in model.parameters()) + 2
+        assert torch.equal(opt.state[p]["exp_avg_0"], kept)
+        train(model, opt, range(2, 3))
+        assert opt.state[p]["slow_buffer"] is slow
+
+    def test_a_state_of_another_optimizer(self):
+        model, opt = made()
+        adamw = torch.optim.AdamW(model.parameters())
+        with pytest.raises(ValueError, match=r"another optimizer.*'betas'"):
+            opt.load_state_dict(adamw.state_dict())
+
+    def test_a_longer_horizon_goes_on(self):
+        model, opt = made(total_steps=5)
+        train(model, opt, range(5))
+        longer = NGOptimizer(model.parameters(), total_steps=50)
+        longer.load_state_dict(opt.state_dict())
+        before = snapshot(model)
+        train(model, longer, range(5, 8))
+        moved = max(
+            (a - b).abs().max() for a, b in zip(before, snapshot(model), strict=True)
+        )
+        assert moved > 1e-3
+
+    def test_a_horizon_that_is_past_is_told_once(self):
+        model, opt = made(total_steps=20)
+        train(model, opt, range(8))
+        for group in opt.param_groups:
+            group["total_steps"] = 5
+        with pytest.warns(
+            UserWarning, match="8 steps were made of total_steps=5"
+        ) as found:
+            train(model, opt, range(8, 11))
+        assert len(found) == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 25088), (8, 1024), (4, 1024), (1, 5000)])
+def test_matrices_of_few_rows_have_at_most_eight_numbers_an_element(shape):
+    p = nn.Parameter(torch.randn(shape))
+    opt = NGOptimizer([p])
+    p.grad = torch.randn(shape)
+    opt.step()
+    size = sum(x.numel() * x.itemsize for x in opt.state[p].values())
+    assert size <= 8 * 4 * p.numel()
