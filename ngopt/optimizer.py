@@ -280,6 +280,9 @@ class NGOptimizer(Optimizer):
     def averaged(self) -> Iterator[None]:
         """The parameters are what `load_average` makes them within, and what they were after.
 
+        Buffers, as BatchNorm's running statistics, are those of the last weights: call
+        `torch.optim.swa_utils.update_bn(batches, model)` within, before evaluation.
+
         >>> with opt.averaged():
         ...     accuracy = evaluate(model)
         """
