@@ -44,6 +44,7 @@ class TrainingConfig:
     lr: float = 2e-3
     """Of AdamW, decayed along half a cosine to zero."""
     weight_decay: float = 0.01
+    """Of AdamW."""
     clip: float = 1.0
     """Largest norm of a gradient."""
     validations: int = 10
@@ -279,7 +280,7 @@ def rate_factor(share: float) -> float:
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     if config.trainer == "ngopt":
-        return NGOptimizer(model.named_parameters(), weight_decay=config.weight_decay)
+        return NGOptimizer(model.named_parameters())  # with a decay of its own
     decay = config.weight_decay
     return torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=decay, fused=True
