@@ -5,6 +5,10 @@ Trains a model to change the parameters of an image network so that what it rend
 dilated, or with more contrast (Zhou et al. 2023; Kofinas et al. 2024, section 4.2). The model may
 make several networks of one, whose images are averaged (`--outputs 8`, arXiv 2602.01083). Writes
 what `tasks.classify` writes, and `edited.png`: images before and after, beside what they should be.
+
+Networks of `tasks.inr fit` are compared with the edited images that they were fitted to. Networks
+of `tasks.published` are compared with the edited images that they render, or, with
+`--originals mnist`, with those of a data set.
 """
 
 from __future__ import annotations
@@ -21,20 +25,25 @@ from tasks.common import cli
 from tasks.common.distributed import Ranks
 from tasks.common.pictures import draw_rows
 from tasks.common.settings import check_counts
-from tasks.datasets import load_dataset
+from tasks.datasets import DATASETS, load_dataset
 from tasks.inr import PROGRAM
-from tasks.learning.image_networks import read_image_networks
+from tasks.learning.image_networks import ImageNetworks, read_image_networks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel, compile_steps
 from tasks.networks.architectures import Stack
 from tasks.networks.siren import grid
-from tasks.shards import check_column, read_settings
+from tasks.published import PROGRAM as PUBLISHED
+from tasks.shards import SPLITS, check_column, read_manifest
 from tasks.sources.signals import MIDDLE
 
 # How far an untrained model moves parameters, in deviations (Kofinas et al. 2024, public code).
 FIRST_SCALE = 0.01
 SHOWN = 8
 CONTRAST = 1.5
+# Rows and columns of what published networks render, by their channels: MNIST's, CIFAR-10's.
+SIDES = {1: 28, 3: 32}
+# Of published networks, those whose `index` is an image's number in its data set.
+NUMBERED = "nfn"
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,10 @@ class Config(LessonConfig):
     """Networks that are made of one; their images are averaged."""
     points: int = 256
     """Pixels of each image that a training step looks at."""
+    originals: str | None = None
+    """Images to edit, for networks of `tasks.published --format nfn`: mnist, fashion-mnist or
+    cifar10, whose images their files are numbered by. None: images of `tasks.inr fit`, or what
+    published networks render."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +68,11 @@ class Config(LessonConfig):
                 f"edit: expected one of {', '.join(EDITS)}; got '{self.edit}'"
             )
         check_counts(self, "outputs", "points")
+        if self.originals is not None and self.originals not in DATASETS:
+            known = ", ".join(DATASETS)
+            raise ValueError(
+                f"originals: expected one of {known}; got '{self.originals}'"
+            )
 
 
 def dilated(images: Tensor) -> Tensor:
@@ -69,6 +87,73 @@ def contrasted(images: Tensor) -> Tensor:
 
 
 EDITS = {"dilate": dilated, "contrast": contrasted}
+
+
+def originals(config: Config, data: Mapping[str, ImageNetworks]) -> dict[str, Tensor]:
+    """The images of every split that are edited, (n, channels, height, width) in [0, 1].
+
+    Raises ValueError for networks of another program, and for those whose images are not known.
+    """
+    settings = read_manifest(Path(config.data))["settings"]
+    program = settings.get("program")
+    if program not in (PROGRAM, PUBLISHED):
+        raise ValueError(
+            f"folder '{config.data}': expected networks of {PROGRAM} or {PUBLISHED}; got "
+            f"those of {program}"
+        )
+    if program == PUBLISHED and config.originals is None:
+        return {split: rendered_images(found.stack) for split, found in data.items()}
+    if program == PUBLISHED and settings.get("format") != NUMBERED:
+        raise ValueError(
+            f"originals: expected networks of format {NUMBERED}, which are numbered as images "
+            f"are; got '{settings.get('format')}'. Leave out --originals."
+        )
+    if program == PROGRAM and config.originals not in (None, settings["data"]):
+        raise ValueError(
+            f"originals: expected '{settings['data']}', as in folder '{config.data}'; got "
+            f"'{config.originals}'"
+        )
+    images = load_dataset(config.originals or settings["data"])
+    known = {split: getattr(images, split).images for split in SPLITS}
+    if program == PUBLISHED:  # counts the images of all splits together
+        known = dict.fromkeys(SPLITS, torch.cat(list(known.values())))
+    return {
+        split: images_of(config.data, found, known[split])
+        for split, found in data.items()
+    }
+
+
+def images_of(folder: str, networks: ImageNetworks, known: Tensor) -> Tensor:
+    """The images that networks are numbered by, in [0, 1].
+
+    known: (n, channels, height, width) uint8. Raises ValueError, which names the folder, for
+    numbers without an image and for other channels.
+    """
+    check_column(folder, {"index": networks.index}, "index", 0, len(known) - 1)
+    channels = networks.stack.params[-1].shape[-1]
+    if channels != known.shape[1]:
+        raise ValueError(
+            f"folder '{folder}': expected networks of {known.shape[1]} channels, as images have; "
+            f"got {channels}"
+        )
+    return known[networks.index].float() / 255
+
+
+@torch.no_grad()
+def rendered_images(stack: Stack) -> Tensor:
+    """What networks render, in [0, 1]. Raises ValueError for other channels than 1 and 3."""
+    channels = stack.params[-1].shape[-1]
+    if channels not in SIDES:
+        raise ValueError(
+            f"networks: expected images of {' or '.join(map(str, SIDES))} channels; got {channels}"
+        )
+    side = SIDES[channels]
+    points = grid(side, side)
+    images = []
+    for piece in torch.arange(stack.count).split(AT_ONCE):
+        some = stack.select(piece)
+        images.append(some.architecture.outputs(some.params, points).mT + MIDDLE)
+    return torch.cat(images).unflatten(-1, (side, side)).clamp(0, 1)
 
 
 class Editor(nn.Module):
@@ -104,14 +189,10 @@ class Editing(NetworkLesson[Config]):
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         super().__init__(config, ranks)
         self.data = read_image_networks(config)
-        images = load_dataset(read_settings(Path(config.data), PROGRAM)["data"])
-        self.targets: dict[str, Tensor] = {}
-        for split, found in self.data.items():
-            known = getattr(images, split).images
-            index = {"index": found.index}
-            check_column(config.data, index, "index", 0, len(known) - 1)
-            originals = known[found.index].float() / 255
-            self.targets[split] = EDITS[config.edit](originals)
+        edit = EDITS[config.edit]
+        self.targets = {
+            split: edit(images) for split, images in originals(config, self.data).items()
+        }
         train = self.data["train"].stack
         self.points = grid(*self.targets["train"].shape[-2:])
         model = self.make_model([train], config.outputs, edits=True)

@@ -26,6 +26,8 @@ from tasks.sources.generation import summary
 from tasks.sources.published_cnns import read_cnn_zoo, read_wild_park
 from tasks.sources.published_inrs import read_dwsnets, read_nfn
 
+PROGRAM = "tasks.published"
+
 Reader = Callable[[Path, str], Iterator[Networks]]
 
 READERS: dict[str, Reader] = {
@@ -56,7 +58,7 @@ def bring(config: PublishedConfig) -> None:
     source = Path(config.source)
     read = READERS[config.format]
     settings = {
-        "program": "tasks.published",
+        "program": PROGRAM,
         "format": config.format,
         "source": source.name,
         "shard": config.shard,

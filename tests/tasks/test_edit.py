@@ -1,5 +1,4 @@
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,6 +8,9 @@ from tasks import edit
 from tasks.datasets import ImageDataset, Split
 from tasks.edit import Config, Editing, contrasted, dilated, run
 from tasks.learning.training import TrainingConfig
+from tasks.published import PublishedConfig, bring
+from tasks.sources import published_inrs
+from tests.tasks.sources.published import write_nfn
 
 
 @pytest.fixture
@@ -111,17 +113,65 @@ def test_more_outputs_than_are_judged_at_once(config, monkeypatch):
     assert Editing(config(outputs=2)).score() < 0
 
 
-def test_networks_whose_images_are_not_known(config, data, tmp_path):
-    folder = tmp_path / "published"
-    shutil.copytree(data / "inr-mnist", folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["settings"]["program"] = "tasks.published"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(
-        ValueError,
-        match="expected networks of tasks.inr fit; got those of tasks.publ",
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A folder of NFN's SIRENs, brought from files as their authors write them."""
+    monkeypatch.setattr(published_inrs, "NFN_HELD_OUT", {"validation": 4, "test": 4})
+    source, folder = tmp_path / "source", tmp_path / "published"
+    write_nfn(source, count=24, widths=(2, 8, 8, 1))
+    bring(PublishedConfig("nfn", str(source), str(folder)))
+    return folder
+
+
+@torch.no_grad()
+def test_published_networks_are_compared_with_what_they_render(config, published):
+    lesson = Editing(replace(config(), data=str(published)))
+    assert lesson.targets["train"].shape == (16, 1, 28, 28)
+    stack = lesson.data["test"].stack
+    rendered = lesson.unedited(stack).clamp(0, 1)
+    assert torch.equal(lesson.targets["test"], dilated(rendered))
+
+
+def test_published_networks_are_edited_from_the_command_line(config, published):
+    run(replace(config(), data=str(published), folder=str(published / "run")))
+    found = json.loads((published / "run" / "result.json").read_text())["test"]
+    assert found["mse"] > 0 and found["mse_unedited"] > 0
+
+
+def test_published_networks_are_numbered_by_all_images_of_a_data_set(config, published):
+    known = edit.load_dataset("mnist").train.images.float() / 255
+    asked = replace(config(), data=str(published), originals="mnist")
+    targets = Editing(asked).targets
+    assert torch.equal(targets["test"], dilated(known[20:24]))
+
+
+def test_networks_whose_images_are_not_known(config, published):
+    asked = replace(config(), data=str(published))
+    manifest = json.loads((published / "manifest.json").read_text())
+    for changes, originals, told in (
+        ({"format": "dwsnets"}, "mnist", "expected networks of format nfn.*got 'dwsnets'"),
+        ({"program": "tasks.zoo train"}, None, "of tasks.inr fit or tasks.published; got"),
     ):
-        Editing(replace(config(), data=str(folder)))
+        settings = {**manifest["settings"], **changes}
+        changed = json.dumps({**manifest, "settings": settings})
+        (published / "manifest.json").write_text(changed)
+        with pytest.raises(ValueError, match=told):
+            Editing(replace(asked, originals=originals))
+    with pytest.raises(ValueError, match="originals: expected 'mnist', as in folder"):
+        Editing(config(originals="cifar10"))
+    with pytest.raises(ValueError, match="originals: expected one of .*; got 'svhn'"):
+        config(originals="svhn")
+
+
+def test_networks_of_other_channels_than_the_images(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(published_inrs, "NFN_HELD_OUT", {"validation": 1, "test": 1})
+    write_nfn(tmp_path / "source", count=4, widths=(2, 8, 8, 3))
+    folder = str(tmp_path / "published")
+    bring(PublishedConfig("nfn", str(tmp_path / "source"), folder))
+    asked = replace(config(), data=folder)
+    assert Editing(asked).targets["test"].shape == (1, 3, 32, 32)
+    with pytest.raises(ValueError, match="networks of 1 channels, as images have; got 3"):
+        Editing(replace(asked, originals="mnist"))
 
 
 def test_images_that_the_data_set_does_not_have(config, monkeypatch):

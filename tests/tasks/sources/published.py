@@ -1,6 +1,8 @@
 """Small files of published formats, as their authors' programs write them."""
 
 import json
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -53,3 +55,18 @@ def write_wild_park(folder: Path) -> Path:
         }
     (folder / "splits.json").write_text(json.dumps(splits))
     return folder / "splits.json"
+
+
+def write_nfn(folder: Path, count: int, widths: Sequence[int]) -> None:
+    """So many SIRENs of classes 0 to 9, in turn."""
+    for number in range(count):
+        torch.manual_seed(number)
+        layers = [nn.Linear(*fans) for fans in pairwise(widths)]
+        values = {}
+        for place, layer in enumerate(layers):
+            name = f"net.{place}" + (".linear" if place < len(layers) - 1 else "")
+            values[f"{name}.weight"] = layer.weight.detach()
+            values[f"{name}.bias"] = layer.bias.detach()
+        own = folder / f"randinit_test_{number % 10}s"
+        own.mkdir(parents=True, exist_ok=True)
+        torch.save(values, own / f"net{number}.pth")
