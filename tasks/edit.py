@@ -191,7 +191,8 @@ class Editing(NetworkLesson[Config]):
         self.data = read_image_networks(config)
         edit = EDITS[config.edit]
         self.targets = {
-            split: edit(images) for split, images in originals(config, self.data).items()
+            split: edit(images)
+            for split, images in originals(config, self.data).items()
         }
         train = self.data["train"].stack
         self.points = grid(*self.targets["train"].shape[-2:])

@@ -87,6 +87,8 @@ class ShowConfig:
     folder: str
     output: str = "inr.png"
     count: int = 8
+    skip_damaged: bool = False
+    """Leave out shards that cannot be read, and say which, instead of ending."""
 
 
 def fit(
@@ -203,7 +205,7 @@ def show(config: ShowConfig) -> None:
     """Draws signals and what their networks say, one above the other."""
     folder = Path(config.folder)
     settings = read_settings(folder, PROGRAM)
-    networks = next(read_split(folder, "train"))
+    networks = next(read_split(folder, "train", config.skip_damaged))
     asked = {split: settings[split] for split in SPLITS}
     signals = load_signals(settings["data"], asked, settings["seed"])["train"]
     values = signals.values(networks.columns["index"][: config.count])

@@ -26,6 +26,11 @@ from tasks.common.settings import differences
 FORMAT = "ngopt-shard-1"
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
+WAYS_OUT = (
+    "Pass --skip-damaged to leave it out, or run the command that made the folder again, which "
+    "makes it again."
+)
+"""What to do about a shard that cannot be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +189,8 @@ def read_split(
 
     skip_damaged: leave out shards that cannot be read, and say so, instead of raising ValueError.
 
-    Raises ValueError if there is no shard of this split, if none can be read, and for one that the
-    manifest lists and that is not there.
+    Raises ValueError if there is no shard of this split, if none can be read, and, with what to do,
+    for one that cannot be read or that the manifest lists and that is not there.
     """
     listed = [folder / row["file"] for row in read_manifest(folder)["shards"]]
     own = {path for path in listed if path.match(f"{split}-*")}
@@ -205,7 +210,7 @@ def read_split(
             groups = read_shard(path)
         except ValueError as error:
             if not skip_damaged:
-                raise
+                raise ValueError(f"{error}. {WAYS_OUT}") from None
             tqdm.write(f"left out: {error}")
             continue
         has_read = True

@@ -79,6 +79,8 @@ class TrainConfig:
 class ShowConfig:
     folder: str
     output: str = "zoo.png"
+    skip_damaged: bool = False
+    """Leave out shards that cannot be read, and say which, instead of ending."""
 
 
 def counts(runs: int) -> dict[str, int]:
@@ -200,8 +202,7 @@ def show(config: ShowConfig) -> None:
     """Draws a histogram of accuracies for every step at which networks are kept."""
     folder = Path(config.folder)
     settings = read_settings(folder, PROGRAM)
-    steps = column(folder, "step")
-    accuracies = column(folder, "accuracy")
+    steps, accuracies = columns(folder, ("step", "accuracy"), config.skip_damaged)
     groups = {
         f"step {step}": accuracies[steps == step] for step in steps.unique().tolist()
     }
@@ -211,12 +212,12 @@ def show(config: ShowConfig) -> None:
     print(f"{told}: {config.output}")
 
 
-def column(folder: Path, name: str) -> Tensor:
+def columns(folder: Path, names: Sequence[str], skip_damaged: bool) -> list[Tensor]:
     """What is known of all networks, split by split."""
-    found = []
-    for split in SPLITS:
-        found += [networks.columns[name] for networks in read_split(folder, split)]
-    return torch.cat(found)
+    groups = [
+        group for split in SPLITS for group in read_split(folder, split, skip_damaged)
+    ]
+    return [torch.cat([group.columns[name] for group in groups]) for name in names]
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from tasks.common.distributed import Ranks, joined
-from tasks.shards import Folder, Networks, write_shard
+from tasks.shards import Folder, Networks, read_shard, write_shard
 
 
 class Job(NamedTuple):
@@ -32,12 +33,24 @@ def jobs(counts: Mapping[str, int], shard: int) -> Iterator[Job]:
 
 
 def missing(wanted: Iterable[Job], folder: Folder, ranks: Ranks) -> list[Job]:
-    """What a rank is to make of what is not there.
+    """What a rank is to make: what is not there, or is damaged, which is printed.
 
     Which job is whose does not depend on what is there: others may have begun already.
     """
     own = [job for place, job in enumerate(wanted) if ranks.owns(place)]
-    return [job for job in own if not folder.shard(job.split, job.number).exists()]
+    return [job for job in own if not is_there(folder.shard(job.split, job.number))]
+
+
+def is_there(path: Path) -> bool:
+    """Whether a shard exists and can be read; one that cannot is named."""
+    if not path.exists():
+        return False
+    try:
+        read_shard(path)
+    except ValueError as error:
+        tqdm.write(f"made again: {error}")
+        return False
+    return True
 
 
 def make_shards(
@@ -46,7 +59,8 @@ def make_shards(
     make: Callable[[Job], Sequence[Networks]],
     quality: Sequence[str],
 ) -> None:
-    """Makes the shards that are missing, each rank its own; the first says what there is.
+    """Makes the shards that are missing or damaged, each rank its own; the first says what there
+    is.
 
     make: the groups of a shard. quality: columns whose means are in the manifest.
 

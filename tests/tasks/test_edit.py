@@ -149,8 +149,16 @@ def test_networks_whose_images_are_not_known(config, published):
     asked = replace(config(), data=str(published))
     manifest = json.loads((published / "manifest.json").read_text())
     for changes, originals, told in (
-        ({"format": "dwsnets"}, "mnist", "expected networks of format nfn.*got 'dwsnets'"),
-        ({"program": "tasks.zoo train"}, None, "of tasks.inr fit or tasks.published; got"),
+        (
+            {"format": "dwsnets"},
+            "mnist",
+            "expected networks of format nfn.*got 'dwsnets'",
+        ),
+        (
+            {"program": "tasks.zoo train"},
+            None,
+            "of tasks.inr fit or tasks.published; got",
+        ),
     ):
         settings = {**manifest["settings"], **changes}
         changed = json.dumps({**manifest, "settings": settings})
@@ -170,7 +178,9 @@ def test_networks_of_other_channels_than_the_images(config, tmp_path, monkeypatc
     bring(PublishedConfig("nfn", str(tmp_path / "source"), folder))
     asked = replace(config(), data=folder)
     assert Editing(asked).targets["test"].shape == (1, 3, 32, 32)
-    with pytest.raises(ValueError, match="networks of 1 channels, as images have; got 3"):
+    with pytest.raises(
+        ValueError, match="networks of 1 channels, as images have; got 3"
+    ):
         Editing(replace(asked, originals="mnist"))
 
 

@@ -207,3 +207,19 @@ def test_sine_waves_have_the_amplitudes_and_frequencies_that_their_columns_say(
     assert torch.equal(networks.columns["frequency"][index], columns["frequency"])
     show(ShowConfig(config.folder, str(tmp_path / "waves.png"), count=2))
     assert (tmp_path / "waves.png").stat().st_size > 3000
+
+
+def test_a_damaged_shard_is_fitted_again(tmp_path):
+    options = {"train": 2, "validation": 1, "test": 1, "width": 8, "steps": 2}
+    config = FitConfig(str(tmp_path), data="sines", shard=1, **options)
+    fit_all(config)
+    path = tmp_path / "train-00000.safetensors"
+    (before,) = read_shard(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    shown = ShowConfig(str(tmp_path), str(tmp_path / "waves.png"), count=1)
+    with pytest.raises(ValueError, match="train-00000.safetensors'.*--skip-damaged"):
+        show(shown)
+    show(replace(shown, skip_damaged=True))
+    fit_all(config)
+    (after,) = read_shard(path)
+    torch.testing.assert_close(dict(after.params), dict(before.params))

@@ -1,7 +1,15 @@
+import pytest
 import torch
 
 from tasks.common.distributed import Ranks
-from tasks.shards import Folder, Networks, read_manifest, read_split
+from tasks.shards import (
+    Folder,
+    Networks,
+    read_manifest,
+    read_shard,
+    read_split,
+    write_shard,
+)
 from tasks.sources.generation import Job, jobs, make_shards, missing
 
 
@@ -25,7 +33,7 @@ def test_ranks_take_turns_whatever_is_there(tmp_path):
     folder = Folder(tmp_path, {})
     folder.begin()
     wanted = list(jobs({"train": 5}, 1))
-    folder.shard("train", 1).touch()
+    write_shard(folder.shard("train", 1), networks(wanted[1]))
     assert [job.number for job in missing(wanted, folder, Ranks(0, 2))] == [
         0,
         2,
@@ -61,3 +69,25 @@ def test_shards_and_manifest_are_made_and_what_is_there_is_left(tmp_path, capsys
     make_shards(folder, wanted, make, ["number"])
     assert asked == wanted
     assert "a second" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", [-3, 0])
+def test_a_damaged_shard_is_made_again(tmp_path, capsys, kept):
+    folder = Folder(tmp_path, {})
+    wanted = list(jobs({"train": 4}, 2))
+    make_shards(folder, wanted, networks, ["number"])
+    path = folder.shard("train", 1)
+    path.write_bytes(path.read_bytes()[:kept])
+    capsys.readouterr()
+    asked = []
+
+    def make(job):
+        asked.append(job)
+        return networks(job)
+
+    make_shards(folder, wanted, make, ["number"])
+    assert asked == wanted[1:]
+    (group,) = read_shard(path)
+    assert group.columns["number"].tolist() == [2, 3]
+    told = capsys.readouterr().out
+    assert f"made again: shard '{path}'" in told and "4 networks in" in told
