@@ -57,7 +57,9 @@ def demo(config: Config) -> dict[str, Record]:
     label = "NGOptimizer (untuned)"
     if config.weights != "default":
         label = f"NGOptimizer ({config.weights})"
-    runs[label] = Run(PROBLEM, learned.name, None, learned.weights, *size)
+    runs[label] = Run(
+        PROBLEM, learned.name, None, learned.weights, *size, traced=learned.traced
+    )
     return {label: train_with_bar(label, run) for label, run in runs.items()}
 
 

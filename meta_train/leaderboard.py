@@ -190,6 +190,7 @@ def plan_evaluation(
         "evaluation",
         max(steps // CURVE_POINTS, 1),
         config.curve_split,
+        spec.traced,
     )
     seeds = range(config.seeds)
     return [Run(problem, spec.name, lr, spec.weights, seed, *rest) for seed in seeds]

@@ -51,6 +51,7 @@ class OptimizerSpec:
     lrs: the learning rates to choose from, ascending; empty if there is nothing to tune.
     lr: the learning rate where there is nothing to tune.
     weights: SHA-256 of a learned optimizer's weights, else None.
+    traced: whether the graph is traced whatever the name says, as the metanet reads connections.
     """
 
     name: str
@@ -58,6 +59,7 @@ class OptimizerSpec:
     lrs: tuple[float, ...] = ()
     lr: float = 1.0
     weights: str | None = None
+    traced: bool = False
 
     def build(self, model: nn.Module, lr: float | None, total_steps: int) -> Built:
         """The optimizer, and the scheduler (or None) to step after it.
@@ -148,8 +150,9 @@ def load_optimizer(name: str) -> OptimizerSpec:
     """A baseline of `OPTIMIZERS` or `WIDE`, or the learned optimizer of weights.
 
     name: of a baseline or of bundled weights, or the path of a file. Behind those of weights,
-    several of these may follow. ":traced": the optimizer follows the model's first forward; else
-    it infers the graph from names and shapes. ":bfloat16": its metanet computes in that. ":open":
+    several of these may follow. ":traced": the graph is traced from the model's first forward, as
+    it always is for metanets that read connections; else it is inferred from names and shapes.
+    ":bfloat16": its metanet computes in that. ":open":
     it is not told how long the training is. ":scheduled": it is not told either, and a
     scheduler decays the learning rate to zero, as Hugging Face's Trainer does.
 
@@ -166,8 +169,15 @@ def load_optimizer(name: str) -> OptimizerSpec:
             f"optimizer '{name}': expected one of {known}, or the path of an existing weights file"
         )
     learned = load_pretrained(weights)
-    make = partial(_learned, learned, options)
-    return OptimizerSpec(name, make, weights=weights_hash(learned))
+    is_traced = reads_connections(learned)
+    make = partial(_learned, learned, options | {TRACED} if is_traced else options)
+    traced = is_traced and TRACED not in options
+    return OptimizerSpec(name, make, weights=weights_hash(learned), traced=traced)
+
+
+def reads_connections(learned: LearnedOptimizer) -> bool:
+    """Whether updates depend on how parameters are connected, so that the graph has to be whole."""
+    return learned.metanet is not None and learned.metanet.d_context > 0
 
 
 def _without_options(name: str) -> tuple[str, set[str]]:

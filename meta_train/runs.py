@@ -26,7 +26,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from meta_train.optimizers import OptimizerSpec, load_optimizer
+from meta_train.optimizers import (
+    OptimizerSpec,
+    load_optimizer,
+    reads_connections,
+)
 from meta_train.problems import Metrics, Problem, load_problem
 from ngopt.learned import LearnedOptimizer
 from ngopt.pretrained import save_pretrained, weights_hash
@@ -53,6 +57,7 @@ class Run:
     phase: "tuning" measures on the validation split alone, "evaluation" on test too.
     curve_every: steps between points of the curve; 0 for none. curve_split:
     what that is measured on.
+    traced: as in `OptimizerSpec`; records from before it are of inferred graphs.
     """
 
     problem: str
@@ -64,6 +69,7 @@ class Run:
     phase: str
     curve_every: int = 0
     curve_split: str = "validation"
+    traced: bool = False
 
     def __str__(self) -> str:
         lr = "" if self.lr is None else f" lr {self.lr:g}"
@@ -81,9 +87,12 @@ def runs_of(
     save_pretrained(learned, path)
     digest = weights_hash(learned)
     steps = {problem: load_problem(problem).steps for problem in problems}
+    traced = reads_connections(learned)
     pairs = product(steps, seeds)
     return [
-        Run(problem, str(path), None, digest, seed, steps[problem], phase)
+        Run(
+            problem, str(path), None, digest, seed, steps[problem], phase, traced=traced
+        )
         for problem, seed in pairs
     ]
 
@@ -119,13 +128,18 @@ def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
     is carried through and measured like any other. `on_step` is called with each loss.
 
     Raises ValueError if the problem or optimizer is unknown,
-    or its weights are not those of the run.
+    or its weights are not those of the run, or its graph is not made as in the run.
     """
     spec = load_optimizer(run.optimizer)
     if spec.weights != run.weights:
         expected = f"expected weights {run.weights}; got {spec.weights} (SHA-256)"
         message = f"optimizer '{run.optimizer}': {expected}"
         raise ValueError(message)
+    if spec.traced != run.traced:
+        raise ValueError(
+            f"optimizer '{run.optimizer}': expected a run with traced={spec.traced}; got "
+            f"{run.traced}"
+        )
     training = _Training(run, load_problem(run.problem), spec)
     steps: list[Step] = []
     curve: dict[str, list] = {"steps": [], "loss": [], "accuracy": []}

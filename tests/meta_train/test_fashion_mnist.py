@@ -18,7 +18,9 @@ def test_ng_gnn_beats_adam_on_fashion_mnist():
         pytest.skip(f"FashionMNIST cannot be had: {error}")
     weights = weights_hash(load_pretrained("ng-gnn"))
     learned = train(
-        Run("fm-16", "ng-gnn", None, weights, 7, STEPS, "evaluation", STEPS)
+        Run(
+            "fm-16", "ng-gnn", None, weights, 7, STEPS, "evaluation", STEPS, traced=True
+        )
     )
     adam = train(Run("fm-16", "adam", 0.006, None, 7, STEPS, "evaluation", STEPS))
     assert learned["train_loss"] < adam["train_loss"]

@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -293,3 +293,15 @@ def test_what_cannot_train_a_network_is_left_out_and_said_so(config, tmp_path):
     (refusal,) = board.refusals
     assert refusal.startswith(f"{path} on {TOY}: nfn: expected")
     assert refusal in results_of(config)["notes"]
+
+
+def test_runs_on_inferred_graphs_are_not_those_of_traced_ones(config, tmp_path):
+    spec = optimizers.load_optimizer("ng-gnn")
+    (run, *_) = leaderboard.plan_evaluation(TOY, spec, None, config)
+    assert run.traced
+    with pytest.raises(ValueError, match="run with traced=True; got False"):
+        runs.train(replace(run, traced=False))
+    known = {"run": {**asdict(run), "traced": False}}
+    del known["run"]["traced"]  # as records from before are
+    runs.record_path(tmp_path, run).write_text(json.dumps(known) + "\n")
+    assert run not in runs.read_records(tmp_path, [run])

@@ -12,11 +12,14 @@ from meta_train.optimizers import (
     cosine_schedule,
     load_optimizer,
 )
+from meta_train.problems import load_problem
 from meta_train.runs import Averaging
 from ngopt import NGOptimizer, load_pretrained
+from ngopt.graph.topology import unconnected
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward
 from ngopt.pretrained import save_pretrained, weights_hash
+from tasks.datasets import DatasetUnavailable
 
 
 @pytest.fixture
@@ -317,6 +320,43 @@ def test_a_learned_optimizer_may_follow_the_model(weights):
     assert not optimizer.graph.inferred
     optimizer, _ = inferred.build(model, None, 10)
     assert optimizer.graph.inferred
+
+
+@pytest.mark.parametrize("name", ["experts-c16", "linear-attention-m28"])
+def test_metanets_that_read_connections_have_the_traced_graph(name):
+    try:
+        problem = load_problem(name)
+        batch = problem.batch(0, 0)
+    except DatasetUnavailable as error:
+        pytest.skip(f"{name}: {error}")
+    model = problem.init(0)
+    spec = load_optimizer("ng-gnn")
+    assert spec.traced
+    optimizer, _ = spec.build(model, None, 10)
+    assert unconnected(inferred_graph(model))
+    problem.loss(model, batch).backward()
+    optimizer.step()
+    assert not optimizer.graph.inferred
+    assert unconnected(optimizer.graph) == []
+
+
+def inferred_graph(model):
+    return NGOptimizer(model.parameters()).graph
+
+
+@pytest.mark.parametrize(
+    "name, traced",
+    [("ff", False), ("default", False), ("lstm", True), ("ng-t:open", True)],
+)
+def test_what_reads_no_connections_is_not_traced(name, traced):
+    spec = load_optimizer(name)
+    assert spec.traced == traced
+    model = small_cnn()
+    optimizer, _ = spec.build(model, None, 10)
+    model(torch.randn(2, 2, 3, 3)).sum().backward()
+    optimizer.step()
+    assert optimizer.graph.inferred != traced
+    assert not load_optimizer(f"{name}:traced").traced  # its name says so
 
 
 def test_metanets_in_bfloat16():
