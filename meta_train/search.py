@@ -26,7 +26,7 @@ from meta_train import sweep, train
 from meta_train.trials import claim, open_study, write_trials
 from ngopt.models import METANETS
 from tasks.common import cli
-from tasks.common.settings import named_settings
+from tasks.common.settings import check_counts, named_settings
 from tasks.common.text_tables import align
 
 # What may be chosen, of what each metanet has; the outer steps are those of the last stage.
@@ -53,9 +53,11 @@ class Config:
     problems: tuple[str, ...] = ("fm-16", "fm-8", "fm-8")
     """What is trained on, all of FashionMNIST or your own; validation is on the first."""
     estimator: str = "tbptt"
+    horizon: int = 1000
+    """Inner steps of a training, also of those that choose the gain and score a trial."""
     truncation: int = 500
     tail: float = 1.0
-    """As in `meta_train.train`."""
+    """These as in `meta_train.train`."""
     optimizees: int = 2
     most_outer_steps: int = 80
     gains: tuple[float, ...] = (0.7, 1.0, 1.4, 2.0)
@@ -72,6 +74,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fashion(self.problems)
+        check_counts(self, "horizon", "truncation", "optimizees", "gain_seeds", "trials")
         if self.most_outer_steps < LEAST_OUTER_STEPS:
             raise ValueError(
                 f"most_outer_steps: expected {LEAST_OUTER_STEPS} or more; got "
@@ -107,6 +110,7 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
         init_from=config.init_from,
         problems=config.problems,
         estimator=config.estimator,
+        horizon=config.horizon,
         truncation=config.truncation,
         tail=config.tail,
         optimizees=config.optimizees,

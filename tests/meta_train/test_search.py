@@ -19,12 +19,12 @@ def config(tmp_path, monkeypatch):
 
     def short(trial, config):
         settings = vars(real(trial, config))
-        return train.Config(**{**settings, "horizon": 8, "outer_steps": 2})
+        return train.Config(**{**settings, "outer_steps": 2})
 
     monkeypatch.setattr(search, "suggested", short)
     return search.Config(
         metanet="lstm", problems=(TOY,), truncation=4, most_outer_steps=12, gains=(0.5, 1.0),
-        gain_seeds=1, trials=2, folder=str(tmp_path / "search"),
+        horizon=8, gain_seeds=1, trials=2, folder=str(tmp_path / "search"),
     )  # fmt: skip
 
 
@@ -41,7 +41,9 @@ def test_trials_are_kept_and_the_best_is_written(config, capsys):
     best = max(lines, key=lambda line: line["score"])
     found = load_pretrained(f"{config.folder}/best.safetensors")
     assert found.metanet.config.width == best["numbers"]["width"]
-    assert found.recipe["stages"][-1]["chosen"]["gain"] == best["gain"]
+    trained, scaled = found.recipe["stages"]
+    assert scaled["chosen"]["gain"] == best["gain"]
+    assert trained["horizon"] == scaled["steps"] == 8
     # scored by the validation accuracy of its gain
     (own,) = (r for r in found.table["validation"] if r["gain"] == best["gain"])
     assert own["accuracy"] == best["score"]
@@ -82,6 +84,8 @@ def test_too_few_outer_steps():
         ValueError, match="most_outer_steps: expected 10 or more; got 9"
     ):
         search.Config(most_outer_steps=9)
+    with pytest.raises(ValueError, match="horizon: expected 1 or more; got 0"):
+        search.Config(horizon=0)
 
 
 def test_a_folder_of_other_settings_is_an_error(config):
