@@ -26,6 +26,7 @@ from meta_train import sweep, train
 from meta_train.trials import claim, open_study, write_trials
 from ngopt.models import METANETS
 from tasks.common import cli
+from tasks.common.interrupts import Interrupted
 from tasks.common.settings import check_counts, named_settings
 from tasks.common.text_tables import align
 
@@ -74,7 +75,9 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fashion(self.problems)
-        check_counts(self, "horizon", "truncation", "optimizees", "gain_seeds", "trials")
+        check_counts(
+            self, "horizon", "truncation", "optimizees", "gain_seeds", "trials"
+        )
         if self.most_outer_steps < LEAST_OUTER_STEPS:
             raise ValueError(
                 f"most_outer_steps: expected {LEAST_OUTER_STEPS} or more; got "
@@ -195,7 +198,13 @@ def _text(numbers: Mapping[str, float]) -> str:
 
 
 def run(config: Config) -> None:
-    study = search(config)
+    try:
+        study = search(config)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"finished trials are in '{config.folder}'; the same command with "
+            f"--folder {config.folder} begins the interrupted one anew"
+        ) from None
     path = write_best(config, study)
     body = [_cells(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     print("\n".join(align(HEADER, body)))

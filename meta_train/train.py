@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field, fields, replace
-from math import cos, inf, isnan, nan, pi
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf, isnan, nan
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,9 +34,10 @@ from meta_train.problems import Metrics, mean_metrics
 from meta_train.sharing import Costs, on_device, shared_out
 from meta_train.slots import LifeConfig, Lives, Slot
 from meta_train.start import make_learned
+from meta_train.train_config import Config, learning_rate_factor, settings_of
 from meta_train.unroll import Optimizee, whole_run
 from meta_train.weighted import trained_metanet
-from meta_train.worker import UnrollConfig, Worker
+from meta_train.worker import Result, UnrollConfig, Worker
 from ngopt.pretrained import save_pretrained
 from tasks.common import cli
 from tasks.common.distributed import (
@@ -46,92 +48,9 @@ from tasks.common.distributed import (
     on_ranks,
 )
 from tasks.common.files import make_folder
+from tasks.common.interrupts import Interrupted, uninterrupted
 from tasks.common.random import derive_seed
-from tasks.common.settings import check_counts, named_settings
-
-Settings = TypeVar("Settings")
-
-# Settings that count something.
-AT_LEAST_ONE = (
-    "outer_steps", "optimizees", "horizon", "shortest", "truncation", "validate_every",
-    "validation_seeds", "processes",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Config:
-    """Meta-training settings; every random number follows from `seed`."""
-
-    folder: str
-    """Where checkpoints, logs and weights go."""
-    metanet: str = "ff"
-    """Name of the metanet to train."""
-    init_from: str | None = None
-    """Weights (a bundled name or a file) to start from;
-    those of an FF become another metanet's head."""
-    problems: tuple[str, ...] = ("fm-16",)
-    """Problems to sample from; validation is on the held-out data of the first."""
-    estimator: str = "tbptt"
-    """tbptt, tbptt-2 (second order), pes, es (whole inner trainings)
-    or imitation of the default."""
-    outer_steps: int = 1000
-    optimizees: int = 2
-    """Inner trainings at the same time, of different ages."""
-    horizon: int = 1000
-    """Inner steps after which an optimizee is begun anew."""
-    shortest: int | None = None
-    """With it, horizons are log-uniform from it up to a longest, which grows to `horizon` until
-    half of the outer steps are done."""
-    truncation: int = 100
-    """Inner steps per outer step; of es all."""
-    tail: float = 1.0
-    """Share of a truncation, at its end, whose losses make up the meta-loss."""
-    lr: float = 1e-3
-    """Peak outer learning rate (AdamW), decayed along half a cosine to a hundredth."""
-    warmup: int = 20
-    """Outer steps of linear warm-up."""
-    weight_decay: float = 1e-4
-    """Decay of the outer AdamW."""
-    average: float = 0.0
-    """Decay of a running mean of the metanet's weights over outer steps, which is what is validated
-    and kept; with 0 these are the latest."""
-    inner_weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    """Largest norm of one optimizee's meta-gradient."""
-    sigma: float = 0.01
-    """Standard deviation of the perturbations of pes and es."""
-    scaling: float = 1.0
-    """Each tensor is optimized in a unit of its own,
-    log-uniform between 1 / scaling and scaling."""
-    loss_limit: float = 2.0
-    """Losses count up to this many times the first; an optimizee whose mean over a truncation is
-    more than half way there is begun anew."""
-    metanet_config: dict[str, float] = field(default_factory=dict)
-    """Numbers of the metanet's config, such as width 48 layers 3; hidden 64 is the width of both
-    layers of its MLP."""
-    validate_every: int = 50
-    validation_seeds: int = 1
-    autocast: bool = False
-    """Compute optimizees' losses in bfloat16: faster where the CPU has AMX,
-    three times slower elsewhere."""
-    device: str = "cpu"
-    """Where optimizees and metanet are: cpu or cuda; of several GPUs each process takes its own."""
-    stacked: bool = False
-    """Unroll optimizees of one network as one (vmap), which keeps a GPU busy;
-    the same numbers to rounding."""
-    processes: int = 1
-    """Processes, of one thread each; their number changes no result."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_counts(self, *AT_LEAST_ONE)
-        if not 0 <= self.average < 1:
-            raise ValueError(f"average: expected a decay in [0, 1); got {self.average}")
-        if self.estimator == "es" and self.shortest is not None:
-            raise ValueError(
-                f"shortest: expected none with es, whose steps are whole trainings; got "
-                f"{self.shortest}"
-            )
+from tasks.common.settings import named_settings
 
 
 class MetaTrainer:
@@ -177,6 +96,18 @@ class MetaTrainer:
             settings = json.dumps(named_settings(self.config), indent=2)
             (self.folder / "config.json").write_text(settings)
             live = LivePicture(self.folder, self.outer_step)
+        try:
+            self._train(live)
+        except KeyboardInterrupt:
+            if self.ranks.count == 1:
+                with uninterrupted():
+                    self.save_checkpoint()
+            raise
+        finally:
+            if live:
+                live.close()
+
+    def _train(self, live: LivePicture | None) -> None:
         start, steps = time.perf_counter(), self.config.outer_steps
         with tqdm(
             total=steps,
@@ -185,27 +116,33 @@ class MetaTrainer:
             smoothing=0.05,
             disable=live is None,
         ) as bar:
-            while self.outer_step < steps:
-                outcomes = self.step()
-                meta_loss = fmean(outcome.meta_loss for outcome in outcomes)
-                norm = fmean(outcome.norm for outcome in outcomes)
-                bar.set_postfix(meta_loss=f"{meta_loss:.3f}", norm=f"{norm:.2g}")
-                bar.update()
-                if live:
-                    live.show_step(self.outer_step, meta_loss, norm)
-                if self._is_validated():
+            while True:
+                if self._is_validation_due():
                     metrics = self.validate()
                     self.save_checkpoint()
                     if live:
                         self._show(live, metrics)
                         seconds = time.perf_counter() - start
                         tqdm.write(f"{self._line(metrics)}, {seconds:.0f} s")
-        if live:
-            live.close()
+                elif self.outer_step < steps:
+                    self._step_and_show(bar, live)
+                else:
+                    break
 
-    def _is_validated(self) -> bool:
+    def _step_and_show(self, bar: tqdm, live: LivePicture | None) -> None:
+        outcomes = self.step()
+        meta_loss = fmean(outcome.meta_loss for outcome in outcomes)
+        norm = fmean(outcome.norm for outcome in outcomes)
+        bar.set_postfix(meta_loss=f"{meta_loss:.3f}", norm=f"{norm:.2g}")
+        bar.update()
+        if live:
+            live.show_step(self.outer_step, meta_loss, norm)
+
+    def _is_validation_due(self) -> bool:
         step, config = self.outer_step, self.config
-        return step % config.validate_every == 0 or step == config.outer_steps
+        last = self.log[-1]["outer_step"] if self.log else 0
+        is_time = step % config.validate_every == 0 or step == config.outer_steps
+        return is_time and step > last
 
     def _show(self, live: LivePicture, metrics: Metrics) -> None:
         live.show_validation(self.outer_step, metrics)
@@ -234,6 +171,21 @@ class MetaTrainer:
             config.clip_norm,
             self.ranks,
         )
+        with uninterrupted():
+            self._advance(own, results, outcomes)
+        return outcomes
+
+    def _advance(
+        self,
+        own: Sequence[Slot],
+        results: Sequence[Result],
+        outcomes: Sequence[Outcome],
+    ) -> None:
+        """Moves the metanet and the optimizees on, after an outer step's unrolls.
+
+        own: optimizees of this rank, with their results. outcomes: of all.
+        """
+        config = self.config
         gradients = [o.meta_gradient for o in outcomes if o.is_usable]
         self.outer_step += 1
         if gradients:
@@ -249,7 +201,6 @@ class MetaTrainer:
             self.costs.measured(self._problem(slot), steps, outcome.seconds)
             inner_loss = outcome.inner_loss if outcome.is_usable else inf
             self.lives.advance(slot, outcome.first_loss, inner_loss, self.outer_step)
-        return outcomes
 
     def _share_out(self) -> None:
         """Which rank unrolls which optimizee next; those that change ranks take their states along.
@@ -301,6 +252,12 @@ class MetaTrainer:
             for loss, a in self.ranks.summed(rows).tolist()
         ]
         metrics = mean_metrics(results)
+        with uninterrupted():
+            self._keep(metrics)
+        return metrics
+
+    def _keep(self, metrics: Metrics) -> None:
+        """Logs a validation, and keeps the weights if they are the best."""
         record = {"outer_step": self.outer_step, **metrics._asdict()}
         self.log.append(record)
         if self.ranks.is_first:
@@ -316,7 +273,6 @@ class MetaTrainer:
             )
             if self.ranks.is_first:
                 save_pretrained(best, self.folder / "best.safetensors")
-        return metrics
 
     def _validation_optimizee(self, number: int) -> Optimizee:
         seed = derive_seed(self.config.seed, 11, number)
@@ -365,20 +321,6 @@ class MetaTrainer:
         self.log = state["log"]
 
 
-def settings_of(config: Config, kind: type[Settings], **others: Any) -> Settings:
-    """The fields of some settings that have the same names; others: those that have not."""
-    names = [one.name for one in fields(kind) if one.name not in others]  # pyright: ignore
-    return kind(**{name: getattr(config, name) for name in names}, **others)
-
-
-def learning_rate_factor(step: int, config: Config) -> float:
-    """Linear warm-up, then half a cosine from 1 to 0.01."""
-    if step <= config.warmup:
-        return step / config.warmup
-    progress = (step - config.warmup) / max(config.outer_steps - config.warmup, 1)
-    return 0.01 + 0.99 * 0.5 * (1 + cos(pi * progress))
-
-
 def placed(state: Any, device: torch.device) -> Any:
     """A state of another rank on a GPU of this one; what is on the host stays there."""
 
@@ -401,6 +343,11 @@ def run(config: Config) -> None:
         stands = checkpoint.whereabouts(config.folder)
         raise RankLost(
             f"{error}; {stands}, and the same command goes on from there"
+        ) from None
+    except KeyboardInterrupt:
+        stands = checkpoint.whereabouts(config.folder)
+        raise Interrupted(
+            f"{stands}; the same command with --folder {config.folder} goes on from there"
         ) from None
 
 

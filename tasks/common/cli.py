@@ -11,6 +11,7 @@ import torch
 import tyro
 
 from tasks.common.errors import PlainError
+from tasks.common.interrupts import EXIT_STATUS
 from tasks.common.memory import keep_freed_memory
 
 Config = TypeVar("Config")
@@ -20,7 +21,7 @@ def main(
     config: type[Config], run: Callable[[Config], None], description: str | None
 ) -> None:
     """Parses the command line and runs the program;
-    what the user got wrong ends it with a message and status 2.
+    what the user got wrong ends it with a message and status 2, Ctrl-C with one and status 130.
 
     Programs have one thread a process. So results do not depend on the number of processes, and a
     core that is busy elsewhere does not hold the others up: small networks gain little from a
@@ -55,3 +56,7 @@ def _started(run: Callable[[], None]) -> None:
     except (ValueError, PlainError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt as error:
+        told = f"interrupted: {error}" if str(error) else "interrupted"
+        print(f"\n{told}", file=sys.stderr)
+        sys.exit(EXIT_STATUS)

@@ -6,6 +6,8 @@ torchrun starts them, or `on_ranks` through the same elastic launcher; without e
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import (
     ChildFailedError,
     record,
@@ -21,6 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import (
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tasks.common.errors import PlainError
+from tasks.common.interrupts import EXIT_STATUS
 
 Settings = TypeVar("Settings")
 
@@ -114,7 +118,7 @@ def on_ranks(
 def _launch(count: int, function: Callable[..., None], *args: Any) -> None:
     """Runs function(*args) in so many processes on this machine, as torchrun would.
 
-    Raises RankLost if one of them fails.
+    Raises RankLost if one of them fails, and KeyboardInterrupt for Ctrl-C.
     """
     config = LaunchConfig(
         min_nodes=1,
@@ -136,12 +140,19 @@ def _launch(count: int, function: Callable[..., None], *args: Any) -> None:
             else f"exit code {failure.exitcode}"
         )
         raise RankLost(f"rank {rank} ended with {why}") from None
+    except SignalException as error:  # in place of KeyboardInterrupt
+        if error.sigval != signal.SIGINT:
+            raise
+        raise KeyboardInterrupt from None
 
 
 @record
 def _recorded(function: Callable[..., None], args: tuple) -> None:
     """Runs a function so that whoever started the process learns of an exception."""
-    function(*args)
+    try:
+        function(*args)
+    except KeyboardInterrupt:  # the process that started it says so
+        sys.exit(EXIT_STATUS)
 
 
 @contextmanager

@@ -3,6 +3,8 @@ validation with early stopping, resuming."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import cos, inf, isnan, pi
 from pathlib import Path
@@ -19,6 +21,7 @@ from ngopt import NGOptimizer
 from ngopt.files import replaced
 from tasks.common.distributed import Ranks
 from tasks.common.files import make_folder, read_checkpoint
+from tasks.common.interrupts import Interrupted, uninterrupted
 from tasks.common.random import seeded
 from tasks.common.settings import differences
 
@@ -96,6 +99,7 @@ class Progress:
     """How far a training is.
 
     seconds: of a core, for `counted` of the steps, mean over ranks. scores: of all validations.
+    validated: steps at the last of them.
     stage, first: the stage of the last step, and the number of its first validation. best: the
     model with the highest score of this stage.
     """
@@ -106,6 +110,7 @@ class Progress:
     scores: list[float] = field(default_factory=list)
     stage: int | None = None
     first: int = 0
+    validated: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -150,7 +155,11 @@ class Trainer:
         self._steps_alike = 0  # in this process and stage
 
     def run(self) -> Progress:
-        """Trains to the end and leaves the best model in place."""
+        """Trains to the end and leaves the best model in place.
+
+        Raises Interrupted for Ctrl-C, which says where the checkpoint stands; one rank alone writes
+        it then.
+        """
         make_folder(self.folder)
         self._resume()
         writer = None
@@ -158,25 +167,42 @@ class Trainer:
             # drops what an interrupted training showed after its checkpoint
             first = self.progress.steps + 1
             writer = SummaryWriter(str(self.folder), purge_step=first)
+        try:
+            self._train(writer)
+        except KeyboardInterrupt:
+            raise self._interrupted() from None
+        finally:
+            if writer:
+                writer.close()
+        self.model.load_state_dict(self.progress.best)
+        return self.progress
+
+    def _train(self, writer: SummaryWriter | None) -> None:
         with tqdm(total=100, unit="%", disable=writer is None) as bar:
             while not self._is_over():
+                if self._is_validation_due():
+                    self._validate(writer)
+                    bar.set_postfix(score=f"{self.progress.scores[-1]:.4f}")
+                    continue
                 loss = self.step()
                 bar.update(min(100, int(100 * self.share)) - bar.n)
                 if writer:
                     writer.add_scalar("loss", loss, self.progress.steps)
-                if (
-                    self.share * self.config.validations
-                    >= len(self.progress.scores) + 1
-                ):
-                    self._validate(writer)
-                    bar.set_postfix(
-                        loss=f"{loss:.3f}",
-                        score=f"{self.progress.scores[-1]:.4f}",
-                    )
-        if writer:
-            writer.close()
-        self.model.load_state_dict(self.progress.best)
-        return self.progress
+
+    def _interrupted(self) -> Interrupted:
+        """Writes the checkpoint, if this is the only rank, and says where it stands."""
+        path, steps = self.folder / CHECKPOINT, self.progress.steps
+        if self.ranks.count == 1:
+            with uninterrupted():
+                self._save()
+        elif not path.exists():
+            return Interrupted(f"checkpoint '{path}' was not written yet")
+        else:
+            steps = self.progress.validated
+        return Interrupted(
+            f"checkpoint '{path}' stands at step {steps}; the same command with "
+            f"--folder {self.folder} goes on from there"
+        )
 
     @property
     def share(self) -> float:
@@ -194,20 +220,34 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = _rate(self.config) * rate_factor(self.share)
         self.optimizer.zero_grad()
-        with seeded(self.config.seed, 1, progress.steps, self.ranks.number):
-            loss = self.lesson.loss(progress.steps)
-            loss.backward()
-        self._average_gradients()
-        clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        progress.steps += 1
-        self._steps_alike += 1
-        own = torch.tensor(process_time() - start, dtype=torch.float64)
-        seconds = self.ranks.summed(own).item() / self.ranks.count
-        if self._steps_alike > UNCOUNTED:
-            progress.counted += 1
-            progress.seconds += seconds
+        with self._buffers_restored():
+            with seeded(self.config.seed, 1, progress.steps, self.ranks.number):
+                loss = self.lesson.loss(progress.steps)
+                loss.backward()
+            self._average_gradients()
+            clip_grad_norm_(self.model.parameters(), self.config.clip)
+        with uninterrupted():
+            self.optimizer.step()
+            progress.steps += 1
+            self._steps_alike += 1
+            own = torch.tensor(process_time() - start, dtype=torch.float64)
+            seconds = self.ranks.summed(own).item() / self.ranks.count
+            if self._steps_alike > UNCOUNTED:
+                progress.counted += 1
+                progress.seconds += seconds
         return loss.item()
+
+    @contextmanager
+    def _buffers_restored(self) -> Iterator[None]:
+        """Buffers, such as running means, are what they were before if the body raises."""
+        buffers = list(self.model.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            yield
+        except BaseException:
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+            raise
 
     def _average_gradients(self) -> None:
         if self.ranks.count == 1:
@@ -229,22 +269,32 @@ class Trainer:
         is_used_up = len(progress.scores) >= self.config.validations
         return is_used_up or progress.since_top >= self.config.patience
 
+    def _is_validation_due(self) -> bool:
+        progress, share = self.progress, self.share * self.config.validations
+        return progress.steps > progress.validated and share >= len(progress.scores) + 1
+
     def _validate(self, writer: SummaryWriter | None) -> None:
         progress = self.progress
         self._average_buffers()
         self.model.eval()
         with torch.no_grad():
             score = self.lesson.score()
-        score = -inf if isnan(score) else score
+        with uninterrupted():
+            self._keep(-inf if isnan(score) else score)
+            if writer:
+                writer.add_scalar("validation", progress.scores[-1], progress.steps)
+                self._save()
+
+    def _keep(self, score: float) -> None:
+        """Adds the score of the present model, and keeps the model if it is the best."""
+        progress = self.progress
         if score > progress.top or len(progress.scores) == progress.first:
             state = self.model.state_dict()
             progress.best = {
                 name: value.detach().clone() for name, value in state.items()
             }
         progress.scores.append(score)
-        if writer:
-            writer.add_scalar("validation", score, progress.steps)
-            self._save()
+        progress.validated = progress.steps
 
     def _save(self) -> None:
         state = {

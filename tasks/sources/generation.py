@@ -10,7 +10,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from tasks.common.distributed import Ranks, joined
-from tasks.shards import Folder, Networks, read_shard, write_shard
+from tasks.common.interrupts import Interrupted
+from tasks.shards import Folder, Networks, read_shard, shard_paths, write_shard
 
 
 class Job(NamedTuple):
@@ -64,9 +65,24 @@ def make_shards(
 
     make: the groups of a shard. quality: columns whose means are in the manifest.
 
-    Raises ValueError if the folder was begun with other settings.
+    Raises ValueError if the folder was begun with other settings, and Interrupted for Ctrl-C.
     """
     folder.begin()
+    try:
+        _make_missing(folder, wanted, make, quality)
+    except KeyboardInterrupt:
+        count = len(shard_paths(folder.path))
+        raise Interrupted(
+            f"folder '{folder.path}' has {count} shards; the same command makes the others"
+        ) from None
+
+
+def _make_missing(
+    folder: Folder,
+    wanted: Iterable[Job],
+    make: Callable[[Job], Sequence[Networks]],
+    quality: Sequence[str],
+) -> None:
     with joined() as ranks:
         start, made = perf_counter(), 0
         for job in tqdm(

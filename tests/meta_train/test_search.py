@@ -41,7 +41,7 @@ def test_trials_are_kept_and_the_best_is_written(config, capsys):
     best = max(lines, key=lambda line: line["score"])
     found = load_pretrained(f"{config.folder}/best.safetensors")
     assert found.metanet.config.width == best["numbers"]["width"]
-    trained, scaled = found.recipe["stages"]
+    trained, scaled = found.recipe["stages"][-2:]
     assert scaled["chosen"]["gain"] == best["gain"]
     assert trained["horizon"] == scaled["steps"] == 8
     # scored by the validation accuracy of its gain

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from math import sqrt
 
 import numpy as np
@@ -21,6 +22,7 @@ from ngopt.cooldown import Cooldown
 from ngopt.models import FeedForward
 from tasks.common import cli
 from tasks.common.distributed import RankLost
+from tasks.common.interrupts import Interrupted
 from tasks.common.random import derive_seed
 
 TOY = "tests.meta_train.by_hand:Regression32"
@@ -41,7 +43,7 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     whole = MetaTrainer(config(tmp_path / "whole", **settings))
     whole.run()
 
-    class Interrupted(Exception):
+    class Stopped(Exception):
         pass
 
     broken = MetaTrainer(config(tmp_path / "broken", **settings))
@@ -50,12 +52,12 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     def step():
         # after the checkpoint of outer step 4, in the middle of an optimizee's life
         if len(done) == 5:
-            raise Interrupted
+            raise Stopped
         done.append(None)
         return real_step()
 
     broken.step = step
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stopped):
         broken.run()
     resumed = MetaTrainer(config(tmp_path / "broken", **settings))
     resumed.run()
@@ -75,6 +77,64 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     ]
     assert logs[0] == logs[1]
     assert [record["outer_step"] for record in logs[0]] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("estimator", ["tbptt", "tbptt-2", "pes", "imitation"])
+def test_ctrl_c_in_an_outer_step_loses_that_step_alone(
+    tmp_path, estimator, monkeypatch
+):
+    settings = {"estimator": estimator, "validate_every": 6}
+    whole = MetaTrainer(config(tmp_path / "whole", **settings))
+    whole.run()
+    path = tmp_path / "broken" / "checkpoint.pt"
+    broken = config(tmp_path / "broken", **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaTrainer, "step", stopped_in_unroll(MetaTrainer.step, at=4))
+        told = re.escape(
+            f"checkpoint '{path}' stands at outer step 4; the same command"
+        )
+        with pytest.raises(Interrupted, match=told):
+            train.run(broken)
+    resumed = MetaTrainer(broken)
+    resumed.run()
+    rows = zip(whole.metanet.parameters(), resumed.metanet.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in rows)
+    assert [record["outer_step"] for record in resumed.log] == [6]
+
+
+def stopped_in_unroll(real_step, at):
+    """A step in which, after so many, the second inner loss of an unroll raises."""
+
+    def step(self):
+        if self.outer_step == at:
+            losses = []
+
+            def loss(*args, real=Optimizee.loss):
+                losses.append(None)
+                if len(losses) == 2:
+                    raise KeyboardInterrupt
+                return real(*args)
+
+            for optimizee in self.worker._optimizees.values():
+                optimizee.loss = partial(loss, optimizee)
+        return real_step(self)
+
+    return step
+
+
+def test_ctrl_c_in_a_validation_repeats_it(tmp_path, monkeypatch):
+    settings = config(tmp_path)
+
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaTrainer, "validate", stopped)
+        with pytest.raises(Interrupted, match="stands at outer step 2;"):
+            train.run(settings)
+    resumed = MetaTrainer(settings)
+    resumed.run()
+    assert [record["outer_step"] for record in resumed.log] == [2, 4, 6]
 
 
 class TestRanks:

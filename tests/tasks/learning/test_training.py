@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from math import nan
 
@@ -6,6 +7,7 @@ import torch
 from torch import nn
 
 from tasks.common.distributed import Ranks
+from tasks.common.interrupts import Interrupted
 from tasks.learning.training import (
     CHECKPOINT,
     Trainer,
@@ -185,3 +187,57 @@ def test_the_learning_rate_rises_and_falls():
 def test_settings_that_make_no_sense(change, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **change)
+
+
+class Stopping(Line):
+    """With running statistics; Ctrl-C comes in the loss of a step, after the forward pass."""
+
+    def __init__(self, at=None):
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))
+        self.at = at
+
+    def loss(self, step):
+        found = super().loss(step)
+        if step == self.at:
+            raise KeyboardInterrupt
+        return found
+
+    def score(self):
+        if self.at == "validation":
+            raise KeyboardInterrupt
+        return -self.model[0].weight.abs().max().item()
+
+
+@pytest.mark.parametrize("at, steps", [(5, 5), (40, 40), ("validation", 12)])
+def test_ctrl_c_keeps_all_finished_steps(tmp_path, at, steps):
+    path = tmp_path / "broken" / CHECKPOINT
+    told = f"checkpoint '{path}' stands at step {steps}; the same command with --folder"
+    with pytest.raises(Interrupted, match=re.escape(told)):
+        trained(tmp_path / "broken", Stopping(at))
+    broken, progress = trained(tmp_path / "broken", Stopping())
+    assert broken.steps[0] == steps
+    # a new process does not count its first two steps
+    whole, _ = trained(tmp_path / "whole", Stopping())
+    assert whole.steps == list(range(62)) and broken.steps[-1] == 63
+    assert len(progress.scores) == 6
+
+
+def test_ctrl_c_changes_no_step(tmp_path):
+    trainer = Trainer(Stopping(5), CONFIG, tmp_path / "broken", {})
+    with pytest.raises(Interrupted):
+        trainer.run()
+    resumed = Trainer(Stopping(), CONFIG, tmp_path / "broken", {})
+    resumed._resume()
+    whole = Trainer(Stopping(), CONFIG, tmp_path / "whole", {})
+    for _ in range(5):
+        whole.step()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert whole.progress.steps == resumed.progress.steps
+
+
+def test_with_several_ranks_the_last_validations_checkpoint_stays(tmp_path):
+    trainer = Trainer(Stopping(), CONFIG, tmp_path, {}, Ranks(0, 2))
+    assert "was not written yet" in str(trainer._interrupted())
+    assert not (tmp_path / CHECKPOINT).exists()

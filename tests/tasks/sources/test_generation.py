@@ -1,7 +1,10 @@
+import re
+
 import pytest
 import torch
 
 from tasks.common.distributed import Ranks
+from tasks.common.interrupts import Interrupted
 from tasks.shards import (
     Folder,
     Networks,
@@ -91,3 +94,16 @@ def test_a_damaged_shard_is_made_again(tmp_path, capsys, kept):
     assert group.columns["number"].tolist() == [2, 3]
     told = capsys.readouterr().out
     assert f"made again: shard '{path}'" in told and "4 networks in" in told
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    folder = Folder(tmp_path, {})
+
+    def make(job):
+        if job.number == 1:
+            raise KeyboardInterrupt
+        return networks(job)
+
+    told = f"folder '{tmp_path}' has 1 shards; the same command makes the others"
+    with pytest.raises(Interrupted, match=re.escape(told)):
+        make_shards(folder, list(jobs({"train": 4}, 2)), make, ["number"])
