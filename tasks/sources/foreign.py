@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call, vmap
 
 from tasks.common.files import read_json
 from tasks.networks.architectures import make_module
 from tasks.shards import Networks, check_parameters
 
+AT_ONCE = 64
+"""Networks of one forward pass."""
 SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
 """How split files call ours."""
 
@@ -130,7 +134,7 @@ def single(
     columns: what is known of it.
 
     Raises ValueError, which names file and parameter, for parameters that are not those of the
-    architecture or not finite.
+    architecture or not finite, and for a network that cannot run or whose outputs are not finite.
     """
     stacked = {name: value[None] for name, value in params.items()}
     known = {key: torch.tensor([value]) for key, value in columns.items()}
@@ -149,9 +153,53 @@ def checked(
     """
     expected = shapes(path, architecture)
     check_parameters(f"file '{path}'", expected, params)
-    return Networks(
-        architecture, {name: params[name].float() for name in expected}, columns
-    )
+    own = {name: params[name].float() for name in expected}
+    check_outputs(path, architecture, own, columns.get("run"))
+    return Networks(architecture, own, columns)
+
+
+@torch.no_grad()
+def check_outputs(
+    path: Path,
+    architecture: Mapping[str, Any],
+    params: Mapping[str, Tensor],
+    rows: Tensor | None,
+) -> None:
+    """One forward pass of each network on a random input.
+
+    rows: numbers of the networks in the file; None where it has one. Raises ValueError, which
+    names the file and the number, for the first network that cannot run or whose outputs are not
+    finite.
+    """
+    module = make_module(architecture)
+    inputs = random_like(module.example())
+    count = len(next(iter(params.values())))
+    for places in torch.arange(count).split(AT_ONCE):
+        some = {name: value[places] for name, value in params.items()}
+        which = [network_name(path, rows, place) for place in places.tolist()]
+        try:
+            outputs = vmap(partial(functional_call, module), (0, None))(some, inputs)
+        except RuntimeError as error:
+            shape = tuple(inputs.shape)
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{which[0]}: expected a network that runs on inputs of shape {shape}; got: "
+                f"{reason}"
+            ) from None
+        is_finite = outputs.flatten(1).isfinite().all(1)
+        if not is_finite.all():
+            odd = which[int(is_finite.int().argmin())]
+            raise ValueError(f"{odd}: expected finite outputs; got others")
+
+
+def random_like(example: Tensor) -> Tensor:
+    """The same numbers at each call, uniform in [0, 1)."""
+    return torch.rand(example.shape, generator=torch.Generator().manual_seed(0))
+
+
+def network_name(path: Path, rows: Tensor | None, place: int) -> str:
+    """A network of a file, for messages."""
+    return f"file '{path}'" + ("" if rows is None else f": network {rows[place]}")
 
 
 def shapes(path: Path, architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

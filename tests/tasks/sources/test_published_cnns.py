@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.sources import published_cnns
 from tasks.sources.published_cnns import read_cnn_zoo, read_wild_park
 from tests.tasks.sources.published import (
     WILD_CONFIG,
@@ -123,6 +124,23 @@ class TestCnnZoo:
         assert runs["test"] == list(range(21, 40, 2))
         assert sorted(runs["train"] + runs["validation"]) == list(range(1, 20, 2))
         assert len(runs["train"]) == 8
+
+    def test_a_network_whose_outputs_are_not_finite_is_named(self, source):
+        weights = np.load(source / "weights.npy")
+        weights[21] = 1e30
+        np.save(source / "weights.npy", weights)
+        told = "weights.npy': network 21: expected finite outputs; got others"
+        with pytest.raises(ValueError, match=told):
+            list(read_cnn_zoo(source, "test"))
+
+    def test_networks_that_cannot_run_are_named(self, source, monkeypatch):
+        monkeypatch.setattr(published_cnns, "STRIDE", 16)
+        told = (
+            r"weights.npy': network \d+: expected a network that runs on inputs of shape "
+            r"\(1, 1, 32, 32\); got: .*[Kk]ernel size"
+        )
+        with pytest.raises(ValueError, match=told):
+            list(read_cnn_zoo(source, "test"))
 
     def test_bad_files(self, source):
         weights = np.load(source / "weights.npy")
@@ -288,6 +306,23 @@ class TestWildPark:
             match=r"splits.json': score: expected 3 values, as of path; got 2",
         ):
             next(read_wild_park(source, "test"))
+
+    @pytest.mark.parametrize(
+        "changes, told",
+        [
+            ({"stride": [16, 16, 1], "padding": [1, 0, 0]}, "[Kk]ernel size"),
+            ({"padding": [1, 0, 0]}, "size of tensor"),  # of the skip's two ends
+        ],
+    )
+    def test_networks_that_cannot_run_are_refused(
+        self, source, tmp_path, changes, told
+    ):
+        path = Path(source.parent, "zoo/run_2/checkpoint_1/checkpoint.pt")
+        values = torch.load(path, weights_only=True)
+        torch.save({**values, "config": {**WILD_CONFIG, **changes}}, path)
+        expected = f"checkpoint_1/checkpoint.pt': expected a network that runs .*{told}"
+        with pytest.raises(ValueError, match=expected):
+            list(read_wild_park(source, "test"))
 
     @pytest.mark.parametrize(
         "key, value, told",
