@@ -24,6 +24,8 @@ from meta_train.report import deviation, spread, summarize
 from meta_train.runs import Record, Run, execute, runs_of
 from meta_train.weighted import trained_metanet
 from ngopt.learned import LearnedOptimizer
+from ngopt.models import METANETS
+from ngopt.models.imported import find_metanet
 from ngopt.pretrained import load_pretrained, save_pretrained
 from tasks.common import cli
 from tasks.common.files import make_folder, write_json
@@ -45,6 +47,8 @@ class Config:
     seeds: int = 5
     folder: str = "runs/graph_every"
     processes: int = 1
+    metanet: str | None = None
+    """module:Class of your own metanet, which is imported, where weights name one."""
 
     def __post_init__(self) -> None:
         if 1 not in self.every:
@@ -59,6 +63,8 @@ Found = dict[str, dict[int, list[Record]]]
 
 def run(config: Config) -> None:
     folder = Path(config.folder)
+    if config.metanet is not None:
+        find_metanet(config.metanet, METANETS, may_import=True)
     learned = load_pretrained(config.weights)
     if not trained_metanet(learned).d_context:
         raise ValueError(

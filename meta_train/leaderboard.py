@@ -23,6 +23,8 @@ from meta_train.problems import LISTS, load_problem, problem_names
 from meta_train.report import Row, mean_validation_losses, notes, summarize
 from meta_train.runs import Record, Run, execute, file_name
 from meta_train.standings import REFERENCE, Standing, matrix, steps_to_reference
+from ngopt.models import METANETS
+from ngopt.models.imported import find_metanet
 from tasks.common import cli
 from tasks.common.files import finite, write_json
 from tasks.common.settings import check_counts
@@ -58,6 +60,8 @@ class Config:
     folder: str = "runs/leaderboard"
     processes: int = 1
     """Runs at the same time, of one thread each; times mean little with more than free cores."""
+    metanet: str | None = None
+    """module:Class of your own metanet, which is imported, where weights name one."""
 
     def __post_init__(self) -> None:
         check_counts(self, "seeds", "steps", "tuning_seeds", "processes")
@@ -129,6 +133,8 @@ def compare(config: Config) -> Leaderboard:
 
     Raises ValueError if a problem or an optimizer is unknown, before anything runs.
     """
+    if config.metanet is not None:
+        find_metanet(config.metanet, METANETS, may_import=True)
     specs = [load_optimizer(name) for name in config.optimizers]
     problems = problem_names(config.problems)
     for name in problems:

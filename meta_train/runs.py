@@ -33,6 +33,8 @@ from meta_train.optimizers import (
 )
 from meta_train.problems import Metrics, Problem, load_problem
 from ngopt.learned import LearnedOptimizer
+from ngopt.models import METANETS
+from ngopt.models.imported import find_metanet, imported_metanets
 from ngopt.pretrained import save_pretrained, weights_hash
 from tasks.common.files import finite, make_folder
 from tasks.common.random import seeded
@@ -347,6 +349,13 @@ def _break(handle: int) -> str:
     return "\n" if size and os.pread(handle, 1, size - 1) != b"\n" else ""
 
 
+def _begin_process(metanets: Sequence[str]) -> None:
+    """metanets: of the user's own, which weights may name."""
+    torch.set_num_threads(1)
+    for name in metanets:
+        find_metanet(name, METANETS, may_import=True)
+
+
 def _execute_in_processes(
     pending: Sequence[Run], folder: Path, processes: int, bar: tqdm
 ) -> None:
@@ -356,8 +365,8 @@ def _execute_in_processes(
     pool = ProcessPoolExecutor(
         processes,
         multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
+        initializer=_begin_process,
+        initargs=(imported_metanets(),),
     )
     bar.set_description(", ".join(map(str, pending[:processes])))
     try:

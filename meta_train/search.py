@@ -25,6 +25,7 @@ from optuna.trial import TrialState
 from meta_train import sweep, train
 from meta_train.trials import claim, open_study, write_trials
 from ngopt.models import METANETS
+from ngopt.models.imported import find_metanet
 from tasks.common import cli
 from tasks.common.interrupts import Interrupted
 from tasks.common.settings import check_counts, named_settings
@@ -48,7 +49,7 @@ class Config:
     """Settings of the search."""
 
     metanet: str = "ng-gnn"
-    """Name of the metanet to train."""
+    """Name of the metanet to train, or module:Class of your own."""
     init_from: str | None = "ff"
     """Weights to start from; the widths of its MLP then stay as they are."""
     problems: tuple[str, ...] = ("fm-16", "fm-8", "fm-8")
@@ -96,7 +97,7 @@ def check_fashion(problems: Sequence[str]) -> None:
 
 def suggested(trial: optuna.Trial, config: Config) -> train.Config:
     """How a trial meta-trains."""
-    known = vars(METANETS[config.metanet].Config())
+    known = vars(find_metanet(config.metanet, METANETS, may_import=True).Config())
     sizes = dict(config.metanet_config)
     for key, choices in (
         ("width", WIDTHS),

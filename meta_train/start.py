@@ -8,6 +8,7 @@ from typing import Any
 
 from ngopt.learned import LearnedOptimizer
 from ngopt.models import METANETS, FeedForward, GraphMetanet, Metanet
+from ngopt.models.imported import find_metanet
 from ngopt.pretrained import load_pretrained
 from tasks.common.random import seeded
 
@@ -20,14 +21,13 @@ def make_learned(
 ) -> LearnedOptimizer:
     """A metanet from weights, with what these have beside it, or from a random start.
 
-    init_from: the name of bundled weights or a file; those of an FF become another metanet's head.
+    name: of a registered metanet, or module:Class, which is imported. init_from: the name of
+    bundled weights or a file; those of an FF become another metanet's head.
     numbers: of the metanet's config. seed: of random weights.
 
     Raises ValueError if the metanet, the weights or a number is unknown, or they do not fit.
     """
-    if name not in METANETS:
-        raise ValueError(f"metanet '{name}': expected one of {', '.join(METANETS)}")
-    cls = METANETS[name]
+    cls = find_metanet(name, METANETS, may_import=True)
     changes = _config_changes(cls, numbers)
     with seeded(seed, 12):
         if init_from is None:

@@ -22,6 +22,8 @@ from meta_train.unroll import Optimizee, whole_run
 from meta_train.weighted import trained_metanet
 from ngopt.cooldown import Cooldown
 from ngopt.learned import LearnedOptimizer
+from ngopt.models import METANETS
+from ngopt.models.imported import find_metanet
 from ngopt.pretrained import load_pretrained, save_pretrained
 from tasks.common import cli
 from tasks.common.files import finite, make_folder, write_json
@@ -49,6 +51,8 @@ class Config:
     autocast: bool = False
     """Compute losses in bfloat16."""
     seed: int = 0
+    metanet: str | None = None
+    """module:Class of your own metanet, which is imported, where weights name one."""
 
 
 class Scale(NamedTuple):
@@ -72,6 +76,8 @@ class Found(NamedTuple):
 
 def search(config: Config) -> Found:
     """Runs all scales, and writes the weights with the best one and a record of the runs."""
+    if config.metanet is not None:
+        find_metanet(config.metanet, METANETS, may_import=True)
     learned = load_pretrained(config.weights)
     output = Path(config.output)
     make_folder(output.parent)

@@ -24,7 +24,7 @@ class Config:
     folder: str
     """Where checkpoints, logs and weights go."""
     metanet: str = "ff"
-    """Name of the metanet to train."""
+    """Name of the metanet to train, or module:Class of your own `ngopt.models.Metanet`."""
     init_from: str | None = None
     """Weights (a bundled name or a file) to start from;
     those of an FF become another metanet's head."""

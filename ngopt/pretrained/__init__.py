@@ -20,6 +20,7 @@ from ngopt.cooldown import Cooldown
 from ngopt.files import digest, is_intact, read_tensors, write_tensors
 from ngopt.learned import BASES, LearnedOptimizer
 from ngopt.models import METANETS, Metanet
+from ngopt.models.imported import find_metanet, metanet_name
 
 FORMAT = "ngopt-2"
 FOLDER = Path(__file__).parent
@@ -34,7 +35,9 @@ def list_pretrained() -> list[str]:
 def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
     """The learned optimizer of a bundled weights file (by name) or of a file (by path).
 
-    Its metanet is in float32 on the CPU and needs no gradients.
+    Its metanet is in float32 on the CPU and needs no gradients. A file that names a metanet of your
+    own, "module:Class", is loaded if its module is imported already: reading a file imports
+    nothing.
 
     Raises ValueError if there is no such name or file, if the file is damaged, or if its format,
     base rule, metanet or a config is not one that this version knows.
@@ -51,7 +54,8 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
             f"weights file '{path}': its contents do not have the SHA-256 that it records"
         )
     base = _build(path, "base rule", BASES, metadata["base"], metadata["base_config"])
-    metanet = _build(path, "metanet", METANETS, metadata["metanet"], metadata["config"])
+    known = _metanets(path, metadata["metanet"])
+    metanet = _build(path, "metanet", known, metadata["metanet"], metadata["config"])
     if metanet is not None:
         metanet.float()  # whatever torch's default dtype is
         try:
@@ -124,7 +128,7 @@ def _description(learned: LearnedOptimizer) -> dict[str, str]:
     described = {
         "base": NONE if base is None else base.name,
         "base_config": json.dumps({} if base is None else asdict(base.config)),
-        "metanet": NONE if metanet is None else metanet.name,
+        "metanet": NONE if metanet is None else metanet_name(metanet, METANETS),
         "config": json.dumps({} if metanet is None else asdict(metanet.config)),
     }
     return (
@@ -153,6 +157,16 @@ def _resolve(weights: str | os.PathLike) -> Path:
         f"weights '{os.fspath(weights)}': expected one of {known}, or an existing weights file; "
         f"got neither"
     )
+
+
+def _metanets(path: Path, name: str) -> Mapping[str, type[Metanet]]:
+    """The registered metanets, and the imported one that a file names as "module:Class"."""
+    if ":" not in name:
+        return METANETS
+    try:
+        return {**METANETS, name: find_metanet(name, METANETS)}
+    except ValueError as error:
+        raise ValueError(f"weights file '{path}': {error}") from None
 
 
 def _build(

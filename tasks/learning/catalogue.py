@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from ngopt.models.imported import find_class
 from tasks.baselines import BASELINES
 from tasks.models.base import NetworkModel
 from tasks.models.graph_models import (
@@ -33,13 +34,24 @@ def make_model(
 ) -> NetworkModel:
     """A reader or an editor, see `NetworkModel`.
 
+    name: one of `MODELS`, or module:Class of your own, which is imported: a `NetworkModel` that is
+    made as ours are, whose attribute `Config` is the dataclass of its numbers.
     sizes: numbers of its config. Raises ValueError for an unknown model or size.
     """
-    if name not in MODELS:
-        raise ValueError(f"model: expected one of {', '.join(MODELS)}; got '{name}'")
-    config_class, model = MODELS[name]
+    config_class, model = MODELS[name] if name in MODELS else own_model(name)
     config = configured(config_class(), sizes)
     return model(architectures, d_out, config, edits=edits)
+
+
+def own_model(name: str) -> tuple[Any, Any]:
+    """Configuration and model of module:Class."""
+    model = find_class("model", name, list(MODELS), NetworkModel, may_import=True)
+    config = getattr(model, "Config", None)
+    if not is_dataclass(config):
+        raise ValueError(
+            f"model '{name}': expected an attribute Config, a dataclass; got {config!r}"
+        )
+    return config, model
 
 
 def configured(config: Any, sizes: Mapping[str, float]) -> Any:

@@ -39,7 +39,7 @@ class LessonConfig:
     folder: str
     """Where checkpoint, logs and result go."""
     model: str = "ng-gnn"
-    """Name of a model."""
+    """Name of a model, or module:Class of your own `tasks.models.base.NetworkModel`."""
     probes: int = 0
     """Learned inputs of a graph network."""
     symmetry: bool = True

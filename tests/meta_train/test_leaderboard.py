@@ -15,6 +15,7 @@ from ngopt.learned import LearnedOptimizer
 from ngopt.models import FeedForward, NeuralFunctional
 from ngopt.pretrained import save_pretrained
 from tests.meta_train.small import CONTRARY, SILENT, TOY, Toy
+from tests.own import Halved
 
 REPORT = ("results.json", "table.md")
 
@@ -305,3 +306,12 @@ def test_runs_on_inferred_graphs_are_not_those_of_traced_ones(config, tmp_path):
     del known["run"]["traced"]  # as records from before are
     runs.record_path(tmp_path, run).write_text(json.dumps(known) + "\n")
     assert run not in runs.read_records(tmp_path, [run])
+
+
+@pytest.mark.slow
+def test_processes_import_your_own_metanet(config, tmp_path):
+    path = str(tmp_path / "own.safetensors")
+    save_pretrained(LearnedOptimizer(metanet=Halved()), path)
+    own = {"optimizers": ("adam-default", path), "metanet": "tests.own:Halved"}
+    board = compare(replace(config, **own, processes=2))
+    assert {row.optimizer for row in board.rows} == {"adam-default", path}

@@ -102,6 +102,19 @@ def test_ctrl_c_in_an_outer_step_loses_that_step_alone(
     assert [record["outer_step"] for record in resumed.log] == [6]
 
 
+def test_your_own_metanet_is_trained_resumed_and_swept(tmp_path, capsys):
+    own = {"metanet": "tests.own:Halved"}
+    train.run(config(tmp_path, **own))
+    train.run(config(tmp_path, **own, outer_steps=8))
+    best, scaled = (str(tmp_path / f"{name}.safetensors") for name in ("best", "gain"))
+    assert type(load_pretrained(best).metanet).__name__ == "Halved"
+    sizes = {"problems": (TOY,), "gains": (1.0, 2.0), "seeds": 1, "steps": 4}
+    sweep.run(sweep.Config(weights=best, output=scaled, **own, **sizes))
+    assert type(load_pretrained(scaled).metanet).__name__ == "Halved"
+    with pytest.raises(ValueError, match="expected 'Own' in module 'tests.own'"):
+        train.run(config(tmp_path / "odd", metanet="tests.own:Own"))
+
+
 def stopped_in_unroll(real_step, at):
     """A step in which, after so many, the second inner loss of an unroll raises."""
 

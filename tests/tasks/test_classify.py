@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_settings_that_make_no_sense(config):
 
 def test_unknown_models_and_sizes_are_named(config):
     with pytest.raises(
-        ValueError, match="model: expected one of ng-gnn, .*; got 'mamba'"
+        ValueError, match="model 'mamba': expected one of ng-gnn, .*, or module:Class"
     ):
         Classification(replace(config, model="mamba"))
     with pytest.raises(
@@ -133,3 +134,18 @@ def test_labels_of_no_class_are_refused(config, data, tmp_path):
     write_shard(path, [replace(group, columns=columns)])
     with pytest.raises(ValueError, match="inr': label: expected 0 to 9; got"):
         Classification(replace(config, data=str(folder)))
+
+
+def test_a_model_of_your_own(config, tmp_path):
+    own = replace(config, model="tests.own:Flat", probes=0, sizes={"dropout": 0.5})
+    run(own)
+    found = json.loads((Path(own.folder) / "result.json").read_text())
+    assert found["config"]["model"] == "tests.own:Flat"
+    run(own)  # its checkpoint is read again
+    for name, told in (
+        ("tests.own:Halved", "a subclass of tasks.models.base.NetworkModel; got"),
+        ("tests.own:None_", "expected 'None_' in module 'tests.own'; got none"),
+        ("nothing", "model 'nothing': expected one of .*, or module:Class"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Classification(replace(own, model=name))

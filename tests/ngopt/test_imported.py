@@ -1,0 +1,88 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ngopt import NGOptimizer, load_pretrained
+from ngopt.learned import LearnedOptimizer
+from ngopt.models import METANETS, FeedForward
+from ngopt.models.imported import find_metanet, imported_metanets
+from ngopt.pretrained import save_pretrained, weights_hash
+
+OWN = "tests.own:Halved"
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    cls = find_metanet(OWN, METANETS, may_import=True)
+    path = tmp_path / "own.safetensors"
+    save_pretrained(LearnedOptimizer(metanet=cls(cls.Config())), path)
+    return path
+
+
+def test_weights_of_your_own_metanet_are_those_that_were_saved(weights):
+    from tests.own import Halved
+
+    metanet = load_pretrained(weights).metanet
+    assert type(metanet) is Halved  # and not the "ff" whose name it inherits
+    same = FeedForward(metanet.config)
+    same.load_state_dict(metanet.state_dict())
+    features = torch.randn(5, 14)
+    halved = metanet.updates(features, None)
+    assert torch.equal(halved, same.updates(features, None) / 2)
+    hashes = {weights_hash(LearnedOptimizer(metanet=one)) for one in (metanet, same)}
+    assert len(hashes) == 2
+    p = torch.nn.Parameter(torch.ones(3, 2))
+    p.grad = torch.ones(3, 2)
+    NGOptimizer([p], weights=weights).step()
+    assert OWN in imported_metanets()
+
+
+def test_reading_a_file_imports_nothing(weights):
+    code = f"""
+import sys
+from ngopt import load_pretrained
+try:
+    load_pretrained({str(weights)!r})
+except ValueError as error:
+    print(error)
+assert "tests.own" not in sys.modules
+import tests.own
+print(type(load_pretrained({str(weights)!r}).metanet).__name__)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    error, name = found.stdout.splitlines()
+    told = f"weights file '{weights}': metanet '{OWN}': expected module 'tests.own' to be imported"
+    assert error.startswith(told)
+    assert f"Import it first, or pass --metanet {OWN}" in error
+    assert name == "Halved"
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("gnn", "metanet 'gnn': expected one of ff, lstm, .*, or module:Class"),
+        ("tests.none:Own", "expected a module 'tests.none'; got: No module named"),
+        ("tests.own:Other", "expected 'Other' in module 'tests.own'; got none"),
+        ("tests.own:NoModel", "a subclass of ngopt.models.metanet.Metanet; got <class"),
+        (":Own", "metanet ':Own': expected one of"),
+    ],
+)
+def test_names_of_no_metanet(name, told):
+    with pytest.raises(ValueError, match=told):
+        find_metanet(name, METANETS, may_import=True)
+
+
+def test_registered_metanets_have_their_names():
+    assert find_metanet("ng-gnn", METANETS) is METANETS["ng-gnn"]
