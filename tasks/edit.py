@@ -114,9 +114,12 @@ def originals(config: Config, data: Mapping[str, ImageNetworks]) -> dict[str, Te
             f"'{config.originals}'"
         )
     images = load_dataset(config.originals or settings["data"])
-    known = {split: getattr(images, split).images for split in SPLITS}
+    known: dict[str, Tensor] = {}
+    for split in SPLITS:
+        known[split] = getattr(images, split).images
     if program == PUBLISHED:  # counts the images of all splits together
-        known = dict.fromkeys(SPLITS, torch.cat(list(known.values())))
+        everything = torch.cat(list(known.values()))
+        known = {split: everything for split in SPLITS}
     return {
         split: images_of(config.data, found, known[split])
         for split, found in data.items()
