@@ -160,7 +160,8 @@ def _joined(delta: Tensor | None, change: Change, p: Tensor) -> Tensor:
 
 def uncompiled(function: Function) -> Function:
     """Marks work of the host, which `torch.compile` is to leave as it is."""
-    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
+    # torch.compiler.disable does the same, but imports torch._dynamo at once
+    return torch._disable_dynamo(function)  # pyright: ignore[reportReturnType]
 
 
 def as_average(p: Tensor) -> Tensor:
