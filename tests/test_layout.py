@@ -119,7 +119,7 @@ GRAPH = ROOT / "ngopt" / "graph"
 LAYERS = """
 pieces summary core sharding topology edge_list order flattened_maps interop usage
 matrices activation_symmetry labels parameter_graph infer sequential grid layout figure draw
-tracing tracing.capture tracing.values tracing.nodes tracing.edges tracing.stars
+tracing tracing.copies tracing.isolation tracing.capture tracing.values tracing.nodes tracing.edges tracing.stars
 tracing.blocks tracing.tracer tracing.finish
 rules.registry rules.pairs rules.complex_numbers rules.parameters rules.entrywise
 rules.entries rules.reductions

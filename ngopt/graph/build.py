@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import warnings
 from collections.abc import Iterable
@@ -10,17 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, is_lazy
+from torch.nn.parameter import is_lazy
 
 from ngopt.graph.core import NeuralGraph, ParameterSpec
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.sequential import sequential_graph
+from ngopt.graph.topology import unconnected
 from ngopt.graph.tracing.capture import (
     NotCaptured,
     arguments,
     capture,
     guess_inputs,
 )
+from ngopt.graph.tracing.copies import Copier
+from ngopt.graph.tracing.isolation import isolated
 from ngopt.graph.walk import trace
 
 
@@ -38,6 +40,10 @@ def build_graph(
         is read as it stands, and for others an input is guessed from the first layer; where that
         fails, the parameters decide, with a warning that names the module. So they do of a module
         that is sharded (FSDP), which nothing but its training may run.
+
+    A copy of the module runs, which shares the parameters: nothing of the module changes, no hook
+    of the user runs, and random generators are put back. `ngopt.graph.tracing.isolation` says what
+    is not protected.
 
     Raises ValueError if there is no parameter, an element is no tensor, a lazy module has no shape
     yet, or the module does not run on the example input.
@@ -59,24 +65,57 @@ def build_graph(
         raise ValueError("build_graph: expected at least one parameter; got none")
     if example_input is not None:
         try:
-            program = capture(source, example_input)
+            return _traced(source, example_input)
         except NotCaptured as error:
             return _from_parameters(
                 source,
                 f"the functions that {type(source).__name__} applies cannot be listed ({error})",
             )
-        except Exception as error:
-            raise ValueError(
-                f"build_graph: {type(source).__name__} does not run on the example input: {error}"
-            ) from error
-        try:
-            return trace(program, source)
-        except Exception:
-            if not program.is_cut:
-                raise
-            return trace(capture(source, example_input, cut=False), source)
     graph = sequential_graph(source)
     return graph if graph is not None else _guess(source)
+
+
+def _traced(model: nn.Module, example_input: Any) -> NeuralGraph:
+    """The graph of what a module does to an example input.
+
+    In training mode a module may skip layers at random. If some parameters are unconnected, it is
+    traced in evaluation mode, too, and the graph that connects more elements is returned.
+    """
+    graph = _traced_in_mode(model, example_input, training=True)
+    is_training = any(module.training for module in model.modules())
+    if not is_training or not unconnected(graph):
+        return graph
+    try:
+        other = _traced_in_mode(model, example_input, training=False)
+    except Exception:  # it may take other inputs in evaluation mode
+        return graph
+    return max(graph, other, key=_connected_elements)
+
+
+def _connected_elements(graph: NeuralGraph) -> int:
+    loose = set(unconnected(graph))
+    return sum(spec.numel for spec in graph.parameters if spec.name not in loose)
+
+
+def _traced_in_mode(
+    model: nn.Module, example_input: Any, training: bool
+) -> NeuralGraph:
+    """Raises ValueError if the module does not run, NotCaptured if it cannot be traced."""
+    try:
+        program = capture(model, example_input, training=training)
+    except NotCaptured:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"build_graph: {type(model).__name__} does not run on the example input: {error}"
+        ) from error
+    try:
+        return trace(program, model)
+    except Exception:
+        if not program.is_cut:
+            raise
+        program = capture(model, example_input, cut=False, training=training)
+        return trace(program, model)
 
 
 def _is_sharded(model: nn.Module) -> bool:
@@ -101,16 +140,10 @@ def _materialized(model: nn.Module, example_input: Any) -> nn.Module:
             f"build_graph: '{name}' of a lazy module has no shape yet; give example_input, or run "
             f"the module before"
         )
-    empty = {  # buffers without a shape cannot be copied like others
-        id(b): UninitializedBuffer(device=b.device, dtype=b.dtype)  # type: ignore[call-arg]
-        for b in model.buffers()
-        if is_lazy(b)
-    }
-    model = copy.deepcopy(model, memo=empty)
-    args, kwargs = arguments(example_input)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        model(*args, **kwargs)
-    return model
+    with isolated(model) as duplicate, torch.no_grad():
+        args, kwargs = Copier().copy(arguments(example_input))
+        duplicate(*args, **kwargs)
+    return duplicate
 
 
 def _guess(model: nn.Module) -> NeuralGraph:

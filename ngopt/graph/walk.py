@@ -41,9 +41,10 @@ from ngopt.graph.tracing.values import (
 def trace(program: Program, model: nn.Module) -> NeuralGraph:
     """The neural graph of the whole network."""
     walk = Walk(program, model)
-    # what some functions do is found out with random numbers
+    # what some functions do is found out with random numbers, of the CPU alone
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        # torch.manual_seed would seed those of all devices
+        torch.default_generator.manual_seed(0)
         walk.run()
     return finish(walk.tracer)
 
@@ -220,11 +221,11 @@ class Walk:
         """An input of the network, a parameter or a constant."""
         state = self.program.state.get(call.name)
         if state is not None:
-            is_parameter = self.tracer.is_parameter(state)
+            if self.tracer.is_parameter(state):
+                return self.tracer.elements(state)
             # functions that work in place, as add_ on a counter, are computed with it
-            return (
-                self.tracer.elements(state) if is_parameter else state.detach().clone()
-            )
+            is_tensor = isinstance(state, Tensor)  # it may be a torch.Generator
+            return state.detach().clone() if is_tensor else state
         self.tracer.data.add(call)
         value = call.meta.get("val")
         if not isinstance(value, Tensor):

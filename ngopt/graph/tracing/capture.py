@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
 from io import StringIO
@@ -20,6 +19,9 @@ from torch.func import functional_call
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from ngopt.graph.tracing.copies import Copier
+from ngopt.graph.tracing.isolation import isolated
 
 BATCH = 2  # rows of an example that are used: norms in training mode need more than one
 
@@ -55,13 +57,19 @@ def packet_of(call: Node) -> Any:
     return getattr(call.target, "overloadpacket", call.target)
 
 
-def capture(model: nn.Module, example_input: Any, cut: bool = True) -> Program:
+def capture(
+    model: nn.Module,
+    example_input: Any,
+    cut: bool = True,
+    training: bool = True,
+) -> Program:
     """The functions that a module applies to an example input (see `arguments`).
 
     `torch.export` says it for whatever the input's values are. Where these decide what the module
     does (`if x.mean() > 0`), it cannot; then the module runs, and torch.fx records what it does to
-    this input. With `cut`, a few rows of the input do if the module takes them. Of the module's
-    state nothing changes. Raises whatever the module raises, or NotCaptured.
+    this input. With `cut`, a few rows of the input do if the module takes them. Without `training`
+    it runs in evaluation mode. A copy of the module runs: nothing of the module and of the input
+    changes, see `isolated`. Raises whatever the module raises, or NotCaptured.
     """
     whole = arguments(example_input)
     inputs = [whole]
@@ -70,19 +78,37 @@ def capture(model: nn.Module, example_input: Any, cut: bool = True) -> Program:
         few = tree_map(_few_rows, whole)
         inputs = [few, whole]
     reason = None
-    # dropout draws random numbers: the caller's generator does not notice
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet():
         for function, given in product((_export, _record), inputs):
             try:
-                program = function(model, *given)
+                program = _isolated(function, model, given, training)
                 return replace(program, is_cut=given is not whole)
             except Exception as error:
                 reason = error
-        # the module's own error, if it does not run; on a copy, as a run may change buffers
-        args, kwargs = whole
-        other = copy.deepcopy(model)
-        other(*args, **kwargs)
+        # the module's own error, if it does not run
+        _isolated(_run, model, whole, training)
     raise NotCaptured(str(reason))
+
+
+def _isolated(
+    function: Callable,
+    model: nn.Module,
+    inputs: tuple[tuple, dict[str, Any]],
+    training: bool,
+) -> Any:
+    """A function of copies of a module and of its inputs.
+
+    A copy for each, as what a forward that failed has stored is of no use to the next.
+    """
+    with isolated(model) as duplicate:
+        args, kwargs = Copier().copy(inputs)
+        if not training:
+            duplicate.eval()
+        return function(duplicate, args, kwargs)
+
+
+def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    return model(*args, **kwargs)
 
 
 @contextmanager

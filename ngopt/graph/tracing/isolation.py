@@ -1,0 +1,190 @@
+"""Tracing a module without a trace: a copy runs, and what is shared is put back."""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from ngopt.graph.tracing.copies import Copier
+
+HEAP_TYPE = 1 << 9
+"""Flag of the classes whose attributes can be set (Py_TPFLAGS_HEAPTYPE)."""
+
+CACHE = functools._lru_cache_wrapper
+
+
+@contextmanager
+def isolated(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy of a module that may run without a change of the module or of anything around it.
+
+    The copy shares the parameters. Buffers, and whatever the forward stores in attributes of the
+    module and of objects that it refers to, are copied. Within, users' hooks do not run (those
+    that compute weights do), and class attributes and random generators are put back behind it.
+
+    What a forward stores elsewhere is not protected: in variables of closures and modules, and in
+    objects that cannot be copied, such as open files. torch.jit's modules are not copied, nor are
+    modules whose attributes cannot be followed; these run themselves.
+    """
+    copier = Copier()
+    try:
+        duplicate = copier.module(model)
+    except Exception:  # such as a chain of objects that is too long to follow
+        duplicate = model
+    with (
+        _kept_generators(model),
+        _without_global_hooks(),
+        _kept_class_attributes(copier.originals),
+        _kept_modes(duplicate),
+    ):
+        yield duplicate
+
+
+@contextmanager
+def _kept_generators(model: nn.Module) -> Iterator[None]:
+    """Random numbers of Python, NumPy and torch are those of a program that did not trace."""
+    state = random.getstate()
+    # looked up, not imported: a module that draws from it has imported it
+    numpy = sys.modules.get("numpy")
+    of_numpy = numpy and numpy.random.get_state()
+    devices = {p.device for p in (*model.parameters(), *model.buffers())}
+    try:
+        with torch.random.fork_rng([d.index for d in devices if d.type == "cuda"]):
+            yield
+    finally:
+        random.setstate(state)
+        if numpy is not None:
+            numpy.random.set_state(of_numpy)
+
+
+@contextmanager
+def _without_global_hooks() -> Iterator[None]:
+    """Hooks that are registered for all modules do not run."""
+    names = [name for name in vars(torch_module) if name.startswith("_global_")]
+    found = [vars(torch_module)[name] for name in names]
+    registries = [hooks for hooks in found if isinstance(hooks, dict) and hooks]
+    kept = [dict(hooks) for hooks in registries]
+    for hooks in registries:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, own in zip(registries, kept, strict=True):
+            # before those that were registered meanwhile
+            later = dict(hooks)
+            hooks.clear()
+            hooks.update({**own, **later})
+
+
+@contextmanager
+def _kept_class_attributes(objects: Iterable[Any]) -> Iterator[None]:
+    """Class attributes of objects are what they were, and so is what is in them."""
+    kinds = {kind for value in objects for kind in type(value).__mro__}
+    kinds = {kind for kind in kinds if _is_of_user(kind)}
+    contents = _Contents()
+    for kind in kinds:
+        for value in vars(kind).values():
+            contents.add(value)
+    attributes = {kind: dict(vars(kind)) for kind in kinds}
+    caches = {cache: cache.cache_info().currsize for cache in _caches(kinds)}
+    try:
+        yield
+    finally:
+        contents.put_back()
+        for kind, own in attributes.items():
+            _put_back_attributes(kind, own)
+        for cache, size in caches.items():
+            if cache.cache_info().currsize != size:
+                cache.cache_clear()
+
+
+def _is_of_user(kind: type) -> bool:
+    """Whether a class is written in Python, and is neither torch's nor Python's own."""
+    package = kind.__module__.partition(".")[0]
+    is_of_python = bool(kind.__flags__ & HEAP_TYPE)
+    return is_of_python and package not in {"torch", *sys.stdlib_module_names}
+
+
+def _caches(kinds: Iterable[type]) -> set[Any]:
+    """Caches of `functools` among the attributes of classes and in the files of these."""
+    found = set()
+    for kind in kinds:
+        file = sys.modules.get(kind.__module__)
+        for value in (*vars(kind).values(), *list(vars(file).values() if file else ())):
+            function = getattr(value, "__func__", value)
+            if type(function) is CACHE:
+                found.add(function)
+    return found
+
+
+class _Contents:
+    """What lists, dicts, sets and objects hold, as far as these can be reached from each other."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, Any]] = {}
+
+    def add(self, value: Any) -> None:
+        if id(value) in self._known:
+            return
+        if isinstance(value, (list, set, deque)):
+            inner = list(value)
+        elif isinstance(value, dict):
+            inner = list(value.values())
+        elif _is_of_user(type(value)) and hasattr(value, "__dict__"):
+            value = value.__dict__
+            inner = list(value.values())
+        else:
+            return
+        self._known[id(value)] = value, value.copy()
+        for item in inner:
+            self.add(item)
+
+    def put_back(self) -> None:
+        for container, content in self._known.values():
+            if _are_same(container, content):
+                continue
+            container.clear()
+            if isinstance(container, (list, deque)):
+                container.extend(content)
+            else:
+                container.update(content)
+
+
+def _are_same(container: Any, content: Any) -> bool:
+    """Whether the very same objects are in both."""
+    if len(container) != len(content):
+        return False
+    if isinstance(container, dict):
+        missing = object()
+        return all(container.get(key, missing) is content[key] for key in content)
+    if isinstance(container, set):
+        return container == content
+    return all(a is b for a, b in zip(container, content, strict=True))
+
+
+def _put_back_attributes(kind: type, attributes: dict[str, Any]) -> None:
+    now = dict(vars(kind))
+    for name in now.keys() - attributes.keys():
+        # names of Python, such as __abstractmethods__, may come at any time
+        if not name.startswith("__"):
+            delattr(kind, name)
+    for name, value in attributes.items():
+        if name not in now or now[name] is not value:
+            setattr(kind, name, value)
+
+
+@contextmanager
+def _kept_modes(model: nn.Module) -> Iterator[None]:
+    """Modules that are not copied are in training mode behind it if they were before."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
+        yield

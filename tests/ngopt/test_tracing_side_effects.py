@@ -1,0 +1,336 @@
+"""Tracing changes nothing of the module that is traced, nor of anything around it."""
+
+import functools
+import random
+import threading
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+
+from ngopt import NGOptimizer, build_graph
+from ngopt.graph.topology import unconnected
+from ngopt.graph.tracing.copies import Copier
+
+
+class Kept:
+    """Stores activations in an attribute, in one of its class, and in a slot."""
+
+    of_class = []
+    table = {}
+    __slots__ = ("__dict__", "slot")
+
+    def __init__(self):
+        self.items = []
+        self.last = deque(maxlen=2)
+        self.slot = None
+
+    def push(self, h):
+        self.items = [*self.items, h.detach()]
+        self.last.append(h.detach())
+        self.of_class.append(h.detach())
+        self.table["last"] = h.detach()
+        self.slot = h.detach()
+
+
+class Net(nn.Module):
+    count = 0
+    mean = None
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.kept = Kept()
+        self.lock = threading.Lock()
+        self.hidden = []
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        self.kept.push(h)
+        self.hidden.append(h)
+        self.first = h  # belongs to an autograd graph
+        type(self).count += 1
+        type(self).mean = h.mean()
+        self.calls += 1
+        return self.b(h)
+
+
+class Branching(Net):
+    """Its functions are recorded with real values: its values decide what it does."""
+
+    def forward(self, x):
+        return super().forward(x) if x.sum() < 1e9 else x
+
+
+NETWORKS = [Net, Branching]
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+    Kept.of_class.clear()
+    Kept.table.clear()
+    Net.count, Net.mean = 0, None
+    Branching.count = 0
+    yield
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_what_a_forward_stores_is_as_before(kind):
+    model = kind()
+    model(torch.randn(4, 8))
+    items, first = list(model.kept.items), model.first
+    graph = build_graph(model, torch.randn(4, 8))
+    assert unconnected(graph) == []
+    assert [*map(id, model.kept.items)] == [*map(id, items)]
+    assert len(model.kept.last) == len(model.hidden) == 1
+    assert len(Kept.of_class) == 1 and kind.count == 1
+    assert type(kind.mean) is type(Kept.table["last"]) is torch.Tensor
+    assert type(model.kept.slot) is torch.Tensor
+    assert model.first is first and first.grad_fn is not None
+    assert model.calls == 1
+
+
+def test_a_class_attribute_that_a_forward_adds_is_removed():
+    class Adding(Net):
+        def forward(self, x):
+            type(self).added = x
+            return self.b(self.a(x))
+
+    build_graph(Adding(), torch.randn(4, 8))
+    assert not hasattr(Adding, "added")
+
+
+def test_a_memory_bank_is_trained_with():
+    model = Net()
+    opt = NGOptimizer(model.parameters(), model=model)
+    for _ in range(3):
+        opt.zero_grad()
+        y = model(torch.randn(4, 8))
+        bank = torch.cat(model.kept.items)
+        (y.square().mean() + bank.mean().square()).backward()
+        opt.step()
+    assert len(model.kept.items) == 3
+
+
+def test_a_cache_of_functools_holds_no_fake_tensors():
+    class Masked(nn.Module):
+        @staticmethod
+        @functools.lru_cache
+        def mask(length):
+            return torch.ones(length, length).tril()
+
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.mask(x.shape[1]) @ self.a(x)
+
+    model = Masked()
+    build_graph(model, torch.randn(2, 3, 4))
+    assert type(model.mask(3)) is torch.Tensor
+
+
+def test_inputs_are_as_before():
+    class Writing(nn.Linear):
+        def forward(self, x, cache):
+            cache.append(x)
+            return super().forward(x.mul_(2)) if x.sum() < 1e9 else x
+
+    x, cache = torch.ones(2, 3), []
+    build_graph(Writing(3, 4), (x, cache))
+    assert cache == []
+    assert torch.equal(x, torch.ones(2, 3))
+
+
+class TestHooks:
+    def test_hooks_of_the_user_do_not_run(self):
+        calls = []
+        model = Net()
+        model.a.register_forward_pre_hook(lambda *_: calls.append("before"))
+        model.a.register_forward_hook(lambda *_: calls.append("behind"))
+        model.register_forward_hook(lambda *_: calls.append("whole"))
+        build_graph(model, torch.randn(4, 8))
+        assert calls == []
+        model(torch.randn(4, 8))
+        assert calls == ["before", "behind", "whole"]
+
+    def test_hooks_of_all_modules_do_not_run(self):
+        calls = []
+        handles = [
+            register_module_forward_pre_hook(lambda *_: calls.append("before")),
+            register_module_forward_hook(lambda *_: calls.append("behind")),
+        ]
+        try:
+            build_graph(Net(), torch.randn(4, 8))
+            assert calls == []
+            nn.ReLU()(torch.ones(1))
+            assert calls == ["before", "behind"]
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def test_hooks_of_a_module_in_a_list_do_not_run(self):
+        calls = []
+        teacher = nn.Linear(8, 8)
+        teacher.register_forward_hook(lambda *_: calls.append(1))
+
+        class Student(nn.Linear):
+            def forward(self, x):
+                return super().forward(x) + self.teacher[0](x)
+
+        model = Student(8, 8)
+        model.teacher = [teacher]
+        build_graph(model, torch.randn(4, 8))
+        assert calls == []
+
+    @pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+    @pytest.mark.parametrize("package", [nn.utils, nn.utils.parametrizations])
+    @pytest.mark.filterwarnings("ignore::FutureWarning")
+    def test_hooks_that_compute_weights_run(self, norm, package):
+        calls = []
+        function = getattr(package, norm)
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), function(nn.Linear(4, 2)))
+        model[2].register_forward_pre_hook(lambda *_: calls.append(1))
+        graph = build_graph(model, torch.randn(4, 3))
+        assert graph.unplaced == () and unconnected(graph) == []
+        assert calls == []
+
+    def test_hooks_of_the_user_that_compute_weights_run(self):
+        def scaled(module, _):
+            module.weight = module.weight_raw * 0.5
+
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        raw = model[2].weight
+        del model[2].weight
+        model[2].register_parameter("weight_raw", raw)
+        model[2].weight = raw * 0.5
+        model[2].register_forward_pre_hook(scaled)
+        graph = build_graph(model, torch.randn(4, 3))
+        assert graph.unplaced == () and unconnected(graph) == []
+
+
+def generators():
+    state = np.random.get_state()
+    return (
+        random.getstate(),
+        (state[0], state[1].tolist(), *state[2:]),
+        torch.get_rng_state().tolist(),
+    )
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_random_generators_are_as_before(branches):
+    class Random(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 4)
+            self.own = random.Random(0)
+            self.of_torch = torch.Generator().manual_seed(0)
+
+        def forward(self, x):
+            noise = random.random() + np.random.rand() + self.own.random()
+            noise += torch.rand((), generator=self.of_torch)
+            x = nn.functional.dropout(super().forward(x) + noise)
+            return x if not branches or x.sum() < 1e9 else -x
+
+    model = Random()
+    before = generators(), model.own.getstate(), model.of_torch.get_state().tolist()
+    build_graph(model, torch.randn(2, 3, generator=torch.Generator()))
+    after = generators(), model.own.getstate(), model.of_torch.get_state().tolist()
+    assert after == before
+
+
+def test_generators_of_gpus_are_not_seeded(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", calls.append)
+    build_graph(nn.Sequential(nn.Linear(8, 16), nn.ReLU()), torch.randn(2, 8))
+    assert calls == []
+
+
+class TestLayersSkippedAtRandom:
+    class Skipping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x):
+            for layer in self.layers:
+                if not self.training or self.takes():
+                    x = x + layer(x).relu()
+            return self.head(x)
+
+        def takes(self):
+            return torch.rand([]) > 0.5
+
+    def test_are_in_the_graph(self):
+        for seed in range(3):
+            torch.manual_seed(seed)
+            model = self.Skipping()
+            opt = NGOptimizer(model.parameters(), model=model)
+            model(torch.randn(4, 8)).sum().backward()
+            opt.step()
+            assert unconnected(opt.graph) == []
+            assert all(module.training for module in model.modules())
+
+    @pytest.mark.parametrize("draw", [random.random, np.random.rand])
+    def test_by_other_generators(self, draw):
+        model = self.Skipping()
+        model.takes = lambda: draw() > 0.7
+        assert unconnected(build_graph(model, torch.randn(4, 8))) == []
+
+    def test_heads_of_the_training_alone_stay_in_the_graph(self):
+        class Auxiliary(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+                self.auxiliary, self.unused = nn.Linear(8, 4), nn.Linear(3, 2)
+
+            def forward(self, x):
+                x = self.body(x).relu()
+                return (self.head(x), self.auxiliary(x)) if self.training else self.head(x)
+
+        graph = build_graph(Auxiliary(), torch.randn(4, 8))
+        assert unconnected(graph) == ["unused.weight", "unused.bias"]
+
+
+class TestCopies:
+    def test_parameters_are_shared_and_buffers_are_not(self):
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.LSTM(4, 2))
+        other = Copier().module(model)
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            assert p is q
+        for a, b in zip(model.buffers(), other.buffers(), strict=True):
+            assert a is not b and torch.equal(a, b)
+
+    def test_references_to_modules_are_to_the_copies(self):
+        model = Net()
+        model.kept.owner = model
+        model.call = model.a.forward
+        model.part = functools.partial(nn.Module.__call__, model.b)
+        other = Copier().module(model)
+        assert other.kept.owner is other
+        assert other.call.__self__ is other.a
+        assert other.part.args == (other.b,)
+
+    def test_what_releases_something_is_shared(self, tmp_path):
+        class Owner:
+            def __del__(self):
+                deleted.append(1)
+
+        deleted = []
+        model = Net()
+        model.owner = Owner()
+        with open(tmp_path / "log", "w") as model.log:
+            other = Copier().module(model)
+        assert other.owner is model.owner and other.log is model.log
+        assert other.lock is model.lock
+        del other
+        assert deleted == []
