@@ -10,16 +10,16 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map
 
-from ngopt.graph import Inputs, NeuralGraph, ParameterSpec, build_graph
+from ngopt.graph import NeuralGraph, ParameterSpec, build_graph
+from ngopt.graph.build import graph_without_inputs, is_sharded
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.order import merged_order
 from ngopt.graph.topology import join_graphs, unconnected
+from ngopt.graph.tracing.capture import one_line
+from ngopt.recorder import Recorder
 
 NAMED_APART = 5  # as many names as the line about a graph says
 
@@ -162,17 +162,13 @@ class Traced:
         inputs = None if self.recorder is None else self.recorder.inputs
         with _undisturbed(model):
             if inputs is None:
-                return build_graph(model)
+                return _without_inputs(model)
             self.settle()
             try:
                 return build_graph(model, inputs)
             except Exception as error:
-                warnings.warn(
-                    f"NGOptimizer: names and shapes of the parameters decide, as tracing "
-                    f"{type(model).__name__} failed: {error}",
-                    stacklevel=2,
-                )
-                return build_graph(model.named_parameters())
+                reason = f"tracing {type(model).__name__} failed: {one_line(error)}"
+                return _from_parameters(model, reason)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies of a traced optimizer need the parameters alone, and modules may not pickle."""
@@ -181,28 +177,29 @@ class Traced:
         return {**self.__dict__, "model": None, "recorder": None}
 
 
-class Recorder:
-    """A forward pre-hook that keeps the inputs of a module's first training forward, detached.
+def _without_inputs(model: nn.Module) -> NeuralGraph:
+    """The graph of a module whose forward has not run."""
+    name = type(model).__name__
+    if is_sharded(model):
+        reason = f"{name} is sharded. Pass graph=build_graph(...) of the whole module"
+        return _from_parameters(model, reason)
+    graph = graph_without_inputs(model)
+    if graph is not None:
+        return graph
+    reason = (
+        f"no training forward of model={name} was recorded and no input for {name} could be "
+        f"guessed. Pass the module that is called in training as model=, or pass "
+        f"graph=build_graph(module, example_input)"
+    )
+    return _from_parameters(model, reason)
 
-    It then removes itself. A forward in evaluation mode with gradients counts until then; one
-    without gradients does not, nor one that a compiler, a tracer or torch.func makes.
-    """
 
-    def __init__(self, model: nn.Module):
-        self.inputs: Inputs | None = None
-        self._handle = model.register_forward_pre_hook(self, with_kwargs=True)
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or get_proxy_mode() is not None:
-            return
-        if not torch.is_grad_enabled() or peek_interpreter_stack() is not None:
-            return
-        self.inputs = Inputs(*tree_map(_detached, (args, kwargs)))
-        if module.training:
-            self.remove()
-
-    def remove(self) -> None:
-        self._handle.remove()
+def _from_parameters(model: nn.Module, reason: str) -> NeuralGraph:
+    warnings.warn(
+        f"NGOptimizer: names and shapes of the parameters decide, as {reason}",
+        stacklevel=4,
+    )
+    return build_graph(model.named_parameters())
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -352,10 +349,6 @@ def without_autocast(devices: Iterable[torch.device]):
 
 
 _has_autocast = cache(torch.amp.is_autocast_available)
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _described(value: Any) -> str:

@@ -20,6 +20,7 @@ from ngopt.graph.tracing.capture import (
     arguments,
     capture,
     guess_inputs,
+    one_line,
 )
 from ngopt.graph.tracing.copies import Copier
 from ngopt.graph.tracing.isolation import isolated
@@ -54,7 +55,7 @@ def build_graph(
                 "build_graph: example_input goes with a module; got parameters"
             )
         return infer_graph(*_specs(source))
-    if _is_sharded(source):
+    if is_sharded(source):
         reason = f"{type(source).__name__} is sharded"
         return _from_parameters(
             source, f"{reason}; build the graph of the whole module before"
@@ -71,8 +72,11 @@ def build_graph(
                 source,
                 f"the functions that {type(source).__name__} applies cannot be listed ({error})",
             )
-    graph = sequential_graph(source)
-    return graph if graph is not None else _guess(source)
+    graph = graph_without_inputs(source)
+    if graph is not None:
+        return graph
+    reason = f"no input for {type(source).__name__} could be guessed"
+    return _from_parameters(source, f"{reason}; give example_input for an exact graph")
 
 
 def _traced(model: nn.Module, example_input: Any) -> NeuralGraph:
@@ -107,7 +111,8 @@ def _traced_in_mode(
         raise
     except Exception as error:
         raise ValueError(
-            f"build_graph: {type(model).__name__} does not run on the example input: {error}"
+            f"build_graph: {type(model).__name__} does not run on the example input: "
+            f"{one_line(error)}"
         ) from error
     try:
         return trace(program, model)
@@ -118,7 +123,7 @@ def _traced_in_mode(
         return trace(program, model)
 
 
-def _is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether a module gathers its parameters when it runs, by `fully_shard` or its forerunner.
 
     Such a module must see all its forward passes: nothing else may run or trace it.
@@ -146,23 +151,23 @@ def _materialized(model: nn.Module, example_input: Any) -> nn.Module:
     return duplicate
 
 
-def _guess(model: nn.Module) -> NeuralGraph:
-    """Traces with the first guessed input that the module takes; else its parameters decide."""
+def graph_without_inputs(model: nn.Module) -> NeuralGraph | None:
+    """The graph of a sequential module, or what the first guessed input that fits shows."""
+    graph = sequential_graph(model)
+    if graph is not None:
+        return graph
     for example in guess_inputs(model):
         try:
             return trace(capture(model, example), model)
         except Exception:
             continue
-    reason = f"no input for {type(model).__name__} could be guessed"
-    return _from_parameters(
-        model, f"{reason}; give example_input for an exact graph", stacklevel=4
-    )
+    return None
 
 
-def _from_parameters(model: nn.Module, reason: str, stacklevel: int = 3) -> NeuralGraph:
+def _from_parameters(model: nn.Module, reason: str) -> NeuralGraph:
     warnings.warn(
         f"build_graph: names and shapes of the parameters decide, as {reason}",
-        stacklevel=stacklevel,
+        stacklevel=3,
     )
     return infer_graph(*_specs(model.named_parameters()))
 

@@ -35,7 +35,10 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
     """Every edge of every block, in the order of blocks, then groups, targets and sources."""
     starts = node_starts(graph)
     places = graph.gather(
-        [torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters]
+        [
+            torch.arange(spec.numel, device="cpu").reshape(spec.shape)
+            for spec in graph.parameters
+        ]
     )
     elements = dict(zip(graph.weights, places.edges, strict=True))
     width = max((block.slots for block in graph.weights), default=0)
@@ -48,7 +51,7 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
         sources = _neurons(block.source_index, graph.groups[block.source].size).reshape(
             g, 1, s
         )
-        element = torch.full((g * t * s, width), -1)
+        element = torch.full((g * t * s, width), -1, device="cpu")
         parameter = element.clone()
         if block.view is not None:
             element[:, : block.slots] = elements[block].reshape(-1, block.slots)
@@ -56,13 +59,13 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
         row = (
             (starts[block.source] + sources).expand(g, t, s).flatten(),
             (starts[block.target] + targets).expand(g, t, s).flatten(),
-            torch.full((g * t * s,), number),
+            torch.full((g * t * s,), number, device="cpu"),
             parameter,
             element,
         )
         for column, value in zip(columns, row, strict=True):
             column.append(value)
-    none = torch.empty(0, dtype=torch.long)
+    none = torch.empty(0, dtype=torch.long, device="cpu")
     edges = [
         torch.cat([none if k < 3 else none.reshape(0, width), *c])
         for k, c in enumerate(columns)
@@ -74,7 +77,7 @@ def _node_features(
     graph: NeuralGraph, starts: list[int], places: GraphValues
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = max((bias_slots(bias) for bias in graph.biases), default=0)
-    none = torch.empty(0, dtype=torch.long)
+    none = torch.empty(0, dtype=torch.long, device="cpu")
     nodes = [none]
     parameters = [none.reshape(0, width)]
     elements = [none.reshape(0, width)]
@@ -83,7 +86,7 @@ def _node_features(
         nodes.append(
             starts[bias.group] + _neurons(bias.index, graph.groups[bias.group].size)
         )
-        element = torch.full((n, width), -1)
+        element = torch.full((n, width), -1, device="cpu")
         element[:, :slots] = index
         elements.append(element)
         parameters.append(torch.where(element >= 0, bias.view.parameter, -1))
@@ -103,4 +106,5 @@ def bias_slots(bias: Bias) -> int:
 
 
 def _neurons(index: Index, size: int) -> Tensor:
-    return torch.arange(size) if index is None else torch.tensor(index)
+    places = range(size) if index is None else index
+    return torch.tensor(places, dtype=torch.long, device="cpu")

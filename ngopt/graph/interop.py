@@ -133,11 +133,13 @@ def to_pyg(
     edges = to_edge_list(graph)
     node_mask = _node_slots(graph, edges)[1] >= 0
     edge_mask = edges.element >= 0
-    sizes = torch.tensor([group.size for group in graph.groups])
-    node_group = torch.arange(len(sizes)).repeat_interleave(sizes)
-    edge_kinds = torch.tensor([kind_code(b.kind, EDGE_KINDS) for b in graph.blocks])
-    node_kinds = torch.tensor([kind_code(g.kind, NODE_KINDS) for g in graph.groups])
-    depths = torch.tensor([group.depth for group in graph.groups])
+    sizes = torch.tensor([group.size for group in graph.groups], device="cpu")
+    node_group = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
+    of_edges = [kind_code(b.kind, EDGE_KINDS) for b in graph.blocks]
+    of_nodes = [kind_code(g.kind, NODE_KINDS) for g in graph.groups]
+    edge_kinds = torch.tensor(of_edges, device="cpu")
+    node_kinds = torch.tensor(of_nodes, device="cpu")
+    depths = torch.tensor([group.depth for group in graph.groups], device="cpu")
     data = Data(
         edge_index=torch.stack([edges.sources, edges.targets]),
         edge_kind=edge_kinds[edges.block],
@@ -192,10 +194,10 @@ def _node_slots(graph: NeuralGraph, edges: EdgeList) -> tuple[Tensor, Tensor]:
     mask = edges.node_element >= 0
     node, order = _bias_order(edges)
     counts = node.bincount(minlength=node_starts(graph)[-1])
-    place = torch.arange(len(node)) - (counts.cumsum(0) - counts)[node]
+    place = torch.arange(len(node), device="cpu") - (counts.cumsum(0) - counts)[node]
     tables = []
     for column in (edges.node_parameter, edges.node_element):
-        table = torch.full((len(counts), int(counts.max())), -1)
+        table = torch.full((len(counts), int(counts.max())), -1, device="cpu")
         table[node, place] = column[mask][order]
         tables.append(table)
     return tables[0], tables[1]

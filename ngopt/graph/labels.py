@@ -24,14 +24,14 @@ def node_types(graph: NeuralGraph) -> Tensor:
     """What the nodes of every group are: (groups,) places in `NODE_KINDS` (Lim et al. 2024,
     node type)."""
     kinds = [kind_code(group.kind, NODE_KINDS) for group in graph.groups]
-    return torch.tensor(kinds, dtype=torch.long)
+    return torch.tensor(kinds, dtype=torch.long, device="cpu")
 
 
 def edge_types(graph: NeuralGraph) -> Tensor:
     """What the edges of every block are: (blocks,) places in `EDGE_KINDS` (Lim et al. 2024,
     edge type)."""
     kinds = [kind_code(block.kind, EDGE_KINDS) for block in graph.blocks]
-    return torch.tensor(kinds, dtype=torch.long)
+    return torch.tensor(kinds, dtype=torch.long, device="cpu")
 
 
 def layers(graph: NeuralGraph) -> Tensor:
@@ -50,7 +50,7 @@ def layers(graph: NeuralGraph) -> Tensor:
     for block in reversed(graph.blocks):
         if _is_parameter_edge(graph, block):
             layer[block.source] = layer[block.target]
-    return torch.tensor(layer, dtype=torch.long)
+    return torch.tensor(layer, dtype=torch.long, device="cpu")
 
 
 def _leads_back(block: EdgeBlock, pooled: set[tuple[int, int]]) -> bool:
@@ -82,10 +82,10 @@ def _numbered(graph: NeuralGraph, are_numbered: Sequence[bool]) -> Tensor:
     count = 0
     for group, is_numbered in zip(graph.groups, are_numbered, strict=True):
         if is_numbered:
-            pieces.append(torch.arange(count, count + group.size))
+            pieces.append(torch.arange(count, count + group.size, device="cpu"))
             count += group.size
         else:
-            pieces.append(torch.full((group.size,), -1))
+            pieces.append(torch.full((group.size,), -1, device="cpu"))
     return torch.cat(pieces)
 
 
@@ -97,7 +97,7 @@ def kernel_positions(graph: NeuralGraph) -> Tensor:
         [-1] * (width - len(block.position)) + list(block.position)
         for block in graph.blocks
     ]
-    return torch.tensor(rows, dtype=torch.long).reshape(-1, width)
+    return torch.tensor(rows, dtype=torch.long, device="cpu").reshape(-1, width)
 
 
 def _is_parameter_edge(graph: NeuralGraph, block: EdgeBlock) -> bool:

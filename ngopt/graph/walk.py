@@ -13,6 +13,7 @@ import operator
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.core import NeuralGraph
 from ngopt.graph.rules import RULES, entries, entrywise
-from ngopt.graph.tracing.capture import Program, packet_of
+from ngopt.graph.tracing.capture import Program, one_line, packet_of
 from ngopt.graph.tracing.finish import finish
 from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Tracer
@@ -40,13 +41,19 @@ from ngopt.graph.tracing.values import (
 
 def trace(program: Program, model: nn.Module) -> NeuralGraph:
     """The neural graph of the whole network."""
-    walk = Walk(program, model)
     # what some functions do is found out with random numbers, of the CPU alone
-    with torch.random.fork_rng(devices=[]):
+    with on_cpu(), torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed those of all devices
         torch.default_generator.manual_seed(0)
+        walk = Walk(program, model)
         walk.run()
-    return finish(walk.tracer)
+        return finish(walk.tracer)
+
+
+def on_cpu() -> AbstractContextManager:
+    """Labels and constants are made on the CPU, whatever the default device is."""
+    is_default = torch.get_default_device().type == "cpu"
+    return nullcontext() if is_default else torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -223,9 +230,7 @@ class Walk:
         if state is not None:
             if self.tracer.is_parameter(state):
                 return self.tracer.elements(state)
-            # functions that work in place, as add_ on a counter, are computed with it
-            is_tensor = isinstance(state, Tensor)  # it may be a torch.Generator
-            return state.detach().clone() if is_tensor else state
+            return _constant(state)
         self.tracer.data.add(call)
         value = call.meta.get("val")
         if not isinstance(value, Tensor):
@@ -323,10 +328,21 @@ class Walk:
             if rule is not entrywise.constant:
                 warnings.warn(
                     f"build_graph: the rule '{rule.__name__}' failed at '{call.name}' in "
-                    f"{type(self.model).__name__}: {error!r}; neurons are not followed through it",
+                    f"{type(self.model).__name__}: {type(error).__name__}: {one_line(error)}; "
+                    f"neurons are not followed through it",
                     stacklevel=2,
                 )
             return self.tracer.unknown(call)
+
+
+def _constant(state: Any) -> Value:
+    """A buffer or a constant of a network, where rules compute with it."""
+    if not isinstance(state, Tensor):  # such as a torch.Generator
+        return state
+    if state.is_meta:
+        return Unknown(state.shape)
+    # a copy, as functions that work in place, such as add_ on a counter, are computed with it
+    return state.detach().to("cpu", copy=True)
 
 
 def _is_lost(value: Value) -> bool:

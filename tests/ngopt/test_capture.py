@@ -92,6 +92,50 @@ def test_an_index_of_which_tokens_decide():
     assert [block.kind for block in graph.weights] == ["weight", "weight"]
 
 
+class Placed(nn.Module):
+    """Makes constants on the device of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.position = nn.Embedding(11, 6), nn.Embedding(5, 6)
+        self.first, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(5)
+        self.register_buffer("factor", torch.ones(6))
+
+    def forward(self, tokens):
+        length = tokens.shape[1]
+        places = torch.arange(length, device=tokens.device)
+        mask = torch.ones(length, length, device=tokens.device).tril()
+        x = mask @ (self.token(tokens) + self.position(places))
+        return self.norm(self.first(x) * self.factor)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("default", ["cpu", "meta"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("how", ["set", "context"])
+def test_the_default_device_changes_no_graph(default, device, how):
+    expected = build_graph(Placed(), torch.zeros(2, 5, dtype=torch.long))
+    assert unconnected(expected) == []
+    model = Placed().to(device)
+    tokens = torch.zeros(2, 5, dtype=torch.long, device=device)
+    if how == "context":
+        with torch.device(default):
+            graph = build_graph(model, tokens)
+    else:
+        torch.set_default_device(default)
+        try:
+            graph = build_graph(model, tokens)
+        finally:
+            torch.set_default_device(None)
+    assert (graph.blocks, graph.biases) == (expected.blocks, expected.biases)
+
+
+def test_a_guess_draws_no_random_numbers_of_the_user():
+    state = torch.get_rng_state()
+    build_graph(zoo_network("residual")[0].float())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_bad_examples_and_lazy_modules():
     with pytest.raises(ValueError, match="Linear does not run on the example input"):
         build_graph(nn.Linear(3, 2), torch.zeros(2, 5))

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import io
 import logging
 import pickle
 import weakref
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ngopt import NGOptimizer, build_graph
 from ngopt.graph.order import merged_order
@@ -245,6 +247,99 @@ def test_copies_of_the_model_alone_carry_nothing():
     assert not ema._forward_pre_hooks
     assert opt._source.awaits_forward
     assert ema.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+class TestBeforeTheFirstForward:
+    """Nothing of the model shows that an optimizer waits for its inputs."""
+
+    def waiting(self):
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        return model, optimizer(model.parameters(), model=model)
+
+    def test_the_model_is_scripted(self):
+        model, opt = self.waiting()
+        x = torch.randn(2, 3)
+        for one in (model, nn.Sequential(model, nn.ReLU())):
+            assert torch.equal(torch.jit.script(one)(x), one.eval()(x))
+        model, opt = self.waiting()
+        torch.jit.script(model)(x)
+        assert opt._source.awaits_forward
+
+    def test_forwards_of_tracers_do_not_count(self):
+        model, opt = self.waiting()
+        x = torch.randn(2, 3)
+        torch.jit.trace(model, x)
+        torch.fx.symbolic_trace(nn.Sequential(model))
+        torch.export.export(model, (x,))
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            model(mode.from_tensor(x))
+        assert opt._source.awaits_forward
+
+    @pytest.mark.parametrize("how", ["pickle", "save", "deepcopy"])
+    def test_copies_of_the_model_have_no_recorder(self, how):
+        model, opt = self.waiting()
+        model.register_forward_pre_hook(nothing)
+        if how == "deepcopy":
+            other = copy.deepcopy(model)
+        elif how == "pickle":
+            other = pickle.loads(pickle.dumps(model))
+        else:
+            file = io.BytesIO()
+            torch.save(model, file)
+            assert b"ngopt.recorder" not in file.getvalue()
+            file.seek(0)
+            other = torch.load(file, weights_only=False)
+        assert list(other._forward_pre_hooks.values()) == [nothing]
+        other(torch.randn(2, 3))
+        assert opt._source.awaits_forward
+        model(torch.randn(2, 3))
+        assert opt._source.has_news
+
+    def test_objects_among_the_inputs_are_recorded_as_they_were(self):
+        class Cached(nn.Linear):
+            def forward(self, x, cache):
+                cache.append(x)
+                return super().forward(x)
+
+        model = Cached(3, 4)
+        opt = optimizer(model.parameters(), model=model)
+        model(torch.randn(2, 3), [])
+        assert opt._source.recorder.inputs.args[1] == []
+
+
+def nothing(module, args):
+    pass
+
+
+def test_a_model_whose_forward_is_not_trained_is_named_in_the_warning():
+    class Trainer(Parallel):
+        def training_step(self, x):
+            return self.left(x).sum()
+
+    model = Trainer()
+    opt = optimizer(model.parameters(), model=model)
+    model.training_step(torch.randn(2, 4)).backward()
+    with pytest.warns(UserWarning) as warned:
+        opt.step()
+    (message,) = [str(one.message) for one in warned]
+    assert message.startswith("NGOptimizer: ")
+    assert "model=" in message and "graph=build_graph(" in message
+    assert "give example_input" not in message
+
+
+def test_the_reason_of_a_failed_trace_is_one_line():
+    class Sparse(nn.Linear):
+        def forward(self, x, adjacency):
+            return torch.sparse.mm(adjacency, super().forward(x))
+
+    model = Sparse(3, 4)
+    opt = optimizer(model.parameters(), model=model)
+    model(torch.randn(5, 3), torch.eye(5).to_sparse()).sum().backward()
+    with pytest.warns(UserWarning, match="as tracing Sparse failed") as warned:
+        opt.step()
+    (message,) = [str(one.message) for one in warned]
+    assert "\n" not in message and len(message) < 400
 
 
 def test_resuming_before_the_first_forward():

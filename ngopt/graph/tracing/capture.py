@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
 from io import StringIO
 from itertools import product
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -18,12 +19,16 @@ from torch.export.graph_signature import InputKind
 from torch.func import functional_call
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ngopt.graph.tracing.copies import Copier
 from ngopt.graph.tracing.isolation import isolated
 
 BATCH = 2  # rows of an example that are used: norms in training mode need more than one
+
+
+MESSAGE = 200  # characters of an error that a warning repeats
 
 
 class NotCaptured(Exception):
@@ -49,6 +54,12 @@ class Program:
     graph: Graph
     state: dict[str, Tensor]
     is_cut: bool = False
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of the message of an error, which may be pages long."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return shorten(lines[0], MESSAGE, placeholder=" ...")
 
 
 def packet_of(call: Node) -> Any:
@@ -77,7 +88,7 @@ def capture(
     if cut and is_long:
         few = tree_map(_few_rows, whole)
         inputs = [few, whole]
-    reason = None
+    reason = Exception()
     with _quiet():
         for function, given in product((_export, _record), inputs):
             try:
@@ -87,7 +98,7 @@ def capture(
                 reason = error
         # the module's own error, if it does not run
         _isolated(_run, model, whole, training)
-    raise NotCaptured(str(reason))
+    raise NotCaptured(one_line(reason))
 
 
 def _isolated(
@@ -173,7 +184,7 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     graph = inlined(program.graph_module)
     for call in graph.nodes:
         call.meta["val"] = tree_map(_with_sizes, call.meta.get("val"))
-    return Program(graph, state)
+    return Program(_for_cpu(graph), state)
 
 
 def _with_sizes(value: Any) -> Any:
@@ -223,7 +234,19 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
         value = getattr(traced, str(call.target))
         if isinstance(value, Tensor):
             state[call.name] = value
-    return Program(graph, state)
+    return Program(_for_cpu(graph), state)
+
+
+def _for_cpu(graph: Graph) -> Graph:
+    """Functions that name a device make their constants on the CPU, where rules compute."""
+
+    def moved(value: Any) -> Any:
+        return torch.device("cpu") if isinstance(value, torch.device) else value
+
+    for call in graph.nodes:
+        call.args = map_aggregate(call.args, moved)
+        call.kwargs = map_aggregate(call.kwargs, moved)
+    return graph
 
 
 class _Located(Interpreter):
@@ -322,13 +345,18 @@ def _tensors(output: Any) -> list[Tensor]:
 
 def guess_inputs(model: nn.Module) -> Iterator[Tensor]:
     """Inputs that a module might take, judging by the first of its layers that has weights."""
+    device = next((p.device for p in model.parameters()), None)
+    # of its own: the user's random numbers stay what they are
+    generator = torch.Generator("cpu").manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            yield torch.zeros(BATCH, 8, dtype=torch.long)  # row 0 is in every table
+            # row 0 is in every table
+            yield torch.zeros(BATCH, 8, dtype=torch.long, device=device)
             return
         shapes = _guessed_shapes(module)
         for shape in shapes:
-            yield torch.randn(BATCH, *shape)
+            values = torch.randn(BATCH, *shape, generator=generator, device="cpu")
+            yield values.to(device)
         if shapes:
             return
 

@@ -210,7 +210,7 @@ class Tracer:
     def constant_nodes(self, rows: Tensor) -> Tensor:
         """Nodes (n,) for different constants (n, k), the same ones for the same constants."""
         known = self._constants
-        content = rows.double().numpy().tobytes()
+        content = rows.double().cpu().numpy().tobytes()
         key = (tuple(rows.shape), content)
         if key not in known:
             name = f"constant {len(known)}"

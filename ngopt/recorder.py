@@ -1,0 +1,90 @@
+"""The inputs of a model's first training forward, from which its graph is traced."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.hooks import RemovableHandle
+
+from ngopt.graph import Inputs
+from ngopt.graph.tracing.copies import Copier
+
+
+class Recorder:
+    """A forward pre-hook that keeps the inputs of a module's first training forward, detached.
+
+    It then removes itself. A forward in evaluation mode with gradients counts until then; one
+    without gradients does not, nor one that a compiler, a tracer or torch.func makes.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.inputs: Inputs | None = None
+        self._handle: RemovableHandle | None = None
+        self._register()
+
+    def _register(self) -> None:
+        hooks = self.model.__dict__.get("_forward_pre_hooks")
+        if hooks is None:  # of a model that is being copied, and refers to the optimizer
+            return
+        if not isinstance(hooks, HooksWithoutRecorder):
+            hooks = self.model._forward_pre_hooks = HooksWithoutRecorder(hooks)
+        self._handle = self.model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled() or _is_traced(args, kwargs):
+            return
+        # objects among them may change in this pass
+        inputs = Copier(Tensor.detach).copy((args, kwargs))
+        self.inputs = Inputs(*tree_map_only(nn.Parameter, Tensor.detach, inputs))
+        if module.training:
+            self.remove()
+
+    def remove(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        is_waiting = self._handle is not None
+        return {"model": self.model, "inputs": self.inputs, "is_waiting": is_waiting}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy of the optimizer and its model waits for a forward of its own."""
+        self.model, self.inputs, self._handle = state["model"], state["inputs"], None
+        if state["is_waiting"]:
+            self._register()
+
+
+class HooksWithoutRecorder(OrderedDict):
+    """Forward pre-hooks of a module; copies, pickles and torch.jit.script see no `Recorder`.
+
+    torch.jit.script compiles every hook that `values` lists.
+    """
+
+    def values(self) -> Any:
+        return self._others().values()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return OrderedDict, (list(self._others().items()),)
+
+    def _others(self) -> OrderedDict:
+        own = OrderedDict.items(self)
+        return OrderedDict((k, hook) for k, hook in own if type(hook) is not Recorder)
+
+
+def _is_traced(args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a forward is a compiler's, a tracer's or that of torch.func."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    if get_proxy_mode() is not None or peek_interpreter_stack() is not None:
+        return True
+    leaves = tree_leaves((args, kwargs))
+    return any(isinstance(leaf, (FakeTensor, torch.fx.Proxy)) for leaf in leaves)
