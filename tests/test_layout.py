@@ -120,7 +120,7 @@ LAYERS = """
 pieces summary core sharding topology edge_list order flattened_maps interop usage
 matrices activation_symmetry labels parameter_graph infer sequential grid layout figure draw
 tracing tracing.copies tracing.isolation tracing.capture tracing.values tracing.nodes tracing.edges tracing.stars
-tracing.blocks tracing.tracer tracing.finish
+tracing.blocks tracing.tracer tracing.unused_rows tracing.finish
 rules.registry rules.pairs rules.complex_numbers rules.parameters rules.entrywise
 rules.entries rules.reductions
 rules.products rules.layers rules.maps rules.norms rules.picked rules.writes rules.einsum

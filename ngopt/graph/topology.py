@@ -3,6 +3,7 @@ what may be done to neurons that go through some function."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -254,13 +255,17 @@ def components(graph: NeuralGraph) -> list[int]:
 def unconnected(graph: NeuralGraph) -> list[str]:
     """Names of the parameters outside the part of the graph that has the most elements."""
     component = components(graph)
-    part = {b.view.parameter: component[b.target] for b in graph.weights if b.view}
-    part |= {b.view.parameter: component[b.group] for b in graph.biases}
-    elements: dict[int, int] = {}
-    for i, c in part.items():
-        elements[c] = elements.get(c, 0) + graph.parameters[i].numel
+    places = [(b.view, component[b.target]) for b in graph.weights]
+    places += [(b.view, component[b.group]) for b in graph.biases]
+    elements: Counter[int] = Counter()
+    # elements that the network does not use may be in another part than the others
+    parts: dict[int, set[int]] = {}
+    for view, part in places:
+        if view is not None:
+            elements[part] += view.numel
+            parts.setdefault(view.parameter, set()).add(part)
     largest = max(elements, key=elements.__getitem__, default=None)
-    return [graph.parameters[i].name for i in sorted(part) if part[i] != largest]
+    return [graph.parameters[i].name for i in sorted(parts) if largest not in parts[i]]
 
 
 def whole(parameter: int, shape: tuple[int, ...]) -> View:

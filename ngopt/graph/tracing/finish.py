@@ -16,6 +16,7 @@ from ngopt.graph.tracing.blocks import blocks_of
 from ngopt.graph.tracing.edges import Block
 from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.unused_rows import with_unused_rows
 from ngopt.graph.tracing.values import present, same_along
 
 
@@ -24,7 +25,8 @@ def finish(tracer: Tracer) -> NeuralGraph:
     # before blocks are found, as it adds edges
     tell_functions_apart(tracer)
     blocks, biases = _blocks_and_biases(tracer)
-    whole = [*blocks, *biases]
+    whole = with_unused_rows(tracer.parameters, [*blocks, *biases])
+    blocks, biases = whole[: len(blocks)], whole[len(blocks) :]
     # behind the copies, which are ends too, and before pinned groups are asked for
     _pin_fixed(tracer, whole)
     builder = GraphBuilder(tracer.parameters)
