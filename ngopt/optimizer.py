@@ -401,14 +401,18 @@ class NGOptimizer(Optimizer):
             )
 
     def _log_what_stays_apart(self, graph: NeuralGraph) -> None:
-        if unconnected(graph):
-            logger.warning(
-                "NGOptimizer: %s. They are optimized all the same%s.",
-                describe(graph),
-                ""
-                if self._source.exact
-                else "; with model= their connections are seen",
-            )
+        """Logs the unconnected parameters; a warning if the weights read connections."""
+        if not unconnected(graph):
+            return
+        # the default updates every matrix by itself
+        is_default = self.learned.base is not None
+        is_exact = self._source.exact
+        logger.log(
+            logging.INFO if is_default else logging.WARNING,
+            "NGOptimizer: %s. They are still optimized.%s",
+            describe(graph),
+            "" if is_exact else " Pass model=model to trace the graph.",
+        )
 
     @property
     def _total_steps(self) -> int | None:

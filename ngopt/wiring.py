@@ -21,7 +21,7 @@ from ngopt.graph.topology import join_graphs, unconnected
 from ngopt.graph.tracing.capture import one_line
 from ngopt.recorder import Recorder
 
-NAMED_APART = 5  # as many names as the line about a graph says
+NAMED_UNCONNECTED = 5  # names in the line about a graph
 
 
 class Wiring(NamedTuple):
@@ -72,12 +72,36 @@ class Inferred:
         named = all("param_names" in group for group in groups)
         named = named and len({spec.name for spec in specs}) == len(specs)
         if not named:
-            return Wiring(infer_graph(specs, named), list(range(len(specs))))
+            return _by_order(groups, specs)
         order = merged_order([group["param_names"] for group in groups])
         by_name = {spec.name: spec for spec in specs}
         graph = infer_graph([by_name[name] for name in order], named)
         places = {name: position for position, name in enumerate(order)}
         return Wiring(graph, [places[spec.name] for spec in specs])
+
+
+def _by_order(
+    groups: Sequence[dict[str, Any]], specs: Sequence[ParameterSpec]
+) -> Wiring:
+    """The order of parameters without names decides.
+
+    Groups of vectors alone, as those without weight decay, do not say which layers these belong to:
+    each vector is a component.
+    """
+    numbers = iter(range(len(specs)))
+    of_groups = [[next(numbers) for _ in group["params"]] for group in groups]
+    vectors: list[int] = []
+    for own in of_groups:
+        if all(len(specs[i].shape) < 2 for i in own):
+            vectors += own
+    if len(vectors) in (0, len(specs)):
+        return Wiring(infer_graph(specs), list(range(len(specs))))
+    apart = set(vectors)
+    chain = [i for i in range(len(specs)) if i not in apart]
+    graphs = [infer_graph([specs[i] for i in chain])]
+    graphs += [infer_graph([specs[i]]) for i in vectors]
+    places = {i: place for place, i in enumerate([*chain, *vectors])}
+    return Wiring(join_graphs(*graphs), [places[i] for i in range(len(specs))])
 
 
 class Given:
@@ -215,17 +239,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def describe(graph: NeuralGraph) -> str:
-    """One line: how much is in the graph, and what stays apart from the rest."""
+    """One line: how many tensors are in the graph, and which are unconnected."""
     loose = unconnected(graph)
-    line = f"graph: {graph.numel:,} parameters in {len(graph.parameters)} tensors, "
+    count = len(graph.parameters)
     if not loose:
-        return line + "all connected"
-    names = ", ".join(loose[:NAMED_APART])
-    more = len(loose) - NAMED_APART
+        return f"graph: {graph.numel:,} parameters in {count} tensors, all connected"
+    names = loose[:NAMED_UNCONNECTED]
+    if len(loose) > len(names):
+        names.append("...")
+    origin = "graph inferred from names and shapes;" if any(graph.inferred) else "graph:"
     return (
-        line
-        + f"{len(loose)} tensors apart: {names}"
-        + (f" and {more} more" if more > 0 else "")
+        f"{origin} {len(loose)} of {count} tensors are unconnected ({', '.join(names)})"
     )
 
 

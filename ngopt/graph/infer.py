@@ -15,18 +15,23 @@ PROJECTION = re.compile(
     r"(^|[._])(to_)?(q|k|v|query|key|value|queries|keys|values)(_proj|_lin|_linear)?[._]"
 )
 
+# Modules of GPT-2 whose weights are (n_in, n_out) in transformers.
+CONV1D = re.compile(r"(^|\.)(c_attn|q_attn|c_fc|c_proj)\.weight$")
+
 
 @dataclass
 class Layer:
     """Parameters that belong together: a weight (or none) with its bias and the norms behind it.
 
     Each is the position of a parameter; norms are pairs of a scale and a shift (or None).
+    is_in_out: whether the weight is (n_in, n_out), as that of `Conv1D` of transformers.
     """
 
     weight: int | None
     bias: int | None = None
     norms: list[tuple[int, int | None]] = field(default_factory=list)
     rest: list[int] = field(default_factory=list)
+    is_in_out: bool = False
 
 
 def infer_graph(
@@ -62,7 +67,8 @@ def _add_layer(
     """Adds a layer behind the group `last`, or as a component of its own;
     returns its last group."""
     if layer.weight is not None:
-        last = _add_weight(builder, layer.weight, last, table)
+        add = _add_in_out if layer.is_in_out else _add_weight
+        last = add(builder, layer.weight, last, table)
         if layer.bias is not None:
             builder.add_bias(
                 whole(layer.bias, builder.parameters[layer.bias].shape), last
@@ -87,6 +93,19 @@ def _add_weight(builder: GraphBuilder, i: int, last: int | None, table: bool) ->
     if slot_shape is None:
         return builder.add_component(i)
     return builder.add_weight(i, last, slot_shape)
+
+
+def _add_in_out(builder: GraphBuilder, i: int, last: int | None, _: bool) -> int:
+    """Adds a weight (n_in, n_out)."""
+    spec = builder.parameters[i]
+    n_in, n_out = spec.shape
+    if last is None or builder.groups[last].size != n_in:
+        last = builder.add_group(f"{layer_name(spec)}.in", n_in)
+    target = builder.add_group(layer_name(spec), n_out)
+    shape = (1, n_out, n_in)
+    view = View(i, shape, (0, 1, n_out))
+    builder.blocks.append(EdgeBlock(view, last, target, shape))
+    return target
 
 
 def _add_table(builder: GraphBuilder, i: int) -> int:
@@ -192,7 +211,32 @@ def _layers_by_name(parameters: Sequence[ParameterSpec]) -> list[Layer]:
         key = module if name in ("weight", "bias") else spec.name
         modules.setdefault(key, {})[name] = i
     layers = [_layer_of_module(parameters, members) for members in modules.values()]
+    _orient_square(parameters, layers)
     return _with_loose_biases(parameters, layers)
+
+
+def _orient_square(parameters: Sequence[ParameterSpec], layers: list[Layer]) -> None:
+    """Decides whether square weights with names as in GPT-2 are (n_in, n_out).
+
+    They are as others of such names, of which the lengths of biases say it; `Conv1D` has a bias.
+    """
+    named = [layer for layer in layers if _is_named_as_conv1d(parameters, layer)]
+    square = [layer for layer in named if _is_square(parameters, layer)]
+    others = [layer.is_in_out for layer in named if layer not in square]
+    for layer in square:
+        layer.is_in_out = all(others)
+
+
+def _is_named_as_conv1d(parameters: Sequence[ParameterSpec], layer: Layer) -> bool:
+    if layer.weight is None or layer.bias is None:
+        return False
+    return bool(CONV1D.search(parameters[layer.weight].name))
+
+
+def _is_square(parameters: Sequence[ParameterSpec], layer: Layer) -> bool:
+    assert layer.weight is not None, "layers without a weight have no shape"
+    shape = parameters[layer.weight].shape
+    return len(shape) == 2 and shape[0] == shape[1]
 
 
 def _layer_of_module(
@@ -206,13 +250,17 @@ def _layer_of_module(
     if not shape or (len(shape) == 1 and weight is None):
         return Layer(None, rest=list(members.values()))
     rest = []
+    is_in_out = False
     if bias == first:  # a matrix of that name, alone in its module
         bias = None
     elif bias is not None and parameters[bias].shape != shape[:1]:
-        bias, rest = None, [bias]
+        # a bias is as long as there are outputs
+        is_in_out = len(shape) == 2 and parameters[bias].shape == shape[1:]
+        if not is_in_out:
+            bias, rest = None, [bias]
     if len(shape) == 1:
         return Layer(None, norms=[(first, bias)], rest=rest)
-    return Layer(first, bias, rest=rest)
+    return Layer(first, bias, rest=rest, is_in_out=is_in_out)
 
 
 def _with_loose_biases(
@@ -317,7 +365,7 @@ def _inputs(parameters: Sequence[ParameterSpec], layer: Layer) -> int | None:
     """How many neurons a layer reads, None if nothing says so."""
     if layer.weight is not None:
         shape = parameters[layer.weight].shape
-        is_in_out = _beside_columns(parameters, layer) is not None
+        is_in_out = layer.is_in_out or _beside_columns(parameters, layer) is not None
         return shape[0] if is_in_out else shape[1]
     if layer.norms:
         scale, _ = layer.norms[0]
@@ -351,6 +399,13 @@ def _weights(layers: Sequence[Layer]) -> list[int]:
     return [layer.weight for layer in layers if layer.weight is not None]
 
 
+def _out_in(parameters: Sequence[ParameterSpec], layer: Layer) -> tuple[int, ...]:
+    """The shape of a layer's weight, outputs first."""
+    assert layer.weight is not None, "layers without a weight have no shape"
+    shape = parameters[layer.weight].shape
+    return shape[::-1] if layer.is_in_out else shape
+
+
 def _is_plain_chain(
     parameters: Sequence[ParameterSpec], layers: Sequence[Layer]
 ) -> bool:
@@ -359,7 +414,7 @@ def _is_plain_chain(
     has_more = any(layer.rest or layer.norms for layer in layers)
     if has_more or len(weights) < len(layers):
         return False
-    shapes = [parameters[i].shape for i in weights]
+    shapes = [_out_in(parameters, layer) for layer in layers]
     if shapes and shapes[0][0] == shapes[0][1]:
         return False
     return all(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import floor
 
 
 def merged_order(lists: Sequence[Sequence[str]]) -> list[str]:
@@ -44,7 +45,7 @@ def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
         for i, label in enumerate(labels):
             digits = re.findall(r"\d+", label)
             # a label without a number comes behind those with the number before it
-            number = float(digits[-1]) if digits else int(number) + 0.5
+            number = float(digits[-1]) if digits else floor(number) + 0.5
             keys.setdefault(label, (number, len(keys)))
             before.setdefault(label, set()).update(labels[max(i - 1, 0) : i])
     order: list[str] = []

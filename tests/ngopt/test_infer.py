@@ -161,6 +161,46 @@ def test_large_networks_hang_together_in_stages():
     assert len(graph.weights) == 41
 
 
+def conv1d_block(width=6, bias=True):
+    """Names and shapes of a GPT-2 of transformers, whose weights are (n_in, n_out)."""
+    layers = {
+        "attn.c_attn": (width, 3 * width),
+        "attn.c_proj": (width, width),
+        "mlp.c_fc": (width, 4 * width),
+        "mlp.c_proj": (4 * width, width),
+    }
+    found = [("ln.weight", torch.ones(width)), ("ln.bias", torch.ones(width))]
+    for name, shape in layers.items():
+        found.append((f"{name}.weight", torch.zeros(shape)))
+        if bias:
+            found.append((f"{name}.bias", torch.zeros(shape[1])))
+    return found
+
+
+def test_the_length_of_a_bias_says_which_axis_is_the_output():
+    parameters = [
+        ("a.weight", torch.zeros(3, 5)),
+        ("a.bias", torch.zeros(5)),
+        ("b.weight", torch.zeros(5, 2)),
+        ("b.bias", torch.zeros(2)),
+    ]
+    graph = build_graph(parameters)
+    assert unconnected(graph) == []
+    assert [group.size for group in graph.groups] == [3, 5, 2]
+    assert [b.view.strides for b in graph.weights] == [(0, 1, 5), (0, 1, 2)]
+
+
+def test_square_weights_of_conv1d_are_read_as_their_siblings():
+    graph = build_graph(conv1d_block())
+    strides = {graph.parameters[b.view.parameter].name: b.view.strides for b in graph.weights}
+    assert strides["attn.c_proj.weight"] == (0, 1, 6)
+    # the same names with torch's linear layers
+    linear = [(name, p.T if p.dim() == 2 else p) for name, p in conv1d_block()]
+    graph = build_graph(linear)
+    strides = {graph.parameters[b.view.parameter].name: b.view.strides for b in graph.weights}
+    assert strides["attn.c_proj.weight"][1:] == (6, 1)
+
+
 def test_names_decide_where_order_cannot():
     """Without names, two vectors behind a bias-free weight are a norm;
     names tell a bias from a lone scale."""

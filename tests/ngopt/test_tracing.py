@@ -271,7 +271,7 @@ def test_the_optimizer_says_what_it_could_not_connect(caplog):
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert apart
-    assert f"{len(apart)} tensors apart" in record.getMessage()
+    assert f"{len(apart)} of 17 tensors are unconnected" in record.getMessage()
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="ngopt"):
         assert not unconnected(

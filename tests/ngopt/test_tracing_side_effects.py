@@ -320,6 +320,25 @@ class TestCopies:
         assert other.call.__self__ is other.a
         assert other.part.args == (other.b,)
 
+    def test_functions_refer_to_the_copies(self):
+        model = Net()
+        model.by_closure = lambda x: model.b(x)
+        model.by_default = lambda x, net=model: net.b(x)
+        other = Copier().module(model)
+        assert other.by_closure.__closure__[0].cell_contents is other
+        assert other.by_default.__defaults__ == (other,)
+
+    @pytest.mark.parametrize("how", ["closure", "global"])
+    def test_a_replaced_forward_is_traced(self, how):
+        global replaced
+        model = replaced = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        if how == "closure":
+            model.forward = lambda x: model[1](model[0](x).relu())
+        else:
+            model.forward = lambda x: replaced[1](replaced[0](x).relu())
+        graph = build_graph(model, torch.randn(5, 3))
+        assert graph.unplaced == () and unconnected(graph) == []
+
     def test_what_releases_something_is_shared(self, tmp_path):
         class Owner:
             def __del__(self):

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ngopt import NGOptimizer, build_graph
 from ngopt.graph.order import merged_order
+from ngopt.graph.topology import unconnected
 from ngopt.models import FeedForward
 from ngopt.wiring import Traced, group_tensors
 from tests.networks import CNN_INPUT, cnn
@@ -393,6 +394,29 @@ class TestGroups:
         own = split._connected().graph.parameters
         assert [names[p] for p in params] == [spec.name for spec in own]
 
+    @pytest.mark.parametrize("name", ["GPT2", "Bert", "ViT"])
+    def test_named_as_those_of_trainers(self, name):
+        transformers = pytest.importorskip("transformers")
+        extra = {
+            "GPT2": {"n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 16},
+            "Bert": {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2},
+            "ViT": {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2},
+        }[name]
+        config = getattr(transformers, f"{name}Config")(**extra)
+        model = getattr(transformers, f"{name}Model")(config)
+        names = [name for name, _ in model.named_parameters()]
+        groups = decay_groups(model)
+        assert merged_order([[n for n, _ in g["params"]] for g in groups]) == names
+        assert optimizer(groups).graph == optimizer(model.named_parameters()).graph
+
+    def test_vectors_in_a_group_without_names_belong_to_no_layer(self):
+        model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 3))
+        groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
+        graph = optimizer(groups)._connected().graph
+        names = [f"parameter {i}" for i in range(3)]
+        assert unconnected(graph) == ["parameter 3", "parameter 4", "parameter 5"]
+        assert [spec.name for spec in graph.parameters[:3]] == names
+
     def test_with_model(self):
         model = Parallel()
         groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
@@ -436,12 +460,39 @@ def test_what_stays_apart_is_logged_once(caplog):
         opt.step()
         opt.step()
     assert line == (
-        "graph: 448 parameters in 7 tensors, 6 tensors apart: parameter 0, parameter 1, "
-        "parameter 2, parameter 3, parameter 4 and 1 more"
+        "graph inferred from names and shapes; 6 of 7 tensors are unconnected "
+        "(parameter 0, parameter 1, parameter 2, parameter 3, parameter 4, ...)"
     )
     (record,) = caplog.records
-    assert line in record.getMessage()
-    assert "model=" in record.getMessage()
+    assert record.getMessage() == (
+        f"NGOptimizer: {line}. They are still optimized. "
+        f"Pass model=model to trace the graph."
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "level"), [("default", logging.INFO), (METANET, logging.WARNING)]
+)
+def test_unconnected_parameters_are_a_warning_if_the_weights_read_the_graph(
+    weights, level, caplog
+):
+    params = [nn.Parameter(torch.ones(n, n + 7)) for n in range(2, 9)]
+    with caplog.at_level(logging.INFO, logger="ngopt"):
+        NGOptimizer(params, weights=weights).graph  # noqa: B018
+    assert [record.levelno for record in caplog.records] == [level]
+
+
+def test_what_a_trace_left_unconnected_is_not_called_inferred(caplog):
+    model = nn.ModuleDict({"a": nn.Linear(3, 4), "unused": nn.Linear(2, 2)})
+    model.forward = lambda x: model["a"](x)
+    opt = optimizer(model.parameters(), model=model)
+    with caplog.at_level(logging.INFO, logger="ngopt"):
+        model(torch.randn(5, 3)).sum().backward()
+        opt.step()
+    line = "graph: 2 of 4 tensors are unconnected (unused.weight, unused.bias)"
+    assert repr(opt).splitlines()[-1] == line
+    (record,) = caplog.records
+    assert record.getMessage() == f"NGOptimizer: {line}. They are still optimized."
 
 
 class TestErrors:

@@ -8,8 +8,9 @@ import logging
 import weakref
 from collections import ChainMap, OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_l
 
 SHARED = (
     *(type(None), bool, int, float, complex, str, bytes, type, enum.Enum),
-    *(FunctionType, ModuleType, torch.dtype, torch.device, torch.Size),
+    *(ModuleType, torch.dtype, torch.device, torch.Size),
     *(logging.Logger, torch.optim.Optimizer, torch.utils.data.Dataset),
 )
 """Values that a forward does not change, and what is too large to copy."""
@@ -37,8 +38,8 @@ class Copier:
     """Copies values with all that they refer to.
 
     Parameters are shared. Other tensors are copied, as the forward may write to them. Modules have
-    no hooks but those that compute weights. What cannot be copied is shared: functions with their
-    closures, locks, files, objects that release something when they are deleted.
+    no hooks but those that compute weights. What cannot be copied is shared: locks, files, objects
+    that release something when they are deleted.
     tensor: how tensors that are no parameters are copied.
     """
 
@@ -101,6 +102,8 @@ class Copier:
         if isinstance(value, MethodType):
             owner = self.copy(value.__self__)
             return keep(value, MethodType(value.__func__, owner))
+        if isinstance(value, FunctionType):
+            return self._function(value)
         if isinstance(value, partial):
             parts = map(self.copy, (value.func, value.args, value.keywords))
             function, args, kwargs = parts
@@ -145,6 +148,31 @@ class Copier:
         if original is None or known is None or type(value) is not weakref.ref:
             return value
         return weakref.ref(known)
+
+    def _function(self, function: FunctionType) -> Any:
+        """A function of the copies of what it refers to, as a `forward` that a user replaced."""
+        names = function.__code__.co_names
+        refers = {name: function.__globals__.get(name) for name in names}
+        modules = {k: v for k, v in refers.items() if id(v) in self._known}
+        cells = function.__closure__ or ()
+        defaults = function.__defaults__, function.__kwdefaults__
+        if not (modules or cells or any(defaults)):
+            return self._keep(function, function)
+        variables = function.__globals__
+        if modules:
+            variables = {**variables, **modules}
+        empty = tuple(CellType() for _ in cells)
+        code, name = function.__code__, function.__name__
+        made = FunctionType(code, variables, name, None, empty or None)
+        self._keep(function, made)
+        for module in modules:
+            variables[module] = self.copy(modules[module])
+        for cell, own in zip(empty, cells, strict=True):
+            with suppress(ValueError):  # of a variable that has no value yet
+                cell.cell_contents = self.copy(own.cell_contents)
+        made.__defaults__, made.__kwdefaults__ = map(self.copy, defaults)
+        made.__dict__.update(function.__dict__)
+        return made
 
     def _object(self, value: Any) -> Any:
         kind = type(value)
