@@ -28,11 +28,12 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
 
     The copy shares the parameters. Buffers, and whatever the forward stores in attributes of the
     module and of objects that it refers to, are copied. Within, users' hooks do not run (those
-    that compute weights do), and class attributes and random generators are put back behind it.
+    that compute weights do). Class attributes and random generators are put back behind it.
 
     What a forward stores elsewhere is not protected: in global variables, in closures of methods
-    that its class defines, and in objects that cannot be copied, such as open files. torch.jit's modules are not copied, nor are
-    modules whose attributes cannot be followed; these run themselves.
+    that its class defines, and in objects that cannot be copied, such as open files. torch.jit's
+    modules are not copied, nor are modules whose attributes cannot be followed; these run
+    themselves.
     """
     copier = Copier()
     try:
