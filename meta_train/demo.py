@@ -15,6 +15,8 @@ from tqdm import tqdm
 from meta_train.optimizers import load_optimizer
 from meta_train.plots import plot_curves
 from meta_train.runs import Record, Run, train
+from ngopt.models import METANETS
+from ngopt.models.imported import find_metanet
 from tasks.common import cli
 from tasks.common.files import make_folder, write_json
 from tasks.common.text_tables import align
@@ -41,6 +43,8 @@ class Config:
     """Bundled weights, or a weights file, for NGOptimizer."""
     seed: int = 0
     folder: str = "runs/demo"
+    metanet: str | None = None
+    """module:Class of your own metanet, which is imported, where weights name one."""
 
 
 def demo(config: Config) -> dict[str, Record]:
@@ -48,6 +52,8 @@ def demo(config: Config) -> dict[str, Record]:
 
     Raises ValueError if there are no such weights.
     """
+    if config.metanet is not None:
+        find_metanet(config.metanet, METANETS, may_import=True)
     learned = load_optimizer(config.weights)
     size = (config.seed, config.steps, "evaluation", max(config.steps // 20, 1))
     runs = {

@@ -43,6 +43,8 @@ class Config:
     folder: str = "runs/paper"
     processes: int = 1
     """Runs at the same time, of one thread each."""
+    metanet: str | None = None
+    """module:Class of your own metanet, which is imported, where weights name one."""
 
 
 def comparison(config: Config) -> Leaderboard:

@@ -32,7 +32,8 @@ from meta_train.unroll import Optimizee, whole_run
 from meta_train.weighted import trained_metanet
 from ngopt.features import DECAYS
 from ngopt.learned import LearnedOptimizer
-from ngopt.models import FeedForward, GraphMetanet
+from ngopt.models import METANETS, FeedForward, GraphMetanet
+from ngopt.models.imported import find_metanet
 from ngopt.pretrained import load_pretrained, save_pretrained
 from tasks.common import cli
 from tasks.common.random import derive_seed
@@ -70,6 +71,8 @@ class Config:
     steps: int = 1000
     folder: str = "runs/reweigh"
     seed: int = 0
+    metanet: str | None = None
+    """module:Class of your own metanet, which is imported, where weights name one."""
 
     def __post_init__(self) -> None:
         check_counts(self, "trials", "checks", "steps")
@@ -78,6 +81,13 @@ class Config:
                 f"population: expected at least {LEAST}; got {self.population}"
             )
         check_fashion(self.problems)
+
+
+def loaded(config: Config) -> LearnedOptimizer:
+    """The weights that are reweighed, whose metanet may be your own."""
+    if config.metanet is not None:
+        find_metanet(config.metanet, METANETS, may_import=True)
+    return load_pretrained(config.weights)
 
 
 def reweighed(
@@ -125,7 +135,7 @@ def gain(losses: Sequence[float], references: Sequence[float]) -> float:
 
 def search(config: Config) -> optuna.Study:
     """Makes the trials that are missing; the study with all of them."""
-    folder, learned = Path(config.folder), load_pretrained(config.weights)
+    folder, learned = Path(config.folder), loaded(config)
     names, trainings = names_of(learned), Trainings(config)
     study = open_study(folder, "reweigh", named_settings(config, NO_MATTER))
     if not study.trials:
@@ -174,7 +184,7 @@ def centre(trials: Sequence[FrozenTrial], population: int) -> dict[str, float]:
 def write_best(config: Config, study: optuna.Study) -> LearnedOptimizer:
     """Writes `trials.json` and the end, whose table has its gains over the beginning on other
     seeds."""
-    folder, learned = Path(config.folder), load_pretrained(config.weights)
+    folder, learned = Path(config.folder), loaded(config)
     write_trials(folder, study)
     done = study.get_trials(states=(TrialState.COMPLETE,))
     logarithms = centre(done, config.population)
