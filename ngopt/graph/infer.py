@@ -16,6 +16,7 @@ PROJECTION = re.compile(
     r"(^|[._])(to_)?(q|k|v|query|key|value|queries|keys|values)(_proj|_lin|_linear)?[._]"
 )
 
+
 def infer_graph(
     parameters: Sequence[ParameterSpec], named: bool = False
 ) -> NeuralGraph:

@@ -107,6 +107,19 @@ def test_a_class_attribute_that_a_forward_adds_is_removed():
     assert not hasattr(Adding, "added")
 
 
+def test_a_tensor_of_a_class_that_a_forward_writes_is_as_before():
+    class Writing(Net):
+        queue = torch.zeros(4)
+
+        def forward(self, x):
+            y = self.b(self.a(x))
+            self.queue[:] = y.detach()[0]
+            return y if y.sum() < 1e9 else x
+
+    build_graph(Writing(), torch.randn(4, 8))
+    assert not Writing.queue.any()
+
+
 def test_a_memory_bank_is_trained_with():
     model = Net()
     opt = NGOptimizer(model.parameters(), model=model)

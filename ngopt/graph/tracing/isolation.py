@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from ngopt.graph.tracing.copies import Copier
@@ -127,13 +127,17 @@ def _caches(kinds: Iterable[type]) -> set[Any]:
 
 
 class _Contents:
-    """What lists, dicts, sets and objects hold, as far as these can be reached from each other."""
+    """What lists, dicts, sets, tensors and objects hold that can be reached from each other."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Any, Any]] = {}
+        self._tensors: dict[int, tuple[Tensor, Tensor, int]] = {}  # and their versions
 
     def add(self, value: Any) -> None:
         if id(value) in self._known:
+            return
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            self._tensors[id(value)] = value, value.detach().clone(), value._version
             return
         if isinstance(value, (list, set, deque)):
             inner = list(value)
@@ -149,6 +153,9 @@ class _Contents:
             self.add(item)
 
     def put_back(self) -> None:
+        for tensor, values, version in self._tensors.values():
+            if tensor._version != version:
+                tensor.detach().copy_(values)
         for container, content in self._known.values():
             if _are_same(container, content):
                 continue
