@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ngopt.functional import uncompiled
-
 logger = logging.getLogger("ngopt")
 
 SMALL_LR = 0.02  # a smaller lr is likely meant as a step size
@@ -24,7 +22,6 @@ class Notices:
         self._told: set[str] = set()
         self._steps = 0
 
-    @uncompiled
     def of_step(self, groups: Sequence[dict[str, Any]]) -> None:
         """In the first steps: schedulers are attached, and settings changed, by then."""
         if self._steps >= EARLY:

@@ -213,7 +213,8 @@ class NGOptimizer(Optimizer):
         check_groups(self.param_groups)
         members = self._connected()
         self._source.settle()
-        self._notices.of_step(self.param_groups)
+        if not torch.compiler.is_compiling():
+            self._notices.of_step(self.param_groups)
         rule = self._bound(members, self._total_steps, takes_up=True)
         with without_autocast({p.device for p in params}):
             self._update(rule, members)

@@ -247,7 +247,9 @@ def describe(graph: NeuralGraph) -> str:
     names = loose[:NAMED_UNCONNECTED]
     if len(loose) > len(names):
         names.append("...")
-    origin = "graph inferred from names and shapes;" if any(graph.inferred) else "graph:"
+    origin = (
+        "graph inferred from names and shapes;" if any(graph.inferred) else "graph:"
+    )
     return (
         f"{origin} {len(loose)} of {count} tensors are unconnected ({', '.join(names)})"
     )

@@ -153,7 +153,9 @@ def test_ctrl_c_in_a_validation_repeats_it(tmp_path, monkeypatch):
 class TestRanks:
     """Meta-training in two processes."""
 
-    @pytest.mark.parametrize("estimator", ["tbptt", "pes"])
+    @pytest.mark.parametrize(
+        "estimator", ["tbptt", pytest.param("pes", marks=pytest.mark.thorough)]
+    )
     def test_their_number_changes_nothing_and_any_number_resumes(
         self, tmp_path, estimator
     ):

@@ -120,11 +120,12 @@ def test_state_of_other_matrices_begins_anew():
     ends = pairwise((8, 1200, 1200, 1200, 3))
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in ends))
     norm = nn.LayerNorm(3)
-    opt = NGOptimizer(model.parameters())
+    opt = NGOptimizer(model.named_parameters())
     inputs = torch.randn(4, 8)
     step(model, opt, inputs)
-    opt.add_param_group({"params": norm.parameters()})
-    with pytest.warns(UserWarning, match="their state begins anew: parameter"):
+    named = [(f"4.{name}", p) for name, p in norm.named_parameters()]
+    opt.add_param_group({"params": named})
+    with pytest.warns(UserWarning, match="their state begins anew: "):
         step(nn.Sequential(model, norm), opt, inputs)
     steps = {int(opt.state[p]["step"]) for p in model.parameters()}
     assert steps == {1, 2}

@@ -124,7 +124,7 @@ class TestCounts:
         assert look.total() <= 1850
 
 
-SLOW = pytest.param("ng-gnn", marks=pytest.mark.slow)
+SLOW = pytest.param("ng-gnn", marks=pytest.mark.thorough)
 
 
 @pytest.mark.parametrize("weights", ["ff", SLOW])

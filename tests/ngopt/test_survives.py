@@ -372,7 +372,7 @@ class TestLongTrainings:
         "steps",
         [
             300,
-            pytest.param(3_000, marks=pytest.mark.slow),
+            pytest.param(3_000, marks=pytest.mark.thorough),
             pytest.param(10_000, marks=pytest.mark.thorough),
         ],
     )
@@ -380,7 +380,7 @@ class TestLongTrainings:
         self.assert_stable(steps)
 
     @pytest.mark.parametrize(
-        "steps", [400, pytest.param(3_000, marks=pytest.mark.slow)]
+        "steps", [400, pytest.param(3_000, marks=pytest.mark.thorough)]
     )
     def test_a_transformer(self, steps):
         torch.manual_seed(0)
