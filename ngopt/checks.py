@@ -7,12 +7,13 @@ from math import inf
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Settings of groups: those that each may have for itself, and those that all have in common.
-OWN_DECAY = "own_weight_decay"  # whether a weight decay of 0 means that of the weights
-PER_GROUP = ("lr", "weight_decay", OWN_DECAY, "maximize")
+OWN_DECAY = "own_weight_decay"  # whether the number is that of the weights
+PER_GROUP = ("lr", "weight_decay", "maximize")
 IN_COMMON = ("total_steps", "renew_every", "weights")
 # Hyperparameters of other optimizers, which have no effect here. All other keys are kept and
 # ignored, as torch does: schedulers, wrappers and users store values there.
@@ -53,12 +54,16 @@ def check_compute_dtype(dtype: Any, squares: bool) -> None:
         )
 
 
-def with_own_decay(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group with a weight decay of None stored as 0 and a flag, so that it is a number."""
+def with_own_decay(group: Mapping[str, Any], own: float) -> dict[str, Any]:
+    """A group with a weight decay of None stored as that of the weights and a flag."""
     group = dict(group)
     if "weight_decay" in group:
         group.setdefault(OWN_DECAY, group["weight_decay"] is None)
-        group["weight_decay"] = group["weight_decay"] or 0.0
+        if group["weight_decay"] is None:
+            group["weight_decay"] = own
+    for key in ("lr", "weight_decay"):  # NumPy's numbers do not load with weights_only
+        if isinstance(value := group.get(key), np.number):
+            group[key] = value.item()
     return group
 
 
@@ -75,7 +80,8 @@ def check_settings(group: Mapping[str, Any], is_new: bool = True) -> None:
         check_lr_tensor(lr, least)
     else:
         check_number("lr", lr, least)
-    check_number("weight_decay", weight_decay)
+    if weight_decay is not None or is_new:
+        check_number("weight_decay", weight_decay)
     if not isinstance(maximize, bool):
         raise ValueError(
             f"NGOptimizer: maximize: expected True or False; got {maximize!r}"
@@ -135,7 +141,8 @@ def check_keys(group: Mapping[str, Any], common: Mapping[str, Any]) -> list[str]
     ignored = [key for key in OF_OTHERS if key in group]
     if group.get("differentiable"):  # torch sets it to False
         ignored = ["differentiable"]
-    if len(ignored) == 1:
+    is_whole = "lr" in group and "weight_decay" in group
+    if len(ignored) == 1 and not is_whole:
         raise ValueError(
             "NGOptimizer: parameter group: expected lr, weight_decay, maximize; got "
             f"'{ignored[0]}', which has no effect. Leave it out."

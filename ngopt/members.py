@@ -58,8 +58,12 @@ class Members:
         zeros = (_zeros(spec.shape, self.params[0]) for spec in others)
         return [*map(real, self.params), *zeros]
 
-    def gradients(self, groups: Sequence[Group]) -> tuple[list[Tensor | None], Hyper]:
+    def gradients(
+        self, groups: Sequence[Group], of_weights: float
+    ) -> tuple[list[Tensor | None], Hyper]:
         """Gradients, None of parameters that are absent from the step, and settings.
+
+        of_weights: their own weight decay, in AdamW's units.
 
         Raises ValueError if a gradient is sparse.
         """
@@ -70,9 +74,9 @@ class Members:
         position = 0
         for group in groups:
             own_lr = _scalar(group["lr"])
-            own_decay = group["weight_decay"] or None
-            if own_decay is None and not group[OWN_DECAY]:
-                own_decay = 0.0
+            own_decay = group["weight_decay"]
+            if group.get(OWN_DECAY) and own_decay == of_weights:
+                own_decay = None
             for p in group["params"]:
                 if p.grad is not None and p.numel():
                     grads[position] = self._gradient(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 logger = logging.getLogger("ngopt")
 
 SMALL_LR = 0.02  # a smaller lr is likely meant as a step size
-EARLY = 10  # first steps, in which settings are read
+EARLY = 3  # first steps, in which settings are read
 
 
 class Notices:
@@ -20,27 +21,31 @@ class Notices:
 
     def __init__(self) -> None:
         self._told: set[str] = set()
-        self._steps = 0
+        self._steps, self._lr = 0, 0.0
 
     def of_step(self, groups: Sequence[dict[str, Any]]) -> None:
         """In the first steps: schedulers are attached, and settings changed, by then."""
         if self._steps >= EARLY:
             return
         self._steps += 1
-        self.of_lr(groups)
+        largest = _largest(groups, "lr")
+        is_rising = largest > self._lr  # a warm-up
+        self._lr = max(self._lr, largest)
+        if self._steps == EARLY and not is_rising:
+            self.of_lr(max(self._lr, _largest(groups, "initial_lr", "max_lr")))
+        elif any("max_lr" in group for group in groups):
+            self.of_lr(max(self._lr, _largest(groups, "max_lr")))
         if any("initial_lr" in group for group in groups) and self._is_new("schedule"):
             logger.info(
                 "NGOptimizer: an attached scheduler replaces the schedule of the weights. "
                 "Without a scheduler, total_steps gives a warm-up and a decay to zero."
             )
 
-    def of_lr(self, groups: Sequence[dict[str, Any]]) -> None:
-        """If no group has a large lr, nor will have one by what a scheduler stores."""
-        keys = "lr", "initial_lr", "max_lr"
-        found = [group[key] for group in groups for key in keys if key in group]
-        if any(isinstance(lr, Tensor) and not lr.is_cpu for lr in found):
-            return  # reading them would be a host sync
-        largest = max(map(float, found), default=0.0)
+    def of_new(self, groups: Sequence[dict[str, Any]]) -> None:
+        self.of_lr(_largest(groups, "lr"))
+
+    def of_lr(self, largest: float) -> None:
+        """largest: of all groups."""
         if 0 < largest < SMALL_LR and self._is_new("lr"):
             _warn(
                 f"lr = {largest:g} multiplies the update, so that training is "
@@ -70,6 +75,14 @@ class Notices:
         is_new = topic not in self._told
         self._told.add(topic)
         return is_new
+
+
+def _largest(groups: Sequence[dict[str, Any]], *keys: str) -> float:
+    """Infinite where reading a value would be a host sync."""
+    found = [group[key] for group in groups for key in keys if key in group]
+    if any(isinstance(lr, Tensor) and not lr.is_cpu for lr in found):
+        return inf
+    return max(map(float, found), default=0.0)
 
 
 def _warn(text: str) -> None:

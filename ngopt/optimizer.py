@@ -91,7 +91,7 @@ class NGOptimizer(Optimizer):
             1 - lr * s * weight_decay, where s is the nominal step of the weights, 1e-3, times their
             schedule, if they have one. None: the default decays its matrices and tables by .45;
             rows without a gradient shrink by 16 to 19 % in 1,000 steps. 0: no decay. Per group;
-            groups store None as 0 with `own_weight_decay=True`.
+            groups store None as the number and `own_weight_decay=True`.
         model: the module that the parameters belong to. Its first training forward shows the
             inputs, from which the graph is traced before the first step. Parameters of it that are
             not optimized stay in the graph, as edges without features and update.
@@ -156,10 +156,10 @@ class NGOptimizer(Optimizer):
             "renew_every": plain(renew_every),
             "weights": weights_hash(self.learned),
         }
-        defaults = with_own_decay(defaults)
+        defaults = with_own_decay(defaults, self._own_decay)
         check_settings(defaults)
         super().__init__(params, defaults)
-        self._notices.of_lr(self.param_groups)
+        self._notices.of_new(self.param_groups)
         self._source: Source = Inferred()
         params_are_pieces = are_pieces(group_tensors(self.param_groups))
         if model is not None and not params_are_pieces:
@@ -187,7 +187,7 @@ class NGOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters and extends the graph by them; what was there keeps its state."""
         if isinstance(param_group, dict):
-            param_group = with_own_decay(param_group)
+            param_group = with_own_decay(param_group, self._own_decay)
             self._check_group(param_group)
         super().add_param_group(param_group)
 
@@ -226,7 +226,8 @@ class NGOptimizer(Optimizer):
         records = [record for p in members.params if (record := self.state.get(p))]
         if not records:
             return
-        if self._total_steps is not None:
+        scheduled = any("initial_lr" in group for group in self.param_groups)
+        if self._total_steps is not None and not scheduled:
             steps = max(int(record.get("step", 0)) for record in records)
             self._notices.of_horizon(steps, self._total_steps)
         for p, first in zip(members.params, members.first_records(rule), strict=False):
@@ -239,7 +240,7 @@ class NGOptimizer(Optimizer):
                 record[AVERAGE] = as_average(real(p))
 
     def _update(self, rule: UpdateRule, members: Members) -> None:
-        grads, hyper = members.gradients(self.param_groups)
+        grads, hyper = members.gradients(self.param_groups, self._own_decay)
         apply = self._apply
         if torch.compiler.is_compiling():
             state = members.present_records(self.state)
@@ -416,6 +417,11 @@ class NGOptimizer(Optimizer):
         )
 
     @property
+    def _own_decay(self) -> float:
+        """Of the weights, in AdamW's units."""
+        return getattr(self.learned.base, "weight_decay", 0.0)
+
+    @property
     def _total_steps(self) -> int | None:
         return self.param_groups[0]["total_steps"]
 
@@ -470,10 +476,12 @@ class NGOptimizer(Optimizer):
             group["weights"] = common["weights"]
         if common["renew_every"] is None:  # not decided yet
             common["renew_every"] = group.get("renew_every")
+        counts = "total_steps", "renew_every"
+        group.update({key: plain(group[key]) for key in counts if key in group})
         ignored = check_keys(group, common)
         check_settings({**common, **group})
-        for key in ("total_steps", "renew_every"):
-            group[key] = plain(group.get(key, common[key]))
+        for key in counts:
+            group.setdefault(key, plain(common[key]))
         params = group["params"]
         if not isinstance(params, Tensor | set):  # torch has its say on these
             group["params"] = params = list(params)

@@ -41,7 +41,7 @@ from ngopt.base.partition import layouts_of
 from ngopt.base.start import OBSERVED, FirstSteps, Start
 from ngopt.base.state import ParameterStack, first_record
 from ngopt.base.step import FactorNumbers, Step
-from ngopt.base.step_size import FOLLOWED, Known, StepTable
+from ngopt.base.step_size import FOLLOWED, NOMINAL_STEP, Known, StepTable
 from ngopt.elementwise import RowNumbers, accumulate, change, precondition
 from ngopt.functional import (
     AVERAGE,
@@ -68,6 +68,11 @@ class Soap:
 
     config: SoapConfig = field(default_factory=SoapConfig)
     name, Config = "soap", SoapConfig
+
+    @property
+    def weight_decay(self) -> float:
+        """In AdamW's units."""
+        return self.config.weight_decay * self.config.step_size / NOMINAL_STEP
 
     def bind(
         self,
@@ -130,7 +135,8 @@ class SoapRule(UpdateRule):
             for step in steps:
                 step.ages = step.state.step.tolist()
                 counts += step.ages
-            now = float(steps_so_far(counts, self.total_steps))
+            horizon = None if hyper.scheduled else self.total_steps
+            now = float(steps_so_far(counts, horizon))
         for group, step in zip(groups, steps, strict=True):
             changes = group.captured(step) if is_captured else group.changes(step, now)
             if in_place:

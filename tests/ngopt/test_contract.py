@@ -4,13 +4,14 @@ import copy
 import logging
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR
 
 from ngopt import NGOptimizer
-from tests.ngopt.training import WEIGHTS, network, snapshot, train
+from tests.ngopt.training import WEIGHTS, network, same, snapshot, train
 
 
 def made(weights="default", **settings):
@@ -51,6 +52,19 @@ class TestGroups:
         with pytest.warns(UserWarning, match="no effect: amsgrad, betas") as found:
             NGOptimizer(groups)
         assert len(found) == 1
+        lion = {"params": params, "lr": 1.0, "betas": (0.9, 0.99), "weight_decay": 0.0}
+        with pytest.warns(UserWarning, match="no effect: betas"):
+            NGOptimizer([lion])
+
+    def test_numbers_of_numpy_are_stored_as_python_has_them(self):
+        opt = NGOptimizer(
+            [{"params": network().parameters(), "total_steps": 10.0}],
+            lr=np.float64(0.5),
+            weight_decay=np.float32(0.25),
+            total_steps=np.int64(10),
+        )
+        found = {type(v) for k, v in opt.param_groups[0].items() if k != "params"}
+        assert found == {float, int, bool, str, type(None)}
 
 
 class TestLearningRates:
@@ -94,6 +108,18 @@ class TestLearningRates:
         for up, down in zip(moved, other, strict=True):
             assert (up * down).sum() < 0
 
+    def test_a_cycle_that_begins_with_little_is_not_small(self):
+        model, opt = made()
+        cycle = CyclicLR(opt, 1e-3, 1.0, step_size_up=500, cycle_momentum=False)
+        for step in range(5):
+            train(model, opt, [step])
+            cycle.step()
+
+    def test_with_a_scheduler_no_horizon_is_past(self):
+        model, opt = made(total_steps=3)
+        LambdaLR(opt, lambda step: 1.0)
+        train(model, opt, range(6))
+
     def test_a_scheduler_is_told_of(self, caplog):
         model, opt = made(total_steps=10)
         LambdaLR(opt, lambda step: 1.0)
@@ -112,12 +138,23 @@ class TestWeightDecay:
                 strict=False,
             )
         ]
-        for default, flag in ((None, True), (0.0, False)):
+        for default, first in ((None, (0.45, True)), (0.0, (0.0, False))):
             opt = NGOptimizer(copy.deepcopy(groups), weight_decay=default)
             found = [
                 (g["weight_decay"], g["own_weight_decay"]) for g in opt.param_groups
             ]
-            assert found == [(0, flag), (0, True), (0, False), (2, False)]
+            expected = [first, (0.45, True), (0, False), (2, False)]
+            assert [(pytest.approx(x), flag) for x, flag in expected] == found
+
+    @pytest.mark.parametrize("value", [0.0, None])
+    def test_what_is_set_in_a_group_later(self, value):
+        """0 is none and None that of the weights, as in the constructor."""
+        (model, opt), (expected, other) = made(), made(weight_decay=value)
+        for group in opt.param_groups:
+            group["weight_decay"] = value
+        train(model, opt, range(3))
+        train(expected, other, range(3))
+        assert same(model, snapshot(expected))
 
     @pytest.mark.parametrize(
         ("given", "factor"), [(None, 0.81), (0.0, 1.0), (0.45, 0.81), (0.9, 0.81**2)]

@@ -192,12 +192,16 @@ def test_the_length_of_a_bias_says_which_axis_is_the_output():
 
 def test_square_weights_of_conv1d_are_read_as_their_siblings():
     graph = build_graph(conv1d_block())
-    strides = {graph.parameters[b.view.parameter].name: b.view.strides for b in graph.weights}
+    strides = {
+        graph.parameters[b.view.parameter].name: b.view.strides for b in graph.weights
+    }
     assert strides["attn.c_proj.weight"] == (0, 1, 6)
     # the same names with torch's linear layers
     linear = [(name, p.T if p.dim() == 2 else p) for name, p in conv1d_block()]
     graph = build_graph(linear)
-    strides = {graph.parameters[b.view.parameter].name: b.view.strides for b in graph.weights}
+    strides = {
+        graph.parameters[b.view.parameter].name: b.view.strides for b in graph.weights
+    }
     assert strides["attn.c_proj.weight"][1:] == (6, 1)
 
 

@@ -4,6 +4,7 @@ import functools
 import random
 import threading
 from collections import deque
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ from ngopt.graph.tracing.copies import Copier
 class Kept:
     """Stores activations in an attribute, in one of its class, and in a slot."""
 
-    of_class = []
-    table = {}
+    of_class: ClassVar = []
+    table: ClassVar = {}
     __slots__ = ("__dict__", "slot")
 
     def __init__(self):
@@ -308,7 +309,9 @@ class TestLayersSkippedAtRandom:
 
             def forward(self, x):
                 x = self.body(x).relu()
-                return (self.head(x), self.auxiliary(x)) if self.training else self.head(x)
+                return (
+                    (self.head(x), self.auxiliary(x)) if self.training else self.head(x)
+                )
 
         graph = build_graph(Auxiliary(), torch.randn(4, 8))
         assert unconnected(graph) == ["unused.weight", "unused.bias"]
@@ -366,3 +369,64 @@ class TestCopies:
         assert other.lock is model.lock
         del other
         assert deleted == []
+
+
+def test_gradients_are_those_of_the_training():
+    """Where a forward calls backward, as for an auxiliary loss."""
+
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            y = self.last(self.first(x).relu())
+            y.square().mean().backward(retain_graph=True)
+            return y
+
+    model = Auxiliary()
+    opt = NGOptimizer(model.parameters(), model=model, lr=0.0)
+    model(torch.randn(3, 4)).sum().backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    opt.step()
+    for p, grad in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p.grad, grad)
+        assert p.grad.grad_fn is None
+
+
+def test_weights_that_a_forward_replaces():
+    class Momentum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            self.key.weight.data = self.key.weight.data * 0.5
+            return self.query(x) + self.key(x)
+
+    model = Momentum()
+    opt = NGOptimizer(model.parameters(), model=model, lr=0.0)
+    model(torch.randn(3, 4)).sum().backward()
+    before = model.key.weight.detach().clone()
+    opt.step()
+    assert torch.equal(model.key.weight, before)
+
+
+def test_functions_in_attributes_keep_their_builtins():
+    def scaled(x):
+        return x.relu() * float(len(x.shape))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+            self.act = scaled
+
+        def forward(self, x):
+            return self.last(self.act(self.first(x)))
+
+    model = Net()
+    opt = NGOptimizer(model.named_parameters(), model=model)
+    model(torch.randn(3, 4)).sum().backward()
+    opt.step()
+    assert "all connected" in repr(opt)

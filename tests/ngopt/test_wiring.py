@@ -399,8 +399,16 @@ class TestGroups:
         transformers = pytest.importorskip("transformers")
         extra = {
             "GPT2": {"n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 16},
-            "Bert": {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2},
-            "ViT": {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2},
+            "Bert": {
+                "hidden_size": 12,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            },
+            "ViT": {
+                "hidden_size": 12,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            },
         }[name]
         config = getattr(transformers, f"{name}Config")(**extra)
         model = getattr(transformers, f"{name}Model")(config)
@@ -410,7 +418,9 @@ class TestGroups:
         assert optimizer(groups).graph == optimizer(model.named_parameters()).graph
 
     def test_vectors_in_a_group_without_names_belong_to_no_layer(self):
-        model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 3))
+        model = nn.Sequential(
+            nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 3)
+        )
         groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
         graph = optimizer(groups)._connected().graph
         names = [f"parameter {i}" for i in range(3)]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.parameter import is_lazy
 
 from ngopt.graph.tracing.copies import Copier
 
@@ -30,7 +31,8 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
     module and of objects that it refers to, are copied. Within, users' hooks do not run (those
     that compute weights do). Class attributes and random generators are put back behind it.
 
-    What a forward stores elsewhere is not protected: in global variables, in closures of methods
+    What a forward stores elsewhere is not protected: in parameters that it writes in place through
+    `.data` (under `torch.no_grad` they are safe), in global variables, in closures of methods
     that its class defines, and in objects that cannot be copied, such as open files. torch.jit's
     modules are not copied, nor are modules whose attributes cannot be followed; these run
     themselves.
@@ -43,6 +45,7 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
     with (
         _kept_generators(model),
         _without_global_hooks(),
+        _kept_parameters(model),
         _kept_class_attributes(copier.originals),
         _kept_modes(duplicate),
     ):
@@ -64,6 +67,22 @@ def _kept_generators(model: nn.Module) -> Iterator[None]:
         random.setstate(state)
         if numpy is not None:
             numpy.random.set_state(of_numpy)
+
+
+@contextmanager
+def _kept_parameters(model: nn.Module) -> Iterator[None]:
+    """Parameters have the gradients and the memory that they had."""
+    params = [p for p in model.parameters() if not is_lazy(p)]
+    kept = [(p, p.data, p.grad) for p in params]
+    for p in params:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, data, grad in kept:
+            if p.data_ptr() != data.data_ptr() or p.shape != data.shape:
+                p.data = data
+            p.grad = grad
 
 
 @contextmanager
