@@ -34,6 +34,7 @@ class Config:
         "results/situations/development.json",
         "results/situations/validation.json",
         "results/situations/test.json",
+        "results/situations/long.json",
     )
     """`results.json` of comparisons."""
     output: str = "results/situations/situations.md"
