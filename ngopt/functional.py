@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import (
     Tensor,
+    _disable_dynamo,  # pyright: ignore[reportPrivateImportUsage]
     _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
     _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]
 )
@@ -161,7 +162,7 @@ def _joined(delta: Tensor | None, change: Change, p: Tensor) -> Tensor:
 def uncompiled(function: Function) -> Function:
     """Marks work of the host, which `torch.compile` is to leave as it is."""
     # torch.compiler.disable does the same, but imports torch._dynamo at once
-    return torch._disable_dynamo(function)  # pyright: ignore[reportReturnType]
+    return _disable_dynamo(function)  # pyright: ignore[reportReturnType]
 
 
 def as_average(p: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.jit._trace import is_tracing
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
@@ -84,7 +85,7 @@ class HooksWithoutRecorder(OrderedDict):
 
 def _is_traced(args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a forward is a compiler's, a tracer's or that of torch.func."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or is_tracing():
         return True
     if get_proxy_mode() is not None or peek_interpreter_stack() is not None:
         return True

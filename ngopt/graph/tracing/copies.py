@@ -6,7 +6,7 @@ import copy
 import enum
 import logging
 import weakref
-from collections import ChainMap, OrderedDict, deque
+from collections import ChainMap, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -115,10 +115,10 @@ class Copier:
         return self._object(value)
 
     def _container(self, value: Any) -> Any:
-        kind = type(value)
+        kind: Any = type(value)
         made = self._keep(value, kind.__new__(kind))
         if isinstance(value, dict):
-            if hasattr(value, "default_factory"):
+            if isinstance(value, defaultdict):
                 made.default_factory = value.default_factory
             # the plain functions: a subclass may have others of its own
             put = OrderedDict.__setitem__ if isinstance(value, OrderedDict) else None
@@ -253,7 +253,8 @@ def kept_hooks(module: nn.Module) -> dict[int, Any]:
 
 def _is_of_torch(hook: Any) -> bool:
     """Whether a hook is that of weight_norm and its like, or of a lazy module."""
-    if getattr(hook, "__func__", None) is LazyModuleMixin._infer_parameters:
+    lazy: Any = LazyModuleMixin
+    if getattr(hook, "__func__", None) is lazy._infer_parameters:
         return True
     return type(hook).__module__.startswith(OF_TORCH)
 
