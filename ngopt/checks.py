@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+OWN_DECAY = "own_weight_decay"  # key: whether the weight decay is that of the weights
+
 # Settings of groups: those that each may have for itself, and those that all have in common.
-OWN_DECAY = "own_weight_decay"  # whether the number is that of the weights
 PER_GROUP = ("lr", "weight_decay", "maximize")
 IN_COMMON = ("total_steps", "renew_every", "weights")
 # Hyperparameters of other optimizers, which have no effect here. All other keys are kept and
@@ -52,6 +53,11 @@ def check_compute_dtype(dtype: Any, squares: bool) -> None:
             "torch.float64 or None; got torch.float16, which cannot hold squares of "
             "gradients"
         )
+
+
+def is_scheduled(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a scheduler of torch is attached: it stores the first lr in the groups."""
+    return any("initial_lr" in group for group in groups)
 
 
 def with_own_decay(group: Mapping[str, Any], own: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
-from ngopt.checks import OWN_DECAY
+from ngopt.checks import OWN_DECAY, is_scheduled
 from ngopt.functional import Hyper, Record, UpdateRule, state_dtype
 from ngopt.graph.topology import reordered
 from ngopt.wiring import Wiring
@@ -84,9 +84,7 @@ class Members:
                     )
                     lr[position], weight_decay[position] = own_lr, own_decay
                 position += 1
-        # torch's schedulers leave this mark
-        scheduled = any("initial_lr" in group for group in groups)
-        return grads, Hyper(lr, weight_decay, scheduled)
+        return grads, Hyper(lr, weight_decay, is_scheduled(groups))
 
     def _gradient(self, position: int, grad: Tensor, maximize: bool) -> Tensor:
         """A parameter's gradient as the rule takes it."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ngopt.checks import is_scheduled
+
 logger = logging.getLogger("ngopt")
 
 SMALL_LR = 0.02  # a smaller lr is likely meant as a step size
@@ -35,7 +37,7 @@ class Notices:
             self.of_lr(max(self._lr, _largest(groups, "initial_lr", "max_lr")))
         elif any("max_lr" in group for group in groups):
             self.of_lr(max(self._lr, _largest(groups, "max_lr")))
-        if any("initial_lr" in group for group in groups) and self._is_new("schedule"):
+        if is_scheduled(groups) and self._is_new("schedule"):
             logger.info(
                 "NGOptimizer: an attached scheduler replaces the schedule of the weights. "
                 "Without a scheduler, total_steps gives a warm-up and a decay to zero."

@@ -23,6 +23,7 @@ from ngopt.checks import (
     check_groups,
     check_keys,
     check_settings,
+    is_scheduled,
     named_members,
     plain,
     with_own_decay,
@@ -226,8 +227,7 @@ class NGOptimizer(Optimizer):
         records = [record for p in members.params if (record := self.state.get(p))]
         if not records:
             return
-        scheduled = any("initial_lr" in group for group in self.param_groups)
-        if self._total_steps is not None and not scheduled:
+        if self._total_steps is not None and not is_scheduled(self.param_groups):
             steps = max(int(record.get("step", 0)) for record in records)
             self._notices.of_horizon(steps, self._total_steps)
         for p, first in zip(members.params, members.first_records(rule), strict=False):
@@ -320,7 +320,7 @@ class NGOptimizer(Optimizer):
         def check(_: Optimizer, given: Any) -> dict[str, Any]:
             found = checked(given, self.defaults["weights"])
             groups = in_order(found["param_groups"], self.param_groups)
-            groups = [self._with_own_horizon(group) for group in groups]
+            groups = self._with_own_horizon(groups)
             loaded.update({**found, "param_groups": groups})
             self._check_loaded(loaded)
             return loaded
@@ -481,7 +481,7 @@ class NGOptimizer(Optimizer):
         ignored = check_keys(group, common)
         check_settings({**common, **group})
         for key in counts:
-            group.setdefault(key, plain(common[key]))
+            group.setdefault(key, common[key])
         params = group["params"]
         if not isinstance(params, Tensor | set):  # torch has its say on these
             group["params"] = params = list(params)
@@ -489,13 +489,13 @@ class NGOptimizer(Optimizer):
             check_whole(named_members(params))
         self._notices.of_ignored(ignored)
 
-    def _with_own_horizon(self, group: dict[str, Any]) -> dict[str, Any]:
-        """A loaded group with `total_steps` of this optimizer, where it has one."""
-        own, loaded = self._total_steps, group["total_steps"]
-        if own is None or own == loaded:
-            return group
-        self._notices.of_loaded("total_steps", loaded, own)
-        return {**group, "total_steps": own}
+    def _with_own_horizon(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Loaded groups with `total_steps` of this optimizer, where it has one."""
+        own = self._total_steps
+        if own is None or not groups or groups[0]["total_steps"] == own:
+            return groups
+        self._notices.of_loaded("total_steps", groups[0]["total_steps"], own)
+        return [{**group, "total_steps": own} for group in groups]
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError if a record does not fit."""

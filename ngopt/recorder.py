@@ -33,9 +33,8 @@ class Recorder:
 
     def _register(self) -> None:
         hooks = self.model.__dict__.get("_forward_pre_hooks")
-        if (
-            hooks is None
-        ):  # of a model that is being copied, and refers to the optimizer
+        # of a model that is being copied, and refers to the optimizer
+        if hooks is None:
             return
         if not isinstance(hooks, HooksWithoutRecorder):
             hooks = self.model._forward_pre_hooks = HooksWithoutRecorder(hooks)

@@ -1,11 +1,11 @@
 import ast
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests.interpreters import printed
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
@@ -104,15 +104,7 @@ for top, distributions in tops.items():
 import ngopt
 print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matplotlib"))
 """
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.split() == ["NGOptimizer", "None", "None"]
+    assert printed(code).split() == ["NGOptimizer", "None", "None"]
 
 
 GRAPH = ROOT / "ngopt" / "graph"

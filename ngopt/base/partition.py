@@ -158,7 +158,8 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
         longest = int(limits.budget * numel / (4 * groups * channels))
         cuts = _divisor(channels, -(-channels // max(min(longest, SMALL), 1)))
     size = channels // cuts
-    if size >= LEAST if cuts > 1 else limits.allow(size, groups, numel):
+    is_affordable = size >= LEAST if cuts > 1 else limits.allow(size, groups, numel)
+    if is_affordable:
         axes.append(Axis("channels", cuts, size, parts * rows * kernel))
     if not axes:  # better in pieces than not at all
         pieces = _divisor(rows, -(-rows // limits.longest))

@@ -1,9 +1,8 @@
 """Importing ngopt costs little more than importing torch."""
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.interpreters import printed
 
 COMPILER = ["torch._dynamo", "torch._inductor", "torch._functorch.aot_autograd"]
 
@@ -16,7 +15,5 @@ before = {module!r} in sys.modules
 import ngopt
 print(before, {module!r} in sys.modules)
 """
-    command = [sys.executable, "-c", code]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    before, after = output.split()
+    before, after = printed(code).split()
     assert after == before

@@ -1,7 +1,3 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,9 +6,9 @@ from ngopt.learned import LearnedOptimizer
 from ngopt.models import METANETS, FeedForward
 from ngopt.models.imported import find_metanet, imported_metanets
 from ngopt.pretrained import save_pretrained, weights_hash
+from tests.interpreters import printed
 
 OWN = "tests.own:Halved"
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -54,15 +50,7 @@ assert "tests.own" not in sys.modules
 import tests.own
 print(type(load_pretrained({str(weights)!r}).metanet).__name__)
 """
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
-    error, name = found.stdout.splitlines()
+    error, name = printed(code).splitlines()
     told = f"weights file '{weights}': metanet '{OWN}': expected module 'tests.own' to be imported"
     assert error.startswith(told)
     assert f"Import it first, or pass --metanet {OWN}" in error

@@ -152,9 +152,12 @@ class Copier:
     def _function(self, function: FunctionType) -> Any:
         """A function of the copies of what it refers to, as a `forward` that a user replaced."""
         names = function.__code__.co_names
-        refers = {name: function.__globals__.get(name) for name in names}
-        modules = {k: v for k, v in refers.items() if isinstance(v, nn.Module)}
-        modules = {k: v for k, v in modules.items() if id(v) in self._known}
+        refers = [(name, function.__globals__.get(name)) for name in names]
+        modules = {
+            name: value
+            for name, value in refers
+            if isinstance(value, nn.Module) and id(value) in self._known
+        }
         cells = function.__closure__ or ()
         defaults = function.__defaults__, function.__kwdefaults__
         if not (modules or cells or any(defaults)):

@@ -1,0 +1,20 @@
+"""New interpreters, in which nothing is imported yet."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def printed(code: str) -> str:
+    """What code prints in a new interpreter; AssertionError, with its errors, if it fails."""
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
