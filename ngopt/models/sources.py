@@ -80,7 +80,7 @@ class FlatFeatures:
             value.shape[-1],
         )
         if not is_whole:
-            value = view.read(value.reshape(-1, *value.shape[-2:]))
+            value = view.read(value.reshape(prod(self.batch), *value.shape[-2:]))
         return value.reshape(shape)
 
 
