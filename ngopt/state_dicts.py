@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,8 +37,9 @@ def checked(state_dict: Any, weights: str) -> dict[str, Any]:
     for i, group in enumerate(groups):
         _check_group(group, f"param_groups[{i}]", weights)
     check_groups(groups)
-    for number, record in as_dict(whole["state"], "state").items():
-        as_dict(record, f"state of {number}")
+    state = as_dict(whole["state"], "state")
+    for number in chain.from_iterable(group["params"] for group in groups):
+        as_dict(state.get(number, {}), f"state of {number}")
     return whole
 
 

@@ -77,6 +77,19 @@ def test_hooks_of_load_state_dict_are_heard(weights, key):
     assert len(other._optimizer_load_state_dict_post_hooks) == 1
 
 
+def test_state_that_belongs_to_no_parameter_is_kept():
+    """As wrappers store numbers, tensors and dicts of their own."""
+    model = network()
+    opt = NGOptimizer(model.parameters())
+    train(model, opt, range(1))
+    opt.state["k"], opt.state["slow"] = 5, {"alpha": torch.tensor(0.5)}
+    other = NGOptimizer(model.parameters())
+    other.load_state_dict(opt.state_dict())
+    assert other.state["k"] == 5
+    assert other.state["slow"] == {"alpha": torch.tensor(0.5)}
+    train(model, other, range(1, 2))
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_names_in_another_order_are_matched(weights):
     model = network()
