@@ -33,7 +33,7 @@ class FlatState:
         momenta = [(i, key) for key in MOMENTA for i in numbers]
         packings = [
             _flat(momenta, [*shapes] * len(MOMENTA), (len(MOMENTA), -1)),
-            scalars(len(shapes), ["step"]),
+            scalars(len(shapes), ["step"], torch.device("cpu")),
         ]
         self._state = PackedState(packings)
         self._context: PackedState | None = None

@@ -14,6 +14,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.functional import pad
 
+from ngopt.devices import is_capturing
 from ngopt.functional import Record
 
 
@@ -188,11 +189,21 @@ def _contiguous(values: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def scalars(count: int, keys: Sequence[str]) -> Packing:
-    """Scalars of so many records as a tensor (keys, count)."""
+def scalars(count: int, keys: Sequence[str], device: torch.device) -> Packing:
+    """Scalars of so many records as a tensor (keys, count) on a device.
+
+    What was loaded, or counted by a CUDA graph, may be on another one.
+    """
+
+    def join(values: Sequence[Tensor]) -> Tensor:
+        # a capture cannot copy to the host
+        if not any(map(is_capturing, {x.device for x in values})):
+            values = [x.to(device) for x in values]
+        return torch.stack([*values]).view(len(keys), count)
+
     return Packing(
         places=[(i, key) for key in keys for i in range(count)],
-        join=lambda values: torch.stack(list(values)).view(len(keys), count),
+        join=join,
         split=lambda tensor: tensor.flatten().unbind(),
     )
 

@@ -123,12 +123,14 @@ def restore_dtypes(
 ) -> None:
     """Undoes that torch has cast floating state to the dtypes of the parameters.
 
+    Steps are copied to the host; torch leaves them on the device of the checkpoint.
+
     state: of the optimizer, as it was loaded. params: of the optimizer, in its order.
     """
     for p, record in zip(params, records_in_order(state_dict), strict=True):
         for key, value in record.items():
             if isinstance(value, Tensor):
-                device = state[p][key].device
+                device = "cpu" if key == "step" else state[p][key].device
                 state[p][key] = value.detach().to(device, copy=True)
 
 

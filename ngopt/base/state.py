@@ -92,7 +92,8 @@ class ParameterStack:
         packings += [_of_factors(some, "") for some in factors.values()]
         packings += [_of_factors(some, "_basis") for some in factors.values()]
         self._step = len(packings)  # number of the packing
-        packings += [scalars(len(layouts), keys) for keys in (("step",), SCALES)]
+        packings.append(scalars(len(layouts), ["step"], torch.device("cpu")))
+        packings.append(scalars(len(layouts), SCALES, self.device))
         self._measured = [bucket for bucket in self.buckets if bucket.measured]
         packings += map(_of_measured, self._measured)
         self.packed = PackedState(packings)

@@ -1,6 +1,8 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ngopt import packing
 from ngopt.packing import (
     PackedState,
     Packing,
@@ -59,7 +61,7 @@ class TestPackedState:
             {"a": torch.ones(1, 2, 2), "step": torch.tensor(1.0)},
             {"a": torch.zeros(1, 3), "step": torch.tensor(2.0)},
         ]
-        return PackedState([values, scalars(2, ["step"])]), records
+        return PackedState([values, scalars(2, ["step"], torch.device("cpu"))]), records
 
     def test_in_place_records_come_to_hold_views(self):
         state, records = self.state()
@@ -89,6 +91,18 @@ class TestPackedState:
         values.zero_()
         assert (records[0]["a"] == 1).all()
         assert records[0]["a"].untyped_storage().nbytes() == 16
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_scalars_are_copied_to_their_device(device, capturing, monkeypatch):
+    """As ZeroRedundancyOptimizer loads all of them on the host. A capture copies none."""
+    monkeypatch.setattr(packing, "is_capturing", lambda _: capturing)
+    own = scalars(2, ["a"], torch.device(device))
+    with FakeTensorMode():
+        for other in ("cpu", "cuda:0"):
+            values = [torch.zeros((), device=other) for _ in range(2)]
+            assert str(own.join(values).device) == (other if capturing else device)
 
 
 def test_flat_values_are_those_of_cat():

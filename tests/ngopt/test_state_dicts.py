@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ngopt import NGOptimizer
 from tests.ngopt.training import (
@@ -75,6 +76,25 @@ def test_hooks_of_load_state_dict_are_heard(weights, key):
         assert found["step"] == 0
     assert len(other._optimizer_load_state_dict_pre_hooks) == 1
     assert len(other._optimizer_load_state_dict_post_hooks) == 1
+
+
+def test_steps_of_a_checkpoint_on_a_device_are_on_the_host():
+    """As after `torch.load(path, map_location="cuda")`. Else every step would be a host sync."""
+    model = network()
+    opt = NGOptimizer(model.parameters())
+    train(model, opt, range(1))
+    saved = opt.state_dict()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        records = {
+            number: {key: value.to("cuda") for key, value in record.items()}
+            for number, record in saved["state"].items()
+        }
+        params = [nn.Parameter(p.to("cuda")) for p in model.parameters()]
+        other = NGOptimizer(params)
+        other.load_state_dict({**saved, "state": records})
+    for record in other.state.values():
+        on_host = {key for key, value in record.items() if value.is_cpu}
+        assert on_host == {"step"}
 
 
 def test_state_that_belongs_to_no_parameter_is_kept():
