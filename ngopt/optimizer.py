@@ -469,15 +469,16 @@ class NGOptimizer(Optimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raises ValueError if a new group does not fit; fills in what all have in common."""
         common = dict(self.defaults)
-        if self.param_groups:
-            for key in ("total_steps", "renew_every"):
-                common[key] = self.param_groups[0][key]
         if are_named(group.get("weights"), common["weights"]):
             group["weights"] = common["weights"]
-        if common["renew_every"] is None:  # not decided yet
-            common["renew_every"] = group.get("renew_every")
         counts = "total_steps", "renew_every"
         group.update({key: plain(group[key]) for key in counts if key in group})
+        for key in counts:
+            if self.param_groups:
+                common[key] = self.param_groups[0][key]
+            is_open = not self.param_groups or key == "renew_every"
+            if common[key] is None and is_open:  # not decided yet
+                common[key] = group.get(key)
         ignored = check_keys(group, common)
         check_settings({**common, **group})
         for key in counts:

@@ -308,6 +308,21 @@ def test_a_parameter_that_is_appended_twice(metanet):
     assert same(model, before)
 
 
+def test_a_horizon_may_be_given_in_every_group(metanet):
+    model, expected = network(), network()
+    params = list(model.parameters())
+    groups = [{"params": own, "total_steps": 5} for own in (params[:4], params[4:])]
+    opt = NGOptimizer(groups, weights=metanet)
+    other = NGOptimizer(expected.parameters(), weights=metanet, total_steps=5)
+    train(model, opt, range(3))
+    train(expected, other, range(3))
+    assert same(model, snapshot(expected))
+    opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert {group["total_steps"] for group in opt.param_groups} == {5}
+    with pytest.raises(ValueError, match="'total_steps' is one for all groups, 9"):
+        NGOptimizer(groups, weights=metanet, total_steps=9)
+
+
 def test_horizons_that_differ_later_are_refused(metanet):
     params = list(network().parameters())
     opt = NGOptimizer([{"params": params[:4]}, {"params": params[4:]}], weights=metanet)
