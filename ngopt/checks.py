@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 OWN_DECAY = "own_weight_decay"  # key: whether the weight decay is that of the weights
 
@@ -123,6 +123,16 @@ def check_lr_tensor(lr: Tensor, least: float = 0) -> None:
     # reading a value on a device would wait for it at every step
     if lr.device.type == "cpu":
         check_number("lr", lr.item(), least)
+
+
+def check_no_module(params: Any) -> None:
+    """Raises TypeError, as torch does, for a module in place of its parameters."""
+    if isinstance(params, nn.Module) and not isinstance(params, nn.ParameterList):
+        raise TypeError(
+            "NGOptimizer: params: expected tensors, (name, tensor) pairs or groups; got "
+            f"the module {type(params).__name__}. Pass its parameters(), and the module "
+            "as model=."
+        )
 
 
 def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:

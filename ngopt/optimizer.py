@@ -22,6 +22,7 @@ from ngopt.checks import (
     check_distinct,
     check_groups,
     check_keys,
+    check_no_module,
     check_settings,
     is_scheduled,
     named_members,
@@ -122,7 +123,7 @@ class NGOptimizer(Optimizer):
     A complex parameter is optimized, and its state kept, as pairs of real numbers.
 
     Raises ValueError if there are no parameters, an argument is out of range, the weights cannot be
-    loaded, or the graph does not fit.
+    loaded, or the graph does not fit, and TypeError for a module in place of parameters.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class NGOptimizer(Optimizer):
         }
         defaults = with_own_decay(defaults, self._own_decay)
         check_settings(defaults)
+        check_no_module(params)
         super().__init__(params, defaults)
         self._notices.of_new(self.param_groups)
         self._source: Source = Inferred()
@@ -484,6 +486,7 @@ class NGOptimizer(Optimizer):
         for key in counts:
             group.setdefault(key, common[key])
         params = group["params"]
+        check_no_module(params)
         if not isinstance(params, Tensor | set):  # torch has its say on these
             group["params"] = params = list(params)
             check_distinct(named_members(params))

@@ -56,6 +56,15 @@ class TestGroups:
         with pytest.warns(UserWarning, match="no effect: betas"):
             NGOptimizer([lion])
 
+    def test_a_module_is_not_taken_for_its_parameters(self):
+        """The Trainer of transformers passes `model` of its keyword arguments as params."""
+        model = network()
+        for params in (model, model[0], [{"params": model[0]}]):
+            with pytest.raises(TypeError, match=r"got the module .*as model=\."):
+                NGOptimizer(params)
+        own = nn.ParameterList(model.parameters())
+        assert len(NGOptimizer(own).param_groups[0]["params"]) == len(own)
+
     def test_numbers_of_numpy_are_stored_as_python_has_them(self):
         opt = NGOptimizer(
             [{"params": network().parameters(), "total_steps": 10.0}],
