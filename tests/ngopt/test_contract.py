@@ -203,6 +203,18 @@ class TestState:
         with pytest.raises(ValueError, match=r"another optimizer.*'betas'"):
             opt.load_state_dict(adamw.state_dict())
 
+    @pytest.mark.parametrize("is_traced", [False, True])
+    def test_a_new_optimizer_loads_its_own_state(self, is_traced):
+        """As accelerate has it do before the first step."""
+        models = network(), network()
+        for model in models:
+            given = model if is_traced else None
+            opt = NGOptimizer(model.parameters(), model=given, total_steps=5)
+            if model is models[1]:
+                opt.load_state_dict(opt.state_dict())
+            train(model, opt, range(5))
+        assert same(models[0], snapshot(models[1]))
+
     def test_a_longer_horizon_goes_on(self):
         model, opt = made(total_steps=5)
         train(model, opt, range(5))
