@@ -141,14 +141,14 @@ def convolutional_autoencoder(channels: tuple[int, int], code: int) -> nn.Module
     )
 
 
-def wave_cnn(channels: Sequence[int]) -> nn.Module:
+def wave_cnn(channels: Sequence[int], classes: int = 10) -> nn.Module:
     """1-D convolutions of width 9 and stride 2 with BatchNorm, on the rows of an image in line."""
     layers: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, (1, -1))]
     for fan_in, fan_out in pairwise(channels):
         layers.append(nn.Conv1d(fan_in, fan_out, 9, stride=2, padding=4))
         layers += [nn.BatchNorm1d(fan_out), nn.ReLU()]
     pool = nn.AdaptiveAvgPool1d(1)
-    return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(channels[-1], 10))
+    return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(channels[-1], classes))
 
 
 class UNet(nn.Module):
