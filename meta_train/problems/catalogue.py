@@ -357,4 +357,5 @@ LISTS = {
     "situations": situations.DEVELOPING,
     "situations-validation": situations.VALIDATING,
     "situations-test": situations.TESTING,
+    "situations-real": situations.REAL,
 }

@@ -3,7 +3,7 @@
 Of each kind a third develops (`DEVELOPING`), a third validates what was chosen
 (`VALIDATING`), and a third is run once, at the end (`TESTING`). They differ in
 network, data and horizon; texts, trained networks and synthetic targets are of one
-third alone.
+third alone. Beside the thirds, `REAL` has data of other packages, for reporting only.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from meta_train.problems.situations import (
     games,
     initialization,
     label_noise,
+    real,
     rewards,
     tables,
     trainings,
@@ -46,8 +47,9 @@ _DEVELOPING, _VALIDATING, _TESTING = (
     tuple(chain.from_iterable(part)) for part in zip(*KINDS.values(), strict=True)
 )
 SITUATIONS: dict[str, Problem] = {
-    p.name: p for p in (*_DEVELOPING, *_VALIDATING, *_TESTING)
+    p.name: p for p in (*_DEVELOPING, *_VALIDATING, *_TESTING, *real.PROBLEMS)
 }
 DEVELOPING = tuple(p.name for p in _DEVELOPING)
 VALIDATING = tuple(p.name for p in _VALIDATING)
 TESTING = tuple(p.name for p in _TESTING)
+REAL = tuple(p.name for p in real.PROBLEMS)

@@ -13,6 +13,7 @@ from meta_train.problems import load_problem
 from meta_train.problems.situations import (
     DEVELOPING,
     KINDS,
+    REAL,
     SITUATIONS,
     TESTING,
     VALIDATING,
@@ -105,7 +106,8 @@ def test_steps_change_all_that_is_trained_and_evaluation_nothing(problem):
 def test_a_third_of_every_kind_develops_validates_and_tests():
     assert len(KINDS) == 20
     assert [len(part) for part in (DEVELOPING, VALIDATING, TESTING)] == [35, 35, 35]
-    assert len(SITUATIONS) == 105
+    assert set(SITUATIONS) == {*DEVELOPING, *VALIDATING, *TESTING, *REAL}
+    assert len(SITUATIONS) == 105 + len(REAL)
     for kind, parts in KINDS.items():
         assert len({len(part) for part in parts}) == 1, kind
 
