@@ -35,6 +35,7 @@ class Config:
         "results/situations/validation.json",
         "results/situations/test.json",
         "results/situations/long.json",
+        "results/situations/real.json",
     )
     """`results.json` of comparisons."""
     output: str = "results/situations/situations.md"
