@@ -67,7 +67,7 @@ def fake_cuda(monkeypatch):
 
 
 class TestProgram:
-    @pytest.mark.slow
+    @pytest.mark.thorough
     def test_everything_on_a_cpu(self, tmp_path, capsys):
         arguments = ["--device", "cpu", "--tiny", "--folder", str(tmp_path / "new")]
         program.main([*arguments, "--minutes", "5"])  # takes one
