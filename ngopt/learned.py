@@ -11,6 +11,7 @@ import torch
 
 from ngopt.base.soap import Soap
 from ngopt.cooldown import Cooldown
+from ngopt.distributed.shards import Shards
 from ngopt.functional import UpdateRule
 from ngopt.graph.core import NeuralGraph
 from ngopt.metanet_rule import MetanetRule
@@ -30,11 +31,13 @@ class BaseRule(Protocol):
         total_steps: int | None = None,
         compute_dtype: torch.dtype | None = None,
         renew_every: int | None = None,
+        shards: Shards | None = None,
     ) -> UpdateRule:
         """The rule on a graph.
 
         total_steps: the horizon where it is known. compute_dtype: of matrix products. renew_every:
         steps between renewals of a preconditioner, where the rule has some. None: the rule's own.
+        shards: the processes that share the parameters, if any.
         """
         ...
 
@@ -86,15 +89,16 @@ class LearnedOptimizer:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         renew_every: int | None = None,
+        shards: Shards | None = None,
     ) -> UpdateRule:
         """The update rule on a graph.
 
         total_steps: the horizon where it is known. dtype: what it computes in. device: of a copy of
         the metanet; with neither the rule has the metanet itself, so that an unroll differentiates
-        by it. renew_every: see `BaseRule.bind`.
+        by it. renew_every, shards: see `BaseRule.bind`.
         """
         if self.base is not None:
-            return self.base.bind(graph, total_steps, dtype, renew_every)
+            return self.base.bind(graph, total_steps, dtype, renew_every, shards)
         metanet = self.metanet
         assert metanet is not None
         if device is not None or dtype is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from ngopt.checks import OWN_DECAY, is_scheduled
+from ngopt.distributed.pieces import is_dtensor, local, local_gradient, real
 from ngopt.functional import Hyper, Record, UpdateRule, state_dtype
 from ngopt.graph.topology import reordered
 from ngopt.wiring import Wiring
@@ -56,7 +57,7 @@ class Members:
         """
         others = self.graph.parameters[len(self.params) :]
         zeros = (_zeros(spec.shape, self.params[0]) for spec in others)
-        return [*map(real, self.params), *zeros]
+        return [*(real(local(p)) for p in self.params), *zeros]
 
     def gradients(
         self, groups: Sequence[Group], of_weights: float
@@ -78,10 +79,9 @@ class Members:
             if group.get(OWN_DECAY) and own_decay == of_weights:
                 own_decay = None
             for p in group["params"]:
-                if p.grad is not None and p.numel():
-                    grads[position] = self._gradient(
-                        position, p.grad, group["maximize"]
-                    )
+                grad = local_gradient(p)
+                if grad is not None and p.numel():
+                    grads[position] = self._gradient(position, grad, group["maximize"])
                     lr[position], weight_decay[position] = own_lr, own_decay
                 position += 1
         return grads, Hyper(lr, weight_decay, is_scheduled(groups))
@@ -112,7 +112,7 @@ class Members:
         new: dict[int, Tensor] = {}
         for i, p in enumerate(self.params):
             if grads[i] is not None and not records[i]:
-                new[i] = real(p)
+                new[i] = real(local(p))
         if new:
             first = self.first_records(rule, new)
             for i in new:
@@ -135,16 +135,15 @@ class Members:
         values: by their positions.
         """
         known = values or {}
+        shapes = [spec.shape for spec in self.graph.parameters]
+        for i, p in enumerate(self.params):
+            if is_dtensor(p):
+                shapes[i] = local(p).shape
         params = [
-            known[i] if i in known else torch.empty(spec.shape, device="meta")
-            for i, spec in enumerate(self.graph.parameters)
+            known[i] if i in known else torch.empty(shape, device="meta")
+            for i, shape in enumerate(shapes)
         ]
         return rule.init(params)
-
-
-def real(x: Tensor) -> Tensor:
-    """A view of complex numbers as real pairs on a last axis; other tensors as they are."""
-    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def is_lazy(p: Tensor) -> bool:

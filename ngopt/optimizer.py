@@ -30,6 +30,8 @@ from ngopt.checks import (
     with_own_decay,
 )
 from ngopt.devices import product_dtype
+from ngopt.distributed.pieces import are_divided, local, real
+from ngopt.distributed.shards import Shards
 from ngopt.functional import (
     AVERAGE,
     Hyper,
@@ -44,7 +46,7 @@ from ngopt.graph import NeuralGraph
 from ngopt.graph.sharding import are_pieces, check_whole
 from ngopt.graph.topology import unconnected
 from ngopt.learned import LearnedOptimizer
-from ngopt.members import Members, is_lazy, real
+from ngopt.members import Members, is_lazy
 from ngopt.models import Metanet
 from ngopt.notices import Notices
 from ngopt.pretrained import are_named, as_learned, weights_hash
@@ -111,6 +113,9 @@ class NGOptimizer(Optimizer):
         renew_every: steps in which the default renews every eigenbasis once. By default it depends
             on the device, and is stored with the state, so that training goes on alike elsewhere
             (`ngopt.base.eigenbasis.renewal_interval`).
+        process_group: processes that have equal gradients, as under DistributedDataParallel: they
+            divide the work and the state of the default among themselves. Parameters that
+            `fully_shard` or `parallelize_module` made, DTensors, are divided without it.
 
     `graph` is what the optimizer sees, and `repr` says in one line how much of it is connected.
 
@@ -141,6 +146,7 @@ class NGOptimizer(Optimizer):
         maximize: bool = False,
         compute_dtype: torch.dtype | None = None,
         renew_every: int | None = None,
+        process_group: Any = None,
     ):
         if model is not None and graph is not None:
             raise ValueError("NGOptimizer: expected model or graph; got both")
@@ -150,6 +156,10 @@ class NGOptimizer(Optimizer):
         self._rule: tuple[Any, UpdateRule] | None = None
         self._members: Members | None = None
         self._notices = Notices()
+        self._process_group = process_group
+        # processes that share the parameters, and who owns what
+        self._shards: tuple[Sequence[Tensor], Shards] | None = None
+        self._owners: dict[Tensor, int] = {}
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -211,7 +221,8 @@ class NGOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         params = group_tensors(self.param_groups)
-        if all(p.grad is None for p in params):
+        # other processes may have gradients where this one has none
+        if not self._is_shared(params) and all(p.grad is None for p in params):
             return loss
         check_groups(self.param_groups)
         members = self._connected()
@@ -239,7 +250,7 @@ class NGOptimizer(Optimizer):
             if AVERAGE not in first:
                 record.pop(AVERAGE, None)
             elif AVERAGE not in record:
-                record[AVERAGE] = as_average(real(p))
+                record[AVERAGE] = as_average(real(local(p)))
 
     def _update(self, rule: UpdateRule, members: Members) -> None:
         grads, hyper = members.gradients(self.param_groups, self._own_decay)
@@ -278,7 +289,7 @@ class NGOptimizer(Optimizer):
         paper) change nothing either.
         """
         for p in self._with_averages():
-            real(p).copy_(self.state[p][AVERAGE])
+            real(local(p)).copy_(self.state[p][AVERAGE])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -290,7 +301,8 @@ class NGOptimizer(Optimizer):
         >>> with opt.averaged():
         ...     accuracy = evaluate(model)
         """
-        kept = [(p, p.detach().clone()) for p in self._with_averages()]
+        averaged = [local(p) for p in self._with_averages()]
+        kept = [(p, p.detach().clone()) for p in averaged]
         self.load_average()
         try:
             yield
@@ -351,7 +363,9 @@ class NGOptimizer(Optimizer):
             "_notices",
         )
         own = {key: self.__dict__[key] for key in derived}
-        return {**super().__getstate__(), **own, "_rule": None}
+        # collectives belong to this process
+        none = dict.fromkeys(("_rule", "_shards", "_process_group"))
+        return {**super().__getstate__(), **own, **none, "_owners": {}}
 
     def _is_early(self) -> bool:
         """Whether the first forward pass is still to show inputs, or shapes of a lazy module."""
@@ -393,7 +407,8 @@ class NGOptimizer(Optimizer):
             strict=False,
         ):
             record = self.state.get(p)
-            if record and is_of_other_matrices(record, first, real(p).shape):
+            own = real(local(p))
+            if record and is_of_other_matrices(record, first, own.shape):
                 del self.state[p]
                 dropped.append(spec.name)
         if dropped:
@@ -440,7 +455,8 @@ class NGOptimizer(Optimizer):
             dtype = max(map(state_dtype, params), key=lambda own: own.itemsize)
             dtype = product_dtype(device, dtype)
         renew_every = self.param_groups[0]["renew_every"]
-        wanted = members.graph, total_steps, device, dtype, renew_every
+        shards = self._sharing(members)
+        wanted = members.graph, total_steps, device, dtype, renew_every, shards
         if self._rule is None or self._rule[0] != wanted:
             rule = self._bind(*wanted)
             if takes_up:
@@ -448,8 +464,27 @@ class NGOptimizer(Optimizer):
                 for group in self.param_groups:
                     group["renew_every"] = renew_every
                 self._take_up(rule, members)
-            self._rule = (*wanted[:-1], renew_every), rule
+            self._rule = (*wanted[:-2], renew_every, shards), rule
+            if shards is not None:
+                self._owners = dict(zip(params, shards.owners, strict=True))
         return self._rule[1]
+
+    def _is_shared(self, params: Sequence[Tensor]) -> bool:
+        """Whether several processes share the parameters."""
+        return self._process_group is not None or are_divided(params)
+
+    @uncompiled
+    def _sharing(self, members: Members) -> Shards | None:
+        """The processes that share the parameters; they have to ask for it together."""
+        params = members.params
+        if not self._is_shared(params):
+            return None
+        if self._shards is None or self._shards[0] is not params:
+            names = [spec.name for spec in members.graph.parameters[: len(params)]]
+            named = list(zip(names, params, strict=True))
+            shards = Shards(named, self._process_group, self._owners)
+            self._shards = params, shards
+        return self._shards[1]
 
     @uncompiled
     def _bind(
@@ -459,6 +494,7 @@ class NGOptimizer(Optimizer):
         device: torch.device,
         dtype: torch.dtype | None,
         renew_every: int | None,
+        shards: Shards | None,
     ) -> UpdateRule:
         return self.learned.bind(
             graph,
@@ -466,6 +502,7 @@ class NGOptimizer(Optimizer):
             device=device,
             dtype=dtype,
             renew_every=renew_every,
+            shards=shards,
         )
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -490,7 +527,8 @@ class NGOptimizer(Optimizer):
         if not isinstance(params, Tensor | set):  # torch has its say on these
             group["params"] = params = list(params)
             check_distinct(named_members(params))
-            check_whole(named_members(params))
+            if self.learned.base is None:
+                check_whole(named_members(params))
         self._notices.of_ignored(ignored)
 
     def _with_own_horizon(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class Bucket:
     def __init__(self, members: Sequence[Member], device: torch.device):
         """members: those of one kind follow each other."""
         self.members = members
-        self.stacks = [list(same) for _, same in groupby(members, lambda m: m.kind)]
+        self.stacks = stacks_of(members)
         self.factors: list[Factors] = []
         lanes = LANES if sum(m.numel for m in members) > FEW else FEW_LANES
         shapes = [m.layout.shape for m in members]
@@ -85,7 +85,7 @@ class Bucket:
         """(k, parameters) -> k times (rows, 1)."""
         return numbers.index_select(1, self.owners).unsqueeze(2).unbind()
 
-    def gather(self, values: Sequence[Tensor]) -> Tensor:
+    def gather(self, values: Sequence[Any]) -> Tensor:
         """Values of all parameters -> (rows, lanes) of the members; may be a view."""
         values = [m.layout.of(values[m.parameter]) for m in self.members]
         return self.pieces.join(values)
@@ -98,7 +98,15 @@ class Bucket:
 
 
 def make_buckets(members: Sequence[Member], device: torch.device) -> list[Bucket]:
-    """Kinds with few elements together first, so that what has many stays by itself."""
+    """Of members, as `arranged` puts them together."""
+    return [Bucket(some, device) for some in arranged(members, device)]
+
+
+def arranged(members: Sequence[Member], device: torch.device) -> list[list[Member]]:
+    """Members of each bucket, those of one kind one behind the other.
+
+    Kinds with few elements together first, so that what has many stays by itself.
+    """
     kinds: dict[tuple, list[Member]] = {}
     for m in members:
         kinds.setdefault(m.kind, []).append(m)
@@ -112,7 +120,12 @@ def make_buckets(members: Sequence[Member], device: torch.device) -> list[Bucket
                 room = largest
             found[-1].append(m)
             room -= m.numel
-    return [Bucket(sorted(some, key=_order), device) for some in found]
+    return [sorted(some, key=_order) for some in found]
+
+
+def stacks_of(members: Sequence[Member]) -> list[list[Member]]:
+    """Those of one kind, which follow each other."""
+    return [list(same) for _, same in groupby(members, lambda m: m.kind)]
 
 
 def _order(m: Member) -> tuple[bool, bool]:

@@ -12,9 +12,8 @@ columns of P that are zero leave Q as it is there.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate, chain, islice, pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain, groupby, islice, pairwise
 from math import prod
 
 import torch
@@ -69,21 +68,30 @@ def renewal_interval(layouts: Iterable[MatrixLayout], device: torch.device) -> i
     return next((every for every in EVERY if cost <= every), EVERY[-1])
 
 
-class RenewalSchedule:
-    """Which bases are renewed at a step: in turn, about the same work at every step.
+def places_in_turn(counts: Mapping[int, int]) -> dict[int, list[float]]:
+    """Where in a round of renewals each basis is, in (0, 1), by size.
 
     counts: of the bases of every size; one size after the other they make one round.
     """
+    work = [[n**3 + CALLS**3 / count] * count for n, count in counts.items()]
+    ends = list(accumulate(chain(*work), initial=0.0))
+    places = iter([(a + b) / 2 / ends[-1] for a, b in pairwise(ends)])
+    return {n: list(islice(places, k)) for n, k in counts.items()}
 
-    def __init__(self, counts: Mapping[int, int], every: int, device: torch.device):
-        self.every = every
-        work = [[n**3 + CALLS**3 / count] * count for n, count in counts.items()]
-        ends = list(accumulate(chain(*work), initial=0.0))
-        # where in the round each basis is, in (0, 1)
-        places = iter([(a + b) / 2 / ends[-1] for a, b in pairwise(ends)])
-        self._places = {n: list(islice(places, k)) for n, k in counts.items()}
-        pairs = self._places.items()
+
+class RenewalSchedule:
+    """Which bases are renewed at a step: in turn, about the same work at every step.
+
+    places: of the bases of every size, see `places_in_turn`.
+    """
+
+    def __init__(
+        self, places: Mapping[int, Sequence[float]], every: int, device: torch.device
+    ):
+        self.every, self._places = every, places
+        pairs = places.items()
         self._on_device = {n: torch.tensor(own, device=device) for n, own in pairs}
+        self._due: dict[tuple[int, int], list[tuple[int, slice]]] = {}  # by phase
 
     def _length(self, step: int) -> int:
         """Steps of the round."""
@@ -95,15 +103,18 @@ class RenewalSchedule:
         is_once = ROUNDS / 2 < length < self.every
         return None if is_once else (length, step % length)
 
-    def due(self, step: int) -> Iterator[tuple[int, slice]]:
+    def due(self, step: int) -> list[tuple[int, slice]]:
         """(size, those of its bases); all at the first steps, then fewer."""
         length = self._length(step)
-        part = step % length
-        for size, places in self._places.items():
-            ends = (bisect_left(places, x / length) for x in (part, part + 1))
-            some = slice(*ends)
-            if some.start < some.stop:
-                yield size, some
+        key = length, step % length
+        if key not in self._due:
+            ends = key[1] / length, (key[1] + 1) / length
+            self._due[key] = [
+                (size, run)
+                for size, places in self._places.items()
+                for run in _runs([ends[0] <= x < ends[1] for x in places])
+            ]
+        return self._due[key]
 
     def are_due(self, step: Tensor) -> dict[int, Tensor]:
         """The same, (count,) of every size, at a step that the host does not know."""
@@ -111,3 +122,13 @@ class RenewalSchedule:
         ends = step % length, step % length + 1
         turns = {size: x * length for size, x in self._on_device.items()}
         return {size: (x >= ends[0]) & (x < ends[1]) for size, x in turns.items()}
+
+
+def _runs(chosen: Sequence[bool]) -> Iterator[slice]:
+    """The chosen ones, as few slices."""
+    start = 0
+    for is_chosen, some in groupby(chosen):
+        end = start + len(list(some))
+        if is_chosen:
+            yield slice(start, end)
+        start = end

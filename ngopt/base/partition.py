@@ -116,8 +116,10 @@ def layouts_of(
 
 def is_measured(layouts: Sequence[MatrixLayout]) -> bool:
     """Whether it is known how far a parameter with these layouts has moved."""
+    if len(layouts) != 1:
+        return False
     own = layouts[0]
-    return len(layouts) == 1 and (not own.axes or prod(own.shape) < MANY)
+    return not own.axes or prod(own.shape) < MANY
 
 
 class _Limits(NamedTuple):

@@ -21,7 +21,7 @@ few elements are measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -56,9 +56,17 @@ class Start(NamedTuple):
 class FirstSteps:
     """Updates `Start` in the first steps."""
 
-    def __init__(self, config: SoapConfig, tables: Sequence[int], numel: Tensor):
-        """tables: which parameters are. numel: of all parameters, (n,)."""
-        self.config, self._tables, self._numel = config, tables, numel
+    def __init__(
+        self,
+        config: SoapConfig,
+        tables: Sequence[int],
+        numels: Sequence[int],
+        device: torch.device,
+    ):
+        """tables: which parameters are. numels: elements of all parameters."""
+        self.config, self._tables, self._numels = config, tables, numels
+        dtype = precise_dtype(device)
+        self._numel = torch.tensor(numels, dtype=dtype, device=device)
 
     def updated(
         self,
@@ -81,7 +89,7 @@ class FirstSteps:
         return start
 
     def _initial(self, start: Start, step: Step, known: Known, rms: Array) -> Start:
-        found = trained(step.params, self.config)
+        found = trained(step.excesses(), self._numels, self._numel, self.config)
         share, untrained = (_like(rms, x) for x in found)
         offset, slope = initial_size(rms, known.per_rms)
         square = share**2  # step sizes go with the root
@@ -121,7 +129,7 @@ class FirstSteps:
     def _with_density(self, start: Start, step: Step, known: Known) -> Start:
         """By the density of tables that are in their first steps."""
         xp = array_module(start.density)
-        share = _like(start.density, dense_shares(step.grads, self._tables))
+        share = _like(start.density, step.dense_shares(self._tables))
         growth, density = mean_density(share, start.density, known.count)
         longer = growth**-self.config.rare_exponent
         is_early = xp.ones_like(density) * known.count <= OBSERVED
@@ -173,22 +181,34 @@ def spectral_excess(weight: Tensor) -> Tensor:
     return excess.nan_to_num(0.0, 0.0)  # of weights that are not finite
 
 
-def trained(params: Sequence[Tensor], config: SoapConfig) -> tuple[Tensor, Tensor]:
+def is_matrix(p: Tensor) -> bool:
+    """Whether it has singular values."""
+    return p.dim() > 1 and p.numel() > 0
+
+
+def trained(
+    excesses: Mapping[int, Tensor],
+    numels: Sequence[int],
+    like: Tensor,
+    config: SoapConfig,
+) -> tuple[Tensor, Tensor]:
     """(n,) each: shares of the step size, and how untrained the network is, 0 to 1.
 
     Vectors follow the mean of the matrices, and all matrices a share of it.
+
+    excesses: `spectral_excess` of all matrices. numels: of all parameters. like: has
+    the dtype and device of the result.
     """
-    c, dtype = config, precise_dtype(params[0].device)
-    matrices = {i: p for i, p in enumerate(params) if p.dim() > 1 and p.numel()}
-    excess = {i: spectral_excess(p).to(dtype) for i, p in matrices.items()}
-    total = sum(p.numel() for p in matrices.values())
-    mean = params[0].new_zeros((), dtype=dtype)
-    for i, p in matrices.items():
-        mean = mean + excess[i] * (p.numel() / total)
-    own = torch.stack([excess.get(i, mean) for i in range(len(params))])
+    c = config
+    excess = {i: x.to(like.dtype) for i, x in excesses.items()}
+    total = sum(numels[i] for i in excess)
+    mean = like.new_zeros(())
+    for i in excess:
+        mean = mean + excess[i] * (numels[i] / total)
+    own = torch.stack([excess.get(i, mean) for i in range(len(numels))])
     own = own.maximum(c.trained_shared * mean)
     share = (-c.trained_exponent * own).exp().clip(min=c.trained_least)
-    return share, (1 - mean / c.trained_mean).clip(min=0.0).expand(len(params))
+    return share, (1 - mean / c.trained_mean).clip(min=0.0).expand(len(numels))
 
 
 def initial_size(rms: Array, per_rms: Array) -> tuple[Array, Array]:

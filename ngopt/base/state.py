@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ngopt.base.buckets import Bucket, Factors, Member, make_buckets
-from ngopt.base.partition import MatrixLayout, is_measured
+from ngopt.base.partition import Axis, MatrixLayout, is_measured
 from ngopt.base.start import Start
 from ngopt.functional import Record, state_dtype
 from ngopt.packing import PackedState, Packing, Pieces, scalars
@@ -70,31 +70,42 @@ class StackedState(NamedTuple):
 class ParameterStack:
     """Parameters of one dtype and device that are updated together.
 
-    buckets: see `Bucket`. counts: of the factors of every size.
+    rounds: buckets (see `Bucket`) in turn. keys: of the factors of every size, and of
+    their places in records.
     """
 
-    def __init__(self, layouts: Sequence[Sequence[MatrixLayout]], like: Tensor):
-        """layouts: of each parameter. like: has the dtype and device of the state."""
+    def __init__(
+        self,
+        layouts: Sequence[Sequence[MatrixLayout]],
+        like: Tensor,
+        rounds: Sequence[Sequence[int]] | None = None,
+        moved: Sequence[Bucket] | None = None,
+    ):
+        """layouts: of each parameter; none of those that others update. like: has the
+        dtype and device of the state. rounds: parameters that are updated together;
+        None: all. moved: buckets of the parameters that change, if these are others.
+        """
         self.dtype, self.device = like.dtype, like.device
         self._count = len(layouts)
-        members: list[Member] = []
-        for i, own in enumerate(layouts):
-            has = is_measured(own)
-            members += [Member(i, number, x, has) for number, x in enumerate(own)]
-        self.buckets = make_buckets(members, self.device)
-        factors = _place_factors(self.buckets)
-        self.counts = {n: sum(f[2] for f in some) for n, some in factors.items()}
-        owners = [[i] * count for some in factors.values() for i, _, count in some]
+        members = members_of(layouts)
+        some = [members] if rounds is None else [_among(members, x) for x in rounds]
+        self.rounds = [make_buckets(own, self.device) for own in some]
+        self.buckets = list(chain.from_iterable(self.rounds))
+        self.keys = factor_keys([bucket.stacks for bucket in self.buckets])
+        for bucket, own in zip(self.buckets, _factors(self.buckets), strict=True):
+            bucket.factors = own
+        owners = [[k.parameter] * k.count for own in self.keys.values() for k in own]
         owners = list(chain.from_iterable(owners))
         self._owners = torch.tensor(owners, dtype=torch.int64, device=self.device)
         packings = [_of_bucket(bucket, "exp_avg") for bucket in self.buckets]
         packings += [_of_bucket(bucket, "exp_avg_sq") for bucket in self.buckets]
-        packings += [_of_factors(some, "") for some in factors.values()]
-        packings += [_of_factors(some, "_basis") for some in factors.values()]
+        packings += [_of_factors(own, "") for own in self.keys.values()]
+        packings += [_of_factors(own, "_basis") for own in self.keys.values()]
         self._step = len(packings)  # number of the packing
         packings.append(scalars(len(layouts), ["step"], torch.device("cpu")))
         packings.append(scalars(len(layouts), SCALES, self.device))
-        self._measured = [bucket for bucket in self.buckets if bucket.measured]
+        buckets = self.buckets if moved is None else moved
+        self._measured = [bucket for bucket in buckets if bucket.measured]
         packings += map(_of_measured, self._measured)
         self.packed = PackedState(packings)
 
@@ -104,8 +115,8 @@ class ParameterStack:
         return StackedState(
             momentum=[next(values) for _ in self.buckets],
             second=[next(values) for _ in self.buckets],
-            factors={size: next(values) for size in self.counts},
-            bases={size: next(values) for size in self.counts},
+            factors={size: next(values) for size in self.keys},
+            bases={size: next(values) for size in self.keys},
             step=next(values)[0],
             scales=next(values),
             displacement={bucket: next(values) for bucket in self._measured},
@@ -114,9 +125,9 @@ class ParameterStack:
 
     def of_factors(self, numbers: Tensor) -> dict[int, Tensor]:
         """(k, parameters) -> of the factors of every size, (k, count, 1, 1)."""
-        found = numbers.index_select(1, self._owners).view(len(numbers), -1, 1, 1)
-        pieces = found.split(list(self.counts.values()), 1)
-        return dict(zip(self.counts, pieces, strict=True))
+        found = numbers.index_select(1, self._owners)[:, :, None, None]
+        pieces = found.split(list(counts_of(self.keys).values()), 1)
+        return dict(zip(self.keys, pieces, strict=True))
 
     def squares(self, values: Sequence[Tensor]) -> Tensor:
         """Sums of squares of every parameter, (n,), constants; values: of buckets."""
@@ -131,23 +142,64 @@ class ParameterStack:
         self.packed.replace(records, self._step, step.view(1, -1))
 
 
-Key = tuple[int, str, int]  # of an axis: parameter, format of the keys, number
+class FactorKey(NamedTuple):
+    """Of the factors of an axis of a parameter."""
+
+    parameter: int
+    key: str  # of records, a format
+    count: int
 
 
-def _place_factors(buckets: Sequence[Bucket]) -> dict[int, list[Key]]:
-    """The factors of every size, largest first; tells the buckets which are theirs."""
-    found: dict[int, list[Key]] = {}
+Keys = dict[int, list[FactorKey]]  # of the factors of every size
+
+
+def members_of(layouts: Sequence[Sequence[MatrixLayout]]) -> list[Member]:
+    """Of all parameters; layouts: of each."""
+    members: list[Member] = []
+    for i, own in enumerate(layouts):
+        has = is_measured(own)
+        members += [Member(i, number, x, has) for number, x in enumerate(own)]
+    return members
+
+
+def _among(members: Sequence[Member], parameters: Sequence[int]) -> list[Member]:
+    wanted = set(parameters)
+    return [m for m in members if m.parameter in wanted]
+
+
+def factor_keys(buckets: Sequence[Sequence[Sequence[Member]]]) -> Keys:
+    """Those of all factors, largest first; buckets: their stacks."""
+    found: Keys = {}
+    for stack in chain.from_iterable(buckets):
+        for axis in stack[0].layout.axes:
+            found.setdefault(axis.size, []).extend(_axis_keys(stack, axis))
+    return dict(sorted(found.items(), reverse=True))
+
+
+def _axis_keys(stack: Sequence[Member], axis: Axis) -> list[FactorKey]:
+    key = f"{axis.name}{{}}_"
+    counts = [m.layout.shape[0] * axis.parts for m in stack]
+    pairs = zip(stack, counts, strict=True)
+    return [FactorKey(m.parameter, f"{key}{m.number}", count) for m, count in pairs]
+
+
+def counts_of(keys: Keys) -> dict[int, int]:
+    """How many factors there are of every size."""
+    return {size: sum(key.count for key in own) for size, own in keys.items()}
+
+
+def _factors(buckets: Sequence[Bucket]) -> Iterator[list[Factors]]:
+    """Of the stacks of every bucket: in turn, as `factor_keys` has them."""
+    ends: dict[int, int] = {}
     for bucket in buckets:
+        own = []
         for number, stack in enumerate(bucket.stacks):
             for axis in stack[0].layout.axes:
-                same = found.setdefault(axis.size, [])
-                start = sum(count for *_, count in same)
-                for m in stack:
-                    key = f"{axis.name}{{}}_{m.number}"
-                    same.append((m.parameter, key, m.layout.shape[0] * axis.parts))
-                end = sum(count for *_, count in same)
-                bucket.factors.append(Factors(number, axis, slice(start, end)))
-    return dict(sorted(found.items(), reverse=True))
+                start = ends.get(axis.size, 0)
+                end = start + sum(key.count for key in _axis_keys(stack, axis))
+                ends[axis.size] = end
+                own.append(Factors(number, axis, slice(start, end)))
+        yield own
 
 
 def _of_bucket(bucket: Bucket, key: str) -> Packing:
@@ -162,7 +214,7 @@ def _of_measured(bucket: Bucket) -> Packing:
     return Packing(places, pieces.join, pieces.split)
 
 
-def _of_factors(some: Sequence[Key], kind: str) -> Packing:
-    places = [(parameter, key.format(kind)) for parameter, key, _ in some]
-    counts = [count for *_, count in some]
+def _of_factors(some: Sequence[FactorKey], kind: str) -> Packing:
+    places = [(own.parameter, own.key.format(kind)) for own in some]
+    counts = [own.count for own in some]
     return Packing(places, lambda x: torch.cat(list(x)), lambda x: x.split(counts))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ngopt import devices
+from ngopt.base.buckets import Bucket
+from ngopt.base.start import dense_shares, is_matrix, spectral_excess
 from ngopt.base.state import ParameterStack
 from ngopt.base.step_size import is_kept
 from ngopt.devices import Array
@@ -54,10 +56,36 @@ class Step:
         self.youngest = torch.inf  # the least of these
         self.of_factors: dict[int, FactorNumbers] = {}  # by size
         self.newest: Sequence[Any] = [None] * len(positions)  # see `Known`
+        # path and distance, the last two of `SCALES`, in full precision
+        self.moved = self.state.scales[-2:]
+        if stack.dtype != self.moved.dtype:
+            self.moved = torch.zeros_like(self.moved, dtype=stack.dtype)
+
+    def record_moved(self) -> None:
+        """Puts path and distance into the state."""
+        if self.moved.dtype != self.state.scales.dtype:
+            self.state.scales[-2:].add_(self.moved)
+
+    def gathered(self, bucket: Bucket) -> Tensor:
+        """Gradients of the members of a bucket, (rows, lanes)."""
+        return bucket.gather(self.grads)
+
+    def root_mean_squares(self, roots: Tensor) -> Tensor:
+        """Of gradients, then of weights, (2n,); roots: of numbers of elements, (2n,)."""
+        values = [*self.grads, *self.params]
+        return devices.root_mean_squares(values, roots, self.in_place)
 
     def momentum_squares(self) -> Tensor:
         """Of every parameter, (n,)."""
         return self.stack.squares(self.state.momentum)
+
+    def excesses(self) -> dict[int, Tensor]:
+        """`spectral_excess` of all matrices."""
+        return {i: spectral_excess(p) for i, p in enumerate(self.params) if is_matrix(p)}
+
+    def dense_shares(self, tables: Sequence[int]) -> Tensor:
+        """See `ngopt.base.start.dense_shares`."""
+        return dense_shares(self.grads, tables)
 
     def fuse(self, function: Callable) -> Callable:
         """One of the elementwise functions, as one kernel where that is possible."""

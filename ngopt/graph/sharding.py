@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
+
+from ngopt.distributed.pieces import is_dtensor
 
 # What FullyShardedDataParallel sets on the flat pieces that it makes of parameters.
 FLATTENED = "_fsdp_flattened"
@@ -18,14 +19,11 @@ def are_pieces(params: Iterable[Tensor]) -> bool:
 
 
 def check_whole(named: Iterable[tuple[str, Any]]) -> None:
-    """Raises ValueError for a parameter that `fully_shard` has divided among processes."""
-    # looked up, not imported: who divides a network has imported it
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is None:
-        return
+    """Raises ValueError for a parameter that is divided among processes, a DTensor."""
     for name, p in named:
-        if isinstance(p, distributed.DTensor):
+        if is_dtensor(p):
             raise ValueError(
-                f"NGOptimizer: '{name}': expected a whole tensor, or a piece that "
-                "FullyShardedDataParallel made; got a DTensor"
+                f"NGOptimizer: '{name}': expected a whole tensor, as metanets see the whole "
+                "network; got a DTensor. weights='default' trains networks that fully_shard or "
+                "parallelize_module has divided."
             )

@@ -6,6 +6,7 @@ from ngopt.base.eigenbasis import (
     LARGEST,
     LIFT,
     RenewalSchedule,
+    places_in_turn,
     renewal_interval,
     renewed,
 )
@@ -124,7 +125,7 @@ class TestSchedule:
     def taken(self, step, every, counts=None):
         """Which bases are renewed at a step."""
         counts = counts or self.counts
-        schedule = RenewalSchedule(counts, every, CPU)
+        schedule = RenewalSchedule(places_in_turn(counts), every, CPU)
         found = set()
         for size, some in schedule.due(step):
             found |= {(size, i) for i in range(counts[size])[some]}
@@ -155,7 +156,7 @@ class TestSchedule:
 
     @pytest.mark.parametrize("step", [0, 9, 30, 101, 102, 107])
     def test_masks_on_the_device_say_the_same(self, step):
-        schedule = RenewalSchedule(self.counts, 5, CPU)
+        schedule = RenewalSchedule(places_in_turn(self.counts), 5, CPU)
         masks = schedule.are_due(torch.tensor(float(step)))
         found = {
             (size, i)
@@ -165,7 +166,7 @@ class TestSchedule:
         assert found == self.taken(step, 5)
 
     def test_of_nothing(self):
-        assert list(RenewalSchedule({}, 5, CPU).due(7)) == []
+        assert list(RenewalSchedule(places_in_turn({}), 5, CPU).due(7)) == []
 
 
 class TestInterval:

@@ -13,6 +13,7 @@ from ngopt.base.start import (
     AGREED,
     agreement,
     dense_shares,
+    is_matrix,
     initial_size,
     mean_density,
     spectral_excess,
@@ -64,10 +65,15 @@ def test_weights_that_are_not_finite_say_nothing(odd):
     assert spectral_excess(weight) == 0
 
 
+def shares(params):
+    excesses = {i: spectral_excess(p) for i, p in enumerate(params) if is_matrix(p)}
+    return trained(excesses, [p.numel() for p in params], torch.zeros(()), CONFIG)
+
+
 def test_shares_of_trained_matrices_and_of_what_is_beside_them():
     low_rank = 2 * normal(50, 1) @ normal(1, 50, seed=1)
     params = [normal(50, 50), normal(50, 50, seed=2) + low_rank, torch.zeros(50)]
-    share, untrained = trained([*params, torch.zeros(0, 3)], CONFIG)
+    share, untrained = shares([*params, torch.zeros(0, 3)])
     own = spectral_excess(params[1]).item()
     mean = own / 2
     expected = [
@@ -78,7 +84,7 @@ def test_shares_of_trained_matrices_and_of_what_is_beside_them():
     ]
     assert share.tolist() == pytest.approx([max(x, 0.4) for x in expected], rel=1e-3)
     assert untrained.tolist() == [0, 0, 0, 0]
-    share, untrained = trained([params[0], params[2]], CONFIG)
+    share, untrained = shares([params[0], params[2]])
     assert share.tolist() == pytest.approx([1, 1], abs=0.02)
     assert untrained.tolist() == pytest.approx([1, 1], abs=0.02)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ngopt.base.partition import Axis, MatrixLayout
-from ngopt.base.state import SCALES, ParameterStack, first_record
+from ngopt.base.state import SCALES, ParameterStack, counts_of, first_record
 
 LAYOUTS = [
     [MatrixLayout((2, 4, 6, 1), (Axis("rows", 2, 2, 6), Axis("channels", 1, 6, 4)))],
@@ -58,7 +58,7 @@ def stack():
 
 def test_factors_of_one_size_are_one_tensor():
     own = stack()
-    assert own.counts == {6: 3, 2: 4}
+    assert counts_of(own.keys) == {6: 3, 2: 4}
     state = own.open(records(), in_place=True)
     assert state.factors[6].shape == state.bases[6].shape == (3, 6, 6)
     numbers = own.of_factors(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))

@@ -1,0 +1,203 @@
+"""The default in several processes: owners make directions, holders change their parts.
+
+Everything that is a number of a parameter (RMS of gradients and weights, agreement,
+distance) is summed over the processes, so that all have the same numbers. Matrices and
+vectors are updated by their owners. Weight decay, averages and distances need weights,
+so they are of the parts that each process holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ngopt import at_once
+from ngopt.base.buckets import Bucket, Member, arranged, stacks_of
+from ngopt.base.eigenbasis import places_in_turn
+from ngopt.base.group import Group
+from ngopt.base.partition import MatrixLayout, is_measured
+from ngopt.base.start import dense_shares, is_matrix, spectral_excess
+from ngopt.base.state import (
+    ParameterStack,
+    counts_of,
+    factor_keys,
+    members_of,
+)
+from ngopt.base.step import Step
+from ngopt.base.step_size import Known
+from ngopt.distributed.exchange import Exchange, Transfer, make_exchanges
+from ngopt.elementwise import RowNumbers
+from ngopt.functional import Change
+
+if TYPE_CHECKING:
+    from ngopt.base.soap import SoapRule
+
+# Elements that travel at once, for each process: while some do, others are updated.
+ROUND = {"cpu": 1 << 22, "accelerator": 1 << 23}
+
+
+class ShardedStep(Step):
+    """A step of which this process has parts of gradients and weights."""
+
+    def __init__(self, group: ShardedGroup, *given: Any):
+        super().__init__(group.stack, group.positions, *given)
+        self._shards, self._exchanges = group.shards, group.exchanges
+        self._numels = group.numels
+        self.moved = torch.zeros_like(self.moved, dtype=self.stack.dtype)
+        self.wholes: Mapping[int, Tensor] = {}  # gradients of the present round
+
+    def root_mean_squares(self, roots: Tensor) -> Tensor:
+        norms = super().root_mean_squares(torch.ones_like(roots))
+        squares = self._shards.sum_of_parts(norms.square().view(2, -1))
+        return squares.sqrt().flatten() / roots
+
+    def gathered(self, bucket: Bucket) -> Tensor:
+        values = [self.wholes.get(i) for i in range(len(self.params))]
+        return bucket.gather(values)
+
+    def momentum_squares(self) -> Tensor:
+        return self._shards.sum_of_owners(super().momentum_squares())
+
+    def excesses(self) -> dict[int, Tensor]:
+        found = self.moved.new_zeros(len(self.params))
+        for exchange in self._exchanges:
+            params = dict(enumerate(self.params))
+            wholes = exchange.wholes(params, exchange.to_owners(params))
+            for i, p in wholes.items():
+                if is_matrix(p):
+                    found[i] = spectral_excess(p)
+        found = self._shards.sum_of_owners(found).unbind()
+        has = [p.dim() > 1 and n > 0 for p, n in zip(self.params, self._numels, strict=True)]
+        return {i: x for i, x in enumerate(found) if has[i]}
+
+    def dense_shares(self, tables: Sequence[int]) -> Tensor:
+        found = self._numels.new_ones(len(self.grads))
+        for i in tables:
+            found[i] = (self.grads[i] != 0).sum()
+        return self._shards.sum_of_parts(found) / self._numels
+
+    def record_moved(self) -> None:
+        self.state.scales[-2:].add_(self._shards.sum_of_parts(self.moved))
+
+
+class ShardedGroup(Group):
+    """Parameters of one dtype and device of which this process has parts."""
+
+    def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
+        assert rule.shards is not None
+        self.shards = rule.shards.of(positions)
+        most = at_once.amount(ROUND, like.device) * self.shards.size
+        self.exchanges = make_exchanges(self.shards, most)
+        super().__init__(rule, positions, like)
+        self._replays = None  # collectives are in no graph
+        self.numels = self._roots[: len(positions)].square().round()
+
+    def step(self, *given: Any) -> Step:
+        return ShardedStep(self, *given)
+
+    def _stacked(
+        self, layouts: Sequence[Sequence[MatrixLayout]], like: Tensor
+    ) -> ParameterStack:
+        is_own = [rank == self.shards.rank for rank in self.shards.owners]
+        own = [x if mine else () for x, mine in zip(layouts, is_own, strict=True)]
+        rounds = [exchange.owned for exchange in self.exchanges]
+        parts = partial(self._parts, layouts, like.device)
+        self._moved = list(map(parts, self.exchanges))
+        return ParameterStack(own, like, rounds, self._moved)
+
+    def _parts(
+        self,
+        layouts: Sequence[Sequence[MatrixLayout]],
+        device: torch.device,
+        exchange: Exchange,
+    ) -> Bucket:
+        """The parts of parameters that this process holds, as vectors."""
+        members = []
+        for i in exchange.parameters:
+            piece = self.shards.own(i)
+            layout = MatrixLayout((1, 1, piece.numel, 1), part=piece.shape)
+            members.append(Member(i, 0, layout, is_measured(layouts[i])))
+        return Bucket(sorted(members, key=lambda m: m.is_measured), device)
+
+    def _places(
+        self, layouts: Sequence[Sequence[MatrixLayout]]
+    ) -> dict[int, list[float]]:
+        """As in a single process: at the same steps the same bases."""
+        buckets = arranged(members_of(layouts), self.stack.device)
+        keys = factor_keys([stacks_of(bucket) for bucket in buckets])
+        found: dict[int, list[float]] = {}
+        for size, places in places_in_turn(counts_of(keys)).items():
+            rest = iter(places)
+            every = {(k.parameter, k.key): list(islice(rest, k.count)) for k in keys[size]}
+            own = self.stack.keys.get(size, [])
+            if own:
+                pairs = [every[k.parameter, k.key] for k in own]
+                found[size] = list(chain.from_iterable(pairs))
+        return found
+
+    def _changes(self, step: Step, known: Known) -> Iterator[list[Change]]:
+        """While one round's values travel, the matrices of another are updated."""
+        assert isinstance(step, ShardedStep)
+        of_rows = self._begun(step, known)
+        rows = [RowNumbers(*bucket.spread(of_rows)) for bucket in self.stack.buckets]
+        moments = zip(step.state.momentum, step.state.second, strict=True)
+        own = zip(self.stack.buckets, moments, rows, strict=True)
+        grads = dict(enumerate(step.grads))
+        arriving = [x.to_owners(grads) for x in self.exchanges[:1]]
+        leaving: list[Any] = []
+        for number, exchange in enumerate(self.exchanges):
+            step.wholes = exchange.wholes(grads, arriving.pop())
+            arriving += [x.to_owners(grads) for x in self.exchanges[number + 1 :][:1]]
+            some = islice(own, len(self.stack.rounds[number]))
+            deltas = self._directions(step, some)
+            step.wholes = {}
+            like = of_rows.new_empty(0)
+            leaving.append((number, deltas, exchange.to_holders(deltas, like)))
+            if len(leaving) > 1:
+                yield self._arrived(step, of_rows, *leaving.pop(0))
+        for some in leaving:
+            yield self._arrived(step, of_rows, *some)
+        step.record_moved()
+
+    def _directions(self, step: Step, own: Iterator[Any]) -> dict[int, Tensor]:
+        """The changes of whole parameters that this process owns, but for decay."""
+        found: dict[int, Tensor] = {}
+        for bucket, moments, rows in own:
+            delta = self._direction(step, bucket, moments, rows)
+            delta = delta.mul_(moments[0] != 0).mul_(rows.rate)
+            pieces = bucket.parts.split(delta)
+            for m, piece in zip(bucket.members, pieces, strict=True):
+                shape = self.shards.shapes[m.parameter]
+                if m.layout.view is None:
+                    found[m.parameter] = piece.reshape(shape)
+                    continue
+                if m.parameter not in found:
+                    found[m.parameter] = delta.new_zeros(shape)
+                place = m.layout.of(found[m.parameter])
+                place.copy_(piece.reshape(place.shape))
+        return found
+
+    def _arrived(
+        self,
+        step: Step,
+        of_rows: Tensor,
+        number: int,
+        deltas: Mapping[int, Tensor],
+        transfer: Transfer,
+    ) -> list[Change]:
+        """The changes of this process' parts, with decay."""
+        bucket = self._moved[number]
+        parts = self.exchanges[number].parts(deltas, transfer, of_rows)
+        delta = bucket.gather([parts.get(i) for i in range(len(step.params))])
+        rows = RowNumbers(*bucket.spread(of_rows))
+        old = bucket.gather(step.params).to(self.stack.dtype)
+        delta = torch.addcmul(delta, old, rows.decay)
+        if bucket.measured:
+            self._measure(step, bucket, delta)
+        pieces = bucket.parts.split(delta)
+        return list(map(partial(self._change, step), bucket.members, pieces))

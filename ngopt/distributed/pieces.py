@@ -1,0 +1,159 @@
+"""Which part of every parameter each process of a group holds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed
+
+Ranks = list[int]
+
+
+class Piece(NamedTuple):
+    """A box of elements of a parameter, all of it or a part."""
+
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Its elements, as a view."""
+        for dim, (start, size) in enumerate(zip(*self, strict=True)):
+            whole = whole.narrow(dim, start, size)
+        return whole
+
+
+class Held(NamedTuple):
+    """What a process says of a parameter."""
+
+    name: str
+    shape: tuple[int, ...]  # of the whole parameter
+    dtype: str
+    piece: Piece
+    is_alone: bool  # whether each process has the parameter for itself
+
+
+def is_dtensor(x: Any) -> bool:
+    """Whether a tensor is divided among, or repeated on, the processes of a mesh."""
+    # looked up, not imported: who divides a network has imported it
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(x, tensors.DTensor)
+
+
+def real(x: Tensor) -> Tensor:
+    """A view of complex numbers as real pairs on a last axis; other tensors as they are."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def local(x: Any) -> Tensor:
+    """What this process holds of a tensor; in place, it is the tensor's memory."""
+    return x.to_local() if is_dtensor(x) else x
+
+
+def local_gradient(p: Any) -> Tensor | None:
+    """What this process holds of a gradient, divided as its parameter is."""
+    grad = p.grad
+    if not is_dtensor(grad):
+        return grad
+    if grad.placements != p.placements:
+        grad = grad.redistribute(p.device_mesh, p.placements)
+    grad = grad.to_local()
+    # of a collective that may not have ended
+    return grad.wait() if hasattr(grad, "wait") else grad
+
+
+def are_divided(params: Sequence[Any]) -> bool:
+    """Whether any parameter is a DTensor."""
+    return any(map(is_dtensor, params))
+
+
+def piece_of(name: str, p: Any) -> Piece:
+    """What this process holds of a parameter.
+
+    Raises ValueError if it is no box of elements.
+    """
+    if not is_dtensor(p):
+        shape = tuple(real(p).shape)
+        return Piece((0,) * len(shape), shape)
+    from torch.distributed.tensor import Partial
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    if p.is_complex() or any(isinstance(x, Partial) for x in p.placements):
+        raise ValueError(
+            f"NGOptimizer: '{name}': expected a DTensor of real numbers that is sharded or "
+            f"replicated; got {p.dtype} with placements {p.placements}"
+        )
+    shape, offset = compute_local_shape_and_global_offset(
+        p.shape, p.device_mesh, p.placements
+    )
+    if tuple(shape) != tuple(local(p).shape):
+        raise ValueError(
+            f"NGOptimizer: '{name}': expected a local part of shape {tuple(shape)}, by the "
+            f"placements {p.placements}; got {tuple(local(p).shape)}"
+        )
+    if prod(shape) == 0:
+        offset = (0,) * len(shape)
+    return Piece(tuple(offset), tuple(shape))
+
+
+class Place(NamedTuple):
+    """The processes that share parameters, and where each is among them."""
+
+    ranks: Ranks  # of the default group, in the order of the mesh
+    coordinates: list[tuple[int, ...]]  # of each
+
+
+def place_of(params: Sequence[Any], group: Any) -> Place:
+    """The smallest part of a mesh that has all dimensions along which parameters lie.
+
+    group: of the processes, where no parameter is a DTensor.
+
+    Raises ValueError if parameters are on meshes of different roots, or not on `group`.
+    """
+    meshes = {p.device_mesh for p in params if is_dtensor(p)}
+    if not meshes:
+        ranks = distributed.get_process_group_ranks(group)
+        return Place(ranks, [(i,) for i in range(len(ranks))])
+    roots = {_root(mesh) for mesh in meshes}
+    if len(roots) > 1:
+        raise ValueError(
+            "NGOptimizer: expected parameters on one device mesh and on its parts; got "
+            f"{len(roots)} meshes. Make an optimizer for each."
+        )
+    root = roots.pop()
+    names = root.mesh_dim_names
+    used = {name for mesh in meshes for name in mesh.mesh_dim_names or ()}
+    own = root.get_coordinate()
+    assert own is not None
+    if names is None or meshes == {root}:
+        part = root.mesh
+    else:
+        places = zip(names, own, strict=True)
+        part = root.mesh[tuple(slice(None) if n in used else at for n, at in places)]
+    shape = tuple(part.shape)
+    every = torch.arange(part.numel(), device="cpu")
+    coordinates = torch.stack(torch.unravel_index(every, shape), 1).tolist()
+    place = Place(part.flatten().tolist(), [tuple(at) for at in coordinates])
+    if group is not None:
+        ranks = distributed.get_process_group_ranks(group)
+        if sorted(ranks) != sorted(place.ranks):
+            raise ValueError(
+                f"NGOptimizer: process_group: expected the ranks of the parameters' mesh, "
+                f"{place.ranks}; got {ranks}. Leave it out."
+            )
+    return place
+
+
+def _root(mesh: Any) -> Any:
+    if hasattr(mesh, "_get_root_mesh"):
+        return mesh._get_root_mesh()
+    from torch.distributed.device_mesh import _mesh_resources
+
+    return _mesh_resources.get_root_mesh(mesh)
