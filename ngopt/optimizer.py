@@ -30,6 +30,8 @@ from ngopt.checks import (
     with_own_decay,
 )
 from ngopt.devices import product_dtype
+from ngopt.base.soap import SoapRule
+from ngopt.distributed.checkpoint import SharedState
 from ngopt.distributed.pieces import are_divided, local, real
 from ngopt.distributed.shards import Shards
 from ngopt.functional import (
@@ -227,12 +229,24 @@ class NGOptimizer(Optimizer):
         check_groups(self.param_groups)
         members = self._connected()
         self._source.settle()
+        if not torch.compiler.is_compiling() and self._begins_at_zero():
+            rule = self._bound(members, self._total_steps, takes_up=True)
+            grads, _ = members.gradients(self.param_groups, self._own_decay)
+            members.records(self.state, rule, grads)
+            return loss
         if not torch.compiler.is_compiling():
             self._notices.of_step(self.param_groups)
         rule = self._bound(members, self._total_steps, takes_up=True)
         with without_autocast({p.device for p in params}):
             self._update(rule, members)
         return loss
+
+    def _begins_at_zero(self) -> bool:
+        """Whether a first step cannot move anything, and only makes the state.
+
+        `torch.distributed.checkpoint` makes such a step, with gradients of zero, before it loads.
+        """
+        return not self.state and all(float(group["lr"]) == 0 for group in self.param_groups)
 
     @uncompiled
     def _take_up(self, rule: UpdateRule, members: Members) -> None:
@@ -319,6 +333,18 @@ class NGOptimizer(Optimizer):
         params = group_tensors(self.param_groups)
         return [p for p in params if AVERAGE in self.state.get(p, {})]
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's. Where several processes share the parameters, all have to call it; tensors
+        of state are then DTensors, which `torch.distributed.checkpoint` takes."""
+        found = super().state_dict()
+        params = group_tensors(self.param_groups)
+        if found["state"] and self._is_shared(params):
+            records = self._shared_state().whole([self.state.get(p, {}) for p in params])
+            numbers = [n for group in found["param_groups"] for n in group["params"]]
+            pairs = zip(numbers, records, strict=True)
+            found["state"] = {number: record for number, record in pairs if record}
+        return found
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned; state keeps its dtypes whatever the parameters' dtype.
 
@@ -336,6 +362,8 @@ class NGOptimizer(Optimizer):
             groups = in_order(found["param_groups"], self.param_groups)
             groups = self._with_own_horizon(groups)
             loaded.update({**found, "param_groups": groups})
+            if self._is_shared(group_tensors(self.param_groups)):
+                self._take_own(loaded)
             self._check_loaded(loaded)
             return loaded
 
@@ -352,6 +380,20 @@ class NGOptimizer(Optimizer):
         finally:
             before.remove()
             after.remove()
+
+    def _shared_state(self) -> SharedState:
+        members = self._connected()
+        rule = self._bound(members, self._total_steps)
+        shards = self._sharing(members)
+        assert isinstance(rule, SoapRule) and shards is not None
+        return SharedState(shards, members.params, rule.layouts[: len(members.params)])
+
+    def _take_own(self, loaded: dict[str, Any]) -> None:
+        """Leaves of a loaded state what this process holds."""
+        numbers = [n for group in loaded["param_groups"] for n in group["params"]]
+        records = self._shared_state().own(records_in_order(loaded))
+        pairs = zip(numbers, records, strict=True)
+        loaded["state"] = {number: record for number, record in pairs if record}
 
     def __getstate__(self) -> dict[str, Any]:
         derived = (

@@ -37,7 +37,7 @@ from ngopt.base.group import Group
 from ngopt.base.partition import is_measured, layouts_of
 from ngopt.base.sharded import ShardedGroup
 from ngopt.base.state import first_record
-from ngopt.base.step_size import NOMINAL_STEP
+from ngopt.base.step_size import NOMINAL_STEP, is_kept
 from ngopt.distributed.ownership import cost_of
 from ngopt.distributed.shards import Shards
 from ngopt.functional import (
@@ -118,13 +118,18 @@ class SoapRule(UpdateRule):
         layouts = self.layouts[i]
         if self.shards is None or i >= len(self.shards.owners):
             return first_record(p, layouts)
-        is_own = self.shards.owners[i] == self.shards.rank
-        record = first_record(p, layouts if is_own else ())
+        if self.shards.owners[i] == self.shards.rank:
+            record = first_record(p, layouts)
+        else:
+            record = first_record(p, ())
+            shape = self.shards.shapes[i]
+            whole = first_record(p.new_empty(shape, device="meta"), layouts)
+            # the same keys, as torch.distributed.checkpoint asks what a state has
+            for key in whole.keys() - record.keys():
+                record[key] = p.new_empty(0, dtype=whole[key].dtype)
         if is_measured(layouts):  # how far this part has moved
-            like = record["path"]
-            record["displacement"] = like.new_zeros(
-                (1, 1, p.numel(), 1), dtype=state_dtype(p)
-            )
+            shape = 1, 1, p.numel(), 1
+            record["displacement"] = p.new_zeros(shape, dtype=state_dtype(p))
         return record
 
     def update(
@@ -136,6 +141,8 @@ class SoapRule(UpdateRule):
         in_place: bool = False,
     ) -> Iterator[list[Change]]:
         present = [i for i, grad in enumerate(grads) if grad is not None]
+        if self.shards is not None:
+            self._check_alike(present, state, hyper)
         if not present:
             return
         groups = self._grouped(present, state, params, in_place)
@@ -158,6 +165,21 @@ class SoapRule(UpdateRule):
             found = list(chain.from_iterable(changes))
             group.stack.packed.close(step.records, step.state.tensors)
             yield found
+
+    def _check_alike(
+        self, present: Sequence[int], state: Sequence[Record], hyper: Hyper
+    ) -> None:
+        """Raises ValueError if processes would make different steps."""
+        assert self.shards is not None
+        on_host = [float(x) for x in hyper.lr if not is_kept(x)]
+        ages = {int(state[i]["step"]) for i in present}
+        values = {
+            "gradients of": [self.graph.parameters[i].name for i in present],
+            "lr": sorted(set(on_host)),
+            "steps before": sorted(ages),
+            "total_steps": self.total_steps,
+        }
+        self.shards.check_equal(values)
 
     def renewal_interval(self, device: torch.device) -> int:
         layouts = chain.from_iterable(self.layouts)
@@ -191,3 +213,4 @@ def _like(record: Record, p: Tensor) -> Tensor:
     """A tensor of the dtype and device of a parameter's state."""
     own = record.get("exp_avg_0")
     return p.new_empty(0, dtype=state_dtype(p)) if own is None else own
+

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from math import prod
+from textwrap import shorten
 from typing import Any
 from zlib import crc32
 
@@ -85,6 +86,23 @@ class Shards:
         found.first, found._alone = self.first[numbers], self._alone[numbers]
         return found
 
+    def with_pieces(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        owners: Sequence[int],
+        pieces: Sequence[Sequence[Piece]],
+    ) -> Shards:
+        """The same processes and other values, none of them alone."""
+        found = copy(self)
+        found.shapes, found.owners = list(shapes), list(owners)
+        found.pieces = [list(some) for some in pieces]
+        found.alone = [False] * len(shapes)
+        return found
+
+    def mesh(self, device_type: str) -> Any:
+        """The processes as a mesh of one dimension."""
+        return self._groups.mesh(device_type)
+
     def own(self, i: int) -> Piece:
         """What this process holds of a parameter."""
         return self.pieces[self.rank][i]
@@ -139,20 +157,19 @@ class Shards:
         """An object of every process."""
         return self._groups.gather(value)
 
-    def check_equal(self, value: Any, expected: str) -> None:
-        """Raises ValueError in all processes if one has another value.
-
-        expected: what the values should be, for the message.
-        """
-        digest = crc32(repr(value).encode())
+    def check_equal(self, values: Mapping[str, Any]) -> None:
+        """Raises ValueError in all processes if one has other values."""
+        digest = crc32(repr(values).encode())
         if len(set(self._groups.gather_numbers(digest))) == 1:
             return
-        values = self._groups.gather(value)
-        other = next(rank for rank, x in enumerate(values) if x != values[0])
-        raise ValueError(
-            f"NGOptimizer: expected {expected} in all processes; got {values[0]} in rank 0 and "
-            f"{values[other]} in rank {other}"
-        )
+        every = self._groups.gather(values)
+        for key, expected in every[0].items():
+            for rank, other in enumerate(every):
+                if other[key] != expected:
+                    raise ValueError(
+                        f"NGOptimizer: expected the same {key} in all processes; got "
+                        f"{_short(expected)} in rank 0 and {_short(other[key])} in rank {rank}"
+                    )
 
 
 class _Groups:
@@ -163,6 +180,7 @@ class _Groups:
         is_world = ranks == list(range(distributed.get_world_size()))
         self._group = distributed.group.WORLD if is_world else _new_group(ranks)
         self._of_host: Any = None
+        self._meshes: dict[str, Any] = {}  # by type of device
 
     def _host(self) -> Any:
         """For objects and numbers of the host, which are sent without a device."""
@@ -171,6 +189,14 @@ class _Groups:
             is_host |= distributed.get_backend(self._group) in ("gloo", "fake")
             self._of_host = self._group if is_host else _new_group(self._ranks, "gloo")
         return self._of_host
+
+    def mesh(self, device_type: str) -> Any:
+        from torch.distributed.device_mesh import DeviceMesh
+
+        if device_type not in self._meshes:
+            group = self._host() if device_type == "cpu" else self._group
+            self._meshes[device_type] = DeviceMesh.from_group(group, device_type)
+        return self._meshes[device_type]
 
     def _of(self, x: Tensor) -> Any:
         return self._host() if x.is_cpu else self._group
@@ -241,3 +267,7 @@ def _check_alike(every: Sequence[Sequence[Held]]) -> None:
                     f"processes; got '{first.name}' {first.shape} {first.dtype} in rank 0 "
                     f"where rank {rank} has '{other.name}' {other.shape} {other.dtype}"
                 )
+
+
+def _short(value: Any) -> str:
+    return shorten(str(value), 200, placeholder=" ...")

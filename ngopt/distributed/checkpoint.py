@@ -1,0 +1,192 @@
+"""State of several processes in the form of a single one, for state_dicts and back.
+
+Tensors that one process owns become DTensors of the whole, which
+`torch.distributed.checkpoint` saves and loads under any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt.base.partition import MatrixLayout
+from ngopt.base.state import first_record
+from ngopt.distributed.exchange import Exchange
+from ngopt.distributed.pieces import Piece, is_dtensor, local
+from ngopt.distributed.shards import Shards
+from ngopt.functional import AVERAGE, Record
+
+MOVED = "displacement"  # which each process has of its own parts
+
+
+class Entry(NamedTuple):
+    """A tensor of the state of a parameter, as a single process has it."""
+
+    parameter: int
+    key: str
+    like: Tensor  # on the meta device
+
+
+class SharedState:
+    """Of parameters that processes share."""
+
+    def __init__(
+        self,
+        shards: Shards,
+        params: Sequence[Tensor],
+        layouts: Sequence[Sequence[MatrixLayout]],
+    ):
+        self._shards, self._params, self._layouts = shards, params, layouts
+
+    def whole(self, records: Sequence[Record]) -> list[Record]:
+        """Records whose tensors are of whole parameters, DTensors; all processes call it."""
+        found = [dict(record) for record in records]
+        self._average(found)
+        entries = list(self._entries(records))
+        moved = [e.parameter for e in entries if e.key == MOVED]
+        for i, value in self._gathered_displacements(moved, records).items():
+            found[i][MOVED] = value
+        for dtype in {e.like.dtype: None for e in entries}:
+            some = [e for e in entries if e.like.dtype == dtype]
+            values = self._divided(some, found)
+            for entry, value in zip(some, values, strict=True):
+                found[entry.parameter][entry.key] = value
+        # in one order in all processes, as those gather them who save one state of all
+        return [dict(sorted(record.items())) for record in found]
+
+    def own(self, records: Sequence[Record]) -> list[Record]:
+        """What this process holds of such records, or of those of a single process."""
+        found = [dict(record) for record in records]
+        for i, key, like in self._entries(records):
+            value = found[i].pop(key, None)
+            if value is None:
+                continue
+            if is_dtensor(value):
+                value = value.full_tensor()
+            if value.shape != like.shape:
+                raise ValueError(
+                    f"state_dict: '{key}' of parameter {i}: expected shape "
+                    f"{tuple(like.shape)}; got {tuple(value.shape)}"
+                )
+            if key == MOVED:
+                found[i][key] = self._part_of_displacement(i, value)
+            else:
+                is_own = self._shards.owners[i] == self._shards.rank
+                found[i][key] = value if is_own else value.new_empty(0)
+        for i, record in enumerate(found):
+            average = record.get(AVERAGE)
+            if average is not None and not self._shards.alone[i]:
+                record[AVERAGE] = self._part(i, average)
+        return found
+
+    def _entries(self, records: Sequence[Record]) -> Iterator[Entry]:
+        for i, record in enumerate(records):
+            if record and not self._shards.alone[i]:
+                shape, p = self._shards.shapes[i], self._params[i]
+                like = torch.empty(shape, dtype=p.dtype.to_real(), device="meta")
+                for key, value in first_record(like, self._layouts[i]).items():
+                    if value.dim():
+                        yield Entry(i, key, value)
+
+    def _average(self, records: Sequence[Record]) -> None:
+        for p, record in zip(self._params, records, strict=True):
+            if AVERAGE in record and is_dtensor(p):
+                record[AVERAGE] = _like(p, record[AVERAGE])
+
+    def _part(self, i: int, value: Any) -> Tensor:
+        """What this process holds of a value that is divided as a parameter is."""
+        p = self._params[i]
+        if is_dtensor(value) and is_dtensor(p) and value.placements == p.placements:
+            return local(value)
+        if is_dtensor(value):
+            value = value.full_tensor()
+        return self._shards.own(i).of(value).contiguous()
+
+    def _gathered_displacements(
+        self, parameters: Sequence[int], records: Sequence[Record]
+    ) -> dict[int, Tensor]:
+        """Of owned parameters, in the layout of their matrices."""
+        if not parameters:
+            return {}
+        shards = self._shards.of(parameters)
+        exchange = Exchange(shards, range(len(parameters)))
+        values = {
+            n: records[i][MOVED].view(shards.own(n).shape)
+            for n, i in enumerate(parameters)
+        }
+        wholes = exchange.wholes(values, exchange.to_owners(values))
+        found = {}
+        for n, value in wholes.items():
+            (layout,) = self._layouts[parameters[n]]
+            found[parameters[n]] = layout.of(value).reshape(layout.shape)
+        return found
+
+    def _part_of_displacement(self, i: int, value: Tensor) -> Tensor:
+        (layout,) = self._layouts[i]
+        whole = value.new_empty(self._shards.shapes[i])
+        place = layout.of(whole)
+        place.copy_(value.reshape(place.shape))
+        return self._shards.own(i).of(whole).reshape(1, 1, -1, 1)
+
+    def _divided(
+        self, entries: Sequence[Entry], records: Sequence[Record]
+    ) -> list[Tensor]:
+        """Tensors that owners have as DTensors, of which each process holds a part."""
+        shapes = [tuple(e.like.shape) for e in entries]
+        owners = [self._shards.owners[e.parameter] for e in entries]
+        dims = [max(range(len(shape)), key=lambda d: shape[d]) for shape in shapes]
+        pieces = [
+            [_chunk(shape, dim, rank, self._shards.size) for shape, dim in pairs]
+            for rank, pairs in enumerate([list(zip(shapes, dims, strict=True))] * self._shards.size)
+        ]
+        shards = self._shards.with_pieces(shapes, owners, pieces)
+        exchange = Exchange(shards, range(len(entries)))
+        values = {n: records[entries[n].parameter][entries[n].key] for n in exchange.owned}
+        device = local(self._params[0]).device
+        like = torch.empty(0, dtype=entries[0].like.dtype, device=device)
+        parts = exchange.parts(values, exchange.to_holders(values, like), like)
+        mesh = self._shards.mesh(device.type)
+        return [
+            _dtensor(parts[n], mesh, dims[n], shapes[n]) for n in range(len(entries))
+        ]
+
+
+def _chunk(shape: tuple[int, ...], dim: int, rank: int, size: int) -> Piece:
+    """The part of a rank where a dimension is divided, as `torch.chunk` does it."""
+    length = -(-shape[dim] // size)
+    start = min(rank * length, shape[dim])
+    offset, part = [0] * len(shape), list(shape)
+    offset[dim], part[dim] = start, min(length, shape[dim] - start)
+    return Piece(tuple(offset), tuple(part))
+
+
+def _dtensor(part: Tensor, mesh: Any, dim: int, shape: tuple[int, ...]) -> Tensor:
+    from torch.distributed.tensor import DTensor, Shard
+
+    strides = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        part.contiguous(),
+        mesh,
+        [Shard(dim)],
+        run_check=False,
+        shape=torch.Size(shape),
+        stride=strides,
+    )
+
+
+def _like(p: Any, value: Tensor) -> Tensor:
+    """A value, divided as a parameter is, as a DTensor."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        value,
+        p.device_mesh,
+        p.placements,
+        run_check=False,
+        shape=p.shape,
+        stride=p.stride(),
+    )
