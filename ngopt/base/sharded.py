@@ -21,7 +21,7 @@ from ngopt.base.buckets import Bucket, Member, arranged, stacks_of
 from ngopt.base.eigenbasis import places_in_turn
 from ngopt.base.group import Group
 from ngopt.base.partition import MatrixLayout, is_measured
-from ngopt.base.start import dense_shares, is_matrix, spectral_excess
+from ngopt.base.start import is_matrix, spectral_excess
 from ngopt.base.state import (
     ParameterStack,
     counts_of,
@@ -76,10 +76,12 @@ class ShardedStep(Step):
         return {i: x for i, x in enumerate(found) if has[i]}
 
     def dense_shares(self, tables: Sequence[int]) -> Tensor:
-        found = self._numels.new_ones(len(self.grads))
+        counts = torch.zeros_like(self._numels)
         for i in tables:
-            found[i] = (self.grads[i] != 0).sum()
-        return self._shards.sum_of_parts(found) / self._numels
+            counts[i] = (self.grads[i] != 0).sum()
+        found = torch.ones_like(counts)
+        found[tables] = (self._shards.sum_of_parts(counts) / self._numels)[tables]
+        return found
 
     def record_moved(self) -> None:
         self.state.scales[-2:].add_(self._shards.sum_of_parts(self.moved))

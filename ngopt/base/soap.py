@@ -174,9 +174,9 @@ class SoapRule(UpdateRule):
         on_host = [float(x) for x in hyper.lr if not is_kept(x)]
         ages = {int(state[i]["step"]) for i in present}
         values = {
-            "gradients of": [self.graph.parameters[i].name for i in present],
+            "parameters with gradients": [self.graph.parameters[i].name for i in present],
             "lr": sorted(set(on_host)),
-            "steps before": sorted(ages),
+            "numbers of steps": sorted(ages),
             "total_steps": self.total_steps,
         }
         self.shards.check_equal(values)

@@ -1,0 +1,283 @@
+"""Training in several processes, against the same training in one (gloo, CPU)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import distributed, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.nn.parallel import DistributedDataParallel
+
+from ngopt import NGOptimizer
+from tests.processes import run
+
+STEPS = 12
+EXACT = {"rtol": 0, "atol": 1e-10}
+
+
+class Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+
+    def forward(self, x):
+        return x + self.down(torch.tanh(self.up(self.norm(x))))
+
+
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(7, 10), nn.Linear(10, 3)
+        self.blocks = nn.ModuleList(Block(10) for _ in range(2))
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x)
+
+
+class Words(nn.Module):
+    """A tied table, so that the graph has an embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.block = nn.Embedding(17, 8), Block(8)
+
+    def forward(self, x):
+        codes = (x.abs() * 5).long().clamp(max=16)
+        return self.block(self.table(codes).mean(1)) @ self.table.weight.T[:, :3]
+
+
+class Conv(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Unflatten(1, (1, 7)),
+            nn.Conv1d(1, 6, 3, padding=1),
+            nn.GroupNorm(2, 6),
+            nn.ReLU(),
+            nn.Conv1d(6, 5, 3),
+            nn.Flatten(),
+            nn.Linear(25, 3),
+        )
+
+
+NETWORKS = {"mlp": Mlp, "words": Words, "conv": Conv}
+
+
+def network(name):
+    torch.manual_seed(0)
+    return NETWORKS[name]().double()
+
+
+def batch(step):
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(12, 7, dtype=torch.float64, generator=generator)
+
+
+def train(model, opt, steps, part=0, parts=1):
+    for step in steps:
+        x = batch(step).chunk(parts)[part]
+        opt.zero_grad()
+        (model(x) - x[:, :3].sin()).square().mean().backward()
+        opt.step()
+
+
+def whole(model):
+    found = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+    return [p.detach().clone() for p in found]
+
+
+def expected(name, steps=range(STEPS), **settings):
+    model = network(name)
+    train(model, NGOptimizer(model.parameters(), total_steps=STEPS, **settings), steps)
+    return whole(model)
+
+
+def divided(name, kind, size):
+    """The network as `kind` divides it, settings, and (part, parts) of the batch."""
+    model, rank = network(name), distributed.get_rank()
+    if kind == "ddp":
+        group = {"process_group": distributed.group.WORLD}
+        return DistributedDataParallel(model), group, (rank, size)
+    shape = (2, size // 2) if kind in ("hsdp", "fsdp+tp") else (size,)
+    names = {"hsdp": ("copy", "shard"), "fsdp+tp": ("shard", "tensor")}
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names.get(kind, ("all",)))
+    if kind in ("tp", "fsdp+tp"):
+        plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+        for block in model.blocks:
+            parallelize_module(block, mesh["tensor"] if "+" in kind else mesh, plan)
+        if kind == "tp":
+            return model, {}, (0, 1)
+    of_shards = mesh["shard"] if "+" in kind else mesh
+    for child in model.children():
+        if not isinstance(child, nn.ModuleList) and list(child.parameters(recurse=False)):
+            fully_shard(child, mesh=of_shards)
+    fully_shard(model, mesh=of_shards)
+    parts = (mesh["shard"].get_local_rank(), 2) if "+" in kind else (rank, size)
+    return model, {}, parts
+
+
+def equals_one_process(rank, size, kind, name):
+    model, settings, part = divided(name, kind, size)
+    opt = NGOptimizer(model.parameters(), total_steps=STEPS, **settings)
+    train(model, opt, range(STEPS), *part)
+    found = whole(model)
+    for p, q in zip(found, expected(name), strict=True):
+        torch.testing.assert_close(p, q, **EXACT)
+    every = [None] * size
+    distributed.all_gather_object(every, found)
+    for other in every:
+        assert all(map(torch.equal, found, other))
+
+
+CASES = [
+    ("ddp", 2, "mlp"),
+    ("ddp", 3, "words"),
+    ("fsdp", 2, "mlp"),
+    ("fsdp", 3, "conv"),
+    ("fsdp", 2, "words"),
+    ("hsdp", 4, "mlp"),
+    ("tp", 2, "mlp"),
+    ("fsdp+tp", 4, "mlp"),
+]
+
+
+@pytest.mark.parametrize(("kind", "size", "name"), CASES)
+def test_several_processes_give_the_numbers_of_one(kind, size, name):
+    run(equals_one_process, size, kind, name)
+
+
+def state_is_divided(rank, size):
+    model, settings, part = divided("mlp", "fsdp", size)
+    opt = NGOptimizer(model.parameters(), total_steps=STEPS)
+    train(model, opt, range(2), *part)
+    own = sum(x.numel() for record in opt.state.values() for x in record.values())
+    every = [None] * size
+    distributed.all_gather_object(every, own)
+    single = network("mlp")
+    other = NGOptimizer(single.parameters(), total_steps=STEPS)
+    train(single, other, range(2))
+    total = sum(x.numel() for record in other.state.values() for x in record.values())
+    assert max(every) < 1.15 * total / size
+
+
+def test_each_process_has_its_share_of_the_state():
+    run(state_is_divided, 2)
+
+
+def saves(rank, size, folder, options):
+    model, _, part = divided("conv", "fsdp", size)
+    opt = NGOptimizer(model.parameters())
+    train(model, opt, range(4), *part)
+    state = {"opt": get_optimizer_state_dict(model, opt, options=options)}
+    weights = whole(model)
+    dcp.save(state, checkpoint_id=str(folder / "saved"))
+    train(model, opt, range(4, 8), *part)
+    found = whole(model)
+    if rank == 0:
+        torch.save((weights, found), folder / "weights.pt")
+
+
+def loads(rank, size, folder, options):
+    before, after = torch.load(folder / "weights.pt")
+    if size == 1:
+        model, part = network("conv"), (0, 1)
+    else:
+        model, _, part = divided("conv", "fsdp", size)
+    opt = NGOptimizer(model.parameters())
+    state = {"opt": get_optimizer_state_dict(model, opt, options=options)}
+    dcp.load(state, checkpoint_id=str(folder / "saved"))
+    set_optimizer_state_dict(model, opt, state["opt"], options=options)
+    with torch.no_grad():
+        for p, value in zip(model.parameters(), before, strict=True):
+            if hasattr(p, "full_tensor"):
+                value = torch.distributed.tensor.distribute_tensor(
+                    value, p.device_mesh, p.placements
+                )
+            p.copy_(value)
+    train(model, opt, range(4, 8), *part)
+    for p, q in zip(whole(model), after, strict=True):
+        torch.testing.assert_close(p, q, **EXACT)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_checkpoint_goes_on_in_any_number_of_processes(tmp_path, flat):
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    run(saves, 2, tmp_path, options)
+    for size in (1, 3):
+        run(loads, size, tmp_path, options)
+
+
+def different_gradients(rank, size):
+    model, _, part = divided("mlp", "fsdp", size)
+    opt = NGOptimizer(model.parameters())
+    train(model, opt, range(2), *part)
+    before = [p.to_local().clone() for p in model.parameters()]
+    if rank == 1:
+        next(model.parameters()).grad = None
+    with pytest.raises(ValueError, match="the same parameters with gradients in all"):
+        opt.step()
+    for p, old in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p.to_local(), old)
+
+
+def test_processes_with_other_gradients_all_raise():
+    run(different_gradients, 2)
+
+
+def other_parameters(rank, size):
+    model = nn.Linear(3, 4 + rank)
+    group = distributed.group.WORLD
+    opt = NGOptimizer(model.parameters(), process_group=group)
+    model(torch.ones(2, 3)).sum().backward()
+    with pytest.raises(ValueError, match="the same parameters in the same order"):
+        opt.step()
+
+
+def test_processes_with_other_parameters_all_raise():
+    run(other_parameters, 2)
+
+
+def nan_in_one(rank, size):
+    model, _, part = divided("mlp", "fsdp", size)
+    opt = NGOptimizer(model.parameters())
+    train(model, opt, range(2), *part)
+    before = whole(model)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+        if rank == 1:
+            p.grad.to_local().fill_(torch.nan)
+    opt.step()
+    held = [p.to_local().numel() for p in model.parameters()]
+    every = [None] * size
+    distributed.all_gather_object(every, held)
+    for p, old, count in zip(whole(model), before, every[1], strict=True):
+        assert torch.equal(p, old) == (count > 0)
+
+
+def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_in_all():
+    run(nan_in_one, 2)
+
+
+def metanets_refuse(rank, size):
+    model, _, _ = divided("mlp", "fsdp", size)
+    with pytest.raises(ValueError, match="weights='default'"):
+        NGOptimizer(model.parameters(), weights="ff")
+
+
+def test_metanets_name_the_weights_that_train_divided_networks():
+    run(metanets_refuse, 2)
