@@ -137,7 +137,6 @@ class Group:
             pieces = bucket.parts.split(delta)
             yield list(map(partial(self._change, step), bucket.members, pieces))
             del delta, pieces  # memory for the next bucket
-        step.record_moved()
 
     def _begun(self, step: Step, known: Known) -> Tensor:
         """`RowNumbers` of all parameters, (fields, n); factors forget."""

@@ -48,7 +48,7 @@ class ShardedStep(Step):
         super().__init__(group.stack, group.positions, *given)
         self._shards, self._exchanges = group.shards, group.exchanges
         self._numels = group.numels
-        self.moved = torch.zeros_like(self.moved, dtype=self.stack.dtype)
+        self.moved = torch.zeros_like(self.moved)  # of the parts of this process
         self.wholes: Mapping[int, Tensor] = {}  # gradients of the present round
 
     def root_mean_squares(self, roots: Tensor) -> Tensor:
@@ -84,7 +84,8 @@ class ShardedStep(Step):
         return found
 
     def record_moved(self) -> None:
-        self.state.scales[-2:].add_(self._shards.sum_of_parts(self.moved))
+        """Puts path and distance of whole parameters into the state."""
+        self.state.scales[-2:].add_(self._shards.sum_of_owners(self.moved))
 
 
 class ShardedGroup(Group):
@@ -123,7 +124,8 @@ class ShardedGroup(Group):
         for i in exchange.parameters:
             piece = self.shards.own(i)
             layout = MatrixLayout((1, 1, piece.numel, 1), part=piece.shape)
-            members.append(Member(i, 0, layout, is_measured(layouts[i])))
+            has = is_measured(layouts[i]) and bool(self.shards.counts[i])
+            members.append(Member(i, 0, layout, has))
         return Bucket(sorted(members, key=lambda m: m.is_measured), device)
 
     def _places(

@@ -128,7 +128,7 @@ class SoapRule(UpdateRule):
             for key in whole.keys() - record.keys():
                 record[key] = p.new_empty(0, dtype=whole[key].dtype)
         if is_measured(layouts):  # how far this part has moved
-            shape = 1, 1, p.numel(), 1
+            shape = 1, 1, p.numel() * bool(self.shards.counts[i]), 1
             record["displacement"] = p.new_zeros(shape, dtype=state_dtype(p))
         return record
 

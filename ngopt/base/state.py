@@ -35,7 +35,7 @@ def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
     """
     dtype = state_dtype(p)
     record = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
-    record |= {key: p.new_zeros((), dtype=torch.float32) for key in SCALES}
+    record |= {key: p.new_zeros((), dtype=dtype) for key in SCALES}
     record["path"].fill_(TINY)  # which is divided by
     for i, layout in enumerate(layouts):
         for key in ("exp_avg", "exp_avg_sq"):

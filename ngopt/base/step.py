@@ -56,15 +56,7 @@ class Step:
         self.youngest = torch.inf  # the least of these
         self.of_factors: dict[int, FactorNumbers] = {}  # by size
         self.newest: Sequence[Any] = [None] * len(positions)  # see `Known`
-        # path and distance, the last two of `SCALES`, in full precision
-        self.moved = self.state.scales[-2:]
-        if stack.dtype != self.moved.dtype:
-            self.moved = torch.zeros_like(self.moved, dtype=stack.dtype)
-
-    def record_moved(self) -> None:
-        """Puts path and distance into the state."""
-        if self.moved.dtype != self.state.scales.dtype:
-            self.state.scales[-2:].add_(self.moved)
+        self.moved = self.state.scales[-2:]  # path and distance, see `SCALES`
 
     def gathered(self, bucket: Bucket) -> Tensor:
         """Gradients of the members of a bucket, (rows, lanes)."""

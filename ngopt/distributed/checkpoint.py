@@ -114,10 +114,11 @@ class SharedState:
             return {}
         shards = self._shards.of(parameters)
         exchange = Exchange(shards, range(len(parameters)))
-        values = {
-            n: records[i][MOVED].view(shards.own(n).shape)
-            for n, i in enumerate(parameters)
-        }
+        values = {}
+        for n, i in enumerate(parameters):
+            value, shape = records[i][MOVED], shards.own(n).shape
+            # one process has it of each part
+            values[n] = value.view(shape) if value.numel() else value.new_empty(shape)
         wholes = exchange.wholes(values, exchange.to_owners(values))
         found = {}
         for n, value in wholes.items():
@@ -130,7 +131,8 @@ class SharedState:
         whole = value.new_empty(self._shards.shapes[i])
         place = layout.of(whole)
         place.copy_(value.reshape(place.shape))
-        return self._shards.own(i).of(whole).reshape(1, 1, -1, 1)
+        part = self._shards.own(i).of(whole).reshape(1, 1, -1, 1)
+        return part if self._shards.counts[i] else part[:, :, :0]
 
     def _divided(
         self, entries: Sequence[Entry], records: Sequence[Record]

@@ -22,8 +22,8 @@ class Shards:
 
     pieces: by rank and parameter. alone: parameters that are no DTensors beside some
     that are: each process updates its own, as other optimizers do. owners: ranks, set
-    by `divide`. first: of which parameters this process is the first to hold its part,
-    (n,) bool: sums over all elements count each part once.
+    by `divide`. counts: of which parameters this process' part counts in sums over all
+    elements, (n,) bool: each part does in one process.
 
     Ranks are those of the group, whose order is that of the mesh.
     """
@@ -57,9 +57,6 @@ class Shards:
         self.shapes = [held.shape for held in own]
         self.pieces = [[held.piece for held in some] for some in every]
         self.owners: list[int] = []
-        first = [self._holders(i)[own[i].piece][0] for i in range(len(own))]
-        is_first = [rank == self.rank for rank in first]
-        self.first = torch.tensor(is_first, dtype=torch.bool, device="cpu")
         self._alone = torch.tensor(self.alone, dtype=torch.bool, device="cpu")
         whole = [Piece((0,) * len(shape), shape) for shape in self.shapes]
         # whether sums over parts are those over parameters
@@ -74,6 +71,8 @@ class Shards:
         for i, rank in zip(shared, found, strict=True):
             own[i] = rank
         self.owners = [self.rank if rank is None else rank for rank in own]
+        counts = [self.rank in dict(self.sources(i)) for i in range(len(own))]
+        self.counts = torch.tensor(counts, dtype=torch.bool, device="cpu")
 
     def of(self, parameters: Sequence[int]) -> Shards:
         """Some of the parameters."""
@@ -83,7 +82,7 @@ class Shards:
             values = getattr(self, name)
             setattr(found, name, [values[i] for i in numbers])
         found.pieces = [[pieces[i] for i in numbers] for pieces in self.pieces]
-        found.first, found._alone = self.first[numbers], self._alone[numbers]
+        found.counts, found._alone = self.counts[numbers], self._alone[numbers]
         return found
 
     def with_pieces(
@@ -134,10 +133,10 @@ class Shards:
         """Sums over the elements that each process holds -> over all, (k, n)."""
         if not self.has_parts:
             return values
-        return self._summed(values, self.first.to(values.device))
+        return self._summed(values, self.counts.to(values.device))
 
     def sum_of_owners(self, values: Tensor) -> Tensor:
-        """Values of the parameters that each process owns, others 0 -> of all, (k, n)."""
+        """Values that one process has of each parameter, and others 0 -> of all, (k, n)."""
         return self._summed(values, torch.ones_like(values, dtype=torch.bool))
 
     def _summed(self, values: Tensor, counts: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ngopt.distributed.pieces import are_divided
 from ngopt.graph.core import NeuralGraph, ParameterSpec
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.sequential import sequential_graph
@@ -124,10 +125,13 @@ def _traced_in_mode(
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a module gathers its parameters when it runs, by `fully_shard` or its forerunner.
+    """Whether a module's parameters are divided among processes, by `fully_shard`, its forerunner
+    or `parallelize_module`.
 
     Such a module must see all its forward passes: nothing else may run or trace it.
     """
+    if are_divided(list(model.parameters())):
+        return True
     # looked up, not imported: who divides a network has imported it
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None:
