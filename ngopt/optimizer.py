@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ngopt.base.soap import SoapRule
 from ngopt.checks import (
     check_compute_dtype,
     check_distinct,
@@ -30,7 +31,6 @@ from ngopt.checks import (
     with_own_decay,
 )
 from ngopt.devices import product_dtype
-from ngopt.base.soap import SoapRule
 from ngopt.distributed.checkpoint import SharedState
 from ngopt.distributed.pieces import are_divided, local, real
 from ngopt.distributed.shards import Shards
@@ -246,7 +246,9 @@ class NGOptimizer(Optimizer):
 
         `torch.distributed.checkpoint` makes such a step, with gradients of zero, before it loads.
         """
-        return not self.state and all(float(group["lr"]) == 0 for group in self.param_groups)
+        return not self.state and all(
+            float(group["lr"]) == 0 for group in self.param_groups
+        )
 
     @uncompiled
     def _take_up(self, rule: UpdateRule, members: Members) -> None:
@@ -339,7 +341,9 @@ class NGOptimizer(Optimizer):
         found = super().state_dict()
         params = group_tensors(self.param_groups)
         if found["state"] and self._is_shared(params):
-            records = self._shared_state().whole([self.state.get(p, {}) for p in params])
+            records = self._shared_state().whole(
+                [self.state.get(p, {}) for p in params]
+            )
             numbers = [n for group in found["param_groups"] for n in group["params"]]
             pairs = zip(numbers, records, strict=True)
             found["state"] = {number: record for number, record in pairs if record}

@@ -72,7 +72,10 @@ class ShardedStep(Step):
                 if is_matrix(p):
                     found[i] = spectral_excess(p)
         found = self._shards.sum_of_owners(found).unbind()
-        has = [p.dim() > 1 and n > 0 for p, n in zip(self.params, self._numels, strict=True)]
+        has = [
+            p.dim() > 1 and n > 0
+            for p, n in zip(self.params, self._numels, strict=True)
+        ]
         return {i: x for i, x in enumerate(found) if has[i]}
 
     def dense_shares(self, tables: Sequence[int]) -> Tensor:
@@ -137,7 +140,9 @@ class ShardedGroup(Group):
         found: dict[int, list[float]] = {}
         for size, places in places_in_turn(counts_of(keys)).items():
             rest = iter(places)
-            every = {(k.parameter, k.key): list(islice(rest, k.count)) for k in keys[size]}
+            every = {
+                (k.parameter, k.key): list(islice(rest, k.count)) for k in keys[size]
+            }
             own = self.stack.keys.get(size, [])
             if own:
                 pairs = [every[k.parameter, k.key] for k in own]

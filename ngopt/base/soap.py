@@ -174,7 +174,9 @@ class SoapRule(UpdateRule):
         on_host = [float(x) for x in hyper.lr if not is_kept(x)]
         ages = {int(state[i]["step"]) for i in present}
         values = {
-            "parameters with gradients": [self.graph.parameters[i].name for i in present],
+            "parameters with gradients": [
+                self.graph.parameters[i].name for i in present
+            ],
             "lr": sorted(set(on_host)),
             "numbers of steps": sorted(ages),
             "total_steps": self.total_steps,
@@ -213,4 +215,3 @@ def _like(record: Record, p: Tensor) -> Tensor:
     """A tensor of the dtype and device of a parameter's state."""
     own = record.get("exp_avg_0")
     return p.new_empty(0, dtype=state_dtype(p)) if own is None else own
-

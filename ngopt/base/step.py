@@ -73,7 +73,9 @@ class Step:
 
     def excesses(self) -> dict[int, Tensor]:
         """`spectral_excess` of all matrices."""
-        return {i: spectral_excess(p) for i, p in enumerate(self.params) if is_matrix(p)}
+        return {
+            i: spectral_excess(p) for i, p in enumerate(self.params) if is_matrix(p)
+        }
 
     def dense_shares(self, tables: Sequence[int]) -> Tensor:
         """See `ngopt.base.start.dense_shares`."""

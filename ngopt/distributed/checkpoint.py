@@ -6,8 +6,7 @@ Tensors that one process owns become DTensors of the whole, which
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from math import prod
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -143,11 +142,15 @@ class SharedState:
         dims = [max(range(len(shape)), key=lambda d: shape[d]) for shape in shapes]
         pieces = [
             [_chunk(shape, dim, rank, self._shards.size) for shape, dim in pairs]
-            for rank, pairs in enumerate([list(zip(shapes, dims, strict=True))] * self._shards.size)
+            for rank, pairs in enumerate(
+                [list(zip(shapes, dims, strict=True))] * self._shards.size
+            )
         ]
         shards = self._shards.with_pieces(shapes, owners, pieces)
         exchange = Exchange(shards, range(len(entries)))
-        values = {n: records[entries[n].parameter][entries[n].key] for n in exchange.owned}
+        values = {
+            n: records[entries[n].parameter][entries[n].key] for n in exchange.owned
+        }
         device = local(self._params[0]).device
         like = torch.empty(0, dtype=entries[0].like.dtype, device=device)
         parts = exchange.parts(values, exchange.to_holders(values, like), like)

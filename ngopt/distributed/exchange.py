@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ngopt.distributed.pieces import Piece
@@ -49,7 +48,9 @@ class Route:
         received, counts = map(_counts, (self.received, self.sent))
         result = like.new_empty(sum(received))
         wait = self._shards.all_to_all(result, sent, received, counts)
-        return Transfer(wait, sent, result, [x for parts in self.received for x in parts])
+        return Transfer(
+            wait, sent, result, [x for parts in self.received for x in parts]
+        )
 
 
 def _counts(parts_of_ranks: Sequence[Sequence[Part]]) -> list[int]:

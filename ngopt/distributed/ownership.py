@@ -38,7 +38,9 @@ def owners_of(
     size: number of ranks. known: owners that have the state already.
     """
     totals = [sum(values) or 1.0 for values in zip(*costs, strict=True)]
-    shares = [[x / total for x, total in zip(cost, totals, strict=True)] for cost in costs]
+    shares = [
+        [x / total for x, total in zip(cost, totals, strict=True)] for cost in costs
+    ]
     loads = [[0.0, 0.0] for _ in range(size)]
     owners = [-1 if rank is None else rank for rank in known]
 
