@@ -61,7 +61,7 @@ class SharedState:
         """What this process holds of such records, or of those of a single process."""
         found = [dict(record) for record in records]
         for i, key, like in self._entries(records):
-            value = found[i].pop(key, None)
+            value: Any = found[i].pop(key, None)
             if value is None:
                 continue
             if is_dtensor(value):
@@ -98,7 +98,7 @@ class SharedState:
 
     def _part(self, i: int, value: Any) -> Tensor:
         """What this process holds of a value that is divided as a parameter is."""
-        p = self._params[i]
+        p: Any = self._params[i]
         if is_dtensor(value) and is_dtensor(p) and value.placements == p.placements:
             return local(value)
         if is_dtensor(value):

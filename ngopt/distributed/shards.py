@@ -193,7 +193,7 @@ class _Groups:
         from torch.distributed.device_mesh import DeviceMesh
 
         if device_type not in self._meshes:
-            group = self._host() if device_type == "cpu" else self._group
+            group: Any = self._host() if device_type == "cpu" else self._group
             self._meshes[device_type] = DeviceMesh.from_group(group, device_type)
         return self._meshes[device_type]
 
@@ -236,7 +236,7 @@ class _Groups:
         self, result: Tensor, sent: Tensor, received: list[int], counts: list[int]
     ) -> Callable[[], None]:
         with self._named():
-            work = distributed.all_to_all_single(
+            work: Any = distributed.all_to_all_single(
                 result, sent, received, counts, self._of(sent), async_op=True
             )
 
