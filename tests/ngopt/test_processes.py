@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -218,6 +220,22 @@ def test_a_checkpoint_goes_on_in_any_number_of_processes(tmp_path):
         run(loads, size, tmp_path)
 
 
+def bytes_are_few(rank, size):
+    """What ranks send and receive, in gradients and changes of their parts."""
+    model, _, part = divided("mlp", "fsdp", size)
+    opt = NGOptimizer(model.parameters(), total_steps=STEPS)
+    train(model, opt, range(1), *part)
+    (group,) = opt._rule[1]._groups[1]
+    routes = [route for x in group.exchanges for route in (x._up, x._down)]
+    parts = [some for route in routes for some in (*route.sent, *route.received)]
+    moved = sum(part.piece.numel for some in parts for part in some)
+    held = 2 * sum(p.to_local().numel() for p in model.parameters())
+    every = [None] * size
+    distributed.all_gather_object(every, (moved, held))
+    moved, held = map(sum, zip(*every, strict=True))
+    assert 0.9 * held < moved < 1.1 * held  # two ranks: half of all stays
+
+
 def different_gradients(rank, size):
     model, _, part = divided("mlp", "fsdp", size)
     opt = NGOptimizer(model.parameters())
@@ -265,6 +283,7 @@ def metanets_refuse(rank, size):
 
 def every_check(rank, size):
     state_is_divided(rank, size)
+    bytes_are_few(rank, size)
     different_gradients(rank, size)
     other_parameters(rank, size)
     nan_in_one(rank, size)
@@ -273,3 +292,20 @@ def every_check(rank, size):
 
 def test_two_processes_share_states_steps_and_errors():
     run(every_check, 2)
+
+
+def one_ends(rank, size):
+    model, settings, part = divided("mlp", "ddp", size)
+    opt = NGOptimizer(model.parameters(), **settings)
+    train(model, opt, range(2), *part)
+    if rank == 0:
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        with pytest.raises(RuntimeError, match=r"collective of ranks \[0, 1\] failed"):
+            opt.step()
+    # without the barrier at the end, for which one rank would wait
+    os._exit(0)
+
+
+def test_a_process_that_ends_leaves_no_other_waiting():
+    run(one_ends, 2)
