@@ -98,6 +98,8 @@ class LearnedOptimizer:
         by it. renew_every, shards: see `BaseRule.bind`.
         """
         if self.base is not None:
+            if shards is None:  # a base rule need not know of processes
+                return self.base.bind(graph, total_steps, dtype, renew_every)
             return self.base.bind(graph, total_steps, dtype, renew_every, shards)
         metanet = self.metanet
         assert metanet is not None

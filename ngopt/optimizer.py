@@ -501,7 +501,7 @@ class NGOptimizer(Optimizer):
             dtype = max(map(state_dtype, params), key=lambda own: own.itemsize)
             dtype = product_dtype(device, dtype)
         renew_every = self.param_groups[0]["renew_every"]
-        shards = self._sharing(members)
+        shards = self._sharing(members) if self._is_shared(params) else None
         wanted = members.graph, total_steps, device, dtype, renew_every, shards
         if self._rule is None or self._rule[0] != wanted:
             rule = self._bind(*wanted)

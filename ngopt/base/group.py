@@ -167,7 +167,7 @@ class Group:
         """`RowNumbers` and `FactorNumbers` of all parameters, (fields, n)."""
         c, n = self.config, len(self.positions)
         rms = step.root_mean_squares(self._roots)
-        scales = step.state.scales.to(rms.dtype)
+        scales = step.state.scales.to(rms.dtype, copy=True)  # which moves below
         if step.on_host:
             rms, scales = rms.numpy(), scales.numpy()
         scale, running, skipped, *start, path, distance = scales

@@ -48,8 +48,13 @@ class ShardedStep(Step):
         super().__init__(group.stack, group.positions, *given)
         self._shards, self._exchanges = group.shards, group.exchanges
         self._numels = group.numels
-        self.moved = torch.zeros_like(self.moved)  # of the parts of this process
+        self._moved = torch.zeros_like(self.state.scales[-2:])
         self.wholes: Mapping[int, Tensor] = {}  # gradients of the present round
+
+    @property
+    def moved(self) -> Tensor:
+        """Of the parts of this process, in this step."""
+        return self._moved
 
     def root_mean_squares(self, roots: Tensor) -> Tensor:
         norms = super().root_mean_squares(torch.ones_like(roots))

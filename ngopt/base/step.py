@@ -56,7 +56,11 @@ class Step:
         self.youngest = torch.inf  # the least of these
         self.of_factors: dict[int, FactorNumbers] = {}  # by size
         self.newest: Sequence[Any] = [None] * len(positions)  # see `Known`
-        self.moved = self.state.scales[-2:]  # path and distance, see `SCALES`
+
+    @property
+    def moved(self) -> Tensor:
+        """Path and distance of all parameters, see `SCALES`."""
+        return self.state.scales[-2:]
 
     def gathered(self, bucket: Bucket) -> Tensor:
         """Gradients of the members of a bucket, (rows, lanes)."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import Parameter
 
 Ranks = list[int]
 
@@ -42,6 +43,8 @@ class Held(NamedTuple):
 
 def is_dtensor(x: Any) -> bool:
     """Whether a tensor is divided among, or repeated on, the processes of a mesh."""
+    if type(x) in (Tensor, Parameter):  # most; torch.compile follows this far
+        return False
     # looked up, not imported: who divides a network has imported it
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(x, tensors.DTensor)

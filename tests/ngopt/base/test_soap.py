@@ -111,8 +111,7 @@ def test_a_matrix_is_the_reference(shape, every):
         (delta,), state = update_all(rule, [g], state, [p], settings)
         s = 0.5 * 0.02 * min(1, (t + 1) / 3.2) * (1 - (t + 1) / 41)
         rms = np.sqrt((x**2).mean())
-        # kept in float32 after the first step
-        slope = float(np.float32(slope)) if t else 1 / max(rms, usual)
+        slope = slope if t else 1 / max(rms, usual)
         size = max(slope * rms, (slope * rms) ** 0.5) ** 0.5
         decay = s * 2 * 1e-3 / 0.02 * x
         u = reference.direction(g.numpy(), due_at(t, shape, every))
