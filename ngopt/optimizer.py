@@ -58,6 +58,7 @@ from ngopt.state_dicts import (
     checked,
     in_order,
     is_of_other_matrices,
+    numbered,
     records_in_order,
     restore_dtypes,
 )
@@ -224,7 +225,7 @@ class NGOptimizer(Optimizer):
                 loss = closure()
         params = group_tensors(self.param_groups)
         # other processes may have gradients where this one has none
-        if not self._is_shared(params) and all(p.grad is None for p in params):
+        if all(p.grad is None for p in params) and not self._is_shared(params):
             return loss
         check_groups(self.param_groups)
         members = self._connected()
@@ -344,9 +345,7 @@ class NGOptimizer(Optimizer):
             records = self._shared_state().whole(
                 [self.state.get(p, {}) for p in params]
             )
-            numbers = [n for group in found["param_groups"] for n in group["params"]]
-            pairs = zip(numbers, records, strict=True)
-            found["state"] = {number: record for number, record in pairs if record}
+            found["state"] = numbered(found["param_groups"], records)
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -389,15 +388,13 @@ class NGOptimizer(Optimizer):
         members = self._connected()
         rule = self._bound(members, self._total_steps)
         shards = self._sharing(members)
-        assert isinstance(rule, SoapRule) and shards is not None
+        assert isinstance(rule, SoapRule)
         return SharedState(shards, members.params, rule.layouts[: len(members.params)])
 
     def _take_own(self, loaded: dict[str, Any]) -> None:
         """Leaves of a loaded state what this process holds."""
-        numbers = [n for group in loaded["param_groups"] for n in group["params"]]
         records = self._shared_state().own(records_in_order(loaded))
-        pairs = zip(numbers, records, strict=True)
-        loaded["state"] = {number: record for number, record in pairs if record}
+        loaded["state"] = numbered(loaded["param_groups"], records)
 
     def __getstate__(self) -> dict[str, Any]:
         derived = (
@@ -520,11 +517,9 @@ class NGOptimizer(Optimizer):
         return self._process_group is not None or are_divided(params)
 
     @uncompiled
-    def _sharing(self, members: Members) -> Shards | None:
+    def _sharing(self, members: Members) -> Shards:
         """The processes that share the parameters; they have to ask for it together."""
         params = members.params
-        if not self._is_shared(params):
-            return None
         if self._shards is None or self._shards[0] is not params:
             names = [spec.name for spec in members.graph.parameters[: len(params)]]
             named = list(zip(names, params, strict=True))

@@ -116,6 +116,13 @@ def records_in_order(state_dict: Mapping[str, Any]) -> list[Record]:
     return [state_dict["state"].get(number, {}) for number in numbers]
 
 
+def numbered(groups: Sequence[Group], records: Sequence[Record]) -> dict[Any, Record]:
+    """The inverse: records that are not empty by the numbers of parameters in groups."""
+    numbers = [number for group in groups for number in group["params"]]
+    pairs = zip(numbers, records, strict=True)
+    return {number: record for number, record in pairs if record}
+
+
 def restore_dtypes(
     state: Mapping[Tensor, Record],
     params: Sequence[Tensor],

@@ -37,7 +37,6 @@ class Group:
     def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
         """positions: among all parameters. like: of the state's dtype and device."""
         self.config, self.positions, device = rule.config, positions, like.device
-        self._rule = rule
         layouts = [rule.layouts[i] for i in positions]
         self.stack = self._stacked(layouts, like)
         roles = [rule.roles[i] for i in positions]

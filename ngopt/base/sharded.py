@@ -70,8 +70,8 @@ class ShardedStep(Step):
 
     def excesses(self) -> dict[int, Tensor]:
         found = self.moved.new_zeros(len(self.params))
+        params = dict(enumerate(self.params))
         for exchange in self._exchanges:
-            params = dict(enumerate(self.params))
             wholes = exchange.wholes(params, exchange.to_owners(params))
             for i, p in wholes.items():
                 if is_matrix(p):

@@ -92,9 +92,11 @@ class SharedState:
                         yield Entry(i, key, value)
 
     def _average(self, records: Sequence[Record]) -> None:
-        for p, record in zip(self._params, records, strict=True):
+        params: Sequence[Any] = self._params
+        for p, record in zip(params, records, strict=True):
             if AVERAGE in record and is_dtensor(p):
-                record[AVERAGE] = _like(p, record[AVERAGE])
+                mesh, placements = p.device_mesh, p.placements
+                record[AVERAGE] = _dtensor(record[AVERAGE], mesh, placements, p)
 
     def _part(self, i: int, value: Any) -> Tensor:
         """What this process holds of a value that is divided as a parameter is."""
@@ -137,14 +139,15 @@ class SharedState:
         self, entries: Sequence[Entry], records: Sequence[Record]
     ) -> list[Tensor]:
         """Tensors that owners have as DTensors, of which each process holds a part."""
+        from torch.distributed.tensor import Shard
+
         shapes = [tuple(e.like.shape) for e in entries]
         owners = [self._shards.owners[e.parameter] for e in entries]
         dims = [max(range(len(shape)), key=lambda d: shape[d]) for shape in shapes]
+        size, pairs = self._shards.size, list(zip(shapes, dims, strict=True))
         pieces = [
-            [_chunk(shape, dim, rank, self._shards.size) for shape, dim in pairs]
-            for rank, pairs in enumerate(
-                [list(zip(shapes, dims, strict=True))] * self._shards.size
-            )
+            [_chunk(shape, dim, rank, size) for shape, dim in pairs]
+            for rank in range(size)
         ]
         shards = self._shards.with_pieces(shapes, owners, pieces)
         exchange = Exchange(shards, range(len(entries)))
@@ -156,7 +159,8 @@ class SharedState:
         parts = exchange.parts(values, exchange.to_holders(values, like), like)
         mesh = self._shards.mesh(device.type)
         return [
-            _dtensor(parts[n], mesh, dims[n], shapes[n]) for n in range(len(entries))
+            _dtensor(parts[n], mesh, [Shard(dims[n])], entry.like)
+            for n, entry in enumerate(entries)
         ]
 
 
@@ -169,29 +173,13 @@ def _chunk(shape: tuple[int, ...], dim: int, rank: int, size: int) -> Piece:
     return Piece(tuple(offset), tuple(part))
 
 
-def _dtensor(part: Tensor, mesh: Any, dim: int, shape: tuple[int, ...]) -> Tensor:
-    from torch.distributed.tensor import DTensor, Shard
-
-    strides = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(
-        part.contiguous(),
-        mesh,
-        [Shard(dim)],
-        run_check=False,
-        shape=torch.Size(shape),
-        stride=strides,
-    )
-
-
-def _like(p: Any, value: Tensor) -> Tensor:
-    """A value, divided as a parameter is, as a DTensor."""
+def _dtensor(
+    part: Tensor, mesh: Any, placements: Sequence[Any], whole: Tensor
+) -> Tensor:
+    """A DTensor of this process' part; whole: has the shape and strides of all of it."""
     from torch.distributed.tensor import DTensor
 
+    shape, stride = whole.shape, whole.stride()
     return DTensor.from_local(
-        value,
-        p.device_mesh,
-        p.placements,
-        run_check=False,
-        shape=p.shape,
-        stride=p.stride(),
+        part.contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride
     )

@@ -152,10 +152,6 @@ class Shards:
         """Begins to send `sent` in so many elements to each rank, and to receive."""
         return self._groups.all_to_all(result, sent, received, counts)
 
-    def gather(self, value: Any) -> list[Any]:
-        """An object of every process."""
-        return self._groups.gather(value)
-
     def check_equal(self, values: Mapping[str, Any]) -> None:
         """Raises ValueError in all processes if one has other values."""
         digest = crc32(repr(values).encode())
