@@ -6,6 +6,15 @@ import pytest
 from tasks.common.interrupts import uninterrupted
 
 
+@pytest.fixture
+def ctrl_c():
+    """Raises KeyboardInterrupt, also in a process that was started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_the_end_of_the_body():
     done = []
     with pytest.raises(KeyboardInterrupt), uninterrupted():
