@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import cos, pi
@@ -28,6 +29,8 @@ WIDE_WEIGHT_DECAY = 0.01  # torch's default
 # Behind the name of weights.
 OPTIONS = ":traced", ":bfloat16", ":open", ":scheduled"
 TRACED, BFLOAT16, OPEN, SCHEDULED = OPTIONS
+ARGUMENT = r":(?P<key>lr|weight_decay)=(?P<value>\d+\.?\d*|\.\d+)"
+OPTION = re.compile(f"({'|'.join([*OPTIONS, ARGUMENT])})$")
 # Muon's author leaves them to Adam; on gpt-text that is .1 better than Muon on all matrices.
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -154,14 +157,15 @@ def load_optimizer(name: str) -> OptimizerSpec:
     it always is for metanets that read connections; else it is inferred from names and shapes.
     ":bfloat16": its metanet computes in that. ":open":
     it is not told how long the training is. ":scheduled": it is not told either, and a
-    scheduler decays the learning rate to zero, as Hugging Face's Trainer does.
+    scheduler decays the learning rate to zero, as Hugging Face's Trainer does. ":lr=2" and
+    ":weight_decay=1" are arguments, of these or other numbers.
 
     Raises ValueError if there is none of that name, or if the weights cannot be loaded.
     """
     baselines = {**OPTIMIZERS, **WIDE}
     if name in baselines:
         return baselines[name]
-    weights, options = _without_options(name)
+    weights, options, settings = _without_options(name)
     bundled = list_pretrained()
     if weights not in ("default", *bundled) and not Path(weights).is_file():
         known = ", ".join([*baselines, "default", *bundled])
@@ -170,9 +174,13 @@ def load_optimizer(name: str) -> OptimizerSpec:
         )
     learned = load_pretrained(weights)
     is_traced = reads_connections(learned)
-    make = partial(_learned, learned, options | {TRACED} if is_traced else options)
+    lr = settings.pop("lr", 1.0)
+    options_of_all = options | {TRACED} if is_traced else options
+    make = partial(_learned, learned, options_of_all, settings)
     traced = is_traced and TRACED not in options
-    return OptimizerSpec(name, make, weights=weights_hash(learned), traced=traced)
+    return OptimizerSpec(
+        name, make, lr=lr, weights=weights_hash(learned), traced=traced
+    )
 
 
 def reads_connections(learned: LearnedOptimizer) -> bool:
@@ -180,13 +188,17 @@ def reads_connections(learned: LearnedOptimizer) -> bool:
     return learned.metanet is not None and learned.metanet.d_context > 0
 
 
-def _without_options(name: str) -> tuple[str, set[str]]:
-    """What is before the options at the end of a name, and these."""
+def _without_options(name: str) -> tuple[str, set[str], dict[str, float]]:
+    """What is before the options at the end of a name, these, and arguments among them."""
     options: set[str] = set()
-    while found := [option for option in OPTIONS if name.endswith(option)]:
-        options |= {*found}
+    settings: dict[str, float] = {}
+    while found := OPTION.search(name):
+        if found["key"]:
+            settings[found["key"]] = float(found["value"])
+        else:
+            options.add(found[0])
         name = name.removesuffix(found[0])
-    return name, options
+    return name, options, settings
 
 
 def _adam(model: nn.Module, lr: float, total_steps: int) -> Built:
@@ -250,6 +262,7 @@ def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Bu
 def _learned(
     learned: LearnedOptimizer,
     options: set[str],
+    settings: Mapping[str, float],
     model: nn.Module,
     lr: float,
     total_steps: int,
@@ -262,6 +275,7 @@ def _learned(
         lr,
         weights=learned,
         total_steps=total_steps if is_told else None,
+        **settings,
         model=model if TRACED in options else None,
         compute_dtype=torch.bfloat16 if BFLOAT16 in options else None,
     )

@@ -170,6 +170,13 @@ def test_a_scheduler_may_stand_in_for_the_horizon():
     assert rates == [1, 0.5, 0]
 
 
+def test_arguments_may_stand_behind_the_name():
+    spec = load_optimizer("default:lr=0.5:weight_decay=1.45")
+    optimizer, _ = spec.build(small_cnn(), None, 2)
+    assert optimizer.defaults["lr"] == 0.5
+    assert optimizer.defaults["weight_decay"] == 1.45
+
+
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *WIDE])
 def test_every_baseline_learns(name):
     spec = load_optimizer(name)
