@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import cos, pi
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -188,10 +189,10 @@ def reads_connections(learned: LearnedOptimizer) -> bool:
     return learned.metanet is not None and learned.metanet.d_context > 0
 
 
-def _without_options(name: str) -> tuple[str, set[str], dict[str, float]]:
+def _without_options(name: str) -> tuple[str, set[str], dict[str, Any]]:
     """What is before the options at the end of a name, these, and arguments among them."""
     options: set[str] = set()
-    settings: dict[str, float] = {}
+    settings: dict[str, Any] = {}
     while found := OPTION.search(name):
         if found["key"]:
             settings[found["key"]] = float(found["value"])
@@ -262,7 +263,7 @@ def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Bu
 def _learned(
     learned: LearnedOptimizer,
     options: set[str],
-    settings: Mapping[str, float],
+    settings: Mapping[str, Any],
     model: nn.Module,
     lr: float,
     total_steps: int,
