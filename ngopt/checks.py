@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 OWN_DECAY = "own_weight_decay"  # key: whether the weight decay is that of the weights
 
@@ -52,6 +52,24 @@ def check_compute_dtype(dtype: Any, squares: bool) -> None:
             "NGOptimizer: compute_dtype: expected torch.bfloat16, torch.float32, "
             "torch.float64 or None; got torch.float16, which cannot hold squares of "
             "gradients"
+        )
+
+
+def check_process_group(group: Any, is_default: bool) -> None:
+    """Raises ValueError for what is no group of processes that this one is in, or for a
+    group beside weights of a metanet."""
+    if group is None:
+        return
+    if not isinstance(group, distributed.ProcessGroup):
+        raise ValueError(
+            "NGOptimizer: process_group: expected a torch.distributed.ProcessGroup that "
+            f"this process is in, such as mesh.get_group(); got {group!r}"
+        )
+    if not is_default:
+        raise ValueError(
+            "NGOptimizer: process_group: expected weights='default', whose matrices can be "
+            "divided among processes; got those of a metanet, which sees the whole "
+            "network. Leave process_group out: every process makes the whole step."
         )
 
 

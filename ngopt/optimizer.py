@@ -24,6 +24,7 @@ from ngopt.checks import (
     check_groups,
     check_keys,
     check_no_module,
+    check_process_group,
     check_settings,
     is_scheduled,
     named_members,
@@ -45,7 +46,7 @@ from ngopt.functional import (
     uncompiled,
 )
 from ngopt.graph import NeuralGraph
-from ngopt.graph.sharding import are_pieces, check_whole
+from ngopt.graph.sharding import check_no_pieces, check_whole
 from ngopt.graph.topology import unconnected
 from ngopt.learned import LearnedOptimizer
 from ngopt.members import Members, is_lazy
@@ -79,10 +80,6 @@ ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 SOME = (
     "ZeroRedundancyOptimizer gives every process some of the parameters, and the graph shows these "
     "alone; with functools.partial(NGOptimizer, model=model) it shows the whole network"
-)
-PIECES = (
-    "FullyShardedDataParallel gives every process flat pieces of the parameters; the graph shows "
-    "these and not the network, and they are optimized as vectors"
 )
 
 
@@ -131,7 +128,8 @@ class NGOptimizer(Optimizer):
     A complex parameter is optimized, and its state kept, as pairs of real numbers.
 
     Raises ValueError if there are no parameters, an argument is out of range, the weights cannot be
-    loaded, or the graph does not fit, and TypeError for a module in place of parameters.
+    loaded, the graph does not fit, or FullyShardedDataParallel has made flat pieces of the
+    parameters, and TypeError for a module in place of parameters.
     """
 
     def __init__(
@@ -155,6 +153,7 @@ class NGOptimizer(Optimizer):
             raise ValueError("NGOptimizer: expected model or graph; got both")
         self.learned, self.compute_dtype = as_learned(weights), compute_dtype
         check_compute_dtype(compute_dtype, squares=self.learned.base is not None)
+        check_process_group(process_group, self.learned.base is not None)
         # the latest, and what it was bound for
         self._rule: tuple[Any, UpdateRule] | None = None
         self._members: Members | None = None
@@ -177,19 +176,13 @@ class NGOptimizer(Optimizer):
         super().__init__(params, defaults)
         self._notices.of_new(self.param_groups)
         self._source: Source = Inferred()
-        params_are_pieces = are_pieces(group_tensors(self.param_groups))
-        if model is not None and not params_are_pieces:
+        if model is not None:
             self._source = Traced(model, self.param_groups)
         elif graph is not None:
             self._source = Given(graph, self.param_groups)
-        self._sees_parts = params_are_pieces or (
-            not self._source.exact and _is_called_by_zero()
-        )
+        self._sees_parts = not self._source.exact and _is_called_by_zero()
         if self._sees_parts:
-            warnings.warn(
-                f"NGOptimizer: {PIECES if params_are_pieces else SOME}",
-                stacklevel=2,
-            )
+            warnings.warn(f"NGOptimizer: {SOME}", stacklevel=2)
 
     @property
     def graph(self) -> NeuralGraph:
@@ -568,6 +561,7 @@ class NGOptimizer(Optimizer):
         if not isinstance(params, Tensor | set):  # torch has its say on these
             group["params"] = params = list(params)
             check_distinct(named_members(params))
+            check_no_pieces(named_members(params))
             if self.learned.base is None:
                 check_whole(named_members(params))
         self._notices.of_ignored(ignored)

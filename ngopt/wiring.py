@@ -14,9 +14,10 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from ngopt.graph import NeuralGraph, ParameterSpec, build_graph
-from ngopt.graph.build import graph_without_inputs, is_sharded
+from ngopt.graph.build import graph_without_inputs
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.order import merged_order
+from ngopt.graph.sharding import as_whole, is_sharded
 from ngopt.graph.topology import join_graphs, unconnected
 from ngopt.graph.tracing.capture import one_line
 from ngopt.recorder import Recorder
@@ -205,8 +206,7 @@ def _without_inputs(model: nn.Module) -> NeuralGraph:
     """The graph of a module whose forward has not run."""
     name = type(model).__name__
     if is_sharded(model):
-        reason = f"{name} is sharded. Pass graph=build_graph(...) of the whole module"
-        return _from_parameters(model, reason)
+        model = as_whole(model, None)
     graph = graph_without_inputs(model)
     if graph is not None:
         return graph

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ngopt.distributed.pieces import are_divided
 from ngopt.graph.core import NeuralGraph, ParameterSpec
 from ngopt.graph.infer import infer_graph
 from ngopt.graph.sequential import sequential_graph
+from ngopt.graph.sharding import as_whole, is_sharded
 from ngopt.graph.topology import unconnected
 from ngopt.graph.tracing.capture import (
     NotCaptured,
@@ -40,15 +39,16 @@ def build_graph(
         both as `Inputs(args, kwargs)`.
         With it the graph is exact, whatever the module does inside. Without it a sequential module
         is read as it stands, and for others an input is guessed from the first layer; where that
-        fails, the parameters decide, with a warning that names the module. So they do of a module
-        that is sharded (FSDP), which nothing but its training may run.
+        fails, the parameters decide, with a warning that names the module.
 
     A copy of the module runs, which shares the parameters: nothing of the module changes, no hook
     of the user runs, and random generators are put back. `ngopt.graph.tracing.isolation` says what
-    is not protected.
+    is not protected. Of a module that `fully_shard` or `parallelize_module` has divided among
+    processes, the copy is whole, without the values of the parameters.
 
     Raises ValueError if there is no parameter, an element is no tensor, a lazy module has no shape
-    yet, or the module does not run on the example input.
+    yet, FullyShardedDataParallel has made flat pieces of the parameters, or the module does not run
+    on the example input.
     """
     if not isinstance(source, nn.Module):
         if example_input is not None:
@@ -57,10 +57,7 @@ def build_graph(
             )
         return infer_graph(*_specs(source))
     if is_sharded(source):
-        reason = f"{type(source).__name__} is sharded"
-        return _from_parameters(
-            source, f"{reason}; build the graph of the whole module before"
-        )
+        source = as_whole(source, example_input)
     if any(is_lazy(t) for t in (*source.parameters(), *source.buffers())):
         source = _materialized(source, example_input)
     if not any(True for _ in source.parameters()):
@@ -122,22 +119,6 @@ def _traced_in_mode(
             raise
         program = capture(model, example_input, cut=False, training=training)
         return trace(program, model)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether a module's parameters are divided among processes, by `fully_shard`, its forerunner
-    or `parallelize_module`.
-
-    Such a module must see all its forward passes: nothing else may run or trace it.
-    """
-    if are_divided(list(model.parameters())):
-        return True
-    # looked up, not imported: who divides a network has imported it
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None:
-        return False
-    kinds = fsdp.FSDPModule, fsdp.FullyShardedDataParallel
-    return any(isinstance(module, kinds) for module in model.modules())
 
 
 def _materialized(model: nn.Module, example_input: Any) -> nn.Module:

@@ -2,13 +2,24 @@
 
 import functools
 import logging
+import operator
 
 import pytest
 import torch
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.nn.functional import scaled_dot_product_attention
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ngopt import NGOptimizer, build_graph
@@ -65,43 +76,90 @@ def test_zero_with_a_model_shows_the_whole_network():
 
 @pytest.mark.parametrize("use_orig_params", [False, True])
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("with_model", [False, True])
-def test_flat_pieces_warn_once_and_are_optimized(
-    use_orig_params, weights, with_model, caplog
-):
+def test_flat_pieces_are_refused(use_orig_params, weights):
     cpu = torch.device("cpu")
     model = FullyShardedDataParallel(
         network(), device_id=cpu, use_orig_params=use_orig_params
     )
-    extra = {"model": model} if with_model else {}
-    with pytest.warns(UserWarning, match="flat pieces of the parameters") as caught:
-        opt = NGOptimizer(model.parameters(), weights=weights, **extra)
-    assert len(caught) == 1
-    before = [p.detach().clone() for p in model.parameters()]
-    with caplog.at_level(logging.WARNING, logger="ngopt"):
-        train(model, opt)
-    assert not caplog.records
-    for p, old in zip(model.parameters(), before, strict=True):
-        assert torch.equal(p, old) == (p.grad is None)
-    assert opt.graph.numel == sum(p.numel() for p in model.parameters())
+    for extra in ({}, {"model": model}):
+        with pytest.raises(ValueError, match=r"flat pieces.*Use .*fully_shard\(model"):
+            NGOptimizer(model.parameters(), weights=weights, **extra)
+    with pytest.raises(ValueError, match=r"flat pieces.*Use .*fully_shard\(model"):
+        build_graph(model, torch.randn(3, 6))
 
 
-@pytest.mark.parametrize(
-    "example", [None, torch.randn(3, 6)], ids=["no example", "example"]
-)
-def test_building_a_graph_does_not_break_a_sharded_module(example):
-    model = network()
+class Attention(nn.Module):
+    """With a table that is the head, too, and heads whose number the shapes do not tell."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm = nn.Embedding(9, 8), nn.LayerNorm(8)
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8, bias=False) for _ in "qkvo")
+        self.recurrent = nn.LSTM(8, 8, batch_first=True)
+        self.head = nn.Linear(8, 9, bias=False)
+        self.head.weight = self.table.weight
+        self.register_buffer("order", torch.arange(4).flip(0))
+
+    def forward(self, x):
+        x = self.table(x[:, self.order])
+        y = self.norm(x)
+        q, k, v = (
+            f(y).unflatten(-1, (-1, 2)).transpose(1, 2)
+            for f in (self.q, self.k, self.v)
+        )
+        y = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(self.recurrent(x + self.o(y))[0])
+
+
+def sharded(model, divide):
+    """Of parameters that the first of two processes has parts of."""
+    if divide == "tensor":
+        mesh = init_device_mesh("cpu", (2,))
+        names = dict.fromkeys(["q", "k", "v"], ColwiseParallel())
+        return parallelize_module(model, mesh, {**names, "o": RowwiseParallel()})
     mesh = init_device_mesh("cpu", (2,))
+    bfloat16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    policy = bfloat16 if divide == "fully, bfloat16" else MixedPrecisionPolicy()
+    for child in (model.norm, model.q):
+        fully_shard(child, mesh=mesh, mp_policy=policy)
+    return fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+@pytest.mark.parametrize("divide", ["fully", "fully, bfloat16", "tensor"])
+def test_the_graph_of_a_divided_network_is_that_of_the_whole(divide):
+    x = torch.randint(9, (3, 4))
+    expected = build_graph(Attention(), x)
+    model = sharded(Attention(), divide)
+    kinds, parameters = [*map(type, model.modules())], [*model.parameters()]
+    assert build_graph(model, x).blocks == expected.blocks
+    assert [*map(type, model.modules())] == kinds
+    assert all(map(operator.is_, model.parameters(), parameters))
+    opt = NGOptimizer(model.parameters(), model=model)
+    model(x).float().square().sum().backward()
+    assert opt.graph.blocks == expected.blocks
+    assert opt.graph.parameters == expected.parameters
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_divided_network_may_be_read_without_an_example():
+    expected, mesh = build_graph(network()), init_device_mesh("cpu", (2,))
+    model = network()
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    with pytest.warns(UserWarning, match="FSDPSequential is sharded"):
-        graph = build_graph(model, example)
-    assert graph.blocks == build_graph(list(network().named_parameters())).blocks
-    model(torch.randn(3, 6)).sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
+    assert build_graph(fully_shard(model, mesh=mesh)).blocks == expected.blocks
 
 
 def test_a_whole_network_gives_no_warning():
     model = network()
     train(model, NGOptimizer(model.parameters()))
+
+
+def test_a_group_of_processes_is_for_the_default():
+    params = list(network().parameters())
+    world = distributed.group.WORLD
+    with pytest.raises(ValueError, match="process_group: expected weights='default'"):
+        NGOptimizer(params, weights="ff", process_group=world)
+    with pytest.raises(
+        ValueError, match=r"process_group: expected .*mesh.get_group\(\)"
+    ):
+        NGOptimizer(params, process_group=init_device_mesh("cpu", (2,)))

@@ -209,8 +209,16 @@ class Copier:
         if isinstance(module, torch.jit.ScriptModule):
             self._keep(module, module)
             return
-        self._keep(module, object.__new__(type(module)))
+        self._keep(module, object.__new__(self._kind(module)))
         self._empty.add(id(module))
+
+    def _kind(self, module: nn.Module) -> type:
+        """The class of a module's copy."""
+        return type(module)
+
+    def _is_left_out(self, name: str) -> bool:
+        """Whether a copy of a module lacks an attribute."""
+        return name == "_compiled_call_impl"
 
     def _fill(self, module: nn.Module, made: nn.Module) -> None:
         """Gives a copy of a module its attributes."""
@@ -225,7 +233,7 @@ class Copier:
                 attributes["_forward_pre_hooks_with_kwargs"][name] = True
         computed = computed_weights(module)
         for name, value in list(own.items()):
-            if name in attributes or name == "_compiled_call_impl":
+            if name in attributes or self._is_left_out(name):
                 continue
             # the hook makes it again
             is_computed = name in computed
