@@ -109,10 +109,10 @@ print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matp
 
 GRAPH = ROOT / "ngopt" / "graph"
 LAYERS = """
-pieces summary core sharding topology edge_list order flattened_maps interop usage
+pieces summary core topology edge_list order flattened_maps interop usage
 matrices activation_symmetry labels parameter_graph named_layers infer sequential grid
 layout figure draw
-tracing tracing.copies tracing.isolation tracing.capture tracing.values tracing.nodes
+tracing tracing.copies sharding tracing.isolation tracing.capture tracing.values tracing.nodes
 tracing.edges tracing.stars
 tracing.blocks tracing.tracer tracing.unused_rows tracing.finish
 rules.registry rules.pairs rules.complex_numbers rules.parameters rules.entrywise
