@@ -397,11 +397,12 @@ class NGOptimizer(Optimizer):
             "_sees_parts",
             "_members",
             "_notices",
+            "_owners",
         )
         own = {key: self.__dict__[key] for key in derived}
         # collectives belong to this process
         none = dict.fromkeys(("_rule", "_shards", "_process_group"))
-        return {**super().__getstate__(), **own, **none, "_owners": {}}
+        return {**super().__getstate__(), **own, **none}
 
     def _is_early(self) -> bool:
         """Whether the first forward pass is still to show inputs, or shapes of a lazy module."""

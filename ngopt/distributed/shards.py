@@ -63,7 +63,9 @@ class Shards:
         self.has_parts = any(some != whole for some in self.pieces)
 
     def divide(self, costs: Sequence[Cost]) -> None:
-        """Decides who owns what; what has an owner keeps it."""
+        """Decides who owns what, once: owners have the state, whatever costs become."""
+        if self.owners:
+            return
         own = [self.rank if alone else None for alone in self.alone]
         shared = [i for i, alone in enumerate(self.alone) if not alone]
         known = [self._known[i] for i in shared]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 
 import pytest
 import torch
@@ -275,6 +276,37 @@ def nan_in_one(rank, size):
         assert torch.equal(p, old) == (count > 0)
 
 
+def owners_stay(rank, size):
+    """For another horizon, for loaded state and in a copy.
+
+    Costs of these shapes give other owners when the renewal interval is known.
+    """
+
+    def made():
+        shapes = [(8, 8), (24, 8), (8, 24)]
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(*shape, bias=False) for shape in shapes))
+        fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+        return model, NGOptimizer(model.parameters(), total_steps=STEPS)
+
+    def step(opt):
+        for p in opt.param_groups[0]["params"]:
+            p.grad = p.detach() + 1
+        opt.step()
+
+    model, opt = made()
+    step(opt)
+    owners = opt._shards[1].owners
+    state = get_optimizer_state_dict(model, opt)
+    copied = deepcopy(opt)
+    opt.param_groups[0]["total_steps"] = 2 * STEPS
+    model, loaded = made()
+    set_optimizer_state_dict(model, loaded, state)
+    for each in (opt, loaded, copied):
+        step(each)
+        assert each._shards[1].owners == owners
+
+
 def metanets_refuse(rank, size):
     model, _, _ = divided("mlp", "fsdp", size)
     with pytest.raises(ValueError, match="weights='default'"):
@@ -287,6 +319,7 @@ def every_check(rank, size):
     different_gradients(rank, size)
     other_parameters(rank, size)
     nan_in_one(rank, size)
+    owners_stay(rank, size)
     metanets_refuse(rank, size)
 
 
