@@ -182,7 +182,8 @@ class ShardedGroup(Group):
         """The changes of whole parameters that this process owns, but for decay."""
         found: dict[int, Tensor] = {}
         for bucket, moments, rows in own:
-            delta = self._direction(step, bucket, moments, rows)
+            # of the dtype in which it travels, whatever that of products
+            delta = self._direction(step, bucket, moments, rows).to(self.stack.dtype)
             delta = delta.mul_(moments[0] != 0).mul_(rows.rate)
             pieces = bucket.parts.split(delta)
             for m, piece in zip(bucket.members, pieces, strict=True):

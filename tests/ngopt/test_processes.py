@@ -307,6 +307,16 @@ def owners_stay(rank, size):
         assert each._shards[1].owners == owners
 
 
+def products_are_rounded(rank, size):
+    """In bfloat16, as on GPUs; all ranks have one batch, so equal gradients to round."""
+    settings = {"compute_dtype": torch.bfloat16}
+    model, _, _ = divided("mlp", "fsdp", size)
+    opt = NGOptimizer(model.parameters(), total_steps=STEPS, **settings)
+    train(model, opt, range(4))
+    for p, q in zip(whole(model), expected("mlp", range(4), **settings), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-4)
+
+
 def metanets_refuse(rank, size):
     model, _, _ = divided("mlp", "fsdp", size)
     with pytest.raises(ValueError, match="weights='default'"):
@@ -320,6 +330,7 @@ def every_check(rank, size):
     other_parameters(rank, size)
     nan_in_one(rank, size)
     owners_stay(rank, size)
+    products_are_rounded(rank, size)
     metanets_refuse(rank, size)
 
 
