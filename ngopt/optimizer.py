@@ -33,6 +33,7 @@ from ngopt.checks import (
 )
 from ngopt.devices import product_dtype
 from ngopt.distributed.checkpoint import SharedState
+from ngopt.distributed.ownership import Ownership
 from ngopt.distributed.pieces import are_divided, local, real
 from ngopt.distributed.shards import Shards
 from ngopt.functional import (
@@ -161,7 +162,7 @@ class NGOptimizer(Optimizer):
         self._process_group = process_group
         # processes that share the parameters, and who owns what
         self._shards: tuple[Sequence[Tensor], Shards] | None = None
-        self._owners: dict[Tensor, int] = {}
+        self._owned: dict[Tensor, Ownership] = {}
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -397,7 +398,7 @@ class NGOptimizer(Optimizer):
             "_sees_parts",
             "_members",
             "_notices",
-            "_owners",
+            "_owned",
         )
         own = {key: self.__dict__[key] for key in derived}
         # collectives belong to this process
@@ -503,7 +504,7 @@ class NGOptimizer(Optimizer):
                 self._take_up(rule, members)
             self._rule = (*wanted[:-2], renew_every, shards), rule
             if shards is not None:
-                self._owners = dict(zip(params, shards.owners, strict=True))
+                self._owned = dict(zip(params, shards.owned, strict=True))
         return self._rule[1]
 
     def _is_shared(self, params: Sequence[Tensor]) -> bool:
@@ -517,7 +518,7 @@ class NGOptimizer(Optimizer):
         if self._shards is None or self._shards[0] is not params:
             names = [spec.name for spec in members.graph.parameters[: len(params)]]
             named = list(zip(names, params, strict=True))
-            shards = Shards(named, self._process_group, self._owners)
+            shards = Shards(named, self._process_group, self._owned)
             self._shards = params, shards
         return self._shards[1]
 

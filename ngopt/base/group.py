@@ -231,16 +231,22 @@ class Group:
         return bucket.rotate(bucket.stacked.split(u), bases, back=True)
 
     def _observe(self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]) -> None:
+        """Moves the factors; the first bases are made of them at once."""
+        self._add_squares(step, bucket, stacks)
+        if step.youngest == 0:
+            for _, axis, some in bucket.factors:
+                _, active, count = step.of_factors[axis.size]
+                self._renew(step, axis.size, some, (active * (count == 1))[some])
+
+    def _add_squares(
+        self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]
+    ) -> None:
         """factor <- factor + (1 - b) X X^T, summed up in float32 at least."""
         alpha = 1 - self.config.beta_factor
         with devices.full_precision(step.device):
             for i, axis, some in bucket.factors:
                 x, factor = axis.unfold(stacks[i]), step.state.factors[axis.size][some]
                 devices.add_squares_(factor, x, alpha, step.in_place)
-        if step.youngest == 0:
-            for _, axis, some in bucket.factors:
-                _, active, count = step.of_factors[axis.size]
-                self._renew(step, axis.size, some, (active * (count == 1))[some])
 
     def _basis(self, step: Step, size: int) -> Tensor:
         """Bases of a size for products; of a functional step a copy, as they move."""

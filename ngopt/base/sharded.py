@@ -49,7 +49,7 @@ class ShardedStep(Step):
         self._shards, self._exchanges = group.shards, group.exchanges
         self._numels = group.numels
         self._moved = torch.zeros_like(self.state.scales[-2:])
-        self.wholes: Mapping[int, Tensor] = {}  # gradients of the present round
+        self.own_grads: Mapping[int, Tensor] = {}  # of the present round
 
     @property
     def moved(self) -> Tensor:
@@ -62,7 +62,7 @@ class ShardedStep(Step):
         return squares.sqrt().flatten() / roots
 
     def gathered(self, bucket: Bucket) -> Tensor:
-        values = [self.wholes.get(i) for i in range(len(self.params))]
+        values = [self.own_grads.get(i) for i in range(len(self.params))]
         return bucket.gather(values)
 
     def momentum_squares(self) -> Tensor:
@@ -72,8 +72,9 @@ class ShardedStep(Step):
         found = self.moved.new_zeros(len(self.params))
         params = dict(enumerate(self.params))
         for exchange in self._exchanges:
-            wholes = exchange.wholes(params, exchange.to_owners(params))
-            for i, p in wholes.items():
+            # one owner sees the whole matrix, this once
+            whole = Exchange(self._shards.undivided(), exchange.parameters)
+            for i, p in whole.domains(params, whole.to_owners(params)).items():
                 if is_matrix(p):
                     found[i] = spectral_excess(p)
         found = self._shards.sum_of_owners(found).unbind()
@@ -103,7 +104,14 @@ class ShardedGroup(Group):
         assert rule.shards is not None
         self.shards = rule.shards.of(positions)
         most = at_once.amount(ROUND, like.device) * self.shards.size
-        self.exchanges = make_exchanges(self.shards, most)
+        # tables of several owners, which sum up the factor together
+        layouts = [rule.layouts[i] for i in positions]
+        self._tables = {
+            i: layouts[i][0].axes[0].size
+            for i, own in enumerate(self.shards.owned)
+            if own.is_divided and layouts[i][0].axes
+        }
+        self.exchanges = make_exchanges(self.shards, most, [*self._tables])
         super().__init__(rule, positions, like)
         self._replays = None  # collectives are in no graph
         self.numels = self._roots[: len(positions)].square().round()
@@ -114,8 +122,7 @@ class ShardedGroup(Group):
     def _stacked(
         self, layouts: Sequence[Sequence[MatrixLayout]], like: Tensor
     ) -> ParameterStack:
-        is_own = [rank == self.shards.rank for rank in self.shards.owners]
-        own = [x if mine else () for x, mine in zip(layouts, is_own, strict=True)]
+        own = [self.shards.layouts(i, x) for i, x in enumerate(layouts)]
         rounds = [exchange.owned for exchange in self.exchanges]
         parts = partial(self._parts, layouts, like.device)
         self._moved = list(map(parts, self.exchanges))
@@ -165,11 +172,13 @@ class ShardedGroup(Group):
         arriving = [x.to_owners(grads) for x in self.exchanges[:1]]
         leaving: list[Any] = []
         for number, exchange in enumerate(self.exchanges):
-            step.wholes = exchange.wholes(grads, arriving.pop())
+            step.own_grads = exchange.domains(grads, arriving.pop())
             arriving += [x.to_owners(grads) for x in self.exchanges[number + 1 :][:1]]
             some = islice(own, len(self.stack.rounds[number]))
             deltas = self._directions(step, some)
-            step.wholes = {}
+            if number < len(self._tables) and not deltas:
+                self._sum_factor(step, exchange.parameters[0])
+            step.own_grads = {}
             like = of_rows.new_empty(0)
             leaving.append((number, deltas, exchange.to_holders(deltas, like)))
             if len(leaving) > 1:
@@ -179,7 +188,7 @@ class ShardedGroup(Group):
         step.record_moved()
 
     def _directions(self, step: Step, own: Iterator[Any]) -> dict[int, Tensor]:
-        """The changes of whole parameters that this process owns, but for decay."""
+        """The changes of what this process owns, but for decay."""
         found: dict[int, Tensor] = {}
         for bucket, moments, rows in own:
             # of the dtype in which it travels, whatever that of products
@@ -187,7 +196,7 @@ class ShardedGroup(Group):
             delta = delta.mul_(moments[0] != 0).mul_(rows.rate)
             pieces = bucket.parts.split(delta)
             for m, piece in zip(bucket.members, pieces, strict=True):
-                shape = self.shards.shapes[m.parameter]
+                shape = self.shards.domain(m.parameter).shape
                 if m.layout.view is None:
                     found[m.parameter] = piece.reshape(shape)
                     continue
@@ -196,6 +205,27 @@ class ShardedGroup(Group):
                 place = m.layout.of(found[m.parameter])
                 place.copy_(piece.reshape(place.shape))
         return found
+
+    def _add_squares(
+        self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]
+    ) -> None:
+        i = bucket.members[0].parameter
+        if i not in self._tables:
+            return super()._add_squares(step, bucket, stacks)
+        ((_, axis, some),) = bucket.factors
+        factor = step.state.factors[axis.size][some]
+        if self.shards.owned[i].first != self.shards.rank:
+            factor.zero_()
+        super()._add_squares(step, bucket, stacks)
+        self._sum_factor(step, i, factor)
+
+    def _sum_factor(self, step: Step, i: int, factor: Tensor | None = None) -> None:
+        """Adds up what owners have of the factor of a table; None: no rows are here."""
+        size = self._tables[i]
+        own = step.moved.new_zeros((1, size, size)) if factor is None else factor
+        total = self.shards.sum(own.to(self.stack.dtype))
+        if factor is not None:
+            factor.copy_(total)
 
     def _arrived(
         self,

@@ -38,7 +38,6 @@ from ngopt.base.partition import is_measured, layouts_of
 from ngopt.base.sharded import ShardedGroup
 from ngopt.base.state import first_record
 from ngopt.base.step_size import NOMINAL_STEP, is_kept
-from ngopt.distributed.ownership import cost_of
 from ngopt.distributed.shards import Shards
 from ngopt.functional import (
     AVERAGE,
@@ -104,7 +103,7 @@ class SoapRule(UpdateRule):
         self._groups: tuple[Any, list[Group]] = None, []
         if self.shards is not None:
             every = self.renew_every or 1
-            self.shards.divide([cost_of(own, every) for own in self.layouts])
+            self.shards.divide(self.layouts, every)
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         records = [self._first_record(i, p) for i, p in enumerate(params)]
@@ -116,17 +115,15 @@ class SoapRule(UpdateRule):
     def _first_record(self, i: int, p: Tensor) -> Record:
         """p: what this process holds of parameter number i."""
         layouts = self.layouts[i]
-        if self.shards is None or i >= len(self.shards.owners):
+        if self.shards is None or i >= len(self.shards.owned):
             return first_record(p, layouts)
-        if self.shards.owners[i] == self.shards.rank:
-            record = first_record(p, layouts)
-        else:
-            record = first_record(p, ())
-            shape = self.shards.shapes[i]
-            whole = first_record(p.new_empty(shape, device="meta"), layouts)
+        record = first_record(p, self.shards.layouts(i, layouts))
+        if not self.shards.is_own(i):
+            whole = first_record(p.new_empty(0, device="meta"), layouts)
             # the same keys, as torch.distributed.checkpoint asks what a state has
             for key in whole.keys() - record.keys():
                 record[key] = p.new_empty(0, dtype=whole[key].dtype)
+        record.pop("displacement", None)
         if is_measured(layouts):  # how far this part has moved
             shape = 1, 1, p.numel() * bool(self.shards.counts[i]), 1
             record["displacement"] = p.new_zeros(shape, dtype=state_dtype(p))

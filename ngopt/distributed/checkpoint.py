@@ -15,7 +15,8 @@ from torch import Tensor
 from ngopt.base.partition import MatrixLayout
 from ngopt.base.state import first_record
 from ngopt.distributed.exchange import Exchange
-from ngopt.distributed.pieces import Piece, is_dtensor, local
+from ngopt.distributed.ownership import Ownership, by_one, place_of_rows
+from ngopt.distributed.pieces import is_dtensor, local, whole
 from ngopt.distributed.shards import Shards
 from ngopt.functional import AVERAGE, Record
 
@@ -74,13 +75,21 @@ class SharedState:
             if key == MOVED:
                 found[i][key] = self._part_of_displacement(i, value)
             else:
-                is_own = self._shards.owners[i] == self._shards.rank
-                found[i][key] = value if is_own else value.new_empty(0)
+                found[i][key] = self._own_part(i, key, value)
         for i, record in enumerate(found):
             average = record.get(AVERAGE)
             if average is not None and not self._shards.alone[i]:
                 record[AVERAGE] = self._part(i, average)
         return found
+
+    def _own_part(self, i: int, key: str, value: Tensor) -> Tensor:
+        """Of a tensor of the whole state of a parameter."""
+        if not self._shards.is_own(i):
+            return value.new_empty(0)
+        own = self._owned(i, key, value)
+        if not own.is_divided:  # what is there once is needed by all owners
+            return value
+        return own.domains[self._shards.rank].of(value).contiguous()
 
     def _entries(self, records: Sequence[Record]) -> Iterator[Entry]:
         for i, record in enumerate(records):
@@ -90,6 +99,15 @@ class SharedState:
                 for key, value in first_record(like, self._layouts[i]).items():
                     if value.dim():
                         yield Entry(i, key, value)
+
+    def _owned(self, i: int, key: str, like: Tensor) -> Ownership:
+        """Of a tensor of the whole state of a parameter."""
+        own, shape = self._shards.owned[i], tuple(like.shape)
+        if not own.is_divided or not key.startswith("exp_avg"):
+            return by_one(own.first, self._shards.size, shape)
+        (layout,) = self._layouts[i]
+        domains = [place_of_rows(layout, rows) for rows in own.domains]
+        return Ownership(own.first, tuple(domains))
 
     def _average(self, records: Sequence[Record]) -> None:
         params: Sequence[Any] = self._params
@@ -113,16 +131,15 @@ class SharedState:
         """Of owned parameters, in the layout of their matrices."""
         if not parameters:
             return {}
-        shards = self._shards.of(parameters)
+        shards = self._shards.of(parameters).undivided()
         exchange = Exchange(shards, range(len(parameters)))
         values = {}
         for n, i in enumerate(parameters):
             value, shape = records[i][MOVED], shards.own(n).shape
             # one process has it of each part
             values[n] = value.view(shape) if value.numel() else value.new_empty(shape)
-        wholes = exchange.wholes(values, exchange.to_owners(values))
         found = {}
-        for n, value in wholes.items():
+        for n, value in exchange.domains(values, exchange.to_owners(values)).items():
             (layout,) = self._layouts[parameters[n]]
             found[parameters[n]] = layout.of(value).reshape(layout.shape)
         return found
@@ -142,14 +159,14 @@ class SharedState:
         from torch.distributed.tensor import Shard
 
         shapes = [tuple(e.like.shape) for e in entries]
-        owners = [self._shards.owners[e.parameter] for e in entries]
+        owned = [self._owned(*entry) for entry in entries]
         dims = [max(range(len(shape)), key=lambda d: shape[d]) for shape in shapes]
         size, pairs = self._shards.size, list(zip(shapes, dims, strict=True))
         pieces = [
-            [_chunk(shape, dim, rank, size) for shape, dim in pairs]
+            [whole(shape).chunk(dim, rank, size) for shape, dim in pairs]
             for rank in range(size)
         ]
-        shards = self._shards.with_pieces(shapes, owners, pieces)
+        shards = self._shards.with_pieces(shapes, owned, pieces)
         exchange = Exchange(shards, range(len(entries)))
         values = {
             n: records[entries[n].parameter][entries[n].key] for n in exchange.owned
@@ -162,15 +179,6 @@ class SharedState:
             _dtensor(parts[n], mesh, [Shard(dims[n])], entry.like)
             for n, entry in enumerate(entries)
         ]
-
-
-def _chunk(shape: tuple[int, ...], dim: int, rank: int, size: int) -> Piece:
-    """The part of a rank where a dimension is divided, as `torch.chunk` does it."""
-    length = -(-shape[dim] // size)
-    start = min(rank * length, shape[dim])
-    offset, part = [0] * len(shape), list(shape)
-    offset[dim], part[dim] = start, min(length, shape[dim] - start)
-    return Piece(tuple(offset), tuple(part))
 
 
 def _dtensor(

@@ -83,66 +83,98 @@ class Exchange:
 
     def __init__(self, shards: Shards, parameters: Sequence[int]):
         self._shards, self.parameters = shards, parameters
-        self.owned = [i for i in parameters if shards.owners[i] == shards.rank]
+        self.owned = [i for i in parameters if shards.is_own(i)]
         self._up, self._down = Route(shards), Route(shards)
         for i in parameters:
             if not shards.alone[i]:
                 self._plan(i)
 
     def _plan(self, i: int) -> None:
-        owner = self._shards.owners[i]
-        for source, piece in self._shards.sources(i):
-            self._up.add(source, owner, Part(i, piece))
-        for holder, pieces in enumerate(self._shards.pieces):
-            self._down.add(owner, holder, Part(i, pieces[i]))
+        for owner, domain in enumerate(self._shards.owned[i].domains):
+            if not domain.numel:
+                continue
+            for source, piece in self._shards.sources(i, owner):
+                self._up.add(source, owner, Part(i, piece.overlap(domain)))
+            for holder, pieces in enumerate(self._shards.pieces):
+                self._down.add(owner, holder, Part(i, pieces[i].overlap(domain)))
 
     def to_owners(self, values: Values) -> Transfer:
         """Begins to send this process' parts of parameters, or of gradients."""
-        like = values[self.parameters[0]]
-        return self._up.start(lambda part: values[part.parameter], like)
-
-    def wholes(self, values: Values, transfer: Transfer) -> dict[int, Tensor]:
-        """Those of the owned parameters, when all parts have arrived."""
-        found: dict[int, Tensor] = {}
-        for i in self.owned:
-            own, shape = self._shards.own(i), self._shards.shapes[i]
-            if own.shape == shape:
-                found[i] = values[i]
-                continue
-            found[i] = values[i].new_empty(shape)
-            own.of(found[i]).copy_(values[i])
-        for part, value in transfer.wait():
-            part.piece.of(found[part.parameter]).copy_(value)
-        return found
-
-    def to_holders(self, wholes: Values, like: Tensor) -> Transfer:
-        """Begins to send values of owned parameters to all who hold a part of them."""
 
         def part_of(part: Part) -> Tensor:
-            return part.piece.of(wholes[part.parameter]).contiguous()
+            own = self._shards.own(part.parameter)
+            return part.piece.within(own).of(values[part.parameter])
+
+        return self._up.start(part_of, values[self.parameters[0]])
+
+    def domains(self, values: Values, transfer: Transfer) -> dict[int, Tensor]:
+        """What this process owns, when all parts have arrived."""
+        found: Pieces = {}
+        for i in self.owned:
+            own, domain = self._shards.own(i), self._shards.domain(i)
+            _add(found, i, own.overlap(domain), own, values[i])
+        _arrive(found, transfer)
+        shards = self._shards
+        return {i: _joined(shards.domain(i), found, i, values[i]) for i in self.owned}
+
+    def to_holders(self, values: Values, like: Tensor) -> Transfer:
+        """Begins to send what this process owns to all who hold a part of it."""
+
+        def part_of(part: Part) -> Tensor:
+            domain = self._shards.domain(part.parameter)
+            return part.piece.within(domain).of(values[part.parameter])
 
         return self._down.start(part_of, like)
 
     def parts(
-        self, wholes: Values, transfer: Transfer, like: Tensor
+        self, values: Values, transfer: Transfer, like: Tensor
     ) -> dict[int, Tensor]:
-        """Those of all parameters, when they have arrived; like: has their dtype."""
-        found = {i: self._shards.own(i).of(wholes[i]) for i in self.owned}
-        found |= {part.parameter: value for part, value in transfer.wait()}
-        for i in self.parameters:
-            if i not in found:  # this process holds nothing of it
-                found[i] = like.new_empty(self._shards.own(i).shape)
-        return found
+        """What this process holds of all parameters, when it has arrived; values: what it
+        owns; like: has their dtype."""
+        found: Pieces = {}
+        for i in self.owned:
+            own, domain = self._shards.own(i), self._shards.domain(i)
+            _add(found, i, own.overlap(domain), domain, values[i])
+        _arrive(found, transfer)
+        shards = self._shards
+        return {i: _joined(shards.own(i), found, i, like) for i in self.parameters}
 
 
-def make_exchanges(shards: Shards, most: int) -> list[Exchange]:
+# Pieces of parameters, by their numbers, and their values.
+Pieces = dict[int, list[tuple[Piece, Tensor]]]
+
+
+def _add(found: Pieces, i: int, piece: Piece, other: Piece, value: Tensor) -> None:
+    """Adds a piece of another, whose value this is, unless it is empty."""
+    if piece.numel:
+        part = value if piece == other else piece.within(other).of(value)
+        found.setdefault(i, []).append((piece, part))
+
+
+def _arrive(found: Pieces, transfer: Transfer) -> None:
+    for (i, piece), value in transfer.wait():
+        found.setdefault(i, []).append((piece, value))
+
+
+def _joined(whole: Piece, found: Pieces, i: int, like: Tensor) -> Tensor:
+    """Of pieces that together are the whole; like: has their dtype and device."""
+    pieces = found.get(i, [])
+    if len(pieces) == 1 and pieces[0][0] == whole:
+        return pieces[0][1]
+    value = like.new_empty(whole.shape)
+    for piece, part in pieces:
+        piece.within(whole).of(value).copy_(part)
+    return value
+
+
+def make_exchanges(shards: Shards, most: int, apart: Sequence[int]) -> list[Exchange]:
     """Of all parameters, at most so many elements each, but for large parameters.
 
-    Those of one shape travel together.
+    Those of one shape travel together. apart: parameters with an exchange each.
     """
-    numbers = range(len(shards.shapes))
+    numbers = set(range(len(shards.shapes))).difference(apart)
     order = sorted(numbers, key=lambda i: (shards.numel(i), shards.shapes[i], i))
-    rounds: list[list[int]] = []
+    rounds: list[list[int]] = [[i] for i in apart]
     room = -1
     for i in order:
         numel = shards.numel(i)

@@ -30,6 +30,33 @@ class Piece(NamedTuple):
             whole = whole.narrow(dim, start, size)
         return whole
 
+    def overlap(self, other: Piece) -> Piece:
+        """What both have; without elements if that is nothing."""
+        offset, shape = [], []
+        for a, m, b, n in zip(*self, *other, strict=True):
+            offset.append(max(a, b))
+            shape.append(max(min(a + m, b + n) - offset[-1], 0))
+        return Piece(tuple(offset), tuple(shape))
+
+    def within(self, other: Piece) -> Piece:
+        """The same elements as a part of a piece that has them."""
+        offset = [a - b for a, b in zip(self.offset, other.offset, strict=True)]
+        return Piece(tuple(offset), self.shape)
+
+    def chunk(self, dim: int, part: int, parts: int) -> Piece:
+        """One of so many parts along a dimension, as `torch.chunk` divides it."""
+        length = -(-self.shape[dim] // parts)
+        start = min(part * length, self.shape[dim])
+        offset, shape = list(self.offset), list(self.shape)
+        offset[dim] += start
+        shape[dim] = min(length, self.shape[dim] - start)
+        return Piece(tuple(offset), tuple(shape))
+
+
+def whole(shape: tuple[int, ...]) -> Piece:
+    """All elements."""
+    return Piece((0,) * len(shape), shape)
+
 
 class Held(NamedTuple):
     """What a process says of a parameter."""
@@ -83,8 +110,7 @@ def piece_of(name: str, p: Any) -> Piece:
     Raises ValueError if it is no box of elements.
     """
     if not is_dtensor(p):
-        shape = tuple(real(p).shape)
-        return Piece((0,) * len(shape), shape)
+        return whole(tuple(real(p).shape))
     from torch.distributed.tensor import Partial
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 

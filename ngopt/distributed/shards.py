@@ -13,16 +13,37 @@ from zlib import crc32
 import torch
 from torch import Tensor, distributed
 
-from ngopt.distributed.ownership import Cost, owners_of
-from ngopt.distributed.pieces import Held, Piece, is_dtensor, piece_of, place_of, real
+from ngopt.base.partition import MatrixLayout
+from ngopt.distributed.ownership import (
+    Ownership,
+    by_one,
+    by_rows,
+    cost_of,
+    has_free_rows,
+    layout_of_rows,
+    owners_of,
+    shares_of,
+)
+from ngopt.distributed.pieces import (
+    Held,
+    Piece,
+    is_dtensor,
+    piece_of,
+    place_of,
+    real,
+    whole,
+)
+
+# A table has many owners from so many times the mean cost of a rank on.
+LARGE = 0.5
 
 
 class Shards:
     """Which process holds what of every parameter, and which owns it.
 
     pieces: by rank and parameter. alone: parameters that are no DTensors beside some
-    that are: each process updates its own, as other optimizers do. owners: ranks, set
-    by `divide`. counts: of which parameters this process' part counts in sums over all
+    that are: each process updates its own, as other optimizers do. owned: who owns
+    what, set by `divide`. counts: of which parameters this process' part counts in sums over all
     elements, (n,) bool: each part does in one process.
 
     Ranks are those of the group, whose order is that of the mesh.
@@ -32,12 +53,12 @@ class Shards:
         self,
         named: Sequence[tuple[str, Tensor]],
         group: Any,
-        known: Mapping[Tensor, int],
+        known: Mapping[Tensor, Ownership],
     ):
         """named: parameters, the same in all processes, in this order.
 
         group: their processes, where no parameter is a DTensor; None: those of the
-        mesh. known: owners of parameters that have a state.
+        mesh. known: of parameters that have a state.
 
         Raises ValueError in all processes if they have different parameters.
         """
@@ -56,31 +77,82 @@ class Shards:
         _check_alike(every)
         self.shapes = [held.shape for held in own]
         self.pieces = [[held.piece for held in some] for some in every]
-        self.owners: list[int] = []
+        self.owned: list[Ownership] = []
         self._alone = torch.tensor(self.alone, dtype=torch.bool, device="cpu")
-        whole = [Piece((0,) * len(shape), shape) for shape in self.shapes]
         # whether sums over parts are those over parameters
-        self.has_parts = any(some != whole for some in self.pieces)
+        every = list(map(whole, self.shapes))
+        self.has_parts = any(some != every for some in self.pieces)
 
-    def divide(self, costs: Sequence[Cost]) -> None:
-        """Decides who owns what, once: owners have the state, whatever costs become."""
-        if self.owners:
+    def divide(self, layouts: Sequence[Sequence[MatrixLayout]], every: int) -> None:
+        """Decides who owns what, once: owners have the state, whatever costs become.
+
+        layouts: of each parameter. every: steps in which a basis is renewed once.
+        """
+        if self.owned:
             return
-        own = [self.rank if alone else None for alone in self.alone]
         shared = [i for i, alone in enumerate(self.alone) if not alone]
-        known = [self._known[i] for i in shared]
-        found = owners_of([costs[i] for i in shared], self.size, known)
-        for i, rank in zip(shared, found, strict=True):
-            own[i] = rank
-        self.owners = [self.rank if rank is None else rank for rank in own]
-        counts = [self.rank in dict(self.sources(i)) for i in range(len(own))]
+        costs = {i: cost_of(layouts[i], every) for i in shared}
+        shares = dict(zip(shared, shares_of(list(costs.values())), strict=True))
+        found = {i: x for i in shared if (x := self._known[i]) is not None}
+        for i in shared:
+            if i not in found and self._is_divided(i, layouts[i], max(shares[i])):
+                found[i] = by_rows([pieces[i] for pieces in self.pieces])
+        rest = [i for i in shared if i not in found or not found[i].is_divided]
+        known = [found[i].first if i in found else None for i in rest]
+        ranks = owners_of([costs[i] for i in rest], self.size, known)
+        found |= {i: self._by_one(i, rank) for i, rank in zip(rest, ranks, strict=True)}
+        numbers = range(len(self.shapes))
+        self.owned = [found.get(i) or self._by_one(i, self.rank) for i in numbers]
+        counts = [
+            self.rank in dict(self.sources(i, self.owned[i].first)) for i in numbers
+        ]
         self.counts = torch.tensor(counts, dtype=torch.bool, device="cpu")
+
+    def _is_divided(
+        self, i: int, layouts: Sequence[MatrixLayout], share: float
+    ) -> bool:
+        """Whether a parameter is to have several owners; share: of all costs."""
+        shape = self.shapes[i]
+        if not has_free_rows(layouts) or not self.numel(i):
+            return False
+        pieces = {pieces[i] for pieces in self.pieces if pieces[i].numel}
+        if any(piece.shape[1:] != shape[1:] for piece in pieces):
+            return False
+        is_in_parts = not layouts[0].axes and pieces != {whole(shape)}
+        return is_in_parts or share * self.size > LARGE
+
+    def _by_one(self, i: int, rank: int) -> Ownership:
+        return by_one(rank, self.size, self.shapes[i])
+
+    def layouts(
+        self, i: int, layouts: Sequence[MatrixLayout]
+    ) -> tuple[MatrixLayout, ...]:
+        """Of what this process owns of a parameter; layouts: of all of it."""
+        if not self.is_own(i):
+            return ()
+        if not self.owned[i].is_divided:
+            return tuple(layouts)
+        return (layout_of_rows(layouts[0], self.domain(i)),)
+
+    def undivided(self) -> Shards:
+        """The same, where the first owner of each parameter owns all of it."""
+        found = copy(self)
+        found.owned = [self._by_one(i, own.first) for i, own in enumerate(self.owned)]
+        return found
+
+    def domain(self, i: int) -> Piece:
+        """What this process owns of a parameter."""
+        return self.owned[i].domains[self.rank]
+
+    def is_own(self, i: int) -> bool:
+        """Whether this process owns any of a parameter."""
+        return self.domain(i).numel > 0 or self.owned[i].first == self.rank
 
     def of(self, parameters: Sequence[int]) -> Shards:
         """Some of the parameters."""
         found = copy(self)
         numbers = list(parameters)
-        for name in ("alone", "shapes", "owners"):
+        for name in ("alone", "shapes", "owned"):
             values = getattr(self, name)
             setattr(found, name, [values[i] for i in numbers])
         found.pieces = [[pieces[i] for i in numbers] for pieces in self.pieces]
@@ -90,12 +162,12 @@ class Shards:
     def with_pieces(
         self,
         shapes: Sequence[tuple[int, ...]],
-        owners: Sequence[int],
+        owned: Sequence[Ownership],
         pieces: Sequence[Sequence[Piece]],
     ) -> Shards:
         """The same processes and other values, none of them alone."""
         found = copy(self)
-        found.shapes, found.owners = list(shapes), list(owners)
+        found.shapes, found.owned = list(shapes), list(owned)
         found.pieces = [list(some) for some in pieces]
         found.alone = [False] * len(shapes)
         return found
@@ -112,14 +184,14 @@ class Shards:
         """Elements of a whole parameter."""
         return prod(self.shapes[i])
 
-    def sources(self, i: int) -> Iterator[tuple[int, Piece]]:
+    def sources(self, i: int, target: int) -> Iterator[tuple[int, Piece]]:
         """(rank, what it holds) of ranks that together hold all of a parameter: of those
-        that hold the same, the nearest to its owner in the mesh."""
+        that hold the same, the nearest to a target in the mesh."""
         at = self._coordinates
-        owner = at[self.owners[i]]
 
         def distance(rank: int) -> tuple[int, int]:
-            return sum(a != b for a, b in zip(at[rank], owner, strict=True)), rank
+            pairs = zip(at[rank], at[target], strict=True)
+            return sum(a != b for a, b in pairs), rank
 
         for piece, ranks in self._holders(i).items():
             if piece.numel:
@@ -153,6 +225,12 @@ class Shards:
     ) -> Any:
         """Begins to send `sent` in so many elements to each rank, and to receive."""
         return self._groups.all_to_all(result, sent, received, counts)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Of all processes."""
+        total = values.clone()
+        self._groups.sum(total)
+        return total
 
     def check_equal(self, values: Mapping[str, Any]) -> None:
         """Raises ValueError in all processes if one has other values."""

@@ -1,5 +1,14 @@
 from ngopt.base.partition import Axis, MatrixLayout
-from ngopt.distributed.ownership import Cost, cost_of, owners_of
+from ngopt.distributed.ownership import (
+    Cost,
+    by_rows,
+    cost_of,
+    has_free_rows,
+    layout_of_rows,
+    owners_of,
+    place_of_rows,
+)
+from ngopt.distributed.pieces import Piece
 
 
 def test_work_and_memory_are_divided():
@@ -27,3 +36,39 @@ def test_a_cost_counts_factors_and_moments():
     found = cost_of([MatrixLayout((2, 4, 6, 1), axes)], every=10)
     assert found.memory == 2 * 48 + 2 * 2 * (16 + 36)
     assert found.work == 20 * 48 + 4 * 48 * 10 + 7 * 2 * (64 + 216) / 10
+
+
+def test_rows_belong_to_who_holds_them():
+    """Of two that hold the same rows, each has half."""
+    upper, lower = Piece((0, 0), (3, 2)), Piece((3, 0), (2, 2))
+    found = by_rows([upper, lower, upper, lower, Piece((0, 0), (0, 0))])
+    assert found.first == 0
+    assert found.is_divided
+    assert found.domains == (
+        Piece((0, 0), (2, 2)),
+        Piece((3, 0), (1, 2)),
+        Piece((2, 0), (1, 2)),
+        Piece((4, 0), (1, 2)),
+        Piece((0, 0), (0, 0)),
+    )
+
+
+def test_tables_and_vectors_have_free_rows():
+    channels, rows = Axis("channels", 1, 4, 9), Axis("rows", 1, 9, 4)
+    table = MatrixLayout((1, 9, 4, 1), (channels,), part=(9, 4))
+    vectors = MatrixLayout((1, 1, 36, 1), part=(9, 4))
+    assert has_free_rows([table])
+    assert has_free_rows([vectors])
+    assert not has_free_rows([MatrixLayout((1, 9, 4, 1), (rows,), part=(9, 4))])
+    assert not has_free_rows(
+        [MatrixLayout((1, 9, 4, 1), (rows, channels), part=(9, 4))]
+    )
+    assert not has_free_rows([table, table])
+    some = Piece((2, 0), (5, 4))
+    found = layout_of_rows(table, some)
+    assert found == MatrixLayout(
+        (1, 5, 4, 1), (Axis("channels", 1, 4, 5),), part=(5, 4)
+    )
+    assert layout_of_rows(vectors, some) == MatrixLayout((1, 1, 20, 1), part=(5, 4))
+    assert place_of_rows(table, some) == Piece((0, 2, 0, 0), (1, 5, 4, 1))
+    assert place_of_rows(vectors, some) == Piece((0, 0, 8, 0), (1, 1, 20, 1))
