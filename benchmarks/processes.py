@@ -9,6 +9,7 @@ parameter, and the state of the rank that has most, in equal shares of the whole
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.functional import mse_loss, scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
 
@@ -230,9 +231,11 @@ def divided(
 
 def run(function: Callable, size: int, *args: Any) -> None:
     """function(rank, size, *args) in `size` processes; raises what one of them raises."""
+    # processes begin as copies of one that has imported all of this
+    multiprocessing.set_forkserver_preload(["benchmarks.processes"])
     with tempfile.TemporaryDirectory() as folder:
-        start = Path(folder, "start")
-        spawn(_work, (function, size, start, args), nprocs=size)
+        given = function, size, Path(folder, "start"), args
+        start_processes(_work, given, nprocs=size, start_method="forkserver")
 
 
 def _work(rank: int, function: Callable, size: int, start: Path, args: tuple) -> None:
