@@ -163,6 +163,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "lstm": Lstm,
     "words": Words,
     "gpt": Gpt,
+    "gpt small": lambda: Gpt(64, 1),
 }
 TENSORS = "mlp", "gpt"  # which tensor parallelism divides
 UNITS = Block, Attention, nn.Conv1d  # which `fully_shard` divides
@@ -173,15 +174,18 @@ def network(name: str) -> nn.Module:
     return NETWORKS[name]().double()
 
 
+def batch(step: int) -> Tensor:
+    """Inputs of all processes."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(BATCH, LENGTH, dtype=torch.float64, generator=generator)
+
+
 def train(
     model: nn.Module, opt: NGOptimizer, steps: range, part: int = 0, parts: int = 1
 ) -> None:
     """part: that this process has of every batch, of so many."""
     for step in steps:
-        generator = torch.Generator().manual_seed(step)
-        shape = BATCH, LENGTH
-        x = torch.randn(shape, dtype=torch.float64, generator=generator)
-        x = x.chunk(parts)[part]
+        x = batch(step).chunk(parts)[part]
         opt.zero_grad()
         mse_loss(model(x), x[:, :3].sin()).backward()
         opt.step()

@@ -7,19 +7,23 @@ from copy import deepcopy
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import distributed, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import mse_loss
 
 from benchmarks.processes import (
+    Attention,
     alone,
+    batch,
     compared,
     divided,
     network,
@@ -76,48 +80,6 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("size", CASES)
 def test_several_processes_give_the_numbers_of_one(size, folder):
     run(equal_one_process, size, CASES[size], folder)
-
-
-def saves(rank, size, folder):
-    model, _, part = network_divided("words", "fsdp", size)
-    opt = NGOptimizer(model.parameters())
-    train(model, opt, range(4), *part)
-    weights = whole(model)
-    for flat in (False, True):
-        options = StateDictOptions(flatten_optimizer_state_dict=flat)
-        state = {"opt": get_optimizer_state_dict(model, opt, options=options)}
-        dcp.save(state, checkpoint_id=str(folder / str(flat)))
-    train(model, opt, range(4, 8), *part)
-    found = whole(model)
-    if rank == 0:
-        torch.save((weights, found), folder / "weights.pt")
-
-
-def loads(rank, size, folder):
-    before, after = torch.load(folder / "weights.pt")
-    for flat in (False, True):
-        is_whole = size == 1
-        model, _, part = network_divided("words", "fsdp", size)
-        if is_whole:
-            model, part = network("words"), (0, 1)
-        opt = NGOptimizer(model.parameters())
-        options = StateDictOptions(flatten_optimizer_state_dict=flat)
-        state = {"opt": get_optimizer_state_dict(model, opt, options=options)}
-        dcp.load(state, checkpoint_id=str(folder / str(flat)))
-        set_optimizer_state_dict(model, opt, state["opt"], options=options)
-        with torch.no_grad():
-            for p, value in zip(model.parameters(), before, strict=True):
-                like = p if is_whole else (p.device_mesh, p.placements)
-                p.copy_(value if is_whole else distribute_tensor(value, *like))
-        train(model, opt, range(4, 8), *part)
-        for p, q in zip(whole(model), after, strict=True):
-            torch.testing.assert_close(p, q, rtol=0, atol=EXACT)
-
-
-def test_a_checkpoint_goes_on_in_any_number_of_processes(tmp_path):
-    run(saves, 2, tmp_path)
-    for size in (1, 3):
-        run(loads, size, tmp_path)
 
 
 def bytes_are_few(rank, size):
@@ -222,6 +184,68 @@ def metanets_refuse(rank, size):
         NGOptimizer(model.parameters(), weights="ff")
 
 
+class Step:
+    """What users do beside `step`, with the parameters of one process or of several."""
+
+    def __init__(self, model):
+        self.model = model
+        self.frozen = model.block.norm.bias
+        self.frozen.requires_grad_(False)
+
+    def __call__(self, opt, step, part, parts):
+        """Two batches, clipped; at some steps the table has no gradient."""
+        opt.zero_grad()
+        for x in batch(step).chunk(2):
+            x = x.chunk(parts)[part]
+            (mse_loss(self.model(x), x[:, :3].sin()) / 2).backward()
+        if step % 3 == 1:
+            self.model.table.weight.grad = None
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
+        opt.step()
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def used_as_users_do(rank, size):
+    found = []
+    for is_divided in (False, True):
+        model, part = network("words"), (0, 1)
+        step = Step(model)
+        if is_divided:
+            model, _, part = divided(model, "fsdp", size)
+        params = [p for p in model.parameters() if p.requires_grad]
+        opt = NGOptimizer(params, total_steps=STEPS, weight_decay=0.1)
+        norms = [step(opt, t, *part) for t in range(6)]
+        found.append([*norms, *whole(model)])
+    for p, q in zip(*found, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=EXACT)
+
+
+def begins_on_meta(rank, size):
+    """As large models do; and its blocks are computed twice, in bfloat16."""
+    with torch.device("meta"):
+        model = network("gpt small")
+    apply_activation_checkpointing(model, check_fn=lambda m: isinstance(m, Attention))
+    mesh = init_device_mesh("cpu", (size,))
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    opt = NGOptimizer(model.parameters(), model=model, total_steps=STEPS)
+    model.to_empty(device="cpu")
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.02 if p.dim() > 1 else 1.0)
+    losses = []
+    for _ in range(20):
+        x = batch(0).chunk(size)[rank].float()
+        opt.zero_grad()
+        loss = mse_loss(model(x), x[:, :3].sin())
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+    assert "all connected" in repr(opt)
+
+
 def every_check(rank, size):
     bytes_are_few(rank, size)
     different_gradients(rank, size)
@@ -229,6 +253,8 @@ def every_check(rank, size):
     nan_in_one(rank, size)
     owners_stay(rank, size)
     products_are_rounded(rank, size)
+    used_as_users_do(rank, size)
+    begins_on_meta(rank, size)
     metanets_refuse(rank, size)
 
 
@@ -244,6 +270,9 @@ def one_ends(rank, size):
         for p in model.parameters():
             p.grad = torch.ones_like(p)
         with pytest.raises(RuntimeError, match=r"collective of ranks \[0, 1\] failed"):
+            opt.step()
+        distributed.destroy_process_group()
+        with pytest.raises(RuntimeError, match="was destroyed"):
             opt.step()
     # without the barrier at the end, for which one rank would wait
     os._exit(0)
