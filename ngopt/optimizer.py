@@ -578,12 +578,13 @@ class NGOptimizer(Optimizer):
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError if a record does not fit."""
-        if self._is_early():  # they are checked when the graph is known
+        records = records_in_order(state_dict)
+        # with an early graph they are checked when it is known
+        if self._is_early() or not any(records):
             return
         groups = state_dict["param_groups"]
         total_steps = groups[0]["total_steps"] if groups else None
-        members = self._connected()
-        self._check_records(members, records_in_order(state_dict), total_steps)
+        self._check_records(self._connected(), records, total_steps)
 
     def _check_records(
         self,

@@ -120,16 +120,26 @@ class Given:
                 f"NGOptimizer: graph: expected a NeuralGraph; got {type(graph).__name__}"
             )
         self.graph = graph
-        self.owners: list[Tensor | None] = [None] * len(graph.parameters)
-        places = _find(graph.parameters, group_specs(groups))
-        for place, p in zip(places, group_tensors(groups), strict=True):
-            self.owners[place] = p
+        self.owners = self._match(groups)
 
     def settle(self) -> None:
         pass
 
     def wire(self, groups: Sequence[dict[str, Any]]) -> Wiring:
+        known = {id(p) for p in self.owners if p is not None}
+        own = {id(p) for p in group_tensors(groups)}
+        # a program has replaced all, as Accelerate does by parts of them
+        if len(own) == len(known) and own.isdisjoint(known):
+            self.owners = self._match(groups)
         return _with_components(self.graph, self.owners, groups)
+
+    def _match(self, groups: Sequence[dict[str, Any]]) -> list[Tensor | None]:
+        """Whose place each parameter of the graph is."""
+        owners: list[Tensor | None] = [None] * len(self.graph.parameters)
+        places = _find(self.graph.parameters, group_specs(groups))
+        for place, p in zip(places, group_tensors(groups), strict=True):
+            owners[place] = p
+        return owners
 
 
 class Traced:

@@ -1,13 +1,15 @@
 """What changes while an optimizer is in use: which parameters have gradients, horizons, groups."""
 
+import gc
 import io
+import weakref
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from ngopt import NGOptimizer, load_pretrained
+from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.base.soap import Soap
 from ngopt.learned import LearnedOptimizer
 from tests.networks import mlp
@@ -184,3 +186,30 @@ def test_dtypes_of_a_byte_do_not_compute():
             weights="ff",
             compute_dtype=torch.float8_e4m3fn,
         )
+
+
+def replaced(opt):
+    """Other tensors in the place of all parameters, as Accelerate puts parts of them."""
+    for group in opt.param_groups:
+        group["params"] = [nn.Parameter(p.detach().clone()) for p in group["params"]]
+
+
+def test_parameters_that_replace_all_have_their_places_in_a_given_graph():
+    model = mlp(4, 6, 3)
+    graph = build_graph(model, torch.randn(2, 4))
+    opt = NGOptimizer(model.parameters(), graph=graph)
+    assert opt.graph is graph
+    replaced(opt)
+    assert opt.graph is graph
+
+
+def test_loading_an_empty_state_keeps_no_parameter_alive():
+    """Accelerate does so before it replaces parameters."""
+    model = mlp(4, 6, 3)
+    opt = NGOptimizer(model.parameters())
+    opt.load_state_dict(opt.state_dict())
+    old = weakref.ref(model[0].weight)
+    replaced(opt)
+    del model
+    gc.collect()
+    assert old() is None
