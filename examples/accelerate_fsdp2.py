@@ -8,10 +8,11 @@ Accelerate uses FSDP2 on GPUs; on CPUs it ignores the plugin and replicates the 
 `on_cpu` sets what it sets on GPUs, so that this example can be tried with gloo.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import argparse
-import os
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
@@ -77,13 +78,16 @@ def on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: DataLoader, accelerator: Accelerator) -> float:
     losses = [cross_entropy(model(inputs), labels) for inputs, labels in batches]
-    return accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+    mean = accelerator.reduce(torch.stack(losses).mean(), "mean")
+    assert isinstance(mean, Tensor)
+    return mean.item()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--folder", default="runs/accelerate", help="of checkpoints")
+    folder = Path("runs/accelerate")
+    parser.add_argument("--folder", type=Path, default=folder, help="of checkpoints")
     parser.add_argument("--resume", help="a checkpoint")
     args = parser.parse_args()
     accelerator = make_accelerator()
@@ -97,7 +101,7 @@ def main() -> None:
     done = 0
     if args.resume:
         accelerator.load_state(args.resume)
-        done = int(args.resume.rpartition("-")[2])
+        done = int(Path(args.resume).name.removeprefix("epoch-"))
     for epoch in range(done + 1, args.epochs + 1):
         for inputs, labels in batches:
             opt.zero_grad()
@@ -106,7 +110,7 @@ def main() -> None:
             opt.step()
         loss = evaluate(model, others, accelerator)
         accelerator.print(f"epoch {epoch}  validation {loss:.4f}", flush=True)
-        accelerator.save_state(os.path.join(args.folder, f"epoch-{epoch}"))
+        accelerator.save_state(str(args.folder / f"epoch-{epoch}"))
     accelerator.end_training()
 
 

@@ -8,6 +8,7 @@ The strategy, with its checkpoints, runs on GPUs with NCCL and on CPUs with gloo
 Lightning's `FSDPStrategy` is the first version of FSDP, and runs on GPUs alone.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import argparse
@@ -74,7 +75,7 @@ def make_examples() -> list[Dataset]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--folder", help="of checkpoints")
+    parser.add_argument("--folder", default="runs/lightning", help="of checkpoints")
     parser.add_argument("--resume", help="a checkpoint")
     args = parser.parse_args()
     processes = int(os.environ.get("WORLD_SIZE", 1))

@@ -12,6 +12,7 @@ MAY_IMPORT = {
     "ngopt": {"ngopt"},
     "tasks": {"ngopt", "tasks"},
     "meta_train": {"ngopt", "tasks", "meta_train"},
+    "examples": {"ngopt"},
 }
 DEPENDENCIES = {"torch", "numpy", "safetensors"}
 # Of packages in the extra "train": what is imported where that has another name.
