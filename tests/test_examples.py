@@ -41,7 +41,7 @@ def losses(name: str, processes: int, *arguments: object) -> dict[int, float]:
 def test_fsdp2_gpt(tmp_path):
     """One process gives the losses of two, and so does a resumed training.
 
-    It resumes with tensor parallelism, recomputed activations and accumulated gradients.
+    It resumes with tensor parallelism, recomputation and accumulated gradients.
     """
     name = "fsdp2_gpt.py"
     size = "--steps", 6, "--width", 32, "--blocks", 2, "--context", 64
