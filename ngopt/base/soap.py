@@ -102,7 +102,7 @@ class SoapRule(UpdateRule):
         self.layouts = [layouts_of(role, spec, *limits) for role, spec in pairs]
         self._groups: tuple[Any, list[Group]] = None, []
         if self.shards is not None:
-            every = self.renew_every or 1
+            every = self.renewal_interval(self.shards.device)
             self.shards.divide(self.layouts, every)
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:

@@ -63,6 +63,7 @@ class Shards:
         Raises ValueError in all processes if they have different parameters.
         """
         params = [p for _, p in named]
+        self.device = params[0].device
         place = place_of(params, group)
         self.rank = place.ranks.index(distributed.get_rank())
         self.size, self._coordinates = len(place.ranks), place.coordinates
