@@ -109,6 +109,8 @@ class Counts(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func.is_view:
+            return func(*args, **kwargs)
         name = func.overloadpacket.__name__
         inputs = tensors_of((args, kwargs))
         known = {storage_key(x) for x in inputs}
@@ -117,7 +119,7 @@ class Counts(TorchDispatchMode):
             self.reads += 1  # and the next line raises, as the value is not there
         out = func(*args, **kwargs)
         outputs = [x for x in tensors_of(out) if x.is_meta]
-        if func.is_view or not (reads_device or outputs):
+        if not (reads_device or outputs):
             return out
         self.memory.add([x for x in outputs if storage_key(x) not in known])
         if name in NO_KERNEL:

@@ -1,0 +1,278 @@
+"""Steps of the default as every rank of a group makes them, counted in one process.
+
+Parameters, gradients and state are on torch's meta device. One rank after the other
+makes its steps in a fake process group: collectives are logged, and send nothing. The
+objects that ranks gather before the first step, which parts they have, are taken from
+all of them in turn, before steps are counted.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn import Parameter
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from benchmarks.cost_model import Prediction, nbytes
+from benchmarks.launches import HORIZON, LATE, Counts, quiet
+from benchmarks.step import cycle
+from benchmarks.timeline import Log
+from ngopt import NGOptimizer
+from ngopt.graph import NeuralGraph
+from ngopt.roles import roles_of
+
+FSDP, DDP, ALONE = "FSDP2", "DDP", "one process"
+COLLECTIVES = "all_gather", "all_gather_object", "all_reduce", "all_to_all_single"
+
+Named = list[tuple[str, Parameter]]
+
+
+class RankSteps(NamedTuple):
+    """The steps of one rank in a cycle of renewals.
+
+    parts: milliseconds of the device by parts of the cost model, means. state: bytes.
+    transient: bytes that a step allocates, at most.
+    """
+
+    logs: list[Log]
+    parts: dict[str, float]
+    state: int
+    transient: int
+
+
+class Group:
+    """Ranks that train a network together.
+
+    division: FSDP, each rank has rows of every parameter; DDP, each rank has all of
+    them; ALONE, one process.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], division: str, size: int):
+        self.division, self.size = division, size
+        with torch.device("meta"):
+            self.shapes = {name: p.shape for name, p in make().named_parameters()}
+        self._roles: Any = None  # the same for all ranks
+        ranks = range(size) if division != ALONE else ()
+        self._gathered = [self._first_gathered(rank) for rank in ranks]
+
+    def held(self, name: str, rank: int) -> torch.Size:
+        """The shape of what a rank has of a parameter."""
+        shape = self.shapes[name]
+        if self.division != FSDP:
+            return shape
+        return torch.Size((rows_of(shape[0], rank, self.size), *shape[1:]))
+
+    def held_bytes(self, rank: int) -> int:
+        """Of what a rank has of all parameters."""
+        numels = [self.held(name, rank).numel() for name in self.shapes]
+        return torch.float32.itemsize * sum(numels)
+
+    def parameters(self, rank: int) -> Named:
+        """What a rank has of all parameters."""
+        mesh: Any = None
+        if self.division == FSDP:
+            # DTensors of equal meshes share what is computed of their parts: names differ
+            names = (f"rank {rank}",)
+            mesh = init_device_mesh("cpu", (self.size,), mesh_dim_names=names)
+        found = []
+        for name in self.shapes:
+            found.append((name, Parameter(self._empty(name, rank, mesh))))
+        return found
+
+    def _empty(self, name: str, rank: int, mesh: Any) -> Tensor:
+        whole = torch.empty(self.shapes[name], device="meta")
+        if mesh is None:
+            return whole
+        part = whole.new_empty(self.held(name, rank))
+        shape, stride = whole.shape, whole.stride()
+        return DTensor.from_local(
+            part, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
+        )
+
+    def _optimizer(self, rank: int) -> NGOptimizer:
+        """Which has made no step yet, and makes its state in the first."""
+        group = distributed.group.WORLD if self.division == DDP else None
+        return NGOptimizer(
+            self.parameters(rank), lr=0.0, total_steps=HORIZON, process_group=group
+        )
+
+    def _first_gathered(self, rank: int) -> Any:
+        """What a rank gives to the first gathering of objects."""
+        collectives = Collectives(rank, self.size)
+        with self.as_rank(rank, collectives), quiet(), suppress(_FirstGathered):
+            self._optimizer(rank).step()
+        return collectives.value
+
+    @contextmanager
+    def as_rank(self, rank: int, collectives: Collectives) -> Iterator[None]:
+        """This process is a rank of the group within."""
+        if self.division == ALONE:
+            yield
+            return
+        store = FakeStore()
+        distributed.init_process_group(
+            "fake", rank=rank, world_size=self.size, store=store
+        )
+        logged = {name: getattr(collectives, name) for name in COLLECTIVES}
+        known_roles = patch("ngopt.base.soap.roles_of", self._roles_of)
+        try:
+            with patch.multiple(distributed, **logged), known_roles:
+                yield
+        finally:
+            distributed.destroy_process_group()
+
+    def _roles_of(self, graph: NeuralGraph) -> Any:
+        if self._roles is None:
+            self._roles = roles_of(graph)
+        return self._roles
+
+    def steps(self, rank: int) -> RankSteps:
+        """Those of a rank, late in a training."""
+        collectives = Collectives(rank, self.size, self._gathered)
+        parts: dict[str, float] = defaultdict(float)
+        logs, transient = [], 0
+        with self.as_rank(rank, collectives), quiet():
+            optimizer = _begun(self._optimizer(rank))
+            every = cycle(optimizer)
+            for _ in range(every):
+                counts, prediction = _counted(optimizer, collectives)
+                logs.append(collectives.log)
+                transient = max(transient, counts.memory.peak)
+                for part, ms in prediction.milliseconds().items():
+                    parts[part] += ms / every
+        return RankSteps(logs, parts, state_bytes(optimizer), transient)
+
+
+def rows_of(rows: int, rank: int, size: int) -> int:
+    """How many rows FSDP2 gives to a rank: as `torch.chunk` does."""
+    length = -(-rows // size)
+    return min(length, max(rows - rank * length, 0))
+
+
+def state_bytes(optimizer: NGOptimizer) -> int:
+    """Bytes of the tensors of a rank's state; scalars, which all ranks have, left out."""
+    records = optimizer.state.values()
+    return sum(nbytes(x) for record in records for x in record.values() if x.dim())
+
+
+def _begun(optimizer: NGOptimizer) -> NGOptimizer:
+    """Makes gradients, state and a step with them, `LATE` steps into a training."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.empty_like(p)
+    optimizer.step()
+    for group in optimizer.param_groups:
+        group["lr"] = 1.0
+    age = LATE - LATE % cycle(optimizer) - 1
+    for record in optimizer.state.values():
+        record["step"].fill_(age)
+    optimizer.step()
+    return optimizer
+
+
+def _counted(
+    optimizer: NGOptimizer, collectives: Collectives
+) -> tuple[Counts, Prediction]:
+    prediction = Prediction()
+    collectives.begin(prediction)
+    with DeviceCounts(prediction) as counts:
+        optimizer.step()
+    collectives.end()
+    return counts, prediction
+
+
+class DeviceCounts(Counts):
+    """Counts; raises an error for collectives that are not logged."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if "c10d" in func.namespace:
+            raise RuntimeError(f"expected one of {COLLECTIVES}; got {func}")
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+class _FirstGathered(Exception):
+    """A rank has given its value to the first gathering."""
+
+
+class Collectives:
+    """Takes the place of functions of `torch.distributed`, and logs them."""
+
+    def __init__(self, rank: int, size: int, gathered: Sequence[Any] | None = None):
+        """gathered: objects of all ranks; None: stops at the first gathering."""
+        self._rank, self._size, self._gathered = rank, size, gathered
+        self.value: Any = None  # of this rank, in that gathering
+        self.begin(Prediction())
+
+    def begin(self, prediction: Prediction) -> None:
+        """Begins the log of a step; prediction: of the work between collectives."""
+        self.log, self._prediction = Log(), prediction
+        self._seconds, self._launches = 0.0, 0
+
+    def end(self) -> None:
+        self._note_work()
+        self.log.end()
+
+    def _note_work(self) -> None:
+        found = self._prediction
+        found.close()
+        seconds, launches = found.fused_seconds, found.fused_launches
+        self.log.work(seconds - self._seconds, launches - self._launches)
+        self._seconds, self._launches = seconds, launches
+
+    def all_gather_object(self, found: list[Any], value: Any, group: Any) -> None:
+        if self._gathered is None:
+            self.value = value
+            raise _FirstGathered
+        found[:] = self._gathered
+
+    def all_gather(self, found: list[Tensor], value: Tensor, group: Any) -> None:
+        """Of numbers on the host, which all ranks have in common."""
+        assert value.is_cpu
+        for x in found:
+            x.copy_(value)
+        self._note_work()
+        self.log.on_host(self._size)
+
+    def all_reduce(self, total: Tensor, group: Any) -> None:
+        self._note_work()
+        moved = 2 * nbytes(total) * (self._size - 1) // self._size
+        self.log.wait(self.log.start(moved, moved))
+
+    def all_to_all_single(
+        self,
+        result: Tensor,
+        sent: Tensor,
+        received: list[int],
+        counts: list[int],
+        group: Any,
+        async_op: bool,
+    ) -> _Work:
+        assert async_op
+        assert result.dtype == sent.dtype  # as torch demands
+        self._note_work()
+        others = [(sum(x) - x[self._rank]) * sent.itemsize for x in (counts, received)]
+        return _Work(self, self.log.start(*others))
+
+    def wait(self, number: int) -> None:
+        self._note_work()
+        self.log.wait(number)
+
+
+class _Work(NamedTuple):
+    """A collective under way."""
+
+    collectives: Collectives
+    number: int
+
+    def wait(self) -> None:
+        self.collectives.wait(self.number)
