@@ -90,13 +90,18 @@ class Exchange:
                 self._plan(i)
 
     def _plan(self, i: int) -> None:
-        for owner, domain in enumerate(self._shards.owned[i].domains):
+        domains = self._shards.owned[i].domains
+        held = tuple(pieces[i] for pieces in self._shards.pieces)
+        # what follows goes over all pairs of ranks: many seconds where these are many
+        if domains == held:  # nothing travels
+            return
+        for owner, domain in enumerate(domains):
             if not domain.numel:
                 continue
             for source, piece in self._shards.sources(i, owner):
                 self._up.add(source, owner, Part(i, piece.overlap(domain)))
-            for holder, pieces in enumerate(self._shards.pieces):
-                self._down.add(owner, holder, Part(i, pieces[i].overlap(domain)))
+            for holder, piece in enumerate(held):
+                self._down.add(owner, holder, Part(i, piece.overlap(domain)))
 
     def to_owners(self, values: Values) -> Transfer:
         """Begins to send this process' parts of parameters, or of gradients."""
