@@ -158,9 +158,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=[*NETWORKS])
+    parser.add_argument("--most", type=int, default=64, help="ranks, at most")
     parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
-    cases = [case for case in CASES if case.network in options.networks]
+    cases = [
+        case
+        for case in CASES
+        if case.network in options.networks and case.ranks <= options.most
+    ]
     wholes: dict[tuple[str, str], int] = {}
     steps_ms: list[Record] = []
     parts_ms: list[Record] = []
