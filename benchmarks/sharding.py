@@ -12,9 +12,9 @@ one of the host takes 20 us for each other rank. Nothing of this was measured.
 
 ms: a step, in which ranks wait for each other, and what they send travels while they
 compute (`benchmarks.timeline`); the mean over a cycle of renewals. longest: the longest
-step of the cycle. device: of the slowest rank without collectives; mean: of all ranks.
-transfer: the collectives of the slowest rank alone. in_turn: the slowest rank, then its
-collectives, without waiting for others. launches: of the rank with the most.
+step of the cycle. device: of the slowest rank without collectives; device_mean: of all
+ranks. transfer: the collectives of the slowest rank alone. in_turn: the slowest rank,
+then its collectives, without waiting for others. launches: of the rank with the most.
 
 sent_mb, received_mb: of the ranks with the most; sent_share: in bytes of the gradients
 and the changes of a rank's parts. state_gb: of the rank with the most; state_share: the
@@ -130,7 +130,7 @@ def times_of(steps: Steps) -> Record:
         "ms": 1e3 * fmean(played),
         "longest": 1e3 * max(played),
         "device": 1e3 * max(device),
-        "mean": 1e3 * fmean(device),
+        "device_mean": 1e3 * fmean(device),
         "transfer": 1e3 * max(log.transfer_seconds for log in logs),
         "in_turn": 1e3 * fmean(map(in_turn, steps.logs)),
         "launches": max(log.launches for log in logs),

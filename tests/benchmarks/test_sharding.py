@@ -26,7 +26,8 @@ from benchmarks.simulated_ranks import (
 from benchmarks.timeline import BANDWIDTH, LATENCY, Log, in_turn, play
 
 TINY = partial(Llama, 64, 16, 2, 24, 2)
-NUMEL, COUNT = 2 * 64 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 24 + 2 * 16) + 16, 21
+COUNT, VECTORS = 21, 5 * 16  # parameters, and elements of vectors
+MATRICES = 2 * 64 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 24)
 
 
 def sums_over_ranks(size):
@@ -43,14 +44,27 @@ def test_bytes_and_state_of_all_ranks(division, size):
     assert sum(rank.state for rank in ranks) == alone.state
     assert max(rank.state for rank in ranks) < 1.5 * alone.state / size
     expected = sums_over_ranks(size)
-    if division == FSDP:  # of gradients and of changes all but the owner's rows
-        expected += 2 * 4 * NUMEL * (size - 1) // size + 2 * sums_over_ranks(size)
+    if division == FSDP:  # gradients and changes of matrices, but the owner's rows
+        expected += 2 * 4 * MATRICES * (size - 1) // size + 2 * sums_over_ranks(size)
     else:
-        expected += 4 * NUMEL * (size - 1)  # changes to all others
+        expected += 4 * (MATRICES + VECTORS) * (size - 1)  # changes to all others
     for logs in zip(*(rank.logs for rank in ranks), strict=True):
         assert sum(log.sent for log in logs) == expected
         assert sum(log.received for log in logs) == expected
         assert play(logs) > max(log.device_seconds for log in logs) > 0
+
+
+def test_owners_of_a_table_have_its_factor_each():
+    make = partial(Llama, 1000, 16, 2, 24, 1)
+    ranks = [Group(make, FSDP, 2).steps(rank) for rank in range(2)]
+    alone = Group(make, ALONE, 1).steps(0)
+    factor = 4 * 16 * 16
+    copies = sum(rank.state for rank in ranks) - alone.state
+    assert copies % (2 * factor) == 0  # with their eigenbases
+    assert copies > 0
+    matrices = 4 * 16 * 16 + 3 * 16 * 24
+    # what is summed up, and matrices, but no rows of the table
+    assert sum(rank.logs[0].sent for rank in ranks) < 4 * (4 * matrices + 1000 * 16)
 
 
 def test_a_single_process_sends_nothing():
