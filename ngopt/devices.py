@@ -53,9 +53,16 @@ def array_module(x: Array) -> Any:
     return np if isinstance(x, np.ndarray) else torch
 
 
+def add_product(a: Array, b: Array, c: Array) -> Array:
+    """a + b * c, of tensors in one kernel."""
+    return torch.addcmul(a, b, c) if isinstance(a, Tensor) else a + b * c
+
+
 def hypot(x: Array, y: Array) -> Array:
     if isinstance(x, np.ndarray):
         return np.hypot(x, y)
+    if not torch.is_grad_enabled():
+        return torch.hypot(x, y)
     return torch.stack((x, y)).norm(dim=0)  # its derivative at 0 is 0
 
 

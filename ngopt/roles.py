@@ -89,6 +89,21 @@ def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     return tuple(roles)
 
 
+def matrices_of_biases(graph: NeuralGraph, roles: Sequence[ParameterRole]) -> list[int]:
+    """Of every bias the number of a matrix that leads to the same neurons; of others, and
+    of a bias without one, their own."""
+    leading: dict[int, int] = {}
+    for block in graph.weights:
+        if block.view is not None and roles[block.view.parameter].blocks:
+            leading.setdefault(block.target, block.view.parameter)
+    found = list(range(len(roles)))
+    for bias in graph.biases:
+        number = bias.view.parameter
+        if roles[number].role == "bias":
+            found[number] = leading.get(bias.group, number)
+    return found
+
+
 def _stated(graph: NeuralGraph) -> list[ParameterRole]:
     """The roles that follow from what a graph says, wherever it has that from."""
     facts = _Facts(graph)

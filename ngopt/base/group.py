@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ngopt.base.soap import SoapRule
 
 MOST = {"cpu": 4 << 20, "accelerator": 192 << 20}  # bytes of bases renewed at once
-TINY = torch.finfo(torch.float32).tiny  # beside second moments: nothing is divided by 0
 
 
 class Group:
@@ -48,6 +47,10 @@ class Group:
         self._roots = torch.tensor(numels * 2, dtype=dtype, device=device).sqrt()
         tables = [i for i, x in enumerate(roles) if x.role == "embedding"]
         self._first = FirstSteps(rule.config, tables, numels, device)
+        # of every bias the matrix, where both are in this group
+        places = {i: place for place, i in enumerate(positions)}
+        matrices = [places.get(rule.matrices[i], places[i]) for i in positions]
+        self._matrices = torch.tensor(matrices, device=device)
         self._zeros = self._roots.new_zeros(len(positions))
         self._most = self.config.straight_most ** (2 / self.config.straight_exponent)
         self._dtype = rule.compute_dtype or devices.product_dtype(device, like.dtype)
@@ -175,7 +178,9 @@ class Group:
         if step.youngest <= EARLY:
             is_early = (known.count > 1) & (known.count <= EARLY + 1)
         corrections = known.before, known.after
-        g = gradient_scale(rms[:n], scale, running, corrections, c.clip, is_early)
+        matrices = self._matrices.numpy() if step.on_host else self._matrices
+        given = rms[:n], scale, running, corrections, c.clip, is_early
+        g = gradient_scale(*given, matrices)
         start = self._first.updated(
             Start(*start), step, known, rms[n:], (running, scale)
         )
@@ -184,7 +189,8 @@ class Group:
         step.state.scales.copy_(devices.stacked(scales, n, self._roots.dtype))
 
         square = g.rescale * g.rescale
-        size = (start.offset + rms[n:] * start.slope).clip(*FOLLOWED)
+        size = devices.add_product(start.offset, rms[n:], start.slope)
+        size = size.clip(*FOLLOWED)
         size = xp.maximum(size, size**0.5)  # of small weights
         if c.weight_exponent != 1:
             size = size**c.weight_exponent
@@ -199,7 +205,7 @@ class Group:
             momentum=xp.where(g.active, c.beta1 * g.rescale, g.rescale),
             second=xp.where(g.active, known.beta2 * square, square),
             correction=known.correction,
-            damping=g.relative**2 * known.damping + TINY,
+            damping=g.relative**2 * known.damping,
             rate=known.rate * size * g.active,
             decay=decay,
         )

@@ -50,7 +50,7 @@ from ngopt.functional import (
 )
 from ngopt.graph.core import NeuralGraph
 from ngopt.packing import unshare
-from ngopt.roles import roles_of
+from ngopt.roles import matrices_of_biases, roles_of
 from ngopt.schedule import steps_so_far
 
 
@@ -97,6 +97,7 @@ class SoapRule(UpdateRule):
 
     def __post_init__(self) -> None:
         self.roles = roles_of(self.graph)
+        self.matrices = matrices_of_biases(self.graph, self.roles)
         limits = self.config.longest, self.config.budget
         pairs = zip(self.roles, self.graph.parameters, strict=True)
         self.layouts = [layouts_of(role, spec, *limits) for role, spec in pairs]

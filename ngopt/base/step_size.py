@@ -21,6 +21,7 @@ from ngopt.schedule import average_weight, with_horizon, without_horizon
 
 NOMINAL_STEP = 1e-3  # unit of the user's weight decay: the step size of AdamW's default
 # What step sizes follow: see `ngopt.base.start`.
+LEAST = 1e-15  # damping: nothing is divided by 0
 FOLLOWED = (0.0625, 10.0)
 TINY = 1e-30
 
@@ -131,7 +132,7 @@ class StepTable:
             height = c.open_step_size * shape
         before, after = (1 - past + TINY) ** -0.5, (1 - DECAY * past) ** -0.5
         correction = first**2 * (1 - beta2) / (1 - beta2 ** (age + 1))
-        damping = c.epsilon * first
+        damping = max(c.epsilon, LEAST) * first
         newest = average_weight(age, c.average_power)
         usual = c.straight**2 * (age + TINY) / (age + c.straight_steps)
         by_step = age + 1, before, after, correction, damping**2, newest, usual

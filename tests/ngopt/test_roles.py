@@ -12,7 +12,7 @@ from benchmarks.graph_building import FAMILIES
 from benchmarks.parameter_roles import TRANSFORMERS, label, network
 from ngopt import NeuralGraph, build_graph, parameter_roles
 from ngopt.graph.topology import join_graphs
-from ngopt.roles import ParameterRole, roles_of
+from ngopt.roles import ParameterRole, matrices_of_biases, roles_of
 from tests.zoo import ZOO, zoo_graph, zoo_network
 
 MATRICES = ("embedding", "output", "matrix")
@@ -98,6 +98,12 @@ def test_heads_are_apart_and_rows_are_outputs():
     assert torch.equal(read, torch.stack(expected))
     assert shapes(roles["transformer.h.0.attn.c_proj.weight"]) == [(1, 24, 24)]
     assert shapes(roles["transformer.wte.weight"]) == [(1, 24, 50)]
+
+
+def test_a_bias_is_of_the_matrix_that_leads_to_the_same_neurons():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    for graph in (build_graph(model), build_graph(model.named_parameters())):
+        assert matrices_of_biases(graph, roles_of(graph)) == [0, 0, 2, 3, 4, 4]
 
 
 def test_grouped_queries_have_fewer_keys():

@@ -24,7 +24,7 @@ def follow(grads, clip=10.0):
         ]
         is_early = torch.tensor([True]) if 0 < step <= EARLY else None
         given = rms_of([grad]), scale, running, corrections
-        g = gradient_scale(*given, clip, is_early)
+        g = gradient_scale(*given, clip, is_early, torch.tensor([0]))
         scale, running = (x.float().double() for x in (g.scale, g.rms))
         found.append(GradientScale(*(x.double().item() for x in g)))
     return found
