@@ -1,6 +1,8 @@
 """Estimators on torch's meta device, where a value that the host reads raises an error,
 and so does an op of tensors on two devices: what runs there waits for no GPU."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +26,12 @@ ESTIMATORS = {
     "imitation": Imitation(),
 }
 META = torch.device("meta")
+# What an estimator does is seen with a metanet that reads no graph and with one that does; all
+# other metanets run under vmap, which lets the host read no more, with and without derivatives.
+CASES = [
+    *product(("ff", "ng-gnn"), ESTIMATORS, (1, 2)),
+    *product(sorted({*METANETS} - {"ff", "ng-gnn"}), ("tbptt-2", "pes"), (2,)),
+]
 
 
 class Copies(TorchDispatchMode):
@@ -54,17 +62,16 @@ def on_meta(name, count):
     return optimizees, learned
 
 
-@pytest.mark.parametrize("count", [1, 2], ids=["alone", "stacked"])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("name", sorted(METANETS))
+@pytest.mark.parametrize(("name", "estimator", "count"), CASES)
 def test_nothing_is_read(name, estimator, count):
+    """Alone and stacked."""
     optimizees, learned = on_meta(name, count)
     own = ESTIMATORS[estimator]
     states = [own.start(optimizee, learned) for optimizee in optimizees]
     optimizee = optimizees[0] if count == 1 else Stack(optimizees)
     state = states[0] if count == 1 else stacked(states)
     copies = []
-    for steps in (1, 4):
+    for steps in (1, 3):
         with Copies() as found:
             estimate, state = own.estimate(optimizee, learned, state, steps)
         copies.append(found.count)
@@ -75,7 +82,7 @@ def test_nothing_is_read(name, estimator, count):
     assert estimate.meta_gradient.shape == (numel,)
     # of each step a batch, inputs and targets, and where weights decay one number
     trainings = 2 if isinstance(own, PES) else 1
-    assert copies[1] - copies[0] <= 3 * 3 * trainings
+    assert copies[1] - copies[0] <= 2 * 3 * trainings
 
 
 def test_what_is_on_the_host_stays_there():

@@ -1,6 +1,7 @@
 """A rule on a network of any size: what is made piece by piece equals what is made at once."""
 
 from dataclasses import replace
+from functools import cache
 from itertools import chain, product
 
 import pytest
@@ -34,10 +35,18 @@ from ngopt.models.sources import WholeValues
 from tests.equivariance import random_values
 from tests.metanets import metanet_for
 from tests.networks import cnn, mlp
-from tests.zoo import zoo_graph
+from tests.zoo import GPT, zoo_graph
 
 # groups of a convolution, tied weights, several slots and biases of several kinds, heads
 NETWORKS = ["grouped", "gpt", "lstm", "attention"]
+
+
+@cache
+def small_graph(name):
+    """Of the zoo's networks; the transformer with one layer, as it is taken edge by edge."""
+    if name == "gpt":
+        return build_graph(GPT(5, 4, 2, 3, 1).double(), torch.randint(5, (2, 3)))
+    return build_graph(cnn()) if name == "cnn" else zoo_graph(name)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +90,7 @@ def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
     """With everything that it may have, and with states of edges that are kept or computed
     again."""
     monkeypatch.setitem(at_once.KEPT, "cpu", 1e9 if keeps else 0)
-    graph = zoo_graph(name)
+    graph = small_graph(name)
     layers = [PNALayer(6, log_degree=1.5) for _ in range(2)]
     options = {"kernel": (3, 3), "activations": True, "global_feature": True}
     network = GraphNetwork(3, 2, width=6, layers=layers, **options).double()
@@ -112,7 +121,7 @@ def in_parts(network, graph, values, limit):
 @pytest.mark.parametrize("name", [*NETWORKS, "cnn"])
 def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     """With a parameter that is absent, and a gradient that is not finite."""
-    graph = build_graph(cnn()) if name == "cnn" else zoo_graph(name)
+    graph = small_graph(name)
     if metanet == "nfn" and chain_of(graph) is None:
         with pytest.raises(
             ValueError,

@@ -15,25 +15,6 @@ from ngopt.models import FeedForward
 from tests.networks import edges_of
 from tests.zoo import GPT, Attention, Residual, zoo_graph, zoo_network
 
-FAMILIES = """resnet18 resnet50 vgg11_bn mobilenet_v3_small efficientnet_b0 convnext_tiny vit_b_16
-swin_t densenet121 shufflenet_v2_x1_0 googlenet regnet_y_400mf""".split()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", FAMILIES)
-def test_torchvision_families_are_traced_whole(family):
-    models = pytest.importorskip("torchvision.models")
-    extra = {"init_weights": False} if family in ("googlenet", "vgg11_bn") else {}
-    model = getattr(models, family)(weights=None, **extra)
-    graph = build_graph(model, torch.randn(2, 3, 224, 224))
-    assert graph.unplaced == ()
-    assert "1 component, 0 elements unconnected" in graph.summary()
-    values = [p.detach() for p in model.parameters()]
-    back = graph.scatter(graph.gather(values))
-    assert all(torch.equal(a, b) for a, b in zip(values, back, strict=True))
-    assert sum(v.numel() for v in values) == graph.numel
-
 
 def test_residual_network_by_hand():
     model, example = zoo_network("residual")
