@@ -237,7 +237,7 @@ def test_runs_that_differ_are_not_taken_for_one_another(change, tmp_path, bar):
 
 
 @pytest.mark.slow
-def test_processes_change_nothing_but_the_times(tmp_path, bar):
+def test_processes_change_nothing_but_the_times(tmp_path, bar, forked):
     pending = [replace(ADAM, seed=seed) for seed in range(3)]
     spread = execute(pending, tmp_path, 2, bar)
     alone = [train(run) for run in pending]

@@ -191,13 +191,16 @@ def config(folder, **changes):
 
 
 class TestMetaTraining:
-    @pytest.mark.parametrize("estimator", ["tbptt", "pes"])
-    def test_the_same_numbers(self, tmp_path, estimator, monkeypatch):
+    @pytest.mark.parametrize(
+        ("estimator", "metanet"), [("tbptt", "ng-gnn"), ("pes", "ff")]
+    )
+    def test_the_same_numbers(self, tmp_path, estimator, metanet, monkeypatch):
         alone, together = (
             MetaTrainer(
                 config(
                     tmp_path / str(stacked),
                     estimator=estimator,
+                    metanet=metanet,
                     stacked=stacked,
                 ),
             )

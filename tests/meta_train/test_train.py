@@ -156,7 +156,7 @@ class TestRanks:
         "estimator", ["tbptt", pytest.param("pes", marks=pytest.mark.thorough)]
     )
     def test_their_number_changes_nothing_and_any_number_resumes(
-        self, tmp_path, estimator
+        self, tmp_path, estimator, forked
     ):
         settings = {
             "estimator": estimator,
@@ -237,7 +237,7 @@ class TestRanks:
         assert re.search(message, str(found.value))[1] == str(stands)
         assert 2 <= stands <= 12  # the first rank may have been writing its newest
 
-    def test_what_a_rank_raises_is_told(self, tmp_path):
+    def test_what_a_rank_raises_is_told(self, tmp_path, forked):
         settings = config(tmp_path, outer_steps=2)
         train.run(settings)
         with pytest.raises(

@@ -1,3 +1,5 @@
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -120,6 +122,20 @@ def big(name):
     return model, torch.randn(2, 3, 32, 32)
 
 
+@cache
+def traced_network(name):
+    """A network and its traced graph."""
+    model, example = {
+        "gpt": lambda: (GPT(tokens=50, width=24), torch.randint(50, (2, 6))),
+        "attention": lambda: (
+            nn.Sequential(nn.Linear(5, 8), Attention(8, 2, fused=False)),
+            torch.randn(2, 4, 5),
+        ),
+        "residual": lambda: (Residual(), torch.randn(2, 2, 8, 8)),
+    }.get(name, lambda: big(name))()
+    return model, build_graph(model, example)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "named"),
@@ -132,16 +148,9 @@ def big(name):
     + [("attention", True)],
 )
 def test_no_edge_is_wrong(name, named):
-    model, example = {
-        "gpt": lambda: (GPT(tokens=50, width=24), torch.randint(50, (2, 6))),
-        "attention": lambda: (
-            nn.Sequential(nn.Linear(5, 8), Attention(8, 2, fused=False)),
-            torch.randn(2, 4, 5),
-        ),
-        "residual": lambda: (Residual(), torch.randn(2, 2, 8, 8)),
-    }.get(name, lambda: big(name))()
+    model, traced = traced_network(name)
     inferred = build_graph(model.named_parameters() if named else model.parameters())
-    assert wrong_edges(inferred, build_graph(model, example)) == []
+    assert wrong_edges(inferred, traced) == []
     values = [torch.randn_like(p) for p in model.parameters()]
     assert all(
         torch.equal(a, b)

@@ -230,7 +230,7 @@ COMMON = {
 
 
 @pytest.mark.slow
-@settings(max_examples=60, **COMMON)
+@settings(max_examples=30, **COMMON)
 @given(networks())
 def test_random_networks(network):
     check(network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -207,8 +208,13 @@ def zoo_network(name: str) -> tuple[nn.Module, Any]:
 
 @cache
 def zoo_graph(name: str) -> NeuralGraph:
-    """The graph of a network; built once."""
-    return build_graph(*zoo_network(name))
+    """The graph of a network; built once. Asserts that building changes no state of it."""
+    model, example = zoo_network(name)
+    before = copy.deepcopy(model.state_dict())
+    graph = build_graph(model, example)
+    rows = zip(before.values(), model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in rows)
+    return graph
 
 
 def _double(x: Tensor) -> Tensor:

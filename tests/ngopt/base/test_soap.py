@@ -385,8 +385,9 @@ class TestPureCore:
         assert torch.autograd.gradcheck(loss, (lr, start), eps=1e-6, rtol=1e-4)
 
     @torch.no_grad()
-    @pytest.mark.parametrize("total_steps", [None, 20])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize(
+        ("total_steps", "dtype"), [(None, torch.float32), (20, torch.bfloat16)]
+    )
     def test_a_step_runs_on_the_meta_device(self, total_steps, dtype):
         """So nothing is read from the device. Beside it, a parameter on another."""
         with torch.device("meta"):
