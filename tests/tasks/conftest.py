@@ -23,8 +23,12 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def compiled_eagerly(monkeypatch):
-    """Modules are compiled without a C++ compiler; how many graphs each of them became."""
+def compiled_eagerly(monkeypatch, request):
+    """Modules are compiled without a C++ compiler; how many graphs each of them became.
+
+    A parameter is the backend; "aot_eager" traces the derivatives, too.
+    """
+    name = getattr(request, "param", "eager")
     counts = []
 
     def compiled(self, **options):
@@ -33,7 +37,7 @@ def compiled_eagerly(monkeypatch):
 
         def backend(module, inputs):
             counts[place] += 1
-            return lookup_backend("aot_eager")(module, inputs)
+            return lookup_backend(name)(module, inputs)
 
         self._compiled_call_impl = torch.compile(
             self._call_impl, backend=backend, **options

@@ -66,6 +66,7 @@ def test_fewer_networks_are_the_first(config):
     assert len(some.data["test"].labels) == len(whole.data["test"].labels)
 
 
+@pytest.mark.parametrize("compiled_eagerly", ["aot_eager"], indirect=True)
 def test_compiled_steps_are_the_same(config, compiled_eagerly):
     losses = []
     for compiled in (False, True):
