@@ -37,7 +37,7 @@ from ngopt.functional import Change
 if TYPE_CHECKING:
     from ngopt.base.soap import SoapRule
 
-# Elements that travel at once, for each process: while some do, others are updated.
+# Elements that one owner updates at once: meanwhile others travel.
 ROUND = {"cpu": 1 << 22, "accelerator": 1 << 23}
 
 
@@ -103,7 +103,7 @@ class ShardedGroup(Group):
     def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
         assert rule.shards is not None
         self.shards = rule.shards.of(positions)
-        most = at_once.amount(ROUND, like.device) * self.shards.size
+        most = at_once.amount(ROUND, like.device)
         # tables of several owners, which sum up the factor together
         layouts = [rule.layouts[i] for i in positions]
         self._tables = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import NamedTuple
 
 from torch import Tensor
@@ -173,19 +174,27 @@ def _joined(whole: Piece, found: Pieces, i: int, like: Tensor) -> Tensor:
 
 
 def make_exchanges(shards: Shards, most: int, apart: Sequence[int]) -> list[Exchange]:
-    """Of all parameters, at most so many elements each, but for large parameters.
+    """Of all parameters: in each every owner updates some, so that none waits.
 
-    Those of one shape travel together. apart: parameters with an exchange each.
+    most: elements that one owner updates, unless one parameter has more. apart:
+    parameters with an exchange each.
     """
-    numbers = set(range(len(shards.shapes))).difference(apart)
-    order = sorted(numbers, key=lambda i: (shards.numel(i), shards.shapes[i], i))
-    rounds: list[list[int]] = [[i] for i in apart]
-    room = -1
-    for i in order:
-        numel = shards.numel(i)
-        if numel > room:
-            rounds.append([])
-            room = most
-        rounds[-1].append(i)
-        room -= numel
-    return [Exchange(shards, some) for some in rounds]
+    rest = sorted(set(range(len(shards.shapes))).difference(apart))
+    # what each process updates where it is; the same in all, whoever owns what
+    near = [i for i in rest if shards.alone[i] or shards.owned[i].is_divided]
+    batches: list[list[list[int]]] = [[] for _ in range(shards.size)]
+    rooms = [-1] * shards.size
+    order = set(rest).difference(near)
+    for i in sorted(order, key=lambda i: (shards.numel(i), shards.shapes[i], i)):
+        rank, numel = shards.owned[i].first, shards.numel(i)
+        if numel > rooms[rank]:
+            batches[rank].append([])
+            rooms[rank] = most
+        batches[rank][-1].append(i)
+        rooms[rank] -= numel
+    rounds = [list(chain(*some)) for some in zip_longest(*batches, fillvalue=())]
+    return [
+        Exchange(shards, some)
+        for some in [*([i] for i in apart), near, *rounds]
+        if some
+    ]
