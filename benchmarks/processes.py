@@ -29,7 +29,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.multiprocessing.spawn import start_processes
-from torch.nn.functional import mse_loss, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, mse_loss, scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks import records
@@ -143,7 +143,6 @@ class Gpt(nn.Module):
     def __init__(self, width: int = 128, count: int = 4):
         super().__init__()
         self.table = nn.Embedding(WORDS, width)
-        nn.init.normal_(self.table.weight, std=0.02)
         pairs = (m for _ in range(count) for m in (Attention(width), Block(width)))
         self.blocks = nn.ModuleList(pairs)
         self.norm = nn.LayerNorm(width)
@@ -151,10 +150,10 @@ class Gpt(nn.Module):
         self.head.weight = self.table.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.table((x.sigmoid() * WORDS).long())
+        x = self.table(words_of(x))
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x)).mean(1)[:, :3]
+        return self.head(self.norm(x))
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -180,6 +179,19 @@ def batch(step: int) -> Tensor:
     return torch.randn(BATCH, LENGTH, dtype=torch.float64, generator=generator)
 
 
+def words_of(x: Tensor) -> Tensor:
+    """Numbers of words, of real numbers."""
+    return (x.sigmoid() * WORDS).long()
+
+
+def loss_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Of three numbers for each example, or of the next word of a GPT."""
+    y = model(x)
+    if y.dim() == 2:
+        return mse_loss(y, x[:, :3].sin())
+    return cross_entropy(y[:, :-1].flatten(0, 1), words_of(x)[:, 1:].flatten())
+
+
 def train(
     model: nn.Module, opt: NGOptimizer, steps: range, part: int = 0, parts: int = 1
 ) -> None:
@@ -187,7 +199,7 @@ def train(
     for step in steps:
         x = batch(step).chunk(parts)[part]
         opt.zero_grad()
-        mse_loss(model(x), x[:, :3].sin()).backward()
+        loss_of(model, x).backward()
         opt.step()
 
 
