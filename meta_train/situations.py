@@ -4,7 +4,8 @@ Reads the `results.json` of comparisons (`meta_train.leaderboard`) of `default` 
 `adamw-wide`, `adam-cosine-wide` and `muon-wide`, prints a table with the worst problem
 first, and writes it as `situations.md`. Losses are means over seeds, on test data; `to
 AdamW` is the default's beside that of the best of AdamW and Adam, with a cosine and the
-best of eleven learning rates (of adversarial games also Adam with beta1 = .5).
+best of eleven learning rates (of adversarial games also Adam with beta1 = .5). Where
+`default:open` and `default:scheduled` were run, too, a sentence each says how they did.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from tasks.common import cli
 from tasks.common.text_tables import align, markdown
 
 OURS, MUON, ADAMS = "default", "muon-wide", ("adamw-wide", "adam-cosine-wide")
+UNTOLD = {
+    "default:open": "without total_steps, weights averaged at the end",
+    "default:scheduled": "with a linear scheduler in place of total_steps",
+}
 OTHER_ADAMS = "adam-wide", "adam-games"  # where they were run
 LEVEL, FAR = 0.02, 0.1  # of the loss: as good as the other; much worse
 HEADER = ["problem", "steps", "default", "AdamW or Adam, tuned", "lr", "Muon, tuned"]
@@ -68,7 +73,9 @@ class Situation(NamedTuple):
         return [self.problem, str(self.steps), *cells]
 
 
-def situations(table: Sequence[dict[str, Any]]) -> list[Situation]:
+def situations(
+    table: Sequence[dict[str, Any]], ours_name: str = OURS
+) -> list[Situation]:
     """Of the rows of a comparison.
 
     Raises ValueError if one of the optimizers is missing for a problem.
@@ -76,15 +83,15 @@ def situations(table: Sequence[dict[str, Any]]) -> list[Situation]:
     found = []
     for problem in dict.fromkeys(row["problem"] for row in table):
         own = {row["optimizer"]: row for row in table if row["problem"] == problem}
-        missing = {OURS, MUON, *ADAMS} - own.keys()
+        missing = {ours_name, MUON, *ADAMS} - own.keys()
         if missing:
             raise ValueError(
-                f"{problem}: expected rows of {OURS}, {MUON} and {', '.join(ADAMS)}; got "
+                f"{problem}: expected rows of {ours_name}, {MUON} and {', '.join(ADAMS)}; got "
                 f"none of {', '.join(sorted(missing))}: run meta_train.leaderboard on them"
             )
         adams = [own[name] for name in (*ADAMS, *OTHER_ADAMS) if name in own]
         adam = min(adams, key=_loss)
-        ours, muon = own[OURS], own[MUON]
+        ours, muon = own[ours_name], own[MUON]
         losses = _loss(ours), _loss(adam), adam["lr"], _loss(muon), muon["lr"]
         found.append(Situation(problem, ours["steps"], *losses))
     return sorted(found, key=lambda one: -one.excess)
@@ -111,11 +118,15 @@ def summary(found: Sequence[Situation]) -> str:
 def run(config: Config) -> None:
     lines = []
     for path in map(Path, config.results):
-        found = situations(json.loads(path.read_text())["table"])
+        table = json.loads(path.read_text())["table"]
+        found = situations(table)
         body = [one.cells() for one in found]
-        title = f"{path.stem}: {summary(found)}"
-        print("\n".join([title, "", *align(HEADER, body), ""]))
-        lines += [title, "", *markdown(HEADER, body), ""]
+        title = [f"{path.stem}: {summary(found)}", ""]
+        run_too = {row["optimizer"] for row in table}.intersection(UNTOLD)
+        for name in sorted(run_too):
+            title += [f"{UNTOLD[name]}: {summary(situations(table, name))}", ""]
+        print("\n".join([*title, *align(HEADER, body), ""]))
+        lines += [*title, *markdown(HEADER, body), ""]
     Path(config.output).write_text("\n".join(lines))
     print(f"The tables are in {config.output}.")
 
