@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -54,6 +54,7 @@ class Config:
 
     networks: tuple[str, ...] = ("mlp", "conv", "lstm", "words", "gpt")
     steps: int = 60
+    dtype: Literal["float64", "float32"] = "float64"
     output: str = "results/processes.json"
 
 
@@ -168,9 +169,9 @@ TENSORS = "mlp", "gpt"  # which tensor parallelism divides
 UNITS = Block, Attention, nn.Conv1d  # which `fully_shard` divides
 
 
-def network(name: str) -> nn.Module:
+def network(name: str, dtype: str = "float64") -> nn.Module:
     torch.manual_seed(0)
-    return NETWORKS[name]().double()
+    return NETWORKS[name]().to(getattr(torch, dtype))
 
 
 def batch(step: int) -> Tensor:
@@ -196,8 +197,9 @@ def train(
     model: nn.Module, opt: NGOptimizer, steps: range, part: int = 0, parts: int = 1
 ) -> None:
     """part: that this process has of every batch, of so many."""
+    dtype = next(model.parameters()).dtype
     for step in steps:
-        x = batch(step).chunk(parts)[part]
+        x = batch(step).chunk(parts)[part].to(dtype)
         opt.zero_grad()
         loss_of(model, x).backward()
         opt.step()
@@ -268,19 +270,19 @@ def _work(rank: int, function: Callable, size: int, start: Path, args: tuple) ->
     distributed.destroy_process_group()
 
 
-def alone(name: str, steps: int, folder: Path) -> None:
+def alone(name: str, steps: int, folder: Path, dtype: str = "float64") -> None:
     """Trains a network in this process and writes what becomes of it."""
-    model = network(name)
+    model = network(name, dtype)
     opt = NGOptimizer(model.parameters(), total_steps=steps)
     train(model, opt, range(steps))
     torch.save((whole(model), size_of(opt)), folder / f"{name}.pt")
 
 
 def compared(
-    rank: int, size: int, kind: str, name: str, steps: int, folder: Path
+    size: int, kind: str, name: str, steps: int, folder: Path, dtype: str = "float64"
 ) -> records.Record:
     """Trains a network divided; how far it is from what `alone` has written."""
-    model, settings, part = divided(network(name), kind, size)
+    model, settings, part = divided(network(name, dtype), kind, size)
     opt = NGOptimizer(model.parameters(), total_steps=steps, **settings)
     start = perf_counter()
     train(model, opt, range(steps), *part)
@@ -306,9 +308,10 @@ def compared(
 
 
 def _write_compared(
-    rank: int, size: int, kind: str, names: list[str], steps: int, folder: Path
+    rank: int, size: int, kind: str, names: list[str], folder: Path, config: Config
 ) -> None:
-    found = [compared(rank, size, kind, name, steps, folder) for name in names]
+    given = config.steps, folder, config.dtype
+    found = [compared(size, kind, name, *given) for name in names]
     if rank == 0:
         torch.save(found, folder / "found.pt")
 
@@ -318,10 +321,10 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         for name in config.networks:
-            alone(name, config.steps, folder)
+            alone(name, config.steps, folder, config.dtype)
         for kind, size in CASES:
             names = [n for n in config.networks if "tp" not in kind or n in TENSORS]
-            run(_write_compared, size, kind, names, config.steps, folder)
+            run(_write_compared, size, kind, names, folder, config)
             found += torch.load(folder / "found.pt")
             print(f"{kind} on {size} ranks: done", flush=True)
     shown = [{**x, "difference": f"{x['difference']:.0e}"} for x in found]

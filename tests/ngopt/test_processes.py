@@ -49,7 +49,7 @@ def expected(name, steps, **settings):
 
 def equal_one_process(rank, size, cases, folder):
     for kind, name in cases:
-        found = compared(rank, size, kind, name, STEPS, folder)
+        found = compared(size, kind, name, STEPS, folder)
         assert found["difference"] < EXACT, found
         assert found["ranks are equal"], found
         # of two LSTMs and a small matrix, no two ranks have equal shares
