@@ -60,7 +60,7 @@ def equal_one_process(rank, size, cases, folder):
 CASES = {
     2: [
         ("ddp", "mlp"),
-        *(("fsdp", x) for x in ("mlp", "lstm", "words")),
+        *(("fsdp", x) for x in ("mlp", "lstm", "words", "gpt")),
         ("tp", "mlp"),
     ],
     3: [("ddp", "words"), ("fsdp", "conv")],  # pieces differ, and some are empty
@@ -72,7 +72,7 @@ CASES = {
 def folder(tmp_path_factory):
     """With what becomes of the networks in a single process."""
     path = tmp_path_factory.mktemp("alone")
-    for name in ("mlp", "conv", "lstm", "words"):
+    for name in ("mlp", "conv", "lstm", "words", "gpt"):
         alone(name, STEPS, path)
     return path
 
