@@ -70,10 +70,10 @@ class ShardedStep(Step):
 
     def excesses(self) -> dict[int, Tensor]:
         found = self.moved.new_zeros(len(self.params))
-        params = dict(enumerate(self.params))
+        params, shards = dict(enumerate(self.params)), self._shards.undivided()
         for exchange in self._exchanges:
             # one owner sees the whole matrix, this once
-            whole = Exchange(self._shards.undivided(), exchange.parameters)
+            whole = Exchange(shards, exchange.parameters)
             for i, p in whole.domains(params, whole.to_owners(params)).items():
                 if is_matrix(p):
                     found[i] = spectral_excess(p)
@@ -176,8 +176,9 @@ class ShardedGroup(Group):
             arriving += [x.to_owners(grads) for x in self.exchanges[number + 1 :][:1]]
             some = islice(own, len(self.stack.rounds[number]))
             deltas = self._directions(step, some)
-            if number < len(self._tables) and not deltas:
-                self._sum_factor(step, exchange.parameters[0])
+            size = self._tables.get(exchange.parameters[0])
+            if size is not None and not deltas:  # no rows of the table are here
+                self.shards.sum(of_rows.new_zeros((1, size, size)))
             step.own_grads = {}
             like = of_rows.new_empty(0)
             leaving.append((number, deltas, exchange.to_holders(deltas, like)))
@@ -210,22 +211,14 @@ class ShardedGroup(Group):
         self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]
     ) -> None:
         i = bucket.members[0].parameter
-        if i not in self._tables:
+        if i not in self._tables:  # which have a bucket each, as they have a round
             return super()._add_squares(step, bucket, stacks)
         ((_, axis, some),) = bucket.factors
         factor = step.state.factors[axis.size][some]
         if self.shards.owned[i].first != self.shards.rank:
             factor.zero_()
         super()._add_squares(step, bucket, stacks)
-        self._sum_factor(step, i, factor)
-
-    def _sum_factor(self, step: Step, i: int, factor: Tensor | None = None) -> None:
-        """Adds up what owners have of the factor of a table; None: no rows are here."""
-        size = self._tables[i]
-        own = step.moved.new_zeros((1, size, size)) if factor is None else factor
-        total = self.shards.sum(own.to(self.stack.dtype))
-        if factor is not None:
-            factor.copy_(total)
+        factor.copy_(self.shards.sum(factor.to(self.stack.dtype)))
 
     def _arrived(
         self,

@@ -16,35 +16,57 @@ Values = Mapping[int, Tensor]  # by the numbers of parameters
 
 
 class Part(NamedTuple):
-    """What one process sends to another of a parameter."""
+    """A piece of a parameter, within what a process has of it or is to have."""
 
     parameter: int
     piece: Piece
 
 
 class Route:
-    """What this process sends and receives in one direction, by rank."""
+    """What this process sends and receives in one direction, by rank.
 
-    def __init__(self, shards: Shards):
-        self._shards = shards
+    kept: what it has already, in both forms of `Part`. source, target: what this process
+    has of a parameter before, and after.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        source: Callable[[int], Piece],
+        target: Callable[[int], Piece],
+    ):
+        self._shards, self._source, self._target = shards, source, target
         self.sent: list[list[Part]] = [[] for _ in range(shards.size)]
         self.received: list[list[Part]] = [[] for _ in range(shards.size)]
+        self.kept: list[tuple[Part, Part]] = []
         self._is_used = False  # by any process: only then is there a collective
 
-    def add(self, source: int, target: int, part: Part) -> None:
-        if source == target or not part.piece.numel:
+    def add(self, source: int, target: int, i: int, piece: Piece) -> None:
+        """Of parameter i, a piece that one rank has and another is to have."""
+        if not piece.numel:
             return
-        self._is_used = True
-        if source == self._shards.rank:
-            self.sent[target].append(part)
-        if target == self._shards.rank:
-            self.received[source].append(part)
+        self._is_used |= source != target
+        rank = self._shards.rank
+        if source == target == rank:
+            self.kept.append((self._before(i, piece), self._after(i, piece)))
+        elif source == rank:
+            self.sent[target].append(self._before(i, piece))
+        elif target == rank:
+            self.received[source].append(self._after(i, piece))
 
-    def start(self, values: Callable[[Part], Tensor], like: Tensor) -> Transfer:
-        """Begins to send values of parts; like: has their dtype and device."""
+    def _before(self, i: int, piece: Piece) -> Part:
+        return Part(i, piece.within(self._source(i)))
+
+    def _after(self, i: int, piece: Piece) -> Part:
+        return Part(i, piece.within(self._target(i)))
+
+    def start(self, values: Values, like: Tensor) -> Transfer:
+        """Begins to send; values: what this process has. like: has their dtype and
+        device."""
         if not self._is_used:
             return Transfer()
-        found = [values(part) for parts in self.sent for part in parts]
+        parts = [part for some in self.sent for part in some]
+        found = [part.piece.of(values[part.parameter]) for part in parts]
         sent = flatten(found) if found else like.new_empty(0)
         received, counts = map(_counts, (self.received, self.sent))
         result = like.new_empty(sum(received))
@@ -53,9 +75,32 @@ class Route:
             wait, sent, result, [x for parts in self.received for x in parts]
         )
 
+    def finish(
+        self, values: Values, transfer: Transfer, wanted: Sequence[int], like: Tensor
+    ) -> dict[int, Tensor]:
+        """What this process then has of some parameters; for others see `start`."""
+        found: dict[int, list[tuple[Piece, Tensor]]] = {i: [] for i in wanted}
+        for before, (i, piece) in self.kept:
+            found[i].append((piece, before.piece.of(values[i])))
+        for (i, piece), value in transfer.wait():
+            found[i].append((piece, value))
+        return {i: _joined(self._target(i), found[i], like) for i in wanted}
+
 
 def _counts(parts_of_ranks: Sequence[Sequence[Part]]) -> list[int]:
     return [sum(part.piece.numel for part in parts) for parts in parts_of_ranks]
+
+
+def _joined(
+    whole: Piece, pieces: Sequence[tuple[Piece, Tensor]], like: Tensor
+) -> Tensor:
+    """Of pieces within it that together are the whole."""
+    if len(pieces) == 1 and pieces[0][0].shape == whole.shape:
+        return pieces[0][1]
+    value = like.new_empty(whole.shape)
+    for piece, part in pieces:
+        piece.of(value).copy_(part)
+    return value
 
 
 class Transfer(NamedTuple):
@@ -85,92 +130,46 @@ class Exchange:
     def __init__(self, shards: Shards, parameters: Sequence[int]):
         self._shards, self.parameters = shards, parameters
         self.owned = [i for i in parameters if shards.is_own(i)]
-        self._up, self._down = Route(shards), Route(shards)
+        self._up = Route(shards, shards.own, shards.domain)
+        self._down = Route(shards, shards.domain, shards.own)
         for i in parameters:
-            if not shards.alone[i]:
-                self._plan(i)
+            self._plan(i)
 
     def _plan(self, i: int) -> None:
-        domains = self._shards.owned[i].domains
+        rank, domains = self._shards.rank, self._shards.owned[i].domains
         held = tuple(pieces[i] for pieces in self._shards.pieces)
-        # what follows goes over all pairs of ranks: many seconds where these are many
-        if domains == held:  # nothing travels
+        # all pairs of ranks take many seconds where these are many
+        if self._shards.alone[i] or domains == held:  # nothing travels
+            self._up.add(rank, rank, i, held[rank])
+            self._down.add(rank, rank, i, held[rank])
             return
         for owner, domain in enumerate(domains):
             if not domain.numel:
                 continue
             for source, piece in self._shards.sources(i, owner):
-                self._up.add(source, owner, Part(i, piece.overlap(domain)))
+                self._up.add(source, owner, i, piece.overlap(domain))
             for holder, piece in enumerate(held):
-                self._down.add(owner, holder, Part(i, piece.overlap(domain)))
+                self._down.add(owner, holder, i, piece.overlap(domain))
 
     def to_owners(self, values: Values) -> Transfer:
         """Begins to send this process' parts of parameters, or of gradients."""
-
-        def part_of(part: Part) -> Tensor:
-            own = self._shards.own(part.parameter)
-            return part.piece.within(own).of(values[part.parameter])
-
-        return self._up.start(part_of, values[self.parameters[0]])
+        return self._up.start(values, values[self.parameters[0]])
 
     def domains(self, values: Values, transfer: Transfer) -> dict[int, Tensor]:
         """What this process owns, when all parts have arrived."""
-        found: Pieces = {}
-        for i in self.owned:
-            own, domain = self._shards.own(i), self._shards.domain(i)
-            _add(found, i, own.overlap(domain), own, values[i])
-        _arrive(found, transfer)
-        shards = self._shards
-        return {i: _joined(shards.domain(i), found, i, values[i]) for i in self.owned}
+        like = values[self.parameters[0]]
+        return self._up.finish(values, transfer, self.owned, like)
 
     def to_holders(self, values: Values, like: Tensor) -> Transfer:
         """Begins to send what this process owns to all who hold a part of it."""
-
-        def part_of(part: Part) -> Tensor:
-            domain = self._shards.domain(part.parameter)
-            return part.piece.within(domain).of(values[part.parameter])
-
-        return self._down.start(part_of, like)
+        return self._down.start(values, like)
 
     def parts(
         self, values: Values, transfer: Transfer, like: Tensor
     ) -> dict[int, Tensor]:
         """What this process holds of all parameters, when it has arrived; values: what it
         owns; like: has their dtype."""
-        found: Pieces = {}
-        for i in self.owned:
-            own, domain = self._shards.own(i), self._shards.domain(i)
-            _add(found, i, own.overlap(domain), domain, values[i])
-        _arrive(found, transfer)
-        shards = self._shards
-        return {i: _joined(shards.own(i), found, i, like) for i in self.parameters}
-
-
-# Pieces of parameters, by their numbers, and their values.
-Pieces = dict[int, list[tuple[Piece, Tensor]]]
-
-
-def _add(found: Pieces, i: int, piece: Piece, other: Piece, value: Tensor) -> None:
-    """Adds a piece of another, whose value this is, unless it is empty."""
-    if piece.numel:
-        part = value if piece == other else piece.within(other).of(value)
-        found.setdefault(i, []).append((piece, part))
-
-
-def _arrive(found: Pieces, transfer: Transfer) -> None:
-    for (i, piece), value in transfer.wait():
-        found.setdefault(i, []).append((piece, value))
-
-
-def _joined(whole: Piece, found: Pieces, i: int, like: Tensor) -> Tensor:
-    """Of pieces that together are the whole; like: has their dtype and device."""
-    pieces = found.get(i, [])
-    if len(pieces) == 1 and pieces[0][0] == whole:
-        return pieces[0][1]
-    value = like.new_empty(whole.shape)
-    for piece, part in pieces:
-        piece.within(whole).of(value).copy_(part)
-    return value
+        return self._down.finish(values, transfer, self.parameters, like)
 
 
 def make_exchanges(shards: Shards, most: int, apart: Sequence[int]) -> list[Exchange]:

@@ -26,6 +26,8 @@ class Piece(NamedTuple):
 
     def of(self, whole: Tensor) -> Tensor:
         """Its elements, as a view."""
+        if whole.shape == self.shape:
+            return whole
         for dim, (start, size) in enumerate(zip(*self, strict=True)):
             whole = whole.narrow(dim, start, size)
         return whole
