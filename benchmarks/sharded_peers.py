@@ -27,6 +27,8 @@ import torch
 from benchmarks.cost_model import CHUNK, CHUNKS, MEMORY, PRODUCTS
 from benchmarks.timeline import Log
 from ngopt import parameter_roles
+from ngopt.distributed import ownership
+from ngopt.distributed.ownership import Cost
 
 ITERATIONS = 5
 RATE = PRODUCTS[torch.bfloat16]
@@ -104,13 +106,9 @@ def matrices_of(shapes: dict[str, Shape]) -> list[str]:
 def owners_of(
     shapes: dict[str, Shape], matrices: Sequence[str], size: int
 ) -> dict[str, int]:
-    loads = [0.0] * size
-    found = {}
-    for name in sorted(matrices, key=lambda name: -newton_schulz_flops(shapes[name])):
-        rank = loads.index(min(loads))
-        loads[rank] += newton_schulz_flops(shapes[name])
-        found[name] = rank
-    return found
+    costs = [Cost(newton_schulz_flops(shapes[name]), 0) for name in matrices]
+    ranks = ownership.owners_of(costs, size, [None] * len(costs))
+    return dict(zip(matrices, ranks, strict=True))
 
 
 def newton_schulz_flops(shape: Shape) -> int:

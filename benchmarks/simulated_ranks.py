@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import Shard
 from torch.nn import Parameter
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -26,6 +26,7 @@ from benchmarks.launches import HORIZON, LATE, Counts, quiet
 from benchmarks.step import cycle
 from benchmarks.timeline import Log
 from ngopt import NGOptimizer
+from ngopt.distributed.pieces import as_dtensor, whole
 from ngopt.graph import NeuralGraph
 from ngopt.roles import roles_of
 
@@ -68,7 +69,7 @@ class Group:
         shape = self.shapes[name]
         if self.division != FSDP:
             return shape
-        return torch.Size((rows_of(shape[0], rank, self.size), *shape[1:]))
+        return torch.Size(whole(shape).chunk(0, rank, self.size).shape)
 
     def held_bytes(self, rank: int) -> int:
         """Of what a rank has of all parameters."""
@@ -88,14 +89,11 @@ class Group:
         return found
 
     def _empty(self, name: str, rank: int, mesh: Any) -> Tensor:
-        whole = torch.empty(self.shapes[name], device="meta")
+        every = torch.empty(self.shapes[name], device="meta")
         if mesh is None:
-            return whole
-        part = whole.new_empty(self.held(name, rank))
-        shape, stride = whole.shape, whole.stride()
-        return DTensor.from_local(
-            part, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
-        )
+            return every
+        part = every.new_empty(self.held(name, rank))
+        return as_dtensor(part, mesh, [Shard(0)], every)
 
     def _optimizer(self, rank: int) -> NGOptimizer:
         """Which has made no step yet, and makes its state in the first."""
@@ -149,12 +147,6 @@ class Group:
                 for part, ms in prediction.milliseconds().items():
                     parts[part] += ms / every
         return RankSteps(logs, parts, state_bytes(optimizer), transient)
-
-
-def rows_of(rows: int, rank: int, size: int) -> int:
-    """How many rows FSDP2 gives to a rank: as `torch.chunk` does."""
-    length = -(-rows // size)
-    return min(length, max(rows - rank * length, 0))
 
 
 def state_bytes(optimizer: NGOptimizer) -> int:

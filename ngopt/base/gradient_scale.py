@@ -11,7 +11,7 @@ from ngopt.devices import Array, array_module, hypot
 DECAY = 0.95  # of the running mean square of a gradient
 EARLY = 3  # first gradients, which are judged by the next: before, there is no other
 SAFE = 2.0**16  # between the state's unit and the running RMS
-BIAS_SHARE = 0.2
+BIAS_SHARE = 0.2  # of the RMS of its matrix, see `gradient_scale`
 LEAST, GREATEST = 2.0**-126, 2.0**126  # units that are float32, as are their inverses
 
 

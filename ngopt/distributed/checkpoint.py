@@ -16,7 +16,7 @@ from ngopt.base.partition import MatrixLayout
 from ngopt.base.state import first_record
 from ngopt.distributed.exchange import Exchange
 from ngopt.distributed.ownership import Ownership, by_one, place_of_rows
-from ngopt.distributed.pieces import is_dtensor, local, whole
+from ngopt.distributed.pieces import as_dtensor, is_dtensor, local, whole
 from ngopt.distributed.shards import Shards
 from ngopt.functional import AVERAGE, Record
 
@@ -114,7 +114,7 @@ class SharedState:
         for p, record in zip(params, records, strict=True):
             if AVERAGE in record and is_dtensor(p):
                 mesh, placements = p.device_mesh, p.placements
-                record[AVERAGE] = _dtensor(record[AVERAGE], mesh, placements, p)
+                record[AVERAGE] = as_dtensor(record[AVERAGE], mesh, placements, p)
 
     def _part(self, i: int, value: Any) -> Tensor:
         """What this process holds of a value that is divided as a parameter is."""
@@ -176,18 +176,6 @@ class SharedState:
         parts = exchange.parts(values, exchange.to_holders(values, like), like)
         mesh = self._shards.mesh(device.type)
         return [
-            _dtensor(parts[n], mesh, [Shard(dims[n])], entry.like)
+            as_dtensor(parts[n], mesh, [Shard(dims[n])], entry.like)
             for n, entry in enumerate(entries)
         ]
-
-
-def _dtensor(
-    part: Tensor, mesh: Any, placements: Sequence[Any], whole: Tensor
-) -> Tensor:
-    """A DTensor of this process' part; whole: has the shape and strides of all of it."""
-    from torch.distributed.tensor import DTensor
-
-    shape, stride = whole.shape, whole.stride()
-    return DTensor.from_local(
-        part.contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride
-    )

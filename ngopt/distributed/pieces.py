@@ -79,6 +79,18 @@ def is_dtensor(x: Any) -> bool:
     return tensors is not None and isinstance(x, tensors.DTensor)
 
 
+def as_dtensor(
+    part: Tensor, mesh: Any, placements: Sequence[Any], whole: Tensor
+) -> Tensor:
+    """A DTensor of this process' part; whole: has the shape and strides of all of it."""
+    from torch.distributed.tensor import DTensor
+
+    shape, stride = whole.shape, whole.stride()
+    return DTensor.from_local(
+        part.contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride
+    )
+
+
 def real(x: Tensor) -> Tensor:
     """A view of complex numbers as real pairs on a last axis; other tensors as they are."""
     return torch.view_as_real(x) if x.is_complex() else x

@@ -43,8 +43,8 @@ class Shards:
 
     pieces: by rank and parameter. alone: parameters that are no DTensors beside some
     that are: each process updates its own, as other optimizers do. owned: who owns
-    what, set by `divide`. counts: of which parameters this process' part counts in sums over all
-    elements, (n,) bool: each part does in one process.
+    what, set by `divide`. counts: of which parameters this process' part counts in sums
+    over all elements, (n,) bool: each part does in one process.
 
     Ranks are those of the group, whose order is that of the mesh.
     """

@@ -21,9 +21,9 @@ from benchmarks.simulated_ranks import (
     Collectives,
     DeviceCounts,
     Group,
-    rows_of,
 )
 from benchmarks.timeline import BANDWIDTH, LATENCY, Log, in_turn, play
+from ngopt.distributed.pieces import whole
 
 TINY = partial(Llama, 64, 16, 2, 24, 2)
 COUNT, VECTORS = 21, 5 * 16  # parameters, and elements of vectors
@@ -91,8 +91,8 @@ def test_parts_are_those_that_fully_shard_makes(rank):
             name: (p.shape, p.to_local().shape) for name, p in group.parameters(rank)
         }
     assert found == expected
-    assert [rows_of(10, r, 4) for r in range(4)] == [3, 3, 3, 1]
-    assert [rows_of(5, r, 4) for r in range(4)] == [2, 2, 1, 0]
+    assert [whole((10,)).chunk(0, r, 4).numel for r in range(4)] == [3, 3, 3, 1]
+    assert [whole((5,)).chunk(0, r, 4).numel for r in range(4)] == [2, 2, 1, 0]
 
 
 def test_a_collective_that_is_not_logged_is_an_error():
