@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from benchmarks.records import write
 from benchmarks.turns import seconds_in_turns
+from harness.memory import keep_freed_memory
+from harness.random import seeded
 from ngopt.graph import NeuralGraph, to_edge_list
-from tasks.common.memory import keep_freed_memory
-from tasks.common.random import seeded
 from tasks.models.base import compile_steps
 from tasks.models.graph_models import GraphModelConfig, NeuralGraphGNN
 from tasks.networks.architectures import Architecture, Stack, architecture_of

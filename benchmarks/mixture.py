@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from benchmarks.records import write
 from benchmarks.turns import seconds_in_turns
-from tasks.common.memory import keep_freed_memory
-from tasks.common.random import seeded
+from harness.memory import keep_freed_memory
+from harness.random import seeded
 from tasks.learning.catalogue import make_model
 from tasks.networks.architectures import Stack, architecture_of
 from tasks.sources.zoo_recipes import ZOOS

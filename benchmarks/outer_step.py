@@ -19,11 +19,11 @@ from tqdm import tqdm
 from benchmarks import floor
 from benchmarks.records import Record, table, write
 from benchmarks.step import HORIZON
-from meta_train.estimators import TBPTT
+from harness.memory import keep_freed_memory
 from meta_train.problems import load_problem
-from meta_train.unroll import Optimizee
+from meta_train.training.estimators import TBPTT
+from meta_train.training.unroll import Optimizee
 from ngopt.pretrained import load_pretrained
-from tasks.common.memory import keep_freed_memory
 
 
 def record_of(problem: str, weights: str, truncation: int, repeats: int) -> Record:

@@ -25,7 +25,7 @@ from benchmarks import networks
 from benchmarks.graph_building import FAMILIES
 from benchmarks.records import Record, table, write
 from ngopt import build_graph
-from ngopt.roles import ParameterRole, parameter_roles, roles_of
+from ngopt.roles.from_graph import ParameterRole, parameter_roles, roles_of
 
 Labels = tuple[tuple[str, str], ...]
 RESNET: Labels = (

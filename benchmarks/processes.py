@@ -33,8 +33,8 @@ from torch.nn.functional import cross_entropy, mse_loss, scaled_dot_product_atte
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks import records
+from harness import cli
 from ngopt import NGOptimizer
-from tasks.common import cli
 
 TIMEOUT = timedelta(seconds=60)
 BATCH, LENGTH, WORDS = 12, 8, 64

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tasks.common.files import make_folder
+from harness.files import make_folder
 
 Record = dict[str, Any]
 

@@ -26,9 +26,9 @@ from benchmarks.launches import HORIZON, LATE, Counts, quiet
 from benchmarks.step import cycle
 from benchmarks.timeline import Log
 from ngopt import NGOptimizer
-from ngopt.distributed.pieces import as_dtensor, whole
 from ngopt.graph import NeuralGraph
-from ngopt.roles import roles_of
+from ngopt.roles.from_graph import roles_of
+from ngopt.shard_layout import as_dtensor, whole
 
 FSDP, DDP, ALONE = "FSDP2", "DDP", "one process"
 COLLECTIVES = "all_gather", "all_gather_object", "all_reduce", "all_to_all_single"

@@ -140,7 +140,7 @@ def kernels(device: torch.device, dtype: torch.dtype) -> Any:
     """The module with the default's elementwise functions for Triton, or None."""
     if dtype != torch.float32 or not has_triton(device):
         return None
-    return import_module("ngopt.soap_kernels")
+    return import_module("ngopt.base.triton_kernels")
 
 
 def fused(function: Callable, device: torch.device) -> Callable:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tasks.common import cli
-from tasks.common.distributed import Ranks
+from harness import cli
+from harness.distributed import Ranks
 from tasks.learning.image_networks import CLASSES, read_image_networks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.networks.augment import moved

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from tasks.common import cli
-from tasks.common.distributed import Ranks
-from tasks.common.pictures import draw_rows
-from tasks.common.settings import check_counts
-from tasks.datasets import DATASETS, load_dataset
+from harness import cli
+from harness.distributed import Ranks
+from harness.image_datasets import DATASETS, load_dataset
+from harness.pictures import draw_rows
+from harness.settings import check_counts
 from tasks.inr import PROGRAM
 from tasks.learning.image_networks import ImageNetworks, read_image_networks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.func import stack_module_state
 
-from tasks.common import cli
-from tasks.common.distributed import on_ranks
-from tasks.common.pictures import draw_curves, draw_rows
-from tasks.common.random import seeded
-from tasks.common.settings import check_counts, named_settings
+from harness import cli
+from harness.distributed import on_ranks
+from harness.pictures import draw_curves, draw_rows
+from harness.random import seeded
+from harness.settings import check_counts, named_settings
 from tasks.networks.siren import Siren, render
 from tasks.shards import (
     SPLITS,

@@ -20,8 +20,8 @@ from scipy.stats import kendalltau
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from tasks.common import cli
-from tasks.common.distributed import Ranks
+from harness import cli
+from harness.distributed import Ranks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import Stack

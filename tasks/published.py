@@ -19,8 +19,8 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from tasks.common import cli
-from tasks.common.settings import check_counts
+from harness import cli
+from harness.settings import check_counts
 from tasks.shards import SPLITS, Folder, Networks, merged, write_shard
 from tasks.sources.generation import summary
 from tasks.sources.published_cnns import read_cnn_zoo, read_wild_park

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
-from tasks.common import cli
-from tasks.common.distributed import Ranks
-from tasks.common.settings import check_counts
+from harness import cli
+from harness.distributed import Ranks
+from harness.settings import check_counts
 from tasks.learning.image_networks import read_sirens
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.networks.architectures import Stack

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ngopt.files import is_intact, read_tensors, write_tensors
-from tasks.common.files import make_folder, read_json, write_json
-from tasks.common.settings import differences
+from harness.files import make_folder, read_json, write_json
+from harness.settings import differences
+from ngopt.pretrained.tensor_files import is_intact, read_tensors, write_tensors
 
 FORMAT = "ngopt-shard-1"
 MANIFEST = "manifest.json"

@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from tasks.common import cli
-from tasks.common.distributed import Ranks, joined, on_ranks
-from tasks.common.files import read_json, write_json
-from tasks.common.pictures import draw_means
-from tasks.common.settings import check_counts, differences
-from tasks.common.text_tables import align, markdown
+from harness import cli
+from harness.distributed import Ranks, joined, on_ranks
+from harness.files import read_json, write_json
+from harness.pictures import draw_means
+from harness.settings import check_counts, differences
+from harness.tables import align, markdown
 from tasks.learning.lesson import LessonConfig, learn_on
 from tasks.learning.training import TrainingConfig
 from tasks.shards import read_manifest

@@ -19,12 +19,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tasks.common import cli
-from tasks.common.distributed import on_ranks
-from tasks.common.pictures import draw_histograms
-from tasks.common.random import derive_seed, seeded
-from tasks.common.settings import check_counts, named_settings
-from tasks.datasets import ImageDataset, Split, load_dataset
+from harness import cli
+from harness.distributed import on_ranks
+from harness.image_datasets import ImageDataset, Split, load_dataset
+from harness.pictures import draw_histograms
+from harness.random import derive_seed, seeded
+from harness.settings import check_counts, named_settings
 from tasks.shards import (
     SPLITS,
     Folder,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import EdgeBlock, NeuralGraph
-from ngopt.graph.labels import input_output_index, node_types
+from ngopt.graph.views.parameter_graph_labels import input_output_index, node_types
 
 MOST_VERTICES = 20_000
 

@@ -1,8 +1,8 @@
 """Metanets for tests."""
 
 from ngopt.graph import NeuralGraph
-from ngopt.models import METANETS, Metanet
-from ngopt.models.nfn import NeuralFunctional, NFNConfig, chain_of
+from ngopt.metanets import METANETS, Metanet
+from ngopt.metanets.nfn import NeuralFunctional, NFNConfig, chain_of
 
 # Sizes that keep tests fast; in small networks all neurons attend to all.
 SMALL = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ngopt.models import FeedForward
+from ngopt.metanets import FeedForward
 from tasks.baselines.mlp import FlatMLP
 
 

@@ -3,15 +3,18 @@ import re
 import tomllib
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
+from benchmarks.house import import_circles
 from tests.interpreters import printed
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "ngopt": {"ngopt"},
-    "tasks": {"ngopt", "tasks"},
-    "meta_train": {"ngopt", "tasks", "meta_train"},
+    "harness": {"ngopt", "harness"},
+    "tasks": {"ngopt", "harness", "tasks"},
+    "meta_train": {"ngopt", "harness", "tasks", "meta_train"},
     "examples": {"ngopt"},
 }
 DEPENDENCIES = {"torch", "numpy", "safetensors"}
@@ -72,7 +75,7 @@ def test_what_the_demo_installs_is_imported_somewhere():
     names = {re.split("[<>=]", requirement)[0] for requirement in requirements}
     files = [
         file
-        for folder in ("meta_train", "tasks")
+        for folder in ("harness", "meta_train", "tasks")
         for file in (ROOT / folder).rglob("*.py")
     ]
     found = set()
@@ -108,98 +111,39 @@ print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matp
     assert printed(code).split() == ["NGOptimizer", "None", "None"]
 
 
-GRAPH = ROOT / "ngopt" / "graph"
-LAYERS = """
-pieces summary core topology edge_list order flattened_maps interop usage
-matrices activation_symmetry labels parameter_graph named_layers infer sequential grid
-layout figure draw
-tracing tracing.copies sharding tracing.isolation tracing.capture tracing.values tracing.nodes
-tracing.edges tracing.stars
-tracing.blocks tracing.tracer tracing.unused_rows tracing.finish
-rules.registry rules.pairs rules.complex_numbers rules.parameters rules.entrywise
-rules.entries rules.reductions
-rules.products rules.layers rules.maps rules.norms rules.picked rules.writes rules.einsum
-rules.recurrent rules
-walk build __init__ __main__
-""".split()
-"""The files of `ngopt.graph`: each imports from those before it alone."""
-
-
-def imported_files(file: Path) -> dict[str, bool]:
-    """Files of `ngopt.graph` that a file imports from;
-    whether it always does so where it begins, not in a function."""
-    tree = ast.parse(file.read_text())
-    found = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):  # of a package, files; of a file, names
-            modules = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for module in modules:
-            if f"{module}.".startswith("ngopt.graph."):
-                path = (
-                    module.removeprefix("ngopt.graph").removeprefix(".") or "__init__"
-                )
-                name = path if path in LAYERS else path.rpartition(".")[0] or "__init__"
-                found[name] = found.get(name, True) and node in tree.body
-    return found
-
-
-def test_every_file_of_the_graph_imports_from_those_before_it_alone():
-    files = {
-        file: ".".join(file.relative_to(GRAPH).with_suffix("").parts)
-        for file in GRAPH.rglob("*.py")
-    }
-    names = {file: name.removesuffix(".__init__") for file, name in files.items()}
-    assert sorted(names.values()) == sorted(LAYERS)
-    for file, name in names.items():
-        before = LAYERS[: LAYERS.index(name)]
-        late = [other for other in imported_files(file) if other not in before]
-        assert not late, f"ngopt.graph.{name} imports {late}, which come after it"
-
-
-def test_files_of_the_graph_are_imported_where_a_file_begins():
-    deferred = {
-        (file.name, name)
-        for file in GRAPH.rglob("*.py")
-        for name, first in imported_files(file).items()
-        if not first
-    }
-    assert deferred == {("draw.py", "figure")}, "which needs matplotlib"
-
-
-TASKS = """
-common dataset_sources datasets shards networks models baselines sources learning
-inr zoo published classify edit predict represent table_rows table
-""".split()
-"""What `tasks` consists of: each imports from itself and those before it."""
-
-
-def test_every_part_of_the_tasks_imports_from_those_before_it_alone():
-    root = ROOT / "tasks"
-    parts = {
-        path.stem: path for path in root.iterdir() if not path.stem.startswith("__")
-    }
-    assert sorted(parts) == sorted(TASKS)
-    for name, path in parts.items():
-        known = TASKS[: TASKS.index(name) + 1]
-        for file in path.rglob("*.py") if path.is_dir() else [path]:
-            late = imported_parts(file) - {*known}
-            assert not late, (
-                f"{file.relative_to(ROOT)} imports {late}, which come after it"
-            )
-
-
-def imported_parts(file: Path) -> set[str]:
-    """Parts of `tasks` that a file imports from."""
+def packages_imported(file: Path) -> set[str]:
+    """Packages `ngopt.graph`, `tasks.models` ... that a file imports anywhere."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and (node.module or "").split(".")[0] == "tasks"
-        ):
-            deeper = (node.module or "").split(".")[1:2]
-            found |= set(deeper) or {alias.name for alias in node.names}
+    for module in modules(file):
+        names = module.split(".")
+        if (ROOT.joinpath(*names[:2])).is_dir():
+            found.add(".".join(names[:2]))
     return found
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_folders_do_not_import_in_a_circle(package):
+    arrows = nx.DiGraph()
+    for folder in (ROOT / package).iterdir():
+        for file in folder.rglob("*.py") if folder.is_dir() else ():
+            name = f"{package}.{folder.name}"
+            arrows.add_edges_from((name, other) for other in packages_imported(file))
+    arrows.remove_edges_from(list(nx.selfloop_edges(arrows)))
+    assert list(nx.simple_cycles(arrows)) == []
+
+
+def test_modules_do_not_import_in_a_circle():
+    files = [file for package in MAY_IMPORT for file in (ROOT / package).rglob("*.py")]
+    assert import_circles(files, ROOT) == []
+
+
+def test_files_of_the_graph_import_where_they_begin():
+    deferred = set()
+    for file in (ROOT / "ngopt" / "graph").rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node not in tree.body:
+                module = node.module or ""
+                if module.startswith("ngopt"):
+                    deferred.add((file.name, module))
+    assert deferred == {("draw.py", "ngopt.graph.drawing.figure")}, "needs matplotlib"

@@ -32,7 +32,7 @@ from benchmarks.gpu.pictures import draw
 from benchmarks.gpu.process import in_process
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.summary import merged, summary
-from tasks.common.files import make_folder, write_json
+from harness.files import make_folder, write_json
 
 # Parts, and their shares of the minutes.
 SHARES = {"correctness": 0.2, "cost": 0.35, "lm": 0.35, "meta": 0.1}

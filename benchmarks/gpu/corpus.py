@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.gpu.session import Session
-from ngopt.files import replaced
-from tasks.common.files import make_folder
+from harness.files import make_folder
+from ngopt.pretrained.tensor_files import replaced
 
 VOCABULARY = 8192
 BYTES = 256  # the vocabulary where there is no `tokenizers`

@@ -23,7 +23,7 @@ from benchmarks.records import Record
 from benchmarks.shapes import TINY_WORKLOADS, loss_of, plain_cnn
 from ngopt import NGOptimizer, list_pretrained
 from ngopt.base import group
-from ngopt.replay import Replays
+from ngopt.base.cuda_graphs import Replays
 
 STEPS, RENEW_EVERY, HORIZON = 14, 3, 100
 WARM_UP, REPLAYS = 11, 6  # before capture, torch asks for some steps; early ones differ

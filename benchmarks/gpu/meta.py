@@ -1,4 +1,4 @@
-"""Part (d): some outer steps of `meta_train.train` on the device, optimizees stacked.
+"""Part (d): some outer steps of `meta_train.training.train` on the device, optimizees stacked.
 
 All metanets by truncated backpropagation, then all estimators with the feed-forward
 metanet. Optimizees are small CNNs that classify random images, so no data set is
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from benchmarks.gpu.session import Records, Session
 from benchmarks.records import Record
 from benchmarks.shapes import plain_cnn
-from ngopt.models import METANETS
-from tasks.common.random import derive_seed, seeded
+from harness.random import derive_seed, seeded
+from ngopt.metanets import METANETS
 
 PROBLEM = f"{__name__}:RandomImages"
 SIDE, CLASSES, BATCH = 12, 10, 32
@@ -97,12 +97,12 @@ def meta_trained(session: Session, metanet: str, estimator: str) -> Record:
 
 
 def training_program() -> ModuleType:
-    """`meta_train.train`, whose command line, and so tyro, is not needed."""
+    """`meta_train.training.train`, whose command line, and so tyro, is not needed."""
     try:
         importlib.import_module("tyro")
     except ImportError:
         sys.modules["tyro"] = ModuleType("tyro")
-    from meta_train import train
+    from meta_train.training import train
 
     return train
 

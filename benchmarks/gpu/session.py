@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.records import Record
-from tasks.common.files import write_json
+from harness.files import write_json
 
 NOTE = 300  # characters of an error message, at most
 

@@ -12,9 +12,9 @@ from time import perf_counter
 import torch
 from tqdm import tqdm
 
+from harness import cli
+from harness.tables import markdown
 from meta_train.problems import LISTS, load_problem
-from tasks.common import cli
-from tasks.common.text_tables import markdown
 
 EXTRA = "situations-real"  # needs packages that are not installed with this one
 HEADER = ["list", "problem", "parameters", "batch", "steps", "ms/step", "run s"]

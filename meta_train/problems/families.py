@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.random import seeded
 from meta_train.problems.images import images
 from meta_train.problems.networks.convolutional import plain_cnn
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.supervised import CLASSIFY, SupervisedProblem
-from tasks.common.random import seeded
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.image_datasets import Split, load_dataset
 from meta_train.problems.supervised import Batch, Listed, Splits, mapped
-from tasks.datasets import Split, load_dataset
 
 NOISE = (
     0.5  # standard deviation that the denoiser has to remove, in those of the pixels

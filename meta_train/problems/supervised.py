@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from harness.image_datasets import batch_indices
+from harness.random import derive_seed, seeded
 from meta_train.problems.protocol import Metrics
-from tasks.common.random import derive_seed, seeded
-from tasks.datasets import batch_indices
 
 EVALUATION_BATCH = 500  # examples at a time
 

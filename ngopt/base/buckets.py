@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.at_once import amount
-from ngopt.base.partition import Axis, MatrixLayout
+from ngopt.chunking import amount
 from ngopt.packing import Pieces
+from ngopt.roles.partition import Axis, MatrixLayout
 
 # Elements of a bucket, unless a member has more; on CPUs what fits into caches.
 LARGEST = {"cpu": 1 << 20, "accelerator": 1 << 25}

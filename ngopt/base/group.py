@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ngopt import at_once, devices
+from ngopt import chunking, devices
 from ngopt.base.buckets import Bucket, Member
+from ngopt.base.cuda_graphs import Replays, has_graphs
 from ngopt.base.eigenbasis import RenewalSchedule, places_in_turn, renewed
+from ngopt.base.elementwise import RowNumbers, accumulate, change, precondition
 from ngopt.base.gradient_scale import EARLY, gradient_scale
-from ngopt.base.partition import MatrixLayout
 from ngopt.base.start import OBSERVED, FirstSteps, Start
 from ngopt.base.state import ParameterStack, counts_of
 from ngopt.base.step import FactorNumbers, Step
 from ngopt.base.step_size import FOLLOWED, Known, StepTable
-from ngopt.elementwise import RowNumbers, accumulate, change, precondition
 from ngopt.functional import AVERAGE, Change, apply
-from ngopt.replay import Replays, has_graphs
+from ngopt.roles.partition import MatrixLayout
 
 if TYPE_CHECKING:
     from ngopt.base.soap import SoapRule
@@ -267,7 +267,9 @@ class Group:
         step.bases.pop(size, None)
         basis, factor = (x[size][some] for x in (step.state.bases, step.state.factors))
         dtype = self.stack.dtype if basis.is_cpu else basis.dtype
-        count = max(1, at_once.amount(MOST, basis.device) // (size**2 * dtype.itemsize))
+        count = max(
+            1, chunking.amount(MOST, basis.device) // (size**2 * dtype.itemsize)
+        )
         values = factor.detach(), basis, is_due
         for factor, basis, due in zip(*(x.split(count) for x in values), strict=True):
             with devices.full_precision(basis.device):

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ngopt import at_once
+from ngopt import chunking
 from ngopt.base.buckets import Bucket, Member, arranged, stacks_of
 from ngopt.base.eigenbasis import places_in_turn
+from ngopt.base.elementwise import RowNumbers
 from ngopt.base.group import Group
-from ngopt.base.partition import MatrixLayout, is_measured
 from ngopt.base.start import is_matrix, spectral_excess
 from ngopt.base.state import (
     ParameterStack,
@@ -31,8 +31,8 @@ from ngopt.base.state import (
 from ngopt.base.step import Step
 from ngopt.base.step_size import Known
 from ngopt.distributed.exchange import Exchange, Transfer, make_exchanges
-from ngopt.elementwise import RowNumbers
 from ngopt.functional import Change
+from ngopt.roles.partition import MatrixLayout, is_measured
 
 if TYPE_CHECKING:
     from ngopt.base.soap import SoapRule
@@ -103,7 +103,7 @@ class ShardedGroup(Group):
     def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
         assert rule.shards is not None
         self.shards = rule.shards.of(positions)
-        most = at_once.amount(ROUND, like.device)
+        most = chunking.amount(ROUND, like.device)
         # tables of several owners, which sum up the factor together
         layouts = [rule.layouts[i] for i in positions]
         self._tables = {

@@ -1,6 +1,6 @@
 """The default: SOAP (Vyas et al. 2024) with one setting for every network.
 
-For every matrix G of gradients (`ngopt.base.partition`: which these are):
+For every matrix G of gradients (`ngopt.roles.partition`: which these are):
 
     L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G    Kronecker factors
     m <- b1 m + (1 - b1) G,    n: Nesterov's momentum
@@ -34,7 +34,6 @@ from ngopt import devices
 from ngopt.base.config import SoapConfig
 from ngopt.base.eigenbasis import renewal_interval
 from ngopt.base.group import Group
-from ngopt.base.partition import is_measured, layouts_of
 from ngopt.base.sharded import ShardedGroup
 from ngopt.base.state import first_record
 from ngopt.base.step_size import NOMINAL_STEP, is_kept
@@ -50,7 +49,8 @@ from ngopt.functional import (
 )
 from ngopt.graph.core import NeuralGraph
 from ngopt.packing import unshare
-from ngopt.roles import matrices_of_biases, roles_of
+from ngopt.roles.from_graph import matrices_of_biases, roles_of
+from ngopt.roles.partition import is_measured, layouts_of
 from ngopt.schedule import steps_so_far
 
 

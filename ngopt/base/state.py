@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ngopt.base.buckets import Bucket, Factors, Member, make_buckets
-from ngopt.base.partition import Axis, MatrixLayout, is_measured
 from ngopt.base.start import Start
 from ngopt.functional import Record, state_dtype
 from ngopt.packing import PackedState, Packing, Pieces, scalars
+from ngopt.roles.partition import Axis, MatrixLayout, is_measured
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 EXACT = 512

@@ -16,7 +16,7 @@ from ngopt.base.config import SoapConfig
 from ngopt.base.gradient_scale import DECAY
 from ngopt.devices import Array, precise_dtype, stacked
 from ngopt.functional import Hyper
-from ngopt.roles import ParameterRole
+from ngopt.roles.from_graph import ParameterRole
 from ngopt.schedule import average_weight, with_horizon, without_horizon
 
 NOMINAL_STEP = 1e-3  # unit of the user's weight decay: the step size of AdamW's default

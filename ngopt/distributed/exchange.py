@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ngopt.distributed.pieces import Piece
 from ngopt.distributed.shards import Shards
 from ngopt.packing import flatten
+from ngopt.shard_layout import Piece
 
 Values = Mapping[int, Tensor]  # by the numbers of parameters
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
-from ngopt.base.partition import MatrixLayout
-from ngopt.distributed.pieces import Piece, whole
+from ngopt.roles.partition import MatrixLayout
+from ngopt.shard_layout import Piece, whole
 
 
 class Cost(NamedTuple):

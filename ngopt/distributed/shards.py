@@ -13,7 +13,6 @@ from zlib import crc32
 import torch
 from torch import Tensor, distributed
 
-from ngopt.base.partition import MatrixLayout
 from ngopt.distributed.ownership import (
     Ownership,
     by_one,
@@ -24,7 +23,8 @@ from ngopt.distributed.ownership import (
     owners_of,
     shares_of,
 )
-from ngopt.distributed.pieces import (
+from ngopt.roles.partition import MatrixLayout
+from ngopt.shard_layout import (
     Held,
     Piece,
     is_dtensor,

@@ -10,15 +10,15 @@ from ngopt.graph.core import (
     NeuronGroup,
     ParameterSpec,
 )
-from ngopt.graph.draw import draw
-from ngopt.graph.edge_list import EdgeList, to_edge_list
-from ngopt.graph.flattened_maps import with_repeated_nodes, with_virtual_layer
-from ngopt.graph.interop import to_networkx, to_pyg
-from ngopt.graph.parameter_graph import parameter_graph
+from ngopt.graph.drawing.draw import draw
 from ngopt.graph.rules import register_rule
 from ngopt.graph.topology import join_graphs
 from ngopt.graph.tracing.capture import Inputs
 from ngopt.graph.tracing.values import Neurons
+from ngopt.graph.views.edge_list import EdgeList, to_edge_list
+from ngopt.graph.views.flattened_maps import with_repeated_nodes, with_virtual_layer
+from ngopt.graph.views.interop import to_networkx, to_pyg
+from ngopt.graph.views.parameter_graph import parameter_graph
 
 __all__ = [
     "Bias",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.graph import build_graph
-from ngopt.graph.draw import draw, format_of
+from ngopt.graph.drawing.draw import draw, format_of
 
 DTYPES = {"float32": torch.float32, "int64": torch.int64}
 

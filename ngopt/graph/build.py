@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ngopt.graph.core import NeuralGraph, ParameterSpec
-from ngopt.graph.infer import infer_graph
-from ngopt.graph.sequential import sequential_graph
+from ngopt.graph.inference.infer import infer_graph
+from ngopt.graph.inference.sequential import sequential_graph
 from ngopt.graph.sharding import as_whole, is_sharded
 from ngopt.graph.topology import unconnected
 from ngopt.graph.tracing.capture import (

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ngopt.distributed.pieces import are_divided, is_dtensor
 from ngopt.graph.tracing.copies import Copier
+from ngopt.shard_layout import are_divided, is_dtensor
 
 # What FullyShardedDataParallel sets on the flat pieces that it makes of parameters.
 FLATTENED = "_fsdp_flattened"

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngopt.cooldown import Cooldown
-from ngopt.files import digest, is_intact, read_tensors, write_tensors
-from ngopt.learned import BASES, LearnedOptimizer
-from ngopt.models import METANETS, Metanet
-from ngopt.models.imported import find_metanet, metanet_name
+from ngopt.metanets import METANETS, Metanet
+from ngopt.metanets.cooldown import Cooldown
+from ngopt.metanets.imported import find_metanet, metanet_name
+from ngopt.pretrained.learned_optimizer import BASES, LearnedOptimizer
+from ngopt.pretrained.tensor_files import digest, is_intact, read_tensors, write_tensors
 
 FORMAT = "ngopt-2"
 FOLDER = Path(__file__).parent

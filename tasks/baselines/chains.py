@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
-from ngopt.models.edge_states import EdgeStates
-from ngopt.models.nfn import Channels, Layer, chain_of, layers_of
-from ngopt.models.parts import BlockParts, Part
+from ngopt.metanets.edge_states import EdgeStates
+from ngopt.metanets.nfn import Channels, Layer, chain_of, layers_of
+from ngopt.metanets.parts import BlockParts, Part
 
 
 class ChainValues(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from ngopt.models.imported import find_class
+from ngopt.metanets.imported import find_class
 from tasks.baselines import BASELINES
 from tasks.models.base import NetworkModel
 from tasks.models.graph_models import (

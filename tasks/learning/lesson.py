@@ -11,12 +11,12 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from tasks.common.distributed import Ranks, joined
-from tasks.common.files import finite, write_json
-from tasks.common.pictures import draw_images, draw_points
-from tasks.common.random import seeded
-from tasks.common.settings import check_counts, named_settings
-from tasks.datasets import batch_indices
+from harness.distributed import Ranks, joined
+from harness.files import finite, write_json
+from harness.image_datasets import batch_indices
+from harness.pictures import draw_images, draw_points
+from harness.random import seeded
+from harness.settings import check_counts, named_settings
 from tasks.learning.catalogue import make_model
 from tasks.learning.training import Progress, Trainer, TrainingConfig
 from tasks.models.base import NetworkModel, compile_steps

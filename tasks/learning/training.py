@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from math import cos, inf, isnan, pi
+from math import inf, isnan
 from pathlib import Path
 from time import process_time
 from typing import Any, Protocol
@@ -17,13 +17,14 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from harness.distributed import Ranks
+from harness.files import make_folder, read_checkpoint
+from harness.interrupts import Interrupted, uninterrupted
+from harness.random import seeded
+from harness.schedules import half_cosine
+from harness.settings import differences
 from ngopt import NGOptimizer
-from ngopt.files import replaced
-from tasks.common.distributed import Ranks
-from tasks.common.files import make_folder, read_checkpoint
-from tasks.common.interrupts import Interrupted, uninterrupted
-from tasks.common.random import seeded
-from tasks.common.settings import differences
+from ngopt.pretrained.tensor_files import replaced
 
 TRAINERS = ("adamw", "ngopt")
 CHECKPOINT = "checkpoint.pt"
@@ -325,7 +326,7 @@ def rate_factor(share: float) -> float:
     if share < WARMUP:
         return max(share, 1e-3) / WARMUP
     fall = min(1.0, (share - WARMUP) / (1 - WARMUP))
-    return 0.5 * (1 + cos(pi * fall))
+    return half_cosine(fall)
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ngopt.graph import NeuralGraph, parameter_graph
 from ngopt.graph.core import Index
-from ngopt.graph.parameter_graph import neuron_places
-from ngopt.models.attention import RelationalLayer
-from ngopt.models.graph_network import GraphNetwork
-from ngopt.models.layers import GraphLayer, PNALayer
-from ngopt.models.mixture import Layout, MixedValues, layout_of, mixture_of
-from ngopt.models.parts import GraphParts, even_slices, parts_of
-from ngopt.models.sources import WholeValues
+from ngopt.graph.views.parameter_graph import neuron_places
+from ngopt.metanets.attention import RelationalLayer
+from ngopt.metanets.graph_network import GraphNetwork
+from ngopt.metanets.layers import GraphLayer, PNALayer
+from ngopt.metanets.mixture import Layout, MixedValues, layout_of, mixture_of
+from ngopt.metanets.parts import GraphParts, even_slices, parts_of
+from ngopt.metanets.sources import WholeValues
 from tasks.models.base import ParameterModel
 from tasks.models.fourier import Fourier
 from tasks.models.learned_inputs import FreeInputs, GeneratedInputs

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tasks.common.random import derive_seed
+from harness.random import derive_seed
 from tasks.networks.architectures import Stack
 from tasks.shards import Networks, merged, read_split
 

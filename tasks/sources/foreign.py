@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from tasks.common.files import read_json
+from harness.files import read_json
 from tasks.networks.architectures import make_module
 from tasks.shards import Networks, check_parameters
 

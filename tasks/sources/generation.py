@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from tasks.common.distributed import Ranks, joined
-from tasks.common.interrupts import Interrupted
+from harness.distributed import Ranks, joined
+from harness.interrupts import Interrupted
 from tasks.shards import Folder, Networks, read_shard, shard_paths, write_shard
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.common.files import read_checkpoint
+from harness.files import read_checkpoint
 from tasks.networks.cnn import describe
 from tasks.shards import Networks
 from tasks.sources.foreign import (

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.common.files import read_checkpoint
+from harness.files import read_checkpoint
 from tasks.shards import Networks
 from tasks.sources.foreign import (
     beside,

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tasks.common.random import seeded
-from tasks.datasets import DATASETS, Split, load_dataset
+from harness.image_datasets import DATASETS, Split, load_dataset
+from harness.random import seeded
 from tasks.networks.siren import grid
 from tasks.shards import SPLITS
 

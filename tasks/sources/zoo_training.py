@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.datasets import Split, batch_indices
+from harness.image_datasets import Split, batch_indices
 from tasks.networks.architectures import make_module
 from tasks.sources.zoo_recipes import Run
 

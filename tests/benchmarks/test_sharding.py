@@ -23,7 +23,7 @@ from benchmarks.simulated_ranks import (
     Group,
 )
 from benchmarks.timeline import BANDWIDTH, LATENCY, Log, in_turn, play
-from ngopt.distributed.pieces import whole
+from ngopt.shard_layout import whole
 
 TINY = partial(Llama, 64, 16, 2, 24, 2)
 COUNT, VECTORS = 21, 5 * 16  # parameters, and elements of vectors

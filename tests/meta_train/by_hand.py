@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.random import seeded
 from meta_train.problems import Metrics
-from ngopt.models import Metanet
-from ngopt.models.feedforward import FeedForwardConfig
-from tasks.common.random import seeded
+from ngopt.metanets import Metanet
+from ngopt.metanets.feedforward import FeedForwardConfig
 
 
 class Regression:

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from harness.random import seeded
 from meta_train.problems import Metrics
-from tasks.common.random import seeded
 
 TOY = f"{__name__}:Toy"
 CONTRARY = f"{__name__}:Contrary"

@@ -1,7 +1,7 @@
 import json
 from dataclasses import replace
 
-from meta_train import ablate
+from meta_train.selection import ablate
 from ngopt.base.config import SoapConfig
 from tests.meta_train.small import TOY
 

@@ -2,7 +2,7 @@ from math import exp, log
 
 import pytest
 
-from meta_train.candidates import MOST, Setting, gains
+from meta_train.selection.candidates import MOST, Setting, gains
 from ngopt.base.config import SoapConfig
 from ngopt.pretrained import load_pretrained
 from tests.meta_train.small import TOY

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from meta_train import demo
-from meta_train.optimizers import OPTIMIZERS
-from ngopt.learned import LearnedOptimizer
-from ngopt.models import FeedForward
+from meta_train.comparison.optimizers import OPTIMIZERS
+from meta_train.paper import demo
+from ngopt.metanets import FeedForward
 from ngopt.pretrained import save_pretrained
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.small import TOY
 
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from meta_train.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
-from meta_train.stack import Stack, stacked
-from meta_train.unroll import Inner, Optimizee, apply_update, moved, unroll
-from ngopt.cooldown import Cooldown
+from meta_train.training.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
+from meta_train.training.stacked import Stack, stacked
+from meta_train.training.unroll import Inner, Optimizee, apply_update, moved, unroll
 from ngopt.functional import update_all
-from ngopt.learned import LearnedOptimizer
-from ngopt.models import METANETS, FeedForward
+from ngopt.metanets import METANETS, FeedForward
+from ngopt.metanets.cooldown import Cooldown
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.by_hand import Drift, RecoveredGradient, Regression, Slope
 from tests.metanets import metanet_for
 
@@ -63,7 +63,7 @@ def test_adjoint_equals_autograd_with_detached_features(
 ):
     torch.manual_seed(0)
     monkeypatch.setattr(
-        "meta_train.estimators.tbptt.followed_updates",
+        "meta_train.training.estimators.tbptt.followed_updates",
         lambda metanet, graph: followed,
     )
     optimizee = Optimizee(Regression(), seed=1)
@@ -86,7 +86,7 @@ def test_what_the_graph_said_has_an_adjoint_over_all_steps_that_use_it(
 ):
     torch.manual_seed(0)
     monkeypatch.setattr(
-        "meta_train.estimators.tbptt.followed_updates",
+        "meta_train.training.estimators.tbptt.followed_updates",
         lambda metanet, graph: followed,
     )
     optimizee = Optimizee(Regression(), seed=1)

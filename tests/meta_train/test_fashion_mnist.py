@@ -2,10 +2,10 @@
 
 import pytest
 
-from meta_train.runs import Run, train
+from harness.image_datasets import DatasetUnavailable, load_dataset
+from meta_train.comparison.runs import Run, train
 from ngopt import load_pretrained
 from ngopt.pretrained import weights_hash
-from tasks.datasets import DatasetUnavailable, load_dataset
 
 STEPS = 200
 

@@ -3,11 +3,11 @@ import json
 import pytest
 import torch
 
-from meta_train import graph_every
-from ngopt.learned import LearnedOptimizer
-from ngopt.models import NeuralGraphGNN
-from ngopt.models.gnn import GNNConfig
+from meta_train.selection import graph_every
+from ngopt.metanets import NeuralGraphGNN
+from ngopt.metanets.gnn import GNNConfig
 from ngopt.pretrained import load_pretrained, save_pretrained
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.small import TOY
 
 
@@ -46,7 +46,7 @@ def test_writes_table_picture_and_weights_and_resumes(tmp_path, capsys):
     found = load_pretrained(folder / "chosen.safetensors")
     results = json.loads((folder / "results.json").read_text())
     assert found.metanet.graph_every == results["chosen"]
-    assert found.recipe["stages"][-1]["program"] == "meta_train.graph_every"
+    assert found.recipe["stages"][-1]["program"] == "meta_train.selection.graph_every"
     assert [row["k"] for row in results["rows"]] == ["1", "4"]
     assert (folder / "graph_every.png").stat().st_size > 0
     first = capsys.readouterr().out

@@ -7,13 +7,13 @@ import pytest
 import torch
 import tyro
 
-from meta_train import leaderboard, optimizers, runs
-from meta_train.leaderboard import Config, choose_lr, compare
+from meta_train.comparison import leaderboard, optimizers, runs
+from meta_train.comparison.leaderboard import Config, choose_lr, compare
+from meta_train.comparison.runs import Run, execute, read_records, train
 from meta_train.problems import META_TEST, problem_names
-from meta_train.runs import Run, execute, read_records, train
-from ngopt.learned import LearnedOptimizer
-from ngopt.models import FeedForward, NeuralFunctional
+from ngopt.metanets import FeedForward, NeuralFunctional
 from ngopt.pretrained import save_pretrained
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.small import CONTRARY, SILENT, TOY, Toy
 from tests.own import Halved
 

@@ -2,7 +2,7 @@
 
 import json
 
-from meta_train.train import MetaTrainer
+from meta_train.training.train import MetaTrainer
 from tests.curves import curves
 from tests.meta_train.test_train import config
 

@@ -8,13 +8,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from meta_train.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
-from meta_train.stack import Stack, stacked, unstacked
-from meta_train.train import placed
-from meta_train.unroll import Optimizee
-from ngopt.cooldown import Cooldown
-from ngopt.learned import LearnedOptimizer
-from ngopt.models import METANETS
+from meta_train.training.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
+from meta_train.training.stacked import Stack, stacked, unstacked
+from meta_train.training.train import placed
+from meta_train.training.unroll import Optimizee
+from ngopt.metanets import METANETS
+from ngopt.metanets.cooldown import Cooldown
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.by_hand import Regression
 from tests.metanets import metanet_for
 

@@ -5,21 +5,21 @@ import pytest
 import torch
 from torch import nn
 
-from meta_train.optimizers import (
+from harness.image_datasets import DatasetUnavailable
+from meta_train.comparison.optimizers import (
     OPTIMIZERS,
     WIDE,
     MuonWithAdam,
     cosine_schedule,
     load_optimizer,
 )
+from meta_train.comparison.runs import Averaging
 from meta_train.problems import load_problem
-from meta_train.runs import Averaging
 from ngopt import NGOptimizer, load_pretrained
 from ngopt.graph.topology import unconnected
-from ngopt.learned import LearnedOptimizer
-from ngopt.models import FeedForward
+from ngopt.metanets import FeedForward
 from ngopt.pretrained import save_pretrained, weights_hash
-from tasks.datasets import DatasetUnavailable
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ from statistics import mean
 
 import pytest
 
-from meta_train import figure3, optimizers, table2
-from meta_train.paper import FIVE, FIVE_OPEN, PUBLISHED, Config, comparison
+from meta_train.comparison import optimizers
+from meta_train.paper import figure3, table2
+from meta_train.paper.published import FIVE, FIVE_OPEN, PUBLISHED, Config, comparison
 from meta_train.problems import LISTS
 from ngopt import list_pretrained
 from tests.meta_train.small import CONTRARY, TOY

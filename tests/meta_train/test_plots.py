@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from meta_train.plots import plot_curves, training_curves
+from meta_train.comparison.plots import plot_curves, training_curves
 
 
 def record(losses, accuracies):

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from meta_train.report import HEADER, cells, notes, summarize
-from tasks.common.text_tables import align, markdown
+from harness.tables import align, markdown
+from meta_train.comparison.report import HEADER, cells, notes, summarize
 
 
 def record(accuracy=None, lr=None, loss=0.5, validation=0.25):

@@ -7,10 +7,17 @@ import optuna
 import pytest
 import torch
 
-from meta_train import reweigh
-from meta_train.reweigh import FEATURES, GRAPH, UPDATE, centre, gain, reweighed
+from meta_train.selection import reweigh
+from meta_train.selection.reweigh import (
+    FEATURES,
+    GRAPH,
+    UPDATE,
+    centre,
+    gain,
+    reweighed,
+)
 from ngopt import load_pretrained
-from ngopt.features import NUM_FEATURES
+from ngopt.metanets.features import NUM_FEATURES
 from tests.meta_train.test_train import TOY
 
 

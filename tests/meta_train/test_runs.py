@@ -6,14 +6,14 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from meta_train import runs
-from meta_train.optimizers import load_optimizer
-from meta_train.runs import Run, execute, read_records, record_path, train
-from meta_train.unroll import Optimizee, unroll
-from ngopt.learned import LearnedOptimizer
-from ngopt.models import FeedForward
+from harness.random import seeded
+from meta_train.comparison import runs
+from meta_train.comparison.optimizers import load_optimizer
+from meta_train.comparison.runs import Run, execute, read_records, record_path, train
+from meta_train.training.unroll import Optimizee, unroll
+from ngopt.metanets import FeedForward
 from ngopt.pretrained import save_pretrained, weights_hash
-from tasks.common.random import seeded
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.small import SILENT, TOY, Toy
 
 ADAM = Run(TOY, "adam", 0.01, None, seed=0, steps=12, phase="evaluation", curve_every=5)

@@ -5,7 +5,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from meta_train import search, sweep, train
+from meta_train.selection import search, sweep
+from meta_train.training import train
 from ngopt import load_pretrained
 from tests.meta_train.test_train import TOY
 

@@ -3,9 +3,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from meta_train.sharing import Costs, on_device, shared_out
-from meta_train.train import MetaTrainer
-from tasks.common.distributed import Ranks
+from harness.distributed import Ranks
+from meta_train.training.rank_assignment import Costs, on_device, shared_out
+from meta_train.training.train import MetaTrainer
 from tests.meta_train.test_train import config
 
 

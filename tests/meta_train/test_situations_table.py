@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from meta_train.situations import Config, run, situations
+from meta_train.comparison.situations import Config, run, situations
 
 NAMES = "default", "adamw-wide", "adam-cosine-wide", "muon-wide"
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from meta_train import train
-from meta_train.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
-from meta_train.stack import Stack, stacked, unstacked
-from meta_train.train import Config, MetaTrainer
-from meta_train.unroll import Optimizee
-from ngopt.cooldown import Cooldown
-from ngopt.learned import LearnedOptimizer
-from ngopt.models import METANETS, FeedForward
+from meta_train.training import train
+from meta_train.training.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
+from meta_train.training.stacked import Stack, stacked, unstacked
+from meta_train.training.train import Config, MetaTrainer
+from meta_train.training.unroll import Optimizee
+from ngopt.metanets import METANETS, FeedForward
+from ngopt.metanets.cooldown import Cooldown
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.by_hand import Regression
 from tests.metanets import metanet_for
 
@@ -100,7 +100,7 @@ def test_a_metanet_that_asks_for_the_step(estimator):
 
 def test_features_made_when_read(monkeypatch):
     """As those of a network of many parameters are, where nothing is differentiated."""
-    monkeypatch.setattr("ngopt.metanet_rule.FEW", 0)
+    monkeypatch.setattr("ngopt.metanets.rule.FEW", 0)
     torch.manual_seed(0)
     optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
     learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", optimizees[0].graph))

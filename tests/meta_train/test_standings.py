@@ -2,8 +2,8 @@ from math import inf, nan
 
 import pytest
 
-from meta_train.report import Row
-from meta_train.standings import (
+from meta_train.comparison.report import Row
+from meta_train.comparison.standings import (
     HEADER,
     cells,
     matrix,

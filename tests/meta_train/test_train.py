@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from meta_train import sweep, train
-from meta_train.estimators import Estimate
-from meta_train.outcomes import clip, usable
+from harness import cli
+from harness.distributed import RankLost
+from harness.interrupts import Interrupted
+from harness.random import derive_seed
 from meta_train.problems import load_problem
-from meta_train.train import Config, MetaTrainer, learning_rate_factor
-from meta_train.unroll import Optimizee, whole_run
-from meta_train.worker import ESTIMATORS
+from meta_train.selection import sweep
+from meta_train.training import train
+from meta_train.training.estimators import Estimate
+from meta_train.training.train import Config, MetaTrainer, learning_rate_factor
+from meta_train.training.truncations import clip, usable
+from meta_train.training.unroll import Optimizee, whole_run
+from meta_train.training.worker import ESTIMATORS
 from ngopt import load_pretrained
-from ngopt.cooldown import Cooldown
-from ngopt.models import FeedForward
-from tasks.common import cli
-from tasks.common.distributed import RankLost
-from tasks.common.interrupts import Interrupted
-from tasks.common.random import derive_seed
+from ngopt.metanets import FeedForward
+from ngopt.metanets.cooldown import Cooldown
 
 TOY = "tests.meta_train.by_hand:Regression32"
 
@@ -210,7 +211,9 @@ class TestRanks:
             "-m",
         ]
         folder = ["--folder", str(tmp_path / "two")]
-        subprocess.run([*torchrun, "meta_train.train", *folder, *arguments], check=True)
+        subprocess.run(
+            [*torchrun, "meta_train.training.train", *folder, *arguments], check=True
+        )
         train.run(config(tmp_path / "one", outer_steps=2))
         rows = zip(
             weights_of(tmp_path / "one"),

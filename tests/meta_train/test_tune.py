@@ -3,7 +3,7 @@ import json
 import optuna
 import pytest
 
-from meta_train import tune
+from meta_train.selection import tune
 from ngopt.base.config import SoapConfig
 from ngopt.pretrained import load_pretrained
 from tests.meta_train.small import TOY

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from meta_train.unroll import Optimizee, unroll, whole_run
-from ngopt.learned import LearnedOptimizer
-from ngopt.metanet_rule import MetanetRule
-from ngopt.models import METANETS, NeuralGraphGNN
-from ngopt.models.gnn import GNNConfig
-from tasks.common.random import seeded
+from harness.random import seeded
+from meta_train.training.unroll import Optimizee, unroll, whole_run
+from ngopt.metanets import METANETS, NeuralGraphGNN
+from ngopt.metanets.gnn import GNNConfig
+from ngopt.metanets.rule import MetanetRule
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.by_hand import RecoveredGradient, Regression
 from tests.metanets import metanet_for
 

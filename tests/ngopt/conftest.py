@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ngopt.models import NeuralGraphGNN
+from ngopt.metanets import NeuralGraphGNN
 
 
 @pytest.fixture

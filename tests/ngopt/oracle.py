@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
 from ngopt.graph.core import EDGE_KINDS, NODE_KINDS
-from ngopt.models.encoders import node_positions
-from ngopt.models.graph_network import GraphNetwork
-from ngopt.models.layers import STD_EPSILON, PNALayer
+from ngopt.metanets.encoders import node_positions
+from ngopt.metanets.graph_network import GraphNetwork
+from ngopt.metanets.layers import STD_EPSILON, PNALayer
 
 KERNEL = 3
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from ngopt import build_graph
-from ngopt.features import NUM_FEATURES
-from ngopt.models import NeuralGraphTransformer
-from ngopt.models.attention import Attended, RelationalLayer
-from ngopt.models.edge_states import EdgeStates
-from ngopt.models.graph_network import GraphNetwork
-from ngopt.models.parts import parts_of
-from ngopt.models.transformer import TransformerConfig
+from ngopt.metanets import NeuralGraphTransformer
+from ngopt.metanets.attention import Attended, RelationalLayer
+from ngopt.metanets.edge_states import EdgeStates
+from ngopt.metanets.features import NUM_FEATURES
+from ngopt.metanets.graph_network import GraphNetwork
+from ngopt.metanets.parts import parts_of
+from ngopt.metanets.transformer import TransformerConfig
 from tests.networks import mlp
 from tests.ngopt.oracle import ends
 from tests.zoo import zoo_graph

@@ -11,7 +11,7 @@ from torch import nn
 
 from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.base.soap import Soap
-from ngopt.learned import LearnedOptimizer
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.networks import mlp
 
 

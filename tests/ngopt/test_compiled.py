@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch._dynamo import lookup_backend
 
-from ngopt import NGOptimizer, elementwise
+from ngopt import NGOptimizer
+from ngopt.base import elementwise
 from ngopt.base.config import SoapConfig
 
 HORIZON = 20

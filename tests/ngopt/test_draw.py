@@ -12,10 +12,10 @@ from torch import nn
 
 from meta_train.problems.networks.convolutional import paper_cnn
 from ngopt import build_graph
-from ngopt.graph.draw import draw
-from ngopt.graph.figure import THICKNESS, THIN, TIMES, graph_figure
-from ngopt.graph.grid import BOX_HEIGHT, BOX_WIDTH
-from ngopt.graph.layout import COLUMNS, arrange, condense
+from ngopt.graph.drawing.draw import draw
+from ngopt.graph.drawing.figure import THICKNESS, THIN, TIMES, graph_figure
+from ngopt.graph.drawing.grid import BOX_HEIGHT, BOX_WIDTH
+from ngopt.graph.drawing.layout import COLUMNS, arrange, condense
 from tests.networks import mlp
 from tests.zoo import GPT, zoo_graph
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
-from ngopt.models.graph_network import GraphNetwork
-from ngopt.models.layers import PNALayer
-from ngopt.models.parts import parts_of
-from ngopt.models.sources import WholeValues
+from ngopt.metanets.graph_network import GraphNetwork
+from ngopt.metanets.layers import PNALayer
+from ngopt.metanets.parts import parts_of
+from ngopt.metanets.sources import WholeValues
 
 # Neurons of every layer, so that a mean of messages is their sum but for one factor.
 SIZE = 4

@@ -2,7 +2,7 @@ from math import exp, log
 
 import torch
 
-from ngopt.features import DECAYS, NUM_FEATURES, preprocess, update_momenta
+from ngopt.metanets.features import DECAYS, NUM_FEATURES, preprocess, update_momenta
 
 
 def test_momenta_in_closed_form():

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from ngopt.models.film_messages import FiLMStatistics
-from ngopt.models.messages import TO_SOURCES, TO_TARGETS
+from ngopt.metanets.film_messages import FiLMStatistics
+from ngopt.metanets.messages import TO_SOURCES, TO_TARGETS
 
 GROUPS, TARGETS, SOURCES, TILES, BATCH, WIDTH = 2, 3, 4, 2, 2, 2
 

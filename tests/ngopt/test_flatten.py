@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
-from ngopt.graph.flattened_maps import with_repeated_nodes, with_virtual_layer
-from ngopt.models import NeuralGraphGNN
-from ngopt.models.gnn import GNNConfig
+from ngopt.graph.views.flattened_maps import with_repeated_nodes, with_virtual_layer
+from ngopt.metanets import NeuralGraphGNN
+from ngopt.metanets.gnn import GNNConfig
 from tests.equivariance import assert_equivariant
 from tests.ngopt import oracle
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from ngopt import build_graph
-from ngopt.features import MOMENTA
 from ngopt.functional import Hyper, update_all
-from ngopt.metanet_rule import MetanetRule
-from ngopt.models import METANETS, FeedForward, NeuralGraphGNN
+from ngopt.metanets import METANETS, FeedForward, NeuralGraphGNN
+from ngopt.metanets.features import MOMENTA
+from ngopt.metanets.rule import MetanetRule
 from tests.equivariance import random_values
 from tests.metanets import metanet_for
 from tests.networks import cnn, mlp

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from ngopt import NGOptimizer, load_pretrained
-from ngopt.learned import LearnedOptimizer
-from ngopt.models import METANETS, FeedForward
-from ngopt.models.imported import find_metanet, imported_metanets
+from ngopt.metanets import METANETS, FeedForward
+from ngopt.metanets.imported import find_metanet, imported_metanets
 from ngopt.pretrained import save_pretrained, weights_hash
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.interpreters import printed
 
 OWN = "tests.own:Halved"
@@ -63,7 +63,10 @@ print(type(load_pretrained({str(weights)!r}).metanet).__name__)
         ("gnn", "metanet 'gnn': expected one of ff, lstm, .*, or module:Class"),
         ("tests.none:Own", "expected a module 'tests.none'; got: No module named"),
         ("tests.own:Other", "expected 'Other' in module 'tests.own'; got none"),
-        ("tests.own:NoModel", "a subclass of ngopt.models.metanet.Metanet; got <class"),
+        (
+            "tests.own:NoModel",
+            "a subclass of ngopt.metanets.metanet.Metanet; got <class",
+        ),
         (":Own", "metanet ':Own': expected one of"),
     ],
 )

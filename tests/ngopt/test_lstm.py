@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
-from ngopt.features import NUM_FEATURES
-from ngopt.models import LayerLSTM
-from ngopt.models.lstm import Cell
-from ngopt.models.sources import FlatFeatures
+from ngopt.metanets import LayerLSTM
+from ngopt.metanets.features import NUM_FEATURES
+from ngopt.metanets.lstm import Cell
+from ngopt.metanets.sources import FlatFeatures
 from tests.networks import mlp
 
 

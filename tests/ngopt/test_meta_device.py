@@ -11,8 +11,8 @@ from torch import nn
 from benchmarks.launches import MIB, Counts, quiet
 from benchmarks.shapes import NETWORKS, Gpt
 from ngopt import NGOptimizer, list_pretrained
-from ngopt.models.feedforward import FeedForward, FeedForwardConfig
-from ngopt.models.predictor import KernelPredictor
+from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
+from ngopt.metanets.predictor import KernelPredictor
 
 NAMES = [name for name in list_pretrained() if name != "default"]
 

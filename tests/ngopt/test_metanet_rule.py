@@ -11,27 +11,22 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ngopt import (
-    NGOptimizer,
-    at_once,
-    build_graph,
-    load_pretrained,
-    metanet_rule,
-)
+from ngopt import NGOptimizer, build_graph, chunking, load_pretrained
 from ngopt.base.soap import Soap
-from ngopt.cooldown import Cooldown
 from ngopt.functional import Hyper, update_all
-from ngopt.learned import LearnedOptimizer
-from ngopt.metanet_rule import CONTEXT, MetanetRule
-from ngopt.models import METANETS, NeuralFunctional, NeuralGraphGNN
-from ngopt.models.film_messages import Statistics
-from ngopt.models.gnn import GNNConfig
-from ngopt.models.graph_network import GraphNetwork
-from ngopt.models.layers import PNALayer
-from ngopt.models.messages import TO_TARGETS, Messages
-from ngopt.models.nfn import chain_of
-from ngopt.models.parts import edge_cuts, parts_of
-from ngopt.models.sources import WholeValues
+from ngopt.metanets import METANETS, NeuralFunctional, NeuralGraphGNN
+from ngopt.metanets import rule as metanet_rule
+from ngopt.metanets.cooldown import Cooldown
+from ngopt.metanets.film_messages import Statistics
+from ngopt.metanets.gnn import GNNConfig
+from ngopt.metanets.graph_network import GraphNetwork
+from ngopt.metanets.layers import PNALayer
+from ngopt.metanets.messages import TO_TARGETS, Messages
+from ngopt.metanets.nfn import chain_of
+from ngopt.metanets.parts import edge_cuts, parts_of
+from ngopt.metanets.rule import CONTEXT, MetanetRule
+from ngopt.metanets.sources import WholeValues
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.equivariance import random_values
 from tests.metanets import metanet_for
 from tests.networks import cnn, mlp
@@ -89,7 +84,7 @@ def test_messages_of_two_sets_are_those_of_all():
 def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
     """With everything that it may have, and with states of edges that are kept or computed
     again."""
-    monkeypatch.setitem(at_once.KEPT, "cpu", 1e9 if keeps else 0)
+    monkeypatch.setitem(chunking.KEPT, "cpu", 1e9 if keeps else 0)
     graph = small_graph(name)
     layers = [PNALayer(6, log_degree=1.5) for _ in range(2)]
     options = {"kernel": (3, 3), "activations": True, "global_feature": True}
@@ -141,7 +136,7 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     monkeypatch.setattr(metanet_rule, "FEW", 0)
     sizes = {"KEPT": 0, "EDGES": 11, "ROWS": 5, "JOINED": 20, "MOVED": 20}
     for name, most in sizes.items():
-        monkeypatch.setitem(getattr(at_once, name), "cpu", most)
+        monkeypatch.setitem(getattr(chunking, name), "cpu", most)
     for in_place in (False, True):
         assert_same_steps(
             steps(MetanetRule(rule.metanet, graph), params, grads, in_place),

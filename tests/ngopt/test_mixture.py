@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from ngopt.graph import parameter_graph
-from ngopt.models.attention import RelationalLayer, padded
-from ngopt.models.graph_network import GraphNetwork
-from ngopt.models.layers import PNALayer
-from ngopt.models.mixture import MixedValues, layout_of, mixture_of
-from ngopt.models.parts import parts_of
-from ngopt.models.sources import WholeValues
+from ngopt.metanets.attention import RelationalLayer, padded
+from ngopt.metanets.graph_network import GraphNetwork
+from ngopt.metanets.layers import PNALayer
+from ngopt.metanets.mixture import MixedValues, layout_of, mixture_of
+from ngopt.metanets.parts import parts_of
+from ngopt.metanets.sources import WholeValues
 from tests.zoo import zoo_graph
 
 WIDTH, KERNEL = 6, (3, 3)

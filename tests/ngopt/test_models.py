@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from ngopt import build_graph
-from ngopt.features import NUM_FEATURES
-from ngopt.models import METANETS, NeuralGraphGNN
-from ngopt.models.encoders import kernel_tiles
-from ngopt.models.gnn import GNNConfig
-from ngopt.models.graph_network import GraphNetwork
-from ngopt.models.layers import PNALayer
+from ngopt.metanets import METANETS, NeuralGraphGNN
+from ngopt.metanets.encoders import kernel_tiles
+from ngopt.metanets.features import NUM_FEATURES
+from ngopt.metanets.gnn import GNNConfig
+from ngopt.metanets.graph_network import GraphNetwork
+from ngopt.metanets.layers import PNALayer
 from tests.equivariance import assert_equivariant, random_values, updates
 from tests.metanets import metanet_for
 from tests.networks import cnn, mlp

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.models.edge_states import EdgeStates
-from ngopt.models.nfn import (
+from ngopt.metanets.edge_states import EdgeStates
+from ngopt.metanets.nfn import (
     Channels,
     NeuralFunctional,
     NFNConfig,
@@ -14,8 +14,8 @@ from ngopt.models.nfn import (
     chain_of,
     pooled,
 )
-from ngopt.models.parts import parts_of
-from ngopt.models.sources import FlatFeatures
+from ngopt.metanets.parts import parts_of
+from ngopt.metanets.sources import FlatFeatures
 from tests.equivariance import (
     permute,
     random_permutations,

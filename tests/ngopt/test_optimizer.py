@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ngopt import NGOptimizer, build_graph, metanet_rule
+from ngopt import NGOptimizer, build_graph
 from ngopt.functional import Hyper, update_all
-from ngopt.learned import LearnedOptimizer
-from ngopt.metanet_rule import MetanetRule
+from ngopt.metanets import rule as metanet_rule
+from ngopt.metanets.rule import MetanetRule
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.networks import mlp
 from tests.ngopt.fake_base import Momentum, MomentumConfig
 from tests.ngopt.training import WEIGHTS, batch, network, same, snapshot, train

@@ -10,14 +10,14 @@ from torch import nn
 from ngopt import build_graph
 from ngopt.graph import GraphValues, to_edge_list
 from ngopt.graph.core import EDGE_KINDS, NODE_KINDS
-from ngopt.graph.labels import (
+from ngopt.graph.views.parameter_graph import neuron_places, parameter_graph
+from ngopt.graph.views.parameter_graph_labels import (
     edge_types,
     input_output_index,
     kernel_positions,
     layers,
     node_types,
 )
-from ngopt.graph.parameter_graph import neuron_places, parameter_graph
 from tests.automorphisms import automorphisms
 from tests.equivariance import (
     assert_function_respects,

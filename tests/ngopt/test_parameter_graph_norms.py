@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ngopt import build_graph
-from ngopt.graph.labels import layers
-from ngopt.graph.parameter_graph import parameter_graph
+from ngopt.graph.views.parameter_graph import parameter_graph
+from ngopt.graph.views.parameter_graph_labels import layers
 from tests.automorphisms import automorphisms, count_automorphisms
 from tests.equivariance import (
     assert_function_respects,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from ngopt import at_once
-from ngopt.models import METANETS
-from ngopt.models.metanet import Metanet
-from ngopt.models.predictor import Predictor
+from ngopt import chunking
+from ngopt.metanets import METANETS
+from ngopt.metanets.metanet import Metanet
+from ngopt.metanets.predictor import Predictor
 
 ROOM, USED = 7, 5
 
@@ -43,7 +43,7 @@ def test_every_metanet(name):
 
 @pytest.mark.parametrize("hidden", [1, 2])
 def test_few_elements_at_a_time(monkeypatch, hidden):
-    monkeypatch.setattr(at_once, "HIDDEN", dict.fromkeys(at_once.HIDDEN, hidden))
+    monkeypatch.setattr(chunking, "HIDDEN", dict.fromkeys(chunking.HIDDEN, hidden))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     metanet = METANETS["ff"]().double()
     assert differences(metanet, metanet.predictor(ROOM)).max() < 1e-13

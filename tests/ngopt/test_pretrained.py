@@ -6,12 +6,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ngopt import NGOptimizer, build_graph, list_pretrained, load_pretrained
-from ngopt.cooldown import Cooldown
-from ngopt.files import digest
-from ngopt.learned import BASES, LearnedOptimizer
-from ngopt.models import FeedForward
-from ngopt.models.feedforward import FeedForwardConfig
+from ngopt.metanets import FeedForward
+from ngopt.metanets.cooldown import Cooldown
+from ngopt.metanets.feedforward import FeedForwardConfig
 from ngopt.pretrained import save_pretrained, weights_hash
+from ngopt.pretrained.learned_optimizer import BASES, LearnedOptimizer
+from ngopt.pretrained.tensor_files import digest
 from tests.networks import mlp
 from tests.ngopt.fake_base import Momentum, MomentumConfig
 

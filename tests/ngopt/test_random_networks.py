@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ngopt import build_graph
-from ngopt.graph.parameter_graph import parameter_graph
+from ngopt.graph.views.parameter_graph import parameter_graph
 from tests.whole import check, check_symmetries
 from tests.zoo import Attention
 

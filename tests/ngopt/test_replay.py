@@ -6,7 +6,7 @@ import torch
 
 from ngopt import NGOptimizer
 from ngopt.base import group
-from ngopt.replay import STABLE, Replays
+from ngopt.base.cuda_graphs import STABLE, Replays
 from tests.networks import cnn
 
 FIRST = group.OBSERVED + STABLE  # step that is replayed

@@ -5,7 +5,7 @@ The file runs itself: see `tests.ngopt.interpreter`.
 
 import torch
 
-from ngopt import elementwise
+from ngopt.base import elementwise
 from ngopt.base.config import SoapConfig
 from tests.ngopt import interpreter
 
@@ -19,7 +19,7 @@ def test_they_equal_the_functions():
 
 def check(lanes, dtype):
     """With values that are not finite, and elements that never had a gradient."""
-    from ngopt import soap_kernels
+    from ngopt.base import triton_kernels as soap_kernels
 
     torch.manual_seed(0)
     rows = ROWS * 128 // lanes + 1

@@ -7,8 +7,8 @@ import torch
 
 from ngopt import build_graph
 from ngopt.graph import GraphValues, join_graphs
-from ngopt.models.graph_network import GraphNetwork
-from ngopt.models.layers import PNALayer
+from ngopt.metanets.graph_network import GraphNetwork
+from ngopt.metanets.layers import PNALayer
 from tests.automorphisms import automorphisms, subproducts
 from tests.equivariance import random_values, randomised, run, updates
 from tests.metanets import SMALL, small_metanet

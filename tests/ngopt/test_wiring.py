@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ngopt import NGOptimizer, build_graph
 from ngopt.graph.order import merged_order
 from ngopt.graph.topology import unconnected
-from ngopt.models import FeedForward
-from ngopt.wiring import Traced, group_tensors
+from ngopt.metanets import FeedForward
+from ngopt.optimizer.graph_wiring import Traced, group_tensors
 from tests.networks import CNN_INPUT, cnn
 
 
@@ -210,7 +210,7 @@ def test_when_tracing_fails_the_parameters_decide(monkeypatch):
             raise RuntimeError("no rule")
         return build_graph(source)
 
-    monkeypatch.setattr("ngopt.wiring.build_graph", fail)
+    monkeypatch.setattr("ngopt.optimizer.graph_wiring.build_graph", fail)
     with pytest.warns(UserWarning, match="as tracing Parallel failed: no rule"):
         opt.step()
     assert len(opt.graph.parameters) == 8
@@ -288,7 +288,7 @@ class TestBeforeTheFirstForward:
         else:
             file = io.BytesIO()
             torch.save(model, file)
-            assert b"ngopt.recorder" not in file.getvalue()
+            assert b"ngopt.optimizer.input_recorder" not in file.getvalue()
             file.seek(0)
             other = torch.load(file, weights_only=False)
         assert list(other._forward_pre_hooks.values()) == [nothing]

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from harness.image_datasets import ImageDataset, Split
 from tasks import edit
-from tasks.datasets import ImageDataset, Split
 from tasks.edit import Config, Editing, contrasted, dilated, run
 from tasks.learning.training import TrainingConfig
 from tasks.published import PublishedConfig, bring

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from harness.distributed import Ranks
+from harness.image_datasets import ImageDataset, Split
 from tasks import inr
-from tasks.common.distributed import Ranks
-from tasks.datasets import ImageDataset, Split
 from tasks.inr import FitConfig, ShowConfig, fit, fit_all, layers_of, show
 from tasks.networks.siren import grid, render
 from tasks.shards import (

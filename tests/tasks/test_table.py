@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.common.distributed import Ranks
+from harness.distributed import Ranks
 from tasks.shards import read_shard, write_shard
 from tasks.table import Config, run, trainings
 from tasks.table_rows import TABLES, Row, Table

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from harness.distributed import Ranks
+from harness.image_datasets import ImageDataset, Split
 from tasks import zoo
-from tasks.common.distributed import Ranks
-from tasks.datasets import ImageDataset, Split
 from tasks.networks.architectures import Stack
 from tasks.shards import (
     SPLITS,

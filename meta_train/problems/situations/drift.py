@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import EVALUATED, at_most, fixed
@@ -26,7 +27,6 @@ from meta_train.problems.supervised import (
     Objective,
     on_device,
 )
-from tasks.common.random import seeded
 
 UNSCORED = 0.25  # share of the steps, the first
 

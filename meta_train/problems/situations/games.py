@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import at_most
 from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import DrawnProblem, device_of
-from tasks.common.random import seeded
 
 AVERAGE_DECAY = 0.98  # a step
 EVALUATED = (

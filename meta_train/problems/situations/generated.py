@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness.random import seeded
 from meta_train.problems.supervised import Batch, Listed, Splits
-from tasks.common.random import seeded
 
 SIZE = 4096  # examples of an epoch, which are drawn anew in the next
 EVALUATED = 2048

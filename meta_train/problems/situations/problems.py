@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.random import seeded
 from meta_train.problems.common import Build, Data
 from meta_train.problems.supervised import (
     CLASSIFY,
@@ -18,7 +19,6 @@ from meta_train.problems.supervised import (
     Objective,
     SupervisedProblem,
 )
-from tasks.common.random import seeded
 
 # Of the variance of targets without noise. It is added to squared errors that are
 # reported, so that errors far below it count as equal.

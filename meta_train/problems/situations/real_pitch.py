@@ -12,10 +12,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from harness.random import seeded
 from meta_train.problems.situations.generated import Generated
 from meta_train.problems.situations.packaged import packaged
 from meta_train.problems.supervised import Batch, Listed, Splits
-from tasks.common.random import seeded
 
 WEIGHTS = "assets/tiny.pth"
 CHANNELS = 1, 128, 16, 16, 16, 32, 64

@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from harness.image_datasets import DatasetUnavailable
 from meta_train.problems.supervised import Listed, Splits
-from tasks.datasets import DatasetUnavailable
 
 
 @cache

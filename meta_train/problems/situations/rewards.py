@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import EVALUATED, at_most, fixed
 from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import DrawnProblem, device_of
-from tasks.common.random import seeded
 
 REGRET_FLOOR = 2e-2  # added to the regret, so that regrets far below it count as equal
 CARTS = 2048  # that are evaluated

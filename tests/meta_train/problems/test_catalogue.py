@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import (
     DEVELOPMENT,
     LISTS,
@@ -17,7 +18,6 @@ from meta_train.problems import (
     SITUATIONS,
     load_problem,
 )
-from tasks.datasets import DatasetUnavailable
 
 
 @pytest.fixture(params=PROBLEMS)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import META_TRAINING, load_problem
 from meta_train.problems.families import Family
-from tasks.datasets import DatasetUnavailable
 
 
 @pytest.fixture(

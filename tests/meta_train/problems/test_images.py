@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from harness.image_datasets import ImageDataset, Split
 from meta_train.problems import images as module
 from meta_train.problems.images import grid
-from tasks.datasets import ImageDataset, Split
 
 
 @pytest.fixture

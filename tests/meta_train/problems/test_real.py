@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import LISTS, load_problem
 from meta_train.problems.__main__ import Config
 from meta_train.problems.situations import (
@@ -17,7 +18,6 @@ from meta_train.problems.situations import (
     real_series,
 )
 from meta_train.problems.situations.real_music import REST, Note
-from tasks.datasets import DatasetUnavailable
 
 SERIES = """#Two channels.
 @problemName tiny

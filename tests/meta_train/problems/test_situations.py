@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import load_problem
 from meta_train.problems.situations import (
     DEVELOPING,
@@ -31,7 +32,6 @@ from meta_train.problems.situations import (
     zero_init,
 )
 from meta_train.problems.supervised import on_device
-from tasks.datasets import DatasetUnavailable
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from harness.image_datasets import batch_indices
+from harness.random import derive_seed
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
@@ -11,8 +13,6 @@ from meta_train.problems.supervised import (
     fraction_correct,
     mapped,
 )
-from tasks.common.random import derive_seed
-from tasks.datasets import batch_indices
 
 SIZE = 1203  # three evaluation batches, the last of them short
 

@@ -1,8 +1,8 @@
 import torch
 
 from ngopt.base.buckets import LARGEST, Bucket, Member, make_buckets
-from ngopt.base.partition import Axis, MatrixLayout
 from ngopt.graph.core import View
+from ngopt.roles.partition import Axis, MatrixLayout
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

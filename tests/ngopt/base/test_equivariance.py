@@ -13,7 +13,7 @@ from ngopt import build_graph
 from ngopt.base.config import SoapConfig
 from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
-from ngopt.roles import roles_of
+from ngopt.roles.from_graph import roles_of
 from tests.automorphisms import automorphisms, subproducts
 from tests.equivariance import permute, random_permutations
 from tests.networks import mlp

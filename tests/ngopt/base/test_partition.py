@@ -6,9 +6,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ngopt import build_graph
-from ngopt.base.partition import Axis, MatrixLayout, layouts_of
 from ngopt.graph.core import ParameterSpec, View
-from ngopt.roles import ParameterRole, roles_of
+from ngopt.roles.from_graph import ParameterRole, roles_of
+from ngopt.roles.partition import Axis, MatrixLayout, layouts_of
 
 
 class Attention(nn.Module):

@@ -17,7 +17,7 @@ from ngopt.base.config import SoapConfig
 from ngopt.base.eigenbasis import RenewalSchedule, places_in_turn, renewed
 from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
-from ngopt.learned import LearnedOptimizer
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.networks import CNN_INPUT, cnn, mlp
 
 

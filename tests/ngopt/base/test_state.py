@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ngopt.base.partition import Axis, MatrixLayout
 from ngopt.base.state import SCALES, ParameterStack, counts_of, first_record
+from ngopt.roles.partition import Axis, MatrixLayout
 
 LAYOUTS = [
     [MatrixLayout((2, 4, 6, 1), (Axis("rows", 2, 2, 6), Axis("channels", 1, 6, 4)))],

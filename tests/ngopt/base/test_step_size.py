@@ -7,7 +7,7 @@ from ngopt import build_graph
 from ngopt.base.config import SoapConfig
 from ngopt.base.step_size import Known, StepTable, role_gain
 from ngopt.functional import Hyper
-from ngopt.roles import roles_of
+from ngopt.roles.from_graph import roles_of
 
 CPU = torch.device("cpu")
 CONFIG = SoapConfig(step_size=0.02, norm=3.0, weight_decay=0.5, warmup=0.1)

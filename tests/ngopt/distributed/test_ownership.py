@@ -1,4 +1,3 @@
-from ngopt.base.partition import Axis, MatrixLayout
 from ngopt.distributed.ownership import (
     Cost,
     by_rows,
@@ -8,7 +7,8 @@ from ngopt.distributed.ownership import (
     owners_of,
     place_of_rows,
 )
-from ngopt.distributed.pieces import Piece
+from ngopt.roles.partition import Axis, MatrixLayout
+from ngopt.shard_layout import Piece
 
 
 def test_work_and_memory_are_divided():

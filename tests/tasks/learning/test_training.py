@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.common.distributed import Ranks
-from tasks.common.interrupts import Interrupted
+from harness.distributed import Ranks
+from harness.interrupts import Interrupted
 from tasks.learning.training import (
     CHECKPOINT,
     Trainer,

@@ -3,8 +3,8 @@ import re
 import pytest
 import torch
 
-from tasks.common.distributed import Ranks
-from tasks.common.interrupts import Interrupted
+from harness.distributed import Ranks
+from harness.interrupts import Interrupted
 from tasks.shards import (
     Folder,
     Networks,

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.datasets import Split, batch_indices
+from harness.image_datasets import Split, batch_indices
 from tasks.networks.architectures import make_module
 from tasks.networks.cnn import describe
 from tasks.sources.zoo_recipes import Run

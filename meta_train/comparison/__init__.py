@@ -1,0 +1,1 @@
+"""Comparison of optimizers on problems: whole trainings, tables and pictures."""

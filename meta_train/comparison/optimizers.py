@@ -1,0 +1,311 @@
+"""The optimizers that are compared: baselines with a grid of learning rates, and learned ones."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
+
+from harness.schedules import cosine_schedule
+from ngopt import NGOptimizer, list_pretrained, load_pretrained
+from ngopt.pretrained import weights_hash
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+
+Built = tuple[Optimizer, LRScheduler | None]
+
+WARMUP = 0.05  # share of the steps; without it Adam is unstable at its best rates (fm-16 at .04)
+WEIGHT_DECAY = 0.1  # of AdamW, as most recipes for transformers have it
+WIDE_WEIGHT_DECAY = 0.01  # torch's default
+
+# Behind the name of weights.
+OPTIONS = ":traced", ":bfloat16", ":open", ":scheduled"
+TRACED, BFLOAT16, OPEN, SCHEDULED = OPTIONS
+ARGUMENT = r":(?P<key>lr|weight_decay)=(?P<value>\d+\.?\d*|\.\d+)"
+OPTION = re.compile(f"({'|'.join([*OPTIONS, ARGUMENT])})$")
+# Muon's author leaves them to Adam; on gpt-text that is .1 better than Muon on all matrices.
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+# Grids are spaced by two or three, about as finely as people tune; the short horizons of most
+# problems want high rates, SIRENs low ones.
+ADAM_LRS = (0.001, 0.003, 0.006, 0.01, 0.02, 0.04, 0.08)
+MUON_LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+SOAP_LRS = (0.003, 0.01, 0.02, 0.04, 0.08)
+SCHEDULE_FREE_LRS = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1)
+# For what is not trained from scratch for a thousand steps: trained networks want the
+# lowest rates, vectors that begin at zero the highest.
+WIDE_LRS = (1e-5, 3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+WIDE_MUON_LRS = (3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """How an optimizer is made, and what there is to tune.
+
+    make: (model, lr, total_steps) -> the optimizer, and the scheduler (or None) to step after it.
+    lrs: the learning rates to choose from, ascending; empty if there is nothing to tune.
+    lr: the learning rate where there is nothing to tune.
+    weights: SHA-256 of a learned optimizer's weights, else None.
+    traced: whether the graph is traced whatever the name says, as the metanet reads connections.
+    """
+
+    name: str
+    make: Callable[[nn.Module, float, int], Built]
+    lrs: tuple[float, ...] = ()
+    lr: float = 1.0
+    weights: str | None = None
+    traced: bool = False
+
+    def build(self, model: nn.Module, lr: float | None, total_steps: int) -> Built:
+        """The optimizer, and the scheduler (or None) to step after it.
+
+        Raises ValueError if one that has to be tuned is given no learning rate.
+        """
+        if lr is None and self.lrs:
+            grid = ", ".join(map(str, self.lrs))
+            message = f"optimizer '{self.name}': expected a learning rate, such as {grid}; got None"
+            raise ValueError(message)
+        return self.make(model, self.lr if lr is None else lr, total_steps)
+
+    def refusal(self, model: nn.Module) -> str | None:
+        """Why it cannot train a network; None if it can."""
+        if self.weights is None:
+            return None
+        optimizer, _ = self.build(model, None, 1)
+        assert isinstance(optimizer, NGOptimizer)
+        metanet = optimizer.learned.metanet
+        try:
+            if metanet is not None:
+                metanet.check(optimizer.graph)
+        except ValueError as error:
+            return str(error)
+        return None
+
+
+class MuonWithAdam(Optimizer):
+    """Muon on parameters with two or more dimensions, Adam on the others; no weight decay.
+
+    with_adam: parameters that Adam takes whatever their dimensions, such as embeddings.
+
+    `torch.optim.Muon` takes matrices only, so it is given views of the kernels, (out, in * k * k):
+    what it does to a view in place, it does to the kernel. Both parts use the same learning rate.
+    Made for comparisons: `state_dict` leaves out the momenta, so it cannot resume.
+
+    Raises ValueError if a kernel is not contiguous, since then it has no such view.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        with_adam: Iterable[Tensor] = (),
+    ):
+        super().__init__(params, {"lr": lr})
+        members = self.param_groups[0]["params"]
+        excepted = set(with_adam)
+        self._kernels = [p for p in members if p.ndim >= 2 and p not in excepted]
+        for p in self._kernels:
+            if not p.is_contiguous():
+                raise ValueError(
+                    f"MuonWithAdam: expected contiguous kernels; got strides {p.stride()} of "
+                    f"{tuple(p.shape)}"
+                )
+        self._matrices = [p.detach().view(len(p), -1) for p in self._kernels]
+        others = [p for p in members if p.ndim < 2 or p in excepted]
+        self._parts: list[Optimizer] = []
+        if self._matrices:
+            self._parts.append(torch.optim.Muon(self._matrices, lr, weight_decay=0.0))
+        if others:
+            self._parts.append(torch.optim.Adam(others, lr))
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
+            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
+        for part in self._parts:
+            part.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+            part.step()
+
+
+def load_optimizer(name: str) -> OptimizerSpec:
+    """A baseline of `OPTIMIZERS` or `WIDE`, or the learned optimizer of weights.
+
+    name: of a baseline or of bundled weights, or the path of a file. Behind those of weights,
+    several of these may follow. ":traced": the graph is traced from the model's first forward, as
+    it always is for metanets that read connections; else it is inferred from names and shapes.
+    ":bfloat16": its metanet computes in that. ":open":
+    it is not told how long the training is. ":scheduled": it is not told either, and a
+    scheduler decays the learning rate to zero, as Hugging Face's Trainer does. ":lr=2" and
+    ":weight_decay=1" are arguments, of these or other numbers.
+
+    Raises ValueError if there is none of that name, or if the weights cannot be loaded.
+    """
+    baselines = {**OPTIMIZERS, **WIDE}
+    if name in baselines:
+        return baselines[name]
+    weights, options, settings = _without_options(name)
+    bundled = list_pretrained()
+    if weights not in ("default", *bundled) and not Path(weights).is_file():
+        known = ", ".join([*baselines, "default", *bundled])
+        raise ValueError(
+            f"optimizer '{name}': expected one of {known}, or the path of an existing weights file"
+        )
+    learned = load_pretrained(weights)
+    is_traced = reads_connections(learned)
+    lr = settings.pop("lr", 1.0)
+    options_of_all = options | {TRACED} if is_traced else options
+    make = partial(_learned, learned, options_of_all, settings)
+    traced = is_traced and TRACED not in options
+    return OptimizerSpec(
+        name, make, lr=lr, weights=weights_hash(learned), traced=traced
+    )
+
+
+def reads_connections(learned: LearnedOptimizer) -> bool:
+    """Whether updates depend on how parameters are connected, so that the graph has to be whole."""
+    return learned.metanet is not None and learned.metanet.d_context > 0
+
+
+def _without_options(name: str) -> tuple[str, set[str], dict[str, Any]]:
+    """What is before the options at the end of a name, these, and arguments among them."""
+    options: set[str] = set()
+    settings: dict[str, Any] = {}
+    while found := OPTION.search(name):
+        if found["key"]:
+            settings[found["key"]] = float(found["value"])
+        else:
+            options.add(found[0])
+        name = name.removesuffix(found[0])
+    return name, options, settings
+
+
+def _adam(model: nn.Module, lr: float, total_steps: int) -> Built:
+    return torch.optim.Adam(model.parameters(), lr), None
+
+
+def _adam_for_games(model: nn.Module, lr: float, total_steps: int) -> Built:
+    """With the momentum that GANs are trained with (Radford et al. 2016)."""
+    optimizer = torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.999))
+    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
+
+
+def _adam_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
+    optimizer = torch.optim.Adam(model.parameters(), lr)
+    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
+
+
+def _adamw_cosine(
+    weight_decay: float, model: nn.Module, lr: float, total_steps: int
+) -> Built:
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
+    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
+
+
+def _schedule_free(model: nn.Module, lr: float, total_steps: int) -> Built:
+    """AdamW without a schedule (Defazio et al. 2024), which averages its weights instead.
+
+    Its weights are those to train with; `eval()` puts the average in their place.
+    """
+    from schedulefree import AdamWScheduleFree
+
+    warmup = round(WARMUP * total_steps)
+    optimizer = AdamWScheduleFree(model.parameters(), lr, warmup_steps=warmup)
+    optimizer.train()
+    return optimizer, None
+
+
+def _muon_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
+    tables = (module for module in model.modules() if isinstance(module, EMBEDDINGS))
+    embeddings = [parameter for table in tables for parameter in table.parameters()]
+    optimizer = MuonWithAdam(model.parameters(), lr, embeddings)
+    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
+
+
+def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Built:
+    """heavyball's SOAP or KLSOAP with its defaults: a new basis every second step, decay .01.
+
+    Not compiled: on small networks and a CPU, compiling takes longer than the whole run.
+    """
+    # two seconds, which only these two need
+    heavyball = importlib.import_module("heavyball")
+    heavyball.utils.compile_mode = None
+    # Said of every scheduler; the rate is read from the group at each step.
+    warnings.filterwarnings(
+        "ignore", "Learning rate changed between steps", UserWarning
+    )
+    optimizer = getattr(heavyball, kind)(model.parameters(), lr=lr)
+    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
+
+
+def _learned(
+    learned: LearnedOptimizer,
+    options: set[str],
+    settings: Mapping[str, Any],
+    model: nn.Module,
+    lr: float,
+    total_steps: int,
+) -> Built:
+    is_told = not options & {OPEN, SCHEDULED}
+    is_averaged = OPEN in options and learned.base is not None
+    kind = AveragedNGOptimizer if is_averaged else NGOptimizer
+    optimizer = kind(
+        model.parameters(),
+        lr,
+        weights=learned,
+        total_steps=total_steps if is_told else None,
+        **settings,
+        model=model if TRACED in options else None,
+        compute_dtype=torch.bfloat16 if BFLOAT16 in options else None,
+    )
+    if SCHEDULED in options:
+        return optimizer, LinearLR(optimizer, 1.0, 0.0, total_steps)
+    return optimizer, None
+
+
+class AveragedNGOptimizer(NGOptimizer):
+    """One without a horizon, which is judged by its averages: `meta_train.comparison.runs.Averaging`."""
+
+    def eval(self) -> None:
+        self._within = self.averaged()
+        self._within.__enter__()
+
+    def train(self) -> None:
+        self._within.__exit__(None, None, None)
+
+
+OPTIMIZERS = {
+    spec.name: spec
+    for spec in (
+        OptimizerSpec("adam", _adam, ADAM_LRS),
+        OptimizerSpec("adam-cosine", _adam_cosine, ADAM_LRS),
+        OptimizerSpec("adamw-cosine", partial(_adamw_cosine, WEIGHT_DECAY), ADAM_LRS),
+        OptimizerSpec("schedule-free", _schedule_free, SCHEDULE_FREE_LRS),
+        OptimizerSpec("muon-cosine", _muon_cosine, MUON_LRS),
+        OptimizerSpec("soap-cosine", partial(_soap_cosine, "SOAP"), SOAP_LRS),
+        OptimizerSpec("kl-soap-cosine", partial(_soap_cosine, "KLSOAP"), SOAP_LRS),
+        OptimizerSpec("adam-default", _adam, lr=0.001),  # torch's
+        OptimizerSpec("muon-default", _muon_cosine, lr=0.02),  # its author's
+    )
+}
+
+# With grids for any training, for `meta_train.problems.situations`.
+WIDE = {
+    spec.name: spec
+    for spec in (
+        OptimizerSpec("adam-wide", _adam, WIDE_LRS),
+        OptimizerSpec("adam-games", _adam_for_games, WIDE_LRS),
+        OptimizerSpec("adam-cosine-wide", _adam_cosine, WIDE_LRS),
+        OptimizerSpec(
+            "adamw-wide", partial(_adamw_cosine, WIDE_WEIGHT_DECAY), WIDE_LRS
+        ),
+        OptimizerSpec("muon-wide", _muon_cosine, WIDE_MUON_LRS),
+    )
+}

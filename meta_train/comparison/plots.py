@@ -1,0 +1,134 @@
+"""Pictures of records that `meta_train.comparison.runs` made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from meta_train.comparison.runs import Record
+
+HEADROOM = 1.5  # of the loss axes above the first loss
+FEW_DECADES = 3  # on a logarithmic axis, that still have room for labels within
+
+EMPHASIS = {"color": "black", "linewidth": 2.2, "zorder": 3}
+
+Groups = Mapping[str, Sequence[Record]]
+Style = Mapping[str, Any]
+
+
+def plot_curves(
+    path: Path, title: str, groups: Groups, emphasis: str | None = None
+) -> None:
+    """Draws training loss and accuracy on the runs' split over steps:
+    mean and range over a group's runs.
+
+    A problem without accuracy has its loss there. Loss axes are logarithmic. emphasis: the
+    group that is drawn in black, above the others.
+    """
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colors = _colors(len(groups))
+    for color, (label, records) in zip(colors, groups.items(), strict=True):
+        style = EMPHASIS if label == emphasis else {"color": color}
+        _draw(left, *training_curves(records), label, style)
+        _draw(right, *_curves(records), label, style)
+    _label_training(left, groups)
+    _label_curves(right, groups)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    columns = min(len(groups), 4)
+    figure.legend(
+        *right.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+    )
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+
+
+def training_curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (n,), and mean training losses up to each since the one before, (runs, n).
+
+    nan where a loss is not finite.
+    """
+    losses = np.array([_floats(record["losses"]) for record in records])
+    every = records[0]["losses_every"]
+    return every * np.arange(1, losses.shape[1] + 1), losses
+
+
+def _floats(losses: Sequence[float | None]) -> list[float]:
+    return [nan if loss is None else loss for loss in losses]
+
+
+def _curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (n,), and accuracies in per cent, or else losses, (runs, n)."""
+    steps = np.array(records[0]["curve"]["steps"])
+    if _has_accuracy(records):
+        accuracies = [record["curve"]["accuracy"] for record in records]
+        return steps, 100 * np.array(accuracies)
+    losses = [_floats(record["curve"]["loss"]) for record in records]
+    return steps, np.array(losses)
+
+
+def _has_accuracy(records: Sequence[Record]) -> bool:
+    return records[0]["curve"]["accuracy"][0] is not None
+
+
+def _label_training(axes: Axes, groups: Groups) -> None:
+    record = next(iter(groups.values()))[0]
+    axes.set_ylabel(f"training loss, mean of {record['losses_every']} steps")
+    first = [record["losses"][0] for records in groups.values() for record in records]
+    _scale_loss(axes, first)
+
+
+def _label_curves(axes: Axes, groups: Groups) -> None:
+    split = next(iter(groups.values()))[0]["run"]["curve_split"]
+    if _has_accuracy(next(iter(groups.values()))):
+        axes.set_ylabel(f"{split} accuracy, %")
+        return
+    axes.set_ylabel(f"{split} loss")
+    first = [
+        record["curve"]["loss"][0] for records in groups.values() for record in records
+    ]
+    _scale_loss(axes, first)
+
+
+def _scale_loss(axes: Axes, first: Sequence[float | None]) -> None:
+    """A logarithmic axis on which a run that blows up does not flatten the others."""
+    axes.set_yscale("log")
+    known = [loss for loss in first if loss]
+    if known:
+        axes.set_ylim(top=HEADROOM * max(known))
+    low, high = axes.get_ylim()
+    if high / low < 10**FEW_DECADES:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw(
+    axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, style: Style
+) -> None:
+    """values: (runs, steps). The line ends where a run stops being finite."""
+    axes.plot(steps, values.mean(0), label=label, **style)
+    if len(values) > 1:
+        low, high = values.min(0), values.max(0)
+        axes.fill_between(
+            steps, low, high, color=style["color"], alpha=0.15, linewidth=0
+        )
+
+
+def _colors(count: int) -> list:
+    """The same for the same number of optimizers, so that pictures of problems agree."""
+    palette = matplotlib.color_sequences["tab10" if count <= 10 else "tab20"]
+    return [palette[number % len(palette)] for number in range(count)]

@@ -1,0 +1,1 @@
+"""Selection of hyperparameters over whole trainings on validation problems."""

@@ -1,0 +1,1 @@
+"""Meta-training: unrolls, estimators of the meta-gradient, and the outer loop."""

@@ -1,0 +1,128 @@
+"""Imitation of a strong rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from meta_train.training.estimators.estimate import (
+    Estimate,
+    detached,
+    leaves,
+    weighted,
+)
+from meta_train.training.rules import WeightedRule, as_vector, trained_metanet
+from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved
+from ngopt.functional import Record, UpdateRule, update_all
+from ngopt.pretrained import load_pretrained
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+
+
+class Imitated(NamedTuple):
+    """Where an imitated inner training stands: `inner` with the state of the rule that is trained.
+
+    teacher: the state of the rule that is imitated.
+    """
+
+    inner: Inner
+    teacher: list[Record]
+
+
+class Imitation:
+    """Learns to do what a strong rule does, along its own training (as the first phase of ELO).
+
+    The meta-loss is the mean over steps and tensors of |u - u*|^2 / |u*|^2, where u* is the update
+    of the bundled default and u that of the metanet, from the same weights and gradients. Its
+    gradient is exact. Both know no horizon: what a metanet does with one is no matter of its
+    weights, and it could not tell how far the default's schedule is.
+
+    Raises ValueError for a stack whose optimizees are not at the same step.
+    """
+
+    def __init__(self) -> None:
+        self.teacher = load_pretrained("default")
+
+    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> Imitated:
+        inner = optimizee.start(learned.bind(optimizee.graph))
+        return Imitated(inner, self.teacher.bind(optimizee.graph).init(inner.params))
+
+    def estimate(
+        self,
+        optimizee: Optimizees,
+        learned: LearnedOptimizer,
+        state: Imitated,
+        steps: int,
+    ) -> tuple[Estimate, Imitated]:
+        now = _shared_step(state.inner.step)
+        weights = leaves(optimizee, learned)
+        bound = learned.bind(optimizee.graph)
+        student = weighted(bound, optimizee, learned, weights)
+        teacher = self._teacher(optimizee)
+        total = [torch.zeros_like(w) for w in weights]
+        hyper = optimizee.hyper()
+        losses, inner_losses = [], []
+        # what the graph said is kept for several updates, which are differentiated together
+        window: list[Tensor] = []
+        every = trained_metanet(learned).graph_every
+        inner, records = state
+        for k in range(1, steps + 1):
+            inner_loss, grads, buffers = optimizee.gradient(inner)
+            inner_losses.append(inner_loss)
+            with torch.no_grad():
+                wanted, records = update_all(
+                    teacher, grads, records, inner.params, hyper
+                )
+            with torch.enable_grad():
+                found, own = update_all(
+                    student, grads, inner.state, inner.params, hyper
+                )
+                loss = _distance(found, wanted, optimizee.count)
+            window.append(loss.sum())
+            losses.append(loss.detach())
+            inner = moved(inner, wanted, own, buffers)
+            if (now + k) % every == 0 or k == steps:
+                some = torch.autograd.grad(window, weights, allow_unused=True)
+                pairs = zip(total, some, strict=True)
+                total = [t if g is None else t + g / steps for t, g in pairs]
+                window = []
+                inner = detached(inner)
+        means = (torch.stack(some).mean(0) for some in (losses, inner_losses))
+        estimate = Estimate(as_vector(total, optimizee.count), *means)
+        return estimate, Imitated(inner, records)
+
+    def _teacher(self, optimizee: Optimizees) -> UpdateRule:
+        """The imitated rule, of one optimizee or of a stack; it has no weights."""
+        rule, nothing = self.teacher.bind(optimizee.graph), nn.Module()
+        return WeightedRule(rule, nothing, (), optimizee.count, shares_step=True)
+
+
+def _shared_step(steps: Tensor) -> int:
+    """That of all optimizees of a stack."""
+    found = set(steps.flatten().tolist())
+    if len(found) > 1:
+        raise ValueError(
+            "imitation: expected optimizees at the same step; got steps "
+            f"{sorted(found)}"
+        )
+    return found.pop()
+
+
+def _distance(
+    found: Sequence[Tensor | None],
+    wanted: Sequence[Tensor | None],
+    count: tuple[int, ...],
+) -> Tensor:
+    """Mean over tensors of the relative squared difference; of those that are to move.
+    (*count)"""
+    rows = zip(found, wanted, strict=True)
+    pairs = [(u, v) for u, v in rows if u is not None and v is not None]
+    flat = [(u.reshape(*count, -1), v.reshape(*count, -1)) for u, v in pairs]
+    is_moved = torch.stack([v.any(-1) for _, v in flat])
+    sizes = torch.stack([v.square().sum(-1) for _, v in flat])
+    errors = torch.stack([(u - v).square().sum(-1) for u, v in flat])
+    # without a value that the host waits for
+    shares = errors / torch.where(is_moved, sizes, 1)
+    return torch.where(is_moved, shares, 0).sum(0) / is_moved.sum(0)

@@ -1,0 +1,105 @@
+"""Evolution strategies, persistent or not."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector
+
+from meta_train.training.estimators.estimate import (
+    Estimate,
+    tail_length,
+    times,
+    weighted,
+)
+from meta_train.training.rules import as_weights, trained_metanet
+from meta_train.training.unroll import Inner, Optimizee, Optimizees, apply_update
+from ngopt.functional import UpdateRule
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+
+
+class PESState(NamedTuple):
+    """positive, negative: the antithetic pair of inner trainings. perturbation:
+    their sum so far."""
+
+    positive: Inner
+    negative: Inner
+    perturbation: Tensor
+
+
+class PES:
+    """Persistent evolution strategies with one antithetic pair (Vicol et al. 2021, Eq. 10).
+
+    Every truncation draws a perturbation of the meta-parameters, epsilon ~ N(0, sigma^2); the
+    losses of the pair are weighed with the sum of all perturbations since the inner training began,
+    which makes the estimate unbiased over the whole of it. Without that sum (`persistent=False`) it
+    is truncated ES, which is biased. A truncation as long as the inner training makes it plain
+    antithetic ES. Meta-losses are those of `TBPTT`.
+    """
+
+    def __init__(
+        self,
+        sigma: float = 0.01,
+        weight_decay: float = 0.0,
+        loss_limit: float | Tensor = float("inf"),
+        tail: float = 1.0,
+        persistent: bool = True,
+        total_steps: int | None = None,
+    ):
+        self.sigma, self.weight_decay, self.loss_limit = (
+            sigma,
+            weight_decay,
+            loss_limit,
+        )
+        self.tail, self.persistent, self.total_steps = (
+            tail,
+            persistent,
+            total_steps,
+        )
+
+    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> PESState:
+        inner = optimizee.start(learned.bind(optimizee.graph, self.total_steps))
+        theta = parameters_to_vector(trained_metanet(learned).parameters())
+        return PESState(inner, inner, torch.zeros_like(theta.detach()))
+
+    def estimate(
+        self,
+        optimizee: Optimizees,
+        learned: LearnedOptimizer,
+        state: PESState,
+        steps: int,
+    ) -> tuple[Estimate, PESState]:
+        metanet = trained_metanet(learned)
+        bound = learned.bind(optimizee.graph, self.total_steps)
+        theta = parameters_to_vector(metanet.parameters()).detach()
+        drawn = optimizee.normal(state.positive.step, len(theta), theta.dtype)
+        noise = self.sigma * drawn.to(theta.device)
+        total = state.perturbation + noise if self.persistent else noise
+        rules = [
+            weighted(bound, optimizee, learned, as_weights(theta + side, metanet))
+            for side in (noise, -noise)
+        ]
+        above, positive = self._run(optimizee, rules[0], state.positive, steps)
+        below, negative = self._run(optimizee, rules[1], state.negative, steps)
+        counted = tail_length(steps, self.tail)
+        plus = above[-counted:].mean(0)
+        minus = below[-counted:].mean(0)
+        slope = (plus - minus) / (2 * self.sigma**2)
+        inner_loss = 0.5 * (above + below).mean(0)
+        estimate = Estimate(times(slope, total), 0.5 * (plus + minus), inner_loss)
+        return estimate, PESState(positive, negative, total)
+
+    @torch.no_grad()
+    def _run(
+        self, optimizee: Optimizees, rule: UpdateRule, inner: Inner, steps: int
+    ) -> tuple[Tensor, Inner]:
+        """The clamped losses after each update, (steps, *count)."""
+        hyper, losses = optimizee.hyper(self.weight_decay), []
+        loss, grads, buffers = optimizee.gradient(inner)
+        for _ in range(steps):
+            inner = apply_update(inner, grads, buffers, rule, hyper)
+            loss, grads, buffers = optimizee.gradient(inner)
+            losses.append(loss.clamp(max=self.loss_limit))
+        return torch.stack(losses), inner

@@ -1,0 +1,72 @@
+"""What a meta-training begins with: a metanet from weights or from a seeded random start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from harness.random import seeded
+from ngopt.metanets import METANETS, FeedForward, GraphMetanet, Metanet
+from ngopt.metanets.imported import find_metanet
+from ngopt.pretrained import load_pretrained
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+
+
+def make_learned(
+    name: str,
+    init_from: str | None,
+    numbers: Mapping[str, float],
+    seed: int,
+) -> LearnedOptimizer:
+    """A metanet from weights, with what these have beside it, or from a random start.
+
+    name: of a registered metanet, or module:Class, which is imported. init_from: the name of
+    bundled weights or a file; those of an FF become another metanet's head.
+    numbers: of the metanet's config. seed: of random weights.
+
+    Raises ValueError if the metanet, the weights or a number is unknown, or they do not fit.
+    """
+    cls = find_metanet(name, METANETS, may_import=True)
+    changes = _config_changes(cls, numbers)
+    with seeded(seed, 12):
+        if init_from is None:
+            return LearnedOptimizer(metanet=cls(cls.Config(**changes)))
+        learned = load_pretrained(init_from)
+        start = learned.metanet
+        if isinstance(start, FeedForward) and issubclass(cls, GraphMetanet):
+            hidden = changes.get("hidden", start.config.hidden)
+            if hidden != start.config.hidden:
+                raise ValueError(
+                    f"metanet_config: hidden: expected {start.config.hidden[0]}, as in the weights "
+                    f"'{init_from}'; got {hidden[0]}"
+                )
+            return replace(learned, metanet=cls.from_feedforward(start, **changes))
+    if start is None or type(start) is not cls:
+        got = "none" if start is None else start.name
+        raise ValueError(
+            f"weights '{init_from}': expected metanet '{name}'; got '{got}'"
+        )
+    try:
+        return replace(learned, metanet=start.reconfigured(**changes))
+    except RuntimeError as error:  # other shapes
+        told = f"expected numbers that fit the weights '{init_from}'; got {changes}"
+        raise ValueError(f"metanet_config: {told}") from error
+
+
+def _config_changes(cls: type[Metanet], numbers: Mapping[str, float]) -> dict[str, Any]:
+    """Numbers of a metanet's config as its fields have them."""
+    defaults, found = asdict(cls.Config()), {}
+    known = [
+        key
+        for key, value in defaults.items()
+        if isinstance(value, int | float) or key == "hidden"
+    ]
+    for key, number in numbers.items():
+        if key not in known:
+            raise ValueError(
+                f"metanet_config: expected some of {', '.join(known)}; got '{key}'"
+            )
+        is_hidden = key == "hidden"
+        found[key] = (int(number),) * 2 if is_hidden else type(defaults[key])(number)
+    return found

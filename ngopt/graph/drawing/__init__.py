@@ -1,0 +1,1 @@
+"""Drawings of neural graphs; matplotlib is imported when one is made."""

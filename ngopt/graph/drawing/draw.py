@@ -1,0 +1,48 @@
+"""Drawings of neural graphs. matplotlib is imported when one is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ngopt.graph.core import NeuralGraph
+from ngopt.graph.views.interop import require
+
+FORMATS = (".png", ".svg")
+RESOLUTION = 150  # dots per inch of a PNG file
+
+
+def draw(
+    graph: NeuralGraph,
+    path: str | os.PathLike[str],
+    values: Sequence[Tensor] | None = None,
+) -> None:
+    """Draws a graph into a PNG or SVG file: groups as boxes from left to right by depth,
+    blocks as arrows.
+
+    values: one tensor a parameter, (*shape, *features). The thickness of an arrow grows with the
+        norm of its values, without them with the log of its number of elements.
+
+    Raises ValueError if the file's suffix is another or the values do not fit,
+    ImportError if matplotlib is missing.
+    """
+    format_of(path)
+    require("matplotlib", "draw")
+    from ngopt.graph.drawing.figure import graph_figure
+
+    graph_figure(graph, values).savefig(
+        path, format=format_of(path), dpi=RESOLUTION, facecolor="white"
+    )
+
+
+def format_of(path: str | os.PathLike[str]) -> str:
+    """ "png" or "svg" by the suffix; raises ValueError if it is another."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ValueError(
+            f"draw: expected a file ending in {' or '.join(FORMATS)}; got '{path}'"
+        )
+    return suffix[1:]

@@ -1,0 +1,145 @@
+"""The per-parameter features of the paper: weight, gradient and momenta, through log and sign."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, exp
+
+import torch
+from torch import (
+    Tensor,
+    _foreach_clamp_max_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_clamp_min,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]
+)
+
+from ngopt import chunking
+from ngopt.functional import Record
+
+# Metz et al. 2019; Kofinas et al. 2024, section 4.3.
+DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
+MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
+"""Keys of a record: one momentum for each decay."""
+# Cut-off of the preprocessing: magnitudes below exp(-p)
+# are treated linearly (Andrychowicz et al. 2016, App. A).
+LOG_CUTOFF = 10.0
+NUM_FEATURES = 2 * (2 + len(DECAYS))
+# Gradients in momenta are cut here, so that differences of two are finite.
+LARGEST = torch.finfo(torch.float32).max / 4
+
+
+def update_momenta(
+    momenta: Sequence[Tensor],
+    gradient: Tensor,
+    decays: Sequence[float] = DECAYS,
+) -> list[Tensor]:
+    """Exponential moving averages of the gradient, without bias correction:
+    m <- decay * m + (1 - decay) * g."""
+    gradient = gradient.to(momenta[0].dtype).clamp(-LARGEST, LARGEST)
+    return [
+        m.lerp(gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)
+    ]
+
+
+def next_records(
+    grads: Sequence[Tensor | None], state: Sequence[Record]
+) -> list[Record]:
+    """New records of parameters with a gradient: their momenta and numbers of steps."""
+    found = list(state)
+    for i, (grad, old) in enumerate(zip(grads, state, strict=True)):
+        if grad is not None:
+            momenta = update_momenta([old[key] for key in MOMENTA], grad)
+            new = dict(zip(MOMENTA, momenta, strict=True))
+            found[i] = {**old, **new, "step": old["step"] + 1}
+    return found
+
+
+def move_momenta(
+    grads: Sequence[Tensor | None], state: Sequence[Record], most: int
+) -> None:
+    """`update_momenta` in place, of at most so many elements at once, for which memory
+    is needed for copies of gradients."""
+    found = {i: grad for i, grad in enumerate(grads) if grad is not None}
+    sizes = {i: grad.numel() for i, grad in found.items()}
+    for some in chunking.together(sizes, most):
+        momenta = [state[i][key] for i in some for key in MOMENTA]
+        # more than 1 of a long one, which is alone
+        count = ceil(sizes[some[-1]] / most)
+        gradients = [found[i] for i in some]
+        pieces = [chunking.in_rows(x, count) for x in (*momenta, *gradients)]
+        for piece in zip(*pieces, strict=True):
+            _move(list(piece[: len(momenta)]), piece[len(momenta) :])
+
+
+def _move(momenta: list[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Those of one parameter after the other."""
+    count = len(DECAYS)
+    rows = zip(momenta[::count], gradients, strict=True)
+    cut = _foreach_clamp_min([g.to(m.dtype) for m, g in rows], -LARGEST)
+    _foreach_clamp_max_(cut, LARGEST)
+    repeated = [g for g in cut for _ in DECAYS]
+    weights = [1 - decay for decay in DECAYS] * len(cut)
+    _foreach_lerp_(momenta, repeated, weights)
+
+
+def preprocess(
+    columns: Sequence[Tensor],
+    cutoff: float = LOG_CUTOFF,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Log-magnitude and sign of every value (Andrychowicz et al. 2016, App. A, Eq. 4).
+
+    columns: k tensors (*shape). Returns (*shape, 2 k): first the k log-magnitudes, then the k
+    signs, each feature together in memory. A value with |x| >= exp(-p) gives (log|x| / p, sign x),
+    a smaller one (-1, exp(p) x). Derivatives are finite everywhere, also at zero.
+
+    out: where to put it, features first, (2 k, *shape); without autograd.
+    """
+    columns, least = list(columns), exp(-cutoff)
+    if torch.is_grad_enabled() and out is None:
+        x = torch.stack(columns)
+        # in place where a derivative needs nothing that is lost
+        log = x.abs().clamp(min=least).log().mul_(1 / cutoff)
+        sign = x.clamp(-least, least).mul_(1 / least)
+        return torch.cat([log, sign]).movedim(0, -1)
+    if out is not None:
+        torch.stack(columns, out=out.chunk(2)[0])
+        return preprocess_in_place(out, cutoff).movedim(0, -1)
+    found = torch.stack([*columns, *columns])  # in which way torch.vmap can follow
+    log, sign = found.chunk(2)
+    sign.clamp_min_(-least).clamp_max_(least).mul_(1 / least)
+    _to_logarithms(log, cutoff)
+    return found.movedim(0, -1)
+
+
+def finite_features(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """`preprocess` of columns in float32 at least, in a dtype; 0 where not finite."""
+    precise = torch.promote_types(dtype, torch.float32)
+    found = preprocess([column.to(precise) for column in columns]).to(dtype)
+    return found.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def preprocess_in_place(out: Tensor, cutoff: float = LOG_CUTOFF) -> Tensor:
+    """`preprocess` of what the first half of `out`, (2 k, *shape), holds."""
+    log, sign = out.chunk(2)
+    least = exp(-cutoff)
+    torch.clamp(log, -least, least, out=sign).mul_(1 / least)
+    _to_logarithms(log, cutoff)
+    return out
+
+
+def _to_logarithms(values: Tensor, cutoff: float) -> None:
+    values.abs_().clamp_min_(exp(-cutoff)).log_().mul_(1 / cutoff)
+
+
+def features_of(
+    columns: Sequence[Tensor],
+    like: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`preprocess` in the dtype and on the device of `like`; logarithms in float32 at least."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    converted = [column.to(like.device, dtype) for column in columns]
+    if out is None or out.dtype == dtype:
+        return preprocess(converted, out=out).to(like.dtype)
+    return out.movedim(0, -1).copy_(preprocess(converted))

@@ -1,0 +1,85 @@
+"""State and features of a small network's parameters as a few tensors, for steps in place.
+
+What the records hold are views of them: a step takes as many calls for all parameters as for one,
+and allocates next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Size, Tensor
+
+from ngopt.functional import Record
+from ngopt.metanets.features import DECAYS, LARGEST, MOMENTA, preprocess_in_place
+from ngopt.packing import PackedState, Packing, scalars
+
+
+class FlatState:
+    """Of parameters of these shapes, whose states have the dtype and the device of `like`.
+
+    context: key of what the graph said of every element, (*shape, d) each, None if it says nothing.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[Size],
+        like: Tensor,
+        context: str | None,
+        d_context: int,
+    ):
+        numbers = range(len(shapes))
+        momenta = [(i, key) for key in MOMENTA for i in numbers]
+        packings = [
+            _flat(momenta, [*shapes] * len(MOMENTA), (len(MOMENTA), -1)),
+            scalars(len(shapes), ["step"], torch.device("cpu")),
+        ]
+        self._state = PackedState(packings)
+        self._context: PackedState | None = None
+        if context is not None:
+            own = [Size((*shape, d_context)) for shape in shapes]
+            places = [(i, context) for i in numbers]
+            self._context = PackedState([_flat(places, own, (-1, d_context))])
+        self._weights = like.new_tensor([[1 - decay] for decay in DECAYS])
+        self._cut = like.new_empty(sum(shape.numel() for shape in shapes))
+
+    def move(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        records: Sequence[Record],
+        out: Tensor,
+    ) -> None:
+        """Counts a step and moves momenta, in the records; writes features, (14, n)."""
+        momenta, steps = self._state.open(records, in_place=True)
+        steps.add_(1)
+        columns = out.chunk(2)[0]
+        torch.cat([p.reshape(-1) for p in params], out=columns[0])
+        gradient = torch.cat([g.reshape(-1) for g in grads], out=columns[1])
+        torch.clamp(gradient, -LARGEST, LARGEST, out=self._cut)
+        momenta.lerp_(self._cut, self._weights)
+        columns[2:] = momenta
+        preprocess_in_place(out)
+
+    def context(self, records: Sequence[Record]) -> Tensor | None:
+        """What the graph said of all elements, (n, d); written to, it is written to the records."""
+        if self._context is None:
+            return None
+        return self._context.open(records, in_place=True)[0]
+
+
+def _flat(
+    places: Sequence[tuple[int, str]], shapes: Sequence[Size], shape: tuple[int, int]
+) -> Packing:
+    """Tensors of these shapes one after the other, as a tensor of another shape."""
+    sizes = [own.numel() for own in shapes]
+
+    def split(tensor: Tensor) -> list[Tensor]:
+        pieces = tensor.reshape(-1).split(sizes)
+        return [x.view(own) for x, own in zip(pieces, shapes, strict=True)]
+
+    def join(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([x.reshape(-1) for x in values]).view(shape)
+
+    return Packing(places, join, split)

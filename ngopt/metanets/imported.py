@@ -1,0 +1,88 @@
+"""Metanets by name: registered ones, and your own as "module:Class"."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from ngopt.metanets.metanet import Metanet
+
+T = TypeVar("T")
+
+_imported: list[str] = []
+
+
+def imported_metanets() -> tuple[str, ...]:
+    """Names that `find_metanet` was allowed to import, for processes that are started later."""
+    return tuple(_imported)
+
+
+def metanet_name(metanet: Metanet, known: Mapping[str, type[Metanet]]) -> str:
+    """The name in a weights file: the registered one, or "module:Class"."""
+    cls = type(metanet)
+    if known.get(getattr(cls, "name", "")) is cls:
+        return cls.name
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def find_metanet(
+    name: str, known: Mapping[str, type[Metanet]], may_import: bool = False
+) -> type[Metanet]:
+    """The class of a registered name, or of "module:Class".
+
+    may_import: whether the name comes from the user. Importing a module runs its code, so a name
+    that a file holds is looked up in modules that are imported already.
+
+    Raises ValueError, which names the module or the attribute, if there is no such class.
+    """
+    if name in known:
+        return known[name]
+    found = find_class("metanet", name, list(known), Metanet, may_import)
+    if may_import and name not in _imported:
+        _imported.append(name)
+    return found
+
+
+def find_class(
+    what: str, name: str, known: Sequence[str], base: type[T], may_import: bool
+) -> type[T]:
+    """The subclass of `base` that "module:Class" names.
+
+    what: it is, and known: other names, for messages. may_import: as in `find_metanet`.
+
+    Raises ValueError, which names the module or the attribute, if there is no such class.
+    """
+    module_name, colon, path = name.partition(":")
+    if not (colon and module_name and path):
+        raise ValueError(
+            f"{what} '{name}': expected one of {', '.join(known)}, or module:Class"
+        )
+    found: Any = _module(what, name, module_name, may_import)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise ValueError(
+                f"{what} '{name}': expected '{path}' in module '{module_name}'; got none"
+            )
+        found = getattr(found, part)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        expected = f"a subclass of {base.__module__}.{base.__name__}"
+        raise ValueError(f"{what} '{name}': expected {expected}; got {found!r}")
+    return found
+
+
+def _module(what: str, name: str, module_name: str, may_import: bool) -> Any:
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    if not may_import:
+        raise ValueError(
+            f"{what} '{name}': expected module '{module_name}' to be imported; got a file that "
+            f"names it. Import it first, or pass --{what} {name}, if you trust it."
+        )
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"{what} '{name}': expected a module '{module_name}'; got: {error}"
+        ) from None

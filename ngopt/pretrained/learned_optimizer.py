@@ -1,0 +1,108 @@
+"""A learned optimizer as a whole: a hand-designed base rule or a metanet."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from ngopt.base.soap import Soap
+from ngopt.distributed.shards import Shards
+from ngopt.functional import UpdateRule
+from ngopt.graph.core import NeuralGraph
+from ngopt.metanets.cooldown import Cooldown
+from ngopt.metanets.metanet import Metanet
+from ngopt.metanets.rule import MetanetRule
+
+
+class BaseRule(Protocol):
+    """A hand-designed rule, made as `cls(config)`; `Config` is a frozen dataclass of numbers."""
+
+    name: str
+    Config: type
+    config: Any
+
+    def bind(
+        self,
+        graph: NeuralGraph,
+        total_steps: int | None = None,
+        compute_dtype: torch.dtype | None = None,
+        renew_every: int | None = None,
+        shards: Shards | None = None,
+    ) -> UpdateRule:
+        """The rule on a graph.
+
+        total_steps: the horizon where it is known. compute_dtype: of matrix products. renew_every:
+        steps between renewals of a preconditioner, where the rule has some. None: the rule's own.
+        shards: the processes that share the parameters, if any.
+        """
+        ...
+
+
+BASES: dict[str, type] = {Soap.name: Soap}
+"""The base rules that weights files can name."""
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedOptimizer:
+    """What a weights file holds.
+
+    base: the hand-designed rule, or metanet: what predicts the updates (the paper's optimizers).
+    cooldown: of the updates of a metanet, which does not know how long a training is; None keeps
+        them as they are.
+    recipe, table: how the weights were made (`stages`, the last one the newest) and what was
+        measured with them, JSON.
+
+    Raises ValueError if there is neither a base nor a metanet, or both, or beside a base a
+    cooldown, as it has a schedule of its own.
+    """
+
+    base: BaseRule | None = None
+    metanet: Metanet | None = None
+    cooldown: Cooldown | None = None
+    recipe: Mapping[str, Any] = field(default_factory=lambda: {"stages": []})
+    table: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.base is None and self.metanet is None:
+            raise ValueError(
+                "LearnedOptimizer: expected a base rule or a metanet; got neither"
+            )
+        if self.base is not None and self.metanet is not None:
+            found = f"base '{self.base.name}' and metanet '{self.metanet.name}'"
+            raise ValueError(
+                f"LearnedOptimizer: expected a base rule or a metanet; got {found}"
+            )
+        if self.base is not None and self.cooldown is not None:
+            raise ValueError(
+                f"LearnedOptimizer: expected no cooldown beside a base rule; got {self.cooldown}"
+            )
+
+    def bind(
+        self,
+        graph: NeuralGraph,
+        total_steps: int | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        renew_every: int | None = None,
+        shards: Shards | None = None,
+    ) -> UpdateRule:
+        """The update rule on a graph.
+
+        total_steps: the horizon where it is known. dtype: what it computes in. device: of a copy of
+        the metanet; with neither the rule has the metanet itself, so that an unroll differentiates
+        by it. renew_every, shards: see `BaseRule.bind`.
+        """
+        if self.base is not None:
+            if shards is None:  # a base rule need not know of processes
+                return self.base.bind(graph, total_steps, dtype, renew_every)
+            return self.base.bind(graph, total_steps, dtype, renew_every, shards)
+        metanet = self.metanet
+        assert metanet is not None
+        if device is not None or dtype is not None:
+            metanet = copy.deepcopy(metanet).to(device=device, dtype=dtype).eval()
+        return MetanetRule(metanet, graph, self.cooldown, total_steps)

@@ -1,0 +1,5 @@
+"""What each parameter is for: roles, and the matrices that it holds."""
+
+from ngopt.roles.from_graph import ParameterRole, parameter_roles
+
+__all__ = ["ParameterRole", "parameter_roles"]

@@ -1,0 +1,192 @@
+"""How a parameter is partitioned into matrices, and which of their axes have factors.
+
+Kronecker factors belong to neurons, so that permuting neurons permutes the updates in
+the same way. Two exceptions: the network's own inputs, which are not exchangeable, and
+rows of a matrix of which no axis is short enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt.graph.core import ParameterSpec, View
+from ngopt.roles.from_graph import ParameterRole
+from ngopt.roles.matrices import MatrixBlock
+
+# The distance of parameters with fewer elements is measured: see `ngopt.base.start`.
+MANY = 1 << 16
+# A factor of this many rows, 0.7 MB with its basis, is affordable in any matrix.
+SMALL = 300
+LEAST = 24  # rows of the factors of a stretch of inputs
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of matrices (groups, rows, channels, kernel) that has Kronecker factors.
+
+    A factor is a running mean of X X^T, with X the matrix unfolded along the axis.
+    Factors and bases are (groups * parts, size, size). Values without kernel and parts
+    are (groups, rows, channels).
+    """
+
+    name: str  # "rows", "channels" (or channels times kernel positions) or "kernel"
+    parts: int  # pieces with factors of their own: heads, gates
+    size: int  # of a piece
+    rest: int  # elements of a matrix that share an index of the axis, in a piece
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """X of values: (groups * parts, size, rest), or pieces of it in a longer batch."""
+        if self.name == "kernel" and not x.is_cpu:  # short: many small products
+            return x.flatten(0, 1).mT
+        return self._split(x) if self.name == "rows" else self._split(x).mT
+
+    def rotate(self, x: Tensor, basis: Tensor, back: bool = False) -> Tensor:
+        """Q^T times the axis or, on the way back, Q times it."""
+        y = self._split(x)
+        if self.name == "rows":
+            y = torch.bmm(basis if back else basis.mT, y)
+        else:
+            y = torch.bmm(y, basis.mT if back else basis)
+        if x.dim() == 3:
+            return y
+        if self.name != "channels":
+            return y.view(x.shape)
+        groups, rows, channels, kernel = x.shape
+        y = y.unflatten(0, (groups, self.parts)).transpose(1, 2)
+        return y.reshape(groups, rows, kernel, channels).transpose(2, 3)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Rows: (groups * parts, size, rest); others: (groups * parts, rest, size)."""
+        if x.dim() == 3:
+            return x
+        if self.name == "rows":
+            return x.reshape(-1, self.size, self.rest)
+        if self.name == "kernel":
+            return x.reshape(-1, self.rest, self.size)
+        y = x.transpose(2, 3).reshape(x.shape[0], self.rest, self.parts, self.size)
+        return y.transpose(1, 2).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class MatrixLayout:
+    """Matrices of one shape in a parameter."""
+
+    shape: tuple[int, int, int, int]  # (groups, rows, channels, kernel) in memory order
+    axes: tuple[Axis, ...] = ()  # with factors
+    view: View | None = None  # their elements, in this order; None: all in theirs
+    part: tuple[int, ...] = ()  # shape of their elements of a parameter
+
+    def of(self, x: Tensor) -> Tensor:
+        """Their elements of a parameter's values; a view if these are contiguous."""
+        if self.view is None:
+            return x
+        flat = x.reshape(-1)
+        start = flat.storage_offset() + self.view.offset
+        return flat.as_strided(self.view.shape, self.view.strides, start)
+
+
+def layouts_of(
+    role: ParameterRole, spec: ParameterSpec, longest: int, budget: float
+) -> tuple[MatrixLayout, ...]:
+    """The matrices of a parameter; one row without factors if it is no matrix.
+
+    longest: rows of a factor at most. budget: elements of one axis' factors and bases
+    at most, in those of the matrices.
+    """
+    if not role.blocks or spec.numel == 0:
+        return (MatrixLayout((1, 1, spec.numel, 1), part=spec.shape),)
+    limits = _Limits(longest, budget)
+    layouts = []
+    for block in role.blocks:
+        is_table = role.role == "embedding"
+        own = _table(block, limits) if is_table else _matrices(block, limits, role)
+        own = _in_memory_order(own)
+        assert own.view is not None
+        whole = replace(own, view=None, part=spec.shape)
+        is_whole = own.view.is_whole(spec)
+        layouts.append(whole if is_whole else replace(own, part=own.view.shape))
+    return tuple(layouts)
+
+
+def is_measured(layouts: Sequence[MatrixLayout]) -> bool:
+    """Whether it is known how far a parameter with these layouts has moved."""
+    if len(layouts) != 1:
+        return False
+    own = layouts[0]
+    return not own.axes or prod(own.shape) < MANY
+
+
+class _Limits(NamedTuple):
+    longest: int
+    budget: float
+
+    def allow(self, size: int, factors: int, numel: int) -> bool:
+        """Whether so many factors are affordable for so many elements."""
+        is_small = size <= SMALL or 2 * factors * size**2 <= self.budget * numel
+        return 1 < size <= self.longest and is_small
+
+
+def _table(block: MatrixBlock, limits: _Limits) -> MatrixLayout:
+    """A table, (1, dimension, tokens, 1), with one factor."""
+    _, dimension, *tokens = block.view.shape
+    has_factor = 1 < dimension <= limits.longest
+    axes = (Axis("rows", 1, dimension, prod(tokens)),) if has_factor else ()
+    return MatrixLayout((1, dimension, prod(tokens), 1), axes, block.view)
+
+
+def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> MatrixLayout:
+    k, rows, *columns = block.view.shape
+    share_inputs = k > 1 and len(set(block.columns)) == 1
+    groups, parts = (1, k) if share_inputs else (k, 1)
+    numel = block.view.numel
+    channels, kernel = (columns or [1])[0], prod(columns[1:])
+    if channels * kernel <= SMALL:
+        channels, kernel = channels * kernel, 1
+    axes: list[Axis] = []
+    if limits.allow(rows, groups * parts, numel):
+        axes.append(Axis("rows", parts, rows, channels * kernel))
+    if limits.allow(kernel, groups, numel):
+        axes.append(Axis("kernel", 1, kernel, parts * rows * channels))
+    # The network's inputs are not exchangeable: a stretch may have a factor of its own.
+    cuts = 1
+    if role.reads_input and not limits.allow(channels, groups, numel):
+        # half the budget, so that momentum and second moments fit in the other half
+        longest = int(limits.budget * numel / (4 * groups * channels))
+        cuts = _divisor(channels, -(-channels // max(min(longest, SMALL), 1)))
+    size = channels // cuts
+    is_affordable = size >= LEAST if cuts > 1 else limits.allow(size, groups, numel)
+    if is_affordable:
+        axes.append(Axis("channels", cuts, size, parts * rows * kernel))
+    if not axes:  # better in pieces than not at all
+        pieces = _divisor(rows, -(-rows // limits.longest))
+        own = Axis("rows", parts * pieces, rows // pieces, channels * kernel)
+        axes = [own] * (rows > pieces)
+    shape = (groups, parts * rows, channels, kernel)
+    return MatrixLayout(shape, tuple(axes), block.view)
+
+
+def _in_memory_order(layout: MatrixLayout) -> MatrixLayout:
+    """The transposed matrices where inputs come first in memory: no copies."""
+    view, (groups, rows, channels, kernel) = layout.view, layout.shape
+    is_split = kernel > 1 or any(axis.parts > 1 for axis in layout.axes)
+    if view is None or is_split or view.shape[:2] != (groups, rows):
+        return layout
+    first, down, *across = view.strides
+    if not 1 == down < min(filter(None, across), default=0):
+        return layout
+    turned = {"rows": "channels", "channels": "rows"}
+    axes = tuple(replace(axis, name=turned[axis.name]) for axis in layout.axes)
+    shape, strides = (groups, *view.shape[2:], rows), (first, *across, 1)
+    view = replace(view, shape=shape, strides=strides)
+    return MatrixLayout((groups, channels, rows, 1), axes, view)
+
+
+def _divisor(n: int, least: int) -> int:
+    """The smallest divisor that is not less."""
+    return next(d for d in range(least, n + 1) if n % d == 0)

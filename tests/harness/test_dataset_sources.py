@@ -1,0 +1,406 @@
+"""Facts about the formats and the sources, on tiny files written here: torchvision is given a web
+server on this machine, and package clients are stand-ins on the PATH."""
+
+import contextlib
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import pickle
+import socket
+import struct
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+from PIL import Image
+
+from harness import dataset_sources as sources
+from harness.dataset_sources import IDX_FILES
+
+
+def idx(array: np.ndarray) -> bytes:
+    return (
+        b"\0\0\x08"
+        + struct.pack(f">B{array.ndim}I", array.ndim, *array.shape)
+        + array.tobytes()
+    )
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="png")
+    return stream.getvalue()
+
+
+def tar(path, files: dict[str, bytes]) -> bytes:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path.read_bytes()
+
+
+def random_bytes(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8)
+
+
+TRAIN_IMAGES = random_bytes(0, 6, 28, 28)
+TEST_IMAGES = random_bytes(1, 2, 28, 28)
+TRAIN_LABELS = np.arange(6, dtype=np.uint8)
+TEST_LABELS = np.array([9, 200], dtype=np.uint8)
+IDX_CONTENTS = dict(
+    zip(
+        IDX_FILES,
+        map(idx, (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)),
+        strict=True,
+    )
+)
+
+
+def assert_is_the_idx_data(arrays) -> None:
+    assert {key: (value.shape, value.dtype) for key, value in arrays.items()} == {
+        "train_images": ((6, 1, 28, 28), torch.uint8),
+        "train_labels": ((6,), torch.int64),
+        "test_images": ((2, 1, 28, 28), torch.uint8),
+        "test_labels": ((2,), torch.int64),
+    }
+    assert np.array_equal(arrays["train_images"][:, 0], TRAIN_IMAGES)
+    assert np.array_equal(arrays["test_images"][:, 0], TEST_IMAGES)
+    assert arrays["train_labels"].tolist() == TRAIN_LABELS.tolist()
+    assert arrays["test_labels"].tolist() == TEST_LABELS.tolist()
+
+
+# --- Formats ---
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_idx_gives_back_what_was_written(pack):
+    array = random_bytes(2, 3, 4, 5)
+    assert np.array_equal(sources.parse_idx(pack(idx(array))), array)
+
+
+def test_idx_of_the_four_files_becomes_the_four_arrays():
+    assert_is_the_idx_data(sources.arrays_from_idx(IDX_CONTENTS))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "begin with 00 00 08; got ''"),
+        (b"<html>", "got '3c 68 74'"),
+        (
+            b"\0\0\x0d\x01" + struct.pack(">If", 1, 0.5),
+            "got '00 00 0d'",
+        ),  # floats
+        # header cut off
+        (b"\0\0\x08\x03" + struct.pack(">II", 1, 1), "expected 1 bytes"),
+        (
+            idx(random_bytes(0, 2, 3))[:-1],
+            r"shape \(2, 3\): expected 6 bytes of values; got 5",
+        ),
+        (
+            idx(random_bytes(0, 2, 3)) + b"\0",
+            r"shape \(2, 3\): expected 6 bytes of values; got 7",
+        ),
+    ],
+)
+def test_what_is_not_idx_is_refused(content, message):
+    with pytest.raises(ValueError, match=message):
+        sources.parse_idx(content)
+
+
+def test_rows_of_a_png_become_images():
+    images = random_bytes(3, 4, 2, 5, 3)  # (n, height, width, channels)
+    parsed = sources.parse_image_rows(png(images.reshape(4, 10, 3)), 2, 5)
+    assert np.array_equal(parsed, images.transpose(0, 3, 1, 2))
+    assert parsed.is_contiguous()
+
+
+@pytest.mark.parametrize("pixels", [random_bytes(0, 4, 11, 3), random_bytes(0, 4, 10)])
+def test_png_of_another_form_is_refused(pixels):
+    with pytest.raises(
+        ValueError,
+        match=r"expected RGB rows of 10 pixels; got (RGB|L) rows of 1",
+    ):
+        sources.parse_image_rows(png(pixels), 2, 5)
+
+
+# one for each training batch, and one of test
+CIFAR10_IMAGES = random_bytes(4, 6, 32, 32, 3)
+
+
+def assert_is_the_cifar10_data(arrays) -> None:
+    images = torch.from_numpy(CIFAR10_IMAGES).permute(0, 3, 1, 2)
+    assert torch.equal(arrays["train_images"], images[:5])
+    assert torch.equal(arrays["test_images"], images[5:])
+    assert arrays["train_labels"].tolist() == [6, 9, 9, 4, 1]
+    assert arrays["test_labels"].tolist() == [3]
+    assert all(value.is_contiguous() for value in arrays.values())
+    assert {value.dtype for value in arrays.values()} == {
+        torch.uint8,
+        torch.int64,
+    }
+
+
+def png_contents() -> dict[str, bytes]:
+    rows = [png(image.reshape(1, 1024, 3)) for image in CIFAR10_IMAGES]
+    names = [
+        *(f"data_batch_{number}.png" for number in range(1, 6)),
+        "test_batch.png",
+    ]
+    return dict(zip(names, rows, strict=True)) | {
+        "train_lables.json": b"[6,9,9,4,1]",
+        "test_lables.json": b"[3]",
+    }
+
+
+def test_pngs_in_the_order_of_their_numbers_become_the_four_arrays():
+    assert_is_the_cifar10_data(sources.arrays_from_image_rows(png_contents()))
+
+
+def test_members_come_from_the_named_folder_alone(tmp_path):
+    tar(
+        tmp_path / "a.tgz",
+        {"package/x": b"right", "other/x": b"wrong", "package/y": b"more"},
+    )
+    assert sources.read_members(tmp_path / "a.tgz", "package", ["x"]) == {"x": b"right"}
+
+
+def test_missing_members_are_named(tmp_path):
+    tar(tmp_path / "a.tgz", {"package/x": b"", "other/y": b""})
+    with pytest.raises(
+        ValueError, match=r"'a.tgz': expected files \['y', 'z'\] in 'package'"
+    ):
+        sources.read_members(tmp_path / "a.tgz", "package", ["x", "y", "z"])
+
+
+# --- torchvision, with its hosts replaced by a server on this machine ---
+
+
+@contextlib.contextmanager
+def serve(handler):
+    """Runs a web server; gives its address."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves a folder; (the folder, its address)."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with serve(functools.partial(Handler, directory=folder)) as address:
+        yield folder, address
+
+
+@pytest.mark.parametrize("class_name", ["MNIST", "FashionMNIST"])
+def test_torchvision_idx(server, tmp_path, monkeypatch, class_name):
+    folder, address = server
+    resources = []
+    for name, content in IDX_CONTENTS.items():
+        packed = gzip.compress(content)
+        (folder / f"{name}.gz").write_bytes(packed)
+        resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
+    dataset_class = getattr(torchvision.datasets, class_name)
+    monkeypatch.setattr(dataset_class, "mirrors", [address])
+    monkeypatch.setattr(dataset_class, "resources", resources)
+    assert_is_the_idx_data(
+        sources.from_torchvision(tmp_path / "place", class_name=class_name)
+    )
+
+
+def test_torchvision_cifar10(server, tmp_path, monkeypatch):
+    folder, address = server
+    planes = CIFAR10_IMAGES.transpose(0, 3, 1, 2).reshape(6, 1, 3072)
+    members, md5 = {}, {}
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    for name, plane, label in zip(names, planes, [6, 9, 9, 4, 1, 3], strict=True):
+        members[name] = pickle.dumps({"data": plane, "labels": [label]})
+    members["batches.meta"] = pickle.dumps({"label_names": list("abcdefghij")})
+    for name, content in members.items():
+        md5[name] = hashlib.md5(content).hexdigest()
+    archive = tar(
+        folder / "cifar.tar.gz",
+        {f"cifar-10-batches-py/{k}": v for k, v in members.items()},
+    )
+    kind = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(kind, "url", f"{address}cifar.tar.gz")
+    monkeypatch.setattr(kind, "filename", "cifar.tar.gz")
+    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(archive).hexdigest())
+    monkeypatch.setattr(kind, "train_list", [[name, md5[name]] for name in names[:5]])
+    monkeypatch.setattr(kind, "test_list", [[names[5], md5[names[5]]]])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5["batches.meta"]})
+    arrays = sources.from_torchvision(tmp_path / "place", class_name="CIFAR10")
+    assert_is_the_cifar10_data(arrays)
+
+
+def test_hosts_that_do_not_answer_are_passed_over(server, tmp_path, monkeypatch):
+    _, address = server
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"{address}not-there")
+    with pytest.raises(ConnectionError, match="not-there does not answer"):
+        sources.from_torchvision(tmp_path, class_name="CIFAR10")
+
+
+def test_a_download_that_stalls_is_given_up(monkeypatch, tmp_path):
+    over = threading.Event()
+
+    class AnswersButNeverSends(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self):
+            over.wait(10)
+
+        def log_message(self, *_):
+            pass
+
+    with serve(AnswersButNeverSends) as address:
+        monkeypatch.setattr(
+            torchvision.datasets.CIFAR10, "url", f"{address}cifar.tar.gz"
+        )
+        monkeypatch.setattr(sources, "STALL_SECONDS", 0.3)
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            sources.from_torchvision(tmp_path, class_name="CIFAR10")
+        assert time.monotonic() - start < 5
+        over.set()
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_host_that_is_silent_is_passed_over_in_time(monkeypatch):
+    monkeypatch.setattr(sources, "CONNECT_SECONDS", 0.1)
+    hung = threading.Event()
+
+    def hang(*_, **__):  # as the look-up of a name does, which no socket timeout bounds
+        hung.wait(10)
+        raise OSError
+
+    monkeypatch.setattr(sources.urllib.request, "urlopen", hang)
+    start = time.monotonic()
+    assert not sources._answers("http://127.0.0.1/")
+    assert time.monotonic() - start < 5
+    hung.set()
+
+
+# --- Package clients, with stand-ins for them ---
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    """Puts a shell script on the PATH under the name of a client, before everything else."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+    def write(name: str, script: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    return write
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+@pytest.mark.parametrize(
+    "folder, contents, convert, check",
+    [
+        (
+            "package/data",
+            IDX_CONTENTS,
+            sources.arrays_from_idx,
+            assert_is_the_idx_data,
+        ),
+        (
+            "package",
+            png_contents(),
+            sources.arrays_from_image_rows,
+            assert_is_the_cifar10_data,
+        ),
+    ],
+)
+def test_npm(client, place, tmp_path, folder, contents, convert, check):
+    tar(
+        tmp_path / "packed",
+        {f"{folder}/{name}": value for name, value in contents.items()},
+    )
+    client(
+        "npm",
+        f'test "$1 $2" = "pack some-data@1.0.0" && cp {tmp_path}/packed some.tgz',
+    )
+    arrays = sources.from_npm(
+        place,
+        package="some-data@1.0.0",
+        size=100,
+        folder=folder,
+        files=tuple(contents),
+        convert=convert,
+    )
+    check(arrays)
+
+
+def test_debian(client, place, tmp_path):
+    packed = tmp_path / "packed" / "usr" / "share"
+    packed.mkdir(parents=True)
+    for name, content in IDX_CONTENTS.items():
+        (packed / f"{name}.gz").write_bytes(gzip.compress(content))
+    # Each keeps to the folder it is given: lists below Dir::State, the package in its own folder.
+    client(
+        "apt-get",
+        'test "$2 $3" = "-o Dir::State=' + str(place) + '/state" || exit 2\n'
+        "for last; do :; done\n"
+        'if [ "$last" = update ]; then touch state/lists/list; fi\n'
+        'if [ "$last" = some-data ]; then test -e ../state/lists/list && touch some-data.deb; fi',
+    )
+    client(
+        "dpkg-deb",
+        f'test "$1" = --extract && test -e "$2" && cp -r {tmp_path}/packed "$3"',
+    )
+    arrays = sources.from_debian(
+        place, package="some-data", folder=Path("/usr/share"), size=100
+    )
+    assert_is_the_idx_data(arrays)
+
+
+def test_a_client_that_fails_is_quoted(client, place):
+    client("npm", "echo 'no such package' >&2; exit 7")
+    with pytest.raises(RuntimeError, match="npm ended with status 7: no such package"):
+        sources._run(["npm", "pack"], place)
+
+
+def test_a_client_that_is_not_installed_is_named(place, monkeypatch):
+    monkeypatch.setenv("PATH", str(place))
+    with pytest.raises(RuntimeError, match="npm is not installed"):
+        sources._run(["npm", "pack"], place)
+
+
+def test_a_client_that_hangs_is_ended(client, place, monkeypatch):
+    monkeypatch.setattr(sources, "CLIENT_SECONDS", 0.3)
+    client("npm", "exec sleep 60")
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="npm took longer than"):
+        sources._run(["npm", "pack"], place)
+    assert time.monotonic() - start < 10

@@ -1,0 +1,27 @@
+import json
+
+import pytest
+
+from harness.files import make_folder, write_json
+
+
+def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(ValueError, match="nan"):
+        write_json(path, {"y": [1.0] * 10000, "x": float("nan")})
+    assert json.loads(path.read_text()) == {"x": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_a_file_is_no_folder(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=f"{name}': expected a folder; got"):
+        make_folder(tmp_path / name)
+
+
+def test_a_folder_is_made_once(tmp_path):
+    for _ in range(2):
+        make_folder(tmp_path / "some" / "folder")
+    assert (tmp_path / "some" / "folder").is_dir()
