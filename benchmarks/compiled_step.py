@@ -1,11 +1,11 @@
 """What compiling an optimizer's step gains:
 `python -m benchmarks.compiled_step --networks resnet18 --weights ff`.
 
-For metanets: the default's step is not compiled as a whole. Two optimizers step the same
-network on random gradients, one eagerly, one through `torch.compile`, in turns of one
-cycle (from one look at the graph to the next), late in a training. Milliseconds are
-medians over cycles of the mean step; compiling is what the first steps took beyond those
-of the eager one. Needs a C++ compiler.
+For metanets: the default's step is not compiled as a whole. Two optimizers step the
+same network on random gradients, one eagerly, one through `torch.compile`, in turns of
+one cycle (from one look at the graph to the next), late in a training. Milliseconds are
+medians over cycles of the mean step; compiling is what the first steps took beyond
+those of the eager one. Needs a C++ compiler.
 """
 
 from __future__ import annotations

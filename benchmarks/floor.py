@@ -1,4 +1,5 @@
-"""How fast this machine is at what a step is made of: matrix products, and memory traffic."""
+"""How fast this machine is at what a step is made of: matrix products, and memory
+traffic."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ REPETITIONS = 20
 
 
 class Machine(NamedTuple):
-    """flops: of matrix products of a metanet's size, a second. bytes: moved by a copy, a second."""
+    """flops: of matrix products of a metanet's size, a second. bytes: moved by a copy,
+    a second."""
 
     flops: float
     bytes: float
@@ -52,8 +54,8 @@ def flops_of(call: Callable[[], object]) -> int:
 
 
 class _Counter(TorchDispatchMode):
-    """Torch's own counter follows modules too, for which it hooks into gradients of what they read;
-    leaves that are read by a module cannot be hooked into."""
+    """Torch's own counter follows modules too, for which it hooks into gradients of
+    what they read; leaves that are read by a module cannot be hooked into."""
 
     flops = 0
 

@@ -3,9 +3,9 @@ beside the `torch.export` that it begins with.
 
     python -m benchmarks.graph_building --output results/graph_building.json
 
-One thread. For every family: seconds of `torch.export` alone and of the whole graph (best of
-several, taken in turns), what is placed and connected,
-and whether gather and scatter give every parameter back.
+One thread. For every family: seconds of `torch.export` alone and of the whole graph
+(best of several, taken in turns), what is placed and connected, and whether gather and
+scatter give every parameter back.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ FAMILIES = (
 
 
 def measure(family: str, repeats: int) -> Record:
-    """The record of one family. Takes the shortest of `repeats` times, as noise only adds."""
+    """The record of one family. Takes the shortest of `repeats` times, as noise only
+    adds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = torchvision.models.get_model(family, weights=None)

@@ -1,12 +1,13 @@
-"""Networks a second in a training step of NG-GNN, beside PyG's PNAConv on the same graphs.
+"""Networks a second in a training step of NG-GNN, beside PyG's PNAConv on the same
+graphs.
 
     python -m benchmarks.graph_training --output results/graph_training.json
 
-One thread; seconds of the process, so that other work beside it counts less. Both read SIRENs [2,
-32, 32, 1], have the same width and rounds, both directions of every edge and 17 features of each
-value, and make the gradients of all their parameters; NG-GNN also changes edges between rounds,
-PNAConv has its messages from one linear map. Taken in turns. What is compiled takes a step's
-networks in pieces, as in training.
+One thread; seconds of the process, so that other work beside it counts less. Both read
+SIRENs [2, 32, 32, 1], have the same width and rounds, both directions of every edge and
+17 features of each value, and make the gradients of all their parameters; NG-GNN also
+changes edges between rounds, PNAConv has its messages from one linear map. Taken in
+turns. What is compiled takes a step's networks in pieces, as in training.
 """
 
 from __future__ import annotations

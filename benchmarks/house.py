@@ -1,8 +1,8 @@
 """Size and complexity of the sources: `python -m benchmarks.house`.
 
-Prints one row per package: lines, files, tokens per statement, comprehensions per
-100 statements, parameters per function, cyclomatic complexity (radon), import circles
-and the longest class. Any file or folder can be measured beside them, for example
+Prints one row per package: lines, files, tokens per statement, comprehensions per 100
+statements, parameters per function, cyclomatic complexity (radon), import circles and
+the longest class. Any file or folder can be measured beside them, for example
 `python -m benchmarks.house $(python -c "import torch; print(torch.optim.__path__[0])")`.
 Takes about ten seconds.
 """

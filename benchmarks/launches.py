@@ -3,9 +3,9 @@
     python -m benchmarks.launches --output launches.json
 
 Steps run on torch's meta device, where nothing is computed and nothing can be read.
-Networks are given by their parameters alone. Late steps are those of one whole cycle, 500
-steps into a training: a round of renewals of the default, or all steps from one look of a
-metanet at the graph to the next.
+Networks are given by their parameters alone. Late steps are those of one whole cycle,
+500 steps into a training: a round of renewals of the default, or all steps from one
+look of a metanet at the graph to the next.
 
 ops: dispatched ops that compute or copy on the device; views and allocations do not
 count. kernels: an estimate of the kernels that CUDA launches for them, of eager steps
@@ -17,8 +17,8 @@ without the state that it leaves. state: bytes that the optimizer keeps on the d
 for a parameter, divided by 4.
 
 The second table is a prediction for an H100 (`benchmarks.cost_model`), in milliseconds,
-of steps with a horizon: means over a cycle, "fused" with compiled elementwise functions,
-and its longest step, fused.
+of steps with a horizon: means over a cycle, "fused" with compiled elementwise
+functions, and its longest step, fused.
 """
 
 from __future__ import annotations

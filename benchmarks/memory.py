@@ -13,8 +13,8 @@ PROCESS = Path("/proc/self")
 class Peak:
     """Highest resident memory since this was made, beyond what there was then.
 
-    Memory that is free already is given back to the system before, or what a step takes of it would
-    not show. Bytes; Linux with glibc only.
+    Memory that is free already is given back to the system before, or what a step takes
+    of it would not show. Bytes; Linux with glibc only.
     """
 
     def __init__(self) -> None:

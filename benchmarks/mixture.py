@@ -1,10 +1,10 @@
-"""Networks a second in a training step on networks of different architectures: all in one call,
-beside one architecture after the other.
+"""Networks a second in a training step on networks of different architectures: all in
+one call, beside one architecture after the other.
 
     python -m benchmarks.mixture --output results/mixture.json
 
-Networks of the zoos of `tasks.zoo`, with random parameters, five of an architecture as a run has.
-One thread; seconds of the process, medians over steps taken in turns.
+Networks of the zoos of `tasks.zoo`, with random parameters, five of an architecture as
+a run has. One thread; seconds of the process, medians over steps taken in turns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Where an outer step of meta-training spends its time: `python -m benchmarks.outer_step`.
+"""Where an outer step of meta-training spends its time:
+`python -m benchmarks.outer_step`.
 
-Milliseconds an inner step, of first-order TBPTT with the bundled weights, on one thread: the
-optimizee's own gradient, and all that the metanet does (updates, and derivatives by its weights).
-Beside them the least time for their matrix products and convolutions, at the rate measured in the
-same run (see `benchmarks.step`). The median of several outer steps of one inner training.
+Milliseconds an inner step, of first-order TBPTT with the bundled weights, on one
+thread: the optimizee's own gradient, and all that the metanet does (updates, and
+derivatives by its weights). Beside them the least time for their matrix products and
+convolutions, at the rate measured in the same run (see `benchmarks.step`). The median
+of several outer steps of one inner training.
 """
 
 from __future__ import annotations

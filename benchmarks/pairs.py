@@ -22,7 +22,8 @@ def main(
 ) -> None:
     """Prints the records of all pairs, and writes them where asked.
 
-    about: the program's description. networks, weights: what is taken unless others are named.
+    about: the program's description. networks, weights: what is taken unless others are
+    named.
     """
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, formatter_class=raw)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.parameter_roles --output results/parameter_roles.json
 
-From the trace, and from parameters alone with and without their names, on torchvision's families
-and on transformers, tiny ones. `LABELS` are the roles by hand.
+From the trace, and from parameters alone with and without their names, on torchvision's
+families and on transformers, tiny ones. `LABELS` are the roles by hand.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ LABELS: dict[str, Labels] = {
         (r"c\.\d\.[bce]\.bias", "bias"),
     ),
 }
-"""For every network the roles of parameters whose whole names fit; the first that does counts."""
+"""For every network the roles of parameters whose whole names fit; the first that does
+counts."""
 
 TRANSFORMERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "gpt2": networks.gpt2,

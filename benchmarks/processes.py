@@ -2,8 +2,8 @@
 
 `python -m benchmarks.processes` trains five networks in float64 for 60 steps, alone and
 divided as DistributedDataParallel (`ddp`, with `process_group=`), `fully_shard` on one
-dimension (`fsdp`) and on two (`hsdp`), tensor parallelism (`tp`) and `fully_shard` of it
-(`fsdp+tp`) divide them, on CPUs with gloo. It prints the largest difference of a
+dimension (`fsdp`) and on two (`hsdp`), tensor parallelism (`tp`) and `fully_shard` of
+it (`fsdp+tp`) divide them, on CPUs with gloo. It prints the largest difference of a
 parameter, and the state of the rank that has most, in equal shares of the whole state.
 """
 

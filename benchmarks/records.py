@@ -1,4 +1,5 @@
-"""What benchmarks find: records, printed as a table, and kept with what they were measured on."""
+"""What benchmarks find: records, printed as a table, and kept with what they were
+measured on."""
 
 from __future__ import annotations
 

@@ -80,7 +80,8 @@ class Group:
         """What a rank has of all parameters."""
         mesh: Any = None
         if self.division == FSDP:
-            # DTensors of equal meshes share what is computed of their parts: names differ
+            # DTensors of equal meshes share what is computed of their parts: names
+            # differ
             names = (f"rank {rank}",)
             mesh = init_device_mesh("cpu", (self.size,), mesh_dim_names=names)
         found = []

@@ -1,24 +1,26 @@
 """What a step costs: of the default beside fused AdamW,
 of the metanets beside what the machine allows.
 
-    python -m benchmarks.step --threads 2 --output results/step.json
-    python -m benchmarks.step --problems --networks --widths 64 256 1024 2048 --weights ff ng-gnn
+    python -m benchmarks.step --threads 2 --output results/step.json python -m
+    benchmarks.step --problems --networks --widths 64 256 1024 2048 --weights ff ng-gnn
 
-Problems: whole training steps (batch, forward, backward, optimizer). All optimizers train their own
-copy and take turns at every step, so that noise meets them alike; steps before `--skip` do not
-count, and those that do contain every renewal of an eigenbasis and every look at the graph.
+Problems: whole training steps (batch, forward, backward, optimizer). All optimizers
+train their own copy and take turns at every step, so that noise meets them alike; steps
+before `--skip` do not count, and those that do contain every renewal of an eigenbasis
+and every look at the graph.
 
-Networks: steps on random gradients, each network in a process of its own. "first" is the first
-step, "second" the next (the default renews every eigenbasis in it), "later" the mean over as many
-steps as repeat, late in a training (from one renewal of a basis, or look at the graph, to the
-next), and "worst" the longest of them; medians over so many rounds that they last a second and have
-three steps. "floor" is the least time for the matrix products of these steps, at the rate measured
-in the same process, and for reading and writing parameters, gradients and state once; metanets
-only. Extra memory is how far resident memory rises within a step (VmHWM of /proc/self/status, set
-back through /proc/self/clear_refs) above what it was before, when parameters, gradients and state
-were there and free memory was given back; of the first step, without the state that it leaves.
-Holes between tensors in the allocator's heap are part of it. Widths are those of an MLP of three
-square layers, and are drawn as a PNG beside the output.
+Networks: steps on random gradients, each network in a process of its own. "first" is
+the first step, "second" the next (the default renews every eigenbasis in it), "later"
+the mean over as many steps as repeat, late in a training (from one renewal of a basis,
+or look at the graph, to the next), and "worst" the longest of them; medians over so
+many rounds that they last a second and have three steps. "floor" is the least time for
+the matrix products of these steps, at the rate measured in the same process, and for
+reading and writing parameters, gradients and state once; metanets only. Extra memory is
+how far resident memory rises within a step (VmHWM of /proc/self/status, set back
+through /proc/self/clear_refs) above what it was before, when parameters, gradients and
+state were there and free memory was given back; of the first step, without the state
+that it leaves. Holes between tensors in the allocator's heap are part of it. Widths are
+those of an MLP of three square layers, and are drawn as a PNG beside the output.
 """
 
 from __future__ import annotations
@@ -117,7 +119,8 @@ class Training:
 
 
 def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
-    """Records of all optimizers on a problem; `ratio` is that of medians to fused AdamW's."""
+    """Records of all optimizers on a problem; `ratio` is that of medians to fused
+    AdamW's."""
     problem = load_problem(name)
     trainings = {key: Training(problem, make) for key, make in OPTIMIZERS.items()}
     times: dict[str, list[tuple[float, float]]] = {key: [] for key in trainings}
@@ -219,14 +222,16 @@ def _cycles(
 
 
 def cycle(optimizer: NGOptimizer) -> int:
-    """Steps after which the cost of a step repeats; of the default after its first step."""
+    """Steps after which the cost of a step repeats; of the default after its first
+    step."""
     if optimizer.learned.metanet is not None:
         return optimizer.learned.metanet.graph_every
     return optimizer.param_groups[0]["renew_every"]
 
 
 def _floor(optimizer: NGOptimizer, n: int, kept: float) -> float:
-    """Nanoseconds per parameter, of n, that the steps of a cycle take at least, on average."""
+    """Nanoseconds per parameter, of n, that the steps of a cycle take at least, on
+    average."""
     machine = floor.measured()
     count = cycle(optimizer)
     flops = sum(floor.flops_of(optimizer.step) for _ in range(count)) / count
@@ -234,14 +239,14 @@ def _floor(optimizer: NGOptimizer, n: int, kept: float) -> float:
 
 
 def moved_bytes(n: int, kept: float) -> float:
-    """What a step of n parameters with so much state moves at least: gradients are read,
-    all others also written."""
+    """What a step of n parameters with so much state moves at least: gradients are
+    read, all others also written."""
     return 4 * n * (1 + 2 + 2 * kept)
 
 
 def _first_step(optimizer: Optimizer, params: list[nn.Parameter]) -> tuple[float, int]:
-    """Seconds and extra bytes of a step; that all free memory was given back before takes time,
-    too."""
+    """Seconds and extra bytes of a step; that all free memory was given back before
+    takes time, too."""
     draw_gradients(params)
     peak = Peak()
     seconds = floor.seconds_of(optimizer.step)

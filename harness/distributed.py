@@ -1,6 +1,7 @@
 """Ranks: the processes of one job, on one machine or on several.
 
-torchrun starts them, or `on_ranks` through the same elastic launcher; without either there is one.
+torchrun starts them, or `on_ranks` through the same elastic launcher; without either
+there is one.
 """
 
 from __future__ import annotations
@@ -84,9 +85,11 @@ def joined() -> Iterator[Ranks]:
 
 
 def device_of(name: str) -> torch.device:
-    """The device that a process computes on; of several GPUs on a machine the one of its turn.
+    """The device that a process computes on; of several GPUs on a machine the one of
+    its turn.
 
-    Raises ValueError for another name than cpu and cuda, and for cuda where there is no GPU.
+    Raises ValueError for another name than cpu and cuda, and for cuda where there is no
+    GPU.
     """
     if name == "cpu":
         return torch.device(name)
@@ -104,9 +107,11 @@ def on_ranks(
     config: Settings,
     check: Callable[[Settings], object],
 ) -> None:
-    """Runs work(config) in so many processes; in this one alone if it is a rank already.
+    """Runs work(config) in so many processes; in this one alone if it is a rank
+    already.
 
-    check: what raises ValueError for a config that cannot be, said before processes start.
+    check: what raises ValueError for a config that cannot be, said before processes
+    start.
     """
     if processes > 1 and "RANK" not in os.environ:
         check(config)

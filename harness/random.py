@@ -1,4 +1,5 @@
-"""Random numbers keyed by what they are for, so that neither order nor process changes them."""
+"""Random numbers keyed by what they are for, so that neither order nor process changes
+them."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ def seeded(*key: int) -> Iterator[None]:
     """
     generator = torch.default_generator
     before = generator.get_state()
-    # of a GPU that is not, torch would take a note with each seed, which takes several times as
-    # long as the rest
+    # of a GPU that is not, torch would take a note with each seed, which takes several
+    # times as long as the rest
     is_alone = not torch.cuda.is_initialized()
     seed = generator.manual_seed if is_alone else torch.manual_seed
     seed(derive_seed(*key))

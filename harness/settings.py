@@ -17,7 +17,8 @@ def check_counts(config: Any, *keys: str) -> None:
 
 
 def named_settings(config: Any, without: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass by name, but for some, such as those that change no result."""
+    """The fields of a dataclass by name, but for some, such as those that change no
+    result."""
     return {key: value for key, value in asdict(config).items() if key not in without}
 
 

@@ -1,1 +1,2 @@
-"""Meta-training: learns the optimizers of `ngopt` by unrolling them on training problems."""
+"""Meta-training: learns the optimizers of `ngopt` by unrolling them on training
+problems."""

@@ -77,7 +77,8 @@ def stacked(rows: Sequence[Any], n: int, dtype: torch.dtype) -> Tensor:
 
 
 def separate(values: Any, like: Tensor) -> list[Any]:
-    """n of them, one by one: numbers of the host, or tensors () with the dtype of `like`.
+    """n of them, one by one: numbers of the host, or tensors () with the dtype of
+    `like`.
 
     values: a tensor (n,), or what NumPy broadcasts to that. like: (k, n).
     """
@@ -105,7 +106,8 @@ def precise_bmm(x: Tensor, y: Tensor, in_place: bool) -> Tensor:
 
 
 def add_squares_(total: Tensor, x: Tensor, alpha: float, in_place: bool) -> None:
-    """total <- total + alpha X X^T, a constant to autograd, summed up in float32 at least.
+    """total <- total + alpha X X^T, a constant to autograd, summed up in float32 at
+    least.
 
     total: (b, n, n), changed. x: (b * pieces, n, m), of which pieces are added up.
     in_place: see `precise_bmm`.

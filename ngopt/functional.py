@@ -1,6 +1,8 @@
-"""The pure core: a rule, bound to a graph, makes a state and turns gradients into deltas.
+"""The pure core: a rule, bound to a graph, makes a state and turns gradients into
+deltas.
 
-`NGOptimizer.step` runs a rule without an autograd graph, unrolls run the same one with it.
+`NGOptimizer.step` runs a rule without an autograd graph, unrolls run the same one with
+it.
 """
 
 from __future__ import annotations
@@ -25,15 +27,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 DOUBLE = torch.float64, torch.complex128
 
 AVERAGE = "average"
-"""Key of a record under which a rule may keep weights that are better than the parameters
-themselves."""
+"""Key of a record under which a rule may keep weights that are better than the
+parameters themselves."""
 
 
 class Hyper(NamedTuple):
-    """Per parameter: `lr` multiplies the update; `weight_decay` is decoupled, in AdamW's units.
+    """Per parameter: `lr` multiplies the update; `weight_decay` is decoupled, in
+    AdamW's units.
 
-    weight_decay: None for that of the rule. scheduled: whether a scheduler changes `lr` over time,
-    so that a rule leaves out its own schedule.
+    weight_decay: None for that of the rule. scheduled: whether a scheduler changes `lr`
+    over time, so that a rule leaves out its own schedule.
     """
 
     lr: Sequence[float | Tensor]
@@ -57,18 +60,20 @@ class Change(NamedTuple):
 
 
 class UpdateRule(Protocol):
-    """What one step computes, bound to a graph; all lists are in the order of `graph.parameters`.
+    """What one step computes, bound to a graph; all lists are in the order of
+    `graph.parameters`.
 
-    Values of complex parameters are real pairs on a last axis. No value of a gradient is needed on
-    the host; nothing is changed in place but what `in_place` allows.
+    Values of complex parameters are real pairs on a last axis. No value of a gradient
+    is needed on the host; nothing is changed in place but what `in_place` allows.
     """
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         """The state before the first update.
 
-        What a parameter's record holds, and in which shapes, depends on the parameter and on its
-        place in the graph alone. It must do for parameters on the meta device too: so others ask
-        for keys and shapes, and leave out parameters that need no state.
+        What a parameter's record holds, and in which shapes, depends on the parameter
+        and on its place in the graph alone. It must do for parameters on the meta
+        device too: so others ask for keys and shapes, and leave out parameters that
+        need no state.
         """
         ...
 
@@ -82,12 +87,13 @@ class UpdateRule(Protocol):
     ) -> Iterator[list[Change]]:
         """One step: the changes of all parameters whose gradient is not None.
 
-        The parameter's next value is p + delta; the delta has the dtype of the state. A parameter
-        whose gradient is None is absent: its value is not read. Lazy, some changes at a time, so
-        that those of all parameters need not exist at once: who runs it may write what was yielded,
-        parameters and records, before the next item, so neither may be read after that. A parameter
-        may change a part at a time. in_place, which takes less memory: new state is written where
-        the old one is; averages are left to who runs it (`apply`).
+        The parameter's next value is p + delta; the delta has the dtype of the state. A
+        parameter whose gradient is None is absent: its value is not read. Lazy, some
+        changes at a time, so that those of all parameters need not exist at once: who
+        runs it may write what was yielded, parameters and records, before the next
+        item, so neither may be read after that. A parameter may change a part at a
+        time. in_place, which takes less memory: new state is written where the old one
+        is; averages are left to who runs it (`apply`).
         """
         ...
 
@@ -99,7 +105,8 @@ class UpdateRule(Protocol):
         return False
 
     def renewal_interval(self, device: torch.device) -> int | None:
-        """Steps between renewals of a preconditioner on a device; None where there is none."""
+        """Steps between renewals of a preconditioner on a device; None where there is
+        none."""
         return None
 
 

@@ -94,8 +94,8 @@ class Pieces:
         lanes: int,
         views: Sequence[tuple[int, ...]] | None = None,
     ):
-        """shapes: (matrices, *matrix) each. views: shapes that `split` gives, of as many
-        elements each; None: `shapes`."""
+        """shapes: (matrices, *matrix) each. views: shapes that `split` gives, of as
+        many elements each; None: `shapes`."""
         self.shapes, self.lanes = shapes, lanes
         self._counts = [shape[0] if shape else 1 for shape in shapes]
         sizes = [prod(shape[1:]) for shape in shapes]

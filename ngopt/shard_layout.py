@@ -92,7 +92,8 @@ def as_dtensor(
 
 
 def real(x: Tensor) -> Tensor:
-    """A view of complex numbers as real pairs on a last axis; other tensors as they are."""
+    """A view of complex numbers as real pairs on a last axis; other tensors as they
+    are."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 

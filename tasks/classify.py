@@ -1,10 +1,11 @@
-"""What an image network shows: `python -m tasks.classify --data data/inr-mnist --folder runs/m
+"""What an image network shows: `python -m tasks.classify --data data/inr-mnist --folder
+runs/m
 --probes 16`.
 
-Trains a model to tell the class of the image that a network stands for, from the network alone
-(Kofinas et al. 2024, section 4.1), on a folder of `tasks.inr fit`. Writes into its folder a
-checkpoint, from which the same command resumes, TensorBoard events, `result.json` and, of learned
-probes, `probes.png`.
+Trains a model to tell the class of the image that a network stands for, from the
+network alone (Kofinas et al. 2024, section 4.1), on a folder of `tasks.inr fit`. Writes
+into its folder a checkpoint, from which the same command resumes, TensorBoard events,
+`result.json` and, of learned probes, `probes.png`.
 """
 
 from __future__ import annotations

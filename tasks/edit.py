@@ -1,14 +1,15 @@
 """Editing of images through their networks:
 `python -m tasks.edit --data data/inr-mnist --folder runs/e`.
 
-Trains a model to change the parameters of an image network so that what it renders is the image
-dilated, or with more contrast (Zhou et al. 2023; Kofinas et al. 2024, section 4.2). The model may
-make several networks of one, whose images are averaged (`--outputs 8`, arXiv 2602.01083). Writes
-what `tasks.classify` writes, and `edited.png`: images before and after, beside what they should be.
+Trains a model to change the parameters of an image network so that what it renders is
+the image dilated, or with more contrast (Zhou et al. 2023; Kofinas et al. 2024, section
+4.2). The model may make several networks of one, whose images are averaged
+(`--outputs 8`, arXiv 2602.01083). Writes what `tasks.classify` writes, and
+`edited.png`: images before and after, beside what they should be.
 
-Networks of `tasks.inr fit` are compared with the edited images that they were fitted to. Networks
-of `tasks.published` are compared with the edited images that they render, or, with
-`--originals mnist`, with those of a data set.
+Networks of `tasks.inr fit` are compared with the edited images that they were fitted
+to. Networks of `tasks.published` are compared with the edited images that they render,
+or, with `--originals mnist`, with those of a data set.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ from tasks.published import PROGRAM as PUBLISHED
 from tasks.shards import SPLITS, check_column, read_manifest
 from tasks.sources.signals import MIDDLE
 
-# How far an untrained model moves parameters, in deviations (Kofinas et al. 2024, public code).
+# How far an untrained model moves parameters, in deviations (Kofinas et al. 2024,
+# public code).
 FIRST_SCALE = 0.01
 SHOWN = 8
 CONTRAST = 1.5
-# Rows and columns of what published networks render, by their channels: MNIST's, CIFAR-10's.
+# Rows and columns of what published networks render, by their channels: MNIST's,
+# CIFAR-10's.
 SIDES = {1: 28, 3: 32}
 # Of published networks, those whose `index` is an image's number in its data set.
 NUMBERED = "nfn"
@@ -57,9 +60,9 @@ class Config(LessonConfig):
     points: int = 256
     """Pixels of each image that a training step looks at."""
     originals: str | None = None
-    """Images to edit, for networks of `tasks.published --format nfn`: mnist, fashion-mnist or
-    cifar10, whose images their files are numbered by. None: images of `tasks.inr fit`, or what
-    published networks render."""
+    """Images to edit, for networks of `tasks.published --format nfn`: mnist,
+    fashion-mnist or cifar10, whose images their files are numbered by. None: images of
+    `tasks.inr fit`, or what published networks render."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,12 +79,14 @@ class Config(LessonConfig):
 
 
 def dilated(images: Tensor) -> Tensor:
-    """Each pixel the largest of its 3 x 3 neighbours. (n, channels, height, width) in [0, 1]."""
+    """Each pixel the largest of its 3 x 3 neighbours. (n, channels, height, width) in
+    [0, 1]."""
     return max_pool2d(images, 3, stride=1, padding=1)
 
 
 def contrasted(images: Tensor) -> Tensor:
-    """Differences from each image's mean enlarged. (n, channels, height, width) in [0, 1]."""
+    """Differences from each image's mean enlarged. (n, channels, height, width) in [0,
+    1]."""
     mean = images.mean((1, 2, 3), keepdim=True)
     return (mean + CONTRAST * (images - mean)).clamp(0, 1)
 
@@ -90,9 +95,11 @@ EDITS = {"dilate": dilated, "contrast": contrasted}
 
 
 def originals(config: Config, data: Mapping[str, ImageNetworks]) -> dict[str, Tensor]:
-    """The images of every split that are edited, (n, channels, height, width) in [0, 1].
+    """The images of every split that are edited, (n, channels, height, width) in [0,
+    1].
 
-    Raises ValueError for networks of another program, and for those whose images are not known.
+    Raises ValueError for networks of another program, and for those whose images are
+    not known.
     """
     settings = read_manifest(Path(config.data))["settings"]
     program = settings.get("program")
@@ -129,8 +136,8 @@ def originals(config: Config, data: Mapping[str, ImageNetworks]) -> dict[str, Te
 def images_of(folder: str, networks: ImageNetworks, known: Tensor) -> Tensor:
     """The images that networks are numbered by, in [0, 1].
 
-    known: (n, channels, height, width) uint8. Raises ValueError, which names the folder, for
-    numbers without an image and for other channels.
+    known: (n, channels, height, width) uint8. Raises ValueError, which names the
+    folder, for numbers without an image and for other channels.
     """
     check_column(folder, {"index": networks.index}, "index", 0, len(known) - 1)
     channels = networks.stack.params[-1].shape[-1]
@@ -144,7 +151,8 @@ def images_of(folder: str, networks: ImageNetworks, known: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rendered_images(stack: Stack) -> Tensor:
-    """What networks render, in [0, 1]. Raises ValueError for other channels than 1 and 3."""
+    """What networks render, in [0, 1]. Raises ValueError for other channels than 1 and
+    3."""
     channels = stack.params[-1].shape[-1]
     if channels not in SIDES:
         raise ValueError(
@@ -227,7 +235,8 @@ class Editing(NetworkLesson[Config]):
         return mean.mT + MIDDLE
 
     def all_rendered(self, stack: Stack) -> Tensor:
-        """The whole images of edited networks, (b, channels, pixels), outside of training."""
+        """The whole images of edited networks, (b, channels, pixels), outside of
+        training."""
         return self.rendered(stack, self.judged(stack), self.points)
 
     def score(self) -> float:

@@ -1,8 +1,9 @@
-"""Signals as networks: `python -m tasks.inr fit --data mnist --folder data/inr-mnist --processes
-2`.
+"""Signals as networks:
+`python -m tasks.inr fit --data mnist --folder data/inr-mnist --processes 2`.
 
-Fits a SIREN to every image, or sine wave, each from random weights of its own, many at once, into
-shards of a folder (`tasks.shards`); the same command goes on where it was stopped, and `torchrun
+Fits a SIREN to every image, or sine wave, each from random weights of its own, many at
+once, into shards of a folder (`tasks.shards`); the same command goes on where it was
+stopped, and `torchrun
 --nproc-per-node N -m tasks.inr fit ...` divides the shards among ranks.
 `python -m tasks.inr show --folder ...` draws some.
 """

@@ -1,9 +1,10 @@
-"""How good a network is: `python -m tasks.predict --data data/zoo-small --folder runs/p --model
-statnn`.
+"""How good a network is:
+`python -m tasks.predict --data data/zoo-small --folder runs/p --model statnn`.
 
-Trains a model to predict test accuracy from parameters (Unterthiner et al. 2020; Kofinas et al.
-2024, section 4.3; Lim et al. 2024, section 5.1) on a folder of `tasks.zoo train`, whose splits are
-of runs. Writes what `tasks.classify` writes, and `predicted.png`.
+Trains a model to predict test accuracy from parameters (Unterthiner et al. 2020;
+Kofinas et al. 2024, section 4.3; Lim et al. 2024, section 5.1) on a folder of
+`tasks.zoo train`, whose splits are of runs. Writes what `tasks.classify` writes, and
+`predicted.png`.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Prediction(NetworkLesson[Config]):
         )
 
     def read(self, stacks: Sequence[Stack]) -> Tensor:
-        """What the model says of networks, (n, 1); not compiled outside of training, where batches
-        differ."""
+        """What the model says of networks, (n, 1); not compiled outside of training,
+        where batches differ."""
         stacks = [self.prepared(stack) for stack in stacks]
         if self.config.compiled and self.model.training:
             return self.said(*stacks)
@@ -104,7 +105,8 @@ def is_wide(stack: Stack, widest: int) -> bool:
 
 
 def tau(predicted: Tensor, true: Tensor) -> float:
-    """Kendall's rank correlation; 0 where all predictions are the same, nan where one is."""
+    """Kendall's rank correlation; 0 where all predictions are the same, nan where one
+    is."""
     if predicted.isnan().any():
         return nan
     found: Any = kendalltau(predicted.numpy(), true.numpy())

@@ -3,11 +3,14 @@
 `python -m tasks.published --format cnn-zoo --source ... --folder data/cnn-zoo` brings
 them into a folder of shards (`tasks.shards`). Formats, and what the source is:
 
-dwsnets: INRs of Navon et al. 2023; a JSON file of splits, with one file a network beside it.
-nfn: SIRENs of Zhou et al. 2023; a folder with a folder for every class and one file a network.
-cnn-zoo: the small CNN zoo of Unterthiner et al. 2020; a folder with `weights.npy`, `metrics.csv.gz`
+dwsnets: INRs of Navon et al. 2023; a JSON file of splits, with one file a network
+beside it.
+nfn: SIRENs of Zhou et al. 2023; a folder with a folder for every class and one file a
+network. cnn-zoo: the small CNN zoo of Unterthiner et al. 2020; a folder with
+`weights.npy`, `metrics.csv.gz`
     and `layout.csv`.
-wild-park: CNNs of Kofinas et al. 2024; a JSON file of splits, with one file a network beside it.
+wild-park: CNNs of Kofinas et al. 2024; a JSON file of splits, with one file a network
+beside it.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ READERS: dict[str, Reader] = {
     "cnn-zoo": read_cnn_zoo,
     "wild-park": read_wild_park,
 }
-"""From a source and the name of a split to networks, each alone or several of one architecture."""
+"""From a source and the name of a split to networks, each alone or several of one
+architecture."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def bring(config: PublishedConfig) -> None:
 
 
 def shards(networks: Iterable[Networks], size: int) -> Iterator[list[Networks]]:
-    """Groups of one architecture each, of so many networks together, or more; last what is left."""
+    """Groups of one architecture each, of so many networks together, or more; last what
+    is left."""
     found: dict[str, list[Networks]] = {}
     count = 0
     for some in networks:

@@ -1,10 +1,10 @@
-"""Representations without labels: `python -m tasks.represent --data data/inr-sines --folder
-runs/r`.
+"""Representations without labels:
+`python -m tasks.represent --data data/inr-sines --folder runs/r`.
 
-Trains a model so that two damaged copies of a network are told from those of others (Navon et al.
-2023, section 7.2, after SimCLR), and then asks what a linear map of its representations knows: of
-sine waves amplitude and frequency (mean squared error, both from 0 to 10), of images their class.
-Writes what `tasks.classify` writes.
+Trains a model so that two damaged copies of a network are told from those of others
+(Navon et al. 2023, section 7.2, after SimCLR), and then asks what a linear map of its
+representations knows: of sine waves amplitude and frequency (mean squared error, both
+from 0 to 10), of images their class. Writes what `tasks.classify` writes.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Representation(NetworkLesson[Config]):
         return self.read_out("test", slice(None))
 
     def read_out(self, split: str, some: slice) -> dict[str, float]:
-        """What the best linear map of the representations of some training networks says of a
-        split."""
+        """What the best linear map of the representations of some training networks
+        says of a split."""
         known, asked = (
             self.all_of(self.stacks[name].select(part))
             for name, part in (("train", some), (split, slice(None)))
@@ -130,7 +130,8 @@ class Representation(NetworkLesson[Config]):
 
 
 def contrast(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of finding each copy's partner among all others (Chen et al. 2020, Eq. 1).
+    """Cross-entropy of finding each copy's partner among all others (Chen et al. 2020,
+    Eq. 1).
 
     Shapes: (b, d) each, of length 1.
     """
@@ -150,7 +151,8 @@ def linear_map(known: Tensor, targets: Tensor) -> Tensor:
 
 
 def targets_of(columns: Mapping[str, Tensor]) -> Tensor:
-    """What is to be known, (n, k) float64: amplitude and frequency, or classes, one-hot.
+    """What is to be known, (n, k) float64: amplitude and frequency, or classes,
+    one-hot.
 
     Raises ValueError if networks have neither.
     """

@@ -1,9 +1,10 @@
 """Networks as data: folders of shards, safetensors files that hold stacked parameters,
 with a manifest.
 
-A shard holds networks in groups of one architecture each. It records the SHA-256 of its contents,
-so that a damaged one is noticed, and is written whole or not at all, so that what makes a folder
-can be resumed. The manifest says how the networks were made and what they are worth.
+A shard holds networks in groups of one architecture each. It records the SHA-256 of its
+contents, so that a damaged one is noticed, and is written whole or not at all, so that
+what makes a folder can be resumed. The manifest says how the networks were made and
+what they are worth.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ WAYS_OUT = (
 class Networks:
     """Networks of one architecture.
 
-    architecture: what makes the module, JSON. params: by name, (n, *shape). columns: what is known
-    of each, by name, (n, *).
+    architecture: what makes the module, JSON. params: by name, (n, *shape). columns:
+    what is known of each, by name, (n, *).
 
     Raises ValueError if the tensors are not of the same number of networks.
     """
@@ -73,7 +74,8 @@ def write_shard(path: Path, groups: Sequence[Networks]) -> None:
 def read_shard(path: Path) -> list[Networks]:
     """The groups of a shard.
 
-    Raises ValueError, which names file and field, if it is damaged or not of this format.
+    Raises ValueError, which names file and field, if it is damaged or not of this
+    format.
     """
     metadata, tensors = read_tensors(path, "shard")
     if metadata.get("format") != FORMAT:
@@ -104,8 +106,8 @@ class Folder:
     settings: Mapping[str, Any]
 
     def begin(self) -> None:
-        """Makes the folder and its manifest. Raises ValueError if it has shards of other settings,
-        or of none that are known."""
+        """Makes the folder and its manifest. Raises ValueError if it has shards of
+        other settings, or of none that are known."""
         make_folder(self.path)
         file = self.path / MANIFEST
         if not shard_paths(self.path):
@@ -187,10 +189,12 @@ def read_split(
 ) -> Iterator[Networks]:
     """All groups of a split, shard by shard; says so where the folder is not finished.
 
-    skip_damaged: leave out shards that cannot be read, and say so, instead of raising ValueError.
+    skip_damaged: leave out shards that cannot be read, and say so, instead of raising
+    ValueError.
 
-    Raises ValueError if there is no shard of this split, if none can be read, and, with what to do,
-    for one that cannot be read or that the manifest lists and that is not there.
+    Raises ValueError if there is no shard of this split, if none can be read, and, with
+    what to do, for one that cannot be read or that the manifest lists and that is not
+    there.
     """
     listed = [folder / row["file"] for row in read_manifest(folder)["shards"]]
     own = {path for path in listed if path.match(f"{split}-*")}
@@ -226,10 +230,11 @@ def check_parameters(
     expected: Mapping[str, Sequence[int]],
     params: Mapping[str, Tensor],
 ) -> None:
-    """Compares parameters of several networks, (n, *shape), with the shapes that they should have.
+    """Compares parameters of several networks, (n, *shape), with the shapes that they
+    should have.
 
-    what: they are of, for messages. Raises ValueError, which names the first that is missing, too
-    much, of another shape or not finite.
+    what: they are of, for messages. Raises ValueError, which names the first that is
+    missing, too much, of another shape or not finite.
     """
     for name in sorted({*expected, *params}):
         wanted = tuple(expected[name]) if name in expected else "no such parameter"
@@ -247,7 +252,8 @@ def check_column(
     least: float,
     most: float,
 ) -> None:
-    """Raises ValueError, which names folder and column, if it is not there or out of bounds."""
+    """Raises ValueError, which names folder and column, if it is not there or out of
+    bounds."""
     if key not in columns:
         raise ValueError(
             f"folder '{folder}': expected networks with a column '{key}'; got none"
@@ -261,7 +267,8 @@ def check_column(
 
 
 def merged(groups: Sequence[Networks]) -> Networks:
-    """Networks of one architecture, together. Raises ValueError for several architectures."""
+    """Networks of one architecture, together. Raises ValueError for several
+    architectures."""
     first = groups[0]
     for group in groups:
         if group.architecture != first.architecture:

@@ -1,9 +1,10 @@
-"""Tables of the tasks: `python -m tasks.table --table classify --data data/inr-mnist --folder
-runs/mnist`.
+"""Tables of the tasks:
+`python -m tasks.table --table classify --data data/inr-mnist --folder runs/mnist`.
 
-Trains every model of a table with the same data and the same minutes of a core, ours with several
-seeds, and prints what they found beside the published figures, which came from other data. The same
-command goes on where it was stopped; `--processes 2` trains two at a time.
+Trains every model of a table with the same data and the same minutes of a core, ours
+with several seeds, and prints what they found beside the published figures, which came
+from other data. The same command goes on where it was stopped; `--processes 2` trains
+two at a time.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ def train(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Makes a model of every row: data that one cannot read are refused before others train.
+    """Makes a model of every row: data that one cannot read are refused before others
+    train.
 
     Raises ValueError.
     """
@@ -171,7 +173,8 @@ def draw_curve(
     table: Table,
     found: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
-    """Draws `curve.png` into the folder, of rows that differ in the table's curve alone."""
+    """Draws `curve.png` into the folder, of rows that differ in the table's curve
+    alone."""
     if table.curve is None:
         return
     setting, label = table.curve

@@ -1,4 +1,5 @@
-"""The tables of the tasks: their rows, and what Kofinas et al. 2024 and Lim et al. 2024 published.
+"""The tables of the tasks: their rows, and what Kofinas et al. 2024 and Lim et al. 2024
+published.
 
 The published figures came from other data, and are not to be compared number by number.
 """
@@ -12,7 +13,8 @@ from typing import Any
 from tasks import classify, edit, predict, represent
 from tasks.learning.lesson import LessonConfig, NetworkLesson
 
-# Of ours, what compiling makes no faster: ng-t, 125 and 141 networks a second, 147 and 135 without.
+# Of ours, what compiling makes no faster: ng-t, 125 and 141 networks a second, 147 and
+# 135 without.
 UNCOMPILED = ("ng-t",)
 
 # Share of a training in which the second of two heads that learn in turn is alone.
@@ -35,9 +37,10 @@ class Row:
 class Table:
     """What one command makes.
 
-    settings, lesson: the task. figures: those of a result that are shown where it has them, with a
-    factor. published: of every data set or zoo the first figure of rows, by their labels. curve: a
-    setting over which the first figure is drawn, with its meaning.
+    settings, lesson: the task. figures: those of a result that are shown where it has
+    them, with a factor. published: of every data set or zoo the first figure of rows,
+    by their labels. curve: a setting over which the first figure is drawn, with its
+    meaning.
     """
 
     settings: type[LessonConfig]

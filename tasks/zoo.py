@@ -1,10 +1,12 @@
-"""Trained networks as data: `python -m tasks.zoo train --zoo small --folder data/zoo-small`.
+"""Trained networks as data:
+`python -m tasks.zoo train --zoo small --folder data/zoo-small`.
 
-Trains image classifiers on CIFAR-10, each with settings of its own, into shards of a folder
-(`tasks.shards`) that hold every network at several steps with its accuracy on the test images.
-Splits are of runs: all networks of a run are in one. The same command goes on where it was stopped,
-`--processes 2` or `torchrun --nproc-per-node 2 -m tasks.zoo train ...` divides the shards among
-ranks. `python -m tasks.zoo show --folder ...` draws the accuracies.
+Trains image classifiers on CIFAR-10, each with settings of its own, into shards of a
+folder (`tasks.shards`) that hold every network at several steps with its accuracy on
+the test images. Splits are of runs: all networks of a run are in one. The same command
+goes on where it was stopped, `--processes 2` or
+`torchrun --nproc-per-node 2 -m tasks.zoo train ...` divides the shards among ranks.
+`python -m tasks.zoo show --folder ...` draws the accuracies.
 """
 
 from __future__ import annotations
@@ -54,14 +56,17 @@ class TrainConfig:
     folder: str
     """Where shards and manifest go."""
     zoo: Literal["small", "wild-park", "diverse"] = "small"
-    """small: one architecture, on gray images; wild-park: CNNs of every shape, on gray images;
-    diverse: with norms, of one dimension, residual, DeepSets, ViTs, on images in colour."""
+    """small: one architecture, on gray images; wild-park: CNNs of every shape, on gray
+    images;
+    diverse: with norms, of one dimension, residual, DeepSets, ViTs, on images in
+    colour."""
     runs: int = 1000
     """Trainings: 70 % for training, 10 % for validation, 20 % for test."""
     steps: int = 1200
     batch_size: int = 64
     checkpoints: int = 5
-    """Networks that are kept of a run, the last after all steps, others closer together before."""
+    """Networks that are kept of a run, the last after all steps, others closer together
+    before."""
     shard: int = 16
     """Runs of a shard."""
     processes: int = 1
@@ -130,8 +135,8 @@ def trained(
 def networks_of(run: Run, number: int, checkpoints: Sequence[Checkpoint]) -> Networks:
     """The networks of a run with what is known of them.
 
-    Columns: step, accuracy, and the run's number and settings, of which optimizer and init are
-    places in `OPTIMIZERS` and `INITS`.
+    Columns: step, accuracy, and the run's number and settings, of which optimizer and
+    init are places in `OPTIMIZERS` and `INITS`.
     """
     known = {
         "run": number,

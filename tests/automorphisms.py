@@ -1,11 +1,11 @@
 """All symmetries of a graph: generators and order of its group of automorphisms,
 found by BLISS through igraph.
 
-The coloured graph that BLISS sees has a vertex for every neuron, every edge and every bias, and
-arcs from sources over edges to targets. Inputs and outputs stay where they are, other neurons stay
-in their group, and edges and biases go to those of the same parameter and meaning. An edge keeps
-the order of its slots, and where an element has several places they move together:
-a vertex for the element ties them.
+The coloured graph that BLISS sees has a vertex for every neuron, every edge and every
+bias, and arcs from sources over edges to targets. Inputs and outputs stay where they
+are, other neurons stay in their group, and edges and biases go to those of the same
+parameter and meaning. An edge keeps the order of its slots, and where an element has
+several places they move together: a vertex for the element ties them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ MOST_VERTICES = 20_000
 class Automorphism:
     """Where everything comes from: new[k] = old[order[k]].
 
-    nodes: (nodes,), numbered through all groups. elements: (numel,), of the flattened parameters.
+    nodes: (nodes,), numbered through all groups. elements: (numel,), of the flattened
+    parameters.
     """
 
     nodes: Tensor
@@ -81,7 +82,8 @@ class Automorphism:
 def automorphisms(graph: NeuralGraph, by_type: bool = False) -> list[Automorphism]:
     """Generators of the group of automorphisms, those left out that move no parameter.
 
-    by_type: neurons and edges go wherever there are others of the same type, not only within groups
+    by_type: neurons and edges go wherever there are others of the same type, not only
+    within groups
         and parameters; types of edges are kind and kernel position (Lim et al. 2024).
     """
     coloured = _Coloured(graph, by_type)
@@ -101,8 +103,8 @@ def subproducts(
 ) -> list[Automorphism]:
     """Products of random subsets of generators.
 
-    If some generator is no symmetry, each is none with a probability of one half at least (Babai
-    1991, lemma 2.1).
+    If some generator is no symmetry, each is none with a probability of one half at
+    least (Babai 1991, lemma 2.1).
     """
     rng, found = random.Random(seed), []
     for _ in range(count if generators else 0):
@@ -170,7 +172,8 @@ class _Coloured:
         return self.names.setdefault(key, len(self.names))
 
     def _nodes(self):
-        """Colours of neurons; what parameters are shared by many neurons moves with those."""
+        """Colours of neurons; what parameters are shared by many neurons moves with
+        those."""
         groups = self.neural.groups
         if self.by_type:
             types = (
@@ -238,7 +241,8 @@ class _Coloured:
             self._connect(vertex, np.array([target]))
 
     def _tie(self) -> None:
-        """Connects all places of an element that has several, at their slots, by a vertex."""
+        """Connects all places of an element that has several, at their slots, by a
+        vertex."""
         uses = np.bincount(self.elements, minlength=self.neural.numel)
         tied = np.flatnonzero(uses > 1)
         vertex = np.full(self.neural.numel, -1)

@@ -43,8 +43,9 @@ def permute(
 ) -> list[Tensor]:
     """Per-parameter values with the neurons of some groups in another order.
 
-    Raises KeyError if the permutation does not map edges to edges, NoSymmetry if it does not treat
-    all uses of a parameter alike: then it is no symmetry of the topology.
+    Raises KeyError if the permutation does not map edges to edges, NoSymmetry if it
+    does not treat all uses of a parameter alike: then it is no symmetry of the
+    topology.
     """
     biases, edges = graph.gather(values)
 
@@ -96,7 +97,8 @@ def _moved(block: EdgeBlock, graph: NeuralGraph, order) -> list[int]:
 
 
 def random_values(graph: NeuralGraph, generator: torch.Generator) -> list[Tensor]:
-    """Float64 values for every parameter, some of them below the cut-off of the preprocessing."""
+    """Float64 values for every parameter, some of them below the cut-off of the
+    preprocessing."""
     return [
         torch.randn(s.shape, generator=generator, dtype=torch.float64)
         * 10.0
@@ -165,8 +167,8 @@ def assert_metanet_respects(
 ) -> None:
     """The updates of metanets commute with random products of symmetries.
 
-    Those that read the graph take turns, as none of them commutes with what is no symmetry of it;
-    an LSTM reads none, and commutes with any.
+    Those that read the graph take turns, as none of them commutes with what is no
+    symmetry of it; an LSTM reads none, and commutes with any.
     """
     moves = [partial(a.move, graph) for a in subproducts(symmetries, products)]
     torch.manual_seed(0)
@@ -210,7 +212,8 @@ def assert_function_respects(
     symmetries: Iterable[Automorphism],
     tolerance: float = 1e-11,
 ) -> None:
-    """No symmetry of the graph changes what the network gives (float64, but for its tolerance)."""
+    """No symmetry of the graph changes what the network gives (float64, but for its
+    tolerance)."""
     params = randomised(model)
     expected = run(model, params, example)
     for symmetry in symmetries:

@@ -8,7 +8,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def printed(code: str) -> str:
-    """What code prints in a new interpreter; AssertionError, with its errors, if it fails."""
+    """What code prints in a new interpreter; AssertionError, with its errors, if it
+    fails."""
     found = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -1,4 +1,5 @@
-"""What every traced network must have: a whole graph, whose symmetries are the network's."""
+"""What every traced network must have: a whole graph, whose symmetries are the
+network's."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Part (d): some outer steps of `meta_train.training.train` on the device, optimizees stacked.
+"""Part (d): some outer steps of `meta_train.training.train` on the device, optimizees
+stacked.
 
 All metanets by truncated backpropagation, then all estimators with the feed-forward
 metanet. Optimizees are small CNNs that classify random images, so no data set is

@@ -1,8 +1,10 @@
-"""Compares optimizers on problems: `python -m meta_train.comparison.leaderboard --processes 2`.
+"""Compares optimizers on problems:
+`python -m meta_train.comparison.leaderboard --processes 2`.
 
-Baselines choose their learning rate on validation data, then all run with the same seeds. Prints
-a table and writes into its folder: `table.md`, `results.json`, `<problem>.png` (curves), and
-`records/<problem>.jsonl`, a line for each finished run, from which the same command resumes.
+Baselines choose their learning rate on validation data, then all run with the same
+seeds. Prints a table and writes into its folder: `table.md`, `results.json`,
+`<problem>.png` (curves), and `records/<problem>.jsonl`, a line for each finished run,
+from which the same command resumes.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ class Config:
     """What curves are measured on: validation or test."""
     folder: str = "runs/leaderboard"
     processes: int = 1
-    """Runs at the same time, of one thread each; times mean little with more than free cores."""
+    """Runs at the same time, of one thread each; times mean little with more than free
+    cores."""
     metanet: str | None = None
     """module:Class of your own metanet, which is imported, where weights name one."""
 
@@ -86,7 +89,8 @@ class Config:
                 )
 
     def groups(self) -> dict[str, list[str]]:
-        """Over what optimizers are ranked: each list that was asked for, and all problems."""
+        """Over what optimizers are ranked: each list that was asked for, and all
+        problems."""
         groups = {
             given: list(LISTS[given]) for given in self.problems if given in LISTS
         }
@@ -100,7 +104,8 @@ class Leaderboard:
 
     standings: by the name of the group of problems they are over.
     reached: steps to the reference's final validation loss, by problem and optimizer.
-    records: of evaluation, by problem and optimizer. refusals: why an optimizer is not among a
+    records: of evaluation, by problem and optimizer. refusals: why an optimizer is not
+    among a
         problem's, a sentence each.
     """
 
@@ -208,7 +213,8 @@ def plan_evaluation(
 
 
 def choose_lr(tuning: Sequence[Record]) -> float | None:
-    """The learning rate with the least mean validation loss, of equals the first; None without."""
+    """The learning rate with the least mean validation loss, of equals the first; None
+    without."""
     losses = mean_validation_losses(tuning)
     return min(losses, key=losses.__getitem__, default=None)
 

@@ -1,4 +1,5 @@
-"""The optimizers that are compared: baselines with a grid of learning rates, and learned ones."""
+"""The optimizers that are compared: baselines with a grid of learning rates, and
+learned ones."""
 
 from __future__ import annotations
 
@@ -32,11 +33,12 @@ OPTIONS = ":traced", ":bfloat16", ":open", ":scheduled"
 TRACED, BFLOAT16, OPEN, SCHEDULED = OPTIONS
 ARGUMENT = r":(?P<key>lr|weight_decay)=(?P<value>\d+\.?\d*|\.\d+)"
 OPTION = re.compile(f"({'|'.join([*OPTIONS, ARGUMENT])})$")
-# Muon's author leaves them to Adam; on gpt-text that is .1 better than Muon on all matrices.
+# Muon's author leaves them to Adam; on gpt-text that is .1 better than Muon on all
+# matrices.
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
-# Grids are spaced by two or three, about as finely as people tune; the short horizons of most
-# problems want high rates, SIRENs low ones.
+# Grids are spaced by two or three, about as finely as people tune; the short horizons
+# of most problems want high rates, SIRENs low ones.
 ADAM_LRS = (0.001, 0.003, 0.006, 0.01, 0.02, 0.04, 0.08)
 MUON_LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SOAP_LRS = (0.003, 0.01, 0.02, 0.04, 0.08)
@@ -51,11 +53,14 @@ WIDE_MUON_LRS = (3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 class OptimizerSpec:
     """How an optimizer is made, and what there is to tune.
 
-    make: (model, lr, total_steps) -> the optimizer, and the scheduler (or None) to step after it.
-    lrs: the learning rates to choose from, ascending; empty if there is nothing to tune.
+    make: (model, lr, total_steps) -> the optimizer, and the scheduler (or None) to step
+    after it.
+    lrs: the learning rates to choose from, ascending; empty if there is nothing to
+    tune.
     lr: the learning rate where there is nothing to tune.
     weights: SHA-256 of a learned optimizer's weights, else None.
-    traced: whether the graph is traced whatever the name says, as the metanet reads connections.
+    traced: whether the graph is traced whatever the name says, as the metanet reads
+    connections.
     """
 
     name: str
@@ -92,13 +97,15 @@ class OptimizerSpec:
 
 
 class MuonWithAdam(Optimizer):
-    """Muon on parameters with two or more dimensions, Adam on the others; no weight decay.
+    """Muon on parameters with two or more dimensions, Adam on the others; no weight
+    decay.
 
     with_adam: parameters that Adam takes whatever their dimensions, such as embeddings.
 
-    `torch.optim.Muon` takes matrices only, so it is given views of the kernels, (out, in * k * k):
-    what it does to a view in place, it does to the kernel. Both parts use the same learning rate.
-    Made for comparisons: `state_dict` leaves out the momenta, so it cannot resume.
+    `torch.optim.Muon` takes matrices only, so it is given views of the kernels, (out,
+    in * k * k): what it does to a view in place, it does to the kernel. Both parts use
+    the same learning rate. Made for comparisons: `state_dict` leaves out the momenta,
+    so it cannot resume.
 
     Raises ValueError if a kernel is not contiguous, since then it has no such view.
     """
@@ -138,13 +145,13 @@ class MuonWithAdam(Optimizer):
 def load_optimizer(name: str) -> OptimizerSpec:
     """A baseline of `OPTIMIZERS` or `WIDE`, or the learned optimizer of weights.
 
-    name: of a baseline or of bundled weights, or the path of a file. Behind those of weights,
-    several of these may follow. ":traced": the graph is traced from the model's first forward, as
-    it always is for metanets that read connections; else it is inferred from names and shapes.
-    ":bfloat16": its metanet computes in that. ":open":
-    it is not told how long the training is. ":scheduled": it is not told either, and a
-    scheduler decays the learning rate to zero, as Hugging Face's Trainer does. ":lr=2" and
-    ":weight_decay=1" are arguments, of these or other numbers.
+    name: of a baseline or of bundled weights, or the path of a file. Behind those of
+    weights, several of these may follow. ":traced": the graph is traced from the
+    model's first forward, as it always is for metanets that read connections; else it
+    is inferred from names and shapes. ":bfloat16": its metanet computes in that.
+    ":open": it is not told how long the training is. ":scheduled": it is not told
+    either, and a scheduler decays the learning rate to zero, as Hugging Face's Trainer
+    does. ":lr=2" and ":weight_decay=1" are arguments, of these or other numbers.
 
     Raises ValueError if there is none of that name, or if the weights cannot be loaded.
     """
@@ -170,7 +177,8 @@ def load_optimizer(name: str) -> OptimizerSpec:
 
 
 def reads_connections(learned: LearnedOptimizer) -> bool:
-    """Whether updates depend on how parameters are connected, so that the graph has to be whole."""
+    """Whether updates depend on how parameters are connected, so that the graph has to
+    be whole."""
     return learned.metanet is not None and learned.metanet.d_context > 0
 
 
@@ -210,7 +218,8 @@ def _adamw_cosine(
 
 
 def _schedule_free(model: nn.Module, lr: float, total_steps: int) -> Built:
-    """AdamW without a schedule (Defazio et al. 2024), which averages its weights instead.
+    """AdamW without a schedule (Defazio et al. 2024), which averages its weights
+    instead.
 
     Its weights are those to train with; `eval()` puts the average in their place.
     """
@@ -230,9 +239,11 @@ def _muon_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
 
 
 def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Built:
-    """heavyball's SOAP or KLSOAP with its defaults: a new basis every second step, decay .01.
+    """heavyball's SOAP or KLSOAP with its defaults: a new basis every second step,
+    decay .01.
 
-    Not compiled: on small networks and a CPU, compiling takes longer than the whole run.
+    Not compiled: on small networks and a CPU, compiling takes longer than the whole
+    run.
     """
     # two seconds, which only these two need
     heavyball = importlib.import_module("heavyball")
@@ -271,7 +282,8 @@ def _learned(
 
 
 class AveragedNGOptimizer(NGOptimizer):
-    """One without a horizon, which is judged by its averages: `meta_train.comparison.runs.Averaging`."""
+    """One without a horizon, which is judged by its averages:
+    `meta_train.comparison.runs.Averaging`."""
 
     def eval(self) -> None:
         self._within = self.averaged()

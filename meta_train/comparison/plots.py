@@ -30,8 +30,8 @@ def plot_curves(
     """Draws training loss and accuracy on the runs' split over steps:
     mean and range over a group's runs.
 
-    A problem without accuracy has its loss there. Loss axes are logarithmic. emphasis: the
-    group that is drawn in black, above the others.
+    A problem without accuracy has its loss there. Loss axes are logarithmic. emphasis:
+    the group that is drawn in black, above the others.
     """
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -40,10 +40,11 @@ class Row:
     Means over runs; nan where a loss of a run was not finite.
 
     test_loss_std, accuracy_std: sample standard deviation, nan for one run.
-    accuracy_mean: per cent on test; None if the problem has no accuracy, and so is its deviation.
-    ms_per_step, optimizer_ms_per_step: mean of each run's median.
+    accuracy_mean: per cent on test; None if the problem has no accuracy, and so is its
+    deviation. ms_per_step, optimizer_ms_per_step: mean of each run's median.
     seconds: of a whole run, without evaluation.
-    tuning: mean validation loss of each learning rate that was tried; inf if it was not finite.
+    tuning: mean validation loss of each learning rate that was tried; inf if it was not
+    finite.
     tuning_seconds: of all runs for tuning together.
     """
 
@@ -80,7 +81,8 @@ class Row:
 
 
 def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
-    """The row of one optimizer's evaluation records on one problem, and of its tuning records."""
+    """The row of one optimizer's evaluation records on one problem, and of its tuning
+    records."""
     run = records[0]["run"]
     test_losses = [_number(record["test"]["loss"]) for record in records]
     accuracies = [
@@ -115,7 +117,8 @@ def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
 
 
 def mean_validation_losses(records: Sequence[Record]) -> dict[float, float]:
-    """Mean validation loss of each learning rate that was tried, in the order of the records.
+    """Mean validation loss of each learning rate that was tried, in the order of the
+    records.
 
     inf where a loss is not finite, so that the smallest is the best.
     """
@@ -198,7 +201,8 @@ def _remarks(row: Row) -> list[str]:
 
 
 def digits(value: float) -> str:
-    """Four significant digits, without an exponent unless the number is very small or large."""
+    """Four significant digits, without an exponent unless the number is very small or
+    large."""
     return f"{value:.4g}"
 
 

@@ -125,9 +125,10 @@ def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
     """Trains a problem's model for `run.steps` updates on the CPU and measures it:
     a record that JSON can hold.
 
-    Initial weights, batches and dropout follow from problem and seed alone, so they are the same
-    for every optimizer, and the same as in `meta_train.training.unroll`. A run whose loss stops being finite
-    is carried through and measured like any other. `on_step` is called with each loss.
+    Initial weights, batches and dropout follow from problem and seed alone, so they are
+    the same for every optimizer, and the same as in `meta_train.training.unroll`. A run
+    whose loss stops being finite is carried through and measured like any other.
+    `on_step` is called with each loss.
 
     Raises ValueError if the problem or optimizer is unknown,
     or its weights are not those of the run, or its graph is not made as in the run.
@@ -159,11 +160,13 @@ def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
 def execute(
     runs: Sequence[Run], folder: Path, processes: int, bar: tqdm
 ) -> list[Record]:
-    """The records of all runs, in their order; those that `folder` holds are read, the others made.
+    """The records of all runs, in their order; those that `folder` holds are read, the
+    others made.
 
-    folder: of one file for each problem, a record a line; those of a problem of your own that has
-    changed since are made again.
-    processes: with more than one, runs are spread over spawned processes of one thread each.
+    folder: of one file for each problem, a record a line; those of a problem of your
+    own that has changed since are made again.
+    processes: with more than one, runs are spread over spawned processes of one thread
+    each.
     """
     make_folder(folder)
     records = read_records(folder, runs)
@@ -207,7 +210,8 @@ def read_records(folder: Path, runs: Iterable[Run]) -> dict[Run, Record]:
 
 @cache
 def problem_digest(name: str) -> str | None:
-    """By which a problem of your own is known again: its network, its batches and first loss.
+    """By which a problem of your own is known again: its network, its batches and first
+    loss.
 
     None for those that have a name here.
     """
@@ -229,7 +233,8 @@ def record_path(folder: Path, run: Run) -> Path:
 
 
 def file_name(name: str) -> str:
-    """A name with what does not belong into a file name replaced, cut to its last 40 characters."""
+    """A name with what does not belong into a file name replaced, cut to its last 40
+    characters."""
     return re.sub(r"[^\w.-]+", "_", name)[-40:]
 
 
@@ -262,7 +267,8 @@ class _Training:
 
     @contextmanager
     def _evaluation_mode(self) -> Iterator[None]:
-        """Puts averaged weights into the model where the optimizer has them (schedule-free)."""
+        """Puts averaged weights into the model where the optimizer has them
+        (schedule-free)."""
         optimizer = self.optimizer
         if isinstance(optimizer, Averaging):
             optimizer.eval()

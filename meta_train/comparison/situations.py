@@ -1,11 +1,13 @@
-"""How the default does beside tuned optimizers: `python -m meta_train.comparison.situations`.
+"""How the default does beside tuned optimizers:
+`python -m meta_train.comparison.situations`.
 
-Reads the `results.json` of comparisons (`meta_train.comparison.leaderboard`) of `default` with
-`adamw-wide`, `adam-cosine-wide` and `muon-wide`, prints a table with the worst problem
-first, and writes it as `situations.md`. Losses are means over seeds, on test data; `to
-AdamW` is the default's beside that of the best of AdamW and Adam, with a cosine and the
-best of eleven learning rates (of adversarial games also Adam with beta1 = .5). Where
-`default:open` and `default:scheduled` were run, too, a sentence each says how they did.
+Reads the `results.json` of comparisons (`meta_train.comparison.leaderboard`) of
+`default` with `adamw-wide`, `adam-cosine-wide` and `muon-wide`, prints a table with the
+worst problem first, and writes it as `situations.md`. Losses are means over seeds, on
+test data; `to AdamW` is the default's beside that of the best of AdamW and Adam, with a
+cosine and the best of eleven learning rates (of adversarial games also Adam with beta1
+= .5). Where `default:open` and `default:scheduled` were run, too, a sentence each says
+how they did.
 """
 
 from __future__ import annotations

@@ -34,11 +34,13 @@ class Standing:
     """One optimizer over all problems.
 
     tuning_runs, tuning_seconds, diverged: in total.
-    mean_rank: among all, by test loss; mean_untuned_rank: among those that tune nothing, else None.
-    mean_excess, median_excess: test loss divided by that of the problem's best tuned row, less 1.
-    reference_wins, rival_wins: problems on which the loss is below `REFERENCE`'s, and below all
+    mean_rank: among all, by test loss; mean_untuned_rank: among those that tune
+    nothing, else None. mean_excess, median_excess: test loss divided by that of the
+    problem's best tuned row, less 1. reference_wins, rival_wins: problems on which the
+    loss is below `REFERENCE`'s, and below all
         `RIVALS`'; None without them, and for themselves.
-    steps_share: median over problems of steps to the reference's final loss, as a share of all
+    steps_share: median over problems of steps to the reference's final loss, as a share
+    of all
         steps; inf where it is not reached.
     step_time: median over problems of ms per step, divided by the reference's.
     """
@@ -92,9 +94,9 @@ def steps_to_reference(
 ) -> float | None:
     """Steps until the validation loss is as low as the reference's at its end.
 
-    By the curves, whose losses are those of averaged weights where an optimizer has them. Runs are
-    compared with the reference's of the same seed; the median over seeds, None if half of them
-    never get there.
+    By the curves, whose losses are those of averaged weights where an optimizer has
+    them. Runs are compared with the reference's of the same seed; the median over
+    seeds, None if half of them never get there.
     """
     targets = {
         record["run"]["seed"]: record["curve"]["loss"][-1] for record in references
@@ -191,7 +193,8 @@ def _standing(
 
 
 def _wins(name: str, fields: Sequence[_Field], rivals: Sequence[str]) -> int | None:
-    """On how many problems the loss is below those of all rivals; a rival's nan is beaten."""
+    """On how many problems the loss is below those of all rivals; a rival's nan is
+    beaten."""
     if name in rivals or not all(
         rival in field.losses for field in fields for rival in rivals
     ):
@@ -229,7 +232,8 @@ def _step_time(rows: Sequence[Row], fields: Sequence[_Field]) -> float | None:
 
 
 def _steps_to(record: Record, target: float | None) -> float:
-    """Where the validation curve first comes down to the target, between its points in line.
+    """Where the validation curve first comes down to the target, between its points in
+    line.
 
     inf if it never does, or if there is no target.
     """

@@ -1,8 +1,9 @@
-"""Trains a small CNN on FashionMNIST with Adam, Muon and NGOptimizer: `python -m meta_train.paper.demo`.
+"""Trains a small CNN on FashionMNIST with Adam, Muon and NGOptimizer:
+`python -m meta_train.paper.demo`.
 
-Adam and Muon have the learning rates that do best on validation data of this very problem, and
-cosine schedules; NGOptimizer has nothing to tune. Writes `curves.png` and `results.json` into its
-folder. Takes under three minutes on two cores.
+Adam and Muon have the learning rates that do best on validation data of this very
+problem, and cosine schedules; NGOptimizer has nothing to tune. Writes `curves.png` and
+`results.json` into its folder. Takes under three minutes on two cores.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
 
 PROBLEM = "fm-16"
-# The best of each grid on this problem: python -m meta_train.comparison.leaderboard --problems fm-16
+# The best of each grid on this problem: python -m meta_train.comparison.leaderboard
+# --problems fm-16
 TUNED = {"Adam": ("adam-cosine", 0.04), "Muon": ("muon-cosine", 0.05)}
 HEADER = [
     "optimizer",

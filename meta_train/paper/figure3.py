@@ -1,8 +1,8 @@
 """The paper's Figure 3: `python -m meta_train.paper.figure3 --processes 2`.
 
-Training loss and test accuracy on CIFAR-10 over the steps, mean and range over the seeds, as
-`figure3.png` in its folder. The runs are those of `meta_train.paper.table2`: what that has made in the
-same folder is not made again. Prints the last points.
+Training loss and test accuracy on CIFAR-10 over the steps, mean and range over the
+seeds, as `figure3.png` in its folder. The runs are those of `meta_train.paper.table2`:
+what that has made in the same folder is not made again. Prints the last points.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ class Config:
 
 
 def comparison(config: Config) -> Leaderboard:
-    """Tunes the baselines on validation data and runs all, with curves of the test split.
+    """Tunes the baselines on validation data and runs all, with curves of the test
+    split.
 
     Raises ValueError if an optimizer is unknown, before anything runs.
     """

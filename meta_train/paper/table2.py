@@ -1,10 +1,12 @@
-"""The paper's Table 2, ours beside the published: `python -m meta_train.paper.table2 --processes 2`.
+"""The paper's Table 2, ours beside the published:
+`python -m meta_train.paper.table2 --processes 2`.
 
-Test accuracy of two small CNNs after 1,000 steps, mean and sample deviation over the seeds.
-Baselines choose their learning rate on validation data; the paper's five were chosen on
-FashionMNIST, not on CIFAR-10; ":open" is behind the names of those that are not told, as in the
-paper, how many steps will be made. Prints the table and writes it into its folder as `table2.md`,
-beside what `meta_train.comparison.leaderboard` writes; the same command resumes.
+Test accuracy of two small CNNs after 1,000 steps, mean and sample deviation over the
+seeds. Baselines choose their learning rate on validation data; the paper's five were
+chosen on FashionMNIST, not on CIFAR-10; ":open" is behind the names of those that are
+not told, as in the paper, how many steps will be made. Prints the table and writes it
+into its folder as `table2.md`, beside what `meta_train.comparison.leaderboard` writes;
+the same command resumes.
 """
 
 from __future__ import annotations

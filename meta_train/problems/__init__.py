@@ -1,7 +1,7 @@
 """Problems: what optimizers are meta-trained and compared on.
 
-A problem is anything with the methods of `Problem`; users give theirs on the command line as
-`module:factory`, where the factory takes no arguments.
+A problem is anything with the methods of `Problem`; users give theirs on the command
+line as `module:factory`, where the factory takes no arguments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Lists problems with their sizes and the time of a run: `python -m meta_train.problems`.
+"""Lists problems with their sizes and the time of a run:
+`python -m meta_train.problems`.
 
 Takes half a minute a list on one core; it trains some steps of each problem with Adam.
 """

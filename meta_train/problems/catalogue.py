@@ -329,8 +329,9 @@ PROBLEMS = {
     for problem in problems
 }
 
-# For meta-training alone: a family, of which each seed is a network of its own, and a wide network
-# on few pixels, which is as fast as fm-16 and shows what becomes of step sizes in wider networks.
+# For meta-training alone: a family, of which each seed is a network of its own, and a
+# wide network on few pixels, which is as fast as fm-16 and shows what becomes of step
+# sizes in wider networks.
 META_TRAINING = {
     "fm-cnns": family_of_cnns("fm-cnns", PROBLEMS["fm-16"]),
     "fm14-32": classify(

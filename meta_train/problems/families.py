@@ -1,4 +1,5 @@
-"""Families of problems: the seed draws the network, the batch size and the data as well."""
+"""Families of problems: the seed draws the network, the batch size and the data as
+well."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ from meta_train.problems.supervised import CLASSIFY, SupervisedProblem
 class Family:
     """A `Problem` that is another one for every seed.
 
-    sample: the member of a seed. base: the member that is validated and tested on; its evaluation
-    has to do for models of all members.
+    sample: the member of a seed. base: the member that is validated and tested on; its
+    evaluation has to do for models of all members.
     """
 
     name: str
@@ -49,10 +50,11 @@ class Family:
 
 
 def sampled_cnn(seed: int, steps: int) -> SupervisedProblem:
-    """CNNs of the paper's kind on FashionMNIST, of other widths, depths, kernels and batch sizes.
+    """CNNs of the paper's kind on FashionMNIST, of other widths, depths, kernels and
+    batch sizes.
 
-    Two to four convolutions of 6 to 32 channels (log-uniform), 3x3, one in three 5x5 or 1x1, on
-    images of 28 or 14 pixels, in batches of 32 to 256.
+    Two to four convolutions of 6 to 32 channels (log-uniform), 3x3, one in three 5x5 or
+    1x1, on images of 28 or 14 pixels, in batches of 32 to 256.
     """
     with seeded(seed, 7):
         depth = 2 + _choice(3)

@@ -1,4 +1,5 @@
-"""Examples made of MNIST, FashionMNIST and CIFAR-10: smaller, gray, reconstructed, noisy."""
+"""Examples made of MNIST, FashionMNIST and CIFAR-10: smaller, gray, reconstructed,
+noisy."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def images(name: str, pool: int = 1, gray: bool = False) -> Splits:
 
 @cache
 def pixels(name: str, pool: int = 1, gray: bool = False) -> Splits:
-    """Images as in `images`, but with pixels in [0, 1]; the targets are the images themselves."""
+    """Images as in `images`, but with pixels in [0, 1]; the targets are the images
+    themselves."""
     splits = images(name, pool, gray)
     plain = [
         replace(s, mean=(0.0,), std=(1.0,)) for s in splits if isinstance(s, Split)
@@ -51,20 +53,23 @@ def noisy_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
 def diffused_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images mixed with normal noise by random shares; the targets are the noise.
 
-    inputs: the mixtures (b, channels, height, width), and the shares' levels in [0, 1] (b, 1).
+    inputs: the mixtures (b, channels, height, width), and the shares' levels in [0, 1]
+    (b, 1).
     """
     return mapped(partial(images, name, pool, gray), _diffuse)
 
 
 @cache
 def brightest_pixels(name: str, pool: int, count: int) -> Splits:
-    """Images as sets of points (count, 3): row, column and value of the brightest pixels."""
+    """Images as sets of points (count, 3): row, column and value of the brightest
+    pixels."""
     return mapped(partial(images, name, pool), partial(_as_points, count=count))
 
 
 @cache
 def lower_brightness(name: str) -> Splits:
-    """Tables of 28 features: a 28x28 image's upper half in squares; target: its lower half's mean.
+    """Tables of 28 features: a 28x28 image's upper half in squares; target: its lower
+    half's mean.
 
     inputs: (b, 28); targets: (b, 1)
     """
@@ -73,10 +78,11 @@ def lower_brightness(name: str) -> Splits:
 
 @cache
 def picture(index: int, gray: bool) -> Splits:
-    """A function of the plane: coordinates in [-1, 1] (1024, 2) to an image's pixels in [-1, 1].
+    """A function of the plane: coordinates in [-1, 1] (1024, 2) to an image's pixels in
+    [-1, 1].
 
-    It is one training image of CIFAR-10, alike for all seeds. What counts is how well it is
-    fitted, so all three splits are the same points.
+    It is one training image of CIFAR-10, alike for all seeds. What counts is how well
+    it is fitted, so all three splits are the same points.
     """
     # (3, 32, 32)
     image = load_dataset("cifar10").train.images[index].float() / 127.5 - 1
@@ -88,7 +94,8 @@ def picture(index: int, gray: bool) -> Splits:
 
 @cache
 def picture_slopes(index: int) -> Splits:
-    """Coordinates as in `picture` to the central differences of a gray image, (1024, 2)."""
+    """Coordinates as in `picture` to the central differences of a gray image, (1024,
+    2)."""
     values = picture(index, gray=True).train.batch(torch.arange(1024))[1]
     image = values.view(1, 1, 32, 32)
     tall = F.pad(image, (0, 0, 1, 1), "replicate")
@@ -100,7 +107,8 @@ def picture_slopes(index: int) -> Splits:
 
 
 def grid(side: int) -> Tensor:
-    """Coordinates in [-1, 1] of the pixels of a square image, row by row: (side * side, 2)."""
+    """Coordinates in [-1, 1] of the pixels of a square image, row by row: (side * side,
+    2)."""
     axis = torch.linspace(-1, 1, side)
     return torch.cartesian_prod(axis, axis)
 

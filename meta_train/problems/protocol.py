@@ -24,14 +24,16 @@ def mean_metrics(found: Sequence[Metrics]) -> Metrics:
 
 
 class Problem(Protocol):
-    """A network and the data it is trained on. Everything random follows from the seeds."""
+    """A network and the data it is trained on. Everything random follows from the
+    seeds."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def steps(self) -> int:
-        """The horizon: how many updates a whole run has, unless somebody asks for others."""
+        """The horizon: how many updates a whole run has, unless somebody asks for
+        others."""
         ...
 
     def init(self, seed: int) -> nn.Module:

@@ -26,7 +26,8 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor) -> Batch:
-        """The examples of these indices, (b,); noise may be drawn from torch's generator."""
+        """The examples of these indices, (b,); noise may be drawn from torch's
+        generator."""
         ...
 
 

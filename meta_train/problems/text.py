@@ -12,8 +12,9 @@ from torch import Tensor
 
 from meta_train.problems.supervised import Batch, Splits
 
-# Pure Python in every distribution of it, of four blocks or more, and seldom touched. Versions
-# still differ in some lines, so losses are the same to the last digit only under one version.
+# Pure Python in every distribution of it, of four blocks or more, and seldom touched.
+# Versions still differ in some lines, so losses are the same to the last digit only
+# under one version.
 FILES = tuple(
     """
     _pydecimal.py base64.py codecs.py concurrent/futures/_base.py configparser.py difflib.py
@@ -93,7 +94,8 @@ def files_of_windows(length: int) -> Splits:
 
 @cache
 def library_text() -> tuple[Tensor, Tensor]:
-    """All files behind one another as codes (characters,), and where each ends (files,).
+    """All files behind one another as codes (characters,), and where each ends
+    (files,).
 
     Raises ValueError if this Python comes without one of the files.
     """
@@ -134,8 +136,9 @@ def window_starts(
     cycle: one block of so many is for validation, one for test.
     evaluated: the most windows of validation and of test.
 
-    None leaves its block or file; none of evaluation overlap. Each file has its own blocks, so
-    that a version's change to one file moves no other, and has some of them in training.
+    None leaves its block or file; none of evaluation overlap. Each file has its own
+    blocks, so that a version's change to one file moves no other, and has some of them
+    in training.
     """
     begins = [0, *ends[:-1].tolist()]
     blocks, places = [], []

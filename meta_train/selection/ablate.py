@@ -1,8 +1,9 @@
-"""What each part of the base rule is worth: `python -m meta_train.selection.ablate --processes 2`.
+"""What each part of the base rule is worth:
+`python -m meta_train.selection.ablate --processes 2`.
 
-Trains the problems of meta-validation and the developing situations with one part changed at a
-time and prints, and writes to `ablation.json` and `ablation.md`, how much lower the validation loss
-is with the part than without.
+Trains the problems of meta-validation and the developing situations with one part
+changed at a time and prints, and writes to `ablation.json` and `ablation.md`, how much
+lower the validation loss is with the part than without.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Settings of the base rule as candidates: each is a weights file, scored over whole trainings."""
+"""Settings of the base rule as candidates: each is a weights file, scored over whole
+trainings."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ MOST = 0.5
 class Setting:
     """What whole runs are made with.
 
-    problems, seeds: every pair of them is a run. folder: of weights files and records; a run that
+    problems, seeds: every pair of them is a run. folder: of weights files and records;
+    a run that
         is there already is not made again. processes: runs at the same time.
     """
 
@@ -45,7 +47,8 @@ class Setting:
     def measure(
         self, candidates: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, list[Record]]:
-        """The records of candidates, by name; each is a set of changes of `SoapConfig()`."""
+        """The records of candidates, by name; each is a set of changes of
+        `SoapConfig()`."""
         runs = {name: self.runs(name, changes) for name, changes in candidates.items()}
         flat = [run for some in runs.values() for run in some]
         with tqdm(total=len(flat), unit="run") as bar:
@@ -54,7 +57,8 @@ class Setting:
 
 
 def gains(records: Sequence[Record], references: Sequence[Record]) -> dict[str, float]:
-    """By problem: mean over seeds of log(loss of the reference / loss), validation, within +- MOST.
+    """By problem: mean over seeds of log(loss of the reference / loss), validation,
+    within +- MOST.
 
     A run that diverged counts -MOST.
     """

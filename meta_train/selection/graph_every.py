@@ -1,11 +1,11 @@
 """What it costs to look at the graph only every k steps:
 `python -m meta_train.selection.graph_every --weights ng-gnn`.
 
-Trains whole runs with the same weights and each k. Chosen is the largest k whose mean validation
-accuracy on the first problem is at most one standard error, that of k = 1, below that of k = 1;
-other problems choose nothing. Prints a table and writes into its folder: `table.md`,
-`results.json`, `graph_every.png`, the chosen weights as `chosen.safetensors`, and records, from
-which the same command goes on.
+Trains whole runs with the same weights and each k. Chosen is the largest k whose mean
+validation accuracy on the first problem is at most one standard error, that of k = 1,
+below that of k = 1; other problems choose nothing. Prints a table and writes into its
+folder: `table.md`, `results.json`, `graph_every.png`, the chosen weights as
+`chosen.safetensors`, and records, from which the same command goes on.
 """
 
 from __future__ import annotations

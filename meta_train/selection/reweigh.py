@@ -1,13 +1,15 @@
-"""Chooses what each feature weighs over whole runs: `python -m meta_train.selection.reweigh --weights ff`.
+"""Chooses what each feature weighs over whole runs:
+`python -m meta_train.selection.reweigh --weights ff`.
 
-Truncated losses reward what lowers the loss now. Few numbers can be chosen by what a whole training
-comes to: factors of what the head of a metanet reads (each of its 14 features, and all of what the
-graph says), and one of its updates. CMA-ES (Optuna) draws their logarithms; a trial trains every
-problem once, and scores by how much lower the log of its validation loss is than with the weights
-it began with, on the same seeds, which every generation has of its own. Every trial is kept in the
-folder's journal; the same command goes on, also in several shells at a time. At the end the mean of
-the better trials of the last generations is tried beside the beginning on seeds of their own, and
-written to `<folder>/best.safetensors`.
+Truncated losses reward what lowers the loss now. Few numbers can be chosen by what a
+whole training comes to: factors of what the head of a metanet reads (each of its 14
+features, and all of what the graph says), and one of its updates. CMA-ES (Optuna) draws
+their logarithms; a trial trains every problem once, and scores by how much lower the
+log of its validation loss is than with the weights it began with, on the same seeds,
+which every generation has of its own. Every trial is kept in the folder's journal; the
+same command goes on, also in several shells at a time. At the end the mean of the
+better trials of the last generations is tried beside the beginning on seeds of their
+own, and written to `<folder>/best.safetensors`.
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ def loaded(config: Config) -> LearnedOptimizer:
 def reweighed(
     learned: LearnedOptimizer, logarithms: Mapping[str, float]
 ) -> LearnedOptimizer:
-    """The same with factors of what the head reads and of its updates, given as logarithms."""
+    """The same with factors of what the head reads and of its updates, given as
+    logarithms."""
     metanet = trained_metanet(learned)
     copy = metanet.reconfigured()
     assert isinstance(copy, FeedForward | GraphMetanet)
@@ -182,8 +185,8 @@ def centre(trials: Sequence[FrozenTrial], population: int) -> dict[str, float]:
 
 
 def write_best(config: Config, study: optuna.Study) -> LearnedOptimizer:
-    """Writes `trials.json` and the end, whose table has its gains over the beginning on other
-    seeds."""
+    """Writes `trials.json` and the end, whose table has its gains over the beginning on
+    other seeds."""
     folder, learned = Path(config.folder), loaded(config)
     write_trials(folder, study)
     done = study.get_trials(states=(TrialState.COMPLETE,))

@@ -1,12 +1,12 @@
 """Chooses how an optimizer is meta-trained, as the paper did:
 `python -m meta_train.selection.search --metanet ng-gnn`.
 
-A trial (Optuna, TPE) meta-trains with sizes of the metanet, outer learning rate, weight decay and
-number of outer steps of its own, chooses the output gain over whole runs, and scores by validation
-accuracy on FashionMNIST, which alone chooses. Every trial is kept in the folder's journal, with its
-weights in `trial-N/`; the same command goes on, also in several shells at a time, and gives up a
-trial whose process has ended. The best weights are written to `best.safetensors`, all trials to
-`trials.json`.
+A trial (Optuna, TPE) meta-trains with sizes of the metanet, outer learning rate, weight
+decay and number of outer steps of its own, chooses the output gain over whole runs, and
+scores by validation accuracy on FashionMNIST, which alone chooses. Every trial is kept
+in the folder's journal, with its weights in `trial-N/`; the same command goes on, also
+in several shells at a time, and gives up a trial whose process has ended. The best
+weights are written to `best.safetensors`, all trials to `trials.json`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from meta_train.training import train
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
 
-# What may be chosen, of what each metanet has; the outer steps are those of the last stage.
+# What may be chosen, of what each metanet has; the outer steps are those of the last
+# stage.
 WIDTHS, LAYERS, OUTPUTS = (16, 24, 32, 48, 64), (1, 2, 3, 4), (4, 8, 16)
 HIDDEN = (16, 32, 64)
 LRS, WEIGHT_DECAYS = (3e-5, 1e-3), (1e-6, 1e-2)
-# What names of problems have whose data is FashionMNIST, which alone chooses: "fm", and perhaps the
-# side of the images.
+# What names of problems have whose data is FashionMNIST, which alone chooses: "fm", and
+# perhaps the side of the images.
 FASHION = re.compile(r"(^|-)fm\d*(-|$)")
 LEAST_OUTER_STEPS = 10
 # Settings on which no trial depends.
@@ -54,10 +55,12 @@ class Config:
     init_from: str | None = "ff"
     """Weights to start from; the widths of its MLP then stay as they are."""
     problems: tuple[str, ...] = ("fm-16", "fm-8", "fm-8")
-    """What is trained on, all of FashionMNIST or your own; validation is on the first."""
+    """What is trained on, all of FashionMNIST or your own; validation is on the first.
+    """
     estimator: str = "tbptt"
     horizon: int = 1000
-    """Inner steps of a training, also of those that choose the gain and score a trial."""
+    """Inner steps of a training, also of those that choose the gain and score a trial.
+    """
     truncation: int = 500
     tail: float = 1.0
     """These as in `meta_train.training.train`."""
@@ -88,7 +91,8 @@ class Config:
 
 
 def check_fashion(problems: Sequence[str]) -> None:
-    """Raises ValueError for problems of other data than FashionMNIST, which alone chooses."""
+    """Raises ValueError for problems of other data than FashionMNIST, which alone
+    chooses."""
     odd = [name for name in problems if ":" not in name and not FASHION.search(name)]
     if odd:
         raise ValueError(
@@ -133,7 +137,8 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
 
 
 def measured(settings: train.Config, config: Config) -> tuple[float, float | None]:
-    """Validation accuracy of what a trial makes, and its output gain; 0 if all diverged."""
+    """Validation accuracy of what a trial makes, and its output gain; 0 if all
+    diverged."""
     train.run(settings)
     folder = Path(settings.folder)
     if not (folder / "best.safetensors").exists():

@@ -19,9 +19,11 @@ from harness.settings import differences
 
 
 def open_study(folder: Path, name: str, settings: Mapping[str, Any]) -> optuna.Study:
-    """The study in a folder's journal, begun if there is none; higher values are better.
+    """The study in a folder's journal, begun if there is none; higher values are
+    better.
 
-    settings: all that its values depend on. Raises ValueError if it was begun with others.
+    settings: all that its values depend on. Raises ValueError if it was begun with
+    others.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     make_folder(folder)
@@ -48,8 +50,9 @@ def claim(
 ) -> tuple[optuna.Trial, FileLock] | None:
     """The next trial, and the lock that its process holds until it has told its value.
 
-    None if as many as `count` are done or under way, in this process or others on this machine;
-    those whose process has ended are given up. sampler: from the number of trials so far.
+    None if as many as `count` are done or under way, in this process or others on this
+    machine; those whose process has ended are given up. sampler: from the number of
+    trials so far.
     """
     with FileLock(folder / "claim.lock"):
         _give_up_lost(study, folder)

@@ -1,10 +1,11 @@
 """Chooses an optimizer's output gain over whole runs:
 `python -m meta_train.selection.sweep --weights runs/ff/best.safetensors`.
 
-A short truncation rewards small steps, for their noise is lower now; one gain, chosen over whole
-inner trainings on validation data, undoes much of it. With `--cooldowns .2 .5` the gain is that of
-trainings of known length, whose updates fall to zero over the last share of the steps, one of
-these; others stay as they are. Prints a table and writes the weights with the best to `output`.
+A short truncation rewards small steps, for their noise is lower now; one gain, chosen
+over whole inner trainings on validation data, undoes much of it. With
+`--cooldowns .2 .5` the gain is that of trainings of known length, whose updates fall to
+zero over the last share of the steps, one of these; others stay as they are. Prints a
+table and writes the weights with the best to `output`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Config:
     """A mean over these decides, of accuracies where they have any."""
     gains: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
     cooldowns: tuple[float, ...] = ()
-    """Shares of the steps, of trainings of known length, over which updates fall to zero."""
+    """Shares of the steps, of trainings of known length, over which updates fall to
+    zero."""
     seeds: int = 2
     steps: int = 1000
     autocast: bool = False
@@ -75,7 +77,8 @@ class Found(NamedTuple):
 
 
 def search(config: Config) -> Found:
-    """Runs all scales, and writes the weights with the best one and a record of the runs."""
+    """Runs all scales, and writes the weights with the best one and a record of the
+    runs."""
     if config.metanet is not None:
         find_metanet(config.metanet, METANETS, may_import=True)
     learned = load_pretrained(config.weights)
@@ -117,7 +120,8 @@ def scales(config: Config) -> list[Scale]:
 
 
 def score(metrics: Metrics) -> float:
-    """Accuracy where there is one, else how low the loss is; least where that is no number."""
+    """Accuracy where there is one, else how low the loss is; least where that is no
+    number."""
     if metrics.accuracy is not None:
         return metrics.accuracy
     return -inf if isnan(metrics.loss) else -metrics.loss

@@ -1,10 +1,10 @@
 """Chooses the base rule's numbers over whole trainings:
 `python -m meta_train.selection.tune --trials 100 --processes 2`.
 
-CMA-ES (Optuna) over about a dozen numbers; a trial trains every problem once per seed. Its score is
-the mean log of how much lower the validation loss is than with the numbers it began with. Every
-trial is kept in the folder's journal, from which the same command goes on; the best one's weights
-file is written to `<folder>/best.safetensors`.
+CMA-ES (Optuna) over about a dozen numbers; a trial trains every problem once per seed.
+Its score is the mean log of how much lower the validation loss is than with the numbers
+it began with. Every trial is kept in the folder's journal, from which the same command
+goes on; the best one's weights file is written to `<folder>/best.safetensors`.
 """
 
 from __future__ import annotations

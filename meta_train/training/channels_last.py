@@ -1,4 +1,5 @@
-"""Convolutional networks with their channels last, where a CPU computes most of them faster."""
+"""Convolutional networks with their channels last, where a CPU computes most of them
+faster."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ def channels_last(values: Any) -> Any:
 class ChannelsLast(TorchFunctionMode):
     """Keeps gradients as maps lie, where torch would lay them out anew.
 
-    The gradient of a mean over all positions, divided there, has its channels first, and what meets
-    it takes ten times as long; that of a sum has no layout yet.
+    The gradient of a mean over all positions, divided there, has its channels first,
+    and what meets it takes ten times as long; that of a sum has no layout yet.
     """
 
     def __torch_function__(

@@ -30,8 +30,8 @@ def write(
 def read(folder: str | Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The state that `write` kept; None where there is none.
 
-    Raises ValueError when it was made with other settings (more outer steps or processes are
-    fine).
+    Raises ValueError when it was made with other settings (more outer steps or
+    processes are fine).
     """
     path = path_in(folder)
     if not path.exists():

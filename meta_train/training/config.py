@@ -24,7 +24,8 @@ class Config:
     folder: str
     """Where checkpoints, logs and weights go."""
     metanet: str = "ff"
-    """Name of the metanet to train, or module:Class of your own `ngopt.metanets.Metanet`."""
+    """Name of the metanet to train, or module:Class of your own
+    `ngopt.metanets.Metanet`."""
     init_from: str | None = None
     """Weights (a bundled name or a file) to start from;
     those of an FF become another metanet's head."""
@@ -39,8 +40,8 @@ class Config:
     horizon: int = 1000
     """Inner steps after which an optimizee is begun anew."""
     shortest: int | None = None
-    """With it, horizons are log-uniform from it up to a longest, which grows to `horizon` until
-    half of the outer steps are done."""
+    """With it, horizons are log-uniform from it up to a longest, which grows to
+    `horizon` until half of the outer steps are done."""
     truncation: int = 100
     """Inner steps per outer step; of es all."""
     tail: float = 1.0
@@ -52,8 +53,8 @@ class Config:
     weight_decay: float = 1e-4
     """Decay of the outer AdamW."""
     average: float = 0.0
-    """Decay of a running mean of the metanet's weights over outer steps, which is what is validated
-    and kept; with 0 these are the latest."""
+    """Decay of a running mean of the metanet's weights over outer steps, which is what
+    is validated and kept; with 0 these are the latest."""
     inner_weight_decay: float = 0.0
     clip_norm: float = 1.0
     """Largest norm of one optimizee's meta-gradient."""
@@ -63,18 +64,19 @@ class Config:
     """Each tensor is optimized in a unit of its own,
     log-uniform between 1 / scaling and scaling."""
     loss_limit: float = 2.0
-    """Losses count up to this many times the first; an optimizee whose mean over a truncation is
-    more than half way there is begun anew."""
+    """Losses count up to this many times the first; an optimizee whose mean over a
+    truncation is more than half way there is begun anew."""
     metanet_config: dict[str, float] = field(default_factory=dict)
-    """Numbers of the metanet's config, such as width 48 layers 3; hidden 64 is the width of both
-    layers of its MLP."""
+    """Numbers of the metanet's config, such as width 48 layers 3; hidden 64 is the
+    width of both layers of its MLP."""
     validate_every: int = 50
     validation_seeds: int = 1
     autocast: bool = False
     """Compute optimizees' losses in bfloat16: faster where the CPU has AMX,
     three times slower elsewhere."""
     device: str = "cpu"
-    """Where optimizees and metanet are: cpu or cuda; of several GPUs each process takes its own."""
+    """Where optimizees and metanet are: cpu or cuda; of several GPUs each process takes
+    its own."""
     stacked: bool = False
     """Unroll optimizees of one network as one (vmap), which keeps a GPU busy;
     the same numbers to rounding."""
@@ -94,7 +96,8 @@ class Config:
 
 
 def settings_of(config: Config, kind: type[Settings], **others: Any) -> Settings:
-    """The fields of some settings that have the same names; others: those that have not."""
+    """The fields of some settings that have the same names; others: those that have
+    not."""
     names = [one.name for one in fields(kind) if one.name not in others]  # pyright: ignore
     return kind(**{name: getattr(config, name) for name in names}, **others)
 

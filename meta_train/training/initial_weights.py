@@ -1,4 +1,5 @@
-"""What a meta-training begins with: a metanet from weights or from a seeded random start."""
+"""What a meta-training begins with: a metanet from weights or from a seeded random
+start."""
 
 from __future__ import annotations
 
@@ -21,11 +22,12 @@ def make_learned(
 ) -> LearnedOptimizer:
     """A metanet from weights, with what these have beside it, or from a random start.
 
-    name: of a registered metanet, or module:Class, which is imported. init_from: the name of
-    bundled weights or a file; those of an FF become another metanet's head.
+    name: of a registered metanet, or module:Class, which is imported. init_from: the
+    name of bundled weights or a file; those of an FF become another metanet's head.
     numbers: of the metanet's config. seed: of random weights.
 
-    Raises ValueError if the metanet, the weights or a number is unknown, or they do not fit.
+    Raises ValueError if the metanet, the weights or a number is unknown, or they do not
+    fit.
     """
     cls = find_metanet(name, METANETS, may_import=True)
     changes = _config_changes(cls, numbers)

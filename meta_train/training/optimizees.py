@@ -13,9 +13,11 @@ from meta_train.training.worker import Job
 
 @dataclass
 class Slot:
-    """One of the optimizees that train at the same time; `life` counts how often it was begun anew.
+    """One of the optimizees that train at the same time; `life` counts how often it was
+    begun anew.
 
-    horizon: steps of this life. state: None before its first, and in ranks that do not own it.
+    horizon: steps of this life. state: None before its first, and in ranks that do not
+    own it.
     """
 
     number: int
@@ -47,8 +49,8 @@ class Lives:
         self.config = config
 
     def first(self) -> list[Slot]:
-        """The first lives have different lengths, so that ages differ from then on; where horizons
-        grow, they are the shortest."""
+        """The first lives have different lengths, so that ages differ from then on;
+        where horizons grow, they are the shortest."""
         count, horizon = self.config.optimizees, self.config.horizon
         if self.config.shortest is not None:
             return [Slot(i, self.config.shortest) for i in range(count)]
@@ -76,7 +78,8 @@ class Lives:
     def advance(
         self, slot: Slot, first_loss: float, inner_loss: float, outer_step: int
     ) -> None:
-        """Keeps where an optimizee stands; begins it anew when its time is over or it diverged.
+        """Keeps where an optimizee stands; begins it anew when its time is over or it
+        diverged.
 
         inner_loss: of the truncation; infinite where that was of no use.
         """

@@ -1,4 +1,5 @@
-"""Which rank unrolls which optimizee, so that all ranks are done at about the same time."""
+"""Which rank unrolls which optimizee, so that all ranks are done at about the same
+time."""
 
 from __future__ import annotations
 
@@ -39,9 +40,11 @@ class Costs:
 
 
 def shared_out(costs: Sequence[float], owners: Sequence[int], count: int) -> list[int]:
-    """The rank, below `count`, that each item is for: as `owners` says where that is good enough.
+    """The rank, below `count`, that each item is for: as `owners` says where that is
+    good enough.
 
-    Else the most expensive item first, each for the rank that has the least to do (Graham 1969).
+    Else the most expensive item first, each for the rank that has the least to do
+    (Graham 1969).
     """
     loads, found = [0.0] * count, [0] * len(costs)
     for item in sorted(range(len(costs)), key=lambda item: -costs[item]):

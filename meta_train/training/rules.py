@@ -1,4 +1,5 @@
-"""Update rules as functions of their metanet's weights, for one optimizee or for a stack."""
+"""Update rules as functions of their metanet's weights, for one optimizee or for a
+stack."""
 
 from __future__ import annotations
 
@@ -18,12 +19,13 @@ Deltas = list[Tensor | None]
 
 
 class WeightedRule:
-    """An `UpdateRule` with other weights of its metanet than those that the metanet has.
+    """An `UpdateRule` with other weights of its metanet than those that the metanet
+    has.
 
-    rule: bound to the metanet. weights: in the order of the metanet's parameters. count: () for one
-    optimizee; (n,) for a stack, where all values, and the weights, have an axis of optimizees in
-    front, and optimizees do not meet. shares_step: all of a stack are at the same step, which the
-    rule may ask for on the host.
+    rule: bound to the metanet. weights: in the order of the metanet's parameters.
+    count: () for one optimizee; (n,) for a stack, where all values, and the weights,
+    have an axis of optimizees in front, and optimizees do not meet. shares_step: all of
+    a stack are at the same step, which the rule may ask for on the host.
     """
 
     def __init__(
@@ -86,7 +88,8 @@ class WeightedRule:
         params: Sequence[Tensor],
         hyper: Hyper,
     ) -> tuple[Deltas, list[Record]]:
-        """`_updated` of all optimizees; vmap takes tensors alone, so absent ones stay outside."""
+        """`_updated` of all optimizees; vmap takes tensors alone, so absent ones stay
+        outside."""
         present = [i for i, grad in enumerate(grads) if grad is not None]
         before = [self._as_given(record) for record in state]
         in_dims = [{key: self._axis(key) for key in record} for record in before]
@@ -106,7 +109,8 @@ class WeightedRule:
         )
         if not torch.is_grad_enabled():
             values = tree_map(Tensor.detach, values)
-        # vmap follows the way that is differentiated, also where nothing asks for derivatives
+        # vmap follows the way that is differentiated, also where nothing asks for
+        # derivatives
         with torch.enable_grad():
             found, new = torch.vmap(one, (0, 0, in_dims, 0))(*values)
         deltas: Deltas = [None] * len(params)
@@ -126,7 +130,8 @@ class WeightedRule:
 
 
 class _Function(nn.Module):
-    """An update as a module, so that `functional_call` can put other weights under its metanet."""
+    """An update as a module, so that `functional_call` can put other weights under its
+    metanet."""
 
     def __init__(self, rule: UpdateRule, metanet: nn.Module):
         super().__init__()
@@ -155,7 +160,8 @@ def asks_for_step(learned: LearnedOptimizer) -> bool:
 
 
 def as_weights(vector: Tensor, metanet: Metanet) -> list[Tensor]:
-    """Meta-parameters (*count, numel) -> the weights of a metanet, (*count, *shape) each."""
+    """Meta-parameters (*count, numel) -> the weights of a metanet, (*count, *shape)
+    each."""
     parameters = list(metanet.parameters())
     pieces = vector.split([p.numel() for p in parameters], -1)
     count = vector.shape[:-1]

@@ -1,4 +1,5 @@
-"""Several inner trainings on one network as one, so that small networks keep a GPU busy."""
+"""Several inner trainings on one network as one, so that small networks keep a GPU
+busy."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ State = TypeVar("State")
 class Stack(Optimizees):
     """Optimizees of one problem as one: every value has an axis of optimizees in front.
 
-    Losses and gradients are those of the optimizees to rounding, but for networks with dropout: one
-    generator draws for all.
+    Losses and gradients are those of the optimizees to rounding, but for networks with
+    dropout: one generator draws for all.
 
     Raises ValueError if the optimizees have different networks, or recurrent ones.
     """

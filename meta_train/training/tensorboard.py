@@ -17,7 +17,8 @@ UPDATES_SHOWN = 100
 
 
 class LivePicture:
-    """Curves in a folder over outer steps; those a resumed training makes again are dropped.
+    """Curves in a folder over outer steps; those a resumed training makes again are
+    dropped.
 
     outer_step: the last that the folder's checkpoint knows.
     """
@@ -56,8 +57,8 @@ class LivePicture:
 def relative_updates(
     optimizee: Optimizee, learned: LearnedOptimizer
 ) -> dict[str, float]:
-    """Norm of the update of each of an optimizee's tensors, `UPDATES_SHOWN` steps into its
-    training, to the tensor's own."""
+    """Norm of the update of each of an optimizee's tensors, `UPDATES_SHOWN` steps into
+    its training, to the tensor's own."""
     rule, hyper = learned.bind(optimizee.graph), optimizee.hyper()
     with torch.no_grad():
         start = optimizee.start(rule)

@@ -1,12 +1,14 @@
-"""Meta-trains an optimizer: `python -m meta_train.training.train --metanet ff --folder runs/ff`.
+"""Meta-trains an optimizer:
+`python -m meta_train.training.train --metanet ff --folder runs/ff`.
 
-Writes into its folder: `config.json`, `checkpoint.pt` (from which the same command resumes, bit for
-bit), `log.jsonl` (one line a validation), TensorBoard events, and `best.safetensors`, the weights
-with the lowest validation loss.
+Writes into its folder: `config.json`, `checkpoint.pt` (from which the same command
+resumes, bit for bit), `log.jsonl` (one line a validation), TensorBoard events, and
+`best.safetensors`, the weights with the lowest validation loss.
 
-With `--processes N`, or started as `torchrun --nproc-per-node N -m meta_train.training.train ...`, each
-process unrolls a share of the optimizees that takes about as long as the others; the number of
-processes changes no result, and any number resumes.
+With `--processes N`, or started as
+`torchrun --nproc-per-node N -m meta_train.training.train ...`, each process unrolls a
+share of the optimizees that takes about as long as the others; the number of processes
+changes no result, and any number resumes.
 """
 
 from __future__ import annotations
@@ -57,8 +59,8 @@ class MetaTrainer:
     """The outer loop: unrolls optimizees, averages their meta-gradients, steps AdamW,
     validates, saves.
 
-    Every rank takes the same outer steps; what `Outcome` says of optimizees travels, and the state
-    of one that another rank goes on with.
+    Every rank takes the same outer steps; what `Outcome` says of optimizees travels,
+    and the state of one that another rank goes on with.
     """
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
@@ -203,7 +205,8 @@ class MetaTrainer:
             self.lives.advance(slot, outcome.first_loss, inner_loss, self.outer_step)
 
     def _share_out(self) -> None:
-        """Which rank unrolls which optimizee next; those that change ranks take their states along.
+        """Which rank unrolls which optimizee next; those that change ranks take their
+        states along.
 
         The same on all ranks, as all know the same times.
         """

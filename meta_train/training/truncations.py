@@ -1,4 +1,5 @@
-"""What all ranks learn of every optimizee's truncation: the meta-gradient, losses, the time."""
+"""What all ranks learn of every optimizee's truncation: the meta-gradient, losses, the
+time."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from meta_train.training.worker import Result
 class Outcome(NamedTuple):
     """What all ranks know of one optimizee's truncation.
 
-    meta_gradient: clipped; zero where it is not usable. norm: before clipping. seconds: of a core.
-    Losses as in `Estimate`.
+    meta_gradient: clipped; zero where it is not usable. norm: before clipping. seconds:
+    of a core. Losses as in `Estimate`.
     """
 
     is_usable: bool
@@ -39,9 +40,11 @@ def exchanged(
     clip_norm: float,
     ranks: Ranks,
 ) -> list[Outcome]:
-    """The outcomes of so many optimizees, from the results that each rank has, by their numbers.
+    """The outcomes of so many optimizees, from the results that each rank has, by their
+    numbers.
 
-    like: of the metanet, (parameters,). clip_norm: the longest that a meta-gradient may be.
+    like: of the metanet, (parameters,). clip_norm: the longest that a meta-gradient may
+    be.
     """
     rows = torch.zeros(count, HEAD + like.numel(), dtype=torch.float64)
     for number, result in own.items():

@@ -28,7 +28,8 @@ Tree = TypeVar("Tree")
 
 
 class Inner(NamedTuple):
-    """Where an inner training stands: parameters, buffers, optimizer state, and steps done.
+    """Where an inner training stands: parameters, buffers, optimizer state, and steps
+    done.
 
     step: (), int64, on the host. In a stack all have an axis of optimizees in front.
     """
@@ -40,9 +41,11 @@ class Inner(NamedTuple):
 
 
 class Optimizees(ABC):
-    """What is unrolled: one optimizee, or several with an axis of them in front of every value.
+    """What is unrolled: one optimizee, or several with an axis of them in front of
+    every value.
 
-    count: () for one; (n,) in a stack. graph: the neural graph of each. names: of its parameters.
+    count: () for one; (n,) in a stack. graph: the neural graph of each. names: of its
+    parameters.
     """
 
     count: tuple[int, ...]
@@ -73,7 +76,8 @@ class Optimizees(ABC):
         kernels = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
         with torch.enable_grad(), kernels:
             loss, buffers = self.loss(params, inner.buffers, inner.step)
-            # optimizees of a stack do not meet, so the gradient of the sum is that of each
+            # optimizees of a stack do not meet, so the gradient of the sum is that of
+            # each
             grads = torch.autograd.grad(
                 loss.sum(), params, create_graph=create_graph, allow_unused=True
             )
@@ -87,12 +91,13 @@ class Optimizees(ABC):
 
 
 class Optimizee(Optimizees):
-    """A problem with a seed: fixes initial weights, batches and dropout of one inner training.
+    """A problem with a seed: fixes initial weights, batches and dropout of one inner
+    training.
 
-    autocast: compute the optimizee's loss in bfloat16 where torch deems it safe. scaling: each
-    tensor is optimized as a multiple of what the network uses, by a factor log-uniform between its
-    inverse and it (Moudgil et al. 2025, Celo2); the network starts the same. device: of the
-    optimizee.
+    autocast: compute the optimizee's loss in bfloat16 where torch deems it safe.
+    scaling: each tensor is optimized as a multiple of what the network uses, by a
+    factor log-uniform between its inverse and it (Moudgil et al. 2025, Celo2); the
+    network starts the same. device: of the optimizee.
     """
 
     count = ()
@@ -179,7 +184,8 @@ class Optimizee(Optimizees):
         return sent(noise, self.device)
 
     def model_at(self, inner: Inner) -> nn.Module:
-        """The module with an inner training's parameters and buffers, in evaluation mode."""
+        """The module with an inner training's parameters and buffers, in evaluation
+        mode."""
         model = copy.deepcopy(self.model)
         used = dict(zip(self.names, _used(inner.params, self.scales), strict=True))
         model.load_state_dict({**used, **inner.buffers}, strict=False)
@@ -222,8 +228,8 @@ def unroll(
     """Trains for some steps; returns where it stands and the losses before each update,
     (steps, *count).
 
-    With `create_graph` everything stays differentiable in the rule's metanet, through the
-    optimizee's gradients too (second order).
+    With `create_graph` everything stays differentiable in the rule's metanet, through
+    the optimizee's gradients too (second order).
     """
     losses = []
     with torch.set_grad_enabled(create_graph):
@@ -269,7 +275,8 @@ def _used(params: Sequence[Tensor], scales: Sequence[float | Tensor]) -> list[Te
 
 
 class _Objective(nn.Module):
-    """A problem's loss as a module, so that `functional_call` can put other parameters under it."""
+    """A problem's loss as a module, so that `functional_call` can put other parameters
+    under it."""
 
     def __init__(self, problem: Problem, model: nn.Module):
         super().__init__()

@@ -48,8 +48,8 @@ class UnrollConfig:
 class Job:
     """One truncation of one optimizee.
 
-    steps: its length. age: steps of the inner training before it. horizon: of the whole inner
-    training. `state` and `first_loss` are None before its first.
+    steps: its length. age: steps of the inner training before it. horizon: of the whole
+    inner training. `state` and `first_loss` are None before its first.
     """
 
     seed: int
@@ -103,10 +103,12 @@ ESTIMATORS: dict[str, Callable[[UnrollConfig, Limit, int], Estimator]] = {
 
 
 class Worker:
-    """Unrolls optimizees in this process, those that are alike as one where `stacked` says so.
+    """Unrolls optimizees in this process, those that are alike as one where `stacked`
+    says so.
 
-    Raises ValueError for an unknown estimator, for settings that an estimator does not have, for
-    what cannot be stacked, and for problems whose losses begin at zero or below.
+    Raises ValueError for an unknown estimator, for settings that an estimator does not
+    have, for what cannot be stacked, and for problems whose losses begin at zero or
+    below.
     """
 
     def __init__(self, config: UnrollConfig, learned: LearnedOptimizer):

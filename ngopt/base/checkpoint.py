@@ -43,7 +43,8 @@ class SharedState:
         self._shards, self._params, self._layouts = shards, params, layouts
 
     def whole(self, records: Sequence[Record]) -> list[Record]:
-        """Records whose tensors are of whole parameters, DTensors; all processes call it."""
+        """Records whose tensors are of whole parameters, DTensors; all processes call
+        it."""
         found = [dict(record) for record in records]
         self._average(found)
         entries = list(self._entries(records))

@@ -27,7 +27,8 @@ TINY = 1e-30
 # Renewals of one size cost at least as much as one of so many rows, for the calls.
 CALLS = 80
 EVERY = 2, 5, 10  # steps in which every basis is renewed once: a choice of these
-# Multiplications of renewals on a CPU, in those of all other products, but HEAVY at most.
+# Multiplications of renewals on a CPU, in those of all other products, but HEAVY at
+# most.
 LOAD, HEAVY = 1.5, 2e9
 FEW = 3  # sizes of bases, with launches of their own, to which one step may come
 ROUNDS = 8  # steps after which the first rounds of renewals become longer

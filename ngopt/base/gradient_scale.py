@@ -41,9 +41,9 @@ def gradient_scale(
     corrections: of the running RMS, before this step and after it. clip: how many times
     the running RMS a gradient may be, and an early one the next. is_early: of which
     parameters the last gradient was early; None: of none. matrices: of every bias the
-    number of its matrix, and of others their own. What a norm or a softmax cancels leaves
-    a bias nothing but rounding to follow: its damping goes with a share of the matrix'
-    RMS, which is less than that of other biases.
+    number of its matrix, and of others their own. What a norm or a softmax cancels
+    leaves a bias nothing but rounding to follow: its damping goes with a share of the
+    matrix' RMS, which is less than that of other biases.
     """
     xp = array_module(rms)
     is_finite = rms < torch.inf

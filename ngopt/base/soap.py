@@ -12,11 +12,12 @@ For every matrix G of gradients (`ngopt.roles.partition`: which these are):
 
 Vectors have no factors: that is Adam with Nesterov's momentum. What differs from SOAP:
 bases are renewed after they were used, so that they do not contain the gradient that
-they are applied to (but for the first); heads, gates and experts have their own factors;
-gradients are divided by about the RMS of the first, so that the loss' scale changes
-nothing, clipped where they are out of proportion to their running RMS, and skipped where
-they are not finite; weights that never receive a gradient only decay; the step size
-follows fan, role, horizon, RMS of the weights, and what `ngopt.base.start` tells.
+they are applied to (but for the first); heads, gates and experts have their own
+factors; gradients are divided by about the RMS of the first, so that the loss' scale
+changes nothing, clipped where they are out of proportion to their running RMS, and
+skipped where they are not finite; weights that never receive a gradient only decay; the
+step size follows fan, role, horizon, RMS of the weights, and what `ngopt.base.start`
+tells.
 """
 
 from __future__ import annotations

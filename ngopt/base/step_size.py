@@ -66,7 +66,8 @@ class StepTable:
         self.lengthening = max(short, 1.0) ** config.short_exponent
 
     def known(self, ages: Sequence[float], now: float, hyper: Hyper) -> Known:
-        """Of a step, on the host: numbers where all parameters have the same, or arrays.
+        """Of a step, on the host: numbers where all parameters have the same, or
+        arrays.
 
         ages: updates of each parameter, now: steps of the training, before this one.
         """

@@ -25,8 +25,8 @@ class Part(NamedTuple):
 class Route:
     """What this process sends and receives in one direction, by rank.
 
-    kept: what it has already, in both forms of `Part`. source, target: what this process
-    has of a parameter before, and after.
+    kept: what it has already, in both forms of `Part`. source, target: what this
+    process has of a parameter before, and after.
     """
 
     def __init__(
@@ -167,8 +167,8 @@ class Exchange:
     def parts(
         self, values: Values, transfer: Transfer, like: Tensor
     ) -> dict[int, Tensor]:
-        """What this process holds of all parameters, when it has arrived; values: what it
-        owns; like: has their dtype."""
+        """What this process holds of all parameters, when it has arrived; values: what
+        it owns; like: has their dtype."""
         return self._down.finish(values, transfer, self.parameters, like)
 
 

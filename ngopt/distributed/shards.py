@@ -186,8 +186,8 @@ class Shards:
         return prod(self.shapes[i])
 
     def sources(self, i: int, target: int) -> Iterator[tuple[int, Piece]]:
-        """(rank, what it holds) of ranks that together hold all of a parameter: of those
-        that hold the same, the nearest to a target in the mesh."""
+        """(rank, what it holds) of ranks that together hold all of a parameter: of
+        those that hold the same, the nearest to a target in the mesh."""
         at = self._coordinates
 
         def distance(rank: int) -> tuple[int, int]:
@@ -211,7 +211,8 @@ class Shards:
         return self._summed(values, self.counts.to(values.device))
 
     def sum_of_owners(self, values: Tensor) -> Tensor:
-        """Values that one process has of each parameter, and others 0 -> of all, (k, n)."""
+        """Values that one process has of each parameter, and others 0 -> of all, (k,
+        n)."""
         return self._summed(values, torch.ones_like(values, dtype=torch.bool))
 
     def _summed(self, values: Tensor, counts: Tensor) -> Tensor:

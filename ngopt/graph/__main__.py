@@ -1,5 +1,5 @@
-"""Shows the neural graph of a model: `python -m ngopt.graph torchvision.models:resnet18 --draw
-resnet18.svg`."""
+"""Shows the neural graph of a model:
+`python -m ngopt.graph torchvision.models:resnet18 --draw resnet18.svg`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load_model(path: str) -> nn.Module:
-    """The module at "module:name", or what is made by calling what is there without arguments.
+    """The module at "module:name", or what is made by calling what is there without
+    arguments.
 
     Raises ValueError that says which part of the path is wrong.
     """
@@ -125,7 +126,8 @@ def run(argv: Sequence[str] | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after an error, of which one line tells on stderr."""
+    """Returns the exit status: 0, or 2 after an error, of which one line tells on
+    stderr."""
     try:
         run(argv)
     except (ValueError, ImportError, OSError) as error:

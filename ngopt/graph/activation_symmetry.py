@@ -1,10 +1,11 @@
 """What activations add to permutations: signs,
 phases and scales of neurons that change no function.
 
-A sine neuron may be negated (its weights, its bias and what leaves it) or shifted by half a period
-(its bias, and what leaves it negated); an odd one negated; one that is linear on both sides of zero
-scaled by any positive number. A canonical form takes one network of each such family: what is the
-same function up to these symmetries has the same parameters then, up to permutation.
+A sine neuron may be negated (its weights, its bias and what leaves it) or shifted by
+half a period (its bias, and what leaves it negated); an odd one negated; one that is
+linear on both sides of zero scaled by any positive number. A canonical form takes one
+network of each such family: what is the same function up to these symmetries has the
+same parameters then, up to permutation.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from ngopt.graph.topology import Symmetry
 class Canonical(NamedTuple):
     """Networks in canonical form.
 
-    params: one tensor a parameter. factors: of these to those they were made of, biases of sine
-    neurons but for a shift; updates of one are updates of the other times these.
+    params: one tensor a parameter. factors: of these to those they were made of, biases
+    of sine neurons but for a shift; updates of one are updates of the other times
+    these.
     """
 
     params: list[Tensor]
@@ -35,7 +37,8 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
     """Of every group, what the functions applied to it allow;
     None where nothing is known to be allowed.
 
-    Neurons must be hidden, and what reaches and leaves them weights and biases, each used once.
+    Neurons must be hidden, and what reaches and leaves them weights and biases, each
+    used once.
     """
     free = [spec.numel for spec in graph.parameters]
     places: list[Bias | EdgeBlock] = [*graph.biases, *graph.weights]
@@ -68,8 +71,8 @@ def canonical(
     frequency: float = 1.0,
     batch_dims: int = 0,
 ) -> Canonical:
-    """The canonical form: phases of sine neurons within [0, pi / 2], biases of odd ones not
-    negative, norms of what reaches a neuron with a scale 1.
+    """The canonical form: phases of sine neurons within [0, pi / 2], biases of odd ones
+    not negative, norms of what reaches a neuron with a scale 1.
 
     params: one tensor a parameter, (*batch, *shape). frequency: sine neurons compute
         sin(frequency * x), x being what reaches them with their bias.
@@ -142,7 +145,8 @@ def _bias_of(
 def _norms(
     graph: NeuralGraph, values: GraphValues, number: int, batch_dims: int
 ) -> Tensor:
-    """Norms of all that reaches each neuron of a group, (*batch, n); 1 where nothing does."""
+    """Norms of all that reaches each neuron of a group, (*batch, n); 1 where nothing
+    does."""
     total = _bias_of(graph, values, number, batch_dims).square()
     for block, edges in zip(graph.weights, values.edges, strict=True):
         if block.target == number:
@@ -159,7 +163,8 @@ def _multiplied(
     outward: Tensor,
     batch_dims: int,
 ) -> GraphValues:
-    """What reaches the neurons of a group and what leaves them, times factors (*batch, n)."""
+    """What reaches the neurons of a group and what leaves them, times factors (*batch,
+    n)."""
     biases = list(values.biases)
     edges = list(values.edges)
     for place, bias in enumerate(graph.biases):

@@ -33,22 +33,25 @@ def build_graph(
 ) -> NeuralGraph:
     """The neural graph of a module, or of its parameters alone.
 
-    source: a module, or an iterable of parameters or of (name, parameter) pairs, of which names,
+    source: a module, or an iterable of parameters or of (name, parameter) pairs, of
+    which names,
         shapes and order decide.
-    example_input: what the module takes, a tensor, a tuple of arguments, a dict of named ones, or
-        both as `Inputs(args, kwargs)`.
-        With it the graph is exact, whatever the module does inside. Without it a sequential module
-        is read as it stands, and for others an input is guessed from the first layer; where that
-        fails, the parameters decide, with a warning that names the module.
+    example_input: what the module takes, a tensor, a tuple of arguments, a dict of
+    named ones, or
+        both as `Inputs(args, kwargs)`. With it the graph is exact, whatever the module
+        does inside. Without it a sequential module is read as it stands, and for others
+        an input is guessed from the first layer; where that fails, the parameters
+        decide, with a warning that names the module.
 
-    A copy of the module runs, which shares the parameters: nothing of the module changes, no hook
-    of the user runs, and random generators are put back. `ngopt.graph.tracing.isolation` says what
-    is not protected. Of a module that `fully_shard` or `parallelize_module` has divided among
-    processes, the copy is whole, without the values of the parameters.
+    A copy of the module runs, which shares the parameters: nothing of the module
+    changes, no hook of the user runs, and random generators are put back.
+    `ngopt.graph.tracing.isolation` says what is not protected. Of a module that
+    `fully_shard` or `parallelize_module` has divided among processes, the copy is
+    whole, without the values of the parameters.
 
-    Raises ValueError if there is no parameter, an element is no tensor, a lazy module has no shape
-    yet, FullyShardedDataParallel has made flat pieces of the parameters, or the module does not run
-    on the example input.
+    Raises ValueError if there is no parameter, an element is no tensor, a lazy module
+    has no shape yet, FullyShardedDataParallel has made flat pieces of the parameters,
+    or the module does not run on the example input.
     """
     if not isinstance(source, nn.Module):
         if example_input is not None:
@@ -80,8 +83,9 @@ def build_graph(
 def _traced(model: nn.Module, example_input: Any) -> NeuralGraph:
     """The graph of what a module does to an example input.
 
-    In training mode a module may skip layers at random. If some parameters are unconnected, it is
-    traced in evaluation mode, too, and the graph that connects more elements is returned.
+    In training mode a module may skip layers at random. If some parameters are
+    unconnected, it is traced in evaluation mode, too, and the graph that connects more
+    elements is returned.
     """
     graph = _traced_in_mode(model, example_input, training=True)
     is_training = any(module.training for module in model.modules())
@@ -122,7 +126,8 @@ def _traced_in_mode(
 
 
 def _materialized(model: nn.Module, example_input: Any) -> nn.Module:
-    """A copy of a lazy module whose parameters have the shapes that an example input gives them."""
+    """A copy of a lazy module whose parameters have the shapes that an example input
+    gives them."""
     if example_input is None:
         tensors = (*model.named_parameters(), *model.named_buffers())
         name = next(name for name, tensor in tensors if is_lazy(tensor))
@@ -137,7 +142,8 @@ def _materialized(model: nn.Module, example_input: Any) -> nn.Module:
 
 
 def graph_without_inputs(model: nn.Module) -> NeuralGraph | None:
-    """The graph of a sequential module, or what the first guessed input that fits shows."""
+    """The graph of a sequential module, or what the first guessed input that fits
+    shows."""
     graph = sequential_graph(model)
     if graph is not None:
         return graph

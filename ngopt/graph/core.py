@@ -1,12 +1,14 @@
 """The neural graph: neuron groups, edge blocks and biases,
 and the maps between them and parameters.
 
-A neural graph (Kofinas et al. 2024, section 2) has a node for every neuron and an edge for every
-weight. It is stored without single edges: a *group* holds the neurons that one layer produces, a
-*block* the edges of one piece of a parameter from a source group to a target group, and a *bias* a
-piece that is a feature of a group's nodes. Every stored element of every parameter has a place, and
-`NeuralGraph.gather` and `NeuralGraph.scatter` are inverse to each other; where a network uses a
-parameter more than once, each use is a place, and scatter averages over them.
+A neural graph (Kofinas et al. 2024, section 2) has a node for every neuron and an edge
+for every weight. It is stored without single edges: a *group* holds the neurons that
+one layer produces, a
+*block* the edges of one piece of a parameter from a source group to a target group, and
+a *bias* a piece that is a feature of a group's nodes. Every stored element of every
+parameter has a place, and `NeuralGraph.gather` and `NeuralGraph.scatter` are inverse to
+each other; where a network uses a parameter more than once, each use is a place, and
+scatter averages over them.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class GraphValues(NamedTuple):
     """Values on a graph.
 
     biases: for every `NeuralGraph.biases`, (*batch, n, slots, *features).
-    edges: for every `NeuralGraph.weights`, (*batch, groups, n_target, n_source, slots, *features).
+    edges: for every `NeuralGraph.weights`, (*batch, groups, n_target, n_source, slots,
+    *features).
     """
 
     biases: tuple[Tensor, ...]
@@ -67,7 +70,8 @@ class GraphValues(NamedTuple):
 
 @dataclass(frozen=True)
 class NeuralGraph(Topology):
-    """Topology of a network, and the way of values between its parameters and its nodes and edges.
+    """Topology of a network, and the way of values between its parameters and its nodes
+    and edges.
 
     Use `ngopt.build_graph` to make a graph.
     """
@@ -75,9 +79,10 @@ class NeuralGraph(Topology):
     def gather(self, values: Sequence[Tensor], batch_dims: int = 0) -> GraphValues:
         """Puts per-parameter values on nodes and edges.
 
-        values: one tensor a parameter, (*batch, *shape, *features), with `batch_dims` leading axes
-            that stack equal topologies and any number of trailing feature axes. Those of a
-            complex parameter may be complex, or real pairs.
+        values: one tensor a parameter, (*batch, *shape, *features), with `batch_dims`
+        leading axes
+            that stack equal topologies and any number of trailing feature axes. Those
+            of a complex parameter may be complex, or real pairs.
 
         Raises ValueError if the number of values or a shape does not fit.
         """
@@ -102,8 +107,8 @@ class NeuralGraph(Topology):
     def scatter(self, values: GraphValues, batch_dims: int = 0) -> list[Tensor]:
         """Brings values on nodes and edges back to parameters: the inverse of `gather`.
 
-        Where an element has several places, its value is their mean. Real pairs without feature
-        axes come back as complex numbers, if there are any of their dtype.
+        Where an element has several places, its value is their mean. Real pairs without
+        feature axes come back as complex numbers, if there are any of their dtype.
         """
         found: list[list[tuple[View, Tensor]]] = [[] for _ in self.parameters]
         for places, tensors, lead in (
@@ -126,8 +131,8 @@ class NeuralGraph(Topology):
         ]
 
     def flatten(self, values: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
-        """Concatenates per-parameter values: (*batch, *shape, *features) each -> (*batch,
-        numel, *features)."""
+        """Concatenates per-parameter values: (*batch, *shape, *features) each ->
+        (*batch, numel, *features)."""
         flat = [
             v.flatten(batch_dims, batch_dims + len(s.shape) - 1)
             if s.shape
@@ -219,7 +224,8 @@ def _assemble(
     numbers: UseNumbers,
     batch_dims: int,
 ) -> Tensor:
-    """A parameter's values from those of its places, (*batch, *view.shape, *features) each."""
+    """A parameter's values from those of its places, (*batch, *view.shape, *features)
+    each."""
     view, value = uses[0]
     batch = value.shape[:batch_dims]
     features = value.shape[batch_dims + len(view.shape) :]

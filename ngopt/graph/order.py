@@ -10,10 +10,10 @@ from math import floor
 def merged_order(lists: Sequence[Sequence[str]]) -> list[str]:
     """All names, in the order in which one module would name them.
 
-    A module names its own parameters before those of its children, and all of one child before
-    the next; within each list the order is the network's. Where this leaves a choice (a
-    convolution without bias and its norm share no list), numbers decide, `conv1` and `bn1` before
-    `conv2`; then the earlier list.
+    A module names its own parameters before those of its children, and all of one child
+    before the next; within each list the order is the network's. Where this leaves a
+    choice (a convolution without bias and its norm share no list), numbers decide,
+    `conv1` and `bn1` before `conv2`; then the earlier list.
     """
     if len(lists) == 1:
         return list(lists[0])

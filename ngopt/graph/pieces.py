@@ -74,7 +74,8 @@ NODE_KINDS = (
 class ParameterSpec:
     """Name and shape of one parameter; its place in the parameter list is its key.
 
-    In a graph a complex parameter counts as pairs of real numbers, on a last axis of its shape.
+    In a graph a complex parameter counts as pairs of real numbers, on a last axis of
+    its shape.
     """
 
     name: str
@@ -160,16 +161,16 @@ class NeuronGroup:
     """The neurons that one layer produces: the units of a linear layer,
     the channels of a convolution.
 
-    `kind` is "neuron", or says what other thing the nodes are: "token" (rows of a table),
-    "product", "head" of an attention, "group" of a GroupNorm, "position", "pool" (many neurons
-    reduced to one), "copy" (neurons that a second weight sees in another way), "parameter" (shared
-    by many neurons), "constant". `role` is "input", "hidden",
-    "output" or, for nodes without any edge, "isolated". `depth` is the length of the longest path
-    to the group over that of the longest path in its component: 0 at inputs, 1 at the deepest
-    outputs. `activation` is the name of the function that the network applies to these neurons, the
-    first of several; `symmetry` what all that it applies allows, see `topology.allowed`.
-    `is_pinned` says that something which no edge shows tells these neurons apart,
-    so that they cannot be exchanged.
+    `kind` is "neuron", or says what other thing the nodes are: "token" (rows of a
+    table), "product", "head" of an attention, "group" of a GroupNorm, "position",
+    "pool" (many neurons reduced to one), "copy" (neurons that a second weight sees in
+    another way), "parameter" (shared by many neurons), "constant". `role` is "input",
+    "hidden", "output" or, for nodes without any edge, "isolated". `depth` is the length
+    of the longest path to the group over that of the longest path in its component: 0
+    at inputs, 1 at the deepest outputs. `activation` is the name of the function that
+    the network applies to these neurons, the first of several; `symmetry` what all that
+    it applies allows, see `topology.allowed`. `is_pinned` says that something which no
+    edge shows tells these neurons apart, so that they cannot be exchanged.
     """
 
     name: str
@@ -183,7 +184,8 @@ class NeuronGroup:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether its neurons cannot be exchanged: inputs, outputs, pinned and isolated ones."""
+        """Whether its neurons cannot be exchanged: inputs, outputs, pinned and isolated
+        ones."""
         return self.role != "hidden" or self.is_pinned
 
 
@@ -194,23 +196,27 @@ def kind_code(kind: str, kinds: Sequence[str]) -> int:
 
 
 Index = tuple[int, ...] | None
-"""Neurons of a group, in the order in which a block or bias has them; None for all of them."""
+"""Neurons of a group, in the order in which a block or bias has them; None for all of
+them."""
 
 
 @dataclass(frozen=True)
 class EdgeBlock:
-    """Edges from neurons of `source` to neurons of `target`, all alike in what they mean.
+    """Edges from neurons of `source` to neurons of `target`, all alike in what they
+    mean.
 
-    The edge tensor is (groups, n_target, n_source, slots): every target of a group is connected to
-    every source of the same group. A dense layer has one group, a grouped convolution several, and
-    a diagonal (the scale of a norm) as many as neurons. Counted through all groups, the targets
-    are the neurons `target_index`, the sources `source_index`.
+    The edge tensor is (groups, n_target, n_source, slots): every target of a group is
+    connected to every source of the same group. A dense layer has one group, a grouped
+    convolution several, and a diagonal (the scale of a norm) as many as neurons.
+    Counted through all groups, the targets are the neurons `target_index`, the sources
+    `source_index`.
 
-    The slots of an edge are the positions of a kernel, of a flattened feature map, the gates of a
-    recurrent layer; `slot_shape` is their shape, () for one. `view` says which elements these are,
-    with the shape (groups, n_target, n_source, *slot_shape); None for the edges of value 1 of a
-    residual connection and the like. `kind` tells edges of different meaning apart. In a parameter
-    graph, where each slot is a block, `position` is the place of that slot in its kernel.
+    The slots of an edge are the positions of a kernel, of a flattened feature map, the
+    gates of a recurrent layer; `slot_shape` is their shape, () for one. `view` says
+    which elements these are, with the shape (groups, n_target, n_source, *slot_shape);
+    None for the edges of value 1 of a residual connection and the like. `kind` tells
+    edges of different meaning apart. In a parameter graph, where each slot is a block,
+    `position` is the place of that slot in its kernel.
     """
 
     view: View | None
@@ -230,7 +236,8 @@ class EdgeBlock:
 
 @dataclass(frozen=True)
 class Bias:
-    """A piece of a parameter that is a feature of nodes: `view` has the shape (n, *slot_shape)."""
+    """A piece of a parameter that is a feature of nodes: `view` has the shape (n,
+    *slot_shape)."""
 
     view: View
     group: int
@@ -249,11 +256,11 @@ class Topology:
     """What is connected to what: the `groups` of neurons,
     `blocks` of edges and `biases` of a `NeuralGraph`.
 
-    `parameters` lists the parameters in the order in which values are given; the blocks in
-    `constants` belong to none. `unplaced` names the parameters for which no rule was found, each a
-    component of its own. `members` says for each group which of several joined graphs it is of; ()
-    where there is one. `inferred` says for each parameter whether it is where its name and shape
-    put it, () where none is.
+    `parameters` lists the parameters in the order in which values are given; the blocks
+    in `constants` belong to none. `unplaced` names the parameters for which no rule was
+    found, each a component of its own. `members` says for each group which of several
+    joined graphs it is of; () where there is one. `inferred` says for each parameter
+    whether it is where its name and shape put it, () where none is.
     """
 
     parameters: tuple[ParameterSpec, ...]

@@ -1,4 +1,5 @@
-"""Networks that are divided among processes, each of which holds parts of the parameters."""
+"""Networks that are divided among processes, each of which holds parts of the
+parameters."""
 
 from __future__ import annotations
 
@@ -63,9 +64,9 @@ def is_sharded(model: nn.Module) -> bool:
 def as_whole(model: nn.Module, inputs: Any) -> nn.Module:
     """A copy of a divided module as it was before, to be traced with `inputs`.
 
-    It has the classes, names and shapes of the whole module and none of the hooks, which
-    would gather parameters. A parameter has one number for all of its elements, and so
-    no memory; it is where the inputs are.
+    It has the classes, names and shapes of the whole module and none of the hooks,
+    which would gather parameters. A parameter has one number for all of its elements,
+    and so no memory; it is where the inputs are.
     """
     devices = [x.device for x in tree_leaves(inputs) if isinstance(x, Tensor)]
     return _WholeCopier(devices[0] if devices else None).module(model)

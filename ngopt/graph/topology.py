@@ -1,5 +1,5 @@
-"""Turns collected groups, blocks and biases into a `NeuralGraph`: roles, depths and coverage, and
-what may be done to neurons that go through some function."""
+"""Turns collected groups, blocks and biases into a `NeuralGraph`: roles, depths and
+coverage, and what may be done to neurons that go through some function."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ relu relu6 hardtanh gelu silu sigmoid tanh leaky_relu elu selu celu mish softplu
 hardsigmoid softmax log_softmax sin cos exp softsign glu logsigmoid rrelu prelu
 """.split()
 
-# f(c x) = c f(x) for all c, for c = -1, for all c > 0; what joins positions of a neuron among them.
+# f(c x) = c f(x) for all c, for c = -1, for all c > 0; what joins positions of a neuron
+# among them.
 LINEAR = """
 mul div neg mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
 adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_bilinear2d
@@ -48,7 +49,8 @@ RANDOM = "dropout feature_dropout".split()
 
 
 class GraphBuilder:
-    """Collects a graph piece by piece; `build` derives what depends on the whole topology."""
+    """Collects a graph piece by piece; `build` derives what depends on the whole
+    topology."""
 
     def __init__(self, parameters: Sequence[ParameterSpec]):
         self.parameters = tuple(parameters)
@@ -112,8 +114,9 @@ class GraphBuilder:
     ) -> NeuralGraph:
         """The graph; parameters that are nowhere yet become components of their own.
 
-        inputs, outputs: groups that are known to be the network's. hidden: groups that are neither,
-        even if nothing leads to them or they lead nowhere. Of others the edges decide.
+        inputs, outputs: groups that are known to be the network's. hidden: groups that
+        are neither, even if nothing leads to them or they lead nowhere. Of others the
+        edges decide.
         """
         for i in sorted(set(range(len(self.parameters))) - self.placed):
             self.unplaced.append(self.parameters[i].name)
@@ -140,7 +143,8 @@ class GraphBuilder:
         )
 
     def _add_unused(self) -> None:
-        """Nodes without edges for the elements of parameters of which the network uses others."""
+        """Nodes without edges for the elements of parameters of which the network uses
+        others."""
         views: list[list[View]] = [[] for _ in self.parameters]
         for place in (*self.blocks, *self.biases):
             if place.view is not None:
@@ -201,8 +205,8 @@ def _role(is_source: bool, is_target: bool, is_output: bool) -> str:
 
 
 def allowed(functions: Sequence[str]) -> Symmetry | None:
-    """How neurons may be changed that go through all these functions and are undone by the next
-    weights.
+    """How neurons may be changed that go through all these functions and are undone by
+    the next weights.
 
     "phase" and "sign", "sign" alone, or "scale" (see `activation_symmetry`);
     None where nothing is known.
@@ -302,10 +306,11 @@ def _renumbered(view: View | None, new: Sequence[int]) -> View | None:
 
 
 def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
-    """The disjoint union: parameters, groups and blocks of each graph after those of the one
-    before.
+    """The disjoint union: parameters, groups and blocks of each graph after those of
+    the one before.
 
-    Graphs of different networks make one batch so; no node of one has an edge to another's.
+    Graphs of different networks make one batch so; no node of one has an edge to
+    another's.
     """
     return reduce(_join, graphs)
 

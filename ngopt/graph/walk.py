@@ -1,10 +1,11 @@
 """Follows neurons and parameters through a network, one function after the other.
 
-Every tensor of the network stands for one of three things: neurons (a label for each entry says of
-which), elements of a parameter (which ones, and where), or constants, which are computed. Functions
-that move entries are applied to labels and elements as they are, so whatever a network does with
-`view`, `permute`, `chunk`, `roll` or `cat`, it stays known which neuron is where. Functions that
-compute with weights have rules (`ngopt.graph.rules`), which add nodes and edges to the graph.
+Every tensor of the network stands for one of three things: neurons (a label for each
+entry says of which), elements of a parameter (which ones, and where), or constants,
+which are computed. Functions that move entries are applied to labels and elements as
+they are, so whatever a network does with `view`, `permute`, `chunk`, `roll` or `cat`,
+it stays known which neuron is where. Functions that compute with weights have rules
+(`ngopt.graph.rules`), which add nodes and edges to the graph.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def on_cpu() -> AbstractContextManager:
 class Region:
     """The functions of one call of a module that has a rule of its own.
 
-    inputs: functions outside whose values it uses. output: the last of its functions whose value is
-    used outside.
+    inputs: functions outside whose values it uses. output: the last of its functions
+    whose value is used outside.
     """
 
     module: nn.Module
@@ -105,7 +106,8 @@ def _region(program: Program, module: nn.Module, calls: list[Node]) -> Region:
 
 
 def _modules_around(call: Node, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a function is called in, from the outermost on, with names for each time."""
+    """The modules that a function is called in, from the outermost on, with names for
+    each time."""
     if call.op != "call_function":
         return
     for name, (path, _) in (call.meta.get("nn_module_stack") or {}).items():
@@ -115,7 +117,8 @@ def _modules_around(call: Node, model: nn.Module) -> Iterator[tuple[str, nn.Modu
 class Memory:
     """Which tensors share memory, so that what is written to one is written to others.
 
-    values: what each tensor stands for. Constants are tensors whose own memory is written.
+    values: what each tensor stands for. Constants are tensors whose own memory is
+    written.
     """
 
     def __init__(self, values: dict[Node, Value]):
@@ -152,7 +155,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class _Written:
-    """labels: of what was written, 0 or less for no neuron; None where nothing is known of it.
+    """labels: of what was written, 0 or less for no neuron; None where nothing is known
+    of it.
 
     places: for every place in memory which of the labels is there, -1 for none.
     """
@@ -210,7 +214,8 @@ class Walk:
             if call.op in ("placeholder", "get_attr"):
                 self.values[call] = self._input(call)
         for call in self.program.graph.nodes:
-            # targets of a weight are of one step, which keeps them apart; two layers may be one
+            # targets of a weight are of one step, which keeps them apart; two layers
+            # may be one
             self.tracer.nodes.step += 1
             if not self.tracer.data.isdisjoint(call.all_input_nodes):
                 self.tracer.data.add(call)
@@ -254,7 +259,8 @@ class Walk:
                 self.tracer.nodes.mark(leaf.labels, Mark.OUTPUT)
 
     def _apply_module(self, region: Region, call: Node) -> None:
-        """Applies a module's rule at the first of its functions; the others are passed over."""
+        """Applies a module's rule at the first of its functions; the others are passed
+        over."""
         if call is not region.calls[0]:
             return
         inputs = [self.values[source] for source in region.inputs]
@@ -266,7 +272,8 @@ class Walk:
         self.values[region.output] = result
 
     def _with_positions(self, call: Node, result: Value) -> Value:
-        """Positions that a weight has made are those of what is done entry by entry behind it."""
+        """Positions that a weight has made are those of what is done entry by entry
+        behind it."""
         inputs = [self.values[source] for source in call.all_input_nodes]
         neurons = [value for value in inputs if isinstance(value, Neurons)]
         if (
@@ -280,7 +287,8 @@ class Walk:
         return replace(result, positions=neurons[0].positions)
 
     def _pin_before_unknown(self, call: Node) -> None:
-        """Pins the neurons that a function was applied to of whose result nothing is known."""
+        """Pins the neurons that a function was applied to of whose result nothing is
+        known."""
         if not call.users or not _is_lost(self.values[call]):
             return
         for value in tree_leaves(
@@ -313,7 +321,8 @@ class Walk:
         return self._apply(entrywise.elementwise, call, args, kwargs)
 
     def _apply(self, rule: Callable, call: Node, *args: Any, **kwargs: Any) -> Value:
-        """What a rule says; where it fails, a warning, and nothing is known of the result."""
+        """What a rule says; where it fails, a warning, and nothing is known of the
+        result."""
         found = self.tracer.found
         count = len(found)
         try:
@@ -322,9 +331,11 @@ class Walk:
             # the whole example may fit where a few rows of it do not
             if self.program.is_cut:
                 raise
-            # half of a rule's edges would be a false graph; nodes without edges are in none
+            # half of a rule's edges would be a false graph; nodes without edges are in
+            # none
             del found[count:]
-            # among integer inputs, traced as zeros, an index may not find what it looks for
+            # among integer inputs, traced as zeros, an index may not find what it looks
+            # for
             if rule is not entrywise.constant:
                 warnings.warn(
                     f"build_graph: the rule '{rule.__name__}' failed at '{call.name}' in "
@@ -341,7 +352,8 @@ def _constant(state: Any) -> Value:
         return state
     if state.is_meta:
         return Unknown(state.shape)
-    # a copy, as functions that work in place, such as add_ on a counter, are computed with it
+    # a copy, as functions that work in place, such as add_ on a counter, are computed
+    # with it
     return state.detach().to("cpu", copy=True)
 
 

@@ -1,4 +1,5 @@
-"""Metanets: networks that read a neural graph and predict one update for every parameter."""
+"""Metanets: networks that read a neural graph and predict one update for every
+parameter."""
 
 from ngopt.metanets.feedforward import FeedForward
 from ngopt.metanets.gnn import NeuralGraphGNN

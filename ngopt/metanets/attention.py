@@ -31,8 +31,8 @@ UNSEEN = -1e30
 class Attended(NamedTuple):
     """What some neurons see, as a sum that can be continued.
 
-    high: the largest logit, (*batch, n, heads). total: sum of exp(logit - high), the same. value:
-    sum of exp(logit - high) * value, (*batch, n, width).
+    high: the largest logit, (*batch, n, heads). total: sum of exp(logit - high), the
+    same. value: sum of exp(logit - high) * value, (*batch, n, width).
     """
 
     high: Tensor
@@ -47,7 +47,8 @@ class Attended(NamedTuple):
         axes: tuple[int, int],
         of_head: Tensor,
     ) -> Attended:
-        """Over two axes. logits: (groups, a, b, tiles, *batch, heads). values: the same with width.
+        """Over two axes. logits: (groups, a, b, tiles, *batch, heads). values: the same
+        with width.
         of_head: which columns are of each head, (heads, width)."""
         high = logits.detach().amax(axes, keepdim=True)
         weight = (logits - high).exp()
@@ -76,15 +77,18 @@ class Attended(NamedTuple):
         )
 
     def mean(self) -> Tensor:
-        """The values, weighted by the softmax, (*batch, n, width); 0 where nothing was seen."""
+        """The values, weighted by the softmax, (*batch, n, width); 0 where nothing was
+        seen."""
         seen = self.total > 0
         return _by_head(seen / torch.where(seen, self.total, 1), self.value)
 
 
 class RelationalLayer(GraphLayer):
-    """One round of relational attention (Diao & Loynd 2023, Eq. 5 to 14) with modulated values.
+    """One round of relational attention (Diao & Loynd 2023, Eq. 5 to 14) with modulated
+    values.
 
-    For neuron i and what it sees, edge e to or from neuron j (each direction with its own weights):
+    For neuron i and what it sees, edge e to or from neuron j (each direction with its
+    own weights):
 
     query      W v_i + W e
     key        W v_j + W e
@@ -92,12 +96,14 @@ class RelationalLayer(GraphLayer):
     nodes      u = norm(v + linear(attention)), norm(u + mlp(u))
     edges      u = norm(e + linear(relu(linear([v_target, e, v_source])))), norm(u + mlp(u))
 
-    complete_up_to: in a graph of so many neurons each also sees every neuron, as along an edge
-        without features. The edge update has no term of the reverse edge: there is none.
+    complete_up_to: in a graph of so many neurons each also sees every neuron, as along
+    an edge
+        without features. The edge update has no term of the reverse edge: there is
+        none.
     edges: whether it has new edges, as in `PNALayer`.
 
-    Shapes: nodes one (*batch, n, width) a group; edges (groups, n_target, n_source, tiles, *batch,
-    width), of a part of a block.
+    Shapes: nodes one (*batch, n, width) a group; edges (groups, n_target, n_source,
+    tiles, *batch, width), of a part of a block.
 
     Raises ValueError if heads do not divide the width.
     """
@@ -216,7 +222,8 @@ class RelationalLayer(GraphLayer):
     def _edge_terms(self, edges: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """To query, key, scale and shift, there and back, (*, width) each.
 
-        A product each: views of one would have gradients that are copied together, and strides.
+        A product each: views of one would have gradients that are copied together, and
+        strides.
         """
         weights = self.edge_terms.weight.chunk(8)
         biases = self.edge_terms.bias.chunk(8)
@@ -243,8 +250,8 @@ class RelationalLayer(GraphLayer):
         return products / sqrt(self.width / self.heads)
 
     def _all_to_all(self, nodes: Tensor, is_node: Tensor | None = None) -> Attended:
-        """What neurons see of all. nodes: (*batch, n, width). is_node: which of them are any,
-        (*batch, n)."""
+        """What neurons see of all. nodes: (*batch, n, width). is_node: which of them
+        are any, (*batch, n)."""
         terms = self.everywhere(nodes).unflatten(-1, (3, self.heads, -1))
         # (*batch, heads, n, d)
         query, key, value = (x.transpose(-3, -2) for x in terms.unbind(-3))
@@ -299,7 +306,8 @@ def padded(members: Tensor, up_to: int) -> tuple[Tensor, Tensor]:
 
     members: which graph every node is of, (n,).
 
-    Returns numbers of nodes (graphs, most), and which of these are nodes, bool; others are 0.
+    Returns numbers of nodes (graphs, most), and which of these are nodes, bool; others
+    are 0.
     """
     counts = torch.bincount(members)
     starts = counts.cumsum(0) - counts

@@ -10,7 +10,8 @@ from ngopt.schedule import with_horizon
 
 @dataclass(frozen=True)
 class Cooldown:
-    """How updates change over a training whose number of steps is known (Hägele et al. 2024).
+    """How updates change over a training whose number of steps is known (Hägele et al.
+    2024).
 
     gain: multiplies updates until the last `share` of the steps,
     over which it falls linearly to zero.

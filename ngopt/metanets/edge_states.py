@@ -17,8 +17,8 @@ EdgeStep = Callable[[Tensor | None, BlockParts, Part], Tensor]
 class EdgeStates:
     """The states of all edges, part by part: those of a first state, after some steps.
 
-    They are kept where `keep` says so, and else computed from the beginning whenever they are asked
-    for, so that only those of one part are in memory.
+    They are kept where `keep` says so, and else computed from the beginning whenever
+    they are asked for, so that only those of one part are in memory.
     """
 
     def __init__(self, blocks: Sequence[BlockParts], first: EdgeStep, keep: bool):

@@ -56,10 +56,10 @@ def kernel_tiles(
     """Cuts the slots of an edge into tiles, from the first corner on;
     each becomes an edge of its own.
 
-    slot_shape: spatial shape of the edge's slots. kernel: largest (height, width) of the metanet.
-    Tiles that are smaller than the kernel lie in its centre (Kofinas et al. 2024, section 2.2). A
-    one-dimensional kernel is cut into runs of height * width slots, a three-dimensional one into
-    planes.
+    slot_shape: spatial shape of the edge's slots. kernel: largest (height, width) of
+    the metanet. Tiles that are smaller than the kernel lie in its centre (Kofinas et
+    al. 2024, section 2.2). A one-dimensional kernel is cut into runs of height * width
+    slots, a three-dimensional one into planes.
     """
     sizes = {0: (), 1: (prod(kernel),), 2: kernel}.get(
         len(slot_shape), (1,) * (len(slot_shape) - 2) + kernel
@@ -145,8 +145,8 @@ class SlotEncoder(nn.Module):
     """A linear map of the features of all slots of an edge or node,
     zero-padded to the largest kernel and flattened.
 
-    The padding is not materialised: the matrix is sliced to the slots that exist. What it gives is
-    scaled and shifted by the kind of the edge or node.
+    The padding is not materialised: the matrix is sliced to the slots that exist. What
+    it gives is scaled and shifted by the kind of the edge or node.
 
     Shapes: (*, slots, d_in) -> (*, tiles, width).
     """
@@ -192,7 +192,8 @@ class SlotEncoder(nn.Module):
 
 
 class SlotDecoder(nn.Module):
-    """One vector of every tile to features of each of its slots; the reverse of `SlotEncoder`.
+    """One vector of every tile to features of each of its slots; the reverse of
+    `SlotEncoder`.
 
     The vector is first scaled and shifted by the kind of the edge or node.
 
@@ -259,14 +260,15 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
     """Position features of the nodes of every group: what may tell neurons apart,
     and nothing that may not.
 
-    They are the role of the group, sines and cosines of its relative depth, and for inputs, outputs
-    and pinned nodes, which cannot be exchanged, sines and cosines of the relative
-    place among all of them; the nodes of shared elements can be, together with the neurons that
-    share them. A departure from the paper's learned vectors per layer and per input and output
-    neuron, so that other depths and input sizes work.
+    They are the role of the group, sines and cosines of its relative depth, and for
+    inputs, outputs and pinned nodes, which cannot be exchanged, sines and cosines of
+    the relative place among all of them; the nodes of shared elements can be, together
+    with the neurons that share them. A departure from the paper's learned vectors per
+    layer and per input and output neuron, so that other depths and input sizes work.
 
-    Returns one (n, POSITION_FEATURES) a group, or (1, POSITION_FEATURES) where all its nodes are
-    alike, in the dtype and on the device of `like`; computed in float32 at least.
+    Returns one (n, POSITION_FEATURES) a group, or (1, POSITION_FEATURES) where all its
+    nodes are alike, in the dtype and on the device of `like`; computed in float32 at
+    least.
     """
     found, dtype = [], like.dtype
     precise = torch.promote_types(dtype, torch.float32)
@@ -282,8 +284,8 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
 
 
 def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
-    """Where the nodes of every group are among all of its role in its network, (n,) from 0 to 1,
-    or None."""
+    """Where the nodes of every group are among all of its role in its network, (n,)
+    from 0 to 1, or None."""
     members = graph.membership
     keys = list(zip(members, (group.role for group in graph.groups), strict=True))
     has_place = [
@@ -315,8 +317,9 @@ def activation_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
 
 
 def slot_positions(block: EdgeBlock, like: Tensor) -> Tensor | None:
-    """Sines and cosines of the position in its kernel that all edges of a block have, as those of a
-    parameter graph (Lim et al. 2024, appendix A): (1, SLOT_FEATURES), or None without one."""
+    """Sines and cosines of the position in its kernel that all edges of a block have,
+    as those of a parameter graph (Lim et al. 2024, appendix A): (1, SLOT_FEATURES), or
+    None without one."""
     if not block.position:
         return None
     place = (0,) * SLOT_AXES + block.position

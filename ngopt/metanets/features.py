@@ -1,4 +1,5 @@
-"""The per-parameter features of the paper: weight, gradient and momenta, through log and sign."""
+"""The per-parameter features of the paper: weight, gradient and momenta, through log
+and sign."""
 
 from __future__ import annotations
 
@@ -89,9 +90,10 @@ def preprocess(
 ) -> Tensor:
     """Log-magnitude and sign of every value (Andrychowicz et al. 2016, App. A, Eq. 4).
 
-    columns: k tensors (*shape). Returns (*shape, 2 k): first the k log-magnitudes, then the k
-    signs, each feature together in memory. A value with |x| >= exp(-p) gives (log|x| / p, sign x),
-    a smaller one (-1, exp(p) x). Derivatives are finite everywhere, also at zero.
+    columns: k tensors (*shape). Returns (*shape, 2 k): first the k log-magnitudes, then
+    the k signs, each feature together in memory. A value with |x| >= exp(-p) gives
+    (log|x| / p, sign x), a smaller one (-1, exp(p) x). Derivatives are finite
+    everywhere, also at zero.
 
     out: where to put it, features first, (2 k, *shape); without autograd.
     """
@@ -137,7 +139,8 @@ def features_of(
     like: Tensor,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`preprocess` in the dtype and on the device of `like`; logarithms in float32 at least."""
+    """`preprocess` in the dtype and on the device of `like`; logarithms in float32 at
+    least."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     converted = [column.to(like.device, dtype) for column in columns]
     if out is None or out.dtype == dtype:

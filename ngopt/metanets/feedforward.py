@@ -1,4 +1,5 @@
-"""FF: a small MLP that maps every parameter's features to its update (Metz et al. 2019)."""
+"""FF: a small MLP that maps every parameter's features to its update (Metz et al.
+2019)."""
 
 from __future__ import annotations
 
@@ -33,12 +34,14 @@ class FeedForwardConfig:
 
 
 class UpdateMLP(nn.Module):
-    """Features of parameters to updates: update = output_scale * d * exp(magnitude_scale * m).
+    """Features of parameters to updates: update = output_scale * d *
+    exp(magnitude_scale * m).
 
-    Direction d and magnitude m are the two outputs of an MLP with ReLU (Metz et al. 2019, App. C;
-    there both scales are 1e-3).
+    Direction d and magnitude m are the two outputs of an MLP with ReLU (Metz et al.
+    2019, App. C; there both scales are 1e-3).
 
-    Shapes: features (*batch, n, d_in), and context (*batch, n, d_context) -> (*batch, n).
+    Shapes: features (*batch, n, d_in), and context (*batch, n, d_context) -> (*batch,
+    n).
     """
 
     def __init__(
@@ -60,7 +63,8 @@ class UpdateMLP(nn.Module):
         self.magnitude_scale = magnitude_scale
 
     def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
-        # features before elements: so they come, and so matrices of few features are fastest
+        # features before elements: so they come, and so matrices of few features are
+        # fastest
         x = features.mT if context is None else torch.cat([features.mT, context.mT], -2)
         for layer in self.layers:
             x = _applied(layer, x)
@@ -88,7 +92,8 @@ def _applied(layer: nn.Module, x: Tensor) -> Tensor:
 class FeedForward(Metanet):
     """The metanet "ff": sees every parameter alone, not the graph.
 
-    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel).
+    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
+    (*batch, numel).
     """
 
     name = "ff"

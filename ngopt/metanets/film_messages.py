@@ -1,8 +1,9 @@
 """Messages along edges, a scale and shift of what both ends bring,
 and their statistics for both ends.
 
-One autograd function with a backward pass of its own: where autograd goes step by step, the bool
-masks of its minima and maxima alone take as long as all matrix products of a layer.
+One autograd function with a backward pass of its own: where autograd goes step by step,
+the bool masks of its minima and maxima alone take as long as all matrix products of a
+layer.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Statistics(NamedTuple):
         )
 
     def pulled_back(self, messages: Tensor, axes: Axes, gradient: Statistics) -> Tensor:
-        """The gradient of the messages; of an extremum it is shared by all messages that reach
-        it."""
+        """The gradient of the messages; of an extremum it is shared by all messages
+        that reach it."""
         count = messages.shape[axes[0]] * messages.shape[axes[1]]
         above = (messages - self.low).sign()
         below = (self.high - messages).sign()
@@ -55,11 +56,13 @@ class Statistics(NamedTuple):
 
 
 class FiLMStatistics(torch.autograd.Function):
-    """Statistics of messages m = scale * (target + source) + shift (Kofinas et al. 2024, Eq. 4).
+    """Statistics of messages m = scale * (target + source) + shift (Kofinas et al.
+    2024, Eq. 4).
 
-    Shapes: scale, shift (groups, n_target, n_source, tiles, *batch, width), target (groups,
-    n_target, 1, 1, *batch, width), source (groups, 1, n_source, 1, *batch, width) -> the fields of
-    `Statistics`. With the batch inside, what is broadcast and reduced are long runs of memory.
+    Shapes: scale, shift (groups, n_target, n_source, tiles, *batch, width), target
+    (groups, n_target, 1, 1, *batch, width), source (groups, 1, n_source, 1, *batch,
+    width) -> the fields of `Statistics`. With the batch inside, what is broadcast and
+    reduced are long runs of memory.
     """
 
     generate_vmap_rule = True

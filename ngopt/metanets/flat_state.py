@@ -1,7 +1,8 @@
-"""State and features of a small network's parameters as a few tensors, for steps in place.
+"""State and features of a small network's parameters as a few tensors, for steps in
+place.
 
-What the records hold are views of them: a step takes as many calls for all parameters as for one,
-and allocates next to nothing.
+What the records hold are views of them: a step takes as many calls for all parameters
+as for one, and allocates next to nothing.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from ngopt.packing import PackedState, Packing, scalars
 
 
 class FlatState:
-    """Of parameters of these shapes, whose states have the dtype and the device of `like`.
+    """Of parameters of these shapes, whose states have the dtype and the device of
+    `like`.
 
-    context: key of what the graph said of every element, (*shape, d) each, None if it says nothing.
+    context: key of what the graph said of every element, (*shape, d) each, None if it
+    says nothing.
     """
 
     def __init__(
@@ -63,7 +66,8 @@ class FlatState:
         preprocess_in_place(out)
 
     def context(self, records: Sequence[Record]) -> Tensor | None:
-        """What the graph said of all elements, (n, d); written to, it is written to the records."""
+        """What the graph said of all elements, (n, d); written to, it is written to the
+        records."""
         if self._context is None:
             return None
         return self._context.open(records, in_place=True)[0]

@@ -1,9 +1,10 @@
-"""NG-GNN: PNA with FiLM messages and edge updates on the blocks of a neural graph (Kofinas et al.
-2024, section 3).
+"""NG-GNN: PNA with FiLM messages and edge updates on the blocks of a neural graph
+(Kofinas et al. 2024, section 3).
 
-Departures from the paper's description: messages flow both ways along every edge, each way with its
-own weights and aggregation, instead of transposed features on the edges; nodes and edges have
-residual connections, and nodes a LayerNorm; positions are those of `encoders.node_positions`.
+Departures from the paper's description: messages flow both ways along every edge, each
+way with its own weights and aggregation, instead of transposed features on the edges;
+nodes and edges have residual connections, and nodes a LayerNorm; positions are those of
+`encoders.node_positions`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from ngopt.metanets.sources import Source
 class GNNConfig(GraphMetanetConfig):
     """width: features of nodes, edges and messages. layers: of message passing.
 
-    log_degree: the constant of the amplification scaler (Corso et al. 2020, Eq. 5). Theirs is the
-    mean of log(degree + 1) over the training graphs, which is 2.4 to 3.4 on our networks of
-    meta-training; 4.0 was chosen, and is part of the weights. Others as in `GraphMetanetConfig`.
+    log_degree: the constant of the amplification scaler (Corso et al. 2020, Eq. 5).
+    Theirs is the mean of log(degree + 1) over the training graphs, which is 2.4 to 3.4
+    on our networks of meta-training; 4.0 was chosen, and is part of the weights. Others
+    as in `GraphMetanetConfig`.
     """
 
     width: int = 32
@@ -37,12 +39,14 @@ class GNNConfig(GraphMetanetConfig):
 
 
 class NeuralGraphGNN(GraphMetanet):
-    """The metanet "ng-gnn": features go through the GNN; the FF sees them and the GNN's output.
+    """The metanet "ng-gnn": features go through the GNN; the FF sees them and the GNN's
+    output.
 
     Values that are not finite do not enter the messages:
     they stay with the parameter they belong to.
 
-    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel).
+    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
+    (*batch, numel).
     """
 
     name = "ng-gnn"

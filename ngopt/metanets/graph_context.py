@@ -1,7 +1,8 @@
 """A look at the neural graph as one operator, which a compiled step holds whole.
 
-What a metanet does there is made of many small products, which compiling does not make faster, and
-whether it is done depends on the number of the step, which only the host knows.
+What a metanet does there is made of many small products, which compiling does not make
+faster, and whether it is done depends on the number of the step, which only the host
+knows.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ class Looker(Protocol):
         present: Sequence[int],
         steps: Sequence[Tensor],
     ) -> None:
-        """Writes what the graph says of every parameter, (numel, d) each, if this step looks at it.
+        """Writes what the graph says of every parameter, (numel, d) each, if this step
+        looks at it.
 
-        columns: weight, gradient and momenta of one parameter after the other, those present.
+        columns: weight, gradient and momenta of one parameter after the other, those
+        present.
         steps: of these, before this one.
         """
         ...

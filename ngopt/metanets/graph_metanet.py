@@ -1,4 +1,5 @@
-"""What the paper's graph-aware optimizers share: an FF that also sees what the graph says."""
+"""What the paper's graph-aware optimizers share: an FF that also sees what the graph
+says."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ from ngopt.metanets.sources import Source
 
 @dataclass(frozen=True)
 class GraphMetanetConfig(FeedForwardConfig):
-    """d_out: features that the graph gives the FF for each parameter. kernel: largest (height,
-    width) of a kernel on one edge. graph_every: steps of an optimizer between two looks at the
-    graph. Others as in `FeedForwardConfig`.
+    """d_out: features that the graph gives the FF for each parameter. kernel: largest
+    (height, width) of a kernel on one edge. graph_every: steps of an optimizer between
+    two looks at the graph. Others as in `FeedForwardConfig`.
     """
 
     d_out: int = 8
@@ -32,10 +33,11 @@ class GraphMetanetConfig(FeedForwardConfig):
 
 
 class GraphMetanet(Metanet):
-    """Base class. The FF's input is a parameter's features and its context (Kofinas et al.
-    2024, section 4.3).
+    """Base class. The FF's input is a parameter's features and its context (Kofinas et
+    al. 2024, section 4.3).
 
-    A subclass has `pieces`: what the graph says of every place, a bias or a part of a weight.
+    A subclass has `pieces`: what the graph says of every place, a bias or a part of a
+    weight.
     """
 
     config: GraphMetanetConfig
@@ -49,7 +51,8 @@ class GraphMetanet(Metanet):
 
     @classmethod
     def from_feedforward(cls, feedforward: FeedForward, **changes: Any) -> Self:
-        """One that predicts what the FF predicts: its head ignores the context at first.
+        """One that predicts what the FF predicts: its head ignores the context at
+        first.
 
         changes: fields of the config, but `hidden`.
         """
@@ -78,8 +81,8 @@ class GraphMetanet(Metanet):
     def pieces(
         self, source: Source, parts: GraphParts
     ) -> Iterator[tuple[Place, Tensor]]:
-        """Places and what is said of them, (*batch, *shape of the view, d_out) but for slots,
-        which are one axis."""
+        """Places and what is said of them, (*batch, *shape of the view, d_out) but for
+        slots, which are one axis."""
         raise NotImplementedError
 
     def context(

@@ -1,5 +1,5 @@
-"""Graph networks on neural graphs: features of all places to features of the same places,
-part by part."""
+"""Graph networks on neural graphs: features of all places to features of the same
+places, part by part."""
 
 from __future__ import annotations
 
@@ -44,16 +44,18 @@ from ngopt.metanets.sources import Source, WholeValues
 
 
 class GraphNetwork(nn.Module):
-    """Features on a neural graph to features on the same graph, through rounds of messages.
+    """Features on a neural graph to features on the same graph, through rounds of
+    messages.
 
-    What nodes and edges are, their kinds, is part of their features; edges without a parameter
-    start from a learned vector for their kind alone. With `activations` nodes also get one for the
-    function that the network applies to them, with `global_feature` every layer a vector for the
-    whole graph, with `slot_positions` edges of a parameter graph one for their place in a kernel.
-    Without `positions` nodes do not know where they are (see `encoders.node_positions`).
+    What nodes and edges are, their kinds, is part of their features; edges without a
+    parameter start from a learned vector for their kind alone. With `activations` nodes
+    also get one for the function that the network applies to them, with
+    `global_feature` every layer a vector for the whole graph, with `slot_positions`
+    edges of a parameter graph one for their place in a kernel. Without `positions`
+    nodes do not know where they are (see `encoders.node_positions`).
 
-    d_out: None where only `states` is asked for. layers: the rounds. kernel: largest (height,
-    width) of a kernel on one edge.
+    d_out: None where only `states` is asked for. layers: the rounds. kernel: largest
+    (height, width) of a kernel on one edge.
 
     Shapes: `GraphValues` with d_in features -> `GraphValues` with d_out features.
     """
@@ -128,9 +130,10 @@ class GraphNetwork(nn.Module):
     ) -> Iterator[tuple[Place, Tensor]]:
         """What `forward` returns, piece by piece.
 
-        Of a bias, by its number, (*batch, n, slots, d_out); of a part of a weight (*batch, groups,
-        n_target, n_source, slots, d_out). Of large graphs states of edges are not kept but computed
-        again, unless autograd keeps them anyway. extra: see `states`.
+        Of a bias, by its number, (*batch, n, slots, d_out); of a part of a weight
+        (*batch, groups, n_target, n_source, slots, d_out). Of large graphs states of
+        edges are not kept but computed again, unless autograd keeps them anyway. extra:
+        see `states`.
         """
         nodes, edges = self.states(source, parts, extra)
         for number, bias in enumerate(parts.graph.biases):
@@ -152,11 +155,11 @@ class GraphNetwork(nn.Module):
     ) -> tuple[list[Tensor], EdgeStates]:
         """What the layers make of all nodes and edges.
 
-        extra: of every group what is added to its first states, (*batch, n, width), or None;
-        may be ().
+        extra: of every group what is added to its first states, (*batch, n, width), or
+        None; may be ().
 
-        Returns (*batch, n, width) of every group, and the edges, of which only those are computed
-        that are asked for.
+        Returns (*batch, n, width) of every group, and the edges, of which only those
+        are computed that are asked for.
         """
         maps = self._edge_maps(parts)
         nodes = self._encode_nodes(source, parts)
@@ -313,8 +316,8 @@ class GraphNetwork(nn.Module):
 class _EndsOfBlocks:
     """What nodes bring to the edges of blocks.
 
-    make: finds it for some blocks. one_by_one: only of the block that was asked for last, as it
-    takes more memory than the nodes.
+    make: finds it for some blocks. one_by_one: only of the block that was asked for
+    last, as it takes more memory than the nodes.
     """
 
     def __init__(
@@ -359,8 +362,8 @@ def _messages(
 
 
 def _sums_at_targets(edges: EdgeStates) -> list[Tensor]:
-    """Sums of the edges that reach each target that a block names, (*batch, n, width) of every
-    block."""
+    """Sums of the edges that reach each target that a block names, (*batch, n, width)
+    of every block."""
     found = []
     for block in edges.blocks:
         shape = block.block.shape

@@ -15,7 +15,8 @@ _imported: list[str] = []
 
 
 def imported_metanets() -> tuple[str, ...]:
-    """Names that `find_metanet` was allowed to import, for processes that are started later."""
+    """Names that `find_metanet` was allowed to import, for processes that are started
+    later."""
     return tuple(_imported)
 
 
@@ -32,10 +33,11 @@ def find_metanet(
 ) -> type[Metanet]:
     """The class of a registered name, or of "module:Class".
 
-    may_import: whether the name comes from the user. Importing a module runs its code, so a name
-    that a file holds is looked up in modules that are imported already.
+    may_import: whether the name comes from the user. Importing a module runs its code,
+    so a name that a file holds is looked up in modules that are imported already.
 
-    Raises ValueError, which names the module or the attribute, if there is no such class.
+    Raises ValueError, which names the module or the attribute, if there is no such
+    class.
     """
     if name in known:
         return known[name]
@@ -52,7 +54,8 @@ def find_class(
 
     what: it is, and known: other names, for messages. may_import: as in `find_metanet`.
 
-    Raises ValueError, which names the module or the attribute, if there is no such class.
+    Raises ValueError, which names the module or the attribute, if there is no such
+    class.
     """
     module_name, colon, path = name.partition(":")
     if not (colon and module_name and path):

@@ -17,15 +17,17 @@ CHUNK = 1 << 25
 class Arena:
     """Memory for results that stay while what they are made of goes.
 
-    Left where they were made, between large temporaries, they keep the C library from using these
-    places again: the heap of a step of DenseNet-121 grew by 800 MiB around 120 MiB of messages.
+    Left where they were made, between large temporaries, they keep the C library from
+    using these places again: the heap of a step of DenseNet-121 grew by 800 MiB around
+    120 MiB of messages.
     """
 
     def __init__(self) -> None:
         self._free = torch.empty(0)
 
     def kept(self, messages: Reduced, before: Reduced | None = None) -> Reduced:
-        """The same in the arena, over messages that are there, whose shapes are the same."""
+        """The same in the arena, over messages that are there, whose shapes are the
+        same."""
         columns: Any = messages
         places: Any = (None,) * len(columns) if before is None else before
         return columns._make(map(self._placed, columns, places))
@@ -47,9 +49,9 @@ class Arena:
 class Inbox:
     """Messages to the neurons of every group, from all blocks so far.
 
-    Those of blocks that reach a whole group are joined, in the places of the first ones; others
-    stay apart. arena: where they are kept; without one, as where autograd needs them,
-    they stay where they are.
+    Those of blocks that reach a whole group are joined, in the places of the first
+    ones; others stay apart. arena: where they are kept; without one, as where autograd
+    needs them, they stay where they are.
     """
 
     def __init__(self, groups: int, arena: Arena | None):

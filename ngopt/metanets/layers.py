@@ -24,7 +24,8 @@ from ngopt.metanets.messages import (
 )
 from ngopt.metanets.parts import BlockParts, Members, Part, even_slices
 
-# Inside the root of the standard deviation, so that its derivative is bounded where messages tie.
+# Inside the root of the standard deviation, so that its derivative is bounded where
+# messages tie.
 STD_EPSILON = 1e-5
 AGGREGATORS = ("mean", "min", "max", "std")
 SCALERS = ("identity", "amplification")
@@ -33,7 +34,8 @@ SCALERS = ("identity", "amplification")
 class Ends(NamedTuple):
     """What the two ends of the edges of a block bring to a layer.
 
-    target: (groups, n_target, *batch, columns). source: (groups, n_source, *batch, columns).
+    target: (groups, n_target, *batch, columns). source: (groups, n_source, *batch,
+    columns).
     """
 
     target: Tensor
@@ -55,7 +57,8 @@ class Ends(NamedTuple):
 
 
 def batch_inside(values: Tensor, axes: int) -> Tensor:
-    """(*batch, *axes, width) -> (*axes, *batch, width), so many of them, in this order of memory.
+    """(*batch, *axes, width) -> (*axes, *batch, width), so many of them, in this order
+    of memory.
 
     What is broadcast or reduced over edges are long runs of memory then.
     """
@@ -68,13 +71,15 @@ def batch_inside(values: Tensor, axes: int) -> Tensor:
 
 
 class GraphLayer(nn.Module):
-    """Base class of a round of messages along edges: new nodes and new edges, part by part.
+    """Base class of a round of messages along edges: new nodes and new edges, part by
+    part.
 
-    target, source: linear maps, of what the nodes bring to the edges that they end; the last
+    target, source: linear maps, of what the nodes bring to the edges that they end; the
+    last
         `width` of their outputs are for new edges, the others for messages.
 
-    Shapes: nodes one (*batch, n, width) a group; edges (groups, n_target, n_source, tiles, *batch,
-    width), of a part of a block.
+    Shapes: nodes one (*batch, n, width) a group; edges (groups, n_target, n_source,
+    tiles, *batch, width), of a part of a block.
     """
 
     width: int
@@ -147,10 +152,11 @@ class PNALayer(GraphLayer):
     nodes:             v + silu(norm(linear([v, aggregates of both directions])))
     edges (Eq. 3):     e + linear(silu(linear([v_target, e, v_source])))
 
-    Aggregates are mean, min, max and std of the messages, each with the scalers identity and
-    amplification, log(degree + 1) / log_degree (Corso et al. 2020).
+    Aggregates are mean, min, max and std of the messages, each with the scalers
+    identity and amplification, log(degree + 1) / log_degree (Corso et al. 2020).
 
-    edges: whether it has new edges, which a last layer does not need where only nodes are read.
+    edges: whether it has new edges, which a last layer does not need where only nodes
+    are read.
     """
 
     def __init__(self, width: int, log_degree: float, edges: bool = True):
@@ -255,11 +261,11 @@ def select_neurons(nodes: Tensor, index: Tensor | None) -> Tensor:
 
 
 class GlobalFeature(nn.Module):
-    """One vector for each whole graph, which all its nodes and edges see and feed (Lim et al.
-    2024, Eq. 3 to 5).
+    """One vector for each whole graph, which all its nodes and edges see and feed (Lim
+    et al. 2024, Eq. 3 to 5).
 
-    u <- u + linear(silu(linear([u, mean of nodes, mean of edges]))); nodes and edges then get a
-    linear map of it each. `graph.members` says what belongs to which graph.
+    u <- u + linear(silu(linear([u, mean of nodes, mean of edges]))); nodes and edges
+    then get a linear map of it each. `graph.members` says what belongs to which graph.
 
     Shapes: u and the means (*batch, graphs, width).
     """

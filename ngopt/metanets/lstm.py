@@ -1,8 +1,8 @@
-"""FF + LSTM: features of whole layers, passed from layer to layer by an LSTM (Kofinas et al.
-2024, section 4.3).
+"""FF + LSTM: features of whole layers, passed from layer to layer by an LSTM (Kofinas
+et al. 2024, section 4.3).
 
-A layer is what feeds one group of neurons: weights and biases. The LSTM runs through the depth of
-the network, not through time as that of Metz et al. 2020.
+A layer is what feeds one group of neurons: weights and biases. The LSTM runs through
+the depth of the network, not through time as that of Metz et al. 2020.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ class LSTMConfig(GraphMetanetConfig):
 
 
 class LayerLSTM(GraphMetanet):
-    """The metanet "lstm": the FF sees a parameter's features and what the LSTM says at its layer.
+    """The metanet "lstm": the FF sees a parameter's features and what the LSTM says at
+    its layer.
 
-    The LSTM reads the mean features of each layer, from inputs to outputs. Values that are not
-    finite do not enter the means.
+    The LSTM reads the mean features of each layer, from inputs to outputs. Values that
+    are not finite do not enter the means.
 
-    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel).
+    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
+    (*batch, numel).
     """
 
     name = "lstm"

@@ -32,7 +32,8 @@ class Reduced(Protocol):
 class Messages(NamedTuple):
     """Statistics of the messages to some neurons.
 
-    degree: messages for each neuron, a number or (n, 1). mean, var, low, high: (*batch, n, width).
+    degree: messages for each neuron, a number or (n, 1). mean, var, low, high: (*batch,
+    n, width).
     """
 
     degree: int | Tensor
@@ -48,7 +49,8 @@ class Messages(NamedTuple):
         return cls(degree, *map(by_neuron, statistics))
 
     def joined(self, other: Messages) -> Messages:
-        """Of two sets of messages to the same neurons, each at least one (Chan et al. 1983)."""
+        """Of two sets of messages to the same neurons, each at least one (Chan et al.
+        1983)."""
         degree = self.degree + other.degree
         share = other.degree / degree
         step = other.mean - self.mean
@@ -93,7 +95,8 @@ Kept = TypeVar("Kept", bound=Reduced)
 
 
 class Incoming(NamedTuple, Generic[Kept]):
-    """Messages of one block to the neurons of a group; index: which, (n,), None for all."""
+    """Messages of one block to the neurons of a group; index: which, (n,), None for
+    all."""
 
     messages: Kept
     index: Tensor | None
@@ -156,7 +159,8 @@ def added(rows: Tensor, index: Tensor, n: int) -> Tensor:
 def extremes(
     rows: Tensor, index: Tensor, n: int, which: str, nothing: float = 0.0
 ) -> Tensor:
-    """The same, the least ("amin") or largest ("amax") of them; `nothing` where there are none."""
+    """The same, the least ("amin") or largest ("amax") of them; `nothing` where there
+    are none."""
     shape = (*rows.shape[:-2], n, rows.shape[-1])
     wide = index.unsqueeze(1).expand_as(rows)
     return rows.new_full(shape, nothing).scatter_reduce(

@@ -1,4 +1,5 @@
-"""What every metanet is: a module with a config that maps features on a neural graph to updates."""
+"""What every metanet is: a module with a config that maps features on a neural graph to
+updates."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ from ngopt.metanets.sources import FlatFeatures, Source
 class Metanet(nn.Module):
     """Base class. A subclass has a `name`, a frozen dataclass `Config`, and `updates`.
 
-    One that sees the graph also has `parts` and `context`: what the graph says of every parameter
-    is found first, part by part, and the updates then from it and the parameters' own features.
+    One that sees the graph also has `parts` and `context`: what the graph says of every
+    parameter is found first, part by part, and the updates then from it and the
+    parameters' own features.
 
-    config: an instance of `Config` with at least `nominal_step`, the step size in whose units the
+    config: an instance of `Config` with at least `nominal_step`, the step size in whose
+    units the
         optimizer's weight decay is given.
     """
 
@@ -49,7 +52,8 @@ class Metanet(nn.Module):
     def parts(
         self, graph: NeuralGraph, like: Tensor, limit: int | None = None
     ) -> GraphParts | None:
-        """What the metanet derives from a graph; None if it does not see it. See `parts_of`."""
+        """What the metanet derives from a graph; None if it does not see it. See
+        `parts_of`."""
         return None
 
     def context(
@@ -75,8 +79,8 @@ class Metanet(nn.Module):
         return Predictor(self.updates, self.d_context, room, like)
 
     def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
-        """All features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch,
-        numel)."""
+        """All features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
+        (*batch, numel)."""
         parts = self.parts(graph, features)
         if parts is None:
             return self.updates(features, None)

@@ -1,9 +1,10 @@
-"""Different small networks as one graph of few blocks, for a `GraphNetwork` that reads many at
-once.
+"""Different small networks as one graph of few blocks, for a `GraphNetwork` that reads
+many at once.
 
-Where blocks are small, calls take longer than what they compute. Here blocks of one shape and kind,
-of whatever networks, lie side by side as groups of one block, and all nodes are one group: a call
-computes for all of them. What is said of a network is what is said of it alone.
+Where blocks are small, calls take longer than what they compute. Here blocks of one
+shape and kind, of whatever networks, lie side by side as groups of one block, and all
+nodes are one group: a call computes for all of them. What is said of a network is what
+is said of it alone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from ngopt.metanets.parts import BlockParts, GraphParts, Part, kind_codes
 class Alike(NamedTuple):
     """What is the same of all that lies side by side.
 
-    shape: (n_target, n_source) of a group of edges, () of biases. has_elements: not edges of value
+    shape: (n_target, n_source) of a group of edges, () of biases. has_elements: not
+    edges of value
     1. has_positions: edges with a place in a kernel.
     """
 
@@ -52,9 +54,10 @@ class Alike(NamedTuple):
 class Places(NamedTuple):
     """Where edges, or biases, lie.
 
-    ends: numbers of nodes, (groups, n_target) and (groups, n_source); of biases one, (n,).
-    elements: numbers of flat parameters, (groups, n_target, n_source, slots), of biases (n, slots);
-    None of edges of value 1. positions: see `BlockParts`, (groups, d).
+    ends: numbers of nodes, (groups, n_target) and (groups, n_source); of biases one,
+    (n,).
+    elements: numbers of flat parameters, (groups, n_target, n_source, slots), of biases
+    (n, slots); None of edges of value 1. positions: see `BlockParts`, (groups, d).
     """
 
     ends: tuple[Tensor, ...]
@@ -62,7 +65,8 @@ class Places(NamedTuple):
     positions: Tensor | None = None
 
     def copied(self, nodes: Tensor, numels: Tensor) -> Places:
-        """Those of several such networks, whose nodes and parameters begin there, (count,) each."""
+        """Those of several such networks, whose nodes and parameters begin there,
+        (count,) each."""
         ends = tuple(_copied(end, nodes) for end in self.ends)
         elements, positions = self.elements, self.positions
         return Places(
@@ -87,8 +91,8 @@ class Places(NamedTuple):
 class Layout:
     """A network with what is alike side by side.
 
-    kinds, activations: codes of all nodes, (n,). positions: theirs, (n, features). numel: of the
-    flat parameters.
+    kinds, activations: codes of all nodes, (n,). positions: theirs, (n, features).
+    numel: of the flat parameters.
     """
 
     places: dict[Alike, Places]
@@ -105,8 +109,8 @@ class Layout:
 class Mixture(NamedTuple):
     """Several networks, one after the other.
 
-    parts: of the graph that they make. weights, biases: of each of its weights and biases the
-    numbers of the flat parameters, see `Places`.
+    parts: of the graph that they make. weights, biases: of each of its weights and
+    biases the numbers of the flat parameters, see `Places`.
     """
 
     parts: GraphParts

@@ -53,7 +53,8 @@ def _updates(
     d = tl.join(d, tl.zeros_like(d))
     x = tl.join(tl.join(a, b), tl.join(c, d)).reshape(BLOCK, 8)
 
-    # `ngopt.metanets.features.preprocess`, log-magnitude and sign of each column in turn
+    # `ngopt.metanets.features.preprocess`, log-magnitude and sign of each column in
+    # turn
     size = tl.abs(x)
     log = tl.log(tl.where(size < LEAST, LEAST, size)) * (1 / CUTOFF)
     sign = tl.where(size < LEAST, x * (1 / LEAST), tl.where(x < 0, -1.0, 1.0))

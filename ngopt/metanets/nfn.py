@@ -1,9 +1,10 @@
-"""FF + NFN: neural functional layers of Zhou et al. 2023 (NP, their section 2 and appendix)
-on a chain of layers.
+"""FF + NFN: neural functional layers of Zhou et al. 2023 (NP, their section 2 and
+appendix) on a chain of layers.
 
-They are equivariant to permutations of the neurons of every layer, inputs and outputs among them,
-and have their own weights for every pair of layers, so that depth and kernel sizes are fixed. What
-does not take part in a permutation may be features of nodes, or of the whole network (`NPLayer`).
+They are equivariant to permutations of the neurons of every layer, inputs and outputs
+among them, and have their own weights for every pair of layers, so that depth and
+kernel sizes are fixed. What does not take part in a permutation may be features of
+nodes, or of the whole network (`NPLayer`).
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from ngopt.metanets.sources import Source
 
 @dataclass(frozen=True)
 class NFNConfig(GraphMetanetConfig):
-    """kernels: spatial shape of each layer's kernel, () of a linear layer's. width: channels
-    between NP layers. layers: of them, at least one. Others as in `GraphMetanetConfig`;
-    `kernel` is not used.
+    """kernels: spatial shape of each layer's kernel, () of a linear layer's. width:
+    channels between NP layers. layers: of them, at least one. Others as in
+    `GraphMetanetConfig`; `kernel` is not used.
     """
 
     kernels: tuple[tuple[int, ...], ...] = ((3, 3), (3, 3), (3, 3), ())
@@ -43,13 +44,14 @@ class NeuralFunctional(GraphMetanet):
     """The metanet "nfn": features go through NP layers with ReLU;
     the FF sees them and their output.
 
-    Kernel positions are channels. Values that are not finite do not enter the means: they stay with
-    the parameter they belong to.
+    Kernel positions are channels. Values that are not finite do not enter the means:
+    they stay with the parameter they belong to.
 
-    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel).
+    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
+    (*batch, numel).
 
-    A layer may lack its bias. `check` raises ValueError for graphs that are not a chain of such
-    layers.
+    A layer may lack its bias. `check` raises ValueError for graphs that are not a chain
+    of such layers.
     """
 
     name = "nfn"
@@ -138,20 +140,24 @@ Pool = Literal["mean", "max"]
 
 
 class NPLayer(nn.Module):
-    """The linear map that commutes with permutations in every group (NP of Zhou et al. 2023).
+    """The linear map that commutes with permutations in every group (NP of Zhou et al.
+    2023).
 
-    Weights W_l (n_{l+1}, n_l) between the groups of a chain, nodes v_l (n_l), and u, which no
-    permutation moves; each term has its own mixing of channels for each pair of them:
+    Weights W_l (n_{l+1}, n_l) between the groups of a chain, nodes v_l (n_l), and u,
+    which no permutation moves; each term has its own mixing of channels for each pair
+    of them:
 
     W_l[j, k]   W_l[j, k]; mean of W_l[j] and of W_{l+1}[:, j], v_{l+1}[j]; mean of W_l[:, k] and of
                 W_{l-1}[k], v_l[k]; means of all W_s and v_s, u
     v_l[j]      v_l[j], mean of W_{l-1}[j] and of W_l[:, j]; means of all W_s and v_s, u
     u           means of all W_s and v_s, u
 
-    The nodes of NP are biases, those of inputs have no features, and there is no u. In HNP inputs
-    and outputs are no groups, and the weights of each of them are features of hidden neurons.
+    The nodes of NP are biases, those of inputs have no features, and there is no u. In
+    HNP inputs and outputs are no groups, and the weights of each of them are features
+    of hidden neurons.
 
-    d_in, d_out: channels. pool: what stands for means; with "max" the map is not linear.
+    d_in, d_out: channels. pool: what stands for means; with "max" the map is not
+    linear.
     """
 
     def __init__(self, d_in: Channels, d_out: Channels, pool: Pool = "mean"):
@@ -185,10 +191,11 @@ class NPLayer(nn.Module):
         whole: Tensor,
         is_last: bool,
     ) -> tuple[list[Tensor], Tensor]:
-        """Nodes and u after the layer, which becomes a step of the weights; with ReLU but the last.
+        """Nodes and u after the layer, which becomes a step of the weights; with ReLU
+        but the last.
 
-        order: the weights from inputs to outputs. nodes: (*batch, n_l, channels). whole: u,
-        (*batch, channels).
+        order: the weights from inputs to outputs. nodes: (*batch, n_l, channels).
+        whole: u, (*batch, channels).
         """
         pools = [pooled(weights, block, self.pool) for block in order]
         everything = summary(pools, nodes, whole, self.pool)
@@ -236,7 +243,8 @@ class Nothing(nn.Module):
 
 
 class Layer(NamedTuple):
-    """A layer of a chain: the numbers of its weight and of its bias, among those of the graph."""
+    """A layer of a chain: the numbers of its weight and of its bias, among those of the
+    graph."""
 
     weight: int
     bias: int | None
@@ -254,7 +262,8 @@ def layers_of(graph: NeuralGraph) -> list[Layer]:
 
 
 def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:
-    """The kernels of a plain chain of layers, from inputs to outputs; None if the graph is none."""
+    """The kernels of a plain chain of layers, from inputs to outputs; None if the graph
+    is none."""
     order = sorted(graph.weights, key=lambda block: graph.groups[block.target].depth)
     follow = all(a.target == b.source for a, b in pairwise(order))
     n = len(order)
@@ -293,8 +302,8 @@ def _first_state(
 
 
 def pooled(weights: EdgeStates, block: BlockParts, pool: Pool) -> tuple[Tensor, Tensor]:
-    """Of a weight over its sources, (*batch, n_target, d), and over its targets, (*batch,
-    n_source, d)."""
+    """Of a weight over its sources, (*batch, n_target, d), and over its targets,
+    (*batch, n_source, d)."""
     rows: dict[int, Tensor] = {}
     columns: dict[int, Tensor] = {}
     for i, part in enumerate(block.parts):
@@ -324,7 +333,8 @@ def summary(
     whole: Tensor,
     pool: Pool,
 ) -> Tensor:
-    """All weights and nodes pooled, and u, (*batch, channels of all): no permutation changes it."""
+    """All weights and nodes pooled, and u, (*batch, channels of all): no permutation
+    changes it."""
     over = [*(rows for rows, _ in pools), *nodes]
     means = [x.mean(-2) if pool == "mean" else x.amax(-2) for x in over]
     return torch.cat([*means, whole], -1)

@@ -1,7 +1,8 @@
 """A neural graph in parts that fit a cache: what a metanet computes with at once.
 
-A part is some edges of one block: some of its groups, or some targets and some sources of one
-group. Everything here depends on the graph alone, and is made once for many steps.
+A part is some edges of one block: some of its groups, or some targets and some sources
+of one group. Everything here depends on the graph alone, and is made once for many
+steps.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ from ngopt.metanets.encoders import (
 )
 
 Members = tuple[int, ...] | Tensor
-"""Which of several graphs every group is of, or, where they are one group, every node, (n,)."""
+"""Which of several graphs every group is of, or, where they are one group, every node,
+(n,)."""
 
 
 class Part(NamedTuple):
     """Some edges of a block.
 
-    view: theirs, of the parameter; None for edges of value 1. is_whole: whether they are all of the
-    parameter, in its own order.
+    view: theirs, of the parameter; None for edges of value 1. is_whole: whether they
+    are all of the parameter, in its own order.
     """
 
     groups: slice
@@ -60,8 +62,8 @@ class BlockParts:
     number: among those of the weights, then of the constants. tiles: of an edge,
     see `kernel_tiles`.
     target, source: the neurons that it names, (n,) int64; None for all of the group.
-    positions: in a parameter graph, of the slots in their kernels, see `slot_positions`, (1, d) or
-    one for each group of edges; None elsewhere.
+    positions: in a parameter graph, of the slots in their kernels, see
+    `slot_positions`, (1, d) or one for each group of edges; None elsewhere.
     """
 
     block: EdgeBlock
@@ -77,10 +79,11 @@ class BlockParts:
 class GraphParts:
     """A graph with what metanets derive from it, on one device.
 
-    blocks: weights, then constants. bias_index: of every bias the neurons that it names, or None.
-    positions: see `node_positions`. kinds, activations: codes of every group, (groups,); of the one
-    group of a mixture (1, n), of its nodes. uses: of every parameter how often its elements are
-    placed, 1 or (numel, 1) int16.
+    blocks: weights, then constants. bias_index: of every bias the neurons that it
+    names, or None.
+    positions: see `node_positions`. kinds, activations: codes of every group,
+    (groups,); of the one group of a mixture (1, n), of its nodes. uses: of every
+    parameter how often its elements are placed, 1 or (numel, 1) int16.
     """
 
     graph: NeuralGraph
@@ -145,7 +148,8 @@ def parts_of(
 ) -> GraphParts:
     """The parts of a graph.
 
-    kernel: of the metanet, see `kernel_tiles`. like: of its dtype and on its device. limit: edges
+    kernel: of the metanet, see `kernel_tiles`. like: of its dtype and on its device.
+    limit: edges
         in a part, where a cut can make it so; None for whole blocks.
     """
     blocks = (*graph.weights, *graph.constants)

@@ -18,8 +18,9 @@ Place = int | tuple[BlockParts, Part]
 class Scattered:
     """Puts what a graph network says of places where the parameters are.
 
-    An element that has several places gets the mean. out: where to put it, (numel, d) of every
-    parameter, of any dtype; without it, in tensors of its own, (*batch, numel, d).
+    An element that has several places gets the mean. out: where to put it, (numel, d)
+    of every parameter, of any dtype; without it, in tensors of its own, (*batch, numel,
+    d).
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""What a metanet predicts for the parameters of a graph: all at once, or piece by piece."""
+"""What a metanet predicts for the parameters of a graph: all at once, or piece by
+piece."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ class Predictions:
         said: Sequence[Tensor] | None,
         present: Sequence[int],
     ) -> list[Update]:
-        """From all features, which a predictor has already; without one autograd may follow."""
+        """From all features, which a predictor has already; without one autograd may
+        follow."""
         context = None if said is None else torch.cat(list(said)).to(features)
         if predictor is None:
             values = self.metanet.updates(features, context)
@@ -84,8 +86,8 @@ class Predictions:
         present: Sequence[int],
         in_place: bool,
     ) -> Iterator[list[Update]]:
-        """The same for a large network, some parameters at a time; in place, some rows of
-        a long one."""
+        """The same for a large network, some parameters at a time; in place, some rows
+        of a long one."""
         specs, like = self.graph.parameters, self._like()
         sizes = {i: specs[i].numel for i in present}
         most = chunking.amount(chunking.MOVED, like.device)
@@ -111,8 +113,8 @@ class Predictions:
             yield [Update(position, values, rows)]
 
     def _updates(self, columns: Sequence[Tensor]) -> Tensor:
-        """Updates (n,) of some elements, from weight, gradient, momenta, (n,), and context, (n,
-        d), if any."""
+        """Updates (n,) of some elements, from weight, gradient, momenta, (n,), and
+        context, (n, d), if any."""
         like, raw = self._like(), 2 + len(MOMENTA)
         room = chunking.limit(chunking.ROWS, like)
         if not torch.compiler.is_compiling():

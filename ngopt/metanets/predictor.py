@@ -1,4 +1,5 @@
-"""Updates without autograd: computed where their inputs lie, in memory that is used again."""
+"""Updates without autograd: computed where their inputs lie, in memory that is used
+again."""
 
 from __future__ import annotations
 
@@ -84,8 +85,8 @@ class MLPPredictor(Predictor):
     """That of linear layers with ReLU in between, the last with two outputs:
     direction d and magnitude m.
 
-    The update is scales[0] * d * exp(scales[1] * m). Biases multiply rows of ones: a layer is one
-    product, and one pass for its ReLU.
+    The update is scales[0] * d * exp(scales[1] * m). Biases multiply rows of ones: a
+    layer is one product, and one pass for its ReLU.
     """
 
     def __init__(
@@ -192,8 +193,8 @@ def has_kernel(linears: Sequence[nn.Linear]) -> bool:
 def _rows(like: Tensor, count: int, length: int) -> Tensor:
     """Rows of ones, (count, length).
 
-    Each begins on a cache line, and no two a power of two apart, where they would share few places
-    of a cache: products of such rows take a fifth longer.
+    Each begins on a cache line, and no two a power of two apart, where they would share
+    few places of a cache: products of such rows take a fifth longer.
     """
     line = 64 // like.element_size()
     apart = -(-length // line) * line + line

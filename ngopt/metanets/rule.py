@@ -40,9 +40,9 @@ class _Look(NamedTuple):
     """What a step does, decided on the host.
 
     present: positions of parameters that have a gradient. in_place: see
-    `UpdateRule.update`. is_small: whether all features are kept during the step. is_due:
-    whether the metanet looks at the graph; a compiled step learns that when it is made
-    (`ngopt.metanets.graph_context`).
+    `UpdateRule.update`. is_small: whether all features are kept during the step.
+    is_due: whether the metanet looks at the graph; a compiled step learns that when it
+    is made (`ngopt.metanets.graph_context`).
     """
 
     present: Sequence[int]
@@ -54,16 +54,18 @@ class _Look(NamedTuple):
 class MetanetRule:
     """An `UpdateRule`: p <- p + c * lr * u - c * lr * s * weight_decay * p.
 
-    u is the metanet's prediction and s its nominal step (`config.nominal_step`), so that
-    `weight_decay` has AdamW's units; c is what the cooldown says where the horizon `total_steps` is
-    known and no scheduler attached, else 1. A record is `step`, () float32, the number of updates
-    so far; the momenta `exp_avg_0` to `exp_avg_4`, shaped like the parameter, float32 (float64 for
-    float64 parameters); and, where the metanet looks at the graph only every few steps, `context`,
-    what it said of each element, bfloat16. The features of absent parameters are zero.
+    u is the metanet's prediction and s its nominal step (`config.nominal_step`), so
+    that `weight_decay` has AdamW's units; c is what the cooldown says where the horizon
+    `total_steps` is known and no scheduler attached, else 1. A record is `step`, ()
+    float32, the number of updates so far; the momenta `exp_avg_0` to `exp_avg_4`,
+    shaped like the parameter, float32 (float64 for float64 parameters); and, where the
+    metanet looks at the graph only every few steps, `context`, what it said of each
+    element, bfloat16. The features of absent parameters are zero.
 
-    Where nothing is differentiated, memory beyond state and gradients does not grow with the
-    network, in place (else one parameter's delta is held), but for a metanet that looks at the
-    graph in every step: what the graph says of every element is then held until the step ends.
+    Where nothing is differentiated, memory beyond state and gradients does not grow
+    with the network, in place (else one parameter's delta is held), but for a metanet
+    that looks at the graph in every step: what the graph says of every element is then
+    held until the step ends.
 
     Raises ValueError for a graph that the metanet cannot read.
     """
@@ -129,8 +131,9 @@ class MetanetRule:
         return map(partial(self._changes, look, records, params, hyper), updates)
 
     def _is_small(self) -> bool:
-        """Whether all features are in memory: where autograd needs them, and on CPUs those
-        of a small network. On accelerators the kernel that reads them makes them."""
+        """Whether all features are in memory: where autograd needs them, and on CPUs
+        those of a small network. On accelerators the kernel that reads them makes them.
+        """
         is_small = self.graph.numel <= FEW and self._like().is_cpu
         return is_small or torch.is_grad_enabled()
 
@@ -230,7 +233,8 @@ class MetanetRule:
         state: Sequence[Record],
         columns: Sequence[Sequence[Tensor]] = (),
     ) -> Sequence[Tensor] | None:
-        """What the graph says of every parameter, (numel, d); None if the metanet sees no graph.
+        """What the graph says of every parameter, (numel, d); None if the metanet sees
+        no graph.
 
         columns: of a compiled step, which makes no source of them.
         """

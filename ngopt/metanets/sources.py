@@ -26,7 +26,8 @@ class Source(Protocol):
     def batch(self) -> torch.Size: ...
 
     def edges(self, parts: BlockParts, part: Part) -> Tensor:
-        """Features of a part of a weight, (*batch, groups, n_target, n_source, slots, d_in)."""
+        """Features of a part of a weight, (*batch, groups, n_target, n_source, slots,
+        d_in)."""
         ...
 
     def bias(self, number: int) -> Tensor:
@@ -58,7 +59,8 @@ class FlatFeatures:
 
     @classmethod
     def finite(cls, features: Tensor, graph: NeuralGraph) -> FlatFeatures:
-        """Of all features (*batch, numel, d_in); those that are not finite stay where they are."""
+        """Of all features (*batch, numel, d_in); those that are not finite stay where
+        they are."""
         finite = features.nan_to_num(0.0, 0.0, 0.0)
         values = finite.split([spec.numel for spec in graph.parameters], -2)
         return cls(values, graph, features.shape[:-2])
@@ -85,10 +87,12 @@ class FlatFeatures:
 
 
 class RawFeatures:
-    """Features of parameters of an optimizer, made from weights, gradients and momenta when read.
+    """Features of parameters of an optimizer, made from weights, gradients and momenta
+    when read.
 
-    columns: of every parameter these seven, of its shape; none for what is absent. like: of the
-    dtype and on the device of the metanet. Values that are not finite are 0.
+    columns: of every parameter these seven, of its shape; none for what is absent.
+    like: of the dtype and on the device of the metanet. Values that are not finite are
+    0.
     """
 
     batch = torch.Size()

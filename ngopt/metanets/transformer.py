@@ -1,9 +1,9 @@
 """NG-T: a relational transformer on the blocks of a neural graph (Kofinas et al. 2024,
 section 3; Diao & Loynd 2023).
 
-Departures from the paper's description: neurons attend along the edges that exist, both ways, so
-that the cost is linear in the parameters, and to all neurons only in small networks; positions are
-those of `encoders.node_positions`.
+Departures from the paper's description: neurons attend along the edges that exist, both
+ways, so that the cost is linear in the parameters, and to all neurons only in small
+networks; positions are those of `encoders.node_positions`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from ngopt.metanets.sources import Source
 
 @dataclass(frozen=True)
 class TransformerConfig(GraphMetanetConfig):
-    """width: features of nodes and edges. layers: of attention. heads: of each, a divisor of width.
+    """width: features of nodes and edges. layers: of attention. heads: of each, a
+    divisor of width.
 
-    complete_up_to: networks of so many neurons are fully connected: all neurons attend to all.
-    Others as in `GraphMetanetConfig`.
+    complete_up_to: networks of so many neurons are fully connected: all neurons attend
+    to all. Others as in `GraphMetanetConfig`.
     """
 
     width: int = 32
@@ -37,12 +38,14 @@ class TransformerConfig(GraphMetanetConfig):
 
 
 class NeuralGraphTransformer(GraphMetanet):
-    """The metanet "ng-t": features go through the transformer; the FF sees them and its output.
+    """The metanet "ng-t": features go through the transformer; the FF sees them and its
+    output.
 
     Values that are not finite do not enter the attention:
     they stay with the parameter they belong to.
 
-    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` -> (*batch, numel).
+    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
+    (*batch, numel).
     """
 
     name = "ng-t"

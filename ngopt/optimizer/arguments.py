@@ -1,4 +1,5 @@
-"""Checks of what users give to `NGOptimizer`; each raises a ValueError that names the offender."""
+"""Checks of what users give to `NGOptimizer`; each raises a ValueError that names the
+offender."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from torch import Tensor, distributed, nn
 
 OWN_DECAY = "own_weight_decay"  # key: whether the weight decay is that of the weights
 
-# Settings of groups: those that each may have for itself, and those that all have in common.
+# Settings of groups: those that each may have for itself, and those that all have in
+# common.
 PER_GROUP = ("lr", "weight_decay", "maximize")
 IN_COMMON = ("total_steps", "renew_every", "weights")
-# Hyperparameters of other optimizers, which have no effect here. All other keys are kept and
-# ignored, as torch does: schedulers, wrappers and users store values there.
+# Hyperparameters of other optimizers, which have no effect here. All other keys are
+# kept and ignored, as torch does: schedulers, wrappers and users store values there.
 OF_OTHERS = (
     "alpha",
     "amsgrad",
@@ -37,8 +39,8 @@ OF_OTHERS = (
 
 
 def check_compute_dtype(dtype: Any, squares: bool) -> None:
-    """Raises ValueError for a dtype that cannot compute, or, if squares of gradients are
-    computed in it, not hold them."""
+    """Raises ValueError for a dtype that cannot compute, or, if squares of gradients
+    are computed in it, not hold them."""
     is_dtype = isinstance(dtype, torch.dtype)
     # those of a byte are for storage alone
     computes = is_dtype and dtype.is_floating_point and dtype.itemsize > 1
@@ -94,7 +96,8 @@ def with_own_decay(group: Mapping[str, Any], own: float) -> dict[str, Any]:
 def check_settings(group: Mapping[str, Any], is_new: bool = True) -> None:
     """Raises ValueError, naming the setting, if one of a group is out of range.
 
-    is_new: whether a user gives them. Later a scheduler may make lr negative, as for AdamW.
+    is_new: whether a user gives them. Later a scheduler may make lr negative, as for
+    AdamW.
     """
     lr = group["lr"]
     weight_decay = group["weight_decay"]
@@ -154,7 +157,8 @@ def check_no_module(params: Any) -> None:
 
 
 def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError if a setting is out of range, or the groups have several horizons."""
+    """Raises ValueError if a setting is out of range, or the groups have several
+    horizons."""
     for group in groups:
         check_settings(group, is_new=False)
         for key in ("total_steps", "renew_every"):
@@ -166,8 +170,10 @@ def check_keys(group: Mapping[str, Any], common: Mapping[str, Any]) -> list[str]
 
     common: the values that all groups have.
 
-    Raises ValueError for values that differ from these, and for a single hyperparameter of other
-    optimizers: whoever sets one expects an effect, but optimizers that wrap others hand over all.
+    Raises ValueError for values that differ from these, and for a single hyperparameter
+    of other
+    optimizers: whoever sets one expects an effect, but optimizers that wrap others hand
+    over all.
     """
     for key in IN_COMMON:
         if key in group:

@@ -86,8 +86,8 @@ def _by_order(
 ) -> Wiring:
     """The order of parameters without names decides.
 
-    Groups of vectors alone, as those without weight decay, do not say which layers these belong to:
-    each vector is a component.
+    Groups of vectors alone, as those without weight decay, do not say which layers
+    these belong to: each vector is a component.
     """
     numbers = iter(range(len(specs)))
     of_groups = [[next(numbers) for _ in group["params"]] for group in groups]
@@ -106,7 +106,8 @@ def _by_order(
 
 
 class Given:
-    """A graph that the user made. Named parameters are found in it by name, others by order.
+    """A graph that the user made. Named parameters are found in it by name, others by
+    order.
 
     Parameters that are added later become components of their own.
     """
@@ -145,8 +146,8 @@ class Given:
 class Traced:
     """The graph of a module, traced with the inputs of its first training forward.
 
-    Until that pass it is what `build_graph` can tell without inputs. Parameters of the optimizer
-    that are not the module's become components.
+    Until that pass it is what `build_graph` can tell without inputs. Parameters of the
+    optimizer that are not the module's become components.
     """
 
     exact = True
@@ -206,7 +207,8 @@ class Traced:
                 return _from_parameters(model, reason)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies of a traced optimizer need the parameters alone, and modules may not pickle."""
+        """Copies of a traced optimizer need the parameters alone, and modules may not
+        pickle."""
         if self.graph is None:
             return self.__dict__
         return {**self.__dict__, "model": None, "recorder": None}
@@ -335,7 +337,8 @@ def _with_components(
     owners: Sequence[Tensor | None],
     groups: Sequence[dict[str, Any]],
 ) -> Wiring:
-    """The graph with the parameters that it lacks as components; owners: whose place each is."""
+    """The graph with the parameters that it lacks as components; owners: whose place
+    each is."""
     places = {id(p): i for i, p in enumerate(owners) if p is not None}
     order: list[int] = []
     extra: list[ParameterSpec] = []

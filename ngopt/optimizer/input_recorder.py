@@ -19,10 +19,12 @@ from ngopt.graph.tracing.copies import Copier
 
 
 class Recorder:
-    """A forward pre-hook that keeps the inputs of a module's first training forward, detached.
+    """A forward pre-hook that keeps the inputs of a module's first training forward,
+    detached.
 
-    It then removes itself. A forward in evaluation mode with gradients counts until then; one
-    without gradients does not, nor one that a compiler, a tracer or torch.func makes.
+    It then removes itself. A forward in evaluation mode with gradients counts until
+    then; one without gradients does not, nor one that a compiler, a tracer or
+    torch.func makes.
     """
 
     def __init__(self, model: nn.Module):
@@ -66,7 +68,8 @@ class Recorder:
 
 
 class HooksWithoutRecorder(OrderedDict):
-    """Forward pre-hooks of a module; copies, pickles and torch.jit.script see no `Recorder`.
+    """Forward pre-hooks of a module; copies, pickles and torch.jit.script see no
+    `Recorder`.
 
     torch.jit.script compiles every hook that `values` lists.
     """

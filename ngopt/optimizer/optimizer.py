@@ -1,6 +1,7 @@
 """NGOptimizer: the learned optimizer as a `torch.optim.Optimizer`.
 
-The class holds parameters and state; what a step computes is the `update` of an `UpdateRule`.
+The class holds parameters and state; what a step computes is the `update` of an
+`UpdateRule`.
 """
 
 from __future__ import annotations
@@ -88,49 +89,65 @@ class NGOptimizer(Optimizer):
     """A learned optimizer that sees the network as a graph; it needs no learning rate.
 
     Args:
-        params: tensors, (name, tensor) pairs or parameter groups, as for every torch optimizer.
-        lr: multiplies the update. A scheduler of torch that is attached replaces the schedule of
-            the weights; those that cycle momentum need cycle_momentum=False. ReduceLROnPlateau,
-            which is no schedule, multiplies it. Per group.
+        params: tensors, (name, tensor) pairs or parameter groups, as for every torch
+        optimizer.
+        lr: multiplies the update. A scheduler of torch that is attached replaces the
+        schedule of
+            the weights; those that cycle momentum need cycle_momentum=False.
+            ReduceLROnPlateau, which is no schedule, multiplies it. Per group.
         weight_decay: decoupled, in AdamW's units: each step multiplies the weights by
-            1 - lr * s * weight_decay, where s is the nominal step of the weights, 1e-3, times their
-            schedule, if they have one. None: the default decays its matrices and tables by .45;
-            rows without a gradient shrink by 16 to 19 % in 1,000 steps. 0: no decay. Per group;
-            groups store None as the number and `own_weight_decay=True`.
-        model: the module that the parameters belong to. Its first training forward shows the
-            inputs, from which the graph is traced before the first step. Parameters of it that are
-            not optimized stay in the graph, as edges without features and update.
-        graph: a graph made by `build_graph` for these parameters, instead of `model`. Named
+            1 - lr * s * weight_decay, where s is the nominal step of the weights, 1e-3,
+            times their schedule, if they have one. None: the default decays its
+            matrices and tables by .45; rows without a gradient shrink by 16 to 19 % in
+            1,000 steps. 0: no decay. Per group; groups store None as the number and
+            `own_weight_decay=True`.
+        model: the module that the parameters belong to. Its first training forward
+        shows the
+            inputs, from which the graph is traced before the first step. Parameters of
+            it that are not optimized stay in the graph, as edges without features and
+            update.
+        graph: a graph made by `build_graph` for these parameters, instead of `model`.
+        Named
             parameters are found in it by name, others by their order.
-        weights: the name of bundled weights, a weights file, a `LearnedOptimizer` or a metanet.
-        total_steps: the number of steps that will be made, where it is known: the step size then
-            comes down to zero. Without it, `averaged` and `load_average` have the same effect. The
-            paper's metanets do not know it; weights of them may say how their updates cool down
-            (`ngopt.metanets.cooldown.Cooldown`).
+        weights: the name of bundled weights, a weights file, a `LearnedOptimizer` or a
+        metanet.
+        total_steps: the number of steps that will be made, where it is known: the step
+        size then
+            comes down to zero. Without it, `averaged` and `load_average` have the same
+            effect. The paper's metanets do not know it; weights of them may say how
+            their updates cool down (`ngopt.metanets.cooldown.Cooldown`).
         maximize: go up instead of down. Per group.
-        compute_dtype: what is computed in: by a metanet, where it is the dtype of the state unless
-            given, and by the default in rotations, where it is that dtype on CPUs and bfloat16 on
-            accelerators. State stays float32.
-        renew_every: steps in which the default renews every eigenbasis once. By default it depends
-            on the device, and is stored with the state, so that training goes on alike elsewhere
-            (`ngopt.base.eigenbasis.renewal_interval`).
-        process_group: processes that have equal gradients, as under DistributedDataParallel: they
-            divide the work and the state of the default among themselves. Parameters that
-            `fully_shard` or `parallelize_module` made, DTensors, are divided without it.
+        compute_dtype: what is computed in: by a metanet, where it is the dtype of the
+        state unless
+            given, and by the default in rotations, where it is that dtype on CPUs and
+            bfloat16 on accelerators. State stays float32.
+        renew_every: steps in which the default renews every eigenbasis once. By default
+        it depends
+            on the device, and is stored with the state, so that training goes on alike
+            elsewhere (`ngopt.base.eigenbasis.renewal_interval`).
+        process_group: processes that have equal gradients, as under
+        DistributedDataParallel: they
+            divide the work and the state of the default among themselves. Parameters
+            that `fully_shard` or `parallelize_module` made, DTensors, are divided
+            without it.
 
-    `graph` is what the optimizer sees, and `repr` says in one line how much of it is connected.
+    `graph` is what the optimizer sees, and `repr` says in one line how much of it is
+    connected.
 
-    The default is SOAP with one setting (`ngopt.base.soap`): with total_steps the step size rises
-    over 8 % of the steps and then falls to zero, and every step is a share of the weights' size.
+    The default is SOAP with one setting (`ngopt.base.soap`): with total_steps the step
+    size rises over 8 % of the steps and then falls to zero, and every step is a share
+    of the weights' size.
 
-    A parameter without a gradient is left out of a step: no update, its state stands still. State
-    is, per parameter, the record of the rule that the weights stand for, in float32 (of the
-    default, preconditioners of more than 512 rows in bfloat16), or float64 for float64 parameters.
-    A complex parameter is optimized, and its state kept, as pairs of real numbers.
+    A parameter without a gradient is left out of a step: no update, its state stands
+    still. State is, per parameter, the record of the rule that the weights stand for,
+    in float32 (of the default, preconditioners of more than 512 rows in bfloat16), or
+    float64 for float64 parameters. A complex parameter is optimized, and its state
+    kept, as pairs of real numbers.
 
-    Raises ValueError if there are no parameters, an argument is out of range, the weights cannot be
-    loaded, the graph does not fit, or FullyShardedDataParallel has made flat pieces of the
-    parameters, and TypeError for a module in place of parameters.
+    Raises ValueError if there are no parameters, an argument is out of range, the
+    weights cannot be loaded, the graph does not fit, or FullyShardedDataParallel has
+    made flat pieces of the parameters, and TypeError for a module in place of
+    parameters.
     """
 
     def __init__(
@@ -189,13 +206,14 @@ class NGOptimizer(Optimizer):
     def graph(self) -> NeuralGraph:
         """What the optimizer sees.
 
-        With `model` it is traced from the inputs of the first training forward, before which it
-        shows what can be told without them.
+        With `model` it is traced from the inputs of the first training forward, before
+        which it shows what can be told without them.
         """
         return self._connected().network
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds parameters and extends the graph by them; what was there keeps its state."""
+        """Adds parameters and extends the graph by them; what was there keeps its
+        state."""
         if isinstance(param_group, dict):
             param_group = with_own_decay(param_group, self._own_decay)
             self._check_group(param_group)
@@ -212,7 +230,8 @@ class NGOptimizer(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Makes one step; a closure re-evaluates the model first, and its loss is returned."""
+        """Makes one step; a closure re-evaluates the model first, and its loss is
+        returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -239,7 +258,8 @@ class NGOptimizer(Optimizer):
     def _begins_at_zero(self) -> bool:
         """Whether a first step cannot move anything, and only makes the state.
 
-        `torch.distributed.checkpoint` makes such a step, with gradients of zero, before it loads.
+        `torch.distributed.checkpoint` makes such a step, with gradients of zero, before
+        it loads.
         """
         return not self.state and all(
             float(group["lr"]) == 0 for group in self.param_groups
@@ -247,7 +267,8 @@ class NGOptimizer(Optimizer):
 
     @uncompiled
     def _take_up(self, rule: UpdateRule, members: Members) -> None:
-        """Averages of weights begin, or are dropped, where the horizon was set otherwise since."""
+        """Averages of weights begin, or are dropped, where the horizon was set
+        otherwise since."""
         records = [record for p in members.params if (record := self.state.get(p))]
         if not records:
             return
@@ -295,16 +316,17 @@ class NGOptimizer(Optimizer):
     def load_average(self) -> None:
         """Writes the average of the weights so far into the parameters, for good.
 
-        Call it when training without `total_steps` has ended; with `total_steps` the weights come
-        to rest by themselves, and nothing is changed. Weights that keep no average (those of the
-        paper) change nothing either.
+        Call it when training without `total_steps` has ended; with `total_steps` the
+        weights come to rest by themselves, and nothing is changed. Weights that keep no
+        average (those of the paper) change nothing either.
         """
         for p in self._with_averages():
             real(local(p)).copy_(self.state[p][AVERAGE])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The parameters are what `load_average` makes them within, and what they were after.
+        """The parameters are what `load_average` makes them within, and what they were
+        after.
 
         Buffers, as BatchNorm's running statistics, are those of the last weights: call
         `torch.optim.swa_utils.update_bn(batches, model)` within, before evaluation.
@@ -323,16 +345,17 @@ class NGOptimizer(Optimizer):
                     p.copy_(value)
 
     def _with_averages(self) -> list[Tensor]:
-        """Parameters that have an average of their weights, which only those without a horizon
-        need."""
+        """Parameters that have an average of their weights, which only those without a
+        horizon need."""
         if self._total_steps is not None:
             return []
         params = group_tensors(self.param_groups)
         return [p for p in params if AVERAGE in self.state.get(p, {})]
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's. Where several processes share the parameters, all have to call it; tensors
-        of state are then DTensors, which `torch.distributed.checkpoint` takes."""
+        """As torch's. Where several processes share the parameters, all have to call
+        it; tensors of state are then DTensors, which `torch.distributed.checkpoint`
+        takes."""
         found = super().state_dict()
         params = group_tensors(self.param_groups)
         if found["state"] and self._is_shared(params):
@@ -343,14 +366,15 @@ class NGOptimizer(Optimizer):
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what `state_dict` returned; state keeps its dtypes whatever the parameters' dtype.
+        """Loads what `state_dict` returned; state keeps its dtypes whatever the
+        parameters' dtype.
 
         A group that has the same parameter names in another order is matched by name. A
-        `total_steps` of this optimizer is kept, so that a training can be made longer: the schedule
-        goes on with what it is for the new number of steps.
+        `total_steps` of this optimizer is kept, so that a training can be made longer:
+        the schedule goes on with what it is for the new number of steps.
 
-        Raises ValueError, and changes nothing, if it was made with other weights, or if a
-        parameter's state lacks something or has another shape.
+        Raises ValueError, and changes nothing, if it was made with other weights, or if
+        a parameter's state lacks something or has another shape.
         """
         loaded: dict[str, Any] = {}
 
@@ -406,13 +430,15 @@ class NGOptimizer(Optimizer):
         return {**super().__getstate__(), **own, **none}
 
     def _is_early(self) -> bool:
-        """Whether the first forward pass is still to show inputs, or shapes of a lazy module."""
+        """Whether the first forward pass is still to show inputs, or shapes of a lazy
+        module."""
         return self._source.awaits_forward or any(
             map(is_lazy, group_tensors(self.param_groups))
         )
 
     def _connected(self) -> Members:
-        """The present parameters in their graph; made anew when a group or a shape has changed."""
+        """The present parameters in their graph; made anew when a group or a shape has
+        changed."""
         params, members = group_tensors(self.param_groups), self._members
         if members is None or self._source.has_news or not members.are(params):
             members = self._members = self._wired(params)
@@ -432,7 +458,8 @@ class NGOptimizer(Optimizer):
         return members
 
     def _begin_anew(self, members: Members) -> None:
-        """Drops the state of parameters that the present graph divides into other matrices.
+        """Drops the state of parameters that the present graph divides into other
+        matrices.
 
         Parameters that have another shape themselves are left, to be told of.
         """
@@ -542,7 +569,8 @@ class NGOptimizer(Optimizer):
         )
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a new group does not fit; fills in what all have in common."""
+        """Raises ValueError if a new group does not fit; fills in what all have in
+        common."""
         common = dict(self.defaults)
         if are_named(group.get("weights"), common["weights"]):
             group["weights"] = common["weights"]

@@ -22,7 +22,8 @@ Group = dict[str, Any]
 class Members:
     """An optimizer's parameters, with the graph that was made for them.
 
-    params: in the order of the groups. network: the graph, its parameters in the network's order.
+    params: in the order of the groups. network: the graph, its parameters in the
+    network's order.
     graph: the same with `params` first, as rules take it; others are not optimized.
     """
 
@@ -130,7 +131,8 @@ class Members:
     def first_records(
         self, rule: UpdateRule, values: Mapping[int, Tensor] | None = None
     ) -> list[Record]:
-        """State as a rule begins it, without memory but of parameters whose values are given.
+        """State as a rule begins it, without memory but of parameters whose values are
+        given.
 
         values: by their positions.
         """

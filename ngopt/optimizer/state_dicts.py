@@ -1,4 +1,5 @@
-"""What `NGOptimizer` makes sure of before it takes up state that was made elsewhere or before."""
+"""What `NGOptimizer` makes sure of before it takes up state that was made elsewhere or
+before."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ def checked(state_dict: Any, weights: str) -> dict[str, Any]:
 
     weights: what the state must have been made with, by their hash.
 
-    Raises ValueError if a part is missing or of another type, a setting out of range, or if it was
-    made with other weights.
+    Raises ValueError if a part is missing or of another type, a setting out of range,
+    or if it was made with other weights.
     """
     whole = as_dict(state_dict)
     missing = sorted({"state", "param_groups"} - whole.keys())
@@ -83,8 +84,8 @@ def _check_group(group: Any, what: str, weights: str) -> None:
 
 
 def in_order(saved: Sequence[Group], own: Sequence[Group]) -> list[Group]:
-    """Saved groups that have the names of ours in another order, of groups or within one, in
-    ours."""
+    """Saved groups that have the names of ours in another order, of groups or within
+    one, in ours."""
     found = []
     for i, group in enumerate(_groups_in_order(saved, own)):
         names = group.get("param_names")
@@ -144,7 +145,8 @@ def restore_dtypes(
 def check_record(
     name: str, record: Mapping[str, Any], expected: Record, is_traced: bool
 ) -> None:
-    """Raises ValueError if the state of a parameter lacks a tensor or one has another shape.
+    """Raises ValueError if the state of a parameter lacks a tensor or one has another
+    shape.
 
     is_traced: whether the graph of this optimizer is traced or given.
     """
@@ -168,7 +170,8 @@ def check_record(
 
 
 def is_of_other_matrices(record: Record, expected: Record, shape: torch.Size) -> bool:
-    """Whether a parameter of this shape has the state of other matrices than are expected."""
+    """Whether a parameter of this shape has the state of other matrices than are
+    expected."""
     own = {key for key, like in expected.items() if like.shape == shape}
     if any(key in record and record[key].shape != shape for key in own):
         return False

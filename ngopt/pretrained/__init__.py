@@ -35,12 +35,12 @@ def list_pretrained() -> list[str]:
 def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
     """The learned optimizer of a bundled weights file (by name) or of a file (by path).
 
-    Its metanet is in float32 on the CPU and needs no gradients. A file that names a metanet of your
-    own, "module:Class", is loaded if its module is imported already: reading a file imports
-    nothing.
+    Its metanet is in float32 on the CPU and needs no gradients. A file that names a
+    metanet of your own, "module:Class", is loaded if its module is imported already:
+    reading a file imports nothing.
 
-    Raises ValueError if there is no such name or file, if the file is damaged, or if its format,
-    base rule, metanet or a config is not one that this version knows.
+    Raises ValueError if there is no such name or file, if the file is damaged, or if
+    its format, base rule, metanet or a config is not one that this version knows.
     """
     path = _resolve(weights)
     metadata, tensors = read_tensors(path, "weights file")
@@ -91,7 +91,8 @@ def as_learned(weights: Any) -> LearnedOptimizer:
 
 
 def are_named(weights: Any, expected: str) -> bool:
-    """Whether weights, given as `as_learned` takes them and not as a hash, have this hash."""
+    """Whether weights, given as `as_learned` takes them and not as a hash, have this
+    hash."""
     if weights is None or weights == expected:
         return False
     try:
@@ -116,7 +117,8 @@ def weights_hash(learned: LearnedOptimizer) -> str:
     """Identifies what computes: SHA-256 over base rule, metanet, their configs,
     cooldown and the tensors.
 
-    Recipe and table, and the device and dtype that the metanet is in, make no difference.
+    Recipe and table, and the device and dtype that the metanet is in, make no
+    difference.
     """
     return digest(_description(learned), _tensors(learned))
 
@@ -160,7 +162,8 @@ def _resolve(weights: str | os.PathLike) -> Path:
 
 
 def _metanets(path: Path, name: str) -> Mapping[str, type[Metanet]]:
-    """The registered metanets, and the imported one that a file names as "module:Class"."""
+    """The registered metanets, and the imported one that a file names as
+    "module:Class"."""
     if ":" not in name:
         return METANETS
     try:

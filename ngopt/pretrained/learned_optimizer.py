@@ -19,7 +19,8 @@ from ngopt.metanets.rule import MetanetRule
 
 
 class BaseRule(Protocol):
-    """A hand-designed rule, made as `cls(config)`; `Config` is a frozen dataclass of numbers."""
+    """A hand-designed rule, made as `cls(config)`; `Config` is a frozen dataclass of
+    numbers."""
 
     name: str
     Config: type
@@ -35,8 +36,9 @@ class BaseRule(Protocol):
     ) -> UpdateRule:
         """The rule on a graph.
 
-        total_steps: the horizon where it is known. compute_dtype: of matrix products. renew_every:
-        steps between renewals of a preconditioner, where the rule has some. None: the rule's own.
+        total_steps: the horizon where it is known. compute_dtype: of matrix products.
+        renew_every: steps between renewals of a preconditioner, where the rule has
+        some. None: the rule's own.
         shards: the processes that share the parameters, if any.
         """
         ...
@@ -50,14 +52,17 @@ BASES: dict[str, type] = {Soap.name: Soap}
 class LearnedOptimizer:
     """What a weights file holds.
 
-    base: the hand-designed rule, or metanet: what predicts the updates (the paper's optimizers).
-    cooldown: of the updates of a metanet, which does not know how long a training is; None keeps
+    base: the hand-designed rule, or metanet: what predicts the updates (the paper's
+    optimizers).
+    cooldown: of the updates of a metanet, which does not know how long a training is;
+    None keeps
         them as they are.
-    recipe, table: how the weights were made (`stages`, the last one the newest) and what was
+    recipe, table: how the weights were made (`stages`, the last one the newest) and
+    what was
         measured with them, JSON.
 
-    Raises ValueError if there is neither a base nor a metanet, or both, or beside a base a
-    cooldown, as it has a schedule of its own.
+    Raises ValueError if there is neither a base nor a metanet, or both, or beside a
+    base a cooldown, as it has a schedule of its own.
     """
 
     base: BaseRule | None = None
@@ -93,9 +98,9 @@ class LearnedOptimizer:
     ) -> UpdateRule:
         """The update rule on a graph.
 
-        total_steps: the horizon where it is known. dtype: what it computes in. device: of a copy of
-        the metanet; with neither the rule has the metanet itself, so that an unroll differentiates
-        by it. renew_every, shards: see `BaseRule.bind`.
+        total_steps: the horizon where it is known. dtype: what it computes in. device:
+        of a copy of the metanet; with neither the rule has the metanet itself, so that
+        an unroll differentiates by it. renew_every, shards: see `BaseRule.bind`.
         """
         if self.base is not None:
             if shards is None:  # a base rule need not know of processes

@@ -26,7 +26,8 @@ def replaced(path: Path) -> Iterator[Path]:
     try:
         yield Path(part)
         os.chmod(part, 0o644)
-        # on disk before it gets its name, which no half of a file is to have after a crash
+        # on disk before it gets its name, which no half of a file is to have after a
+        # crash
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -38,7 +39,8 @@ def replaced(path: Path) -> Iterator[Path]:
 def write_tensors(
     path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Writes a safetensors file that records the SHA-256 of its contents, all of it or nothing."""
+    """Writes a safetensors file that records the SHA-256 of its contents, all of it or
+    nothing."""
     described = {**metadata, "sha256": digest(metadata, tensors)}
     with replaced(path) as part:
         save_file(dict(tensors), part, described)
@@ -62,12 +64,14 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tenso
 
 
 def is_intact(metadata: dict[str, str], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether contents have the SHA-256 that they record, which is taken out of the metadata."""
+    """Whether contents have the SHA-256 that they record, which is taken out of the
+    metadata."""
     return metadata.pop("sha256", None) == digest(metadata, tensors)
 
 
 def digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of texts and tensors, with the names, shapes and dtypes (but float32) of these."""
+    """SHA-256 of texts and tensors, with the names, shapes and dtypes (but float32) of
+    these."""
     found = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
     for key in sorted(tensors):
         value = tensors[key]

@@ -1,4 +1,5 @@
-"""What the graph says each parameter is, for any optimizer that treats them differently."""
+"""What the graph says each parameter is, for any optimizer that treats them
+differently."""
 
 from __future__ import annotations
 
@@ -32,13 +33,16 @@ ROLES = ("embedding", "output", "matrix", "norm", "bias", "other")
 class ParameterRole:
     """What one parameter is.
 
-    role: "embedding" (a table of which rows are looked up, also where it makes the output too),
-        "output" (the last matrix before an output of the network), "matrix", "norm" (scale or
-        shift), "bias", or "other" (class tokens, positions added to activations, slopes, factors
-        of layers, whatever nothing is known of).
-    blocks: of an embedding, output or matrix, its matrices; every element is in one of them, once.
+    role: "embedding" (a table of which rows are looked up, also where it makes the
+    output too),
+        "output" (the last matrix before an output of the network), "matrix", "norm"
+        (scale or shift), "bias", or "other" (class tokens, positions added to
+        activations, slopes, factors of layers, whatever nothing is known of).
+    blocks: of an embedding, output or matrix, its matrices; every element is in one of
+    them, once.
         An embedding's rows are its dimension, its columns the tokens.
-    depth: of the neurons that the parameter leads to, 0 at the inputs and 1 at the last output.
+    depth: of the neurons that the parameter leads to, 0 at the inputs and 1 at the last
+    output.
     reads_input: whether it is a matrix that is applied to the network's own inputs.
     """
 
@@ -50,7 +54,8 @@ class ParameterRole:
 
     @property
     def fan_in(self) -> int | None:
-        """Inputs times kernel positions of a neuron; None for tables and what is no matrix."""
+        """Inputs times kernel positions of a neuron; None for tables and what is no
+        matrix."""
         if not self.blocks or self.role == "embedding":
             return None
         return max(prod(block.view.shape[2:]) for block in self.blocks)
@@ -62,7 +67,8 @@ def parameter_roles(
 ) -> dict[str, ParameterRole]:
     """Name -> role of every parameter, in the order of the parameters.
 
-    model, example_input: as for `build_graph`; of parameters alone, names and shapes decide.
+    model, example_input: as for `build_graph`; of parameters alone, names and shapes
+    decide.
 
     Raises ValueError as `build_graph` does.
 
@@ -90,8 +96,8 @@ def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
 
 
 def matrices_of_biases(graph: NeuralGraph, roles: Sequence[ParameterRole]) -> list[int]:
-    """Of every bias the number of a matrix that leads to the same neurons; of others, and
-    of a bias without one, their own."""
+    """Of every bias the number of a matrix that leads to the same neurons; of others,
+    and of a bias without one, their own."""
     leading: dict[int, int] = {}
     for block in graph.weights:
         if block.view is not None and roles[block.view.parameter].blocks:
@@ -156,7 +162,8 @@ class _Facts:
         return ParameterRole(spec.name, role, depth=groups[ends[0]].depth)
 
     def _is_unused(self, number: int) -> bool:
-        """Whether the network does nothing with a parameter of which a trace would know."""
+        """Whether the network does nothing with a parameter of which a trace would
+        know."""
         name = self.graph.parameters[number].name
         is_inferred = bool(self.graph.inferred) and self.graph.inferred[number]
         if name in self.graph.unplaced and not is_inferred:
@@ -225,9 +232,11 @@ class _Facts:
 
 
 def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
-    """For every group whether it leads to an output of the network, and to no further matrix.
+    """For every group whether it leads to an output of the network, and to no further
+    matrix.
 
-    Pinned neurons are outputs here, too: a function that no rule knows, as a loss, reads them.
+    Pinned neurons are outputs here, too: a function that no rule knows, as a loss,
+    reads them.
     """
     count = len(graph.groups)
     ends = [group.role == "output" or group.is_pinned for group in graph.groups]
@@ -249,10 +258,12 @@ def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
 
 
 def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
-    """What norms that someone wrote by hand make, as x / sqrt(mean(x^2)), and are applied to.
+    """What norms that someone wrote by hand make, as x / sqrt(mean(x^2)), and are
+    applied to.
 
-    Keys are groups of products of neurons with one that pools many; also these neurons, if they
-    are not themselves those that are pooled. The values are the groups that are pooled.
+    Keys are groups of products of neurons with one that pools many; also these neurons,
+    if they are not themselves those that are pooled. The values are the groups that are
+    pooled.
     """
     pooled = {}
     for number, group in enumerate(graph.groups):

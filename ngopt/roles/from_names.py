@@ -29,13 +29,15 @@ NAMES = (
     ("norm", r"(^|[._])(gamma|beta)$"),
     ("bias", r"(bias(_[ih]h)?(_l\d+(_reverse)?)?|(^|[._])b\d*)$"),
 )
-"""A role, and what lower-case names speak for it; the first that fits, if the shape allows it."""
+"""A role, and what lower-case names speak for it; the first that fits, if the shape
+allows it."""
 
 OUTPUT = re.compile(
     r"(^|[._])(lm_head|embed_out|unembed|aux\d+[._]fc2)[._]weight$"
     r"|^(head|fc|classifier|output|out|logits)[._]weight$"
 )
-"""Names of matrices that make an output wherever they stand; without any, the last one does."""
+"""Names of matrices that make an output wherever they stand; without any, the last one
+does."""
 
 UNNAMED = re.compile(r"parameter \d+$")
 """What `build_graph` and optimizers call parameters without a name."""
@@ -56,7 +58,8 @@ FUSED = (
 
 GATES = re.compile(r"weight_[ih]h(_l\d+)?(_reverse)?$")
 IN_OUT = re.compile(r"(^|[._])(c_attn|c_proj|c_fc|q_attn)[._]weight$")
-"""Names of GPT-2's layers, whose weights are (in, out) in transformers and (out, in) elsewhere."""
+"""Names of GPT-2's layers, whose weights are (in, out) in transformers and (out, in)
+elsewhere."""
 EXPERTS = re.compile(r"(^|[._])experts?([._]|$)")
 
 
@@ -68,8 +71,9 @@ class Names:
     ):
         """guesses: roles for parameters whose names say nothing.
 
-        Two for each: one that fits the other parameters of its module, and one that fits the order
-        of all, which counts where a parameter is called neither weight nor bias.
+        Two for each: one that fits the other parameters of its module, and one that
+        fits the order of all, which counts where a parameter is called neither weight
+        nor bias.
         """
         self.specs = specs
         self.places = {spec.name: i for i, spec in enumerate(specs)}
@@ -121,7 +125,8 @@ class Names:
         return "embedding" if guess == "embedding" and not is_fused else "matrix"
 
     def _allows(self, number: int, role: str, guess: str) -> bool:
-        """Whether a role fits a parameter's shape, and the module that its name says it is in."""
+        """Whether a role fits a parameter's shape, and the module that its name says it
+        is in."""
         spec = self.specs[number]
         if role == "embedding":
             return _dims(spec) == 2 and self._bias(number) is None
@@ -134,7 +139,8 @@ class Names:
         )
 
     def _find_outputs(self) -> None:
-        """By name, else the last matrix, unless it leads back to the neurons of the first table."""
+        """By name, else the last matrix, unless it leads back to the neurons of the
+        first table."""
         matrices = [i for i, role in enumerate(self.roles) if role == "matrix"]
         tables = [i for i, role in enumerate(self.roles) if role == "embedding"]
         found = [i for i in matrices if OUTPUT.search(self.specs[i].name.lower())]
@@ -158,7 +164,8 @@ class Names:
         return None if place is None else self.specs[place]
 
     def _by_bias(self, number: int) -> bool:
-        """Whether the bias beside a weight has the size of its columns, and not of its rows."""
+        """Whether the bias beside a weight has the size of its columns, and not of its
+        rows."""
         spec = self.specs[number]
         bias = self._bias(number)
         if bias is None or len(spec.shape) < 2 or spec.shape[0] == spec.shape[1]:
@@ -185,7 +192,8 @@ class Names:
         return 1
 
     def _gates(self, name: str) -> int:
-        """Four of an LSTM, three of a GRU: so many times a state is in the rows of its W_hh."""
+        """Four of an LSTM, three of a GRU: so many times a state is in the rows of its
+        W_hh."""
         projection = re.sub("weight_[ih]h", "weight_hr", name)
         if projection in self.places:
             return 4

@@ -1,8 +1,9 @@
-"""The matrices that a parameter holds: which of its elements are rows and columns of a linear map.
+"""The matrices that a parameter holds: which of its elements are rows and columns of a
+linear map.
 
-An edge block says what a weight connects. Matrices are coarser than blocks where a layer reads
-several groups (one matrix, all of its columns), and finer where it makes neurons that are used
-differently (heads, gates).
+An edge block says what a weight connects. Matrices are coarser than blocks where a
+layer reads several groups (one matrix, all of its columns), and finer where it makes
+neurons that are used differently (heads, gates).
 """
 
 from __future__ import annotations
@@ -33,20 +34,23 @@ class NeuronSet:
 
 
 Ends = tuple[NeuronSet, ...]
-"""The neurons at one side of a matrix, piece after piece; () where the graph does not know them."""
+"""The neurons at one side of a matrix, piece after piece; () where the graph does not
+know them."""
 
 
 @dataclass(frozen=True)
 class MatrixBlock:
-    """Matrices of equal shape in one parameter: `view` has the shape (k, rows, *columns).
+    """Matrices of equal shape in one parameter: `view` has the shape (k, rows,
+    *columns).
 
-    Rows are outputs, columns inputs times kernel positions; each of the k matrices is a linear map
-    from prod(columns) to rows numbers. As a tensor: `p.flatten().as_strided(view.shape,
-    view.strides, view.offset)`, of `torch.view_as_real(p)` if p is complex.
+    Rows are outputs, columns inputs times kernel positions; each of the k matrices is a
+    linear map from prod(columns) to rows numbers. As a tensor:
+    `p.flatten().as_strided(view.shape, view.strides, view.offset)`, of
+    `torch.view_as_real(p)` if p is complex.
 
-    rows, columns: for each of the k matrices the neurons that it leads to and that it reads, in
-    order. Matrices with equal `columns` and kernels of one size read the same neurons; () for each
-    where names say that they do, but not which.
+    rows, columns: for each of the k matrices the neurons that it leads to and that it
+    reads, in order. Matrices with equal `columns` and kernels of one size read the same
+    neurons; () for each where names say that they do, but not which.
     """
 
     view: View
@@ -56,7 +60,8 @@ class MatrixBlock:
 
 @dataclass(frozen=True)
 class Piece:
-    """One matrix or a part of its columns: a view (rows, *columns) and the neurons at its ends.
+    """One matrix or a part of its columns: a view (rows, *columns) and the neurons at
+    its ends.
 
     is_depthwise: whether each row reads a neuron of its own; such rows stay together.
     """
@@ -74,8 +79,9 @@ def matrices(
 ) -> tuple[MatrixBlock, ...]:
     """The matrices of one parameter from its edge blocks, not empty; all elements once.
 
-    usage: for every group how its neurons are used; None if rows stay together whatever that is.
-    Where blocks leave out elements, or there are none, the shape of the parameter decides.
+    usage: for every group how its neurons are used; None if rows stay together whatever
+    that is. Where blocks leave out elements, or there are none, the shape of the
+    parameter decides.
     """
     view = blocks[0].view
     assert view is not None
@@ -95,13 +101,15 @@ def matrices(
 
 
 def by_shape(parameter: int, shape: tuple[int, ...]) -> MatrixBlock:
-    """A parameter of at least one dimension as one matrix whose rows are its first dimension."""
+    """A parameter of at least one dimension as one matrix whose rows are its first
+    dimension."""
     strides = (0, *contiguous_strides(shape))
     return MatrixBlock(View(parameter, (1, *shape), strides))
 
 
 def _first_uses(blocks: Sequence[EdgeBlock], numel: int) -> Iterator[EdgeBlock]:
-    """The blocks in their order, without those of whose elements others before have one."""
+    """The blocks in their order, without those of whose elements others before have
+    one."""
     first = blocks[0].view
     if first is not None and first.numel == numel:
         yield blocks[0]
@@ -144,7 +152,8 @@ def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
 def _unstacked(
     graph: NeuralGraph, piece: Piece, shape: tuple[int, ...]
 ) -> Iterator[Piece]:
-    """The matrices of a stack (k, rows, columns) that read the same neurons, as experts do."""
+    """The matrices of a stack (k, rows, columns) that read the same neurons, as experts
+    do."""
     view = piece.view
     rows = replace(view, shape=view.shape[:1], strides=view.strides[:1])
     axes = _axes(rows, shape)
@@ -203,7 +212,8 @@ def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
 
 
 def _joined_columns(pieces: Sequence[Piece], shape: tuple[int, ...]) -> list[Piece]:
-    """Makes one matrix of pieces with the same rows, as of a layer that reads several groups."""
+    """Makes one matrix of pieces with the same rows, as of a layer that reads several
+    groups."""
     same_rows: dict[tuple, list[Piece]] = defaultdict(list)
     for piece in pieces:
         row, _, *slot_strides = piece.view.strides
@@ -223,7 +233,8 @@ def _joined_columns(pieces: Sequence[Piece], shape: tuple[int, ...]) -> list[Pie
 
 
 def _joined_rows(pieces: Sequence[Piece]) -> list[Piece]:
-    """Makes one matrix of the pieces of a depthwise convolution that reads several groups."""
+    """Makes one matrix of the pieces of a depthwise convolution that reads several
+    groups."""
     if not any(piece.is_depthwise for piece in pieces):
         return list(pieces)
     depthwise, rest = [], []
@@ -236,7 +247,8 @@ def _joined_rows(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def _joined(pieces: Sequence[Piece], axis: int) -> list[Piece]:
-    """One piece of several that lie behind each other along an axis, if at even distances."""
+    """One piece of several that lie behind each other along an axis, if at even
+    distances."""
     in_order = sorted(pieces, key=lambda piece: piece.view.offset)
     places = np.concatenate([_along(piece.view, axis) for piece in in_order])
     offsets = np.sort(places)
@@ -263,7 +275,8 @@ def _along(view: View, axis: int) -> np.ndarray:
 
 
 def _even_step(pieces: Sequence[Piece], offsets: np.ndarray, axis: int) -> int:
-    """The distance between all places along an axis, sorted; 0 if pieces do not make one."""
+    """The distance between all places along an axis, sorted; 0 if pieces do not make
+    one."""
     shapes = {_without(piece.view.shape, axis) for piece in pieces}
     strides = {_without(piece.view.strides, axis) for piece in pieces}
     steps = np.unique(np.diff(offsets))
@@ -306,7 +319,8 @@ def _axes(view: View, shape: tuple[int, ...]) -> set[int]:
 
 
 def _by_usage(piece: Piece, usage: Sequence[np.ndarray]) -> Iterator[Piece]:
-    """A matrix for all rows that are used alike, if they lie at even distances and are several."""
+    """A matrix for all rows that are used alike, if they lie at even distances and are
+    several."""
     if piece.is_depthwise:
         yield piece
         return

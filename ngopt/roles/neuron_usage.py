@@ -1,7 +1,7 @@
 """How neurons are used: by which head of an attention, on which side of a product.
 
-Rows of a weight whose neurons are used differently are matrices of their own: queries, keys and
-values, each head of them, the two halves of a gated linear unit.
+Rows of a weight whose neurons are used differently are matrices of their own: queries,
+keys and values, each head of them, the two halves of a gated linear unit.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from ngopt.graph.core import EdgeBlock, Index, NeuralGraph
 from ngopt.graph.pieces import is_diagonal
 
 DENSE_KINDS = ("weight", "flatten", "recurrent")
-"""Kinds of edges that linear maps have, also of one to one, as depthwise convolutions."""
+"""Kinds of edges that linear maps have, also of one to one, as depthwise convolutions.
+"""
 
 
 def is_dense(block: EdgeBlock) -> bool:
-    """Whether a block of edges is a piece of a matrix: that of a linear map, or a factor of one."""
+    """Whether a block of edges is a piece of a matrix: that of a linear map, or a
+    factor of one."""
     if block.view is None:
         return False
     groups, n_target, n_source = block.shape
@@ -32,8 +34,9 @@ def mixes_neurons(block: EdgeBlock) -> bool:
 def usage(graph: NeuralGraph) -> list[np.ndarray]:
     """For every group a number for each neuron, (n,): equal ones are used alike.
 
-    Products say how they use their factors. Between them and the weights behind neurons may be
-    whatever works on one neuron at a time, or on pairs, as a rotary embedding does.
+    Products say how they use their factors. Between them and the weights behind neurons
+    may be whatever works on one neuron at a time, or on pairs, as a rotary embedding
+    does.
     """
     made_by_weights = {block.target for block in graph.blocks if mixes_neurons(block)}
     labels = _Labels(graph)
@@ -52,7 +55,8 @@ def usage(graph: NeuralGraph) -> list[np.ndarray]:
 
 
 class _Labels:
-    """Numbers of neurons, 0 where nothing is known; a new number for each new combination."""
+    """Numbers of neurons, 0 where nothing is known; a new number for each new
+    combination."""
 
     def __init__(self, graph: NeuralGraph):
         self.graph = graph
@@ -109,7 +113,8 @@ class _Labels:
         known[places] = numbers[which.ravel()]
 
     def _numbers(self, keys: list[tuple]) -> np.ndarray:
-        """A number for each use (products, side, head), or pair of numbers that are combined."""
+        """A number for each use (products, side, head), or pair of numbers that are
+        combined."""
         found = []
         for key in keys:
             known = set(key) - {0}
@@ -121,7 +126,8 @@ class _Labels:
 
 
 def _scores(graph: NeuralGraph) -> set[int]:
-    """Groups of heads, and what is made of them one by one: biases added, factors applied."""
+    """Groups of heads, and what is made of them one by one: biases added, factors
+    applied."""
     found = {
         number for number, group in enumerate(graph.groups) if group.kind == "head"
     }

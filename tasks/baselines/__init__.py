@@ -1,4 +1,5 @@
-"""Baselines of the tasks: models of others that read stacks of networks; some can edit them."""
+"""Baselines of the tasks: models of others that read stacks of networks; some can edit
+them."""
 
 from tasks.baselines.dmc import DMC, DMCConfig
 from tasks.baselines.dwsnet import DWSNet, DWSNetConfig

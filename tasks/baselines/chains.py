@@ -18,7 +18,8 @@ from ngopt.metanets.parts import BlockParts, Part
 class ChainValues(NamedTuple):
     """Features of stacked networks, for an NP layer.
 
-    weights: (b, 1, n_target, n_source, channels) each. nodes: (b, n, channels) of every group.
+    weights: (b, 1, n_target, n_source, channels) each. nodes: (b, n, channels) of every
+    group.
     whole: (b, channels).
     """
 
@@ -28,10 +29,12 @@ class ChainValues(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A parameter that is features of nodes: a bias, or a weight whose other end does not move.
+    """A parameter that is features of nodes: a bias, or a weight whose other end does
+    not move.
 
-    kind: "bias", or the end of the weight at which the nodes are. number: among the graph's biases,
-    or its weights. others: neurons at the other end. slots: positions of its kernel.
+    kind: "bias", or the end of the weight at which the nodes are. number: among the
+    graph's biases, or its weights. others: neurons at the other end. slots: positions
+    of its kernel.
     """
 
     kind: Literal["bias", "target", "source"]
@@ -49,7 +52,8 @@ class Piece(NamedTuple):
         return own.flatten(2)
 
     def write(self, features: Tensor, d: int) -> Tensor:
-        """The inverse of `read`, for d values of each element, which are as in `GraphValues`."""
+        """The inverse of `read`, for d values of each element, which are as in
+        `GraphValues`."""
         own = features.unflatten(-1, (self.others, self.slots, d))
         if self.kind == "bias":
             return own.squeeze(2)
@@ -59,10 +63,12 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """What of a chain of layers are weights between groups of neurons that may move, and features.
+    """What of a chain of layers are weights between groups of neurons that may move,
+    and features.
 
-    order: these weights, from inputs to outputs. sizes: of the groups. nodes: pieces that are
-    features of each. whole: the bias of outputs that are no group, and their number, or nothing.
+    order: these weights, from inputs to outputs. sizes: of the groups. nodes: pieces
+    that are features of each. whole: the bias of outputs that are no group, and their
+    number, or nothing.
     """
 
     graph: NeuralGraph
@@ -99,7 +105,8 @@ class Chain:
         return ChainValues(weights, nodes, torch.cat([nothing, *outside], -1))
 
     def write(self, found: ChainValues, d: int) -> list[Tensor]:
-        """From d features of every slot of an edge and every bias, to parameters (b, d, *shape)."""
+        """From d features of every slot of an edge and every bias, to parameters (b, d,
+        *shape)."""
         edges, biases = {}, {}
         for parts in self.order:
             state = found.weights.of(parts, 0)
@@ -123,7 +130,8 @@ class Chain:
 
 
 def chain_with_moving_ends(graph: NeuralGraph) -> Chain:
-    """Inputs and outputs are groups like the others (NP). Raises ValueError if it is no chain."""
+    """Inputs and outputs are groups like the others (NP). Raises ValueError if it is no
+    chain."""
     layers = _layers(graph)
     blocks = [graph.weights[layer.weight] for layer in layers]
     groups = [blocks[0].source, *(block.target for block in blocks)]
@@ -136,7 +144,8 @@ def chain_with_moving_ends(graph: NeuralGraph) -> Chain:
 
 
 def chain_with_fixed_ends(graph: NeuralGraph) -> Chain:
-    """Only hidden neurons are groups (HNP); weights of inputs and outputs are features of these.
+    """Only hidden neurons are groups (HNP); weights of inputs and outputs are features
+    of these.
 
     Raises ValueError if it is no chain, or has no hidden neurons.
     """

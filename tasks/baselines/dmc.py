@@ -1,4 +1,5 @@
-"""DMC: a one-dimensional convolutional network over all parameters (Eilertsen et al. 2020)."""
+"""DMC: a one-dimensional convolutional network over all parameters (Eilertsen et al.
+2020)."""
 
 from __future__ import annotations
 
@@ -28,10 +29,12 @@ class DMCConfig:
 
 
 class DMC(ParameterModel):
-    """The baseline "dmc": strided convolutions with ReLU, their mean over places, an MLP.
+    """The baseline "dmc": strided convolutions with ReLU, their mean over places, an
+    MLP.
 
-    As in Lim et al. 2024 it sees all of a network, of any size, in the order of its parameters;
-    Eilertsen et al. look at stretches of a fixed length. It knows no symmetry.
+    As in Lim et al. 2024 it sees all of a network, of any size, in the order of its
+    parameters; Eilertsen et al. look at stretches of a fixed length. It knows no
+    symmetry.
     """
 
     name = "dmc"

@@ -1,8 +1,9 @@
 """DWSNet: deep weight space networks (Navon et al. 2023, sections 4 and 5).
 
-Their layer spans all linear maps that commute with permutations of hidden neurons. That is the
-space of maps which Zhou et al. 2023 call HNP, so that `NPLayer` computes both; as in the published
-code, maxima stand for means here. Left out are its attention and normalisation within layers.
+Their layer spans all linear maps that commute with permutations of hidden neurons. That
+is the space of maps which Zhou et al. 2023 call HNP, so that `NPLayer` computes both;
+as in the published code, maxima stand for means here. Left out are its attention and
+normalisation within layers.
 """
 
 from __future__ import annotations

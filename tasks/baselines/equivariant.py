@@ -1,4 +1,5 @@
-"""What NFN and DWSNet share: NP layers on a chain of layers, a head of readers or of editors."""
+"""What NFN and DWSNet share: NP layers on a chain of layers, a head of readers or of
+editors."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class EquivariantConfig:
 
 
 class EquivariantModel(ParameterModel):
-    """Base class: NP layers with ReLU, and an MLP of what is pooled, or a last layer of updates.
+    """Base class: NP layers with ReLU, and an MLP of what is pooled, or a last layer of
+    updates.
 
     Tied to one architecture. Raises ValueError if that is no plain chain of layers.
 

@@ -1,7 +1,7 @@
 """NFN: neural functional networks, NP and HNP (Zhou et al. 2023, sections 2.2 and 3).
 
-Both are `NPLayer`s. What their experiments add is left out: Fourier features of parameters, and
-encodings of inputs and outputs.
+Both are `NPLayer`s. What their experiments add is left out: Fourier features of
+parameters, and encodings of inputs and outputs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from tasks.baselines.equivariant import EquivariantModel
 
 
 class NFNNP(EquivariantModel):
-    """The baseline "nfn-np": permutations of inputs and outputs are taken for symmetries too."""
+    """The baseline "nfn-np": permutations of inputs and outputs are taken for
+    symmetries too."""
 
     name = "nfn-np"
     chain_of_graph = staticmethod(chain_with_moving_ends)

@@ -15,8 +15,8 @@ from tasks.networks.architectures import Architecture, Stack
 
 @dataclass(frozen=True)
 class ProbeGenConfig:
-    """probes: inputs. latent: size of their codes. channels: of the generator of images, before
-    its last map. hidden, dropout: of the MLP.
+    """probes: inputs. latent: size of their codes. channels: of the generator of
+    images, before its last map. hidden, dropout: of the MLP.
     """
 
     probes: int = 64
@@ -27,10 +27,12 @@ class ProbeGenConfig:
 
 
 class ProbeGen(NetworkModel):
-    """The baseline "probegen": sees outputs on probes alone, so that all symmetries are known.
+    """The baseline "probegen": sees outputs on probes alone, so that all symmetries are
+    known.
 
-    Probes are learned codes that went through a generator without activations between its layers,
-    which all networks share. Raises ValueError for networks of other inputs or outputs.
+    Probes are learned codes that went through a generator without activations between
+    its layers, which all networks share. Raises ValueError for networks of other inputs
+    or outputs.
     """
 
     name = "probegen"

@@ -1,4 +1,5 @@
-"""A set network: parameters as a set, each with the tensor it is of (Zaheer et al. 2017)."""
+"""A set network: parameters as a set, each with the tensor it is of (Zaheer et al.
+2017)."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ class SetNetworkConfig:
 class SetNetwork(ParameterModel):
     """The baseline "set": an MLP of the mean over all parameters of an MLP of each.
 
-    It is invariant to more than permutations of neurons: to any of the elements of a tensor, or of
-    all tensors of a kind where architectures differ.
+    It is invariant to more than permutations of neurons: to any of the elements of a
+    tensor, or of all tensors of a kind where architectures differ.
 
     element:   h = linear(relu(value * slope[tensor] + offset[tensor]))
     network:   MLP(mean of relu(h))

@@ -1,4 +1,5 @@
-"""StatNN: an MLP on statistics of every parameter tensor (Unterthiner et al. 2020, section 4)."""
+"""StatNN: an MLP on statistics of every parameter tensor (Unterthiner et al. 2020,
+section 4)."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ class StatNNConfig:
 class StatNN(ParameterModel):
     """The baseline "statnn": mean, variance and quantiles of every tensor.
 
-    Of networks with fewer tensors than the training data have at most, the missing ones' are zeros
-    (as Kofinas et al. 2024 have it); of networks with more, the first are read.
+    Of networks with fewer tensors than the training data have at most, the missing
+    ones' are zeros (as Kofinas et al. 2024 have it); of networks with more, the first
+    are read.
     """
 
     name = "statnn"
@@ -62,7 +64,8 @@ def statistics(values: Tensor) -> Tensor:
 
 
 def quantiles(values: Tensor, at: Sequence[float]) -> list[Tensor]:
-    """Of each row, between two values linear, (b, n) -> (b,) each; of any number of values.
+    """Of each row, between two values linear, (b, n) -> (b,) each; of any number of
+    values.
 
     `torch.quantile` takes no more than 2^24 at once.
     """

@@ -34,8 +34,9 @@ def make_model(
 ) -> NetworkModel:
     """A reader or an editor, see `NetworkModel`.
 
-    name: one of `MODELS`, or module:Class of your own, which is imported: a `NetworkModel` that is
-    made as ours are, whose attribute `Config` is the dataclass of its numbers.
+    name: one of `MODELS`, or module:Class of your own, which is imported: a
+    `NetworkModel` that is made as ours are, whose attribute `Config` is the dataclass
+    of its numbers.
     sizes: numbers of its config. Raises ValueError for an unknown model or size.
     """
     config_class, model = MODELS[name] if name in MODELS else own_model(name)
@@ -55,8 +56,8 @@ def own_model(name: str) -> tuple[Any, Any]:
 
 
 def configured(config: Any, sizes: Mapping[str, float]) -> Any:
-    """A config with some numbers changed. Raises ValueError for one that it does not have, and for
-    negative ones or parts of a whole."""
+    """A config with some numbers changed. Raises ValueError for one that it does not
+    have, and for negative ones or parts of a whole."""
     defaults = {one.name: getattr(config, one.name) for one in fields(config)}
     known = {
         name: type(value)

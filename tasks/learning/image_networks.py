@@ -22,7 +22,8 @@ CLASSES = 10
 
 
 class ImageNetworks(NamedTuple):
-    """labels: classes of the images, (n,). index: which images of the data set's split, (n,)."""
+    """labels: classes of the images, (n,). index: which images of the data set's split,
+    (n,)."""
 
     stack: Stack
     labels: Tensor
@@ -30,10 +31,11 @@ class ImageNetworks(NamedTuple):
 
 
 def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
-    """All splits of a folder of `tasks.inr fit`; of the training split as many as the settings say.
+    """All splits of a folder of `tasks.inr fit`; of the training split as many as the
+    settings say.
 
-    Raises ValueError for networks of another kind, a damaged shard, and labels that are not
-    there or of no class.
+    Raises ValueError for networks of another kind, a damaged shard, and labels that are
+    not there or of no class.
     """
     found = {}
     for split in SPLITS:
@@ -47,7 +49,8 @@ def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
 
 
 def read_sirens(config: LessonConfig, split: str) -> Networks:
-    """A split of a folder of `tasks.inr fit`, together. Raises ValueError for other networks."""
+    """A split of a folder of `tasks.inr fit`, together. Raises ValueError for other
+    networks."""
     folder = Path(config.data)
     groups = []
     for group in read_split(folder, split, config.skip_damaged):

@@ -1,4 +1,5 @@
-"""What the tasks have in common: settings, how networks are prepared, and what a program writes."""
+"""What the tasks have in common: settings, how networks are prepared, and what a
+program writes."""
 
 from __future__ import annotations
 
@@ -43,17 +44,18 @@ class LessonConfig:
     probes: int = 0
     """Learned inputs of a graph network."""
     symmetry: bool = True
-    """Put networks into canonical form, so that what changes no function says nothing."""
+    """Put networks into canonical form, so that what changes no function says nothing.
+    """
     skip_damaged: bool = False
     """Leave out shards that cannot be read, and say which, instead of ending."""
     limit: int | None = None
-    """Networks to train with: of images the first, of zoos some of every architecture. None for
-    all."""
+    """Networks to train with: of images the first, of zoos some of every architecture.
+    None for all."""
     sizes: dict[str, float] = field(default_factory=dict)
     """Numbers of the model's config, such as width 64 layers 4."""
     compiled: bool = False
-    """Compile training steps: one to two minutes at first, then up to twice as fast, but for ng-t,
-    which is no faster. Networks have to be of one architecture."""
+    """Compile training steps: one to two minutes at first, then up to twice as fast,
+    but for ng-t, which is no faster. Networks have to be of one architecture."""
     training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=TrainingConfig
     )
@@ -174,7 +176,8 @@ def learn_on(
 
 
 def draw_probes(path: Path, model: nn.Module) -> None:
-    """Draws the inputs that a model has learned, if it has any: points of images, or images."""
+    """Draws the inputs that a model has learned, if it has any: points of images, or
+    images."""
     for module in model.modules():
         if isinstance(module, LearnedInputs):
             inputs = module().detach()

@@ -30,8 +30,8 @@ TRAINERS = ("adamw", "ngopt")
 CHECKPOINT = "checkpoint.pt"
 # Share of the budget in which the learning rate rises.
 WARMUP = 0.05
-# Steps whose time does not count, the first of a process and of each stage: in them what is
-# compiled is compiled.
+# Steps whose time does not count, the first of a process and of each stage: in them
+# what is compiled is compiled.
 UNCOUNTED = 2
 
 
@@ -40,7 +40,8 @@ class TrainingConfig:
     """Settings of a training."""
 
     minutes: float = 15.0
-    """Budget: minutes of a core for training steps; compiling and validation are not counted."""
+    """Budget: minutes of a core for training steps; compiling and validation are not
+    counted."""
     batch: int = 32
     """Networks of a step, of all ranks together."""
     trainer: str = "adamw"
@@ -82,8 +83,8 @@ class Lesson(Protocol):
     model: nn.Module
 
     def begin(self, share: float) -> int:
-        """Before a step, with the share of the budget that has been used. Says which stage of the
-        training this is: in each other parts of the model may learn."""
+        """Before a step, with the share of the budget that has been used. Says which
+        stage of the training this is: in each other parts of the model may learn."""
         ...
 
     def loss(self, step: int) -> Tensor:
@@ -99,10 +100,11 @@ class Lesson(Protocol):
 class Progress:
     """How far a training is.
 
-    seconds: of a core, for `counted` of the steps, mean over ranks. scores: of all validations.
-    validated: steps at the last of them.
-    stage, first: the stage of the last step, and the number of its first validation. best: the
-    model with the highest score of this stage.
+    seconds: of a core, for `counted` of the steps, mean over ranks. scores: of all
+    validations.
+    validated: steps at the last of them. stage, first: the stage of the last step, and
+    the number of its first validation. best: the model with the highest score of this
+    stage.
     """
 
     steps: int = 0
@@ -131,8 +133,8 @@ class Trainer:
     Ranks take their shares of every batch; gradients are averaged over them,
     so all have the same model.
 
-    settings: of what is trained; a folder that was begun with others is a ValueError, as are fewer
-    networks in a batch than ranks.
+    settings: of what is trained; a folder that was begun with others is a ValueError,
+    as are fewer networks in a batch than ranks.
     """
 
     def __init__(
@@ -158,8 +160,8 @@ class Trainer:
     def run(self) -> Progress:
         """Trains to the end and leaves the best model in place.
 
-        Raises Interrupted for Ctrl-C, which says where the checkpoint stands; one rank alone writes
-        it then.
+        Raises Interrupted for Ctrl-C, which says where the checkpoint stands; one rank
+        alone writes it then.
         """
         make_folder(self.folder)
         self._resume()
@@ -321,8 +323,8 @@ class Trainer:
 
 
 def rate_factor(share: float) -> float:
-    """Of the learning rate: a linear rise, then half a cosine to zero. share: of the budget,
-    from 0."""
+    """Of the learning rate: a linear rise, then half a cosine to zero. share: of the
+    budget, from 0."""
     if share < WARMUP:
         return max(share, 1e-3) / WARMUP
     fall = min(1.0, (share - WARMUP) / (1 - WARMUP))

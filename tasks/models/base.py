@@ -1,4 +1,5 @@
-"""What the models of the tasks have in common: they read stacks of networks; some can edit them."""
+"""What the models of the tasks have in common: they read stacks of networks; some can
+edit them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def compile_steps(model: nn.Module) -> None:
 class NetworkModel(nn.Module):
     """Base class. A reader says something of each network, an editor how to change it.
 
-    A subclass has `forward`, of readers, and where `can_edit` also `updates`, of editors.
+    A subclass has `forward`, of readers, and where `can_edit` also `updates`, of
+    editors.
 
     architectures: those of the training data. edits: whether it is an editor.
 
@@ -45,16 +47,17 @@ class NetworkModel(nn.Module):
         self.edits = edits
 
     def fit(self, stacks: Iterable[Stack]) -> None:
-        """Takes from training data what no gradient learns: nothing, unless a subclass does."""
+        """Takes from training data what no gradient learns: nothing, unless a subclass
+        does."""
 
     def begin(self, share: float) -> int:
-        """Before a step of a training, of which a share is over. Says which stage this is: there
-        is one alone, unless a subclass learns its parts in turn."""
+        """Before a step of a training, of which a share is over. Says which stage this
+        is: there is one alone, unless a subclass learns its parts in turn."""
         return 0
 
     def pieces(self, stack: Stack) -> list[Stack]:
-        """The same networks as steps that are compiled read them, piece by piece: all together,
-        unless a subclass knows better."""
+        """The same networks as steps that are compiled read them, piece by piece: all
+        together, unless a subclass knows better."""
         return [stack]
 
     def forward(self, stack: Stack) -> Tensor:
@@ -62,7 +65,8 @@ class NetworkModel(nn.Module):
         raise NotImplementedError
 
     def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:
-        """What a reader says of networks of several architectures, one stack after the other."""
+        """What a reader says of networks of several architectures, one stack after the
+        other."""
         return torch.cat([self.forward(stack) for stack in stacks])
 
     def updates(self, stack: Stack) -> list[Tensor]:
@@ -71,7 +75,8 @@ class NetworkModel(nn.Module):
 
 
 class ParameterModel(NetworkModel):
-    """Base class of models that see parameters, standardised by statistics of the training data.
+    """Base class of models that see parameters, standardised by statistics of the
+    training data.
 
     is_tied: whether all networks must be the same but for parameters and activations.
 

@@ -1,7 +1,8 @@
 """Graph networks that read or edit networks: NG-GNN and NG-T (Kofinas et al. 2024),
 GMN (Lim et al. 2024).
 
-Their layers are those of the learned optimizers; only what goes in and what comes out is another.
+Their layers are those of the learned optimizers; only what goes in and what comes out
+is another.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ from tasks.networks.architectures import Architecture, Stack
 LEAST = 1e-4
 # Kernels on one edge: larger ones are cut into tiles, smaller ones lie in the centre.
 SMALLEST_KERNEL, LARGEST_KERNEL = 3, 7
-# Edges of different networks that are read in one call, so that they stay in the caches.
+# Edges of different networks that are read in one call, so that they stay in the
+# caches.
 AT_ONCE = 1 << 16
-# Edges that a compiled step reads in one call. What it takes to start a step is less than
-# what is lost to memory with more than these, 16 SIRENs [2, 32, 32, 1].
+# Edges that a compiled step reads in one call. What it takes to start a step is less
+# than what is lost to memory with more than these, 16 SIRENs [2, 32, 32, 1].
 COMPILED_AT_ONCE = 18 << 10
 # Of the head that reads answers, ProbeGen's.
 ANSWER_WIDTH = 256
@@ -60,11 +62,14 @@ class GraphModelConfig:
     frequencies: int = 8
     """Of the random Fourier features of values."""
     bandwidth: float = 0.5
-    """Standard deviation of these frequencies, in periods for one deviation of the values."""
+    """Standard deviation of these frequencies, in periods for one deviation of the
+    values."""
     scales: bool = False
-    """Whether values are in units of their own tensor's size in their network, and its logarithm a
-    feature: for zoos, whose networks differ by orders of magnitude, those of ReLUs in canonical
-    form above all. Where they do not, as INRs, values alone are learned from faster."""
+    """Whether values are in units of their own tensor's size in their network, and its
+    logarithm a
+    feature: for zoos, whose networks differ by orders of magnitude, those of ReLUs in
+    canonical form above all. Where they do not, as INRs, values alone are learned from
+    faster."""
     activations: bool = True
     """Whether neurons know their activation function."""
     positions: bool = True
@@ -78,11 +83,12 @@ class GraphModelConfig:
     dropout: float = 0.2
     """Of that head."""
     answer_layers: int = 0
-    """Hidden layers of a second head, whose result is added: it reads what the outputs answer to
-    all probes, as ProbeGen does (Kahana et al. 2024). None: there is no such head."""
+    """Hidden layers of a second head, whose result is added: it reads what the outputs
+    answer to all probes, as ProbeGen does (Kahana et al. 2024). None: there is no such
+    head."""
     answers_first: float = 0.0
-    """Share of the training in which that head learns alone, in steps that take a fraction of the
-    time; what the graph says is added from then on, and begins at 0."""
+    """Share of the training in which that head learns alone, in steps that take a
+    fraction of the time; what the graph says is added from then on, and begins at 0."""
 
 
 class GraphModel(ParameterModel):
@@ -294,14 +300,16 @@ class GraphModel(ParameterModel):
         )
 
     def _values(self, stack: Stack) -> list[Tensor]:
-        """Of every parameter of b networks what features are made of, (b, *shape, 1 or 2)."""
+        """Of every parameter of b networks what features are made of, (b, *shape, 1 or
+        2)."""
         values = self.read(stack)
         if not self.scales:
             return [value.unsqueeze(-1) for value in values]
         return [torch.stack(in_own_units(value), -1) for value in values]
 
     def _features(self, values: Tensor) -> Tensor:
-        """(*, 1 or 2) -> (*, features): those of values, and logarithms of sizes as they are."""
+        """(*, 1 or 2) -> (*, features): those of values, and logarithms of sizes as
+        they are."""
         found = self.fourier(values[..., 0])
         return torch.cat([found, values[..., 1:]], -1) if self.scales else found
 
@@ -322,12 +330,13 @@ class GraphModel(ParameterModel):
 def answer_head(
     config: GraphModelConfig, outputs: int | None, d_out: int
 ) -> nn.Module | None:
-    """What reads the answers of so many outputs to all probes, (b, 2 m outputs) -> (b, d_out).
+    """What reads the answers of so many outputs to all probes, (b, 2 m outputs) -> (b,
+    d_out).
 
     outputs: None where networks differ in them.
 
-    Raises ValueError without probes, or where networks differ, and for a share of the training
-    without such a head or that leaves nothing of it to the graph.
+    Raises ValueError without probes, or where networks differ, and for a share of the
+    training without such a head or that leaves nothing of it to the graph.
     """
     if not 0 <= config.answers_first < 1:
         told = "expected a share of 0 or more, below 1"
@@ -360,7 +369,8 @@ def largest_kernel(graphs: Iterable[NeuralGraph]) -> tuple[int, int]:
 
 
 def in_own_units(values: Tensor) -> tuple[Tensor, Tensor]:
-    """A parameter of b networks in units of its size in each, and the logarithms of these sizes.
+    """A parameter of b networks in units of its size in each, and the logarithms of
+    these sizes.
 
     Shapes: (b, *shape) all.
     """
@@ -388,8 +398,8 @@ class NeuralGraphTransformer(GraphModel):
 
 
 class GraphMetanetwork(GraphModel):
-    """The model "gmn", on the parameter graph, with a feature of the whole graph (Lim et al.
-    2024)."""
+    """The model "gmn", on the parameter graph, with a feature of the whole graph (Lim
+    et al. 2024)."""
 
     name = "gmn"
     has_global = True
@@ -429,7 +439,8 @@ def places_in(architecture: Architecture) -> list[tuple[int, Index]]:
 
 
 def spread(rows: Tensor, index: Index, size: int) -> Tensor:
-    """Rows (b, n, width) at the places that an index names, (b, size, width), 0 elsewhere."""
+    """Rows (b, n, width) at the places that an index names, (b, size, width), 0
+    elsewhere."""
     if index is None:
         return rows
     places = torch.tensor(index, device=rows.device)

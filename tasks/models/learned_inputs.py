@@ -30,8 +30,8 @@ class FreeInputs(LearnedInputs):
 
 
 class GeneratedInputs(LearnedInputs):
-    """Learned codes that went through a generator without activations between its layers (Kahana et
-    al. 2024), so that images stay smooth.
+    """Learned codes that went through a generator without activations between its
+    layers (Kahana et al. 2024), so that images stay smooth.
 
     latent: size of the codes. channels: of a generator of images, before its last map.
 
@@ -56,7 +56,8 @@ class GeneratedInputs(LearnedInputs):
 def generator(shape: Sequence[int], latent: int, channels: int) -> nn.Module:
     """Codes (m, latent) to inputs (m, *shape).
 
-    Points are two linear maps away, images transposed convolutions. Raises ValueError for others.
+    Points are two linear maps away, images transposed convolutions. Raises ValueError
+    for others.
     """
     if len(shape) == 1:
         return nn.Sequential(nn.Linear(latent, latent), nn.Linear(latent, shape[0]))
@@ -70,8 +71,8 @@ def generator(shape: Sequence[int], latent: int, channels: int) -> nn.Module:
 class ImageGenerator(nn.Module):
     """Transposed convolutions that double the sides of a map, a convolution, tanh.
 
-    Shapes: (m, latent) -> (m, *shape); shape is (channels, height, width). What is too much of the
-    last map is cut away.
+    Shapes: (m, latent) -> (m, *shape); shape is (channels, height, width). What is too
+    much of the last map is cut away.
     """
 
     def __init__(self, shape: Sequence[int], latent: int, channels: int):

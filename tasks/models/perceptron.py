@@ -17,7 +17,8 @@ def perceptron(
     dropout: float = 0.0,
     activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """(*, d_in) -> (*, d_out). dropout: share of each hidden layer that is left out in training."""
+    """(*, d_in) -> (*, d_out). dropout: share of each hidden layer that is left out in
+    training."""
     layers: list[nn.Module] = []
     for fans in pairwise((d_in, *hidden)):
         layers += [nn.Linear(*fans), activation()]
@@ -33,5 +34,6 @@ def pooled_head(
     d_out: int,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """A perceptron of what was pooled, which is normalised first; (b, d_in) -> (b, d_out)."""
+    """A perceptron of what was pooled, which is normalised first; (b, d_in) -> (b,
+    d_out)."""
     return nn.Sequential(RunningNorm(d_in), *perceptron(d_in, hidden, d_out, dropout))

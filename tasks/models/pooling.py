@@ -14,7 +14,8 @@ from ngopt.graph import NeuralGraph
 class Pooling(nn.Module):
     """Means of nodes that several learned queries attend to, and the outputs.
 
-    These one after the other, as in the papers, where all networks have as many; else their mean.
+    These one after the other, as in the papers, where all networks have as many; else
+    their mean.
 
     outputs: how many all have; None where that differs.
 

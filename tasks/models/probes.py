@@ -1,5 +1,5 @@
-"""What networks say of learned inputs, as features of their neurons (Kofinas et al. 2024,
-section 2.4)."""
+"""What networks say of learned inputs, as features of their neurons (Kofinas et al.
+2024, section 2.4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tasks.networks.architectures import Stack
 class Said(NamedTuple):
     """What b networks say of m inputs.
 
-    codes: of neurons, for every group of the graph (b, size, width), None where they have no value.
+    codes: of neurons, for every group of the graph (b, size, width), None where they
+    have no value.
     answers: those of outputs, (b, outputs, 2 m), see `answers`.
     """
 
@@ -29,9 +30,10 @@ class Probes(nn.Module):
     """Inputs that are learned, the same for all networks;
     neurons get a code of what they say of them.
 
-    Neurons with the same role share their code's MLP (a departure from one linear map a layer, so
-    that other depths work). Of values in space, as a convolution's, neurons say mean and deviation;
-    outputs say theirs, and its log-softmax over all of them, in which a classifier answers.
+    Neurons with the same role share their code's MLP (a departure from one linear map a
+    layer, so that other depths work). Of values in space, as a convolution's, neurons
+    say mean and deviation; outputs say theirs, and its log-softmax over all of them, in
+    which a classifier answers.
 
     count: of the inputs. hidden: width of the MLPs.
     """
@@ -69,12 +71,14 @@ class Probes(nn.Module):
 
 
 def answers(values: Tensor) -> Tensor:
-    """Of outputs (b, m, size) -> (b, size, 2 m): themselves and their log-softmax, 0 for one."""
+    """Of outputs (b, m, size) -> (b, size, 2 m): themselves and their log-softmax, 0
+    for one."""
     return torch.cat([values, values.log_softmax(-1)], 1).mT
 
 
 def statistics(values: Tensor) -> Tensor:
-    """(b, m, size, *space) -> (b, size, 2 m): means over space, and deviations, 0 without space."""
+    """(b, m, size, *space) -> (b, size, 2 m): means over space, and deviations, 0
+    without space."""
     space = list(range(3, values.dim()))
     if not space:
         return torch.cat([values, torch.zeros_like(values)], 1).mT

@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# Of a batch in the running averages; more at first, when they are plain means of all batches.
+# Of a batch in the running averages; more at first, when they are plain means of all
+# batches.
 MOMENTUM = 0.01
 EPSILON = 1e-5
 
 
 class RunningNorm(nn.Module):
-    """Features less a mean, divided by a standard deviation: running averages over batches.
+    """Features less a mean, divided by a standard deviation: running averages over
+    batches.
 
-    A mean over all parameters of a network is nearly the same in all networks; so normalised, it is
-    learned from much faster. The running averages normalise in training as well, unlike in batch
-    normalisation (Ioffe & Szegedy 2015), because a batch may be a few networks that are alike.
+    A mean over all parameters of a network is nearly the same in all networks; so
+    normalised, it is learned from much faster. The running averages normalise in
+    training as well, unlike in batch normalisation (Ioffe & Szegedy 2015), because a
+    batch may be a few networks that are alike.
 
     Shapes: (b, d) -> (b, d).
     """

@@ -1,4 +1,5 @@
-"""Parameters of networks, each tensor of them standardised by statistics of the training data."""
+"""Parameters of networks, each tensor of them standardised by statistics of the
+training data."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from tasks.networks.architectures import Architecture, Stack
 
 
 class Standardise(nn.Module):
-    """Parameters less a mean, divided by a standard deviation; both are one number a tensor.
+    """Parameters less a mean, divided by a standard deviation; both are one number a
+    tensor.
 
-    architecture: of all networks, each of whose parameters has statistics of its own. None where
-    networks differ: then those of a kind share theirs, see `kinds`, and a kind that the training
-    data lacks takes those of all parameters.
+    architecture: of all networks, each of whose parameters has statistics of its own.
+    None where networks differ: then those of a kind share theirs, see `kinds`, and a
+    kind that the training data lacks takes those of all parameters.
 
     Buffers mean and std (rows,): 0 and 1 until `fit`.
     """
@@ -66,9 +68,11 @@ class Standardise(nn.Module):
         return [(value - mean) / std for value, mean, std in triples]
 
     def rows(self, stack: Stack) -> list[int]:
-        """Where the statistics of each parameter are: which tensor it is, or of which kind.
+        """Where the statistics of each parameter are: which tensor it is, or of which
+        kind.
 
-        Raises ValueError for networks with other parameters than those of the architecture.
+        Raises ValueError for networks with other parameters than those of the
+        architecture.
         """
         if self.names is None:
             return kinds(stack.architecture)
@@ -86,9 +90,11 @@ NUM_KINDS = 4 * len(EDGE_KINDS)
 
 @lru_cache(maxsize=4096)
 def kinds(architecture: Architecture) -> list[int]:
-    """What each parameter is: its kind in the graph, and whether it reads inputs or makes outputs.
+    """What each parameter is: its kind in the graph, and whether it reads inputs or
+    makes outputs.
 
-    Numbers below `NUM_KINDS`. Of a parameter that is used more than once, its first use counts.
+    Numbers below `NUM_KINDS`. Of a parameter that is used more than once, its first use
+    counts.
     """
     graph = architecture.graph
     found: dict[int, int] = {}

@@ -1,1 +1,2 @@
-"""Networks that are data: their architectures, symmetries and changes, one at a time or stacked."""
+"""Networks that are data: their architectures, symmetries and changes, one at a time or
+stacked."""

@@ -34,8 +34,8 @@ KINDS: dict[str, Callable[..., Subject]] = {
 class Architecture:
     """Networks that differ in their parameters alone.
 
-    description: its kind, one of `KINDS`, and arguments. module: one such network; its own
-    parameters mean nothing. graph: with parameters in the module's order.
+    description: its kind, one of `KINDS`, and arguments. module: one such network; its
+    own parameters mean nothing. graph: with parameters in the module's order.
     """
 
     description: Mapping[str, Any]
@@ -85,8 +85,8 @@ class Stack(NamedTuple):
 
     @classmethod
     def of(cls, networks: Networks) -> Stack:
-        """Raises ValueError, which names the parameter, for those that are not the architecture's
-        or not finite."""
+        """Raises ValueError, which names the parameter, for those that are not the
+        architecture's or not finite."""
         architecture = architecture_of(networks.architecture)
         specs = architecture.graph.parameters
         expected = {spec.name: spec.shape for spec in specs}

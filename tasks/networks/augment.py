@@ -1,5 +1,5 @@
-"""Random changes of networks that change what they are only as images change when they are
-moved."""
+"""Random changes of networks that change what they are only as images change when they
+are moved."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ def moved(stack: Stack, degrees: float, scale: float, shift: float) -> Stack:
     """SIRENs whose images are turned, scaled and shifted, each at random,
     from torch's random numbers.
 
-    A SIREN of A x + t is one with first weight W A and first bias b + W t, for any map of points.
+    A SIREN of A x + t is one with first weight W A and first bias b + W t, for any map
+    of points.
 
-    degrees: largest angle. scale: largest factor of the coordinates less 1, either way. shift:
-    largest, of coordinates from -1 to 1.
+    degrees: largest angle. scale: largest factor of the coordinates less 1, either way.
+    shift: largest, of coordinates from -1 to 1.
     """
     weight, bias, *others = stack.params
     count = len(weight)

@@ -1,4 +1,5 @@
-"""Stacks of networks in canonical form: one of each family that computes the same function."""
+"""Stacks of networks in canonical form: one of each family that computes the same
+function."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from tasks.networks.architectures import Stack
 
 
 def in_canonical_form(stack: Stack) -> Stack:
-    """The same functions; signs, phases and scales of neurons as `ngopt.graph.canonical` chooses
-    them."""
+    """The same functions; signs, phases and scales of neurons as
+    `ngopt.graph.canonical` chooses them."""
     architecture, params = stack
     frequency = architecture.module.frequency
     found = canonical(architecture.graph, params, frequency, batch_dims=1)

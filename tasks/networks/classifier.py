@@ -1,4 +1,5 @@
-"""Classifiers of images that are data: what their inputs are, activations by name, dropout."""
+"""Classifiers of images that are data: what their inputs are, activations by name,
+dropout."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ class DropNeurons(nn.Module):
         self.share, self.axis = share, axis
 
     def forward(self, x: Tensor) -> Tensor:
-        """(m, *), in training with zeros for some neurons of every input, the others scaled up."""
+        """(m, *), in training with zeros for some neurons of every input, the others
+        scaled up."""
         if not self.training or not self.share:
             return x
         shape = [len(x), *[1] * (x.dim() - 1)]

@@ -1,4 +1,5 @@
-"""Convolutional networks that are data: of one shape, wild ones with skips, and with norms."""
+"""Convolutional networks that are data: of one shape, wild ones with skips, and with
+norms."""
 
 from __future__ import annotations
 
@@ -21,18 +22,20 @@ class Cnn(Classifier):
 
     channels: of the images, then of every layer.
     kernels, strides, paddings, activations: of every layer.
-    skips: for every layer the number of an earlier one, or None. What that one says is added
-        before the activation, over the first channels that both have (Kofinas et al. 2024, appendix
-        E), and where strides lie between, at every so many places (He et al. 2016, section 4.2,
-        option A).
-    norm: of what every convolution gives, "batch" or "group". A BatchNorm has the statistics of the
-        batch in training and after, so that parameters alone, which the graph has, decide what a
-        network does.
+    skips: for every layer the number of an earlier one, or None. What that one says is
+    added
+        before the activation, over the first channels that both have (Kofinas et al.
+        2024, appendix E), and where strides lie between, at every so many places (He et
+        al. 2016, section 4.2, option A).
+    norm: of what every convolution gives, "batch" or "group". A BatchNorm has the
+    statistics of the
+        batch in training and after, so that parameters alone, which the graph has,
+        decide what a network does.
     dimensions: 2; or 1, which reads the pixels row after row.
     dropout: share of neurons after every activation, in training.
 
-    Raises ValueError for lists of other lengths, an unknown activation or norm, or a skip from no
-    earlier layer.
+    Raises ValueError for lists of other lengths, an unknown activation or norm, or a
+    skip from no earlier layer.
     """
 
     def __init__(
@@ -99,7 +102,8 @@ class Cnn(Classifier):
         return [*found, self.fc(x.flatten(2).mean(2))]
 
     def activated(self, x: Tensor, number: int, outputs: Sequence[Tensor]) -> Tensor:
-        """What a layer says: its own sums, those of a layer before, the activation, dropout.
+        """What a layer says: its own sums, those of a layer before, the activation,
+        dropout.
 
         outputs: of the layers before.
         """
@@ -140,7 +144,8 @@ def describe(
 
 
 def shortcut(x: Tensor, stride: int, channels: int) -> Tensor:
-    """(m, c, *space) -> (m, channels, *space / stride): the first channels, or zeros after them."""
+    """(m, c, *space) -> (m, channels, *space / stride): the first channels, or zeros
+    after them."""
     spaces = x.dim() - 2
     places = x[(..., *[slice(None, None, stride)] * spaces)]
     return F.pad(places, (0, 0) * spaces + (0, channels - x.shape[1]))

@@ -15,14 +15,16 @@ from harness.random import derive_seed
 from tasks.networks.architectures import Stack
 from tasks.shards import Networks, merged, read_split
 
-# Networks of one architecture that follow each other in an epoch, as they are read together. All of
-# a large zoo of few architectures would be too many: a model forgets the others meanwhile.
+# Networks of one architecture that follow each other in an epoch, as they are read
+# together. All of a large zoo of few architectures would be too many: a model forgets
+# the others meanwhile.
 ALIKE = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """Stacks, one for each architecture, and what is known of their networks: columns of (n,).
+    """Stacks, one for each architecture, and what is known of their networks: columns
+    of (n,).
 
     Networks are numbered from the first stack's first to the last one's last.
     """
@@ -67,8 +69,8 @@ class Collection:
         return Collection([self.stacks[place] for place in places], columns)
 
     def thinned(self, count: int | None) -> Collection:
-        """So many networks, in equal distances, so that all architectures have their share; None
-        for all."""
+        """So many networks, in equal distances, so that all architectures have their
+        share; None for all."""
         if count is None or count >= len(self):
             return self
         index = torch.arange(count) * len(self) // count
@@ -92,8 +94,9 @@ class Collection:
         return model(stacks)[torch.cat(rows).argsort()]
 
     def batch(self, size: int, *, seed: int, step: int) -> Tensor:
-        """Numbers of a step's networks, (size,): every epoch another order, in which up to `ALIKE`
-        networks of one architecture follow each other, so that a batch has few of them.
+        """Numbers of a step's networks, (size,): every epoch another order, in which up
+        to `ALIKE` networks of one architecture follow each other, so that a batch has
+        few of them.
 
         Raises ValueError if there are fewer networks than that.
         """
@@ -105,7 +108,8 @@ class Collection:
 
 
 def read_collection(folder: str, split: str, skip_damaged: bool = False) -> Collection:
-    """A split of a folder of shards; see `read_split`. Raises ValueError for a damaged shard."""
+    """A split of a folder of shards; see `read_split`. Raises ValueError for a damaged
+    shard."""
     return Collection.of(read_split(Path(folder), split, skip_damaged))
 
 

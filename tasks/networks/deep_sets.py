@@ -19,11 +19,12 @@ from tasks.networks.siren import grid
 
 
 class DeepSets(Classifier):
-    """A linear layer of pixels, equivariant layers of their set, its mean and a linear layer.
+    """A linear layer of pixels, equivariant layers of their set, its mean and a linear
+    layer.
 
-    A pixel, of an image pooled to so many rows and columns, has its colours and its place.
-    An equivariant layer is own(x) + mean(mean of x over the set) (Zaheer et al. 2017, equation 4,
-    with the mean for the sum).
+    A pixel, of an image pooled to so many rows and columns, has its colours and its
+    place. An equivariant layer is own(x) + mean(mean of x over the set) (Zaheer et al.
+    2017, equation 4, with the mean for the sum).
 
     channels: of the images. widths: of every layer.
 

@@ -16,7 +16,8 @@ FREQUENCY = 30.0
 
 
 class Siren(Subject):
-    """Sines of linear maps of coordinates, initialised as by Sitzmann et al. 2020, section 3.2.
+    """Sines of linear maps of coordinates, initialised as by Sitzmann et al. 2020,
+    section 3.2.
 
     widths: (2, ..., channels).
     """
@@ -51,7 +52,8 @@ def render(
 ) -> Tensor:
     """What stacked SIRENs say of the same points.
 
-    Shapes: weights (b, n_out, n_in), biases (b, n_out), points (n, 2) -> (b, channels, n).
+    Shapes: weights (b, n_out, n_in), biases (b, n_out), points (n, 2) -> (b, channels,
+    n).
     """
     x = points.mT.expand(len(weights[0]), -1, -1)
     for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):

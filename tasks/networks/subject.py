@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 
 class Subject(nn.Module):
-    """Base class. A subclass has `example` and `neurons`; parameters alone decide what it computes.
+    """Base class. A subclass has `example` and `neurons`; parameters alone decide what
+    it computes.
 
     frequency: sine neurons compute sin(frequency * x). output:
     which group of neurons the module returns.
@@ -20,12 +21,14 @@ class Subject(nn.Module):
         raise NotImplementedError
 
     def neurons(self, x: Tensor) -> list[Tensor | None]:
-        """What the neurons of every group of the graph say, in the graph's order: (m, size,
+        """What the neurons of every group of the graph say, in the graph's order: (m,
+        size,
         *space) each.
 
-        The first are the inputs as they are. None for nodes that stand for others together (groups
-        of a GroupNorm) or for pairs of neurons (products of queries and keys), so that the graph,
-        which is traced through here, is that of the network alone.
+        The first are the inputs as they are. None for nodes that stand for others
+        together (groups of a GroupNorm) or for pairs of neurons (products of queries
+        and keys), so that the graph, which is traced through here, is that of the
+        network alone.
         """
         raise NotImplementedError
 

@@ -28,7 +28,8 @@ class Block(nn.Module):
         self.down = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor, drop: nn.Module) -> tuple[Tensor, list[Tensor | None]]:
-        """(m, n, width), tokens -> the same, and what the neurons of the block's groups say."""
+        """(m, n, width), tokens -> the same, and what the neurons of the block's groups
+        say."""
         normed = self.norm1(x)
         q = self.q(normed)
         k = self.k(normed)
@@ -47,11 +48,13 @@ class Block(nn.Module):
 
 
 class VisionTransformer(Classifier):
-    """Patches as tokens with learned places, blocks, a LayerNorm, the tokens' mean, a linear layer.
+    """Patches as tokens with learned places, blocks, a LayerNorm, the tokens' mean, a
+    linear layer.
 
     channels: of the images. patch: side of one in pixels. depth: blocks.
 
-    Raises ValueError for an unknown activation, or a width that the heads do not divide.
+    Raises ValueError for an unknown activation, or a width that the heads do not
+    divide.
     """
 
     def __init__(
@@ -90,5 +93,6 @@ class VisionTransformer(Classifier):
 
 
 def attention(queries: Tensor, keys: Tensor) -> Tensor:
-    """(m, heads, n, d) each -> (m, heads, n, n), of every query its weights of the keys."""
+    """(m, heads, n, d) each -> (m, heads, n, n), of every query its weights of the
+    keys."""
     return (queries @ keys.mT / sqrt(queries.shape[-1])).softmax(-1)

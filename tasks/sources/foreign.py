@@ -25,7 +25,8 @@ SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
 def read_split_file(path: Path, split: str) -> Any:
     """The entry of a split in a JSON file.
 
-    Raises ValueError, which names file and field, for what is no JSON and for a missing split.
+    Raises ValueError, which names file and field, for what is no JSON and for a missing
+    split.
     """
     found = read_json(path, "split file")
     name = SPLIT_NAMES[split]
@@ -37,9 +38,11 @@ def read_split_file(path: Path, split: str) -> Any:
 
 
 def rows_of(path: Path, entry: Mapping[str, Any], keys: Sequence[str]) -> list[tuple]:
-    """What a split file says of each of its networks: lists under several keys, side by side.
+    """What a split file says of each of its networks: lists under several keys, side by
+    side.
 
-    Raises ValueError, which names file and field, if one is missing, no list or of another length.
+    Raises ValueError, which names file and field, if one is missing, no list or of
+    another length.
     """
     lists = [listed(path, key, field(path, entry, key)) for key in keys]
     for key, values in zip(keys, lists, strict=True):
@@ -66,7 +69,8 @@ def field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:
 
 
 def listed(path: Path, name: str, value: Any) -> list:
-    """A list in a file. Raises ValueError, which names file and field, for anything else."""
+    """A list in a file. Raises ValueError, which names file and field, for anything
+    else."""
     if not isinstance(value, list | tuple):
         raise ValueError(f"file '{path}': {name}: expected a list; got {value!r}")
     return list(value)
@@ -108,7 +112,8 @@ def beside(path: Path, name: Any) -> Path:
 def tensors(path: Path, values: Any) -> dict[str, Tensor]:
     """Parameters of a file by name.
 
-    Raises ValueError, which names file and parameter, for what holds anything but real numbers.
+    Raises ValueError, which names file and parameter, for what holds anything but real
+    numbers.
     """
     if not isinstance(values, Mapping):
         got = type(values).__name__
@@ -133,8 +138,9 @@ def single(
 
     columns: what is known of it.
 
-    Raises ValueError, which names file and parameter, for parameters that are not those of the
-    architecture or not finite, and for a network that cannot run or whose outputs are not finite.
+    Raises ValueError, which names file and parameter, for parameters that are not those
+    of the architecture or not finite, and for a network that cannot run or whose
+    outputs are not finite.
     """
     stacked = {name: value[None] for name, value in params.items()}
     known = {key: torch.tensor([value]) for key, value in columns.items()}
@@ -167,9 +173,9 @@ def check_outputs(
 ) -> None:
     """One forward pass of each network on a random input.
 
-    rows: numbers of the networks in the file; None where it has one. Raises ValueError, which
-    names the file and the number, for the first network that cannot run or whose outputs are not
-    finite.
+    rows: numbers of the networks in the file; None where it has one. Raises ValueError,
+    which names the file and the number, for the first network that cannot run or whose
+    outputs are not finite.
     """
     module = make_module(architecture)
     inputs = random_like(module.example())

@@ -1,4 +1,5 @@
-"""How folders of shards are made: which shards, by which rank, what is there at the end."""
+"""How folders of shards are made: which shards, by which rank, what is there at the
+end."""
 
 from __future__ import annotations
 
@@ -60,12 +61,13 @@ def make_shards(
     make: Callable[[Job], Sequence[Networks]],
     quality: Sequence[str],
 ) -> None:
-    """Makes the shards that are missing or damaged, each rank its own; the first says what there
-    is.
+    """Makes the shards that are missing or damaged, each rank its own; the first says
+    what there is.
 
     make: the groups of a shard. quality: columns whose means are in the manifest.
 
-    Raises ValueError if the folder was begun with other settings, and Interrupted for Ctrl-C.
+    Raises ValueError if the folder was begun with other settings, and Interrupted for
+    Ctrl-C.
     """
     folder.begin()
     try:

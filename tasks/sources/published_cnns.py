@@ -35,7 +35,8 @@ FINAL_STEP = 86
 """Epochs after which trainings of the small CNN zoo ended."""
 TEST_SHARE = 0.5
 TRAIN_SHARE = 0.8
-"""Of the rest, as in Zhou et al. 2023, who shuffle all rows before by a list of their own."""
+"""Of the rest, as in Zhou et al. 2023, who shuffle all rows before by a list of their
+own."""
 STRIDE = 2
 ZOO_FILES = ("weights.npy", "metrics.csv.gz", "layout.csv")
 METRICS = ("step", "test_accuracy", "config.activation")
@@ -51,14 +52,15 @@ WILD_FIELDS = {
 
 
 def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
-    """Networks of the small CNN zoo at the end of their training, with their test accuracies.
+    """Networks of the small CNN zoo at the end of their training, with their test
+    accuracies.
 
-    weights.npy: (networks, parameters). metrics.csv.gz: a row for each, with step, test_accuracy
-    and config.activation. layout.csv: varname, start_idx, end_idx and shape of every parameter;
-    kernels are (height, width, in, out), matrices (in, out).
+    weights.npy: (networks, parameters). metrics.csv.gz: a row for each, with step,
+    test_accuracy and config.activation. layout.csv: varname, start_idx, end_idx and
+    shape of every parameter; kernels are (height, width, in, out), matrices (in, out).
 
-    Raises ValueError, which names file and field, for what is missing or does not match, and for
-    numbers that are not finite.
+    Raises ValueError, which names file and field, for what is missing or does not
+    match, and for numbers that are not finite.
     """
     path, metrics, layout = (source / name for name in ZOO_FILES)
     weights = read_matrix(path)
@@ -91,11 +93,12 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
 def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
     """Networks of a split file {train, val, test: {path, score, step}}.
 
-    Paths are relative to its folder. A file holds config, with channels, kernel_size, stride,
-    padding, residual and activation of the layers, and model: layers.{0, 1, ...} and fc, each with
-    weight and bias.
+    Paths are relative to its folder. A file holds config, with channels, kernel_size,
+    stride, padding, residual and activation of the layers, and model: layers.{0, 1,
+    ...} and fc, each with weight and bias.
 
-    Raises ValueError, which names file and field, for what is missing or does not match.
+    Raises ValueError, which names file and field, for what is missing or does not
+    match.
     """
     entry = read_split_file(source, split)
     for name, score, step in rows_of(source, entry, ("path", "score", "step")):
@@ -137,7 +140,8 @@ def wild_cnn(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 def small_cnn(
     path: Path, params: Mapping[str, Tensor], activation: str
 ) -> dict[str, Any]:
-    """The description of stacked convolutions with these kernels, of stride 2 and not padded."""
+    """The description of stacked convolutions with these kernels, of stride 2 and not
+    padded."""
     # (n, out, in, height, width)
     kernels = [value for value in params.values() if value.dim() == 5]
     if not kernels:
@@ -158,7 +162,8 @@ def small_cnn(
 
 
 def of_split(split: str, rows: Sequence[int]) -> list[int]:
-    """Rows of a split: the second half is for test, the first half is shuffled and divided."""
+    """Rows of a split: the second half is for test, the first half is shuffled and
+    divided."""
     middle = int(TEST_SHARE * len(rows))
     rest = list(rows[:middle])
     Random(0).shuffle(rest)
@@ -173,7 +178,8 @@ def of_split(split: str, rows: Sequence[int]) -> list[int]:
 def unpacked(
     path: Path, layout: Sequence[Mapping[str, str]], values: Tensor
 ) -> dict[str, Tensor]:
-    """(n, parameters) -> by our names, (n, *shape); the last kernel is of the linear layer."""
+    """(n, parameters) -> by our names, (n, *shape); the last kernel is of the linear
+    layer."""
     found: dict[str, list[Tensor]] = {"kernel:0": [], "bias:0": []}
     for row in layout:
         kind = row["varname"].rpartition("/")[2]

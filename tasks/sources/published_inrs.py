@@ -22,17 +22,20 @@ from tasks.sources.foreign import (
 )
 
 NFN_HELD_OUT = {"validation": 5000, "test": 10_000}
-"""Images of NFN's splits, the last ones: the test images are numbered after those for training."""
+"""Images of NFN's splits, the last ones: the test images are numbered after those for
+training."""
 
 
 def read_dwsnets(source: Path, split: str) -> Iterator[Networks]:
     """INRs of a split file {train, val, test: {path, label}}.
 
-    Instead of paths and labels there may be paths alone, of files that have a label. Paths are
-    relative to the split file's folder. Parameters are seq.{0, 1, ...}.{weight, bias}; as in ours,
-    sines are of 30 times their sums and an image is the output + .5.
+    Instead of paths and labels there may be paths alone, of files that have a label.
+    Paths are relative to the split file's folder. Parameters are seq.{0, 1,
+    ...}.{weight, bias}; as in ours, sines are of 30 times their sums and an image is
+    the output + .5.
 
-    Raises ValueError, which names file and field, for what is missing or does not match.
+    Raises ValueError, which names file and field, for what is missing or does not
+    match.
     """
     entry = read_split_file(source, split)
     bare = [(name, None) for name in entry]
@@ -60,11 +63,12 @@ def read_dwsnets(source: Path, split: str) -> Iterator[Networks]:
 def read_nfn(source: Path, split: str) -> Iterator[Networks]:
     """SIRENs of a folder, NAME_{label}s/net{index}.pth, sorted by index.
 
-    Parameters are net.{0, 1, ...}.linear.{weight, bias}, of the last layer without "linear".
-    Images are in [-1, 1] there; the last layer is halved here, so that as in ours an image in
-    [0, 1] is the output + .5.
+    Parameters are net.{0, 1, ...}.linear.{weight, bias}, of the last layer without
+    "linear". Images are in [-1, 1] there; the last layer is halved here, so that as in
+    ours an image in [0, 1] is the output + .5.
 
-    Raises ValueError, which names file and field, for what is missing or does not match.
+    Raises ValueError, which names file and field, for what is missing or does not
+    match.
     """
     found = nfn_files(source)
     for index in held_by(source, split, sorted(found)):

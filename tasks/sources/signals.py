@@ -18,7 +18,8 @@ from tasks.shards import SPLITS
 # The middle of a pixel's range, which a network does not have to learn.
 MIDDLE = 0.5
 SINES = "sines"
-# Amplitudes and frequencies are uniform between 0 and this number (Navon et al. 2023, section 7.2).
+# Amplitudes and frequencies are uniform between 0 and this number (Navon et al. 2023,
+# section 7.2).
 LARGEST = 10.0
 SAMPLES = 512
 
@@ -62,7 +63,8 @@ class Images:
 
 @dataclass(frozen=True)
 class Sines:
-    """a / `LARGEST` sin(b pi t) for t in [-1, 1], of amplitudes a and frequencies b, (n,) each."""
+    """a / `LARGEST` sin(b pi t) for t in [-1, 1], of amplitudes a and frequencies b,
+    (n,) each."""
 
     amplitudes: Tensor
     frequencies: Tensor
@@ -87,7 +89,8 @@ class Sines:
 
 
 def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, Signals]:
-    """The splits of a data set of images, or of "sines", of which as many are made as asked for.
+    """The splits of a data set of images, or of "sines", of which as many are made as
+    asked for.
 
     counts: signals of every split.
 

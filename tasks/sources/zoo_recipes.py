@@ -1,4 +1,5 @@
-"""What networks of a zoo are and how they are trained, drawn from random numbers of each run."""
+"""What networks of a zoo are and how they are trained, drawn from random numbers of
+each run."""
 
 from __future__ import annotations
 
@@ -51,8 +52,9 @@ class Zoo:
     def run(self, random: Random) -> Run:
         """Settings as in Unterthiner et al. 2020, appendix A.
 
-        Trainings are short here, so that learning rates are not so small (there from 5e-4), L2 (to
-        1e-2) and dropout (to .7) not so strong, and half of the runs have no dropout.
+        Trainings are short here, so that learning rates are not so small (there from
+        5e-4), L2 (to 1e-2) and dropout (to .7) not so strong, and half of the runs have
+        no dropout.
         """
         return Run(
             architecture=self.architecture(random),
@@ -128,7 +130,8 @@ def sequence_cnn(random: Random) -> dict[str, Any]:
 
 
 def residual(random: Random) -> dict[str, Any]:
-    """A first layer, then blocks of two with a skip around each, the second of half the side."""
+    """A first layer, then blocks of two with a skip around each, the second of half the
+    side."""
     width = random.choice((8, 12, 16))
     blocks = random.randint(1, 2)
     layers = 1 + 2 * blocks

@@ -72,7 +72,8 @@ def train(
 
 
 def initialise(model: nn.Module, run: Run) -> None:
-    """Draws weights of convolutions and linear layers as the run says; their biases become zero."""
+    """Draws weights of convolutions and linear layers as the run says; their biases
+    become zero."""
     if run.init == "default":
         return
     init = INITS.get(run.init, partial(nn.init.normal_, std=run.init_std))

@@ -14,7 +14,8 @@ from benchmarks.launches import HORIZON, LIMITS, MIB, Counts
 from benchmarks.shapes import NETWORKS
 
 META = torch.device("meta")
-# without a horizon there is an average beside, whose operations are the same in every network
+# without a horizon there is an average beside, whose operations are the same in every
+# network
 CASES = [*product(NETWORKS, (HORIZON,)), ("GPT-2 124M", None), ("ResNet-50", None)]
 
 

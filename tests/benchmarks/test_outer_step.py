@@ -7,7 +7,8 @@ pytest.importorskip("torchvision")
 from benchmarks import outer_step
 
 LINE = "tests.benchmarks.test_step:line"
-# linear maps 4 -> 3 -> 1 of a batch of 2, forward and by weights, and once by what is between
+# linear maps 4 -> 3 -> 1 of a batch of 2, forward and by weights, and once by what is
+# between
 LINE_FLOPS = 2 * 2 * (2 * (4 * 3 + 3) + 3)
 
 

@@ -1,5 +1,5 @@
-"""Facts about the formats and the sources, on tiny files written here: torchvision is given a web
-server on this machine, and package clients are stand-ins on the PATH."""
+"""Facts about the formats and the sources, on tiny files written here: torchvision is
+given a web server on this machine, and package clients are stand-ins on the PATH."""
 
 import contextlib
 import functools
@@ -307,7 +307,8 @@ def test_a_host_that_is_silent_is_passed_over_in_time(monkeypatch):
 
 @pytest.fixture
 def client(tmp_path, monkeypatch):
-    """Puts a shell script on the PATH under the name of a client, before everything else."""
+    """Puts a shell script on the PATH under the name of a client, before everything
+    else."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder), prepend=":")
@@ -367,7 +368,8 @@ def test_debian(client, place, tmp_path):
     packed.mkdir(parents=True)
     for name, content in IDX_CONTENTS.items():
         (packed / f"{name}.gz").write_bytes(gzip.compress(content))
-    # Each keeps to the folder it is given: lists below Dir::State, the package in its own folder.
+    # Each keeps to the folder it is given: lists below Dir::State, the package in its
+    # own folder.
     client(
         "apt-get",
         'test "$2 $3" = "-o Dir::State=' + str(place) + '/state" || exit 2\n'

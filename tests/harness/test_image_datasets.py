@@ -1,5 +1,5 @@
-"""Facts about loading, storing and batching, on a data set of 24 + 5 tiny images without network,
-and about the three real data sets where a source of them answers."""
+"""Facts about loading, storing and batching, on a data set of 24 + 5 tiny images
+without network, and about the three real data sets where a source of them answers."""
 
 import os
 import threading
@@ -36,7 +36,8 @@ def tiny_arrays(seed: int = 0):
 
 
 def install(monkeypatch, **fetchers):
-    """Register a data set 'tiny' that expects `tiny_arrays()` and has the given sources."""
+    """Register a data set 'tiny' that expects `tiny_arrays()` and has the given
+    sources."""
     digests = sha256_of(tiny_arrays())
     recipe = Recipe(
         24, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), sha256=digests, sources=fetchers
@@ -46,7 +47,8 @@ def install(monkeypatch, **fetchers):
 
 @pytest.fixture
 def fetched(monkeypatch):
-    """Installs 'tiny' with one good source; a list of the places that it was asked to work in."""
+    """Installs 'tiny' with one good source; a list of the places that it was asked to
+    work in."""
     places = []
 
     def fetch(place):
@@ -168,7 +170,8 @@ def test_near_seeds_and_epochs_are_unrelated():
         [epoch_of(seed, epoch) for seed in range(10) for epoch in range(10)]
     )
     correlations = torch.corrcoef(orders.double()).fill_diagonal_(0)
-    # Independent permutations of 1,000: standard deviation .032, largest of 4,950 about .13.
+    # Independent permutations of 1,000: standard deviation .032, largest of 4,950 about
+    # .13.
     assert correlations.abs().max() < 0.2
     assert correlations[correlations != 0].std() == pytest.approx(0.032, abs=0.003)
 

@@ -74,7 +74,8 @@ class Deadly(Regression32):
 class RecoveredGradient(Metanet):
     """A hand-designed rule with one learnable step size: u = -lr * g.
 
-    The preprocessing loses nothing, so the gradient can be had back from its two features.
+    The preprocessing loses nothing, so the gradient can be had back from its two
+    features.
     """
 
     def __init__(self, lr: float = 0.1):
@@ -88,7 +89,8 @@ class RecoveredGradient(Metanet):
 
 
 class Drift(Metanet):
-    """Dynamics linear in the meta-parameters: every parameter moves by theta at each step."""
+    """Dynamics linear in the meta-parameters: every parameter moves by theta at each
+    step."""
 
     def __init__(self):
         super().__init__(FeedForwardConfig())

@@ -8,7 +8,8 @@ from harness import distributed
 
 @pytest.fixture
 def forked(monkeypatch):
-    """Processes are forked from a server that has imported torch, and need not import it."""
+    """Processes are forked from a server that has imported torch, and need not import
+    it."""
     multiprocessing.set_forkserver_preload(
         ["meta_train.training.train", "meta_train.comparison.runs"]
     )

@@ -185,7 +185,8 @@ def total_estimates(estimator, seeds, truncations=3, steps=2):
 
 
 def test_pes_is_unbiased_over_truncations_and_truncated_es_is_not():
-    # p_t = 1 + t theta and L = 3 p; the truncations' mean losses have slopes 3 * (1.5, 3.5, 5.5).
+    # p_t = 1 + t theta and L = 3 p; the truncations' mean losses have slopes 3 * (1.5,
+    # 3.5, 5.5).
     truth = 3 * (1.5 + 3.5 + 5.5)
     greedy = 3 * 3 * 1.5
     samples = 600
@@ -200,7 +201,8 @@ def test_pes_is_unbiased_over_truncations_and_truncated_es_is_not():
 
 
 def test_pes_matches_the_gradient_of_a_smooth_meta_loss():
-    """One truncation with a small sigma: the pair's difference is the directional derivative."""
+    """One truncation with a small sigma: the pair's difference is the directional
+    derivative."""
     optimizee = Optimizee(Regression(), seed=1)
     learned = learned_from(RecoveredGradient())
     estimate, state = PES(sigma=1e-5).estimate(

@@ -26,8 +26,9 @@ ESTIMATORS = {
     "imitation": Imitation(),
 }
 META = torch.device("meta")
-# What an estimator does is seen with a metanet that reads no graph and with one that does; all
-# other metanets run under vmap, which lets the host read no more, with and without derivatives.
+# What an estimator does is seen with a metanet that reads no graph and with one that
+# does; all other metanets run under vmap, which lets the host read no more, with and
+# without derivatives.
 CASES = [
     *product(("ff", "ng-gnn"), ESTIMATORS, (1, 2)),
     *product(sorted({*METANETS} - {"ff", "ng-gnn"}), ("tbptt-2", "pes"), (2,)),

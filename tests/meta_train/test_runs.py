@@ -43,8 +43,8 @@ def without_times(record):
 
 
 def test_initial_weights_batches_and_dropout_depend_on_the_seed_alone(learned):
-    # At learning rate 0 the weights stay, so every loss shows the batch and the dropout of its
-    # step.
+    # At learning rate 0 the weights stay, so every loss shows the batch and the dropout
+    # of its step.
     still = [
         replace(run, lr=0.0)
         for run in (ADAM, replace(ADAM, optimizer="muon-cosine"), learned[0])
@@ -132,7 +132,8 @@ def test_looking_at_averaged_weights_does_not_change_the_training():
 
 
 def test_the_scheduler_acts_after_each_step():
-    # twelve steps have one of warm-up; the first two rates are whole, the third is the first less
+    # twelve steps have one of warm-up; the first two rates are whole, the third is the
+    # first less
     constant, cosine = (
         train(replace(ADAM, optimizer=name))["losses"]
         for name in ("adam", "adam-cosine")

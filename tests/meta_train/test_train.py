@@ -332,7 +332,8 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
     assert stage["lr"] == 1e-3
     assert json.loads((tmp_path / "config.json").read_text())["horizon"] == 12
     assert any(path.name.startswith("events.") for path in tmp_path.iterdir())
-    # weights go into the next stage, those of an FF as the head of an NG-GNN that predicts the same
+    # weights go into the next stage, those of an FF as the head of an NG-GNN that
+    # predicts the same
     second = MetaTrainer(
         config(
             tmp_path / "2",

@@ -1,4 +1,5 @@
-"""A base rule small enough to be worked out by hand: decayed momentum along the horizon."""
+"""A base rule small enough to be worked out by hand: decayed momentum along the
+horizon."""
 
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ class MomentumConfig:
 class Momentum:
     """p <- p - lr * size * (1 - t / total_steps) * m.
 
-    The record has a tensor of the parameter's shape, one of another shape and a count in int64.
+    The record has a tensor of the parameter's shape, one of another shape and a count
+    in int64.
     """
 
     name = "momentum"

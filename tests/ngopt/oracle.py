@@ -1,4 +1,5 @@
-"""NG-GNN on a plain list of edges, one edge at a time: what the block code is tested against."""
+"""NG-GNN on a plain list of edges, one edge at a time: what the block code is tested
+against."""
 
 from __future__ import annotations
 

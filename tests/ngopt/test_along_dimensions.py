@@ -53,7 +53,8 @@ def test_neurons_that_are_ranked_are_not_exchanged_falsely(name, recwarn):
 
 
 class FourierLayer(nn.Module):
-    """Frequencies, each with a complex matrix of its own, as in Fourier neural operators."""
+    """Frequencies, each with a complex matrix of its own, as in Fourier neural
+    operators."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,5 @@
-"""The relational layer against a softmax over a plain list of edges, one neuron at a time."""
+"""The relational layer against a softmax over a plain list of edges, one neuron at a
+time."""
 
 from math import sqrt
 

@@ -238,18 +238,20 @@ COUNTS = {
     # stem; for each head of keys: queries and keys, values, its two heads of queries;
     # the heads of keys
     "few keys": (SHARED_KEYS, SEQUENCE, 2 * (2 * 2 * 2) ** 2 * 2),
-    # the stream, tied from the embedding to the output; heads as above; the hidden layer
+    # the stream, tied from the embedding to the output; heads as above; the hidden
+    # layer
     "gpt": (GPT(3, 4, 2, 3, 1), TOKENS, 24 * (2 * 2) ** 2 * 2 * factorial(16)),
     # the stream; heads with their columns of the table; merged patches
     "windows": (Windows(), IMAGES, 24 * (2 * 2) ** 2 * 2 * 720),
-    # one stream by the embedding; three attentions of two heads of three; two hidden layers
+    # one stream by the embedding; three attentions of two heads of three; two hidden
+    # layers
     "translation": (
         Translation(),
         PAIR,
         720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2,
     ),
-    # the stream of the latents, that of the inputs; two attentions of two heads of three;
-    # what is hidden
+    # the stream of the latents, that of the inputs; two attentions of two heads of
+    # three; what is hidden
     "perceiver": (
         Perceiver(),
         SEQUENCE,
@@ -270,7 +272,8 @@ COUNTS = {
     ),
     # cells, and what they are projected to
     "projected lstm": (Recurrent(nn.LSTM, proj_size=2), SEQUENCE, 24 * 2),
-    # queries with keys, and values, in each head; the table fixes the stream, slopes the heads
+    # queries with keys, and values, in each head; the table fixes the stream, slopes
+    # the heads
     "sinusoidal": (Sinusoidal(), torch.randn(2, 5, 3), (2 * 2) ** 2),
     # values in each head, the heads; queries and keys turn in different pairs
     "rotary": (Rotary(), SEQUENCE, 24**2 * 2),
@@ -297,7 +300,8 @@ COUNTS = {
     "realnvp": (Coupling(), torch.randn(2, 4), 6**4),
     # stem, what is hidden in each expert, what the experts give
     "experts": (Experts(), BATCH, 6 * 24**3 * 6),
-    # columns before, in and behind the narrow weight's last; rows of the corner and others
+    # columns before, in and behind the narrow weight's last; rows of the corner and
+    # others
     "overlapping": (Overlapping(), torch.randn(2, 3), 6 * 2 * 6 * 2),
     # stem, forwards and backwards; what reads both ways; what reads the two in turn
     "mirrored": (Mirrored(), torch.randn(2, 3), 24 * 24 * 6),

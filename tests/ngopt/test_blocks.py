@@ -27,7 +27,8 @@ def one_block(sources, targets, shape, slot_shape=(), constant=False):
 
 
 def found_blocks(sources, targets, shape, slot_shape=(), constant=False):
-    """The blocks that are found among the same edges, all of whose nodes are of one group."""
+    """The blocks that are found among the same edges, all of whose nodes are of one
+    group."""
     g, t, s = shape
     full = (*shape, *slot_shape)
     layout = torch.empty(OFFSET + prod(full), device="meta")[OFFSET:].view(full)
@@ -72,7 +73,8 @@ def edges_of(block):
     ]
 
 
-# sources, targets, shape, slot shape; the shapes and slot shapes of the blocks that these become
+# sources, targets, shape, slot shape; the shapes and slot shapes of the blocks that
+# these become
 BLOCKS = {
     "no repeats": ([0, 1, 2], [3, 4], (1, 2, 3), (2, 2), [((1, 2, 3), (2, 2))]),
     "rows one by one": (

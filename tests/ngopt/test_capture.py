@@ -72,7 +72,8 @@ def test_control_flow_that_depends_on_values(capfd):
 
 
 class Wrapped(nn.Module):
-    """Moves the last of its tokens that is not 0 to the front, as MBart of transformers does."""
+    """Moves the last of its tokens that is not 0 to the front, as MBart of transformers
+    does."""
 
     def __init__(self):
         super().__init__()

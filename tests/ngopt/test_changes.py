@@ -1,4 +1,5 @@
-"""What changes while an optimizer is in use: which parameters have gradients, horizons, groups."""
+"""What changes while an optimizer is in use: which parameters have gradients, horizons,
+groups."""
 
 import gc
 import io
@@ -117,7 +118,8 @@ class TestHorizons:
 
 
 def test_state_of_other_matrices_begins_anew():
-    """A norm behind the last layer shows that a weight has channels, not rows in two parts."""
+    """A norm behind the last layer shows that a weight has channels, not rows in two
+    parts."""
     torch.manual_seed(0)
     ends = pairwise((8, 1200, 1200, 1200, 3))
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in ends))

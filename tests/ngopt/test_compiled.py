@@ -36,7 +36,8 @@ class Pair:
         self._seeds = itertools.count()
 
     def compile(self, **options):
-        """Steps are compiled from now on; the first one, which makes the state, need not be."""
+        """Steps are compiled from now on; the first one, which makes the state, need
+        not be."""
 
         def backend(module, inputs):
             self.graphs.append(module)

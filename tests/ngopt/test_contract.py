@@ -57,7 +57,8 @@ class TestGroups:
             NGOptimizer([lion])
 
     def test_a_module_is_not_taken_for_its_parameters(self):
-        """The Trainer of transformers passes `model` of its keyword arguments as params."""
+        """The Trainer of transformers passes `model` of its keyword arguments as
+        params."""
         model = network()
         for params in (model, model[0], [{"params": model[0]}]):
             with pytest.raises(TypeError, match=r"got the module .*as model=\."):

@@ -1,5 +1,5 @@
-"""What a graph network can compute: the forward pass of the network that it sees (Kofinas et al.
-2024, App. B)."""
+"""What a graph network can compute: the forward pass of the network that it sees
+(Kofinas et al. 2024, App. B)."""
 
 from math import sqrt
 
@@ -15,11 +15,12 @@ from ngopt.metanets.sources import WholeValues
 # Neurons of every layer, so that a mean of messages is their sum but for one factor.
 SIZE = 4
 ROUNDS = 3
-# Features of a node: what it says after each round, its bias, and three that make norms linear.
+# Features of a node: what it says after each round, its bias, and three that make norms
+# linear.
 WIDTH = ROUNDS + 1 + 4
 BIAS, NEGATIVE, HIGH, LOW = range(ROUNDS + 1, WIDTH)
-# A norm divides by the deviation, which is that of this number and its negative however large the
-# rest is.
+# A norm divides by the deviation, which is that of this number and its negative however
+# large the rest is.
 LARGE = 1e4
 # Where SiLU is the identity.
 AWAY = 50.0
@@ -35,8 +36,8 @@ def network():
 def simulator():
     """Round k makes feature k + 1 of every node from feature k of those before it.
 
-    A layer's nodes are right after as many rounds as it is deep; what they say in other rounds is
-    not read by anything that is.
+    A layer's nodes are right after as many rounds as it is deep; what they say in other
+    rounds is not read by anything that is.
     """
     found = GraphNetwork(
         1, None, WIDTH, [PNALayer(WIDTH, 1.0) for _ in range(ROUNDS)], (1, 1)
@@ -54,8 +55,8 @@ def simulator():
             1  # the message there is the weight times feature k of the source
         )
         layer.source.weight[k, k] = 1
-        # pre-activation: the sum of messages, whose means follow the node's own features,
-        # and the bias
+        # pre-activation: the sum of messages, whose means follow the node's own
+        # features, and the bias
         for feature, sign in ((k + 1, 1.0), (NEGATIVE, -1.0)):
             layer.update.weight[feature, WIDTH + k] = sign * SIZE
             layer.update.weight[feature, BIAS] = sign

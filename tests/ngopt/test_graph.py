@@ -23,7 +23,8 @@ def test_hand_written_graph():
         (1, "output", 1),
     ]
     edges = to_edge_list(graph)
-    # Nodes 0, 1 | 2, 3, 4 | 5. Parameters: weight (3, 2), bias (3,), weight (1, 3), bias (1,).
+    # Nodes 0, 1 | 2, 3, 4 | 5. Parameters: weight (3, 2), bias (3,), weight (1, 3),
+    # bias (1,).
     expected = [
         (0, 2, 0, 0), (1, 2, 0, 1), (0, 3, 0, 2), (1, 3, 0, 3), (0, 4, 0, 4), (1, 4, 0, 5),
         (2, 5, 2, 0), (3, 5, 2, 1), (4, 5, 2, 2),
@@ -143,8 +144,8 @@ def test_uses_that_overlap_are_averaged_element_by_element():
             torch.testing.assert_close(
                 found.reshape(spec.numel, 2)[element], several.mean(0)
             )
-    # of the weight (5, 6) the columns before 4 and the corner behind (3, 3), which meet in one;
-    # of the bias, two
+    # of the weight (5, 6) the columns before 4 and the corner behind (3, 3), which meet
+    # in one; of the bias, two
     assert count == 5 * 4 + 2 * 3 - 2 + 2
 
 
@@ -231,7 +232,8 @@ def test_parameters_alone_give_the_traced_topology(model):
 
 
 def run_graph(graph, values, model, inputs):
-    """The output of a sequential network, with the weights of its layers read from nodes and edges.
+    """The output of a sequential network, with the weights of its layers read from
+    nodes and edges.
 
     graph, values: of the network, whose parameters are not read.
     """

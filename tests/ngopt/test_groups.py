@@ -1,4 +1,5 @@
-"""Arguments and parameter groups: what is taken, also when changed later, and what is refused."""
+"""Arguments and parameter groups: what is taken, also when changed later, and what is
+refused."""
 
 import copy
 from math import inf, nan

@@ -11,8 +11,8 @@ from tests.zoo import GPT, Attention, Residual
 
 
 def topology(graph):
-    """What is connected to what, whatever groups are called and in whatever order they are
-    listed."""
+    """What is connected to what, whatever groups are called and in whatever order they
+    are listed."""
     behind = {b.target: b.view for b in graph.weights}
 
     def group(i):
@@ -73,8 +73,8 @@ def test_parameters_alone_give_the_traced_topology(name, named):
 
 
 def wrong_edges(inferred, traced):
-    """Weights that the inferred graph joins though no path of the traced one leads from one to the
-    other."""
+    """Weights that the inferred graph joins though no path of the traced one leads from
+    one to the other."""
     ways = {}
     for block in traced.blocks:
         ways.setdefault(block.source, set()).add(block.target)
@@ -159,8 +159,8 @@ def test_no_edge_is_wrong(name, named):
 
 
 def test_large_networks_hang_together_in_stages():
-    """What is certain is connected: of a ResNet's 62 parameters no component is a single one but
-    the stem's input."""
+    """What is certain is connected: of a ResNet's 62 parameters no component is a
+    single one but the stem's input."""
     model, _ = big("resnet18")
     graph = build_graph(model.named_parameters())
     sources = {b.source for b in graph.blocks}

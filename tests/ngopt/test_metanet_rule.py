@@ -1,4 +1,5 @@
-"""A rule on a network of any size: what is made piece by piece equals what is made at once."""
+"""A rule on a network of any size: what is made piece by piece equals what is made at
+once."""
 
 from dataclasses import replace
 from functools import cache
@@ -32,13 +33,15 @@ from tests.metanets import metanet_for
 from tests.networks import cnn, mlp
 from tests.zoo import GPT, zoo_graph
 
-# groups of a convolution, tied weights, several slots and biases of several kinds, heads
+# groups of a convolution, tied weights, several slots and biases of several kinds,
+# heads
 NETWORKS = ["grouped", "gpt", "lstm", "attention"]
 
 
 @cache
 def small_graph(name):
-    """Of the zoo's networks; the transformer with one layer, as it is taken edge by edge."""
+    """Of the zoo's networks; the transformer with one layer, as it is taken edge by
+    edge."""
     if name == "gpt":
         return build_graph(GPT(5, 4, 2, 3, 1).double(), torch.randint(5, (2, 3)))
     return build_graph(cnn()) if name == "cnn" else zoo_graph(name)
@@ -82,8 +85,8 @@ def test_messages_of_two_sets_are_those_of_all():
 @pytest.mark.parametrize("limit", [1, 7])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
-    """With everything that it may have, and with states of edges that are kept or computed
-    again."""
+    """With everything that it may have, and with states of edges that are kept or
+    computed again."""
     monkeypatch.setitem(chunking.KEPT, "cpu", 1e9 if keeps else 0)
     graph = small_graph(name)
     layers = [PNALayer(6, log_degree=1.5) for _ in range(2)]
@@ -184,8 +187,8 @@ def test_parameters_without_elements_change_nothing_for_others(metanet):
 
 
 class TestCooldown:
-    """Where the number of steps is known, updates rise by the gain and fall over the last share of
-    them."""
+    """Where the number of steps is known, updates rise by the gain and fall over the
+    last share of them."""
 
     def trained(self, scheduler=None, **changes):
         model = mlp(3, 4, 2).float()

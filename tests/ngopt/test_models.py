@@ -74,7 +74,8 @@ def test_updates_are_equivariant(name, make):
 
 
 def test_ties_do_not_break_equivariance():
-    """Neurons with the same messages have std 0, where a root without epsilon has no derivative."""
+    """Neurons with the same messages have std 0, where a root without epsilon has no
+    derivative."""
     graph = build_graph(mlp(3, 4, 2))
     metanet = NeuralGraphGNN().double()
     features = torch.zeros(

@@ -88,7 +88,8 @@ def _context(metanet, graph, features):
 
 
 def orbits_of_pairs(graph, sizes):
-    """Kinds of pairs of elements that permutations of neurons cannot turn into each other."""
+    """Kinds of pairs of elements that permutations of neurons cannot turn into each
+    other."""
     elements = []
     for number, (rows, columns) in enumerate(zip(sizes[1:], sizes, strict=False)):
         elements += [

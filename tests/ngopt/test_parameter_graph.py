@@ -30,8 +30,8 @@ from tests.zoo import ZOO, zoo_graph, zoo_network
 
 def test_mlp_by_hand():
     graph = parameter_graph(build_graph(mlp(2, 3, 1)))
-    # Nodes 0, 1 | 2, 3, 4 | 5 | 6, bias | 7, bias. Parameters: weight (3, 2), bias (3,),
-    # weight (1, 3), bias (1,).
+    # Nodes 0, 1 | 2, 3, 4 | 5 | 6, bias | 7, bias. Parameters: weight (3, 2), bias
+    # (3,), weight (1, 3), bias (1,).
     assert [(g.size, g.kind, g.role, g.depth) for g in graph.groups] == [
         (2, "neuron", "input", 0), (3, "neuron", "hidden", 0.5), (1, "neuron", "output", 1),
         (1, "bias", "input", 0.5), (1, "bias", "input", 1),

@@ -1,4 +1,5 @@
-"""Norms in the parameter graph: where they act on existing neurons, and what stays symmetric."""
+"""Norms in the parameter graph: where they act on existing neurons, and what stays
+symmetric."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -49,8 +50,8 @@ def two_sums(m, a, b, x):
     return m.norm_a(m.c(x) + a) + b
 
 
-# Layers and what they do; number of automorphisms, counted by hand; neurons between input and
-# output, edges from gamma nodes, from neurons, and of residual connections.
+# Layers and what they do; number of automorphisms, counted by hand; neurons between
+# input and output, edges from gamma nodes, from neurons, and of residual connections.
 NORMS = {
     # two that are summed: the sum has nodes of its own. Neurons of stem, of the sum,
     # the branches, betas of the sum
@@ -75,7 +76,8 @@ NORMS = {
         2 * 2 * 2,
         (8, 4, 0, 2),
     ),
-    # pre-norm, and a norm behind the sum: none has. Neurons of stem and of b, tied, and a
+    # pre-norm, and a norm behind the sum: none has. Neurons of stem and of b, tied, and
+    # a
     "skip": (
         "a b norm_a norm_b",
         lambda m, x: m.norm_b(x + m.b(F.relu(m.a(m.norm_a(x))))),
@@ -91,7 +93,8 @@ NORMS = {
         2 * 2,
         (6, 2, 0, 2),
     ),
-    # added to a layer of the same neurons: the scale is on edges. Neurons of stem, tied to the sum
+    # added to a layer of the same neurons: the scale is on edges. Neurons of stem, tied
+    # to the sum
     "past a layer": (
         "a norm_a",
         lambda m, x: m.norm_a(x) + m.a(x),
@@ -112,7 +115,8 @@ NORMS = {
         16,
         (8, 4, 0, 4),
     ),
-    # a layer that is used with and without it. Neurons of stem, of the sum, biases of the sum
+    # a layer that is used with and without it. Neurons of stem, of the sum, biases of
+    # the sum
     "raw as well": (
         "a b norm_a",
         lambda m, x: m.a(m.norm_a(x)) + m.b(x),

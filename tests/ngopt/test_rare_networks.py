@@ -106,8 +106,8 @@ def test_complex_inputs_are_neurons():
 
 
 class PickedCells(nn.Module):
-    """Two cells, one behind the other, whose weights are rows of one parameter in an order that
-    no strides give."""
+    """Two cells, one behind the other, whose weights are rows of one parameter in an
+    order that no strides give."""
 
     def __init__(self):
         super().__init__()
@@ -148,7 +148,8 @@ class HeadsOfOneNeuron(nn.Module):
 
 
 def test_a_head_of_one_neuron_weighs_one_value_and_not_one_for_each_token():
-    """Whatever the number of tokens: 4 inputs, 9 of q, k and v, and 3 products, heads, values."""
+    """Whatever the number of tokens: 4 inputs, 9 of q, k and v, and 3 products, heads,
+    values."""
     for tokens in (2, 5):
         graph = check(double(HeadsOfOneNeuron(), torch.randn(2, tokens, 4)))
         assert sizes(graph) == [4, 9, 3, 3, 3, 2]

@@ -106,8 +106,8 @@ def test_packed_sequences():
 
 
 class Steps(nn.Module):
-    """A cell in a loop, or the layer that does the same; `begins` sequences one after the other,
-    or at once."""
+    """A cell in a loop, or the layer that does the same; `begins` sequences one after
+    the other, or at once."""
 
     def __init__(self, recurrent, begins=1):
         super().__init__()

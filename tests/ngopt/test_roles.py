@@ -21,7 +21,8 @@ MATRICES = ("embedding", "output", "matrix")
 def assert_total(graph: NeuralGraph, roles: tuple[ParameterRole, ...]) -> None:
     """Matrices hold every element of their parameter once; other roles have none.
 
-    All elements taken, as many as there are, none by two blocks: none twice in one either.
+    All elements taken, as many as there are, none by two blocks: none twice in one
+    either.
     """
     assert [role.name for role in roles] == [spec.name for spec in graph.parameters]
     for spec, role in zip(graph.parameters, roles, strict=True):
@@ -320,7 +321,8 @@ def test_names_say_what_is_fused_and_transposed():
 
 @pytest.mark.parametrize("named", [True, False])
 def test_embeddings_behind_a_head_that_shares_one(named):
-    """As XLM-R of transformers lists them: the head first, whose weights are those of the words."""
+    """As XLM-R of transformers lists them: the head first, whose weights are those of
+    the words."""
     sizes = {
         "head.bias": (50,),
         "head.dense.weight": (8, 8),

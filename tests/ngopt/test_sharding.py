@@ -30,7 +30,8 @@ WEIGHTS = ["default", "ff", "ng-gnn"]
 
 @pytest.fixture(autouse=True)
 def two_processes():
-    """Of two processes this is the first; what the other would send is left as it is here."""
+    """Of two processes this is the first; what the other would send is left as it is
+    here."""
     distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     yield
     distributed.destroy_process_group()
@@ -89,7 +90,8 @@ def test_flat_pieces_are_refused(use_orig_params, weights):
 
 
 class Attention(nn.Module):
-    """With a table that is the head, too, and heads whose number the shapes do not tell."""
+    """With a table that is the head, too, and heads whose number the shapes do not
+    tell."""
 
     def __init__(self):
         super().__init__()

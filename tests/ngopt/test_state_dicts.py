@@ -1,4 +1,5 @@
-"""Resuming: what `load_state_dict` takes, and what it refuses without changing anything."""
+"""Resuming: what `load_state_dict` takes, and what it refuses without changing
+anything."""
 
 import copy
 
@@ -79,7 +80,8 @@ def test_hooks_of_load_state_dict_are_heard(weights, key):
 
 
 def test_steps_of_a_checkpoint_on_a_device_are_on_the_host():
-    """As after `torch.load(path, map_location="cuda")`. Else every step would be a host sync."""
+    """As after `torch.load(path, map_location="cuda")`. Else every step would be a host
+    sync."""
     model = network()
     opt = NGOptimizer(model.parameters())
     train(model, opt, range(1))

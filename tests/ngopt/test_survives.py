@@ -1,5 +1,5 @@
-"""The default survives what happens in practice: no gradient, bad ones, losses of any size,
-depth, time."""
+"""The default survives what happens in practice: no gradient, bad ones, losses of any
+size, depth, time."""
 
 import copy
 import random
@@ -73,7 +73,8 @@ def distance(a, b):
 
 
 class TestWithoutGradient:
-    """Nothing moves but by weight decay, 1 - lr * step size * decay, which is about 1e-3 a step."""
+    """Nothing moves but by weight decay, 1 - lr * step size * decay, which is about
+    1e-3 a step."""
 
     def follow(self, params, gradients, steps=40, **settings):
         opt = NGOptimizer(params, **settings)
@@ -189,7 +190,8 @@ class TestWithoutGradient:
 
 
 class TestScaleOfTheLoss:
-    """Rounding of gradients differs unless factors are powers of two; training amplifies that."""
+    """Rounding of gradients differs unless factors are powers of two; training
+    amplifies that."""
 
     @pytest.mark.parametrize("make", [small_mlp, small_cnn])
     @pytest.mark.parametrize("total_steps", [None, 100])

@@ -1,4 +1,5 @@
-"""What is no symmetry of a network is none of its graph either, and metanets tell it apart."""
+"""What is no symmetry of a network is none of its graph either, and metanets tell it
+apart."""
 
 from dataclasses import replace
 
@@ -26,8 +27,8 @@ def pair(name, group, a, b):
 
 
 def dense_permute(graph, values, permutations):
-    """Permutes the ends of dense blocks and biases and leaves edges of cells and diagonals where
-    they are."""
+    """Permutes the ends of dense blocks and biases and leaves edges of cells and
+    diagonals where they are."""
     biases, edges = graph.gather(values)
 
     def order(group, index):

@@ -1,4 +1,5 @@
-"""Programs that train with an optimizer of the user: transformers' Trainer, Lightning, timm."""
+"""Programs that train with an optimizer of the user: transformers' Trainer, Lightning,
+timm."""
 
 import warnings
 

@@ -16,7 +16,8 @@ from ngopt.graph.topology import components, unconnected
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers_are_traced_whole(name):
-    """With labels and a mask among the inputs, and with caches of keys among the outputs."""
+    """With labels and a mask among the inputs, and with caches of keys among the
+    outputs."""
     model, example = network(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

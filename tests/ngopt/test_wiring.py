@@ -44,7 +44,8 @@ def optimizer(params, **kwargs):
 
 
 def decay_groups(model):
-    """Named groups as HF's Trainer makes them: weights of layers, then biases and norms."""
+    """Named groups as HF's Trainer makes them: weights of layers, then biases and
+    norms."""
     norms = [
         f"{name}.{own}"
         for name, module in model.named_modules()

@@ -53,7 +53,8 @@ def siren_architecture(*widths: int) -> Architecture:
 
 
 def random_stack(architecture: Architecture, count: int = 4, seed: int = 0) -> Stack:
-    """Networks of random parameters, float64, of another mean and scale in every tensor."""
+    """Networks of random parameters, float64, of another mean and scale in every
+    tensor."""
     generator = torch.Generator().manual_seed(seed)
     values = []
     for k, spec in enumerate(architecture.graph.parameters):
@@ -73,7 +74,8 @@ def moved(
     values: Sequence[Tensor],
     roles: Sequence[str] = ("hidden",),
 ) -> list[Tensor]:
-    """Per-parameter values (*batch, *shape) with neurons of some roles in one other order."""
+    """Per-parameter values (*batch, *shape) with neurons of some roles in one other
+    order."""
     graph = stack.architecture.graph
     order = random_permutations(
         graph, torch.Generator().manual_seed(0), roles=tuple(roles)

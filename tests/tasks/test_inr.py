@@ -104,7 +104,8 @@ def test_every_image_has_its_views(config, capsys):
 
 
 def contents(folder):
-    """Of all shards: bytes differ, for the order of what a file says of itself is not fixed."""
+    """Of all shards: bytes differ, for the order of what a file says of itself is not
+    fixed."""
     found = {}
     for path in shard_paths(inr.Path(folder)):
         (networks,) = read_shard(path)

@@ -62,7 +62,8 @@ def config(tmp_path, monkeypatch):
 
 
 def contents(folder):
-    """Of all shards: bytes differ, for the order of what a file says of itself is not fixed."""
+    """Of all shards: bytes differ, for the order of what a file says of itself is not
+    fixed."""
     found = {}
     for path in shard_paths(zoo.Path(folder)):
         for number, networks in enumerate(read_shard(path)):

@@ -1,4 +1,5 @@
-"""Networks with every kind of layer that the graph knows, each small, with an example input."""
+"""Networks with every kind of layer that the graph knows, each small, with an example
+input."""
 
 from __future__ import annotations
 

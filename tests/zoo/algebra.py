@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Standardised(nn.Module):
-    """Statistics of neurons, as in a norm that is written by hand: norms, moments and extremes."""
+    """Statistics of neurons, as in a norm that is written by hand: norms, moments and
+    extremes."""
 
     def __init__(self):
         super().__init__()
@@ -47,8 +48,8 @@ class Regions(nn.Module):
 
 
 class Dueling(nn.Module):
-    """Channels less their mean, one layer less another, a sum with the neurons reversed,
-    a dueling head."""
+    """Channels less their mean, one layer less another, a sum with the neurons
+    reversed, a dueling head."""
 
     def __init__(self):
         super().__init__()
@@ -69,8 +70,8 @@ class Dueling(nn.Module):
 
 
 class Selective(nn.Module):
-    """One step of a selective state space, whose states are pairs of a channel and a direction,
-    then two shifts."""
+    """One step of a selective state space, whose states are pairs of a channel and a
+    direction, then two shifts."""
 
     def __init__(self):
         super().__init__()

@@ -82,8 +82,8 @@ class GPT(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A small vision transformer: patches, class token, positional parameter, layer scale,
-    pre-norm block."""
+    """A small vision transformer: patches, class token, positional parameter, layer
+    scale, pre-norm block."""
 
     def __init__(self, width: int = 8):
         super().__init__()
@@ -133,7 +133,8 @@ class HeadsInEinsum(nn.Module):
 
 
 class HeadNorms(nn.Module):
-    """Attention with norms of queries and keys, whose scales and shift are shared by the heads."""
+    """Attention with norms of queries and keys, whose scales and shift are shared by
+    the heads."""
 
     def __init__(self, width: int, heads: int = 2):
         super().__init__()
@@ -221,7 +222,8 @@ class Windows(nn.Module):
 
 
 class Perceiver(nn.Module):
-    """Learned latents that attend to the inputs and then to each other (Jaegle et al. 2021)."""
+    """Learned latents that attend to the inputs and then to each other (Jaegle et al.
+    2021)."""
 
     def __init__(self):
         super().__init__()

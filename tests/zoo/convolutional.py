@@ -74,7 +74,8 @@ class Shuffled(nn.Module):
 
 
 class UNet(nn.Module):
-    """One level down and up again, with a skip that is concatenated (Ronneberger et al. 2015)."""
+    """One level down and up again, with a skip that is concatenated (Ronneberger et al.
+    2015)."""
 
     def __init__(self):
         super().__init__()
@@ -174,7 +175,8 @@ class ConformerConvolution(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """Every layer sees all layers before it, through a norm of its own (Huang et al. 2017)."""
+    """Every layer sees all layers before it, through a norm of its own (Huang et al.
+    2017)."""
 
     def __init__(self):
         super().__init__()

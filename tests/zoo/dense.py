@@ -82,8 +82,8 @@ class Shared(nn.Module):
 
 
 class Overlapping(nn.Module):
-    """Slices of one weight and of its bias, some of whose elements are in several of them,
-    others in one."""
+    """Slices of one weight and of its bias, some of whose elements are in several of
+    them, others in one."""
 
     def __init__(self):
         super().__init__()
@@ -235,8 +235,8 @@ class Repeated(nn.Module):
 
 
 class Experts(nn.Module):
-    """A mixture of experts whose outputs are stacked and weighed by a softmax (Shazeer et al.
-    2017)."""
+    """A mixture of experts whose outputs are stacked and weighed by a softmax (Shazeer
+    et al. 2017)."""
 
     def __init__(self, width: int = 3):
         super().__init__()

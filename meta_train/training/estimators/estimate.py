@@ -21,7 +21,8 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 class Estimate(NamedTuple):
     """What a truncation says; `count` is that of the optimizees.
 
-    meta_gradient: (*count, meta-parameters). meta_loss: what it is the gradient of, (*count).
+    meta_gradient: (*count, meta-parameters). meta_loss: what it is the gradient of,
+    (*count).
     inner_loss: the optimizee's training loss, a mean over the truncation, (*count).
     """
 
@@ -42,7 +43,8 @@ class Estimator(Protocol):
         state: Any,
         steps: int,
     ) -> tuple[Estimate, Any]:
-        """Unrolls by a number of steps: meta-gradient and meta-loss, and the state after them."""
+        """Unrolls by a number of steps: meta-gradient and meta-loss, and the state
+        after them."""
         ...
 
 
@@ -61,8 +63,8 @@ def detached(inner: Inner) -> Inner:
 
 
 def leaves(optimizee: Optimizees, learned: LearnedOptimizer) -> list[Tensor]:
-    """The weights of the metanet, for each optimizee its own, (*count, *shape), to differentiate
-    by."""
+    """The weights of the metanet, for each optimizee its own, (*count, *shape), to
+    differentiate by."""
     parameters = trained_metanet(learned).parameters()
     found = [
         p.detach().expand((*optimizee.count, *p.shape)).clone() for p in parameters

@@ -22,7 +22,8 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 
 class Imitated(NamedTuple):
-    """Where an imitated inner training stands: `inner` with the state of the rule that is trained.
+    """Where an imitated inner training stands: `inner` with the state of the rule that
+    is trained.
 
     teacher: the state of the rule that is imitated.
     """
@@ -32,12 +33,14 @@ class Imitated(NamedTuple):
 
 
 class Imitation:
-    """Learns to do what a strong rule does, along its own training (as the first phase of ELO).
+    """Learns to do what a strong rule does, along its own training (as the first phase
+    of ELO).
 
-    The meta-loss is the mean over steps and tensors of |u - u*|^2 / |u*|^2, where u* is the update
-    of the bundled default and u that of the metanet, from the same weights and gradients. Its
-    gradient is exact. Both know no horizon: what a metanet does with one is no matter of its
-    weights, and it could not tell how far the default's schedule is.
+    The meta-loss is the mean over steps and tensors of |u - u*|^2 / |u*|^2, where u* is
+    the update of the bundled default and u that of the metanet, from the same weights
+    and gradients. Its gradient is exact. Both know no horizon: what a metanet does with
+    one is no matter of its weights, and it could not tell how far the default's
+    schedule is.
 
     Raises ValueError for a stack whose optimizees are not at the same step.
     """
@@ -64,7 +67,8 @@ class Imitation:
         total = [torch.zeros_like(w) for w in weights]
         hyper = optimizee.hyper()
         losses, inner_losses = [], []
-        # what the graph said is kept for several updates, which are differentiated together
+        # what the graph said is kept for several updates, which are differentiated
+        # together
         window: list[Tensor] = []
         every = trained_metanet(learned).graph_every
         inner, records = state

@@ -30,13 +30,15 @@ class PESState(NamedTuple):
 
 
 class PES:
-    """Persistent evolution strategies with one antithetic pair (Vicol et al. 2021, Eq. 10).
+    """Persistent evolution strategies with one antithetic pair (Vicol et al. 2021, Eq.
+    10).
 
-    Every truncation draws a perturbation of the meta-parameters, epsilon ~ N(0, sigma^2); the
-    losses of the pair are weighed with the sum of all perturbations since the inner training began,
-    which makes the estimate unbiased over the whole of it. Without that sum (`persistent=False`) it
-    is truncated ES, which is biased. A truncation as long as the inner training makes it plain
-    antithetic ES. Meta-losses are those of `TBPTT`.
+    Every truncation draws a perturbation of the meta-parameters, epsilon ~ N(0,
+    sigma^2); the losses of the pair are weighed with the sum of all perturbations since
+    the inner training began, which makes the estimate unbiased over the whole of it.
+    Without that sum (`persistent=False`) it is truncated ES, which is biased. A
+    truncation as long as the inner training makes it plain antithetic ES. Meta-losses
+    are those of `TBPTT`.
     """
 
     def __init__(

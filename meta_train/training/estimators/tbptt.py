@@ -24,8 +24,8 @@ from ngopt.metanets import Metanet
 from ngopt.metanets.rule import CONTEXT, MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
-# Elements of parameters whose updates autograd follows at once: some 500 bytes each, and LOOK times
-# as much where the metanet looks at the neural graph.
+# Elements of parameters whose updates autograd follows at once: some 500 bytes each,
+# and LOOK times as much where the metanet looks at the neural graph.
 FOLLOWED, LOOK = 1 << 22, 16
 
 
@@ -41,7 +41,8 @@ class _Update(NamedTuple):
 class _Followed(NamedTuple):
     """What autograd knows of an update.
 
-    heard, said: what the neural graph said of the parameters, as it was kept and as it is now.
+    heard, said: what the neural graph said of the parameters, as it was kept and as it
+    is now.
     """
 
     deltas: Sequence[Tensor | None]
@@ -53,20 +54,22 @@ class _Followed(NamedTuple):
 class TBPTT:
     """First-order truncated back-propagation through time.
 
-    Gradients and parameter-valued features count as constants; what the neural graph said, and is
-    kept for several updates, does not. The meta-loss is the mean over
-    t = 1 ... T of min(L_t, loss_limit), where L_t is the loss at params_t on the batch of step t;
-    with `tail` < 1 only the last share of the truncation counts. With params_{t+1} =
-    (1 - c_t) params_t + u_t and w_t the weight of a loss in the mean, the adjoint is
-    lambda_t = w_t g_t + (1 - c_t) lambda_{t+1}, and the meta-gradient the sum of
-    <lambda_{t+1}, du_t / dtheta>: one backward pass per update, in memory that holds the inputs of
-    T updates and the autograd graphs of the last few (`followed_updates`, one for a large network);
-    the others are computed again. What was said has an adjoint of its own, back to the update that
-    looked at the graph. total_steps: the horizon of the inner training.
+    Gradients and parameter-valued features count as constants; what the neural graph
+    said, and is kept for several updates, does not. The meta-loss is the mean over t =
+    1 ... T of min(L_t, loss_limit), where L_t is the loss at params_t on the batch of
+    step t; with `tail` < 1 only the last share of the truncation counts. With
+    params_{t+1} = (1 - c_t) params_t + u_t and w_t the weight of a loss in the mean,
+    the adjoint is lambda_t = w_t g_t + (1 - c_t) lambda_{t+1}, and the meta-gradient
+    the sum of <lambda_{t+1}, du_t / dtheta>: one backward pass per update, in memory
+    that holds the inputs of T updates and the autograd graphs of the last few
+    (`followed_updates`, one for a large network); the others are computed again. What
+    was said has an adjoint of its own, back to the update that looked at the graph.
+    total_steps: the horizon of the inner training.
 
     loss_limit: of all, or of each, (*count).
 
-    Raises ValueError for a base rule with weight decay, whose contraction is not known here.
+    Raises ValueError for a base rule with weight decay, whose contraction is not known
+    here.
     """
 
     def __init__(
@@ -156,7 +159,8 @@ class TBPTT:
     ) -> list[Tensor]:
         """The meta-gradient.
 
-        after: the gradients after each update. share: their weights in the meta-loss. contractions:
+        after: the gradients after each update. share: their weights in the meta-loss.
+        contractions:
             by which each step multiplies the parameters.
         """
         total = [torch.zeros_like(w) for w in weights]
@@ -207,7 +211,8 @@ def _pulled_back(
     adjoint: Sequence[Tensor],
     waiting: dict[int, Tensor],
 ) -> tuple[Sequence[Tensor | None], dict[int, Tensor]]:
-    """Derivatives by the weights, and by what was heard; None, or left out, where there are none.
+    """Derivatives by the weights, and by what was heard; None, or left out, where there
+    are none.
 
     adjoint, waiting: of the parameters, and of what was said, behind the update.
     """
@@ -228,8 +233,8 @@ def _pulled_back(
 class SecondOrderTBPTT(TBPTT):
     """Truncated back-propagation through time through the optimizee's gradients too.
 
-    The meta-loss is that of `TBPTT`. The memory is that of the autograd graph of the whole
-    truncation.
+    The meta-loss is that of `TBPTT`. The memory is that of the autograd graph of the
+    whole truncation.
     """
 
     def estimate(
@@ -261,7 +266,7 @@ class SecondOrderTBPTT(TBPTT):
 
 
 def followed_updates(metanet: Metanet, optimizee: Optimizees) -> int:
-    """Updates whose autograd graphs are kept, of at most `FOLLOWED` elements of parameters; a look
-    at the neural graph counts as `LOOK` more."""
+    """Updates whose autograd graphs are kept, of at most `FOLLOWED` elements of
+    parameters; a look at the neural graph counts as `LOOK` more."""
     looks = LOOK / metanet.graph_every if metanet.d_context else 0
     return int(FOLLOWED / (prod(optimizee.count) * optimizee.graph.numel * (1 + looks)))

@@ -20,10 +20,11 @@ def draw(
     path: str | os.PathLike[str],
     values: Sequence[Tensor] | None = None,
 ) -> None:
-    """Draws a graph into a PNG or SVG file: groups as boxes from left to right by depth,
-    blocks as arrows.
+    """Draws a graph into a PNG or SVG file: groups as boxes from left to right by
+    depth, blocks as arrows.
 
-    values: one tensor a parameter, (*shape, *features). The thickness of an arrow grows with the
+    values: one tensor a parameter, (*shape, *features). The thickness of an arrow grows
+    with the
         norm of its values, without them with the log of its number of elements.
 
     Raises ValueError if the file's suffix is another or the values do not fit,

@@ -1,8 +1,9 @@
-"""Coordinates of the boxes and wires of a drawing, once their columns and heights are known.
+"""Coordinates of the boxes and wires of a drawing, once their columns and heights are
+known.
 
-Lengths are inches, x grows to the right from 0, y upwards to 0. Arrows between neighbouring columns
-are direct; those that skip columns run in *lanes* over the boxes of a row, those that lead back in
-lanes below them.
+Lengths are inches, x grows to the right from 0, y upwards to 0. Arrows between
+neighbouring columns are direct; those that skip columns run in *lanes* over the boxes
+of a row, those that lead back in lanes below them.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Wire(NamedTuple):
 
 
 def _lanes(wires: Sequence[Wire], column: Sequence[int]) -> dict[int, int]:
-    """Wires that skip columns or lead back -> lane: 1, 2, ... over the boxes, -1, -2, ...
-    below; short ones nearest.
+    """Wires that skip columns or lead back -> lane: 1, 2, ... over the boxes, -1, -2,
+    ... below; short ones nearest.
 
     Wires of one style from one group share a lane.
     """
@@ -76,7 +77,8 @@ class Grid:
         starts: Sequence[int],
         offset: Sequence[float],
     ):
-        """column, offset: of every group, the latter over the middle of its row, in boxes.
+        """column, offset: of every group, the latter over the middle of its row, in
+        boxes.
         starts: see `columns`."""
         self.wires = wires
         self.column = column
@@ -164,20 +166,22 @@ class Grid:
         return self.wires[wire].source if leaves else self.wires[wire].target
 
     def gap(self, wire: int, leaves: bool) -> int:
-        """The gap between columns that a wire leaves its source through, or comes to its target."""
+        """The gap between columns that a wire leaves its source through, or comes to
+        its target."""
         column = self.column[self.box(wire, leaves)]
         return column if leaves else column - 1
 
     def line(self, wire: int, leaves: bool) -> tuple:
-        """Equal for wires that are one line where they leave their source: those in one lane."""
+        """Equal for wires that are one line where they leave their source: those in one
+        lane."""
         lane = self.lane.get(wire)
         if lane is None or not leaves:
             return (wire,)
         return self.wires[wire].source, lane
 
     def port(self, wire: int, leaves: bool) -> Point:
-        """Where a wire touches the box of its source or target: lanes far from the middle,
-        direct ones near it."""
+        """Where a wire touches the box of its source or target: lanes far from the
+        middle, direct ones near it."""
         group = self.box(wire, leaves)
         side = self.side(wire)
         wires = self.out[group] if leaves else self.into[group]
@@ -198,7 +202,8 @@ class Grid:
         return x + (half if leaves else -half), y + BOX_HEIGHT * height
 
     def turn(self, wire: int, leaves: bool) -> float:
-        """x of the vertical line between a wire's lane and the box of its source or target."""
+        """x of the vertical line between a wire's lane and the box of its source or
+        target."""
         gap = self.gap(wire, leaves)
         lines = len(self.turns[gap, False]) + len(self.turns[gap, True])
         place = self.turns[gap, leaves].index(self.line(wire, leaves)) + 1
@@ -222,7 +227,8 @@ class Grid:
         return found
 
     def _at_box(self, wire: int, row: int, ends: bool) -> list[Point]:
-        """From the box where a wire begins, or ends, to its lane in a row, if it has one."""
+        """From the box where a wire begins, or ends, to its lane in a row, if it has
+        one."""
         x, y = self.port(wire, not ends)
         if wire not in self.lane:
             return [(x, y)]

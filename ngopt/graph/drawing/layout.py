@@ -1,7 +1,7 @@
 """Where the groups and blocks of a neural graph go on a drawing.
 
-Groups are boxes in columns, from left to right by depth. Where there are many columns they continue
-on the next row, like text. The grid says where that is.
+Groups are boxes in columns, from left to right by depth. Where there are many columns
+they continue on the next row, like text. The grid says where that is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ STACK = 4  # groups without edges, at most so many in a column
 
 
 class Note(NamedTuple):
-    """Where wires leave a row for another, or one comes from it; `right` says at which margin."""
+    """Where wires leave a row for another, or one comes from it; `right` says at which
+    margin."""
 
     place: Point
     leaves: bool
@@ -107,7 +108,8 @@ def wires_of(graph: NeuralGraph) -> list[Wire]:
 
 
 def columns(graph: NeuralGraph, wires: Sequence[Wire]) -> tuple[list[int], list[int]]:
-    """The column of every group, counted through all rows, and the first column of every row."""
+    """The column of every group, counted through all rows, and the first column of
+    every row."""
     touched = {group for wire in wires for group in wire[:2]}
     parts: dict[int, list[int]] = defaultdict(list)
     alone = []

@@ -1,4 +1,5 @@
-"""The neural graph from parameters alone: names, where there are any, shapes and order decide."""
+"""The neural graph from parameters alone: names, where there are any, shapes and order
+decide."""
 
 from __future__ import annotations
 
@@ -23,14 +24,15 @@ def infer_graph(
     """Chains layers whose input size fits the layer before;
     whatever does not fit stays a component.
 
-    A weight (n_out, n_in, *kernel) connects to the neurons of the layer before it when n_in is
-    their number or, for a matrix, a multiple of it (a flattened feature map, channels first); a
-    kernel (n, 1, *kernel) behind n neurons is depthwise. Vectors behind a weight are its bias and
-    the scales and shifts of norms. A wrong edge is worse than none: square matrices that cannot be
-    told from attention projections are left unconnected, and so is all that parallel branches make
-    uncertain.
+    A weight (n_out, n_in, *kernel) connects to the neurons of the layer before it when
+    n_in is their number or, for a matrix, a multiple of it (a flattened feature map,
+    channels first); a kernel (n, 1, *kernel) behind n neurons is depthwise. Vectors
+    behind a weight are its bias and the scales and shifts of norms. A wrong edge is
+    worse than none: square matrices that cannot be told from attention projections are
+    left unconnected, and so is all that parallel branches make uncertain.
 
-    named: whether the names are those of the network's modules; then they say which vectors belong
+    named: whether the names are those of the network's modules; then they say which
+    vectors belong
         to which layer.
     """
     layers = layers_by_name(parameters) if named else _layers_by_order(parameters)
@@ -132,7 +134,8 @@ def _add_norm(
 
 
 def _slots(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
-    """Slot shape with which a weight connects to a group of `size` neurons, None if it does not."""
+    """Slot shape with which a weight connects to a group of `size` neurons, None if it
+    does not."""
     inputs, kernel = shape[1], shape[2:]
     if inputs == size:
         return kernel
@@ -142,8 +145,8 @@ def _slots(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
 
 
 def _layers_by_order(parameters: Sequence[ParameterSpec]) -> list[Layer]:
-    """A weight starts a layer; an odd number of vectors of its size behind it begins with a bias,
-    pairs are norms."""
+    """A weight starts a layer; an odd number of vectors of its size behind it begins
+    with a bias, pairs are norms."""
     layers = [Layer(None)]
     for i, spec in enumerate(parameters):
         if len(spec.shape) < 2:
@@ -158,7 +161,8 @@ def _layers_by_order(parameters: Sequence[ParameterSpec]) -> list[Layer]:
 
 
 def _deal_out(parameters: Sequence[ParameterSpec], layer: Layer) -> None:
-    """Finds the bias and the norms among the rest of a layer, the vectors behind its weight."""
+    """Finds the bias and the norms among the rest of a layer, the vectors behind its
+    weight."""
     if layer.weight is not None:
         rows = parameters[layer.weight].shape[0]
         own = [i for i in layer.rest if parameters[i].shape == (rows,)]
@@ -171,7 +175,8 @@ def _deal_out(parameters: Sequence[ParameterSpec], layer: Layer) -> None:
 def _pairs(
     parameters: Sequence[ParameterSpec], vectors: list[int]
 ) -> tuple[list[tuple[int, int | None]], list[int]]:
-    """Consecutive vectors of one size are a scale and a shift; what is left over stays alone."""
+    """Consecutive vectors of one size are a scale and a shift; what is left over stays
+    alone."""
     pairs: list[tuple[int, int | None]] = []
     rest = []
     k = 0
@@ -190,8 +195,8 @@ def _tables(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> set
     """Weights that are embeddings: matrices at the beginning whose columns, not rows,
     are what follows.
 
-    A head may be listed before them, and what it shares with an embedding with it; they are several
-    then, of different lengths, and nothing reads what rows they have.
+    A head may be listed before them, and what it shares with an embedding with it; they
+    are several then, of different lengths, and nothing reads what rows they have.
     """
     weights = {
         k: layer.weight for k, layer in enumerate(layers) if layer.weight is not None
@@ -218,9 +223,9 @@ def _may_be_table(
 ) -> bool:
     """Whether the columns of a layer's weight, not its rows, are what follows.
 
-    layers: it and the following, if there is one. first: of all layers with a weight. Behind it,
-    what has as many rows as it has columns reads it, and what is three times as long as it is wide
-    makes queries, keys and values.
+    layers: it and the following, if there is one. first: of all layers with a weight.
+    Behind it, what has as many rows as it has columns reads it, and what is three times
+    as long as it is wide makes queries, keys and values.
     """
     layer, *following = layers
     assert layer.weight is not None and first.weight is not None
@@ -241,7 +246,8 @@ def _may_be_table(
 def _beside_columns(
     parameters: Sequence[ParameterSpec], layer: Layer
 ) -> ParameterSpec | None:
-    """The first vector behind a weight, where it is as long as its rows and not as its columns."""
+    """The first vector behind a weight, where it is as long as its rows and not as its
+    columns."""
     if layer.weight is None or layer.bias is not None or not layer.rest:
         return None
     rows, *columns = parameters[layer.weight].shape
@@ -267,9 +273,9 @@ def _uncertain(
     """Square matrices that may be parallel projections:
     positions of those not to connect to what is before them.
 
-    In a list that is a plain chain from its first, non-square weight on, square matrices are
-    layers, unless names speak of attention. Anywhere else two or more in a row could be query, key,
-    value and output projections.
+    In a list that is a plain chain from its first, non-square weight on, square
+    matrices are layers, unless names speak of attention. Anywhere else two or more in a
+    row could be query, key, value and output projections.
     """
     speaks_of_attention = any(PROJECTION.search(spec.name) for spec in parameters)
     if not speaks_of_attention and _is_plain_chain(parameters, layers):
@@ -297,7 +303,8 @@ def _out_in(parameters: Sequence[ParameterSpec], layer: Layer) -> tuple[int, ...
 def _is_plain_chain(
     parameters: Sequence[ParameterSpec], layers: Sequence[Layer]
 ) -> bool:
-    """Whether every layer has a weight that fits the one before, and nothing is left over."""
+    """Whether every layer has a weight that fits the one before, and nothing is left
+    over."""
     weights = _weights(layers)
     has_more = any(layer.rest or layer.norms for layer in layers)
     if has_more or len(weights) < len(layers):

@@ -1,4 +1,5 @@
-"""Which parameters are of one layer, and which axis of a weight is its output, by their names."""
+"""Which parameters are of one layer, and which axis of a weight is its output, by their
+names."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ CONV1D = re.compile(r"(^|\.)(c_attn|q_attn|c_fc|c_proj)\.weight$")
 
 @dataclass
 class Layer:
-    """Parameters that belong together: a weight (or none) with its bias and the norms behind it.
+    """Parameters that belong together: a weight (or none) with its bias and the norms
+    behind it.
 
-    Each is the position of a parameter; norms are pairs of a scale and a shift (or None).
+    Each is the position of a parameter; norms are pairs of a scale and a shift (or
+    None).
     is_in_out: whether the weight is (n_in, n_out), as that of `Conv1D` of transformers.
     """
 
@@ -42,7 +45,8 @@ def layers_by_name(parameters: Sequence[ParameterSpec]) -> list[Layer]:
 def _orient_square(parameters: Sequence[ParameterSpec], layers: list[Layer]) -> None:
     """Decides whether square weights with names as in GPT-2 are (n_in, n_out).
 
-    They are as others of such names, of which the lengths of biases say it; `Conv1D` has a bias.
+    They are as others of such names, of which the lengths of biases say it; `Conv1D`
+    has a bias.
     """
     named = [layer for layer in layers if _is_named_as_conv1d(parameters, layer)]
     square = [layer for layer in named if _is_square(parameters, layer)]
@@ -66,7 +70,8 @@ def _is_square(parameters: Sequence[ParameterSpec], layer: Layer) -> bool:
 def _layer_of_module(
     parameters: Sequence[ParameterSpec], members: dict[str, int]
 ) -> Layer:
-    """members: parameters of a module by their names, a weight and a bias or a single one."""
+    """members: parameters of a module by their names, a weight and a bias or a single
+    one."""
     weight = members.get("weight")
     bias = members.get("bias")
     first = next(iter(members.values())) if weight is None else weight
@@ -111,7 +116,8 @@ def _owner(
     layer: Layer,
     owners: dict[str, Layer],
 ) -> Layer | None:
-    """The layer whose bias is all that another layer has, if it has none yet and that fits."""
+    """The layer whose bias is all that another layer has, if it has none yet and that
+    fits."""
     if layer.weight is not None or layer.norms or len(layer.rest) != 1:
         return None
     bias = parameters[layer.rest[0]]

@@ -29,8 +29,8 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Softplus: "softplus",
     nn.Tanh: "tanh",
 }
-# Others that treat all neurons alike, or turn the places of a map into slots, with names; None for
-# those that only move what is there.
+# Others that treat all neurons alike, or turn the places of a map into slots, with
+# names; None for those that only move what is there.
 ALIKE: dict[type[nn.Module], str | None] = {
     nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
     nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
@@ -51,7 +51,8 @@ ALIKE: dict[type[nn.Module], str | None] = {
 
 
 def sequential_graph(model: nn.Module) -> NeuralGraph | None:
-    """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and modules in the lists above.
+    """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and modules in the
+    lists above.
 
     Returns None when the model is anything else.
     """
@@ -107,7 +108,8 @@ def _slot_shape(
 
 
 def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
-    """Leaf modules in the order of the forward pass, None where that order is not known."""
+    """Leaf modules in the order of the forward pass, None where that order is not
+    known."""
     if type(model) is not nn.Sequential:
         return None if any(True for _ in model.children()) else [model]
     leaves = []

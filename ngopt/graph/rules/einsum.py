@@ -30,7 +30,8 @@ def einsum(
     *_: Any,
     **__: Any,
 ) -> Value:
-    """Indices in both tensors and the result are a batch, those in both alone are summed.
+    """Indices in both tensors and the result are a batch, those in both alone are
+    summed.
 
     The others are kept.
     """

@@ -1,4 +1,5 @@
-"""Functions without weights that move entries, and forms in which other rules take values."""
+"""Functions without weights that move entries, and forms in which other rules take
+values."""
 
 from __future__ import annotations
 
@@ -91,7 +92,8 @@ def _moved_labels(
 
 
 def _function_on_labels(call: Node) -> Any:
-    # labels may repeat (stride 0) where the network's own tensor does not: no view has the shape
+    # labels may repeat (stride 0) where the network's own tensor does not: no view has
+    # the shape
     return torch.reshape if packet_of(call) in VIEWS else call.target
 
 
@@ -141,7 +143,8 @@ class _Part(NamedTuple):
 
 
 def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
-    """Notes down what parts of one layer went through that are put together, if it differs."""
+    """Notes down what parts of one layer went through that are put together, if it
+    differs."""
     parts = []
     for source in call.all_input_nodes:
         value = tracer.values.get(source)
@@ -177,7 +180,8 @@ def _path(tracer: Tracer, call: Node) -> str:
 
 
 def _moves_positions(call: Node, first: Value) -> bool:
-    """Whether a function takes some positions of neurons, or brings them into another order."""
+    """Whether a function takes some positions of neurons, or brings them into another
+    order."""
     if packet_of(call) not in POSITIONS or not isinstance(first, Neurons):
         return False
     dims = _changed_dims(call, first)
@@ -187,7 +191,8 @@ def _moves_positions(call: Node, first: Value) -> bool:
 
 
 def _changed_dims(call: Node, first: Neurons) -> list[int]:
-    """The dimensions in which a function selects or moves entries, as its arguments say."""
+    """The dimensions in which a function selects or moves entries, as its arguments
+    say."""
     packet = packet_of(call)
     options: Any = call.args[1:]
     if packet in SELECTIONS:
@@ -222,7 +227,8 @@ def _moved_elements(
     options: list,
     kwargs: dict,
 ) -> Value | None:
-    """None where the result is not of these elements alone, or the function has no views."""
+    """None where the result is not of these elements alone, or the function has no
+    views."""
     operands = tree_leaves((options, kwargs))
     if any(isinstance(x, (Neurons, Elements)) for x in operands):
         return None
@@ -242,7 +248,8 @@ def _moved_elements(
 
 
 def as_neurons(tracer: Tracer, call: Node, value: Value) -> Neurons:
-    """A parameter in the place of an activation (a class token) is the value of new nodes.
+    """A parameter in the place of an activation (a class token) is the value of new
+    nodes.
 
     Constants are no neurons.
     """
@@ -255,7 +262,8 @@ def as_neurons(tracer: Tracer, call: Node, value: Value) -> Neurons:
     numbers, which = value.numbers.unique(return_inverse=True)
     name = tracer.parameters[value.parameter].name
     count = len(numbers)
-    # free: as latents, learned entries of several positions may be one neuron, as in perceiver
+    # free: as latents, learned entries of several positions may be one neuron, as in
+    # perceiver
     free = numbers.new_empty(0, count)
     nodes = tracer.nodes.new(name, count, made_of=free, mark=Mark.LEARNED)
     different = Elements(value.parameter, numbers)
@@ -281,7 +289,8 @@ def flipped(shape: torch.Size) -> torch.Size:
 
 
 def is_whole(tracer: Tracer, x: Value) -> bool:
-    """Whether a value is a parameter in its own shape, no dimension of which was cut into parts."""
+    """Whether a value is a parameter in its own shape, no dimension of which was cut
+    into parts."""
     if not isinstance(x, Elements):
         return False
     return tuple(x.shape) == tracer.parameters[x.parameter].shape
@@ -298,7 +307,8 @@ def im2col(
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
     function: Any = call.target
-    # im2col takes no integers, and double holds numbers below 2^53; it pads with 0, no neuron
+    # im2col takes no integers, and double holds numbers below 2^53; it pads with 0, no
+    # neuron
     patches = function(x.labels.double(), *options)
     labels = patches.round().long()
     return Neurons(folded(labels))

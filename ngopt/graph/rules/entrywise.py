@@ -1,7 +1,9 @@
-"""Functions without weights that work entry by entry, and those that must be tried if they do.
+"""Functions without weights that work entry by entry, and those that must be tried if
+they do.
 
-A function of neurons alone, the same for all of them, changes nothing in the graph. What tells
-neurons apart must be in it: several neurons, a parameter, a constant that differs between them.
+A function of neurons alone, the same for all of them, changes nothing in the graph.
+What tells neurons apart must be in it: several neurons, a parameter, a constant that
+differs between them.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def constant(
     """A function of constants is computed."""
     value = call.target(*args, **kwargs)  # type: ignore[operator]
     expected = call.meta.get("val")
-    # of integer inputs that are traced as zeros a mask may leave another number than elsewhere
+    # of integer inputs that are traced as zeros a mask may leave another number than
+    # elsewhere
     if (
         isinstance(value, Tensor)
         and isinstance(expected, Tensor)
@@ -105,7 +108,8 @@ def _of_neurons(
     neurons: list[Neurons],
     operands: list,
 ) -> Value:
-    """Several neurons are factors; parameters and constants meet the result, one by one."""
+    """Several neurons are factors; parameters and constants meet the result, one by
+    one."""
     shape = tracer.shape_of(call)
     all_fit = all(_broadcasts(x.shape, shape) for x in neurons)
     if not all_fit or not _is_entrywise(tracer, call, neurons[0]):
@@ -126,7 +130,8 @@ def _meet(
     x: Neurons,
     other: Value,
 ) -> Neurons:
-    """Neurons behind what meets them entry by entry: a parameter, a constant, something unknown."""
+    """Neurons behind what meets them entry by entry: a parameter, a constant, something
+    unknown."""
     if isinstance(other, Elements):
         return with_parameter(tracer, call, x, other, "slope")
     if isinstance(other, Tensor):
@@ -154,7 +159,8 @@ def applied(tracer: Tracer, call: Node, labels: Tensor) -> None:
 
 
 def _function(call: Node, values: list[Value]) -> str | None:
-    """What tells a function from others, with its numbers and options; None for a random one."""
+    """What tells a function from others, with its numbers and options; None for a
+    random one."""
     # noise is new at every call, and singles out no neuron
     if torch.Tag.nondeterministic_seeded in _tags(call):
         return None
@@ -206,7 +212,8 @@ def _treats_alike(
     own: list[Elements],
     operands: list,
 ) -> bool:
-    """Whether a function treats all elements of a parameter alike: rows may be exchanged.
+    """Whether a function treats all elements of a parameter alike: rows may be
+    exchanged.
 
     own: the operands that are this parameter.
     """
@@ -223,7 +230,8 @@ def _treats_alike(
 
 
 def _is_uniform(other: Tensor | Unknown) -> bool:
-    """Whether what meets a parameter moves along when rows of the parameter are exchanged."""
+    """Whether what meets a parameter moves along when rows of the parameter are
+    exchanged."""
     if other.shape.numel() <= 1:
         return True
     if isinstance(other, Tensor):
@@ -232,7 +240,8 @@ def _is_uniform(other: Tensor | Unknown) -> bool:
 
 
 def _differ(labels: Tensor, other: Tensor) -> bool:
-    """Whether a dimension is one of different neurons for which another tensor may differ."""
+    """Whether a dimension is one of different neurons for which another tensor may
+    differ."""
     labels = folded(labels)
     other = other.expand(labels.shape)
     for d, n in enumerate(labels.shape):
@@ -244,10 +253,11 @@ def _differ(labels: Tensor, other: Tensor) -> bool:
 
 
 def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
-    """Where a constant differs between neurons, each of its values is a node with edges to those.
+    """Where a constant differs between neurons, each of its values is a node with edges
+    to those.
 
-    A sinusoidal position has other values for every neuron, the slope of an ALiBi other ones for
-    every head, and those of a rotary embedding are the same for all heads.
+    A sinusoidal position has other values for every neuron, the slope of an ALiBi other
+    ones for every head, and those of a rotary embedding are the same for all heads.
     """
     if constant.numel() <= 1:
         return
@@ -275,7 +285,8 @@ def _tell_apart(tracer: Tracer, labels: Tensor, values: Tensor) -> None:
     if not same_along(counts, 0):
         tracer.pin(nodes)
         return
-    # a type that holds all others; as pairs of reals, as unique takes no complex numbers
+    # a type that holds all others; as pairs of reals, as unique takes no complex
+    # numbers
     values = values[order].to(torch.complex128)
     numbers = torch.view_as_real(values).reshape(len(nodes), -1)
     rows, owner = numbers.unique(dim=0, return_inverse=True)
@@ -310,7 +321,8 @@ def _changes_only(
     x: Neurons,
     chosen: Tensor,
 ) -> bool:
-    """Whether other numbers for some neurons change the result of a function at these alone."""
+    """Whether other numbers for some neurons change the result of a function at these
+    alone."""
     # one neuron at all places: there are no others
     if chosen.all():
         return True

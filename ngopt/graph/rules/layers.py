@@ -27,7 +27,8 @@ from ngopt.graph.tracing.values import (
 aten = torch.ops.aten
 
 USES = 128
-"""At most so many uses of a weight in one call: large language models have 128 heads."""
+"""At most so many uses of a weight in one call: large language models have 128 heads.
+"""
 
 
 @register_rule(aten.linear)
@@ -48,7 +49,8 @@ def linear(
         return first_layer(tracer, call, x, weight, bias, shape)
     x = as_neurons(tracer, call, x)
     rows, which = tracer.unify_rows(x.labels, -1)
-    # too many rows differ along n_in, of which position_mixing says that nothing is known
+    # too many rows differ along n_in, of which position_mixing says that nothing is
+    # known
     if _are_positions(rows) or len(rows) > USES:
         return position_mixing(tracer, call, x, weight, bias, shape)
     results = torch.full((len(rows), weight.shape[0]), NO_NEURON)
@@ -60,10 +62,12 @@ def linear(
 
 
 def _are_positions(rows: Tensor) -> bool:
-    """Whether rows (r, n_in) are of positions: each is one neuron throughout, or none is one."""
+    """Whether rows (r, n_in) are of positions: each is one neuron throughout, or none
+    is one."""
     if not (rows > 0).any():
         return True
-    # one row has no other to differ from, and rows of one entry are always of one neuron
+    # one row has no other to differ from, and rows of one entry are always of one
+    # neuron
     return min(rows.shape) > 1 and same_along(rows, 1)
 
 
@@ -94,7 +98,8 @@ def first_layer(
     bias: Value,
     shape: torch.Size,
 ) -> Value:
-    """A weight that is applied to no neurons but to constants, or to what nothing is known of."""
+    """A weight that is applied to no neurons but to constants, or to what nothing is
+    known of."""
     targets = tracer.new_layer(weight, weight.shape[0])
     if not tracer.is_zero(
         call, x
@@ -115,7 +120,8 @@ def unknown_weight(
     bias: Value,
     shape: torch.Size,
 ) -> Value:
-    """x @ weight + bias with a weight (..., n_in, n_out) that is another activation, or unknown."""
+    """x @ weight + bias with a weight (..., n_in, n_out) that is another activation, or
+    unknown."""
     result = product_sum(tracer, call.name, x, weight, shape)
     is_lost = isinstance(result, Unknown) and isinstance(weight, (Tensor, Unknown))
     # a fixed matrix mixes neurons, as the random features in equilibrium
@@ -175,7 +181,8 @@ def matmul(
     other: Value,
     shape: torch.Size | None = None,
 ) -> Value:
-    """x @ other, either of which may be a parameter; two activations multiply (attention)."""
+    """x @ other, either of which may be a parameter; two activations multiply
+    (attention)."""
     shape = tracer.shape_of(call) if shape is None else shape
     if (
         isinstance(other, Elements)
@@ -211,7 +218,8 @@ def batched_weight(
     weight: Elements,
     shape: torch.Size,
 ) -> Value:
-    """(..., t, n_in) @ (..., n_in, n_out): a weight for each index of the leading dimensions."""
+    """(..., t, n_in) @ (..., n_in, n_out): a weight for each index of the leading
+    dimensions."""
     lead = weight.shape[:-2]
     both = torch.broadcast_shapes(x.shape[:-2], lead)
     labels = x.labels.expand(*both, *x.shape[-2:])
@@ -233,10 +241,11 @@ def batched_weight(
 
 
 def _places(labels: Tensor, lead: Sequence[int]) -> Iterator[tuple[int | slice, ...]]:
-    """Where in the leading dimensions of labels (*, *lead, t, n_in) weights (*lead) are used.
+    """Where in the leading dimensions of labels (*, *lead, t, n_in) weights (*lead) are
+    used.
 
-    Along a dimension in which the weight is broadcast: all at once where neurons are the same, as
-    in a batch, else one place after the other, as with heads.
+    Along a dimension in which the weight is broadcast: all at once where neurons are
+    the same, as in a batch, else one place after the other, as with heads.
     """
     axes = []
     for d, size in enumerate(lead, start=-2 - len(lead)):
@@ -264,7 +273,8 @@ def bilinear(
     right = tracer.unify_places(b.labels, -1)
     if left is None or right is None:
         return tracer.unknown(call)
-    # edges of value 1 need nodes at both ends; for elements alone `Tracer.edges` makes them
+    # edges of value 1 need nodes at both ends; for elements alone `Tracer.edges` makes
+    # them
     left = tracer.source_nodes(left, name)
     right = tracer.source_nodes(right, name)
     count = len(left) * len(right)
@@ -306,7 +316,8 @@ def grid_sample(
 def _features_of_plane(tracer: Tracer, call: Node, planes: Elements, k: int) -> Tensor:
     """New neurons (features,) of one of several planes (planes, features, *space)."""
     name = f"{tracer.name_of(planes)}.{k}"
-    # each plane is read at coordinates of its own, as in triplane: places are not shared
+    # each plane is read at coordinates of its own, as in triplane: places are not
+    # shared
     plane = planes.apply(lambda p: p[k].flatten(1))
     features, size = plane.shape
     places = tracer.nodes.new(f"{name}.places", size, "position")
@@ -382,7 +393,8 @@ def _weighted_rows(
     factors: Tensor,
     row: Tensor,
 ) -> Tensor | None:
-    """The neurons (1, n) of a sum of rows with a factor each; None if these are too many.
+    """The neurons (1, n) of a sum of rows with a factor each; None if these are too
+    many.
 
     factors: (indices,). row: the neurons of every row, (n,).
     """

@@ -124,7 +124,8 @@ def _new_channels(
     cells: Elements,
     bias: Value,
 ) -> Tensor:
-    """New neurons (n_out,) with edges from the channels of a map, in one or several rows (r, n_in).
+    """New neurons (n_out,) with edges from the channels of a map, in one or several
+    rows (r, n_in).
 
     cells: (g, n_out / g, n_in / g, *k).
     """
@@ -142,7 +143,8 @@ def _new_channels(
 
 
 def _is_one_neuron(tracer: Tracer, labels: Tensor, channel: int) -> bool:
-    """Whether the channels of each place are one neuron, and those of another place another.
+    """Whether the channels of each place are one neuron, and those of another place
+    another.
 
     Then they are positions.
     """
@@ -160,13 +162,15 @@ def _different_maps(
 ) -> tuple[list[Tensor], Tensor]:
     """The different rows of channels in space, (r, n) for each different batch entry.
 
-    Also which one is where, (*batch). Channels are other neurons in other places behind a pixel
-    shuffle, say.
+    Also which one is where, (*batch). Channels are other neurons in other places behind
+    a pixel shuffle, say.
     """
-    # first: behind a linear layer that makes a map each place has another row until then
+    # first: behind a linear layer that makes a map each place has another row until
+    # then
     join_places(tracer, labels, channel)
     rows, which = tracer.unify_rows(labels, channel)
-    # channel is negative; along dimensions in which rows only repeat `which` may have length 1
+    # channel is negative; along dimensions in which rows only repeat `which` may have
+    # length 1
     batch = which.shape[: labels.dim() + channel]
     maps = which.reshape(batch.numel(), -1)
     found = [tuple(places.unique().tolist()) for places in maps]
@@ -204,7 +208,8 @@ def _pooled(
 ) -> Value:
     if not isinstance(x, Neurons):
         return Unknown(shape)
-    # a single map (channels, *space) has no batch, and comes to the function that its space has
+    # a single map (channels, *space) has no batch, and comes to the function that its
+    # space has
     channel = x.labels.dim() - _spatial_dims(call) - 1
     # a window lies over several neurons of a channel behind a pixel shuffle
     join_places(tracer, x.labels, channel)
@@ -230,10 +235,12 @@ def join_places(
     labels: Tensor,
     channel: int,
 ) -> None:
-    """Neurons of a map (*batch, channels, *space) become one at all places of a channel.
+    """Neurons of a map (*batch, channels, *space) become one at all places of a
+    channel.
 
-    A linear layer that makes a map, or a pixel shuffle, has a neuron for every place of a channel.
-    What works alike on all places tells these apart by nothing but where they are: they are slots.
+    A linear layer that makes a map, or a pixel shuffle, has a neuron for every place of
+    a channel. What works alike on all places tells these apart by nothing but where
+    they are: they are slots.
     """
     channel = channel % labels.dim()
     (labels,) = without_repeats([labels], keep=[channel])

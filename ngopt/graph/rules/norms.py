@@ -92,7 +92,8 @@ def _norm_of_rows(
     bias: Value,
 ) -> Value:
     """A norm over the last `count` dimensions."""
-    # a scale is edges, which need nodes; without one the result stands for the parameter itself
+    # a scale is edges, which need nodes; without one the result stands for the
+    # parameter itself
     if isinstance(x, Elements) and _is_learned(weight, bias):
         x = as_neurons(tracer, call, x)
     if not isinstance(x, Neurons):
@@ -145,8 +146,8 @@ def _add_groups(
 ) -> None:
     """A node for each row of neurons that are normalised together, (groups, n).
 
-    before, after: the norm. Without other neurons after it the edges to the node are enough to tell
-    the rows apart.
+    before, after: the norm. Without other neurons after it the edges to the node are
+    enough to tell the rows apart.
     """
     nodes = tracer.nodes.new(f"{name}.groups", len(before), "group")[:, None]
     tracer.edges(None, before, nodes, "pool")
@@ -167,9 +168,9 @@ def scale_and_shift(
     """New nodes behind edges from one to one, the scale, with the shift as bias.
 
     As in Kofinas et al. 2024, App. C.3.
-    rows: labels (..., n), normalised together along the last dimension, which may leave out
-    repeats; None where each channel is on its own. Without a scale or shift the nodes stay as they
-    are, unless `fresh` ones are asked for.
+    rows: labels (..., n), normalised together along the last dimension, which may leave
+    out repeats; None where each channel is on its own. Without a scale or shift the
+    nodes stay as they are, unless `fresh` ones are asked for.
     """
     if not _is_learned(weight, bias) and not fresh:
         return _without_parameters(tracer, call, x, rows)
@@ -208,7 +209,8 @@ def _new_nodes(tracer: Tracer, name: str, sources: Tensor) -> Tensor:
     # layers that are concatenated stay apart behind a norm, as in densenet
     for group in groups.unique():
         members = groups == group
-        # in the order of channels, not of numbers: these differ behind a channel shuffle
+        # in the order of channels, not of numbers: these differ behind a channel
+        # shuffle
         different, which = in_order(sources[members])
         targets[members] = tracer.nodes.new(name, len(different))[which]
     return targets
@@ -235,13 +237,14 @@ def _shared_scale_and_shift(
     bias: Value,
     rows: Tensor | None,
 ) -> Value:
-    """A norm that is applied to several rows of neurons, as to the queries of every head.
+    """A norm that is applied to several rows of neurons, as to the queries of every
+    head.
 
-    New nodes behind edges of value 1; an element of the scale or shift is a node with edges to all
-    that share it. As edges from one to one, once for each row, the graph would be symmetric in the
-    neurons of each row alone, while the network is only in those of all rows together. Every row
-    that is normalised has a node as in a GroupNorm, as a neuron of one row is no twin of that of
-    another.
+    New nodes behind edges of value 1; an element of the scale or shift is a node with
+    edges to all that share it. As edges from one to one, once for each row, the graph
+    would be symmetric in the neurons of each row alone, while the network is only in
+    those of all rows together. Every row that is normalised has a node as in a
+    GroupNorm, as a neuron of one row is no twin of that of another.
     """
     (labels,) = tracer.nodes.find_all(x.labels)
     nodes = nodes_among(labels)
@@ -264,7 +267,8 @@ def _shared_scale_and_shift(
 
 
 def _add_row_nodes(tracer: Tracer, call: Node, labels: Tensor) -> bool:
-    """A node for each of several rows of neurons that are normalised together, (..., n).
+    """A node for each of several rows of neurons that are normalised together, (...,
+    n).
 
     False, and none, if rows overlap.
     """
@@ -286,7 +290,8 @@ def softmax(
     dim: int,
     *_: Any,
 ) -> Value:
-    """Over positions neurons stay as they are; each of several rows of neurons has a node."""
+    """Over positions neurons stay as they are; each of several rows of neurons has a
+    node."""
     if isinstance(x, Elements):
         # neurons that such rows meet are pinned, see `with_parameter`
         tracer.rowwise.add(x.parameter)

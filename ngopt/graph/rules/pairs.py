@@ -15,7 +15,8 @@ from ngopt.graph.tracing.values import Neurons, repeats_any, unique_pairs
 class Meeting(NamedTuple):
     """Which nodes of two tensors meet.
 
-    left, right: their labels, cut where both repeat. both: where two different nodes meet.
+    left, right: their labels, cut where both repeat. both: where two different nodes
+    meet.
     pairs: these nodes, (2, n). which: the pair at every place of `both`.
     shape: of the result.
     """
@@ -62,10 +63,11 @@ def sum_of(
     a: Neurons,
     b: Neurons,
 ) -> Neurons:
-    """A sum has the nodes of the newer layer, with edges of value 1 from those of the older one.
+    """A sum has the nodes of the newer layer, with edges of value 1 from those of the
+    older one.
 
-    Two layers that are only summed share their nodes. Where these meet several of the older layer,
-    or older and newer ones are mixed, sums are nodes of their own.
+    Two layers that are only summed share their nodes. Where these meet several of the
+    older layer, or older and newer ones are mixed, sums are nodes of their own.
     """
     met = Meeting.of(tracer, call, a, b)
     older, newer = met.pairs
@@ -127,7 +129,8 @@ def nodes_of_pairs(
     Edges of value 1 from the two sides, which are told apart.
     """
     left, right = pairs
-    # products of a neuron with several entries of the input may become one, as in mixture
+    # products of a neuron with several entries of the input may become one, as in
+    # mixture
     nodes = tracer.nodes.new(name, len(left), kind, pairs)
     tracer.edges(None, left, nodes, "left")
     tracer.edges(None, right, nodes, "right")
@@ -140,9 +143,11 @@ def used_by(
     targets: Tensor,
     kind: str,
 ) -> None:
-    """Edges of value 1 from sources[i] to targets[i], apart for each time a source comes.
+    """Edges of value 1 from sources[i] to targets[i], apart for each time a source
+    comes.
 
-    A neuron is used by one target after the other so, as keys are by several heads of queries.
+    A neuron is used by one target after the other so, as keys are by several heads of
+    queries.
     """
     order = sources.argsort(stable=True)
     _, counts = sources[order].unique_consecutive(return_counts=True)

@@ -29,9 +29,10 @@ def with_parameter(
 ) -> Neurons:
     """A parameter that is added to neurons or multiplied with them, entry by entry.
 
-    Where each neuron has elements of its own, a scale is edges from one to one to new nodes and
-    anything else a feature of the neuron; elements at different positions are slots. Elements that
-    several neurons share belong to a node of their own, with edges of value 1 to those.
+    Where each neuron has elements of its own, a scale is edges from one to one to new
+    nodes and anything else a feature of the neuron; elements at different positions are
+    slots. Elements that several neurons share belong to a node of their own, with edges
+    of value 1 to those.
     """
     for other in elements.also:
         x = with_parameter(tracer, call, x, other, kind)
@@ -60,7 +61,8 @@ def _entry_by_entry(
     parameter: int,
     kind: str,
 ) -> Tensor:
-    """What labels become by a parameter of which every neuron meets equally many elements.
+    """What labels become by a parameter of which every neuron meets equally many
+    elements.
 
     pairs: which neurons meet which elements, (2, pairs).
     """
@@ -69,7 +71,8 @@ def _entry_by_entry(
     met = pairs[1].reshape(len(nodes), -1)  # (neurons, elements of each)
     sets, owner = met.unique(dim=0, return_inverse=True)
     own = Elements(parameter, sets.squeeze(1))
-    # blocks of a graph are strided views, and an element lies in one set alone to be a slot there
+    # blocks of a graph are strided views, and an element lies in one set alone to be a
+    # slot there
     if own.view() is None or repeats_any(sets):
         tracer.pin(nodes)
         return labels
@@ -112,8 +115,8 @@ def _places_on_new_axes(
 ) -> Tensor:
     """Numbers of the places along the axes that a tensor gets from a parameter, from 0.
 
-    They broadcast to the shape. Along an axis that the tensor had before, the places are positions
-    of the same neurons.
+    They broadcast to the shape. Along an axis that the tensor had before, the places
+    are positions of the same neurons.
     """
     numbers = elements.numbers.expand(shape)
     missing = len(shape) - len(before)
@@ -160,7 +163,8 @@ def _along_new_axes(
 
 
 def _table(parameter: int, sources: Tensor, numbers: Tensor) -> Elements | None:
-    """The elements that each neuron meets, one at each of its places, (neurons, places).
+    """The elements that each neuron meets, one at each of its places, (neurons,
+    places).
 
     None where they are no view of the parameter.
     """
@@ -178,14 +182,16 @@ def _nodes_at_places(
     own: Elements | None,
     kind: str,
 ) -> Tensor:
-    """New nodes behind a scale from one to one, or behind copies of the sources without one."""
+    """New nodes behind a scale from one to one, or behind copies of the sources without
+    one."""
     count = len(sources)
     if own is None:
         nodes = tracer.nodes.new(call.name, count, "copy", sources[None])
         tracer.edges(None, sources, nodes, "copy")
         return nodes
     name = tracer.parameters[own.parameter].name
-    # free if the sources are: scaled entries of an input are joined as the entries would be
+    # free if the sources are: scaled entries of an input are joined as the entries
+    # would be
     nodes = tracer.nodes.new(name, count, made_of=sources[None])
     tracer.edges(own, sources.reshape(own.shape), nodes.reshape(own.shape), kind)
     return nodes

@@ -26,7 +26,8 @@ from ngopt.graph.tracing.values import (
 aten = torch.ops.aten
 
 Index = Sequence[Value | None]
-"""A tensor for each dimension that is indexed, or for several a mask; None for the others."""
+"""A tensor for each dimension that is indexed, or for several a mask; None for the
+others."""
 
 
 @register_rule(aten.index)
@@ -59,7 +60,8 @@ def index_select(
 
 
 def is_unknown(places: Index) -> bool:
-    """Whether some places are not constant: neurons may be places, as in `x[scores > 0]`."""
+    """Whether some places are not constant: neurons may be places, as in
+    `x[scores > 0]`."""
     return any(isinstance(place, (Neurons, Unknown)) for place in places)
 
 
@@ -98,8 +100,8 @@ def _picked(
 ) -> Value:
     """Places of x along some dimensions; which, nobody knows.
 
-    Neurons that are the same at all places are so here. Where they differ, as those of several
-    experts, any may come: then each is a node behind all that it may be.
+    Neurons that are the same at all places are so here. Where they differ, as those of
+    several experts, any may come: then each is a node behind all that it may be.
     """
     shape = tracer.shape_of(call)
     if isinstance(x, Tensor) and is_one_number(x):
@@ -159,7 +161,8 @@ def grouped_matmul(
     *_: Any,
     **__: Any,
 ) -> Value:
-    """Rows of x (rows, n_in), group after group, each times its group's W (groups, n_in, n_out).
+    """Rows of x (rows, n_in), group after group, each times its group's W (groups,
+    n_in, n_out).
 
     Data say how many rows a group has; here it is as many for each.
     """
@@ -187,7 +190,8 @@ def _of_groups(
     group: Tensor,
     groups: int,
 ) -> Tensor | None:
-    """The neurons (groups, n) that the rows (rows, n) of each group have; None where one has none.
+    """The neurons (groups, n) that the rows (rows, n) of each group have; None where
+    one has none.
 
     group: of every row, (rows,).
     """

@@ -34,7 +34,8 @@ from ngopt.graph.tracing.values import (
 aten = torch.ops.aten
 
 PRODUCTS = 4096
-"""At most so many products in a matrix product that is no scores or values of an attention."""
+"""At most so many products in a matrix product that is no scores or values of an
+attention."""
 ENTRIES = 1 << 20
 """At most so many different entries of that product are looked at."""
 
@@ -105,11 +106,11 @@ def product_sum(
 ) -> Value:
     """a @ b of two activations, (..., t, n) and (..., n, m).
 
-    Where the summed index runs over neurons (q k^T), each pair of them is a product, and all
-    products that are summed meet in one node, a head. Where it runs over positions (attention times
-    values), the neurons of b are weighted by those of a, each pair again a product. What differs
-    from position to position is joined if nothing keeps it apart, as the keys of a prefix and those
-    of tokens.
+    Where the summed index runs over neurons (q k^T), each pair of them is a product,
+    and all products that are summed meet in one node, a head. Where it runs over
+    positions (attention times values), the neurons of b are weighted by those of a,
+    each pair again a product. What differs from position to position is joined if
+    nothing keeps it apart, as the keys of a prefix and those of tokens.
     """
     if isinstance(a, Neurons) and isinstance(b, Neurons):
         return _of_activations(tracer, name, a.labels, b.labels, shape)
@@ -126,7 +127,8 @@ def _mixed(
     dim: int,
     shape: torch.Size,
 ) -> Value:
-    """What is no neurons mixes positions along a dimension, where they are the same neurons."""
+    """What is no neurons mixes positions along a dimension, where they are the same
+    neurons."""
     if not same_along(x.labels, dim):
         return Unknown(shape)
     first = x.labels.narrow(dim, 0, 1)
@@ -140,7 +142,8 @@ def _of_activations(
     b: Tensor,
     shape: torch.Size,
 ) -> Value:
-    """The product of labels (..., t, n) and (..., n, m); unknown where `_products` finds none."""
+    """The product of labels (..., t, n) and (..., n, m); unknown where `_products`
+    finds none."""
     left, right = _matrices(tracer, a, b)
     r, t, _ = left.shape
     m = right.shape[2]
@@ -198,7 +201,8 @@ def _unify_positions(
     labels: Tensor,
     dim: int,
 ) -> Tensor:
-    """Labels (r, n, m), the same at all positions of each (n, m) where nothing keeps them apart.
+    """Labels (r, n, m), the same at all positions of each (n, m) where nothing keeps
+    them apart.
 
     dim: that of the neurons; positions are along the other.
     """
@@ -223,7 +227,8 @@ def _scores(
     left: Tensor,
     right: Tensor,
 ) -> Tensor | None:
-    """left, right: (r, n), heads that repeat -> (r, 1, 1), one node a head behind n products.
+    """left, right: (r, n), heads that repeat -> (r, 1, 1), one node a head behind n
+    products.
 
     None where any entry is no neuron.
     """
@@ -247,7 +252,8 @@ def _weighted(
     heads: Tensor,
     values: Tensor,
 ) -> Tensor | None:
-    """heads: (r,), values: (r, m) -> (r, 1, m), the products of each head with its values.
+    """heads: (r,), values: (r, m) -> (r, 1, m), the products of each head with its
+    values.
 
     None where any entry is no neuron.
     """
@@ -271,7 +277,8 @@ def _pooled_products(
     left: Tensor,
     right: Tensor,
 ) -> Tensor | None:
-    """(r, t, n) and (r, n, m): a node for every product, and one for each set that is summed.
+    """(r, t, n) and (r, n, m): a node for every product, and one for each set that is
+    summed.
 
     None where these are too many, or any entry is no neuron.
     """
@@ -339,7 +346,8 @@ def multiplication(
     b: Value,
     **_: Any,
 ) -> Value:
-    """A gate (a product of neurons), a scale (edges from one to one), or a constant factor."""
+    """A gate (a product of neurons), a scale (edges from one to one), or a constant
+    factor."""
     is_norm = any(isinstance(x, Neurons) and x.is_normalised for x in (a, b))
     kind = "gamma" if is_norm else "scale"
     return with_other(tracer, call, a, b, product_of, kind)

@@ -38,10 +38,11 @@ def recurrent(
     x: Value,
     *args: Any,
 ) -> Value:
-    """W_ih (gates * n, n_in), W_hh (gates * n, n), and two biases, layer by layer and way by way.
+    """W_ih (gates * n, n_in), W_hh (gates * n, n), and two biases, layer by layer and
+    way by way.
 
-    Gates are slots. Gives the outputs of the last layer and the last states (layers * ways, b, n),
-    an LSTM's also of its cells.
+    Gates are slots. Gives the outputs of the last layer and the last states (layers *
+    ways, b, n), an LSTM's also of its cells.
     """
     is_packed = (
         getattr(call.target, "_overloadname", "") == "data"
@@ -70,7 +71,8 @@ def recurrent(
             last.append(nodes)
         current = torch.cat(ends)
     hidden, cells = map(torch.stack, zip(*last, strict=True))
-    # the axis of length 1 is the batch's; without cells torch gives two values, and zip ends early
+    # the axis of length 1 is the batch's; without cells torch gives two values, and zip
+    # ends early
     found = (current, hidden[:, None], cells[:, None])
     results = zip(found, call.meta["val"], strict=False)
     return tuple(Neurons(nodes.expand(value.shape)) for nodes, value in results)
@@ -203,9 +205,11 @@ def _holders(
     nodes: tuple[Tensor, Tensor],
     states: int,
 ) -> list[tuple[Tensor, str]]:
-    """The nodes that hold each of a layer's states, and the kind of the edges by which one enters.
+    """The nodes that hold each of a layer's states, and the kind of the edges by which
+    one enters.
 
-    The hidden state of an LSTM reaches its cells only through W_hh; other states are added to.
+    The hidden state of an LSTM reaches its cells only through W_hh; other states are
+    added to.
     """
     hidden, cells = nodes
     if states == 2:
@@ -232,8 +236,9 @@ def _enter(
 ) -> None:
     """Edges of value 1 from a given state (b, n) to the nodes that hold it.
 
-    A learned one is a feature of these. Constants that treat all neurons alike, such as zeros, are
-    nothing; others, and what could not be followed, have nodes of their own, one for each neuron.
+    A learned one is a feature of these. Constants that treat all neurons alike, such as
+    zeros, are nothing; others, and what could not be followed, have nodes of their own,
+    one for each neuron.
     """
     if isinstance(state, Elements):
         rows = state.numbers
@@ -258,10 +263,11 @@ def _enter(
 
 @dataclass
 class Cell:
-    """A cell that takes step after step: the nodes of all its states, and what reaches them.
+    """A cell that takes step after step: the nodes of all its states, and what reaches
+    them.
 
-    inputs: what W_ih sees in the steps, (n_in,) each. entered: for each kind of edges, the nodes
-    that hold a state and those that it came from.
+    inputs: what W_ih sees in the steps, (n_in,) each. entered: for each kind of edges,
+    the nodes that hold a state and those that it came from.
     """
 
     nodes: tuple[Tensor, Tensor]
@@ -279,8 +285,8 @@ def recurrent_cell(
 ) -> Value:
     """A step of a recurrent layer.
 
-    It has the same nodes as the step before where it takes up the state of that. Where no state is
-    one of the same weights, a new recurrence begins.
+    It has the same nodes as the step before where it takes up the state of that. Where
+    no state is one of the same weights, a new recurrence begins.
     """
     # without biases these are None
     weights = [w for w in parameters if w is not None]
@@ -302,7 +308,8 @@ def _take_up(
     states: Sequence[Value],
     given: Sequence[Tensor | None],
 ) -> None:
-    """Edges from the states that a step is given to the nodes that hold them, if there are none."""
+    """Edges from the states that a step is given to the nodes that hold them, if there
+    are none."""
     holders = _holders(cell.nodes, len(states))
     for state, nodes, (held_by, kind) in zip(states, given, holders, strict=True):
         # states of the step before are these nodes, and need no edges
@@ -360,7 +367,8 @@ def _same(tracer: Tracer, a: Tensor, b: Tensor | None) -> bool:
 
 
 def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
-    """Makes the inputs of two steps the same neurons, if they are entries of the network's input.
+    """Makes the inputs of two steps the same neurons, if they are entries of the
+    network's input.
 
     Returns whether they are the same now.
     """

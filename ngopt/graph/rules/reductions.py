@@ -65,7 +65,8 @@ def _with_places(call: Node, rule: Callable[[torch.Size], Value]) -> Value:
 
 
 def _along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
-    """Neurons that are the same at all places stay; of different ones any may rank anywhere."""
+    """Neurons that are the same at all places stay; of different ones any may rank
+    anywhere."""
     dims = _named_dims(call, len(x.shape))
     if not isinstance(x, Neurons):
         return Unknown(shape)
@@ -89,7 +90,8 @@ def _along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
 def _pooled_along(
     tracer: Tracer, call: Node, labels: Tensor, dims: list[int]
 ) -> Tensor | None:
-    """A node for each set of neurons along some dimensions, in whose places there is one."""
+    """A node for each set of neurons along some dimensions, in whose places there is
+    one."""
     last = list(range(-len(dims), 0))
     moved = labels.movedim(dims, last)
     lead = moved.shape[: -len(dims)]
@@ -106,12 +108,14 @@ def _reduced(
     x: Value,
     shape: torch.Size,
 ) -> Value:
-    """Over positions of the same neurons these stay; different neurons meet in a new node."""
+    """Over positions of the same neurons these stay; different neurons meet in a new
+    node."""
     if not isinstance(x, Neurons):
         # one number of all elements says nothing of rows
         if isinstance(x, Elements) and shape.numel() > 1:
             tracer.rowwise.add(x.parameter)
-        # statistics of rows are exchanged with them, as in normalised, unless rows were cut
+        # statistics of rows are exchanged with them, as in normalised, unless rows were
+        # cut
         return Unknown(shape, equivariant=is_whole(tracer, x))
     dims = _reduced_dims(call, x.shape, shape)
     if dims is None:
@@ -133,7 +137,8 @@ def _reduced(
 
 
 def _pool_nodes(tracer: Tracer, call: Node, rows: Tensor) -> Tensor | None:
-    """A node for each set of neurons (n,) among rows (r, n), as (r,); None if they are too many."""
+    """A node for each set of neurons (n,) among rows (r, n), as (r,); None if they are
+    too many."""
     # no reduction sees an order, so that rows of the same neurons have one node
     rows = rows.sort(dim=1).values
     sets, which = rows.unique(dim=0, return_inverse=True)

@@ -60,7 +60,8 @@ def fill(
 ) -> Value:
     """All entries of x become one number."""
     if isinstance(x, Elements):
-        # of no use where they were erased, they stay with the others: Swin V2 has no bias of keys
+        # of no use where they were erased, they stay with the others: Swin V2 has no
+        # bias of keys
         tracer.fixed.add(x.parameter)
         return x
     label = torch.tensor(SAME_CONSTANT)
@@ -99,7 +100,8 @@ def _put_somewhere(
     new: Value,
     is_added: bool,
 ) -> Value:
-    """x with new entries where data say, the same ones at all places; nobody knows at which."""
+    """x with new entries where data say, the same ones at all places; nobody knows at
+    which."""
     dims = indexed_dims(call)
     if isinstance(new, Tensor):
         if not isinstance(x, Neurons):
@@ -133,9 +135,11 @@ def _at_all_places(
     dims: list[int],
     shape: torch.Size,
 ) -> Neurons | None:
-    """The neurons of some places as those of all; None where they differ from place to place.
+    """The neurons of some places as those of all; None where they differ from place to
+    place.
 
-    dims: of the places, side by side, in the shape of all; one in that of the new entries.
+    dims: of the places, side by side, in the shape of all; one in that of the new
+    entries.
     """
     first, last = dims[0], dims[-1]
     before = shape[:first]

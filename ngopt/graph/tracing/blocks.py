@@ -1,9 +1,10 @@
 """Finds the blocks among edges, once it is known which nodes are the same.
 
-Labels say how edges lie: an axis along which only the sources change is one of columns, only the
-targets, one of rows, both, one of groups, and neither, one of slots. Where nodes repeat along an
-axis in a regular way it is two axes, as that of a flattened feature map is channels and places.
-Where the group of nodes changes, or nodes repeat in no regular way, blocks end.
+Labels say how edges lie: an axis along which only the sources change is one of columns,
+only the targets, one of rows, both, one of groups, and neither, one of slots. Where
+nodes repeat along an axis in a regular way it is two axes, as that of a flattened
+feature map is channels and places. Where the group of nodes changes, or nodes repeat in
+no regular way, blocks end.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def blocks_of(edges: Edges, nodes: Nodes) -> Iterator[Block]:
 class Piece:
     """Edges whose elements lie at even distances.
 
-    view: (*axes, *slots). ends: the targets and, where there are, the sources, (*axes), of length 1
-    along axes that do not change them.
+    view: (*axes, *slots). ends: the targets and, where there are, the sources, (*axes),
+    of length 1 along axes that do not change them.
     """
 
     view: View
@@ -79,7 +80,8 @@ class Piece:
         return found
 
     def rows(self, axis: int, ends: Sequence[int]) -> Tensor:
-        """The nodes at every place of an axis, (n, k); sources are other numbers than targets."""
+        """The nodes at every place of an axis, (n, k); sources are other numbers than
+        targets."""
         rows = []
         for k in ends:
             own = self.ends[k].movedim(axis, 0)
@@ -111,7 +113,8 @@ class Piece:
         return Piece(view, tuple(ends), self.kind, path)
 
     def split(self, axis: int, found: Repeats) -> Piece:
-        """The same with two axes for one: that of the nodes, and that of the times they come."""
+        """The same with two axes for one: that of the nodes, and that of the times they
+        come."""
         view = self.view
         stride = view.strides[axis]
         steps = (found.step * stride, found.time_step * stride)
@@ -126,7 +129,8 @@ class Piece:
         for k in self.changing(axis):
             ordered = self.ends[k].index_select(axis, index)
             wide = ordered.unflatten(axis, places.shape)
-            # where an end repeats, it has length 1 along the times: that axis does not change it
+            # where an end repeats, it has length 1 along the times: that axis does not
+            # change it
             ends[k] = compact(wide)
         return replace(self, view=view, ends=tuple(ends))
 
@@ -147,7 +151,8 @@ def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[
     # (b, elements, features), as View.read takes it
     flat = numbers.flatten()[None, :, None]
     shape = tuple(numbers.shape)
-    # elements at no even distances have no view; their places in `numbers` do, and can be cut
+    # elements at no even distances have no view; their places in `numbers` do, and can
+    # be cut
     places = whole(elements.parameter, shape)
     uneven = Piece(places, ends, edges.kind, edges.path)
     for piece in _at_even_distances(uneven, numbers, 0):
@@ -171,11 +176,13 @@ def _compact_ends(edges: Edges, nodes: Nodes) -> tuple[Tensor, ...]:
 
 
 def _at_even_distances(piece: Piece, numbers: Tensor, axis: int) -> Iterator[Piece]:
-    """Pieces in which the first numbers along each axis, from this one on, are evenly spaced."""
+    """Pieces in which the first numbers along each axis, from this one on, are evenly
+    spaced."""
     if axis not in piece.axes:
         yield piece
         return
-    # of all numbers, not the piece's: cuts along other axes leave places along this one as they are
+    # of all numbers, not the piece's: cuts along other axes leave places along this one
+    # as they are
     line = along(numbers, axis)
     runs = even_runs(line)
     start = 0
@@ -194,7 +201,8 @@ def even_runs(numbers: Tensor) -> list[Tensor]:
     runs = []
     while len(numbers):
         steps = numbers.diff()
-        # steps[i] lies behind numbers[i], so that a run ends at the first i of another step
+        # steps[i] lies behind numbers[i], so that a run ends at the first i of another
+        # step
         changes = (steps != steps[:1]).nonzero()
         length = len(numbers)
         if len(changes):
@@ -205,7 +213,8 @@ def even_runs(numbers: Tensor) -> list[Tensor]:
 
 
 def _within_groups(piece: Piece, nodes: Nodes, first: int = 0) -> Iterator[Piece]:
-    """Pieces whose ends lie in one group each; along axes before the first they do already."""
+    """Pieces whose ends lie in one group each; along axes before the first they do
+    already."""
     # groups in the place of nodes, so that `rows` tells which places have the same
     ends = tuple(nodes.group_of(end) for end in piece.ends)
     groups = replace(piece, ends=ends)
@@ -240,7 +249,8 @@ def _as_range(run: Tensor) -> range:
 
 
 def _distinct_parts(piece: Piece) -> Iterator[Piece]:
-    """Pieces that have no node twice at an end: what repeats regularly is on axes of its own."""
+    """Pieces that have no node twice at an end: what repeats regularly is on axes of
+    its own."""
     if _is_distinct(piece):
         yield piece
         return
@@ -254,7 +264,8 @@ def _distinct_parts(piece: Piece) -> Iterator[Piece]:
         if not changing:
             continue
         rows = piece.rows(axis, changing)
-        # a node that repeats is at two places of some axis, so that there one cut at least is found
+        # a node that repeats is at two places of some axis, so that there one cut at
+        # least is found
         stretches = list(_stretches(rows))
         if len(stretches) > 1:
             for places in stretches:
@@ -268,7 +279,8 @@ def _is_distinct(piece: Piece) -> bool:
 
 
 def _repeats_split(piece: Piece, ends: Sequence[int]) -> Piece:
-    """A piece with two axes for each along which those of the ends that it changes repeat."""
+    """A piece with two axes for each along which those of the ends that it changes
+    repeat."""
     # from the last on: a split moves the axes behind it
     for axis in reversed(piece.axes):
         changing = [k for k in piece.changing(axis) if k in ends]
@@ -300,7 +312,8 @@ def _arranged(piece: Piece) -> Iterator[Block]:
     for ends in ENDS:
         axes = piece.changing_just(*ends)
         if not _can_merge(piece.view, axes):
-            # one place at a time: an axis of length 1 is left out, and those within may merge
+            # one place at a time: an axis of length 1 is left out, and those within may
+            # merge
             outer = axes[0]
             for place in range(piece.view.shape[outer]):
                 only = range(place, place + 1)

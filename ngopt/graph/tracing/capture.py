@@ -1,4 +1,5 @@
-"""Brings a module to a graph of torch functions, with an example input or a guessed one."""
+"""Brings a module to a graph of torch functions, with an example input or a guessed
+one."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Inputs:
 class Program:
     """The functions that a module applies to an input.
 
-    state: for the names of nodes that stand for parameters, buffers and constants, these tensors.
+    state: for the names of nodes that stand for parameters, buffers and constants,
+    these tensors.
     is_cut: whether the input was a few rows of the example.
     """
 
@@ -76,11 +78,12 @@ def capture(
 ) -> Program:
     """The functions that a module applies to an example input (see `arguments`).
 
-    `torch.export` says it for whatever the input's values are. Where these decide what the module
-    does (`if x.mean() > 0`), it cannot; then the module runs, and torch.fx records what it does to
-    this input. With `cut`, a few rows of the input do if the module takes them. Without `training`
-    it runs in evaluation mode. A copy of the module runs: nothing of the module and of the input
-    changes, see `isolated`. Raises whatever the module raises, or NotCaptured.
+    `torch.export` says it for whatever the input's values are. Where these decide what
+    the module does (`if x.mean() > 0`), it cannot; then the module runs, and torch.fx
+    records what it does to this input. With `cut`, a few rows of the input do if the
+    module takes them. Without `training` it runs in evaluation mode. A copy of the
+    module runs: nothing of the module and of the input changes, see `isolated`. Raises
+    whatever the module raises, or NotCaptured.
     """
     whole = arguments(example_input)
     inputs = [whole]
@@ -188,7 +191,8 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
 
 
 def _with_sizes(value: Any) -> Any:
-    """A value of a program; the input's values may decide on sizes, as of what an expert is given.
+    """A value of a program; the input's values may decide on sizes, as of what an
+    expert is given.
 
     As with rows of an example, two of such do.
     """
@@ -207,7 +211,8 @@ def _with_sizes(value: Any) -> Any:
 
 def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     """Runs the module once; of the functions that it calls, torch.fx keeps a list."""
-    # the walk knows parameters by identity; buffers may change in the run, so it has copies
+    # the walk knows parameters by identity; buffers may change in the run, so it has
+    # copies
     own: dict[str, Tensor] = dict(model.named_parameters())
     for name, buffer in model.named_buffers():
         own[name] = buffer.clone()
@@ -227,7 +232,8 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     graph = inlined(traced)
     graph.eliminate_dead_code()  # such as what a condition was made of
     placeholders = graph.find_nodes(op="placeholder")
-    # no placeholder is dead code: those of the state come first, then those of the inputs
+    # no placeholder is dead code: those of the state come first, then those of the
+    # inputs
     names = [call.name for call in placeholders]
     state = dict(zip(names, own.values(), strict=False))
     for call in graph.find_nodes(op="get_attr"):
@@ -238,7 +244,8 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
 
 
 def _for_cpu(graph: Graph) -> Graph:
-    """Functions that name a device make their constants on the CPU, where rules compute."""
+    """Functions that name a device make their constants on the CPU, where rules
+    compute."""
 
     def moved(value: Any) -> Any:
         return torch.device("cpu") if isinstance(value, torch.device) else value
@@ -250,7 +257,8 @@ def _for_cpu(graph: Graph) -> Graph:
 
 
 class _Located(Interpreter):
-    """Runs a list of functions once more, so that results which share memory do so in the list."""
+    """Runs a list of functions once more, so that results which share memory do so in
+    the list."""
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
@@ -259,7 +267,8 @@ class _Located(Interpreter):
 
 
 def inlined(module: GraphModule) -> Graph:
-    """The functions of a module, those of its regions (autocast, no_grad) in their places."""
+    """The functions of a module, those of its regions (autocast, no_grad) in their
+    places."""
     graph = module.graph
     # a list, as nodes are erased on the way
     for call in list(graph.nodes):
@@ -330,7 +339,8 @@ def _takes(region: GraphModule, operands: list[Any]) -> bool:
 def _tensors(output: Any) -> list[Tensor]:
     """The tensors that a module returns.
 
-    What else it returns, numbers or a cache of keys and values, is no part of the network.
+    What else it returns, numbers or a cache of keys and values, is no part of the
+    network.
     """
     found = []
     for leaf in tree_leaves(output):
@@ -344,7 +354,8 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def guess_inputs(model: nn.Module) -> Iterator[Tensor]:
-    """Inputs that a module might take, judging by the first of its layers that has weights."""
+    """Inputs that a module might take, judging by the first of its layers that has
+    weights."""
     device = next((p.device for p in model.parameters()), None)
     # of its own: the user's random numbers stay what they are
     generator = torch.Generator("cpu").manual_seed(0)

@@ -31,15 +31,16 @@ HOOKS = [name for name in nn.Module().__dict__ if "hook" in name]
 CONTAINERS = list, dict, set, deque
 
 OF_TORCH = "torch.nn.utils."
-"""Where hooks of torch that compute weights are defined: weight_norm, spectral_norm, pruning."""
+"""Where hooks of torch that compute weights are defined: weight_norm, spectral_norm,
+pruning."""
 
 
 class Copier:
     """Copies values with all that they refer to.
 
-    Parameters are shared. Other tensors are copied, as the forward may write to them. Modules have
-    no hooks but those that compute weights. What cannot be copied is shared: locks, files, objects
-    that release something when they are deleted.
+    Parameters are shared. Other tensors are copied, as the forward may write to them.
+    Modules have no hooks but those that compute weights. What cannot be copied is
+    shared: locks, files, objects that release something when they are deleted.
     tensor: how tensors that are no parameters are copied.
     """
 
@@ -150,7 +151,8 @@ class Copier:
         return weakref.ref(known)
 
     def _function(self, function: FunctionType) -> Any:
-        """A function of the copies of what it refers to, as a `forward` that a user replaced."""
+        """A function of the copies of what it refers to, as a `forward` that a user
+        replaced."""
         names = function.__code__.co_names
         refers = [(name, function.__globals__.get(name)) for name in names]
         modules = {
@@ -271,7 +273,8 @@ def _is_of_torch(hook: Any) -> bool:
 
 
 def computed_weights(module: nn.Module) -> set[str]:
-    """Attributes that are made of a parameter of a longer name: `weight` of `weight_orig`."""
+    """Attributes that are made of a parameter of a longer name: `weight` of
+    `weight_orig`."""
     found = set()
     for name, value in module.__dict__.items():
         if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):

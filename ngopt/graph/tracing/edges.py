@@ -12,12 +12,13 @@ from ngopt.graph.tracing.values import Elements
 
 @dataclass(frozen=True)
 class Edges:
-    """Edges whose values are elements of a parameter, or features of nodes: what a rule says.
+    """Edges whose values are elements of a parameter, or features of nodes: what a rule
+    says.
 
-    sources, targets: labels of nodes that broadcast to one shape (*axes). Without sources, elements
-    are features of the targets.
-    elements: (*axes, *slots): what dimensions they have beyond those of the labels are slots. None
-    for edges of value 1.
+    sources, targets: labels of nodes that broadcast to one shape (*axes). Without
+    sources, elements are features of the targets.
+    elements: (*axes, *slots): what dimensions they have beyond those of the labels are
+    slots. None for edges of value 1.
     path: how the sources come to the weight; those with the same path see them alike.
     """
 
@@ -30,11 +31,13 @@ class Edges:
 
 @dataclass(frozen=True)
 class Block:
-    """A regular piece of `Edges`: an `EdgeBlock` or `Bias` whose ends are still node numbers.
+    """A regular piece of `Edges`: an `EdgeBlock` or `Bias` whose ends are still node
+    numbers.
 
     No node is at an end twice, and each end lies in one group.
-    sources: (groups * n_source,). targets: (groups * n_target,). view: (*shape, *slot_shape), where
-    shape is (groups, n_target, n_source); or (n, *slot_shape) for features of n targets.
+    sources: (groups * n_source,). targets: (groups * n_target,). view: (*shape,
+    *slot_shape), where shape is (groups, n_target, n_source); or (n, *slot_shape) for
+    features of n targets.
     """
 
     view: View | None

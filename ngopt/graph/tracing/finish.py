@@ -61,7 +61,8 @@ def _pin_fixed(tracer: Tracer, blocks: Sequence[Block]) -> None:
     """Pins the ends of the parameters that are fixed."""
     for block in blocks:
         view = block.view
-        # such as the masked weight of parts, whose rows differ by more than their elements
+        # such as the masked weight of parts, whose rows differ by more than their
+        # elements
         if view is not None and view.parameter in tracer.fixed:
             tracer.pin(*_ends(block))
 
@@ -80,7 +81,8 @@ def _note_functions(tracer: Tracer, groups: _Groups, builder: GraphBuilder) -> N
 def _inner(builder: GraphBuilder, groups: _Groups) -> set[int]:
     """The groups that edges lead to, and those that are learned.
 
-    A position that leads nowhere is still one among others; a neuron that does so is not needed.
+    A position that leads nowhere is still one among others; a neuron that does so is
+    not needed.
     """
     targets = {block.target for block in builder.blocks}
     found = set()
@@ -93,7 +95,8 @@ def _inner(builder: GraphBuilder, groups: _Groups) -> set[int]:
 
 
 def tell_functions_apart(tracer: Tracer) -> None:
-    """Adds nodes for functions that not all neurons of a layer went through, with edges to those.
+    """Adds nodes for functions that not all neurons of a layer went through, with edges
+    to those.
 
     Behind cat([-x[2:], x[:2]]) the first two neurons of x are no twins of the others.
     """
@@ -131,7 +134,8 @@ def _histories(tracer: Tracer) -> Tensor:
         # numbers may come twice where nodes were unified: they write the same, once
         found = nodes.find(labels)
         before = histories[found]
-        # a base above the number of functions: histories differ until int64 wraps around
+        # a base above the number of functions: histories differ until int64 wraps
+        # around
         histories[found] = before * 1_000_003 + number
     return histories
 
@@ -146,10 +150,12 @@ def _mixed(groups: Tensor, histories: Tensor) -> Tensor:
 
 
 def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
-    """Gives a weight sources of its own where another has the same ends but sees them otherwise.
+    """Gives a weight sources of its own where another has the same ends but sees them
+    otherwise.
 
-    A x + B mean(x) has two weights from and to the same neurons, as A x + B sin(x) has. Exchanging
-    them changes the function, and only nodes between x and B, the copies, say so.
+    A x + B mean(x) has two weights from and to the same neurons, as A x + B sin(x) has.
+    Exchanging them changes the function, and only nodes between x and B, the copies,
+    say so.
     """
     found = []
     before = defaultdict(list)
@@ -185,7 +191,8 @@ def _between(nodes: Nodes, block: Block) -> tuple:
 
 
 def _is_seen_otherwise(a: Block, b: Block) -> bool:
-    """Whether the paths of two differ, but an edge of one has the ends of an edge of the other."""
+    """Whether the paths of two differ, but an edge of one has the ends of an edge of
+    the other."""
     if a.path == b.path:
         return False
     sources = torch.isin(_sources(a), _sources(b))
@@ -204,7 +211,8 @@ def _copy_of_sources(tracer: Tracer, block: Block) -> Block:
 
 
 def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Block]:
-    """Pieces of a parameter that do the same to the same nodes, as rows of a table, are slots."""
+    """Pieces of a parameter that do the same to the same nodes, as rows of a table, are
+    slots."""
     alike = defaultdict(list)
     for bias in biases:
         view = _view(bias)
@@ -222,7 +230,8 @@ def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Blo
 def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
     """One block for pieces that differ in their offsets.
 
-    Where they lie at no even distances the nodes are pinned: nothing says which piece comes first.
+    Where they lie at no even distances the nodes are pinned: nothing says which piece
+    comes first.
     """
     first = pieces[0]
     offsets = {_view(piece).offset for piece in pieces}
@@ -239,7 +248,8 @@ def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
 
 
 def _stacked(view: View, offsets: Sequence[int]) -> View | None:
-    """A view (n, ...) and others like it, as (n, views, ...); None if at no even distances."""
+    """A view (n, ...) and others like it, as (n, views, ...); None if at no even
+    distances."""
     steps = {b - a for a, b in pairwise(offsets)}
     if len(steps) > 1:
         return None
@@ -329,7 +339,8 @@ class _Groups:
         return Bias(view, group, block.slot_shape, block.kind, index)
 
     def locate(self, end: Tensor) -> tuple[int, Index]:
-        """The group of nodes and their places in it, None if these are all in their order."""
+        """The group of nodes and their places in it, None if these are all in their
+        order."""
         old = self._group(end)
         places = self.place_of[end].tolist()
         everything = list(range(self.sizes[old]))

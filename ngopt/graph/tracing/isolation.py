@@ -25,17 +25,19 @@ CACHE = functools._lru_cache_wrapper
 
 @contextmanager
 def isolated(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy of a module that may run without a change of the module or of anything around it.
+    """A copy of a module that may run without a change of the module or of anything
+    around it.
 
-    The copy shares the parameters. Buffers, and whatever the forward stores in attributes of the
-    module and of objects that it refers to, are copied. Within, users' hooks do not run (those
-    that compute weights do). Class attributes and random generators are put back behind it.
+    The copy shares the parameters. Buffers, and whatever the forward stores in
+    attributes of the module and of objects that it refers to, are copied. Within,
+    users' hooks do not run (those that compute weights do). Class attributes and random
+    generators are put back behind it.
 
-    What a forward stores elsewhere is not protected: in parameters that it writes in place through
-    `.data` (under `torch.no_grad` they are safe), in global variables, in closures of methods
-    that its class defines, and in objects that cannot be copied, such as open files. torch.jit's
-    modules are not copied, nor are modules whose attributes cannot be followed; these run
-    themselves.
+    What a forward stores elsewhere is not protected: in parameters that it writes in
+    place through `.data` (under `torch.no_grad` they are safe), in global variables, in
+    closures of methods that its class defines, and in objects that cannot be copied,
+    such as open files. torch.jit's modules are not copied, nor are modules whose
+    attributes cannot be followed; these run themselves.
     """
     copier = Copier()
     try:
@@ -54,7 +56,8 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def _kept_generators(model: nn.Module) -> Iterator[None]:
-    """Random numbers of Python, NumPy and torch are those of a program that did not trace."""
+    """Random numbers of Python, NumPy and torch are those of a program that did not
+    trace."""
     state = random.getstate()
     # looked up, not imported: a module that draws from it has imported it
     numpy = sys.modules.get("numpy")
@@ -146,7 +149,8 @@ def _caches(kinds: Iterable[type]) -> set[Any]:
 
 
 class _Contents:
-    """What lists, dicts, sets, tensors and objects hold that can be reached from each other."""
+    """What lists, dicts, sets, tensors and objects hold that can be reached from each
+    other."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Any, Any]] = {}

@@ -30,10 +30,12 @@ class Mark(IntFlag):
 
 
 class Nodes:
-    """Hands out node numbers, from 1 and group after group, and knows which are one and the same.
+    """Hands out node numbers, from 1 and group after group, and knows which are one and
+    the same.
 
     Labels are int64 tensors of node numbers; what is not positive stands for no neuron.
-    names, kinds: of the groups. starts: their first nodes, and how many numbers were given.
+    names, kinds: of the groups. starts: their first nodes, and how many numbers were
+    given.
     step: the number of the function that is being traced.
     """
 
@@ -48,7 +50,8 @@ class Nodes:
 
     @property
     def count(self) -> int:
-        """How many numbers were given, those of nodes that turned out to be others among them."""
+        """How many numbers were given, those of nodes that turned out to be others
+        among them."""
         return self.starts[-1]
 
     def new(
@@ -61,9 +64,11 @@ class Nodes:
     ) -> Tensor:
         """Numbers of a new group of nodes, (size,).
 
-        made_of: (k, size), the nodes which each is a function of without weights; what is made of
-            nodes that may be unified may be as well, and so may all that is made of none (k = 0).
-            By default nodes are the targets of a weight, which keeps each apart from the others.
+        made_of: (k, size), the nodes which each is a function of without weights; what
+        is made of
+            nodes that may be unified may be as well, and so may all that is made of
+            none (k = 0). By default nodes are the targets of a weight, which keeps each
+            apart from the others.
         """
         start = self.count
         stop = start + size
@@ -95,11 +100,13 @@ class Nodes:
         self._alias, self._group, self._step, self._identity, self._marks = facts
 
     def _identities(self, numbers: Tensor, made_of: Tensor) -> Tensor:
-        """One of the new numbers for all that are made of the same, -1 where that is free."""
+        """One of the new numbers for all that are made of the same, -1 where that is
+        free."""
         if not made_of.numel():
             return torch.full_like(numbers, -1)
         parts = self._identity_of(made_of)
-        # one part that is kept apart is enough: a product with a free factor is not free
+        # one part that is kept apart is enough: a product with a free factor is not
+        # free
         is_free = (parts < 0).all(0)
         different, which = parts.unique(dim=1, return_inverse=True)
         first = first_places(which, different.shape[1])
@@ -107,15 +114,18 @@ class Nodes:
         return torch.where(is_free, -1, own)
 
     def _identity_of(self, labels: Tensor) -> Tensor:
-        """The identities of the nodes that these stand for, -1 where nothing keeps them apart."""
+        """The identities of the nodes that these stand for, -1 where nothing keeps them
+        apart."""
         own = self._identity
         found = self.find_each()
-        # of nodes that were unified one that is kept apart decides, as free ones have -1
+        # of nodes that were unified one that is kept apart decides, as free ones have
+        # -1
         identity = own.scatter_reduce(0, found, own, "amax")
         return identity[self.find(labels)]
 
     def are_free(self, labels: Tensor) -> bool:
-        """Whether no weight keeps nodes apart: the network's inputs, and what is made of such."""
+        """Whether no weight keeps nodes apart: the network's inputs, and what is made
+        of such."""
         identity = self._identity_of(labels)
         return bool((identity < 0).all())
 
@@ -143,11 +153,13 @@ class Nodes:
         return self.find(numbers)
 
     def find_all(self, *labels: Tensor) -> list[Tensor]:
-        """Present labels of tensors of one shape, of length 1 where all of them only repeat."""
+        """Present labels of tensors of one shape, of length 1 where all of them only
+        repeat."""
         return [self.find(x) for x in without_repeats(labels)]
 
     def unify(self, a: Tensor, b: Tensor) -> None:
-        """Makes a[i] and b[i] the same node, for all i; the older number stands for both."""
+        """Makes a[i] and b[i] the same node, for all i; the older number stands for
+        both."""
         a, b = a.flatten(), b.flatten()
         while True:
             a = self.find(a)
@@ -159,22 +171,25 @@ class Nodes:
             # lower numbers are older, and no alias is higher than its node: chains end
             low = torch.minimum(a, b)
             high = torch.maximum(a, b)
-            # a node in several pairs takes the lowest; the next round unifies the others with that
+            # a node in several pairs takes the lowest; the next round unifies the
+            # others with that
             self._alias.scatter_reduce_(0, high, low, "amin")
 
     def try_unify(self, rows: Tensor) -> bool:
         """Makes the columns of all rows (r, n) the same, if that keeps apart what is.
 
-        Returns whether it did. The nodes of a row are kept apart, and so are the targets of a
-        weight: the neurons of different heads, say, are different neurons, even if a norm has the
-        same scale for all heads.
+        Returns whether it did. The nodes of a row are kept apart, and so are the
+        targets of a
+        weight: the neurons of different heads, say, are different neurons, even if a
+        norm has the same scale for all heads.
         """
         aliases = self._alias.clone()
         first = rows[0]
         before = self.find(first).unique()
         self.unify(first.expand_as(rows), rows)
         now = self.find(first).unique()
-        # fewer: nodes of one row have become one, as a row and the same row rolled would do
+        # fewer: nodes of one row have become one, as a row and the same row rolled
+        # would do
         if len(now) == len(before) and not self._clash(now):
             return True
         self._alias.copy_(aliases)
@@ -197,7 +212,8 @@ class Nodes:
         return self._group[labels]
 
     def places(self) -> tuple[list[int], Tensor, Tensor]:
-        """When all is known: sizes of groups, and for every number its group and place there."""
+        """When all is known: sizes of groups, and for every number its group and place
+        there."""
         found = self.find_each()
         stands = found == torch.arange(self.count)
         # how many nodes that stand for themselves have lower numbers

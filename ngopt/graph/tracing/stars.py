@@ -13,7 +13,8 @@ from ngopt.graph.tracing.values import repeats_any, row_numbers, unique_pairs
 
 
 def stars(edges: Edges, nodes: Nodes) -> Iterator[Block]:
-    """Edges of value 1, each once: from one source to several targets, or the other way round."""
+    """Edges of value 1, each once: from one source to several targets, or the other way
+    round."""
     assert edges.sources is not None, "features of nodes are elements"
     ends = nodes.find(edges.sources), nodes.find(edges.targets)
     sources, targets = torch.broadcast_tensors(*ends)

@@ -32,8 +32,9 @@ from ngopt.graph.tracing.values import (
 class Applied(NamedTuple):
     """A function of neurons alone.
 
-    labels: theirs. name: as torch has it; None where other entries name it. function: what tells it
-    from others that leave neurons other values; None where that is noted otherwise.
+    labels: theirs. name: as torch has it; None where other entries name it. function:
+    what tells it from others that leave neurons other values; None where that is noted
+    otherwise.
     """
 
     labels: Tensor
@@ -47,7 +48,8 @@ class Tracer:
     values: what each tensor stands for, by the function that made it.
     data: functions of the network's input.
     applied: what was applied to neurons, one after the other.
-    fixed: parameters whose neurons are all pinned. rowwise: parameters that are normalised in rows.
+    fixed: parameters whose neurons are all pinned. rowwise: parameters that are
+    normalised in rows.
     cells: recurrent ones that take steps, by the views of their weights.
     """
 
@@ -56,7 +58,8 @@ class Tracer:
         self._position: dict[int, int] = {}
         for name, parameter in model.named_parameters():
             spec = ParameterSpec.of(name, parameter)
-            # named_parameters gives a tied parameter once: each of its uses has this one position
+            # named_parameters gives a tied parameter once: each of its uses has this
+            # one position
             self._position[id(parameter)] = len(self.parameters)
             self.parameters.append(spec)
         self._constants: dict[tuple, Tensor] = {}
@@ -106,12 +109,14 @@ class Tracer:
     ) -> None:
         """Adds edges, or features of nodes.
 
-        sources, targets: labels of nodes that broadcast to one shape (*axes); an edge for each
-            place of it. Without sources, elements are features of the targets, such as biases.
-            With elements, sources that are no neuron become constant nodes.
+        sources, targets: labels of nodes that broadcast to one shape (*axes); an edge
+        for each
+            place of it. Without sources, elements are features of the targets, such as
+            biases. With elements, sources that are no neuron become constant nodes.
         elements: (*axes, *slots), the values of the edges; None for edges of value 1.
         kind: one of `EDGE_KINDS` or `BIAS_KINDS`.
-        call: the function that the edges are of. Weights that see their sources through other
+        call: the function that the edges are of. Weights that see their sources through
+        other
             functions are told apart by it.
 
         Raises ValueError if the elements have another shape than the labels.
@@ -158,22 +163,25 @@ class Tracer:
         sources: Tensor | None,
         targets: Tensor,
     ) -> bool:
-        """Another parameter that is a factor or summand of a weight, in the shape of it.
+        """Another parameter that is a factor or summand of a weight, in the shape of
+        it.
 
-        A matrix is edges of its own. What is the same for all sources, as the norms of weight
-        normalisation, is a feature of the targets, or the other way round. Of anything else the
-        graph shows nothing; returns whether it shows the factor.
+        A matrix is edges of its own. What is the same for all sources, as the norms of
+        weight normalisation, is a feature of the targets, or the other way round. Of
+        anything else the graph shows nothing; returns whether it shows the factor.
         """
         ends = present(targets, sources)
         axes = max(end.dim() for end in ends)
-        # a factor has the weight's shape: along axes that are not its own it repeats (stride 0)
+        # a factor has the weight's shape: along axes that are not its own it repeats
+        # (stride 0)
         changing = _changing(factor)
         # edges without slots, such as the noise in normalised
         is_matrix = len(changing) == axes == len(factor.shape) == 2
         if is_matrix and sources is not None:
             self.edges(factor, sources, targets, "scale")
             return True
-        # from the last axis of labels on, as an end may lack the first ones; slots lie behind
+        # from the last axis of labels on, as an end may lack the first ones; slots lie
+        # behind
         own = [d - axes for d in changing if d < axes]
         for end in ends:
             if len(own) == 1 and own == _long_axes(end):
@@ -196,19 +204,23 @@ class Tracer:
         return (*seen, function, str(options))
 
     def pin(self, *labels: Tensor) -> None:
-        """Marks neurons that cannot be exchanged with others, for a reason outside the graph."""
+        """Marks neurons that cannot be exchanged with others, for a reason outside the
+        graph."""
         for x in labels:
             self.nodes.mark(x, Mark.PINNED)
 
     def is_zero(self, call: Node, value: Value) -> bool:
-        """Whether an argument of a function is a constant 0, whatever the network's input is."""
+        """Whether an argument of a function is a constant 0, whatever the network's
+        input is."""
         if not isinstance(value, Tensor) or value.any():
             return False
-        # integer inputs are traced as zeros, so that what is made of them may be 0 by chance
+        # integer inputs are traced as zeros, so that what is made of them may be 0 by
+        # chance
         return self.data.isdisjoint(call.all_input_nodes)
 
     def constant_nodes(self, rows: Tensor) -> Tensor:
-        """Nodes (n,) for different constants (n, k), the same ones for the same constants."""
+        """Nodes (n,) for different constants (n, k), the same ones for the same
+        constants."""
         known = self._constants
         content = rows.double().cpu().numpy().tobytes()
         key = (tuple(rows.shape), content)
@@ -223,10 +235,12 @@ class Tracer:
         """Labels without gaps: entries that are no neuron become new, constant nodes."""
         if (labels > 0).all():
             return labels
-        # labels may repeat (stride 0), where nothing can be written, and are the caller's
+        # labels may repeat (stride 0), where nothing can be written, and are the
+        # caller's
         labels = labels.clone()
         name = f"{name}.constant"
-        # learned ones are hidden and can be exchanged; without a mark they are inputs and cannot
+        # learned ones are hidden and can be exchanged; without a mark they are inputs
+        # and cannot
         marks = {NO_NEURON: Mark.NONE, SAME_CONSTANT: Mark.LEARNED}
         for label, mark in marks.items():
             missing = labels == label
@@ -237,11 +251,12 @@ class Tracer:
         return labels
 
     def unify_places(self, labels: Tensor, dims: int | Sequence[int]) -> Tensor | None:
-        """The nodes along some dimensions, (n,), where they are the same along the others.
+        """The nodes along some dimensions, (n,), where they are the same along the
+        others.
 
-        Where they differ from place to place, as with the raw entries of an input, corresponding
-        nodes become one; None if that would join nodes which one place or a weight keeps apart, or
-        if nothing along these dimensions is a neuron.
+        Where they differ from place to place, as with the raw entries of an input,
+        corresponding nodes become one; None if that would join nodes which one place or
+        a weight keeps apart, or if nothing along these dimensions is a neuron.
         """
         if isinstance(dims, int):
             dims = [dims]
@@ -263,10 +278,11 @@ class Tracer:
         return self.nodes.find(best)
 
     def unify_rows(self, labels: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """The different rows of nodes along a dimension, (r, n), and which is where, (*others).
+        """The different rows of nodes along a dimension, (r, n), and which is where,
+        (*others).
 
-        One where nodes are or become the same at all places, see `unify_places`. Dimensions along
-        which rows only repeat may have length 1.
+        One where nodes are or become the same at all places, see `unify_places`.
+        Dimensions along which rows only repeat may have length 1.
         """
         one = self.unify_places(labels, dim)
         if one is not None:

@@ -1,4 +1,5 @@
-"""Rows of a table that the example input does not use, such as positions behind its length."""
+"""Rows of a table that the example input does not use, such as positions behind its
+length."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ from ngopt.graph.tracing.edges import Block
 def with_unused_rows(
     specs: Sequence[ParameterSpec], blocks: Sequence[Block]
 ) -> list[Block]:
-    """Blocks whose slots have all rows of a parameter where the network used some of them.
+    """Blocks whose slots have all rows of a parameter where the network used some of
+    them.
 
-    A longer input adds the other rows of a positional table to the same neurons. A parameter of
-    which the network uses parts in different ways stays as it is.
+    A longer input adds the other rows of a positional table to the same neurons. A
+    parameter of which the network uses parts in different ways stays as it is.
     """
     views = defaultdict(set)
     for block in blocks:
@@ -40,7 +42,8 @@ def with_unused_rows(
 
 
 def _completed(spec: ParameterSpec, view: View, axes: int) -> View:
-    """The view of the whole parameter that has more slots; the view itself if there is none.
+    """The view of the whole parameter that has more slots; the view itself if there is
+    none.
 
     axes: how many of its dimensions are those of nodes.
     """

@@ -1,5 +1,5 @@
-"""What a tensor of a traced network stands for: neurons or elements of a parameter, and operations
-on their labels and numbers."""
+"""What a tensor of a traced network stands for: neurons or elements of a parameter, and
+operations on their labels and numbers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from torch import Tensor
 from ngopt.graph.core import View
 
 NO_NEURON, SAME_CONSTANT = 0, -1
-"""Labels of entries that are no neuron; the second of those that are one number, such as 0."""
+"""Labels of entries that are no neuron; the second of those that are one number, such
+as 0."""
 
 
 @dataclass(frozen=True)
 class Neurons:
-    """A tensor of activations: for every entry the number of its node, 0 or less without one.
+    """A tensor of activations: for every entry the number of its node, 0 or less
+    without one.
 
     is_pristine: whether nothing but a weight was applied to make them.
-    is_normalised: whether they come from a norm without a scale; a parameter that follows is one.
-    positions: nodes that the places along a dimension are, where a weight between places made them.
+    is_normalised: whether they come from a norm without a scale; a parameter that
+    follows is one.
+    positions: nodes that the places along a dimension are, where a weight between
+    places made them.
     """
 
     labels: Tensor
@@ -37,12 +41,13 @@ class Neurons:
 
 @dataclass(frozen=True)
 class Elements:
-    """A tensor whose entries are elements of one parameter, each perhaps times or plus a constant.
+    """A tensor whose entries are elements of one parameter, each perhaps times or plus
+    a constant.
 
-    layout: a tensor without data whose strides and offset say which element lies where, as long as
-    only views were taken; else the numbers of the elements themselves, int64. also: other
-    parameters of which the entries are made too, each in the same shape (the norms of weight
-    normalisation).
+    layout: a tensor without data whose strides and offset say which element lies where,
+    as long as only views were taken; else the numbers of the elements themselves,
+    int64. also: other parameters of which the entries are made too, each in the same
+    shape (the norms of weight normalisation).
     """
 
     parameter: int
@@ -73,7 +78,8 @@ class Elements:
         """The elements after a function that only moves entries."""
         old = self.layout
         layout = function(old)
-        # a copy, as of a reshaped transpose, has strides of its own, not in the parameter
+        # a copy, as of a reshaped transpose, has strides of its own, not in the
+        # parameter
         if old.is_meta and not _share_storage(layout, old):
             layout = function(self.numbers)
         also = tuple(other.apply(function) for other in self.also)
@@ -85,7 +91,8 @@ class Elements:
         return replace(self, also=also)
 
     def view(self) -> View | None:
-        """The strided view that the tensor is, None if it is none or has an element twice."""
+        """The strided view that the tensor is, None if it is none or has an element
+        twice."""
         found = _strides_and_offset(self.layout)
         if found is None:
             return None
@@ -99,8 +106,8 @@ class Elements:
 class Unknown:
     """A tensor of which nothing is known but its shape.
 
-    equivariant: whether it was computed of a parameter by reductions, so that rows exchanged there
-    are exchanged here.
+    equivariant: whether it was computed of a parameter by reductions, so that rows
+    exchanged there are exchanged here.
     """
 
     shape: torch.Size
@@ -118,7 +125,8 @@ def present(*tensors: Tensor | None) -> list[Tensor]:
 def without_repeats(
     tensors: Sequence[Tensor], keep: Sequence[int] = ()
 ) -> list[Tensor]:
-    """Tensors of one shape, of length 1 along dimensions in which all repeat (stride 0)."""
+    """Tensors of one shape, of length 1 along dimensions in which all repeat (stride
+    0)."""
     found = list(tensors)
     for d, size in enumerate(found[0].shape):
         # all must repeat, as they keep one shape
@@ -177,7 +185,8 @@ def row_numbers(rows: Tensor) -> Tensor:
 
 
 def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The different pairs of entries of two flat, non-negative tensors, and which each is.
+    """The different pairs of entries of two flat, non-negative tensors, and which each
+    is.
 
     Pairs are sorted, (2, pairs).
     """
@@ -218,7 +227,8 @@ def _are_increasing(nodes: Tensor) -> bool:
 
 
 def in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """The different nodes, in the order in which they first come, and which of them is where."""
+    """The different nodes, in the order in which they first come, and which of them is
+    where."""
     found, which = nodes.unique(return_inverse=True)
     # unique sorts, and torch's does not say where an entry first comes
     first = first_places(which, len(found))
@@ -254,7 +264,8 @@ class Repeats(NamedTuple):
 
 
 def regular_repeats(nodes: Tensor) -> Repeats | None:
-    """How nodes (count * times,) repeat, one by one or all in turn; None if in another way."""
+    """How nodes (count * times,) repeat, one by one or all in turn; None if in another
+    way."""
     length = len(nodes)
     count = nodes.unique().numel()
     times = length // max(count, 1)
@@ -297,7 +308,8 @@ def _share_storage(a: Tensor, b: Tensor) -> bool:
 
 
 def _has_repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether a strided tensor has an element twice, as expanded ones and windows that overlap."""
+    """Whether a strided tensor has an element twice, as expanded ones and windows that
+    overlap."""
     axes = sorted(
         (stride, size) for size, stride in zip(shape, strides, strict=True) if size > 1
     )
@@ -311,7 +323,8 @@ def _has_repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def _strides_and_offset(layout: Tensor) -> tuple[tuple[int, ...], int] | None:
-    """Those of a tensor without data, or of which numbers are made; None if they are not."""
+    """Those of a tensor without data, or of which numbers are made; None if they are
+    not."""
     if layout.is_meta:
         offset = int(layout.storage_offset())
         return layout.stride(), offset

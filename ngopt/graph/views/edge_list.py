@@ -14,11 +14,12 @@ from ngopt.graph.core import Bias, GraphValues, Index, NeuralGraph
 class EdgeList(NamedTuple):
     """A neural graph as single edges, nodes numbered group after group.
 
-    sources, targets, block: (edges,) node numbers, and the block in `NeuralGraph.blocks` of each.
-    parameter, element: (edges, slots) hold, for every slot of every edge, the parameter's position
-    and the flat index of the element; -1 where a block has fewer slots than the widest, or edges of
-    value 1. node, node_parameter, node_element: (node features, slots) the same for biases, and
-    the node that each belongs to, (node features,).
+    sources, targets, block: (edges,) node numbers, and the block in
+    `NeuralGraph.blocks` of each. parameter, element: (edges, slots) hold, for every
+    slot of every edge, the parameter's position and the flat index of the element; -1
+    where a block has fewer slots than the widest, or edges of value 1. node,
+    node_parameter, node_element: (node features, slots) the same for biases, and the
+    node that each belongs to, (node features,).
     """
 
     sources: Tensor
@@ -32,7 +33,8 @@ class EdgeList(NamedTuple):
 
 
 def to_edge_list(graph: NeuralGraph) -> EdgeList:
-    """Every edge of every block, in the order of blocks, then groups, targets and sources."""
+    """Every edge of every block, in the order of blocks, then groups, targets and
+    sources."""
     starts = node_starts(graph)
     places = graph.gather(
         [

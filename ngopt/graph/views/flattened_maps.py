@@ -1,9 +1,9 @@
 """The paper's two ways to draw a flattened feature map (Kofinas et al. 2024, App. C.2),
 as views of a graph.
 
-`build_graph` makes the positions of a flattened map slots of the edges from each channel, so that
-every element has one place. Both views here give each channel at each position a node of its own
-instead, and lead to the same parameters.
+`build_graph` makes the positions of a flattened map slots of the edges from each
+channel, so that every element has one place. Both views here give each channel at each
+position a node of its own instead, and lead to the same parameters.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
 
 
 def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
-    """Repeats the channels before every flatten, with the edges and biases that lead to them,
-    for each position.
+    """Repeats the channels before every flatten, with the edges and biases that lead to
+    them, for each position.
 
     The parameters of those edges and biases then have a place for each position.
     """
@@ -112,20 +112,22 @@ def _unrolled(block: EdgeBlock, source: int) -> EdgeBlock:
 def _places(
     block: EdgeBlock, step: int | None = None, of: list[int] | None = None
 ) -> Index:
-    """Nodes in the order of `_unrolled` or, for a layer that has them position after position,
-    of the channels."""
+    """Nodes in the order of `_unrolled` or, for a layer that has them position after
+    position, of the channels."""
     assert block.view is not None
     channels, slots = block.shape[2], block.slots
     by_channel = channels == 1 or block.view.strides[2] > block.view.strides[3]
     if step is None:
-        # the nodes are in the order of the weight's columns: which of them belong to each channel
+        # the nodes are in the order of the weight's columns: which of them belong to
+        # each channel
         order = [
             c * slots + k if by_channel else k * channels + c
             for c in range(channels)
             for k in range(slots)
         ]
     else:
-        # the nodes are in the order channel, position: where each of the weight's columns is from
+        # the nodes are in the order channel, position: where each of the weight's
+        # columns is from
         assert of is not None
         pairs = (
             [(c, k) for c in of for k in range(slots)]

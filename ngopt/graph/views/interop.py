@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def require(library: str, user: str) -> None:
-    """Imports an optional library; where it is missing, the ImportError says how to install it."""
+    """Imports an optional library; where it is missing, the ImportError says how to
+    install it."""
     try:
         import_module(library)
     except ImportError as error:
@@ -39,12 +40,13 @@ def to_networkx(
 
     values: one tensor a parameter, (*shape, *features).
 
-    Nodes have the attributes `group`, the position in `NeuralGraph.groups`, and `index`, the neuron
-    within it; `name`, `kind`, `role`, `depth`, `activation`, `is_pinned` are the group's. Edges
-    have `block`, the position in `NeuralGraph.blocks`, and its `kind`. Both have `slots`, a list of
-    (parameter name, flat element): for nodes the biases, for edges the weights, none for edges of
-    value 1. With values, both have `values`, for every slot a number,
-    or nested lists where there are features.
+    Nodes have the attributes `group`, the position in `NeuralGraph.groups`, and
+    `index`, the neuron within it; `name`, `kind`, `role`, `depth`, `activation`,
+    `is_pinned` are the group's. Edges have `block`, the position in
+    `NeuralGraph.blocks`, and its `kind`. Both have `slots`, a list of (parameter name,
+    flat element): for nodes the biases, for edges the weights, none for edges of value
+    1. With values, both have `values`, for every slot a number, or nested lists where
+    there are features.
 
     Raises ImportError if networkx is missing, ValueError if the values do not fit.
     """
@@ -108,9 +110,10 @@ def to_pyg(
     nodes and edges in the order of `to_edge_list`.
 
     values: one tensor a parameter, (*shape, *features); their gradients flow.
-    slots: number of slots to which nodes and edges are padded; as many as the graph needs unless
-        given. Graphs of several architectures go into one `torch_geometric.data.Batch` if it is the
-        same for all.
+    slots: number of slots to which nodes and edges are padded; as many as the graph
+    needs unless
+        given. Graphs of several architectures go into one `torch_geometric.data.Batch`
+        if it is the same for all.
 
     - edge_index: (2, edges), source and target of every edge.
     - edge_kind: (edges,), the position of the block's kind in `EDGE_KINDS`.
@@ -121,7 +124,8 @@ def to_pyg(
     - node_depth: (nodes,), see `NeuronGroup`.
     - node_mask: (nodes, node slots), which slots there are:
     a node with two biases has those of both.
-    - edge_attr: (edges, slots, *features) and x: (nodes, node slots, *features), only with values:
+    - edge_attr: (edges, slots, *features) and x: (nodes, node slots, *features), only
+    with values:
       weights and biases, 0 outside the masks.
 
     Raises ImportError if torch_geometric is missing,
@@ -161,8 +165,8 @@ def to_pyg(
 def _values(
     graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Values of nodes (nodes, node slots, *features) and edges (edges, slots, *features),
-    0 where there is no slot."""
+    """Values of nodes (nodes, node slots, *features) and edges (edges, slots,
+    *features), 0 where there is no slot."""
     gathered = graph.gather(values)
     biases = [v.flatten(0, 1) for v in gathered.biases]
     weights = [v.flatten(0, 3) for v in gathered.edges]

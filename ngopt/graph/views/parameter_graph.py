@@ -1,17 +1,19 @@
 """The parameter graph of Lim et al. 2024 (Graph Metanetworks),
 made from the neural graph of Kofinas et al. 2024.
 
-Every parameter is an edge, told apart by its kind. The positions of a kernel are parallel edges.
-The bias of a layer is a node with an edge to each of its neurons, and so are the scale and the
-shift of a norm ("gamma" and "beta"), the slope of a parametric activation and any other parameter
-that works on neurons: one node for each parameter, with an edge for each of its elements (parallel
-ones where a neuron has several, by position). A parameter that is used twice is still one node, so
-that weights that are shared stay shared.
+Every parameter is an edge, told apart by its kind. The positions of a kernel are
+parallel edges. The bias of a layer is a node with an edge to each of its neurons, and
+so are the scale and the shift of a norm ("gamma" and "beta"), the slope of a parametric
+activation and any other parameter that works on neurons: one node for each parameter,
+with an edge for each of its elements (parallel ones where a neuron has several, by
+position). A parameter that is used twice is still one node, so that weights that are
+shared stay shared.
 
-A norm acts on the neurons that are there. The neural graph has nodes of their own behind it, and
-these are merged with those before it wherever the kinds of all edges still say on which side of the
-norm they are: else the merged graph would have automorphisms that are no symmetries of the network.
-Where they do not say it (see `Scale`), the nodes behind the norm stay.
+A norm acts on the neurons that are there. The neural graph has nodes of their own
+behind it, and these are merged with those before it wherever the kinds of all edges
+still say on which side of the norm they are: else the merged graph would have
+automorphisms that are no symmetries of the network. Where they do not say it (see
+`Scale`), the nodes behind the norm stay.
 """
 
 from __future__ import annotations
@@ -39,9 +41,10 @@ def parameter_graph(graph: NeuralGraph) -> NeuralGraph:
     """The parameter graph (Lim et al. 2024) of a network,
     given its neural graph from `build_graph`.
 
-    It has the same parameters, so that `gather` and `scatter` take and give the same values; all of
-    them on edges with one slot, none on nodes. Roles stay as they are; nodes of parameters count as
-    inputs and are as deep as the neurons that they work on.
+    It has the same parameters, so that `gather` and `scatter` take and give the same
+    values; all of them on edges with one slot, none on nodes. Roles stay as they are;
+    nodes of parameters count as inputs and are as deep as the neurons that they work
+    on.
     """
     return _built(graph).build()
 
@@ -49,8 +52,8 @@ def parameter_graph(graph: NeuralGraph) -> NeuralGraph:
 def neuron_places(graph: NeuralGraph) -> list[tuple[int, Index]]:
     """Where the neurons of every group of a neural graph are in its parameter graph.
 
-    Returns the group there, and which of its neurons these are. Groups on both sides of a norm may
-    be in one place.
+    Returns the group there, and which of its neurons these are. Groups on both sides of
+    a norm may be in one place.
     """
     builder = _built(graph)
     return [builder.end(group, None) for group in range(len(graph.groups))]
@@ -76,11 +79,11 @@ def _built(graph: NeuralGraph) -> _Builder:
 class Scale(Enum):
     """What becomes of a scale, the diagonal edges from neurons S to neurons T.
 
-    MERGED: T are S; a gamma node leads to S. BEFORE: nothing but this norm follows S, which has the
-    gamma node, and edges of value 1 lead to T (two norms that are summed, as where a ResNet reduces
-    its maps). BEHIND: nothing but this norm leads to T, which has the gamma node, with edges of
-    value 1 from S (two norms of the same neurons, or one after the other). DIAGONAL: the scale
-    stays on edges from S to T.
+    MERGED: T are S; a gamma node leads to S. BEFORE: nothing but this norm follows S,
+    which has the gamma node, and edges of value 1 lead to T (two norms that are summed,
+    as where a ResNet reduces its maps). BEHIND: nothing but this norm leads to T, which
+    has the gamma node, with edges of value 1 from S (two norms of the same neurons, or
+    one after the other). DIAGONAL: the scale stays on edges from S to T.
     """
 
     MERGED = "merged"
@@ -94,7 +97,8 @@ def _place_scales(graph: NeuralGraph) -> dict[int, Scale]:
     from the first to the last layer."""
     layer = layers(graph).tolist()
     placed: dict[int, Scale] = {}
-    # groups with a gamma node; at first those of a graph that is a parameter graph already
+    # groups with a gamma node; at first those of a graph that is a parameter graph
+    # already
     scaled = {
         block.target
         for block in graph.blocks
@@ -140,8 +144,8 @@ def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
 
 
 def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bool:
-    """Whether the kinds of edges tell what lies before a norm from what lies behind it when its
-    ends are merged."""
+    """Whether the kinds of edges tell what lies before a norm from what lies behind it
+    when its ends are merged."""
     if not _can_be_one_group(graph, scale):
         return False
     others = _beside(graph, scale)
@@ -164,8 +168,8 @@ def _can_be_one_group(graph: NeuralGraph, scale: EdgeBlock) -> bool:
 
 
 def _beside(graph: NeuralGraph, scale: EdgeBlock) -> list[EdgeBlock]:
-    """The blocks that are no part of a norm, as its scale, edges past it, and those from the nodes
-    of a GroupNorm's groups are."""
+    """The blocks that are no part of a norm, as its scale, edges past it, and those
+    from the nodes of a GroupNorm's groups are."""
     others = [b for b in graph.blocks if b is not scale and not _is_skip(b, scale)]
     own = _group_nodes(graph, others, scale.source)
     return [b for b in others if b.target != scale.target or b.source not in own]
@@ -212,7 +216,8 @@ def _pairs(block: EdgeBlock) -> Iterator[tuple[int, int]]:
 def _merged_places(
     scales: Sequence[EdgeBlock],
 ) -> dict[int, tuple[int, tuple[int, ...]]]:
-    """For each group that is merged: the one before it, and which of its neurons each is."""
+    """For each group that is merged: the one before it, and which of its neurons each
+    is."""
     found = {}
     for scale in scales:
         place = {target: source for source, target in _pairs(scale)}
@@ -274,7 +279,8 @@ class _Builder:
             self.add(replace(block, view=None, slot_shape=(), kind="residual"))
 
     def add_parameter(self, view: View, group: int, index: Index, kind: str) -> None:
-        """Edges to neurons from the node that stands for a parameter; view: (n, *slot_shape)."""
+        """Edges to neurons from the node that stands for a parameter; view: (n,
+        *slot_shape)."""
         key = (view.parameter, kind)
         if key not in self.nodes:
             self.nodes[key] = len(self.groups)

@@ -1,5 +1,5 @@
-"""The labels of nodes and edges in the parameter graph of Lim et al. 2024 (Graph Metanetworks):
-types, layers, numbers of inputs and outputs, positions in kernels."""
+"""The labels of nodes and edges in the parameter graph of Lim et al. 2024 (Graph
+Metanetworks): types, layers, numbers of inputs and outputs, positions in kernels."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ KERNEL_DIMS = 3
 
 
 def node_types(graph: NeuralGraph) -> Tensor:
-    """What the nodes of every group are: (groups,) places in `NODE_KINDS` (Lim et al. 2024,
-    node type)."""
+    """What the nodes of every group are: (groups,) places in `NODE_KINDS` (Lim et al.
+    2024, node type)."""
     kinds = [kind_code(group.kind, NODE_KINDS) for group in graph.groups]
     return torch.tensor(kinds, dtype=torch.long, device="cpu")
 
 
 def edge_types(graph: NeuralGraph) -> Tensor:
-    """What the edges of every block are: (blocks,) places in `EDGE_KINDS` (Lim et al. 2024,
-    edge type)."""
+    """What the edges of every block are: (blocks,) places in `EDGE_KINDS` (Lim et al.
+    2024, edge type)."""
     kinds = [kind_code(block.kind, EDGE_KINDS) for block in graph.blocks]
     return torch.tensor(kinds, dtype=torch.long, device="cpu")
 
@@ -77,7 +77,8 @@ def input_output_index(graph: NeuralGraph) -> tuple[Tensor, Tensor]:
 
 
 def _numbered(graph: NeuralGraph, are_numbered: Sequence[bool]) -> Tensor:
-    """Numbers of the nodes of some groups, counted through all of these; -1 for the others."""
+    """Numbers of the nodes of some groups, counted through all of these; -1 for the
+    others."""
     pieces = []
     count = 0
     for group, is_numbered in zip(graph.groups, are_numbered, strict=True):
@@ -101,5 +102,6 @@ def kernel_positions(graph: NeuralGraph) -> Tensor:
 
 
 def _is_parameter_edge(graph: NeuralGraph, block: EdgeBlock) -> bool:
-    """Whether a block comes from the node of a parameter: its edges are of the node's kind."""
+    """Whether a block comes from the node of a parameter: its edges are of the node's
+    kind."""
     return block.view is not None and block.kind == graph.groups[block.source].kind

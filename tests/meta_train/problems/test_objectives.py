@@ -14,7 +14,8 @@ from meta_train.problems.objectives import (
 
 def test_the_quantile_loss_by_hand():
     predicted = torch.tensor([[0.0, 1.0, 3.0]])
-    # target 2: above the .1 quantile by 2, above the median by 1, below the .9 quantile by 1
+    # target 2: above the .1 quantile by 2, above the median by 1, below the .9 quantile
+    # by 1
     expected = (0.1 * 2 + 0.5 * 1 + 0.1 * 1) / 3
     assert pinball_loss(predicted, torch.tensor([[2.0]])).item() == pytest.approx(
         expected

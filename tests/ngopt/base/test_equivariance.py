@@ -1,4 +1,5 @@
-"""Permuting hidden neurons permutes the updates of the rule in the same way, in float64."""
+"""Permuting hidden neurons permutes the updates of the rule in the same way, in
+float64."""
 
 from functools import partial
 
@@ -54,7 +55,8 @@ def texts(step, size=4):
 
 
 def training(model, inputs, params, rule, steps):
-    """Parameters after training with gradients of the network itself: few examples, low rank."""
+    """Parameters after training with gradients of the network itself: few examples, low
+    rank."""
     names = [name for name, _ in model.named_parameters()]
     state = rule.init(params)
     hyper = Hyper([1.0] * len(params), [1.0] * len(params))
@@ -125,7 +127,8 @@ def test_training_moves_with_the_neurons(name, config):
 
 
 def test_heads_are_exchanged():
-    """What `subproducts` may leave out: both heads of a layer, with all that belongs to them."""
+    """What `subproducts` may leave out: both heads of a layer, with all that belongs to
+    them."""
     model, inputs, graph = the_case("transformer")
     exchanges = [a for a in automorphisms(graph) if self_moves_heads(a, graph)]
     assert exchanges

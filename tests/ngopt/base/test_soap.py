@@ -409,7 +409,8 @@ class TestPureCore:
         assert opt.param_groups[0]["renew_every"] == 5
 
     def test_a_late_parameter_alone_in_a_step_knows_how_late_it_is(self):
-        """The schedule goes by the training's steps also where the older parameters are absent."""
+        """The schedule goes by the training's steps also where the older parameters are
+        absent."""
         steps = {}
         for absent in (False, True):
             old = nn.Parameter(torch.ones(3))
@@ -541,7 +542,8 @@ PLAIN = LearnedOptimizer(Soap(SoapConfig(step_size=0.02, epsilon=0.0, **PLAIN_ST
 
 class TestHorizon:
     def slope(self, steps, total_steps=None, scheduler=None):
-        """Step sizes of a bias whose gradient is always one, so that its direction is one."""
+        """Step sizes of a bias whose gradient is always one, so that its direction is
+        one."""
         p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
         opt = NGOptimizer([p], lr=0.5, total_steps=total_steps, weights=PLAIN)
         schedule = None if scheduler is None else scheduler(opt)

@@ -1,4 +1,5 @@
-"""Chains of layers as NP layers see them, and that these layers span all maps with the symmetry."""
+"""Chains of layers as NP layers see them, and that these layers span all maps with the
+symmetry."""
 
 from itertools import permutations, product
 
@@ -52,8 +53,9 @@ def test_ends_that_stay_are_features_of_the_neurons_beside_them():
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_one_layer_spans_all_affine_maps_that_commute_with_permutations(model, make):
-    """A group of permutations commutes with mean(fixed^2) independent maps, and leaves mean(fixed)
-    independent vectors as they are; fixed counts what one of them leaves in place (Burnside).
+    """A group of permutations commutes with mean(fixed^2) independent maps, and leaves
+    mean(fixed) independent vectors as they are; fixed counts what one of them leaves in
+    place (Burnside).
     """
     architecture = make()
     counts = torch.tensor(list(fixed_elements(architecture.graph, MODELS[model])))
@@ -63,7 +65,8 @@ def test_one_layer_spans_all_affine_maps_that_commute_with_permutations(model, m
 
 
 def fixed_elements(graph, roles):
-    """Of every permutation of neurons with some roles, how many parameters it leaves in place."""
+    """Of every permutation of neurons with some roles, how many parameters it leaves in
+    place."""
     numbers = graph.unflatten(torch.arange(graph.numel))
     places = [i for i, group in enumerate(graph.groups) if group.role in roles]
     orders = [permutations(range(graph.groups[i].size)) for i in places]
@@ -74,7 +77,8 @@ def fixed_elements(graph, roles):
 
 
 def maps_of(editor, architecture):
-    """What each number in an editor does to the networks of a single 1 and to that of zeros.
+    """What each number in an editor does to the networks of a single 1 and to that of
+    zeros.
 
     (numel * (numel + 1), numbers).
     """

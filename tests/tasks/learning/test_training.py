@@ -190,7 +190,8 @@ def test_settings_that_make_no_sense(change, message):
 
 
 class Stopping(Line):
-    """With running statistics; Ctrl-C comes in the loss of a step, after the forward pass."""
+    """With running statistics; Ctrl-C comes in the loss of a step, after the forward
+    pass."""
 
     def __init__(self, at=None):
         super().__init__()

@@ -178,7 +178,8 @@ def test_editors_learn(name, stack):
 def a_step(model, loss):
     """The loss before and after a short step down a gradient that all parameters have.
 
-    All but some of a gmn: in a parameter graph biases are edges, and nodes are not decoded.
+    All but some of a gmn: in a parameter graph biases are edges, and nodes are not
+    decoded.
     """
 
     def drawn():

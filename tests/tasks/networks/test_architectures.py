@@ -147,7 +147,8 @@ SYMMETRIES = {
     "group norm": 2 * 2 * 2,
     "one dimension": 2 * 2 * 2,
     "deep sets": factorial(8) * factorial(6) * factorial(5) * factorial(7),
-    # the residual stream; in each block heads, neurons of queries with keys and of values, the MLP
+    # the residual stream; in each block heads, neurons of queries with keys and of
+    # values, the MLP
     "vit": factorial(8)
     * (2 * factorial(4) ** 2 * factorial(4) ** 2 * factorial(16)) ** 2,
 }
