@@ -10,14 +10,18 @@ those of the eager one. Needs a C++ compiler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import argparse
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
 from statistics import median
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
-from benchmarks import floor, pairs
-from benchmarks.records import Record
+from benchmarks import floor
+from benchmarks.records import Record, table, write
 from benchmarks.step import (
     HORIZON,
     LATE,
@@ -62,7 +66,7 @@ class Stepped:
         return first + self.seconds(self.count)
 
 
-def records_of(network: str, weights: str) -> Iterator[Record]:
+def record_of(network: str, weights: str) -> Record:
     """The record of a network with some weights."""
     torch.compiler.reset()
     torch.manual_seed(0)
@@ -75,7 +79,7 @@ def records_of(network: str, weights: str) -> Iterator[Record]:
     eager_ms, compiled_ms = (
         1e3 * median(one) / eager.count for one in zip(*times, strict=True)
     )
-    yield {
+    return {
         "network": network,
         "weights": weights,
         "parameters": numel(model),
@@ -87,9 +91,22 @@ def records_of(network: str, weights: str) -> Iterator[Record]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     networks = ["fm-16", "c10-32", "resnet18"]
-    weights = ["ff", "ng-gnn"]
-    pairs.main(__doc__, records_of, networks, weights, arguments)
+    parser.add_argument(
+        "--networks", nargs="*", default=networks, help="or widths of an MLP"
+    )
+    parser.add_argument("--weights", nargs="*", default=["ff", "ng-gnn"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="a JSON file for the records")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    records: list[Record] = []
+    for pair in tqdm([*product(options.networks, options.weights)], unit="network"):
+        records.append(record_of(*pair))
+    write(options.output, records=records)
+    print(table(records))
 
 
 if __name__ == "__main__":

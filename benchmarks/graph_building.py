@@ -26,8 +26,8 @@ from ngopt import build_graph
 from ngopt.graph.topology import components, unconnected
 
 FAMILIES = (
-    "resnet18", "resnet50", "vgg11_bn", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny",
-    "vit_b_16", "swin_t",
+    "resnet18", "resnet50", "vgg11_bn", "mobilenet_v3_small", "efficientnet_b0",
+    "convnext_tiny", "vit_b_16", "swin_t",
     "densenet121", "shufflenet_v2_x1_0", "googlenet", "regnet_y_400mf",
 )  # fmt: skip
 

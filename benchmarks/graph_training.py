@@ -23,8 +23,8 @@ from torch_geometric.nn import PNAConv
 from torch_geometric.utils import degree
 from tqdm import tqdm
 
+from benchmarks.paired_timing import seconds_in_turns
 from benchmarks.records import write
-from benchmarks.turns import seconds_in_turns
 from harness.memory import keep_freed_memory
 from harness.random import seeded
 from ngopt.graph import NeuralGraph, to_edge_list
@@ -158,7 +158,8 @@ def main(arguments: list[str] | None = None) -> None:
         theirs = record["PNAConv"]
         ratio = record["ratio"]
         tqdm.write(
-            f"{copies:4} networks: ng-gnn {ours:.0f} a second, PNAConv {theirs:.0f}, {ratio:.1f}x"
+            f"{copies:4} networks: ng-gnn {ours:.0f} a second, "
+            f"PNAConv {theirs:.0f}, {ratio:.1f}x"
         )
         records.append(record)
     write(options.output, records=records)

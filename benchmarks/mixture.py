@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.paired_timing import seconds_in_turns
 from benchmarks.records import write
-from benchmarks.turns import seconds_in_turns
 from harness.memory import keep_freed_memory
 from harness.random import seeded
 from tasks.learning.catalogue import make_model

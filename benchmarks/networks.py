@@ -1,4 +1,4 @@
-"""Transformers of the `transformers` package, tiny, and some whose names say nothing."""
+"""Tiny transformers of the `transformers` package, some with meaningless names."""
 
 from __future__ import annotations
 

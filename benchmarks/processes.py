@@ -248,7 +248,7 @@ def divided(
 
 
 def run(function: Callable, size: int, *args: Any) -> None:
-    """function(rank, size, *args) in `size` processes; raises what one of them raises."""
+    """Runs function(rank, size, *args) in `size` processes; raises their first error."""
     # processes begin as copies of one that has imported all of this
     multiprocessing.set_forkserver_preload(["benchmarks.processes"])
     with tempfile.TemporaryDirectory() as folder:

@@ -10,11 +10,12 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from benchmarks import sharded_peers, sharding
 from benchmarks.cost_model import LAUNCH, MEMORY
 from benchmarks.shapes import Llama
-from benchmarks.sharded_peers import Parameters
-from benchmarks.simulated_ranks import (
+from benchmarks.sharding import __main__ as sharding
+from benchmarks.sharding import peers as sharded_peers
+from benchmarks.sharding.peers import Parameters
+from benchmarks.sharding.simulated_ranks import (
     ALONE,
     DDP,
     FSDP,
@@ -22,7 +23,7 @@ from benchmarks.simulated_ranks import (
     DeviceCounts,
     Group,
 )
-from benchmarks.timeline import BANDWIDTH, LATENCY, Log, in_turn, play
+from benchmarks.sharding.timeline import BANDWIDTH, LATENCY, Log, in_turn, play
 from ngopt.shard_layout import whole
 
 TINY = partial(Llama, 64, 16, 2, 24, 2)

@@ -6,7 +6,7 @@ from torch import nn
 
 pytest.importorskip("torchvision")
 
-from benchmarks import compiled_step, floor, step, step_profile
+from benchmarks import compiled_step, floor, step
 from benchmarks.memory import Peak
 from meta_train.problems import Metrics
 
@@ -76,37 +76,6 @@ def test_networks(weights, monkeypatch):
     assert record["state"] == pytest.approx(record["state_horizon"] + average)
     assert 0 < record["later_ns"] <= record["worst_ns"]
     assert (record["floor_ns"] is None) == (weights == "default")
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_kinds_of_operations(tmp_path, capsys):
-    output = tmp_path / "profile.json"
-    arguments = ["--networks", "8", "--weights", "ff", "--threads", "1"]
-    step_profile.main([*arguments, "--output", str(output)])
-    records = {
-        record["kind"]: record for record in json.loads(output.read_text())["records"]
-    }
-    assert [*records] == [
-        *step_profile.KINDS,
-        "reading and writing once",
-        "whole step",
-    ]
-    least = [
-        records[kind]["floor_ns"]
-        for kind in ("matrix products", "reading and writing once")
-    ]
-    assert 0 < sum(least) == records["whole step"]["floor_ns"]
-    assert all(
-        records[kind]["ns"] > 0
-        for kind in ("matrix products", "elementwise", "whole step")
-    )
-    assert "the rest" in capsys.readouterr().out
-    names = {
-        "aten::addmm": "matrix products",
-        "aten::_foreach_lerp_": "elementwise",
-        "NGOptimizer.step": "the rest",
-    }
-    assert {name: step_profile._kind(name) for name in names} == names
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.cost_model import CHUNK, CHUNKS, MEMORY, PRODUCTS
-from benchmarks.timeline import Log
+from benchmarks.sharding.timeline import Log
 from ngopt import parameter_roles
 from ngopt.distributed import ownership
 from ngopt.distributed.ownership import Cost
@@ -90,7 +90,7 @@ def muon(parameters: Parameters) -> list[Peer]:
 
 
 def matrices_of(shapes: dict[str, Shape]) -> list[str]:
-    """Names of those that Muon updates: all but tables, the output layer and vectors."""
+    """Names of what Muon updates: all but tables, the output layer and vectors."""
     named = [
         (name, torch.empty(shape, device="meta")) for name, shape in shapes.items()
     ]
@@ -117,7 +117,7 @@ def newton_schulz_flops(shape: Shape) -> int:
 
 
 def newton_schulz_seconds(shape: Shape, count: int) -> float:
-    """Of so many matrices in a batch: products, and the norm that they are divided by."""
+    """Seconds of the products, and of the norm, of `count` matrices in a batch."""
     m, n = sorted((shape[0], prod(shape[1:])))
     products = [  # FLOPs and elements moved
         (2 * m * m * n, m * n + m * m),

@@ -23,8 +23,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.cost_model import Prediction, nbytes
 from benchmarks.launches import HORIZON, LATE, Counts, quiet
+from benchmarks.sharding.timeline import Log
 from benchmarks.step import cycle
-from benchmarks.timeline import Log
 from ngopt import NGOptimizer
 from ngopt.graph import NeuralGraph
 from ngopt.roles.from_graph import roles_of
@@ -151,7 +151,7 @@ class Group:
 
 
 def state_bytes(optimizer: NGOptimizer) -> int:
-    """Bytes of the tensors of a rank's state; scalars, which all ranks have, left out."""
+    """Bytes of a rank's state without scalars, which every rank has."""
     records = optimizer.state.values()
     return sum(nbytes(x) for record in records for x in record.values() if x.dim())
 

@@ -3,15 +3,15 @@
     python -m benchmarks.sharding --output results/sharding.json
 
 The default makes its real steps on torch's meta device, as every rank would make them
-(`benchmarks.simulated_ranks`), with parameters that FSDP2 divides by rows, or with
+(`simulated_ranks`), with parameters that FSDP2 divides by rows, or with
 `process_group=` under DDP. AdamW and Muon are counted from their equations
-(`benchmarks.sharded_peers`). Weights are float32. Device and host cost what
+(`peers`). Weights are float32. Device and host cost what
 `benchmarks.cost_model` says, with compiled elementwise functions. A collective takes 20
 us and its bytes over 300 GB/s, as NVLink gives each GPU to send and as much to receive;
 one of the host takes 20 us for each other rank. Nothing of this was measured.
 
 ms: a step, in which ranks wait for each other, and what they send travels while they
-compute (`benchmarks.timeline`); the mean over a cycle of renewals. longest: the longest
+compute (`timeline`); the mean over a cycle of renewals. longest: the longest
 step of the cycle. device: of the slowest rank without collectives; device_mean: of all
 ranks. transfer: the collectives of the slowest rank alone. in_turn: the slowest rank,
 then its collectives, without waiting for others. launches: of the rank with the most.
@@ -40,9 +40,9 @@ from tqdm import tqdm
 
 from benchmarks.records import Record, table, write
 from benchmarks.shapes import Gpt, Llama
-from benchmarks.sharded_peers import Parameters, adamw, muon
-from benchmarks.simulated_ranks import ALONE, DDP, FSDP, Group
-from benchmarks.timeline import Log, in_turn, play
+from benchmarks.sharding.peers import Parameters, adamw, muon
+from benchmarks.sharding.simulated_ranks import ALONE, DDP, FSDP, Group
+from benchmarks.sharding.timeline import Log, in_turn, play
 
 MB, GB = 1e6, 1e9
 

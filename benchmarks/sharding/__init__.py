@@ -1,0 +1,1 @@
+"""Predicted cost of sharded training, beside AdamW and Muon."""
