@@ -2,6 +2,7 @@
 #   make demo   train a small CNN with bundled weights and with Adam, and compare
 #   make test   run the tests
 #   make lint   check style and types
+#   make docs   build the documentation and serve it
 # Another interpreter: make test PYTHON=python3.12
 # The tests run in two processes of one thread each; in more: make test PROCESSES=4
 
@@ -10,7 +11,7 @@ PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -23,6 +24,13 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install -e '.[docs]'
+	touch $@
 
 $(VENV)/.installed-demo: pyproject.toml | $(BIN)/pip
 	$(BIN)/python -m pip install -e '.[train]'

@@ -1,4 +1,4 @@
-"""ngopt: a learned optimizer that sees the network it trains as a graph."""
+"""ngopt: a torch optimizer without a learning rate to tune, and a neural-graph core."""
 
 from ngopt.graph import NeuralGraph, build_graph, register_rule
 from ngopt.optimizer import NGOptimizer

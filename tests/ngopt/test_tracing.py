@@ -215,28 +215,15 @@ def test_rules_for_modules_and_functions_of_ones_own():
     assert edges_of(build_graph(model, torch.randn(5, 2)), "2") != [("weight", "swish")]
 
 
-class Factored(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Parameter(torch.randn(2, 3))
-        self.b = nn.Parameter(torch.randn(4, 2))
-        self.bias = nn.Parameter(torch.randn(4))
-
-    def forward(self, x):
-        return torch.cumsum(x, -1) @ self.a.T @ self.b.T + self.bias
-
-
 def test_the_rule_that_is_shown_to_contributors():
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    exec(example, {"Factored": Factored})
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    example = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
+    names: dict = {}
+    exec(example, names)
     try:
-        graph = build_graph(
-            nn.Sequential(nn.Linear(2, 3), Factored(), nn.Linear(4, 2)),
-            torch.randn(5, 2),
-        )
+        graph = build_graph(names["model"], torch.randn(5, 2))
     finally:
-        del RULES[Factored]
+        del RULES[names["Factored"]]
     assert edges_of(graph, "middle") == [("weight", "0")]
     assert edges_of(graph, "factored") == [("weight", "middle")]
     assert edges_of(graph, "2") == [("weight", "factored")]
