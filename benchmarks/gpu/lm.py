@@ -28,7 +28,7 @@ from benchmarks.gpu.optimizers import Optimizers, adamw, muon
 from benchmarks.gpu.session import Records, Session
 from benchmarks.records import Record
 from benchmarks.shapes import Gpt, loss_of
-from meta_train.comparison.optimizers import cosine_schedule
+from harness.schedules import cosine_schedule
 from ngopt import NGOptimizer
 
 WARM_UP = 0.08  # share of the steps
