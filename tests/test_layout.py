@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "harness": {"ngopt", "harness"},
     "tasks": {"ngopt", "harness", "tasks"},
     "meta_train": {"ngopt", "harness", "tasks", "meta_train"},
-    "examples": {"ngopt"},
+    "examples": {"ngopt", "harness", "examples"},
 }
 DEPENDENCIES = {"torch", "numpy", "safetensors"}
 # Of packages in the extra "train": what is imported where that has another name.

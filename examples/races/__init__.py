@@ -1,0 +1,1 @@
+"""Problems for `ngopt race`, to copy."""

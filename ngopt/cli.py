@@ -1,0 +1,133 @@
+"""The command `ngopt`: bundled weights, graphs of networks, races of optimizers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ngopt.graph import __main__ as graph_command
+from ngopt.pretrained import list_pretrained, load_pretrained, weights_hash
+
+FAILED = 2  # exit status after an error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after an error, which is one line on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["graph"]:
+        return graph_command.main(given[1:])
+    sys.path.insert(0, str(Path.cwd()))  # modules of the user
+    options = _parser().parse_args(given)
+    try:
+        options.run(options)
+    except BrokenPipeError:
+        return 0
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ngopt", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    listing = commands.add_parser("list", help="bundled weights")
+    listing.add_argument("--json", action="store_true")
+    listing.set_defaults(run=_list)
+    info = commands.add_parser("info", help="what a weights file contains")
+    info.add_argument("weights", help="a bundled name or the path of a file")
+    info.add_argument("--json", action="store_true")
+    info.set_defaults(run=_info)
+    commands.add_parser("graph", help="the neural graph of a network: see --help")
+    race = commands.add_parser(
+        "race", help="train your problem with several optimizers"
+    )
+    _add_race_options(race)
+    return parser
+
+
+def _add_race_options(race: argparse.ArgumentParser) -> None:
+    race.add_argument("problem", help="module with model(), batches(), loss()")
+    race.add_argument("--optimizers", nargs="+", default=["adamw", "muon", "ngopt"])
+    race.add_argument("--steps", type=int, default=300)
+    race.add_argument("--seeds", type=int, default=1, help="runs at the best rate")
+    race.add_argument("--device", default="cpu")
+    race.add_argument("--folder", type=Path, default=Path("runs/race"))
+    race.add_argument("--json", action="store_true", help="print JSON, not a table")
+    race.set_defaults(run=_race)
+
+
+def _describe(name: str) -> dict[str, Any]:
+    learned = load_pretrained(name)
+    part = learned.base if learned.metanet is None else learned.metanet
+    count = 0
+    if learned.metanet is not None:
+        count = sum(p.numel() for p in learned.metanet.parameters())
+    return {
+        "name": name,
+        "kind": "base rule" if learned.metanet is None else "metanet",
+        "class": type(part).__name__,
+        "parameters": count,
+        "sha256": weights_hash(learned),
+    }
+
+
+def _list(options: argparse.Namespace) -> None:
+    found = [_describe(name) for name in list_pretrained()]
+    if options.json:
+        print(json.dumps(found))
+        return
+    for one in found:
+        print(f"{one['name']:8}  {one['kind']:9}  {one['parameters']:>8,}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    learned = load_pretrained(options.weights)
+    found = _describe(options.weights)
+    part: Any = learned.base if learned.metanet is None else learned.metanet
+    found["config"] = vars(part.config)
+    found["recipe"] = learned.recipe
+    found["table"] = learned.table
+    if options.json:
+        print(json.dumps(found))
+        return
+    for key, value in found.items():
+        if not isinstance(value, dict):
+            print(f"{key:10}  {value}")
+    for key, value in found["config"].items():
+        print(f"{'config':10}  {key} = {value}")
+    print(f"{'recipe':10}  {len(learned.recipe['stages'])} stages; --json prints it")
+
+
+def _race(options: argparse.Namespace) -> None:
+    try:
+        race = import_module("ngopt.race.run")
+    except ImportError as error:
+        raise ValueError(
+            f"race: needs {error.name}. Install it: pip install 'ngopt[race]'"
+        ) from error
+    race.run(
+        options.problem,
+        race.Settings(
+            tuple(options.optimizers),
+            options.steps,
+            options.seeds,
+            torch.device(options.device),
+            options.folder,
+            options.json,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

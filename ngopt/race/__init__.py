@@ -1,0 +1,1 @@
+"""Trains a problem of the user with several optimizers: `ngopt race module:problem`."""

@@ -1,0 +1,126 @@
+"""The result of a race: a table, a picture, a page and a JSON file."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING
+
+from ngopt.race.training import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HEADER = "optimizer", "lr", "tuning runs", "loss", "train loss", "ms/step", "excess"
+SMOOTHING = 0.95  # of the losses that are drawn
+
+
+@dataclass(frozen=True)
+class Result:
+    """The runs of an optimizer at its best learning rate, one a seed."""
+
+    optimizer: str
+    lr: float | None
+    tuning_runs: int
+    runs: list[Run]
+
+    @property
+    def score(self) -> float:
+        return fmean(run.score for run in self.runs)
+
+    @property
+    def milliseconds(self) -> float:
+        """Mean of a whole training step."""
+        return fmean(1e3 * run.seconds[-1] / len(run.seconds) for run in self.runs)
+
+
+def table(results: list[Result]) -> str:
+    """Optimizers, the best first, aligned for a terminal."""
+    best = min(result.score for result in results)
+    rows: list[tuple[str, ...]] = [HEADER]
+    for result in sorted(results, key=lambda result: result.score):
+        excess = 100 * (result.score / best - 1) if best > 0 else 0.0
+        rows.append(
+            (
+                result.optimizer,
+                "none" if result.lr is None else f"{result.lr:g}",
+                str(result.tuning_runs),
+                _spread([run.score for run in result.runs]),
+                _spread([run.train_loss for run in result.runs]),
+                f"{result.milliseconds:.1f}",
+                f"{excess:+.1f} %",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        first = row[0].ljust(widths[0])
+        others = "  ".join(map(str.rjust, row[1:], widths[1:]))
+        lines.append(f"{first}  {others}")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{fmean(values):.4g}"
+    return f"{mean} ± {stdev(values):.2g}" if len(values) > 1 else mean
+
+
+def write_report(folder: Path, title: str, results: list[Result]) -> None:
+    """Writes `race.json`, `race.png` and `race.html` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for result in results:
+        record = asdict(result)
+        record["score"] = result.score
+        records.append(record)
+    (folder / "race.json").write_text(json.dumps({"title": title, "results": records}))
+    draw(folder / "race.png", title, results)
+    picture = base64.b64encode((folder / "race.png").read_bytes()).decode()
+    page = (
+        f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title>"
+        "<meta name=viewport content='width=device-width'>"
+        "<style>body{font:16px sans-serif;margin:2em;max-width:60em}"
+        "pre{overflow-x:auto}img{max-width:100%}</style>"
+        f"<h1>{escape(title)}</h1><pre>{escape(table(results))}</pre>"
+        f"<img alt='Loss over steps and seconds' src='data:image/png;base64,{picture}'>"
+    )
+    (folder / "race.html").write_text(page)
+
+
+def draw(path: Path, title: str, results: list[Result]) -> None:
+    """Smoothed training loss of the first seed, over steps and over seconds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
+    for result in results:
+        run = result.runs[0]
+        losses = smoothed(run.losses)
+        rate = "" if result.lr is None else f", lr {result.lr:g}"
+        over_steps.plot(losses, label=f"{result.optimizer}{rate}")
+        over_seconds.plot(run.seconds, losses)
+    _label(over_steps, "steps")
+    _label(over_seconds, "seconds of training")
+    over_steps.set_ylabel("training loss")
+    over_steps.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100)
+
+
+def _label(axes: Axes, text: str) -> None:
+    axes.set_xlabel(text)
+    axes.grid(alpha=0.3)
+
+
+def smoothed(losses: list[float]) -> list[float]:
+    """An exponential average without the bias of its beginning."""
+    found, mean, weight = [], 0.0, 0.0
+    for loss in losses:
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        weight = SMOOTHING * weight + 1 - SMOOTHING
+        found.append(mean / weight)
+    return found

@@ -1,0 +1,114 @@
+"""Runs of a race: every optimizer from the same weights on the same batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+
+from ngopt.race.optimizers import Contestant
+from ngopt.race.problem import Problem
+
+
+@dataclass
+class Run:
+    """One training.
+
+    losses: of every step. seconds: of training until the end of every step.
+    validation: loss after the last step; None without validation batches.
+    """
+
+    optimizer: str
+    lr: float | None
+    seed: int
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    validation: float | None = None
+
+    @property
+    def train_loss(self) -> float:
+        """Mean of the last tenth of the steps; infinite if one is not finite."""
+        last = self.losses[-max(len(self.losses) // 10, 1) :]
+        mean = fmean(last)
+        return mean if isfinite(mean) else inf
+
+    @property
+    def score(self) -> float:
+        """What optimizers are compared by: validation loss, or else training loss."""
+        if self.validation is None:
+            return self.train_loss
+        return self.validation if isfinite(self.validation) else inf
+
+
+def train(
+    problem: Problem,
+    contestant: Contestant,
+    lr: float | None,
+    seed: int,
+    steps: int,
+    device: torch.device,
+    on_step: Callable[[float], None],
+) -> Run:
+    """Trains once. on_step: is called with the loss of every step."""
+    torch.manual_seed(seed)
+    model = problem.model().to(device)
+    optimizer, scheduler = contestant.start(model, lr, steps)
+    run = Run(contestant.name, lr, seed)
+    batches = _repeated(problem)
+    torch.manual_seed(seed)  # dropout is the same for all
+    elapsed = 0.0
+    for _ in range(steps):
+        batch = moved(next(batches), device)
+        begin = time.perf_counter()
+        optimizer.zero_grad()
+        loss = problem.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        run.losses.append(float(loss.detach()))
+        elapsed += time.perf_counter() - begin
+        run.seconds.append(elapsed)
+        on_step(run.losses[-1])
+    run.validation = _validation_loss(problem, model, device)
+    return run
+
+
+def _repeated(problem: Problem) -> Iterator[Any]:
+    while True:
+        count = 0
+        for batch in problem.batches():
+            count += 1
+            yield batch
+        if not count:
+            raise ValueError(f"race: expected batches in '{problem.name}'; got none.")
+
+
+@torch.no_grad()
+def _validation_loss(
+    problem: Problem, model: nn.Module, device: torch.device
+) -> float | None:
+    if problem.validation_batches is None:
+        return None
+    model.eval()
+    losses = []
+    for batch in problem.validation_batches():
+        losses.append(float(problem.loss(model, moved(batch, device))))
+    return fmean(losses)
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """Tensors on a device, also nested in tuples, lists and dictionaries."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {key: moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(moved(value, device) for value in batch)
+    return batch
