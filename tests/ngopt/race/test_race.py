@@ -1,0 +1,97 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from ngopt import cli
+from ngopt.race.optimizers import CONTESTANTS, MuonWithAdamW
+from ngopt.race.problem import Problem, load_problem
+from ngopt.race.report import Result, smoothed, table
+from ngopt.race.training import Run, train
+from tests.ngopt.race import parabola
+
+PROBLEM = "tests.ngopt.race.parabola"
+CPU = torch.device("cpu")
+
+
+def race(tmp_path, *arguments):
+    folder = ["--folder", str(tmp_path / "race")]
+    return cli.main(["race", PROBLEM, *folder, "--steps", "12", *arguments])
+
+
+def test_a_race_prints_a_table_and_writes_a_report(tmp_path, capsys):
+    assert race(tmp_path, "--optimizers", "adamw", "ngopt", "--seeds", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("parabola, 12 steps, 2 seed(s)")
+    assert {line.split()[0] for line in lines[3:5]} == {"adamw", "ngopt"}
+    files = {path.name for path in (tmp_path / "race").iterdir()}
+    assert files == {"race.json", "race.png", "race.html"}
+    found = json.loads((tmp_path / "race" / "race.json").read_text())["results"]
+    assert [len(one["runs"]) for one in found] == [2, 2]
+    assert found[0]["lr"] in CONTESTANTS["adamw"].rates
+    assert found[1]["lr"] is None
+
+
+def test_json_is_one_line_of_losses(tmp_path, capsys):
+    assert race(tmp_path, "--optimizers", "sgd", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found["sgd"] < 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--optimizers", "adam"], "expected optimizers of ngopt, adamw"),
+        (["--seeds", "0"], "expected seeds of 1 or more; got 0"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, arguments, message):
+    assert race(tmp_path, *arguments) == cli.FAILED
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0]
+
+
+def test_problems_that_lack_something():
+    with pytest.raises(ValueError, match="cannot import 'nowhere'"):
+        load_problem("nowhere")
+    with pytest.raises(ValueError, match="model, batches, loss missing"):
+        load_problem("math")
+    empty = Problem("empty", parabola.model, lambda: [], parabola.loss)
+    with pytest.raises(ValueError, match="expected batches in 'empty'; got none"):
+        train(empty, CONTESTANTS["ngopt"], None, 0, 1, CPU, print)
+
+
+def test_all_start_from_the_same_weights_and_batches():
+    problem = load_problem(PROBLEM)
+    firsts = set()
+    for name in ("adamw", "muon", "ngopt", "sgd"):
+        contestant = CONTESTANTS[name]
+        lr = contestant.rates[0] if contestant.rates else None
+        run = train(problem, contestant, lr, 3, 2, CPU, lambda loss: None)
+        firsts.add(run.losses[0])
+    assert len(firsts) == 1
+
+
+def test_muon_moves_kernels_and_vectors():
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4, 2)
+    )
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = MuonWithAdamW(model, lr=0.1)
+    model(torch.randn(3, 2, 5, 5)).square().sum().backward()
+    optimizer.step()
+    for p, old in zip(model.parameters(), before, strict=True):
+        assert not torch.equal(p, old)
+
+
+def test_a_run_that_diverges_is_the_worst():
+    good = Run("good", 0.1, 0, [1.0, 0.5], [1.0, 2.0])
+    bad = Run("bad", 10.0, 0, [1.0, float("nan")], [1.0, 2.0])
+    assert min([bad, good], key=lambda run: run.score) is good
+    text = table([Result("bad", 10.0, 1, [bad]), Result("good", 0.1, 1, [good])])
+    assert text.splitlines()[1].startswith("good")
+
+
+def test_smoothing_of_a_constant_is_the_constant():
+    assert smoothed([2.0] * 5) == pytest.approx([2.0] * 5)

@@ -1,0 +1,35 @@
+import json
+
+from ngopt import cli, list_pretrained
+
+
+def test_list(capsys):
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list_pretrained()
+
+
+def test_list_as_json(capsys):
+    assert cli.main(["list", "--json"]) == 0
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found["ff"]["parameters"] == 1602
+    assert found["default"]["kind"] == "base rule"
+
+
+def test_info(capsys):
+    assert cli.main(["info", "ng-gnn", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["config"]["graph_every"] == 8
+    assert found["recipe"]["stages"]
+    assert cli.main(["info", "ng-gnn"]) == 0
+    assert "config      graph_every = 8" in capsys.readouterr().out
+
+
+def test_unknown_weights_are_an_error_of_one_line(capsys):
+    assert cli.main(["info", "nothing"]) == cli.FAILED
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_graph(capsys):
+    assert cli.main(["graph", "tests.ngopt.race.parabola:model"]) == 0
+    assert "built in" in capsys.readouterr().out
