@@ -1,0 +1,1 @@
+"""NGOptimizer in other libraries, which are imported when a function needs them."""

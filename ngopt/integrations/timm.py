@@ -1,0 +1,43 @@
+"""NGOptimizer by name in timm: `create_optimizer_v2(model, opt="ngopt")`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ngopt.optimizer import NGOptimizer
+
+
+def register(name: str = "ngopt") -> None:
+    """Adds NGOptimizer to timm's registry of optimizers under a name.
+
+    timm passes a weight decay of 0 unless one is set. That becomes the default's own
+    weight decay here; any other number stays.
+
+    Raises ImportError without timm.
+    """
+    from timm.optim._optim_factory import OptimInfo, default_registry
+
+    default_registry.register(
+        OptimInfo(
+            name,
+            _make,
+            description="SOAP with one setting, without a learning rate",
+            has_eps=False,
+        )
+    )
+
+
+def _make(params: Any, weight_decay: float | None = None, **settings: Any) -> Any:
+    params = list(params)
+    groups = [group for group in params if isinstance(group, dict)]
+    decays = {group.get("weight_decay", 0.0) for group in groups}
+    if not weight_decay and decays <= {0.0}:
+        weight_decay = None
+        params = [_without_decay(one) for one in params]
+    return NGOptimizer(params, weight_decay=weight_decay, **settings)
+
+
+def _without_decay(one: Any) -> Any:
+    if not isinstance(one, dict):
+        return one
+    return {key: value for key, value in one.items() if key != "weight_decay"}
