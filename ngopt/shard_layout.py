@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -150,49 +150,63 @@ def piece_of(name: str, p: Any) -> Piece:
 class Place(NamedTuple):
     """The processes that share parameters, and where each is among them."""
 
-    ranks: Ranks  # of the default group, in the order of the mesh
-    coordinates: list[tuple[int, ...]]  # of each
+    ranks: Ranks  # of the default group, sorted, as in the groups that torch makes
+    coordinates: list[tuple[int, ...]]  # of each, in the root of the first mesh
 
 
 def place_of(params: Sequence[Any], group: Any) -> Place:
-    """The smallest part of a mesh that has all dimensions along which parameters lie.
+    """All processes that have parts of the same parameters, by whatever meshes.
 
     group: of the processes, where no parameter is a DTensor.
 
-    Raises ValueError if parameters are on meshes of different roots, or not on `group`.
+    Raises ValueError if these are not the processes of `group`, where it is given.
     """
-    meshes = {p.device_mesh for p in params if is_dtensor(p)}
+    meshes = list(dict.fromkeys(p.device_mesh for p in params if is_dtensor(p)))
     if not meshes:
-        ranks = distributed.get_process_group_ranks(group)
+        ranks = sorted(distributed.get_process_group_ranks(group))
         return Place(ranks, [(i,) for i in range(len(ranks))])
-    roots = {_root(mesh) for mesh in meshes}
-    if len(roots) > 1:
-        raise ValueError(
-            "NGOptimizer: expected parameters on one device mesh and on its parts; got "
-            f"{len(roots)} meshes. Make an optimizer for each."
-        )
-    root = roots.pop()
-    names = root.mesh_dim_names
-    used = {name for mesh in meshes for name in mesh.mesh_dim_names or ()}
-    own = root.get_coordinate()
-    assert own is not None
-    if names is None or meshes == {root}:
-        part = root.mesh
-    else:
-        places = zip(names, own, strict=True)
-        part = root.mesh[tuple(slice(None) if n in used else at for n, at in places)]
-    shape = tuple(part.shape)
-    every = torch.arange(part.numel(), device="cpu")
-    coordinates = torch.stack(torch.unravel_index(every, shape), 1).tolist()
-    place = Place(part.flatten().tolist(), [tuple(at) for at in coordinates])
+    ranks = _connected(meshes)
+    at = {rank: tuple(i) for *i, rank in _numbered(_root(meshes[0]).mesh)}
+    place = Place(ranks, [at.get(rank, ()) for rank in ranks])
     if group is not None:
         ranks = distributed.get_process_group_ranks(group)
-        if sorted(ranks) != sorted(place.ranks):
+        if sorted(ranks) != place.ranks:
             raise ValueError(
                 f"NGOptimizer: process_group: expected the ranks of the parameters' mesh, "
                 f"{place.ranks}; got {ranks}. Leave it out."
             )
     return place
+
+
+def _connected(meshes: Iterable[Any]) -> Ranks:
+    """This process and those that it shares a mesh with, they with others, and so on."""
+    rows = [set(row) for mesh in meshes for row in _rows(mesh)]
+    found, count = {distributed.get_rank()}, 0
+    while len(found) > count:
+        count = len(found)
+        found.update(*(row for row in rows if row & found))
+    return sorted(found)
+
+
+def _rows(mesh: Any) -> list[Ranks]:
+    """Ranks of a mesh, and of those like it that other processes of its root have."""
+    if hasattr(mesh, "_rank_map"):
+        rows = mesh._layout.remap_to_tensor(mesh._rank_map)
+        return rows.view(-1, mesh.mesh.numel()).tolist()
+    # torch before 2.10: a mesh has some dimensions of its root
+    root = _root(mesh)
+    own = torch.isin(root.mesh, mesh.mesh).nonzero()
+    dims = range(root.mesh.dim())
+    used = [d for d in dims if own[:, d].unique().numel() > 1]
+    order = [*(d for d in dims if d not in used), *used]
+    return root.mesh.permute(order).reshape(-1, mesh.mesh.numel()).tolist()
+
+
+def _numbered(x: Tensor) -> list[list[int]]:
+    """(its coordinates, element), of every element."""
+    every = torch.arange(x.numel(), device="cpu")
+    at = torch.unravel_index(every, tuple(x.shape))
+    return torch.stack((*at, x.flatten()), 1).tolist()
 
 
 def _root(mesh: Any) -> Any:

@@ -191,7 +191,7 @@ class Shards:
         at = self._coordinates
 
         def distance(rank: int) -> tuple[int, int]:
-            pairs = zip(at[rank], at[target], strict=True)
+            pairs = zip(at[rank], at[target], strict=False)
             return sum(a != b for a, b in pairs), rank
 
         for piece, ranks in self._holders(i).items():

@@ -1,0 +1,78 @@
+"""Networks on several meshes, or on parts of one (gloo)."""
+
+from __future__ import annotations
+
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from benchmarks.processes import Block, alone, network, run, train, whole
+from ngopt import NGOptimizer
+
+STEPS = 20
+EXACT = 1e-10
+
+
+def of_a_flattened_mesh(model):
+    """Whose name is none of the dimensions of its root."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("context", "data"))
+    mesh._flatten("all")
+    fully_shard(model.blocks[0], mesh=mesh["all"])
+    fully_shard(model, mesh=mesh["all"])
+    return distributed.get_rank(), 4
+
+
+def of_a_flattened_mesh_beside_tensors(model):
+    names = "copy", "context", "tensor"
+    mesh = init_device_mesh("cpu", (1, 2, 2), mesh_dim_names=names)
+    mesh["copy", "context"]._flatten("data")
+    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    for block in (m for m in model.modules() if isinstance(m, Block)):
+        parallelize_module(block, mesh["tensor"], plan)
+        fully_shard(block, mesh=mesh["data"])
+    fully_shard(model, mesh=mesh["data"])
+    return mesh["data"].get_local_rank(), 2
+
+
+def of_two_meshes(model):
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copy", "shard"))
+    fully_shard(model.blocks[0], mesh=mesh)
+    fully_shard(model, mesh=init_device_mesh("cpu", (4,)))
+    return distributed.get_rank(), 4
+
+
+def of_parts_that_train_alone(model):
+    """As stages of a pipeline do; both have the same here."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stage", "data"))
+    fully_shard(model, mesh=mesh["data"])
+    return mesh["data"].get_local_rank(), 2
+
+
+MESHES = (
+    of_a_flattened_mesh,
+    of_a_flattened_mesh_beside_tensors,
+    of_two_meshes,
+    of_parts_that_train_alone,
+)
+
+
+def equal_one_process(rank, size, folder):
+    expected, _ = torch.load(folder / "mlp.pt")
+    for divide in MESHES:
+        model = network("mlp")
+        part = divide(model)
+        opt = NGOptimizer(model.parameters(), total_steps=STEPS)
+        train(model, opt, range(STEPS), *part)
+        for p, q in zip(whole(model), expected, strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=EXACT, msg=divide.__name__)
+
+
+def test_all_who_share_parameters_are_found_whatever_the_meshes(tmp_path):
+    alone("mlp", STEPS, tmp_path)
+    run(equal_one_process, 4, tmp_path)
