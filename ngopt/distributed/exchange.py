@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from itertools import chain, zip_longest
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ngopt.distributed.shards import Shards
@@ -66,7 +68,7 @@ class Route:
         if not self._is_used:
             return Transfer()
         parts = [part for some in self.sent for part in some]
-        found = [part.piece.of(values[part.parameter]) for part in parts]
+        found = [part.piece.of(values[part.parameter]).to(like.dtype) for part in parts]
         sent = flatten(found) if found else like.new_empty(0)
         received, counts = map(_counts, (self.received, self.sent))
         result = like.new_empty(sum(received))
@@ -153,12 +155,17 @@ class Exchange:
 
     def to_owners(self, values: Values) -> Transfer:
         """Begins to send this process' parts of parameters, or of gradients."""
-        return self._up.start(values, values[self.parameters[0]])
+        return self._up.start(values, self._like(values))
 
     def domains(self, values: Values, transfer: Transfer) -> dict[int, Tensor]:
         """What this process owns, when all parts have arrived."""
-        like = values[self.parameters[0]]
-        return self._up.finish(values, transfer, self.owned, like)
+        return self._up.finish(values, transfer, self.owned, self._like(values))
+
+    def _like(self, values: Values) -> Tensor:
+        """Of the dtype in which values travel, which may have several."""
+        some = [values[i] for i in self.parameters]
+        dtype = reduce(torch.promote_types, {x.dtype for x in some})
+        return some[0].new_empty(0, dtype=dtype)
 
     def to_holders(self, values: Values, like: Tensor) -> Transfer:
         """Begins to send what this process owns to all who hold a part of it."""

@@ -178,6 +178,43 @@ def products_are_rounded(rank, size):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-4)
 
 
+class Mixed(nn.Module):
+    """Of several dtypes, which share a state of float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(8, 10).bfloat16(), nn.LayerNorm(10)
+        self.second, self.last = nn.Linear(10, 10), nn.Linear(10, 3).half()
+
+    def forward(self, x):
+        x = self.norm(self.first(x.bfloat16()).float())
+        return self.last(self.second(x).tanh().half()).float()
+
+
+def dtypes_are_mixed(rank, size):
+    found = []
+    for is_divided in (False, True):
+        torch.manual_seed(0)
+        model = Mixed()
+        if is_divided:
+            for child in model.children():
+                fully_shard(child)
+            fully_shard(model)
+        opt = NGOptimizer(model.parameters(), total_steps=STEPS)
+        train_on_the_same(model, opt, range(6))
+        found.append(whole(model))
+    for p, q in zip(*found, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+
+
+def train_on_the_same(model, opt, steps):
+    """All ranks have the whole batch."""
+    for step in steps:
+        opt.zero_grad()
+        loss_of(model, batch(step).float()).backward()
+        opt.step()
+
+
 def metanets_refuse(rank, size):
     model, _, _ = network_divided("mlp", "fsdp", size)
     with pytest.raises(ValueError, match="weights='default'"):
@@ -251,6 +288,7 @@ def every_check(rank, size):
     different_gradients(rank, size)
     other_parameters(rank, size)
     nan_in_one(rank, size)
+    dtypes_are_mixed(rank, size)
     owners_stay(rank, size)
     products_are_rounded(rank, size)
     used_as_users_do(rank, size)
