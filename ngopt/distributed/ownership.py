@@ -41,7 +41,8 @@ class Ownership(NamedTuple):
 
 def by_one(rank: int, size: int, shape: tuple[int, ...]) -> Ownership:
     """Of a parameter with a single owner; size: number of ranks."""
-    nothing = Piece((0,) * len(shape), (0,) * len(shape))
+    zeros = (0,) * max(len(shape), 1)  # a scalar without dimensions has one element
+    nothing = Piece(zeros, zeros)
     domains = [nothing] * size
     domains[rank] = whole(shape)
     return Ownership(rank, tuple(domains))

@@ -114,7 +114,7 @@ class Shards:
     ) -> bool:
         """Whether a parameter is to have several owners; share: of all costs."""
         shape = self.shapes[i]
-        if not has_free_rows(layouts) or not self.numel(i):
+        if not shape or not self.numel(i) or not has_free_rows(layouts):
             return False
         pieces = {pieces[i] for pieces in self.pieces if pieces[i].numel}
         if any(piece.shape[1:] != shape[1:] for piece in pieces):

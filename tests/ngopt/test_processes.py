@@ -215,6 +215,29 @@ def train_on_the_same(model, opt, steps):
         opt.step()
 
 
+class Scalars(nn.Module):
+    """A number without dimensions and a complex vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.turn = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (x[:, :3] * self.turn).abs() * self.scale
+
+
+def scalars(rank, size):
+    found = []
+    for settings in ({}, {"process_group": distributed.group.WORLD}):
+        model = Scalars()
+        opt = NGOptimizer(model.parameters(), total_steps=STEPS, **settings)
+        train_on_the_same(model, opt, range(6))
+        found.append(whole(model))
+    for p, q in zip(*found, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+
+
 def metanets_refuse(rank, size):
     model, _, _ = network_divided("mlp", "fsdp", size)
     with pytest.raises(ValueError, match="weights='default'"):
@@ -289,6 +312,7 @@ def every_check(rank, size):
     other_parameters(rank, size)
     nan_in_one(rank, size)
     dtypes_are_mixed(rank, size)
+    scalars(rank, size)
     owners_stay(rank, size)
     products_are_rounded(rank, size)
     used_as_users_do(rank, size)
