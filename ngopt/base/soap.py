@@ -170,15 +170,17 @@ class SoapRule(UpdateRule):
     ) -> None:
         """Raises ValueError if processes would make different steps."""
         assert self.shards is not None
-        on_host = [float(x) for x in hyper.lr if not is_kept(x)]
+        names = [self.graph.parameters[i].name for i in present]
+        on_host = [None if is_kept(x) else float(x) for x in hyper.lr]
         ages = {int(state[i]["step"]) for i in present}
         values = {
-            "parameters with gradients": [
-                self.graph.parameters[i].name for i in present
-            ],
-            "lr": sorted(set(on_host)),
+            "parameters with gradients": names,
+            "lr": _runs(names, [on_host[i] for i in present]),
+            "weight_decay": _runs(names, [hyper.weight_decay[i] for i in present]),
             "numbers of steps": sorted(ages),
             "total_steps": self.total_steps,
+            "renew_every": self.renewal_interval(self.shards.device),
+            "compute_dtype": self.compute_dtype,
         }
         self.shards.check_equal(values)
 
@@ -208,6 +210,13 @@ class SoapRule(UpdateRule):
             groups = list(map(partial(kind, self), same.values(), like))
             self._groups = wanted, groups
         return groups
+
+
+def _runs(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """Values by the first name of each run of equal ones."""
+    before = [object(), *values]
+    rows = zip(names, values, before, strict=False)
+    return {name: x for name, x, old in rows if x != old}
 
 
 def _like(record: Record, p: Tensor) -> Tensor:

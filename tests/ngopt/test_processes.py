@@ -178,6 +178,32 @@ def products_are_rounded(rank, size):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-4)
 
 
+def different_settings(rank, size):
+    """Of the same groups, and of the optimizer."""
+    group = distributed.group.WORLD
+    for key, values in (("lr", (1.0, 0.5)), ("weight_decay", (0.0, 1.0))):
+        model = nn.Linear(3, 4)
+        values = values[::-1] if rank else values
+        groups = [
+            {"params": [p], key: x}
+            for p, x in zip(model.parameters(), values, strict=True)
+        ]
+        refuses(model, NGOptimizer(groups, process_group=group), key)
+    for key, values in (
+        ("renew_every", (2, 3)),
+        ("compute_dtype", (None, torch.bfloat16)),
+    ):
+        model = nn.Linear(3, 4)
+        settings = {key: values[rank], "process_group": group}
+        refuses(model, NGOptimizer(model.parameters(), **settings), key)
+
+
+def refuses(model, opt, key):
+    model(torch.ones(2, 3)).sum().backward()
+    with pytest.raises(ValueError, match=f"the same {key} in all processes"):
+        opt.step()
+
+
 class Mixed(nn.Module):
     """Of several dtypes, which share a state of float32."""
 
@@ -310,6 +336,7 @@ def every_check(rank, size):
     bytes_are_few(rank, size)
     different_gradients(rank, size)
     other_parameters(rank, size)
+    different_settings(rank, size)
     nan_in_one(rank, size)
     dtypes_are_mixed(rank, size)
     scalars(rank, size)
