@@ -67,7 +67,7 @@ class Shards:
         place = place_of(params, group)
         self.rank = place.ranks.index(distributed.get_rank())
         self.size, self._coordinates = len(place.ranks), place.coordinates
-        self._groups = _Groups(place.ranks)
+        self._groups = _Groups(place.ranks, group)
         self.alone = [group is None and not is_dtensor(p) for p in params]
         self._known = [known.get(p) for p in params]
         own = [
@@ -252,31 +252,39 @@ class Shards:
 class _Groups:
     """The collectives, whose errors say which ranks took part."""
 
-    def __init__(self, ranks: list[int]):
+    def __init__(self, ranks: list[int], given: Any):
+        """given: a group whose timeout they have; None: that of all processes."""
         self._ranks = ranks
-        is_world = ranks == list(range(distributed.get_world_size()))
-        self._group = distributed.group.WORLD if is_world else _new_group(ranks)
+        given = given or distributed.group.WORLD
+        self._timeout = _timeout_of(given)
+        is_given = ranks == distributed.get_process_group_ranks(given)
+        self.group = given if is_given else self._new()
         self._of_host: Any = None
         self._meshes: dict[str, Any] = {}  # by type of device
 
     def _host(self) -> Any:
         """For objects and numbers of the host, which are sent without a device."""
         if self._of_host is None:
-            is_host = "gloo" in str(distributed.get_backend_config(self._group))
-            is_host |= distributed.get_backend(self._group) in ("gloo", "fake")
-            self._of_host = self._group if is_host else _new_group(self._ranks, "gloo")
+            is_host = "gloo" in str(distributed.get_backend_config(self.group))
+            is_host |= distributed.get_backend(self.group) in ("gloo", "fake")
+            self._of_host = self.group if is_host else self._new("gloo")
         return self._of_host
+
+    def _new(self, backend: str | None = None) -> Any:
+        return distributed.new_group(
+            self._ranks, self._timeout, backend, use_local_synchronization=True
+        )
 
     def mesh(self, device_type: str) -> Any:
         from torch.distributed.device_mesh import DeviceMesh
 
         if device_type not in self._meshes:
-            group: Any = self._host() if device_type == "cpu" else self._group
+            group: Any = self._host() if device_type == "cpu" else self.group
             self._meshes[device_type] = DeviceMesh.from_group(group, device_type)
         return self._meshes[device_type]
 
     def _of(self, x: Tensor) -> Any:
-        return self._host() if x.is_cpu else self._group
+        return self._host() if x.is_cpu else self.group
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -325,8 +333,12 @@ class _Groups:
         return wait
 
 
-def _new_group(ranks: list[int], backend: str | None = None) -> Any:
-    return distributed.new_group(ranks, backend=backend, use_local_synchronization=True)
+def _timeout_of(group: Any) -> Any:
+    """None, torch's own, where the group does not tell."""
+    try:
+        return group._get_backend(group._device_types[0]).options._timeout
+    except (AttributeError, RuntimeError):  # some backends have no options
+        return None
 
 
 def _check_alike(every: Sequence[Sequence[Held]]) -> None:

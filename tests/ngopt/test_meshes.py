@@ -1,9 +1,12 @@
-"""Networks on several meshes, or on parts of one (gloo)."""
+"""Networks on several meshes, or on parts of one, and groups of some processes (gloo)."""
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+import pytest
 import torch
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import (
@@ -12,7 +15,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from benchmarks.processes import Block, alone, network, run, train, whole
+from benchmarks.processes import Block, alone, batch, network, run, train, whole
 from ngopt import NGOptimizer
 
 STEPS = 20
@@ -76,3 +79,23 @@ def equal_one_process(rank, size, folder):
 def test_all_who_share_parameters_are_found_whatever_the_meshes(tmp_path):
     alone("mlp", STEPS, tmp_path)
     run(equal_one_process, 4, tmp_path)
+
+
+def one_is_late(rank, size):
+    """Longer than the timeout of the group, not than that of all processes."""
+    limit = timedelta(seconds=3)
+    group = distributed.new_group([0, 1], timeout=limit)
+    if rank < 2:
+        model = nn.Linear(8, 3).double()
+        opt = NGOptimizer(model.parameters(), process_group=group)
+        model(batch(0)).sum().backward()
+        opt.step()
+        if rank == 0:
+            with pytest.raises(RuntimeError, match=r"of ranks \[0, 1\] failed"):
+                opt.step()
+    distributed.barrier()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_collectives_have_the_timeout_of_the_group_that_was_given(size):
+    run(one_is_late, size)
