@@ -147,6 +147,14 @@ def piece_of(name: str, p: Any) -> Piece:
     return Piece(tuple(offset), tuple(shape))
 
 
+def ranks_of(group: Any) -> Ranks | None:
+    """In place of a group, which cannot be copied; None if there is none any more."""
+    if group is None or isinstance(group, list):
+        return group
+    is_there = distributed.is_initialized()
+    return distributed.get_process_group_ranks(group) if is_there else None
+
+
 class Place(NamedTuple):
     """The processes that share parameters, and where each is among them."""
 

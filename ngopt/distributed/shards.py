@@ -57,13 +57,16 @@ class Shards:
     ):
         """named: parameters, the same in all processes, in this order.
 
-        group: their processes, where no parameter is a DTensor; None: those of the
-        mesh. known: of parameters that have a state.
+        group: their processes, where no parameter is a DTensor, or the ranks of these,
+        as a copied optimizer has them; None: those of the mesh. known: of parameters
+        that have a state.
 
         Raises ValueError in all processes if they have different parameters.
         """
         params = [p for _, p in named]
         self.device = params[0].device
+        if isinstance(group, list):
+            group = _Groups(sorted(group), None).group
         place = place_of(params, group)
         self.rank = place.ranks.index(distributed.get_rank())
         self.size, self._coordinates = len(place.ranks), place.coordinates

@@ -74,7 +74,7 @@ from ngopt.optimizer.state_dicts import (
 )
 from ngopt.pretrained import are_named, as_learned, weights_hash
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-from ngopt.shard_layout import are_divided, local, real
+from ngopt.shard_layout import are_divided, local, ranks_of, real
 
 logger = logging.getLogger("ngopt")
 
@@ -426,8 +426,9 @@ class NGOptimizer(Optimizer):
         )
         own = {key: self.__dict__[key] for key in derived}
         # collectives belong to this process
-        none = dict.fromkeys(("_rule", "_shards", "_process_group"))
-        return {**super().__getstate__(), **own, **none}
+        group = ranks_of(self._process_group)
+        others = {"_rule": None, "_shards": None, "_process_group": group}
+        return {**super().__getstate__(), **own, **others}
 
     def _is_early(self) -> bool:
         """Whether the first forward pass is still to show inputs, or shapes of a lazy

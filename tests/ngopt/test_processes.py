@@ -264,6 +264,21 @@ def scalars(rank, size):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
 
 
+def copies_know_their_group(rank, size):
+    model, settings, part = network_divided("mlp", "ddp", size)
+    opt = NGOptimizer(model.parameters(), **settings)
+    train(model, opt, range(2), *part)
+    copied = deepcopy(opt)
+    params, others = (each.param_groups[0]["params"] for each in (opt, copied))
+    before = whole(model)
+    for each in (opt, copied):
+        for p, start in zip(each.param_groups[0]["params"], before, strict=True):
+            p.grad = start + 1
+        each.step()
+    assert not torch.equal(params[0], before[0])
+    assert all(map(torch.equal, params, others))
+
+
 def metanets_refuse(rank, size):
     model, _, _ = network_divided("mlp", "fsdp", size)
     with pytest.raises(ValueError, match="weights='default'"):
@@ -340,6 +355,7 @@ def every_check(rank, size):
     nan_in_one(rank, size)
     dtypes_are_mixed(rank, size)
     scalars(rank, size)
+    copies_know_their_group(rank, size)
     owners_stay(rank, size)
     products_are_rounded(rank, size)
     used_as_users_do(rank, size)
