@@ -61,6 +61,16 @@ def is_sharded(model: nn.Module) -> bool:
     return are_divided(list(model.parameters()))
 
 
+def free_gathered() -> None:
+    """Frees the copies of whole parameters that `fully_shard` keeps after a forward pass
+    without backward: they would not follow what is written into the parameters."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    states = sys.modules.get("torch.distributed._composable_state")
+    for module in list(getattr(states, "_module_state_mapping", ())):
+        if fsdp is not None and isinstance(module, fsdp.FSDPModule):
+            module.reshard()
+
+
 def as_whole(model: nn.Module, inputs: Any) -> nn.Module:
     """A copy of a divided module as it was before, to be traced with `inputs`.
 

@@ -34,7 +34,7 @@ from ngopt.functional import (
     uncompiled,
 )
 from ngopt.graph import NeuralGraph
-from ngopt.graph.sharding import check_no_pieces, check_whole
+from ngopt.graph.sharding import check_no_pieces, check_whole, free_gathered
 from ngopt.graph.topology import unconnected
 from ngopt.metanets import Metanet
 from ngopt.optimizer.arguments import (
@@ -320,8 +320,11 @@ class NGOptimizer(Optimizer):
         weights come to rest by themselves, and nothing is changed. Weights that keep no
         average (those of the paper) change nothing either.
         """
-        for p in self._with_averages():
+        params = self._with_averages()
+        for p in params:
             real(local(p)).copy_(self.state[p][AVERAGE])
+        if are_divided(params):
+            free_gathered()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -334,8 +337,8 @@ class NGOptimizer(Optimizer):
         >>> with opt.averaged():
         ...     accuracy = evaluate(model)
         """
-        averaged = [local(p) for p in self._with_averages()]
-        kept = [(p, p.detach().clone()) for p in averaged]
+        params = self._with_averages()
+        kept = [(p, p.detach().clone()) for p in map(local, params)]
         self.load_average()
         try:
             yield
@@ -343,6 +346,8 @@ class NGOptimizer(Optimizer):
             with torch.no_grad():
                 for p, value in kept:
                     p.copy_(value)
+            if are_divided(params):
+                free_gathered()
 
     def _with_averages(self) -> list[Tensor]:
         """Parameters that have an average of their weights, which only those without a

@@ -279,6 +279,28 @@ def copies_know_their_group(rank, size):
     assert all(map(torch.equal, params, others))
 
 
+def averages_are_seen(rank, size):
+    """By a forward pass, though `fully_shard` keeps what it gathered in one before."""
+    model, _, part = network_divided("mlp", "fsdp", size)
+    opt = NGOptimizer(model.parameters())
+    train(model, opt, range(4), *part)
+    losses = []
+    with torch.no_grad():
+        for _ in range(2):
+            losses.append(loss_of(model, batch(0)).item())
+            with opt.averaged():
+                losses.append(loss_of(model, batch(0)).item())
+    assert losses[:2] == losses[2:]
+    alone = network("mlp")
+    with torch.no_grad(), opt.averaged():
+        for p, q in zip(alone.parameters(), whole(model), strict=True):
+            p.copy_(q)
+    assert loss_of(alone, batch(0)).item() == pytest.approx(losses[1], rel=1e-12)
+    opt.load_average()
+    with torch.no_grad():
+        assert loss_of(model, batch(0)).item() == losses[1]
+
+
 def metanets_refuse(rank, size):
     model, _, _ = network_divided("mlp", "fsdp", size)
     with pytest.raises(ValueError, match="weights='default'"):
@@ -356,6 +378,7 @@ def every_check(rank, size):
     dtypes_are_mixed(rank, size)
     scalars(rank, size)
     copies_know_their_group(rank, size)
+    averages_are_seen(rank, size)
     owners_stay(rank, size)
     products_are_rounded(rank, size)
     used_as_users_do(rank, size)
