@@ -62,8 +62,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def free_gathered() -> None:
-    """Frees the copies of whole parameters that `fully_shard` keeps after a forward pass
-    without backward: they would not follow what is written into the parameters."""
+    """Frees the copies of whole parameters that `fully_shard` keeps after a forward
+    pass without backward: they would not follow what is written into the parameters."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     states = sys.modules.get("torch.distributed._composable_state")
     for module in list(getattr(states, "_module_state_mapping", ())):
