@@ -1,10 +1,10 @@
 """How far training in several processes is from training in one.
 
 `python -m benchmarks.processes` trains five networks in float64 for 60 steps, alone and
-divided as DistributedDataParallel (`ddp`, with `process_group=`), `fully_shard` on one
-dimension (`fsdp`) and on two (`hsdp`), tensor parallelism (`tp`) and `fully_shard` of
-it (`fsdp+tp`) divide them, on CPUs with gloo. It prints the largest difference of a
-parameter, and the state of the rank that has most, in equal shares of the whole state.
+on several gloo processes: with DistributedDataParallel (`replicated`), the same with
+`process_group=` (`ddp`), `fully_shard` on one mesh dimension (`fsdp`) and two (`hsdp`),
+tensor parallelism (`tp`), and both (`fsdp+tp`). It prints the largest difference of a
+parameter, and the largest state of a rank in equal shares of the whole state.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from ngopt import NGOptimizer
 TIMEOUT = timedelta(seconds=60)
 BATCH, LENGTH, WORDS = 12, 8, 64
 CASES = (
+    ("replicated", 2),
     ("ddp", 2),
     ("fsdp", 2),
     ("fsdp", 3),
@@ -222,6 +223,8 @@ def divided(
 ) -> tuple[nn.Module, dict[str, Any], tuple[int, int]]:
     """The network as `kind` divides it, settings, and (part, parts) of the batch."""
     rank = distributed.get_rank()
+    if kind == "replicated":
+        return DistributedDataParallel(model), {}, (rank, size)
     if kind == "ddp":
         group = {"process_group": distributed.group.WORLD}
         return DistributedDataParallel(model), group, (rank, size)
