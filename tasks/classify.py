@@ -21,7 +21,7 @@ from harness import cli
 from harness.distributed import Ranks
 from tasks.learning.image_networks import CLASSES, read_image_networks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
-from tasks.networks.augment import moved
+from tasks.networks.augment import random_affine
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Classification(NetworkLesson[Config]):
         own = self.batch(len(train.labels), step)
         stack = train.stack.select(own)
         if self.config.augment:
-            stack = moved(stack, degrees=15, scale=0.1, shift=0.1)
+            stack = random_affine(stack, degrees=15, scale=0.1, shift=0.1)
         return cross_entropy(self.said(self.prepared(stack)), train.labels[own])
 
     def score(self) -> float:

@@ -31,7 +31,7 @@ from tasks.inr import PROGRAM
 from tasks.learning.image_networks import ImageNetworks, read_image_networks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel, compile_steps
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 from tasks.networks.siren import grid
 from tasks.published import PROGRAM as PUBLISHED
 from tasks.shards import SPLITS, check_column, read_manifest
@@ -150,7 +150,7 @@ def images_of(folder: str, networks: ImageNetworks, known: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rendered_images(stack: Stack) -> Tensor:
+def rendered_images(stack: NetworkStack) -> Tensor:
     """What networks render, in [0, 1]. Raises ValueError for other channels than 1 and
     3."""
     channels = stack.params[-1].shape[-1]
@@ -178,7 +178,7 @@ class Editor(nn.Module):
 
     deviations: Tensor
 
-    def __init__(self, model: NetworkModel, example: Stack):
+    def __init__(self, model: NetworkModel, example: NetworkStack):
         super().__init__()
         self.model = model
         self.scales = nn.Parameter(torch.full((len(example.params),), FIRST_SCALE))
@@ -186,7 +186,7 @@ class Editor(nn.Module):
             "deviations", torch.stack([p.std() for p in example.params])
         )
 
-    def forward(self, stack: Stack) -> list[Tensor]:
+    def forward(self, stack: NetworkStack) -> list[Tensor]:
         factors = (self.scales * self.deviations).unbind()
         triples = zip(stack.params, self.model.updates(stack), factors, strict=True)
         return [
@@ -224,7 +224,7 @@ class Editing(NetworkLesson[Config]):
         return (rendered - targets).square().mean()
 
     def rendered(
-        self, stack: Stack, edited: Sequence[Tensor], points: Tensor
+        self, stack: NetworkStack, edited: Sequence[Tensor], points: Tensor
     ) -> Tensor:
         """What edited networks of a stack say of points, mean over the outputs, (b,
         channels, points)."""
@@ -234,7 +234,7 @@ class Editing(NetworkLesson[Config]):
         mean = said.unflatten(0, (stack.count, -1)).mean(1)
         return mean.mT + MIDDLE
 
-    def all_rendered(self, stack: Stack) -> Tensor:
+    def all_rendered(self, stack: NetworkStack) -> Tensor:
         """The whole images of edited networks, (b, channels, pixels), outside of
         training."""
         return self.rendered(stack, self.judged(stack), self.points)
@@ -260,7 +260,7 @@ class Editing(NetworkLesson[Config]):
         unchanged = (self.unedited(stack) - targets).square().mean().item()
         return {"mse": self.error("test"), "mse_unedited": unchanged}
 
-    def unedited(self, stack: Stack) -> Tensor:
+    def unedited(self, stack: NetworkStack) -> Tensor:
         """What networks render, (b, channels, height, width)."""
         said = stack.architecture.outputs(stack.params, self.points)
         return said.mT.unflatten(-1, self.targets["test"].shape[-2:]) + MIDDLE

@@ -25,8 +25,8 @@ from harness import cli
 from harness.distributed import Ranks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel
-from tasks.networks.architectures import Stack
-from tasks.networks.collection import Collection, read_collection
+from tasks.networks.architectures import NetworkStack
+from tasks.networks.network_dataset import NetworkDataset, read_network_dataset
 from tasks.shards import SPLITS, check_column
 
 
@@ -50,13 +50,15 @@ class Prediction(NetworkLesson[Config]):
 
     def loss(self, step: int) -> Tensor:
         training, train = self.config.training, self.data["train"]
-        own = self.share(train.batch(training.batch, seed=training.seed, step=step))
-        logits = train.said(self.read, own).squeeze(-1)
+        own = self.share(
+            train.batch_indices(training.batch, seed=training.seed, step=step)
+        )
+        logits = train.apply(self.read, own).squeeze(-1)
         return binary_cross_entropy_with_logits(
             logits, train.columns["accuracy"][own].float()
         )
 
-    def read(self, stacks: Sequence[Stack]) -> Tensor:
+    def read(self, stacks: Sequence[NetworkStack]) -> Tensor:
         """What the model says of networks, (n, 1); not compiled outside of training,
         where batches differ."""
         stacks = [self.prepared(stack) for stack in stacks]
@@ -68,10 +70,10 @@ class Prediction(NetworkLesson[Config]):
         data = self.data["validation"]
         return tau(self.predicted(data), data.columns["accuracy"])
 
-    def predicted(self, data: Collection) -> Tensor:
+    def predicted(self, data: NetworkDataset) -> Tensor:
         """Accuracies of all networks, (n,)."""
         pieces = torch.arange(len(data)).split(AT_ONCE)
-        logits = [data.said(self.read, piece) for piece in pieces]
+        logits = [data.apply(self.read, piece) for piece in pieces]
         return torch.cat(logits).squeeze(-1).sigmoid()
 
     def results(self) -> Mapping[str, float]:
@@ -81,26 +83,26 @@ class Prediction(NetworkLesson[Config]):
         draw(Path(self.config.folder, "predicted.png"), predicted, true)
         return {"tau": tau(predicted, true), "r2": r2(predicted, true)}
 
-    def _read(self, split: str) -> Collection:
+    def _read(self, split: str) -> NetworkDataset:
         widest = self.config.widest
-        data = read_collection(self.config.data, split, self.config.skip_damaged)
+        data = read_network_dataset(self.config.data, split, self.config.skip_damaged)
         check_column(self.config.data, data.columns, "accuracy", 0, 1)
         if widest is not None:
             is_wanted = is_wide if split == "test" else is_narrow
-            data = data.where(lambda stack: is_wanted(stack, widest))
+            data = data.filter(lambda stack: is_wanted(stack, widest))
             if not data.stacks:
                 side = f"networks on their side of {widest}"
                 raise ValueError(f"widest: split '{split}': expected {side}; got none")
-        return data.thinned(self.config.limit) if split == "train" else data
+        return data.subset(self.config.limit) if split == "train" else data
 
 
-def is_narrow(stack: Stack, widest: int) -> bool:
+def is_narrow(stack: NetworkStack, widest: int) -> bool:
     """Whether no hidden layer has more neurons."""
     groups = stack.architecture.graph.groups
     return all(group.size <= widest for group in groups if group.role == "hidden")
 
 
-def is_wide(stack: Stack, widest: int) -> bool:
+def is_wide(stack: NetworkStack, widest: int) -> bool:
     return not is_narrow(stack, widest)
 
 

@@ -21,7 +21,7 @@ from harness.distributed import Ranks
 from harness.settings import check_counts
 from tasks.learning.image_networks import read_sirens
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 from tasks.shards import SPLITS
 
 # Networks from which the linear map is found at a validation; at the end it is all.
@@ -66,12 +66,12 @@ class Representation(NetworkLesson[Config]):
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         super().__init__(config, ranks)
-        self.stacks: dict[str, Stack] = {}
+        self.stacks: dict[str, NetworkStack] = {}
         self.targets: dict[str, Tensor] = {}
         for split in SPLITS:
             networks = read_sirens(config, split)
             some = slice(config.limit if split == "train" else None)
-            self.stacks[split] = Stack.of(networks).select(some)
+            self.stacks[split] = NetworkStack.from_networks(networks).select(some)
             self.targets[split] = targets_of(networks.columns)[some]
         train = self.stacks["train"]
         self.means = [value.mean(0) for value in train.params]
@@ -85,7 +85,7 @@ class Representation(NetworkLesson[Config]):
         first, second = (normalize(self.said(copy), dim=-1) for copy in copies)
         return contrast(first, second, self.config.temperature)
 
-    def damaged(self, stack: Stack) -> Stack:
+    def damaged(self, stack: NetworkStack) -> NetworkStack:
         """A copy with noise, and some parameters at their means."""
         config, params = self.config, []
         for value, mean, deviation in zip(
@@ -96,7 +96,7 @@ class Representation(NetworkLesson[Config]):
             params.append(torch.where(is_masked, mean, noisy))
         return stack._replace(params=params)
 
-    def represented(self, stack: Stack) -> Tensor:
+    def represented(self, stack: NetworkStack) -> Tensor:
         """(b, dimension), of length 1 each."""
         return normalize(self.judged(stack), dim=-1)
 
@@ -122,7 +122,7 @@ class Representation(NetworkLesson[Config]):
         is_right = said.argmax(1) == truth.argmax(1)
         return {"accuracy": is_right.double().mean().item()}
 
-    def all_of(self, stack: Stack) -> Tensor:
+    def all_of(self, stack: NetworkStack) -> Tensor:
         """Representations with a last 1, (n, dimension + 1)."""
         pieces = torch.arange(stack.count).split(AT_ONCE)
         found = torch.cat([self.represented(stack.select(piece)) for piece in pieces])

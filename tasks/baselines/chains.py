@@ -28,7 +28,7 @@ class ChainValues(NamedTuple):
     whole: Tensor
 
 
-class Piece(NamedTuple):
+class NodeParameter(NamedTuple):
     """A parameter that is features of nodes: a bias, or a weight whose other end does
     not move.
 
@@ -74,8 +74,8 @@ class Chain:
     graph: NeuralGraph
     order: tuple[BlockParts, ...]
     sizes: tuple[int, ...]
-    nodes: tuple[tuple[Piece, ...], ...]
-    whole: tuple[tuple[Piece, int], ...] = ()
+    nodes: tuple[tuple[NodeParameter, ...], ...]
+    whole: tuple[tuple[NodeParameter, int], ...] = ()
 
     def channels(self, d: int, of_slots: bool = False) -> Channels:
         """Those of d features for every edge and bias, or for every slot of them."""
@@ -119,7 +119,9 @@ class Chain:
             value.movedim(-1, 1) for value in self.graph.scatter(values, batch_dims=1)
         ]
 
-    def _split(self, found: ChainValues, d: int) -> Iterator[tuple[Piece, Tensor]]:
+    def _split(
+        self, found: ChainValues, d: int
+    ) -> Iterator[tuple[NodeParameter, Tensor]]:
         """Every piece with its features, (b, n, others * slots * d)."""
         for some, features in zip(self.nodes, found.nodes, strict=True):
             widths = [d * _width(piece, of_slots=True) for piece in some]
@@ -155,8 +157,12 @@ def chain_with_fixed_ends(graph: NeuralGraph) -> Chain:
     (first, *between, last), hidden = layers, layers[:-1]
     nodes = [_bias(layer) for layer in hidden]
     inward, outward = (graph.weights[layer.weight] for layer in (first, last))
-    nodes[0].append(Piece("target", first.weight, inward.shape[2], inward.slots))
-    nodes[-1].append(Piece("source", last.weight, outward.shape[1], outward.slots))
+    nodes[0].append(
+        NodeParameter("target", first.weight, inward.shape[2], inward.slots)
+    )
+    nodes[-1].append(
+        NodeParameter("source", last.weight, outward.shape[1], outward.slots)
+    )
     targets = [graph.weights[layer.weight].target for layer in hidden]
     return Chain(
         graph,
@@ -175,8 +181,8 @@ def _layers(graph: NeuralGraph) -> list[Layer]:
     return layers_of(graph)
 
 
-def _bias(layer: Layer) -> list[Piece]:
-    return [] if layer.bias is None else [Piece("bias", layer.bias)]
+def _bias(layer: Layer) -> list[NodeParameter]:
+    return [] if layer.bias is None else [NodeParameter("bias", layer.bias)]
 
 
 def _whole_block(graph: NeuralGraph, number: int) -> BlockParts:
@@ -187,7 +193,7 @@ def _whole_block(graph: NeuralGraph, number: int) -> BlockParts:
     return BlockParts(block, number, 1, (part,), None, None)
 
 
-def _width(piece: Piece, of_slots: bool) -> int:
+def _width(piece: NodeParameter, of_slots: bool) -> int:
     return piece.others * piece.slots if of_slots else piece.others
 
 

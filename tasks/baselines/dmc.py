@@ -10,8 +10,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import pooled_head
-from tasks.networks.architectures import Architecture, Stack
+from tasks.models.mlp import pooled_head
+from tasks.networks.architectures import Architecture, NetworkStack
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,6 @@ class DMC(ParameterModel):
         self.layers = nn.Sequential(*layers)
         self.head = pooled_head(config.widths[-1], config.head, d_out, config.dropout)
 
-    def forward(self, stack: Stack) -> Tensor:
-        flat = stack.architecture.graph.flatten(self.read(stack), batch_dims=1)
+    def forward(self, stack: NetworkStack) -> Tensor:
+        flat = stack.architecture.graph.flatten(self.standardised(stack), batch_dims=1)
         return self.head(self.layers(flat.unsqueeze(1)).mean(-1))

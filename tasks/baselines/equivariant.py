@@ -14,8 +14,8 @@ from ngopt.graph import NeuralGraph
 from ngopt.metanets.nfn import NPLayer, Pool, pooled, summary
 from tasks.baselines.chains import Chain, ChainValues
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import pooled_head
-from tasks.networks.architectures import Architecture, Stack
+from tasks.models.mlp import pooled_head
+from tasks.networks.architectures import Architecture, NetworkStack
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class EquivariantModel(ParameterModel):
     """
 
     can_edit = True
-    is_tied = True
+    single_architecture = True
     chain_of_graph: ClassVar[Callable[[NeuralGraph], Chain]]
     pool: ClassVar[Pool] = "mean"
 
@@ -65,16 +65,16 @@ class EquivariantModel(ParameterModel):
             pooled_width = sum(last.weights) + sum(last.nodes) + last.whole
             self.head = pooled_head(pooled_width, config.head, d_out, config.dropout)
 
-    def forward(self, stack: Stack) -> Tensor:
+    def forward(self, stack: NetworkStack) -> Tensor:
         weights, nodes, whole = self._after_layers(stack)
         pools = [pooled(weights, block, self.pool) for block in self.chain.order]
         return self.head(summary(pools, nodes, whole, self.pool))
 
-    def updates(self, stack: Stack) -> list[Tensor]:
+    def updates(self, stack: NetworkStack) -> list[Tensor]:
         return self.chain.write(self._after_layers(stack), self.d_out)
 
-    def _after_layers(self, stack: Stack) -> ChainValues:
-        weights, nodes, whole = self.chain.read(self.read(stack))
+    def _after_layers(self, stack: NetworkStack) -> ChainValues:
+        weights, nodes, whole = self.chain.read(self.standardised(stack))
         for k, layer in enumerate(self.layers):
             is_last = self.edits and k == len(self.layers) - 1
             nodes, whole = layer(weights, self.chain.order, nodes, whole, is_last)

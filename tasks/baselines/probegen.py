@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tasks.models.base import NetworkModel
 from tasks.models.learned_inputs import GeneratedInputs
-from tasks.models.perceptron import perceptron
-from tasks.networks.architectures import Architecture, Stack
+from tasks.models.mlp import mlp
+from tasks.networks.architectures import Architecture, NetworkStack
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,9 @@ class ProbeGen(NetworkModel):
         self.inputs = GeneratedInputs(
             config.probes, shape, config.latent, config.channels
         )
-        self.head = perceptron(
-            config.probes * outputs, config.hidden, d_out, config.dropout
-        )
+        self.head = mlp(config.probes * outputs, config.hidden, d_out, config.dropout)
 
-    def forward(self, stack: Stack) -> Tensor:
+    def forward(self, stack: NetworkStack) -> Tensor:
         self._check(stack.architecture)
         said = stack.architecture.outputs(stack.params, self.inputs())
         return self.head(said.flatten(1))
@@ -70,6 +68,6 @@ class ProbeGen(NetworkModel):
 
 def ends(architecture: Architecture) -> tuple[tuple[int, ...], int]:
     """The shape of an input, and how many outputs there are."""
-    example = architecture.module.example()
-    group = architecture.graph.groups[architecture.module.output]
+    example = architecture.module.example_input()
+    group = architecture.graph.groups[architecture.module.output_group]
     return tuple(example.shape[1:]), group.size

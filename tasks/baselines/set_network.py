@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import pooled_head
-from tasks.networks.architectures import Architecture, Stack
+from tasks.models.mlp import pooled_head
+from tasks.networks.architectures import Architecture, NetworkStack
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class SetNetwork(ParameterModel):
         self.inner = nn.Linear(config.width, config.width)
         self.head = pooled_head(config.width, config.head, d_out, config.dropout)
 
-    def forward(self, stack: Stack) -> Tensor:
+    def forward(self, stack: NetworkStack) -> Tensor:
         total, numel = 0, 0
         for row, value in zip(
-            self.standardise.rows(stack), self.read(stack), strict=True
+            self.standardise.rows(stack), self.standardised(stack), strict=True
         ):
             flat = value.flatten(1).unsqueeze(-1)
             first = torch.addcmul(self.offset[row], flat, self.slope[row]).relu()

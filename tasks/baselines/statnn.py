@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import pooled_head
-from tasks.networks.architectures import Architecture, Stack
+from tasks.models.mlp import pooled_head
+from tasks.networks.architectures import Architecture, NetworkStack
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STATISTICS = 2 + len(QUANTILES)
@@ -49,8 +49,8 @@ class StatNN(ParameterModel):
             self.tensors * STATISTICS, config.hidden, d_out, config.dropout
         )
 
-    def forward(self, stack: Stack) -> Tensor:
-        values = self.read(stack)[: self.tensors]
+    def forward(self, stack: NetworkStack) -> Tensor:
+        values = self.standardised(stack)[: self.tensors]
         found = [statistics(value.flatten(1)) for value in values]
         missing = self.tensors - len(values)
         return self.layers(pad(torch.cat(found, -1), (0, missing * STATISTICS)))

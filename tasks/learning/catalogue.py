@@ -10,17 +10,14 @@ from ngopt.metanets.imported import find_class
 from tasks.baselines import BASELINES
 from tasks.models.base import NetworkModel
 from tasks.models.graph_models import (
-    GraphMetanetwork,
+    GMN,
+    NGGNN,
+    NGT,
     GraphModelConfig,
-    NeuralGraphGNN,
-    NeuralGraphTransformer,
 )
 from tasks.networks.architectures import Architecture
 
-OURS = {
-    model.name: (GraphModelConfig, model)
-    for model in (NeuralGraphGNN, NeuralGraphTransformer, GraphMetanetwork)
-}
+OURS = {model.name: (GraphModelConfig, model) for model in (NGGNN, NGT, GMN)}
 MODELS: dict[str, tuple[Any, Any]] = {**OURS, **BASELINES}
 """Configurations and models, by the models' names."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ngopt.graph import ParameterSpec
 from tasks.models.standardise import Standardise
-from tasks.networks.architectures import Architecture, Stack
+from tasks.networks.architectures import Architecture, NetworkStack
 
 
 def compile_steps(model: nn.Module) -> None:
@@ -46,30 +46,30 @@ class NetworkModel(nn.Module):
             )
         self.edits = edits
 
-    def fit(self, stacks: Iterable[Stack]) -> None:
+    def fit(self, stacks: Iterable[NetworkStack]) -> None:
         """Takes from training data what no gradient learns: nothing, unless a subclass
         does."""
 
-    def begin(self, share: float) -> int:
+    def set_progress(self, share: float) -> int:
         """Before a step of a training, of which a share is over. Says which stage this
         is: there is one alone, unless a subclass learns its parts in turn."""
         return 0
 
-    def pieces(self, stack: Stack) -> list[Stack]:
+    def chunks(self, stack: NetworkStack) -> list[NetworkStack]:
         """The same networks as steps that are compiled read them, piece by piece: all
         together, unless a subclass knows better."""
         return [stack]
 
-    def forward(self, stack: Stack) -> Tensor:
+    def forward(self, stack: NetworkStack) -> Tensor:
         """What a reader says of b networks, (b, d_out)."""
         raise NotImplementedError
 
-    def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:
+    def forward_mixed(self, stacks: Sequence[NetworkStack]) -> Tensor:
         """What a reader says of networks of several architectures, one stack after the
         other."""
         return torch.cat([self.forward(stack) for stack in stacks])
 
-    def updates(self, stack: Stack) -> list[Tensor]:
+    def updates(self, stack: NetworkStack) -> list[Tensor]:
         """What an editor adds to b networks, of every parameter (b, d_out, *shape)."""
         raise NotImplementedError
 
@@ -78,32 +78,32 @@ class ParameterModel(NetworkModel):
     """Base class of models that see parameters, standardised by statistics of the
     training data.
 
-    is_tied: whether all networks must be the same but for parameters and activations.
+    single_architecture: whether all networks must be the same but for parameters and activations.
 
     Raises ValueError for several architectures where they must.
     """
 
-    is_tied: ClassVar[bool] = False
+    single_architecture: ClassVar[bool] = False
 
     def __init__(self, architectures: Sequence[Architecture], edits: bool = False):
         super().__init__(architectures, edits)
         self.first = architectures[0]
-        if self.is_tied:
+        if self.single_architecture:
             for other in architectures:
                 self._check(other)
         has_one = all(other.names == self.first.names for other in architectures)
         self.standardise = Standardise(self.first if has_one else None)
 
-    def fit(self, stacks: Iterable[Stack]) -> None:
+    def fit(self, stacks: Iterable[NetworkStack]) -> None:
         """Takes the statistics from training data."""
         self.standardise.fit(stacks)
 
-    def read(self, stack: Stack) -> list[Tensor]:
+    def standardised(self, stack: NetworkStack) -> list[Tensor]:
         """Standardised parameters, (b, *shape) each.
 
         Raises ValueError for networks of an architecture that the model is not tied to.
         """
-        if self.is_tied:
+        if self.single_architecture:
             self._check(stack.architecture)
         return self.standardise(stack)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Fourier(nn.Module):
+class FourierFeatures(nn.Module):
     """A number, and sines and cosines of random multiples of it.
 
     bandwidth: standard deviation of the frequencies, in periods.

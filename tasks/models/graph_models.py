@@ -24,12 +24,12 @@ from ngopt.metanets.mixture import Layout, MixedValues, layout_of, mixture_of
 from ngopt.metanets.parts import GraphParts, even_slices, parts_of
 from ngopt.metanets.sources import WholeValues
 from tasks.models.base import ParameterModel
-from tasks.models.fourier import Fourier
+from tasks.models.fourier import FourierFeatures
 from tasks.models.learned_inputs import FreeInputs, GeneratedInputs
-from tasks.models.perceptron import perceptron
-from tasks.models.pooling import Pooling, common_outputs
-from tasks.models.probes import Probes, Said
-from tasks.networks.architectures import Architecture, Stack
+from tasks.models.mlp import mlp
+from tasks.models.pooling import AttentionPooling, common_outputs
+from tasks.models.probes import ProbeFeatures, Probes
+from tasks.networks.architectures import Architecture, NetworkStack
 
 # Of a tensor in a network, beside its deviation over all networks.
 LEAST = 1e-4
@@ -114,7 +114,7 @@ class GraphModel(ParameterModel):
         self.architectures = architectures
         # where only nodes are read, the last needs no new edges
         last = config.layers - 1
-        self.fourier = Fourier(config.frequencies, config.bandwidth)
+        self.fourier = FourierFeatures(config.frequencies, config.bandwidth)
         self.scales = config.scales
         self.answers_first = config.answers_first
         self._learns_answers = False
@@ -134,9 +134,9 @@ class GraphModel(ParameterModel):
         self._layouts: dict[int, Layout] = {}
         if not edits:
             outputs = common_outputs(one.graph for one in architectures)
-            self.pooling = Pooling(config.width, config.queries, outputs)
+            self.pooling = AttentionPooling(config.width, config.queries, outputs)
             hidden = (config.hidden, config.hidden)
-            head = perceptron(self.pooling.size, hidden, d_out, config.dropout, nn.SiLU)
+            head = mlp(self.pooling.size, hidden, d_out, config.dropout, nn.SiLU)
             self.head = nn.Sequential(nn.LayerNorm(self.pooling.size), head)
             self.answer_head = answer_head(config, outputs, d_out)
             if config.answers_first:
@@ -151,7 +151,7 @@ class GraphModel(ParameterModel):
         """What the model sees of an architecture."""
         return architecture.graph
 
-    def fit(self, stacks: Iterable[Stack]) -> None:
+    def fit(self, stacks: Iterable[NetworkStack]) -> None:
         super().fit(stacks)
         for architecture in self.architectures:
             # made later, they would have steps compiled again
@@ -162,16 +162,16 @@ class GraphModel(ParameterModel):
         """Whether this is a step in which the second head learns alone."""
         return self.training and self._learns_answers
 
-    def begin(self, share: float) -> int:
+    def set_progress(self, share: float) -> int:
         self._learns_answers = share < self.answers_first
         return int(self._learns_answers)
 
-    def pieces(self, stack: Stack) -> list[Stack]:
+    def chunks(self, stack: NetworkStack) -> list[NetworkStack]:
         if self._answers_alone:
             return [stack]
         return list(self._alike(stack, COMPILED_AT_ONCE))
 
-    def forward(self, stack: Stack) -> Tensor:
+    def forward(self, stack: NetworkStack) -> Tensor:
         if self._answers_alone:
             return self._answered([stack])
         said = self._said(stack)
@@ -181,7 +181,7 @@ class GraphModel(ParameterModel):
         pooled = self.pooling(states, self.graph(stack.architecture))
         return self._judged(pooled, said.answers)
 
-    def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:
+    def forward_mixed(self, stacks: Sequence[NetworkStack]) -> Tensor:
         if len(stacks) == 1:
             return self.forward(stacks[0])
         if self._answers_alone:
@@ -189,9 +189,9 @@ class GraphModel(ParameterModel):
         pieces = self._pieces(stacks)
         return torch.cat([self._mixed(piece) for piece in pieces])
 
-    def _pieces(self, stacks: Sequence[Stack]) -> Iterator[list[Stack]]:
+    def _pieces(self, stacks: Sequence[NetworkStack]) -> Iterator[list[NetworkStack]]:
         """The same networks, so many at a time that they have up to `AT_ONCE` edges."""
-        piece: list[Stack] = []
+        piece: list[NetworkStack] = []
         room = AT_ONCE
         for stack in stacks:
             for alike in self._alike(stack, AT_ONCE):
@@ -203,13 +203,13 @@ class GraphModel(ParameterModel):
                 room -= need
         yield piece
 
-    def _alike(self, stack: Stack, room: int) -> Iterator[Stack]:
+    def _alike(self, stack: NetworkStack, room: int) -> Iterator[NetworkStack]:
         """A stack in pieces of up to so many edges, or of one network."""
         edges = max(1, self.parts(stack.architecture).edges)
         for some in even_slices(stack.count, max(1, room // edges)):
             yield stack.select(some)
 
-    def _mixed(self, stacks: Sequence[Stack]) -> Tensor:
+    def _mixed(self, stacks: Sequence[NetworkStack]) -> Tensor:
         layouts = [(self.layout(stack.architecture), stack.count) for stack in stacks]
         mixture = mixture_of(layouts, self.network.kernel)
         values = torch.cat([self._flat(stack) for stack in stacks])
@@ -227,7 +227,7 @@ class GraphModel(ParameterModel):
         answers = torch.cat([one.answers for one in said])
         return self._judged(torch.cat(pooled), answers)
 
-    def _answered(self, stacks: Sequence[Stack]) -> Tensor:
+    def _answered(self, stacks: Sequence[NetworkStack]) -> Tensor:
         """What the second head says alone."""
         assert self.probes is not None and self.answer_head is not None
         answers = torch.cat([self.probes.answers(stack) for stack in stacks])
@@ -239,13 +239,13 @@ class GraphModel(ParameterModel):
             return found
         return found + self.answer_head(answers.flatten(1))
 
-    def _flat(self, stack: Stack) -> Tensor:
+    def _flat(self, stack: NetworkStack) -> Tensor:
         """Of all parameters of all networks, (b * numel, 1 or 2)."""
         values = [value.flatten(1, -2) for value in self._values(stack)]
         return torch.cat(values, 1).flatten(0, 1)
 
     def _mixed_codes(
-        self, stacks: Sequence[Stack], said: Sequence[Said]
+        self, stacks: Sequence[NetworkStack], said: Sequence[ProbeFeatures]
     ) -> list[Tensor | None]:
         if not self.probes:
             return []
@@ -260,14 +260,14 @@ class GraphModel(ParameterModel):
             found.append(torch.cat(codes, 1).flatten(0, 1))
         return [torch.cat(found)]
 
-    def _pooled(self, stack: Stack, states: Tensor) -> Tensor:
+    def _pooled(self, stack: NetworkStack, states: Tensor) -> Tensor:
         """states: of all nodes of a stack's networks, (b * n, width)."""
         graph = self.graph(stack.architecture)
         sizes = [group.size for group in graph.groups]
         nodes = states.unflatten(0, (stack.count, -1))
         return self.pooling(nodes.split(sizes, 1), graph)
 
-    def updates(self, stack: Stack) -> list[Tensor]:
+    def updates(self, stack: NetworkStack) -> list[Tensor]:
         parts = self.parts(stack.architecture)
         found = self.network.decoded(
             self._source(stack), parts, self._said(stack).codes
@@ -292,17 +292,17 @@ class GraphModel(ParameterModel):
             self._layouts[key] = layout_of(self.graph(architecture), like)
         return self._layouts[key]
 
-    def _source(self, stack: Stack) -> WholeValues:
+    def _source(self, stack: NetworkStack) -> WholeValues:
         graph = self.graph(stack.architecture)
         features = [self._features(values) for values in self._values(stack)]
         return WholeValues(
             graph.gather(features, batch_dims=1), torch.Size([stack.count])
         )
 
-    def _values(self, stack: Stack) -> list[Tensor]:
+    def _values(self, stack: NetworkStack) -> list[Tensor]:
         """Of every parameter of b networks what features are made of, (b, *shape, 1 or
         2)."""
-        values = self.read(stack)
+        values = self.standardised(stack)
         if not self.scales:
             return [value.unsqueeze(-1) for value in values]
         return [torch.stack(in_own_units(value), -1) for value in values]
@@ -313,15 +313,15 @@ class GraphModel(ParameterModel):
         found = self.fourier(values[..., 0])
         return torch.cat([found, values[..., 1:]], -1) if self.scales else found
 
-    def _said(self, stack: Stack) -> Said:
+    def _said(self, stack: NetworkStack) -> ProbeFeatures:
         if self.probes:
             return self.probes(stack)
-        return Said((), stack.params[0].new_empty(stack.count, 0))
+        return ProbeFeatures((), stack.params[0].new_empty(stack.count, 0))
 
     def _probes(self, config: GraphModelConfig) -> Probes | None:
         if not config.probes:
             return None
-        shape = self.first.module.example().shape[1:]
+        shape = self.first.module.example_input().shape[1:]
         # free pixels learn what the training's networks alone have
         kind = GeneratedInputs if len(shape) == 3 else FreeInputs
         return Probes(kind(config.probes, shape), config.probes, config.width)
@@ -352,7 +352,7 @@ def answer_head(
             "answer_layers: expected networks of as many outputs each; got several numbers"
         )
     hidden = (ANSWER_WIDTH,) * config.answer_layers
-    return perceptron(2 * config.probes * outputs, hidden, d_out)
+    return mlp(2 * config.probes * outputs, hidden, d_out)
 
 
 def largest_kernel(graphs: Iterable[NeuralGraph]) -> tuple[int, int]:
@@ -379,7 +379,7 @@ def in_own_units(values: Tensor) -> tuple[Tensor, Tensor]:
     return values / sizes, sizes.log().expand_as(values)
 
 
-class NeuralGraphGNN(GraphModel):
+class NGGNN(GraphModel):
     """The model "ng-gnn" (Kofinas et al. 2024, section 3, Eq. 3 and 4)."""
 
     name = "ng-gnn"
@@ -388,7 +388,7 @@ class NeuralGraphGNN(GraphModel):
         return PNALayer(config.width, config.log_degree, edges)
 
 
-class NeuralGraphTransformer(GraphModel):
+class NGT(GraphModel):
     """The model "ng-t" (Kofinas et al. 2024, Eq. 5)."""
 
     name = "ng-t"
@@ -397,7 +397,7 @@ class NeuralGraphTransformer(GraphModel):
         return RelationalLayer(config.width, config.heads, config.complete_up_to, edges)
 
 
-class GraphMetanetwork(GraphModel):
+class GMN(GraphModel):
     """The model "gmn", on the parameter graph, with a feature of the whole graph (Lim
     et al. 2024)."""
 
@@ -410,7 +410,7 @@ class GraphMetanetwork(GraphModel):
     def graph(self, architecture: Architecture) -> NeuralGraph:
         return parameter_graph_of(architecture)
 
-    def _said(self, stack: Stack) -> Said:
+    def _said(self, stack: NetworkStack) -> ProbeFeatures:
         """Where a norm's two sides are one group, the sum of what both say."""
         said = super()._said(stack)
         if not said.codes:

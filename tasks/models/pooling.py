@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ngopt.graph import NeuralGraph
 
 
-class Pooling(nn.Module):
+class AttentionPooling(nn.Module):
     """Means of nodes that several learned queries attend to, and the outputs.
 
     These one after the other, as in the papers, where all networks have as many; else

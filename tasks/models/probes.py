@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tasks.models.learned_inputs import LearnedInputs
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 
 
-class Said(NamedTuple):
+class ProbeFeatures(NamedTuple):
     """What b networks say of m inputs.
 
     codes: of neurons, for every group of the graph (b, size, width), None where they
@@ -48,9 +48,9 @@ class Probes(nn.Module):
             {role: _mlp(numbers, hidden, width) for role in READ}
         )
 
-    def forward(self, stack: Stack) -> Said:
+    def forward(self, stack: NetworkStack) -> ProbeFeatures:
         architecture = stack.architecture
-        values = architecture.neurons(stack.params, self.inputs())
+        values = architecture.group_activations(stack.params, self.inputs())
         groups = architecture.graph.groups
         roles = [group.role if group.role in READ else "hidden" for group in groups]
         numbers = [
@@ -61,11 +61,11 @@ class Probes(nn.Module):
             None if own is None else self.codes[role](own)
             for role, own in zip(roles, numbers, strict=True)
         ]
-        outputs = numbers[architecture.module.output]
+        outputs = numbers[architecture.module.output_group]
         assert outputs is not None
-        return Said(codes, outputs)
+        return ProbeFeatures(codes, outputs)
 
-    def answers(self, stack: Stack) -> Tensor:
+    def answers(self, stack: NetworkStack) -> Tensor:
         """What outputs alone say, (b, outputs, 2 m), in less time."""
         return answers(stack.architecture.outputs(stack.params, self.inputs()))
 

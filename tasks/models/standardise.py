@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.graph.core import EDGE_KINDS, Bias, EdgeBlock, NeuralGraph, kind_code
-from tasks.networks.architectures import Architecture, Stack
+from tasks.networks.architectures import Architecture, NetworkStack
 
 
 class Standardise(nn.Module):
@@ -40,7 +40,7 @@ class Standardise(nn.Module):
         return len(self.mean)
 
     @torch.no_grad()
-    def fit(self, stacks: Iterable[Stack]) -> None:
+    def fit(self, stacks: Iterable[NetworkStack]) -> None:
         """Takes the statistics from training data. Raises ValueError if there is none."""
         moments = torch.zeros(self.count, 3, dtype=torch.float64)
         for stack in stacks:
@@ -59,7 +59,7 @@ class Standardise(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_(std)
 
-    def forward(self, stack: Stack) -> list[Tensor]:
+    def forward(self, stack: NetworkStack) -> list[Tensor]:
         """Standardised parameters, (b, *shape) each. Raises ValueError as `rows` does."""
         rows = self.rows(stack)
         means = self.mean[rows].unbind()
@@ -67,7 +67,7 @@ class Standardise(nn.Module):
         triples = zip(stack.params, means, stds, strict=True)
         return [(value - mean) / std for value, mean, std in triples]
 
-    def rows(self, stack: Stack) -> list[int]:
+    def rows(self, stack: NetworkStack) -> list[int]:
         """Where the statistics of each parameter are: which tensor it is, or of which
         kind.
 

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ngopt.graph import NeuralGraph, build_graph
-from tasks.networks.cnn import Cnn
+from tasks.networks.cnn import CNN
 from tasks.networks.deep_sets import DeepSets
+from tasks.networks.input_network import InputNetwork
 from tasks.networks.siren import Siren
-from tasks.networks.subject import Subject
-from tasks.networks.vit import VisionTransformer
+from tasks.networks.vit import ViT
 from tasks.shards import Networks, check_parameters
 
-KINDS: dict[str, Callable[..., Subject]] = {
+KINDS: dict[str, Callable[..., InputNetwork]] = {
     "siren": Siren,
-    "cnn": Cnn,
+    "cnn": CNN,
     "deep-sets": DeepSets,
-    "vit": VisionTransformer,
+    "vit": ViT,
 }
 """What makes the module of an architecture, given the rest of its description."""
 
@@ -39,7 +39,7 @@ class Architecture:
     """
 
     description: Mapping[str, Any]
-    module: Subject
+    module: InputNetwork
     graph: NeuralGraph
 
     @property
@@ -49,17 +49,20 @@ class Architecture:
 
     @cached_property
     def speaks(self) -> tuple[bool, ...]:
-        """Of every group of the graph, whether `neurons` knows what it says."""
+        """Of every group of the graph, whether `group_activations` knows what it says."""
         with torch.no_grad():
             return tuple(
-                said is not None for said in self.module.neurons(self.module.example())
+                said is not None
+                for said in self.module.group_activations(self.module.example_input())
             )
 
-    def neurons(self, params: Sequence[Tensor], inputs: Tensor) -> list[Tensor | None]:
+    def group_activations(
+        self, params: Sequence[Tensor], inputs: Tensor
+    ) -> list[Tensor | None]:
         """What the neurons of stacked networks say of the same inputs.
 
         Shapes: params (b, *shape) each, inputs (m, *) -> for every group of the graph
-        (b, m, size, *space), or None (see `Subject.neurons`).
+        (b, m, size, *space), or None (see `InputNetwork.group_activations`).
         """
 
         def one(params: Sequence[Tensor]) -> list[Tensor]:
@@ -71,12 +74,12 @@ class Architecture:
 
     def outputs(self, params: Sequence[Tensor], inputs: Tensor) -> Tensor:
         """What stacked networks say of the same inputs, (b, m, outputs)."""
-        found = self.neurons(params, inputs)[self.module.output]
+        found = self.group_activations(params, inputs)[self.module.output_group]
         assert found is not None
         return found
 
 
-class Stack(NamedTuple):
+class NetworkStack(NamedTuple):
     """Networks of one architecture: params are (b, *shape),
     one for each of the graph's parameters."""
 
@@ -84,7 +87,7 @@ class Stack(NamedTuple):
     params: list[Tensor]
 
     @classmethod
-    def of(cls, networks: Networks) -> Stack:
+    def from_networks(cls, networks: Networks) -> NetworkStack:
         """Raises ValueError, which names the parameter, for those that are not the
         architecture's or not finite."""
         architecture = architecture_of(networks.architecture)
@@ -97,9 +100,9 @@ class Stack(NamedTuple):
     def count(self) -> int:
         return len(self.params[0])
 
-    def select(self, which: slice | Tensor | Sequence[int]) -> Stack:
+    def select(self, which: slice | Tensor | Sequence[int]) -> NetworkStack:
         """Some of them: a slice, or (k,) numbers."""
-        return Stack(self.architecture, [p[which] for p in self.params])
+        return NetworkStack(self.architecture, [p[which] for p in self.params])
 
 
 def architecture_of(description: Mapping[str, Any]) -> Architecture:
@@ -108,7 +111,7 @@ def architecture_of(description: Mapping[str, Any]) -> Architecture:
     return _architecture(json.dumps(dict(description), sort_keys=True))
 
 
-def make_module(description: Mapping[str, Any], **more: Any) -> Subject:
+def make_module(description: Mapping[str, Any], **more: Any) -> InputNetwork:
     """A network of an architecture, initialised from torch's random numbers.
 
     more: arguments that are no part of the architecture.
@@ -132,18 +135,22 @@ def _architecture(text: str) -> Architecture:
     description = json.loads(text)
     with torch.random.fork_rng(devices=[]):
         module = make_module(description)
-    return Architecture(description, module, build_graph(module, module.example()))
+    return Architecture(
+        description, module, build_graph(module, module.example_input())
+    )
 
 
 class _Neurons(nn.Module):
-    """A subject whose forward pass is what is known of its `neurons`."""
+    """A subject whose forward pass is what is known of its `group_activations`."""
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: InputNetwork):
         super().__init__()
         self.subject = subject
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
-        return [said for said in self.subject.neurons(inputs) if said is not None]
+        return [
+            said for said in self.subject.group_activations(inputs) if said is not None
+        ]
 
 
 def _within(params: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,10 +8,12 @@ from math import pi
 import torch
 from torch import Tensor
 
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 
 
-def moved(stack: Stack, degrees: float, scale: float, shift: float) -> Stack:
+def random_affine(
+    stack: NetworkStack, degrees: float, scale: float, shift: float
+) -> NetworkStack:
     """SIRENs whose images are turned, scaled and shifted, each at random,
     from torch's random numbers.
 

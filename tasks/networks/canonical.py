@@ -4,13 +4,13 @@ function."""
 from __future__ import annotations
 
 from ngopt.graph import canonical
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 
 
-def in_canonical_form(stack: Stack) -> Stack:
+def in_canonical_form(stack: NetworkStack) -> NetworkStack:
     """The same functions; signs, phases and scales of neurons as
     `ngopt.graph.canonical` chooses them."""
     architecture, params = stack
     frequency = architecture.module.frequency
     found = canonical(architecture.graph, params, frequency, batch_dims=1)
-    return Stack(architecture, found.params)
+    return NetworkStack(architecture, found.params)

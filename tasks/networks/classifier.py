@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.networks.subject import Subject
+from tasks.networks.input_network import InputNetwork
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -25,7 +25,7 @@ SIDE = 32
 """Of images, in pixels."""
 
 
-class Classifier(Subject):
+class Classifier(InputNetwork):
     """Base class of what reads images.
 
     channels: of the images.
@@ -35,7 +35,7 @@ class Classifier(Subject):
         super().__init__()
         self.channels = channels
 
-    def example(self) -> Tensor:
+    def example_input(self) -> Tensor:
         return torch.zeros(1, self.channels, SIDE, SIDE)
 
 
@@ -49,7 +49,7 @@ def activation_of(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
-class DropNeurons(nn.Module):
+class NeuronDropout(nn.Module):
     """Dropout of whole neurons, with all their places, so that few numbers are drawn.
 
     As in Tompson et al. 2015, section 3.2.

@@ -10,14 +10,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.networks.classifier import Classifier, DropNeurons, activation_of
+from tasks.networks.classifier import Classifier, NeuronDropout, activation_of
 
 NORMS = ("batch", "group")
 GROUPS = 2
 """Of a GroupNorm."""
 
 
-class Cnn(Classifier):
+class CNN(Classifier):
     """Convolutions, the mean over space and a linear layer.
 
     channels: of the images, then of every layer.
@@ -80,9 +80,9 @@ class Cnn(Classifier):
             )
         self.fc = nn.Linear(channels[-1], classes)
         self.norm = norm
-        self.drop = DropNeurons(dropout, axis=1)
+        self.drop = NeuronDropout(dropout, axis=1)
 
-    def neurons(self, x: Tensor) -> list[Tensor | None]:
+    def group_activations(self, x: Tensor) -> list[Tensor | None]:
         """x: (m, channels, height, width), images."""
         found: list[Tensor | None] = [x]
         outputs: list[Tensor] = []
@@ -124,7 +124,7 @@ def describe(
     norm: str | None = None,
     dimensions: int = 2,
 ) -> dict[str, Any]:
-    """The description of a `Cnn`, for `tasks.networks.architectures`.
+    """The description of a `CNN`, for `tasks.networks.architectures`.
 
     paddings: where none are given, half a kernel. skips: none.
     """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tasks.networks.classifier import (
     SIDE,
     Classifier,
-    DropNeurons,
+    NeuronDropout,
     activation_of,
 )
 from tasks.networks.siren import grid
@@ -52,10 +52,10 @@ class DeepSets(Classifier):
             nn.Linear(*fans, bias=False) for fans in pairwise(widths)
         )
         self.fc = nn.Linear(widths[-1], classes)
-        self.drop = DropNeurons(dropout, axis=-1)
-        self.output = 2 + len(widths)
+        self.drop = NeuronDropout(dropout, axis=-1)
+        self.output_group = 2 + len(widths)
 
-    def neurons(self, x: Tensor) -> list[Tensor | None]:
+    def group_activations(self, x: Tensor) -> list[Tensor | None]:
         """x: (m, channels, height, width), images."""
         places = self.places.expand(len(x), -1, -1)
         pixels = F.avg_pool2d(x, self.pooled).flatten(2)

@@ -10,12 +10,12 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from tasks.networks.subject import Subject
+from tasks.networks.input_network import InputNetwork
 
 FREQUENCY = 30.0
 
 
-class Siren(Subject):
+class Siren(InputNetwork):
     """Sines of linear maps of coordinates, initialised as by Sitzmann et al. 2020,
     section 3.2.
 
@@ -34,10 +34,10 @@ class Siren(Subject):
             nn.init.uniform_(layer.weight, -bound, bound)
         self.layers = nn.ModuleList(linears)
 
-    def example(self) -> Tensor:
+    def example_input(self) -> Tensor:
         return torch.zeros(1, self.inputs)
 
-    def neurons(self, x: Tensor) -> list[Tensor | None]:
+    def group_activations(self, x: Tensor) -> list[Tensor | None]:
         """x: (m, 2), points."""
         *hidden, last = self.layers
         found: list[Tensor | None] = [x]

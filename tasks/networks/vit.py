@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from tasks.networks.classifier import (
     SIDE,
     Classifier,
-    DropNeurons,
+    NeuronDropout,
     activation_of,
 )
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """Attention and an MLP, each behind a LayerNorm and with a residual connection."""
 
     def __init__(self, width: int, heads: int, activation: str):
@@ -47,7 +47,7 @@ class Block(nn.Module):
         return end, [*before, None, weights, *(y.mT for y in tokens)]
 
 
-class VisionTransformer(Classifier):
+class ViT(Classifier):
     """Patches as tokens with learned places, blocks, a LayerNorm, the tokens' mean, a
     linear layer.
 
@@ -75,13 +75,13 @@ class VisionTransformer(Classifier):
         self.patch = nn.Conv2d(channels, width, patch, patch)
         self.places = nn.Parameter(0.02 * torch.randn((SIDE // patch) ** 2, width))
         self.blocks = nn.ModuleList(
-            Block(width, heads, activation) for _ in range(depth)
+            EncoderBlock(width, heads, activation) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
         self.fc = nn.Linear(width, classes)
-        self.drop = DropNeurons(dropout, axis=-1)
+        self.drop = NeuronDropout(dropout, axis=-1)
 
-    def neurons(self, x: Tensor) -> list[Tensor | None]:
+    def group_activations(self, x: Tensor) -> list[Tensor | None]:
         """x: (m, channels, height, width), images. Space is the tokens."""
         tokens = self.patch(x).flatten(2).mT + self.places
         found: list[Tensor | None] = [x, tokens.mT]

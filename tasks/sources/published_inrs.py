@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.files import read_checkpoint
 from tasks.shards import Networks
-from tasks.sources.foreign import (
+from tasks.sources.foreign_files import (
     beside,
     field,
     number,

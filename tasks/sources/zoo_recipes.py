@@ -18,7 +18,7 @@ WILD_ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu")
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRecipe:
     """One training.
 
     architecture: see `tasks.networks.architectures`.
@@ -49,14 +49,14 @@ class Zoo:
     inits: Sequence[str]
     lr: tuple[float, float]
 
-    def run(self, random: Random) -> Run:
+    def run(self, random: Random) -> TrainingRecipe:
         """Settings as in Unterthiner et al. 2020, appendix A.
 
         Trainings are short here, so that learning rates are not so small (there from
         5e-4), L2 (to 1e-2) and dropout (to .7) not so strong, and half of the runs have
         no dropout.
         """
-        return Run(
+        return TrainingRecipe(
             architecture=self.architecture(random),
             optimizer=random.choice(OPTIMIZERS),
             init=random.choice(self.inits),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harness.image_datasets import Split, batch_indices
 from tasks.networks.architectures import make_module
-from tasks.sources.zoo_recipes import Run
+from tasks.sources.zoo_recipes import TrainingRecipe
 
 MOMENTUM = 0.9
 """Of SGD."""
@@ -38,7 +38,7 @@ class Checkpoint(NamedTuple):
 
 
 def train(
-    run: Run,
+    run: TrainingRecipe,
     images: Split,
     test: Split,
     steps: Sequence[int],
@@ -71,7 +71,7 @@ def train(
     return found
 
 
-def initialise(model: nn.Module, run: Run) -> None:
+def initialise(model: nn.Module, run: TrainingRecipe) -> None:
     """Draws weights of convolutions and linear layers as the run says; their biases
     become zero."""
     if run.init == "default":

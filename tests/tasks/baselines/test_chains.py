@@ -11,7 +11,7 @@ from torch.func import functional_call, jacrev
 from tasks.baselines.chains import chain_with_fixed_ends, chain_with_moving_ends
 from tasks.baselines.equivariant import EquivariantConfig
 from tasks.baselines.nfn import NFNHNP, NFNNP
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 from tests.equivariance import permute
 from tests.tasks.stacks import (
     cnn_architecture,
@@ -84,7 +84,7 @@ def maps_of(editor, architecture):
     """
     graph = architecture.graph
     basis = torch.cat([torch.eye(graph.numel), torch.zeros(1, graph.numel)]).double()
-    stack = Stack(architecture, graph.unflatten(basis, batch_dims=1))
+    stack = NetworkStack(architecture, graph.unflatten(basis, batch_dims=1))
 
     def updates(own):
         found = functional_call(Updates(editor), own, (stack,))

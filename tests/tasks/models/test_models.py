@@ -214,7 +214,7 @@ def test_pieces_are_the_same_networks(name, stack, monkeypatch):
     model = fitted(name, stack)
     edges = model.parts(stack.architecture).edges
     monkeypatch.setattr(graph_models, "COMPILED_AT_ONCE", 2 * edges)
-    pieces = model.pieces(stack)
+    pieces = model.chunks(stack)
     assert {piece.count for piece in pieces} <= {1, 2}
     said = torch.cat([model(piece) for piece in pieces])
     torch.testing.assert_close(said, model(stack))
@@ -296,7 +296,7 @@ def other_architecture(module):
 
 
 class Tanh(Siren):
-    def neurons(self, x):
+    def group_activations(self, x):
         *hidden, last = self.layers
         found = [x]
         for layer in hidden:
@@ -315,7 +315,7 @@ def test_what_is_tied_reads_networks_with_other_activations(name):
 class Skip(Siren):
     """Its first layer of sines is added to its second."""
 
-    def neurons(self, x):
+    def group_activations(self, x):
         first = torch.sin(self.layers[0](x))
         second = torch.sin(self.layers[1](first)) + first
         return [x, first, second, self.layers[2](second)]

@@ -72,15 +72,15 @@ def test_a_second_head_may_learn_alone_at_first(name, stack, monkeypatch):
     # the graph's begins at 0
     torch.testing.assert_close(model(stack), alone)
     model.train()
-    assert model.begin(0.0) == model.begin(0.49)
+    assert model.set_progress(0.0) == model.set_progress(0.49)
     for said in (model(stack), model.forward_mixed([stack, stack])[:4]):
         torch.testing.assert_close(said, alone)
     said.square().sum().backward()
     assert all(p.grad is None for p in model.network.parameters())
-    assert len(model.pieces(stack)) == 1
+    assert len(model.chunks(stack)) == 1
     assert all(p.grad.any() for p in model.probes.inputs.parameters())
-    assert model.begin(0.0) != model.begin(0.5) == model.begin(1.0)
-    assert len(model.pieces(stack)) > 1
+    assert model.set_progress(0.0) != model.set_progress(0.5) == model.set_progress(1.0)
+    assert len(model.chunks(stack)) > 1
     model(stack).square().sum().backward()
     assert any(p.grad is not None for p in model.network.parameters())
     assert all(p.grad.any() for p in model.head[-1][-1].parameters())

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tasks.networks.architectures import architecture_of
-from tasks.networks.cnn import Cnn, describe, shortcut
+from tasks.networks.cnn import CNN, describe, shortcut
 
 WILD = describe(
     channels=[1, 3, 7, 5],
@@ -17,7 +17,7 @@ WILD = describe(
 
 def module_of(description):
     rest = {key: value for key, value in description.items() if key != "kind"}
-    return Cnn(**rest)
+    return CNN(**rest)
 
 
 def test_the_small_cnn_is_a_sequence_of_torch_layers_with_4970_parameters():
@@ -99,14 +99,14 @@ def test_a_batch_norm_has_no_buffers_and_takes_the_batch_in_training_and_after()
     assert torch.equal(model.eval()(images), found)
     sums = model.layers[0](images)
     variance, mean = torch.var_mean(sums, (0, 2, 3), keepdim=True, correction=0)
-    said = model.neurons(images)[2]
+    said = model.group_activations(images)[2]
     torch.testing.assert_close(said, F.relu((sums - mean) / (variance + 1e-5).sqrt()))
 
 
 def test_dropout_is_for_training_alone():
     description = {key: value for key, value in WILD.items() if key != "kind"}
-    model = Cnn(**description, dropout=0.5)
-    without = Cnn(**description)
+    model = CNN(**description, dropout=0.5)
+    without = CNN(**description)
     without.load_state_dict(model.state_dict())
     images = torch.randn(2, 1, 32, 32)
     assert not torch.allclose(model(images), without(images))

@@ -39,7 +39,7 @@ def test_neurons_are_those_of_pixels_and_of_their_means():
     said = dict(
         zip(
             ("x", "first", "places", "second", "third", "output", "mean"),
-            model.neurons(images),
+            model.group_activations(images),
             strict=False,
         )
     )

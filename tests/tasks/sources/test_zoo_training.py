@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from harness.image_datasets import Split, batch_indices
 from tasks.networks.architectures import make_module
 from tasks.networks.cnn import describe
-from tasks.sources.zoo_recipes import Run
+from tasks.sources.zoo_recipes import TrainingRecipe
 from tasks.sources.zoo_training import accuracy, initialise, train
 
-RUN = Run(
+RUN = TrainingRecipe(
     architecture=describe([1, 4], [5], [4], ["tanh"]),
     optimizer="sgd",
     init="he",

@@ -5,22 +5,22 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class Subject(nn.Module):
-    """Base class. A subclass has `example` and `neurons`; parameters alone decide what
+class InputNetwork(nn.Module):
+    """Base class. A subclass has `example_input` and `group_activations`; parameters alone decide what
     it computes.
 
-    frequency: sine neurons compute sin(frequency * x). output:
+    frequency: sine neurons compute sin(frequency * x). output_group:
     which group of neurons the module returns.
     """
 
     frequency = 1.0
-    output = -1
+    output_group = -1
 
-    def example(self) -> Tensor:
+    def example_input(self) -> Tensor:
         """An input, as the module takes it, (m, *)."""
         raise NotImplementedError
 
-    def neurons(self, x: Tensor) -> list[Tensor | None]:
+    def group_activations(self, x: Tensor) -> list[Tensor | None]:
         """What the neurons of every group of the graph say, in the graph's order: (m,
         size,
         *space) each.
@@ -33,6 +33,6 @@ class Subject(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        output = self.neurons(x)[self.output]
+        output = self.group_activations(x)[self.output_group]
         assert output is not None
         return output

@@ -178,7 +178,7 @@ def check_outputs(
     outputs are not finite.
     """
     module = make_module(architecture)
-    inputs = random_like(module.example())
+    inputs = random_like(module.example_input())
     count = len(next(iter(params.values())))
     for places in torch.arange(count).split(AT_ONCE):
         some = {name: value[places] for name, value in params.items()}

@@ -10,7 +10,7 @@ from torch import nn
 from tasks.models.running_norm import RunningNorm
 
 
-def perceptron(
+def mlp(
     d_in: int,
     hidden: Sequence[int],
     d_out: int,
@@ -34,6 +34,6 @@ def pooled_head(
     d_out: int,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """A perceptron of what was pooled, which is normalised first; (b, d_in) -> (b,
+    """An MLP of what was pooled, which is normalised first; (b, d_in) -> (b,
     d_out)."""
-    return nn.Sequential(RunningNorm(d_in), *perceptron(d_in, hidden, d_out, dropout))
+    return nn.Sequential(RunningNorm(d_in), *mlp(d_in, hidden, d_out, dropout))
