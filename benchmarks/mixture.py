@@ -40,7 +40,7 @@ def random_stacks(zoo: str, runs: int) -> list[NetworkStack]:
     """Networks of so many runs of a zoo."""
     random, found = Random(0), []
     for _ in range(runs):
-        architecture = architecture_of(ZOOS[zoo].run(random).architecture)
+        architecture = architecture_of(ZOOS[zoo].sample_recipe(random).architecture)
         shapes = [spec.shape for spec in architecture.graph.parameters]
         params = [0.1 * torch.randn(ALIKE, *shape) for shape in shapes]
         found.append(NetworkStack(architecture, params))

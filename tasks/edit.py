@@ -32,7 +32,7 @@ from tasks.learning.image_networks import ImageNetworks, read_image_networks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel, compile_steps
 from tasks.networks.architectures import NetworkStack
-from tasks.networks.siren import grid
+from tasks.networks.siren import pixel_grid
 from tasks.published import PROGRAM as PUBLISHED
 from tasks.shards import SPLITS, check_column, read_manifest
 from tasks.sources.signals import MIDDLE
@@ -159,7 +159,7 @@ def rendered_images(stack: NetworkStack) -> Tensor:
             f"networks: expected images of {' or '.join(map(str, SIDES))} channels; got {channels}"
         )
     side = SIDES[channels]
-    points = grid(side, side)
+    points = pixel_grid(side, side)
     images = []
     for piece in torch.arange(stack.count).split(AT_ONCE):
         some = stack.select(piece)
@@ -206,7 +206,7 @@ class Editing(NetworkLesson[Config]):
             for split, images in originals(config, self.data).items()
         }
         train = self.data["train"].stack
-        self.points = grid(*self.targets["train"].shape[-2:])
+        self.points = pixel_grid(*self.targets["train"].shape[-2:])
         model = self.make_model([train], config.outputs, edits=True)
         self.model = Editor(model, self.prepared(train))
         if config.compiled:

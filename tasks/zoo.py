@@ -124,7 +124,7 @@ def trained(
     for attempt in count():
         key = (config.seed, split, number, attempt)
         seed = derive_seed(*key)
-        run = ZOOS[config.zoo].run(Random(seed))
+        run = ZOOS[config.zoo].sample_recipe(Random(seed))
         with seeded(*key):
             found = train(run, data.train, data.test, steps, config.batch_size, seed)
         if found is not None:

@@ -1,4 +1,4 @@
-"""A network that is data: what the tasks of this package read, edit and judge."""
+"""Base class of input networks: networks whose parameters are the data of the tasks."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ from torch import Tensor, nn
 
 
 class InputNetwork(nn.Module):
-    """Base class. A subclass has `example_input` and `group_activations`; parameters alone decide what
-    it computes.
+    """A subclass implements `example_input` and `group_activations`.
 
-    frequency: sine neurons compute sin(frequency * x). output_group:
-    which group of neurons the module returns.
+    Its parameters alone determine its function, since its graph has nothing else.
+
+    frequency: sine neurons compute sin(frequency * x).
+    output_group: index of the neuron group that `forward` returns.
     """
 
     frequency = 1.0
     output_group = -1
 
     def example_input(self) -> Tensor:
-        """An input, as the module takes it, (m, *)."""
+        """An input of the module, (m, *)."""
         raise NotImplementedError
 
     def group_activations(self, x: Tensor) -> list[Tensor | None]:
-        """What the neurons of every group of the graph say, in the graph's order: (m,
-        size,
-        *space) each.
+        """Activations of every neuron group, in the graph's order.
 
-        The first are the inputs as they are. None for nodes that stand for others
-        together (groups of a GroupNorm) or for pairs of neurons (products of queries
-        and keys), so that the graph, which is traced through here, is that of the
-        network alone.
+        Shapes: x (m, *) -> (m, size, *space) each; the first is x itself.
+
+        None for nodes that stand for several neurons together: groups of a GroupNorm,
+        products of queries and keys. The graph is traced through this method.
         """
         raise NotImplementedError
 

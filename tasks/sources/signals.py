@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.image_datasets import DATASETS, Split, load_dataset
 from harness.random import seeded
-from tasks.networks.siren import grid
+from tasks.networks.siren import pixel_grid
 from tasks.shards import SPLITS
 
 # The middle of a pixel's range, which a network does not have to learn.
@@ -49,7 +49,7 @@ class Images:
 
     @property
     def points(self) -> Tensor:
-        return grid(*self.split.images.shape[-2:])
+        return pixel_grid(*self.split.images.shape[-2:])
 
     def __len__(self) -> int:
         return len(self.split)

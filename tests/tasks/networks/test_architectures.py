@@ -5,19 +5,18 @@ import torch
 
 from tasks.networks.architectures import NetworkStack, architecture_of, make_module
 from tasks.networks.classifier import ACTIVATIONS
-from tasks.networks.cnn import describe
 from tasks.networks.siren import FREQUENCY, Siren
 from tasks.shards import Networks
 from tests.automorphisms import automorphisms, count_automorphisms
 from tests.equivariance import assert_function_respects
-from tests.tasks.stacks import siren_stack
+from tests.tasks.stacks import cnn_description, siren_stack
 
 SIREN = {"kind": "siren", "widths": [2, 5, 4, 1]}
 
 
 def wild(norm=None, dimensions=2):
     """Layers that differ in width, a skip between strides."""
-    return describe(
+    return cnn_description(
         channels=[3, 4, 6, 8],
         kernels=[3, 5, 3],
         strides=[2, 2, 1],

@@ -14,7 +14,7 @@ from tasks.sources.zoo_recipes import (
 
 
 def runs(name, count):
-    return [ZOOS[name].run(Random(seed)) for seed in range(count)]
+    return [ZOOS[name].sample_recipe(Random(seed)) for seed in range(count)]
 
 
 @pytest.mark.parametrize("name", ZOOS)
