@@ -29,7 +29,8 @@ from harness.memory import keep_freed_memory
 from harness.random import seeded
 from ngopt.graph import NeuralGraph, to_edge_list
 from tasks.models.base import compile_steps
-from tasks.models.graph_models import NGGNN, GraphModelConfig
+from tasks.models.graph_model import GraphModelConfig
+from tasks.models.ng_gnn import NGGNN
 from tasks.networks.architectures import Architecture, NetworkStack, architecture_of
 
 SIREN = {"kind": "siren", "widths": [2, 32, 32, 1]}

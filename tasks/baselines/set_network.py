@@ -43,7 +43,7 @@ class SetNetwork(ParameterModel):
         edits: bool = False,
     ):
         super().__init__(architectures, edits)
-        rows = self.standardise.count
+        rows = self.standardise.row_count
         self.slope = nn.Parameter(torch.randn(rows, config.width))
         self.offset = nn.Parameter(torch.randn(rows, config.width))
         self.inner = nn.Linear(config.width, config.width)

@@ -9,12 +9,10 @@ from typing import Any
 from ngopt.metanets.imported import find_class
 from tasks.baselines import BASELINES
 from tasks.models.base import NetworkModel
-from tasks.models.graph_models import (
-    GMN,
-    NGGNN,
-    NGT,
-    GraphModelConfig,
-)
+from tasks.models.gmn import GMN
+from tasks.models.graph_model import GraphModelConfig
+from tasks.models.ng_gnn import NGGNN
+from tasks.models.ng_t import NGT
 from tasks.networks.architectures import Architecture
 
 OURS = {model.name: (GraphModelConfig, model) for model in (NGGNN, NGT, GMN)}

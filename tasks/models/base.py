@@ -1,5 +1,4 @@
-"""What the models of the tasks have in common: they read stacks of networks; some can
-edit them."""
+"""Base classes of the models of the tasks, which read stacks of networks."""
 
 from __future__ import annotations
 
@@ -16,21 +15,22 @@ from tasks.networks.architectures import Architecture, NetworkStack
 
 
 def compile_steps(model: nn.Module) -> None:
-    """Has the calls of a model compiled, anew for each shape."""
-    # without their caches functions of shapes are traced just as well
+    """Compiles the forward pass of a model, again for each shape."""
+    # dynamo traces functions with an lru_cache correctly, but warns
     filterwarnings("ignore", "Dynamo detected a call to a `functools")
     model.compile(dynamic=False)
 
 
 class NetworkModel(nn.Module):
-    """Base class. A reader says something of each network, an editor how to change it.
+    """Base class. A reader predicts numbers of each network, an editor updates of its
+    parameters.
 
-    A subclass has `forward`, of readers, and where `can_edit` also `updates`, of
+    A subclass has `forward`, for readers, and where `can_edit` also `updates`, for
     editors.
 
-    architectures: those of the training data. edits: whether it is an editor.
+    architectures: of the training data. edits: whether the model is an editor.
 
-    Raises ValueError for an editor where this model can only read.
+    Raises ValueError for an editor if the class cannot edit, and without architectures.
     """
 
     name: ClassVar[str]
@@ -47,40 +47,43 @@ class NetworkModel(nn.Module):
         self.edits = edits
 
     def fit(self, stacks: Iterable[NetworkStack]) -> None:
-        """Takes from training data what no gradient learns: nothing, unless a subclass
-        does."""
+        """Computes statistics of the training data; by default none."""
 
     def set_progress(self, share: float) -> int:
-        """Before a step of a training, of which a share is over. Says which stage this
-        is: there is one alone, unless a subclass learns its parts in turn."""
+        """Called before each training step; returns the number of the current stage.
+
+        share: of the training budget that has been used.
+
+        There is one stage, unless a subclass trains its parts one after the other.
+        """
         return 0
 
     def chunks(self, stack: NetworkStack) -> list[NetworkStack]:
-        """The same networks as steps that are compiled read them, piece by piece: all
-        together, unless a subclass knows better."""
+        """A stack in the chunks that compiled steps read; by default a single one."""
         return [stack]
 
     def forward(self, stack: NetworkStack) -> Tensor:
-        """What a reader says of b networks, (b, d_out)."""
+        """Predictions of a reader for b networks, (b, d_out)."""
         raise NotImplementedError
 
     def forward_mixed(self, stacks: Sequence[NetworkStack]) -> Tensor:
-        """What a reader says of networks of several architectures, one stack after the
-        other."""
+        """Predictions of a reader for networks of several architectures, stack after
+        stack, (n, d_out)."""
         return torch.cat([self.forward(stack) for stack in stacks])
 
     def updates(self, stack: NetworkStack) -> list[Tensor]:
-        """What an editor adds to b networks, of every parameter (b, d_out, *shape)."""
+        """Updates of an editor for b networks, (b, d_out, *shape) per parameter."""
         raise NotImplementedError
 
 
 class ParameterModel(NetworkModel):
-    """Base class of models that see parameters, standardised by statistics of the
+    """Base class of models that read parameters, standardised by statistics of the
     training data.
 
-    single_architecture: whether all networks must be the same but for parameters and activations.
+    single_architecture: whether networks may differ only in parameters and activation
+    functions.
 
-    Raises ValueError for several architectures where they must.
+    Raises ValueError for several architectures if `single_architecture`.
     """
 
     single_architecture: ClassVar[bool] = False
@@ -89,33 +92,37 @@ class ParameterModel(NetworkModel):
         super().__init__(architectures, edits)
         self.first = architectures[0]
         if self.single_architecture:
-            for other in architectures:
-                self._check(other)
-        has_one = all(other.names == self.first.names for other in architectures)
-        self.standardise = Standardise(self.first if has_one else None)
+            for architecture in architectures:
+                self._check(architecture)
+        same_names = all(other.names == self.first.names for other in architectures)
+        self.standardise = Standardise(self.first if same_names else None)
 
     def fit(self, stacks: Iterable[NetworkStack]) -> None:
-        """Takes the statistics from training data."""
+        """Computes the statistics."""
         self.standardise.fit(stacks)
 
     def standardised(self, stack: NetworkStack) -> list[Tensor]:
         """Standardised parameters, (b, *shape) each.
 
-        Raises ValueError for networks of an architecture that the model is not tied to.
+        Raises ValueError for another architecture if `single_architecture`.
         """
         if self.single_architecture:
             self._check(stack.architecture)
         return self.standardise(stack)
 
-    def _check(self, found: Architecture) -> None:
-        expected, got = self.first.graph, found.graph
+    def _check(self, architecture: Architecture) -> None:
+        expected, got = self.first.graph, architecture.graph
         if expected.parameters != got.parameters:
-            told = f"expected parameters {_said(expected.parameters)}; got {_said(got.parameters)}"
-            raise ValueError(f"{self.name}: is tied to one architecture: {told}")
+            raise ValueError(
+                f"{self.name}: is tied to one architecture: expected parameters "
+                f"{_shapes(expected.parameters)}; got {_shapes(got.parameters)}"
+            )
         if (expected.blocks, expected.biases) != (got.blocks, got.biases):
-            told = "expected the same connections of parameters in all networks; got others"
-            raise ValueError(f"{self.name}: is tied to one architecture: {told}")
+            raise ValueError(
+                f"{self.name}: is tied to one architecture: expected the same "
+                f"connections of parameters in all networks; got others"
+            )
 
 
-def _said(parameters: Sequence[ParameterSpec]) -> str:
+def _shapes(parameters: Sequence[ParameterSpec]) -> str:
     return ", ".join(f"{spec.name} {spec.shape}" for spec in parameters)

@@ -1,4 +1,4 @@
-"""The plain network of linear maps that most models end with."""
+"""MLPs, which most models end with."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ def mlp(
     dropout: float = 0.0,
     activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """(*, d_in) -> (*, d_out). dropout: share of each hidden layer that is left out in
-    training."""
+    """(*, d_in) -> (*, d_out). dropout: after each hidden layer."""
     layers: list[nn.Module] = []
-    for fans in pairwise((d_in, *hidden)):
-        layers += [nn.Linear(*fans), activation()]
+    widths = (d_in, *hidden)
+    for fan_in, fan_out in pairwise(widths):
+        layers += [nn.Linear(fan_in, fan_out), activation()]
         if dropout:
             layers.append(nn.Dropout(dropout))
-    last = (d_in, *hidden)[-1]
-    return nn.Sequential(*layers, nn.Linear(last, d_out))
+    return nn.Sequential(*layers, nn.Linear(widths[-1], d_out))
 
 
 def pooled_head(
@@ -34,6 +33,5 @@ def pooled_head(
     d_out: int,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """An MLP of what was pooled, which is normalised first; (b, d_in) -> (b,
-    d_out)."""
+    """A `RunningNorm` and an MLP of pooled features, (b, d_in) -> (b, d_out)."""
     return nn.Sequential(RunningNorm(d_in), *mlp(d_in, hidden, d_out, dropout))

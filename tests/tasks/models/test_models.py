@@ -9,8 +9,9 @@ from torch.nn.functional import mse_loss
 
 from ngopt import build_graph
 from tasks.learning.catalogue import MODELS
-from tasks.models import graph_models
-from tasks.models.graph_models import in_own_units, largest_kernel
+from tasks.models import graph_model
+from tasks.models.graph_model import largest_kernel
+from tasks.models.value_features import divide_by_rms
 from tasks.networks.siren import Siren
 from tests.tasks.stacks import (
     GRAPHS,
@@ -213,7 +214,7 @@ def test_what_is_not_tied_reads_networks_of_several_architectures(name):
 def test_pieces_are_the_same_networks(name, stack, monkeypatch):
     model = fitted(name, stack)
     edges = model.parts(stack.architecture).edges
-    monkeypatch.setattr(graph_models, "COMPILED_AT_ONCE", 2 * edges)
+    monkeypatch.setattr(graph_model, "COMPILED_EDGES_PER_CALL", 2 * edges)
     pieces = model.chunks(stack)
     assert {piece.count for piece in pieces} <= {1, 2}
     said = torch.cat([model(piece) for piece in pieces])
@@ -236,7 +237,7 @@ def test_a_mixture_of_architectures_is_read_as_each_of_them(
     name, sizes, at_once, monkeypatch
 ):
     """Whether all are read in one call, or one network after the other."""
-    monkeypatch.setattr(graph_models, "AT_ONCE", at_once)
+    monkeypatch.setattr(graph_model, "EDGES_PER_CALL", at_once)
     stacks = siren_stack(2, 5, 4, 1), siren_stack(2, 7, 1), siren_stack(2, 5, 1)
     model = fitted(name, *stacks, **sizes)
     said = torch.cat([model(stack) for stack in stacks])
@@ -351,9 +352,9 @@ def test_without_hidden_neurons_nothing_may_change_places(name):
 def test_sizes_of_values_are_a_feature_of_their_own():
     values = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     factors = torch.tensor([1.0, 1e3, 1e-2]).view(3, 1, 1)
-    relative, logarithms = in_own_units(values)
-    scaled, larger = in_own_units(factors * values)
+    relative, logarithms = divide_by_rms(values)
+    scaled, larger = divide_by_rms(factors * values)
     torch.testing.assert_close(scaled, relative)
     torch.testing.assert_close(larger - logarithms, factors.log().expand_as(values))
     torch.testing.assert_close(relative.square().mean((1, 2)), torch.ones(3))
-    assert all(x.isfinite().all() for x in in_own_units(torch.zeros(2, 3)))
+    assert all(x.isfinite().all() for x in divide_by_rms(torch.zeros(2, 3)))
