@@ -1,4 +1,4 @@
-"""An MLP on all parameters, one after the other; it knows no symmetry."""
+"""An MLP on the concatenated parameters, without symmetries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FlatMLPConfig:
 
 
 class FlatMLP(ParameterModel):
-    """The baseline "mlp", a reader or an editor; tied to one architecture."""
+    """The baseline "mlp", for networks of one architecture."""
 
     name = "mlp"
     can_edit = True
@@ -45,5 +45,5 @@ class FlatMLP(ParameterModel):
         return self.layers(flat)
 
     def updates(self, stack: NetworkStack) -> list[Tensor]:
-        said = self.forward(stack).unflatten(1, (self.d_out, -1))
-        return self.first.graph.unflatten(said, batch_dims=2)
+        flat = self.forward(stack).unflatten(1, (self.d_out, -1))
+        return self.first.graph.unflatten(flat, batch_dims=2)

@@ -1,9 +1,10 @@
-"""ProbeGen: an MLP on what networks say of generated inputs (Kahana et al. 2024)."""
+"""ProbeGen: an MLP on outputs for generated inputs (Kahana et al. 2024)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,8 +16,9 @@ from tasks.networks.architectures import Architecture, NetworkStack
 
 @dataclass(frozen=True)
 class ProbeGenConfig:
-    """probes: inputs. latent: size of their codes. channels: of the generator of
-    images, before its last map. hidden, dropout: of the MLP.
+    """probes: number of inputs. latent, channels: see `GeneratedInputs`.
+
+    hidden, dropout: of the MLP.
     """
 
     probes: int = 64
@@ -27,12 +29,9 @@ class ProbeGenConfig:
 
 
 class ProbeGen(NetworkModel):
-    """The baseline "probegen": sees outputs on probes alone, so that all symmetries are
-    known.
+    """The baseline "probegen", invariant to every change that keeps the function.
 
-    Probes are learned codes that went through a generator without activations between
-    its layers, which all networks share. Raises ValueError for networks of other inputs
-    or outputs.
+    Raises ValueError for networks with other shapes of inputs or outputs.
     """
 
     name = "probegen"
@@ -45,10 +44,10 @@ class ProbeGen(NetworkModel):
         edits: bool = False,
     ):
         super().__init__(architectures, edits)
-        self.ends = ends(architectures[0])
-        for other in architectures:
-            self._check(other)
-        shape, outputs = self.ends
+        self.interface = interface_of(architectures[0])
+        for architecture in architectures:
+            self._check(architecture)
+        shape, outputs = self.interface
         self.inputs = GeneratedInputs(
             config.probes, shape, config.latent, config.channels
         )
@@ -56,18 +55,26 @@ class ProbeGen(NetworkModel):
 
     def forward(self, stack: NetworkStack) -> Tensor:
         self._check(stack.architecture)
-        said = stack.architecture.outputs(stack.params, self.inputs())
-        return self.head(said.flatten(1))
+        outputs = stack.architecture.outputs(stack.params, self.inputs())
+        return self.head(outputs.flatten(1))
 
     def _check(self, architecture: Architecture) -> None:
-        found = ends(architecture)
-        if found != self.ends:
-            told = "{} and {} outputs; got {} and {}".format(*self.ends, *found)
-            raise ValueError(f"probegen: expected networks of inputs {told}")
+        expected, got = self.interface, interface_of(architecture)
+        if got != expected:
+            raise ValueError(
+                f"probegen: expected networks of inputs {expected.shape} "
+                f"and {expected.outputs} outputs; got {got.shape} and {got.outputs}"
+            )
 
 
-def ends(architecture: Architecture) -> tuple[tuple[int, ...], int]:
-    """The shape of an input, and how many outputs there are."""
+class Interface(NamedTuple):
+    """Shape of an input, and number of outputs."""
+
+    shape: tuple[int, ...]
+    outputs: int
+
+
+def interface_of(architecture: Architecture) -> Interface:
     example = architecture.module.example_input()
     group = architecture.graph.groups[architecture.module.output_group]
-    return tuple(example.shape[1:]), group.size
+    return Interface(tuple(example.shape[1:]), group.size)

@@ -1,5 +1,4 @@
-"""A set network: parameters as a set, each with the tensor it is of (Zaheer et al.
-2017)."""
+"""A network on the set of all parameters (Zaheer et al. 2017)."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from tasks.networks.architectures import Architecture, NetworkStack
 
 @dataclass(frozen=True)
 class SetNetworkConfig:
-    """width: of what elements have a mean of. head, dropout: of the MLP that sees it."""
+    """width: features of an element. head, dropout: of the MLP on their mean."""
 
     width: int = 64
     head: tuple[int, ...] = (256,)
@@ -24,13 +23,13 @@ class SetNetworkConfig:
 
 
 class SetNetwork(ParameterModel):
-    """The baseline "set": an MLP of the mean over all parameters of an MLP of each.
+    """The baseline "set": an MLP of the mean of element features.
 
-    It is invariant to more than permutations of neurons: to any of the elements of a
-    tensor, or of all tensors of a kind where architectures differ.
+    h = linear(relu(value * slope[tensor] + offset[tensor])) for every element
+    output = MLP(mean of relu(h))
 
-    element:   h = linear(relu(value * slope[tensor] + offset[tensor]))
-    network:   MLP(mean of relu(h))
+    It is invariant to all permutations of the elements of a tensor, or of all tensors
+    of a kind if architectures differ.
     """
 
     name = "set"
@@ -51,9 +50,8 @@ class SetNetwork(ParameterModel):
 
     def forward(self, stack: NetworkStack) -> Tensor:
         total, numel = 0, 0
-        for row, value in zip(
-            self.standardise.rows(stack), self.standardised(stack), strict=True
-        ):
+        rows = self.standardise.rows(stack)
+        for row, value in zip(rows, self.standardised(stack), strict=True):
             flat = value.flatten(1).unsqueeze(-1)
             first = torch.addcmul(self.offset[row], flat, self.slope[row]).relu()
             total = total + self.inner(first).relu().sum(1)

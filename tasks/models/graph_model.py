@@ -132,7 +132,7 @@ class GraphModel(ParameterModel):
             self._make_heads(config, d_out)
 
     def layer(self, config: GraphModelConfig, updates_edges: bool) -> GraphLayer:
-        """A round of messages, which updates node states, and optionally edge states."""
+        """A round of messages, which updates node and optionally edge states."""
         raise NotImplementedError
 
     def graph(self, architecture: Architecture) -> NeuralGraph:

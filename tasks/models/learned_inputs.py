@@ -73,8 +73,8 @@ def make_generator(shape: Sequence[int], latent: int, channels: int) -> nn.Modul
 class ImageGenerator(nn.Module):
     """Transposed convolutions that double the side, a convolution, tanh.
 
-    Shapes: (m, latent) -> (m, *shape) with shape (channels, height, width). The last map
-    is cropped to it.
+    Shapes: (m, latent) -> (m, *shape), with shape (channels, height, width). The last
+    map is cropped to it.
     """
 
     def __init__(self, shape: Sequence[int], latent: int, channels: int):

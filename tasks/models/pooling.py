@@ -12,7 +12,7 @@ from ngopt.graph import NeuralGraph
 
 
 class AttentionPooling(nn.Module):
-    """Means of all nodes weighted by attention to learned queries, and the states of the
+    """Attention-weighted means of all nodes, by learned queries, and the states of the
     output nodes.
 
     The output states are concatenated, as in the papers, if all networks have the same
@@ -47,8 +47,8 @@ class AttentionPooling(nn.Module):
         count = states.shape[-2]
         if count != self.outputs:
             raise ValueError(
-                f"pooling: expected networks of {self.outputs} outputs, as in training; "
-                f"got {count}"
+                f"pooling: expected networks of {self.outputs} outputs, "
+                f"as in training; got {count}"
             )
         return states.flatten(-2)
 

@@ -29,8 +29,8 @@ class Probes(nn.Module):
     """Learned inputs, and MLPs that encode the activations of each neuron on them.
 
     Neurons of the same role share an MLP, so that networks may differ in depth. (The
-    paper has one linear map per layer.) It reads mean and standard deviation over space;
-    for outputs, their values and the log-softmax over all outputs.
+    paper has one linear map per layer.) It reads mean and standard deviation over
+    space; for outputs, their values and the log-softmax over all outputs.
 
     count: of the inputs. width: of the codes. hidden: width of the MLPs.
     """
@@ -69,7 +69,7 @@ class Probes(nn.Module):
 
 
 def with_log_softmax(outputs: Tensor) -> Tensor:
-    """Outputs (b, m, size) -> (b, size, 2 m): values, and their log-softmax over size."""
+    """Outputs (b, m, size) -> (b, size, 2 m): values, and log-softmax over size."""
     return torch.cat([outputs, outputs.log_softmax(-1)], 1).mT
 
 

@@ -60,7 +60,7 @@ class Standardise(nn.Module):
         self.std.copy_(std)
 
     def forward(self, stack: NetworkStack) -> list[Tensor]:
-        """Standardised parameters, (b, *shape) each. Raises ValueError as `rows` does."""
+        """Standardised parameters, (b, *shape) each. Raises ValueError as `rows`."""
         rows = self.rows(stack)
         means = self.mean[rows].unbind()
         stds = self.std[rows].unbind()
@@ -89,8 +89,8 @@ class Standardise(nn.Module):
 def parameter_kinds(architecture: Architecture) -> list[int]:
     """The kind of each parameter, below `NUM_KINDS`.
 
-    It combines the kind in the graph, whether the parameter's edges start at inputs, and
-    whether they end at outputs. The first use of a shared parameter counts.
+    It combines the kind in the graph, whether the parameter's edges start at inputs,
+    and whether they end at outputs. The first use of a shared parameter counts.
     """
     graph = architecture.graph
     kinds: dict[int, int] = {}

@@ -1,8 +1,13 @@
-"""Files that others made: nothing in them is run, and what they hold is checked."""
+"""Reads and checks files of other projects, without running code from them.
+
+For missing or invalid values, all functions raise ValueError, which names the file and
+the field or parameter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import inf, isfinite, nan
 from pathlib import Path
@@ -19,102 +24,88 @@ from tasks.shards import Networks, check_parameters
 AT_ONCE = 64
 """Networks of one forward pass."""
 SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
-"""How split files call ours."""
+"""Names of our splits in split files."""
 
 
 def read_split_file(path: Path, split: str) -> Any:
-    """The entry of a split in a JSON file.
-
-    Raises ValueError, which names file and field, for what is no JSON and for a missing
-    split.
-    """
-    found = read_json(path, "split file")
+    """The entry of a split in a JSON file."""
+    entries = read_json(path, "split file")
     name = SPLIT_NAMES[split]
-    if not isinstance(found, dict) or name not in found:
+    if not isinstance(entries, dict) or name not in entries:
         raise ValueError(
             f"split file '{path}': {name}: expected a split of this name; got none"
         )
-    return found[name]
+    return entries[name]
 
 
-def rows_of(path: Path, entry: Mapping[str, Any], keys: Sequence[str]) -> list[tuple]:
-    """What a split file says of each of its networks: lists under several keys, side by
-    side.
-
-    Raises ValueError, which names file and field, if one is missing, no list or of
-    another length.
-    """
-    lists = [listed(path, key, field(path, entry, key)) for key in keys]
-    for key, values in zip(keys, lists, strict=True):
-        if len(values) != len(lists[0]):
-            expected = f"{len(lists[0])} values, as of {keys[0]}"
+def zip_columns(
+    path: Path, entry: Mapping[str, Any], keys: Sequence[str]
+) -> list[tuple]:
+    """Rows of a split file, whose columns are lists of equal length."""
+    columns: list[list] = []
+    for key in keys:
+        columns.append(check_list(path, key, get_field(path, entry, key)))
+    for key, values in zip(keys, columns, strict=True):
+        count = len(columns[0])
+        if len(values) != count:
             raise ValueError(
-                f"file '{path}': {key}: expected {expected}; got {len(values)}"
+                f"file '{path}': {key}: expected {count} values, as of {keys[0]}; "
+                f"got {len(values)}"
             )
-    return list(zip(*lists, strict=True))
+    return list(zip(*columns, strict=True))
 
 
-def field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:
-    """A value inside nested dictionaries of a file.
-
-    Raises ValueError, which names file and field, if there is none.
-    """
-    found: Any = values
-    for place, key in enumerate(keys):
-        if not isinstance(found, Mapping) or key not in found:
-            told = ".".join(keys[: place + 1])
-            raise ValueError(f"file '{path}': {told}: expected a value; got none")
-        found = found[key]
-    return found
+def get_field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:
+    """A value inside nested dictionaries."""
+    value: Any = values
+    for depth, key in enumerate(keys, 1):
+        if not isinstance(value, Mapping) or key not in value:
+            name = ".".join(keys[:depth])
+            raise ValueError(f"file '{path}': {name}: expected a value; got none")
+        value = value[key]
+    return value
 
 
-def listed(path: Path, name: str, value: Any) -> list:
-    """A list in a file. Raises ValueError, which names file and field, for anything
-    else."""
+def check_list(path: Path, name: str, value: Any) -> list:
+    """A list or tuple, as a list."""
     if not isinstance(value, list | tuple):
         raise ValueError(f"file '{path}': {name}: expected a list; got {value!r}")
     return list(value)
 
 
-def number(
-    path: Path, name: str, value: Any, least: float = -inf, most: float = inf
+def parse_number(
+    path: Path, name: str, value: Any, minimum: float = -inf, maximum: float = inf
 ) -> float:
-    """A number in a file, or text that says one.
-
-    Raises ValueError, which names file and field, for none and for one out of bounds.
-    """
+    """A number within bounds, or the text of one."""
     try:
-        found = float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        found = nan
-    if not isfinite(found) or not least <= found <= most:
+        number = nan
+    if not isfinite(number) or not minimum <= number <= maximum:
         raise ValueError(
-            f"file '{path}': {name}: expected a number from {least:g} to {most:g}; got {value!r}"
+            f"file '{path}': {name}: expected a number from {minimum:g} to "
+            f"{maximum:g}; got {value!r}"
         )
-    return found
+    return number
 
 
-def whole_numbers(path: Path, name: str, value: Any, least: int) -> list[int]:
-    """A list of whole numbers in a file, each so large.
+def parse_integers(path: Path, name: str, value: Any, minimum: int) -> list[int]:
+    """A list of integers of at least `minimum`."""
+    integers = []
+    for element in check_list(path, name, value):
+        integers.append(int(parse_number(path, name, element, minimum)))
+    return integers
 
-    Raises ValueError, which names file and field, for anything else.
-    """
-    return [int(number(path, name, one, least)) for one in listed(path, name, value)]
 
-
-def beside(path: Path, name: Any) -> Path:
-    """A file that a split file names, relative to its folder."""
+def sibling_path(path: Path, name: Any) -> Path:
+    """The path of a file that is named relative to a split file."""
     if not isinstance(name, str):
         raise ValueError(f"file '{path}': path: expected names of files; got {name!r}")
     return path.parent / name
 
 
-def tensors(path: Path, values: Any) -> dict[str, Tensor]:
-    """Parameters of a file by name.
-
-    Raises ValueError, which names file and parameter, for what holds anything but real
-    numbers.
-    """
+def check_tensors(path: Path, values: Any) -> dict[str, Tensor]:
+    """Parameters by name, all of them tensors of real numbers."""
     if not isinstance(values, Mapping):
         got = type(values).__name__
         raise ValueError(f"file '{path}': expected parameters by name; got {got}")
@@ -128,36 +119,30 @@ def tensors(path: Path, values: Any) -> dict[str, Tensor]:
     return dict(values)
 
 
-def single(
+def single_network(
     path: Path,
     architecture: Mapping[str, Any],
     params: Mapping[str, Tensor],
     **columns: float,
 ) -> Networks:
-    """One network of a file.
-
-    columns: what is known of it.
-
-    Raises ValueError, which names file and parameter, for parameters that are not those
-    of the architecture or not finite, and for a network that cannot run or whose
-    outputs are not finite.
-    """
+    """The only network of a file, see `checked_networks`. columns: values of it."""
     stacked = {name: value[None] for name, value in params.items()}
     known = {key: torch.tensor([value]) for key, value in columns.items()}
-    return checked(path, architecture, stacked, known)
+    return checked_networks(path, architecture, stacked, known)
 
 
-def checked(
+def checked_networks(
     path: Path,
     architecture: Mapping[str, Any],
     params: Mapping[str, Tensor],
     columns: Mapping[str, Tensor],
 ) -> Networks:
-    """Networks of a file, their parameters in the architecture's order.
+    """Networks of a file, with parameters in the architecture's order.
 
-    Raises ValueError as `single` does.
+    Raises ValueError for parameters that do not fit the architecture or are not finite,
+    and for a network that does not run or has non-finite outputs.
     """
-    expected = shapes(path, architecture)
+    expected = parameter_shapes(path, architecture)
     check_parameters(f"file '{path}'", expected, params)
     own = {name: params[name].float() for name in expected}
     check_outputs(path, architecture, own, columns.get("run"))
@@ -171,48 +156,57 @@ def check_outputs(
     params: Mapping[str, Tensor],
     rows: Tensor | None,
 ) -> None:
-    """One forward pass of each network on a random input.
+    """Runs each network on a random input.
 
-    rows: numbers of the networks in the file; None where it has one. Raises ValueError,
-    which names the file and the number, for the first network that cannot run or whose
-    outputs are not finite.
+    rows: the networks' numbers in the file; None if it has one network.
+
+    Raises ValueError, which names the network, if it does not run or its outputs are
+    not finite.
     """
     module = make_module(architecture)
-    inputs = random_like(module.example_input())
+    inputs = fixed_random_input(module.example_input())
+    run = vmap(partial(functional_call, module), (0, None))
     count = len(next(iter(params.values())))
-    for places in torch.arange(count).split(AT_ONCE):
-        some = {name: value[places] for name, value in params.items()}
-        which = [network_name(path, rows, place) for place in places.tolist()]
+    for index in torch.arange(count).split(AT_ONCE):
+        chunk = {name: value[index] for name, value in params.items()}
+        names = [network_name(path, rows, number) for number in index.tolist()]
         try:
-            outputs = vmap(partial(functional_call, module), (0, None))(some, inputs)
+            outputs = run(chunk, inputs)
         except RuntimeError as error:
-            shape = tuple(inputs.shape)
             reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"{which[0]}: expected a network that runs on inputs of shape {shape}; got: "
-                f"{reason}"
+                f"{names[0]}: expected a network that runs on inputs of shape "
+                f"{tuple(inputs.shape)}; got: {reason}"
             ) from None
         is_finite = outputs.flatten(1).isfinite().all(1)
         if not is_finite.all():
-            odd = which[int(is_finite.int().argmin())]
-            raise ValueError(f"{odd}: expected finite outputs; got others")
+            first = int(is_finite.int().argmin())
+            raise ValueError(f"{names[first]}: expected finite outputs; got others")
 
 
-def random_like(example: Tensor) -> Tensor:
-    """The same numbers at each call, uniform in [0, 1)."""
+def fixed_random_input(example: Tensor) -> Tensor:
+    """Uniform in [0, 1), the same at each call."""
     return torch.rand(example.shape, generator=torch.Generator().manual_seed(0))
 
 
-def network_name(path: Path, rows: Tensor | None, place: int) -> str:
-    """A network of a file, for messages."""
-    return f"file '{path}'" + ("" if rows is None else f": network {rows[place]}")
+def network_name(path: Path, rows: Tensor | None, index: int) -> str:
+    """For messages."""
+    return f"file '{path}'" + ("" if rows is None else f": network {rows[index]}")
 
 
-def shapes(path: Path, architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(
+    path: Path, architecture: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
     """Shapes of an architecture's parameters by name, in its order."""
+    with errors_name_file(path), torch.device("meta"):
+        module = make_module(architecture)
+    return {name: tuple(p.shape) for name, p in module.named_parameters()}
+
+
+@contextmanager
+def errors_name_file(path: Path) -> Iterator[None]:
+    """Adds the file's name to a ValueError."""
     try:
-        with torch.device("meta"):
-            module = make_module(architecture)
+        yield
     except ValueError as error:
         raise ValueError(f"file '{path}': {error}") from None
-    return {name: tuple(p.shape) for name, p in module.named_parameters()}

@@ -34,7 +34,7 @@ def test_what_is_read_and_written_again_is_the_same(make, fold):
     stack = random_stack(make())
     chain = fold(stack.architecture.graph)
     for found, value in zip(
-        chain.write(chain.read(stack.params), 1), stack.params, strict=True
+        chain.scatter(chain.gather(stack.params), 1), stack.params, strict=True
     ):
         assert torch.equal(found.squeeze(1), value)
 
@@ -43,7 +43,7 @@ def test_ends_that_stay_are_features_of_the_neurons_beside_them():
     stack = random_stack(siren_architecture(2, 5, 4, 3))
     chain = chain_with_fixed_ends(stack.architecture.graph)
     first, first_bias, _, bias, last, last_bias = stack.params
-    weights, nodes, whole = chain.read(stack.params)
+    weights, nodes, whole = chain.gather(stack.params)
     assert [parts.number for parts in weights.blocks] == [1]
     assert torch.equal(nodes[0], torch.cat([first_bias.unsqueeze(-1), first], -1))
     assert torch.equal(nodes[1], torch.cat([bias.unsqueeze(-1), last.mT], -1))
