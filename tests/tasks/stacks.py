@@ -123,7 +123,7 @@ def moved_stack(
 def fitted(
     name: str, *stacks: NetworkStack, d_out: int = 3, edits: bool = False, **sizes: Any
 ) -> NetworkModel:
-    """A model for such networks, float64, from the same random numbers at every call."""
+    """A model of such networks, float64, from the same seed at every call."""
     torch.manual_seed(0)
     Config, model = MODELS[name]
     architectures = [stack.architecture for stack in stacks]

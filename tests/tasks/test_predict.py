@@ -80,7 +80,7 @@ def test_fewer_networks_are_trained_with(config):
 def test_there_must_be_networks_of_both_widths(config):
     with pytest.raises(
         ValueError,
-        match="widest: split 'train': expected networks on their side of 1; got none",
+        match="widest: expected narrow networks in split 'train' .* of 1; got none",
     ):
         Prediction(replace(config, widest=1))
 

@@ -62,7 +62,7 @@ def stacked(count):
     return models, Networks(SIREN, params, {"label": torch.arange(count)})
 
 
-def test_a_stack_has_the_parameters_in_the_order_of_the_graph_whatever_that_of_the_file_is():
+def test_a_stack_has_the_parameters_in_the_order_of_the_graph():
     models, networks = stacked(3)
     stack = NetworkStack.from_networks(networks)
     assert [p.shape[1:] for p in stack.params] == [
@@ -72,7 +72,7 @@ def test_a_stack_has_the_parameters_in_the_order_of_the_graph_whatever_that_of_t
     assert torch.equal(stack.select([2]).params[1][0], models[2].layers[0].bias)
 
 
-def test_neurons_of_a_siren_are_those_of_each_network_by_hand_one_entry_for_each_group():
+def test_activations_of_a_siren_are_those_of_each_network_by_hand():
     models, networks = stacked(3)
     stack = NetworkStack.from_networks(networks)
     points = torch.rand(7, 2)
@@ -176,7 +176,7 @@ def test_what_a_network_returns_is_found_among_its_neurons():
         assert architecture.graph.groups[module.output_group].role == "output"
 
 
-def test_of_one_description_there_is_one_architecture_and_making_it_draws_no_random_numbers():
+def test_equal_descriptions_have_one_architecture_made_without_random_numbers():
     state = torch.random.get_rng_state()
     architecture = architecture_of({"kind": "siren", "widths": [2, 3, 1]})
     assert torch.equal(torch.random.get_rng_state(), state)

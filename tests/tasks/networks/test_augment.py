@@ -7,7 +7,7 @@ from tests.tasks.stacks import random_stack, siren_architecture
 
 
 def test_what_is_moved_is_the_image_and_nothing_else():
-    """Of every network there is one map of points that explains what it says anywhere."""
+    """For every network, one affine map of points explains all outputs."""
     stack = random_stack(siren_architecture(2, 5, 3, 1), count=3)
     torch.manual_seed(0)
     found = random_affine(stack, degrees=20, scale=0.2, shift=0.3)
