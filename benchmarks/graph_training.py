@@ -29,8 +29,9 @@ from harness.memory import keep_freed_memory
 from harness.random import seeded
 from ngopt.graph import NeuralGraph, to_edge_list
 from tasks.models.base import compile_steps
-from tasks.models.graph_models import GraphModelConfig, NeuralGraphGNN
-from tasks.networks.architectures import Architecture, Stack, architecture_of
+from tasks.models.graph_model import GraphModelConfig
+from tasks.models.ng_gnn import NGGNN
+from tasks.networks.architectures import Architecture, NetworkStack, architecture_of
 
 SIREN = {"kind": "siren", "widths": [2, 32, 32, 1]}
 AGGREGATORS = ["mean", "min", "max", "std"]
@@ -75,11 +76,11 @@ def steps(
     """A training step of each, without the optimizer's. compiled: ours."""
     graph = architecture.graph
     config = GraphModelConfig(width=width, layers=rounds)
-    ours = NeuralGraphGNN([architecture], 10, config)
+    ours = NGGNN([architecture], 10, config)
     if compiled:
         compile_steps(ours)
     params = [torch.randn(copies, *spec.shape) for spec in graph.parameters]
-    stack = Stack(architecture, params)
+    stack = NetworkStack(architecture, params)
     theirs = EdgeListPNA(graph, copies, width, rounds)
     encoder = nn.Linear(17, width)
     head = nn.Linear(width, 10)
@@ -87,7 +88,7 @@ def steps(
     values = torch.randn(edge_count, 17)
     nodes = torch.randn(copies * sum(group.size for group in graph.groups), width)
 
-    pieces = ours.pieces(stack) if compiled else [stack]
+    pieces = ours.chunks(stack) if compiled else [stack]
 
     def our_step() -> None:
         said = torch.cat([ours(piece) for piece in pieces])

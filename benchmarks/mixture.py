@@ -22,7 +22,7 @@ from benchmarks.records import write
 from harness.memory import keep_freed_memory
 from harness.random import seeded
 from tasks.learning.catalogue import make_model
-from tasks.networks.architectures import Stack, architecture_of
+from tasks.networks.architectures import NetworkStack, architecture_of
 from tasks.sources.zoo_recipes import ZOOS
 
 # Networks that are kept of a run.
@@ -36,14 +36,14 @@ CASES = (
 )
 
 
-def random_stacks(zoo: str, runs: int) -> list[Stack]:
+def random_stacks(zoo: str, runs: int) -> list[NetworkStack]:
     """Networks of so many runs of a zoo."""
     random, found = Random(0), []
     for _ in range(runs):
-        architecture = architecture_of(ZOOS[zoo].run(random).architecture)
+        architecture = architecture_of(ZOOS[zoo].sample_recipe(random).architecture)
         shapes = [spec.shape for spec in architecture.graph.parameters]
         params = [0.1 * torch.randn(ALIKE, *shape) for shape in shapes]
-        found.append(Stack(architecture, params))
+        found.append(NetworkStack(architecture, params))
     return found
 
 

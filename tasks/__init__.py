@@ -1,7 +1,6 @@
-"""Tasks of neural graphs beside optimisation, and the image data sets that all programs
-share.
+"""Tasks on the parameters of neural networks, beside optimisation.
 
-Tasks: `classify`, `edit`, `predict`, `represent`, and `table` for all models of one.
-Networks that are data come from `inr`, `zoo` and `published`; `shards` keeps them.
-Nothing is imported here.
+Programs: `classify`, `edit`, `predict`, `represent`, and `table` to compare all models
+on one of these tasks. `inr`, `zoo` and `published` make folders of networks, in the
+format of `shards`. Nothing is imported here.
 """

@@ -1,11 +1,10 @@
-"""What an image network shows: `python -m tasks.classify --data data/inr-mnist --folder
-runs/m
---probes 16`.
+"""Classification of images through their networks:
+`python -m tasks.classify --data data/inr-mnist --folder runs/m --probes 16`.
 
-Trains a model to tell the class of the image that a network stands for, from the
+Trains a model to predict the class of the image that a network represents, from the
 network alone (Kofinas et al. 2024, section 4.1), on a folder of `tasks.inr fit`. Writes
-into its folder a checkpoint, from which the same command resumes, TensorBoard events,
-`result.json` and, of learned probes, `probes.png`.
+a checkpoint, from which the same command resumes, TensorBoard events, `result.json`
+and, of learned probes, `probes.png`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from harness import cli
 from harness.distributed import Ranks
 from tasks.learning.image_networks import CLASSES, read_image_networks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
-from tasks.networks.augment import moved
+from tasks.networks.augment import random_affine
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,11 @@ class Config(LessonConfig):
     """Settings of a classification."""
 
     augment: bool = True
-    """Turn, scale and shift the images of training networks."""
+    """Rotate, scale and shift the images of training networks at random."""
 
 
 class Classification(NetworkLesson[Config]):
-    """Cross-entropy of the classes; the score is the share of them that is right."""
+    """The loss is cross-entropy, the score accuracy."""
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         super().__init__(config, ranks)
@@ -42,11 +41,12 @@ class Classification(NetworkLesson[Config]):
 
     def loss(self, step: int) -> Tensor:
         train = self.data["train"]
-        own = self.batch(len(train.labels), step)
-        stack = train.stack.select(own)
+        index = self.batch(len(train.labels), step)
+        stack = train.stack.select(index)
         if self.config.augment:
-            stack = moved(stack, degrees=15, scale=0.1, shift=0.1)
-        return cross_entropy(self.said(self.prepared(stack)), train.labels[own])
+            stack = random_affine(stack, degrees=15, scale=0.1, shift=0.1)
+        logits = self.said(self.prepared(stack))
+        return cross_entropy(logits, train.labels[index])
 
     def score(self) -> float:
         return self.accuracy("validation")
@@ -55,11 +55,11 @@ class Classification(NetworkLesson[Config]):
         return {"accuracy": self.accuracy("test")}
 
     def accuracy(self, split: str) -> float:
-        """Share of a split's networks whose class the model says."""
-        stack, labels, _ = self.data[split]
-        pieces = torch.arange(len(labels)).split(AT_ONCE)
-        said = [self.judged(stack.select(piece)).argmax(-1) for piece in pieces]
-        return (torch.cat(said) == labels).double().mean().item()
+        data = self.data[split]
+        predicted = []
+        for stack in data.stack.split(AT_ONCE):
+            predicted.append(self.judged(stack).argmax(-1))
+        return (torch.cat(predicted) == data.labels).double().mean().item()
 
 
 def run(config: Config) -> None:

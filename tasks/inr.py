@@ -1,11 +1,10 @@
-"""Signals as networks:
+"""INRs of images and sine waves:
 `python -m tasks.inr fit --data mnist --folder data/inr-mnist --processes 2`.
 
-Fits a SIREN to every image, or sine wave, each from random weights of its own, many at
-once, into shards of a folder (`tasks.shards`); the same command goes on where it was
-stopped, and `torchrun
---nproc-per-node N -m tasks.inr fit ...` divides the shards among ranks.
-`python -m tasks.inr show --folder ...` draws some.
+Fits a SIREN to every signal, from its own random weights, and writes shards into a
+folder (`tasks.shards`). The same command resumes; `torchrun --nproc-per-node N -m
+tasks.inr fit ...` divides the shards among ranks. `python -m tasks.inr show --folder
+...` draws some.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from tasks.sources.generation import Job, jobs, make_shards
 from tasks.sources.signals import MIDDLE, SINES, Signals, load_signals
 
 PROGRAM = "tasks.inr fit"
-# SIRENs that are fit in one call: their activations stay in the caches of a core.
+# SIRENs that are fitted in one call, whose activations stay in a core's caches.
 AT_ONCE = 16
 QUALITY = ("psnr",)
 # Settings that change no network.
@@ -46,10 +46,10 @@ NO_MATTER = ("folder", "processes")
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Settings of the fits; every random number follows from `seed`."""
+    """Settings of the fits; all random numbers follow from `seed`."""
 
     folder: str
-    """Where shards and manifest go."""
+    """Of the shards and the manifest."""
     data: str = "mnist"
     """mnist, fashion-mnist, cifar10 or sines."""
     train: int = 10_000
@@ -60,7 +60,7 @@ class FitConfig:
     """Fits of each training signal, from different random weights."""
     width: int = 32
     hidden: int = 2
-    """Layers of sines."""
+    """Hidden layers."""
     steps: int = 200
     lr: float = 3e-3
     """Of Adam, decayed linearly to zero."""
@@ -71,16 +71,8 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = (
-            *SPLITS,
-            "views",
-            "width",
-            "hidden",
-            "steps",
-            "shard",
-            "processes",
-        )
-        check_counts(self, *counts)
+        sizes = ("views", "width", "hidden", "steps", "shard", "processes")
+        check_counts(self, *SPLITS, *sizes)
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,14 @@ class ShowConfig:
     output: str = "inr.png"
     count: int = 8
     skip_damaged: bool = False
-    """Leave out shards that cannot be read, and say which, instead of ending."""
+    """Leave out shards that cannot be read, and print which, instead of ending."""
+
+
+class SirenLayers(NamedTuple):
+    """Stacked SIRENs, layer by layer: (b, n_out, n_in) and (b, n_out) each."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
 
 
 def fit(
@@ -99,79 +98,71 @@ def fit(
     steps: int,
     lr: float,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """SIRENs of signals, from torch's random numbers: stacked parameters,
-    and PSNRs in dB for a range of 1.
+    """Fits SIRENs, from torch's random numbers: stacked parameters, and PSNRs in dB for
+    a range of 1.
 
     Shapes: points (n, d), values (k, channels, n).
     """
     models = [Siren(widths) for _ in range(len(values))]
     stacked, _ = stack_module_state(models)  # pyright: ignore[reportArgumentType]
     params = {name: value.detach().requires_grad_() for name, value in stacked.items()}
-    weights, biases = layers_of(params)
+    layers = layers_of(params)
     optimizer = torch.optim.Adam(params.values(), lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 1 - step / steps
     )
     for _ in range(steps):
         optimizer.zero_grad()
-        # a sum over networks, so that each has the gradient of its own loss
-        errors(weights, biases, points, values).sum().backward()
+        # the sum over networks gives each the gradient of its own loss
+        errors(layers, points, values).sum().backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        psnr = -10 * errors(weights, biases, points, values).log10()
+        psnr = -10 * errors(layers, points, values).log10()
     return {name: value.detach() for name, value in params.items()}, psnr
 
 
-def errors(
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    points: Tensor,
-    targets: Tensor,
-) -> Tensor:
-    """Mean squared error of each of stacked SIRENs, (n,)."""
-    return (render(weights, biases, points) - targets).square().mean((1, 2))
+def errors(layers: SirenLayers, points: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of each network, (b,)."""
+    rendered = render(layers.weights, layers.biases, points)
+    return (rendered - targets).square().mean((1, 2))
 
 
-def layers_of(
-    params: Mapping[str, Tensor],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and biases of stacked SIRENs, layer by layer."""
-    count = len(params) // 2
-    weights, biases = (
-        [params[f"layers.{k}.{kind}"] for k in range(count)]
-        for kind in ("weight", "bias")
-    )
-    return weights, biases
+def layers_of(params: Mapping[str, Tensor]) -> SirenLayers:
+    layers = SirenLayers([], [])
+    for number in range(len(params) // 2):
+        layers.weights.append(params[f"layers.{number}.weight"])
+        layers.biases.append(params[f"layers.{number}.bias"])
+    return layers
 
 
 def counts(config: FitConfig) -> dict[str, int]:
-    """Fits of every split: all its signals once, then all again."""
-    views = {"train": config.views}
-    return {split: getattr(config, split) * views.get(split, 1) for split in SPLITS}
+    """Fits of every split. With views, all its signals are fitted, then all again."""
+    fits = signal_counts(config)
+    fits["train"] *= config.views
+    return fits
+
+
+def signal_counts(config: FitConfig) -> dict[str, int]:
+    return {split: getattr(config, split) for split in SPLITS}
 
 
 def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
     """The networks of a shard."""
     count = getattr(config, job.split)
-    fits = torch.arange(job.start, job.stop)
     points = signals.points
-    found = []
+    groups = []
     with seeded(config.seed, SPLITS.index(job.split), job.number):
-        for some in fits.split(AT_ONCE):
-            index, view = some % count, some // count
+        for fits in torch.arange(job.start, job.stop).split(AT_ONCE):
+            index = fits % count
             values = signals.values(index)
-            widths = (
-                points.shape[1],
-                *[config.width] * config.hidden,
-                values.shape[1],
-            )
+            hidden = [config.width] * config.hidden
+            widths = [points.shape[1], *hidden, values.shape[1]]
             params, psnr = fit(points, values, widths, config.steps, config.lr)
-            columns = {**signals.columns(index), "view": view, "psnr": psnr}
-            found.append(
-                Networks({"kind": "siren", "widths": list(widths)}, params, columns)
-            )
-    return merged(found)
+            columns = {**signals.columns(index), "view": fits // count, "psnr": psnr}
+            architecture = {"kind": "siren", "widths": widths}
+            groups.append(Networks(architecture, params, columns))
+    return merged(groups)
 
 
 def folder_of(config: FitConfig) -> Folder:
@@ -180,17 +171,13 @@ def folder_of(config: FitConfig) -> Folder:
 
 
 def fit_all(config: FitConfig) -> None:
-    """Makes the shards that are missing, on one or several ranks."""
+    """Makes the missing shards, on one or several ranks."""
     on_ranks(config.processes, fit_rank, config, check=load)
 
 
 def load(config: FitConfig) -> dict[str, Signals]:
-    """The signals. Raises ValueError if a split has fewer than are asked for."""
-    return load_signals(
-        config.data,
-        {split: getattr(config, split) for split in SPLITS},
-        config.seed,
-    )
+    """Raises ValueError if a split has fewer signals than the settings."""
+    return load_signals(config.data, signal_counts(config), config.seed)
 
 
 def fit_rank(config: FitConfig) -> None:
@@ -203,33 +190,32 @@ def fit_rank(config: FitConfig) -> None:
 
 
 def show(config: ShowConfig) -> None:
-    """Draws signals and what their networks say, one above the other."""
-    folder = Path(config.folder)
+    """Draws signals above the outputs of their networks."""
+    folder, output = Path(config.folder), Path(config.output)
     settings = read_settings(folder, PROGRAM)
     networks = next(read_split(folder, "train", config.skip_damaged))
-    asked = {split: settings[split] for split in SPLITS}
-    signals = load_signals(settings["data"], asked, settings["seed"])["train"]
+    sizes = {split: settings[split] for split in SPLITS}
+    signals = load_signals(settings["data"], sizes, settings["seed"])["train"]
     values = signals.values(networks.columns["index"][: config.count])
-    weights, biases = layers_of(
-        {name: value[: config.count] for name, value in networks.params.items()}
-    )
-    rows = {
-        "signal": values,
-        "network": render(weights, biases, signals.points),
-    }
-    titles = [
-        f"{psnr:.1f} dB" for psnr in networks.columns["psnr"][: config.count].tolist()
-    ]
+    params = {name: value[: config.count] for name, value in networks.params.items()}
+    layers = layers_of(params)
+    rendered = render(layers.weights, layers.biases, signals.points)
+    titles = []
+    for psnr in networks.columns["psnr"][: config.count].tolist():
+        titles.append(f"{psnr:.1f} dB")
     if settings["data"] == SINES:
-        draw_curves(Path(config.output), signals.points.squeeze(1), rows, titles)
+        rows = {"signal": values, "network": rendered}
+        draw_curves(output, signals.points.squeeze(1), rows, titles)
     else:
-        side = isqrt(values.shape[-1])
-        images = {
-            name: (x + MIDDLE).clamp(0, 1).unflatten(-1, (side, side))
-            for name, x in rows.items()
-        }
-        draw_rows(Path(config.output), images, titles)
+        rows = {"signal": as_images(values), "network": as_images(rendered)}
+        draw_rows(output, rows, titles)
     print(f"{len(values)} signals and their networks are in {config.output}.")
+
+
+def as_images(values: Tensor) -> Tensor:
+    """(b, channels, n) -> (b, channels, side, side) in [0, 1]."""
+    side = isqrt(values.shape[-1])
+    return (values + MIDDLE).clamp(0, 1).unflatten(-1, (side, side))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How good a network is:
+"""Prediction of test accuracies:
 `python -m tasks.predict --data data/zoo-small --folder runs/p --model statnn`.
 
-Trains a model to predict test accuracy from parameters (Unterthiner et al. 2020;
-Kofinas et al. 2024, section 4.3; Lim et al. 2024, section 5.1) on a folder of
-`tasks.zoo train`, whose splits are of runs. Writes what `tasks.classify` writes, and
-`predicted.png`.
+Trains a model to predict the test accuracy of networks from their parameters
+(Unterthiner et al. 2020; Kofinas et al. 2024, section 4.3; Lim et al. 2024, section
+5.1), on a folder of `tasks.zoo train`, whose splits are of runs. Writes what
+`tasks.classify` writes, and `predicted.png`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from harness import cli
 from harness.distributed import Ranks
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
 from tasks.models.base import NetworkModel
-from tasks.networks.architectures import Stack
-from tasks.networks.collection import Collection, read_collection
+from tasks.networks.architectures import NetworkStack
+from tasks.networks.network_dataset import NetworkDataset, read_network_dataset
 from tasks.shards import SPLITS, check_column
 
 
@@ -35,11 +35,12 @@ class Config(LessonConfig):
     """Settings of a prediction."""
 
     widest: int | None = None
-    """Train on networks none of whose layers has more neurons, test on the others."""
+    """Train on networks with up to this many neurons in every layer, test on the
+    others."""
 
 
 class Prediction(NetworkLesson[Config]):
-    """Cross-entropy between accuracies; the score is Kendall's tau."""
+    """The loss is the cross-entropy between accuracies, the score Kendall's tau."""
 
     model: NetworkModel
 
@@ -50,29 +51,29 @@ class Prediction(NetworkLesson[Config]):
 
     def loss(self, step: int) -> Tensor:
         training, train = self.config.training, self.data["train"]
-        own = self.share(train.batch(training.batch, seed=training.seed, step=step))
-        logits = train.said(self.read, own).squeeze(-1)
-        return binary_cross_entropy_with_logits(
-            logits, train.columns["accuracy"][own].float()
-        )
+        batch = train.batch_indices(training.batch, seed=training.seed, step=step)
+        index = self.share(batch)
+        logits = train.apply(self.logits, index).squeeze(-1)
+        accuracies = train.columns["accuracy"][index].float()
+        return binary_cross_entropy_with_logits(logits, accuracies)
 
-    def read(self, stacks: Sequence[Stack]) -> Tensor:
-        """What the model says of networks, (n, 1); not compiled outside of training,
-        where batches differ."""
+    def logits(self, stacks: Sequence[NetworkStack]) -> Tensor:
+        """(n, 1). Not compiled outside of training, where batches differ in size."""
         stacks = [self.prepared(stack) for stack in stacks]
         if self.config.compiled and self.model.training:
             return self.said(*stacks)
         return self.model.forward_mixed(stacks)
 
+    def predicted(self, data: NetworkDataset) -> Tensor:
+        """Predicted accuracies of all networks, (n,)."""
+        logits = []
+        for index in torch.arange(len(data)).split(AT_ONCE):
+            logits.append(data.apply(self.logits, index))
+        return torch.cat(logits).squeeze(-1).sigmoid()
+
     def score(self) -> float:
         data = self.data["validation"]
         return tau(self.predicted(data), data.columns["accuracy"])
-
-    def predicted(self, data: Collection) -> Tensor:
-        """Accuracies of all networks, (n,)."""
-        pieces = torch.arange(len(data)).split(AT_ONCE)
-        logits = [data.said(self.read, piece) for piece in pieces]
-        return torch.cat(logits).squeeze(-1).sigmoid()
 
     def results(self) -> Mapping[str, float]:
         data = self.data["test"]
@@ -81,47 +82,45 @@ class Prediction(NetworkLesson[Config]):
         draw(Path(self.config.folder, "predicted.png"), predicted, true)
         return {"tau": tau(predicted, true), "r2": r2(predicted, true)}
 
-    def _read(self, split: str) -> Collection:
-        widest = self.config.widest
-        data = read_collection(self.config.data, split, self.config.skip_damaged)
-        check_column(self.config.data, data.columns, "accuracy", 0, 1)
+    def _read(self, split: str) -> NetworkDataset:
+        folder, widest = self.config.data, self.config.widest
+        data = read_network_dataset(folder, split, self.config.skip_damaged)
+        check_column(folder, data.columns, "accuracy", 0, 1)
         if widest is not None:
-            is_wanted = is_wide if split == "test" else is_narrow
-            data = data.where(lambda stack: is_wanted(stack, widest))
+            wants_narrow = split != "test"
+            data = data.filter(lambda stack: is_narrow(stack, widest) == wants_narrow)
             if not data.stacks:
-                side = f"networks on their side of {widest}"
-                raise ValueError(f"widest: split '{split}': expected {side}; got none")
-        return data.thinned(self.config.limit) if split == "train" else data
+                kind = "narrow" if wants_narrow else "wide"
+                raise ValueError(
+                    f"widest: expected {kind} networks in split '{split}' for a limit "
+                    f"of {widest}; got none"
+                )
+        return data.subset(self.config.limit) if split == "train" else data
 
 
-def is_narrow(stack: Stack, widest: int) -> bool:
-    """Whether no hidden layer has more neurons."""
+def is_narrow(stack: NetworkStack, widest: int) -> bool:
+    """Whether no hidden layer has more than `widest` neurons."""
     groups = stack.architecture.graph.groups
     return all(group.size <= widest for group in groups if group.role == "hidden")
 
 
-def is_wide(stack: Stack, widest: int) -> bool:
-    return not is_narrow(stack, widest)
-
-
 def tau(predicted: Tensor, true: Tensor) -> float:
-    """Kendall's rank correlation; 0 where all predictions are the same, nan where one
-    is."""
+    """Kendall's rank correlation; 0 for constant predictions, nan if any is nan."""
     if predicted.isnan().any():
         return nan
-    found: Any = kendalltau(predicted.numpy(), true.numpy())
-    return 0.0 if isnan(found.statistic) else float(found.statistic)
+    correlation: Any = kendalltau(predicted.numpy(), true.numpy())
+    return 0.0 if isnan(correlation.statistic) else float(correlation.statistic)
 
 
 def r2(predicted: Tensor, true: Tensor) -> float:
-    """The share of the variance that is explained."""
+    """Coefficient of determination."""
     unexplained = (predicted - true).square().mean()
     variance = (true - true.mean()).square().mean()
     return 1 - (unexplained / variance).item()
 
 
 def draw(path: Path, predicted: Tensor, true: Tensor) -> None:
-    """Predicted against true accuracies."""
+    """Plots predicted over true accuracies."""
     figure = Figure(figsize=(4, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="0.8")

@@ -1,10 +1,10 @@
-"""Representations without labels:
+"""Contrastive representations of networks:
 `python -m tasks.represent --data data/inr-sines --folder runs/r`.
 
-Trains a model so that two damaged copies of a network are told from those of others
-(Navon et al. 2023, section 7.2, after SimCLR), and then asks what a linear map of its
-representations knows: of sine waves amplitude and frequency (mean squared error, both
-from 0 to 10), of images their class. Writes what `tasks.classify` writes.
+Trains a model with the loss of SimCLR between two noisy copies of each network (Navon
+et al. 2023, section 7.2). Its representations are evaluated by linear regression: of
+amplitude and frequency of sine waves (mean squared error, both from 0 to 10), or of the
+class of images. Writes what `tasks.classify` writes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from harness.distributed import Ranks
 from harness.settings import check_counts
 from tasks.learning.image_networks import read_sirens
 from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 from tasks.shards import SPLITS
 
-# Networks from which the linear map is found at a validation; at the end it is all.
-FEW = 1000
-# Weight of the linear map's squares, for each network that it is found from.
+# Training networks of the linear regression at a validation; after training, it has all
+# of them.
+VALIDATION_FIT = 1000
+# Ridge penalty per network.
 RIDGE = 1e-4
 WAVE = ("amplitude", "frequency")
 
@@ -36,11 +37,11 @@ class Config(LessonConfig):
     """Settings of a representation."""
 
     dimension: int = 64
-    """Numbers that represent a network."""
+    """Of the representation."""
     noise: float = 0.1
-    """Of a copy, in deviations of each parameter over the training data."""
+    """Of a copy, in standard deviations of each parameter over the training data."""
     masked: float = 0.1
-    """Share of the parameters that a copy has at their means."""
+    """Share of the parameters of a copy that are replaced by their means."""
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
@@ -56,23 +57,24 @@ class Config(LessonConfig):
             raise ValueError(f"masked: expected 0 to less than 1; got {self.masked}")
         if self.training.batch < 2:
             raise ValueError(
-                f"batch: expected 2 networks or more to tell apart; got {self.training.batch}"
+                f"batch: expected 2 networks or more, for a contrastive loss; "
+                f"got {self.training.batch}"
             )
 
 
 class Representation(NetworkLesson[Config]):
-    """Contrast of damaged copies; the score is what a linear map gets right,
-    or its negative error."""
+    """The loss contrasts noisy copies; the score is the accuracy, or negative error, of
+    a linear regression."""
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         super().__init__(config, ranks)
-        self.stacks: dict[str, Stack] = {}
+        self.stacks: dict[str, NetworkStack] = {}
         self.targets: dict[str, Tensor] = {}
         for split in SPLITS:
             networks = read_sirens(config, split)
-            some = slice(config.limit if split == "train" else None)
-            self.stacks[split] = Stack.of(networks).select(some)
-            self.targets[split] = targets_of(networks.columns)[some]
+            used = slice(config.limit if split == "train" else None)
+            self.stacks[split] = NetworkStack.from_networks(networks).select(used)
+            self.targets[split] = regression_targets(networks.columns)[used]
         train = self.stacks["train"]
         self.means = [value.mean(0) for value in train.params]
         self.deviations = [value.std(0) for value in train.params]
@@ -81,57 +83,57 @@ class Representation(NetworkLesson[Config]):
     def loss(self, step: int) -> Tensor:
         train = self.stacks["train"]
         stack = train.select(self.batch(train.count, step))
-        copies = (self.prepared(self.damaged(stack)) for _ in range(2))
-        first, second = (normalize(self.said(copy), dim=-1) for copy in copies)
-        return contrast(first, second, self.config.temperature)
+        first = self.said(self.prepared(self.noisy_copy(stack)))
+        second = self.said(self.prepared(self.noisy_copy(stack)))
+        return contrastive_loss(
+            normalize(first, dim=-1),
+            normalize(second, dim=-1),
+            self.config.temperature,
+        )
 
-    def damaged(self, stack: Stack) -> Stack:
-        """A copy with noise, and some parameters at their means."""
-        config, params = self.config, []
+    def noisy_copy(self, stack: NetworkStack) -> NetworkStack:
+        """With noise, and some parameters replaced by their means."""
+        params = []
         for value, mean, deviation in zip(
             stack.params, self.means, self.deviations, strict=True
         ):
-            noisy = value + config.noise * deviation * torch.randn_like(value)
-            is_masked = torch.rand_like(value) < config.masked
+            noisy = value + self.config.noise * deviation * torch.randn_like(value)
+            is_masked = torch.rand_like(value) < self.config.masked
             params.append(torch.where(is_masked, mean, noisy))
         return stack._replace(params=params)
 
-    def represented(self, stack: Stack) -> Tensor:
-        """(b, dimension), of length 1 each."""
-        return normalize(self.judged(stack), dim=-1)
-
     def score(self) -> float:
-        found = self.read_out("validation", slice(FEW))
-        return found.get("accuracy", -found.get("mse", 0.0))
+        results = self.regression("validation", slice(VALIDATION_FIT))
+        return results.get("accuracy", -results.get("mse", 0.0))
 
     def results(self) -> Mapping[str, float]:
-        return self.read_out("test", slice(None))
+        return self.regression("test", slice(None))
 
-    def read_out(self, split: str, some: slice) -> dict[str, float]:
-        """What the best linear map of the representations of some training networks
-        says of a split."""
-        known, asked = (
-            self.all_of(self.stacks[name].select(part))
-            for name, part in (("train", some), (split, slice(None)))
-        )
-        targets = self.targets["train"][some]
-        truth = self.targets[split]
-        said = asked @ linear_map(known, targets)
-        if truth.shape[1] == len(WAVE):
-            return {"mse": (said - truth).square().mean().item()}
-        is_right = said.argmax(1) == truth.argmax(1)
+    def regression(self, split: str, fitted: slice) -> dict[str, float]:
+        """Evaluates a linear regression, fitted to some training networks, on a
+        split."""
+        train_inputs = self.regression_inputs(self.stacks["train"].select(fitted))
+        inputs = self.regression_inputs(self.stacks[split])
+        weights = ridge_regression(train_inputs, self.targets["train"][fitted])
+        predicted = inputs @ weights
+        targets = self.targets[split]
+        if targets.shape[1] == len(WAVE):
+            return {"mse": (predicted - targets).square().mean().item()}
+        is_right = predicted.argmax(1) == targets.argmax(1)
         return {"accuracy": is_right.double().mean().item()}
 
-    def all_of(self, stack: Stack) -> Tensor:
-        """Representations with a last 1, (n, dimension + 1)."""
-        pieces = torch.arange(stack.count).split(AT_ONCE)
-        found = torch.cat([self.represented(stack.select(piece)) for piece in pieces])
-        return torch.cat([found, torch.ones(len(found), 1)], 1).double()
+    def regression_inputs(self, stack: NetworkStack) -> Tensor:
+        """Representations of length 1, and a constant 1; (n, dimension + 1) float64."""
+        found = []
+        for chunk in stack.split(AT_ONCE):
+            found.append(normalize(self.judged(chunk), dim=-1))
+        ones = torch.ones(stack.count, 1)
+        return torch.cat([torch.cat(found), ones], 1).double()
 
 
-def contrast(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of finding each copy's partner among all others (Chen et al. 2020,
-    Eq. 1).
+def contrastive_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of the other copy of each network among all copies (Chen et al.
+    2020, Eq. 1).
 
     Shapes: (b, d) each, of length 1.
     """
@@ -143,16 +145,15 @@ def contrast(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     return cross_entropy(logits, partners)
 
 
-def linear_map(known: Tensor, targets: Tensor) -> Tensor:
-    """Ridge regression: (n, d), (n, k) -> (d, k)."""
-    square = known.mT @ known
-    ridge = RIDGE * len(known) * torch.eye(len(square), dtype=square.dtype)
-    return torch.linalg.solve(square + ridge, known.mT @ targets)
+def ridge_regression(inputs: Tensor, targets: Tensor) -> Tensor:
+    """Weights: (n, d), (n, k) -> (d, k)."""
+    square = inputs.mT @ inputs
+    ridge = RIDGE * len(inputs) * torch.eye(len(square), dtype=square.dtype)
+    return torch.linalg.solve(square + ridge, inputs.mT @ targets)
 
 
-def targets_of(columns: Mapping[str, Tensor]) -> Tensor:
-    """What is to be known, (n, k) float64: amplitude and frequency, or classes,
-    one-hot.
+def regression_targets(columns: Mapping[str, Tensor]) -> Tensor:
+    """Amplitude and frequency, or one-hot classes, (n, k) float64.
 
     Raises ValueError if networks have neither.
     """
@@ -161,7 +162,8 @@ def targets_of(columns: Mapping[str, Tensor]) -> Tensor:
     if "label" in columns:
         return one_hot(columns["label"].long()).double()
     raise ValueError(
-        f"networks: expected columns {', '.join(WAVE)}, or label; got {', '.join(columns)}"
+        f"networks: expected columns {', '.join(WAVE)}, or label; "
+        f"got {', '.join(columns)}"
     )
 
 

@@ -36,7 +36,7 @@ from tasks.shards import (
     read_split,
 )
 from tasks.sources.generation import Job, jobs, make_shards
-from tasks.sources.zoo_recipes import INITS, OPTIMIZERS, ZOOS, Run
+from tasks.sources.zoo_recipes import INITS, OPTIMIZERS, ZOOS, TrainingRecipe
 from tasks.sources.zoo_training import Checkpoint, train
 
 PROGRAM = "tasks.zoo train"
@@ -118,13 +118,13 @@ def trained(
     data: ImageDataset,
     split: int,
     number: int,
-) -> tuple[Run, list[Checkpoint]]:
+) -> tuple[TrainingRecipe, list[Checkpoint]]:
     """One run. One that diverges is drawn anew."""
     steps = checkpoint_steps(config.steps, config.checkpoints)
     for attempt in count():
         key = (config.seed, split, number, attempt)
         seed = derive_seed(*key)
-        run = ZOOS[config.zoo].run(Random(seed))
+        run = ZOOS[config.zoo].sample_recipe(Random(seed))
         with seeded(*key):
             found = train(run, data.train, data.test, steps, config.batch_size, seed)
         if found is not None:
@@ -132,7 +132,9 @@ def trained(
     raise AssertionError
 
 
-def networks_of(run: Run, number: int, checkpoints: Sequence[Checkpoint]) -> Networks:
+def networks_of(
+    run: TrainingRecipe, number: int, checkpoints: Sequence[Checkpoint]
+) -> Networks:
     """The networks of a run with what is known of them.
 
     Columns: step, accuracy, and the run's number and settings, of which optimizer and

@@ -1,5 +1,4 @@
-"""Baselines of the tasks: models of others that read stacks of networks; some can edit
-them."""
+"""Baselines of the tasks: published models, which read or edit networks."""
 
 from tasks.baselines.dmc import DMC, DMCConfig
 from tasks.baselines.dwsnet import DWSNet, DWSNetConfig
@@ -23,6 +22,6 @@ BASELINES = {
         (DWSNetConfig, DWSNet),
     )
 }
-"""Configurations and models, by the models' names."""
+"""Configuration and class of every model, by name."""
 
 __all__ = ["BASELINES"]

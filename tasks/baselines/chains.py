@@ -1,4 +1,4 @@
-"""Networks that are chains of layers, as NP layers see them."""
+"""Chains of linear or convolutional layers, as the data of NP layers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ngopt.metanets.parts import BlockParts, Part
 
 
 class ChainValues(NamedTuple):
-    """Features of stacked networks, for an NP layer.
+    """Features of b networks for an NP layer.
 
-    weights: (b, 1, n_target, n_source, channels) each. nodes: (b, n, channels) of every
-    group.
-    whole: (b, channels).
+    weights: (b, 1, n_target, n_source, channels) per weight.
+    nodes: (b, n, channels) per group.
+    whole: (b, channels), which no permutation affects.
     """
 
     weights: EdgeStates
@@ -28,13 +28,12 @@ class ChainValues(NamedTuple):
     whole: Tensor
 
 
-class Piece(NamedTuple):
-    """A parameter that is features of nodes: a bias, or a weight whose other end does
-    not move.
+class NodeParameter(NamedTuple):
+    """A parameter that is a node feature: a bias, or a weight with only one permuted
+    end.
 
-    kind: "bias", or the end of the weight at which the nodes are. number: among the
-    graph's biases, or its weights. others: neurons at the other end. slots: positions
-    of its kernel.
+    kind: "bias", or the permuted end of the weight. number: among the graph's biases,
+    or its weights. others: neurons at the other end. slots: size of a kernel.
     """
 
     kind: Literal["bias", "target", "source"]
@@ -42,7 +41,7 @@ class Piece(NamedTuple):
     others: int = 1
     slots: int = 1
 
-    def read(self, values: GraphValues) -> Tensor:
+    def gather(self, values: GraphValues) -> Tensor:
         """(b, n, others * slots)."""
         if self.kind == "bias":
             return values.biases[self.number]
@@ -51,42 +50,45 @@ class Piece(NamedTuple):
         own = edges if self.kind == "target" else edges.transpose(1, 2)
         return own.flatten(2)
 
-    def write(self, features: Tensor, d: int) -> Tensor:
-        """The inverse of `read`, for d values of each element, which are as in
-        `GraphValues`."""
+    def scatter(self, features: Tensor, d: int) -> Tensor:
+        """The inverse of `gather` for d features per element, as in `GraphValues`."""
         own = features.unflatten(-1, (self.others, self.slots, d))
         if self.kind == "bias":
             return own.squeeze(2)
         edges = own if self.kind == "target" else own.transpose(1, 2)
         return edges.unsqueeze(1)
 
+    def channels(self, d: int, of_slots: bool) -> int:
+        """Node features for d features per edge or bias, or per slot."""
+        return d * self.others * (self.slots if of_slots else 1)
+
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """What of a chain of layers are weights between groups of neurons that may move,
-    and features.
+    """A chain of layers, divided into weights between permuted groups, and features.
 
-    order: these weights, from inputs to outputs. sizes: of the groups. nodes: pieces
-    that are features of each. whole: the bias of outputs that are no group, and their
-    number, or nothing.
+    order: these weights, from inputs to outputs. sizes: of the groups.
+    nodes: for each group, the parameters that are its features.
+    output_bias: the bias of outputs that are not permuted, and their number; or None.
     """
 
     graph: NeuralGraph
     order: tuple[BlockParts, ...]
     sizes: tuple[int, ...]
-    nodes: tuple[tuple[Piece, ...], ...]
-    whole: tuple[tuple[Piece, int], ...] = ()
+    nodes: tuple[tuple[NodeParameter, ...], ...]
+    output_bias: tuple[NodeParameter, int] | None = None
 
     def channels(self, d: int, of_slots: bool = False) -> Channels:
-        """Those of d features for every edge and bias, or for every slot of them."""
+        """For d features per edge and bias, or per slot of them."""
         weights = [d * parts.block.slots if of_slots else d for parts in self.order]
-        nodes = [
-            sum(d * _width(piece, of_slots) for piece in some) for some in self.nodes
-        ]
-        return Channels(weights, nodes, sum(d * count for _, count in self.whole))
+        nodes = []
+        for parameters in self.nodes:
+            nodes.append(sum(p.channels(d, of_slots) for p in parameters))
+        whole = 0 if self.output_bias is None else d * self.output_bias[1]
+        return Channels(weights, nodes, whole)
 
-    def read(self, params: Sequence[Tensor]) -> ChainValues:
-        """Of parameters, (b, *shape) each."""
+    def gather(self, params: Sequence[Tensor]) -> ChainValues:
+        """From parameters, (b, *shape) each."""
         values = self.graph.gather(params, batch_dims=1)
 
         def first(_: Tensor | None, block: BlockParts, part: Part) -> Tensor:
@@ -94,77 +96,85 @@ class Chain:
 
         batch = len(params[0])
         nodes = []
-        for size, some in zip(self.sizes, self.nodes, strict=True):
-            nothing = params[0].new_zeros(batch, size, 0)
-            nodes.append(
-                torch.cat([nothing, *(piece.read(values) for piece in some)], -1)
-            )
-        nothing = params[0].new_zeros(batch, 0)
-        outside = [piece.read(values).flatten(1) for piece, _ in self.whole]
-        weights = EdgeStates(self.order, first, keep=True)
-        return ChainValues(weights, nodes, torch.cat([nothing, *outside], -1))
+        for size, parameters in zip(self.sizes, self.nodes, strict=True):
+            features = [params[0].new_zeros(batch, size, 0)]
+            for parameter in parameters:
+                features.append(parameter.gather(values))
+            nodes.append(torch.cat(features, -1))
+        if self.output_bias is None:
+            whole = params[0].new_zeros(batch, 0)
+        else:
+            whole = self.output_bias[0].gather(values).flatten(1)
+        return ChainValues(EdgeStates(self.order, first, keep=True), nodes, whole)
 
-    def write(self, found: ChainValues, d: int) -> list[Tensor]:
-        """From d features of every slot of an edge and every bias, to parameters (b, d,
-        *shape)."""
+    def scatter(self, values: ChainValues, d: int) -> list[Tensor]:
+        """From d features per slot of an edge or bias, to parameters (b, d, *shape)."""
         edges, biases = {}, {}
         for parts in self.order:
-            state = found.weights.of(parts, 0)
+            state = values.weights.of(parts, 0)
             edges[parts.number] = state.unflatten(-1, (parts.block.slots, d))
-        for piece, own in self._split(found, d):
-            kept = biases if piece.kind == "bias" else edges
-            kept[piece.number] = piece.write(own, d)
-        values = GraphValues(_in_order(biases), _in_order(edges))
-        return [
-            value.movedim(-1, 1) for value in self.graph.scatter(values, batch_dims=1)
-        ]
+        for parameter, features in self._node_features(values, d):
+            found = biases if parameter.kind == "bias" else edges
+            found[parameter.number] = parameter.scatter(features, d)
+        graph_values = GraphValues(_in_order(biases), _in_order(edges))
+        params = self.graph.scatter(graph_values, batch_dims=1)
+        return [value.movedim(-1, 1) for value in params]
 
-    def _split(self, found: ChainValues, d: int) -> Iterator[tuple[Piece, Tensor]]:
-        """Every piece with its features, (b, n, others * slots * d)."""
-        for some, features in zip(self.nodes, found.nodes, strict=True):
-            widths = [d * _width(piece, of_slots=True) for piece in some]
-            own = features.split(widths, -1) if some else ()
-            yield from zip(some, own, strict=True)
-        for piece, count in self.whole:
-            yield piece, found.whole.unflatten(-1, (count, d))
+    def _node_features(
+        self, values: ChainValues, d: int
+    ) -> Iterator[tuple[NodeParameter, Tensor]]:
+        """Every node parameter with its features, (b, n, others * slots * d)."""
+        for parameters, features in zip(self.nodes, values.nodes, strict=True):
+            if parameters:
+                widths = [p.channels(d, of_slots=True) for p in parameters]
+                yield from zip(parameters, features.split(widths, -1), strict=True)
+        if self.output_bias is not None:
+            parameter, count = self.output_bias
+            yield parameter, values.whole.unflatten(-1, (count, d))
 
 
 def chain_with_moving_ends(graph: NeuralGraph) -> Chain:
-    """Inputs and outputs are groups like the others (NP). Raises ValueError if it is no
-    chain."""
+    """Inputs and outputs are permuted like hidden neurons (NP).
+
+    Raises ValueError if the graph is not a plain chain.
+    """
     layers = _layers(graph)
-    blocks = [graph.weights[layer.weight] for layer in layers]
-    groups = [blocks[0].source, *(block.target for block in blocks)]
-    return Chain(
-        graph,
-        order=tuple(_whole_block(graph, layer.weight) for layer in layers),
-        sizes=tuple(graph.groups[group].size for group in groups),
-        nodes=((), *(tuple(_bias(layer)) for layer in layers)),
-    )
+    order, nodes = [], [()]
+    sizes = [graph.groups[graph.weights[layers[0].weight].source].size]
+    for layer in layers:
+        block = graph.weights[layer.weight]
+        order.append(_whole_block(block, layer.weight))
+        sizes.append(graph.groups[block.target].size)
+        nodes.append(_bias(layer))
+    return Chain(graph, tuple(order), tuple(sizes), tuple(nodes))
 
 
 def chain_with_fixed_ends(graph: NeuralGraph) -> Chain:
-    """Only hidden neurons are groups (HNP); weights of inputs and outputs are features
-    of these.
+    """Only hidden neurons are permuted (HNP). Weights of inputs and outputs are their
+    features.
 
-    Raises ValueError if it is no chain, or has no hidden neurons.
+    Raises ValueError if the graph is not a plain chain, or has no hidden neurons.
     """
     layers = _layers(graph)
     if len(layers) < 2:
         raise ValueError("expected networks with hidden neurons; got a single layer")
-    (first, *between, last), hidden = layers, layers[:-1]
-    nodes = [_bias(layer) for layer in hidden]
-    inward, outward = (graph.weights[layer.weight] for layer in (first, last))
-    nodes[0].append(Piece("target", first.weight, inward.shape[2], inward.slots))
-    nodes[-1].append(Piece("source", last.weight, outward.shape[1], outward.slots))
-    targets = [graph.weights[layer.weight].target for layer in hidden]
-    return Chain(
-        graph,
-        order=tuple(_whole_block(graph, layer.weight) for layer in between),
-        sizes=tuple(graph.groups[group].size for group in targets),
-        nodes=tuple(map(tuple, nodes)),
-        whole=tuple((piece, outward.shape[1]) for piece in _bias(last)),
-    )
+    first, last = layers[0], layers[-1]
+    order, sizes, nodes = [], [], []
+    for layer in layers[:-1]:
+        block = graph.weights[layer.weight]
+        if layer is not first:
+            order.append(_whole_block(block, layer.weight))
+        sizes.append(graph.groups[block.target].size)
+        nodes.append(_bias(layer))
+    inward, outward = graph.weights[first.weight], graph.weights[last.weight]
+    from_inputs = NodeParameter("target", first.weight, inward.shape[2], inward.slots)
+    to_outputs = NodeParameter("source", last.weight, outward.shape[1], outward.slots)
+    nodes[0] += (from_inputs,)
+    nodes[-1] += (to_outputs,)
+    output_bias = None
+    if last.bias is not None:
+        output_bias = NodeParameter("bias", last.bias), outward.shape[1]
+    return Chain(graph, tuple(order), tuple(sizes), tuple(nodes), output_bias)
 
 
 def _layers(graph: NeuralGraph) -> list[Layer]:
@@ -175,20 +185,15 @@ def _layers(graph: NeuralGraph) -> list[Layer]:
     return layers_of(graph)
 
 
-def _bias(layer: Layer) -> list[Piece]:
-    return [] if layer.bias is None else [Piece("bias", layer.bias)]
+def _bias(layer: Layer) -> tuple[NodeParameter, ...]:
+    return () if layer.bias is None else (NodeParameter("bias", layer.bias),)
 
 
-def _whole_block(graph: NeuralGraph, number: int) -> BlockParts:
+def _whole_block(block: EdgeBlock, number: int) -> BlockParts:
     """A block in one part."""
-    block: EdgeBlock = graph.weights[number]
     groups, targets, sources = (slice(0, size) for size in block.shape)
     part = Part(groups, targets, sources, block.view, True)
     return BlockParts(block, number, 1, (part,), None, None)
-
-
-def _width(piece: Piece, of_slots: bool) -> int:
-    return piece.others * piece.slots if of_slots else piece.others
 
 
 def _in_order(values: dict[int, Tensor]) -> tuple[Tensor, ...]:

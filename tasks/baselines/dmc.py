@@ -1,5 +1,4 @@
-"""DMC: a one-dimensional convolutional network over all parameters (Eilertsen et al.
-2020)."""
+"""DMC: one-dimensional convolutions over all parameters (Eilertsen et al. 2020)."""
 
 from __future__ import annotations
 
@@ -10,13 +9,13 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import pooled_head
-from tasks.networks.architectures import Architecture, Stack
+from tasks.models.mlp import pooled_head
+from tasks.networks.architectures import Architecture, NetworkStack
 
 
 @dataclass(frozen=True)
 class DMCConfig:
-    """widths: channels of the convolutions. kernel: their length. stride: of each.
+    """widths, kernel, stride: of the convolutions.
 
     head, dropout: hidden widths and dropout of the MLP.
     """
@@ -29,12 +28,11 @@ class DMCConfig:
 
 
 class DMC(ParameterModel):
-    """The baseline "dmc": strided convolutions with ReLU, their mean over places, an
+    """The baseline "dmc": strided convolutions with ReLU, the mean over positions, an
     MLP.
 
-    As in Lim et al. 2024 it sees all of a network, of any size, in the order of its
-    parameters; Eilertsen et al. look at stretches of a fixed length. It knows no
-    symmetry.
+    As in Lim et al. 2024, it reads all parameters of a network of any size, in their
+    order. (Eilertsen et al. read sections of a fixed length.) It has no symmetry.
     """
 
     name = "dmc"
@@ -47,15 +45,13 @@ class DMC(ParameterModel):
         edits: bool = False,
     ):
         super().__init__(architectures, edits)
-        layers: list[nn.Module] = []
-        for fans in pairwise((1, *config.widths)):
-            conv = nn.Conv1d(
-                *fans, config.kernel, config.stride, padding=config.kernel // 2
-            )
-            layers += [conv, nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
+        kernel, stride = config.kernel, config.stride
+        self.layers = nn.Sequential()
+        for c_in, c_out in pairwise((1, *config.widths)):
+            conv = nn.Conv1d(c_in, c_out, kernel, stride, padding=kernel // 2)
+            self.layers.extend([conv, nn.ReLU()])
         self.head = pooled_head(config.widths[-1], config.head, d_out, config.dropout)
 
-    def forward(self, stack: Stack) -> Tensor:
-        flat = stack.architecture.graph.flatten(self.read(stack), batch_dims=1)
+    def forward(self, stack: NetworkStack) -> Tensor:
+        flat = stack.architecture.graph.flatten(self.standardised(stack), batch_dims=1)
         return self.head(self.layers(flat.unsqueeze(1)).mean(-1))

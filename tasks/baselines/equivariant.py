@@ -1,5 +1,4 @@
-"""What NFN and DWSNet share: NP layers on a chain of layers, a head of readers or of
-editors."""
+"""Base class of NFN and DWSNet: NP layers on chains of layers."""
 
 from __future__ import annotations
 
@@ -14,15 +13,15 @@ from ngopt.graph import NeuralGraph
 from ngopt.metanets.nfn import NPLayer, Pool, pooled, summary
 from tasks.baselines.chains import Chain, ChainValues
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import pooled_head
-from tasks.networks.architectures import Architecture, Stack
+from tasks.models.mlp import pooled_head
+from tasks.networks.architectures import Architecture, NetworkStack
 
 
 @dataclass(frozen=True)
 class EquivariantConfig:
-    """width: features of a parameter between layers. layers: of them.
+    """width: features of a parameter between NP layers. layers: their number.
 
-    head, dropout: hidden widths and dropout of the MLP of a reader.
+    head, dropout: hidden widths and dropout of a reader's MLP.
     """
 
     width: int = 32
@@ -32,16 +31,17 @@ class EquivariantConfig:
 
 
 class EquivariantModel(ParameterModel):
-    """Base class: NP layers with ReLU, and an MLP of what is pooled, or a last layer of
-    updates.
+    """NP layers with ReLU. A reader pools and applies an MLP; the last layer of an
+    editor returns the updates.
 
-    Tied to one architecture. Raises ValueError if that is no plain chain of layers.
+    chain_of_graph: makes the chain, and decides which groups are permuted.
+    pool: see `NPLayer`.
 
-    chain_of_graph: what of a graph takes part in permutations. pool: see `NPLayer`.
+    Raises ValueError if the architecture is not a plain chain of layers.
     """
 
     can_edit = True
-    is_tied = True
+    single_architecture = True
     chain_of_graph: ClassVar[Callable[[NeuralGraph], Chain]]
     pool: ClassVar[Pool] = "mean"
 
@@ -53,34 +53,35 @@ class EquivariantModel(ParameterModel):
         edits: bool = False,
     ):
         super().__init__(architectures, edits)
-        self.chain = self._chain()
+        self.chain = self._make_chain()
         self.d_out = d_out
         between = self.chain.channels(config.width)
         last = self.chain.channels(d_out, of_slots=True) if edits else between
         first = self.chain.channels(1, of_slots=True)
         channels = [first, *[between] * (config.layers - 1), last]
-        pairs = pairwise(channels)
-        self.layers = nn.ModuleList(NPLayer(*pair, self.pool) for pair in pairs)
+        self.layers = nn.ModuleList()
+        for c_in, c_out in pairwise(channels):
+            self.layers.append(NPLayer(c_in, c_out, self.pool))
         if not edits:
             pooled_width = sum(last.weights) + sum(last.nodes) + last.whole
             self.head = pooled_head(pooled_width, config.head, d_out, config.dropout)
 
-    def forward(self, stack: Stack) -> Tensor:
-        weights, nodes, whole = self._after_layers(stack)
+    def forward(self, stack: NetworkStack) -> Tensor:
+        weights, nodes, whole = self._apply_layers(stack)
         pools = [pooled(weights, block, self.pool) for block in self.chain.order]
         return self.head(summary(pools, nodes, whole, self.pool))
 
-    def updates(self, stack: Stack) -> list[Tensor]:
-        return self.chain.write(self._after_layers(stack), self.d_out)
+    def updates(self, stack: NetworkStack) -> list[Tensor]:
+        return self.chain.scatter(self._apply_layers(stack), self.d_out)
 
-    def _after_layers(self, stack: Stack) -> ChainValues:
-        weights, nodes, whole = self.chain.read(self.read(stack))
+    def _apply_layers(self, stack: NetworkStack) -> ChainValues:
+        weights, nodes, whole = self.chain.gather(self.standardised(stack))
         for k, layer in enumerate(self.layers):
             is_last = self.edits and k == len(self.layers) - 1
             nodes, whole = layer(weights, self.chain.order, nodes, whole, is_last)
         return ChainValues(weights, nodes, whole)
 
-    def _chain(self) -> Chain:
+    def _make_chain(self) -> Chain:
         try:
             return type(self).chain_of_graph(self.first.graph)
         except ValueError as error:

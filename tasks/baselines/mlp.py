@@ -1,4 +1,4 @@
-"""An MLP on all parameters, one after the other; it knows no symmetry."""
+"""An MLP on the concatenated parameters, without symmetries."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import perceptron
-from tasks.networks.architectures import Architecture, Stack
+from tasks.models.mlp import mlp
+from tasks.networks.architectures import Architecture, NetworkStack
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class FlatMLPConfig:
 
 
 class FlatMLP(ParameterModel):
-    """The baseline "mlp", a reader or an editor; tied to one architecture."""
+    """The baseline "mlp", for networks of one architecture."""
 
     name = "mlp"
     can_edit = True
-    is_tied = True
+    single_architecture = True
 
     def __init__(
         self,
@@ -38,12 +38,12 @@ class FlatMLP(ParameterModel):
         numel = self.first.graph.numel
         width = d_out * numel if edits else d_out
         self.d_out = d_out
-        self.layers = perceptron(numel, config.hidden, width, config.dropout)
+        self.layers = mlp(numel, config.hidden, width, config.dropout)
 
-    def forward(self, stack: Stack) -> Tensor:
-        flat = self.first.graph.flatten(self.read(stack), batch_dims=1)
+    def forward(self, stack: NetworkStack) -> Tensor:
+        flat = self.first.graph.flatten(self.standardised(stack), batch_dims=1)
         return self.layers(flat)
 
-    def updates(self, stack: Stack) -> list[Tensor]:
-        said = self.forward(stack).unflatten(1, (self.d_out, -1))
-        return self.first.graph.unflatten(said, batch_dims=2)
+    def updates(self, stack: NetworkStack) -> list[Tensor]:
+        flat = self.forward(stack).unflatten(1, (self.d_out, -1))
+        return self.first.graph.unflatten(flat, batch_dims=2)

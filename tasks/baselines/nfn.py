@@ -1,7 +1,7 @@
 """NFN: neural functional networks, NP and HNP (Zhou et al. 2023, sections 2.2 and 3).
 
-Both are `NPLayer`s. What their experiments add is left out: Fourier features of
-parameters, and encodings of inputs and outputs.
+Fourier features of parameters, and encodings of inputs and outputs, which are part of
+the paper's experiments, are left out.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from tasks.baselines.equivariant import EquivariantModel
 
 
 class NFNNP(EquivariantModel):
-    """The baseline "nfn-np": permutations of inputs and outputs are taken for
-    symmetries too."""
+    """The baseline "nfn-np", also invariant to permutations of inputs and outputs."""
 
     name = "nfn-np"
     chain_of_graph = staticmethod(chain_with_moving_ends)
 
 
 class NFNHNP(EquivariantModel):
-    """The baseline "nfn-hnp": permutations of hidden neurons alone."""
+    """The baseline "nfn-hnp", invariant to permutations of hidden neurons."""
 
     name = "nfn-hnp"
     chain_of_graph = staticmethod(chain_with_fixed_ends)

@@ -1,22 +1,24 @@
-"""ProbeGen: an MLP on what networks say of generated inputs (Kahana et al. 2024)."""
+"""ProbeGen: an MLP on outputs for generated inputs (Kahana et al. 2024)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from tasks.models.base import NetworkModel
 from tasks.models.learned_inputs import GeneratedInputs
-from tasks.models.perceptron import perceptron
-from tasks.networks.architectures import Architecture, Stack
+from tasks.models.mlp import mlp
+from tasks.networks.architectures import Architecture, NetworkStack
 
 
 @dataclass(frozen=True)
 class ProbeGenConfig:
-    """probes: inputs. latent: size of their codes. channels: of the generator of
-    images, before its last map. hidden, dropout: of the MLP.
+    """probes: number of inputs. latent, channels: see `GeneratedInputs`.
+
+    hidden, dropout: of the MLP.
     """
 
     probes: int = 64
@@ -27,12 +29,9 @@ class ProbeGenConfig:
 
 
 class ProbeGen(NetworkModel):
-    """The baseline "probegen": sees outputs on probes alone, so that all symmetries are
-    known.
+    """The baseline "probegen", invariant to every change that keeps the function.
 
-    Probes are learned codes that went through a generator without activations between
-    its layers, which all networks share. Raises ValueError for networks of other inputs
-    or outputs.
+    Raises ValueError for networks with other shapes of inputs or outputs.
     """
 
     name = "probegen"
@@ -45,31 +44,37 @@ class ProbeGen(NetworkModel):
         edits: bool = False,
     ):
         super().__init__(architectures, edits)
-        self.ends = ends(architectures[0])
-        for other in architectures:
-            self._check(other)
-        shape, outputs = self.ends
+        self.interface = interface_of(architectures[0])
+        for architecture in architectures:
+            self._check(architecture)
+        shape, outputs = self.interface
         self.inputs = GeneratedInputs(
             config.probes, shape, config.latent, config.channels
         )
-        self.head = perceptron(
-            config.probes * outputs, config.hidden, d_out, config.dropout
-        )
+        self.head = mlp(config.probes * outputs, config.hidden, d_out, config.dropout)
 
-    def forward(self, stack: Stack) -> Tensor:
+    def forward(self, stack: NetworkStack) -> Tensor:
         self._check(stack.architecture)
-        said = stack.architecture.outputs(stack.params, self.inputs())
-        return self.head(said.flatten(1))
+        outputs = stack.architecture.outputs(stack.params, self.inputs())
+        return self.head(outputs.flatten(1))
 
     def _check(self, architecture: Architecture) -> None:
-        found = ends(architecture)
-        if found != self.ends:
-            told = "{} and {} outputs; got {} and {}".format(*self.ends, *found)
-            raise ValueError(f"probegen: expected networks of inputs {told}")
+        expected, got = self.interface, interface_of(architecture)
+        if got != expected:
+            raise ValueError(
+                f"probegen: expected networks of inputs {expected.shape} "
+                f"and {expected.outputs} outputs; got {got.shape} and {got.outputs}"
+            )
 
 
-def ends(architecture: Architecture) -> tuple[tuple[int, ...], int]:
-    """The shape of an input, and how many outputs there are."""
-    example = architecture.module.example()
-    group = architecture.graph.groups[architecture.module.output]
-    return tuple(example.shape[1:]), group.size
+class Interface(NamedTuple):
+    """Shape of an input, and number of outputs."""
+
+    shape: tuple[int, ...]
+    outputs: int
+
+
+def interface_of(architecture: Architecture) -> Interface:
+    example = architecture.module.example_input()
+    group = architecture.graph.groups[architecture.module.output_group]
+    return Interface(tuple(example.shape[1:]), group.size)

@@ -1,5 +1,4 @@
-"""A set network: parameters as a set, each with the tensor it is of (Zaheer et al.
-2017)."""
+"""A network on the set of all parameters (Zaheer et al. 2017)."""
 
 from __future__ import annotations
 
@@ -10,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import pooled_head
-from tasks.networks.architectures import Architecture, Stack
+from tasks.models.mlp import pooled_head
+from tasks.networks.architectures import Architecture, NetworkStack
 
 
 @dataclass(frozen=True)
 class SetNetworkConfig:
-    """width: of what elements have a mean of. head, dropout: of the MLP that sees it."""
+    """width: features of an element. head, dropout: of the MLP on their mean."""
 
     width: int = 64
     head: tuple[int, ...] = (256,)
@@ -24,13 +23,13 @@ class SetNetworkConfig:
 
 
 class SetNetwork(ParameterModel):
-    """The baseline "set": an MLP of the mean over all parameters of an MLP of each.
+    """The baseline "set": an MLP of the mean of element features.
 
-    It is invariant to more than permutations of neurons: to any of the elements of a
-    tensor, or of all tensors of a kind where architectures differ.
+    h = linear(relu(value * slope[tensor] + offset[tensor])) for every element
+    output = MLP(mean of relu(h))
 
-    element:   h = linear(relu(value * slope[tensor] + offset[tensor]))
-    network:   MLP(mean of relu(h))
+    It is invariant to all permutations of the elements of a tensor, or of all tensors
+    of a kind if architectures differ.
     """
 
     name = "set"
@@ -43,17 +42,16 @@ class SetNetwork(ParameterModel):
         edits: bool = False,
     ):
         super().__init__(architectures, edits)
-        rows = self.standardise.count
+        rows = self.standardise.row_count
         self.slope = nn.Parameter(torch.randn(rows, config.width))
         self.offset = nn.Parameter(torch.randn(rows, config.width))
         self.inner = nn.Linear(config.width, config.width)
         self.head = pooled_head(config.width, config.head, d_out, config.dropout)
 
-    def forward(self, stack: Stack) -> Tensor:
+    def forward(self, stack: NetworkStack) -> Tensor:
         total, numel = 0, 0
-        for row, value in zip(
-            self.standardise.rows(stack), self.read(stack), strict=True
-        ):
+        rows = self.standardise.rows(stack)
+        for row, value in zip(rows, self.standardised(stack), strict=True):
             flat = value.flatten(1).unsqueeze(-1)
             first = torch.addcmul(self.offset[row], flat, self.slope[row]).relu()
             total = total + self.inner(first).relu().sum(1)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tasks.models.base import ParameterModel
-from tasks.models.perceptron import pooled_head
-from tasks.networks.architectures import Architecture, Stack
+from tasks.models.mlp import pooled_head
+from tasks.networks.architectures import Architecture, NetworkStack
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STATISTICS = 2 + len(QUANTILES)
@@ -29,9 +29,8 @@ class StatNNConfig:
 class StatNN(ParameterModel):
     """The baseline "statnn": mean, variance and quantiles of every tensor.
 
-    Of networks with fewer tensors than the training data have at most, the missing
-    ones' are zeros (as Kofinas et al. 2024 have it); of networks with more, the first
-    are read.
+    Statistics are padded with zeros to the largest number of tensors in the training
+    data, as in Kofinas et al. 2024. Further tensors are ignored.
     """
 
     name = "statnn"
@@ -49,8 +48,8 @@ class StatNN(ParameterModel):
             self.tensors * STATISTICS, config.hidden, d_out, config.dropout
         )
 
-    def forward(self, stack: Stack) -> Tensor:
-        values = self.read(stack)[: self.tensors]
+    def forward(self, stack: NetworkStack) -> Tensor:
+        values = self.standardised(stack)[: self.tensors]
         found = [statistics(value.flatten(1)) for value in values]
         missing = self.tensors - len(values)
         return self.layers(pad(torch.cat(found, -1), (0, missing * STATISTICS)))
@@ -63,17 +62,17 @@ def statistics(values: Tensor) -> Tensor:
     return torch.stack([mean, variance, *quantiles(values, QUANTILES)], -1)
 
 
-def quantiles(values: Tensor, at: Sequence[float]) -> list[Tensor]:
-    """Of each row, between two values linear, (b, n) -> (b,) each; of any number of
-    values.
+def quantiles(values: Tensor, levels: Sequence[float]) -> list[Tensor]:
+    """Quantiles of each row with linear interpolation, (b, n) -> (b,) each.
 
-    `torch.quantile` takes no more than 2^24 at once.
+    `torch.quantile` is limited to 2^24 values.
     """
-    ordered, last = values.sort(-1).values, values.shape[-1] - 1
+    ordered = values.sort(-1).values
+    last = values.shape[-1] - 1
     found = []
-    for share in at:
-        below = int(share * last)
+    for level in levels:
+        below = int(level * last)
         above = min(below + 1, last)
-        weight = share * last - below
+        weight = level * last - below
         found.append(torch.lerp(ordered[:, below], ordered[:, above], weight))
     return found

@@ -9,18 +9,13 @@ from typing import Any
 from ngopt.metanets.imported import find_class
 from tasks.baselines import BASELINES
 from tasks.models.base import NetworkModel
-from tasks.models.graph_models import (
-    GraphMetanetwork,
-    GraphModelConfig,
-    NeuralGraphGNN,
-    NeuralGraphTransformer,
-)
+from tasks.models.gmn import GMN
+from tasks.models.graph_model import GraphModelConfig
+from tasks.models.ng_gnn import NGGNN
+from tasks.models.ng_t import NGT
 from tasks.networks.architectures import Architecture
 
-OURS = {
-    model.name: (GraphModelConfig, model)
-    for model in (NeuralGraphGNN, NeuralGraphTransformer, GraphMetanetwork)
-}
+OURS = {model.name: (GraphModelConfig, model) for model in (NGGNN, NGT, GMN)}
 MODELS: dict[str, tuple[Any, Any]] = {**OURS, **BASELINES}
 """Configurations and models, by the models' names."""
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tasks.learning.lesson import LessonConfig
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 from tasks.shards import (
     SPLITS,
     Networks,
@@ -25,7 +25,7 @@ class ImageNetworks(NamedTuple):
     """labels: classes of the images, (n,). index: which images of the data set's split,
     (n,)."""
 
-    stack: Stack
+    stack: NetworkStack
     labels: Tensor
     index: Tensor
 
@@ -44,7 +44,9 @@ def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
             check_column(config.data, networks.columns, key, 0, most)
         some = slice(config.limit if split == "train" else None)
         labels, index = (networks.columns[key][some] for key in ("label", "index"))
-        found[split] = ImageNetworks(Stack.of(networks).select(some), labels, index)
+        found[split] = ImageNetworks(
+            NetworkStack.from_networks(networks).select(some), labels, index
+        )
     return found
 
 

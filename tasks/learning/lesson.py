@@ -22,7 +22,7 @@ from tasks.learning.catalogue import make_model
 from tasks.learning.training import Progress, Trainer, TrainingConfig
 from tasks.models.base import NetworkModel, compile_steps
 from tasks.models.learned_inputs import LearnedInputs
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 from tasks.networks.canonical import in_canonical_form
 
 # Networks that are judged in one call.
@@ -87,7 +87,7 @@ class NetworkLesson(Generic[Config]):
 
     def begin(self, share: float) -> int:
         model = self.model
-        return model.begin(share) if isinstance(model, NetworkModel) else 0
+        return model.set_progress(share) if isinstance(model, NetworkModel) else 0
 
     def loss(self, step: int) -> Tensor:
         raise NotImplementedError
@@ -106,12 +106,12 @@ class NetworkLesson(Generic[Config]):
         """This rank's share of a batch."""
         return index[self.ranks.number :: self.ranks.count]
 
-    def prepared(self, stack: Stack) -> Stack:
+    def prepared(self, stack: NetworkStack) -> NetworkStack:
         """Networks as the model gets them."""
         return in_canonical_form(stack) if self.config.symmetry else stack
 
     def make_model(
-        self, stacks: list[Stack], d_out: int, edits: bool = False
+        self, stacks: list[NetworkStack], d_out: int, edits: bool = False
     ) -> NetworkModel:
         """The model that the settings name, with what it takes from training data.
 
@@ -135,15 +135,15 @@ class NetworkLesson(Generic[Config]):
             compile_steps(model)
         return model
 
-    def said(self, stack: Stack) -> Tensor:
+    def said(self, stack: NetworkStack) -> Tensor:
         """What a reader says of a step's networks, which are prepared."""
         model = self.model
         assert isinstance(model, NetworkModel)
         if not self.config.compiled:
             return model(stack)
-        return torch.cat([model(piece) for piece in model.pieces(stack)])
+        return torch.cat([model(piece) for piece in model.chunks(stack)])
 
-    def judged(self, stack: Stack) -> Any:
+    def judged(self, stack: NetworkStack) -> Any:
         """What the model makes of networks outside of training; never compiled,
         as batches differ there."""
         return self.model.forward(self.prepared(stack))

@@ -1,1 +1,1 @@
-"""Models of the tasks: what they read networks with, and what they say of them."""
+"""Models that predict properties of networks, or edit their parameters."""

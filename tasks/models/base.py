@@ -1,5 +1,4 @@
-"""What the models of the tasks have in common: they read stacks of networks; some can
-edit them."""
+"""Base classes of the models of the tasks, which read stacks of networks."""
 
 from __future__ import annotations
 
@@ -12,25 +11,26 @@ from torch import Tensor, nn
 
 from ngopt.graph import ParameterSpec
 from tasks.models.standardise import Standardise
-from tasks.networks.architectures import Architecture, Stack
+from tasks.networks.architectures import Architecture, NetworkStack
 
 
 def compile_steps(model: nn.Module) -> None:
-    """Has the calls of a model compiled, anew for each shape."""
-    # without their caches functions of shapes are traced just as well
+    """Compiles the forward pass of a model, again for each shape."""
+    # dynamo traces functions with an lru_cache correctly, but warns
     filterwarnings("ignore", "Dynamo detected a call to a `functools")
     model.compile(dynamic=False)
 
 
 class NetworkModel(nn.Module):
-    """Base class. A reader says something of each network, an editor how to change it.
+    """Base class. A reader predicts numbers of each network, an editor updates of its
+    parameters.
 
-    A subclass has `forward`, of readers, and where `can_edit` also `updates`, of
+    A subclass has `forward`, for readers, and where `can_edit` also `updates`, for
     editors.
 
-    architectures: those of the training data. edits: whether it is an editor.
+    architectures: of the training data. edits: whether the model is an editor.
 
-    Raises ValueError for an editor where this model can only read.
+    Raises ValueError for an editor if the class cannot edit, and without architectures.
     """
 
     name: ClassVar[str]
@@ -46,76 +46,83 @@ class NetworkModel(nn.Module):
             )
         self.edits = edits
 
-    def fit(self, stacks: Iterable[Stack]) -> None:
-        """Takes from training data what no gradient learns: nothing, unless a subclass
-        does."""
+    def fit(self, stacks: Iterable[NetworkStack]) -> None:
+        """Computes statistics of the training data; by default none."""
 
-    def begin(self, share: float) -> int:
-        """Before a step of a training, of which a share is over. Says which stage this
-        is: there is one alone, unless a subclass learns its parts in turn."""
+    def set_progress(self, share: float) -> int:
+        """Called before each training step; returns the number of the current stage.
+
+        share: of the training budget that has been used.
+
+        There is one stage, unless a subclass trains its parts one after the other.
+        """
         return 0
 
-    def pieces(self, stack: Stack) -> list[Stack]:
-        """The same networks as steps that are compiled read them, piece by piece: all
-        together, unless a subclass knows better."""
+    def chunks(self, stack: NetworkStack) -> list[NetworkStack]:
+        """A stack in the chunks that compiled steps read; by default a single one."""
         return [stack]
 
-    def forward(self, stack: Stack) -> Tensor:
-        """What a reader says of b networks, (b, d_out)."""
+    def forward(self, stack: NetworkStack) -> Tensor:
+        """Predictions of a reader for b networks, (b, d_out)."""
         raise NotImplementedError
 
-    def forward_mixed(self, stacks: Sequence[Stack]) -> Tensor:
-        """What a reader says of networks of several architectures, one stack after the
-        other."""
+    def forward_mixed(self, stacks: Sequence[NetworkStack]) -> Tensor:
+        """Predictions of a reader for networks of several architectures, stack after
+        stack, (n, d_out)."""
         return torch.cat([self.forward(stack) for stack in stacks])
 
-    def updates(self, stack: Stack) -> list[Tensor]:
-        """What an editor adds to b networks, of every parameter (b, d_out, *shape)."""
+    def updates(self, stack: NetworkStack) -> list[Tensor]:
+        """Updates of an editor for b networks, (b, d_out, *shape) per parameter."""
         raise NotImplementedError
 
 
 class ParameterModel(NetworkModel):
-    """Base class of models that see parameters, standardised by statistics of the
+    """Base class of models that read parameters, standardised by statistics of the
     training data.
 
-    is_tied: whether all networks must be the same but for parameters and activations.
+    single_architecture: whether networks may differ only in parameters and activation
+    functions.
 
-    Raises ValueError for several architectures where they must.
+    Raises ValueError for several architectures if `single_architecture`.
     """
 
-    is_tied: ClassVar[bool] = False
+    single_architecture: ClassVar[bool] = False
 
     def __init__(self, architectures: Sequence[Architecture], edits: bool = False):
         super().__init__(architectures, edits)
         self.first = architectures[0]
-        if self.is_tied:
-            for other in architectures:
-                self._check(other)
-        has_one = all(other.names == self.first.names for other in architectures)
-        self.standardise = Standardise(self.first if has_one else None)
+        if self.single_architecture:
+            for architecture in architectures:
+                self._check(architecture)
+        same_names = all(other.names == self.first.names for other in architectures)
+        self.standardise = Standardise(self.first if same_names else None)
 
-    def fit(self, stacks: Iterable[Stack]) -> None:
-        """Takes the statistics from training data."""
+    def fit(self, stacks: Iterable[NetworkStack]) -> None:
+        """Computes the statistics."""
         self.standardise.fit(stacks)
 
-    def read(self, stack: Stack) -> list[Tensor]:
+    def standardised(self, stack: NetworkStack) -> list[Tensor]:
         """Standardised parameters, (b, *shape) each.
 
-        Raises ValueError for networks of an architecture that the model is not tied to.
+        Raises ValueError for another architecture if `single_architecture`.
         """
-        if self.is_tied:
+        if self.single_architecture:
             self._check(stack.architecture)
         return self.standardise(stack)
 
-    def _check(self, found: Architecture) -> None:
-        expected, got = self.first.graph, found.graph
+    def _check(self, architecture: Architecture) -> None:
+        expected, got = self.first.graph, architecture.graph
         if expected.parameters != got.parameters:
-            told = f"expected parameters {_said(expected.parameters)}; got {_said(got.parameters)}"
-            raise ValueError(f"{self.name}: is tied to one architecture: {told}")
+            raise ValueError(
+                f"{self.name}: is tied to one architecture: expected parameters "
+                f"{_shapes(expected.parameters)}; got {_shapes(got.parameters)}"
+            )
         if (expected.blocks, expected.biases) != (got.blocks, got.biases):
-            told = "expected the same connections of parameters in all networks; got others"
-            raise ValueError(f"{self.name}: is tied to one architecture: {told}")
+            raise ValueError(
+                f"{self.name}: is tied to one architecture: expected the same "
+                f"connections of parameters in all networks; got others"
+            )
 
 
-def _said(parameters: Sequence[ParameterSpec]) -> str:
+def _shapes(parameters: Sequence[ParameterSpec]) -> str:
     return ", ".join(f"{spec.name} {spec.shape}" for spec in parameters)

@@ -1,4 +1,4 @@
-"""Inputs for networks that are data, learned with the model that asks them."""
+"""Probing inputs of networks, learned together with the model that uses them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from math import ceil, log2
 import torch
 from torch import Tensor, nn
 
-SMALLEST = 4  # Pixels of the sides of the first map of a generator of images.
+FIRST_SIDE = 4
+"""Height and width of the first map of an image generator."""
 
 
 class LearnedInputs(nn.Module):
@@ -19,7 +20,7 @@ class LearnedInputs(nn.Module):
 
 
 class FreeInputs(LearnedInputs):
-    """Each number is learned by itself; they begin between -1 and 1."""
+    """Inputs that are parameters themselves, initially uniform in (-1, 1)."""
 
     def __init__(self, count: int, shape: Sequence[int]):
         super().__init__()
@@ -30,12 +31,12 @@ class FreeInputs(LearnedInputs):
 
 
 class GeneratedInputs(LearnedInputs):
-    """Learned codes that went through a generator without activations between its
-    layers (Kahana et al. 2024), so that images stay smooth.
+    """Learned codes, mapped to inputs by a generator without activations between its
+    layers, so that images are smooth (Kahana et al. 2024).
 
-    latent: size of the codes. channels: of a generator of images, before its last map.
+    latent: size of a code. channels: of an image generator, before its last map.
 
-    Raises ValueError for networks of other inputs than points and images.
+    Raises ValueError for inputs that are neither points nor images.
     """
 
     def __init__(
@@ -47,42 +48,45 @@ class GeneratedInputs(LearnedInputs):
     ):
         super().__init__()
         self.codes = nn.Parameter(torch.randn(count, latent))
-        self.generator = generator(shape, latent, channels)
+        self.generator = make_generator(shape, latent, channels)
 
     def forward(self) -> Tensor:
         return self.generator(self.codes)
 
 
-def generator(shape: Sequence[int], latent: int, channels: int) -> nn.Module:
-    """Codes (m, latent) to inputs (m, *shape).
+def make_generator(shape: Sequence[int], latent: int, channels: int) -> nn.Module:
+    """Codes (m, latent) -> inputs (m, *shape): two linear layers for points, transposed
+    convolutions for images.
 
-    Points are two linear maps away, images transposed convolutions. Raises ValueError
-    for others.
+    Raises ValueError for other shapes.
     """
     if len(shape) == 1:
         return nn.Sequential(nn.Linear(latent, latent), nn.Linear(latent, shape[0]))
     if len(shape) == 3:
         return ImageGenerator(shape, latent, channels)
     raise ValueError(
-        f"learned inputs: expected networks of points or images; got inputs {tuple(shape)}"
+        f"learned inputs: expected networks of points or images; "
+        f"got inputs {tuple(shape)}"
     )
 
 
 class ImageGenerator(nn.Module):
-    """Transposed convolutions that double the sides of a map, a convolution, tanh.
+    """Transposed convolutions that double the side, a convolution, tanh.
 
-    Shapes: (m, latent) -> (m, *shape); shape is (channels, height, width). What is too
-    much of the last map is cut away.
+    Shapes: (m, latent) -> (m, *shape), with shape (channels, height, width). The last
+    map is cropped to it.
     """
 
     def __init__(self, shape: Sequence[int], latent: int, channels: int):
         super().__init__()
         self.shape = shape
-        doublings = max(1, ceil(log2(max(shape[1:]) / SMALLEST)))
-        widths = [channels * 2**k for k in reversed(range(doublings))]
-        layers: list[nn.Module] = [nn.ConvTranspose2d(latent, 2 * widths[0], SMALLEST)]
-        for wide, width in zip((2 * widths[0], *widths), widths, strict=False):
-            layers.append(nn.ConvTranspose2d(wide, width, 4, stride=2, padding=1))
+        doublings = max(1, ceil(log2(max(shape[1:]) / FIRST_SIDE)))
+        width = channels * 2**doublings
+        layers: list[nn.Module] = [nn.ConvTranspose2d(latent, width, FIRST_SIDE)]
+        for _ in range(doublings):
+            half = width // 2
+            layers.append(nn.ConvTranspose2d(width, half, 4, stride=2, padding=1))
+            width = half
         layers += [nn.Conv2d(channels, shape[0], 3, padding=1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 

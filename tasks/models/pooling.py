@@ -1,4 +1,4 @@
-"""One vector for a whole graph, from the states of its nodes."""
+"""Pooling of the node states of a graph to one vector."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from ngopt.graph import NeuralGraph
 
 
-class Pooling(nn.Module):
-    """Means of nodes that several learned queries attend to, and the outputs.
+class AttentionPooling(nn.Module):
+    """Attention-weighted means of all nodes, by learned queries, and the states of the
+    output nodes.
 
-    These one after the other, as in the papers, where all networks have as many; else
-    their mean.
+    The output states are concatenated, as in the papers, if all networks have the same
+    number of outputs; else averaged.
 
-    outputs: how many all have; None where that differs.
+    outputs: that number, or None.
 
-    Shapes: states (*batch, n, width), one a group -> (*batch, `size`).
-    Raises ValueError for a network of another number of outputs.
+    Shapes: states (*batch, n, width), one per group -> (*batch, `size`).
+    Raises ValueError for a network with another number of outputs.
     """
 
     def __init__(self, width: int, queries: int, outputs: int | None):
@@ -32,28 +33,30 @@ class Pooling(nn.Module):
     def forward(self, states: Sequence[Tensor], graph: NeuralGraph) -> Tensor:
         nodes = torch.cat(list(states), -2)
         weights = (self.queries(nodes) / sqrt(nodes.shape[-1])).softmax(-2)
-        seen = weights.mT @ nodes  # (*batch, queries, width)
-        rows = zip(states, graph.groups, strict=True)
-        outputs = [state for state, group in rows if group.role == "output"]
-        told = self._told(torch.cat(outputs, -2))
-        return torch.cat([seen.flatten(-2), told], -1)
+        means = weights.mT @ nodes  # (*batch, queries, width)
+        outputs = []
+        for state, group in zip(states, graph.groups, strict=True):
+            if group.role == "output":
+                outputs.append(state)
+        pooled_outputs = self._pool_outputs(torch.cat(outputs, -2))
+        return torch.cat([means.flatten(-2), pooled_outputs], -1)
 
-    def _told(self, outputs: Tensor) -> Tensor:
-        """What the outputs' nodes say."""
+    def _pool_outputs(self, states: Tensor) -> Tensor:
         if self.outputs is None:
-            return outputs.mean(-2)
-        count = outputs.shape[-2]
+            return states.mean(-2)
+        count = states.shape[-2]
         if count != self.outputs:
             raise ValueError(
-                f"expected networks of {self.outputs} outputs, as those before; got {count}"
+                f"pooling: expected networks of {self.outputs} outputs, "
+                f"as in training; got {count}"
             )
-        return outputs.flatten(-2)
+        return states.flatten(-2)
 
 
 def common_outputs(graphs: Iterable[NeuralGraph]) -> int | None:
-    """How many outputs all graphs have; None where that differs."""
-    counts = {
-        sum(group.size for group in graph.groups if group.role == "output")
-        for graph in graphs
-    }
+    """The number of outputs if it is the same in all graphs, else None."""
+    counts = set()
+    for graph in graphs:
+        outputs = [group.size for group in graph.groups if group.role == "output"]
+        counts.add(sum(outputs))
     return counts.pop() if len(counts) == 1 else None

@@ -1,5 +1,5 @@
-"""What networks say of learned inputs, as features of their neurons (Kofinas et al.
-2024, section 2.4)."""
+"""Probe features: activations of networks on learned inputs, as features of their
+neurons (Kofinas et al. 2024, section 2.4)."""
 
 from __future__ import annotations
 
@@ -11,31 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from tasks.models.learned_inputs import LearnedInputs
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 
 
-class Said(NamedTuple):
-    """What b networks say of m inputs.
+class ProbeFeatures(NamedTuple):
+    """Features of b networks on m probing inputs.
 
-    codes: of neurons, for every group of the graph (b, size, width), None where they
-    have no value.
-    answers: those of outputs, (b, outputs, 2 m), see `answers`.
+    codes: for every group of the graph (b, size, width), or None without activations.
+    outputs: of output neurons, (b, outputs, 2 m), see `with_log_softmax`.
     """
 
     codes: Sequence[Tensor | None]
-    answers: Tensor
+    outputs: Tensor
 
 
 class Probes(nn.Module):
-    """Inputs that are learned, the same for all networks;
-    neurons get a code of what they say of them.
+    """Learned inputs, and MLPs that encode the activations of each neuron on them.
 
-    Neurons with the same role share their code's MLP (a departure from one linear map a
-    layer, so that other depths work). Of values in space, as a convolution's, neurons
-    say mean and deviation; outputs say theirs, and its log-softmax over all of them, in
-    which a classifier answers.
+    Neurons of the same role share an MLP, so that networks may differ in depth. (The
+    paper has one linear map per layer.) It reads mean and standard deviation over
+    space; for outputs, their values and the log-softmax over all outputs.
 
-    count: of the inputs. hidden: width of the MLPs.
+    count: of the inputs. width: of the codes. hidden: width of the MLPs.
     """
 
     def __init__(
@@ -43,42 +40,44 @@ class Probes(nn.Module):
     ):
         super().__init__()
         self.inputs = inputs
-        numbers = 2 * count
-        self.codes = nn.ModuleDict(
-            {role: _mlp(numbers, hidden, width) for role in READ}
-        )
+        self.codes = nn.ModuleDict()
+        for role in FEATURES_BY_ROLE:
+            self.codes[role] = _encoder(2 * count, hidden, width)
 
-    def forward(self, stack: Stack) -> Said:
+    def forward(self, stack: NetworkStack) -> ProbeFeatures:
         architecture = stack.architecture
-        values = architecture.neurons(stack.params, self.inputs())
-        groups = architecture.graph.groups
-        roles = [group.role if group.role in READ else "hidden" for group in groups]
-        numbers = [
-            None if own is None else READ[role](own)
-            for role, own in zip(roles, values, strict=True)
-        ]
-        codes = [
-            None if own is None else self.codes[role](own)
-            for role, own in zip(roles, numbers, strict=True)
-        ]
-        outputs = numbers[architecture.module.output]
+        activations = architecture.group_activations(stack.params, self.inputs())
+        features: list[Tensor | None] = []
+        codes: list[Tensor | None] = []
+        for group, values in zip(architecture.graph.groups, activations, strict=True):
+            if values is None:
+                features.append(None)
+                codes.append(None)
+                continue
+            role = group.role if group.role in FEATURES_BY_ROLE else "hidden"
+            own = FEATURES_BY_ROLE[role](values)
+            features.append(own)
+            codes.append(self.codes[role](own))
+        outputs = features[architecture.module.output_group]
         assert outputs is not None
-        return Said(codes, outputs)
+        return ProbeFeatures(codes, outputs)
 
-    def answers(self, stack: Stack) -> Tensor:
-        """What outputs alone say, (b, outputs, 2 m), in less time."""
-        return answers(stack.architecture.outputs(stack.params, self.inputs()))
-
-
-def answers(values: Tensor) -> Tensor:
-    """Of outputs (b, m, size) -> (b, size, 2 m): themselves and their log-softmax, 0
-    for one."""
-    return torch.cat([values, values.log_softmax(-1)], 1).mT
+    def output_features(self, stack: NetworkStack) -> Tensor:
+        """The outputs of `ProbeFeatures` alone, which is faster."""
+        outputs = stack.architecture.outputs(stack.params, self.inputs())
+        return with_log_softmax(outputs)
 
 
-def statistics(values: Tensor) -> Tensor:
-    """(b, m, size, *space) -> (b, size, 2 m): means over space, and deviations, 0
-    without space."""
+def with_log_softmax(outputs: Tensor) -> Tensor:
+    """Outputs (b, m, size) -> (b, size, 2 m): values, and log-softmax over size."""
+    return torch.cat([outputs, outputs.log_softmax(-1)], 1).mT
+
+
+def mean_and_std(values: Tensor) -> Tensor:
+    """(b, m, size, *space) -> (b, size, 2 m): means and standard deviations over space.
+
+    Without space, the values and zeros.
+    """
     space = list(range(3, values.dim()))
     if not space:
         return torch.cat([values, torch.zeros_like(values)], 1).mT
@@ -89,11 +88,15 @@ def statistics(values: Tensor) -> Tensor:
     return torch.cat([means.flatten(2), deviations], 1).mT
 
 
-# How the values of neurons are read, by their role; any other is read as hidden.
-READ = {"input": statistics, "hidden": statistics, "output": answers}
+# Features of the activations of neurons, by role. Other roles are treated as hidden.
+FEATURES_BY_ROLE = {
+    "input": mean_and_std,
+    "hidden": mean_and_std,
+    "output": with_log_softmax,
+}
 
 
-def _mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
+def _encoder(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(d_in, hidden),
         nn.SiLU(),

@@ -1,24 +1,23 @@
-"""Normalisation by running averages, for what differs little between networks."""
+"""Normalisation by running averages over batches."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-# Of a batch in the running averages; more at first, when they are plain means of all
-# batches.
+# Weight of a batch in the running averages. It is larger at first, so that they are
+# plain means of the batches.
 MOMENTUM = 0.01
 EPSILON = 1e-5
 
 
 class RunningNorm(nn.Module):
-    """Features less a mean, divided by a standard deviation: running averages over
-    batches.
+    """Subtracts a running mean, and divides by a running standard deviation.
 
-    A mean over all parameters of a network is nearly the same in all networks; so
-    normalised, it is learned from much faster. The running averages normalise in
-    training as well, unlike in batch normalisation (Ioffe & Szegedy 2015), because a
-    batch may be a few networks that are alike.
+    A mean over all parameters of a network is nearly the same in all networks.
+    Normalised, it is learned from much faster. Unlike batch normalisation (Ioffe &
+    Szegedy 2015), the running averages are also used in training, because a batch may
+    be a few similar networks.
 
     Shapes: (b, d) -> (b, d).
     """
@@ -35,10 +34,10 @@ class RunningNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            self._take(x.detach())
+            self._update_averages(x.detach())
         return (x - self.mean) / (self.variance + EPSILON).sqrt()
 
-    def _take(self, x: Tensor) -> None:
+    def _update_averages(self, x: Tensor) -> None:
         self.batches += 1
         weight = (1 / self.batches).clamp_min(MOMENTUM)
         self.mean.lerp_(x.mean(0), weight)

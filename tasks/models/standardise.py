@@ -1,5 +1,4 @@
-"""Parameters of networks, each tensor of them standardised by statistics of the
-training data."""
+"""Standardises parameters by statistics of the training data."""
 
 from __future__ import annotations
 
@@ -10,18 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.graph.core import EDGE_KINDS, Bias, EdgeBlock, NeuralGraph, kind_code
-from tasks.networks.architectures import Architecture, Stack
+from tasks.networks.architectures import Architecture, NetworkStack
+
+NUM_KINDS = 4 * len(EDGE_KINDS)
 
 
 class Standardise(nn.Module):
-    """Parameters less a mean, divided by a standard deviation; both are one number a
-    tensor.
+    """Subtracts a mean and divides by a standard deviation, both scalars per tensor.
 
-    architecture: of all networks, each of whose parameters has statistics of its own.
-    None where networks differ: then those of a kind share theirs, see `kinds`, and a
-    kind that the training data lacks takes those of all parameters.
+    architecture: of all networks; then each of its parameters has its own statistics.
+    None if networks differ; then parameters of the same kind share theirs, see
+    `parameter_kinds`. A kind without training data has the statistics of all
+    parameters.
 
-    Buffers mean and std (rows,): 0 and 1 until `fit`.
+    Buffers: mean and std (rows,), 0 and 1 before `fit`.
     """
 
     mean: Tensor
@@ -35,14 +36,13 @@ class Standardise(nn.Module):
         self.register_buffer("std", torch.ones(rows))
 
     @property
-    def count(self) -> int:
-        """Of different statistics, see `rows`."""
+    def row_count(self) -> int:
         return len(self.mean)
 
     @torch.no_grad()
-    def fit(self, stacks: Iterable[Stack]) -> None:
-        """Takes the statistics from training data. Raises ValueError if there is none."""
-        moments = torch.zeros(self.count, 3, dtype=torch.float64)
+    def fit(self, stacks: Iterable[NetworkStack]) -> None:
+        """Computes the statistics. Raises ValueError without networks."""
+        moments = torch.zeros(self.row_count, 3, dtype=torch.float64)
         for stack in stacks:
             for row, value in zip(self.rows(stack), stack.params, strict=True):
                 moments[row] += _moments(value).cpu()
@@ -50,67 +50,63 @@ class Standardise(nn.Module):
             raise ValueError(
                 "standardise: expected networks to take statistics from; got none"
             )
-        is_there = moments[:, :1] > 0
-        count, first, second = torch.where(is_there, moments, moments.sum(0)).unbind(1)
+        has_data = moments[:, :1] > 0
+        count, first, second = torch.where(has_data, moments, moments.sum(0)).unbind(1)
         mean = first / count
         variance = (second / count - mean.square()).clamp_min(0)
-        # of what never differs only the mean can be taken away
+        # a constant parameter is only centred
         std = torch.where(variance > 0, variance, 1).sqrt()
         self.mean.copy_(mean)
         self.std.copy_(std)
 
-    def forward(self, stack: Stack) -> list[Tensor]:
-        """Standardised parameters, (b, *shape) each. Raises ValueError as `rows` does."""
+    def forward(self, stack: NetworkStack) -> list[Tensor]:
+        """Standardised parameters, (b, *shape) each. Raises ValueError as `rows`."""
         rows = self.rows(stack)
         means = self.mean[rows].unbind()
         stds = self.std[rows].unbind()
-        triples = zip(stack.params, means, stds, strict=True)
-        return [(value - mean) / std for value, mean, std in triples]
+        standardised = []
+        for value, mean, std in zip(stack.params, means, stds, strict=True):
+            standardised.append((value - mean) / std)
+        return standardised
 
-    def rows(self, stack: Stack) -> list[int]:
-        """Where the statistics of each parameter are: which tensor it is, or of which
-        kind.
+    def rows(self, stack: NetworkStack) -> list[int]:
+        """Rows of the statistics of each parameter.
 
-        Raises ValueError for networks with other parameters than those of the
-        architecture.
+        Raises ValueError for networks with other parameters than the architecture.
         """
         if self.names is None:
-            return kinds(stack.architecture)
-        found = stack.architecture.names
-        if found != self.names:
-            expected = ", ".join(self.names)
-            got = ", ".join(found)
-            told = f"expected networks with parameters {expected}; got {got}"
-            raise ValueError(f"standardise: {told}")
-        return list(range(len(found)))
-
-
-NUM_KINDS = 4 * len(EDGE_KINDS)
+            return parameter_kinds(stack.architecture)
+        names = stack.architecture.names
+        if names != self.names:
+            raise ValueError(
+                f"standardise: expected networks with parameters "
+                f"{', '.join(self.names)}; got {', '.join(names)}"
+            )
+        return list(range(len(names)))
 
 
 @lru_cache(maxsize=4096)
-def kinds(architecture: Architecture) -> list[int]:
-    """What each parameter is: its kind in the graph, and whether it reads inputs or
-    makes outputs.
+def parameter_kinds(architecture: Architecture) -> list[int]:
+    """The kind of each parameter, below `NUM_KINDS`.
 
-    Numbers below `NUM_KINDS`. Of a parameter that is used more than once, its first use
-    counts.
+    It combines the kind in the graph, whether the parameter's edges start at inputs,
+    and whether they end at outputs. The first use of a shared parameter counts.
     """
     graph = architecture.graph
-    found: dict[int, int] = {}
-    places: list[Bias | EdgeBlock] = [*graph.biases, *graph.weights]
-    for place in places:
-        assert place.view is not None
-        found.setdefault(place.view.parameter, _kind(graph, place))
-    return [found[number] for number in range(len(graph.parameters))]
+    kinds: dict[int, int] = {}
+    uses: list[Bias | EdgeBlock] = [*graph.biases, *graph.weights]
+    for use in uses:
+        assert use.view is not None
+        kinds.setdefault(use.view.parameter, _kind(graph, use))
+    return [kinds[index] for index in range(len(graph.parameters))]
 
 
-def _kind(graph: NeuralGraph, place: Bias | EdgeBlock) -> int:
-    is_edge = isinstance(place, EdgeBlock)
-    target = place.target if is_edge else place.group
-    reads_inputs = is_edge and graph.groups[place.source].role == "input"
-    makes_outputs = graph.groups[target].role == "output"
-    return 4 * kind_code(place.kind, EDGE_KINDS) + 2 * reads_inputs + makes_outputs
+def _kind(graph: NeuralGraph, use: Bias | EdgeBlock) -> int:
+    is_edge = isinstance(use, EdgeBlock)
+    target = use.target if is_edge else use.group
+    from_inputs = is_edge and graph.groups[use.source].role == "input"
+    to_outputs = graph.groups[target].role == "output"
+    return 4 * kind_code(use.kind, EDGE_KINDS) + 2 * from_inputs + to_outputs
 
 
 def _moments(value: Tensor) -> Tensor:

@@ -1,2 +1,2 @@
-"""Networks that are data: their architectures, symmetries and changes, one at a time or
-stacked."""
+"""Input networks, whose parameters are the data of the tasks: architectures, stacks,
+augmentation, canonical form."""

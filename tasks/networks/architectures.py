@@ -1,5 +1,4 @@
-"""What networks that are data have in common: a module, its neural graph,
-and what their neurons say of inputs."""
+"""Architectures of input networks, and stacks of networks of one architecture."""
 
 from __future__ import annotations
 
@@ -14,137 +13,150 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ngopt.graph import NeuralGraph, build_graph
-from tasks.networks.cnn import Cnn
+from tasks.networks.cnn import make_cnn
 from tasks.networks.deep_sets import DeepSets
+from tasks.networks.input_network import InputNetwork
 from tasks.networks.siren import Siren
-from tasks.networks.subject import Subject
-from tasks.networks.vit import VisionTransformer
+from tasks.networks.vit import ViT
 from tasks.shards import Networks, check_parameters
 
-KINDS: dict[str, Callable[..., Subject]] = {
+KINDS: dict[str, Callable[..., InputNetwork]] = {
     "siren": Siren,
-    "cnn": Cnn,
+    "cnn": make_cnn,
     "deep-sets": DeepSets,
-    "vit": VisionTransformer,
+    "vit": ViT,
 }
-"""What makes the module of an architecture, given the rest of its description."""
+"""Functions that make the module of a description, by its kind."""
 
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """Networks that differ in their parameters alone.
+    """What networks share that differ only in their parameters.
 
-    description: its kind, one of `KINDS`, and arguments. module: one such network; its
-    own parameters mean nothing. graph: with parameters in the module's order.
+    description: JSON: its kind, one of `KINDS`, and that kind's arguments.
+    module: one such network; the values of its own parameters are not used.
+    graph: its parameters are in the module's order.
     """
 
     description: Mapping[str, Any]
-    module: Subject
+    module: InputNetwork
     graph: NeuralGraph
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the parameters."""
+        """Names of the parameters."""
         return tuple(spec.name for spec in self.graph.parameters)
 
     @cached_property
-    def speaks(self) -> tuple[bool, ...]:
-        """Of every group of the graph, whether `neurons` knows what it says."""
+    def has_activations(self) -> tuple[bool, ...]:
+        """For every group of the graph, whether `group_activations` has a value."""
         with torch.no_grad():
-            return tuple(
-                said is not None for said in self.module.neurons(self.module.example())
-            )
+            values = self.module.group_activations(self.module.example_input())
+        return tuple(value is not None for value in values)
 
-    def neurons(self, params: Sequence[Tensor], inputs: Tensor) -> list[Tensor | None]:
-        """What the neurons of stacked networks say of the same inputs.
+    def group_activations(
+        self, params: Sequence[Tensor], inputs: Tensor
+    ) -> list[Tensor | None]:
+        """Activations of stacked networks on the same inputs, by neuron group.
 
-        Shapes: params (b, *shape) each, inputs (m, *) -> for every group of the graph
-        (b, m, size, *space), or None (see `Subject.neurons`).
+        Shapes: params (b, *shape) each, inputs (m, *) -> (b, m, size, *space), or None
+        (see `InputNetwork.group_activations`).
         """
+        module = _PresentActivations(self.module)
+        names = [f"network.{name}" for name in self.names]
 
-        def one(params: Sequence[Tensor]) -> list[Tensor]:
-            own = dict(zip(self.names, params, strict=True))
-            return functional_call(_Neurons(self.module), _within(own), (inputs,))
+        def run(params: list[Tensor]) -> list[Tensor]:
+            own = dict(zip(names, params, strict=True))
+            return functional_call(module, own, (inputs,))
 
-        found = iter(vmap(one)(list(params)))
-        return [next(found) if speaks else None for speaks in self.speaks]
+        present = iter(vmap(run)(list(params)))
+        return [next(present) if has else None for has in self.has_activations]
 
     def outputs(self, params: Sequence[Tensor], inputs: Tensor) -> Tensor:
-        """What stacked networks say of the same inputs, (b, m, outputs)."""
-        found = self.neurons(params, inputs)[self.module.output]
-        assert found is not None
-        return found
+        """Outputs of stacked networks on the same inputs, (b, m, outputs)."""
+        activations = self.group_activations(params, inputs)
+        outputs = activations[self.module.output_group]
+        assert outputs is not None
+        return outputs
 
 
-class Stack(NamedTuple):
-    """Networks of one architecture: params are (b, *shape),
-    one for each of the graph's parameters."""
+class NetworkStack(NamedTuple):
+    """b networks of one architecture.
+
+    params: one tensor (b, *shape) for each of the graph's parameters.
+    """
 
     architecture: Architecture
     params: list[Tensor]
 
     @classmethod
-    def of(cls, networks: Networks) -> Stack:
-        """Raises ValueError, which names the parameter, for those that are not the
-        architecture's or not finite."""
+    def from_networks(cls, networks: Networks) -> NetworkStack:
+        """Raises ValueError, which names the parameter, for missing, unexpected or
+        non-finite parameters."""
         architecture = architecture_of(networks.architecture)
         specs = architecture.graph.parameters
         expected = {spec.name: spec.shape for spec in specs}
         check_parameters("networks", expected, networks.params)
-        return cls(architecture, [networks.params[name] for name in architecture.names])
+        return cls(architecture, [networks.params[name] for name in expected])
 
     @property
     def count(self) -> int:
         return len(self.params[0])
 
-    def select(self, which: slice | Tensor | Sequence[int]) -> Stack:
-        """Some of them: a slice, or (k,) numbers."""
-        return Stack(self.architecture, [p[which] for p in self.params])
+    def select(self, index: slice | Tensor | Sequence[int]) -> NetworkStack:
+        """Some of the networks: a slice, or indices (k,)."""
+        return NetworkStack(self.architecture, [p[index] for p in self.params])
+
+    def split(self, size: int) -> list[NetworkStack]:
+        """The networks in order, `size` at a time."""
+        chunks = torch.arange(self.count).split(size)
+        return [self.select(index) for index in chunks]
 
 
 def architecture_of(description: Mapping[str, Any]) -> Architecture:
-    """The architecture that a description, as in shards, names.
-    Raises ValueError for an unknown kind."""
-    return _architecture(json.dumps(dict(description), sort_keys=True))
+    """The architecture of a description; equal descriptions give the same object.
 
-
-def make_module(description: Mapping[str, Any], **more: Any) -> Subject:
-    """A network of an architecture, initialised from torch's random numbers.
-
-    more: arguments that are no part of the architecture.
-
-    Raises ValueError for a description that is of no kind, or not as its kind has it.
+    Raises ValueError for an unknown kind.
     """
-    rest = {**description, **more}
-    kind = rest.pop("kind", None)
+    return _cached_architecture(json.dumps(dict(description), sort_keys=True))
+
+
+def make_module(description: Mapping[str, Any], **options: Any) -> InputNetwork:
+    """A network, initialised from torch's random numbers.
+
+    options: arguments that are not part of the architecture, such as dropout.
+
+    Raises ValueError for an unknown kind, and for arguments that its kind does not
+    take.
+    """
+    arguments = {**description, **options}
+    kind = arguments.pop("kind", None)
     if kind not in KINDS:
         raise ValueError(
             f"architecture: kind: expected one of {', '.join(KINDS)}; got {kind!r}"
         )
     try:
-        return KINDS[kind](**rest)
+        return KINDS[kind](**arguments)
     except TypeError as error:
         raise ValueError(f"architecture: {kind}: {error}") from None
 
 
 @lru_cache(maxsize=4096)
-def _architecture(text: str) -> Architecture:
-    description = json.loads(text)
+def _cached_architecture(description_json: str) -> Architecture:
+    description = json.loads(description_json)
     with torch.random.fork_rng(devices=[]):
         module = make_module(description)
-    return Architecture(description, module, build_graph(module, module.example()))
+    graph = build_graph(module, module.example_input())
+    return Architecture(description, module, graph)
 
 
-class _Neurons(nn.Module):
-    """A subject whose forward pass is what is known of its `neurons`."""
+class _PresentActivations(nn.Module):
+    """Its forward pass returns a network's `group_activations` without the Nones."""
 
-    def __init__(self, subject: Subject):
+    def __init__(self, network: InputNetwork):
         super().__init__()
-        self.subject = subject
+        self.network = network
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
-        return [said for said in self.subject.neurons(inputs) if said is not None]
-
-
-def _within(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"subject.{name}": value for name, value in params.items()}
+        values = self.network.group_activations(inputs)
+        return [value for value in values if value is not None]

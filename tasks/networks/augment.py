@@ -1,5 +1,4 @@
-"""Random changes of networks that change what they are only as images change when they
-are moved."""
+"""Augmentation of SIRENs by affine transforms of the images that they represent."""
 
 from __future__ import annotations
 
@@ -8,34 +7,36 @@ from math import pi
 import torch
 from torch import Tensor
 
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 
 
-def moved(stack: Stack, degrees: float, scale: float, shift: float) -> Stack:
-    """SIRENs whose images are turned, scaled and shifted, each at random,
-    from torch's random numbers.
+def random_affine(
+    stack: NetworkStack, degrees: float, scale: float, shift: float
+) -> NetworkStack:
+    """SIRENs whose images are rotated, scaled and shifted at random, from torch's
+    random numbers.
 
-    A SIREN of A x + t is one with first weight W A and first bias b + W t, for any map
-    of points.
+    The SIREN at A x + t is the one with first weight W A and first bias b + W t.
 
-    degrees: largest angle. scale: largest factor of the coordinates less 1, either way.
-    shift: largest, of coordinates from -1 to 1.
+    degrees: largest angle.
+    scale: the factor of the coordinates is at most 1 + scale, at least 1 / (1 + scale).
+    shift: largest shift, in coordinates from -1 to 1.
     """
     weight, bias, *others = stack.params
     count = len(weight)
-    angles = _between(count, degrees * pi / 180)
-    scales = (_between(count, 1.0) * torch.tensor(1 + scale).log()).exp()
+    angles = _uniform(count, degrees * pi / 180)
+    scales = (_uniform(count, 1.0) * torch.tensor(1 + scale).log()).exp()
     cosines = scales * angles.cos()
     sines = scales * angles.sin()
-    rows = torch.stack([cosines, -sines], -1), torch.stack([sines, cosines], -1)
-    maps = torch.stack(rows, -2).to(weight)  # (b, 2, 2)
-    shifts = torch.stack([_between(count, shift), _between(count, shift)], -1).to(
-        weight
-    )
-    moved_bias = bias + (weight @ shifts.unsqueeze(-1)).squeeze(-1)
-    return stack._replace(params=[weight @ maps, moved_bias, *others])
+    first_row = torch.stack([cosines, -sines], -1)
+    second_row = torch.stack([sines, cosines], -1)
+    maps = torch.stack([first_row, second_row], -2).to(weight)  # (b, 2, 2)
+    shifts = torch.stack([_uniform(count, shift), _uniform(count, shift)], -1)
+    shifts = shifts.to(weight)
+    shifted_bias = bias + (weight @ shifts.unsqueeze(-1)).squeeze(-1)
+    return stack._replace(params=[weight @ maps, shifted_bias, *others])
 
 
-def _between(count: int, limit: float) -> Tensor:
+def _uniform(count: int, limit: float) -> Tensor:
     """Uniform in (-limit, limit)."""
     return limit * (2 * torch.rand(count) - 1)

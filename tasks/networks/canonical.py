@@ -1,16 +1,15 @@
-"""Stacks of networks in canonical form: one of each family that computes the same
-function."""
+"""Canonical form of stacks of networks."""
 
 from __future__ import annotations
 
 from ngopt.graph import canonical
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 
 
-def in_canonical_form(stack: Stack) -> Stack:
-    """The same functions; signs, phases and scales of neurons as
+def in_canonical_form(stack: NetworkStack) -> NetworkStack:
+    """Networks of the same functions, with signs, phases and scales of neurons as
     `ngopt.graph.canonical` chooses them."""
     architecture, params = stack
     frequency = architecture.module.frequency
-    found = canonical(architecture.graph, params, frequency, batch_dims=1)
-    return Stack(architecture, found.params)
+    form = canonical(architecture.graph, params, frequency, batch_dims=1)
+    return NetworkStack(architecture, form.params)

@@ -1,5 +1,4 @@
-"""Classifiers of images that are data: what their inputs are, activations by name,
-dropout."""
+"""Base class of image classifiers, activation functions by name, and dropout."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.networks.subject import Subject
+from tasks.networks.input_network import InputNetwork
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -20,27 +19,25 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": F.leaky_relu,
     "none": lambda x: x,
 }
-"""By the names that Wild Park files have."""
-SIDE = 32
-"""Of images, in pixels."""
+"""By the names in Wild Park files."""
+IMAGE_SIDE = 32
+"""Height and width of the images, in pixels."""
+CLASSES = 10
 
 
-class Classifier(Subject):
-    """Base class of what reads images.
-
-    channels: of the images.
-    """
+class Classifier(InputNetwork):
+    """Base class of networks that classify images (m, channels, 32, 32)."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.channels = channels
 
-    def example(self) -> Tensor:
-        return torch.zeros(1, self.channels, SIDE, SIDE)
+    def example_input(self) -> Tensor:
+        return torch.zeros(1, self.channels, IMAGE_SIDE, IMAGE_SIDE)
 
 
-def activation_of(name: str) -> Callable[[Tensor], Tensor]:
-    """Raises ValueError for an unknown one."""
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """Raises ValueError for an unknown name."""
     if name not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise ValueError(
@@ -49,24 +46,23 @@ def activation_of(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
-class DropNeurons(nn.Module):
-    """Dropout of whole neurons, with all their places, so that few numbers are drawn.
+class NeuronDropout(nn.Module):
+    """Dropout of whole neurons, at all positions together (Tompson et al. 2015,
+    section 3.2).
 
-    As in Tompson et al. 2015, section 3.2.
+    p: probability that a neuron of an input is zeroed. axis: dimension of the neurons.
 
-    share: of the neurons. axis: theirs.
+    Shapes: (m, *) -> (m, *).
     """
 
-    def __init__(self, share: float, axis: int):
+    def __init__(self, p: float, axis: int):
         super().__init__()
-        self.share, self.axis = share, axis
+        self.p, self.axis = p, axis
 
     def forward(self, x: Tensor) -> Tensor:
-        """(m, *), in training with zeros for some neurons of every input, the others
-        scaled up."""
-        if not self.training or not self.share:
+        if not self.training or not self.p:
             return x
         shape = [len(x), *[1] * (x.dim() - 1)]
         shape[self.axis] = x.shape[self.axis]
-        kept = torch.rand(shape, device=x.device) >= self.share
-        return x * (kept / (1 - self.share))
+        is_kept = torch.rand(shape, device=x.device) >= self.p
+        return x * (is_kept / (1 - self.p))

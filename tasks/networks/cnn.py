@@ -1,159 +1,145 @@
-"""Convolutional networks that are data: of one shape, wild ones with skips, and with
-norms."""
+"""Convolutional image classifiers, with optional skip connections and norms."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.networks.classifier import Classifier, DropNeurons, activation_of
+from tasks.networks.classifier import (
+    CLASSES,
+    Classifier,
+    NeuronDropout,
+    activation_function,
+)
 
 NORMS = ("batch", "group")
-GROUPS = 2
+NORM_GROUPS = 2
 """Of a GroupNorm."""
 
 
-class Cnn(Classifier):
-    """Convolutions, the mean over space and a linear layer.
+@dataclass(frozen=True, kw_only=True)
+class CNNConfig:
+    """Layers of a `CNN`. Lists have one entry per convolution; `channels` has those of
+    the images before.
 
-    channels: of the images, then of every layer.
-    kernels, strides, paddings, activations: of every layer.
-    skips: for every layer the number of an earlier one, or None. What that one says is
-    added
-        before the activation, over the first channels that both have (Kofinas et al.
-        2024, appendix E), and where strides lie between, at every so many places (He et
-        al. 2016, section 4.2, option A).
-    norm: of what every convolution gives, "batch" or "group". A BatchNorm has the
-    statistics of the
-        batch in training and after, so that parameters alone, which the graph has,
-        decide what a network does.
-    dimensions: 2; or 1, which reads the pixels row after row.
-    dropout: share of neurons after every activation, in training.
+    skips: index of an earlier layer, or None. The output of that layer is added before
+    the activation, over the first channels that both have (Kofinas et al. 2024,
+    appendix E), subsampled by the strides in between (He et al. 2016, section 4.2,
+    option A).
+    norm: of the output of every convolution, "batch" or "group". A BatchNorm always has
+    the statistics of the batch, since the graph has no running statistics.
+    dimensions: 2; or 1, for convolutions over the pixels row after row.
 
-    Raises ValueError for lists of other lengths, an unknown activation or norm, or a
-    skip from no earlier layer.
+    Raises ValueError for lists of other lengths, or a skip from a layer that is not
+    earlier.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        kernels: Sequence[int],
-        strides: Sequence[int],
-        paddings: Sequence[int],
-        activations: Sequence[str],
-        skips: Sequence[int | None],
-        norm: str | None = None,
-        dimensions: int = 2,
-        classes: int = 10,
-        dropout: float = 0.0,
-    ):
-        super().__init__(channels[0])
-        count = len(channels) - 1
-        lengths = {
-            "kernels": len(kernels),
-            "strides": len(strides),
-            "paddings": len(paddings),
-            "activations": len(activations),
-            "skips": len(skips),
-        }
-        for name, length in lengths.items():
+    channels: Sequence[int]
+    kernels: Sequence[int]
+    strides: Sequence[int]
+    paddings: Sequence[int]
+    activations: Sequence[str]
+    skips: Sequence[int | None]
+    norm: str | None = None
+    dimensions: int = 2
+
+    def __post_init__(self) -> None:
+        count = len(self.channels) - 1
+        for name in ("kernels", "strides", "paddings", "activations", "skips"):
+            length = len(getattr(self, name))
             if length != count:
                 raise ValueError(
                     f"architecture: {name}: expected {count} entries; got {length}"
                 )
-        _check_skips(skips)
-        self.dimensions = dimensions
-        self.strides, self.skips = strides, skips
-        self.activations = [activation_of(name) for name in activations]
-        convolution = {1: nn.Conv1d, 2: nn.Conv2d}[dimensions]
-        sizes = zip(
-            channels[:-1], channels[1:], kernels, strides, paddings, strict=True
-        )
-        self.layers = nn.ModuleList(convolution(*size) for size in sizes)
-        if norm is not None:
-            self.norms = nn.ModuleList(
-                _norm(norm, width, dimensions) for width in channels[1:]
-            )
-        self.fc = nn.Linear(channels[-1], classes)
-        self.norm = norm
-        self.drop = DropNeurons(dropout, axis=1)
+        for index, source in enumerate(self.skips):
+            if source is not None and not 0 <= source < index:
+                raise ValueError(
+                    f"architecture: skips: expected None or an earlier layer "
+                    f"for layer {index}; got {source}"
+                )
 
-    def neurons(self, x: Tensor) -> list[Tensor | None]:
-        """x: (m, channels, height, width), images."""
+    def description(self) -> dict[str, Any]:
+        """For `tasks.networks.architectures`."""
+        return {"kind": "cnn", **asdict(self)}
+
+
+class CNN(Classifier):
+    """Convolutions, the mean over space and a linear layer.
+
+    dropout: of neurons after every activation.
+
+    Raises ValueError for an unknown activation or norm.
+    """
+
+    def __init__(self, config: CNNConfig, dropout: float = 0.0):
+        channels = config.channels
+        super().__init__(channels[0])
+        self.config = config
+        self.activations = list(map(activation_function, config.activations))
+        convolution = {1: nn.Conv1d, 2: nn.Conv2d}[config.dimensions]
+        self.layers = nn.ModuleList()
+        for index, kernel in enumerate(config.kernels):
+            stride, padding = config.strides[index], config.paddings[index]
+            fans = channels[index : index + 2]
+            self.layers.append(convolution(*fans, kernel, stride, padding))
+        if config.norm is not None:
+            self.norms = nn.ModuleList()
+            for width in channels[1:]:
+                self.norms.append(_norm(config.norm, width, config.dimensions))
+        self.fc = nn.Linear(channels[-1], CLASSES)
+        self.drop = NeuronDropout(dropout, axis=1)
+
+    def group_activations(self, x: Tensor) -> list[Tensor | None]:
+        """x: images (m, channels, height, width)."""
         found: list[Tensor | None] = [x]
         outputs: list[Tensor] = []
-        x = x.flatten(2) if self.dimensions == 1 else x
-        for number, layer in enumerate(self.layers):
+        norm = self.config.norm
+        x = x.flatten(2) if self.config.dimensions == 1 else x
+        for index, layer in enumerate(self.layers):
             x = layer(x)
-            if self.norm is None:
-                x = self.activated(x, number, outputs)
+            if norm is not None:
                 found.append(x)
-            else:
-                found.append(x)
-                x = self.activated(self.norms[number](x), number, outputs)
-                found.append(x)
-                if self.norm == "group":
-                    found.append(None)  # the groups
+                x = self.norms[index](x)
+            x = self._activate(x, index, outputs)
+            found.append(x)
+            if norm == "group":
+                found.append(None)  # nodes of the GroupNorm's groups
             outputs.append(x)
         return [*found, self.fc(x.flatten(2).mean(2))]
 
-    def activated(self, x: Tensor, number: int, outputs: Sequence[Tensor]) -> Tensor:
-        """What a layer says: its own sums, those of a layer before, the activation,
-        dropout.
+    def _activate(self, x: Tensor, index: int, outputs: Sequence[Tensor]) -> Tensor:
+        """Skip connection, activation and dropout of a layer.
 
-        outputs: of the layers before.
+        outputs: of the earlier layers.
         """
-        source = self.skips[number]
+        source = self.config.skips[index]
         if source is not None:
-            stride = prod(self.strides[source + 1 : number + 1])
+            stride = prod(self.config.strides[source + 1 : index + 1])
             x = x + shortcut(outputs[source], stride, x.shape[1])
-        return self.drop(self.activations[number](x))
+        return self.drop(self.activations[index](x))
 
 
-def describe(
-    channels: Sequence[int],
-    kernels: Sequence[int],
-    strides: Sequence[int],
-    activations: Sequence[str],
-    paddings: Sequence[int] | None = None,
-    skips: Sequence[int | None] | None = None,
-    norm: str | None = None,
-    dimensions: int = 2,
-) -> dict[str, Any]:
-    """The description of a `Cnn`, for `tasks.networks.architectures`.
-
-    paddings: where none are given, half a kernel. skips: none.
-    """
-    return {
-        "kind": "cnn",
-        "channels": list(channels),
-        "kernels": list(kernels),
-        "strides": list(strides),
-        "paddings": [kernel // 2 for kernel in kernels]
-        if paddings is None
-        else list(paddings),
-        "activations": list(activations),
-        "skips": [None] * len(kernels) if skips is None else list(skips),
-        "norm": norm,
-        "dimensions": dimensions,
-    }
+def make_cnn(dropout: float = 0.0, **layers: Any) -> CNN:
+    """A `CNN` from the fields of its config."""
+    return CNN(CNNConfig(**layers), dropout)
 
 
 def shortcut(x: Tensor, stride: int, channels: int) -> Tensor:
-    """(m, c, *space) -> (m, channels, *space / stride): the first channels, or zeros
-    after them."""
+    """(m, c, *space) -> (m, channels, *space / stride); channels are cut off, or padded
+    with zeros."""
     spaces = x.dim() - 2
-    places = x[(..., *[slice(None, None, stride)] * spaces)]
-    return F.pad(places, (0, 0) * spaces + (0, channels - x.shape[1]))
+    subsampled = x[(..., *[slice(None, None, stride)] * spaces)]
+    return F.pad(subsampled, (0, 0) * spaces + (0, channels - x.shape[1]))
 
 
 def _norm(kind: str, width: int, dimensions: int) -> nn.Module:
     if kind == "group":
-        return nn.GroupNorm(GROUPS, width)
+        return nn.GroupNorm(NORM_GROUPS, width)
     if kind == "batch":
         batch_norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}[dimensions]
         return batch_norm(width, track_running_stats=False)
@@ -161,10 +147,3 @@ def _norm(kind: str, width: int, dimensions: int) -> nn.Module:
     raise ValueError(
         f"architecture: norm: expected one of {known}, or none; got {kind!r}"
     )
-
-
-def _check_skips(skips: Sequence[int | None]) -> None:
-    for number, source in enumerate(skips):
-        if source is not None and not 0 <= source < number:
-            expected = f"layer {number} to have one from a layer before, or none"
-            raise ValueError(f"architecture: skips: expected {expected}; got {source}")

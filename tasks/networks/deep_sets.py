@@ -1,4 +1,4 @@
-"""Networks on sets of pixels that are data (Zaheer et al. 2017)."""
+"""DeepSets: image classifiers on the set of pixels (Zaheer et al. 2017)."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.networks.classifier import (
-    SIDE,
+    CLASSES,
+    IMAGE_SIDE,
     Classifier,
-    DropNeurons,
-    activation_of,
+    NeuronDropout,
+    activation_function,
 )
-from tasks.networks.siren import grid
+from tasks.networks.siren import pixel_grid
 
 
 class DeepSets(Classifier):
-    """A linear layer of pixels, equivariant layers of their set, its mean and a linear
+    """A linear layer of pixels, equivariant layers of their set, the mean and a linear
     layer.
 
-    A pixel, of an image pooled to so many rows and columns, has its colours and its
-    place. An equivariant layer is own(x) + mean(mean of x over the set) (Zaheer et al.
-    2017, equation 4, with the mean for the sum).
+    The image is average-pooled to side x side pixels, each with its channels and its
+    coordinates. An equivariant layer is own(x) + mean(mean of x over the set), Eq. 4
+    of Zaheer et al. 2017 with the mean instead of the sum.
 
     channels: of the images. widths: of every layer.
 
@@ -39,40 +40,31 @@ class DeepSets(Classifier):
         widths: Sequence[int],
         activation: str,
         side: int = 16,
-        classes: int = 10,
         dropout: float = 0.0,
     ):
         super().__init__(channels)
-        self.pooled = SIDE // side
-        self.activation = activation_of(activation)
-        self.register_buffer("places", grid(side, side).mT, persistent=False)  # (2, n)
+        self.pool_size = IMAGE_SIDE // side
+        self.activation = activation_function(activation)
+        places = pixel_grid(side, side).mT  # (2, n)
+        self.register_buffer("places", places, persistent=False)
         self.embed = nn.Linear(channels + 2, widths[0])
-        self.own = nn.ModuleList(nn.Linear(*fans) for fans in pairwise(widths))
-        self.mean = nn.ModuleList(
-            nn.Linear(*fans, bias=False) for fans in pairwise(widths)
-        )
-        self.fc = nn.Linear(widths[-1], classes)
-        self.drop = DropNeurons(dropout, axis=-1)
-        self.output = 2 + len(widths)
+        fans = list(pairwise(widths))
+        self.own = nn.ModuleList(nn.Linear(*pair) for pair in fans)
+        self.mean = nn.ModuleList(nn.Linear(*pair, bias=False) for pair in fans)
+        self.fc = nn.Linear(widths[-1], CLASSES)
+        self.drop = NeuronDropout(dropout, axis=-1)
+        self.output_group = 2 + len(widths)
 
-    def neurons(self, x: Tensor) -> list[Tensor | None]:
-        """x: (m, channels, height, width), images."""
+    def group_activations(self, x: Tensor) -> list[Tensor | None]:
+        """x: images (m, channels, height, width)."""
         places = self.places.expand(len(x), -1, -1)
-        pixels = F.avg_pool2d(x, self.pooled).flatten(2)
+        pixels = F.avg_pool2d(x, self.pool_size).flatten(2)
         # (m, n, width)
         y = self.activation(self.embed(torch.cat([pixels, places], 1).mT))
-        layers, means = [y.mT], []
+        first, hidden, means = y.mT, [], []
         for own, mean in zip(self.own, self.mean, strict=True):
-            means.append(y.mean(1, keepdim=True))
-            y = self.drop(self.activation(own(y) + mean(means[-1])))
-            layers.append(y.mT)
-        first, *others = layers
-        output = self.fc(y.mean(1))
-        return [
-            x,
-            first,
-            places,
-            *others,
-            output,
-            *(value.mT for value in means),
-        ]
+            set_mean = y.mean(1, keepdim=True)
+            means.append(set_mean.mT)
+            y = self.drop(self.activation(own(y) + mean(set_mean)))
+            hidden.append(y.mT)
+        return [x, first, places, *hidden, self.fc(y.mean(1)), *means]

@@ -1,5 +1,4 @@
-"""SIRENs: networks of sines that stand for images (Sitzmann et al. 2020),
-one at a time or stacked."""
+"""SIRENs: MLPs with sine activations that represent images (Sitzmann et al. 2020)."""
 
 from __future__ import annotations
 
@@ -10,16 +9,15 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from tasks.networks.subject import Subject
+from tasks.networks.input_network import InputNetwork
 
 FREQUENCY = 30.0
 
 
-class Siren(Subject):
-    """Sines of linear maps of coordinates, initialised as by Sitzmann et al. 2020,
-    section 3.2.
+class Siren(InputNetwork):
+    """Initialised as in Sitzmann et al. 2020, section 3.2.
 
-    widths: (2, ..., channels).
+    widths: of the layers, from the coordinates to the channels.
     """
 
     frequency = FREQUENCY
@@ -28,17 +26,17 @@ class Siren(Subject):
         super().__init__()
         self.inputs = widths[0]
         linears = [nn.Linear(*fans) for fans in pairwise(widths)]
-        for number, layer in enumerate(linears):
+        for index, layer in enumerate(linears):
             fan_in = layer.in_features
-            bound = sqrt(6 / fan_in) / FREQUENCY if number else 1 / fan_in
+            bound = sqrt(6 / fan_in) / FREQUENCY if index else 1 / fan_in
             nn.init.uniform_(layer.weight, -bound, bound)
         self.layers = nn.ModuleList(linears)
 
-    def example(self) -> Tensor:
+    def example_input(self) -> Tensor:
         return torch.zeros(1, self.inputs)
 
-    def neurons(self, x: Tensor) -> list[Tensor | None]:
-        """x: (m, 2), points."""
+    def group_activations(self, x: Tensor) -> list[Tensor | None]:
+        """x: coordinates (m, d)."""
         *hidden, last = self.layers
         found: list[Tensor | None] = [x]
         for layer in hidden:
@@ -50,22 +48,25 @@ class Siren(Subject):
 def render(
     weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor
 ) -> Tensor:
-    """What stacked SIRENs say of the same points.
+    """Outputs of stacked SIRENs at the same points.
 
-    Shapes: weights (b, n_out, n_in), biases (b, n_out), points (n, 2) -> (b, channels,
+    Shapes: weights (b, n_out, n_in), biases (b, n_out), points (n, d) -> (b, channels,
     n).
     """
     x = points.mT.expand(len(weights[0]), -1, -1)
-    for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+    last = len(weights) - 1
+    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         x = torch.baddbmm(bias.unsqueeze(-1), weight, x)
-        if number < len(weights) - 1:
+        if index < last:
             x = torch.sin(FREQUENCY * x)
     return x
 
 
-def grid(height: int, width: int) -> Tensor:
-    """The pixels' coordinates (height * width, 2), rows first,
-    from -1 to 1 (between the middles of the outermost)."""
+def pixel_grid(height: int, width: int) -> Tensor:
+    """Coordinates of the pixels' centres, (height * width, 2), row by row.
+
+    The centres of the outermost pixels are at -1 and 1.
+    """
     rows = torch.linspace(-1, 1, height)
     columns = torch.linspace(-1, 1, width)
     return torch.cartesian_prod(rows, columns)

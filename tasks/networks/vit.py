@@ -1,4 +1,4 @@
-"""Small vision transformers that are data (Dosovitskiy et al. 2021)."""
+"""Small vision transformers (Dosovitskiy et al. 2021)."""
 
 from __future__ import annotations
 
@@ -8,53 +8,60 @@ import torch
 from torch import Tensor, nn
 
 from tasks.networks.classifier import (
-    SIDE,
+    CLASSES,
+    IMAGE_SIDE,
     Classifier,
-    DropNeurons,
-    activation_of,
+    NeuronDropout,
+    activation_function,
 )
 
 
-class Block(nn.Module):
-    """Attention and an MLP, each behind a LayerNorm and with a residual connection."""
+class EncoderBlock(nn.Module):
+    """Attention and an MLP, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, width: int, heads: int, activation: str):
         super().__init__()
-        self.heads, self.activation = heads, activation_of(activation)
+        self.heads, self.activation = heads, activation_function(activation)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
         self.up = nn.Linear(width, 2 * width)
         self.down = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor, drop: nn.Module) -> tuple[Tensor, list[Tensor | None]]:
-        """(m, n, width), tokens -> the same, and what the neurons of the block's groups
-        say."""
+        """Tokens (m, n, width) -> tokens (m, n, width), and the activations of the
+        block's neuron groups."""
         normed = self.norm1(x)
         q = self.q(normed)
         k = self.k(normed)
         v = self.v(normed)
-        heads = [y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (q, k, v)]
-        weights = attention(*heads[:2])  # (m, heads, n, n)
-        attended = (weights @ heads[2]).transpose(1, 2).flatten(2)
+        weights = attention(self._by_head(q), self._by_head(k))  # (m, heads, n, n)
+        attended = (weights @ self._by_head(v)).transpose(1, 2).flatten(2)
         between = x + drop(self.out(attended))
         normed2 = self.norm2(between)
         hidden = self.activation(self.up(normed2))
         end = between + drop(self.down(hidden))
-        tokens = (attended, between, normed2, hidden, end)
-        before = [y.mT for y in (normed, q, k, v)]
-        # a product of a query's and a key's neuron has a value for every pair of tokens
-        return end, [*before, None, weights, *(y.mT for y in tokens)]
+        # products of query and key neurons have a value for every pair of tokens
+        scores = [None, weights]
+        after = [attended.mT, between.mT, normed2.mT, hidden.mT, end.mT]
+        return end, [normed.mT, q.mT, k.mT, v.mT, *scores, *after]
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(m, n, width) -> (m, heads, n, width / heads)."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-class VisionTransformer(Classifier):
-    """Patches as tokens with learned places, blocks, a LayerNorm, the tokens' mean, a
-    linear layer.
+class ViT(Classifier):
+    """Patches as tokens, learned position embeddings, encoder blocks, a LayerNorm, the
+    mean over tokens, a linear layer.
 
-    channels: of the images. patch: side of one in pixels. depth: blocks.
+    channels: of the images. patch: side of a patch in pixels. depth: number of blocks.
 
-    Raises ValueError for an unknown activation, or a width that the heads do not
-    divide.
+    Raises ValueError for an unknown activation, or a width that is no multiple of
+    heads.
     """
 
     def __init__(
@@ -65,34 +72,36 @@ class VisionTransformer(Classifier):
         heads: int,
         patch: int,
         activation: str = "gelu",
-        classes: int = 10,
         dropout: float = 0.0,
     ):
         super().__init__(channels)
         if width % heads:
-            expected = f"a multiple of {heads} heads"
-            raise ValueError(f"architecture: width: expected {expected}; got {width}")
+            raise ValueError(
+                f"architecture: width: expected a multiple of {heads} heads; "
+                f"got {width}"
+            )
         self.patch = nn.Conv2d(channels, width, patch, patch)
-        self.places = nn.Parameter(0.02 * torch.randn((SIDE // patch) ** 2, width))
-        self.blocks = nn.ModuleList(
-            Block(width, heads, activation) for _ in range(depth)
+        self.places = nn.Parameter(
+            0.02 * torch.randn((IMAGE_SIDE // patch) ** 2, width)
         )
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            self.blocks.append(EncoderBlock(width, heads, activation))
         self.norm = nn.LayerNorm(width)
-        self.fc = nn.Linear(width, classes)
-        self.drop = DropNeurons(dropout, axis=-1)
+        self.fc = nn.Linear(width, CLASSES)
+        self.drop = NeuronDropout(dropout, axis=-1)
 
-    def neurons(self, x: Tensor) -> list[Tensor | None]:
-        """x: (m, channels, height, width), images. Space is the tokens."""
+    def group_activations(self, x: Tensor) -> list[Tensor | None]:
+        """x: images (m, channels, height, width). The tokens are the space."""
         tokens = self.patch(x).flatten(2).mT + self.places
         found: list[Tensor | None] = [x, tokens.mT]
         for block in self.blocks:
-            tokens, said = block(tokens, self.drop)
-            found += said
+            tokens, activations = block(tokens, self.drop)
+            found += activations
         normed = self.norm(tokens)
         return [*found, normed.mT, self.fc(normed.mean(1))]
 
 
 def attention(queries: Tensor, keys: Tensor) -> Tensor:
-    """(m, heads, n, d) each -> (m, heads, n, n), of every query its weights of the
-    keys."""
+    """Attention weights: (m, heads, n, d) each -> (m, heads, n, n), rows of queries."""
     return (queries @ keys.mT / sqrt(queries.shape[-1])).softmax(-1)

@@ -1,1 +1,1 @@
-"""Where networks come from: what others published, and what is fitted or trained here."""
+"""Sources of networks: published files, and fits and trainings of our own."""

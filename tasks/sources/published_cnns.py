@@ -1,4 +1,4 @@
-"""Zoos of CNNs that others published: Unterthiner's small ones, the Wild Park."""
+"""Reads published zoos of CNNs: Unterthiner et al. 2020, and Kofinas et al. 2024."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ import torch
 from torch import Tensor
 
 from harness.files import read_checkpoint
-from tasks.networks.cnn import describe
+from tasks.networks.cnn import CNNConfig
 from tasks.shards import Networks
-from tasks.sources.foreign import (
-    beside,
-    checked,
-    field,
-    listed,
-    number,
+from tasks.sources.foreign_files import (
+    check_list,
+    check_tensors,
+    checked_networks,
+    errors_name_file,
+    get_field,
+    parse_integers,
+    parse_number,
     read_split_file,
-    rows_of,
-    single,
-    tensors,
-    whole_numbers,
+    sibling_path,
+    single_network,
+    zip_columns,
 )
 
 FINAL_STEP = 86
-"""Epochs after which trainings of the small CNN zoo ended."""
+"""Epochs of the trainings of the small CNN zoo."""
 TEST_SHARE = 0.5
 TRAIN_SHARE = 0.8
-"""Of the rest, as in Zhou et al. 2023, who shuffle all rows before by a list of their
-own."""
+"""Of the rest, as in Zhou et al. 2023, who use a list of their own to shuffle all rows
+before."""
 STRIDE = 2
 ZOO_FILES = ("weights.npy", "metrics.csv.gz", "layout.csv")
 METRICS = ("step", "test_accuracy", "config.activation")
@@ -48,100 +49,105 @@ WILD_FIELDS = {
     "padding": 0,
     "residual": -1,
 }
-"""Of whole numbers, each so large."""
+"""Fields of integers, with their minimum."""
 
 
 def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
-    """Networks of the small CNN zoo at the end of their training, with their test
-    accuracies.
+    """Networks of the small CNN zoo at the end of their training, with test accuracies.
 
-    weights.npy: (networks, parameters). metrics.csv.gz: a row for each, with step,
-    test_accuracy and config.activation. layout.csv: varname, start_idx, end_idx and
-    shape of every parameter; kernels are (height, width, in, out), matrices (in, out).
+    weights.npy: (networks, parameters).
+    metrics.csv.gz: a row per network, with step, test_accuracy and config.activation.
+    layout.csv: varname, start_idx, end_idx and shape of every parameter; kernels are
+    (height, width, in, out), matrices (in, out).
 
-    Raises ValueError, which names file and field, for what is missing or does not
-    match, and for numbers that are not finite.
+    Raises ValueError, which names file and field, for missing, inconsistent or
+    non-finite values.
     """
     path, metrics, layout = (source / name for name in ZOO_FILES)
     weights = read_matrix(path)
     rows = read_table(metrics, METRICS)
     if len(rows) != len(weights):
-        expected = f"{len(weights)} rows, as of weights"
-        raise ValueError(f"file '{metrics}': expected {expected}; got {len(rows)}")
-    steps = [number(metrics, "step", row["step"]) for row in rows]
-    accuracies = [
-        accuracy(metrics, "test_accuracy", row["test_accuracy"]) for row in rows
-    ]
-    ended = np.flatnonzero(np.array(steps) == FINAL_STEP).tolist()
-    if not ended:
+        raise ValueError(
+            f"file '{metrics}': expected {len(weights)} rows, as of weights; "
+            f"got {len(rows)}"
+        )
+    accuracies, final = [], []
+    for number, row in enumerate(rows):
+        step = parse_number(metrics, "step", row["step"])
+        name = "test_accuracy"
+        accuracies.append(parse_accuracy(metrics, name, row[name]))
+        if step == FINAL_STEP:
+            final.append(number)
+    if not final:
         raise ValueError(
             f"file '{metrics}': step: expected {FINAL_STEP} in some rows; got none"
         )
-    chosen = of_split(split, ended)
-    for activation in sorted({rows[k]["config.activation"] for k in chosen}):
-        own = [k for k in chosen if rows[k]["config.activation"] == activation]
+    by_activation: dict[str, list[int]] = {}
+    for number in split_rows(split, final):
+        activation = rows[number]["config.activation"]
+        by_activation.setdefault(activation, []).append(number)
+    for activation, own in sorted(by_activation.items()):
         values = torch.from_numpy(np.array(weights[own], np.float32))
-        params = unpacked(layout, read_table(layout, LAYOUT), values)
+        params = unpack_params(layout, read_table(layout, LAYOUT), values)
         columns = {
             "run": torch.tensor(own),
             "step": torch.full((len(own),), FINAL_STEP),
             "accuracy": torch.tensor(accuracies)[own],
         }
-        yield checked(path, small_cnn(layout, params, activation), params, columns)
+        architecture = small_cnn(layout, params, activation)
+        yield checked_networks(path, architecture, params, columns)
 
 
 def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
     """Networks of a split file {train, val, test: {path, score, step}}.
 
-    Paths are relative to its folder. A file holds config, with channels, kernel_size,
-    stride, padding, residual and activation of the layers, and model: layers.{0, 1,
-    ...} and fc, each with weight and bias.
+    Paths are relative to its folder. Each file has config, with channels, kernel_size,
+    stride, padding, residual and activation of the layers, and model, with weight and
+    bias of layers.{0, 1, ...} and fc.
 
-    Raises ValueError, which names file and field, for what is missing or does not
-    match.
+    Raises ValueError, which names file and field, for missing or inconsistent values.
     """
     entry = read_split_file(source, split)
-    for name, score, step in rows_of(source, entry, ("path", "score", "step")):
-        path = beside(source, name)
+    for name, score, step in zip_columns(source, entry, ("path", "score", "step")):
+        path = sibling_path(source, name)
         values = read_checkpoint(path)
-        yield single(
+        yield single_network(
             path,
             wild_cnn(path, values),
-            tensors(path, field(path, values, "model")),
-            accuracy=accuracy(source, "score", score),
-            step=int(number(source, "step", step, least=0)),
+            check_tensors(path, get_field(path, values, "model")),
+            accuracy=parse_accuracy(source, "score", score),
+            step=int(parse_number(source, "step", step, minimum=0)),
         )
 
 
-def accuracy(path: Path, name: str, value: Any) -> float:
-    """Raises ValueError, which names file and field, for what is no share."""
-    return number(path, name, value, least=0, most=1)
+def parse_accuracy(path: Path, name: str, value: Any) -> float:
+    return parse_number(path, name, value, minimum=0, maximum=1)
 
 
 def wild_cnn(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of a Wild Park network; a residual of -1 is none."""
-    config = {
-        key: whole_numbers(
-            path, f"config.{key}", field(path, values, "config", key), least
+    """The description of a Wild Park network; its residual is -1 for no skip."""
+    fields = {}
+    for key, minimum in WILD_FIELDS.items():
+        value = get_field(path, values, "config", key)
+        fields[key] = parse_integers(path, f"config.{key}", value, minimum)
+    value = get_field(path, values, "config", "activation")
+    activations = check_list(path, "config.activation", value)
+    with errors_name_file(path):
+        config = CNNConfig(
+            channels=fields["channels"],
+            kernels=fields["kernel_size"],
+            strides=fields["stride"],
+            paddings=fields["padding"],
+            activations=activations,
+            skips=[None if source < 0 else source for source in fields["residual"]],
         )
-        for key, least in WILD_FIELDS.items()
-    }
-    activations = field(path, values, "config", "activation")
-    return describe(
-        channels=config["channels"],
-        kernels=config["kernel_size"],
-        strides=config["stride"],
-        activations=listed(path, "config.activation", activations),
-        paddings=config["padding"],
-        skips=[None if source < 0 else source for source in config["residual"]],
-    )
+    return config.description()
 
 
 def small_cnn(
     path: Path, params: Mapping[str, Tensor], activation: str
 ) -> dict[str, Any]:
-    """The description of stacked convolutions with these kernels, of stride 2 and not
-    padded."""
+    """The description of a CNN of stride 2 without padding, from stacked parameters."""
     # (n, out, in, height, width)
     kernels = [value for value in params.values() if value.dim() == 5]
     if not kernels:
@@ -149,69 +155,73 @@ def small_cnn(
             f"file '{path}': shape: expected kernels of four dimensions; got none"
         )
     layers = len(kernels)
-    return describe(
-        channels=[
-            kernels[0].shape[2],
-            *(kernel.shape[1] for kernel in kernels),
-        ],
+    config = CNNConfig(
+        channels=[kernels[0].shape[2], *(kernel.shape[1] for kernel in kernels)],
         kernels=[kernel.shape[-1] for kernel in kernels],
         strides=[STRIDE] * layers,
-        activations=[activation] * layers,
         paddings=[0] * layers,
+        activations=[activation] * layers,
+        skips=[None] * layers,
     )
+    return config.description()
 
 
-def of_split(split: str, rows: Sequence[int]) -> list[int]:
+def split_rows(split: str, rows: Sequence[int]) -> list[int]:
     """Rows of a split: the second half is for test, the first half is shuffled and
     divided."""
     middle = int(TEST_SHARE * len(rows))
     rest = list(rows[:middle])
     Random(0).shuffle(rest)
     cut = int(TRAIN_SHARE * len(rest))
-    return {
+    splits = {
         "train": rest[:cut],
         "validation": rest[cut:],
         "test": list(rows[middle:]),
-    }[split]
+    }
+    return splits[split]
 
 
-def unpacked(
+def unpack_params(
     path: Path, layout: Sequence[Mapping[str, str]], values: Tensor
 ) -> dict[str, Tensor]:
-    """(n, parameters) -> by our names, (n, *shape); the last kernel is of the linear
-    layer."""
-    found: dict[str, list[Tensor]] = {"kernel:0": [], "bias:0": []}
+    """(n, parameters) -> (n, *shape) by our names; the last kernel is the linear
+    layer's."""
+    kernels, biases = [], []
     for row in layout:
-        kind = row["varname"].rpartition("/")[2]
-        if kind not in found:
-            name = row["varname"]
+        name = row["varname"]
+        kind = name.rpartition("/")[2]
+        if kind not in ("kernel:0", "bias:0"):
             raise ValueError(
                 f"file '{path}': varname: expected kernel:0 or bias:0; got {name!r}"
             )
-        part = place(path, row, values)
-        found[kind].append(channels_first(part) if kind == "kernel:0" else part)
-    kernels, biases = found.values()
+        value = layout_slice(path, row, values)
+        if kind == "kernel:0":
+            kernels.append(channels_first(value))
+        else:
+            biases.append(value)
     if len(kernels) != len(biases):
-        expected = f"as many kernels as biases, {len(biases)}"
         raise ValueError(
-            f"file '{path}': varname: expected {expected}; got {len(kernels)}"
+            f"file '{path}': varname: expected as many kernels as biases, "
+            f"{len(biases)}; got {len(kernels)}"
         )
-    names = [*(f"layers.{number}" for number in range(len(kernels) - 1)), "fc"]
     params = {}
-    for name, kernel, bias in zip(names, kernels, biases, strict=True):
-        params |= {f"{name}.weight": kernel, f"{name}.bias": bias}
+    last = len(kernels) - 1
+    for number, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+        name = "fc" if number == last else f"layers.{number}"
+        params[f"{name}.weight"] = kernel
+        params[f"{name}.bias"] = bias
     return params
 
 
-def place(path: Path, row: Mapping[str, str], values: Tensor) -> Tensor:
-    """What a row of the layout says of (n, parameters): (n, *shape)."""
+def layout_slice(path: Path, row: Mapping[str, str], values: Tensor) -> Tensor:
+    """The parameter of a row of the layout, (n, parameters) -> (n, *shape)."""
     try:
         start, end, shape = (literal_eval(row[key]) for key in LAYOUT[1:])
         return values[:, start:end].unflatten(1, shape)
     except (ValueError, SyntaxError, TypeError, RuntimeError):
-        told = ", ".join(f"{key} {row[key]!r}" for key in LAYOUT[1:])
+        got = ", ".join(f"{key} {row[key]!r}" for key in LAYOUT[1:])
         raise ValueError(
-            f"file '{path}': expected numbers that agree; got {told}"
+            f"file '{path}': expected numbers that agree; got {got}"
         ) from None
 
 
@@ -221,27 +231,27 @@ def channels_first(kernels: Tensor) -> Tensor:
 
 
 def read_matrix(path: Path) -> np.ndarray:
-    """An array file of two dimensions, of which what is used is read.
+    """A memory-mapped array file of two dimensions.
 
-    Raises ValueError, which names the file, if it is no such file.
+    Raises ValueError, which names the file, for other files.
     """
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(
             f"file '{path}': expected an array of numbers; got: {error}"
         ) from None
-    is_array = isinstance(found, np.ndarray)
-    if not is_array or found.ndim != 2 or found.dtype.kind != "f":
-        got = f"{found.dtype} {found.shape}" if is_array else "several arrays"
+    is_array = isinstance(matrix, np.ndarray)
+    if not is_array or matrix.ndim != 2 or matrix.dtype.kind != "f":
+        got = f"{matrix.dtype} {matrix.shape}" if is_array else "several arrays"
         raise ValueError(
             f"file '{path}': expected numbers (networks, parameters); got {got}"
         )
-    return found
+    return matrix
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file, packed or not.
+    """Rows of a CSV file, which may be gzipped.
 
     Raises ValueError, which names file and column, if one is missing.
     """

@@ -1,4 +1,4 @@
-"""INRs that others published: DWSNets' and NFN's."""
+"""Reads published INRs: Navon et al. 2023 (DWSNets), and Zhou et al. 2023 (NFN)."""
 
 from __future__ import annotations
 
@@ -11,129 +11,116 @@ from torch import Tensor
 
 from harness.files import read_checkpoint
 from tasks.shards import Networks
-from tasks.sources.foreign import (
-    beside,
-    field,
-    number,
+from tasks.sources.foreign_files import (
+    check_tensors,
+    get_field,
+    parse_number,
     read_split_file,
-    rows_of,
-    single,
-    tensors,
+    sibling_path,
+    single_network,
+    zip_columns,
 )
 
 NFN_HELD_OUT = {"validation": 5000, "test": 10_000}
-"""Images of NFN's splits, the last ones: the test images are numbered after those for
-training."""
+"""Networks of NFN's splits, at the end: test images are numbered after training
+images."""
 
 
 def read_dwsnets(source: Path, split: str) -> Iterator[Networks]:
     """INRs of a split file {train, val, test: {path, label}}.
 
-    Instead of paths and labels there may be paths alone, of files that have a label.
-    Paths are relative to the split file's folder. Parameters are seq.{0, 1,
-    ...}.{weight, bias}; as in ours, sines are of 30 times their sums and an image is
-    the output + .5.
+    An entry may also be a list of paths, of files that have a label. Paths are relative
+    to the split file's folder. Parameters are seq.{0, 1, ...}.{weight, bias}. As in our
+    SIRENs, the frequency is 30 and an image is the output + 0.5.
 
-    Raises ValueError, which names file and field, for what is missing or does not
-    match.
+    Raises ValueError, which names file and field, for missing or inconsistent values.
     """
     entry = read_split_file(source, split)
-    bare = [(name, None) for name in entry]
-    rows = (
-        bare if isinstance(entry, list) else rows_of(source, entry, ("path", "label"))
-    )
-    for index, (name, known) in enumerate(rows):
-        path = beside(source, name)
+    if isinstance(entry, list):
+        rows = [(name, None) for name in entry]
+    else:
+        rows = zip_columns(source, entry, ("path", "label"))
+    for index, (name, label) in enumerate(rows):
+        path = sibling_path(source, name)
         values = read_checkpoint(path)
-        label = field(path, values, "label") if known is None else known
-        found = {key: values[key] for key in values if key.startswith("seq.")}
-        params = {
-            key.replace("seq", "layers", 1): value
-            for key, value in tensors(path, found).items()
-        }
-        yield single(
-            path,
-            siren_of(path, params),
-            params,
-            label=int(number(path, "label", label, least=0)),
-            index=index,
-        )
+        if label is None:
+            label = get_field(path, values, "label")
+        own = {key: values[key] for key in values if key.startswith("seq.")}
+        params = {}
+        for key, value in check_tensors(path, own).items():
+            params[key.replace("seq", "layers", 1)] = value
+        label = int(parse_number(path, "label", label, minimum=0))
+        architecture = siren_description(path, params)
+        yield single_network(path, architecture, params, label=label, index=index)
 
 
 def read_nfn(source: Path, split: str) -> Iterator[Networks]:
     """SIRENs of a folder, NAME_{label}s/net{index}.pth, sorted by index.
 
-    Parameters are net.{0, 1, ...}.linear.{weight, bias}, of the last layer without
-    "linear". Images are in [-1, 1] there; the last layer is halved here, so that as in
-    ours an image in [0, 1] is the output + .5.
+    Parameters are net.{0, 1, ...}.linear.{weight, bias}, in the last layer without
+    "linear". Their images are in [-1, 1]. The last layer is halved here, so that an
+    image in [0, 1] is the output + 0.5, as in our SIRENs.
 
-    Raises ValueError, which names file and field, for what is missing or does not
-    match.
+    Raises ValueError, which names file and field, for missing or inconsistent values.
     """
-    found = nfn_files(source)
-    for index in held_by(source, split, sorted(found)):
-        path, label = found[index]
-        values = tensors(path, read_checkpoint(path))
-        names = {
-            key: re.sub(r"^net\.(\d+)\.(linear\.)?", r"layers.\1.", key)
-            for key in values
-        }
-        params = {names[key]: value for key, value in values.items()}
-        architecture = siren_of(path, params)
-        last = f"layers.{len(architecture['widths']) - 2}."
-        for key in ("weight", "bias"):
-            name = last + key
-            params[name] = field(path, params, name) / 2
-        yield single(path, architecture, params, label=label, index=index)
+    files = nfn_files(source)
+    for index in split_indices(source, split, sorted(files)):
+        path, label = files[index]
+        params = {}
+        for key, value in check_tensors(path, read_checkpoint(path)).items():
+            name = re.sub(r"^net\.(\d+)\.(linear\.)?", r"layers.\1.", key)
+            params[name] = value
+        architecture = siren_description(path, params)
+        last = len(architecture["widths"]) - 2
+        for kind in ("weight", "bias"):
+            name = f"layers.{last}.{kind}"
+            params[name] = get_field(path, params, name) / 2
+        yield single_network(path, architecture, params, label=label, index=index)
 
 
 def nfn_files(source: Path) -> dict[int, tuple[Path, int]]:
-    """All files of a folder by their indices, with their labels."""
-    found: dict[int, tuple[Path, int]] = {}
+    """All files of a folder and their labels, by index."""
+    files: dict[int, tuple[Path, int]] = {}
     for path in sorted(source.glob("*/*.pth")):
-        index, place = nfn_place(path)
-        if index in found:
+        label = re.search(r"_(\d+)s$", path.parent.name)
+        number = re.fullmatch(r"net(\d+)\.pth", path.name)
+        if label is None or number is None:
+            raise ValueError(
+                f"file '{path}': name: expected NAME_<label>s/net<index>.pth"
+            )
+        index = int(number[1])
+        if index in files:
             raise ValueError(
                 f"file '{path}': name: expected an index of its own; "
-                f"got {index}, as '{found[index][0]}'"
+                f"got {index}, as '{files[index][0]}'"
             )
-        found[index] = place
-    return found
+        files[index] = path, int(label[1])
+    return files
 
 
-def nfn_place(path: Path) -> tuple[int, tuple[Path, int]]:
-    """The index of a file, with the file and its label."""
-    label = re.search(r"_(\d+)s$", path.parent.name)
-    index = re.fullmatch(r"net(\d+)\.pth", path.name)
-    if label is None or index is None:
-        raise ValueError(f"file '{path}': name: expected NAME_<label>s/net<index>.pth")
-    return int(index[1]), (path, int(label[1]))
-
-
-def held_by(source: Path, split: str, numbers: Sequence[int]) -> Sequence[int]:
-    """The numbers of a split. Raises ValueError if there are too few for all of them."""
-    validation = len(numbers) - sum(NFN_HELD_OUT.values())
-    test = len(numbers) - NFN_HELD_OUT["test"]
+def split_indices(source: Path, split: str, indices: Sequence[int]) -> Sequence[int]:
+    """Indices of a split. Raises ValueError if there are too few for all splits."""
+    held_out = sum(NFN_HELD_OUT.values())
+    validation = len(indices) - held_out
+    test = len(indices) - NFN_HELD_OUT["test"]
     if validation < 1:
-        expected = f"{sum(NFN_HELD_OUT.values()) + 1} networks or more"
-        raise ValueError(f"folder '{source}': expected {expected}; got {len(numbers)}")
-    return {
-        "train": numbers[:validation],
-        "validation": numbers[validation:test],
-        "test": numbers[test:],
-    }[split]
+        raise ValueError(
+            f"folder '{source}': expected {held_out + 1} networks or more; "
+            f"got {len(indices)}"
+        )
+    splits = {
+        "train": indices[:validation],
+        "validation": indices[validation:test],
+        "test": indices[test:],
+    }
+    return splits[split]
 
 
-def siren_of(path: Path, params: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The SIREN that has parameters layers.{0, 1, ...}.{weight, bias} of these widths."""
+def siren_description(path: Path, params: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The SIREN with the widths of parameters layers.{0, 1, ...}.{weight, bias}."""
     weights = [value for key, value in params.items() if key.endswith(".weight")]
     if not weights or any(weight.dim() != 2 for weight in weights):
         got = ", ".join(params) or "nothing"
         raise ValueError(f"file '{path}': expected weights of linear layers; got {got}")
-    return {
-        "kind": "siren",
-        "widths": [
-            weights[0].shape[1],
-            *(weight.shape[0] for weight in weights),
-        ],
-    }
+    widths = [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
+    return {"kind": "siren", "widths": widths}

@@ -1,4 +1,4 @@
-"""What networks are fitted to: images, or sine waves; both are values at points."""
+"""Signals that networks are fitted to: images and sine waves."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from harness.image_datasets import DATASETS, Split, load_dataset
 from harness.random import seeded
-from tasks.networks.siren import grid
+from tasks.networks.siren import pixel_grid
 from tasks.shards import SPLITS
 
-# The middle of a pixel's range, which a network does not have to learn.
+# Subtracted from pixels in [0, 1], so that networks need not learn it.
 MIDDLE = 0.5
 SINES = "sines"
-# Amplitudes and frequencies are uniform between 0 and this number (Navon et al. 2023,
-# section 7.2).
-LARGEST = 10.0
+# Upper bound of amplitudes and frequencies, which are uniform from 0 (Navon et al.
+# 2023, section 7.2).
+MAXIMUM = 10.0
 SAMPLES = 512
 
 
 class Signals(Protocol):
-    """Signals of one split. points: where values are known, (n, d)."""
+    """Signals of one split. points: coordinates of the values, (n, d)."""
 
     @property
     def points(self) -> Tensor: ...
@@ -33,23 +33,23 @@ class Signals(Protocol):
     def __len__(self) -> int: ...
 
     def values(self, index: Tensor) -> Tensor:
-        """Of some signals, (k,), about zero: (k, channels, n)."""
+        """Values of signals (k,), centred at zero: (k, channels, n)."""
         ...
 
     def columns(self, index: Tensor) -> dict[str, Tensor]:
-        """What is known of them, (k,) each."""
+        """Properties of signals, (k,) each."""
         ...
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images less the middle of their range; they have a class, "label"."""
+    """Images minus `MIDDLE`, with their label."""
 
     split: Split
 
     @property
     def points(self) -> Tensor:
-        return grid(*self.split.images.shape[-2:])
+        return pixel_grid(*self.split.images.shape[-2:])
 
     def __len__(self) -> int:
         return len(self.split)
@@ -63,7 +63,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Sines:
-    """a / `LARGEST` sin(b pi t) for t in [-1, 1], of amplitudes a and frequencies b,
+    """a / `MAXIMUM` sin(b pi t) for t in [-1, 1], with amplitudes a and frequencies b,
     (n,) each."""
 
     amplitudes: Tensor
@@ -78,7 +78,7 @@ class Sines:
 
     def values(self, index: Tensor) -> Tensor:
         angles = self.frequencies[index, None] * pi * self.points.squeeze(1)
-        return (self.amplitudes[index, None] / LARGEST * angles.sin()).unsqueeze(1)
+        return (self.amplitudes[index, None] / MAXIMUM * angles.sin()).unsqueeze(1)
 
     def columns(self, index: Tensor) -> dict[str, Tensor]:
         return {
@@ -89,33 +89,31 @@ class Sines:
 
 
 def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, Signals]:
-    """The splits of a data set of images, or of "sines", of which as many are made as
-    asked for.
+    """The splits of an image data set, or of "sines", which are generated.
 
     counts: signals of every split.
 
-    Raises ValueError for an unknown name, or if a data set has fewer.
+    Raises ValueError for an unknown name, or if a split of a data set has fewer images.
     """
+    signals: dict[str, Signals] = {}
     if name == SINES:
-        return {
-            split: _sines(counts[split], seed, place)
-            for place, split in enumerate(SPLITS)
-        }
+        for number, split in enumerate(SPLITS):
+            signals[split] = _random_sines(counts[split], seed, number)
+        return signals
     if name not in DATASETS:
         expected = ", ".join(map(repr, (*DATASETS, SINES)))
         raise ValueError(f"data: expected one of {expected}; got '{name}'")
     data = load_dataset(name)
-    found: dict[str, Signals] = {
-        split: Images(getattr(data, split)) for split in SPLITS
-    }
-    for split, signals in found.items():
-        if counts[split] > len(signals):
+    for split in SPLITS:
+        images = Images(getattr(data, split))
+        if counts[split] > len(images):
             raise ValueError(
-                f"{split}: expected at most {len(signals)} images; got {counts[split]}"
+                f"{split}: expected at most {len(images)} images; got {counts[split]}"
             )
-    return found
+        signals[split] = images
+    return signals
 
 
-def _sines(count: int, seed: int, place: int) -> Sines:
-    with seeded(seed, 20, place):
-        return Sines(*(LARGEST * torch.rand(2, count)))
+def _random_sines(count: int, seed: int, split_number: int) -> Sines:
+    with seeded(seed, 20, split_number):
+        return Sines(*(MAXIMUM * torch.rand(2, count)))

@@ -1,5 +1,4 @@
-"""What networks of a zoo are and how they are trained, drawn from random numbers of
-each run."""
+"""Zoos: random architectures and training settings of their networks."""
 
 from __future__ import annotations
 
@@ -9,22 +8,23 @@ from math import exp, log
 from random import Random
 from typing import Any
 
-from tasks.networks.cnn import describe
+from tasks.networks.cnn import CNNConfig
 
 OPTIMIZERS = ("sgd", "adam", "rmsprop")
 INITS = ("default", "glorot", "he", "orthogonal", "normal")
 FRACTIONS = (0.1, 0.25, 0.5, 1.0)
 WILD_ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu")
+RELU_LIKE = ("relu", "gelu", "silu")
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training.
+class TrainingRecipe:
+    """One network and how it is trained.
 
-    architecture: see `tasks.networks.architectures`.
-    init: of weights, "default" for the layers' own; init_std is that of "normal".
+    architecture: a description, see `tasks.networks.architectures`.
+    init: of weights; "default" is that of the layers. init_std: of "normal".
     l2: weight decay that is part of the gradient.
-    fraction: of the training images.
+    fraction: of the training images that is used.
     """
 
     architecture: Mapping[str, Any]
@@ -39,9 +39,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Zoo:
-    """What runs are drawn from.
+    """A distribution of recipes.
 
-    channels: of images, 1 for gray ones. lr: the range, of uniform logarithms.
+    channels: of the images, 1 for gray ones.
+    architecture: draws a description.
+    lr: range of the learning rate, whose logarithm is uniform.
     """
 
     channels: int
@@ -49,14 +51,14 @@ class Zoo:
     inits: Sequence[str]
     lr: tuple[float, float]
 
-    def run(self, random: Random) -> Run:
-        """Settings as in Unterthiner et al. 2020, appendix A.
+    def sample_recipe(self, random: Random) -> TrainingRecipe:
+        """Draws a recipe as in Unterthiner et al. 2020, appendix A.
 
-        Trainings are short here, so that learning rates are not so small (there from
-        5e-4), L2 (to 1e-2) and dropout (to .7) not so strong, and half of the runs have
-        no dropout.
+        Trainings are shorter here. So learning rates are higher than there (from 5e-4),
+        L2 (to 1e-2) and dropout (to 0.7) are weaker, and half of the runs have no
+        dropout.
         """
-        return Run(
+        return TrainingRecipe(
             architecture=self.architecture(random),
             optimizer=random.choice(OPTIMIZERS),
             init=random.choice(self.inits),
@@ -72,103 +74,130 @@ def log_uniform(random: Random, low: float, high: float) -> float:
     return exp(random.uniform(log(low), log(high)))
 
 
-def small(random: Random) -> dict[str, Any]:
+def same_paddings(kernels: Sequence[int]) -> list[int]:
+    """Paddings that keep the size of a map where the stride is 1."""
+    return [kernel // 2 for kernel in kernels]
+
+
+def small_cnn(random: Random) -> dict[str, Any]:
     """Three convolutions of 16 channels: 4,970 parameters (Unterthiner et al. 2020)."""
-    return describe(
+    config = CNNConfig(
         channels=[1, 16, 16, 16],
         kernels=[3, 3, 3],
         strides=[2, 2, 2],
-        activations=[random.choice(("relu", "tanh"))] * 3,
         paddings=[0, 0, 0],
+        activations=[random.choice(("relu", "tanh"))] * 3,
+        skips=[None] * 3,
     )
+    return config.description()
 
 
-def wild_park(random: Random) -> dict[str, Any]:
-    """Layers that differ in every way (Kofinas et al. 2024, appendix E).
+def wild_park_cnn(random: Random) -> dict[str, Any]:
+    """All layers differ (Kofinas et al. 2024, appendix E).
 
-    There strides are 1; here two of 2 let them be trained in seconds.
+    Strides are 1 there. Here the first two are 2, so that a training takes seconds.
     """
     layers = random.randint(2, 5)
-    return describe(
-        channels=[1, *random.choices((4, 8, 16, 32), k=layers)],
-        kernels=random.choices((3, 5, 7), k=layers),
+    channels = [1, *random.choices((4, 8, 16, 32), k=layers)]
+    kernels = random.choices((3, 5, 7), k=layers)
+    activations = random.choices(WILD_ACTIVATIONS, k=layers)
+    skips = []
+    for layer in range(layers):
+        # not from the previous layer, which is connected anyway
+        skips.append(random.choice((None, *range(layer - 1))))
+    config = CNNConfig(
+        channels=channels,
+        kernels=kernels,
         strides=[2, 2, 1, 1, 1][:layers],
-        activations=random.choices(WILD_ACTIVATIONS, k=layers),
-        # from any layer but the one before, which is there anyway
-        skips=[random.choice((None, *range(layer - 1))) for layer in range(layers)],
+        paddings=same_paddings(kernels),
+        activations=activations,
+        skips=skips,
     )
+    return config.description()
 
 
-def diverse(random: Random) -> dict[str, Any]:
+def diverse_network(random: Random) -> dict[str, Any]:
     """Networks of five families (Lim et al. 2024, section 4.1)."""
-    families = normed_cnn, sequence_cnn, residual, deep_sets, vit
+    families = normed_cnn, sequence_cnn, residual_cnn, deep_sets, vit
     return random.choice(families)(random)
 
 
 def normed_cnn(random: Random) -> dict[str, Any]:
     layers = random.randint(2, 4)
-    return describe(
-        channels=[3, *random.choices((8, 16, 24), k=layers)],
-        kernels=random.choices((3, 5), k=layers),
+    channels = [3, *random.choices((8, 16, 24), k=layers)]
+    kernels = random.choices((3, 5), k=layers)
+    config = CNNConfig(
+        channels=channels,
+        kernels=kernels,
         strides=[2, 2, 1, 1][:layers],
-        activations=[random.choice(("relu", "gelu", "silu"))] * layers,
+        paddings=same_paddings(kernels),
+        activations=[random.choice(RELU_LIKE)] * layers,
+        skips=[None] * layers,
         norm=random.choice(("batch", "group")),
     )
+    return config.description()
 
 
 def sequence_cnn(random: Random) -> dict[str, Any]:
-    """Convolutions of one dimension, over the pixels row after row."""
+    """One-dimensional convolutions over the pixels row after row."""
     layers = random.randint(2, 4)
-    return describe(
-        channels=[3, *random.choices((8, 16, 32), k=layers)],
-        kernels=random.choices((5, 9), k=layers),
+    channels = [3, *random.choices((8, 16, 32), k=layers)]
+    kernels = random.choices((5, 9), k=layers)
+    config = CNNConfig(
+        channels=channels,
+        kernels=kernels,
         strides=[4, 4, 2, 1][:layers],
-        activations=[random.choice(("relu", "gelu", "silu"))] * layers,
+        paddings=same_paddings(kernels),
+        activations=[random.choice(RELU_LIKE)] * layers,
+        skips=[None] * layers,
         norm=random.choice((None, "batch", "group")),
         dimensions=1,
     )
+    return config.description()
 
 
-def residual(random: Random) -> dict[str, Any]:
-    """A first layer, then blocks of two with a skip around each, the second of half the
+def residual_cnn(random: Random) -> dict[str, Any]:
+    """One layer, then residual blocks of two layers. The second block halves the
     side."""
     width = random.choice((8, 12, 16))
     blocks = random.randint(1, 2)
     layers = 1 + 2 * blocks
-    skips = [None if layer % 2 or not layer else layer - 2 for layer in range(layers)]
-    return describe(
+    kernels = [3] * layers
+    config = CNNConfig(
         channels=[3, width, width, width, 2 * width, 2 * width][: 1 + layers],
-        kernels=[3] * layers,
+        kernels=kernels,
         strides=[2, 2, 1, 2, 1][:layers],
+        paddings=same_paddings(kernels),
         activations=["relu"] * layers,
-        skips=skips,
+        skips=[None, None, 0, None, 2][:layers],
         norm=random.choice(("batch", "group")),
     )
+    return config.description()
 
 
 def deep_sets(random: Random) -> dict[str, Any]:
     layers = random.randint(2, 4)
-    widths = random.choices((16, 24, 32), k=layers)
-    activation = random.choice(("relu", "gelu", "silu"))
     return {
         "kind": "deep-sets",
         "channels": 3,
-        "widths": widths,
-        "activation": activation,
+        "widths": random.choices((16, 24, 32), k=layers),
+        "activation": random.choice(RELU_LIKE),
     }
 
 
 def vit(random: Random) -> dict[str, Any]:
-    sizes = {
+    return {
+        "kind": "vit",
+        "channels": 3,
         "width": random.choice((16, 24, 32)),
         "depth": random.randint(1, 3),
+        "heads": random.choice((2, 4)),
+        "patch": random.choice((4, 8)),
     }
-    parts = {"heads": random.choice((2, 4)), "patch": random.choice((4, 8))}
-    return {"kind": "vit", "channels": 3, **sizes, **parts}
 
 
 ZOOS = {
-    "small": Zoo(1, small, INITS, (1e-3, 3e-2)),
-    "wild-park": Zoo(1, wild_park, INITS, (1e-3, 3e-2)),
-    "diverse": Zoo(3, diverse, INITS[:1], (3e-4, 1e-2)),
+    "small": Zoo(1, small_cnn, INITS, (1e-3, 3e-2)),
+    "wild-park": Zoo(1, wild_park_cnn, INITS, (1e-3, 3e-2)),
+    "diverse": Zoo(3, diverse_network, INITS[:1], (3e-4, 1e-2)),
 }

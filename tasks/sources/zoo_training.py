@@ -1,4 +1,4 @@
-"""Trains one network of a zoo, and keeps it at several steps."""
+"""Trains one network of a zoo, and stores it at several steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harness.image_datasets import Split, batch_indices
 from tasks.networks.architectures import make_module
-from tasks.sources.zoo_recipes import Run
+from tasks.sources.zoo_recipes import TrainingRecipe
 
 MOMENTUM = 0.9
 """Of SGD."""
@@ -38,45 +38,45 @@ class Checkpoint(NamedTuple):
 
 
 def train(
-    run: Run,
+    recipe: TrainingRecipe,
     images: Split,
     test: Split,
     steps: Sequence[int],
     batch_size: int,
     seed: int,
 ) -> list[Checkpoint] | None:
-    """The network after each of so many steps; None if it diverged.
+    """The network after each number of steps; None if the training diverged.
 
     Weights and dropout are drawn from torch's random numbers, batches from the seed.
     """
-    model = make_module(run.architecture, dropout=run.dropout)
-    initialise(model, run)
+    model = make_module(recipe.architecture, dropout=recipe.dropout)
+    initialise(model, recipe)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = OPTIMIZERS[run.optimizer](
-        model.parameters(), lr=run.lr, weight_decay=run.l2
-    )
-    used = int(run.fraction * len(images))
-    found = []
+    make_optimizer = OPTIMIZERS[recipe.optimizer]
+    optimizer = make_optimizer(model.parameters(), lr=recipe.lr, weight_decay=recipe.l2)
+    used = int(recipe.fraction * len(images))
+    checkpoints = []
     for step in range(steps[-1]):
-        pixels, labels = images.batch(
-            batch_indices(used, batch_size, seed=seed, step=step)
-        )
+        index = batch_indices(used, batch_size, seed=seed, step=step)
+        pixels, labels = images.batch(index)
         optimizer.zero_grad()
         F.cross_entropy(model(pixels), labels).backward()
         optimizer.step()
         if step + 1 in steps:
             if not is_finite(model):
                 return None
-            found.append(Checkpoint(step + 1, accuracy(model, test), parameters(model)))
-    return found
+            checkpoint = Checkpoint(step + 1, accuracy(model, test), parameters(model))
+            checkpoints.append(checkpoint)
+    return checkpoints
 
 
-def initialise(model: nn.Module, run: Run) -> None:
-    """Draws weights of convolutions and linear layers as the run says; their biases
-    become zero."""
-    if run.init == "default":
+def initialise(model: nn.Module, recipe: TrainingRecipe) -> None:
+    """Initialises weights of convolutions and linear layers as in the recipe; their
+    biases become zero."""
+    if recipe.init == "default":
         return
-    init = INITS.get(run.init, partial(nn.init.normal_, std=run.init_std))
+    normal = partial(nn.init.normal_, std=recipe.init_std)
+    init = INITS.get(recipe.init, normal)
     for module in model.modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
             init(module.weight)
@@ -86,7 +86,7 @@ def initialise(model: nn.Module, run: Run) -> None:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, test: Split) -> float:
-    """Share of images whose label has the largest output, without dropout."""
+    """Top-1 accuracy, without dropout."""
     model.eval()
     correct = 0
     for indices in torch.arange(len(test)).split(TEST_BATCH):

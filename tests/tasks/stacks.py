@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from ngopt import build_graph
 from tasks.learning.catalogue import MODELS
 from tasks.models.base import NetworkModel
-from tasks.networks.architectures import Architecture, Stack, architecture_of
-from tasks.networks.subject import Subject
+from tasks.networks.architectures import Architecture, NetworkStack, architecture_of
+from tasks.networks.cnn import CNNConfig
+from tasks.networks.input_network import InputNetwork
 from tasks.shards import Networks
 from tests.equivariance import permute, random_permutations
 
 GRAPHS = ("ng-gnn", "ng-t", "gmn")
 
 
-class SmallCNN(Subject):
+class SmallCNN(InputNetwork):
     """Kernels of two sizes, a layer without biases, a mean over space."""
 
     def __init__(self):
@@ -29,18 +30,43 @@ class SmallCNN(Subject):
         self.second = nn.Conv2d(3, 2, (1, 2), bias=False)
         self.last = nn.Linear(2, 2)
 
-    def example(self) -> Tensor:
+    def example_input(self) -> Tensor:
         return torch.zeros(1, 1, 5, 6)
 
-    def neurons(self, x: Tensor) -> list[Tensor | None]:
+    def group_activations(self, x: Tensor) -> list[Tensor | None]:
         first = self.first(x).relu()
         second = self.second(first).relu()
         return [x, first, second, self.last(second.mean((2, 3)))]
 
 
-def architecture_of_module(module: Subject) -> Architecture:
+def cnn_description(
+    channels: Sequence[int],
+    kernels: Sequence[int],
+    strides: Sequence[int],
+    activations: Sequence[str],
+    **more: Any,
+) -> dict[str, Any]:
+    """Of a `CNN` with "same" paddings and without skips, unless given."""
+    layers = {
+        "paddings": [kernel // 2 for kernel in kernels],
+        "skips": [None] * len(kernels),
+        **more,
+    }
+    config = CNNConfig(
+        channels=channels,
+        kernels=kernels,
+        strides=strides,
+        activations=activations,
+        **layers,
+    )
+    return config.description()
+
+
+def architecture_of_module(module: InputNetwork) -> Architecture:
     """That of a module which no description makes."""
-    return Architecture({"kind": "test"}, module, build_graph(module, module.example()))
+    return Architecture(
+        {"kind": "test"}, module, build_graph(module, module.example_input())
+    )
 
 
 @cache
@@ -52,7 +78,9 @@ def siren_architecture(*widths: int) -> Architecture:
     return architecture_of({"kind": "siren", "widths": list(widths)})
 
 
-def random_stack(architecture: Architecture, count: int = 4, seed: int = 0) -> Stack:
+def random_stack(
+    architecture: Architecture, count: int = 4, seed: int = 0
+) -> NetworkStack:
     """Networks of random parameters, float64, of another mean and scale in every
     tensor."""
     generator = torch.Generator().manual_seed(seed)
@@ -62,15 +90,15 @@ def random_stack(architecture: Architecture, count: int = 4, seed: int = 0) -> S
             count, *spec.shape, generator=generator, dtype=torch.float64
         )
         values.append(0.1 * (k + (1 + k) * normal))
-    return Stack(architecture, values)
+    return NetworkStack(architecture, values)
 
 
-def siren_stack(*widths: int, count: int = 4) -> Stack:
+def siren_stack(*widths: int, count: int = 4) -> NetworkStack:
     return random_stack(siren_architecture(*widths), count)
 
 
 def moved(
-    stack: Stack,
+    stack: NetworkStack,
     values: Sequence[Tensor],
     roles: Sequence[str] = ("hidden",),
 ) -> list[Tensor]:
@@ -86,14 +114,16 @@ def moved(
     return [torch.stack(some).unflatten(0, batch) for some in zip(*found, strict=True)]
 
 
-def moved_stack(stack: Stack, roles: Sequence[str] = ("hidden",)) -> Stack:
+def moved_stack(
+    stack: NetworkStack, roles: Sequence[str] = ("hidden",)
+) -> NetworkStack:
     return stack._replace(params=moved(stack, stack.params, roles))
 
 
 def fitted(
-    name: str, *stacks: Stack, d_out: int = 3, edits: bool = False, **sizes: Any
+    name: str, *stacks: NetworkStack, d_out: int = 3, edits: bool = False, **sizes: Any
 ) -> NetworkModel:
-    """A model for such networks, float64, from the same random numbers at every call."""
+    """A model of such networks, float64, from the same seed at every call."""
     torch.manual_seed(0)
     Config, model = MODELS[name]
     architectures = [stack.architecture for stack in stacks]
@@ -107,5 +137,5 @@ def far(a: Tensor, b: Tensor) -> bool:
 
 
 def outputs_of(networks: Networks, inputs: Tensor) -> Tensor:
-    stack = Stack.of(networks)
+    stack = NetworkStack.from_networks(networks)
     return stack.architecture.outputs(stack.params, inputs)

@@ -38,7 +38,7 @@ def test_accuracy_is_the_share_of_classes_that_are_right(config):
     labels = lesson.data["validation"].labels
 
     class Oracle(torch.nn.Module):
-        """It knows the first four networks, and says one class too high of the others."""
+        """Right on the first four networks, one class too high on the others."""
 
         def forward(self, stack):
             wrong = torch.arange(len(labels)) >= 4

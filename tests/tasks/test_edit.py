@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from harness.image_datasets import ImageDataset, Split
-from tasks import edit
-from tasks.edit import Config, Editing, contrasted, dilated, run
+from tasks import edit, edit_images
+from tasks.edit import Config, Editing, run
+from tasks.edit_images import contrasted, dilated
 from tasks.learning.training import TrainingConfig
 from tasks.published import PublishedConfig, bring
 from tasks.sources import published_inrs
@@ -19,7 +20,7 @@ def config(data, tmp_path, clock, monkeypatch):
     images = torch.randint(256, (48, 1, 28, 28), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.zeros(48, dtype=torch.int64), (0.0,), (1.0,))
     monkeypatch.setattr(
-        edit,
+        edit_images,
         "load_dataset",
         lambda name: ImageDataset(name, 10, split, split, split),
     )
@@ -68,7 +69,7 @@ def test_outputs_are_networks_whose_images_are_averaged(config):
         for k in range(3)
     ]
     expected = torch.stack(each).mean(0).mT + 0.5
-    torch.testing.assert_close(lesson.rendered(stack, params, lesson.points), expected)
+    torch.testing.assert_close(lesson.render(stack, params, lesson.points), expected)
 
 
 @torch.no_grad()
@@ -79,7 +80,7 @@ def test_what_moves_nothing_renders_what_was_there(config):
         lesson.data["validation"].stack,
         lesson.targets["validation"],
     )
-    expected = (lesson.unedited(stack) - targets).square().mean().item()
+    expected = (lesson.unedited_images(stack) - targets).square().mean().item()
     assert lesson.score() == pytest.approx(-expected, rel=1e-4)
 
 
@@ -128,7 +129,7 @@ def test_published_networks_are_compared_with_what_they_render(config, published
     lesson = Editing(replace(config(), data=str(published)))
     assert lesson.targets["train"].shape == (16, 1, 28, 28)
     stack = lesson.data["test"].stack
-    rendered = lesson.unedited(stack).clamp(0, 1)
+    rendered = lesson.unedited_images(stack).clamp(0, 1)
     assert torch.equal(lesson.targets["test"], dilated(rendered))
 
 
@@ -139,7 +140,7 @@ def test_published_networks_are_edited_from_the_command_line(config, published):
 
 
 def test_published_networks_are_numbered_by_all_images_of_a_data_set(config, published):
-    known = edit.load_dataset("mnist").train.images.float() / 255
+    known = edit_images.load_dataset("mnist").train.images.float() / 255
     asked = replace(config(), data=str(published), originals="mnist")
     targets = Editing(asked).targets
     assert torch.equal(targets["test"], dilated(known[20:24]))
@@ -185,9 +186,9 @@ def test_networks_of_other_channels_than_the_images(config, tmp_path, monkeypatc
 
 
 def test_images_that_the_data_set_does_not_have(config, monkeypatch):
-    known = edit.load_dataset("mnist")
+    known = edit_images.load_dataset("mnist")
     few = replace(known.test, images=known.test.images[:5])
     few_images = replace(known, test=few)
-    monkeypatch.setattr(edit, "load_dataset", lambda name: few_images)
+    monkeypatch.setattr(edit_images, "load_dataset", lambda name: few_images)
     with pytest.raises(ValueError, match="index: expected 0 to 4; got 5"):
         Editing(config())

@@ -8,7 +8,7 @@ from harness.distributed import Ranks
 from harness.image_datasets import ImageDataset, Split
 from tasks import inr
 from tasks.inr import FitConfig, ShowConfig, fit, fit_all, layers_of, show
-from tasks.networks.siren import grid, render
+from tasks.networks.siren import pixel_grid, render
 from tasks.shards import (
     read_manifest,
     read_shard,
@@ -23,7 +23,7 @@ from tasks.sources.generation import jobs, missing
 def smooth_images(count, side=6):
     """Waves of random directions, uint8."""
     generator = torch.Generator().manual_seed(0)
-    angles = (grid(side, side) @ torch.randn(2, count, generator=generator)).T
+    angles = (pixel_grid(side, side) @ torch.randn(2, count, generator=generator)).T
     return (127 * (1 + angles.sin())).to(torch.uint8).view(count, 1, side, side)
 
 
@@ -52,17 +52,17 @@ def config(tmp_path, monkeypatch):
 def test_networks_say_what_the_images_show():
     images = smooth_images(3).float() / 255
     torch.manual_seed(0)
-    points = grid(6, 6)
+    points = pixel_grid(6, 6)
     values = images.flatten(2) - 0.5
     params, psnr = fit(points, values, (2, 16, 16, 1), steps=200, lr=3e-3)
-    rendered = render(*layers_of(params), grid(6, 6)).view_as(images) + 0.5
+    rendered = render(*layers_of(params), pixel_grid(6, 6)).view_as(images) + 0.5
     mse = (rendered - images).square().mean((1, 2, 3))
     torch.testing.assert_close(psnr, -10 * mse.log10(), rtol=1e-3, atol=0)
     assert psnr.min() > 40
 
 
 def test_a_network_does_not_depend_on_those_beside_it():
-    points = grid(6, 6)
+    points = pixel_grid(6, 6)
     values = smooth_images(3).float().flatten(2) / 255
     torch.manual_seed(0)
     together, _ = fit(points, values, (2, 4, 1), 10, 3e-3)
@@ -175,7 +175,9 @@ def test_a_shard_is_read_back(config, capsys):
     fit_all(config)
     (networks,) = read_shard(inr.Path(config.folder) / "test-00000.safetensors")
     images = smooth_images(7)[:2].float() / 255
-    rendered = render(*layers_of(networks.params), grid(6, 6)).view_as(images) + 0.5
+    rendered = (
+        render(*layers_of(networks.params), pixel_grid(6, 6)).view_as(images) + 0.5
+    )
     mse = (rendered - images).square().mean((1, 2, 3))
     torch.testing.assert_close(
         networks.columns["psnr"], -10 * mse.log10(), rtol=1e-4, atol=1e-3

@@ -7,7 +7,7 @@ import torch
 
 from tasks import predict
 from tasks.learning.training import TrainingConfig
-from tasks.networks.collection import read_collection
+from tasks.networks.network_dataset import read_network_dataset
 from tasks.predict import Config, Prediction, is_narrow, r2, run, tau
 
 
@@ -59,8 +59,8 @@ def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, prob
 
 
 def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch):
-    whole = read_collection(config.data, "train")
-    monkeypatch.setattr(predict, "read_collection", lambda *_: whole)
+    whole = read_network_dataset(config.data, "train")
+    monkeypatch.setattr(predict, "read_network_dataset", lambda *_: whole)
     lesson = Prediction(replace(config, widest=16))
     assert all(is_narrow(stack, 16) for stack in lesson.data["train"].stacks)
     assert not any(is_narrow(stack, 16) for stack in lesson.data["test"].stacks)
@@ -70,17 +70,17 @@ def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch)
 
 def test_fewer_networks_are_trained_with(config):
     lesson = Prediction(replace(config, limit=3))
-    whole = read_collection(config.data, "train")
+    whole = read_network_dataset(config.data, "train")
     accuracies = lesson.data["train"].columns["accuracy"]
-    assert torch.equal(accuracies, whole.thinned(3).columns["accuracy"])
+    assert torch.equal(accuracies, whole.subset(3).columns["accuracy"])
     assert len(accuracies) == 3
-    assert len(lesson.data["test"]) == len(read_collection(config.data, "test"))
+    assert len(lesson.data["test"]) == len(read_network_dataset(config.data, "test"))
 
 
 def test_there_must_be_networks_of_both_widths(config):
     with pytest.raises(
         ValueError,
-        match="widest: split 'train': expected networks on their side of 1; got none",
+        match="widest: expected narrow networks in split 'train' .* of 1; got none",
     ):
         Prediction(replace(config, widest=1))
 
@@ -108,9 +108,9 @@ def test_only_steps_on_networks_of_one_architecture_are_compiled(
         match="compiled: expected networks of one architecture; got 2",
     ):
         Prediction(replace(config, compiled=True))
-    whole = read_collection(config.data, "train")
-    one = whole.where(lambda stack: stack is whole.stacks[0])
-    monkeypatch.setattr(predict, "read_collection", lambda *_: one)
+    whole = read_network_dataset(config.data, "train")
+    one = whole.filter(lambda stack: stack is whole.stacks[0])
+    monkeypatch.setattr(predict, "read_network_dataset", lambda *_: one)
     losses = []
     for compiled in (False, True):
         lesson = Prediction(replace(config, compiled=compiled))

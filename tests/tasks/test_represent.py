@@ -9,10 +9,10 @@ from tasks.learning.training import TrainingConfig
 from tasks.represent import (
     Config,
     Representation,
-    contrast,
-    linear_map,
+    contrastive_loss,
+    regression_targets,
+    ridge_regression,
     run,
-    targets_of,
 )
 
 
@@ -43,17 +43,17 @@ def test_a_training_says_what_a_linear_map_knows(config, tmp_path, data):
 
 def test_partners_that_agree_cost_nothing_and_those_that_are_all_alike_a_guess():
     corners = torch.eye(4)
-    assert contrast(corners, corners, temperature=0.01).item() == pytest.approx(
+    assert contrastive_loss(corners, corners, temperature=0.01).item() == pytest.approx(
         0, abs=1e-6
     )
     same = torch.ones(4, 1)
-    assert contrast(same, same, temperature=0.5).item() == pytest.approx(log(7))
+    assert contrastive_loss(same, same, temperature=0.5).item() == pytest.approx(log(7))
 
 
 def test_a_copy_keeps_most_and_has_the_rest_at_its_mean(config):
     lesson = Representation(replace(config, noise=0.0, masked=0.3))
     stack = lesson.stacks["train"]
-    copy = lesson.damaged(stack).params[2]
+    copy = lesson.noisy_copy(stack).params[2]
     is_kept = copy == stack.params[2]
     is_mean = copy == lesson.means[2]
     assert (is_kept | is_mean).all()
@@ -64,7 +64,7 @@ def test_the_linear_map_is_the_one_that_made_the_targets():
     known = torch.randn(50, 4, dtype=torch.float64)
     true = torch.randn(4, 2, dtype=torch.float64)
     torch.testing.assert_close(
-        linear_map(known, known @ true), true, rtol=1e-2, atol=1e-2
+        ridge_regression(known, known @ true), true, rtol=1e-2, atol=1e-2
     )
 
 
@@ -73,7 +73,7 @@ def test_networks_of_which_nothing_is_known_are_refused():
         ValueError,
         match="expected columns amplitude, frequency, or label; got psnr",
     ):
-        targets_of({"psnr": torch.ones(2)})
+        regression_targets({"psnr": torch.ones(2)})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from harness.distributed import Ranks
 from harness.image_datasets import ImageDataset, Split
 from tasks import zoo
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 from tasks.shards import (
     SPLITS,
     read_manifest,
@@ -118,7 +118,7 @@ def test_accuracies_are_those_of_the_networks_in_the_shard(config):
     best = 0.0
     for split in SPLITS:
         for networks in read_split(zoo.Path(config.folder), split):
-            stack = Stack.of(networks)
+            stack = NetworkStack.from_networks(networks)
             outputs = stack.architecture.outputs(stack.params, images)
             found = (outputs.argmax(2) == labels).float().mean(1)
             torch.testing.assert_close(
@@ -207,7 +207,7 @@ def test_the_small_sets_of_the_tests_have_what_their_manifests_say(name):
         assert runs == set(range(job.start, job.stop))
         assert sum(map(len, groups)) == row["networks"] == 2 * len(runs)
         for group in groups:
-            stack = Stack.of(group)
+            stack = NetworkStack.from_networks(group)
             assert stack.architecture.graph.numel == sum(
                 p[0].numel() for p in stack.params
             )

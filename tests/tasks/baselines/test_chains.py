@@ -11,7 +11,7 @@ from torch.func import functional_call, jacrev
 from tasks.baselines.chains import chain_with_fixed_ends, chain_with_moving_ends
 from tasks.baselines.equivariant import EquivariantConfig
 from tasks.baselines.nfn import NFNHNP, NFNNP
-from tasks.networks.architectures import Stack
+from tasks.networks.architectures import NetworkStack
 from tests.equivariance import permute
 from tests.tasks.stacks import (
     cnn_architecture,
@@ -34,7 +34,7 @@ def test_what_is_read_and_written_again_is_the_same(make, fold):
     stack = random_stack(make())
     chain = fold(stack.architecture.graph)
     for found, value in zip(
-        chain.write(chain.read(stack.params), 1), stack.params, strict=True
+        chain.scatter(chain.gather(stack.params), 1), stack.params, strict=True
     ):
         assert torch.equal(found.squeeze(1), value)
 
@@ -43,7 +43,7 @@ def test_ends_that_stay_are_features_of_the_neurons_beside_them():
     stack = random_stack(siren_architecture(2, 5, 4, 3))
     chain = chain_with_fixed_ends(stack.architecture.graph)
     first, first_bias, _, bias, last, last_bias = stack.params
-    weights, nodes, whole = chain.read(stack.params)
+    weights, nodes, whole = chain.gather(stack.params)
     assert [parts.number for parts in weights.blocks] == [1]
     assert torch.equal(nodes[0], torch.cat([first_bias.unsqueeze(-1), first], -1))
     assert torch.equal(nodes[1], torch.cat([bias.unsqueeze(-1), last.mT], -1))
@@ -84,7 +84,7 @@ def maps_of(editor, architecture):
     """
     graph = architecture.graph
     basis = torch.cat([torch.eye(graph.numel), torch.zeros(1, graph.numel)]).double()
-    stack = Stack(architecture, graph.unflatten(basis, batch_dims=1))
+    stack = NetworkStack(architecture, graph.unflatten(basis, batch_dims=1))
 
     def updates(own):
         found = functional_call(Updates(editor), own, (stack,))

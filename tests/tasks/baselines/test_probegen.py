@@ -27,7 +27,7 @@ def test_networks_of_other_inputs_or_outputs_are_refused():
     images = random_stack(cnn_architecture())
     with pytest.raises(ValueError, match=r"\(2,\) and 1 outputs; got \(2,\) and 3"):
         probegen(points.architecture)(siren_stack(2, 5, 3))
-    message = r"probegen: expected networks of inputs \(2,\) and 1 outputs; got \(1, 5, 6\) and 2"
+    message = r"networks of inputs \(2,\) and 1 outputs; got \(1, 5, 6\) and 2"
     with pytest.raises(ValueError, match=message):
         probegen(points.architecture)(images)
     with pytest.raises(ValueError, match=message):

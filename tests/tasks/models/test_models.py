@@ -1,4 +1,4 @@
-"""What holds for all models: shapes, symmetries, what they refuse, and that they learn."""
+"""All models: shapes, symmetries, errors, and that they learn."""
 
 from functools import cache
 
@@ -9,8 +9,9 @@ from torch.nn.functional import mse_loss
 
 from ngopt import build_graph
 from tasks.learning.catalogue import MODELS
-from tasks.models import graph_models
-from tasks.models.graph_models import in_own_units, largest_kernel
+from tasks.models import graph_model
+from tasks.models.graph_model import largest_kernel
+from tasks.models.value_features import divide_by_rms
 from tasks.networks.siren import Siren
 from tests.tasks.stacks import (
     GRAPHS,
@@ -213,8 +214,8 @@ def test_what_is_not_tied_reads_networks_of_several_architectures(name):
 def test_pieces_are_the_same_networks(name, stack, monkeypatch):
     model = fitted(name, stack)
     edges = model.parts(stack.architecture).edges
-    monkeypatch.setattr(graph_models, "COMPILED_AT_ONCE", 2 * edges)
-    pieces = model.pieces(stack)
+    monkeypatch.setattr(graph_model, "COMPILED_EDGES_PER_CALL", 2 * edges)
+    pieces = model.chunks(stack)
     assert {piece.count for piece in pieces} <= {1, 2}
     said = torch.cat([model(piece) for piece in pieces])
     torch.testing.assert_close(said, model(stack))
@@ -236,7 +237,7 @@ def test_a_mixture_of_architectures_is_read_as_each_of_them(
     name, sizes, at_once, monkeypatch
 ):
     """Whether all are read in one call, or one network after the other."""
-    monkeypatch.setattr(graph_models, "AT_ONCE", at_once)
+    monkeypatch.setattr(graph_model, "EDGES_PER_CALL", at_once)
     stacks = siren_stack(2, 5, 4, 1), siren_stack(2, 7, 1), siren_stack(2, 5, 1)
     model = fitted(name, *stacks, **sizes)
     said = torch.cat([model(stack) for stack in stacks])
@@ -267,7 +268,7 @@ def test_kernels_lie_on_one_edge_up_to_a_size():
 def test_what_is_tied_says_so(name):
     stack = siren_stack(2, 5, 4, 1)
     other = siren_stack(2, 6, 4, 1)
-    message = rf"{name}: is tied .* expected parameters layers.0.weight \(5, 2\).*; got .* \(6, 2\)"
+    message = rf"{name}: is tied .* layers.0.weight \(5, 2\).*; got .* \(6, 2\)"
     with pytest.raises(ValueError, match=message):
         fitted(name, stack, other)
     with pytest.raises(ValueError, match=message):
@@ -296,7 +297,7 @@ def other_architecture(module):
 
 
 class Tanh(Siren):
-    def neurons(self, x):
+    def group_activations(self, x):
         *hidden, last = self.layers
         found = [x]
         for layer in hidden:
@@ -315,7 +316,7 @@ def test_what_is_tied_reads_networks_with_other_activations(name):
 class Skip(Siren):
     """Its first layer of sines is added to its second."""
 
-    def neurons(self, x):
+    def group_activations(self, x):
         first = torch.sin(self.layers[0](x))
         second = torch.sin(self.layers[1](first)) + first
         return [x, first, second, self.layers[2](second)]
@@ -351,9 +352,9 @@ def test_without_hidden_neurons_nothing_may_change_places(name):
 def test_sizes_of_values_are_a_feature_of_their_own():
     values = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     factors = torch.tensor([1.0, 1e3, 1e-2]).view(3, 1, 1)
-    relative, logarithms = in_own_units(values)
-    scaled, larger = in_own_units(factors * values)
+    relative, logarithms = divide_by_rms(values)
+    scaled, larger = divide_by_rms(factors * values)
     torch.testing.assert_close(scaled, relative)
     torch.testing.assert_close(larger - logarithms, factors.log().expand_as(values))
     torch.testing.assert_close(relative.square().mean((1, 2)), torch.ones(3))
-    assert all(x.isfinite().all() for x in in_own_units(torch.zeros(2, 3)))
+    assert all(x.isfinite().all() for x in divide_by_rms(torch.zeros(2, 3)))

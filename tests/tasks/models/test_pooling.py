@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
-from tasks.models.pooling import Pooling, common_outputs
+from tasks.models.pooling import AttentionPooling, common_outputs
 
 
 def graph_of(*outputs):
@@ -34,7 +34,7 @@ def turned(states, graph):
 @pytest.mark.parametrize(("outputs", "size"), [(5, (2 + 5) * 4), (None, (2 + 1) * 4)])
 def test_outputs_are_told_apart_where_all_networks_have_as_many(outputs, size):
     graph = graph_of(2, 3)
-    pooling, states = Pooling(4, 2, outputs), states_of(graph)
+    pooling, states = AttentionPooling(4, 2, outputs), states_of(graph)
     found = pooling(states, graph)
     assert found.shape == (5, size) == (5, pooling.size)
     other = pooling(turned(states, graph), graph)
@@ -43,7 +43,7 @@ def test_outputs_are_told_apart_where_all_networks_have_as_many(outputs, size):
 
 def test_of_one_output_both_say_the_same():
     graph = graph_of(1)
-    told, meant = Pooling(4, 2, 1), Pooling(4, 2, None)
+    told, meant = AttentionPooling(4, 2, 1), AttentionPooling(4, 2, None)
     told.load_state_dict(meant.state_dict())
     states = states_of(graph)
     assert torch.equal(told(states, graph), meant(states, graph))
@@ -52,7 +52,7 @@ def test_of_one_output_both_say_the_same():
 def test_another_number_of_outputs_is_refused():
     graph = graph_of(3)
     with pytest.raises(ValueError, match="networks of 2 outputs.*got 3"):
-        Pooling(4, 2, 2)(states_of(graph), graph)
+        AttentionPooling(4, 2, 2)(states_of(graph), graph)
 
 
 def test_common_outputs():

@@ -3,8 +3,8 @@ from math import log
 import pytest
 import torch
 
-from tasks.models import graph_models
-from tasks.models.probes import answers, statistics
+from tasks.models import graph_model
+from tasks.models.probes import mean_and_std, with_log_softmax
 from tests.tasks.stacks import (
     GRAPHS,
     far,
@@ -16,7 +16,7 @@ from tests.tasks.stacks import (
 
 def test_outputs_say_themselves_and_what_a_classifier_answers():
     values = torch.tensor([[[0.0, log(3.0)], [1.0, 1.0]]])
-    found = answers(values)
+    found = with_log_softmax(values)
     expected = [
         [0.0, 1.0, log(1 / 4), log(1 / 2)],
         [log(3.0), 1.0, log(3 / 4), log(1 / 2)],
@@ -26,13 +26,13 @@ def test_outputs_say_themselves_and_what_a_classifier_answers():
 
 def test_one_output_has_nothing_beside_it():
     values = torch.randn(2, 3, 1)
-    assert torch.equal(answers(values), statistics(values))
+    assert torch.equal(with_log_softmax(values), mean_and_std(values))
 
 
 def test_neurons_in_space_say_mean_and_deviation():
     values = torch.tensor([1.0, 3.0, 0.0, 0.0]).view(1, 1, 2, 2)
     expected = [[2.0, 1.0], [0.0, 0.0]]
-    assert statistics(values).tolist() == [expected]
+    assert mean_and_std(values).tolist() == [expected]
 
 
 @torch.no_grad()
@@ -64,23 +64,23 @@ def test_a_second_head_adds_what_it_reads_in_the_answers_of_all_outputs(name, st
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_second_head_may_learn_alone_at_first(name, stack, monkeypatch):
-    monkeypatch.setattr(graph_models, "COMPILED_AT_ONCE", 1)
+    monkeypatch.setattr(graph_model, "COMPILED_EDGES_PER_CALL", 1)
     sizes = {"probes": 3, "answer_layers": 1, "answers_first": 0.5}
     model = fitted(name, stack, **sizes)
-    answers = model.probes(stack).answers
+    answers = model.probes(stack).outputs
     alone = model.answer_head(answers.flatten(1))
     # the graph's begins at 0
     torch.testing.assert_close(model(stack), alone)
     model.train()
-    assert model.begin(0.0) == model.begin(0.49)
+    assert model.set_progress(0.0) == model.set_progress(0.49)
     for said in (model(stack), model.forward_mixed([stack, stack])[:4]):
         torch.testing.assert_close(said, alone)
     said.square().sum().backward()
     assert all(p.grad is None for p in model.network.parameters())
-    assert len(model.pieces(stack)) == 1
+    assert len(model.chunks(stack)) == 1
     assert all(p.grad.any() for p in model.probes.inputs.parameters())
-    assert model.begin(0.0) != model.begin(0.5) == model.begin(1.0)
-    assert len(model.pieces(stack)) > 1
+    assert model.set_progress(0.0) != model.set_progress(0.5) == model.set_progress(1.0)
+    assert len(model.chunks(stack)) > 1
     model(stack).square().sum().backward()
     assert any(p.grad is not None for p in model.network.parameters())
     assert all(p.grad.any() for p in model.head[-1][-1].parameters())
@@ -98,5 +98,5 @@ def test_a_second_head_needs_answers_of_one_size():
     stacks = siren_stack(2, 5, 1), siren_stack(2, 5, 2)
     with pytest.raises(ValueError, match="answer_layers: expected probes"):
         fitted("ng-gnn", stacks[0], answer_layers=1)
-    with pytest.raises(ValueError, match="as many outputs each; got several"):
+    with pytest.raises(ValueError, match="the same number of outputs; got several"):
         fitted("ng-gnn", *stacks, probes=3, answer_layers=1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tasks.models.standardise import Standardise
-from tasks.networks.architectures import Stack, architecture_of
+from tasks.networks.architectures import NetworkStack, architecture_of
 
 
 def stack(*widths, count=4, scale=1.0):
@@ -12,7 +12,7 @@ def stack(*widths, count=4, scale=1.0):
         k + scale * (1 + k) * torch.randn(count, *shape)
         for k, shape in enumerate(shapes)
     ]
-    return Stack(architecture, values)
+    return NetworkStack(architecture, values)
 
 
 @pytest.fixture(autouse=True)

@@ -3,21 +3,20 @@ from math import factorial
 import pytest
 import torch
 
-from tasks.networks.architectures import Stack, architecture_of, make_module
+from tasks.networks.architectures import NetworkStack, architecture_of, make_module
 from tasks.networks.classifier import ACTIVATIONS
-from tasks.networks.cnn import describe
 from tasks.networks.siren import FREQUENCY, Siren
 from tasks.shards import Networks
 from tests.automorphisms import automorphisms, count_automorphisms
 from tests.equivariance import assert_function_respects
-from tests.tasks.stacks import siren_stack
+from tests.tasks.stacks import cnn_description, siren_stack
 
 SIREN = {"kind": "siren", "widths": [2, 5, 4, 1]}
 
 
 def wild(norm=None, dimensions=2):
     """Layers that differ in width, a skip between strides."""
-    return describe(
+    return cnn_description(
         channels=[3, 4, 6, 8],
         kernels=[3, 5, 3],
         strides=[2, 2, 1],
@@ -63,9 +62,9 @@ def stacked(count):
     return models, Networks(SIREN, params, {"label": torch.arange(count)})
 
 
-def test_a_stack_has_the_parameters_in_the_order_of_the_graph_whatever_that_of_the_file_is():
+def test_a_stack_has_the_parameters_in_the_order_of_the_graph():
     models, networks = stacked(3)
-    stack = Stack.of(networks)
+    stack = NetworkStack.from_networks(networks)
     assert [p.shape[1:] for p in stack.params] == [
         p.shape for p in models[0].parameters()
     ]
@@ -73,11 +72,11 @@ def test_a_stack_has_the_parameters_in_the_order_of_the_graph_whatever_that_of_t
     assert torch.equal(stack.select([2]).params[1][0], models[2].layers[0].bias)
 
 
-def test_neurons_of_a_siren_are_those_of_each_network_by_hand_one_entry_for_each_group():
+def test_activations_of_a_siren_are_those_of_each_network_by_hand():
     models, networks = stacked(3)
-    stack = Stack.of(networks)
+    stack = NetworkStack.from_networks(networks)
     points = torch.rand(7, 2)
-    found = stack.architecture.neurons(stack.params, points)
+    found = stack.architecture.group_activations(stack.params, points)
     assert [x.shape for x in found] == [
         (3, 7, group.size) for group in stack.architecture.graph.groups
     ]
@@ -91,7 +90,7 @@ def test_neurons_of_a_siren_are_those_of_each_network_by_hand_one_entry_for_each
 
 
 def inputs_of(module, count):
-    return torch.rand(count, *module.example().shape[1:])
+    return torch.rand(count, *module.example_input().shape[1:])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -102,7 +101,7 @@ def test_every_group_of_neurons_says_something_but_those_that_stand_for_others(
     graph, module = architecture.graph, architecture.module
     assert not graph.unplaced
     params = [torch.stack([p.detach(), 1.1 * p.detach()]) for p in module.parameters()]
-    found = architecture.neurons(params, inputs_of(module, 3))
+    found = architecture.group_activations(params, inputs_of(module, 3))
     for group, said in zip(graph.groups, found, strict=True):
         if said is None:
             assert group.kind in SILENT
@@ -124,7 +123,7 @@ def test_neurons_of_a_layer_say_what_it_gives_or_that_activated(name):
     handles = [
         part.register_forward_hook(keep(name)) for name, part in module.named_modules()
     ]
-    found = module.neurons(inputs_of(module, 3))
+    found = module.group_activations(inputs_of(module, 3))
     for handle in handles:
         handle.remove()
     compared = []
@@ -159,7 +158,7 @@ def test_the_symmetries_of_the_graph_are_those_of_the_network(name):
     description = dict(ARCHITECTURES[name])
     torch.manual_seed(0)
     module = make_module(description).double()
-    example = torch.randn(2, *module.example().shape[1:], dtype=torch.float64)
+    example = torch.randn(2, *module.example_input().shape[1:], dtype=torch.float64)
     graph = architecture_of(description).graph
     assert count_automorphisms(graph) == SYMMETRIES[name]
     assert_function_respects(module, example, graph, automorphisms(graph))
@@ -174,10 +173,10 @@ def test_what_a_network_returns_is_found_among_its_neurons():
         torch.testing.assert_close(
             architecture.outputs(params, inputs)[0], module(inputs)
         )
-        assert architecture.graph.groups[module.output].role == "output"
+        assert architecture.graph.groups[module.output_group].role == "output"
 
 
-def test_of_one_description_there_is_one_architecture_and_making_it_draws_no_random_numbers():
+def test_equal_descriptions_have_one_architecture_made_without_random_numbers():
     state = torch.random.get_rng_state()
     architecture = architecture_of({"kind": "siren", "widths": [2, 3, 1]})
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -207,8 +206,8 @@ def test_parameters_that_are_not_the_architecture_s_are_named():
     ):
         networks = Networks(stack.architecture.description, {**params, **odd}, {})
         with pytest.raises(ValueError, match=f"layers.0.bias: .*{told}"):
-            Stack.of(networks)
+            NetworkStack.from_networks(networks)
     del params["layers.0.bias"]
     networks = Networks(stack.architecture.description, params, {})
     with pytest.raises(ValueError, match="layers.0.bias: .*; got none"):
-        Stack.of(networks)
+        NetworkStack.from_networks(networks)

@@ -1,16 +1,16 @@
 import torch
 
-from tasks.networks.architectures import Stack
-from tasks.networks.augment import moved
+from tasks.networks.architectures import NetworkStack
+from tasks.networks.augment import random_affine
 from tasks.networks.canonical import in_canonical_form
 from tests.tasks.stacks import random_stack, siren_architecture
 
 
 def test_what_is_moved_is_the_image_and_nothing_else():
-    """Of every network there is one map of points that explains what it says anywhere."""
+    """For every network, one affine map of points explains all outputs."""
     stack = random_stack(siren_architecture(2, 5, 3, 1), count=3)
     torch.manual_seed(0)
-    found = moved(stack, degrees=20, scale=0.2, shift=0.3)
+    found = random_affine(stack, degrees=20, scale=0.2, shift=0.3)
     weight, bias = stack.params[:2]
     maps = torch.linalg.lstsq(weight, found.params[0]).solution  # W A = W'
     shifts = torch.linalg.lstsq(weight, (found.params[1] - bias).unsqueeze(-1)).solution
@@ -25,7 +25,7 @@ def test_what_is_moved_is_the_image_and_nothing_else():
     assert shifts.abs().max() <= 0.3
     points = torch.rand(7, 2).double()
     for k in range(3):
-        one = Stack(stack.architecture, [p[k : k + 1] for p in stack.params])
+        one = NetworkStack(stack.architecture, [p[k : k + 1] for p in stack.params])
         there = points @ maps[k].mT + shifts[k].squeeze(-1)
         expected = stack.architecture.outputs(one.params, there)
         torch.testing.assert_close(

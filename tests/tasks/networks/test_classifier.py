@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from tasks.networks.classifier import DropNeurons
+from tasks.networks.classifier import NeuronDropout
 
 
 def test_a_share_of_the_neurons_is_dropped_everywhere_and_the_others_are_scaled():
     torch.manual_seed(0)
     x = torch.ones(50, 400, 3)
-    drop = DropNeurons(0.25, axis=1)
+    drop = NeuronDropout(0.25, axis=1)
     factors = drop(x)
     torch.testing.assert_close(factors, factors[:, :, :1].expand_as(x))
     assert factors.unique().tolist() == pytest.approx([0, 4 / 3])

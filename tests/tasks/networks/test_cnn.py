@@ -4,9 +4,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from tasks.networks.architectures import architecture_of
-from tasks.networks.cnn import Cnn, describe, shortcut
+from tasks.networks.cnn import CNN, CNNConfig, shortcut
+from tests.tasks.stacks import cnn_description
 
-WILD = describe(
+WILD = cnn_description(
     channels=[1, 3, 7, 5],
     kernels=[5, 3, 7],
     strides=[2, 2, 1],
@@ -17,13 +18,13 @@ WILD = describe(
 
 def module_of(description):
     rest = {key: value for key, value in description.items() if key != "kind"}
-    return Cnn(**rest)
+    return CNN(CNNConfig(**rest))
 
 
 def test_the_small_cnn_is_a_sequence_of_torch_layers_with_4970_parameters():
     torch.manual_seed(0)
     model = module_of(
-        describe(
+        cnn_description(
             [1, 16, 16, 16],
             [3, 3, 3],
             [2, 2, 2],
@@ -80,7 +81,7 @@ def test_the_graph_has_the_skips_between_as_many_neurons_as_both_have():
 
 def test_one_dimension_reads_the_pixels_row_after_row():
     torch.manual_seed(0)
-    model = module_of(describe([3, 4], [5], [4], ["gelu"], dimensions=1))
+    model = module_of(cnn_description([3, 4], [5], [4], ["gelu"], dimensions=1))
     images = torch.randn(2, 3, 32, 32)
     weight, bias = model.layers[0].weight, model.layers[0].bias
     rows = torch.cat([images[:, :, row] for row in range(32)], 2)
@@ -92,21 +93,23 @@ def test_one_dimension_reads_the_pixels_row_after_row():
 
 def test_a_batch_norm_has_no_buffers_and_takes_the_batch_in_training_and_after():
     torch.manual_seed(0)
-    model = module_of(describe([1, 4, 4], [3, 3], [2, 2], ["relu"] * 2, norm="batch"))
+    model = module_of(
+        cnn_description([1, 4, 4], [3, 3], [2, 2], ["relu"] * 2, norm="batch")
+    )
     assert not list(model.buffers())
     images = torch.randn(6, 1, 32, 32)
     found = model(images)
     assert torch.equal(model.eval()(images), found)
     sums = model.layers[0](images)
     variance, mean = torch.var_mean(sums, (0, 2, 3), keepdim=True, correction=0)
-    said = model.neurons(images)[2]
+    said = model.group_activations(images)[2]
     torch.testing.assert_close(said, F.relu((sums - mean) / (variance + 1e-5).sqrt()))
 
 
 def test_dropout_is_for_training_alone():
     description = {key: value for key, value in WILD.items() if key != "kind"}
-    model = Cnn(**description, dropout=0.5)
-    without = Cnn(**description)
+    model = CNN(CNNConfig(**description), dropout=0.5)
+    without = CNN(CNNConfig(**description))
     without.load_state_dict(model.state_dict())
     images = torch.randn(2, 1, 32, 32)
     assert not torch.allclose(model(images), without(images))
@@ -123,7 +126,7 @@ def test_dropout_is_for_training_alone():
         ),
         (
             {"skips": [None, 1, None]},
-            "architecture: skips: expected layer 1 .* a layer before, or none; got 1",
+            "architecture: skips: expected None or an earlier layer for layer 1; got 1",
         ),
         (
             {"norm": "layer"},

@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from tasks.networks.deep_sets import DeepSets
-from tasks.networks.siren import grid
+from tasks.networks.siren import pixel_grid
 
 
 def model_of(activation="relu", **more):
@@ -14,7 +14,7 @@ def test_a_layer_adds_what_it_makes_of_a_pixel_and_of_the_mean_of_all():
     model = model_of()
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     pooled = F.avg_pool2d(images, 4)[0]
-    places = grid(8, 8).double()
+    places = pixel_grid(8, 8).double()
     pixels = [torch.cat([pooled[:, k // 8, k % 8], places[k]]) for k in range(64)]
     x = torch.stack([F.relu(model.embed(pixel)) for pixel in pixels])
     for own, mean in zip(model.own, model.mean, strict=True):
@@ -39,11 +39,11 @@ def test_neurons_are_those_of_pixels_and_of_their_means():
     said = dict(
         zip(
             ("x", "first", "places", "second", "third", "output", "mean"),
-            model.neurons(images),
+            model.group_activations(images),
             strict=False,
         )
     )
-    torch.testing.assert_close(said["places"][1], grid(8, 8).mT.double())
+    torch.testing.assert_close(said["places"][1], pixel_grid(8, 8).mT.double())
     pixels = torch.cat([F.avg_pool2d(images, 4).flatten(2), said["places"]], 1)
     torch.testing.assert_close(said["first"], model.embed(pixels.mT).tanh().mT)
     torch.testing.assert_close(said["mean"], said["first"].mean(2, keepdim=True))

@@ -2,7 +2,7 @@ import torch
 from torch.func import stack_module_state
 
 from tasks.inr import layers_of
-from tasks.networks.siren import Siren, grid, render
+from tasks.networks.siren import Siren, pixel_grid, render
 
 
 def test_stacked_sirens_say_what_each_says():
@@ -17,7 +17,7 @@ def test_stacked_sirens_say_what_each_says():
 
 
 def test_grid():
-    points = grid(2, 3)
+    points = pixel_grid(2, 3)
     assert points.tolist() == [
         [-1, -1],
         [-1, 0],

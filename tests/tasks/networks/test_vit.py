@@ -2,14 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.networks.vit import VisionTransformer
+from tasks.networks.vit import ViT
 
 
 def test_a_block_is_torchs_pre_norm_encoder_layer():
     torch.manual_seed(0)
-    model = VisionTransformer(
-        3, width=8, depth=1, heads=2, patch=8, activation="gelu"
-    ).double()
+    model = ViT(3, width=8, depth=1, heads=2, patch=8, activation="gelu").double()
     (block,) = model.blocks
     layer = torch.nn.TransformerEncoderLayer(
         8, 2, 16, 0.0, F.gelu, batch_first=True, norm_first=True
@@ -45,4 +43,4 @@ def test_errors():
     with pytest.raises(
         ValueError, match="width: expected a multiple of 3 heads; got 8"
     ):
-        VisionTransformer(3, width=8, depth=1, heads=3, patch=8)
+        ViT(3, width=8, depth=1, heads=3, patch=8)

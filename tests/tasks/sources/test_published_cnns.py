@@ -136,8 +136,8 @@ class TestCnnZoo:
     def test_networks_that_cannot_run_are_named(self, source, monkeypatch):
         monkeypatch.setattr(published_cnns, "STRIDE", 16)
         told = (
-            r"weights.npy': network \d+: expected a network that runs on inputs of shape "
-            r"\(1, 1, 32, 32\); got: .*[Kk]ernel size"
+            r"weights.npy': network \d+: expected a network that runs on inputs of "
+            r"shape \(1, 1, 32, 32\); got: .*[Kk]ernel size"
         )
         with pytest.raises(ValueError, match=told):
             list(read_cnn_zoo(source, "test"))
@@ -270,7 +270,7 @@ class TestWildPark:
         torch.save({**values, "config": {**WILD_CONFIG, "residual": [-1, -1, 2]}}, path)
         with pytest.raises(
             ValueError,
-            match=r"checkpoint.pt': architecture: skips: expected layer 2 .* got 2",
+            match=r"checkpoint.pt': architecture: skips: expected None .* layer 2; got 2",
         ):
             next(read_wild_park(source, "test"))
         torch.save({"model": {}, "config": {"channels": [1]}}, path)

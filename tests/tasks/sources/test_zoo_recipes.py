@@ -14,7 +14,7 @@ from tasks.sources.zoo_recipes import (
 
 
 def runs(name, count):
-    return [ZOOS[name].run(Random(seed)) for seed in range(count)]
+    return [ZOOS[name].sample_recipe(Random(seed)) for seed in range(count)]
 
 
 @pytest.mark.parametrize("name", ZOOS)
@@ -77,6 +77,8 @@ def test_every_network_has_a_graph_in_which_each_group_has_neurons(name):
         module = architecture.module
         assert not architecture.graph.unplaced
         with torch.no_grad():
-            said = module.neurons(torch.rand(2, *module.example().shape[1:]))
+            said = module.group_activations(
+                torch.rand(2, *module.example_input().shape[1:])
+            )
         for group, value in zip(architecture.graph.groups, said, strict=True):
             assert value is None or value.shape[1] == group.size

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 
 from harness.image_datasets import Split, batch_indices
 from tasks.networks.architectures import make_module
-from tasks.networks.cnn import describe
-from tasks.sources.zoo_recipes import Run
+from tasks.sources.zoo_recipes import TrainingRecipe
 from tasks.sources.zoo_training import accuracy, initialise, train
+from tests.tasks.stacks import cnn_description
 
-RUN = Run(
-    architecture=describe([1, 4], [5], [4], ["tanh"]),
+RUN = TrainingRecipe(
+    architecture=cnn_description([1, 4], [5], [4], ["tanh"]),
     optimizer="sgd",
     init="he",
     init_std=0.1,
@@ -86,7 +86,7 @@ def test_weights_have_the_spread_of_their_init_and_biases_are_zero(init):
     # 5 x 5 kernels: a fan of 25 in, and 25 n out
     run = replace(
         RUN,
-        architecture=describe([1, 1999], [5], [4], ["relu"]),
+        architecture=cnn_description([1, 1999], [5], [4], ["relu"]),
         init=init,
         init_std=0.3,
     )
@@ -106,7 +106,7 @@ def test_weights_have_the_spread_of_their_init_and_biases_are_zero(init):
 def test_orthogonal_weights_are():
     run = replace(
         RUN,
-        architecture=describe([1, 4], [5], [4], ["relu"]),
+        architecture=cnn_description([1, 4], [5], [4], ["relu"]),
         init="orthogonal",
     )
     model = make_module(run.architecture)

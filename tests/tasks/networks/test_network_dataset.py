@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tasks.networks.collection import Collection
+from tasks.networks.network_dataset import NetworkDataset
 from tasks.networks.siren import Siren
 from tasks.shards import Networks
 
@@ -28,7 +28,7 @@ def collection():
         networks(2, 3, 1, count=2, first=0),
         networks(2, 4, 1, count=2, first=3),
     ]
-    return Collection.of([*groups, networks(2, 3, 1, count=1, first=2)])
+    return NetworkDataset.from_groups([*groups, networks(2, 3, 1, count=1, first=2)])
 
 
 def test_networks_of_one_architecture_come_together(collection):
@@ -44,53 +44,56 @@ def test_what_a_model_says_is_in_the_order_that_was_asked_for(collection):
         return torch.cat([stack.params[0].flatten(1).sum(1) for stack in stacks])
 
     every = model(collection.stacks)
-    assert torch.equal(collection.said(model, index), every[index])
+    assert torch.equal(collection.apply(model, index), every[index])
 
 
 def test_an_epoch_has_every_network_once_and_the_next_another_order():
-    collection = Collection.of(
+    collection = NetworkDataset.from_groups(
         [networks(2, n, 1, count=4, first=0) for n in range(1, 7)]
     )
     epochs = [
-        [collection.batch(8, seed=3, step=step) for step in range(3 * k, 3 * k + 3)]
+        [
+            collection.batch_indices(8, seed=3, step=step)
+            for step in range(3 * k, 3 * k + 3)
+        ]
         for k in range(2)
     ]
     first, second = (torch.cat(batches) for batches in epochs)
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(24))
     assert not torch.equal(first, second)
     assert all(
-        len(collection.stack_of[batch].unique()) == 2
+        len(collection.stack_numbers[batch].unique()) == 2
         for batches in epochs
         for batch in batches
     )
-    assert torch.equal(collection.batch(8, seed=3, step=1), epochs[0][1])
+    assert torch.equal(collection.batch_indices(8, seed=3, step=1), epochs[0][1])
     with pytest.raises(ValueError, match="batch: expected 1 to 24 networks; got 25"):
-        collection.batch(25, seed=0, step=0)
+        collection.batch_indices(25, seed=0, step=0)
 
 
 def test_those_of_some_architectures(collection):
-    found = collection.where(lambda stack: stack.count == 2)
+    found = collection.filter(lambda stack: stack.count == 2)
     assert found.columns["number"].tolist() == [3, 4]
     assert len(found) == 2
 
 
 def test_fewer_have_all_architectures():
     groups = [networks(2, n, 1, count=4, first=10 * n) for n in (3, 4)]
-    collection = Collection.of(groups)
-    found = collection.thinned(4)
+    collection = NetworkDataset.from_groups(groups)
+    found = collection.subset(4)
     assert [stack.count for stack in found.stacks] == [2, 2]
     assert found.columns["number"].tolist() == [30, 32, 40, 42]
     expected = collection.stacks[1].params[0][[0, 2]]
     assert torch.equal(found.stacks[1].params[0], expected)
-    assert collection.thinned(9) is collection
-    assert collection.thinned(None) is collection
+    assert collection.subset(9) is collection
+    assert collection.subset(None) is collection
 
 
 def test_no_long_stretch_of_an_epoch_is_of_one_architecture():
     groups = [networks(2, n, 1, count=160, first=0) for n in (3, 4)]
-    collection = Collection.of(groups)
-    batches = [collection.batch(16, seed=0, step=step) for step in range(20)]
+    collection = NetworkDataset.from_groups(groups)
+    batches = [collection.batch_indices(16, seed=0, step=step) for step in range(20)]
     assert sorted(torch.cat(batches).tolist()) == list(range(320))
     for k in range(0, 20, 5):
         stretch = torch.cat(batches[k : k + 5])
-        assert len(collection.stack_of[stretch].unique()) == 2
+        assert len(collection.stack_numbers[stretch].unique()) == 2

@@ -1,0 +1,65 @@
+"""GMN: message passing on the parameter graph, with a global feature (Lim et al.
+2024)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ngopt.graph import NeuralGraph, parameter_graph
+from ngopt.graph.core import Index
+from ngopt.graph.views.parameter_graph import neuron_places
+from tasks.models.ng_gnn import NGGNN
+from tasks.models.probes import ProbeFeatures
+from tasks.networks.architectures import Architecture, NetworkStack
+
+
+class GMN(NGGNN):
+    """The model "gmn", with the layers of NG-GNN."""
+
+    name = "gmn"
+    has_global_feature = True
+
+    def graph(self, architecture: Architecture) -> NeuralGraph:
+        return cached_parameter_graph(architecture)
+
+    def probe_features(self, stack: NetworkStack) -> ProbeFeatures:
+        """Codes of the groups of the parameter graph.
+
+        The two sides of a norm may be one group there; their codes are added.
+        """
+        features = super().probe_features(stack)
+        if not features.codes:
+            return features
+        groups = self.graph(stack.architecture).groups
+        codes: list[Tensor | None] = [None] * len(groups)
+        places = cached_neuron_places(stack.architecture)
+        for own, (group, index) in zip(features.codes, places, strict=True):
+            if own is None:
+                continue
+            rows = spread(own, index, groups[group].size)
+            before = codes[group]
+            codes[group] = rows if before is None else before + rows
+        return features._replace(codes=codes)
+
+
+@lru_cache(maxsize=4096)
+def cached_parameter_graph(architecture: Architecture) -> NeuralGraph:
+    return parameter_graph(architecture.graph)
+
+
+@lru_cache(maxsize=4096)
+def cached_neuron_places(architecture: Architecture) -> list[tuple[int, Index]]:
+    """See `neuron_places`."""
+    return neuron_places(architecture.graph)
+
+
+def spread(rows: Tensor, index: Index, size: int) -> Tensor:
+    """Puts rows (b, n, width) at an index, (b, size, width), with zeros elsewhere."""
+    if index is None:
+        return rows
+    places = torch.tensor(index, device=rows.device)
+    empty = rows.new_zeros(len(rows), size, rows.shape[-1])
+    return empty.index_copy(1, places, rows)

@@ -1,0 +1,354 @@
+"""Base class of the graph models: NG-GNN, NG-T (Kofinas et al. 2024) and GMN (Lim et
+al. 2024).
+
+Their layers are those of the learned optimizers; inputs and outputs differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ngopt.graph import NeuralGraph
+from ngopt.metanets.graph_network import GraphNetwork
+from ngopt.metanets.layers import GraphLayer
+from ngopt.metanets.mixture import Layout, MixedValues, layout_of, mixture_of
+from ngopt.metanets.parts import GraphParts, even_slices, parts_of
+from ngopt.metanets.sources import WholeValues
+from tasks.models.base import ParameterModel
+from tasks.models.learned_inputs import FreeInputs, GeneratedInputs
+from tasks.models.mlp import mlp
+from tasks.models.pooling import AttentionPooling, common_outputs
+from tasks.models.probes import ProbeFeatures, Probes
+from tasks.models.value_features import ValueFeatures
+from tasks.networks.architectures import Architecture, NetworkStack
+
+# Bounds of the kernels of one edge: larger kernels are cut into tiles, smaller ones are
+# centred.
+SMALLEST_KERNEL, LARGEST_KERNEL = 3, 7
+# Edges of networks of several architectures in one call, so that they stay in the
+# caches.
+EDGES_PER_CALL = 1 << 16
+# Edges in one call of a compiled step: 16 SIRENs [2, 32, 32, 1]. With more, cold caches
+# cost more than the overhead of another call.
+COMPILED_EDGES_PER_CALL = 18 << 10
+# Width of the head on probe features of the outputs, as in ProbeGen.
+ANSWER_WIDTH = 256
+
+
+@dataclass(frozen=True)
+class GraphModelConfig:
+    """Sizes of a graph model."""
+
+    width: int = 32
+    """Of node and edge states."""
+    layers: int = 3
+    """Rounds of messages."""
+    heads: int = 4
+    """Attention heads of ng-t, a divisor of the width."""
+    complete_up_to: int = 128
+    """In ng-t, all neurons attend to all in networks of up to this many neurons."""
+    probes: int = 0
+    """Learned inputs, for probe features (Kofinas et al. 2024, section 2.4)."""
+    frequencies: int = 8
+    """Of the random Fourier features of values."""
+    bandwidth: float = 0.5
+    """Standard deviation of these frequencies, in periods per standard deviation of the
+    values."""
+    scales: bool = False
+    """Divide values by the RMS of their tensor, whose logarithm is another feature. For
+    zoos, where networks differ by orders of magnitude, as ReLU networks in canonical
+    form do. INRs are learned faster without."""
+    activations: bool = True
+    """Node features for the activation function of each neuron."""
+    positions: bool = True
+    """Node features for the layer of each neuron, and the index of inputs and
+    outputs."""
+    log_degree: float = 3.0
+    """The constant of the amplification scaler (Corso et al. 2020, Eq. 5)."""
+    queries: int = 4
+    """Of the attention pooling."""
+    hidden: int = 128
+    """Width of the head on the pooled states."""
+    dropout: float = 0.2
+    """Of that head."""
+    answer_layers: int = 0
+    """Hidden layers of a second head, on the probe features of the outputs, as in
+    ProbeGen (Kahana et al. 2024). Its result is added. 0 for no such head."""
+    answers_first: float = 0.0
+    """Share of the training in which the second head is trained alone, in much faster
+    steps. Afterwards the result of the first head is added, which is 0 initially."""
+
+
+class GraphModel(ParameterModel):
+    """Messages between neurons, from standardised parameters and probe features.
+
+    A subclass has a `name` and makes one `layer`.
+
+    Shapes: a reader returns (b, d_out) for b networks, an editor (b, d_out, *shape) for
+    every parameter.
+    """
+
+    can_edit = True
+    has_global_feature = False
+
+    def __init__(
+        self,
+        architectures: Sequence[Architecture],
+        d_out: int,
+        config: GraphModelConfig,
+        edits: bool = False,
+    ):
+        super().__init__(architectures, edits)
+        self.architectures = architectures
+        self.answers_first = config.answers_first
+        self._in_first_stage = False
+        self.fourier = ValueFeatures(
+            config.frequencies, config.bandwidth, config.scales
+        )
+        # a reader uses no edge states after the last layer
+        last = config.layers - 1
+        layers = []
+        for k in range(config.layers):
+            layers.append(self.layer(config, updates_edges=edits or k < last))
+        self.network = GraphNetwork(
+            self.fourier.size,
+            d_out if edits else None,
+            config.width,
+            layers,
+            largest_kernel(self.graph(one) for one in architectures),
+            activations=config.activations,
+            global_feature=self.has_global_feature,
+            positions=config.positions,
+            slot_positions=self.has_global_feature,
+        )
+        self.probes = self._make_probes(config)
+        self._parts: dict[int, GraphParts] = {}
+        self._layouts: dict[int, Layout] = {}
+        if not edits:
+            self._make_heads(config, d_out)
+
+    def layer(self, config: GraphModelConfig, updates_edges: bool) -> GraphLayer:
+        """A round of messages, which updates node and optionally edge states."""
+        raise NotImplementedError
+
+    def graph(self, architecture: Architecture) -> NeuralGraph:
+        """The graph on which messages are passed."""
+        return architecture.graph
+
+    def probe_features(self, stack: NetworkStack) -> ProbeFeatures:
+        """Without probes, there are no codes, and no features of the outputs."""
+        if self.probes is None:
+            return ProbeFeatures((), stack.params[0].new_empty(stack.count, 0))
+        return self.probes(stack)
+
+    def fit(self, stacks: Iterable[NetworkStack]) -> None:
+        super().fit(stacks)
+        for architecture in self.architectures:
+            # if they were made later, steps would be compiled again
+            self.parts(architecture)
+
+    def set_progress(self, share: float) -> int:
+        self._in_first_stage = share < self.answers_first
+        return int(self._in_first_stage)
+
+    @property
+    def _skips_graph(self) -> bool:
+        """Whether the second head is trained alone."""
+        return self.training and self._in_first_stage
+
+    def chunks(self, stack: NetworkStack) -> list[NetworkStack]:
+        if self._skips_graph:
+            return [stack]
+        return list(self._split(stack, COMPILED_EDGES_PER_CALL))
+
+    def forward(self, stack: NetworkStack) -> Tensor:
+        if self._skips_graph:
+            return self._answer([stack])
+        probed = self.probe_features(stack)
+        parts = self.parts(stack.architecture)
+        states, _ = self.network.states(self._source(stack), parts, probed.codes)
+        pooled = self.pooling(states, self.graph(stack.architecture))
+        return self._apply_heads(pooled, probed.outputs)
+
+    def forward_mixed(self, stacks: Sequence[NetworkStack]) -> Tensor:
+        if len(stacks) == 1:
+            return self.forward(stacks[0])
+        if self._skips_graph:
+            return self._answer(stacks)
+        predictions = []
+        for chunk in self._mixed_chunks(stacks):
+            predictions.append(self._forward_mixture(chunk))
+        return torch.cat(predictions)
+
+    def updates(self, stack: NetworkStack) -> list[Tensor]:
+        parts = self.parts(stack.architecture)
+        codes = self.probe_features(stack).codes
+        decoded = self.network.decoded(self._source(stack), parts, codes)
+        values = parts.graph.scatter(decoded, batch_dims=1)  # (b, *shape, d_out)
+        return [value.movedim(-1, 1) for value in values]
+
+    def parts(self, architecture: Architecture) -> GraphParts:
+        # an id is unique, since architectures are cached
+        key = id(architecture)
+        if key not in self._parts:
+            like = self.network.position.weight
+            graph = self.graph(architecture)
+            self._parts[key] = parts_of(graph, self.network.kernel, like)
+        return self._parts[key]
+
+    def layout(self, architecture: Architecture) -> Layout:
+        key = id(architecture)
+        if key not in self._layouts:
+            like = self.network.position.weight
+            self._layouts[key] = layout_of(self.graph(architecture), like)
+        return self._layouts[key]
+
+    def _split(self, stack: NetworkStack, max_edges: int) -> Iterator[NetworkStack]:
+        """A stack in chunks of up to `max_edges` edges, or of one network."""
+        edges = max(1, self.parts(stack.architecture).edges)
+        for index in even_slices(stack.count, max(1, max_edges // edges)):
+            yield stack.select(index)
+
+    def _mixed_chunks(
+        self, stacks: Sequence[NetworkStack]
+    ) -> Iterator[list[NetworkStack]]:
+        """Networks of several architectures in chunks of up to `EDGES_PER_CALL` edges,
+        or of one network."""
+        chunk: list[NetworkStack] = []
+        edges = 0
+        for stack in stacks:
+            for some in self._split(stack, EDGES_PER_CALL):
+                added = some.count * self.parts(stack.architecture).edges
+                if chunk and edges + added > EDGES_PER_CALL:
+                    yield chunk
+                    chunk, edges = [], 0
+                chunk.append(some)
+                edges += added
+        yield chunk
+
+    def _forward_mixture(self, stacks: Sequence[NetworkStack]) -> Tensor:
+        """`forward` for networks of several architectures, as one graph."""
+        layouts = [(self.layout(stack.architecture), stack.count) for stack in stacks]
+        mixture = mixture_of(layouts, self.network.kernel)
+        flat, probed, codes = [], [], []
+        for stack in stacks:
+            values = [value.flatten(1, -2) for value in self._prepared(stack)]
+            flat.append(torch.cat(values, 1).flatten(0, 1))  # (b * numel, 1 or 2)
+            features = self.probe_features(stack)
+            probed.append(features.outputs)
+            if self.probes is not None:
+                codes.append(self._flat_codes(stack, features.codes))
+        source = MixedValues(torch.cat(flat), mixture, self.fourier)
+        extra = [torch.cat(codes)] if codes else []
+        (states,), _ = self.network.states(source, mixture.parts, extra)
+        pooled = []
+        sizes = [count * layout.nodes for layout, count in layouts]
+        for stack, own in zip(stacks, states.split(sizes), strict=True):
+            graph = self.graph(stack.architecture)
+            nodes = own.unflatten(0, (stack.count, -1))
+            groups = nodes.split([group.size for group in graph.groups], 1)
+            pooled.append(self.pooling(groups, graph))
+        return self._apply_heads(torch.cat(pooled), torch.cat(probed))
+
+    def _flat_codes(
+        self, stack: NetworkStack, codes: Sequence[Tensor | None]
+    ) -> Tensor:
+        """Codes of all nodes of a stack, (b * n, width); zeros where there are none."""
+        width = self.network.width
+        like = self.network.position.weight
+        filled = []
+        groups = self.graph(stack.architecture).groups
+        for group, code in zip(groups, codes, strict=True):
+            if code is None:
+                code = like.new_zeros(stack.count, 1, width).expand(-1, group.size, -1)
+            filled.append(code)
+        return torch.cat(filled, 1).flatten(0, 1)
+
+    def _apply_heads(self, pooled: Tensor, probed_outputs: Tensor) -> Tensor:
+        predictions = self.head(pooled)
+        if self.answer_head is None:
+            return predictions
+        return predictions + self.answer_head(probed_outputs.flatten(1))
+
+    def _answer(self, stacks: Sequence[NetworkStack]) -> Tensor:
+        """The result of the second head alone."""
+        assert self.probes is not None and self.answer_head is not None
+        features = torch.cat([self.probes.output_features(stack) for stack in stacks])
+        return self.answer_head(features.flatten(1))
+
+    def _source(self, stack: NetworkStack) -> WholeValues:
+        graph = self.graph(stack.architecture)
+        features = [self.fourier(values) for values in self._prepared(stack)]
+        values = graph.gather(features, batch_dims=1)
+        return WholeValues(values, torch.Size([stack.count]))
+
+    def _prepared(self, stack: NetworkStack) -> list[Tensor]:
+        """Inputs of `ValueFeatures` for every parameter, (b, *shape, 1 or 2)."""
+        values = self.standardised(stack)
+        return [self.fourier.prepare(value) for value in values]
+
+    def _make_probes(self, config: GraphModelConfig) -> Probes | None:
+        if not config.probes:
+            return None
+        shape = self.first.module.example_input().shape[1:]
+        # free pixels overfit to the training networks
+        kind = GeneratedInputs if len(shape) == 3 else FreeInputs
+        return Probes(kind(config.probes, shape), config.probes, config.width)
+
+    def _make_heads(self, config: GraphModelConfig, d_out: int) -> None:
+        outputs = common_outputs(one.graph for one in self.architectures)
+        self.pooling = AttentionPooling(config.width, config.queries, outputs)
+        size = self.pooling.size
+        hidden = (config.hidden, config.hidden)
+        layers = mlp(size, hidden, d_out, config.dropout, nn.SiLU)
+        self.head = nn.Sequential(nn.LayerNorm(size), layers)
+        self.answer_head = make_answer_head(config, outputs, d_out)
+        if config.answers_first:
+            for parameter in layers[-1].parameters():
+                nn.init.zeros_(parameter)
+
+
+def make_answer_head(
+    config: GraphModelConfig, outputs: int | None, d_out: int
+) -> nn.Module | None:
+    """The head on probe features of the outputs, (b, 2 m outputs) -> (b, d_out).
+
+    outputs: number of outputs of every network; None if it differs.
+
+    Raises ValueError for such a head without probes or with different numbers of
+    outputs, for `answers_first` without such a head, and for a share not in [0, 1).
+    """
+    if not 0 <= config.answers_first < 1:
+        raise ValueError(
+            f"answers_first: expected a share of 0 or more, below 1; "
+            f"got {config.answers_first}"
+        )
+    if not config.answer_layers:
+        if config.answers_first:
+            raise ValueError("answers_first: expected answer_layers; got none")
+        return None
+    if not config.probes:
+        raise ValueError("answer_layers: expected probes; got none")
+    if outputs is None:
+        raise ValueError(
+            "answer_layers: expected networks with the same number of outputs; "
+            "got several numbers"
+        )
+    hidden = (ANSWER_WIDTH,) * config.answer_layers
+    return mlp(2 * config.probes * outputs, hidden, d_out)
+
+
+def largest_kernel(graphs: Iterable[NeuralGraph]) -> tuple[int, int]:
+    """The smallest square (height, width) that holds the kernels of all graphs, within
+    the bounds."""
+    side = SMALLEST_KERNEL
+    for graph in graphs:
+        for block in graph.weights:
+            if len(block.slot_shape) > 1:
+                side = max(side, *block.slot_shape[-2:])
+    side = min(side, LARGEST_KERNEL)
+    return side, side

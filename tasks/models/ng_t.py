@@ -1,0 +1,19 @@
+"""NG-T: relational attention on the neural graph (Kofinas et al. 2024)."""
+
+from __future__ import annotations
+
+from ngopt.metanets.attention import RelationalLayer
+from ngopt.metanets.layers import GraphLayer
+from tasks.models.graph_model import GraphModel, GraphModelConfig
+
+
+class NGT(GraphModel):
+    """The model "ng-t" (Eq. 5)."""
+
+    name = "ng-t"
+
+    def layer(self, config: GraphModelConfig, updates_edges: bool) -> GraphLayer:
+        complete_up_to = config.complete_up_to
+        return RelationalLayer(
+            config.width, config.heads, complete_up_to, updates_edges
+        )

@@ -1,0 +1,37 @@
+"""Base class of input networks: networks whose parameters are the data of the tasks."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class InputNetwork(nn.Module):
+    """A subclass implements `example_input` and `group_activations`.
+
+    Its parameters alone determine its function, since its graph has nothing else.
+
+    frequency: sine neurons compute sin(frequency * x).
+    output_group: index of the neuron group that `forward` returns.
+    """
+
+    frequency = 1.0
+    output_group = -1
+
+    def example_input(self) -> Tensor:
+        """An input of the module, (m, *)."""
+        raise NotImplementedError
+
+    def group_activations(self, x: Tensor) -> list[Tensor | None]:
+        """Activations of every neuron group, in the graph's order.
+
+        Shapes: x (m, *) -> (m, size, *space) each; the first is x itself.
+
+        None for nodes that stand for several neurons together: groups of a GroupNorm,
+        products of queries and keys. The graph is traced through this method.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.group_activations(x)[self.output_group]
+        assert output is not None
+        return output

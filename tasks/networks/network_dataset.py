@@ -1,0 +1,135 @@
+"""Networks of several architectures, indexed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.random import derive_seed
+from tasks.networks.architectures import NetworkStack
+from tasks.shards import Networks, merged, read_split
+
+# Consecutive networks of one architecture in an epoch, which a model evaluates
+# together. With all networks of an architecture in a row, a model would forget the
+# other architectures meanwhile.
+BLOCK_SIZE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkDataset:
+    """One stack per architecture, and columns (n,) with a value for every network.
+
+    Networks are indexed stack after stack, from 0 to n - 1.
+    """
+
+    stacks: Sequence[NetworkStack]
+    columns: dict[str, Tensor]
+
+    @classmethod
+    def from_groups(cls, groups: Iterable[Networks]) -> NetworkDataset:
+        """From the groups of shards; groups of one architecture are merged.
+
+        Only columns that all groups have are kept.
+        """
+        by_architecture: dict[str, list[Networks]] = {}
+        for group in groups:
+            by_architecture.setdefault(str(group.architecture), []).append(group)
+        whole = list(map(merged, by_architecture.values()))
+        columns = {}
+        for key in sorted(set.intersection(*(set(group.columns) for group in whole))):
+            columns[key] = torch.cat([group.columns[key] for group in whole])
+        return cls(list(map(NetworkStack.from_networks, whole)), columns)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Index of the first network of each stack, then n; (stacks + 1,)."""
+        counts = [stack.count for stack in self.stacks]
+        return torch.tensor([0, *counts]).cumsum(0)
+
+    @cached_property
+    def stack_numbers(self) -> Tensor:
+        """Index of each network's stack, (n,)."""
+        counts = self.offsets.diff()
+        return torch.arange(len(self.stacks)).repeat_interleave(counts)
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def filter(self, is_kept: Callable[[NetworkStack], bool]) -> NetworkDataset:
+        """The stacks for which `is_kept` is true."""
+        kept = torch.tensor(list(map(is_kept, self.stacks)), dtype=torch.bool)
+        stacks = []
+        for number in kept.nonzero().flatten().tolist():
+            stacks.append(self.stacks[number])
+        return NetworkDataset(stacks, self._columns_at(kept[self.stack_numbers]))
+
+    def subset(self, count: int | None) -> NetworkDataset:
+        """`count` networks at equal distances, so that every architecture keeps its
+        share; None for all."""
+        if count is None or count >= len(self):
+            return self
+        index = torch.arange(count) * len(self) // count
+        _, stacks = self._selected(index)
+        return NetworkDataset(stacks, self._columns_at(index))
+
+    def apply(
+        self, model: Callable[[Sequence[NetworkStack]], Tensor], index: Tensor
+    ) -> Tensor:
+        """A model's outputs for the networks of an index, (k,) -> (k, *)."""
+        rows, stacks = self._selected(index)
+        return model(stacks)[rows.argsort()]
+
+    def batch_indices(self, size: int, *, seed: int, step: int) -> Tensor:
+        """Indices of the networks of a training step, (size,).
+
+        Every epoch has a new order, of blocks of up to `BLOCK_SIZE` networks of one
+        architecture, so that a batch has few architectures.
+
+        Raises ValueError if size is not in 1..n.
+        """
+        if not 1 <= size <= len(self):
+            raise ValueError(f"batch: expected 1 to {len(self)} networks; got {size}")
+        epoch, position = divmod(step, len(self) // size)
+        order = _epoch_order(tuple(self.offsets.tolist()), derive_seed(seed, epoch))
+        return order[position * size : (position + 1) * size]
+
+    def _selected(self, index: Tensor) -> tuple[Tensor, list[NetworkStack]]:
+        """The networks of an index by stack, and their positions in the index, (k,)."""
+        numbers = self.stack_numbers[index]
+        rows, stacks = [], []
+        for number in numbers.unique().tolist():
+            row = (numbers == number).nonzero().squeeze(1)
+            rows.append(row)
+            stacks.append(self.stacks[number].select(index[row] - self.offsets[number]))
+        return torch.cat(rows), stacks
+
+    def _columns_at(self, index: Tensor) -> dict[str, Tensor]:
+        return {key: value[index] for key, value in self.columns.items()}
+
+
+def read_network_dataset(
+    folder: str, split: str, skip_damaged: bool = False
+) -> NetworkDataset:
+    """A split of a folder of shards; see `read_split`.
+
+    Raises ValueError for a damaged shard.
+    """
+    return NetworkDataset.from_groups(read_split(Path(folder), split, skip_damaged))
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(offsets: tuple[int, ...], seed: int) -> Tensor:
+    """A random order of all networks, in blocks of `BLOCK_SIZE` of one architecture."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks: list[Tensor] = []
+    for start, end in pairwise(offsets):
+        own = start + torch.randperm(end - start, generator=generator)
+        blocks += own.split(BLOCK_SIZE)
+    order = torch.randperm(len(blocks), generator=generator).tolist()
+    return torch.cat([blocks[number] for number in order])

@@ -1,0 +1,212 @@
+"""Reads and checks files of other projects, without running code from them.
+
+For missing or invalid values, all functions raise ValueError, which names the file and
+the field or parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from math import inf, isfinite, nan
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from harness.files import read_json
+from tasks.networks.architectures import make_module
+from tasks.shards import Networks, check_parameters
+
+AT_ONCE = 64
+"""Networks of one forward pass."""
+SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
+"""Names of our splits in split files."""
+
+
+def read_split_file(path: Path, split: str) -> Any:
+    """The entry of a split in a JSON file."""
+    entries = read_json(path, "split file")
+    name = SPLIT_NAMES[split]
+    if not isinstance(entries, dict) or name not in entries:
+        raise ValueError(
+            f"split file '{path}': {name}: expected a split of this name; got none"
+        )
+    return entries[name]
+
+
+def zip_columns(
+    path: Path, entry: Mapping[str, Any], keys: Sequence[str]
+) -> list[tuple]:
+    """Rows of a split file, whose columns are lists of equal length."""
+    columns: list[list] = []
+    for key in keys:
+        columns.append(check_list(path, key, get_field(path, entry, key)))
+    for key, values in zip(keys, columns, strict=True):
+        count = len(columns[0])
+        if len(values) != count:
+            raise ValueError(
+                f"file '{path}': {key}: expected {count} values, as of {keys[0]}; "
+                f"got {len(values)}"
+            )
+    return list(zip(*columns, strict=True))
+
+
+def get_field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:
+    """A value inside nested dictionaries."""
+    value: Any = values
+    for depth, key in enumerate(keys, 1):
+        if not isinstance(value, Mapping) or key not in value:
+            name = ".".join(keys[:depth])
+            raise ValueError(f"file '{path}': {name}: expected a value; got none")
+        value = value[key]
+    return value
+
+
+def check_list(path: Path, name: str, value: Any) -> list:
+    """A list or tuple, as a list."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"file '{path}': {name}: expected a list; got {value!r}")
+    return list(value)
+
+
+def parse_number(
+    path: Path, name: str, value: Any, minimum: float = -inf, maximum: float = inf
+) -> float:
+    """A number within bounds, or the text of one."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = nan
+    if not isfinite(number) or not minimum <= number <= maximum:
+        raise ValueError(
+            f"file '{path}': {name}: expected a number from {minimum:g} to "
+            f"{maximum:g}; got {value!r}"
+        )
+    return number
+
+
+def parse_integers(path: Path, name: str, value: Any, minimum: int) -> list[int]:
+    """A list of integers of at least `minimum`."""
+    integers = []
+    for element in check_list(path, name, value):
+        integers.append(int(parse_number(path, name, element, minimum)))
+    return integers
+
+
+def sibling_path(path: Path, name: Any) -> Path:
+    """The path of a file that is named relative to a split file."""
+    if not isinstance(name, str):
+        raise ValueError(f"file '{path}': path: expected names of files; got {name!r}")
+    return path.parent / name
+
+
+def check_tensors(path: Path, values: Any) -> dict[str, Tensor]:
+    """Parameters by name, all of them tensors of real numbers."""
+    if not isinstance(values, Mapping):
+        got = type(values).__name__
+        raise ValueError(f"file '{path}': expected parameters by name; got {got}")
+    for name, value in values.items():
+        is_tensor = isinstance(value, Tensor)
+        if not is_tensor or value.is_complex() or value.dim() == 0:
+            got = str(value.dtype) if is_tensor else type(value).__name__
+            raise ValueError(
+                f"file '{path}': {name}: expected a tensor of real numbers; got {got}"
+            )
+    return dict(values)
+
+
+def single_network(
+    path: Path,
+    architecture: Mapping[str, Any],
+    params: Mapping[str, Tensor],
+    **columns: float,
+) -> Networks:
+    """The only network of a file, see `checked_networks`. columns: values of it."""
+    stacked = {name: value[None] for name, value in params.items()}
+    known = {key: torch.tensor([value]) for key, value in columns.items()}
+    return checked_networks(path, architecture, stacked, known)
+
+
+def checked_networks(
+    path: Path,
+    architecture: Mapping[str, Any],
+    params: Mapping[str, Tensor],
+    columns: Mapping[str, Tensor],
+) -> Networks:
+    """Networks of a file, with parameters in the architecture's order.
+
+    Raises ValueError for parameters that do not fit the architecture or are not finite,
+    and for a network that does not run or has non-finite outputs.
+    """
+    expected = parameter_shapes(path, architecture)
+    check_parameters(f"file '{path}'", expected, params)
+    own = {name: params[name].float() for name in expected}
+    check_outputs(path, architecture, own, columns.get("run"))
+    return Networks(architecture, own, columns)
+
+
+@torch.no_grad()
+def check_outputs(
+    path: Path,
+    architecture: Mapping[str, Any],
+    params: Mapping[str, Tensor],
+    rows: Tensor | None,
+) -> None:
+    """Runs each network on a random input.
+
+    rows: the networks' numbers in the file; None if it has one network.
+
+    Raises ValueError, which names the network, if it does not run or its outputs are
+    not finite.
+    """
+    module = make_module(architecture)
+    inputs = fixed_random_input(module.example_input())
+    run = vmap(partial(functional_call, module), (0, None))
+    count = len(next(iter(params.values())))
+    for index in torch.arange(count).split(AT_ONCE):
+        chunk = {name: value[index] for name, value in params.items()}
+        names = [network_name(path, rows, number) for number in index.tolist()]
+        try:
+            outputs = run(chunk, inputs)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{names[0]}: expected a network that runs on inputs of shape "
+                f"{tuple(inputs.shape)}; got: {reason}"
+            ) from None
+        is_finite = outputs.flatten(1).isfinite().all(1)
+        if not is_finite.all():
+            first = int(is_finite.int().argmin())
+            raise ValueError(f"{names[first]}: expected finite outputs; got others")
+
+
+def fixed_random_input(example: Tensor) -> Tensor:
+    """Uniform in [0, 1), the same at each call."""
+    return torch.rand(example.shape, generator=torch.Generator().manual_seed(0))
+
+
+def network_name(path: Path, rows: Tensor | None, index: int) -> str:
+    """For messages."""
+    return f"file '{path}'" + ("" if rows is None else f": network {rows[index]}")
+
+
+def parameter_shapes(
+    path: Path, architecture: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of an architecture's parameters by name, in its order."""
+    with errors_name_file(path), torch.device("meta"):
+        module = make_module(architecture)
+    return {name: tuple(p.shape) for name, p in module.named_parameters()}
+
+
+@contextmanager
+def errors_name_file(path: Path) -> Iterator[None]:
+    """Adds the file's name to a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"file '{path}': {error}") from None
