@@ -31,8 +31,7 @@ def main(
 
 
 def commands(
-    known: Mapping[str, tuple[type, Callable[[Any], None]]],
-    description: str | None,
+    known: Mapping[str, tuple[type, Callable[[Any], None]]], description: str | None
 ) -> None:
     """The same for a program whose first word says what to do.
 

@@ -112,12 +112,7 @@ class Folder:
         file = self.path / MANIFEST
         if not shard_paths(self.path):
             write_json(
-                file,
-                {
-                    "format": FORMAT,
-                    "settings": dict(self.settings),
-                    "shards": [],
-                },
+                file, {"format": FORMAT, "settings": dict(self.settings), "shards": []}
             )
             return
         told = differences(read_manifest(self.path)["settings"], self.settings)
@@ -226,9 +221,7 @@ def read_split(
 
 
 def check_parameters(
-    what: str,
-    expected: Mapping[str, Sequence[int]],
-    params: Mapping[str, Tensor],
+    what: str, expected: Mapping[str, Sequence[int]], params: Mapping[str, Tensor]
 ) -> None:
     """Compares parameters of several networks, (n, *shape), with the shapes that they
     should have.
@@ -246,11 +239,7 @@ def check_parameters(
 
 
 def check_column(
-    folder: str,
-    columns: Mapping[str, Tensor],
-    key: str,
-    least: float,
-    most: float,
+    folder: str, columns: Mapping[str, Tensor], key: str, least: float, most: float
 ) -> None:
     """Raises ValueError, which names folder and column, if it is not there or out of
     bounds."""
@@ -287,15 +276,9 @@ def merged(groups: Sequence[Networks]) -> Networks:
 
 def _named(groups: Sequence[Networks]) -> Iterator[tuple[str, Tensor]]:
     for number, group in enumerate(groups):
-        for part, values in (
-            ("params", group.params),
-            ("columns", group.columns),
-        ):
+        for part, values in (("params", group.params), ("columns", group.columns)):
             for key, value in values.items():
-                yield (
-                    f"{number}.{part}.{key}",
-                    value.detach().cpu().contiguous(),
-                )
+                yield (f"{number}.{part}.{key}", value.detach().cpu().contiguous())
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -147,14 +147,7 @@ def report(config: Config) -> None:
     found = results(config)
     known = published(config, table)
     figures = shown(table, found)
-    header = [
-        "model",
-        *figures,
-        "published",
-        "seeds",
-        "parameters",
-        "networks/s",
-    ]
+    header = ["model", *figures, "published", "seeds", "parameters", "networks/s"]
     body = [
         line(figures, label, some, known.get(label)) for label, some in found.items()
     ]
@@ -169,9 +162,7 @@ def report(config: Config) -> None:
 
 
 def draw_curve(
-    config: Config,
-    table: Table,
-    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    config: Config, table: Table, found: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> None:
     """Draws `curve.png` into the folder, of rows that differ in the table's curve
     alone."""

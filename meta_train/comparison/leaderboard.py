@@ -156,10 +156,7 @@ def compare(config: Config) -> Leaderboard:
     total = sum(len(spec.lrs) * config.tuning_seeds + config.seeds for spec in specs)
     with tqdm(total=len(problems) * total, unit="run") as bar:
         run_all = partial(
-            execute,
-            folder=folder / "records",
-            processes=config.processes,
-            bar=bar,
+            execute, folder=folder / "records", processes=config.processes, bar=bar
         )
         for problem in problems:
             model = load_problem(problem).init(0)
@@ -194,10 +191,7 @@ def plan_tuning(problem: str, spec: OptimizerSpec, config: Config) -> list[Run]:
 
 
 def plan_evaluation(
-    problem: str,
-    spec: OptimizerSpec,
-    lr: float | None,
-    config: Config,
+    problem: str, spec: OptimizerSpec, lr: float | None, config: Config
 ) -> list[Run]:
     """The runs that are reported."""
     steps = _steps(problem, config)
@@ -235,11 +229,7 @@ def judge(
     return Leaderboard(rows, ranked, reached, records)
 
 
-def write_report(
-    folder: Path,
-    config: Config,
-    board: Leaderboard,
-) -> None:
+def write_report(folder: Path, config: Config, board: Leaderboard) -> None:
     """Writes `results.json`, `table.md` and a picture for each problem."""
     remarks = [*notes(board.rows, REFERENCE), *board.refusals]
     results = {
@@ -297,12 +287,7 @@ def _json(value: Any) -> Any:
 def run(config: Config) -> None:
     board = compare(config)
     print(
-        "\n".join(
-            [
-                "",
-                *align(report.HEADER, [board.lines(row) for row in board.rows]),
-            ]
-        )
+        "\n".join(["", *align(report.HEADER, [board.lines(row) for row in board.rows])])
     )
     for table in board.standings_tables(align):
         print("\n".join(["", *table]))

@@ -111,10 +111,7 @@ class MuonWithAdam(Optimizer):
     """
 
     def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float,
-        with_adam: Iterable[Tensor] = (),
+        self, params: Iterable[Tensor], lr: float, with_adam: Iterable[Tensor] = ()
     ):
         super().__init__(params, {"lr": lr})
         members = self.param_groups[0]["params"]

@@ -48,9 +48,7 @@ def plot_curves(
         axes.set_axisbelow(True)
     columns = min(len(groups), 4)
     figure.legend(
-        *right.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=columns,
+        *right.get_legend_handles_labels(), loc="outside lower center", ncols=columns
     )
     figure.suptitle(title)
     figure.savefig(path, dpi=150)

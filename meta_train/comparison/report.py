@@ -70,10 +70,7 @@ class Row:
     @property
     def at_edge(self) -> bool:
         """Whether the learning rate is the smallest or largest that was tried."""
-        return len(self.tuning) > 1 and self.lr in (
-            min(self.tuning),
-            max(self.tuning),
-        )
+        return len(self.tuning) > 1 and self.lr in (min(self.tuning), max(self.tuning))
 
     @property
     def tuned(self) -> bool:

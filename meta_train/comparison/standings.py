@@ -61,8 +61,7 @@ class Standing:
 
 
 def standings(
-    rows: Sequence[Row],
-    reached: Mapping[tuple[str, str], float | None],
+    rows: Sequence[Row], reached: Mapping[tuple[str, str], float | None]
 ) -> list[Standing]:
     """One for each optimizer, the best mean rank first.
 
@@ -161,9 +160,7 @@ class _Field:
 
 
 def _standing(
-    name: str,
-    fields: Sequence[_Field],
-    reached: Mapping[tuple[str, str], float | None],
+    name: str, fields: Sequence[_Field], reached: Mapping[tuple[str, str], float | None]
 ) -> Standing:
     fields = [field for field in fields if name in field.rows]
     rows = [field.rows[name] for field in fields]

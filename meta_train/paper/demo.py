@@ -26,13 +26,7 @@ PROBLEM = "fm-16"
 # The best of each grid on this problem: python -m meta_train.comparison.leaderboard
 # --problems fm-16
 TUNED = {"Adam": ("adam-cosine", 0.04), "Muon": ("muon-cosine", 0.05)}
-HEADER = [
-    "optimizer",
-    "test accuracy %",
-    "train loss",
-    "seconds",
-    "optimizer ms/step",
-]
+HEADER = ["optimizer", "test accuracy %", "train loss", "seconds", "optimizer ms/step"]
 
 
 @dataclass(frozen=True)

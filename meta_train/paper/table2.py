@@ -45,13 +45,7 @@ def cells(rows: Sequence[Row]) -> list[str]:
         own.append("" if published is None else "{:.2f} ± {:.2f}".format(*published))
     lrs = ["-" if row.lr is None else f"{row.lr:g}" for row in rows]
     times = [f"{row.optimizer_ms_per_step:.1f}" for row in rows]
-    return [
-        name,
-        *own,
-        str(rows[0].tuning_runs),
-        " / ".join(lrs),
-        " / ".join(times),
-    ]
+    return [name, *own, str(rows[0].tuning_runs), " / ".join(lrs), " / ".join(times)]
 
 
 def run(config: Config) -> None:

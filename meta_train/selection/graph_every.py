@@ -173,10 +173,7 @@ def draw(path: Path, found: Found) -> None:
         for k, some in values.items():
             axes.plot([k] * len(some), some, "o", color="tab:blue", alpha=0.35)
         axes.plot(
-            list(values),
-            [fmean(some) for some in values.values()],
-            "-",
-            color="black",
+            list(values), [fmean(some) for some in values.values()], "-", color="black"
         )
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(values), [str(k) for k in values])

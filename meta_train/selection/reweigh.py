@@ -43,10 +43,7 @@ from ngopt.pretrained import load_pretrained, save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 COLUMNS = ("weight", "gradient", *(f"momentum {decay:g}" for decay in DECAYS))
-FEATURES = (
-    *(f"log {name}" for name in COLUMNS),
-    *(f"sign {name}" for name in COLUMNS),
-)
+FEATURES = (*(f"log {name}" for name in COLUMNS), *(f"sign {name}" for name in COLUMNS))
 GRAPH, UPDATE = "graph", "update"
 # Logarithms of factors are within these; CMA-ES begins with a deviation of a third.
 LIMIT = 0.75

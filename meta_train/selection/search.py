@@ -104,11 +104,7 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
     """How a trial meta-trains."""
     known = vars(find_metanet(config.metanet, METANETS, may_import=True).Config())
     sizes = dict(config.metanet_config)
-    for key, choices in (
-        ("width", WIDTHS),
-        ("layers", LAYERS),
-        ("d_out", OUTPUTS),
-    ):
+    for key, choices in (("width", WIDTHS), ("layers", LAYERS), ("d_out", OUTPUTS)):
         if key in known and key not in sizes:
             sizes[key] = trial.suggest_categorical(key, choices)
     if config.init_from is None and "hidden" not in sizes:
@@ -192,12 +188,7 @@ def write_best(config: Config, study: optuna.Study) -> Path:
 def _cells(trial: Any) -> list[str]:
     gain = trial.user_attrs["gain"]
     shown = "diverged" if gain is None else f"{gain:g}"
-    return [
-        str(trial.number),
-        f"{100 * trial.value:.2f}",
-        shown,
-        _text(trial.params),
-    ]
+    return [str(trial.number), f"{100 * trial.value:.2f}", shown, _text(trial.params)]
 
 
 def _text(numbers: Mapping[str, float]) -> str:

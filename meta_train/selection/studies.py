@@ -29,10 +29,7 @@ def open_study(folder: Path, name: str, settings: Mapping[str, Any]) -> optuna.S
     make_folder(folder)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     study = optuna.create_study(
-        storage=storage,
-        study_name=name,
-        direction="maximize",
-        load_if_exists=True,
+        storage=storage, study_name=name, direction="maximize", load_if_exists=True
     )
     known = study.user_attrs.get("settings")
     if known is None:
@@ -43,10 +40,7 @@ def open_study(folder: Path, name: str, settings: Mapping[str, Any]) -> optuna.S
 
 
 def claim(
-    study: optuna.Study,
-    folder: Path,
-    count: int,
-    sampler: Callable[[int], BaseSampler],
+    study: optuna.Study, folder: Path, count: int, sampler: Callable[[int], BaseSampler]
 ) -> tuple[optuna.Trial, FileLock] | None:
     """The next trial, and the lock that its process holds until it has told its value.
 
@@ -82,12 +76,7 @@ def _lock(folder: Path, number: int) -> FileLock:
 def write_trials(folder: Path, study: optuna.Study) -> None:
     """Writes `trials.json`, a line for every trial."""
     lines = [
-        {
-            "trial": t.number,
-            "score": t.value,
-            "numbers": t.params,
-            **t.user_attrs,
-        }
+        {"trial": t.number, "score": t.value, "numbers": t.params, **t.user_attrs}
         for t in study.trials
     ]
     (folder / "trials.json").write_text("\n".join(map(json.dumps, lines)) + "\n")

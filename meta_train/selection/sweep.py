@@ -90,9 +90,7 @@ def search(config: Config) -> Found:
     bar = tqdm(list(product(scales(config), problems, range(config.seeds))), unit="run")
     for scale, name, number in bar:
         optimizee = Optimizee(
-            problems[name],
-            derive_seed(config.seed, 20, number),
-            config.autocast,
+            problems[name], derive_seed(config.seed, 20, number), config.autocast
         )
         metrics = whole_run(optimizee, scaled(learned, scale), config.steps)
         shown = {**metrics._asdict(), "loss": finite(metrics.loss)}

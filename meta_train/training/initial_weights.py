@@ -15,10 +15,7 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 
 def make_learned(
-    name: str,
-    init_from: str | None,
-    numbers: Mapping[str, float],
-    seed: int,
+    name: str, init_from: str | None, numbers: Mapping[str, float], seed: int
 ) -> LearnedOptimizer:
     """A metanet from weights, with what these have beside it, or from a random start.
 

@@ -30,13 +30,7 @@ from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from harness import cli
-from harness.distributed import (
-    RankLost,
-    Ranks,
-    device_of,
-    joined,
-    on_ranks,
-)
+from harness.distributed import RankLost, Ranks, device_of, joined, on_ranks
 from harness.files import make_folder
 from harness.interrupts import Interrupted, uninterrupted
 from harness.random import derive_seed
@@ -78,9 +72,7 @@ class MetaTrainer:
         unroll_config = settings_of(config, UnrollConfig, device=self.device)
         self.worker = Worker(unroll_config, self.learned)
         self.optimizer = torch.optim.AdamW(
-            self.metanet.parameters(),
-            lr=config.lr,
-            weight_decay=config.weight_decay,
+            self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
         self.lives = Lives(settings_of(config, LifeConfig))
         self.slots = self.lives.first()
@@ -243,10 +235,7 @@ class MetaTrainer:
             if self.ranks.owns(k):
                 optimizee = self._validation_optimizee(k)
                 found = whole_run(
-                    optimizee,
-                    self.averaged,
-                    config.horizon,
-                    config.inner_weight_decay,
+                    optimizee, self.averaged, config.horizon, config.inner_weight_decay
                 )
                 accuracy = nan if found.accuracy is None else found.accuracy
                 rows[k] = torch.tensor([found.loss, accuracy], dtype=torch.float64)
@@ -270,9 +259,7 @@ class MetaTrainer:
         if metrics.loss < self.best:
             self.best = metrics.loss
             best = replace(
-                self.averaged,
-                recipe=self.recipe(),
-                table={"validation": record},
+                self.averaged, recipe=self.recipe(), table={"validation": record}
             )
             if self.ranks.is_first:
                 save_pretrained(best, self.folder / "best.safetensors")

@@ -34,11 +34,7 @@ HEAD = len(Outcome._fields) - 1
 
 
 def exchanged(
-    own: Mapping[int, Result],
-    count: int,
-    like: Tensor,
-    clip_norm: float,
-    ranks: Ranks,
+    own: Mapping[int, Result], count: int, like: Tensor, clip_norm: float, ranks: Ranks
 ) -> list[Outcome]:
     """The outcomes of so many optimizees, from the results that each rank has, by their
     numbers.

@@ -10,13 +10,7 @@ from torch import Tensor
 
 from tasks.learning.lesson import LessonConfig
 from tasks.networks.architectures import Stack
-from tasks.shards import (
-    SPLITS,
-    Networks,
-    check_column,
-    merged,
-    read_split,
-)
+from tasks.shards import SPLITS, Networks, check_column, merged, read_split
 
 CLASSES = 10
 

@@ -118,10 +118,7 @@ class NetworkLesson(Generic[Config]):
         Raises ValueError for steps that are to be compiled for several architectures.
         """
         config = self.config
-        sizes = {
-            **config.sizes,
-            **({"probes": config.probes} if config.probes else {}),
-        }
+        sizes = {**config.sizes, **({"probes": config.probes} if config.probes else {})}
         architectures = list(dict.fromkeys(stack.architecture for stack in stacks))
         count = len(architectures)
         if config.compiled and count > 1:
@@ -158,9 +155,7 @@ def learn(
 
 
 def learn_on(
-    ranks: Ranks,
-    config: Config,
-    make: Callable[[Config, Ranks], NetworkLesson[Config]],
+    ranks: Ranks, config: Config, make: Callable[[Config, Ranks], NetworkLesson[Config]]
 ) -> None:
     """The same on given ranks."""
     lesson = make(config, ranks)

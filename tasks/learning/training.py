@@ -63,14 +63,7 @@ class TrainingConfig:
             raise ValueError(
                 f"trainer: expected one of {', '.join(TRAINERS)}; got '{self.trainer}'"
             )
-        for key in (
-            "minutes",
-            "batch",
-            "lr",
-            "clip",
-            "validations",
-            "patience",
-        ):
+        for key in ("minutes", "batch", "lr", "clip", "validations", "patience"):
             if getattr(self, key) <= 0:
                 raise ValueError(
                     f"{key}: expected more than 0; got {getattr(self, key)}"
