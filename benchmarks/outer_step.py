@@ -21,7 +21,6 @@ from tqdm import tqdm
 from benchmarks import floor
 from benchmarks.records import Record, table, write
 from benchmarks.step import HORIZON
-from harness.memory import keep_freed_memory
 from meta_train.problems import load_problem
 from meta_train.training.estimators import TBPTT
 from meta_train.training.unroll import Optimizee
@@ -78,7 +77,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="outer steps")
     parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
-    keep_freed_memory()  # as meta-training does
     torch.set_num_threads(1)
     pairs = list(product(options.problems, options.weights))
     records = [
