@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harness.files import make_folder, read_json, write_json
-from harness.settings import differences
+from harness.run_store import check_settings
 from ngopt.pretrained.tensor_files import is_intact, read_tensors, write_tensors
 
 FORMAT = "ngopt-shard-1"
@@ -115,9 +115,8 @@ class Folder:
                 file, {"format": FORMAT, "settings": dict(self.settings), "shards": []}
             )
             return
-        told = differences(read_manifest(self.path)["settings"], self.settings)
-        if told:
-            raise ValueError(f"folder '{self.path}': made with other settings: {told}")
+        stored = read_manifest(self.path)["settings"]
+        check_settings(f"folder '{self.path}'", stored, self.settings)
 
     def shard(self, split: str, number: int) -> Path:
         return self.path / f"{split}-{number:05d}.safetensors"
