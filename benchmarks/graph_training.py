@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from benchmarks.paired_timing import seconds_in_turns
 from benchmarks.records import write
-from harness.memory import keep_freed_memory
 from harness.random import seeded
 from ngopt.graph import NeuralGraph, to_edge_list
 from tasks.models.base import compile_steps
@@ -145,7 +144,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    keep_freed_memory()
     records = []
     for copies in tqdm(options.copies, unit="size"):
         record = measure(

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from benchmarks.paired_timing import seconds_in_turns
 from benchmarks.records import write
-from harness.memory import keep_freed_memory
 from harness.random import seeded
 from tasks.learning.catalogue import make_model
 from tasks.networks.architectures import NetworkStack, architecture_of
@@ -83,7 +82,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    keep_freed_memory()
     records = []
     for zoo, name, sizes in tqdm(CASES, unit="case"):
         record = measure(zoo, name, sizes, options.runs, options.repeats)

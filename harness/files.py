@@ -1,5 +1,4 @@
-"""JSON files and checkpoints: there whole or not at all, and refused by name where they
-are not."""
+"""Reads and writes JSON files and checkpoints. Errors name the file."""
 
 from __future__ import annotations
 
@@ -22,16 +21,15 @@ def make_folder(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file."""
+    """Writes a JSON file, with null for inf and nan, which JSON does not have."""
     with replaced(path) as part, part.open("w") as file:
-        json.dump(value, file, allow_nan=False)
+        json.dump(without_nan(value), file, allow_nan=False)
 
 
 def read_json(path: Path, what: str) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file. Raises ValueError for anything else.
 
-    what: the file is, for messages. Raises ValueError, which names the file, if it is
-    no JSON.
+    what: name of the kind of file in the error message.
     """
     try:
         return json.loads(path.read_text())
@@ -39,31 +37,37 @@ def read_json(path: Path, what: str) -> Any:
         raise ValueError(f"{what} '{path}': expected JSON; got: {error}") from None
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A dictionary that torch.save wrote, of tensors and plain values alone.
+def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
+    """A dictionary that torch.save wrote.
 
-    Raises ValueError, which names the file, if there is none or if it holds anything
+    trusted: the file may hold any Python object, and tensors stay on their devices.
+    Otherwise it may hold tensors and plain values alone, which are put on the CPU.
+
+    Raises ValueError, which names the file, if it cannot be read or holds anything
     else.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # of bytes that are no such file the unpickler raises whatever it stumbles over
+        device = None if trusted else "cpu"
+        found = torch.load(path, map_location=device, weights_only=not trusted)
+    except Exception as error:  # the unpickler raises many types
         reason = str(error).partition(". ")[0].partition("\n")[0]
         expected = "tensors and plain values of torch.save"
         raise ValueError(
             f"file '{path}': expected {expected}; got: {reason or type(error).__name__}"
         ) from None
     if not isinstance(found, dict):
-        raise ValueError(
-            f"file '{path}': expected a dictionary; got {type(found).__name__}"
-        )
+        got = type(found).__name__
+        raise ValueError(f"file '{path}': expected a dictionary; got {got}")
     for key in found:
         if not isinstance(key, str):
             raise ValueError(f"file '{path}': expected names; got {key!r}")
     return found
 
 
-def finite(value: float) -> float | None:
-    """None in place of inf and nan, which JSON does not have."""
-    return value if math.isfinite(value) else None
+def without_nan(value: Any) -> Any:
+    """Nested dictionaries and lists with None for inf and nan."""
+    if isinstance(value, dict):
+        return {key: without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

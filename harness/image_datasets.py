@@ -190,8 +190,7 @@ def _load_verified(file: Path, expected: dict[str, str]) -> Arrays | None:
         _verify(arrays, expected)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         warnings.warn(
-            f"data file '{file}' is damaged, fetching it again: {error}",
-            stacklevel=3,
+            f"data file '{file}' is damaged, fetching it again: {error}", stacklevel=3
         )
         return None
     return arrays

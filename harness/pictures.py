@@ -54,10 +54,7 @@ def draw_histograms(path: Path, groups: Mapping[str, Tensor], label: str) -> Non
 
 
 def draw_curves(
-    path: Path,
-    points: Tensor,
-    rows: Mapping[str, Tensor],
-    titles: Sequence[str] = (),
+    path: Path, points: Tensor, rows: Mapping[str, Tensor], titles: Sequence[str] = ()
 ) -> None:
     """Draws curves as a PNG, those with the same number over each other.
 
@@ -68,12 +65,7 @@ def draw_curves(
     axes = figure.subplots(1, count, squeeze=False)[0]
     for name, curves in rows.items():
         for own, curve in zip(axes, curves, strict=True):
-            own.plot(
-                points.numpy(),
-                curve.detach().mT.numpy(),
-                label=name,
-                linewidth=1,
-            )
+            own.plot(points.numpy(), curve.detach().mT.numpy(), label=name, linewidth=1)
     for own, title in zip(axes, titles, strict=False):
         own.set_title(title, fontsize="small")
     axes[0].legend(fontsize="x-small")

@@ -1,9 +1,8 @@
-"""Settings of programs: what of them matters, and how they differ from those of before."""
+"""Checks and selects the settings of programs."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -17,13 +16,5 @@ def check_counts(config: Any, *keys: str) -> None:
 
 
 def named_settings(config: Any, without: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass by name, but for some, such as those that change no
-    result."""
+    """The fields of a dataclass by name, without some of them."""
     return {key: value for key, value in asdict(config).items() if key not in without}
-
-
-def differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Settings that are not those known, in words; "" if all are, as JSON holds them."""
-    known, asked = (json.loads(json.dumps(settings)) for settings in (known, asked))
-    odd = sorted(key for key in {*known, *asked} if known.get(key) != asked.get(key))
-    return ", ".join(f"{key} {known.get(key)!r}, got {asked.get(key)!r}" for key in odd)

@@ -1,26 +1,45 @@
-"""Tables as text, for terminals and Markdown."""
+"""Tables as text for terminals and as Markdown. A row maps column names to cells."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import nan
+
+import numpy as np
+
+Row = Mapping[str, str]
 
 
-def align(
-    header: Sequence[str], body: Sequence[Sequence[str]], separator: str = "  "
-) -> list[str]:
-    """Lines of a table in columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    lines = []
-    for line in [header, *body]:
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        lines.append(separator.join(padded))
-    return lines
+def text_table(rows: Sequence[Row]) -> str:
+    """A table in columns of equal width, with the first row's keys as header."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join(_aligned(lines, "  "))
 
 
-def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; a `*` or `|` within a cell is escaped."""
-    escaped = [
-        [cell.replace("|", r"\|").replace("*", r"\*") for cell in line] for line in body
-    ]
-    first, *rest = align(header, [["---"] * len(header), *escaped], " | ")
-    return [f"| {line} |" for line in (first, *rest)]
+def markdown_table(rows: Sequence[Row]) -> str:
+    r"""A Markdown table; `*` and `|` within cells are escaped."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    for row in rows:
+        lines.append([_escaped(cell) for cell in row.values()])
+    return "\n".join(f"| {line} |" for line in _aligned(lines, " | "))
+
+
+def sample_deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation; nan for one value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else nan
+
+
+def plus_minus(mean: str, deviation: str, count: int) -> str:
+    """A cell with a mean and, for several values, their deviation."""
+    return mean if count == 1 else f"{mean} ± {deviation}"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", r"\|").replace("*", r"\*")
+
+
+def _aligned(lines: Sequence[Sequence[str]], separator: str) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = zip(line, widths, strict=True)
+        yield separator.join(cell.ljust(width) for cell, width in cells)

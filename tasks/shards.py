@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harness.files import make_folder, read_json, write_json
-from harness.settings import differences
+from harness.run_store import check_settings
 from ngopt.pretrained.tensor_files import is_intact, read_tensors, write_tensors
 
 FORMAT = "ngopt-shard-1"
@@ -112,17 +112,11 @@ class Folder:
         file = self.path / MANIFEST
         if not shard_paths(self.path):
             write_json(
-                file,
-                {
-                    "format": FORMAT,
-                    "settings": dict(self.settings),
-                    "shards": [],
-                },
+                file, {"format": FORMAT, "settings": dict(self.settings), "shards": []}
             )
             return
-        told = differences(read_manifest(self.path)["settings"], self.settings)
-        if told:
-            raise ValueError(f"folder '{self.path}': made with other settings: {told}")
+        stored = read_manifest(self.path)["settings"]
+        check_settings(f"folder '{self.path}'", stored, self.settings)
 
     def shard(self, split: str, number: int) -> Path:
         return self.path / f"{split}-{number:05d}.safetensors"
@@ -226,9 +220,7 @@ def read_split(
 
 
 def check_parameters(
-    what: str,
-    expected: Mapping[str, Sequence[int]],
-    params: Mapping[str, Tensor],
+    what: str, expected: Mapping[str, Sequence[int]], params: Mapping[str, Tensor]
 ) -> None:
     """Compares parameters of several networks, (n, *shape), with the shapes that they
     should have.
@@ -246,11 +238,7 @@ def check_parameters(
 
 
 def check_column(
-    folder: str,
-    columns: Mapping[str, Tensor],
-    key: str,
-    least: float,
-    most: float,
+    folder: str, columns: Mapping[str, Tensor], key: str, least: float, most: float
 ) -> None:
     """Raises ValueError, which names folder and column, if it is not there or out of
     bounds."""
@@ -287,15 +275,9 @@ def merged(groups: Sequence[Networks]) -> Networks:
 
 def _named(groups: Sequence[Networks]) -> Iterator[tuple[str, Tensor]]:
     for number, group in enumerate(groups):
-        for part, values in (
-            ("params", group.params),
-            ("columns", group.columns),
-        ):
+        for part, values in (("params", group.params), ("columns", group.columns)):
             for key, value in values.items():
-                yield (
-                    f"{number}.{part}.{key}",
-                    value.detach().cpu().contiguous(),
-                )
+                yield (f"{number}.{part}.{key}", value.detach().cpu().contiguous())
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,15 +13,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness import cli
 from harness.distributed import Ranks, joined, on_ranks
 from harness.files import read_json, write_json
 from harness.pictures import draw_means
-from harness.settings import check_counts, differences
-from harness.tables import align, markdown
+from harness.run_store import check_settings
+from harness.settings import check_counts
+from harness.tables import (
+    markdown_table,
+    plus_minus,
+    sample_deviation,
+    text_table,
+)
 from tasks.learning.lesson import LessonConfig, learn_on
 from tasks.learning.training import TrainingConfig
 from tasks.shards import read_manifest
@@ -74,44 +80,40 @@ class Training(NamedTuple):
     config: LessonConfig
 
     def result(self) -> dict[str, Any] | None:
-        """What it wrote; None if it is not done.
+        """The content of its `result.json`; None if it is not finished.
 
-        Raises ValueError if that is of other settings.
+        Raises ValueError if that was made with other settings.
         """
         path = Path(self.config.folder, "result.json")
         if not path.exists():
             return None
         found = read_json(path, "result")
-        # it may have been moved
-        asked = {**asdict(self.config), "folder": found["config"]["folder"]}
-        told = differences(found["config"], asked)
-        if told:
-            raise ValueError(f"result '{path}': made with other settings: {told}")
+        # the folder may have been moved
+        settings = {**asdict(self.config), "folder": found["config"]["folder"]}
+        check_settings(f"result '{path}'", found["config"], settings)
         return found
 
 
 def trainings(config: Config) -> Iterator[Training]:
-    """All that a table needs, the first seeds first."""
+    """All trainings of a table, the first seeds first."""
     table = TABLES[config.table]
     for seed in range(config.seeds):
         for row in table.rows:
             is_wanted = not config.rows or row.label in config.rows
             if not is_wanted or (seed and not row.is_ours):
                 continue
-            folder = Path(
-                config.folder,
-                f"{row.label.replace(', ', '-').replace(' ', '-')}-{seed}",
-            )
+            name = f"{row.label.replace(', ', '-').replace(' ', '-')}-{seed}"
             training = TrainingConfig(
                 config.minutes, config.batch, config.trainer, seed=seed
             )
-            common = {
+            settings = {
                 "data": config.data,
-                "folder": str(folder),
+                "folder": str(Path(config.folder, name)),
                 "skip_damaged": config.skip_damaged,
                 "compiled": config.compiled and row.is_ours,
+                "training": training,
             }
-            yield Training(row, table.config(row, training=training, **common))
+            yield Training(row, table.config(row, **settings))
 
 
 def train(config: Config) -> None:
@@ -142,39 +144,34 @@ def run(config: Config) -> None:
 
 
 def report(config: Config) -> None:
-    """Prints the table and writes it, and all results, into the folder."""
-    table = TABLES[config.table]
-    found = results(config)
-    known = published(config, table)
-    figures = shown(table, found)
-    header = [
-        "model",
-        *figures,
-        "published",
-        "seeds",
-        "parameters",
-        "networks/s",
-    ]
-    body = [
-        line(figures, label, some, known.get(label)) for label, some in found.items()
-    ]
-    Path(config.folder, "table.md").write_text("\n".join(markdown(header, body)) + "\n")
-    write_json(Path(config.folder, "table.json"), found)
-    draw_curve(config, table, found)
-    print("\n".join(align(header, body)))
+    """Prints the table, and writes it and all results into the folder."""
+    table, folder = TABLES[config.table], Path(config.folder)
+    results = finished_results(config)
+    published = published_figures(config, table)
+    measured = set()
+    for some in results.values():
+        measured |= some[0]["test"].keys()
+    figures = {key: value for key, value in table.figures.items() if key in measured}
+    rows = []
+    for label, some in results.items():
+        rows.append(cells(figures, label, some, published.get(label)))
+    (folder / "table.md").write_text(f"{markdown_table(rows)}\n")
+    write_json(folder / "table.json", results)
+    draw_curve(config, table, results)
+    print(text_table(rows))
     print(
-        f"{config.minutes:g} minutes of a core each with {config.trainer}, on {config.data}; "
-        f"published figures are of other data."
+        f"{config.minutes:g} minutes of a core each with {config.trainer}, on "
+        f"{config.data}; published figures are of other data."
     )
 
 
 def draw_curve(
-    config: Config,
-    table: Table,
-    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    config: Config, table: Table, found: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> None:
-    """Draws `curve.png` into the folder, of rows that differ in the table's curve
-    alone."""
+    """Draws `curve.png`: the first figure over the setting of the table's curve.
+
+    Only rows that differ in no other setting are drawn.
+    """
     if table.curve is None:
         return
     setting, label = table.curve
@@ -192,8 +189,8 @@ def draw_curve(
         draw_means(path, max(curves.values(), key=len), label, name)
 
 
-def results(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """Of every row what its trainings wrote, as far as they are done."""
+def finished_results(config: Config) -> dict[str, list[dict[str, Any]]]:
+    """The results of finished trainings, by row."""
     found: dict[str, list[dict[str, Any]]] = {}
     for training in trainings(config):
         result = training.result()
@@ -202,38 +199,33 @@ def results(config: Config) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def published(config: Config, table: Table) -> Mapping[str, float]:
+def published_figures(config: Config, table: Table) -> Mapping[str, float]:
     settings = read_manifest(Path(config.data))["settings"]
     return table.published.get(settings.get("zoo", settings.get("data")), {})
 
 
-def shown(
-    table: Table, found: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> Mapping[str, float]:
-    """The table's figures that results on such data have."""
-    told = {name for some in found.values() for name in some[0]["test"]}
-    return {name: factor for name, factor in table.figures.items() if name in told}
-
-
-def line(
+def cells(
     figures: Mapping[str, float],
     label: str,
-    found: Sequence[Mapping[str, Any]],
-    known: float | None,
-) -> list[str]:
-    """A row as text."""
-    cells = [label]
+    results: Sequence[Mapping[str, Any]],
+    published: float | None,
+) -> dict[str, str]:
+    """A row of the table by column. figures: factors by name."""
+    row = {"model": label}
     for figure, factor in figures.items():
-        known_ones = [one["test"][figure] for one in found]
-        if None in known_ones:
-            cells.append("diverged")
+        values = [result["test"][figure] for result in results]
+        if None in values:
+            row[figure] = "diverged"
             continue
-        values = [factor * value for value in known_ones]
-        spread = f" ± {stdev(values):.3g}" if len(values) > 1 else ""
-        cells.append(f"{fmean(values):.4g}{spread}")
-    speed = fmean(one["networks_per_second"] for one in found)
-    cells += ["" if known is None else f"{known:g}", str(len(found))]
-    return [*cells, str(found[0]["parameters"]), f"{speed:.0f}"]
+        scaled = [factor * value for value in values]
+        deviation = f"{sample_deviation(scaled):.3g}"
+        row[figure] = plus_minus(f"{fmean(scaled):.4g}", deviation, len(scaled))
+    speed = fmean(result["networks_per_second"] for result in results)
+    row["published"] = "" if published is None else f"{published:g}"
+    row["seeds"] = str(len(results))
+    row["parameters"] = str(results[0]["parameters"])
+    row["networks/s"] = f"{speed:.0f}"
+    return row
 
 
 if __name__ == "__main__":

@@ -102,11 +102,7 @@ CLASSIFY = Table(
         *_probed("ng-gnn", 0, 64),
         # with three it makes too few steps in the same time
         *_probed("ng-t", 0, 64, layers=2),
-        Row(
-            "ng-gnn, permutations alone",
-            {"model": "ng-gnn", "symmetry": False},
-            True,
-        ),
+        Row("ng-gnn, permutations alone", {"model": "ng-gnn", "symmetry": False}, True),
     ),
     {
         "mnist": {

@@ -27,14 +27,7 @@ from harness.image_datasets import ImageDataset, Split, load_dataset
 from harness.pictures import draw_histograms
 from harness.random import derive_seed, seeded
 from harness.settings import check_counts, named_settings
-from tasks.shards import (
-    SPLITS,
-    Folder,
-    Networks,
-    merged,
-    read_settings,
-    read_split,
-)
+from tasks.shards import SPLITS, Folder, Networks, merged, read_settings, read_split
 from tasks.sources.generation import Job, jobs, make_shards
 from tasks.sources.zoo_recipes import INITS, OPTIMIZERS, ZOOS, TrainingRecipe
 from tasks.sources.zoo_training import Checkpoint, train
@@ -114,10 +107,7 @@ def make(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networks]:
 
 
 def trained(
-    config: TrainConfig,
-    data: ImageDataset,
-    split: int,
-    number: int,
+    config: TrainConfig, data: ImageDataset, split: int, number: int
 ) -> tuple[TrainingRecipe, list[Checkpoint]]:
     """One run. One that diverges is drawn anew."""
     steps = checkpoint_steps(config.steps, config.checkpoints)
@@ -181,10 +171,7 @@ def train_rank(config: TrainConfig) -> None:
         return make(job, config, data)
 
     make_shards(
-        folder_of(config),
-        jobs(counts(config.runs), config.shard),
-        groups,
-        QUALITY,
+        folder_of(config), jobs(counts(config.runs), config.shard), groups, QUALITY
     )
 
 

@@ -19,6 +19,8 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from harness.schedules import cosine_schedule
 from ngopt import NGOptimizer, list_pretrained, load_pretrained
+from ngopt.metanets import METANETS
+from ngopt.metanets.imported import find_metanet
 from ngopt.pretrained import weights_hash
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -111,10 +113,7 @@ class MuonWithAdam(Optimizer):
     """
 
     def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float,
-        with_adam: Iterable[Tensor] = (),
+        self, params: Iterable[Tensor], lr: float, with_adam: Iterable[Tensor] = ()
     ):
         super().__init__(params, {"lr": lr})
         members = self.param_groups[0]["params"]
@@ -174,6 +173,12 @@ def load_optimizer(name: str) -> OptimizerSpec:
     return OptimizerSpec(
         name, make, lr=lr, weights=weights_hash(learned), traced=traced
     )
+
+
+def import_metanet(name: str | None) -> None:
+    """Imports module:Class of your own metanet, so that weights can be loaded."""
+    if name is not None:
+        find_metanet(name, METANETS, may_import=True)
 
 
 def reads_connections(learned: LearnedOptimizer) -> bool:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from meta_train.comparison.runs import Record
+from meta_train.comparison.inner_training import Record
 
 HEADROOM = 1.5  # of the loss axes above the first loss
 FEW_DECADES = 3  # on a logarithmic axis, that still have room for labels within
@@ -48,9 +48,7 @@ def plot_curves(
         axes.set_axisbelow(True)
     columns = min(len(groups), 4)
     figure.legend(
-        *right.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=columns,
+        *right.get_legend_handles_labels(), loc="outside lower center", ncols=columns
     )
     figure.suptitle(title)
     figure.savefig(path, dpi=150)

@@ -1,36 +1,19 @@
-"""Rows of a comparison, one for each optimizer on each problem, and tables of them."""
+"""Results of each optimizer on each problem, and the table of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf, nan
+from math import inf
 from statistics import fmean
 
-import numpy as np
+import pandas as pd
 
-from meta_train.comparison.runs import TRAIN_LOSS_STEPS, Record
+from harness.tables import plus_minus, sample_deviation
+from meta_train.comparison.inner_training import TRAIN_LOSS_STEPS, Record
 
 # Problems of the paper that no learned optimizer is meta-trained or selected on.
 TRANSFER_ONLY = ("c10-32",)
-
-HEADER = [
-    "problem",
-    "optimizer",
-    "lr",
-    "rank",
-    "test loss",
-    "test accuracy %",
-    "validation loss",
-    "train loss",
-    "steps to reference",
-    "seconds to reference",
-    "run s",
-    "ms/step",
-    "optimizer ms/step",
-    "tuning runs",
-    "tuning s",
-]
 
 
 @dataclass(frozen=True)
@@ -41,11 +24,11 @@ class Row:
 
     test_loss_std, accuracy_std: sample standard deviation, nan for one run.
     accuracy_mean: per cent on test; None if the problem has no accuracy, and so is its
-    deviation. ms_per_step, optimizer_ms_per_step: mean of each run's median.
+        deviation.
+    ms_per_step, optimizer_ms_per_step: mean of each run's median.
     seconds: of a whole run, without evaluation.
-    tuning: mean validation loss of each learning rate that was tried; inf if it was not
-    finite.
-    tuning_seconds: of all runs for tuning together.
+    tuning: mean validation loss by learning rate; inf if it was not finite.
+    tuning_seconds: of all tuning runs together.
     """
 
     problem: str
@@ -70,26 +53,60 @@ class Row:
     @property
     def at_edge(self) -> bool:
         """Whether the learning rate is the smallest or largest that was tried."""
-        return len(self.tuning) > 1 and self.lr in (
-            min(self.tuning),
-            max(self.tuning),
-        )
+        return len(self.tuning) > 1 and self.lr in (min(self.tuning), max(self.tuning))
 
     @property
     def tuned(self) -> bool:
         return self.tuning_runs > 0
 
+    def cells(
+        self, rank: float | None = None, reached: float | None = None
+    ) -> dict[str, str]:
+        """The cells of a table by column.
+
+        rank: among the problem's optimizers. reached: steps to the reference's final
+        loss.
+        """
+        loss_std = f"{self.test_loss_std:.2g}"
+        loss = plus_minus(digits(self.test_loss), loss_std, self.runs)
+        accuracy = "-"
+        if self.accuracy_mean is not None:
+            accuracy_std = f"{self.accuracy_std:.2f}"
+            accuracy = plus_minus(f"{self.accuracy_mean:.2f}", accuracy_std, self.runs)
+        lr = "-" if self.lr is None else f"{self.lr:g}{' *' if self.at_edge else ''}"
+        seconds = None if reached is None else reached * self.seconds / self.steps
+        return {
+            "problem": self.problem,
+            "optimizer": self.optimizer,
+            "lr": lr,
+            "rank": "-" if rank is None else f"{rank:g}",
+            "test loss": loss,
+            "test accuracy %": accuracy,
+            "validation loss": digits(self.validation_loss),
+            "train loss": digits(self.train_loss),
+            "steps to reference": "-" if reached is None else f"{reached:.0f}",
+            "seconds to reference": "-" if seconds is None else f"{seconds:.1f}",
+            "run s": f"{self.seconds:.1f}",
+            "ms/step": f"{self.ms_per_step:.1f}",
+            "optimizer ms/step": f"{self.optimizer_ms_per_step:.2f}",
+            "tuning runs": str(self.tuning_runs),
+            "tuning s": f"{self.tuning_seconds:.0f}",
+        }
+
 
 def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
-    """The row of one optimizer's evaluation records on one problem, and of its tuning
-    records."""
+    """The row of one optimizer on one problem.
+
+    records: of its evaluation runs. tuning: of its tuning runs.
+    """
     run = records[0]["run"]
-    test_losses = [_number(record["test"]["loss"]) for record in records]
-    accuracies = [
-        100 * r["test"]["accuracy"]
-        for r in records
-        if r["test"]["accuracy"] is not None
-    ]
+    columns = pd.json_normalize(list(records), max_level=1)
+
+    def mean(name: str) -> float:
+        return fmean(columns[name].astype(float))
+
+    test_losses = columns["test.loss"].astype(float).tolist()
+    accuracies = (100 * columns["test.accuracy"].dropna()).tolist()
     return Row(
         problem=run["problem"],
         optimizer=run["optimizer"],
@@ -97,18 +114,14 @@ def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
         steps=run["steps"],
         diverged=sum(record["diverged"] for record in records),
         test_loss=fmean(test_losses),
-        test_loss_std=deviation(test_losses),
+        test_loss_std=sample_deviation(test_losses),
         accuracy_mean=fmean(accuracies) if accuracies else None,
-        accuracy_std=deviation(accuracies) if accuracies else None,
-        validation_loss=fmean(
-            _number(record["validation"]["loss"]) for record in records
-        ),
-        train_loss=fmean(_number(record["train_loss"]) for record in records),
-        ms_per_step=fmean(record["ms_per_step"] for record in records),
-        optimizer_ms_per_step=fmean(
-            record["optimizer_ms_per_step"] for record in records
-        ),
-        seconds=fmean(record["seconds"] for record in records),
+        accuracy_std=sample_deviation(accuracies) if accuracies else None,
+        validation_loss=mean("validation.loss"),
+        train_loss=mean("train_loss"),
+        ms_per_step=mean("ms_per_step"),
+        optimizer_ms_per_step=mean("optimizer_ms_per_step"),
+        seconds=mean("seconds"),
         lr=run["lr"],
         tuning_runs=len(tuning),
         tuning_seconds=sum(record["seconds"] for record in tuning),
@@ -117,8 +130,7 @@ def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
 
 
 def mean_validation_losses(records: Sequence[Record]) -> dict[float, float]:
-    """Mean validation loss of each learning rate that was tried, in the order of the
-    records.
+    """Mean validation loss by learning rate, in the order of the records.
 
     inf where a loss is not finite, so that the smallest is the best.
     """
@@ -129,67 +141,35 @@ def mean_validation_losses(records: Sequence[Record]) -> dict[float, float]:
     return {lr: fmean(values) for lr, values in losses.items()}
 
 
-def cells(
-    row: Row, rank: float | None = None, reached: float | None = None
-) -> list[str]:
-    """A row as text, under `HEADER`.
-
-    reached: the step at which the row got where the reference ends.
-    """
-    seconds = None if reached is None else reached * row.seconds / row.steps
-    lr = "-" if row.lr is None else f"{row.lr:g}" + " *" * row.at_edge
-    accuracy = "-"
-    if row.accuracy_mean is not None and row.accuracy_std is not None:
-        accuracy = spread(
-            f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}", row.runs
-        )
-    return [
-        row.problem,
-        row.optimizer,
-        lr,
-        "-" if rank is None else f"{rank:g}",
-        spread(digits(row.test_loss), f"{row.test_loss_std:.2g}", row.runs),
-        accuracy,
-        digits(row.validation_loss),
-        digits(row.train_loss),
-        "-" if reached is None else f"{reached:.0f}",
-        "-" if seconds is None else f"{seconds:.1f}",
-        f"{row.seconds:.1f}",
-        f"{row.ms_per_step:.1f}",
-        f"{row.optimizer_ms_per_step:.2f}",
-        str(row.tuning_runs),
-        f"{row.tuning_seconds:.0f}",
-    ]
-
-
 def notes(rows: Sequence[Row], reference: str) -> list[str]:
-    """What has to be known to read the table of all rows, one sentence a line."""
+    """Explanations of the table of all rows, one sentence a line."""
     lines = [
-        f"Means over {rows[0].runs} seed(s), ± sample standard deviation; all optimizers have the"
-        " same initial weights and batches.",
-        f"Train loss: mean over the last {TRAIN_LOSS_STEPS} batches. Steps and seconds to"
-        f" reference: until the loss of the curves is as low as that of {reference} at its end "
-        f"(same"
-        " seed, median over seeds).",
-        "run s: all steps, without evaluation. ms/step: median of whole steps (batch, forward,"
-        " backward, optimizer); optimizer ms/step: median of optimizer and scheduler.",
-        "Tuning runs: whole runs spent on choosing lr, by loss on the problem's validation split,"
-        " on other seeds; nothing else is tuned. Rank: by test loss.",
+        f"Means over {rows[0].runs} seed(s), ± sample standard deviation; "
+        "all optimizers have the same initial weights and batches.",
+        f"Train loss: mean over the last {TRAIN_LOSS_STEPS} batches. "
+        "Steps and seconds to reference: until the loss of the curves is as low as "
+        f"that of {reference} at its end (same seed, median over seeds).",
+        "run s: all steps, without evaluation. ms/step: median of whole steps (batch, "
+        "forward, backward, optimizer); optimizer ms/step: median of optimizer and "
+        "scheduler.",
+        "Tuning runs: whole runs spent on choosing lr, by loss on the problem's "
+        "validation split, on other seeds; nothing else is tuned. Rank: by test loss.",
     ]
     if any(row.problem in TRANSFER_ONLY and row.tuned for row in rows):
         lines.append(
-            f"{', '.join(TRANSFER_ONLY)}: never used to choose a learned optimizer; baselines are"
-            " tuned on its validation split."
+            f"{', '.join(TRANSFER_ONLY)}: never used to choose a learned optimizer; "
+            "baselines are tuned on its validation split."
         )
     if any(row.at_edge for row in rows):
         lines.append(
             "An asterisk: the best lr is the smallest or the largest that was tried."
         )
-    return lines + [line for row in rows for line in _remarks(row)]
+    for row in rows:
+        lines += _row_notes(row)
+    return lines
 
 
-def _remarks(row: Row) -> list[str]:
-    """What one row's cells do not hold."""
+def _row_notes(row: Row) -> list[str]:
     lines = []
     name = f"{row.optimizer} on {row.problem}"
     if row.tuning:
@@ -201,20 +181,5 @@ def _remarks(row: Row) -> list[str]:
 
 
 def digits(value: float) -> str:
-    """Four significant digits, without an exponent unless the number is very small or
-    large."""
+    """A number with four significant digits."""
     return f"{value:.4g}"
-
-
-def _number(value: float | None) -> float:
-    return nan if value is None else value
-
-
-def deviation(values: Sequence[float]) -> float:
-    """Sample standard deviation, nan of one value."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else nan
-
-
-def spread(mean: str, deviation: str, runs: int) -> str:
-    """A cell with both; of one run there is no deviation."""
-    return mean if runs == 1 else f"{mean} ± {deviation}"

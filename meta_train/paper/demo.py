@@ -15,24 +15,15 @@ from tqdm import tqdm
 
 from harness import cli
 from harness.files import make_folder, write_json
-from harness.tables import align
-from meta_train.comparison.optimizers import load_optimizer
+from harness.tables import text_table
+from meta_train.comparison.inner_training import Record, Run, train
+from meta_train.comparison.optimizers import import_metanet, load_optimizer
 from meta_train.comparison.plots import plot_curves
-from meta_train.comparison.runs import Record, Run, train
-from ngopt.metanets import METANETS
-from ngopt.metanets.imported import find_metanet
 
 PROBLEM = "fm-16"
 # The best of each grid on this problem: python -m meta_train.comparison.leaderboard
 # --problems fm-16
 TUNED = {"Adam": ("adam-cosine", 0.04), "Muon": ("muon-cosine", 0.05)}
-HEADER = [
-    "optimizer",
-    "test accuracy %",
-    "train loss",
-    "seconds",
-    "optimizer ms/step",
-]
 
 
 @dataclass(frozen=True)
@@ -50,22 +41,19 @@ class Config:
 
 
 def demo(config: Config) -> dict[str, Record]:
-    """Trains with all three; their records, by the name that the table shows.
+    """Trains with all three optimizers. Returns their records by label.
 
     Raises ValueError if there are no such weights.
     """
-    if config.metanet is not None:
-        find_metanet(config.metanet, METANETS, may_import=True)
+    import_metanet(config.metanet)
     learned = load_optimizer(config.weights)
     size = (config.seed, config.steps, "evaluation", max(config.steps // 20, 1))
-    runs = {
-        f"{name} (tuned: lr {lr:g}, cosine)": Run(PROBLEM, optimizer, lr, None, *size)
-        for name, (optimizer, lr) in TUNED.items()
-    }
-    label = "NGOptimizer (untuned)"
-    if config.weights != "default":
-        label = f"NGOptimizer ({config.weights})"
-    runs[label] = Run(
+    runs = {}
+    for name, (optimizer, lr) in TUNED.items():
+        label = f"{name} (tuned: lr {lr:g}, cosine)"
+        runs[label] = Run(PROBLEM, optimizer, lr, None, *size)
+    kind = "untuned" if config.weights == "default" else config.weights
+    runs[f"NGOptimizer ({kind})"] = Run(
         PROBLEM, learned.name, None, learned.weights, *size, traced=learned.traced
     )
     return {label: train_with_bar(label, run) for label, run in runs.items()}
@@ -81,16 +69,16 @@ def train_with_bar(label: str, run: Run) -> Record:
         return train(run, show)
 
 
-def cells(label: str, record: Record) -> list[str]:
-    """A line of the table, under `HEADER`."""
+def cells(label: str, record: Record) -> dict[str, str]:
+    """A row of the table by column."""
     loss = record["train_loss"]
-    return [
-        label,
-        f"{100 * record['test']['accuracy']:.2f}",
-        "diverged" if loss is None else f"{loss:.4f}",
-        f"{record['seconds']:.0f}",
-        f"{record['optimizer_ms_per_step']:.2f}",
-    ]
+    return {
+        "optimizer": label,
+        "test accuracy %": f"{100 * record['test']['accuracy']:.2f}",
+        "train loss": "diverged" if loss is None else f"{loss:.4f}",
+        "seconds": f"{record['seconds']:.0f}",
+        "optimizer ms/step": f"{record['optimizer_ms_per_step']:.2f}",
+    }
 
 
 def run(config: Config) -> None:
@@ -102,7 +90,7 @@ def run(config: Config) -> None:
     groups = {label: [record] for label, record in records.items()}
     *_, ours = groups
     plot_curves(picture, f"{PROBLEM}, seed {config.seed}", groups, ours)
-    print("\n".join(["", *align(HEADER, [cells(*item) for item in records.items()])]))
+    print(f"\n{text_table([cells(*item) for item in records.items()])}")
     print(f"\nThe loss and accuracy curves are in {picture}.")
 
 

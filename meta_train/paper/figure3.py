@@ -1,8 +1,8 @@
 """The paper's Figure 3: `python -m meta_train.paper.figure3 --processes 2`.
 
 Training loss and test accuracy on CIFAR-10 over the steps, mean and range over the
-seeds, as `figure3.png` in its folder. The runs are those of `meta_train.paper.table2`:
-what that has made in the same folder is not made again. Prints the last points.
+seeds, as `figure3.png` in its folder. The runs are those of `meta_train.paper.table2`;
+finished runs in the same folder are not repeated. Prints the last points.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from pathlib import Path
 from statistics import fmean
 
 from harness import cli
-from harness.tables import align
+from harness.tables import text_table
 from meta_train.comparison.leaderboard import OURS
 from meta_train.comparison.plots import plot_curves, training_curves
 from meta_train.paper.published import Config, comparison
 
 PROBLEM = "c10-32"
-HEADER = ["optimizer", "last training loss", "last test accuracy %"]
 
 
 def run(config: Config) -> None:
@@ -25,12 +24,17 @@ def run(config: Config) -> None:
     groups = {name: records[PROBLEM, name] for name in config.optimizers}
     path = Path(config.folder, "figure3.png")
     plot_curves(path, f"CIFAR-10, {config.seeds} seeds", groups, OURS)
-    body = []
+    table = []
     for name, some in groups.items():
         _, losses = training_curves(some)
         accuracy = fmean(100 * record["test"]["accuracy"] for record in some)
-        body.append([name, f"{losses[:, -1].mean():.3f}", f"{accuracy:.2f}"])
-    print("\n".join(["", *align(HEADER, body)]))
+        row = {
+            "optimizer": name,
+            "last training loss": f"{losses[:, -1].mean():.3f}",
+            "last test accuracy %": f"{accuracy:.2f}",
+        }
+        table.append(row)
+    print(f"\n{text_table(table)}")
     print(f"\nThe curves are in {path}.")
 
 

@@ -9,15 +9,9 @@ from meta_train.comparison import leaderboard
 from meta_train.comparison.leaderboard import OURS, Leaderboard, compare
 from meta_train.comparison.optimizers import OPEN
 
-BASELINES = (
-    "adam",
-    "adam-cosine",
-    "schedule-free",
-    "muon-cosine",
-    "soap-cosine",
-)
+BASELINES = ("adam", "adam-cosine", "schedule-free", "muon-cosine", "soap-cosine")
 FIVE = ("ff", "lstm", "nfn", "ng-gnn", "ng-t")
-# as in the paper, where they do not know how long a training is
+# as in the paper: without the number of steps
 FIVE_OPEN = tuple(name + OPEN for name in FIVE)
 
 # Test accuracy in per cent, mean and deviation over five seeds: FashionMNIST, CIFAR-10.

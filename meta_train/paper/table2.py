@@ -1,12 +1,11 @@
-"""The paper's Table 2, ours beside the published:
+"""The paper's Table 2, with our and the published numbers:
 `python -m meta_train.paper.table2 --processes 2`.
 
 Test accuracy of two small CNNs after 1,000 steps, mean and sample deviation over the
 seeds. Baselines choose their learning rate on validation data; the paper's five were
-chosen on FashionMNIST, not on CIFAR-10; ":open" is behind the names of those that are
-not told, as in the paper, how many steps will be made. Prints the table and writes it
-into its folder as `table2.md`, beside what `meta_train.comparison.leaderboard` writes;
-the same command resumes.
+chosen on FashionMNIST, not on CIFAR-10. ":open" marks optimizers without the number of
+steps, as in the paper. Prints the table and writes it into its folder as `table2.md`,
+beside the files of `meta_train.comparison.leaderboard`. The same command resumes.
 """
 
 from __future__ import annotations
@@ -15,56 +14,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import cli
-from harness.tables import align, markdown
+from harness.tables import markdown_table, plus_minus, text_table
 from meta_train.comparison.optimizers import OPEN
-from meta_train.comparison.report import Row, spread
+from meta_train.comparison.report import Row
 from meta_train.paper.published import PUBLISHED, Config, comparison
 from meta_train.problems import PAPER
 
-HEADER = [
-    "optimizer",
-    "FashionMNIST",
-    "published",
-    "CIFAR-10",
-    "published",
-    "tuning runs",
-    "lr",
-    "optimizer ms/step",
-]
+DATA_SETS = ("FashionMNIST", "CIFAR-10")
 
 
-def cells(rows: Sequence[Row]) -> list[str]:
-    """A line of the table, under `HEADER`, from an optimizer's rows on both problems."""
-    name, own = rows[0].optimizer, []
-    for row, published in zip(
-        rows, PUBLISHED.get(name.removesuffix(OPEN), (None, None)), strict=True
-    ):
-        own.append(
-            spread(f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}", row.runs)
-        )
-        own.append("" if published is None else "{:.2f} ± {:.2f}".format(*published))
+def cells(rows: Sequence[Row]) -> dict[str, str]:
+    """An optimizer's row by column. rows: its results on both problems."""
+    name = rows[0].optimizer
+    published = PUBLISHED.get(name.removesuffix(OPEN), (None, None))
+    found = {"optimizer": name}
+    for data, row, known in zip(DATA_SETS, rows, published, strict=True):
+        mean, deviation = f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}"
+        found[data] = plus_minus(mean, deviation, row.runs)
+        text = "" if known is None else "{:.2f} ± {:.2f}".format(*known)
+        found[f"{data}, published"] = text
     lrs = ["-" if row.lr is None else f"{row.lr:g}" for row in rows]
     times = [f"{row.optimizer_ms_per_step:.1f}" for row in rows]
-    return [
-        name,
-        *own,
-        str(rows[0].tuning_runs),
-        " / ".join(lrs),
-        " / ".join(times),
-    ]
+    found["tuning runs"] = str(rows[0].tuning_runs)
+    found["lr"] = " / ".join(lrs)
+    found["optimizer ms/step"] = " / ".join(times)
+    return found
 
 
 def run(config: Config) -> None:
     rows = comparison(config).rows
-    body = []
+    table = []
     for name in config.optimizers:
         own = {row.problem: row for row in rows if row.optimizer == name}
-        body.append(cells([own[problem] for problem in PAPER]))
-    path = Path(config.folder, "table2.md")
-    path.write_text("\n".join(markdown(HEADER, body)) + "\n")
-    print("\n".join(["", *align(HEADER, body)]))
+        table.append(cells([own[problem] for problem in PAPER]))
+    Path(config.folder, "table2.md").write_text(f"{markdown_table(table)}\n")
+    print(f"\n{text_table(table)}")
     print(
-        f"\nTest accuracy in %, {config.seeds} seeds. All records are in {config.folder}."
+        f"\nTest accuracy in %, {config.seeds} seeds. Records are in {config.folder}."
     )
 
 

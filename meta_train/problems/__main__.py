@@ -14,11 +14,10 @@ import torch
 from tqdm import tqdm
 
 from harness import cli
-from harness.tables import markdown
+from harness.tables import markdown_table
 from meta_train.problems import LISTS, load_problem
 
 EXTRA = "situations-real"  # needs packages that are not installed with this one
-HEADER = ["list", "problem", "parameters", "batch", "steps", "ms/step", "run s"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Config:
             )
 
 
-def cells(list_name: str, name: str, measured_steps: int) -> list[str]:
-    """A line of the table, under `HEADER`."""
+def cells(list_name: str, name: str, measured_steps: int) -> dict[str, str]:
+    """A row of the table by column."""
     problem = load_problem(name)
     model = problem.init(0)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -53,21 +52,21 @@ def cells(list_name: str, name: str, measured_steps: int) -> list[str]:
         times.append(perf_counter() - start)
     seconds = median(times)
     batch_size = getattr(problem, "batch_size", None) or "all"
-    return [
-        list_name,
-        name,
-        f"{count:,}",
-        str(batch_size),
-        str(problem.steps),
-        f"{1e3 * seconds:.1f}",
-        f"{seconds * problem.steps:.1f}",
-    ]
+    return {
+        "list": list_name,
+        "problem": name,
+        "parameters": f"{count:,}",
+        "batch": str(batch_size),
+        "steps": str(problem.steps),
+        "ms/step": f"{1e3 * seconds:.1f}",
+        "run s": f"{seconds * problem.steps:.1f}",
+    }
 
 
 def run(config: Config) -> None:
     names = [(given, name) for given in config.lists for name in LISTS[given]]
-    body = [cells(*pair, config.measured_steps) for pair in tqdm(names, unit="problem")]
-    print("\n".join(["", *markdown(HEADER, body)]))
+    rows = [cells(*pair, config.measured_steps) for pair in tqdm(names, unit="problem")]
+    print(f"\n{markdown_table(rows)}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What each part of the base rule is worth:
-`python -m meta_train.selection.ablate --processes 2`.
+"""Ablation of the base rule: `python -m meta_train.selection.ablate --processes 2`.
 
 Trains the problems of meta-validation and the developing situations with one part
-changed at a time and prints, and writes to `ablation.json` and `ablation.md`, how much
-lower the validation loss is with the part than without.
+changed at a time. Prints how much lower the log of the validation loss is with each
+part, and writes it to `ablation.json` and `ablation.md`.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ from typing import Any
 
 from harness import cli
 from harness.files import write_json
-from harness.tables import align, markdown
-from meta_train.comparison.runs import Record
+from harness.tables import markdown_table, text_table
 from meta_train.problems import problem_names
-from meta_train.selection.candidates import Setting, gains
+from meta_train.selection.base_rules import WholeTrainings, gains
 
 FIRST_SEED = 3_000_000
 
-# What replaces a part, by the part's name.
+# Changes of the config that leave out a part, by its name.
 PARTS: dict[str, Mapping[str, Any]] = {
     "eigenbases (against Adam)": {"longest": 1},
     "both sides of long matrices": {"budget": 0.5},
@@ -57,46 +55,34 @@ def run(config: Config) -> None:
     folder = Path(config.folder)
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
     problems = problem_names(config.problems)
-    setting = Setting(problems, seeds, folder, config.processes)
-    names = {part: f"without-{i}" for i, part in enumerate(PARTS)}
-    candidates = {"whole": {}} | {
-        names[part]: changes for part, changes in PARTS.items()
-    }
-    records = setting.measure(candidates)
-    worth = {
-        part: losses_without(records[name], records["whole"])
-        for part, name in names.items()
-    }
-    header = ["part", "mean", "standard error", *problems]
-    body = [
-        [
-            part,
-            f"{mean(found):+.3f}",
-            f"{error(found):.3f}",
-            *(f"{found[p]:+.2f}" for p in problems),
-        ]
-        for part, found in worth.items()
-    ]
+    variants = {"whole": {}}
+    for number, changes in enumerate(PARTS.values()):
+        variants[f"without-{number}"] = dict(changes)
+    trainings = WholeTrainings(problems, seeds, folder, config.processes)
+    whole, *others = trainings.records(variants).values()
+    worth, table = {}, []
+    for part, records in zip(PARTS, others, strict=True):
+        # how much the log of the validation loss rises without the part
+        worth[part] = gains(whole, records)
+        table.append(cells(part, worth[part]))
     write_json(folder / "ablation.json", {"config": asdict(config), "worth": worth})
-    (folder / "ablation.md").write_text("\n".join(markdown(header, body)) + "\n")
-    print("\n".join(align(header, body)))
-    print(
-        "Rise of the log of the validation loss without the part; more is better for the part."
-    )
+    (folder / "ablation.md").write_text(f"{markdown_table(table)}\n")
+    print(text_table(table))
+    print("Rise of the log of the validation loss without the part; more is better.")
 
 
-def losses_without(without: list[Record], whole: list[Record]) -> dict[str, float]:
-    """By problem, how much the log of the validation loss rises without a part."""
-    return gains(whole, without)
-
-
-def mean(found: Mapping[str, float]) -> float:
-    return fmean(found.values())
-
-
-def error(found: Mapping[str, float]) -> float:
-    """Standard error of the mean over problems."""
-    return stdev(found.values()) / len(found) ** 0.5 if len(found) > 1 else 0.0
+def cells(part: str, worth: Mapping[str, float]) -> dict[str, str]:
+    """A row of the table by column. worth: by problem."""
+    values = list(worth.values())
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    row = {
+        "part": part,
+        "mean": f"{fmean(values):+.3f}",
+        "standard error": f"{error:.3f}",
+    }
+    for problem, value in worth.items():
+        row[problem] = f"{value:+.2f}"
+    return row
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What it costs to look at the graph only every k steps:
+"""Chooses k, the steps between computations of the graph context:
 `python -m meta_train.selection.graph_every --weights ng-gnn`.
 
-Trains whole runs with the same weights and each k. Chosen is the largest k whose mean
-validation accuracy on the first problem is at most one standard error, that of k = 1,
-below that of k = 1; other problems choose nothing. Prints a table and writes into its
-folder: `table.md`, `results.json`, `graph_every.png`, the chosen weights as
-`chosen.safetensors`, and records, from which the same command goes on.
+Trains whole runs with the same weights and each k. The first problem chooses the
+largest k whose mean validation accuracy is at most one standard error below that of
+k = 1. Prints a table and writes into its folder: `table.md`, `results.json`,
+`graph_every.png`, the chosen weights as `chosen.safetensors`, and records, from which
+the same command resumes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,20 @@ from tqdm import tqdm
 
 from harness import cli
 from harness.files import make_folder, write_json
-from harness.tables import align, markdown
-from meta_train.comparison.report import deviation, spread, summarize
-from meta_train.comparison.runs import Record, Run, execute, runs_of
+from harness.tables import (
+    markdown_table,
+    plus_minus,
+    sample_deviation,
+    text_table,
+)
+from meta_train.comparison.inner_training import Record, Run
+from meta_train.comparison.optimizers import import_metanet
+from meta_train.comparison.report import summarize
+from meta_train.comparison.runs import execute, plan_runs
 from meta_train.training.rules import trained_metanet
-from ngopt.metanets import METANETS
-from ngopt.metanets.imported import find_metanet
+from meta_train.training.weights import with_stage
 from ngopt.pretrained import load_pretrained, save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-
-HEADER = ["problem", "k", "validation accuracy %", "test accuracy %"]
 
 
 @dataclass(frozen=True)
@@ -57,94 +61,86 @@ class Config:
             )
 
 
-Found = dict[str, dict[int, list[Record]]]
+Records = dict[str, dict[int, list[Record]]]
 """Records by problem and k."""
 
 
 def run(config: Config) -> None:
     folder = Path(config.folder)
-    if config.metanet is not None:
-        find_metanet(config.metanet, METANETS, may_import=True)
+    import_metanet(config.metanet)
     learned = load_pretrained(config.weights)
     if not trained_metanet(learned).d_context:
         raise ValueError(
-            f"weights '{config.weights}': expected a metanet that sees the graph; got "
-            f"'{trained_metanet(learned).name}'"
+            f"weights '{config.weights}': expected a metanet with graph context; "
+            f"got '{trained_metanet(learned).name}'"
         )
     make_folder(folder)
-    found = measure(config, learned, folder)
-    best = chosen(found[config.problems[0]])
-    stage = {
-        "program": "meta_train.selection.graph_every",
-        **asdict(config),
-        "chosen": best,
-    }
-    recipe = {"stages": [*learned.recipe["stages"], stage]}
-    table = {
-        **learned.table,
-        **{problem: _measured(by_k[best]) for problem, by_k in found.items()},
-    }
-    new = replace(looking_every(learned, best), recipe=recipe, table=table)
-    save_pretrained(new, folder / "chosen.safetensors")
-    body = [
-        _cells(problem, k, records)
-        for problem, by_k in found.items()
-        for k, records in by_k.items()
-    ]
-    results = {
-        "config": asdict(config),
-        "chosen": best,
-        "rows": [dict(zip(HEADER, row, strict=True)) for row in body],
-    }
-    write_json(folder / "results.json", results)
-    (folder / "table.md").write_text("\n".join(markdown(HEADER, body)) + "\n")
-    draw(folder / "graph_every.png", found)
-    print("\n".join(align(HEADER, body)))
+    records = train_all(config, learned, folder)
+    best = choose_k(records[config.problems[0]])
+    details = {**asdict(config), "chosen": best}
+    chosen = with_stage(
+        with_graph_every(learned, best), "meta_train.selection.graph_every", details
+    )
+    results = dict(learned.table)
+    table = []
+    for problem, by_k in records.items():
+        results[problem] = _test_results(by_k[best])
+        for k, some in by_k.items():
+            table.append(_cells(problem, k, some))
+    save_pretrained(replace(chosen, table=results), folder / "chosen.safetensors")
+    result = {"config": asdict(config), "chosen": best, "rows": table}
+    write_json(folder / "results.json", result)
+    (folder / "table.md").write_text(f"{markdown_table(table)}\n")
+    draw(folder / "graph_every.png", records)
+    print(text_table(table))
     print(f"k = {best} -> {folder / 'chosen.safetensors'}")
 
 
-def looking_every(learned: LearnedOptimizer, k: int) -> LearnedOptimizer:
-    """The same with a metanet that looks at the graph every k steps."""
-    return replace(
-        learned, metanet=trained_metanet(learned).reconfigured(graph_every=k)
-    )
+def with_graph_every(learned: LearnedOptimizer, k: int) -> LearnedOptimizer:
+    """The same weights with a graph context that is recomputed every k steps."""
+    metanet = trained_metanet(learned).reconfigured(graph_every=k)
+    return replace(learned, metanet=metanet)
 
 
-def measure(config: Config, learned: LearnedOptimizer, folder: Path) -> Found:
-    """Records of whole runs."""
+def train_all(config: Config, learned: LearnedOptimizer, folder: Path) -> Records:
+    """Records of whole runs with each k."""
     runs: list[Run] = []
+    seeds = range(config.seeds)
     for k in config.every:
         path = folder / f"every-{k}.safetensors"
-        own = looking_every(learned, k)
-        runs += runs_of(own, path, config.problems, range(config.seeds), "evaluation")
+        own = with_graph_every(learned, k)
+        runs += plan_runs(own, path, config.problems, seeds, "evaluation")
     with tqdm(total=len(runs), unit="run") as bar:
-        records = iter(execute(runs, folder / "records", config.processes, bar))
-    found: Found = {problem: {} for problem in config.problems}
+        made = iter(execute(runs, folder / "records", config.processes, bar))
+    records: Records = {problem: {} for problem in config.problems}
     for k in config.every:
         for problem in config.problems:
-            found[problem][k] = [next(records) for _ in range(config.seeds)]
-    return found
+            records[problem][k] = [next(made) for _ in seeds]
+    return records
 
 
-def chosen(by_k: Mapping[int, Sequence[Record]]) -> int:
-    """The largest k that costs no more than one standard error of validation accuracy."""
+def choose_k(by_k: Mapping[int, Sequence[Record]]) -> int:
+    """The largest k that costs at most one standard error of validation accuracy."""
     values = {k: accuracies(records, "validation") for k, records in by_k.items()}
-    error = stdev(values[1]) / sqrt(len(values[1])) if len(values[1]) > 1 else 0.0
-    return max(
-        k for k, some in values.items() if fmean(some) >= fmean(values[1]) - error
-    )
+    first = values[1]
+    error = stdev(first) / sqrt(len(first)) if len(first) > 1 else 0.0
+    return max(k for k, some in values.items() if fmean(some) >= fmean(first) - error)
 
 
 def accuracies(records: Sequence[Record], split: str) -> list[float]:
-    """Of each run, per cent. Raises ValueError if a problem has none."""
-    odd = [r["run"]["problem"] for r in records if r[split]["accuracy"] is None]
-    if odd:
-        raise ValueError(f"problems: expected an accuracy; '{odd[0]}' has none")
-    return [100 * record[split]["accuracy"] for record in records]
+    """The accuracy of each run, per cent. Raises ValueError if a problem has none."""
+    found = []
+    for record in records:
+        accuracy = record[split]["accuracy"]
+        if accuracy is None:
+            problem = record["run"]["problem"]
+            raise ValueError(f"problems: expected an accuracy; '{problem}' has none")
+        found.append(100 * accuracy)
+    return found
 
 
-def _measured(records: Sequence[Record]) -> dict[str, Any]:
-    """What the table of a weights file says of a problem."""
+def _test_results(records: Sequence[Record]) -> dict[str, Any]:
+    """The entry of a problem in the table of a weights file."""
     row = summarize(records)
     return {
         "test_accuracy_mean": row.accuracy_mean,
@@ -155,16 +151,16 @@ def _measured(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _cells(problem: str, k: int, records: Sequence[Record]) -> list[str]:
-    splits = [accuracies(records, split) for split in ("validation", "test")]
-    return [problem, str(k), *map(_mean_and_deviation, splits)]
+def _cells(problem: str, k: int, records: Sequence[Record]) -> dict[str, str]:
+    row = {"problem": problem, "k": str(k)}
+    for split in ("validation", "test"):
+        values = accuracies(records, split)
+        mean, deviation = f"{fmean(values):.2f}", f"{sample_deviation(values):.2f}"
+        row[f"{split} accuracy %"] = plus_minus(mean, deviation, len(values))
+    return row
 
 
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    return spread(f"{fmean(values):.2f}", f"{deviation(values):.2f}", len(values))
-
-
-def draw(path: Path, found: Found) -> None:
+def draw(path: Path, found: Records) -> None:
     """Test accuracy over k, a panel for each problem: mean and every run."""
     figure = Figure(figsize=(5 * len(found), 3.6), layout="constrained")
     panels: Any = figure.subplots(1, len(found), squeeze=False)[0]
@@ -173,15 +169,12 @@ def draw(path: Path, found: Found) -> None:
         for k, some in values.items():
             axes.plot([k] * len(some), some, "o", color="tab:blue", alpha=0.35)
         axes.plot(
-            list(values),
-            [fmean(some) for some in values.values()],
-            "-",
-            color="black",
+            list(values), [fmean(some) for some in values.values()], "-", color="black"
         )
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(values), [str(k) for k in values])
         axes.set_title(problem)
-        axes.set_xlabel("steps between two looks at the graph, k")
+        axes.set_xlabel("steps between computations of the graph context, k")
         axes.set_ylabel("test accuracy, %")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)

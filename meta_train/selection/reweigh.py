@@ -1,15 +1,15 @@
-"""Chooses what each feature weighs over whole runs:
+"""Tunes the weights of a metanet's features over whole runs:
 `python -m meta_train.selection.reweigh --weights ff`.
 
-Truncated losses reward what lowers the loss now. Few numbers can be chosen by what a
-whole training comes to: factors of what the head of a metanet reads (each of its 14
-features, and all of what the graph says), and one of its updates. CMA-ES (Optuna) draws
-their logarithms; a trial trains every problem once, and scores by how much lower the
-log of its validation loss is than with the weights it began with, on the same seeds,
-which every generation has of its own. Every trial is kept in the folder's journal; the
-same command goes on, also in several shells at a time. At the end the mean of the
-better trials of the last generations is tried beside the beginning on seeds of their
-own, and written to `<folder>/best.safetensors`.
+Truncated losses favour short-term progress, so a few numbers are chosen over whole
+trainings. They are factors of what the metanet's head reads (each of its 14 features,
+and the graph context) and of its updates. CMA-ES (Optuna) draws their logarithms. A
+trial trains every problem once. Its score is the mean of log(validation loss with the
+first weights / validation loss) on the same seeds; every generation has other seeds.
+Every trial is kept in the folder's journal. The same command resumes, also in several
+shells at a time. At the end the mean of the better trials of the last generations is
+compared with the first weights on other seeds, and written to
+`<folder>/best.safetensors`.
 """
 
 from __future__ import annotations
@@ -29,31 +29,29 @@ from optuna.trial import FrozenTrial, TrialState
 from harness import cli
 from harness.random import derive_seed
 from harness.settings import check_counts, named_settings
-from harness.tables import align
+from harness.tables import text_table
+from meta_train.comparison.optimizers import import_metanet
 from meta_train.problems import load_problem
 from meta_train.selection.search import check_fashion
-from meta_train.selection.studies import claim, open_study, write_trials
-from meta_train.selection.sweep import Scale, scaled
+from meta_train.selection.study import open_study, run_trials, write_trials
+from meta_train.selection.sweep import OutputGain, with_gain
 from meta_train.training.rules import trained_metanet
 from meta_train.training.unroll import Optimizee, whole_run
-from ngopt.metanets import METANETS, FeedForward, GraphMetanet
+from meta_train.training.weights import with_stage
+from ngopt.metanets import FeedForward, GraphMetanet
 from ngopt.metanets.features import DECAYS
-from ngopt.metanets.imported import find_metanet
 from ngopt.pretrained import load_pretrained, save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 COLUMNS = ("weight", "gradient", *(f"momentum {decay:g}" for decay in DECAYS))
-FEATURES = (
-    *(f"log {name}" for name in COLUMNS),
-    *(f"sign {name}" for name in COLUMNS),
-)
+FEATURES = (*(f"log {name}" for name in COLUMNS), *(f"sign {name}" for name in COLUMNS))
 GRAPH, UPDATE = "graph", "update"
 # Logarithms of factors are within these; CMA-ES begins with a deviation of a third.
 LIMIT = 0.75
-# Settings on which no trial depends.
-NO_MATTER = "trials", "folder", "checks"
-LEAST = 4  # trials of a generation of CMA-ES
-WORST = -10.0  # the score of a trial that diverged
+# Settings that change no trial.
+IRRELEVANT = "trials", "folder", "checks"
+MINIMUM_POPULATION = 4  # of CMA-ES
+DIVERGED_SCORE = -10.0
 
 
 @dataclass(frozen=True)
@@ -78,25 +76,25 @@ class Config:
 
     def __post_init__(self) -> None:
         check_counts(self, "trials", "checks", "steps")
-        if self.population < LEAST:
+        if self.population < MINIMUM_POPULATION:
             raise ValueError(
-                f"population: expected at least {LEAST}; got {self.population}"
+                f"population: expected at least {MINIMUM_POPULATION}; got {self.population}"
             )
         check_fashion(self.problems)
 
 
-def loaded(config: Config) -> LearnedOptimizer:
-    """The weights that are reweighed, whose metanet may be your own."""
-    if config.metanet is not None:
-        find_metanet(config.metanet, METANETS, may_import=True)
+def start_weights(config: Config) -> LearnedOptimizer:
+    import_metanet(config.metanet)
     return load_pretrained(config.weights)
 
 
 def reweighed(
     learned: LearnedOptimizer, logarithms: Mapping[str, float]
 ) -> LearnedOptimizer:
-    """The same with factors of what the head reads and of its updates, given as
-    logarithms."""
+    """Multiplies what the head reads, and the updates, by factors.
+
+    logarithms: of the factors, by name.
+    """
     metanet = trained_metanet(learned)
     copy = metanet.reconfigured()
     assert isinstance(copy, FeedForward | GraphMetanet)
@@ -105,13 +103,13 @@ def reweighed(
     first = next(copy.head.parameters())
     with torch.no_grad():
         first.mul_(first.new_tensor(factors))
-    return scaled(replace(learned, metanet=copy), Scale(exp(logarithms[UPDATE])))
+    gain = OutputGain(exp(logarithms[UPDATE]))
+    return with_gain(replace(learned, metanet=copy), gain)
 
 
-def names_of(learned: LearnedOptimizer) -> tuple[str, ...]:
-    """Of all factors."""
-    sees_graph = trained_metanet(learned).d_context > 0
-    return (*FEATURES, GRAPH, UPDATE) if sees_graph else (*FEATURES, UPDATE)
+def factor_names(learned: LearnedOptimizer) -> tuple[str, ...]:
+    has_context = trained_metanet(learned).d_context > 0
+    return (*FEATURES, GRAPH, UPDATE) if has_context else (*FEATURES, UPDATE)
 
 
 class Trainings:
@@ -122,42 +120,43 @@ class Trainings:
         self.problems = [load_problem(name) for name in config.problems]
 
     def losses(self, learned: LearnedOptimizer, *key: int) -> list[float]:
-        """Validation losses, one a problem. key: of the seed."""
-        seed = derive_seed(self.config.seed, 30, *key)
-        optimizees = [Optimizee(problem, seed) for problem in self.problems]
-        return [whole_run(one, learned, self.config.steps).loss for one in optimizees]
+        """Validation losses, one per problem. key: of the seed."""
+        seed, losses = derive_seed(self.config.seed, 30, *key), []
+        for problem in self.problems:
+            optimizee = Optimizee(problem, seed)
+            losses.append(whole_run(optimizee, learned, self.config.steps).loss)
+        return losses
 
 
-def gain(losses: Sequence[float], references: Sequence[float]) -> float:
-    """How much lower the logarithms of losses are in the mean; `WORST` if any diverged."""
+def mean_gain(losses: Sequence[float], references: Sequence[float]) -> float:
+    """The mean of log(reference / loss); `DIVERGED_SCORE` if any loss is not finite."""
     if not all(map(isfinite, losses)):
-        return WORST
+        return DIVERGED_SCORE
     rows = zip(losses, references, strict=True)
     return fmean(log(reference / loss) for loss, reference in rows)
 
 
 def search(config: Config) -> optuna.Study:
-    """Makes the trials that are missing; the study with all of them."""
-    folder, learned = Path(config.folder), loaded(config)
-    names, trainings = names_of(learned), Trainings(config)
-    study = open_study(folder, "reweigh", named_settings(config, NO_MATTER))
-    if not study.trials:
-        study.enqueue_trial(dict.fromkeys(names, 0.0))
+    """Runs the missing trials. Returns the study with all of them."""
+    folder, learned = Path(config.folder), start_weights(config)
+    names, trainings = factor_names(learned), Trainings(config)
+    settings = named_settings(config, IRRELEVANT)
+    study = open_study(folder, "reweigh", settings, dict.fromkeys(names, 0.0))
 
     def sampler(number: int) -> CmaEsSampler:
         return CmaEsSampler(popsize=config.population, seed=config.seed + number)
 
-    while claimed := claim(study, folder, config.trials, sampler):
-        trial, lock = claimed
-        with lock:
-            asked = {name: trial.suggest_float(name, -LIMIT, LIMIT) for name in names}
-            generation = trial.number // config.population
-            references = _references(study, trainings, learned, generation)
-            losses = trainings.losses(reweighed(learned, asked), 0, generation)
-            value = gain(losses, references)
-            trial.set_user_attr("losses", losses)
-            study.tell(trial, value)
-            print(f"trial {trial.number}: {value:+.4f}")
+    def objective(trial: optuna.Trial) -> float:
+        logarithms = {name: trial.suggest_float(name, -LIMIT, LIMIT) for name in names}
+        generation = trial.number // config.population
+        references = _references(study, trainings, learned, generation)
+        losses = trainings.losses(reweighed(learned, logarithms), 0, generation)
+        trial.set_user_attr("losses", losses)
+        score = mean_gain(losses, references)
+        print(f"trial {trial.number}: {score:+.4f}")
+        return score
+
+    run_trials(study, folder, config.trials, sampler, objective)
     return study
 
 
@@ -169,14 +168,14 @@ def _references(
 ) -> list[float]:
     """Losses with the weights that the search began with, on a generation's seeds."""
     key = f"references-{generation}"
-    known = study.user_attrs.get(key)
-    if known is None:
-        known = trainings.losses(learned, 0, generation)
-        study.set_user_attr(key, known)
-    return known
+    losses = study.user_attrs.get(key)
+    if losses is None:
+        losses = trainings.losses(learned, 0, generation)
+        study.set_user_attr(key, losses)
+    return losses
 
 
-def centre(trials: Sequence[FrozenTrial], population: int) -> dict[str, float]:
+def mean_of_best(trials: Sequence[FrozenTrial], population: int) -> dict[str, float]:
     """Mean numbers of the better half of the last two generations."""
     last = sorted(trials, key=lambda trial: trial.number)[-2 * population :]
     last.sort(key=lambda trial: trial.value or 0.0, reverse=True)
@@ -185,24 +184,24 @@ def centre(trials: Sequence[FrozenTrial], population: int) -> dict[str, float]:
 
 
 def write_best(config: Config, study: optuna.Study) -> LearnedOptimizer:
-    """Writes `trials.json` and the end, whose table has its gains over the beginning on
-    other seeds."""
-    folder, learned = Path(config.folder), loaded(config)
+    """Writes `trials.json` and the chosen weights.
+
+    Their table has the gains over the first weights, on other seeds.
+    """
+    folder, learned = Path(config.folder), start_weights(config)
     write_trials(folder, study)
-    done = study.get_trials(states=(TrialState.COMPLETE,))
-    logarithms = centre(done, config.population)
-    found, trainings = reweighed(learned, logarithms), Trainings(config)
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    logarithms = mean_of_best(complete, config.population)
+    chosen, trainings = reweighed(learned, logarithms), Trainings(config)
     rows: list[dict[str, Any]] = []
     for number in range(config.checks):
-        before, after = (trainings.losses(one, 1, number) for one in (learned, found))
-        rows.append({"before": before, "after": after, "gain": gain(after, before)})
-    stage = {
-        "program": "meta_train.selection.reweigh",
-        **asdict(config),
-        "chosen": logarithms,
-    }
-    recipe = {"stages": [*learned.recipe["stages"], stage]}
-    best = replace(found, recipe=recipe, table={"validation": rows})
+        before = trainings.losses(learned, 1, number)
+        after = trainings.losses(chosen, 1, number)
+        gain = mean_gain(after, before)
+        rows.append({"before": before, "after": after, "gain": gain})
+    details = {**asdict(config), "chosen": logarithms}
+    best = with_stage(chosen, "meta_train.selection.reweigh", details)
+    best = replace(best, table={"validation": rows})
     save_pretrained(best, folder / "best.safetensors")
     return best
 
@@ -213,12 +212,14 @@ def run(config: Config) -> None:
     path = Path(config.folder, "best.safetensors")
     chosen = best.recipe["stages"][-1]["chosen"]
     gains = [row["gain"] for row in best.table["validation"]]
-    body = [[name, f"{exp(value):.3f}"] for name, value in chosen.items()]
-    print("\n".join(align(["factor of", "chosen"], body)))
-    spread = f" +- {stdev(gains):.4f}" if len(gains) > 1 else ""
+    table = []
+    for name, logarithm in chosen.items():
+        table.append({"factor of": name, "chosen": f"{exp(logarithm):.3f}"})
+    print(text_table(table))
+    deviation = f" +- {stdev(gains):.4f}" if len(gains) > 1 else ""
     print(
         f"\nLog of the validation loss on {len(gains)} other seeds: lower by "
-        f"{fmean(gains):.4f}{spread}. Written to {path}."
+        f"{fmean(gains):.4f}{deviation}. Written to {path}."
     )
 
 

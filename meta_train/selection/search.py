@@ -1,11 +1,11 @@
-"""Chooses how an optimizer is meta-trained, as the paper did:
+"""Tunes the hyperparameters of meta-training, as in the paper:
 `python -m meta_train.selection.search --metanet ng-gnn`.
 
-A trial (Optuna, TPE) meta-trains with sizes of the metanet, outer learning rate, weight
-decay and number of outer steps of its own, chooses the output gain over whole runs, and
-scores by validation accuracy on FashionMNIST, which alone chooses. Every trial is kept
-in the folder's journal, with its weights in `trial-N/`; the same command goes on, also
-in several shells at a time, and gives up a trial whose process has ended. The best
+A trial (Optuna, TPE) draws sizes of the metanet, outer learning rate, weight decay and
+number of outer steps. It meta-trains, chooses the output gain over whole runs, and is
+scored by validation accuracy on FashionMNIST; other data are never used. Every trial is
+kept in the folder's journal, with its weights in `trial-N/`. The same command resumes,
+also in several shells at a time, and replaces a trial whose process has ended. The best
 weights are written to `best.safetensors`, all trials to `trials.json`.
 """
 
@@ -13,37 +13,33 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.samplers import TPESampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from harness import cli
 from harness.interrupts import Interrupted
 from harness.settings import check_counts, named_settings
-from harness.tables import align
+from harness.tables import text_table
 from meta_train.selection import sweep
-from meta_train.selection.studies import claim, open_study, write_trials
+from meta_train.selection.study import open_study, run_trials, write_trials
 from meta_train.training import train
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
 
-# What may be chosen, of what each metanet has; the outer steps are those of the last
-# stage.
+# Choices of a trial, of the sizes that the metanet has.
 WIDTHS, LAYERS, OUTPUTS = (16, 24, 32, 48, 64), (1, 2, 3, 4), (4, 8, 16)
 HIDDEN = (16, 32, 64)
 LRS, WEIGHT_DECAYS = (3e-5, 1e-3), (1e-6, 1e-2)
-# What names of problems have whose data is FashionMNIST, which alone chooses: "fm", and
-# perhaps the side of the images.
+# In the names of problems with FashionMNIST: "fm" and, in some, the side of the images.
 FASHION = re.compile(r"(^|-)fm\d*(-|$)")
 LEAST_OUTER_STEPS = 10
-# Settings on which no trial depends.
-NO_MATTER = "trials", "folder"
-HEADER = ["trial", "validation accuracy %", "gain", "numbers"]
+# Settings that change no trial.
+IRRELEVANT = "trials", "folder"
 
 
 @dataclass(frozen=True)
@@ -91,8 +87,7 @@ class Config:
 
 
 def check_fashion(problems: Sequence[str]) -> None:
-    """Raises ValueError for problems of other data than FashionMNIST, which alone
-    chooses."""
+    """Raises ValueError for problems of other data than FashionMNIST."""
     odd = [name for name in problems if ":" not in name and not FASHION.search(name)]
     if odd:
         raise ValueError(
@@ -101,14 +96,10 @@ def check_fashion(problems: Sequence[str]) -> None:
 
 
 def suggested(trial: optuna.Trial, config: Config) -> train.Config:
-    """How a trial meta-trains."""
+    """The settings of a trial's meta-training."""
     known = vars(find_metanet(config.metanet, METANETS, may_import=True).Config())
     sizes = dict(config.metanet_config)
-    for key, choices in (
-        ("width", WIDTHS),
-        ("layers", LAYERS),
-        ("d_out", OUTPUTS),
-    ):
+    for key, choices in (("width", WIDTHS), ("layers", LAYERS), ("d_out", OUTPUTS)):
         if key in known and key not in sizes:
             sizes[key] = trial.suggest_categorical(key, choices)
     if config.init_from is None and "hidden" not in sizes:
@@ -136,72 +127,68 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
     )
 
 
-def measured(settings: train.Config, config: Config) -> tuple[float, float | None]:
-    """Validation accuracy of what a trial makes, and its output gain; 0 if all
-    diverged."""
+def train_and_score(
+    settings: train.Config, config: Config
+) -> tuple[float, float | None]:
+    """Validation accuracy of a trial's weights, and their output gain.
+
+    (0, None) if all diverged.
+    """
     train.run(settings)
-    folder = Path(settings.folder)
-    if not (folder / "best.safetensors").exists():
+    weights = Path(settings.folder, "best.safetensors")
+    if not weights.exists():
         return 0.0, None
-    found = sweep.search(
-        sweep.Config(
-            weights=str(folder / "best.safetensors"),
-            output=str(folder / "gain.safetensors"),
-            problems=config.problems[:1],
-            gains=config.gains,
-            cooldowns=config.cooldowns,
-            seeds=config.gain_seeds,
-            steps=settings.horizon,
-            autocast=config.autocast,
-            seed=config.seed,
-        )
+    sweep_config = sweep.Config(
+        weights=str(weights),
+        output=str(Path(settings.folder, "gain.safetensors")),
+        problems=config.problems[:1],
+        gains=config.gains,
+        cooldowns=config.cooldowns,
+        seeds=config.gain_seeds,
+        steps=settings.horizon,
+        autocast=config.autocast,
+        seed=config.seed,
     )
-    return sweep.score(found.best), found.chosen.gain
+    result = sweep.search(sweep_config)
+    return sweep.score(result.best), result.chosen.gain
 
 
 def search(config: Config) -> optuna.Study:
-    """Makes the trials that are missing; the study with all of them."""
+    """Runs the missing trials. Returns the study with all of them."""
     folder = Path(config.folder)
-    settings = named_settings(config, NO_MATTER)
-    study = open_study(folder, config.metanet, settings)
+    study = open_study(folder, config.metanet, named_settings(config, IRRELEVANT))
 
     def sampler(number: int) -> TPESampler:
-        # of its own for every trial, also after resuming
+        # a seed for every trial, also after resuming
         return TPESampler(seed=config.seed + number, constant_liar=True)
 
-    while claimed := claim(study, folder, config.trials, sampler):
-        trial, lock = claimed
-        with lock:
-            value, gain = measured(suggested(trial, config), config)
-            trial.set_user_attr("gain", gain)
-            study.tell(trial, value)
+    def objective(trial: optuna.Trial) -> float:
+        score, gain = train_and_score(suggested(trial, config), config)
+        trial.set_user_attr("gain", gain)
+        return score
+
+    run_trials(study, folder, config.trials, sampler, objective)
     return study
 
 
 def write_best(config: Config, study: optuna.Study) -> Path:
-    """Writes the best trial's weights, and `trials.json`, a line for every trial."""
+    """Writes the best trial's weights, and `trials.json`."""
     folder = Path(config.folder)
     write_trials(folder, study)
     path = folder / "best.safetensors"
-    shutil.copyfile(
-        folder / f"trial-{study.best_trial.number}" / "gain.safetensors", path
-    )
+    best = folder / f"trial-{study.best_trial.number}" / "gain.safetensors"
+    shutil.copyfile(best, path)
     return path
 
 
-def _cells(trial: Any) -> list[str]:
-    gain = trial.user_attrs["gain"]
-    shown = "diverged" if gain is None else f"{gain:g}"
-    return [
-        str(trial.number),
-        f"{100 * trial.value:.2f}",
-        shown,
-        _text(trial.params),
-    ]
-
-
-def _text(numbers: Mapping[str, float]) -> str:
-    return ", ".join(f"{key} {number:.3g}" for key, number in numbers.items())
+def _cells(trial: FrozenTrial) -> dict[str, str]:
+    gain, numbers = trial.user_attrs["gain"], trial.params.items()
+    return {
+        "trial": str(trial.number),
+        "validation accuracy %": f"{100 * (trial.value or 0):.2f}",
+        "gain": "diverged" if gain is None else f"{gain:g}",
+        "numbers": ", ".join(f"{key} {number:.3g}" for key, number in numbers),
+    }
 
 
 def run(config: Config) -> None:
@@ -213,11 +200,11 @@ def run(config: Config) -> None:
             f"--folder {config.folder} begins the interrupted one anew"
         ) from None
     path = write_best(config, study)
-    body = [_cells(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
-    print("\n".join(align(HEADER, body)))
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    print(text_table([_cells(trial) for trial in complete]))
     print(
-        f"\nBest: trial {study.best_trial.number}, {100 * study.best_value:.2f} %. Written to "
-        f"{path}."
+        f"\nBest: trial {study.best_trial.number}, {100 * study.best_value:.2f} %. "
+        f"Written to {path}."
     )
 
 

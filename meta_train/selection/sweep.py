@@ -1,11 +1,11 @@
 """Chooses an optimizer's output gain over whole runs:
 `python -m meta_train.selection.sweep --weights runs/ff/best.safetensors`.
 
-A short truncation rewards small steps, for their noise is lower now; one gain, chosen
-over whole inner trainings on validation data, undoes much of it. With
-`--cooldowns .2 .5` the gain is that of trainings of known length, whose updates fall to
-zero over the last share of the steps, one of these; others stay as they are. Prints a
-table and writes the weights with the best to `output`.
+Short truncations favour small steps, because their loss is less noisy. A gain that is
+chosen over whole inner trainings, on validation data, corrects much of this. With
+`--cooldowns .2 .5` the gain applies to trainings of known length alone, and their
+updates fall to zero over that last share of the steps. Prints a table and writes the
+weights with the best gain to `output`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from harness import cli
-from harness.files import finite, make_folder, write_json
+from harness.files import make_folder, without_nan, write_json
 from harness.random import derive_seed
-from harness.tables import align
+from harness.tables import text_table
+from meta_train.comparison.optimizers import import_metanet
 from meta_train.problems import Metrics, load_problem, mean_metrics
 from meta_train.training.rules import trained_metanet
 from meta_train.training.unroll import Optimizee, whole_run
-from ngopt.metanets import METANETS
+from meta_train.training.weights import with_stage
 from ngopt.metanets.cooldown import Cooldown
-from ngopt.metanets.imported import find_metanet
 from ngopt.pretrained import load_pretrained, save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-
-HEADER = ["gain", "cooldown", "validation loss", "accuracy %"]
 
 
 @dataclass(frozen=True)
@@ -57,100 +55,87 @@ class Config:
     """module:Class of your own metanet, which is imported, where weights name one."""
 
 
-class Scale(NamedTuple):
-    """gain: of the updates. cooldown: share of the steps over which they fall;
-    None for no such thing."""
+class OutputGain(NamedTuple):
+    """gain: factor of the updates. cooldown: share of the steps over which updates
+    fall to zero; None without."""
 
     gain: float
     cooldown: float | None = None
 
 
-class Found(NamedTuple):
-    """chosen: the best. means: of each."""
+class SweepResult(NamedTuple):
+    """chosen: the best. means: metrics of each."""
 
-    chosen: Scale
-    means: dict[Scale, Metrics]
+    chosen: OutputGain
+    means: dict[OutputGain, Metrics]
 
     @property
     def best(self) -> Metrics:
         return self.means[self.chosen]
 
 
-def search(config: Config) -> Found:
-    """Runs all scales, and writes the weights with the best one and a record of the
-    runs."""
-    if config.metanet is not None:
-        find_metanet(config.metanet, METANETS, may_import=True)
+def search(config: Config) -> SweepResult:
+    """Runs all gains. Writes the weights with the best one, and a record of the runs."""
+    import_metanet(config.metanet)
     learned = load_pretrained(config.weights)
     output = Path(config.output)
     make_folder(output.parent)
     problems = {name: load_problem(name) for name in config.problems}
     rows: list[dict[str, Any]] = []
-    found: dict[Scale, list[Metrics]] = {}
-    bar = tqdm(list(product(scales(config), problems, range(config.seeds))), unit="run")
-    for scale, name, number in bar:
-        optimizee = Optimizee(
-            problems[name],
-            derive_seed(config.seed, 20, number),
-            config.autocast,
-        )
-        metrics = whole_run(optimizee, scaled(learned, scale), config.steps)
-        shown = {**metrics._asdict(), "loss": finite(metrics.loss)}
-        rows.append({**scale._asdict(), "problem": name, "seed": number, **shown})
-        found.setdefault(scale, []).append(metrics)
-        bar.set_postfix(gain=scale.gain, loss=f"{metrics.loss:.4f}")
-    means = {scale: mean_metrics(some) for scale, some in found.items()}
-    best = max(means, key=lambda scale: score(means[scale]))
-    stage = {
-        "program": "meta_train.selection.sweep",
-        **asdict(config),
-        "chosen": best._asdict(),
-    }
-    recipe = {"stages": [*learned.recipe["stages"], stage]}
-    chosen = replace(scaled(learned, best), recipe=recipe, table={"validation": rows})
-    save_pretrained(chosen, output)
+    found: dict[OutputGain, list[Metrics]] = {}
+    runs = list(product(all_gains(config), problems, range(config.seeds)))
+    bar = tqdm(runs, unit="run")
+    for gain, name, number in bar:
+        seed = derive_seed(config.seed, 20, number)
+        optimizee = Optimizee(problems[name], seed, config.autocast)
+        metrics = whole_run(optimizee, with_gain(learned, gain), config.steps)
+        row = {**gain._asdict(), "problem": name, "seed": number, **metrics._asdict()}
+        rows.append(without_nan(row))
+        found.setdefault(gain, []).append(metrics)
+        bar.set_postfix(gain=gain.gain, loss=f"{metrics.loss:.4f}")
+    means = {gain: mean_metrics(some) for gain, some in found.items()}
+    best = max(means, key=lambda gain: score(means[gain]))
+    details = {**asdict(config), "chosen": best._asdict()}
+    chosen = replace(with_gain(learned, best), table={"validation": rows})
+    save_pretrained(with_stage(chosen, "meta_train.selection.sweep", details), output)
     write_json(output.with_suffix(".json"), {"config": asdict(config), "runs": rows})
-    return Found(best, means)
+    return SweepResult(best, means)
 
 
-def scales(config: Config) -> list[Scale]:
-    """All that are tried."""
-    shares = config.cooldowns or (None,)
-    return [Scale(gain, share) for share in shares for gain in config.gains]
+def all_gains(config: Config) -> list[OutputGain]:
+    cooldowns = config.cooldowns or (None,)
+    return [OutputGain(gain, share) for share in cooldowns for gain in config.gains]
 
 
 def score(metrics: Metrics) -> float:
-    """Accuracy where there is one, else how low the loss is; least where that is no
-    number."""
+    """The accuracy if there is one, else the negative loss; -inf if that is nan."""
     if metrics.accuracy is not None:
         return metrics.accuracy
     return -inf if isnan(metrics.loss) else -metrics.loss
 
 
 def run(config: Config) -> None:
-    found = search(config)
-    body = []
-    for (gain, cooldown), (loss, accuracy) in found.means.items():
-        shown = "-" if accuracy is None else f"{100 * accuracy:.2f}"
-        body.append(
-            [
-                f"{gain:g}",
-                "-" if cooldown is None else f"{cooldown:g}",
-                f"{loss:.4f}",
-                shown,
-            ]
-        )
-    print("\n".join(align(HEADER, body)))
-    print(f"gain {found.chosen.gain:g} -> {config.output}")
+    result = search(config)
+    table = []
+    for (gain, cooldown), (loss, accuracy) in result.means.items():
+        row = {
+            "gain": f"{gain:g}",
+            "cooldown": "-" if cooldown is None else f"{cooldown:g}",
+            "validation loss": f"{loss:.4f}",
+            "accuracy %": "-" if accuracy is None else f"{100 * accuracy:.2f}",
+        }
+        table.append(row)
+    print(text_table(table))
+    print(f"gain {result.chosen.gain:g} -> {config.output}")
 
 
-def scaled(learned: LearnedOptimizer, scale: Scale) -> LearnedOptimizer:
-    """The same with its metanet's output multiplied: everywhere,
-    or where the length of a training is known."""
+def with_gain(learned: LearnedOptimizer, gain: OutputGain) -> LearnedOptimizer:
+    """Multiplies the metanet's output: with a cooldown, in trainings of known length
+    alone."""
     metanet = trained_metanet(learned)
-    if scale.cooldown is not None:
-        return replace(learned, cooldown=Cooldown(scale.gain, scale.cooldown))
-    output_scale = scale.gain * metanet.config.output_scale
+    if gain.cooldown is not None:
+        return replace(learned, cooldown=Cooldown(gain.gain, gain.cooldown))
+    output_scale = gain.gain * metanet.config.output_scale
     return replace(learned, metanet=metanet.reconfigured(output_scale=output_scale))
 
 

@@ -1,10 +1,10 @@
-"""Chooses the base rule's numbers over whole trainings:
+"""Tunes the numbers of the base rule over whole trainings:
 `python -m meta_train.selection.tune --trials 100 --processes 2`.
 
-CMA-ES (Optuna) over about a dozen numbers; a trial trains every problem once per seed.
-Its score is the mean log of how much lower the validation loss is than with the numbers
-it began with. Every trial is kept in the folder's journal, from which the same command
-goes on; the best one's weights file is written to `<folder>/best.safetensors`.
+CMA-ES (Optuna) over about a dozen numbers. A trial trains every problem once per seed.
+Its score is the mean over problems of log(validation loss with the first numbers /
+validation loss). Every trial is kept in the folder's journal, from which the same
+command resumes. The best weights are written to `<folder>/best.safetensors`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.samplers import CmaEsSampler
+from optuna.trial import TrialState
 
 from harness import cli
 from harness.settings import named_settings
-from harness.tables import align
+from harness.tables import text_table
 from meta_train.problems import DEVELOPMENT, problem_names
-from meta_train.selection.candidates import Setting, gains
-from meta_train.selection.studies import open_study, write_trials
+from meta_train.selection.base_rules import WholeTrainings, gains
+from meta_train.selection.study import open_study, run_trials, write_trials
+from meta_train.training.weights import with_stage
 from ngopt.base.config import SoapConfig
 from ngopt.base.soap import Soap
 from ngopt.pretrained import save_pretrained
@@ -32,9 +33,9 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 # Apart from the seeds of evaluation and of baselines' tuning.
 FIRST_SEED = 2_000_000
 
-# Settings on which no trial depends.
-NO_MATTER = "trials", "folder", "processes"
-# How far from its present value a number may be: by a factor, or by a distance.
+# Settings that change no trial.
+IRRELEVANT = "trials", "folder", "processes"
+# Largest factor, or distance, between a number and its present value.
 FACTORS = {
     "step_size": 2.5,
     "fan_cap": 3.0,
@@ -55,20 +56,16 @@ DISTANCES = {
 }
 
 
-def space() -> dict[str, FloatDistribution]:
-    """What is searched: present values are in the middle, where CMA-ES begins."""
-    present = asdict(SoapConfig())
-    found = {
-        name: FloatDistribution(
-            present[name] / factor, present[name] * factor, log=True
-        )
-        for name, factor in FACTORS.items()
-    }
+def search_space() -> dict[str, FloatDistribution]:
+    """The distribution of each number, with its present value in the middle."""
+    present, space = asdict(SoapConfig()), {}
+    for name, factor in FACTORS.items():
+        low, high = present[name] / factor, present[name] * factor
+        space[name] = FloatDistribution(low, high, log=True)
     for name, distance in DISTANCES.items():
-        found[name] = FloatDistribution(
-            present[name] - distance, present[name] + distance
-        )
-    return found
+        low, high = present[name] - distance, present[name] + distance
+        space[name] = FloatDistribution(low, high)
+    return space
 
 
 @dataclass(frozen=True)
@@ -88,57 +85,48 @@ class Config:
         forbidden = set(problem_names(self.problems)) - set(DEVELOPMENT)
         if forbidden:
             raise ValueError(
-                f"problems: expected some of the development list; got {sorted(forbidden)}"
+                "problems: expected some of the development list; "
+                f"got {sorted(forbidden)}"
             )
 
 
 def search(config: Config) -> optuna.Study:
-    """Makes the trials that are missing; the study with all of them."""
-    folder = Path(config.folder)
+    """Runs the missing trials. Returns the study with all of them."""
+    folder, space = Path(config.folder), search_space()
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
-    setting = Setting(problem_names(config.problems), seeds, folder, config.processes)
-    references = setting.measure({"start": {}})["start"]
-    study = _study(config, folder)
+    problems = problem_names(config.problems)
+    trainings = WholeTrainings(problems, seeds, folder, config.processes)
+    references = trainings.records({"start": {}})["start"]
+    settings = named_settings(config, IRRELEVANT)
+    first = {name: getattr(SoapConfig(), name) for name in space}
+    study = open_study(folder, "base", settings, first)
+    # a resumed search draws other numbers than the first
+    started = [t for t in study.trials if t.state != TrialState.WAITING]
+    sampler = CmaEsSampler(seed=config.seed + len(started))
 
     def objective(trial: optuna.Trial) -> float:
-        changes = {
-            name: trial.suggest_float(name, d.low, d.high, log=d.log)
-            for name, d in space().items()
-        }
+        changes = {}
+        for name, d in space.items():
+            changes[name] = trial.suggest_float(name, d.low, d.high, log=d.log)
         name = f"trial-{trial.number}"
-        found = gains(setting.measure({name: changes})[name], references)
+        found = gains(trainings.records({name: changes})[name], references)
         trial.set_user_attr("gains", found)
-        print(f"trial {trial.number}: {fmean(found.values()):+.4f}")
-        return fmean(found.values())
+        score = fmean(found.values())
+        print(f"trial {trial.number}: {score:+.4f}")
+        return score
 
-    finished = [t for t in study.trials if t.state.is_finished()]
-    study.optimize(objective, n_trials=max(0, config.trials - len(finished)))
-    return study
-
-
-def _study(config: Config, folder: Path) -> optuna.Study:
-    first = {name: getattr(SoapConfig(), name) for name in space()}
-    study = open_study(folder, "base", named_settings(config, NO_MATTER))
-    # one that goes on draws other numbers than it began with
-    study.sampler = CmaEsSampler(seed=config.seed + len(study.trials))
-    if not study.trials:
-        study.enqueue_trial(first)
+    run_trials(study, folder, config.trials, lambda number: sampler, objective)
     return study
 
 
 def write_best(config: Config, study: optuna.Study) -> Path:
-    """Writes the best trial's weights file, and `trials.json`, a line for every trial."""
+    """Writes the best trial's weights file, and `trials.json`."""
     folder, best = Path(config.folder), study.best_trial
     write_trials(folder, study)
-    stage: dict[str, Any] = {
-        "program": "meta_train.selection.tune",
-        **asdict(config),
-        "trial": best.number,
-        "score": best.value,
-    }
-    base = Soap(replace(SoapConfig(), **best.params))
     path = folder / "best.safetensors"
-    save_pretrained(LearnedOptimizer(base=base, recipe={"stages": [stage]}), path)
+    chosen = LearnedOptimizer(base=Soap(replace(SoapConfig(), **best.params)))
+    details = {**asdict(config), "trial": best.number, "score": best.value}
+    save_pretrained(with_stage(chosen, "meta_train.selection.tune", details), path)
     return path
 
 
@@ -146,14 +134,15 @@ def run(config: Config) -> None:
     study = search(config)
     path = write_best(config, study)
     best = study.best_trial
-    body = [
-        [name, f"{getattr(SoapConfig(), name):.4g}", f"{best.params[name]:.4g}"]
-        for name in space()
-    ]
-    print("\n".join(align(["number", "start", "best"], body)))
+    table = []
+    for name in search_space():
+        start, chosen = getattr(SoapConfig(), name), best.params[name]
+        row = {"number": name, "start": f"{start:.4g}", "best": f"{chosen:.4g}"}
+        table.append(row)
+    print(text_table(table))
     print(
-        f"\nBest of {len(study.trials)} trials: {best.number}, {best.value:+.4f}. Written to "
-        f"{path}."
+        f"\nBest of {len(study.trials)} trials: {best.number}, {best.value:+.4f}. "
+        f"Written to {path}."
     )
 
 

@@ -95,9 +95,8 @@ class Config:
             )
 
 
-def settings_of(config: Config, kind: type[Settings], **others: Any) -> Settings:
-    """The fields of some settings that have the same names; others: those that have
-    not."""
+def select_fields(config: Config, kind: type[Settings], **others: Any) -> Settings:
+    """A dataclass with fields of the same names as in the config, and `others`."""
     names = [one.name for one in fields(kind) if one.name not in others]  # pyright: ignore
     return kind(**{name: getattr(config, name) for name in names}, **others)
 

@@ -1,5 +1,4 @@
-"""Which rank unrolls which optimizee, so that all ranks are done at about the same
-time."""
+"""Assigns optimizees to ranks, so that all ranks finish at about the same time."""
 
 from __future__ import annotations
 
@@ -13,23 +12,23 @@ from torch.utils._pytree import tree_map_only
 
 State = TypeVar("State")
 
-# Work moves to another rank only where the slowest then has so much less of it.
-WORTHWHILE = 0.95
+# Reassign only if the slowest rank then has at most this share of its work.
+MAXIMUM_SHARE = 0.95
 
 
-class Costs:
-    """Seconds that an inner step on every problem takes, the mean of what was measured."""
+class StepCosts:
+    """Mean seconds of an inner step on every problem, as measured."""
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = defaultdict(float)
         self._steps: dict[int, int] = defaultdict(int)
 
-    def measured(self, problem: int, steps: int, seconds: float) -> None:
+    def add(self, problem: int, steps: int, seconds: float) -> None:
         self._seconds[problem] += seconds
         self._steps[problem] += steps
 
-    def of(self, problem: int, steps: int) -> float:
-        """Seconds of so many steps; where none was measured, as on the mean problem."""
+    def seconds(self, problem: int, steps: int) -> float:
+        """Seconds of so many steps; of a problem without measurement, the mean."""
         known = [self._of_step(one) for one in self._steps]
         if problem in self._steps:
             return steps * self._of_step(problem)
@@ -39,30 +38,24 @@ class Costs:
         return self._seconds[problem] / self._steps[problem]
 
 
-def shared_out(costs: Sequence[float], owners: Sequence[int], count: int) -> list[int]:
-    """The rank, below `count`, that each item is for: as `owners` says where that is
-    good enough.
+def assign_ranks(
+    costs: Sequence[float], owners: Sequence[int], count: int
+) -> list[int]:
+    """The rank, below `count`, of each item: `owners` if that is balanced enough.
 
-    Else the most expensive item first, each for the rank that has the least to do
-    (Graham 1969).
+    Else the most expensive item first, each to the rank with the least work (Graham
+    1969).
     """
     loads, found = [0.0] * count, [0] * len(costs)
     for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
         found[item] = loads.index(min(loads))
         loads[found[item]] += costs[item]
-    if max(loads) < WORTHWHILE * max(_loads(costs, owners, count)):
-        return found
-    return list(owners)
-
-
-def _loads(costs: Sequence[float], owners: Sequence[int], count: int) -> list[float]:
-    """What every rank has to do."""
-    loads = [0.0] * count
+    before = [0.0] * count
     for cost, owner in zip(costs, owners, strict=True):
-        loads[owner] += cost
-    return loads
+        before[owner] += cost
+    return found if max(loads) < MAXIMUM_SHARE * max(before) else list(owners)
 
 
 def on_device(state: State, device: torch.device) -> State:
-    """A pytree of tensors, which may be of another rank's device."""
+    """A pytree of tensors on a device of this rank."""
     return tree_map_only(Tensor, lambda values: values.to(device), state)

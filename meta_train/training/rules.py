@@ -101,12 +101,7 @@ class WeightedRule:
             deltas, new = self._updated(weights, own, state, params, hyper)
             return [deltas[i] for i in present], new
 
-        values = (
-            self._weights,
-            [grads[i] for i in present],
-            before,
-            list(params),
-        )
+        values = (self._weights, [grads[i] for i in present], before, list(params))
         if not torch.is_grad_enabled():
             values = tree_map(Tensor.detach, values)
         # vmap follows the way that is differentiated, also where nothing asks for

@@ -129,10 +129,7 @@ class Optimizee(Optimizees):
         params = [p.detach() / s for p, s in rows]
         buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
         return Inner(
-            params,
-            buffers,
-            rule.init(params),
-            torch.zeros((), dtype=torch.int64),
+            params, buffers, rule.init(params), torch.zeros((), dtype=torch.int64)
         )
 
     def loss(
@@ -141,10 +138,7 @@ class Optimizee(Optimizees):
         batch = self.batch(step)
         layout = nullcontext()
         if self._is_convolutional:
-            (params, batch), layout = (
-                channels_last((params, batch)),
-                ChannelsLast(),
-            )
+            (params, batch), layout = (channels_last((params, batch)), ChannelsLast())
         with self.randomness(step), layout:
             return self.loss_of(params, buffers, self.scales, batch)
 
@@ -205,10 +199,7 @@ def apply_update(
 
 
 def moved(
-    inner: Inner,
-    deltas: Sequence[Tensor | None],
-    state: list[Record],
-    buffers: Buffers,
+    inner: Inner, deltas: Sequence[Tensor | None], state: list[Record], buffers: Buffers
 ) -> Inner:
     """The inner training after an update."""
     params = [
@@ -249,11 +240,7 @@ def whole_run(
     """Validation metrics after a whole inner training."""
     rule = learned.bind(optimizee.graph, steps)
     inner, _ = unroll(
-        optimizee,
-        optimizee.start(rule),
-        rule,
-        steps,
-        optimizee.hyper(weight_decay),
+        optimizee, optimizee.start(rule), rule, steps, optimizee.hyper(weight_decay)
     )
     return optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
 

@@ -170,16 +170,11 @@ class Worker:
         if len(jobs) == 1:
             estimator = make(self.config, limits[0], job.horizon)
             estimate, state = estimator.estimate(
-                optimizees[0],
-                self.learned,
-                self._state(estimator, *rows[0]),
-                job.steps,
+                optimizees[0], self.learned, self._state(estimator, *rows[0]), job.steps
             )
             return [Result(estimate, state, first_losses[0])]
         estimator = make(
-            self.config,
-            torch.tensor(limits, device=self.config.device),
-            job.horizon,
+            self.config, torch.tensor(limits, device=self.config.device), job.horizon
         )
         states = stacked([self._state(estimator, *row) for row in rows])
         found = estimator.estimate(Stack(optimizees), self.learned, states, job.steps)

@@ -13,7 +13,7 @@ import tyro
 from torch import Tensor, nn
 
 from harness.distributed import Ranks, joined
-from harness.files import finite, write_json
+from harness.files import write_json
 from harness.image_datasets import batch_indices
 from harness.pictures import draw_images, draw_points
 from harness.random import seeded
@@ -118,10 +118,7 @@ class NetworkLesson(Generic[Config]):
         Raises ValueError for steps that are to be compiled for several architectures.
         """
         config = self.config
-        sizes = {
-            **config.sizes,
-            **({"probes": config.probes} if config.probes else {}),
-        }
+        sizes = {**config.sizes, **({"probes": config.probes} if config.probes else {})}
         architectures = list(dict.fromkeys(stack.architecture for stack in stacks))
         count = len(architectures)
         if config.compiled and count > 1:
@@ -158,21 +155,19 @@ def learn(
 
 
 def learn_on(
-    ranks: Ranks,
-    config: Config,
-    make: Callable[[Config, Ranks], NetworkLesson[Config]],
+    ranks: Ranks, config: Config, make: Callable[[Config, Ranks], NetworkLesson[Config]]
 ) -> None:
     """The same on given ranks."""
     lesson = make(config, ranks)
     settings = named_settings(config, NO_MATTER)
     trainer = Trainer(lesson, config.training, Path(config.folder), settings, ranks)
-    progress = trainer.run()
+    trainer.run()
     lesson.model.eval()
     with torch.no_grad():
         results = lesson.results()
     if ranks.is_first:
         draw_probes(Path(config.folder, "probes.png"), lesson.model)
-        report(config, lesson.model, progress, results)
+        report(config, lesson.model, trainer.progress, results)
 
 
 def draw_probes(path: Path, model: nn.Module) -> None:
@@ -200,8 +195,8 @@ def report(
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": progress.steps,
         "networks_per_second": speed,
-        "validation": [finite(score) for score in progress.scores],
-        "test": {name: finite(value) for name, value in results.items()},
+        "validation": progress.scores,
+        "test": dict(results),
     }
     write_json(Path(config.folder, "result.json"), found)
     told = ", ".join(f"{name} {value:.4g}" for name, value in results.items())

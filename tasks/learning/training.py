@@ -1,5 +1,4 @@
-"""How models of the tasks are trained: a budget of minutes,
-validation with early stopping, resuming."""
+"""Trains models of the tasks: a budget of minutes, validation with early stopping."""
 
 from __future__ import annotations
 
@@ -18,20 +17,17 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from harness.distributed import Ranks
-from harness.files import make_folder, read_checkpoint
-from harness.interrupts import Interrupted, uninterrupted
+from harness.interrupts import uninterrupted
 from harness.random import seeded
+from harness.run_store import Checkpoint
 from harness.schedules import half_cosine
-from harness.settings import differences
+from harness.trainer import ResumableTrainer
 from ngopt import NGOptimizer
-from ngopt.pretrained.tensor_files import replaced
 
 TRAINERS = ("adamw", "ngopt")
-CHECKPOINT = "checkpoint.pt"
-# Share of the budget in which the learning rate rises.
+# Share of the budget with linear warm-up.
 WARMUP = 0.05
-# Steps whose time does not count, the first of a process and of each stage: in them
-# what is compiled is compiled.
+# First steps of a process and of each stage whose time is not counted: they compile.
 UNCOUNTED = 2
 
 
@@ -63,18 +59,10 @@ class TrainingConfig:
             raise ValueError(
                 f"trainer: expected one of {', '.join(TRAINERS)}; got '{self.trainer}'"
             )
-        for key in (
-            "minutes",
-            "batch",
-            "lr",
-            "clip",
-            "validations",
-            "patience",
-        ):
-            if getattr(self, key) <= 0:
-                raise ValueError(
-                    f"{key}: expected more than 0; got {getattr(self, key)}"
-                )
+        for key in ("minutes", "batch", "lr", "clip", "validations", "patience"):
+            value = getattr(self, key)
+            if value <= 0:
+                raise ValueError(f"{key}: expected more than 0; got {value}")
 
 
 class Lesson(Protocol):
@@ -98,13 +86,12 @@ class Lesson(Protocol):
 
 @dataclass
 class Progress:
-    """How far a training is.
+    """The progress of a training.
 
-    seconds: of a core, for `counted` of the steps, mean over ranks. scores: of all
-    validations.
-    validated: steps at the last of them. stage, first: the stage of the last step, and
-    the number of its first validation. best: the model with the highest score of this
-    stage.
+    seconds: of a core, for `counted` of the steps, mean over ranks.
+    scores: of all validations. validated: steps at the last of them.
+    stage: of the last step. first: number of its first validation.
+    best: the model with the highest score of this stage.
     """
 
     steps: int = 0
@@ -127,14 +114,14 @@ class Progress:
         return len(own) - 1 - own.index(self.top) if own else 0
 
 
-class Trainer:
-    """Trains the model of a lesson in a folder, from where its checkpoint stands.
+class Trainer(ResumableTrainer):
+    """Trains the model of a task in a folder.
 
-    Ranks take their shares of every batch; gradients are averaged over them,
-    so all have the same model.
+    Ranks take their shares of every batch. Gradients are averaged over them, so all
+    have the same model.
 
-    settings: of what is trained; a folder that was begun with others is a ValueError,
-    as are fewer networks in a batch than ranks.
+    settings: of the task. Raises ValueError if the batch has fewer networks than ranks,
+    and from `run` if the folder was begun with other settings.
     """
 
     def __init__(
@@ -150,40 +137,21 @@ class Trainer:
                 f"batch: expected one network or more for each of {ranks.count} ranks; "
                 f"got {config.batch}"
             )
+        super().__init__(Checkpoint(folder, {**settings, **asdict(config)}), ranks)
         self.model, self.lesson, self.config = lesson.model, lesson, config
-        self.folder, self.ranks = folder, ranks
-        self.settings = {**settings, **asdict(config)}
         self.optimizer = _optimizer(lesson.model, config)
         self.progress = Progress()
-        self._steps_alike = 0  # in this process and stage
+        self._stage_steps = 0  # in this process
 
-    def run(self) -> Progress:
-        """Trains to the end and leaves the best model in place.
+    @property
+    def steps_done(self) -> int:
+        return self.progress.steps
 
-        Raises Interrupted for Ctrl-C, which says where the checkpoint stands; one rank
-        alone writes it then.
-        """
-        make_folder(self.folder)
-        self._resume()
-        writer = None
-        if self.ranks.is_first:
-            # drops what an interrupted training showed after its checkpoint
-            first = self.progress.steps + 1
-            writer = SummaryWriter(str(self.folder), purge_step=first)
-        try:
-            self._train(writer)
-        except KeyboardInterrupt:
-            raise self._interrupted() from None
-        finally:
-            if writer:
-                writer.close()
-        self.model.load_state_dict(self.progress.best)
-        return self.progress
-
-    def _train(self, writer: SummaryWriter | None) -> None:
+    def train(self, writer: SummaryWriter | None) -> None:
+        """Trains to the end, and leaves the best model in place."""
         with tqdm(total=100, unit="%", disable=writer is None) as bar:
-            while not self._is_over():
-                if self._is_validation_due():
+            while not self._is_finished():
+                if self._is_validation_step():
                     self._validate(writer)
                     bar.set_postfix(score=f"{self.progress.scores[-1]:.4f}")
                     continue
@@ -191,25 +159,11 @@ class Trainer:
                 bar.update(min(100, int(100 * self.share)) - bar.n)
                 if writer:
                     writer.add_scalar("loss", loss, self.progress.steps)
-
-    def _interrupted(self) -> Interrupted:
-        """Writes the checkpoint, if this is the only rank, and says where it stands."""
-        path, steps = self.folder / CHECKPOINT, self.progress.steps
-        if self.ranks.count == 1:
-            with uninterrupted():
-                self._save()
-        elif not path.exists():
-            return Interrupted(f"checkpoint '{path}' was not written yet")
-        else:
-            steps = self.progress.validated
-        return Interrupted(
-            f"checkpoint '{path}' stands at step {steps}; the same command with "
-            f"--folder {self.folder} goes on from there"
-        )
+        self.model.load_state_dict(self.progress.best)
 
     @property
     def share(self) -> float:
-        """Of the budget, that has been used."""
+        """The share of the budget that has been used."""
         return self.progress.seconds / (60 * self.config.minutes)
 
     def step(self) -> float:
@@ -218,7 +172,7 @@ class Trainer:
         stage = self.lesson.begin(self.share)
         if stage != progress.stage:
             progress.stage, progress.first = stage, len(progress.scores)
-            self._steps_alike = 0
+            self._stage_steps = 0
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = _rate(self.config) * rate_factor(self.share)
@@ -232,17 +186,17 @@ class Trainer:
         with uninterrupted():
             self.optimizer.step()
             progress.steps += 1
-            self._steps_alike += 1
+            self._stage_steps += 1
             own = torch.tensor(process_time() - start, dtype=torch.float64)
             seconds = self.ranks.summed(own).item() / self.ranks.count
-            if self._steps_alike > UNCOUNTED:
+            if self._stage_steps > UNCOUNTED:
                 progress.counted += 1
                 progress.seconds += seconds
         return loss.item()
 
     @contextmanager
     def _buffers_restored(self) -> Iterator[None]:
-        """Buffers, such as running means, are what they were before if the body raises."""
+        """Restores buffers, such as running means, if the body raises."""
         buffers = list(self.model.buffers())
         before = [buffer.clone() for buffer in buffers]
         try:
@@ -260,19 +214,19 @@ class Trainer:
                 self.ranks.summed(parameter.grad).div_(self.ranks.count)
 
     def _average_buffers(self) -> None:
-        """Of running averages every rank has seen its own share of the data."""
+        """Averages running statistics over ranks, which have different data."""
         if self.ranks.count == 1:
             return
         for buffer in self.model.buffers():
             if buffer.is_floating_point():
                 self.ranks.summed(buffer).div_(self.ranks.count)
 
-    def _is_over(self) -> bool:
+    def _is_finished(self) -> bool:
         progress = self.progress
         is_used_up = len(progress.scores) >= self.config.validations
         return is_used_up or progress.since_top >= self.config.patience
 
-    def _is_validation_due(self) -> bool:
+    def _is_validation_step(self) -> bool:
         progress, share = self.progress, self.share * self.config.validations
         return progress.steps > progress.validated and share >= len(progress.scores) + 1
 
@@ -286,45 +240,35 @@ class Trainer:
             self._keep(-inf if isnan(score) else score)
             if writer:
                 writer.add_scalar("validation", progress.scores[-1], progress.steps)
-                self._save()
+            self.save_checkpoint()
 
     def _keep(self, score: float) -> None:
         """Adds the score of the present model, and keeps the model if it is the best."""
         progress = self.progress
         if score > progress.top or len(progress.scores) == progress.first:
             state = self.model.state_dict()
-            progress.best = {
-                name: value.detach().clone() for name, value in state.items()
-            }
+            progress.best = {name: x.detach().clone() for name, x in state.items()}
         progress.scores.append(score)
         progress.validated = progress.steps
 
-    def _save(self) -> None:
-        state = {
-            "settings": self.settings,
+    def state(self) -> dict[str, Any]:
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": vars(self.progress),
         }
-        with replaced(self.folder / CHECKPOINT) as part:
-            torch.save(state, part)
 
-    def _resume(self) -> None:
-        path = self.folder / CHECKPOINT
-        if not path.exists():
-            return
-        state = read_checkpoint(path)
-        told = differences(state["settings"], self.settings)
-        if told:
-            raise ValueError(f"checkpoint '{path}': made with other settings: {told}")
+    def load_state(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
 
 
 def rate_factor(share: float) -> float:
-    """Of the learning rate: a linear rise, then half a cosine to zero. share: of the
-    budget, from 0."""
+    """The factor of the learning rate: linear warm-up, then half a cosine to zero.
+
+    share: of the budget that has been used.
+    """
     if share < WARMUP:
         return max(share, 1e-3) / WARMUP
     fall = min(1.0, (share - WARMUP) / (1 - WARMUP))

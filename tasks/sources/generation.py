@@ -88,9 +88,7 @@ def _make_missing(
     with joined() as ranks:
         start, made = perf_counter(), 0
         for job in tqdm(
-            missing(wanted, folder, ranks),
-            unit="shard",
-            disable=not ranks.is_first,
+            missing(wanted, folder, ranks), unit="shard", disable=not ranks.is_first
         ):
             groups = make(job)
             write_shard(folder.shard(job.split, job.number), groups)

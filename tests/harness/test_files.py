@@ -8,10 +8,18 @@ from harness.files import make_folder, write_json
 def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"x": 1})
-    with pytest.raises(ValueError, match="nan"):
-        write_json(path, {"y": [1.0] * 10000, "x": float("nan")})
+    with pytest.raises(TypeError, match="serializable"):
+        write_json(path, {"y": [1.0] * 10000, "x": object()})
     assert json.loads(path.read_text()) == {"x": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path):
+    write_json(tmp_path / "a.json", {"x": [float("nan"), (float("inf"), 1.5)], "y": {}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "x": [None, [None, 1.5]],
+        "y": {},
+    }
 
 
 @pytest.mark.parametrize("name", ["file", "file/inside"])

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.image_datasets import DatasetUnavailable, load_dataset
-from meta_train.comparison.runs import Run, train
+from meta_train.comparison.inner_training import Run, train
 from ngopt import load_pretrained
 from ngopt.pretrained import weights_hash
 

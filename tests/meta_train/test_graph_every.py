@@ -24,7 +24,7 @@ def records(*accuracies):
     ],
 )
 def test_chosen_is_the_largest_k_within_one_standard_error(by_k, expected):
-    assert graph_every.chosen(by_k) == expected
+    assert graph_every.choose_k(by_k) == expected
 
 
 def test_writes_table_picture_and_weights_and_resumes(tmp_path, capsys):

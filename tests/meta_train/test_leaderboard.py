@@ -8,7 +8,8 @@ import torch
 import tyro
 
 from meta_train.comparison import leaderboard, optimizers, runs
-from meta_train.comparison.leaderboard import Config, choose_lr, compare
+from meta_train.comparison.leaderboard import Config, compare
+from meta_train.comparison.lr_tuning import choose_lr, plan_tuning
 from meta_train.comparison.runs import Run, execute, read_records, train
 from meta_train.problems import META_TEST, problem_names
 from ngopt.metanets import FeedForward, NeuralFunctional
@@ -153,7 +154,7 @@ def test_problems_without_accuracy_are_compared_by_loss(config):
 def test_the_reference_reaches_its_own_loss_by_its_end(config):
     board = compare(replace(config, optimizers=("adam-cosine", "adam-default")))
     assert 0 < board.reached[TOY, "adam-cosine"] <= 12
-    (found,) = board.standings.values()
+    (found,) = board.rankings.values()
     assert [standing.problems for standing in found] == [1, 1]
     assert {standing.optimizer for standing in found} == {
         "adam-cosine",
@@ -197,10 +198,12 @@ def test_standings_of_a_group_are_over_its_problems(config):
     for run, record in runs_of(config).items():
         found = tuning if run.phase == "tuning" else records
         found.setdefault((run.problem, run.optimizer), []).append(record)
-    board = leaderboard.judge(records, tuning, {"one": [TOY], "both": [TOY, SILENT]})
-    assert {standing.problems for standing in board.standings["one"]} == {1}
-    assert {standing.problems for standing in board.standings["both"]} == {2}
-    tuned = {s.optimizer: s.tuning_runs for s in board.standings["one"]}
+    board = leaderboard.summarize_all(
+        records, tuning, {"one": [TOY], "both": [TOY, SILENT]}
+    )
+    assert {standing.problems for standing in board.rankings["one"]} == {1}
+    assert {standing.problems for standing in board.rankings["both"]} == {2}
+    tuned = {s.optimizer: s.tuning_runs for s in board.rankings["one"]}
     assert tuned == {"adam": 6, "adam-default": 0}
 
 
@@ -280,7 +283,7 @@ def test_the_default_compares_what_people_tune_with_what_needs_no_tuning():
 
 
 def test_execute_keeps_the_order_of_runs(config, tmp_path):
-    planned = leaderboard.plan_tuning(TOY, optimizers.load_optimizer("adam"), config)
+    planned = plan_tuning(TOY, optimizers.load_optimizer("adam"), 12, 2)
     with runs.tqdm(disable=True) as bar:
         records = execute(planned[::-1], tmp_path, 1, bar)
     assert [r["run"]["lr"] for r in records] == [run.lr for run in planned[::-1]]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from harness.image_datasets import DatasetUnavailable
+from meta_train.comparison.inner_training import Averaging
 from meta_train.comparison.optimizers import (
     OPTIMIZERS,
     WIDE,
@@ -13,7 +14,6 @@ from meta_train.comparison.optimizers import (
     cosine_schedule,
     load_optimizer,
 )
-from meta_train.comparison.runs import Averaging
 from meta_train.problems import load_problem
 from ngopt import NGOptimizer, load_pretrained
 from ngopt.graph.topology import unconnected

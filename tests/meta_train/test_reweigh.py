@@ -12,8 +12,8 @@ from meta_train.selection.reweigh import (
     FEATURES,
     GRAPH,
     UPDATE,
-    centre,
-    gain,
+    mean_gain,
+    mean_of_best,
     reweighed,
 )
 from ngopt import load_pretrained
@@ -33,7 +33,7 @@ def config(tmp_path):
 @pytest.mark.parametrize("name", ["ff", "lstm", "nfn", "ng-gnn", "ng-t"])
 def test_factors_multiply_what_the_head_reads_and_says(name):
     learned = load_pretrained(name)
-    names = reweigh.names_of(learned)
+    names = reweigh.factor_names(learned)
     assert len(FEATURES) == NUM_FEATURES
     assert (GRAPH in names) == (name != "ff")
     generator = torch.Generator().manual_seed(0)
@@ -59,15 +59,15 @@ def test_factors_multiply_what_the_head_reads_and_says(name):
 
 def test_factors_of_one_change_nothing():
     learned = load_pretrained("ng-gnn")
-    found = reweighed(learned, dict.fromkeys(reweigh.names_of(learned), 0.0))
+    found = reweighed(learned, dict.fromkeys(reweigh.factor_names(learned), 0.0))
     rows = zip(learned.metanet.parameters(), found.metanet.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in rows)
     assert found.metanet.config == learned.metanet.config
 
 
 def test_gain():
-    assert gain([1.0, 2.0], [2.0, 2.0]) == pytest.approx(log(2) / 2)
-    assert gain([nan], [1.0]) == gain([inf], [1.0]) == reweigh.WORST
+    assert mean_gain([1.0, 2.0], [2.0, 2.0]) == pytest.approx(log(2) / 2)
+    assert mean_gain([nan], [1.0]) == mean_gain([inf], [1.0]) == reweigh.DIVERGED_SCORE
 
 
 def test_the_centre_is_of_the_better_half_of_the_last_generations():
@@ -79,7 +79,7 @@ def test_the_centre_is_of_the_better_half_of_the_last_generations():
         )
         study.add_trial(trial)
     # 4 trials, of which numbers 2 and 4 are better
-    assert centre(study.trials, 2) == {"x": 3.0}
+    assert mean_of_best(study.trials, 2) == {"x": 3.0}
 
 
 def test_trials_are_kept_and_the_end_is_written(config, capsys):
@@ -115,5 +115,5 @@ def test_a_generation_needs_several(config):
 
 def test_a_folder_of_other_settings_is_an_error(config):
     reweigh.search(config)
-    with pytest.raises(ValueError, match="begun with other settings: steps"):
+    with pytest.raises(ValueError, match="made with other settings: steps"):
         reweigh.search(replace(config, steps=5))

@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from harness.random import seeded
-from meta_train.comparison import runs
+from meta_train.comparison import inner_training, runs
 from meta_train.comparison.optimizers import load_optimizer
 from meta_train.comparison.runs import Run, execute, read_records, record_path, train
 from meta_train.training.unroll import Optimizee, unroll
@@ -117,7 +117,7 @@ def test_averaged_weights_are_judged_and_the_others_trained():
     optimizer.eval()
     assert not torch.equal(training_weights[0], next(model.parameters()))
     with seeded(0, 5):  # running statistics of the averaged weights
-        for step in range(runs.STATISTICS_BATCHES):
+        for step in range(inner_training.STATISTICS_BATCHES):
             problem.loss(model, problem.batch(0, step))
     expected = problem.evaluate(model.eval(), "validation")
     assert record["validation"]["loss"] == pytest.approx(expected.loss, rel=1e-6)
@@ -211,7 +211,7 @@ def test_a_line_that_was_cut_is_made_again_and_spoils_no_other(tmp_path, bar):
 
 def test_long_runs_keep_mean_losses(monkeypatch):
     single = train(ADAM)["losses"]
-    monkeypatch.setattr(runs, "LOSS_POINTS", 2)
+    monkeypatch.setattr(inner_training, "LOSS_POINTS", 2)
     record = train(replace(ADAM, steps=11))
     assert record["losses_every"] == 5
     parts = single[:5], single[5:10], single[10:11]

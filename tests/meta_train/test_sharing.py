@@ -4,31 +4,31 @@ import pytest
 import torch
 
 from harness.distributed import Ranks
-from meta_train.training.rank_assignment import Costs, on_device, shared_out
+from meta_train.training.rank_assignment import StepCosts, assign_ranks, on_device
 from meta_train.training.train import MetaTrainer
 from tests.meta_train.test_train import config
 
 
 def test_the_most_expensive_first_to_who_has_the_least_to_do():
-    assert shared_out([2, 1, 2, 1], [0, 1, 0, 1], 2) == [0, 0, 1, 1]
-    assert shared_out([3, 1, 1, 1], [0, 0, 1, 1], 2) == [0, 1, 1, 1]
-    assert shared_out([1, 1], [0, 0], 3) == [0, 1]
+    assert assign_ranks([2, 1, 2, 1], [0, 1, 0, 1], 2) == [0, 0, 1, 1]
+    assert assign_ranks([3, 1, 1, 1], [0, 0, 1, 1], 2) == [0, 1, 1, 1]
+    assert assign_ranks([1, 1], [0, 0], 3) == [0, 1]
 
 
 def test_what_is_good_enough_stays():
-    assert shared_out([1, 1, 1], [0, 1, 1], 2) == [0, 1, 1]
-    assert shared_out([1.04, 1, 1, 1], [0, 0, 1, 1], 2) == [0, 0, 1, 1]
-    assert shared_out([5, 1], [0, 0], 1) == [0, 0]
+    assert assign_ranks([1, 1, 1], [0, 1, 1], 2) == [0, 1, 1]
+    assert assign_ranks([1.04, 1, 1, 1], [0, 0, 1, 1], 2) == [0, 0, 1, 1]
+    assert assign_ranks([5, 1], [0, 0], 1) == [0, 0]
 
 
 def test_costs_are_means_of_what_was_measured():
-    costs = Costs()
-    assert costs.of(problem=0, steps=7) == 7
-    costs.measured(problem=0, steps=10, seconds=1.0)
-    costs.measured(problem=0, steps=30, seconds=1.0)
-    costs.measured(problem=2, steps=1, seconds=0.15)
-    assert costs.of(problem=0, steps=20) == pytest.approx(1.0)
-    assert costs.of(problem=1, steps=20) == pytest.approx(2.0)
+    costs = StepCosts()
+    assert costs.seconds(problem=0, steps=7) == 7
+    costs.add(problem=0, steps=10, seconds=1.0)
+    costs.add(problem=0, steps=30, seconds=1.0)
+    costs.add(problem=2, steps=1, seconds=0.15)
+    assert costs.seconds(problem=0, steps=20) == pytest.approx(1.0)
+    assert costs.seconds(problem=1, steps=20) == pytest.approx(2.0)
 
 
 def test_states_come_to_a_device_whatever_they_are_in():
@@ -56,11 +56,18 @@ def test_an_optimizee_takes_its_state_along(tmp_path):
     toys = ("tests.meta_train.by_hand:Regression32",) * 4
     trainer = MetaTrainer(config(tmp_path, optimizees=4, problems=toys), ranks)
     assert trainer.owners == [0, 1, 0, 1]
-    for slot in trainer.slots:
-        if trainer.owners[slot.number] == 1:
-            slot.state = torch.full((1,), float(slot.number))
-    costs = {slot.number: 2.0 - slot.number % 2 for slot in trainer.slots}
-    trainer.costs.of = lambda problem, steps: costs.pop(min(costs))
-    trainer._share_out()
+    for optimizee in trainer.optimizees:
+        if trainer.owners[optimizee.number] == 1:
+            optimizee.state = torch.full((1,), float(optimizee.number))
+    costs = {
+        optimizee.number: 2.0 - optimizee.number % 2 for optimizee in trainer.optimizees
+    }
+    trainer.costs.seconds = lambda problem, steps: costs.pop(min(costs))
+    trainer._assign_ranks()
     assert trainer.owners == [0, 0, 1, 1]
-    assert [slot.state for slot in trainer.slots] == [None, None, 2.0, 3.0]
+    assert [optimizee.state for optimizee in trainer.optimizees] == [
+        None,
+        None,
+        2.0,
+        3.0,
+    ]

@@ -17,9 +17,9 @@ from harness.random import derive_seed
 from meta_train.problems import load_problem
 from meta_train.selection import sweep
 from meta_train.training import train
+from meta_train.training.all_reduce import clip, usable
 from meta_train.training.estimators import Estimate
 from meta_train.training.train import Config, MetaTrainer, learning_rate_factor
-from meta_train.training.truncations import clip, usable
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.worker import ESTIMATORS
 from ngopt import load_pretrained
@@ -230,7 +230,7 @@ class TestRanks:
             outer_steps=50,
         )
         message = (
-            r"rank \d ended with exit code .* stands at outer step (\d+), and the same"
+            r"rank \d ended with exit code .* stands at outer step (\d+); the same"
         )
         with pytest.raises(RankLost, match=message) as found:
             train.run(settings)
@@ -257,11 +257,11 @@ def weights_of(folder):
 
 def test_horizons_grow_and_are_log_uniform(tmp_path):
     trainer = MetaTrainer(config(tmp_path, shortest=10, horizon=1000, outer_steps=100))
-    slot = trainer.slots[0]
+    slot = trainer.optimizees[0]
     for step, top in ((0, 10), (25, 100), (50, 1000), (100, 1000)):
         found = []
         for slot.life in range(200):
-            found.append(trainer.lives.next_horizon(slot, step))
+            found.append(trainer.schedule.next_horizon(slot, step))
         assert 10 <= min(found) <= max(found) <= top
         assert np.median(found) == pytest.approx(sqrt(10 * top), rel=0.4)
 
@@ -273,12 +273,12 @@ def test_a_life_ends_at_its_horizon_and_es_takes_it_whole(tmp_path):
     ages = []
     for _ in range(4):
         trainer.step()
-        ages.append(trainer.slots[0].age)
+        ages.append(trainer.optimizees[0].age)
     assert ages == [5, 10, 0, 5]
     trainer = MetaTrainer(config(tmp_path, estimator="es", optimizees=1, horizon=12))
-    assert trainer.lives.steps(trainer.slots[0]) == 12
+    assert trainer.schedule.steps(trainer.optimizees[0]) == 12
     trainer.step()
-    assert (trainer.slots[0].life, trainer.slots[0].age) == (1, 0)
+    assert (trainer.optimizees[0].life, trainer.optimizees[0].age) == (1, 0)
     with pytest.raises(ValueError, match="shortest: expected none with es"):
         MetaTrainer(config(tmp_path, estimator="es", shortest=3))
 
@@ -341,7 +341,7 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
             init_from=str(tmp_path / "best.safetensors"),
         )
     )
-    assert len(second.recipe()["stages"]) == 2
+    assert len(second.trained().recipe["stages"]) == 2
     torch.manual_seed(0)
     features = torch.randn(26, 14)
     graph = trainer.worker.optimizee(0).graph
@@ -396,8 +396,8 @@ def test_diverged_optimizees_are_begun_anew_and_skipped(tmp_path):
     with torch.no_grad():
         trainer.metanet.head.layers[-1].bias.fill_(1e6)
     trainer.step()
-    assert [slot.life for slot in trainer.slots] == [1, 1]
-    assert all(slot.state is None for slot in trainer.slots)
+    assert [slot.life for slot in trainer.optimizees] == [1, 1]
+    assert all(slot.state is None for slot in trainer.optimizees)
     assert all(p.isfinite().all() for p in trainer.metanet.parameters())
 
 
@@ -405,8 +405,8 @@ def test_optimizees_have_different_ages(tmp_path):
     trainer = MetaTrainer(config(tmp_path, optimizees=4, loss_limit=1e6))
     for _ in range(6):
         trainer.step()
-    assert len({slot.age for slot in trainer.slots}) == 4
-    assert len({trainer.lives.seed(slot) for slot in trainer.slots}) == 4
+    assert len({slot.age for slot in trainer.optimizees}) == 4
+    assert len({trainer.schedule.seed(slot) for slot in trainer.optimizees}) == 4
 
 
 def estimate(gradient, meta_loss=1.0, inner_loss=1.0):

@@ -22,7 +22,9 @@ def test_begins_with_the_present_numbers_and_resumes(config, tmp_path):
     study = tune.search(config)
     first, *others = study.trials
     assert first.value == 0
-    assert first.params == {name: getattr(SoapConfig(), name) for name in tune.space()}
+    assert first.params == {
+        name: getattr(SoapConfig(), name) for name in tune.search_space()
+    }
     assert all(trial.params != first.params for trial in others)
     before = [trial.params for trial in study.trials]
     again = tune.search(tune.Config(config.problems, trials=5, folder=config.folder))
@@ -40,9 +42,9 @@ def test_writes_the_best_numbers_and_every_trial(config):
     assert [line["trial"] for line in lines] == [0, 1, 2]
     best = max(lines, key=lambda line: line["score"])
     found = load_pretrained(path)
-    assert {name: getattr(found.base.config, name) for name in tune.space()} == best[
-        "numbers"
-    ]
+    assert {
+        name: getattr(found.base.config, name) for name in tune.search_space()
+    } == best["numbers"]
     assert found.recipe["stages"][-1]["trial"] == best["trial"]
 
 

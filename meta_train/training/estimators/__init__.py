@@ -25,11 +25,4 @@ from meta_train.training.estimators.imitation import Imitation
 from meta_train.training.estimators.pes import PES
 from meta_train.training.estimators.tbptt import TBPTT, SecondOrderTBPTT
 
-__all__ = [
-    "PES",
-    "TBPTT",
-    "Estimate",
-    "Estimator",
-    "Imitation",
-    "SecondOrderTBPTT",
-]
+__all__ = ["PES", "TBPTT", "Estimate", "Estimator", "Imitation", "SecondOrderTBPTT"]

@@ -37,11 +37,7 @@ class Estimator(Protocol):
         ...
 
     def estimate(
-        self,
-        optimizee: Optimizees,
-        learned: LearnedOptimizer,
-        state: Any,
-        steps: int,
+        self, optimizee: Optimizees, learned: LearnedOptimizer, state: Any, steps: int
     ) -> tuple[Estimate, Any]:
         """Unrolls by a number of steps: meta-gradient and meta-loss, and the state
         after them."""

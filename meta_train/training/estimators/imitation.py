@@ -8,12 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from meta_train.training.estimators.estimate import (
-    Estimate,
-    detached,
-    leaves,
-    weighted,
-)
+from meta_train.training.estimators.estimate import Estimate, detached, leaves, weighted
 from meta_train.training.rules import WeightedRule, as_vector, trained_metanet
 from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved
 from ngopt.functional import Record, UpdateRule, update_all

@@ -55,11 +55,7 @@ class PES:
             weight_decay,
             loss_limit,
         )
-        self.tail, self.persistent, self.total_steps = (
-            tail,
-            persistent,
-            total_steps,
-        )
+        self.tail, self.persistent, self.total_steps = (tail, persistent, total_steps)
 
     def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> PESState:
         inner = optimizee.start(learned.bind(optimizee.graph, self.total_steps))

@@ -79,22 +79,14 @@ class TBPTT:
         tail: float = 1.0,
         total_steps: int | None = None,
     ):
-        self.weight_decay, self.loss_limit, self.tail = (
-            weight_decay,
-            loss_limit,
-            tail,
-        )
+        self.weight_decay, self.loss_limit, self.tail = (weight_decay, loss_limit, tail)
         self.total_steps = total_steps
 
     def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> Inner:
         return optimizee.start(learned.bind(optimizee.graph, self.total_steps))
 
     def estimate(
-        self,
-        optimizee: Optimizees,
-        learned: LearnedOptimizer,
-        state: Inner,
-        steps: int,
+        self, optimizee: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
     ) -> tuple[Estimate, Inner]:
         self._check(learned)
         weights = leaves(optimizee, learned)
@@ -238,11 +230,7 @@ class SecondOrderTBPTT(TBPTT):
     """
 
     def estimate(
-        self,
-        optimizee: Optimizees,
-        learned: LearnedOptimizer,
-        state: Inner,
-        steps: int,
+        self, optimizee: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
     ) -> tuple[Estimate, Inner]:
         weights = leaves(optimizee, learned)
         bound = learned.bind(optimizee.graph, self.total_steps)

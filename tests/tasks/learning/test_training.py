@@ -9,7 +9,6 @@ from torch import nn
 from harness.distributed import Ranks
 from harness.interrupts import Interrupted
 from tasks.learning.training import (
-    CHECKPOINT,
     Trainer,
     TrainingConfig,
     rate_factor,
@@ -46,7 +45,9 @@ CONFIG = TrainingConfig(minutes=1, validations=6, lr=0.05)
 
 def trained(folder, lesson=None, config=CONFIG, **settings):
     lesson = lesson or Line()
-    return lesson, Trainer(lesson, config, folder, settings).run()
+    trainer = Trainer(lesson, config, folder, settings)
+    trainer.run()
+    return lesson, trainer.progress
 
 
 def test_a_budget_is_used_up_in_equal_distances(tmp_path):
@@ -123,7 +124,7 @@ def test_a_training_goes_on_where_it_was_stopped(tmp_path):
 
 def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path):
     trained(tmp_path, data="a")
-    path = tmp_path / CHECKPOINT
+    path = tmp_path / "checkpoint.pt"
     with pytest.raises(
         ValueError,
         match=f"checkpoint '{path}': made with other settings: data 'a', got 'b'",
@@ -133,7 +134,7 @@ def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path):
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
     trained(tmp_path)
-    path = tmp_path / CHECKPOINT
+    path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=f"file '{path}': expected tensors"):
         trained(tmp_path)
@@ -212,7 +213,7 @@ class Stopping(Line):
 
 @pytest.mark.parametrize("at, steps", [(5, 5), (40, 40), ("validation", 12)])
 def test_ctrl_c_keeps_all_finished_steps(tmp_path, at, steps):
-    path = tmp_path / "broken" / CHECKPOINT
+    path = tmp_path / "broken" / "checkpoint.pt"
     told = f"checkpoint '{path}' stands at step {steps}; the same command with --folder"
     with pytest.raises(Interrupted, match=re.escape(told)):
         trained(tmp_path / "broken", Stopping(at))
@@ -229,7 +230,7 @@ def test_ctrl_c_changes_no_step(tmp_path):
     with pytest.raises(Interrupted):
         trainer.run()
     resumed = Trainer(Stopping(), CONFIG, tmp_path / "broken", {})
-    resumed._resume()
+    resumed.load_checkpoint()
     whole = Trainer(Stopping(), CONFIG, tmp_path / "whole", {})
     for _ in range(5):
         whole.step()
@@ -240,5 +241,5 @@ def test_ctrl_c_changes_no_step(tmp_path):
 
 def test_with_several_ranks_the_last_validations_checkpoint_stays(tmp_path):
     trainer = Trainer(Stopping(), CONFIG, tmp_path, {}, Ranks(0, 2))
-    assert "was not written yet" in str(trainer._interrupted())
-    assert not (tmp_path / CHECKPOINT).exists()
+    assert "was not written yet" in str(trainer.interrupted())
+    assert not (tmp_path / "checkpoint.pt").exists()

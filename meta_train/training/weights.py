@@ -1,5 +1,4 @@
-"""What a meta-training begins with: a metanet from weights or from a seeded random
-start."""
+"""The weights that a meta-training begins with, and the recipe stored with them."""
 
 from __future__ import annotations
 
@@ -15,10 +14,7 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 
 def make_learned(
-    name: str,
-    init_from: str | None,
-    numbers: Mapping[str, float],
-    seed: int,
+    name: str, init_from: str | None, numbers: Mapping[str, float], seed: int
 ) -> LearnedOptimizer:
     """A metanet from weights, with what these have beside it, or from a random start.
 
@@ -54,6 +50,14 @@ def make_learned(
     except RuntimeError as error:  # other shapes
         told = f"expected numbers that fit the weights '{init_from}'; got {changes}"
         raise ValueError(f"metanet_config: {told}") from error
+
+
+def with_stage(
+    learned: LearnedOptimizer, program: str, details: Mapping[str, Any]
+) -> LearnedOptimizer:
+    """The same weights with one more stage in their recipe."""
+    stage = {"program": program, **details}
+    return replace(learned, recipe={"stages": [*learned.recipe["stages"], stage]})
 
 
 def _config_changes(cls: type[Metanet], numbers: Mapping[str, float]) -> dict[str, Any]:

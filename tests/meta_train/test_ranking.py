@@ -2,15 +2,13 @@ from math import inf, nan
 
 import pytest
 
-from meta_train.comparison.report import Row
-from meta_train.comparison.standings import (
-    HEADER,
-    cells,
-    matrix,
+from meta_train.comparison.ranking import (
+    loss_table,
+    rank_optimizers,
     ranks,
-    standings,
     steps_to_reference,
 )
+from meta_train.comparison.report import Row
 
 
 def row(problem, optimizer, loss, tuning_runs=5, ms=2.0):
@@ -51,17 +49,12 @@ REACHED = {(r.problem, r.optimizer): 50.0 for r in ROWS} | {("a", "other"): None
 
 
 def by_name():
-    return {standing.optimizer: standing for standing in standings(ROWS, REACHED)}
+    return {one.optimizer: one for one in rank_optimizers(ROWS, REACHED)}
 
 
 def test_ranks_by_hand():
-    assert ranks({"a": 0.2, "b": 0.1, "c": nan, "d": 0.2, "e": nan}) == {
-        "b": 1,
-        "a": 2.5,
-        "d": 2.5,
-        "c": 4.5,
-        "e": 4.5,
-    }
+    rows = [row("p", str(k), loss) for k, loss in enumerate([0.2, 0.1, nan, 0.2, nan])]
+    assert ranks(rows) == [2.5, 1, 4.5, 2.5, 4.5]
 
 
 def test_standings_by_hand():
@@ -83,7 +76,7 @@ def test_who_diverges_is_last_and_infinitely_behind():
     assert other.diverged == 1
     assert other.reference_wins == 1
     assert other.steps_share == inf
-    assert cells(other)[-3] == "never"
+    assert list(other.cells().values())[-3] == "never"
 
 
 def test_tuned_rows_are_not_ranked_among_the_untuned():
@@ -97,26 +90,27 @@ def test_tuned_rows_are_not_ranked_among_the_untuned():
 
 
 def test_the_best_mean_rank_comes_first():
-    found = standings(ROWS, REACHED)
+    found = rank_optimizers(ROWS, REACHED)
     assert found[0].optimizer == "ours"
     assert [s.mean_rank for s in found] == sorted(s.mean_rank for s in found)
-    assert all(len(cells(standing)) == len(HEADER) for standing in found)
 
 
 def test_without_the_reference_nothing_is_compared_with_it():
-    (standing,) = standings(
+    (standing,) = rank_optimizers(
         [row("a", "ours", 1.0, tuning_runs=0)], {("a", "ours"): None}
     )
     assert standing.reference_wins is None
     assert standing.steps_share is None
     assert standing.mean_excess is None
-    assert cells(standing).count("-") == 6
+    assert list(standing.cells().values()).count("-") == 6
 
 
-def test_the_matrix_has_losses_and_ranks():
-    header, body = matrix([*ROWS[:2], row("b", "adam-cosine", 2.0)])
-    assert header == ["problem", "adam-cosine", "muon-cosine"]
-    assert body == [["a", "1 (2)", "0.5 (1)"], ["b", "2 (1)", "-"]]
+def test_the_table_has_losses_and_ranks():
+    table = loss_table([*ROWS[:2], row("b", "adam-cosine", 2.0)])
+    assert table == [
+        {"problem": "a", "adam-cosine": "1 (2)", "muon-cosine": "0.5 (1)"},
+        {"problem": "b", "adam-cosine": "2 (1)", "muon-cosine": "-"},
+    ]
 
 
 def curve(seed, losses):

@@ -1,5 +1,4 @@
-"""What all ranks learn of every optimizee's truncation: the meta-gradient, losses, the
-time."""
+"""Sums the results of truncations over ranks, so that all ranks have all of them."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ from meta_train.training.estimators import Estimate
 from meta_train.training.worker import Result
 
 
-class Outcome(NamedTuple):
-    """What all ranks know of one optimizee's truncation.
+class ReducedResult(NamedTuple):
+    """The result of one optimizee's truncation on all ranks, without its state.
 
-    meta_gradient: clipped; zero where it is not usable. norm: before clipping. seconds:
-    of a core. Losses as in `Estimate`.
+    is_usable: whether all numbers are finite. meta_gradient: clipped; zero if not
+    usable. norm: before clipping. seconds: of a core. Losses as in `Estimate`.
     """
 
     is_usable: bool
@@ -30,32 +29,33 @@ class Outcome(NamedTuple):
     meta_gradient: Tensor
 
 
-HEAD = len(Outcome._fields) - 1
+SCALARS = len(ReducedResult._fields) - 1
 
 
-def exchanged(
-    own: Mapping[int, Result],
-    count: int,
-    like: Tensor,
-    clip_norm: float,
-    ranks: Ranks,
-) -> list[Outcome]:
-    """The outcomes of so many optimizees, from the results that each rank has, by their
-    numbers.
+def all_reduce_results(
+    own: Mapping[int, Result], count: int, like: Tensor, clip_norm: float, ranks: Ranks
+) -> list[ReducedResult]:
+    """The results of all `count` optimizees.
 
-    like: of the metanet, (parameters,). clip_norm: the longest that a meta-gradient may
-    be.
+    own: results of this rank by the optimizee's number. like: the metanet's parameters,
+    (parameters,). clip_norm: largest norm of a meta-gradient.
     """
-    rows = torch.zeros(count, HEAD + like.numel(), dtype=torch.float64)
+    rows = torch.zeros(count, SCALARS + like.numel(), dtype=torch.float64)
     for number, result in own.items():
         rows[number] = _row(result, clip_norm)
-    return [_outcome(row, like) for row in ranks.summed(rows)]
+    found = []
+    for row in ranks.summed(rows):
+        is_usable, *scalars = row[:SCALARS].tolist()
+        gradient = row[SCALARS:].to(like)
+        found.append(ReducedResult(bool(is_usable), *scalars, gradient))
+    return found
 
 
 def _row(result: Result, clip_norm: float) -> Tensor:
+    """A result as one tensor, (SCALARS + parameters,)."""
     estimate = result.estimate
     gradient, is_usable = estimate.meta_gradient, usable(estimate)
-    numbers = [
+    scalars = [
         float(is_usable),
         estimate.meta_loss.item(),
         estimate.inner_loss.item(),
@@ -64,21 +64,8 @@ def _row(result: Result, clip_norm: float) -> Tensor:
         result.seconds,
     ]
     kept = clip(gradient, clip_norm) if is_usable else torch.zeros_like(gradient)
-    head = torch.tensor(numbers, dtype=torch.float64)
+    head = torch.tensor(scalars, dtype=torch.float64)
     return torch.cat([head, kept.double().cpu()])
-
-
-def _outcome(row: Tensor, like: Tensor) -> Outcome:
-    is_usable, meta_loss, inner_loss, first_loss, norm, seconds = row[:HEAD].tolist()
-    return Outcome(
-        bool(is_usable),
-        meta_loss,
-        inner_loss,
-        first_loss,
-        norm,
-        seconds,
-        row[HEAD:].to(like),
-    )
 
 
 def usable(estimate: Estimate) -> bool:

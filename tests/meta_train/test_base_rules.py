@@ -2,7 +2,7 @@ from math import exp, log
 
 import pytest
 
-from meta_train.selection.candidates import MOST, Setting, gains
+from meta_train.selection.base_rules import LARGEST_GAIN, WholeTrainings, gains
 from ngopt.base.config import SoapConfig
 from ngopt.pretrained import load_pretrained
 from tests.meta_train.small import TOY
@@ -27,13 +27,13 @@ def test_gains_by_hand():
     ]
     found = gains(new, old)
     assert found["a"] == pytest.approx(log(2 / 1.8) / 2)
-    assert found["b"] == found["c"] == -MOST
+    assert found["b"] == found["c"] == -LARGEST_GAIN
 
 
 def test_runs_are_kept_and_told_apart_by_their_numbers(tmp_path):
-    setting = Setting((TOY,), (0, 1), tmp_path)
+    trainings = WholeTrainings((TOY,), (0, 1), tmp_path)
     changes = {"step_size": 0.03}
-    first = setting.measure({"start": {}, "other": changes})
+    first = trainings.records({"start": {}, "other": changes})
     assert [r["run"]["seed"] for r in first["start"]] == [0, 1]
     assert first["start"][0]["validation"] != first["other"][0]["validation"]
     assert load_pretrained(tmp_path / "other.safetensors").base.config == SoapConfig(
@@ -42,5 +42,5 @@ def test_runs_are_kept_and_told_apart_by_their_numbers(tmp_path):
     (file,) = (tmp_path / "records").iterdir()
     kept = file.read_text()
     assert kept.count("\n") == 4
-    assert setting.measure({"start": {}, "other": changes}) == first
+    assert trainings.records({"start": {}, "other": changes}) == first
     assert file.read_text() == kept

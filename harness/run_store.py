@@ -1,0 +1,111 @@
+"""Files from which a run resumes: a checkpoint, or JSON lines of finished parts.
+
+A folder or file that was begun with other settings is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.files import read_checkpoint
+from ngopt.pretrained.tensor_files import replaced
+
+Settings = Mapping[str, Any]
+
+
+def check_settings(what: str, stored: Settings, requested: Settings) -> None:
+    """Raises ValueError, which names `what`, if settings differ, compared as JSON."""
+    stored, requested = (json.loads(json.dumps(part)) for part in (stored, requested))
+    differences = []
+    for key in sorted({*stored, *requested}):
+        old, new = stored.get(key), requested.get(key)
+        if old != new:
+            differences.append(f"{key} {old!r}, got {new!r}")
+    if differences:
+        raise ValueError(f"{what}: made with other settings: {', '.join(differences)}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file from which a training resumes.
+
+    settings: all that the state depends on. may_change: keys of settings that may
+    differ when it resumes. trusted: whether the file may hold any Python object.
+    """
+
+    folder: Path
+    settings: Settings
+    may_change: tuple[str, ...] = ()
+    trusted: bool = False
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        with replaced(self.path) as part:
+            torch.save({**state, "settings": dict(self.settings)}, part)
+
+    def read(self) -> dict[str, Any] | None:
+        """The stored state; None if there is no file.
+
+        Raises ValueError if the file is damaged or was made with other settings.
+        """
+        if not self.path.exists():
+            return None
+        state = read_checkpoint(self.path, self.trusted)
+        # meta-trainings once stored their settings as "config"
+        stored = state.pop("settings", None) or state.pop("config")
+        changed = {key: self.settings[key] for key in self.may_change}
+        check_settings(
+            f"checkpoint '{self.path}'", {**stored, **changed}, self.settings
+        )
+        return state
+
+
+def checkpoint_message(folder: Path, step: int | None, step_name: str = "step") -> str:
+    """How far a folder's checkpoint is, and how to resume. step: None without one."""
+    path = folder / "checkpoint.pt"
+    if step is None:
+        return f"the checkpoint '{path}' was not written yet"
+    return (
+        f"the checkpoint '{path}' stands at {step_name} {step}; the same command with "
+        f"--folder {folder} goes on from there"
+    )
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Adds a record to a file of JSON lines.
+
+    Several processes may append at once: a line is written by a single call. If the
+    last line was cut off, it is ended first.
+    """
+    line = json.dumps(record, allow_nan=False)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        is_cut = size and os.pread(handle, 1, size - 1) != b"\n"
+        prefix = "\n" if is_cut else ""
+        os.write(handle, f"{prefix}{line}\n".encode())
+    finally:
+        os.close(handle)
+
+
+def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """The records of files of JSON lines, without lines that were cut off."""
+    records = []
+    for path in paths:
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return records

@@ -1,0 +1,226 @@
+"""One whole inner training of a problem with an optimizer, as a record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from statistics import fmean, median
+from time import perf_counter
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+
+from harness.files import without_nan
+from harness.random import seeded
+from meta_train.comparison.optimizers import OptimizerSpec, load_optimizer
+from meta_train.problems import Metrics, Problem, load_problem
+
+CURVE_EXAMPLES = 1000  # for one point of a curve
+TRAIN_LOSS_STEPS = 50  # last batches whose mean loss is the final train loss
+LOSS_POINTS = 50  # of the training curve in a record; at most twice as many
+STATISTICS_BATCHES = 50  # that recompute running statistics of averaged weights
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run's result depends on, which is the key of its record.
+
+    problem, optimizer: names for `load_problem` and `load_optimizer`.
+    lr: None where there is nothing to tune.
+    weights: SHA-256 of a learned optimizer's weights.
+    phase: "tuning" measures on the validation split alone, "evaluation" on test too.
+    curve_every: steps between points of the curve; 0 for none.
+    curve_split: the split that the curve is measured on.
+    traced: as in `OptimizerSpec`; records without it have inferred graphs.
+    """
+
+    problem: str
+    optimizer: str
+    lr: float | None
+    weights: str | None
+    seed: int
+    steps: int
+    phase: str
+    curve_every: int = 0
+    curve_split: str = "validation"
+    traced: bool = False
+
+    def __str__(self) -> str:
+        lr = "" if self.lr is None else f" lr {self.lr:g}"
+        return f"{self.problem} {self.optimizer}{lr} seed {self.seed}"
+
+
+class Step(NamedTuple):
+    """One training step.
+
+    loss: before the update. ms: milliseconds of the step. optimizer_ms: of optimizer
+    and scheduler within it.
+    """
+
+    loss: float
+    ms: float
+    optimizer_ms: float
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """An optimizer that is evaluated with averaged weights."""
+
+    def train(self) -> None:
+        """Puts the weights for training into the model."""
+        ...
+
+    def eval(self) -> None:
+        """Puts the weights for evaluation into the model."""
+        ...
+
+
+def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
+    """Trains a problem's model for `run.steps` updates on the CPU and measures it.
+
+    Returns a record that JSON can hold. Initial weights, batches and dropout depend on
+    problem and seed alone. They are the same for every optimizer and in
+    `meta_train.training.unroll`. A run continues when its loss stops being finite.
+
+    on_step: called with each loss.
+
+    Raises ValueError if the problem or optimizer is unknown, or if its weights or
+    `traced` are not those of the run.
+    """
+    spec = load_optimizer(run.optimizer)
+    if spec.weights != run.weights:
+        raise ValueError(
+            f"optimizer '{run.optimizer}': expected weights {run.weights}; "
+            f"got {spec.weights} (SHA-256)"
+        )
+    if spec.traced != run.traced:
+        raise ValueError(
+            f"optimizer '{run.optimizer}': expected a run with traced={spec.traced}; "
+            f"got {run.traced}"
+        )
+    training = _Training(run, load_problem(run.problem), spec)
+    steps: list[Step] = []
+    curve: dict[str, list] = {"steps": [], "loss": [], "accuracy": []}
+    for number in range(run.steps):
+        if run.curve_every and number % run.curve_every == 0:
+            _add_point(curve, number, training)
+        steps.append(training.step(number))
+        if on_step:
+            on_step(steps[-1].loss)
+    if run.curve_every:
+        _add_point(curve, run.steps, training)
+    return _record(training, steps, curve)
+
+
+@cache
+def problem_digest(name: str) -> str | None:
+    """A hash of your own problem's network, batch sizes and first loss.
+
+    None for the problems of this repository.
+    """
+    if ":" not in name:
+        return None
+    problem = load_problem(name)
+    model, batch = problem.init(0), problem.batch(0, 0)
+    shapes = [(key, list(p.shape)) for key, p in model.named_parameters()]
+    sizes = [list(x.shape) for x in tree_leaves(batch) if isinstance(x, torch.Tensor)]
+    with seeded(0), torch.no_grad():
+        loss = problem.loss(model, batch).item()
+    text = json.dumps([shapes, sizes, problem.steps, f"{loss:.3g}"])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Training:
+    """A model with its optimizer and scheduler."""
+
+    def __init__(self, run: Run, problem: Problem, spec: OptimizerSpec):
+        self.run, self.problem = run, problem
+        self.model = problem.init(run.seed)
+        self.optimizer, self.scheduler = spec.build(self.model, run.lr, run.steps)
+
+    def step(self, number: int) -> Step:
+        start = perf_counter()
+        batch = self.problem.batch(self.run.seed, number)
+        self.optimizer.zero_grad()
+        # dropout, as in meta_train.training.unroll
+        with seeded(self.run.seed, 2, number):
+            loss = self.problem.loss(self.model, batch)
+        loss.backward()
+        middle = perf_counter()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        end = perf_counter()
+        return Step(loss.item(), 1e3 * (end - start), 1e3 * (end - middle))
+
+    def measure(self, split: str, limit: int | None = None) -> Metrics:
+        with self._evaluation_mode():
+            return self.problem.evaluate(self.model, split, limit)
+
+    @contextmanager
+    def _evaluation_mode(self) -> Iterator[None]:
+        """Puts averaged weights into the model if the optimizer has them."""
+        optimizer = self.optimizer
+        if isinstance(optimizer, Averaging):
+            optimizer.eval()
+            self._update_batch_norm()
+        self.model.eval()
+        yield
+        self.model.train()
+        if isinstance(optimizer, Averaging):
+            optimizer.train()
+
+    @torch.no_grad()
+    def _update_batch_norm(self) -> None:
+        """Recomputes BatchNorm's statistics for averaged weights, as schedule-free's
+        authors recommend."""
+        if not any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+            return
+        with seeded(self.run.seed, 5):
+            for number in range(STATISTICS_BATCHES):
+                self.problem.loss(self.model, self.problem.batch(self.run.seed, number))
+
+
+def _add_point(curve: dict[str, list], step: int, training: _Training) -> None:
+    metrics = training.measure(training.run.curve_split, CURVE_EXAMPLES)
+    curve["steps"].append(step)
+    curve["loss"].append(metrics.loss)
+    curve["accuracy"].append(metrics.accuracy)
+
+
+def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> Record:
+    run = training.run
+    losses = [step.loss for step in steps]
+    every = max(1, len(losses) // LOSS_POINTS)
+    mean_losses = []
+    for start in range(0, len(losses), every):
+        mean_losses.append(fmean(losses[start : start + every]))
+    splits = ["validation", "test"] if run.phase == "evaluation" else ["validation"]
+    metrics = {split: training.measure(split)._asdict() for split in splits}
+    record = {
+        "run": asdict(run),
+        "problem_digest": problem_digest(run.problem),
+        **metrics,
+        "train_loss": fmean(losses[-TRAIN_LOSS_STEPS:]),
+        "diverged": not all(map(math.isfinite, losses)),
+        "ms_per_step": median(step.ms for step in steps),
+        "optimizer_ms_per_step": median(step.optimizer_ms for step in steps),
+        "seconds": sum(step.ms for step in steps) / 1e3,
+        "losses": mean_losses,
+        "losses_every": every,
+        "curve": curve,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),  # problems on text depend on it
+    }
+    return without_nan(record)

@@ -1,0 +1,187 @@
+"""Ranks optimizers over several problems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from statistics import fmean, median
+from typing import Any
+
+import pandas as pd
+
+from meta_train.comparison.inner_training import Record
+from meta_train.comparison.report import Row, digits
+
+REFERENCE = "adam-cosine"  # steps are counted until its final loss is reached
+RIVALS = ("muon-cosine", "soap-cosine")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Results of one optimizer over all problems.
+
+    tuning_runs, tuning_seconds, diverged: in total.
+    mean_rank: by test loss, among all optimizers.
+    mean_untuned_rank: among optimizers without tuning runs; None for the others.
+    mean_excess, median_excess: test loss / test loss of the problem's best tuned
+        optimizer - 1.
+    reference_wins: problems with a loss below that of `REFERENCE`.
+    rival_wins: problems with a loss below that of all `RIVALS`. Both are None where
+        these were not run, and for themselves.
+    steps_share: median over problems of the steps to the reference's final loss,
+        divided by all steps; inf if it is not reached.
+    step_time: median over problems of ms per step, divided by the reference's.
+    """
+
+    optimizer: str
+    problems: int
+    tuning_runs: int
+    tuning_seconds: float
+    mean_rank: float
+    mean_untuned_rank: float | None
+    mean_excess: float | None
+    median_excess: float | None
+    reference_wins: int | None
+    rival_wins: int | None
+    steps_share: float | None
+    step_time: float | None
+    diverged: int
+
+    def cells(self) -> dict[str, str]:
+        """The cells of a table by column."""
+        wins = "{} of " + str(self.problems)
+        share = _optional(self.steps_share, "{:.0%}")
+        return {
+            "optimizer": self.optimizer,
+            "tuning runs": str(self.tuning_runs),
+            "tuning min": f"{self.tuning_seconds / 60:.0f}",
+            "mean rank": f"{self.mean_rank:.1f}",
+            "mean rank, untuned": _optional(self.mean_untuned_rank, "{:.1f}"),
+            "mean loss to best tuned": _optional(self.mean_excess, "{:+.1%}"),
+            "median": _optional(self.median_excess, "{:+.1%}"),
+            f"better than {REFERENCE}": _optional(self.reference_wins, wins),
+            "better than Muon and SOAP": _optional(self.rival_wins, wins),
+            f"steps to {REFERENCE}'s loss": "never" if share == "inf%" else share,
+            "step time to its": _optional(self.step_time, "{:.2f}x"),
+            "diverged": str(self.diverged),
+        }
+
+
+def rank_optimizers(
+    rows: Sequence[Row], reached: Mapping[tuple[str, str], float | None]
+) -> list[Ranking]:
+    """One ranking per optimizer, sorted by mean rank.
+
+    reached: `steps_to_reference` by problem and optimizer.
+    """
+    table = _ranked(rows)
+    tuned_losses = table["test_loss"].where(table["tuned"])
+    best_tuned = tuned_losses.groupby(table["problem"]).transform("min")
+    table["excess"] = table["loss"] / best_tuned - 1
+    reference = table[table["optimizer"] == REFERENCE].set_index("problem")
+    reference_ms = table["problem"].map(reference["ms_per_step"])
+    table["step_time"] = table["ms_per_step"] / reference_ms
+    keys = zip(table["problem"], table["optimizer"], strict=True)
+    steps = pd.Series([reached[key] for key in keys], table.index, dtype=float)
+    table["steps_share"] = steps.fillna(inf) / table["steps"]
+    losses = table.pivot(index="problem", columns="optimizer", values="loss")
+    found = []
+    for name, own in table.groupby("optimizer", sort=False):
+        excess, times = own["excess"].dropna(), own["step_time"].dropna()
+        is_compared = own["problem"].isin(reference.index).all()
+        untuned_ranks = own["untuned_rank"]
+        ranking = Ranking(
+            optimizer=str(name),
+            problems=len(own),
+            tuning_runs=sum(own["tuning_runs"]),
+            tuning_seconds=sum(own["tuning_seconds"]),
+            mean_rank=fmean(own["rank"]),
+            mean_untuned_rank=None if any(own["tuned"]) else fmean(untuned_ranks),
+            mean_excess=fmean(excess) if len(excess) else None,
+            median_excess=median(excess) if len(excess) else None,
+            reference_wins=_wins(losses, str(name), [REFERENCE]),
+            rival_wins=_wins(losses, str(name), list(RIVALS)),
+            steps_share=median(own["steps_share"]) if is_compared else None,
+            step_time=median(times) if len(times) else None,
+            diverged=sum(own["diverged"]),
+        )
+        found.append(ranking)
+    return sorted(found, key=lambda ranking: ranking.mean_rank)
+
+
+def loss_table(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Test losses and ranks: one row per problem, one column per optimizer."""
+    names = [row.optimizer for row in rows]
+    table = []
+    for problem, own in _ranked(rows).groupby("problem", sort=False):
+        cells = {"problem": str(problem), **dict.fromkeys(names, "-")}
+        for name, loss, rank in own[["optimizer", "test_loss", "rank"]].values:
+            cells[name] = f"{digits(loss)} ({rank:g})"
+        table.append(cells)
+    return table
+
+
+def ranks(rows: Sequence[Row]) -> list[float]:
+    """The rank of each row among those of its problem.
+
+    1 is the lowest test loss. Equal losses share the mean of their ranks; nan is last.
+    """
+    return _ranked(rows)["rank"].tolist()
+
+
+def _ranked(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows with `loss` (nan as inf), `rank` and, of untuned ones, `untuned_rank`."""
+    table = pd.DataFrame([{**vars(row), "tuned": row.tuned} for row in rows])
+    table["loss"] = table["test_loss"].fillna(inf)
+    table["rank"] = table.groupby("problem")["loss"].rank()
+    untuned = table[~table["tuned"]]
+    table["untuned_rank"] = untuned.groupby("problem")["loss"].rank()
+    return table
+
+
+def _wins(losses: pd.DataFrame, name: str, rivals: list[str]) -> int | None:
+    """On how many problems a loss is below those of all rivals."""
+    own = losses[losses[name].notna()]
+    theirs = own.reindex(columns=rivals)
+    if name in rivals or theirs.isna().any(axis=None):
+        return None
+    return int((own[name] < theirs.min(axis=1)).sum())
+
+
+def steps_to_reference(
+    records: Sequence[Record], references: Sequence[Record]
+) -> float | None:
+    """Steps until the validation loss is as low as the reference's final one.
+
+    Losses are those of the curves. A run is compared with the reference run of its
+    seed. Returns the median over seeds; None if half of them never reach it.
+    """
+    targets = {}
+    for reference in references:
+        targets[reference["run"]["seed"]] = reference["curve"]["loss"][-1]
+    steps = []
+    for record in records:
+        target = targets.get(record["run"]["seed"])
+        steps.append(_steps_to(record["curve"], target))
+    found = median(steps)
+    return None if found == inf else found
+
+
+def _steps_to(curve: Mapping[str, Any], target: float | None) -> float:
+    """The first step with a loss of at most `target`, interpolated; inf if none."""
+    if target is None:
+        return inf
+    step_before, loss_before = 0.0, None
+    for step, loss in zip(curve["steps"], curve["loss"], strict=True):
+        if loss is not None and loss <= target:
+            if loss_before is None:
+                return float(step)
+            share = (loss_before - target) / (loss_before - loss)
+            return step_before + share * (step - step_before)
+        step_before, loss_before = step, loss
+    return inf
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

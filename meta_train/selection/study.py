@@ -1,0 +1,103 @@
+"""An Optuna study whose trials are kept in a folder, shared by several processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.samplers import BaseSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from harness.files import make_folder
+from harness.run_store import check_settings
+
+Sampler = Callable[[int], BaseSampler]
+"""From the number of trials so far to the sampler of the next trial."""
+
+
+def open_study(
+    folder: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    first: Mapping[str, float] | None = None,
+) -> optuna.Study:
+    """The study in a folder's journal, which is made if there is none.
+
+    Higher values are better. settings: all that its values depend on. first: numbers of
+    the first trial. Raises ValueError if the study was begun with other settings.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    make_folder(folder)
+    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    study = optuna.create_study(
+        storage=storage, study_name=name, direction="maximize", load_if_exists=True
+    )
+    stored = study.user_attrs.get("settings")
+    if stored is None:
+        study.set_user_attr("settings", dict(settings))
+    else:
+        check_settings(f"folder '{folder}'", stored, settings)
+    if first is not None and not study.trials:
+        study.enqueue_trial(dict(first))
+    return study
+
+
+def run_trials(
+    study: optuna.Study,
+    folder: Path,
+    count: int,
+    sampler: Sampler,
+    objective: Callable[[optuna.Trial], float],
+) -> None:
+    """Runs trials until `count` are finished or running, here or in other processes.
+
+    A trial whose process has ended is marked as failed and replaced.
+    """
+    while claimed := _claim_trial(study, folder, count, sampler):
+        trial, lock = claimed
+        with lock:
+            study.tell(trial, objective(trial))
+
+
+def write_trials(folder: Path, study: optuna.Study) -> None:
+    """Writes `trials.json`, one line per trial."""
+    lines = []
+    for trial in study.trials:
+        record = {"trial": trial.number, "score": trial.value, "numbers": trial.params}
+        lines.append(json.dumps({**record, **trial.user_attrs}))
+    (folder / "trials.json").write_text("\n".join(lines) + "\n")
+
+
+def _claim_trial(
+    study: optuna.Study, folder: Path, count: int, sampler: Sampler
+) -> tuple[optuna.Trial, FileLock] | None:
+    """The next trial, and the lock that its process holds until it is finished."""
+    with FileLock(folder / "claim.lock"):
+        _fail_abandoned(study, folder)
+        states = TrialState.COMPLETE, TrialState.RUNNING
+        if len(study.get_trials(states=states)) >= count:
+            return None
+        study.sampler = sampler(len(study.trials))
+        trial = study.ask()
+        lock = _trial_lock(folder, trial.number)
+        lock.acquire()
+        return trial, lock
+
+
+def _fail_abandoned(study: optuna.Study, folder: Path) -> None:
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        try:
+            with _trial_lock(folder, trial.number).acquire(timeout=0):
+                study.tell(trial.number, state=TrialState.FAIL)
+        except Timeout:
+            pass  # its process is alive
+
+
+def _trial_lock(folder: Path, number: int) -> FileLock:
+    return FileLock(folder / f"trial-{number}.lock")
