@@ -72,7 +72,7 @@ from ngopt.optimizer.state_dicts import (
     records_in_order,
     restore_dtypes,
 )
-from ngopt.pretrained import are_named, as_learned, weights_hash
+from ngopt.pretrained import has_hash, as_learned, weights_hash
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from ngopt.shard_layout import are_divided, local, real
 
@@ -572,7 +572,7 @@ class NGOptimizer(Optimizer):
         """Raises ValueError if a new group does not fit; fills in what all have in
         common."""
         common = dict(self.defaults)
-        if are_named(group.get("weights"), common["weights"]):
+        if has_hash(group.get("weights"), common["weights"]):
             group["weights"] = common["weights"]
         counts = "total_steps", "renew_every"
         group.update({key: plain(group[key]) for key in counts if key in group})
