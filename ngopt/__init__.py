@@ -1,9 +1,11 @@
-"""ngopt: a learned optimizer that sees the network it trains as a graph."""
+"""ngopt: a learned optimizer that uses the network it trains as a graph."""
 
 from ngopt.graph import NeuralGraph, build_graph, register_rule
 from ngopt.optimizer import NGOptimizer
 from ngopt.pretrained import list_pretrained, load_pretrained
 from ngopt.roles import parameter_roles
+
+__version__ = "0.1.0"
 
 __all__ = [
     "NGOptimizer",
