@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ngopt.pretrained.tensor_files import replaced
+from ngopt.pretrained.tensor_files import atomic_write
 
 
 def make_folder(path: Path) -> None:
@@ -23,7 +23,7 @@ def make_folder(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file."""
-    with replaced(path) as part, part.open("w") as file:
+    with atomic_write(path) as part, part.open("w") as file:
         json.dump(value, file, allow_nan=False)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 # Elements of parameters whose momenta move in one call, for which their gradients are
 # copied; of a parameter whose updates are in memory at once.
-MOVED = {"cpu": 1 << 22, "accelerator": 1 << 26}
+UPDATED_ELEMENTS = {"cpu": 1 << 22, "accelerator": 1 << 26}
 # Neurons whose new states are computed together: what they are made of is 17 times as
 # wide.
 NEURONS = {"cpu": 1 << 13, "accelerator": 1 << 18}
@@ -21,26 +21,26 @@ NEURONS = {"cpu": 1 << 13, "accelerator": 1 << 18}
 # what the caches of a core hold, of elements more, as a few calls for many cost less
 # than the larger caches; but fewer where each has many hidden values.
 EDGES = {"cpu": 1 << 13, "accelerator": 1 << 22}
-ROWS = {"cpu": 1 << 15, "accelerator": 1 << 20}
-HIDDEN = {"cpu": 1 << 14, "accelerator": 1 << 21}
+ELEMENTS = {"cpu": 1 << 15, "accelerator": 1 << 20}
+HIDDEN_ELEMENTS = {"cpu": 1 << 14, "accelerator": 1 << 21}
 # Elements of small parameters that are concatenated, to be worked on in one call.
-JOINED = {"cpu": 1 << 17, "accelerator": 1 << 20}
+CONCATENATED_ELEMENTS = {"cpu": 1 << 17, "accelerator": 1 << 20}
 # Bytes of states of edges that are kept between the layers of a graph network.
-KEPT = {"cpu": 1 << 27, "accelerator": 1 << 29}
+CACHED_BYTES = {"cpu": 1 << 27, "accelerator": 1 << 29}
 
 
-def amount(sizes: Mapping[str, int], device: torch.device) -> int:
-    """Of sizes by kind of device, such as `MOVED`, that on a device."""
+def chunk_size(sizes: Mapping[str, int], device: torch.device) -> int:
+    """Of sizes by kind of device, such as `UPDATED_ELEMENTS`, that on a device."""
     return sizes["cpu" if device.type == "cpu" else "accelerator"]
 
 
-def limit(sizes: Mapping[str, int], like: Tensor) -> int:
-    """Of `EDGES`, `ROWS`, `HIDDEN` or `JOINED`, where a tensor lies."""
+def total_chunk_size(sizes: Mapping[str, int], like: Tensor) -> int:
+    """Of `EDGES`, `ELEMENTS`, `HIDDEN_ELEMENTS` or `CONCATENATED_ELEMENTS`, where a tensor lies."""
     workers = torch.get_num_threads() if like.device.type == "cpu" else 1
-    return workers * amount(sizes, like.device)
+    return workers * chunk_size(sizes, like.device)
 
 
-def together(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
+def batches_up_to(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
     """Parameters, given with their sizes, that are worked on at once: short ones,
     or a long one alone."""
     some, total = [], 0
@@ -53,7 +53,7 @@ def together(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
     yield some
 
 
-def in_rows(x: Tensor, count: int) -> Sequence[Tensor]:
+def split_rows(x: Tensor, count: int) -> Sequence[Tensor]:
     """Pieces of a tensor along its first axis."""
     return (x,) if count == 1 else x.tensor_split(count)
 

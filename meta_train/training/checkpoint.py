@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from harness.settings import differences
-from ngopt.pretrained.tensor_files import replaced
+from ngopt.pretrained.tensor_files import atomic_write
 
 # Settings that change no number.
 NO_MATTER = ("folder", "processes")
@@ -23,7 +23,7 @@ def write(
     folder: str | Path, state: Mapping[str, Any], config: Mapping[str, Any]
 ) -> None:
     """Keeps the state of a meta-training, and the settings that led to it."""
-    with replaced(path_in(folder)) as part:
+    with atomic_write(path_in(folder)) as part:
         torch.save({**state, "config": config}, part)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.chunking import amount
+from ngopt.chunking import chunk_size
 from ngopt.packing import Pieces
 from ngopt.roles.partition import Axis, MatrixLayout
 
@@ -110,7 +110,7 @@ def arranged(members: Sequence[Member], device: torch.device) -> list[list[Membe
     kinds: dict[tuple, list[Member]] = {}
     for m in members:
         kinds.setdefault(m.kind, []).append(m)
-    largest = amount(LARGEST, device)
+    largest = chunk_size(LARGEST, device)
     found: list[list[Member]] = []
     room = -1
     for same in sorted(kinds.values(), key=lambda same: sum(m.numel for m in same)):

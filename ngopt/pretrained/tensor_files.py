@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it replaces `path` at the end.
 
     If something is raised, `path` is left as it was.
@@ -40,7 +40,7 @@ def write_tensors(
     path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> None:
     """Writes a safetensors file atomically, with the SHA-256 of its contents."""
-    with replaced(path) as part:
+    with atomic_write(path) as part:
         hashed = {**metadata, "sha256": digest(metadata, tensors)}
         save_file(dict(tensors), part, hashed)
 

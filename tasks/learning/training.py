@@ -24,7 +24,7 @@ from harness.random import seeded
 from harness.schedules import half_cosine
 from harness.settings import differences
 from ngopt import NGOptimizer
-from ngopt.pretrained.tensor_files import replaced
+from ngopt.pretrained.tensor_files import atomic_write
 
 TRAINERS = ("adamw", "ngopt")
 CHECKPOINT = "checkpoint.pt"
@@ -306,7 +306,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "progress": vars(self.progress),
         }
-        with replaced(self.folder / CHECKPOINT) as part:
+        with atomic_write(self.folder / CHECKPOINT) as part:
             torch.save(state, part)
 
     def _resume(self) -> None:
