@@ -60,7 +60,7 @@ def whole(shape: tuple[int, ...]) -> Piece:
     return Piece((0,) * len(shape), shape)
 
 
-class Held(NamedTuple):
+class LocalParameter(NamedTuple):
     """What a process says of a parameter."""
 
     name: str
@@ -119,7 +119,7 @@ def are_divided(params: Sequence[Any]) -> bool:
     return any(map(is_dtensor, params))
 
 
-def piece_of(name: str, p: Any) -> Piece:
+def local_piece(name: str, p: Any) -> Piece:
     """What this process holds of a parameter.
 
     Raises ValueError if it is no box of elements.
@@ -147,14 +147,14 @@ def piece_of(name: str, p: Any) -> Piece:
     return Piece(tuple(offset), tuple(shape))
 
 
-class Place(NamedTuple):
+class MeshRanks(NamedTuple):
     """The processes that share parameters, and where each is among them."""
 
     ranks: Ranks  # of the default group, in the order of the mesh
     coordinates: list[tuple[int, ...]]  # of each
 
 
-def place_of(params: Sequence[Any], group: Any) -> Place:
+def mesh_ranks(params: Sequence[Any], group: Any) -> MeshRanks:
     """The smallest part of a mesh that has all dimensions along which parameters lie.
 
     group: of the processes, where no parameter is a DTensor.
@@ -164,7 +164,7 @@ def place_of(params: Sequence[Any], group: Any) -> Place:
     meshes = {p.device_mesh for p in params if is_dtensor(p)}
     if not meshes:
         ranks = distributed.get_process_group_ranks(group)
-        return Place(ranks, [(i,) for i in range(len(ranks))])
+        return MeshRanks(ranks, [(i,) for i in range(len(ranks))])
     roots = {_root(mesh) for mesh in meshes}
     if len(roots) > 1:
         raise ValueError(
@@ -184,7 +184,7 @@ def place_of(params: Sequence[Any], group: Any) -> Place:
     shape = tuple(part.shape)
     every = torch.arange(part.numel(), device="cpu")
     coordinates = torch.stack(torch.unravel_index(every, shape), 1).tolist()
-    place = Place(part.flatten().tolist(), [tuple(at) for at in coordinates])
+    place = MeshRanks(part.flatten().tolist(), [tuple(at) for at in coordinates])
     if group is not None:
         ranks = distributed.get_process_group_ranks(group)
         if sorted(ranks) != sorted(place.ranks):
